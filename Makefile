@@ -1,0 +1,55 @@
+# Three commands: `make setup`, `make check`, `make test`. Everything lives in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# A stamp is newer than what it was installed from, or the install runs again.
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup format check test test-all run bench build
+
+help:  ## This list.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Kullback needs Python >= 3.11, got $$($(PYTHON) --version 2>&1); try: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+$(RUNTIME): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# The link lets basedpyright follow `kullback.*`: it cannot read the editable install's import hook.
+$(DEV): $(RUNTIME)
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	mkdir -p .cache/links
+	ln -sfn ../.. .cache/links/kullback
+	touch $@
+
+setup: $(DEV)  ## Makes .venv with everything that development needs.
+
+format: $(DEV)  ## Formats, and mends what the linter can.
+	$(BIN)/ruff check --quiet --fix || true
+	$(BIN)/ruff format
+
+check: $(DEV)  ## Lint, format and types.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/basedpyright
+
+test: check  ## `check` and the fast tests.
+	$(PYTEST) -n 2 -m "not slow" --durations=10
+
+test-all: check  ## `check` and every test, the slow ones too.
+	$(PYTEST) -n 2 --durations=10
+
+run: $(RUNTIME)  ## A training demonstration.
+	$(BIN)/kullback train m-dqn minatar/breakout --steps 300000
+
+bench: $(DEV)  ## Ours, the peer's and the ratio.
+	$(BIN)/python -m kullback.experiments.benchmarks
+
+build: $(DEV)  ## A wheel in dist/.
+	$(BIN)/python -m build --wheel

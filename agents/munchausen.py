@@ -1,0 +1,111 @@
+"""Munchausen DQN (M-DQN): DQN whose reward is augmented with its own log-policy.
+
+Vieillard, Pietquin & Geist, NeurIPS 2020, https://arxiv.org/abs/2007.14430.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kullback.agents import q_learning
+from kullback.core import networks, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of M-DQN; the defaults are the paper's for Atari."""
+
+    temperature: float = 0.03  # tau > 0, in units of (clipped) reward.
+    log_policy_scale: float = 0.9  # alpha in [0, 1]; 0 gives soft DQN.
+    log_policy_min: float = -1.0  # l_0 < 0, floor of tau ln(pi).
+    learning: q_learning.Config = q_learning.Config()
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {self.temperature}; the paper: 0.03")
+        if not 0 <= self.log_policy_scale <= 1:
+            raise ValueError(
+                f"log_policy_scale must lie in [0, 1], got {self.log_policy_scale}; the paper: 0.9"
+            )
+        if not self.log_policy_min < 0:
+            raise ValueError(f"log_policy_min must be < 0, got {self.log_policy_min}; the paper: -1")
+
+
+def presets(family: q_learning.Family) -> Config:
+    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+
+    tau, alpha and l_0 are the paper's everywhere; Ceron & Castro ("Revisiting Rainbow") keep
+    them on MinAtar and on classic control.
+    """
+    return Config(learning=q_learning.presets(family))
+
+
+def soft_value(q: jax.Array, tau: float) -> jax.Array:
+    """tau ln sum_a exp(q(a) / tau), [], of q [A]: sum_a pi(a) (q(a) - tau ln pi(a)), pi = sm(q / tau)."""
+    best = jnp.max(q)  # Subtracted before dividing by tau: q / tau loses digits.
+    return best + tau * jax.nn.logsumexp((q - best) / tau)
+
+
+def munchausen_target(
+    q_tm1: jax.Array,
+    a_tm1: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    q_t: jax.Array,
+    *,
+    tau: float,
+    alpha: float,
+    l_0: float,
+) -> jax.Array:
+    """Regression target of M-DQN for one transition; vmap it over a batch.
+
+        r_t + alpha [tau ln pi(a_tm1|s_tm1)]_{l_0}^{0}
+            + discount_t sum_a pi(a|s_t) (q_t(a) - tau ln pi(a|s_t)),  pi = softmax(q / tau)
+
+    Args:
+      q_tm1, q_t: target-network values, [A].
+      a_tm1: int, [].
+      r_t, discount_t: []. For n steps the bonus is paid once, for a_tm1, as the authors' code does.
+      tau, alpha, l_0: temperature > 0, scale in [0, 1] and floor < 0 of the bonus.
+
+    Returns:
+      The target, [], in units of reward. The caller stops its gradient.
+    """
+    z_tm1 = q_tm1 - jnp.max(q_tm1)
+    log_policy_a = z_tm1[a_tm1] - tau * jax.nn.logsumexp(z_tm1 / tau)  # tau ln pi(a_tm1|s_tm1)
+    bonus_tm1 = jnp.clip(log_policy_a, l_0, 0.0)
+    return r_t + alpha * bonus_tm1 + discount_t * soft_value(q_t, tau)
+
+
+def policy_entropy(q: jax.Array, tau: float) -> jax.Array:
+    """Entropy of softmax(q / tau) in nats, [], of q [A]."""
+    z = (q - jnp.max(q)) / tau
+    log_policy = z - jax.nn.logsumexp(z)
+    return -jnp.sum(jnp.exp(log_policy) * log_policy)
+
+
+def make(
+    torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
+) -> types.Agent:
+    """Returns M-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+
+    It acts epsilon-greedily, as in the paper: softmax(q / 0.03) is nearly uniform at first, and
+    sparse games would never see a reward.
+    """
+    config = config or Config()
+    target = functools.partial(
+        munchausen_target,
+        tau=config.temperature,
+        alpha=config.log_policy_scale,
+        l_0=config.log_policy_min,
+    )
+    return q_learning.make(
+        target,
+        torso,
+        spec,
+        config.learning,
+        entropy=functools.partial(policy_entropy, tau=config.temperature),
+        algorithm=config,
+    )

@@ -1,0 +1,198 @@
+"""What the family of DQN shares: its settings, and a learner made from a regression target.
+
+Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015. An algorithm
+of the family brings one function, the target of one transition; see dqn.py and munchausen.py.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+
+from kullback.core import learners, networks, policies, types
+from kullback.core import replay as replays
+
+Family = Literal["atari", "minatar", "gym", "toy"]
+
+# target(target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to.
+Target = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a Q-learner; the defaults are the Munchausen paper's for Atari, DQN (Adam)."""
+
+    torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
+    learning_rate: float = 5e-5  # Of Adam.
+    adam_epsilon: float = 0.01 / 32
+    loss: Literal["huber", "squared"] = "huber"  # huber: threshold 1; both halve the square.
+    target_period: int = 2_000  # Learner steps between two target copies.
+    epsilon: float = 0.01  # Of exploration, once annealed.
+    epsilon_decay_env_steps: int = 250_000  # From 1, linearly, after min_replay_size.
+    epsilon_evaluate: float = 0.001
+    replay: replays.Config = replays.Config()
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if not self.adam_epsilon > 0:
+            raise ValueError(f"adam_epsilon must be > 0, got {self.adam_epsilon}")
+        if self.loss not in ("huber", "squared"):
+            raise ValueError(f"loss must be huber or squared, got {self.loss}")
+        if self.target_period < 1:
+            raise ValueError(f"target_period must be >= 1 learner step, got {self.target_period}")
+        for name in ("epsilon", "epsilon_evaluate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.epsilon_decay_env_steps < 0:
+            raise ValueError(
+                f"epsilon_decay_env_steps must be >= 0, got {self.epsilon_decay_env_steps}"
+            )
+
+
+def presets(family: Family) -> Config:
+    """Settings for a family of environments, with the source of each value.
+
+    Raises:
+      ValueError: for a family that has none.
+    """
+    if family == "atari":
+        # The Munchausen authors' atari.gin: 8,000 agent steps are 2,000 learner steps. Dopamine's
+        # own DQN has centred RMSProp at 2.5e-4, and its TensorFlow torso pads ("nature_same").
+        return Config()
+    if family == "minatar":
+        return Config(
+            # Young & Tian's network. Ceron & Castro ("Revisiting Rainbow") have no hidden layer
+            # and pad ("minatar_linear").
+            torso="minatar",
+            # Ceron & Castro: Adam at 2.5e-4, the squared loss (Young & Tian: RMSProp, Huber), a
+            # target copy every 1,000 updates (Young & Tian; Ceron & Castro: 1,000 agent steps).
+            learning_rate=2.5e-4,
+            loss="squared",
+            target_period=1_000,
+            # Young & Tian anneal over 100,000 steps, to 0.1; Ceron & Castro over 250,000 to 0.01.
+            epsilon_decay_env_steps=100_000,
+            # Both: 100,000 transitions, batches of 32. Young & Tian start after 5,000 steps and
+            # learn at every step; Ceron & Castro at every fourth. Rewards are 0 and 1 but for
+            # Seaquest's surfacing, and neither clips.
+            replay=replays.Config(capacity=100_000, min_replay_size=5_000, reward_clip=None),
+        )
+    if family == "gym":
+        # The Munchausen authors' cartpole.gin: epsilon is constant.
+        return Config(
+            torso="mlp",
+            learning_rate=1e-3,
+            target_period=25,  # 100 agent steps.
+            epsilon_decay_env_steps=0,
+            replay=replays.Config(
+                capacity=50_000, min_replay_size=500, batch_size=128, reward_clip=None
+            ),
+        )
+    if family == "toy":  # Ours: small enough for tests that take seconds.
+        return Config(
+            torso="mlp_small",
+            learning_rate=3e-3,
+            loss="squared",
+            target_period=50,
+            epsilon=0.1,
+            epsilon_decay_env_steps=2_000,
+            epsilon_evaluate=0.0,
+            replay=replays.Config(
+                capacity=5_000, min_replay_size=500, batch_size=32, reward_clip=None
+            ),
+        )
+    raise ValueError(f"no presets for {family!r}; expected atari, minatar, gym or toy")
+
+
+def make(
+    target: Target,
+    torso: networks.Torso | None,
+    spec: types.Spec,
+    config: Config,
+    entropy: Callable[[jax.Array], jax.Array],
+    algorithm: Any = None,
+) -> types.Agent:
+    """Returns the agent that regresses q(s, a) towards `target`, all of it from target values.
+
+        L(theta) = mean_B l(target(q_bar(s_tm1), a_tm1, r_t, discount_t, q_bar(s_t)) - q(s_tm1, a_tm1))
+
+    Args:
+      target: of one transition; see `Target`. Its gradient is stopped here.
+      torso: observations [B, ...] -> features [B, D]; None takes the one that `config` names.
+      spec: of the environment.
+      config: settings of the family.
+      entropy: q [A] -> entropy in nats, [], of the policy that the target evaluates.
+      algorithm: the algorithm's own configuration, saved beside the results; None is `config`.
+    """
+    network = networks.action_values(torso or networks.torso(config.torso, spec), spec.num_actions)
+    regression_loss = rlax.huber_loss if config.loss == "huber" else rlax.l2_loss
+
+    def loss(
+        params: types.Params,
+        targets: dict[str, types.Params],
+        aux: None,
+        batch: types.Batch,
+        key: types.Key,
+        constants: None,
+    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+        del key, constants  # Nothing is random in this loss.
+        t: types.Transition = batch.data
+        q_tm1 = network.apply(params, t.observation)  # [B, A]
+        # One pass over both ends of the transition: larger matrix products.
+        both = jnp.concatenate([t.observation, t.next_observation])
+        target_q = network.apply(targets["periodic"], both)  # [2 B, A]
+        target_q_tm1, target_q_t = jnp.split(target_q, 2)
+        target_tm1 = jax.vmap(target)(target_q_tm1, t.action, t.reward, t.discount, target_q_t)
+        q_a_tm1 = rlax.batched_index(q_tm1, t.action)
+        td_error = jax.lax.stop_gradient(target_tm1) - q_a_tm1
+        losses = batch.weights * regression_loss(td_error)  # [B]
+        metrics = {
+            "mean_q": jnp.mean(q_a_tm1),
+            "action_gap": jnp.mean(jax.vmap(action_gap)(q_tm1)),
+            "policy_entropy": jnp.mean(jax.vmap(entropy)(q_tm1)),
+        }
+        return jnp.mean(losses), (aux, types.Feedback(metrics, jnp.abs(td_error)))
+
+    learner = learners.sgd(
+        init_params=lambda key: network.init(key, spec.zeros()),
+        loss=loss,
+        optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
+        targets={"periodic": learners.periodic(config.target_period)},
+    )
+    return types.Agent(
+        policy=policies.epsilon_greedy(network.apply),
+        learner=learner,
+        actor_params=_online(config),
+        replay=config.replay,
+        config=config if algorithm is None else algorithm,
+    )
+
+
+def action_gap(q: jax.Array) -> jax.Array:
+    """Best minus second-best value, [], of q [A]; 0 where there is one action."""
+    if len(q) == 1:
+        return jnp.zeros_like(q[0])
+    others = jnp.where(jnp.arange(len(q)) == jnp.argmax(q), -jnp.inf, q)
+    return jnp.max(q) - jnp.max(others)
+
+
+def _online(config: Config) -> Callable[[types.LearnerState, types.Array, bool], Any]:
+    """Online parameters act, with epsilon annealed as in Dopamine: 1 during the warm-up."""
+    schedule = optax.linear_schedule(
+        init_value=1.0,
+        end_value=config.epsilon,
+        transition_steps=max(config.epsilon_decay_env_steps, 1),
+        transition_begin=config.replay.min_replay_size,
+    )
+    if config.epsilon_decay_env_steps == 0:
+        schedule = optax.constant_schedule(config.epsilon)
+
+    def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
+        epsilon = config.epsilon_evaluate if evaluate else schedule(env_steps)
+        return {"params": state.params, "epsilon": jnp.asarray(epsilon, jnp.float32)}
+
+    return actor_params

@@ -1,0 +1,1 @@
+"""The parts of every algorithm: types, networks, replay, learners, policies, loops."""

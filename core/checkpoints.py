@@ -1,0 +1,214 @@
+"""Checkpoints of any tree of arrays: written whole or not at all, and checked when read.
+
+`<folder>/<step>/` holds `arrays/` (Orbax), `contents.json` (what each leaf is, and the caller's
+`meta`) and `manifest.json` (size and CRC-32 of each file). Nothing in it is pickled.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kullback.core import files, trees
+from kullback.core.files import CorruptError as CorruptError
+from kullback.core.files import atomic_write_bytes as atomic_write_bytes
+from kullback.core.files import atomic_write_text as atomic_write_text
+from kullback.core.files import free_bytes as free_bytes
+from kullback.core.files import require_disk as require_disk
+from kullback.core.segments import SegmentStore as SegmentStore
+from kullback.core.weights import export_params as export_params
+from kullback.core.weights import import_params as import_params
+
+logger = logging.getLogger(__name__)
+
+Meta = dict[str, Any]  # JSON-able; "score" and "segments" have a meaning here.
+
+# A step that is saved again stands beside the first as <step>.1 until that is deleted.
+_NAME = re.compile(r"(\d{12,})(?:\.(\d+))?")
+
+
+@functools.cache
+def _orbax() -> ocp.Checkpointer:
+    """One for all saves and reads of a process."""
+    # Orbax narrates each save through absl, up to warnings about what we do on purpose; what
+    # fails raises. A filter leaves absl's own level, and what others log, alone.
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class _Saved:
+    """A checkpoint on disk; ordered from old to new."""
+
+    step: int
+    attempt: int
+    path: pathlib.Path
+
+    def contents(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / "contents.json").read_bytes())
+        except (ValueError, OSError) as error:
+            raise CorruptError(f"{self.path} has no readable contents.json ({error!r})") from error
+
+    def score(self) -> float:
+        """Its score, -inf without one."""
+        try:
+            score = self.contents()["meta"].get("score")
+        except CorruptError:
+            score = None
+        return -math.inf if score is None or math.isnan(score) else score
+
+
+def _saved(folder: files.Path) -> list[_Saved]:
+    """Checkpoints from old to new, the newest attempt of each step."""
+    found = [(_NAME.fullmatch(path.name), path) for path in pathlib.Path(folder).glob("[0-9]*")]
+    all_saved = sorted(_Saved(int(m[1]), int(m[2] or 0), path) for m, path in found if m)
+    return list({saved.step: saved for saved in all_saved}.values())
+
+
+def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3) -> pathlib.Path:
+    """Writes a checkpoint, prunes old ones, and returns the new one's folder.
+
+    A kill at any time leaves the old ones or the new as well, each whole. Kept are the last
+    `keep` steps and the best: that of the highest `meta["score"]` (None or NaN is no score),
+    of equal scores the newest. No other process may write to `folder`.
+
+    Args:
+      folder: where checkpoints stand, one folder a step.
+      step: >= 0; the highest is the latest. The same step again replaces the first.
+      state: tree of arrays (JAX or NumPy, typed keys too) and Python numbers; None is no leaf.
+      meta: JSON-able, for what is no array.
+      keep: >= 1.
+
+    Raises:
+      ValueError: for a leaf that is no array of numbers.
+    """
+    if step < 0 or keep < 1:
+        raise ValueError(f"step must be >= 0 and keep >= 1, got {step} and {keep}")
+    folder = pathlib.Path(folder)
+    named = trees.named_leaves(state)
+    leaves = {name: trees.describe(name, leaf) for name, leaf in named.items()}
+    contents = json.dumps({"step": step, "meta": meta, "leaves": leaves})
+    files.remove_leftovers(folder)
+    attempts = [saved.attempt for saved in _saved(folder) if saved.step == step]
+    path = folder / (f"{step:012d}" + (f".{attempts[-1] + 1}" if attempts else ""))
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        (temporary / "contents.json").write_text(contents)
+        arrays = {n: trees.to_numpy(leaf) for n, leaf in named.items() if 0 not in leaves[n].shape}
+        if arrays:  # Orbax refuses an empty tree, an empty array and a relative path.
+            _orbax().save((temporary / "arrays").absolute(), args=ocp.args.PyTreeSave(arrays))
+        files.write_manifest(temporary)
+    _prune(folder, path, keep)
+    return path
+
+
+def _prune(folder: pathlib.Path, new: pathlib.Path, keep: int) -> None:
+    saved = _saved(folder)
+    best = max(saved, key=lambda one: (one.score(), one.step))
+    kept = {new, best.path, *(one.path for one in saved[-keep:])}
+    for path in folder.glob("[0-9]*"):
+        if path not in kept:
+            files.remove(path)
+
+
+def steps(folder: files.Path) -> list[int]:
+    """The steps that have a checkpoint, from old to new, whole or not."""
+    return [saved.step for saved in _saved(folder)]
+
+
+def best_step(folder: files.Path) -> int | None:
+    """The step of the highest score, of equal ones the newest; None if none has a score."""
+    best = max(_saved(folder), key=lambda one: (one.score(), one.step), default=None)
+    return None if best is None or best.score() == -math.inf else best.step
+
+
+def live_segments(folder: files.Path) -> list[dict[str, Any]]:
+    """What all checkpoints list under `meta["segments"]`: what a `SegmentStore` must keep."""
+    entries: list[dict[str, Any]] = []
+    for saved in _saved(folder):
+        try:
+            entries += saved.contents()["meta"].get("segments", [])
+        except CorruptError:  # Then it cannot be restored, and needs nothing.
+            continue
+    return entries
+
+
+def restore(folder: files.Path, step: int, like: Any) -> tuple[Any, Meta]:
+    """State and meta of the checkpoint of a step.
+
+    Args:
+      folder: where checkpoints stand.
+      step: one of `steps(folder)`.
+      like: tree of arrays, typed keys, Python numbers or `jax.ShapeDtypeStruct`s that gives
+        structure, shapes, dtypes, and for each leaf whether it is NumPy's or JAX's.
+
+    Raises:
+      FileNotFoundError: if there is no such step.
+      CorruptError: (a ValueError) if a file is missing, truncated or changed.
+      ValueError: if a leaf differs from `like`.
+    """
+    for saved in _saved(folder):
+        if saved.step == step:
+            return _load(saved, like)
+    raise FileNotFoundError(f"{folder} has no checkpoint of step {step}, only {steps(folder)}")
+
+
+def restore_latest(
+    folder: files.Path, like: Any, check: Callable[[Meta], None] | None = None
+) -> tuple[Any, Meta, int]:
+    """State, meta and step of the newest checkpoint that is whole; warns of those that are not.
+
+    Args:
+      folder: where checkpoints stand.
+      like: as for `restore`.
+      check: raises CorruptError if what stands elsewhere and the meta lists (segments) is not
+        whole; then too the checkpoint before is taken.
+
+    Raises:
+      FileNotFoundError: if none is whole.
+      ValueError: if a leaf differs from `like`.
+    """
+    all_saved = _saved(folder)
+    for saved in reversed(all_saved):
+        try:
+            if check is not None:
+                check(saved.contents()["meta"])
+            state, meta = _load(saved, like)
+        except CorruptError as error:
+            logger.warning("%s is skipped, not whole: %s", saved.path, error)
+        else:
+            return state, meta, saved.step
+    raise FileNotFoundError(
+        f"{folder} holds no checkpoint"
+        + (f" that is whole, {len(all_saved)} are damaged" if all_saved else "")
+    )
+
+
+def _load(saved: _Saved, like: Any) -> tuple[Any, Meta]:
+    files.check_manifest(saved.path)
+    contents = saved.contents()
+    leaves = {name: trees.Leaf(*leaf) for name, leaf in contents["leaves"].items()}
+    named = trees.named_leaves(like)
+    trees.check_alike(saved.path, leaves, named)
+    arrays = {name: leaf.empty() for name, leaf in leaves.items() if 0 in leaf.shape}
+    as_numpy = {
+        name: ocp.RestoreArgs(restore_type=np.ndarray) for name in leaves if name not in arrays
+    }
+    if as_numpy:
+        arrays |= _orbax().restore(
+            (saved.path / "arrays").absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+        )
+    values = [trees.from_numpy(arrays[name], leaves[name], leaf) for name, leaf in named.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), values), contents["meta"]

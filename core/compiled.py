@@ -1,0 +1,233 @@
+"""The compiled loop: act, step, add, sample and learn in one XLA program, for K seeds at once."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import loops, metrics, platform, replay, rollout, types
+
+EVALUATION_TICKS = 250  # Of one call of the evaluation program.
+
+
+class RunState(NamedTuple):
+    """Everything that a run changes; of K > 1 seeds, with a leading axis K but for counters."""
+
+    env_steps: jax.Array  # int32, []: agent steps over all rows.
+    learner: types.LearnerState
+    replay: replay.State
+    actor: rollout.ActorState
+    key: types.Key  # Of acting and sampling; each iteration folds env_steps in.
+    metrics: metrics.Metrics
+
+
+# Counters are the same for all seeds: a batched predicate would turn every branch into a select.
+_SEED_AXES = RunState(
+    env_steps=None,  # pyright: ignore[reportArgumentType]  # Axes, in the shape of a state.
+    learner=types.LearnerState(0, 0, 0, None, 0, 0),  # pyright: ignore[reportArgumentType]
+    replay=0,  # pyright: ignore[reportArgumentType]
+    actor=0,  # pyright: ignore[reportArgumentType]
+    key=0,  # pyright: ignore[reportArgumentType]
+    metrics=0,  # pyright: ignore[reportArgumentType]
+)
+
+
+def make(
+    agent: types.Agent,
+    environment: types.Environment,
+    seeds: Sequence[int],
+    evaluation: Callable[[int], types.Environment] | None = None,
+) -> loops.Loop:
+    """Returns the loop of `agent` in `environment`.
+
+    Args:
+      agent: as its algorithm's `make` returns it.
+      environment: B rows, compiled.
+      seeds: K of them; they share one program (`jax.vmap`).
+      evaluation: number of rows -> the environment to evaluate in; None is `environment` itself.
+
+    Raises:
+      ValueError: if the number of environments does not fit `samples_per_update`.
+    """
+    platform.keep_freed_memory()
+    seeds = tuple(seeds)
+    config, num_envs = agent.replay, environment.num_envs
+    pace = loops.pace(config, num_envs)
+    per_iteration = pace.env_steps(num_envs)
+    store = replay.device(environment.spec, config, num_envs)
+    names = loops.feedback_names(agent, environment.spec)
+
+    def init_seed(key: types.Key) -> RunState:
+        learner_key, environment_key, key = jax.random.split(key, 3)
+        learner = agent.learner.init(learner_key)
+        env_steps = jnp.zeros((), jnp.int32)
+        params = agent.actor_params(learner, env_steps, False)
+        return RunState(
+            env_steps=env_steps,
+            learner=learner,
+            replay=store.init(),
+            actor=rollout.start(agent.policy, environment, params, environment_key),
+            key=key,
+            metrics=metrics.init(num_envs, names),
+        )
+
+    def iteration(state: RunState, updates: int) -> RunState:
+        key = jax.random.fold_in(state.key, state.env_steps)
+        act_key, sample_key = jax.random.split(key)
+        params = agent.actor_params(state.learner, state.env_steps, False)
+        trajectory, actor = rollout.rollout(
+            agent.policy, environment, params, state.actor, act_key, pace.ticks
+        )
+
+        def remember(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
+            contents, sums = carry
+            contents = store.add(contents, item.observation, item.action, item.timestep)
+            return (contents, metrics.observe(sums, item.timestep)), None
+
+        def learn(carry: Any, key: types.Key) -> tuple[Any, None]:
+            learner, sums = carry
+            learner, feedback = agent.learner.step(learner, store.sample(contents, key), None)
+            return (learner, metrics.learn(sums, feedback)), None
+
+        (contents, sums), _ = jax.lax.scan(remember, (state.replay, state.metrics), trajectory)
+        learner = state.learner
+        if updates:
+            keys = jax.random.split(sample_key, updates)
+            (learner, sums), _ = jax.lax.scan(learn, (learner, sums), keys)
+        return RunState(
+            state.env_steps + per_iteration, learner, contents, actor, state.key, sums
+        )
+
+    def over_seeds(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+        return jax.vmap(f, in_axes, out_axes) if len(seeds) > 1 else f
+
+    def program(updates: int) -> Callable[[RunState, int], RunState]:
+        step = over_seeds(lambda s: iteration(s, updates), (_SEED_AXES,), _SEED_AXES)
+
+        def run(state: RunState, count: jax.Array) -> RunState:
+            return jax.lax.fori_loop(0, count, lambda i, s: step(s), state)
+
+        return jax.jit(run, donate_argnums=0)
+
+    warm_up, train = program(0), program(pace.updates)
+    init = jax.jit(over_seeds(init_seed, 0, _SEED_AXES))
+    keys = _stack([jax.random.key(seed) for seed in seeds], len(seeds))
+    next_interval = jax.jit(over_seeds(metrics.next_interval, 0, 0))
+    rate = {"iterations": 32}  # Of the next call; how a run is cut into calls changes no number.
+
+    def advance(state: RunState, until: int) -> RunState:
+        env_steps = int(state.env_steps)
+        warming = env_steps < config.min_replay_size
+        if warming:
+            until = min(until, config.min_replay_size)
+        count = min(loops.iterations(env_steps, until, per_iteration), rate["iterations"])
+        start = time.perf_counter()
+        state = (warm_up if warming else train)(state, jnp.asarray(count, jnp.int32))
+        jax.block_until_ready(state.env_steps)
+        pace_seen = count / max(time.perf_counter() - start, 1e-3)
+        # Grow slowly: the first call of a program pays for its compilation.
+        rate["iterations"] = max(
+            1, min(2 * rate["iterations"], int(pace_seen * loops.CHUNK_SECONDS))
+        )
+        return state
+
+    def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+        env_steps = int(state.env_steps)
+        found = []
+        for k in range(len(seeds)):
+            learner = seed_of(state.learner, k=k, num_seeds=len(seeds))
+            sums = seed_of(state.metrics, k=k, num_seeds=len(seeds))
+            acting = agent.actor_params(learner, jnp.asarray(env_steps), False)
+            row = metrics.row(sums)
+            if "epsilon" in acting:
+                row["epsilon"] = float(acting["epsilon"])
+            found.append(row)
+        return state._replace(metrics=next_interval(state.metrics)), found
+
+    evaluators: dict[int, Callable[..., np.ndarray]] = {}
+
+    def evaluate(state: RunState, episodes: int) -> np.ndarray:
+        if episodes not in evaluators:
+            arena = environment if evaluation is None else evaluation(episodes)
+            evaluators[episodes] = evaluator(agent, arena, over_seeds)
+        returns = evaluators[episodes](state.learner, state.env_steps, keys, episodes)
+        return returns.reshape(len(seeds), episodes)
+
+    return loops.Loop(
+        seeds=seeds,
+        init=lambda: init(keys),
+        advance=advance,
+        env_steps=lambda state: int(state.env_steps),
+        rows=rows,
+        evaluate=evaluate,
+        snapshot=lambda state: state,
+        template=lambda: jax.eval_shape(init, keys),
+        restore=lambda saved, spans=(): jax.tree.map(jnp.asarray, saved),
+    )
+
+
+def _stack(keys: list[Any], num_seeds: int) -> Any:
+    return jnp.stack(keys) if num_seeds > 1 else keys[0]
+
+
+def seed_of(tree: Any, k: int, num_seeds: int) -> Any:
+    """Seed k of a tree with a leading axis K where there are several; counters have none."""
+    if num_seeds == 1:
+        return tree
+    if isinstance(tree, types.LearnerState):
+        return jax.tree.map(lambda x: x[k], tree._replace(steps=None))._replace(steps=tree.steps)
+    return jax.tree.map(lambda x: x[k], tree)
+
+
+def evaluator(
+    agent: types.Agent,
+    environment: types.Environment,
+    over_seeds: Callable[..., Callable[..., Any]] = lambda f, in_axes, out_axes: f,
+) -> Callable[..., np.ndarray]:
+    """(learner, env_steps, key, episodes) -> returns, [episodes]; one episode a row, in rounds."""
+    learner_axes = _SEED_AXES.learner
+
+    def begin(learner: types.LearnerState, env_steps: jax.Array, key: types.Key) -> Any:
+        params = agent.actor_params(learner, env_steps, True)
+        actor = rollout.start(agent.policy, environment, params, key)
+        zeros = jnp.zeros(environment.num_envs)
+        return actor, zeros, jnp.zeros(environment.num_envs, bool)
+
+    def proceed(
+        carry: Any, learner: types.LearnerState, env_steps: jax.Array, key: types.Key
+    ) -> Any:
+        actor, total, done = carry
+        params = agent.actor_params(learner, env_steps, True)
+        trajectory, actor = rollout.rollout(
+            agent.policy, environment, params, actor, key, EVALUATION_TICKS
+        )
+
+        def tick(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
+            total, done = carry
+            total = total + jnp.where(done, 0.0, item.timestep.reward)
+            return (total, done | item.timestep.last()), None
+
+        (total, done), _ = jax.lax.scan(tick, (total, done), trajectory)
+        return actor, total, done
+
+    begin = jax.jit(over_seeds(begin, (learner_axes, None, 0), 0))
+    proceed = jax.jit(over_seeds(proceed, (0, learner_axes, None, 0), 0))
+    fold = jax.jit(over_seeds(jax.random.fold_in, (0, None), 0))
+
+    def evaluate(learner: Any, env_steps: Any, key: Any, episodes: int) -> np.ndarray:
+        # Keys of their own: those of training are split from the seed, never folded with these.
+        key = fold(fold(key, 0xE7A1), env_steps)
+        found, draws = [], 0
+        for _ in range(-(-episodes // environment.num_envs)):
+            carry = begin(learner, env_steps, fold(key, draws))
+            while not np.all(carry[2]):
+                draws += 1
+                carry = proceed(carry, learner, env_steps, fold(key, draws))
+            draws += 1
+            found.append(np.asarray(carry[1]))
+        return np.concatenate(found, axis=-1)[..., :episodes]
+
+    return evaluate

@@ -1,0 +1,249 @@
+"""The host loop: environments step in their own threads while the learner runs.
+
+One iteration is a fixed number of ticks and of learner steps. The updates run while the first
+tick does, so acting lags learning by that tick, always: one seed decides a run.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import loops, metrics, platform, replay, types
+
+
+class RunState(NamedTuple):
+    """Everything that a run changes, but for the environment itself. B rows."""
+
+    env_steps: int  # Agent steps over all rows.
+    learner: types.LearnerState
+    replay: replay.State  # NumPy; changed in place.
+    observation: np.ndarray  # [B, ...], to act on.
+    memory: Any  # Of the policy, or None.
+    key: types.Key  # Of acting; each tick folds env_steps in.
+    metrics: metrics.Metrics
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds beside the segments of the replay."""
+
+    env_steps: np.ndarray  # int64, [].
+    learner: types.LearnerState
+    replay: replay.Cursors
+    key: types.Key
+    metrics: metrics.Metrics
+
+
+def make(
+    agent: types.Agent,
+    environment: types.HostEnvironment,
+    seed: int,
+    evaluation: Callable[[int], types.HostEnvironment] | None = None,
+) -> loops.Loop:
+    """Returns the loop of `agent` in `environment`.
+
+    Args:
+      agent: as its algorithm's `make` returns it.
+      environment: B rows; the loop steps it, the caller closes it.
+      seed: decides the run, with the environment's own determinism.
+      evaluation: number of rows -> the environment to evaluate in; None refuses evaluation.
+
+    Raises:
+      ValueError: if the number of environments does not fit `samples_per_update`, or the replay
+        does not fit into memory.
+    """
+    platform.keep_freed_memory()
+    config, num_envs, spec = agent.replay, environment.num_envs, environment.spec
+    pace = loops.pace(config, num_envs)
+    store = replay.host(spec, config, num_envs)
+    names = loops.feedback_names(agent, spec)
+
+    @jax.jit
+    def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
+        learner_key, key = jax.random.split(key)
+        return agent.learner.init(learner_key), key
+
+    def choose(
+        learner: types.LearnerState,
+        env_steps: jax.Array,
+        observation: jax.Array,
+        memory: Any,
+        key: types.Key,
+        evaluate: bool,
+    ) -> tuple[jax.Array, Any]:
+        params = agent.actor_params(learner, env_steps, evaluate)
+        key = jax.random.fold_in(key, env_steps)
+        action, memory, _ = agent.policy.step(params, observation, memory, key)
+        return action, memory
+
+    act = jax.jit(choose, static_argnames="evaluate")
+    observe = jax.jit(metrics.observe)
+
+    def learn_body(
+        learner: types.LearnerState, sums: metrics.Metrics, batch: types.Batch
+    ) -> tuple[types.LearnerState, metrics.Metrics]:
+        learner, feedback = agent.learner.step(learner, batch, None)
+        return learner, metrics.learn(sums, feedback)
+
+    learn = jax.jit(learn_body, donate_argnums=0)
+
+    def fresh_memory(learner: types.LearnerState, env_steps: int) -> Any:
+        return agent.policy.initial_state(agent.actor_params(learner, env_steps, False), None, 0)
+
+    def init() -> RunState:
+        learner, key = init_learner(jax.random.key(seed))
+        return RunState(
+            env_steps=0,
+            learner=learner,
+            replay=store.init(),
+            observation=np.asarray(environment.reset(seed).observation),
+            memory=fresh_memory(learner, 0),
+            key=key,
+            metrics=metrics.init(num_envs, names),
+        )
+
+    def iteration(state: RunState) -> RunState:
+        learner, sums, contents = state.learner, state.metrics, state.replay
+        observation, memory, env_steps = state.observation, state.memory, state.env_steps
+        for tick in range(pace.ticks):
+            action, memory = act(
+                learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
+            )
+            action = np.asarray(action)
+            environment.send(action)
+            if tick == 0 and env_steps >= config.min_replay_size:
+                for update in range(pace.updates):
+                    # A stream of its own for each update: nothing to save, nothing to lose.
+                    generator = np.random.default_rng([seed, env_steps, update])
+                    batch = store.sample(contents, generator)
+                    learner, sums = learn(learner, sums, batch)  # Returns before it is done.
+            timestep = environment.recv()
+            contents = store.add(contents, observation, action, timestep)
+            sums = observe(sums, timestep._replace(observation=None, next_observation=None))
+            if memory is not None and np.any(timestep.last()):
+                memory = _reset_memory(fresh_memory(learner, env_steps), memory, timestep.last())
+            observation = np.asarray(timestep.observation)
+            env_steps += num_envs
+        return RunState(env_steps, learner, contents, observation, memory, state.key, sums)
+
+    def advance(state: RunState, until: int) -> RunState:
+        start = time.perf_counter()
+        while state.env_steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
+            state = iteration(state)
+        return state
+
+    def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+        row = metrics.row(state.metrics)
+        acting = agent.actor_params(state.learner, np.int32(state.env_steps), False)
+        if "epsilon" in acting:
+            row["epsilon"] = float(acting["epsilon"])
+        return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
+
+    arenas: dict[int, types.HostEnvironment] = {}
+
+    def evaluate(state: RunState, episodes: int) -> np.ndarray:
+        if evaluation is None:
+            raise ValueError("no environment to evaluate in; hand over a function of the rows")
+        if episodes not in arenas:
+            arenas[episodes] = evaluation(episodes)
+        return play(agent, arenas[episodes], state.learner, state.env_steps, seed)[None]
+
+    def snapshot(state: RunState) -> Saved:
+        return Saved(
+            np.asarray(state.env_steps, np.int64),
+            state.learner,
+            replay.cursors(state.replay),
+            state.key,
+            state.metrics,
+        )
+
+    def template() -> Saved:
+        learner, key = jax.eval_shape(init_learner, jax.random.key(seed))
+        counts = jax.ShapeDtypeStruct((num_envs,), np.int32)
+        return Saved(
+            env_steps=jax.ShapeDtypeStruct((), np.int64),  # pyright: ignore[reportArgumentType]
+            learner=learner,
+            replay=replay.Cursors(counts, counts, counts, counts),  # pyright: ignore[reportArgumentType]
+            key=key,
+            metrics=jax.eval_shape(lambda: metrics.init(num_envs, names)),
+        )
+
+    def restore(saved: Saved, spans: Iterable[dict[str, np.ndarray]] = ()) -> RunState:
+        contents = store.init()
+        for arrays in spans:
+            replay.load_span(contents, arrays)
+        contents = replay.with_cursors(contents, saved.replay)
+        env_steps = int(saved.env_steps)
+        learner = jax.tree.map(jnp.asarray, saved.learner)
+        # The emulators start anew: what ran in them ends here, as a cut.
+        sums = saved.metrics._replace(running_return=jnp.zeros(num_envs, jnp.float32))
+        return RunState(
+            env_steps=env_steps,
+            learner=learner,
+            replay=store.cut(contents),
+            observation=np.asarray(environment.reset(seed + env_steps).observation),
+            memory=fresh_memory(learner, env_steps),
+            key=saved.key,
+            metrics=jax.tree.map(jnp.asarray, sums),
+        )
+
+    return loops.Loop(
+        seeds=(seed,),
+        init=init,
+        advance=advance,
+        env_steps=lambda state: state.env_steps,
+        rows=rows,
+        evaluate=evaluate,
+        snapshot=snapshot,
+        template=template,
+        restore=restore,
+        host_replay_bytes=replay.memory_needed(spec, config, num_envs),
+    )
+
+
+def play(
+    agent: types.Agent,
+    environment: types.HostEnvironment,
+    learner: types.LearnerState,
+    env_steps: int,
+    seed: int,
+    on_tick: Callable[[types.HostEnvironment], None] | None = None,
+    limit: float = math.inf,
+) -> np.ndarray:
+    """Returns of one episode a row, [B], played as `actor_params` says for evaluation.
+
+    `on_tick` sees the environment before each tick; `limit` is the largest number of ticks.
+    """
+    params = agent.actor_params(learner, jnp.asarray(env_steps), True)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0xE7A1), env_steps)
+    step = jax.jit(agent.policy.step)
+    memory = agent.policy.initial_state(params, None, 0)
+    timestep = environment.reset(int(jax.random.randint(key, (), 0, 2**30)))
+    total = np.zeros(environment.num_envs)
+    done = np.zeros(environment.num_envs, bool)
+    ticks = 0
+    while not done.all() and ticks < limit:
+        if on_tick is not None:
+            on_tick(environment)
+        action, memory, _ = step(
+            params, timestep.observation, memory, jax.random.fold_in(key, ticks)
+        )
+        environment.send(np.asarray(action))
+        timestep = environment.recv()
+        total += np.where(done, 0.0, timestep.reward)
+        done |= timestep.last()
+        ticks += 1
+    return total
+
+
+def _reset_memory(fresh: Any, memory: Any, last: np.ndarray) -> Any:
+    """The policy's memory, fresh in the rows whose episode ended."""
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(last.reshape(last.shape + (1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(select, fresh, memory)

@@ -1,0 +1,101 @@
+"""Learners: stochastic gradient descent on a loss, with target trees that follow the parameters.
+
+One constructor serves nearly every algorithm, which brings its loss and its optimiser.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kullback.core import types
+
+# loss(params, targets, aux, batch, key, constants) -> (mean loss [], (aux, Feedback)).
+Loss = Callable[..., tuple[jax.Array, tuple[Any, types.Feedback]]]
+
+
+class TargetRule(NamedTuple):
+    """How a target tree follows the parameters after each learner step."""
+
+    update: Callable[[types.Params, types.Params, jax.Array], types.Params]  # (new, old, steps).
+
+
+def periodic(period: int) -> TargetRule:
+    """A copy of the parameters every `period` learner steps (Mnih et al. 2015)."""
+    if period < 1:
+        raise ValueError(f"target period must be >= 1 learner step, got {period}")
+
+    def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
+        # `steps` is the same for all seeds, so this stays a branch when seeds are vmapped.
+        return jax.lax.cond(steps % period == 0, lambda: params, lambda: target)
+
+    return TargetRule(update)
+
+
+def moving_average(rate: float) -> TargetRule:
+    """(1 - mu) target + mu params at each learner step, 0 < mu <= 1 (Polyak averaging)."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate of a moving average must lie in (0, 1], got {rate}")
+
+    def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
+        del steps
+        return optax.incremental_update(params, target, rate)
+
+    return TargetRule(update)
+
+
+def sgd(
+    init_params: Callable[[types.Key], types.Params],
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    targets: Mapping[str, TargetRule] | None = None,
+    init_aux: Callable[[types.Params], Any] = lambda params: None,
+) -> types.Learner:
+    """Returns a learner that descends the gradient of `loss`.
+
+    Args:
+      init_params: key -> parameters.
+      loss: (params, targets, aux, batch, key, constants) -> (loss [], (aux, Feedback)); targets
+        is a dict of trees by name, and constants is handed through from `step`.
+      optimizer: optax transformation; two networks are one tree under `optax.multi_transform`.
+      targets: rule by name; each tree starts as a copy of the parameters.
+      init_aux: params -> what the loss carries from step to step.
+    """
+    rules = dict(targets or {})
+
+    def init(key: types.Key) -> types.LearnerState:
+        key, params_key = jax.random.split(key)
+        params = init_params(params_key)
+        return types.LearnerState(
+            params=params,
+            opt_state=optimizer.init(params),
+            # Copies: the program that updates the parameters may reuse their buffers.
+            targets={name: jax.tree.map(jnp.copy, params) for name in rules},
+            steps=jnp.zeros((), jnp.int32),
+            key=key,
+            aux=init_aux(params),
+        )
+
+    def step(
+        state: types.LearnerState, batch: types.Batch, constants: Any = None
+    ) -> tuple[types.LearnerState, types.Feedback]:
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        key = jax.random.fold_in(state.key, state.steps)
+        (value, (aux, feedback)), grads = gradient(
+            state.params, state.targets, state.aux, batch, key, constants
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        steps = state.steps + 1
+        state = state._replace(
+            params=params,
+            opt_state=opt_state,
+            targets={n: rules[n].update(params, old, steps) for n, old in state.targets.items()},
+            steps=steps,
+            aux=aux,
+        )
+        return state, feedback._replace(metrics={"loss": value, **feedback.metrics})
+
+    return types.Learner(init, step)

@@ -1,0 +1,106 @@
+"""What a run reports: sums kept beside the state, read and emptied at each log interval.
+
+They are part of the run's state, so that an interval broken by an interruption is reported as
+if it had not been.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import types
+
+RECENT_EPISODES = 100  # Over which `recent_return` averages.
+
+
+class Metrics(NamedTuple):
+    """Sums since the last row, for one seed; B rows."""
+
+    running_return: jax.Array  # float32, [B]: of the episodes under way, rewards as they came.
+    episodes: jax.Array  # int32, []: finished since the run began.
+    finished: jax.Array  # int32, []: finished in this interval.
+    return_sum: jax.Array  # float32, [], of those.
+    return_min: jax.Array
+    return_max: jax.Array
+    recent: jax.Array  # float32, [100]: returns of the last episodes, a ring.
+    updates: jax.Array  # int32, []: learner steps in this interval.
+    learner: dict[str, jax.Array]  # Sums over them of each scalar that the learner reports.
+
+
+def init(num_envs: int, learner_metrics: dict[str, Any]) -> Metrics:
+    """Empty sums; `learner_metrics` has the names that the learner reports."""
+    zero = jnp.zeros((), jnp.float32)
+    count = jnp.zeros((), jnp.int32)
+    return Metrics(
+        running_return=jnp.zeros(num_envs, jnp.float32),
+        episodes=count,
+        finished=count,
+        return_sum=zero,
+        return_min=zero + jnp.inf,
+        return_max=zero - jnp.inf,
+        recent=jnp.zeros(RECENT_EPISODES, jnp.float32),
+        updates=count,
+        learner={name: zero for name in learner_metrics},
+    )
+
+
+def observe(metrics: Metrics, timestep: types.TimeStep) -> Metrics:
+    """Adds one tick of B rows."""
+    total = metrics.running_return + timestep.reward
+    last = timestep.last()
+    finished = jnp.sum(last, dtype=jnp.int32)
+    # Ring: the j-th row to finish in this tick takes the j-th place; the others fall outside.
+    place = (metrics.episodes + jnp.cumsum(last, dtype=jnp.int32) - 1) % RECENT_EPISODES
+    place = jnp.where(last, place, RECENT_EPISODES)
+    return metrics._replace(
+        running_return=jnp.where(last, 0.0, total),
+        episodes=metrics.episodes + finished,
+        finished=metrics.finished + finished,
+        return_sum=metrics.return_sum + jnp.sum(jnp.where(last, total, 0.0)),
+        return_min=jnp.minimum(metrics.return_min, jnp.min(jnp.where(last, total, jnp.inf))),
+        return_max=jnp.maximum(metrics.return_max, jnp.max(jnp.where(last, total, -jnp.inf))),
+        recent=metrics.recent.at[place].set(total, mode="drop"),
+    )
+
+
+def learn(metrics: Metrics, feedback: types.Feedback) -> Metrics:
+    """Adds one learner step."""
+    return metrics._replace(
+        updates=metrics.updates + 1,
+        learner={
+            name: total + jnp.mean(feedback.metrics[name]).astype(jnp.float32)
+            for name, total in metrics.learner.items()
+        },
+    )
+
+
+def next_interval(metrics: Metrics) -> Metrics:
+    """The same with the interval's sums emptied; what belongs to episodes under way stays."""
+    empty = init(metrics.running_return.shape[0], metrics.learner)
+    return empty._replace(
+        running_return=metrics.running_return, episodes=metrics.episodes, recent=metrics.recent
+    )
+
+
+def row(metrics: Metrics) -> dict[str, float]:
+    """The interval as a row, of one seed; NaN where nothing finished or was learnt.
+
+    `recent_return` is the mean over the last 100 episodes, whatever the interval.
+    """
+    m = jax.tree.map(np.asarray, metrics)
+    finished, updates, episodes = int(m.finished), int(m.updates), int(m.episodes)
+    recent = m.recent[: min(episodes, RECENT_EPISODES)]
+    nan = float("nan")
+    return {
+        "episodes": episodes,
+        "return_mean": float(m.return_sum) / finished if finished else nan,
+        "return_min": float(m.return_min) if finished else nan,
+        "return_max": float(m.return_max) if finished else nan,
+        "recent_return": float(np.mean(recent, dtype=np.float64)) if episodes else nan,
+        **{
+            name: float(total) / updates if updates else nan
+            for name, total in sorted(m.learner.items())
+        },
+    }

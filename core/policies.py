@@ -1,0 +1,56 @@
+"""Policies over action values: epsilon-greedy and softmax, from distrax.
+
+What acts is a dict: the network's `params` and the exploration that goes with them, so that
+schedules are arrays and one compiled program serves training and evaluation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import distrax
+import jax
+import jax.numpy as jnp
+
+from kullback.core import types
+
+ActionValues = Callable[[types.Params, types.Array], jax.Array]  # (params, [B, ...]) -> [B, A].
+
+
+def epsilon_greedy(action_values: ActionValues) -> types.Policy:
+    """Uniform with probability epsilon, else greedy (ties broken at random).
+
+    Its params are {"params": of the network, "epsilon": float32, []}; extras hold
+    `log_probability` of the action, [B].
+    """
+    return _memoryless(
+        lambda acting, observation: distrax.EpsilonGreedy(
+            action_values(acting["params"], observation), acting["epsilon"]
+        )
+    )
+
+
+def softmax(action_values: ActionValues) -> types.Policy:
+    """Draws from softmax(q / temperature): greedy with an entropy bonus.
+
+    Its params are {"params": of the network, "temperature": float32, []}.
+    """
+    return _memoryless(
+        lambda acting, observation: distrax.Softmax(
+            action_values(acting["params"], observation), acting["temperature"]
+        )
+    )
+
+
+def _memoryless(
+    distribution: Callable[[Any, types.Array], distrax.Distribution],
+) -> types.Policy:
+    def initial_state(params: types.Params, context: Any, max_length: int) -> None:
+        del params, context, max_length
+
+    def step(
+        params: types.Params, observation: types.Array, state: None, key: types.Key
+    ) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+        action, log_probability = distribution(params, observation).sample_and_log_prob(seed=key)
+        return jnp.asarray(action, jnp.int32), state, {"log_probability": log_probability}
+
+    return types.Policy(initial_state, step)

@@ -1,0 +1,344 @@
+"""Experience replay: one index logic over two storages, NumPy on the host and JAX on the device.
+
+Each of E environments has a ring of L slots. A slot is one time step: the newest frame of its
+observation, the action, and the raw reward, discount and end that followed. The frame after a
+transition is in the next slot; where an episode ends one more slot keeps its final frame, so no
+frame is stored twice and none of one episode stands beside one of another. Slots are counted by
+position, from 0 without wrapping; position p lives at row p % L of its ring. Transitions are
+numbered without gaps, and `starts` gives the position of each, so that a uniform draw is exact
+although rings hold final frames too.
+
+Schaul et al., "Prioritized experience replay", https://arxiv.org/abs/1511.05952, for what
+`Batch.indices` and `Batch.probabilities` serve; here the draw is uniform (Mnih et al. 2015).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from kullback.core import types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is learnt from, and how often; the defaults are those of DQN on Atari."""
+
+    capacity: int = 1_000_000  # Slots over all environments: transitions and final frames.
+    min_replay_size: int = 20_000  # Agent steps before the first learner step.
+    batch_size: int = 32
+    samples_per_update: int = 4  # Agent steps between two learner steps.
+    n_step: int = 1  # Rewards summed before the bootstrap.
+    discount: float = 0.99  # gamma, per agent step.
+    reward_clip: float | None = 1.0  # Rewards are clipped to [-c, c], each before the sum.
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "min_replay_size", "batch_size", "samples_per_update", "n_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.batch_size > self.min_replay_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} must be at most min_replay_size="
+                f"{self.min_replay_size}; set min_replay_size={self.batch_size} or more"
+            )
+        if self.capacity < self.min_replay_size:
+            raise ValueError(
+                f"capacity={self.capacity} must be at least min_replay_size="
+                f"{self.min_replay_size}; set capacity={self.min_replay_size} or more"
+            )
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount must lie in [0, 1], got {self.discount}; DQN uses 0.99")
+        if self.reward_clip is not None and not self.reward_clip > 0:
+            raise ValueError(f"reward_clip must be > 0 or None, got {self.reward_clip}")
+
+
+class State(NamedTuple):
+    """Contents of E rings of L slots, flattened: slot p of ring e is row e L + p % L."""
+
+    frames: types.Array  # [E L + 1, ...]; the last row stays zero: the frame before an episode.
+    action: types.Array  # int32, [E L].
+    reward: types.Array  # float32, [E L], raw.
+    discount: types.Array  # float32, [E L], 0 at a true end, else 1.
+    last: types.Array  # bool, [E L]: the transition from this slot ended its episode.
+    age: types.Array  # int32, [E L]: steps since the episode began.
+    starts: types.Array  # int32, [E L]: row e L + n % L has the position of transition n.
+    cursor: types.Array  # int32, [E]: position of the next transition; its frame may be there.
+    oldest: types.Array  # int32, [E]: number of the first transition whose frames are all there.
+    newest: types.Array  # int32, [E]: number of the next transition.
+    next_age: types.Array  # int32, [E]: age of the next transition.
+
+
+class Cursors(NamedTuple):
+    """Where the rings stand: what is small in a `State`; int32, [E] each."""
+
+    cursor: types.Array
+    oldest: types.Array
+    newest: types.Array
+    next_age: types.Array
+
+
+class Replay(NamedTuple):
+    """A replay as functions. The host's `add` and `cut` change the arrays of their argument."""
+
+    init: Callable[[], State]
+    add: Callable[[State, Any, Any, types.TimeStep], State]  # (state, observation, action, ..).
+    sample: Callable[[State, Any], types.Batch]  # (state, key or NumPy generator).
+    cut: Callable[[State], State]  # Ends running episodes where they are (truncation).
+
+
+def n_step_return(
+    reward: types.Array,
+    discount: types.Array,
+    last: types.Array,
+    gamma: float,
+    clip: float | None,
+) -> tuple[Any, Any, Any]:
+    """The one place where rewards are clipped and gamma applied: m-step return, discount and m.
+
+        m          = min(n, steps to the end of the episode)
+        reward_t   = sum_{i<m} gamma^i clip(r_i),    discount_t = gamma^m prod_{i<m} d_i
+
+    Args:
+      reward, discount: raw rewards and 0/1 discounts of n steps, float32, [B, n].
+      last: bool, [B, n], where an episode ended; what follows it is ignored.
+      gamma: discount per step.
+      clip: bound of each reward's size, or None.
+
+    Returns:
+      reward_t and discount_t, [B], float32, and m, int32, [B]. A truncated episode keeps
+      gamma^m; only a true end gives 0.
+    """
+    xp = np if isinstance(reward, np.ndarray) else jnp
+    if clip is not None:
+        reward = xp.clip(reward, -clip, clip)
+    total, factor = reward[:, 0], np.float32(gamma) * discount[:, 0]
+    alive, length = ~last[:, 0], xp.ones(len(reward), np.int32)
+    for i in range(1, reward.shape[1]):
+        total = total + xp.where(alive, factor * reward[:, i], 0)
+        factor = xp.where(alive, np.float32(gamma) * factor * discount[:, i], factor)
+        length = length + alive
+        alive = alive & ~last[:, i]
+    return total, factor, length
+
+
+def host(spec: types.Spec, config: Config, num_envs: int) -> Replay:
+    """Replay in NumPy arrays; `sample` takes a `numpy.random.Generator`.
+
+    Raises:
+      ValueError: if the arrays do not fit into the memory that is available now.
+    """
+    require_memory(spec, config, num_envs, psutil.virtual_memory().available)
+    return _make(np, spec, config, num_envs)
+
+
+def device(spec: types.Spec, config: Config, num_envs: int) -> Replay:
+    """Replay in JAX arrays, pure functions for use inside a compiled program."""
+    return _make(jnp, spec, config, num_envs)
+
+
+def ring_length(spec: types.Spec, config: Config, num_envs: int) -> int:
+    """Slots L of each ring: its share of the capacity, and what the newest item needs beside."""
+    return math.ceil(config.capacity / num_envs) + spec.frame_stack + config.n_step
+
+
+def memory_needed(spec: types.Spec, config: Config, num_envs: int) -> int:
+    """Bytes that a replay takes: about 7.1 kB a transition for frames of 84 x 84."""
+    frame = math.prod(spec.frame_shape) * np.dtype(spec.dtype).itemsize
+    return num_envs * ring_length(spec, config, num_envs) * (frame + 4 + 4 + 4 + 1 + 4 + 4)
+
+
+def require_memory(spec: types.Spec, config: Config, num_envs: int, available: int) -> None:
+    """Raises ValueError if the replay needs more than `available` bytes."""
+    needed = memory_needed(spec, config, num_envs)
+    if needed > available:
+        fits = int(config.capacity * 0.9 * available / needed)
+        raise ValueError(
+            f"a replay of capacity={config.capacity} needs {needed / 1e9:.2f} GB of memory and "
+            f"{available / 1e9:.2f} GB are available; set capacity={fits} or less"
+        )
+
+
+def cursors(state: State) -> Cursors:
+    """Copies of the small part of a host replay."""
+    return Cursors(*(np.array(getattr(state, name)) for name in Cursors._fields))
+
+
+def with_cursors(state: State, at: Cursors) -> State:
+    """The replay standing at `at`, its rows as they are."""
+    return state._replace(**{n: np.array(x, np.int32) for n, x in at._asdict().items()})
+
+
+_ROWS = ("frames", "action", "reward", "discount", "last", "age")  # What a slot holds.
+
+
+def span(state: State, since: Cursors | None) -> dict[str, np.ndarray]:
+    """What was added to a host replay since `since`, or all of it, to be saved once.
+
+    Slots up to the newest frame are included; it stands in the next span too, by then with its
+    action, and so does the slot before it, which `cut` may have changed. What has been
+    overwritten meanwhile is left out.
+    """
+    num_envs = len(state.cursor)
+    length = len(state.action) // num_envs
+    base = np.arange(num_envs, dtype=np.int32) * length
+
+    def ranges(first: Any, end: Any) -> tuple[np.ndarray, np.ndarray]:  # Environments, values.
+        env = np.repeat(np.arange(num_envs, dtype=np.int32), end - first)
+        parts = [np.arange(a, b, dtype=np.int32) for a, b in zip(first, end, strict=True)]
+        return env, np.concatenate(parts)
+
+    zeros = np.zeros(num_envs, np.int32)
+    from_slot = np.maximum(since.cursor - 1 if since else zeros, state.cursor + 1 - length)
+    from_slot = np.maximum(from_slot, 0)
+    from_number = np.maximum(since.newest if since else zeros, state.oldest)
+    env, position = ranges(from_slot, state.cursor + 1)
+    number_env, number = ranges(from_number, np.maximum(state.newest, from_number))
+    row = base[env] + position % length
+    starts_row = base[number_env] + number % length
+    return {
+        "row": row.astype(np.int32),
+        "starts_row": starts_row.astype(np.int32),
+        "starts": np.asarray(state.starts)[starts_row],
+        **{name: np.asarray(getattr(state, name))[row] for name in _ROWS},
+    }
+
+
+def load_span(state: State, arrays: dict[str, np.ndarray]) -> None:
+    """Puts what `span` returned back, in place; spans go in the order in which they were taken."""
+    for name in _ROWS:
+        getattr(state, name)[arrays["row"]] = arrays[name]
+    np.asarray(state.starts)[arrays["starts_row"]] = arrays["starts"]
+
+
+def _put(array: Any, index: Any, value: Any) -> Any:
+    """`array[index] = value`, in place where the array allows it."""
+    if isinstance(array, np.ndarray):
+        array[index] = value
+        return array
+    return array.at[index].set(value)
+
+
+def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
+    length, stack, n = ring_length(spec, config, num_envs), spec.frame_stack, config.n_step
+    ring_start = np.arange(num_envs, dtype=np.int32) * length  # [E]
+    zero_frame = num_envs * length
+
+    def init() -> State:
+        def rows(dtype: Any) -> Any:
+            return xp.zeros(num_envs * length, dtype)
+
+        def per_env() -> Any:
+            return xp.zeros(num_envs, np.int32)
+
+        return State(
+            frames=xp.zeros((num_envs * length + 1, *spec.frame_shape), spec.dtype),
+            action=rows(np.int32),
+            reward=rows(np.float32),
+            discount=rows(np.float32),
+            last=rows(np.bool_),
+            age=rows(np.int32),
+            starts=rows(np.int32),
+            cursor=per_env(),
+            oldest=per_env(),
+            newest=per_env(),
+            next_age=per_env(),
+        )
+
+    def newest_frame(observation: Any) -> Any:
+        return observation[:, -1] if stack > 1 else observation
+
+    def add(state: State, observation: Any, action: Any, timestep: types.TimeStep) -> State:
+        last = timestep.last()
+        row = ring_start + state.cursor % length  # [E]
+        next_row = ring_start + (state.cursor + 1) % length
+        # Both frames: the next is needed at once, and where the episode goes on it is what the
+        # next call writes again.
+        frames = xp.concatenate(
+            [newest_frame(observation), newest_frame(timestep.next_observation)]
+        )
+        state = state._replace(
+            frames=_put(state.frames, xp.concatenate([row, next_row]), frames),
+            action=_put(state.action, row, action),
+            reward=_put(state.reward, row, timestep.reward),
+            discount=_put(state.discount, row, timestep.discount),
+            last=_put(state.last, row, last),
+            age=_put(state.age, row, state.next_age),
+            starts=_put(state.starts, ring_start + state.newest % length, state.cursor),
+            cursor=state.cursor + 1 + last,
+            newest=state.newest + 1,
+            next_age=xp.where(last, 0, state.next_age + 1).astype(np.int32),
+        )
+        return state._replace(oldest=_forget(state))
+
+    def _forget(state: State) -> Any:
+        """The first transition none of whose frames has been overwritten; [E]."""
+        # Rows of positions <= cursor - L have been written again; a stack reaches back stack - 1.
+        first = state.cursor - length + stack
+        oldest = state.oldest
+        for _ in range(2):  # A call writes at most two slots.
+            gone = state.starts[ring_start + oldest % length] < first
+            oldest = oldest + (gone & (oldest < state.newest))
+        return oldest.astype(np.int32)
+
+    def cut(state: State) -> State:
+        running = state.next_age > 0
+        row = ring_start + (state.cursor - 1) % length
+        state = state._replace(
+            last=_put(state.last, row, state.last[row] | running),
+            cursor=state.cursor + running,
+            next_age=xp.zeros_like(state.next_age),
+        )
+        return state._replace(oldest=_forget(state))
+
+    def sample(state: State, key: Any) -> types.Batch:
+        counts = xp.maximum(state.newest - (n - 1) - state.oldest, 0)  # [E]: n steps are known.
+        ends = xp.cumsum(counts)
+        if xp is np:
+            draw = key.integers(0, ends[-1], config.batch_size)
+        else:
+            draw = jax.random.randint(key, (config.batch_size,), 0, ends[-1])
+        env = xp.sum(draw[:, None] >= ends[None], axis=1)  # [B]
+        base = xp.asarray(ring_start)[env]
+        number = state.oldest[env] + draw - (ends - counts)[env]
+        position = state.starts[base + number % length]
+
+        steps = base[:, None] + (position[:, None] + np.arange(n, dtype=np.int32)[None]) % length
+        reward, discount, m = n_step_return(
+            state.reward[steps],
+            state.discount[steps],
+            state.last[steps],
+            config.discount,
+            config.reward_clip,
+        )
+        row = steps[:, 0]
+        observation, next_observation = _observations(state, base, position, state.age[row], m)
+        data = types.Transition(observation, state.action[row], reward, discount, next_observation)
+        ones = xp.ones(config.batch_size, np.float32)
+        return types.Batch(data, row, ones / ends[-1].astype(np.float32), ones)
+
+    def _observations(state: State, base: Any, position: Any, age: Any, m: Any) -> Any:
+        """Stacks of frames ending at `position` and m steps on, zeros before the episode."""
+
+        def rows(first: int, end: int, position: Any, age: Any) -> Any:  # [B, end - first]
+            offset = np.arange(first, end, dtype=np.int32)[None]
+            row = base[:, None] + (position[:, None] + offset) % length
+            return xp.where(age[:, None] + offset >= 0, row, zero_frame)
+
+        if stack == 1:
+            both = xp.concatenate([position, position + m])
+            frames = state.frames[xp.concatenate([base, base]) + both % length]
+            return frames[: len(base)], frames[len(base) :]
+        if n == 1:  # The two overlap in all but one frame: read each once.
+            frames = state.frames[rows(1 - stack, 2, position, age)]
+            return frames[:, :-1], frames[:, 1:]
+        return (
+            state.frames[rows(1 - stack, 1, position, age)],
+            state.frames[rows(1 - stack, 1, position + m, age + m)],
+        )
+
+    return Replay(init, add, sample, cut)

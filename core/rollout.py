@@ -1,0 +1,116 @@
+"""The one sampling loop of compiled environments: games, tokens, evaluation, training."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kullback.core import types
+
+
+class ActorState(NamedTuple):
+    """Where acting stands."""
+
+    environment: Any
+    observation: jax.Array  # [B, ...], to act on.
+    policy: Any  # Memory of the policy, or None.
+    done: jax.Array  # bool, [B]: the row finished, in an environment that does not reset.
+
+
+class Trajectory(NamedTuple):
+    """T ticks of B rows; leading axes [T, B]."""
+
+    observation: jax.Array  # Acted on.
+    action: jax.Array  # int32.
+    timestep: types.TimeStep  # What followed.
+    extras: dict[str, jax.Array]  # Of the policy.
+    valid: jax.Array  # bool: the row had not finished before this tick.
+
+
+def start(
+    policy: types.Policy,
+    environment: types.Environment,
+    params: types.Params,
+    key: types.Key,
+    context: Any = None,
+    max_length: int = 0,
+) -> ActorState:
+    """Resets the environment and the policy's memory."""
+    state, timestep = environment.reset(key)
+    return ActorState(
+        environment=state,
+        observation=jnp.asarray(timestep.observation),
+        policy=policy.initial_state(params, context, max_length),
+        done=jnp.zeros(environment.num_envs, bool),
+    )
+
+
+def rollout(
+    policy: types.Policy,
+    environment: types.Environment,
+    params: types.Params,
+    state: ActorState,
+    key: types.Key,
+    length: int,
+) -> tuple[Trajectory, ActorState]:
+    """Acts for `length` ticks, or until every row of a non-resetting environment has finished.
+
+    Args:
+      policy: acts with `params`, which do not change meanwhile.
+      environment: B rows.
+      params: as `Agent.actor_params` returns them.
+      state: from `start` or an earlier call, so that sampling goes on where it stopped.
+      key: typed key; tick t draws from fold_in(key, t).
+      length: T, static.
+
+    Returns:
+      The trajectory, [T, B, ...], and the state after it. Where all rows finished early, what
+      is left of the trajectory is zeros with `valid` False.
+    """
+
+    def tick(state: ActorState, t: jax.Array) -> tuple[ActorState, Trajectory]:
+        action, memory, extras = policy.step(
+            params, state.observation, state.policy, jax.random.fold_in(key, t)
+        )
+        env_state, timestep = environment.step(state.environment, action)
+        valid = ~state.done
+        done = state.done
+        if environment.auto_reset:
+            memory = _reset_memory(policy, params, memory, timestep.last())
+        else:
+            done = done | timestep.last()
+        following = ActorState(env_state, jnp.asarray(timestep.observation), memory, done)
+        return following, Trajectory(state.observation, action, timestep, extras, valid)
+
+    if environment.auto_reset:
+        state, trajectory = jax.lax.scan(tick, state, jnp.arange(length))
+        return trajectory, state
+
+    shapes = jax.eval_shape(lambda: tick(state, jnp.zeros((), jnp.int32))[1])
+    empty = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+    def body(carry: Any) -> Any:
+        t, state, trajectory = carry
+        state, item = tick(state, t)
+        trajectory = jax.tree.map(lambda all_, x: all_.at[t].set(x), trajectory, item)
+        return t + 1, state, trajectory
+
+    # One flag for all rows: a batched predicate would select the whole carry at each tick.
+    _, state, trajectory = jax.lax.while_loop(
+        lambda carry: (carry[0] < length) & ~jnp.all(carry[1].done),
+        body,
+        (jnp.zeros((), jnp.int32), state, empty),
+    )
+    return trajectory, state
+
+
+def _reset_memory(policy: types.Policy, params: types.Params, memory: Any, last: Any) -> Any:
+    """The policy's memory, fresh in the rows whose episode ended."""
+    if memory is None:
+        return None
+    fresh = policy.initial_state(params, None, 0)
+
+    def select(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(last.reshape(last.shape + (1,) * (old.ndim - 1)), new, old)
+
+    return jax.tree.map(select, fresh, memory)

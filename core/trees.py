@@ -1,0 +1,93 @@
+"""Trees of arrays as flat dicts by name, and back: the form of everything on disk."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Leaf(NamedTuple):
+    """How a leaf is described; JSON-able."""
+
+    shape: list[int]
+    dtype: str  # "float32"; "key<fry>" for typed keys.
+    impl: str | None = None  # Of a typed key, as `jax.random.wrap_key_data` takes it.
+
+    def empty(self) -> np.ndarray:
+        """The numbers of a leaf of size 0."""
+        if self.impl is None:
+            return np.empty(self.shape, jnp.dtype(self.dtype))
+        key_data = jax.random.key_data(jax.random.key(0, impl=self.impl))
+        return np.empty((*self.shape, *key_data.shape), key_data.dtype)
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{self.shape}"
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaf by its path, "learner/params/linear/w"; None is no leaf."""
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
+        if name in named:
+            raise ValueError(f"two leaves are named {name!r}; a key of a dict may not contain '/'")
+        named[name] = leaf
+    return named
+
+
+def describe(name: str, leaf: Any) -> Leaf:
+    """What `leaf` is.
+
+    Raises:
+      ValueError: if it is no array of numbers.
+    """
+    if _is_key(leaf):
+        impl = None if isinstance(leaf, jax.ShapeDtypeStruct) else str(jax.random.key_impl(leaf))
+        return Leaf(list(leaf.shape), str(leaf.dtype), impl)
+    if not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    if leaf.dtype.kind in "OSUMm":
+        raise ValueError(f"leaf {name!r} must be an array of numbers, got {leaf.dtype}")
+    return Leaf(list(leaf.shape), str(leaf.dtype))
+
+
+def to_numpy(leaf: Any) -> np.ndarray:
+    """The numbers of a leaf on the host; those of a typed key are its data."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def from_numpy(array: np.ndarray, saved: Leaf, like: Any) -> Any:
+    """The leaf as `like` is: NumPy, Python scalar, or a JAX array, placed as `like` is."""
+    if _is_key(like):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=saved.impl)
+    if isinstance(like, np.ndarray | np.generic):
+        return array
+    if isinstance(like, bool | int | float):
+        return type(like)(array)
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+        return array  # int64 without x64: NumPy keeps what JAX would cut.
+    # An array that JAX may place anywhere stays so: committed, it would compile everything again.
+    sharding = like.sharding if getattr(like, "committed", True) else None
+    return jax.device_put(array, sharding)
+
+
+def check_alike(source: Any, saved: dict[str, Leaf], like: dict[str, Any]) -> None:
+    """Compares what was saved with what is expected.
+
+    Raises:
+      ValueError: for the first leaf that differs, with what was expected and what found.
+    """
+    for name, leaf in like.items():
+        expected = describe(name, leaf)
+        found = saved.get(name)
+        if found is None:
+            raise ValueError(f"{source} has no leaf {name!r}, expected {expected}")
+        if found[:2] != expected[:2]:
+            raise ValueError(f"leaf {name!r} of {source} is {found}, expected {expected}")
+    for name in saved.keys() - like.keys():
+        raise ValueError(f"{source} has a leaf {name!r}, {saved[name]}, that is not expected")
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,24 @@
+"""What a person runs: `train`, `resume` and `load` in Python, `kullback` on the command line."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kullback.experiments.runs import Run as Run
+    from kullback.experiments.runs import load as load
+    from kullback.experiments.training import resume as resume
+    from kullback.experiments.training import train as train
+
+__all__ = ["Run", "load", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that `kullback --help` does not wait for JAX.
+    if name in ("train", "resume"):
+        from kullback.experiments import training
+
+        return getattr(training, name)
+    if name in ("load", "Run"):
+        from kullback.experiments import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,195 @@
+"""The `kullback` command. Nothing heavy is imported before it is known that there is work."""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from kullback.experiments import catalog
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 1 if a run failed, 2 for what was asked wrongly."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except (ValueError, FileNotFoundError) as error:
+        return _fail(str(error), 2)
+    except ArithmeticError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", 130)
+    except BrokenPipeError:  # The reader of a pipe has seen enough.
+        return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"kullback: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One line, as all errors of this command are."""
+        self.exit(2, f"kullback: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="kullback",
+        description="Deep reinforcement learning as regularised policy updates.",
+        epilog="Each command has its own --help.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    sub = commands.add_parser("list", help="agents and environments")
+    sub.set_defaults(command=_list)
+
+    sub = commands.add_parser(
+        "train",
+        help="train an agent, or go on with a run",
+        description="Steps are agent steps over all environments. kullback train AGENT "
+        "ENVIRONMENT starts a run; kullback train --resume DIR [--steps N] goes on with one.",
+    )
+    sub.add_argument("agent", nargs="?", metavar="AGENT", help="e.g. m-dqn; see kullback list")
+    sub.add_argument("environment", nargs="?", metavar="ENVIRONMENT", help="e.g. atari/pong")
+    sub.add_argument("--resume", metavar="DIR", type=pathlib.Path, help="the run to go on with")
+    sub.add_argument("--steps", metavar="N", type=_count)
+    sub.add_argument("--seed", metavar="S", type=int)
+    sub.add_argument(
+        "--num-seeds", metavar="K", type=_count, help="seeds S to S+K-1; one program if compiled"
+    )
+    sub.add_argument("--num-envs", metavar="E", type=_count, help="environments side by side")
+    sub.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of the run, new")
+    sub.add_argument("--eval-every", metavar="N", type=_count, help="agent steps; default: never")
+    sub.add_argument("--eval-episodes", metavar="M", type=_count)
+    sub.add_argument("--log-every", metavar="N", type=_count, help="agent steps")
+    sub.add_argument("--checkpoint-every", metavar="N", type=_count, help="agent steps")
+    sub.add_argument(
+        "--set",
+        metavar="field=value",
+        action="append",
+        dest="settings",
+        help="a field of the agent's configuration, bare or dotted; see kullback fields",
+    )
+    sub.add_argument(
+        "--environment-flag",
+        metavar="flag=value",
+        action="append",
+        dest="environment_flags",
+        help="of the environment, e.g. protocol=classic for Atari",
+    )
+    sub.set_defaults(command=_train)
+
+    sub = commands.add_parser("fields", help="the fields that --set takes, with their values")
+    sub.add_argument("agent", metavar="AGENT")
+    sub.add_argument("family", metavar="FAMILY", choices=("atari", "minatar", "gym", "toy"))
+    sub.set_defaults(command=_fields)
+
+    sub = commands.add_parser("evaluate", help="play with a trained agent")
+    sub.add_argument("run", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("--episodes", metavar="N", type=_count, default=10)
+    sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
+    sub.set_defaults(command=_evaluate)
+
+    sub = commands.add_parser("export", help="write a run's parameters as safetensors")
+    sub.add_argument("run", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--out", metavar="FILE", type=pathlib.Path, required=True)
+    sub.set_defaults(command=_export)
+    return parser
+
+
+def _count(text: str) -> int:
+    """A whole number of at least 1; 50_000 and 5e4 too."""
+    with contextlib.suppress(ValueError):
+        number = float(text.replace("_", ""))
+        if number == int(number) and number >= 1:
+            return int(number)
+    raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+
+
+def _list(options: argparse.Namespace) -> int:
+    print("agents")
+    for name, what in catalog.AGENTS.items():
+        print(f"  {name:<24}{what}")
+    print(f"\n{'environments':<26}{'actions':>8}{'human':>12}{'random':>12}")
+    for row in catalog.ENVIRONMENTS:
+        human = "n/a" if row.human is None else f"{row.human:,.1f}"
+        score = "n/a" if row.random is None else f"{row.random:,.1f}"
+        print(f"  {row.name:<24}{row.num_actions:>8}{human:>12}{score:>12}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    given = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("command", "resume", "steps") and value is not None
+    }
+    if options.resume is not None:
+        if given:
+            names = ", ".join(sorted(given))
+            raise ValueError(f"--resume takes --steps alone; a run cannot change its {names}")
+        from kullback.experiments import training
+
+        path = training.resume(options.resume, steps=options.steps)
+    else:
+        if options.agent is None or options.environment is None:
+            raise ValueError("expected AGENT ENVIRONMENT (see kullback list), or --resume DIR")
+        catalog.check(options.agent, options.environment)
+        from kullback.experiments import training
+
+        if options.steps is not None:
+            given["steps"] = options.steps
+        path = training.train(given.pop("agent"), given.pop("environment"), **given)
+    print(f"run: {path}\nlearning curve: {path / 'learning_curve.png'}")
+    return 0
+
+
+def _fields(options: argparse.Namespace) -> int:
+    catalog.check_agent(options.agent)
+    from kullback import agents
+    from kullback.experiments import settings
+
+    for name, hint, value in settings.fields(agents.AGENTS[options.agent].presets(options.family)):
+        kind = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
+        print(f"{name:<44}{value!s:<12}{kind}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from kullback.experiments import runs, video
+
+    if options.video is not None:
+        video.check(options.video)
+    run = runs.load(options.run, seed=options.seed)
+    scores = run.evaluate(options.episodes)
+    chance = run.evaluate_random(options.episodes)
+    print(
+        f"{run.plan.agent} on {run.plan.environment}, seed {run.seed}, after {run.env_steps:,} "
+        f"steps: mean return {scores.mean():.2f} (min {scores.min():g}, max {scores.max():g}) "
+        f"over {len(scores)} episodes; a random policy: {chance.mean():.2f}"
+    )
+    print(f"learning curve: {run.path / 'learning_curve.png'}")
+    if options.video is not None:
+        count = video.write(run.frames(), options.video)
+        print(f"video: {options.video} ({count} frames)")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from kullback.experiments import runs
+
+    if options.out.exists():
+        raise ValueError(f"{options.out} exists; nothing is overwritten: choose another --out")
+    runs.load(options.run, seed=options.seed).export(options.out)
+    print(f"parameters: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What a run is: checked when built, saved as config.json, read from there to resume."""
+
+import contextlib
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kullback import agents, environments
+from kullback.core import types
+from kullback.experiments import settings
+
+AnyEnvironment = types.Environment | types.HostEnvironment
+MakeAgent = Callable[[types.Spec], types.Agent]
+MakeEnvironment = Callable[[int], AnyEnvironment]  # Number of rows -> environment.
+
+CUSTOM = "custom"  # Stands in config.json for what was handed over in Python.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """Of a family of environments, in agent steps over all of them."""
+
+    steps: int
+    num_envs: int
+    log_every: int
+    checkpoint_every: int
+
+
+DEFAULTS = {
+    # 200 million frames, as published.
+    "atari": Defaults(steps=50_000_000, num_envs=4, log_every=1_000, checkpoint_every=50_000),
+    "minatar": Defaults(steps=5_000_000, num_envs=16, log_every=5_000, checkpoint_every=20_000),
+    "gym": Defaults(steps=100_000, num_envs=4, log_every=1_000, checkpoint_every=10_000),
+    "toy": Defaults(steps=10_000, num_envs=4, log_every=500, checkpoint_every=2_000),
+    CUSTOM: Defaults(steps=100_000, num_envs=4, log_every=1_000, checkpoint_every=10_000),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, by names and numbers; steps are agent steps over all environments of one seed."""
+
+    agent: str
+    environment: str
+    family: str = ""  # Whose presets and defaults hold; "" is the environment's own.
+    steps: int = 0  # 0, here and below, is the family's.
+    seed: int = 0
+    num_seeds: int = 1  # Seeds seed .. seed + num_seeds - 1.
+    num_envs: int = 0
+    eval_every: int = 0  # Agent steps; 0 is never.
+    eval_episodes: int = 10
+    settings: tuple[str, ...] = ()  # field=value of the agent's configuration.
+    environment_flags: tuple[str, ...] = ()  # flag=value of the environment's constructor.
+    log_every: int = 0
+    checkpoint_every: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", tuple(self.settings))
+        object.__setattr__(self, "environment_flags", tuple(self.environment_flags))
+        if self.agent != CUSTOM and self.agent not in agents.AGENTS:
+            raise ValueError(unknown("agent", self.agent, agents.AGENTS))
+        if self.environment != CUSTOM:
+            environments.check_name(self.environment)
+        family = self.family or self.environment.split("/")[0]
+        if family not in DEFAULTS:
+            raise ValueError(unknown("family", family, DEFAULTS))
+        object.__setattr__(self, "family", family)
+        for name in ("steps", "num_envs", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, getattr(DEFAULTS[family], name))
+        for name in ("num_seeds", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.eval_every < 0:
+            raise ValueError(f"eval_every must be >= 0 (0 is never), got {self.eval_every}")
+        if not 0 <= self.seed <= 2**31 - 1 - self.num_seeds:
+            raise ValueError(f"seed must lie in [0, 2^31 - num_seeds), got {self.seed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As config.json keeps it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Plan":
+        """The plan that `to_json` gave.
+
+        Raises:
+          ValueError: if a field is missing or unknown, or holds what cannot be.
+        """
+        try:
+            return cls(**saved)
+        except TypeError as error:
+            raise ValueError(f"config.json is of another version: {error}") from error
+
+    def make_agent(self, spec: types.Spec) -> types.Agent:
+        """The agent: its presets for the family, changed by the settings."""
+        entry = agents.AGENTS[self.agent]
+        return entry.make(None, spec, settings.apply(entry.presets(self.family), self.settings))
+
+    def make_environment(self, num_envs: int) -> AnyEnvironment:
+        """The environment, with so many rows."""
+        return environments.make(
+            self.environment, num_envs, **dict(map(_flag, self.environment_flags))
+        )
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that is none of `known`, with the nearest of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(names)}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+def _flag(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"expected flag=value of the environment, got {text!r}")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, kind(value)
+    return name, {"true": True, "false": False, "none": None}.get(value.lower(), value)

@@ -1,0 +1,75 @@
+"""Pictures of runs, drawn from their rows."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+matplotlib.use("agg", force=False)
+
+
+def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str) -> None:
+    """Mean episode return against agent steps: each seed thin, their mean thick.
+
+    Args:
+      rows: of metrics.csv, with the columns seed, steps, return_mean and evaluation.
+      path: of the PNG; written whole or not at all.
+      title: of the picture.
+    """
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    seeds = sorted({int(row["seed"]) for row in rows})
+    curves = [_curve(rows, seed, "return_mean") for seed in seeds]
+    for k, (steps, returns) in enumerate(curves):
+        label = "one seed" if k == 0 and len(seeds) > 1 else None
+        if len(seeds) > 1:
+            axes.plot(steps, returns, color="C0", alpha=0.3, linewidth=0.8, label=label)
+        else:
+            axes.plot(steps, returns, color="C0", alpha=0.45, linewidth=0.9, label="each interval")
+            axes.plot(steps, _smooth(returns), color="C0", linewidth=2, label="mean of ten")
+    if len(seeds) > 1 and all(len(c[0]) == len(curves[0][0]) for c in curves):
+        values = np.stack([c[1] for c in curves])
+        known = np.any(np.isfinite(values), axis=0)
+        mean = np.nanmean(values[:, known], axis=0)
+        axes.plot(curves[0][0][known], mean, color="C0", linewidth=2, label="mean of seeds")
+    for k, seed in enumerate(seeds):
+        steps, scores = _curve(rows, seed, "evaluation")
+        known = np.isfinite(scores)
+        if known.any():
+            label = "evaluation" if k == 0 else None
+            axes.plot(steps[known], scores[known], "o", color="C1", markersize=3, label=label)
+    axes.set_xlabel("agent steps")
+    axes.set_ylabel("episode return")
+    axes.set_title(title)
+    axes.grid(alpha=0.25)
+    axes.ticklabel_format(axis="x", style="plain")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", frameon=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def _curve(
+    rows: Sequence[Mapping[str, str]], seed: int, column: str
+) -> tuple[np.ndarray, np.ndarray]:
+    own = [row for row in rows if int(row["seed"]) == seed]
+    steps = np.array([int(row["steps"]) for row in own])
+    return steps, np.array([float(row[column]) for row in own])
+
+
+def _smooth(values: np.ndarray, width: int = 10) -> np.ndarray:
+    """Mean of the last `width` values that are known."""
+    smooth = np.full(len(values), np.nan)
+    for i in range(len(values)):
+        window = values[max(0, i + 1 - width) : i + 1]
+        window = window[np.isfinite(window)]
+        if len(window):
+            smooth[i] = window.mean()
+    return smooth

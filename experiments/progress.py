@@ -1,0 +1,71 @@
+"""The live line of a run: step, return, steps a second, time left."""
+
+import sys
+import time
+from types import TracebackType
+
+import rich.console
+import rich.progress
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line now and then."""
+
+    PLAIN_SECONDS = 10.0  # Between two lines where there is no terminal.
+
+    def __init__(self, label: str, done: int, total: int, quiet: bool = False):
+        self._console = rich.console.Console(file=sys.stderr, quiet=quiet)
+        self._live = self._console.is_terminal or self._console.is_jupyter
+        self._label, self._total, self._done = label, total, done
+        self._start = self._last_line = time.monotonic()
+        self._first, self._return = done, float("nan")
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            rich.progress.TextColumn("return {task.fields[value]}"),
+            rich.progress.TextColumn("{task.fields[speed]} steps/s"),
+            rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+            disable=quiet or not self._live,
+            transient=False,
+        )
+        self._task = self._bar.add_task(
+            label, total=total, completed=done, value="-", speed="-", start=True
+        )
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        if not self._live:
+            self._console.print(f"{self._label}: step {self._done:,} of {self._total:,}")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, mean_return: float | None = None) -> None:
+        """Shows where the run is; `mean_return` is over the last 100 episodes."""
+        self._done = done
+        if mean_return is not None:
+            self._return = mean_return
+        now = time.monotonic()
+        speed = (done - self._first) / max(now - self._start, 1e-9)
+        value = "-" if self._return != self._return else f"{self._return:.2f}"
+        self._bar.update(self._task, completed=done, value=value, speed=f"{speed:,.0f}")
+        finished = done >= self._total
+        if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
+            self._last_line = now
+            left = (self._total - done) / max(speed, 1e-9)
+            self._console.print(
+                f"{self._label}: step {done:,} of {self._total:,}, return {value}, "
+                f"{speed:,.0f} steps/s, {max(left, 0):.0f} s left"
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,181 @@
+"""A run's folder: config.json, metrics.csv, TensorBoard events, learning_curve.png, checkpoints."""
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorboardX
+
+from kullback.core import checkpoints
+from kullback.experiments import plots
+
+PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
+GAMES = ("ale-py", "gymnasium", "dm-env")
+WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All else repeats exactly.
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and what is read from and written to them."""
+
+    path: pathlib.Path
+
+    @property
+    def config_file(self) -> pathlib.Path:
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> pathlib.Path:
+        return self.path / "metrics.csv"
+
+    @property
+    def curve_file(self) -> pathlib.Path:
+        return self.path / "learning_curve.png"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> pathlib.Path:
+        return self.path / "replay"
+
+    @property
+    def videos(self) -> pathlib.Path:
+        return self.path / "videos"
+
+    def config(self) -> dict[str, Any]:
+        """What the run was started with.
+
+        Raises:
+          ValueError: if this is not the folder of a run, or its config.json is damaged.
+        """
+        if not self.config_file.is_file():
+            raise ValueError(f"{self.path} is no run: it has no config.json")
+        try:
+            return json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.config_file} is damaged: {error}") from error
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.json, whole or not at all."""
+        checkpoints.atomic_write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+
+    def rows(self) -> list[dict[str, str]]:
+        """Rows of metrics.csv as they are written; none if there is no such file."""
+        if not self.metrics_file.is_file():
+            return []
+        with self.metrics_file.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rewrites metrics.csv, whole or not at all."""
+        text = io.StringIO()
+        if rows:
+            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        checkpoints.atomic_write_text(self.metrics_file, text.getvalue())
+
+    def draw(self, title: str) -> None:
+        """Draws learning_curve.png from metrics.csv."""
+        plots.learning_curve(self.rows(), self.curve_file, title)
+
+
+def create(path: pathlib.Path, config: Mapping[str, Any]) -> RunFolder:
+    """Makes the folder of a new run.
+
+    Raises:
+      ValueError: if something is there already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(
+            f"{path} exists and is not empty; runs are never overwritten: choose another --out, "
+            f"or go on with it by --resume {path}"
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    folder = RunFolder(path)
+    folder.write_config(config)
+    return folder
+
+
+class Log:
+    """Appends rows to metrics.csv and TensorBoard events."""
+
+    def __init__(self, folder: RunFolder, env_steps: int):
+        """Goes on at `env_steps`: rows after it are dropped, to be made again."""
+        self._folder = folder
+        kept = [row for row in folder.rows() if int(row["steps"]) <= env_steps]
+        self._columns = list(kept[0]) if kept else None
+        folder.write_rows(kept)
+        self._events = tensorboardX.SummaryWriter(
+            str(folder.path / "tensorboard"),
+            purge_step=env_steps + 1 if env_steps else None,
+            write_to_disk=True,
+        )
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row of one seed; floats are written so that they read back the same."""
+        new = self._columns is None
+        self._columns = self._columns or list(row)
+        with self._folder.metrics_file.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        for name, value in row.items():
+            if name not in ("seed", "steps") and value == value:
+                self._events.add_scalar(f"{name}/seed_{row['seed']}", value, row["steps"])
+
+    def flush(self) -> None:
+        self._events.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, revision and machine, to repeat a run with."""
+    versions = {}
+    for name in (*PACKAGES, *GAMES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None  # A package that this run did without.
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "command": sys.argv,
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this file is in, "-dirty" if changed; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        here = pathlib.Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "run_folder.py"):
+            return None  # Installed into somebody else's checkout.
+        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.SubprocessError):
+        return None

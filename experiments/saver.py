@@ -1,0 +1,83 @@
+"""Checkpoints of a run: the loop's snapshot, and beside it the segments of a large host replay."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from kullback.core import checkpoints, host, loops, replay
+from kullback.experiments import run_folder
+
+KEPT = 3  # The newest checkpoints; the best one stays beside them.
+
+
+class Saver:
+    """Saves and restores the state of one loop in one run folder."""
+
+    def __init__(self, folder: run_folder.RunFolder, loop: loops.Loop):
+        self._folder, self._loop = folder, loop
+        self._segments: list[dict[str, Any]] = []  # Of the replay as it is now, in order.
+        self._since: replay.Cursors | None = None  # What they hold.
+        self._store = checkpoints.SegmentStore(folder.replay)
+
+    def require_disk(self) -> int:
+        """Bytes that the run's checkpoints may take; ValueError if the disk has fewer."""
+        template = self._loop.template()
+        snapshot = sum(_bytes(leaf) for leaf in jax.tree.leaves(template))
+        # Those kept, the best, and the one being written; segments may overlap by one interval.
+        needed = (KEPT + 2) * snapshot + int(1.3 * self._loop.host_replay_bytes)
+        checkpoints.require_disk(self._folder.path, needed, "checkpoints")
+        return needed
+
+    def save(self, state: Any, score: float | None, notes: dict[str, Any]) -> None:
+        """Writes a checkpoint; `score` decides which is the best, `notes` come back on loading.
+
+        Raises:
+          ArithmeticError: if a parameter is not finite; what was saved before stays.
+        """
+        step = self._loop.env_steps(state)
+        for leaf in jax.tree.leaves(state.learner.params):
+            if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
+                raise ArithmeticError(f"a parameter is not finite at step {step}")
+        meta: dict[str, Any] = {"score": score, "notes": notes, "segments": []}
+        if isinstance(state, host.RunState):
+            arrays = replay.span(state.replay, self._since)
+            end = np.asarray(state.replay.cursor).tolist()
+            self._segments.append(self._store.append(arrays, {"end": end}))
+            self._since = replay.cursors(state.replay)
+            # A ring of L slots no longer needs what ended L slots ago, in every environment.
+            first = state.replay.cursor - len(state.replay.action) // len(end)
+            self._segments = [
+                entry for entry in self._segments if np.any(np.array(entry["span"]["end"]) > first)
+            ]
+            meta["segments"] = self._segments
+        snapshot = self._loop.snapshot(state)
+        checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
+        self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
+
+    def load_snapshot(self) -> Any:
+        """The newest whole snapshot alone, without a host replay."""
+        return checkpoints.restore_latest(self._folder.checkpoints, self._loop.template())[0]
+
+    def load(self) -> tuple[Any, dict[str, Any]]:
+        """State and notes of the newest checkpoint that is whole; warns of each passed over.
+
+        Raises:
+          FileNotFoundError: if none is whole.
+          ValueError: if it is of another shape than the loop's.
+        """
+        saved, meta, _ = checkpoints.restore_latest(
+            self._folder.checkpoints,
+            self._loop.template(),
+            check=lambda meta: self._store.verify(meta["segments"]),
+        )
+        state = self._loop.restore(saved, map(self._store.load, meta["segments"]))
+        self._segments = meta["segments"]
+        if isinstance(state, host.RunState):
+            self._since = saved.replay
+        return state, meta["notes"]
+
+
+def _bytes(leaf: Any) -> int:
+    itemsize = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+    return int(np.prod(leaf.shape)) * itemsize

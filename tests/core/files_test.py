@@ -1,0 +1,79 @@
+"""Tests of core/files.py."""
+
+import pathlib
+
+import pytest
+
+from kullback.core import files
+
+
+def test_a_file_is_replaced_whole(tmp_path: pathlib.Path):
+    path = tmp_path / "deep" / "config.json"
+    for text in ("first", "é\n"):
+        files.atomic_write_text(path, text)
+        assert path.read_bytes() == text.encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_raises_leaves_the_old(tmp_path: pathlib.Path):
+    path = tmp_path / "a"
+    files.atomic_write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), files.atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_old_stands_until_the_rename(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    def dies(old: pathlib.Path, new: pathlib.Path) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a"
+    files.atomic_write_text(path, "old")
+    monkeypatch.setattr(files.os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        files.atomic_write_text(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_all_is_synced_before_the_rename_and_the_name_after(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    order: list[str] = []
+    sync, replace = files._sync, files.os.replace
+    monkeypatch.setattr(files, "_sync", lambda path: (order.append(path.name), sync(path)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (order.append("rename"), replace(a, b)))
+    with files.atomic_path(tmp_path / "folder") as temporary:
+        (temporary / "inner").mkdir(parents=True)
+        (temporary / "inner" / "file").write_text("x")
+    assert order == ["file", "inner", ".tmp-folder", "rename", tmp_path.name]
+
+
+def test_leftovers_are_overwritten_or_removed(tmp_path: pathlib.Path):
+    (tmp_path / ".tmp-a").mkdir()
+    (tmp_path / ".tmp-a" / "half").write_text("x")
+    files.atomic_write_text(tmp_path / "a", "whole")
+    (tmp_path / ".tmp-b").write_text("half")
+    files.remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_manifest_knows_every_file(tmp_path: pathlib.Path):
+    (tmp_path / "inner").mkdir()
+    for name in ("a", "inner/b"):
+        (tmp_path / name).write_text(name)
+    files.write_manifest(tmp_path)
+    files.check_manifest(tmp_path)
+    (tmp_path / "inner" / "b").write_text("inner/c")
+    with pytest.raises(files.CorruptError, match="inner/b has changed"):
+        files.check_manifest(tmp_path)
+
+
+def test_disk_that_does_not_suffice(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "not" / "there"
+    assert files.free_bytes(path) > 0
+    files.require_disk(path, 1, "checkpoints")
+    monkeypatch.setattr(files, "free_bytes", lambda path: int(1e9))
+    with pytest.raises(ValueError, match=r"checkpoints need 3\.00 GB .* 1\.00 GB .* 2\.00 GB"):
+        files.require_disk(path, int(3e9), "checkpoints")

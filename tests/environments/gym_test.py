@@ -1,0 +1,156 @@
+"""Tests of environments/gym.py."""
+
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+from kullback.core import types
+from kullback.environments import gym
+
+
+def tick(environment: gym.Gymnasium, action: list[int]) -> types.TimeStep:
+    environment.send(np.array(action, np.int32))
+    return environment.recv()
+
+
+class Counter(gymnasium.Env):
+    """Counts its steps; actions 3 and 4, float64 observations, ends when told 4."""
+
+    action_space = gymnasium.spaces.Discrete(2, start=3)
+    observation_space = gymnasium.spaces.Box(-1.0, 9.0, (1,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = np.zeros(1)
+        return self.count, {}
+
+    def step(self, action):
+        assert action in (3, 4)
+        self.count += 1  # In place: the caller must have copied.
+        return self.count, 2.5, action == 4, self.count[0] == 3, {}
+
+
+@pytest.mark.parametrize("game", gym.GAMES)
+def test_equals_gymnasium(game: str):
+    """Rows are plain gymnasium environments, ends and cuts included."""
+    num_envs, limit = 2, 40
+    ours = gym.make(game, num_envs, max_episode_steps=limit)
+    timestep = ours.reset(3)
+    seeds = np.random.SeedSequence(3).generate_state(num_envs).tolist()
+    rows = [gymnasium.make(game, max_episode_steps=limit) for _ in range(num_envs)]
+    for i, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
+        np.testing.assert_array_equal(timestep.observation[i], row.reset(seed=seed)[0])
+    assert np.all(timestep.step_type == types.FIRST)
+    rng = np.random.default_rng(0)
+    discounts = set()
+    for _ in range(150):
+        action = rng.integers(ours.spec.num_actions, size=num_envs)
+        timestep = tick(ours, action.tolist())
+        assert timestep.observation.dtype == timestep.reward.dtype == np.float32
+        for i, row in enumerate(rows):
+            observation, reward, terminated, truncated, _ = row.step(action[i])
+            np.testing.assert_array_equal(timestep.next_observation[i], observation)
+            assert timestep.reward[i] == np.float32(reward)
+            assert timestep.last()[i] == (terminated or truncated)
+            assert timestep.discount[i] == (not terminated)
+            if terminated or truncated:
+                discounts.add(float(timestep.discount[i]))
+                observation, _ = row.reset()
+            np.testing.assert_array_equal(timestep.observation[i], observation)
+    # Only CartPole ends within so few random steps, and some of its episodes are cut.
+    assert discounts == ({0.0, 1.0} if game == "CartPole-v1" else {1.0})
+    ours.close()
+
+
+def test_seed_decides_and_rows_differ():
+    environment = gym.make("CartPole-v1", 3)
+    first, again, other = (environment.reset(seed).observation for seed in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    # No row of a seed is a row of its neighbour.
+    assert len({row.tobytes() for row in (*first, *other)}) == 6
+    environment.close()
+
+
+def test_bounds():
+    bounds = gym.make("CartPole-v1", 1).spec.bounds
+    np.testing.assert_allclose(bounds, np.outer([-1, 1], [2.4, 5, np.pi / 12, 2 * np.pi]))
+    bounds = gym.make("MountainCar-v0", 1).spec.bounds
+    np.testing.assert_allclose(bounds, [[-1.2, -0.07], [0.6, 0.07]], rtol=1e-6)
+
+
+def test_environment_of_the_callers():
+    environment = gym.from_gymnasium(Counter(), 1)
+    assert environment.spec == types.Spec(
+        shape=(1,), dtype=np.float32, num_actions=2, bounds=((-1.0,), (9.0,))
+    )
+    environment.reset(0)
+    steps = [tick(environment, [action]) for action in (0, 0, 0, 0, 1)]
+    ends = np.array([step.last()[0] for step in steps])
+    np.testing.assert_array_equal(ends, [False, False, True, False, True])
+    np.testing.assert_array_equal([step.discount[0] for step in steps], [1, 1, 1, 1, 0])
+    np.testing.assert_array_equal([step.reward[0] for step in steps], [2.5] * 5)
+    after = [step.next_observation[0, 0] for step in steps]
+    np.testing.assert_array_equal(after, [1, 2, 3, 1, 2])
+    np.testing.assert_array_equal([step.observation[0, 0] for step in steps], [1, 2, 0, 1, 0])
+    environment.close()
+
+
+def test_function_makes_rows():
+    environment = gym.from_gymnasium(Counter, 3)
+    environment.reset(0)
+    timestep = tick(environment, [0, 1, 0])
+    np.testing.assert_array_equal(timestep.last(), [False, True, False])
+    np.testing.assert_array_equal(timestep.observation[:, 0], [1, 0, 1])
+    np.testing.assert_array_equal(timestep.next_observation[:, 0], [1, 1, 1])
+    with pytest.raises(ValueError, match="one row"):
+        gym.from_gymnasium(Counter(), 2)
+
+
+@pytest.mark.parametrize(
+    "make", [gym.make, lambda game, n: gym.from_gymnasium(gymnasium.make(game))]
+)
+def test_refuses_continuous_actions(make):
+    with pytest.raises(ValueError, match=r"needs a Discrete action space, got Box\(.*\)") as error:
+        make("Pendulum-v1", 1)
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_observations_that_are_no_array():
+    class Names(Counter):
+        observation_space = gymnasium.spaces.Discrete(3)  # pyright: ignore # As users may.
+
+    with pytest.raises(ValueError, match=r"needs observations in a Box, got Discrete\(3\)"):
+        gym.from_gymnasium(Names, 1)
+
+
+def test_refuses_unknown_ids():
+    with pytest.raises(ValueError, match=r"did you mean .*CartPole-v1"):
+        gym.make("CartPol-v1", 1)
+
+
+def test_picture(monkeypatch):
+    environment = gym.make("CartPole-v1", 2)
+    environment.reset(0)
+    picture = environment.render()
+    assert picture.shape == (400, 600, 3) and picture.dtype == np.uint8 and np.ptp(picture) > 0
+    environment.close()
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    environment = gym.make("CartPole-v1", 1)
+    environment.reset(0)
+    with pytest.raises(ValueError, match="pip install"):
+        environment.render()
+    with pytest.raises(ValueError, match="rgb_array"):
+        gym.from_gymnasium(Counter()).render()
+    environment.close()
+
+
+def test_send_and_recv_alternate():
+    environment = gym.make("CartPole-v1", 1)
+    environment.reset(0)
+    with pytest.raises(RuntimeError, match="without send"):
+        environment.recv()
+    environment.send(np.zeros(1, np.int32))
+    with pytest.raises(RuntimeError, match="twice"):
+        environment.send(np.zeros(1, np.int32))

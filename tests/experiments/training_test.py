@@ -1,0 +1,268 @@
+"""Tests of experiments/training.py: runs of real processes that are stopped, killed and damaged."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from kullback import experiments
+from kullback.agents import munchausen
+from kullback.core import checkpoints, host, types
+from kullback.environments import toy
+from kullback.experiments import run_folder, training
+from kullback.experiments.saver import Saver
+
+CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "20000", "--seed", "3")
+OFTEN = ("--log-every", "250", "--checkpoint-every", "500")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "kullback.experiments.cli", *map(str, arguments)]
+
+
+def kullback(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def wait_for_checkpoint(folder: pathlib.Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        if any(found >= step for found in checkpoints.steps(folder / "checkpoints")):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
+
+
+def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
+    """Rows without wall times."""
+    rows = run_folder.RunFolder(folder).rows()
+    return [
+        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS} for row in rows
+    ]
+
+
+def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The newest checkpoint's arrays by name."""
+    run = experiments.load(folder)
+    leaves = jax.tree_util.tree_leaves_with_path(run.learner._replace(key=None))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = kullback(*CHAIN, *OFTEN, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    process = start(*CHAIN, *OFTEN, "--out", folder)
+    wait_for_checkpoint(folder, 2_000, process)
+    process.send_signal(number)
+    output = process.communicate()[0]
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"go on with: kullback train --resume {folder}" in output
+    steps = checkpoints.steps(folder / "checkpoints")
+    assert 2_000 <= steps[-1] < 20_000, "the run was over before it could be interrupted"
+    resumed = kullback("train", "--resume", folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert repeated(folder) == repeated(uninterrupted)
+    ours, theirs = arrays_of(folder), arrays_of(uninterrupted)
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    done = kullback(*CHAIN, *OFTEN, "--out", folder)
+    assert done.returncode == 0
+    newest = folder / "checkpoints" / f"{20_000:012d}"
+    victim = max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    victim.write_bytes(victim.read_bytes()[:-10])
+    resumed = kullback("train", "--resume", folder)
+    assert resumed.returncode == 0
+    assert str(newest) in resumed.stderr and "Traceback" not in resumed.stderr
+    assert repeated(folder) == repeated(uninterrupted)
+
+
+def test_a_finished_run_says_so_and_more_steps_extend_it(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    assert kullback(*CHAIN[:4], "1000", "--seed", "3", *OFTEN, "--out", folder).returncode == 0
+    again = kullback("train", "--resume", folder)
+    assert again.returncode == 0 and "is finished" in again.stdout
+    fewer = kullback("train", "--resume", folder, "--steps", "500")
+    assert fewer.returncode == 2 and "can only grow" in fewer.stderr
+    other = kullback("train", "--resume", folder, "--seed", "4")
+    assert other.returncode == 2 and "cannot change its seed" in other.stderr
+    assert kullback("train", "--resume", folder, "--steps", "2000").returncode == 0
+    assert repeated(folder) == repeated(uninterrupted)[:8]
+    assert json.loads((folder / "config.json").read_text())["plan"]["steps"] == 2_000
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(tmp_path):
+    folder = tmp_path / "run"
+    failed = kullback(
+        *("train", "dqn", "toy/chain", "--steps", "5000", "--out", folder, *OFTEN),
+        *("--set", "learning_rate=1e30"),
+    )
+    assert failed.returncode == 1
+    assert "is not finite at step" in failed.stderr and len(failed.stderr.splitlines()) < 6
+    steps = checkpoints.steps(folder / "checkpoints")
+    assert steps and f"step {steps[-1]:,}" in failed.stderr
+    run = experiments.load(folder)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(run.learner.params))
+
+
+def test_seeds_of_a_compiled_run_share_a_folder(tmp_path):
+    rows = []
+    folder = experiments.train(
+        "dqn",
+        "toy/chain",
+        steps=1_500,
+        seed=5,
+        num_seeds=2,
+        eval_every=1_000,
+        eval_episodes=3,
+        out=tmp_path / "run",
+        callback=rows.append,
+        quiet=True,
+    )
+    written = run_folder.RunFolder(folder).rows()
+    assert [(int(r["seed"]), int(r["steps"])) for r in written] == [
+        (seed, steps) for steps in (500, 1_000, 1_500) for seed in (5, 6)
+    ]
+    assert [str(r["loss"]) for r in rows] == [r["loss"] for r in written]
+    # At multiples of eval_every, and at the end.
+    assert [r["evaluation"] != "nan" for r in written] == [False, False, True, True, True, True]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["config"]["learning"]["replay"]["batch_size"] == 32
+    assert config["versions"]["jax"] == jax.__version__
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tensorboard").glob("events.*"))
+    one, two = (experiments.load(folder, seed=seed) for seed in (5, 6))
+    assert one.learner.params["linear"]["w"].shape == two.learner.params["linear"]["w"].shape
+    assert not np.array_equal(one.learner.params["linear"]["w"], two.learner.params["linear"]["w"])
+    with pytest.raises(ValueError, match="has seeds 5 to 6, not 7"):
+        experiments.load(folder, seed=7)
+
+
+HOST = {
+    "steps": 1_200,
+    "log_every": 400,
+    "checkpoint_every": 400,
+    "quiet": True,
+    "settings": ("torso=mlp_small", "batch_size=16", "min_replay_size=100", "capacity=500"),
+}
+
+
+def test_seeds_of_a_host_run_have_folders_of_their_own_and_a_seed_decides_a_run(tmp_path):
+    both = experiments.train(
+        "m-dqn", "gym/CartPole-v1", num_seeds=2, out=tmp_path / "both", **HOST
+    )
+    alone = experiments.train("m-dqn", "gym/CartPole-v1", seed=1, out=tmp_path / "one", **HOST)
+    assert repeated(both / "seed_1") == repeated(alone)
+    assert repeated(both) == repeated(both / "seed_0") + repeated(both / "seed_1")
+    assert repeated(both / "seed_0") != [{**r, "seed": "0"} for r in repeated(alone)]
+    assert experiments.load(both, seed=1).seed == 1
+
+
+def test_a_resumed_host_run_has_the_same_learner_and_replay(tmp_path):
+    path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", **HOST)
+    folder = run_folder.RunFolder(path)
+    plan = training.plans.Plan.from_json(folder.config()["plan"])
+
+    def loop():
+        environment = plan.make_environment(plan.num_envs)
+        return host.make(plan.make_agent(environment.spec), environment, 0)
+
+    # Play on from the same place twice, once through another checkpoint.
+    first = loop()
+    state, _ = Saver(folder, first).load()
+    assert state.env_steps == 1_200
+    fresh = loop()
+    copy, _ = Saver(folder, fresh).load()
+    jax.tree.map(np.testing.assert_array_equal, state.replay, copy.replay)
+    state = first.advance(state, 1_400)
+    saver = Saver(folder, first)
+    saver.load()
+    saver.save(state, None, {})
+    again, _ = Saver(folder, loop()).load()
+    assert again.env_steps == state.env_steps
+    jax.tree.map(
+        np.testing.assert_array_equal, again.learner.params, state.learner.params
+    )
+    # Every transition that could be drawn can still be, and is the same.
+    expected = first_replay(state)
+    got = first_replay(again)
+    np.testing.assert_array_equal(got, expected)
+
+
+def first_replay(state: host.RunState) -> np.ndarray:
+    contents = state.replay
+    rings = len(contents.cursor)
+    length = len(contents.action) // rings
+    found = []
+    for e in range(rings):
+        for n in range(contents.oldest[e], contents.newest[e]):
+            position = contents.starts[e * length + n % length]
+            row, following = (e * length + (position + i) % length for i in (0, 1))
+            found.append(
+                np.concatenate(
+                    [
+                        contents.frames[row],
+                        contents.frames[following],
+                        [contents.action[row], contents.reward[row], contents.discount[row]],
+                    ]
+                )
+            )
+    return np.stack(found)
+
+
+def test_what_was_handed_over_in_python_is_handed_over_again_to_resume(tmp_path):
+    def agent(spec: types.Spec) -> types.Agent:
+        return munchausen.make(None, spec, munchausen.presets("toy"))
+
+    path = experiments.train(
+        agent, toy.chain, steps=1_000, out=tmp_path / "run", quiet=True, num_envs=4
+    )
+    with pytest.raises(ValueError, match="agent was handed over in Python"):
+        experiments.resume(path, steps=2_000)
+    experiments.resume(path, steps=2_000, agent=agent, environment=toy.chain, quiet=True)
+    run = experiments.load(path, agent=agent, environment=toy.chain)
+    assert run.env_steps == 2_000
+    action = run.act(np.eye(8, dtype=np.float32)[:3], jax.random.key(0))
+    assert action.shape == (3,) and action.dtype == np.int32
+
+
+def test_disk_that_is_too_small_is_noticed_before_anything_is_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.files, "free_bytes", lambda path: 1_000)
+    with pytest.raises(ValueError, match="checkpoints need"):
+        experiments.train("dqn", "toy/chain", out=tmp_path / "run", quiet=True)
+
+
+def test_the_same_run_twice_writes_the_same_rows(uninterrupted, tmp_path):
+    environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        command(*CHAIN, *OFTEN, "--out", folder), env=environment, capture_output=True
+    )
+    assert done.returncode == 0
+    assert repeated(folder) == repeated(uninterrupted)

@@ -1,0 +1,79 @@
+"""Imports run one way, and so does what a reader must know."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+# Room -> the rooms that it may import. `agents` and `lm` never import each other.
+ALLOWED = {
+    "core": set(),
+    "environments": {"core"},
+    "agents": {"core", "environments"},
+    "lm": {"core", "environments"},
+    "theory": {"core"},
+    "experiments": {"core", "environments", "agents", "lm", "theory"},
+}
+
+
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every module that `source` may import, wherever it does so."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            # `from kullback import core` names a room too.
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def complaints(room: str, source: str) -> list[str]:
+    """What is wrong with the imports of a file of `room`, a line each."""
+    wrong = []
+    for line, name in imported(source):
+        first, _, rest = name.partition(".")
+        other = rest.partition(".")[0]
+        if not first:
+            wrong.append(f"{line}: {name} is relative; write kullback.{room}. ...")
+        elif first in ALLOWED:
+            wrong.append(f"{line}: {name} is found from the checkout only; write kullback.{name}")
+        elif first == "kullback" and other not in ALLOWED[room] | {room}:
+            wrong.append(f"{line}: {name}, but {room} may import {sorted(ALLOWED[room])} only")
+    return wrong
+
+
+def test_no_arrow_points_up(root: pathlib.Path):
+    wrong = [
+        f"{path.relative_to(root)}:{complaint}"
+        for room in ALLOWED
+        for path in sorted((root / room).rglob("*.py"))
+        for complaint in complaints(room, path.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_has_its_arrows(root: pathlib.Path):
+    rooms = {path.parent.name for path in root.glob("*/py.typed")}
+    assert rooms and rooms <= set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    "room, source",
+    [
+        ("core", "from kullback.agents import munchausen"),
+        ("core", "from kullback import environments"),
+        ("agents", "def f():\n    import kullback.experiments.cli"),
+        ("agents", "from kullback.lm import gemma"),
+        ("lm", "import numpy, kullback.agents.dqn as dqn"),
+        ("theory", "from kullback.environments import registry"),
+        ("core", "from . import types"),
+        ("agents", "from core import types"),
+    ],
+)
+def test_an_arrow_that_points_up_is_seen(room: str, source: str):
+    assert complaints(room, source)
+
+
+def test_arrows_that_point_down_are_fine():
+    assert not complaints("agents", "import jax\nfrom kullback.core import types\nimport os.path")
