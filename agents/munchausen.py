@@ -30,7 +30,9 @@ class Config:
                 f"log_policy_scale must lie in [0, 1], got {self.log_policy_scale}; the paper: 0.9"
             )
         if not self.log_policy_min < 0:
-            raise ValueError(f"log_policy_min must be < 0, got {self.log_policy_min}; the paper: -1")
+            raise ValueError(
+                f"log_policy_min must be < 0, got {self.log_policy_min}; the paper: -1"
+            )
 
 
 def presets(family: q_learning.Family) -> Config:
@@ -43,7 +45,7 @@ def presets(family: q_learning.Family) -> Config:
 
 
 def soft_value(q: jax.Array, tau: float) -> jax.Array:
-    """tau ln sum_a exp(q(a) / tau), [], of q [A]: sum_a pi(a) (q(a) - tau ln pi(a)), pi = sm(q / tau)."""
+    """Tau ln sum_a exp(q(a) / tau), [], of q [A]: sum_a pi(a) (q(a) - tau ln pi(a)), pi = sm(q / tau)."""
     best = jnp.max(q)  # Subtracted before dividing by tau: q / tau loses digits.
     return best + tau * jax.nn.logsumexp((q - best) / tau)
 

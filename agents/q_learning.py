@@ -142,10 +142,9 @@ def make(
         del key, constants  # Nothing is random in this loss.
         t: types.Transition = batch.data
         q_tm1 = network.apply(params, t.observation)  # [B, A]
-        # One pass over both ends of the transition: larger matrix products.
-        both = jnp.concatenate([t.observation, t.next_observation])
-        target_q = network.apply(targets["periodic"], both)  # [2 B, A]
-        target_q_tm1, target_q_t = jnp.split(target_q, 2)
+        # Two passes, not one over both: where a target ignores q_tm1, XLA drops the first.
+        target_q_tm1 = network.apply(targets["periodic"], t.observation)
+        target_q_t = network.apply(targets["periodic"], t.next_observation)
         target_tm1 = jax.vmap(target)(target_q_tm1, t.action, t.reward, t.discount, target_q_t)
         q_a_tm1 = rlax.batched_index(q_tm1, t.action)
         td_error = jax.lax.stop_gradient(target_tm1) - q_a_tm1

@@ -97,9 +97,7 @@ def make(
         if updates:
             keys = jax.random.split(sample_key, updates)
             (learner, sums), _ = jax.lax.scan(learn, (learner, sums), keys)
-        return RunState(
-            state.env_steps + per_iteration, learner, contents, actor, state.key, sums
-        )
+        return RunState(state.env_steps + per_iteration, learner, contents, actor, state.key, sums)
 
     def over_seeds(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         return jax.vmap(f, in_axes, out_axes) if len(seeds) > 1 else f

@@ -50,7 +50,9 @@ def _memoryless(
     def step(
         params: types.Params, observation: types.Array, state: None, key: types.Key
     ) -> tuple[jax.Array, None, dict[str, jax.Array]]:
-        action, log_probability = distribution(params, observation).sample_and_log_prob(seed=key)
-        return jnp.asarray(action, jnp.int32), state, {"log_probability": log_probability}
+        over_actions = distribution(params, observation)
+        action = over_actions.sample(seed=key)
+        extras = {"log_probability": over_actions.log_prob(action)}
+        return jnp.asarray(action, jnp.int32), state, extras
 
     return types.Policy(initial_state, step)

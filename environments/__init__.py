@@ -5,13 +5,12 @@ A family is a module of this package with `GAMES` (the names it lists), `make(ga
 imported when it is asked for.
 """
 
-import difflib
 import importlib
 import inspect
-from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+from kullback.core import names as names_of
 from kullback.core import types
 
 FAMILIES = {
@@ -39,7 +38,7 @@ def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | type
     valid = _flags(module, game)
     for flag in flags:
         if flag not in valid:
-            raise ValueError(f"{name}: {unknown('flag', flag, valid, show_all=True)}")
+            raise ValueError(f"{name}: {names_of.unknown('flag', flag, valid, show_all=True)}")
     return module.make(game, num_envs, **flags)
 
 
@@ -53,22 +52,14 @@ def names() -> list[str]:
     return [f"{family}/{game}" for family in FAMILIES for game in sorted(_module(family).GAMES)]
 
 
-def unknown(kind: str, name: str, known: Iterable[str], *, show_all: bool = False) -> str:
-    """One line for a name that is none of `known`, with the nearest of them or with all."""
-    known = sorted(known)
-    near = [] if show_all else difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(known)}"
-    return f"unknown {kind} {name!r}; {hint}"
-
-
 def _find(name: str) -> tuple[ModuleType, str]:
     family, _, game = name.partition("/")
     if family not in FAMILIES:
-        raise ValueError(f"{unknown('family', family, FAMILIES)} Names are family/game.")
+        raise ValueError(f"{names_of.unknown('family', family, FAMILIES)} (names are family/game)")
     module = _module(family)
     if game not in module.GAMES and game not in getattr(module, "UNLISTED", ()):
         valid = [f"{family}/{game}" for game in module.GAMES]
-        raise ValueError(unknown("environment", name, valid))
+        raise ValueError(names_of.unknown("environment", name, valid))
     return module, game
 
 

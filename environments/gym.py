@@ -9,8 +9,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from kullback import environments
-from kullback.core import types
+from kullback.core import names, types
 
 GAMES = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0")
 UNLISTED = gymnasium.registry  # Every id that gymnasium knows, by name; most need more packages.
@@ -32,7 +31,7 @@ def make(game: str, num_envs: int, **flags: Any) -> "Gymnasium":
       ValueError: if the id or a flag is unknown, or the spaces are none of ours.
     """
     if game not in UNLISTED:
-        raise ValueError(environments.unknown("gymnasium id", game, UNLISTED))
+        raise ValueError(names.unknown("gymnasium id", game, UNLISTED))
     modes = _creator(game).metadata.get("render_modes", ())
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
 

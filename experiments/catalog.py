@@ -6,9 +6,9 @@ with no-ops and are cut at 108,000 frames. Random scores on MinAtar are means ov
 (Freeway: 200) with all six actions, sticky actions and difficulty ramping.
 """
 
-import difflib
-from collections.abc import Iterable
 from typing import NamedTuple
+
+from kullback.core import names
 
 AGENTS = {
     "dqn": "Deep Q-network, Mnih et al. 2015, with Adam",
@@ -102,22 +102,12 @@ def check(agent: str, environment: str) -> None:
     """Raises ValueError, with the nearest names, unless both are known by name or by family."""
     check_agent(agent)
     # Other ids of gymnasium than those listed are looked up in its own registry.
-    if not environment.startswith("gym/"):
-        _check("environment", environment, [row.name for row in ENVIRONMENTS])
+    known = [row.name for row in ENVIRONMENTS]
+    if environment not in known and not environment.startswith("gym/"):
+        raise ValueError(names.unknown("environment", environment, known))
 
 
 def check_agent(agent: str) -> None:
     """Raises ValueError, with the nearest names, for an unknown agent."""
-    _check("agent", agent, AGENTS)
-
-
-def _check(kind: str, name: str, known: Iterable[str]) -> None:
-    names = sorted(known)
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    raise ValueError(
-        f"unknown {kind} {name!r}; did you mean {', '.join(near)}?"
-        if near
-        else f"unknown {kind} {name!r}; see kullback list"
-    )
+    if agent not in AGENTS:
+        raise ValueError(names.unknown("agent", agent, AGENTS))

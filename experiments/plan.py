@@ -2,12 +2,11 @@
 
 import contextlib
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from kullback import agents, environments
-from kullback.core import types
+from kullback.core import names, types
 from kullback.experiments import settings
 
 AnyEnvironment = types.Environment | types.HostEnvironment
@@ -59,12 +58,12 @@ class Plan:
         object.__setattr__(self, "settings", tuple(self.settings))
         object.__setattr__(self, "environment_flags", tuple(self.environment_flags))
         if self.agent != CUSTOM and self.agent not in agents.AGENTS:
-            raise ValueError(unknown("agent", self.agent, agents.AGENTS))
+            raise ValueError(names.unknown("agent", self.agent, agents.AGENTS))
         if self.environment != CUSTOM:
             environments.check_name(self.environment)
         family = self.family or self.environment.split("/")[0]
         if family not in DEFAULTS:
-            raise ValueError(unknown("family", family, DEFAULTS))
+            raise ValueError(names.unknown("family", family, DEFAULTS))
         object.__setattr__(self, "family", family)
         for name in ("steps", "num_envs", "log_every", "checkpoint_every"):
             if getattr(self, name) < 0:
@@ -101,18 +100,18 @@ class Plan:
         return entry.make(None, spec, settings.apply(entry.presets(self.family), self.settings))
 
     def make_environment(self, num_envs: int) -> AnyEnvironment:
-        """The environment, with so many rows."""
-        return environments.make(
-            self.environment, num_envs, **dict(map(_flag, self.environment_flags))
-        )
+        """The environment to train in, with so many rows."""
+        return environments.make(self.environment, num_envs, **self._flags())
 
+    def make_arena(self, num_envs: int) -> AnyEnvironment:
+        """The environment to be evaluated in: on Atari whole games, whatever is an episode."""
+        flags = self._flags()
+        if self.family == "atari" and flags.get("protocol") == "classic":
+            flags.setdefault("life_loss", False)
+        return environments.make(self.environment, num_envs, **flags)
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that is none of `known`, with the nearest of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}?" if near else f"expected one of {', '.join(names)}"
-    return f"unknown {kind} {name!r}; {hint}"
+    def _flags(self) -> dict[str, Any]:
+        return dict(map(_flag, self.environment_flags))
 
 
 def _flag(text: str) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import checkpoints, compiled, host, loops, rollout, types
+from kullback.core import checkpoints, compiled, host, rollout, types
 from kullback.experiments import plan as plans
 from kullback.experiments import run_folder
 from kullback.experiments.saver import Saver
@@ -23,7 +23,7 @@ class Run:
     plan: plans.Plan
     agent: types.Agent
     spec: types.Spec
-    make_environment: plans.MakeEnvironment
+    make_arena: plans.MakeEnvironment  # To be evaluated in.
     learner: types.LearnerState  # Of one seed.
     env_steps: int
     seed: int
@@ -53,7 +53,7 @@ class Run:
 
     def frames(self, limit: int = 3_000) -> Iterator[np.ndarray]:
         """Pictures of one episode, RGB uint8 [H, W, 3], one an agent step, at most `limit`."""
-        environment = self.make_environment(1)
+        environment = self.make_arena(1)
         if isinstance(environment, types.Environment):
             yield from _compiled_frames(self, environment, limit)
         else:
@@ -108,8 +108,7 @@ def load(
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
-    make_environment = environment or plan.make_environment
-    arena = make_environment(plan.num_envs)
+    arena = (environment or plan.make_environment)(plan.num_envs)
     built = (agent or plan.make_agent)(arena.spec)
     if isinstance(arena, types.Environment):
         loop = compiled.make(built, arena, seeds)
@@ -125,7 +124,7 @@ def load(
         plan=plan,
         agent=built,
         spec=arena.spec,
-        make_environment=make_environment,
+        make_arena=environment or plan.make_arena,
         learner=learner,
         env_steps=env_steps,
         seed=seed,
@@ -133,7 +132,7 @@ def load(
 
 
 def _play(agent: types.Agent, run: Run, episodes: int) -> np.ndarray:
-    environment = run.make_environment(episodes)
+    environment = run.make_arena(episodes)
     if isinstance(environment, types.Environment):
         evaluate = compiled.evaluator(agent, environment)
         return evaluate(run.learner, run.env_steps, jax.random.key(run.seed), episodes)

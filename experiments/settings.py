@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import tyro
+
+from kullback.core import names
 
 Config = TypeVar("Config")
 
@@ -82,7 +83,5 @@ def _resolve(name: str, leaves: dict[str, Any]) -> str:
         return same[0]
     if same:
         raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(sorted(same))}")
-    bare = {full.split(".")[-1]: full for full in leaves}
-    near = difflib.get_close_matches(name.split(".")[-1], bare, n=3, cutoff=0.4)
-    known = ", ".join(near) if near else ", ".join(sorted(bare))
-    raise ValueError(f"unknown field {name!r}; {'did you mean' if near else 'expected one of'} {known}")
+    bare = {full.split(".")[-1] for full in leaves}
+    raise ValueError(names.unknown("field", name.split(".")[-1], bare))

@@ -107,9 +107,9 @@ class _Work:
         environment: str | plans.MakeEnvironment,
     ):
         self.make_agent = plan.make_agent if isinstance(agent, str) else agent
-        self.make_environment = (
-            plan.make_environment if isinstance(environment, str) else environment
-        )
+        named = isinstance(environment, str)
+        self.make_environment = plan.make_environment if named else environment
+        self.make_arena = plan.make_arena if named else environment
         self.num_envs = plan.num_envs
 
     def build(self) -> tuple[types.Agent, plans.AnyEnvironment]:
@@ -184,9 +184,9 @@ def _drive(
     """Runs one loop to the plan's number of steps, or until interrupted."""
     agent, environment = built
     if isinstance(environment, types.Environment):
-        loop = compiled.make(agent, environment, seeds, work.make_environment)
+        loop = compiled.make(agent, environment, seeds, work.make_arena)
     else:
-        loop = host.make(agent, environment, seeds[0], work.make_environment)
+        loop = host.make(agent, environment, seeds[0], work.make_arena)
     saver = Saver(folder, loop)
     if folder.checkpoints.exists():
         state, notes = saver.load()
@@ -255,9 +255,11 @@ def _drive(
             if steps >= events["save"] or finished or interrupts.asked:
                 log.flush()
                 notes["wall_seconds"] = wall + time.monotonic() - clock
-                score = notes["evaluation" if plan.eval_every else "recent_return"] if (
-                    "recent_return" in notes
-                ) else None
+                score = (
+                    notes["evaluation" if plan.eval_every else "recent_return"]
+                    if ("recent_return" in notes)
+                    else None
+                )
                 saver.save(state, _finite(score), notes)
                 saved_at = steps
                 if finished or interrupts.asked or time.monotonic() - drawn > DRAW_SECONDS:

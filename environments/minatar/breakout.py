@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.environments.minatar import game, grid
+from kullback.environments.minatar import games, grid
 
 FIRST_ROW, NUM_ROWS = 1, 3  # Of bricks.
 BOTTOM = 9
@@ -47,7 +47,7 @@ def init(draws: jax.Array) -> State:
 
 
 def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
-    """One tick, see `game.Game`."""
+    """One tick, see `games.Game`."""
     del draws, ramping
     paddle = grid.walk(state.paddle, action, grid.LEFT, grid.RIGHT)
     x = state.ball_x + state.velocity_x
@@ -93,7 +93,7 @@ def observe(state: State) -> jax.Array:
     )
 
 
-GAME = game.Game(
+GAME = games.Game(
     init=init,
     step=step,
     observe=observe,

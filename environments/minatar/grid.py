@@ -28,11 +28,13 @@ def left(board: jax.Array) -> jax.Array:
 
 
 def sideways(board: jax.Array, rightward: jax.Array) -> jax.Array:
-    """`board` [..., 10] moved by one column, to the right where `rightward` (bool, the same rank)."""
+    """`board` [..., 10] moved by one column, to the right where `rightward`, of the same rank."""
     return jnp.where(rightward, right(board), left(board))
 
 
-def walk(position: jax.Array, action: jax.Array, back: int, forth: int, low: int = 0, high: int = 9):
+def walk(
+    position: jax.Array, action: jax.Array, back: int, forth: int, low: int = 0, high: int = 9
+):
     """Coordinate [] after `action`: one less for `back`, one more for `forth`, within bounds."""
     step = (action == forth).astype(jnp.int32) - (action == back).astype(jnp.int32)
     return jnp.clip(position + step, low, high)

@@ -88,9 +88,7 @@ def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates():
     agent = make("m-dqn", target_period=4)
     keys = [jax.random.key(seed) for seed in range(3)]
     axes = types.LearnerState(0, 0, 0, None, 0, 0)  # pyright: ignore[reportArgumentType]
-    together = jax.jit(
-        jax.vmap(agent.learner.step, in_axes=(axes, None, None), out_axes=(axes, 0))
-    )
+    together = jax.jit(jax.vmap(agent.learner.step, in_axes=(axes, None, None), out_axes=(axes, 0)))
     alone = jax.jit(agent.learner.step)
     states = jax.vmap(agent.learner.init, out_axes=axes)(jnp.stack(keys))
     singles = [agent.learner.init(key) for key in keys]
@@ -98,9 +96,7 @@ def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates():
         states, _ = together(states, batch(i), None)
         singles = [alone(single, batch(i), None)[0] for single in singles]
     stacked = jax.tree.map(lambda *x: np.stack(x), *[single.params for single in singles])
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states.params, stacked
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states.params, stacked)
 
 
 def test_action_gap_is_the_distance_of_the_two_best():

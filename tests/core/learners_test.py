@@ -32,13 +32,12 @@ def batch(x: float) -> types.Batch:
 
 
 def test_golden_a_step_of_gradient_descent_halves_the_distance():
-    learner = make(
-        periodic=learners.periodic(2), average=learners.moving_average(0.25)
-    )
+    learner = make(periodic=learners.periodic(2), average=learners.moving_average(0.25))
     state = learner.init(jax.random.key(0))
-    state = state._replace(params={"w": jnp.float32(4)}, targets={
-        "periodic": {"w": jnp.float32(4)}, "average": {"w": jnp.float32(4)}
-    })
+    state = state._replace(
+        params={"w": jnp.float32(4)},
+        targets={"periodic": {"w": jnp.float32(4)}, "average": {"w": jnp.float32(4)}},
+    )
     state, feedback = learner.step(state, batch(0.0), 0.0)
     assert float(feedback.metrics["loss"]) == 8  # 4^2 / 2.
     assert float(state.params["w"]) == 2  # 4 - 0.5 * 4.
@@ -80,7 +79,9 @@ def test_periodic_stays_a_branch_under_vmap_over_seeds():
     assert branches == {None: True, 0: False}  # A counter a seed would make it a select.
 
 
-@pytest.mark.parametrize("make_rule", [lambda: learners.periodic(0), lambda: learners.moving_average(0.0)])
+@pytest.mark.parametrize(
+    "make_rule", [lambda: learners.periodic(0), lambda: learners.moving_average(0.0)]
+)
 def test_rules_are_checked(make_rule):
     with pytest.raises(ValueError, match="got 0"):
         make_rule()

@@ -52,9 +52,7 @@ def play(auto_reset: bool, lengths: list[int], context=None):
     state = rollout.start(policy, environment, None, jax.random.key(0), context)
     parts = []
     for i, length in enumerate(lengths):
-        run = jax.jit(
-            lambda s, k, n=length: rollout.rollout(policy, environment, None, s, k, n)
-        )
+        run = jax.jit(lambda s, k, n=length: rollout.rollout(policy, environment, None, s, k, n))
         part, state = run(state, jax.random.key(i))
         parts.append(part)
     return jax.tree.map(lambda *x: np.concatenate(x), *parts), state

@@ -73,11 +73,17 @@ def test_seed_decides_and_rows_differ():
     environment.close()
 
 
-def test_bounds():
-    bounds = gym.make("CartPole-v1", 1).spec.bounds
-    np.testing.assert_allclose(bounds, np.outer([-1, 1], [2.4, 5, np.pi / 12, 2 * np.pi]))
-    bounds = gym.make("MountainCar-v0", 1).spec.bounds
-    np.testing.assert_allclose(bounds, [[-1.2, -0.07], [0.6, 0.07]], rtol=1e-6)
+@pytest.mark.parametrize(
+    "game, high",
+    [
+        ("CartPole-v1", [2.4, 5, np.pi / 12, 2 * np.pi]),  # Its own are infinite.
+        ("Acrobot-v1", [1, 1, 1, 1, 4 * np.pi, 9 * np.pi]),
+    ],
+)
+def test_bounds(game: str, high: list[float]):
+    bounds = gym.make(game, 1).spec.bounds
+    assert bounds is not None
+    np.testing.assert_allclose(bounds, np.outer([-1, 1], high), rtol=1e-6)
 
 
 def test_environment_of_the_callers():
@@ -94,6 +100,19 @@ def test_environment_of_the_callers():
     after = [step.next_observation[0, 0] for step in steps]
     np.testing.assert_array_equal(after, [1, 2, 3, 1, 2])
     np.testing.assert_array_equal([step.observation[0, 0] for step in steps], [1, 2, 0, 1, 0])
+    environment.close()
+
+
+def test_arrays_are_the_callers_to_keep():
+    environment = gym.make("CartPole-v1", 2)
+    timesteps = [environment.reset(0)]
+    copies = [[np.array(x) for x in timesteps[0]]]
+    for _ in range(30):
+        timesteps.append(tick(environment, [0, 1]))
+        copies.append([np.array(x) for x in timesteps[-1]])
+    for timestep, copy in zip(timesteps, copies, strict=True):
+        for x, y in zip(timestep, copy, strict=True):
+            np.testing.assert_array_equal(x, y)
     environment.close()
 
 

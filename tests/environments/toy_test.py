@@ -24,7 +24,7 @@ def test_chain_by_hand():
     # 0 -> 0 (left stays) -> 1 -> 0 -> 1 -> 2 -> past the end, hence 0 -> 1.
     actions = np.array([left, right, left, right, right, right, right])[:, None]
     t = play(environment, actions)
-    np.testing.assert_array_equal(np.argmax(t.observation, -1)[:, 0], [0, 1, 0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(t.observation[:, 0], np.eye(3)[[0, 1, 0, 1, 2, 0, 1]])
     np.testing.assert_array_equal(t.reward[:, 0], [0, 0, 0, 0, 0, 1, 0])
     np.testing.assert_array_equal(t.discount[:, 0], [1, 1, 1, 1, 1, 0, 1])
     np.testing.assert_array_equal(t.step_type[:, 0], np.array([1, 1, 1, 1, 1, 2, 1]))

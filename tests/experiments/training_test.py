@@ -19,7 +19,7 @@ from kullback.environments import toy
 from kullback.experiments import run_folder, training
 from kullback.experiments.saver import Saver
 
-CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "20000", "--seed", "3")
+CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "10000", "--seed", "3")
 OFTEN = ("--log-every", "250", "--checkpoint-every", "500")
 
 
@@ -50,9 +50,7 @@ def wait_for_checkpoint(folder: pathlib.Path, step: int, process: subprocess.Pop
 def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
     """Rows without wall times."""
     rows = run_folder.RunFolder(folder).rows()
-    return [
-        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS} for row in rows]
 
 
 def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -81,7 +79,7 @@ def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, t
         assert process.returncode == 130
         assert f"go on with: kullback train --resume {folder}" in output
     steps = checkpoints.steps(folder / "checkpoints")
-    assert 2_000 <= steps[-1] < 20_000, "the run was over before it could be interrupted"
+    assert 2_000 <= steps[-1] < 10_000, "the run was over before it could be interrupted"
     resumed = kullback("train", "--resume", folder)
     assert resumed.returncode == 0, resumed.stderr
     assert repeated(folder) == repeated(uninterrupted)
@@ -94,7 +92,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(uninterrupted, t
     folder = tmp_path / "run"
     done = kullback(*CHAIN, *OFTEN, "--out", folder)
     assert done.returncode == 0
-    newest = folder / "checkpoints" / f"{20_000:012d}"
+    newest = folder / "checkpoints" / f"{10_000:012d}"
     victim = max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     victim.write_bytes(victim.read_bytes()[:-10])
     resumed = kullback("train", "--resume", folder)
@@ -174,9 +172,7 @@ HOST = {
 
 
 def test_seeds_of_a_host_run_have_folders_of_their_own_and_a_seed_decides_a_run(tmp_path):
-    both = experiments.train(
-        "m-dqn", "gym/CartPole-v1", num_seeds=2, out=tmp_path / "both", **HOST
-    )
+    both = experiments.train("m-dqn", "gym/CartPole-v1", num_seeds=2, out=tmp_path / "both", **HOST)
     alone = experiments.train("m-dqn", "gym/CartPole-v1", seed=1, out=tmp_path / "one", **HOST)
     assert repeated(both / "seed_1") == repeated(alone)
     assert repeated(both) == repeated(both / "seed_0") + repeated(both / "seed_1")
@@ -206,34 +202,28 @@ def test_a_resumed_host_run_has_the_same_learner_and_replay(tmp_path):
     saver.save(state, None, {})
     again, _ = Saver(folder, loop()).load()
     assert again.env_steps == state.env_steps
-    jax.tree.map(
-        np.testing.assert_array_equal, again.learner.params, state.learner.params
-    )
-    # Every transition that could be drawn can still be, and is the same.
-    expected = first_replay(state)
-    got = first_replay(again)
-    np.testing.assert_array_equal(got, expected)
+    jax.tree.map(np.testing.assert_array_equal, again.learner.params, state.learner.params)
+    # Every transition that could be drawn still can be, but for the oldest of a ring: the cut of
+    # its running episode took a slot.
+    expected, got = drawable(state), drawable(again)
+    assert len(expected) - 4 <= len(got) <= len(expected)
+    for item, transition in got.items():
+        np.testing.assert_array_equal(transition, expected[item])
 
 
-def first_replay(state: host.RunState) -> np.ndarray:
+def drawable(state: host.RunState) -> dict[tuple[int, int], np.ndarray]:
+    """Transitions that may be drawn, by environment and number."""
     contents = state.replay
-    rings = len(contents.cursor)
-    length = len(contents.action) // rings
-    found = []
-    for e in range(rings):
-        for n in range(contents.oldest[e], contents.newest[e]):
+    length = len(contents.action) // len(contents.cursor)
+    found = {}
+    for e, (oldest, newest) in enumerate(zip(contents.oldest, contents.newest, strict=True)):
+        for n in range(oldest, newest):
             position = contents.starts[e * length + n % length]
             row, following = (e * length + (position + i) % length for i in (0, 1))
-            found.append(
-                np.concatenate(
-                    [
-                        contents.frames[row],
-                        contents.frames[following],
-                        [contents.action[row], contents.reward[row], contents.discount[row]],
-                    ]
-                )
-            )
-    return np.stack(found)
+            scalars = contents.action[row], contents.reward[row], contents.discount[row]
+            frames = contents.frames[row], contents.frames[following]
+            found[e, n] = np.concatenate([*frames, scalars])
+    return found
 
 
 def test_what_was_handed_over_in_python_is_handed_over_again_to_resume(tmp_path):

@@ -42,7 +42,7 @@ class Game(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]  # draws [num_init_draws] -> state.
-    # (state, action [], draws [num_step_draws], ramping) -> (state, reward float32 [], terminal []).
+    # (state, action [], draws [num_step_draws], ramping) -> (state, reward [], terminal []).
     step: Callable[[Any, jax.Array, jax.Array, Any], tuple[Any, jax.Array, jax.Array]]
     observe: Callable[[Any], jax.Array]  # state -> bool, [10, 10, C].
     channels: tuple[str, ...]  # The C names.
@@ -110,7 +110,10 @@ def make(
     def step_row(game_state, last_action, steps, action, draws):
         sticky_draw, step_draws, init_draws = jnp.split(draws, [1, 1 + game.num_step_draws])
         action = jnp.where(sticky_draw[0] < sticky_action_prob, last_action, action)
-        game_state, reward, terminal = game.step(game_state, action, step_draws, difficulty_ramping)
+        # The barrier keeps XLA from computing the step anew for each of its uses.
+        game_state, reward, terminal = jax.lax.optimization_barrier(
+            game.step(game_state, action, step_draws, difficulty_ramping)
+        )
         steps += 1
         last = terminal if max_episode_steps is None else terminal | (steps >= max_episode_steps)
         next_observation = game.observe(game_state)
@@ -138,7 +141,7 @@ def make(
 
 
 def render(observation: np.ndarray) -> np.ndarray:
-    """Picture of a bool observation [10, 10, C], later channels over earlier; uint8, [160, 160, 3]."""
+    """Picture of an observation [10, 10, C], later channels over earlier; uint8, [160, 160, 3]."""
     picture = np.full((*observation.shape[:2], 3), BACKGROUND, np.uint8)
     for channel in range(observation.shape[2]):
         picture[np.asarray(observation[..., channel], bool)] = PALETTE[channel]

@@ -1,0 +1,214 @@
+"""Tests of core/loops.py, core/compiled.py and core/host.py: one agent, two loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback import agents
+from kullback.core import compiled, host, loops, networks, replay, types
+from kullback.environments import toy
+from kullback.experiments import settings
+
+
+class OnHost:
+    """A compiled environment behind the host's interface."""
+
+    def __init__(self, environment: types.Environment):
+        self.spec, self.num_envs = environment.spec, environment.num_envs
+        self._reset, self._step = jax.jit(environment.reset), jax.jit(environment.step)
+        self._state = self._action = None
+
+    def reset(self, seed: int) -> types.TimeStep:
+        self._state, timestep = self._reset(jax.random.key(seed))
+        return jax.tree.map(np.asarray, timestep)
+
+    def send(self, action: np.ndarray) -> None:
+        assert self._action is None
+        self._action = action
+
+    def recv(self) -> types.TimeStep:
+        self._state, timestep = self._step(self._state, self._action)
+        self._action = None
+        return jax.tree.map(np.asarray, timestep)
+
+    def render(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+@functools.cache
+def agent(name: str = "m-dqn", *changes: str) -> types.Agent:
+    entry = agents.AGENTS[name]
+    config = settings.apply(entry.presets("toy"), changes)
+    return entry.make(None, toy.chain(1).spec, config)
+
+
+def compiled_loop(seeds=(0,), num_envs=4, name="m-dqn", **flags) -> loops.Loop:
+    return compiled.make(
+        agent(name),
+        toy.chain(num_envs, **flags),
+        seeds,
+        lambda n: toy.chain(n, **flags),
+    )
+
+
+def to_end(loop: loops.Loop, state, until: int):
+    while loop.env_steps(state) < until:
+        state = loop.advance(state, until)
+    return state
+
+
+def equal(a, b) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(_numbers(x), _numbers(y)), a, b)
+
+
+def _numbers(x):
+    if isinstance(x, int):
+        return x
+    is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x)
+
+
+@pytest.mark.parametrize(
+    ("period", "num_envs", "expected"),
+    [(4, 1, (4, 1)), (4, 2, (2, 1)), (4, 4, (1, 1)), (4, 16, (1, 4)), (1, 3, (1, 3))],
+)
+def test_pace(period, num_envs, expected):
+    config = replay.Config(samples_per_update=period)
+    pace = loops.pace(config, num_envs)
+    assert tuple(pace) == expected
+    assert pace.env_steps(num_envs) == period * pace.updates
+
+
+def test_a_pace_that_does_not_fit_names_the_nearest_that_does():
+    with pytest.raises(ValueError, match="num_envs=7; the nearest valid num_envs is 8"):
+        loops.pace(replay.Config(), 7)
+    with pytest.raises(ValueError, match="num_envs must be >= 1"):
+        loops.pace(replay.Config(), 0)
+
+
+@pytest.mark.parametrize("kind", ["compiled", "host"])
+@pytest.mark.parametrize("num_envs", [1, 8])
+def test_updates_are_one_in_four_agent_steps_after_the_warm_up(kind, num_envs):
+    if kind == "compiled":
+        loop = compiled_loop(num_envs=num_envs)
+    else:
+        loop = host.make(agent(), OnHost(toy.chain(num_envs)), seed=0)
+    state = to_end(loop, loop.init(), 500)
+    assert loop.env_steps(state) == 504 if num_envs == 8 else 500
+    assert int(state.learner.steps) == 0
+    start = loop.env_steps(state)
+    state = to_end(loop, state, 700)
+    assert int(state.learner.steps) == (loop.env_steps(state) - start) // 4
+
+
+@pytest.mark.parametrize("kind", ["compiled", "host"])
+def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(kind):
+    def loop():
+        if kind == "compiled":
+            return compiled_loop()
+        arena = lambda n: OnHost(toy.chain(n))  # noqa: E731  # As short as the other.
+        return host.make(agent(), OnHost(toy.chain(4)), 0, arena)
+
+    one = loop()
+    whole = to_end(one, one.init(), 900)
+    other = loop()
+    state = other.init()
+    for until in (3, 17, 480, 520, 800, 900):
+        state = to_end(other, state, until)
+        other.evaluate(state, 2)
+    equal(whole, state)
+
+
+def test_seeds_in_one_program_equal_runs_one_by_one():
+    together = compiled_loop(seeds=(3, 4))
+    states = to_end(together, together.init(), 540)  # Ten updates.
+    _, rows = together.rows(states)
+    for k, seed in enumerate((3, 4)):
+        alone = compiled_loop(seeds=(seed,))
+        state = to_end(alone, alone.init(), 540)
+        learner = compiled.seed_of(states.learner, k, 2)
+        assert int(learner.steps) == int(state.learner.steps) == 10
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            learner.params,
+            state.learner.params,
+        )
+        contents = compiled.seed_of(states.replay, k, 2)
+        equal(contents, state.replay)
+        _, (row,) = alone.rows(state)
+        assert rows[k]["episodes"] == row["episodes"]
+    assert not np.array_equal(*(_numbers(k) for k in states.key))
+
+
+def test_both_loops_make_the_same_updates_of_the_same_data():
+    learner = agent().learner
+    store = replay.host(toy.chain(1).spec, agent().replay, 2)
+    contents, environment = store.init(), OnHost(toy.chain(2))
+    observation = environment.reset(0).observation
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        action = rng.integers(0, 2, 2).astype(np.int32)
+        environment.send(action)
+        timestep = environment.recv()
+        contents = store.add(contents, observation, action, timestep)
+        observation = timestep.observation
+    batches = [store.sample(contents, rng) for _ in range(10)]
+
+    on_host = learner.init(jax.random.key(0))
+    step = jax.jit(learner.step, donate_argnums=0)
+    for batch in batches:
+        on_host, _ = step(on_host, batch, None)
+
+    @jax.jit
+    def in_one_program(state, batches):
+        return jax.lax.scan(lambda s, b: (learner.step(s, b, None)[0], None), state, batches)[0]
+
+    stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
+    in_scan = in_one_program(learner.init(jax.random.key(0)), stacked)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), on_host.params, in_scan.params
+    )
+
+
+@pytest.mark.parametrize("name", sorted(agents.AGENTS))
+def test_every_agent_finds_the_optimal_policy_of_the_chain(name):
+    loop = compiled_loop(name=name, slip=0.1)
+    state = to_end(loop, loop.init(), 8_000)
+    _, (row,) = loop.rows(state)
+    assert row["loss"] < 0.05 and row["epsilon"] == pytest.approx(0.1)
+    params = agent(name).actor_params(state.learner, np.int32(8_000), True)
+    act = jax.jit(agent(name).policy.step)
+    actions, _, _ = act(params, np.eye(8, dtype=np.float32), None, jax.random.key(0))
+    np.testing.assert_array_equal(actions, toy.optimal_values(8, slip=0.1).argmax(1))
+    assert loop.evaluate(state, 5).mean() == 1.0
+
+
+def test_dqn_finds_the_optimal_values_of_the_chain():
+    loop = compiled_loop(name="dqn")
+    state = to_end(loop, loop.init(), 20_000)
+    network_values = _values(state)
+    expected = toy.optimal_values(8)  # gamma^(7 - s) to the right.
+    np.testing.assert_allclose(network_values, expected, atol=0.05)
+
+
+def _values(state) -> np.ndarray:
+    network = networks.action_values(networks.torso("mlp_small", toy.chain(1).spec), 2)
+    return np.asarray(network.apply(state.learner.params, np.eye(8, dtype=np.float32)))
+
+
+def test_evaluation_needs_an_environment_on_the_host():
+    loop = host.make(agent(), OnHost(toy.chain(4)), 0)
+    with pytest.raises(ValueError, match="no environment to evaluate in"):
+        loop.evaluate(loop.init(), 1)
+
+
+def test_evaluation_plays_one_episode_a_row_with_its_own_epsilon():
+    loop = compiled_loop(max_episode_steps=30)
+    returns = loop.evaluate(loop.init(), 6)
+    assert returns.shape == (1, 6) and set(np.unique(returns)) <= {0.0, 1.0}

@@ -1,0 +1,154 @@
+"""Tests of environments/__init__.py, and what all environments have in common."""
+
+import subprocess
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import dm_env
+import numpy as np
+import pytest
+from absl.testing import absltest
+from dm_env import test_utils
+
+from kullback import environments
+from kullback.core import types
+from kullback.environments import atari, dm, minatar
+
+
+class Conformance(test_utils.EnvironmentTestMixin):
+    """dm_env's own tests over the view of `name`, with actions that end episodes."""
+
+    name: str
+    flags: tuple[tuple[str, Any], ...] = ()
+    num_actions: int = 60
+
+    def make_object_under_test(self, **unused_kwargs: Any) -> dm_env.Environment:
+        return dm.as_dm_env(environments.make(self.name, **dict(self.flags)), seed=1)
+
+    def make_action_sequence(self) -> Generator[Any]:
+        rng = np.random.default_rng(0)
+        for _ in range(self.num_actions):
+            yield np.int32(rng.integers(self.environment.action_spec().num_values))
+
+    def test_longer_action_sequence(self):
+        step_types = []
+        for action in self.make_action_sequence():
+            step_types.append(self.environment.step(action).step_type)
+        assert step_types.count(dm_env.StepType.LAST) >= 2  # The mixin only logs it.
+        super().test_longer_action_sequence()
+
+
+class AtariTest(Conformance, absltest.TestCase):
+    name = "atari/pong"
+    flags = (("max_frames", 80),)
+
+
+class ClassicAtariTest(Conformance, absltest.TestCase):
+    name = "atari/breakout"
+    flags = (("protocol", "classic"),)
+    num_actions = 250
+
+
+class MinAtarTest(Conformance, absltest.TestCase):
+    name = "minatar/breakout"
+    num_actions = 150
+
+
+class GymTest(Conformance, absltest.TestCase):
+    name = "gym/CartPole-v1"
+
+
+class CutGymTest(Conformance, absltest.TestCase):
+    name = "gym/MountainCar-v0"
+    flags = (("max_episode_steps", 10),)
+
+
+class ToyTest(Conformance, absltest.TestCase):
+    name = "toy/chain"
+    flags = (("length", 3),)
+
+
+class ToyWithoutResetTest(Conformance, absltest.TestCase):
+    name = "toy/chain"
+    flags = (("length", 3), ("slip", 0.1), ("auto_reset", False))
+
+
+def test_names():
+    names = environments.names()
+    assert len(names) == len(set(names)) == 60 + len(minatar.GAMES) + 3 + 1
+    assert {"atari/pong", "minatar/breakout", "gym/CartPole-v1", "toy/chain"} <= set(names)
+    for name in names:
+        environments.check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("atari/pong", {"max_noops": 3}),
+        ("minatar/breakout", {"sticky_action_prob": 0.0}),
+        ("gym/CartPole-v1", {"sutton_barto_reward": True}),
+        ("gym/CartPole-v0", {}),  # Not listed, and known.
+        ("toy/chain", {"length": 3}),
+    ],
+)
+# gymnasium says that CartPole-v0 is out of date.
+@pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
+def test_makes(name: str, flags: dict):
+    environment = environments.make(name, 2, **flags)
+    assert environment.num_envs == 2
+    assert isinstance(environment, types.Environment) == name.startswith(("minatar", "toy"))
+    if not isinstance(environment, types.Environment):
+        environment.close()
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("atri/pong", "unknown family 'atri'; did you mean atari?"),
+        ("pong", "unknown family 'pong'; expected one of atari, gym, minatar, toy"),
+        ("atari", "unknown environment 'atari'; "),
+        ("atari/pnog", "unknown environment 'atari/pnog'; did you mean atari/pong"),
+        ("minatar/brekout", "did you mean minatar/breakout"),
+        ("gym/CartPol-v1", "did you mean gym/CartPole-v1"),
+        ("toy/chian", "did you mean toy/chain"),
+    ],
+)
+def test_unknown_names(name: str, message: str):
+    for function in (environments.check_name, environments.make):
+        with pytest.raises(ValueError) as error:
+            function(name)
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, valid",
+    [
+        ("atari/pong", "protocol"),
+        ("minatar/breakout", "sticky_action_prob"),
+        ("gym/CartPole-v1", "max_episode_steps"),
+        ("toy/chain", "slip"),
+    ],
+)
+def test_unknown_flags(name: str, valid: str):
+    with pytest.raises(ValueError, match=f"{name}: unknown flag 'stiky'; .*{valid}") as error:
+        environments.make(name, stiky=0.25)
+    assert "\n" not in str(error.value)
+
+
+def test_needs_a_row():
+    with pytest.raises(ValueError, match="num_envs must be >= 1, got 0"):
+        environments.make("toy/chain", 0)
+
+
+def test_hosts_are_host_environments():
+    environment: types.HostEnvironment = atari.make("pong", 1)
+    environment.close()
+
+
+def test_imports_nothing_of_a_family():
+    program = (
+        "import sys; from kullback import environments; "
+        "assert not {'ale_py', 'gymnasium', 'dm_env'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
