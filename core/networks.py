@@ -79,7 +79,7 @@ def nature_cnn(observation: jax.Array, padding: convolution.Padding = "VALID") -
     Padded VALID, as DQN Zoo's (3,136 features before the hidden layer); Dopamine's TensorFlow
     network pads SAME (7,744).
     """
-    x = jnp.moveaxis(observation, 1, -1).astype(jnp.float32) / 255  # [B, 84, 84, 4]
+    x = jnp.moveaxis(observation, 1, -1)  # [B, 84, 84, 4]
     for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
         x = jax.nn.relu(Conv2D(filters, kernel, stride, padding)(x))
     return jax.nn.relu(linear(512)(hk.Flatten()(x)))
@@ -136,13 +136,16 @@ class Conv2D(hk.Module):
 
     def __init__(self, filters: int, kernel: int, stride: int, padding: convolution.Padding):
         super().__init__(name="conv2_d")
-        self.filters, self.kernel, self.stride, self.padding = filters, kernel, stride, padding
+        self.filters, self.kernel, self.stride = filters, kernel, stride
+        self.padding: convolution.Padding = padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H', W', O]."""
         channels = x.shape[-1]
         init = uniform_fan_in(self.kernel * self.kernel * channels)
         shape = (self.kernel, self.kernel, channels, self.filters)
-        w = hk.get_parameter("w", shape, x.dtype, init=init)
-        b = hk.get_parameter("b", (self.filters,), x.dtype, init=init)
+        w = hk.get_parameter("w", shape, jnp.float32, init=init)
+        b = hk.get_parameter("b", (self.filters,), jnp.float32, init=init)
+        if x.dtype == jnp.uint8:  # Scales the weights, which are few, and moves bytes.
+            w = w / 255
         return convolution.conv2d(x, w, self.stride, self.padding) + b
