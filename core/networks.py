@@ -140,7 +140,7 @@ class Conv2D(hk.Module):
         self.padding: convolution.Padding = padding
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', O]."""
+        """[B, H, W, C] -> [B, H', W', O]; bytes are read as fractions of 255."""
         channels = x.shape[-1]
         init = uniform_fan_in(self.kernel * self.kernel * channels)
         shape = (self.kernel, self.kernel, channels, self.filters)

@@ -115,14 +115,14 @@ def n_step_return(
     """
     xp = np if isinstance(reward, np.ndarray) else jnp
     if clip is not None:
-        reward = xp.clip(reward, -clip, clip)
+        reward = xp.minimum(xp.maximum(reward, -clip), clip)  # np.clip costs as much as ten ops.
     total, factor = reward[:, 0], np.float32(gamma) * discount[:, 0]
-    alive, length = ~last[:, 0], xp.ones(len(reward), np.int32)
+    length, alive = xp.ones(len(reward), np.int32), True
     for i in range(1, reward.shape[1]):
+        alive = alive & ~last[:, i - 1]
         total = total + xp.where(alive, factor * reward[:, i], 0)
         factor = xp.where(alive, np.float32(gamma) * factor * discount[:, i], factor)
         length = length + alive
-        alive = alive & ~last[:, i]
     return total, factor, length
 
 
@@ -295,19 +295,25 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         )
         return state._replace(oldest=_forget(state))
 
+    ones = np.ones(config.batch_size, np.float32)
+    steps_on = np.arange(n, dtype=np.int32)[None]  # [1, n]
+    stack_at = np.arange(1 - stack, 1, dtype=np.int32)[None]  # [1, stack], the newest is at 0.
+    stacks_at = np.arange(1 - stack, 2, dtype=np.int32)[None]  # That of the next step too.
+
     def sample(state: State, key: Any) -> types.Batch:
         counts = xp.maximum(state.newest - (n - 1) - state.oldest, 0)  # [E]: n steps are known.
-        ends = xp.cumsum(counts)
+        ends = counts.cumsum(dtype=np.int32)
         if xp is np:
-            draw = key.integers(0, ends[-1], config.batch_size)
+            draw = key.integers(0, ends[-1], config.batch_size, np.int32)
+            env = ends.searchsorted(draw, side="right")  # [B]
         else:
             draw = jax.random.randint(key, (config.batch_size,), 0, ends[-1])
-        env = xp.sum(draw[:, None] >= ends[None], axis=1)  # [B]
+            env = jnp.searchsorted(ends, draw, side="right", method="compare_all")
         base = xp.asarray(ring_start)[env]
-        number = state.oldest[env] + draw - (ends - counts)[env]
+        number = draw + (state.oldest - (ends - counts))[env]
         position = state.starts[base + number % length]
 
-        steps = base[:, None] + (position[:, None] + np.arange(n, dtype=np.int32)[None]) % length
+        steps = base[:, None] + (position[:, None] + steps_on) % length
         reward, discount, m = n_step_return(
             state.reward[steps],
             state.discount[steps],
@@ -318,27 +324,22 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         row = steps[:, 0]
         observation, next_observation = _observations(state, base, position, state.age[row], m)
         data = types.Transition(observation, state.action[row], reward, discount, next_observation)
-        ones = xp.ones(config.batch_size, np.float32)
         return types.Batch(data, row, ones / ends[-1].astype(np.float32), ones)
 
     def _observations(state: State, base: Any, position: Any, age: Any, m: Any) -> Any:
         """Stacks of frames ending at `position` and m steps on, zeros before the episode."""
 
-        def rows(first: int, end: int, position: Any, age: Any) -> Any:  # [B, end - first]
-            offset = np.arange(first, end, dtype=np.int32)[None]
-            row = base[:, None] + (position[:, None] + offset) % length
-            return xp.where(age[:, None] + offset >= 0, row, zero_frame)
+        def read(at: np.ndarray, position: Any, age: Any) -> Any:  # [B, len(at), ...]
+            row = base[:, None] + (position[:, None] + at) % length
+            return state.frames.take(xp.where(age[:, None] >= -at, row, zero_frame), axis=0)
 
         if stack == 1:
-            both = xp.concatenate([position, position + m])
-            frames = state.frames[xp.concatenate([base, base]) + both % length]
-            return frames[: len(base)], frames[len(base) :]
+            return state.frames[base + position % length], state.frames[
+                base + (position + m) % length
+            ]
         if n == 1:  # The two overlap in all but one frame: read each once.
-            frames = state.frames[rows(1 - stack, 2, position, age)]
+            frames = read(stacks_at, position, age)
             return frames[:, :-1], frames[:, 1:]
-        return (
-            state.frames[rows(1 - stack, 1, position, age)],
-            state.frames[rows(1 - stack, 1, position + m, age + m)],
-        )
+        return read(stack_at, position, age), read(stack_at, position + m, age + m)
 
     return Replay(init, add, sample, cut)
