@@ -42,7 +42,7 @@ def dqn_target(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """Returns DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
     config = config or Config()
     return q_learning.make(
         dqn_target,

@@ -45,7 +45,10 @@ def presets(family: q_learning.Family) -> Config:
 
 
 def soft_value(q: jax.Array, tau: float) -> jax.Array:
-    """Tau ln sum_a exp(q(a) / tau), [], of q [A]: sum_a pi(a) (q(a) - tau ln pi(a)), pi = sm(q / tau)."""
+    """Tau ln sum_a exp(q(a) / tau), [], of q [A].
+
+    It equals sum_a pi(a) (q(a) - tau ln pi(a)) for pi = softmax(q / tau).
+    """
     best = jnp.max(q)  # Subtracted before dividing by tau: q / tau loses digits.
     return best + tau * jax.nn.logsumexp((q - best) / tau)
 
@@ -91,7 +94,7 @@ def policy_entropy(q: jax.Array, tau: float) -> jax.Array:
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """Returns M-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+    """M-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
 
     It acts epsilon-greedily, as in the paper: softmax(q / 0.03) is nearly uniform at first, and
     sparse games would never see a reward.

@@ -18,7 +18,7 @@ from kullback.core import replay as replays
 
 Family = Literal["atari", "minatar", "gym", "toy"]
 
-# target(target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to.
+# (target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to.
 Target = Callable[..., jax.Array]
 
 
@@ -118,7 +118,7 @@ def make(
 ) -> types.Agent:
     """Returns the agent that regresses q(s, a) towards `target`, all of it from target values.
 
-        L(theta) = mean_B l(target(q_bar(s_tm1), a_tm1, r_t, discount_t, q_bar(s_t)) - q(s_tm1, a_tm1))
+        L = mean_B l(target(q_bar(s_tm1), a_tm1, r_t, discount_t, q_bar(s_t)) - q(s_tm1, a_tm1))
 
     Args:
       target: of one transition; see `Target`. Its gradient is stopped here.

@@ -102,7 +102,7 @@ def make(
     def over_seeds(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
         return jax.vmap(f, in_axes, out_axes) if len(seeds) > 1 else f
 
-    def program(updates: int) -> Callable[[RunState, int], RunState]:
+    def program(updates: int) -> Callable[[RunState, jax.Array], RunState]:
         step = over_seeds(lambda s: iteration(s, updates), (_SEED_AXES,), _SEED_AXES)
 
         def run(state: RunState, count: jax.Array) -> RunState:

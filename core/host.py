@@ -92,7 +92,9 @@ def make(
     learn = jax.jit(learn_body, donate_argnums=0)
 
     def fresh_memory(learner: types.LearnerState, env_steps: int) -> Any:
-        return agent.policy.initial_state(agent.actor_params(learner, env_steps, False), None, 0)
+        return agent.policy.initial_state(
+            agent.actor_params(learner, _count(env_steps), False), None, 0
+        )
 
     def init() -> RunState:
         learner, key = init_learner(jax.random.key(seed))
@@ -138,7 +140,7 @@ def make(
 
     def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
         row = metrics.row(state.metrics)
-        acting = agent.actor_params(state.learner, np.int32(state.env_steps), False)
+        acting = agent.actor_params(state.learner, _count(state.env_steps), False)
         if "epsilon" in acting:
             row["epsilon"] = float(acting["epsilon"])
         return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
@@ -218,7 +220,7 @@ def play(
 
     `on_tick` sees the environment before each tick; `limit` is the largest number of ticks.
     """
-    params = agent.actor_params(learner, jnp.asarray(env_steps), True)
+    params = agent.actor_params(learner, _count(env_steps), True)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0xE7A1), env_steps)
     step = jax.jit(agent.policy.step)
     memory = agent.policy.initial_state(params, None, 0)
@@ -238,6 +240,10 @@ def play(
         done |= timestep.last()
         ticks += 1
     return total
+
+
+def _count(env_steps: int) -> np.ndarray:
+    return np.asarray(env_steps, np.int32)
 
 
 def _reset_memory(fresh: Any, memory: Any, last: np.ndarray) -> Any:

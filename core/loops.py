@@ -1,4 +1,4 @@
-"""What both loops share: the interface to whoever drives a run, and the pace of acting to learning."""
+"""What both loops share: the interface to who drives a run, and the pace of acting to learning."""
 
 import math
 from collections.abc import Callable

@@ -52,7 +52,7 @@ def _memoryless(
     ) -> tuple[jax.Array, None, dict[str, jax.Array]]:
         over_actions = distribution(params, observation)
         action = over_actions.sample(seed=key)
-        extras = {"log_probability": over_actions.log_prob(action)}
+        extras = {"log_probability": jnp.asarray(over_actions.log_prob(action))}
         return jnp.asarray(action, jnp.int32), state, extras
 
     return types.Policy(initial_state, step)

@@ -10,19 +10,19 @@ from kullback.experiments import catalog
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 1 if a run failed, 2 for what was asked wrongly."""
+    """Runs one command; exit status 0, 1 if a run failed, 2 for what was asked wrongly."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
         return options.command(options)
-    except (ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:  # The reader of a pipe has seen enough.
+        return 0
+    except (ValueError, OSError) as error:
         return _fail(str(error), 2)
     except ArithmeticError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(str(error) or "interrupted", 130)
-    except BrokenPipeError:  # The reader of a pipe has seen enough.
-        return 0
 
 
 def _fail(message: str, status: int) -> int:
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     """A whole number of at least 1; 50_000 and 5e4 too."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):  # The latter for inf.
         number = float(text.replace("_", ""))
         if number == int(number) and number >= 1:
             return int(number)
@@ -156,8 +156,7 @@ def _fields(options: argparse.Namespace) -> int:
     from kullback.experiments import settings
 
     for name, hint, value in settings.fields(agents.AGENTS[options.agent].presets(options.family)):
-        kind = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
-        print(f"{name:<44}{value!s:<12}{kind}")
+        print(f"{name:<44}{value!s:<12}{settings.describe(hint)}")
     return 0
 
 

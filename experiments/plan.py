@@ -11,7 +11,7 @@ from kullback.experiments import settings
 
 AnyEnvironment = types.Environment | types.HostEnvironment
 MakeAgent = Callable[[types.Spec], types.Agent]
-MakeEnvironment = Callable[[int], AnyEnvironment]  # Number of rows -> environment.
+MakeEnvironment = Callable[[int], Any]  # Number of rows -> environment of either kind.
 
 CUSTOM = "custom"  # Stands in config.json for what was handed over in Python.
 
@@ -61,6 +61,11 @@ class Plan:
             raise ValueError(names.unknown("agent", self.agent, agents.AGENTS))
         if self.environment != CUSTOM:
             environments.check_name(self.environment)
+        for name, given in (("agent", self.settings), ("environment", self.environment_flags)):
+            if given and getattr(self, name) == CUSTOM:
+                raise ValueError(
+                    f"{given[0]!r}: the {name} was handed over in Python; set it there"
+                )
         family = self.family or self.environment.split("/")[0]
         if family not in DEFAULTS:
             raise ValueError(names.unknown("family", family, DEFAULTS))

@@ -1,15 +1,14 @@
 """Pictures of runs, drawn from their rows."""
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
-matplotlib.use("agg", force=False)
+from kullback.core import files
 
 
 def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str) -> None:
@@ -48,12 +47,11 @@ def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title:
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.ticklabel_format(axis="x", style="plain")
-    axes.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _curve(

@@ -30,26 +30,32 @@ class RunFolder:
 
     @property
     def config_file(self) -> pathlib.Path:
+        """What the run was started with, JSON."""
         return self.path / "config.json"
 
     @property
     def metrics_file(self) -> pathlib.Path:
+        """A row a log interval and seed, CSV."""
         return self.path / "metrics.csv"
 
     @property
     def curve_file(self) -> pathlib.Path:
+        """Return against agent steps, PNG."""
         return self.path / "learning_curve.png"
 
     @property
     def checkpoints(self) -> pathlib.Path:
+        """A folder a checkpoint, by step."""
         return self.path / "checkpoints"
 
     @property
     def replay(self) -> pathlib.Path:
+        """Segments of a host replay."""
         return self.path / "replay"
 
     @property
     def videos(self) -> pathlib.Path:
+        """Recorded episodes."""
         return self.path / "videos"
 
     def config(self) -> dict[str, Any]:
@@ -61,9 +67,12 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ValueError(f"{self.path} is no run: it has no config.json")
         try:
-            return json.loads(self.config_file.read_text())
+            config = json.loads(self.config_file.read_text())
         except ValueError as error:
             raise ValueError(f"{self.config_file} is damaged: {error}") from error
+        if not isinstance(config, dict) or "plan" not in config:
+            raise ValueError(f"{self.path} is no run: its config.json holds no plan")
+        return config
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, whole or not at all."""
@@ -136,9 +145,11 @@ class Log:
                 self._events.add_scalar(f"{name}/seed_{row['seed']}", value, row["steps"])
 
     def flush(self) -> None:
+        """Hands what was written to the operating system."""
         self._events.flush()
 
     def close(self) -> None:
+        """Flushes, and closes the files."""
         self._events.close()
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import checkpoints, host, loops, replay
@@ -79,5 +80,5 @@ class Saver:
 
 
 def _bytes(leaf: Any) -> int:
-    itemsize = 8 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+    itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
     return int(np.prod(leaf.shape)) * itemsize

@@ -65,14 +65,25 @@ def replace(config: Config, changes: dict[str, Any]) -> Config:
 
 def parse(name: str, hint: Any, text: str) -> Any:
     """`text` as a value of type `hint`; ValueError names the field, the value and the type."""
+    given = [text]
+    if hint is bool or (text.lower() == "none" and type(None) in typing.get_args(hint)):
+        given = [text.capitalize()]
+    elif typing.get_origin(hint) is tuple:  # 64,64 and (64, 64) and 64 64.
+        given = text.strip("()").replace(",", " ").split()
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(hint, args=[text])
+            return tyro.cli(hint, args=given)
     except SystemExit as error:  # tyro exits where argparse would.
-        expected = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
-        if typing.get_origin(hint) is typing.Literal:
-            expected = " or ".join(map(str, typing.get_args(hint)))
-        raise ValueError(f"{name} must be {expected}, got {text!r}") from error
+        raise ValueError(f"{name} must be {describe(hint)}, got {text!r}") from error
+
+
+def describe(hint: Any) -> str:
+    """A type as a person reads it: "float", "huber or squared", "int | None"."""
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if hint is bool:
+        return "True or False"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _resolve(name: str, leaves: dict[str, Any]) -> str:

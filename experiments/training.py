@@ -3,13 +3,14 @@
 import math
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kullback.core import compiled, host, loops, types
+from kullback.core import checkpoints, compiled, host, loops, types
 from kullback.experiments import plan as plans
 from kullback.experiments import progress, run_folder
 from kullback.experiments.saver import Saver
@@ -108,8 +109,10 @@ class _Work:
     ):
         self.make_agent = plan.make_agent if isinstance(agent, str) else agent
         named = isinstance(environment, str)
-        self.make_environment = plan.make_environment if named else environment
-        self.make_arena = plan.make_arena if named else environment
+        self.make_environment: plans.MakeEnvironment = (
+            plan.make_environment if named else environment
+        )
+        self.make_arena: plans.MakeEnvironment = plan.make_arena if named else environment
         self.num_envs = plan.num_envs
 
     def build(self) -> tuple[types.Agent, plans.AnyEnvironment]:
@@ -188,13 +191,13 @@ def _drive(
     else:
         loop = host.make(agent, environment, seeds[0], work.make_arena)
     saver = Saver(folder, loop)
-    if folder.checkpoints.exists():
+    if checkpoints.steps(folder.checkpoints):  # None if the first was never whole.
         state, notes = saver.load()
     else:
         disk = saver.require_disk()
         if not quiet:
             print(f"{folder.path}: checkpoints take at most {disk / 1e9:.2f} GB")
-        state, notes = loop.init(), {"evaluation": None}
+        state, notes = loop.init(), {}
         saver.save(state, None, notes)
     steps = loop.env_steps(state)
     if steps >= plan.steps:
@@ -255,11 +258,7 @@ def _drive(
             if steps >= events["save"] or finished or interrupts.asked:
                 log.flush()
                 notes["wall_seconds"] = wall + time.monotonic() - clock
-                score = (
-                    notes["evaluation" if plan.eval_every else "recent_return"]
-                    if ("recent_return" in notes)
-                    else None
-                )
+                score = notes.get("evaluation" if plan.eval_every else "recent_return")
                 saver.save(state, _finite(score), notes)
                 saved_at = steps
                 if finished or interrupts.asked or time.monotonic() - drawn > DRAW_SECONDS:
@@ -272,9 +271,9 @@ def _drive(
         )
 
 
-def _next(steps: int, every: int) -> float:
+def _next(steps: int, every: int) -> int:
     """The next multiple of `every` after `steps`; never for 0."""
-    return (steps // every + 1) * every if every else math.inf
+    return (steps // every + 1) * every if every else sys.maxsize
 
 
 def _finite(value: float | None) -> float | None:

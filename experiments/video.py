@@ -1,13 +1,15 @@
 """Films of an episode: GIF by Pillow, MP4 by the ffmpeg that imageio-ffmpeg brings."""
 
+import contextlib
 import itertools
-import os
 import pathlib
 from collections.abc import Iterable
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
+
+from kullback.core import files
 
 SUFFIXES = (".gif", ".mp4")
 
@@ -21,37 +23,47 @@ def check(path: pathlib.Path) -> None:
 
 
 def write(frames: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: int = 15) -> int:
-    """Writes frames, RGB uint8 [H, W, 3] each, and returns how many; the file is whole or not there."""
+    """Writes RGB frames, uint8 [H, W, 3], and returns how many; the file is whole or not there."""
     check(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     pictures = iter(frames)
-    first = next(pictures)
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(f"no frames for {path}")
     pictures = itertools.chain([first], pictures)
-    count = 0
-    if path.suffix == ".gif":
-        # One palette for the whole film keeps its colours still.
-        images = [Image.fromarray(frame) for frame in pictures]
-        palette = images[0].quantize(64)
-        images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-        images[0].save(
-            temporary,
-            save_all=True,
-            append_images=images[1:],
-            duration=round(1000 / frames_per_second),
-            loop=0,
-            optimize=True,
-        )
-        count = len(images)
-    else:
+    with files.atomic_path(path) as temporary:
+        if path.suffix == ".gif":
+            return _write_gif(pictures, temporary, frames_per_second)
         height, width = first.shape[:2]
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), (width, height), fps=frames_per_second, macro_block_size=2
-        )
+        return _write_mp4(pictures, temporary, frames_per_second, (width, height))
+
+
+def _write_gif(pictures: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: int) -> int:
+    images = [Image.fromarray(picture) for picture in pictures]
+    palette = images[0].quantize(64)  # One for the whole film keeps its colours still.
+    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    images[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=images[1:],
+        duration=round(1000 / frames_per_second),
+        loop=0,
+        optimize=True,
+    )
+    return len(images)
+
+
+def _write_mp4(
+    pictures: Iterable[np.ndarray],
+    path: pathlib.Path,
+    frames_per_second: int,
+    size: tuple[int, int],
+) -> int:
+    count = 0
+    writer = imageio_ffmpeg.write_frames(str(path), size, fps=frames_per_second, macro_block_size=2)
+    with contextlib.closing(writer):  # Ends ffmpeg, whatever happens.
         writer.send(None)
-        for frame in pictures:
-            writer.send(np.ascontiguousarray(frame))
+        for picture in pictures:
+            writer.send(np.ascontiguousarray(picture))
             count += 1
-        writer.close()
-    os.replace(temporary, path)
     return count

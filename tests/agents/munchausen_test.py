@@ -34,10 +34,28 @@ def oracle(q_tm1, a_tm1, r_t, discount_t, q_t, *, tau, alpha, l_0):
 def test_golden():
     # tau ln pi(1|s) = -0.5 ln(1 + e^2) = -1.0635, floored at -1: the bonus is 0.9 * -1.
     # v_t = 0.5 ln(2) above max q = 3: 1 - 0.9 + 0.5 * (3 + 0.34657).
-    got = target(np.float32([1, 0]), 1, 1.0, 0.5, np.float32([3, 3]), tau=0.5, alpha=0.9, l_0=-1.0)
+    got = target(
+        np.array([1, 0], np.float32),
+        1,
+        1.0,
+        0.5,
+        np.array([3, 3], np.float32),
+        tau=0.5,
+        alpha=0.9,
+        l_0=-1.0,
+    )
     np.testing.assert_allclose(got, 1 - 0.9 + 0.5 * 3.3465736, rtol=1e-6)
     # The first action: -0.5 ln(1 + e^-2) = -0.0634640, inside the bounds; no bootstrap at an end.
-    got = target(np.float32([1, 0]), 0, 1.0, 0.0, np.float32([3, 3]), tau=0.5, alpha=0.9, l_0=-1.0)
+    got = target(
+        np.array([1, 0], np.float32),
+        0,
+        1.0,
+        0.0,
+        np.array([3, 3], np.float32),
+        tau=0.5,
+        alpha=0.9,
+        l_0=-1.0,
+    )
     np.testing.assert_allclose(got, 1 - 0.9 * 0.0634640, rtol=1e-6)
 
 
@@ -66,7 +84,7 @@ def test_oracle_at_extreme_values(tau, scale):
 def test_without_bonus_and_as_tau_vanishes_it_is_the_target_of_dqn(variant):
     q_tm1, q_t = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     ones, actions = np.ones(5, np.float32), np.ones(5, np.int32)
-    expected = jax.vmap(dqn.dqn_target)(q_tm1, actions, ones, ones, q_t)
+    expected = jax.vmap(dqn.dqn_target)(*map(jnp.asarray, (q_tm1, actions, ones, ones, q_t)))
     for tau in (1.0, 0.1, 1e-2, 1e-4):
         soft = functools.partial(munchausen.munchausen_target, tau=tau, alpha=0.0, l_0=-1.0)
         above = variant(jax.vmap(soft))(q_tm1, actions, ones, ones, q_t) - expected
@@ -85,15 +103,15 @@ def test_a_shift_of_values_moves_the_bootstrap_and_not_the_bonus(q_tm1, q_t, shi
 
 def test_equal_values_have_the_entropy_of_the_uniform_policy_and_distant_ones_none():
     np.testing.assert_allclose(entropy(np.zeros(4, np.float32), 0.03), np.log(4), rtol=1e-6)
-    np.testing.assert_allclose(entropy(np.float32([1e4, 0, 0]), 1e-3), 0.0, atol=1e-6)
-    q, tau = np.float32([0.02, 0.0, -0.05]), 0.03
+    np.testing.assert_allclose(entropy(np.array([1e4, 0, 0], np.float32), 1e-3), 0.0, atol=1e-6)
+    q, tau = np.array([0.02, 0.0, -0.05], np.float32), 0.03
     p = np.exp(np.float64(q) / tau) / np.exp(np.float64(q) / tau).sum()
     np.testing.assert_allclose(entropy(q, tau), -np.sum(p * np.log(p)), rtol=1e-5)
 
 
 def test_gradient_of_the_target_is_finite_where_the_policy_underflows():
-    q = jnp.float32([1e4, 0.0, -1e4])
-    grads = jax.grad(lambda q: munchausen.munchausen_target(q, 1, 0.0, 0.9, q, **PAPER))(q)
+    q = jnp.array([1e4, 0.0, -1e4], np.float32)
+    grads = jax.grad(lambda q: target(q, 1, 0.0, 0.9, q, **PAPER))(q)
     assert np.all(np.isfinite(grads))
 
 

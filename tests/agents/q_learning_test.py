@@ -64,7 +64,7 @@ def test_loss_is_the_mean_over_weights_of_the_error_to_the_target(name, loss):
         from kullback.core import networks
 
         network = networks.action_values(networks.torso("mlp_small", SPEC), 4)
-        return np.float64(network.apply(params, observation))
+        return np.asarray(network.apply(params, observation), np.float64)
 
     t = items.data
     q = values(state.params, t.observation)[np.arange(8), t.action]
@@ -81,6 +81,7 @@ def test_loss_is_the_mean_over_weights_of_the_error_to_the_target(name, loss):
     losses = squared if loss == "squared" else np.where(error <= 1, squared, error - 0.5)
     assert np.any(error > 1) and np.any(error < 1)  # Both branches of Huber's.
     np.testing.assert_allclose(feedback.metrics["loss"], np.mean(weights * losses), rtol=1e-4)
+    assert feedback.priorities is not None
     np.testing.assert_allclose(feedback.priorities, error, rtol=1e-4)
 
 
@@ -100,8 +101,8 @@ def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates():
 
 
 def test_action_gap_is_the_distance_of_the_two_best():
-    q = np.float32([[1, 4, 2], [5, 5, 0], [-1, -3, -9]])
-    np.testing.assert_allclose(jax.vmap(q_learning.action_gap)(q), [2, 0, 2])
+    q = np.array([[1, 4, 2], [5, 5, 0], [-1, -3, -9]], np.float32)
+    np.testing.assert_allclose(jax.vmap(q_learning.action_gap)(jnp.asarray(q)), [2, 0, 2])
     assert q_learning.action_gap(jnp.ones(1)) == 0
 
 
@@ -111,7 +112,7 @@ def test_epsilon_follows_dopamines_schedule():
     state = agent.learner.init(jax.random.key(0))
 
     def epsilon(step, evaluate=False):
-        return float(agent.actor_params(state, np.int32(step), evaluate)["epsilon"])
+        return float(agent.actor_params(state, np.asarray(step), evaluate)["epsilon"])
 
     # 1 for 20,000 steps, then 0.01 after 250,000 more; half-way 0.505.
     assert [epsilon(0), epsilon(20_000)] == [1.0, 1.0]

@@ -28,7 +28,7 @@ def make(**targets):
 
 def batch(x: float) -> types.Batch:
     ones = np.ones(1, np.float32)
-    return types.Batch(np.float32([x]), ones.astype(np.int32), ones, ones)
+    return types.Batch(np.array([x], np.float32), ones.astype(np.int32), ones, ones)
 
 
 def test_golden_a_step_of_gradient_descent_halves_the_distance():

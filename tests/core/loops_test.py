@@ -143,7 +143,7 @@ def test_seeds_in_one_program_equal_runs_one_by_one():
         equal(contents, state.replay)
         _, (row,) = alone.rows(state)
         assert rows[k]["episodes"] == row["episodes"]
-    assert not np.array_equal(*(_numbers(k) for k in states.key))
+    assert not np.array_equal(_numbers(states.key[0]), _numbers(states.key[1]))
 
 
 def test_both_loops_make_the_same_updates_of_the_same_data():
@@ -182,7 +182,7 @@ def test_every_agent_finds_the_optimal_policy_of_the_chain(name):
     state = to_end(loop, loop.init(), 8_000)
     _, (row,) = loop.rows(state)
     assert row["loss"] < 0.05 and row["epsilon"] == pytest.approx(0.1)
-    params = agent(name).actor_params(state.learner, np.int32(8_000), True)
+    params = agent(name).actor_params(state.learner, np.asarray(8_000), True)
     act = jax.jit(agent(name).policy.step)
     actions, _, _ = act(params, np.eye(8, dtype=np.float32), None, jax.random.key(0))
     np.testing.assert_array_equal(actions, toy.optimal_values(8, slip=0.1).argmax(1))

@@ -28,7 +28,7 @@ def episodes(seed: int, ticks: int, end_rate: float):
 
     def fresh_stack(e):
         count[e] += 1
-        return np.concatenate([np.zeros((STACK - 1, 2)), [frame[e] + [1, count[e]]]])
+        return np.concatenate([np.zeros((STACK - 1, 2)), [frame[e] + np.array([1, count[e]])]])
 
     stacks = np.stack([fresh_stack(e) for e in range(ENVS)]).astype(np.uint8)
     for _ in range(ticks):
@@ -39,7 +39,7 @@ def episodes(seed: int, ticks: int, end_rate: float):
         following = stacks.copy()
         for e in range(ENVS):
             count[e] += 1
-            following[e] = np.concatenate([stacks[e, 1:], [frame[e] + [1, count[e]]]])
+            following[e] = np.concatenate([stacks[e, 1:], [frame[e] + np.array([1, count[e]])]])
         after = following.copy()
         for e in np.flatnonzero(last):
             after[e] = fresh_stack(e)
@@ -70,7 +70,7 @@ class Naive:
             for i in range(len(ring) - self.n + 1):
                 if ring[i][0] < first:
                     continue
-                total, factor = 0.0, 1.0
+                total, factor, row = 0.0, 1.0, ring[i][3]
                 for j in range(self.n):
                     row = ring[i + j][3]
                     clip = self.config.reward_clip
@@ -149,7 +149,7 @@ def test_draws_are_uniform_over_environments_of_different_contents():
 
 def test_golden_n_step_return_clips_before_the_sum():
     # Clipped (1, 1, -1): 1 + 0.9 * 1 + 0.81 * -1 = 1.09 and 0.9^3; raw it would be 5.45.
-    reward = np.float32([[5, 5, -5]])
+    reward = np.array([[5, 5, -5]], np.float32)
     one, no = np.ones((1, 3), np.float32), np.zeros((1, 3), bool)
     for xp in (np, jnp):
         total, discount, m = replay.n_step_return(
@@ -164,8 +164,8 @@ def test_golden_n_step_return_clips_before_the_sum():
 def test_golden_n_step_return_stops_at_an_end(d, expected):
     # Two steps to the end: 1 + 0.9 * 2; the third reward belongs to the next episode.
     total, discount, m = replay.n_step_return(
-        np.float32([[1, 2, 100]]),
-        np.float32([[1, d, 1]]),
+        np.array([[1, 2, 100]], np.float32),
+        np.array([[1, d, 1]], np.float32),
         np.array([[False, True, False]]),
         0.9,
         None,

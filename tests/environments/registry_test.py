@@ -105,7 +105,7 @@ def test_makes(name: str, flags: dict):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("atri/pong", "unknown family 'atri'; did you mean atari?"),
+        ("atri/pong", "unknown family 'atri'; did you mean atari"),
         ("pong", "unknown family 'pong'; expected one of atari, gym, minatar, toy"),
         ("atari", "unknown environment 'atari'; "),
         ("atari/pnog", "unknown environment 'atari/pnog'; did you mean atari/pong"),

@@ -187,6 +187,7 @@ def test_a_resumed_host_run_has_the_same_learner_and_replay(tmp_path):
 
     def loop():
         environment = plan.make_environment(plan.num_envs)
+        assert not isinstance(environment, types.Environment)
         return host.make(plan.make_agent(environment.spec), environment, 0)
 
     # Play on from the same place twice, once through another checkpoint.

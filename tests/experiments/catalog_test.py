@@ -1,0 +1,74 @@
+"""Tests of experiments/catalog.py: the static table says what the registries say."""
+
+import pytest
+
+from kullback import agents, environments
+from kullback.core import types
+from kullback.environments import atari
+from kullback.experiments import catalog, plan
+
+ROWS = {row.name: row for row in catalog.ENVIRONMENTS}
+UNPUBLISHED = {"air_raid", "carnival", "elevator_action", "journey_escape", "pooyan"}
+
+
+def test_the_agents_are_those_of_the_registry():
+    assert list(catalog.AGENTS) == sorted(agents.AGENTS)
+
+
+def test_the_environments_are_those_of_the_registry():
+    assert len(ROWS) == len(catalog.ENVIRONMENTS)
+    assert sorted(ROWS) == sorted(environments.names())
+
+
+@pytest.mark.parametrize("family", environments.FAMILIES)
+def test_the_action_counts_are_those_of_the_environments(family: str):
+    for name, row in ROWS.items():
+        if name.startswith(f"{family}/"):
+            environment = environments.make(name)
+            assert row.num_actions == environment.spec.num_actions, name
+            if not isinstance(environment, types.Environment):
+                environment.close()
+
+
+def test_every_family_has_defaults():
+    assert set(plan.DEFAULTS) == {*environments.FAMILIES, plan.CUSTOM}
+
+
+def test_published_scores():
+    for game in atari.GAMES:
+        row = ROWS[f"atari/{game}"]
+        if game in UNPUBLISHED:
+            assert row.human is None and row.random is None, game
+        else:
+            assert row.human is not None and row.random is not None, game
+            assert row.human > row.random, game
+    # By hand, from the table of the paper.
+    assert (ROWS["atari/pong"].human, ROWS["atari/pong"].random) == (14.6, -20.7)
+    assert (ROWS["atari/breakout"].human, ROWS["atari/breakout"].random) == (30.5, 1.7)
+    assert (ROWS["atari/zaxxon"].human, ROWS["atari/zaxxon"].random) == (9173.3, 32.5)
+
+
+def test_scores_that_nobody_published_are_none():
+    for name, row in ROWS.items():
+        if not name.startswith("atari/"):
+            assert row.human is None, name
+        if name.startswith("minatar/"):
+            assert row.random is not None and 0 < row.random < 5, name
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "message"),
+    [
+        ("m-dqm", "toy/chain", "unknown agent 'm-dqm'; did you mean m-dqn"),
+        ("dqn", "atari/pnog", "unknown environment 'atari/pnog'; did you mean atari/pong"),
+        ("dqn", "custom", "unknown environment 'custom'"),
+    ],
+)
+def test_unknown_names(agent: str, environment: str, message: str):
+    with pytest.raises(ValueError) as error:
+        catalog.check(agent, environment)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_ids_that_only_gymnasium_lists_pass():
+    catalog.check("dqn", "gym/CartPole-v0")

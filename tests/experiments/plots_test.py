@@ -1,0 +1,97 @@
+"""Tests of experiments/plots.py: what is drawn, and that a PNG is whole."""
+
+import math
+import pathlib
+
+import matplotlib.figure
+import numpy as np
+import PIL.Image
+import pytest
+
+from kullback.experiments import plots
+
+
+def rows(num_seeds: int, count: int, evaluated: bool = False) -> list[dict[str, str]]:
+    """Rows as metrics.csv has them; the return of seed s after i intervals is i + s."""
+    return [
+        {
+            "seed": str(seed),
+            "steps": str(100 * i),
+            # No episode ends in the first interval.
+            "return_mean": str(float(i + seed)) if i > 1 else "nan",
+            "evaluation": str(float(i)) if evaluated and i % 2 == 0 else "nan",
+        }
+        for i in range(1, count + 1)
+        for seed in range(num_seeds)
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Lines by label, [2, points], of the picture that is saved next."""
+    found: dict[str, np.ndarray] = {}
+    save = matplotlib.figure.Figure.savefig
+
+    def spy(self: matplotlib.figure.Figure, *arguments: object, **options: object) -> None:
+        for line in self.axes[0].get_lines():
+            found[str(line.get_label())] = np.asarray(line.get_data())
+        save(self, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+    return found
+
+
+def draw(tmp_path: pathlib.Path, of: list[dict[str, str]]) -> None:
+    path = tmp_path / "curve.png"
+    plots.learning_curve(of, path, "m-dqn on toy/chain")
+    with PIL.Image.open(path) as picture:
+        picture.load()  # All of it can be read.
+        assert picture.format == "PNG" and picture.size == (768, 480)
+    assert [file.name for file in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_one_seed_is_drawn_as_it_is_and_smooth(tmp_path: pathlib.Path, drawn: dict):
+    draw(tmp_path, rows(1, 4))
+    np.testing.assert_array_equal(drawn["each interval"][1], [math.nan, 2, 3, 4])
+    # Means of what is known so far: 2, (2 + 3) / 2, (2 + 3 + 4) / 3.
+    np.testing.assert_array_equal(drawn["mean of ten"][1], [math.nan, 2, 2.5, 3])
+    np.testing.assert_array_equal(drawn["mean of ten"][0], [100, 200, 300, 400])
+    assert "evaluation" not in drawn
+
+
+def test_several_seeds_have_a_mean_and_evaluations_are_points(tmp_path: pathlib.Path, drawn: dict):
+    draw(tmp_path, rows(3, 5, evaluated=True))
+    np.testing.assert_array_equal(drawn["one seed"][1], [math.nan, 2, 3, 4, 5])
+    # Seeds 0, 1, 2 are one apart; where none has a return there is no mean.
+    np.testing.assert_array_equal(drawn["mean of seeds"], [[200, 300, 400, 500], [3, 4, 5, 6]])
+    np.testing.assert_array_equal(drawn["evaluation"], [[200, 400], [2, 4]])
+
+
+def test_seeds_of_which_one_is_still_running_are_drawn_without_a_mean(
+    tmp_path: pathlib.Path, drawn: dict
+):
+    draw(tmp_path, [*rows(1, 4), {**rows(1, 4)[0], "seed": "1"}])
+    assert "one seed" in drawn and "mean of seeds" not in drawn
+
+
+def test_nothing_yet(tmp_path: pathlib.Path, drawn: dict):
+    draw(tmp_path, [])
+    assert not drawn
+    draw(tmp_path, rows(2, 1))  # No episode has ended.
+
+
+def test_a_drawing_that_fails_leaves_the_one_before(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    draw(tmp_path, rows(1, 4))
+    before = (tmp_path / "curve.png").read_bytes()
+
+    def full(self: object, path: pathlib.Path, **options: object) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", full)
+    with pytest.raises(OSError, match="no space"):
+        plots.learning_curve(rows(1, 5), tmp_path / "curve.png", "")
+    assert (tmp_path / "curve.png").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1

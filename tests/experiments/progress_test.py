@@ -1,0 +1,85 @@
+"""Tests of experiments/progress.py: what the live line says, on a terminal and elsewhere."""
+
+import re
+
+import pytest
+import rich.console
+
+from kullback.experiments import progress
+
+
+class Clock:
+    """Time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def test_elsewhere_a_plain_line_now_and_then(clock: Clock, capsys: pytest.CaptureFixture[str]):
+    with progress.Progress("dqn toy/chain", 0, 10_000) as bar:
+        clock.now += 5
+        bar.update(1_000)  # Too soon for a line.
+        clock.now += 15
+        bar.update(4_000, mean_return=0.512)  # 200 a second: 6,000 more take 30 s.
+        clock.now += 5
+        bar.update(5_000)
+        bar.say("a line of its own")
+        clock.now += 25
+        bar.update(10_000)
+    captured = capsys.readouterr()
+    assert captured.err.splitlines() == [
+        "dqn toy/chain: step 0 of 10,000",
+        "dqn toy/chain: step 4,000 of 10,000, return 0.51, 200 steps/s, 30 s left",
+        "a line of its own",
+        "dqn toy/chain: step 10,000 of 10,000, return 0.51, 200 steps/s, 0 s left",
+    ]
+    assert not captured.out, "stdout is for results"
+
+
+def test_a_resumed_run_counts_its_speed_from_where_it_went_on(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+):
+    with progress.Progress("dqn", 8_000, 10_000) as bar:
+        clock.now += 20
+        bar.update(9_000)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "dqn: step 8,000 of 10,000"
+    assert second == "dqn: step 9,000 of 10,000, return -, 50 steps/s, 20 s left"
+
+
+def test_a_terminal_has_step_return_speed_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    made = rich.console.Console
+
+    def terminal(**options: object) -> rich.console.Console:
+        return made(force_terminal=True, width=120, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(rich.console, "Console", terminal)
+    with progress.Progress("m-dqn minatar/breakout", 0, 2_000) as bar:
+        bar.update(500, mean_return=7.25)
+        bar.update(1_000, mean_return=8.5)
+        bar.say("above")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    line = re.split(r"[\r\n]+", text.strip())[-1]
+    assert re.search(
+        r"m-dqn minatar/breakout .*1,000/2,000 steps return 8\.50 [\d,]+ steps/s \d?-?[\d:-]+", line
+    ), line
+    assert "above" in text
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str]):
+    with progress.Progress("dqn", 0, 10, quiet=True) as bar:
+        bar.update(10, 1.0)
+        bar.say("nothing")
+    assert not any(capsys.readouterr())

@@ -1,0 +1,85 @@
+"""Tests of experiments/video.py: films that other programs read, whole or not there."""
+
+import pathlib
+from collections.abc import Iterator
+
+import imageio_ffmpeg
+import numpy as np
+import PIL.Image
+import pytest
+
+from kullback.experiments import video
+
+HEIGHT, WIDTH = 48, 64
+
+
+def frames(count: int) -> Iterator[np.ndarray]:
+    """A white square that moves right by four pixels a frame."""
+    for i in range(count):
+        frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        frame[16:32, 4 * i : 4 * i + 16] = 255
+        yield frame
+
+
+def check_films(read: list[np.ndarray], tolerance: int) -> None:
+    assert len(read) == 6
+    for got, expected in zip(read, frames(6), strict=True):
+        assert got.shape == (HEIGHT, WIDTH, 3)
+        assert np.mean(np.abs(got.astype(int) - expected)) < tolerance
+
+
+def test_gif(tmp_path: pathlib.Path):
+    path = tmp_path / "new" / "film.gif"
+    assert video.write(frames(6), path) == 6
+    with PIL.Image.open(path) as film:
+        read = []
+        for i in range(6):
+            film.seek(i)
+            read.append(np.asarray(film.convert("RGB")))
+        with pytest.raises(EOFError):
+            film.seek(6)
+        assert film.info["duration"] == 70  # 1/15 s, in hundredths.
+    check_films(read, tolerance=1)
+
+
+def test_mp4(tmp_path: pathlib.Path):
+    path = tmp_path / "film.mp4"
+    assert video.write(frames(6), path, frames_per_second=10) == 6
+    reader = imageio_ffmpeg.read_frames(str(path))
+    facts = next(reader)
+    assert isinstance(facts, dict) and (facts["fps"], facts["size"]) == (10, (WIDTH, HEIGHT))
+    read = [np.frombuffer(data, np.uint8).reshape(HEIGHT, WIDTH, 3) for data in reader]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    check_films(read, tolerance=10)
+    assert [file.name for file in tmp_path.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.parametrize("name", ["film.avi", "film", "film.gif.txt"])
+def test_other_suffixes_are_refused_before_a_frame_is_made(name: str, tmp_path: pathlib.Path):
+    made = []
+    with pytest.raises(ValueError, match=r"must end in \.gif or \.mp4"):
+        video.write((made.append(1) or frame for frame in frames(2)), tmp_path / name)
+    assert not made and not list(tmp_path.iterdir())
+
+
+def test_a_film_is_never_overwritten(tmp_path: pathlib.Path):
+    (tmp_path / "film.gif").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="nothing is overwritten"):
+        video.write(frames(2), tmp_path / "film.gif")
+    assert (tmp_path / "film.gif").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["film.gif", "film.mp4"])
+def test_an_interrupted_film_leaves_nothing(name: str, tmp_path: pathlib.Path):
+    def interrupted() -> Iterator[np.ndarray]:
+        yield from frames(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        video.write(interrupted(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_frames(tmp_path: pathlib.Path):
+    with pytest.raises(ValueError, match="no frames"):
+        video.write(iter(()), tmp_path / "film.gif")
+    assert not list(tmp_path.iterdir())
