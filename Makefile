@@ -1,4 +1,4 @@
-# Three commands: `make setup`, `make check`, `make test`. Everything lives in .venv.
+# Two commands for a newcomer: `make run`, `make test`. Everything lives in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 # --no-compile: Python compiles what is imported then, in half the time that all of it takes.
@@ -6,6 +6,7 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 PYTEST := $(BIN)/python -m pytest
+DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup format check test test-all run bench build
@@ -46,8 +47,9 @@ test: check  ## `check` and the fast tests.
 test-all: check  ## `check` and every test, the slow ones too.
 	$(PYTEST) -n 2 --durations=10
 
-run: $(RUNTIME)  ## A training demonstration.
-	$(BIN)/kullback train m-dqn minatar/breakout --steps 300000
+run: $(RUNTIME)  ## Trains M-DQN on MinAtar's Breakout and films it: a few minutes.
+	@$(BIN)/kullback train m-dqn minatar/breakout --steps 300000 --out $(DEMO)
+	@$(BIN)/kullback evaluate $(DEMO) --episodes 20 --video $(DEMO)/videos/breakout.gif
 
 bench: $(DEV)  ## Ours, the peer's and the ratio.
 	$(BIN)/python -m kullback.experiments.benchmarks

@@ -148,4 +148,4 @@ class Conv2D(hk.Module):
         b = hk.get_parameter("b", (self.filters,), jnp.float32, init=init)
         if x.dtype == jnp.uint8:  # Scales the weights, which are few, and moves bytes.
             w = w / 255
-        return convolution.conv2d(x, w, self.stride, self.padding) + b
+        return convolution.conv2d(x, w, self.stride, self.padding) + b[None, None, None]

@@ -1,5 +1,7 @@
 """The live line of a run: step, return, steps a second, time left."""
 
+import collections
+import datetime
 import sys
 import time
 from types import TracebackType
@@ -12,13 +14,15 @@ class Progress:
     """A live bar on a terminal; elsewhere a plain line now and then."""
 
     PLAIN_SECONDS = 10.0  # Between two lines where there is no terminal.
+    SPEED_SECONDS = 30.0  # Speed is measured over these: warming up is much faster than learning.
 
     def __init__(self, label: str, done: int, total: int, quiet: bool = False):
         self._console = rich.console.Console(file=sys.stderr, quiet=quiet)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._label, self._total, self._done = label, total, done
-        self._start = self._last_line = time.monotonic()
-        self._first, self._return = done, float("nan")
+        self._last_line = time.monotonic()
+        self._seen = collections.deque([(self._last_line, done)])
+        self._return = float("nan")
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=20),
@@ -54,16 +58,21 @@ class Progress:
         if mean_return is not None:
             self._return = mean_return
         now = time.monotonic()
-        speed = (done - self._first) / max(now - self._start, 1e-9)
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[1][0] > self.SPEED_SECONDS:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        speed = (done - before) / max(now - then, 1e-9)
         value = "-" if self._return != self._return else f"{self._return:.2f}"
         self._bar.update(self._task, completed=done, value=value, speed=f"{speed:,.0f}")
         finished = done >= self._total
         if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
             self._last_line = now
-            left = (self._total - done) / max(speed, 1e-9)
+            left = datetime.timedelta(seconds=round(max(self._total - done, 0) / max(speed, 1e-3)))
             self._console.print(
                 f"{self._label}: step {done:,} of {self._total:,}, return {value}, "
-                f"{speed:,.0f} steps/s, {max(left, 0):.0f} s left"
+                f"{speed:,.0f} steps/s, {left} left",
+                soft_wrap=True,
             )
 
     def say(self, text: str) -> None:

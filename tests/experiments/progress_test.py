@@ -39,9 +39,9 @@ def test_elsewhere_a_plain_line_now_and_then(clock: Clock, capsys: pytest.Captur
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
         "dqn toy/chain: step 0 of 10,000",
-        "dqn toy/chain: step 4,000 of 10,000, return 0.51, 200 steps/s, 30 s left",
+        "dqn toy/chain: step 4,000 of 10,000, return 0.51, 200 steps/s, 0:00:30 left",
         "a line of its own",
-        "dqn toy/chain: step 10,000 of 10,000, return 0.51, 200 steps/s, 0 s left",
+        "dqn toy/chain: step 10,000 of 10,000, return 0.51, 200 steps/s, 0:00:00 left",
     ]
     assert not captured.out, "stdout is for results"
 
@@ -54,7 +54,18 @@ def test_a_resumed_run_counts_its_speed_from_where_it_went_on(
         bar.update(9_000)
     first, second = capsys.readouterr().err.splitlines()
     assert first == "dqn: step 8,000 of 10,000"
-    assert second == "dqn: step 9,000 of 10,000, return -, 50 steps/s, 20 s left"
+    assert second == "dqn: step 9,000 of 10,000, return -, 50 steps/s, 0:00:20 left"
+
+
+def test_the_speed_is_that_of_late(clock: Clock, capsys: pytest.CaptureFixture[str]):
+    with progress.Progress("dqn", 0, 100_000) as bar:
+        for step in range(1_000, 20_001, 1_000):  # Warming up, 1,000 a second,
+            clock.now += 1
+            bar.update(step)
+        for step in range(20_100, 24_001, 100):  # then learning, 100 a second.
+            clock.now += 1
+            bar.update(step)
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" 100 steps/s, 0:12:45 left")
 
 
 def test_a_terminal_has_step_return_speed_and_time_left(

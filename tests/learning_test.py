@@ -1,0 +1,54 @@
+"""Learning checks: unchanged presets reach what is expected of them. Slow; `make test-all`."""
+
+import csv
+import pathlib
+
+import numpy as np
+import pytest
+
+from kullback import experiments
+
+pytestmark = pytest.mark.slow
+SEEDS = 3
+
+
+def last_rows(run: pathlib.Path) -> list[dict[str, str]]:
+    """The last row of each seed's metrics."""
+    files = [run / "metrics.csv"] + [run / f"seed_{seed}" / "metrics.csv" for seed in range(SEEDS)]
+    rows = {}
+    for file in files:
+        if file.exists():
+            with file.open() as lines:
+                rows.update({row["seed"]: row for row in csv.DictReader(lines)})
+    assert sorted(rows) == [str(seed) for seed in range(SEEDS)]
+    return list(rows.values())
+
+
+@pytest.mark.parametrize("agent", ["m-dqn", "dqn"])
+def test_breakout_is_learnt(agent: str, tmp_path: pathlib.Path):
+    """Mean return of the last 100 training episodes, over seeds; random play has 0.5."""
+    run = experiments.train(
+        agent, "minatar/breakout", steps=500_000, num_seeds=SEEDS, out=tmp_path / "run", quiet=True
+    )
+    returns = [float(row["recent_return"]) for row in last_rows(run)]
+    assert np.mean(returns) >= 8, returns
+
+
+def test_cart_pole_is_balanced(tmp_path: pathlib.Path):
+    """Mean return of 20 episodes a seed, the best evaluation of each seed's run."""
+    run = experiments.train(
+        "m-dqn",
+        "gym/CartPole-v1",
+        steps=100_000,
+        num_seeds=SEEDS,
+        eval_every=10_000,
+        eval_episodes=20,
+        out=tmp_path / "run",
+        quiet=True,
+    )
+    best = []
+    for seed in range(SEEDS):
+        with (run / f"seed_{seed}" / "metrics.csv").open() as lines:
+            scores = [float(row["evaluation"] or "nan") for row in csv.DictReader(lines)]
+        best.append(np.nanmax(scores))
+    assert np.mean(best) >= 450, best
