@@ -1,0 +1,74 @@
+"""One gradient step on Atari frames, alone: 32 pairs of 84 x 84 x 4 bytes, six actions."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from kullback import agents
+from kullback.core import platform, types
+from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
+
+BATCH, ACTIONS = 32, 6
+FORWARDS = {"m-dqn": 3, "dqn": 2}  # Passes: online at s, target at s', and M-DQN's target at s.
+
+
+def stepper(name: str) -> Callable[[], float]:
+    """A function that does one learner step, compiled as the host loop does, and returns 1."""
+    spec = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=ACTIONS, frame_stack=4)
+    entry = agents.AGENTS[name]
+    agent = entry.make(None, spec, entry.presets("atari"))
+    rng = np.random.default_rng(0)
+
+    def frames() -> np.ndarray:
+        return rng.integers(0, 256, (BATCH, 4, 84, 84), np.uint8)
+
+    ones = np.ones(BATCH, np.float32)
+    actions = rng.integers(0, ACTIONS, BATCH, np.int32)
+    data = types.Transition(frames(), actions, ones, np.float32(0.99) * ones, frames())
+    batch = types.Batch(data, np.zeros(BATCH, np.int32), ones, ones)
+    step = jax.jit(agent.learner.step, donate_argnums=0)
+    state = agent.learner.init(jax.random.key(0))
+
+    def work() -> float:
+        nonlocal state
+        state, _ = step(state, batch, None)
+        jax.block_until_ready(state.params)
+        return 1
+
+    work()
+    return work
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """M-DQN and DQN beside the faster of torch's two layouts, and what sgemm allows."""
+    platform.keep_freed_memory()
+    steppers = {name: stepper(name) for name in FORWARDS}
+
+    def ours() -> dict[str, float]:
+        return {n: timing.best_rate(work, budget.seconds) for n, work in steppers.items()}
+
+    def theirs() -> dict[str, float]:
+        return run_peer("torch", "gradient_step", budget.seconds)
+
+    best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
+    found = []
+    for name, forwards in FORWARDS.items():
+        layouts = [key for key in best if key.startswith(f"{name} ")]
+        fastest = max(layouts, key=best.__getitem__, default=None)
+        cost = flops.gradient_step(flops.nature(ACTIONS), BATCH, forwards)
+        wanted = name == "m-dqn"
+        found.append(
+            rows.Row(
+                name=f"gradient step, {name}",
+                ours=best[name],
+                unit="steps/s",
+                peer=f"torch {fastest.partition(' ')[2]}" if fastest else "",
+                peer_value=best[fastest] if fastest else None,
+                target_ratio=1.2 if wanted else None,
+                limit_share=best[name] * cost / best["sgemm"],
+                target_limit_share=0.5 if wanted else None,
+                details={**{key: best[key] for key in layouts}, "sgemm_flops": best["sgemm"]},
+            )
+        )
+    return found

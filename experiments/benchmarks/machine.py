@@ -1,0 +1,60 @@
+"""The machine: what it is, and the most that it can do."""
+
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import psutil
+
+from kullback.experiments import run_folder
+
+SIZE = 2_048  # Of the square matrices whose product is the limit.
+TRIES = 10
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, load, versions and revision."""
+    return {
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_average": psutil.getloadavg()[0],  # Of the last minute; 0 if the machine was idle.
+        "device": jax.devices()[0].device_kind,
+        **run_folder.provenance(),
+    }
+
+
+def cpu_model() -> str:
+    """Name of the processor, with family and model where the name says little."""
+    wanted = {"model name": "", "cpu family": "family ", "model": "model "}
+    path = pathlib.Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    found = {}
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in wanted:
+            found.setdefault(key.strip(), wanted[key.strip()] + value.strip())
+    return ", ".join(found[key] for key in wanted if key in found) or platform.processor()
+
+
+def sgemm() -> Callable[[], dict[str, float]]:
+    """A measurement of the fastest product of two matrices of 2,048 x 2,048, float32, in FLOP/s."""
+    a = jnp.ones((SIZE, SIZE), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+
+    def measure() -> dict[str, float]:
+        best = 0.0
+        for _ in range(TRIES):
+            start = time.perf_counter()
+            product(a, a).block_until_ready()
+            best = max(best, 2 * SIZE**3 / (time.perf_counter() - start))
+        return {"sgemm": best}
+
+    return measure

@@ -1,0 +1,65 @@
+"""MinAtar Breakout, acting and learning: 16 environments, one step of 32 per 4 agent steps."""
+
+from collections.abc import Callable
+
+from kullback import agents
+from kullback.core import compiled
+from kullback.environments import minatar
+from kullback.experiments import settings
+from kullback.experiments.benchmarks import machine, peer, rows, timing
+
+NUM_ENVS, SEEDS, WARM_UP = 16, 4, 1_000
+
+
+def runner(seeds: int) -> Callable[[], float]:
+    """A function that runs one call of the compiled loop, past its warm-up; steps of each seed."""
+    entry = agents.AGENTS["m-dqn"]
+    environment = minatar.make("breakout", NUM_ENVS)
+    config = settings.apply(entry.presets("minatar"), [f"min_replay_size={WARM_UP}"])
+    agent = entry.make(None, environment.spec, config)
+    loop = compiled.make(agent, environment, range(seeds))
+    state = loop.init()
+
+    def work() -> float:
+        nonlocal state
+        before = loop.env_steps(state)
+        state = loop.advance(state, before + 100_000)  # Cut by the loop to half a second or so.
+        return loop.env_steps(state) - before
+
+    while loop.env_steps(state) < 3 * WARM_UP:
+        work()
+    return work
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """One seed beside Stable-Baselines3, and four seeds in one program beside one."""
+    one, four = runner(1), runner(SEEDS)
+
+    def ours() -> dict[str, float]:
+        return {
+            "one": timing.best_rate(one, budget.seconds),
+            "four": timing.best_rate(four, budget.seconds),
+        }
+
+    def theirs() -> dict[str, float]:
+        return run_peer("sb3", "minatar", budget.seconds, NUM_ENVS)
+
+    best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
+    return [
+        rows.Row(
+            name="minatar/breakout, m-dqn",
+            ours=best["one"],
+            unit="steps/s",
+            peer="SB3 DQN" if "sb3" in best else "",
+            peer_value=best.get("sb3"),
+            target=4_000,
+        ),
+        rows.Row(
+            name=f"time of {SEEDS} seeds in one program",
+            ours=best["one"] / best["four"],
+            unit="runs",
+            lower_is_better=True,
+            target=1.3 * SEEDS,
+            details={"steps_per_second_of_each": best["four"]},
+        ),
+    ]

@@ -1,0 +1,82 @@
+"""Programs of other libraries, each in a virtual environment of its own under .bench/."""
+
+import json
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+
+from kullback.core import files
+
+FOLDER = pathlib.Path(__file__).parent / "peers"  # Never imported, only run.
+ENVIRONMENTS = pathlib.Path(".bench")
+INSTALL_SECONDS, RUN_SECONDS = 1_800, 600  # Then it is given up.
+
+# (peer, program, arguments ...) -> what the program printed; {} if it could not run.
+Peer = Callable[..., dict[str, float]]
+
+
+class PeerError(RuntimeError):
+    """A peer could not be installed or did not run; one line says why."""
+
+
+def none(name: str, program: str, *arguments: object) -> dict[str, float]:
+    """Runs nothing."""
+    del name, program, arguments
+    return {}
+
+
+def requirements(name: str) -> str:
+    """What the peer `name` installs, in pip's format, versions pinned."""
+    return (FOLDER / f"{name}.txt").read_text()
+
+
+def python(name: str) -> pathlib.Path:
+    """The interpreter of the peer's environment, made if it is not there or is out of date.
+
+    Raises:
+      PeerError: if it cannot be installed.
+    """
+    folder = ENVIRONMENTS / name
+    interpreter = folder.absolute() / "bin" / "python"
+    stamp = folder / "installed.txt"
+    wanted = f"# Python {platform.python_version()}\n{requirements(name)}"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return interpreter
+    print(f"installing {name} into {folder}", file=sys.stderr, flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(folder)], INSTALL_SECONDS)
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r"]
+    _run([str(interpreter), *install, str(FOLDER / f"{name}.txt")], INSTALL_SECONDS)
+    files.atomic_write_text(stamp, wanted)
+    return interpreter
+
+
+def run(name: str, program: str, *arguments: object) -> dict[str, float]:
+    """What `peers/<name>_<program>.py` prints as its last line, a JSON object of numbers.
+
+    Raises:
+      PeerError: if it cannot be installed, fails, or prints something else.
+    """
+    interpreter = python(name)
+    script = FOLDER / f"{name}_{program}.py"
+    output = _run([str(interpreter), str(script), *map(str, arguments)], RUN_SECONDS)
+    try:
+        found = json.loads(output.strip().splitlines()[-1])
+        return {str(key): float(value) for key, value in found.items()}
+    except (IndexError, ValueError, AttributeError, TypeError) as error:
+        raise PeerError(f"{script.name} printed no JSON object of numbers: {error}") from error
+
+
+def _run(command: list[str], seconds: float) -> str:
+    try:
+        return subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=seconds
+        ).stdout
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PeerError(f"{' '.join(command)} ended with {error.returncode}: {last}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise PeerError(f"{' '.join(command)}: {error}") from error

@@ -1,0 +1,100 @@
+"""What a benchmark found: rows, their table, and the dated file that keeps them."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import rich.table
+
+from kullback.core import files
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure, what a peer reached at the same work, and what was aimed at."""
+
+    name: str
+    ours: float
+    unit: str
+    lower_is_better: bool = False  # Of ours and the peer's, as for seconds.
+    peer: str = ""
+    peer_value: float | None = None  # In `unit`; None if there is no peer, or it did not run.
+    target: float | None = None  # Of ours.
+    target_ratio: float | None = None
+    limit_share: float | None = None  # Of what the machine could do at most, in [0, 1].
+    target_limit_share: float | None = None
+    details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better ours is than the peer's; None without a peer."""
+        if self.peer_value is None:
+            return None
+        over, under = self.ours, self.peer_value
+        if self.lower_is_better:
+            over, under = under, over
+        return over / under
+
+    @property
+    def met(self) -> bool | None:
+        """Whether all targets that can be judged are met; None if there is none."""
+        sign = -1 if self.lower_is_better else 1
+        judged = [
+            sign * (value - target) >= 0
+            for value, target, sign in (
+                (self.ours, self.target, sign),
+                (self.ratio, self.target_ratio, 1),
+                (self.limit_share, self.target_limit_share, 1),
+            )
+            if value is not None and target is not None
+        ]
+        return all(judged) if judged else None
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, the ratio and whether the targets are met."""
+        return {**dataclasses.asdict(self), "ratio": self.ratio, "met": self.met}
+
+
+def table(rows: Sequence[Row]) -> rich.table.Table:
+    """The rows for a terminal."""
+    shown = rich.table.Table(title="Ours, the peer's and the ratio (above 1: ours is better)")
+    shown.add_column("benchmark")
+    for column in ("ours", "peer", "ratio", "of the limit"):
+        shown.add_column(column, justify="right")
+    shown.add_column("target")
+    shown.add_column("met")
+    for row in rows:
+        shown.add_row(
+            row.name,
+            f"{_number(row.ours)} {row.unit}",
+            f"{_number(row.peer_value)} {row.peer}" if row.peer else "",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.limit_share is None else f"{row.limit_share:.1%}",
+            _targets(row),
+            {None: "", True: "yes", False: "no"}[row.met],
+        )
+    return shown
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+
+
+def _targets(row: Row) -> str:
+    bound = "<=" if row.lower_is_better else ">="
+    parts = [] if row.target is None else [f"{bound} {_number(row.target)}"]
+    if row.target_ratio is not None:
+        parts.append(f"ratio >= {row.target_ratio:g}")
+    if row.target_limit_share is not None:
+        parts.append(f"limit >= {row.target_limit_share:.0%}")
+    return ", ".join(parts)
+
+
+def write(path: pathlib.Path, rows: Sequence[Row], **described: Any) -> None:
+    """Writes rows and what describes their run as JSON, whole or not at all."""
+    contents = {**described, "rows": [row.to_json() for row in rows]}
+    files.atomic_write_text(path, json.dumps(contents, indent=2) + "\n")

@@ -1,0 +1,49 @@
+"""Rates on a machine that others use too: short windows, sides in turn, the best of each."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+WINDOW_SECONDS = 0.5  # What disturbs a machine lasts; the best window is the least disturbed.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much time to spend."""
+
+    seconds: float = 5.0  # Of one measurement.
+    rounds: int = 2  # Measurements of each side.
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be > 0, got {self.seconds}")
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be >= 1, got {self.rounds}")
+
+
+def best_rate(work: Callable[[], float], seconds: float) -> float:
+    """Amount of work a second in the best window out of `seconds`.
+
+    Args:
+      work: does some, waits until it is done, and returns how much it was.
+      seconds: how long to measure; one call of `work` is the least.
+    """
+    window, best = min(WINDOW_SECONDS, seconds), 0.0
+    start = end = time.perf_counter()
+    while end - start < seconds:
+        window_start, done = end, 0.0
+        while end - window_start < window:
+            done += work()
+            end = time.perf_counter()
+        best = max(best, done / (end - window_start))
+    return best
+
+
+def interleave(sides: Sequence[Callable[[], Mapping[str, float]]], rounds: int) -> dict[str, float]:
+    """The best of each rate, by name, when all sides are measured in turn `rounds` times."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for side in sides:
+            for name, rate in side().items():
+                best[name] = max(rate, best.get(name, rate))
+    return best
