@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import pathlib
+import subprocess
 from collections.abc import Iterable
 
 import imageio_ffmpeg
@@ -46,7 +47,7 @@ def _write_gif(pictures: Iterable[np.ndarray], path: pathlib.Path, frames_per_se
         format="GIF",
         save_all=True,
         append_images=images[1:],
-        duration=round(1000 / frames_per_second),
+        duration=10 * round(100 / frames_per_second),  # A GIF counts hundredths of a second.
         loop=0,
         optimize=True,
     )
@@ -59,11 +60,25 @@ def _write_mp4(
     frames_per_second: int,
     size: tuple[int, int],
 ) -> int:
+    # Not through imageio_ffmpeg.write_frames, which forks: a fork beside JAX's threads may hang.
+    command = [
+        *(imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"),
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "{}x{}".format(*size)),
+        *("-r", str(frames_per_second), "-i", "-"),
+        # The codec takes even sizes only, and players this format only.
+        *("-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-vcodec", "libx264", "-pix_fmt", "yuv420p"),
+        str(path),
+    ]
     count = 0
-    writer = imageio_ffmpeg.write_frames(str(path), size, fps=frames_per_second, macro_block_size=2)
-    with contextlib.closing(writer):  # Ends ffmpeg, whatever happens.
-        writer.send(None)
-        for picture in pictures:
-            writer.send(np.ascontiguousarray(picture))
-            count += 1
+    # A process group of its own: Ctrl-C is for us.
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stderr=pipe, process_group=0) as ffmpeg:
+        assert ffmpeg.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # It says why.
+            for picture in pictures:
+                ffmpeg.stdin.write(picture.tobytes())
+                count += 1
+        _, complaint = ffmpeg.communicate()
+    if ffmpeg.returncode:
+        raise OSError(f"ffmpeg could not write {path}: {complaint.decode(errors='replace')}")
     return count

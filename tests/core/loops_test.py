@@ -176,19 +176,6 @@ def test_both_loops_make_the_same_updates_of_the_same_data():
     )
 
 
-@pytest.mark.parametrize("name", sorted(agents.AGENTS))
-def test_every_agent_finds_the_optimal_policy_of_the_chain(name):
-    loop = compiled_loop(name=name, slip=0.1)
-    state = to_end(loop, loop.init(), 8_000)
-    _, (row,) = loop.rows(state)
-    assert row["loss"] < 0.05 and row["epsilon"] == pytest.approx(0.1)
-    params = agent(name).actor_params(state.learner, np.asarray(8_000), True)
-    act = jax.jit(agent(name).policy.step)
-    actions, _, _ = act(params, np.eye(8, dtype=np.float32), None, jax.random.key(0))
-    np.testing.assert_array_equal(actions, toy.optimal_values(8, slip=0.1).argmax(1))
-    assert loop.evaluate(state, 5).mean() == 1.0
-
-
 def test_dqn_finds_the_optimal_values_of_the_chain():
     loop = compiled_loop(name="dqn")
     state = to_end(loop, loop.init(), 20_000)

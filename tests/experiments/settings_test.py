@@ -60,7 +60,9 @@ def test_fields_are_the_leaves_with_dotted_names_types_and_values():
     ],
 )
 def test_a_value_is_read_by_the_type_of_its_field(assignment: str, expected: Outer):
-    assert settings.apply(Outer(clip=2.0 if "one" in assignment else None), [assignment]) == expected
+    assert (
+        settings.apply(Outer(clip=2.0 if "one" in assignment else None), [assignment]) == expected
+    )
 
 
 @pytest.mark.parametrize(

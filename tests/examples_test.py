@@ -1,0 +1,79 @@
+"""Tests of examples/: each learns what it is about, in fewer steps than by default."""
+
+import importlib.util
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from kullback import experiments
+from kullback.environments import toy
+from kullback.experiments import run_folder
+
+
+def example(root: pathlib.Path, name: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(name, root / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def policy(run: experiments.Run, num_places: int) -> np.ndarray:
+    """The greedy action in each place of a chain."""
+    return run.act(np.eye(num_places, dtype=np.float32), jax.random.key(0))
+
+
+def test_every_example_has_a_test_and_fits_a_page(root: pathlib.Path):
+    files = sorted((root / "examples").glob("*.py"))
+    assert [path.stem for path in files] == ["custom_environment", "custom_loss", "custom_torso"]
+    for path in files:
+        assert len(path.read_text().splitlines()) <= 60, path
+
+
+def test_custom_environment(root: pathlib.Path, tmp_path: pathlib.Path):
+    module = example(root, "custom_environment")
+    run = module.main(steps=4_000, out=tmp_path / "run")
+    assert run.env_steps == 4_000
+    assert np.all(run.evaluate(50) == 1), "a ball was missed"
+    # From the middle of five columns chance catches a ball now and then.
+    assert -0.9 < run.evaluate_random(200).mean() < -0.2
+
+
+def test_the_environment_ends_where_the_ball_lands(root: pathlib.Path):
+    module = example(root, "custom_environment")
+    environment = module.catch(64)
+    state, t = environment.reset(jax.random.key(0))
+    columns = np.asarray(t.observation).reshape(64, 3, -1)[:, 1].argmax(-1)
+    assert set(columns) == set(range(module.COLUMNS))
+    for tick in range(module.ROWS - 1):
+        assert not np.any(t.last())
+        state, t = environment.step(state, np.ones(64, np.int32))  # The paddle stays.
+        assert np.all(np.asarray(t.next_observation)[:, tick + 1] == 1), "the ball falls"
+    assert np.all(t.last())
+    np.testing.assert_array_equal(t.reward, np.where(columns == 2, 1.0, -1.0))
+    np.testing.assert_array_equal(t.discount, np.zeros(64))
+    assert np.all(np.asarray(t.observation)[:, 0] == 1), "the next ball is at the top"
+
+
+def test_custom_torso(
+    root: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    run = example(root, "custom_torso").main(steps=4_000, out=tmp_path / "run")
+    best = toy.optimal_values(10, slip=0.1).argmax(1)
+    np.testing.assert_array_equal(policy(run, 10), best)
+    assert any("layer_norm" in name for name in run.learner.params)
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in shown] == [f"step {n}000" for n in range(1, 5)]
+
+
+def test_custom_loss(root: pathlib.Path, tmp_path: pathlib.Path):
+    module = example(root, "custom_loss")
+    run = module.main(steps=4_000, out=tmp_path / "run")
+    np.testing.assert_array_equal(policy(run, 8), toy.optimal_values(8).argmax(1))
+    assert "mean_q" in run_folder.RunFolder(run.path).rows()[-1]
+    # Online values choose action 0, which the target values hold to be worth 10: 1 + 0.5 * 10.
+    online, target = np.array([3.0, 1.0]), np.array([10.0, 20.0])
+    assert module.double_dqn_target(1.0, 0.5, online, target) == 6
