@@ -50,6 +50,7 @@ def test_the_environment_ends_where_the_ball_lands(root: pathlib.Path):
     assert set(columns) == set(range(module.COLUMNS))
     for tick in range(module.ROWS - 1):
         assert not np.any(t.last())
+        np.testing.assert_array_equal(t.discount, np.ones(64))
         state, t = environment.step(state, np.ones(64, np.int32))  # The paddle stays.
         assert np.all(np.asarray(t.next_observation)[:, tick + 1] == 1), "the ball falls"
     assert np.all(t.last())

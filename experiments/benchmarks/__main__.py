@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     described = machine.describe()  # First: of the load that was there before ours.
     console, found = rich.console.Console(), []
+    if not console.is_terminal:
+        console.width = 140  # A file has room.
     try:
         for name in options.names or BENCHMARKS:
             console.print(f"{name} ...", highlight=False)
