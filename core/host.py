@@ -115,14 +115,20 @@ def make(
             action, memory = act(
                 learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
             )
+            batches = []
+            if tick == 0 and env_steps >= config.min_replay_size:
+                # Drawn and copied while the updates of the tick before, whose parameters act, still
+                # run. A stream of its own for each update: nothing to save, nothing to lose.
+                batches = [
+                    jax.device_put(
+                        store.sample(contents, np.random.default_rng([seed, env_steps, update]))
+                    )
+                    for update in range(pace.updates)
+                ]
             action = np.asarray(action)
             environment.send(action)
-            if tick == 0 and env_steps >= config.min_replay_size:
-                for update in range(pace.updates):
-                    # A stream of its own for each update: nothing to save, nothing to lose.
-                    generator = np.random.default_rng([seed, env_steps, update])
-                    batch = store.sample(contents, generator)
-                    learner, sums = learn(learner, sums, batch)  # Returns before it is done.
+            for batch in batches:
+                learner, sums = learn(learner, sums, batch)  # Returns before it is done.
             timestep = environment.recv()
             contents = store.add(contents, observation, action, timestep)
             sums = observe(sums, timestep._replace(observation=None, next_observation=None))

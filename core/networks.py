@@ -79,9 +79,9 @@ def nature_cnn(observation: jax.Array, padding: convolution.Padding = "VALID") -
     Padded VALID, as DQN Zoo's (3,136 features before the hidden layer); Dopamine's TensorFlow
     network pads SAME (7,744).
     """
-    x = jnp.moveaxis(observation, 1, -1)  # [B, 84, 84, 4]
-    for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-        x = jax.nn.relu(Conv2D(filters, kernel, stride, padding)(x))
+    x = jax.nn.relu(Conv2D(32, 8, 4, padding)(observation, channels_first=True))
+    x = jax.nn.relu(Conv2D(64, 4, 2, padding)(x))
+    x = jax.nn.relu(Conv2D(64, 3, 1, padding)(x))
     return jax.nn.relu(linear(512)(hk.Flatten()(x)))
 
 
@@ -139,13 +139,14 @@ class Conv2D(hk.Module):
         self.filters, self.kernel, self.stride = filters, kernel, stride
         self.padding: convolution.Padding = padding
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', O]; bytes are read as fractions of 255."""
-        channels = x.shape[-1]
+    def __call__(self, x: jax.Array, channels_first: bool = False) -> jax.Array:
+        """[B, H, W, C] (or [B, C, H, W]) -> [B, H', W', O]; bytes are fractions of 255."""
+        channels = x.shape[1 if channels_first else -1]
         init = uniform_fan_in(self.kernel * self.kernel * channels)
         shape = (self.kernel, self.kernel, channels, self.filters)
         w = hk.get_parameter("w", shape, jnp.float32, init=init)
         b = hk.get_parameter("b", (self.filters,), jnp.float32, init=init)
         if x.dtype == jnp.uint8:  # Scales the weights, which are few, and moves bytes.
             w = w / 255
-        return convolution.conv2d(x, w, self.stride, self.padding) + b[None, None, None]
+        y = convolution.conv2d(x, w, self.stride, self.padding, channels_first=channels_first)
+        return y + b[None, None, None]

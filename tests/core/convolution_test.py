@@ -91,3 +91,16 @@ def test_accelerators_get_one_convolution(monkeypatch):
         str(eqn.primitive) for eqn in program(drawn(1, 84, 84, 4), drawn(8, 8, 4, 32)).eqns
     ]
     assert "conv_general_dilated" in primitives and "dot_general" not in primitives
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@SHAPES
+def test_channels_first_is_the_same(size, kernel, stride, channels, padding, dtype):
+    """Bytes too, which move as words where the stride has the length of one."""
+    frames = np.random.default_rng(0).integers(0, 256, (2, channels, size, size)).astype(dtype)
+    w = drawn(kernel, kernel, channels, 8, seed=1)
+    got = jax.jit(lambda x, w: convolution.conv2d(x, w, stride, padding, channels_first=True))(
+        frames, w
+    )
+    expected = by_xla(np.moveaxis(frames, 1, -1).astype(np.float32), w, stride, padding)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-2)
