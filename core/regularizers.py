@@ -18,13 +18,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
-from kullback.core import names
+from kullback.core import names, types
 
-Scalars = Callable[[jax.Array], jax.Array]  # Element by element.
+Scalars = Callable[[Any], jax.Array]  # Element by element.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Divergence:
 
     name: str
     # (log p_j, log q_j) -> q_j f(p_j / q_j).
-    term: Callable[[jax.Array, jax.Array], jax.Array] = dataclasses.field(repr=False)
+    term: Callable[[Any, Any], jax.Array] = dataclasses.field(repr=False)
     derivative: Scalars = dataclasses.field(repr=False)  # u > 0 -> f'(u).
     inverse: Scalars = dataclasses.field(repr=False)  # v -> the u with f'(u) = v.
     # v -> f*(v) + f(0), without f(0) where that is infinite: sums over many classes that
@@ -47,7 +49,7 @@ class Divergence:
     at_zero: float  # f(0).
     derivative_at_zero: float = -math.inf  # f'(0); finite where softargmax_f may be sparse.
 
-    def __call__(self, log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    def __call__(self, log_p: types.Array, log_q: types.Array) -> jax.Array:
         """D_f(p, q) in nats, [...], of log-distributions [..., V]; -inf is a probability of 0."""
         log_p, log_q = _promote(log_p), _promote(log_q)
         return jnp.sum(self.term(log_p, log_q), axis=-1)
@@ -64,7 +66,7 @@ class Divergence:
 
 
 def softmax(
-    theta: jax.Array, divergence: "Divergence | None" = None, reference: jax.Array | None = None
+    theta: types.Array, divergence: Divergence | None = None, reference: types.Array | None = None
 ) -> jax.Array:
     """softmax_f(theta; q), [...]; its gradient is `softargmax`.
 
@@ -79,7 +81,7 @@ def softmax(
 
 
 def softargmax(
-    theta: jax.Array, divergence: "Divergence | None" = None, reference: jax.Array | None = None
+    theta: types.Array, divergence: Divergence | None = None, reference: types.Array | None = None
 ) -> jax.Array:
     """softargmax_f(theta; q), a distribution [..., V]; the arguments are those of `softmax`."""
     theta, reference = _prepare(theta, reference)
@@ -87,10 +89,10 @@ def softargmax(
 
 
 def loss(
-    theta: jax.Array,
-    target: jax.Array,
-    divergence: "Divergence | None" = None,
-    reference: jax.Array | None = None,
+    theta: types.Array,
+    target: types.Array,
+    divergence: Divergence | None = None,
+    reference: types.Array | None = None,
 ) -> jax.Array:
     """loss_f(theta, y; q) in nats, [...]: convex in theta, its gradient is softargmax_f - y.
 
@@ -124,11 +126,11 @@ def loss(
 
 
 def greedy(
-    q: jax.Array,
-    log_prior: jax.Array,
-    lambda_: jax.Array | float,
-    tau: jax.Array | float,
-    divergence: "Divergence | None" = None,
+    q: types.Array,
+    log_prior: types.Array,
+    lambda_: types.Array | float,
+    tau: types.Array | float,
+    divergence: Divergence | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The regularised greedy policy and the value that it attains.
 
@@ -154,11 +156,11 @@ def greedy(
     divergence = divergence or kl
     q, log_prior = _promote(q), _promote(log_prior)
     for name, value in (("lambda_", lambda_), ("tau", tau)):
-        if not isinstance(value, jax.core.Tracer) and jnp.ndim(value) == 0 and float(value) < 0:
+        if not isinstance(value, Tracer) and jnp.ndim(value) == 0 and float(value) < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
     if divergence is kl:
         return _greedy_kl(q, log_prior, lambda_, tau)
-    if isinstance(lambda_, jax.core.Tracer) or isinstance(tau, jax.core.Tracer):
+    if isinstance(lambda_, Tracer) or isinstance(tau, Tracer):
         raise ValueError(f"temperatures of {divergence.name} must be numbers, not traced")
     if (float(lambda_) > 0) == (float(tau) > 0):
         raise ValueError(
@@ -179,7 +181,7 @@ def greedy(
 
 
 def _greedy_kl(
-    q: jax.Array, log_prior: jax.Array, lambda_: jax.Array | float, tau: jax.Array | float
+    q: jax.Array, log_prior: jax.Array, lambda_: types.Array | float, tau: types.Array | float
 ) -> tuple[jax.Array, jax.Array]:
     if isinstance(lambda_, float | int):
         pull = lambda_ * log_prior if lambda_ > 0 else jnp.zeros_like(log_prior)
@@ -198,12 +200,12 @@ def _greedy_kl(
     return scaled - log_sum, (best + temperature * log_sum)[..., 0]
 
 
-def _promote(x: jax.Array) -> jax.Array:
+def _promote(x: types.Array) -> jax.Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _prepare(theta: jax.Array, reference: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _prepare(theta: types.Array, reference: types.Array | None) -> tuple[jax.Array, jax.Array]:
     theta = _promote(theta)
     if reference is None:
         reference = jnp.ones(theta.shape[-1], theta.dtype)
@@ -216,17 +218,17 @@ def _finite(theta: jax.Array) -> jax.Array:
     return jnp.maximum(theta, jnp.finfo(theta.dtype).min / 4)
 
 
-def _offset(divergence: "Divergence") -> float:
+def _offset(divergence: Divergence) -> float:
     """What `_reduced` adds for each unit of q: f(0), or 0 where that is infinite."""
     return divergence.at_zero if math.isfinite(divergence.at_zero) else 0.0
 
 
-def _argument(theta: jax.Array, tau: jax.Array, divergence: "Divergence") -> jax.Array:
+def _argument(theta: jax.Array, tau: jax.Array, divergence: Divergence) -> jax.Array:
     """max(theta - tau, f'(0)), [..., V]: what (f*)' and f* are taken of."""
     return jnp.maximum(_finite(theta - tau), divergence.derivative_at_zero)
 
 
-def _threshold(theta: jax.Array, reference: jax.Array, divergence: "Divergence") -> jax.Array:
+def _threshold(theta: jax.Array, reference: jax.Array, divergence: Divergence) -> jax.Array:
     """The root tau of sum_j q_j (f*)'(max(theta_j - tau, f'(0))) = 1, [..., 1].
 
     By bisection, all rows at once (the paper's Algorithm 1). The bracket is f' at 1 / q_j for the
@@ -257,7 +259,7 @@ def _threshold(theta: jax.Array, reference: jax.Array, divergence: "Divergence")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _reduced(theta: jax.Array, reference: jax.Array, divergence: "Divergence") -> jax.Array:
+def _reduced(theta: jax.Array, reference: jax.Array, divergence: Divergence) -> jax.Array:
     """softmax_f(theta; q) + `_offset` sum_j q_j, [...]: no term of it grows with V."""
     if divergence is kl:
         return jax.nn.logsumexp(theta, -1, b=reference) + 1
@@ -268,7 +270,7 @@ def _reduced(theta: jax.Array, reference: jax.Array, divergence: "Divergence") -
 
 @_reduced.defjvp
 def _reduced_jvp(
-    divergence: "Divergence",
+    divergence: Divergence,
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
@@ -277,7 +279,7 @@ def _reduced_jvp(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _softargmax(theta: jax.Array, reference: jax.Array, divergence: "Divergence") -> jax.Array:
+def _softargmax(theta: jax.Array, reference: jax.Array, divergence: Divergence) -> jax.Array:
     if divergence is kl:
         return jax.nn.softmax(theta + jnp.log(reference), -1)
     tau = _threshold(theta, reference, divergence)
@@ -287,7 +289,7 @@ def _softargmax(theta: jax.Array, reference: jax.Array, divergence: "Divergence"
 
 @_softargmax.defjvp
 def _softargmax_jvp(
-    divergence: "Divergence",
+    divergence: Divergence,
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:

@@ -106,7 +106,7 @@ def test_golden(name, reference, p, value, loss):
     divergence = ALL[name]
     np.testing.assert_allclose(reg.softargmax(THETA, divergence, reference), p, atol=6e-7)
     np.testing.assert_allclose(reg.softmax(THETA, divergence, reference), value, atol=6e-7)
-    got = reg.loss(THETA, np.int32(0), divergence, reference)
+    got = reg.loss(THETA, np.array(0), divergence, reference)
     if loss is None:
         assert divergence.loss_name.endswith("_without_constant")
         np.testing.assert_allclose(got, value - THETA[0], atol=6e-7)
@@ -258,7 +258,7 @@ def test_sparsity_and_order(name):
     if divergence.is_sparse and name != "alpha-1.25":  # Its margin is 4.
         # p is exactly one class where it leads by f'(1) - f'(0), and loss and gradient are 0.
         np.testing.assert_array_equal(p, [1, 0, 0])
-        label = np.int32(0)
+        label = np.array(0)
         value, grad = jax.value_and_grad(lambda t: reg.loss(t, label, divergence))(
             jnp.array([4.0, 0.0, -1.0])
         )
@@ -398,7 +398,9 @@ def test_greedy_by_other_divergences(name, kind):
     log_policy, value = map(np.asarray, reg.greedy(q, np.log(prior), *temperatures, ALL[name]))
     reference = prior if kind == "prior" else np.ones(3)
     # The entropy of a policy is 0 where it is deterministic.
-    constant = 0 if kind == "prior" else entropy_like(name, np.array([1, 1e-300, 1e-300]), 1.0)
+    constant = (
+        0 if kind == "prior" else entropy_like(name, np.array([1, 1e-300, 1e-300]), np.ones(3))
+    )
 
     def objective(pi):
         return np.sum(pi * q, -1) - 0.5 * (entropy_like(name, pi, reference) - constant)
