@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import types
+from kullback.core import trees, types
 
 # loss(params, targets, aux, batch, key, constants) -> (mean loss [], (aux, Feedback)).
 Loss = Callable[..., tuple[jax.Array, tuple[Any, types.Feedback]]]
@@ -99,3 +99,18 @@ def sgd(
         return state, feedback._replace(metrics={"loss": value, **feedback.metrics})
 
     return types.Learner(init, step)
+
+
+def with_params(state: types.LearnerState, params: types.Params) -> types.LearnerState:
+    """A fresh state that starts from other parameters than were drawn, its targets too.
+
+    Raises:
+      ValueError: if they differ from those drawn in structure, shape or dtype.
+    """
+    trees.check_alike("the parameters given", _described(params), trees.named_leaves(state.params))
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # Their buffers stay the caller's.
+    return state._replace(params=copy(params), targets={n: copy(params) for n in state.targets})
+
+
+def _described(tree: Any) -> dict[str, trees.Leaf]:
+    return {name: trees.describe(name, leaf) for name, leaf in trees.named_leaves(tree).items()}

@@ -1,0 +1,171 @@
+"""Tests of core/sequences.py, with a table of logits as the smallest language model."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kullback.core import checkpoints, learners, policies, sequences, trees, types
+
+ROWS, LENGTH, TOKENS = 4, 5, 3
+
+
+def agent() -> types.Agent:
+    """Learns the frequencies of the tokens in its batches."""
+
+    def loss(params: Any, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any):
+        log_p = jax.nn.log_softmax(params["logits"] + constants)
+        losses = -jnp.mean(log_p[batch.data], -1)  # [B]
+        ones = jnp.mean(batch.data == 1, -1)
+        return jnp.mean(batch.weights * losses), (aux, types.Feedback({"share_of_1": ones}))
+
+    learner = learners.sgd(
+        init_params=lambda key: {"logits": jnp.zeros(TOKENS)},
+        loss=loss,
+        optimizer=optax.adam(0.1),
+        targets={"average": learners.moving_average(0.5)},
+    )
+    nobody = policies.softmax(lambda params, observation: jnp.asarray(observation))  # Not asked.
+    acting = lambda state, steps, evaluate: {"params": state.params}  # noqa: E731  # As the field.
+    return types.Agent(nobody, learner, acting, replay=None)
+
+
+class Calls:
+    """A source that notes what it was asked for."""
+
+    def __init__(self, num_sampled: Any):
+        self.stored: list[tuple[int, int]] = []
+        self.prompts: list[tuple[int, int]] = []
+        self.keys: list[np.ndarray] = []
+        self.source = sequences.Source(
+            num_rows=ROWS,
+            example=jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32),
+            num_sampled=num_sampled,
+            stored=self._stored,
+            prompts=self._prompts,
+            sample=self._sample,
+            score=lambda rows, prompts: np.asarray(prompts, np.float32),
+        )
+
+    def _stored(self, step: int, rows: int) -> np.ndarray:
+        self.stored.append((step, rows))
+        return np.random.default_rng(step).integers(1, TOKENS, (rows, LENGTH), np.int32)
+
+    def _prompts(self, step: int, rows: int) -> np.ndarray:
+        self.prompts.append((step, rows))
+        return np.arange(rows) + step
+
+    def _sample(self, acting: Any, prompts: np.ndarray, key: types.Key) -> jax.Array:
+        self.keys.append(np.asarray(jax.random.key_data(key)))
+        shape = (len(prompts), LENGTH)
+        return jax.random.categorical(key, acting["params"]["logits"], shape=shape)
+
+
+def run(loop: Any, state: Any, until: int) -> Any:
+    while loop.env_steps(state) < until:
+        state = loop.advance(state, until)
+    return state
+
+
+def numbers(state: sequences.RunState) -> list[np.ndarray]:
+    return [trees.to_numpy(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def equal(a: sequences.RunState, b: sequences.RunState) -> None:
+    for x, y in zip(numbers(a), numbers(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("count", [0, 1, ROWS])
+def test_rows_come_from_where_they_should(count):
+    calls = Calls(lambda step: count)
+    loop = sequences.make(agent(), calls.source, seed=0, constants=jnp.zeros(TOKENS))
+    state = run(loop, loop.init(), 3)
+    assert calls.prompts == [(step, count) for step in range(3) if count]
+    assert calls.stored == [(step, ROWS - count) for step in range(3) if count < ROWS]
+    assert len({key.tobytes() for key in calls.keys}) == len(calls.keys)
+    _, (row,) = loop.rows(state)
+    assert row["episodes"] == 3 * count
+    if count == ROWS:  # Scores 0 1 2 3, 1 2 3 4 and 2 3 4 5.
+        assert (row["return_mean"], row["return_min"], row["return_max"]) == (2.5, 0, 5)
+    elif count == 0:
+        assert np.isnan(row["return_mean"])
+        # What is stored holds no 0: the table learns it.
+        logits = np.asarray(run(loop, state, 60).learner.params["logits"])
+        assert logits[0] < logits[1:].min() - 1
+
+
+def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
+    def loop():
+        calls = Calls(lambda step: ROWS * (step % 2))
+        return sequences.make(agent(), calls.source, seed=3, constants=jnp.zeros(TOKENS))
+
+    whole = run(loop(), loop().init(), 9)
+    first = loop()
+    state = run(first, first.init(), 4)
+    checkpoints.save(tmp_path, 4, first.snapshot(state), {})
+    second = loop()
+    saved, _, _ = checkpoints.restore_latest(tmp_path, second.template())
+    equal(run(second, second.restore(saved), 9), whole)
+    other = sequences.make(
+        agent(), Calls(lambda step: ROWS).source, seed=4, constants=jnp.zeros(TOKENS)
+    )
+    assert not np.array_equal(
+        run(other, other.init(), 9).learner.params["logits"], whole.learner.params["logits"]
+    )
+
+
+def test_constants_reach_the_loss_and_stay_out_of_checkpoints():
+    calls = Calls(lambda step: 0)
+    ends = []
+    for constants in (np.zeros(TOKENS, np.float32), np.array([0, 3, 0], np.float32)):
+        loop = sequences.make(agent(), calls.source, seed=0, constants=constants)
+        state = run(loop, loop.init(), 20)
+        ends.append(np.asarray(state.learner.params["logits"]))
+        assert len(jax.tree.leaves(loop.template())) == len(jax.tree.leaves(state))
+    assert ends[1][1] < ends[0][1] - 0.5
+
+
+def test_learning_starts_from_the_parameters_given():
+    calls = Calls(lambda step: 0)
+    given = {"logits": jnp.array([1.0, 2.0, 3.0])}
+    loop = sequences.make(agent(), calls.source, seed=0, params=given, constants=jnp.zeros(TOKENS))
+    state = loop.init()
+    np.testing.assert_array_equal(state.learner.params["logits"], [1, 2, 3])
+    np.testing.assert_array_equal(state.learner.targets["average"]["logits"], [1, 2, 3])
+    run(loop, state, 2)
+    np.testing.assert_array_equal(given["logits"], [1, 2, 3])  # Not donated.
+    wrong = {"logits": jnp.zeros(TOKENS + 1)}
+    with pytest.raises(ValueError, match=r"'logits' of the parameters given is float32\[4\]"):
+        sequences.make(
+            agent(), calls.source, seed=0, params=wrong, constants=jnp.zeros(TOKENS)
+        ).init()
+
+
+def test_evaluation_has_keys_of_its_own_and_changes_nothing():
+    seen = []
+
+    def evaluate(acting: Any, count: int, key: types.Key) -> np.ndarray:
+        seen.append(np.asarray(jax.random.key_data(key)))
+        return np.full(count, float(acting["params"]["logits"][1]))
+
+    def loop(function: Any):
+        source = Calls(lambda step: ROWS).source
+        return sequences.make(
+            agent(), source, seed=0, constants=jnp.zeros(TOKENS), evaluate=function
+        )
+
+    one, other = loop(evaluate), loop(None)
+    state = one.init()
+    for until in (2, 5):
+        state = run(one, state, until)
+        scores = one.evaluate(state, 6)
+        assert scores.shape == (1, 6)
+        assert scores[0, 0] == state.learner.params["logits"][1]
+    assert not np.array_equal(*seen)
+    equal(run(other, other.init(), 5), state)
+    with pytest.raises(ValueError, match="nothing to evaluate by"):
+        other.evaluate(state, 2)
