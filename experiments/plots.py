@@ -32,7 +32,8 @@ def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title:
             axes.plot(steps, returns, color="C0", alpha=0.45, linewidth=0.9, label="each interval")
             axes.plot(steps, _smooth(returns), color="C0", linewidth=2, label="mean of ten")
     if len(seeds) > 1 and all(len(c[0]) == len(curves[0][0]) for c in curves):
-        values = np.stack([c[1] for c in curves])
+        # Where no episode of a seed ended its last value stands, or the mean would be of others.
+        values = np.stack([_last_known(c[1]) for c in curves])
         known = np.any(np.isfinite(values), axis=0)
         mean = np.nanmean(values[:, known], axis=0)
         axes.plot(curves[0][0][known], mean, color="C0", linewidth=2, label="mean of seeds")
@@ -49,7 +50,7 @@ def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title:
     axes.ticklabel_format(axis="x", style="plain")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", frameon=False)
+        axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -60,6 +61,13 @@ def _curve(
     own = [row for row in rows if int(row["seed"]) == seed]
     steps = np.array([int(row["steps"]) for row in own])
     return steps, np.array([float(row[column]) for row in own])
+
+
+def _last_known(values: np.ndarray) -> np.ndarray:
+    """The last value that is known, at each place; NaN before the first."""
+    known = np.isfinite(values)
+    last = np.maximum.accumulate(np.where(known, np.arange(len(values)), -1))
+    return np.where(last >= 0, values[last], np.nan)
 
 
 def _smooth(values: np.ndarray, width: int = 10) -> np.ndarray:

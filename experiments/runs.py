@@ -83,18 +83,21 @@ def load(
     path: str | pathlib.Path,
     *,
     seed: int | None = None,
+    best: bool = False,
     agent: plans.MakeAgent | None = None,
     environment: plans.MakeEnvironment | None = None,
 ) -> Run:
-    """The newest whole checkpoint of a run.
+    """The newest whole checkpoint of a run, or its best.
 
     Args:
       path: of the run's folder.
       seed: which of its seeds; None is the first.
+      best: the checkpoint of the highest evaluation (without evaluations, of the highest mean of
+        the last 100 episodes) in place of the newest.
       agent, environment: what was handed to `train` if not names.
 
     Raises:
-      ValueError: if this is no run, or has no such seed.
+      ValueError: if this is no run, has no such seed, or no checkpoint with a score.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
     plan = plans.Plan.from_json(folder.config()["plan"])
@@ -104,7 +107,7 @@ def load(
         raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
     part = run_folder.RunFolder(folder.path / f"seed_{seed}")
     if part.config_file.exists():  # Seeds of a host loop ran in turn.
-        return load(part.path, agent=agent, environment=environment)
+        return load(part.path, best=best, agent=agent, environment=environment)
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
@@ -112,13 +115,12 @@ def load(
     built = (agent or plan.make_agent)(arena.spec)
     if isinstance(arena, types.Environment):
         loop = compiled.make(built, arena, seeds)
-        state, _ = Saver(folder, loop).load()
-        learner = compiled.seed_of(state.learner, k=seed - plan.seed, num_seeds=len(seeds))
-        env_steps = int(state.env_steps)
+        saved = loop.restore(Saver(folder, loop).load_snapshot(best=best))
+        learner = compiled.seed_of(saved.learner, k=seed - plan.seed, num_seeds=len(seeds))
     else:
-        saved = Saver(folder, host.make(built, arena, seed)).load_snapshot()
+        saved = Saver(folder, host.make(built, arena, seed)).load_snapshot(best=best)
         arena.close()
-        learner, env_steps = saved.learner, int(saved.env_steps)
+        learner = saved.learner
     return Run(
         path=folder.path,
         plan=plan,
@@ -126,7 +128,7 @@ def load(
         spec=arena.spec,
         make_arena=environment or plan.make_arena,
         learner=learner,
-        env_steps=env_steps,
+        env_steps=int(saved.env_steps),
         seed=seed,
     )
 

@@ -68,6 +68,20 @@ def test_the_random_baseline_depends_on_the_seed_and_not_on_what_was_learnt(
     assert np.any(scores != dataclasses.replace(short, seed=8).evaluate_random(32))
 
 
+def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
+    chain_run, monkeypatch: pytest.MonkeyPatch
+):
+    folder = run_folder.RunFolder(chain_run.path).checkpoints
+    scores = {2_000: 3.0, 4_000: 1.0}
+    monkeypatch.setattr(checkpoints, "best_step", lambda path: max(scores, key=scores.__getitem__))
+    best = experiments.load(chain_run.path, best=True)
+    assert best.env_steps == 2_000 and 2_000 in checkpoints.steps(folder)
+    assert experiments.load(chain_run.path).env_steps == 4_000
+    monkeypatch.setattr(checkpoints, "best_step", lambda path: None)
+    with pytest.raises(ValueError, match="no checkpoint with a score"):
+        experiments.load(chain_run.path, best=True)
+
+
 def test_frames_show_one_episode(run: experiments.Run):
     pictures = list(run.frames())
     assert len(pictures) == 8  # Places 0 to 7; past the end there is nothing to see.
