@@ -166,7 +166,11 @@ def restore(folder: files.Path, step: int, like: Any) -> tuple[Any, Meta]:
 
 
 def restore_latest(
-    folder: files.Path, like: Any, check: Callable[[Meta], None] | None = None
+    folder: files.Path,
+    like: Any,
+    check: Callable[[Meta], None] | None = None,
+    *,
+    part: bool = False,
 ) -> tuple[Any, Meta, int]:
     """State, meta and step of the newest checkpoint that is whole; warns of those that are not.
 
@@ -175,6 +179,8 @@ def restore_latest(
       like: as for `restore`.
       check: raises CorruptError if what stands elsewhere and the meta lists (segments) is not
         whole; then too the checkpoint before is taken.
+      part: whether `like` is only a part of what was saved, by the names of its leaves; nothing
+        else is read.
 
     Raises:
       FileNotFoundError: if none is whole.
@@ -185,7 +191,7 @@ def restore_latest(
         try:
             if check is not None:
                 check(saved.contents()["meta"])
-            state, meta = _load(saved, like)
+            state, meta = _load(saved, like, part=part)
         except CorruptError as error:
             logger.warning("%s is skipped, not whole: %s", saved.path, error)
         else:
@@ -196,19 +202,23 @@ def restore_latest(
     )
 
 
-def _load(saved: _Saved, like: Any) -> tuple[Any, Meta]:
+def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
     files.check_manifest(saved.path)
     contents = saved.contents()
     leaves = {name: trees.Leaf(*leaf) for name, leaf in contents["leaves"].items()}
     named = trees.named_leaves(like)
-    trees.check_alike(saved.path, leaves, named)
+    trees.check_alike(saved.path, leaves, named, part=part)
+    leaves = {name: leaves[name] for name in named}
     arrays = {name: leaf.empty() for name, leaf in leaves.items() if 0 in leaf.shape}
     as_numpy = {
         name: ocp.RestoreArgs(restore_type=np.ndarray) for name in leaves if name not in arrays
     }
     if as_numpy:
         arrays |= _orbax().restore(
-            (saved.path / "arrays").absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+            (saved.path / "arrays").absolute(),
+            args=ocp.args.PyTreeRestore(
+                item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy, partial_restore=True
+            ),
         )
     values = [trees.from_numpy(arrays[name], leaves[name], leaf) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values), contents["meta"]

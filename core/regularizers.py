@@ -40,10 +40,12 @@ class Divergence:
     name: str
     # (log p_j, log q_j) -> q_j f(p_j / q_j).
     term: Callable[[Any, Any], jax.Array] = dataclasses.field(repr=False)
+    # (log p_j, log q_j) -> q_j (f(p_j / q_j) - f(0)), without f(0) where that is infinite: a sum
+    # over the classes of a vocabulary keeps its digits.
+    excess: Callable[[Any, Any], jax.Array] = dataclasses.field(repr=False)
     derivative: Scalars = dataclasses.field(repr=False)  # u > 0 -> f'(u).
     inverse: Scalars = dataclasses.field(repr=False)  # v -> the u with f'(u) = v.
-    # v -> f*(v) + f(0), without f(0) where that is infinite: sums over many classes that
-    # f*(v) = -f(0) would swamp stay exact.
+    # v -> f*(v) + f(0), again without an infinite f(0).
     conjugate: Scalars = dataclasses.field(repr=False)
     curvature: Scalars = dataclasses.field(repr=False)  # u -> 1 / f''(u).
     at_zero: float  # f(0).
@@ -51,7 +53,7 @@ class Divergence:
 
     def __call__(self, log_p: types.Array, log_q: types.Array) -> jax.Array:
         """D_f(p, q) in nats, [...], of log-distributions [..., V]; -inf is a probability of 0."""
-        log_p, log_q = _promote(log_p), _promote(log_q)
+        log_p, log_q = promote(log_p), promote(log_q)
         return jnp.sum(self.term(log_p, log_q), axis=-1)
 
     @property
@@ -107,7 +109,6 @@ def loss(
     divergence = divergence or kl
     theta, reference = _prepare(theta, reference)
     value = _reduced(theta, reference, divergence)
-    offset = _offset(divergence)
     is_finite = math.isfinite(divergence.at_zero)
     if jnp.issubdtype(target.dtype, jnp.integer):
         label = target[..., None]
@@ -115,14 +116,12 @@ def loss(
         if not is_finite:
             return value
         q_y = jnp.take_along_axis(reference, label, -1)[..., 0]
-        constant = divergence.term(jnp.zeros_like(q_y), jnp.log(q_y)) - offset * q_y
-        return value + constant
-    target = _promote(target)
+        return value + divergence.excess(jnp.zeros_like(q_y), jnp.log(q_y))
+    target = promote(target)
     value = value - jnp.sum(jnp.where(target > 0, target * _finite(theta), 0), -1)
     if not is_finite:
         return value
-    terms = divergence.term(jnp.log(target), jnp.log(reference)) - offset * reference
-    return value + jnp.sum(terms, -1)
+    return value + jnp.sum(divergence.excess(jnp.log(target), jnp.log(reference)), -1)
 
 
 def greedy(
@@ -154,7 +153,7 @@ def greedy(
         for tau > 0 where f(0), hence H_f, is infinite.
     """
     divergence = divergence or kl
-    q, log_prior = _promote(q), _promote(log_prior)
+    q, log_prior = promote(q), promote(log_prior)
     for name, value in (("lambda_", lambda_), ("tau", tau)):
         if not isinstance(value, Tracer) and jnp.ndim(value) == 0 and float(value) < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
@@ -200,13 +199,14 @@ def _greedy_kl(
     return scaled - log_sum, (best + temperature * log_sum)[..., 0]
 
 
-def _promote(x: types.Array) -> jax.Array:
+def promote(x: types.Array) -> jax.Array:
+    """The array as float32 at least; float64 stays."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _prepare(theta: types.Array, reference: types.Array | None) -> tuple[jax.Array, jax.Array]:
-    theta = _promote(theta)
+    theta = promote(theta)
     if reference is None:
         reference = jnp.ones(theta.shape[-1], theta.dtype)
     reference = jnp.broadcast_to(jnp.asarray(reference, theta.dtype), theta.shape)
@@ -316,10 +316,27 @@ def _kl_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return _times(p, log_p - log_q) - p + q
 
 
+def _kl_excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    p = jnp.exp(log_p)
+    return _times(p, log_p - log_q) - p
+
+
 def _gan_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     p, q = jnp.exp(log_p), jnp.exp(log_q)
-    log_mean = jnp.logaddexp(log_p, log_q) - math.log(2)
+    log_mean = _log_mean(p, q)
     return _times(p, log_p - log_mean) + _times(q, log_q - log_mean)
+
+
+def _gan_excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    of_q = jnp.where(q > 0, q * jnp.log1p(p / jnp.where(q > 0, q, 1)), 0)
+    return _times(p, log_p - _log_mean(p, q)) - of_q
+
+
+def _log_mean(p: jax.Array, q: jax.Array) -> jax.Array:
+    """Log of (p + q) / 2, and 0 where both are 0: its gradient there is 0 too."""
+    mean = (p + q) / 2
+    return jnp.log(jnp.where(mean > 0, mean, 1))
 
 
 def _jeffreys_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
@@ -342,6 +359,7 @@ def _jeffreys_inverse(v: jax.Array) -> jax.Array:
 kl = Divergence(
     name="kl",
     term=_kl_term,
+    excess=_kl_excess,
     derivative=jnp.log,
     inverse=jnp.exp,
     conjugate=jnp.exp,
@@ -351,6 +369,7 @@ kl = Divergence(
 reverse_kl = Divergence(
     name="reverse_kl",
     term=lambda log_p, log_q: _kl_term(log_q, log_p),
+    excess=lambda log_p, log_q: _kl_term(log_q, log_p),
     derivative=lambda u: 1 - 1 / u,
     inverse=lambda v: 1 / (1 - v),
     conjugate=lambda v: -jnp.log1p(-v),
@@ -360,6 +379,7 @@ reverse_kl = Divergence(
 jeffreys = Divergence(
     name="jeffreys",
     term=_jeffreys_term,
+    excess=_jeffreys_term,
     derivative=lambda u: jnp.log(u) + 1 - 1 / u,
     inverse=_jeffreys_inverse,
     conjugate=lambda v: 1 / _jeffreys_inverse(v) + _jeffreys_inverse(v) + v - 2,
@@ -369,6 +389,7 @@ jeffreys = Divergence(
 gan = Divergence(
     name="gan",
     term=_gan_term,
+    excess=_gan_excess,
     derivative=lambda u: jnp.log(2 * u / (1 + u)),
     inverse=lambda v: jnp.exp(v) / (2 - jnp.exp(v)),
     conjugate=lambda v: -jnp.log1p(-jnp.exp(v) / 2),
@@ -378,6 +399,7 @@ gan = Divergence(
 jensen_shannon = Divergence(
     name="jensen_shannon",
     term=lambda log_p, log_q: _gan_term(log_p, log_q) / 2,
+    excess=lambda log_p, log_q: _gan_excess(log_p, log_q) / 2,
     derivative=lambda u: jnp.log(2 * u / (1 + u)) / 2,
     inverse=lambda v: gan.inverse(2 * v),
     conjugate=lambda v: gan.conjugate(2 * v) / 2,
@@ -387,6 +409,7 @@ jensen_shannon = Divergence(
 hellinger = Divergence(
     name="hellinger",  # Squared.
     term=_hellinger_term,
+    excess=lambda log_p, log_q: jnp.exp(log_p) - 2 * jnp.exp((log_p + log_q) / 2),
     derivative=lambda u: 1 - 1 / jnp.sqrt(u),
     inverse=lambda v: 1 / jnp.square(1 - v),
     conjugate=lambda v: 1 / (1 - v),
@@ -411,15 +434,23 @@ def alpha(a: float) -> Divergence:
     def base(v: jax.Array) -> jax.Array:
         return jnp.maximum(1 + (a - 1) * v, 0)
 
+    def power(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        """p^a q^(1-a), which is 0 where p is; there both logarithms may be infinite."""
+        inside = log_p > -jnp.inf
+        exponent = a * jnp.where(inside, log_p, 0) + (1 - a) * jnp.where(inside, log_q, 0)
+        return jnp.where(inside, jnp.exp(exponent), 0)
+
     def term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
         p, q = jnp.exp(log_p), jnp.exp(log_q)
-        # 0 - 0 of two -inf is no number: where p is 0 the power is 0, for a > 0.
-        power = jnp.where(p > 0, jnp.exp(a * jnp.where(p > 0, log_p, 0) + (1 - a) * log_q), 0)
-        return (power - q - a * (p - q)) / (a * (a - 1))
+        return (power(log_p, log_q) - q - a * (p - q)) / (a * (a - 1))
+
+    def excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        return (power(log_p, log_q) - a * jnp.exp(log_p)) / (a * (a - 1))
 
     return Divergence(
         name=f"alpha-{a:g}",
         term=term,
+        excess=excess,
         derivative=lambda u: (_power(u, a - 1) - 1) / (a - 1),
         inverse=lambda v: _power(base(v), 1 / (a - 1)),
         conjugate=lambda v: _power(base(v), a / (a - 1)) / a,
@@ -493,9 +524,15 @@ def from_function(
         u = jnp.exp(jnp.where(inside, log_p - log_q, 0))
         return jnp.where(q > 0, q * jnp.where(inside, normalised(u), zero), 0)
 
+    def excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        if not math.isfinite(zero):
+            return term(log_p, log_q)
+        return term(log_p, log_q) - zero * jnp.exp(log_q)
+
     return Divergence(
         name=name,
         term=term,
+        excess=excess,
         derivative=derivative,
         inverse=inverse,
         conjugate=conjugate,

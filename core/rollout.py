@@ -52,6 +52,7 @@ def rollout(
     state: ActorState,
     key: types.Key,
     length: int,
+    start_tick: jax.Array | int = 0,
 ) -> tuple[Trajectory, ActorState]:
     """Acts for `length` ticks, or until every row of a non-resetting environment has finished.
 
@@ -60,8 +61,10 @@ def rollout(
       environment: B rows.
       params: as `Agent.actor_params` returns them.
       state: from `start` or an earlier call, so that sampling goes on where it stopped.
-      key: typed key; tick t draws from fold_in(key, t).
+      key: typed key; tick t draws from fold_in(key, start_tick + t).
       length: T, static.
+      start_tick: how many ticks earlier calls made with this key: pieces with one key and their
+        place in the whole are the whole. Calls with keys of their own leave it 0.
 
     Returns:
       The trajectory, [T, B, ...], and the state after it. Where all rows finished early, what
@@ -70,7 +73,7 @@ def rollout(
 
     def tick(state: ActorState, t: jax.Array) -> tuple[ActorState, Trajectory]:
         action, memory, extras = policy.step(
-            params, state.observation, state.policy, jax.random.fold_in(key, t)
+            params, state.observation, state.policy, jax.random.fold_in(key, start_tick + t)
         )
         env_state, timestep = environment.step(state.environment, action)
         valid = ~state.done

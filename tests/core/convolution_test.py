@@ -102,5 +102,6 @@ def test_channels_first_is_the_same(size, kernel, stride, channels, padding, dty
     got = jax.jit(lambda x, w: convolution.conv2d(x, w, stride, padding, channels_first=True))(
         frames, w
     )
-    expected = by_xla(np.moveaxis(frames, 1, -1).astype(np.float32), w, stride, padding)
+    images = jnp.asarray(np.moveaxis(frames, 1, -1), jnp.float32)
+    expected = by_xla(images, w, stride, padding)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-2)

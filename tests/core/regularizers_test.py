@@ -130,6 +130,7 @@ def test_the_table_of_a_divergence_agrees_with_its_f(name):
     np.testing.assert_allclose(divergence.inverse(v), u, rtol=1e-10)
     offset = divergence.at_zero if math.isfinite(divergence.at_zero) else 0
     np.testing.assert_allclose(divergence.conjugate(v), u * v - f(u) + offset, atol=1e-9)
+    np.testing.assert_allclose(divergence.excess(np.log(u), zero), f(u) - offset, atol=1e-12)
     tiny = 1e-12
     if math.isfinite(divergence.at_zero):
         np.testing.assert_allclose(divergence.at_zero, f(tiny), atol=1e-5)
@@ -480,3 +481,22 @@ def test_names():
     for wrong in (1.0, 0.0, -1.0, math.inf):
         with pytest.raises(ValueError, match="alpha must be > 0"):
             reg.alpha(wrong)
+
+
+@pytest.mark.parametrize("name", ["kl", "alpha-1.5", "hellinger", "jensen_shannon"])
+def test_the_loss_of_a_distribution_over_a_vocabulary_keeps_its_digits(name):
+    theta = np.random.default_rng(0).normal(size=200_000).astype(np.float32) * 3
+    y = np.asarray(reg.softargmax(theta.astype(np.float64), ALL[name]))
+    got = reg.loss(theta, y.astype(np.float32), ALL[name])
+    assert abs(float(got)) < 2e-4  # 0 in exact arithmetic; f(0) times V is some 1e5.
+
+
+@every
+def test_an_excluded_class_has_no_gradient(name):
+    theta = jnp.array([1.0, 0.5, -jnp.inf])
+
+    def divergence_of(shift: jax.Array) -> jax.Array:
+        return ALL[name](jax.nn.log_softmax(theta), jax.nn.log_softmax(theta + shift))
+
+    if math.isfinite(ALL[name].at_zero):
+        assert np.all(np.isfinite(jax.grad(divergence_of)(jnp.array([0.1, 0.0, 0.0]))))

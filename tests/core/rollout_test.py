@@ -90,6 +90,25 @@ def test_in_pieces_it_is_the_same_but_for_the_keys(auto_reset):
     jax.tree.map(np.testing.assert_array_equal, end, same_end)
 
 
+@pytest.mark.parametrize("auto_reset", [True, False])
+def test_pieces_of_one_key_are_the_whole(auto_reset):
+    environment, policy = counter(auto_reset), recurrent()
+    run = jax.jit(
+        lambda state, length, start: rollout.rollout(
+            policy, environment, None, state, jax.random.key(3), length, start
+        ),
+        static_argnums=1,
+    )
+    first = rollout.start(policy, environment, None, jax.random.key(0), jnp.zeros(3, jnp.int32))
+    whole, end = run(first, 6, 0)
+    a, state = run(first, 2, 0)
+    b, state = run(state, 2, 2)
+    c, state = run(state, 2, 4)
+    pieces = jax.tree.map(lambda *x: jnp.concatenate(x), a, b, c)
+    jax.tree.map(np.testing.assert_array_equal, whole, pieces)
+    jax.tree.map(np.testing.assert_array_equal, end, state)
+
+
 def test_ticks_draw_different_numbers():
     trajectory, _ = play(True, [8])
     assert len(np.unique(trajectory.extras["log_probability"])) == 24
