@@ -16,6 +16,19 @@ AGENTS = {
 }
 
 
+# Algorithms of language models, in tokens/...
+ALGORITHMS = {
+    "sft": "Supervised fine-tuning, with any f-divergence's loss",
+    "distill": "Distillation on fixed sequences",
+    "gkd": "Generalised knowledge distillation, Agarwal et al. 2024",
+}
+TASKS = {
+    "tokens/arithmetic": "sums with exact answers",
+    "tokens/summaries": "papers and their summaries, from the package aclsum",
+    "tokens/jsonl:PATH": "rows of {prompt, completion}, {text} or {messages}",
+}
+
+
 class Row(NamedTuple):
     """An environment; scores are mean returns, None where none is published."""
 
@@ -102,12 +115,13 @@ def check(agent: str, environment: str) -> None:
     """Raises ValueError, with the nearest names, unless both are known by name or by family."""
     check_agent(agent)
     # Other ids of gymnasium than those listed are looked up in its own registry.
-    known = [row.name for row in ENVIRONMENTS]
-    if environment not in known and not environment.startswith("gym/"):
+    known = [*(row.name for row in ENVIRONMENTS), *TASKS]
+    if environment not in known and not environment.startswith(("gym/", "tokens/jsonl:")):
         raise ValueError(names.unknown("environment", environment, known))
 
 
 def check_agent(agent: str) -> None:
     """Raises ValueError, with the nearest names, for an unknown agent."""
-    if agent not in AGENTS:
-        raise ValueError(names.unknown("agent", agent, AGENTS))
+    known = {**AGENTS, **ALGORITHMS}
+    if agent not in known:
+        raise ValueError(names.unknown("agent", agent, known))

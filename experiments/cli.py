@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -81,24 +82,54 @@ def _parser() -> argparse.ArgumentParser:
         dest="environment_flags",
         help="of the environment, e.g. protocol=classic for Atari",
     )
+    sub.add_argument(
+        "--model", metavar="MODEL", help="of a language model: a folder, a run, or a preset"
+    )
+    sub.add_argument(
+        "--model-flag",
+        metavar="field=value",
+        action="append",
+        dest="model_flags",
+        help="of a preset that is made on the spot, e.g. num_layers=4",
+    )
+    sub.add_argument("--teacher", metavar="DIR", help="of distillation: a folder, or a run")
     sub.set_defaults(command=_train)
 
     sub = commands.add_parser("fields", help="the fields that --set takes, with their values")
     sub.add_argument("agent", metavar="AGENT")
-    sub.add_argument("family", metavar="FAMILY", choices=("atari", "minatar", "gym", "toy"))
+    sub.add_argument(
+        "family", metavar="FAMILY", choices=("atari", "minatar", "gym", "toy", "tokens")
+    )
     sub.set_defaults(command=_fields)
 
     sub = commands.add_parser("evaluate", help="play with a trained agent")
     sub.add_argument("run", metavar="DIR", type=pathlib.Path)
     sub.add_argument("--episodes", metavar="N", type=_count, default=10)
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
     sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
     sub.set_defaults(command=_evaluate)
 
-    sub = commands.add_parser("export", help="write a run's parameters as safetensors")
+    sub = commands.add_parser("generate", help="text from a language model")
+    sub.add_argument("--model", metavar="DIR", required=True, help="a folder, or a run")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT")
+    what.add_argument("--prompts", metavar="FILE", type=pathlib.Path, help="JSONL of {prompt}")
+    sub.add_argument("--max-new-tokens", metavar="N", type=_count, default=256)
+    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0 is greedy")
+    sub.add_argument("--top-k", metavar="K", type=int, default=0, help="0 is all tokens")
+    sub.add_argument("--top-p", metavar="P", type=float, default=1.0)
+    sub.add_argument("--seed", metavar="S", type=int, default=0)
+    sub.add_argument("--stop-token", metavar="ID", type=int, action="append", default=[])
+    sub.add_argument("--chat", action="store_true", help="TEXT is the user's turn, in a template")
+    sub.set_defaults(command=_generate)
+
+    sub = commands.add_parser(
+        "export", help="write a run's parameters as safetensors, or its model"
+    )
     sub.add_argument("run", metavar="DIR", type=pathlib.Path)
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
-    sub.add_argument("--out", metavar="FILE", type=pathlib.Path, required=True)
+    sub.add_argument("--out", metavar="PATH", type=pathlib.Path, required=True, help="new")
     sub.set_defaults(command=_export)
     return parser
 
@@ -115,6 +146,9 @@ def _count(text: str) -> int:
 def _list(options: argparse.Namespace) -> int:
     print("agents")
     for name, what in catalog.AGENTS.items():
+        print(f"  {name:<24}{what}")
+    print("\nlanguage models")
+    for name, what in {**catalog.ALGORITHMS, **catalog.TASKS}.items():
         print(f"  {name:<24}{what}")
     print(f"\n{'environments':<26}{'actions':>8}{'human':>12}{'random':>12}")
     for row in catalog.ENVIRONMENTS:
@@ -161,11 +195,13 @@ def _fields(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if (options.run / "model.json").is_file():
+        return _evaluate_language(options)
     from kullback.experiments import runs, video
 
     if options.video is not None:
         video.check(options.video)
-    run = runs.load(options.run, seed=options.seed)
+    run = runs.load(options.run, seed=options.seed, best=options.best)
     scores = run.evaluate(options.episodes)
     chance = run.evaluate_random(options.episodes)
     print(
@@ -180,11 +216,73 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _export(options: argparse.Namespace) -> int:
-    from kullback.experiments import runs
+def _evaluate_language(options: argparse.Namespace) -> int:
+    import jax
 
+    from kullback.experiments import language
+
+    if options.video is not None:
+        raise ValueError("--video is for games; a language model's text comes from generate")
+    if options.best:
+        raise ValueError("--best is for games as yet; leave it out")
+    judge, checkpoint = language.judge(options.run, options.seed)
+    acting = {"params": checkpoint.params}
+    report = judge.report(acting, options.episodes, jax.random.key(options.seed or 0))
+    print(f"{judge.task.name}, {options.episodes} held-out examples")
+    for name, value in report.items():
+        print(f"  {name:<28}{value:.4f}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from kullback.core import sampling
+    from kullback.experiments import generate, language
+    from kullback.lm import chat, data
+
+    settings = sampling.Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+    )
+    checkpoint = language.load(options.model)
+    words = checkpoint.tokenizer
+    is_one = options.prompt is not None
+    if not is_one:
+        prompts = data.read_prompts(options.prompts, words)
+    elif options.chat:
+        messages = [{"role": "user", "content": options.prompt}]
+        segments = chat.chat(messages, words, add_generation_prompt=True)
+        prompts = [tuple(i for segment in segments for i in segment.ids)]
+    else:
+        prompts = [(words.bos_id, *words.encode(options.prompt))]
+    made = generate.generate(
+        checkpoint,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        sampling=settings,
+        seed=options.seed,
+        stop_tokens=options.stop_token,
+        # One text is shown as it comes; of several the lines would mix.
+        on_text=lambda row, text: print(text, end="", flush=True) if is_one else None,
+    )
+    if is_one:
+        print()
+        return 0
+    for prompt, row in zip(prompts, made, strict=True):
+        line = {"prompt": words.decode(prompt), "completion": row.text, "done": row.is_complete}
+        print(json.dumps(line, ensure_ascii=False))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} exists; nothing is overwritten: choose another --out")
+    if (options.run / "model.json").is_file():
+        from kullback.experiments import language
+
+        language.export(options.run, options.out, options.seed)
+        print(f"model: {options.out}")
+        return 0
+    from kullback.experiments import runs
+
     runs.load(options.run, seed=options.seed).export(options.out)
     print(f"parameters: {options.out}")
     return 0

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from kullback import agents, environments
+from kullback import agents, environments, lm
 from kullback.core import names, types
 from kullback.experiments import settings
 
@@ -32,13 +32,18 @@ DEFAULTS = {
     "minatar": Defaults(steps=5_000_000, num_envs=16, log_every=5_000, checkpoint_every=20_000),
     "gym": Defaults(steps=100_000, num_envs=4, log_every=1_000, checkpoint_every=10_000),
     "toy": Defaults(steps=10_000, num_envs=4, log_every=500, checkpoint_every=2_000),
+    # A step is a learner step there, and an environment a sequence: the agent's batch_size.
+    "tokens": Defaults(steps=1_000, num_envs=1, log_every=10, checkpoint_every=200),
     CUSTOM: Defaults(steps=100_000, num_envs=4, log_every=1_000, checkpoint_every=10_000),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run, by names and numbers; steps are agent steps over all environments of one seed."""
+    """A run, by names and numbers; steps are agent steps over all environments of one seed.
+
+    For language models ("tokens") they are learner steps.
+    """
 
     agent: str
     environment: str
@@ -51,15 +56,21 @@ class Plan:
     eval_episodes: int = 10
     settings: tuple[str, ...] = ()  # field=value of the agent's configuration.
     environment_flags: tuple[str, ...] = ()  # flag=value of the environment's constructor.
+    model: str = ""  # Of a language model: a folder, a run, or a preset.
+    model_flags: tuple[str, ...] = ()  # field=value of the preset.
+    teacher: str = ""  # A folder or a run.
     log_every: int = 0
     checkpoint_every: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", tuple(self.settings))
         object.__setattr__(self, "environment_flags", tuple(self.environment_flags))
-        if self.agent != CUSTOM and self.agent not in agents.AGENTS:
-            raise ValueError(names.unknown("agent", self.agent, agents.AGENTS))
-        if self.environment != CUSTOM:
+        object.__setattr__(self, "model_flags", tuple(self.model_flags))
+        known = {**agents.AGENTS, **lm.ALGORITHMS}
+        if self.agent != CUSTOM and self.agent not in known:
+            raise ValueError(names.unknown("agent", self.agent, known))
+        self._check_tenant()
+        if self.environment != CUSTOM and not self.is_language:
             environments.check_name(self.environment)
         for name, given in (("agent", self.settings), ("environment", self.environment_flags)):
             if given and getattr(self, name) == CUSTOM:
@@ -82,6 +93,25 @@ class Plan:
             raise ValueError(f"eval_every must be >= 0 (0 is never), got {self.eval_every}")
         if not 0 <= self.seed <= 2**31 - 1 - self.num_seeds:
             raise ValueError(f"seed must lie in [0, 2^31 - num_seeds), got {self.seed}")
+
+    @property
+    def is_language(self) -> bool:
+        """Whether this is a run of a language model."""
+        return self.environment.startswith("tokens/")
+
+    def _check_tenant(self) -> None:
+        learns_language = self.agent in lm.ALGORITHMS
+        if learns_language != self.is_language and CUSTOM not in (self.agent, self.environment):
+            kind = "a language model's and learns in tokens/..." if learns_language else "of games"
+            raise ValueError(f"{self.agent} is {kind}, got environment {self.environment!r}")
+        for name in ("model", "model_flags", "teacher"):
+            if getattr(self, name) and not self.is_language:
+                raise ValueError(f"{name} is for language models, not for {self.environment}")
+        if self.is_language and (self.num_envs > 1 or self.environment_flags):
+            raise ValueError(
+                "tokens/... takes no num_envs and no environment_flags; a step's sequences are "
+                "--set batch_size=N"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As config.json keeps it."""

@@ -53,6 +53,8 @@ def train(
     path = pathlib.Path(out) if out else _free_folder(plan)
     config = {"plan": plan.to_json(), **_details(probe), **run_folder.provenance()}
     folder = run_folder.create(path, config)
+    if plan.is_language:
+        probe[1].save(path)
     _run(work, folder, plan, probe, callback, quiet)
     return path
 
@@ -88,7 +90,12 @@ def resume(
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
     work = _Work(plan, agent or plan.agent, environment or plan.environment)
-    probe = work.build()
+    probe = work.build(folder.path)
+    if plan.is_language and probe[1].details()["teacher_sha256"] != config["teacher_sha256"]:
+        raise ValueError(
+            f"the teacher {plan.teacher} has changed since the run began (its SHA-256 differs); "
+            "put the old one back, or start a new run"
+        )
     folder.write_config({**config, "plan": plan.to_json()})
     _run(work, folder, plan, probe, callback, quiet)
     return folder.path
@@ -113,20 +120,27 @@ class _Work:
             plan.make_environment if named else environment
         )
         self.make_arena: plans.MakeEnvironment = plan.make_arena if named else environment
-        self.num_envs = plan.num_envs
+        self.plan = plan
 
-    def build(self) -> tuple[types.Agent, plans.AnyEnvironment]:
-        environment = self.make_environment(self.num_envs)
+    def build(self, home: pathlib.Path | None = None) -> tuple[types.Agent, Any]:
+        """The agent and what it acts in; of a run that goes on, `home` is the folder."""
+        if self.plan.is_language:
+            from kullback.experiments import language
+
+            setup = language.setup(self.plan, home)
+            return setup.agent, setup
+        environment = self.make_environment(self.plan.num_envs)
         agent = self.make_agent(environment.spec)
         loops.pace(agent.replay, environment.num_envs)
         return agent, environment
 
 
-def _details(probe: tuple[types.Agent, plans.AnyEnvironment]) -> dict[str, Any]:
+def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
     """The whole configuration and what the environment looks like, for a reader."""
     import dataclasses
 
-    agent, environment = probe
+    agent, environment = probe[0], probe[1]
+    details: Callable[[], dict[str, Any]] = getattr(environment, "details", dict)
     config = agent.config if agent.config is not None else agent.replay
     spec = environment.spec
     return {
@@ -138,6 +152,7 @@ def _details(probe: tuple[types.Agent, plans.AnyEnvironment]) -> dict[str, Any]:
             "frames_per_step": spec.frames_per_step,
         },
         "loop": "compiled" if isinstance(environment, types.Environment) else "host",
+        **details(),
     }
 
 
@@ -152,7 +167,7 @@ def _run(
     work: _Work,
     folder: run_folder.RunFolder,
     plan: plans.Plan,
-    probe: tuple[types.Agent, plans.AnyEnvironment],
+    probe: tuple[types.Agent, Any],
     callback: Callback | None,
     quiet: bool,
 ) -> None:
@@ -169,7 +184,7 @@ def _run(
         single = plans.Plan.from_json({**plan.to_json(), "seed": seed, "num_seeds": 1})
         part.path.mkdir(exist_ok=True)
         part.write_config({**config, "plan": single.to_json()})
-        _drive(work, part, single, work.build(), (seed,), callback, quiet)
+        _drive(work, part, single, work.build(folder.path), (seed,), callback, quiet)
         parts.append(part)
         folder.write_rows([row for p in parts for row in p.rows()])
         folder.draw(_title(plan))
@@ -179,7 +194,7 @@ def _drive(
     work: _Work,
     folder: run_folder.RunFolder,
     plan: plans.Plan,
-    built: tuple[types.Agent, plans.AnyEnvironment],
+    built: tuple[types.Agent, Any],
     seeds: Sequence[int],
     callback: Callback | None,
     quiet: bool,
@@ -188,6 +203,8 @@ def _drive(
     agent, environment = built
     if isinstance(environment, types.Environment):
         loop = compiled.make(agent, environment, seeds, work.make_arena)
+    elif plan.is_language:
+        loop = environment.loop(seeds[0])
     else:
         loop = host.make(agent, environment, seeds[0], work.make_arena)
     saver = Saver(folder, loop)

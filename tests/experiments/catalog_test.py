@@ -1,11 +1,14 @@
 """Tests of experiments/catalog.py: the static table says what the registries say."""
 
+import pathlib
+
 import pytest
 
-from kullback import agents, environments
+from kullback import agents, environments, lm
 from kullback.core import types
 from kullback.environments import atari
 from kullback.experiments import catalog, plan
+from kullback.lm import tasks
 
 ROWS = {row.name: row for row in catalog.ENVIRONMENTS}
 UNPUBLISHED = {"air_raid", "carnival", "elevator_action", "journey_escape", "pooyan"}
@@ -13,6 +16,7 @@ UNPUBLISHED = {"air_raid", "carnival", "elevator_action", "journey_escape", "poo
 
 def test_the_agents_are_those_of_the_registry():
     assert list(catalog.AGENTS) == sorted(agents.AGENTS)
+    assert list(catalog.ALGORITHMS) == list(lm.ALGORITHMS)
 
 
 def test_the_environments_are_those_of_the_registry():
@@ -31,7 +35,7 @@ def test_the_action_counts_are_those_of_the_environments(family: str):
 
 
 def test_every_family_has_defaults():
-    assert set(plan.DEFAULTS) == {*environments.FAMILIES, plan.CUSTOM}
+    assert set(plan.DEFAULTS) == {*environments.FAMILIES, "tokens", plan.CUSTOM}
 
 
 def test_published_scores():
@@ -68,6 +72,13 @@ def test_unknown_names(agent: str, environment: str, message: str):
     with pytest.raises(ValueError) as error:
         catalog.check(agent, environment)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_task_is_one(tmp_path: pathlib.Path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
+    for name in catalog.TASKS:
+        catalog.check("sft", name)
+        assert tasks.make(name.replace("PATH", str(tmp_path / "rows.jsonl"))).name
 
 
 def test_ids_that_only_gymnasium_lists_pass():

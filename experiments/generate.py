@@ -1,0 +1,132 @@
+"""Text from a language model, in pieces as it is made."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import regularizers, rollout
+from kullback.core import sampling as samplings
+from kullback.environments import tokens
+from kullback.experiments import language
+from kullback.lm import batches, gemma, policy, tokenizer
+
+PIECE = 16  # Tokens between two looks at the text.
+
+
+class Generated(NamedTuple):
+    """What became of one prompt."""
+
+    text: str
+    ids: list[int]  # The stop token among them, if there is one.
+    is_complete: bool  # False if it was cut, by the length or by Ctrl-C.
+
+
+def generate(
+    checkpoint: language.Checkpoint,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: samplings.Sampling | None = None,
+    seed: int = 0,
+    stop_tokens: Sequence[int] = (),
+    on_text: Callable[[int, str], Any] = lambda row, text: None,
+) -> list[Generated]:
+    """Completions of prompts, all at once; Ctrl-C ends them where they are.
+
+    Args:
+      checkpoint: a trained model.
+      prompts: ids of each, the beginning of the text among them.
+      max_new_tokens: of a completion, at most; it stops once every row has.
+      sampling: how tokens are drawn; None is from the model itself.
+      seed: decides the text.
+      stop_tokens: ids that end a text beside the model's own.
+      on_text: receives a row and its next piece of text, whole characters only.
+
+    Raises:
+      ValueError: for a model without parameters, no prompts, or ids outside of the vocabulary.
+    """
+    config, words = checkpoint.config, checkpoint.tokenizer
+    if checkpoint.params is None:
+        raise ValueError("this model was not trained: generate from a folder or from a run")
+    if not prompts:
+        raise ValueError("no prompts to go on with")
+    # Ids that the tokenizer has no piece for end a text, rather than becoming none.
+    stops = tuple(sorted({*config.eos_ids, *words.eos_ids, *stop_tokens}))
+    width = batches.powers_of_two(max(map(len, prompts)))[-1]
+    padded = batches.pad_prompts(prompts, width, words.pad_id)
+    environment = tokens.make_batch(
+        padded.tokens,
+        padded.lengths,
+        horizon=max_new_tokens,
+        vocab_size=config.vocab_size,
+        stop_tokens=stops,
+    )
+    divergence = regularizers.named(checkpoint.divergence)
+    acts = policy.language_model(gemma.make(config), sampling, divergence)
+    acting = {"params": checkpoint.params}
+    key = jax.random.key(seed)
+
+    @jax.jit
+    def start(acting: Any, padded: batches.Prompts) -> rollout.ActorState:
+        # A piece may go on beyond the horizon; nobody looks, but it must have room.
+        length = width + max_new_tokens + PIECE
+        return rollout.start(acts, environment, acting, key, padded, length)
+
+    @jax.jit
+    def proceed(acting: Any, state: rollout.ActorState, tick: jax.Array) -> Any:
+        trajectory, state = rollout.rollout(acts, environment, acting, state, key, PIECE, tick)
+        return trajectory.action, trajectory.valid, state
+
+    state = start(acting, padded)
+    made = [_Row(words, stops) for _ in prompts]
+    with contextlib.suppress(KeyboardInterrupt):
+        for begin in range(0, max_new_tokens, PIECE):
+            actions, valid, state = proceed(acting, state, jnp.asarray(begin, jnp.int32))
+            _hand_over(made, np.asarray(actions), np.asarray(valid), on_text)
+            if np.all(np.asarray(state.done)):
+                break
+    for number, row in enumerate(made):
+        if rest := row.finish():
+            on_text(number, rest)
+    return [Generated(row.text, row.ids, row.is_complete) for row in made]
+
+
+class _Row:
+    """The text of one row so far."""
+
+    def __init__(self, words: tokenizer.Tokenizer, stops: tuple[int, ...]):
+        self._words, self._stops = words, stops
+        self._stream = tokenizer.Stream()
+        self.text, self.ids, self.is_complete = "", list[int](), False
+
+    def add(self, ids: list[int]) -> str:
+        """Takes the next ids; returns the text that they complete."""
+        self.ids += ids
+        self.is_complete = bool(self.ids) and self.ids[-1] in self._stops
+        known = [i for i in ids if i not in self._stops and i < self._words.vocab_size]
+        piece, self._stream = tokenizer.decode_chunk(self._words, known, self._stream)
+        self.text += piece
+        return piece
+
+    def finish(self) -> str:
+        """The text of what was held back."""
+        piece, self._stream = tokenizer.decode_chunk(self._words, [], self._stream, last=True)
+        self.text += piece
+        return piece
+
+
+def _hand_over(
+    made: list[_Row],
+    actions: np.ndarray,
+    valid: np.ndarray,
+    on_text: Callable[[int, str], Any],
+) -> None:
+    """Adds a piece, [T, B], to the rows."""
+    for number, row in enumerate(made):
+        piece = row.add(actions[valid[:, number], number].tolist())
+        if piece:
+            on_text(number, piece)

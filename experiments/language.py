@@ -1,0 +1,293 @@
+"""Runs of language models: from the names of a plan to a model, a tokenizer, data and a loop."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kullback import lm
+from kullback.core import checkpoints, files, loops, sequences, trees, types
+from kullback.experiments import judge as judges
+from kullback.experiments import plan as plans
+from kullback.experiments import run_folder, settings
+from kullback.lm import (
+    batches,
+    chat,
+    data,
+    distillation,
+    gemma,
+    hugging_face,
+    tasks,
+    tokenizer,
+    tuning,
+)
+
+NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
+
+
+class Checkpoint(NamedTuple):
+    """A model with its tokenizer, trained or not."""
+
+    config: gemma.Config
+    tokenizer: tokenizer.Tokenizer
+    params: types.Params | None  # None: drawn when learning begins.
+    divergence: str = "kl"  # f of the operator that it was trained with.
+
+    @property
+    def info(self) -> distillation.TokenizerInfo:
+        """What teacher and student must share."""
+        t = self.tokenizer
+        return distillation.TokenizerInfo(
+            t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """All that a run of a language model is made of."""
+
+    agent: types.Agent
+    student: Checkpoint
+    teacher: Checkpoint | None
+    train: list[data.Example]
+    reports: dict[str, data.Report]
+    judge: judges.Judge
+
+    @property
+    def learning(self) -> Any:
+        """Settings that all learners of language models share."""
+        return self.agent.config.learning
+
+    @property
+    def num_envs(self) -> int:
+        """Sequences of a learner step."""
+        return self.learning.batch_size
+
+    @property
+    def spec(self) -> types.Spec:
+        """Of tokens: what is observed and what is done."""
+        return types.Spec(shape=(), dtype=np.int32, num_actions=self.student.config.vocab_size)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def details(self) -> dict[str, Any]:
+        """For config.json: the teacher by its hash, and what became of the data's rows."""
+        teacher = None if self.teacher is None else fingerprint(self.teacher.params)
+        rows = {split: report._asdict() for split, report in self.reports.items()}
+        return {"teacher_sha256": teacher, "data": rows}
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes model and tokenizer, without parameters, beside config.json."""
+        files.atomic_write_text(
+            folder / "model.json", json.dumps(dataclasses.asdict(self.student.config), indent=2)
+        )
+        tokenizer.save(self.student.tokenizer, folder / "tokenizer")
+
+    def loop(self, seed: int) -> loops.Loop:
+        """The loop of one seed."""
+        constants = None if self.teacher is None else self.teacher.params
+        return sequences.make(
+            self.agent,
+            self.source(seed),
+            seed,
+            params=self.student.params,
+            constants=constants,
+            evaluate=self.judge.scores,
+        )
+
+    def source(self, seed: int) -> sequences.Source:
+        """Batches of the data set and of the policy."""
+        c, mixture = self.learning, self.agent.replay
+        width = c.max_prompt_length + c.max_new_tokens
+        is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
+        stored = batches.make(
+            self.train,
+            batches.Config(
+                batch_size=c.batch_size,
+                # Rows of both kinds stand in one batch; else a few lengths waste less.
+                lengths=(width,) if is_mixed else None,
+                seed=seed,
+            ),
+            self.student.tokenizer.pad_id,
+        )
+        share = round(mixture.student_fraction * c.batch_size)
+        program = self.judge.program(self.agent.policy)
+
+        def num_sampled(step: int) -> int:
+            if mixture.mixing == "row":
+                return share
+            coin = np.random.default_rng([seed, step]).random()  # In [0, 1).
+            return c.batch_size if coin < mixture.student_fraction else 0
+
+        def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int]]:
+            indices = stored.sequences(step).indices[-rows:].tolist()
+            return self.judge.prompts([self.train[i] for i in indices]), indices
+
+        def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
+            return program(acting, drawn[0], key)
+
+        def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
+            return self.judge.judged(made, [self.train[i] for i in drawn[1]])
+
+        shape = (c.batch_size, width)
+        int_, bool_ = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (np.int32, np.bool_))
+        lengths = jax.ShapeDtypeStruct(shape[:1], np.int32)
+        return sequences.Source(
+            num_rows=c.batch_size,
+            example=batches.Sequences(int_, bool_, int_, int_, lengths),  # pyright: ignore[reportArgumentType]
+            num_sampled=num_sampled,
+            stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
+            prompts=prompts,
+            sample=sample,
+            score=score,
+        )
+
+
+def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
+    """What the plan names; a run that goes on has its model and tokenizer in its folder, `home`.
+
+    Raises:
+      ValueError: for names that are none, a teacher too many or too few or of other tokens, and
+        data that do not fit.
+    """
+    entry = lm.ALGORITHMS[plan.agent]
+    config = settings.apply(entry.presets(plan.family), plan.settings)
+    if entry.has_teacher != bool(plan.teacher):
+        needs = "needs --teacher" if entry.has_teacher else "takes no --teacher"
+        raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
+    task = tasks.make(plan.environment)
+    teacher = load(plan.teacher) if plan.teacher else None
+    if home is not None:
+        student = Checkpoint(saved_config(home), tokenizer.load(home / "tokenizer"), None)
+    else:
+        student = _student(plan, task, teacher)
+    if teacher is not None:
+        distillation.check_compatible(student.info, teacher.info)
+    c = config.learning
+    fitting = limits(c, student.config)
+    train, train_report = task.examples("train", student.tokenizer, fitting)
+    test, test_report = task.examples("test", student.tokenizer, fitting)
+    models = [gemma.make(student.config)]
+    if teacher is not None:
+        models.append(gemma.make(teacher.config))
+    return Setup(
+        agent=entry.make(*models, config),
+        student=student,
+        teacher=teacher,
+        train=train,
+        reports={"train": train_report, "test": test_report},
+        judge=judges.Judge(models[0], student.tokenizer, task, test, c),
+    )
+
+
+def judge(path: str | pathlib.Path, seed: int | None = None) -> tuple[judges.Judge, Checkpoint]:
+    """What judges a run on its task's held-out examples, and its newest model; no teacher."""
+    path = pathlib.Path(path)
+    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
+    config = settings.apply(lm.ALGORITHMS[plan.agent].presets(plan.family), plan.settings)
+    checkpoint = load(path, seed)
+    task, c = tasks.make(plan.environment), config.learning
+    test, _ = task.examples("test", checkpoint.tokenizer, limits(c, checkpoint.config))
+    model = gemma.make(checkpoint.config)
+    return judges.Judge(model, checkpoint.tokenizer, task, test, c), checkpoint
+
+
+def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
+    """What examples must fit in."""
+    return data.Limits(
+        max_length=learning.max_prompt_length + learning.max_new_tokens,
+        max_prompt_length=learning.max_prompt_length,
+        overlong=learning.overlong,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _student(plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None) -> Checkpoint:
+    if not plan.model:
+        raise ValueError(
+            f"{plan.agent} needs --model: a folder, a run, or a preset made on the spot "
+            f"({', '.join(gemma.PRESETS)})"
+        )
+    if plan.model not in gemma.PRESETS:
+        if plan.model_flags:
+            raise ValueError(f"--model-flag changes a preset; {plan.model} is as it was trained")
+        return load(plan.model)
+    words = teacher.tokenizer if teacher else None
+    if words is None:
+        words = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
+    preset = dataclasses.replace(
+        gemma.PRESETS[plan.model],
+        vocab_size=words.vocab_size,
+        bos_id=words.bos_id,
+        eos_ids=words.eos_ids,
+        pad_id=words.pad_id,
+    )
+    return Checkpoint(settings.apply(preset, plan.model_flags), words, None)
+
+
+def load(path: str | pathlib.Path, seed: int | None = None) -> Checkpoint:
+    """The model of a folder as Hugging Face has them, or that a run has trained.
+
+    Args:
+      path: of the folder or the run.
+      seed: which of a run's seeds; None is the first.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    path = pathlib.Path(path)
+    if (path / "model.json").is_file():
+        words = tokenizer.load(path / "tokenizer")
+        config = run_folder.RunFolder(path).config()["config"]
+        # GKD's divergence is one between models; its student samples by softmax.
+        divergence = config["divergence"] if "student_fraction" not in config else "kl"
+        return Checkpoint(saved_config(path), words, _trained(path, seed), divergence)
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} is no model: expected a folder with config.json and weights, a run of a "
+            f"language model, or a preset ({', '.join(gemma.PRESETS)})"
+        )
+    config, params, _ = hugging_face.load(path)
+    return Checkpoint(config, tokenizer.load(path), params)
+
+
+def _trained(path: pathlib.Path, seed: int | None) -> types.Params:
+    """The newest whole parameters of a run, and nothing else of it."""
+    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
+    part = path / f"seed_{plan.seed if seed is None else seed}"
+    shapes = jax.eval_shape(gemma.make(saved_config(path)).init, jax.random.key(0))
+    saved, _, _ = checkpoints.restore_latest(
+        run_folder.RunFolder(part if part.is_dir() else path).checkpoints,
+        {"learner": {"params": shapes}},
+        part=True,
+    )
+    return saved["learner"]["params"]
+
+
+def saved_config(home: pathlib.Path) -> gemma.Config:
+    """The model's shape as `Setup.save` wrote it."""
+    values = json.loads((home / "model.json").read_text())
+    return gemma.Config(**{**values, "eos_ids": tuple(values["eos_ids"])})
+
+
+def fingerprint(params: types.Params) -> str:
+    """SHA-256 of names, shapes and numbers of parameters."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(trees.named_leaves(params).items()):
+        digest.update(f"{name} {trees.describe(name, leaf)}".encode())
+        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def export(path: str | pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
+    """Writes the newest model of a run as a folder that Hugging Face's transformers load."""
+    checkpoint = load(path, seed)
+    words = pathlib.Path(path) / "tokenizer"
+    hugging_face.save(
+        out, checkpoint.config, checkpoint.params, tokenizer_files=sorted(words.iterdir())
+    )

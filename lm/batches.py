@@ -1,0 +1,300 @@
+"""Batches of token sequences in a few static shapes, drawn so that a step says all.
+
+Which examples a step reads is a function of (seed, step) alone: a run that goes on in the middle
+of an epoch reads what the uninterrupted one would have, and nothing but the step is saved. An
+epoch is a permutation of the examples; epochs follow each other without a gap, so every batch is
+full, and one may hold the end of an epoch and the beginning of the next.
+
+Shape letters: B rows, T tokens of a row, P tokens of a prompt, N examples.
+"""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import types
+from kullback.lm.data import Example
+
+
+class Sequences(NamedTuple):
+    """Token sequences, padded on the right.
+
+    Logits at t - 1 predict token t. What is padding follows from `segments` and `lengths`, never
+    from a token's id.
+    """
+
+    tokens: types.Array  # int32, [B, T].
+    is_answer: types.Array  # bool, [B, T]: what is learnt, the end of sequence included.
+    positions: types.Array  # int32, [B, T]: from 0 in each example; 0 in the padding.
+    segments: types.Array  # int32, [B, T]: from 1 in each row, one an example; 0 is padding.
+    lengths: types.Array  # int32, [B]: tokens that are not padding.
+
+
+class Prompts(NamedTuple):
+    """What to generate from, padded on the left, so that all rows go on in the same column."""
+
+    tokens: types.Array  # int32, [B, P].
+    lengths: types.Array  # int32, [B], >= 1.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How examples become batches."""
+
+    batch_size: int = 16  # B.
+    # T and P are the least of these that hold the batch; None takes the powers of two. Each is
+    # compiled once.
+    lengths: tuple[int, ...] | None = None
+    # Several examples in a row, of the greatest of `lengths`; not for on-policy learning.
+    pack: bool = False
+    # Batches whose examples are sorted by length before they are cut; 1 does not sort. More is
+    # less padding, and batches that are less alike.
+    batches_per_sort: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batches_per_sort"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+        lengths = self.lengths
+        if lengths is not None and (
+            not lengths or lengths[0] < 1 or any(a >= b for a, b in itertools.pairwise(lengths))
+        ):
+            raise ValueError(f"lengths must be positive and increase, got {lengths}")
+
+
+class Sampler(NamedTuple):
+    """Training batches by step, which counts from 0."""
+
+    num_items: int  # N: examples in an epoch, or packed rows.
+    # step -> Batch whose data are `Sequences` and whose indices are examples, or packed rows.
+    sequences: Callable[[int], types.Batch]
+    prompts: Callable[[int], Prompts]  # step -> the prompts of the same examples, in that order.
+
+
+def make(examples: Sequence[Example], config: Config, pad_id: int) -> Sampler:
+    """Batches of `examples`.
+
+    Args:
+      examples: N >= 1 of them.
+      config: shapes, order, packing.
+      pad_id: what stands in the padding; no one reads it.
+
+    Raises:
+      ValueError: without examples, or for one longer than every length. `prompts` raises one if
+        rows are packed: a row then has several prompts.
+    """
+    if not examples:
+        raise ValueError("no examples to make batches of; was everything dropped?")
+    longest = max(example.length for example in examples)
+    lengths = config.lengths or powers_of_two(longest)
+    if longest > lengths[-1]:
+        raise ValueError(
+            f"an example has {longest} tokens, more than the greatest of lengths={lengths}; add "
+            "a length, or drop or truncate what is longer"
+        )
+    prompt_lengths = config.lengths or powers_of_two(max(len(e.prompt) for e in examples))
+    rows = pack_rows([e.length for e in examples], lengths[-1]) if config.pack else None
+    num_items = len(examples) if rows is None else len(rows)
+    row_lengths = None if config.pack else np.array([e.length for e in examples])
+    draw = functools.partial(
+        indices,
+        num_items=num_items,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        lengths=row_lengths if config.batches_per_sort > 1 else None,
+        batches_per_sort=config.batches_per_sort,
+    )
+
+    def sequences(step: int) -> types.Batch:
+        items = draw(step)
+        if rows is None:
+            chosen = [examples[i] for i in items]
+            data = pad(chosen, _bucket(max(e.length for e in chosen), lengths), pad_id)
+        else:
+            data = pack([[examples[i] for i in rows[n]] for n in items], lengths[-1], pad_id)
+        shape = (config.batch_size,)
+        return types.Batch(
+            data=data,
+            indices=items.astype(np.int32),
+            probabilities=np.full(shape, 1 / num_items, np.float32),
+            weights=np.ones(shape, np.float32),
+        )
+
+    def prompts(step: int) -> Prompts:
+        if rows is not None:
+            raise ValueError(
+                "packed rows hold several prompts, and generation needs one a row: on-policy "
+                "learning takes pack=False"
+            )
+        chosen = [examples[i].prompt for i in draw(step)]
+        return pad_prompts(chosen, _bucket(max(map(len, chosen)), prompt_lengths), pad_id)
+
+    return Sampler(num_items, sequences, prompts)
+
+
+def indices(
+    step: int,
+    *,
+    num_items: int,
+    batch_size: int,
+    seed: int,
+    lengths: np.ndarray | None = None,
+    batches_per_sort: int = 1,
+) -> np.ndarray:
+    """The items of batch `step`, int64, [B]: a function of its arguments alone.
+
+    Items B step to B (step + 1) of the epochs' permutations, one after the other, so that each
+    item comes once an epoch. With `lengths`, int [N], the items of each `batches_per_sort`
+    batches (at most an epoch's) are sorted by length before they are cut into these batches,
+    which are then put in random order.
+
+    Raises:
+      ValueError: for a negative step.
+    """
+    if step < 0:
+        raise ValueError(f"step must be >= 0, got {step}")
+    window = 1 if lengths is None else max(1, min(batches_per_sort, num_items // batch_size))
+    if lengths is None or window == 1:
+        return _stream(step * batch_size, batch_size, num_items, seed)
+    number, place = divmod(step, window)
+    size = window * batch_size
+    items = _stream(number * size, size, num_items, seed)
+    items = items[np.argsort(lengths[items], kind="stable")].reshape(window, batch_size)
+    # 2^63 keeps these permutations apart from those of the epochs.
+    return items[permutation(window, seed, 2**63 + number)[place]]
+
+
+@functools.lru_cache(maxsize=4)  # The current epoch, the next, and two orders of batches.
+def permutation(size: int, seed: int, number: int) -> np.ndarray:
+    """Permutation `number` of `seed`, int64, [size].
+
+    By sorting a bit generator's raw output, which NumPy promises never to change; the algorithms
+    of `Generator` may.
+    """
+    bits = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(size)
+    order = np.argsort(bits, kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def powers_of_two(longest: int, shortest: int = 16) -> tuple[int, ...]:
+    """Static lengths: shortest, its double and so on, the last one >= `longest`."""
+    lengths = [shortest]
+    while lengths[-1] < longest:
+        lengths.append(2 * lengths[-1])
+    return tuple(lengths)
+
+
+def pad(examples: Sequence[Example], length: int, pad_id: int) -> Sequences:
+    """One example a row, [B, length]; ValueError for one that is longer."""
+    return pack([[example] for example in examples], length, pad_id)
+
+
+def pack(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> Sequences:
+    """The examples of each row one after another, [B, length]; ValueError for a longer row."""
+    shape = (len(rows), length)
+    tokens = np.full(shape, pad_id, np.int32)
+    is_answer = np.zeros(shape, bool)
+    positions, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    lengths = np.array([sum(e.length for e in row) for row in rows], np.int32)
+    if lengths.max(initial=0) > length:
+        raise ValueError(f"a row has {lengths.max()} tokens, more than its length, {length}")
+    for b, row in enumerate(rows):
+        begin = 0
+        for segment, example in enumerate(row, 1):
+            end = begin + example.length
+            tokens[b, begin:end] = (*example.prompt, *example.completion)
+            is_answer[b, begin + len(example.prompt) : end] = True
+            for span in example.answers:
+                is_answer[b, begin + span[0] : begin + span[1]] = True
+            positions[b, begin:end] = np.arange(example.length)
+            segments[b, begin:end] = segment
+            begin = end
+    return Sequences(tokens, is_answer, positions, segments, lengths)
+
+
+def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Items of each row, every item once, no row longer than `capacity`: best fit, long ones first.
+
+    The rows do not depend on a seed, so that each epoch has as many of them; only their order is
+    shuffled. Examples of a row do not see each other, so it does not matter which they are.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # Stable.
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # Room left and row, sorted.
+    for i in order:
+        place = bisect.bisect_left(free, (lengths[i], 0))
+        if place < len(free):
+            room, row = free.pop(place)
+            rows[row].append(i)
+        else:
+            room, row = capacity, len(rows)
+            rows.append([i])
+        if room - lengths[i] > 0:
+            bisect.insort(free, (room - lengths[i], row))
+    return rows
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> Prompts:
+    """The prompts padded on the left to [B, length]; ValueError for an empty or a longer one."""
+    tokens = np.full((len(prompts), length), pad_id, np.int32)
+    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+    for n in lengths:
+        if not 1 <= n <= length:
+            raise ValueError(f"a prompt has {n} tokens, expected 1 to {length}")
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[length - len(prompt) :] = prompt
+    return Prompts(tokens, lengths)
+
+
+def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Sequences:
+    """Prompts and what was generated after them as `Sequences`, [B, P + T]; works under jit.
+
+    Args:
+      prompts: [B, P], padded on the left.
+      tokens: int32, [B, T], the completions.
+      is_answer: bool, [B, T]: a row's completion, its end of sequence included; no True after
+        False.
+
+    Returns:
+      The rows moved to the left, so that each starts in column 0. The padding repeats tokens of
+      the row; no one reads it.
+    """
+    batch, width = prompts.tokens.shape
+    both = jnp.concatenate([jnp.asarray(prompts.tokens), jnp.asarray(tokens)], axis=1)
+    prompt_lengths = jnp.asarray(prompts.lengths)[:, None]  # [B, 1]
+    lengths = prompt_lengths + jnp.sum(is_answer, 1, keepdims=True, dtype=jnp.int32)
+    columns = jnp.broadcast_to(jnp.arange(both.shape[1], dtype=jnp.int32), (batch, both.shape[1]))
+    source = (columns + width - prompt_lengths) % both.shape[1]
+    is_token = columns < lengths
+    return Sequences(
+        tokens=jnp.take_along_axis(both, source, axis=1),
+        is_answer=is_token & (columns >= prompt_lengths),
+        positions=jnp.where(is_token, columns, 0),
+        segments=is_token.astype(jnp.int32),
+        lengths=lengths[:, 0],
+    )
+
+
+def _bucket(length: int, lengths: Sequence[int]) -> int:
+    return lengths[bisect.bisect_left(lengths, length)]
+
+
+def _stream(begin: int, size: int, num_items: int, seed: int) -> np.ndarray:
+    """Items `begin` to `begin + size` of the epochs' permutations one after another."""
+    parts = []
+    while size:
+        epoch, offset = divmod(begin, num_items)
+        part = permutation(num_items, seed, epoch)[offset : offset + size]
+        parts.append(part)
+        begin, size = begin + len(part), size - len(part)
+    return np.concatenate(parts)

@@ -1,0 +1,382 @@
+"""Distillation: divergences between a teacher's and a student's next token, and their reductions.
+
+Agarwal et al., "On-Policy Distillation of Language Models" (GKD), ICLR 2024,
+https://arxiv.org/abs/2306.13649; f-divergences as links by Roulet et al., 2025,
+https://arxiv.org/abs/2501.18537; sampled teacher logits as in Gemma 3,
+https://arxiv.org/abs/2503.19786, and Anshumann et al., "Sparse logit sampling", 2025,
+https://arxiv.org/abs/2503.16870.
+
+Shape letters: B sequences, T tokens, V vocabulary, K sampled or kept tokens; "..." are any leading
+axes. Values are in nats, float64 for float64 and float32 for anything less. Three temperatures
+stay apart: the one here divides both logits inside the divergence (the paper: 1); those of sampling
+while training (the paper: 1) and while evaluating belong to the policy.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from kullback.core import names
+from kullback.core import regularizers as reg
+
+# (log_p of the teacher, log_q of the student), [..., V] each -> D, [...]. The teacher comes first.
+TokenDivergence = Callable[[jax.Array, jax.Array], jax.Array]
+# (logits of the student, those of the teacher or other targets) -> [...].
+TokenLoss = Callable[[jax.Array, Any], jax.Array]
+Reduction = Literal["sequence", "token"]
+Reading = Literal["set", "counts"]
+
+
+class TokenizerInfo(NamedTuple):
+    """What two models must share for their next-token distributions to be comparable."""
+
+    vocab_size: int  # Tokens of the tokenizer, not rows of a padded embedding.
+    fingerprint: str  # Hash of the map from tokens to ids.
+    eos_ids: tuple[int, ...]  # What ends a sequence; the order is of no account.
+    template_hash: str  # Of the chat template; "" without one.
+
+
+class SparseTargets(NamedTuple):
+    """A distribution over a few tokens; an id may occur twice, and its probabilities add."""
+
+    ids: jax.Array  # int32, [..., K].
+    probabilities: jax.Array  # [..., K], sum 1 over K.
+
+
+class TopKTargets(NamedTuple):
+    """A distribution's K most probable tokens, each once; what they lack of 1 is the tail."""
+
+    ids: jax.Array  # int32, [..., K].
+    log_probs: jax.Array  # [..., K], not renormalised.
+
+
+@functools.cache
+def generalised_jsd(beta: float) -> TokenDivergence:
+    """GKD's generalised Jensen-Shannon divergence (equation 1); beta weights the teacher.
+
+        M = beta P + (1 - beta) Q,  beta KL(P || M) + (1 - beta) KL(Q || M)
+
+    It lies in [0, H(beta)], H the binary entropy: a tenth of KL or so at beta = 0.1.
+
+    Raises:
+      ValueError: unless 0 < beta < 1. The equation is 0 at both ends, and the limits of
+        JSD_beta / beta and JSD_beta / (1 - beta) are `kl` and `reverse_kl`.
+    """
+    if not 0 < beta < 1:
+        limits = "kl is the limit of JSD_beta / beta at 0, reverse_kl of JSD_beta / (1 - beta) at 1"
+        raise ValueError(f"beta of the generalised JSD must lie in (0, 1), got {beta}; {limits}")
+
+    def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        log_p, log_q = reg.promote(log_p), reg.promote(log_q)
+        # logaddexp of two -inf has no gradient: one of them is replaced.
+        inside = (log_p > -jnp.inf) | (log_q > -jnp.inf)
+        log_q_inside = jnp.where(inside, log_q, 0)
+        log_m = jnp.logaddexp(math.log(beta) + log_p, math.log1p(-beta) + log_q_inside)
+        log_m = jnp.where(inside, log_m, -jnp.inf)
+        return beta * reg.kl(log_p, log_m) + (1 - beta) * reg.kl(log_q, log_m)
+
+    return divergence
+
+
+def total_variation(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Half the sum of |p - q|, in [0, 1], [...], of log-distributions [..., V]."""
+    return jnp.sum(jnp.abs(jnp.exp(reg.promote(log_p)) - jnp.exp(reg.promote(log_q))), -1) / 2
+
+
+def divergence_loss(divergence: TokenDivergence, temperature: float = 1.0) -> TokenLoss:
+    """Loss of student logits against teacher logits, [..., V] each: D(teacher, student), [...].
+
+    The teacher is a constant. There is no factor temperature^2 (Hinton's) in the result.
+
+    Args:
+      divergence: `regularizers.kl` is forward KL, `regularizers.reverse_kl` KL(student || teacher).
+      temperature: > 0, divides both logits.
+    """
+    _check_temperature(temperature)
+
+    def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+        log_q = jax.nn.log_softmax(reg.promote(student_logits) / temperature)
+        log_p = jax.nn.log_softmax(reg.promote(teacher_logits) / temperature)
+        return divergence(jax.lax.stop_gradient(log_p), log_q)
+
+    return loss
+
+
+def fenchel_young_loss(
+    divergence: reg.Divergence,
+    temperature: float = 1.0,
+    teacher_divergence: reg.Divergence = reg.kl,
+) -> TokenLoss:
+    """Loss of student logits against teacher logits, [..., V] each, generated by f; [...].
+
+        loss_f(theta, p) = softmax_f(theta) + D_f(p, 1) - <theta, p>
+
+    p is the teacher's distribution and the gradient softargmax_f(theta) - p. It is convex in
+    the student's logits, 0 where softargmax_f of them is p, and forward KL where f is KL's. f is
+    the link here; D_f(teacher, student) is another loss. D_f(p, 1), a constant, is left out where
+    it may be infinite (`Divergence.loss_name`).
+
+    Args:
+      divergence: f, of the student's operator.
+      temperature: > 0, divides both logits.
+      teacher_divergence: of the operator with which the teacher was trained.
+    """
+    _check_temperature(temperature)
+
+    def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+        target = reg.softargmax(reg.promote(teacher_logits) / temperature, teacher_divergence)
+        theta = reg.promote(student_logits) / temperature
+        return reg.loss(theta, jax.lax.stop_gradient(target), divergence)
+
+    return loss
+
+
+LOSSES = ("kl", "reverse_kl", "total_variation", "jsd-BETA", "fenchel_young-NAME")
+
+
+def named(name: str, temperature: float = 1.0) -> TokenLoss:
+    """The loss of student and teacher logits by a name of LOSSES.
+
+    "kl" is forward KL, "jsd-0.1" the generalised JSD, "fenchel_young-alpha-1.5" the loss generated
+    by a divergence that `regularizers.named` knows.
+
+    Raises:
+      ValueError: for a name that is none.
+    """
+    kind, _, rest = name.partition("-")
+    if kind == "fenchel_young":
+        return fenchel_young_loss(reg.named(rest), temperature)
+    if kind == "jsd":
+        try:
+            beta = float(rest)
+        except ValueError:
+            raise ValueError(f"BETA of jsd-BETA must be a number in (0, 1), got {name!r}") from None
+        return divergence_loss(generalised_jsd(beta), temperature)
+    plain = {"kl": reg.kl, "reverse_kl": reg.reverse_kl, "total_variation": total_variation}
+    if name not in plain:
+        raise ValueError(names.unknown("distillation loss", name, LOSSES, show_all=True))
+    return divergence_loss(plain[name], temperature)
+
+
+def align(outputs: Any, tokens: jax.Array, is_answer: jax.Array) -> Any:
+    """Puts beside each target token the output that predicts it: that at t-1 predicts token t.
+
+    Args:
+      outputs: tree of features or logits of the model (or of several) on all tokens, [B, T, ...].
+      tokens: int, [B, T].
+      is_answer: bool, [B, T]: the tokens to learn, the end of a sequence among them, and neither
+        prompt nor padding. From lengths, never from ids: padding may share an id with the end.
+
+    Returns:
+      outputs [B, T-1, ...], targets [B, T-1], is_answer [B, T-1].
+    """
+    chex.assert_rank([tokens, is_answer], 2)
+    chex.assert_tree_shape_prefix((outputs, is_answer), tokens.shape)
+    return jax.tree.map(lambda x: x[:, :-1], outputs), tokens[:, 1:], is_answer[:, 1:]
+
+
+def sequence_loss(
+    per_token: jax.Array,
+    is_answer: jax.Array,
+    weights: jax.Array,
+    reduction: Reduction = "sequence",
+    total: jax.Array | float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """One number of the losses of tokens, and one for each sequence.
+
+    Args:
+      per_token: [B, T]; what stands outside of the answers is not looked at.
+      is_answer: bool, [B, T]. A sequence without an answer counts as 0.
+      weights: of the batch, [B].
+      reduction: "sequence" is the mean over sequences of the mean over each one's tokens (GKD's
+        equation 2); "token" the mean over all tokens of the batch (TRL's).
+      total: what to divide by, `loss_total` of the batch unless given. Losses of micro-batches
+        add up to that of the batch if each is given the batch's.
+
+    Returns:
+      The loss, [], and the mean over each sequence's tokens, unweighted, [B].
+
+    Raises:
+      ValueError: for another reduction.
+    """
+    chex.assert_rank(weights, 1)
+    chex.assert_equal_shape([per_token, is_answer])
+    if total is None:
+        total = loss_total(is_answer, reduction)
+    _check_choice("reduction", reduction, Reduction)
+    sums = jnp.sum(jnp.where(is_answer, reg.promote(per_token), 0), 1)  # [B]
+    means = sums / jnp.maximum(jnp.sum(is_answer, 1), 1)
+    return jnp.sum(weights * (means if reduction == "sequence" else sums)) / total, means
+
+
+def loss_total(is_answer: jax.Array, reduction: Reduction) -> jax.Array:
+    """What `sequence_loss` divides by, []: the number of sequences, or of answer tokens (>= 1)."""
+    _check_choice("reduction", reduction, Reduction)
+    if reduction == "sequence":
+        return jnp.asarray(is_answer.shape[0])
+    return jnp.maximum(jnp.sum(is_answer), 1)
+
+
+def sampled_targets(
+    key: jax.Array,
+    teacher_log_probs: jax.Array,
+    num_samples: int,
+    reading: Reading = "set",
+    replacement: bool = True,
+) -> SparseTargets:
+    """Targets at tokens that are drawn from the teacher (Gemma 3: 256 a position).
+
+    "set" is what the report's words say: the teacher's probabilities at the tokens drawn,
+    renormalised; it favours the head. "counts" gives each draw 1 / K, so that the expected target
+    is the teacher's distribution, and the expected gradient that of full cross-entropy.
+
+    Args:
+      key: typed key.
+      teacher_log_probs: [..., V].
+      num_samples: K >= 1.
+      reading: "set" or "counts".
+      replacement: False draws K distinct tokens ("set" only, K <= V; K = V is all of them).
+
+    Raises:
+      ValueError: for another reading or number of samples.
+    """
+    _check_choice("reading", reading, Reading)
+    vocab_size = teacher_log_probs.shape[-1]
+    if num_samples < 1 or (not replacement and num_samples > vocab_size):
+        most = "" if replacement else f" and <= {vocab_size} without replacement"
+        raise ValueError(f"num_samples must be >= 1{most}, got {num_samples}; Gemma 3 takes 256")
+    log_p = reg.promote(teacher_log_probs)
+    if replacement:
+        ids = _draw(key, jnp.exp(log_p), num_samples)
+    elif reading == "counts":
+        raise ValueError('reading "counts" draws with replacement; use "set", or replacement=True')
+    else:
+        # Gumbel's top k are K draws without replacement.
+        noise = jax.random.gumbel(key, log_p.shape, log_p.dtype)
+        ids = jax.lax.top_k(log_p + noise, num_samples)[1]
+    if reading == "counts":
+        return SparseTargets(ids, jnp.full(ids.shape, 1 / num_samples, log_p.dtype))
+    ids = jnp.sort(ids, -1)
+    is_first = jnp.concatenate(
+        [jnp.ones_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1
+    )
+    drawn = jnp.where(is_first, jnp.take_along_axis(log_p, ids, -1), -jnp.inf)
+    return SparseTargets(ids, jax.nn.softmax(drawn))
+
+
+def sparse_cross_entropy(logits: jax.Array, targets: SparseTargets) -> jax.Array:
+    """Cross-entropy of logits [..., V] (over all of V) against sparse targets, [...].
+
+    ln sum_v exp(z_v) - sum_k t_k z(id_k); the gradient is softmax(z) less the targets.
+    """
+    logits = reg.promote(logits)
+    at_ids = jnp.take_along_axis(logits, targets.ids, -1)  # [..., K]
+    t = jax.lax.stop_gradient(targets.probabilities)
+    return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(t > 0, t * at_ids, 0), -1)
+
+
+def top_k_targets(teacher_log_probs: jax.Array, k: int) -> TopKTargets:
+    """The K most probable tokens of [..., V]; 1 <= K < V, else ValueError."""
+    vocab_size = teacher_log_probs.shape[-1]
+    if not 1 <= k < vocab_size:
+        raise ValueError(
+            f"k must be >= 1 and < {vocab_size}, got {k}; all tokens leave no tail: "
+            "use the divergence of the full distributions"
+        )
+    log_probs, ids = jax.lax.top_k(reg.promote(teacher_log_probs), k)
+    return TopKTargets(ids, log_probs)
+
+
+def top_k_loss(divergence: TokenDivergence) -> Callable[[jax.Array, TopKTargets], jax.Array]:
+    """Loss of student logits [..., V] against the teacher's top K, over K tokens and a tail.
+
+    All other tokens are one: K + 1 classes on both sides, so that it is a divergence (>= 0), never
+    more than that of all V, and a student gains nothing by moving its mass out of the K.
+    """
+
+    def loss(student_logits: jax.Array, targets: TopKTargets) -> jax.Array:
+        log_p = reg.promote(jax.lax.stop_gradient(targets.log_probs))  # [..., K]
+        # Rounding may bring K probabilities to 1 or above: a tail of 0 has no logarithm.
+        mass = jnp.minimum(jax.nn.logsumexp(log_p, -1, keepdims=True), -jnp.finfo(log_p.dtype).eps)
+        log_p = jnp.concatenate([log_p, jnp.log(-jnp.expm1(mass))], -1)  # [..., K+1]
+        log_q = jax.nn.log_softmax(reg.promote(student_logits))  # [..., V]
+        at_ids = jnp.take_along_axis(log_q, targets.ids, -1)
+        # Not 1 - sum: that loses the tail's digits, and its gradient.
+        rest = jnp.put_along_axis(log_q, targets.ids, -jnp.inf, -1, inplace=False)
+        tail = jax.nn.logsumexp(rest, -1, keepdims=True)
+        return divergence(log_p, jnp.concatenate([at_ids, tail], -1))
+
+    return loss
+
+
+def check_compatible(student: TokenizerInfo, teacher: TokenizerInfo) -> None:
+    """Refuses a teacher whose tokens are not the student's.
+
+    Raises:
+      ValueError: naming all that differs: size of the vocabulary, an id, ends, chat template.
+    """
+    meanings = {
+        "vocab_size": "the number of tokens",
+        "fingerprint": "the id of at least one token",
+        "eos_ids": "what ends a sequence",
+        "template_hash": "the chat template",
+    }
+    differences = [
+        f"{field} ({meaning}): {mine!r} of the student, {other!r} of the teacher"
+        for (field, meaning), mine, other in zip(meanings.items(), student, teacher, strict=True)
+        if (set(mine) != set(other) if field == "eos_ids" else mine != other)  # pyright: ignore[reportArgumentType]
+    ]
+    if differences:
+        raise ValueError(
+            "teacher and student differ in " + "; ".join(differences) + ". Their next-token "
+            "distributions are not comparable: give both the teacher's tokenizer and generation "
+            "settings, or choose another teacher"
+        )
+
+
+def _check_temperature(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}; the paper uses 1")
+
+
+def _check_choice(what: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(names.unknown(what, value, get_args(choices), show_all=True))
+
+
+def _draw(key: jax.Array, p: jax.Array, num: int) -> jax.Array:
+    """`num` draws with replacement from p [..., V], int32 [..., num], by inverse CDF.
+
+    In two levels of some sqrt(V) classes: one cumulative sum over V would round small tokens away.
+    """
+    vocab_size = p.shape[-1]
+    size = math.isqrt(vocab_size - 1) + 1
+    num_blocks = -(-vocab_size // size)
+    padding = [(0, 0)] * (p.ndim - 1) + [(0, num_blocks * size - vocab_size)]
+    within = _cumulative(jnp.pad(p, padding).reshape(*p.shape[:-1], num_blocks, size))
+    blocks = _cumulative(within[..., -1])  # [..., num_blocks]
+    u = jax.random.uniform(key, (2, *p.shape[:-1], num), p.dtype)
+    block = _first_above(blocks, jnp.zeros(u.shape[1:], jnp.int32), num_blocks, u[0])
+    return _first_above(within.reshape(*p.shape[:-1], -1), block * size, size, u[1])
+
+
+def _cumulative(p: jax.Array) -> jax.Array:
+    """Cumulative sums, never falling, and level where p is 0: such a class is never drawn."""
+    # XLA adds in parallel, so that a sum may be a digit below or above the one before it.
+    return jax.lax.cummax(jnp.where(p > 0, jnp.cumsum(p, -1), 0), p.ndim - 1)
+
+
+def _first_above(sums: jax.Array, start: jax.Array, size: int, u: jax.Array) -> jax.Array:
+    """The first index in [start, start + size) whose sum is above u times their last, [..., n]."""
+    level = u * jnp.take_along_axis(sums, start + size - 1, -1)  # Below the last, as u < 1.
+    low, high = start, start + size - 1
+    for _ in range(math.ceil(math.log2(size))):
+        middle = (low + high) // 2
+        is_above = jnp.take_along_axis(sums, middle, -1) > level
+        low, high = jnp.where(is_above, low, middle + 1), jnp.where(is_above, middle, high)
+    return low

@@ -1,0 +1,68 @@
+"""Generalised knowledge distillation (GKD): a student learns its teacher's next-token distribution.
+
+Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
+ICLR 2024, https://arxiv.org/abs/2306.13649.
+
+    L = (1 - lambda) E_{(x, y) ~ data} D(p_T || p_S)(y | x)
+        + lambda E_x E_{y ~ p_S(. | x)} D(p_T || p_S)(y | x)
+
+No gradient flows through the sampling of y. lambda = 0 is distillation on fixed sequences.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from kullback.core import types
+from kullback.lm import distillation, gemma, tuning
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of GKD."""
+
+    divergence: str = "kl"  # D: kl, reverse_kl, jsd-0.1, total_variation, fenchel_young-alpha-1.5.
+    student_fraction: float = 0.5  # lambda in [0, 1].
+    mixing: Literal["batch", "row"] = "batch"  # One coin a step (the paper), or a share of rows.
+    temperature: float = 1.0  # Divides both logits inside D; sampling has its own, which is 1.
+    learning: tuning.Config = tuning.Config()
+
+    def __post_init__(self) -> None:
+        distillation.named(self.divergence, self.temperature)
+        self.mixture()
+
+    def mixture(self) -> tuning.Mixture:
+        """Whose sequences are learnt from."""
+        return tuning.Mixture(student_fraction=self.student_fraction, mixing=self.mixing)
+
+
+def presets(family: str) -> Config:
+    """Settings for "tokens": half of the steps learn from the student's own sequences."""
+    del family
+    return Config()
+
+
+def offline_presets(family: str) -> Config:
+    """Settings for "tokens" of distillation on fixed sequences, lambda = 0."""
+    del family
+    return Config(student_fraction=0.0)
+
+
+def make(model: gemma.Model, teacher: gemma.Model, config: Config | None = None) -> types.Agent:
+    """GKD of `model`; the learner's `constants` are the teacher's parameters."""
+    config = config or Config()
+    divergence = distillation.named(config.divergence, config.temperature)
+
+    def token_loss(logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+        del labels  # The teacher says what should follow.
+        return divergence(logits, teacher_logits)
+
+    return tuning.make(
+        token_loss,
+        model,
+        config.learning,
+        algorithm=config,
+        teacher=teacher,
+        mixture=config.mixture(),
+    )

@@ -1,0 +1,95 @@
+"""A language model as a policy: its cache is the recurrent state, prefill its `initial_state`.
+
+The reset of `environments/tokens.py` shows the last token of the prompt, so all the others are
+prefilled, and every step is alike: it is shown a token and draws the next.
+
+B rows, P tokens of the prompts' padded width, V vocabulary.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from kullback.core import regularizers, types
+from kullback.core import sampling as sampling_of
+from kullback.lm import batches, gemma
+
+
+def language_model(
+    model: gemma.Model,
+    sampling: sampling_of.Sampling | None = None,
+    divergence: regularizers.Divergence = regularizers.kl,
+    prefill_chunk: int = 256,
+) -> types.Policy:
+    """The policy that draws tokens of `model`.
+
+    Its params are {"params": of the model}, its context is `batches.Prompts`, its state the cache,
+    and `max_length` counts prompt (P) and completion. Extras are "log_probability", under the
+    distribution that was drawn from, and "model_log_probability", under softargmax_f of the logits
+    as they are; float32 [B]. The latter is -inf where a temperature above 1 finds tokens that a
+    sparse operator excludes.
+
+    Args:
+      model: its functions are pure.
+      sampling: how tokens are drawn; None is from the model's own distribution.
+      divergence: f of the operator that the model was trained with.
+      prefill_chunk: tokens of the prompt in one call of the model; bounds the memory.
+
+    Raises:
+      ValueError: for a chunk below 1; where the state begins, for a context that is no prompts
+        or does not fit in max_length.
+    """
+    settings = sampling or sampling_of.Sampling()
+    if prefill_chunk < 1:
+        raise ValueError(f"prefill_chunk must be >= 1 token, got {prefill_chunk}")
+
+    def initial_state(
+        params: types.Params, context: batches.Prompts | None, max_length: int
+    ) -> gemma.Cache:
+        if not isinstance(context, batches.Prompts):
+            raise ValueError(
+                f"a language model starts from batches.Prompts, got {type(context).__name__}"
+            )
+        num_rows, width = context.tokens.shape
+        chex.assert_shape(context.lengths, (num_rows,))
+        if not 1 <= width < max_length:
+            raise ValueError(
+                f"max_length counts prompt and completion and must exceed the prompts' width, "
+                f"got max_length={max_length} and width={width}"
+            )
+        cache = model.init_cache(num_rows, max_length, context.lengths, width)
+        prefix = jnp.asarray(context.tokens, jnp.int32)[:, :-1]
+        return _prefill(model, params["params"], prefix, cache, prefill_chunk)
+
+    def step(
+        params: types.Params, observation: types.Array, state: gemma.Cache, key: types.Key
+    ) -> tuple[jax.Array, gemma.Cache, dict[str, jax.Array]]:
+        last = jnp.asarray(observation)[:, None]  # [B, 1]
+        features, state = model.decode(params["params"], last, state)
+        logits = model.unembed(params["params"], features[:, -1])  # [B, V]
+        filtered = sampling_of.filter_logits(logits, settings, divergence)
+        action, log_probability = sampling_of.sample(key, filtered, divergence)
+        of_model = log_probability
+        if not settings.is_on_policy:
+            of_model = sampling_of.log_probability(logits, action, divergence)
+        extras = {"log_probability": log_probability, "model_log_probability": of_model}
+        return action, state, extras
+
+    return types.Policy(initial_state, step)
+
+
+def _prefill(
+    model: gemma.Model, params: types.Params, prefix: jax.Array, cache: gemma.Cache, chunk: int
+) -> gemma.Cache:
+    """The cache after `prefix` [B, P - 1], in chunks: whole ones in a loop, the rest before."""
+    num_rows, length = prefix.shape
+    num_chunks, rest = divmod(length, chunk)
+    if rest:
+        _, cache = model.decode(params, prefix[:, :rest], cache)
+    if num_chunks == 0:
+        return cache
+    chunks = prefix[:, rest:].reshape(num_rows, num_chunks, chunk).swapaxes(0, 1)
+    cache, _ = jax.lax.scan(
+        lambda cache, tokens: (model.decode(params, tokens, cache)[1], None), cache, chunks
+    )
+    return cache

@@ -1,0 +1,191 @@
+"""What the learners of language models share: settings, and an agent made from a loss of tokens.
+
+An algorithm of the family brings one function, the loss of a token's logits; see sft.py and gkd.py.
+Shape letters: B sequences, T tokens, n tokens of a chunk, D features, V vocabulary.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kullback.core import learners, regularizers, types
+from kullback.environments import tokens
+from kullback.lm import batches, chunked, data, distillation, gemma, policy
+
+# (logits of the student [n, V], token ids [n], logits of the teacher [n, V] or nothing) -> [n].
+TokenLoss = Callable[..., jax.Array]
+
+TOP_K = 16  # Of the teacher's tokens: how much of its mass they hold is a metric.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings that do not depend on the loss."""
+
+    batch_size: int = 16  # Sequences of a learner step.
+    max_prompt_length: int = 64  # Tokens, the beginning of the text among them.
+    max_new_tokens: int = 64  # Tokens of a completion, stored or sampled; the horizon.
+    overlong: data.Overlong = "error"  # What becomes of an example that is longer.
+    learning_rate: float = 3e-4  # Of Adam.
+    warmup_steps: int = 20  # Learner steps over which it rises from 0, linearly.
+    max_grad_norm: float = 1.0
+    # "sequence": the mean over sequences of the mean over each one's tokens (the GKD paper).
+    # "token": over all tokens of the batch (TRL).
+    reduction: distillation.Reduction = "sequence"
+    micro_batches: int = 1  # In which a batch is learnt from, one after another; the sum is exact.
+    chunk: int = 512  # Tokens whose logits are in memory at a time.
+
+    def __post_init__(self) -> None:
+        names = "batch_size max_prompt_length max_new_tokens micro_batches chunk"
+        for name in names.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}"
+            )
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Whose sequences are learnt from: `Agent.replay` of a language model."""
+
+    student_fraction: float = 0.0  # In [0, 1]: of sequences that the student samples.
+    # "batch": one coin a step decides on all rows, as the GKD paper does; "row": each batch has
+    # the same share of them.
+    mixing: Literal["batch", "row"] = "batch"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.student_fraction <= 1:
+            raise ValueError(f"student_fraction must lie in [0, 1], got {self.student_fraction}")
+        if self.mixing not in ("batch", "row"):
+            raise ValueError(f"mixing must be batch or row, got {self.mixing!r}")
+
+
+def make(
+    token_loss: TokenLoss,
+    model: gemma.Model,
+    config: Config,
+    *,
+    algorithm: Any,
+    teacher: gemma.Model | None = None,
+    mixture: Mixture | None = None,
+    divergence: regularizers.Divergence = regularizers.kl,
+) -> types.Agent:
+    """Returns the agent that learns by the mean of `token_loss` over answers.
+
+    Args:
+      token_loss: of a chunk of tokens, see `TokenLoss`.
+      model: the student.
+      config: settings.
+      algorithm: the algorithm's own configuration, saved beside the results.
+      teacher: a frozen model, whose parameters are the learner's `constants`; None if the loss
+        needs none.
+      mixture: whose sequences are learnt from; None is the data set's alone.
+      divergence: f of the student's operator, with which it samples.
+    """
+
+    def measure(logits: jax.Array, labels: jax.Array, *teacher_logits: jax.Array) -> Any:
+        """Losses and metrics of a chunk, [n] each."""
+        frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
+        log_q = jax.nn.log_softmax(frozen)
+        found = {
+            "loss": token_loss(logits, labels, *teacher_logits),
+            "accuracy": (jnp.argmax(frozen, -1) == labels).astype(jnp.float32),
+            "entropy": -jnp.sum(jnp.exp(log_q) * log_q, -1),
+        }
+        for of_teacher in teacher_logits:
+            best = jax.lax.top_k(jax.nn.softmax(of_teacher.astype(jnp.float32)), TOP_K)[0]
+            found[f"teacher_top_{TOP_K}"] = jnp.sum(best, -1)
+        return found
+
+    def part_loss(
+        params: types.Params, constants: Any, part: tuple[batches.Sequences, Any], total: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What a micro-batch adds to the loss, and the metrics of its sequences."""
+        rows, weights = part
+        sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
+        inputs = rows.tokens, rows.positions, rows.segments
+        features = [model.features(params, *inputs)]  # [B, T, D]
+        if teacher is not None:
+            features.append(jax.lax.stop_gradient(teacher.features(constants, *inputs)))
+        features, labels, is_answer = distillation.align(features, sequences, answers)
+        flat = [x.reshape(-1, x.shape[-1]) for x in features]
+        heads = [chunked.Head(model.unembed, params, flat[0])]
+        if teacher is not None:
+            heads.append(chunked.Head(teacher.unembed, constants, flat[1]))
+        losses = chunked.token_losses(
+            measure,
+            heads[0],
+            labels.reshape(-1),
+            *heads[1:],
+            chunk=config.chunk,
+            is_answer=is_answer.reshape(-1),
+        )
+        per_token = {name: x.reshape(labels.shape) for name, x in losses.items()}
+        value, _ = distillation.sequence_loss(
+            per_token.pop("loss"), is_answer, weights, config.reduction, total
+        )
+        count = jnp.maximum(jnp.sum(is_answer, 1), 1)
+        metrics = {name: jnp.sum(x, 1) / count for name, x in per_token.items()}
+        stops = tokens.is_stop(labels, model.config.eos_ids) & is_answer
+        metrics["answer_tokens"] = jnp.sum(is_answer, 1).astype(jnp.float32)
+        metrics["truncated"] = 1.0 - jnp.any(stops, 1).astype(jnp.float32)
+        return value, metrics
+
+    def loss(
+        params: types.Params,
+        targets: dict[str, types.Params],
+        aux: None,
+        batch: types.Batch,
+        key: types.Key,
+        constants: Any,
+    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+        del targets, key  # No target tree, and nothing is random in this loss.
+        total = distillation.loss_total(batch.data.is_answer[:, 1:], config.reduction)
+        parts = batch.data, batch.weights
+        if config.micro_batches == 1:
+            value, metrics = part_loss(params, constants, parts, total)
+            return value, (aux, types.Feedback(metrics))
+        size = config.batch_size // config.micro_batches
+        parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), parts)
+
+        # Its backward pass makes one micro-batch's features again, and adds gradients in place.
+        @jax.checkpoint
+        def add(params: types.Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return part_loss(params, constants, part, total)
+
+        def body(value: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            more, metrics = add(params, part)
+            return value + more, metrics
+
+        value, metrics = jax.lax.scan(body, jnp.zeros(()), parts)
+        metrics = {name: x.reshape(-1) for name, x in metrics.items()}
+        return value, (aux, types.Feedback(metrics))
+
+    schedule = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
+    if config.warmup_steps == 0:
+        schedule = optax.constant_schedule(config.learning_rate)
+    learner = learners.sgd(
+        init_params=model.init,
+        loss=loss,
+        optimizer=optax.chain(
+            optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule)
+        ),
+    )
+    return types.Agent(
+        policy=policy.language_model(model, divergence=divergence),
+        learner=learner,
+        actor_params=lambda state, steps, evaluate: {"params": state.params},
+        replay=mixture or Mixture(),
+        config=algorithm,
+    )

@@ -1,0 +1,196 @@
+"""Tests of experiments/language.py, judge.py and generate.py: runs of language models."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kullback import experiments
+from kullback.core import sampling as samplings
+from kullback.experiments import cli, generate, language, plan, run_folder
+
+# A model of one layer, and data of one digit: seconds, compilation included.
+MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
+SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
+TASK = "tokens/arithmetic"
+
+
+def train(path: pathlib.Path, algorithm: str = "sft", **fields: Any) -> pathlib.Path:
+    given: dict[str, Any] = {"steps": 6, "log_every": 2, "checkpoint_every": 3, **fields}
+    settings = (*SHORT, *given.pop("settings", ()))
+    return experiments.train(
+        algorithm,
+        TASK,
+        out=path,
+        quiet=True,
+        model="tiny",
+        model_flags=MODEL,
+        settings=settings,
+        **given,
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return train(tmp_path_factory.mktemp("teacher") / "run", eval_every=6, eval_episodes=2)
+
+
+def table(path: pathlib.Path) -> list[dict[str, str]]:
+    return [
+        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
+        for row in run_folder.RunFolder(path).rows()
+    ]
+
+
+def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
+    rows = table(teacher)
+    assert [row["steps"] for row in rows] == ["2", "4", "6"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert {"accuracy", "entropy", "answer_tokens", "truncated"} <= set(rows[0])
+    assert rows[-1]["evaluation"] != "nan" and rows[0]["evaluation"] == "nan"
+    config = json.loads((teacher / "config.json").read_text())
+    assert config["data"]["train"]["rows"] == 9031 and config["data"]["train"]["dropped"] == 0
+    checkpoint = language.load(teacher)
+    assert checkpoint.config == language.saved_config(teacher)
+    assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [("gkd", ("student_fraction=0.5", "mixing=row")), ("distill", ())],
+)
+def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
+    teacher: pathlib.Path, tmp_path: pathlib.Path, algorithm: str, settings: tuple[str, ...]
+):
+    given = {"teacher": str(teacher), "settings": settings}
+    whole = train(tmp_path / "whole", algorithm, **given)
+    part = train(tmp_path / "part", algorithm, steps=3, **given)
+    experiments.resume(part, steps=6, quiet=True)
+    # An interval that the end of the first part cut has two rows; the others are the same.
+    assert [row for row in table(part) if row["steps"] != "3"][-1] == table(whole)[-1]
+    a, b = (language.load(path).params for path in (whole, part))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    episodes = int(table(whole)[-1]["episodes"])
+    assert episodes == (6 * 2 if algorithm == "gkd" else 0)
+
+
+def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
+    folder = run_folder.RunFolder(path)
+    folder.write_config({**folder.config(), "teacher_sha256": "0" * 64})
+    with pytest.raises(ValueError, match=r"the teacher .* has changed since the run began"):
+        experiments.resume(path, steps=4, quiet=True)
+
+
+def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(language.load(path).params))
+    (newest,) = sorted((path / "checkpoints").glob("*2"))
+    leaves = json.loads((newest / "contents.json").read_text())["leaves"]
+    numbers = sum(int(np.prod(shape)) for shape, *_ in leaves.values())
+    assert own / 4 * 3 <= numbers < own / 4 * 3 + 500  # Parameters, and Adam's two moments.
+
+
+def test_generation_in_pieces_is_that_in_one(
+    teacher: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = language.load(teacher)
+    words = checkpoint.tokenizer
+    prompts = [(words.bos_id, *words.encode(text)) for text in ("1+2=", "10+20=", "7")]
+    texts, seen = {}, {0: "", 1: "", 2: ""}
+
+    def note(row: int, text: str) -> None:
+        seen[row] += text
+
+    for size in (3, 12):
+        monkeypatch.setattr(generate, "PIECE", size)
+        seen = dict.fromkeys(seen, "")
+        made = generate.generate(checkpoint, prompts, max_new_tokens=9, seed=1, on_text=note)
+        texts[size] = [(row.text, row.ids) for row in made]
+        assert [row.text for row in made] == list(seen.values())
+        assert all(len(row.ids) <= 9 for row in made)
+        for row in made:
+            assert row.is_complete == (row.ids[-1] in checkpoint.config.eos_ids)
+    assert texts[3] == texts[12]
+
+
+def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path):
+    from kullback.lm import gemma
+
+    checkpoint = language.load(teacher)
+    words, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
+    ids = [words.bos_id, *words.encode("31+4=")]
+    (made,) = generate.generate(
+        checkpoint, [ids], max_new_tokens=4, sampling=samplings.Sampling(temperature=0)
+    )
+    for token in made.ids:
+        logits = model.apply(checkpoint.params, np.array([ids], np.int32))
+        assert token == int(np.argmax(logits[0, -1]))
+        ids = [*ids, token]
+
+
+def test_what_is_exported_is_read_again(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    language.export(teacher, tmp_path / "model")
+    one, other = language.load(teacher), language.load(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert one.info == other.info
+    same = dataclasses.replace(other.config, context_length=one.config.context_length)
+    assert same == one.config
+
+
+def test_the_command_line(
+    teacher: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["evaluate", str(teacher), "--episodes", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 held-out examples" in shown and "nats_per_token" in shown
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
+    arguments = ["generate", "--model", str(teacher), "--max-new-tokens", "3"]
+    assert cli.main([*arguments, "--prompts", str(file)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["1+1=", "2+2="]
+    assert cli.main([*arguments, "--prompt", "5+5=", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out.endswith("\n")
+    for wrong, message in (
+        (["--prompt", "1", "--temperature", "-1"], "temperature must be 0 (greedy) or finite"),
+        (["--prompt", "1", "--top-p", "0"], "top_p must lie in (0, 1]"),
+    ):
+        assert cli.main([*arguments, *wrong]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "fields", "message"),
+    [
+        ("sft", "atari/pong", {}, "sft is a language model's"),
+        ("dqn", TASK, {}, "dqn is of games"),
+        ("dqn", "toy/chain", {"model": "tiny"}, "model is for language models"),
+        ("sft", TASK, {"num_envs": 4}, "takes no num_envs"),
+    ],
+)
+def test_plans_of_the_other_tenant_are_refused(agent, environment, fields, message):
+    with pytest.raises(ValueError, match=message):
+        plan.Plan(agent=agent, environment=environment, **fields)
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "fields", "message"),
+    [
+        ("sft", TASK, {}, "sft needs --model"),
+        ("sft", TASK, {"model": "nowhere"}, "nowhere is no model"),
+        ("sft", TASK, {"model": "tiny", "teacher": "x"}, "sft takes no --teacher"),
+        ("gkd", TASK, {"model": "tiny"}, "gkd needs --teacher"),
+        ("sft", "tokens/arithmetics", {"model": "tiny"}, "unknown task 'tokens/arithmetics'"),
+        ("sft", "tokens/jsonl:none", {"model": "tiny"}, "no file or folder at none"),
+        ("sft", TASK, {"model": "tiny", "settings": ("max_prompt_length=3",)}, "problem 0"),
+    ],
+)
+def test_what_cannot_be_set_up_is_refused_in_a_line(agent, environment, fields, message):
+    with pytest.raises(ValueError, match=message):
+        language.setup(plan.Plan(agent=agent, environment=environment, **fields))

@@ -1,0 +1,192 @@
+"""Tests of lm/chunked.py."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core import regularizers as reg
+from kullback.lm import chunked, distillation
+
+N, D, V = 10, 4, 7
+
+
+def unembed(embedding: jax.Array, features: jax.Array) -> jax.Array:
+    return features @ embedding.T
+
+
+def arrays(seed: int) -> tuple[jax.Array, jax.Array]:
+    """An embedding [V, D] and features [N, D]."""
+    rng = np.random.default_rng(seed)
+    embedding, features = rng.normal(size=(V, D)), rng.normal(size=(N, D))
+    return jnp.asarray(embedding, jnp.float32), jnp.asarray(features, jnp.float32)
+
+
+WEIGHTS = jnp.asarray(np.random.default_rng(2).normal(size=N), jnp.float32)
+IS_ANSWER = jnp.asarray([0, 1, 1, 0, 0, 1, 0, 1, 0, 0], bool)
+LOSSES = {
+    "labels": functools.partial(reg.loss, divergence=reg.kl),
+    "sparse": distillation.sparse_cross_entropy,
+    "top_k": distillation.top_k_loss(reg.reverse_kl),
+    "kl": distillation.named("kl"),
+    "jsd-0.5": distillation.named("jsd-0.5"),
+    "fenchel_young": distillation.named("fenchel_young-alpha-1.5"),
+}
+
+
+def target_of(name: str):
+    """A target of the loss for the chunked and for the plain computation."""
+    embedding, features = arrays(1)
+    logits = unembed(embedding, features)
+    log_probs = jax.nn.log_softmax(logits)
+    if name == "labels":
+        target = jnp.argmax(logits, -1)
+    elif name == "sparse":
+        target = distillation.sampled_targets(jax.random.key(0), log_probs, 3)
+    elif name == "top_k":
+        target = distillation.top_k_targets(log_probs, 2)
+    else:
+        return chunked.Head(unembed, embedding, features), logits
+    return target, target
+
+
+@pytest.mark.parametrize(
+    "name, chunk, is_answer",
+    [
+        *((name, 4, None) for name in LOSSES),
+        *((name, 3, IS_ANSWER) for name in ("sparse", "kl")),
+        *(("kl", chunk, None) for chunk in (1, 5, 99)),
+        *(("kl", chunk, IS_ANSWER) for chunk in (4, 99)),
+    ],
+)
+def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Array | None):
+    target, plain_target = target_of(name)
+    mask = jnp.ones(N, bool) if is_answer is None else is_answer
+
+    def whole(embedding, features):
+        losses = LOSSES[name](unembed(embedding, features), plain_target)
+        return jnp.sum(WEIGHTS * jnp.where(mask, losses, 0)), jnp.where(mask, losses, 0)
+
+    def in_chunks(embedding, features):
+        student = chunked.Head(unembed, embedding, features)
+        losses = chunked.token_losses(
+            LOSSES[name], student, target, chunk=chunk, is_answer=is_answer
+        )
+        return jnp.sum(WEIGHTS * losses), losses
+
+    (_, expected), expected_gradients = gradients(whole)(*arrays(0))
+    (_, got), got_gradients = gradients(in_chunks)(*arrays(0))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    for x, y in zip(got_gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+        assert np.max(abs(y)) > 0.1
+
+
+def gradients(loss):
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+
+
+def test_targets_are_constants():
+    embedding, features = arrays(0)
+
+    def loss(teacher_embedding, teacher_features):
+        student = chunked.Head(unembed, embedding, features)
+        teacher = chunked.Head(unembed, teacher_embedding, teacher_features)
+        # A loss that would pass a gradient on.
+        distance = lambda mine, other: jnp.sum(jnp.square(mine - other), -1)  # noqa: E731
+        return jnp.sum(chunked.token_losses(distance, student, teacher, chunk=4))
+
+    for gradient in jax.grad(loss, argnums=(0, 1))(*arrays(1)):
+        assert not np.any(gradient)
+
+
+def test_trees_of_several_targets():
+    embedding, features = arrays(0)
+    teacher = chunked.Head(unembed, *arrays(1))
+    labels, keys = jnp.arange(N) % V, jax.random.split(jax.random.key(0), N)
+
+    def losses(logits, teacher_logits, labels, keys):
+        log_p = jax.nn.log_softmax(teacher_logits)
+        draw = lambda key, log_p: distillation.sampled_targets(key, log_p, 3)  # noqa: E731
+        return {
+            "labels": LOSSES["labels"](logits, labels),
+            "targets": jax.vmap(draw)(keys, log_p),
+        }
+
+    student = chunked.Head(unembed, embedding, features)
+    run = functools.partial(chunked.token_losses, losses, student, teacher, labels, keys)
+    whole, parts = (jax.jit(functools.partial(run, chunk=chunk))() for chunk in (N, 3))
+    assert whole["targets"].ids.shape == (N, 3)
+    for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5)
+
+
+def test_chunks_without_an_answer_are_not_computed():
+    seen = []
+
+    def loss(logits, labels):
+        jax.debug.callback(lambda labels: seen.append(labels.tolist()), labels)
+        return jnp.sum(logits, -1)
+
+    student = chunked.Head(unembed, *arrays(0))
+    run = functools.partial(chunked.token_losses, loss, student, jnp.arange(N), chunk=3)
+    jax.block_until_ready(jax.jit(lambda: run(is_answer=IS_ANSWER))())
+    jax.effects_barrier()
+    # The four answers (tokens 1, 2, 5 and 7) fill two of the four chunks.
+    assert sorted(seen) == [[1, 2, 5], [7, 0, 3]]
+    none = jax.jit(lambda: run(is_answer=jnp.zeros(N, bool)))()
+    jax.effects_barrier()
+    assert len(seen) == 2 and not np.any(none)
+
+
+def temporaries(num_tokens: int, name: str, mask: bool, is_chunked: bool = True) -> int:
+    """Bytes of the temporaries of a loss with its gradient, at Gemma's vocabulary."""
+    vocab_size, chunk, width = 262_144, 64, 8
+    per_token = distillation.named(name)
+
+    def loss(embedding, features, teacher_embedding, teacher_features, is_answer):
+        student = chunked.Head(unembed, embedding, features)
+        teacher = chunked.Head(unembed, teacher_embedding, teacher_features)
+        if not is_chunked:
+            logits = (unembed(head.params, head.features) for head in (student, teacher))
+            return jnp.sum(jnp.where(is_answer, per_token(*logits), 0))
+        only = is_answer if mask else None
+        losses = chunked.token_losses(per_token, student, teacher, chunk=chunk, is_answer=only)
+        return jnp.sum(jnp.where(is_answer, losses, 0))
+
+    embedding = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
+    features = jax.ShapeDtypeStruct((num_tokens, width), jnp.float32)
+    is_answer = jax.ShapeDtypeStruct((num_tokens,), bool)
+    evaluate = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    program = evaluate.lower(embedding, features, embedding, features, is_answer).compile()
+    analysis = program.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("name, mask", [("kl", False), ("jsd-0.5", True)])
+def test_temporaries_do_not_grow_with_the_tokens(name: str, mask: bool):
+    few, many = (temporaries(n, name, mask) for n in (256, 4096))
+    logits = 64 * 262_144 * 4  # Bytes, of a chunk.
+    assert logits < few < 12 * logits
+    # What is kept for a token is its features, never anything of V.
+    assert many - few < 3840 * 300
+    # All logits at once grow by 1 MB a token.
+    assert temporaries(256, name, mask, is_chunked=False) > 2 * few
+
+
+def test_wrong_sizes_are_refused():
+    embedding, features = arrays(0)
+    student = chunked.Head(unembed, embedding, features)
+    loss = LOSSES["labels"]
+    with pytest.raises(ValueError, match="chunk must be >= 1 token, got 0"):
+        chunked.token_losses(loss, student, jnp.arange(N), chunk=0)
+    with pytest.raises(ValueError, match="no tokens"):
+        empty = chunked.Head(unembed, embedding, features[:0])
+        chunked.token_losses(loss, empty, jnp.arange(0), chunk=4)
+    with pytest.raises(ValueError, match=r"10 tokens, .* shape \(9,\)"):
+        chunked.token_losses(loss, student, jnp.arange(9), chunk=4)
+    with pytest.raises(ValueError, match=r"10 tokens, .* shape \(11,\)"):
+        chunked.token_losses(loss, student, jnp.arange(N), chunk=4, is_answer=jnp.ones(N + 1, bool))

@@ -1,0 +1,198 @@
+"""Tests of lm/data.py."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from kullback.lm import data
+from kullback.lm import tokenizer as tokenizers_
+from kullback.lm.data import Example, Limits
+
+BOS, EOS, START, END = 2, 1, 4, 5
+Write = Callable[..., pathlib.Path]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> tokenizers_.Tokenizer:
+    return tokenizers_.train_bpe(["a"], 262)  # Bytes, so that lengths are easy to see.
+
+
+@pytest.fixture
+def write(tmp_path: pathlib.Path) -> Write:
+    def write(*rows: Any) -> pathlib.Path:
+        path = tmp_path / "rows.jsonl"
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path.write_bytes(b"\n".join(lines) + b"\n")
+        return path
+
+    return write
+
+
+def test_each_form_of_row(tokenizer: tokenizers_.Tokenizer, write: Write):
+    encode = tokenizer.encode
+    path = write(
+        {"prompt": "ab", "completion": " c"},
+        {"prompt": "", "target": "c", "id": 7},
+        {"text": "abc"},
+        {"prompt": [BOS, 9], "completion": [8, EOS]},
+        {"prompt": [9, END], "completion": [8]},
+        b"  ",
+        {"prompt": [9], "completion": [8, END]},
+    )
+    examples, report = data.read_jsonl(path, tokenizer)
+    assert examples == [
+        Example((BOS, *encode("ab")), (*encode(" c"), EOS)),
+        Example((BOS,), (*encode("c"), EOS)),
+        Example((BOS,), (*encode("abc"), EOS)),
+        Example((BOS, 9), (8, EOS)),
+        Example((BOS, 9, END), (8, EOS)),
+        Example((BOS, 9), (8, END)),
+    ]
+    assert report == data.Report(6, 0, 0, {"id": 1}, sum(e.length for e in examples))
+
+
+def test_conversations_are_learnt_where_the_model_speaks(
+    tokenizer: tokenizers_.Tokenizer, write: Write
+):
+    said = ["A", "bb", "C", "dd"]
+    roles = ["user", "model", "user", "assistant"]
+    messages = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
+    (example,), _ = data.read_jsonl(write({"messages": messages}), tokenizer)
+    assert example.completion == (*tokenizer.encode("dd"), END)
+    assert example.prompt[0] == BOS and BOS not in example.prompt[1:]
+    assert tokenizer.decode(example.prompt) == "user\nA\nmodel\nbb\nuser\nC\nmodel\n"
+    ((begin, end),) = example.answers
+    assert example.prompt[begin:end] == (*tokenizer.encode("bb"), END)
+
+
+VALID = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "a", "completion": ""}, "completion is empty"),
+        ({"prompt": "a", "target": " \n"}, "target is empty"),
+        ({"prompt": [3], "completion": [EOS]}, "completion is empty"),
+        ({"prompt": [3], "completion": []}, "completion is empty"),
+        ({"text": ""}, "text is empty"),
+        ({"prompt": [3, 262], "completion": [3]}, r"token id 262 .* \[0, 262\)"),
+        ({"prompt": [3], "completion": [-1]}, "token id -1 lies outside"),
+        ({"prompt": [3], "completion": [True]}, r"list of ids, got true \(bool\)"),
+        ({"prompt": [3], "completion": [3.0]}, r"list of ids, got 3.0 \(float\)"),
+        ({"prompt": 3, "completion": "b"}, "prompt must be a string or a list of ids, got 3"),
+        ({"prompt": "a", "completion": None}, "completion must be a string or a list"),
+        ({"text": ["a"]}, "text must be a string"),
+        ({"prompt": [3, BOS], "completion": [3]}, "beginning of sequence, 2, within"),
+        ({"prompt": [3], "completion": [3, EOS, 3]}, "special id 1 before its end"),
+        ({"prompt": [3], "completion": [3, EOS, EOS]}, "special id 1 before its end"),
+        ({"prompt": "a"}, "expected those of one form: prompt and completion"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "expected those of one form"),
+        ({"prompt": "a", "completion": "b", "target": "c"}, "expected those of one form"),
+        ({"prompts": "a", "completion": "b"}, r"keys \['completion', 'prompts'\]"),
+        ({"messages": []}, "messages must be a list of at least one"),
+        ({"messages": "hi"}, "messages must be a list"),
+        ({"messages": [{"role": "user"}]}, "message 1 must be an object with role and content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content of message 1 must be a string"),
+        ({"messages": [{"role": "user", "content": "a"}]}, "nothing to learn after it"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "model", "content": " "}]},
+            "message 2 of the model's is empty",
+        ),
+        ({"messages": [{"role": "model", "content": "a"}]}, "turn 1 has role 'model'"),
+        ([1], "must be a JSON object, got"),
+        (b'{"prompt": "a", "prompt": "b", "completion": "c"}', "key 'prompt' is there 2 times"),
+        (b'{"prompt": "\xff", "completion": "c"}', "not UTF-8"),
+        (b'{"prompt": "\\ud800", "completion": "c"}', "prompt is not UTF-8"),
+        (b'{"text": "\\ud800"}', "text is not UTF-8"),
+        (b'{"prompt": ', "Expecting value"),
+    ],
+)
+def test_a_bad_row_is_named(tokenizer: tokenizers_.Tokenizer, write: Write, row: Any, message: str):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{message}"):
+        data.read_jsonl(write(VALID, row), tokenizer)
+
+
+def test_a_file_without_rows_is_refused(tokenizer: tokenizers_.Tokenizer, write: Write):
+    with pytest.raises(ValueError, match="has no rows"):
+        data.read_jsonl(write(b""), tokenizer)
+
+
+def test_the_models_table_may_be_smaller(tokenizer: tokenizers_.Tokenizer, write: Write):
+    path = write({"prompt": [200], "completion": [3]})
+    data.read_jsonl(path, tokenizer, Limits(vocab_size=201))
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: token id 200 .* \[0, 200\)"):
+        data.read_jsonl(path, tokenizer, Limits(vocab_size=200))
+
+
+def test_overlong_rows(tokenizer: tokenizers_.Tokenizer, write: Write):
+    # With BOS and EOS: 6 + 3 and 4 + 3 tokens.
+    path = write({"prompt": "abcde", "completion": "xy"}, {"prompt": "abc", "completion": "xy"})
+    _, report = data.read_jsonl(path, tokenizer, Limits(max_length=9))
+    assert report.dropped == report.truncated == 0
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: .* 6 and 3 tokens, .*max_length=8"):
+        data.read_jsonl(path, tokenizer, Limits(max_length=8))
+    kept, report = data.read_jsonl(path, tokenizer, Limits(max_length=8, overlong="drop"))
+    assert [e.length for e in kept] == [7] and report[:3] == (2, 1, 0) and report.tokens == 7
+    limits = Limits(max_length=8, max_prompt_length=4, overlong="truncate-left")
+    kept, report = data.read_jsonl(path, tokenizer, limits)
+    assert [tokenizer.decode(e.prompt) for e in kept] == ["cde", "abc"]
+    assert all(e.prompt[0] == BOS for e in kept) and report[:3] == (2, 0, 1)
+    limits = Limits(max_length=4, overlong="truncate-left")
+    with pytest.raises(ValueError, match="even without its prompt"):
+        data.read_jsonl(path, tokenizer, limits)
+
+
+def test_a_text_loses_its_beginning(tokenizer: tokenizers_.Tokenizer, write: Write):
+    limits = Limits(max_length=4, overlong="truncate-left")
+    (example,), report = data.read_jsonl(write({"text": "abcdef"}), tokenizer, limits)
+    assert example == Example((BOS,), (*tokenizer.encode("ef"), EOS)) and report.truncated == 1
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(draw=st.data(), limit=st.integers(5, 12))
+def test_truncation_moves_the_models_turns_along(draw: st.DataObject, limit: int):
+    prompt = (BOS, *range(10, 10 + draw.draw(st.integers(3, 12))))
+    ends = sorted(draw.draw(st.sets(st.integers(1, len(prompt)), min_size=4, max_size=4)))
+    spans = ((ends[0], ends[1]), (ends[2], ends[3]))
+    example = Example(prompt, (90, 91, EOS), spans)
+    fitted = data.fit(example, Limits(max_length=limit, overlong="truncate-left"))
+    assert fitted is not None and fitted.length == min(limit, example.length)
+    expected = {i for b, e in spans for i in prompt[b:e]} & set(fitted.prompt)
+    assert [i for b, e in fitted.answers for i in fitted.prompt[b:e]] == sorted(expected)
+
+
+def test_prompts_to_generate_from(tokenizer: tokenizers_.Tokenizer, write: Write):
+    user, model = {"role": "user", "content": "a"}, {"role": "model", "content": "b"}
+    path = write({"prompt": "ab", "id": 3}, {"messages": [user]}, {"messages": [user, model]})
+    prompts = data.read_prompts(path, tokenizer, max_prompt_length=18)
+    assert prompts[0] == (BOS, *tokenizer.encode("ab"))
+    assert prompts[1] == prompts[2] and prompts[1][:2] == (BOS, START)
+    assert tokenizer.decode(prompts[1]) == "user\na\nmodel\n"
+    with pytest.raises(ValueError, match=rf":2: the prompt has {len(prompts[1])} tokens"):
+        data.read_prompts(path, tokenizer, max_prompt_length=3)
+    with pytest.raises(ValueError, match=r":1: .*expected one of prompt and messages"):
+        data.read_prompts(write({"text": "a"}), tokenizer)
+
+
+def test_texts_in_hand(tokenizer: tokenizers_.Tokenizer):
+    examples, report = data.from_texts([("ab", "c")], tokenizer)
+    assert examples == [Example((BOS, *tokenizer.encode("ab")), (*tokenizer.encode("c"), EOS))]
+    assert report.rows == 1
+    with pytest.raises(ValueError, match="pair 1: completion is empty"):
+        data.from_texts([("ab", "c"), ("a", "")], tokenizer)
+
+
+def test_limits_are_checked():
+    with pytest.raises(ValueError, match=r"overlong must be .* 'truncate'"):
+        Limits(overlong="truncate")  # pyright: ignore[reportArgumentType]
+    for name in ("max_length", "max_prompt_length"):
+        with pytest.raises(ValueError, match=f"{name} must be >= 2"):
+            Limits(**{name: 1})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="vocab_size must be >= 1"):
+        Limits(vocab_size=0)

@@ -1,0 +1,237 @@
+"""Tests of lm/policy.py."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core import regularizers, rollout
+from kullback.core.sampling import Sampling
+from kullback.environments import dm, tokens
+from kullback.lm import batches, gemma, policy
+
+# A local layer, whose window is shorter than the prompts, and a global one.
+MODEL = gemma.make(
+    gemma.Config(
+        vocab_size=37,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        hidden_dim=32,
+        window=4,
+        query_scale=8.0,
+        pattern=2,
+    )
+)
+PARAMS = {"params": jax.jit(MODEL.init)(jax.random.key(7))}
+STOP = (1, 2)
+P, T = 9, 12
+LENGTHS = np.array([1, 9, 4, 6], np.int32)
+GREEDY = Sampling(temperature=0)
+SPARSE = regularizers.alpha(1.5)
+apply = jax.jit(MODEL.apply)
+
+
+def make_prompts(seed: int, lengths: np.ndarray = LENGTHS, width: int = P) -> batches.Prompts:
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(3, 37, n).tolist() for n in lengths]
+    return batches.pad_prompts(rows, width, pad_id=5)  # An id of the prompts' own.
+
+
+@functools.cache  # Of compiled programs.
+def generator(
+    settings: Sampling | None = None,
+    divergence: regularizers.Divergence = regularizers.kl,
+    stop_tokens: tuple[int, ...] = STOP,
+):
+    """(prompts, key, length, start_tick, state or None) -> (trajectory, state)."""
+    language_model = policy.language_model(MODEL, settings, divergence)
+
+    def environment(prompts):
+        return tokens.make_batch(*prompts, horizon=T, vocab_size=37, stop_tokens=stop_tokens)
+
+    @jax.jit
+    def start(prompts):
+        key = jax.random.key(0)  # The environment has no use for it.
+        return rollout.start(language_model, environment(prompts), PARAMS, key, prompts, P + T)
+
+    @functools.partial(jax.jit, static_argnames="length")
+    def run(prompts, state, key, start_tick, length):
+        return rollout.rollout(
+            language_model, environment(prompts), PARAMS, state, key, length, start_tick
+        )
+
+    def generate(prompts, key, length=T, start_tick=0, state=None):
+        state = start(prompts) if state is None else state
+        return run(prompts, state, key, start_tick, length)
+
+    return generate
+
+
+def teacher_forced(prompts: batches.Prompts, trajectory: rollout.Trajectory) -> list[np.ndarray]:
+    """The plain logits of each row's completion, from one causal pass; float64, [length, V]."""
+    completion = tokens.completions(trajectory, STOP)
+    joined = batches.join(prompts, completion.tokens, completion.is_answer)
+    logits = np.asarray(apply(PARAMS["params"], joined.tokens), np.float64)
+    is_answer = np.asarray(joined.is_answer)
+    return [logits[b, :-1][is_answer[b, 1:]] for b in range(len(logits))]
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def log_sparse(x: np.ndarray) -> np.ndarray:
+    """Ln of 1.5-entmax, p = max(x / 2 - tau, 0)^2, tau by bisection; of x [V]."""
+    low, high = x.max() / 2 - 1, x.max() / 2
+    for _ in range(100):
+        tau = (low + high) / 2
+        total = (np.maximum(x / 2 - tau, 0) ** 2).sum()
+        low, high = (tau, high) if total > 1 else (low, tau)
+    with np.errstate(divide="ignore"):
+        return np.log(np.maximum(x / 2 - low, 0) ** 2)
+
+
+def log_filtered(x: np.ndarray) -> np.ndarray:
+    """Ln of softmax(x / 0.7) of the 9 best, of which those that hold 0.8."""
+    order = np.argsort(-x)[:9]
+    p = np.exp(log_softmax(x[order] / 0.7))
+    order = order[: np.searchsorted(np.cumsum(p), 0.8) + 1]
+    result = np.full(len(x), -np.inf)
+    result[order] = log_softmax(x[order] / 0.7)
+    return result
+
+
+@pytest.mark.parametrize(
+    "settings, divergence, log_drawn, log_model",
+    [
+        (None, regularizers.kl, log_softmax, log_softmax),
+        (Sampling(temperature=0.7, top_k=9, top_p=0.8), regularizers.kl, log_filtered, log_softmax),
+        (Sampling(temperature=0.5), SPARSE, lambda x: log_sparse(x / 0.5), log_sparse),
+    ],
+    ids=["model", "filtered", "sparse"],
+)
+def test_a_teacher_forced_pass_gives_the_same_log_probabilities(
+    settings, divergence, log_drawn, log_model
+):
+    generate = generator(settings, divergence)
+    lengths_seen = set()
+    for seed in range(4):
+        # Other lengths each time, hence other paddings.
+        prompts = make_prompts(seed, np.random.default_rng(seed).integers(1, P + 1, 4))
+        trajectory, _ = generate(prompts, jax.random.key(seed))
+        logits = teacher_forced(prompts, trajectory)
+        for b, row in enumerate(logits):
+            n = len(row)
+            drawn = np.asarray(trajectory.action)[:n, b]
+            for name, log_of in (
+                ("log_probability", log_drawn),
+                ("model_log_probability", log_model),
+            ):
+                got = np.asarray(trajectory.extras[name])[:n, b]
+                expected = np.array([log_of(x)[a] for x, a in zip(row, drawn, strict=True)])
+                assert np.all(np.isfinite(got))  # Nothing off the support was drawn.
+                np.testing.assert_allclose(got, expected, atol=1e-4)
+            lengths_seen.add(n)
+    assert len(lengths_seen) > 1 or settings is not None  # Some rows stopped, others did not.
+
+
+def test_temperature_zero_is_the_argmax_of_the_full_pass():
+    generate = generator(GREEDY)
+    prompts = make_prompts(0)
+    trajectory, _ = generate(prompts, jax.random.key(0))
+    for b, row in enumerate(teacher_forced(prompts, trajectory)):
+        assert len(row) > 0
+        np.testing.assert_array_equal(trajectory.action[: len(row), b], row.argmax(-1))
+        np.testing.assert_array_equal(trajectory.extras["log_probability"][: len(row), b], 0)
+    again, _ = generate(prompts, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, trajectory, again)  # Whatever the key.
+
+
+def test_it_stops_when_every_row_has_stopped():
+    stop_tokens = tuple(range(1, 37, 2))
+    generate = generator(stop_tokens=stop_tokens)
+    trajectory, state = generate(make_prompts(0), jax.random.key(0))
+    completion = tokens.completions(trajectory, stop_tokens)
+    ticks = int(completion.length.max())
+    assert 1 < ticks < T and len(np.unique(completion.length)) > 1
+    assert not np.any(completion.truncated) and np.all(state.done)
+    assert int(state.policy.slot) == P - 1 + ticks  # No step was computed after the last stop.
+    np.testing.assert_array_equal(trajectory.extras["log_probability"][ticks:], 0)
+
+
+def test_pieces_are_the_whole_text():
+    prompts, key = make_prompts(2), jax.random.key(5)
+    whole, end = generator()(prompts, key)
+    state, pieces = None, []
+    for start_tick in range(0, T, 4):
+        piece, state = generator()(prompts, key, 4, start_tick, state)
+        pieces.append(piece)
+    pieces = jax.tree.map(lambda *x: jnp.concatenate(x), *pieces)
+    jax.tree.map(
+        np.testing.assert_array_equal, whole._replace(extras={}), pieces._replace(extras={})
+    )
+    for name, values in whole.extras.items():
+        np.testing.assert_allclose(values, pieces.extras[name], atol=1e-5)
+    assert state is not None and int(state.policy.slot) == int(end.policy.slot)
+    assert len(np.unique(whole.action)) > 5
+
+
+def test_chunks_of_the_prefill_do_not_matter():
+    """In one call, and in chunks with a rest."""
+    prompts = make_prompts(0)
+    extras = []
+    step = jax.jit(policy.language_model(MODEL).step)
+    for chunk in (100, 3):
+        language_model = policy.language_model(MODEL, prefill_chunk=chunk)
+        state = jax.jit(language_model.initial_state, static_argnums=2)(PARAMS, prompts, 20)
+        assert int(state.slot) == P - 1
+        extras.append(step(PARAMS, prompts.tokens[:, -1], state, jax.random.key(0))[2])
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *extras)
+
+
+def test_a_prompt_of_one_token_needs_no_prefill():
+    prompts = make_prompts(0, np.ones(4, np.int32), width=1)
+    state = policy.language_model(MODEL).initial_state(PARAMS, prompts, 5)
+    assert int(state.slot) == 0
+
+
+def test_stepped_by_hand_through_dm_env_a_row_is_what_it_is_in_a_batch():
+    """It depends neither on its neighbours nor on its padding; the loop is dm_env's own."""
+    all_ = make_prompts(1)
+    expected, _ = generator(GREEDY)(all_, jax.random.key(0))
+    n = int(LENGTHS[2])
+    prompts = batches.Prompts(all_.tokens[2:3, P - n :], all_.lengths[2:3])
+    language_model = policy.language_model(MODEL, GREEDY)
+    view = dm.as_dm_env(tokens.make_batch(*prompts, horizon=T, vocab_size=37, stop_tokens=STOP))
+    state = jax.jit(language_model.initial_state, static_argnums=2)(PARAMS, prompts, n + T)
+    step = jax.jit(language_model.step)
+    timestep, written, log_probability = view.reset(), [], []
+    while not timestep.last():
+        observation: Any = timestep.observation
+        action, state, extras = step(PARAMS, observation[None], state, jax.random.key(0))
+        written.append(int(action[0]))
+        log_probability.append(float(extras["model_log_probability"][0]))
+        timestep = view.step(action[0])
+    length = int(tokens.completions(expected, STOP).length[2])
+    assert length > 1
+    np.testing.assert_array_equal(written, expected.action[:length, 2])
+    np.testing.assert_allclose(
+        log_probability, expected.extras["model_log_probability"][:length, 2], atol=1e-4
+    )
+
+
+def test_refuses():
+    language_model = policy.language_model(MODEL)
+    with pytest.raises(ValueError, match="prefill_chunk must be >= 1 token, got 0"):
+        policy.language_model(MODEL, prefill_chunk=0)
+    with pytest.raises(ValueError, match=r"starts from batches\.Prompts, got NoneType"):
+        language_model.initial_state(PARAMS, None, 20)
+    with pytest.raises(ValueError, match="got max_length=9 and width=9"):
+        language_model.initial_state(PARAMS, make_prompts(0), P)

@@ -1,0 +1,173 @@
+"""Tests of lm/tasks.py."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kullback.lm import tasks
+from kullback.lm import tokenizer as tokenizers_
+from kullback.lm.data import Limits
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> tokenizers_.Tokenizer:
+    return tokenizers_.train_bpe(["a"], 262)
+
+
+OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+
+
+@pytest.mark.parametrize("operation", ["+", "-", "*"])
+@pytest.mark.parametrize("digits", [1, 2, 5, 9])
+def test_arithmetic_is_right_and_its_splits_are_apart(operation: Any, digits: int):
+    config = tasks.Arithmetic(digits=digits, operation=operation, num_train=500, num_test=60)
+    task = tasks.make("tokens/arithmetic", config)
+    seen = {}
+    for split in ("train", "test"):
+        texts = task.texts(split)
+        assert len(texts) == len(set(texts))
+        pairs = []
+        for text in texts:
+            match = re.fullmatch(r"(\d+)([-+*])(\d+)=(-?\d+)", text)
+            assert match and match[2] == operation
+            a, b = int(match[1]), int(match[3])
+            assert max(a, b) < 10**digits
+            assert int(match[4]) == OPERATIONS[operation](a, b)
+            pairs.append((min(a, b), max(a, b)))
+        seen[split] = set(pairs)
+    assert seen["train"] and seen["test"] and not seen["train"] & seen["test"]
+    if digits > 1:
+        assert (len(task.texts("train")), len(task.texts("test"))) == (500, 60)
+    else:  # All there are.
+        assert len(task.texts("train")) + len(task.texts("test")) == 100
+
+
+def test_arithmetic_is_reproducible_and_spread():
+    task = tasks.make("tokens/arithmetic")
+    train, test = task.texts("train"), task.texts("test")
+    assert train == tasks.make("tokens/arithmetic").texts("train")
+    other = tasks.make("tokens/arithmetic", tasks.Arithmetic(seed=1))
+    assert train != other.texts("train")
+    assert set(train) == set(other.texts("train"))  # Two digits: all that are not held out.
+    assert not set(test) & set(train)
+    assert 800 <= len(test) <= 1_000 and 9_000 <= len(train) <= 9_200
+    for texts in (train, test):  # No digit of an answer is the held-out ones'.
+        last = np.bincount([int(text[-1]) for text in texts], minlength=10) / len(texts)
+        assert np.all(np.abs(last - 0.1) < 0.05)
+
+
+def test_arithmetic_of_many_digits_has_as_many_as_asked_and_none_twice():
+    many = tasks.arithmetic(tasks.Arithmetic(digits=4, num_train=40_000)).texts("train")
+    assert len(many) == len(set(many)) == 40_000  # Drawn from 10^8: some came up twice.
+    for seed in range(80):
+        few = tasks.arithmetic(tasks.Arithmetic(digits=4, num_train=1, num_test=1, seed=seed))
+        assert len(few.texts("test")) == len(few.texts("train")) == 1
+
+
+def test_arithmetic_examples_and_score(tokenizer: tokenizers_.Tokenizer):
+    task = tasks.make("tokens/arithmetic", tasks.Arithmetic(num_train=20, num_test=5))
+    examples, report = task.examples("train", tokenizer, None)
+    assert report.rows == len(examples) == 20
+    for example, text in zip(examples, task.texts("train"), strict=True):
+        assert tokenizer.decode(example.prompt) + tokenizer.decode(example.completion) == text
+        assert tokenizer.decode(example.prompt).endswith("=")
+        assert example.prompt[0] == tokenizer.bos_id
+        assert example.completion[-1] == tokenizer.eos_id
+    assert task.score is not None
+    assert task.score(" 19\n", "19") == 1.0
+    assert task.score("19 9", "19") == task.score("", "19") == 0.0
+
+
+def test_summaries(tokenizer: tokenizers_.Tokenizer):
+    task = tasks.make("tokens/summaries")
+    assert task.score is None
+    train, test = task.texts("train"), task.texts("test")
+    assert len(train) == len(test) == 300 and not set(train) & set(test)
+    limits = Limits(max_length=400, overlong="truncate-left")
+    examples, report = task.examples("test", tokenizer, limits)
+    assert report.rows == len(examples) == 300 and report.truncated > 250
+    assert report.ignored_keys == {}
+    prompt = tokenizer.decode(examples[1].prompt)
+    assert prompt.endswith("\n\nThe approach in one sentence:\n")
+    assert tokenizer.decode(examples[1].completion).startswith("They propose simple methods to")
+    assert all(example.length <= 400 for example in examples)
+
+
+def test_summaries_of_more_sections_are_longer():
+    short = tasks.make("tokens/summaries", tasks.Summaries(aspects=("outcome",)))
+    sections = ("abstract", "introduction", "conclusion")
+    whole = tasks.make("tokens/summaries", tasks.Summaries(aspects=("outcome",), sections=sections))
+    lengths = [[len(t) for t in task.texts("train")] for task in (short, whole)]
+    assert len(lengths[0]) == len(lengths[1]) == 100
+    assert all(a < b for a, b in zip(*lengths, strict=True))
+
+
+def test_without_aclsum_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tasks.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install aclsum"):
+        tasks.make("tokens/summaries")
+
+
+def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_folder_of_jsonl(tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
+    write(tmp_path / "train.jsonl", [{"text": "abc"}])
+    with pytest.raises(ValueError, match=r"lacks test\.jsonl"):
+        tasks.make(f"tokens/jsonl:{tmp_path}")
+    messages = [{"role": "user", "content": "q"}, {"role": "model", "content": "r"}]
+    write(tmp_path / "test.jsonl", [{"messages": messages}, {"prompt": "a", "target": "b"}])
+    task = tasks.make(f"tokens/jsonl:{tmp_path}")
+    assert task.texts("train") == ["abc"] and task.texts("test") == ["q\nr", "ab"]
+    examples, report = task.examples("test", tokenizer, None)
+    assert len(examples) == report.rows == 2 and task.name == f"tokens/jsonl:{tmp_path}"
+    write(tmp_path / "test.jsonl", [{"text": "a"}, {"text": ""}])
+    with pytest.raises(ValueError, match=r"test\.jsonl:2: text is empty"):
+        task.examples("test", tokenizer, None)
+
+
+def test_a_file_is_split_by_what_is_asked(tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
+    path = tmp_path / "all.jsonl"
+    rows = [{"prompt": f"p{n % 200}", "completion": f"c{n}"} for n in range(400)]
+    write(path, rows)
+    task = tasks.make(f"tokens/jsonl:{path}")
+    train, test = task.texts("train"), task.texts("test")
+    assert sorted(train + test) == sorted(row["prompt"] + row["completion"] for row in rows)
+    asked = [{text.split("c")[0] for text in texts} for texts in (train, test)]
+    assert not asked[0] & asked[1] and 20 <= len(test) <= 70
+    chats = [
+        [{"role": "user", "content": f"q{n % 100}"}, {"role": "model", "content": f" r{n}"}]
+        for n in range(200)
+    ]
+    write(path, [{"messages": m} for m in chats])
+    asked = [{t.split("\n")[0] for t in task.texts(s)} for s in ("train", "test")]
+    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    write(path, [{"text": "a"}])
+    with pytest.raises(ValueError, match="has no row in"):
+        _ = task.texts("train"), task.texts("test")
+    with pytest.raises(ValueError, match="no file or folder at"):
+        tasks.make("tokens/jsonl:nowhere.jsonl")
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"unknown task 'tokens/poems'.*tokens/arithmetic"):
+        tasks.make("tokens/poems")
+    with pytest.raises(ValueError, match="takes Arithmetic as its settings, got Summaries"):
+        tasks.make("tokens/arithmetic", tasks.Summaries())
+    with pytest.raises(ValueError, match="has no settings"):
+        tasks.make("tokens/jsonl:a", tasks.Summaries())
+    with pytest.raises(ValueError, match="split must be train or test, got 'val'"):
+        tasks.make("tokens/arithmetic").texts("val")  # pyright: ignore[reportArgumentType]
+    for bad in ({"digits": 0}, {"digits": 10}, {"operation": "/"}, {"num_test": 0}, {"seed": -1}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            tasks.Arithmetic(**bad)  # pyright: ignore[reportArgumentType]
+    for name in ("sections", "aspects"):
+        with pytest.raises(ValueError, match=f"{name} must be some of"):
+            tasks.Summaries(**{name: ("title",)})
+        with pytest.raises(ValueError, match=f"{name} must be some of"):
+            tasks.Summaries(**{name: ()})

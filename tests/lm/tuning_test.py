@@ -1,0 +1,177 @@
+"""Tests of lm/tuning.py, lm/sft.py and lm/gkd.py: the learners of language models."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core import regularizers, types
+from kullback.lm import batches, gemma, gkd, sft, tuning
+from kullback.lm.data import Example
+
+SIZE = 4  # Rows of a batch.
+CONFIG = dataclasses.replace(
+    gemma.PRESETS["tiny"], vocab_size=24, num_layers=1, embed_dim=16, hidden_dim=16, window=4
+)
+MODEL = gemma.make(CONFIG)
+LEARNING = tuning.Config(
+    batch_size=SIZE, max_prompt_length=4, max_new_tokens=6, warmup_steps=0, chunk=8
+)
+
+
+@functools.cache
+def rows(pack: bool = False) -> types.Batch:
+    """Examples of unequal lengths, one a row, or the same ones packed in two rows."""
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(tuple(rng.integers(3, 24, p)), (*rng.integers(3, 24, c), 1))
+        for p, c in ((1, 2), (4, 5), (2, 1), (3, 4))
+    ]
+    if pack:
+        data = batches.pack([examples[:2], examples[2:]], 16, 0)
+    else:
+        data = batches.pad(examples, 10, 0)
+    ones = np.ones(len(data.tokens), np.float32)
+    return types.Batch(data, np.arange(len(ones), dtype=np.int32), ones / len(ones), ones)
+
+
+@functools.cache
+def params(seed: int) -> Any:
+    return jax.jit(MODEL.init)(jax.random.key(seed))
+
+
+def step(agent: types.Agent, batch: types.Batch, constants: Any = None, seed: int = 0) -> Any:
+    """The state and the feedback of one learner step from `params(seed)`."""
+    state = agent.learner.init(jax.random.key(0))._replace(params=params(seed))
+    return jax.jit(agent.learner.step)(state, batch, constants)
+
+
+def close(a: Any, b: Any, atol: float) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def test_sft_is_cross_entropy_of_the_answers():
+    """Oracle: the definition, a token at a time, in float64."""
+    batch = rows()
+    logits = np.asarray(MODEL.apply(params(0), batch.data.tokens), np.float64)
+    log_p = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
+    means, right, lengths = [], [], []
+    for b in range(SIZE):
+        at = np.flatnonzero(batch.data.is_answer[b])
+        tokens = batch.data.tokens[b, at]
+        means.append(
+            np.mean([-log_p[b, t - 1, token] for t, token in zip(at, tokens, strict=True)])
+        )
+        right.append(np.mean(logits[b, at - 1].argmax(-1) == tokens))
+        lengths.append(len(at))
+    _, feedback = step(sft.make(MODEL, sft.Config(learning=LEARNING)), batch)
+    found = feedback.metrics
+    np.testing.assert_allclose(found["loss"], np.mean(means), rtol=1e-5)
+    np.testing.assert_allclose(found["accuracy"], right, atol=1e-6)
+    np.testing.assert_array_equal(found["answer_tokens"], lengths)
+    np.testing.assert_array_equal(found["truncated"], np.zeros(SIZE))
+
+
+def test_a_row_without_its_end_counts_as_truncated():
+    batch = rows()
+    data = batch.data._replace(tokens=np.where(batch.data.tokens == 1, 5, batch.data.tokens))
+    _, feedback = step(sft.make(MODEL, sft.Config(learning=LEARNING)), batch._replace(data=data))
+    np.testing.assert_array_equal(feedback.metrics["truncated"], np.ones(SIZE))
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token"])
+def test_micro_batches_add_up_to_the_batch(reduction):
+    ends = []
+    for count in (1, 2, 4):
+        learning = dataclasses.replace(LEARNING, micro_batches=count, reduction=reduction)
+        state, feedback = step(sft.make(MODEL, sft.Config(learning=learning)), rows())
+        ends.append((state.params, feedback.metrics))
+    for end in ends[1:]:
+        # Adam divides by the size of a gradient, so that the sign of a tiny one is all.
+        close(end[1], ends[0][1], 1e-6)
+        close(end[0], ends[0][0], 1e-4)
+
+
+def test_packed_rows_learn_what_unpacked_ones_do():
+    learning = dataclasses.replace(LEARNING, reduction="token")
+    packed = dataclasses.replace(learning, batch_size=2)
+    one, plain = step(sft.make(MODEL, sft.Config(learning=learning)), rows())
+    other, dense = step(sft.make(MODEL, sft.Config(learning=packed)), rows(pack=True))
+    np.testing.assert_allclose(plain.metrics["loss"], dense.metrics["loss"], rtol=1e-5)
+    close(one.params, other.params, 1e-4)
+
+
+def test_any_divergence_generates_a_loss():
+    logits = MODEL.apply(params(0), rows().data.tokens)
+    is_answer = np.asarray(rows().data.is_answer)[:, 1:]
+    values = {}
+    for name in ("kl", "alpha-1.5", "jensen_shannon"):
+        config = sft.Config(divergence=name, learning=LEARNING)
+        values[name] = float(step(sft.make(MODEL, config), rows())[1].metrics["loss"])
+        losses = np.asarray(
+            regularizers.loss(logits[:, :-1], rows().data.tokens[:, 1:], regularizers.named(name))
+        )
+        means = [losses[b, is_answer[b]].mean() for b in range(SIZE)]
+        np.testing.assert_allclose(values[name], np.mean(means), rtol=1e-4)
+    assert len(set(values.values())) == 3
+
+
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd-0.5", "fenchel_young-alpha-1.5"])
+def test_gkd_learns_from_its_teacher(name):
+    config = gkd.Config(divergence=name, learning=LEARNING)
+    agent = gkd.make(MODEL, MODEL, config)
+    state, same = step(agent, rows(), params(0))
+    one = float(step(agent, rows(), params(1))[1].metrics["loss"])
+    other = float(step(agent, rows(), params(2))[1].metrics["loss"])
+    assert one > 1e-3 and abs(one - other) > 1e-4, "two teachers give two losses"
+    if not name.startswith("fenchel"):  # Its link is not softmax: equal logits are no optimum.
+        np.testing.assert_allclose(same.metrics["loss"], 0, atol=1e-6)
+    assert np.all(np.asarray(same.metrics["teacher_top_16"]) <= 1 + 1e-6)
+    del state
+
+
+def test_gkd_brings_the_student_to_its_teacher():
+    learning = dataclasses.replace(LEARNING, learning_rate=1e-2)
+    agent = gkd.make(MODEL, MODEL, gkd.Config(learning=learning))
+    state = agent.learner.init(jax.random.key(0))._replace(params=params(0))
+    learn = jax.jit(agent.learner.step)
+    losses = []
+    for _ in range(60):
+        state, feedback = learn(state, rows(), params(1))
+        losses.append(float(feedback.metrics["loss"]))
+    assert losses[-1] < losses[0] / 10
+
+
+def test_the_teacher_gets_no_gradient():
+    agent = gkd.make(MODEL, MODEL, gkd.Config(learning=LEARNING))
+    state = agent.learner.init(jax.random.key(0))
+
+    def loss(constants: Any) -> jax.Array:
+        return jnp.sum(agent.learner.step(state, rows(), constants)[1].metrics["loss"])
+
+    jax.tree.map(
+        lambda x: np.testing.assert_array_equal(x, np.zeros(x.shape)),
+        jax.jit(jax.grad(loss))(params(1)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tuning.Config(batch_size=4, micro_batches=3), "micro_batches=3 must divide"),
+        (lambda: tuning.Config(chunk=0), "chunk must be >= 1, got 0"),
+        (lambda: tuning.Config(learning_rate=0.0), "learning_rate must be > 0"),
+        (lambda: tuning.Config(warmup_steps=-1), "warmup_steps must be >= 0"),
+        (lambda: gkd.Config(student_fraction=1.5), "student_fraction must lie in"),
+        (lambda: gkd.Config(divergence="kll"), "unknown distillation loss 'kll'"),
+        (lambda: gkd.Config(temperature=0.0), "temperature must be > 0"),
+        (lambda: sft.Config(divergence="x"), "unknown divergence 'x'"),
+    ],
+)
+def test_settings_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
