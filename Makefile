@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all run bench build
+.PHONY: help setup format check test test-all run bench parity build
 
 help:  ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -53,6 +53,20 @@ run: $(RUNTIME)  ## Trains M-DQN on MinAtar's Breakout and films it: a few minut
 
 bench: $(DEV)  ## Ours, the peer's and the ratio.
 	$(BIN)/python -m kullback.experiments.benchmarks
+
+PARITY := .parity/bin/python
+
+parity: $(DEV)  ## What other libraries compute, written anew by them and compared.
+	$(PYTHON) -m venv .parity
+	.parity/bin/pip install -qq --disable-pip-version-check -r tests/parity/requirements.txt
+	$(PARITY) tests/parity/write_fixtures.py tests/lm/fixtures
+	TRL_EXPERIMENTAL_SILENCE=1 $(PARITY) tests/parity/trl_gkd.py tests/lm/fixtures
+	$(PARITY) tests/parity/entmax_reference.py tests/core/fixtures
+	$(PYTEST) tests/lm/hugging_face_test.py tests/lm/distillation_test.py \
+	    tests/core/regularizers_parity_test.py
+	rm -rf .cache/parity
+	$(BIN)/python tests/parity/write_ours.py .cache/parity
+	$(PARITY) tests/parity/load_ours.py .cache/parity
 
 build: $(DEV)  ## A wheel in dist/.
 	$(BIN)/python -m build --wheel

@@ -14,57 +14,27 @@ Results are float64 for float64 and float32 for anything less. Nothing is differ
 respect to q.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from kullback.core import names, types
-
-Scalars = Callable[[Any], jax.Array]  # Element by element.
-
-
-@dataclasses.dataclass(frozen=True)
-class Divergence:
-    """An f-divergence; called with two log-distributions it is D_f(p, q).
-
-    `inverse` is the inverse of f', which is the derivative of the conjugate f*. Below f'(0) both
-    are extended by their values there; arguments are never at or above f'(inf).
-    """
-
-    name: str
-    # (log p_j, log q_j) -> q_j f(p_j / q_j).
-    term: Callable[[Any, Any], jax.Array] = dataclasses.field(repr=False)
-    # (log p_j, log q_j) -> q_j (f(p_j / q_j) - f(0)), without f(0) where that is infinite: a sum
-    # over the classes of a vocabulary keeps its digits.
-    excess: Callable[[Any, Any], jax.Array] = dataclasses.field(repr=False)
-    derivative: Scalars = dataclasses.field(repr=False)  # u > 0 -> f'(u).
-    inverse: Scalars = dataclasses.field(repr=False)  # v -> the u with f'(u) = v.
-    # v -> f*(v) + f(0), again without an infinite f(0).
-    conjugate: Scalars = dataclasses.field(repr=False)
-    curvature: Scalars = dataclasses.field(repr=False)  # u -> 1 / f''(u).
-    at_zero: float  # f(0).
-    derivative_at_zero: float = -math.inf  # f'(0); finite where softargmax_f may be sparse.
-
-    def __call__(self, log_p: types.Array, log_q: types.Array) -> jax.Array:
-        """D_f(p, q) in nats, [...], of log-distributions [..., V]; -inf is a probability of 0."""
-        log_p, log_q = promote(log_p), promote(log_q)
-        return jnp.sum(self.term(log_p, log_q), axis=-1)
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether softargmax_f gives some classes the probability 0."""
-        return self.derivative_at_zero > -math.inf
-
-    @property
-    def loss_name(self) -> str:
-        """What `loss` computes: where f(0) is infinite it lacks a constant, and may be negative."""
-        return f"{self.name}_loss" + ("" if math.isfinite(self.at_zero) else "_without_constant")
+from kullback.core import types
+from kullback.core.divergences import DIVERGENCES as DIVERGENCES
+from kullback.core.divergences import Divergence as Divergence
+from kullback.core.divergences import alpha as alpha
+from kullback.core.divergences import chi_squared as chi_squared
+from kullback.core.divergences import from_function as from_function
+from kullback.core.divergences import gan as gan
+from kullback.core.divergences import hellinger as hellinger
+from kullback.core.divergences import jeffreys as jeffreys
+from kullback.core.divergences import jensen_shannon as jensen_shannon
+from kullback.core.divergences import kl as kl
+from kullback.core.divergences import named as named
+from kullback.core.divergences import promote as promote
+from kullback.core.divergences import reverse_kl as reverse_kl
 
 
 def softmax(
@@ -199,12 +169,6 @@ def _greedy_kl(
     return scaled - log_sum, (best + temperature * log_sum)[..., 0]
 
 
-def promote(x: types.Array) -> jax.Array:
-    """The array as float32 at least; float64 stays."""
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _prepare(theta: types.Array, reference: types.Array | None) -> tuple[jax.Array, jax.Array]:
     theta = promote(theta)
     if reference is None:
@@ -304,265 +268,3 @@ def _softargmax_jvp(
     s = jnp.where(inside, reference * divergence.curvature(u), 0)
     mean = jnp.sum(s * tangents[0], -1, keepdims=True) / jnp.sum(s, -1, keepdims=True)
     return p, s * (tangents[0] - mean)
-
-
-def _times(p: jax.Array, x: jax.Array) -> jax.Array:
-    """The product p x, which is 0 where p is, whatever x."""
-    return jnp.where(p > 0, p * jnp.where(p > 0, x, 0), 0)
-
-
-def _kl_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    return _times(p, log_p - log_q) - p + q
-
-
-def _kl_excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    p = jnp.exp(log_p)
-    return _times(p, log_p - log_q) - p
-
-
-def _gan_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    log_mean = _log_mean(p, q)
-    return _times(p, log_p - log_mean) + _times(q, log_q - log_mean)
-
-
-def _gan_excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    of_q = jnp.where(q > 0, q * jnp.log1p(p / jnp.where(q > 0, q, 1)), 0)
-    return _times(p, log_p - _log_mean(p, q)) - of_q
-
-
-def _log_mean(p: jax.Array, q: jax.Array) -> jax.Array:
-    """Log of (p + q) / 2, and 0 where both are 0: its gradient there is 0 too."""
-    mean = (p + q) / 2
-    return jnp.log(jnp.where(mean > 0, mean, 1))
-
-
-def _jeffreys_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    return _kl_term(log_p, log_q) + _kl_term(log_q, log_p)
-
-
-def _hellinger_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    return jnp.square(jnp.exp(log_p / 2) - jnp.exp(log_q / 2))
-
-
-def _jeffreys_inverse(v: jax.Array) -> jax.Array:
-    """1 / W(exp(1 - v)), by Newton's method for y = ln W in y + exp(y) = 1 - v: no overflow."""
-    c = 1 - v
-    y = jnp.where(c > 1, jnp.log(jnp.maximum(c, 1)), c)  # At or right of the root.
-    for _ in range(6):
-        y = y - (y + jnp.exp(y) - c) / (1 + jnp.exp(y))
-    return jnp.exp(-y)
-
-
-kl = Divergence(
-    name="kl",
-    term=_kl_term,
-    excess=_kl_excess,
-    derivative=jnp.log,
-    inverse=jnp.exp,
-    conjugate=jnp.exp,
-    curvature=lambda u: u,
-    at_zero=1.0,
-)
-reverse_kl = Divergence(
-    name="reverse_kl",
-    term=lambda log_p, log_q: _kl_term(log_q, log_p),
-    excess=lambda log_p, log_q: _kl_term(log_q, log_p),
-    derivative=lambda u: 1 - 1 / u,
-    inverse=lambda v: 1 / (1 - v),
-    conjugate=lambda v: -jnp.log1p(-v),
-    curvature=jnp.square,
-    at_zero=math.inf,
-)
-jeffreys = Divergence(
-    name="jeffreys",
-    term=_jeffreys_term,
-    excess=_jeffreys_term,
-    derivative=lambda u: jnp.log(u) + 1 - 1 / u,
-    inverse=_jeffreys_inverse,
-    conjugate=lambda v: 1 / _jeffreys_inverse(v) + _jeffreys_inverse(v) + v - 2,
-    curvature=lambda u: u * u / (1 + u),
-    at_zero=math.inf,
-)
-gan = Divergence(
-    name="gan",
-    term=_gan_term,
-    excess=_gan_excess,
-    derivative=lambda u: jnp.log(2 * u / (1 + u)),
-    inverse=lambda v: jnp.exp(v) / (2 - jnp.exp(v)),
-    conjugate=lambda v: -jnp.log1p(-jnp.exp(v) / 2),
-    curvature=lambda u: u * (1 + u),
-    at_zero=math.log(2),
-)
-jensen_shannon = Divergence(
-    name="jensen_shannon",
-    term=lambda log_p, log_q: _gan_term(log_p, log_q) / 2,
-    excess=lambda log_p, log_q: _gan_excess(log_p, log_q) / 2,
-    derivative=lambda u: jnp.log(2 * u / (1 + u)) / 2,
-    inverse=lambda v: gan.inverse(2 * v),
-    conjugate=lambda v: gan.conjugate(2 * v) / 2,
-    curvature=lambda u: 2 * u * (1 + u),
-    at_zero=math.log(2) / 2,
-)
-hellinger = Divergence(
-    name="hellinger",  # Squared.
-    term=_hellinger_term,
-    excess=lambda log_p, log_q: jnp.exp(log_p) - 2 * jnp.exp((log_p + log_q) / 2),
-    derivative=lambda u: 1 - 1 / jnp.sqrt(u),
-    inverse=lambda v: 1 / jnp.square(1 - v),
-    conjugate=lambda v: 1 / (1 - v),
-    curvature=lambda u: 2 * u * jnp.sqrt(u),
-    at_zero=1.0,
-)
-
-
-@functools.cache
-def alpha(a: float) -> Divergence:
-    """The alpha-divergence, f(u) = (u^a - 1 - a (u - 1)) / (a (a - 1)).
-
-    Its operator is entmax: a = 1.5 is the paper's recommendation, a = 2 is chi-squared and gives
-    sparsemax; it is sparse for a > 1. The limits 1 and 0 are `kl` and `reverse_kl`.
-
-    Raises:
-      ValueError: for a <= 0 or 1.
-    """
-    if not a > 0 or a == 1 or not math.isfinite(a):
-        raise ValueError(f"alpha must be > 0 and not 1 (which is kl), got {a}; the paper uses 1.5")
-
-    def base(v: jax.Array) -> jax.Array:
-        return jnp.maximum(1 + (a - 1) * v, 0)
-
-    def power(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        """p^a q^(1-a), which is 0 where p is; there both logarithms may be infinite."""
-        inside = log_p > -jnp.inf
-        exponent = a * jnp.where(inside, log_p, 0) + (1 - a) * jnp.where(inside, log_q, 0)
-        return jnp.where(inside, jnp.exp(exponent), 0)
-
-    def term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        p, q = jnp.exp(log_p), jnp.exp(log_q)
-        return (power(log_p, log_q) - q - a * (p - q)) / (a * (a - 1))
-
-    def excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        return (power(log_p, log_q) - a * jnp.exp(log_p)) / (a * (a - 1))
-
-    return Divergence(
-        name=f"alpha-{a:g}",
-        term=term,
-        excess=excess,
-        derivative=lambda u: (_power(u, a - 1) - 1) / (a - 1),
-        inverse=lambda v: _power(base(v), 1 / (a - 1)),
-        conjugate=lambda v: _power(base(v), a / (a - 1)) / a,
-        curvature=lambda u: _power(u, 2 - a),
-        at_zero=1 / a,
-        derivative_at_zero=-1 / (a - 1) if a > 1 else -math.inf,
-    )
-
-
-def _power(x: jax.Array, exponent: float) -> jax.Array:
-    """x^exponent; whole and half powers by products, where `pow` is ten times as slow."""
-    if exponent == round(exponent):
-        return jax.lax.integer_pow(x, round(exponent))
-    if 2 * exponent == round(2 * exponent):
-        return jax.lax.integer_pow(jnp.sqrt(x), round(2 * exponent))
-    return jnp.power(x, exponent)
-
-
-chi_squared = dataclasses.replace(alpha(2.0), name="chi_squared")
-
-
-def from_function(
-    f: Scalars, *, name: str, at_zero: float, derivative_at_zero: float = -math.inf
-) -> Divergence:
-    """The divergence of any strictly convex f, twice differentiable by JAX on u > 0.
-
-    It need not be normalised. The inverse of f' is found by bisection over ln u, so it costs some
-    sixty times what a divergence of this module does.
-
-    Args:
-      f: u -> f(u), element by element.
-      name: for metrics and errors.
-      at_zero: f(0), may be infinite.
-      derivative_at_zero: f'(0), -inf unless softargmax_f is to be sparse.
-    """
-    at_one = jnp.ones(())
-    value, slope = float(f(at_one)), float(jax.grad(lambda u: jnp.sum(f(u)))(at_one))
-    gradient = jax.grad(lambda u: jnp.sum(f(u)))
-
-    def normalised(u: jax.Array) -> jax.Array:
-        return f(u) - value - slope * (u - 1)
-
-    def derivative(u: jax.Array) -> jax.Array:
-        return gradient(u) - slope
-
-    def curvature(u: jax.Array) -> jax.Array:
-        return 1 / jax.grad(lambda u: jnp.sum(gradient(u)))(u)
-
-    zero, slope_at_zero = at_zero - value + slope, derivative_at_zero - slope
-
-    def inverse(v: jax.Array) -> jax.Array:
-        def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            low, high = bracket
-            middle = (low + high) / 2
-            is_low = derivative(jnp.exp(middle)) < v
-            return jnp.where(is_low, middle, low), jnp.where(is_low, high, middle)
-
-        ends = jnp.full_like(v, -80.0), jnp.full_like(v, 80.0)  # exp of both is a float32.
-        u = jnp.exp(sum(jax.lax.fori_loop(0, 60, halve, ends)) / 2)
-        return jnp.where(v <= slope_at_zero, 0, u)
-
-    def conjugate(v: jax.Array) -> jax.Array:
-        u = inverse(v)
-        inside = u > 0
-        offset = zero if math.isfinite(zero) else 0.0
-        value = u * jnp.where(inside, v, 0) - normalised(jnp.where(inside, u, 1)) + offset
-        return jnp.where(inside, value, 0)
-
-    def term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        q, inside = jnp.exp(log_q), log_p > -jnp.inf
-        u = jnp.exp(jnp.where(inside, log_p - log_q, 0))
-        return jnp.where(q > 0, q * jnp.where(inside, normalised(u), zero), 0)
-
-    def excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        if not math.isfinite(zero):
-            return term(log_p, log_q)
-        return term(log_p, log_q) - zero * jnp.exp(log_q)
-
-    return Divergence(
-        name=name,
-        term=term,
-        excess=excess,
-        derivative=derivative,
-        inverse=inverse,
-        conjugate=conjugate,
-        curvature=curvature,
-        at_zero=zero,
-        derivative_at_zero=slope_at_zero,
-    )
-
-
-DIVERGENCES = {
-    d.name: d
-    for d in (kl, reverse_kl, jeffreys, gan, jensen_shannon, hellinger, alpha(1.5), chi_squared)
-}
-
-
-def named(name: str) -> Divergence:
-    """A divergence by name: one of DIVERGENCES, or "alpha-A" for a number A.
-
-    Raises:
-      ValueError: for a name that is none.
-    """
-    if name in DIVERGENCES:
-        return DIVERGENCES[name]
-    prefix, _, number = name.partition("-")
-    try:
-        a = float(number)
-    except ValueError:
-        a = math.nan
-    if prefix != "alpha" or math.isnan(a):
-        raise ValueError(
-            names.unknown("divergence", name, [*DIVERGENCES, "alpha-A"], show_all=True)
-        )
-    return alpha(a)

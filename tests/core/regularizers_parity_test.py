@@ -1,6 +1,6 @@
 """Core's operators and losses against the entmax package (fixtures/entmax.npz).
 
-`experiments/parity/entmax_reference.py` writes the fixture.
+`tests/parity/entmax_reference.py` writes the fixture.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""Tests of core/regularizers.py."""
+"""Tests of core/regularizers.py and core/divergences.py."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Tests of lm/hugging_face.py; fixtures/ is written by experiments/parity/write_fixtures.py."""
+"""Tests of lm/hugging_face.py; fixtures/ is written by tests/parity/write_fixtures.py."""
 
 import dataclasses
 import json

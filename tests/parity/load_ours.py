@@ -1,0 +1,36 @@
+"""Loads by transformers what `write_ours.py` wrote, and compares logits: FOLDER."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+TOLERANCE = 1e-4
+
+
+def main(folder):
+    """Prints a line a model; the exit status says whether all agree."""
+    agree = True
+    for expected in sorted(folder.glob("*.npz")):
+        path = expected.with_suffix("")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, attn_implementation="eager"
+        )
+        arrays = np.load(expected)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(arrays["tokens"]).long(), use_cache=False).logits
+        difference = float(np.abs(logits.numpy() - arrays["logits"]).max())
+        complaints = {key: sorted(value) for key, value in info.items() if value}
+        fields = json.loads((path / "generation_config.json").read_text())
+        special = model.generation_config.eos_token_id == fields["eos_token_id"]
+        agree &= difference < TOLERANCE and not complaints and special
+        kind = type(model).__name__
+        print(f"{path.name}: {kind}, {difference:.1e} between logits, {complaints or 'complete'}")
+    sys.exit(0 if agree else 1)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
