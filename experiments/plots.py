@@ -1,5 +1,6 @@
 """Pictures of runs, drawn from their rows."""
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -11,19 +12,30 @@ from matplotlib.ticker import EngFormatter
 from kullback.core import files
 
 
-def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str) -> None:
+def learning_curve(
+    rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str, *, of_language: bool = False
+) -> None:
     """Mean episode return against agent steps: each seed thin, their mean thick.
+
+    Of a language model it is the score of the sequences that it samples against learner steps; of
+    one that samples none, or has no score, the loss.
 
     Args:
       rows: of metrics.csv, with the columns seed, steps, return_mean and evaluation.
       path: of the PNG; written whole or not at all.
       title: of the picture.
+      of_language: whether this is a run of a language model.
     """
+    column, x_label, y_label = "return_mean", "agent steps", "episode return"
+    if of_language:
+        x_label, y_label = "learner steps", "score of sampled sequences"
+        if not any(math.isfinite(float(row[column])) for row in rows):
+            column = y_label = "loss"
     figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     seeds = sorted({int(row["seed"]) for row in rows})
-    curves = [_curve(rows, seed, "return_mean") for seed in seeds]
+    curves = [_curve(rows, seed, column) for seed in seeds]
     for k, (steps, returns) in enumerate(curves):
         label = "one seed" if k == 0 and len(seeds) > 1 else None
         if len(seeds) > 1:
@@ -40,11 +52,11 @@ def learning_curve(rows: Sequence[Mapping[str, str]], path: pathlib.Path, title:
     for k, seed in enumerate(seeds):
         steps, scores = _curve(rows, seed, "evaluation")
         known = np.isfinite(scores)
-        if known.any():
+        if known.any() and column != "loss":
             label = "evaluation" if k == 0 else None
             axes.plot(steps[known], scores[known], "o", color="C1", markersize=3, label=label)
-    axes.set_xlabel("agent steps")
-    axes.set_ylabel("episode return")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.set_title(title)
     axes.grid(alpha=0.25)
     axes.ticklabel_format(axis="x", style="plain")

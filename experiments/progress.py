@@ -22,12 +22,12 @@ class Progress:
         self._label, self._total, self._done = label, total, done
         self._last_line = time.monotonic()
         self._seen = collections.deque([(self._last_line, done)])
-        self._return = float("nan")
+        self._value = float("nan")
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=20),
             rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-            rich.progress.TextColumn("return {task.fields[value]}"),
+            rich.progress.TextColumn("{task.fields[metric]} {task.fields[value]}"),
             rich.progress.TextColumn("{task.fields[speed]} steps/s"),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
@@ -35,7 +35,7 @@ class Progress:
             transient=False,
         )
         self._task = self._bar.add_task(
-            label, total=total, completed=done, value="-", speed="-", start=True
+            label, total=total, completed=done, metric="return", value="-", speed="-", start=True
         )
 
     def __enter__(self) -> "Progress":
@@ -52,25 +52,27 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def update(self, done: int, mean_return: float | None = None) -> None:
-        """Shows where the run is; `mean_return` is over the last 100 episodes."""
+    def update(self, done: int, value: float | None = None, metric: str = "return") -> None:
+        """Shows where the run is, and the metric that matters: a return is of 100 episodes."""
         self._done = done
-        if mean_return is not None:
-            self._return = mean_return
+        if value is not None:
+            self._value = value
         now = time.monotonic()
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > self.SPEED_SECONDS:
             self._seen.popleft()
         then, before = self._seen[0]
         speed = (done - before) / max(now - then, 1e-9)
-        value = "-" if self._return != self._return else f"{self._return:.2f}"
-        self._bar.update(self._task, completed=done, value=value, speed=f"{speed:,.0f}")
+        shown = "-" if self._value != self._value else f"{self._value:.2f}"
+        self._bar.update(
+            self._task, completed=done, metric=metric, value=shown, speed=f"{speed:,.0f}"
+        )
         finished = done >= self._total
         if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
             self._last_line = now
             left = datetime.timedelta(seconds=round(max(self._total - done, 0) / max(speed, 1e-3)))
             self._console.print(
-                f"{self._label}: step {done:,} of {self._total:,}, return {value}, "
+                f"{self._label}: step {done:,} of {self._total:,}, {metric} {shown}, "
                 f"{speed:,.0f} steps/s, {left} left",
                 soft_wrap=True,
             )

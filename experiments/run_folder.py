@@ -94,9 +94,9 @@ class RunFolder:
             writer.writerows(rows)
         checkpoints.atomic_write_text(self.metrics_file, text.getvalue())
 
-    def draw(self, title: str) -> None:
+    def draw(self, title: str, *, of_language: bool = False) -> None:
         """Draws learning_curve.png from metrics.csv."""
-        plots.learning_curve(self.rows(), self.curve_file, title)
+        plots.learning_curve(self.rows(), self.curve_file, title, of_language=of_language)
 
 
 def create(path: pathlib.Path, config: Mapping[str, Any]) -> RunFolder:

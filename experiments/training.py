@@ -187,7 +187,7 @@ def _run(
         _drive(work, part, single, work.build(folder.path), (seed,), callback, quiet)
         parts.append(part)
         folder.write_rows([row for p in parts for row in p.rows()])
-        folder.draw(_title(plan))
+        folder.draw(_title(plan), of_language=plan.is_language)
 
 
 def _drive(
@@ -271,7 +271,8 @@ def _drive(
                         callback(line)
                 recent = [row["recent_return"] for row in rows]
                 notes["recent_return"] = float(np.mean(recent))
-            bar.update(steps, notes.get("recent_return"))
+                notes["loss"] = float(np.mean([row["loss"] for row in rows]))
+            bar.update(steps, *_shown(notes, plan.is_language))
             if steps >= events["save"] or finished or interrupts.asked:
                 log.flush()
                 notes["wall_seconds"] = wall + time.monotonic() - clock
@@ -279,13 +280,21 @@ def _drive(
                 saver.save(state, _finite(score), notes)
                 saved_at = steps
                 if finished or interrupts.asked or time.monotonic() - drawn > DRAW_SECONDS:
-                    folder.draw(_title(plan))
+                    folder.draw(_title(plan), of_language=plan.is_language)
                     drawn = time.monotonic()
     log.close()
     if interrupts.asked and steps < plan.steps:
         raise Interrupted(
             f"saved at step {steps:,}; go on with: kullback train --resume {folder.path}"
         )
+
+
+def _shown(notes: Mapping[str, float], of_language: bool) -> tuple[float | None, str]:
+    """The number that matters and its name: where nothing has a return, the loss."""
+    value = notes.get("recent_return")
+    if of_language and (value is None or math.isnan(value)):
+        return notes.get("loss"), "loss"
+    return value, "return"
 
 
 def _next(steps: int, every: int) -> int:

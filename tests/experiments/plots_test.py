@@ -67,6 +67,27 @@ def test_several_seeds_have_a_mean_and_evaluations_are_points(tmp_path: pathlib.
     np.testing.assert_array_equal(drawn["evaluation"], [[200, 400], [2, 4]])
 
 
+def test_a_seed_without_episodes_counts_by_its_last_return(tmp_path: pathlib.Path, drawn: dict):
+    of = rows(2, 4)  # Returns n + seed, from the second row on.
+    for row in of:
+        if (row["seed"], row["steps"]) == ("0", "300"):
+            row["return_mean"] = "nan"
+    draw(tmp_path, of)
+    # At 300 the mean of seed 0's last return, 2, and seed 1's, 4.
+    np.testing.assert_array_equal(drawn["mean of seeds"][1], [2.5, 3, 4.5])
+
+
+def test_a_language_model_has_scores_or_else_its_loss(tmp_path: pathlib.Path, drawn: dict):
+    path, of = tmp_path / "curve.png", rows(1, 4)
+    of = [{**row, "loss": str(9 - n)} for n, row in enumerate(of)]
+    plots.learning_curve(of, path, "gkd", of_language=True)
+    np.testing.assert_array_equal(drawn["each interval"][1], [math.nan, 2, 3, 4])
+    plots.learning_curve(
+        [{**row, "return_mean": "nan"} for row in of], path, "sft", of_language=True
+    )
+    np.testing.assert_array_equal(drawn["each interval"][1], [9, 8, 7, 6])
+
+
 def test_seeds_of_which_one_is_still_running_are_drawn_without_a_mean(
     tmp_path: pathlib.Path, drawn: dict
 ):

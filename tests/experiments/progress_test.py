@@ -30,7 +30,7 @@ def test_elsewhere_a_plain_line_now_and_then(clock: Clock, capsys: pytest.Captur
         clock.now += 5
         bar.update(1_000)  # Too soon for a line.
         clock.now += 15
-        bar.update(4_000, mean_return=0.512)  # 200 a second: 6,000 more take 30 s.
+        bar.update(4_000, value=0.512)  # 200 a second: 6,000 more take 30 s.
         clock.now += 5
         bar.update(5_000)
         bar.say("a line of its own")
@@ -78,8 +78,8 @@ def test_a_terminal_has_step_return_speed_and_time_left(
 
     monkeypatch.setattr(rich.console, "Console", terminal)
     with progress.Progress("m-dqn minatar/breakout", 0, 2_000) as bar:
-        bar.update(500, mean_return=7.25)
-        bar.update(1_000, mean_return=8.5)
+        bar.update(500, value=7.25)
+        bar.update(1_000, value=8.5)
         bar.say("above")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
     line = re.split(r"[\r\n]+", text.strip())[-1]
@@ -94,3 +94,9 @@ def test_quiet(capsys: pytest.CaptureFixture[str]):
         bar.update(10, 1.0)
         bar.say("nothing")
     assert not any(capsys.readouterr())
+
+
+def test_another_metric_than_the_return(capsys: pytest.CaptureFixture[str]):
+    with progress.Progress("sft tokens/arithmetic", 0, 10) as bar:
+        bar.update(10, 1.5, "loss")
+    assert "step 10 of 10, loss 1.50" in capsys.readouterr().err
