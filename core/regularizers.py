@@ -48,16 +48,19 @@ def softmax(
       reference: q >= 0, [..., V]; 0 removes a class. None is ones.
     """
     divergence = divergence or kl
+    is_ones = reference is None
     theta, reference = _prepare(theta, reference)
-    return _reduced(theta, reference, divergence) - _offset(divergence) * jnp.sum(reference, -1)
+    value, _ = _solve(theta, reference, divergence, is_ones)
+    return value - _offset(divergence) * jnp.sum(reference, -1)
 
 
 def softargmax(
     theta: types.Array, divergence: Divergence | None = None, reference: types.Array | None = None
 ) -> jax.Array:
     """softargmax_f(theta; q), a distribution [..., V]; the arguments are those of `softmax`."""
+    is_ones = reference is None
     theta, reference = _prepare(theta, reference)
-    return _softargmax(theta, reference, divergence or kl)
+    return _solve(theta, reference, divergence or kl, is_ones)[1]
 
 
 def loss(
@@ -77,8 +80,9 @@ def loss(
       divergence, reference: as for `softmax`.
     """
     divergence = divergence or kl
+    is_ones = reference is None
     theta, reference = _prepare(theta, reference)
-    value = _reduced(theta, reference, divergence)
+    value, _ = _solve(theta, reference, divergence, is_ones)
     is_finite = math.isfinite(divergence.at_zero)
     if jnp.issubdtype(target.dtype, jnp.integer):
         label = target[..., None]
@@ -141,12 +145,11 @@ def greedy(
             f"{divergence.name} has no entropy (f(0) is infinite), got tau={tau}; use lambda_"
         )
     temperature = lambda_ if float(lambda_) > 0 else tau
-    reference = jnp.exp(log_prior) if float(lambda_) > 0 else jnp.ones_like(q)
-    theta, reference = _prepare(q / temperature, reference)
-    log_policy = jnp.log(_softargmax(theta, reference, divergence))
+    is_ones = float(tau) > 0
+    theta, reference = _prepare(q / temperature, None if is_ones else jnp.exp(log_prior))
+    value, policy = _solve(theta, reference, divergence, is_ones)
     # That of a prior sums to one, and for ones the entropy makes up for the rest.
-    value = temperature * (_reduced(theta, reference, divergence) - _offset(divergence))
-    return log_policy, value
+    return jnp.log(policy), temperature * (value - _offset(divergence))
 
 
 def _greedy_kl(
@@ -183,7 +186,7 @@ def _finite(theta: jax.Array) -> jax.Array:
 
 
 def _offset(divergence: Divergence) -> float:
-    """What `_reduced` adds for each unit of q: f(0), or 0 where that is infinite."""
+    """What `_solve` adds for each unit of q: f(0), or 0 where that is infinite."""
     return divergence.at_zero if math.isfinite(divergence.at_zero) else 0.0
 
 
@@ -192,7 +195,9 @@ def _argument(theta: jax.Array, tau: jax.Array, divergence: Divergence) -> jax.A
     return jnp.maximum(_finite(theta - tau), divergence.derivative_at_zero)
 
 
-def _threshold(theta: jax.Array, reference: jax.Array, divergence: Divergence) -> jax.Array:
+def _threshold(
+    theta: jax.Array, reference: jax.Array, divergence: Divergence, is_ones: bool
+) -> jax.Array:
     """The root tau of sum_j q_j (f*)'(max(theta_j - tau, f'(0))) = 1, [..., 1].
 
     By bisection, all rows at once (the paper's Algorithm 1). The bracket is f' at 1 / q_j for the
@@ -205,9 +210,10 @@ def _threshold(theta: jax.Array, reference: jax.Array, divergence: Divergence) -
     low = -divergence.derivative(1 / at_best)
     high = -divergence.derivative(1 / jnp.sum(reference, -1, keepdims=True))
     num_classes = theta.shape[-1]
-    # The width of a bracket for any q between ones and the uniform distribution.
+    # The width of a bracket: for ones, or for any q between ones and the uniform distribution.
     with jax.ensure_compile_time_eval():
-        ends = divergence.derivative(jnp.asarray([num_classes, 1 / num_classes], jnp.float32))
+        most = 1.0 if is_ones else num_classes
+        ends = divergence.derivative(jnp.asarray([most, 1 / num_classes], jnp.float32))
         width = float(ends[0] - ends[1])
     bits = jnp.finfo(theta.dtype).nmant + 1 + max(0, math.ceil(math.log2(max(width, 1.0))))
 
@@ -222,49 +228,41 @@ def _threshold(theta: jax.Array, reference: jax.Array, divergence: Divergence) -
     return best + low + (high - low) / 2
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _reduced(theta: jax.Array, reference: jax.Array, divergence: Divergence) -> jax.Array:
-    """softmax_f(theta; q) + `_offset` sum_j q_j, [...]: no term of it grows with V."""
-    if divergence is kl:
-        return jax.nn.logsumexp(theta, -1, b=reference) + 1
-    tau = _threshold(theta, reference, divergence)
-    terms = reference * divergence.conjugate(_argument(theta, tau, divergence))
-    return tau[..., 0] + jnp.sum(terms, -1)
-
-
-@_reduced.defjvp
-def _reduced_jvp(
-    divergence: Divergence,
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _solve(
+    theta: jax.Array, reference: jax.Array, divergence: Divergence, is_ones: bool
 ) -> tuple[jax.Array, jax.Array]:
-    p = _softargmax(*primals, divergence)
-    return _reduced(*primals, divergence), jnp.sum(p * tangents[0], -1)
+    """softmax_f(theta; q) + `_offset` sum_j q_j, [...], and softargmax_f(theta; q), [..., V].
 
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _softargmax(theta: jax.Array, reference: jax.Array, divergence: Divergence) -> jax.Array:
-    if divergence is kl:
-        return jax.nn.softmax(theta + jnp.log(reference), -1)
-    tau = _threshold(theta, reference, divergence)
-    p = reference * divergence.inverse(_argument(theta, tau, divergence))
-    return p / jnp.sum(p, -1, keepdims=True)
-
-
-@_softargmax.defjvp
-def _softargmax_jvp(
-    divergence: Divergence,
-    primals: tuple[jax.Array, jax.Array],
-    tangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """By the implicit function theorem, with s_j = q_j / f''(p_j / q_j) on the support.
-
-    dp = s (dtheta - <s, dtheta> / sum_j s_j)
+    With the offset no term of the sum is larger than what it adds to the value.
     """
-    reference = primals[1]
-    p = _softargmax(*primals, divergence)
+    if divergence is kl:
+        value = jax.nn.logsumexp(theta, -1, b=reference) + 1
+        return value, jax.nn.softmax(theta + jnp.log(reference), -1)
+    tau = _threshold(theta, reference, divergence, is_ones)
+    v = _argument(theta, tau, divergence)
+    value = tau[..., 0] + jnp.sum(reference * divergence.conjugate(v), -1)
+    p = reference * divergence.inverse(v)
+    return value, p / jnp.sum(p, -1, keepdims=True)
+
+
+@_solve.defjvp
+def _solve_jvp(
+    divergence: Divergence,
+    is_ones: bool,
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """By the envelope and the implicit function theorem, never through the bisection.
+
+        dvalue = <p, dtheta>,   dp = s (dtheta - <s, dtheta> / sum_j s_j)
+
+    with s_j = q_j / f''(p_j / q_j) on the support. Both come from one solution.
+    """
+    reference, dtheta = primals[1], tangents[0]
+    value, p = _solve(*primals, divergence, is_ones)
     inside = (p > 0) & (reference > 0)
     u = jnp.where(inside, p / jnp.where(inside, reference, 1), 1)
     s = jnp.where(inside, reference * divergence.curvature(u), 0)
-    mean = jnp.sum(s * tangents[0], -1, keepdims=True) / jnp.sum(s, -1, keepdims=True)
-    return p, s * (tangents[0] - mean)
+    mean = jnp.sum(s * dtheta, -1, keepdims=True) / jnp.sum(s, -1, keepdims=True)
+    return (value, p), (jnp.sum(p * dtheta, -1), s * (dtheta - mean))
