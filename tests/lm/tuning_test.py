@@ -86,7 +86,7 @@ def test_a_row_without_its_end_counts_as_truncated():
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_micro_batches_add_up_to_the_batch(reduction):
     ends = []
-    for count in (1, 2, 4):
+    for count in (1, 4):
         learning = dataclasses.replace(LEARNING, micro_batches=count, reduction=reduction)
         state, feedback = step(sft.make(MODEL, sft.Config(learning=learning)), rows())
         ends.append((state.params, feedback.metrics))
