@@ -42,7 +42,7 @@ def make(
     agent: types.Agent,
     source: Source,
     seed: int,
-    params: types.Params = None,
+    params: Callable[[], types.Params] | None = None,
     constants: Any = None,
     evaluate: Callable[[Any, int, types.Key], np.ndarray] | None = None,
 ) -> loops.Loop:
@@ -53,7 +53,8 @@ def make(
         that what is sampled is never older than the last update.
       source: of batches.
       seed: decides the run.
-      params: where learning starts, of a model that was trained before; None is the learner's draw.
+      params: () -> where learning starts, of a model that was trained before; asked for when a run
+        begins, not when it goes on. None is the learner's draw.
       constants: frozen parameters that the learner takes (a teacher); never part of a checkpoint.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
     """
@@ -77,7 +78,7 @@ def make(
     def init() -> RunState:
         learner, key = init_learner(jax.random.key(seed))
         if params is not None:
-            learner = learners.with_params(learner, params)
+            learner = learners.with_params(learner, params())
         return RunState(0, learner, key, metrics.init(source.num_rows, empty.learner))
 
     def iteration(state: RunState) -> RunState:

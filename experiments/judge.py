@@ -1,6 +1,7 @@
 """What a language model is worth on examples that it has not seen."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,26 +34,25 @@ class Judge:
         """
         if self.task.score is None:
             return -self.likelihoods(acting, count)[0]
-        greedy = policy.language_model(self.model, samplings.Sampling(temperature=0))
-        return self.answers(acting, count, key, greedy)[0]
+        return self.answers(acting, count, key, self._greedy)[0]
 
     def report(self, acting: Any, count: int, key: types.Key) -> dict[str, float]:
         """Means over the first `count` examples, greedily and at temperature 1."""
         nats, accuracy = self.likelihoods(acting, count)
         found = {"nats_per_token": nats.mean(), "accuracy": accuracy.mean()}
-        for name, temperature in (("greedy", 0.0), ("temperature_1", 1.0)):
-            acts = policy.language_model(self.model, samplings.Sampling(temperature=temperature))
-            scores, made = self.answers(acting, count, key, acts)
+        plain = self.program(policy.language_model(self.model))
+        for name, program in (("greedy", self._greedy), ("temperature_1", plain)):
+            scores, made = self.answers(acting, count, key, program)
             if self.task.score is not None:
                 found[f"score_{name}"] = scores.mean()
             found[f"answer_tokens_{name}"] = made.mean()
         return {name: float(value) for name, value in found.items()}
 
     def answers(
-        self, acting: Any, count: int, key: types.Key, acts: types.Policy
+        self, acting: Any, count: int, key: types.Key, program: Callable[..., Any]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and lengths in tokens of what `acts` answers, [count] each."""
-        program, scores, lengths = self.program(acts), [], []
+        """Scores and lengths in tokens of what a `program` answers, [count] each."""
+        scores, lengths = [], []
         for number, part in enumerate(self._parts(count)):
             made = program(acting, self.prompts(part), jax.random.fold_in(key, number))
             scores.append(self.judged(made, part))
@@ -62,7 +62,21 @@ class Judge:
     def likelihoods(self, acting: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean nats, and share of right guesses, of each held-out completion's tokens, [count]."""
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
+        found = [
+            self._measure(acting["params"], batches.pad(part, width, self.words.pad_id))
+            for part in self._parts(count)
+        ]
+        nats, accuracy = (np.concatenate(column)[:count] for column in zip(*found, strict=True))
+        return nats, accuracy
 
+    # Compiled once, however often a run is evaluated.
+
+    @functools.cached_property
+    def _greedy(self) -> Callable[..., Any]:
+        return self.program(policy.language_model(self.model, samplings.Sampling(temperature=0)))
+
+    @functools.cached_property
+    def _measure(self) -> Callable[..., Any]:
         @jax.jit
         def measure(params: types.Params, rows: batches.Sequences) -> tuple[jax.Array, jax.Array]:
             logits = self.model.apply(params, rows.tokens, rows.positions, rows.segments)
@@ -74,12 +88,7 @@ class Judge:
             means = [distillation.sequence_loss(x, is_answer, weights)[1] for x in (nats, is_right)]
             return means[0], means[1]
 
-        found = [
-            measure(acting["params"], batches.pad(part, width, self.words.pad_id))
-            for part in self._parts(count)
-        ]
-        nats, accuracy = (np.concatenate(column)[:count] for column in zip(*found, strict=True))
-        return nats, accuracy
+        return measure
 
     def program(self, acts: types.Policy) -> Callable[..., Any]:
         """The compiled (acting params, prompts, key) -> prompts and answers, `Sequences`."""

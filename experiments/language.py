@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +57,8 @@ class Setup:
     train: list[data.Example]
     reports: dict[str, data.Report]
     judge: judges.Judge
+    # Where learning starts; None: where the learner draws.
+    initial_params: Callable[[], types.Params] | None
 
     @property
     def learning(self) -> Any:
@@ -95,7 +98,7 @@ class Setup:
             self.agent,
             self.source(seed),
             seed,
-            params=self.student.params,
+            params=self.initial_params,
             constants=constants,
             evaluate=self.judge.scores,
         )
@@ -125,7 +128,10 @@ class Setup:
             return c.batch_size if coin < mixture.student_fraction else 0
 
         def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int]]:
-            indices = stored.sequences(step).indices[-rows:].tolist()
+            drawn = batches.indices(
+                step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
+            )
+            indices = drawn[-rows:].tolist()
             return self.judge.prompts([self.train[i] for i in indices]), indices
 
         def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
@@ -172,6 +178,11 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     fitting = limits(c, student.config)
     train, train_report = task.examples("train", student.tokenizer, fitting)
     test, test_report = task.examples("test", student.tokenizer, fitting)
+
+    def initial_params() -> types.Params:
+        # A folder in which a second seed begins has none at hand.
+        return load(plan.model).params if student.params is None else student.params
+
     models = [gemma.make(student.config)]
     if teacher is not None:
         models.append(gemma.make(teacher.config))
@@ -182,6 +193,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         train=train,
         reports={"train": train_report, "test": test_report},
         judge=judges.Judge(models[0], student.tokenizer, task, test, c),
+        initial_params=None if plan.model in gemma.PRESETS else initial_params,
     )
 
 

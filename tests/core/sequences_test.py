@@ -132,7 +132,9 @@ def test_constants_reach_the_loss_and_stay_out_of_checkpoints():
 def test_learning_starts_from_the_parameters_given():
     calls = Calls(lambda step: 0)
     given = {"logits": jnp.array([1.0, 2.0, 3.0])}
-    loop = sequences.make(agent(), calls.source, seed=0, params=given, constants=jnp.zeros(TOKENS))
+    loop = sequences.make(
+        agent(), calls.source, seed=0, params=lambda: given, constants=jnp.zeros(TOKENS)
+    )
     state = loop.init()
     np.testing.assert_array_equal(state.learner.params["logits"], [1, 2, 3])
     np.testing.assert_array_equal(state.learner.targets["average"]["logits"], [1, 2, 3])
@@ -141,7 +143,7 @@ def test_learning_starts_from_the_parameters_given():
     wrong = {"logits": jnp.zeros(TOKENS + 1)}
     with pytest.raises(ValueError, match=r"'logits' of the parameters given is float32\[4\]"):
         sequences.make(
-            agent(), calls.source, seed=0, params=wrong, constants=jnp.zeros(TOKENS)
+            agent(), calls.source, seed=0, params=lambda: wrong, constants=jnp.zeros(TOKENS)
         ).init()
 
 

@@ -133,6 +133,24 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path
         ids = [*ids, token]
 
 
+def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    # The first step's learning rate is 0, that of a warm-up from nothing.
+    path = experiments.train(
+        "sft",
+        TASK,
+        out=tmp_path / "run",
+        quiet=True,
+        model=str(teacher),
+        num_seeds=2,
+        steps=1,
+        settings=SHORT,
+    )
+    expected = language.load(teacher).params
+    for seed in (0, 1):
+        got = language.load(path, seed).params
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 def test_what_is_exported_is_read_again(teacher: pathlib.Path, tmp_path: pathlib.Path):
     language.export(teacher, tmp_path / "model")
     one, other = language.load(teacher), language.load(tmp_path / "model")
