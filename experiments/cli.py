@@ -186,10 +186,13 @@ def _train(options: argparse.Namespace) -> int:
 
 def _fields(options: argparse.Namespace) -> int:
     catalog.check_agent(options.agent)
-    from kullback import agents
+    from kullback import agents, lm
     from kullback.experiments import settings
 
-    for name, hint, value in settings.fields(agents.AGENTS[options.agent].presets(options.family)):
+    if (options.agent in catalog.ALGORITHMS) != (options.family == "tokens"):
+        raise ValueError(f"{options.agent} has no presets for {options.family}; see kullback list")
+    entry = {**agents.AGENTS, **lm.ALGORITHMS}[options.agent]
+    for name, hint, value in settings.fields(entry.presets(options.family)):
         print(f"{name:<44}{value!s:<12}{settings.describe(hint)}")
     return 0
 

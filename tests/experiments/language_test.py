@@ -183,6 +183,15 @@ def test_the_command_line(
         assert message in error and error.count("\n") == 1
 
 
+def test_fields_of_both_tenants(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["fields", "gkd", "tokens"]) == 0
+    shown = capsys.readouterr().out
+    assert "student_fraction" in shown and "learning.max_new_tokens" in shown
+    for wrong in (["gkd", "atari"], ["dqn", "tokens"]):
+        assert cli.main(["fields", *wrong]) == 2
+        assert "has no presets for" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("agent", "environment", "fields", "message"),
     [
