@@ -29,6 +29,10 @@ TASKS = {
 }
 
 
+# What `kullback reproduce` runs again: modules of reproductions/, with "_" for "-".
+REPRODUCTIONS: dict[str, str] = {}
+
+
 class Row(NamedTuple):
     """An environment; scores are mean returns, None where none is published."""
 

@@ -5,8 +5,10 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+from kullback.core import names
 from kullback.experiments import catalog
 
 
@@ -131,7 +133,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
     sub.add_argument("--out", metavar="PATH", type=pathlib.Path, required=True, help="new")
     sub.set_defaults(command=_export)
+
+    sub = commands.add_parser(
+        "reproduce",
+        help="run a paper's claim again, small, and say whether it held",
+        description="Writes the data as CSV, the picture and the verdict. What was interrupted "
+        "goes on when the same command is given again.",
+    )
+    sub.add_argument("name", metavar="NAME", help="see kullback list")
+    sub.add_argument("--out", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
+    sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
+    sub.set_defaults(command=_reproduce)
     return parser
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    if options.name not in catalog.REPRODUCTIONS:
+        raise ValueError(
+            names.unknown("reproduction", options.name, catalog.REPRODUCTIONS, show_all=True)
+        )
+    from kullback.experiments import reproduce, settings
+
+    if options.fields:
+        _print_fields(settings.fields(reproduce.load(options.name).config))
+        return 0
+    reproduce.reproduce(options.name, options.out, options.settings)
+    return 0
 
 
 def _count(text: str) -> int:
@@ -149,6 +177,9 @@ def _list(options: argparse.Namespace) -> int:
         print(f"  {name:<24}{what}")
     print("\nlanguage models")
     for name, what in {**catalog.ALGORITHMS, **catalog.TASKS}.items():
+        print(f"  {name:<24}{what}")
+    print("\nreproductions")
+    for name, what in catalog.REPRODUCTIONS.items():
         print(f"  {name:<24}{what}")
     print(f"\n{'environments':<26}{'actions':>8}{'human':>12}{'random':>12}")
     for row in catalog.ENVIRONMENTS:
@@ -192,9 +223,15 @@ def _fields(options: argparse.Namespace) -> int:
     if (options.agent in catalog.ALGORITHMS) != (options.family == "tokens"):
         raise ValueError(f"{options.agent} has no presets for {options.family}; see kullback list")
     entry = {**agents.AGENTS, **lm.ALGORITHMS}[options.agent]
-    for name, hint, value in settings.fields(entry.presets(options.family)):
-        print(f"{name:<44}{value!s:<12}{settings.describe(hint)}")
+    _print_fields(settings.fields(entry.presets(options.family)))
     return 0
+
+
+def _print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
+    from kullback.experiments import settings
+
+    for name, hint, value in fields:
+        print(f"{name:<44}{value!s:<12}{settings.describe(hint)}")
 
 
 def _evaluate(options: argparse.Namespace) -> int:

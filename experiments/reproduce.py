@@ -1,0 +1,207 @@
+"""`kullback reproduce NAME`: a paper's claim, run small, with the data and the picture behind it.
+
+A reproduction is one module of `reproductions/` that ends in a `Reproduction`. It computes parts
+(an arm of a comparison, with one seed), each kept as soon as it is there, so that what was
+interrupted goes on from its last part; then it judges.
+"""
+
+import csv
+import dataclasses
+import importlib
+import io
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kullback.core import files, names
+from kullback.experiments import catalog, progress, settings
+from kullback.experiments.benchmarks import machine
+
+Rows = list[dict[str, Any]]  # Of a table; values are numbers and texts.
+
+FORMATS = ("png", "svg")
+
+
+class Check(NamedTuple):
+    """One statement of a paper, and what was found of it."""
+
+    claim: str  # What should be seen, in words that say how it is measured.
+    held: bool | None  # None: reported and not judged.
+    evidence: str  # The figures, with their interval.
+
+
+class Found(NamedTuple):
+    """What a reproduction leaves behind."""
+
+    tables: Mapping[str, Rows]  # By name, a CSV each.
+    figures: Mapping[str, Figure]  # By name, a PNG and an SVG each.
+    checks: Sequence[Check]
+
+
+class Reproduction(NamedTuple):
+    """How a claim is run again."""
+
+    claim: str  # A sentence.
+    source: str  # The paper.
+    config: Any  # A frozen dataclass with the default size; `--set` changes its fields.
+    steps: Callable[[Any], int]  # config -> amount of work, in steps of its parts.
+    seconds: Callable[[Any], float]  # config -> estimate, on 2 CPU cores.
+    run: Callable[[Any, "Work"], Found]
+
+
+class Work:
+    """What `run` is given: keeps parts, and shows how far the work is."""
+
+    def __init__(self, folder: pathlib.Path, bar: progress.Progress):
+        self._folder, self._bar, self._done = folder, bar, 0
+
+    def part(self, name: str, steps: int, compute: Callable[[], Rows]) -> Rows:
+        """Rows of one part, from the folder if they are there; `steps` is its amount of work."""
+        path = self._folder / f"{name}.json"
+        if path.is_file():
+            rows = json.loads(path.read_text())
+        else:
+            rows = compute()
+            files.atomic_write_text(path, json.dumps(rows))
+            rows = json.loads(path.read_text())  # The same numbers, whether kept or fresh.
+        self._done += steps
+        self._bar.update(self._done)
+        return rows
+
+    def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
+        """Shows that `steps` of the running part are done, and the metric that matters."""
+        self._bar.update(self._done + steps, value, metric)
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> Figure:
+    """An empty figure with a grid of axes; sizes are of one of them, in inches."""
+    drawn = Figure(figsize=(columns * width, rows * height), dpi=120, layout="constrained")
+    FigureCanvasAgg(drawn)
+    drawn.subplots(rows, columns, squeeze=False)
+    for axes in drawn.axes:
+        axes.grid(alpha=0.25)
+    return drawn
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def interval(values: Iterable[float]) -> Interval:
+    """Student's t interval of the mean over seeds; not finite where there is one seed alone."""
+    found = np.asarray(list(values), np.float64)
+    mean = float(found.mean())
+    if len(found) < 2:
+        return Interval(mean, float("-inf"), float("inf"))
+    half = scipy.stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
+def load(name: str) -> Reproduction:
+    """The reproduction `name`.
+
+    Raises:
+      ValueError: for an unknown name, with the nearest.
+    """
+    if name not in catalog.REPRODUCTIONS:
+        raise ValueError(names.unknown("reproduction", name, catalog.REPRODUCTIONS, show_all=True))
+    module = f"kullback.experiments.reproductions.{name.replace('-', '_')}"
+    return importlib.import_module(module).REPRODUCTION
+
+
+def reproduce(
+    name: str,
+    out: pathlib.Path | None = None,
+    assignments: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[Check]:
+    """Runs a reproduction and writes its tables, figures and verdict.
+
+    Args:
+      name: of `catalog.REPRODUCTIONS`.
+      out: folder; where one of the same reproduction and settings was interrupted, it goes on.
+        None is runs/reproduce-NAME, with a number if that is taken by other settings.
+      assignments: "field=value" of its configuration.
+      say: takes each line of what is printed.
+
+    Raises:
+      ValueError: for an unknown name or field, a refused value, or a folder of something else.
+    """
+    entry = load(name)
+    config = settings.apply(entry.config, assignments)
+    described = {"reproduction": name, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    folder = _folder(name, out, described)
+    say(f"claim: {entry.claim} ({entry.source})")
+    say(f"cost: about {_duration(entry.seconds(config))} on 2 CPU cores; into {folder}")
+    files.atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    try:
+        with progress.Progress(name, 0, entry.steps(config)) as bar:
+            found = entry.run(config, Work(folder / "parts", bar))
+    except KeyboardInterrupt as error:
+        kept = f"interrupted; its whole parts are in {folder}: the same command goes on from there"
+        raise KeyboardInterrupt(kept) from error
+    for table, rows in found.tables.items():
+        files.atomic_write_text(folder / f"{table}.csv", _csv(rows))
+    for title, drawn in found.figures.items():
+        for suffix in FORMATS:
+            with files.atomic_path(folder / f"{title}.{suffix}") as temporary:
+                drawn.savefig(temporary, format=suffix)
+    lines = [_verdict(check) for check in found.checks]
+    checks = [check._asdict() for check in found.checks]
+    verdict = {**described, "checks": checks, "machine": machine.describe()}
+    files.atomic_write_text(folder / "verdict.json", json.dumps(verdict, indent=2) + "\n")
+    for line in lines:
+        say(line)
+    for written in (*(f"{n}.csv" for n in found.tables), *(f"{n}.png" for n in found.figures)):
+        say(f"written: {folder / written}")
+    return list(found.checks)
+
+
+def _verdict(check: Check) -> str:
+    word = {True: "held", False: "DID NOT HOLD", None: "reported"}[check.held]
+    return f"{word}: {check.claim}: {check.evidence}"
+
+
+def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> pathlib.Path:
+    """Where to write: a new folder, or one in which the same work was begun."""
+
+    def is_ours(path: pathlib.Path) -> bool:
+        saved = path / "config.json"
+        return saved.is_file() and json.loads(saved.read_text()) == described
+
+    if out is not None:
+        if out.exists() and not is_ours(out):
+            raise ValueError(
+                f"{out} exists and is no {name} with these settings; choose another --out"
+            )
+        return out
+    number, path = 1, pathlib.Path("runs") / f"reproduce-{name}"
+    while path.exists() and not is_ours(path):
+        number += 1
+        path = pathlib.Path("runs") / f"reproduce-{name}-{number}"
+    return path
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
+
+
+def _csv(rows: Rows) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

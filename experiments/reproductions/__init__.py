@@ -1,0 +1,1 @@
+"""Claims of papers, run small: one module each, see `experiments/reproduce.py`."""

@@ -1,0 +1,178 @@
+"""Tests of the frame of `kullback reproduce`: parts, files, verdict, refusals."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from kullback.core import files
+from kullback.experiments import catalog, cli, reproduce
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Of a coin that is thrown."""
+
+    seeds: int = 3
+    throws: int = 50
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ValueError(f"seeds must be >= 1, got {self.seeds}")
+
+
+@pytest.fixture
+def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A reproduction `coin`; the list says which seeds were computed."""
+    computed: list[int] = []
+
+    def run(config: Config, work: reproduce.Work) -> reproduce.Found:
+        rows: reproduce.Rows = []
+        for seed in range(config.seeds):
+
+            def compute(seed: int = seed) -> reproduce.Rows:
+                if seed == 2 and computed == [0, 1]:
+                    computed.append(-1)
+                    raise KeyboardInterrupt  # Once, in the third part.
+                computed.append(seed)
+                heads = np.random.default_rng(seed).integers(0, 2, config.throws)
+                work.tick(config.throws, heads.mean(), "heads")
+                return [{"seed": seed, "heads": heads.mean()}]
+
+            rows += work.part(f"seed-{seed}", config.throws, compute)
+        drawn = reproduce.figure()
+        drawn.axes[0].plot([row["heads"] for row in rows])
+        found = reproduce.interval(row["heads"] for row in rows)
+        checks = [
+            reproduce.Check("half are heads", found.low <= 0.5 <= found.high, str(found)),
+            reproduce.Check("all are heads", found.low > 0.9, str(found)),
+            reproduce.Check("of the throws", None, str(config.throws)),
+        ]
+        return reproduce.Found({"coin": rows}, {"coin": drawn}, checks)
+
+    entry = reproduce.Reproduction(
+        claim="A coin is fair.",
+        source="Bernoulli 1713",
+        config=Config(),
+        steps=lambda config: config.seeds * config.throws,
+        seconds=lambda config: 600.0,
+        run=run,
+    )
+    monkeypatch.setattr(reproduce, "load", lambda name: entry)
+    monkeypatch.setitem(catalog.REPRODUCTIONS, "coin", "a coin")
+    return computed
+
+
+def test_what_was_interrupted_goes_on_from_its_last_part(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+        reproduce.reproduce("coin")
+    folder = tmp_path / "runs" / "reproduce-coin"
+    assert sorted(path.name for path in (folder / "parts").iterdir()) == [
+        "seed-0.json",
+        "seed-1.json",
+    ]
+    said: list[str] = []
+    checks = reproduce.reproduce("coin", say=said.append)
+    assert thrown == [0, 1, -1, 2]  # The first two seeds were not thrown again.
+    assert [check.held for check in checks] == [True, False, None]
+    with open(folder / "coin.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [np.random.default_rng(seed).integers(0, 2, 50).mean() for seed in range(3)]
+    assert [float(row["heads"]) for row in rows] == wanted
+    assert (folder / "coin.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (folder / "coin.svg").read_text()
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert [check["held"] for check in verdict["checks"]] == [True, False, None]
+    assert verdict["machine"]["cpu"]
+    assert said[0] == "claim: A coin is fair. (Bernoulli 1713)"
+    assert "about 10 minutes" in said[1]
+    assert said[2].startswith("held: half are heads: ")
+    assert said[3].startswith("DID NOT HOLD: all are heads: ")
+
+
+def test_other_settings_go_to_another_folder(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del thrown
+    monkeypatch.chdir(tmp_path)
+    reproduce.reproduce("coin", assignments=["seeds=1"])
+    reproduce.reproduce("coin", assignments=["seeds=2"])
+    assert (tmp_path / "runs" / "reproduce-coin-2" / "verdict.json").is_file()
+    taken = pathlib.Path("runs/reproduce-coin")
+    with pytest.raises(ValueError, match="no coin with these settings; choose another"):
+        reproduce.reproduce("coin", taken, ["seeds=2"])
+
+
+def test_a_part_is_whole_or_not_there(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del thrown
+    monkeypatch.chdir(tmp_path)
+    write = files.atomic_write_text
+
+    def fail(path: pathlib.Path, text: str) -> None:
+        if path.name == "seed-1.json":
+            raise OSError("disk full")
+        write(path, text)
+
+    monkeypatch.setattr(files, "atomic_write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        reproduce.reproduce("coin")
+    parts = tmp_path / "runs" / "reproduce-coin" / "parts"
+    assert [path.name for path in parts.iterdir()] == ["seed-0.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["coyn"], "unknown reproduction 'coyn'; expected one of"),
+        (["coin", "--set", "throw=1"], "unknown field 'throw'; did you mean throws?"),
+        (["coin", "--set", "seeds=0"], "seeds must be >= 1, got 0"),
+        (["coin", "--set", "seeds=many"], "seeds must be int, got 'many'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line_and_exit_2(
+    thrown: list[int],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    del thrown
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fields_are_listed(thrown: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    del thrown
+    assert cli.main(["reproduce", "coin", "--fields"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["seeds", "3"],
+        ["throws", "50"],
+    ]
+
+
+def test_interval_is_students() -> None:
+    # Of 1, 2, 3: mean 2, standard error 1 / sqrt(3), t_{0.975, 2} = 4.302653.
+    found = reproduce.interval([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(found, (2.0, 2 - 2.484138, 2 + 2.484138), rtol=1e-6)
+    assert not np.isfinite(reproduce.interval([1.0]).low)
+
+
+def test_every_reproduction_of_the_catalog_is_there() -> None:
+    for name in catalog.REPRODUCTIONS:
+        entry = reproduce.load(name)
+        assert entry.claim
+        assert entry.steps(entry.config) >= 1
+        assert entry.seconds(entry.config) > 0

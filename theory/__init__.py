@@ -1,0 +1,1 @@
+"""Exact tabular schemes and their twins in convex optimisation; no neural network."""
