@@ -54,6 +54,7 @@ class Config:
     eos_ids: tuple[int, ...] = (1,)  # Any of them ends a text; tuned models add end_of_turn, 106.
     pad_id: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # Of the computation, whatever params are.
+    remat: bool = False  # The backward pass makes each layer's inner values again.
 
     def __post_init__(self) -> None:
         for name in (
@@ -155,7 +156,7 @@ class Cache(NamedTuple):
     slots, slot s at s % its length; a global layer keeps max_length.
     """
 
-    slot: jax.Array  # int32, []: the next to be written; the caller keeps it below max_length.
+    slot: jax.Array  # int32, []: the next to be written; features are NaN past max_length.
     start: jax.Array  # int32, [B]: slot of the row's first token, prompt_length - length.
     keys: Any  # {block: {layer: [P, B, K, S, H]}}, in the compute type, turned by RoPE.
     values: Any  # The same.
@@ -226,14 +227,8 @@ def cache_bytes(config: Config, batch: int, max_length: int, itemsize: int) -> i
     return batch * itemsize * 2 * config.num_kv_heads * config.head_dim * slots
 
 
-def make(config: Config, *, remat: bool = False) -> Model:
-    """The model of a configuration.
-
-    Args:
-      config: its shape.
-      remat: whether the backward pass of `features` computes each period again instead of
-        keeping what it made.
-    """
+def make(config: Config) -> Model:
+    """The model of a configuration."""
     dtype = jnp.dtype(config.dtype)
     sizes = "num_heads num_kv_heads head_dim hidden_dim query_scale rms_epsilon".split()
     settings = {name: getattr(config, name) for name in sizes}
@@ -287,18 +282,20 @@ def make(config: Config, *, remat: bool = False) -> Model:
         masks = {False: causal & recent, True: causal}
         rope = ropes(positions)
 
+        def one_layer(params: types.Params, x: jax.Array, *, is_global: bool) -> jax.Array:
+            attend = functools.partial(layers.attend_all, mask=masks[is_global])
+            return layer.apply(params, x, rope[is_global], attend)[0]
+
         def period(x: jax.Array, stacked: types.Params, depth: int) -> jax.Array:
             for j in range(depth):
-                is_global = config.is_global(j)
-                attend = functools.partial(layers.attend_all, mask=masks[is_global])
-                x, _ = layer.apply(stacked[f"layer_{j}"], x, rope[is_global], attend)
+                step = functools.partial(one_layer, is_global=config.is_global(j))
+                step = jax.checkpoint(step) if config.remat else step
+                x = step(stacked[f"layer_{j}"], x)
             return x
 
         x = embed(params, tokens)
         for block, (_, depth) in config.blocks.items():
-            step = functools.partial(period, depth=depth)
-            step = jax.checkpoint(step) if remat else step
-            x = _scan(lambda x, i, p, step=step: step(x, p), x, params[block])
+            x = _scan(lambda x, i, p, depth=depth: period(x, p, depth), x, params[block])
         return layers.rms_norm(x, params["final_norm"], config.rms_epsilon)
 
     def unembed(params: types.Params, features: jax.Array) -> jax.Array:
@@ -341,7 +338,12 @@ def make(config: Config, *, remat: bool = False) -> Model:
 
     def decode(params: types.Params, tokens: types.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         length = tokens.shape[1]
-        _check_room(config, cache, length)
+        room = _room(config, cache)
+        if room is not None and length > room:
+            raise ValueError(
+                f"{length} tokens at once do not fit a cache of max_length {room}; decode fewer, "
+                "or make it longer"
+            )
         slots = cache.slot + jnp.arange(length, dtype=jnp.int32)
         rope = ropes(slots[None] - cache.start[:, None])
         local = functools.partial(layers.cached_local, window=config.window)
@@ -369,21 +371,21 @@ def make(config: Config, *, remat: bool = False) -> Model:
             carry = x, keys[block], values[block]
             x, keys[block], values[block] = _scan(period, carry, params[block])
         x = layers.rms_norm(x, params["final_norm"], config.rms_epsilon)
+        if room is not None:  # How far it is filled is known at run time alone: no silent wrong.
+            x = jnp.where(cache.slot + length <= room, x, jnp.nan)
         return x, Cache(cache.slot + length, cache.start, keys, values)
 
     return Model(config, init, features, unembed, apply, init_cache, decode)
 
 
-def _check_room(config: Config, cache: Cache, length: int) -> None:
-    """Refuses what fits into no cache of this size; how far it is filled is known at run time."""
-    for block, (_, depth) in config.blocks.items():
-        for j in range(depth):
-            slots = cache.keys[block][f"layer_{j}"].shape[3]
-            if length > slots and (config.is_global(j) or slots < config.window):
-                raise ValueError(
-                    f"{length} tokens at once do not fit a cache of max_length {slots}; decode "
-                    "fewer, or make it longer"
-                )
+def _room(config: Config, cache: Cache) -> int | None:
+    """Slots that a cache has; None where each of its rings holds a whole window."""
+    slots = {
+        (config.is_global(j), cache.keys[block][f"layer_{j}"].shape[3])
+        for block, (_, depth) in config.blocks.items()
+        for j in range(depth)
+    }
+    return min((n for is_global, n in slots if is_global or n < config.window), default=None)
 
 
 def _scan(step: Callable[..., Any], carry: Any, stacked: Any) -> Any:

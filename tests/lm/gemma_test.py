@@ -307,7 +307,7 @@ def test_rematerialisation_changes_no_gradient():
     params, tokens = params_of(SMALL), random_tokens(1, 6)
 
     def gradient(remat: bool):
-        model = gemma.make(SMALL, remat=remat)
+        model = gemma.make(dataclasses.replace(SMALL, remat=remat))
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(p, tokens)))))(params)
 
     plain, again = gradient(False), gradient(True)
@@ -330,6 +330,28 @@ def test_rematerialisation_changes_no_gradient():
 def test_configurations_that_make_no_sense_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("num_layers, window", [(6, 2), (1, 8)])
+def test_a_token_beyond_the_cache_is_no_number(num_layers: int, window: int):
+    """With a global layer, or with rings shorter than the window."""
+    model = gemma.make(dataclasses.replace(SMALL, num_layers=num_layers, window=window))
+    params, decode = params_of(model.config), jax.jit(model.decode)
+    cache = model.init_cache(1, 3, np.ones(1), 1)
+    is_number = []
+    for _ in range(4):
+        features, cache = decode(params, np.zeros((1, 1), np.int32), cache)
+        is_number.append(bool(np.all(np.isfinite(features))))
+    assert is_number == [True, True, True, False]
+
+
+def test_a_ring_of_a_whole_window_never_ends():
+    model = gemma.make(dataclasses.replace(SMALL, num_layers=1, window=2))
+    params, decode = params_of(model.config), jax.jit(model.decode)
+    cache = model.init_cache(1, 3, np.ones(1), 1)
+    for _ in range(5):
+        features, cache = decode(params, np.zeros((1, 1), np.int32), cache)
+        assert np.all(np.isfinite(features))
 
 
 def test_caches_that_make_no_sense_are_refused():

@@ -76,6 +76,25 @@ def test_sft_is_cross_entropy_of_the_answers():
     np.testing.assert_array_equal(found["truncated"], np.zeros(SIZE))
 
 
+def test_bfloat16_computes_and_float32_learns():
+    """Parameters, their updates and the loss are float32; the products in between are not."""
+    half = gemma.make(dataclasses.replace(CONFIG, dtype="bfloat16", remat=True))
+    assert half.features(params(0), rows().data.tokens).dtype == jnp.bfloat16
+    whole_state, whole = step(sft.make(MODEL, sft.Config(learning=LEARNING)), rows())
+    state, feedback = step(sft.make(half, sft.Config(learning=LEARNING)), rows())
+    for leaf in jax.tree.leaves((state.params, feedback.metrics["loss"])):
+        assert leaf.dtype == jnp.float32
+    loss = float(feedback.metrics["loss"])
+    assert loss != float(whole.metrics["loss"])
+    np.testing.assert_allclose(loss, whole.metrics["loss"], rtol=2e-2)
+    first_moments = [s.opt_state[1][0].mu for s in (whole_state, state)]  # 0.1 x the gradients.
+    exact, rounded = (
+        jnp.concatenate([x.ravel() for x in jax.tree.leaves(m)]) for m in first_moments
+    )
+    cosine = exact @ rounded / jnp.linalg.norm(exact) / jnp.linalg.norm(rounded)
+    assert float(cosine) > 0.999
+
+
 def test_a_row_without_its_end_counts_as_truncated():
     batch = rows()
     data = batch.data._replace(tokens=np.where(batch.data.tokens == 1, 5, batch.data.tokens))
