@@ -27,6 +27,7 @@ from kullback.lm import (
     tuning,
 )
 
+COMPUTE = ("dtype", "remat")  # Fields of a model that say how it computes.
 NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
 
 
@@ -226,9 +227,17 @@ def _student(plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None) -> 
             f"({', '.join(gemma.PRESETS)})"
         )
     if plan.model not in gemma.PRESETS:
-        if plan.model_flags:
-            raise ValueError(f"--model-flag changes a preset; {plan.model} is as it was trained")
-        return load(plan.model)
+        trained = load(plan.model)
+        shape = dataclasses.replace(
+            settings.apply(trained.config, plan.model_flags),
+            **{n: getattr(trained.config, n) for n in COMPUTE},
+        )
+        if shape != trained.config:
+            raise ValueError(
+                f"--model-flag changes the shape of a preset; {plan.model} is as it was trained, "
+                f"but for {' and '.join(COMPUTE)}"
+            )
+        return trained._replace(config=settings.apply(trained.config, plan.model_flags))
     words = teacher.tokenizer if teacher else None
     if words is None:
         words = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)

@@ -20,18 +20,16 @@ TASK = "tokens/arithmetic"
 
 
 def train(path: pathlib.Path, algorithm: str = "sft", **fields: Any) -> pathlib.Path:
-    given: dict[str, Any] = {"steps": 6, "log_every": 2, "checkpoint_every": 3, **fields}
+    given: dict[str, Any] = {
+        "steps": 6,
+        "log_every": 2,
+        "checkpoint_every": 3,
+        "model": "tiny",
+        "model_flags": MODEL,
+        **fields,
+    }
     settings = (*SHORT, *given.pop("settings", ()))
-    return experiments.train(
-        algorithm,
-        TASK,
-        out=path,
-        quiet=True,
-        model="tiny",
-        model_flags=MODEL,
-        settings=settings,
-        **given,
-    )
+    return experiments.train(algorithm, TASK, out=path, quiet=True, settings=settings, **given)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +55,19 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     checkpoint = language.load(teacher)
     assert checkpoint.config == language.saved_config(teacher)
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
+
+
+def test_a_trained_model_may_compute_otherwise_and_be_no_other(
+    teacher: pathlib.Path, tmp_path: pathlib.Path
+):
+    """`--model-flag` on a run: dtype and remat change how it computes, its shape stays."""
+    flags = ("dtype=bfloat16", "remat=True")
+    path = train(tmp_path / "run", steps=2, model=str(teacher), model_flags=flags)
+    config = language.saved_config(path)
+    assert (config.dtype, config.remat) == ("bfloat16", True)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(language.load(path).params)} == {"float32"}
+    with pytest.raises(ValueError, match="changes the shape of a preset; .* but for dtype and rem"):
+        train(tmp_path / "other", model=str(teacher), model_flags=("num_layers=2",))
 
 
 @pytest.mark.parametrize(
