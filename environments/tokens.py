@@ -7,7 +7,8 @@ whole text is worth comes from a score, after the rollout, and is written at eac
 B rows, P tokens of the prompts' padded width, T tokens of a completion.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -26,6 +27,19 @@ class Completion(NamedTuple):
     length: jax.Array  # int32, [B].
     truncated: jax.Array  # bool, [B]: there is no stop token, which no target may then claim.
     log_probability: jax.Array  # float32, [B, T], as it was drawn; 0 after a row's end.
+
+
+class Scorer(NamedTuple):
+    """What whole texts are worth: `score(params, completion, context)` -> float [B].
+
+    `context` is the caller's (prompts, targets). One of JAX runs inside the program that samples,
+    its params an argument of that program; one of Python runs between two programs.
+    """
+
+    name: str
+    score: Callable[[types.Params, Completion, Any], types.Array]
+    params: types.Params = None
+    is_compiled: bool = True  # Written in JAX; False: in Python, of NumPy arrays.
 
 
 class State(NamedTuple):
@@ -132,6 +146,39 @@ def completions(trajectory: rollout.Trajectory, stop_tokens: tuple[int, ...]) ->
         truncated=~stopped,
         log_probability=jnp.where(is_answer, trajectory.extras["log_probability"].T, 0),
     )
+
+
+def scored(
+    trajectory: rollout.Trajectory,
+    scorer: Scorer,
+    params: types.Params,
+    context: Any,
+    stop_tokens: tuple[int, ...],
+    truncation_penalty: float = 0.0,
+) -> rollout.Trajectory:
+    """The trajectory with what a scorer says as the reward of each row's last token.
+
+    Args:
+      trajectory: [T, B], whole; in a compiled program or between two.
+      scorer: of completions.
+      params: `scorer.params`, which a compiled program should take as its argument.
+      context: what else the scorer reads.
+      stop_tokens: those of the environment.
+      truncation_penalty: see `with_scores`.
+
+    Raises:
+      ValueError: for a scorer of Python inside a compiled program.
+    """
+    completion = completions(trajectory, stop_tokens)
+    if not scorer.is_compiled:
+        if isinstance(completion.tokens, Tracer):
+            raise ValueError(
+                f"scorer {scorer.name!r} is Python and cannot run inside a compiled program; "
+                "score the trajectory after the program, or write it in JAX"
+            )
+        completion = jax.tree.map(np.asarray, completion)
+    scores = jnp.asarray(scorer.score(params, completion, context), jnp.float32)
+    return with_scores(trajectory, scores, stop_tokens, truncation_penalty)
 
 
 def with_scores(

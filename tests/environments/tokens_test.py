@@ -159,6 +159,31 @@ def test_what_stands_in_the_padding_is_of_no_account():
     np.testing.assert_array_equal(environment.reset(jax.random.key(0))[1].observation, [4, 7, 2])
 
 
+def distance(params: Any, completion: tokens.Completion, context: Any) -> Any:
+    """-weight |length - wanted|, of JAX's arrays or NumPy's."""
+    return -params["weight"] * abs(completion.length - context)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_scorer_inside_the_program_says_what_it_says_between_programs(is_compiled: bool):
+    """Lengths 3, 4, 4 where 3, 2, 9 are wanted, weight 2: 0, -4, -10; row 1 is cut: -1 more."""
+    params, wanted = {"weight": np.float32(2)}, np.array([3, 2, 9])
+    scorer = tokens.Scorer("distance", distance, params, is_compiled)
+
+    def program(params: Any) -> rollout.Trajectory:
+        return tokens.scored(written(), scorer, params, wanted, STOP, 1.0)
+
+    reward = (jax.jit(program) if is_compiled else program)(params).timestep.reward
+    np.testing.assert_array_equal(np.sum(reward, 0), [0, -5, -10])
+    np.testing.assert_array_equal(np.asarray(reward)[[2, 3, 3], [0, 1, 2]], [0, -5, -10])
+
+
+def test_a_scorer_of_python_inside_a_program_is_refused_by_name():
+    scorer = tokens.Scorer("rouge", distance, is_compiled=False)
+    with pytest.raises(ValueError, match="scorer 'rouge' is Python and cannot run inside"):
+        jax.jit(lambda t: tokens.scored(t, scorer, None, 1, STOP))(written())
+
+
 def test_refuses_a_bonus_for_truncation():
     with pytest.raises(ValueError, match=r"truncation_penalty must be >= 0 .* got -1"):
         tokens.with_scores(written(), jnp.zeros(3), STOP, -1.0)
