@@ -94,6 +94,16 @@ def _parser() -> argparse.ArgumentParser:
         dest="model_flags",
         help="of a preset that is made on the spot, e.g. num_layers=4",
     )
+    sub.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="of a preset; default: the teacher's, or a BPE of the data",
+    )
+    sub.add_argument(
+        "--overlong",
+        choices=("drop", "truncate-left", "error"),
+        help="what becomes of an example that is too long; default: error",
+    )
     sub.add_argument("--teacher", metavar="DIR", help="of distillation: a folder, or a run")
     sub.set_defaults(command=_train)
 
@@ -210,6 +220,8 @@ def _train(options: argparse.Namespace) -> int:
 
         if options.steps is not None:
             given["steps"] = options.steps
+        if overlong := given.pop("overlong", None):
+            given["settings"] = [*given.get("settings", ()), f"overlong={overlong}"]
         path = training.train(given.pop("agent"), given.pop("environment"), **given)
     print(f"run: {path}\nlearning curve: {path / 'learning_curve.png'}")
     return 0

@@ -4,14 +4,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, loops, sequences, trees, types
+from kullback.core import checkpoints, files, loops, regularizers, sequences, trees, types
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import run_folder, settings
@@ -22,6 +22,7 @@ from kullback.lm import (
     distillation,
     gemma,
     hugging_face,
+    hugging_face_config,
     tasks,
     tokenizer,
     tuning,
@@ -29,6 +30,9 @@ from kullback.lm import (
 
 COMPUTE = ("dtype", "remat")  # Fields of a model that say how it computes.
 NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
+NOTES = "kullback"  # What we say of a model in the config.json that we export.
+
+OnTexts = Callable[[int, list[dict[str, Any]]], Any]  # Receives learner steps done, and texts.
 
 
 class Checkpoint(NamedTuple):
@@ -92,20 +96,34 @@ class Setup:
         )
         tokenizer.save(self.student.tokenizer, folder / "tokenizer")
 
-    def loop(self, seed: int) -> loops.Loop:
-        """The loop of one seed."""
+    def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
+        """Greedy answers to the first few held-out examples, for a reader."""
+        acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
+        lines = self.judge.greedy_lines(acting, jax.random.key(steps))
+        return [{"greedy": True, **line} for line in lines]
+
+    def loop(
+        self, seed: int, on_texts: OnTexts = lambda steps, texts: None, every: int = 1
+    ) -> loops.Loop:
+        """The loop of one seed; of what its student samples, `every` steps have some texts shown.
+
+        They are of the last batch of that interval that the student made, which the number of the
+        step alone decides: a run that is resumed shows what the uninterrupted one did.
+        """
         constants = None if self.teacher is None else self.teacher.params
         return sequences.make(
             self.agent,
-            self.source(seed),
+            self.source(seed, on_texts, every),
             seed,
             params=self.initial_params,
             constants=constants,
             evaluate=self.judge.scores,
         )
 
-    def source(self, seed: int) -> sequences.Source:
-        """Batches of the data set and of the policy."""
+    def source(
+        self, seed: int, on_texts: OnTexts = lambda steps, texts: None, every: int = 1
+    ) -> sequences.Source:
+        """Batches of the data set and of the policy; for the arguments see `loop`."""
         c, mixture = self.learning, self.agent.replay
         width = c.max_prompt_length + c.max_new_tokens
         is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
@@ -114,7 +132,9 @@ class Setup:
             batches.Config(
                 batch_size=c.batch_size,
                 # Rows of both kinds stand in one batch; else a few lengths waste less.
-                lengths=(width,) if is_mixed else None,
+                lengths=(width,) if is_mixed or c.pack else None,
+                pack=c.pack,
+                batches_per_sort=c.batches_per_sort,
                 seed=seed,
             ),
             self.student.tokenizer.pad_id,
@@ -128,18 +148,27 @@ class Setup:
             coin = np.random.default_rng([seed, step]).random()  # In [0, 1).
             return c.batch_size if coin < mixture.student_fraction else 0
 
-        def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int]]:
+        def is_shown(step: int) -> bool:
+            end = (step // every + 1) * every
+            return not any(num_sampled(later) for later in range(step + 1, end))
+
+        def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int], int]:
             drawn = batches.indices(
                 step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
             )
             indices = drawn[-rows:].tolist()
-            return self.judge.prompts([self.train[i] for i in indices]), indices
+            return self.judge.prompts([self.train[i] for i in indices]), indices, step
 
         def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
             return program(acting, drawn[0], key)
 
         def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
-            return self.judge.judged(made, [self.train[i] for i in drawn[1]])
+            examples, step = [self.train[i] for i in drawn[1]], drawn[2]
+            scores = self.judge.judged(made, examples)
+            if is_shown(step):
+                lines = self.judge.lines(made, examples, scores)
+                on_texts(step + 1, [{"greedy": False, **line} for line in lines])
+            return scores
 
         shape = (c.batch_size, width)
         int_, bool_ = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (np.int32, np.bool_))
@@ -193,21 +222,61 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
-        judge=judges.Judge(models[0], student.tokenizer, task, test, c),
+        judge=judges.Judge(
+            models[0], student.tokenizer, task, test, c, operator(dataclasses.asdict(config))
+        ),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
     )
 
 
-def judge(path: str | pathlib.Path, seed: int | None = None) -> tuple[judges.Judge, Checkpoint]:
-    """What judges a run on its task's held-out examples, and its newest model; no teacher."""
+def judge(
+    path: str | pathlib.Path,
+    task: str = "",
+    *,
+    seed: int | None = None,
+    best: bool = False,
+    **lengths: Any,
+) -> tuple[judges.Judge, Checkpoint]:
+    """What judges a model on the held-out examples of a task, and the model; no teacher.
+
+    Args:
+      path: of a run, or of a folder of weights.
+      task: "tokens/..."; "" is the run's own.
+      seed, best: as for `load`.
+      **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
+        `tuning.Config`'s defaults.
+
+    Raises:
+      ValueError: for weights without a task, and as `load` does.
+    """
     path = pathlib.Path(path)
-    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    config = settings.apply(lm.ALGORITHMS[plan.agent].presets(plan.family), plan.settings)
-    checkpoint = load(path, seed)
-    task, c = tasks.make(plan.environment), config.learning
-    test, _ = task.examples("test", checkpoint.tokenizer, limits(c, checkpoint.config))
-    model = gemma.make(checkpoint.config)
-    return judges.Judge(model, checkpoint.tokenizer, task, test, c), checkpoint
+    learning = tuning.Config()
+    if is_run(path):
+        plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
+        presets = lm.ALGORITHMS[plan.agent].presets(plan.family)
+        learning = settings.apply(presets, plan.settings).learning
+        task = task or plan.environment
+    if not task:
+        raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
+    learning = dataclasses.replace(learning, **lengths)
+    made = tasks.make(task)
+    checkpoint = load(path, seed, best=best)
+    test, _ = made.examples("test", checkpoint.tokenizer, limits(learning, checkpoint.config))
+    model, words = gemma.make(checkpoint.config), checkpoint.tokenizer
+    return judges.Judge(model, words, made, test, learning, checkpoint.divergence), checkpoint
+
+
+def operator(config: Mapping[str, Any]) -> str:
+    """Name of f of a model's operator, from the configuration of what trained it, field by field.
+
+    The divergence of GKD is one between two models, whose student has probabilities by softmax;
+    unless it is the loss that f generates: that is a loss of softargmax_f.
+    """
+    divergence = config.get("divergence", "kl")
+    if "student_fraction" not in config:
+        return divergence
+    kind, _, name = divergence.partition("-")
+    return name if kind == "fenchel_young" else "kl"
 
 
 def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
@@ -232,14 +301,21 @@ def _student(plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None) -> 
             settings.apply(trained.config, plan.model_flags),
             **{n: getattr(trained.config, n) for n in COMPUTE},
         )
+        if plan.tokenizer:
+            raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
         if shape != trained.config:
             raise ValueError(
                 f"--model-flag changes the shape of a preset; {plan.model} is as it was trained, "
                 f"but for {' and '.join(COMPUTE)}"
             )
         return trained._replace(config=settings.apply(trained.config, plan.model_flags))
-    words = teacher.tokenizer if teacher else None
-    if words is None:
+    if teacher is not None and plan.tokenizer:
+        raise ValueError(f"--tokenizer goes with no teacher; {plan.teacher} brings its own")
+    if teacher is not None:
+        words = teacher.tokenizer
+    elif plan.tokenizer:
+        words = tokenizer.load(pathlib.Path(plan.tokenizer))
+    else:
         words = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
     preset = dataclasses.replace(
         gemma.PRESETS[plan.model],
@@ -251,43 +327,70 @@ def _student(plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None) -> 
     return Checkpoint(settings.apply(preset, plan.model_flags), words, None)
 
 
-def load(path: str | pathlib.Path, seed: int | None = None) -> Checkpoint:
+def is_run(path: pathlib.Path) -> bool:
+    """Whether a folder is of a run of a language model."""
+    return (path / "model.json").is_file()
+
+
+def load(path: str | pathlib.Path, seed: int | None = None, *, best: bool = False) -> Checkpoint:
     """The model of a folder as Hugging Face has them, or that a run has trained.
 
     Args:
       path: of the folder or the run.
       seed: which of a run's seeds; None is the first.
+      best: of a run, the checkpoint of the highest evaluation in place of the newest.
 
     Raises:
-      ValueError: if it is neither.
+      ValueError: if it is neither, or the run has no such seed, or no checkpoint with a score.
     """
     path = pathlib.Path(path)
-    if (path / "model.json").is_file():
+    if is_run(path):
         words = tokenizer.load(path / "tokenizer")
-        config = run_folder.RunFolder(path).config()["config"]
-        # GKD's divergence is one between models; its student samples by softmax.
-        divergence = config["divergence"] if "student_fraction" not in config else "kl"
-        return Checkpoint(saved_config(path), words, _trained(path, seed), divergence)
+        divergence = operator(run_folder.RunFolder(path).config()["config"])
+        return Checkpoint(saved_config(path), words, _trained(path, seed, best), divergence)
+    if seed is not None or best:
+        raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
     if not (path / "config.json").is_file():
         raise ValueError(
             f"{path} is no model: expected a folder with config.json and weights, a run of a "
             f"language model, or a preset ({', '.join(gemma.PRESETS)})"
         )
     config, params, _ = hugging_face.load(path)
-    return Checkpoint(config, tokenizer.load(path), params)
+    return Checkpoint(config, tokenizer.load(path), params, _exported_operator(path))
 
 
-def _trained(path: pathlib.Path, seed: int | None) -> types.Params:
-    """The newest whole parameters of a run, and nothing else of it."""
+def _exported_operator(path: pathlib.Path) -> str:
+    """What `export` noted; models of others have softmax."""
+    file = path / "config.json"
+    notes = hugging_face_config.read_json(file).get(NOTES, {})
+    if not isinstance(notes, dict) or not isinstance(notes.get("divergence", ""), str):
+        raise ValueError(f"{file}: {NOTES!r} must be an object with a divergence, got {notes!r}")
+    name = notes.get("divergence", "kl")
+    try:
+        return regularizers.named(name).name
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _trained(path: pathlib.Path, seed: int | None, best: bool) -> types.Params:
+    """The newest whole parameters of a run, or its best, and nothing else of it."""
     plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    part = path / f"seed_{plan.seed if seed is None else seed}"
+    seed = plan.seed if seed is None else seed
+    seeds = range(plan.seed, plan.seed + plan.num_seeds)
+    if seed not in seeds:
+        raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
+    part = path / f"seed_{seed}"
+    folder = run_folder.RunFolder(part if part.is_dir() else path).checkpoints
     shapes = jax.eval_shape(gemma.make(saved_config(path)).init, jax.random.key(0))
-    saved, _, _ = checkpoints.restore_latest(
-        run_folder.RunFolder(part if part.is_dir() else path).checkpoints,
-        {"learner": {"params": shapes}},
-        part=True,
-    )
-    return saved["learner"]["params"]
+    like = {"learner": {"params": shapes}}
+    if not best:
+        return checkpoints.restore_latest(folder, like, part=True)[0]["learner"]["params"]
+    step = checkpoints.best_step(folder)
+    if step is None:
+        raise ValueError(
+            f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
+        )
+    return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
 
 
 def saved_config(home: pathlib.Path) -> gemma.Config:
@@ -306,9 +409,16 @@ def fingerprint(params: types.Params) -> str:
 
 
 def export(path: str | pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
-    """Writes the newest model of a run as a folder that Hugging Face's transformers load."""
+    """Writes the newest model of a run as a folder that Hugging Face's transformers load.
+
+    Its operator goes with it, in a key of config.json that others pass over.
+    """
     checkpoint = load(path, seed)
     words = pathlib.Path(path) / "tokenizer"
     hugging_face.save(
-        out, checkpoint.config, checkpoint.params, tokenizer_files=sorted(words.iterdir())
+        out,
+        checkpoint.config,
+        checkpoint.params,
+        tokenizer_files=sorted(words.iterdir()),
+        extra={NOTES: {"divergence": checkpoint.divergence}},
     )

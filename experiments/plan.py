@@ -58,6 +58,7 @@ class Plan:
     environment_flags: tuple[str, ...] = ()  # flag=value of the environment's constructor.
     model: str = ""  # Of a language model: a folder, a run, or a preset.
     model_flags: tuple[str, ...] = ()  # field=value of the preset.
+    tokenizer: str = ""  # Of a preset: a folder with one; "" is the teacher's, or a new BPE.
     teacher: str = ""  # A folder or a run.
     log_every: int = 0
     checkpoint_every: int = 0
@@ -104,7 +105,7 @@ class Plan:
         if learns_language != self.is_language and CUSTOM not in (self.agent, self.environment):
             kind = "a language model's and learns in tokens/..." if learns_language else "of games"
             raise ValueError(f"{self.agent} is {kind}, got environment {self.environment!r}")
-        for name in ("model", "model_flags", "teacher"):
+        for name in ("model", "model_flags", "tokenizer", "teacher"):
             if getattr(self, name) and not self.is_language:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
         if self.is_language and (self.num_envs > 1 or self.environment_flags):

@@ -30,7 +30,11 @@ class Config:
 
     def __post_init__(self) -> None:
         distillation.named(self.divergence, self.temperature)
-        self.mixture()
+        if self.mixture().student_fraction > 0 and self.learning.pack:
+            raise ValueError(
+                f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "
+                "holds several prompts, and the student samples from one"
+            )
 
     def mixture(self) -> tuning.Mixture:
         """Whose sequences are learnt from."""

@@ -30,6 +30,10 @@ class Config:
     max_prompt_length: int = 64  # Tokens, the beginning of the text among them.
     max_new_tokens: int = 64  # Tokens of a completion, stored or sampled; the horizon.
     overlong: data.Overlong = "error"  # What becomes of an example that is longer.
+    # Several stored examples in a row, as many as fit; each attends to itself alone. It learns what
+    # unpacked rows do where a mean over tokens is taken; not for on-policy learning.
+    pack: bool = False
+    batches_per_sort: int = 1  # Batches whose examples are sorted by length; 1 does not sort.
     learning_rate: float = 3e-4  # Of Adam.
     warmup_steps: int = 20  # Learner steps over which it rises from 0, linearly.
     max_grad_norm: float = 1.0
@@ -40,7 +44,7 @@ class Config:
     chunk: int = 512  # Tokens whose logits are in memory at a time.
 
     def __post_init__(self) -> None:
-        names = "batch_size max_prompt_length max_new_tokens micro_batches chunk"
+        names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
         for name in names.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -51,6 +55,10 @@ class Config:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.pack and self.reduction != "token":
+            raise ValueError(
+                f"pack=True needs reduction=token, got {self.reduction}: a row is no sequence"
+            )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
 

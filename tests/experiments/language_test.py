@@ -70,6 +70,30 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
         train(tmp_path / "other", model=str(teacher), model_flags=("num_layers=2",))
 
 
+def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    """Rows of 24 tokens hold two sums or more."""
+    settings = ("pack=True", "reduction=token", "max_prompt_length=12", "max_new_tokens=12")
+    path = train(tmp_path / "run", steps=2, settings=settings, tokenizer=str(teacher / "tokenizer"))
+    words = language.load(teacher).tokenizer
+    assert language.load(path).tokenizer.fingerprint == words.fingerprint
+    answers = [float(table(run)[0]["answer_tokens"]) for run in (path, teacher)]
+    assert answers[0] > 1.7 * answers[1]
+    for given in ({"model": str(teacher), "model_flags": ()}, {"teacher": str(teacher)}):
+        algorithm = "distill" if "teacher" in given else "sft"
+        with pytest.raises(ValueError, match="--tokenizer goes with .* brings its own"):
+            train(tmp_path / "no", algorithm, tokenizer=str(teacher), **given)
+
+
+def test_what_is_too_long_is_dropped_and_counted(tmp_path: pathlib.Path):
+    given = ["--model", "tiny", *(f"--model-flag={flag}" for flag in MODEL), "--steps", "1"]
+    given += ["--set=batch_size=4", "--set=max_prompt_length=6", "--set=max_new_tokens=4"]
+    out = tmp_path / "run"
+    assert cli.main(["train", "sft", TASK, *given, "--out", str(out)]) == 2
+    assert cli.main(["train", "sft", TASK, *given, "--out", str(out), "--overlong", "drop"]) == 0
+    rows = json.loads((out / "config.json").read_text())["data"]["train"]
+    assert 0 < rows["dropped"] < rows["rows"]
+
+
 @pytest.mark.parametrize(
     ("algorithm", "settings"),
     [("gkd", ("student_fraction=0.5", "mixing=row")), ("distill", ())],

@@ -124,6 +124,15 @@ def test_packed_rows_learn_what_unpacked_ones_do():
     close(one.params, other.params, 1e-4)
 
 
+def test_packing_is_refused_where_it_would_learn_something_else():
+    with pytest.raises(ValueError, match="pack=True needs reduction=token, got sequence"):
+        dataclasses.replace(LEARNING, pack=True)
+    packed = dataclasses.replace(LEARNING, pack=True, reduction="token")
+    with pytest.raises(ValueError, match=r"pack=True needs student_fraction=0, got 0\.5"):
+        gkd.Config(student_fraction=0.5, learning=packed)
+    gkd.Config(student_fraction=0.0, learning=packed)
+
+
 def test_any_divergence_generates_a_loss():
     logits = MODEL.apply(params(0), rows().data.tokens)
     is_answer = np.asarray(rows().data.is_answer)[:, 1:]
