@@ -1,0 +1,132 @@
+"""What a scheme is, and the two halves of most: a policy step and a partial evaluation.
+
+A scheme is a pair of pure functions, a learner whose batch is the error of one iteration. From
+q_0 and a uniform pi_0 it alternates, for k = 0, 1, ...,
+
+    pi_{k+1} = an improvement of pi_k, given q_k
+    q_{k+1}  = an evaluation of pi_{k+1}, from q_k + eps_{k+1}
+
+Here eps_{k+1} is whatever an estimate of the evaluation is off by. `run.run` scans a scheme.
+Shape letters: S states, A actions.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kullback.core import regularizers, types
+from kullback.theory import convex, solve
+from kullback.theory.mdp import MDP
+
+Temperature = types.Array | float  # In units of reward; a float that is 0 removes its term.
+
+
+class State(NamedTuple):
+    """Iterate k of a scheme."""
+
+    q: types.Array  # [S, A]: q_k.
+    point: convex.Point  # pi_k in the product of simplices.
+
+    @property
+    def log_policy(self) -> Any:
+        """Logarithm of pi_k, [S, A]; -inf off its support."""
+        return self.point.log_x
+
+    @property
+    def steps(self) -> Any:
+        """Iterations done, k; int32, []."""
+        return self.point.steps
+
+
+class Scheme(NamedTuple):
+    """A scheme as two pure functions of one process; jit, scan and vmap them in float64."""
+
+    init: Callable[[MDP], State]
+    step: Callable[[MDP, State, types.Array], State]  # (mdp, state_k, eps_{k+1} [S, A]).
+
+
+Improve = Callable[[MDP, State], convex.Point]  # (mdp, state_k) -> pi_{k+1}.
+# (mdp, q_k [S, A], ln pi_{k+1}, ln pi_k) -> q_{k+1} without error, [S, A].
+Evaluate = Callable[[MDP, types.Array, types.Array, types.Array], types.Array]
+
+
+def uniform(mdp: MDP) -> types.Array:
+    """Log-policy that takes every action alike, [S, A]."""
+    return jnp.full(mdp.reward.shape, -math.log(mdp.num_actions), mdp.reward.dtype)
+
+
+def alternate(method: convex.Method, improve: Improve, evaluate: Evaluate, m: float) -> Scheme:
+    """The scheme that alternates the two.
+
+    Args:
+      method: of which `improve` makes the step; it makes the first point.
+      improve: the policy step.
+      evaluate: the evaluation step.
+      m: backups of an evaluation. q_0 is 0; for m = inf it is that of the uniform policy, so
+        that pi_1 improves on pi_0.
+    """
+
+    def init(mdp: MDP) -> State:
+        log_policy = uniform(mdp)
+        q = jnp.zeros_like(mdp.reward)
+        if m == math.inf:
+            q = evaluate(mdp, q, log_policy, log_policy)
+        return State(q, method.init(log_policy))
+
+    def step(mdp: MDP, state: State, error: types.Array) -> State:
+        point = improve(mdp, state)
+        q = evaluate(mdp, state.q, point.log_x, state.log_policy)
+        return State(q + error, point)
+
+    return Scheme(init, step)
+
+
+def evaluation(
+    m: float,
+    lambda_: Temperature = 0.0,
+    tau: Temperature = 0.0,
+    divergence: regularizers.Divergence | None = None,
+) -> Evaluate:
+    """The evaluation that applies m backups of the new policy, (T_{pi|prior})^m q.
+
+        T_{pi|prior} q = r + gamma P (<pi, q> - lambda D_f(pi, prior) + tau H_f(pi))
+
+    Args:
+      m: whole number >= 1, or math.inf for the fixed point by a linear solve.
+      lambda_, tau: 0 leaves a term out; both 0 evaluate without regularisation.
+      divergence: f; None is KL.
+
+    Raises:
+      ValueError: for another m.
+    """
+    check_backups(m)
+
+    def evaluate(
+        mdp: MDP, q: types.Array, log_policy: types.Array, log_prior: types.Array
+    ) -> types.Array:
+        bonus = -convex.penalty(log_policy, log_prior, lambda_, tau, divergence)  # [S]
+        if m == math.inf:
+            return mdp.backup(solve.linear_values(mdp, log_policy, bonus))
+        policy = jnp.exp(log_policy)
+
+        def backup(_: int, q: types.Array) -> types.Array:
+            return mdp.backup(jnp.sum(policy * q, -1) + bonus)
+
+        return backup(0, q) if m == 1 else jax.lax.fori_loop(0, int(m), backup, q)
+
+    return evaluate
+
+
+def check_backups(m: float) -> None:
+    """Raises ValueError unless m is a whole number >= 1 or infinite."""
+    if not (m == math.inf or (m >= 1 and m == int(m))):
+        raise ValueError(f"m must be a whole number >= 1 or math.inf, got {m}; 1 is VI, inf is PI")
+
+
+def check_temperature(name: str, value: Temperature) -> None:
+    """Raises ValueError for a negative number; traced values are the caller's care."""
+    if isinstance(value, float | int) and not value >= 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
