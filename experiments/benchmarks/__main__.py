@@ -12,7 +12,10 @@ import rich.console
 from kullback.core import names
 from kullback.experiments.benchmarks import machine, peer, rows, timing
 
-BENCHMARKS = ("gradient_step", "atari", "minatar", "replay", "startup")
+BENCHMARKS = (
+    *("gradient_step", "atari", "minatar", "replay", "startup"),
+    *("generation", "tuning", "operators"),
+)
 RESULTS = pathlib.Path("results") / "benchmarks"
 
 

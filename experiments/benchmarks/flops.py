@@ -1,10 +1,12 @@
-"""Floating-point operations of a gradient step, counted from the shapes of the layers.
+"""Floating-point operations, counted from the shapes of the layers.
 
-Two for each product in a convolution or dense layer; the rest is not counted.
+Two for each product in a convolution, a dense layer or attention; the rest is not counted.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from kullback.lm import gemma
 
 
 class Layer(NamedTuple):
@@ -52,3 +54,25 @@ def gradient_step(layers: Sequence[Layer], batch_size: int, forwards: int) -> in
     """
     gradient = forward(layers) + forward(layers[1:])
     return batch_size * (forwards * forward(layers) + gradient)
+
+
+def decoder(config: gemma.Config, positions: range) -> int:
+    """One pass of the tokens at `positions` of a text through a Gemma 3, but for the logits."""
+    c, queries = config, config.num_heads * config.head_dim
+    dense = (
+        Layer(queries + 2 * c.num_kv_heads * c.head_dim, c.embed_dim),
+        Layer(c.embed_dim, queries),
+        Layer(2 * c.hidden_dim, c.embed_dim),
+        Layer(c.embed_dim, c.hidden_dim),
+    )
+    total = c.num_layers * len(positions) * forward(dense)
+    for layer in range(c.num_layers):
+        most = positions.stop if c.is_global(layer) else c.window
+        keys = sum(min(position + 1, most) for position in positions)
+        total += 2 * 2 * queries * keys  # Scores, and the sum of the values.
+    return total
+
+
+def unembedding(config: gemma.Config) -> int:
+    """The logits of one token."""
+    return Layer(config.vocab_size, config.embed_dim).flops

@@ -58,3 +58,38 @@ def sgemm() -> Callable[[], dict[str, float]]:
         return {"sgemm": best}
 
     return measure
+
+
+def bandwidth(num_bytes: int, name: str = "bandwidth") -> Callable[[], dict[str, float]]:
+    """A measurement of memory: bytes read and written a second by copies of `num_bytes`.
+
+    What is read again and again lies in a cache if it fits, which is why the size matters.
+    """
+    x = jnp.ones(num_bytes // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    copy(x).block_until_ready()
+
+    def measure() -> dict[str, float]:
+        best = 0.0
+        for _ in range(TRIES):
+            start = time.perf_counter()
+            copy(x).block_until_ready()
+            best = max(best, 2 * num_bytes / (time.perf_counter() - start))
+        return {name: best}
+
+    return measure
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most.
+
+    Linux alone says it: getrusage's figure begins with that of the process that started this one.
+
+    Raises:
+      RuntimeError: elsewhere.
+    """
+    path = pathlib.Path("/proc/self/status")
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"{path} has no VmHWM: the peak of the memory needs Linux")

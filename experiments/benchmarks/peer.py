@@ -60,14 +60,22 @@ def run(name: str, program: str, *arguments: object) -> dict[str, float]:
     Raises:
       PeerError: if it cannot be installed, fails, or prints something else.
     """
-    interpreter = python(name)
-    script = FOLDER / f"{name}_{program}.py"
-    output = _run([str(interpreter), str(script), *map(str, arguments)], RUN_SECONDS)
+    return _numbers(python(name), str(FOLDER / f"{name}_{program}.py"), *arguments)
+
+
+def ours(module: str, *arguments: object) -> dict[str, float]:
+    """What a module of this package prints when it is run by itself, as for `run`."""
+    return _numbers(sys.executable, "-m", f"{__package__}.{module}", *arguments)
+
+
+def _numbers(interpreter: str | pathlib.Path, *arguments: object) -> dict[str, float]:
+    output = _run([str(interpreter), *map(str, arguments)], RUN_SECONDS)
     try:
         found = json.loads(output.strip().splitlines()[-1])
         return {str(key): float(value) for key, value in found.items()}
     except (IndexError, ValueError, AttributeError, TypeError) as error:
-        raise PeerError(f"{script.name} printed no JSON object of numbers: {error}") from error
+        said = f"{' '.join(map(str, arguments))} printed no JSON object of numbers"
+        raise PeerError(f"{said}: {error}") from error
 
 
 def _run(command: list[str], seconds: float) -> str:

@@ -1,5 +1,6 @@
 """Tests of experiments/benchmarks/: what they measure is theirs to say, how they say it is not."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,13 +10,19 @@ from kullback.agents import munchausen
 from kullback.experiments.benchmarks import __main__ as benchmarks
 from kullback.experiments.benchmarks import (
     flops,
+    generation,
     gradient_step,
+    language_models,
+    machine,
     minatar,
+    operators,
     peer,
     replay,
     rows,
     timing,
+    tuning,
 )
+from kullback.lm import gemma
 
 PROGRAMS = sorted(peer.FOLDER.glob("*.py"))
 
@@ -51,6 +58,38 @@ def test_flops_of_a_step_are_those_of_the_specification():
     assert step / 1e9 == pytest.approx(2.78, abs=0.01)
 
 
+def test_flops_of_a_decoder_are_those_of_its_weights_and_of_what_it_attends_to():
+    config = language_models.LONG
+    params = gemma.num_params(config)
+    norms = config.num_layers * (4 * config.embed_dim + 2 * config.head_dim) + config.embed_dim
+    dense = 2 * (params.other - norms)
+    # One token at position 1,000: 512 keys in five layers, 1,001 in one; 4 heads of 64.
+    attention = 2 * 2 * 4 * 64 * (5 * 512 + 1_001)
+    assert flops.decoder(config, range(1_000, 1_001)) == dense + attention
+    assert flops.unembedding(config) == 2 * params.embedding
+    # At positions 0 and 1: one key and two, in all layers.
+    both = 2 * dense + 2 * 2 * 4 * 64 * 6 * (1 + 2)
+    assert flops.decoder(config, range(2)) == both
+
+
+def test_generation_is_bound_by_products_of_many_rows_and_by_reading_weights_for_one():
+    many, one = (generation.CASES[name] for name in ("16 rows", "1 row"))
+    assert generation.limit(one, 1e30, 1e9) == pytest.approx(1e9 / generation.weight_bytes(one))
+    assert generation.limit(many, 1e30, 1e9) == pytest.approx(16e9 / generation.weight_bytes(one))
+    # Of products a row costs the same in either.
+    assert generation.limit(many, 1e9, 1e30) == pytest.approx(generation.limit(one, 1e9, 1e30))
+
+
+def test_cost_of_learner_steps():
+    tokens, other = 16 * 128, gemma.num_params(language_models.SMALL)
+    # Within a tenth, three passes of two for each weight: attention is little here.
+    assert tuning.cost("sft") == pytest.approx(3 * 2 * tokens * other.total, rel=0.1)
+    offline, sampled = tuning.cost("gkd, offline"), tuning.cost("gkd, on-policy")
+    student = gemma.num_params(language_models.STUDENT)
+    once = 2 * (127 * student.other + 64 * student.embedding)
+    assert sampled - offline == pytest.approx(16 * once, rel=0.1)
+
+
 def test_the_best_window_counts_and_each_side_has_its_turn():
     order = []
 
@@ -68,7 +107,10 @@ def test_the_best_window_counts_and_each_side_has_its_turn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["replya"], "unknown benchmark 'replya'; expected one of atari, gradient_step, minatar"),
+        (
+            ["replya"],
+            "unknown benchmark 'replya'; expected one of atari, generation, gradient_step",
+        ),
         (["replay", "--seconds", "0"], "seconds must be > 0, got 0.0"),
         (["replay", "--rounds", "0"], "rounds must be >= 1, got 0"),
     ],
@@ -120,6 +162,41 @@ def test_our_sides_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     # The preset is what users run: 4 agent steps a learner step, batches of 32.
     learning = munchausen.presets("minatar").learning
     assert (learning.replay.samples_per_update, learning.replay.batch_size) == (4, 32)
+
+
+def test_language_models_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
+    tiny = dataclasses.replace(
+        language_models.SMALL, vocab_size=64, num_layers=1, embed_dim=16, hidden_dim=16, head_dim=4
+    )
+    case = generation.Case(tiny, num_rows=2, prompt_tokens=4, new_tokens=3, target_ratios={})
+    assert 2 <= generation.sampler(case)() <= 6  # A row may end at its first token.
+    shape, *sizes = generation.told(case)
+    assert isinstance(shape, dict) and shape["hidden_size"] == 16 and sizes == [2, 4, 3]
+    monkeypatch.setattr(language_models, "SMALL", tiny)
+    monkeypatch.setattr(tuning, "STUDENTS", dict.fromkeys(tuning.CASES, tiny))
+    assert tuning.stepper("gkd, on-policy")() == 1
+
+
+def test_data_of_learner_steps_are_those_of_peers():
+    model = gemma.make(language_models.SMALL)
+    for case, answers in (("sft", 127), ("gkd, offline", 64)):
+        agent = tuning.agent(case, model, model)
+        source = tuning.source(model, agent, case)
+        stored = source.stored(0, 16)
+        assert stored.tokens.shape == (16, 128) and source.num_sampled(0) == 0
+        assert (stored.is_answer.sum(1) == answers).all()
+    assert tuning.source(model, agent, "gkd, on-policy").num_sampled(0) == 16
+
+
+def test_an_operator_is_differentiated():
+    assert operators.differentiator("alpha-1.5", num_rows=2)() == 1
+
+
+def test_memory_is_measured():
+    assert machine.bandwidth(2**20, "copy")()["copy"] > 0
+    before = machine.peak_memory()
+    kept = bytearray(b"1") * (before + 2**20)  # Touched, and more than there was.
+    assert machine.peak_memory() > before + len(kept) // 2
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)

@@ -1,5 +1,7 @@
-"""Rates as the other side measures them: the best window of half a second."""
+"""Rates as the other side measures them, the best window of half a second, and memory."""
 
+import ctypes
+import pathlib
 import time
 
 
@@ -14,3 +16,19 @@ def best_rate(work, seconds):
             end = time.perf_counter()
         best = max(best, done / (end - window_start))
     return best
+
+
+def peak_memory():
+    """Bytes that this process held at most; not getrusage's, which count its parent's too."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError("/proc/self/status has no VmHWM: this needs Linux")
+
+
+def keep_freed_memory():
+    """Lets glibc keep what is freed, as our own side does: large tensors are then reused."""
+    mmap_max, trim_threshold = -4, -1  # Of malloc.h.
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)

@@ -1,0 +1,109 @@
+"""New tokens a second of a Gemma 3 model that samples at temperature 1, prompts included."""
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from kullback.core import platform
+from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
+from kullback.lm import gemma, policy
+
+
+class Case(NamedTuple):
+    """Prompts that are gone on with."""
+
+    config: gemma.Config
+    num_rows: int
+    prompt_tokens: int
+    new_tokens: int
+    target_ratios: dict[str, float | None]  # By peer.
+
+
+CASES = {
+    "16 rows": Case(language_models.SMALL, 16, 64, 64, {"transformers": 2.5, "tunix": 1.0}),
+    "1 row": Case(language_models.SMALL, 1, 64, 64, {"transformers": 5.0, "tunix": 1.0}),
+    "4 rows after 1,984 tokens": Case(language_models.LONG, 4, 1_984, 64, {"transformers": None}),
+}
+
+
+def sampler(case: Case) -> Callable[[], float]:
+    """A function that makes the tokens of all rows, and returns how many there are."""
+    model = gemma.make(case.config)
+    program = language_models.sampling(model, policy.language_model(model), case.new_tokens)
+    acting = {"params": jax.jit(model.init)(jax.random.key(0))}
+    prompts = language_models.prompts(case.config, case.num_rows, case.prompt_tokens)
+    calls = 0
+
+    def work() -> float:
+        nonlocal calls
+        calls += 1
+        made = program(acting, prompts, jax.random.key(calls))
+        # A row may end early, once in some 8,000 tokens; peers never end one.
+        return float(np.asarray(made.is_answer).sum())
+
+    work()
+    return work
+
+
+def limit(case: Case, sgemm: float, bandwidth: float) -> float:
+    """The most new tokens a second, by the products, and by reading all weights for each step.
+
+    Args:
+      case: what is done.
+      sgemm: FLOP/s.
+      bandwidth: bytes/s of memory, or of a cache that holds the weights.
+    """
+    total = case.prompt_tokens + case.new_tokens - 1  # The last token is not fed back.
+    products = case.num_rows * (
+        flops.decoder(case.config, range(total)) + case.new_tokens * flops.unembedding(case.config)
+    )
+    seconds = max(products / sgemm, case.new_tokens * weight_bytes(case) / bandwidth)
+    return case.num_rows * case.new_tokens / seconds
+
+
+def weight_bytes(case: Case) -> int:
+    """Of all parameters, in float32."""
+    return 4 * gemma.num_params(case.config).total
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """Ours beside transformers' `generate`, and tunix's sampler for short texts."""
+    platform.keep_freed_memory()
+    samplers = {name: sampler(case) for name, case in CASES.items()}
+
+    def ours() -> dict[str, float]:
+        return {n: timing.best_rate(work, budget.seconds) for n, work in samplers.items()}
+
+    def theirs() -> dict[str, float]:
+        found = {}
+        for name in ("transformers", "tunix"):
+            wanted = {n: told(case) for n, case in CASES.items() if name in case.target_ratios}
+            rates = run_peer(name, "generation", budget.seconds, json.dumps(wanted))
+            found |= {f"{name}, {key}": rate for key, rate in rates.items()}
+        return found
+
+    copies = [machine.bandwidth(weight_bytes(c), f"bandwidth, {n}") for n, c in CASES.items()]
+    best = timing.interleave([machine.sgemm(), *copies, ours, theirs], budget.rounds)
+    return [
+        rows.Row(
+            name=f"generation, {name}",
+            ours=best[name],
+            unit="tokens/s",
+            peer=other if f"{other}, {name}" in best else "",
+            peer_value=best.get(f"{other}, {name}"),
+            target_ratio=target,
+            limit_share=best[name] / limit(case, best["sgemm"], best[f"bandwidth, {name}"]),
+            details={"sgemm": best["sgemm"], "bandwidth": best[f"bandwidth, {name}"]},
+        )
+        for name, case in CASES.items()
+        for other, target in case.target_ratios.items()
+    ]
+
+
+def told(case: Case) -> list[object]:
+    """The case for programs of peers: shape, rows, tokens of the prompt, new tokens."""
+    shape = json.loads(language_models.described(case.config))
+    return [shape, case.num_rows, case.prompt_tokens, case.new_tokens]

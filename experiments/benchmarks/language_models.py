@@ -1,0 +1,52 @@
+"""The language models that are timed: shapes, prompts, and how they are told to peers."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kullback.core import types
+from kullback.experiments import judge
+from kullback.lm import batches, gemma, hugging_face_config, tuning
+
+SMALL = gemma.Config(
+    vocab_size=8_192,
+    num_layers=4,  # All of them local.
+    embed_dim=256,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=64,
+    hidden_dim=1_024,
+    window=64,
+    query_scale=64.0,
+    context_length=128,
+)
+STUDENT = dataclasses.replace(SMALL, num_layers=2)
+LONG = dataclasses.replace(SMALL, num_layers=6, window=512, context_length=2_048)  # One is global.
+
+
+def tokens(config: gemma.Config, rows: int, length: int) -> np.ndarray:
+    """Random text, int32 [rows, length], without special tokens."""
+    first = 1 + max(config.bos_id, config.pad_id, *config.eos_ids)
+    rng = np.random.default_rng(0)
+    return rng.integers(first, config.vocab_size, (rows, length), np.int32)
+
+
+def prompts(config: gemma.Config, rows: int, length: int) -> batches.Prompts:
+    """Prompts of random text, all of one length."""
+    return batches.Prompts(tokens(config, rows, length), np.full(rows, length, np.int32))
+
+
+def sampling(model: gemma.Model, acts: types.Policy, new_tokens: int) -> Callable[..., Any]:
+    """The program by which runs sample, (acting params, prompts, key) -> `Sequences`."""
+    learning = tuning.Config(max_new_tokens=new_tokens)
+    # There is no task: the answers are not judged.
+    judges = judge.Judge(model, None, None, [], learning)  # pyright: ignore[reportArgumentType]
+    return judges.program(acts)
+
+
+def described(config: gemma.Config) -> str:
+    """The shape as transformers writes it, for programs of peers."""
+    return json.dumps(hugging_face_config.to_json(config, "float32"))

@@ -1,0 +1,40 @@
+"""New tokens a second of transformers' `generate`: SECONDS, CASES.
+
+CASES is JSON: name -> [config.json, rows, tokens of the prompt, new tokens].
+"""
+
+import json
+import sys
+
+import torch
+import transformers_model
+from rate import best_rate
+
+
+def sampler(shape, rows, prompt_tokens, new_tokens):
+    """A function that makes the tokens of all rows."""
+    model = transformers_model.make(shape).eval()
+    model.generation_config.eos_token_id = None
+    prompts = torch.randint(3, shape["vocab_size"], (rows, prompt_tokens))
+
+    def work():
+        made = transformers_model.generate(model, prompts, new_tokens)
+        assert made.shape == (rows, prompt_tokens + new_tokens), made.shape
+        return rows * new_tokens
+
+    return work
+
+
+def main():
+    """Prints rates by case."""
+    seconds, cases = float(sys.argv[1]), json.loads(sys.argv[2])
+    rates = {}
+    for name, case in cases.items():
+        work = sampler(*case)
+        work()
+        rates[name] = best_rate(work, seconds)
+    print(json.dumps(rates))
+
+
+if __name__ == "__main__":
+    main()

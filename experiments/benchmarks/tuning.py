@@ -1,0 +1,140 @@
+"""A learner step of a language model: 16 rows of 128 tokens, by SFT and by GKD.
+
+`python -m kullback.experiments.benchmarks.tuning CASE` prints the peak of the memory of a process
+that does nothing else.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from kullback.core import platform, sequences, types
+from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
+from kullback.lm import batches, gemma, gkd, sft, tuning
+
+ROWS, PROMPT, NEW = 16, 64, 64
+# Case -> the ratio to the peer that is wanted.
+CASES = {"sft": 1.0, "gkd, offline": 1 / 0.6, "gkd, on-policy": 1 / 0.6}
+STUDENTS = {
+    name: language_models.SMALL if name == "sft" else language_models.STUDENT for name in CASES
+}
+LEARNING = tuning.Config(
+    batch_size=ROWS, max_prompt_length=PROMPT, max_new_tokens=NEW, reduction="token"
+)
+
+
+def agent(case: str, model: gemma.Model, teacher: gemma.Model) -> types.Agent:
+    """What learns; the loss is the mean over the tokens of a batch, as that of the peers is."""
+    if case == "sft":
+        return sft.make(model, sft.Config(learning=LEARNING))
+    fraction = 1.0 if case == "gkd, on-policy" else 0.0
+    config = gkd.Config(divergence="jsd-0.5", student_fraction=fraction, learning=LEARNING)
+    return gkd.make(model, teacher, config)
+
+
+def stepper(case: str) -> Callable[[], float]:
+    """A function that does one iteration of the loop over sequences and returns 1."""
+    model, teacher = gemma.make(STUDENTS[case]), gemma.make(language_models.SMALL)
+    learns = agent(case, model, teacher)
+    constants = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
+    loop = sequences.make(learns, source(model, learns, case), 0, constants=constants)
+    state = loop.init()
+
+    def work() -> float:
+        nonlocal state
+        state = loop.advance(state, loop.env_steps(state) + 1)
+        return 1
+
+    work()
+    return work
+
+
+def source(model: gemma.Model, learns: types.Agent, case: str) -> sequences.Source:
+    """The same rows at each step, or what the model makes of the same prompts."""
+    text = language_models.tokens(model.config, ROWS, PROMPT + NEW)
+    place = np.broadcast_to(np.arange(PROMPT + NEW, dtype=np.int32), text.shape)
+    is_answer = place >= (1 if case == "sft" else PROMPT)
+    lengths = np.full(ROWS, PROMPT + NEW, np.int32)
+    stored = batches.Sequences(text, is_answer, place, np.ones_like(text), lengths)
+    prompts = language_models.prompts(model.config, ROWS, PROMPT)
+    return sequences.Source(
+        num_rows=ROWS,
+        example=stored,
+        num_sampled=lambda step: ROWS if case == "gkd, on-policy" else 0,
+        stored=lambda step, count: stored,
+        prompts=lambda step, count: prompts,
+        sample=language_models.sampling(model, learns.policy, NEW),
+        score=lambda made, drawn: np.zeros(ROWS, np.float32),
+    )
+
+
+def cost(case: str) -> int:
+    """Products of a step: of the student forward and backward, of the teacher, of sampling.
+
+    The gradient of the weights costs as much as a pass, and so does that of the inputs.
+    """
+
+    def one_pass(config: gemma.Config, predicted: int) -> int:
+        return flops.decoder(config, range(PROMPT + NEW)) + predicted * flops.unembedding(config)
+
+    student, teacher = STUDENTS[case], language_models.SMALL
+    if case == "sft":
+        return ROWS * 3 * one_pass(student, PROMPT + NEW - 1)
+    total = 3 * one_pass(student, NEW) + one_pass(teacher, NEW)
+    if case == "gkd, on-policy":
+        total += flops.decoder(student, range(PROMPT + NEW - 1)) + NEW * flops.unembedding(student)
+    return ROWS * total
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """Ours beside torch: transformers' model and TRL's loss, with all logits in memory."""
+    platform.keep_freed_memory()
+    steppers = {case: stepper(case) for case in CASES}
+
+    def ours() -> dict[str, float]:
+        return {case: timing.best_rate(work, budget.seconds) for case, work in steppers.items()}
+
+    def theirs() -> dict[str, float]:
+        found = {}
+        for case, student in STUDENTS.items():
+            shapes = map(language_models.described, (student, language_models.SMALL))
+            rates = run_peer("transformers", "tuning", budget.seconds, case, *shapes)
+            found |= {f"transformers, {case}, {key}": rate for key, rate in rates.items()}
+        return found
+
+    best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
+    found = []
+    for case, target in CASES.items():
+        memory = {"peak_bytes": peer.ours("tuning", case)["peak_bytes"]}
+        for key in ("peak_bytes", "default_steps"):
+            other = f"transformers, {case}, {key}"
+            memory |= {f"peer_{key}": best[other]} if other in best else {}
+        value = best.get(f"transformers, {case}, steps")
+        found.append(
+            rows.Row(
+                name=f"step of {case}",
+                ours=best[case],
+                unit="steps/s",
+                peer="" if value is None else "torch",
+                peer_value=value,
+                target_ratio=target,
+                limit_share=best[case] * cost(case) / best["sgemm"],
+                details={**memory, "sgemm": best["sgemm"]},
+            )
+        )
+    return found
+
+
+def main() -> None:
+    """Prints the peak of a process that has done a few steps."""
+    work = stepper(sys.argv[1])
+    for _ in range(3):
+        work()
+    print(json.dumps({"peak_bytes": machine.peak_memory()}))
+
+
+if __name__ == "__main__":
+    main()
