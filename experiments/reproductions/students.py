@@ -1,0 +1,306 @@
+"""A teacher and students on a task of texts, in small, for reproductions of distillation.
+
+B rows, P tokens of a prompt, T of a completion, n learner steps, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import learners, regularizers, types
+from kullback.experiments import judge as judges
+from kullback.experiments.reproductions import small_models
+from kullback.lm import batches, data, distillation, gemma, gkd, sft, tasks, tokenizer, tuning
+
+STRETCH = 100  # Learner steps of a compiled call, at most.
+Tick = Callable[[int, float], None]  # (steps done, loss); see reproduce.Work.
+
+
+def ignore(steps: int, loss: float) -> None:
+    """A `Tick` that nobody sees."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of a task's models and of learning; widths are multiples of 8."""
+
+    task: Literal["tokens/arithmetic", "tokens/summaries"] = "tokens/arithmetic"
+    max_prompt_length: int = 8
+    max_new_tokens: int = 4
+    max_vocab_size: int = 262  # Of the tokenizer that is trained; the least is a byte each.
+    batch_size: int = 64
+    learning_rate: float = 3e-3  # Of fine-tuning.
+    distillation_rate: float = 1e-3
+    teacher_width: int = 64
+    teacher_layers: int = 3
+    teacher_steps: int = 3_000
+    student_width: int = 16
+    student_layers: int = 1
+    student_steps: int = 6_000  # Of fine-tuning before distillation, at most.
+    steps: int = 1_500  # Of distillation.
+    evaluation: int = 500  # Held-out examples, of which distances and scores are means.
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_steps", "student_steps", "steps", "evaluation"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("teacher_width", "student_width"):
+            if getattr(self, name) % 8:
+                raise ValueError(f"{name} must be a multiple of 8, got {getattr(self, name)}")
+
+    def learning(self, rate: float) -> tuning.Config:
+        """Settings of a learner."""
+        return tuning.Config(
+            batch_size=self.batch_size,
+            max_prompt_length=self.max_prompt_length,
+            max_new_tokens=self.max_new_tokens,
+            overlong="truncate-left",
+            learning_rate=rate,
+            chunk=min(1_024, self.batch_size * (self.max_prompt_length + self.max_new_tokens)),
+        )
+
+
+class Classroom(NamedTuple):
+    """The task, and the two models, for all seeds."""
+
+    sizes: Sizes
+    words: tokenizer.Tokenizer
+    rows: batches.Sequences  # All training examples, [N, P + T].
+    prompts: batches.Prompts  # Of the same, [N, P].
+    held_out: batches.Prompts  # [evaluation, P].
+    teacher: gemma.Model
+    student: gemma.Model
+    # (model, name of its operator's f) -> what judges it, and what writes on a prompt.
+    judge: Callable[[gemma.Model, str], judges.Judge]
+    writes: Callable[[gemma.Model, str], small_models.Sampler]
+
+
+def make(sizes: Sizes) -> Classroom:
+    """Reads the task, trains its tokenizer and builds the models."""
+    task = tasks.make(sizes.task)
+    words = tokenizer.train_bpe(task.texts("train"), sizes.max_vocab_size)
+    length = sizes.max_prompt_length + sizes.max_new_tokens
+    limits = data.Limits(
+        max_length=length, max_prompt_length=sizes.max_prompt_length, overlong="truncate-left"
+    )
+    train, test = (task.examples(split, words, limits)[0] for split in ("train", "test"))
+
+    def model(width: int, layers: int) -> gemma.Model:
+        config = small_models.decoder(words.vocab_size, width, layers, length)
+        special = {"bos_id": words.bos_id, "eos_ids": words.eos_ids, "pad_id": words.pad_id}
+        return gemma.make(dataclasses.replace(config, **special))
+
+    def prompts(examples: Sequence[data.Example]) -> batches.Prompts:
+        ids = [example.prompt for example in examples]
+        return batches.pad_prompts(ids, sizes.max_prompt_length, words.pad_id)
+
+    learning = sizes.learning(sizes.learning_rate)
+
+    @functools.cache  # A judge keeps its compiled programs.
+    def judge(model: gemma.Model, divergence: str) -> judges.Judge:
+        return judges.Judge(model, words, task, test, learning, divergence)
+
+    @functools.cache
+    def writes(model: gemma.Model, divergence: str) -> small_models.Sampler:
+        f = regularizers.named(divergence)
+        return jax.jit(small_models.sampler(model, sizes.max_new_tokens, words.eos_ids, f))
+
+    return Classroom(
+        sizes=sizes,
+        words=words,
+        rows=batches.pad(train, length, words.pad_id),
+        prompts=prompts(train),
+        held_out=prompts([test[i % len(test)] for i in range(sizes.evaluation)]),
+        teacher=model(sizes.teacher_width, sizes.teacher_layers),
+        student=model(sizes.student_width, sizes.student_layers),
+        judge=judge,
+        writes=writes,
+    )
+
+
+class Program(NamedTuple):
+    """A learner, and many of its steps as one compiled program; for all seeds."""
+
+    learner: types.Learner
+    run: Callable[..., Any]  # See `small_models.learn`.
+
+
+def tuner(room: Classroom, model: gemma.Model, divergence: str = "kl") -> Program:
+    """SFT with the loss that a divergence generates."""
+    learning = room.sizes.learning(room.sizes.learning_rate)
+    learner = sft.make(model, sft.Config(divergence=divergence, learning=learning)).learner
+    return Program(learner, small_models.learn(learner, small_models.stored))
+
+
+def supervised_distiller(room: Classroom, divergence: str) -> Program:
+    """Distillation on the data set alone, at the rate of fine-tuning, for students that begin."""
+    learning = room.sizes.learning(room.sizes.learning_rate)
+    learner = gkd.make(
+        room.student, room.teacher, gkd.Config(divergence=divergence, learning=learning)
+    ).learner
+    return Program(learner, small_models.learn(learner, small_models.stored))
+
+
+def from_data(
+    room: Classroom,
+    program: Program,
+    steps: int,
+    seed: int,
+    constants: types.Params = None,
+    tick: Tick = ignore,
+    is_enough: Callable[[types.Params], bool] = lambda params: False,
+) -> types.Params:
+    """Parameters that were drawn, and have learnt from the data set.
+
+    Args:
+      room: the task.
+      program: the learner's.
+      steps: learner steps, at most.
+      seed: of the draw and of the batches.
+      constants: of the learner: the teacher's parameters.
+      tick: told how far it is.
+      is_enough: asked after every stretch whether to stop there.
+    """
+
+    def items(first: int, count: int) -> Any:
+        return small_models.take(room.rows, count, room.sizes.batch_size, seed, first)
+
+    key = jax.random.key(seed)
+    state = program.learner.init(key)
+    return _advance(program.run, state, constants, items, steps, key, tick, is_enough)
+
+
+class Item(NamedTuple):
+    """What a step of distillation may learn from."""
+
+    is_sampled: jax.Array  # bool, []: whether the student writes the completions.
+    rows: batches.Sequences
+    prompts: batches.Prompts
+
+
+def distiller(room: Classroom, divergence: str, temperature: float = 1.0) -> Program:
+    """GKD by a loss of `lm.distillation.LOSSES`, with one coin a step as the paper has it."""
+    sizes = room.sizes
+    learning = sizes.learning(sizes.distillation_rate)
+    config = gkd.Config(divergence=divergence, temperature=temperature, learning=learning)
+    learner = gkd.make(room.student, room.teacher, config).learner
+    sample = room.writes(room.student, link_of(divergence))
+
+    def rows(student: Any, teacher: Any, item: Item, key: types.Key) -> batches.Sequences:
+        del teacher
+        return jax.lax.cond(
+            item.is_sampled, lambda: sample(student, item.prompts, key), lambda: item.rows
+        )
+
+    return Program(learner, small_models.learn(learner, rows))
+
+
+def link_of(divergence: str) -> str:
+    """Name of the operator's f, by which a student samples that learnt by the loss of that name."""
+    kind, _, name = divergence.partition("-")
+    return name if kind == "fenchel_young" else "kl"
+
+
+def distil(
+    room: Classroom,
+    program: Program,
+    student: types.Params,
+    teacher: types.Params,
+    student_fraction: float,
+    seed: int,
+    tick: Tick = ignore,
+) -> types.Params:
+    """The student's parameters after distillation with lambda = `student_fraction`."""
+    sizes = room.sizes
+
+    def items(first: int, count: int) -> Item:
+        rows, prompts = small_models.take(
+            (room.rows, room.prompts), count, sizes.batch_size, seed, first
+        )
+        steps = range(first, first + count)
+        coins = [np.random.default_rng([seed, step]).random() for step in steps]
+        return Item(jnp.asarray(np.array(coins) < student_fraction), rows, prompts)
+
+    state = learners.with_params(program.learner.init(jax.random.key(seed)), student)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return _advance(program.run, state, teacher, items, sizes.steps, key, tick)
+
+
+def _advance(
+    run: Callable[..., Any],
+    state: types.LearnerState,
+    constants: Any,
+    items: Callable[[int, int], Any],
+    steps: int,
+    key: types.Key,
+    tick: Tick,
+    is_enough: Callable[[types.Params], bool] = lambda params: False,
+) -> types.Params:
+    """Learns for `steps` in equal stretches, the last one shorter; returns the parameters."""
+    for first in range(0, steps, STRETCH):
+        count = min(STRETCH, steps - first)
+        state, losses = run(state, constants, items(first, count), key)
+        tick(first + count, float(jnp.mean(losses)))
+        if is_enough(state.params):
+            break
+    return state.params
+
+
+def prefixes(
+    room: Classroom, model: gemma.Model, params: types.Params, seed: int, divergence: str = "kl"
+) -> batches.Sequences:
+    """What a model writes after the held-out prompts, at temperature 1, by its operator."""
+    key = jax.random.fold_in(jax.random.key(seed), 2)
+    return room.writes(model, divergence)(params, room.held_out, key)
+
+
+def distance(room: Classroom, divergence: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Compiled (student, teacher, rows) -> divergence and the student's entropy, a token, [].
+
+    Means over held-out rows of the mean over each one's tokens, GKD's equation 2.
+    """
+    loss = distillation.named(divergence)
+    link = regularizers.named(link_of(divergence))
+
+    @jax.jit
+    def mean(
+        student: types.Params, teacher: types.Params, rows: batches.Sequences
+    ) -> tuple[jax.Array, jax.Array]:
+        inputs = rows.tokens, rows.positions, rows.segments
+        logits = room.student.apply(student, *inputs), room.teacher.apply(teacher, *inputs)
+        (of_student, of_teacher), _, is_answer = distillation.align(
+            logits, jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
+        )
+        p = regularizers.softargmax(of_student, link)
+        entropy = -jnp.sum(jax.scipy.special.xlogy(p, p), -1)
+        weights = jnp.ones(len(is_answer))
+        per_token = loss(of_student, of_teacher), entropy
+        value, of_student = (
+            distillation.sequence_loss(x, is_answer, weights)[0] for x in per_token
+        )
+        return value, of_student
+
+    return mean
+
+
+def quality(
+    room: Classroom, model: gemma.Model, params: types.Params, seed: int, divergence: str = "kl"
+) -> dict[str, float]:
+    """Means over held-out examples: scores of what is written, greedily and drawn, and nats."""
+    judge, acting, count = room.judge(model, divergence), {"params": params}, room.sizes.evaluation
+    found: dict[str, float] = {}
+    for way, program in (("greedy", judge.greedy), ("temperature_1", judge.plain)):
+        answers = judge.answers(acting, count, jax.random.key(seed), program)
+        found |= {f"{name}_{way}": float(x.mean()) for name, x in answers.measures.items()}
+    likelihoods = judge.likelihoods(acting, count)
+    tokens = likelihoods.tokens.sum()
+    return {
+        **found,
+        "accuracy": float(likelihoods.right.sum() / tokens),
+        "nats_a_token": float(likelihoods.nats.sum() / tokens),
+    }

@@ -1,0 +1,134 @@
+"""Whether a distillation run still follows its power law, and a warning where it does not.
+
+Tiapkin et al., "On Teacher Hacking in Language Model Distillation", ICML 2025,
+https://arxiv.org/abs/2502.02671: the distance to the teacher, on prompts that are not learnt
+from, falls as C step^-a while learning goes well, and slower where a student learns its fixed
+sequences by heart and comes to imitate the teacher's errors. This shows without any truth at hand.
+
+The test is ours: a line is fitted to ln value over ln step on the first third of the checkpoints;
+a run has departed where several checkpoints in a row lie above the line by three standard errors
+of what the line predicts there. N checkpoints.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+SHARE = 1 / 3  # Of the checkpoints: what the line is fitted to.
+LEAST = 4  # Checkpoints that it is fitted to; of fewer, the scatter about a line says little.
+ERRORS = 3.0  # Standard errors above the line.
+CONSECUTIVE = 3  # Checkpoints in a row.
+SCATTER = 0.01  # Of ln value, at least: 1% above a law is no departure, however exact the rest.
+
+
+class Fit(NamedTuple):
+    """The law C step^-a, and how sure it is."""
+
+    exponent: float  # a; positive where values fall.
+    log_scale: float  # ln C.
+    scatter: float  # Standard deviation of ln value about the line, N - 2 degrees of freedom.
+    mean: float  # Of ln step.
+    spread: float  # Sum of (ln step - mean)^2.
+    num_points: int  # N.
+
+    def value(self, step: float) -> float:
+        """What the law says at a step."""
+        return math.exp(self.log_scale - self.exponent * math.log(step))
+
+    def excess(self, steps: Sequence[float], values: Sequence[float]) -> np.ndarray:
+        """How far ln value lies above the line, in standard errors of prediction, float64 [N].
+
+        sqrt(1 + 1 / N + (ln step - mean)^2 / spread) times the scatter: a line is the less sure
+        the further it is drawn out.
+        """
+        x, y = _logarithms(steps, values)
+        error = np.sqrt(1 + 1 / self.num_points + (x - self.mean) ** 2 / self.spread)
+        line = self.log_scale - self.exponent * x
+        return (y - line) / (max(self.scatter, SCATTER) * error)
+
+
+def fit(steps: Sequence[float], values: Sequence[float]) -> Fit:
+    """The power law of values > 0 at steps > 0, by least squares of logarithms.
+
+    Raises:
+      ValueError: for fewer than three points, steps that do not increase from above 0, or values
+        that are not positive and finite.
+    """
+    if len(steps) < 3:
+        raise ValueError(f"a power law and its scatter need 3 points or more, got {len(steps)}")
+    x, y = _logarithms(steps, values)
+    mean = x.mean()
+    spread = float(np.sum((x - mean) ** 2))
+    slope = float(np.sum((x - mean) * (y - y.mean()))) / spread
+    log_scale = float(y.mean() - slope * mean)
+    scatter = math.sqrt(float(np.sum((y - log_scale - slope * x) ** 2)) / (len(x) - 2))
+    return Fit(-slope, log_scale, scatter, float(mean), spread, len(x))
+
+
+def early(steps: Sequence[float], values: Sequence[float]) -> Fit:
+    """The law of the first third of the checkpoints; raises as `fit`."""
+    num = _num_fitted(len(steps))
+    return fit(steps[:num], values[:num])
+
+
+def departure(steps: Sequence[float], values: Sequence[float]) -> int | None:
+    """Index of the checkpoint where a run leaves its law for a higher value, or None.
+
+    Too few checkpoints for a line, and three more, are None. Falling faster is no departure.
+
+    Raises:
+      ValueError: as `fit`.
+    """
+    num = _num_fitted(len(steps))
+    if len(steps) < num + CONSECUTIVE:
+        return None
+    above = early(steps, values).excess(steps, values) > ERRORS
+    above[:num] = False
+    for first in range(num, len(above) - CONSECUTIVE + 1):
+        if above[first : first + CONSECUTIVE].all():
+            return first
+    return None
+
+
+def warning(steps: Sequence[float], values: Sequence[float]) -> str | None:
+    """What to tell whoever runs a distillation, or None while it follows its power law.
+
+    Args:
+      steps: learner steps of the evaluations, increasing, > 0.
+      values: distance to the teacher on held-out prompts at each, > 0, less is better.
+
+    Raises:
+      ValueError: as `fit`.
+    """
+    first = departure(steps, values)
+    if first is None:
+        return None
+    law = early(steps, values)
+    return (
+        f"since step {steps[first]:,.0f} the distance to the teacher no longer falls as "
+        f"step^{-law.exponent:.2f}: {values[first]:.3g}, where that is "
+        f"{law.value(steps[first]):.3g}. The student may be learning the teacher's errors (teacher "
+        "hacking): stop here, sample sequences anew (a larger student_fraction), or use more "
+        "prompts"
+    )
+
+
+def _num_fitted(count: int) -> int:
+    return max(LEAST, round(count * SHARE))
+
+
+def _logarithms(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"steps and values must be as many, got {x.shape} and {y.shape}")
+    if not (x > 0).all() or not (np.diff(x) > 0).all():
+        raise ValueError(f"steps must be > 0 and increase, got {x.tolist()}")
+    wrong = np.flatnonzero(~((y > 0) & np.isfinite(y)))
+    if len(wrong):
+        raise ValueError(
+            f"values must be > 0 and finite to have logarithms, got {y[wrong[0]]} at step "
+            f"{x[wrong[0]]:g}; of a loss that may be negative, use a divergence instead"
+        )
+    return np.log(x), np.log(y)

@@ -1,0 +1,156 @@
+"""Tests of experiments/reproductions/{students,gkd}.py."""
+
+import csv
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import gkd, students
+from kullback.lm import batches
+
+TINY = students.Sizes(
+    batch_size=4,
+    teacher_width=8,
+    teacher_layers=1,
+    teacher_steps=2,
+    student_width=8,
+    student_layers=1,
+    student_steps=2,
+    steps=2,
+    evaluation=8,
+)
+
+
+@pytest.fixture(scope="module")
+def room() -> students.Classroom:
+    return students.make(TINY)
+
+
+def test_the_data_set_is_prompts_and_their_completions(room: students.Classroom):
+    rows, prompts = room.rows, room.prompts
+    assert len(rows.tokens) == len(prompts.tokens) == 9_031
+    for n in (0, 5, 9_030):
+        length = prompts.lengths[n]
+        np.testing.assert_array_equal(prompts.tokens[n, -length:], rows.tokens[n, :length])
+        sum_ = room.words.decode(rows.tokens[n][np.asarray(rows.is_answer[n])].tolist())
+        asked = room.words.decode(rows.tokens[n, 1:length].tolist())
+        a, b = asked.rstrip("=").split("+")
+        assert int(sum_) == int(a) + int(b)
+
+
+def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
+    room: students.Classroom,
+):
+    program = students.distiller(room, "kl")
+    student, teacher = (room.student.init(jax.random.key(n)) for n in (0, 1))
+    rows = np.asarray(room.rows.tokens)
+    broken = np.where(room.rows.is_answer, (rows + 1) % 200, rows)  # Other completions.
+    other = room._replace(rows=room.rows._replace(tokens=broken))
+
+    def end(room: students.Classroom, fraction: float, key: int) -> list[np.ndarray]:
+        state = program.learner.init(jax.random.key(9))._replace(params=student)
+        # Two steps: the rate of the first is 0.
+        taken, prompts = (
+            [np.asarray(x[:8]).reshape(2, 4, *x.shape[1:]) for x in data]
+            for data in (room.rows, room.prompts)
+        )
+        is_sampled = jnp.full(2, fraction == 1)
+        item = students.Item(is_sampled, batches.Sequences(*taken), batches.Prompts(*prompts))
+        state, _ = program.run(state, teacher, item, jax.random.key(key))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
+
+    def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+        return all((x == y).all() for x, y in zip(a, b, strict=True))
+
+    # Updates are of the learning rate's size, however small the gradient: any difference shows.
+    assert same(end(room, 0, 0), end(room, 0, 1)) and not same(end(room, 0, 0), end(other, 0, 0))
+    assert same(end(room, 1, 0), end(other, 1, 0)) and not same(end(room, 1, 0), end(room, 1, 1))
+
+
+def test_the_coins_follow_lambda(room: students.Classroom, monkeypatch: pytest.MonkeyPatch):
+    sizes = dataclasses.replace(TINY, steps=200)
+    coins: list[bool] = []
+
+    def run(state: Any, constants: Any, items: Any, key: Any) -> Any:
+        coins.extend(np.asarray(items.is_sampled).tolist())
+        return state, np.zeros(1)
+
+    program = students.distiller(room, "kl")._replace(run=run)
+    params = room.student.init(jax.random.key(0))
+    for fraction, low, high in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
+        coins.clear()
+        students.distil(room._replace(sizes=sizes), program, params, None, fraction, seed=3)
+        assert len(coins) == 200 and low <= sum(coins) <= high
+
+
+def test_distance_is_0_from_a_model_to_itself_and_a_mean_over_sequences(room: students.Classroom):
+    same = room._replace(teacher=room.student)
+    params = room.student.init(jax.random.key(1))
+    rows = students.prefixes(same, room.student, params, seed=0)
+    value, entropy = students.distance(same, "kl")(params, params, rows)
+    assert abs(float(value)) < 1e-6 and 4 < float(entropy) < np.log(262)
+    other = room.student.init(jax.random.key(2))
+    measure = students.distance(same, "kl")
+    each = [float(measure(params, other, batches.Sequences(*row))[0]) for row in _single(rows)]
+    two = jax.tree.map(lambda x: x[:2], rows)
+    value, _ = measure(params, other, two)
+    np.testing.assert_allclose(value, np.mean(each), rtol=1e-5)
+
+
+def _single(rows: batches.Sequences) -> list[list[np.ndarray]]:
+    """The first two rows, one by one."""
+    return [[np.asarray(x)[n : n + 1] for x in rows] for n in range(2)]
+
+
+def row(fraction: float | str, seed: int, teacher: float, own: float) -> dict[str, Any]:
+    return {
+        "divergence": "kl",
+        "student_fraction": fraction,
+        "seed": seed,
+        "after_teachers_prefixes": teacher + 0.001 * seed,
+        "after_own_prefixes": own,
+        "entropy": 1.0,
+        "score_greedy": 0.5,
+        "score_temperature_1": 0.5,
+        "score_greedy_of_teacher": 1.0,
+    }
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_the_diagonal_is_judged(swap: bool):
+    config = gkd.Config()
+    values = {"start": (2.0, 2.0), 0.0: (0.1, 0.9), 0.5: (0.2, 0.6), 1.0: (0.4, 0.5)}
+    if swap:
+        values[0.0], values[1.0] = values[1.0], values[0.0]
+    rows = [row(f, seed, *pair) for f, pair in values.items() for seed in range(3)]
+    checks = gkd.judge(config, rows, "kl")
+    assert [c.held for c in checks[:4]] == ([False] * 4 if swap else [True] * 4)
+    assert all(c.held is None for c in checks[4:])
+    assert gkd.judge(config, [r for r in rows if r["seed"] == 0], "kl")[0].held is None
+
+
+def test_it_runs_on_both_tasks(tmp_path: pathlib.Path):
+    tiny = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
+    settings = [f"arithmetic.{name}={value}" for name, value in tiny.items()]
+    other = {"task": "tokens/summaries", "max_vocab_size": 512}  # Rows hold a whole summary.
+    other |= {"max_prompt_length": 120, "max_new_tokens": 24}
+    settings += [f"summaries.{name}={value}" for name, value in {**tiny, **other}.items()]
+    settings += ["seeds=2", "student_fractions=0,1"]
+    checks = reproduce.reproduce("gkd", tmp_path / "out", settings, lambda line: None)
+    assert len(checks) == 2 + 6 + 2
+    with open(tmp_path / "out" / "arithmetic.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["student_fraction"] for r in rows] == ["start", "0.0", "1.0"] * 2
+    with open(tmp_path / "out" / "summaries.csv") as file:
+        assert {"rouge_l_greedy", "nats_a_token"} <= set(next(csv.DictReader(file)))
+
+
+def test_both_ends_of_lambda_are_needed():
+    with pytest.raises(ValueError, match="both ends among them"):
+        gkd.Config(student_fractions=(0.0, 0.5))
