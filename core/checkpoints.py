@@ -145,14 +145,16 @@ def live_segments(folder: files.Path) -> list[dict[str, Any]]:
     return entries
 
 
-def restore(folder: files.Path, step: int, like: Any) -> tuple[Any, Meta]:
+def restore(folder: files.Path, step: int, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
     """State and meta of the checkpoint of a step.
 
     Args:
       folder: where checkpoints stand.
       step: one of `steps(folder)`.
       like: tree of arrays, typed keys, Python numbers or `jax.ShapeDtypeStruct`s that gives
-        structure, shapes, dtypes, and for each leaf whether it is NumPy's or JAX's.
+        structure, shapes, dtypes, and for each leaf whether it is NumPy's or JAX's; a struct's
+        sharding says where the leaf goes.
+      part: as for `restore_latest`.
 
     Raises:
       FileNotFoundError: if there is no such step.
@@ -161,7 +163,7 @@ def restore(folder: files.Path, step: int, like: Any) -> tuple[Any, Meta]:
     """
     for saved in _saved(folder):
         if saved.step == step:
-            return _load(saved, like)
+            return _load(saved, like, part=part)
     raise FileNotFoundError(f"{folder} has no checkpoint of step {step}, only {steps(folder)}")
 
 
@@ -210,15 +212,21 @@ def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
     trees.check_alike(saved.path, leaves, named, part=part)
     leaves = {name: leaves[name] for name in named}
     arrays = {name: leaf.empty() for name, leaf in leaves.items() if 0 in leaf.shape}
-    as_numpy = {
-        name: ocp.RestoreArgs(restore_type=np.ndarray) for name in leaves if name not in arrays
-    }
-    if as_numpy:
+    wanted = {name: _restore_args(named[name]) for name in leaves if name not in arrays}
+    if wanted:
         arrays |= _orbax().restore(
             (saved.path / "arrays").absolute(),
             args=ocp.args.PyTreeRestore(
-                item=dict.fromkeys(as_numpy, 0), restore_args=as_numpy, partial_restore=True
+                item=dict.fromkeys(wanted, 0), restore_args=wanted, partial_restore=True
             ),
         )
     values = [trees.from_numpy(arrays[name], leaves[name], leaf) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values), contents["meta"]
+
+
+def _restore_args(like: Any) -> ocp.RestoreArgs:
+    """NumPy's, but for what is cut over a mesh: that is never whole on the host."""
+    home = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
+    if isinstance(home, jax.sharding.NamedSharding) and not home.is_fully_replicated:
+        return ocp.ArrayRestoreArgs(sharding=home)
+    return ocp.RestoreArgs(restore_type=np.ndarray)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import learners, loops, metrics, platform, types
+from kullback.core import learners, loops, metrics, platform, sharding, types
 
 
 class Source(NamedTuple):
@@ -45,6 +45,7 @@ def make(
     params: Callable[[], types.Params] | None = None,
     constants: Any = None,
     evaluate: Callable[[Any, int, types.Key], np.ndarray] | None = None,
+    placement: sharding.Placement | None = None,
 ) -> loops.Loop:
     """Returns the loop of `agent`, whose learner reads the batches of `source`.
 
@@ -57,15 +58,25 @@ def make(
         begins, not when it goes on. None is the learner's draw.
       constants: frozen parameters that the learner takes (a teacher); never part of a checkpoint.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
+      placement: over a mesh of devices; None is one device.
+
+    Raises:
+      ValueError: if the mesh does not divide the rows, or no rule is for a parameter or constant.
     """
     platform.keep_freed_memory()
-    learn_step = jax.jit(agent.learner.step, donate_argnums=0)
+    learner_init, learn_step = agent.learner.init, jax.jit(agent.learner.step, donate_argnums=0)
+    if placement is not None:
+        sharding.check_batch(placement.mesh, source.num_rows)
+        learner_init, learn_step = sharding.over_mesh(agent.learner, placement)
+        constants = jax.device_put(
+            constants, sharding.of_params(placement.constant_rules, constants, placement.mesh)
+        )
     observe, add_feedback = jax.jit(metrics.observe), jax.jit(metrics.learn)
 
     @jax.jit
     def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
         learner_key, key = jax.random.split(key)
-        return agent.learner.init(learner_key), key
+        return learner_init(learner_key), key
 
     def names() -> dict[str, Any]:
         learner, _ = jax.eval_shape(init_learner, jax.random.key(seed))
@@ -75,11 +86,23 @@ def make(
 
     empty = jax.eval_shape(lambda: metrics.init(source.num_rows, names()))
 
+    def shapes() -> RunState:
+        learner, key = jax.eval_shape(init_learner, jax.random.key(seed))
+        steps = jax.ShapeDtypeStruct((), np.int64)
+        return RunState(steps, learner, key, empty)  # pyright: ignore[reportArgumentType]
+
+    homes = None if placement is None else _homes(placement, shapes())
+
+    def settled(state: RunState) -> RunState:
+        if homes is None:
+            return state
+        return RunState(state.steps, *jax.device_put(state[1:], homes[1:]))
+
     def init() -> RunState:
         learner, key = init_learner(jax.random.key(seed))
         if params is not None:
             learner = learners.with_params(learner, params())
-        return RunState(0, learner, key, metrics.init(source.num_rows, empty.learner))
+        return settled(RunState(0, learner, key, metrics.init(source.num_rows, empty.learner)))
 
     def iteration(state: RunState) -> RunState:
         count, sums, parts = source.num_sampled(state.steps), state.metrics, []
@@ -92,7 +115,10 @@ def make(
         if count < source.num_rows:
             parts.append(source.stored(state.steps, source.num_rows - count))
         data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
-        learner, feedback = learn_step(state.learner, _batch(data, source.num_rows), constants)
+        batch = _batch(data, source.num_rows)
+        if placement is not None:
+            batch = jax.device_put(batch, sharding.of_rows(placement.mesh, source.num_rows))
+        learner, feedback = learn_step(state.learner, batch, constants)
         sums = add_feedback(sums, feedback)
         return RunState(state.steps + 1, learner, state.key, sums)
 
@@ -105,7 +131,7 @@ def make(
 
     def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
         row = metrics.row(state.metrics)
-        return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
+        return settled(state._replace(metrics=metrics.next_interval(state.metrics))), [row]
 
     def evaluate_now(state: RunState, episodes: int) -> np.ndarray:
         if evaluate is None:
@@ -116,14 +142,12 @@ def make(
         return np.asarray(evaluate(acting, episodes, key))[None]
 
     def template() -> RunState:
-        learner, key = jax.eval_shape(init_learner, jax.random.key(seed))
-        steps = jax.ShapeDtypeStruct((), np.int64)
-        return RunState(steps, learner, key, empty)  # pyright: ignore[reportArgumentType]
+        return shapes() if homes is None else sharding.annotated(shapes(), homes)
 
     def restore(saved: RunState, spans: Any = ()) -> RunState:
         del spans  # There is no host replay.
         learner, key, sums = jax.tree.map(jnp.asarray, saved[1:])
-        return RunState(int(saved.steps), learner, key, sums)
+        return settled(RunState(int(saved.steps), learner, key, sums))
 
     return loops.Loop(
         seeds=(seed,),
@@ -136,6 +160,13 @@ def make(
         template=template,
         restore=restore,
     )
+
+
+def _homes(placement: sharding.Placement, shapes: RunState) -> RunState:
+    """The sharding of each leaf of a run's state."""
+    homes = jax.tree.map(lambda leaf: sharding.replicated(placement.mesh), shapes)
+    learner = sharding.of_state(placement.rules, shapes.learner, placement.mesh)
+    return homes._replace(learner=learner)
 
 
 def _count(steps: int) -> np.ndarray:

@@ -11,6 +11,8 @@ from typing import Any
 from kullback.core import names
 from kullback.experiments import catalog
 
+LENGTHS = ("max_prompt_length", "max_new_tokens", "overlong")  # Of a language model's examples.
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; exit status 0, 1 if a run failed, 2 for what was asked wrongly."""
@@ -105,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what becomes of an example that is too long; default: error",
     )
     sub.add_argument("--teacher", metavar="DIR", help="of distillation: a folder, or a run")
+    sub.add_argument(
+        "--mesh",
+        metavar="DATAxMODEL",
+        help="devices of a language model, all there are: a batch's rows over DATA of them, "
+        "weights over MODEL; e.g. 4x2; default: one device",
+    )
     sub.set_defaults(command=_train)
 
     sub = commands.add_parser("fields", help="the fields that --set takes, with their values")
@@ -114,12 +122,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.set_defaults(command=_fields)
 
-    sub = commands.add_parser("evaluate", help="play with a trained agent")
+    sub = commands.add_parser(
+        "evaluate",
+        help="play with a trained agent, or judge a language model",
+        description="A language model, a run or a folder of weights, is judged on held-out "
+        "examples of TASK (of weights required; default: the run's own).",
+    )
     sub.add_argument("run", metavar="DIR", type=pathlib.Path)
-    sub.add_argument("--episodes", metavar="N", type=_count, default=10)
+    sub.add_argument("task", nargs="?", metavar="TASK", help="of a language model: tokens/...")
+    sub.add_argument(
+        "--episodes", metavar="N", type=_count, default=10, help="or held-out examples"
+    )
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
     sub.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
     sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
+    language = sub.add_argument_group("of a language model")
+    language.add_argument(
+        "--samples", metavar="K", type=_count, help="answers at temperature 1 to each; default: 4"
+    )
+    language.add_argument(
+        "--out",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="what it wrote, JSONL, new; default: in the run's folder, of weights nowhere",
+    )
+    language.add_argument(
+        "--max-prompt-length", metavar="N", type=_count, help="tokens; default: the run's"
+    )
+    language.add_argument(
+        "--max-new-tokens", metavar="N", type=_count, help="of an answer; default: the run's"
+    )
+    language.add_argument(
+        "--overlong",
+        choices=("drop", "truncate-left", "error"),
+        help="what becomes of an example that is too long; default: the run's",
+    )
     sub.set_defaults(command=_evaluate)
 
     sub = commands.add_parser("generate", help="text from a language model")
@@ -153,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="see kullback list")
     sub.add_argument("--out", metavar="DIR", type=pathlib.Path)
     sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
+    sub.add_argument("--mdp", metavar="FILE", help="of theory: your own process, as .npz")
     sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
     sub.set_defaults(command=_reproduce)
     return parser
@@ -168,7 +206,8 @@ def _reproduce(options: argparse.Namespace) -> int:
     if options.fields:
         _print_fields(settings.fields(reproduce.load(options.name).config))
         return 0
-    reproduce.reproduce(options.name, options.out, options.settings)
+    assignments = [*options.settings, *([f"mdp={options.mdp}"] if options.mdp else [])]
+    reproduce.reproduce(options.name, options.out, assignments)
     return 0
 
 
@@ -224,6 +263,8 @@ def _train(options: argparse.Namespace) -> int:
             given["settings"] = [*given.get("settings", ()), f"overlong={overlong}"]
         path = training.train(given.pop("agent"), given.pop("environment"), **given)
     print(f"run: {path}\nlearning curve: {path / 'learning_curve.png'}")
+    for file in sorted((*path.glob("samples.jsonl"), *path.glob("seed_*/samples.jsonl"))):
+        print(f"samples: {file}")
     return 0
 
 
@@ -247,8 +288,13 @@ def _print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    if (options.run / "model.json").is_file():
+    if (options.run / "model.json").is_file() or any(options.run.glob("*.safetensors")):
         return _evaluate_language(options)
+    given = ["TASK"] if options.task is not None else []
+    of_language = ("samples", "out", *LENGTHS)
+    given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
+    if given:
+        raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
     from kullback.experiments import runs, video
 
     if options.video is not None:
@@ -269,20 +315,24 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_language(options: argparse.Namespace) -> int:
-    import jax
-
-    from kullback.experiments import language
+    from kullback.experiments import evaluation
 
     if options.video is not None:
-        raise ValueError("--video is for games; a language model's text comes from generate")
-    if options.best:
-        raise ValueError("--best is for games as yet; leave it out")
-    judge, checkpoint = language.judge(options.run, options.seed)
-    acting = {"params": checkpoint.params}
-    report = judge.report(acting, options.episodes, jax.random.key(options.seed or 0))
-    print(f"{judge.task.name}, {options.episodes} held-out examples")
-    for name, value in report.items():
-        print(f"  {name:<28}{value:.4f}")
+        raise ValueError("--video is for games; a language model's text goes to --out")
+    lengths = {n: getattr(options, n) for n in LENGTHS if getattr(options, n) is not None}
+    report, out = evaluation.run(
+        options.run,
+        options.task or "",
+        count=options.episodes,
+        num_samples=options.samples or 4,
+        seed=options.seed,
+        best=options.best,
+        out=options.out,
+        **lengths,
+    )
+    print(evaluation.show(report))
+    if out is not None:
+        print(f"texts: {out}")
     return 0
 
 

@@ -47,16 +47,24 @@ def generate(
       on_text: receives a row and its next piece of text, whole characters only.
 
     Raises:
-      ValueError: for a model without parameters, no prompts, or ids outside of the vocabulary.
+      ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, or
+        more tokens than the model's context.
     """
     config, words = checkpoint.config, checkpoint.tokenizer
     if checkpoint.params is None:
         raise ValueError("this model was not trained: generate from a folder or from a run")
     if not prompts:
         raise ValueError("no prompts to go on with")
+    longest = max(map(len, prompts))
+    room = config.context_length - longest
+    if max_new_tokens > room:
+        raise ValueError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
+            f"context of {config.context_length}; at most {max(room, 0)} fit"
+        )
     # Ids that the tokenizer has no piece for end a text, rather than becoming none.
     stops = tuple(sorted({*config.eos_ids, *words.eos_ids, *stop_tokens}))
-    width = batches.powers_of_two(max(map(len, prompts)))[-1]
+    width = batches.powers_of_two(longest)[-1]
     padded = batches.pad_prompts(prompts, width, words.pad_id)
     environment = tokens.make_batch(
         padded.tokens,

@@ -1,19 +1,66 @@
-"""What a language model is worth on examples that it has not seen."""
+"""What a language model makes of examples that it has not seen: likelihoods, answers, scores.
+
+Probabilities are those of the operator that the model was trained with, softargmax_f, everywhere.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import rollout, types
+from kullback.core import regularizers, rollout, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
-from kullback.lm import batches, data, distillation, gemma, policy, tasks, tokenizer, tuning
+from kullback.lm import (
+    batches,
+    chunked,
+    data,
+    distillation,
+    gemma,
+    policy,
+    rouge,
+    tasks,
+    tokenizer,
+    tuning,
+)
 
 ROWS = 32  # Sequences at once.
+SHOWN = 4  # Texts of a batch that are written down.
+
+
+class Likelihoods(NamedTuple):
+    """Of held-out completions; sums over each one's tokens, [n]."""
+
+    loss: np.ndarray  # loss_f of the operator, which is the nats where f is KL's.
+    nats: np.ndarray  # Minus the log-probability.
+    right: np.ndarray  # Tokens that are the most probable one.
+    tokens: np.ndarray
+
+
+class Answers(NamedTuple):
+    """What a model has written, n texts."""
+
+    texts: list[str]
+    ids: list[list[int]]  # Without what ended the text.
+    done: np.ndarray  # Bool, [n]: it ended by itself, and was not cut.
+    tokens: np.ndarray  # [n], what ended the text among them.
+    nats: np.ndarray  # [n]: minus the log-probability of what was drawn, as it was drawn.
+    measures: dict[str, np.ndarray]  # "score" by the task's rule, or ROUGE: [n] each.
+
+    def line(self, n: int) -> dict[str, Any]:
+        """The n-th, see the function `line`."""
+        return line(self.texts[n], self.done[n], {name: x[n] for name, x in self.measures.items()})
+
+
+def line(text: str, done: Any, measures: Mapping[str, Any]) -> dict[str, Any]:
+    """A completion for a reader, JSON-able: what is not measured (NaN) is null."""
+    found = {name: None if math.isnan(x) else float(x) for name, x in measures.items()}
+    return {"completion": text, "done": bool(done), **found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,77 +72,94 @@ class Judge:
     task: tasks.Task
     test: list[data.Example]
     learning: tuning.Config  # Lengths of prompts and answers.
+    divergence: str = "kl"  # f of the model's operator.
+
+    @functools.cached_property
+    def f(self) -> regularizers.Divergence:
+        """Of the model's operator."""
+        return regularizers.named(self.divergence)
 
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         """Scores of the first `count` examples, completed greedily, [count].
 
-        Where the task has no rule to judge an answer by, minus the mean nats of the held-out
-        completion's tokens takes its place.
+        Where the task has no rule to judge an answer by, minus the mean loss (nats, for KL) of the
+        held-out completion's tokens takes its place.
         """
         if self.task.score is None:
-            return -self.likelihoods(acting, count)[0]
-        return self.answers(acting, count, key, self._greedy)[0]
-
-    def report(self, acting: Any, count: int, key: types.Key) -> dict[str, float]:
-        """Means over the first `count` examples, greedily and at temperature 1."""
-        nats, accuracy = self.likelihoods(acting, count)
-        found = {"nats_per_token": nats.mean(), "accuracy": accuracy.mean()}
-        plain = self.program(policy.language_model(self.model))
-        for name, program in (("greedy", self._greedy), ("temperature_1", plain)):
-            scores, made = self.answers(acting, count, key, program)
-            if self.task.score is not None:
-                found[f"score_{name}"] = scores.mean()
-            found[f"answer_tokens_{name}"] = made.mean()
-        return {name: float(value) for name, value in found.items()}
+            found = self.likelihoods(acting, count)
+            return -found.loss / found.tokens
+        return self.answers(acting, count, key, self.greedy).measures["score"]
 
     def answers(
-        self, acting: Any, count: int, key: types.Key, program: Callable[..., Any]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and lengths in tokens of what a `program` answers, [count] each."""
-        scores, lengths = [], []
+        self, acting: Any, count: int, key: types.Key, program: Callable[..., tokens.Completion]
+    ) -> Answers:
+        """What a `program` answers to the first `count` examples."""
+        found: list[Answers] = []
         for number, part in enumerate(self._parts(count)):
             made = program(acting, self.prompts(part), jax.random.fold_in(key, number))
-            scores.append(self.judged(made, part))
-            lengths.append(np.asarray(made.is_answer).sum(1))
-        return np.concatenate(scores)[:count], np.concatenate(lengths)[:count]
+            found.append(self._read(jax.tree.map(np.asarray, made), part))
+        return _joined(found, count)
 
-    def likelihoods(self, acting: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean nats, and share of right guesses, of each held-out completion's tokens, [count]."""
+    def likelihoods(self, acting: Any, count: int) -> Likelihoods:
+        """Of the completions of the first `count` examples."""
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         found = [
             self._measure(acting["params"], batches.pad(part, width, self.words.pad_id))
             for part in self._parts(count)
         ]
-        nats, accuracy = (np.concatenate(column)[:count] for column in zip(*found, strict=True))
-        return nats, accuracy
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
     # Compiled once, however often a run is evaluated.
 
     @functools.cached_property
-    def _greedy(self) -> Callable[..., Any]:
-        return self.program(policy.language_model(self.model, samplings.Sampling(temperature=0)))
+    def greedy(self) -> Callable[..., tokens.Completion]:
+        """The program that takes the most probable token, see `completes`."""
+        return self._completes(samplings.Sampling(temperature=0))
 
     @functools.cached_property
-    def _measure(self) -> Callable[..., Any]:
+    def plain(self) -> Callable[..., tokens.Completion]:
+        """The program that draws from the model itself, see `completes`."""
+        return self._completes(samplings.Sampling())
+
+    @functools.cached_property
+    def _measure(self) -> Callable[..., Likelihoods]:
+        def of_tokens(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+            nats = -samplings.log_probability(logits, labels, self.f)
+            loss = nats if self.f is regularizers.kl else regularizers.loss(logits, labels, self.f)
+            right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+            return {"loss": loss, "nats": nats, "right": right}
+
         @jax.jit
-        def measure(params: types.Params, rows: batches.Sequences) -> tuple[jax.Array, jax.Array]:
-            logits = self.model.apply(params, rows.tokens, rows.positions, rows.segments)
-            answers = rows.tokens, rows.is_answer
-            logits, labels, is_answer = distillation.align(logits, *answers)  # pyright: ignore[reportArgumentType]  # Traced.
-            nats = -samplings.log_probability(logits, labels)
-            is_right = logits.argmax(-1) == labels
-            weights = jax.numpy.ones(len(labels))
-            means = [distillation.sequence_loss(x, is_answer, weights)[1] for x in (nats, is_right)]
-            return means[0], means[1]
+        def measure(params: types.Params, rows: batches.Sequences) -> Likelihoods:
+            features = self.model.features(params, rows.tokens, rows.positions, rows.segments)
+            features, labels, is_answer = distillation.align(
+                features,
+                jnp.asarray(rows.tokens),
+                jnp.asarray(rows.is_answer),
+            )
+            head = chunked.Head(
+                self.model.unembed, params, features.reshape(-1, features.shape[-1])
+            )
+            found = chunked.token_losses(
+                of_tokens,
+                head,
+                labels.reshape(-1),
+                chunk=self.learning.chunk,
+                is_answer=is_answer.reshape(-1),
+            )
+            sums = {name: jnp.sum(x.reshape(labels.shape), 1) for name, x in found.items()}
+            return Likelihoods(**sums, tokens=jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
 
         return measure
 
-    def program(self, acts: types.Policy) -> Callable[..., Any]:
-        """The compiled (acting params, prompts, key) -> prompts and answers, `Sequences`."""
+    def _completes(self, sampling: samplings.Sampling) -> Callable[..., tokens.Completion]:
+        return jax.jit(self.completes(policy.language_model(self.model, sampling, self.f)))
+
+    def completes(self, acts: types.Policy) -> Callable[..., tokens.Completion]:
+        """The pure (acting params, prompts, key) -> what `acts` answers."""
         config, horizon = self.model.config, self.learning.max_new_tokens
 
-        @jax.jit
-        def program(acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
+        def completes(acting: Any, prompts: batches.Prompts, key: types.Key) -> tokens.Completion:
             width = prompts.tokens.shape[1]
             environment = tokens.make_batch(
                 prompts.tokens,
@@ -106,7 +170,17 @@ class Judge:
             )
             state = rollout.start(acts, environment, acting, key, prompts, width + horizon)
             trajectory, _ = rollout.rollout(acts, environment, acting, state, key, horizon)
-            made = tokens.completions(trajectory, config.eos_ids)
+            return tokens.completions(trajectory, config.eos_ids)
+
+        return completes
+
+    def program(self, acts: types.Policy) -> Callable[..., batches.Sequences]:
+        """The compiled (acting params, prompts, key) -> prompts and answers, to learn from."""
+        completes = self.completes(acts)
+
+        @jax.jit
+        def program(acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
+            made = completes(acting, prompts, key)
             return batches.join(prompts, made.tokens, made.is_answer)
 
         return program
@@ -115,21 +189,91 @@ class Judge:
         """Score of each answer, float32 [B]; NaN where no rule judges it."""
         if self.task.score is None:
             return np.full(len(examples), np.nan, np.float32)
-        ids, answers = np.asarray(made.tokens), np.asarray(made.is_answer)
-        texts = [
-            self.words.decode(i for i in row[mask].tolist() if i < self.words.vocab_size)
-            for row, mask in zip(ids, answers, strict=True)
-        ]
-        targets = [self.words.decode(example.completion) for example in examples]
-        scores = [self.task.score(*pair) for pair in zip(texts, targets, strict=True)]
+        pairs = zip(self._answer_texts(made), examples, strict=True)
+        scores = [self.task.score(text, self._target(example)) for text, example in pairs]
         return np.array(scores, np.float32)
+
+    def lines(
+        self, made: batches.Sequences, examples: Sequence[data.Example], scores: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """The first few of a batch's texts, for a reader; JSON-able."""
+        first = jax.tree.map(lambda x: np.asarray(x)[:SHOWN], made)
+        texts = self._answer_texts(first)
+        last = np.asarray(first.tokens)[np.arange(len(texts)), np.asarray(first.lengths) - 1]
+        is_done = np.isin(last, self.model.config.eos_ids)
+        return [
+            {**self.asked(examples[n]), **line(text, is_done[n], {"score": scores[n]})}
+            for n, text in enumerate(texts)
+        ]
+
+    def greedy_lines(self, acting: Any, key: types.Key) -> list[dict[str, Any]]:
+        """The answers to the first few held-out examples, for a reader; JSON-able."""
+        count = min(SHOWN, len(self.test))
+        made = self.answers(acting, count, key, self.greedy)
+        return [{**self.asked(self.test[n]), **made.line(n)} for n in range(count)]
+
+    def asked(self, example: data.Example) -> dict[str, Any]:
+        """Prompt and target of an example, as texts."""
+        return {"prompt": self.words.decode(example.prompt), "target": self._target(example)}
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
         """Those of examples, of one width."""
         prompts = [example.prompt for example in examples]
         return batches.pad_prompts(prompts, self.learning.max_prompt_length, self.words.pad_id)
 
+    def _read(self, made: tokens.Completion, examples: list[data.Example]) -> Answers:
+        """Texts and measures of what was made, NumPy."""
+        stops = self.model.config.eos_ids
+        ids = [
+            [i for i in row[mask].tolist() if i not in stops]
+            for row, mask in zip(made.tokens, made.is_answer, strict=True)
+        ]
+        texts = [self._text(row) for row in ids]
+        targets = map(self._target, examples)
+        found = [self._measures(*pair) for pair in zip(texts, targets, strict=True)]
+        nats = -np.asarray(made.log_probability, np.float64).sum(1)
+        measures = {name: np.array([one[name] for one in found]) for name in found[0]}
+        done, lengths = ~np.asarray(made.truncated), np.asarray(made.length)
+        return Answers(texts, ids, done, lengths, nats, measures)
+
+    def _measures(self, text: str, target: str) -> dict[str, float]:
+        if self.task.score is None:
+            return rouge.scores(text, target)
+        return {"score": self.task.score(text, target)}
+
+    def _answer_texts(self, made: batches.Sequences) -> list[str]:
+        ids, answers = np.asarray(made.tokens), np.asarray(made.is_answer)
+        return [self._text(row[mask].tolist()) for row, mask in zip(ids, answers, strict=True)]
+
+    def _text(self, ids: Iterable[int]) -> str:
+        # A model's table may have more rows than the tokenizer has pieces.
+        return self.words.decode(i for i in ids if i < self.words.vocab_size)
+
+    def _target(self, example: data.Example) -> str:
+        return self.words.decode(example.completion)
+
     def _parts(self, count: int) -> list[list[data.Example]]:
         """Examples in parts of one size, compiled once: the last one is filled up."""
+        if not self.test:
+            raise ValueError(
+                f"no held-out example of {self.task.name} is short enough: they were dropped; "
+                "raise max_prompt_length or max_new_tokens"
+            )
         chosen = [self.test[i % len(self.test)] for i in range(-(-count // ROWS) * ROWS)]
         return [chosen[i : i + ROWS] for i in range(0, len(chosen), ROWS)]
+
+
+def _joined(parts: list[Answers], count: int) -> Answers:
+    def join(column: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(column)[:count]
+
+    return Answers(
+        texts=[text for part in parts for text in part.texts][:count],
+        ids=[ids for part in parts for ids in part.ids][:count],
+        done=join([part.done for part in parts]),
+        tokens=join([part.tokens for part in parts]),
+        nats=join([part.nats for part in parts]),
+        measures={
+            name: join([part.measures[name] for part in parts]) for name in parts[0].measures
+        },
+    )

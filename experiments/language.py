@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ from kullback.lm import (
     gemma,
     hugging_face,
     hugging_face_config,
+    sharding,
     tasks,
     tokenizer,
     tuning,
@@ -64,6 +65,7 @@ class Setup:
     judge: judges.Judge
     # Where learning starts; None: where the learner draws.
     initial_params: Callable[[], types.Params] | None
+    placement: sharding.Placement | None = None  # Over a mesh; None is one device.
 
     @property
     def learning(self) -> Any:
@@ -118,6 +120,7 @@ class Setup:
             params=self.initial_params,
             constants=constants,
             evaluate=self.judge.scores,
+            placement=self.placement,
         )
 
     def source(
@@ -160,7 +163,11 @@ class Setup:
             return self.judge.prompts([self.train[i] for i in indices]), indices, step
 
         def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
-            return program(acting, drawn[0], key)
+            rows = drawn[0]
+            if self.placement is not None:
+                home = sharding.of_rows(self.placement.mesh, len(drawn[1]))
+                rows = jax.device_put(rows, home)
+            return program(acting, rows, key)
 
         def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
             examples, step = [self.train[i] for i in drawn[1]], drawn[2]
@@ -196,12 +203,15 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     if entry.has_teacher != bool(plan.teacher):
         needs = "needs --teacher" if entry.has_teacher else "takes no --teacher"
         raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
+    mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
+    if mesh is not None:
+        sharding.check_batch(mesh, config.learning.batch_size)
     task = tasks.make(plan.environment)
-    teacher = load(plan.teacher) if plan.teacher else None
+    teacher = load(plan.teacher, mesh=mesh) if plan.teacher else None
     if home is not None:
         student = Checkpoint(saved_config(home), tokenizer.load(home / "tokenizer"), None)
     else:
-        student = _student(plan, task, teacher)
+        student = _student(plan, task, teacher, mesh)
     if teacher is not None:
         distillation.check_compatible(student.info, teacher.info)
     c = config.learning
@@ -211,7 +221,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
 
     def initial_params() -> types.Params:
         # A folder in which a second seed begins has none at hand.
-        return load(plan.model).params if student.params is None else student.params
+        return load(plan.model, mesh=mesh).params if student.params is None else student.params
 
     models = [gemma.make(student.config)]
     if teacher is not None:
@@ -222,61 +232,10 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
-        judge=judges.Judge(
-            models[0], student.tokenizer, task, test, c, operator(dataclasses.asdict(config))
-        ),
+        judge=judges.Judge(models[0], student.tokenizer, task, test, c, config.operator),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
+        placement=sharding.placement(mesh, *(model.config for model in models)),
     )
-
-
-def judge(
-    path: str | pathlib.Path,
-    task: str = "",
-    *,
-    seed: int | None = None,
-    best: bool = False,
-    **lengths: Any,
-) -> tuple[judges.Judge, Checkpoint]:
-    """What judges a model on the held-out examples of a task, and the model; no teacher.
-
-    Args:
-      path: of a run, or of a folder of weights.
-      task: "tokens/..."; "" is the run's own.
-      seed, best: as for `load`.
-      **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
-        `tuning.Config`'s defaults.
-
-    Raises:
-      ValueError: for weights without a task, and as `load` does.
-    """
-    path = pathlib.Path(path)
-    learning = tuning.Config()
-    if is_run(path):
-        plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-        presets = lm.ALGORITHMS[plan.agent].presets(plan.family)
-        learning = settings.apply(presets, plan.settings).learning
-        task = task or plan.environment
-    if not task:
-        raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
-    learning = dataclasses.replace(learning, **lengths)
-    made = tasks.make(task)
-    checkpoint = load(path, seed, best=best)
-    test, _ = made.examples("test", checkpoint.tokenizer, limits(learning, checkpoint.config))
-    model, words = gemma.make(checkpoint.config), checkpoint.tokenizer
-    return judges.Judge(model, words, made, test, learning, checkpoint.divergence), checkpoint
-
-
-def operator(config: Mapping[str, Any]) -> str:
-    """Name of f of a model's operator, from the configuration of what trained it, field by field.
-
-    The divergence of GKD is one between two models, whose student has probabilities by softmax;
-    unless it is the loss that f generates: that is a loss of softargmax_f.
-    """
-    divergence = config.get("divergence", "kl")
-    if "student_fraction" not in config:
-        return divergence
-    kind, _, name = divergence.partition("-")
-    return name if kind == "fenchel_young" else "kl"
 
 
 def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
@@ -289,14 +248,16 @@ def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
     )
 
 
-def _student(plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None) -> Checkpoint:
+def _student(
+    plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None, mesh: sharding.Mesh | None
+) -> Checkpoint:
     if not plan.model:
         raise ValueError(
             f"{plan.agent} needs --model: a folder, a run, or a preset made on the spot "
             f"({', '.join(gemma.PRESETS)})"
         )
     if plan.model not in gemma.PRESETS:
-        trained = load(plan.model)
+        trained = load(plan.model, mesh=mesh)
         shape = dataclasses.replace(
             settings.apply(trained.config, plan.model_flags),
             **{n: getattr(trained.config, n) for n in COMPUTE},
@@ -332,13 +293,20 @@ def is_run(path: pathlib.Path) -> bool:
     return (path / "model.json").is_file()
 
 
-def load(path: str | pathlib.Path, seed: int | None = None, *, best: bool = False) -> Checkpoint:
+def load(
+    path: str | pathlib.Path,
+    seed: int | None = None,
+    *,
+    best: bool = False,
+    mesh: sharding.Mesh | None = None,
+) -> Checkpoint:
     """The model of a folder as Hugging Face has them, or that a run has trained.
 
     Args:
       path: of the folder or the run.
       seed: which of a run's seeds; None is the first.
       best: of a run, the checkpoint of the highest evaluation in place of the newest.
+      mesh: over which parameters go as they are read; None is one device.
 
     Raises:
       ValueError: if it is neither, or the run has no such seed, or no checkpoint with a score.
@@ -346,8 +314,8 @@ def load(path: str | pathlib.Path, seed: int | None = None, *, best: bool = Fals
     path = pathlib.Path(path)
     if is_run(path):
         words = tokenizer.load(path / "tokenizer")
-        divergence = operator(run_folder.RunFolder(path).config()["config"])
-        return Checkpoint(saved_config(path), words, _trained(path, seed, best), divergence)
+        params = _trained(path, seed, best, mesh)
+        return Checkpoint(saved_config(path), words, params, algorithm_config(path).operator)
     if seed is not None or best:
         raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
     if not (path / "config.json").is_file():
@@ -355,7 +323,8 @@ def load(path: str | pathlib.Path, seed: int | None = None, *, best: bool = Fals
             f"{path} is no model: expected a folder with config.json and weights, a run of a "
             f"language model, or a preset ({', '.join(gemma.PRESETS)})"
         )
-    config, params, _ = hugging_face.load(path)
+    homes = sharding.by_path(hugging_face_config.read(path), mesh)
+    config, params, _ = hugging_face.load(path, sharding=homes)
     return Checkpoint(config, tokenizer.load(path), params, _exported_operator(path))
 
 
@@ -372,7 +341,9 @@ def _exported_operator(path: pathlib.Path) -> str:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _trained(path: pathlib.Path, seed: int | None, best: bool) -> types.Params:
+def _trained(
+    path: pathlib.Path, seed: int | None, best: bool, mesh: sharding.Mesh | None
+) -> types.Params:
     """The newest whole parameters of a run, or its best, and nothing else of it."""
     plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
     seed = plan.seed if seed is None else seed
@@ -381,8 +352,7 @@ def _trained(path: pathlib.Path, seed: int | None, best: bool) -> types.Params:
         raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
     part = path / f"seed_{seed}"
     folder = run_folder.RunFolder(part if part.is_dir() else path).checkpoints
-    shapes = jax.eval_shape(gemma.make(saved_config(path)).init, jax.random.key(0))
-    like = {"learner": {"params": shapes}}
+    like = {"learner": {"params": sharding.shapes(saved_config(path), mesh)}}
     if not best:
         return checkpoints.restore_latest(folder, like, part=True)[0]["learner"]["params"]
     step = checkpoints.best_step(folder)
@@ -391,6 +361,12 @@ def _trained(path: pathlib.Path, seed: int | None, best: bool) -> types.Params:
             f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
         )
     return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
+
+
+def algorithm_config(path: pathlib.Path) -> Any:
+    """The configuration of the algorithm of a run, by its plan."""
+    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
+    return settings.apply(lm.ALGORITHMS[plan.agent].presets(plan.family), plan.settings)
 
 
 def saved_config(home: pathlib.Path) -> gemma.Config:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kullback import agents, environments, lm
-from kullback.core import names, types
+from kullback.core import names, sharding, types
 from kullback.experiments import settings
 
 AnyEnvironment = types.Environment | types.HostEnvironment
@@ -60,6 +60,7 @@ class Plan:
     model_flags: tuple[str, ...] = ()  # field=value of the preset.
     tokenizer: str = ""  # Of a preset: a folder with one; "" is the teacher's, or a new BPE.
     teacher: str = ""  # A folder or a run.
+    mesh: str = ""  # DATAxMODEL devices, "4x2"; "" is one device.
     log_every: int = 0
     checkpoint_every: int = 0
 
@@ -105,7 +106,9 @@ class Plan:
         if learns_language != self.is_language and CUSTOM not in (self.agent, self.environment):
             kind = "a language model's and learns in tokens/..." if learns_language else "of games"
             raise ValueError(f"{self.agent} is {kind}, got environment {self.environment!r}")
-        for name in ("model", "model_flags", "tokenizer", "teacher"):
+        if self.mesh:
+            sharding.shape_of(self.mesh)
+        for name in ("model", "model_flags", "tokenizer", "teacher", "mesh"):
             if getattr(self, name) and not self.is_language:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
         if self.is_language and (self.num_envs > 1 or self.environment_flags):

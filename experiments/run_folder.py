@@ -1,4 +1,7 @@
-"""A run's folder: config.json, metrics.csv, TensorBoard events, learning_curve.png, checkpoints."""
+"""A run's folder: config.json, metrics.csv, TensorBoard events, learning_curve.png, checkpoints.
+
+That of a language model has samples.jsonl beside metrics.csv.
+"""
 
 import csv
 import dataclasses
@@ -37,6 +40,11 @@ class RunFolder:
     def metrics_file(self) -> pathlib.Path:
         """A row a log interval and seed, CSV."""
         return self.path / "metrics.csv"
+
+    @property
+    def samples_file(self) -> pathlib.Path:
+        """What a language model wrote, JSON, a text a line."""
+        return self.path / "samples.jsonl"
 
     @property
     def curve_file(self) -> pathlib.Path:
@@ -151,6 +159,26 @@ class Log:
     def close(self) -> None:
         """Flushes, and closes the files."""
         self._events.close()
+
+
+class Texts:
+    """Appends texts of one seed to samples.jsonl."""
+
+    def __init__(self, folder: RunFolder, seed: int):
+        self._file, self._seed = folder.samples_file, seed
+
+    def begin(self, steps: int) -> None:
+        """Goes on at `steps`: lines after it are dropped, to be made again."""
+        text = self._file.read_text("utf-8") if self._file.is_file() else ""
+        *lines, _ = text.split("\n")  # What a crash cut has no end.
+        kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= steps]
+        checkpoints.atomic_write_text(self._file, "".join(kept))
+
+    def write(self, steps: int, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Appends texts, JSON-able, that were made when so many steps were done."""
+        lines = [{"step": steps, "seed": self._seed, **text} for text in texts]
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def provenance() -> dict[str, Any]:

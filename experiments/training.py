@@ -201,10 +201,12 @@ def _drive(
 ) -> None:
     """Runs one loop to the plan's number of steps, or until interrupted."""
     agent, environment = built
+    texts = None  # Of a language model.
     if isinstance(environment, types.Environment):
         loop = compiled.make(agent, environment, seeds, work.make_arena)
     elif plan.is_language:
-        loop = environment.loop(seeds[0])
+        texts = run_folder.Texts(folder, seeds[0])
+        loop = environment.loop(seeds[0], texts.write, plan.log_every)
     else:
         loop = host.make(agent, environment, seeds[0], work.make_arena)
     saver = Saver(folder, loop)
@@ -221,6 +223,8 @@ def _drive(
         print(f"{folder.path} is finished: {steps:,} steps; a larger --steps extends it")
         return
     log = run_folder.Log(folder, steps)
+    if texts is not None:
+        texts.begin(steps)
     interrupts = _Interrupts()
     spec = environment.spec
     drawn = clock = time.monotonic()
@@ -250,6 +254,8 @@ def _drive(
             if steps >= events["evaluate"] or (finished and plan.eval_every):
                 scores = loop.evaluate(state, plan.eval_episodes).mean(axis=1)  # [K]
                 notes["evaluation"] = float(scores.mean())
+            if texts is not None and (scores is not None or finished):
+                texts.write(steps, built[1].texts(state.learner, steps))
             if scores is not None or steps >= events["log"] or finished:
                 state, rows = loop.rows(state)
                 now = time.monotonic()

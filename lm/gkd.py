@@ -14,7 +14,7 @@ from typing import Literal
 
 import jax
 
-from kullback.core import types
+from kullback.core import regularizers, types
 from kullback.lm import distillation, gemma, tuning
 
 
@@ -35,6 +35,15 @@ class Config:
                 f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "
                 "holds several prompts, and the student samples from one"
             )
+
+    @property
+    def operator(self) -> str:
+        """Name of f of the student's operator, with which it samples.
+
+        A divergence is one between two softmaxes; the loss that f generates is of softargmax_f.
+        """
+        kind, _, f = self.divergence.partition("-")
+        return f if kind == "fenchel_young" else "kl"
 
     def mixture(self) -> tuning.Mixture:
         """Whose sequences are learnt from."""
@@ -69,4 +78,5 @@ def make(model: gemma.Model, teacher: gemma.Model, config: Config | None = None)
         algorithm=config,
         teacher=teacher,
         mixture=config.mixture(),
+        divergence=regularizers.named(config.operator),
     )

@@ -12,7 +12,7 @@ import pathlib
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -123,6 +123,7 @@ def save(
     config: gemma.Config,
     params: types.Params,
     tokenizer_files: Iterable[files.Path] = (),
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that transformers loads as Gemma3ForCausalLM, whole or not at all.
 
@@ -131,6 +132,7 @@ def save(
       config: the model.
       params: as of `gemma.make(config)`, in the type in which they are to be written.
       tokenizer_files: copied under their names.
+      extra: what config.json shall say of the model beside its shape; transformers keeps it.
 
     Raises:
       ValueError: if something is in the folder, or params are not those of config.
@@ -147,7 +149,10 @@ def save(
         raise ValueError(f"params are not those of the configuration, see {', '.join(wrong)}")
     copied = [pathlib.Path(path) for path in tokenizer_files]
     contents = {
-        "config.json": hugging_face_config.to_json(config, str(named["embedding"].dtype)),
+        "config.json": {
+            **hugging_face_config.to_json(config, str(named["embedding"].dtype)),
+            **(extra or {}),
+        },
         "generation_config.json": hugging_face_config.generation_to_json(config),
     }
     for path in copied:

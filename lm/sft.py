@@ -22,6 +22,11 @@ class Config:
     def __post_init__(self) -> None:
         regularizers.named(self.divergence)
 
+    @property
+    def operator(self) -> str:
+        """Name of f of the model's operator, with which it samples."""
+        return self.divergence
+
 
 def presets(family: str) -> Config:
     """Settings for "tokens", the one family of language models."""

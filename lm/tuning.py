@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import learners, regularizers, types
+from kullback.core import learners, regularizers, sampling, types
 from kullback.environments import tokens
 from kullback.lm import batches, chunked, data, distillation, gemma, policy
 
@@ -105,11 +105,11 @@ def make(
     def measure(logits: jax.Array, labels: jax.Array, *teacher_logits: jax.Array) -> Any:
         """Losses and metrics of a chunk, [n] each."""
         frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
-        log_q = jax.nn.log_softmax(frozen)
+        p = sampling.probabilities(frozen, divergence)
         found = {
             "loss": token_loss(logits, labels, *teacher_logits),
             "accuracy": (jnp.argmax(frozen, -1) == labels).astype(jnp.float32),
-            "entropy": -jnp.sum(jnp.exp(log_q) * log_q, -1),
+            "entropy": jnp.sum(jax.scipy.special.entr(p), -1),
         }
         for of_teacher in teacher_logits:
             best = jax.lax.top_k(jax.nn.softmax(of_teacher.astype(jnp.float32)), TOP_K)[0]

@@ -132,3 +132,21 @@ def test_config_json_says_how_to_repeat_the_run(chain_run):
     assert config["versions"]["jax"] == jax.__version__
     assert set(config["versions"]) >= {"kullback", "dm-haiku", "optax", "ale-py", "numpy"}
     assert {"python", "machine", "command", "git_revision"} <= set(config)
+
+
+def test_texts_that_will_be_made_again_are_dropped_and_a_line_that_was_cut(tmp_path: pathlib.Path):
+    folder = fresh(tmp_path)
+    texts = run_folder.Texts(folder, seed=3)
+    texts.begin(0)
+    texts.write(1, [{"completion": "a\u2028b\nc"}, {"completion": "é"}])
+    before = folder.samples_file.read_bytes()
+    texts.write(2, [{"completion": "x"}])
+    with folder.samples_file.open("a") as file:
+        file.write('{"step": 1, "se')
+    run_folder.Texts(folder, seed=3).begin(1)
+    assert folder.samples_file.read_bytes() == before
+    lines = [json.loads(line) for line in before.decode().split("\n")[:-1]]
+    assert lines == [
+        {"step": 1, "seed": 3, "completion": "a\u2028b\nc"},
+        {"step": 1, "seed": 3, "completion": "é"},
+    ]

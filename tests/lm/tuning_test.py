@@ -133,18 +133,21 @@ def test_packing_is_refused_where_it_would_learn_something_else():
     gkd.Config(student_fraction=0.0, learning=packed)
 
 
-def test_any_divergence_generates_a_loss():
+def test_any_divergence_generates_a_loss_and_an_entropy():
     logits = MODEL.apply(params(0), rows().data.tokens)
     is_answer = np.asarray(rows().data.is_answer)[:, 1:]
     values = {}
     for name in ("kl", "alpha-1.5", "jensen_shannon"):
         config = sft.Config(divergence=name, learning=LEARNING)
-        values[name] = float(step(sft.make(MODEL, config), rows())[1].metrics["loss"])
-        losses = np.asarray(
-            regularizers.loss(logits[:, :-1], rows().data.tokens[:, 1:], regularizers.named(name))
-        )
+        found = step(sft.make(MODEL, config), rows())[1].metrics
+        values[name], f = float(found["loss"]), regularizers.named(name)
+        losses = np.asarray(regularizers.loss(logits[:, :-1], rows().data.tokens[:, 1:], f))
         means = [losses[b, is_answer[b]].mean() for b in range(SIZE)]
         np.testing.assert_allclose(values[name], np.mean(means), rtol=1e-4)
+        p = np.asarray(regularizers.softargmax(logits[:, :-1], f))
+        entropies = -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
+        means = [entropies[b, is_answer[b]].mean() for b in range(SIZE)]
+        np.testing.assert_allclose(found["entropy"], means, rtol=1e-4)
     assert len(set(values.values())) == 3
 
 
@@ -160,6 +163,21 @@ def test_gkd_learns_from_its_teacher(name):
         np.testing.assert_allclose(same.metrics["loss"], 0, atol=1e-6)
     assert np.all(np.asarray(same.metrics["teacher_top_16"]) <= 1 + 1e-6)
     del state
+
+
+@pytest.mark.parametrize(("name", "f"), [("reverse_kl", "kl"), ("fenchel_young-gan", "gan")])
+def test_a_student_samples_by_the_operator_of_its_loss(name: str, f: str):
+    config = gkd.Config(divergence=name, learning=LEARNING)
+    assert config.operator == f
+    acts = gkd.make(MODEL, MODEL, config).policy
+    prompts = batches.pad_prompts([(3, 4)] * SIZE, 2, 0)
+    acting = {"params": jax.tree.map(lambda x: 3.0 * x, params(0))}
+    state = acts.initial_state(acting, prompts, 4)
+    action, _, extras = acts.step(acting, prompts.tokens[:, -1], state, jax.random.key(0))
+    logits = MODEL.apply(acting["params"], prompts.tokens)[:, -1]
+    p = np.asarray(regularizers.softargmax(logits, regularizers.named(f)))
+    expected = np.log(p[np.arange(SIZE), np.asarray(action)])
+    np.testing.assert_allclose(extras["log_probability"], expected, rtol=1e-3)
 
 
 def test_gkd_brings_the_student_to_its_teacher():

@@ -1,0 +1,190 @@
+"""Tests of experiments/evaluation.py and of the likelihoods and answers of judge.py."""
+
+import itertools
+import json
+import math
+import pathlib
+from typing import Any
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from kullback.core import regularizers
+from kullback.experiments import cli, evaluation, judge
+from kullback.lm import gemma, tasks, tokenizer, tuning
+
+# A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
+SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
+LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
+
+
+def judge_of(divergence: str, task: tasks.Task = SUMS) -> judge.Judge:
+    words = tokenizer.train_bpe(SUMS.texts("train"), 300)
+    config = gemma.Config(
+        vocab_size=words.vocab_size + 1,  # A row of the table that the tokenizer does not know.
+        num_layers=1,
+        embed_dim=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        hidden_dim=8,
+        window=4,
+        query_scale=8.0,
+        bos_id=words.bos_id,
+        eos_ids=words.eos_ids,
+        pad_id=words.pad_id,
+    )
+    test, _ = task.examples("test", words, None)
+    return judge.Judge(gemma.make(config), words, task, test, LEARNING, divergence)
+
+
+@pytest.fixture(scope="module")
+def acting() -> dict[str, Any]:
+    # Sharper than initial parameters, so that the sparse operator excludes tokens.
+    params = judge_of("kl").model.init(jax.random.key(0))
+    return {"params": jax.tree.map(lambda x: 3.0 * x, params)}
+
+
+@pytest.fixture(scope="module")
+def reports(acting: dict[str, Any]) -> dict[str, evaluation.Report]:
+    judges = {
+        "kl": judge_of("kl"),
+        "alpha-1.5": judge_of("alpha-1.5", SUMS._replace(score=None)),
+    }
+    return {
+        name: evaluation.evaluate(one, acting, count=50, num_samples=3, key=jax.random.key(1))
+        for name, one in judges.items()
+    }
+
+
+@pytest.mark.parametrize("divergence", ["kl", "alpha-1.5", "reverse_kl"])
+def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str, Any]):
+    one = judge_of(divergence)
+    held = one.likelihoods(acting, 3)
+    assert held.loss.shape == (3,)
+    for n, example in enumerate(one.test[:3]):
+        ids = np.array([*example.prompt, *example.completion], np.int32)
+        logits = one.model.apply(acting["params"], ids[None])[0, :-1]
+        at = np.arange(len(example.prompt) - 1, len(ids) - 1)
+        labels = ids[at + 1]
+        p = np.asarray(regularizers.softargmax(logits, one.f), np.float64)[at, labels]
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(held.nats[n], -np.log(p).sum(), rtol=2e-4)
+        loss = regularizers.loss(logits[at], labels, one.f)
+        np.testing.assert_allclose(held.loss[n], np.float64(loss).sum(), rtol=2e-4)
+        assert held.right[n] == np.sum(np.argmax(logits[at], -1) == labels)
+        assert held.tokens[n] == len(example.completion)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "alpha-1.5"])
+def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, Any]):
+    one = judge_of(divergence)
+    made = one.answers(acting, 9, jax.random.key(2), one.plain)
+    greedy = one.answers(acting, 9, jax.random.key(2), one.greedy)
+    for n, example in enumerate(one.test):
+        nats = 0.0
+        ends = [*made.ids[n], *([one.words.eos_id] if made.done[n] else [])]
+        assert made.tokens[n] == len(ends) <= LEARNING.max_new_tokens
+        for count, token in enumerate(ends):
+            ids = np.array([*example.prompt, *ends[:count]], np.int32)
+            logits = one.model.apply(acting["params"], ids[None])[0, -1]
+            nats -= np.log(float(regularizers.softargmax(logits, one.f)[token]))
+        np.testing.assert_allclose(made.nats[n], nats, rtol=1e-3, atol=1e-5)
+        best = np.argmax(one.model.apply(acting["params"], np.array([example.prompt]))[0, -1])
+        first = greedy.ids[n][0] if greedy.ids[n] else one.words.eos_id
+        assert first == best
+
+
+def test_a_report_of_softmax_on_a_task_with_a_rule(reports: dict[str, evaluation.Report]):
+    report = reports["kl"]
+    found = report.estimates
+    assert found["perplexity"].mean == pytest.approx(math.exp(found["nats_per_token"].mean))
+    low, mean, high = found["nats_per_token"].low, *found["nats_per_token"][::2]
+    assert low < mean < high
+    assert found["pass@1"].mean == pytest.approx(found["score_temperature_1"].mean)
+    assert found["pass@1"].mean <= found["pass@3"].mean
+    assert 0 < found["entropy_temperature_1"].mean < math.log(300)
+    assert not report.notes and not any("rouge" in name or "loss" in name for name in found)
+    assert "9 held-out examples, 3 samples" in report.title  # Fewer than were asked for.
+    assert len(report.rows) == 9
+    for row in report.rows:
+        assert row.keys() == {"prompt", "target", "greedy", "samples"}
+        assert row["prompt"].endswith("=") and len(row["samples"]) == 3
+        right = row["greedy"]["completion"].strip() == row["target"]
+        assert row["greedy"]["score"] == float(right)
+    shares = [line["done"] for row in report.rows for line in row["samples"]]
+    assert found["truncated_temperature_1"].mean == pytest.approx(1 - np.mean(shares))
+
+
+def test_a_report_of_a_sparse_operator_refuses_perplexity(reports: dict[str, evaluation.Report]):
+    report = reports["alpha-1.5"]
+    assert not {"nats_per_token", "perplexity"} & set(report.estimates)
+    assert report.estimates["alpha-1.5_loss"].mean > 0
+    assert "no nats_per_token and no perplexity: the operator of alpha-1.5" in report.notes[0]
+    shown = evaluation.show(report)
+    assert "alpha-1.5_loss" in shown and report.notes[0] in shown
+    # No rule judges these answers.
+    assert {"rouge_1_greedy", "rouge_l_temperature_1"} <= set(report.estimates)
+    assert not any("pass@" in name or "score" in name for name in report.estimates)
+    assert report.rows[0]["greedy"].keys() >= {"completion", "done", "rouge_1", "rouge_2"}
+    json.dumps(report.rows, allow_nan=False)
+
+
+def test_pass_at_k_golden():
+    # Of 4 answers 1 is right: 2 drawn miss it in C(3, 2) = 3 of C(4, 2) = 6 cases.
+    got = evaluation.pass_at_k(np.array([0, 1, 3, 4]), 4, 2)
+    np.testing.assert_allclose(got, [0, 0.5, 1, 1])
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=r"k must lie in \[1, 4\]"):
+            evaluation.pass_at_k(np.array([1]), 4, k)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=7), st.integers(1, 7))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(right: list[bool], k: int):
+    k = min(k, len(right))
+    subsets = list(itertools.combinations(right, k))
+    expected = np.mean([any(subset) for subset in subsets])
+    got = evaluation.pass_at_k(np.array([sum(right)]), len(right), k)
+    np.testing.assert_allclose(got, [expected])
+
+
+def test_distinct_golden():
+    # 5 tokens, of which 3 differ; 3 pairs, (1, 2) twice: none across texts.
+    texts = [[1, 2, 1], [1, 2], []]
+    assert evaluation.distinct(texts, 1) == pytest.approx(2 / 5)
+    assert evaluation.distinct(texts, 2) == pytest.approx(2 / 3)
+    assert evaluation.distinct(texts, 3) == 1.0
+    assert math.isnan(evaluation.distinct(texts, 4))
+
+
+def test_estimates():
+    # (1 + 5) nats of (1 + 3) tokens.
+    found = evaluation.estimate(np.array([1.0, 5.0]), np.array([1, 3]))
+    assert found.mean == 1.5 and found.low == 1.0 and found.high == pytest.approx(5 / 3)
+    assert found == evaluation.estimate(np.array([1.0, 5.0]), np.array([1, 3]))
+    known = evaluation.estimate(np.array([1.0, math.nan, 5.0]), np.array([1, 7, 3]))
+    assert known == found
+    assert evaluation.estimate(np.ones(5)) == (1.0, 1.0, 1.0)
+    assert evaluation.estimate(np.ones(1))[0] == 1.0 and str(evaluation.Estimate(0.5)) == "0.5000"
+    assert math.isnan(evaluation.estimate(np.array([math.nan])).mean)
+    assert evaluation.estimate(np.array([1.0, math.inf])).mean == math.inf
+
+
+def test_an_interval_is_that_of_the_mean_of_many():
+    values = np.random.default_rng(3).normal(2.0, 5.0, 400)
+    found = evaluation.estimate(values)
+    half = 1.96 * values.std() / math.sqrt(400)
+    np.testing.assert_allclose(found[1:], [values.mean() - half, values.mean() + half], atol=0.08)
+
+
+def test_what_is_no_language_model_takes_none_of_its_options(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    for wrong in (["tokens/arithmetic"], ["--samples", "3"], ["--max-new-tokens", "4"]):
+        assert cli.main(["evaluate", str(tmp_path), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert "is for language models" in error and error.count("\n") == 1

@@ -1,0 +1,177 @@
+"""Tests of runs of language models over a mesh: eight devices that one processor plays."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kullback.experiments import cli, language, plan
+from kullback.lm import gemma, hugging_face, tasks, tokenizer
+
+TASK = "tokens/arithmetic"
+MODEL = {
+    "num_layers": 2,
+    "pattern": 1,
+    "embed_dim": 32,
+    "hidden_dim": 64,
+    "window": 4,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "vocab_size": 264,  # Two more than the tokenizer has: eight divide it.
+}
+SETTINGS = (
+    "batch_size=8",
+    "max_prompt_length=8",
+    "max_new_tokens=4",
+    "warmup_steps=0",
+    "student_fraction=0.5",
+    "mixing=row",
+)
+
+PROGRAM = """
+import contextlib, io, json, pathlib, sys
+import jax, numpy as np
+from kullback.core import checkpoints, trees
+from kullback.experiments import cli, language, plan
+
+given = json.loads(sys.argv[1])
+root, found = pathlib.Path(given["root"]), {}
+
+
+ends = {}
+for mesh in ("", "8x1", "4x2", "1x8"):
+    setup = language.setup(
+        plan.Plan(
+            agent="gkd",
+            environment=given["task"],
+            model="tiny",
+            model_flags=given["flags"],
+            teacher=given["teacher"],
+            settings=given["settings"],
+            mesh=mesh,
+        )
+    )
+    loop, losses = setup.loop(0), []
+    state = loop.init()
+    while loop.env_steps(state) < 10:
+        state = loop.advance(state, loop.env_steps(state) + 1)
+        state, (row,) = loop.rows(state)
+        losses.append(row["loss"])
+    arrays = {
+        "embedding": state.learner.params["embedding"],
+        "moment": state.learner.opt_state[1][0].mu["embedding"],
+        "teacher": setup.teacher.params["periods"]["layer_0"]["attention"]["query"],
+    }
+    shapes = {name: x.addressable_shards[0].data.shape for name, x in arrays.items()}
+    found[mesh], ends[mesh] = {"losses": losses, **shapes}, (loop, state)
+
+model = [f"--model-flag={flag}" for flag in given["flags"]]
+settings = [f"--set={setting}" for setting in given["settings"]]
+train = ["train", "gkd", given["task"], "--model", "tiny", "--teacher", given["teacher"]]
+train += [*model, *settings, "--steps", "5", "--log-every", "1"]
+out = str(root / "run")
+commands = {
+    "train": [*train, "--mesh", "4x2", "--out", out],
+    "go on": ["train", "--resume", out, "--steps", "10"],
+    "other": ["train", "--resume", out, "--mesh", "8x1"],
+    "devices": [*train, "--mesh", "3x2"],
+    "rows": [*train, "--set=batch_size=6", "--mesh", "4x2"],
+    "text": [*train, "--mesh", "4"],
+    "game": ["train", "dqn", "toy/chain", "--mesh", "4x2"],
+}
+found["said"] = {}
+for name, command in commands.items():
+    error = io.StringIO()
+    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
+        found["said"][name] = [cli.main(command), error.getvalue()]
+
+# The run that stopped half-way is the one that did not, to the last bit.
+loop, whole = ends["4x2"]
+saved, _, step = checkpoints.restore_latest(root / "run" / "checkpoints", loop.template())
+part = loop.restore(saved)
+assert step == part.steps == whole.steps == 10
+pairs = zip(jax.tree.leaves(part[1:3]), jax.tree.leaves(whole[1:3]), strict=True)
+for one, other in pairs:
+    np.testing.assert_array_equal(trees.to_numpy(one), trees.to_numpy(other))
+    assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return tmp_path_factory.mktemp("mesh")
+
+
+@pytest.fixture(scope="module")
+def found(root: pathlib.Path) -> dict[str, Any]:
+    """What one process with eight devices has seen."""
+    words = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
+    tokenizer.save(words, root / "words")
+    ids = {"bos_id": words.bos_id, "eos_ids": words.eos_ids, "pad_id": words.pad_id}
+    config = gemma.Config(**MODEL, **ids, head_dim=8, query_scale=8.0)
+    params = gemma.make(config).init(jax.random.key(1))
+    hugging_face.save(root / "teacher", config, params, sorted((root / "words").iterdir()))
+    given = {
+        "root": str(root),
+        "task": TASK,
+        "teacher": str(root / "teacher"),
+        "flags": [f"{name}={value}" for name, value in MODEL.items()],
+        "settings": SETTINGS,
+    }
+    # What is compiled here runs for milliseconds.
+    fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {fast}"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(given)],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
+def test_losses_over_a_mesh_are_those_of_one_device(found: dict[str, Any], mesh: str):
+    """Ten steps of GKD, half of whose rows the student samples; the process resumes as well."""
+    expected = found[""]["losses"]
+    assert len(expected) == 10 and min(expected) > 0 and len(set(expected)) == 10
+    np.testing.assert_allclose(found[mesh]["losses"], expected, rtol=1e-4)
+    model = int(mesh[-1])
+    assert found[mesh]["embedding"] == found[mesh]["moment"] == [264 // model, 32]
+    assert found[mesh]["teacher"] == [2, 32, 64 // model]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "message"),
+    [
+        ("train", 0, ""),
+        ("go on", 0, ""),
+        ("other", 2, "a run cannot change its mesh"),
+        ("devices", 2, "mesh 3x2 is of 6 devices, and there are 8"),
+        ("rows", 2, "batch_size=6 does not divide by 4, the data axis of mesh 4x2"),
+        ("text", 2, "a mesh is DATAxMODEL devices, such as 4x2, got '4'"),
+        ("game", 2, "mesh is for language models"),
+    ],
+)
+def test_the_command_line(found: dict[str, Any], name: str, status: int, message: str):
+    got, error = found["said"][name]
+    assert got == status and message in error
+    assert status == 0 or error.count("\n") == 1
+
+
+def test_a_run_over_a_mesh_needs_its_devices_and_is_a_model_as_any(
+    found: dict[str, Any], root: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["train", "--resume", str(root / "run"), "--steps", "11"]) == 2
+    assert "mesh 4x2 is of 8 devices, and there are 1" in capsys.readouterr().err
+    saved = json.loads((root / "run" / "config.json").read_text())["plan"]
+    assert plan.Plan.from_json(saved).mesh == "4x2" and saved["steps"] == 10
+    assert not jax.tree.leaves(language.load(root / "run").params)[0].committed

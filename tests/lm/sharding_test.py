@@ -1,0 +1,105 @@
+"""Tests of lm/sharding.py: the table on meshes without devices, loading onto eight of them."""
+
+import dataclasses
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from kullback.core import sharding as meshes
+from kullback.core import trees
+from kullback.lm import gemma, hugging_face, sharding
+
+
+def cuts(config: gemma.Config, data: int, model: int) -> dict[str, tuple]:
+    mesh = AbstractMesh((data, model), meshes.AXES)
+    shapes = sharding.shapes(config, None)
+    homes = meshes.of_params(sharding.rules(config), shapes, mesh)
+    return {path: tuple(home.spec) for path, home in trees.named_leaves(homes).items()}
+
+
+@pytest.mark.parametrize("name", gemma.PRESETS)
+def test_every_parameter_of_every_preset_has_its_cut(name: str):
+    found = cuts(gemma.PRESETS[name], 4, 2)
+    shapes = trees.named_leaves(sharding.shapes(gemma.PRESETS[name], None))
+    for path, spec in found.items():
+        assert len(spec) == len(shapes[path].shape)
+        if path.startswith(("periods", "remainder")):
+            assert spec[0] is None  # The layer axis.
+        assert ("model" in spec) == (not path.endswith("_norm")) or "1b" in name or "270m" in name
+        assert "data" not in spec
+    layer = "periods/layer_0"
+    assert found["embedding"] == ("model", None)
+    assert found[f"{layer}/attention/query"] == (None, None, "model")
+    assert found[f"{layer}/attention/output"] == (None, "model", None)
+    assert found[f"{layer}/feed_forward/up"] == (None, None, "model")
+    assert found[f"{layer}/feed_forward/down"] == (None, "model", None)
+
+
+def test_heads_stay_whole(caplog: pytest.LogCaptureFixture):
+    meshes._report.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        found = cuts(gemma.PRESETS["gemma3-1b"], 1, 8)  # 4 heads of 256, 1 of keys.
+    attention = [spec for path, spec in found.items() if "/attention/" in path]
+    assert all(set(spec) == {None} for spec in attention)
+    assert found["periods/layer_5/feed_forward/gate"] == (None, None, "model")
+    assert "4 parts do not divide by 8 (model)" in caplog.text and "1 parts do not" in caplog.text
+
+
+def test_without_a_mesh_nothing_is_placed():
+    config = gemma.PRESETS["tiny"]
+    assert sharding.placement(None, config) is None and sharding.by_path(config, None) is None
+
+
+# Anonymous memory alone: pages of the files themselves are the kernel's to drop.
+MEASURE = """
+import re, sys
+import jax
+from kullback.lm import hugging_face, hugging_face_config, sharding
+def anonymous(): return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
+mesh = sharding.make_mesh("1x8")
+homes = sharding.by_path(hugging_face_config.read(sys.argv[1]), mesh)
+shapes = sharding.shapes(hugging_face_config.read(sys.argv[1]), mesh)
+[jax.device_put(1.0, device).block_until_ready() for device in jax.devices()]
+before, peak = anonymous(), 0
+def sharding_of(path):
+    global peak
+    peak = max(peak, anonymous())
+    return homes(path)
+_, params, _ = hugging_face.load(sys.argv[1], sharding=sharding_of)
+peak = max(peak, anonymous())
+assert jax.tree.map(lambda x: x.sharding, params) == jax.tree.map(lambda x: x.sharding, shapes)
+sizes = [sum(s.data.nbytes for s in x.addressable_shards) // 1024 for x in jax.tree.leaves(params)]
+print(peak - before, sum(sizes), max(sizes))
+"""
+
+
+def test_loading_onto_a_mesh_holds_the_weights_and_one_stacked_tensor(tmp_path: pathlib.Path):
+    config = dataclasses.replace(
+        gemma.PRESETS["tiny"],
+        num_layers=6,
+        pattern=1,
+        embed_dim=512,
+        hidden_dim=4096,
+        vocab_size=24_000,
+        num_heads=8,
+        num_kv_heads=8,
+    )
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, ml_dtypes.bfloat16), sharding.shapes(config, None)
+    )
+    hugging_face.save(tmp_path / "model", config, zeros)
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    program = [sys.executable, "-c", MEASURE, str(tmp_path / "model")]
+    done = subprocess.run(program, env=os.environ | flags, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak, weights, largest = (int(word) for word in done.stdout.split())
+    assert weights > 190_000  # kB.
+    assert 0.9 * weights < peak < weights + largest + 16_000
