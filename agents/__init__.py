@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from kullback.agents import dqn, munchausen
+from kullback.agents import (
+    advantage_learning,
+    c51,
+    double_dqn,
+    dqn,
+    iqn,
+    munchausen,
+    munchausen_iqn,
+    qr_dqn,
+    rainbow,
+)
 
 
 class Entry(NamedTuple):
@@ -14,6 +24,14 @@ class Entry(NamedTuple):
 
 
 AGENTS: dict[str, Entry] = {
+    "al-dqn": Entry(advantage_learning.presets, advantage_learning.make),
+    "c51": Entry(c51.presets, c51.make),
+    "double-dqn": Entry(double_dqn.presets, double_dqn.make),
     "dqn": Entry(dqn.presets, dqn.make),
+    "iqn": Entry(iqn.presets, iqn.make),
     "m-dqn": Entry(munchausen.presets, munchausen.make),
+    "m-iqn": Entry(munchausen_iqn.presets, munchausen_iqn.make),
+    "qr-dqn": Entry(qr_dqn.presets, qr_dqn.make),
+    "rainbow": Entry(rainbow.presets, rainbow.make),
+    "soft-dqn": Entry(munchausen.soft_presets, munchausen.make),
 }

@@ -5,6 +5,7 @@ Vieillard, Pietquin & Geist, NeurIPS 2020, https://arxiv.org/abs/2007.14430.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +24,19 @@ class Config:
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}; the paper: 0.03")
-        if not 0 <= self.log_policy_scale <= 1:
-            raise ValueError(
-                f"log_policy_scale must lie in [0, 1], got {self.log_policy_scale}; the paper: 0.9"
-            )
-        if not self.log_policy_min < 0:
-            raise ValueError(
-                f"log_policy_min must be < 0, got {self.log_policy_min}; the paper: -1"
-            )
+        check(self)
+
+
+def check(config: Any) -> None:
+    """Raises ValueError for a temperature, scale or floor of the bonus that cannot be."""
+    if not config.temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {config.temperature}; the paper: 0.03")
+    if not 0 <= config.log_policy_scale <= 1:
+        raise ValueError(
+            f"log_policy_scale must lie in [0, 1], got {config.log_policy_scale}; the paper: 0.9"
+        )
+    if not config.log_policy_min < 0:
+        raise ValueError(f"log_policy_min must be < 0, got {config.log_policy_min}; the paper: -1")
 
 
 def presets(family: q_learning.Family) -> Config:
@@ -44,6 +48,19 @@ def presets(family: q_learning.Family) -> Config:
     return Config(learning=q_learning.presets(family))
 
 
+def soft_presets(family: q_learning.Family) -> Config:
+    """Settings of soft DQN, the ablation of the paper without the bonus: alpha = 0.
+
+    tau is the paper's first choice, that of M-DQN. It also ran (1 - alpha) tau, the entropy that
+    M-DQN keeps once its bonus is a KL penalty; the toy takes that, as its reward is so rare that
+    at 0.03 wandering on for ever is worth more.
+    """
+    temperature = 0.003 if family == "toy" else 0.03
+    return Config(
+        temperature=temperature, log_policy_scale=0.0, learning=q_learning.presets(family)
+    )
+
+
 def soft_value(q: jax.Array, tau: float) -> jax.Array:
     """Tau ln sum_a exp(q(a) / tau), [], of q [A].
 
@@ -51,6 +68,12 @@ def soft_value(q: jax.Array, tau: float) -> jax.Array:
     """
     best = jnp.max(q)  # Subtracted before dividing by tau: q / tau loses digits.
     return best + tau * jax.nn.logsumexp((q - best) / tau)
+
+
+def scaled_log_policy(q: jax.Array, tau: float) -> jax.Array:
+    """Tau ln pi(.), [A], of pi = softmax(q / tau) for q [A]; finite where pi underflows."""
+    z = q - jnp.max(q)
+    return z - tau * jax.nn.logsumexp(z / tau)
 
 
 def munchausen_target(
@@ -78,9 +101,7 @@ def munchausen_target(
     Returns:
       The target, [], in units of reward. The caller stops its gradient.
     """
-    z_tm1 = q_tm1 - jnp.max(q_tm1)
-    log_policy_a = z_tm1[a_tm1] - tau * jax.nn.logsumexp(z_tm1 / tau)  # tau ln pi(a_tm1|s_tm1)
-    bonus_tm1 = jnp.clip(log_policy_a, l_0, 0.0)
+    bonus_tm1 = jnp.clip(scaled_log_policy(q_tm1, tau)[a_tm1], l_0, 0.0)
     return r_t + alpha * bonus_tm1 + discount_t * soft_value(q_t, tau)
 
 

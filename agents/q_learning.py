@@ -2,6 +2,7 @@
 
 Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015. An algorithm
 of the family brings one function, the target of one transition; see dqn.py and munchausen.py.
+Those that learn distributions share `assemble` and the settings; see distributional.py.
 """
 
 import dataclasses
@@ -13,12 +14,13 @@ import jax.numpy as jnp
 import optax
 import rlax
 
-from kullback.core import learners, networks, policies, types
+from kullback.core import learners, networks, policies, prioritized, types
 from kullback.core import replay as replays
 
 Family = Literal["atari", "minatar", "gym", "toy"]
 
-# (target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to.
+# (target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to;
+# a target that selects by online values takes q_t [A] of the online network too.
 Target = Callable[..., jax.Array]
 
 
@@ -37,21 +39,26 @@ class Config:
     replay: replays.Config = replays.Config()
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        if not self.adam_epsilon > 0:
-            raise ValueError(f"adam_epsilon must be > 0, got {self.adam_epsilon}")
+        check(self)
         if self.loss not in ("huber", "squared"):
             raise ValueError(f"loss must be huber or squared, got {self.loss}")
-        if self.target_period < 1:
-            raise ValueError(f"target_period must be >= 1 learner step, got {self.target_period}")
-        for name in ("epsilon", "epsilon_evaluate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if self.epsilon_decay_env_steps < 0:
-            raise ValueError(
-                f"epsilon_decay_env_steps must be >= 0, got {self.epsilon_decay_env_steps}"
-            )
+
+
+def check(config: Any) -> None:
+    """Raises ValueError for settings of an optimiser, targets or exploration that cannot be."""
+    if not config.learning_rate > 0:
+        raise ValueError(f"learning_rate must be > 0, got {config.learning_rate}")
+    if not config.adam_epsilon > 0:
+        raise ValueError(f"adam_epsilon must be > 0, got {config.adam_epsilon}")
+    if config.target_period < 1:
+        raise ValueError(f"target_period must be >= 1 learner step, got {config.target_period}")
+    for name in ("epsilon", "epsilon_evaluate"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
+    if config.epsilon_decay_env_steps < 0:
+        raise ValueError(
+            f"epsilon_decay_env_steps must be >= 0, got {config.epsilon_decay_env_steps}"
+        )
 
 
 def presets(family: Family) -> Config:
@@ -115,6 +122,7 @@ def make(
     config: Config,
     entropy: Callable[[jax.Array], jax.Array],
     algorithm: Any = None,
+    selects_online: bool = False,
 ) -> types.Agent:
     """Returns the agent that regresses q(s, a) towards `target`, all of it from target values.
 
@@ -127,6 +135,7 @@ def make(
       config: settings of the family.
       entropy: q [A] -> entropy in nats, [], of the policy that the target evaluates.
       algorithm: the algorithm's own configuration, saved beside the results; None is `config`.
+      selects_online: whether the target takes the online network's q(s_t) too.
     """
     network = networks.action_values(torso or networks.torso(config.torso, spec), spec.num_actions)
     regression_loss = rlax.huber_loss if config.loss == "huber" else rlax.l2_loss
@@ -145,7 +154,10 @@ def make(
         # Two passes, not one over both: where a target ignores q_tm1, XLA drops the first.
         target_q_tm1 = network.apply(targets["periodic"], t.observation)
         target_q_t = network.apply(targets["periodic"], t.next_observation)
-        target_tm1 = jax.vmap(target)(target_q_tm1, t.action, t.reward, t.discount, target_q_t)
+        inputs = (target_q_tm1, t.action, t.reward, t.discount, target_q_t)
+        if selects_online:
+            inputs = (*inputs, network.apply(params, t.next_observation))
+        target_tm1 = jax.vmap(target)(*inputs)
         q_a_tm1 = rlax.batched_index(q_tm1, t.action)
         td_error = jax.lax.stop_gradient(target_tm1) - q_a_tm1
         losses = batch.weights * regression_loss(td_error)  # [B]
@@ -156,17 +168,52 @@ def make(
         }
         return jnp.mean(losses), (aux, types.Feedback(metrics, jnp.abs(td_error)))
 
+    return assemble(
+        lambda key: network.init(key, spec.zeros()),
+        loss,
+        policies.epsilon_greedy(network.apply),
+        config,
+        algorithm,
+    )
+
+
+def assemble(
+    init_params: Callable[[types.Key], types.Params],
+    loss: learners.Loss,
+    policy: types.Policy,
+    config: Any,
+    algorithm: Any = None,
+) -> types.Agent:
+    """The agent of a loss: Adam, a periodic target named "periodic", annealed exploration.
+
+    Where the replay draws by priorities, the learner weights what it draws by importance.
+
+    Args:
+      init_params: key -> parameters of the online network.
+      loss: as `learners.sgd` takes it; it must heed `batch.weights`.
+      policy: takes {"params", "epsilon"}.
+      config: `Config`, or another of such settings.
+      algorithm: as for `make`.
+    """
     learner = learners.sgd(
-        init_params=lambda key: network.init(key, spec.zeros()),
+        init_params=init_params,
         loss=loss,
         optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
         targets={"periodic": learners.periodic(config.target_period)},
     )
+    replay: replays.Config = config.replay
+    if replay.priority_exponent:
+        exponent = optax.linear_schedule(
+            replay.importance_exponent,
+            replay.importance_exponent_final,
+            replay.importance_learner_steps,
+        )
+        learner = prioritized.weighted(learner, exponent)
     return types.Agent(
-        policy=policies.epsilon_greedy(network.apply),
+        policy=policy,
         learner=learner,
         actor_params=_online(config),
-        replay=config.replay,
+        replay=replay,
         config=config if algorithm is None else algorithm,
     )
 
@@ -179,7 +226,7 @@ def action_gap(q: jax.Array) -> jax.Array:
     return jnp.max(q) - jnp.max(others)
 
 
-def _online(config: Config) -> Callable[[types.LearnerState, types.Array, bool], Any]:
+def _online(config: Any) -> Callable[[types.LearnerState, types.Array, bool], Any]:
     """Online parameters act, with epsilon annealed as in Dopamine: 1 during the warm-up."""
     schedule = optax.linear_schedule(
         init_value=1.0,

@@ -88,15 +88,20 @@ def make(
             return (contents, metrics.observe(sums, item.timestep)), None
 
         def learn(carry: Any, key: types.Key) -> tuple[Any, None]:
-            learner, sums = carry
-            learner, feedback = agent.learner.step(learner, store.sample(contents, key), None)
-            return (learner, metrics.learn(sums, feedback)), None
+            learner, sums, priorities = carry
+            here = contents._replace(priorities=priorities)
+            batch = store.sample(here, key)
+            learner, feedback = agent.learner.step(learner, batch, None)
+            priorities = store.update(here, batch.indices, feedback.priorities).priorities
+            return (learner, metrics.learn(sums, feedback), priorities), None
 
         (contents, sums), _ = jax.lax.scan(remember, (state.replay, state.metrics), trajectory)
         learner = state.learner
         if updates:
             keys = jax.random.split(sample_key, updates)
-            (learner, sums), _ = jax.lax.scan(learn, (learner, sums), keys)
+            carry = (learner, sums, contents.priorities)  # What of the replay updates change.
+            (learner, sums, priorities), _ = jax.lax.scan(learn, carry, keys)
+            contents = contents._replace(priorities=priorities)
         return RunState(state.env_steps + per_iteration, learner, contents, actor, state.key, sums)
 
     def over_seeds(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:

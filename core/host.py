@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import loops, metrics, platform, replay, types
+from kullback.core import loops, metrics, platform, prioritized, replay, types
+
+
+class Pending(NamedTuple):
+    """Priorities of the last U updates, which the replay has not been told yet."""
+
+    indices: Any  # int32, [U, B].
+    priorities: Any  # float32, [U, B]; the learner may still be at it.
 
 
 class RunState(NamedTuple):
@@ -26,6 +33,7 @@ class RunState(NamedTuple):
     memory: Any  # Of the policy, or None.
     key: types.Key  # Of acting; each tick folds env_steps in.
     metrics: metrics.Metrics
+    pending: Pending | None = None  # None where draws are uniform.
 
 
 class Saved(NamedTuple):
@@ -36,6 +44,8 @@ class Saved(NamedTuple):
     replay: replay.Cursors
     key: types.Key
     metrics: metrics.Metrics
+    priorities: prioritized.State | None  # Of the replay, whole: each update changes some.
+    pending: Pending | None
 
 
 def make(
@@ -60,6 +70,7 @@ def make(
     config, num_envs, spec = agent.replay, environment.num_envs, environment.spec
     pace = loops.pace(config, num_envs)
     store = replay.host(spec, config, num_envs)
+    num_slots = num_envs * replay.ring_length(spec, config, num_envs)
     names = loops.feedback_names(agent, spec)
 
     @jax.jit
@@ -85,11 +96,23 @@ def make(
 
     def learn_body(
         learner: types.LearnerState, sums: metrics.Metrics, batch: types.Batch
-    ) -> tuple[types.LearnerState, metrics.Metrics]:
+    ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
         learner, feedback = agent.learner.step(learner, batch, None)
-        return learner, metrics.learn(sums, feedback)
+        wanted = feedback.priorities if config.priority_exponent else None
+        return learner, metrics.learn(sums, feedback), wanted
 
     learn = jax.jit(learn_body, donate_argnums=0)
+
+    def nothing_pending() -> Pending | None:
+        if not config.priority_exponent:
+            return None
+        shape = (pace.updates, config.batch_size)  # Of slots that there are not.
+        return Pending(np.full(shape, num_slots, np.int32), np.zeros(shape, np.float32))
+
+    def tell(contents: replay.State, pending: Pending) -> replay.State:
+        for indices, new in zip(*map(np.asarray, pending), strict=True):
+            contents = store.update(contents, indices, new)
+        return contents
 
     def fresh_memory(learner: types.LearnerState, env_steps: int) -> Any:
         return agent.policy.initial_state(
@@ -106,29 +129,40 @@ def make(
             memory=fresh_memory(learner, 0),
             key=key,
             metrics=metrics.init(num_envs, names),
+            pending=nothing_pending(),
         )
 
     def iteration(state: RunState) -> RunState:
         learner, sums, contents = state.learner, state.metrics, state.replay
         observation, memory, env_steps = state.observation, state.memory, state.env_steps
+        pending = state.pending
         for tick in range(pace.ticks):
             action, memory = act(
                 learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
             )
-            batches = []
+            drawn: list[types.Batch] = []
+            batches: list[types.Batch] = []
             if tick == 0 and env_steps >= config.min_replay_size:
                 # Drawn and copied while the updates of the tick before, whose parameters act, still
                 # run. A stream of its own for each update: nothing to save, nothing to lose.
-                batches = [
-                    jax.device_put(
-                        store.sample(contents, np.random.default_rng([seed, env_steps, update]))
-                    )
-                    for update in range(pace.updates)
-                ]
+                for update in range(pace.updates):
+                    stream = np.random.default_rng([seed, env_steps, update])
+                    drawn.append(store.sample(contents, stream))
+                    batches.append(jax.device_put(drawn[-1]))
             action = np.asarray(action)
             environment.send(action)
+            found = []
             for batch in batches:
-                learner, sums = learn(learner, sums, batch)  # Returns before it is done.
+                learner, sums, new = learn(learner, sums, batch)  # Returns before it is done.
+                found.append(new)
+            if pending is not None:
+                # Of the tick before: there for sure, as its parameters have acted, and told while
+                # environments and learner work. So priorities lag one tick, always.
+                contents = tell(contents, pending)
+                pending = nothing_pending()
+                if found:
+                    indices = np.stack([batch.indices for batch in drawn])
+                    pending = Pending(indices, jnp.stack(found))
             timestep = environment.recv()
             contents = store.add(contents, observation, action, timestep)
             sums = observe(sums, timestep._replace(observation=None, next_observation=None))
@@ -136,7 +170,7 @@ def make(
                 memory = _reset_memory(fresh_memory(learner, env_steps), memory, timestep.last())
             observation = np.asarray(timestep.observation)
             env_steps += num_envs
-        return RunState(env_steps, learner, contents, observation, memory, state.key, sums)
+        return RunState(env_steps, learner, contents, observation, memory, state.key, sums, pending)
 
     def advance(state: RunState, until: int) -> RunState:
         start = time.perf_counter()
@@ -167,6 +201,8 @@ def make(
             replay.cursors(state.replay),
             state.key,
             state.metrics,
+            jax.tree.map(np.array, state.replay.priorities),  # Copies: they change in place.
+            jax.tree.map(np.asarray, state.pending),
         )
 
     def template() -> Saved:
@@ -178,6 +214,8 @@ def make(
             replay=replay.Cursors(counts, counts, counts, counts),  # pyright: ignore[reportArgumentType]
             key=key,
             metrics=jax.eval_shape(lambda: metrics.init(num_envs, names)),
+            priorities=_priorities(config, num_slots),
+            pending=nothing_pending(),
         )
 
     def restore(saved: Saved, spans: Iterable[dict[str, np.ndarray]] = ()) -> RunState:
@@ -185,6 +223,7 @@ def make(
         for arrays in spans:
             replay.load_span(contents, arrays)
         contents = replay.with_cursors(contents, saved.replay)
+        contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
         env_steps = int(saved.env_steps)
         learner = jax.tree.map(jnp.asarray, saved.learner)
         # The emulators start anew: what ran in them ends here, as a cut.
@@ -197,6 +236,7 @@ def make(
             memory=fresh_memory(learner, env_steps),
             key=saved.key,
             metrics=jax.tree.map(jnp.asarray, sums),
+            pending=saved.pending,
         )
 
     return loops.Loop(
@@ -246,6 +286,12 @@ def play(
         done |= timestep.last()
         ticks += 1
     return total
+
+
+def _priorities(config: replay.Config, num_slots: int) -> prioritized.State | None:
+    """Those of an empty replay."""
+    exponent = config.priority_exponent
+    return prioritized.make(np, num_slots, exponent).init() if exponent else None
 
 
 def _count(env_steps: int) -> np.ndarray:

@@ -18,7 +18,15 @@ from kullback.core import convolution, types
 Torso = Callable[[jax.Array], jax.Array]  # [B, ...] -> [B, D], called inside `hk.transform`.
 
 TorsoName = Literal[
-    "auto", "nature", "nature_same", "minatar", "minatar_linear", "mlp", "mlp_small"
+    "auto",
+    "nature",
+    "nature_same",
+    "nature_conv",
+    "minatar",
+    "minatar_linear",
+    "minatar_conv",
+    "mlp",
+    "mlp_small",
 ]
 
 
@@ -39,8 +47,14 @@ def action_values(torso: Torso, num_actions: int) -> Network:
     return Network(transformed.init, transformed.apply)
 
 
-def torso(name: TorsoName, spec: types.Spec) -> Torso:
+def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
     """The torso of a name, for observations of `spec`.
+
+    Args:
+      name: "auto" picks by the observation's shape.
+      spec: of the environment.
+      hidden: whether "auto" picks one of images that ends in its hidden layer; a head that has
+        a hidden layer of its own says False.
 
     Raises:
       ValueError: if the name is unknown, or the torso cannot take such observations.
@@ -49,6 +63,8 @@ def torso(name: TorsoName, spec: types.Spec) -> Torso:
         raise ValueError(f"unknown torso {name!r}; expected one of {get_args(TorsoName)}")
     if name == "auto":
         name = _torso_for(spec)
+        if not hidden and name in ("nature", "minatar"):
+            name = "nature_conv" if name == "nature" else "minatar_conv"
     rank = {"nature": 3, "minatar": 3, "mlp": 1}[name.split("_")[0]]
     if len(spec.shape) != rank:
         raise ValueError(
@@ -58,7 +74,9 @@ def torso(name: TorsoName, spec: types.Spec) -> Torso:
     return {
         "nature": functools.partial(nature_cnn, padding="VALID"),
         "nature_same": functools.partial(nature_cnn, padding="SAME"),
+        "nature_conv": functools.partial(nature_cnn, hidden=0),
         "minatar": minatar_cnn,
+        "minatar_conv": functools.partial(minatar_cnn, hidden=0),
         "minatar_linear": functools.partial(minatar_cnn, padding="SAME", hidden=0),
         "mlp": functools.partial(mlp, bounds=spec.bounds),
         "mlp_small": functools.partial(mlp, sizes=(64, 64), bounds=spec.bounds),
@@ -73,16 +91,19 @@ def _torso_for(spec: types.Spec) -> TorsoName:
     raise ValueError(f"no torso for observations of shape {spec.shape}; pass one of your own")
 
 
-def nature_cnn(observation: jax.Array, padding: convolution.Padding = "VALID") -> jax.Array:
+def nature_cnn(
+    observation: jax.Array, padding: convolution.Padding = "VALID", hidden: int = 512
+) -> jax.Array:
     """The network of Mnih et al. 2015: uint8 frames [B, 4, 84, 84], oldest first -> [B, 512].
 
     Padded VALID, as DQN Zoo's (3,136 features before the hidden layer); Dopamine's TensorFlow
-    network pads SAME (7,744).
+    network pads SAME (7,744). Without a hidden layer (`hidden` 0) those are what it returns.
     """
     x = jax.nn.relu(Conv2D(32, 8, 4, padding)(observation, channels_first=True))
     x = jax.nn.relu(Conv2D(64, 4, 2, padding)(x))
     x = jax.nn.relu(Conv2D(64, 3, 1, padding)(x))
-    return jax.nn.relu(linear(512)(hk.Flatten()(x)))
+    x = hk.Flatten()(x)
+    return jax.nn.relu(linear(hidden)(x)) if hidden else x
 
 
 def minatar_cnn(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from kullback.core import types
 
 ActionValues = Callable[[types.Params, types.Array], jax.Array]  # (params, [B, ...]) -> [B, A].
+RandomValues = Callable[[types.Params, types.Array, types.Key], jax.Array]  # (.., key) -> [B, A].
 
 
 def epsilon_greedy(action_values: ActionValues) -> types.Policy:
@@ -27,6 +28,22 @@ def epsilon_greedy(action_values: ActionValues) -> types.Policy:
             action_values(acting["params"], observation), acting["epsilon"]
         )
     )
+
+
+def epsilon_greedy_of_random(action_values: RandomValues) -> types.Policy:
+    """Epsilon-greedy over values that are drawn: sampled quantiles, or a noisy network's.
+
+    Its params are those of `epsilon_greedy`.
+    """
+
+    def step(
+        params: types.Params, observation: types.Array, state: None, key: types.Key
+    ) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+        key, values_key = jax.random.split(key)
+        policy = epsilon_greedy(lambda p, o: action_values(p, o, values_key))
+        return policy.step(params, observation, state, key)
+
+    return types.Policy(lambda params, context, max_length: None, step)
 
 
 def softmax(action_values: ActionValues) -> types.Policy:

@@ -8,8 +8,8 @@ position, from 0 without wrapping; position p lives at row p % L of its ring. Tr
 numbered without gaps, and `starts` gives the position of each, so that a uniform draw is exact
 although rings hold final frames too.
 
-Schaul et al., "Prioritized experience replay", https://arxiv.org/abs/1511.05952, for what
-`Batch.indices` and `Batch.probabilities` serve; here the draw is uniform (Mnih et al. 2015).
+The draw is uniform (Mnih et al. 2015) or in proportion to priorities that the learner hands back:
+see prioritized.py (Schaul et al. 2016).
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from kullback.core import types
+from kullback.core import prioritized, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,10 @@ class Config:
     n_step: int = 1  # Rewards summed before the bootstrap.
     discount: float = 0.99  # gamma, per agent step.
     reward_clip: float | None = 1.0  # Rewards are clipped to [-c, c], each before the sum.
+    priority_exponent: float = 0.0  # omega of prioritised draws (Rainbow: 0.5); 0 is uniform.
+    importance_exponent: float = 0.4  # beta of the learner's importance weights, at first,
+    importance_exponent_final: float = 1.0  # and in the end, linearly in learner steps.
+    importance_learner_steps: int = 12_500_000  # From one to the other: 200 million frames.
 
     def __post_init__(self) -> None:
         for name in ("capacity", "min_replay_size", "batch_size", "samples_per_update", "n_step"):
@@ -55,6 +59,14 @@ class Config:
             raise ValueError(f"discount must lie in [0, 1], got {self.discount}; DQN uses 0.99")
         if self.reward_clip is not None and not self.reward_clip > 0:
             raise ValueError(f"reward_clip must be > 0 or None, got {self.reward_clip}")
+        for name in ("priority_exponent", "importance_exponent", "importance_exponent_final"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.importance_learner_steps < 1:
+            raise ValueError(
+                f"importance_learner_steps must be >= 1, got {self.importance_learner_steps}; for "
+                "a constant exponent set importance_exponent_final to importance_exponent"
+            )
 
 
 class State(NamedTuple):
@@ -71,6 +83,7 @@ class State(NamedTuple):
     oldest: types.Array  # int32, [E]: number of the first transition whose frames are all there.
     newest: types.Array  # int32, [E]: number of the next transition.
     next_age: types.Array  # int32, [E]: age of the next transition.
+    priorities: prioritized.State | None = None  # Of rows, [E L]; None if draws are uniform.
 
 
 class Cursors(NamedTuple):
@@ -83,12 +96,14 @@ class Cursors(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A replay as functions. The host's `add` and `cut` change the arrays of their argument."""
+    """A replay as functions. The host's, but for `sample`, change the arrays of their argument."""
 
     init: Callable[[], State]
     add: Callable[[State, Any, Any, types.TimeStep], State]  # (state, observation, action, ..).
     sample: Callable[[State, Any], types.Batch]  # (state, key or NumPy generator).
     cut: Callable[[State], State]  # Ends running episodes where they are (truncation).
+    # (state, indices, priorities [B]) of a batch that was drawn at most one `add` ago.
+    update: Callable[[State, Any, Any], State]
 
 
 def n_step_return(
@@ -149,7 +164,9 @@ def ring_length(spec: types.Spec, config: Config, num_envs: int) -> int:
 def memory_needed(spec: types.Spec, config: Config, num_envs: int) -> int:
     """Bytes that a replay takes: about 7.1 kB a transition for frames of 84 x 84."""
     frame = math.prod(spec.frame_shape) * np.dtype(spec.dtype).itemsize
-    return num_envs * ring_length(spec, config, num_envs) * (frame + 4 + 4 + 4 + 1 + 4 + 4)
+    size = num_envs * ring_length(spec, config, num_envs)
+    tree = prioritized.memory_needed(size) if config.priority_exponent else 0
+    return size * (frame + 4 + 4 + 4 + 1 + 4 + 4) + tree
 
 
 def require_memory(spec: types.Spec, config: Config, num_envs: int, available: int) -> None:
@@ -227,6 +244,9 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
     length, stack, n = ring_length(spec, config, num_envs), spec.frame_stack, config.n_step
     ring_start = np.arange(num_envs, dtype=np.int32) * length  # [E]
     zero_frame = num_envs * length
+    scheme = None  # Draws are uniform.
+    if config.priority_exponent:
+        scheme = prioritized.make(xp, num_envs * length, config.priority_exponent)
 
     def init() -> State:
         def rows(dtype: Any) -> Any:
@@ -247,6 +267,7 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
             oldest=per_env(),
             newest=per_env(),
             next_age=per_env(),
+            priorities=scheme.init() if scheme else None,
         )
 
     def newest_frame(observation: Any) -> Any:
@@ -273,7 +294,7 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
             newest=state.newest + 1,
             next_age=xp.where(last, 0, state.next_age + 1).astype(np.int32),
         )
-        return state._replace(oldest=_forget(state))
+        return _settle(state, True)
 
     def _forget(state: State) -> Any:
         """The first transition none of whose frames has been overwritten; [E]."""
@@ -293,14 +314,41 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
             cursor=state.cursor + running,
             next_age=xp.zeros_like(state.next_age),
         )
-        return state._replace(oldest=_forget(state))
+        return _settle(state, False)
+
+    def _settle(state: State, is_new: bool) -> State:
+        """Forgets what was overwritten; if `is_new`, one more transition of each ring is whole."""
+        oldest = _forget(state)
+        if scheme is None:
+            return state._replace(oldest=oldest)
+        # What is forgotten is not drawn any more; what now has its n steps is.
+        number = xp.stack([state.oldest, state.oldest + 1, state.newest - n])  # [3, E]
+        whole = is_new & (number[2] >= oldest)
+        moved = xp.stack([number[0] < oldest, number[1] < oldest, whole])
+        position = state.starts[ring_start[None] + number % length]
+        slots = xp.where(moved, ring_start[None] + position % length, num_envs * length)
+        is_first = moved & (np.arange(3)[:, None] == 2)
+        held = scheme.insert(state.priorities, slots.ravel(), is_first.ravel())
+        return state._replace(oldest=oldest, priorities=held)
+
+    def update(state: State, indices: Any, new: Any) -> State:
+        if scheme is None:
+            return state
+        return state._replace(priorities=scheme.update(state.priorities, indices, new))
 
     ones = np.ones(config.batch_size, np.float32)
     steps_on = np.arange(n, dtype=np.int32)[None]  # [1, n]
     stack_at = np.arange(1 - stack, 1, dtype=np.int32)[None]  # [1, stack], the newest is at 0.
     stacks_at = np.arange(1 - stack, 2, dtype=np.int32)[None]  # That of the next step too.
 
-    def sample(state: State, key: Any) -> types.Batch:
+    def draw(state: State, key: Any) -> tuple[Any, Any, Any]:
+        """Where the rings of B transitions begin, their positions there, and probabilities."""
+        if scheme is not None:
+            shape = (config.batch_size,)
+            uniform = key.random(shape, np.float32) if xp is np else jax.random.uniform(key, shape)
+            row, probabilities = scheme.draw(state.priorities, uniform)
+            base = row // length * length
+            return base, row - base, probabilities
         counts = xp.maximum(state.newest - (n - 1) - state.oldest, 0)  # [E]: n steps are known.
         ends = counts.cumsum(dtype=np.int32)
         if xp is np:
@@ -312,7 +360,10 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         base = xp.asarray(ring_start)[env]
         number = draw + (state.oldest - (ends - counts))[env]
         position = state.starts[base + number % length]
+        return base, position, ones / ends[-1].astype(np.float32)
 
+    def sample(state: State, key: Any) -> types.Batch:
+        base, position, probabilities = draw(state, key)
         steps = base[:, None] + (position[:, None] + steps_on) % length
         reward, discount, m = n_step_return(
             state.reward[steps],
@@ -324,7 +375,7 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         row = steps[:, 0]
         observation, next_observation = _observations(state, base, position, state.age[row], m)
         data = types.Transition(observation, state.action[row], reward, discount, next_observation)
-        return types.Batch(data, row, ones / ends[-1].astype(np.float32), ones)
+        return types.Batch(data, row, probabilities, ones)
 
     def _observations(state: State, base: Any, position: Any, age: Any, m: Any) -> Any:
         """Stacks of frames ending at `position` and m steps on, zeros before the episode."""
@@ -342,4 +393,4 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
             return frames[:, :-1], frames[:, 1:]
         return read(stack_at, position, age), read(stack_at, position + m, age + m)
 
-    return Replay(init, add, sample, cut)
+    return Replay(init, add, sample, cut, update)

@@ -51,7 +51,13 @@ def test_the_optimal_policy_has_the_optimal_values():
     assert np.all(value_of(1 - OPTIMAL.argmax(1)) < OPTIMAL.max(1))
 
 
-@pytest.mark.parametrize("name", sorted(agents.AGENTS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("dqn", "m-dqn") else pytest.mark.slow)
+        for name in sorted(agents.AGENTS)
+    ],
+)
 def test_every_agent_learns_the_optimum_of_the_chain(name: str):
     """Three seeds, 6,000 agent steps, preset "toy"; the greedy policy loses nothing anywhere."""
     loop = loop_of(name, SEEDS)
@@ -65,7 +71,9 @@ def test_every_agent_learns_the_optimum_of_the_chain(name: str):
         np.testing.assert_allclose(value_of(policy), OPTIMAL.max(1), err_msg=f"{name}, seed {k}")
     _, rows = loop.rows(state)
     for row in rows:
-        assert row["loss"] < 0.05 and row["epsilon"] == pytest.approx(0.1)
+        # Masses on atoms cost at least the entropy of their target, of two or three reached ones.
+        assert row["loss"] < (2.3 if name in ("c51", "rainbow") else 0.05)
+        assert row["epsilon"] == pytest.approx(0.1)
     assert np.all(loop.evaluate(state, 5) == 1.0)
 
 

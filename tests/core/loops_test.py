@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kullback import agents
-from kullback.core import compiled, host, loops, networks, replay, types
+from kullback.core import checkpoints, compiled, host, loops, networks, replay, types
 from kullback.environments import toy
 from kullback.experiments import settings
 
@@ -48,9 +48,12 @@ def agent(name: str = "m-dqn", *changes: str) -> types.Agent:
     return entry.make(None, toy.chain(1).spec, config)
 
 
-def compiled_loop(seeds=(0,), num_envs=4, name="m-dqn", **flags) -> loops.Loop:
+PRIORITISED = ("priority_exponent=0.6", "importance_learner_steps=50", "n_step=2")
+
+
+def compiled_loop(seeds=(0,), num_envs=4, name="m-dqn", changes=(), **flags) -> loops.Loop:
     return compiled.make(
-        agent(name),
+        agent(name, *changes),
         toy.chain(num_envs, **flags),
         seeds,
         lambda n: toy.chain(n, **flags),
@@ -107,13 +110,14 @@ def test_updates_are_one_in_four_agent_steps_after_the_warm_up(kind, num_envs):
     assert int(state.learner.steps) == (loop.env_steps(state) - start) // 4
 
 
+@pytest.mark.parametrize("changes", [(), PRIORITISED], ids=["uniform", "prioritised"])
 @pytest.mark.parametrize("kind", ["compiled", "host"])
-def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(kind):
+def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(kind, changes):
     def loop():
         if kind == "compiled":
-            return compiled_loop()
+            return compiled_loop(changes=changes)
         arena = lambda n: OnHost(toy.chain(n))  # noqa: E731  # As short as the other.
-        return host.make(agent(), OnHost(toy.chain(4)), 0, arena)
+        return host.make(agent("m-dqn", *changes), OnHost(toy.chain(4)), 0, arena)
 
     one = loop()
     whole = to_end(one, one.init(), 900)
@@ -125,12 +129,13 @@ def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(k
     equal(whole, state)
 
 
-def test_seeds_in_one_program_equal_runs_one_by_one():
-    together = compiled_loop(seeds=(3, 4))
+@pytest.mark.parametrize("changes", [(), PRIORITISED], ids=["uniform", "prioritised"])
+def test_seeds_in_one_program_equal_runs_one_by_one(changes):
+    together = compiled_loop(seeds=(3, 4), changes=changes)
     states = to_end(together, together.init(), 540)  # Ten updates.
     _, rows = together.rows(states)
     for k, seed in enumerate((3, 4)):
-        alone = compiled_loop(seeds=(seed,))
+        alone = compiled_loop(seeds=(seed,), changes=changes)
         state = to_end(alone, alone.init(), 540)
         learner = compiled.seed_of(states.learner, k, 2)
         assert int(learner.steps) == int(state.learner.steps) == 10
@@ -140,7 +145,12 @@ def test_seeds_in_one_program_equal_runs_one_by_one():
             state.learner.params,
         )
         contents = compiled.seed_of(states.replay, k, 2)
-        equal(contents, state.replay)
+        equal(contents._replace(priorities=None), state.replay._replace(priorities=None))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3),
+            contents.priorities,
+            state.replay.priorities,
+        )
         _, (row,) = alone.rows(state)
         assert rows[k]["episodes"] == row["episodes"]
     assert not np.array_equal(_numbers(states.key[0]), _numbers(states.key[1]))
@@ -187,6 +197,36 @@ def test_dqn_finds_the_optimal_values_of_the_chain():
 def _values(state) -> np.ndarray:
     network = networks.action_values(networks.torso("mlp_small", toy.chain(1).spec), 2)
     return np.asarray(network.apply(state.learner.params, np.eye(8, dtype=np.float32)))
+
+
+@pytest.mark.parametrize("num_envs", [4, 1], ids=["one tick", "four ticks"])
+def test_a_host_run_hands_priorities_back_and_restores_them(num_envs, tmp_path):
+    def loop():
+        return host.make(agent("m-dqn", *PRIORITISED), OnHost(toy.chain(num_envs)), 0)
+
+    one = loop()
+    state = to_end(one, one.init(), 600)
+    held = np.array(state.replay.priorities.levels[0])
+    pending = state.pending
+    assert pending is not None
+    told = np.asarray(pending.indices) < len(state.replay.action)
+    # An update of one tick that is also the last has not been told yet; of four, it has.
+    assert told.all() if num_envs == 4 else not told.any()
+    assert len(np.unique(held[held > 0])) > 10  # Those learnt from differ, by their errors.
+    assert (held > 0).sum() == np.sum(state.replay.newest - 1 - state.replay.oldest)
+
+    snapshot, spans = one.snapshot(state), [replay.span(state.replay, None)]
+    checkpoints.save(tmp_path, 600, snapshot, {})
+    steps = int(state.learner.steps)
+    to_end(one, state, 640)  # Changes the arrays of `state`, and must not change what was saved.
+    np.testing.assert_array_equal(snapshot.priorities.levels[0], held)
+    other = loop()
+    restored, _, _ = checkpoints.restore_latest(tmp_path, other.template())
+    resumed = other.restore(restored, spans)
+    np.testing.assert_array_equal(resumed.replay.priorities.levels[0], held)
+    equal(resumed.pending, pending)
+    resumed = to_end(other, resumed, 640)
+    assert int(resumed.learner.steps) == steps + 10
 
 
 def test_evaluation_needs_an_environment_on_the_host():

@@ -90,10 +90,10 @@ def flatten(batch: types.Batch) -> np.ndarray:
 
 
 @functools.cache
-def stores(n_step: int, clip: float | None):
-    settings = config(n_step, reward_clip=clip)
+def stores(n_step: int, clip: float | None, exponent: float = 0.0):
+    settings = config(n_step, reward_clip=clip, priority_exponent=exponent)
     device = replay.device(SPEC, settings, ENVS)
-    jitted = replay.Replay(device.init, jax.jit(device.add), jax.jit(device.sample), device.cut)
+    jitted = replay.Replay(device.init, *map(jax.jit, device[1:]))
     return settings, replay.host(SPEC, settings, ENVS), jitted
 
 
@@ -130,6 +130,100 @@ def test_both_storages_hold_what_a_list_holds(seed, ticks, end_rate, n_step, cli
             assert np.all(distance.min(0) < 1e-4), f"{name}: a transition is never drawn"
     for a, b in zip(on_host, on_device, strict=True):
         np.testing.assert_array_equal(a, np.asarray(b))
+
+
+class NaivePriorities:
+    """The definition: a dict of masses by environment and slot, of what can be drawn."""
+
+    def __init__(self, naive: Naive):
+        self.naive, self.mass, self.largest = naive, {}, 1.0
+
+    def settle(self):
+        for e, ring in enumerate(self.naive.rings):
+            whole = ring[: len(ring) - self.naive.n + 1]
+            kept = [s for s, *_ in whole if s >= self.naive.slots[e] - self.naive.length + STACK]
+            fresh = {(e, slot): self.mass.get((e, slot), self.largest) for slot in kept}
+            self.mass = {at: m for at, m in self.mass.items() if at[0] != e} | fresh
+
+    def update(self, indices, priorities):
+        rows = {self.row(at): at for at in self.mass}
+        masses = np.sqrt(np.float64(priorities) + 1e-10)
+        self.largest = max(self.largest, masses.max())
+        for i in np.argsort(masses):  # Of two for one row the larger is left.
+            if indices[i] in rows:
+                self.mass[rows[indices[i]]] = masses[i]
+
+    def row(self, at):
+        return at[0] * self.naive.length + at[1] % self.naive.length
+
+    def masses(self):
+        found = np.zeros(ENVS * self.naive.length)
+        for at, mass in self.mass.items():
+            found[self.row(at)] = mass
+        return found
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(
+    seed=st.integers(0, 10_000),
+    ticks=st.integers(4, 40),
+    end_rate=st.sampled_from([0.0, 0.1, 0.4, 1.0]),
+    n_step=st.sampled_from([1, 3]),
+)
+def test_both_storages_draw_by_the_priorities_that_a_dict_holds(seed, ticks, end_rate, n_step):
+    settings, host, device = stores(n_step, None, 0.5)
+    naive = Naive(n_step, settings, replay.ring_length(SPEC, settings, ENVS))
+    expected = NaivePriorities(naive)
+    on_host, on_device, waiting = host.init(), device.init(), None
+    rng = np.random.default_rng(seed)
+    for t, (observation, action, timestep) in enumerate(episodes(seed, ticks, end_rate)):
+        told, waiting = waiting, None
+        if t >= n_step and rng.random() < 0.7:
+            drawn = host.sample(on_host, rng)
+            np.testing.assert_allclose(
+                drawn.probabilities,
+                expected.masses()[drawn.indices] / sum(expected.mass.values()),
+                rtol=1e-5,
+            )
+            waiting = (drawn.indices, rng.exponential(size=4).astype(np.float32))
+        if told is not None:  # One `add` after the draw, as on the host.
+            on_host = host.update(on_host, *told)
+            on_device = device.update(on_device, *told)
+            expected.update(*told)
+        naive.add(observation, action, timestep)
+        on_host = host.add(on_host, observation, action, timestep)
+        on_device = device.add(on_device, observation, action, timestep)
+        expected.settle()
+    for name, state in {"host": on_host, "device": on_device}.items():
+        assert state.priorities is not None
+        levels = [np.asarray(level) for level in state.priorities.levels]
+        size = len(expected.masses())
+        np.testing.assert_allclose(levels[0][:size], expected.masses(), rtol=1e-6, err_msg=name)
+        assert not levels[0][size:].any()
+        np.testing.assert_allclose(state.priorities.largest, expected.largest, rtol=1e-6)
+    batch = device.sample(on_device, jax.random.key(seed))
+    np.testing.assert_allclose(
+        batch.probabilities,
+        expected.masses()[np.asarray(batch.indices)] / sum(expected.mass.values()),
+        rtol=1e-5,
+    )
+    distance = np.abs(flatten(batch)[:, None] - np.stack(naive.transitions())[None]).max(-1)
+    assert distance.min(1).max() < 1e-4
+
+
+def test_a_cut_leaves_the_priorities_of_what_is_kept():
+    _, store, _ = stores(1, None, 0.5)
+    state = store.init()
+    for observation, action, timestep in episodes(3, 6, 0.0):
+        state = store.add(state, observation, action, timestep)
+    rows = store.sample(state, np.random.default_rng(0)).indices
+    state = store.update(state, rows, np.full(4, 0.25, np.float32))
+    assert state.priorities is not None
+    before = state.priorities.levels[0].copy()
+    assert set(np.unique(before)) == {0, 0.5, 1}
+    after = store.cut(state).priorities
+    assert after is not None
+    np.testing.assert_array_equal(after.levels[0], before)
 
 
 def test_draws_are_uniform_over_environments_of_different_contents():

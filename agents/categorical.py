@@ -1,0 +1,150 @@
+"""What C51 and Rainbow share: a distribution of the return as masses on fixed atoms.
+
+Bellemare, Dabney & Munos, "A distributional perspective on reinforcement learning", ICML 2017,
+https://arxiv.org/abs/1707.06887. See c51.py and rainbow.py.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import rlax
+
+from kullback.agents import distributional, q_learning
+from kullback.core import heads, policies, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Atoms:
+    """Where the masses are; the defaults are the paper's for Atari."""
+
+    num_atoms: int = 51
+    v_min: float = -10.0  # In units of (clipped) reward; what falls outside counts as the bound.
+    v_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.num_atoms < 2:
+            raise ValueError(f"num_atoms must be >= 2, got {self.num_atoms}; the paper: 51")
+        if not self.v_min < self.v_max:
+            raise ValueError(f"v_min must be < v_max, got {self.v_min} and {self.v_max}")
+
+    def values(self) -> jax.Array:
+        """The atoms, equally far apart, [N]."""
+        return jnp.linspace(self.v_min, self.v_max, self.num_atoms)
+
+
+def presets(family: q_learning.Family) -> Atoms:
+    """Atoms for a family of environments; the returns that they must hold are discounted."""
+    if family == "atari":
+        return Atoms()
+    if family == "toy":  # Its return is one reward of 1 at most.
+        return Atoms(v_min=-1.0, v_max=1.0)
+    # Dopamine's Rainbow on MinAtar, and its C51 on CartPole, whose return is at most 100.
+    return Atoms(v_min=-100.0, v_max=100.0)
+
+
+def categorical_target(
+    logits_t: jax.Array,
+    selector_q_t: jax.Array,
+    r_t: jax.Array,
+    discount_t: jax.Array,
+    atoms: jax.Array,
+) -> jax.Array:
+    """Masses that the distribution at (s_tm1, a_tm1) regresses to; vmap it over a batch.
+
+        m_i = sum_j [1 - |clip(r_t + discount_t z_j) - z_i| / dz]_0^1 p_j(s_t, a*),
+        a* = argmax_a selector_q_t(a)
+
+    Algorithm 1 of the paper: the distribution of r_t + discount_t Z, projected on the atoms z.
+
+    Args:
+      logits_t: target network's, [A, N].
+      selector_q_t: values that choose the action, [A].
+      r_t, discount_t: [].
+      atoms: z, rising, [N].
+
+    Returns:
+      Masses m, [N]; they sum to 1. The caller stops their gradient.
+    """
+    p_t = jax.nn.softmax(logits_t[jnp.argmax(selector_q_t)])
+    return jnp.asarray(rlax.categorical_l2_project(r_t + discount_t * atoms, p_t, atoms))
+
+
+def cross_entropy(masses: jax.Array, logits: jax.Array) -> jax.Array:
+    """-sum_i m_i ln p_i, [], of masses m and p = softmax(logits), both [N]."""
+    return -jnp.sum(masses * jax.nn.log_softmax(logits))
+
+
+def divergence(masses: jax.Array, logits: jax.Array) -> jax.Array:
+    """KL(m || p), []: the cross-entropy less the entropy of m."""
+    return cross_entropy(masses, logits) + jnp.sum(jax.scipy.special.xlogy(masses, masses))
+
+
+def make(
+    network: heads.RandomNetwork,
+    spec: types.Spec,
+    atoms: Atoms,
+    config: distributional.Config,
+    *,
+    double: bool = False,
+    priority: Literal["cross_entropy", "divergence"] = "cross_entropy",
+    algorithm: Any = None,
+) -> types.Agent:
+    """Returns the agent that learns the masses of `network`, [B, A, N], by cross-entropy.
+
+        L = mean_B w CE(m, softmax(logits(s_tm1, a_tm1)))
+
+    Args:
+      network: of logits; noise of its own is drawn anew for each of the passes.
+      spec: of the environment.
+      atoms: what the masses stand on.
+      config: settings of the family.
+      double: whether online values select the action at s_t; else the target network's do.
+      priority: what a prioritised replay is told of each item.
+      algorithm: the algorithm's own configuration, saved beside the results.
+    """
+    z = atoms.values()
+
+    def values(logits: jax.Array) -> jax.Array:
+        return jnp.sum(jax.nn.softmax(logits) * z[None, None], axis=-1)  # [B, A]
+
+    def loss(
+        params: types.Params,
+        targets: dict[str, types.Params],
+        aux: None,
+        batch: types.Batch,
+        key: types.Key,
+        constants: None,
+    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+        del constants
+        t: types.Transition = batch.data
+        online_key, target_key, selector_key = jax.random.split(key, 3)
+        logits_tm1 = network.apply(params, online_key, t.observation)  # [B, A, N]
+        logits_t = network.apply(targets["periodic"], target_key, t.next_observation)
+        selector_t = logits_t
+        if double:
+            selector_t = network.apply(params, selector_key, t.next_observation)
+        masses = jax.vmap(categorical_target, in_axes=(0, 0, 0, 0, None))(
+            logits_t, values(selector_t), jnp.asarray(t.reward), jnp.asarray(t.discount), z
+        )
+        masses = jax.lax.stop_gradient(masses)
+        logits_a_tm1 = jax.vmap(lambda logits, a: logits[a])(logits_tm1, t.action)  # [B, N]
+        losses = jax.vmap(cross_entropy)(masses, logits_a_tm1)
+        priorities = (
+            losses if priority == "cross_entropy" else jax.vmap(divergence)(masses, logits_a_tm1)
+        )
+        # Its target evaluates a greedy policy, of no entropy.
+        metrics = distributional.metrics(values(logits_tm1), t.action, jnp.zeros(()))
+        return jnp.mean(batch.weights * losses), (aux, types.Feedback(metrics, priorities))
+
+    def action_values(params: types.Params, observation: Any, key: types.Key) -> jax.Array:
+        return values(network.apply(params, key, observation))
+
+    return q_learning.assemble(
+        lambda key: network.init(key, spec.zeros()),
+        loss,
+        policies.epsilon_greedy_of_random(action_values),
+        config,
+        algorithm,
+    )

@@ -1,0 +1,136 @@
+"""What QR-DQN, IQN and M-IQN share: a distribution of the return as quantiles, and their loss.
+
+Dabney et al., "Distributional reinforcement learning with quantile regression", AAAI 2018,
+https://arxiv.org/abs/1710.10044. An algorithm brings one function, the target of one transition;
+see iqn.py and munchausen_iqn.py.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rlax
+
+from kullback.agents import distributional, q_learning
+from kullback.core import heads, policies, types
+
+# (z_t [N', A], q_tm1 [A], a_tm1, r_t, discount_t, q_t [A]), all of the target network and q the
+# mean of K quantiles -> the N' values that z_tm1(a_tm1) regresses to.
+Target = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Samples:
+    """How many quantiles are asked for; the defaults are those of IQN on Atari."""
+
+    online: int = 64  # N, of the network that learns.
+    target: int = 64  # N', of the distribution that it regresses to.
+    policy: int = 32  # K, of the mean that policies are made of, to act and in targets.
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"{field.name} must be >= 1, got {getattr(self, field.name)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Implicit:
+    """The network of IQN; the defaults are those for Atari."""
+
+    hidden: int = 512  # Units of a layer after the product with the embedding; 0 is none.
+    num_cosines: int = 64
+    first_cosine: int = 1  # Released code counts from 1, the paper from 0.
+
+    def __post_init__(self) -> None:
+        if self.hidden < 0 or self.num_cosines < 1 or self.first_cosine < 0:
+            raise ValueError(
+                f"hidden and first_cosine must be >= 0 and num_cosines >= 1, got {self}"
+            )
+
+
+def quantile_loss(
+    z_a_tm1: jax.Array, fractions: jax.Array, target_tm1: jax.Array, kappa: float
+) -> jax.Array:
+    """Quantile Huber loss of one item, [].
+
+        sum_i mean_j |u_i - 1{delta_ij < 0}| Huber_kappa(delta_ij) / kappa,  delta_ij = y_j - z_i
+
+    Args: z_a_tm1, fractions: quantiles z_i and their u_i, [N]; target_tm1: y_j, [N'], whose
+      gradient the caller stops; kappa: > 0.
+    """
+    loss = rlax.quantile_regression_loss(z_a_tm1, fractions, target_tm1, kappa)
+    return jnp.asarray(loss) / kappa
+
+
+def make(
+    target: Target,
+    network: heads.QuantileNetwork,
+    spec: types.Spec,
+    config: distributional.Config,
+    *,
+    samples: Samples,
+    kappa: float,
+    entropy: Callable[[jax.Array], jax.Array],
+    algorithm: Any = None,
+) -> types.Agent:
+    """Returns the agent that regresses quantiles of (s_tm1, a_tm1) towards `target`.
+
+        L = mean_B w sum_i mean_j rho_{u_i}(y_j - z(s_tm1, a_tm1; u_i))
+
+    Args:
+      target: of one transition; see `Target`. Its gradient is stopped here.
+      network: of quantiles, with the fractions to ask for.
+      spec: of the environment.
+      config: settings of the family.
+      samples: N, N' and K.
+      kappa: threshold of Huber's loss, > 0.
+      entropy: q [A] -> entropy in nats, [], of the policy that the target evaluates.
+      algorithm: the algorithm's own configuration, saved beside the results.
+    """
+    if not kappa > 0:
+        raise ValueError(f"the threshold of Huber's loss must be > 0, got {kappa}; the paper: 1")
+
+    def quantiles(
+        params: types.Params, observation: Any, key: types.Key, count: int
+    ) -> tuple[jax.Array, jax.Array]:  # z [B, count, A] and u [B, count].
+        fractions = network.fractions(key, len(observation), count)
+        return network.apply(params, observation, fractions), fractions
+
+    def action_values(params: types.Params, observation: Any, key: types.Key) -> jax.Array:
+        return jnp.mean(quantiles(params, observation, key, samples.policy)[0], axis=1)
+
+    def loss(
+        params: types.Params,
+        targets: dict[str, types.Params],
+        aux: None,
+        batch: types.Batch,
+        key: types.Key,
+        constants: None,
+    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+        del constants
+        t: types.Transition = batch.data
+        old = targets["periodic"]
+        online_key, target_key, policy_tm1_key, policy_t_key = jax.random.split(key, 4)
+        z_tm1, fractions = quantiles(params, t.observation, online_key, samples.online)
+        # The torso's passes over one observation are one to XLA, and unused ones are none.
+        z_t, _ = quantiles(old, t.next_observation, target_key, samples.target)
+        q_tm1 = action_values(old, t.observation, policy_tm1_key)
+        q_t = action_values(old, t.next_observation, policy_t_key)
+        target_tm1 = jax.vmap(target)(z_t, q_tm1, t.action, t.reward, t.discount, q_t)  # [B, N']
+        z_a_tm1 = jax.vmap(lambda z, a: z[:, a])(z_tm1, t.action)  # [B, N]
+        losses = jax.vmap(quantile_loss, in_axes=(0, 0, 0, None))(
+            z_a_tm1, fractions, jax.lax.stop_gradient(target_tm1), kappa
+        )
+        online_q_tm1 = jnp.mean(z_tm1, axis=1)
+        metrics = distributional.metrics(online_q_tm1, t.action, jax.vmap(entropy)(online_q_tm1))
+        return jnp.mean(batch.weights * losses), (aux, types.Feedback(metrics, losses))
+
+    return q_learning.assemble(
+        lambda key: network.init(key, spec.zeros()),
+        loss,
+        policies.epsilon_greedy_of_random(action_values),
+        config,
+        algorithm,
+    )

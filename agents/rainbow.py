@@ -1,0 +1,110 @@
+"""Rainbow: C51 with three-step returns and prioritised replay; dueling, double and noisy by flags.
+
+Hessel et al., AAAI 2018, https://arxiv.org/abs/1710.02298. What is compared with M-DQN and M-IQN,
+and the default here, is Dopamine's flavour, Castro et al. 2018, https://arxiv.org/abs/1812.06110,
+which leaves dueling networks, double Q-learning and noisy layers out; `full` puts them in.
+"""
+
+import dataclasses
+from typing import Literal
+
+from kullback.agents import categorical, distributional, q_learning
+from kullback.core import heads, networks, types
+from kullback.core import replay as replays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of Rainbow; the defaults are Dopamine's for Atari."""
+
+    atoms: categorical.Atoms = categorical.Atoms()
+    dueling: bool = False
+    double: bool = False
+    noise: float = 0.0  # sigma_0 of noisy layers in the head (full: 0.5); 0 has none.
+    hidden: int = 512  # Units of the head's layer; where there is none, 0.
+    # Dopamine tells the replay the loss. Hessel et al. write the KL divergence, which is the loss
+    # less the entropy of its target.
+    priority: Literal["cross_entropy", "divergence"] = "cross_entropy"
+    learning: distributional.Config = distributional.Config(
+        learning_rate=6.25e-5,
+        adam_epsilon=1.5e-4,
+        replay=replays.Config(
+            n_step=3, priority_exponent=0.5, importance_exponent=0.5, importance_exponent_final=0.5
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        if self.priority not in ("cross_entropy", "divergence"):
+            raise ValueError(f"priority must be cross_entropy or divergence, got {self.priority}")
+        for name in ("noise", "hidden"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+def presets(family: q_learning.Family) -> Config:
+    """Settings for "atari", "minatar", "gym" or "toy"; q_learning.py has what is not said here."""
+    learning = distributional.presets(family)
+    # Dopamine: draws in proportion to the root of the loss, and a constant exponent of 0.5.
+    replay = dataclasses.replace(
+        learning.replay,
+        n_step=3,
+        priority_exponent=0.5,
+        importance_exponent=0.5,
+        importance_exponent_final=0.5,
+    )
+    learning = dataclasses.replace(learning, replay=replay)
+    if family == "atari":
+        learning = dataclasses.replace(learning, learning_rate=6.25e-5, adam_epsilon=1.5e-4)
+    if family == "gym":  # Ceron & Castro's.
+        learning = dataclasses.replace(learning, learning_rate=1e-4)
+    torso: networks.TorsoName = "minatar_conv" if family == "minatar" else learning.torso
+    learning = dataclasses.replace(learning, torso=torso)
+    # On MinAtar Young & Tian's 128 units; on vectors the torso has the layers.
+    hidden = {"atari": 512, "minatar": 128}.get(family, 0)
+    return Config(atoms=categorical.presets(family), hidden=hidden, learning=learning)
+
+
+def full(config: Config) -> Config:
+    """The same with all that Hessel et al. combine.
+
+    The exponent of the importance weights rises from 0.4 to 1, over 200 million frames unless
+    `importance_learner_steps` says otherwise, and noise explores in epsilon's place.
+    """
+    replay = dataclasses.replace(
+        config.learning.replay, importance_exponent=0.4, importance_exponent_final=1.0
+    )
+    learning = dataclasses.replace(
+        config.learning,
+        replay=replay,
+        epsilon=0.0,
+        epsilon_decay_env_steps=0,
+        epsilon_evaluate=0.0,
+    )
+    return dataclasses.replace(
+        config, dueling=True, double=True, noise=0.5, priority="divergence", learning=learning
+    )
+
+
+def make(
+    torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
+) -> types.Agent:
+    """Rainbow; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    config = config or Config()
+    named = config.learning.torso
+    network = heads.categorical(
+        torso or networks.torso(named, spec, hidden=config.hidden == 0),
+        spec.num_actions,
+        config.atoms.num_atoms,
+        hidden=config.hidden,
+        dueling=config.dueling,
+        noise=config.noise,
+    )
+    return categorical.make(
+        network,
+        spec,
+        config.atoms,
+        config.learning,
+        double=config.double,
+        priority=config.priority,
+        algorithm=config,
+    )

@@ -1,0 +1,102 @@
+"""Tests of core/heads.py and of the torsos without a hidden layer."""
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core import heads, networks, types
+
+SPEC = types.Spec(shape=(3,), dtype=np.float32, num_actions=4)
+TORSO = networks.torso("mlp_small", SPEC)
+OBSERVATION = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize("hidden", [0, 7])
+@pytest.mark.parametrize("dueling", [False, True], ids=["one", "dueling"])
+def test_without_noise_logits_need_no_key(hidden, dueling):
+    network = heads.categorical(TORSO, 4, 5, hidden=hidden, dueling=dueling)
+    params = network.init(KEY, SPEC.zeros())
+    logits = network.apply(params, KEY, OBSERVATION)
+    assert logits.shape == (6, 4, 5)
+    np.testing.assert_array_equal(logits, network.apply(params, jax.random.key(1), OBSERVATION))
+
+
+def test_dueling_logits_are_the_value_and_advantages_of_no_mean():
+    plain = heads.categorical(TORSO, 4, 5)
+    dueling = heads.categorical(TORSO, 4, 5, dueling=True)
+    params = dueling.init(KEY, SPEC.zeros())
+    *shared, value = sorted(params)  # linear, linear_1: the torso; linear_2: A; linear_3: V.
+    advantages = plain.apply({name: params[name] for name in shared}, KEY, OBSERVATION)
+    features = hk.without_apply_rng(hk.transform(TORSO)).apply(params, OBSERVATION)
+    v = np.asarray(features) @ params[value]["w"] + np.asarray(params[value]["b"])[None]
+    expected = v[:, None] + advantages - np.mean(advantages, axis=1, keepdims=True)
+    got = dueling.apply(params, KEY, OBSERVATION)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    np.testing.assert_allclose(np.mean(got, axis=1), v, atol=1e-5)
+
+
+def test_noise_has_the_mean_and_the_spread_of_its_parameters():
+    layer = hk.transform(lambda x: heads.noisy_linear(3, 0.5)(x))
+    x = np.array([[1.0, -2.0, 0.5, 3.0]], np.float32)
+    params = layer.init(KEY, x)
+    scales = params["noise"]
+    np.testing.assert_allclose(scales["w"], 0.25)  # 0.5 over the root of 4 inputs.
+    np.testing.assert_allclose(scales["b"], 0.25)
+    draws = jax.jit(jax.vmap(layer.apply, in_axes=(None, 0, None)))(
+        params, jax.random.split(KEY, 20_000), x
+    )[:, 0]  # [20000, 3]
+    mean = x @ np.asarray(params["linear"]["w"]) + np.asarray(params["linear"]["b"])
+    # E f(e)^2 = E|e| = sqrt(2 / pi): each of the four products has the square of that as variance.
+    second = np.sqrt(2 / np.pi)
+    deviation = 0.25 * np.sqrt(second**2 * np.sum(x**2) + second)
+    np.testing.assert_allclose(np.mean(draws, 0), mean[0], atol=4 * deviation / np.sqrt(20_000))
+    np.testing.assert_allclose(np.std(draws, axis=0), deviation, rtol=0.05)
+    still = {**params, "noise": jax.tree.map(np.zeros_like, scales)}
+    np.testing.assert_allclose(layer.apply(still, KEY, x), mean, rtol=1e-5)
+
+
+def test_fixed_quantiles_stand_in_the_middles_of_equal_parts():
+    network = heads.quantiles(TORSO, 4, 5)
+    fractions = network.fractions(KEY, 6, 99)
+    np.testing.assert_allclose(fractions, np.tile([0.1, 0.3, 0.5, 0.7, 0.9], (6, 1)), rtol=1e-6)
+    params = network.init(KEY, SPEC.zeros())
+    assert network.apply(params, OBSERVATION, fractions).shape == (6, 5, 4)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("hidden", [0, 9])
+def test_implicit_quantiles_are_those_of_the_paper(first, hidden):
+    network = heads.implicit_quantiles(TORSO, 4, hidden=hidden, num_cosines=8, first_cosine=first)
+    params = network.init(KEY, SPEC.zeros())
+    u = np.random.default_rng(1).random((6, 2), np.float32)
+    got = network.apply(params, OBSERVATION, jnp.asarray(u))
+    features = np.asarray(hk.without_apply_rng(hk.transform(TORSO)).apply(params, OBSERVATION))
+    layers = [params[name] for name in sorted(params)][2:]  # Those after the torso's two.
+    for b in range(6):
+        for n in range(2):
+            waves = np.cos(np.pi * np.arange(first, first + 8) * u[b, n])
+            phi = np.maximum(waves @ layers[0]["w"] + layers[0]["b"], 0)
+            x = features[b] * phi
+            if hidden:
+                x = np.maximum(x @ layers[1]["w"] + layers[1]["b"], 0)
+            np.testing.assert_allclose(
+                got[b, n], x @ layers[-1]["w"] + layers[-1]["b"], rtol=1e-3, atol=1e-5
+            )
+    drawn = np.asarray(network.fractions(KEY, 1000, 2))
+    assert drawn.shape == (1000, 2) and 0 <= drawn.min() and drawn.max() < 1
+    assert abs(drawn.mean() - 0.5) < 0.03 and abs(drawn.var() - 1 / 12) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("shape", "stack", "size"), [((4, 84, 84), 4, 3_136), ((10, 10, 6), 1, 1_024)]
+)
+def test_where_the_head_has_the_hidden_layer_auto_picks_a_torso_without(shape, stack, size):
+    spec = types.Spec(shape=shape, dtype=np.uint8, num_actions=4, frame_stack=stack)
+    for hidden, expected in ((False, size), (True, 512 if stack > 1 else 128)):
+        torso = networks.torso("auto", spec, hidden=hidden)
+        found = jax.eval_shape(hk.transform(torso).init, KEY, spec.zeros(2))
+        apply = hk.without_apply_rng(hk.transform(torso)).apply
+        assert jax.eval_shape(apply, found, spec.zeros(2)).shape == (2, expected)
