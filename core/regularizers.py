@@ -90,17 +90,28 @@ def loss(
     value, _ = _solve(theta, reference, divergence, is_ones)
     is_finite = math.isfinite(divergence.at_zero)
     if jnp.issubdtype(target.dtype, jnp.integer):
-        label = target[..., None]
-        value = value - jnp.take_along_axis(theta, label, -1)[..., 0]
+        # Not by indexing: a sum over V fuses with the others, and so does its gradient.
+        is_label = jax.nn.one_hot(target, theta.shape[-1], dtype=bool)
+        value = value - jnp.sum(jnp.where(is_label, theta, 0), -1)
         if not is_finite:
             return value
-        q_y = jnp.take_along_axis(reference, label, -1)[..., 0]
+        q_y = jnp.sum(jnp.where(is_label, reference, 0), -1)
         return value + divergence.excess(jnp.zeros_like(q_y), jnp.log(q_y))
     target = promote(target)
     value = value - jnp.sum(jnp.where(target > 0, target * _finite(theta), 0), -1)
     if not is_finite:
         return value
     return value + jnp.sum(divergence.excess(jnp.log(target), jnp.log(reference)), -1)
+
+
+def entropy(theta: types.Array, divergence: Divergence | None = None) -> jax.Array:
+    """Shannon's entropy of softargmax_f(theta) in nats, [...], of logits [..., V]."""
+    divergence = divergence or kl
+    theta, reference = _prepare(theta, None)
+    value, p = _solve(theta, reference, divergence, is_ones=True)
+    if divergence is kl:  # ln p = theta - value + 1: no logarithm of each.
+        return value - 1 - jnp.sum(jnp.where(p > 0, p * _finite(theta), 0), -1)
+    return jnp.sum(jax.scipy.special.entr(p), -1)
 
 
 def greedy(

@@ -338,13 +338,13 @@ def _evaluate_language(options: argparse.Namespace) -> int:
 
 def _generate(options: argparse.Namespace) -> int:
     from kullback.core import sampling
-    from kullback.experiments import generate, language
+    from kullback.experiments import generate, models
     from kullback.lm import chat, data
 
     settings = sampling.Sampling(
         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
     )
-    checkpoint = language.load(options.model)
+    checkpoint = models.load(options.model)
     words = checkpoint.tokenizer
     is_one = options.prompt is not None
     if not is_one:
@@ -378,9 +378,9 @@ def _export(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} exists; nothing is overwritten: choose another --out")
     if (options.run / "model.json").is_file():
-        from kullback.experiments import language
+        from kullback.experiments import models
 
-        language.export(options.run, options.out, options.seed)
+        models.export(options.run, options.out, options.seed)
         print(f"model: {options.out}")
         return 0
     from kullback.experiments import runs

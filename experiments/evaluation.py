@@ -17,7 +17,7 @@ import scipy.stats
 
 from kullback.core import files, types
 from kullback.experiments import judge as judges
-from kullback.experiments import language, run_folder
+from kullback.experiments import language, models, run_folder
 from kullback.lm import gemma, tasks, tuning
 
 RESAMPLES = 2_000
@@ -66,7 +66,7 @@ def run(
     Raises:
       ValueError: as `judge_of` does, and if something is at `out`.
     """
-    if out is None and language.is_run(path):
+    if out is None and models.is_run(path):
         names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
         out = next(name for name in names if not name.exists())
     if out is not None and out.exists():
@@ -87,29 +87,29 @@ def judge_of(
     seed: int | None = None,
     best: bool = False,
     **lengths: Any,
-) -> tuple[judges.Judge, language.Checkpoint]:
+) -> tuple[judges.Judge, models.Checkpoint]:
     """What judges a model on the held-out examples of a task, and the model; no teacher.
 
     Args:
       path: of a run, or of a folder of weights.
       task: "tokens/..."; "" is the run's own.
-      seed, best: as for `language.load`.
+      seed, best: as for `models.load`.
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
         `tuning.Config`'s defaults.
 
     Raises:
-      ValueError: for weights without a task, and as `language.load` does.
+      ValueError: for weights without a task, and as `models.load` does.
     """
     path = pathlib.Path(path)
     learning = tuning.Config()
-    if language.is_run(path):
-        learning = language.algorithm_config(path).learning
+    if models.is_run(path):
+        learning = models.algorithm_config(path).learning
         task = task or run_folder.RunFolder(path).config()["plan"]["environment"]
     if not task:
         raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
     learning = dataclasses.replace(learning, **lengths)
     made = tasks.make(task)
-    checkpoint = language.load(path, seed, best=best)
+    checkpoint = models.load(path, seed, best=best)
     test, _ = made.examples(
         "test", checkpoint.tokenizer, language.limits(learning, checkpoint.config)
     )

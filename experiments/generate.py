@@ -11,7 +11,7 @@ import numpy as np
 from kullback.core import regularizers, rollout
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
-from kullback.experiments import language
+from kullback.experiments import models
 from kullback.lm import batches, gemma, policy, tokenizer
 
 PIECE = 16  # Tokens between two looks at the text.
@@ -26,7 +26,7 @@ class Generated(NamedTuple):
 
 
 def generate(
-    checkpoint: language.Checkpoint,
+    checkpoint: models.Checkpoint,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,

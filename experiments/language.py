@@ -1,28 +1,26 @@
 """Runs of language models: from the names of a plan to a model, a tokenizer, data and a loop."""
 
 import dataclasses
-import hashlib
-import json
+import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, loops, regularizers, sequences, trees, types
+from kullback.core import loops, sequences, types
 from kullback.experiments import judge as judges
+from kullback.experiments import models, settings
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder, settings
 from kullback.lm import (
     batches,
-    chat,
+    chunked,
     data,
     distillation,
     gemma,
-    hugging_face,
-    hugging_face_config,
     sharding,
     tasks,
     tokenizer,
@@ -31,26 +29,8 @@ from kullback.lm import (
 
 COMPUTE = ("dtype", "remat")  # Fields of a model that say how it computes.
 NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
-NOTES = "kullback"  # What we say of a model in the config.json that we export.
 
 OnTexts = Callable[[int, list[dict[str, Any]]], Any]  # Receives learner steps done, and texts.
-
-
-class Checkpoint(NamedTuple):
-    """A model with its tokenizer, trained or not."""
-
-    config: gemma.Config
-    tokenizer: tokenizer.Tokenizer
-    params: types.Params | None  # None: drawn when learning begins.
-    divergence: str = "kl"  # f of the operator that it was trained with.
-
-    @property
-    def info(self) -> distillation.TokenizerInfo:
-        """What teacher and student must share."""
-        t = self.tokenizer
-        return distillation.TokenizerInfo(
-            t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +38,8 @@ class Setup:
     """All that a run of a language model is made of."""
 
     agent: types.Agent
-    student: Checkpoint
-    teacher: Checkpoint | None
+    student: models.Checkpoint
+    teacher: models.Checkpoint | None
     train: list[data.Example]
     reports: dict[str, data.Report]
     judge: judges.Judge
@@ -87,16 +67,52 @@ class Setup:
 
     def details(self) -> dict[str, Any]:
         """For config.json: the teacher by its hash, and what became of the data's rows."""
-        teacher = None if self.teacher is None else fingerprint(self.teacher.params)
+        teacher = None if self.teacher is None else models.fingerprint(self.teacher.params)
         rows = {split: report._asdict() for split, report in self.reports.items()}
         return {"teacher_sha256": teacher, "data": rows}
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes model and tokenizer, without parameters, beside config.json."""
-        files.atomic_write_text(
-            folder / "model.json", json.dumps(dataclasses.asdict(self.student.config), indent=2)
-        )
-        tokenizer.save(self.student.tokenizer, folder / "tokenizer")
+        models.save(self.student, folder)
+
+    @functools.cached_property
+    def _distance(self) -> Callable[..., jax.Array]:
+        teacher = self.teacher
+        if teacher is None:
+            raise ValueError("no teacher to be distant from")
+        model, divergence = gemma.make(teacher.config), self.agent.config.token_divergence()
+
+        @jax.jit
+        def mean(params: types.Params, of_teacher: types.Params, rows: Any) -> jax.Array:
+            inputs = rows.tokens, rows.positions, rows.segments
+            features = [self.judge.model.features(params, *inputs)]
+            features.append(model.features(of_teacher, *inputs))
+            answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
+            features, _, is_answer = distillation.align(features, *answers)
+            flat = [x.reshape(-1, x.shape[-1]) for x in features]
+            losses = chunked.token_losses(
+                divergence,
+                chunked.Head(self.judge.model.unembed, params, flat[0]),
+                chunked.Head(model.unembed, of_teacher, flat[1]),
+                chunk=self.learning.chunk,
+                is_answer=is_answer.reshape(-1),
+            )
+            losses, weights = losses.reshape(is_answer.shape), jnp.ones(len(is_answer))
+            return distillation.sequence_loss(losses, is_answer, weights)[0]
+
+        return mean
+
+    def distance(self, learner: types.LearnerState, steps: int) -> float | None:
+        """The divergence that is learnt by, from the teacher on held-out completions; mean nats.
+
+        None without a teacher.
+        """
+        if self.teacher is None:
+            return None
+        acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
+        width = self.learning.max_prompt_length + self.learning.max_new_tokens
+        rows = batches.pad(self.judge.test[: judges.ROWS], width, self.student.tokenizer.pad_id)
+        return float(self._distance(acting["params"], self.teacher.params, rows))
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Greedy answers to the first few held-out examples, for a reader."""
@@ -207,9 +223,11 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     if mesh is not None:
         sharding.check_batch(mesh, config.learning.batch_size)
     task = tasks.make(plan.environment)
-    teacher = load(plan.teacher, mesh=mesh) if plan.teacher else None
+    teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
     if home is not None:
-        student = Checkpoint(saved_config(home), tokenizer.load(home / "tokenizer"), None)
+        student = models.Checkpoint(
+            models.saved_config(home), tokenizer.load(home / "tokenizer"), None
+        )
     else:
         student = _student(plan, task, teacher, mesh)
     if teacher is not None:
@@ -221,20 +239,22 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
 
     def initial_params() -> types.Params:
         # A folder in which a second seed begins has none at hand.
-        return load(plan.model, mesh=mesh).params if student.params is None else student.params
+        return (
+            models.load(plan.model, mesh=mesh).params if student.params is None else student.params
+        )
 
-    models = [gemma.make(student.config)]
+    made = [gemma.make(student.config)]
     if teacher is not None:
-        models.append(gemma.make(teacher.config))
+        made.append(gemma.make(teacher.config))
     return Setup(
-        agent=entry.make(*models, config),
+        agent=entry.make(*made, config),
         student=student,
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
-        judge=judges.Judge(models[0], student.tokenizer, task, test, c, config.operator),
+        judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
-        placement=sharding.placement(mesh, *(model.config for model in models)),
+        placement=sharding.placement(mesh, *(model.config for model in made)),
     )
 
 
@@ -249,15 +269,18 @@ def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
 
 
 def _student(
-    plan: plans.Plan, task: tasks.Task, teacher: Checkpoint | None, mesh: sharding.Mesh | None
-) -> Checkpoint:
+    plan: plans.Plan,
+    task: tasks.Task,
+    teacher: models.Checkpoint | None,
+    mesh: sharding.Mesh | None,
+) -> models.Checkpoint:
     if not plan.model:
         raise ValueError(
             f"{plan.agent} needs --model: a folder, a run, or a preset made on the spot "
             f"({', '.join(gemma.PRESETS)})"
         )
     if plan.model not in gemma.PRESETS:
-        trained = load(plan.model, mesh=mesh)
+        trained = models.load(plan.model, mesh=mesh)
         shape = dataclasses.replace(
             settings.apply(trained.config, plan.model_flags),
             **{n: getattr(trained.config, n) for n in COMPUTE},
@@ -285,116 +308,4 @@ def _student(
         eos_ids=words.eos_ids,
         pad_id=words.pad_id,
     )
-    return Checkpoint(settings.apply(preset, plan.model_flags), words, None)
-
-
-def is_run(path: pathlib.Path) -> bool:
-    """Whether a folder is of a run of a language model."""
-    return (path / "model.json").is_file()
-
-
-def load(
-    path: str | pathlib.Path,
-    seed: int | None = None,
-    *,
-    best: bool = False,
-    mesh: sharding.Mesh | None = None,
-) -> Checkpoint:
-    """The model of a folder as Hugging Face has them, or that a run has trained.
-
-    Args:
-      path: of the folder or the run.
-      seed: which of a run's seeds; None is the first.
-      best: of a run, the checkpoint of the highest evaluation in place of the newest.
-      mesh: over which parameters go as they are read; None is one device.
-
-    Raises:
-      ValueError: if it is neither, or the run has no such seed, or no checkpoint with a score.
-    """
-    path = pathlib.Path(path)
-    if is_run(path):
-        words = tokenizer.load(path / "tokenizer")
-        params = _trained(path, seed, best, mesh)
-        return Checkpoint(saved_config(path), words, params, algorithm_config(path).operator)
-    if seed is not None or best:
-        raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
-    if not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} is no model: expected a folder with config.json and weights, a run of a "
-            f"language model, or a preset ({', '.join(gemma.PRESETS)})"
-        )
-    homes = sharding.by_path(hugging_face_config.read(path), mesh)
-    config, params, _ = hugging_face.load(path, sharding=homes)
-    return Checkpoint(config, tokenizer.load(path), params, _exported_operator(path))
-
-
-def _exported_operator(path: pathlib.Path) -> str:
-    """What `export` noted; models of others have softmax."""
-    file = path / "config.json"
-    notes = hugging_face_config.read_json(file).get(NOTES, {})
-    if not isinstance(notes, dict) or not isinstance(notes.get("divergence", ""), str):
-        raise ValueError(f"{file}: {NOTES!r} must be an object with a divergence, got {notes!r}")
-    name = notes.get("divergence", "kl")
-    try:
-        return regularizers.named(name).name
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def _trained(
-    path: pathlib.Path, seed: int | None, best: bool, mesh: sharding.Mesh | None
-) -> types.Params:
-    """The newest whole parameters of a run, or its best, and nothing else of it."""
-    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    seed = plan.seed if seed is None else seed
-    seeds = range(plan.seed, plan.seed + plan.num_seeds)
-    if seed not in seeds:
-        raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
-    part = path / f"seed_{seed}"
-    folder = run_folder.RunFolder(part if part.is_dir() else path).checkpoints
-    like = {"learner": {"params": sharding.shapes(saved_config(path), mesh)}}
-    if not best:
-        return checkpoints.restore_latest(folder, like, part=True)[0]["learner"]["params"]
-    step = checkpoints.best_step(folder)
-    if step is None:
-        raise ValueError(
-            f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
-        )
-    return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
-
-
-def algorithm_config(path: pathlib.Path) -> Any:
-    """The configuration of the algorithm of a run, by its plan."""
-    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    return settings.apply(lm.ALGORITHMS[plan.agent].presets(plan.family), plan.settings)
-
-
-def saved_config(home: pathlib.Path) -> gemma.Config:
-    """The model's shape as `Setup.save` wrote it."""
-    values = json.loads((home / "model.json").read_text())
-    return gemma.Config(**{**values, "eos_ids": tuple(values["eos_ids"])})
-
-
-def fingerprint(params: types.Params) -> str:
-    """SHA-256 of names, shapes and numbers of parameters."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(trees.named_leaves(params).items()):
-        digest.update(f"{name} {trees.describe(name, leaf)}".encode())
-        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).tobytes())
-    return digest.hexdigest()
-
-
-def export(path: str | pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
-    """Writes the newest model of a run as a folder that Hugging Face's transformers load.
-
-    Its operator goes with it, in a key of config.json that others pass over.
-    """
-    checkpoint = load(path, seed)
-    words = pathlib.Path(path) / "tokenizer"
-    hugging_face.save(
-        out,
-        checkpoint.config,
-        checkpoint.params,
-        tokenizer_files=sorted(words.iterdir()),
-        extra={NOTES: {"divergence": checkpoint.divergence}},
-    )
+    return models.Checkpoint(settings.apply(preset, plan.model_flags), words, None)

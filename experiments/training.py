@@ -14,6 +14,7 @@ from kullback.core import checkpoints, compiled, host, loops, types
 from kullback.experiments import plan as plans
 from kullback.experiments import progress, run_folder
 from kullback.experiments.saver import Saver
+from kullback.lm import power_law
 
 Callback = Callable[[Mapping[str, Any]], None]  # Receives each row of metrics.csv.
 
@@ -254,6 +255,14 @@ def _drive(
             if steps >= events["evaluate"] or (finished and plan.eval_every):
                 scores = loop.evaluate(state, plan.eval_episodes).mean(axis=1)  # [K]
                 notes["evaluation"] = float(scores.mean())
+            distance = None
+            if plan.teacher and scores is not None:
+                distance = built[1].distance(state.learner, steps)
+                notes.setdefault("distances", []).append([steps, distance])
+                text = _departure(notes["distances"])
+                if text and not notes.get("has_departed"):
+                    notes["has_departed"] = True
+                    bar.say(f"warning: {text}")
             if texts is not None and (scores is not None or finished):
                 texts.write(steps, built[1].texts(state.learner, steps))
             if scores is not None or steps >= events["log"] or finished:
@@ -269,6 +278,7 @@ def _drive(
                         "frames": steps * spec.frames_per_step,
                         **row,
                         "evaluation": float("nan") if scores is None else float(scores[k]),
+                        **_of_teacher(plan, distance),
                         "steps_per_second": speed,
                         "wall_seconds": wall,
                     }
@@ -293,6 +303,21 @@ def _drive(
         raise Interrupted(
             f"saved at step {steps:,}; go on with: kullback train --resume {folder.path}"
         )
+
+
+def _of_teacher(plan: plans.Plan, distance: float | None) -> dict[str, float]:
+    """A column of its own, in runs that have a teacher."""
+    if not plan.teacher:
+        return {}
+    return {"teacher_distance": float("nan") if distance is None else distance}
+
+
+def _departure(distances: Sequence[Sequence[float]]) -> str | None:
+    """What is to be said where the distance to a teacher leaves its power law."""
+    steps, values = zip(*distances, strict=True)
+    if min(values) <= 0:  # Of a loss that lacks a constant; it has no logarithm.
+        return None
+    return power_law.warning(steps, values)
 
 
 def _shown(notes: Mapping[str, float], of_language: bool) -> tuple[float | None, str]:

@@ -206,12 +206,23 @@ def sequence_loss(
     """
     chex.assert_rank(weights, 1)
     chex.assert_equal_shape([per_token, is_answer])
-    if total is None:
-        total = loss_total(is_answer, reduction)
+    shares = token_weights(is_answer, weights, reduction, total)
+    losses = jnp.where(is_answer, reg.promote(per_token), 0)
+    means = jnp.sum(losses, 1) / jnp.maximum(jnp.sum(is_answer, 1), 1)
+    return jnp.sum(shares * losses), means
+
+
+def token_weights(
+    is_answer: jax.Array,
+    weights: jax.Array,
+    reduction: Reduction = "sequence",
+    total: jax.Array | float | None = None,
+) -> jax.Array:
+    """What the loss of each token counts in `sequence_loss`, [B, T], 0 outside of the answers."""
     _check_choice("reduction", reduction, Reduction)
-    sums = jnp.sum(jnp.where(is_answer, reg.promote(per_token), 0), 1)  # [B]
-    means = sums / jnp.maximum(jnp.sum(is_answer, 1), 1)
-    return jnp.sum(weights * (means if reduction == "sequence" else sums)) / total, means
+    total = loss_total(is_answer, reduction) if total is None else total
+    counts = jnp.maximum(jnp.sum(is_answer, 1, keepdims=True), 1) if reduction == "sequence" else 1
+    return jnp.where(is_answer, weights[:, None] / counts / total, 0)
 
 
 def loss_total(is_answer: jax.Array, reduction: Reduction) -> jax.Array:

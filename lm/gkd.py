@@ -29,7 +29,7 @@ class Config:
     learning: tuning.Config = tuning.Config()
 
     def __post_init__(self) -> None:
-        distillation.named(self.divergence, self.temperature)
+        self.token_divergence()
         if self.mixture().student_fraction > 0 and self.learning.pack:
             raise ValueError(
                 f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "
@@ -44,6 +44,10 @@ class Config:
         """
         kind, _, f = self.divergence.partition("-")
         return f if kind == "fenchel_young" else "kl"
+
+    def token_divergence(self) -> distillation.TokenLoss:
+        """D, of logits of the student and of the teacher, [n, V] -> [n]."""
+        return distillation.named(self.divergence, self.temperature)
 
     def mixture(self) -> tuning.Mixture:
         """Whose sequences are learnt from."""
@@ -65,7 +69,7 @@ def offline_presets(family: str) -> Config:
 def make(model: gemma.Model, teacher: gemma.Model, config: Config | None = None) -> types.Agent:
     """GKD of `model`; the learner's `constants` are the teacher's parameters."""
     config = config or Config()
-    divergence = distillation.named(config.divergence, config.temperature)
+    divergence = config.token_divergence()
 
     def token_loss(logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array) -> jax.Array:
         del labels  # The teacher says what should follow.

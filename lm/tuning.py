@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import learners, regularizers, sampling, types
+from kullback.core import learners, regularizers, types
 from kullback.environments import tokens
 from kullback.lm import batches, chunked, data, distillation, gemma, policy
 
@@ -103,18 +103,20 @@ def make(
     """
 
     def measure(logits: jax.Array, labels: jax.Array, *teacher_logits: jax.Array) -> Any:
-        """Losses and metrics of a chunk, [n] each."""
+        """Losses of a chunk, [n], and its metrics, [n] each."""
         frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
-        p = sampling.probabilities(frozen, divergence)
+        # No argmax, which XLA computes with one thread: a tie counts as right.
+        is_best = frozen >= jnp.max(frozen, -1, keepdims=True)
+        is_label = jax.nn.one_hot(labels, frozen.shape[-1], dtype=bool)
         found = {
-            "loss": token_loss(logits, labels, *teacher_logits),
-            "accuracy": (jnp.argmax(frozen, -1) == labels).astype(jnp.float32),
-            "entropy": jnp.sum(jax.scipy.special.entr(p), -1),
+            "accuracy": jnp.any(is_best & is_label, -1).astype(jnp.float32),
+            "entropy": regularizers.entropy(frozen, divergence),
         }
         for of_teacher in teacher_logits:
-            best = jax.lax.top_k(jax.nn.softmax(of_teacher.astype(jnp.float32)), TOP_K)[0]
+            k = min(TOP_K, of_teacher.shape[-1])
+            best = jax.lax.top_k(jax.nn.softmax(of_teacher.astype(jnp.float32)), k)[0]
             found[f"teacher_top_{TOP_K}"] = jnp.sum(best, -1)
-        return found
+        return token_loss(logits, labels, *teacher_logits), found
 
     def part_loss(
         params: types.Params, constants: Any, part: tuple[batches.Sequences, Any], total: jax.Array
@@ -128,23 +130,23 @@ def make(
             features.append(jax.lax.stop_gradient(teacher.features(constants, *inputs)))
         features, labels, is_answer = distillation.align(features, sequences, answers)
         flat = [x.reshape(-1, x.shape[-1]) for x in features]
-        heads = [chunked.Head(model.unembed, params, flat[0])]
+        # Gradients are of all that a head is given: not of every layer.
+        embedding = {"embedding": params["embedding"]}
+        heads = [chunked.Head(model.unembed, embedding, flat[0])]
         if teacher is not None:
             heads.append(chunked.Head(teacher.unembed, constants, flat[1]))
-        losses = chunked.token_losses(
+        shares = distillation.token_weights(is_answer, weights, config.reduction, total)
+        value, per_token = chunked.weighted_loss(
             measure,
+            shares.reshape(-1),
             heads[0],
             labels.reshape(-1),
             *heads[1:],
             chunk=config.chunk,
             is_answer=is_answer.reshape(-1),
         )
-        per_token = {name: x.reshape(labels.shape) for name, x in losses.items()}
-        value, _ = distillation.sequence_loss(
-            per_token.pop("loss"), is_answer, weights, config.reduction, total
-        )
         count = jnp.maximum(jnp.sum(is_answer, 1), 1)
-        metrics = {name: jnp.sum(x, 1) / count for name, x in per_token.items()}
+        metrics = {n: jnp.sum(x.reshape(labels.shape), 1) / count for n, x in per_token.items()}
         stops = tokens.is_stop(labels, model.config.eos_ids) & is_answer
         metrics["answer_tokens"] = jnp.sum(is_answer, 1).astype(jnp.float32)
         metrics["truncated"] = 1.0 - jnp.any(stops, 1).astype(jnp.float32)

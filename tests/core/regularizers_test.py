@@ -208,6 +208,15 @@ def test_the_loss_is_that_of_fenchel_and_young(name, theta, q):
         np.testing.assert_allclose(at_best, 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["kl", "alpha-1.5", "jensen_shannon"])
+def test_entropy_is_shannons(name):
+    """Oracle: -sum_j p_j ln p_j of softargmax_f, a class without mass among them."""
+    theta = jnp.asarray([[1.0, -2.0, 0.5, 0.4], [0.0, -jnp.inf, 3.0, 0.0]])
+    p = np.asarray(reg.softargmax(theta, reg.named(name)), np.float64)
+    expected = [-sum(x * math.log(x) for x in row if x > 0) for row in p]
+    np.testing.assert_allclose(reg.entropy(theta, reg.named(name)), expected, rtol=1e-5)
+
+
 def test_kl_gives_softmax_and_cross_entropy():
     theta = np.random.default_rng(0).normal(size=(7, 11))
     labels = np.arange(7) % 11

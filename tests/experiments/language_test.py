@@ -11,7 +11,8 @@ import pytest
 
 from kullback import experiments
 from kullback.core import sampling as samplings
-from kullback.experiments import cli, generate, language, plan, run_folder
+from kullback.experiments import cli, generate, language, models, plan, run_folder
+from kullback.lm import batches, gemma, power_law
 
 # A model of one layer, and data of one digit: seconds, compilation included.
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
@@ -29,7 +30,8 @@ def train(path: pathlib.Path, algorithm: str = "sft", **fields: Any) -> pathlib.
         **fields,
     }
     settings = (*SHORT, *given.pop("settings", ()))
-    return experiments.train(algorithm, TASK, out=path, quiet=True, settings=settings, **given)
+    given.setdefault("quiet", True)
+    return experiments.train(algorithm, TASK, out=path, settings=settings, **given)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     assert rows[-1]["evaluation"] != "nan" and rows[0]["evaluation"] == "nan"
     config = json.loads((teacher / "config.json").read_text())
     assert config["data"]["train"]["rows"] == 9031 and config["data"]["train"]["dropped"] == 0
-    checkpoint = language.load(teacher)
-    assert checkpoint.config == language.saved_config(teacher)
+    checkpoint = models.load(teacher)
+    assert checkpoint.config == models.saved_config(teacher)
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
 
 
@@ -63,9 +65,9 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
     """`--model-flag` on a run: dtype and remat change how it computes, its shape stays."""
     flags = ("dtype=bfloat16", "remat=True")
     path = train(tmp_path / "run", steps=2, model=str(teacher), model_flags=flags)
-    config = language.saved_config(path)
+    config = models.saved_config(path)
     assert (config.dtype, config.remat) == ("bfloat16", True)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(language.load(path).params)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(models.load(path).params)} == {"float32"}
     with pytest.raises(ValueError, match=r"changes the shape of a preset; .* but for dtype and"):
         train(tmp_path / "other", model=str(teacher), model_flags=("num_layers=2",))
 
@@ -74,8 +76,8 @@ def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathl
     """Rows of 24 tokens hold two sums or more."""
     settings = ("pack=True", "reduction=token", "max_prompt_length=12", "max_new_tokens=12")
     path = train(tmp_path / "run", steps=2, settings=settings, tokenizer=str(teacher / "tokenizer"))
-    words = language.load(teacher).tokenizer
-    assert language.load(path).tokenizer.fingerprint == words.fingerprint
+    words = models.load(teacher).tokenizer
+    assert models.load(path).tokenizer.fingerprint == words.fingerprint
     answers = [float(table(run)[0]["answer_tokens"]) for run in (path, teacher)]
     assert answers[0] > 1.7 * answers[1]
     for given in ({"model": str(teacher), "model_flags": ()}, {"teacher": str(teacher)}):
@@ -107,10 +109,46 @@ def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
     experiments.resume(part, steps=6, quiet=True)
     # An interval that the end of the first part cut has two rows; the others are the same.
     assert [row for row in table(part) if row["steps"] != "3"][-1] == table(whole)[-1]
-    a, b = (language.load(path).params for path in (whole, part))
+    a, b = (models.load(path).params for path in (whole, part))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     episodes = int(table(whole)[-1]["episodes"])
     assert episodes == (6 * 2 if algorithm == "gkd" else 0)
+
+
+def test_a_run_watches_the_distance_to_its_teacher(
+    teacher: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Oracle: the KL of all logits; the warning is said once, and again by no resumed run."""
+    seen = []
+
+    def warning(steps: Any, values: Any) -> str | None:
+        seen.append((list(steps), list(values)))
+        return "it departs" if len(steps) > 1 else None
+
+    monkeypatch.setattr(power_law, "warning", warning)
+    given: dict[str, Any] = {"teacher": str(teacher), "eval_every": 2, "eval_episodes": 2}
+    given["seed"] = 1  # Far from the teacher.
+    path = train(tmp_path / "run", "distill", quiet=False, steps=4, **given)
+    experiments.resume(path, steps=6)
+    assert seen[-1][0] == [2, 4, 6]
+    assert capsys.readouterr().err.count("warning: it departs") == 1
+    rows = [float(row["teacher_distance"]) for row in table(path)]
+    np.testing.assert_allclose(rows, seen[-1][1])
+    setup = language.setup(plan.Plan.from_json(run_folder.RunFolder(path).config()["plan"]), path)
+    assert setup.teacher is not None
+    held_out = batches.pad(setup.judge.test[:32], 12, 0)
+    logs = []
+    for checkpoint in (setup.teacher, models.load(path)):
+        model = gemma.make(checkpoint.config)
+        logits = model.apply(checkpoint.params, *held_out[:1], *held_out[2:4])
+        logs.append(np.asarray(jax.nn.log_softmax(logits), np.float64)[:, :-1])
+    kl = np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), -1)
+    answers = np.asarray(held_out.is_answer)[:, 1:]
+    expected = np.mean([kl[b, answers[b]].mean() for b in range(len(kl))])
+    np.testing.assert_allclose(rows[-1], expected, rtol=1e-4)
 
 
 def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: pathlib.Path):
@@ -123,7 +161,7 @@ def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: 
 
 def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path: pathlib.Path):
     path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
-    own = sum(leaf.nbytes for leaf in jax.tree.leaves(language.load(path).params))
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(path).params))
     (newest,) = sorted((path / "checkpoints").glob("*2"))
     leaves = json.loads((newest / "contents.json").read_text())["leaves"]
     numbers = sum(int(np.prod(shape)) for shape, *_ in leaves.values())
@@ -133,7 +171,7 @@ def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path:
 def test_generation_in_pieces_is_that_in_one(
     teacher: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    checkpoint = language.load(teacher)
+    checkpoint = models.load(teacher)
     words = checkpoint.tokenizer
     prompts = [(words.bos_id, *words.encode(text)) for text in ("1+2=", "10+20=", "7")]
     texts, seen = {}, {0: "", 1: "", 2: ""}
@@ -154,9 +192,7 @@ def test_generation_in_pieces_is_that_in_one(
 
 
 def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path):
-    from kullback.lm import gemma
-
-    checkpoint = language.load(teacher)
+    checkpoint = models.load(teacher)
     words, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
     ids = [words.bos_id, *words.encode("31+4=")]
     (made,) = generate.generate(
@@ -180,15 +216,15 @@ def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path:
         steps=1,
         settings=SHORT,
     )
-    expected = language.load(teacher).params
+    expected = models.load(teacher).params
     for seed in (0, 1):
-        got = language.load(path, seed).params
+        got = models.load(path, seed).params
         jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_what_is_exported_is_read_again(teacher: pathlib.Path, tmp_path: pathlib.Path):
-    language.export(teacher, tmp_path / "model")
-    one, other = language.load(teacher), language.load(tmp_path / "model")
+    models.export(teacher, tmp_path / "model")
+    one, other = models.load(teacher), models.load(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.info == other.info
     same = dataclasses.replace(other.config, context_length=one.config.context_length)

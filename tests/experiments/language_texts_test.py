@@ -13,7 +13,7 @@ import pytest
 from kullback import experiments
 from kullback.core import checkpoints
 from kullback.core import sampling as samplings
-from kullback.experiments import cli, generate, language, run_folder
+from kullback.experiments import cli, generate, models, run_folder
 from kullback.lm import gkd, sft
 
 TASK = "tokens/arithmetic"
@@ -54,7 +54,7 @@ def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: p
         *("step", "seed", "greedy", "prompt", "target", "completion", "done", "score")
     }
     assert first["greedy"] and first["prompt"].endswith("=") and first["seed"] == 0
-    checkpoint = language.load(sparse)
+    checkpoint = models.load(sparse)
     words = checkpoint.tokenizer
     prompts = [(words.bos_id, *words.encode(line["prompt"])) for line in lines[4:]]
     greedy = samplings.Sampling(temperature=0)
@@ -97,7 +97,7 @@ def test_the_operator_goes_with_the_model(
 ):
     out = tmp_path / "model"
     assert cli.main(["export", str(sparse), "--out", str(out)]) == 0
-    one, other = language.load(sparse), language.load(out)
+    one, other = models.load(sparse), models.load(out)
     assert one.divergence == other.divergence == SPARSE
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     prompts = [(one.tokenizer.bos_id, *one.tokenizer.encode("1+2="))] * 8
@@ -135,15 +135,15 @@ def test_the_operator_goes_with_the_model(
 def test_an_operator_that_is_none_is_refused(
     sparse: pathlib.Path, tmp_path: pathlib.Path, notes: Any, message: str
 ):
-    language.export(sparse, tmp_path / "model")
+    models.export(sparse, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
-    assert config[language.NOTES] == {"divergence": SPARSE}
-    file.write_text(json.dumps(config | {language.NOTES: notes}))
+    assert config[models.NOTES] == {"divergence": SPARSE}
+    file.write_text(json.dumps(config | {models.NOTES: notes}))
     with pytest.raises(ValueError, match=message):
-        language.load(tmp_path / "model")
-    file.write_text(json.dumps({k: v for k, v in config.items() if k != language.NOTES}))
-    assert language.load(tmp_path / "model").divergence == "kl"
+        models.load(tmp_path / "model")
+    file.write_text(json.dumps({k: v for k, v in config.items() if k != models.NOTES}))
+    assert models.load(tmp_path / "model").divergence == "kl"
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
     )
     scores = [float(row["evaluation"]) for row in run_folder.RunFolder(path).rows()]
     assert scores[0] > scores[1]
-    best, newest = language.load(path, best=True).params, language.load(path).params
+    best, newest = models.load(path, best=True).params, models.load(path).params
     folder = run_folder.RunFolder(path).checkpoints
     like = {"learner": {"params": jax.eval_shape(lambda: newest)}}
     first = checkpoints.restore(folder, 1, like, part=True)[0]["learner"]["params"]
@@ -188,11 +188,11 @@ def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
     assert not all(jax.tree.leaves(is_same))
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="no checkpoint with a score: train with --eval-every"):
-        language.load(path, best=True)
+        models.load(path, best=True)
 
 
 def test_more_tokens_than_the_context_are_refused(sparse: pathlib.Path):
-    checkpoint = language.load(sparse)
+    checkpoint = models.load(sparse)
     short = checkpoint._replace(config=dataclasses.replace(checkpoint.config, context_length=6))
     with pytest.raises(ValueError, match=r"3 tokens and 4 new ones exceed .* of 6; at most 3 fit"):
         generate.generate(short, [[checkpoint.config.bos_id, 9, 9]], max_new_tokens=4)

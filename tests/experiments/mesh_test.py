@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from kullback.experiments import cli, language, plan
+from kullback.experiments import cli, models, plan
 from kullback.lm import gemma, hugging_face, tasks, tokenizer
 
 TASK = "tokens/arithmetic"
@@ -38,7 +38,7 @@ PROGRAM = """
 import contextlib, io, json, pathlib, sys
 import jax, numpy as np
 from kullback.core import checkpoints, trees
-from kullback.experiments import cli, language, plan
+from kullback.experiments import cli, language, models, plan
 
 given = json.loads(sys.argv[1])
 root, found = pathlib.Path(given["root"]), {}
@@ -174,4 +174,4 @@ def test_a_run_over_a_mesh_needs_its_devices_and_is_a_model_as_any(
     assert "mesh 4x2 is of 8 devices, and there are 1" in capsys.readouterr().err
     saved = json.loads((root / "run" / "config.json").read_text())["plan"]
     assert plan.Plan.from_json(saved).mesh == "4x2" and saved["steps"] == 10
-    assert not jax.tree.leaves(language.load(root / "run").params)[0].committed
+    assert not jax.tree.leaves(models.load(root / "run").params)[0].committed

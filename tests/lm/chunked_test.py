@@ -71,17 +71,36 @@ def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Arr
 
     def in_chunks(embedding, features):
         student = chunked.Head(unembed, embedding, features)
+        return chunked.weighted_loss(
+            measured(LOSSES[name]), WEIGHTS, student, target, chunk=chunk, is_answer=is_answer
+        )
+
+    def values(embedding, features):
+        student = chunked.Head(unembed, embedding, features)
         losses = chunked.token_losses(
             LOSSES[name], student, target, chunk=chunk, is_answer=is_answer
         )
-        return jnp.sum(WEIGHTS * losses), losses
+        return losses, in_chunks(embedding, features)
 
-    (_, expected), expected_gradients = gradients(whole)(*arrays(0))
-    (_, got), got_gradients = gradients(in_chunks)(*arrays(0))
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    (total, expected), expected_gradients = gradients(whole)(*arrays(0))
+    (value, got), got_gradients = gradients(in_chunks)(*arrays(0))
+    losses, (plain_value, plain) = jax.jit(values)(*arrays(0))
+    for found in (got, plain, losses):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose([value, plain_value], [total] * 2, rtol=1e-5, atol=1e-5)
     for x, y in zip(got_gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
         assert np.max(abs(y)) > 0.1
+
+
+def measured(loss):
+    """A loss that is its own metric."""
+
+    def measure(*arguments):
+        losses = loss(*arguments)
+        return losses, losses
+
+    return measure
 
 
 def gradients(loss):
@@ -96,10 +115,25 @@ def test_targets_are_constants():
         teacher = chunked.Head(unembed, teacher_embedding, teacher_features)
         # A loss that would pass a gradient on.
         distance = lambda mine, other: jnp.sum(jnp.square(mine - other), -1)  # noqa: E731
-        return jnp.sum(chunked.token_losses(distance, student, teacher, chunk=4))
+        losses = measured(distance)
+        return chunked.weighted_loss(losses, WEIGHTS, student, teacher, chunk=4)[0]
 
     for gradient in jax.grad(loss, argnums=(0, 1))(*arrays(1)):
         assert not np.any(gradient)
+
+
+def test_the_gradient_is_scaled_by_what_follows():
+    def loss(embedding, features, scale):
+        student = chunked.Head(unembed, embedding, features)
+        labels = jnp.arange(N) % V
+        value, _ = chunked.weighted_loss(
+            measured(LOSSES["labels"]), WEIGHTS, student, labels, chunk=4, is_answer=IS_ANSWER
+        )
+        return scale * value
+
+    one, three = (jax.jit(jax.grad(loss, (0, 1)))(*arrays(0), scale) for scale in (1.0, 3.0))
+    for x, y in zip(one, three, strict=True):
+        np.testing.assert_allclose(3 * x, y, rtol=1e-6)
 
 
 def test_trees_of_several_targets():
@@ -153,8 +187,10 @@ def temporaries(num_tokens: int, name: str, mask: bool, is_chunked: bool = True)
             logits = (unembed(head.params, head.features) for head in (student, teacher))
             return jnp.sum(jnp.where(is_answer, per_token(*logits), 0))
         only = is_answer if mask else None
-        losses = chunked.token_losses(per_token, student, teacher, chunk=chunk, is_answer=only)
-        return jnp.sum(jnp.where(is_answer, losses, 0))
+        weights = is_answer.astype(jnp.float32)
+        return chunked.weighted_loss(
+            measured(per_token), weights, student, teacher, chunk=chunk, is_answer=only
+        )[0]
 
     embedding = jax.ShapeDtypeStruct((vocab_size, width), jnp.float32)
     features = jax.ShapeDtypeStruct((num_tokens, width), jnp.float32)
