@@ -27,6 +27,14 @@ class Source(NamedTuple):
     # (acting params, prompts, key) -> rows that the policy made; a compiled program.
     sample: Callable[[Any, Any, types.Key], Any]
     score: Callable[[Any, Any], Any]  # (rows, prompts) -> return of each, float32, [rows].
+    max_age: int = 0  # Learner steps for which what the policy made is learnt from again.
+
+
+class Kept(NamedTuple):
+    """Rows that the policy made, to be learnt from again."""
+
+    rows: Any  # [B, ...], as the learner reads them; the first ones count.
+    made_at: Any  # int64, []: the step at which.
 
 
 class RunState(NamedTuple):
@@ -36,6 +44,7 @@ class RunState(NamedTuple):
     learner: types.LearnerState
     key: types.Key  # Of sampling; each step folds its number in.
     metrics: metrics.Metrics  # An episode is a sequence that the policy made.
+    kept: Kept | None = None  # None where nothing is learnt from again.
 
 
 def make(
@@ -51,7 +60,7 @@ def make(
 
     Args:
       agent: as its algorithm's `make` returns it; its parameters are asked for at each step, so
-        that what is sampled is never older than the last update.
+        that what is sampled is never older than the last update, but for `source.max_age`.
       source: of batches.
       seed: decides the run.
       params: () -> where learning starts, of a model that was trained before; asked for when a run
@@ -82,14 +91,15 @@ def make(
         learner, _ = jax.eval_shape(init_learner, jax.random.key(seed))
         batch = jax.eval_shape(lambda data: _batch(data, source.num_rows), source.example)
         _, feedback = jax.eval_shape(agent.learner.step, learner, batch, constants)
-        return dict.fromkeys(feedback.metrics)
+        return dict.fromkeys([*feedback.metrics, *(["sample_age"] if source.max_age else [])])
 
     empty = jax.eval_shape(lambda: metrics.init(source.num_rows, names()))
 
     def shapes() -> RunState:
         learner, key = jax.eval_shape(init_learner, jax.random.key(seed))
         steps = jax.ShapeDtypeStruct((), np.int64)
-        return RunState(steps, learner, key, empty)  # pyright: ignore[reportArgumentType]
+        kept = Kept(source.example, steps) if source.max_age else None
+        return RunState(steps, learner, key, empty, kept)  # pyright: ignore[reportArgumentType]
 
     homes = None if placement is None else _homes(placement, shapes())
 
@@ -102,16 +112,24 @@ def make(
         learner, key = init_learner(jax.random.key(seed))
         if params is not None:
             learner = learners.with_params(learner, params())
-        return settled(RunState(0, learner, key, metrics.init(source.num_rows, empty.learner)))
+        sums = metrics.init(source.num_rows, empty.learner)
+        nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes().kept)
+        return settled(RunState(0, learner, key, sums, nothing))
 
     def iteration(state: RunState) -> RunState:
         count, sums, parts = source.num_sampled(state.steps), state.metrics, []
-        if count:
+        kept, is_fresh = state.kept, samples_at(source.num_sampled, source.max_age, state.steps)
+        if count and not is_fresh and kept is not None:
+            parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
+        elif count:
             acting = agent.actor_params(state.learner, _count(state.steps), False)
             prompts = source.prompts(state.steps, count)
             made = source.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
             parts.append(made)
             sums = observe(sums, _ended(source.score(made, prompts), source.num_rows))
+            if kept is not None:
+                whole = jax.tree.map(lambda x: _filled(x, source.num_rows), made)
+                kept = Kept(whole, np.asarray(state.steps, np.int64))
         if count < source.num_rows:
             parts.append(source.stored(state.steps, source.num_rows - count))
         data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
@@ -119,8 +137,12 @@ def make(
         if placement is not None:
             batch = jax.device_put(batch, sharding.of_rows(placement.mesh, source.num_rows))
         learner, feedback = learn_step(state.learner, batch, constants)
+        if kept is not None:
+            age = state.steps - int(kept.made_at) if count else 0
+            ages = {"sample_age": jnp.asarray(age, jnp.float32)}
+            feedback = feedback._replace(metrics=feedback.metrics | ages)
         sums = add_feedback(sums, feedback)
-        return RunState(state.steps + 1, learner, state.key, sums)
+        return RunState(state.steps + 1, learner, state.key, sums, kept)
 
     def advance(state: RunState, until: int) -> RunState:
         start = time.perf_counter()
@@ -146,8 +168,8 @@ def make(
 
     def restore(saved: RunState, spans: Any = ()) -> RunState:
         del spans  # There is no host replay.
-        learner, key, sums = jax.tree.map(jnp.asarray, saved[1:])
-        return settled(RunState(int(saved.steps), learner, key, sums))
+        learner, key, sums = jax.tree.map(jnp.asarray, saved[1:4])
+        return settled(RunState(int(saved.steps), learner, key, sums, saved.kept))
 
     return loops.Loop(
         seeds=(seed,),
@@ -160,6 +182,15 @@ def make(
         template=template,
         restore=restore,
     )
+
+
+def samples_at(num_sampled: Callable[[int], int], max_age: int, step: int) -> bool:
+    """Whether the policy makes rows at a step; a function of its arguments alone.
+
+    Steps are taken by max_age + 1; within one such window what it made first is learnt from again.
+    """
+    begin = step - step % (max_age + 1)
+    return num_sampled(step) > 0 and not any(num_sampled(s) for s in range(begin, step))
 
 
 def _homes(placement: sharding.Placement, shapes: RunState) -> RunState:
@@ -176,6 +207,12 @@ def _count(steps: int) -> np.ndarray:
 def _batch(data: Any, num_rows: int) -> types.Batch:
     ones = jnp.ones(num_rows, jnp.float32)
     return types.Batch(data, jnp.arange(num_rows, dtype=jnp.int32), ones / num_rows, ones)
+
+
+def _filled(made: Any, num_rows: int) -> np.ndarray:
+    """The rows, and zeros after them, [num_rows, ...]."""
+    made = np.asarray(made)
+    return np.concatenate([made, np.zeros((num_rows - len(made), *made.shape[1:]), made.dtype)])
 
 
 def _join(made: Any, stored: Any) -> jax.Array:

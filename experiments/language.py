@@ -169,7 +169,8 @@ class Setup:
 
         def is_shown(step: int) -> bool:
             end = (step // every + 1) * every
-            return not any(num_sampled(later) for later in range(step + 1, end))
+            later = range(step + 1, end)
+            return not any(sequences.samples_at(num_sampled, mixture.max_age, s) for s in later)
 
         def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int], int]:
             drawn = batches.indices(
@@ -204,6 +205,7 @@ class Setup:
             prompts=prompts,
             sample=sample,
             score=score,
+            max_age=mixture.max_age,
         )
 
 

@@ -25,6 +25,9 @@ class Config:
     divergence: str = "kl"  # D: kl, reverse_kl, jsd-0.1, total_variation, fenchel_young-alpha-1.5.
     student_fraction: float = 0.5  # lambda in [0, 1].
     mixing: Literal["batch", "row"] = "batch"  # One coin a step (the paper), or a share of rows.
+    # Learner steps for which the student's sequences are learnt from again, which the paper does
+    # not do: sampling is most of a step's time. What is logged as sample_age is their age.
+    max_age: int = 0
     temperature: float = 1.0  # Divides both logits inside D; sampling has its own, which is 1.
     learning: tuning.Config = tuning.Config()
 
@@ -51,7 +54,9 @@ class Config:
 
     def mixture(self) -> tuning.Mixture:
         """Whose sequences are learnt from."""
-        return tuning.Mixture(student_fraction=self.student_fraction, mixing=self.mixing)
+        return tuning.Mixture(
+            student_fraction=self.student_fraction, mixing=self.mixing, max_age=self.max_age
+        )
 
 
 def presets(family: str) -> Config:

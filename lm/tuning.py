@@ -71,10 +71,14 @@ class Mixture:
     # "batch": one coin a step decides on all rows, as the GKD paper does; "row": each batch has
     # the same share of them.
     mixing: Literal["batch", "row"] = "batch"
+    # Learner steps for which what the student made is learnt from again; 0 is once, on-policy.
+    max_age: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
             raise ValueError(f"student_fraction must lie in [0, 1], got {self.student_fraction}")
+        if self.max_age < 0:
+            raise ValueError(f"max_age must be >= 0 learner steps, got {self.max_age}")
         if self.mixing not in ("batch", "row"):
             raise ValueError(f"mixing must be batch or row, got {self.mixing!r}")
 

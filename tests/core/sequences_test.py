@@ -36,7 +36,7 @@ def agent() -> types.Agent:
 class Calls:
     """A source that notes what it was asked for."""
 
-    def __init__(self, num_sampled: Any):
+    def __init__(self, num_sampled: Any, max_age: int = 0):
         self.stored: list[tuple[int, int]] = []
         self.prompts: list[tuple[int, int]] = []
         self.keys: list[np.ndarray] = []
@@ -48,6 +48,7 @@ class Calls:
             prompts=self._prompts,
             sample=self._sample,
             score=lambda rows, prompts: np.asarray(prompts, np.float32),
+            max_age=max_age,
         )
 
     def _stored(self, step: int, rows: int) -> np.ndarray:
@@ -116,6 +117,35 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
     assert not np.array_equal(
         run(other, other.init(), 9).learner.params["logits"], whole.learner.params["logits"]
     )
+
+
+def test_what_was_sampled_may_be_learnt_from_again(tmp_path):
+    """Windows of 3 steps, of which every second is on-policy: 1, 3 and 5, 7, 9 and 11.
+
+    Steps 1, 3, 7 and 9 sample; 5 and 11 take what is 2 steps old.
+    """
+
+    def loop(max_age: int = 2) -> tuple[Any, Calls]:
+        calls = Calls(lambda step: 2 * (step % 2), max_age)
+        return sequences.make(agent(), calls.source, seed=3, constants=jnp.zeros(TOKENS)), calls
+
+    whole, calls = loop()
+    end = run(whole, whole.init(), 12)
+    assert calls.prompts == [(step, 2) for step in (1, 3, 7, 9)]
+    _, (row,) = whole.rows(end)
+    np.testing.assert_allclose(row["sample_age"], (2 + 2) / 12)
+    assert row["episodes"] == 8
+    first, _ = loop()
+    state = run(first, first.init(), 5)  # The next step takes what is kept.
+    checkpoints.save(tmp_path, 5, first.snapshot(state), {})
+    second, calls = loop()
+    saved, _, _ = checkpoints.restore_latest(tmp_path, second.template())
+    equal(run(second, second.restore(saved), 12), end)
+    assert calls.prompts == [(7, 2), (9, 2)]
+    fresh, calls = loop(max_age=0)
+    assert len(jax.tree.leaves(fresh.template())) < len(jax.tree.leaves(second.template()))
+    run(fresh, fresh.init(), 12)
+    assert calls.prompts == [(step, 2) for step in (1, 3, 5, 7, 9, 11)]
 
 
 def test_constants_reach_the_loss_and_stay_out_of_checkpoints():
