@@ -131,11 +131,28 @@ def objective_gradient(mdp: MDP, log_policy: types.Array) -> types.Array:
     return _objective_gradient(mdp, log_policy)
 
 
+def linear_solve(matrix: types.Array, right: types.Array) -> jax.Array:
+    """The x [S] with matrix x = right, differentiable; matrix [S, S]."""
+    return jax.lax.custom_linear_solve(
+        lambda x: matrix @ x,
+        right,
+        solve=lambda _, right: _factorise(matrix, right),
+        transpose_solve=lambda _, right: _factorise(matrix.T, right),
+    )
+
+
+# Of a batch one after another, as fast: jaxlib's batched LAPACK calls wait for XLA's threads from
+# inside of them, so that on two cores two calls at once may wait for ever.
+@jax.custom_batching.sequential_vmap
+def _factorise(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.linalg.solve(matrix, right)
+
+
 def linear_values(mdp: MDP, log_policy: types.Array, bonus: types.Array) -> types.Array:
     """The v [S] with v = <pi, r + gamma P v> + bonus, by an LU factorisation."""
     policy = jnp.exp(log_policy)
     matrix = jnp.eye(mdp.num_states) - mdp.discount * mdp.transitions(policy)
-    return jnp.linalg.solve(matrix, jnp.sum(policy * mdp.reward, -1) + bonus)
+    return linear_solve(matrix, jnp.sum(policy * mdp.reward, -1) + bonus)
 
 
 def _check_tolerance(tolerance: float) -> None:
@@ -258,7 +275,7 @@ def _occupancy(mdp: MDP, log_policy: types.Array) -> types.Array:
     def solve(mdp: MDP, log_policy: types.Array) -> types.Array:
         transitions = mdp.transitions(jnp.exp(log_policy))
         matrix = jnp.eye(mdp.num_states) - mdp.discount * transitions
-        return jnp.linalg.solve(matrix.T, (1 - mdp.discount) * mdp.initial)
+        return linear_solve(matrix.T, (1 - mdp.discount) * mdp.initial)
 
     return vectorize(solve, mdp, log_policy)
 

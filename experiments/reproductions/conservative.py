@@ -1,0 +1,299 @@
+"""`kullback reproduce conservative`: rates of conservative policy iteration (CPI).
+
+Vieillard, Pietquin & Geist, "Deep Conservative Policy Iteration", AAAI 2020,
+https://arxiv.org/abs/1906.09784: constant rates in the scheme that deep CPI samples (one backup an
+iteration), and with exact evaluation the adaptive rates of Kakade & Langford, ICML 2002, and of
+Pirotta et al., ICML 2013, whose lower bounds of the gain are checked at every iteration.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import garnets
+from kullback.theory import bounds, conservative, run, solve
+from kullback.theory.mdp import MDP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes, and the rates that are compared."""
+
+    processes: garnets.Config = dataclasses.field(default_factory=garnets.Config)
+    iterations: int = 400  # Of constant rates, one backup each.
+    samples: int = 1  # Successors of each state and action, in each of these.
+    noise_seed: int = 1
+    rates: tuple[float, ...] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)  # In (0, 1]; 1 is AVI.
+    exact_iterations: int = 200  # Of the rates below, exact evaluations.
+    exact_rate: float = 0.1  # The constant rate beside the adaptive ones, in (0, 1].
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "exact_iterations"):
+            if getattr(self, name) < 20:
+                raise ValueError(f"{name} must be >= 20, got {getattr(self, name)}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        if any(not 0 < rate <= 1 for rate in (*self.rates, self.exact_rate)) or not self.rates:
+            raise ValueError(
+                f"rates must lie in (0, 1], got {self.rates} and exact_rate={self.exact_rate}"
+            )
+
+
+def adaptive_rates(config: Config) -> dict[str, Any]:
+    """Rates with exact evaluation, by name."""
+    return {
+        "optimal (Kakade & Langford)": conservative.optimal,
+        "adaptive (Pirotta et al.)": conservative.adaptive,
+        "line search": conservative.line_search,
+        f"constant {config.exact_rate:g}": config.exact_rate,
+    }
+
+
+def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
+    """Constant rates under sampling, then all rates with exact evaluation."""
+    processes = garnets.make(config.processes)
+    rows: reproduce.Rows = []
+    part = garnets.part(config.processes, "constant")
+    amount = config.iterations * len(config.rates)
+    rows += work.part(part, amount, lambda: sampled(config, processes))
+    for number, (label, rate) in enumerate(adaptive_rates(config).items()):
+
+        def compute(label: str = label, rate: Any = rate) -> reproduce.Rows:
+            return exact(config, processes, label, rate)
+
+        part = garnets.part(config.processes, f"exact-{number}")
+        rows += work.part(part, config.exact_iterations, compute)
+    names = ("sampled", "stability", "exact", "gains")
+    tables = {name: garnets.where(rows, table=name) for name in names}
+    checks = judge(config, tables, garnets.counted(processes, config.exact_iterations))
+    return reproduce.Found(tables, {"conservative": draw(config, tables)}, checks)
+
+
+def sampled(config: Config, processes: MDP) -> reproduce.Rows:
+    """Curves of constant rates, and for each process how good and how steady the policies are."""
+    q = garnets.optimum(processes).q
+    found = run.run(
+        lambda rate: conservative.cpi(rate, m=1),
+        processes,
+        config.iterations,
+        parameters={"rate": np.array(config.rates)},
+        noise=run.sampled(config.samples),
+        key=jax.random.key(config.noise_seed),
+        measure=distance,
+        context=q,
+    ).records / garnets.of_mean(q)
+    rows: reproduce.Rows = []
+    for rate, gap in zip(config.rates, found, strict=True):
+        late = gap[:, config.iterations // 2 :]
+        rows += garnets.tagged("sampled", garnets.curve(named(rate), gap))
+        steady = {"spread": late.std(1).tolist(), "mean": gap.mean(1).tolist()}
+        end = garnets.ends(named(rate), late.mean(1), rate=rate, **steady)
+        rows += garnets.tagged("stability", end)
+    return rows
+
+
+def distance(mdp: MDP, record: run.Record, optimal_q: Any) -> Any:
+    """Mean distance of the policy's values from the optimal ones."""
+    _, q = solve.policy_values(mdp, record.state.log_policy)
+    return jnp.mean(abs(optimal_q - q))
+
+
+def progress(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
+    """Value of the policy, and what the bounds of the next step's gain are made of."""
+    state = record.state
+    gain = conservative.advantage(mdp, state)
+    v = jnp.sum(jnp.exp(state.log_policy) * state.q, -1)  # q_k is exact here.
+    rate = context["rate"]
+    return {
+        "gap": jnp.max(context["v"] - v),
+        "value": jnp.sum(mdp.initial * v),
+        "mean": gain.mean,
+        "largest": jnp.max(abs(gain.per_state)),
+        "distance": gain.distance,
+        "span": jnp.max(gain.per_state) - jnp.min(gain.per_state),
+        "rate": rate(mdp, state) if callable(rate) else jnp.asarray(rate),
+    }
+
+
+def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Rows:
+    """The curve of one rate with its bounds, and the gains of all iterations beside theirs."""
+    v = garnets.optimum(processes).v
+
+    def measure(mdp: MDP, record: run.Record, context: Any) -> dict[str, Any]:
+        return progress(mdp, record, {"v": context, "rate": rate})
+
+    scheme = conservative.cpi(rate, m=math.inf)
+    found = run.run(scheme, processes, config.exact_iterations, measure=measure, context=v).records
+    scale = np.max(np.abs(v), -1)[:, None]
+    gamma = np.asarray(processes.discount)[:, None]
+    now = {name: x[:, :-1] for name, x in found.items()}
+    # Of the positive part, that is the contraction; what it gives from the start on is the bound.
+    factors = 1 - now["rate"] * (1 - gamma)
+    bound = found["gap"][:, :1] * np.cumprod(factors, 1)
+    gain = np.diff(found["value"], axis=1)
+    promised = {
+        "mixture": bounds.cpi_gain(now["rate"], now["mean"], now["largest"], gamma),
+        "safe": bounds.safe_gain(now["rate"], now["mean"], now["distance"], now["span"], gamma),
+    }
+    is_optimal = rate is conservative.optimal and np.min(processes.reward) >= 0
+    if is_optimal:  # Its bound is of rewards in [0, r_max].
+        r_max = np.max(np.abs(processes.reward), (-2, -1))[:, None]
+        promised["optimal"] = bounds.cpi_optimal_gain(now["mean"], r_max, gamma)
+    # How far a gain is below what was promised, in units of the largest value; rounding remains.
+    broken = max(0.0, *(float(np.max((low - gain) / scale)) for low in promised.values()))
+    curve = garnets.curve(label, found["gap"] / scale, bound / scale)
+    used = promised["optimal" if is_optimal else "safe"]
+    gains = {"gain": gain / scale, "promised": used / scale, "rate": now["rate"]}
+    return [
+        *garnets.tagged("exact", curve),
+        *garnets.tagged(
+            "gains",
+            [
+                {
+                    "scheme": label,
+                    "iteration": int(k) + 1,
+                    **{name: float(np.median(x[:, k])) for name, x in gains.items()},
+                    "largest_break": broken,
+                    "largest_fall": max(0.0, float(np.max(-gain / scale))),
+                }
+                for k in garnets.kept(config.exact_iterations - 1)
+            ],
+        ),
+    ]
+
+
+def named(rate: float) -> str:
+    """A constant rate, in words."""
+    return "a = 1 (AVI)" if rate == 1 else f"a = {rate:g}"
+
+
+def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> list[reproduce.Check]:
+    """The bounds, and what the paper says of constant rates."""
+    gains, labels = tables["gains"], list(adaptive_rates(config))
+    share = max(row["largest_share"] for row in tables["exact"])
+    broken = max(row["largest_break"] for row in gains)
+    safe = [row["largest_fall"] for row in gains if row["scheme"] in labels[:3]]
+    checks = [
+        garnets.within(
+            "exact CPI contracts: max (v_* - v_k) is at most its start times the product of "
+            "1 - a (1 - gamma)",
+            share,
+            counted,
+        ),
+        garnets.small(
+            "no gain is below its lower bounds (of the mixture, of safe policy iteration, and of "
+            "the optimal rate; by how much, relative)",
+            broken,
+            garnets.ROUNDING,
+            counted,
+        ),
+        garnets.small(
+            "the adaptive rates never make the policy worse (by how much, relative)",
+            max(safe),
+            garnets.ROUNDING,
+            counted,
+        ),
+    ]
+
+    def of(rate: float, column: str) -> np.ndarray:
+        found = garnets.where(tables["stability"], rate=rate)
+        return np.array([row[column] for row in found])
+
+    means = {rate: float(of(rate, "mean").mean()) for rate in config.rates}
+    best, fast, slow = min(means, key=means.__getitem__), max(means), min(means)
+    if fast > slow:
+        said = ", ".join(f"{named(rate)} {mean:.3f}" for rate, mean in means.items())
+        checks += [
+            reproduce.Check(
+                "sampled, a rate between the largest and the smallest is best over the whole run",
+                best not in (fast, slow),
+                said,
+            ),
+            garnets.above(
+                f"{named(fast)} is worse than {named(best)}", of(fast, "mean") - of(best, "mean")
+            ),
+            garnets.above(
+                f"{named(fast)} is less steady (spread over the last half) than {named(best)}",
+                of(fast, "spread") - of(best, "spread"),
+            ),
+            garnets.above(
+                f"{named(slow)} is too slow: worse over the run than {named(best)}",
+                of(slow, "mean") - of(best, "mean"),
+            ),
+        ]
+    return checks
+
+
+def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
+    """Constant rates over iterations and against each other; adaptive rates and their gains."""
+    drawn = reproduce.figure(2, 2, width=5.4, height=4.3)
+    curves, stability, exact_axes, gains = drawn.axes
+    for rate in config.rates:
+        garnets.draw(curves, garnets.where(tables["sampled"], scheme=named(rate)), named(rate))
+    rates = sorted(config.rates)
+    for column, label in (("mean", "mean over the run"), ("spread", "spread over its last half")):
+        values = [
+            [row[column] for row in garnets.where(tables["stability"], rate=rate)] for rate in rates
+        ]
+        (line,) = stability.plot(rates, [np.mean(x) for x in values], "o-", label=label)
+        if len(values[0]) > 1:
+            found = [reproduce.interval(x) for x in values]
+            low, high = [x.low for x in found], [x.high for x in found]
+            stability.fill_between(rates, low, high, color=line.get_color(), alpha=0.2, lw=0)
+    for number, label in enumerate(adaptive_rates(config)):
+        style: dict[str, Any] = {"color": f"C{number}"}
+        rows = garnets.where(tables["exact"], scheme=label)
+        garnets.draw(exact_axes, rows, label, median=True, **style)
+        rows = garnets.where(tables["gains"], scheme=label)
+        x = [row["iteration"] for row in rows]
+        gains.plot(x, [row["gain"] for row in rows], lw=1.4, label=label, **style)
+        gains.plot(x, [row["promised"] for row in rows], "--", lw=0.9, **style)
+    gap = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
+    curves.set(
+        title=f"Sampled successors: {config.samples}; one backup, m = 1",
+        ylabel=gap,
+        xscale="log",
+        yscale="log",
+    )
+    curves.set_xlim(1, config.iterations)
+    stability.set(
+        title="Sampled: distance and steadiness", xlabel="mixture rate a", ylabel=gap, xscale="log"
+    )
+    exact_axes.set(
+        title="Exact evaluation (median; dashed: contraction)",
+        ylabel=r"$\max (v_* - v_{\pi_k})$, relative",
+        yscale="log",
+        ylim=(1e-12, None),
+    )
+    gains.set(
+        title="Gain of a step (median; dashed: lower bound)",
+        ylabel=r"$\langle \mu, v_{\pi_k} - v_{\pi_{k-1}} \rangle$, relative",
+        yscale="log",
+        ylim=(1e-8, None),
+    )
+    for axes in (curves, exact_axes, gains):
+        axes.set_xlabel("iterations k")
+    for axes in drawn.axes:
+        axes.title.set_fontsize(11)
+        garnets.legend(axes, 3 if axes in (curves, stability) else 2)
+    return drawn
+
+
+REPRODUCTION = reproduce.Reproduction(
+    claim="Mixing the greedy policy in by a rate keeps to the bounds of conservative policy "
+    "iteration, and under sampling an intermediate rate is better and steadier than rate 1.",
+    source="Vieillard et al. 2020, arXiv:1906.09784",
+    config=Config(),
+    steps=lambda c: c.iterations * len(c.rates) + c.exact_iterations * len(adaptive_rates(c)),
+    seconds=lambda c: (
+        garnets.seconds(c.processes, c.iterations * len(c.rates), 1)
+        + garnets.seconds(c.processes, 5 * c.exact_iterations, len(adaptive_rates(c)))
+    ),
+    run=execute,
+)

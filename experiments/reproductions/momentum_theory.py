@@ -1,0 +1,244 @@
+"""`kullback reproduce momentum-theory`: sampling, and which schemes average it away.
+
+Vieillard, Scherrer, Pietquin & Geist, "Momentum in Reinforcement Learning", AISTATS 2020,
+https://arxiv.org/abs/1910.09322. Every evaluation sees one sampled successor of each state and
+action. Value iteration's bound adds up the norms of these errors, which stays as it is; momentum
+averages the errors, and an average shrinks. Bounds are drawn where one is proved: of value
+iteration, and of MD-VI(lambda, 0), which averages too.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from kullback.core import types
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import garnets
+from kullback.theory import bounds, iteration, mirror, momentum, run
+from kullback.theory.mdp import MDP
+from kullback.theory.scheme import Scheme
+
+AVI, MOVI, SPEEDY, MIRROR = "AVI", "MoVI", "Speedy Q-learning", "MD-VI"
+AVERAGE = "norm of the average of the errors"
+SUM = "discounted average of their norms"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes of the experiment on Garnets."""
+
+    processes: garnets.Config = dataclasses.field(default_factory=garnets.Config)
+    iterations: int = 800
+    samples: int = 1  # Successors of each state and action, in each iteration.
+    noise_seed: int = 1
+    weights: tuple[float, ...] = (0.9, 0.99)  # Constant b of a moving average, in (0, 1).
+    lambda_: float = 0.03  # Temperature > 0 of MD-VI, in units of reward.
+
+    def __post_init__(self) -> None:
+        if self.iterations < 20:
+            raise ValueError(f"iterations must be >= 20, got {self.iterations}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        if any(not 0 < weight < 1 for weight in self.weights):
+            raise ValueError(f"weights must lie in (0, 1), got {self.weights}; 0 is AVI")
+        if not self.lambda_ > 0:
+            raise ValueError(f"lambda_ must be > 0, got {self.lambda_}; {SPEEDY} is its limit")
+
+
+def schemes(config: Config) -> dict[str, Scheme]:
+    """What is compared, by name."""
+    return {
+        AVI: iteration.value_iteration(),
+        MOVI: momentum.momentum_vi(),
+        SPEEDY: momentum.speedy_vi(),
+        MIRROR: mirror.md_vi(config.lambda_),
+        **{constant(weight): momentum.momentum_vi(weight) for weight in config.weights},
+    }
+
+
+def constant(weight: float) -> str:
+    """Momentum with a constant weight, in words."""
+    return f"constant b = {weight:g}"
+
+
+def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
+    """All schemes with sampled successors, and with exact expectations."""
+    processes = garnets.make(config.processes)
+    rows: reproduce.Rows = []
+    for label, scheme in schemes(config).items():
+        name = garnets.part(config.processes, label.lower().replace(" ", "-"))
+
+        def compute(label: str = label, scheme: Scheme = scheme) -> reproduce.Rows:
+            return compare(config, processes, label, scheme)
+
+        rows += work.part(name, 2 * config.iterations, compute)
+    tables = {name: garnets.where(rows, table=name) for name in ("curves", "ends", "errors")}
+    counted = garnets.counted(processes, config.iterations)
+    return reproduce.Found(tables, {"momentum": draw(config, tables)}, judge(tables, counted))
+
+
+def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> reproduce.Rows:
+    """Curves of one scheme, exact and sampled, and where it ended in each process."""
+    q = garnets.optimum(processes).q
+    scale, size = garnets.of_mean(q), np.max(np.abs(q), (-2, -1))[:, None]
+    rows: reproduce.Rows = []
+    for kind in ("exact", "sampled"):
+        noise: dict[str, Any] = {}
+        if kind == "sampled":
+            noise = {"noise": run.sampled(config.samples), "key": jax.random.key(config.noise_seed)}
+        found = run.run(
+            scheme,
+            processes,
+            config.iterations,
+            measure=garnets.measure,
+            context=garnets.context(q),
+            clip=label == MIRROR,  # Its theorem asks for it.
+            **noise,
+        ).records
+        gap, errors = found["gap"] / scale, found["error"][:, 1:]
+        norms = np.max(np.abs(errors), (-2, -1))  # [M, K]
+        counts = np.arange(1, config.iterations + 1)
+        average_norms = np.max(np.abs(np.cumsum(errors, 1)), (-2, -1)) / counts
+        bound = promised(config, processes, label, norms, average_norms, size)
+        last: dict[str, Any] = {"largest_share": 0.0}
+        if bound is not None:
+            shares = garnets.share(found["largest_gap"][:, 1:], bound, size)
+            last = {"largest_share": float(shares.max())}
+            bound = bound / scale
+        last["slope"] = _slope(gap.mean(0)) if kind == "sampled" else 0.0
+        late = gap[:, -(config.iterations // 10) :].mean(1)
+        rows += garnets.tagged("curves", garnets.curve(label, gap, bound, kind=kind))
+        rows += garnets.tagged("ends", garnets.ends(label, late, kind=kind, **last))
+        if label == MOVI and kind == "sampled":
+            discounted = _discounted(norms, np.asarray(processes.discount))
+            for what, values in ((AVERAGE, average_norms), (SUM, discounted)):
+                rows += garnets.tagged("errors", garnets.curve(what, values, first=1))
+    return rows
+
+
+def promised(
+    config: Config,
+    processes: MDP,
+    label: str,
+    norms: np.ndarray,
+    average_norms: np.ndarray,
+    size: np.ndarray,
+) -> np.ndarray | None:
+    """The scheme's bound of max (q_* - q_pi), [M, K]; None where none is proved here.
+
+    Args:
+      config, processes, label: of what it is the bound.
+      norms, average_norms: max |eps_k|, and that of the average of eps_1, ..., eps_k; [M, K].
+      size: max |q_*|, [M, 1]: how far q_0 = 0 is from q_*.
+    """
+    discounts = np.asarray(processes.discount)
+    if label == AVI:
+        return garnets.each(bounds.mpi_gap, norms, size[:, 0], discounts)
+    if label == MIRROR:
+        r_max = np.max(np.abs(processes.reward), (-2, -1))
+
+        def bound(x: types.Array, r_max: float, gamma: float) -> types.Array:
+            return bounds.kl_gap_norm(x, processes.num_actions, r_max, gamma, config.lambda_)
+
+        return garnets.each(bound, average_norms, r_max, discounts)
+    return None
+
+
+def _discounted(norms: np.ndarray, discount: np.ndarray) -> np.ndarray:
+    """(1 - gamma) sum_{j <= k} gamma^{k-j} ||eps_j||, [M, K]: of which AVI's bound is made."""
+    total, found = np.zeros(len(norms)), []
+    for norm in norms.T:
+        total = discount * total + (1 - discount) * norm
+        found.append(total)
+    return np.stack(found, 1)
+
+
+def _slope(values: np.ndarray) -> float:
+    """Exponent of k after the first tenth of the iterations; values [K + 1]."""
+    k = np.arange(len(values))
+    late = (k >= len(values) // 10) & (values > 0)
+    return float(np.polyfit(np.log(k[late]), np.log(values[late]), 1)[0]) if late.any() else 0.0
+
+
+def judge(tables: dict[str, reproduce.Rows], counted: str) -> list[reproduce.Check]:
+    """The paper's statements."""
+
+    def end(scheme: str, kind: str, column: str = "end") -> np.ndarray:
+        return np.array(
+            [r[column] for r in garnets.where(tables["ends"], scheme=scheme, kind=kind)]
+        )
+
+    errors = {row["scheme"]: row["mean"] for row in tables["errors"]}  # Of the last iteration.
+    checks = [
+        garnets.small(
+            "without errors AVI ends at the optimum (relative distance)",
+            end(AVI, "exact").max(),
+            1e-10,
+            counted,
+        ),
+        garnets.small(
+            "without errors MoVI converges: its old values weigh ever less (relative distance)",
+            end(MOVI, "exact").max(),
+            1e-4,
+            f"and a median of {np.median(end(MOVI, 'exact')):.2g} {counted}",
+        ),
+        garnets.above(
+            "sampled, MoVI ends nearer to the optimum than AVI (difference)",
+            end(AVI, "sampled") - end(MOVI, "sampled"),
+        ),
+        garnets.above(
+            "sampled, it ends at less than a tenth of AVI's distance (that less MoVI's)",
+            end(AVI, "sampled") / 10 - end(MOVI, "sampled"),
+        ),
+        reproduce.Check(
+            "the average of the errors has shrunk to less than a quarter of their discounted norms",
+            errors[AVERAGE] < errors[SUM] / 4,
+            f"{errors[AVERAGE]:.3g} against {errors[SUM]:.3g}",
+        ),
+    ]
+    for scheme in (AVI, MIRROR):
+        share = max(end(scheme, kind, "largest_share").max() for kind in ("exact", "sampled"))
+        checks.append(garnets.within(f"{scheme} keeps to its bound", share, counted))
+    slopes = {s: end(s, "sampled", "slope")[0] for s in (AVI, MOVI, SPEEDY, MIRROR)}
+    said = ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items())
+    return [*checks, reproduce.Check("distance as a power of k; -1/2 is averaging's", None, said)]
+
+
+def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
+    """Sampled and exact curves, and the two measures of the errors."""
+    drawn = reproduce.figure(3, width=4.8, height=4.2)
+    sampled, errors, exact = drawn.axes
+    for label in schemes(config):
+        rows = garnets.where(tables["curves"], scheme=label)
+        named = f"{label}, lambda = {config.lambda_:g}" if label == MIRROR else label
+        garnets.draw(sampled, garnets.where(rows, kind="sampled"), named)
+        # Below rounding there is nothing to see.
+        garnets.draw(exact, garnets.where(rows, kind="exact"), named, median=True)
+    for what in (AVERAGE, SUM):
+        garnets.draw(errors, garnets.where(tables["errors"], scheme=what), what)
+    distance = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
+    sampled.set(title=f"Sampled successors: {config.samples} (dashed: bounds)", ylabel=distance)
+    exact.set(title="No errors (median, quartiles)", ylabel=distance, ylim=(1e-12, None))
+    errors.set(title="Errors of MoVI's evaluations", ylabel="units of reward")
+    for axes in drawn.axes:
+        axes.set(xlabel="iterations k", xscale="log", yscale="log", xlim=(1, config.iterations))
+    errors.set_xlim(2, config.iterations)  # The first one is 0, as q_0 is.
+    for axes, columns in ((sampled, 2), (errors, 1), (exact, 2)):
+        garnets.legend(axes, columns)
+    return drawn
+
+
+REPRODUCTION = reproduce.Reproduction(
+    claim="With sampled successors momentum value iteration averages its errors and converges, "
+    "where approximate value iteration does not.",
+    source="Vieillard et al. 2020, arXiv:1910.09322",
+    config=Config(),
+    steps=lambda config: 2 * config.iterations * len(schemes(config)),
+    seconds=lambda config: garnets.seconds(
+        config.processes, 2 * config.iterations, 4 + len(config.weights)
+    ),
+    run=execute,
+)

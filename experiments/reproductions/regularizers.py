@@ -1,0 +1,282 @@
+"""`kullback reproduce regularizers`: decision processes regularised by f-divergences.
+
+Geist, Scherrer & Pietquin, "A Theory of Regularized Markov Decision Processes", ICML 2019,
+https://arxiv.org/abs/1901.11275, with the entropies H_f of Roulet et al., 2025,
+https://arxiv.org/abs/2501.18537: what they make of two actions, that regularised (modified policy)
+iteration contracts and propagates errors as its bound says, and how much is lost for how smooth a
+policy.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from kullback.core import regularizers
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import garnets
+from kullback.theory import bounds, convex, iteration, run, solve
+from kullback.theory.mdp import MDP
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Sizes, regularisers and temperatures."""
+
+    processes: garnets.Config = dataclasses.field(default_factory=garnets.Config)
+    divergences: tuple[str, ...] = ("kl", "alpha-1.5", "chi_squared")  # Those with an entropy.
+    iterations: int = 200
+    tau: float = 0.1  # Temperature > 0 of the runs, in units of reward.
+    noise: float = 0.05  # Standard deviation of the errors, in units of reward.
+    noise_seed: int = 1
+    backups: tuple[int, ...] = (5,)  # m > 1, beside m = 1 and m = inf.
+    taus: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # Of the loss, > 0.
+
+    def __post_init__(self) -> None:
+        if self.iterations < 2:
+            raise ValueError(f"iterations must be >= 2, got {self.iterations}")
+        if not self.divergences:
+            raise ValueError("divergences must name one at least, such as kl")
+        for name in self.divergences:
+            if not math.isfinite(regularizers.named(name).at_zero):
+                raise ValueError(f"{name} has no entropy, as f(0) is infinite; e.g. kl has one")
+        if not self.tau > 0 or not self.taus or min(self.taus) <= 0:
+            raise ValueError(f"temperatures must be > 0, got tau={self.tau}, taus={self.taus}")
+        if not self.noise >= 0:
+            raise ValueError(f"noise must be >= 0, got {self.noise}")
+        if any(m < 2 for m in self.backups):
+            raise ValueError(f"backups must be >= 2, got {self.backups}")
+
+
+def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
+    """Every regulariser: its runs, exact and with errors, and its loss by temperature."""
+    processes = garnets.make(config.processes)
+    rows: reproduce.Rows = []
+    for name in config.divergences:
+        compute = functools.partial(regularised, config, processes, name)
+        amount = config.iterations * (3 + len(config.backups))
+        rows += work.part(garnets.part(config.processes, name), amount, compute)
+    tables = {name: garnets.where(rows, table=name) for name in ("curves", "losses")}
+    tables["two_actions"] = two_actions(config)
+    counted = garnets.counted(processes, config.iterations)
+    figures = {"regularizers": draw(config, tables)}
+    return reproduce.Found(tables, figures, judge(config, tables, counted))
+
+
+def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str) -> dict[str, Any]:
+    """Errors of the values and of the policy's, in the regularised process; the error made."""
+    log_policy, divergence = record.state.log_policy, regularizers.named(name)
+    bonus = -convex.penalty(log_policy, log_policy, 0.0, tau, divergence)
+    q = mdp.backup(solve.linear_values(mdp, log_policy, bonus))
+    return {
+        "value": jnp.max(abs(context - record.state.q)),
+        "gap": jnp.max(context - q),
+        "norm": jnp.max(abs(record.error)),
+    }
+
+
+def regularised(config: Config, processes: MDP, name: str) -> reproduce.Rows:
+    """Rows of one regulariser."""
+    divergence = regularizers.named(name)
+    q = config.tau * optimum(processes, config.tau, divergence).q
+    size = np.max(np.abs(q), (-2, -1))[:, None]
+    gamma = np.asarray(processes.discount)
+    shape = (len(size), config.iterations, *processes.reward.shape[-2:])
+    errors = config.noise * np.random.default_rng(config.noise_seed).normal(size=shape)
+    judged = functools.partial(measure, tau=config.tau, name=name)
+    rows: reproduce.Rows = []
+    for m in (1, *config.backups, math.inf):
+        # Without errors m = 1 is shown, in the program that is compiled for it anyway.
+        kinds = {backups(m): errors} | ({"exact": np.zeros(shape)} if m == 1 else {})
+        scheme = iteration.modified_policy_iteration(m, config.tau, divergence)
+        for kind, given in kinds.items():
+            found = run.run(
+                scheme, processes, config.iterations, errors=given, measure=judged, context=q
+            ).records
+            if kind == "exact":
+                powers = gamma[:, None] ** np.arange(config.iterations + 1)
+                values, bound = found["value"], found["value"][:, :1] * powers
+            else:
+                values = found["gap"]
+                norms, start = found["norm"][:, 1:], found["value"][:, 0]
+                bound = garnets.each(bounds.mpi_gap, norms, start, gamma)
+            rows += garnets.curve(name, values / size, bound / size, kind=kind)
+    return garnets.tagged("curves", rows) + garnets.tagged(
+        "losses", losses(config, processes, name)
+    )
+
+
+def optimum(processes: MDP, tau: float, divergence: regularizers.Divergence) -> solve.Solution:
+    """Optimal values with entropy tau, divided by tau, from one program for all temperatures."""
+    scaled = processes._replace(reward=np.asarray(processes.reward) / tau)
+    return solve.policy_iteration(scaled, tau=1.0, divergence=divergence, tolerance=1e-12)
+
+
+def backups(m: float) -> str:
+    """A number of backups, in words."""
+    return f"m = {m:g}"
+
+
+def largest_entropy(name: str, num_actions: int) -> float:
+    """H_f of the uniform policy, the range of H_f: D_f(e, 1) - D_f(u, 1)."""
+    u = np.full((1, num_actions), -math.log(num_actions))
+    with jax.enable_x64(True):
+        found = -convex.penalty(jnp.asarray(u), jnp.asarray(u), 0.0, 1.0, regularizers.named(name))
+        return float(found[0])
+
+
+def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
+    """What the optimal regularised policies lose, and how many actions they take."""
+    divergence = regularizers.named(name)
+    v = garnets.optimum(processes).v
+    scale = np.max(np.abs(v), -1)
+    gamma = np.asarray(processes.discount)
+    rows: reproduce.Rows = []
+    for tau in config.taus:
+        found = optimum(processes, tau, divergence)
+        lost = np.max(v - solve.policy_values(processes, found.log_policy)[0], -1)
+        bound = tau * largest_entropy(name, processes.num_actions) / (1 - gamma)
+        rows += garnets.ends(
+            name,
+            lost / scale,
+            tau=tau,
+            bound=(bound / scale).tolist(),
+            share=garnets.share(lost, bound, scale).tolist(),
+            actions=np.mean(np.sum(np.exp(found.log_policy) > 0, -1), -1).tolist(),
+        )
+    return rows
+
+
+def two_actions(config: Config) -> reproduce.Rows:
+    """Probability of the first of two actions over how much better it is, in temperatures."""
+    gaps = np.linspace(-4, 4, 161)
+    q = np.stack([gaps, np.zeros_like(gaps)], -1)
+    rows: reproduce.Rows = []
+    for name in config.divergences:
+        with jax.enable_x64(True):
+            divergence = regularizers.named(name)
+            log_policy, value = regularizers.greedy(q, np.zeros_like(q), 0.0, 1.0, divergence)
+            found = np.exp(np.asarray(log_policy))[:, 0], np.asarray(value)
+        rows += [
+            {"scheme": name, "gap": float(x), "probability": float(p), "value": float(v)}
+            for x, p, v in zip(gaps, *found, strict=True)
+        ]
+    return rows
+
+
+def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> list[reproduce.Check]:
+    """Contraction, propagation of errors, the loss, and which policies are sparse."""
+    curves, lost = tables["curves"], tables["losses"]
+    checks = []
+    exact = garnets.where(curves, kind="exact")
+    noisy = [row for row in curves if row["kind"] != "exact"]
+    checks += [
+        garnets.within(
+            "regularised value iteration contracts: max |q_* - q_k| is at most gamma^k its start",
+            max(row["largest_share"] for row in exact),
+            counted,
+        ),
+        garnets.within(
+            "with errors, regularised MPI of any m keeps to the bound of modified policy iteration",
+            max(row["largest_share"] for row in noisy),
+            counted,
+        ),
+        garnets.within(
+            "an optimal regularised policy loses at most tau max H_f / (1 - gamma)",
+            max(row["share"] for row in lost),
+            f"over {len(lost):,} processes, regularisers and temperatures",
+        ),
+    ]
+    for name in config.divergences:
+        rows = garnets.where(lost, scheme=name, tau=min(config.taus))
+        taken = np.array([row["actions"] for row in rows])
+        is_sparse = regularizers.named(name).is_sparse
+        # Shannon's policies are positive, though the least probabilities may round to 0.
+        checks.append(
+            reproduce.Check(
+                f"{name}: actions with a positive probability, of a state, tau = "
+                f"{min(config.taus):g} ({'sparse' if is_sparse else 'dense'} by theory)",
+                None,
+                f"{taken.mean():.3g} on average",
+            )
+        )
+    return checks
+
+
+def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
+    """Two actions, contraction, errors, loss."""
+    drawn = reproduce.figure(2, 2, width=5.4, height=4.3)
+    two, exact, noisy, lost = drawn.axes
+    shown = (1, *config.backups, math.inf)
+    dashes = {backups(m): dash for m, dash in zip(shown, itertools.cycle("- : -.".split()))}
+    for number, name in enumerate(config.divergences):
+        style: dict[str, Any] = {"color": f"C{number}"}
+        rows = garnets.where(tables["two_actions"], scheme=name)
+        two.plot([r["gap"] for r in rows], [r["probability"] for r in rows], label=name, **style)
+        rows = garnets.where(tables["curves"], scheme=name)
+        garnets.draw(exact, garnets.where(rows, kind="exact"), name, median=True, **style)
+        for kind, dash in dashes.items():
+            chosen = garnets.where(rows, kind=kind)
+            is_first = kind == next(iter(dashes))
+            garnets.draw(noisy, chosen, f"{name}, {kind}", ls=dash, bound=is_first, **style)
+        rows = garnets.where(tables["losses"], scheme=name)
+        taus = sorted(config.taus)
+        for column, dash in (("end", "o-"), ("bound", "--")):
+            means = [np.mean([r[column] for r in garnets.where(rows, tau=tau)]) for tau in taus]
+            label = name if column == "end" else None
+            lost.plot(taus, means, dash, lw=1.2, markersize=4, label=label, **style)
+        if config.processes.mdp or config.processes.num_garnets < 2:
+            continue
+        found = [reproduce.interval(r["end"] for r in garnets.where(rows, tau=t)) for t in taus]
+        band = [x.low for x in found], [x.high for x in found]
+        lost.fill_between(taus, *band, alpha=0.2, lw=0, **style)
+    two.set(
+        title="Regularised greedy policy of two actions",
+        xlabel=r"$(q(a_1) - q(a_2)) / \tau$",
+        ylabel=r"$\pi(a_1)$",
+    )
+    exact.set(
+        title=rf"Reg-VI, no errors, $\tau$ = {config.tau:g} (dashed: $\gamma^k$)",
+        ylabel=r"$\Vert q_{*,\Omega} - q_k \Vert_\infty$, relative",
+        yscale="log",
+        ylim=(1e-13, None),
+    )
+    noisy.set(
+        title=f"Reg-MPI, errors of deviation {config.noise:g} (dashed: bound)",
+        ylabel=r"$\max (q_{*,\Omega} - q_{\pi_k,\Omega})$, relative",
+        xscale="log",
+        yscale="log",
+    )
+    noisy.set_xlim(1, config.iterations)
+    lost.set(
+        title=r"Loss of regularising (dashed: $\tau \max H_f / (1 - \gamma)$)",
+        xlabel=r"temperature $\tau$, units of reward",
+        ylabel=r"$\max (v_* - v_{\pi_{*,\Omega}})$, relative",
+        xscale="log",
+        yscale="log",
+    )
+    for axes in (exact, noisy):
+        axes.set_xlabel("iterations k")
+    for axes in drawn.axes:
+        axes.title.set_fontsize(11)
+        garnets.legend(axes, 3)
+    return drawn
+
+
+REPRODUCTION = reproduce.Reproduction(
+    claim="Decision processes regularised by the entropy of an f-divergence contract, propagate "
+    "errors and bias the optimum as the theory of regularised processes bounds it.",
+    source="Geist et al. 2019, arXiv:1901.11275",
+    config=Config(),
+    steps=lambda c: len(c.divergences) * c.iterations * (3 + len(c.backups)),
+    seconds=lambda c: garnets.seconds(
+        c.processes, 4 * c.iterations, len(c.divergences) * (3 + len(c.backups))
+    ),
+    run=execute,
+)

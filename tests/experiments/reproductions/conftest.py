@@ -1,0 +1,42 @@
+"""What the tests of the theory papers' reproductions share: a small run of one."""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable
+
+import pytest
+
+from kullback.experiments import reproduce
+
+Checks = dict[str, bool | None]
+GARNETS = ("num_garnets=3", "num_states=6", "num_actions=3", "branching=2")
+
+
+@pytest.fixture
+def run_small(tmp_path: pathlib.Path) -> Callable[..., Checks]:
+    """Runs a reproduction with these settings: whether each claim held, files having been seen."""
+
+    def run(name: str, *assignments: str) -> Checks:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        own = () if any(a.startswith("mdp=") for a in assignments) else GARNETS
+        reproduce.reproduce(name, folder, [*own, *assignments], say=lambda line: None)
+        assert list(folder.glob("*.png")) and list(folder.glob("*.svg"))
+        for path in folder.glob("*.csv"):
+            with open(path, encoding="utf-8") as file:
+                assert list(csv.DictReader(file)), path
+        checks = json.loads((folder / "verdict.json").read_text())["checks"]
+        return {check["claim"]: check["held"] for check in checks}
+
+    return run
+
+
+@pytest.fixture
+def held() -> Callable[[Checks, str], bool | None]:
+    """Whether the one claim that has these words held."""
+
+    def find(checks: Checks, words: str) -> bool | None:
+        (found,) = [value for claim, value in checks.items() if words in claim]
+        return found
+
+    return find
