@@ -1,4 +1,4 @@
-"""A teacher and students on a task of texts, in small, for reproductions of distillation.
+"""Teachers and students in small, on a task of texts or another, for reproductions of distillation.
 
 B rows, P tokens of a prompt, T of a completion, n learner steps, V vocabulary.
 """
@@ -65,19 +65,36 @@ class Sizes:
         )
 
 
+# (model, name of its operator's f) -> what writes on a prompt.
+Writers = Callable[[gemma.Model, str], small_models.Sampler]
+
+
 class Classroom(NamedTuple):
     """The task, and the two models, for all seeds."""
 
-    sizes: Sizes
-    words: tokenizer.Tokenizer
+    fine_tuning: tuning.Config
+    distillation: tuning.Config
+    steps: int  # Of distillation.
     rows: batches.Sequences  # All training examples, [N, P + T].
     prompts: batches.Prompts  # Of the same, [N, P].
     held_out: batches.Prompts  # [evaluation, P].
     teacher: gemma.Model
     student: gemma.Model
-    # (model, name of its operator's f) -> what judges it, and what writes on a prompt.
-    judge: Callable[[gemma.Model, str], judges.Judge]
-    writes: Callable[[gemma.Model, str], small_models.Sampler]
+    writes: Writers
+    # Of a task of texts: their tokens, and (model, name of its operator's f) -> what judges it.
+    words: tokenizer.Tokenizer | None = None
+    judge: Callable[[gemma.Model, str], judges.Judge] | None = None
+
+
+def writers(horizon: int, stop_tokens: tuple[int, ...]) -> Writers:
+    """What writes at most `horizon` tokens at temperature 1, compiled once a model and operator."""
+
+    @functools.cache
+    def writes(model: gemma.Model, divergence: str) -> small_models.Sampler:
+        f = regularizers.named(divergence)
+        return jax.jit(small_models.sampler(model, horizon, stop_tokens, f))
+
+    return writes
 
 
 def make(sizes: Sizes) -> Classroom:
@@ -105,22 +122,31 @@ def make(sizes: Sizes) -> Classroom:
     def judge(model: gemma.Model, divergence: str) -> judges.Judge:
         return judges.Judge(model, words, task, test, learning, divergence)
 
-    @functools.cache
-    def writes(model: gemma.Model, divergence: str) -> small_models.Sampler:
-        f = regularizers.named(divergence)
-        return jax.jit(small_models.sampler(model, sizes.max_new_tokens, words.eos_ids, f))
-
     return Classroom(
-        sizes=sizes,
-        words=words,
+        fine_tuning=learning,
+        distillation=sizes.learning(sizes.distillation_rate),
+        steps=sizes.steps,
         rows=batches.pad(train, length, words.pad_id),
         prompts=prompts(train),
         held_out=prompts([test[i % len(test)] for i in range(sizes.evaluation)]),
         teacher=model(sizes.teacher_width, sizes.teacher_layers),
         student=model(sizes.student_width, sizes.student_layers),
+        writes=writers(sizes.max_new_tokens, words.eos_ids),
+        words=words,
         judge=judge,
-        writes=writes,
     )
+
+
+class Lesson(NamedTuple):
+    """What students of all seeds are distilled on, and what they are before."""
+
+    name: str
+    steps: int  # Of a student before it is distilled.
+    room: Callable[[int], Classroom]  # Of a seed.
+    teacher: Callable[[], types.Params]
+    start: Callable[[int], types.Params]  # A seed's student before it is distilled.
+    # (student's parameters, seed, name of its operator's f) -> what its sequences are worth.
+    quality: Callable[[types.Params, int, str], dict[str, float]]
 
 
 class Program(NamedTuple):
@@ -132,17 +158,15 @@ class Program(NamedTuple):
 
 def tuner(room: Classroom, model: gemma.Model, divergence: str = "kl") -> Program:
     """SFT with the loss that a divergence generates."""
-    learning = room.sizes.learning(room.sizes.learning_rate)
-    learner = sft.make(model, sft.Config(divergence=divergence, learning=learning)).learner
+    config = sft.Config(divergence=divergence, learning=room.fine_tuning)
+    learner = sft.make(model, config).learner
     return Program(learner, small_models.learn(learner, small_models.stored))
 
 
 def supervised_distiller(room: Classroom, divergence: str) -> Program:
     """Distillation on the data set alone, at the rate of fine-tuning, for students that begin."""
-    learning = room.sizes.learning(room.sizes.learning_rate)
-    learner = gkd.make(
-        room.student, room.teacher, gkd.Config(divergence=divergence, learning=learning)
-    ).learner
+    config = gkd.Config(divergence=divergence, learning=room.fine_tuning)
+    learner = gkd.make(room.student, room.teacher, config).learner
     return Program(learner, small_models.learn(learner, small_models.stored))
 
 
@@ -168,7 +192,7 @@ def from_data(
     """
 
     def items(first: int, count: int) -> Any:
-        return small_models.take(room.rows, count, room.sizes.batch_size, seed, first)
+        return small_models.take(room.rows, count, room.fine_tuning.batch_size, seed, first)
 
     key = jax.random.key(seed)
     state = program.learner.init(key)
@@ -185,9 +209,7 @@ class Item(NamedTuple):
 
 def distiller(room: Classroom, divergence: str, temperature: float = 1.0) -> Program:
     """GKD by a loss of `lm.distillation.LOSSES`, with one coin a step as the paper has it."""
-    sizes = room.sizes
-    learning = sizes.learning(sizes.distillation_rate)
-    config = gkd.Config(divergence=divergence, temperature=temperature, learning=learning)
+    config = gkd.Config(divergence=divergence, temperature=temperature, learning=room.distillation)
     learner = gkd.make(room.student, room.teacher, config).learner
     sample = room.writes(room.student, link_of(divergence))
 
@@ -216,11 +238,10 @@ def distil(
     tick: Tick = ignore,
 ) -> types.Params:
     """The student's parameters after distillation with lambda = `student_fraction`."""
-    sizes = room.sizes
 
     def items(first: int, count: int) -> Item:
         rows, prompts = small_models.take(
-            (room.rows, room.prompts), count, sizes.batch_size, seed, first
+            (room.rows, room.prompts), count, room.distillation.batch_size, seed, first
         )
         steps = range(first, first + count)
         coins = [np.random.default_rng([seed, step]).random() for step in steps]
@@ -228,7 +249,7 @@ def distil(
 
     state = learners.with_params(program.learner.init(jax.random.key(seed)), student)
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return _advance(program.run, state, teacher, items, sizes.steps, key, tick)
+    return _advance(program.run, state, teacher, items, room.steps, key, tick)
 
 
 def _advance(
@@ -288,11 +309,41 @@ def distance(room: Classroom, divergence: str) -> Callable[..., tuple[jax.Array,
     return mean
 
 
+def measured(
+    room: Classroom,
+    measure: Callable[..., tuple[jax.Array, jax.Array]],
+    student: types.Params,
+    teacher: types.Params,
+    seed: int,
+    divergence: str,
+) -> dict[str, float]:
+    """What `measure`, of `distance`, says after the teacher's prefixes and the student's own."""
+    link = link_of(divergence)
+    theirs = prefixes(room, room.teacher, teacher, seed)
+    own = prefixes(room, room.student, student, seed, link)
+    after_teacher, _ = measure(student, teacher, theirs)
+    after_student, entropy = measure(student, teacher, own)
+    return {
+        "after_teachers_prefixes": float(after_teacher),
+        "after_own_prefixes": float(after_student),
+        "entropy": float(entropy),
+    }
+
+
 def quality(
     room: Classroom, model: gemma.Model, params: types.Params, seed: int, divergence: str = "kl"
 ) -> dict[str, float]:
-    """Means over held-out examples: scores of what is written, greedily and drawn, and nats."""
-    judge, acting, count = room.judge(model, divergence), {"params": params}, room.sizes.evaluation
+    """Means over held-out examples: scores of what is written, greedily and drawn, and nats.
+
+    Raises:
+      ValueError: for a room without a judge.
+    """
+    if room.judge is None:
+        raise ValueError(
+            "quality needs texts and their judge, which a room of `make` has; got None"
+        )
+    judge, acting = room.judge(model, divergence), {"params": params}
+    count = len(room.held_out.lengths)
     found: dict[str, float] = {}
     for way, program in (("greedy", judge.greedy), ("temperature_1", judge.plain)):
         answers = judge.answers(acting, count, jax.random.key(seed), program)

@@ -34,7 +34,7 @@ def room() -> students.Classroom:
 
 def test_the_data_set_is_prompts_and_their_completions(room: students.Classroom):
     rows, prompts = room.rows, room.prompts
-    assert len(rows.tokens) == len(prompts.tokens) == 9_031
+    assert len(rows.tokens) == len(prompts.tokens) == 9_031 and room.words is not None
     for n in (0, 5, 9_030):
         length = prompts.lengths[n]
         np.testing.assert_array_equal(prompts.tokens[n, -length:], rows.tokens[n, :length])
@@ -74,7 +74,6 @@ def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
 
 
 def test_the_coins_follow_lambda(room: students.Classroom, monkeypatch: pytest.MonkeyPatch):
-    sizes = dataclasses.replace(TINY, steps=200)
     coins: list[bool] = []
 
     def run(state: Any, constants: Any, items: Any, key: Any) -> Any:
@@ -85,7 +84,7 @@ def test_the_coins_follow_lambda(room: students.Classroom, monkeypatch: pytest.M
     params = room.student.init(jax.random.key(0))
     for fraction, low, high in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
         coins.clear()
-        students.distil(room._replace(sizes=sizes), program, params, None, fraction, seed=3)
+        students.distil(room._replace(steps=200), program, params, None, fraction, seed=3)
         assert len(coins) == 200 and low <= sum(coins) <= high
 
 
@@ -116,9 +115,7 @@ def row(fraction: float | str, seed: int, teacher: float, own: float) -> dict[st
         "after_teachers_prefixes": teacher + 0.001 * seed,
         "after_own_prefixes": own,
         "entropy": 1.0,
-        "score_greedy": 0.5,
-        "score_temperature_1": 0.5,
-        "score_greedy_of_teacher": 1.0,
+        "near_the_line": 0.5,
     }
 
 
@@ -130,25 +127,46 @@ def test_the_diagonal_is_judged(swap: bool):
         values[0.0], values[1.0] = values[1.0], values[0.0]
     rows = [row(f, seed, *pair) for f, pair in values.items() for seed in range(3)]
     checks = gkd.judge(config, rows, "kl")
-    assert [c.held for c in checks[:4]] == ([False] * 4 if swap else [True] * 4)
-    assert all(c.held is None for c in checks[4:])
+    assert [c.held for c in checks] == ([False] * 4 if swap else [True] * 4)
     assert gkd.judge(config, [r for r in rows if r["seed"] == 0], "kl")[0].held is None
 
 
-def test_it_runs_on_both_tasks(tmp_path: pathlib.Path):
+def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
+    rows = [row(f, seed, 1.0, 2.0) for f in ("start", 0.0, 1.0) for seed in range(3)]
+    [check] = gkd.report("line", rows, "kl", {"after_teachers_prefixes": "distance"})
+    interval = str(reproduce.interval([1.0, 1.001, 1.002]))
+    expected = f"start {interval}, lambda 0 {interval}, lambda 1 {interval}"
+    assert check == reproduce.Check("line, kl: distance", None, expected)
+
+
+def test_it_runs_on_all_tasks(tmp_path: pathlib.Path):
     tiny = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
     settings = [f"arithmetic.{name}={value}" for name, value in tiny.items()]
     other = {"task": "tokens/summaries", "max_vocab_size": 512}  # Rows hold a whole summary.
     other |= {"max_prompt_length": 120, "max_new_tokens": 24}
     settings += [f"summaries.{name}={value}" for name, value in {**tiny, **other}.items()]
+    on_line = {"horizon": 4, "trajectories": 8, "evaluation": 8}
+    on_line |= {name: tiny[name] for name in ("batch_size", "student_width", "student_steps")}
+    settings += [f"line.{name}={value}" for name, value in {**on_line, "steps": 2}.items()]
     settings += ["seeds=2", "student_fractions=0,1"]
     checks = reproduce.reproduce("gkd", tmp_path / "out", settings, lambda line: None)
-    assert len(checks) == 2 + 6 + 2
-    with open(tmp_path / "out" / "arithmetic.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert [r["student_fraction"] for r in rows] == ["start", "0.0", "1.0"] * 2
-    with open(tmp_path / "out" / "summaries.csv") as file:
-        assert {"rouge_l_greedy", "nats_a_token"} <= set(next(csv.DictReader(file)))
+    assert [c.claim.split(",")[0] for c in checks if c.held is not None] == ["line"] * 2
+    assert len(checks) == 2 + 4 + 6 + 2
+    tables = {}
+    for name in ("line", "arithmetic", "summaries"):
+        with open(tmp_path / "out" / f"{name}.csv") as file:
+            tables[name] = list(csv.DictReader(file))
+    for name in ("line", "arithmetic"):
+        fractions = [r["student_fraction"] for r in tables[name]]
+        assert fractions == ["start", "0.0", "1.0"] * 2
+    assert {"rouge_l_greedy", "nats_a_token"} <= set(tables["summaries"][0])
+    assert gkd.seconds(gkd.Config()) < 8 * 60
+
+
+def test_a_room_without_texts_has_no_judge(room: students.Classroom):
+    params = room.student.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="needs texts and their judge"):
+        students.quality(room._replace(judge=None), room.student, params, 0)
 
 
 def test_both_ends_of_lambda_are_needed():
