@@ -364,6 +364,9 @@ def _generate(options: argparse.Namespace) -> int:
         stop_tokens=options.stop_token,
         # One text is shown as it comes; of several the lines would mix.
         on_text=lambda row, text: print(text, end="", flush=True) if is_one else None,
+        on_cache=lambda count: print(
+            f"keys and values of {len(prompts)} texts: {count / 1e6:.3g} MB", file=sys.stderr
+        ),
     )
     if is_one:
         print()

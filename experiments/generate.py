@@ -34,6 +34,7 @@ def generate(
     seed: int = 0,
     stop_tokens: Sequence[int] = (),
     on_text: Callable[[int, str], Any] = lambda row, text: None,
+    on_cache: Callable[[int], Any] = lambda num_bytes: None,
 ) -> list[Generated]:
     """Completions of prompts, all at once; Ctrl-C ends them where they are.
 
@@ -45,6 +46,7 @@ def generate(
       seed: decides the text.
       stop_tokens: ids that end a text beside the model's own.
       on_text: receives a row and its next piece of text, whole characters only.
+      on_cache: receives the bytes of keys and values, before there are any.
 
     Raises:
       ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, or
@@ -78,10 +80,13 @@ def generate(
     acting = {"params": checkpoint.params}
     key = jax.random.key(seed)
 
+    # A piece may go on beyond the horizon; nobody looks, but it must have room.
+    length = width + max_new_tokens + PIECE
+    itemsize = jnp.dtype(config.dtype).itemsize
+    on_cache(gemma.cache_bytes(config, len(prompts), length, itemsize))
+
     @jax.jit
     def start(acting: Any, padded: batches.Prompts) -> rollout.ActorState:
-        # A piece may go on beyond the horizon; nobody looks, but it must have room.
-        length = width + max_new_tokens + PIECE
         return rollout.start(acts, environment, acting, key, padded, length)
 
     @jax.jit

@@ -244,7 +244,10 @@ def test_the_command_line(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prompt"] for row in rows] == ["1+1=", "2+2="]
     assert cli.main([*arguments, "--prompt", "5+5=", "--temperature", "0"]) == 0
-    assert capsys.readouterr().out.endswith("\n")
+    shown = capsys.readouterr()
+    assert shown.out.endswith("\n")
+    # 2 (keys, values) x 2 heads x 8 numbers x 4 bytes x a window of 4.
+    assert shown.err == "keys and values of 1 texts: 0.000512 MB\n"
     for wrong, message in (
         (["--prompt", "1", "--temperature", "-1"], "temperature must be 0 (greedy) or finite"),
         (["--prompt", "1", "--top-p", "0"], "top_p must lie in (0, 1]"),
