@@ -10,6 +10,7 @@ from kullback.theory import bounds
 SIZES = ("iterations=12", "twin_iterations=6")
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from kullback.theory import bounds, conservative
 SIZES = ("iterations=20", "exact_iterations=20", "rates=1,0.3,0.003")
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

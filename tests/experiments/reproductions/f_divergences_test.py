@@ -48,6 +48,7 @@ def test_accuracies_are_judged_by_their_distance(gap: float, held: bool):
     assert [check.held for check in checks] == [held, True, None]
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: pathlib.Path):
     text = "batch_size=4 teacher_width=8 teacher_layers=1 teacher_steps=2 student_width=8 steps=2"
     classes = "classes=5 num_train=50 num_test=50 steps=20"

@@ -139,6 +139,7 @@ def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
     assert check == reproduce.Check("line, kl: distance", None, expected)
 
 
+@pytest.mark.slow
 def test_it_runs_on_all_tasks(tmp_path: pathlib.Path):
     tiny = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY)}
     settings = [f"arithmetic.{name}={value}" for name, value in tiny.items()]

@@ -13,6 +13,7 @@ SIZES = (
 )
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

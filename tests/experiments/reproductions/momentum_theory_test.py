@@ -11,6 +11,7 @@ from kullback.theory import bounds, iteration, momentum
 SIZES = ("iterations=40", "weights=0.9")
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from kullback.theory import bounds
 SIZES = ("iterations=15", "divergences=kl,alpha-1.5", "taus=0.1,1")
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

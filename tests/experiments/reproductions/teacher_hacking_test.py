@@ -127,6 +127,7 @@ def test_a_curve_that_hacks_is_judged_so_and_one_that_does_not_is_not():
     assert len(wrong) == 7
 
 
+@pytest.mark.slow
 def test_it_runs(tmp_path: pathlib.Path):
     settings = [f"{name}={value}" for name, value in TINY.items()]
     settings += ["diversity=1,2", "sources=offline,online-student"]
