@@ -77,7 +77,13 @@ def test_every_agent_learns_the_optimum_of_the_chain(name: str):
     assert np.all(loop.evaluate(state, 5) == 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(agents.AGENTS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("m-dqn", "iqn", "rainbow") else pytest.mark.slow)
+        for name in sorted(agents.AGENTS)
+    ],
+)
 def test_every_agent_goes_on_from_a_checkpoint_bit_by_bit(name: str, tmp_path):
     first = loop_of(name, (5,))
     state = to_end(first, first.init(), 540)  # Ten updates.

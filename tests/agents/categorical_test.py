@@ -173,6 +173,7 @@ def test_what_a_prioritised_replay_draws_is_weighted_by_importance():
     np.testing.assert_allclose(feedback.metrics["loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_full_rainbow_draws_noise_to_act_and_to_learn():
     config = rainbow.full(dataclasses.replace(rainbow.presets("toy"), hidden=8))
     assert config.dueling and config.double and config.noise == 0.5

@@ -366,6 +366,7 @@ RANDOM_RETURNS = {
 
 
 @pytest.mark.parametrize("name", GAMES)
+@pytest.mark.slow
 def test_random_actions_earn_what_they_do_in_minatar(name):
     # The first episodes of each row, however long: a fixed time would favour short ones.
     rows, per_row = 256, 1 if name == "freeway" else 6

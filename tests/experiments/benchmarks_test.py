@@ -154,6 +154,7 @@ def test_a_peer_that_fails_is_one_line(
     assert capsys.readouterr().err == "benchmarks: no wheel of it\n"
 
 
+@pytest.mark.slow
 def test_our_sides_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     assert gradient_step.stepper("m-dqn")() == 1
     monkeypatch.setattr(minatar, "WARM_UP", 64)
@@ -164,6 +165,7 @@ def test_our_sides_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     assert (learning.replay.samples_per_update, learning.replay.batch_size) == (4, 32)
 
 
+@pytest.mark.slow
 def test_language_models_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     tiny = dataclasses.replace(
         language_models.SMALL, vocab_size=64, num_layers=1, embed_dim=16, hidden_dim=16, head_dim=4
@@ -192,6 +194,7 @@ def test_an_operator_is_differentiated():
     assert operators.differentiator("alpha-1.5", num_rows=2)() == 1
 
 
+@pytest.mark.slow
 def test_memory_is_measured():
     assert machine.bandwidth(2**20, "copy")()["copy"] > 0
     before = machine.peak_memory()

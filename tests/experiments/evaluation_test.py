@@ -80,6 +80,7 @@ def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str
 
 
 @pytest.mark.parametrize("divergence", ["kl", "alpha-1.5"])
+@pytest.mark.slow
 def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, Any]):
     one = judge_of(divergence)
     made = one.answers(acting, 9, jax.random.key(2), one.plain)

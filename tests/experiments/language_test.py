@@ -191,6 +191,7 @@ def test_generation_in_pieces_is_that_in_one(
     assert texts[3] == texts[12]
 
 
+@pytest.mark.slow
 def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path):
     checkpoint = models.load(teacher)
     words, model = checkpoint.tokenizer, gemma.make(checkpoint.config)

@@ -64,6 +64,7 @@ def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: p
 
 
 @pytest.mark.parametrize("mixing", ["batch", "row"])
+@pytest.mark.slow
 def test_a_run_that_is_broken_off_has_the_texts_of_one_that_is_not(
     sparse: pathlib.Path, tmp_path: pathlib.Path, mixing: str
 ):

@@ -139,6 +139,7 @@ def found(root: pathlib.Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
+@pytest.mark.slow
 def test_losses_over_a_mesh_are_those_of_one_device(found: dict[str, Any], mesh: str):
     """Ten steps of GKD, half of whose rows the student samples; the process resumes as well."""
     expected = found[""]["losses"]
@@ -167,6 +168,7 @@ def test_the_command_line(found: dict[str, Any], name: str, status: int, message
     assert status == 0 or error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_over_a_mesh_needs_its_devices_and_is_a_model_as_any(
     found: dict[str, Any], root: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -68,7 +68,13 @@ def uninterrupted(tmp_path_factory) -> pathlib.Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGKILL, id="kill -9"),
+        pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     process = start(*CHAIN, *OFTEN, "--out", folder)
@@ -88,6 +94,7 @@ def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, t
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     done = kullback(*CHAIN, *OFTEN, "--out", folder)
@@ -249,6 +256,7 @@ def test_disk_that_is_too_small_is_noticed_before_anything_is_computed(tmp_path,
         experiments.train("dqn", "toy/chain", out=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.slow
 def test_the_same_run_twice_writes_the_same_rows(uninterrupted, tmp_path):
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     folder = tmp_path / "run"

@@ -104,7 +104,9 @@ def oracle(config: gemma.Config, params, tokens: np.ndarray) -> np.ndarray:
     return norm(x, params["final_norm"]) @ params["embedding"].T
 
 
-@pytest.mark.parametrize("depth", [1, 5, 6, 8, 26])
+@pytest.mark.parametrize(
+    "depth", [1, 5, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 26))]
+)
 def test_oracle_at_depths_on_and_off_the_pattern(depth):
     config = dataclasses.replace(
         SMALL, num_layers=depth, pattern=6, global_rope_factor=8.0, global_rope_theta=100.0

@@ -152,6 +152,7 @@ def test_any_divergence_generates_a_loss_and_an_entropy():
 
 
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd-0.5", "fenchel_young-alpha-1.5"])
+@pytest.mark.slow
 def test_gkd_learns_from_its_teacher(name):
     config = gkd.Config(divergence=name, learning=LEARNING)
     agent = gkd.make(MODEL, MODEL, config)
@@ -166,6 +167,7 @@ def test_gkd_learns_from_its_teacher(name):
 
 
 @pytest.mark.parametrize(("name", "f"), [("reverse_kl", "kl"), ("fenchel_young-gan", "gan")])
+@pytest.mark.slow
 def test_a_student_samples_by_the_operator_of_its_loss(name: str, f: str):
     config = gkd.Config(divergence=name, learning=LEARNING)
     assert config.operator == f

@@ -127,6 +127,7 @@ def test_sizes_are_checked(field: str, value: int):
         line.Sizes(**{field: value})
 
 
+@pytest.mark.slow
 def test_distances_are_after_whose_prefixes_they_say(room: students.Classroom):
     student = room.student.init(jax.random.key(0))
     measure = students.distance(room, "kl")

@@ -11,6 +11,7 @@ from kullback.theory import munchausen, worlds
 SIZES = ("iterations=20", "exact_iterations=400", "alphas=0,0.5")
 
 
+@pytest.mark.slow
 def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

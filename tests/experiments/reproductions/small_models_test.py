@@ -101,6 +101,7 @@ def test_all_layers_see_the_whole_context():
     assert not decoder.config.num_remaining and decoder.config.window == 7
 
 
+@pytest.mark.slow
 def test_an_untied_model():
     tokens = jax.random.randint(jax.random.key(1), (40, 7), 0, 6)
     wide = gemma.make(small_models.decoder(6, 64, 2, 7))
@@ -141,6 +142,7 @@ def test_every_row_comes_once_an_epoch_and_epochs_differ_in_order_alone():
     assert (np.asarray(first) != second).any()
 
 
+@pytest.mark.slow
 def test_the_length_of_a_stretch_changes_nothing():
     decoder = model()
     learning = tuning.Config(batch_size=4, max_prompt_length=4, max_new_tokens=3)

@@ -62,6 +62,7 @@ def test_a_teacher_that_is_the_oracle_has_golden_equal_to_proxy(models: hacking.
     np.testing.assert_array_equal(golden[0].tokens, proxy[0].tokens)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_the_teacher_is_at_proxy_0_and_at_the_teachers_golden(
     models: hacking.Models,
 ):
