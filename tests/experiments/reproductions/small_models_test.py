@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kullback.experiments.reproductions import small_models
 from kullback.lm import batches, gemma, sft, tuning
