@@ -90,12 +90,11 @@ def loss(
     value, _ = _solve(theta, reference, divergence, is_ones)
     is_finite = math.isfinite(divergence.at_zero)
     if jnp.issubdtype(target.dtype, jnp.integer):
-        # Not by indexing: a sum over V fuses with the others, and so does its gradient.
-        is_label = jax.nn.one_hot(target, theta.shape[-1], dtype=bool)
-        value = value - jnp.sum(jnp.where(is_label, theta, 0), -1)
+        label = target[..., None]
+        value = value - jnp.take_along_axis(theta, label, -1)[..., 0]
         if not is_finite:
             return value
-        q_y = jnp.sum(jnp.where(is_label, reference, 0), -1)
+        q_y = jnp.take_along_axis(reference, label, -1)[..., 0]
         return value + divergence.excess(jnp.zeros_like(q_y), jnp.log(q_y))
     target = promote(target)
     value = value - jnp.sum(jnp.where(target > 0, target * _finite(theta), 0), -1)

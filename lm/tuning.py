@@ -110,10 +110,9 @@ def make(
         """Losses of a chunk, [n], and its metrics, [n] each."""
         frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
         # No argmax, which XLA computes with one thread: a tie counts as right.
-        is_best = frozen >= jnp.max(frozen, -1, keepdims=True)
-        is_label = jax.nn.one_hot(labels, frozen.shape[-1], dtype=bool)
+        of_label = jnp.take_along_axis(frozen, labels[:, None], -1)[:, 0]
         found = {
-            "accuracy": jnp.any(is_best & is_label, -1).astype(jnp.float32),
+            "accuracy": (of_label >= jnp.max(frozen, -1)).astype(jnp.float32),
             "entropy": regularizers.entropy(frozen, divergence),
         }
         for of_teacher in teacher_logits:
