@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 
 from kullback.core import types
 from kullback.experiments import reproduce
+from kullback.experiments.reproductions import verdicts
 from kullback.theory import convex, run, solve
 from kullback.theory import garnet as generator
 from kullback.theory import mdp as mdps
@@ -186,11 +187,7 @@ def above(
     claim: str, values: Sequence[float] | np.ndarray, threshold: float = 0
 ) -> reproduce.Check:
     """Whether the 95% interval of the mean over processes, values [M], lies above a threshold."""
-    if len(values) < 2:
-        return reproduce.Check(claim, None, f"{values[0]:.4g}; one process has no interval")
-    found = reproduce.interval(values)
-    evidence = f"{found} over {len(values)} processes, against {threshold:g}"
-    return reproduce.Check(claim, bool(found.low > threshold), evidence)
+    return verdicts.above(claim, values, threshold, units=("process", "processes"))
 
 
 def draw(

@@ -1,17 +1,25 @@
-"""How reproductions over seeds judge: by a confidence interval, and not at all of one seed."""
+"""How reproductions judge: by a confidence interval over seeds or processes, never of one."""
 
 from collections.abc import Sequence
+
+import numpy as np
 
 from kullback.experiments import reproduce
 
 
-def above(claim: str, values: Sequence[float], threshold: float = 0.0) -> reproduce.Check:
-    """Whether the 95% interval of the mean over seeds lies above the threshold; [seeds] values."""
-    found = reproduce.interval(values)
+def above(
+    claim: str,
+    values: Sequence[float] | np.ndarray,
+    threshold: float = 0.0,
+    units: tuple[str, str] = ("seed", "seeds"),
+) -> reproduce.Check:
+    """Whether the 95% interval of the mean lies above the threshold; a value a unit (a seed)."""
+    one, many = units
     if len(values) < 2:
-        return reproduce.Check(claim, None, f"{values[0]:.4g}; one seed has no interval")
-    evidence = f"{found} over {len(values)} seeds, against {threshold:g}"
-    return reproduce.Check(claim, found.low > threshold, evidence)
+        return reproduce.Check(claim, None, f"{values[0]:.4g}; one {one} has no interval")
+    found = reproduce.interval(values)
+    evidence = f"{found} over {len(values)} {many}, against {threshold:g}"
+    return reproduce.Check(claim, bool(found.low > threshold), evidence)
 
 
 def every(claim: str, held: Sequence[bool], evidence: str) -> reproduce.Check:
