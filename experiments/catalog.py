@@ -49,6 +49,7 @@ REPRODUCTIONS: dict[str, str] = {
     "momentum-theory": "momentum averages what sampling adds",
     "conservative": "rates of conservative policy iteration",
     "regularizers": "Markov decision processes regularised by f-divergences",
+    "munchausen-minatar": "DQN, Soft-DQN, AL and M-DQN, IQN and M-IQN, on MinAtar",
 }
 
 

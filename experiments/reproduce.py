@@ -74,6 +74,10 @@ class Work:
         self._bar.update(self._done)
         return rows
 
+    def path(self, name: str) -> pathlib.Path:
+        """Where the running part may keep what it goes on with after an interruption."""
+        return self._folder / name
+
     def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
         """Shows that `steps` of the running part are done, and the metric that matters."""
         self._bar.update(self._done + steps, value, metric)

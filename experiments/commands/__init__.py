@@ -1,0 +1,1 @@
+"""The commands of `kullback`, a module each: its parser, and what it does."""

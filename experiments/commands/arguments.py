@@ -1,0 +1,23 @@
+"""What several commands share."""
+
+import argparse
+import contextlib
+from collections.abc import Iterable
+from typing import Any
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1; 50_000 and 5e4 too."""
+    with contextlib.suppress(ValueError, OverflowError):  # The latter for inf.
+        number = float(text.replace("_", ""))
+        if number == int(number) and number >= 1:
+            return int(number)
+    raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+
+
+def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
+    """Dotted name, value and type of each field of a configuration."""
+    from kullback.experiments import settings
+
+    for name, hint, value in fields:
+        print(f"{name:<44}{value!s:<12}{settings.describe(hint)}")

@@ -1,0 +1,104 @@
+"""`kullback evaluate`: a trained agent plays, a language model is judged."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from kullback.experiments.commands import arguments
+
+LENGTHS = ("max_prompt_length", "max_new_tokens", "overlong")  # Of a language model's examples.
+
+
+def add_parser(commands: Any) -> None:
+    """Adds what `argparse` needs of it."""
+    sub = commands.add_parser(
+        "evaluate",
+        help="play with a trained agent, or judge a language model",
+        description="A language model, a run or a folder of weights, is judged on held-out "
+        "examples of TASK (of weights required; default: the run's own).",
+    )
+    sub.add_argument("run", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("task", nargs="?", metavar="TASK", help="of a language model: tokens/...")
+    sub.add_argument(
+        "--episodes", metavar="N", type=arguments.count, default=10, help="or held-out examples"
+    )
+    sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
+    sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
+    language = sub.add_argument_group("of a language model")
+    language.add_argument(
+        "--samples",
+        metavar="K",
+        type=arguments.count,
+        help="answers at temperature 1 to each; default: 4",
+    )
+    language.add_argument(
+        "--out",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="what it wrote, JSONL, new; default: in the run's folder, of weights nowhere",
+    )
+    language.add_argument(
+        "--max-prompt-length", metavar="N", type=arguments.count, help="tokens; default: the run's"
+    )
+    language.add_argument(
+        "--max-new-tokens",
+        metavar="N",
+        type=arguments.count,
+        help="of an answer; default: the run's",
+    )
+    language.add_argument(
+        "--overlong",
+        choices=("drop", "truncate-left", "error"),
+        help="what becomes of an example that is too long; default: the run's",
+    )
+    sub.set_defaults(command=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if (options.run / "model.json").is_file() or any(options.run.glob("*.safetensors")):
+        return _evaluate_language(options)
+    given = ["TASK"] if options.task is not None else []
+    of_language = ("samples", "out", *LENGTHS)
+    given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
+    if given:
+        raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
+    from kullback.experiments import runs, video
+
+    if options.video is not None:
+        video.check(options.video)
+    run = runs.load(options.run, seed=options.seed, best=options.best)
+    scores = run.evaluate(options.episodes)
+    chance = run.evaluate_random(options.episodes)
+    print(
+        f"{run.plan.agent} on {run.plan.environment}, seed {run.seed}, after {run.env_steps:,} "
+        f"steps: mean return {scores.mean():.2f} (min {scores.min():g}, max {scores.max():g}) "
+        f"over {len(scores)} episodes; a random policy: {chance.mean():.2f}"
+    )
+    print(f"learning curve: {run.path / 'learning_curve.png'}")
+    if options.video is not None:
+        count = video.write(run.frames(), options.video)
+        print(f"video: {options.video} ({count} frames)")
+    return 0
+
+
+def _evaluate_language(options: argparse.Namespace) -> int:
+    from kullback.experiments import evaluation
+
+    if options.video is not None:
+        raise ValueError("--video is for games; a language model's text goes to --out")
+    lengths = {n: getattr(options, n) for n in LENGTHS if getattr(options, n) is not None}
+    report, out = evaluation.run(
+        options.run,
+        options.task or "",
+        count=options.episodes,
+        num_samples=options.samples or 4,
+        seed=options.seed,
+        best=options.best,
+        out=options.out,
+        **lengths,
+    )
+    print(evaluation.show(report))
+    if out is not None:
+        print(f"texts: {out}")
+    return 0

@@ -1,0 +1,32 @@
+"""`kullback export`: parameters, or a whole model, out of a run."""
+
+import argparse
+import pathlib
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Adds what `argparse` needs of it."""
+    sub = commands.add_parser(
+        "export", help="write a run's parameters as safetensors, or its model"
+    )
+    sub.add_argument("run", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--out", metavar="PATH", type=pathlib.Path, required=True, help="new")
+    sub.set_defaults(command=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    if options.out.exists():
+        raise ValueError(f"{options.out} exists; nothing is overwritten: choose another --out")
+    if (options.run / "model.json").is_file():
+        from kullback.experiments import models
+
+        models.export(options.run, options.out, options.seed)
+        print(f"model: {options.out}")
+        return 0
+    from kullback.experiments import runs
+
+    runs.load(options.run, seed=options.seed).export(options.out)
+    print(f"parameters: {options.out}")
+    return 0

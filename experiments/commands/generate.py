@@ -1,0 +1,67 @@
+"""`kullback generate`: text from a language model."""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import Any
+
+from kullback.experiments.commands import arguments
+
+
+def add_parser(commands: Any) -> None:
+    """Adds what `argparse` needs of it."""
+    sub = commands.add_parser("generate", help="text from a language model")
+    sub.add_argument("--model", metavar="DIR", required=True, help="a folder, or a run")
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT")
+    what.add_argument("--prompts", metavar="FILE", type=pathlib.Path, help="JSONL of {prompt}")
+    sub.add_argument("--max-new-tokens", metavar="N", type=arguments.count, default=256)
+    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0 is greedy")
+    sub.add_argument("--top-k", metavar="K", type=int, default=0, help="0 is all tokens")
+    sub.add_argument("--top-p", metavar="P", type=float, default=1.0)
+    sub.add_argument("--seed", metavar="S", type=int, default=0)
+    sub.add_argument("--stop-token", metavar="ID", type=int, action="append", default=[])
+    sub.add_argument("--chat", action="store_true", help="TEXT is the user's turn, in a template")
+    sub.set_defaults(command=_generate)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from kullback.core import sampling
+    from kullback.experiments import generate, models
+    from kullback.lm import chat, data
+
+    settings = sampling.Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+    )
+    checkpoint = models.load(options.model)
+    words = checkpoint.tokenizer
+    is_one = options.prompt is not None
+    if not is_one:
+        prompts = data.read_prompts(options.prompts, words)
+    elif options.chat:
+        messages = [{"role": "user", "content": options.prompt}]
+        segments = chat.chat(messages, words, add_generation_prompt=True)
+        prompts = [tuple(i for segment in segments for i in segment.ids)]
+    else:
+        prompts = [(words.bos_id, *words.encode(options.prompt))]
+    made = generate.generate(
+        checkpoint,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        sampling=settings,
+        seed=options.seed,
+        stop_tokens=options.stop_token,
+        # One text is shown as it comes; of several the lines would mix.
+        on_text=lambda row, text: print(text, end="", flush=True) if is_one else None,
+        on_cache=lambda count: print(
+            f"keys and values of {len(prompts)} texts: {count / 1e6:.3g} MB", file=sys.stderr
+        ),
+    )
+    if is_one:
+        print()
+        return 0
+    for prompt, row in zip(prompts, made, strict=True):
+        line = {"prompt": words.decode(prompt), "completion": row.text, "done": row.is_complete}
+        print(json.dumps(line, ensure_ascii=False))
+    return 0

@@ -1,0 +1,45 @@
+"""`kullback reproduce`: a paper's claim, run again."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from kullback.core import names
+from kullback.experiments import catalog
+from kullback.experiments.commands import arguments
+
+
+def add_parser(commands: Any) -> None:
+    """Adds what `argparse` needs of it."""
+    sub = commands.add_parser(
+        "reproduce",
+        help="run a paper's claim again, small, and say whether it held",
+        description="Writes the data as CSV, the picture and the verdict. What was interrupted "
+        "goes on when the same command is given again.",
+    )
+    sub.add_argument("name", metavar="NAME", help="see kullback list")
+    sub.add_argument("--out", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
+    sub.add_argument("--mdp", metavar="FILE", help="of theory: your own process, as .npz")
+    sub.add_argument("--full", action="store_true", help="the paper's size, where there is one")
+    sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
+    sub.set_defaults(command=_reproduce)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    if options.name not in catalog.REPRODUCTIONS:
+        raise ValueError(
+            names.unknown("reproduction", options.name, catalog.REPRODUCTIONS, show_all=True)
+        )
+    from kullback.experiments import reproduce, settings
+
+    if options.fields:
+        arguments.print_fields(settings.fields(reproduce.load(options.name).config))
+        return 0
+    assignments = list(options.settings)
+    if options.mdp:
+        assignments.append(f"mdp={options.mdp}")
+    if options.full:
+        assignments.append("full=True")
+    reproduce.reproduce(options.name, options.out, assignments)
+    return 0

@@ -1,0 +1,293 @@
+"""Runs on disk as columns of numbers: found, checked to be comparable, named by what they are."""
+
+import dataclasses
+import importlib
+import inspect
+import itertools
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kullback import environments
+from kullback.experiments import plan as plans
+from kullback.experiments import run_folder
+
+# Families in which scores of several games are put together, so all must have one protocol.
+AGGREGATED = ("atari", "minatar")
+WITHOUT_EFFECT = ("num_threads",)  # Flags that change no number of a run.
+OF_LANGUAGE = ("model", "model_flags", "tokenizer", "teacher", "mesh")
+SPELLED = 3  # Settings that a label spells out; of more it is numbered.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's folder, read."""
+
+    folder: pathlib.Path
+    plan: plans.Plan
+    config: Mapping[str, Any]  # Of config.json.
+    rows: Sequence[Mapping[str, str]]  # Of metrics.csv, of all seeds.
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What makes an agent another: its whole configuration and its number of rows."""
+        plan = self.plan.to_json()
+        names = OF_LANGUAGE if self.plan.is_language else ("num_envs",)
+        chosen = {name: plan[name] for name in names}
+        return {**dict(_flat(self.config.get("config", {}))), **dict(_flat(chosen))}
+
+    @property
+    def seeds(self) -> range:
+        """Seeds that it was started with."""
+        return range(self.plan.seed, self.plan.seed + self.plan.num_seeds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Series:
+    """One seed of a run."""
+
+    label: str  # The agent, with what tells it from others of the same name.
+    seed: int
+    run: Run
+    steps: np.ndarray  # int64 [T], increasing: agent steps, of language models learner steps.
+    columns: Mapping[str, np.ndarray]  # float64 [T] each; NaN where there is nothing.
+
+    @property
+    def environment(self) -> str:
+        """Its name, family/game."""
+        return self.run.plan.environment
+
+    @property
+    def last(self) -> int:
+        """Steps done."""
+        return int(self.steps[-1])
+
+
+class Missing(NamedTuple):
+    """Seeds of a sweep that one agent has not on one environment."""
+
+    label: str
+    environment: str
+    found: tuple[int, ...]
+    missing: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """The runs on one family of environments."""
+
+    name: str
+    series: tuple[Series, ...]
+    runs: Mapping[str, tuple[Run, ...]]  # By label, those without rows too.
+    seeds: tuple[Missing, ...]  # A row a label and environment.
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Agents, in alphabetical order; their colours follow it."""
+        return tuple(sorted(self.runs))
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """Names, in alphabetical order."""
+        runs = itertools.chain.from_iterable(self.runs.values())
+        return tuple(sorted({run.plan.environment for run in runs}))
+
+
+def families(paths: Iterable[pathlib.Path]) -> list[Family]:
+    """All runs at or under the paths, by family.
+
+    Raises:
+      ValueError: if a path holds no run; if runs that would be compared have other protocols; if
+        two runs are of the same agent, settings, environment and seed.
+    """
+    folders = list(dict.fromkeys(found for path in paths for found in find(path)))
+    runs = [load(folder) for folder in folders]
+    check_protocols(runs)
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.plan.environment.split("/")[0], []).append(run)
+    return [_family(name, found[name]) for name in sorted(found)]
+
+
+def find(path: pathlib.Path) -> list[pathlib.Path]:
+    """Folders of runs at or under a path, in order; a run's own folders are not looked into.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder; RUNS are folders of runs, or folders of those")
+    found = sorted(_runs_under(path.resolve()))
+    if not found:
+        raise ValueError(f"{path} holds no run: no folder there has the config.json of one")
+    return found
+
+
+def _runs_under(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    if (path / "config.json").is_file():
+        try:
+            run_folder.RunFolder(path).config()
+        except ValueError:  # Of something else, such as a reproduction.
+            pass
+        else:
+            yield path
+            return
+    for child in path.iterdir():
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from _runs_under(child)
+
+
+def load(path: pathlib.Path) -> Run:
+    """Reads a run, finished or not."""
+    folder = run_folder.RunFolder(path)
+    config = folder.config()
+    # Seeds of a host loop run in turn, and the one that is under way is in its own folder alone.
+    parts = sorted(part.parent for part in path.glob("seed_*/config.json"))
+    rows = [row for part in parts or [path] for row in _whole_rows(run_folder.RunFolder(part))]
+    return Run(folder=path, plan=plans.Plan.from_json(config["plan"]), config=config, rows=rows)
+
+
+def _whole_rows(folder: run_folder.RunFolder) -> list[dict[str, str]]:
+    """Rows, but for a last one that a crash has cut, or that is being written."""
+    rows = folder.rows()
+    if rows and not folder.metrics_file.read_bytes().endswith(b"\n"):
+        del rows[-1]
+    return rows
+
+
+def protocol(run: Run) -> dict[str, str]:
+    """Flags of the environment that are not as they are by default, as texts."""
+    module = importlib.import_module(environments.FAMILIES[run.plan.environment.split("/")[0]])
+    parameters = inspect.signature(module.make).parameters.values()
+    defaults = {p.name: str(p.default).lower() for p in parameters}
+    flags = (flag.partition("=") for flag in run.plan.environment_flags)
+    return {
+        name: value.lower()
+        for name, _, value in sorted(flags)
+        if name not in WITHOUT_EFFECT and value.lower() != defaults.get(name)
+    }
+
+
+def check_protocols(runs: Sequence[Run]) -> None:
+    """Raises ValueError where runs that would stand side by side played by other rules."""
+    first: dict[tuple[str, str], tuple[Any, Run]] = {}
+    for run in runs:
+        family = run.plan.environment.split("/")[0]
+        if run.plan.is_language or family == plans.CUSTOM:
+            flags = {}
+        else:
+            flags = protocol(run)
+        scope = family if family in AGGREGATED else run.plan.environment
+        for kind, where, facts in (
+            ("environment flags", scope, flags),
+            ("observations or actions", run.plan.environment, _spec(run)),
+        ):
+            expected, other = first.setdefault((kind, where), (facts, run))
+            if facts != expected:
+                raise ValueError(
+                    f"mixed protocols on {where}: {other.folder} has {_shown(expected, kind)} and "
+                    f"{run.folder} has {_shown(facts, kind)}; report them apart"
+                )
+
+
+def _spec(run: Run) -> dict[str, Any]:
+    # The tokens of a model are its own: those of two are other numbers of actions.
+    return {} if run.plan.is_language else dict(run.config.get("spec", {}))
+
+
+def _shown(facts: Mapping[str, Any], kind: str) -> str:
+    return ", ".join(f"{k}={v}" for k, v in facts.items()) or f"default {kind}"
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run of one family: its agent, and the settings in which that varies."""
+    settings = [run.settings for run in runs]
+    variants: dict[str, list[dict[str, str]]] = {}
+    for run, own in zip(runs, settings, strict=True):
+        known = variants.setdefault(run.plan.agent, [])
+        if own not in known:
+            known.append(own)
+    differing = {agent: varying(known) for agent, known in variants.items()}
+    return [
+        _label(run.plan.agent, own, variants[run.plan.agent], differing[run.plan.agent])
+        for run, own in zip(runs, settings, strict=True)
+    ]
+
+
+def _label(
+    agent: str,
+    settings: Mapping[str, str],
+    variants: Sequence[Mapping[str, str]],
+    differing: Sequence[str],
+) -> str:
+    if len(variants) == 1:
+        return agent
+    if len(differing) > SPELLED:
+        return f"{agent} ({variants.index(settings) + 1})"
+    told = (f"{key.split('.')[-1]}={settings.get(key, 'none')}" for key in differing)
+    return " ".join((agent, *told))
+
+
+def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys whose values are not the same in all of these."""
+    keys = dict.fromkeys(key for one in settings for key in one)
+    return [key for key in keys if len({one.get(key) for one in settings}) > 1]
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted names and texts of what is nested."""
+    if isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _flat(child, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(value, list | tuple):
+        yield prefix, " ".join(map(str, value)) or "none"
+    else:
+        yield prefix or "config", str(value) or "none"
+
+
+def _family(name: str, runs: Sequence[Run]) -> Family:
+    series: list[Series] = []
+    by_label: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
+        by_label.setdefault(label, []).append(run)
+        series.extend(_series(run, label))
+    seen: dict[tuple[str, str, int], Series] = {}
+    for one in series:
+        other = seen.setdefault((one.label, one.environment, one.seed), one)
+        if other is not one:
+            raise ValueError(
+                f"seed {one.seed} of {one.label} on {one.environment} is in {other.run.folder} "
+                f"and in {one.run.folder}; leave one of them out"
+            )
+    expected = sorted({seed for run in runs for seed in run.seeds})
+    seeds = []
+    for label in sorted(by_label):
+        for environment in sorted({run.plan.environment for run in runs}):
+            found = sorted(seed for *key, seed in seen if key == [label, environment])
+            missing = tuple(seed for seed in expected if seed not in found)
+            seeds.append(Missing(label, environment, tuple(found), missing))
+    return Family(
+        name=name,
+        series=tuple(series),
+        runs={label: tuple(of) for label, of in by_label.items()},
+        seeds=tuple(seeds),
+    )
+
+
+def _series(run: Run, label: str) -> Iterator[Series]:
+    for seed in run.seeds:
+        rows = [row for row in run.rows if int(row["seed"]) == seed]
+        if rows:
+            yield Series(
+                label=label,
+                seed=seed,
+                run=run,
+                steps=np.array([int(row["steps"]) for row in rows]),
+                columns={
+                    name: np.array([float(row[name]) for row in rows])
+                    for name in rows[0]
+                    if name not in ("seed", "steps")
+                },
+            )

@@ -1,0 +1,177 @@
+"""The score of a run, defined once, and what it is compared with.
+
+The score after t steps is the mean undiscounted return of the last 100 training episodes that had
+ended by then (`recent_return`), or the latest evaluation (`evaluation`). Published Atari scores
+are returns of training too (Vieillard et al. 2020, https://arxiv.org/abs/2007.14430).
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kullback.experiments import catalog
+from kullback.experiments.report import collect
+
+COLUMNS = {
+    "training": ("recent_return", "mean return of the last 100 training episodes"),
+    "evaluation": ("evaluation", "mean return of the latest evaluation"),
+}
+# Of |b - random|, |human - random|, and the larger of both.
+DENOMINATORS = ("baseline", "human", "largest")
+CHECKPOINTS = 200  # At most, of a curve.
+
+PerGame = Mapping[str, np.ndarray]  # By environment, [N] or [G, N]: runs last.
+KNOWN = {row.name: row for row in catalog.ENVIRONMENTS}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Scores of several agents after the same number of steps.
+
+    `scores[label][environment]` is [N], a score a seed, of which none is NaN.
+    """
+
+    kind: str  # Of COLUMNS.
+    steps: int
+    used: tuple[collect.Series, ...]
+    left_out: tuple[str, ...]  # Why some series are not used, a line each.
+    scores: Mapping[str, PerGame]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Agents that have a score anywhere."""
+        return tuple(self.scores)
+
+    def shared(self) -> tuple[str, ...]:
+        """Environments on which every agent has a score: the set of games of an aggregate."""
+        sets = [set(games) for games in self.scores.values()]
+        return tuple(sorted(set.intersection(*sets))) if sets else ()
+
+    def per_game(self, label: str, environments: Iterable[str]) -> list[np.ndarray]:
+        """Scores of an agent, [N_m] a game."""
+        return [self.scores[label][environment] for environment in environments]
+
+
+def at(series: collect.Series, steps: np.ndarray, column: str) -> np.ndarray:
+    """The last known value of a column at or before each of `steps`, [G]; NaN before the first."""
+    values = series.columns.get(column)
+    if values is None:
+        return np.full(len(steps), np.nan)
+    known = np.flatnonzero(np.isfinite(values))
+    place = np.searchsorted(series.steps[known], steps, side="right") - 1  # [G]
+    return np.where(place >= 0, values[known][place] if len(known) else np.nan, np.nan)
+
+
+def check_kind(series: Iterable[collect.Series], kind: str) -> None:
+    """Raises ValueError where training returns are not those of whole games."""
+    for one in series:
+        flags = collect.protocol(one.run) if one.environment.startswith("atari/") else {}
+        by_life = flags.get("protocol") == "classic" and flags.get("life_loss") != "false"
+        if kind == "training" and (by_life or flags.get("life_loss") == "true"):
+            raise ValueError(
+                f"{one.run.folder}: a training episode is a life there, not a game, so its return "
+                "is no score; compare evaluations, by --score evaluation"
+            )
+
+
+def compare(
+    series: Sequence[collect.Series], kind: str = "training", steps: int | None = None
+) -> Comparison:
+    """Scores after a common number of steps.
+
+    Args:
+      series: at least one.
+      kind: of COLUMNS.
+      steps: the common number; None is the fewest that one of `series` has done. Series that have
+        done less are left out, and so are those without a score yet.
+
+    Raises:
+      ValueError: if `kind` is unknown, a training episode is no whole game, or no series has done
+        that many steps.
+    """
+    if kind not in COLUMNS:
+        raise ValueError(f"score must be one of {', '.join(COLUMNS)}, got {kind!r}")
+    check_kind(series, kind)
+    furthest = max(one.last for one in series)
+    if steps is not None and not 1 <= steps <= furthest:
+        raise ValueError(f"no run has done {steps:,} steps, the furthest has done {furthest:,}")
+    common = min(one.last for one in series) if steps is None else steps
+    used, left_out = [], []
+    scores: dict[str, dict[str, list[float]]] = {}
+    for one in series:
+        name = f"seed {one.seed} of {one.label} on {one.environment}"
+        score = float(at(one, np.array([common]), COLUMNS[kind][0])[0])
+        if one.last < common:
+            left_out.append(f"{name}: it has done {one.last:,} steps")
+        elif np.isnan(score):
+            left_out.append(f"{name}: it has no {COLUMNS[kind][1]} by then")
+        else:
+            used.append(one)
+            scores.setdefault(one.label, {}).setdefault(one.environment, []).append(score)
+    return Comparison(
+        kind=kind,
+        steps=common,
+        used=tuple(used),
+        left_out=tuple(left_out),
+        scores={
+            label: {name: np.array(of) for name, of in sorted(games.items())}
+            for label, games in sorted(scores.items())
+        },
+    )
+
+
+def checkpoints(series: Sequence[collect.Series], end: int | None = None) -> np.ndarray:
+    """Steps at which curves of these are read, int64 [G], G <= CHECKPOINTS.
+
+    They are the rows of the series that has fewest, up to `end`, or up to where all have come.
+    """
+    end = min(one.last for one in series) if end is None else end
+    rows = min((one.steps[one.steps <= end] for one in series), key=len)
+    if len(rows) == 0 or rows[-1] != end:
+        rows = np.append(rows, end)
+    places = np.linspace(0, len(rows) - 1, min(len(rows), CHECKPOINTS)).round().astype(int)
+    return rows[places]
+
+
+def curve(series: Sequence[collect.Series], steps: np.ndarray, column: str) -> np.ndarray:
+    """A column of several series at checkpoints, [G, N]."""
+    return np.stack([at(one, steps, column) for one in series], axis=-1)
+
+
+def human_normalised(environment: str, scores: Any) -> Any:
+    """(score - random) / |human - random|; for games whose human score is published alone."""
+    row = KNOWN[environment]
+    if row.human is None or row.random is None:
+        raise ValueError(f"{environment} has no human score; see kullback list")
+    return (scores - row.random) / abs(row.human - row.random)
+
+
+def denominator(environment: str, baseline: float, kind: str = "baseline") -> float:
+    """What an improvement over a baseline is measured in, in units of score.
+
+    |b - random|, |human - random| or the larger of both.
+
+    Args:
+      environment: one with a random score, and but for `baseline` a human one.
+      baseline: the baseline's score.
+      kind: of DENOMINATORS.
+    """
+    row = KNOWN[environment]
+    if kind not in DENOMINATORS:
+        raise ValueError(f"denominator must be one of {', '.join(DENOMINATORS)}, got {kind!r}")
+    if row.random is None or (kind != "baseline" and row.human is None):
+        lacking = "random" if row.random is None else "human"
+        raise ValueError(f"{environment} has no {lacking} score; see kullback list")
+    over_random = abs(baseline - row.random)
+    if kind == "baseline" or row.human is None:
+        return over_random
+    of_human = abs(row.human - row.random)
+    return of_human if kind == "human" else max(over_random, of_human)
+
+
+def has(environment: str, *, human: bool = False) -> bool:
+    """Whether its random score, and its human one if asked for, are known."""
+    row = KNOWN.get(environment)
+    return row is not None and row.random is not None and not (human and row.human is None)

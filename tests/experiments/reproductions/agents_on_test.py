@@ -1,0 +1,88 @@
+"""Tests of experiments/reproductions/agents_on.py."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kullback.experiments import progress, reproduce, run_folder, training
+from kullback.experiments.reproductions import agents_on
+
+
+@pytest.fixture
+def work(tmp_path: pathlib.Path) -> reproduce.Work:
+    return reproduce.Work(tmp_path, progress.Progress("test", 0, 4_000, quiet=True))
+
+
+def run(work: reproduce.Work, **more: Any) -> reproduce.Rows:
+    return agents_on.train(
+        work, "dqn-chain", "dqn", "toy/chain", seeds=2, steps=2_000, label="DQN", **more
+    )
+
+
+def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
+    work: reproduce.Work, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = work.path("dqn-chain.run")
+    # What a part leaves that was stopped half-way: the run, and no rows.
+    training.train(
+        "dqn", "toy/chain", out=path, quiet=True, steps=1_000, num_seeds=2, checkpoint_every=200
+    )
+    plan = run_folder.RunFolder(path).config()
+    plan["plan"]["steps"] = 2_000
+    run_folder.RunFolder(path).write_config(plan)
+    rows = run(work)
+    fresh = reproduce.Work(tmp_path / "fresh", progress.Progress("test", 0, 1, quiet=True))
+    assert rows == run(fresh)
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert max(row["steps"] for row in rows) == 2_000
+    # Done, it is read and not run.
+    monkeypatch.setattr(training, "train", None)
+    monkeypatch.setattr(training, "resume", None)
+    assert run(work) == rows
+
+
+def rows_of(values: np.ndarray, label: str = "a") -> reproduce.Rows:
+    return [
+        {
+            "label": label,
+            "environment": "minatar/breakout",
+            "seed": seed,
+            "steps": 100 * (t + 1),
+            "return_mean": None if np.isnan(value) else float(value),
+            "action_gap": 1.0,
+        }
+        for seed, row in enumerate(values)
+        for t, value in enumerate(row)
+    ]
+
+
+def test_final_is_of_the_last_tenth_and_area_of_all():
+    values = np.arange(40.0).reshape(2, 20)
+    values[0, 18] = np.nan  # No episode ended there.
+    rows = rows_of(values) + rows_of(values + 100, "b")
+    np.testing.assert_allclose(agents_on.final(rows, "a", "minatar/breakout"), [19, 38.5])
+    np.testing.assert_allclose(
+        agents_on.area(rows, "b", "minatar/breakout"), np.nanmean(values, axis=1) + 100
+    )
+
+
+def test_the_curve_drawn_is_the_mean_over_seeds_and_rows():
+    values = np.random.default_rng(0).normal(size=(3, 12))
+    values[:, 0] = np.nan
+    values[1, 5] = np.nan
+    axes = reproduce.figure().axes[0]
+    agents_on.draw(axes, rows_of(values), ["a"], "minatar/breakout", width=3)
+    x, y = axes.lines[0].get_data()
+    assert list(x) == [100 * (t + 1) for t in range(1, 12)]
+    expected = [
+        np.mean([np.nanmean(row[max(0, t - 2) : t + 1]) for row in values]) for t in range(1, 12)
+    ]
+    np.testing.assert_allclose(np.asarray(y, float), expected)
+
+
+def test_random_scores_come_from_the_catalogue():
+    assert agents_on.random_score("minatar/breakout") == 0.5
+    with pytest.raises(ValueError, match="gym/CartPole-v1"):
+        agents_on.random_score("gym/CartPole-v1")

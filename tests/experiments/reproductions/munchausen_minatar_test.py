@@ -1,0 +1,87 @@
+"""Tests of `kullback reproduce munchausen-minatar`: what it judges, and a run at a small size."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from kullback.experiments import cli, reproduce
+from kullback.experiments.reproductions import munchausen_minatar as here
+
+GAME = "minatar/breakout"
+CONFIG = dataclasses.replace(here.Config(), games=(GAME,), steps=2_000)
+
+
+def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> reproduce.Rows:
+    """Flat curves; seeds differ by a little."""
+    return [
+        {
+            "label": agent,
+            "environment": GAME,
+            "seed": seed,
+            "steps": 100 * (t + 1),
+            "return_mean": value + 0.01 * seed,
+            "action_gap": gaps.get(agent, 1.0) + 0.01 * seed,
+        }
+        for agent, value in returns.items()
+        for seed in range(5 if agent in here.SCALAR else 3)
+        for t in range(20)
+    ]
+
+
+RETURNS = {"dqn": 5.0, "soft-dqn": 5.0, "al-dqn": 6.0, "m-dqn": 7.0, "iqn": 8.0, "m-iqn": 7.0}
+
+
+def verdicts_of(rows: reproduce.Rows) -> dict[str, bool | None]:
+    return {check.claim: check.held for check in here.judge(CONFIG, rows)}
+
+
+def test_what_it_judges():
+    found = verdicts_of(rows_of(RETURNS, {"m-dqn": 3.0, "al-dqn": 0.5}))
+    assert found[f"{GAME}: m-dqn ends above dqn"] is True
+    assert found[f"{GAME}: m-dqn ends above al-dqn"] is True
+    assert found[f"{GAME}: al-dqn ends above dqn"] is None
+    assert found[f"{GAME}: m-iqn ends above iqn"] is None
+    assert found[f"{GAME}: m-dqn widens the gap of actions, in times DQN's"] is True
+    assert found[f"{GAME}: al-dqn widens the gap of actions, in times DQN's"] is False
+    worse = verdicts_of(rows_of({**RETURNS, "m-dqn": 4.0}, {}))
+    assert worse[f"{GAME}: m-dqn ends above dqn"] is False
+
+
+def test_where_dqn_has_not_learnt_nothing_is_judged():
+    found = verdicts_of(rows_of({**RETURNS, "dqn": 2.0}, {"m-dqn": 3.0}))
+    assert set(found.values()) == {None}
+    assert any("DQN stays under 5 times" in claim for claim in found)
+
+
+def test_summary_and_picture():
+    rows = rows_of(RETURNS, {})
+    summary = {row["agent"]: row for row in here.summary(CONFIG, rows)}
+    assert np.isclose(summary["m-dqn"]["final_return"], 7.02)
+    assert summary["iqn"]["seeds"] == 3
+    lines = [len(axes.lines) for axes in here.draw(CONFIG, rows).axes]
+    assert lines == [4, 2, 4]
+
+
+def test_full_size_adds_rainbow_and_all_games():
+    config = dataclasses.replace(here.Config(), full=True)
+    assert len(config.arms()) == 5 * 5 + 5 * 2
+    assert here.REPRODUCTION.seconds(config) > 3 * here.REPRODUCTION.seconds(here.Config())
+
+
+def test_refuses_other_games():
+    with pytest.raises(ValueError, match="gym/CartPole-v1"):
+        dataclasses.replace(here.Config(), games=("gym/CartPole-v1",))
+
+
+@pytest.mark.slow
+def test_runs_small(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    small = ("steps=6000", "seeds=2", "quantile_seeds=2", f"games={GAME}")
+    arguments = [argument for value in small for argument in ("--set", value)]
+    assert cli.main(["reproduce", "munchausen-minatar", "--out", str(out), *arguments]) == 0
+    assert "nothing is judged" in capsys.readouterr().out
+    assert (out / "munchausen_minatar.png").stat().st_size > 20_000
+    assert len(json.loads((out / "verdict.json").read_text())["checks"]) == 8
