@@ -5,7 +5,7 @@ A part is a run folder under way, so that what was interrupted goes on within it
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,73 +14,106 @@ from matplotlib.ticker import EngFormatter
 from kullback.experiments import catalog, reproduce, run_folder, training
 
 TAIL = 0.1  # Of a run's steps, over which `final` averages.
+LEARNT = 5.0  # Times the return of a random policy; under it no claim is judged.
 BAND = 0.2  # Opacity of an interval.
+# Agent steps a second on 2 CPU cores, of several seeds together where they are compiled.
+RATES = {
+    "minatar": 6_500.0,
+    "toy": 20_000.0,
+    "gym": 1_500.0,
+    "atari": 180.0,
+    # Agents on MinAtar whose loss costs more.
+    "iqn": 800.0,
+    "m-iqn": 800.0,
+    "rainbow": 1_500.0,
+}
 COLUMNS = ("return_mean", "action_gap", "policy_entropy", "loss")  # Of metrics.csv, kept.
 
 
-def train(
-    work: reproduce.Work,
-    part: str,
-    agent: str,
-    environment: str,
-    *,
-    seeds: int,
-    steps: int,
-    label: str,
-    settings: Sequence[str] = (),
-    **plan: Any,
-) -> reproduce.Rows:
-    """Rows of metrics.csv of a run with seeds 0 .. seeds - 1, as a part of a reproduction.
+class Arm(NamedTuple):
+    """A run of several seeds, under a name of its own in tables and figures."""
+
+    label: str
+    agent: str
+    environment: str
+    seeds: int  # 0 .. seeds - 1.
+    steps: int  # Agent steps of each.
+    settings: tuple[str, ...] = ()  # field=value, as `kullback train --set` takes them.
+
+    @property
+    def part(self) -> str:
+        """Name of the part, a file's."""
+        return f"{self.label}-{self.environment}".replace("/", "-").replace(" ", "-")
+
+
+def work_of(arms: Sequence[Arm]) -> int:
+    """Agent steps of all seeds of all arms."""
+    return sum(arm.seeds * arm.steps for arm in arms)
+
+
+def seconds_of(arms: Sequence[Arm]) -> float:
+    """Estimate of how long they take on 2 CPU cores."""
+
+    def rate(arm: Arm) -> float:
+        family = arm.environment.split("/")[0]
+        return RATES.get(arm.agent, RATES["minatar"]) if family == "minatar" else RATES[family]
+
+    return sum(arm.seeds * arm.steps / rate(arm) for arm in arms)
+
+
+def train_all(work: reproduce.Work, arms: Sequence[Arm], **plan: Any) -> reproduce.Rows:
+    """Rows of all arms, one after another; see `train`."""
+    return [row for arm in arms for row in train(work, arm, **plan)]
+
+
+def train(work: reproduce.Work, arm: Arm, **plan: Any) -> reproduce.Rows:
+    """Rows of metrics.csv of an arm, as a part of a reproduction.
 
     Args:
       work: keeps the part; its amount of work is seeds * steps.
-      part: its name, a file's.
-      agent, environment, settings: as `kullback train` takes them.
-      seeds, steps: number of seeds, and agent steps of each.
-      label: of the run in tables and figures.
+      arm: what is run.
       **plan: other fields of `plan.Plan`.
 
     Returns:
       Rows of label, environment, seed, steps and of what `COLUMNS` names.
     """
-    path = work.path(f"{part}.run")
+    path = work.path(f"{arm.part}.run")
+    # Seeds of a host loop run in turn, those of a compiled one together.
+    is_compiled = arm.environment.startswith(("minatar/", "toy/"))
 
     def tick(row: Mapping[str, Any]) -> None:
-        # Seeds of a host loop run in turn, those of a compiled one together.
-        done = row["steps"] * seeds if together else row["seed"] * steps + row["steps"]
+        steps = row["steps"]
+        done = steps * arm.seeds if is_compiled else row["seed"] * arm.steps + steps
         work.tick(done, row["recent_return"], "return")
-
-    together = environment.startswith(("minatar/", "toy/"))
 
     def compute() -> reproduce.Rows:
         if path.exists():
             training.resume(path, quiet=True, callback=tick)
         else:
             training.train(
-                agent,
-                environment,
+                arm.agent,
+                arm.environment,
                 out=path,
                 quiet=True,
                 callback=tick,
-                steps=steps,
-                num_seeds=seeds,
-                settings=settings,
-                checkpoint_every=max(steps // 10, 1),
+                steps=arm.steps,
+                num_seeds=arm.seeds,
+                settings=arm.settings,
+                checkpoint_every=max(arm.steps // 10, 1),
                 **plan,
             )
-        found = run_folder.RunFolder(path).rows()
         return [
             {
-                "label": label,
-                "environment": environment,
+                "label": arm.label,
+                "environment": arm.environment,
                 "seed": int(row["seed"]),
                 "steps": int(row["steps"]),
                 **{name: _number(row[name]) for name in COLUMNS if name in row},
             }
-            for row in found
+            for row in run_folder.RunFolder(path).rows()
         ]
 
-    return work.part(part, seeds * steps, compute)
+    return work.part(arm.part, arm.seeds * arm.steps, compute)
 
 
 def _number(text: str) -> float | None:
@@ -111,6 +144,39 @@ def final(
 def area(rows: reproduce.Rows, label: str, environment: str) -> np.ndarray:
     """Mean return over the whole run, [seeds]."""
     return np.nanmean(curve(rows, label, environment)[1], axis=1)
+
+
+def summary(rows: reproduce.Rows, arms: Sequence[Arm]) -> reproduce.Rows:
+    """A row an arm: return at the end and over the run with 95% intervals, gap of actions."""
+    found: reproduce.Rows = []
+    for arm in arms:
+        ends, areas = (
+            reproduce.interval(measure(rows, arm.label, arm.environment))
+            for measure in (final, area)
+        )
+        gaps = final(rows, arm.label, arm.environment, "action_gap")
+        found.append(
+            {
+                "label": arm.label,
+                "environment": arm.environment,
+                "seeds": arm.seeds,
+                "steps": arm.steps,
+                "final_return": ends.mean,
+                "final_low": ends.low,
+                "final_high": ends.high,
+                "mean_return": areas.mean,
+                "mean_low": areas.low,
+                "mean_high": areas.high,
+                "action_gap": float(np.mean(gaps)),
+            }
+        )
+    return found
+
+
+def has_learnt(rows: reproduce.Rows, environment: str, label: str = "dqn") -> bool:
+    """Whether a baseline ends at five times the return of a random policy or more."""
+    score = float(final(rows, label, environment).mean())
+    return score >= LEARNT * random_score(environment)
 
 
 def random_score(environment: str) -> float:

@@ -10,7 +10,6 @@ No claim is judged on a game where DQN stays under five times a random policy.
 import dataclasses
 import itertools
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.experiments import reproduce
@@ -21,10 +20,6 @@ QUANTILE = ("iqn", "m-iqn")
 GAMES = tuple(
     f"minatar/{name}" for name in ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 )
-LEARNT = 5.0  # Times the return of a random policy.
-# Agent steps a second of one seed on 2 CPU cores, with the seeds of this reproduction together.
-RATES = {"rainbow": 1_500.0, "iqn": 800.0, "m-iqn": 800.0}
-RATE = 6_500.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,66 +40,38 @@ class Config:
         if min(self.seeds, self.quantile_seeds, self.steps) < 1:
             raise ValueError("seeds, quantile_seeds and steps must be >= 1")
 
-    def arms(self) -> list[tuple[str, str, int]]:
-        """(agent, game, number of seeds) of all that is run."""
+    def arms(self) -> list[agents_on.Arm]:
+        """All that is run."""
         games = GAMES if self.full else self.games
         quantile_games = GAMES if self.full else self.quantile_games
         scalar = (*SCALAR, "rainbow") if self.full else SCALAR
-        return [
+        pairs = [
             *((agent, game, self.seeds) for game, agent in itertools.product(games, scalar)),
             *(
                 (agent, game, self.quantile_seeds)
                 for game, agent in itertools.product(quantile_games, QUANTILE)
             ),
         ]
+        return [agents_on.Arm(agent, agent, game, n, self.steps) for agent, game, n in pairs]
 
 
 def run(config: Config, work: reproduce.Work) -> reproduce.Found:
     """All arms, then what they show."""
-    rows: reproduce.Rows = []
-    for agent, game, seeds in config.arms():
-        part = f"{agent}-{game.replace('/', '-')}"
-        rows += agents_on.train(
-            work, part, agent, game, seeds=seeds, steps=config.steps, label=agent
-        )
-    checks = judge(config, rows)
-    tables = {"curves": rows, "final": summary(config, rows)}
-    return reproduce.Found(tables, {"munchausen_minatar": draw(config, rows)}, checks)
-
-
-def summary(config: Config, rows: reproduce.Rows) -> reproduce.Rows:
-    """A row an arm: return at the end and over the run, gap of actions, with intervals."""
-    found: reproduce.Rows = []
-    for agent, game, seeds in config.arms():
-        ends = reproduce.interval(agents_on.final(rows, agent, game))
-        areas = reproduce.interval(agents_on.area(rows, agent, game))
-        found.append(
-            {
-                "agent": agent,
-                "environment": game,
-                "seeds": seeds,
-                "final_return": ends.mean,
-                "final_low": ends.low,
-                "final_high": ends.high,
-                "mean_return": areas.mean,
-                "mean_low": areas.low,
-                "mean_high": areas.high,
-                "action_gap": float(
-                    np.mean(agents_on.final(rows, agent, game, "action_gap")),
-                ),
-            }
-        )
-    return found
+    arms = config.arms()
+    rows = agents_on.train_all(work, arms)
+    tables = {"curves": rows, "final": agents_on.summary(rows, arms)}
+    figures = {"munchausen_minatar": draw(config, rows)}
+    return reproduce.Found(tables, figures, judge(config, rows))
 
 
 def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
     """Munchausen against each ablation and its baseline, game by game."""
     checks: list[reproduce.Check] = []
-    ran = {(agent, game) for agent, game, _ in config.arms()}
-    games = dict.fromkeys(game for _, game, _ in config.arms())
+    ran = {(arm.agent, arm.environment) for arm in config.arms()}
+    games = dict.fromkeys(arm.environment for arm in config.arms())
     pairs = [("m-dqn", other) for other in SCALAR[:-1]] + [("al-dqn", "dqn"), ("m-iqn", "iqn")]
     for game in games:
-        has_learnt = _has_learnt(rows, game) if ("dqn", game) in ran else False
+        has_learnt = ("dqn", game) in ran and agents_on.has_learnt(rows, game)
         for better, worse in pairs:
             if not {(better, game), (worse, game)} <= ran:
                 continue
@@ -124,26 +91,22 @@ def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
             )
             checks.append(check if has_learnt else check._replace(held=None))
         if ("dqn", game) in ran and not has_learnt:
-            note = f"{game}: DQN stays under {LEARNT:g} times a random policy, so nothing is judged"
+            limit = f"{agents_on.LEARNT:g}"
+            note = f"{game}: DQN stays under {limit} times a random policy, so nothing is judged"
             score = float(agents_on.final(rows, "dqn", game).mean())
             evidence = f"{score:.3g} against {agents_on.random_score(game):g}"
             checks.append(reproduce.Check(note, None, evidence))
     return checks
 
 
-def _has_learnt(rows: reproduce.Rows, game: str) -> bool:
-    score = float(agents_on.final(rows, "dqn", game).mean())
-    return score >= LEARNT * agents_on.random_score(game)
-
-
 def draw(config: Config, rows: reproduce.Rows) -> Figure:
     """A column a game: returns of DQN's family, of IQN's, and the gaps of actions."""
     arms = config.arms()
-    games = list(dict.fromkeys(game for _, game, _ in arms))
+    games = list(dict.fromkeys(arm.environment for arm in arms))
     figure = reproduce.figure(columns=len(games), rows=3)
     for k, game in enumerate(games):
         column = figure.axes[k :: len(games)]
-        agents = [agent for agent, its, _ in arms if its == game]
+        agents = [arm.agent for arm in arms if arm.environment == game]
         scalar = [agent for agent in agents if agent not in QUANTILE]
         quantile = [agent for agent in agents if agent in QUANTILE]
         for axes, labels, name in (
@@ -162,9 +125,7 @@ REPRODUCTION = reproduce.Reproduction(
     claim="a scaled log-policy in the reward of DQN is worth more than an entropy bonus",
     source="Vieillard, Pietquin & Geist 2020",
     config=Config(),
-    steps=lambda config: sum(seeds * config.steps for _, _, seeds in config.arms()),
-    seconds=lambda config: sum(
-        seeds * config.steps / RATES.get(agent, RATE) for agent, _, seeds in config.arms()
-    ),
+    steps=lambda config: agents_on.work_of(config.arms()),
+    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

@@ -16,15 +16,13 @@ def work(tmp_path: pathlib.Path) -> reproduce.Work:
 
 
 def run(work: reproduce.Work, **more: Any) -> reproduce.Rows:
-    return agents_on.train(
-        work, "dqn-chain", "dqn", "toy/chain", seeds=2, steps=2_000, label="DQN", **more
-    )
+    return agents_on.train(work, agents_on.Arm("a label", "dqn", "toy/chain", 2, 2_000), **more)
 
 
 def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
     work: reproduce.Work, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path = work.path("dqn-chain.run")
+    path = work.path("a-label-toy-chain.run")
     # What a part leaves that was stopped half-way: the run, and no rows.
     training.train(
         "dqn", "toy/chain", out=path, quiet=True, steps=1_000, num_seeds=2, checkpoint_every=200
@@ -75,7 +73,7 @@ def test_the_curve_drawn_is_the_mean_over_seeds_and_rows():
     axes = reproduce.figure().axes[0]
     agents_on.draw(axes, rows_of(values), ["a"], "minatar/breakout", width=3)
     x, y = axes.lines[0].get_data()
-    assert list(x) == [100 * (t + 1) for t in range(1, 12)]
+    assert np.asarray(x).tolist() == [100 * (t + 1) for t in range(1, 12)]
     expected = [
         np.mean([np.nanmean(row[max(0, t - 2) : t + 1]) for row in values]) for t in range(1, 12)
     ]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kullback.experiments import cli, reproduce
+from kullback.experiments.reproductions import agents_on
 from kullback.experiments.reproductions import munchausen_minatar as here
 
 GAME = "minatar/breakout"
@@ -58,7 +59,7 @@ def test_where_dqn_has_not_learnt_nothing_is_judged():
 
 def test_summary_and_picture():
     rows = rows_of(RETURNS, {})
-    summary = {row["agent"]: row for row in here.summary(CONFIG, rows)}
+    summary = {row["label"]: row for row in agents_on.summary(rows, CONFIG.arms())}
     assert np.isclose(summary["m-dqn"]["final_return"], 7.02)
     assert summary["iqn"]["seeds"] == 3
     lines = [len(axes.lines) for axes in here.draw(CONFIG, rows).axes]
