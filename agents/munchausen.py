@@ -1,17 +1,21 @@
 """Munchausen DQN (M-DQN): DQN whose reward is augmented with its own log-policy.
 
-Vieillard, Pietquin & Geist, NeurIPS 2020, https://arxiv.org/abs/2007.14430.
+Vieillard, Pietquin & Geist, NeurIPS 2020, https://arxiv.org/abs/2007.14430. With another f than
+KL's, ours: the log-policy becomes q - v, where v = max_pi <pi, q> + tau H_f(pi) is the regularised
+value; theory/munchausen_f.py has why. For any f it lies at most tau max H_f below q - max q, which
+is the bonus of advantage learning.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kullback.agents import q_learning
-from kullback.core import networks, types
+from kullback.core import networks, regularizers, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,8 @@ class Config:
 
     temperature: float = 0.03  # tau > 0, in units of (clipped) reward.
     log_policy_scale: float = 0.9  # alpha in [0, 1]; 0 gives soft DQN.
-    log_policy_min: float = -1.0  # l_0 < 0, floor of tau ln(pi).
+    log_policy_min: float = -1.0  # l_0 < 0, floor of tau ln(pi), or of q - v, in the same units.
+    regularizer: str = "kl"  # f, by a name of core.regularizers.named; it needs a finite f(0).
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:
@@ -28,7 +33,7 @@ class Config:
 
 
 def check(config: Any) -> None:
-    """Raises ValueError for a temperature, scale or floor of the bonus that cannot be."""
+    """Raises ValueError for a temperature, scale, floor or f of the bonus that cannot be."""
     if not config.temperature > 0:
         raise ValueError(f"temperature must be > 0, got {config.temperature}; the paper: 0.03")
     if not 0 <= config.log_policy_scale <= 1:
@@ -37,6 +42,11 @@ def check(config: Any) -> None:
         )
     if not config.log_policy_min < 0:
         raise ValueError(f"log_policy_min must be < 0, got {config.log_policy_min}; the paper: -1")
+    if not math.isfinite(regularizers.named(config.regularizer).at_zero):
+        raise ValueError(
+            f"regularizer must have a finite f(0), got {config.regularizer}, whose policies have "
+            "an infinite entropy; choose kl, alpha-1.5, chi_squared, hellinger, gan, ..."
+        )
 
 
 def presets(family: q_learning.Family) -> Config:
@@ -61,19 +71,32 @@ def soft_presets(family: q_learning.Family) -> Config:
     )
 
 
-def soft_value(q: jax.Array, tau: float) -> jax.Array:
-    """Tau ln sum_a exp(q(a) / tau), [], of q [A].
+def soft_value(
+    q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
+) -> jax.Array:
+    """Value of the greedy policy with its entropy, max_pi <pi, q> + tau H_f(pi), [], of q [A].
 
-    It equals sum_a pi(a) (q(a) - tau ln pi(a)) for pi = softmax(q / tau).
+    For KL it is tau ln sum_a exp(q(a) / tau), which is sum_a pi(a) (q(a) - tau ln pi(a)) for
+    pi = softmax(q / tau).
     """
     best = jnp.max(q)  # Subtracted before dividing by tau: q / tau loses digits.
-    return best + tau * jax.nn.logsumexp((q - best) / tau)
+    if divergence is regularizers.kl:
+        return best + tau * jax.nn.logsumexp((q - best) / tau)
+    return best + regularizers.greedy(q - best, jnp.zeros_like(q), 0.0, tau, divergence)[1]
 
 
-def scaled_log_policy(q: jax.Array, tau: float) -> jax.Array:
-    """Tau ln pi(.), [A], of pi = softmax(q / tau) for q [A]; finite where pi underflows."""
+def scaled_log_policy(
+    q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
+) -> jax.Array:
+    """Tau ln pi(.), [A], of pi = softmax(q / tau) for q [A]; finite where pi underflows.
+
+    For another f it is q - `soft_value` <= 0, minus tau times Bregman's divergence of -H_f from
+    each action to the policy.
+    """
     z = q - jnp.max(q)
-    return z - tau * jax.nn.logsumexp(z / tau)
+    if divergence is regularizers.kl:
+        return z - tau * jax.nn.logsumexp(z / tau)
+    return z - soft_value(z, tau, divergence)
 
 
 def munchausen_target(
@@ -86,28 +109,37 @@ def munchausen_target(
     tau: float,
     alpha: float,
     l_0: float,
+    divergence: regularizers.Divergence = regularizers.kl,
 ) -> jax.Array:
     """Regression target of M-DQN for one transition; vmap it over a batch.
 
         r_t + alpha [tau ln pi(a_tm1|s_tm1)]_{l_0}^{0}
             + discount_t sum_a pi(a|s_t) (q_t(a) - tau ln pi(a|s_t)),  pi = softmax(q / tau)
 
+    For another f:  r_t + alpha [q_tm1(a_tm1) - v(q_tm1)]_{l_0}^{0} + discount_t v(q_t),
+    v = `soft_value`. That it is the same line for KL is equation 5 of the paper.
+
     Args:
       q_tm1, q_t: target-network values, [A].
       a_tm1: int, [].
       r_t, discount_t: []. For n steps the bonus is paid once, for a_tm1, as the authors' code does.
       tau, alpha, l_0: temperature > 0, scale in [0, 1] and floor < 0 of the bonus.
+      divergence: f.
 
     Returns:
       The target, [], in units of reward. The caller stops its gradient.
     """
-    bonus_tm1 = jnp.clip(scaled_log_policy(q_tm1, tau)[a_tm1], l_0, 0.0)
-    return r_t + alpha * bonus_tm1 + discount_t * soft_value(q_t, tau)
+    bonus_tm1 = jnp.clip(scaled_log_policy(q_tm1, tau, divergence)[a_tm1], l_0, 0.0)
+    return r_t + alpha * bonus_tm1 + discount_t * soft_value(q_t, tau, divergence)
 
 
-def policy_entropy(q: jax.Array, tau: float) -> jax.Array:
-    """Entropy of softmax(q / tau) in nats, [], of q [A]."""
+def policy_entropy(
+    q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
+) -> jax.Array:
+    """Shannon's entropy of softmax(q / tau), or of softargmax_f, in nats, [], of q [A]."""
     z = (q - jnp.max(q)) / tau
+    if divergence is not regularizers.kl:
+        return regularizers.entropy(z, divergence)
     log_policy = z - jax.nn.logsumexp(z)
     return -jnp.sum(jnp.exp(log_policy) * log_policy)
 
@@ -121,17 +153,19 @@ def make(
     sparse games would never see a reward.
     """
     config = config or Config()
+    divergence = regularizers.named(config.regularizer)
     target = functools.partial(
         munchausen_target,
         tau=config.temperature,
         alpha=config.log_policy_scale,
         l_0=config.log_policy_min,
+        divergence=divergence,
     )
     return q_learning.make(
         target,
         torso,
         spec,
         config.learning,
-        entropy=functools.partial(policy_entropy, tau=config.temperature),
+        entropy=functools.partial(policy_entropy, tau=config.temperature, divergence=divergence),
         algorithm=config,
     )

@@ -6,6 +6,7 @@ One file a family of schemes, one line here.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from kullback.core import regularizers
 from kullback.theory import (
     advantage,
     conservative,
@@ -13,6 +14,7 @@ from kullback.theory import (
     mirror,
     momentum,
     munchausen,
+    munchausen_f,
     politex,
 )
 from kullback.theory.scheme import Scheme
@@ -42,6 +44,10 @@ SCHEMES: dict[str, Entry] = {
     "da-mpi": Entry(mirror.da_mpi, {"lambda_": 0.1, "m": 5}),
     "politex": Entry(politex.politex, {"eta": 1.0}),
     "m-vi": Entry(munchausen.munchausen_vi, {"alpha": 0.9, "tau": 0.03}),
+    "m-vi-f": Entry(
+        munchausen_f.munchausen_f_vi,
+        {"alpha": 0.9, "tau": 0.03, "divergence": regularizers.alpha(1.5)},
+    ),
     "movi": Entry(momentum.momentum_vi, {}),
     "speedy": Entry(momentum.speedy_vi, {}),
     "al": Entry(advantage.advantage_learning, {"alpha": 0.9}),

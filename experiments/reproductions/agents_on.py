@@ -27,7 +27,7 @@ RATES = {
     "m-iqn": 800.0,
     "rainbow": 1_500.0,
 }
-COLUMNS = ("return_mean", "action_gap", "policy_entropy", "loss")  # Of metrics.csv, kept.
+COLUMNS = ("return_mean", "action_gap", "policy_entropy", "loss", "wall_seconds")  # Kept.
 
 
 class Arm(NamedTuple):
@@ -136,9 +136,16 @@ def curve(
 def final(
     rows: reproduce.Rows, label: str, environment: str, column: str = "return_mean"
 ) -> np.ndarray:
-    """Mean over the last tenth of the steps, [seeds]."""
+    """Mean over the last tenth of the steps, [seeds]; the last that is known, if it is before."""
     steps, values = curve(rows, label, environment, column)
-    return np.nanmean(values[:, steps > (1 - TAIL) * steps[-1]], axis=1)
+    is_tail = steps > (1 - TAIL) * steps[-1]
+
+    def of_seed(row: np.ndarray) -> float:
+        known = np.isfinite(row)
+        chosen = row[known & is_tail] if np.any(known & is_tail) else row[known][-1:]
+        return float(np.mean(chosen)) if len(chosen) else float("nan")
+
+    return np.array([of_seed(row) for row in values])
 
 
 def area(rows: reproduce.Rows, label: str, environment: str) -> np.ndarray:

@@ -10,10 +10,14 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.agents import iqn, munchausen, munchausen_iqn
+from kullback.core import regularizers
 
 PAPER = {"tau": 0.03, "alpha": 0.9, "l_0": -1.0}
 target = jax.jit(munchausen_iqn.munchausen_iqn_target)
 scalar = jax.jit(munchausen.munchausen_target)
+static = ("tau", "alpha", "l_0", "divergence")
+of_f = jax.jit(munchausen_iqn.munchausen_iqn_target, static_argnames=static)
+scalar_of_f = jax.jit(munchausen.munchausen_target, static_argnames=static)
 plain = jax.jit(iqn.iqn_target)
 q_values = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32))
 quantiles = hnp.arrays(np.float32, (5, 3), elements=st.floats(-9, 9, width=32))
@@ -62,6 +66,18 @@ def test_without_bonus_and_as_tau_vanishes_it_is_the_target_of_iqn(z_t, q_tm1, a
     got = target(z_t, q_tm1, action, 1.0, 0.9, q_t, tau=1e-3, alpha=0.0, l_0=-1.0)
     expected = plain(z_t, q_tm1, action, 1.0, 0.9, q_t)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["kl", "alpha-1.5", "hellinger"])
+def test_of_any_regularizer_its_mean_is_the_target_of_m_dqn(name):
+    settings = {**PAPER, "divergence": regularizers.named(name)}
+    rng = np.random.default_rng(0)
+    for spread in (0.03, 3.0, 1e3):
+        z_t = np.float32(spread * rng.normal(size=(5, 3)))
+        q_tm1 = np.float32(spread * rng.normal(size=3))
+        got = of_f(z_t, q_tm1, 1, 1.0, 0.99, z_t.mean(0), **settings)
+        expected = scalar_of_f(q_tm1, 1, 1.0, 0.99, z_t.mean(0), **settings)
+        np.testing.assert_allclose(np.mean(got), expected, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize(

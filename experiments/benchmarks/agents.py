@@ -1,0 +1,122 @@
+"""Every agent on MinAtar's Breakout beside M-DQN, and what priorities cost.
+
+Acting and learning in one program, one seed, 16 environments. Agents whose loss costs what M-DQN's
+does, or a few times it, should reach half of its speed; those that ask for many quantiles a share
+of what the products in their networks allow at the machine's rate of matrix products. The last rows
+say how much longer Rainbow takes with priorities than without, compiled and beside a host.
+"""
+
+import functools
+from collections.abc import Callable
+
+from kullback import agents
+from kullback.agents import quantile
+from kullback.core import compiled, host, loops
+from kullback.environments import gym, minatar
+from kullback.experiments import settings
+from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
+
+NUM_ENVS, WARM_UP = 16, 1_000
+ACTIONS, CHANNELS, FEATURES = 6, 4, 8 * 8 * 16
+IMPLICIT = ("iqn", "m-iqn")
+UNIFORM = ("priority_exponent=0",)
+MOST_OF_PRIORITIES = 1.1  # Time of a step with priorities, in times that without.
+
+
+def runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], float]:
+    """A function that runs one call of the compiled loop, past its warm-up; agent steps."""
+    entry = agents.AGENTS[name]
+    environment = minatar.make("breakout", NUM_ENVS)
+    config = settings.apply(entry.presets("minatar"), [f"min_replay_size={WARM_UP}", *assignments])
+    loop = compiled.make(entry.make(None, environment.spec, config), environment, (0,))
+    return _advance(loop, 3 * WARM_UP)
+
+
+def host_runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], float]:
+    """The same beside CartPole on the host."""
+    entry = agents.AGENTS[name]
+    environment = gym.make("CartPole-v1", 4)
+    config = settings.apply(entry.presets("gym"), assignments)
+    loop = host.make(entry.make(None, environment.spec, config), environment, 0)
+    return _advance(loop, 3 * WARM_UP)
+
+
+def _advance(loop: loops.Loop, warm_up: int) -> Callable[[], float]:
+    state = loop.init()
+
+    def work() -> float:
+        nonlocal state
+        before = loop.env_steps(state)
+        state = loop.advance(state, before + 100_000)  # Cut by the loop to half a second or so.
+        return loop.env_steps(state) - before
+
+    while loop.env_steps(state) < warm_up:
+        work()
+    return work
+
+
+def implicit_flops(name: str) -> float:
+    """Products of IQN or M-IQN on MinAtar, an agent step: acting, and a share of learning."""
+    config = agents.AGENTS[name].presets("minatar")
+    samples: quantile.Samples = config.samples
+    hidden, batch = config.network.hidden, config.learning.replay.batch_size
+    torso = flops.Layer(FEATURES, 3 * 3 * CHANNELS).flops
+    head = (
+        flops.Layer(FEATURES, config.network.num_cosines),
+        flops.Layer(hidden, FEATURES),
+        flops.Layer(ACTIONS, hidden),
+    )
+    each = flops.forward(head)  # Of one quantile.
+    # Forward at s, and its gradient: of the cosines' layer by its weights alone.
+    online = samples.online * (2 * each + flops.forward(head[1:])) + 2 * torso
+    target = (samples.target + samples.policy) * each + torso
+    if name == "m-iqn":
+        target += samples.policy * each + torso  # The policy at s.
+    learning = batch * (online + target) / config.learning.replay.samples_per_update
+    return learning + samples.policy * each + torso
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """A row an agent, in turn; M-DQN is the peer. No other library takes part."""
+    del run_peer
+    works = {name: runner(name) for name in agents.AGENTS}
+    works["rainbow uniform"] = runner("rainbow", UNIFORM)
+    works["host"] = host_runner("rainbow")
+    works["host uniform"] = host_runner("rainbow", UNIFORM)
+
+    def measure(name: str) -> dict[str, float]:
+        return {name: timing.best_rate(works[name], budget.seconds)}
+
+    sides = [machine.sgemm(), *(functools.partial(measure, name) for name in works)]
+    best = timing.interleave(sides, budget.rounds)
+    found = []
+    for name in sorted(agents.AGENTS):
+        is_implicit = name in IMPLICIT
+        share = best[name] * implicit_flops(name) / best["sgemm"] if is_implicit else None
+        found.append(
+            rows.Row(
+                name=f"{name}, minatar/breakout",
+                ours=best[name],
+                unit="steps/s",
+                peer="m-dqn",
+                peer_value=best["m-dqn"],
+                target_ratio=None if is_implicit else 0.5,
+                limit_share=share,
+                target_limit_share=0.3 if is_implicit else None,
+            )
+        )
+    for where, with_, without in (
+        ("compiled", "rainbow", "rainbow uniform"),
+        ("host", "host", "host uniform"),
+    ):
+        found.append(
+            rows.Row(
+                name=f"rainbow's step with priorities, {where}",
+                ours=best[without] / best[with_],
+                unit="times that without",
+                lower_is_better=True,
+                target=MOST_OF_PRIORITIES,
+                details={"with": best[with_], "without": best[without]},
+            )
+        )
+    return found

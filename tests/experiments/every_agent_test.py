@@ -1,0 +1,85 @@
+"""Every agent of the registry in every family of environments, by the loop that it has there."""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kullback import agents
+from kullback.core import compiled, host, loops, types
+from kullback.experiments import plan as plans
+
+# Small enough for a test; what is learnt from begins early and few frames are kept.
+SMALL = ("capacity=400", "min_replay_size=64", "batch_size=4", "target_period=5")
+ENVIRONMENTS = ("minatar/breakout", "gym/CartPole-v1", "atari/pong")
+FAST = {("m-dqn", "minatar/breakout"), ("dcpi", "gym/CartPole-v1"), ("m-dqn", "atari/pong")}
+SEEDS = (3, 4)
+
+_compiled: list[str] = []  # An entry a program that XLA made, in this process.
+
+
+@functools.cache
+def listen() -> None:
+    """JAX keeps a listener for ever: one serves all tests."""
+
+    def note(event: str, duration_secs: float, **details: str | int) -> None:
+        del duration_secs
+        if event == "/jax/core/compile/backend_compile_duration":
+            _compiled.append(str(details))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+
+
+def loop_of(agent: str, environment: str) -> Iterator[loops.Loop]:
+    """The loop that `kullback train` would run; two seeds where they share a program."""
+    plan = plans.Plan(agent=agent, environment=environment, num_envs=4, settings=SMALL)
+    arena = plan.make_environment(4)
+    built = plan.make_agent(arena.spec)
+    if isinstance(arena, types.Environment):
+        yield compiled.make(built, arena, SEEDS)
+        return
+    try:
+        yield host.make(built, arena, SEEDS[0])
+    finally:
+        arena.close()
+
+
+def proceed(loop: loops.Loop, state: Any, until: int) -> Any:
+    while loop.env_steps(state) < until:
+        state = loop.advance(state, until)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment"),
+    [
+        pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow)
+        for pair in itertools.product(sorted(agents.AGENTS), ENVIRONMENTS)
+    ],
+)
+def test_it_learns_there_and_compiles_nothing_anew(agent: str, environment: str):
+    listen()
+    for loop in loop_of(agent, environment):
+        state = proceed(loop, loop.init(), 128)
+        before = [np.array(x) for x in jax.tree.leaves(state.learner.params)]
+        state, _ = loop.rows(state)
+        number = len(_compiled)
+        state = proceed(loop, state, 320)  # Some copies of the target among them.
+        state, rows = loop.rows(state)
+        assert _compiled[number:] == []
+        after = jax.tree.leaves(state.learner.params)
+        assert any(np.any(a != b) for a, b in zip(after, before, strict=True))
+        assert len(rows) == len(loop.seeds)
+        for row in rows:
+            assert np.isfinite(row["loss"]) and np.isfinite(row["action_gap"])
+
+
+def test_the_listener_hears_a_compilation():
+    listen()
+    number = len(_compiled)
+    jax.jit(lambda x: x * 3 + number)(np.ones(7 + number % 5))
+    assert len(_compiled) > number

@@ -1,0 +1,131 @@
+"""Tests of the reproductions with agents that share a form: what each judges, on made-up curves."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import (
+    action_gap,
+    agents_on,
+    conservative_cartpole,
+    momentum_minatar,
+    munchausen_atari,
+)
+
+
+def made_up(
+    arms: list[agents_on.Arm],
+    value: Callable[[agents_on.Arm], float],
+    gap: Callable[[agents_on.Arm], float] = lambda arm: 1.0,
+    noise: Callable[[agents_on.Arm], float] = lambda arm: 0.0,
+) -> reproduce.Rows:
+    """Flat curves, with `noise` of alternating sign; seeds differ by a little."""
+    return [
+        {
+            "label": arm.label,
+            "environment": arm.environment,
+            "seed": seed,
+            "steps": arm.steps * (t + 1) // 20,
+            "return_mean": value(arm) + 0.01 * seed + noise(arm) * (-1) ** t * (1 + 0.1 * seed),
+            "action_gap": gap(arm) * (1 + 0.01 * seed),
+            "wall_seconds": 10.0 * (t + 1),
+        }
+        for arm in arms
+        for seed in range(arm.seeds)
+        for t in range(20)
+    ]
+
+
+def held(checks: list[reproduce.Check]) -> dict[str, bool | None]:
+    return {check.claim: check.held for check in checks}
+
+
+def test_action_gap():
+    config = action_gap.Config()
+    gaps = {"soft-dqn": 1.0, "m-dqn 0.5": 2.0, "m-dqn 0.9": 9.0, "al-dqn 0.9": 12.0, "dqn": 1.0}
+    rows = made_up(config.arms(), lambda arm: 5.0, lambda arm: gaps.get(arm.label, 3.0))
+    found = held(action_gap.judge(config, rows))
+    assert found["the gap of m-dqn 0.5 is wider than that of soft-dqn, in times"] is True
+    assert found["the gap of m-dqn 0.9 is wider than that of m-dqn 0.5, in times"] is True
+    assert found["advantage learning widens it more than M-DQN, alpha 0.9, in times"] is None
+    reverse = made_up(config.arms(), lambda arm: 5.0, lambda arm: 1 / gaps.get(arm.label, 3.0))
+    assert set(held(action_gap.judge(config, reverse)).values()) == {False, None}
+    assert [len(axes.lines) for axes in action_gap.draw(config, rows).axes] == [6, 6]
+
+
+def test_conservative_cartpole():
+    config = conservative_cartpole.Config()
+    scores = {"dqn": 200.0, "dcpi 1": 180.0, "dcpi 0.1": 300.0, "dcpi 0.01": 50.0}
+    noise = {"dqn": 40.0, "dcpi 1": 50.0}
+    rows = made_up(
+        config.arms(),
+        lambda arm: scores.get(arm.label, 250.0),
+        noise=lambda arm: noise.get(arm.label, 5.0),
+    )
+    found = held(conservative_cartpole.judge(config, rows))
+    assert list(found.values()) == [True] * 6
+    assert "dcpi 0.1, the best between, scores above dqn" in found
+    np.testing.assert_allclose(
+        conservative_cartpole.unsteadiness(rows, "dqn"), [40, 44, 48, 52, 56]
+    )
+    worse = made_up(config.arms(), lambda arm: 500.0 if arm.label == "dqn" else 100.0)
+    assert (
+        held(conservative_cartpole.judge(config, worse))[
+            "a rate that follows the advantage scores above DQN"
+        ]
+        is False
+    )
+    lines = [len(axes.lines) for axes in conservative_cartpole.draw(config, rows).axes]
+    assert lines[0] == len(config.arms())
+
+
+def test_momentum_minatar():
+    config = dataclasses.replace(momentum_minatar.Config(), games=("minatar/breakout",))
+    claim = "minatar/breakout: mo-dqn scores above dqn over the run"
+    values = {"dqn": 5.0, "mo-dqn": 7.0}
+    rows = made_up(config.arms(), lambda arm: values.get(arm.label, 6.0))
+    assert held(momentum_minatar.judge(config, rows))[claim] is True
+    values["mo-dqn"] = 4.0
+    rows = made_up(config.arms(), lambda arm: values.get(arm.label, 6.0))
+    assert held(momentum_minatar.judge(config, rows))[claim] is False
+    values["dqn"] = 1.0  # It has not learnt.
+    rows = made_up(config.arms(), lambda arm: values.get(arm.label, 6.0))
+    assert held(momentum_minatar.judge(config, rows))[claim] is None
+    assert len(momentum_minatar.draw(config, rows).axes) == 1
+
+
+def test_munchausen_atari_says_what_the_whole_would_take():
+    config = munchausen_atari.Config()
+    rows = made_up(config.arms(), lambda arm: -20.0)
+    found = munchausen_atari.cost(rows, config.arms()[0])
+    assert found["steps_per_second"] == pytest.approx(25_000 / 20 / 10)
+    assert found["days_of_all_games"] == pytest.approx(60 * 3 * 50e6 / 125 / 86_400)
+    assert munchausen_atari.judge(config, rows) == []
+
+
+def test_munchausen_atari_in_full_is_the_published_protocol():
+    config = munchausen_atari.Config(full=True)
+    assert agents_on.work_of(config.arms()) == 6 * 60 * 3 * 50_000_000
+    assert munchausen_atari.REPRODUCTION.seconds(config) > 1e8
+    rows = made_up(config.arms(), lambda arm: 2.0 if arm.agent.startswith("m-") else 1.0)
+    assert list(held(munchausen_atari.judge(config, rows)).values()) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("module", "change", "match"),
+    [
+        (action_gap, {"alphas": (0.9, 0.5)}, "ascend"),
+        (action_gap, {"alphas": (1.0,)}, "in \\(0, 1\\)"),
+        (action_gap, {"game": "gym/CartPole-v1"}, "random policy"),
+        (conservative_cartpole, {"rates": (0.5, 0.1, 0.01)}, "descend from 1"),
+        (conservative_cartpole, {"rates": (1.0, 0.1)}, "three or more"),
+        (momentum_minatar, {"seeds": 0}, "seeds"),
+        (munchausen_atari, {"games": ("minatar/breakout",)}, "minatar/breakout"),
+    ],
+)
+def test_refusals(module: object, change: dict[str, object], match: str):
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(module.Config(), **change)  # pyright: ignore

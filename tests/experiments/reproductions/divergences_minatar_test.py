@@ -1,0 +1,94 @@
+"""Tests of `kullback reproduce divergences-minatar`: what it judges, and a run at a tiny size."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from kullback.core import regularizers
+from kullback.experiments import progress, reproduce, run_folder
+from kullback.experiments.reproductions import divergences_minatar as here
+
+GAME = "minatar/breakout"
+CONFIG = dataclasses.replace(here.Config(), games=(GAME,))
+
+
+def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> reproduce.Rows:
+    """Flat curves; seeds differ by a little, and policies are the sparser the higher the label."""
+    labels = ["dqn", "m-dqn kl", "m-dqn alpha-1.5", "m-dqn alpha-2"]
+    return [
+        {
+            "label": label,
+            "environment": GAME,
+            "seed": seed,
+            "steps": 100 * (t + 1),
+            "return_mean": returns.get(label, 5.0) + 0.01 * seed,
+            "action_gap": (gaps or {}).get(label, 1.0) * (1 + 0.01 * seed),
+            "policy_entropy": [0.0, 0.6, 0.4, 0.7][k] + 0.01 * seed,
+        }
+        for k, label in enumerate(labels)
+        for seed in range(3)
+        for t in range(20)
+    ]
+
+
+def judged(rows: reproduce.Rows) -> dict[str, bool | None]:
+    return {check.claim.removeprefix(f"{GAME}: "): check.held for check in here.judge(CONFIG, rows)}
+
+
+def test_what_it_judges():
+    found = judged(rows_of({"m-dqn alpha-1.5": 6.0}, {"m-dqn alpha-2": 3.0}))
+    assert found["m-dqn alpha-1.5 scores above dqn over the run"] is True
+    assert found["m-dqn alpha-2 scores above dqn over the run"] is False
+    assert found["m-dqn alpha-2 widens the gap of actions, in times DQN's"] is True
+    assert found["m-dqn alpha-1.5 widens the gap of actions, in times DQN's"] is False
+    assert found["policies of m-dqn alpha-1.5 are nearer to one action than KL's, in nats"] is True
+    assert found["policies of m-dqn alpha-2 are nearer to one action than KL's, in nats"] is False
+    assert found["m-dqn alpha-2 less m-dqn kl, mean return over the run"] is None
+
+
+def test_where_dqn_has_not_learnt_nothing_is_judged():
+    found = judged(rows_of({"dqn": 1.0, "m-dqn alpha-1.5": 6.0}))
+    assert len(found) == 8 and set(found.values()) == {None}
+
+
+def test_every_arm_is_the_agent_with_its_regularizer():
+    arms = here.Config().arms()
+    assert len(arms) == 2 * 4 and arms[0].agent == "dqn" and not arms[0].settings
+    for arm in arms[1:4]:
+        assert arm.settings[0] == f"regularizer={arm.label.removeprefix('m-dqn ')}"
+    f = regularizers.named("alpha-2")
+    assert f.at_zero == regularizers.chi_squared.at_zero == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"regularizers": ("kl",)}, "beside kl"),
+        ({"regularizers": ("reverse_kl",)}, "finite f"),
+        ({"regularizers": ("alpha",)}, "unknown divergence"),
+        ({"temperature": 0.0}, "temperature must be > 0"),
+        ({"games": ("gym/CartPole-v1",)}, "random policy"),
+        ({"seeds": 0}, "seeds and steps"),
+    ],
+)
+def test_refusals(change: dict[str, object], match: str):
+    with pytest.raises(ValueError, match=match):
+        dataclasses.replace(here.Config(), **change)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+def test_runs_tiny(tmp_path: pathlib.Path):
+    config = dataclasses.replace(CONFIG, regularizers=("alpha-1.5",), steps=5_400, seeds=2)
+    work = reproduce.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+    found = here.run(config, work)
+    labels = [row["label"] for row in found.tables["final"]]
+    assert labels == ["dqn", "m-dqn kl", "m-dqn alpha-1.5"]
+    entropies = [row["policy_entropy"] for row in found.tables["final"]]
+    assert entropies[0] == 0 and min(entropies[1:]) > 0 and entropies[1] != entropies[2]
+    assert len(found.figures["divergences_minatar"].axes) == 3
+    assert len(found.checks) == 4
+    path = tmp_path / "m-dqn-alpha-1.5-minatar-breakout.run"
+    saved = json.dumps(run_folder.RunFolder(path).config())
+    assert '"regularizer": "alpha-1.5"' in saved
