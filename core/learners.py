@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import trees, types
+from kullback.core import averaging, trees, types
 
 # loss(params, targets, aux, batch, key, constants) -> (mean loss [], (aux, Feedback)).
 Loss = Callable[..., tuple[jax.Array, tuple[Any, types.Feedback]]]
@@ -36,12 +36,11 @@ def periodic(period: int) -> TargetRule:
 
 def moving_average(rate: float) -> TargetRule:
     """(1 - mu) target + mu params at each learner step, 0 < mu <= 1 (Polyak averaging)."""
-    if not 0 < rate <= 1:
-        raise ValueError(f"rate of a moving average must lie in (0, 1], got {rate}")
+    averaging.check_rate(rate)
 
     def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
         del steps
-        return optax.incremental_update(params, target, rate)
+        return averaging.ema(target, params, rate)
 
     return TargetRule(update)
 

@@ -1,4 +1,4 @@
-"""Policies over action values: epsilon-greedy and softmax, from distrax.
+"""Policies over action values or logits: epsilon-greedy and softmax, from distrax.
 
 What acts is a dict: the network's `params` and the exploration that goes with them, so that
 schedules are arrays and one compiled program serves training and evaluation.
@@ -56,6 +56,23 @@ def softmax(action_values: ActionValues) -> types.Policy:
             action_values(acting["params"], observation), acting["temperature"]
         )
     )
+
+
+def epsilon_softmax(action_values: ActionValues) -> types.Policy:
+    """Uniform with probability epsilon, else drawn from softmax(values / temperature).
+
+    What explores around a policy that is random itself: an actor's logits (temperature 1). Its
+    params are {"params": of the network, "epsilon", "temperature": float32, []}.
+    """
+
+    def mixture(acting: Any, observation: types.Array) -> distrax.Distribution:
+        values = action_values(acting["params"], observation)  # [B, A]
+        best = jnp.max(values, -1, keepdims=True)  # First: values / temperature loses digits.
+        drawn = jax.nn.softmax((values - best) / acting["temperature"])
+        epsilon = acting["epsilon"]
+        return distrax.Categorical(probs=(1 - epsilon) * drawn + epsilon / values.shape[-1])
+
+    return _memoryless(mixture)
 
 
 def _memoryless(

@@ -13,11 +13,15 @@ from kullback.core import names
 AGENTS = {
     "al-dqn": "Advantage learning, Bellemare et al. 2016",
     "c51": "Distribution of the return on 51 atoms, Bellemare et al. 2017",
+    "dcpi": "Deep conservative policy iteration, Vieillard et al. 2020",
     "double-dqn": "Double DQN, van Hasselt et al. 2016",
     "dqn": "Deep Q-network, Mnih et al. 2015, with Adam",
     "iqn": "Implicit quantile networks, Dabney et al. 2018",
     "m-dqn": "Munchausen DQN, Vieillard et al. 2020",
     "m-iqn": "Munchausen IQN, Vieillard et al. 2020",
+    "md-dqn": "Mirror descent: KL to the last policy, and entropy; Vieillard et al. 2020",
+    "mo-dqn": "Momentum DQN: greedy for an average of values; Vieillard et al. 2020",
+    "politex-dqn": "Dual averaging: softmax of an average of values; Vieillard et al. 2020",
     "qr-dqn": "Quantile regression DQN, Dabney et al. 2018",
     "rainbow": "C51, three steps, prioritised replay; Hessel et al. 2018",
     "soft-dqn": "DQN with an entropy bonus: M-DQN of alpha 0",
@@ -29,11 +33,17 @@ ALGORITHMS = {
     "sft": "Supervised fine-tuning, with any f-divergence's loss",
     "distill": "Distillation on fixed sequences",
     "gkd": "Generalised knowledge distillation, Agarwal et al. 2024",
+    "rlhf": "REINFORCE with a KL to the start or a moving average, Ahmadian et al. 2024",
+    "rlef": "Actor and critic for entailed summaries, Roit et al. 2023",
+    "warp": "Policies averaged while, between and after they learn, Rame et al. 2024",
+    "reward-model": "Rewards of preferences: a head on a decoder, Bradley & Terry 1952",
+    "warm": "Weight-averaged reward models, a member a seed; Rame et al. 2024",
 }
 TASKS = {
     "tokens/arithmetic": "sums with exact answers",
     "tokens/summaries": "papers and their summaries, from the package aclsum",
     "tokens/jsonl:PATH": "rows of {prompt, completion}, {text} or {messages}",
+    "tokens/preferences:PATH": "rows of {prompt, chosen, rejected}, or of messages",
 }
 
 
@@ -49,6 +59,11 @@ REPRODUCTIONS: dict[str, str] = {
     "momentum-theory": "momentum averages what sampling adds",
     "conservative": "rates of conservative policy iteration",
     "regularizers": "Markov decision processes regularised by f-divergences",
+    "action-gap": "what a log-policy in the reward does to the gaps of actions, on MinAtar",
+    "conservative-cartpole": "deep conservative policy iteration against DQN",
+    "momentum-minatar": "Momentum-DQN against DQN",
+    "divergences-minatar": "Munchausen with other f-divergences than KL, on MinAtar",
+    "munchausen-atari": "the 60 games of the Munchausen paper, or a piece and its cost",
     "munchausen-minatar": "DQN, Soft-DQN, AL and M-DQN, IQN and M-IQN, on MinAtar",
 }
 
@@ -140,7 +155,8 @@ def check(agent: str, environment: str) -> None:
     check_agent(agent)
     # Other ids of gymnasium than those listed are looked up in its own registry.
     known = [*(row.name for row in ENVIRONMENTS), *TASKS]
-    if environment not in known and not environment.startswith(("gym/", "tokens/jsonl:")):
+    open_ended = ("gym/", "tokens/jsonl:", "tokens/preferences:")
+    if environment not in known and not environment.startswith(open_ended):
         raise ValueError(names.unknown("environment", environment, known))
 
 

@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from kullback.experiments import merge_cli, report_cli, sweep_cli
 from kullback.experiments.commands import evaluate, export, generate, listing, reproduce, train
 
-COMMANDS = (listing, train, evaluate, generate, export, reproduce)
+COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep_cli, report_cli, merge_cli)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

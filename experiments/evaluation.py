@@ -17,7 +17,7 @@ import scipy.stats
 
 from kullback.core import files, types
 from kullback.experiments import judge as judges
-from kullback.experiments import language, models, run_folder
+from kullback.experiments import language, models, reward_models, run_folder
 from kullback.lm import gemma, tasks, tuning
 
 RESAMPLES = 2_000
@@ -71,13 +71,18 @@ def run(
         out = next(name for name in names if not name.exists())
     if out is not None and out.exists():
         raise ValueError(f"{out} exists; nothing is overwritten: choose another --out")
-    judge, checkpoint = judge_of(path, task, seed=seed, best=best, **lengths)
-    acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
-    report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
+    if reward_models.is_run(path):
+        from kullback.experiments import reward_report  # Which makes such a report, too.
+
+        report = reward_report.report(path, task, count=count, seed=seed, best=best, **lengths)
+    else:
+        judge, checkpoint = judge_of(path, task, seed=seed, best=best, **lengths)
+        acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
+        report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
     if out is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows]
         files.atomic_write_text(out, "".join(lines))
-    return report, out
+    return report, out  # pyright: ignore[reportReturnType]  # One module by two names.
 
 
 def judge_of(

@@ -95,7 +95,7 @@ class Judge:
     ) -> Answers:
         """What a `program` answers to the first `count` examples."""
         found: list[Answers] = []
-        for number, part in enumerate(self._parts(count)):
+        for number, part in enumerate(self.parts(count)):
             made = program(acting, self.prompts(part), jax.random.fold_in(key, number))
             found.append(self._read(jax.tree.map(np.asarray, made), part))
         return _joined(found, count)
@@ -105,7 +105,7 @@ class Judge:
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         found = [
             self._measure(acting["params"], batches.pad(part, width, self.words.pad_id))
-            for part in self._parts(count)
+            for part in self.parts(count)
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
@@ -155,15 +155,21 @@ class Judge:
     def _completes(self, sampling: samplings.Sampling) -> Callable[..., tokens.Completion]:
         return jax.jit(self.completes(policy.language_model(self.model, sampling, self.f)))
 
-    def completes(self, acts: types.Policy) -> Callable[..., tokens.Completion]:
-        """The pure (acting params, prompts, key) -> what `acts` answers."""
+    def completes(
+        self, acts: types.Policy, samples_per_prompt: int = 1
+    ) -> Callable[..., tokens.Completion]:
+        """The pure (acting params, prompts, key) -> what `acts` answers.
+
+        A policy that goes on several times from each prompt answers so many rows.
+        """
         config, horizon = self.model.config, self.learning.max_new_tokens
 
         def completes(acting: Any, prompts: batches.Prompts, key: types.Key) -> tokens.Completion:
             width = prompts.tokens.shape[1]
+            rows = policy.repeat_prompts(prompts, samples_per_prompt)
             environment = tokens.make_batch(
-                prompts.tokens,
-                prompts.lengths,
+                rows.tokens,
+                rows.lengths,
                 horizon=horizon,
                 vocab_size=config.vocab_size,
                 stop_tokens=config.eos_ids,
@@ -189,7 +195,7 @@ class Judge:
         """Score of each answer, float32 [B]; NaN where no rule judges it."""
         if self.task.score is None:
             return np.full(len(examples), np.nan, np.float32)
-        pairs = zip(self._answer_texts(made), examples, strict=True)
+        pairs = zip(self.answer_texts(made), examples, strict=True)
         scores = [self.task.score(text, self._target(example)) for text, example in pairs]
         return np.array(scores, np.float32)
 
@@ -198,7 +204,7 @@ class Judge:
     ) -> list[dict[str, Any]]:
         """The first few of a batch's texts, for a reader; JSON-able."""
         first = jax.tree.map(lambda x: np.asarray(x)[:SHOWN], made)
-        texts = self._answer_texts(first)
+        texts = self.answer_texts(first)
         last = np.asarray(first.tokens)[np.arange(len(texts)), np.asarray(first.lengths) - 1]
         is_done = np.isin(last, self.model.config.eos_ids)
         return [
@@ -241,7 +247,8 @@ class Judge:
             return rouge.scores(text, target)
         return {"score": self.task.score(text, target)}
 
-    def _answer_texts(self, made: batches.Sequences) -> list[str]:
+    def answer_texts(self, made: batches.Sequences) -> list[str]:
+        """What was answered, as texts."""
         ids, answers = np.asarray(made.tokens), np.asarray(made.is_answer)
         return [self._text(row[mask].tolist()) for row, mask in zip(ids, answers, strict=True)]
 
@@ -252,7 +259,7 @@ class Judge:
     def _target(self, example: data.Example) -> str:
         return self.words.decode(example.completion)
 
-    def _parts(self, count: int) -> list[list[data.Example]]:
+    def parts(self, count: int) -> list[list[data.Example]]:
         """Examples in parts of one size, compiled once: the last one is filled up."""
         if not self.test:
             raise ValueError(

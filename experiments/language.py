@@ -12,19 +12,22 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, sequences, types
+from kullback.experiments import episodes, models, rewards, settings
 from kullback.experiments import judge as judges
-from kullback.experiments import models, settings
 from kullback.experiments import plan as plans
+from kullback.experiments import warp as fronts
 from kullback.lm import (
     batches,
     chunked,
     data,
     distillation,
     gemma,
+    rlhf,
     sharding,
     tasks,
     tokenizer,
     tuning,
+    warp,
 )
 
 COMPUTE = ("dtype", "remat")  # Fields of a model that say how it computes.
@@ -46,6 +49,9 @@ class Setup:
     # Where learning starts; None: where the learner draws.
     initial_params: Callable[[], types.Params] | None
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
+    # Of reinforcement learning: what acts and is scored, and the supervised start, which is frozen.
+    actor: episodes.Actor | None = None
+    start: types.Params | None = None
 
     @property
     def learning(self) -> Any:
@@ -66,10 +72,11 @@ class Setup:
         """There is nothing to close."""
 
     def details(self) -> dict[str, Any]:
-        """For config.json: the teacher by its hash, and what became of the data's rows."""
+        """For config.json: frozen models by their hashes, and what became of the data's rows."""
         teacher = None if self.teacher is None else models.fingerprint(self.teacher.params)
         rows = {split: report._asdict() for split, report in self.reports.items()}
-        return {"teacher_sha256": teacher, "data": rows}
+        start = {} if self.start is None else {"start_sha256": models.fingerprint(self.start)}
+        return {"teacher_sha256": teacher, **start, "data": rows}
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes model and tokenizer, without parameters, beside config.json."""
@@ -120,6 +127,11 @@ class Setup:
         lines = self.judge.greedy_lines(acting, jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
+    def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
+        """What a run leaves behind once it is over: of WARP, its front."""
+        if self.actor is not None and isinstance(self.agent.config, warp.Config):
+            fronts.finish(folder, self.actor, self.student, self.start, learner)
+
     def loop(
         self, seed: int, on_texts: OnTexts = lambda steps, texts: None, every: int = 1
     ) -> loops.Loop:
@@ -129,13 +141,18 @@ class Setup:
         step alone decides: a run that is resumed shows what the uninterrupted one did.
         """
         constants = None if self.teacher is None else self.teacher.params
+        source, evaluate = self.source, self.judge.scores
+        if self.actor is not None:
+            source = functools.partial(self.actor.source, self.train)
+            evaluate = self.actor.scores
+            constants = {"start": self.start, "teacher": constants}
         return sequences.make(
             self.agent,
-            self.source(seed, on_texts, every),
+            source(seed, on_texts, every),
             seed,
             params=self.initial_params,
             constants=constants,
-            evaluate=self.judge.scores,
+            evaluate=evaluate,
             placement=self.placement,
         )
 
@@ -218,8 +235,9 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     """
     entry = lm.ALGORITHMS[plan.agent]
     config = settings.apply(entry.presets(plan.family), plan.settings)
-    if entry.has_teacher != bool(plan.teacher):
-        needs = "needs --teacher" if entry.has_teacher else "takes no --teacher"
+    has_teacher = entry.has_teacher or getattr(config, "distillation_weight", 0) > 0
+    if has_teacher != bool(plan.teacher):
+        needs = "needs --teacher" if has_teacher else "takes no --teacher"
         raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
     mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
     if mesh is not None:
@@ -231,7 +249,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
             models.saved_config(home), tokenizer.load(home / "tokenizer"), None
         )
     else:
-        student = _student(plan, task, teacher, mesh)
+        student = student_of(plan, task, teacher, mesh)
     if teacher is not None:
         distillation.check_compatible(student.info, teacher.info)
     c = config.learning
@@ -248,8 +266,8 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     made = [gemma.make(student.config)]
     if teacher is not None:
         made.append(gemma.make(teacher.config))
-    return Setup(
-        agent=entry.make(*made, config),
+    found = Setup(
+        agent=entry.make(*made, config=config),
         student=student,
         teacher=teacher,
         train=train,
@@ -257,6 +275,41 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
+    )
+    if not isinstance(found.agent.replay, rlhf.OnPolicy):
+        if plan.reward:
+            raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
+        return found
+    return _acting(found, plan, rewards.parse(plan.reward, task, student.tokenizer))
+
+
+def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
+    """The set-up of reinforcement learning from a supervised start."""
+    if plan.model in gemma.PRESETS:
+        raise ValueError(
+            f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
+            f"{plan.model} has learnt nothing: --model DIR"
+        )
+    if plan.mesh:
+        raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
+    if isinstance(setup.agent.config, warp.Config):
+        setup.agent.config.check(plan.steps)
+    start = models.load(plan.model)
+    if start.divergence != "kl":
+        raise ValueError(
+            f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
+            f"the operator of {start.divergence}"
+        )
+
+    def initial_params() -> types.Params:
+        has_value = setup.agent.replay.has_value
+        return rlhf.with_value(start.params) if has_value else start.params
+
+    return dataclasses.replace(
+        setup,
+        initial_params=initial_params,
+        actor=episodes.Actor(setup.agent, setup.judge, reward),
+        start=start.params,
     )
 
 
@@ -270,12 +323,17 @@ def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
     )
 
 
-def _student(
+def student_of(
     plan: plans.Plan,
     task: tasks.Task,
     teacher: models.Checkpoint | None,
     mesh: sharding.Mesh | None,
 ) -> models.Checkpoint:
+    """The model that a plan names, or a preset's shape, with its tokenizer.
+
+    Raises:
+      ValueError: if the plan names none, or changes the shape of one that was trained.
+    """
     if not plan.model:
         raise ValueError(
             f"{plan.agent} needs --model: a folder, a run, or a preset made on the spot "

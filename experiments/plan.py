@@ -60,6 +60,7 @@ class Plan:
     model_flags: tuple[str, ...] = ()  # field=value of the preset.
     tokenizer: str = ""  # Of a preset: a folder with one; "" is the teacher's, or a new BPE.
     teacher: str = ""  # A folder or a run.
+    reward: str = ""  # Of reinforcement learning, see rewards.py; "" is the task's own rule.
     mesh: str = ""  # DATAxMODEL devices, "4x2"; "" is one device.
     log_every: int = 0
     checkpoint_every: int = 0
@@ -108,7 +109,7 @@ class Plan:
             raise ValueError(f"{self.agent} is {kind}, got environment {self.environment!r}")
         if self.mesh:
             sharding.shape_of(self.mesh)
-        for name in ("model", "model_flags", "tokenizer", "teacher", "mesh"):
+        for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
             if getattr(self, name) and not self.is_language:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
         if self.is_language and (self.num_envs > 1 or self.environment_flags):

@@ -92,11 +92,13 @@ def resume(
             raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
     work = _Work(plan, agent or plan.agent, environment or plan.environment)
     probe = work.build(folder.path)
-    if plan.is_language and probe[1].details()["teacher_sha256"] != config["teacher_sha256"]:
-        raise ValueError(
-            f"the teacher {plan.teacher} has changed since the run began (its SHA-256 differs); "
-            "put the old one back, or start a new run"
-        )
+    for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
+        key = f"{name}_sha256"
+        if plan.is_language and probe[1].details().get(key) != config.get(key):
+            raise ValueError(
+                f"the {name} {frozen} has changed since the run began (its SHA-256 differs); "
+                "put the old one back, or start a new run"
+            )
     folder.write_config({**config, "plan": plan.to_json()})
     _run(work, folder, plan, probe, callback, quiet)
     return folder.path
@@ -126,9 +128,12 @@ class _Work:
     def build(self, home: pathlib.Path | None = None) -> tuple[types.Agent, Any]:
         """The agent and what it acts in; of a run that goes on, `home` is the folder."""
         if self.plan.is_language:
-            from kullback.experiments import language
+            from kullback import lm
+            from kullback.experiments import language, preferences
 
-            setup = language.setup(self.plan, home)
+            entry = lm.ALGORITHMS.get(self.plan.agent)
+            kind = preferences if entry is not None and entry.reads_pairs else language
+            setup = kind.setup(self.plan, home)
             return setup.agent, setup
         environment = self.make_environment(self.plan.num_envs)
         agent = self.make_agent(environment.spec)
@@ -173,6 +178,9 @@ def _run(
     quiet: bool,
 ) -> None:
     """Runs all seeds: together in one program, or on the host in turn, a sub-folder each."""
+    notice = getattr(probe[1], "notice", None)  # What a population takes of memory.
+    if notice and not quiet:
+        print(notice)
     seeds = range(plan.seed, plan.seed + plan.num_seeds)
     if isinstance(probe[1], types.Environment) or plan.num_seeds == 1:
         _drive(work, folder, plan, probe, seeds, callback, quiet)
@@ -221,6 +229,7 @@ def _drive(
         saver.save(state, None, notes)
     steps = loop.env_steps(state)
     if steps >= plan.steps:
+        _finish(environment, folder, state)
         print(f"{folder.path} is finished: {steps:,} steps; a larger --steps extends it")
         return
     log = run_folder.Log(folder, steps)
@@ -299,10 +308,19 @@ def _drive(
                     folder.draw(_title(plan), of_language=plan.is_language)
                     drawn = time.monotonic()
     log.close()
+    if steps >= plan.steps:
+        _finish(environment, folder, state)
     if interrupts.asked and steps < plan.steps:
         raise Interrupted(
             f"saved at step {steps:,}; go on with: kullback train --resume {folder.path}"
         )
+
+
+def _finish(environment: Any, folder: run_folder.RunFolder, state: Any) -> None:
+    """What a kind of run leaves behind once it is over, if it does."""
+    finish = getattr(environment, "finish", None)
+    if finish is not None:
+        finish(folder.path, state.learner)
 
 
 def _of_teacher(plan: plans.Plan, distance: float | None) -> dict[str, float]:

@@ -20,6 +20,7 @@ def language_model(
     sampling: sampling_of.Sampling | None = None,
     divergence: regularizers.Divergence = regularizers.kl,
     prefill_chunk: int = 256,
+    samples_per_prompt: int = 1,
 ) -> types.Policy:
     """The policy that draws tokens of `model`.
 
@@ -34,14 +35,18 @@ def language_model(
       sampling: how tokens are drawn; None is from the model's own distribution.
       divergence: f of the operator that the model was trained with.
       prefill_chunk: tokens of the prompt in one call of the model; bounds the memory.
+      samples_per_prompt: G rows go on from each prompt of the context, one after another; it is
+        prefilled once.
 
     Raises:
-      ValueError: for a chunk below 1; where the state begins, for a context that is no prompts
-        or does not fit in max_length.
+      ValueError: for a chunk or samples below 1; where the state begins, for a context that is no
+        prompts or does not fit in max_length.
     """
     settings = sampling or sampling_of.Sampling()
     if prefill_chunk < 1:
         raise ValueError(f"prefill_chunk must be >= 1 token, got {prefill_chunk}")
+    if samples_per_prompt < 1:
+        raise ValueError(f"samples_per_prompt must be >= 1, got {samples_per_prompt}")
 
     def initial_state(
         params: types.Params, context: batches.Prompts | None, max_length: int
@@ -59,7 +64,8 @@ def language_model(
             )
         cache = model.init_cache(num_rows, max_length, context.lengths, width)
         prefix = jnp.asarray(context.tokens, jnp.int32)[:, :-1]
-        return _prefill(model, params["params"], prefix, cache, prefill_chunk)
+        cache = _prefill(model, params["params"], prefix, cache, prefill_chunk)
+        return _repeated(cache, samples_per_prompt)
 
     def step(
         params: types.Params, observation: types.Array, state: gemma.Cache, key: types.Key
@@ -78,6 +84,16 @@ def language_model(
     return types.Policy(initial_state, step)
 
 
+def repeat_prompts(prompts: batches.Prompts, times: int) -> batches.Prompts:
+    """Each prompt `times` times, one after another: what a policy of so many samples goes on from.
+
+    The policy itself is shown them once.
+    """
+    if times == 1:
+        return prompts
+    return batches.Prompts(*(jnp.repeat(jnp.asarray(x), times, 0) for x in prompts))
+
+
 def _prefill(
     model: gemma.Model, params: types.Params, prefix: jax.Array, cache: gemma.Cache, chunk: int
 ) -> gemma.Cache:
@@ -93,3 +109,11 @@ def _prefill(
         lambda cache, tokens: (model.decode(params, tokens, cache)[1], None), cache, chunks
     )
     return cache
+
+
+def _repeated(cache: gemma.Cache, times: int) -> gemma.Cache:
+    """The cache of `times` rows in place of each one."""
+    if times == 1:
+        return cache
+    keys, values = jax.tree.map(lambda x: jnp.repeat(x, times, 1), (cache.keys, cache.values))
+    return gemma.Cache(cache.slot, jnp.repeat(cache.start, times), keys, values)

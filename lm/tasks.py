@@ -1,5 +1,6 @@
 """Data sets by name: `tokens/arithmetic`, `tokens/summaries`, `tokens/jsonl:PATH`.
 
+And `tokens/preferences:PATH`, of pairs of answers to a prompt, of which one was preferred.
 A task gives texts to train a tokenizer on, examples of its splits, and maybe a score of what was
 generated. Nothing of a "test" split is in "train".
 """
@@ -16,12 +17,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kullback.core import files, names
-from kullback.lm import batches, data
+from kullback.lm import batches, data, preferences
 from kullback.lm.tokenizer import Tokenizer
 
 Split = Literal["train", "test"]
 Row = tuple[str, Mapping[str, Any]]  # Where it is from, for messages, and what it says.
 _JSONL = "tokens/jsonl:"
+_PREFERENCES = "tokens/preferences:"
 
 
 class Task(NamedTuple):
@@ -34,6 +36,11 @@ class Task(NamedTuple):
     ]
     # (generated text, target text) -> the score in [0, 1]; None where no rule judges an answer.
     score: Callable[[str, str], float] | None
+    # Of two answers to a prompt, which was preferred; None where there is one answer each.
+    pairs: (
+        Callable[[Split, Tokenizer, data.Limits | None], tuple[list[preferences.Pair], data.Report]]
+        | None
+    ) = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,16 +96,18 @@ def make(name: str, config: Any = None) -> Task:
     Raises:
       ValueError: for an unknown name, or settings of another task.
     """
-    if name.startswith(_JSONL):
-        if config is not None:
-            raise ValueError(f"{name} has no settings, got {type(config).__name__}")
-        return jsonl(name.removeprefix(_JSONL))
+    for prefix, of_path in ((_JSONL, jsonl), (_PREFERENCES, of_preferences)):
+        if name.startswith(prefix):
+            if config is not None:
+                raise ValueError(f"{name} has no settings, got {type(config).__name__}")
+            return of_path(name.removeprefix(prefix))
     known: dict[str, tuple[Callable[[Any], Task], type]] = {
         "tokens/arithmetic": (arithmetic, Arithmetic),
         "tokens/summaries": (summaries, Summaries),
     }
     if name not in known:
-        raise ValueError(names.unknown("task", name, (*known, _JSONL + "PATH"), show_all=True))
+        everything = (*known, _JSONL + "PATH", _PREFERENCES + "PATH")
+        raise ValueError(names.unknown("task", name, everything, show_all=True))
     function, config_type = known[name]
     config = config_type() if config is None else config
     if not isinstance(config, config_type):
@@ -162,14 +171,65 @@ def jsonl(path: files.Path) -> Task:
     Raises:
       ValueError: for a folder without both files, or neither file nor folder.
     """
+    return _task(f"{_JSONL}{path}", _rows_of(path, _JSONL), None)
+
+
+def of_preferences(path: files.Path) -> Task:
+    """Pairs of answers, a JSONL file or a folder as of `jsonl`; see `lm/preferences.py`.
+
+    Its examples are the answers that were chosen: supervised tuning learns from them.
+
+    Raises:
+      ValueError: as `jsonl` does.
+    """
+    rows = _rows_of(path, _PREFERENCES)
+
+    def chosen(split: Split) -> list[Row]:
+        return [*preferences.chosen_rows(rows(split))]
+
+    def texts(split: Split) -> list[str]:
+        return ["\n".join(preferences.texts(row)) for _, row in rows(split)]
+
+    def pairs(
+        split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
+    ) -> tuple[list[preferences.Pair], data.Report]:
+        return preferences.from_rows(rows(split), tokenizer, limits)
+
+    task = _task(f"{_PREFERENCES}{path}", chosen, None)
+    return task._replace(texts=texts, pairs=pairs)
+
+
+def exact_match(generated: str, target: str) -> float:
+    """1 if the texts are equal but for white space around them, else 0."""
+    return float(generated.strip() == target.strip())
+
+
+def _task(
+    name: str, rows: Callable[[Split], list[Row]], score: Callable[[str, str], float] | None
+) -> Task:
+    def checked(split: Split) -> list[Row]:
+        _check_split(split)
+        return rows(split)
+
+    def examples(
+        split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
+    ) -> tuple[list[data.Example], data.Report]:
+        return data.from_rows(checked(split), tokenizer, limits)
+
+    return Task(name, lambda split: [_text(row) for _, row in checked(split)], examples, score)
+
+
+def _rows_of(path: files.Path, prefix: str) -> Callable[[Split], list[Row]]:
+    """Rows of a split of a file or folder, whose absence is an error at once."""
     path = pathlib.Path(path)
     missing = [name for name in ("train.jsonl", "test.jsonl") if not (path / name).is_file()]
     if path.is_dir() and missing:
         raise ValueError(f"folder {path} lacks {missing[0]}; it needs train.jsonl and test.jsonl")
     if not path.exists():
-        raise ValueError(f"no file or folder at {path}, which {_JSONL}PATH names")
+        raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
 
     def rows(split: Split) -> list[Row]:
+        _check_split(split)
         if path.is_dir():
             return [*data.read_rows(path / f"{split}.jsonl")]
         chosen: list[Row] = [
@@ -182,28 +242,12 @@ def jsonl(path: files.Path) -> Task:
             )
         return chosen
 
-    return _task(f"{_JSONL}{path}", rows, None)
+    return rows
 
 
-def exact_match(generated: str, target: str) -> float:
-    """1 if the texts are equal but for white space around them, else 0."""
-    return float(generated.strip() == target.strip())
-
-
-def _task(
-    name: str, rows: Callable[[Split], list[Row]], score: Callable[[str, str], float] | None
-) -> Task:
-    def checked(split: Split) -> list[Row]:
-        if split not in ("train", "test"):
-            raise ValueError(f"split must be train or test, got {split!r}")
-        return rows(split)
-
-    def examples(
-        split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
-    ) -> tuple[list[data.Example], data.Report]:
-        return data.from_rows(checked(split), tokenizer, limits)
-
-    return Task(name, lambda split: [_text(row) for _, row in checked(split)], examples, score)
+def _check_split(split: Split) -> None:
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be train or test, got {split!r}")
 
 
 def _row(where: str, prompt: str, completion: str) -> Row:
@@ -222,6 +266,8 @@ def _is_test(row: Mapping[str, Any]) -> bool:
     given = row.get("prompt", row.get("text"))
     if given is None and isinstance(row.get("messages"), list):
         given = row["messages"][:-1]
+    elif given is None:
+        given = preferences.given(row)
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()
     return int.from_bytes(digest[:8], "big") % 10 == 0
 

@@ -165,36 +165,15 @@ def make(
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del targets, key  # No target tree, and nothing is random in this loss.
         total = distillation.loss_total(batch.data.is_answer[:, 1:], config.reduction)
-        parts = batch.data, batch.weights
-        if config.micro_batches == 1:
-            value, metrics = part_loss(params, constants, parts, total)
-            return value, (aux, types.Feedback(metrics))
-        size = config.batch_size // config.micro_batches
-        parts = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), parts)
-
-        # Its backward pass makes one micro-batch's features again, and adds gradients in place.
-        @jax.checkpoint
-        def add(params: types.Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return part_loss(params, constants, part, total)
-
-        def body(value: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            more, metrics = add(params, part)
-            return value + more, metrics
-
-        value, metrics = jax.lax.scan(body, jnp.zeros(()), parts)
-        metrics = {name: x.reshape(-1) for name, x in metrics.items()}
+        value, metrics = in_parts(
+            lambda params, part: part_loss(params, constants, part, total),
+            params,
+            (batch.data, batch.weights),
+            config.micro_batches,
+        )
         return value, (aux, types.Feedback(metrics))
 
-    schedule = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
-    if config.warmup_steps == 0:
-        schedule = optax.constant_schedule(config.learning_rate)
-    learner = learners.sgd(
-        init_params=model.init,
-        loss=loss,
-        optimizer=optax.chain(
-            optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule)
-        ),
-    )
+    learner = learners.sgd(init_params=model.init, loss=loss, optimizer=optimizer(config))
     return types.Agent(
         policy=policy.language_model(model, divergence=divergence),
         learner=learner,
@@ -202,3 +181,39 @@ def make(
         replay=mixture or Mixture(),
         config=algorithm,
     )
+
+
+def in_parts(
+    part_loss: Callable[[types.Params, Any], tuple[jax.Array, dict[str, jax.Array]]],
+    params: types.Params,
+    rows: Any,
+    micro_batches: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A loss that is a sum over micro-batches, one after another, [], and its metrics.
+
+    Args:
+      part_loss: (params, rows of a part) -> what it adds to the loss [], and metrics of its rows.
+      params: what the loss is differentiated by.
+      rows: tree of arrays [B, ...].
+      micro_batches: how many, divides B.
+    """
+    if micro_batches == 1:
+        return part_loss(params, rows)
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
+    # Its backward pass makes one micro-batch's features again, and adds gradients in place.
+    add = jax.checkpoint(part_loss)
+
+    def body(value: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        more, metrics = add(params, part)
+        return value + more, metrics
+
+    value, metrics = jax.lax.scan(body, jnp.zeros(()), parts)
+    return value, {name: x.reshape(-1) for name, x in metrics.items()}
+
+
+def optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam after a warm-up, of gradients that are clipped by their norm."""
+    schedule = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
+    if config.warmup_steps == 0:
+        schedule = optax.constant_schedule(config.learning_rate)
+    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))

@@ -73,6 +73,12 @@ def add_parser(commands: Any) -> None:
     )
     sub.add_argument("--teacher", metavar="DIR", help="of distillation: a folder, or a run")
     sub.add_argument(
+        "--reward",
+        metavar="NAME",
+        help="of reinforcement learning: exact, length, reward-model:DIR, entailment:DIR, "
+        'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
+    )
+    sub.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
         help="devices of a language model, all there are: a batch's rows over DATA of them, "

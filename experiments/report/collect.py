@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +13,18 @@ import numpy as np
 
 from kullback import environments
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder
+from kullback.experiments import run_folder, sweeps
 
 # Families in which scores of several games are put together, so all must have one protocol.
 AGGREGATED = ("atari", "minatar")
+TITLES = {"atari": "Atari", "minatar": "MinAtar", "gym": "Gymnasium", "tokens": "Language models"}
 WITHOUT_EFFECT = ("num_threads",)  # Flags that change no number of a run.
-OF_LANGUAGE = ("model", "model_flags", "tokenizer", "teacher", "mesh")
+# Fields of a plan that make no agent another; where games are played its settings are in the
+# configuration, and of language models what else there is (model, teacher, ...) counts.
+NO_SETTINGS = (
+    *("agent", "environment", "family", "environment_flags", "settings", "seed", "num_seeds"),
+    *("steps", "num_envs", "eval_every", "eval_episodes", "log_every", "checkpoint_every", "mesh"),
+)
 SPELLED = 3  # Settings that a label spells out; of more it is numbered.
 
 
@@ -34,8 +41,8 @@ class Run:
     def settings(self) -> dict[str, str]:
         """What makes an agent another: its whole configuration and its number of rows."""
         plan = self.plan.to_json()
-        names = OF_LANGUAGE if self.plan.is_language else ("num_envs",)
-        chosen = {name: plan[name] for name in names}
+        names = set(plan) - set(NO_SETTINGS) if self.plan.is_language else {"num_envs"}
+        chosen = {name: plan[name] for name in plan if name in names}
         return {**dict(_flat(self.config.get("config", {}))), **dict(_flat(chosen))}
 
     @property
@@ -84,6 +91,11 @@ class Family:
     seeds: tuple[Missing, ...]  # A row a label and environment.
 
     @property
+    def title(self) -> str:
+        """The name as it is written in text."""
+        return TITLES.get(self.name, self.name)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """Agents, in alphabetical order; their colours follow it."""
         return tuple(sorted(self.runs))
@@ -119,13 +131,16 @@ def find(path: pathlib.Path) -> list[pathlib.Path]:
     """
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; RUNS are folders of runs, or folders of those")
-    found = sorted(_runs_under(path.resolve()))
+    found = sorted(_runs_under(path.resolve(), set()))
     if not found:
         raise ValueError(f"{path} holds no run: no folder there has the config.json of one")
     return found
 
 
-def _runs_under(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def _runs_under(path: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
+    if path in seen:  # Links may lead here again.
+        return
+    seen.add(path)
     if (path / "config.json").is_file():
         try:
             run_folder.RunFolder(path).config()
@@ -135,8 +150,32 @@ def _runs_under(path: pathlib.Path) -> Iterator[pathlib.Path]:
             yield path
             return
     for child in path.iterdir():
-        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
-            yield from _runs_under(child)
+        if child.is_dir() and not child.name.startswith("."):
+            yield from _runs_under(child.resolve(), seen)
+
+
+def not_begun(path: pathlib.Path) -> list[str]:
+    """Runs that the record of a sweep at or just under a path names and that have no folder yet."""
+    lines = []
+    for record in sorted((*path.glob(sweeps.RECORD), *path.glob(f"*/{sweeps.RECORD}"))):
+        for run in json.loads(record.read_text())["runs"]:
+            if not (record.parent / run["name"] / "config.json").is_file():
+                plan = plans.Plan.from_json(run["plan"])
+                seeds = range(plan.seed, plan.seed + plan.num_seeds)
+                lines.append(
+                    f"{run['name']} ({plan.agent} on {plan.environment}, seeds {spans(seeds)})"
+                )
+    return lines
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """Ranges of whole numbers, "0-2 5"."""
+    parts = []
+    for _, pairs in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in pairs]
+        first, last = members[0], members[-1]
+        parts.append(str(first) if first == last else f"{first}-{last}")
+    return " ".join(parts)
 
 
 def load(path: pathlib.Path) -> Run:

@@ -7,16 +7,25 @@ are returns of training too (Vieillard et al. 2020, https://arxiv.org/abs/2007.1
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kullback.experiments import catalog
 from kullback.experiments.report import collect
 
-COLUMNS = {
-    "training": ("recent_return", "mean return of the last 100 training episodes"),
-    "evaluation": ("evaluation", "mean return of the latest evaluation"),
+
+class Kind(NamedTuple):
+    """What may be a score."""
+
+    column: str  # Of metrics.csv.
+    meaning: str
+    short: str  # For an axis.
+
+
+KINDS = {
+    "training": Kind("recent_return", "mean return of the last 100 training episodes", "return"),
+    "evaluation": Kind("evaluation", "mean return of the latest evaluation", "evaluation"),
 }
 # Of |b - random|, |human - random|, and the larger of both.
 DENOMINATORS = ("baseline", "human", "largest")
@@ -33,7 +42,7 @@ class Comparison:
     `scores[label][environment]` is [N], a score a seed, of which none is NaN.
     """
 
-    kind: str  # Of COLUMNS.
+    kind: str  # Of KINDS.
     steps: int
     used: tuple[collect.Series, ...]
     left_out: tuple[str, ...]  # Why some series are not used, a line each.
@@ -83,7 +92,7 @@ def compare(
 
     Args:
       series: at least one.
-      kind: of COLUMNS.
+      kind: of KINDS.
       steps: the common number; None is the fewest that one of `series` has done. Series that have
         done less are left out, and so are those without a score yet.
 
@@ -91,8 +100,8 @@ def compare(
       ValueError: if `kind` is unknown, a training episode is no whole game, or no series has done
         that many steps.
     """
-    if kind not in COLUMNS:
-        raise ValueError(f"score must be one of {', '.join(COLUMNS)}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"score must be one of {', '.join(KINDS)}, got {kind!r}")
     check_kind(series, kind)
     furthest = max(one.last for one in series)
     if steps is not None and not 1 <= steps <= furthest:
@@ -102,11 +111,11 @@ def compare(
     scores: dict[str, dict[str, list[float]]] = {}
     for one in series:
         name = f"seed {one.seed} of {one.label} on {one.environment}"
-        score = float(at(one, np.array([common]), COLUMNS[kind][0])[0])
+        score = float(at(one, np.array([common]), KINDS[kind].column)[0])
         if one.last < common:
             left_out.append(f"{name}: it has done {one.last:,} steps")
         elif np.isnan(score):
-            left_out.append(f"{name}: it has no {COLUMNS[kind][1]} by then")
+            left_out.append(f"{name}: it has no {KINDS[kind].meaning} by then")
         else:
             used.append(one)
             scores.setdefault(one.label, {}).setdefault(one.environment, []).append(score)

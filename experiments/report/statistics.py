@@ -32,8 +32,13 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         if self.low == self.high:  # One run a game, or equal runs: no interval to be shown.
-            return f"{self.value:.4g}"
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+            return shown(self.value)
+        return f"{shown(self.value)} [{shown(self.low)}, {shown(self.high)}]"
+
+
+def shown(value: float) -> str:
+    """A number for a reader: four digits, and thousands in full."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def mean(*games: np.ndarray) -> Any:

@@ -72,7 +72,9 @@ def test_every_agent_learns_the_optimum_of_the_chain(name: str):
     _, rows = loop.rows(state)
     for row in rows:
         # Masses on atoms cost at least the entropy of their target, of two or three reached ones.
-        assert row["loss"] < (2.3 if name in ("c51", "rainbow") else 0.05)
+        # An actor's loss may be below 0, and is never 0 while its policy changes.
+        loss = row["loss"] - row.get("actor_loss", 0)
+        assert loss < (2.3 if name in ("c51", "rainbow") else 0.05)
         assert row["epsilon"] == pytest.approx(0.1)
     assert np.all(loop.evaluate(state, 5) == 1.0)
 

@@ -52,3 +52,21 @@ def test_softmax_draws_as_its_definition_says():
     np.testing.assert_allclose(counts, expected, atol=0.03)
     drawn = counts > 0  # The last action of row 1 has probability 3e-6.
     np.testing.assert_allclose(given[drawn], expected[drawn], rtol=1e-4)
+
+
+def test_epsilon_softmax_draws_as_its_definition_says():
+    policy = policies.epsilon_softmax(values)
+    acting = {
+        "params": {"scale": jnp.float32(1)},
+        "temperature": jnp.float32(0.5),
+        "epsilon": jnp.float32(0.3),
+    }
+    counts, given = frequencies(policy, acting)
+    z = np.exp(np.asarray(Q, np.float64) / 0.5)
+    expected = 0.7 * z / z.sum(1, keepdims=True) + 0.1
+    np.testing.assert_allclose(counts, expected, atol=0.03)
+    np.testing.assert_allclose(given, expected, rtol=1e-5)
+    # Without exploration it is the softmax, and a low temperature is greedy.
+    cold = {**acting, "temperature": jnp.float32(1e-6), "epsilon": jnp.float32(0)}
+    counts, _ = frequencies(policy, cold)
+    np.testing.assert_allclose(counts, [[0, 1, 0], [0.5, 0.5, 0]], atol=0.03)

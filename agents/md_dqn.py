@@ -1,0 +1,125 @@
+"""Mirror-descent DQN (MD-DQN): a policy network that stays near its last copy and keeps entropy.
+
+Vieillard, Kozuno, Scherrer, Pietquin, Munos & Geist, "Leverage the Average: an analysis of KL
+regularization in RL", NeurIPS 2020, https://arxiv.org/abs/2003.14089: MD-dir and MD-ind, each with
+("w/") and without ("w/o") a regularised evaluation. theory/mirror.py is the exact scheme, MD-VI.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+
+from kullback.agents import actor_critic, q_learning
+from kullback.core import networks, regularizers, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of MD-DQN.
+
+    The paper reports grids of beta = lambda / (lambda + tau) and tau, and no single choice. The
+    defaults are those of M-DQN in its terms (Vieillard et al. 2020, theorem 1): alpha = beta = 0.9
+    and lambda + tau = 0.03.
+    """
+
+    kl_temperature: float = 0.027  # lambda >= 0, in units of (clipped) reward.
+    entropy_temperature: float = 0.003  # tau >= 0; the paper's grid: 0.001 to 0.1, and 0.
+    greedy: Literal["direct", "indirect"] = "direct"  # MD-dir, MD-ind.
+    regularized: bool = True  # Evaluate w/ both terms; False is w/o.
+    greedy_values: actor_critic.GreedyValues = "online"
+    learning: q_learning.Config = q_learning.Config()
+
+    def __post_init__(self) -> None:
+        for name in ("kl_temperature", "entropy_temperature"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.greedy not in ("direct", "indirect"):
+            raise ValueError(f"greedy must be direct or indirect, got {self.greedy}")
+
+
+def presets(family: q_learning.Family) -> Config:
+    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+
+    The paper's tables 3 and 4 are Dopamine's DQN, as those are, but for RMSProp at 2.5e-4 on Atari.
+    """
+    return Config(learning=q_learning.presets(family))
+
+
+def direct_loss(
+    actor: jax.Array, log_prior: jax.Array, q: jax.Array, *, lambda_: float, tau: float
+) -> jax.Array:
+    """MD-dir: minus what the greedy step maximises, for one state; in units of reward, [].
+
+        -(<pi, q> - lambda KL(pi || prior) + tau H(pi)),   pi = softmax(actor)
+
+    It equals (lambda + tau) KL(pi || pi*) but for a constant, pi* the maximiser.
+
+    Args:
+      actor: logits, [A].
+      log_prior: the target network's log-policy, [A].
+      q: action values, [A].
+      lambda_, tau: temperatures >= 0.
+    """
+    log_policy = jax.nn.log_softmax(actor)
+    return -actor_critic.regularized_value(q, log_policy, log_prior, lambda_, tau)
+
+
+def indirect_loss(
+    actor: jax.Array, log_prior: jax.Array, q: jax.Array, *, lambda_: float, tau: float
+) -> jax.Array:
+    """MD-ind: the KL from the maximiser of the greedy step to the policy, for one state; [], nats.
+
+        KL(pi* || pi),   pi* = softmax((q + lambda ln prior) / (lambda + tau)),  pi = softmax(actor)
+
+    Args: as for `direct_loss`; with both temperatures 0, pi* is the greedy policy.
+    """
+    log_best, _ = regularizers.greedy(q, log_prior, lambda_, tau)
+    return regularizers.kl(log_best, jax.nn.log_softmax(actor))
+
+
+def make(
+    torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
+) -> types.Agent:
+    """MD-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+
+    It acts by draws from its actor, or at random with probability epsilon. The target evaluates
+    the actor, pi_{k+1}; its prior pi_k is the actor's target network.
+    """
+    config = config or Config()
+    lambda_, tau = config.kl_temperature, config.entropy_temperature
+    loss = direct_loss if config.greedy == "direct" else indirect_loss
+    evaluate = functools.partial(
+        actor_critic.expected_value_target,
+        lambda_=lambda_ if config.regularized else 0.0,
+        tau=tau if config.regularized else 0.0,
+    )
+
+    def target(
+        r_t: jax.Array,
+        discount_t: jax.Array,
+        q_t: jax.Array,
+        actor_t: jax.Array,
+        target_actor_t: jax.Array,
+    ) -> jax.Array:
+        log_policies = actor_critic.softmax_policies(actor_t, target_actor_t)
+        return evaluate(r_t, discount_t, q_t, *log_policies)
+
+    def greedy_loss(
+        q_tm1: jax.Array, actor_tm1: jax.Array, target_actor_tm1: jax.Array, a_tm1: jax.Array
+    ) -> jax.Array:
+        del a_tm1
+        log_prior = jax.nn.log_softmax(target_actor_tm1)
+        return loss(actor_tm1, log_prior, q_tm1, lambda_=lambda_, tau=tau)
+
+    return actor_critic.make(
+        target,
+        greedy_loss,
+        torso,
+        spec,
+        config.learning,
+        algorithm=config,
+        log_policies=actor_critic.softmax_policies,
+        greedy_values=config.greedy_values,
+    )

@@ -1,0 +1,128 @@
+"""Momentum DQN (MoDQN): greedy for an average of past action values, which a second network keeps.
+
+Vieillard, Scherrer, Pietquin & Geist, "Momentum in Reinforcement Learning", AISTATS 2020,
+https://arxiv.org/abs/1910.09322. theory/momentum.py is the exact scheme, MoVI.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import rlax
+
+from kullback.agents import actor_critic, q_learning
+from kullback.core import networks, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of MoDQN.
+
+    The authors let 1 - b decay so as to mimic the mean of MoVI, b_k = k / (k + 1); the form of
+    that decay, and both numbers, are ours.
+    """
+
+    momentum_max: float = 0.99  # b_max in [0, 1), which b_n reaches; 0 is DQN.
+    # N_0 >= 0, in target copies: 1 gives the mean of all copies until b_max, 0 is a fixed b.
+    momentum_copies: float = 1.0
+    learning: q_learning.Config = q_learning.Config()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum_max < 1:
+            raise ValueError(f"momentum_max must lie in [0, 1), got {self.momentum_max}")
+        if not self.momentum_copies >= 0:
+            raise ValueError(f"momentum_copies must be >= 0, got {self.momentum_copies}")
+
+
+def presets(family: q_learning.Family) -> Config:
+    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+
+    The paper keeps those of Dopamine's DQN, with RMSProp at 2.5e-4 for both networks.
+    """
+    return Config(learning=q_learning.presets(family))
+
+
+def momentum_weight(copies: types.Array | float, b_max: float, n_0: float) -> jax.Array:
+    """b_n, [], of n, how often targets were copied: 1 - b_n = max(1 / (1 + n / N_0), 1 - b_max)."""
+    if n_0 == 0:
+        return jnp.asarray(b_max, jnp.float32)
+    return jnp.minimum(copies / (n_0 + copies), b_max)
+
+
+def momentum_target(
+    r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array, h_t: jax.Array
+) -> jax.Array:
+    """Regression target of MoDQN for one transition; vmap it over a batch.
+
+        r_t + discount_t q_t(argmax_a h_t(a))
+
+    That of double DQN, but that the average selects; it is not what is bootstrapped from.
+
+    Args: r_t, discount_t: []; q_t, h_t: of the target networks, [A].
+    Returns: the target, [], in units of reward. The caller stops its gradient.
+    """
+    return r_t + discount_t * q_t[jnp.argmax(h_t)]
+
+
+def averaging_loss(
+    h_tm1: jax.Array,
+    target_h_tm1: jax.Array,
+    q_tm1: jax.Array,
+    a_tm1: jax.Array,
+    b: types.Array | float,
+) -> jax.Array:
+    """Huber's loss of the error of h at the action taken to the average that it stands for, [].
+
+        h_{k+1}(a) = b h_k(a) + (1 - b) q_{k+1}(a)
+
+    Args: h_tm1, target_h_tm1, q_tm1: [A]; a_tm1: int, []; b: momentum, [].
+    """
+    average = b * target_h_tm1[a_tm1] + (1 - b) * q_tm1[a_tm1]
+    return jnp.asarray(rlax.huber_loss(average - h_tm1[a_tm1]))
+
+
+def make(
+    torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
+) -> types.Agent:
+    """MoDQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+
+    It acts epsilon-greedily on h, which starts as a copy of q: else its first targets are noise.
+    """
+    config = config or Config()
+
+    def target(
+        r_t: jax.Array,
+        discount_t: jax.Array,
+        q_t: jax.Array,
+        h_t: jax.Array,
+        target_h_t: jax.Array,
+        *,
+        momentum: jax.Array,
+    ) -> jax.Array:
+        del h_t, momentum
+        return momentum_target(r_t, discount_t, q_t, target_h_t)
+
+    def greedy_loss(
+        q_tm1: jax.Array,
+        h_tm1: jax.Array,
+        target_h_tm1: jax.Array,
+        a_tm1: jax.Array,
+        *,
+        momentum: jax.Array,
+    ) -> jax.Array:
+        return averaging_loss(h_tm1, target_h_tm1, q_tm1, a_tm1, momentum)
+
+    def scalars(copies: jax.Array) -> dict[str, jax.Array]:
+        return {"momentum": momentum_weight(copies, config.momentum_max, config.momentum_copies)}
+
+    return actor_critic.make(
+        target,
+        greedy_loss,
+        torso,
+        spec,
+        config.learning,
+        algorithm=config,
+        log_policies=None,
+        schedule=actor_critic.by_copies(config.learning.target_period, scalars),
+        starts_equal=True,
+    )

@@ -1,0 +1,155 @@
+"""Dual-averaging DQN: its policy is a softmax of an average of past action values, as Politex' is.
+
+Vieillard, Kozuno, Scherrer, Pietquin, Munos & Geist, "Leverage the Average", NeurIPS 2020,
+https://arxiv.org/abs/2003.14089: DA, with ("w/") and without ("w/o") a regularised evaluation. With
+tau = 0 and w/o it is Politex, Abbasi-Yadkori et al., ICML 2019, with one backup an iteration;
+theory/politex.py and `da_mpi` in theory/mirror.py are the exact schemes.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import rlax
+
+from kullback.agents import actor_critic, q_learning
+from kullback.core import networks, types
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of dual-averaging DQN; the defaults are those of md_dqn.py, which see."""
+
+    kl_temperature: float = 0.027  # lambda >= 0, in units of (clipped) reward.
+    # tau >= 0. With 0 all copies count alike, in a sum that grows without end: Politex. The paper
+    # holds that impractical in deep learning, as target copies are too fast to be iterations.
+    entropy_temperature: float = 0.003
+    regularized: bool = True  # Evaluate w/ both terms; False is w/o.
+    greedy_values: actor_critic.GreedyValues = "online"
+    learning: q_learning.Config = q_learning.Config()
+
+    def __post_init__(self) -> None:
+        for name in ("kl_temperature", "entropy_temperature"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.kl_temperature + self.entropy_temperature == 0:
+            raise ValueError(
+                "kl_temperature and entropy_temperature are both 0; the greedy limit is mo-dqn"
+            )
+
+
+def presets(family: q_learning.Family) -> Config:
+    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+
+    The paper's tables 3 and 4 are Dopamine's DQN, as those are, but for RMSProp at 2.5e-4 on Atari.
+    """
+    return Config(learning=q_learning.presets(family))
+
+
+def weight_of_past(
+    copies: types.Array | float, *, lambda_: float, tau: float
+) -> types.Array | float:
+    """Weight of h_{k-1} in h_k, [], of k, how often targets were copied.
+
+    beta = lambda / (lambda + tau), or k / (k + 1) if tau = 0: then h_k is the mean of q_0 .. q_k.
+    """
+    return lambda_ / (lambda_ + tau) if tau > 0 else copies / (copies + 1)
+
+
+def log_policy(
+    h: jax.Array, copies: types.Array | float, *, lambda_: float, tau: float
+) -> jax.Array:
+    """Logarithm of pi_{k+1}, [A], of h_k [A]; k = -1 gives pi_0, the uniform policy.
+
+        pi_{k+1} = softmax(h_k / tau), or softmax((k + 1) h_k / lambda) if tau = 0
+
+    The sum of Politex, h times k + 1, is never formed: in float32 it would lose digits.
+    """
+    scale = 1 / tau if tau > 0 else (copies + 1) / lambda_
+    z = h - jnp.max(h)  # Before scaling: that loses digits.
+    return jax.nn.log_softmax(jnp.where(copies >= 0, scale * z, 0))
+
+
+def averaging_loss(
+    h: jax.Array,
+    target_h: jax.Array,
+    q: jax.Array,
+    copies: types.Array | float,
+    *,
+    lambda_: float,
+    tau: float,
+) -> jax.Array:
+    """Half the squared error of h to the average that it stands for, meant over actions, [].
+
+        h_k = beta h_{k-1} + (1 - beta) q_k,   h_{-1} = 0
+
+    Args: h, target_h, q: h_k as learnt, h_{k-1} and q_k, [A]; copies: k, [].
+    """
+    beta = weight_of_past(copies, lambda_=lambda_, tau=tau)
+    # Before the first copy the target network is where it was drawn, which is not h_{-1}.
+    past = jnp.where(copies > 0, target_h, 0)
+    return jnp.mean(rlax.l2_loss(h, beta * past + (1 - beta) * q))
+
+
+def make(
+    torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
+) -> types.Agent:
+    """Dual-averaging DQN; `torso` maps observations [B, ...] to features [B, D].
+
+    It acts by draws from its policy, or at random with probability epsilon.
+    """
+    config = config or Config()
+    temperatures = {"lambda_": config.kl_temperature, "tau": config.entropy_temperature}
+    policy_of = functools.partial(log_policy, **temperatures)
+    evaluate = functools.partial(
+        actor_critic.expected_value_target,
+        lambda_=config.kl_temperature if config.regularized else 0.0,
+        tau=config.entropy_temperature if config.regularized else 0.0,
+    )
+
+    def log_policies(
+        h: jax.Array, target_h: jax.Array, *, copies: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return policy_of(h, copies), policy_of(target_h, copies - 1)
+
+    def target(
+        r_t: jax.Array,
+        discount_t: jax.Array,
+        q_t: jax.Array,
+        h_t: jax.Array,
+        target_h_t: jax.Array,
+        *,
+        copies: jax.Array,
+    ) -> jax.Array:
+        return evaluate(r_t, discount_t, q_t, *log_policies(h_t, target_h_t, copies=copies))
+
+    def greedy_loss(
+        q_tm1: jax.Array,
+        h_tm1: jax.Array,
+        target_h_tm1: jax.Array,
+        a_tm1: jax.Array,
+        *,
+        copies: jax.Array,
+    ) -> jax.Array:
+        del a_tm1
+        return averaging_loss(h_tm1, target_h_tm1, q_tm1, copies, **temperatures)
+
+    def temperature(copies: jax.Array) -> types.Array | float:
+        tau = config.entropy_temperature
+        return tau if tau > 0 else config.kl_temperature / (copies + 1)
+
+    return actor_critic.make(
+        target,
+        greedy_loss,
+        torso,
+        spec,
+        config.learning,
+        algorithm=config,
+        log_policies=log_policies,
+        temperature=temperature,
+        schedule=actor_critic.by_copies(
+            config.learning.target_period, lambda copies: {"copies": copies}
+        ),
+        greedy_values=config.greedy_values,
+    )

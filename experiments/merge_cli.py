@@ -1,0 +1,161 @@
+"""`kullback merge`: several models of one shape become one. Nothing heavy is imported before."""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+METHODS = ("mean", "ema", "slerp", "liti")
+GROUPS = ("layer", "tensor", "all")
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to those of a parser, `argparse.ArgumentParser.add_subparsers()`."""
+    sub = commands.add_parser(
+        "merge",
+        help="average models of one shape into one",
+        description="MODELS are folders as Hugging Face has them, or runs of language models. "
+        "mean: by --weights; ema: a moving average in the order given; slerp: spherical "
+        "interpolation of their differences to --base (WARP), or without one of themselves; "
+        "liti: from --base toward their mean.",
+    )
+    sub.add_argument("models", metavar="MODEL", type=pathlib.Path, nargs="+")
+    sub.add_argument("--method", choices=METHODS, required=True)
+    sub.add_argument(
+        "--base", metavar="DIR", type=pathlib.Path, help="what the models were trained from"
+    )
+    sub.add_argument("--out", metavar="DIR", type=pathlib.Path, required=True, help="new")
+    sub.add_argument(
+        "--weights",
+        metavar="W",
+        type=float,
+        nargs="+",
+        help="of mean and liti: one a model, of any sum; default: uniform",
+    )
+    sub.add_argument(
+        "--rate", metavar="MU", type=float, help="of ema: what the newest counts, in (0, 1]"
+    )
+    sub.add_argument(
+        "--t",
+        metavar="T",
+        type=float,
+        help="of slerp of two models: from 0, the first, to 1; default: 1/M, recursively",
+    )
+    sub.add_argument(
+        "--interpolation",
+        metavar="ETA",
+        type=float,
+        help="of slerp and liti: from 0, the base, to 1, the merge; default: 1; WARP has 0.3",
+    )
+    sub.add_argument(
+        "--group",
+        choices=GROUPS,
+        default="layer",
+        help="of slerp: what has an angle of its own; default: layer",
+    )
+    sub.set_defaults(command=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Merges, and says where the result is and how far apart the models were.
+
+    Raises:
+      ValueError: if options do not fit each other, or models differ.
+    """
+    if options.method == "liti" and options.interpolation is None:
+        raise ValueError("liti needs --interpolation; the paper uses 0.3")
+    from kullback.lm import merging
+
+    config = merging.Config(
+        method=options.method,
+        weights=None if options.weights is None else tuple(options.weights),
+        rate=options.rate,
+        t=options.t,
+        interpolation=1.0 if options.interpolation is None else options.interpolation,
+        group=options.group,
+    )
+    config.check(len(options.models), has_base=options.base is not None)
+    with contextlib.ExitStack() as stack:
+        models = [_folder(path, options.out, stack) for path in options.models]
+        base = None if options.base is None else _folder(options.base, options.out, stack)
+        _check_operators(models)
+        report = merging.merge(
+            models, options.out, config, base, on_bytes=stack.enter_context(_progress())
+        )
+    print(
+        f"model: {options.out} ({report.num_tensors} tensors, {report.num_bytes / 1e9:.3g} GB, of "
+        f"{len(models)} model{'s' if models[1:] else ''})"
+    )
+    if report.grams:
+        print(_angles(report.grams))
+    return 0
+
+
+def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
+    """The folder of a model; a run is exported beside `out` until the stack ends."""
+    if not (path / "model.json").is_file():
+        return path
+    from kullback.core import files
+    from kullback.experiments import models
+
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    home = stack.enter_context(
+        tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.absolute().parent)
+    )
+    models.export(path, pathlib.Path(home) / path.name)
+    return pathlib.Path(home) / path.name
+
+
+def _check_operators(folders: list[pathlib.Path]) -> None:
+    """Refuses models that were trained with different operators: the merge has one."""
+    from kullback.experiments import models
+    from kullback.lm import hugging_face_config
+
+    found = {}
+    for folder in folders:
+        path = folder / "config.json"
+        notes = hugging_face_config.read_json(path).get(models.NOTES) if path.is_file() else None
+        found[folder] = str(notes.get("divergence", "kl") if isinstance(notes, dict) else "kl")
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{folder.name} {name}" for folder, name in found.items())
+        raise ValueError(f"models sample by different operators ({listed}) and have no average")
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on a terminal, nothing elsewhere."""
+    import rich.console
+    import rich.progress
+
+    console = rich.console.Console(file=sys.stderr)
+    columns = (
+        rich.progress.TextColumn("merging"),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    hidden = not (console.is_terminal or console.is_jupyter)
+    with rich.progress.Progress(*columns, console=console, disable=hidden) as bar:
+        task = bar.add_task("merging", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _angles(grams: dict[str, Any]) -> str:
+    """The range of cosines between models, over groups: near 0 they learnt different things."""
+    import numpy as np
+
+    from kullback.core import averaging
+
+    pairs = [averaging.cosine(gram)[np.triu_indices(len(gram), 1)] for gram in grams.values()]
+    found = np.concatenate(pairs)
+    found = found[~np.isnan(found)]
+    if not found.size:
+        return "the models are the base: there are no angles"
+    return (
+        f"cosines in {len(grams)} group{'s' if len(grams) > 1 else ''}: "
+        f"{found.min():.3f} to {found.max():.3f}, mean {found.mean():.3f}"
+    )

@@ -1,0 +1,195 @@
+"""`kullback report RUNS...`: one page about many runs, with the pictures and tables beside it."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kullback.core import files, names
+from kullback.experiments.report import (
+    aggregates,
+    collect,
+    figures,
+    language,
+    page,
+    published,
+    scores,
+    sections,
+)
+
+__all__ = ["write"]
+
+
+def write(
+    runs: Sequence[str | pathlib.Path],
+    out: str | pathlib.Path | None = None,
+    *,
+    baseline: str | None = None,
+    denominator: str = "baseline",
+    score: str = "training",
+    steps: int | None = None,
+    with_published: bool = False,
+    say: Callable[[str], Any] = print,
+) -> pathlib.Path:
+    """Writes index.html, self-contained, with its PNGs and CSVs, and returns its path.
+
+    Args:
+      runs: folders of runs, or folders of such; unfinished runs are used up to where they are.
+      out: folder, new or of an old report, which is then replaced; None is the next free one
+        under runs/.
+      baseline: the agent that others are compared with, by its name in the report.
+      denominator: what improvements are measured in: "baseline" is |b - random|, "human"
+        |human - random|, "largest" the larger of both.
+      score: "training", returns of the last 100 training episodes; or "evaluation".
+      steps: at which agents are compared; None is the fewest that one of the runs has done, in
+        Atari and MinAtar over all games, else for each environment.
+      with_published: adds the published aggregates, in a table.
+      say: takes each line of what is printed.
+
+    Raises:
+      ValueError: where there is no run, runs played by different rules, a seed is there twice, the
+        baseline is unknown, or `out` holds something else.
+    """
+    paths = [pathlib.Path(path) for path in runs]
+    families = collect.families(paths)
+    to_come = [line for path in paths for line in collect.not_begun(path)]
+    labels = sorted({label for family in families for label in family.runs})
+    if baseline is not None and baseline not in labels:
+        raise ValueError(names.unknown("baseline", baseline, labels, show_all=True))
+    if denominator not in scores.DENOMINATORS:
+        raise ValueError(
+            f"denominator must be one of {', '.join(scores.DENOMINATORS)}, got {denominator!r}"
+        )
+    compared = {family.name: _comparisons(family, score, steps) for family in families}
+    folder = _free_folder() if out is None else pathlib.Path(out)
+    page.check_folder(folder)
+    old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
+    with files.atomic_path(folder) as temporary:
+        temporary.mkdir()
+        written = page.Page(temporary, _title(families))
+        _introduction(written, families, labels, score)
+        if to_come:
+            written.warning("Some runs of a sweep are not begun.", to_come)
+            for line in to_come:
+                say(f"not begun: {line}")
+        ours: list[dict[str, Any]] = []
+        for family in families:
+            found = compared[family.name]
+            lines, rows = _family(written, family, found, score, baseline, denominator)
+            for line in lines:
+                say(line)
+            ours.extend(_beside_published(family, found, rows))
+        if with_published:
+            written.section("Published results")
+            written.table(
+                "published",
+                published.rows(ours),
+                f"As published: {published.WHERE}. Sets of games, seeds and frames differ from "
+                "ours where the table says so: such numbers cannot be compared.",
+            )
+        written.write()
+        if folder.exists():
+            files.remove(old)
+            folder.rename(old)
+    files.remove(old)
+    say(f"report: {folder / page.INDEX}")
+    return folder / page.INDEX
+
+
+def _title(families: Sequence[collect.Family]) -> str:
+    count = sum(len(of) for family in families for of in family.runs.values())
+    return f"Report on {count} run{'s' * (count != 1)}"
+
+
+def _introduction(
+    out: page.Page, families: Sequence[collect.Family], labels: Sequence[str], kind: str
+) -> None:
+    where = sorted({name for family in families for name in family.environments})
+    out.paragraph(f"Agents: {', '.join(labels)}. Environments: {', '.join(where)}.")
+    out.paragraph(
+        f"The score of a run after t steps is the {scores.KINDS[kind].meaning} that it had by "
+        "then. Every figure names the games that it is of."
+    )
+
+
+def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[scores.Comparison]:
+    """One of the whole family where games are put together, else one an environment."""
+    if not family.series:
+        return []
+    if family.name in collect.AGGREGATED:
+        return [scores.compare(family.series, kind, steps)]
+    series = [[s for s in family.series if s.environment == e] for e in family.environments]
+    return [scores.compare(of, kind, steps) for of in series if of]
+
+
+def _family(
+    out: page.Page,
+    family: collect.Family,
+    compared: Sequence[scores.Comparison],
+    kind: str,
+    baseline: str | None,
+    denominator: str,
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Adds a family's section; returns lines to say and rows of human-normalised aggregates."""
+    colour = figures.colours(family.labels)
+    out.section(family.title)
+    lines = sections.seeds(out, family)
+    for one in compared:
+        cut = [s for s in one.used if s.last > one.steps]
+        if cut:
+            where = f" on {cut[0].environment}" if family.name not in collect.AGGREGATED else ""
+            text = f"scores{where} are read after {one.steps:,} steps, the most that all have done"
+            lines.append(f"cut: {text}")
+            out.warning(f"Of runs of different lengths, {text}.", _lengths(one.used))
+        if one.left_out:
+            out.warning("Some seeds are not among the scores.", one.left_out)
+            lines.extend(f"left out: {text}" for text in one.left_out)
+    rows: list[dict[str, Any]] = []
+    if family.name in collect.AGGREGATED:
+        for one in compared:
+            rows = aggregates.write(out, family, one, colour, baseline, denominator)
+    else:
+        out.paragraph("Scores are raw, each environment by itself: none are put together.")
+    sections.environment_curves(out, family, colour, kind)
+    sections.score_table(out, family.name, compared)
+    if family.name == "tokens":
+        language.write(out, family, colour)
+    sections.speed(out, family)
+    sections.settings(out, family)
+    sections.seed_table(out, family)
+    return lines, rows
+
+
+def _lengths(series: Sequence[collect.Series]) -> list[str]:
+    return [f"seed {s.seed} of {s.label} on {s.environment}: {s.last:,} steps" for s in series]
+
+
+def _beside_published(
+    family: collect.Family,
+    compared: Sequence[scores.Comparison],
+    rows: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Our aggregates as rows of the published table."""
+    if not rows:
+        return []
+    (one,) = compared
+    games = [name for name in one.shared() if scores.has(name, human=True)]
+    rules = collect.protocol(one.used[0].run)
+    flags = ", ".join(f"{k}={v}" for k, v in rules.items()) or "sticky actions"
+    frames = int(one.used[0].run.config["spec"]["frames_per_step"])
+    return [
+        {
+            "agent": row["agent"],
+            "source": "this report",
+            "games": f"{aggregates.set_of(games, family.title)}; {flags}, {row['runs']} runs",
+            "frames": one.steps * frames,
+            "human-normalised mean, %": 100 * float(row["mean"].value),
+            "human-normalised median, %": 100 * float(row["median"].value),
+        }
+        for row in rows
+    ]
+
+
+def _free_folder() -> pathlib.Path:
+    taken = {path.name for path in pathlib.Path("runs").glob("report-*")}
+    number = next(n for n in range(1, 10**6) if f"report-{n:03d}" not in taken)
+    return pathlib.Path("runs") / f"report-{number:03d}"

@@ -1,0 +1,304 @@
+"""The section on several games at once: normalised scores, and chances of improvement.
+
+Every figure is over one set of games, which its title names: those on which each agent of the
+report has a score.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kullback.experiments.report import collect, figures, page, scores, statistics
+
+NAMED = 6  # Games that a title names; of more it says how many.
+THRESHOLDS = 101  # Of a performance profile.
+CURVE_RESAMPLES = 2_000
+MOST = 8.0  # Of a normalised score that a profile goes to.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Scores of several games made comparable."""
+
+    name: str  # For names of files.
+    unit: str
+    games: tuple[str, ...]
+    normalise: Callable[[str, Any], Any]  # (environment, scores) -> normalised.
+    note: str = ""  # On its intervals.
+
+
+def counted(games: Sequence[str]) -> str:
+    """How many games these are."""
+    return f"{len(games)} game{'s' * (len(games) != 1)}"
+
+
+def set_of(games: Sequence[str], family: str) -> str:
+    """Which games these are, for a title."""
+    count = f"{counted(games)} of {family}"
+    if len(games) > NAMED:
+        return count
+    return f"{count}: {', '.join(game.split('/', 1)[-1] for game in games)}"
+
+
+def scales(
+    compared: scores.Comparison, games: Sequence[str], baseline: str | None
+) -> Iterator[Scale]:
+    """Ways to make these games comparable; none where nothing is published and no baseline."""
+    by_humans = tuple(game for game in games if scores.has(game, human=True))
+    if by_humans:
+        yield Scale(
+            name="human",
+            unit="Human-normalised score",
+            games=by_humans,
+            normalise=scores.human_normalised,
+        )
+    if baseline in compared.labels:
+        means = {game: float(compared.scores[baseline][game].mean()) for game in games}
+        over_random = {
+            game: scores.denominator(game, means[game]) for game in games if scores.has(game)
+        }
+        usable = tuple(game for game, value in over_random.items() if value > 0)
+        if usable:
+            yield Scale(
+                name=f"by-{baseline}",
+                unit=f"Score normalised by {baseline}",
+                games=usable,
+                note=f"; the mean of {baseline} is held fixed",
+                normalise=lambda game, score: (
+                    (score - scores.KNOWN[game].random) / over_random[game]
+                ),
+            )
+
+
+def write(
+    out: page.Page,
+    family: collect.Family,
+    compared: scores.Comparison,
+    colour: figures.Colours,
+    baseline: str | None,
+    denominator: str,
+) -> list[dict[str, Any]]:
+    """Adds the section's parts; returns rows for the table of published results."""
+    games = compared.shared()
+    others = [name for name in family.environments if name not in games]
+    if not games:
+        out.warning("No game has scores of all agents, so nothing is put together over games.")
+        return []
+    if others:
+        out.warning(
+            f"Aggregates are over the {len(games)} of {len(family.environments)} games on which "
+            "every agent has a score.",
+            [f"left out: {name}" for name in others],
+        )
+    counts = {compared.scores[label][game].size for label in compared.labels for game in games}
+    if len(counts) > 1:
+        out.warning(
+            f"Games have {min(counts)} to {max(counts)} seeds: means and medians weigh games "
+            "equally, the IQM weighs runs equally."
+        )
+    made = list(scales(compared, games, baseline))
+    if not made:
+        out.paragraph(
+            "Scores are not put together over games: no human scores are published for these. "
+            "--baseline AGENT normalises by an agent of this report."
+        )
+    lacking = [game for game in games if not scores.has(game, human=True)]
+    if lacking and family.name == "atari":
+        out.paragraph(f"Human scores are not published of {', '.join(lacking)}.")
+    found: list[dict[str, Any]] = []
+    for scale in made:
+        rows = _scale(out, family, compared, colour, scale)
+        if scale.name == "human":
+            found = rows
+    _chances(out, family, compared, games, colour, baseline)
+    if baseline in compared.labels:
+        _improvements(out, family, compared, games, baseline, denominator)
+    return found
+
+
+def _scale(
+    out: page.Page,
+    family: collect.Family,
+    compared: scores.Comparison,
+    colour: figures.Colours,
+    scale: Scale,
+) -> list[dict[str, Any]]:
+    """Statistics, profile and sample efficiency on one scale."""
+    games, stem = scale.games, f"{family.name}-{scale.name}"
+    which = set_of(games, family.title)
+    normalised = {
+        label: [scale.normalise(game, compared.scores[label][game]) for game in games]
+        for label in compared.labels
+    }
+    found = {
+        name: {label: statistics.interval(of, normalised[label]) for label in normalised}
+        for name, of in statistics.AGGREGATES.items()
+    }
+    out.heading(f"{scale.unit}, {counted(games)}")
+    if len(games) > NAMED:
+        out.folded(which, ", ".join(games))
+    where = f"{scale.unit} after {compared.steps:,} steps, {which}"
+    rows = [
+        {
+            "agent": label,
+            "games": len(games),
+            "runs": sum(game.size for game in normalised[label]),
+            **{name: found[name][label] for name in found},
+        }
+        for label in normalised
+    ]
+    note = (
+        f"95% stratified bootstrap intervals over seeds, none where each game has one{scale.note}"
+    )
+    out.table(f"{stem}-aggregates", rows, f"{where}; {note}.")
+    out.begin_figures()
+    out.figure(
+        f"{stem}-aggregates",
+        figures.intervals(found, colour, which, scale.unit),
+        f"{where}; {note}.",
+    )
+    thresholds = _thresholds(normalised)
+    profiles = {label: statistics.profile(normalised[label], thresholds) for label in normalised}
+    out.figure(
+        f"{stem}-profile",
+        figures.profiles(thresholds, profiles, colour, which, scale.unit),
+        f"Performance profile: fraction of runs above a threshold. {where}.",
+        [
+            {"agent": label, "threshold": t, "fraction": statistics.Estimate(*one)}
+            for label, found in profiles.items()
+            for t, *one in zip(thresholds, *found, strict=True)
+        ],
+    )
+    curves = _sample_efficiency(compared, scale)
+    if curves:
+        out.figure(
+            f"{stem}-sample-efficiency",
+            figures.curves(curves, colour, which, f"IQM, {scale.unit}", "agent steps"),
+            f"Sample efficiency: IQM at each checkpoint. {scale.unit}, {which}.",
+            figures.rows(curves, "IQM"),
+        )
+    out.end_figures()
+    return rows
+
+
+def _thresholds(normalised: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
+    pooled = np.concatenate([game for games in normalised.values() for game in games])
+    low, high = min(0.0, float(pooled.min())), max(1.0, float(pooled.max()))
+    return np.linspace(low, min(MOST, high * 1.02), THRESHOLDS)
+
+
+def _sample_efficiency(compared: scores.Comparison, scale: Scale) -> dict[str, figures.Curve]:
+    """IQM at each checkpoint at which every run has a score."""
+    column = scores.KINDS[compared.kind].column
+    steps = scores.checkpoints(compared.used, compared.steps)
+    curves = {
+        label: [
+            scale.normalise(game, scores.curve(of, steps, column))
+            for game in scale.games
+            if (of := [s for s in compared.used if (s.label, s.environment) == (label, game)])
+        ]
+        for label in compared.labels
+    }
+    known = np.all(
+        [np.isfinite(game).all(axis=-1) for games in curves.values() for game in games], axis=0
+    )  # [G]
+    return {
+        label: figures.Curve(
+            steps[known],
+            statistics.interval(
+                statistics.interquartile_mean,
+                [game[known] for game in games],
+                resamples=CURVE_RESAMPLES,
+            ),
+        )
+        for label, games in curves.items()
+        if known.any()
+    }
+
+
+def _chances(
+    out: page.Page,
+    family: collect.Family,
+    compared: scores.Comparison,
+    games: Sequence[str],
+    colour: figures.Colours,
+    baseline: str | None,
+) -> None:
+    """Probability of improvement, of raw scores: it needs no normalisation."""
+    labels = compared.labels
+    pairs = [(x, y) for x, y in itertools.permutations(labels, 2) if y == baseline]
+    pairs = pairs or list(itertools.combinations(labels, 2))
+    if not pairs:
+        return
+    found = {
+        (x, y): statistics.improvement(compared.per_game(x, games), compared.per_game(y, games))
+        for x, y in pairs
+    }
+    which = set_of(games, family.title)
+    caption = (
+        f"Probability that a run of one agent scores more than a run of the other, mean over "
+        f"games, after {compared.steps:,} steps; {which}."
+    )
+    out.heading(f"Probability of improvement, {counted(games)}")
+    out.figure(f"{family.name}-improvement", figures.chances(found, colour, which), caption)
+    rows = [{"agent": x, "over": y, "probability": one} for (x, y), one in found.items()]
+    out.table(f"{family.name}-improvement", rows, caption)
+
+
+def _improvements(
+    out: page.Page,
+    family: collect.Family,
+    compared: scores.Comparison,
+    games: Sequence[str],
+    baseline: str,
+    denominator: str,
+) -> None:
+    """Bars of the improvement over a baseline, as in the Munchausen paper."""
+    means = {game: float(compared.scores[baseline][game].mean()) for game in games}
+    units = {
+        game: scores.denominator(game, means[game], denominator)
+        for game in games
+        if scores.has(game, human=denominator != "baseline")
+    }
+    usable = [game for game, unit in units.items() if unit > 0]
+    out.heading(f"Improvement over {baseline}")
+    measure = {
+        "baseline": f"|{baseline} - random|",
+        "human": "|human - random|",
+        "largest": f"max(|human - random|, |{baseline} - random|)",
+    }[denominator]
+    if not usable:
+        out.paragraph(f"No game has the scores that {measure} takes.")
+        return
+    which = set_of(usable, family.title)
+    table: dict[str, dict[str, Any]] = {game: {"game": game} for game in usable}
+    out.begin_figures()
+    for label in compared.labels:
+        if label == baseline:
+            continue
+        found = {
+            game: 100 * float(compared.scores[label][game].mean() - means[game]) / units[game]
+            for game in usable
+        }
+        values = list(found.values())
+        wins = sum(value > 0 for value in values)
+        out.figure(
+            f"{family.name}-{label}-over-{baseline}",
+            figures.bars(found, f"{label} over {baseline}\n{which}", f"% of {measure}"),
+            f"({label} - {baseline}) / {measure} after {compared.steps:,} steps: better on {wins} "
+            f"of {len(values)}, mean {np.mean(values):+.1f}%, median {np.median(values):+.1f}%; "
+            f"{which}.",
+        )
+        for game, value in found.items():
+            table[game][f"{label}, %"] = value
+    out.end_figures()
+    left = [game for game in games if game not in usable]
+    note = f" Left out, for {measure} is unknown or 0: {', '.join(left)}." if left else ""
+    out.table(
+        f"{family.name}-over-{baseline}",
+        list(table.values()),
+        f"Improvement over {baseline}.{note}",
+    )

@@ -1,0 +1,161 @@
+"""Figures of a report: an agent has one colour in all of them, and intervals are drawn.
+
+What is drawn is in a CSV of the same name: each function takes numbers and gives a figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from kullback.experiments import reproduce
+from kullback.experiments.report.statistics import Estimate
+
+Colours = Mapping[str, object]  # By label.
+WIDTH, DPI = 4.8, 160  # Inches, so that letters can be read where the picture fills a phone.
+LINEAR_PERCENT = 100  # Of bars: beyond it the axis is logarithmic, where one is far beyond.
+
+
+class Curve(NamedTuple):
+    """A curve of one agent."""
+
+    steps: np.ndarray  # [G].
+    estimate: Estimate  # Arrays [G].
+    seeds: Sequence[tuple[np.ndarray, np.ndarray]] = ()  # Steps and values of each, [T].
+
+
+def rows(found: Mapping[str, Curve], name: str) -> list[dict[str, object]]:
+    """The curves as rows of a table, a row an agent and checkpoint."""
+    return [
+        {"agent": label, "steps": int(steps), name: Estimate(*one)}
+        for label, curve in found.items()
+        for steps, *one in zip(curve.steps, *curve.estimate, strict=True)
+    ]
+
+
+def colours(labels: Sequence[str]) -> Colours:
+    """A colour for each label, the same from figure to figure."""
+    palette = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20"]
+    return {label: palette(n % palette.N) for n, label in enumerate(labels)}
+
+
+def curves(
+    found: Mapping[str, Curve], colour: Colours, title: str, y_label: str, x_label: str
+) -> Figure:
+    """Estimates with their bands against steps, over thin lines of single seeds."""
+    figure, axes = _one(title)
+    for label, one in found.items():
+        for steps, values in one.seeds if len(one.seeds) > 1 else ():
+            axes.plot(steps, values, color=colour[label], alpha=0.25, linewidth=0.7)
+        low, high = np.asarray(one.estimate.low), np.asarray(one.estimate.high)
+        axes.fill_between(one.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
+        axes.plot(one.steps, one.estimate.value, color=colour[label], linewidth=1.8, label=label)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    _legend(axes, len(found))
+    return figure
+
+
+def intervals(
+    found: Mapping[str, Mapping[str, Estimate]], colour: Colours, title: str, unit: str
+) -> Figure:
+    """A panel for each statistic, a row for each agent: the estimate and its interval.
+
+    Args:
+      found: by statistic and label.
+      colour: of each label.
+      title: names the set of games.
+      unit: of all statistics.
+    """
+    labels = list(next(iter(found.values())))
+    columns = min(2, len(found))
+    rows = -(-len(found) // columns)
+    figure = reproduce.figure(columns, rows, WIDTH / columns, 1.0 + 0.25 * len(labels))
+    figure.set_dpi(DPI)
+    figure.suptitle(title, fontsize="medium")
+    for n, (axes, (statistic, by_label)) in enumerate(
+        zip(figure.axes, found.items(), strict=False)
+    ):
+        for place, label in enumerate(labels):
+            one = by_label[label]
+            axes.plot([one.low, one.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4)
+            axes.plot(one.value, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+        axes.set_title(statistic, fontsize="medium")
+        axes.set_xlabel(unit)
+        axes.set_yticks(range(len(labels)), labels if n % columns == 0 else [""] * len(labels))
+        axes.set_ylim(len(labels) - 0.4, -0.6)
+    for empty in figure.axes[len(found) :]:
+        empty.remove()
+    return figure
+
+
+def profiles(
+    thresholds: np.ndarray, found: Mapping[str, Estimate], colour: Colours, title: str, unit: str
+) -> Figure:
+    """The fraction of runs above each threshold, with its band."""
+    figure, axes = _one(title)
+    for label, one in found.items():
+        axes.fill_between(
+            thresholds, one.low, one.high, color=colour[label], alpha=0.2, linewidth=0
+        )
+        axes.plot(thresholds, one.value, color=colour[label], linewidth=1.8, label=label)
+    axes.set_xlabel(f"threshold, {unit}")
+    axes.set_ylabel("fraction of runs above it")
+    axes.set_ylim(-0.02, 1.02)
+    _legend(axes, len(found))
+    return figure
+
+
+def chances(found: Mapping[tuple[str, str], Estimate], colour: Colours, title: str) -> Figure:
+    """Probability that the first of each pair does better than the second, a row a pair."""
+    figure, axes = _one(title, height=1.4 + 0.32 * len(found))
+    for place, ((label, _), one) in enumerate(found.items()):
+        axes.plot([one.low, one.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4)
+        axes.plot(one.value, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+    axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(found)), [f"{x} over {y}" for x, y in found])
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("probability of improvement")
+    return figure
+
+
+def bars(improvements: Mapping[str, float], title: str, x_label: str) -> Figure:
+    """Improvements in percent, the largest on top; a logarithmic axis where one is far out."""
+    order = sorted(improvements, key=lambda name: improvements[name])
+    values = [improvements[name] for name in order]
+    figure, axes = _one(title, height=1.4 + 0.2 * len(order))
+    better = ["C0" if value >= 0 else "C3" for value in values]
+    axes.barh(range(len(order)), values, color=better, height=0.75)
+    axes.set_yticks(range(len(order)), [name.split("/", 1)[-1] for name in order], fontsize="small")
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.axvline(0, color="black", linewidth=0.8)
+    far = max(map(abs, values)) > 5 * LINEAR_PERCENT
+    if far:
+        axes.set_xscale("symlog", linthresh=LINEAR_PERCENT)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    # Each bar says its number, and there is room for it.
+    axes.margins(x=0.25)
+    for place, value in enumerate(values):
+        side = "left" if value >= 0 else "right"
+        axes.annotate(f" {value:+.0f}% ", (value, place), ha=side, va="center", fontsize="x-small")
+    axes.set_xlabel(x_label + (f"; logarithmic beyond {LINEAR_PERCENT}%" if far else ""))
+    return figure
+
+
+def _one(title: str, height: float = 3.4) -> tuple[Figure, Axes]:
+    figure = reproduce.figure(width=WIDTH, height=height)
+    figure.set_dpi(DPI)
+    axes = figure.axes[0]
+    axes.set_title(title, fontsize="medium")
+    return figure, axes
+
+
+def _legend(axes: Axes, count: int) -> None:
+    if count:
+        axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none", fontsize="small")

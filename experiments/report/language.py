@@ -1,0 +1,68 @@
+"""What a report has of language models besides scores: all that was measured, and texts."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from kullback.experiments.report import collect, figures, page, sections
+
+SHOWN = 12  # Texts of an agent on a task.
+LONGEST = 4_000  # Characters of a text that are shown.
+# Columns that count, repeat the score, or say how fast it went; all others are curves.
+NO_CURVES = (
+    *("frames", "episodes", "return_mean", "return_min", "return_max", "recent_return"),
+    *("epsilon", "evaluation", "steps_per_second", "wall_seconds"),
+)
+
+
+def write(out: page.Page, family: collect.Family, colour: figures.Colours) -> None:
+    """Adds a curve of each column that some run has, and the newest texts of each agent."""
+    for task in family.environments:
+        series = [one for one in family.series if one.environment == task]
+        columns = dict.fromkeys(name for one in series for name in one.columns)
+        out.heading(f"Measures of {task}")
+        out.begin_figures()
+        for column in sorted(set(columns) - set(NO_CURVES)):
+            found = sections.curves([one for one in series if column in one.columns], column)
+            if found:
+                name = column.replace("_", " ")
+                out.figure(
+                    f"{task}-{column}",
+                    figures.curves(found, colour, task, name, "learner steps"),
+                    f"{name}, {task}: mean over seeds with a 95% bootstrap band, seeds thin.",
+                    figures.rows(found, column),
+                )
+        out.end_figures()
+        for label in family.labels:
+            runs = [run for run in family.runs[label] if run.plan.environment == task]
+            _texts(out, label, task, runs)
+
+
+def _texts(out: page.Page, label: str, task: str, runs: Sequence[collect.Run]) -> None:
+    lines = next((found for run in runs if (found := newest(run.folder))), [])
+    if not lines:
+        return
+    out.heading(f"Texts of {label} on {task}")
+    for line in lines:
+        known = {key: line[key] for key in ("seed", "step", "score") if key in line}
+        how = "greedy" if line.get("greedy") else "sampled"
+        facts = ", ".join([how, *(f"{key} {value}" for key, value in known.items())])
+        first = " ".join(str(line.get("prompt", "")).split())[:60]
+        rest = {k: v for k, v in line.items() if k not in (*known, "greedy")}
+        whole = "\n\n".join(f"{key}:\n{_cut(str(value))}" for key, value in rest.items())
+        out.folded(f"{first} ({facts})", whole)
+
+
+def newest(folder: pathlib.Path, count: int = SHOWN) -> list[dict[str, Any]]:
+    """The last texts that a run wrote, of its first seed that wrote any; none if none did."""
+    for path in (*folder.glob("samples.jsonl"), *sorted(folder.glob("seed_*/samples.jsonl"))):
+        *whole, _ = path.read_text("utf-8").split("\n")  # What is being written has no end.
+        if whole:
+            return [json.loads(line) for line in whole[-count:]]
+    return []
+
+
+def _cut(text: str) -> str:
+    left = len(text) - LONGEST
+    return text if left <= 0 else f"{text[:LONGEST]} ... ({left:,} more characters)"

@@ -1,0 +1,203 @@
+"""A page of HTML that stands alone: pictures are in it, and nothing is fetched.
+
+Pictures and tables are written beside it too, as PNG and CSV of the same name.
+"""
+
+import base64
+import csv
+import html
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from kullback.experiments.report import statistics
+
+INDEX = "index.html"
+UNFOLDED = 12  # Lines of a warning that are seen at once; more are folded.
+MARK = '<meta name="generator" content="kullback report">'
+
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: #fff; color: #1c1c1c;
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.6rem; line-height: 1.2; }
+h2 { font-size: 1.3rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1.1rem; margin-top: 1.6rem; }
+nav a { display: inline-block; margin-right: 1rem; padding: .4rem 0; }
+figure { margin: 1rem 0; max-width: 40rem; min-width: 0; }
+figure img { display: block; max-width: 100%; height: auto; }
+figcaption, .note { color: #444; font-size: .9rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr));
+  gap: 0 1.5rem; }
+.scroll { overflow-x: auto; max-width: 100%; }
+table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
+  vertical-align: top; white-space: nowrap; }
+th { background: #f3f3f3; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+.warning { border-left: .3rem solid #c60; padding: .2rem .8rem; background: #fff6ea; }
+details { margin: .4rem 0; }
+summary { cursor: pointer; padding: .3rem 0; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
+  margin: .3rem 0; font-size: .85rem; }
+"""
+
+
+class Page:
+    """Collects the parts of a page in the order in which they are added; all text is escaped.
+
+    Pictures and tables are written as they come, into `folder`, which is there and empty.
+    """
+
+    def __init__(self, folder: pathlib.Path, title: str):
+        self._folder, self._title = folder, title
+        self._parts: list[str] = []
+        self._sections: list[tuple[str, str]] = []
+        self._names: set[str] = set()
+
+    def section(self, title: str) -> None:
+        """A heading that the page's table of contents lists."""
+        anchor = f"section-{len(self._sections) + 1}"
+        self._sections.append((anchor, title))
+        self._parts.append(f'<h2 id="{anchor}">{_text(title)}</h2>')
+
+    def heading(self, title: str) -> None:
+        """A heading within a section."""
+        self._parts.append(f"<h3>{_text(title)}</h3>")
+
+    def paragraph(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(f"<p>{_text(text)}</p>")
+
+    def warning(self, summary: str, lines: Sequence[str] = ()) -> None:
+        """What a reader must know: a sentence, and a list, folded if it is long."""
+        inner = f"<p>{_text(summary)}</p>"
+        if lines:
+            items = "".join(f"<li>{_text(line)}</li>" for line in lines)
+            opened = " open" if len(lines) <= UNFOLDED else ""
+            inner += f"<details{opened}><summary>which</summary><ul>{items}</ul></details>"
+        self._parts.append(f'<div class="warning">{inner}</div>')
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str) -> None:
+        """A table and its CSV, in which an `Estimate` is three columns.
+
+        Args:
+          name: of the CSV, without its ending.
+          rows: with the same keys each; numbers, texts and `Estimate`s.
+          caption: says what the numbers are.
+        """
+        if not rows:
+            return
+        path = self._csv(name, rows)
+        head = "".join(f'<th scope="col">{_text(key)}</th>' for key in rows[0])
+        body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in rows)
+        self._parts.append(
+            f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>"
+            f'<p class="note">{_text(caption)} <a href="{_text(path.name)}">CSV</a></p>'
+        )
+
+    def figure(
+        self, name: str, drawn: Figure, caption: str, rows: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """A picture and its PNG; the caption is read out in its place too.
+
+        Args:
+          name: of the PNG, without its ending.
+          drawn: the picture.
+          caption: says what is seen.
+          rows: the numbers that are drawn, for a CSV; none where a table has them.
+        """
+        path = self._path(name, ".png")
+        drawn.savefig(path, format="png")
+        link = f' <a href="{_text(self._csv(name, rows).name)}">CSV</a>' if rows else ""
+        data = base64.b64encode(path.read_bytes()).decode()
+        width, height = (round(side * drawn.dpi) for side in drawn.get_size_inches())
+        self._parts.append(
+            f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+            f'alt="{_text(caption)}"><figcaption>{_text(caption)} '
+            f'<a href="{_text(path.name)}">PNG</a>{link}</figcaption></figure>'
+        )
+
+    def begin_figures(self) -> None:
+        """From here to `end_figures`, figures stand side by side where there is room."""
+        self._parts.append('<div class="figures">')
+
+    def end_figures(self) -> None:
+        """See `begin_figures`."""
+        self._parts.append("</div>")
+
+    def folded(self, summary: str, text: str) -> None:
+        """A text as it is, behind a line that unfolds it."""
+        self._parts.append(
+            f"<details><summary>{_text(summary)}</summary><pre>{_text(text)}</pre></details>"
+        )
+
+    def write(self) -> None:
+        """Writes index.html."""
+        links = " ".join(f'<a href="#{a}">{_text(title)}</a>' for a, title in self._sections)
+        body = "\n".join(self._parts)
+        (self._folder / INDEX).write_text(
+            f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            # No icon either: a browser asks for one otherwise, where a page comes from a server.
+            '<link rel="icon" href="data:,">\n'
+            f"<title>{_text(self._title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f"<h1>{_text(self._title)}</h1>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n",
+            encoding="utf-8",
+        )
+
+    def _csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
+        path = self._path(name, ".csv")
+        plain = [dict(pair for item in row.items() for pair in _columns(*item)) for row in rows]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(plain[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(plain)
+        return path
+
+    def _path(self, name: str, ending: str) -> pathlib.Path:
+        """A free name of a file, of what may stand in one."""
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.").lower()
+        number, file = 1, f"{stem}{ending}"
+        while file in self._names:
+            number += 1
+            file = f"{stem}-{number}{ending}"
+        self._names.add(file)
+        return self._folder / file
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError unless nothing is there, or an old report, which may be replaced."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    index = folder / INDEX
+    if not (index.is_file() and MARK in index.read_text("utf-8")):
+        raise ValueError(
+            f"{folder} exists and holds no report; nothing is overwritten: choose another --out"
+        )
+
+
+def _text(text: object) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f'<td class="number">{statistics.shown(value) if value == value else ""}</td>'
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f'<td class="number">{value:,}</td>'
+    if isinstance(value, statistics.Estimate):
+        known = value.value == value.value
+        return f'<td class="number">{_text(value) if known else ""}</td>'
+    return f"<td>{_text(value)}</td>"
+
+
+def _columns(key: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, statistics.Estimate):
+        return [(key, value.value), (f"{key} low", value.low), (f"{key} high", value.high)]
+    return [(key, value)]

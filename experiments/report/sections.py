@@ -1,0 +1,219 @@
+"""The sections that every report has: environments one by one, speed, settings, seeds."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kullback.experiments.report import collect, figures, page, scores, statistics
+
+CURVE_RESAMPLES = 2_000
+
+
+def seeds(out: page.Page, family: collect.Family) -> list[str]:
+    """Adds what is missing or unfinished; returns it as lines for the terminal."""
+    missing = [
+        f"{row.label} on {row.environment}: "
+        + (f"seeds {collect.spans(row.missing)}" if row.found else "no run")
+        for row in family.seeds
+        if row.missing
+    ]
+    unfinished = [
+        f"seed {one.seed} of {one.label} on {one.environment}: {one.last:,} of "
+        f"{one.run.plan.steps:,} steps"
+        for one in family.series
+        if one.last < one.run.plan.steps
+    ]
+    if missing:
+        out.warning("Seeds are missing; the rest is used.", missing)
+    if unfinished:
+        out.warning("Some runs are not finished, and used up to where they are.", unfinished)
+    return [*(f"missing: {m}" for m in missing), *(f"unfinished: {u}" for u in unfinished)]
+
+
+def seed_table(out: page.Page, family: collect.Family) -> None:
+    """Seeds found, a row an agent and environment."""
+    rows = [
+        {
+            "agent": row.label,
+            "environment": row.environment,
+            "found": collect.spans(row.found),
+            "missing": collect.spans(row.missing),
+        }
+        for row in family.seeds
+    ]
+    out.heading("Seeds")
+    out.table(
+        f"{family.name}-seeds", rows, "Seeds found; expected are those of any run of this family."
+    )
+
+
+def curves(series: Sequence[collect.Series], column: str) -> dict[str, figures.Curve]:
+    """Mean over seeds of a column, by agent, up to where all seeds of that agent have come."""
+    found = {}
+    for label in sorted({one.label for one in series}):
+        own = [one for one in series if one.label == label]
+        steps = scores.checkpoints(own)
+        values = scores.curve(own, steps, column)  # [G, N]
+        known = np.isfinite(values).all(axis=-1)
+        if known.any():
+            mean = statistics.interval(statistics.mean, [values[known]], resamples=CURVE_RESAMPLES)
+            seeds = [(one.steps, one.columns[column]) for one in own]
+            found[label] = figures.Curve(steps[known], mean, seeds)
+    return found
+
+
+def environment_curves(
+    out: page.Page, family: collect.Family, colour: figures.Colours, kind: str
+) -> None:
+    """A learning curve of each environment, all agents in it."""
+    what = scores.KINDS[kind]
+    is_language = family.name == "tokens"
+    y_label = "score" if is_language else what.short
+    x_label = "learner steps" if is_language else "agent steps"
+    out.heading("Learning curves")
+    out.begin_figures()
+    for environment in family.environments:
+        series = [one for one in family.series if one.environment == environment]
+        found = curves(series, what.column)
+        if not found:
+            continue
+        counts = ", ".join(f"{k} {len(one.seeds)}" for k, one in found.items())
+        out.figure(
+            f"{environment}-curve",
+            figures.curves(found, colour, environment, y_label, x_label),
+            f"{environment}, {what.meaning}, raw: mean over seeds with a 95% bootstrap band, "
+            f"seeds thin. Seeds: {counts}.",
+            figures.rows(found, "score"),
+        )
+    out.end_figures()
+
+
+def score_table(out: page.Page, family: str, compared: Sequence[scores.Comparison]) -> None:
+    """Scores of each agent on each environment, raw and beside what is published."""
+    rows: list[dict[str, Any]] = []
+    for one in compared:
+        for label, environment in itertools.product(one.labels, _games(one)):
+            if environment in one.scores[label]:
+                rows.append(_score_row(one, label, environment))
+    rows.sort(key=lambda row: (row["environment"], row["agent"]))
+    human = any(scores.has(row["environment"], human=True) for row in rows)
+    for row in rows:
+        if human:
+            del row["score - random"]
+        elif not any(scores.has(other["environment"]) for other in rows):
+            del row["random"], row["score - random"]
+        if not human:
+            del row["human"], row["human-normalised"]
+    if rows:
+        out.heading("Scores")
+        name = scores.KINDS[compared[0].kind].meaning
+        out.table(
+            f"{family}-scores",
+            rows,
+            f"Score: {name}, mean over seeds with its 95% bootstrap interval (none of one seed).",
+        )
+
+
+def _score_row(compared: scores.Comparison, label: str, environment: str) -> dict[str, Any]:
+    raw = compared.scores[label][environment]
+    estimate = statistics.interval(statistics.mean, [raw])
+    known = scores.KNOWN.get(environment)
+    random = known.random if known is not None and known.random is not None else float("nan")
+    human = known.human if known is not None and known.human is not None else float("nan")
+    normalised = statistics.Estimate(float("nan"), float("nan"), float("nan"))
+    if scores.has(environment, human=True):
+        normalised = statistics.Estimate(
+            *(float(scores.human_normalised(environment, value)) for value in estimate)
+        )
+    return {
+        "environment": environment,
+        "agent": label,
+        "seeds": raw.size,
+        "steps": compared.steps,
+        "score": estimate,
+        "lowest": float(raw.min()),
+        "highest": float(raw.max()),
+        "random": random,
+        "human": human,
+        "human-normalised": normalised,
+        "score - random": statistics.Estimate(*(value - random for value in estimate)),
+    }
+
+
+def speed(out: page.Page, family: collect.Family) -> None:
+    """Steps per second, a row an agent and environment."""
+    found: dict[tuple[str, str], list[collect.Series]] = {}
+    for one in family.series:
+        if one.columns.get("wall_seconds", np.zeros(1))[-1] > 0:
+            found.setdefault((one.environment, one.label), []).append(one)
+    rows = []
+    for (environment, label), series in sorted(found.items()):
+        seconds = np.array([one.columns["wall_seconds"][-1] for one in series])
+        steps = np.array([one.last for one in series])
+        # Host runs have a program a seed, compiled ones a program for all.
+        together = {
+            one.run.plan.num_seeds if one.run.config.get("loop") == "compiled" else 1
+            for one in series
+        }
+        frames = max(
+            int(one.run.config.get("spec", {}).get("frames_per_step", 1)) for one in series
+        )
+        rate = float(np.median(steps / seconds))
+        rows.append(
+            {
+                "environment": environment,
+                "agent": label,
+                "seeds": len(series),
+                "seeds in a program": collect.spans(sorted(together)),
+                "steps per second": rate,
+                "frames per second": rate * frames,
+                "hours": float(np.median(seconds)) / 3600,
+            }
+        )
+    if rows:
+        out.heading("Speed")
+        out.table(
+            f"{family.name}-speed",
+            rows,
+            "Steps of one seed by wall time of its run, compilation and evaluations in it: medians "
+            "over seeds. Machines and their load are those of the runs.",
+        )
+
+
+def settings(out: page.Page, family: collect.Family) -> None:
+    """What differs between the runs: settings, versions, machines."""
+    facts = {
+        label: [
+            {
+                **run.settings,
+                "steps": str(run.plan.steps),
+                "environment_flags": " ".join(run.plan.environment_flags) or "none",
+                **{name: str(run.config.get(name)) for name in ("loop", "git_revision", "machine")},
+                **{f"version of {k}": str(v) for k, v in run.config.get("versions", {}).items()},
+            }
+            for run in runs
+        ]
+        for label, runs in family.runs.items()
+    }
+    keys = collect.varying(list(itertools.chain.from_iterable(facts.values())))
+    rows = [
+        {
+            "setting": key,
+            **{
+                label: " | ".join(dict.fromkeys(one.get(key, "-") for one in facts[label]))
+                for label in family.labels
+            },
+        }
+        for key in keys
+    ]
+    out.heading("Settings that differ")
+    if rows:
+        out.table(f"{family.name}-settings", rows, "All other settings are equal in all runs.")
+    else:
+        out.paragraph("All settings are equal in all runs.")
+
+
+def _games(compared: scores.Comparison) -> list[str]:
+    return sorted({name for games in compared.scores.values() for name in games})

@@ -1,0 +1,177 @@
+"""What texts are worth, by name: "exact", "0.8*exact+0.2*python:my.module:f".
+
+    exact                   the task's own rule, of an answer and its target
+    length                  tokens of the answer, what ends it among them
+    reward-model:DIR        of preferences: a run of reward-model
+    entailment:DIR          log-probability that the document entails the answer, by a classifier
+    python:MODULE:FUNCTION  of (prompts, texts, references), lists of B strings -> B floats
+
+A sum's terms are joined by "+" or, before a weight, by "-": "exact-0.01*length".
+"""
+
+import dataclasses
+import importlib
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import names, types
+from kullback.environments import tokens
+from kullback.lm import batches, tasks, tokenizer
+
+KINDS = ("exact", "length", "reward-model:DIR", "entailment:DIR", "python:MODULE:FUNCTION")
+_KNOWN = "|".join(kind.partition(":")[0] for kind in KINDS)
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+_WEIGHT = re.compile(rf"([+-]?{_NUMBER})\*", re.I)
+# Folders may hold "+" and "-": a term begins where a known name does.
+_JOINT = re.compile(
+    rf"\+(?=(?:-?{_NUMBER}\*)?(?:{_KNOWN})\b)|(?<!\+)(?=-{_NUMBER}\*(?:{_KNOWN})\b)", re.I
+)
+
+# (prompts, texts, references), B strings each -> B numbers.
+OfTexts = Callable[[list[str], list[str], list[str]], Sequence[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """A weighted sum of scorers; those of JAX run inside the program that samples."""
+
+    name: str
+    compiled: tuple[tuple[float, tokens.Scorer], ...]
+    of_texts: tuple[tuple[float, str, OfTexts], ...]  # Weight, name, function.
+
+    @property
+    def params(self) -> tuple[types.Params, ...]:
+        """Of the scorers of JAX: an argument of the program."""
+        return tuple(scorer.params for _, scorer in self.compiled)
+
+    def in_program(
+        self,
+        params: tuple[types.Params, ...],
+        completion: tokens.Completion,
+        prompts: batches.Prompts,
+    ) -> jax.Array:
+        """The terms of JAX, float32 [B]; `prompts` are those of each row."""
+        total = jnp.zeros(len(completion.tokens), jnp.float32)
+        for (weight, scorer), own in zip(self.compiled, params, strict=True):
+            total += weight * jnp.asarray(scorer.score(own, completion, prompts), jnp.float32)
+        return total
+
+    def between_programs(
+        self, prompts: list[str], texts: list[str], references: list[str]
+    ) -> np.ndarray:
+        """The terms of Python, float32 [B].
+
+        Raises:
+          ValueError: for one that gives another number of rewards, or one that is not finite.
+        """
+        total = np.zeros(len(texts), np.float32)
+        for weight, name, function in self.of_texts:
+            found = np.asarray(function(prompts, texts, references), np.float32)
+            if found.shape != total.shape or not np.all(np.isfinite(found)):
+                raise ValueError(
+                    f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
+                    f"shape {found.shape}: {found.ravel()[:8].tolist()}"
+                )
+            total += np.float32(weight) * found
+        return total
+
+
+def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer) -> Reward:
+    """The reward of a name or a sum.
+
+    Args:
+      text: "" is the task's own rule.
+      task: of the texts.
+      words: the policy's tokenizer, which a reward model must share.
+
+    Raises:
+      ValueError: for an unknown name, a rule that the task lacks, or what cannot be loaded.
+    """
+    compiled: list[tuple[float, tokens.Scorer]] = []
+    of_texts: list[tuple[float, str, OfTexts]] = []
+    for term in _JOINT.split((text or "exact").replace(" ", "")):
+        weight, name = _weighed(term)
+        kind, _, rest = name.partition(":")
+        if kind == "length" and not rest:
+            compiled.append((weight, tokens.Scorer("length", _length)))
+        elif kind == "reward-model" and rest:
+            compiled.append((weight, _reward_model(rest, words)))
+        elif kind == "exact" and not rest:
+            of_texts.append((weight, name, _exact(task)))
+        elif kind == "entailment" and rest:
+            of_texts.append((weight, name, _entailment(rest)))
+        elif kind == "python" and rest:
+            of_texts.append((weight, name, _python(rest)))
+        else:
+            raise ValueError(names.unknown("reward", name, KINDS, show_all=True))
+    return Reward(text or "exact", tuple(compiled), tuple(of_texts))
+
+
+def _weighed(term: str) -> tuple[float, str]:
+    """Weight and name of a term."""
+    weight = _WEIGHT.match(term)
+    return (float(weight[1]), term[weight.end() :]) if weight else (1.0, term)
+
+
+def _length(params: types.Params, completion: tokens.Completion, context: Any) -> types.Array:
+    del params, context
+    return completion.length
+
+
+def _exact(task: tasks.Task) -> OfTexts:
+    score = task.score
+    if score is None:
+        raise ValueError(
+            f"{task.name} has no rule that judges an answer: name a reward by --reward "
+            f"({', '.join(KINDS[1:])})"
+        )
+
+    def of_texts(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
+        del prompts
+        return [score(*pair) for pair in zip(texts, references, strict=True)]
+
+    return of_texts
+
+
+def _python(path: str) -> OfTexts:
+    module, _, function = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"reward python:{path}: {error}; expected MODULE:FUNCTION") from error
+    if not callable(found):
+        raise ValueError(f"reward python:{path} must be a function, got {type(found).__name__}")
+    return found  # pyright: ignore[reportReturnType]  # What it gives is checked at each call.
+
+
+def _entailment(path: str) -> OfTexts:
+    from kullback.lm import entailment
+
+    model = entailment.load(path)
+
+    def of_texts(prompts: list[str], texts: list[str], references: list[str]) -> np.ndarray:
+        del references
+        # A prompt ends with what is asked for, after an empty line; before it is the document.
+        documents = [prompt.rpartition("\n\n")[0] or prompt for prompt in prompts]
+        return model.log_probability(documents, texts)
+
+    return of_texts  # pyright: ignore
+
+
+def _reward_model(path: str, words: tokenizer.Tokenizer) -> tokens.Scorer:
+    from kullback.experiments import reward_models
+
+    scorer = reward_models.scorer(path)
+    theirs = tokenizer.load(pathlib.Path(path) / "tokenizer")
+    if theirs.fingerprint != words.fingerprint:
+        raise ValueError(
+            f"reward-model:{path} reads other tokens than the policy writes; train it from the "
+            "policy's own supervised start"
+        )
+    return scorer

@@ -1,0 +1,56 @@
+"""`kullback sweep`: all runs that a TOML file asks for."""
+
+import argparse
+import pathlib
+import sys
+from typing import Any
+
+from kullback.experiments.commands import arguments
+
+
+def add_parser(commands: Any) -> None:
+    """Adds what `argparse` needs of it."""
+    sub = commands.add_parser(
+        "sweep",
+        help="train agents x environments x seeds x any field",
+        description="Checks and lists all runs, then does them side by side, a folder each. The "
+        "same command goes on where it was interrupted, and adds what is new in FILE.",
+    )
+    sub.add_argument("file", metavar="FILE.toml", type=pathlib.Path, help="see examples/sweep.toml")
+    sub.add_argument(
+        "--out", metavar="DIR", type=pathlib.Path, help="folder of the sweep; default: FILE's out"
+    )
+    sub.add_argument(
+        "--jobs",
+        metavar="N",
+        type=arguments.count,
+        help="runs at a time; default: what the cores are enough for, or one an accelerator",
+    )
+    sub.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="of a Ray cluster that does the runs (auto, HOST:PORT); DIR must be on a file system "
+        "that its machines share",
+    )
+    sub.add_argument("--dry-run", action="store_true", help="list the runs, and do none")
+    sub.set_defaults(command=main)
+
+
+def main(options: argparse.Namespace) -> int:
+    """Does the sweep; exit status 1 if a run failed."""
+    from kullback.experiments import sweeps
+
+    try:
+        folders = sweeps.sweep(
+            options.file,
+            out=options.out,
+            jobs=options.jobs,
+            ray=options.ray,
+            dry_run=options.dry_run,
+        )
+    except sweeps.Failed as error:
+        print(f"kullback: {error}", file=sys.stderr)
+        return 1
+    if not options.dry_run:
+        print(f"{len(folders)} runs: {folders[0].parent}")
+    return 0

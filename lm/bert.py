@@ -1,0 +1,203 @@
+"""BERT and RoBERTa that put a sequence, or a pair of them, into classes.
+
+Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+NAACL 2019, https://arxiv.org/abs/1810.04805, and Liu et al., "RoBERTa: A Robustly Optimized BERT
+Pretraining Approach", 2019, https://arxiv.org/abs/1907.11692. Exact: logits equal those of the
+published implementations for the same weights (lm/bert_folder.py reads them). Nothing is dropped
+out, in training neither.
+
+Shape letters: B rows, T tokens, V vocabulary, S positions, D width, N heads, F feed-forward
+width, L layers, C classes.
+
+The two differ in what their position ids begin with alone: the head is a dense layer and tanh on
+the first token's features, then the classes, in both. The layers' parameters are stacked along a
+leading axis L and scanned, hence the program is of one size whatever the depth.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+from kullback.core import types
+from kullback.lm import layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Shape of a classifier."""
+
+    kind: Literal["bert", "roberta"]
+    vocab_size: int  # V.
+    num_layers: int  # L.
+    embed_dim: int  # D.
+    num_heads: int  # N, divides D.
+    hidden_dim: int  # F.
+    num_positions: int = 512  # S, rows of the table; RoBERTa's first pad_id + 1 hold no token.
+    num_types: int = 2  # Segments that a token may be of; RoBERTa's is 1.
+    norm_epsilon: float = 1e-12
+    pad_id: int = 0
+    labels: tuple[str, ...]  # Names of the C classes.
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bert", "roberta"):
+            raise ValueError(f"kind must be 'bert' or 'roberta', got {self.kind!r}")
+        sizes = "vocab_size num_layers embed_dim num_heads hidden_dim num_types norm_epsilon"
+        for name in sizes.split():
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "
+                f"{self.num_heads}"
+            )
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ValueError(f"pad_id must lie in [0, {self.vocab_size}), got {self.pad_id}")
+        if self.max_length < 1:
+            raise ValueError(
+                f"num_positions must be > {self.first_position}, got {self.num_positions}"
+            )
+        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels must be two different names at least, got {self.labels}")
+
+    @property
+    def first_position(self) -> int:
+        """Position id of the first token."""
+        return self.pad_id + 1 if self.kind == "roberta" else 0
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a row may have."""
+        return self.num_positions - self.first_position
+
+
+class Model(NamedTuple):
+    """A classifier as pure functions; each may be jitted.
+
+    Rows are padded on the right: `token_ids` int32 [B, T], `mask` bool [B, T] (False is padding,
+    which changes nothing before it), `token_types` int32 [B, T] (which of a pair a token is of;
+    zeros for RoBERTa).
+
+    `logits(params, token_ids, mask, token_types)` -> float32 [B, C] is all of it, `features(...)`
+    -> [B, T, D] the same before the head. Their parts let a part be tuned alone: `embed(
+    params["embeddings"], token_ids, mask, token_types)` -> x [B, T, D], `encode(layers, x, mask)`
+    for a stack of layers, all of `params["layers"]` or a slice of it, and `classify(
+    params["head"], x)` -> [B, C].
+    """
+
+    config: Config
+    init: Callable[[types.Key], types.Params]
+    embed: Callable[..., jax.Array]
+    encode: Callable[[types.Params, jax.Array, types.Array], jax.Array]
+    classify: Callable[[types.Params, jax.Array], jax.Array]
+    features: Callable[..., jax.Array]
+    logits: Callable[..., jax.Array]
+
+
+def make(config: Config) -> Model:
+    """The model of a configuration."""
+    embedding = hk.without_apply_rng(hk.transform(lambda *x: _embed(*x, config=config)))
+    layer = hk.without_apply_rng(hk.transform(lambda *x: _layer(*x, config=config)))
+    head = hk.without_apply_rng(hk.transform(lambda x: _head(x, config=config)))
+
+    def init(key: types.Key) -> types.Params:
+        embedding_key, layers_key, head_key = jax.random.split(key, 3)
+        ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+        x = jnp.zeros((1, 1, config.embed_dim))
+        keys = jax.random.split(layers_key, config.num_layers)
+        return {
+            "embeddings": embedding.init(embedding_key, ids, mask, ids),
+            "layers": jax.vmap(lambda key: layer.init(key, x, mask))(keys),
+            "head": head.init(head_key, x),
+        }
+
+    def encode(stacked: types.Params, x: jax.Array, mask: types.Array) -> jax.Array:
+        seen = jnp.asarray(mask, bool)
+
+        def step(x: jax.Array, params: types.Params) -> tuple[jax.Array, None]:
+            return layer.apply(params, x, seen), None
+
+        return jax.lax.scan(step, x, stacked)[0]
+
+    def features(params: types.Params, token_ids: Any, mask: Any, token_types: Any) -> jax.Array:
+        x = embedding.apply(params["embeddings"], token_ids, mask, token_types)
+        return encode(params["layers"], x, mask)
+
+    def logits(params: types.Params, token_ids: Any, mask: Any, token_types: Any) -> jax.Array:
+        return head.apply(params["head"], features(params, token_ids, mask, token_types))
+
+    return Model(config, init, embedding.apply, encode, head.apply, features, logits)
+
+
+def _norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
+    """Layer norm of the last axis, biased variance, in float32 at least."""
+    norm = hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
+    return norm(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+
+
+def _linear(x: jax.Array, size: int, name: str) -> jax.Array:
+    return hk.Linear(size, w_init=hk.initializers.TruncatedNormal(0.02), name=name)(x)
+
+
+def _embed(
+    token_ids: types.Array, mask: types.Array, token_types: types.Array, *, config: Config
+) -> jax.Array:
+    """Sum of what a token, its position and its segment are, normed; [B, T, D]."""
+    if token_ids.shape[1] > config.max_length:
+        raise ValueError(
+            f"rows must have at most {config.max_length} tokens, got {token_ids.shape[1]}; cut "
+            "long texts into windows"
+        )
+
+    sizes = {
+        "token": config.vocab_size,
+        "position": config.num_positions,
+        "type": config.num_types,
+    }
+    init = hk.initializers.TruncatedNormal(0.02)
+    with hk.name_scope("table"):
+        tables = {
+            name: hk.get_parameter(name, (rows, config.embed_dim), init=init)
+            for name, rows in sizes.items()
+        }
+    # As published: RoBERTa counts from pad_id + 1, and all padding has the position pad_id.
+    position = jnp.broadcast_to(jnp.arange(token_ids.shape[1])[None], token_ids.shape)
+    if config.kind == "roberta":
+        position = jnp.where(
+            jnp.asarray(mask, bool), position + config.first_position, config.pad_id
+        )
+    ids = {"token": token_ids, "position": position, "type": token_types}
+    x = sum(tables[name][jnp.asarray(ids[name])] for name in ids)
+    return _norm(x, "norm", config.norm_epsilon)  # pyright: ignore
+
+
+def _layer(x: jax.Array, mask: jax.Array, *, config: Config) -> jax.Array:
+    """One layer, norms after the sums.
+
+    x = norm(x + attention(x)),  x = norm(x + gelu(x W_up) W_down),  gelu by erf
+    """
+    b, t, d = x.shape
+    heads, width = config.num_heads, d // config.num_heads
+    x = x.reshape(b * t, d)  # One plain matrix product of all tokens, which CPUs do best.
+    with hk.name_scope("attention"):
+        q, k, v = (
+            _linear(x, d, name).reshape(b, t, heads, width) for name in ("query", "key", "value")
+        )
+        out, _ = layers.attend_all(q / math.sqrt(width), k, v, mask[:, None])
+        out = _linear(out.reshape(b * t, d), d, "output")
+        x = _norm(x + out, "norm", config.norm_epsilon)
+    with hk.name_scope("feed_forward"):
+        h = jax.nn.gelu(_linear(x, config.hidden_dim, "up"), approximate=False)
+        x = _norm(x + _linear(h, d, "down"), "norm", config.norm_epsilon)
+    return x.reshape(b, t, d)
+
+
+def _head(x: jax.Array, *, config: Config) -> jax.Array:
+    """Logits of the classes from the first token; float32 at least, [B, C]."""
+    h = jnp.tanh(_linear(x[:, 0], config.embed_dim, "dense"))
+    out = _linear(h, len(config.labels), "output")
+    return out.astype(jnp.promote_types(out.dtype, jnp.float32))

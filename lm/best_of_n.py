@@ -1,0 +1,83 @@
+"""Best of N: of N texts that a policy wrote to a prompt, the one that a scorer likes best.
+
+What it does to the distribution is known exactly where texts can be enumerated, and bounded where
+not: Beirami et al., "Theoretical guarantees on the best-of-n alignment policy", 2024,
+https://arxiv.org/abs/2401.01879.
+
+    P(best of N = y) = (F(r)^N - F_-(r)^N) p(y) / (F(r) - F_-(r)),  r the reward of y
+
+F(r) the probability of a reward <= r, F_-(r) of one below: among texts of one reward the first
+that was drawn is taken.
+
+Shape letters: P prompts, N texts of each, Y texts that there are.
+"""
+
+import math
+
+import numpy as np
+
+from kullback.core import types
+
+
+def kl_bound(n: int) -> float:
+    """The most that KL(best of N || policy) can be, nats: log N - (N - 1) / N.
+
+    It is as much where rewards are a continuum, and less where texts have a mass of their own.
+
+    Raises:
+      ValueError: for n < 1.
+    """
+    _check(n)
+    return math.log(n) - (n - 1) / n
+
+
+def choose(scores: types.Array, n: int) -> np.ndarray:
+    """Rows of the best texts, int64 [P]; the first of equals.
+
+    Args:
+      scores: [P N], texts of a prompt one after another.
+      n: N.
+
+    Raises:
+      ValueError: if N does not divide the rows.
+    """
+    _check(n)
+    scores = np.asarray(scores)
+    if scores.ndim != 1 or len(scores) % n:
+        raise ValueError(f"best of {n} needs a multiple of {n} scores, got shape {scores.shape}")
+    return np.argmax(scores.reshape(-1, n), 1) + np.arange(0, len(scores), n)
+
+
+def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np.ndarray:
+    """The probability of each text to be the best of N, float64 [Y].
+
+    Args:
+      probabilities: of the policy, [Y], sum 1.
+      rewards: [Y]; texts of equal rewards are ties.
+      n: N >= 1; 1 is the policy.
+
+    Raises:
+      ValueError: for n < 1 or other shapes.
+    """
+    _check(n)
+    p, r = np.asarray(probabilities, np.float64), np.asarray(rewards)
+    if p.ndim != 1 or p.shape != r.shape:
+        raise ValueError(f"expected one reward a probability, [Y] both, got {p.shape}, {r.shape}")
+    _, of_level = np.unique(r, return_inverse=True)
+    mass = np.bincount(of_level, p)  # Of each reward, the smallest first.
+    below = np.concatenate([[0], np.cumsum(mass)])
+    best = below[1:] ** n - below[:-1] ** n
+    share = np.divide(p, mass[of_level], out=np.zeros_like(p), where=p > 0)
+    return best[of_level] * share
+
+
+def kl(probabilities: types.Array, rewards: types.Array, n: int) -> float:
+    """KL(best of N || policy) in nats, exact; for the arguments see `distribution`."""
+    p, q = np.asarray(probabilities, np.float64), distribution(probabilities, rewards, n)
+    inside = q > 0
+    return float(np.sum(q[inside] * np.log(q[inside] / p[inside])))
+
+
+def _check(n: int) -> None:
+    if n < 1:
+        raise ValueError(f"best of N takes N >= 1, got {n}")

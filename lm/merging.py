@@ -1,0 +1,280 @@
+"""Models of Hugging Face's folders merged into one, tensor by tensor (core/averaging.py).
+
+Files are memory-mapped and go through the caches block by block, so that a merge of any size takes
+little memory. Spherical interpolation reads them twice: for the angles, which are of a whole group
+of tensors, and for the sums. Any architecture will do; nothing is known of it but its names.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kullback.core import averaging, files
+from kullback.lm import tensor_files
+
+METHODS = ("mean", "ema", "slerp", "liti")
+GROUPS = ("layer", "tensor", "all")
+COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")  # Beside the weights.
+SEGMENT = 1 << 20  # Numbers that a thread takes at once.
+MAX_THREADS = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """How models are merged; defaults are WARP's where it has one."""
+
+    method: str = "slerp"  # Of METHODS.
+    weights: tuple[float, ...] | None = None  # Of mean and liti, one a model; None: uniform.
+    rate: float | None = None  # Of ema: mu in (0, 1]; the models are in the order of time.
+    t: float | None = None  # Of slerp of two models: lambda in [0, 1]; None: 1 / M recursively.
+    interpolation: float = 1.0  # Of slerp with a base and of liti: eta, 0 is the base.
+    group: str = "layer"  # Of slerp: what is one vector, of GROUPS.
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("method", self.method, METHODS),
+            ("group", self.group, GROUPS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        averaging.check_interpolation(self.interpolation)
+        if (self.rate is None) == (self.method == "ema"):
+            raise ValueError(f"rate is of ema and required there, got {self.rate}")
+        if self.rate is not None:
+            averaging.check_rate(self.rate)
+        for name, value, methods in (
+            ("weights", self.weights, ("mean", "liti")),
+            ("t", self.t, ("slerp",)),
+            ("interpolation other than 1", self.interpolation != 1 or None, ("slerp", "liti")),
+        ):
+            if value is not None and self.method not in methods:
+                raise ValueError(f"{name} is of {' and '.join(methods)}, not of {self.method}")
+
+    def check(self, num_models: int, *, has_base: bool) -> None:
+        """Raises ValueError unless that many models can be merged with or without a base."""
+        if self.method == "liti" and not has_base:
+            raise ValueError("liti goes toward a base, and none is given")
+        if self.method in ("mean", "ema") and has_base:
+            raise ValueError(f"{self.method} takes no base")
+        if self.interpolation != 1 and not has_base:
+            raise ValueError("interpolation goes toward a base, and none is given")
+        if num_models < 2 and not has_base:
+            raise ValueError(f"expected at least two models, got {num_models}")
+        if self.method == "slerp":
+            averaging.slerp_weights(np.eye(num_models), self.t)
+        else:
+            self.model_weights(num_models)
+
+    def model_weights(self, num_models: int) -> np.ndarray:
+        """What each model counts where no angle matters, float64 [M]."""
+        if self.rate is not None:
+            return averaging.ema_weights(num_models, self.rate)
+        return averaging.mean_weights(num_models, self.weights)
+
+
+class Report(NamedTuple):
+    """What a merge did."""
+
+    num_tensors: int  # Written.
+    num_bytes: int  # Of them.
+    grams: dict[str, np.ndarray]  # <delta_m, delta_n>, [M, M] by group; empty without angles.
+
+
+def gemma_groups(group: str) -> averaging.GroupOf:
+    """The groups of GROUPS among the parameters of lm/gemma.py, which stack layers."""
+
+    def group_of(path: str) -> averaging.Group:
+        layer = re.match(r"(periods|remainder)/layer_\d+", path)
+        if group == "all":
+            return averaging.whole(path)
+        name = layer[0] if layer and group == "layer" else path
+        return averaging.Group(name, is_stacked=layer is not None)
+
+    return group_of
+
+
+def group_name(group: str, tensor: str) -> str:
+    """The group of GROUPS that a tensor of a folder is in.
+
+    A layer is what shares a name up to its first number, "model.layers.3"; what is in no layer (the
+    embedding, the last norm) is by itself.
+    """
+    if group == "all":
+        return ""
+    layer = re.match(r"(?:[^.]+\.)*?\d+(?=\.)", tensor) if group == "layer" else None
+    return layer[0] if layer else tensor
+
+
+def merge(
+    models: Sequence[files.Path],
+    out: files.Path,
+    config: Config,
+    base: files.Path | None = None,
+    on_bytes: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Merges folders of safetensors into a new one, which is whole or not there.
+
+    Tensors, their types and their files are those of the first model, and so are config.json and
+    the tokenizer. What is not floating must be equal in all. An unembedding that config.json ties
+    to the embedding is merged once, as the embedding, and left out.
+
+    Args:
+      models: theta_1 .. theta_M, with model.safetensors or shards and their index.
+      out: made here; it must not exist, or be empty.
+      config: how.
+      base: theta_0, from which task vectors are taken; None: 0, for slerp.
+      on_bytes: called with how many bytes of angles and of output are done, and of how many.
+
+    Raises:
+      ValueError: if out is a model or not empty, models differ (the first tensor that does is
+        named), or config does not fit them.
+      CorruptError: if a file cannot be read.
+    """
+    out = pathlib.Path(out)
+    config.check(len(models), has_base=base is not None)
+    folders = [pathlib.Path(path) for path in (*models, *([] if base is None else [base]))]
+    _check_out(out, folders)
+    opened = [tensor_files.open_folder(folder) for folder in folders]
+    tensor_files.check_alike(folders, opened)
+    first = opened[0]
+    floats = {name: tensor for name, tensor in first.items() if tensor.dtype in tensor_files.FLOATS}
+    parts = {name: [tensors[name].data for tensors in opened] for name in floats}
+    num_bytes = sum(tensor.data.nbytes for tensor in first.values())
+    files.require_disk(out, num_bytes, "merged weights")
+    has_angles = config.method == "slerp" and len(models) > 1
+    total = num_bytes + has_angles * sum(tensor.data.nbytes for tensor in floats.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        on_bytes(done, total)
+
+    with concurrent.futures.ThreadPoolExecutor(_num_threads()) as pool:
+        try:
+            grams: dict[str, np.ndarray] = {}
+            if has_angles:
+                grams = _grams(pool, parts, len(models), config.group, advance)
+            weights = _weights(config, grams, len(models), floats, has_base=base is not None)
+            with files.atomic_path(out) as temporary:
+                temporary.mkdir()
+                for file in dict.fromkeys(tensor.file for tensor in first.values()):
+                    inside = {n: tensor for n, tensor in first.items() if tensor.file == file}
+                    _write(pool, temporary / file, inside, parts, weights, advance)
+                tensor_files.write_index(temporary, first, num_bytes)
+                _copy_others(folders[0], temporary)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C ends it here, not a pass later.
+            raise
+    return Report(len(first), num_bytes, grams)
+
+
+def _num_threads() -> int:
+    has_affinity = hasattr(os, "sched_getaffinity")
+    available = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return min(available, MAX_THREADS)
+
+
+def _check_out(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
+    for folder in folders:
+        if out.resolve() == folder.resolve():
+            raise ValueError(f"{out} is one of the models; choose another folder for the merge")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty; choose another name, or remove it")
+
+
+def _segments(names: Iterable[str], sizes: Iterable[int]) -> list[tuple[str, slice]]:
+    return [
+        (name, slice(start, min(start + SEGMENT, size)))
+        for name, size in zip(names, sizes, strict=True)
+        for start in range(0, size, SEGMENT)
+    ]
+
+
+def _grams(
+    pool: concurrent.futures.Executor,
+    parts: dict[str, list[np.ndarray]],
+    num_models: int,
+    group: str,
+    advance: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    """Gram matrices of the task vectors, [M, M] by group; a base is the last of `parts`."""
+
+    def gram(task: tuple[str, slice]) -> np.ndarray:
+        name, segment = task
+        here = [part[segment] for part in parts[name]]
+        return averaging.flat_gram(
+            here[:num_models], here[num_models] if here[num_models:] else None
+        )
+
+    tasks = _segments(parts, (arrays[0].size for arrays in parts.values()))
+    grams = {group_name(group, name): np.zeros((num_models, num_models)) for name in parts}
+    # In the order of the tasks, whichever is done first: the sums are the same in each run.
+    for (name, segment), found in zip(tasks, pool.map(gram, tasks), strict=True):
+        grams[group_name(group, name)] += found
+        advance((segment.stop - segment.start) * parts[name][0].itemsize)
+    return grams
+
+
+def _weights(
+    config: Config,
+    grams: dict[str, np.ndarray],
+    num_models: int,
+    names: Iterable[str],
+    *,
+    has_base: bool,
+) -> dict[str, np.ndarray]:
+    """What each model and then the base count, by tensor."""
+
+    def finish(weights: np.ndarray) -> np.ndarray:
+        if not has_base:
+            return weights
+        return np.roll(averaging.from_base(weights, config.interpolation), -1)
+
+    if not grams:
+        one = config.model_weights(num_models)
+        return dict.fromkeys(names, finish(one))
+    found = {key: finish(averaging.slerp_weights(gram, config.t)) for key, gram in grams.items()}
+    return {name: found[group_name(config.group, name)] for name in names}
+
+
+def _write(
+    pool: concurrent.futures.Executor,
+    path: pathlib.Path,
+    tensors: dict[str, tensor_files.Tensor],
+    parts: dict[str, list[np.ndarray]],
+    weights: dict[str, np.ndarray],
+    advance: Callable[[int], None],
+) -> None:
+    """Writes a file of the merge, its tensors at the offsets that its header says."""
+    head, begins = tensor_files.header(tensors)
+
+    def work(task: tuple[str, slice]) -> int:
+        name, segment = task
+        made = tensors[name].data[segment]
+        if name in parts:
+            made = np.empty_like(made)
+            averaging.flat_combine([part[segment] for part in parts[name]], weights[name], made)
+        offset = begins[name] + segment.start * made.itemsize
+        tensor_files.write_at(file.fileno(), made.view(np.uint8).data, offset)
+        return made.nbytes
+
+    with path.open("wb", buffering=0) as file:
+        tensor_files.write_at(file.fileno(), memoryview(head), 0)
+        tasks = _segments(tensors, (tensor.data.size for tensor in tensors.values()))
+        for num_bytes in pool.map(work, tasks):
+            advance(num_bytes)
+
+
+def _copy_others(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies config.json, the tokenizer and the code of a model, which the merge is too."""
+    for path in sorted(source.iterdir()):
+        if path.suffix in COPIED and path.is_file() and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)

@@ -1,0 +1,193 @@
+"""Policy gradients of whole texts: baselines, returns, and estimators of the KL to a reference.
+
+    grad J = E_{y ~ pi} [sum_n A_n grad log pi(y_n | y_<n, x)],  A_n = return after y_<n - baseline
+
+Leave-one-out: Kool et al. 2019, and for language models Ahmadian et al., "Back to Basics", ACL
+2024, https://arxiv.org/abs/2402.14740. Group: Shao et al., "DeepSeekMath", 2024,
+https://arxiv.org/abs/2402.03300. The estimators' names are those of Schulman, "Approximating KL
+Divergence", 2020, http://joschu.net/blog/kl-approx.html.
+
+Shape letters: B texts, those of one prompt one after another; G texts of a prompt; T tokens.
+"""
+
+from typing import Literal, get_args
+
+import chex
+import jax
+import jax.numpy as jnp
+import rlax
+
+from kullback.core import names
+
+Baseline = Literal["leave-one-out", "group", "value"]
+KlEstimator = Literal["k1", "k2", "k3"]
+Placement = Literal["reward", "loss"]  # Where the estimate of the KL stands.
+# How the tokens of a batch count: all alike, divided by B (the gradient above); by the length of
+# their text too (GRPO); or by the number of tokens of the batch in place of B (DAPO).
+Normalisation = Literal["none", "length", "tokens"]
+
+EPSILON = 1e-4  # Added to a group's standard deviation.
+
+
+def leave_one_out(returns: jax.Array, group_size: int) -> jax.Array:
+    """A_i = R_i - mean of the other R_j of its prompt; without bias, of sum 0, [B].
+
+    Args:
+      returns: R, [B], in units of reward.
+      group_size: G >= 2, divides B.
+
+    Raises:
+      ValueError: for another G.
+    """
+    groups = _groups(returns, group_size)
+    centred = groups - jnp.mean(groups, 1, keepdims=True)
+    return (centred * (group_size / (group_size - 1))).reshape(-1)
+
+
+def group(returns: jax.Array, group_size: int, *, scale: bool = True) -> jax.Array:
+    """A_i = (R_i - mean R) / (standard deviation of R + 1e-4) of its prompt, [B].
+
+    The mean holds R_i itself, so that the expected gradient is (G - 1) / G of the true one before
+    the division. Prompts whose returns hardly differ count as much as others do.
+
+    Args:
+      returns: R, [B].
+      group_size: G >= 2, divides B.
+      scale: divide by the standard deviation, that of G - 1 degrees of freedom (as in GRPO); else
+        do not (as in Dr. GRPO, https://arxiv.org/abs/2503.20783).
+
+    Raises:
+      ValueError: for another G.
+    """
+    groups = _groups(returns, group_size)
+    centred = groups - jnp.mean(groups, 1, keepdims=True)
+    if scale:
+        centred = centred / (jnp.std(groups, 1, ddof=1, keepdims=True) + EPSILON)
+    return centred.reshape(-1)
+
+
+def kl_estimate(log_ratio: jax.Array, estimator: KlEstimator) -> jax.Array:
+    """An estimate of KL(pi || ref) from one draw y of pi, of the shape of `log_ratio`.
+
+        k1 = l,  k2 = l^2 / 2,  k3 = e^-l - 1 + l,   l = log pi(y) - log ref(y)
+
+    k1 and k3 have no bias; k3 is >= 0 and varies less near the reference, but without bound where
+    ref(y) is far above pi(y). k2 is >= 0 and has a bias.
+
+    What beta times an estimate does to the policy, in expectation over y:
+
+              in the reward                      in the loss
+        k1    beta grad KL(pi || ref), exact     nothing: its gradient is 0
+        k2    another one                        beta grad KL(pi || ref), exact
+        k3    another one                        beta grad KL(ref || pi), of the other direction
+
+    "Exact" is of one draw; of a text in the loss, each token's gradient is that of its own KL after
+    the prefix that was drawn, without what a token does to later prefixes.
+
+    Args:
+      log_ratio: l, float, in nats.
+      estimator: "k1", "k2" or "k3".
+
+    Raises:
+      ValueError: for another name.
+    """
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return log_ratio**2 / 2
+    if estimator == "k3":
+        return jnp.expm1(-log_ratio) + log_ratio
+    raise ValueError(names.unknown("KL estimator", estimator, get_args(KlEstimator), show_all=True))
+
+
+def token_rewards(scores: jax.Array, is_answer: jax.Array) -> jax.Array:
+    """The score of each text as the reward of its last token, 0 elsewhere, [B, T].
+
+    Args:
+      scores: [B], in units of reward.
+      is_answer: bool, [B, T]; each row is one piece.
+    """
+    chex.assert_rank([scores, is_answer], [1, 2])
+    follows = jnp.concatenate([is_answer[:, 1:], jnp.zeros_like(is_answer[:, :1])], 1)
+    return jnp.where(is_answer & ~follows, scores[:, None], 0)
+
+
+def lambda_returns(
+    rewards: jax.Array, values: jax.Array, is_answer: jax.Array, lambda_: float
+) -> jax.Array:
+    """Returns after each prefix, undiscounted, [B, T].
+
+        G_n = r_n + (1 - lambda) V(y_<=n) + lambda G_{n+1},  G of the last token is its reward
+
+    lambda = 1 is the sum of rewards to come, whatever the values; 0 is one step.
+
+    Args:
+      rewards: r, [B, T]: for token n.
+      values: V, [B, T]: at n that of the prefix before token n; what is learnt from here on.
+      is_answer: bool, [B, T]; elsewhere the result means nothing.
+      lambda_: in [0, 1].
+    """
+    chex.assert_equal_shape([rewards, values, is_answer])
+    none = jnp.zeros_like(rewards[:, :1])
+    next_values = jnp.concatenate([values[:, 1:], none], 1)
+    # There is a next token, of this text: nothing is bootstrapped past the end.
+    discount = jnp.concatenate([is_answer[:, 1:], jnp.zeros_like(is_answer[:, :1])], 1)
+    discount = discount.astype(rewards.dtype)
+    of_rows = jax.vmap(lambda r, d, v: jnp.asarray(rlax.lambda_returns(r, d, v, lambda_)))
+    return of_rows(rewards, discount, next_values)
+
+
+def token_weights(
+    is_answer: jax.Array, weights: jax.Array, normalisation: Normalisation
+) -> jax.Array:
+    """What each token counts in the sum that is the loss, [B, T]; see `Normalisation`.
+
+    Args:
+      is_answer: bool, [B, T].
+      weights: of the batch, [B].
+      normalisation: "none", "length" or "tokens".
+
+    Raises:
+      ValueError: for another name.
+    """
+    counts = jnp.sum(is_answer, 1, keepdims=True)
+    divisors = {
+        "none": jnp.full_like(counts, len(is_answer)),
+        "length": len(is_answer) * jnp.maximum(counts, 1),
+        "tokens": jnp.full_like(counts, 1) * jnp.maximum(jnp.sum(counts), 1),
+    }
+    if normalisation not in divisors:
+        raise ValueError(names.unknown("normalisation", normalisation, divisors, show_all=True))
+    return jnp.where(is_answer, weights[:, None] / divisors[normalisation], 0)
+
+
+def distinct_bigrams(tokens: jax.Array, is_answer: jax.Array, group_size: int) -> jax.Array:
+    """Different pairs of neighbours in the texts of a prompt, by their number, in [0, 1], [B / G].
+
+    0 where no text has two tokens. Li et al. 2016, https://arxiv.org/abs/1510.03055.
+
+    Args:
+      tokens: int32, [B, T].
+      is_answer: bool, [B, T]; each row is one piece.
+      group_size: G, divides B.
+    """
+    pairs = is_answer[:, :-1] & is_answer[:, 1:]
+    rows = [
+        jnp.where(pairs, x, -1).reshape(-1, group_size * x.shape[1])
+        for x in (tokens[:, :-1], tokens[:, 1:])
+    ]
+    first, second = jax.lax.sort(rows, dimension=1, num_keys=2)  # What is no pair comes first.
+    is_new = (first[:, 1:] != first[:, :-1]) | (second[:, 1:] != second[:, :-1])
+    is_pair = first >= 0
+    distinct = jnp.sum(is_new & is_pair[:, 1:], 1) + is_pair[:, 0]
+    return distinct / jnp.maximum(jnp.sum(is_pair, 1), 1)
+
+
+def _groups(returns: jax.Array, group_size: int) -> jax.Array:
+    chex.assert_rank(returns, 1)
+    if group_size < 2 or returns.shape[0] % group_size:
+        raise ValueError(
+            f"a baseline of other texts needs 2 or more of each prompt, and {returns.shape[0]} "
+            f"texts in groups of as many, got groups of {group_size}"
+        )
+    return returns.reshape(-1, group_size)

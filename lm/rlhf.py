@@ -1,0 +1,348 @@
+"""Reinforcement learning of language models: REINFORCE, with the KL to a reference.
+
+    max_pi E_{x, y ~ pi(. | x)} [r(x, y)] - beta KL(pi(. | x) || pi_ref(. | x))
+
+With leave-one-out baselines: Ahmadian et al., "Back to Basics", ACL 2024,
+https://arxiv.org/abs/2402.14740; with a moving-average reference: Rame et al., "WARP", 2024,
+https://arxiv.org/abs/2406.16768. Each batch of texts is sampled by the policy, scored, learnt from
+once and forgotten, so that the log-probabilities as drawn are the policy's own: no ratios, no
+clipping. With a teacher, GKD's combined objective (Agarwal et al., ICLR 2024, equation 5,
+https://arxiv.org/abs/2306.13649), w the weight of distillation:
+
+    (1 - w) (the objective above) - w E_{y ~ pi} [D(p_T || pi)(y | x)]
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kullback.core import learners, regularizers, types
+from kullback.core import sampling as samplings
+from kullback.environments import tokens
+from kullback.lm import batches, chunked, distillation, gemma, policy, tuning
+from kullback.lm import policy_gradient as pg
+
+VALUE = "value"  # Beside the policy's parameters: of the network that predicts returns.
+
+
+class Episodes(NamedTuple):
+    """Texts that the policy made and what they are worth; those of a prompt stand together."""
+
+    sequences: batches.Sequences  # [B, T].
+    rewards: types.Array  # float32, [B]: of whole texts, as the scorer gave them.
+    log_probability: types.Array  # float32, [B, T]: of each answer's token as drawn, else 0.
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicy:
+    """What is learnt from: `Agent.replay` of reinforcement learning."""
+
+    samples_per_prompt: int
+    temperature: float = 1.0  # Of policy and reference.
+    has_value: bool = False  # Parameters are those of `with_value`.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of REINFORCE; batch_size is texts: prompts times samples of each."""
+
+    samples_per_prompt: int = 4  # G.
+    baseline: pg.Baseline = "leave-one-out"  # "value": a network of its own, from the start.
+    scale_by_deviation: bool = True  # Of "group": divide by its standard deviation.
+    kl_coefficient: float = 0.05  # beta >= 0, in units of reward a nat.
+    kl_estimator: pg.KlEstimator = "k1"
+    kl_placement: pg.Placement = "reward"
+    reference: Literal["fixed", "moving-average"] = "fixed"  # The start, or what follows pi.
+    anchor_rate: float = 0.01  # mu in (0, 1] of the moving average, a learner step.
+    # Of policy, reference and value alike: both are sampled, scored and learnt at it. The paper on
+    # WARP has 0.9.
+    temperature: float = 1.0
+    reward_weight: float = 1.0  # Of the score, beside beta.
+    length_penalty: float = 0.0  # Units of reward that a token costs; WARP's appendix E: 0.0005.
+    truncation_penalty: float = 0.0  # Units of reward that a text without its end costs.
+    return_lambda: float = 1.0  # Of "value": of the returns that the policy learns from.
+    value_lambda: float = 1.0  # Of those that the value learns; 0 is bootstrapped at each token.
+    value_learning_rate: float = 1e-4  # Of Adam.
+    normalisation: pg.Normalisation = "none"  # How tokens count; "none" is the exact gradient.
+    distillation_weight: float = 0.0  # w in [0, 1); above 0 needs a teacher.
+    divergence: str = "kl"  # D, of `distillation.named`.
+    learning: tuning.Config = tuning.Config(learning_rate=1e-5)
+
+    def __post_init__(self) -> None:
+        c, size = self, self.learning.batch_size
+        if c.samples_per_prompt < 1 or size % c.samples_per_prompt:
+            raise ValueError(
+                f"samples_per_prompt must be >= 1 and divide batch_size={size}, "
+                f"got {c.samples_per_prompt}"
+            )
+        if c.baseline != VALUE and c.samples_per_prompt < 2:
+            raise ValueError(f"baseline {c.baseline} needs samples_per_prompt >= 2, got 1")
+        for name in ("kl_coefficient", "length_penalty", "truncation_penalty", "reward_weight"):
+            if not getattr(c, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(c, name)}")
+        for name in ("temperature", "value_learning_rate"):
+            if not getattr(c, name) > 0:
+                raise ValueError(f"{name} must be > 0, got {getattr(c, name)}")
+        for name in ("return_lambda", "value_lambda"):
+            if not 0 <= getattr(c, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(c, name)}")
+        if not 0 <= c.distillation_weight < 1:
+            raise ValueError(f"distillation_weight must lie in [0, 1), got {c.distillation_weight}")
+        if c.learning.pack or c.learning.reduction != "sequence":
+            raise ValueError(
+                "pack and reduction are of stored examples; here normalisation says how tokens "
+                "count: leave pack=False and reduction=sequence"
+            )
+        pg.kl_estimate(jnp.zeros(()), c.kl_estimator)
+        learners.moving_average(c.anchor_rate)
+        self.token_divergence()
+
+    @property
+    def operator(self) -> str:
+        """Name of f of the policy's operator: softmax."""
+        return "kl"
+
+    def token_divergence(self) -> distillation.TokenLoss:
+        """D, of logits of the student and of the teacher, [n, V] -> [n]."""
+        return distillation.named(self.divergence)
+
+
+class _Part(NamedTuple):
+    """What a micro-batch is learnt from; columns are those of target tokens, T - 1."""
+
+    sequences: batches.Sequences
+    weights: jax.Array  # [B, T - 1]: what each token counts in the loss.
+    rewards: jax.Array  # [B, T - 1]: of tokens, the KL in it or not.
+    advantages: jax.Array  # [B, T - 1]; zeros where they come of values.
+    of_reference: jax.Array  # [B, T - 1]: log-probabilities.
+
+
+def presets(family: str) -> Config:
+    """Settings for "tokens"; the learning rate is for models of some millions of parameters."""
+    del family
+    return Config()
+
+
+def make(
+    model: gemma.Model,
+    teacher: gemma.Model | None = None,
+    config: Config | None = None,
+    *,
+    algorithm: Any = None,
+) -> types.Agent:
+    """REINFORCE of `model`.
+
+    The learner's constants are {"start": parameters of the supervised start}, and "teacher" of one.
+    A batch's data are `Episodes` of `Agent.policy`. Metrics, means over texts: kl_start and
+    kl_reference are k1 of whole texts in nats (to the reference before this step), answer_tokens
+    their length, entropy of a token, diversity the share of different bigrams among the samples of
+    a prompt.
+
+    Args:
+      model: the policy.
+      teacher: of the combined objective; needed where distillation_weight > 0.
+      config: hyper-parameters.
+      algorithm: what is saved as the agent's configuration; None is `config`.
+
+    Raises:
+      ValueError: for a teacher without a weight, or a weight without one.
+    """
+    c = config or Config()
+    if (teacher is not None) != (c.distillation_weight > 0):
+        raise ValueError(
+            f"distillation_weight={c.distillation_weight} "
+            + ("has no use for a teacher" if teacher else "> 0 needs a teacher")
+        )
+    divergence, has_value = c.token_divergence(), c.baseline == VALUE
+    of_frozen = functools.partial(
+        log_probabilities, model, temperature=c.temperature, chunk=c.learning.chunk
+    )
+
+    def measure(
+        logits: jax.Array,
+        labels: jax.Array,
+        advantages: jax.Array,
+        of_reference: jax.Array,
+        *teacher_logits: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        log_pi = _log_probability(logits, labels, c.temperature)
+        losses = -advantages * log_pi
+        if c.kl_placement == "loss":
+            estimate = pg.kl_estimate(log_pi - of_reference, c.kl_estimator)
+            losses = losses + c.kl_coefficient * estimate
+        found = {"entropy": regularizers.entropy(jax.lax.stop_gradient(logits) / c.temperature)}
+        for of_teacher in teacher_logits:
+            distances = divergence(logits, of_teacher)
+            losses = (1 - c.distillation_weight) * losses + c.distillation_weight * distances
+            found["distance"] = jax.lax.stop_gradient(distances)
+        return losses, found
+
+    def part_loss(
+        params: types.Params, part: _Part, constants: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        s, inputs = part.sequences, _inputs(part.sequences)
+        features, labels, is_answer = _aligned(model.features(params, *inputs), s)
+        advantages, value_loss, metrics = part.advantages, 0.0, {}
+        if has_value:
+            hidden = model.features(params[VALUE]["decoder"], *inputs)[:, :-1]
+            values = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[VALUE]["head"])
+            frozen = jax.lax.stop_gradient(values)
+            returns = pg.lambda_returns(part.rewards, frozen, is_answer, c.return_lambda)
+            advantages = returns - frozen
+            targets = pg.lambda_returns(part.rewards, frozen, is_answer, c.value_lambda)
+            errors = jnp.where(is_answer, values - targets, 0) ** 2
+            value_loss = jnp.sum(part.weights * errors)
+            metrics["value_error"] = _mean(jax.lax.stop_gradient(errors), is_answer)
+        heads = [chunked.Head(model.unembed, _embedding(params), _flat(features))]
+        if teacher is not None:
+            of_teacher = teacher.features(constants["teacher"], *inputs)[:, :-1]
+            own = _embedding(constants["teacher"])
+            heads.append(chunked.Head(teacher.unembed, own, _flat(of_teacher)))
+        value, per_token = chunked.weighted_loss(
+            measure,
+            part.weights.reshape(-1),
+            heads[0],
+            labels.reshape(-1),
+            advantages.reshape(-1),
+            part.of_reference.reshape(-1),
+            *heads[1:],
+            chunk=c.learning.chunk,
+            is_answer=is_answer.reshape(-1),
+        )
+        for name, x in per_token.items():
+            metrics[name] = _mean(x.reshape(labels.shape), is_answer)
+        return value + value_loss, metrics
+
+    def loss(
+        params: types.Params,
+        targets: dict[str, types.Params],
+        aux: None,
+        batch: types.Batch,
+        key: types.Key,
+        constants: Any,
+    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+        del key  # The actor did the sampling.
+        episodes: Episodes = batch.data
+        s = jax.tree.map(jnp.asarray, episodes.sequences)
+        drawn, is_answer = jnp.asarray(episodes.log_probability)[:, 1:], s.is_answer[:, 1:]
+        start = of_frozen(constants["start"], s)
+        # The weights before this step's update, which sampled; not after it.
+        anchor = of_frozen(targets["anchor"], s) if targets else start
+        ratio = jnp.where(is_answer, drawn - anchor, 0)
+        length = jnp.sum(is_answer, 1)
+        ended = jnp.any(tokens.is_stop(s.tokens[:, 1:], model.config.eos_ids) & is_answer, 1)
+        scores = c.reward_weight * jnp.asarray(episodes.rewards) - c.length_penalty * length
+        scores = scores - c.truncation_penalty * ~ended
+        rewards = pg.token_rewards(scores, is_answer)
+        if c.kl_placement == "reward":
+            rewards = rewards - c.kl_coefficient * pg.kl_estimate(ratio, c.kl_estimator)
+        advantages = jnp.zeros_like(rewards)
+        if not has_value:
+            returns = jnp.sum(rewards, 1)
+            if c.baseline == "group":
+                of_rows = pg.group(returns, c.samples_per_prompt, scale=c.scale_by_deviation)
+            else:
+                of_rows = pg.leave_one_out(returns, c.samples_per_prompt)
+            advantages = jnp.broadcast_to(of_rows[:, None], rewards.shape)
+        weights = pg.token_weights(is_answer, jnp.asarray(batch.weights), c.normalisation)
+        value, metrics = tuning.in_parts(
+            lambda params, part: part_loss(params, part, constants),
+            params,
+            _Part(s, weights, rewards, advantages, anchor),
+            c.learning.micro_batches,
+        )
+        metrics["kl_start"] = jnp.sum(jnp.where(is_answer, drawn - start, 0), 1)
+        metrics["kl_reference"] = jnp.sum(ratio, 1)
+        metrics["answer_tokens"] = length.astype(jnp.float32)
+        metrics["truncated"] = 1.0 - ended
+        metrics["diversity"] = pg.distinct_bigrams(s.tokens[:, 1:], is_answer, c.samples_per_prompt)
+        return value, (aux, types.Feedback(metrics))
+
+    optimizer = tuning.optimizer(c.learning)
+    if has_value:
+        of_value = dataclasses.replace(c.learning, learning_rate=c.value_learning_rate)
+        optimizer = optax.multi_transform(
+            {"policy": optimizer, VALUE: tuning.optimizer(of_value)},
+            lambda params: {name: VALUE if name == VALUE else "policy" for name in params},
+        )
+    follows = {"anchor": learners.moving_average(c.anchor_rate)}
+    return types.Agent(
+        policy=policy.language_model(
+            model,
+            samplings.Sampling(temperature=c.temperature),
+            samples_per_prompt=c.samples_per_prompt,
+        ),
+        learner=learners.sgd(
+            init_params=lambda key: with_value(model.init(key)) if has_value else model.init(key),
+            loss=loss,
+            optimizer=optimizer,
+            targets=follows if c.reference == "moving-average" else None,
+        ),
+        actor_params=lambda state, steps, evaluate: {"params": state.params},
+        replay=OnPolicy(c.samples_per_prompt, c.temperature, has_value),
+        config=algorithm or c,
+    )
+
+
+def log_probabilities(
+    model: gemma.Model,
+    params: types.Params,
+    sequences: batches.Sequences,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 512,
+) -> jax.Array:
+    """Log-probabilities of a frozen model, float32 [B, T - 1]: of each answer's token, else 0.
+
+    There are no micro-batches: nothing is kept for a gradient.
+    """
+    features = model.features(params, *_inputs(sequences))
+    features, labels, is_answer = _aligned(features, sequences)
+    found = chunked.token_losses(
+        lambda logits, labels: _log_probability(logits, labels, temperature),
+        chunked.Head(model.unembed, _embedding(params), _flat(features)),
+        labels.reshape(-1),
+        chunk=chunk,
+        is_answer=is_answer.reshape(-1),
+    )
+    return jax.lax.stop_gradient(found.reshape(labels.shape))
+
+
+def with_value(params: types.Params) -> types.Params:
+    """The parameters of a policy, and beside them of a value network.
+
+    The network is a copy of the decoder, whose head, [D], is 0: it begins by predicting 0.
+    """
+    head = jnp.zeros(params["final_norm"].shape, jnp.float32)
+    return {**params, VALUE: {"decoder": jax.tree.map(jnp.copy, params), "head": head}}
+
+
+def _log_probability(logits: jax.Array, labels: jax.Array, temperature: float) -> jax.Array:
+    return samplings.log_probability(regularizers.promote(logits) / temperature, labels)
+
+
+def _inputs(s: batches.Sequences) -> tuple[types.Array, ...]:
+    return s.tokens, s.positions, s.segments
+
+
+def _aligned(features: jax.Array, s: batches.Sequences) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return distillation.align(features, jnp.asarray(s.tokens), jnp.asarray(s.is_answer))
+
+
+def _embedding(params: types.Params) -> types.Params:
+    """What a head reads; gradients are of all that it is given."""
+    return {"embedding": params["embedding"]}
+
+
+def _flat(features: jax.Array) -> jax.Array:
+    return features.reshape(-1, features.shape[-1])
+
+
+def _mean(x: jax.Array, is_answer: jax.Array) -> jax.Array:
+    """Mean over a text's tokens, [B]."""
+    total = jnp.sum(jnp.where(is_answer, x, 0), 1)
+    return total / jnp.maximum(jnp.sum(is_answer, 1), 1)

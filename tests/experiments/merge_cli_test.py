@@ -1,0 +1,125 @@
+"""Tests of experiments/merge_cli.py."""
+
+import argparse
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from kullback.core import averaging, checkpoints
+from kullback.experiments import merge_cli, models, run_folder
+from kullback.experiments import plan as plans
+from kullback.lm import gemma, hugging_face, merging, tokenizer
+
+CONFIG = dataclasses.replace(
+    gemma.PRESETS["tiny"], num_layers=1, embed_dim=8, hidden_dim=8, vocab_size=300, num_heads=2
+)
+
+
+def random_params(seed: int):
+    shapes = jax.eval_shape(gemma.make(CONFIG).init, jax.random.key(0))
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), shapes)
+
+
+def export(folder: pathlib.Path, seed: int, divergence: str = "kl") -> pathlib.Path:
+    notes = {models.NOTES: {"divergence": divergence}}
+    hugging_face.save(folder, CONFIG, random_params(seed), extra=notes)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: pathlib.Path) -> list[str]:
+    return [str(export(tmp_path / str(seed), seed)) for seed in range(3)]
+
+
+def merge(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    merge_cli.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["merge", *arguments])
+    return options.command(options)
+
+
+def assert_written(out: pathlib.Path, expected):
+    found = hugging_face.load(out)[1]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
+
+
+def test_slerp_toward_a_base(folders, tmp_path, capsys: pytest.CaptureFixture[str]):
+    base, *others = folders
+    out = tmp_path / "merged" / "out"
+    request = [*others, "--base", base, "--out", str(out), "--t", "0.25", "--interpolation", "0.3"]
+    assert merge("--method", "slerp", "--group", "all", *request) == 0
+    start, *trees = (random_params(seed) for seed in range(3))
+    merged = averaging.slerp(trees, start, t=0.25, group_of=averaging.whole)
+    assert_written(out, averaging.liti(start, merged, 0.3))
+    printed = capsys.readouterr().out
+    assert f"model: {out} (15 tensors" in printed and "of 2 models" in printed
+    cosine = averaging.cosines(trees, start, averaging.whole)[""][0, 1]
+    assert f"cosines in 1 group: {cosine:.3f} to {cosine:.3f}" in printed
+
+
+def test_mean_ema_and_liti(folders, tmp_path):
+    trees = [random_params(seed) for seed in range(3)]
+    for name, arguments, expected in (
+        ("mean", ["--weights", "1", "1", "2"], averaging.mean(trees, [1, 1, 2])),
+        ("ema", ["--rate", "1"], trees[2]),
+        ("liti", ["--interpolation", "1", "--base", folders[1]], averaging.mean(trees)),
+    ):
+        out = tmp_path / f"of {name}"
+        assert merge(*folders, "--method", name, "--out", str(out), *arguments) == 0
+        assert_written(out, expected)
+
+
+def test_a_run_is_a_model(folders, tmp_path):
+    run = tmp_path / "run"
+    plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
+    run_folder.RunFolder(run).write_config({"plan": dataclasses.asdict(plan)})
+    words = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
+    models.save(models.Checkpoint(CONFIG, words, None), run)
+    checkpoints.save(run / "checkpoints", 1, {"learner": {"params": random_params(7)}}, {})
+    out = tmp_path / "out"
+    assert merge(str(run), folders[0], "--method", "mean", "--out", str(out)) == 0
+    assert_written(out, averaging.mean([random_params(7), random_params(0)]))
+    assert (out / "tokenizer.json").is_file()  # Of the run, the first model.
+    assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "run", "out"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "liti", "--base", "0"], "liti needs --interpolation"),
+        (["--method", "ema"], "rate is of ema and required there"),
+        (["--method", "mean", "--t", "0.5"], "t is of slerp, not of mean"),
+        (["--method", "mean", "--base", "0"], "mean takes no base"),
+    ],
+)
+def test_what_was_asked_wrongly_is_said_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        merge("no/model", "nor/this", "--out", str(tmp_path / "out"), *arguments)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_model_and_models_of_other_operators_are_refused(folders, tmp_path):
+    with pytest.raises(ValueError, match="is one of the models"):
+        merge(*folders, "--method", "mean", "--out", folders[1])
+    other = export(tmp_path / "other", 0, "alpha-1.5")
+    with pytest.raises(ValueError, match=r"different operators \(0 kl, other alpha-1.5\)"):
+        merge(folders[0], str(other), "--method", "mean", "--out", str(tmp_path / "out"))
+
+
+def test_choices_are_those_of_the_library():
+    assert merge_cli.METHODS == merging.METHODS and merge_cli.GROUPS == merging.GROUPS
+
+
+def test_nothing_heavy_is_imported_for_help():
+    code = (
+        "import sys; from kullback.experiments import merge_cli; "
+        "sys.exit(bool({'jax', 'numpy', 'safetensors', 'rich'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

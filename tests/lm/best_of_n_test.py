@@ -1,0 +1,56 @@
+"""Tests of lm/best_of_n.py."""
+
+import itertools
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+
+from kullback.lm import best_of_n
+
+positive = hnp.arrays(np.float64, 5, elements=st.floats(0.05, 1))
+some_rewards = hnp.arrays(np.float64, 5, elements=st.integers(0, 3))  # With ties.
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(weights=positive, rewards=some_rewards)
+def test_oracle_by_enumeration_of_all_draws(weights: np.ndarray, rewards: np.ndarray):
+    p = weights / weights.sum()
+    expected = np.zeros(5)
+    for draws in itertools.product(range(5), repeat=3):
+        rows = best_of_n.choose(rewards[list(draws)], 3)
+        expected[draws[rows[0]]] += np.prod(p[list(draws)])
+    found = best_of_n.distribution(p, rewards, 3)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert best_of_n.kl(p, rewards, 3) <= best_of_n.kl_bound(3) + 1e-12
+    np.testing.assert_allclose(best_of_n.distribution(p, rewards, 1), p)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(weights=positive, rewards=some_rewards)
+def test_the_best_of_two_of_the_best_of_two_is_the_best_of_four(
+    weights: np.ndarray, rewards: np.ndarray
+):
+    p = weights / weights.sum()
+    twice = best_of_n.distribution(best_of_n.distribution(p, rewards, 2), rewards, 2)
+    np.testing.assert_allclose(twice, best_of_n.distribution(p, rewards, 4), atol=1e-12)
+
+
+def test_the_bound_is_met_by_a_continuum():
+    assert best_of_n.kl_bound(1) == 0
+    texts = 20_000
+    found = best_of_n.kl(np.full(texts, 1 / texts), np.arange(texts), 4)
+    np.testing.assert_allclose(found, np.log(4) - 3 / 4, rtol=1e-3)
+    assert best_of_n.kl(np.full(3, 1 / 3), np.zeros(3), 4) == pytest.approx(0, abs=1e-12)
+
+
+def test_rows_of_the_best():
+    np.testing.assert_array_equal(best_of_n.choose([1, 3, 3, 0, 0, -1], 3), [1, 3])  # pyright: ignore
+    with pytest.raises(ValueError, match="best of 4 needs a multiple of 4 scores"):
+        best_of_n.choose([1, 2, 3], 4)  # pyright: ignore
+    with pytest.raises(ValueError, match="best of N takes N >= 1, got 0"):
+        best_of_n.kl_bound(0)
+    with pytest.raises(ValueError, match="one reward a probability"):
+        best_of_n.distribution([1.0], [1, 2], 2)  # pyright: ignore
