@@ -12,7 +12,7 @@ import numpy as np
 from kullback.core import sequences, types
 from kullback.experiments import judge as judges
 from kullback.experiments import rewards
-from kullback.lm import batches, data, policy, rlhf
+from kullback.lm import batches, data, policy, policy_gradient, rlhf
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
 Program = Callable[..., rlhf.Episodes]
@@ -22,7 +22,7 @@ class Held(NamedTuple):
     """Of texts that a policy wrote to held-out prompts, [n]."""
 
     rewards: np.ndarray
-    kl_start: np.ndarray  # Log-ratio to the supervised start, nats of a whole text.
+    kl_start: np.ndarray  # To the supervised start: k3 of each token, summed; nats of a text.
     lengths: np.ndarray  # Tokens.
 
 
@@ -86,9 +86,10 @@ class Actor:
         """Rewards, distances to the supervised start and lengths, by held-out prompt: [count]."""
 
         def more(made: rlhf.Episodes) -> dict[str, Any]:
-            ratio = made.log_probability[:, 1:] - self._of_start(start, made.sequences)
+            drawn = jnp.asarray(made.log_probability)[:, 1:]
+            ratio = drawn - self._of_start(start, made.sequences)
             return {
-                "kl_start": jnp.sum(ratio, 1),
+                "kl_start": jnp.sum(policy_gradient.kl_estimate(ratio, "k3"), 1),
                 "lengths": jnp.sum(made.sequences.is_answer, 1),
             }
 

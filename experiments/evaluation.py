@@ -16,9 +16,10 @@ import numpy as np
 import scipy.stats
 
 from kullback.core import files, types
+from kullback.experiments import best_of as choosing
 from kullback.experiments import judge as judges
-from kullback.experiments import language, models, reward_models, run_folder
-from kullback.lm import gemma, tasks, tuning
+from kullback.experiments import language, models, reward_models, rewards, run_folder
+from kullback.lm import best_of_n, gemma, tasks, tuning
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -54,6 +55,8 @@ def run(
     seed: int | None = None,
     best: bool = False,
     out: pathlib.Path | None = None,
+    best_of: int = 0,
+    reward: str = "",
     **lengths: Any,
 ) -> tuple[Report, pathlib.Path | None]:
     """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
@@ -62,9 +65,11 @@ def run(
       path, task, seed, best, **lengths: as for `judge_of`.
       count, num_samples: as for `evaluate`.
       out: a new file; None is the next evaluation-NNN.jsonl of a run, and none for weights.
+      best_of: N, answers of which the best by `reward` is judged too; 0 is none.
+      reward: see rewards.py; "" is the task's own rule.
 
     Raises:
-      ValueError: as `judge_of` does, and if something is at `out`.
+      ValueError: as `judge_of` and `rewards.parse` do, and if something is at `out`.
     """
     if out is None and models.is_run(path):
         names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
@@ -72,13 +77,22 @@ def run(
     if out is not None and out.exists():
         raise ValueError(f"{out} exists; nothing is overwritten: choose another --out")
     if reward_models.is_run(path):
+        if best_of:
+            raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
         from kullback.experiments import reward_report  # Which makes such a report, too.
 
         report = reward_report.report(path, task, count=count, seed=seed, best=best, **lengths)
     else:
         judge, checkpoint = judge_of(path, task, seed=seed, best=best, **lengths)
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
+        goal = rewards.parse(reward, judge.task, judge.words) if best_of else None
         report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
+        if goal is not None:
+            count = min(count, len(judge.test))
+            found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)
+            bound = {f"kl_of_best_of_{best_of}_at_most": Estimate(best_of_n.kl_bound(best_of))}
+            estimates = {name: estimate(values) for name, values in found.items()}
+            report = report._replace(estimates=report.estimates | estimates | bound)
     if out is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows]
         files.atomic_write_text(out, "".join(lines))

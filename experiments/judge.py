@@ -236,13 +236,14 @@ class Judge:
         ]
         texts = [self._text(row) for row in ids]
         targets = map(self._target, examples)
-        found = [self._measures(*pair) for pair in zip(texts, targets, strict=True)]
+        found = [self.measures(*pair) for pair in zip(texts, targets, strict=True)]
         nats = -np.asarray(made.log_probability, np.float64).sum(1)
         measures = {name: np.array([one[name] for one in found]) for name in found[0]}
         done, lengths = ~np.asarray(made.truncated), np.asarray(made.length)
         return Answers(texts, ids, done, lengths, nats, measures)
 
-    def _measures(self, text: str, target: str) -> dict[str, float]:
+    def measures(self, text: str, target: str) -> dict[str, float]:
+        """Of an answer: "score" by the task's rule, or ROUGE."""
         if self.task.score is None:
             return rouge.scores(text, target)
         return {"score": self.task.score(text, target)}

@@ -34,6 +34,8 @@ class Setup:
     reports: dict[str, data.Report]
     num_swapped: int  # Pairs of `train` whose label is wrong on purpose.
     members: dict[int, warm.Member]  # By seed, of a population; else empty.
+    # Of what seeds that begin later read again; None where there is no such seed, or no model.
+    start_sha256: Callable[[], str | None]
 
     @property
     def learning(self) -> Any:
@@ -69,6 +71,7 @@ class Setup:
         """For config.json: what became of the data's rows, and what members have drawn."""
         return {
             "teacher_sha256": None,
+            "start_sha256": self.start_sha256(),
             "data": {split: report._asdict() for split, report in self.reports.items()},
             "swapped_pairs": self.num_swapped,
             "members": {str(seed): one._asdict() for seed, one in self.members.items()},
@@ -186,6 +189,12 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     model = gemma.make(student.config)
     members = {} if population is None else {s: warm.draw(population, s) for s in seeds}
 
+    def start_sha256() -> str | None:
+        if plan.num_seeds == 1 or plan.model in gemma.PRESETS:
+            return None
+        load = reward_models.load if reward_models.is_run(plan.model) else models.load
+        return models.fingerprint(load(plan.model).params)
+
     def member(seed: int) -> types.Agent:
         return entry.make(model, config, *(() if population is None else (seed,)))
 
@@ -199,6 +208,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         reports={"train": train_report, "test": test_report},
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
+        start_sha256=start_sha256,
     )
 
 

@@ -29,9 +29,9 @@ _KNOWN = "|".join(kind.partition(":")[0] for kind in KINDS)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _WEIGHT = re.compile(rf"([+-]?{_NUMBER})\*", re.I)
 # Folders may hold "+" and "-": a term begins where a known name does.
-_JOINT = re.compile(
-    rf"\+(?=(?:-?{_NUMBER}\*)?(?:{_KNOWN})\b)|(?<!\+)(?=-{_NUMBER}\*(?:{_KNOWN})\b)", re.I
-)
+_PLUS = rf"\+(?=(?:-?{_NUMBER}\*)?(?:{_KNOWN})\b)"
+_MINUS = rf"(?!^)(?<!\+)(?<!\de)(?=-{_NUMBER}\*(?:{_KNOWN})\b)"
+_JOINT = re.compile(rf"{_PLUS}|{_MINUS}", re.I)
 
 # (prompts, texts, references), B strings each -> B numbers.
 OfTexts = Callable[[list[str], list[str], list[str]], Sequence[float]]

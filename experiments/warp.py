@@ -46,7 +46,7 @@ def front(
     merged: types.Params,
     *,
     etas: Sequence[float] = warp.ETAS,
-    count: int = PROMPTS,
+    count: int,
     key: types.Key,
 ) -> list[Point]:
     """The points of (1 - eta) start + eta merged, on the first `count` held-out prompts."""
@@ -73,7 +73,7 @@ def finish(
     if out.exists():
         return
     merged = learner.aux.merged
-    points = front(actor, start, merged, key=jax.random.key(0))
+    points = front(actor, start, merged, count=PROMPTS, key=jax.random.key(0))
     write(folder, points)
     with tempfile.TemporaryDirectory() as words:
         tokenizer_files = tokenizer.save(student.tokenizer, words)

@@ -33,6 +33,15 @@ def add_parser(commands: Any) -> None:
         help="answers at temperature 1 to each; default: 4",
     )
     language.add_argument(
+        "--best-of",
+        metavar="N",
+        type=arguments.count,
+        help="judge the best of N answers too, by --reward",
+    )
+    language.add_argument(
+        "--reward", metavar="NAME", help="of --best-of, as for kullback train; default: exact"
+    )
+    language.add_argument(
         "--out",
         metavar="FILE",
         type=pathlib.Path,
@@ -59,7 +68,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if (options.run / "model.json").is_file() or any(options.run.glob("*.safetensors")):
         return _evaluate_language(options)
     given = ["TASK"] if options.task is not None else []
-    of_language = ("samples", "out", *LENGTHS)
+    of_language = ("samples", "best_of", "reward", "out", *LENGTHS)
     given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
     if given:
         raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
@@ -87,6 +96,8 @@ def _evaluate_language(options: argparse.Namespace) -> int:
 
     if options.video is not None:
         raise ValueError("--video is for games; a language model's text goes to --out")
+    if options.reward is not None and options.best_of is None:
+        raise ValueError("--reward goes with --best-of N, which chooses by it")
     lengths = {n: getattr(options, n) for n in LENGTHS if getattr(options, n) is not None}
     report, out = evaluation.run(
         options.run,
@@ -96,6 +107,8 @@ def _evaluate_language(options: argparse.Namespace) -> int:
         seed=options.seed,
         best=options.best,
         out=options.out,
+        best_of=options.best_of or 0,
+        reward=options.reward or "",
         **lengths,
     )
     print(evaluation.show(report))

@@ -72,11 +72,15 @@ def environment_curves(
     is_language = family.name == "tokens"
     y_label = "score" if is_language else what.short
     x_label = "learner steps" if is_language else "agent steps"
+    by_environment = {
+        environment: curves([s for s in family.series if s.environment == environment], what.column)
+        for environment in family.environments
+    }
+    if not any(by_environment.values()):  # Of language models that sample nothing.
+        return
     out.heading("Learning curves")
     out.begin_figures()
-    for environment in family.environments:
-        series = [one for one in family.series if one.environment == environment]
-        found = curves(series, what.column)
+    for environment, found in by_environment.items():
         if not found:
             continue
         counts = ", ".join(f"{k} {len(one.seeds)}" for k, one in found.items())

@@ -17,6 +17,7 @@ from kullback.experiments.benchmarks import (
     minatar,
     operators,
     peer,
+    reinforce,
     replay,
     rows,
     timing,
@@ -90,6 +91,14 @@ def test_cost_of_learner_steps():
     assert sampled - offline == pytest.approx(16 * once, rel=0.1)
 
 
+def test_cost_of_a_step_of_reinforcement_learning():
+    policy, scorer = map(gemma.num_params, (language_models.SMALL, reinforce.SCORER))
+    sampled = 4 * 63 + 16 * 64  # Prompts are read once.
+    of_policy = (sampled + 16 * 128 * 4) * policy.other + 16 * 64 * 5 * policy.embedding
+    expected = 2 * (of_policy + 16 * 128 * scorer.other)
+    assert reinforce.cost() == pytest.approx(expected, rel=0.1)
+
+
 def test_the_best_window_counts_and_each_side_has_its_turn():
     order = []
 
@@ -109,7 +118,7 @@ def test_the_best_window_counts_and_each_side_has_its_turn():
     [
         (
             ["replya"],
-            "unknown benchmark 'replya'; expected one of atari, generation, gradient_step",
+            "unknown benchmark 'replya'; expected one of agents, atari, generation, gradient_step",
         ),
         (["replay", "--seconds", "0"], "seconds must be > 0, got 0.0"),
         (["replay", "--rounds", "0"], "rounds must be >= 1, got 0"),
@@ -177,6 +186,8 @@ def test_language_models_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(language_models, "SMALL", tiny)
     monkeypatch.setattr(tuning, "STUDENTS", dict.fromkeys(tuning.CASES, tiny))
     assert tuning.stepper("gkd, on-policy")() == 1
+    monkeypatch.setattr(reinforce, "SCORER", tiny)
+    assert reinforce.stepper()() == 1
 
 
 def test_data_of_learner_steps_are_those_of_peers():

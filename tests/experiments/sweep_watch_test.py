@@ -33,7 +33,7 @@ def test_the_last_whole_rows_are_read(tmp_path: pathlib.Path):
     assert sweep_watch.latest(metrics(tmp_path / "no rows", "")) == sweep_watch.Seen(0, *nothing())
     rows = ("0,500,1.0,9", "1,500,2.0,9", "0,1000,3.0,9", "1,1000,5.0,9")
     assert sweep_watch.latest(metrics(tmp_path / "run", *rows, "")) == (1_000, 4.0, "return")
-    half = metrics(tmp_path / "run", *rows, "0,15")
+    half = metrics(tmp_path / "run", *rows, "0,1500")
     assert sweep_watch.latest(half) == (1_000, 4.0, "return"), "a row that is being written"
     words = metrics(tmp_path / "text", "0,10,nan,2.5", "")
     assert sweep_watch.latest(words) == (10, 2.5, "loss"), "nothing there has a return"

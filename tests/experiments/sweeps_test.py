@@ -48,13 +48,8 @@ def command(*arguments: object) -> int:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    program = (
-        "import sys; from kullback.experiments import cli, sweep_cli\n"
-        "cli.COMMANDS = (sweep_cli,)\n"
-        "sys.exit(cli.main(['sweep', *sys.argv[1:]]))"
-    )
     return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
+        [sys.executable, "-m", "kullback.experiments.cli", "sweep", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -178,22 +173,21 @@ def test_without_ray_its_extra_is_named(tmp_path: pathlib.Path, monkeypatch: pyt
         sweep_ray.workers({"platform": "cpu", "runs": []}, None, "auto")
 
 
-@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: pathlib.Path):
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
     file.write_text(FILE.replace("[1e-3, 1e30]", "1e-3"))
+    alone = "dqn-toy-chain,seeds=0-1"  # Nothing varies.
     process = start(file, "--out", out)
-    wait_for_checkpoint(out / GOOD, 1_000, process)
+    wait_for_checkpoint(out / alone, 1_000, process)
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 130
     assert f"go on with: kullback sweep {file} --out {out}" in output
-    log = (out / "logs" / f"{GOOD}.log").read_text()
-    saved = checkpoints.steps(out / GOOD / "checkpoints")[-1]
+    log = (out / "logs" / f"{alone}.log").read_text()
+    saved = checkpoints.steps(out / alone / "checkpoints")[-1]
     assert f"saved at step {saved:,}" in log and saved < 6_000
 
 
-@pytest.mark.slow
 def test_a_ray_cluster_does_the_same(tmp_path: pathlib.Path):
     pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
     # In a process of its own: Ray leaves threads and sockets in the one that called it.

@@ -1,0 +1,108 @@
+"""A step of REINFORCE with leave-one-out baselines: 4 prompts, 4 texts of each, 64 + 64 tokens.
+
+A policy of four layers samples and learns, its start is the reference, and a reward model of two
+layers scores.
+"""
+
+import json
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from kullback.core import platform, sequences
+from kullback.experiments import episodes, judge
+from kullback.experiments import rewards as rewards_of
+from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
+from kullback.lm import gemma, reward_model, rlhf, tuning
+
+PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64
+ROWS = PROMPTS * SAMPLES
+SCORER = language_models.STUDENT
+TARGET_RATIO = 2.0  # Half of the peer's time.
+TARGET_SECONDS = 0.77  # Of a step, on two cores.
+CONFIG = rlhf.Config(
+    samples_per_prompt=SAMPLES,
+    learning=tuning.Config(batch_size=ROWS, max_prompt_length=PROMPT, max_new_tokens=NEW),
+)
+
+
+def stepper() -> Callable[[], float]:
+    """A function that does one iteration of the loop over sequences and returns 1."""
+    model, scorer = (gemma.make(c) for c in (language_models.SMALL, SCORER))
+    agent = rlhf.make(model, config=CONFIG)
+    scores = reward_model.on_decoder(scorer)
+    reward = rewards_of.Reward(
+        "reward-model",
+        ((1.0, reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))),),
+        (),
+    )
+    # There is no task: only the program is asked for.
+    judges = judge.Judge(model, None, None, [], CONFIG.learning)  # pyright: ignore[reportArgumentType]
+    actor = episodes.Actor(agent, judges, reward)
+    prompts = language_models.prompts(model.config, PROMPTS, PROMPT)
+    params = jax.jit(model.init)(jax.random.key(0))
+    given = {"params": params}, prompts, jax.random.key(0), reward.params
+    made = jax.eval_shape(actor.program, *given)
+    source = sequences.Source(
+        num_rows=ROWS,
+        example=made,
+        num_sampled=lambda step: ROWS,
+        stored=lambda step, count: None,
+        prompts=lambda step, count: prompts,
+        sample=lambda acting, drawn, key: actor.program(acting, drawn, key, reward.params),
+        score=lambda made, drawn: np.asarray(made.rewards),
+    )
+    loop = sequences.make(agent, source, 0, params=lambda: params, constants={"start": params})
+    state = loop.init()
+
+    def work() -> float:
+        nonlocal state
+        state = loop.advance(state, loop.env_steps(state) + 1)
+        return 1
+
+    work()
+    return work
+
+
+def cost() -> int:
+    """Products of a step: of sampling, policy forward and backward, reference and reward."""
+    policy, both = language_models.SMALL, PROMPT + NEW
+    sampling = PROMPTS * flops.decoder(policy, range(PROMPT - 1))
+    sampling += ROWS * flops.decoder(policy, range(PROMPT - 1, both - 1))
+    heads = 1 + 3 + 1  # Of the new tokens: sampled, learnt from, compared with.
+    learning = ROWS * ((3 + 1) * flops.decoder(policy, range(both)))
+    scoring = ROWS * flops.decoder(SCORER, range(both))
+    return sampling + learning + scoring + ROWS * NEW * heads * flops.unembedding(policy)
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """Ours beside TRL's RLOO trainer at the same work."""
+    platform.keep_freed_memory()
+    work = stepper()
+
+    def ours() -> dict[str, float]:
+        return {"step": timing.best_rate(work, budget.seconds)}
+
+    def theirs() -> dict[str, float]:
+        shapes = map(language_models.described, (language_models.SMALL, SCORER))
+        sizes = json.dumps([PROMPTS, SAMPLES, PROMPT, NEW, CONFIG.kl_coefficient])
+        found = run_peer("transformers", "reinforce", budget.seconds, sizes, *shapes)
+        return {f"trl, {key}": 1 / seconds for key, seconds in found.items()}
+
+    best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
+    value = best.get("trl, seconds")
+    return [
+        rows.Row(
+            name="step of REINFORCE, leave-one-out",
+            ours=1 / best["step"],
+            unit="s",
+            lower_is_better=True,
+            peer="" if value is None else "trl",
+            peer_value=None if value is None else 1 / value,
+            target=TARGET_SECONDS,
+            target_ratio=TARGET_RATIO,
+            limit_share=best["step"] * cost() / best["sgemm"],
+            details={"sgemm": best["sgemm"]},
+        )
+    ]
