@@ -4,10 +4,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kullback.experiments import merge_cli, report_cli, sweep_cli
-from kullback.experiments.commands import evaluate, export, generate, listing, reproduce, train
+from kullback.experiments.commands import (
+    evaluate,
+    export,
+    generate,
+    listing,
+    merge,
+    report,
+    reproduce,
+    sweep,
+    train,
+)
 
-COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep_cli, report_cli, merge_cli)
+COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep, report, merge)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

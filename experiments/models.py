@@ -79,11 +79,11 @@ def load(
         )
     homes = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=homes)
-    return Checkpoint(config, tokenizer.load(path), params, _exported_operator(path))
+    return Checkpoint(config, tokenizer.load(path), params, exported_operator(path))
 
 
-def _exported_operator(path: pathlib.Path) -> str:
-    """What `export` noted; models of others have softmax."""
+def exported_operator(path: pathlib.Path) -> str:
+    """Name of f of the operator, which `export` noted; models of others have softmax."""
     file = path / "config.json"
     notes = hugging_face_config.read_json(file).get(NOTES, {})
     if not isinstance(notes, dict) or not isinstance(notes.get("divergence", ""), str):

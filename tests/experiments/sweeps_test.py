@@ -15,7 +15,8 @@ import pytest
 
 from kullback import experiments
 from kullback.core import checkpoints
-from kullback.experiments import run_folder, sweep_cli, sweeps
+from kullback.experiments import run_folder, sweeps
+from kullback.experiments.commands import sweep
 
 pytestmark = pytest.mark.slow  # Most of it is compilation.
 
@@ -42,7 +43,7 @@ GOOD, BAD = (f"dqn-toy-chain,learning_rate={rate},seeds=0-1" for rate in ("0.001
 def command(*arguments: object) -> int:
     """`kullback sweep`, without what catches its errors."""
     parser = argparse.ArgumentParser()
-    sweep_cli.add_parser(parser.add_subparsers())
+    sweep.add_parser(parser.add_subparsers())
     options = parser.parse_args(["sweep", *map(str, arguments)])
     return options.command(options)
 

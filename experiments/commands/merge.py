@@ -112,13 +112,12 @@ def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) 
 def _check_operators(folders: list[pathlib.Path]) -> None:
     """Refuses models that were trained with different operators: the merge has one."""
     from kullback.experiments import models
-    from kullback.lm import hugging_face_config
 
-    found = {}
-    for folder in folders:
-        path = folder / "config.json"
-        notes = hugging_face_config.read_json(path).get(models.NOTES) if path.is_file() else None
-        found[folder] = str(notes.get("divergence", "kl") if isinstance(notes, dict) else "kl")
+    # A folder without config.json is refused by what merges.
+    found = {
+        folder: models.exported_operator(folder) if (folder / "config.json").is_file() else "kl"
+        for folder in folders
+    }
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{folder.name} {name}" for folder, name in found.items())
         raise ValueError(f"models sample by different operators ({listed}) and have no average")

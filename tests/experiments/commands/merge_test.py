@@ -1,4 +1,4 @@
-"""Tests of experiments/merge_cli.py."""
+"""Tests of experiments/commands/merge.py."""
 
 import argparse
 import dataclasses
@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from kullback.core import averaging, checkpoints
-from kullback.experiments import merge_cli, models, run_folder
+from kullback.experiments import models, run_folder
 from kullback.experiments import plan as plans
+from kullback.experiments.commands import merge as command
 from kullback.lm import gemma, hugging_face, merging, tokenizer
 
 CONFIG = dataclasses.replace(
@@ -39,7 +40,7 @@ def folders(tmp_path: pathlib.Path) -> list[str]:
 
 def merge(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    merge_cli.add_parser(parser.add_subparsers())
+    command.add_parser(parser.add_subparsers())
     options = parser.parse_args(["merge", *arguments])
     return options.command(options)
 
@@ -114,12 +115,12 @@ def test_an_out_that_is_a_model_and_models_of_other_operators_are_refused(folder
 
 
 def test_choices_are_those_of_the_library():
-    assert merge_cli.METHODS == merging.METHODS and merge_cli.GROUPS == merging.GROUPS
+    assert command.METHODS == merging.METHODS and command.GROUPS == merging.GROUPS
 
 
 def test_nothing_heavy_is_imported_for_help():
     code = (
-        "import sys; from kullback.experiments import merge_cli; "
+        "import sys; from kullback.experiments.commands import merge; "
         "sys.exit(bool({'jax', 'numpy', 'safetensors', 'rich'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

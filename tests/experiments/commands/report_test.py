@@ -1,4 +1,4 @@
-"""Tests of experiments/report_cli.py: what the command line hands on."""
+"""Tests of experiments/commands/report.py: what the command line hands on."""
 
 import argparse
 import pathlib
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from kullback.experiments import report, report_cli
+from kullback.experiments import report
+from kullback.experiments.commands import report as command
 
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    report_cli.add_parser(parser.add_subparsers())
+    command.add_parser(parser.add_subparsers())
     return parser.parse_args(["report", *arguments])
 
 
@@ -53,8 +54,8 @@ def test_every_option_is_handed_on(monkeypatch: pytest.MonkeyPatch):
 
 def test_help_waits_for_nothing_heavy():
     program = (
-        "import sys, argparse; from kullback.experiments import report_cli;"
-        "report_cli.add_parser(argparse.ArgumentParser().add_subparsers());"
+        "import sys, argparse; from kullback.experiments.commands import report;"
+        "report.add_parser(argparse.ArgumentParser().add_subparsers());"
         "assert not {'jax', 'numpy', 'matplotlib'} & set(sys.modules), 'heavy'"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
