@@ -17,10 +17,9 @@ from kullback.core import regularizers, rollout, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.lm import (
+    answers,
     batches,
-    chunked,
     data,
-    distillation,
     gemma,
     policy,
     rouge,
@@ -131,23 +130,10 @@ class Judge:
 
         @jax.jit
         def measure(params: types.Params, rows: batches.Sequences) -> Likelihoods:
-            features = self.model.features(params, rows.tokens, rows.positions, rows.segments)
-            features, labels, is_answer = distillation.align(
-                features,
-                jnp.asarray(rows.tokens),
-                jnp.asarray(rows.is_answer),
+            found, is_answer = answers.per_token(
+                of_tokens, rows, (self.model, params), chunk=self.learning.chunk
             )
-            head = chunked.Head(
-                self.model.unembed, params, features.reshape(-1, features.shape[-1])
-            )
-            found = chunked.token_losses(
-                of_tokens,
-                head,
-                labels.reshape(-1),
-                chunk=self.learning.chunk,
-                is_answer=is_answer.reshape(-1),
-            )
-            sums = {name: jnp.sum(x.reshape(labels.shape), 1) for name, x in found.items()}
+            sums = {name: jnp.sum(x, 1) for name, x in found.items()}
             return Likelihoods(**sums, tokens=jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
 
         return measure

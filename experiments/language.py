@@ -17,8 +17,8 @@ from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import warp as fronts
 from kullback.lm import (
+    answers,
     batches,
-    chunked,
     data,
     distillation,
     gemma,
@@ -91,21 +91,14 @@ class Setup:
 
         @jax.jit
         def mean(params: types.Params, of_teacher: types.Params, rows: Any) -> jax.Array:
-            inputs = rows.tokens, rows.positions, rows.segments
-            features = [self.judge.model.features(params, *inputs)]
-            features.append(model.features(of_teacher, *inputs))
-            answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
-            features, _, is_answer = distillation.align(features, *answers)
-            flat = [x.reshape(-1, x.shape[-1]) for x in features]
-            losses = chunked.token_losses(
-                divergence,
-                chunked.Head(self.judge.model.unembed, params, flat[0]),
-                chunked.Head(model.unembed, of_teacher, flat[1]),
+            losses, is_answer = answers.per_token(
+                lambda logits, teacher_logits, labels: divergence(logits, teacher_logits),
+                rows,
+                (self.judge.model, params),
+                (model, of_teacher),
                 chunk=self.learning.chunk,
-                is_answer=is_answer.reshape(-1),
             )
-            losses, weights = losses.reshape(is_answer.shape), jnp.ones(len(is_answer))
-            return distillation.sequence_loss(losses, is_answer, weights)[0]
+            return distillation.sequence_loss(losses, is_answer, jnp.ones(len(is_answer)))[0]
 
         return mean
 

@@ -23,7 +23,7 @@ import optax
 from kullback.core import learners, regularizers, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
-from kullback.lm import batches, chunked, distillation, gemma, policy, tuning
+from kullback.lm import answers, batches, chunked, distillation, gemma, policy, tuning
 from kullback.lm import policy_gradient as pg
 
 VALUE = "value"  # Beside the policy's parameters: of the network that predicts returns.
@@ -300,16 +300,13 @@ def log_probabilities(
 
     There are no micro-batches: nothing is kept for a gradient.
     """
-    features = model.features(params, *_inputs(sequences))
-    features, labels, is_answer = _aligned(features, sequences)
-    found = chunked.token_losses(
+    found, _ = answers.per_token(
         lambda logits, labels: _log_probability(logits, labels, temperature),
-        chunked.Head(model.unembed, _embedding(params), _flat(features)),
-        labels.reshape(-1),
+        sequences,
+        (model, params),
         chunk=chunk,
-        is_answer=is_answer.reshape(-1),
     )
-    return jax.lax.stop_gradient(found.reshape(labels.shape))
+    return jax.lax.stop_gradient(found)
 
 
 def with_value(params: types.Params) -> types.Params:
