@@ -194,11 +194,10 @@ def make(
         return network.apply(params["actor"], observation)
 
     acts = policies.epsilon_softmax if log_policies else policies.epsilon_greedy
-    agent = q_learning.assemble(init_params, loss, acts(actor), config, algorithm)
-    learner, online = agent.learner, agent.actor_params
-
-    def init(key: types.Key) -> types.LearnerState:
-        return learner.init(key)._replace(aux=schedule.init())
+    agent = q_learning.assemble(
+        init_params, loss, acts(actor), config, algorithm, lambda params: schedule.init()
+    )
+    online = agent.actor_params
 
     def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
         acting = online(state, env_steps, evaluate)
@@ -207,4 +206,4 @@ def make(
         copies = jnp.asarray(state.steps // config.target_period, jnp.float32)
         return {**acting, "temperature": jnp.asarray(temperature(copies), jnp.float32)}
 
-    return agent._replace(learner=types.Learner(init, learner.step), actor_params=actor_params)
+    return agent._replace(actor_params=actor_params)

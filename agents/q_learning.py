@@ -183,6 +183,7 @@ def assemble(
     policy: types.Policy,
     config: Any,
     algorithm: Any = None,
+    init_aux: Callable[[types.Params], Any] = lambda params: None,
 ) -> types.Agent:
     """The agent of a loss: Adam, a periodic target named "periodic", annealed exploration.
 
@@ -194,12 +195,14 @@ def assemble(
       policy: takes {"params", "epsilon"}.
       config: `Config`, or another of such settings.
       algorithm: as for `make`.
+      init_aux: params -> what the loss carries from step to step.
     """
     learner = learners.sgd(
         init_params=init_params,
         loss=loss,
         optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
         targets={"periodic": learners.periodic(config.target_period)},
+        init_aux=init_aux,
     )
     replay: replays.Config = config.replay
     if replay.priority_exponent:
