@@ -1,12 +1,14 @@
 """Files that are whole or not there: written beside, synced, renamed; and how one tells."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 TEMPORARY = ".tmp-"  # Begins the name of whatever is not whole yet, or is about to go.
@@ -49,6 +51,16 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, as UTF-8."""
     atomic_write_bytes(path, text.encode())
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a table whole or not at all: columns as the first row names them; no rows, no text."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    atomic_write_text(path, text.getvalue())
 
 
 def _sync(path: pathlib.Path) -> None:

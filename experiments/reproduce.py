@@ -5,10 +5,8 @@ A reproduction is one module of `reproductions/` that ends in a `Reproduction`. 
 interrupted goes on from its last part; then it judges.
 """
 
-import csv
 import dataclasses
 import importlib
-import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -158,7 +156,7 @@ def reproduce(
         kept = f"interrupted; its whole parts are in {folder}: the same command goes on from there"
         raise KeyboardInterrupt(kept) from error
     for table, rows in found.tables.items():
-        files.atomic_write_text(folder / f"{table}.csv", _csv(rows))
+        files.write_csv(folder / f"{table}.csv", rows)
     for title, drawn in found.figures.items():
         for suffix in FORMATS:
             with files.atomic_path(folder / f"{title}.{suffix}") as temporary:
@@ -201,11 +199,3 @@ def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> p
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-
-
-def _csv(rows: Rows) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -6,7 +6,6 @@ That of a language model has samples.jsonl beside metrics.csv.
 import csv
 import dataclasses
 import importlib.metadata
-import io
 import json
 import pathlib
 import platform
@@ -17,7 +16,7 @@ from typing import Any
 
 import tensorboardX
 
-from kullback.core import checkpoints
+from kullback.core import checkpoints, files
 from kullback.experiments import plots
 
 PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
@@ -95,12 +94,7 @@ class RunFolder:
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rewrites metrics.csv, whole or not at all."""
-        text = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        checkpoints.atomic_write_text(self.metrics_file, text.getvalue())
+        files.write_csv(self.metrics_file, rows)
 
     def draw(self, title: str, *, of_language: bool = False) -> None:
         """Draws learning_curve.png from metrics.csv."""

@@ -10,7 +10,6 @@ the same random numbers. The run's folder then has
 any point of the front.
 """
 
-import csv
 import io
 import pathlib
 import tempfile
@@ -82,11 +81,7 @@ def finish(
 
 def write(folder: pathlib.Path, points: Sequence[Point]) -> None:
     """Writes front.csv and front.png."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(Point._fields)
-    table.writerows(points)
-    files.atomic_write_text(folder / "front.csv", text.getvalue())
+    files.write_csv(folder / "front.csv", [point._asdict() for point in points])
     figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

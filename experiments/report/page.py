@@ -4,7 +4,6 @@ Pictures and tables are written beside it too, as PNG and CSV of the same name.
 """
 
 import base64
-import csv
 import html
 import pathlib
 import re
@@ -13,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from kullback.core import files
 from kullback.experiments.report import statistics
 
 INDEX = "index.html"
@@ -154,10 +154,7 @@ class Page:
     def _csv(self, name: str, rows: Sequence[Mapping[str, Any]]) -> pathlib.Path:
         path = self._path(name, ".csv")
         plain = [dict(pair for item in row.items() for pair in _columns(*item)) for row in rows]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(plain[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(plain)
+        files.write_csv(path, plain)
         return path
 
     def _path(self, name: str, ending: str) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """Tests of core/files.py."""
 
+import csv
 import pathlib
 
 import pytest
@@ -77,3 +78,18 @@ def test_disk_that_does_not_suffice(tmp_path: pathlib.Path, monkeypatch: pytest.
     monkeypatch.setattr(files, "free_bytes", lambda path: int(1e9))
     with pytest.raises(ValueError, match=r"checkpoints need 3\.00 GB .* 1\.00 GB .* 2\.00 GB"):
         files.require_disk(path, int(3e9), "checkpoints")
+
+
+def test_a_table_reads_back(tmp_path: pathlib.Path):
+    path = tmp_path / "table.csv"
+    rows = [{"eta": 0.1, "name": "a,b"}, {"eta": 1.0, "name": 'says "c"'}]
+    files.write_csv(path, rows)
+    assert path.read_bytes().count(b"\r") == 0
+    with path.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [{"eta": float(row["eta"]), "name": row["name"]} for row in found] == rows
+    files.write_csv(path, [])
+    assert path.read_text() == ""
+    with pytest.raises(ValueError, match="dict contains fields not in fieldnames"):
+        files.write_csv(path, [{"a": 1}, {"a": 1, "b": 2}])
+    assert path.read_text() == ""  # What was there is kept.
