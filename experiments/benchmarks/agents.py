@@ -11,48 +11,24 @@ from collections.abc import Callable
 
 from kullback import agents
 from kullback.agents import quantile
-from kullback.core import compiled, host, loops
-from kullback.environments import gym, minatar
+from kullback.core import host
+from kullback.environments import gym
 from kullback.experiments import settings
-from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
+from kullback.experiments.benchmarks import flops, machine, minatar, peer, rows, timing
 
-NUM_ENVS, WARM_UP = 16, 1_000
 ACTIONS, CHANNELS, FEATURES = 6, 4, 8 * 8 * 16
 IMPLICIT = ("iqn", "m-iqn")
 UNIFORM = ("priority_exponent=0",)
 MOST_OF_PRIORITIES = 1.1  # Time of a step with priorities, in times that without.
 
 
-def runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], float]:
-    """A function that runs one call of the compiled loop, past its warm-up; agent steps."""
-    entry = agents.AGENTS[name]
-    environment = minatar.make("breakout", NUM_ENVS)
-    config = settings.apply(entry.presets("minatar"), [f"min_replay_size={WARM_UP}", *assignments])
-    loop = compiled.make(entry.make(None, environment.spec, config), environment, (0,))
-    return _advance(loop, 3 * WARM_UP)
-
-
 def host_runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], float]:
-    """The same beside CartPole on the host."""
+    """As `minatar.runner`, beside CartPole on the host."""
     entry = agents.AGENTS[name]
     environment = gym.make("CartPole-v1", 4)
     config = settings.apply(entry.presets("gym"), assignments)
     loop = host.make(entry.make(None, environment.spec, config), environment, 0)
-    return _advance(loop, 3 * WARM_UP)
-
-
-def _advance(loop: loops.Loop, warm_up: int) -> Callable[[], float]:
-    state = loop.init()
-
-    def work() -> float:
-        nonlocal state
-        before = loop.env_steps(state)
-        state = loop.advance(state, before + 100_000)  # Cut by the loop to half a second or so.
-        return loop.env_steps(state) - before
-
-    while loop.env_steps(state) < warm_up:
-        work()
-    return work
+    return minatar.advancing(loop)
 
 
 def implicit_flops(name: str) -> float:
@@ -79,8 +55,8 @@ def implicit_flops(name: str) -> float:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """A row an agent, in turn; M-DQN is the peer. No other library takes part."""
     del run_peer
-    works = {name: runner(name) for name in agents.AGENTS}
-    works["rainbow uniform"] = runner("rainbow", UNIFORM)
+    works = {name: minatar.runner(1, name) for name in agents.AGENTS}
+    works["rainbow uniform"] = minatar.runner(1, "rainbow", UNIFORM)
     works["host"] = host_runner("rainbow")
     works["host uniform"] = host_runner("rainbow", UNIFORM)
 

@@ -1,9 +1,9 @@
 """MinAtar Breakout, acting and learning: 16 environments, one step of 32 per 4 agent steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kullback import agents
-from kullback.core import compiled
+from kullback.core import compiled, loops
 from kullback.environments import minatar
 from kullback.experiments import settings
 from kullback.experiments.benchmarks import machine, peer, rows, timing
@@ -11,13 +11,18 @@ from kullback.experiments.benchmarks import machine, peer, rows, timing
 NUM_ENVS, SEEDS, WARM_UP = 16, 4, 1_000
 
 
-def runner(seeds: int) -> Callable[[], float]:
+def runner(seeds: int, name: str = "m-dqn", assignments: Sequence[str] = ()) -> Callable[[], float]:
     """A function that runs one call of the compiled loop, past its warm-up; steps of each seed."""
-    entry = agents.AGENTS["m-dqn"]
+    entry = agents.AGENTS[name]
     environment = minatar.make("breakout", NUM_ENVS)
-    config = settings.apply(entry.presets("minatar"), [f"min_replay_size={WARM_UP}"])
+    assignments = [f"min_replay_size={WARM_UP}", *assignments]
+    config = settings.apply(entry.presets("minatar"), assignments)
     agent = entry.make(None, environment.spec, config)
-    loop = compiled.make(agent, environment, range(seeds))
+    return advancing(compiled.make(agent, environment, range(seeds)))
+
+
+def advancing(loop: loops.Loop) -> Callable[[], float]:
+    """A function that runs one call of a loop, which is past its warm-up; steps of each seed."""
     state = loop.init()
 
     def work() -> float:

@@ -52,10 +52,7 @@ class Config:
 
 def run(config: Config, work: reproduce.Work) -> reproduce.Found:
     """All arms, then what they show."""
-    arms = config.arms()
-    rows = agents_on.train_all(work, arms)
-    tables = {"curves": rows, "final": agents_on.summary(rows, arms)}
-    return reproduce.Found(tables, {"action_gap": draw(config, rows)}, judge(config, rows))
+    return agents_on.compare(config, work, "action_gap", judge, draw)
 
 
 def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
@@ -103,11 +100,9 @@ def draw(config: Config, rows: reproduce.Rows) -> Figure:
     return figure
 
 
-REPRODUCTION = reproduce.Reproduction(
+REPRODUCTION = agents_on.reproduction(
     claim="a log-policy in the reward widens the gap between the best action and the others",
     source="Vieillard, Pietquin & Geist 2020",
     config=Config(),
-    steps=lambda config: agents_on.work_of(config.arms()),
-    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

@@ -4,11 +4,12 @@ A part is a run folder under way, so that what was interrupted goes on within it
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from kullback.experiments import catalog, reproduce, run_folder, training
@@ -59,6 +60,45 @@ def seconds_of(arms: Sequence[Arm]) -> float:
         return RATES.get(arm.agent, RATES["minatar"]) if family == "minatar" else RATES[family]
 
     return sum(arm.seeds * arm.steps / rate(arm) for arm in arms)
+
+
+class Compared(Protocol):
+    """The configuration of a reproduction with agents: a frozen dataclass that names its arms."""
+
+    def arms(self) -> list[Arm]:
+        """All that is run."""
+        ...
+
+
+def reproduction(
+    claim: str,
+    source: str,
+    config: Compared,
+    run: Callable[[Any, reproduce.Work], reproduce.Found],
+) -> reproduce.Reproduction:
+    """A reproduction whose work is that of its arms; for the arguments see `Reproduction`."""
+    return reproduce.Reproduction(
+        claim=claim,
+        source=source,
+        config=config,
+        steps=lambda config: work_of(config.arms()),
+        seconds=lambda config: seconds_of(config.arms()),
+        run=run,
+    )
+
+
+def compare(
+    config: Compared,
+    work: reproduce.Work,
+    title: str,
+    judge: Callable[[Any, reproduce.Rows], list[reproduce.Check]],
+    draw: Callable[[Any, reproduce.Rows], Figure],
+) -> reproduce.Found:
+    """All arms, then what they show: `judge` and `draw` take the configuration and all rows."""
+    arms = config.arms()
+    rows = train_all(work, arms)
+    tables = {"curves": rows, "final": summary(rows, arms)}
+    return reproduce.Found(tables, {title: draw(config, rows)}, judge(config, rows))
 
 
 def train_all(work: reproduce.Work, arms: Sequence[Arm], **plan: Any) -> reproduce.Rows:

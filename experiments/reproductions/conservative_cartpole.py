@@ -120,11 +120,9 @@ def draw(config: Config, rows: reproduce.Rows) -> Figure:
     return figure
 
 
-REPRODUCTION = reproduce.Reproduction(
+REPRODUCTION = agents_on.reproduction(
     claim="a conservative policy step makes DQN better and steadier",
     source="Vieillard, Pietquin & Geist 2020, deep conservative policy iteration",
     config=Config(),
-    steps=lambda config: agents_on.work_of(config.arms()),
-    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

@@ -117,11 +117,9 @@ def draw(config: Config, rows: reproduce.Rows) -> Figure:
     return figure
 
 
-REPRODUCTION = reproduce.Reproduction(
+REPRODUCTION = agents_on.reproduction(
     claim="Munchausen's bonus works with any f-divergence, not with KL alone",
     source="ours, after Vieillard et al. 2020 and Roulet et al. 2025",
     config=Config(),
-    steps=lambda config: agents_on.work_of(config.arms()),
-    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

@@ -48,10 +48,7 @@ class Config:
 
 def run(config: Config, work: reproduce.Work) -> reproduce.Found:
     """All arms, then what they show."""
-    arms = config.arms()
-    rows = agents_on.train_all(work, arms)
-    tables = {"curves": rows, "final": agents_on.summary(rows, arms)}
-    return reproduce.Found(tables, {"momentum_minatar": draw(config, rows)}, judge(config, rows))
+    return agents_on.compare(config, work, "momentum_minatar", judge, draw)
 
 
 def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
@@ -80,11 +77,9 @@ def draw(config: Config, rows: reproduce.Rows) -> Figure:
     return figure
 
 
-REPRODUCTION = reproduce.Reproduction(
+REPRODUCTION = agents_on.reproduction(
     claim="acting on an average of past values is worth more than acting on the last ones",
     source="Vieillard, Scherrer, Pietquin & Geist 2020",
     config=Config(),
-    steps=lambda config: agents_on.work_of(config.arms()),
-    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

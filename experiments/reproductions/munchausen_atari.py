@@ -115,11 +115,9 @@ def draw(arms: list[agents_on.Arm], rows: reproduce.Rows) -> Figure:
     return figure
 
 
-REPRODUCTION = reproduce.Reproduction(
+REPRODUCTION = agents_on.reproduction(
     claim="a scaled log-policy in the reward lifts DQN and IQN on most Atari games",
     source="Vieillard, Pietquin & Geist 2020",
     config=Config(),
-    steps=lambda config: agents_on.work_of(config.arms()),
-    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

@@ -57,11 +57,7 @@ class Config:
 
 def run(config: Config, work: reproduce.Work) -> reproduce.Found:
     """All arms, then what they show."""
-    arms = config.arms()
-    rows = agents_on.train_all(work, arms)
-    tables = {"curves": rows, "final": agents_on.summary(rows, arms)}
-    figures = {"munchausen_minatar": draw(config, rows)}
-    return reproduce.Found(tables, figures, judge(config, rows))
+    return agents_on.compare(config, work, "munchausen_minatar", judge, draw)
 
 
 def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
@@ -121,11 +117,9 @@ def draw(config: Config, rows: reproduce.Rows) -> Figure:
     return figure
 
 
-REPRODUCTION = reproduce.Reproduction(
+REPRODUCTION = agents_on.reproduction(
     claim="a scaled log-policy in the reward of DQN is worth more than an entropy bonus",
     source="Vieillard, Pietquin & Geist 2020",
     config=Config(),
-    steps=lambda config: agents_on.work_of(config.arms()),
-    seconds=lambda config: agents_on.seconds_of(config.arms()),
     run=run,
 )

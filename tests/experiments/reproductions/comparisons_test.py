@@ -1,7 +1,9 @@
 """Tests of the reproductions with agents that share a form: what each judges, on made-up curves."""
 
 import dataclasses
+import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +128,6 @@ def test_munchausen_atari_in_full_is_the_published_protocol():
         (munchausen_atari, {"games": ("minatar/breakout",)}, "minatar/breakout"),
     ],
 )
-def test_refusals(module: object, change: dict[str, object], match: str):
+def test_refusals(module: types.ModuleType, change: dict[str, Any], match: str):
     with pytest.raises(ValueError, match=match):
-        dataclasses.replace(module.Config(), **change)  # pyright: ignore
+        dataclasses.replace(module.Config(), **change)
