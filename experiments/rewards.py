@@ -34,7 +34,7 @@ _MINUS = rf"(?!^)(?<!\+)(?<!\de)(?=-{_NUMBER}\*(?:{_KNOWN})\b)"
 _JOINT = re.compile(rf"{_PLUS}|{_MINUS}", re.I)
 
 # (prompts, texts, references), B strings each -> B numbers.
-OfTexts = Callable[[list[str], list[str], list[str]], Sequence[float]]
+OfTexts = Callable[[list[str], list[str], list[str]], Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _entailment(path: str) -> OfTexts:
         documents = [prompt.rpartition("\n\n")[0] or prompt for prompt in prompts]
         return model.log_probability(documents, texts)
 
-    return of_texts  # pyright: ignore
+    return of_texts
 
 
 def _reward_model(path: str, words: tokenizer.Tokenizer) -> tokens.Scorer:

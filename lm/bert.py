@@ -15,6 +15,7 @@ leading axis L and scanned, hence the program is of one size whatever the depth.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -171,8 +172,8 @@ def _embed(
             jnp.asarray(mask, bool), position + config.first_position, config.pad_id
         )
     ids = {"token": token_ids, "position": position, "type": token_types}
-    x = sum(tables[name][jnp.asarray(ids[name])] for name in ids)
-    return _norm(x, "norm", config.norm_epsilon)  # pyright: ignore
+    x = functools.reduce(jnp.add, [tables[name][jnp.asarray(ids[name])] for name in ids])
+    return _norm(x, "norm", config.norm_epsilon)
 
 
 def _layer(x: jax.Array, mask: jax.Array, *, config: Config) -> jax.Array:

@@ -131,12 +131,13 @@ def read(folder: files.Path, config: bert.Config) -> Words:
     inner.no_padding()
     inner.encode_special_tokens = True  # "[SEP]" in a text is text: no text can end itself.
     names = ("[CLS]", "[SEP]", "[PAD]") if config.kind == "bert" else ("<s>", "</s>", "<pad>")
-    ids = [inner.token_to_id(name) for name in names]
-    if None in ids:
-        raise ValueError(f"{folder}: its tokenizer has no {names[ids.index(None)]}")
-    if ids[2] != config.pad_id or inner.get_vocab_size() > config.vocab_size:
+    ids = {name: inner.token_to_id(name) for name in names}
+    if missing := [name for name, found in ids.items() if found is None]:
+        raise ValueError(f"{folder}: its tokenizer has no {missing[0]}")
+    first_id, end_id, pad_id = (found for found in ids.values() if found is not None)
+    if pad_id != config.pad_id or inner.get_vocab_size() > config.vocab_size:
         raise ValueError(
-            f"{folder}: its tokenizer has {inner.get_vocab_size()} tokens and pads with {ids[2]}, "
+            f"{folder}: its tokenizer has {inner.get_vocab_size()} tokens and pads with {pad_id}, "
             f"its model has {config.vocab_size} and {config.pad_id}"
         )
     sources = {n: (folder / n).read_bytes() for n in _COMPANIONS if (folder / n).is_file()}
@@ -148,9 +149,9 @@ def read(folder: files.Path, config: bert.Config) -> Words:
 
     return Words(
         encode=encode,
-        first_id=ids[0],  # pyright: ignore
-        end_id=ids[1],  # pyright: ignore
-        pad_id=ids[2],  # pyright: ignore
+        first_id=first_id,
+        end_id=end_id,
+        pad_id=pad_id,
         kind=config.kind,
         sources=sources,
     )

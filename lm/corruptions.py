@@ -122,7 +122,7 @@ def corrupt(text: str, kind: str, pool: Pool, rng: np.random.Generator) -> str |
 
 def draw(texts: Sequence[str], rng: np.random.Generator) -> str:
     """One of the texts."""
-    return texts[rng.integers(len(texts))]  # pyright: ignore
+    return texts[int(rng.integers(len(texts)))]
 
 
 def _replace(

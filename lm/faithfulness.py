@@ -198,14 +198,15 @@ def _around(section: Sequence[str], i: int, max_words: int, rng: np.random.Gener
 
 def _behind(summary: str, sentences: Sequence[str], max_words: int) -> str:
     """The sentences behind a summary, in order; those that share most words with it, if many."""
-    room, kept = max_words, set()
+    room = max_words
+    kept: set[int] = set()
     for i in sorted(
         range(len(sentences)), key=lambda i: -corruptions.coverage(sentences[i], summary)[0]
     ):
         if not kept or len(corruptions.words(sentences[i])) <= room:
             kept.add(i)
             room -= len(corruptions.words(sentences[i]))
-    return " ".join(sentences[i] for i in sorted(kept))  # pyright: ignore
+    return " ".join(sentences[i] for i in sorted(kept))
 
 
 def _wrong(
@@ -219,7 +220,7 @@ def _wrong(
     """What does not follow from the premise, and which kind of wrong it is."""
     chance = rng.random()
     if chance < 0.12:
-        other = others[rng.integers(len(others))]  # pyright: ignore
+        other = others[int(rng.integers(len(others)))]
         texts = [*other.sentences, *(summary for summary, _ in other.summaries)]
         return corruptions.reword(corruptions.draw(texts, rng), rng), "other paper"
     if chance > 0.3:

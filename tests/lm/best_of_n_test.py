@@ -47,10 +47,10 @@ def test_the_bound_is_met_by_a_continuum():
 
 
 def test_rows_of_the_best():
-    np.testing.assert_array_equal(best_of_n.choose([1, 3, 3, 0, 0, -1], 3), [1, 3])  # pyright: ignore
+    np.testing.assert_array_equal(best_of_n.choose(np.array([1, 3, 3, 0, 0, -1]), 3), [1, 3])
     with pytest.raises(ValueError, match="best of 4 needs a multiple of 4 scores"):
-        best_of_n.choose([1, 2, 3], 4)  # pyright: ignore
+        best_of_n.choose(np.array([1, 2, 3]), 4)
     with pytest.raises(ValueError, match="best of N takes N >= 1, got 0"):
         best_of_n.kl_bound(0)
     with pytest.raises(ValueError, match="one reward a probability"):
-        best_of_n.distribution([1.0], [1, 2], 2)  # pyright: ignore
+        best_of_n.distribution(np.array([1.0]), np.array([1, 2]), 2)

@@ -70,7 +70,8 @@ def test_oracle_is_the_algorithm_as_it_is_written():
     """Two iterations, plain loops; each member has a new optimiser and a new anchor."""
     one, key = member(), warp.learner(member(), CONFIG).init(jax.random.key(0)).key
     learn, init, step = jax.jit(one.step), start(), 0
-    for iteration in range(2):
+    merges = []
+    for _ in range(2):
         trained = []
         for _ in range(MEMBERS):
             fresh = learners.with_params(one.init(jax.random.key(0)), init)
@@ -80,13 +81,11 @@ def test_oracle_is_the_algorithm_as_it_is_written():
                 step += 1
             trained.append(state.params)
         merged = averaging.slerp(trained, init, group_of=merging.gemma_groups("layer"))
-        following = averaging.liti(init, merged, RATE)
-        if iteration == 0:
-            first = merged
-        init = following
+        merges.append(merged)
+        init = averaging.liti(init, merged, RATE)
     states = run(2 * MEMBERS * STEPS)
-    close(states[MEMBERS * STEPS].aux.merged, first)  # pyright: ignore
-    close(states[-1].aux.merged, merged)  # pyright: ignore
+    close(states[MEMBERS * STEPS].aux.merged, merges[0])
+    close(states[-1].aux.merged, merges[1])
     close(states[-1].params, init)
     close(states[-1].targets["anchor"], init)
     assert all(not np.any(x) for x in jax.tree.leaves(states[-1].opt_state))
