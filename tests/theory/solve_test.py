@@ -74,6 +74,17 @@ def test_the_two_solvers_agree(garnets: MDP, tau: float, divergence, num_sweeps:
     np.testing.assert_allclose(q, by_policies.q, atol=1e-10)
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.1])
+def test_where_policies_begin_changes_how_many_there_are_alone(garnets: MDP, tau: float):
+    far, near = (solve.policy_iteration(garnets, tau=tau, num_backups=n) for n in (0, 10))
+    np.testing.assert_allclose(near.v, far.v, atol=1e-8)
+    assert np.sum(near.num_iterations) < np.sum(far.num_iterations)
+    one = solve.policy_iteration(jax.tree.map(lambda x: x[1], garnets), tau=tau)
+    np.testing.assert_allclose(one.v, near.v[1], rtol=1e-13)
+    with pytest.raises(ValueError, match=r"num_backups must be >= 0, got -1"):
+        solve.policy_iteration(garnets, num_backups=-1)
+
+
 def test_values_with_entropy_are_their_definition(garnets: MDP):
     one = jax.tree.map(lambda x: x[0], garnets)
     policy = np.random.default_rng(0).dirichlet(np.ones(3), 12)
