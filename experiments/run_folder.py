@@ -187,9 +187,17 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "command": sys.argv,
+        "command": _command(),
         "git_revision": _git_revision(),
     }
+
+
+def _command() -> list[str]:
+    """What was called, without where on the machine it is installed."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and spec.name.endswith(".__main__"):
+        return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def _git_revision() -> str | None:
