@@ -42,6 +42,9 @@ class Divergence:
     curvature: Scalars = dataclasses.field(repr=False)  # u -> 1 / f''(u).
     at_zero: float  # f(0).
     derivative_at_zero: float = -math.inf  # f'(0); finite where softargmax_f may be sparse.
+    # v -> (f*)''(v), 0 where the inverse is; for those where it costs less than `curvature` of the
+    # inverse, which it is.
+    inverse_slope: Scalars | None = dataclasses.field(default=None, repr=False)
 
     def __call__(self, log_p: types.Array, log_q: types.Array) -> jax.Array:
         """D_f(p, q) in nats, [...], of log-distributions [..., V]; -inf is a probability of 0."""
@@ -206,6 +209,10 @@ def alpha(a: float) -> Divergence:
     def excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
         return (power(log_p, log_q) - a * jnp.exp(log_p)) / (a * (a - 1))
 
+    def slope(v: jax.Array) -> jax.Array:
+        powered = _power(base(v), (2 - a) / (a - 1))
+        return powered if 1 < a < 2 else jnp.where(base(v) > 0, powered, 0)
+
     return Divergence(
         name=f"alpha-{a:g}",
         term=term,
@@ -216,6 +223,7 @@ def alpha(a: float) -> Divergence:
         curvature=lambda u: _power(u, 2 - a),
         at_zero=1 / a,
         derivative_at_zero=-1 / (a - 1) if a > 1 else -math.inf,
+        inverse_slope=slope,
     )
 
 

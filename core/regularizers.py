@@ -39,7 +39,7 @@ from kullback.core.divergences import promote as promote
 from kullback.core.divergences import reverse_kl as reverse_kl
 
 _MAX_STEPS = 200  # Of a search for a threshold; none known takes 60.
-_CACHED = 2**18  # Logits, at most, that a CPU goes over again and again at a time.
+_CACHED = 2**15  # Logits, at most, that a CPU goes over again and again at a time.
 
 
 def softmax(
@@ -205,14 +205,16 @@ def _offset(divergence: Divergence) -> float:
     return divergence.at_zero if math.isfinite(divergence.at_zero) else 0.0
 
 
+def _weighted(x: jax.Array, reference: jax.Array | None) -> jax.Array:
+    return x if reference is None else reference * x
+
+
 def _argument(theta: jax.Array, tau: jax.Array, divergence: Divergence) -> jax.Array:
     """max(theta - tau, f'(0)), [..., V]: what (f*)' and f* are taken of."""
     return jnp.maximum(_finite(theta - tau), divergence.derivative_at_zero)
 
 
-def _threshold(
-    theta: jax.Array, reference: jax.Array, divergence: Divergence, is_ones: bool
-) -> jax.Array:
+def _threshold(theta: jax.Array, reference: jax.Array | None, divergence: Divergence) -> jax.Array:
     """The root tau of h(tau) = sum_j q_j (f*)'(max(theta_j - tau, f'(0))) - 1, [..., 1].
 
     All rows at once, in a bracket as the paper's Algorithm 1: f' at 1 / q_j for the best class j,
@@ -223,7 +225,7 @@ def _threshold(
     """
     best = jnp.max(theta, -1, keepdims=True)
     theta = theta - best
-    if is_ones:
+    if reference is None:  # Ones: nothing to read.
         at_best, total = jnp.ones_like(best), jnp.full_like(best, theta.shape[-1])
     else:
         at_best = jnp.take_along_axis(reference, jnp.argmax(theta, -1, keepdims=True), -1)
@@ -238,9 +240,14 @@ def _threshold(
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         steps, low, high, tau, change = state
-        u = divergence.inverse(_argument(theta, tau, divergence))
-        h = jnp.sum(reference * u, -1, keepdims=True) - 1
-        slope = jnp.sum(reference * jnp.where(u > 0, divergence.curvature(u), 0), -1, keepdims=True)
+        v = _argument(theta, tau, divergence)
+        u = divergence.inverse(v)
+        if divergence.inverse_slope is None:
+            slopes = jnp.where(u > 0, divergence.curvature(u), 0)
+        else:
+            slopes = divergence.inverse_slope(v)
+        h = jnp.sum(_weighted(u, reference), -1, keepdims=True) - 1
+        slope = jnp.sum(_weighted(slopes, reference), -1, keepdims=True)
         low, high = jnp.where(h > 0, tau, low), jnp.where(h > 0, high, tau)
         new = tau + h / slope
         is_newton = (new >= low) & (new <= high) & (jnp.abs(new - tau) <= change / 2)
@@ -265,11 +272,10 @@ def _solve(
         return value, jax.nn.softmax(theta + jnp.log(reference), -1)
 
     def solve(theta: jax.Array, reference: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        reference = jnp.ones_like(theta) if reference is None else reference
-        tau = _threshold(theta, reference, divergence, is_ones)
+        tau = _threshold(theta, reference, divergence)
         v = _argument(theta, tau, divergence)
-        value = tau[..., 0] + jnp.sum(reference * divergence.conjugate(v), -1)
-        p = reference * divergence.inverse(v)
+        value = tau[..., 0] + jnp.sum(_weighted(divergence.conjugate(v), reference), -1)
+        p = _weighted(divergence.inverse(v), reference)
         return value, p / jnp.sum(p, -1, keepdims=True)
 
     return _by_rows(solve, theta, None if is_ones else reference)

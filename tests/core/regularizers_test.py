@@ -115,6 +115,15 @@ def test_golden(name, reference, p, value, loss):
         np.testing.assert_allclose(got, loss, atol=6e-7)
 
 
+@pytest.mark.parametrize("a", [1.25, 1.5, 2.0, 3.0])
+def test_the_slope_of_an_inverse_ends_where_the_inverse_does(a):
+    divergence = reg.alpha(a)
+    v = divergence.derivative_at_zero + np.array([-2.0, -1e-3, 0.0])
+    assert divergence.inverse_slope is not None
+    np.testing.assert_array_equal(divergence.inverse(v), 0)
+    np.testing.assert_array_equal(divergence.inverse_slope(v), 0)
+
+
 @every
 def test_the_table_of_a_divergence_agrees_with_its_f(name):
     divergence, f = ALL[name], F[name]
@@ -128,6 +137,8 @@ def test_the_table_of_a_divergence_agrees_with_its_f(name):
     np.testing.assert_allclose(divergence.curvature(u), 1 / bend, rtol=1e-3)
     v = divergence.derivative(u)
     np.testing.assert_allclose(divergence.inverse(v), u, rtol=1e-10)
+    if divergence.inverse_slope is not None:
+        np.testing.assert_allclose(divergence.inverse_slope(v), divergence.curvature(u), rtol=1e-9)
     offset = divergence.at_zero if math.isfinite(divergence.at_zero) else 0
     np.testing.assert_allclose(divergence.conjugate(v), u * v - f(u) + offset, atol=1e-9)
     np.testing.assert_allclose(divergence.excess(np.log(u), zero), f(u) - offset, atol=1e-12)
