@@ -68,6 +68,13 @@ def softargmax(
     return _solve(theta, reference, divergence or kl, is_ones)[1]
 
 
+def log_softargmax(theta: types.Array, divergence: Divergence | None = None) -> jax.Array:
+    """The logarithm of softargmax_f(theta), [..., V]; -inf where that is 0."""
+    if divergence is None or divergence is kl:
+        return jax.nn.log_softmax(promote(theta))
+    return jnp.log(softargmax(theta, divergence))
+
+
 def loss(
     theta: types.Array,
     target: types.Array,

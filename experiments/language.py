@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback import lm
-from kullback.core import loops, sequences, types
+from kullback.core import loops, regularizers, sequences, types
 from kullback.experiments import episodes, models, rewards, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
@@ -87,7 +87,9 @@ class Setup:
         teacher = self.teacher
         if teacher is None:
             raise ValueError("no teacher to be distant from")
-        model, divergence = gemma.make(teacher.config), self.agent.config.token_divergence()
+        model = gemma.make(teacher.config)
+        of_teacher = regularizers.named(teacher.divergence)
+        divergence = self.agent.config.token_divergence(of_teacher)
 
         @jax.jit
         def mean(params: types.Params, of_teacher: types.Params, rows: Any) -> jax.Array:
@@ -256,11 +258,12 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
             models.load(plan.model, mesh=mesh).params if student.params is None else student.params
         )
 
-    made = [gemma.make(student.config)]
+    made, of_teacher = [gemma.make(student.config)], {}
     if teacher is not None:
         made.append(gemma.make(teacher.config))
+        of_teacher = {"teacher_divergence": regularizers.named(teacher.divergence)}
     found = Setup(
-        agent=entry.make(*made, config=config),
+        agent=entry.make(*made, config=config, **of_teacher),
         student=student,
         teacher=teacher,
         train=train,

@@ -2,14 +2,13 @@
 
 Agarwal et al., "On-Policy Distillation of Language Models" (GKD), ICLR 2024,
 https://arxiv.org/abs/2306.13649; f-divergences as links by Roulet et al., 2025,
-https://arxiv.org/abs/2501.18537; sampled teacher logits as in Gemma 3,
-https://arxiv.org/abs/2503.19786, and Anshumann et al., "Sparse logit sampling", 2025,
-https://arxiv.org/abs/2503.16870.
+https://arxiv.org/abs/2501.18537. Targets at a few of the teacher's tokens are in
+distillation_targets.py.
 
-Shape letters: B sequences, T tokens, V vocabulary, K sampled or kept tokens; "..." are any leading
-axes. Values are in nats, float64 for float64 and float32 for anything less. Three temperatures
-stay apart: the one here divides both logits inside the divergence (the paper: 1); those of sampling
-while training (the paper: 1) and while evaluating belong to the policy.
+Shape letters: B sequences, T tokens, V vocabulary; "..." are any leading axes. Values are in nats,
+float64 for float64 and float32 for anything less. Three temperatures stay apart: the one here
+divides both logits inside the divergence (the paper: 1); those of sampling while training (the
+paper: 1) and while evaluating belong to the policy.
 """
 
 import functools
@@ -29,7 +28,6 @@ TokenDivergence = Callable[[jax.Array, jax.Array], jax.Array]
 # (logits of the student, those of the teacher or other targets) -> [...].
 TokenLoss = Callable[[jax.Array, Any], jax.Array]
 Reduction = Literal["sequence", "token"]
-Reading = Literal["set", "counts"]
 
 
 class TokenizerInfo(NamedTuple):
@@ -39,20 +37,6 @@ class TokenizerInfo(NamedTuple):
     fingerprint: str  # Hash of the map from tokens to ids.
     eos_ids: tuple[int, ...]  # What ends a sequence; the order is of no account.
     template_hash: str  # Of the chat template; "" without one.
-
-
-class SparseTargets(NamedTuple):
-    """A distribution over a few tokens; an id may occur twice, and its probabilities add."""
-
-    ids: jax.Array  # int32, [..., K].
-    probabilities: jax.Array  # [..., K], sum 1 over K.
-
-
-class TopKTargets(NamedTuple):
-    """A distribution's K most probable tokens, each once; what they lack of 1 is the tail."""
-
-    ids: jax.Array  # int32, [..., K].
-    log_probs: jax.Array  # [..., K], not renormalised.
 
 
 @functools.cache
@@ -88,7 +72,11 @@ def total_variation(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return jnp.sum(jnp.abs(jnp.exp(reg.promote(log_p)) - jnp.exp(reg.promote(log_q))), -1) / 2
 
 
-def divergence_loss(divergence: TokenDivergence, temperature: float = 1.0) -> TokenLoss:
+def divergence_loss(
+    divergence: TokenDivergence,
+    temperature: float = 1.0,
+    teacher_divergence: reg.Divergence = reg.kl,
+) -> TokenLoss:
     """Loss of student logits against teacher logits, [..., V] each: D(teacher, student), [...].
 
     The teacher is a constant. There is no factor temperature^2 (Hinton's) in the result.
@@ -96,12 +84,23 @@ def divergence_loss(divergence: TokenDivergence, temperature: float = 1.0) -> To
     Args:
       divergence: `regularizers.kl` is forward KL, `regularizers.reverse_kl` KL(student || teacher).
       temperature: > 0, divides both logits.
+      teacher_divergence: f of the operator that makes the teacher's probabilities.
+
+    Raises:
+      ValueError: for the reverse KL to a sparse operator: the student's mass on what the teacher
+        excludes makes it infinite.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
+    if divergence is reg.reverse_kl and teacher_divergence.is_sparse:
+        raise ValueError(
+            f"reverse_kl is infinite where the teacher, whose operator is of "
+            f"{teacher_divergence.name}, gives a token probability 0; take kl, jsd-BETA or "
+            f"fenchel_young-{teacher_divergence.name}"
+        )
 
     def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
         log_q = jax.nn.log_softmax(reg.promote(student_logits) / temperature)
-        log_p = jax.nn.log_softmax(reg.promote(teacher_logits) / temperature)
+        log_p = reg.log_softargmax(reg.promote(teacher_logits) / temperature, teacher_divergence)
         return divergence(jax.lax.stop_gradient(log_p), log_q)
 
     return loss
@@ -126,7 +125,7 @@ def fenchel_young_loss(
       temperature: > 0, divides both logits.
       teacher_divergence: of the operator with which the teacher was trained.
     """
-    _check_temperature(temperature)
+    check_temperature(temperature)
 
     def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
         target = reg.softargmax(reg.promote(teacher_logits) / temperature, teacher_divergence)
@@ -139,28 +138,41 @@ def fenchel_young_loss(
 LOSSES = ("kl", "reverse_kl", "total_variation", "jsd-BETA", "fenchel_young-NAME")
 
 
-def named(name: str, temperature: float = 1.0) -> TokenLoss:
+def named(
+    name: str, temperature: float = 1.0, teacher_divergence: reg.Divergence = reg.kl
+) -> TokenLoss:
     """The loss of student and teacher logits by a name of LOSSES.
 
     "kl" is forward KL, "jsd-0.1" the generalised JSD, "fenchel_young-alpha-1.5" the loss generated
-    by a divergence that `regularizers.named` knows.
+    by a divergence that `regularizers.named` knows. The teacher's probabilities are those of the
+    operator of `teacher_divergence`.
+
+    Raises:
+      ValueError: for a name that is none, and for what is infinite for that operator.
+    """
+    kind, _, rest = name.partition("-")
+    if kind == "fenchel_young":
+        return fenchel_young_loss(reg.named(rest), temperature, teacher_divergence)
+    return divergence_loss(token_divergence(name), temperature, teacher_divergence)
+
+
+def token_divergence(name: str) -> TokenDivergence:
+    """D of two log-distributions by a name of LOSSES, a Fenchel-Young one aside.
 
     Raises:
       ValueError: for a name that is none.
     """
     kind, _, rest = name.partition("-")
-    if kind == "fenchel_young":
-        return fenchel_young_loss(reg.named(rest), temperature)
     if kind == "jsd":
         try:
             beta = float(rest)
         except ValueError:
             raise ValueError(f"BETA of jsd-BETA must be a number in (0, 1), got {name!r}") from None
-        return divergence_loss(generalised_jsd(beta), temperature)
+        return generalised_jsd(beta)
     plain = {"kl": reg.kl, "reverse_kl": reg.reverse_kl, "total_variation": total_variation}
     if name not in plain:
         raise ValueError(names.unknown("distillation loss", name, LOSSES, show_all=True))
-    return divergence_loss(plain[name], temperature)
+    return plain[name]
 
 
 def align(outputs: Any, tokens: jax.Array, is_answer: jax.Array) -> Any:
@@ -219,7 +231,7 @@ def token_weights(
     total: jax.Array | float | None = None,
 ) -> jax.Array:
     """What the loss of each token counts in `sequence_loss`, [B, T], 0 outside of the answers."""
-    _check_choice("reduction", reduction, Reduction)
+    check_choice("reduction", reduction, Reduction)
     total = loss_total(is_answer, reduction) if total is None else total
     counts = jnp.maximum(jnp.sum(is_answer, 1, keepdims=True), 1) if reduction == "sequence" else 1
     return jnp.where(is_answer, weights[:, None] / counts / total, 0)
@@ -227,102 +239,10 @@ def token_weights(
 
 def loss_total(is_answer: jax.Array, reduction: Reduction) -> jax.Array:
     """What `sequence_loss` divides by, []: the number of sequences, or of answer tokens (>= 1)."""
-    _check_choice("reduction", reduction, Reduction)
+    check_choice("reduction", reduction, Reduction)
     if reduction == "sequence":
         return jnp.asarray(is_answer.shape[0])
     return jnp.maximum(jnp.sum(is_answer), 1)
-
-
-def sampled_targets(
-    key: jax.Array,
-    teacher_log_probs: jax.Array,
-    num_samples: int,
-    reading: Reading = "set",
-    replacement: bool = True,
-) -> SparseTargets:
-    """Targets at tokens that are drawn from the teacher (Gemma 3: 256 a position).
-
-    "set" is what the report's words say: the teacher's probabilities at the tokens drawn,
-    renormalised; it favours the head. "counts" gives each draw 1 / K, so that the expected target
-    is the teacher's distribution, and the expected gradient that of full cross-entropy.
-
-    Args:
-      key: typed key.
-      teacher_log_probs: [..., V].
-      num_samples: K >= 1.
-      reading: "set" or "counts".
-      replacement: False draws K distinct tokens ("set" only, K <= V; K = V is all of them).
-
-    Raises:
-      ValueError: for another reading or number of samples.
-    """
-    _check_choice("reading", reading, Reading)
-    vocab_size = teacher_log_probs.shape[-1]
-    if num_samples < 1 or (not replacement and num_samples > vocab_size):
-        most = "" if replacement else f" and <= {vocab_size} without replacement"
-        raise ValueError(f"num_samples must be >= 1{most}, got {num_samples}; Gemma 3 takes 256")
-    log_p = reg.promote(teacher_log_probs)
-    if replacement:
-        ids = _draw(key, jnp.exp(log_p), num_samples)
-    elif reading == "counts":
-        raise ValueError('reading "counts" draws with replacement; use "set", or replacement=True')
-    else:
-        # Gumbel's top k are K draws without replacement.
-        noise = jax.random.gumbel(key, log_p.shape, log_p.dtype)
-        ids = jax.lax.top_k(log_p + noise, num_samples)[1]
-    if reading == "counts":
-        return SparseTargets(ids, jnp.full(ids.shape, 1 / num_samples, log_p.dtype))
-    ids = jnp.sort(ids, -1)
-    is_first = jnp.concatenate(
-        [jnp.ones_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1
-    )
-    drawn = jnp.where(is_first, jnp.take_along_axis(log_p, ids, -1), -jnp.inf)
-    return SparseTargets(ids, jax.nn.softmax(drawn))
-
-
-def sparse_cross_entropy(logits: jax.Array, targets: SparseTargets) -> jax.Array:
-    """Cross-entropy of logits [..., V] (over all of V) against sparse targets, [...].
-
-    ln sum_v exp(z_v) - sum_k t_k z(id_k); the gradient is softmax(z) less the targets.
-    """
-    logits = reg.promote(logits)
-    at_ids = jnp.take_along_axis(logits, targets.ids, -1)  # [..., K]
-    t = jax.lax.stop_gradient(targets.probabilities)
-    return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(t > 0, t * at_ids, 0), -1)
-
-
-def top_k_targets(teacher_log_probs: jax.Array, k: int) -> TopKTargets:
-    """The K most probable tokens of [..., V]; 1 <= K < V, else ValueError."""
-    vocab_size = teacher_log_probs.shape[-1]
-    if not 1 <= k < vocab_size:
-        raise ValueError(
-            f"k must be >= 1 and < {vocab_size}, got {k}; all tokens leave no tail: "
-            "use the divergence of the full distributions"
-        )
-    log_probs, ids = jax.lax.top_k(reg.promote(teacher_log_probs), k)
-    return TopKTargets(ids, log_probs)
-
-
-def top_k_loss(divergence: TokenDivergence) -> Callable[[jax.Array, TopKTargets], jax.Array]:
-    """Loss of student logits [..., V] against the teacher's top K, over K tokens and a tail.
-
-    All other tokens are one: K + 1 classes on both sides, so that it is a divergence (>= 0), never
-    more than that of all V, and a student gains nothing by moving its mass out of the K.
-    """
-
-    def loss(student_logits: jax.Array, targets: TopKTargets) -> jax.Array:
-        log_p = reg.promote(jax.lax.stop_gradient(targets.log_probs))  # [..., K]
-        # Rounding may bring K probabilities to 1 or above: a tail of 0 has no logarithm.
-        mass = jnp.minimum(jax.nn.logsumexp(log_p, -1, keepdims=True), -jnp.finfo(log_p.dtype).eps)
-        log_p = jnp.concatenate([log_p, jnp.log(-jnp.expm1(mass))], -1)  # [..., K+1]
-        log_q = jax.nn.log_softmax(reg.promote(student_logits))  # [..., V]
-        at_ids = jnp.take_along_axis(log_q, targets.ids, -1)
-        # Not 1 - sum: that loses the tail's digits, and its gradient.
-        rest = jnp.put_along_axis(log_q, targets.ids, -jnp.inf, -1, inplace=False)
-        tail = jax.nn.logsumexp(rest, -1, keepdims=True)
-        return divergence(log_p, jnp.concatenate([at_ids, tail], -1))
-
-    return loss
 
 
 def check_compatible(student: TokenizerInfo, teacher: TokenizerInfo) -> None:
@@ -350,44 +270,13 @@ def check_compatible(student: TokenizerInfo, teacher: TokenizerInfo) -> None:
         )
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless it is > 0."""
     if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}; the paper uses 1")
 
 
-def _check_choice(what: str, value: str, choices: Any) -> None:
+def check_choice(what: str, value: str, choices: Any) -> None:
+    """Raises ValueError unless the value is one of a `Literal`."""
     if value not in get_args(choices):
         raise ValueError(names.unknown(what, value, get_args(choices), show_all=True))
-
-
-def _draw(key: jax.Array, p: jax.Array, num: int) -> jax.Array:
-    """`num` draws with replacement from p [..., V], int32 [..., num], by inverse CDF.
-
-    In two levels of some sqrt(V) classes: one cumulative sum over V would round small tokens away.
-    """
-    vocab_size = p.shape[-1]
-    size = math.isqrt(vocab_size - 1) + 1
-    num_blocks = -(-vocab_size // size)
-    padding = [(0, 0)] * (p.ndim - 1) + [(0, num_blocks * size - vocab_size)]
-    within = _cumulative(jnp.pad(p, padding).reshape(*p.shape[:-1], num_blocks, size))
-    blocks = _cumulative(within[..., -1])  # [..., num_blocks]
-    u = jax.random.uniform(key, (2, *p.shape[:-1], num), p.dtype)
-    block = _first_above(blocks, jnp.zeros(u.shape[1:], jnp.int32), num_blocks, u[0])
-    return _first_above(within.reshape(*p.shape[:-1], -1), block * size, size, u[1])
-
-
-def _cumulative(p: jax.Array) -> jax.Array:
-    """Cumulative sums, never falling, and level where p is 0: such a class is never drawn."""
-    # XLA adds in parallel, so that a sum may be a digit below or above the one before it.
-    return jax.lax.cummax(jnp.where(p > 0, jnp.cumsum(p, -1), 0), p.ndim - 1)
-
-
-def _first_above(sums: jax.Array, start: jax.Array, size: int, u: jax.Array) -> jax.Array:
-    """The first index in [start, start + size) whose sum is above u times their last, [..., n]."""
-    level = u * jnp.take_along_axis(sums, start + size - 1, -1)  # Below the last, as u < 1.
-    low, high = start, start + size - 1
-    for _ in range(math.ceil(math.log2(size))):
-        middle = (low + high) // 2
-        is_above = jnp.take_along_axis(sums, middle, -1) > level
-        low, high = jnp.where(is_above, low, middle + 1), jnp.where(is_above, middle, high)
-    return low

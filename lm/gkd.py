@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 
 from kullback.core import regularizers, types
-from kullback.lm import distillation, gemma, tuning
+from kullback.lm import distillation, distillation_targets, gemma, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,14 @@ class Config:
     # not do: sampling is most of a step's time. What is logged as sample_age is their age.
     max_age: int = 0
     temperature: float = 1.0  # Divides both logits inside D; sampling has its own, which is 1.
+    # What D sees of the teacher: "full"; num_targets tokens that are drawn from it, by either
+    # reading of Gemma 3 ("set", "counts"); its num_targets most probable ones and a tail ("top-k").
+    targets: distillation_targets.Choice = "full"
+    num_targets: int = 256  # Gemma 3's.
     learning: tuning.Config = tuning.Config()
 
     def __post_init__(self) -> None:
-        self.token_divergence()
+        self.token_loss()
         if self.mixture().student_fraction > 0 and self.learning.pack:
             raise ValueError(
                 f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "
@@ -48,9 +52,19 @@ class Config:
         kind, _, f = self.divergence.partition("-")
         return f if kind == "fenchel_young" else "kl"
 
-    def token_divergence(self) -> distillation.TokenLoss:
-        """D, of logits of the student and of the teacher, [n, V] -> [n]."""
-        return distillation.named(self.divergence, self.temperature)
+    def token_divergence(
+        self, teacher_divergence: regularizers.Divergence = regularizers.kl
+    ) -> distillation.TokenLoss:
+        """D of all the vocabulary, of logits of the student and of the teacher, [n, V] -> [n]."""
+        return distillation.named(self.divergence, self.temperature, teacher_divergence)
+
+    def token_loss(
+        self, teacher_divergence: regularizers.Divergence = regularizers.kl
+    ) -> distillation_targets.RandomLoss:
+        """What is learnt by, of logits of the student and of the teacher and keys."""
+        return distillation_targets.loss(
+            self.targets, self.num_targets, self.divergence, self.temperature, teacher_divergence
+        )
 
     def mixture(self) -> tuning.Mixture:
         """Whose sequences are learnt from."""
@@ -71,14 +85,39 @@ def offline_presets(family: str) -> Config:
     return Config(student_fraction=0.0)
 
 
-def make(model: gemma.Model, teacher: gemma.Model, config: Config | None = None) -> types.Agent:
-    """GKD of `model`; the learner's `constants` are the teacher's parameters."""
-    config = config or Config()
-    divergence = config.token_divergence()
+def make(
+    model: gemma.Model,
+    teacher: gemma.Model,
+    config: Config | None = None,
+    *,
+    teacher_divergence: regularizers.Divergence = regularizers.kl,
+) -> types.Agent:
+    """GKD of `model`; the learner's `constants` are the teacher's parameters.
 
-    def token_loss(logits: jax.Array, labels: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+    Args:
+      model: the student.
+      teacher: of the same tokens.
+      config: hyper-parameters.
+      teacher_divergence: f of the operator that the teacher was trained with.
+
+    Raises:
+      ValueError: for a divergence that the teacher's operator makes infinite, or more targets than
+        there are tokens.
+    """
+    config = config or Config()
+    vocab_size = model.config.vocab_size
+    if config.targets == "top-k" and config.num_targets >= vocab_size:
+        raise ValueError(
+            f"num_targets must be < {vocab_size}, the vocabulary, got {config.num_targets}; "
+            "targets=full compares all"
+        )
+    divergence = config.token_loss(teacher_divergence)
+
+    def token_loss(
+        logits: jax.Array, labels: jax.Array, keys: jax.Array, teacher_logits: jax.Array
+    ) -> jax.Array:
         del labels  # The teacher says what should follow.
-        return divergence(logits, teacher_logits)
+        return divergence(logits, teacher_logits, keys)
 
     return tuning.make(
         token_loss,
@@ -88,4 +127,5 @@ def make(model: gemma.Model, teacher: gemma.Model, config: Config | None = None)
         teacher=teacher,
         mixture=config.mixture(),
         divergence=regularizers.named(config.operator),
+        teacher_divergence=teacher_divergence,
     )

@@ -106,9 +106,11 @@ class Config:
         """Name of f of the policy's operator: softmax."""
         return "kl"
 
-    def token_divergence(self) -> distillation.TokenLoss:
+    def token_divergence(
+        self, teacher_divergence: regularizers.Divergence = regularizers.kl
+    ) -> distillation.TokenLoss:
         """D, of logits of the student and of the teacher, [n, V] -> [n]."""
-        return distillation.named(self.divergence)
+        return distillation.named(self.divergence, teacher_divergence=teacher_divergence)
 
 
 class _Part(NamedTuple):
@@ -132,6 +134,7 @@ def make(
     teacher: gemma.Model | None = None,
     config: Config | None = None,
     *,
+    teacher_divergence: regularizers.Divergence = regularizers.kl,
     algorithm: Any = None,
 ) -> types.Agent:
     """REINFORCE of `model`.
@@ -146,6 +149,7 @@ def make(
       model: the policy.
       teacher: of the combined objective; needed where distillation_weight > 0.
       config: hyper-parameters.
+      teacher_divergence: f of the operator that the teacher was trained with.
       algorithm: what is saved as the agent's configuration; None is `config`.
 
     Raises:
@@ -157,7 +161,8 @@ def make(
             f"distillation_weight={c.distillation_weight} "
             + ("has no use for a teacher" if teacher else "> 0 needs a teacher")
         )
-    divergence, has_value = c.token_divergence(), c.baseline == VALUE
+    divergence = c.token_divergence(teacher_divergence)
+    has_value = c.baseline == VALUE
     of_frozen = functools.partial(
         log_probabilities, model, temperature=c.temperature, chunk=c.learning.chunk
     )

@@ -39,7 +39,8 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
     config = config or Config()
     divergence = regularizers.named(config.divergence)
 
-    def token_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    def token_loss(logits: jax.Array, labels: jax.Array, keys: jax.Array) -> jax.Array:
+        del keys  # Nothing is random in this loss.
         return regularizers.loss(logits, labels, divergence)
 
     return tuning.make(token_loss, model, config.learning, algorithm=config, divergence=divergence)

@@ -16,7 +16,8 @@ from kullback.core import learners, regularizers, types
 from kullback.environments import tokens
 from kullback.lm import batches, chunked, data, distillation, gemma, policy
 
-# (logits of the student [n, V], token ids [n], logits of the teacher [n, V] or nothing) -> [n].
+# (logits of the student [n, V], token ids [n], keys [n], logits of the teacher [n, V] or nothing)
+# -> [n].
 TokenLoss = Callable[..., jax.Array]
 
 TOP_K = 16  # Of the teacher's tokens: how much of its mass they hold is a metric.
@@ -92,6 +93,7 @@ def make(
     teacher: gemma.Model | None = None,
     mixture: Mixture | None = None,
     divergence: regularizers.Divergence = regularizers.kl,
+    teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> types.Agent:
     """Returns the agent that learns by the mean of `token_loss` over answers.
 
@@ -104,9 +106,12 @@ def make(
         needs none.
       mixture: whose sequences are learnt from; None is the data set's alone.
       divergence: f of the student's operator, with which it samples.
+      teacher_divergence: f of the teacher's.
     """
 
-    def measure(logits: jax.Array, labels: jax.Array, *teacher_logits: jax.Array) -> Any:
+    def measure(
+        logits: jax.Array, labels: jax.Array, keys: jax.Array, *teacher_logits: jax.Array
+    ) -> Any:
         """Losses of a chunk, [n], and its metrics, [n] each."""
         frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
         # No argmax, which XLA computes with one thread: a tie counts as right.
@@ -117,15 +122,19 @@ def make(
         }
         for of_teacher in teacher_logits:
             k = min(TOP_K, of_teacher.shape[-1])
-            best = jax.lax.top_k(jax.nn.softmax(of_teacher.astype(jnp.float32)), k)[0]
+            p = regularizers.softargmax(of_teacher, teacher_divergence)
+            best = jax.lax.top_k(p, k)[0]
             found[f"teacher_top_{TOP_K}"] = jnp.sum(best, -1)
-        return token_loss(logits, labels, *teacher_logits), found
+        return token_loss(logits, labels, keys, *teacher_logits), found
 
     def part_loss(
-        params: types.Params, constants: Any, part: tuple[batches.Sequences, Any], total: jax.Array
+        params: types.Params,
+        constants: Any,
+        part: tuple[batches.Sequences, jax.Array, jax.Array],
+        total: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """What a micro-batch adds to the loss, and the metrics of its sequences."""
-        rows, weights = part
+        rows, weights, keys = part
         sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
         inputs = rows.tokens, rows.positions, rows.segments
         features = [model.features(params, *inputs)]  # [B, T, D]
@@ -144,6 +153,7 @@ def make(
             shares.reshape(-1),
             heads[0],
             labels.reshape(-1),
+            keys.reshape(-1),
             *heads[1:],
             chunk=config.chunk,
             is_answer=is_answer.reshape(-1),
@@ -163,12 +173,13 @@ def make(
         key: types.Key,
         constants: Any,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del targets, key  # No target tree, and nothing is random in this loss.
+        del targets  # There is no target tree.
+        keys = jax.random.split(key, batch.data.is_answer[:, 1:].shape)  # A token's.
         total = distillation.loss_total(batch.data.is_answer[:, 1:], config.reduction)
         value, metrics = in_parts(
             lambda params, part: part_loss(params, constants, part, total),
             params,
-            (batch.data, batch.weights),
+            (batch.data, batch.weights, keys),
             config.micro_batches,
         )
         return value, (aux, types.Feedback(metrics))

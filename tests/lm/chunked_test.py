@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kullback.core import regularizers as reg
-from kullback.lm import chunked, distillation
+from kullback.lm import chunked, distillation, distillation_targets
 
 N, D, V = 10, 4, 7
 
@@ -28,8 +28,8 @@ WEIGHTS = jnp.asarray(np.random.default_rng(2).normal(size=N), jnp.float32)
 IS_ANSWER = jnp.asarray([0, 1, 1, 0, 0, 1, 0, 1, 0, 0], bool)
 LOSSES = {
     "labels": functools.partial(reg.loss, divergence=reg.kl),
-    "sparse": distillation.sparse_cross_entropy,
-    "top_k": distillation.top_k_loss(reg.reverse_kl),
+    "sparse": distillation_targets.sparse_cross_entropy,
+    "top_k": distillation_targets.top_k_loss(reg.reverse_kl),
     "kl": distillation.named("kl"),
     "jsd-0.5": distillation.named("jsd-0.5"),
     "fenchel_young": distillation.named("fenchel_young-alpha-1.5"),
@@ -44,9 +44,9 @@ def target_of(name: str):
     if name == "labels":
         target = jnp.argmax(logits, -1)
     elif name == "sparse":
-        target = distillation.sampled_targets(jax.random.key(0), log_probs, 3)
+        target = distillation_targets.sampled_targets(jax.random.key(0), log_probs, 3)
     elif name == "top_k":
-        target = distillation.top_k_targets(log_probs, 2)
+        target = distillation_targets.top_k_targets(log_probs, 2)
     else:
         return chunked.Head(unembed, embedding, features), logits
     return target, target
@@ -143,7 +143,7 @@ def test_trees_of_several_targets():
 
     def losses(logits, teacher_logits, labels, keys):
         log_p = jax.nn.log_softmax(teacher_logits)
-        draw = lambda key, log_p: distillation.sampled_targets(key, log_p, 3)  # noqa: E731
+        draw = lambda key, log_p: distillation_targets.sampled_targets(key, log_p, 3)  # noqa: E731
         return {
             "labels": LOSSES["labels"](logits, labels),
             "targets": jax.vmap(draw)(keys, log_p),

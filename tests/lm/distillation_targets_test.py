@@ -1,4 +1,4 @@
-"""Tests of the targets of lm/distillation.py that hold few of a teacher's tokens."""
+"""Tests of targets that hold a few of a teacher's tokens."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kullback.core import regularizers as reg
-from kullback.lm import distillation
+from kullback.lm import distillation, distillation_targets
 
 DIVERGENCES = {
     "kl": reg.kl,
@@ -33,15 +33,15 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return np.exp(x - np.logaddexp.reduce(x, axis=-1, keepdims=True))
 
 
-sampled_targets = jax.jit(distillation.sampled_targets, static_argnums=(2, 3, 4))
-sparse_cross_entropy = jax.jit(distillation.sparse_cross_entropy)
+sampled_targets = jax.jit(distillation_targets.sampled_targets, static_argnums=(2, 3, 4))
+sparse_cross_entropy = jax.jit(distillation_targets.sparse_cross_entropy)
 
 
 def numpy(targets: Any) -> Any:
     return jax.tree.map(np.asarray, targets)
 
 
-def dense(targets: distillation.SparseTargets, vocab_size: int) -> np.ndarray:
+def dense(targets: distillation_targets.SparseTargets, vocab_size: int) -> np.ndarray:
     """The distributions of N rows as [N, V]."""
     result = np.zeros((len(targets.ids), vocab_size))
     rows = np.arange(len(result))[:, None]
@@ -104,11 +104,11 @@ def test_all_tokens_without_replacement_are_full_cross_entropy():
 
 
 @pytest.mark.parametrize("reading", ["set", "counts"])
-def test_a_certain_teacher_is_a_label(reading: distillation.Reading):
+def test_a_certain_teacher_is_a_label(reading: distillation_targets.Reading):
     student, label = random_logits(15, 9), 4
     log_p = np.where(np.arange(9) == label, 0.0, -np.inf)
     targets = sampled_targets(jax.random.key(0), log_p, 5, reading)
-    value, gradient = jax.jit(jax.value_and_grad(distillation.sparse_cross_entropy))(
+    value, gradient = jax.jit(jax.value_and_grad(distillation_targets.sparse_cross_entropy))(
         student, targets
     )
     np.testing.assert_allclose(value, -np.log(softmax(student))[label], rtol=1e-12)
@@ -141,7 +141,7 @@ def test_cumulative_sums_never_fall_and_are_level_where_there_is_nothing():
     rng = np.random.default_rng(0)
     p = np.exp(2 * rng.normal(size=(64, 512))).astype(np.float32)
     p[rng.random(p.shape) < 0.3] = 0  # Plain sums fall at 33 places of these, by a digit.
-    sums = np.asarray(distillation._cumulative(jnp.asarray(p)))
+    sums = np.asarray(distillation_targets._cumulative(jnp.asarray(p)))
     steps = np.diff(sums, axis=-1)
     assert np.all(steps >= 0) and np.all(steps[p[:, 1:] == 0] == 0)
     np.testing.assert_allclose(sums, np.cumsum(p, -1, np.float64), rtol=1e-5)
@@ -157,23 +157,23 @@ def test_rows_draw_independently():
 def test_wrong_samples_are_refused():
     log_p, key = jnp.zeros(4), jax.random.key(0)
     with pytest.raises(ValueError, match="num_samples must be >= 1, got 0"):
-        distillation.sampled_targets(key, log_p, 0)
+        distillation_targets.sampled_targets(key, log_p, 0)
     with pytest.raises(ValueError, match="<= 4 without replacement, got 5"):
-        distillation.sampled_targets(key, log_p, 5, replacement=False)
+        distillation_targets.sampled_targets(key, log_p, 5, replacement=False)
     with pytest.raises(ValueError, match="draws with replacement"):
-        distillation.sampled_targets(key, log_p, 3, "counts", replacement=False)
+        distillation_targets.sampled_targets(key, log_p, 3, "counts", replacement=False)
     with pytest.raises(ValueError, match="counts, set"):
-        distillation.sampled_targets(key, log_p, 3, "all")  # pyright: ignore[reportArgumentType]
+        distillation_targets.sampled_targets(key, log_p, 3, "all")  # pyright: ignore[reportArgumentType]
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"k must be >= 1 and < 4, got {k}"):
-            distillation.top_k_targets(log_p, k)
+            distillation_targets.top_k_targets(log_p, k)
 
 
 @pytest.mark.parametrize("name", list(DIVERGENCES))
 def test_top_k_with_a_tail(name: str):
     student, teacher = random_logits(16, 2, 6, 9)
-    targets = distillation.top_k_targets(jnp.log(softmax(teacher)), 3)
-    loss = distillation.top_k_loss(DIVERGENCES[name])
+    targets = distillation_targets.top_k_targets(jnp.log(softmax(teacher)), 3)
+    loss = distillation_targets.top_k_loss(DIVERGENCES[name])
 
     @jax.jit
     def value_and_gradient(student):
@@ -197,8 +197,8 @@ def test_top_k_with_a_tail(name: str):
 def test_a_tail_below_rounding_stays_finite(name: str):
     teacher, student = np.array([[30.0, 29.0, 0, 0], [0.0, 1.0, 1, 40]], np.float32)
     with jax.enable_x64(False):
-        targets = distillation.top_k_targets(jnp.log(softmax(teacher)), 2)
-        evaluate = jax.jit(jax.value_and_grad(distillation.top_k_loss(DIVERGENCES[name])))
+        targets = distillation_targets.top_k_targets(jnp.log(softmax(teacher)), 2)
+        evaluate = jax.jit(jax.value_and_grad(distillation_targets.top_k_loss(DIVERGENCES[name])))
         for logits in (teacher, student):
             value, gradient = evaluate(logits, targets)
             assert np.isfinite(value) and np.all(np.isfinite(gradient))

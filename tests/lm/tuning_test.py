@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from kullback.core import regularizers, types
 from kullback.lm import batches, gemma, gkd, sft, tuning
@@ -166,6 +167,52 @@ def test_gkd_learns_from_its_teacher(name):
     del state
 
 
+@pytest.mark.parametrize("targets", ["set", "counts", "top-k"])
+@pytest.mark.slow
+def test_gkd_learns_from_a_few_of_its_teachers_tokens(targets):
+    def after(**settings: Any) -> types.LearnerState:
+        config = gkd.Config(targets=targets, learning=LEARNING, **settings)
+        return step(gkd.make(MODEL, MODEL, config), rows(), params(1))[0]
+
+    few, same, more = (after(num_targets=n) for n in (4, 4, 9))
+    jax.tree.map(np.testing.assert_array_equal, few.params, same.params)
+    gap = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), few.params, more.params)
+    assert max(jax.tree.leaves(gap)) > 1e-6, "the number of targets counts"
+
+
+@pytest.mark.slow
+def test_all_of_the_targets_are_the_whole_loss():
+    # Without replacement of nothing: with the top V - 1 and the tail, KL is that of all of V.
+    vocab_size = MODEL.config.vocab_size
+    whole = gkd.Config(learning=LEARNING)
+    top = gkd.Config(targets="top-k", num_targets=vocab_size - 1, learning=LEARNING)
+    losses = [
+        step(gkd.make(MODEL, MODEL, c), rows(), params(1))[1].metrics["loss"] for c in (whole, top)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sparse_teacher_is_read_by_its_own_operator():
+    alpha = regularizers.named("alpha-1.5")
+    teacher = jax.tree.map(lambda x: 3.0 * x, params(1))
+    config = gkd.Config(learning=LEARNING)
+    agent = gkd.make(MODEL, MODEL, config, teacher_divergence=alpha)
+    found = step(agent, rows(), teacher)[1].metrics
+    r = rows().data
+    p, q = (
+        regularizers.softargmax(MODEL.apply(x, r.tokens, r.positions, r.segments)[:, :-1], f)
+        for x, f in ((teacher, alpha), (params(0), regularizers.kl))
+    )
+    assert np.any(np.asarray(p) == 0)
+    per_token = np.sum(scipy.special.rel_entr(np.asarray(p), np.asarray(q)), -1)
+    is_answer = r.is_answer[:, 1:]
+    means = np.sum(np.where(is_answer, per_token, 0), 1) / np.sum(is_answer, 1)
+    np.testing.assert_allclose(np.mean(found["loss"]), np.mean(means), rtol=1e-4)
+    with pytest.raises(ValueError, match="reverse_kl is infinite where the teacher"):
+        gkd.make(MODEL, MODEL, gkd.Config(divergence="reverse_kl"), teacher_divergence=alpha)
+
+
 @pytest.mark.parametrize(("name", "f"), [("reverse_kl", "kl"), ("fenchel_young-gan", "gan")])
 @pytest.mark.slow
 def test_a_student_samples_by_the_operator_of_its_loss(name: str, f: str):
@@ -212,6 +259,12 @@ def test_the_teacher_gets_no_gradient():
     [
         (lambda: tuning.Config(batch_size=4, micro_batches=3), "micro_batches=3 must divide"),
         (lambda: tuning.Config(chunk=0), "chunk must be >= 1, got 0"),
+        (lambda: gkd.Config(targets="set", divergence="jsd-0.5"), "got 'jsd-0.5'; targets=top-k"),
+        (lambda: gkd.Config(targets="top-k", num_targets=0), "num_targets must be >= 1, got 0"),
+        (
+            lambda: gkd.make(MODEL, MODEL, gkd.Config(targets="top-k", num_targets=999)),
+            "num_targets must be < [0-9]*, the vocabulary, got 999",
+        ),
         (lambda: tuning.Config(learning_rate=0.0), "learning_rate must be > 0"),
         (lambda: tuning.Config(warmup_steps=-1), "warmup_steps must be >= 0"),
         (lambda: gkd.Config(student_fraction=1.5), "student_fraction must lie in"),

@@ -1,0 +1,210 @@
+"""Targets at a few of a teacher's tokens: drawn from it, or its most probable ones.
+
+Sampled teacher logits as in Gemma 3, https://arxiv.org/abs/2503.19786, and Anshumann et al.,
+"Sparse logit sampling", 2025, https://arxiv.org/abs/2503.16870.
+
+Shape letters: V vocabulary, K sampled or kept tokens; "..." are any leading axes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kullback.core import regularizers as reg
+from kullback.lm import distillation
+
+Reading = Literal["set", "counts"]
+Choice = Literal["full", "set", "counts", "top-k"]  # Of a learner; full is all of the vocabulary.
+# (logits of the student, logits of the teacher, keys), [n, ...] each -> [n].
+RandomLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class SparseTargets(NamedTuple):
+    """A distribution over a few tokens; an id may occur twice, and its probabilities add."""
+
+    ids: jax.Array  # int32, [..., K].
+    probabilities: jax.Array  # [..., K], sum 1 over K.
+
+
+class TopKTargets(NamedTuple):
+    """A distribution's K most probable tokens, each once; what they lack of 1 is the tail."""
+
+    ids: jax.Array  # int32, [..., K].
+    log_probs: jax.Array  # [..., K], not renormalised.
+
+
+def loss(
+    choice: Choice,
+    num_targets: int,
+    divergence: str,
+    temperature: float = 1.0,
+    teacher_divergence: reg.Divergence = reg.kl,
+) -> RandomLoss:
+    """Loss of student logits against what is kept of the teacher's, by name.
+
+    Args:
+      choice: "full" compares all of the vocabulary (`distillation.named`); "set" and "counts" draw
+        targets (`sampled_targets`), against which the loss is cross-entropy; "top-k" keeps the most
+        probable (`top_k_loss`).
+      num_targets: K >= 1; of no account if "full".
+      divergence: D, of `distillation.LOSSES`; "kl" for drawn targets, any but a Fenchel-Young loss
+        for the top K.
+      temperature: > 0, divides both logits.
+      teacher_divergence: f of the operator that makes the teacher's probabilities.
+
+    Raises:
+      ValueError: for another choice, or a divergence that does not go with it.
+    """
+    distillation.check_choice("targets", choice, Choice)
+    if choice == "full":
+        plain = distillation.named(divergence, temperature, teacher_divergence)
+        return lambda student, teacher, keys: plain(student, teacher)
+    distillation.check_temperature(temperature)
+    if num_targets < 1:
+        raise ValueError(f"num_targets must be >= 1, got {num_targets}; Gemma 3 takes 256")
+    if choice != "top-k" and divergence != "kl":
+        raise ValueError(
+            f"drawn targets are learnt by cross-entropy, divergence=kl, got {divergence!r}; "
+            "targets=top-k and full take others"
+        )
+    of_top = top_k_loss(distillation.token_divergence(divergence))
+
+    def compare(student: jax.Array, teacher: jax.Array, keys: jax.Array) -> jax.Array:
+        theta = reg.promote(student) / temperature
+        log_p = reg.log_softargmax(reg.promote(teacher) / temperature, teacher_divergence)
+        if choice == "top-k":
+            return of_top(theta, top_k_targets(log_p, num_targets))
+        # One key for the tokens of a chunk, whose draws are independent.
+        return sparse_cross_entropy(theta, sampled_targets(keys[0], log_p, num_targets, choice))
+
+    return compare
+
+
+def sampled_targets(
+    key: jax.Array,
+    teacher_log_probs: jax.Array,
+    num_samples: int,
+    reading: Reading = "set",
+    replacement: bool = True,
+) -> SparseTargets:
+    """Targets at tokens that are drawn from the teacher (Gemma 3: 256 a position).
+
+    "set" is what the report's words say: the teacher's probabilities at the tokens drawn,
+    renormalised; it favours the head. "counts" gives each draw 1 / K, so that the expected target
+    is the teacher's distribution, and the expected gradient that of full cross-entropy.
+
+    Args:
+      key: typed key.
+      teacher_log_probs: [..., V].
+      num_samples: K >= 1.
+      reading: "set" or "counts".
+      replacement: False draws K distinct tokens ("set" only, K <= V; K = V is all of them).
+
+    Raises:
+      ValueError: for another reading or number of samples.
+    """
+    distillation.check_choice("reading", reading, Reading)
+    vocab_size = teacher_log_probs.shape[-1]
+    if num_samples < 1 or (not replacement and num_samples > vocab_size):
+        most = "" if replacement else f" and <= {vocab_size} without replacement"
+        raise ValueError(f"num_samples must be >= 1{most}, got {num_samples}; Gemma 3 takes 256")
+    log_p = reg.promote(teacher_log_probs)
+    if replacement:
+        ids = _draw(key, jnp.exp(log_p), num_samples)
+    elif reading == "counts":
+        raise ValueError('reading "counts" draws with replacement; use "set", or replacement=True')
+    else:
+        # Gumbel's top k are K draws without replacement.
+        noise = jax.random.gumbel(key, log_p.shape, log_p.dtype)
+        ids = jax.lax.top_k(log_p + noise, num_samples)[1]
+    if reading == "counts":
+        return SparseTargets(ids, jnp.full(ids.shape, 1 / num_samples, log_p.dtype))
+    ids = jnp.sort(ids, -1)
+    is_first = jnp.concatenate(
+        [jnp.ones_like(ids[..., :1], bool), ids[..., 1:] != ids[..., :-1]], -1
+    )
+    drawn = jnp.where(is_first, jnp.take_along_axis(log_p, ids, -1), -jnp.inf)
+    return SparseTargets(ids, jax.nn.softmax(drawn))
+
+
+def sparse_cross_entropy(logits: jax.Array, targets: SparseTargets) -> jax.Array:
+    """Cross-entropy of logits [..., V] (over all of V) against sparse targets, [...].
+
+    ln sum_v exp(z_v) - sum_k t_k z(id_k); the gradient is softmax(z) less the targets.
+    """
+    logits = reg.promote(logits)
+    at_ids = jnp.take_along_axis(logits, targets.ids, -1)  # [..., K]
+    t = jax.lax.stop_gradient(targets.probabilities)
+    return jax.nn.logsumexp(logits, -1) - jnp.sum(jnp.where(t > 0, t * at_ids, 0), -1)
+
+
+def top_k_targets(teacher_log_probs: jax.Array, k: int) -> TopKTargets:
+    """The K most probable tokens of [..., V]; 1 <= K < V, else ValueError."""
+    vocab_size = teacher_log_probs.shape[-1]
+    if not 1 <= k < vocab_size:
+        raise ValueError(
+            f"k must be >= 1 and < {vocab_size}, got {k}; all tokens leave no tail: "
+            "use the divergence of the full distributions"
+        )
+    log_probs, ids = jax.lax.top_k(reg.promote(teacher_log_probs), k)
+    return TopKTargets(ids, log_probs)
+
+
+def top_k_loss(
+    divergence: distillation.TokenDivergence,
+) -> Callable[[jax.Array, TopKTargets], jax.Array]:
+    """Loss of student logits [..., V] against the teacher's top K, over K tokens and a tail.
+
+    All other tokens are one: K + 1 classes on both sides, so that it is a divergence (>= 0), never
+    more than that of all V, and a student gains nothing by moving its mass out of the K.
+    """
+
+    def loss(student_logits: jax.Array, targets: TopKTargets) -> jax.Array:
+        log_p = reg.promote(jax.lax.stop_gradient(targets.log_probs))  # [..., K]
+        # Rounding may bring K probabilities to 1 or above: a tail of 0 has no logarithm.
+        mass = jnp.minimum(jax.nn.logsumexp(log_p, -1, keepdims=True), -jnp.finfo(log_p.dtype).eps)
+        log_p = jnp.concatenate([log_p, jnp.log(-jnp.expm1(mass))], -1)  # [..., K+1]
+        log_q = jax.nn.log_softmax(reg.promote(student_logits))  # [..., V]
+        at_ids = jnp.take_along_axis(log_q, targets.ids, -1)
+        # Not 1 - sum: that loses the tail's digits, and its gradient.
+        rest = jnp.put_along_axis(log_q, targets.ids, -jnp.inf, -1, inplace=False)
+        tail = jax.nn.logsumexp(rest, -1, keepdims=True)
+        return divergence(log_p, jnp.concatenate([at_ids, tail], -1))
+
+    return loss
+
+
+def _draw(key: jax.Array, p: jax.Array, num: int) -> jax.Array:
+    """`num` draws with replacement from p [..., V], int32 [..., num], by inverse CDF.
+
+    In two levels of some sqrt(V) classes: one cumulative sum over V would round small tokens away.
+    """
+    vocab_size = p.shape[-1]
+    size = math.isqrt(vocab_size - 1) + 1
+    num_blocks = -(-vocab_size // size)
+    padding = [(0, 0)] * (p.ndim - 1) + [(0, num_blocks * size - vocab_size)]
+    within = _cumulative(jnp.pad(p, padding).reshape(*p.shape[:-1], num_blocks, size))
+    blocks = _cumulative(within[..., -1])  # [..., num_blocks]
+    u = jax.random.uniform(key, (2, *p.shape[:-1], num), p.dtype)
+    block = _first_above(blocks, jnp.zeros(u.shape[1:], jnp.int32), num_blocks, u[0])
+    return _first_above(within.reshape(*p.shape[:-1], -1), block * size, size, u[1])
+
+
+def _cumulative(p: jax.Array) -> jax.Array:
+    """Cumulative sums, never falling, and level where p is 0: such a class is never drawn."""
+    # XLA adds in parallel, so that a sum may be a digit below or above the one before it.
+    return jax.lax.cummax(jnp.where(p > 0, jnp.cumsum(p, -1), 0), p.ndim - 1)
+
+
+def _first_above(sums: jax.Array, start: jax.Array, size: int, u: jax.Array) -> jax.Array:
+    """The first index in [start, start + size) whose sum is above u times their last, [..., n]."""
+    level = u * jnp.take_along_axis(sums, start + size - 1, -1)  # Below the last, as u < 1.
+    low, high = start, start + size - 1
+    for _ in range(math.ceil(math.log2(size))):
+        middle = (low + high) // 2
+        is_above = jnp.take_along_axis(sums, middle, -1) > level
+        low, high = jnp.where(is_above, low, middle + 1), jnp.where(is_above, middle, high)
+    return low
