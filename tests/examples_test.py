@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import tomllib
 import types
 
 import jax
@@ -10,7 +11,8 @@ import pytest
 
 from kullback import experiments
 from kullback.environments import toy
-from kullback.experiments import run_folder
+from kullback.experiments import run_folder, sweep_plan
+from kullback.experiments.reproductions import munchausen_atari
 
 
 def example(root: pathlib.Path, name: str) -> types.ModuleType:
@@ -78,3 +80,28 @@ def test_custom_loss(root: pathlib.Path, tmp_path: pathlib.Path):
     # Online values choose action 0, which the target values hold to be worth 10: 1 + 0.5 * 10.
     online, target = np.array([3.0, 1.0]), np.array([10.0, 20.0])
     assert module.double_dqn_target(1.0, 0.5, online, target) == 6
+
+
+def configurations(root: pathlib.Path, name: str) -> list[sweep_plan.Configuration]:
+    text = (root / "examples" / f"{name}.toml").read_text()
+    return sweep_plan.configurations(tomllib.loads(text))
+
+
+def test_the_sweep_is_what_its_comment_says(root: pathlib.Path):
+    found = configurations(root, "sweep")
+    by_agent = [sum(made.fields["agent"] == agent for made in found) for agent in ("dqn", "m-dqn")]
+    assert by_agent == [2 * 2, 2 * 2 * 3] and len(found) == sum(by_agent)
+    assert {made.seeds for made in found} == {tuple(range(5))}
+    assert all(sweep_plan.check(made) for made in found), "one program for all seeds"
+
+
+def test_the_benchmark_on_atari_is_that_of_the_reproduction(root: pathlib.Path):
+    found = configurations(root, "munchausen_atari")
+    plans = [made.plan(made.seeds) for made in found]
+    asked = {(plan.agent, plan.environment, plan.num_seeds, plan.steps) for plan in plans}
+    arms = munchausen_atari.Config(full=True).arms()
+    assert asked == {(arm.agent, arm.environment, arm.seeds, arm.steps) for arm in arms}
+    assert len(found) == len(arms) == 6 * 60
+    for made in found:
+        if made.fields["environment"] == "atari/pong":
+            assert not sweep_plan.check(made), "a program for each seed"
