@@ -34,7 +34,10 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray has a class for each way to find no cluster.
             first = str(error).strip().splitlines()[0]
-            raise ValueError(f"no Ray cluster at {address!r}: {first}") from error
+            raise ValueError(
+                f"no Ray cluster at {address!r}: {first}; one that wants its token, which Ray "
+                "reads for 'auto' alone, needs RAY_AUTH_MODE=token here"
+            ) from error
     threads = max(run["threads"] for run in checked["runs"])
     num_gpus = int(checked["platform"] == "gpu")
     sizes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
@@ -44,7 +47,9 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
             f"{max(sizes, default=0):g}; set threads in the file"
         )
     # A machine that is lost takes nothing with it: the task starts again and its run goes on.
-    task = ray.remote(num_gpus=num_gpus, max_retries=3)(sweep_worker.work)
+    # A worker whose sweep is gone would kill what it started, before that has saved.
+    left = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
+    task = ray.remote(num_gpus=num_gpus, max_retries=3, runtime_env=left)(sweep_worker.work)
 
     def start(job: Job, running: Mapping[Job, Any]) -> Any:
         return task.options(num_cpus=job.threads, name=job.name).remote(job, {})

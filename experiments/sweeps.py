@@ -86,7 +86,9 @@ def sweep(
     try:
         failures = _drive(todo, finished, workers, quiet)
     except KeyboardInterrupt as error:
-        again = f"kullback sweep {name} --out {folder}" if name else "the same call"
+        flags = {"--out": folder, "--jobs": jobs, "--ray": ray}
+        given = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+        again = " ".join(["kullback sweep", name, *given]) if name else "the same call"
         raise KeyboardInterrupt(f"interrupted, and saved; go on with: {again}") from error
     if failures:
         lines = [f"{job.name}: {outcome.error} (log: {job.log})" for job, outcome in failures]

@@ -74,7 +74,9 @@ def write(
         ours: list[dict[str, Any]] = []
         for family in families:
             found = compared[family.name]
-            lines, rows = _family(written, family, found, score, baseline, denominator)
+            lines, rows = _family(
+                *(written, family, found, score, baseline, denominator), is_asked=steps is not None
+            )
             for line in lines:
                 say(line)
             ours.extend(_beside_published(family, found, rows))
@@ -128,8 +130,12 @@ def _family(
     kind: str,
     baseline: str | None,
     denominator: str,
+    is_asked: bool,
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """Adds a family's section; returns lines to say and rows of human-normalised aggregates."""
+    """Adds a family's section; returns lines to say and rows of human-normalised aggregates.
+
+    `is_asked` says whether the number of steps was given, or found.
+    """
     colour = figures.colours(family.labels)
     out.section(family.title)
     lines = sections.seeds(out, family)
@@ -137,9 +143,14 @@ def _family(
         cut = [s for s in one.used if s.last > one.steps]
         if cut:
             where = f" on {cut[0].environment}" if family.name not in collect.AGGREGATED else ""
-            text = f"scores{where} are read after {one.steps:,} steps, the most that all have done"
+            reason = "as asked for" if is_asked else "the most that all have done"
+            text = f"scores{where} are read after {one.steps:,} steps, {reason}"
             lines.append(f"cut: {text}")
-            out.warning(f"Of runs of different lengths, {text}.", _lengths(one.used))
+            later = " --steps N reads them later, and leaves out what has done less."
+            out.warning(
+                f"Of runs of different lengths, {text}.{'' if is_asked else later}",
+                _lengths(one.used),
+            )
         if one.left_out:
             out.warning("Some seeds are not among the scores.", one.left_out)
             lines.extend(f"left out: {text}" for text in one.left_out)

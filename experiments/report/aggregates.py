@@ -128,6 +128,7 @@ def _scale(
 ) -> list[dict[str, Any]]:
     """Statistics, profile and sample efficiency on one scale."""
     games, stem = scale.games, f"{family.name}-{scale.name}"
+    unit = scale.unit[0].lower() + scale.unit[1:]  # Within a line.
     which = set_of(games, family.title)
     normalised = {
         label: [scale.normalise(game, compared.scores[label][game]) for game in games]
@@ -164,7 +165,7 @@ def _scale(
     profiles = {label: statistics.profile(normalised[label], thresholds) for label in normalised}
     out.figure(
         f"{stem}-profile",
-        figures.profiles(thresholds, profiles, colour, which, scale.unit),
+        figures.profiles(thresholds, profiles, colour, which, unit),
         f"Performance profile: fraction of runs above a threshold. {where}.",
         [
             {"agent": label, "threshold": t, "fraction": statistics.Estimate(*one)}
@@ -176,7 +177,7 @@ def _scale(
     if curves:
         out.figure(
             f"{stem}-sample-efficiency",
-            figures.curves(curves, colour, which, f"IQM, {scale.unit}", "agent steps"),
+            figures.curves(curves, colour, which, f"IQM, {unit}", "agent steps"),
             f"Sample efficiency: IQM at each checkpoint. {scale.unit}, {which}.",
             figures.rows(curves, "IQM"),
         )
@@ -245,7 +246,7 @@ def _chances(
     out.heading(f"Probability of improvement, {counted(games)}")
     out.figure(f"{family.name}-improvement", figures.chances(found, colour, which), caption)
     rows = [{"agent": x, "over": y, "probability": one} for (x, y), one in found.items()]
-    out.table(f"{family.name}-improvement", rows, caption)
+    out.table(f"{family.name}-improvement", rows, "The same, as numbers.")
 
 
 def _improvements(

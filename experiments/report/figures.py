@@ -4,7 +4,7 @@ What is drawn is in a CSV of the same name: each function takes numbers and give
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -53,7 +53,9 @@ def curves(
             axes.plot(steps, values, color=colour[label], alpha=0.25, linewidth=0.7)
         low, high = np.asarray(one.estimate.low), np.asarray(one.estimate.high)
         axes.fill_between(one.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
-        axes.plot(one.steps, one.estimate.value, color=colour[label], linewidth=1.8, label=label)
+        dot = "o" if len(one.steps) == 1 else None  # No line goes through one point.
+        style = {"color": colour[label], "linewidth": 1.8, "marker": dot, "markersize": 5}
+        axes.plot(one.steps, one.estimate.value, label=label, **style)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -107,7 +109,7 @@ def profiles(
     axes.set_xlabel(f"threshold, {unit}")
     axes.set_ylabel("fraction of runs above it")
     axes.set_ylim(-0.02, 1.02)
-    _legend(axes, len(found))
+    _legend(axes, len(found), "lower left")  # They fall from 1.
     return figure
 
 
@@ -132,6 +134,7 @@ def bars(improvements: Mapping[str, float], title: str, x_label: str) -> Figure:
     figure, axes = _one(title, height=1.4 + 0.2 * len(order))
     better = ["C0" if value >= 0 else "C3" for value in values]
     axes.barh(range(len(order)), values, color=better, height=0.75)
+    axes.set_axisbelow(True)
     axes.set_yticks(range(len(order)), [name.split("/", 1)[-1] for name in order], fontsize="small")
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -156,6 +159,6 @@ def _one(title: str, height: float = 3.4) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes, count: int) -> None:
+def _legend(axes: Axes, count: int, place: Literal["best", "lower left"] = "best") -> None:
     if count:
-        axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none", fontsize="small")
+        axes.legend(loc=place, frameon=True, framealpha=0.8, edgecolor="none", fontsize="small")

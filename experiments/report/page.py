@@ -16,6 +16,7 @@ from kullback.core import files
 from kullback.experiments.report import statistics
 
 INDEX = "index.html"
+LONG = 30  # Characters of a cell that is given more room where all is narrow.
 UNFOLDED = 12  # Lines of a warning that are seen at once; more are folded.
 MARK = '<meta name="generator" content="kullback report">'
 
@@ -33,12 +34,22 @@ figure img { display: block; max-width: 100%; height: auto; }
 figcaption, .note { color: #444; font-size: .9rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr));
   gap: 0 1.5rem; }
-.scroll { overflow-x: auto; max-width: 100%; }
+/* A shadow where a table goes on: white covers it at the table's own ends. */
+.scroll { overflow-x: auto; max-width: 100%;
+  background: linear-gradient(to right, #fff 50%, #fff0) 0 / 2rem, linear-gradient(to left,
+  #fff 50%, #fff0) 100% / 2rem, linear-gradient(to right, #0003, #0000) 0 / .7rem,
+  linear-gradient(to left, #0003, #0000) 100% / .7rem; background-repeat: no-repeat;
+  background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
   vertical-align: top; white-space: nowrap; }
-th { background: #f3f3f3; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { background: #f3f3f3; white-space: normal; vertical-align: bottom; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+@media (max-width: 40rem) {
+  th, td { padding: .25rem .4rem; white-space: normal; }
+  td.number { white-space: nowrap; }
+  td.long { min-width: 9rem; }
+}
 .warning { border-left: .3rem solid #c60; padding: .2rem .8rem; background: #fff6ea; }
 details { margin: .4rem 0; }
 summary { cursor: pointer; padding: .3rem 0; }
@@ -93,7 +104,9 @@ class Page:
         if not rows:
             return
         path = self._csv(name, rows)
-        head = "".join(f'<th scope="col">{_text(key)}</th>' for key in rows[0])
+        head = "".join(
+            f'<th scope="col"{_class(value)}>{_text(key)}</th>' for key, value in rows[0].items()
+        )
         body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in rows)
         self._parts.append(
             f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
@@ -184,14 +197,24 @@ def _text(text: object) -> str:
 
 
 def _cell(value: Any) -> str:
+    return f"<td{_class(value)}>{_text(_shown(value))}</td>"
+
+
+def _class(value: Any) -> str:
+    """Of a cell and of the head of its column."""
+    if isinstance(value, float | int | statistics.Estimate) and not isinstance(value, bool):
+        return ' class="number"'
+    return ' class="long"' if len(str(value)) > LONG else ""
+
+
+def _shown(value: Any) -> object:
     if isinstance(value, float):
-        return f'<td class="number">{statistics.shown(value) if value == value else ""}</td>'
+        return statistics.shown(value) if value == value else ""
     if isinstance(value, int) and not isinstance(value, bool):
-        return f'<td class="number">{value:,}</td>'
+        return f"{value:,}"
     if isinstance(value, statistics.Estimate):
-        known = value.value == value.value
-        return f'<td class="number">{_text(value) if known else ""}</td>'
-    return f"<td>{_text(value)}</td>"
+        return value if value.value == value.value else ""
+    return value
 
 
 def _columns(key: str, value: Any) -> list[tuple[str, Any]]:

@@ -83,7 +83,7 @@ def environment_curves(
     for environment, found in by_environment.items():
         if not found:
             continue
-        counts = ", ".join(f"{k} {len(one.seeds)}" for k, one in found.items())
+        counts = ", ".join(f"{len(one.seeds)} of {k}" for k, one in found.items())
         out.figure(
             f"{environment}-curve",
             figures.curves(found, colour, environment, y_label, x_label),
@@ -134,9 +134,9 @@ def _score_row(compared: scores.Comparison, label: str, environment: str) -> dic
     return {
         "environment": environment,
         "agent": label,
+        "score": estimate,
         "seeds": raw.size,
         "steps": compared.steps,
-        "score": estimate,
         "lowest": float(raw.min()),
         "highest": float(raw.max()),
         "random": random,
@@ -169,11 +169,11 @@ def speed(out: page.Page, family: collect.Family) -> None:
             {
                 "environment": environment,
                 "agent": label,
-                "seeds": len(series),
-                "seeds in a program": collect.spans(sorted(together)),
                 "steps per second": rate,
                 "frames per second": rate * frames,
                 "hours": float(np.median(seconds)) / 3600,
+                "seeds": len(series),
+                "seeds in a program": collect.spans(sorted(together)),
             }
         )
     if rows:

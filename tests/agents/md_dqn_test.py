@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from kullback.agents import actor_critic, dqn, md_dqn, munchausen
 
-pytestmark = pytest.mark.slow  # Most of it is compilation.
-
 BOTH = {"lambda_": 0.5, "tau": 0.2}
 
 

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from kullback.agents import munchausen, politex_dqn, q_learning
 from kullback.core import types
 
-pytestmark = pytest.mark.slow  # Most of it is compilation.
-
 FADING, SUM = {"lambda_": 0.6, "tau": 0.2}, {"lambda_": 0.6, "tau": 0.0}
 values = hnp.arrays(np.float32, (3,), elements=st.floats(-5, 5, width=32))
 

@@ -18,8 +18,6 @@ from kullback.core import checkpoints
 from kullback.experiments import run_folder, sweeps
 from kullback.experiments.commands import sweep
 
-pytestmark = pytest.mark.slow  # Most of it is compilation.
-
 CORES = len(os.sched_getaffinity(0))
 OFTEN = {"log_every": 250, "checkpoint_every": 500}
 
@@ -48,12 +46,13 @@ def command(*arguments: object) -> int:
     return options.command(options)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "kullback.experiments.cli", "sweep", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env={**os.environ, **environment},
     )
 
 
@@ -98,6 +97,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     return Killed(file, out, step, str(failed.value))
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_bit_by_bit(killed: Killed, tmp_path: pathlib.Path):
     assert 1_000 <= killed.step < 6_000, "the run was over before it could be interrupted"
     whole = experiments.train(
@@ -114,6 +114,7 @@ def test_a_killed_sweep_goes_on_bit_by_bit(killed: Killed, tmp_path: pathlib.Pat
     assert "saved at step" in log.split("--resume")[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_stops_no_other(killed: Killed):
     summary, line = killed.error.splitlines()
     assert summary == "1 of 2 runs failed, the rest is finished"
@@ -128,6 +129,7 @@ def test_a_run_that_fails_is_named_and_stops_no_other(killed: Killed):
     assert record["sweep"]["seeds"] == 2
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_left_alone(killed: Killed, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in killed.out.rglob("*")}
     asked = FILE.replace("[1e-3, 1e30]", "1e-3")
@@ -174,21 +176,26 @@ def test_without_ray_its_extra_is_named(tmp_path: pathlib.Path, monkeypatch: pyt
         sweep_ray.workers({"platform": "cpu", "runs": []}, None, "auto")
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: pathlib.Path):
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
     file.write_text(FILE.replace("[1e-3, 1e30]", "1e-3"))
     alone = "dqn-toy-chain,seeds=0-1"  # Nothing varies.
-    process = start(file, "--out", out)
+    # Shells start what they put in the background deaf to Ctrl-C, and children inherit that.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start(file, "--out", out, "--jobs", 1)
+    signal.signal(signal.SIGINT, heard)
     wait_for_checkpoint(out / alone, 1_000, process)
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 130
-    assert f"go on with: kullback sweep {file} --out {out}" in output
+    assert f"go on with: kullback sweep {file} --out {out} --jobs 1\n" in output
     log = (out / "logs" / f"{alone}.log").read_text()
     saved = checkpoints.steps(out / alone / "checkpoints")[-1]
     assert f"saved at step {saved:,}" in log and saved < 6_000
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_does_the_same(tmp_path: pathlib.Path):
     pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
     # In a process of its own: Ray leaves threads and sockets in the one that called it.
@@ -215,3 +222,37 @@ def test_a_ray_cluster_does_the_same(tmp_path: pathlib.Path):
         quiet=True,
     )
     assert repeated(out / GOOD) == repeated(local[0]) != []
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_over_ray_leaves_no_run_unsaved(tmp_path: pathlib.Path):
+    pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
+    file, out = tmp_path / "sweep.toml", tmp_path / "out"
+    file.write_text(FILE.replace("[1e-3, 1e30]", "1e-3").replace("6_000", "600_000"))
+    # A cluster that outlives the sweep, until we close its stdin.
+    program = (
+        "import sys, ray\n"
+        f"made = ray.init(num_cpus={CORES}, include_dashboard=False, log_to_driver=False)\n"
+        "print(made.address_info['address'], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    home = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}  # Where Ray writes its token.
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, **home},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as cluster:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        process = start(file, "--out", out, "--ray", address, **home)
+        alone = "dqn-toy-chain,seeds=0-1"
+        wait_for_checkpoint(out / alone, 1_000, process)
+        process.kill()
+        process.communicate()
+        log, deadline = out / "logs" / f"{alone}.log", time.monotonic() + 60
+        while "saved at step" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        cluster.communicate()  # Closes its stdin.
+    assert "saved at step" in log.read_text()

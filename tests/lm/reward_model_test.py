@@ -17,8 +17,6 @@ from kullback.environments import tokens
 from kullback.lm import batches, gemma, preferences, reward_model, tuning
 from kullback.lm.data import Example
 
-pytestmark = pytest.mark.slow  # Most of it is compilation.
-
 SIZE = 4  # Pairs of a batch.
 DECODER = gemma.make(
     dataclasses.replace(
@@ -189,6 +187,7 @@ def test_a_step_is_the_mean_over_pairs():
     np.testing.assert_allclose(moved["head"]["b"], 0, atol=1e-5)  # No pair moves it: rounding may.
 
 
+@pytest.mark.slow
 def test_dropout_is_of_training_alone():
     learning = dataclasses.replace(LEARNING, learning_rate=1e-9)
     config = dataclasses.replace(PLAIN, dropout=0.5, learning=learning)
@@ -221,6 +220,7 @@ def test_dropout_keeps_the_mean():
     assert len({row.tobytes() for row in dropped[:20]}) > 10
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch():
     """With the same dropout: each pair has its key."""
     ends = []
@@ -232,6 +232,7 @@ def test_micro_batches_add_up_to_the_batch():
     close(ends[0][0], ends[1][0], 1e-4)
 
 
+@pytest.mark.slow
 def test_training_the_head_leaves_the_decoder_as_it_was():
     config = dataclasses.replace(PLAIN, trains="head")
     state, _ = step(config)

@@ -15,8 +15,6 @@ from kullback.lm import batches, gemma, policy, rlef, rlhf, tuning
 from kullback.lm import policy_gradient as pg
 from kullback.lm.data import Example
 
-pytestmark = pytest.mark.slow  # Most of it is compilation.
-
 SIZE, GROUP = 4, 2
 CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"], vocab_size=24, num_layers=1, embed_dim=16, hidden_dim=16, window=4
@@ -108,10 +106,15 @@ def ratios(reference: int) -> np.ndarray:
     "fields",
     [
         {"kl_coefficient": 0.3},
-        {"kl_coefficient": 0.3, "kl_estimator": "k3", "reference": "moving-average"},
-        {"kl_coefficient": 0.3, "kl_placement": "loss", "kl_estimator": "k2"},
-        {"baseline": "group", "normalisation": "length", "length_penalty": 0.1},
-        {"temperature": 2.0, "normalisation": "tokens", "kl_coefficient": 0.0},
+        *(
+            pytest.param(fields, marks=pytest.mark.slow)  # Each compiles for seconds.
+            for fields in (
+                {"kl_coefficient": 0.3, "kl_estimator": "k3", "reference": "moving-average"},
+                {"kl_coefficient": 0.3, "kl_placement": "loss", "kl_estimator": "k2"},
+                {"baseline": "group", "normalisation": "length", "length_penalty": 0.1},
+                {"temperature": 2.0, "normalisation": "tokens", "kl_coefficient": 0.0},
+            )
+        ),
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
@@ -156,6 +159,7 @@ def test_what_is_logged_of_the_kl():
     np.testing.assert_array_equal(found["truncated"], np.zeros(SIZE))
 
 
+@pytest.mark.slow
 def test_an_anchor_that_is_the_policy_makes_the_penalty_vanish():
     """mu = 1: after a step, and before the first one, the anchor is the policy itself."""
     c = config(reference="moving-average", anchor_rate=1.0, kl_coefficient=5.0)
@@ -166,6 +170,7 @@ def test_an_anchor_that_is_the_policy_makes_the_penalty_vanish():
     close(gradient(state), gradient(free))
 
 
+@pytest.mark.slow
 def test_at_the_start_there_is_no_penalty_and_without_a_coefficient_no_reference():
     at_start, found = step(config(kl_coefficient=5.0), start=0)
     np.testing.assert_allclose(found["kl_start"], np.zeros(SIZE), atol=1e-5)
@@ -176,6 +181,7 @@ def test_at_the_start_there_is_no_penalty_and_without_a_coefficient_no_reference
     assert max(map(float, jax.tree.leaves(difference))) > 1e-6
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch():
     learning = dataclasses.replace(LEARNING, micro_batches=4)
     for fields in ({}, {"baseline": "value"}):
@@ -186,6 +192,7 @@ def test_micro_batches_add_up_to_the_batch():
         close(parts.params, whole.params, 1e-4)
 
 
+@pytest.mark.slow
 def test_the_combined_objective_is_the_weighted_sum_of_both():
     both, found = step(config(distillation_weight=0.25), teacher=params(3))
     alone, _ = step(config())
@@ -204,6 +211,7 @@ def test_the_combined_objective_is_the_weighted_sum_of_both():
     np.testing.assert_allclose(mean, float(distance(params(0))), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_actor_and_its_critic():
     """At the start V = 0 and the KL is 0: by one step only the last token has an error."""
     state, found = step(rlef.Config(regularisation=0.25, learning=LEARNING), start=0)
@@ -219,6 +227,7 @@ def test_an_actor_and_its_critic():
     assert bool(jnp.any(state.params["embedding"] != params(0)["embedding"]))
 
 
+@pytest.mark.slow
 def test_a_critic_learns_what_its_texts_are_worth():
     c = rlef.Config(regularisation=0.0, value_learning_rate=1e-2, learning=LEARNING)
     agent = rlef.make(MODEL, c)
@@ -233,6 +242,7 @@ def test_a_critic_learns_what_its_texts_are_worth():
     assert errors[-1] < errors[0] / 10, errors[::10]
 
 
+@pytest.mark.slow
 def test_several_samples_prefill_a_prompt_once_and_are_those_of_repeated_prompts():
     prompts = batches.pad_prompts([(3, 4, 5), (7,)], 4, 0)
     repeated = policy.repeat_prompts(prompts, 3)

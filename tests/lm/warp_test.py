@@ -11,8 +11,6 @@ import pytest
 from kullback.core import averaging, learners, types
 from kullback.lm import merging, rlhf, warp
 
-pytestmark = pytest.mark.slow  # Most of it is compilation.
-
 MEMBERS, STEPS, RATE = 3, 2, 0.3
 CONFIG = warp.Config(members=MEMBERS, member_steps=STEPS, next_start=RATE)
 

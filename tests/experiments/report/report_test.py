@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 
 from kullback.experiments import report, run_folder
-from kullback.experiments.report import published
+from kullback.experiments.report import figures, page, published, statistics
 
 WriteRun = Callable[..., pathlib.Path]
 RANDOM = {"minatar/breakout": 0.5, "minatar/asterix": 0.5, "minatar/freeway": 0.1}
@@ -198,6 +199,10 @@ def test_what_is_missing_or_cut_or_left_out_is_said(tmp_path: pathlib.Path, writ
         assert words in parsed.text
     assert "read after 200 steps" in parsed.text and "the 1 of 2 games" in parsed.text
     assert {row["steps"] for row in rows(folder / "minatar-scores.csv")} == {"200"}
+    _, folder, said = write([runs], tmp_path / "later", steps=300)
+    assert "cut: scores are read after 300 steps, as asked for" in said
+    assert any("seed 0 of m-dqn" in line for line in said if line.startswith("left out: "))
+    assert {row["steps"] for row in rows(folder / "minatar-scores.csv")} == {"300"}
 
 
 def test_a_language_model_has_its_measures_and_texts(tmp_path: pathlib.Path, write_run: WriteRun):
@@ -264,3 +269,24 @@ def test_the_next_free_folder(
     said: list[str] = []
     report.write([chain_run.path], say=said.append)
     assert said == ["report: runs/report-002/index.html"]
+
+
+def test_a_curve_of_one_row_is_seen():
+    one, two = (statistics.Estimate(*np.ones((3, rows))) for rows in (1, 2))
+    found = {
+        "cut": figures.Curve(np.array([500]), one),
+        "whole": figures.Curve(np.array([500, 1_000]), two),
+    }
+    drawn = figures.curves(found, figures.colours(list(found)), "", "", "")
+    markers = {line.get_label(): line.get_marker() for line in drawn.axes[0].lines}
+    assert markers == {"cut": "o", "whole": "None"}
+
+
+def test_the_head_of_a_column_stands_over_its_numbers(tmp_path: pathlib.Path):
+    out = page.Page(tmp_path, "tables")
+    row = {"agent": "dqn", "score": 1.5, "seeds": 2, "is best": True, "games": "x" * 40}
+    out.table("scores", [row], "")
+    out.write()
+    parsed = Parsed((tmp_path / page.INDEX).read_text())
+    classes = [[given.get("class") for tag, given in parsed.tags if tag == t] for t in ("th", "td")]
+    assert classes == [[None, "number", "number", None, "long"]] * 2
