@@ -138,7 +138,8 @@ def greedy(
     Args:
       q: action values, [..., A].
       log_prior: log-policy, [..., A]; -inf off its support.
-      lambda_, tau: temperatures >= 0 in units of q; for KL they may be traced, if not both 0.
+      lambda_, tau: temperatures >= 0 in units of q. They may be traced; for an f that is not KL
+        only one of them, a scalar, which is then taken to be positive.
       divergence: f; None is KL.
 
     Returns:
@@ -155,19 +156,22 @@ def greedy(
             raise ValueError(f"{name} must be >= 0, got {value}")
     if divergence is kl:
         return _greedy_kl(q, log_prior, lambda_, tau)
-    if isinstance(lambda_, Tracer) or isinstance(tau, Tracer):
-        raise ValueError(f"temperatures of {divergence.name} must be numbers, not traced")
-    if (float(lambda_) > 0) == (float(tau) > 0):
+    if jnp.ndim(lambda_) or jnp.ndim(tau):
+        shapes = f"{jnp.shape(lambda_)} and {jnp.shape(tau)}"
+        raise ValueError(f"temperatures of {divergence.name} must be scalars, got shapes {shapes}")
+    # A traced one counts as positive: which of the two it is decides what is solved.
+    has_pull, has_entropy = (isinstance(x, Tracer) or float(x) > 0 for x in (lambda_, tau))
+    if has_pull == has_entropy:
         raise ValueError(
             f"{divergence.name} takes exactly one of lambda_ and tau > 0, got {lambda_} and {tau}; "
-            "only kl combines both"
+            "only kl combines both, and beside a traced one the other is the number 0"
         )
-    if float(tau) > 0 and not math.isfinite(divergence.at_zero):
+    if has_entropy and not math.isfinite(divergence.at_zero):
         raise ValueError(
             f"{divergence.name} has no entropy (f(0) is infinite), got tau={tau}; use lambda_"
         )
-    temperature = lambda_ if float(lambda_) > 0 else tau
-    is_ones = float(tau) > 0
+    temperature = lambda_ if has_pull else tau
+    is_ones = has_entropy
     theta, reference = _prepare(q / temperature, None if is_ones else jnp.exp(log_prior))
     value, policy = _solve(theta, reference, divergence, is_ones)
     # That of a prior sums to one, and for ones the entropy makes up for the rest.
@@ -189,9 +193,18 @@ def _greedy_kl(
     best = jnp.max(
         z, -1, keepdims=True
     )  # Subtracted before dividing: z / temperature loses digits.
+    is_soft = True
+    if not isinstance(temperature, float | int):  # An array may be 0, and that is greedy.
+        is_soft = temperature > 0
+        temperature = jnp.where(is_soft, temperature, 1)
     scaled = (z - best) / temperature
     log_sum = jax.nn.logsumexp(scaled, -1, keepdims=True)
-    return scaled - log_sum, (best + temperature * log_sum)[..., 0]
+    log_policy, value = scaled - log_sum, best + temperature * log_sum
+    if is_soft is not True:
+        is_best = jax.nn.one_hot(jnp.argmax(q, -1), q.shape[-1], dtype=bool)
+        log_policy = jnp.where(is_soft, log_policy, jnp.where(is_best, 0.0, -jnp.inf))
+        value = jnp.where(is_soft, value, best)
+    return log_policy, value[..., 0]
 
 
 def _prepare(theta: types.Array, reference: types.Array | None) -> tuple[jax.Array, jax.Array]:

@@ -31,9 +31,10 @@ def advantage_learning(alpha: types.Array | float) -> Scheme:
         point = convex.Point(scheme.uniform(mdp), jnp.zeros((), jnp.int32))
         return State(jnp.zeros_like(mdp.reward), point)
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
+        del mdp
         log_policy, v = regularizers.greedy(state.q, state.log_policy, 0.0, 0.0)
-        q = mdp.backup(v) + alpha * (state.q - v[:, None]) + error
+        q = seen.backup(v) + alpha * (state.q - v[:, None]) + error
         return State(q, convex.Point(log_policy, state.steps + 1))
 
-    return Scheme(init, step)
+    return scheme.make(init, step)

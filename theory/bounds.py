@@ -259,7 +259,7 @@ def cpi_contraction(gap: Scalar, rate: Scalar, discount: Scalar, greedy_error: S
 
         (1 - a (1 - gamma)) gap + a e / (1 - gamma)
 
-    e is how far the mixed-in policy is from greedy, T_{pi'} v_k >= T v_k - e.
+    e >= 0 is how far the mixed-in policy is from greedy, T_{pi'} v_k >= T v_k - e.
     """
     return (1 - rate * (1 - discount)) * gap + rate * greedy_error / (1 - discount)
 
@@ -278,17 +278,30 @@ def md_pi_gap(
 
 
 def politex_regret(
-    num_iterations: int, num_actions: int, r_max: float, discount: float, eta: float
-) -> float:
-    """Bound of max_s sum_{k<K} (v_* - v_{pi_k})(s) for Politex, exact evaluation.
+    num_iterations: int,
+    num_actions: int,
+    r_max: float,
+    discount: float,
+    eta: float,
+    error_sum: Scalar = 0.0,
+) -> Any:
+    """Bound of max_s sum_{k<K} (v_* - v_{pi_k})(s) for Politex, m = inf.
 
-        1 / (1 - gamma) (ln A / eta + eta K v_max^2 / 8),   rewards in [0, r_max]
+        1 / (1 - gamma) (ln A / eta + eta K v_max^2 / 8 + 2 sum_{k<K} ||q_k - q_{pi_k}||)
 
-    That of exponential weights in every state, with losses in [0, v_max]. With
-    `politex.step_size` it is v_max sqrt(K ln A / 2) / (1 - gamma).
+    That of exponential weights in every state, with estimates in [0, v_max], which rewards in
+    [0, r_max] give, or estimates that are clipped; an interval of that length anywhere does as
+    well. With `politex.step_size` and exact evaluation it is v_max sqrt(K ln A / 2) / (1 - gamma).
+    The sum over k stands inside the maximum: the regret is of one state at a time.
+
+    Args:
+      num_iterations, num_actions, r_max, discount, eta: K, A, the largest reward, gamma and the
+        step size.
+      error_sum: sum_{k<K} ||q_k - q_{pi_k}||: by the performance difference an estimate enters
+        by <pi_* - pi_k, q_{pi_k} - q_k>, and policies are at most 2 apart.
     """
     top = v_max(r_max, discount)
-    regret = math.log(num_actions) / eta + eta * num_iterations * top**2 / 8
+    regret = math.log(num_actions) / eta + eta * num_iterations * top**2 / 8 + 2 * error_sum
     return regret / (1 - discount)
 
 

@@ -72,7 +72,7 @@ def mirror_descent(
 
     Args:
       tau: temperature >= 0 of the entropy.
-      divergence: f; one that is not KL takes one temperature, and that as a number.
+      divergence: f; one that is not KL takes one temperature, the other being the number 0.
     """
 
     def init(log_x: types.Array) -> Point:
@@ -99,13 +99,25 @@ def dual_averaging(
 
     Args:
       tau, divergence: as for `mirror_descent`; H is H_f.
+
+    Raises:
+      ValueError: for an f with an infinite f(0), which has no H_f.
     """
+    if divergence is not None and divergence.at_zero == float("inf"):
+        raise ValueError(
+            f"{divergence.name} has no entropy (f(0) is infinite), and dual averaging maximises "
+            "one; choose an f with a finite f(0), such as alpha-1.5, or mirror descent (`md_mpi`)"
+        )
 
     def init(log_x: types.Array) -> Point:
         return Point(log_x, jnp.zeros((), jnp.int32), jnp.zeros_like(log_x))
 
     def step(point: Point, gradient: types.Array, size: types.Array | float) -> Point:
-        beta = 1.0 if is_zero(tau) else size / (size + tau)
+        if is_zero(tau):
+            beta = 1.0
+        else:  # An array may hold a 0 / 0, which is where nothing fades either.
+            total = jnp.asarray(size + tau)
+            beta = jnp.where(total > 0, size / jnp.where(total > 0, total, 1), 1.0)
         memory = beta * point.memory - gradient
         log_x, _ = regularizers.greedy(memory, jnp.zeros_like(memory), 0.0, size + tau, divergence)
         return Point(log_x, point.steps + 1, memory)

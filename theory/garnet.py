@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
+from kullback.theory import mdp as mdps
 from kullback.theory import precision
 from kullback.theory.mdp import MDP
 
@@ -59,7 +60,11 @@ def make(key: types.Key, config: Config = Config()) -> MDP:
     Args:
       key: typed key, [] or [M].
       config: sizes and discount.
+
+    Raises:
+      ValueError: for a key that is not typed.
     """
+    mdps.check_key(key)
     return _make(key, config)
 
 

@@ -7,6 +7,7 @@ costs O(S A N): Garnets of 100,000 states are solved on a laptop.
 
 import pathlib
 import zipfile
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from kullback.core import types
+from kullback.core import files, types
 from kullback.theory import precision
 
-ROUNDING = 1e-8  # How far from one a row of probabilities may sum.
+ROUNDING = 1e-6  # How far from one probabilities may sum: float32 is off by some 1e-7.
+EXACT = 1e-12  # Sums as near as this are left as they are.
 
 
 class MDP(NamedTuple):
@@ -110,39 +112,55 @@ def make(
 ) -> MDP:
     """A checked process of NumPy arrays in float64.
 
+    Probabilities whose sum is off by no more than `ROUNDING` are divided by it.
+
     Args:
       probabilities: [S, A, N]; with N = S and no successors, of the states in turn. All arguments
         may have a leading axis M.
       reward: [S, A], or [S] if it depends on the state only.
-      discount: in [0, 1).
+      discount: in [0, 1), a number; of a batch also [M].
       successors: integers in [0, S), [S, A, N]; one may come twice, then its probabilities add.
       initial: distribution of the first state, [S]; uniform by default.
 
     Raises:
       ValueError: naming state and action, for what is no process.
     """
-    probabilities = np.asarray(probabilities, np.float64)
+    probabilities = _numbers("probabilities", probabilities)
     if probabilities.ndim not in (3, 4):
         raise ValueError(
             f"probabilities must be [S, A, N], or [M, S, A, N] of a batch, got shape "
             f"{probabilities.shape}"
         )
+    if not probabilities.size:
+        raise ValueError(
+            "there must be a state, an action and a successor at least (and a process in a batch), "
+            f"got probabilities of shape {probabilities.shape}"
+        )
     *batch, num_states, num_actions, num_successors = probabilities.shape
-    reward = np.asarray(reward, np.float64)
-    if reward.shape[-1:] == (num_states,) and reward.ndim == len(batch) + 1:
+    reward = _numbers("reward", reward)
+    if reward.shape == (*batch, num_states):
+        if batch == [num_states] == [num_actions]:
+            raise ValueError(
+                f"reward of shape {reward.shape} is ambiguous, as there are as many processes as "
+                "states and actions: of states or of a process? give all of [M, S, A]"
+            )
         reward = np.broadcast_to(reward[..., None], (*batch, num_states, num_actions))
+    discount = _numbers("discount", discount)
+    if discount.size == 1:  # Some programs save a number as an array of one.
+        discount = np.broadcast_to(discount.reshape(()), batch)
     if initial is None:
         initial = np.full((*batch, num_states), 1 / num_states)
     process = MDP(
         successors=None if successors is None else np.asarray(successors),
         probabilities=probabilities,
         reward=reward,
-        discount=np.broadcast_to(np.asarray(discount, np.float64), batch),
-        initial=np.asarray(initial, np.float64),
+        discount=discount,
+        initial=_numbers("initial", initial),
     )
     for name, expected in (
         ("successors", probabilities.shape),
         ("reward", (*batch, num_states, num_actions)),
+        ("discount", tuple(batch)),
         ("initial", (*batch, num_states)),
     ):
         got = getattr(process, name)
@@ -159,38 +177,74 @@ def make(
     _check(process)
     if process.successors is not None:
         process = process._replace(successors=process.successors.astype(np.int32))
-    return process
+    return process._replace(
+        probabilities=_normalised(probabilities), initial=_normalised(np.asarray(process.initial))
+    )
 
 
 def save(path: str | pathlib.Path, mdp: MDP) -> None:
-    """Writes the process to `path`, a NumPy .npz file, under the names of its fields."""
+    """Writes the process whole to `path`, a NumPy .npz file, under the names of its fields."""
     fields = {name: x for name, x in mdp._asdict().items() if x is not None}
-    with open(path, "wb") as file:  # Given a name, NumPy would add a suffix to it.
-        np.savez(file, **fields)
+    with files.atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:  # Given a name, NumPy would add a suffix to it.
+            np.savez(file, **fields)
 
 
 def load(path: str | pathlib.Path) -> MDP:
     """Reads and checks a process that `save`, or anyone, wrote; nothing is unpickled.
 
     Raises:
-      ValueError: for a file that is no .npz, lacks a field, or holds no process.
+      ValueError: naming the file, if it is no .npz, lacks a field, or holds no process.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: NumPy leaves a broken archive open.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             fields = {name: file[name] for name in file.files}
-    except (zipfile.BadZipFile, ValueError, AttributeError, TypeError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError),
+        *(ValueError, AttributeError, TypeError),
+    ) as error:
         raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
     needed = {"probabilities", "reward", "discount"}
     if missing := needed - set(fields):
         raise ValueError(f"{path} lacks {sorted(missing)}; it has {sorted(fields)}")
     if unknown := set(fields) - set(MDP._fields):
         raise ValueError(f"{path} has {sorted(unknown)}; expected {list(MDP._fields)}")
-    return make(**fields)
+    try:
+        return make(**fields)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no process: {error}") from error
 
 
 def stack(mdps: list[MDP]) -> MDP:
     """A batch [M, ...] of processes of equal shapes."""
     return jax.tree.map(lambda *fields: np.stack(fields), *mdps)
+
+
+def check_key(key: types.Key) -> None:
+    """Raises ValueError unless it is a typed key: an old one is an array of numbers, [2]."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"key must be typed, got {key.dtype} of shape {key.shape}; make it by "
+            "jax.random.key(seed), not by jax.random.PRNGKey"
+        )
+
+
+def _numbers(name: str, x: npt.ArrayLike) -> np.ndarray:
+    """Real numbers as float64."""
+    try:
+        found = np.asarray(x)
+    except ValueError as error:  # Rows of different lengths.
+        raise ValueError(f"{name} must be an array of numbers: {error}") from error
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be real numbers, got {found.dtype}")
+    return found.astype(np.float64)
+
+
+def _normalised(probabilities: np.ndarray) -> np.ndarray:
+    """The same, [..., N], where rounding has left a sum too far from one."""
+    sums = probabilities.sum(-1, keepdims=True)
+    return np.where(np.abs(sums - 1) <= EXACT, probabilities, probabilities / sums)
 
 
 def _check(mdp: MDP) -> None:
@@ -201,7 +255,13 @@ def _check(mdp: MDP) -> None:
     p = np.asarray(mdp.probabilities)
     _refuse(~(p >= 0), "a probability", p, ">= 0")
     sums = p.sum(-1)
-    _refuse(~(np.abs(sums - 1) <= ROUNDING), "the sum of the probabilities", sums, "1")
+    _refuse(
+        ~(np.abs(sums - 1) <= ROUNDING),
+        "the sum of the probabilities",
+        sums,
+        f"1 within {ROUNDING:g}",
+        "; divide each row by its sum, in float64",
+    )
     if mdp.successors is not None:
         successors = np.asarray(mdp.successors)
         if not np.issubdtype(successors.dtype, np.integer):
@@ -213,7 +273,9 @@ def _check(mdp: MDP) -> None:
         raise ValueError(f"initial must be a distribution over states, got {initial}")
 
 
-def _refuse(wrong: np.ndarray, name: str, values: types.Array, expected: str) -> None:
+def _refuse(
+    wrong: np.ndarray, name: str, values: types.Array, expected: str, fix: str = ""
+) -> None:
     """Raises for the first wrong entry; the axes are [(M,) S, A (, N)]."""
     if not wrong.any():
         return
@@ -221,4 +283,5 @@ def _refuse(wrong: np.ndarray, name: str, values: types.Array, expected: str) ->
     is_row = name.startswith("a ")  # One entry of N.
     *batch, state, action = index[:-1] if is_row else index
     where = f"state {state} and action {action}" + (f" of process {batch[0]}" if batch else "")
-    raise ValueError(f"{name} of {where} must be {expected}, got {np.asarray(values)[index]}")
+    got = np.asarray(values)[index]
+    raise ValueError(f"{name} of {where} must be {expected}, got {got}{fix}")

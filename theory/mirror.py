@@ -6,6 +6,8 @@ of evaluation are types 1 and 2 of Geist et al., ICML 2019. The policy steps are
 convex.py.
 """
 
+from typing import TypeGuard
+
 from kullback.core import regularizers, types
 from kullback.theory import convex, precision
 from kullback.theory import scheme as schemes
@@ -35,9 +37,17 @@ def md_mpi(
       m: backups, a whole number >= 1, or math.inf: 1 is MD-VI, inf is MD-PI.
       regularized: evaluate with the same terms ("w/", type 1) or without ("w/o", type 2).
       divergence: f; None is KL.
+
+    Raises:
+      ValueError: for a negative temperature, and what an f that is not KL cannot combine.
     """
     schemes.check_temperature("lambda_", lambda_)
     schemes.check_temperature("tau", tau)
+    if _is_other(divergence) and convex.is_zero(lambda_) == convex.is_zero(tau):
+        raise ValueError(
+            f"{divergence.name} takes exactly one of lambda_ and tau > 0, got {lambda_} and {tau}; "
+            "only kl combines both"
+        )
     method = convex.mirror_descent(tau, divergence)
 
     def improve(mdp: MDP, state: State) -> convex.Point:
@@ -74,7 +84,8 @@ def da_mpi(
 
     Raises:
       ValueError: for a regularised evaluation with lambda = tau = 0; or with lambda > 0 and an f
-        whose policies are sparse: pi_{k+1} may leave the support of pi_k, where D_f is infinite.
+        whose policies are sparse: pi_{k+1} may leave the support of pi_k, where D_f is infinite;
+        and for an f with an infinite f(0), which has no H_f.
     """
     schemes.check_temperature("lambda_", lambda_)
     schemes.check_temperature("tau", tau)
@@ -83,6 +94,8 @@ def da_mpi(
             "with lambda_ = tau = 0 the evaluation is a limit of its own, `momentum.speedy_vi`; "
             "pass regularized=False for `momentum.momentum_vi`"
         )
+    if _is_other(divergence) and convex.is_zero(lambda_) and convex.is_zero(tau):
+        raise ValueError(f"{divergence.name} needs lambda_ or tau > 0; only kl goes without both")
     is_pulled = regularized and not convex.is_zero(lambda_)
     if divergence is not None and divergence.is_sparse and is_pulled:
         raise ValueError(
@@ -116,6 +129,13 @@ def md_vi(lambda_: Temperature, tau: Temperature = 0.0) -> Scheme:
 def da_vi(lambda_: Temperature, tau: Temperature = 0.0) -> Scheme:
     """DA-VI(lambda, tau): `da_mpi` with m = 1, KL and the regularised evaluation."""
     return da_mpi(lambda_, tau)
+
+
+def _is_other(
+    divergence: regularizers.Divergence | None,
+) -> TypeGuard[regularizers.Divergence]:
+    """Whether it is not KL, whose terms alone combine."""
+    return divergence is not None and divergence is not regularizers.kl
 
 
 def _evaluation(

@@ -36,16 +36,17 @@ def momentum_vi(b: types.Array | float | None = None) -> Scheme:
         q = jnp.zeros_like(mdp.reward)
         return State(q, convex.Point(scheme.uniform(mdp), jnp.zeros((), jnp.int32), memory=q))
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
+        del mdp
         h = state.point.memory
         log_policy, _ = regularizers.greedy(h, state.log_policy, 0.0, 0.0)
-        q = evaluate(mdp, state.q, log_policy, state.log_policy) + error
+        q = evaluate(seen, state.q, log_policy, state.log_policy) + error
         k = jnp.asarray(state.steps, q.dtype)  # A quotient of int32 would be float32.
         weight = (k + 1) / (k + 2) if b is None else b
         h = weight * h + (1 - weight) * q
         return State(q, convex.Point(log_policy, state.steps + 1, memory=h))
 
-    return Scheme(init, step)
+    return scheme.make(init, step)
 
 
 def speedy_vi() -> Scheme:
@@ -63,11 +64,12 @@ def speedy_vi() -> Scheme:
         q = jnp.zeros_like(mdp.reward)
         return State(q, convex.Point(scheme.uniform(mdp), jnp.zeros((), jnp.int32), memory=q))
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
+        del mdp
         k = jnp.asarray(state.steps, state.q.dtype)
         total = (k + 1) * state.point.memory  # q_0 + ... + q_k.
         log_policy, best = regularizers.greedy(total, state.log_policy, 0.0, 0.0)
-        q = mdp.backup(best - jnp.max(total - state.q, -1)) + error
+        q = seen.backup(best - jnp.max(total - state.q, -1)) + error
         return State(q, convex.Point(log_policy, state.steps + 1, memory=(total + q) / (k + 2)))
 
-    return Scheme(init, step)
+    return scheme.make(init, step)

@@ -30,19 +30,22 @@ def munchausen_vi(alpha: types.Array | float, tau: Temperature) -> Scheme:
     """
     if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}; the paper uses 0.9")
-    if isinstance(tau, float | int) and not tau > 0:
-        raise ValueError(f"tau must be > 0, got {tau}; `advantage_learning` is the limit")
+    if isinstance(tau, float | int) and not 0 < tau < float("inf"):
+        raise ValueError(
+            f"tau must be > 0 and finite, got {tau}; `advantage_learning` is the limit"
+        )
 
     def init(mdp: MDP) -> State:
         log_policy = scheme.uniform(mdp)
         return State(alpha * tau * log_policy, convex.Point(log_policy, jnp.zeros((), jnp.int32)))
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
+        del mdp
         log_policy, v = regularizers.greedy(state.q, state.log_policy, 0.0, tau)
-        q = alpha * tau * log_policy + mdp.backup(v) + error  # v is <pi, q - tau ln pi>.
+        q = alpha * tau * log_policy + seen.backup(v) + error  # v is <pi, q - tau ln pi>.
         return State(q, convex.Point(log_policy, state.steps + 1))
 
-    return Scheme(init, step)
+    return scheme.make(init, step)
 
 
 def to_mirror(state: State, alpha: types.Array | float, tau: Temperature) -> types.Array:

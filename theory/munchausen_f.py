@@ -64,7 +64,7 @@ def munchausen_f_vi(
 
     Args:
       alpha: scale of the bonus, in [0, 1].
-      tau: temperature > 0, in units of reward; a number unless f is KL.
+      tau: temperature > 0, in units of reward.
       divergence: f with a finite f(0); None is KL, with which this is `munchausen.munchausen_vi`.
       outside: "slope" bounds the bonus outside the support: its gaps there widen by no more than
         that, and as tau vanishes it is plain value iteration, if f is sparse.
@@ -79,12 +79,13 @@ def munchausen_f_vi(
         _, bonus, _ = _greedy(jnp.zeros_like(mdp.reward), tau, divergence, outside)
         return State(alpha * bonus, convex.Point(log_policy, jnp.zeros((), jnp.int32), bonus))
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
+        del mdp
         log_policy, bonus, v = _greedy(state.q, tau, divergence, outside)
-        q = alpha * bonus + mdp.backup(v) + error
+        q = alpha * bonus + seen.backup(v) + error
         return State(q, convex.Point(log_policy, state.steps + 1, bonus))
 
-    return Scheme(init, step)
+    return scheme.make(init, step)
 
 
 def to_mirror(state: State, alpha: types.Array | float) -> types.Array:
@@ -123,7 +124,8 @@ def mirror_f_vi(
         zeros = jnp.zeros_like(mdp.reward)  # f'(1 / A) but for a constant, which D_Omega ignores.
         return State(zeros, convex.Point(log_policy, jnp.zeros((), jnp.int32), zeros))
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
+        del mdp
         point = averaging.step(state.point, -state.q, alpha * tau)
         policy, prior = jnp.exp(point.log_x), jnp.exp(state.log_policy)
         pull = tau * (_omega(point.log_x, divergence) - _omega(state.log_policy, divergence))
@@ -132,9 +134,9 @@ def mirror_f_vi(
         value = jnp.sum(policy * state.q, -1) - alpha * pull + (1 - alpha) * entropy
         if outside == "slope":
             point = point._replace(memory=tau * _slope(policy, divergence))
-        return State(mdp.backup(value) + error, point)
+        return State(seen.backup(value) + error, point)
 
-    return Scheme(init, step)
+    return scheme.make(init, step)
 
 
 def max_entropy(num_actions: int, divergence: regularizers.Divergence | None = None) -> float:
@@ -202,8 +204,10 @@ def _checked(
     divergence = divergence or regularizers.kl
     if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}; the paper uses 0.9")
-    if isinstance(tau, float | int) and not tau > 0:
-        raise ValueError(f"tau must be > 0, got {tau}; `advantage_learning` is the limit")
+    if isinstance(tau, float | int) and not 0 < tau < float("inf"):
+        raise ValueError(
+            f"tau must be > 0 and finite, got {tau}; `advantage_learning` is the limit"
+        )
     if outside not in ("threshold", "slope"):
         raise ValueError(f"outside must be 'threshold' or 'slope', got {outside!r}")
     if divergence.at_zero == float("inf"):

@@ -14,9 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpy.typing as npt
+from jax.core import Tracer
 
 from kullback.core import types
+from kullback.theory import mdp as mdps
 from kullback.theory import precision, solve
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme, State
@@ -29,7 +32,7 @@ class Record(NamedTuple):
     """An iterate and the error that went into it."""
 
     state: State  # Iterate k.
-    error: types.Array  # [S, A]: eps_k = q_k - the exact evaluation; zeros at k = 0.
+    error: types.Array  # [S, A]: eps_k = q_k - the exact evaluation of pi_k; zeros at k = 0.
 
 
 class History(NamedTuple):
@@ -57,7 +60,9 @@ def sampled(num_samples: int = 1) -> Noise:
     """Every evaluation sees successors drawn from a generative model, instead of expectations.
 
     Of every state and action come `num_samples`, fresh in each iteration and the same for all m
-    backups of one. This is the sampled MD-VI of "Leverage the Average", appendix D, with 1.
+    backups of one. This is the sampled MD-VI of "Leverage the Average", appendix D, with 1. The
+    policy step sees the process itself: the adaptive rates of CPI and its line search know the
+    true dynamics, and judge by a q_k that is sampled.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be >= 1, got {num_samples}")
@@ -92,10 +97,12 @@ def run(
     `parameters` compiles once, whatever they are.
 
     Args:
-      scheme: a scheme; or, with `parameters`, a function of them that makes one.
+      scheme: a scheme; or, with `parameters`, a function of them that makes one. It is called
+        with numbers first, once for each p, so that what it refuses is refused.
       mdp: the process, or a batch of M.
       num_iterations: K >= 1.
-      parameters: by name, [P] each: one run for every p, all with the same errors and keys.
+      parameters: by name, [P] each: one run for every p, all with the same errors and keys. Of
+        an f that is not KL's one temperature alone may be among them, the other is left out.
       errors: eps_1, ..., eps_K, [K, S, A], or [M, K, S, A] for a batch.
       noise: instead of errors, what draws them: `sampled()` or `gaussian(scale)`.
       key: with noise; typed, [], or [R] for R seeds. Process i of a batch draws with
@@ -108,12 +115,15 @@ def run(
       start: iterate 0, with a leading axis M for a batch; else the scheme's own.
 
     Raises:
-      ValueError: for errors and noise together, noise without key, or errors of another shape.
+      ValueError: for errors and noise together, noise without a typed key, errors of another
+        shape, or parameters that the scheme refuses.
     """
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be >= 1, got {num_iterations}")
     if (noise is None) != (key is None):
         raise ValueError("noise and key go together; got one of them only")
+    if key is not None:
+        mdps.check_key(key)
     if errors is not None and noise is not None:
         raise ValueError("pass errors, or noise that draws them, not both")
     expected = (*mdp.batch_shape, num_iterations, *mdp.reward.shape[-2:])
@@ -124,6 +134,7 @@ def run(
         shapes = {name: x.shape for name, x in parameters.items()}
         if len(set(shapes.values())) != 1 or any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError(f"parameters must be arrays [P] of one length, got {shapes}")
+        _check_parameters(scheme, parameters)
     settings = scheme, num_iterations, noise, clip, measure
     return _run(mdp, parameters, errors, key, context, start, settings)
 
@@ -154,6 +165,20 @@ def value_error(mdp: MDP, record: Record, optimal_q: types.Array) -> types.Array
     """Error of the values, max |q_* - q_k|, []; a measure whose context is q_*, [S, A]."""
     del mdp
     return jnp.max(jnp.abs(optimal_q - record.state.q))
+
+
+def _check_parameters(scheme: Any, parameters: Mapping[str, jax.Array]) -> None:
+    """Makes the scheme of every setting from numbers, which constructors check."""
+    if any(isinstance(x, Tracer) for x in parameters.values()):
+        return  # Of a caller's own program: nothing is known of their values.
+    columns = {name: np.asarray(x).tolist() for name, x in parameters.items()}
+    for p, values in enumerate(zip(*columns.values(), strict=True)):
+        given = dict(zip(columns, values, strict=True))
+        try:
+            scheme(**given)
+        except ValueError as error:
+            said = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise ValueError(f"setting {p} of the parameters, {said}: {error}") from error
 
 
 @functools.cache
@@ -196,11 +221,11 @@ def _run(
             seen, added = mdp, zeros if error is None else error
             if noise is not None:
                 seen, added = noise(jax.random.fold_in(key, k), mdp)
-            new = made.step(seen, record.state, added)
+            new = made.step(mdp, record.state, added, seen)
             if clip:
                 new = new._replace(q=jnp.clip(new.q, -v_max, v_max))
             if clip or noise is not None:
-                # What it amounts to; computed only if the measure reads it.
+                # What it amounts to, as the policy is the same; computed only if it is read.
                 added = new.q - made.step(mdp, record.state, zeros).q
             return (Record(new, added), record.state), measure(mdp, record, context)
 

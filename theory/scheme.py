@@ -6,19 +6,21 @@ q_0 and a uniform pi_0 it alternates, for k = 0, 1, ...,
     pi_{k+1} = an improvement of pi_k, given q_k
     q_{k+1}  = an evaluation of pi_{k+1}, from q_k + eps_{k+1}
 
-Here eps_{k+1} is whatever an estimate of the evaluation is off by. `run.run` scans a scheme.
+Here eps_{k+1} is whatever an estimate of the evaluation is off by. The policy step sees the process
+itself, rates that depend on its dynamics included; an evaluation may be given a sampled one. So
+what sampling did to a run is its errors, and nothing else. `run.run` scans a scheme.
 Shape letters: S states, A actions.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from kullback.core import regularizers, types
-from kullback.theory import convex, solve
+from kullback.theory import convex, precision, solve
 from kullback.theory.mdp import MDP
 
 Temperature = types.Array | float  # In units of reward; a float that is 0 removes its term.
@@ -41,16 +43,49 @@ class State(NamedTuple):
         return self.point.steps
 
 
+class Step(Protocol):
+    """One iteration."""
+
+    def __call__(
+        self, mdp: MDP, state: State, error: types.Array, seen: MDP | None = None, /
+    ) -> State:
+        """Iterate k + 1.
+
+        Args:
+          mdp: the process.
+          state: iterate k.
+          error: eps_{k+1}, [S, A].
+          seen: what the evaluation sees in its place, such as a sample; None is the process.
+        """
+        ...
+
+
 class Scheme(NamedTuple):
-    """A scheme as two pure functions of one process; jit, scan and vmap them in float64."""
+    """A scheme as two pure functions of one process, which compute in float64; see `make`."""
 
     init: Callable[[MDP], State]
-    step: Callable[[MDP, State, types.Array], State]  # (mdp, state_k, eps_{k+1} [S, A]).
+    step: Step
 
 
 Improve = Callable[[MDP, State], convex.Point]  # (mdp, state_k) -> pi_{k+1}.
 # (mdp, q_k [S, A], ln pi_{k+1}, ln pi_k) -> q_{k+1} without error, [S, A].
 Evaluate = Callable[[MDP, types.Array, types.Array, types.Array], types.Array]
+
+
+def make(
+    init: Callable[[MDP], State], step: Callable[[MDP, State, types.Array, MDP], State]
+) -> Scheme:
+    """The scheme of two functions, in float64 whatever the process' default is.
+
+    Args:
+      init: (mdp) -> iterate 0.
+      step: as `Step`, with `seen` always there.
+    """
+
+    def complete(mdp: MDP, state: State, error: types.Array, seen: MDP | None = None, /) -> State:
+        return step(mdp, state, error, mdp if seen is None else seen)
+
+    return Scheme(precision.float64(init), precision.float64(complete))
 
 
 def uniform(mdp: MDP) -> types.Array:
@@ -76,12 +111,12 @@ def alternate(method: convex.Method, improve: Improve, evaluate: Evaluate, m: fl
             q = evaluate(mdp, q, log_policy, log_policy)
         return State(q, method.init(log_policy))
 
-    def step(mdp: MDP, state: State, error: types.Array) -> State:
+    def step(mdp: MDP, state: State, error: types.Array, seen: MDP) -> State:
         point = improve(mdp, state)
-        q = evaluate(mdp, state.q, point.log_x, state.log_policy)
+        q = evaluate(seen, state.q, point.log_x, state.log_policy)
         return State(q + error, point)
 
-    return Scheme(init, step)
+    return make(init, step)
 
 
 def evaluation(
@@ -127,6 +162,6 @@ def check_backups(m: float) -> None:
 
 
 def check_temperature(name: str, value: Temperature) -> None:
-    """Raises ValueError for a negative number; traced values are the caller's care."""
-    if isinstance(value, float | int) and not value >= 0:
-        raise ValueError(f"{name} must be >= 0, got {value}")
+    """Raises ValueError for a negative number; of arrays `run.run` checks each entry."""
+    if isinstance(value, float | int) and not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be >= 0 and finite, got {value}")

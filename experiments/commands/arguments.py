@@ -20,4 +20,5 @@ def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
     from kullback.experiments import settings
 
     for name, hint, value in fields:
-        print(f"{name:<44}{value!s:<12}{settings.describe(hint)}")
+        # At least a space between them, however long they are.
+        print(f"{name:<43} {value!s:<11} {settings.describe(hint)}")

@@ -33,13 +33,25 @@ def _reproduce(options: argparse.Namespace) -> int:
         )
     from kullback.experiments import reproduce, settings
 
+    config = reproduce.load(options.name).config
     if options.fields:
-        arguments.print_fields(settings.fields(reproduce.load(options.name).config))
+        arguments.print_fields(settings.fields(config))
         return 0
+    offered = {name.split(".")[-1] for name, _, _ in settings.fields(config)}
     assignments = list(options.settings)
     if options.mdp:
+        if "mdp" not in offered:
+            raise ValueError(
+                f"{options.name} is of no process that could be yours; --mdp goes with the "
+                "reproductions of theory, such as momentum-theory"
+            )
         assignments.append(f"mdp={options.mdp}")
     if options.full:
+        if "full" not in offered:
+            raise ValueError(
+                f"{options.name} has one size; leave --full out, and change its size by --set "
+                "(--fields lists what there is)"
+            )
         assignments.append("full=True")
     reproduce.reproduce(options.name, options.out, assignments)
     return 0

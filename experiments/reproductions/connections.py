@@ -16,14 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kullback.core import regularizers
+from kullback.core import regularizers, types
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets
+from kullback.experiments.reproductions import garnets, polytope
 from kullback.theory import bounds, conservative, convex, mirror, politex, run, scheme, solve
-from kullback.theory import mdp as mdps
 from kullback.theory.mdp import MDP
 
 CPI, MIRROR, POLITEX = "CPI", "MD-MPI", "Politex"
@@ -49,8 +47,9 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not self.rates or any(not 0 < rate <= 1 for rate in self.rates):
             raise ValueError(f"rates must lie in (0, 1], got {self.rates}")
-        if not self.etas or min(self.etas) <= 0:
-            raise ValueError(f"etas must be > 0, got {self.etas}")
+        # Schemes and bounds take 1 / eta.
+        if not self.etas or any(not 1e-300 <= eta <= 1e300 for eta in self.etas):
+            raise ValueError(f"etas must lie in [1e-300, 1e300], got {self.etas}")
         if any(m < 1 for m in self.backups):
             raise ValueError(f"backups must be >= 1, got {self.backups}")
 
@@ -102,7 +101,7 @@ def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
         rows += work.part(garnets.part(config.processes, name), config.iterations, compute)
     names = ("curves", "variants", "twins")
     tables = {name: garnets.where(rows, table=name) for name in names}
-    tables["polytope"] = polytope(config)
+    tables["polytope"] = ways(config)
     checks = judge(tables, garnets.counted(processes, config.iterations), config)
     return reproduce.Found(tables, {"connections": draw(config, tables)}, checks)
 
@@ -110,7 +109,7 @@ def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
 def value(mdp: MDP, record: run.Record, optimal_v: Any) -> dict[str, Any]:
     """Gap of the policy, and its value."""
     v = solve.linear_values(mdp, record.state.log_policy, jnp.zeros(mdp.num_states))
-    return {"gap": jnp.max(optimal_v - v), "v": v}
+    return {"gap": garnets.most(optimal_v - v), "v": v}
 
 
 def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
@@ -126,7 +125,7 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
         measure=value,
         context=v,
     ).records
-    scale = np.max(np.abs(v), -1)[:, None]
+    scale = garnets.of_largest(processes, v)[:, None]
     gamma = np.asarray(processes.discount)[:, None]
     # Gaps do not change with a constant reward, so that rewards may begin at 0.
     r_max = np.ptp(np.asarray(processes.reward), axis=(-2, -1))[:, None]
@@ -145,7 +144,7 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
                 for r, g in zip(r_max[:, 0], gamma[:, 0], strict=True)
             ]
             bound = np.array(every)
-        else:  # Of the mean gap of the policies before k.
+        else:  # Of the mean gap of the policies before k, in the state where that is largest.
             every = [
                 [
                     bounds.politex_regret(
@@ -157,8 +156,7 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
                 for r, g in zip(r_max[:, 0], gamma[:, 0], strict=True)
             ]
             bound = np.array(every)
-            gap = np.cumsum(gap, 1) / np.arange(1, config.iterations + 2)
-            gap = np.concatenate([gap[:, :1], gap[:, :-1]], 1)
+            gap = np.concatenate([gap[:, :1], regret(v, found["v"][i]) / k], 1)
         fall = float(np.max(-np.diff(found["v"][i], axis=1) / scale[:, None]))
         rows += garnets.tagged(
             "curves",
@@ -167,10 +165,21 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
     return rows
 
 
+def regret(optimal_v: types.Array, v: np.ndarray) -> np.ndarray:
+    """Largest sum of the gaps of the policies before k, of any one state: [M, K] for 1, ..., K.
+
+    Args:
+      optimal_v: v_*, [M, S].
+      v: of pi_0, ..., pi_K, [M, K + 1, S].
+    """
+    gaps = np.asarray(optimal_v)[:, None] - v
+    return np.max(np.cumsum(gaps[:, :-1], 1), -1)
+
+
 def variants(config: Config, processes: MDP) -> reproduce.Rows:
     """Curves with sampled evaluation, and of MD-MPI with other numbers of backups."""
     v = garnets.optimum(processes).v
-    scale = np.max(np.abs(v), -1)[:, None]
+    scale = garnets.of_largest(processes, v)[:, None]
     noise = {"noise": run.sampled(config.samples), "key": jax.random.key(config.noise_seed)}
     compared = {
         "PI": (conservative.cpi(1.0), noise),
@@ -225,7 +234,7 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
             return jnp.exp(stacked.log_policy), stacked.q
 
         def off(x: Any, y: Any) -> Any:
-            return jnp.max(jnp.abs(x - y))
+            return garnets.most(jnp.abs(x - y))
 
         def fading(k: Any) -> Any:
             return lambda_ * jnp.sqrt(k + 1.0)
@@ -248,11 +257,14 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
                 points(convex.dual_averaging(divergence=sparse), lambda_),
             ),
             "distance of the best two actions": jnp.min(two[..., 0] - two[..., 1]),
+            "way of CPI": off(mixed, jnp.exp(start)[None]),
+            "way of mirror descent": off(mirrored, jnp.exp(start)[None]),
         }
 
     with jax.enable_x64(True):
         found = jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, one))(processes))
     tie = found.pop("distance of the best two actions")
+    ways = {CPI: found.pop("way of CPI"), MIRROR: found.pop("way of mirror descent")}
     return garnets.tagged(
         "twins",
         [
@@ -261,6 +273,8 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
                 "process": i,
                 "largest_difference": float(x),
                 "is_tied": bool(tie[i] < TIE),
+                # Where all actions are alike policies stay uniform, and cannot differ.
+                "is_still": bool(ways[CPI if pair.startswith(CPI) else MIRROR][i] < TIE),
             }
             for pair, values in found.items()
             for i, x in enumerate(values)
@@ -268,43 +282,18 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
     )
 
 
-def two_states() -> MDP:
-    """Two states with two actions each, whose values make a polytope that one can draw."""
-    probabilities = np.array([[[0.12, 0.88], [0.63, 0.37]], [[0.0, 1.0], [0.0, 1.0]]])
-    return mdps.make(probabilities, np.array([[-0.1, 0.5], [0.1, 0.0]]), 0.8)
-
-
-def polytope(config: Config) -> reproduce.Rows:
-    """Values of both states: of the edges of the polytope, and of three schemes on their way."""
-    mdp = two_states()
-    rows: reproduce.Rows = []
-
-    def add(what: str, log_policies: np.ndarray) -> None:
-        for k, log_policy in enumerate(log_policies):
-            v, _ = solve.policy_values(mdp, log_policy)
-            rows.append({"what": what, "iteration": k, "v1": float(v[0]), "v2": float(v[1])})
-
-    line = np.linspace(0, 1, 21)
-    for state in (0, 1):
-        for action in (0, 1):
-            first = np.empty((len(line), 2))
-            first[:, state], first[:, 1 - state] = action, line
-            with np.errstate(divide="ignore"):
-                edge = np.log(np.stack([first, 1 - first], -1))
-            add(f"edge {state} {action}", edge)
+def ways(config: Config) -> reproduce.Rows:
+    """Three schemes on their way through the polytope of values."""
 
     def fading(k: Any) -> Any:
         return config.eta / jnp.sqrt(k + 1.0)
 
-    paths = {
+    schemes = {
         f"CPI, a = {config.rate:g}": conservative.cpi(config.rate),
         f"MD-MPI, eta = {config.eta:g}": md_pi(1 / config.eta),
         f"Politex, eta = {config.eta:g} / sqrt(k + 1)": politex.politex(fading),
     }
-    for label, made in paths.items():
-        records = run.run(made, mdp, min(config.iterations, 40)).records
-        add(label, records.state.log_policy)
-    return rows
+    return polytope.rows(schemes, min(config.iterations, 40))
 
 
 def judge(tables: dict[str, reproduce.Rows], counted: str, config: Config) -> list[reproduce.Check]:
@@ -315,27 +304,29 @@ def judge(tables: dict[str, reproduce.Rows], counted: str, config: Config) -> li
         rows = garnets.where(tables["twins"], pair=pair)
         if "Frank-Wolfe" in pair:
             rows = [row for row in rows if not row["is_tied"]] or rows
-        off = [row["largest_difference"] for row in rows]
+        off = [row["largest_difference"] for row in rows if not row["is_still"]]
         said = f"over {len(off)} processes and {config.twin_iterations} iterations"
-        if not pair.startswith("mirror descent"):
-            checks.append(garnets.small(f"{pair}: the same policies", max(off), 1e-10, said))
+        is_same = not pair.startswith("mirror descent")
+        claim = f"{pair}: {'the same' if is_same else 'different'} policies"
+        if not off:
+            nothing = "every action is as good as any other, so that no policy changes"
+            checks.append(reproduce.Check(claim, None, nothing))
+        elif is_same:
+            checks.append(garnets.small(claim, garnets.largest(off), 1e-10, said))
         else:
+            least = float(np.min(off))
             checks.append(
-                reproduce.Check(
-                    f"{pair}: different policies",
-                    min(off) > 1e-6,
-                    f"by {min(off):.2g} at least {said}",
-                )
+                reproduce.Check(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
             )
     for family in (CPI, MIRROR, POLITEX):
         rows = garnets.where(tables["curves"], family=family)
-        share = max(row["largest_share"] for row in rows)
+        share = garnets.largest(row["largest_share"] for row in rows)
         checks.append(garnets.within(f"{family} keeps to its bound", share, counted))
-    fall = max(row["largest_fall"] for row in tables["curves"])
+    fall = garnets.largest([0.0, *(row["largest_fall"] for row in tables["curves"])])
     checks.append(
         garnets.small(
             "with exact evaluation no step makes any state worse (by how much, relative)",
-            max(fall, 0.0),
+            fall,
             garnets.ROUNDING,
             counted,
         )
@@ -352,33 +343,27 @@ def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
             garnets.draw(axes, rows, label, median=True)
         axes.set_title(f"{family}, exact evaluation (dashed: bounds)")
     polygon, sampled, backups = drawn.axes[3:]
-    _draw_polytope(polygon, tables["polytope"])
+    polytope.draw(polygon, tables["polytope"])
     for axes, kind in ((sampled, "sampled"), (backups, "backups")):
         rows = garnets.where(tables["variants"], kind=kind)
         for label in dict.fromkeys(row["scheme"] for row in rows):
             garnets.draw(axes, garnets.where(rows, scheme=label), label, median=kind == "backups")
-    sampled.set_title(f"Evaluation of {config.samples} sampled successor(s)")
+    sampled.set_title(f"Evaluation of {garnets.successors(config.samples)}")
     backups.set_title(f"MD-MPI, eta = {config.eta:g}, m backups")
     gap = r"$\max (v_* - v_{\pi_k}) \,/\, \max |v_*|$"
     for axes in (*drawn.axes[:3], sampled, backups):
         axes.set(xlabel="iterations k", ylabel=gap, xscale="log", yscale="log")
         axes.set_xlim(1, config.iterations)
     drawn.axes[0].set_ylim(1e-12, None)
-    drawn.axes[2].set_ylabel("mean over the policies before k of " + gap, fontsize=8)
+    drawn.axes[2].set_ylabel(
+        r"mean of $v_* - v_{\pi_j}$ over $j < k$," + "\n" + r"largest of a state, $/\, \max |v_*|$"
+    )
     for axes in drawn.axes:
         axes.title.set_fontsize(10)
         garnets.legend(axes, 1 if axes is polygon else 3)
+    caption = f"Of the processes: {garnets.MEDIAN} (of bounds the median); sampled: {garnets.MEAN}"
+    drawn.suptitle(caption, fontsize=10)
     return drawn
-
-
-def _draw_polytope(axes: Axes, rows: reproduce.Rows) -> None:
-    for number, what in enumerate(dict.fromkeys(row["what"] for row in rows)):
-        x, y = zip(*((r["v1"], r["v2"]) for r in rows if r["what"] == what), strict=True)
-        if what.startswith("edge"):
-            axes.plot(x, y, color="0.5", lw=1, label=None if number else "one state deterministic")
-        else:
-            axes.plot(x, y, "o-", markersize=3, lw=1, label=what)
-    axes.set(xlabel=r"$v_\pi(s_1)$", ylabel=r"$v_\pi(s_2)$", title="Ways through the values")
 
 
 REPRODUCTION = reproduce.Reproduction(

@@ -111,12 +111,12 @@ def progress(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str,
     v = jnp.sum(jnp.exp(state.log_policy) * state.q, -1)  # q_k is exact here.
     rate = context["rate"]
     return {
-        "gap": jnp.max(context["v"] - v),
+        "gap": garnets.most(context["v"] - v),
         "value": jnp.sum(mdp.initial * v),
         "mean": gain.mean,
-        "largest": jnp.max(abs(gain.per_state)),
+        "largest": garnets.most(abs(gain.per_state)),
         "distance": gain.distance,
-        "span": jnp.max(gain.per_state) - jnp.min(gain.per_state),
+        "span": garnets.most(gain.per_state) + garnets.most(-gain.per_state),
         "rate": rate(mdp, state) if callable(rate) else jnp.asarray(rate),
     }
 
@@ -130,7 +130,7 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
 
     scheme = conservative.cpi(rate, m=math.inf)
     found = run.run(scheme, processes, config.exact_iterations, measure=measure, context=v).records
-    scale = np.max(np.abs(v), -1)[:, None]
+    scale = garnets.of_largest(processes, v)[:, None]
     gamma = np.asarray(processes.discount)[:, None]
     now = {name: x[:, :-1] for name, x in found.items()}
     # Of the positive part, that is the contraction; what it gives from the start on is the bound.
@@ -146,7 +146,7 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
         r_max = np.max(np.abs(processes.reward), (-2, -1))[:, None]
         promised["optimal"] = bounds.cpi_optimal_gain(now["mean"], r_max, gamma)
     # How far a gain is below what was promised, in units of the largest value; rounding remains.
-    broken = max(0.0, *(float(np.max((low - gain) / scale)) for low in promised.values()))
+    broken = garnets.largest([0.0, *(np.max((low - gain) / scale) for low in promised.values())])
     curve = garnets.curve(label, found["gap"] / scale, bound / scale)
     used = promised["optimal" if is_optimal else "safe"]
     gains = {"gain": gain / scale, "promised": used / scale, "rate": now["rate"]}
@@ -160,7 +160,7 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
                     "iteration": int(k) + 1,
                     **{name: float(np.median(x[:, k])) for name, x in gains.items()},
                     "largest_break": broken,
-                    "largest_fall": max(0.0, float(np.max(-gain / scale))),
+                    "largest_fall": garnets.largest([0.0, np.max(-gain / scale)]),
                 }
                 for k in garnets.kept(config.exact_iterations - 1)
             ],
@@ -176,8 +176,8 @@ def named(rate: float) -> str:
 def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> list[reproduce.Check]:
     """The bounds, and what the paper says of constant rates."""
     gains, labels = tables["gains"], list(adaptive_rates(config))
-    share = max(row["largest_share"] for row in tables["exact"])
-    broken = max(row["largest_break"] for row in gains)
+    share = garnets.largest(row["largest_share"] for row in tables["exact"])
+    broken = garnets.largest(row["largest_break"] for row in gains)
     safe = [row["largest_fall"] for row in gains if row["scheme"] in labels[:3]]
     checks = [
         garnets.within(
@@ -195,7 +195,7 @@ def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> li
         ),
         garnets.small(
             "the adaptive rates never make the policy worse (by how much, relative)",
-            max(safe),
+            garnets.largest(safe),
             garnets.ROUNDING,
             counted,
         ),
@@ -209,10 +209,12 @@ def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> li
     best, fast, slow = min(means, key=means.__getitem__), max(means), min(means)
     if fast > slow:
         said = ", ".join(f"{named(rate)} {mean:.3f}" for rate, mean in means.items())
+        is_finite = bool(np.all(np.isfinite(list(means.values()))))
+        is_between = is_finite and best not in (fast, slow)
         checks += [
             reproduce.Check(
                 "sampled, a rate between the largest and the smallest is best over the whole run",
-                best not in (fast, slow),
+                is_between if len(of(best, "mean")) > 1 else None,  # A mean of one is no mean.
                 said,
             ),
             garnets.above(
@@ -256,23 +258,27 @@ def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
         gains.plot(x, [row["promised"] for row in rows], "--", lw=0.9, **style)
     gap = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
     curves.set(
-        title=f"Sampled successors: {config.samples}; one backup, m = 1",
+        title=f"{garnets.successors(config.samples)}, one backup, m = 1 ({garnets.MEAN})",
         ylabel=gap,
         xscale="log",
         yscale="log",
     )
     curves.set_xlim(1, config.iterations)
     stability.set(
-        title="Sampled: distance and steadiness", xlabel="mixture rate a", ylabel=gap, xscale="log"
+        title=f"Sampled: distance and steadiness ({garnets.MEAN})",
+        xlabel="mixture rate a",
+        ylabel=gap,
+        xscale="log",
     )
     exact_axes.set(
-        title="Exact evaluation (median; dashed: contraction)",
+        title=f"Exact evaluation ({garnets.MEDIAN}; dashed: contraction)",
         ylabel=r"$\max (v_* - v_{\pi_k})$, relative",
         yscale="log",
         ylim=(1e-12, None),
     )
     gains.set(
-        title="Gain of a step (median; dashed: lower bound)",
+        title="Gain of a step (median; dashed: bound of Pirotta et al.,\n"
+        r"$A^2 / (8 v_{\max})$ of the optimal rate)",
         ylabel=r"$\langle \mu, v_{\pi_k} - v_{\pi_{k-1}} \rangle$, relative",
         yscale="log",
         ylim=(1e-8, None),

@@ -2,16 +2,18 @@
 
 The processes are Garnets by the hundred, or a user's own. A curve is [M, K + 1]: M processes, K
 iterations. Every plot draws it as the papers do, by its mean, with the interval of that mean; or,
-where it falls by many orders of magnitude, by its median and quartiles.
+where it falls by many orders of magnitude, by its median and quartiles. What is not finite never
+counts as held: a number that could not be computed proves nothing.
 """
 
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 from matplotlib.axes import Axes
@@ -26,22 +28,39 @@ from kullback.theory.mdp import MDP
 
 ROUNDING = 1e-11  # Of values, relative to the largest: what float64 is off by after long sums.
 NUM_KEPT = 150  # Iterations of a curve that are kept, evenly spaced in their logarithm.
+MEAN = "mean, 95% interval"  # What lines and bands are, in the titles of plots.
+MEDIAN = "median, quartiles"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Which processes."""
 
-    mdp: str = ""  # Path of an .npz file as `theory.mdp.save` writes it, in place of the Garnets.
+    # Path of an .npz file as `theory.mdp.save` writes it, in place of the Garnets: none of the
+    # fields below goes with it.
+    mdp: str = ""
     num_garnets: int = 100
     garnet_seed: int = 0
     garnet: generator.Config = dataclasses.field(default_factory=generator.Config)
 
     def __post_init__(self) -> None:
-        if self.mdp and not pathlib.Path(self.mdp).is_file():
-            raise ValueError(f"mdp must be the path of an .npz file, and {self.mdp} is no file")
         if self.num_garnets < 1:
             raise ValueError(f"num_garnets must be >= 1, got {self.num_garnets}")
+        if not self.mdp:
+            return
+        if not pathlib.Path(self.mdp).is_file():
+            raise ValueError(f"mdp must be the path of an .npz file, and {self.mdp} is no file")
+        if dataclasses.replace(self, mdp="") != Config():
+            raise ValueError(
+                f"num_garnets, garnet_seed and garnet.* are of Garnets, and {self.mdp} stands in "
+                "their place; set one or the other"
+            )
+        # Now, so that a file that is refused leaves nothing behind.
+        if np.any(np.all(np.asarray(mdps.load(self.mdp).reward) == 0, (-2, -1))):
+            raise ValueError(
+                f"{self.mdp} has a process all of whose rewards are 0: so are its values, and "
+                "nothing can be relative to them"
+            )
 
 
 def make(config: Config) -> MDP:
@@ -78,7 +97,7 @@ def measure(mdp: MDP, record: run.Record, context: dict[str, types.Array]) -> di
     gap = context["q"] - mdp.backup(solve.linear_values(mdp, log_policy, bonus))
     return {
         "gap": abs(gap).mean(),
-        "largest_gap": gap.max(),
+        "largest_gap": most(gap),
         "gaps": gap,
         "error": record.error,
     }
@@ -89,10 +108,27 @@ def context(optimal_q: types.Array, tau: float = 0.0) -> dict[str, np.ndarray]:
     return {"q": np.asarray(optimal_q), "tau": np.full(len(optimal_q), tau)}
 
 
+def most(x: types.Array, axis: Any = None) -> Any:
+    """The largest entry, nan unless all are finite, whatever a compiled maximum does with nan."""
+    return jnp.where(jnp.all(jnp.isfinite(x), axis), jnp.max(x, axis), jnp.nan)
+
+
+def largest(values: Iterable[float]) -> float:
+    """The largest, nan if there is one: Python's max is what comes first, then."""
+    return float(np.max(list(values))) + 0.0  # And -0 is 0.
+
+
 def each(function: Callable[..., types.Array], *arguments: types.Array) -> np.ndarray:
     """A bound of one process, of all: arguments have a leading axis M, and so has the result."""
     with jax.enable_x64(True):
         return np.asarray(jax.jit(jax.vmap(function))(*arguments))
+
+
+def of_largest(processes: MDP, v: types.Array) -> np.ndarray:
+    """The largest |v_*|, [M]; where all are 0, the largest that rewards of that size could give."""
+    size = np.max(np.abs(np.asarray(v)), -1)
+    top = np.max(np.abs(np.asarray(processes.reward)), (-2, -1)) / (1 - processes.discount)
+    return np.where(size > 0, size, top)
 
 
 def of_mean(q: types.Array) -> np.ndarray:
@@ -125,8 +161,8 @@ def curve(
 
     Returns:
       A row an iteration kept: mean and its 95% interval (of two processes at least), median,
-      quartiles; with a bound its mean, and `largest_share`, the largest value / bound of any
-      process in any iteration so far.
+      quartiles; with a bound its mean and median, and `largest_share`, the largest value / bound
+      of any process in any iteration so far.
     """
     values = np.asarray(values)
     num_processes, length = values.shape
@@ -141,9 +177,9 @@ def curve(
         known = bound.shape[1]  # Of iteration 0 theorems say nothing.
         shares = np.zeros(values.shape)
         shares[:, length - known :] = share(values[:, length - known :], bound)
-        mean = np.full(length, np.nan)
-        mean[length - known :] = bound.mean(0)
-        found |= {"bound": mean, "largest_share": np.maximum.accumulate(shares.max(0))}
+        bound = np.concatenate([np.full((num_processes, length - known), np.nan), bound], 1)
+        found |= {"bound": bound.mean(0), "bound_median": np.median(bound, 0)}
+        found["largest_share"] = np.maximum.accumulate(shares.max(0))
     head = {"scheme": scheme, **columns, "processes": num_processes}
     return [
         {**head, "iteration": int(k) + first, **{name: float(x[k]) for name, x in found.items()}}
@@ -154,10 +190,14 @@ def curve(
 def share(
     values: types.Array | float, bound: types.Array | float, scale: types.Array | float = 1.0
 ) -> np.ndarray:
-    """Values / bound, rounding taken off the values (of numbers as large as `scale`)."""
+    """Values / bound, rounding taken off the values (of numbers as large as `scale`).
+
+    It is nan where either is not finite: a bound that is infinite promises nothing.
+    """
     excess = np.maximum(np.asarray(values) - ROUNDING * np.asarray(scale), 0)
     bound = np.asarray(bound)
-    return np.divide(excess, bound, out=np.where(excess > 0, np.inf, 0.0), where=bound > 0)
+    found = np.divide(excess, bound, out=np.where(excess > 0, np.inf, 0.0), where=bound > 0)
+    return np.where(np.isfinite(excess) & np.isfinite(bound), found, np.nan)
 
 
 def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
@@ -172,15 +212,29 @@ def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
 def within(claim: str, largest_share: float, counted: str) -> reproduce.Check:
     """Whether a bound was never broken; `largest_share` is the largest value / bound."""
     return reproduce.Check(
-        claim, bool(largest_share <= 1), f"at most {largest_share:.3g} of it {counted}"
+        claim,
+        bool(0 <= largest_share <= 1),
+        f"at most {largest_share:.3g} of it {counted}",
     )
 
 
-def small(claim: str, difference: float, most: float, counted: str) -> reproduce.Check:
-    """Whether numbers that should be equal differ by `most` at most."""
-    return reproduce.Check(
-        claim, bool(difference <= most), f"at most {difference:.2g} {counted}, against {most:g}"
-    )
+def small(
+    claim: str, difference: float, limit: float, counted: str, remaining: float = 0.0
+) -> reproduce.Check:
+    """Whether numbers that should be equal differ by `limit` at most.
+
+    Args:
+      claim, difference, limit: what, by how much, and by how much at most.
+      counted: what was looked at.
+      remaining: what theory allows to be left of the difference after the iterations that were
+        run; where it is more than the limit, these are too few to judge by.
+    """
+    evidence = f"at most {difference:.2g} {counted}, against {limit:g}"
+    if remaining > limit and np.isfinite(difference):
+        few = f"; not judged: after so few iterations {remaining:.2g} may be left"
+        return reproduce.Check(claim, None, evidence + few)
+    held = bool(np.isfinite(difference) and difference <= limit)
+    return reproduce.Check(claim, held, evidence)
 
 
 def above(
@@ -199,7 +253,7 @@ def draw(
     bound: bool = True,
     **style: Any,
 ) -> None:
-    """One curve, its band and, dashed in the same colour, its bound."""
+    """One curve, its band and, dashed in the same colour, its bound: of a median its median."""
     centre = "median" if median else "mean"
     low, high = ("quartile_low", "quartile_high") if median else ("mean_low", "mean_high")
     x = np.array([row["iteration"] for row in rows])
@@ -208,7 +262,8 @@ def draw(
         bottom, top = ([row[name] for row in rows] for name in (low, high))
         axes.fill_between(x, bottom, top, color=line.get_color(), alpha=0.2, lw=0)
     if bound and "bound" in rows[0]:
-        axes.plot(x, [row["bound"] for row in rows], "--", color=line.get_color(), lw=0.9)
+        promised = [row["bound_median" if median else "bound"] for row in rows]
+        axes.plot(x, promised, "--", color=line.get_color(), lw=0.9)
 
 
 def where(rows: reproduce.Rows, **columns: Any) -> reproduce.Rows:
@@ -234,6 +289,14 @@ def legend(axes: Axes, columns: int = 4) -> None:
 
 def seconds(config: Config, iterations: int, schemes: int) -> float:
     """Estimate for so many runs: each is compiled, then evaluates a policy an iteration."""
-    size = 1 if config.mdp else config.num_garnets
-    each = 15e-6 * (config.garnet.num_states / 30) ** 3
+    size, num_states = config.num_garnets, config.garnet.num_states
+    if config.mdp:
+        own = make(config)
+        size, num_states = own.batch_shape[0], own.num_states
+    each = 15e-6 * (num_states / 30) ** 3
     return 6 + schemes * (2 + iterations * size * each)
+
+
+def successors(samples: int) -> str:
+    """A number of sampled successors, in words."""
+    return f"{samples} sampled successor" + ("" if samples == 1 else "s")

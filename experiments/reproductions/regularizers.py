@@ -75,9 +75,9 @@ def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str
     bonus = -convex.penalty(log_policy, log_policy, 0.0, tau, divergence)
     q = mdp.backup(solve.linear_values(mdp, log_policy, bonus))
     return {
-        "value": jnp.max(abs(context - record.state.q)),
-        "gap": jnp.max(context - q),
-        "norm": jnp.max(abs(record.error)),
+        "value": garnets.most(abs(context - record.state.q)),
+        "gap": garnets.most(context - q),
+        "norm": garnets.most(abs(record.error)),
     }
 
 
@@ -135,7 +135,7 @@ def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
     """What the optimal regularised policies lose, and how many actions they take."""
     divergence = regularizers.named(name)
     v = garnets.optimum(processes).v
-    scale = np.max(np.abs(v), -1)
+    scale = garnets.of_largest(processes, v)
     gamma = np.asarray(processes.discount)
     rows: reproduce.Rows = []
     for tau in config.taus:
@@ -179,17 +179,17 @@ def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> li
     checks += [
         garnets.within(
             "regularised value iteration contracts: max |q_* - q_k| is at most gamma^k its start",
-            max(row["largest_share"] for row in exact),
+            garnets.largest(row["largest_share"] for row in exact),
             counted,
         ),
         garnets.within(
             "with errors, regularised MPI of any m keeps to the bound of modified policy iteration",
-            max(row["largest_share"] for row in noisy),
+            garnets.largest(row["largest_share"] for row in noisy),
             counted,
         ),
         garnets.within(
             "an optimal regularised policy loses at most tau max H_f / (1 - gamma)",
-            max(row["share"] for row in lost),
+            garnets.largest(row["share"] for row in lost),
             f"over {len(lost):,} processes, regularisers and temperatures",
         ),
     ]
@@ -231,7 +231,7 @@ def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
             means = [np.mean([r[column] for r in garnets.where(rows, tau=tau)]) for tau in taus]
             label = name if column == "end" else None
             lost.plot(taus, means, dash, lw=1.2, markersize=4, label=label, **style)
-        if config.processes.mdp or config.processes.num_garnets < 2:
+        if len(garnets.where(rows, tau=taus[0])) < 2:
             continue
         found = [reproduce.interval(r["end"] for r in garnets.where(rows, tau=t)) for t in taus]
         band = [x.low for x in found], [x.high for x in found]
@@ -242,20 +242,23 @@ def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
         ylabel=r"$\pi(a_1)$",
     )
     exact.set(
-        title=rf"Reg-VI, no errors, $\tau$ = {config.tau:g} (dashed: $\gamma^k$)",
+        title=rf"Reg-VI, no errors, $\tau$ = {config.tau:g} ({garnets.MEDIAN}; "
+        r"dashed: $\gamma^k$)",
         ylabel=r"$\Vert q_{*,\Omega} - q_k \Vert_\infty$, relative",
         yscale="log",
         ylim=(1e-13, None),
     )
     noisy.set(
-        title=f"Reg-MPI, errors of deviation {config.noise:g} (dashed: bound)",
+        title=f"Reg-MPI, errors of deviation {config.noise:g} ({garnets.MEAN};\n"
+        "dashed: bound, for m = 1)",
         ylabel=r"$\max (q_{*,\Omega} - q_{\pi_k,\Omega})$, relative",
         xscale="log",
         yscale="log",
     )
     noisy.set_xlim(1, config.iterations)
     lost.set(
-        title=r"Loss of regularising (dashed: $\tau \max H_f / (1 - \gamma)$)",
+        title=f"Loss of regularising ({garnets.MEAN};\n"
+        r"dashed: $\tau \max H_f / (1 - \gamma)$)",
         xlabel=r"temperature $\tau$, units of reward",
         ylabel=r"$\max (v_* - v_{\pi_{*,\Omega}})$, relative",
         xscale="log",

@@ -467,13 +467,32 @@ def test_greedy_keeps_the_support_of_the_prior():
 
 def test_temperatures_of_kl_may_be_traced():
     q, log_prior = np.array([1.0, 2.0]), np.log([0.3, 0.7])
-    temperatures = np.array([[0.0, 0.5], [0.5, 0.0], [0.2, 0.1]])
+    temperatures = np.array([[0.0, 0.5], [0.5, 0.0], [0.2, 0.1], [0.0, 0.0]])
     f = jax.vmap(lambda t: reg.greedy(q, log_prior, t[0], t[1]))
     log_policy, value = f(temperatures)
     for row, (lambda_, tau) in enumerate(temperatures.tolist()):
         one_policy, one_value = reg.greedy(q, log_prior, lambda_, tau)
         np.testing.assert_allclose(log_policy[row], one_policy, atol=1e-12)
         np.testing.assert_allclose(value[row], one_value, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["alpha-1.5", "chi_squared", "jensen_shannon"])
+def test_one_temperature_of_another_divergence_may_be_traced(name):
+    q, log_prior = np.array([1.0, 2.0, 1.5]), np.log([0.3, 0.6, 0.1])
+    kinds = {
+        "prior": lambda t: reg.greedy(q, log_prior, t, 0.0, ALL[name]),
+        "entropy": lambda t: reg.greedy(q, log_prior, 0.0, t, ALL[name]),
+    }
+    for f in kinds.values():
+        log_policy, value = jax.vmap(f)(np.array([0.3, 2.0]))
+        for row, temperature in enumerate((0.3, 2.0)):
+            one_policy, one_value = f(temperature)
+            np.testing.assert_allclose(np.exp(log_policy[row]), np.exp(one_policy), atol=1e-12)
+            np.testing.assert_allclose(value[row], one_value, atol=1e-12)
+    with pytest.raises(ValueError, match="beside a traced one the other is the number 0"):
+        jax.jit(lambda t: reg.greedy(q, log_prior, t, t, ALL[name]))(0.5)
+    with pytest.raises(ValueError, match="must be scalars"):
+        reg.greedy(q, log_prior, 0.0, np.ones(3), ALL[name])
 
 
 @pytest.mark.parametrize(

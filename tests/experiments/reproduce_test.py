@@ -18,6 +18,7 @@ class Config:
 
     seeds: int = 3
     throws: int = 50
+    sides: tuple[float, ...] = (0.1, 0.5, 1.0)
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -135,6 +136,8 @@ def test_a_part_is_whole_or_not_there(
         (["coin", "--set", "throw=1"], "unknown field 'throw'; did you mean throws?"),
         (["coin", "--set", "seeds=0"], "seeds must be >= 1, got 0"),
         (["coin", "--set", "seeds=many"], "seeds must be int, got 'many'"),
+        (["coin", "--full"], "coin has one size; leave --full out"),
+        (["coin", "--mdp", "own.npz"], "--mdp goes with the reproductions of theory"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line_and_exit_2(
@@ -157,9 +160,10 @@ def test_what_is_asked_wrongly_is_one_line_and_exit_2(
 def test_fields_are_listed(thrown: list[int], capsys: pytest.CaptureFixture[str]) -> None:
     del thrown
     assert cli.main(["reproduce", "coin", "--fields"]) == 0
-    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
-        ["seeds", "3"],
-        ["throws", "50"],
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["seeds", "3", "int"],
+        ["throws", "50", "int"],
+        ["sides", "(0.1,", "0.5,", "1.0)", "tuple[float,", "...]"],
     ]
 
 

@@ -5,11 +5,24 @@ import math
 
 import hypothesis
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from kullback.theory import bounds, garnet, iteration, mdp, mirror, run, solve
+from kullback.core import regularizers
+from kullback.theory import (
+    bounds,
+    conservative,
+    garnet,
+    iteration,
+    mdp,
+    mirror,
+    munchausen,
+    politex,
+    run,
+    solve,
+)
 
 NUM_ITERATIONS = 25
 SIZES = garnet.Config(num_states=6, num_actions=3, branching=2)
@@ -32,11 +45,27 @@ def draw(seed: int, discount: float, scale: float) -> tuple[mdp.MDP, np.ndarray]
     return process, scale * (noise + 0.3 * bias)
 
 
-def gap(process: mdp.MDP, log_policies: np.ndarray, tau: float = 0.0) -> np.ndarray:
+def positive(process: mdp.MDP) -> mdp.MDP:
+    """The same with rewards in [0, 1]."""
+    return process._replace(reward=(process.reward + 1) / 2)
+
+
+def repeated(process: mdp.MDP, count: int) -> mdp.MDP:
+    """A batch of `count` times the process."""
+    return jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), process)
+
+
+def gap(
+    process: mdp.MDP,
+    log_policies: np.ndarray,
+    tau: float = 0.0,
+    divergence: regularizers.Divergence | None = None,
+) -> np.ndarray:
     """q_* - q_{pi_k}, [K, S, A]."""
-    optimum = solve.policy_iteration(process, tau=tau, tolerance=1e-12)
-    batch = jax.tree.map(lambda x: np.broadcast_to(x, (NUM_ITERATIONS, *np.shape(x))), process)
-    return np.asarray(optimum.q - solve.policy_values(batch, log_policies, tau=tau)[1])
+    same = {"tau": tau, "divergence": divergence}
+    optimum = solve.policy_iteration(process, tolerance=1e-12, **same)
+    batch = repeated(process, NUM_ITERATIONS)
+    return np.asarray(optimum.q - solve.policy_values(batch, log_policies, **same)[1])
 
 
 @property_test
@@ -89,25 +118,50 @@ def test_kl_and_entropy_average_errors(seed: int, discount: float, scale: float,
     assert np.all(np.max(bound, (1, 2)) <= norm_bound * (1 + 1e-12) + SLACK)
 
 
+@property_test
+@hypothesis.given(
+    seed=seeds, discount=discounts, scale=scales, alpha=st.sampled_from([0.0, 0.5, 0.95])
+)
+def test_munchausen_averages_errors_as_mirror_descent_does(
+    seed: int, discount: float, scale: float, alpha: float
+):
+    process, errors = draw(seed, discount, scale)
+    temperatures = alpha * 0.1, (1 - alpha) * 0.1
+    policies = run.run(
+        munchausen.munchausen_vi,
+        process,
+        NUM_ITERATIONS,
+        errors=errors,
+        parameters={"alpha": [alpha], "tau": [0.1]},
+    ).records.state.log_policy[0, 1:]
+    loss = gap(process, policies, temperatures[1])
+    optimal = solve.policy_iteration(process, tau=temperatures[1]).log_policy
+    bound = bounds.entropy_gap(process, optimal, policies, errors, *temperatures)
+    assert np.all(loss >= -SLACK) and np.all(loss <= bound + SLACK)
+
+
 @functools.cache
-def mpi(m: float):
-    """A constructor by its temperature, kept: one program for each m."""
-    return functools.partial(iteration.modified_policy_iteration, m)
+def mpi(m: float, name: str):
+    """A constructor by its temperature, kept: one program for each m and f."""
+    divergence = regularizers.named(name)
+    return functools.partial(iteration.modified_policy_iteration, m, divergence=divergence)
 
 
-@pytest.mark.parametrize("m", [1, 4, math.inf])
+@pytest.mark.parametrize(
+    "m, name", [(1, "kl"), (4, "kl"), (math.inf, "kl"), (1, "chi_squared"), (4, "alpha-1.5")]
+)
 @property_test
 @hypothesis.given(seed=seeds, discount=discounts, scale=scales)
 def test_modified_policy_iteration_discounts_errors(
-    m: float, seed: int, discount: float, scale: float
+    m: float, name: str, seed: int, discount: float, scale: float
 ):
     process, errors = draw(seed, discount, scale)
-    tau = 0.1
+    tau, divergence = 0.1, regularizers.named(name)
     states = run.run(
-        mpi(m), process, NUM_ITERATIONS, errors=errors, parameters={"tau": [tau]}
+        mpi(m, name), process, NUM_ITERATIONS, errors=errors, parameters={"tau": [tau]}
     ).records.state
-    loss = np.max(gap(process, states.log_policy[0, 1:], tau), (1, 2))
-    optimum = solve.policy_iteration(process, tau=tau, tolerance=1e-12)
+    loss = np.max(gap(process, states.log_policy[0, 1:], tau, divergence), (1, 2))
+    optimum = solve.policy_iteration(process, tau=tau, divergence=divergence, tolerance=1e-12)
     start = np.max(np.abs(optimum.q - states.q[0, 0]))
     bound = bounds.mpi_gap(np.max(np.abs(errors), (1, 2)), start, discount)
     assert np.all(loss <= bound + SLACK)
@@ -119,7 +173,7 @@ def test_mirror_descent_policy_iteration_improves_at_its_rate(
     seed: int, discount: float, lambda_: float
 ):
     process, _ = draw(seed, discount, 0.0)
-    process = process._replace(reward=(process.reward + 1) / 2)  # In [0, 1].
+    process = positive(process)
     states = run.run(
         md_pi, process, NUM_ITERATIONS, parameters={"lambda_": [lambda_]}
     ).records.state
@@ -134,6 +188,117 @@ def test_mirror_descent_policy_iteration_improves_at_its_rate(
 
 def md_pi(lambda_: float):
     return mirror.md_mpi(lambda_, m=math.inf, regularized=False)
+
+
+CPI = {
+    "constant": conservative.cpi,  # By its rate.
+    "optimal": conservative.cpi(conservative.optimal),
+    "adaptive": conservative.cpi(conservative.adaptive),
+}
+
+
+def facts(process: mdp.MDP, record: run.Record, context: None):
+    """Of an iterate: its values, and what the bounds of the next step are made of."""
+    del context
+    gain = conservative.advantage(process, record.state)
+    largest, least = jnp.max(gain.per_state), jnp.min(gain.per_state)
+    return {
+        "v": solve.policy_values(process, record.state.log_policy)[0],
+        "mean": gain.mean,
+        "largest": jnp.maximum(jnp.abs(largest), jnp.abs(least)),
+        "span": largest - least,
+        "distance": gain.distance,
+    }
+
+
+@pytest.mark.parametrize("name", list(CPI))
+@property_test
+@hypothesis.given(seed=seeds, discount=discounts, rate=st.sampled_from([0.01, 0.3, 1.0]))
+def test_conservative_policy_iteration_gains_and_contracts(
+    name: str, seed: int, discount: float, rate: float
+):
+    process, _ = draw(seed, discount, 0.0)
+    if name == "optimal":  # Both the rate and its bound are of rewards in [0, r_max].
+        process = positive(process)
+    constant = {"rate": [rate]} if name == "constant" else None
+    seen = run.run(CPI[name], process, NUM_ITERATIONS, parameters=constant, measure=facts).records
+    if constant:
+        seen = jax.tree.map(lambda x: x[0], seen)
+    v, now = seen["v"], {key: x[:-1] for key, x in seen.items()}
+    r_max = float(np.max(np.abs(process.reward)))
+    a = np.full(NUM_ITERATIONS, rate)
+    if name == "optimal":
+        a = (1 - discount) ** 2 * now["mean"] / (4 * r_max)
+    elif name == "adaptive":
+        spread = discount * now["distance"] * now["span"]
+        a = np.minimum(1, (1 - discount) * now["mean"] / np.maximum(spread, 1e-300))
+    gain, slack = np.diff(v, axis=0) @ process.initial, SLACK / (1 - discount)
+    assert np.all(gain >= bounds.cpi_gain(a, now["mean"], now["largest"], discount) - slack)
+    safe = bounds.safe_gain(a, now["mean"], now["distance"], now["span"], discount)
+    assert np.all(gain >= safe - slack)
+    if name == "optimal":
+        assert np.all(gain >= bounds.cpi_optimal_gain(now["mean"], r_max, discount) - slack)
+    best = solve.policy_iteration(process, tolerance=1e-12)
+    gaps = np.max(best.v - v, -1)
+    assert np.all(gaps[1:] <= bounds.cpi_contraction(gaps[:-1], a, discount) + slack)
+
+
+@property_test
+@hypothesis.given(seed=seeds, discount=discounts, rate=st.sampled_from([0.01, 0.3, 1.0]))
+def test_mixing_in_a_policy_that_is_not_greedy_costs_its_error(
+    seed: int, discount: float, rate: float
+):
+    before, after, errors = mixtures(seed, discount, rate)
+    assert np.all(after <= bounds.cpi_contraction(before, rate, discount, errors) + SLACK)
+
+
+def test_that_error_cannot_be_left_out():
+    before, after, _ = mixtures(3, 0.9, 0.3)
+    assert np.any(after > bounds.cpi_contraction(before, 0.3, 0.9))
+
+
+def mixtures(seed: int, discount: float, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of eight mixtures of two random policies: gaps before and after, and e of the second."""
+    process, _ = draw(seed, discount, 0.0)
+    best = solve.policy_iteration(process, tolerance=1e-12)
+    old, mixed_in = np.random.default_rng(seed).dirichlet(np.full(3, 0.3), (2, 8, 6))
+    batch = repeated(process, 8)
+    v, q = solve.policy_values(batch, np.log(np.maximum(old, 1e-300)))
+    mixture = (1 - rate) * old + rate * mixed_in
+    new, _ = solve.policy_values(batch, np.log(np.maximum(mixture, 1e-300)))
+    errors = np.max(np.max(q, -1) - np.sum(mixed_in * q, -1), -1)
+    return np.max(best.v - v, -1), np.max(best.v - new, -1), errors
+
+
+def state_gaps(process: mdp.MDP, record: run.Record, optimal_v: np.ndarray):
+    """v_* - v_{pi_k}, [S], and how far the estimate is off."""
+    v, q = solve.policy_values(process, record.state.log_policy)
+    return optimal_v - v, jnp.max(jnp.abs(record.state.q - q))
+
+
+@property_test
+@hypothesis.given(
+    seed=seeds, discount=discounts, scale=scales, step=st.sampled_from([0.01, 1.0, 30.0])
+)
+def test_politex_keeps_its_regret(seed: int, discount: float, scale: float, step: float):
+    """In every state, with estimates and without; rewards in [-1, 1] are as [0, 2]."""
+    process, errors = draw(seed, discount, scale)
+    best = solve.policy_iteration(process, tolerance=1e-12)
+    eta = step * politex.step_size(NUM_ITERATIONS, 3, bounds.v_max(2.0, discount))
+    gaps, off = run.run(
+        politex.politex,
+        process,
+        NUM_ITERATIONS,
+        errors=errors,
+        clip=True,  # Into an interval of length 2 v_max at most.
+        parameters={"eta": [eta]},
+        measure=state_gaps,
+        context=best.v,
+    ).records
+    for count in (1, 2, 7, NUM_ITERATIONS):
+        regret = np.max(np.sum(gaps[0, :count], 0))
+        bound = bounds.politex_regret(count, 3, 2.0, discount, eta, np.sum(off[0, :count]))
+        assert regret <= bound + SLACK
 
 
 @property_test
@@ -159,6 +324,11 @@ def test_golden():
     got = bounds.mpi_gap(np.array([1.0, 3.0, 9.0]), 8.0, 0.5)
     np.testing.assert_allclose(got, [16, 10, 11], rtol=1e-12)
     np.testing.assert_allclose(bounds.kl_gap_norm(np.ones(2), 1, 0.5, 0.5, 1.0), [12, 8])
+    # v_max = 2, so 2 (ln 2 + 4 . 4 / 8 + 2 . 3).
+    got = bounds.politex_regret(4, 2, 1.0, 0.5, 1.0, 3.0)
+    np.testing.assert_allclose(got, 2 * (np.log(2) + 8), rtol=1e-12)
+    # (1 - 0.5 . 0.5) 8 + 0.5 . 3 / 0.5.
+    np.testing.assert_allclose(bounds.cpi_contraction(8.0, 0.5, 0.5, 3.0), 9)
     # The first bound has no error in it, the second E_1.
     got = bounds.entropy_gap_norm(np.array([1.0, 7.0]), 2, 0.0, 0.5, 0.0, 1.0)
     expected = bounds.entropy_start(2, 2, 0.0, 0.5, 0.0, 1.0) + np.array([0, 4])

@@ -175,8 +175,8 @@ def test_any_divergence_pulls(garnets: MDP, optimum: solve.Solution):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: mirror.md_mpi(-0.1), "lambda_ must be >= 0, got -0.1"),
-        (lambda: mirror.da_mpi(0.1, -1.0), "tau must be >= 0, got -1.0"),
+        (lambda: mirror.md_mpi(-0.1), "lambda_ must be >= 0 and finite, got -0.1"),
+        (lambda: mirror.da_mpi(0.1, -1.0), "tau must be >= 0 and finite, got -1.0"),
         (lambda: mirror.md_mpi(0.1, m=0), "m must be a whole number"),
         (lambda: mirror.md_mpi(0.1, m=1.5), "m must be a whole number"),
         (
@@ -187,6 +187,19 @@ def test_any_divergence_pulls(garnets: MDP, optimum: solve.Solution):
             lambda: mirror.da_mpi(0.1, divergence=regularizers.chi_squared),
             "pass regularized=False",
         ),
+        (
+            lambda: mirror.da_mpi(0.1, divergence=regularizers.reverse_kl),
+            "reverse_kl has no entropy .* dual averaging",
+        ),
+        (
+            lambda: mirror.md_mpi(0.1, 0.1, divergence=regularizers.chi_squared),
+            "takes exactly one of lambda_ and tau > 0, got 0.1 and 0.1",
+        ),
+        (
+            lambda: mirror.da_mpi(0.0, regularized=False, divergence=regularizers.chi_squared),
+            "needs lambda_ or tau > 0",
+        ),
+        (lambda: mirror.md_vi(math.inf), "lambda_ must be >= 0 and finite"),
     ],
 )
 def test_impossible_schemes_are_refused(make, message: str):

@@ -1,14 +1,29 @@
 """Tests of theory/run.py and of the registry."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kullback import theory
-from kullback.theory import iteration, mirror, run, solve
+from kullback.core import regularizers, types
+from kullback.theory import (
+    conservative,
+    iteration,
+    mirror,
+    momentum,
+    munchausen,
+    politex,
+    run,
+    solve,
+)
 from kullback.theory.mdp import MDP
 
+EVERY = {name: entry.make(**entry.defaults) for name, entry in theory.SCHEMES.items()} | {
+    f"cpi-{name}": conservative.cpi(rate) for name, rate in conservative.RATES.items()
+}
 # What is left of the gap: one rate is safe but slow, and entropy costs something.
 LOOSE = {"cpi-optimal": 1.0, "soft-vi": 0.2, "soft-pi": 0.2, "soft-mpi": 0.2}
 
@@ -45,8 +60,50 @@ def test_axes_are_parameters_processes_seeds_and_iterations(garnets: MDP):
     assert np.all(all_.records.error[:, :, :, 0] == 0)
 
 
-def test_recorded_errors_make_the_same_run(garnets: MDP):
-    """What sampling did, as errors, does it again."""
+def sampled_and_more(key: jax.Array, mdp: MDP) -> tuple[MDP, types.Array]:
+    """Two successors, and errors that leave no two actions of equal value: rounding decides."""
+    sample_key, key = jax.random.split(key)
+    return mdp.sample(sample_key, 2), 1e-3 * jax.random.normal(key, mdp.reward.shape)
+
+
+# One of each kind of step is always looked at; the rest takes a minute to compile.
+QUICK = {"cpi-adaptive", "cpi-line-search", "md-mpi-1", "m-vi", "movi", "al"}
+SOME = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY]
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_recorded_errors_make_the_same_run(garnets: MDP, name: str):
+    """What sampling did, as errors, does it again; so it does if one steps oneself."""
+    few, count = jax.tree.map(lambda x: x[:3], garnets), 8
+    scheme = EVERY[name]
+    first = run.run(scheme, few, count, noise=sampled_and_more, key=jax.random.key(1)).records
+    errors = first.error[:, 1:]
+    assert np.std(errors) > 0.01
+    again = run.run(scheme, few, count, errors=errors).records
+    np.testing.assert_allclose(again.state.q, first.state.q, atol=1e-10)
+    policies = np.exp(first.state.log_policy)
+    np.testing.assert_allclose(np.exp(again.state.log_policy), policies, atol=1e-10)
+    # By hand, in a process whose default is float32.
+    one = jax.tree.map(lambda x: x[0], few)
+    state = scheme.init(one)
+    for k in range(3):
+        state = scheme.step(one, state, errors[0, k])
+    assert isinstance(state.q, np.ndarray) and state.q.dtype == np.float64
+    np.testing.assert_allclose(state.q, first.state.q[0, 3], atol=1e-12)
+    np.testing.assert_allclose(np.exp(state.log_policy), policies[0, 3], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adaptive", "line-search"])
+def test_errors_are_those_of_the_policy_that_was_evaluated(garnets: MDP, name: str):
+    scheme = EVERY["cpi-" + name]
+    seen = run.run(scheme, garnets, 5, noise=run.sampled(), key=jax.random.key(2)).records
+    for k in (1, 5):
+        _, exact = solve.policy_values(garnets, seen.state.log_policy[:, k])
+        np.testing.assert_allclose(seen.state.q[:, k] - exact, seen.error[:, k], atol=1e-11)
+    assert np.std(seen.error[:, 1:]) > 0.01
+
+
+def test_clipping_is_part_of_the_error(garnets: MDP):
     scheme = mirror.da_mpi(0.1, 0.05, m=3)
     first = run.run(scheme, garnets, 20, noise=run.sampled(2), key=jax.random.key(1), clip=True)
     errors = first.records.error[:, 1:]
@@ -55,6 +112,65 @@ def test_recorded_errors_make_the_same_run(garnets: MDP):
     np.testing.assert_allclose(again.records.state.q, first.records.state.q, atol=1e-10)
     v_max = np.max(garnets.reward, (1, 2)) / 0.1
     assert np.all(np.abs(first.records.state.q) <= v_max[:, None, None, None] + 1e-12)
+
+
+@pytest.mark.parametrize(
+    "make, parameters, message",
+    [
+        (mirror.md_vi, {"lambda_": [0.1, -0.1], "tau": [0.0, 0.1]}, "setting 1 .* lambda_ must be"),
+        (mirror.md_vi, {"lambda_": [np.nan], "tau": [0.1]}, "lambda_ must be >= 0 and finite"),
+        (mirror.da_vi, {"lambda_": [0.0], "tau": [0.0]}, "`momentum.speedy_vi`"),
+        (
+            conservative.cpi,
+            {"rate": [0.5, 1.5]},
+            r"setting 1 .* rate must lie in \[0, 1\], got 1.5",
+        ),
+        (munchausen.munchausen_vi, {"alpha": [1.5], "tau": [0.1]}, "alpha must lie"),
+        (munchausen.munchausen_vi, {"alpha": [0.5], "tau": [0.0]}, "tau must be > 0"),
+        (politex.politex, {"eta": [0.0]}, "eta must be > 0"),
+        (
+            functools.partial(iteration.value_iteration, divergence=regularizers.chi_squared),
+            {"tau": [0.0]},
+            "exactly one of lambda_ and tau > 0",
+        ),
+        (
+            functools.partial(mirror.md_mpi, divergence=regularizers.chi_squared),
+            {"lambda_": [0.1], "tau": [0.1]},
+            "exactly one of lambda_ and tau > 0",
+        ),
+    ],
+)
+def test_impossible_parameters_are_refused(garnets: MDP, make, parameters: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        run.run(make, garnets, 2, parameters=parameters)
+
+
+def test_a_temperature_of_zero_is_the_number(garnets: MDP):
+    """In an array too, where others are positive."""
+    both = run.run(mirror.md_vi, garnets, 9, parameters={"lambda_": [0.0, 0.1], "tau": [0.0, 0.1]})
+    plain = run.run(iteration.value_iteration(), garnets, 9).final
+    np.testing.assert_allclose(both.final.q[0], plain.q, atol=1e-12)
+    np.testing.assert_array_equal(both.final.log_policy[0], plain.log_policy)
+    fading = run.run(
+        functools.partial(mirror.da_mpi, regularized=False),
+        garnets,
+        9,
+        parameters={"lambda_": [0.0, 0.1], "tau": [0.0, 0.1]},
+    )
+    movi = run.run(momentum.momentum_vi(), garnets, 9).final
+    np.testing.assert_allclose(fading.final.q[0], movi.q, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make, name", [(iteration.value_iteration, "tau"), (mirror.md_mpi, "lambda_")]
+)
+def test_the_one_temperature_of_another_divergence_may_be_many(garnets: MDP, make, name: str):
+    made = functools.partial(make, divergence=regularizers.chi_squared)
+    many = run.run(made, garnets, 9, parameters={name: [0.05, 0.4]}).final
+    for p, value in enumerate((0.05, 0.4)):
+        one = run.run(made(**{name: value}), garnets, 9).final
+        np.testing.assert_allclose(many.q[p], one.q, atol=1e-12)
+    assert np.max(np.abs(many.q[0] - many.q[1])) > 0.01
 
 
 def test_sampled_evaluation_is_right_on_average(garnets: MDP):
@@ -104,6 +220,7 @@ def test_a_run_leaves_the_default_precision_alone(garnets: MDP):
     [
         ({"num_iterations": 0}, "num_iterations must be >= 1, got 0"),
         ({"noise": run.sampled()}, "noise and key go together"),
+        ({"noise": run.sampled(), "key": np.zeros(2, np.uint32)}, "key must be typed, got uint32"),
         ({"errors": np.zeros((2, 12, 3))}, r"errors must have shape \(20, 2, 12, 3\)"),
         (
             {

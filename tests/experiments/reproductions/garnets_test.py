@@ -2,12 +2,14 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
+from kullback.experiments import reproduce
 from kullback.experiments.reproductions import garnets
+from kullback.theory import garnet, worlds
 from kullback.theory import mdp as mdps
-from kullback.theory import worlds
 
 
 def test_a_curve_has_mean_band_and_the_largest_share_of_its_bound_so_far() -> None:
@@ -20,6 +22,8 @@ def test_a_curve_has_mean_band_and_the_largest_share_of_its_bound_so_far() -> No
     # The standard error of 1 and 3 is 1, t_{0.975, 1} = 12.7062.
     np.testing.assert_allclose(rows[1]["mean_low"], 2 - 12.7062, rtol=1e-5)
     assert np.isnan(rows[0]["bound"]) and rows[1]["bound"] == 4
+    rows = garnets.curve("x", np.ones((3, 2)), np.array([[1.0], [2.0], [6.0]]))
+    assert rows[1]["bound"] == 3 and rows[1]["bound_median"] == 2
 
 
 def test_one_process_has_no_interval() -> None:
@@ -36,6 +40,31 @@ def test_a_broken_bound_is_seen_and_rounding_is_not() -> None:
     assert garnets.above("c", [0.9, 1.1], 1.0).held is False
 
 
+def test_what_is_not_finite_never_holds() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert garnets.within("c", nan, "").held is False
+    assert garnets.small("c", nan, 1.0, "").held is False
+    assert garnets.small("c", -inf, 1.0, "").held is False
+    assert garnets.above("c", [nan, 1.0, 1.1]).held is False
+    # Python's max is 0.5 of each of these.
+    assert np.isnan(garnets.largest([0.5, nan])) and np.isnan(garnets.largest([nan, 0.5]))
+    for values, bound in ((nan, 1.0), (nan, 0.0), (0.5, nan), (0.5, inf), (inf, 1.0)):
+        assert np.isnan(garnets.share(values, bound)), (values, bound)
+    values = np.ones((2, 4))
+    values[1, 2] = nan
+    rows = garnets.curve("x", values, np.full((2, 4), 2.0))
+    assert rows[1]["largest_share"] == pytest.approx(0.5)
+    assert garnets.within("c", garnets.largest(r["largest_share"] for r in rows), "").held is False
+    for x in (np.array([0.5, nan, 1.0]), np.array([-inf, 0.0])):
+        assert np.isnan(jax.jit(garnets.most)(x))
+    np.testing.assert_array_equal(garnets.most(np.array([[1.0, 2.0], [3.0, inf]]), -1), [2, nan])
+
+
+def test_too_few_iterations_are_not_judged() -> None:
+    assert garnets.small("c", 1e-3, 1e-6, "", remaining=1e-5).held is None
+    assert garnets.small("c", 1e-3, 1e-6, "", remaining=1e-7).held is False
+
+
 def test_a_users_process_is_a_batch_of_one_and_its_parts_are_of_its_file(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -46,7 +75,42 @@ def test_a_users_process_is_a_batch_of_one_and_its_parts_are_of_its_file(
     before = garnets.part(config, "a")
     mdps.save(path, worlds.chain(4))
     assert garnets.part(config, "a") != before
+    with pytest.raises(ValueError, match="stands in their place"):
+        garnets.Config(mdp=str(path), num_garnets=3)
+    with pytest.raises(ValueError, match="stands in their place"):
+        garnets.Config(mdp=str(path), garnet=garnet.Config(num_states=9))
     with pytest.raises(ValueError, match="and nowhere is no file"):
         garnets.Config(mdp="nowhere")
     with pytest.raises(ValueError, match="num_garnets must be >= 1, got 0"):
         garnets.Config(num_garnets=0)
+
+
+def test_a_file_that_is_refused_leaves_no_folder(tmp_path: pathlib.Path) -> None:
+    path, folder = tmp_path / "own.npz", tmp_path / "run"
+    with pytest.raises(ValueError, match=r"own\.npz is no \.npz file"):
+        path.touch()
+        reproduce.reproduce("momentum-theory", folder, [f"mdp={path}"])
+    one = worlds.chain(3)
+    mdps.save(path, mdps.stack([one, one._replace(reward=0 * one.reward)]))
+    with pytest.raises(ValueError, match=r"own\.npz has a process all of whose rewards are 0"):
+        reproduce.reproduce("momentum-theory", folder, [f"mdp={path}"])
+    assert not folder.exists()
+
+
+def test_the_estimate_is_of_the_file(tmp_path: pathlib.Path) -> None:
+    seconds = []
+    for length, count in ((3, 1), (59, 1), (59, 5)):
+        path = tmp_path / f"{length}-{count}.npz"
+        mdps.save(path, mdps.stack([worlds.chain(length)] * count))
+        seconds.append(garnets.seconds(garnets.Config(mdp=str(path)), 1_000, 1))
+    # Of 60 states an evaluation takes 8 times as long as of 30, which take 15 microseconds.
+    np.testing.assert_allclose(seconds[1:], [8 + 0.12, 8 + 0.6])
+    assert seconds[0] < seconds[1]
+
+
+def test_what_costs_nothing_at_best_is_measured_by_its_rewards() -> None:
+    process = mdps.stack([worlds.chain(3, discount=0.5)])
+    # -1 where the chain pays 1: best is never to get there.
+    costs = process._replace(reward=-process.reward)
+    np.testing.assert_allclose(garnets.of_largest(costs, np.zeros((1, 4))), [2.0])
+    np.testing.assert_allclose(garnets.of_largest(costs, np.full((1, 4), -0.5)), [0.5])

@@ -8,7 +8,7 @@ import pytest
 from kullback.experiments.reproductions import momentum_theory
 from kullback.theory import bounds, iteration, momentum
 
-SIZES = ("iterations=40", "weights=0.9")
+SIZES = ("iterations=300", "weights=0.9")
 
 
 @pytest.mark.slow
@@ -37,3 +37,16 @@ def test_discounted_norms() -> None:
 def test_slope_of_a_power() -> None:
     k = np.arange(200)
     np.testing.assert_allclose(momentum_theory._slope(np.maximum(k, 1) ** -0.5), -0.5)
+
+
+def test_of_one_process_and_few_iterations_little_is_judged() -> None:
+    tables = {"curves": [], "errors": [], "ends": []}
+    for scheme in ("AVI", "MoVI", "Speedy Q-learning", "MD-VI"):
+        for kind in ("exact", "sampled"):
+            row = {"scheme": scheme, "kind": kind, "end": 0.1, "largest_share": 0.5, "slope": -1.0}
+            tables["ends"].append({**row, "average_norm": 0.1, "discounted_norm": 1.0})
+    checks = momentum_theory.judge(tables, "", 1e-3)
+    assert [check.held for check in checks] == [None] * 5 + [True, True, None]
+    tables["ends"] = tables["ends"] * 2  # Two processes, and iterations enough.
+    checks = momentum_theory.judge(tables, "", 1e-12)
+    assert [check.held for check in checks] == [False] * 4 + [True] * 3 + [None]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from kullback.experiments.reproductions import munchausen_theory
 from kullback.theory import mdp as mdps
 from kullback.theory import munchausen, worlds
 
@@ -32,3 +33,27 @@ def test_a_users_process_has_no_interval(run_small: Any, held: Any, tmp_path: pa
     checks = run_small("munchausen-theory", f"mdp={path}", *SIZES)
     assert held(checks, "(theorem 1)") and held(checks, "and not (1 + alpha)")
     assert held(checks, "ends nearer") is None
+
+
+def test_gaps_that_had_too_few_iterations_are_not_judged() -> None:
+    processes = mdps.stack([worlds.chain(2, discount=0.9)])
+
+    def judged(alphas: tuple[float, ...]) -> dict[str, bool | None]:
+        config = munchausen_theory.Config(alphas=alphas)
+        ends, limits = [], []
+        for alpha in alphas:
+            # As after 2,000 iterations: 0.995^2000 is 4e-5, and so much is missing.
+            off = 0.1 * alpha**config.exact_iterations
+            label = munchausen_theory.named(alpha)
+            ends.append({"scheme": label, "end": 0.1, "off": 0.0, "largest_share": 0.5})
+            derived, printed = 1 / (1 - alpha), munchausen_theory.printed_ratio(alpha)
+            limit = {"alpha": alpha, "end": derived * (1 - off), "off_by_action": off}
+            limits.append({**limit, "derived": derived, "printed": printed})
+        checks = munchausen_theory.judge(config, {"ends": ends, "limits": limits}, "", processes)
+        return {check.claim.split(" (")[0][:30]: check.held for check in checks}
+
+    gaps, factor = "without errors every action ga", "the factor is 1 / "
+    found = judged((0.995,))
+    assert found[gaps] is None and found[factor.strip()] is None
+    found = judged((0.5, 0.995))
+    assert found[gaps] is True and found[factor.strip()] is True
