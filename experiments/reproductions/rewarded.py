@@ -1,0 +1,164 @@
+"""Policies of letters that learn by REINFORCE, and what they are worth at which distance.
+
+Writing, scoring and learning are those of runs (experiments/episodes.py, lm/rlhf.py), many learner
+steps in one compiled program. B rows, n learner steps, P tokens of a prompt.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kullback.core import learners, sampling, types
+from kullback.environments import tokens
+from kullback.experiments import episodes, rewards
+from kullback.experiments import judge as judges
+from kullback.experiments.reproductions import letters, small_models
+from kullback.lm import batches, gemma, policy, rlhf, sft, tuning
+
+# (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
+# mean metrics of each step.
+Run = Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
+
+
+class Program(NamedTuple):
+    """An agent, and many of its learner steps as one compiled program; for all seeds."""
+
+    agent: types.Agent
+    run: Run
+
+
+class Measured(NamedTuple):
+    """Texts that a policy wrote to held-out prompts, and their worth, [B] each."""
+
+    rows: batches.Sequences
+    reward: jax.Array  # By the scorer of the program.
+    kl: jax.Array  # KL(pi || start) of next tokens after what it wrote, summed; nats of a text.
+
+
+def actor(
+    agent: types.Agent,
+    learning: tuning.Config,
+    model: gemma.Model,
+    language: letters.Language,
+    scorer: tokens.Scorer,
+) -> episodes.Actor:
+    """Who writes texts that `scorer` judges; of other languages only the prompts differ."""
+    judge = judges.Judge(
+        model=model,
+        words=language.words,
+        task=language.task,
+        test=letters.examples(language.held_out),
+        learning=learning,
+    )
+    reward = rewards.Reward(scorer.name, ((1.0, scorer),), ())
+    return episodes.Actor(agent, judge, reward)
+
+
+def program(writer: episodes.Actor) -> Program:
+    """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written."""
+    agent, learner = writer.agent, writer.agent.learner
+    size = agent.config.learning.batch_size
+
+    @jax.jit
+    def run(
+        state: types.LearnerState,
+        start: types.Params,
+        scorers: types.Params,
+        prompts: jax.Array,
+        key: types.Key,
+    ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
+        def step(state: types.LearnerState, ids: jax.Array) -> Any:
+            acting = agent.actor_params(state, state.steps, False)
+            step_key = jax.random.fold_in(key, state.steps)
+            made = writer.program(acting, letters.as_prompts(ids), step_key, (scorers,))
+            ones = jnp.ones(size)
+            batch = types.Batch(made, jnp.arange(size), ones / size, ones)
+            state, feedback = learner.step(state, batch, {"start": start})
+            return state, jax.tree.map(jnp.mean, feedback.metrics)
+
+        return jax.lax.scan(step, state, prompts)
+
+    return Program(agent, run)
+
+
+def drawn(
+    language: letters.Language, agent: types.Agent, seed: int, first: int, count: int
+) -> jax.Array:
+    """Training prompts of learner steps `first` to `first + count`, int32 [count, B / G, P]."""
+    size = agent.config.learning.batch_size // agent.replay.samples_per_prompt
+    return small_models.take(language.train, count, size, seed, first)
+
+
+def measurer(writer: episodes.Actor) -> Callable[..., Measured]:
+    """The compiled (params, start, parameters of the scorer, prompts [n, P], key) -> `Measured`.
+
+    The KL has no draw in it but that of the prefixes: after each it is the sum over all tokens.
+    """
+    model = writer.judge.model
+
+    @jax.jit
+    def measure(
+        params: types.Params,
+        start: types.Params,
+        scorer: types.Params,
+        prompts: jax.Array,
+        key: types.Key,
+    ) -> Measured:
+        made = writer.program({"params": params}, letters.as_prompts(prompts), key, (scorer,))
+        rows = made.sequences
+        inputs = rows.tokens, rows.positions, rows.segments
+        of_start, own = (model.apply(p, *inputs) for p in (start, params))
+        kl = small_models.sequence_distance(of_start, own, rows)
+        return Measured(rows, jnp.asarray(made.rewards), kl)
+
+    return measure
+
+
+def writes(
+    model: gemma.Model,
+    language: letters.Language,
+    sizes: letters.Sizes,
+    scorer: tokens.Scorer,
+    samples_per_prompt: int,
+    temperature: float = 1.0,
+) -> episodes.Actor:
+    """An actor that only writes: G texts of each prompt."""
+
+    def nothing(*arguments: object) -> types.Params:
+        raise ValueError("this actor writes, and learns nothing")
+
+    agent = types.Agent(
+        policy=policy.language_model(
+            model,
+            sampling.Sampling(temperature=temperature),
+            samples_per_prompt=samples_per_prompt,
+        ),
+        learner=types.Learner(nothing, nothing),
+        actor_params=nothing,
+        replay=rlhf.OnPolicy(samples_per_prompt, temperature),
+    )
+    return actor(agent, sizes.learning(samples_per_prompt, 1.0), model, language, scorer)
+
+
+def supervised(
+    model: gemma.Model, sizes: letters.Sizes
+) -> Callable[[letters.Language, int], types.Params]:
+    """(language, seed) -> parameters that have learnt what the source writes; compiled once."""
+    config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
+    learner = sft.make(model, config).learner
+    run = small_models.learn(learner, small_models.stored)
+
+    def start(language: letters.Language, seed: int) -> types.Params:
+        rows = letters.corpus(language, sizes, seed)
+        items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
+        key = jax.random.key(seed)
+        return run(learner.init(key), None, items, key)[0].params
+
+    return start
+
+
+def begun(agent: types.Agent, start: types.Params, seed: int) -> types.LearnerState:
+    """A learner's state that starts from the supervised parameters."""
+    return learners.with_params(agent.learner.init(jax.random.key(seed)), start)

@@ -1,0 +1,229 @@
+"""Tests of experiments/reproductions/{warm,reward_toy,reward_letters}.py."""
+
+import csv
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import letters, reward_letters, reward_toy, warm
+
+TOY = reward_toy.Sizes(
+    members=2,
+    pairs=64,
+    held_out=64,
+    pretraining_steps=2,
+    pretraining_batch=8,
+    batch_size=8,
+    steps=3,
+    climbed_steps=3,
+    climbs=20,
+    evaluation=256,
+)
+LANGUAGE = letters.Sizes(letters=4, horizon=3, held_out=5, texts=32, start_steps=2, start_batch=8)
+LETTERS = reward_letters.Sizes(
+    language=LANGUAGE,
+    width=8,
+    num_layers=1,
+    members=2,
+    pairs=16,
+    held_out=16,
+    corruptions=(0.0, 0.25),
+    batch_size=8,
+    steps=2,
+    prompts=2,
+    draws=8,
+    counts=(1, 2, 8),
+    singles=1,
+    policy_steps=2,
+    policy_batch=8,
+    records=2,
+    samples=2,
+)
+
+
+def gold(penalty: float = 0.6) -> reward_toy.Gold:
+    return reward_toy.draw_gold(jax.random.key(0), penalty)
+
+
+def test_gold_falls_beyond_the_radius_and_units_are_its_own_first():
+    direction = np.ones(20) / np.sqrt(20)
+    x = jnp.asarray(np.stack([5.0 * direction, 7.2 * direction]), jnp.float32)
+    plain, bent = (reward_toy.worth(gold(c), x) for c in (0.0, 0.6))
+    np.testing.assert_allclose(plain - bent, [0, 0.6 * 4], atol=1e-4)
+    found = reward_toy.units(gold(), x)
+    assert found.shape == (2, 64)
+    np.testing.assert_allclose(found[:, :32] @ gold().w, plain, rtol=1e-5)
+
+
+def test_pairs_are_as_gold_labels_them_and_wrong_ones_are_known():
+    sizes = dataclasses.replace(TOY, pairs=200, corruption=0.25)
+    found = reward_toy.data(sizes, gold(), 0)
+    margin = reward_toy.worth(gold(), found.train.better) - reward_toy.worth(
+        gold(), found.train.worse
+    )
+    np.testing.assert_array_equal(np.asarray(margin) < 0, found.is_swapped)
+    assert found.is_swapped.sum() == 50
+    for pairs in (found.near, found.far):
+        assert bool(
+            jnp.all(reward_toy.worth(gold(), pairs.better) >= reward_toy.worth(gold(), pairs.worse))
+        )
+    assert abs(float(jnp.std(found.far.better)) - 1.5) < 0.15 < float(jnp.mean(found.far.better))
+    # What remembers each label is right of all, and what knows gold of none that is wrong.
+    perfect = reward_toy.accuracies(
+        found, lambda p: reward_toy.worth(gold(), p.better) - reward_toy.worth(gold(), p.worse)
+    )
+    assert perfect == {"corrupted": 0, "clean": 1, "near": 1, "far": 1}
+
+
+def test_a_climb_is_of_a_known_slope():
+    """Up r(x) = c . x it goes on; with a price alpha of a nat it stays at mu = c / alpha."""
+    sizes = dataclasses.replace(TOY, climbs=400, climb_batch=2_048, evaluation=4_096)
+    slope = jnp.zeros(20).at[3].set(0.5)
+    reward = lambda params, x: x @ params  # noqa: E731
+    free, held = (
+        jax.jit(reward_toy.climber(sizes, reward, alpha))(slope, gold(), jax.random.key(0))
+        for alpha in (0.0, 0.25)
+    )
+    assert free.kl.shape == (41,) and float(free.kl[0]) == 0
+    # 400 steps of 0.05 times the slope of 0.5: mu is 10 long.
+    assert bool(jnp.all(jnp.diff(free.proxy) > 0)) and abs(float(free.kl[-1]) - 10**2 / 2) < 1
+    assert abs(float(held.kl[-1]) - 2**2 / 2) < 0.2
+    np.testing.assert_allclose(held.proxy[-1] - held.proxy[0], 0.5 * 2, atol=0.1)
+
+
+@pytest.mark.slow
+def test_of_linear_rewards_both_averages_climb_alike():
+    """Members whose features are one network's differ in their heads: WA is ENS."""
+    start = reward_toy.MODEL.init(jax.random.key(1))
+    heads = jax.random.normal(jax.random.key(2), (2, 128)) / 10
+    members = jax.tree.map(lambda x: jnp.stack([x, x]), start)
+    members["head"]["w"] = heads
+    rows = reward_toy.climbs(TOY, gold(), members, 0)
+    of = {n: [r["proxy"] for r in rows if r["reward"] == n] for n in ("ensemble", "average")}
+    assert len(of["average"]) == 3
+    np.testing.assert_allclose(of["ensemble"], of["average"], atol=1e-4)
+    best = reward_toy.best_of(TOY, gold(), members, 0)
+    picked = {n: [r["gold"] for r in best if r["reward"] == n] for n in ("ensemble", "average")}
+    np.testing.assert_allclose(picked["ensemble"], picked["average"], atol=1e-5)
+    proxy = [r["proxy"] for r in best if r["reward"] == "single-0"]
+    assert proxy == sorted(proxy) and len(proxy) == len(reward_toy.COUNTS)
+
+
+@functools.cache
+def lab() -> reward_letters.Lab:
+    return reward_letters.make(LETTERS)
+
+
+@pytest.mark.slow
+def test_pairs_of_letters_are_labelled_by_gold_and_swapped_where_said():
+    found = reward_letters.data(lab(), 0)
+    tables = lab().language(0).tables
+    for pairs in found:
+        one, two = (letters.of_rows(tables, rows) for rows in pairs)
+        assert one.shape == (16,) and bool(jnp.all(one >= two)) and bool(jnp.any(one > two))
+        np.testing.assert_array_equal(pairs.chosen.tokens[:, :2], pairs.rejected.tokens[:, :2])
+    is_swapped = np.arange(16) < 4
+    wrong = reward_letters.swapped(found.right, is_swapped)
+    for new, same, other in zip(
+        wrong.chosen, found.right.chosen, found.right.rejected, strict=True
+    ):
+        np.testing.assert_array_equal(new[4:], same[4:])
+        np.testing.assert_array_equal(new[:4], other[:4])
+    held_out = set(map(tuple, lab().language(0).held_out.tolist()))
+    prompts = [set(map(tuple, np.asarray(p.chosen.tokens)[:, :2].tolist())) for p in found]
+    assert not prompts[0] & held_out and prompts[1] == prompts[2] == held_out
+
+
+def accuracies(average: float, corruption: float | None = None) -> reproduce.Rows:
+    """Of three seeds: the average differs from all others in what it remembers and ranks."""
+    rows: reproduce.Rows = []
+    for seed in range(3):
+        for model, wrong, far in (
+            ("single-0", 0.6, 0.7),
+            ("single-1", 0.8, 0.7),
+            ("ensemble", 0.7, 0.72),
+            ("average", 0.7 - average, 0.72 + average),
+        ):
+            row = {"seed": seed, "model": model, "corrupted": wrong + 1e-3 * seed, "far": far}
+            rows.append({**row, "clean": wrong + 0.1, "near": far, "corruption": corruption})
+    return rows
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_models_are_judged(good: bool):
+    gap = 0.1 if good else -0.1
+    checks = warm.judge_models("toy", 0.25, accuracies(gap), [gap, gap, gap + 1e-3])
+    assert [c.held for c in checks] == [good] * 5
+    assert len(warm.judge_models("toy", 0.0, accuracies(gap), [gap, gap])) == 4
+    np.testing.assert_allclose(
+        warm.values(accuracies(gap), "model", "single", "corrupted"), [0.7, 0.701, 0.702]
+    )
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_climbs_are_judged(good: bool):
+    rows: reproduce.Rows = []
+    for seed in range(3):
+        for name, peak in (("single-0", 2.0), ("single-1", 2.4), ("average", 3.0), ("gold", 9.0)):
+            peak = peak if good else 5 - peak
+            curve = [0.0, peak + 1e-3 * seed, peak - 1] if good else [0.0, peak / 2, peak]
+            proxy = [0.0, 1.0, 2.0] if good else [0.0, 2.0, 1.0]
+            for step, (kl, value, climbed) in enumerate(zip((0, 8, 30), curve, proxy, strict=True)):
+                row = {"seed": seed, "reward": name, "step": step, "kl": float(kl)}
+                rows.append({**row, "proxy": climbed, "gold": value})
+    checks = warm.judge_climbs("toy", rows)
+    assert [c.held for c in checks] == [good] * 4
+    assert "at 20 nats" in checks[-1].claim and "3 proxies" in checks[0].evidence
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: pathlib.Path):
+    settings = ["seeds=2", "toy_seeds=2"]
+    for world, sizes in (("toy", TOY), ("letters", LETTERS), ("letters.language", LANGUAGE)):
+        default = type(sizes)()
+        for field in dataclasses.fields(sizes):
+            value = getattr(sizes, field.name)
+            if field.name != "language" and value != getattr(default, field.name):
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                settings.append(f"{world}.{field.name}={text}")
+    checks = reproduce.reproduce("warm", tmp_path / "out", settings, lambda line: None)
+    assert sum(c.held is not None for c in checks) == 2 * (5 + 4) + 2
+    tables = {}
+    for path in (tmp_path / "out").glob("*.csv"):
+        with open(path) as file:
+            tables[path.stem] = list(csv.DictReader(file))
+    assert len(tables["letters_accuracies"]) == 2 * 2 * 4
+    assert len(tables["toy_accuracies"]) == 2 * 5
+    assert {r["reward"] for r in tables["letters_climbs"]} == {
+        "single-0",
+        "ensemble",
+        "average",
+        "gold",
+    }
+    assert {p.stem for p in (tmp_path / "out").glob("*.svg")} == {"reward_models", "climbs"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: reward_toy.Sizes(climbs=5), "climbs must be a multiple of climb_every=10"),
+        (lambda: reward_toy.Sizes(members=1), "members must be >= 2"),
+        (lambda: reward_toy.Sizes(evaluation=100), "evaluation must be >= 256"),
+        (lambda: reward_letters.Sizes(singles=7), "singles must lie in 1 to members=6"),
+        (lambda: reward_letters.Sizes(policy_steps=5), "multiple of records=10"),
+        (lambda: reward_letters.Sizes(corruptions=()), "corruptions must have one value"),
+        (lambda: reward_letters.Sizes(counts=(1_000,)), "counts must lie in 1 to draws=512"),
+        (lambda: reward_letters.Sizes(prompts=17), "prompts must be <= held_out=16"),
+        (lambda: warm.Config(seeds=0), "seeds must be >= 1"),
+    ],
+)
+def test_refusals(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()

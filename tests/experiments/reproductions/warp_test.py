@@ -1,0 +1,152 @@
+"""Tests of experiments/reproductions/{warp,merged_policies}.py."""
+
+import csv
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kullback.core import averaging
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import letters, merged_policies, warp
+from kullback.lm import merging
+
+LANGUAGE = letters.Sizes(letters=4, horizon=3, held_out=5, texts=32, start_steps=2, start_batch=8)
+SMALL: dict[str, Any] = {"width": 8, "num_layers": 1, "batch_size": 8, "member_steps": 4}
+CONFIG = merged_policies.Config(
+    seeds=2,
+    records=2,
+    samples=4,
+    language=LANGUAGE,
+    toy=merged_policies.Sizes(kind="perceptron", **SMALL),
+    decoder=merged_policies.Sizes(kind="decoder", **SMALL),
+)
+
+
+class Silent:
+    """Takes the place of `reproduce.Work`; an arm only tells it how far it is."""
+
+    def tick(self, *said: Any) -> None:
+        """Nobody listens."""
+
+
+@functools.cache
+def iterated() -> tuple[merged_policies.Lab, reproduce.Rows, list[merged_policies.Merge]]:
+    lab = merged_policies.make(CONFIG, "toy", CONFIG.toy)
+    return lab, *merged_policies.iterate(CONFIG, lab, 0, Silent())  # pyright: ignore[reportArgumentType]
+
+
+def near(one: Any, other: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), one, other)
+
+
+@pytest.mark.slow
+def test_members_are_those_of_the_learner_of_warp():
+    """The merges of its own state are those of the weights that the member's learner found."""
+    lab, curve, found = iterated()
+    first, second = found
+    near(first.init, lab.start(0))
+    for one in found:
+        near(
+            one.merged,
+            averaging.slerp(one.members, one.init, group_of=merging.gemma_groups("layer")),
+        )
+        a, b = (jax.tree.leaves(params) for params in one.members)
+        assert max(float(np.max(np.abs(x - y))) for x, y in zip(a, b, strict=True)) > 1e-4
+    near(second.init, averaging.liti(first.init, first.merged, CONFIG.next_start))
+    assert [row["at"] for row in curve] == [0, 2, 4]
+    assert abs(curve[0]["kl"]) < 1e-5 < curve[-1]["kl"]
+    of_member = merged_policies.point(lab, 0, "moving", 4, first.members[0])
+    assert curve[-1] == of_member
+
+
+@pytest.mark.slow
+def test_ends_of_merges_are_the_members_and_the_identity_holds():
+    _, _, found = iterated()
+    for way in ("slerp", "lerp"):
+        for share, member in zip((0.0, 1.0), found[0].members, strict=True):
+            near(merged_policies.merge(found[0], way, share), member)
+    assert merged_policies.identity_error(found[0]) < 1e-4
+    wrong = found[0]._replace(members=[found[0].members[0], found[0].init])
+    # A task vector of 0 has no angle: the merge is linear, and no cosine says so.
+    assert not merged_policies.identity_error(wrong) < 1e-4
+
+
+def rows(slerp: float, bend: float) -> tuple[reproduce.Rows, reproduce.Rows]:
+    """Points of fronts and one merge a seed; the second run has reward 1.8, the first 1.6."""
+    merges: reproduce.Rows = []
+    points: reproduce.Rows = []
+    for seed in range(3):
+        jitter = 1e-3 * seed
+        merges.append(
+            {
+                "policy": "toy",
+                "seed": seed,
+                "iteration": 1,
+                "reward_one": 1.6,
+                "reward_two": 1.8,
+                "reward_slerp": slerp + jitter,
+                "reward_lerp": 1.7,
+                "kl_slerp": 10.0 + jitter,
+                "kl_lerp": 9.0 if bend > 0 else 11.0,
+                "cosine_whole": 0.9,
+                "cosine_least": 0.8,
+                "cosine_most": 0.95,
+                "identity_error": 1e-6 if bend > 0 else 1e-2,
+            }
+        )
+        for arm in warp.NAMES:
+            for at, kl, reward in ((0, 0, 0), (1, 5, 1 + bend), (2, 10, 2 + jitter)):
+                point = {"kl": float(kl), "reward": float(reward)}
+                points.append({"policy": "toy", "seed": seed, "arm": arm, "at": at, **point})
+    return points, merges
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_is_judged(good: bool):
+    points, merges = rows(*((1.72, 0.2) if good else (1.5, -0.2)))
+    config = merged_policies.Config()
+    areas = warp.measured_areas(config, points)
+    checks = warp.judge(config, points, merges, areas)
+    assert [c.held for c in checks if c.held is not None] == [good] * 5
+    assert sum("is not reproduced" in c.evidence for c in checks) == 1
+    # Triangles up to the bend, 2 from there to 30 nats.
+    by_hand = 5 * (1.2 / 2) + 5 * (3.2 / 2) + 20 * 2 if good else 5 * 0.4 + 5 * 1.4 + 20 * 2
+    assert areas[0]["area"] == pytest.approx(by_hand, rel=0.01)
+    assert areas[0]["above_chord"] == pytest.approx(1 if good else -1, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_it_runs(tmp_path: pathlib.Path):
+    settings = ["seeds=2", "records=2", "samples=4"]
+    settings += [f"language.{n}={getattr(LANGUAGE, n)}" for n in ("letters", "horizon", "held_out")]
+    settings += ["language.texts=32", "language.start_steps=2", "language.start_batch=8"]
+    settings += [f"{p}.{n}={v}" for p in ("toy", "decoder") for n, v in SMALL.items()]
+    checks = reproduce.reproduce("warp", tmp_path / "out", settings, lambda line: None)
+    assert sum(c.held is not None for c in checks) == 2 * 5
+    tables = {}
+    for name in ("points", "merges", "areas"):
+        with open(tmp_path / "out" / f"{name}.csv") as file:
+            tables[name] = list(csv.DictReader(file))
+    assert len(tables["merges"]) == 2 * 2 * 2 and len(tables["areas"]) == 2 * 2 * len(warp.NAMES)
+    assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {"fronts.svg", "merges.svg"}
+    # All arms start from one policy, measured alike.
+    starts = {(r["policy"], r["seed"], r["reward"]) for r in tables["points"] if r["kl"] == "0.0"}
+    assert len(starts) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"records": 7}, "member_steps must be a multiple of records=7"),
+        ({"seeds": 0}, "seeds must be >= 1"),
+        ({"reference_kl": 0.0}, "reference_kl must be > 0"),
+        ({"next_start": 0.0}, "next_start"),
+    ],
+)
+def test_refusals(field: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        merged_policies.Config(**field)
