@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from kullback.experiments.commands import (
+    entailment,
     evaluate,
     export,
     generate,
@@ -16,7 +17,7 @@ from kullback.experiments.commands import (
     train,
 )
 
-COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep, report, merge)
+COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep, report, merge, entailment)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,12 +6,13 @@ to: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis to
 learn from different draws of pairs, and are judged by the same pairs of other papers.
 """
 
+import collections
 import dataclasses
 import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -54,8 +55,17 @@ class Config:
         for name in "batch_size tuned_layers max_length learning_rate".split():
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps must be >= 1, got {self.steps}")
+        for name in ("seed", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("train_per_paper", "test_per_paper"):
+            if getattr(self, name) < 2 or getattr(self, name) % 2:
+                raise ValueError(
+                    f"{name} must be even and >= 2 (half of the pairs are entailed), got "
+                    f"{getattr(self, name)}"
+                )
+        if self.steps is not None and self.steps < 2:
+            raise ValueError(f"steps must be >= 2 (the rate of the first is 0), got {self.steps}")
         if min(self.train_papers, self.test_papers) < 2:
             raise ValueError(
                 "train_papers and test_papers must be >= 2 (what is wrong may come from another), "
@@ -112,35 +122,60 @@ def train(
         TEST_SEED,
         per_paper=config.test_per_paper,
     )
+    classifier = bert_folder.load(base, LABELS)
+    out.parent.mkdir(parents=True, exist_ok=True)  # Minutes later would be too late to fail.
     fit = {"encoder": _encoder, "embeddings": _embeddings}[config.kind]
-    probability, save = fit(config, bert_folder.load(base, LABELS), pairs, quiet)
+    probability, save, num_learnt = fit(config, classifier, pairs, quiet)
     seconds = time.monotonic() - start
     found = judged(probability, test)
     baselines = faithfulness.overlap_baselines(pairs)
     report = {
         "config": {**dataclasses.asdict(config), "steps": config.num_steps},
-        "train_pairs": len(pairs),
+        "train_pairs": num_learnt,
+        "left_pairs": len(pairs) - num_learnt,  # Too long for the encoder's rows.
         "test_pairs": len(test),
+        "test_pairs_by_kind": _counts(test),
         "seconds": round(seconds, 1),
         **found,
-        "baselines": {name: accuracies(judge(test), test) for name, judge in baselines.items()},
+        "baselines": {name: scored(judge(test), test, 0.0) for name, judge in baselines.items()},
         **run_folder.provenance(),
     }
     save(out, {REPORT: json.dumps(report, indent=2) + "\n"})
     return report
 
 
-def judged(probability: entailment.Probability, pairs: Sequence[faithfulness.Pair]) -> Any:
-    """How a model judges pairs: accuracy at P = 1/2, by kind too, and the area under the curve.
+def judged(
+    probability: entailment.Probability, pairs: Sequence[faithfulness.Pair]
+) -> dict[str, Any]:
+    """How a model judges pairs; see `scored`, of P and 1/2."""
+    p = probability([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs])
+    return scored(p, pairs, 0.5)
+
+
+def scored(scores: np.ndarray, pairs: Sequence[faithfulness.Pair], limit: float) -> dict[str, Any]:
+    """How scores, float [n], judge pairs: accuracy, and the area under the curve.
+
+    The area is the chance that an entailed pair has more than another one, which no limit decides.
 
     Returns:
-      {"accuracy", "by_kind": {kind: accuracy}, "auc"}, each in [0, 1].
+      {"accuracy", "by_kind": {kind: accuracy}, "auc", "auc_by_kind": {kind: area}}, each in [0, 1];
+      the area of a kind that is wrong is of all entailed pairs and of those of the kind.
     """
-    p = probability([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs])
     y = np.array([pair.is_entailed for pair in pairs])
-    ranks = scipy.stats.rankdata(p)  # Of equal ones the mean, which counts a tie as a half.
-    above = ranks[y].sum() - y.sum() * (y.sum() + 1) / 2
-    return {**accuracies(p >= 0.5, pairs), "auc": float(above / (y.sum() * (~y).sum()))}
+    kinds = np.array([pair.kind for pair in pairs])
+    wrong = [kind for kind in _counts(pairs) if not y[kinds == kind].any()]
+    return {
+        **accuracies(scores >= limit, pairs),
+        "auc": _area(scores[y], scores[~y]),
+        "auc_by_kind": {kind: _area(scores[y], scores[kinds == kind]) for kind in wrong},
+    }
+
+
+def _area(higher: np.ndarray, lower: np.ndarray) -> float:
+    """Share of pairs of one of each of which the first is higher; a tie is a half."""
+    ranks = scipy.stats.rankdata(np.concatenate([higher, lower]))  # Of equal ones the mean.
+    above = ranks[: len(higher)].sum() - len(higher) * (len(higher) + 1) / 2
+    return float(above / (len(higher) * len(lower)))
 
 
 def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
@@ -148,10 +183,48 @@ def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str
     right = said == np.array([pair.is_entailed for pair in pairs])
     by_kind = {
         kind: float(np.mean(right[[pair.kind == kind for pair in pairs]]))
-        for kind in faithfulness.KINDS
-        if any(pair.kind == kind for pair in pairs)
+        for kind in _counts(pairs)
     }
     return {"accuracy": float(np.mean(right)), "by_kind": by_kind}
+
+
+def show(report: Mapping[str, Any]) -> str:
+    """The report as a table: the model beside the baselines, of all pairs and by kind."""
+    judges = [report, *report["baselines"].values()]
+    names = "".join(f"{name:>10}" for name in ("model", *report["baselines"]))
+    config = report["config"]
+
+    def line(name: str, count: int, values: Sequence[float | None]) -> str:
+        shown = ("" if value is None else f"{value:.3f}" for value in values)
+        return f"  {name:<14}{count:>6,}" + "".join(f"{value:>10}" for value in shown).rstrip()
+
+    totals = [judge[name] for name in ("accuracy", "auc") for judge in judges]
+    by_kind = [
+        line(
+            f"  {kind}",
+            count,
+            [judge[name].get(kind) for name in ("by_kind", "auc_by_kind") for judge in judges],
+        )
+        for kind, count in report["test_pairs_by_kind"].items()
+    ]
+    return "\n".join(
+        [
+            f"{config['kind']}, {config['steps']:,} steps on {report['train_pairs']:,} pairs in "
+            f"{report['seconds']:.0f} s; judged on pairs of other papers, half of them entailed;",
+            "the area is the chance that an entailed pair has more than one of the kind; words and",
+            "logistic compare words alone",
+            f"  {'':<20}{'accuracy':>{len(names)}}{'area under the curve':>{len(names)}}",
+            f"  {'':<14}{'pairs':>6}{names}{names}",
+            line("all", report["test_pairs"], totals),
+            *by_kind,
+        ]
+    )
+
+
+def _counts(pairs: Sequence[faithfulness.Pair]) -> dict[str, int]:
+    """Pairs of each kind that there is."""
+    found = collections.Counter(pair.kind for pair in pairs)
+    return {kind: found[kind] for kind in faithfulness.KINDS if found[kind]}
 
 
 # (out, other files by name) -> None: writes the model.
@@ -163,8 +236,12 @@ def _encoder(
     classifier: bert_folder.Classifier,
     pairs: Sequence[faithfulness.Pair],
     quiet: bool,
-) -> tuple[entailment.Probability, _Save]:
+) -> tuple[entailment.Probability, _Save, int]:
     model, params = classifier.model, classifier.params
+    if config.max_length > model.config.max_length:
+        raise ValueError(
+            f"max_length must be <= {model.config.max_length}, the model's, got {config.max_length}"
+        )
     rows, labels = _fitting(classifier.words, pairs, config.max_length)
     num_frozen = max(0, model.config.num_layers - config.tuned_layers)
     lower = jax.tree.map(lambda x: x[:num_frozen], params["layers"])
@@ -194,9 +271,8 @@ def _encoder(
     trained = classifier._replace(params={**params, "layers": layers, "head": tuned["head"]})
     most = min(128, model.config.max_length)
     reading = entailment.Config(max_length=most, overlap=min(48, most // 4))
-    return entailment.cross_encoder(trained, reading), functools.partial(
-        _save_encoder, classifier=trained
-    )
+    save = functools.partial(_save_encoder, classifier=trained)
+    return entailment.cross_encoder(trained, reading), save, len(labels)
 
 
 def _save_encoder(
@@ -210,7 +286,7 @@ def _embeddings(
     classifier: bert_folder.Classifier,
     pairs: Sequence[faithfulness.Pair],
     quiet: bool,
-) -> tuple[entailment.Probability, _Save]:
+) -> tuple[entailment.Probability, _Save, int]:
     vectors = embeddings.encoder(classifier)
 
     def watched(texts: Sequence[str]) -> np.ndarray:
@@ -218,7 +294,8 @@ def _embeddings(
         with progress.Progress("sentences read", 0, len(texts), quiet) as bar:
             for begin in range(0, len(texts), CHUNK):
                 parts.append(vectors(texts[begin : begin + CHUNK]))
-                bar.update(min(begin + CHUNK, len(texts)))
+                done = min(begin + CHUNK, len(texts))
+                bar.update(done, done / len(texts), "share")
         return np.concatenate(parts)
 
     premises, hypotheses = zip(*((pair.premise, pair.hypothesis) for pair in pairs), strict=True)
@@ -236,7 +313,8 @@ def _embeddings(
         config, learner, lambda at: (features[at], labels[at]), len(labels), None, quiet
     )
     model = embeddings.Model(classifier, params)
-    return embeddings.probability(model), functools.partial(_save_embeddings, model=model)
+    save = functools.partial(_save_embeddings, model=model)
+    return embeddings.probability(model), save, len(labels)
 
 
 def _save_embeddings(out: pathlib.Path, others: dict[str, str], *, model: embeddings.Model) -> None:

@@ -4,15 +4,18 @@
     length                  tokens of the answer, what ends it among them
     reward-model:DIR        of preferences: a run of reward-model
     entailment:DIR          log-probability that the document entails the answer, by a classifier
-    python:MODULE:FUNCTION  of (prompts, texts, references), lists of B strings -> B floats
+    python:MODULE:FUNCTION  of (prompts, texts, references), lists of B strings -> B floats; the
+                            module is installed, or in the folder that the program was started in
 
 A sum's terms are joined by "+" or, before a weight, by "-": "exact-0.01*length".
 """
 
 import dataclasses
 import importlib
+import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,11 +30,9 @@ from kullback.lm import batches, tasks, tokenizer
 KINDS = ("exact", "length", "reward-model:DIR", "entailment:DIR", "python:MODULE:FUNCTION")
 _KNOWN = "|".join(kind.partition(":")[0] for kind in KINDS)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
-_WEIGHT = re.compile(rf"([+-]?{_NUMBER})\*", re.I)
-# Folders may hold "+" and "-": a term begins where a known name does.
-_PLUS = rf"\+(?=(?:-?{_NUMBER}\*)?(?:{_KNOWN})\b)"
-_MINUS = rf"(?!^)(?<!\+)(?<!\de)(?=-{_NUMBER}\*(?:{_KNOWN})\b)"
-_JOINT = re.compile(rf"{_PLUS}|{_MINUS}", re.I)
+_WEIGHT = rf"[+-]?\s*{_NUMBER}\s*\*\s*"
+# Folders may hold "+", "-" and spaces: a term begins where a known name does.
+_TERM = re.compile(rf"(?:^|\+|(?=-))\s*(?P<weight>{_WEIGHT})?(?=(?:{_KNOWN})\b)", re.I)
 
 # (prompts, texts, references), B strings each -> B numbers.
 OfTexts = Callable[[list[str], list[str], list[str]], Sequence[float] | np.ndarray]
@@ -95,8 +96,7 @@ def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer) -> Reward:
     """
     compiled: list[tuple[float, tokens.Scorer]] = []
     of_texts: list[tuple[float, str, OfTexts]] = []
-    for term in _JOINT.split((text or "exact").replace(" ", "")):
-        weight, name = _weighed(term)
+    for weight, name in _terms(text.strip() or "exact"):
         kind, _, rest = name.partition(":")
         if kind == "length" and not rest:
             compiled.append((weight, tokens.Scorer("length", _length)))
@@ -113,10 +113,20 @@ def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer) -> Reward:
     return Reward(text or "exact", tuple(compiled), tuple(of_texts))
 
 
-def _weighed(term: str) -> tuple[float, str]:
-    """Weight and name of a term."""
-    weight = _WEIGHT.match(term)
-    return (float(weight[1]), term[weight.end() :]) if weight else (1.0, term)
+def _terms(text: str) -> list[tuple[float, str]]:
+    """Weights and names of a sum."""
+    found = [*_TERM.finditer(text)]
+    if not found or found[0].start() > 0:  # It begins with a name that nobody knows.
+        name = re.sub(f"^{_WEIGHT}", "", text[: found[0].start()] if found else text, flags=re.I)
+        raise ValueError(names.unknown("reward", name.strip(), KINDS, show_all=True))
+    ends = [*(match.start() for match in found[1:]), len(text)]
+    return [
+        (
+            float(re.sub(r"[\s*]", "", match["weight"] or "1")),
+            text[match.end() : end].strip(),
+        )
+        for match, end in zip(found, ends, strict=True)
+    ]
 
 
 def _length(params: types.Params, completion: tokens.Completion, context: Any) -> types.Array:
@@ -141,6 +151,8 @@ def _exact(task: tasks.Task) -> OfTexts:
 
 def _python(path: str) -> OfTexts:
     module, _, function = path.partition(":")
+    if os.getcwd() not in sys.path:  # Not searched by a program that is installed.
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -87,7 +87,7 @@ def reword(text: str, rng: np.random.Generator) -> str:
         chosen = choices[rng.integers(len(choices))] if choices and rng.random() < 0.6 else match[0]
         return chosen
 
-    text = _WORD.sub(other, text)
+    text = _WORD.sub(other, text).strip()
     return text[:1].upper() + text[1:]
 
 
@@ -216,6 +216,8 @@ _CORRUPTIONS: dict[str, Callable[[str, Pool, np.random.Generator], str | None]] 
 
 def _ending(word: str) -> str:
     """A rough part of speech of a word that carries meaning: "" for another one."""
+    if word[0].isdigit():
+        return ""  # A number is a kind of its own.
     if re.search(r"[A-Z0-9]", word[1:]):
         return "name"  # "BLEU", "Lattice-LSTM".
     if len(word) < 5 or word[0].isupper() or word in _FUNCTION_WORDS:

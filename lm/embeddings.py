@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, types
+from kullback.core import files, trees, types
 from kullback.lm import bert_folder, bert_words, hugging_face_config
 
 MODEL_TYPE = "kullback-embeddings"
@@ -112,10 +112,16 @@ def of_pairs(
 def probability(model: Model, batch_size: int = 32) -> Callable[..., np.ndarray]:
     """P(entailment) of premises and hypotheses, float64 [n]; see `entailment.Probability`."""
     vectors = encoder(model.encoder, batch_size)
+    program = jax.jit(lambda params, x: jax.nn.sigmoid(head.apply(params, x)))
 
     def found(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
-        logits = head.apply(model.params, of_pairs(vectors, premises, hypotheses))
-        return np.asarray(jax.nn.sigmoid(logits), np.float64)
+        x = of_pairs(vectors, premises, hypotheses)
+        padded = np.pad(x, ((0, -len(x) % batch_size), (0, 0)))  # Programs of one shape alone.
+        parts = [
+            np.asarray(program(model.params, padded[begin : begin + batch_size]), np.float64)
+            for begin in range(0, len(padded), batch_size)
+        ]
+        return np.concatenate(parts)[: len(x)]
 
     return found
 
@@ -123,11 +129,7 @@ def probability(model: Model, batch_size: int = 32) -> Callable[..., np.ndarray]
 def save(folder: files.Path, model: Model, extra: dict[str, str] | None = None) -> None:
     """Writes encoder and head into a folder that is not there, whole or not at all."""
     extra = {} if extra is None else extra
-    flat = {
-        f"{module}/{name}": np.asarray(leaf)
-        for module, leaves in model.params.items()
-        for name, leaf in leaves.items()
-    }
+    flat = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(model.params).items()}
     config = {"model_type": MODEL_TYPE, "encoder": "encoder"}
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -157,8 +159,13 @@ def load(folder: files.Path) -> Model:
         flat = safetensors_numpy.load_file(folder / HEAD)
     except safetensors.SafetensorError as error:
         raise files.CorruptError(f"{folder / HEAD} cannot be read ({error})") from error
+    classifier = bert_folder.load(folder / "encoder")
+    x = jax.ShapeDtypeStruct((1, 2 * classifier.model.config.embed_dim + 2), jnp.float32)
+    expected = trees.named_leaves(jax.eval_shape(head.init, jax.random.key(0), x))
+    saved = {name: trees.describe(name, array) for name, array in flat.items()}
+    trees.check_alike(folder / HEAD, saved, expected)
     params: dict[str, dict[str, np.ndarray]] = {}
     for path, array in flat.items():
         module, name = path.rsplit("/", 1)
         params.setdefault(module, {})[name] = array
-    return Model(bert_folder.load(folder / "encoder"), params)
+    return Model(classifier, params)

