@@ -256,9 +256,13 @@ def _policy_iteration(
 
         def body(carry: tuple[types.Array, ...]) -> tuple[types.Array, ...]:
             v, _, _, steps = carry
-            log_policy, _ = _greedy(mdp, v, tau, divergence)
-            bonus = -convex.penalty(log_policy, log_policy, 0.0, tau, divergence)
-            improved = linear_values(mdp, log_policy, bonus)
+            if tau > 0:
+                log_policy, _ = _greedy(mdp, v, tau, divergence)
+                bonus = -convex.penalty(log_policy, log_policy, 0.0, tau, divergence)
+                improved = linear_values(mdp, log_policy, bonus)
+            else:
+                followed = mdp.follow(jnp.argmax(mdp.backup(v), -1))  # One action a state.
+                improved = linear_values(followed, jnp.zeros((mdp.num_states, 1)), jnp.zeros(()))
             _, error_bound = _bracket(mdp, improved, _greedy(mdp, improved, tau, divergence)[1])
             return improved, v, error_bound, steps + 1
 
