@@ -6,7 +6,7 @@ Schaul et al., "Prioritized experience replay", ICLR 2016, https://arxiv.org/abs
 proportional variant, with one draw from each of B equal parts of the sum. A new item has the
 largest priority ever given (1 at first), so that it is drawn soon.
 
-The tree is wide: a node has 128 children, so that a million slots are three levels, and a batch
+The tree is wide: a node has 64 children, so that a million slots are four levels, and a batch
 descends all at once: no loop over items, in NumPy and in JAX. Sums are made anew from their terms
 whenever one changes, so that no error grows.
 """
@@ -21,14 +21,14 @@ import numpy as np
 
 from kullback.core import types
 
-CHILDREN = 128  # Of a node.
+CHILDREN = 64  # Of a node.
 SMALLEST = 1e-10  # Added to a priority, so that an item of none is still drawn at times.
 
 
 class State(NamedTuple):
     """Masses p^omega of N slots, 0 where there is nothing to draw, and their sums."""
 
-    levels: tuple[types.Array, ...]  # float32: the masses, their sums, .. to one node: [128].
+    levels: tuple[types.Array, ...]  # float32: the masses, their sums, .. to one node: [64].
     largest: types.Array  # float32, []: mass of an item that was not learnt from yet.
 
 
@@ -60,7 +60,6 @@ def make(xp: Any, size: int, exponent: float) -> Scheme:
       exponent: omega > 0.
     """
     widths = _widths(size)
-    children = np.arange(CHILDREN, dtype=np.int32)[None]  # [1, 128]
 
     def init() -> State:
         levels = tuple(xp.zeros(width, np.float32) for width in widths)
@@ -70,7 +69,7 @@ def make(xp: Any, size: int, exponent: float) -> Scheme:
         levels = [_put_largest(state.levels[0], slots, masses)]
         for above in state.levels[1:]:
             slots = slots // CHILDREN
-            parts = levels[-1][slots[:, None] * CHILDREN + children]
+            parts = levels[-1].reshape(-1, CHILDREN)[slots]
             levels.append(_put(above, slots, parts.sum(-1)))
         return state._replace(levels=tuple(levels))
 
@@ -90,14 +89,12 @@ def make(xp: Any, size: int, exponent: float) -> Scheme:
         left = (np.arange(count, dtype=np.float32) + uniform) * (total / count)
         node = xp.zeros(count, np.int32)
         for level in reversed(state.levels):
-            masses = level[node[:, None] * CHILDREN + children]  # [B, 128]
+            masses = level.reshape(-1, CHILDREN)[node]  # [B, 64]
             sums = masses.cumsum(-1)
-            inside = (sums > left[:, None]) & (masses > 0)
-            # Rounding may put `left` beyond the last sum; then it is the last child with a mass.
-            final = CHILDREN - 1 - (masses > 0)[:, ::-1].argmax(-1)
-            child = xp.where(inside.any(-1), inside.argmax(-1), final)[:, None]
-            before = xp.take_along_axis(sums - masses, child, -1)[:, 0]
-            left, node = left - before, node * CHILDREN + child[:, 0]
+            child = _first_above(xp, sums, masses, left)
+            at = child[:, None]
+            before = xp.take_along_axis(sums, at, -1) - xp.take_along_axis(masses, at, -1)
+            left, node = left - before[:, 0], node * CHILDREN + child
         node = node.astype(np.int32)
         return node, state.levels[0][node] / total
 
@@ -130,6 +127,17 @@ def _widths(size: int) -> list[int]:
     while widths[-1] > CHILDREN:
         widths.append(math.ceil(widths[-1] / CHILDREN / CHILDREN) * CHILDREN)
     return widths
+
+
+def _first_above(xp: Any, sums: Any, masses: Any, left: Any) -> Any:
+    """The first child with a mass whose sum is above `left`, [B]; else the last with a mass."""
+    above = sums > left[:, None]
+    if xp is np and above[:, -1].all():
+        return above.argmax(-1)  # NumPy adds one after another: where a sum rises is a mass.
+    inside = above & (masses > 0)
+    # Rounding may put `left` beyond the last sum.
+    final = CHILDREN - 1 - (masses > 0)[:, ::-1].argmax(-1)
+    return xp.where(inside.any(-1), inside.argmax(-1), final)
 
 
 def _put(array: Any, index: Any, value: Any) -> Any:
