@@ -155,6 +155,7 @@ def made(greedy_loss, target=plain_target, **fields) -> types.Agent:
     )
 
 
+@pytest.mark.slow
 def test_the_target_moves_no_actor_and_the_greedy_step_no_values():
     state = made(lambda *values: jnp.zeros(())).learner.init(jax.random.key(0))
     without, _ = made(lambda *values: jnp.zeros(())).learner.step(state, everywhere(), None)

@@ -190,6 +190,7 @@ def test_iqn_draws_new_fractions_to_act_and_to_learn():
     assert np.any(first != other)
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap_equal_runs_one_by_one():
     config = munchausen_iqn.Config(
         network=quantile.Implicit(hidden=0), learning=small(target_period=2)

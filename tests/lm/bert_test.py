@@ -59,6 +59,7 @@ def test_padding_on_the_right_and_other_rows_change_nothing(kind):
     np.testing.assert_array_equal(logits(params, other, mask, kinds), whole)
 
 
+@pytest.mark.slow
 def test_tokens_before_padding_do_matter():
     model = bert.make(CONFIG)
     params = model.init(jax.random.key(0))
@@ -71,6 +72,7 @@ def test_tokens_before_padding_do_matter():
     assert not np.allclose(one, other_kinds)
 
 
+@pytest.mark.slow
 def test_layers_in_two_parts_are_all_layers_and_jit_changes_nothing():
     model = bert.make(dataclasses.replace(CONFIG, num_layers=3))
     params = model.init(jax.random.key(1))
@@ -83,6 +85,7 @@ def test_layers_in_two_parts_are_all_layers_and_jit_changes_nothing():
     )
 
 
+@pytest.mark.slow
 def test_members_of_a_population_are_models_by_themselves():
     model = bert.make(CONFIG)
     keys = jax.random.split(jax.random.key(0), 2)

@@ -270,6 +270,7 @@ def test_bfloat16_is_near():
     assert np.abs(got - expected).mean() < 0.03 * np.abs(expected).mean()
 
 
+@pytest.mark.slow
 def test_the_scale_of_embeddings_is_rounded_as_published():
     # sqrt(640) = 25.298 is 25.25 in bfloat16; 1.25 times that is 31.5 and not 31.625.
     config = dataclasses.replace(SMALL, num_layers=1, embed_dim=640, dtype="bfloat16")
@@ -305,6 +306,7 @@ def test_variants_agree():
     np.testing.assert_allclose(got[0], expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient():
     params, tokens = params_of(SMALL), random_tokens(1, 6)
 

@@ -171,6 +171,7 @@ def test_neither_side_nor_length_of_the_padding_counts():
     np.testing.assert_allclose(alone, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_step_is_the_mean_over_pairs():
     """Oracle: the loss in float64, from rewards; the metrics are of the same numbers."""
     state, feedback = step(dataclasses.replace(PLAIN, margin=0.5))

@@ -77,6 +77,7 @@ def test_sft_is_cross_entropy_of_the_answers():
     np.testing.assert_array_equal(found["truncated"], np.zeros(SIZE))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_and_float32_learns():
     """Parameters, their updates and the loss are float32; the products in between are not."""
     half = gemma.make(dataclasses.replace(CONFIG, dtype="bfloat16", remat=True))
@@ -134,6 +135,7 @@ def test_packing_is_refused_where_it_would_learn_something_else():
     gkd.Config(student_fraction=0.0, learning=packed)
 
 
+@pytest.mark.slow
 def test_any_divergence_generates_a_loss_and_an_entropy():
     logits = MODEL.apply(params(0), rows().data.tokens)
     is_answer = np.asarray(rows().data.is_answer)[:, 1:]

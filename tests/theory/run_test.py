@@ -67,7 +67,7 @@ def sampled_and_more(key: jax.Array, mdp: MDP) -> tuple[MDP, types.Array]:
 
 
 # One of each kind of step is always looked at; the rest takes a minute to compile.
-QUICK = {"cpi-adaptive", "cpi-line-search", "md-mpi-1", "m-vi", "movi", "al"}
+QUICK = {"cpi-adaptive", "md-mpi-1", "m-vi", "movi", "al"}
 SOME = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY]
 
 

@@ -19,6 +19,7 @@ def run(work: reproduce.Work, **more: Any) -> reproduce.Rows:
     return agents_on.train(work, agents_on.Arm("a label", "dqn", "toy/chain", 2, 2_000), **more)
 
 
+@pytest.mark.slow
 def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
     work: reproduce.Work, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):

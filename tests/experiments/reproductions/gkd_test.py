@@ -44,6 +44,7 @@ def test_the_data_set_is_prompts_and_their_completions(room: students.Classroom)
         assert int(sum_) == int(a) + int(b)
 
 
+@pytest.mark.slow
 def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
     room: students.Classroom,
 ):

@@ -90,6 +90,7 @@ def perceptron() -> gemma.Model:
     return mlp_policy.make(TINY.decoder(8, 1), letters.PROMPT)
 
 
+@pytest.mark.slow
 def test_the_perceptron_is_one_function_in_both_passes():
     model = perceptron()
     params = model.init(jax.random.key(1))
@@ -139,6 +140,7 @@ def measured(params: types.Params, start: types.Params) -> rewarded.Measured:
     return measure(params, start, scorer.params, language().held_out, jax.random.key(5))
 
 
+@pytest.mark.slow
 def test_reinforce_raises_gold_and_leaves_the_start():
     program, start = learnt()
     state = rewarded.begun(program.agent, start, 0)

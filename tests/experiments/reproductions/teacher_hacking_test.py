@@ -73,6 +73,7 @@ def test_a_student_that_is_the_teacher_is_at_proxy_0_and_at_the_teachers_golden(
     assert golden == prepared.golden_of_teacher > 0.01
 
 
+@pytest.mark.slow
 def test_offline_data_stay_and_online_data_change(models: hacking.Models):
     config = hacking.Config(**TINY)
     prepared = hacking.prepare(config, models, seed=0)
