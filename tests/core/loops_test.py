@@ -112,7 +112,7 @@ def test_updates_are_one_in_four_agent_steps_after_the_warm_up(kind, num_envs):
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param((), marks=pytest.mark.slow), PRIORITISED],
+    [(), PRIORITISED],
     ids=["uniform", "prioritised"],
 )
 @pytest.mark.parametrize("kind", ["compiled", "host"])
@@ -134,7 +134,11 @@ def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(k
     equal(whole, state)
 
 
-@pytest.mark.parametrize("changes", [(), PRIORITISED], ids=["uniform", "prioritised"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param((), marks=pytest.mark.slow), PRIORITISED],
+    ids=["uniform", "prioritised"],
+)
 def test_seeds_in_one_program_equal_runs_one_by_one(changes):
     together = compiled_loop(seeds=(3, 4), changes=changes)
     states = to_end(together, together.init(), 540)  # Ten updates.
