@@ -162,6 +162,7 @@ def test_losses_over_a_mesh_are_those_of_one_device(found: dict[str, Any], mesh:
         ("game", 2, "mesh is for language models"),
     ],
 )
+@pytest.mark.slow
 def test_the_command_line(found: dict[str, Any], name: str, status: int, message: str):
     got, error = found["said"][name]
     assert got == status and message in error

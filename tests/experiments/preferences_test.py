@@ -94,6 +94,7 @@ def table(path: pathlib.Path) -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_goes_on_bit_by_bit(task: str, tmp_path: pathlib.Path):
     given: dict[str, Any] = {"settings": ("dropout=0.1",), "eval_every": 3, "eval_episodes": 4}
     whole = train(tmp_path / "whole", task, **given)

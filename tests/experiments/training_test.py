@@ -108,6 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(uninterrupted, t
     assert repeated(folder) == repeated(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_more_steps_extend_it(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     assert kullback(*CHAIN[:4], "1000", "--seed", "3", *OFTEN, "--out", folder).returncode == 0

@@ -106,6 +106,7 @@ def test_the_program_is_of_one_size_whatever_the_depth():
     assert size(2) == size(9)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_model_is_near():
     model = bert.make(CONFIG)
     params = model.init(jax.random.key(0))
