@@ -181,30 +181,34 @@ def greedy(
 def _greedy_kl(
     q: jax.Array, log_prior: jax.Array, lambda_: types.Array | float, tau: types.Array | float
 ) -> tuple[jax.Array, jax.Array]:
+    temperature = lambda_ + tau
+    is_number = isinstance(temperature, float | int)
+    if is_number and temperature == 0:
+        return _greediest(q)
     if isinstance(lambda_, float | int):
         pull = lambda_ * log_prior if lambda_ > 0 else jnp.zeros_like(log_prior)
-        if lambda_ == 0 and isinstance(tau, float | int) and tau == 0:
-            is_best = jax.nn.one_hot(jnp.argmax(q, -1), q.shape[-1], dtype=bool)
-            return jnp.where(is_best, 0.0, -jnp.inf).astype(q.dtype), jnp.max(q, -1)
     else:
         pull = jnp.where(lambda_ > 0, lambda_ * log_prior, 0.0)
-    temperature = lambda_ + tau
     z = q + pull
-    best = jnp.max(
-        z, -1, keepdims=True
-    )  # Subtracted before dividing: z / temperature loses digits.
-    is_soft = True
-    if not isinstance(temperature, float | int):  # An array may be 0, and that is greedy.
-        is_soft = temperature > 0
-        temperature = jnp.where(is_soft, temperature, 1)
-    scaled = (z - best) / temperature
+    # Subtracted before dividing: z / temperature loses digits.
+    best = jnp.max(z, -1, keepdims=True)
+    divisor = temperature if is_number else jnp.where(temperature > 0, temperature, 1)
+    scaled = (z - best) / divisor
     log_sum = jax.nn.logsumexp(scaled, -1, keepdims=True)
-    log_policy, value = scaled - log_sum, best + temperature * log_sum
-    if is_soft is not True:
-        is_best = jax.nn.one_hot(jnp.argmax(q, -1), q.shape[-1], dtype=bool)
-        log_policy = jnp.where(is_soft, log_policy, jnp.where(is_best, 0.0, -jnp.inf))
-        value = jnp.where(is_soft, value, best)
-    return log_policy, value[..., 0]
+    log_policy, value = scaled - log_sum, best + divisor * log_sum
+    if is_number:
+        return log_policy, value[..., 0]
+    # An array may hold a 0, and that is greedy.
+    one, most = _greediest(q)
+    is_soft = temperature > 0
+    value = jnp.where(is_soft, value, most[..., None])
+    return jnp.where(is_soft, log_policy, one), value[..., 0]
+
+
+def _greediest(q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The log-policy that takes the best action (of equal ones the first), and its value."""
+    is_best = jax.nn.one_hot(jnp.argmax(q, -1), q.shape[-1], dtype=bool)
+    return jnp.where(is_best, 0.0, -jnp.inf).astype(q.dtype), jnp.max(q, -1)
 
 
 def _prepare(theta: types.Array, reference: types.Array | None) -> tuple[jax.Array, jax.Array]:

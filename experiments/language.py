@@ -88,8 +88,8 @@ class Setup:
         if teacher is None:
             raise ValueError("no teacher to be distant from")
         model = gemma.make(teacher.config)
-        of_teacher = regularizers.named(teacher.divergence)
-        divergence = self.agent.config.token_divergence(of_teacher)
+        operator = regularizers.named(teacher.divergence)
+        divergence = self.agent.config.token_divergence(operator)
 
         @jax.jit
         def mean(params: types.Params, of_teacher: types.Params, rows: Any) -> jax.Array:

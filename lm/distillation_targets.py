@@ -70,7 +70,7 @@ def loss(
             f"drawn targets are learnt by cross-entropy, divergence=kl, got {divergence!r}; "
             "targets=top-k and full take others"
         )
-    of_top = top_k_loss(distillation.token_divergence(divergence))
+    of_top = top_k_loss(distillation.token_divergence(divergence))  # And refuses other names.
 
     def compare(student: jax.Array, teacher: jax.Array, keys: jax.Array) -> jax.Array:
         theta = reg.promote(student) / temperature

@@ -28,12 +28,7 @@ def munchausen_vi(alpha: types.Array | float, tau: Temperature) -> Scheme:
       alpha: scale of the log-policy, in [0, 1].
       tau: temperature > 0, in units of reward.
     """
-    if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}; the paper uses 0.9")
-    if isinstance(tau, float | int) and not 0 < tau < float("inf"):
-        raise ValueError(
-            f"tau must be > 0 and finite, got {tau}; `advantage_learning` is the limit"
-        )
+    check(alpha, tau)
 
     def init(mdp: MDP) -> State:
         log_policy = scheme.uniform(mdp)
@@ -46,6 +41,16 @@ def munchausen_vi(alpha: types.Array | float, tau: Temperature) -> Scheme:
         return State(q, convex.Point(log_policy, state.steps + 1))
 
     return scheme.make(init, step)
+
+
+def check(alpha: types.Array | float, tau: Temperature) -> None:
+    """Raises ValueError unless numbers among them are a scale in [0, 1] and a temperature > 0."""
+    if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha}; the paper uses 0.9")
+    if isinstance(tau, float | int) and not 0 < tau < float("inf"):
+        raise ValueError(
+            f"tau must be > 0 and finite, got {tau}; `advantage_learning` is the limit"
+        )
 
 
 def to_mirror(state: State, alpha: types.Array | float, tau: Temperature) -> types.Array:

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import regularizers, types
-from kullback.theory import convex, precision, scheme
+from kullback.theory import convex, munchausen, precision, scheme
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme, State, Temperature
 
@@ -202,12 +202,7 @@ def _checked(
     outside: str,
 ) -> regularizers.Divergence:
     divergence = divergence or regularizers.kl
-    if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in [0, 1], got {alpha}; the paper uses 0.9")
-    if isinstance(tau, float | int) and not 0 < tau < float("inf"):
-        raise ValueError(
-            f"tau must be > 0 and finite, got {tau}; `advantage_learning` is the limit"
-        )
+    munchausen.check(alpha, tau)
     if outside not in ("threshold", "slope"):
         raise ValueError(f"outside must be 'threshold' or 'slope', got {outside!r}")
     if divergence.at_zero == float("inf"):

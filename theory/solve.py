@@ -42,7 +42,7 @@ def vectorize(function: Callable[..., Any], mdp: MDP, *others: Any) -> Any:
     if not mdp.batch_shape:
         return function(mdp, *others)
     if jax.default_backend() == "cpu":
-        # One after another: each stops when it is done, and stays in the cache until then, three
+        # One after another: each stops when it is done, and stays in the cache until then, four
         # times as fast. Together all would go on until the last one stops.
         return jax.lax.map(lambda one: function(*one), (mdp, *others))
     return jax.vmap(function)(mdp, *others)

@@ -20,7 +20,7 @@ import numpy as np
 from kullback.core import types
 from kullback.experiments import episodes, reproduce
 from kullback.experiments.reproductions import curves, letters, reward_toy, rewarded
-from kullback.lm import batches, best_of_n, gemma, preferences, reward_model, rlhf, tuning, warm
+from kullback.lm import batches, best_of_n, gemma, preferences, reward_model, rlhf, warm
 
 FAR = 2.0  # Temperature at which the texts of pairs far from training ones are drawn.
 LANGUAGE = letters.Sizes(letters=8, held_out=16)  # So few that gold can be learnt of the pairs.
@@ -79,14 +79,7 @@ class Sizes:
 
     def population(self) -> warm.Config:
         """Settings of reward models."""
-        learning = tuning.Config(
-            batch_size=self.batch_size, warmup_steps=0, learning_rate=4e-5, max_grad_norm=10.0
-        )
-        return warm.Config(
-            learning_rates=self.learning_rates,
-            dropouts=self.dropouts,
-            reward=reward_model.Config(learning=learning),
-        )
+        return reward_toy.population(self.batch_size, self.learning_rates, self.dropouts)
 
     def policy(self) -> rlhf.Config:
         """Settings of REINFORCE."""

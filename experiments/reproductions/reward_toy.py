@@ -71,14 +71,21 @@ class Sizes:
 
     def population(self) -> warm.Config:
         """Settings of reward models."""
-        learning = tuning.Config(
-            batch_size=self.batch_size, warmup_steps=0, learning_rate=4e-5, max_grad_norm=10.0
-        )
-        return warm.Config(
-            learning_rates=self.learning_rates,
-            dropouts=self.dropouts,
-            reward=reward_model.Config(learning=learning),
-        )
+        return population(self.batch_size, self.learning_rates, self.dropouts)
+
+
+def population(
+    batch_size: int, learning_rates: tuple[float, ...], dropouts: tuple[float, ...]
+) -> warm.Config:
+    """Settings of reward models, of which each draws a rate and a dropout."""
+    learning = tuning.Config(
+        batch_size=batch_size, warmup_steps=0, learning_rate=4e-5, max_grad_norm=10.0
+    )
+    return warm.Config(
+        learning_rates=learning_rates,
+        dropouts=dropouts,
+        reward=reward_model.Config(learning=learning),
+    )
 
 
 class Gold(NamedTuple):
