@@ -1,6 +1,7 @@
 """2-D convolution in the form that is fastest where it runs.
 
-On accelerators that is XLA's own. On CPUs XLA's is slow, its weight gradient most, and one matrix
+On a TPU that is XLA's own. On CPUs XLA's is slow, its weight gradient most; on GPUs it is at small
+batches, and where seeds that train in one program each have their own weights. There one matrix
 product takes its place: each row of the left side is one image row's patch, k columns wide, and
 each of its outputs is what that patch adds to one of the k rows of results it takes part in.
 Against the usual patches of k x k this copies a k-th as much and multiplies a little more.
@@ -40,13 +41,17 @@ def conv2d(
         size = x.shape[2:] if channels_first else x.shape[1:3]
         pads = jax.lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), "SAME")
         x = jnp.pad(x, ((0, 0), (0, 0), *pads) if channels_first else ((0, 0), *pads, (0, 0)))
-    # The one place where the platform decides.
-    if jax.default_backend() == "cpu" and kernel % stride == 0:
+    if _prefers_product() and kernel % stride == 0:
         return _by_matmul(*_space_to_depth(x, w, stride, channels_first))
     order = ("NCHW" if channels_first else "NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
         x.astype(w.dtype), w, (stride, stride), "VALID", dimension_numbers=order
     )
+
+
+def _prefers_product() -> bool:
+    """The one place where the platform decides."""
+    return jax.default_backend() != "tpu"
 
 
 def _space_to_depth(
