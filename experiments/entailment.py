@@ -251,7 +251,7 @@ def _encoder(
         ids, mask, kinds = data[0]
         x = model.embed(constants["embeddings"], ids, mask, kinds)
         x = model.encode(constants["layers"], x, mask)  # Without a gradient, which needs no memory.
-        return model.classify(tuned["head"], model.encode(tuned["layers"], x, mask))
+        return model.classify(tuned["head"], model.encode_first(tuned["layers"], x, mask))
 
     def loss(tuned: types.Params, data: Any, constants: Any) -> tuple[jax.Array, jax.Array]:
         found = logits(tuned, data, constants)

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kullback.core import types
 from kullback.lm import layers
@@ -87,13 +88,15 @@ class Model(NamedTuple):
     -> [B, T, D] the same before the head. Their parts let a part be tuned alone: `embed(
     params["embeddings"], token_ids, mask, token_types)` -> x [B, T, D], `encode(layers, x, mask)`
     for a stack of layers, all of `params["layers"]` or a slice of it, and `classify(
-    params["head"], x)` -> [B, C].
+    params["head"], x)` -> [B, C]. The head reads the first token alone: where the last layer is
+    among the stack, `encode_first(layers, x, mask)` -> [B, 1, D] leaves out what it does to others.
     """
 
     config: Config
     init: Callable[[types.Key], types.Params]
     embed: Callable[..., jax.Array]
     encode: Callable[[types.Params, jax.Array, types.Array], jax.Array]
+    encode_first: Callable[[types.Params, jax.Array, types.Array], jax.Array]
     classify: Callable[[types.Params, jax.Array], jax.Array]
     features: Callable[..., jax.Array]
     logits: Callable[..., jax.Array]
@@ -103,6 +106,7 @@ def make(config: Config) -> Model:
     """The model of a configuration."""
     embedding = hk.without_apply_rng(hk.transform(lambda *x: _embed(*x, config=config)))
     layer = hk.without_apply_rng(hk.transform(lambda *x: _layer(*x, config=config)))
+    last = hk.without_apply_rng(hk.transform(lambda *x: _layer(*x, config=config, first_only=True)))
     head = hk.without_apply_rng(hk.transform(lambda x: _head(x, config=config)))
 
     def init(key: types.Key) -> types.Params:
@@ -124,14 +128,19 @@ def make(config: Config) -> Model:
 
         return jax.lax.scan(step, x, stacked)[0]
 
+    def encode_first(stacked: types.Params, x: jax.Array, mask: types.Array) -> jax.Array:
+        before, end = (jax.tree.map(lambda p, at=at: p[at], stacked) for at in (np.s_[:-1], -1))
+        return last.apply(end, encode(before, x, mask), jnp.asarray(mask, bool))
+
     def features(params: types.Params, token_ids: Any, mask: Any, token_types: Any) -> jax.Array:
         x = embedding.apply(params["embeddings"], token_ids, mask, token_types)
         return encode(params["layers"], x, mask)
 
     def logits(params: types.Params, token_ids: Any, mask: Any, token_types: Any) -> jax.Array:
-        return head.apply(params["head"], features(params, token_ids, mask, token_types))
+        x = embedding.apply(params["embeddings"], token_ids, mask, token_types)
+        return head.apply(params["head"], encode_first(params["layers"], x, mask))
 
-    return Model(config, init, embedding.apply, encode, head.apply, features, logits)
+    return Model(config, init, embedding.apply, encode, encode_first, head.apply, features, logits)
 
 
 def _norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
@@ -176,25 +185,30 @@ def _embed(
     return _norm(x, "norm", config.norm_epsilon)
 
 
-def _layer(x: jax.Array, mask: jax.Array, *, config: Config) -> jax.Array:
-    """One layer, norms after the sums.
+def _layer(
+    x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = False
+) -> jax.Array:
+    """One layer, norms after the sums; of all tokens or, attending to all, of the first alone.
 
     x = norm(x + attention(x)),  x = norm(x + gelu(x W_up) W_down),  gelu by erf
     """
-    b, t, d = x.shape
-    heads, width = config.num_heads, d // config.num_heads
-    x = x.reshape(b * t, d)  # One plain matrix product of all tokens, which CPUs do best.
+    b, _, d = x.shape
+    width = d // config.num_heads
+    # Plain matrix products of all tokens, which CPUs do best.
+    seen = x.reshape(-1, d)
+    x = x[:, 0] if first_only else seen
     with hk.name_scope("attention"):
         q, k, v = (
-            _linear(x, d, name).reshape(b, t, heads, width) for name in ("query", "key", "value")
+            _linear(of, d, name).reshape(b, -1, config.num_heads, width)
+            for of, name in ((x, "query"), (seen, "key"), (seen, "value"))
         )
         out, _ = layers.attend_all(q / math.sqrt(width), k, v, mask[:, None])
-        out = _linear(out.reshape(b * t, d), d, "output")
+        out = _linear(out.reshape(-1, d), d, "output")
         x = _norm(x + out, "norm", config.norm_epsilon)
     with hk.name_scope("feed_forward"):
         h = jax.nn.gelu(_linear(x, config.hidden_dim, "up"), approximate=False)
         x = _norm(x + _linear(h, d, "down"), "norm", config.norm_epsilon)
-    return x.reshape(b, t, d)
+    return x.reshape(b, -1, d)
 
 
 def _head(x: jax.Array, *, config: Config) -> jax.Array:
