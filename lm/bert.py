@@ -185,9 +185,7 @@ def _embed(
     return _norm(x, "norm", config.norm_epsilon)
 
 
-def _layer(
-    x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = False
-) -> jax.Array:
+def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = False) -> jax.Array:
     """One layer, norms after the sums; of all tokens or, attending to all, of the first alone.
 
     x = norm(x + attention(x)),  x = norm(x + gelu(x W_up) W_down),  gelu by erf

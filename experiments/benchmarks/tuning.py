@@ -91,7 +91,7 @@ def cost(case: str) -> int:
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Ours beside torch: transformers' model and TRL's loss, with all logits in memory."""
-    platform.keep_freed_memory()
+    platform.keep_freed_memory(one_arena=True)
     steppers = {case: stepper(case) for case in CASES}
 
     def ours() -> dict[str, float]:
