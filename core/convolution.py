@@ -41,7 +41,7 @@ def conv2d(
         size = x.shape[2:] if channels_first else x.shape[1:3]
         pads = jax.lax.padtype_to_pads(size, (kernel, kernel), (stride, stride), "SAME")
         x = jnp.pad(x, ((0, 0), (0, 0), *pads) if channels_first else ((0, 0), *pads, (0, 0)))
-    if _prefers_product() and kernel % stride == 0:
+    if prefers_product() and kernel % stride == 0:
         return _by_matmul(*_space_to_depth(x, w, stride, channels_first))
     order = ("NCHW" if channels_first else "NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
@@ -49,7 +49,7 @@ def conv2d(
     )
 
 
-def _prefers_product() -> bool:
+def prefers_product() -> bool:
     """The one place where the platform decides."""
     return jax.default_backend() != "tpu"
 

@@ -1,15 +1,17 @@
 """One gradient step on Atari frames, alone: 32 pairs of 84 x 84 x 4 bytes, six actions."""
 
+import unittest.mock
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from kullback import agents
-from kullback.core import platform, types
+from kullback.core import convolution, platform, types
 from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
 
 BATCH, ACTIONS = 32, 6
+XLA = "XLA's convolutions"  # On a TPU these are ours.
 FORWARDS = {"m-dqn": 3, "dqn": 2}  # Passes: online at s, target at s', and M-DQN's target at s.
 
 
@@ -41,9 +43,11 @@ def stepper(name: str) -> Callable[[], float]:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """M-DQN and DQN beside the faster of torch's two layouts, and what sgemm allows."""
+    """M-DQN and DQN beside torch's faster layout and XLA's convolutions, and what sgemm allows."""
     platform.keep_freed_memory()
     steppers = {name: stepper(name) for name in FORWARDS}
+    with unittest.mock.patch.object(convolution, "prefers_product", lambda: False):
+        steppers |= {f"{name}, {XLA}": stepper(name) for name in FORWARDS}
 
     def ours() -> dict[str, float]:
         return {n: timing.best_rate(work, budget.seconds) for n, work in steppers.items()}
@@ -69,6 +73,16 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
                 limit_share=best[name] * cost / best["sgemm"],
                 target_limit_share=0.5 if wanted else None,
                 details={**{key: best[key] for key in layouts}, "sgemm_flops": best["sgemm"]},
+            )
+        )
+        found.append(
+            rows.Row(
+                name=f"gradient step, {name}",
+                ours=best[name],
+                unit="steps/s",
+                peer=XLA,
+                peer_value=best[f"{name}, {XLA}"],
+                target_ratio=1.0,
             )
         )
     return found
