@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, rollout, types
+from kullback.core import regularizers, rollout, sharding, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.lm import (
@@ -72,6 +72,13 @@ class Judge:
     test: list[data.Example]
     learning: tuning.Config  # Lengths of prompts and answers.
     divergence: str = "kl"  # f of the model's operator.
+    mesh: sharding.Mesh | None = None  # Over whose data axis rows lie; None is one device.
+
+    def spread(self, rows: Any) -> Any:
+        """Prompts or sequences, as many on each device of the mesh."""
+        if self.mesh is None:
+            return rows
+        return jax.device_put(rows, sharding.of_rows(self.mesh, len(rows.tokens)))
 
     @functools.cached_property
     def f(self) -> regularizers.Divergence:
@@ -95,7 +102,8 @@ class Judge:
         """What a `program` answers to the first `count` examples."""
         found: list[Answers] = []
         for number, part in enumerate(self.parts(count)):
-            made = program(acting, self.prompts(part), jax.random.fold_in(key, number))
+            prompts = self.spread(self.prompts(part))
+            made = program(acting, prompts, jax.random.fold_in(key, number))
             found.append(self._read(jax.tree.map(np.asarray, made), part))
         return _joined(found, count)
 
@@ -103,7 +111,9 @@ class Judge:
         """Of the completions of the first `count` examples."""
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         found = [
-            self._measure(acting["params"], batches.pad(part, width, self.words.pad_id))
+            self._measure(
+                acting["params"], self.spread(batches.pad(part, width, self.words.pad_id))
+            )
             for part in self.parts(count)
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)

@@ -114,6 +114,7 @@ class Setup:
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         rows = batches.pad(self.judge.test[: judges.ROWS], width, self.student.tokenizer.pad_id)
+        rows = self.judge.spread(rows)
         return float(self._distance(acting["params"], self.teacher.params, rows))
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
@@ -192,11 +193,7 @@ class Setup:
             return self.judge.prompts([self.train[i] for i in indices]), indices, step
 
         def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
-            rows = drawn[0]
-            if self.placement is not None:
-                home = sharding.of_rows(self.placement.mesh, len(drawn[1]))
-                rows = jax.device_put(rows, home)
-            return program(acting, rows, key)
+            return program(acting, self.judge.spread(drawn[0]), key)
 
         def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
             examples, step = [self.train[i] for i in drawn[1]], drawn[2]
@@ -269,7 +266,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
-        judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator),
+        judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator, mesh),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
     )

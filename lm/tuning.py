@@ -210,7 +210,8 @@ def in_parts(
     """
     if micro_batches == 1:
         return part_loss(params, rows)
-    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), rows)
+    # Every m-th row: of rows that lie over devices, each has its share of each part.
+    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), rows)
     # Its backward pass makes one micro-batch's features again, and adds gradients in place.
     add = jax.checkpoint(part_loss)
 
@@ -219,7 +220,7 @@ def in_parts(
         return value + more, metrics
 
     value, metrics = jax.lax.scan(body, jnp.zeros(()), parts)
-    return value, {name: x.reshape(-1) for name, x in metrics.items()}
+    return value, {name: x.swapaxes(0, 1).reshape(-1) for name, x in metrics.items()}
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
