@@ -24,6 +24,7 @@ GROUPS = ("layer", "tensor", "all")
 COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")  # Beside the weights.
 SEGMENT = 1 << 20  # Numbers that a thread takes at once.
 MAX_THREADS = 8
+FLUSHED = 1 << 27  # Bytes after which the disk is told to begin, beside the threads.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -266,11 +267,17 @@ def _write(
         tensor_files.write_at(file.fileno(), made.view(np.uint8).data, offset)
         return made.nbytes
 
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, concurrent.futures.ThreadPoolExecutor(1) as disk:
         tensor_files.write_at(file.fileno(), memoryview(head), 0)
         tasks = _segments(tensors, (tensor.data.size for tensor in tensors.values()))
+        flush, waiting = disk.submit(lambda: None), 0
         for num_bytes in pool.map(work, tasks):
             advance(num_bytes)
+            waiting += num_bytes
+            if waiting >= FLUSHED and flush.done():
+                flush.result()  # Raises if the disk is full.
+                flush, waiting = disk.submit(os.fsync, file.fileno()), 0
+        flush.result()
 
 
 def _copy_others(source: pathlib.Path, folder: pathlib.Path) -> None:

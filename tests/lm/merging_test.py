@@ -292,6 +292,20 @@ def test_a_write_that_fails_leaves_what_was_there(folders, tmp_path, monkeypatch
     assert hugging_face.load(tmp_path / "out")[2].num_tensors
 
 
+def test_a_disk_that_is_full_is_seen_while_it_is_written(folders, tmp_path, monkeypatch):
+    flushed = []
+
+    def full(descriptor: int) -> None:
+        flushed.append(descriptor)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(merging, "FLUSHED", 1)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        merging.merge(folders[1:], tmp_path / "out", merging.Config())
+    assert len(flushed) == 1 and not (tmp_path / "out").exists()
+
+
 def test_damaged_folders_are_refused(folders, tmp_path):
     config = merging.Config(method="mean")
     (tmp_path / "empty").mkdir()
