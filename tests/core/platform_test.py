@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# Temporaries of 200 MB, of which each call would fault in 50,000 pages anew.
+# Temporaries of 100 MB, of which each call would fault in 24,000 pages anew.
 PROGRAM = """
 import resource
 from kullback.core import platform
@@ -22,7 +22,7 @@ def faults():
     jax.block_until_ready(program(x))
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-x = jnp.ones((7_000, 16))
+x = jnp.ones((5_000, 16))
 faults()
 print(min(faults() for _ in range(12)))  # The heap may grow a few times.
 """
