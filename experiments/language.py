@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback import lm
-from kullback.core import loops, platform, regularizers, sequences, types
+from kullback.core import loops, regularizers, sequences, types
 from kullback.experiments import episodes, models, rewards, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
@@ -225,7 +225,6 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
       ValueError: for names that are none, a teacher too many or too few or of other tokens, and
         data that do not fit.
     """
-    platform.keep_freed_memory(one_arena=True)
     entry = lm.ALGORITHMS[plan.agent]
     config = settings.apply(entry.presets(plan.family), plan.settings)
     has_teacher = entry.has_teacher or getattr(config, "distillation_weight", 0) > 0

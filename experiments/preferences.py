@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, loops, platform, sequences, types
+from kullback.core import checkpoints, loops, sequences, types
 from kullback.experiments import language, models, reward_models, settings
 from kullback.experiments import plan as plans
 from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, tokenizer, warm
@@ -148,7 +148,6 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
       ValueError: for a task without pairs, a teacher or a mesh, a population of one, starts that
         are no checkpoints, and data that do not fit.
     """
-    platform.keep_freed_memory(one_arena=True)
     entry = lm.ALGORITHMS[plan.agent]
     config = settings.apply(entry.presets(plan.family), plan.settings)
     population = config if isinstance(config, warm.Config) else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.core import checkpoints, compiled, host, loops, types
+from kullback.core import checkpoints, compiled, host, loops, platform, types
 from kullback.experiments import plan as plans
 from kullback.experiments import progress, run_folder
 from kullback.experiments.saver import Saver
@@ -133,6 +133,7 @@ class _Work:
 
             entry = lm.ALGORITHMS.get(self.plan.agent)
             kind = preferences if entry is not None and entry.reads_pairs else language
+            platform.keep_freed_memory(one_arena=True)  # The setup is the first to use JAX.
             setup = kind.setup(self.plan, home)
             return setup.agent, setup
         environment = self.make_environment(self.plan.num_envs)

@@ -23,7 +23,6 @@ from typing import Any, Literal, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kullback.core import types
 from kullback.lm import layers
@@ -129,8 +128,8 @@ def make(config: Config) -> Model:
         return jax.lax.scan(step, x, stacked)[0]
 
     def encode_first(stacked: types.Params, x: jax.Array, mask: types.Array) -> jax.Array:
-        before, end = (jax.tree.map(lambda p, at=at: p[at], stacked) for at in (np.s_[:-1], -1))
-        return last.apply(end, encode(before, x, mask), jnp.asarray(mask, bool))
+        x = encode(jax.tree.map(lambda p: p[:-1], stacked), x, mask)
+        return last.apply(jax.tree.map(lambda p: p[-1], stacked), x, jnp.asarray(mask, bool))
 
     def features(params: types.Params, token_ids: Any, mask: Any, token_types: Any) -> jax.Array:
         x = embedding.apply(params["embeddings"], token_ids, mask, token_types)

@@ -14,16 +14,8 @@ from kullback.experiments.benchmarks import machine, peer, rows, timing
 
 BENCHMARKS = (
     *("gradient_step", "atari", "minatar", "replay", "startup"),
-    *(
-        "agents",
-        "generation",
-        "tuning",
-        "reinforce",
-        "entailment",
-        "merging",
-        "operators",
-        "theory",
-    ),
+    *("agents", "generation", "tuning", "reinforce", "entailment", "merging"),
+    *("operators", "theory"),
 )
 RESULTS = pathlib.Path("results") / "benchmarks"
 

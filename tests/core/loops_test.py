@@ -110,11 +110,7 @@ def test_updates_are_one_in_four_agent_steps_after_the_warm_up(kind, num_envs):
     assert int(state.learner.steps) == (loop.env_steps(state) - start) // 4
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [(), PRIORITISED],
-    ids=["uniform", "prioritised"],
-)
+@pytest.mark.parametrize("changes", [(), PRIORITISED], ids=["uniform", "prioritised"])
 @pytest.mark.parametrize("kind", ["compiled", "host"])
 @pytest.mark.slow
 def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(kind, changes):
