@@ -116,7 +116,7 @@ def entropy(theta: types.Array, divergence: Divergence | None = None) -> jax.Arr
     theta, reference = _prepare(theta, None)
     value, p = _solve(theta, reference, divergence, is_ones=True)
     if divergence is kl:  # ln p = theta - value + 1: no logarithm of each.
-        return value - 1 - jnp.sum(jnp.where(p > 0, p * _finite(theta), 0), -1)
+        return value - 1 - jnp.sum(p * _finite(theta), -1)
     return jnp.sum(jax.scipy.special.entr(p), -1)
 
 
@@ -292,8 +292,13 @@ def _solve(
     With the offset no term of the sum is larger than what it adds to the value.
     """
     if divergence is kl:
-        value = jax.nn.logsumexp(theta, -1, b=reference) + 1
-        return value, jax.nn.softmax(theta + jnp.log(reference), -1)
+        theta = theta if is_ones else theta + jnp.log(reference)
+        # The steps of jax.nn.log_softmax: where that is taken too, XLA computes them once.
+        best = jnp.max(theta, -1, keepdims=True)
+        shifted = theta - best
+        log_sum = jnp.log(jnp.sum(jnp.exp(shifted), -1, keepdims=True))
+        value = jnp.where(best > -jnp.inf, best + log_sum, -jnp.inf)[..., 0] + 1
+        return value, jnp.exp(shifted - log_sum)
 
     def solve(theta: jax.Array, reference: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         tau = _threshold(theta, reference, divergence)

@@ -12,7 +12,6 @@ paper: 1) and while evaluating belong to the policy.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -55,14 +54,34 @@ def generalised_jsd(beta: float) -> TokenDivergence:
         limits = "kl is the limit of JSD_beta / beta at 0, reverse_kl of JSD_beta / (1 - beta) at 1"
         raise ValueError(f"beta of the generalised JSD must lie in (0, 1), got {beta}; {limits}")
 
+    def parts(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Beta p ln(p / m) and (1 - beta) q ln(q / m): m's logarithm is taken of m / p alone."""
+        least = jnp.finfo(log_p.dtype).min / 4  # Of two probabilities of 0 the ratio is 1.
+        log_ratio = jnp.maximum(log_p, least) - jnp.maximum(log_q, least)
+        log_ratio = jnp.clip(log_ratio, -80, 80)  # Where it is larger, one of them counts as 0.
+        log_m_p = jnp.log(beta + (1 - beta) * jnp.exp(-log_ratio))
+        of_p = -beta * jnp.exp(log_p) * log_m_p
+        return of_p, -(1 - beta) * jnp.exp(log_q) * (log_m_p + log_ratio)
+
+    @jax.custom_jvp
+    def term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        of_p, of_q = parts(log_p, log_q)
+        return of_p + of_q
+
+    def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        # What moves m cancels: each part is also the derivative by its own logarithm.
+        of_p, of_q = parts(*primals)
+        moves = (
+            part * tangent
+            for part, tangent in zip((of_p, of_q), tangents, strict=True)
+            if not isinstance(tangent, jax.custom_derivatives.SymbolicZero)  # A teacher's is.
+        )
+        return of_p + of_q, functools.reduce(jnp.add, moves)
+
+    term.defjvp(derivative, symbolic_zeros=True)
+
     def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        log_p, log_q = reg.promote(log_p), reg.promote(log_q)
-        # logaddexp of two -inf has no gradient: one of them is replaced.
-        inside = (log_p > -jnp.inf) | (log_q > -jnp.inf)
-        log_q_inside = jnp.where(inside, log_q, 0)
-        log_m = jnp.logaddexp(math.log(beta) + log_p, math.log1p(-beta) + log_q_inside)
-        log_m = jnp.where(inside, log_m, -jnp.inf)
-        return beta * reg.kl(log_p, log_m) + (1 - beta) * reg.kl(log_q, log_m)
+        return jnp.sum(term(reg.promote(log_p), reg.promote(log_q)), -1)
 
     return divergence
 

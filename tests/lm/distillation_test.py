@@ -7,6 +7,7 @@ import pathlib
 import hypothesis
 import jax
 import jax.numpy as jnp
+import jax.test_util
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -137,6 +138,12 @@ def test_gradients(name: str, temperature: float):
     got = compiled(name, temperature)(student, teacher)[1]
     np.testing.assert_allclose(got, expected / temperature, atol=1e-12)
     np.testing.assert_allclose(np.sum(got), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_generalised_jsd_has_derivatives_by_both(beta: float):
+    log_p, log_q = jnp.log(softmax(random_logits(11, 2, 3, 5)))
+    jax.test_util.check_grads(distillation.generalised_jsd(beta), (log_p, log_q), order=2)
 
 
 @every_divergence

@@ -278,3 +278,10 @@ def test_the_teacher_gets_no_gradient():
 def test_settings_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("num_classes", [16, 100, 4_096, 4_099, 4_112])
+def test_top_k_is_that_of_a_sort(num_classes: int):
+    x = np.random.default_rng(0).integers(0, 500, (7, num_classes)).astype(np.float32)  # Ties too.
+    expected = -np.sort(-x, -1)[:, :16]
+    np.testing.assert_array_equal(jax.jit(tuning.top_k, static_argnums=1)(x, 16), expected)
