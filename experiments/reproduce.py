@@ -8,6 +8,7 @@ interrupted goes on from its last part; then it judges.
 import dataclasses
 import importlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -99,6 +100,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if not math.isfinite(self.low):
+            return f"{self.mean:.4g} (no interval of one)"
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 

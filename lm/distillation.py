@@ -55,7 +55,7 @@ def generalised_jsd(beta: float) -> TokenDivergence:
         raise ValueError(f"beta of the generalised JSD must lie in (0, 1), got {beta}; {limits}")
 
     def parts(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Beta p ln(p / m) and (1 - beta) q ln(q / m): m's logarithm is taken of m / p alone."""
+        """The terms beta p ln(p / m) and (1 - beta) q ln(q / m), by one logarithm."""
         least = jnp.finfo(log_p.dtype).min / 4  # Of two probabilities of 0 the ratio is 1.
         log_ratio = jnp.maximum(log_p, least) - jnp.maximum(log_q, least)
         log_ratio = jnp.clip(log_ratio, -80, 80)  # Where it is larger, one of them counts as 0.

@@ -74,17 +74,13 @@ def judge(config: summarisers.Config, rows: reproduce.Rows) -> list[reproduce.Ch
         checks.append(verdicts.above(claim, gain.tolist()))
     for arm in order[1:]:
         growth = {role: ends[arm][c] - ends["start"][c] for role, c in _BY_ROLE.items()}
-        evidence = "; ".join(f"{role} {_mean(x)}" for role, x in growth.items())
+        evidence = "; ".join(f"{role} {reproduce.interval(x)}" for role, x in growth.items())
         claim = f"{arm}: growth of P since the start, which the control should share in part"
         checks.append(reproduce.Check(claim, None, evidence))
     for column, what in COLUMNS.items():
-        said = "; ".join(f"{arm} {_mean(x[column])}" for arm, x in ends.items())
+        said = "; ".join(f"{arm} {reproduce.interval(x[column])}" for arm, x in ends.items())
         checks.append(reproduce.Check(what, None, said))
     return checks
-
-
-def _mean(values: np.ndarray) -> str:
-    return str(reproduce.interval(values)) if len(values) > 1 else f"{values[0]:.4g}"
 
 
 _BY_ROLE = {"reward": "entailment", "control": "control"}  # Columns.
