@@ -209,10 +209,14 @@ def layer(
         x = x + norm(linear(out, "output", d), "post_norm")
     with hk.name_scope("feed_forward"):
         h = norm(x, "pre_norm")
-        gate = jax.nn.gelu(linear(h, "gate", hidden_dim), approximate=True)
-        h = gate * linear(h, "up", hidden_dim)
+        h = _gated(linear(h, "gate", hidden_dim), linear(h, "up", hidden_dim))
         x = x + norm(linear(h, "down", d), "post_norm")
     return x, extra
+
+
+@jax.checkpoint  # Its inputs are kept for the gradient, and no third array as large.
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return jax.nn.gelu(gate, approximate=True) * up
 
 
 def _visible(stored: jax.Array, slots: jax.Array, start: jax.Array) -> jax.Array:
