@@ -100,7 +100,7 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        if not math.isfinite(self.low):
+        if self.low == -math.inf:  # As `interval` writes it; of values that diverged it is NaN.
             return f"{self.mean:.4g} (no interval of one)"
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 

@@ -173,6 +173,7 @@ def test_interval_is_students() -> None:
     np.testing.assert_allclose(found, (2.0, 2 - 2.484138, 2 + 2.484138), rtol=1e-6)
     assert not np.isfinite(reproduce.interval([1.0]).low)
     assert str(reproduce.interval([1.0])) == "1 (no interval of one)"
+    assert str(reproduce.interval([1.0, np.nan])) == "nan [nan, nan]"
 
 
 def test_every_reproduction_of_the_catalog_is_there() -> None:
