@@ -72,7 +72,7 @@ def make(
     Raises:
       ValueError: if the mesh does not divide the rows, or no rule is for a parameter or constant.
     """
-    platform.keep_freed_memory(one_arena=True)
+    platform.run_large_programs()
     learner_init, learn_step = agent.learner.init, jax.jit(agent.learner.step, donate_argnums=0)
     if placement is not None:
         sharding.check_batch(placement.mesh, source.num_rows)

@@ -133,7 +133,7 @@ class _Work:
 
             entry = lm.ALGORITHMS.get(self.plan.agent)
             kind = preferences if entry is not None and entry.reads_pairs else language
-            platform.keep_freed_memory(one_arena=True)  # The setup is the first to use JAX.
+            platform.run_large_programs()  # The setup is the first to use JAX.
             setup = kind.setup(self.plan, home)
             return setup.agent, setup
         environment = self.make_environment(self.plan.num_envs)

@@ -1,16 +1,17 @@
 """`python -m kullback.experiments.benchmarks [NAME ...]`: all of them, or those named."""
 
 import argparse
+import concurrent.futures
 import datetime
-import importlib
 import pathlib
 import sys
 from collections.abc import Sequence
 
+import psutil
 import rich.console
 
 from kullback.core import names
-from kullback.experiments.benchmarks import machine, peer, rows, timing
+from kullback.experiments.benchmarks import machine, measuring, peer, rows, timing
 
 BENCHMARKS = (
     *("gradient_step", "atari", "minatar", "replay", "startup"),
@@ -20,7 +21,9 @@ BENCHMARKS = (
 RESULTS = pathlib.Path("results") / "benchmarks"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None, measure: measuring.Measure = measuring.apart
+) -> int:
     """Prints the table and keeps it; exit status 0, 1 if a peer failed, 2 for a wrong request."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
@@ -41,22 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    described = machine.describe()  # First: of the load that was there before ours.
+    load_average = psutil.getloadavg()[0]  # First: that was there before ours.
     console, found = rich.console.Console(), []
     if not console.is_terminal:
         console.width = 140  # A file has room.
     try:
         for name in options.names or BENCHMARKS:
             console.print(f"{name} ...", highlight=False)
-            module = importlib.import_module(f"kullback.experiments.benchmarks.{name}")
-            found += module.run(budget, peer.none if options.no_peers else peer.run)
-    except peer.PeerError as error:
+            found += measure(name, budget, not options.no_peers)
+    except (peer.PeerError, concurrent.futures.BrokenExecutor) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     console.print(rows.table(found))
     now = datetime.datetime.now()
     out = options.out or RESULTS / f"{now:%Y-%m-%d-%H%M%S}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
+    described = machine.describe() | {"load_average": load_average}
     rows.write(out, found, date=now.isoformat(timespec="seconds"), **described)
     print(f"kept in {out}")
     return 0

@@ -71,7 +71,7 @@ def weight_bytes(case: Case) -> int:
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Ours beside transformers' `generate`, and tunix's sampler for short texts."""
-    platform.keep_freed_memory(one_arena=True)
+    platform.run_large_programs()
     samplers = {name: sampler(case) for name, case in CASES.items()}
 
     def ours() -> dict[str, float]:

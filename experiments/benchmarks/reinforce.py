@@ -78,7 +78,7 @@ def cost() -> int:
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Ours beside TRL's RLOO trainer at the same work."""
-    platform.keep_freed_memory(one_arena=True)
+    platform.run_large_programs()
     work = stepper()
 
     def ours() -> dict[str, float]:

@@ -14,6 +14,7 @@ from kullback.experiments.benchmarks import (
     gradient_step,
     language_models,
     machine,
+    measuring,
     minatar,
     operators,
     peer,
@@ -143,7 +144,7 @@ def test_a_run_prints_a_table_and_keeps_it(
     monkeypatch.setattr(replay.run, "__defaults__", (500,))
     out = tmp_path / "kept" / "found.json"
     request = ["replay", "--no-peers", "--seconds", "0.05", "--rounds", "1", "--out", str(out)]
-    assert benchmarks.main(request) == 0
+    assert benchmarks.main(request, measuring.here) == 0
     assert "batches/s" in capsys.readouterr().out
     kept = json.loads(out.read_text())
     assert {"date", "cpu", "cores", "git_revision", "versions"} <= set(kept)
@@ -159,7 +160,8 @@ def test_a_peer_that_fails_is_one_line(
 
     monkeypatch.setattr(peer, "run", fail)
     monkeypatch.setattr(replay.run, "__defaults__", (500,))
-    assert benchmarks.main(["replay", "--seconds", "0.05", "--rounds", "1"]) == 1
+    request = ["replay", "--seconds", "0.05", "--rounds", "1"]
+    assert benchmarks.main(request, measuring.here) == 1
     assert capsys.readouterr().err == "benchmarks: no wheel of it\n"
 
 
