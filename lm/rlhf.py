@@ -97,7 +97,8 @@ class Config:
                 "pack and reduction are of stored examples; here normalisation says how tokens "
                 "count: leave pack=False and reduction=sequence"
             )
-        pg.kl_estimate(jnp.zeros(()), c.kl_estimator)
+        # Traced: a configuration is made before it is settled how JAX computes.
+        jax.eval_shape(lambda: pg.kl_estimate(jnp.zeros(()), c.kl_estimator))
         learners.moving_average(c.anchor_rate)
         self.token_divergence()
 

@@ -38,3 +38,15 @@ def faults(prepare: str) -> int:
 def test_large_temporaries_are_kept():
     assert faults("platform.keep_freed_memory()") > 10_000  # So that the program shows it.
     assert faults("platform.run_large_programs()") < 1_000
+
+
+def test_configurations_of_language_models_leave_jax_untouched():
+    program = """
+import jax
+from kullback import lm
+
+for algorithm in lm.ALGORITHMS.values():
+    algorithm.presets("tokens")
+jax.config.update("jax_num_cpu_devices", 1)  # Refused once there are devices.
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
