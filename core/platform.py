@@ -1,11 +1,14 @@
-"""What a machine needs to run fast."""
+"""What a machine needs to run fast, and in little memory."""
 
 import ctypes
+import functools
 import platform
 
 import jax
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # Of glibc's malloc.h.
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # What JAX says then.
+_LONG_COMPILATION = 0.3  # Seconds; shorter ones leave little behind.
 
 
 def keep_freed_memory() -> None:
@@ -15,11 +18,10 @@ def keep_freed_memory() -> None:
     next call faults them in again, a third of the time of a gradient step on Atari. What the
     process took at its peak stays with it.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc = _glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def run_large_programs() -> None:
@@ -27,9 +29,31 @@ def run_large_programs() -> None:
 
     On CPUs a call then computes in the thread that makes it. JAX otherwise hands it to threads of
     its own, and two things go wrong. A call may take its temporaries before those of the call
-    before are freed: twice the memory. And the other threads' arenas in glibc keep no more than 64 MB in
-    one piece: what is larger is mapped anew each time. Nothing is lost where calls wait for one
-    another anyway. It holds for JAX's devices made after it, so call it before JAX does anything.
+    before are freed: twice the memory. And the other threads' arenas in glibc keep no more than
+    64 MB in one piece: what is larger is mapped anew each time. Nothing is lost where calls wait
+    for one another anyway. It holds for JAX's devices made after it, so call it before JAX does
+    anything.
+
+    What a compilation leaves behind, in pieces too small for the temporaries, goes back to the
+    system before the program runs.
     """
     keep_freed_memory()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _clear_after_compilations()
+
+
+@functools.cache  # Listeners add up.
+def _clear_after_compilations() -> None:
+    libc = _glibc()
+    if libc is None:
+        return
+
+    def clear(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED and duration_secs > _LONG_COMPILATION:
+            libc.malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(clear)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None
