@@ -64,13 +64,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     """
     b, t, n, h = q.shape
     num_kv, s = k.shape[1:3]
-    # The queries of a group are rows of one matrix product with their keys.
-    q = q.reshape(b, t, num_kv, -1, h).transpose(0, 2, 3, 1, 4).reshape(b, num_kv, -1, h)
+    # The queries of a group are rows of one matrix product with their keys. A token's stand
+    # together, as they come: where all share one head of keys nothing is moved.
+    q = q.reshape(b, t, num_kv, -1, h).swapaxes(1, 2).reshape(b, num_kv, -1, h)
     scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores.reshape(b, num_kv, -1, t, s), MASKED)
+    scores = jnp.where(mask[:, None, :, None], scores.reshape(b, num_kv, t, -1, s), MASKED)
     weights = jax.nn.softmax(scores, -1).astype(v.dtype).reshape(b, num_kv, -1, s)
     out = jnp.einsum("bkqs,bksh->bkqh", weights, v)
-    return out.reshape(b, num_kv, -1, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n * h)
+    return out.reshape(b, num_kv, t, -1, h).swapaxes(1, 2).reshape(b, t, n * h)
 
 
 def attend_all(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:

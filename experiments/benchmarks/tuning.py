@@ -1,10 +1,12 @@
 """A learner step of a language model: 16 rows of 128 tokens, by SFT and by GKD.
 
 `python -m kullback.experiments.benchmarks.tuning CASE` prints the peak of the memory of a process
-that does nothing else.
+that does nothing else. It differs from one to the next by XLA's temporaries, which are 0.4 GB for
+SFT: sooner or later a small piece may lie where they were.
 """
 
 import json
+import statistics
 import sys
 from collections.abc import Callable
 
@@ -16,7 +18,9 @@ from kullback.experiments.benchmarks import flops, language_models, machine, pee
 from kullback.lm import batches, gemma, gkd, sft, tuning
 
 ROWS, PROMPT, NEW = 16, 64, 64
-# Case -> the ratio to the peer that is wanted.
+KEEPING = "torch that keeps freed memory"
+STEPS_OF_PEAK = 20  # Some go by until the heap has its shape.
+# Case -> the ratio to the peer, as it comes, that is wanted.
 CASES = {"sft": 1.0, "gkd, offline": 1 / 0.6, "gkd, on-policy": 1 / 0.6}
 STUDENTS = {
     name: language_models.SMALL if name == "sft" else language_models.STUDENT for name in CASES
@@ -108,31 +112,33 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
     found = []
     for case, target in CASES.items():
-        memory = {"peak_bytes": peer.ours("tuning", case)["peak_bytes"]}
-        for key in ("peak_bytes", "default_steps"):
-            other = f"transformers, {case}, {key}"
-            memory |= {f"peer_{key}": best[other]} if other in best else {}
-        value = best.get(f"transformers, {case}, steps")
-        found.append(
-            rows.Row(
-                name=f"step of {case}",
-                ours=best[case],
-                unit="steps/s",
-                peer="" if value is None else "torch",
-                peer_value=value,
-                target_ratio=target,
-                limit_share=best[case] * cost(case) / best["sgemm"],
-                details={**memory, "sgemm": best["sgemm"]},
+        peaks = [peer.ours("tuning", case)["peak_bytes"] for _ in range(budget.rounds)]
+        memory = {"peak_bytes": statistics.median(peaks), "most_peak_bytes": max(peaks)}
+        of_peer = f"transformers, {case}, "
+        if f"{of_peer}peak_bytes" in best:
+            memory["peer_peak_bytes"] = best[f"{of_peer}peak_bytes"]
+        for key, name, wanted in (("steps", "torch", target), ("kept_steps", KEEPING, None)):
+            value = best.get(of_peer + key)
+            found.append(
+                rows.Row(
+                    name=f"step of {case}",
+                    ours=best[case],
+                    unit="steps/s",
+                    peer="" if value is None else name,
+                    peer_value=value,
+                    target_ratio=wanted,
+                    limit_share=best[case] * cost(case) / best["sgemm"],
+                    details={**memory, "sgemm": best["sgemm"]},
+                )
             )
-        )
     return found
 
 
 def main() -> None:
-    """Prints the peak of a process that has done a few steps."""
+    """Prints the peak of a process that has done some steps."""
     platform.run_large_programs()
     work = stepper(sys.argv[1])
-    for _ in range(3):
+    for _ in range(STEPS_OF_PEAK):
         work()
     print(json.dumps({"peak_bytes": machine.peak_memory()}))
 
