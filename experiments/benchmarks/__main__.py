@@ -44,7 +44,7 @@ def main(
     except ValueError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
-    load_average = psutil.getloadavg()[0]  # First: that was there before ours.
+    load_average = psutil.getloadavg()[0]  # First: before ours adds to it.
     console, found = rich.console.Console(), []
     if not console.is_terminal:
         console.width = 140  # A file has room.

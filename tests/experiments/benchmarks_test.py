@@ -166,6 +166,15 @@ def test_a_peer_that_fails_is_one_line(
 
 
 @pytest.mark.slow
+def test_a_process_of_its_own_measures_and_hands_back_rows_and_errors():
+    budget = timing.Budget(seconds=0.05, rounds=1)
+    found = measuring.apart("replay", budget, with_peers=False)
+    assert len(found) == len(replay.PEERS) and all(row.ours > 0 for row in found)
+    with pytest.raises(ModuleNotFoundError):
+        measuring.apart("nothing", budget, with_peers=False)
+
+
+@pytest.mark.slow
 def test_our_sides_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     assert gradient_step.stepper("m-dqn")() == 1
     monkeypatch.setattr(minatar, "WARM_UP", 64)
