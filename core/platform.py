@@ -9,6 +9,7 @@ import jax
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # Of glibc's malloc.h.
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # What JAX says then.
 _LONG_COMPILATION = 0.3  # Seconds; shorter ones leave little behind.
+_RESERVE = 2**26  # Bytes.
 
 
 def keep_freed_memory() -> None:
@@ -35,7 +36,9 @@ def run_large_programs() -> None:
     anything.
 
     What a compilation leaves behind, in pieces too small for the temporaries, goes back to the
-    system before the program runs.
+    system before the program runs. And 64 MB of addresses are then kept free for what is small:
+    glibc takes the smallest free piece that fits, and a small one in the gap between two calls,
+    where the temporaries were, would make the next call take as much memory again.
     """
     keep_freed_memory()
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -47,13 +50,25 @@ def _clear_after_compilations() -> None:
     libc = _glibc()
     if libc is None:
         return
+    fence = None
 
     def clear(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal fence
         if event == _COMPILED and duration_secs > _LONG_COMPILATION:
+            libc.free(fence)
             libc.malloc_trim(0)
+            # Pages that nobody writes to take no memory. The fence keeps the reserve apart from the
+            # end of the heap, which is the last place that glibc takes from.
+            reserve, fence = libc.malloc(_RESERVE), libc.malloc(_RESERVE)
+            libc.free(reserve)
 
     jax.monitoring.register_event_duration_secs_listener(clear)
 
 
 def _glibc() -> ctypes.CDLL | None:
-    return ctypes.CDLL("libc.so.6") if platform.libc_ver()[0] == "glibc" else None
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    return libc
