@@ -94,12 +94,20 @@ def make(
     act = jax.jit(choose, static_argnames="evaluate")
     observe = jax.jit(metrics.observe)
 
-    def learn_body(
-        learner: types.LearnerState, sums: metrics.Metrics, batch: types.Batch
-    ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
+    def update(
+        carry: tuple[types.LearnerState, metrics.Metrics], batch: types.Batch
+    ) -> tuple[tuple[types.LearnerState, metrics.Metrics], jax.Array | None]:
+        learner, sums = carry
         learner, feedback = agent.learner.step(learner, batch, None)
         wanted = feedback.priorities if config.priority_exponent else None
-        return learner, metrics.learn(sums, feedback), wanted
+        return (learner, metrics.learn(sums, feedback)), wanted
+
+    def learn_body(
+        learner: types.LearnerState, sums: metrics.Metrics, batches: types.Batch
+    ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
+        # One program: on a GPU to start an update takes longer than the update itself.
+        (learner, sums), priorities = jax.lax.scan(update, (learner, sums), batches)
+        return learner, sums, priorities
 
     learn = jax.jit(learn_body, donate_argnums=0)
 
@@ -140,29 +148,25 @@ def make(
             action, memory = act(
                 learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
             )
-            drawn: list[types.Batch] = []
-            batches: list[types.Batch] = []
+            drawn = batches = None
             if tick == 0 and env_steps >= config.min_replay_size:
                 # Drawn and copied while the updates of the tick before, whose parameters act, still
-                # run. A stream of its own for each update: nothing to save, nothing to lose.
-                for update in range(pace.updates):
-                    stream = np.random.default_rng([seed, env_steps, update])
-                    drawn.append(store.sample(contents, stream))
-                    batches.append(jax.device_put(drawn[-1]))
+                # run. A stream of its own each time: nothing to save, nothing to lose.
+                stream = np.random.default_rng([seed, env_steps, 0])
+                drawn = store.sample(contents, stream, pace.updates)
+                batches = jax.device_put(drawn)
             action = np.asarray(action)
             environment.send(action)
-            found = []
-            for batch in batches:
-                learner, sums, new = learn(learner, sums, batch)  # Returns before it is done.
-                found.append(new)
+            found = None
+            if batches is not None:
+                learner, sums, found = learn(learner, sums, batches)  # Returns before it is done.
             if pending is not None:
                 # Of the tick before: there for sure, as its parameters have acted, and told while
                 # environments and learner work. So priorities lag one tick, always.
                 contents = tell(contents, pending)
                 pending = nothing_pending()
-                if found:
-                    indices = np.stack([batch.indices for batch in drawn])
-                    pending = Pending(indices, jnp.stack(found))
+                if drawn is not None:
+                    pending = Pending(drawn.indices, found)
             timestep = environment.recv()
             contents = store.add(contents, observation, action, timestep)
             sums = observe(sums, timestep._replace(observation=None, next_observation=None))

@@ -38,7 +38,8 @@ class Scheme(NamedTuple):
     init: Callable[[], State]
     insert: Callable[[Any, Any, Any], State]  # (state, slots, is_new): new items, or none.
     update: Callable[[Any, Any, Any], State]  # (state, slots [B], priorities [B]).
-    draw: Callable[[Any, Any], tuple[Any, Any]]  # (state, uniform [B]) -> slots, P; [B].
+    # (state, uniform [U, B]) -> slots, P; [U B]: U batches, each over the whole sum.
+    draw: Callable[[Any, Any], tuple[Any, Any]]
 
 
 def memory_needed(size: int) -> int:
@@ -84,10 +85,11 @@ def make(xp: Any, size: int, exponent: float) -> Scheme:
 
     def draw(state: State, uniform: Any) -> tuple[Any, Any]:
         total = state.levels[-1].sum()
-        count = len(uniform)
+        count = uniform.shape[-1]
         # What is left of the sum before the item, at first that before the whole batch's part.
-        left = (np.arange(count, dtype=np.float32) + uniform) * (total / count)
-        node = xp.zeros(count, np.int32)
+        left = (np.arange(count, dtype=np.float32)[None] + uniform) * (total / count)
+        left = left.ravel()
+        node = xp.zeros(len(left), np.int32)
         for level in reversed(state.levels):
             masses = level.reshape(-1, CHILDREN)[node]  # [B, 64]
             sums = masses.cumsum(-1)

@@ -100,7 +100,8 @@ class Replay(NamedTuple):
 
     init: Callable[[], State]
     add: Callable[[State, Any, Any, types.TimeStep], State]  # (state, observation, action, ..).
-    sample: Callable[[State, Any], types.Batch]  # (state, key or NumPy generator).
+    # (state, key or NumPy generator, U=None) -> one batch, or U of them on a leading axis.
+    sample: Callable[..., types.Batch]
     cut: Callable[[State], State]  # Ends running episodes where they are (truncation).
     # (state, indices, priorities [B]) of a batch that was drawn at most one `add` ago.
     update: Callable[[State, Any, Any], State]
@@ -336,15 +337,14 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
             return state
         return state._replace(priorities=scheme.update(state.priorities, indices, new))
 
-    ones = np.ones(config.batch_size, np.float32)
     steps_on = np.arange(n, dtype=np.int32)[None]  # [1, n]
     stack_at = np.arange(1 - stack, 1, dtype=np.int32)[None]  # [1, stack], the newest is at 0.
     stacks_at = np.arange(1 - stack, 2, dtype=np.int32)[None]  # That of the next step too.
 
-    def draw(state: State, key: Any) -> tuple[Any, Any, Any]:
-        """Where the rings of B transitions begin, their positions there, and probabilities."""
+    def draw(state: State, key: Any, num_batches: int) -> tuple[Any, Any, Any]:
+        """Where the rings of U B transitions begin, their positions there, and probabilities."""
+        shape = (num_batches, config.batch_size)
         if scheme is not None:
-            shape = (config.batch_size,)
             uniform = key.random(shape, np.float32) if xp is np else jax.random.uniform(key, shape)
             row, probabilities = scheme.draw(state.priorities, uniform)
             base = row // length * length
@@ -352,18 +352,18 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         counts = xp.maximum(state.newest - (n - 1) - state.oldest, 0)  # [E]: n steps are known.
         ends = counts.cumsum(dtype=np.int32)
         if xp is np:
-            draw = key.integers(0, ends[-1], config.batch_size, np.int32)
-            env = ends.searchsorted(draw, side="right")  # [B]
+            draw = key.integers(0, ends[-1], math.prod(shape), np.int32)
+            env = ends.searchsorted(draw, side="right")  # [U B]
         else:
-            draw = jax.random.randint(key, (config.batch_size,), 0, ends[-1])
+            draw = jax.random.randint(key, (math.prod(shape),), 0, ends[-1])
             env = jnp.searchsorted(ends, draw, side="right", method="compare_all")
         base = xp.asarray(ring_start)[env]
         number = draw + (state.oldest - (ends - counts))[env]
         position = state.starts[base + number % length]
-        return base, position, ones / ends[-1].astype(np.float32)
+        return base, position, xp.full(len(draw), 1 / ends[-1].astype(np.float32))
 
-    def sample(state: State, key: Any) -> types.Batch:
-        base, position, probabilities = draw(state, key)
+    def sample(state: State, key: Any, num_batches: int | None = None) -> types.Batch:
+        base, position, probabilities = draw(state, key, num_batches or 1)
         steps = base[:, None] + (position[:, None] + steps_on) % length
         reward, discount, m = n_step_return(
             state.reward[steps],
@@ -375,7 +375,11 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         row = steps[:, 0]
         observation, next_observation = _observations(state, base, position, state.age[row], m)
         data = types.Transition(observation, state.action[row], reward, discount, next_observation)
-        return types.Batch(data, row, probabilities, ones)
+        batch = types.Batch(data, row, probabilities, np.ones(len(row), np.float32))
+        if num_batches is None:
+            return batch
+        shape = (num_batches, config.batch_size)
+        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
 
     def _observations(state: State, base: Any, position: Any, age: Any, m: Any) -> Any:
         """Stacks of frames ending at `position` and m steps on, zeros before the episode."""

@@ -115,8 +115,10 @@ def test_both_storages_hold_what_a_list_holds(seed, ticks, end_rate, n_step, cli
         on_device = device.add(on_device, observation, action, timestep)
     expected = naive.transitions()
     rng = np.random.default_rng(seed)
+    together = host.sample(on_host, rng, 60)
     draws = {
         "host": [host.sample(on_host, rng) for _ in range(60)],
+        "host, together": [jax.tree.map(lambda x, i=i: x[i], together) for i in range(60)],
         "device": [device.sample(on_device, jax.random.key(i)) for i in range(60)],
     }
     for name, batches in draws.items():
