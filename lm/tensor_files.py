@@ -17,6 +17,9 @@ from kullback.lm import hugging_face, hugging_face_config
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _CHUNK = 1 << 22  # Bytes compared at once.
+# Bytes written at once. For more, file systems take pages of up to 4 MB, which a virtual machine
+# often has to ask of its host: 1.3 s in place of 0.33 for 1.1 GB.
+_PIECE = 1 << 19
 
 
 class Tensor(NamedTuple):
@@ -144,7 +147,7 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Writes all of `data` at an offset of a file; threads may do so at the same time."""
     while data:  # A disk that is full takes a part first, and raises then.
-        written = os.pwrite(descriptor, data, offset)
+        written = os.pwrite(descriptor, data[:_PIECE], offset)
         data, offset = data[written:], offset + written
 
 
