@@ -8,13 +8,15 @@ from kullback.environments import atari
 from kullback.experiments import settings
 from kullback.experiments.benchmarks import machine, peer, rows, timing
 
-NUM_ENVS, WARM_UP, CAPACITY = 4, 1_000, 10_000
+NUM_ENVS = (4, 16)
+PEER_NUM_ENVS = (1, 4, 16)
+WARM_UP, CAPACITY = 1_000, 10_000
 
 
-def runner(name: str, warm_up: int = WARM_UP) -> Callable[[], float]:
+def runner(name: str, num_envs: int, warm_up: int = WARM_UP) -> Callable[[], float]:
     """A function that does one iteration of the host loop and returns its agent steps."""
     entry = agents.AGENTS[name]
-    environment = atari.make("pong", NUM_ENVS)
+    environment = atari.make("pong", num_envs)
     changes = [f"min_replay_size={warm_up}", f"capacity={max(CAPACITY, warm_up)}"]
     config = settings.apply(entry.presets("atari"), changes)
     loop = host.make(entry.make(None, environment.spec, config), environment, 0)
@@ -32,34 +34,40 @@ def runner(name: str, warm_up: int = WARM_UP) -> Callable[[], float]:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """DQN beside Stable-Baselines3's, M-DQN, and the share of the time that acting takes."""
-    learning = {name: runner(name) for name in ("dqn", "m-dqn")}
-    acting = runner("dqn", warm_up=100_000)  # Never learns.
+    """DQN beside Stable-Baselines3's as it is fastest, M-DQN, and the share that acting takes."""
+    names = ("dqn", "m-dqn")
+    work = {(name, n): runner(name, n) for name in names for n in NUM_ENVS}
+    work |= {("acting", n): runner("dqn", n, warm_up=100_000) for n in NUM_ENVS}  # Never learns.
 
     def ours() -> dict[str, float]:
-        found = {n: timing.best_rate(work, budget.seconds) for n, work in learning.items()}
-        return {**found, "acting": timing.best_rate(acting, budget.seconds)}
+        return {f"{k} {n}": timing.best_rate(w, budget.seconds) for (k, n), w in work.items()}
 
     def theirs() -> dict[str, float]:
-        one, four = (run_peer("sb3", "atari", budget.seconds, n) for n in (1, NUM_ENVS))
-        return {**one, **four}
+        found = {}
+        for num_envs in PEER_NUM_ENVS:
+            found |= run_peer("sb3", "atari", budget.seconds, num_envs)
+        return found
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
-    peers = [key for key in best if key.startswith("sb3")]
-    fastest = max(peers, key=best.__getitem__, default=None)
-    return [
-        rows.Row(
-            name=f"atari/pong, {name}",
-            ours=best[name],
-            unit="steps/s",
-            peer=f"SB3 DQN, {fastest.split()[1]} envs" if fastest else "",
-            peer_value=best[fastest] if fastest else None,
-            target_ratio=1.5 if name == "dqn" else None,
-            details={
-                "acting_steps_per_second": best["acting"],
-                "acting_share": best[name] / best["acting"],
-                **{key: best[key] for key in peers},
-            },
+    peers = {key: rate for key, rate in best.items() if key.startswith("sb3")}
+    found = []
+    for name in names:
+        num_envs = max(NUM_ENVS, key=lambda n, name=name: best[f"{name} {n}"])
+        rate, acting = best[f"{name} {num_envs}"], best[f"acting {num_envs}"]
+        found.append(
+            rows.Row(
+                name=f"atari/pong, {name}, {num_envs} envs",
+                ours=rate,
+                unit="steps/s",
+                peer=f"SB3 DQN, {max(peers, key=peers.__getitem__)[4:]} envs" if peers else "",
+                peer_value=max(peers.values(), default=None),
+                target_ratio=1.5 if name == "dqn" else None,
+                details={
+                    "acting_steps_per_second": acting,
+                    "acting_share": rate / acting,
+                    **{key: value for key, value in best.items() if key.startswith(name)},
+                    **peers,
+                },
+            )
         )
-        for name in learning
-    ]
+    return found
