@@ -148,6 +148,11 @@ def _norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
     return norm(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
+def _gelu(x: jax.Array) -> jax.Array:
+    """By erf, as published; jax.nn.gelu takes erfc, of which XLA computes both branches."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
+
+
 def _linear(x: jax.Array, size: int, name: str) -> jax.Array:
     return hk.Linear(size, w_init=hk.initializers.TruncatedNormal(0.02), name=name)(x)
 
@@ -203,7 +208,7 @@ def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = 
         out = _linear(out.reshape(-1, d), d, "output")
         x = _norm(x + out, "norm", config.norm_epsilon)
     with hk.name_scope("feed_forward"):
-        h = jax.nn.gelu(_linear(x, config.hidden_dim, "up"), approximate=False)
+        h = _gelu(_linear(x, config.hidden_dim, "up"))
         x = _norm(x + _linear(h, d, "down"), "norm", config.norm_epsilon)
     return x.reshape(b, -1, d)
 

@@ -69,8 +69,13 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     q = q.reshape(b, t, num_kv, -1, h).swapaxes(1, 2).reshape(b, num_kv, -1, h)
     scores = jnp.einsum("bkqh,bksh->bkqs", q, k, preferred_element_type=jnp.float32)
     scores = jnp.where(mask[:, None, :, None], scores.reshape(b, num_kv, t, -1, s), MASKED)
-    weights = jax.nn.softmax(scores, -1).astype(v.dtype).reshape(b, num_kv, -1, s)
-    out = jnp.einsum("bkqs,bksh->bkqh", weights, v)
+    # Softmax, divided by its sum after the product: by H numbers a query, not by S.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, -1, keepdims=True)))
+    weights = weights.reshape(b, num_kv, -1, s)
+    out = jnp.einsum(
+        "bkqs,bksh->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
+    out = (out / jnp.sum(weights, -1, keepdims=True)).astype(v.dtype)
     return out.reshape(b, num_kv, t, -1, h).swapaxes(1, 2).reshape(b, t, n * h)
 
 
