@@ -70,7 +70,9 @@ class Progress:
         finished = done >= self._total
         if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
             self._last_line = now
-            left = datetime.timedelta(seconds=round(max(self._total - done, 0) / max(speed, 1e-3)))
+            left = "-"  # What came before the first step says nothing of those to come.
+            if speed > 0:
+                left = datetime.timedelta(seconds=round(max(self._total - done, 0) / speed))
             self._console.print(
                 f"{self._label}: step {done:,} of {self._total:,}, {metric} {shown}, "
                 f"{speed:,.0f} steps/s, {left} left",

@@ -57,6 +57,17 @@ def test_a_resumed_run_counts_its_speed_from_where_it_went_on(
     assert second == "dqn: step 9,000 of 10,000, return -, 50 steps/s, 0:00:20 left"
 
 
+def test_before_the_first_step_nobody_knows_how_long_it_takes(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+):
+    with progress.Progress("dqn", 0, 10_000) as bar:
+        clock.now += 20
+        bar.update(0, value=1.5)
+    assert capsys.readouterr().err.splitlines()[1] == (
+        "dqn: step 0 of 10,000, return 1.50, 0 steps/s, - left"
+    )
+
+
 def test_the_speed_is_that_of_late(clock: Clock, capsys: pytest.CaptureFixture[str]):
     with progress.Progress("dqn", 0, 100_000) as bar:
         for step in range(1_000, 20_001, 1_000):  # Warming up, 1,000 a second,
