@@ -22,7 +22,7 @@ class Progress:
         self._label, self._total, self._done = label, total, done
         self._last_line = time.monotonic()
         self._seen = collections.deque([(self._last_line, done)])
-        self._value = float("nan")
+        self._value, self._metric = float("nan"), "return"
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(bar_width=20),
@@ -53,10 +53,13 @@ class Progress:
         self._bar.stop()
 
     def update(self, done: int, value: float | None = None, metric: str = "return") -> None:
-        """Shows where the run is, and the metric that matters: a return is of 100 episodes."""
+        """Shows where the run is, and the metric that matters: a return is of 100 episodes.
+
+        Without a value the metric stays as it was.
+        """
         self._done = done
         if value is not None:
-            self._value = value
+            self._value, self._metric = value, metric
         now = time.monotonic()
         self._seen.append((now, done))
         while len(self._seen) > 2 and now - self._seen[1][0] > self.SPEED_SECONDS:
@@ -65,7 +68,7 @@ class Progress:
         speed = (done - before) / max(now - then, 1e-9)
         shown = "-" if self._value != self._value else f"{self._value:.2f}"
         self._bar.update(
-            self._task, completed=done, metric=metric, value=shown, speed=f"{speed:,.0f}"
+            self._task, completed=done, metric=self._metric, value=shown, speed=f"{speed:,.0f}"
         )
         finished = done >= self._total
         if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
@@ -74,7 +77,7 @@ class Progress:
             if speed > 0:
                 left = datetime.timedelta(seconds=round(max(self._total - done, 0) / speed))
             self._console.print(
-                f"{self._label}: step {done:,} of {self._total:,}, {metric} {shown}, "
+                f"{self._label}: step {done:,} of {self._total:,}, {self._metric} {shown}, "
                 f"{speed:,.0f} steps/s, {left} left",
                 soft_wrap=True,
             )

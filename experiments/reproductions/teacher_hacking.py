@@ -186,6 +186,7 @@ def draw(config: Config, rows: reproduce.Rows, ends: reproduce.Rows) -> Figure:
         axes.yaxis.set_major_formatter(ticker.ScalarFormatter())
         axes.tick_params(axis="both", which="both", labelsize=7)
         axes.title.set_fontsize(10)
+    loss.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))  # It has decades.
     over.set_xscale("log")
     over.xaxis.set_minor_formatter(ticker.ScalarFormatter())
     over.xaxis.set_major_formatter(ticker.ScalarFormatter())

@@ -30,18 +30,18 @@ def test_elsewhere_a_plain_line_now_and_then(clock: Clock, capsys: pytest.Captur
         clock.now += 5
         bar.update(1_000)  # Too soon for a line.
         clock.now += 15
-        bar.update(4_000, value=0.512)  # 200 a second: 6,000 more take 30 s.
+        bar.update(4_000, 0.512, "loss")  # 200 a second: 6,000 more take 30 s.
         clock.now += 5
         bar.update(5_000)
         bar.say("a line of its own")
         clock.now += 25
-        bar.update(10_000)
+        bar.update(10_000)  # No value: what it showed stays, and its name.
     captured = capsys.readouterr()
     assert captured.err.splitlines() == [
         "dqn toy/chain: step 0 of 10,000",
-        "dqn toy/chain: step 4,000 of 10,000, return 0.51, 200 steps/s, 0:00:30 left",
+        "dqn toy/chain: step 4,000 of 10,000, loss 0.51, 200 steps/s, 0:00:30 left",
         "a line of its own",
-        "dqn toy/chain: step 10,000 of 10,000, return 0.51, 200 steps/s, 0:00:00 left",
+        "dqn toy/chain: step 10,000 of 10,000, loss 0.51, 200 steps/s, 0:00:00 left",
     ]
     assert not captured.out, "stdout is for results"
 
