@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import platform
+import threading
 
 import jax
 
@@ -50,11 +51,13 @@ def _clear_after_compilations() -> None:
     libc = _glibc()
     if libc is None:
         return
-    fence = None
+    fence, turn = None, threading.Lock()  # Two threads may compile.
 
     def clear(event: str, duration_secs: float, **_: str | int) -> None:
         nonlocal fence
-        if event == _COMPILED and duration_secs > _LONG_COMPILATION:
+        if event != _COMPILED or duration_secs < _LONG_COMPILATION:
+            return
+        with turn:
             libc.free(fence)
             libc.malloc_trim(0)
             # Pages that nobody writes to take no memory. The fence keeps the reserve apart from the

@@ -50,3 +50,31 @@ for algorithm in lm.ALGORITHMS.values():
 jax.config.update("jax_num_cpu_devices", 1)  # Refused once there are devices.
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# A gap as the temporaries of a large program leave it, and a small piece that is asked for then.
+GAP = """
+import jax
+from kullback.core import platform
+
+platform.run_large_programs()
+libc = platform._glibc()
+size, small = 2**28, 2**25  # More than importing leaves free in one piece.
+gap, _ = libc.malloc(size), libc.malloc(small)
+{compilation}
+libc.free(gap)
+print(gap <= libc.malloc(small) < gap + size)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the order of free pieces is glibc's")
+def test_after_a_long_compilation_small_pieces_leave_the_gap_of_temporaries_alone():
+    def is_in_gap(compilation: str) -> bool:
+        program = GAP.format(compilation=compilation)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+        return done.stdout == b"True\n"
+
+    event = "jax.monitoring.record_event_duration_secs(platform._COMPILED, 1.0)"
+    assert is_in_gap("")  # So that the program shows it.
+    assert not is_in_gap(event)
+    assert not is_in_gap("\n".join([event] * 3))
