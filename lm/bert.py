@@ -119,17 +119,22 @@ def make(config: Config) -> Model:
             "head": head.init(head_key, x),
         }
 
+    def run(stacked: types.Params, x: jax.Array, seen: jax.Array, num_layers: int) -> jax.Array:
+        """The first layers of a stack; by index, as a slice of the stack would be a copy of it."""
+
+        def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+            at = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+            return layer.apply(jax.tree.map(at, stacked), x, seen), None
+
+        return jax.lax.scan(step, x, jnp.arange(num_layers))[0]
+
     def encode(stacked: types.Params, x: jax.Array, mask: types.Array) -> jax.Array:
-        seen = jnp.asarray(mask, bool)
-
-        def step(x: jax.Array, params: types.Params) -> tuple[jax.Array, None]:
-            return layer.apply(params, x, seen), None
-
-        return jax.lax.scan(step, x, stacked)[0]
+        return run(stacked, x, jnp.asarray(mask, bool), _depth(stacked))
 
     def encode_first(stacked: types.Params, x: jax.Array, mask: types.Array) -> jax.Array:
-        x = encode(jax.tree.map(lambda p: p[:-1], stacked), x, mask)
-        return last.apply(jax.tree.map(lambda p: p[-1], stacked), x, jnp.asarray(mask, bool))
+        seen = jnp.asarray(mask, bool)
+        x = run(stacked, x, seen, _depth(stacked) - 1)
+        return last.apply(jax.tree.map(lambda p: p[-1], stacked), x, seen)
 
     def features(params: types.Params, token_ids: Any, mask: Any, token_types: Any) -> jax.Array:
         x = embedding.apply(params["embeddings"], token_ids, mask, token_types)
@@ -140,6 +145,10 @@ def make(config: Config) -> Model:
         return head.apply(params["head"], encode_first(params["layers"], x, mask))
 
     return Model(config, init, embedding.apply, encode, encode_first, head.apply, features, logits)
+
+
+def _depth(stacked: types.Params) -> int:
+    return len(jax.tree.leaves(stacked)[0])
 
 
 def _norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
