@@ -57,7 +57,7 @@ def cost(config: bert.Config = CONFIG) -> int:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside transformers' BertForSequenceClassification."""
+    """Ours beside transformers' BertForSequenceClassification, as it comes and as it is fastest."""
     platform.run_large_programs()
     work = scorer()
 
@@ -70,19 +70,19 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         return {f"peer, {key}": rate for key, rate in found.items()}
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
-    value = best.get("peer, pairs")
-    details = {"sgemm": best["sgemm"]}
-    if value is not None:
-        details["peer_default_pairs"] = best["peer, default_pairs"]
     return [
         rows.Row(
             name=f"entailment of {PAIRS} pairs of {TOKENS} tokens",
             ours=best["pairs"],
             unit="pairs/s",
-            peer="" if value is None else "transformers",
+            peer="" if value is None else name,
             peer_value=value,
-            target_ratio=TARGET_RATIO,
+            target_ratio=wanted,
             limit_share=best["pairs"] * cost() / best["sgemm"],
-            details=details,
+            details={"sgemm": best["sgemm"]},
+        )
+        for value, name, wanted in (
+            (best.get("peer, pairs"), "transformers", TARGET_RATIO),
+            (best.get("peer, kept_pairs"), "transformers that keeps freed memory", None),
         )
     ]

@@ -37,13 +37,14 @@ def test_the_shape_is_that_of_minilm_and_all_pairs_are_scored(monkeypatch: pytes
         *sizes, config = given
         assert (name, program, sizes) == ("transformers", "entailment", [32, 128])
         assert json.loads(str(config))["hidden_size"] == 384
-        return {"pairs": 4.0, "default_pairs": 2.0}
+        return {"pairs": 2.0, "kept_pairs": 4.0}
 
     monkeypatch.setattr(benchmark.machine, "sgemm", lambda: lambda: {"sgemm": 1e12})
     monkeypatch.setattr(benchmark, "scorer", lambda: lambda: 1e-3)
     budget = timing.Budget(seconds=0.01, rounds=1)
-    (row,) = benchmark.run(budget, peer)
-    assert row.peer_value == 4.0 and row.details["peer_default_pairs"] == 2.0
+    row, keeping = benchmark.run(budget, peer)
+    assert row.peer_value == 2.0 and row.target_ratio == 1.0
+    assert keeping.peer_value == 4.0 and keeping.target_ratio is None
     assert row.limit_share == pytest.approx(row.ours * benchmark.cost() / 1e12)
-    (alone,) = benchmark.run(budget, lambda *given: {})
+    alone, _ = benchmark.run(budget, lambda *given: {})
     assert alone.peer_value is None and not alone.peer and alone.ratio is None
