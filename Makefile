@@ -44,8 +44,8 @@ check: $(DEV)  ## Lint, format and types.
 test: check  ## `check` and the fast tests.
 	$(PYTEST) -n 2 -m "not slow" --durations=10
 
-test-all: check  ## `check` and every test, the slow ones too.
-	$(PYTEST) -n 2 --durations=10
+test-all: check  ## `check` and every test, the slow ones too, on new random examples.
+	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --durations=10
 
 run: $(RUNTIME)  ## Trains M-DQN on MinAtar's Breakout and films it: a few minutes.
 	@$(BIN)/kullback train m-dqn minatar/breakout --steps 300000 --out $(DEMO)

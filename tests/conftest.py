@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import hypothesis
 import jax
 import pytest
 
@@ -20,6 +21,13 @@ for name, value in CACHE.items():
     jax.config.update(name, value)
 # [B] + [B, 1] is [B, B], silently, unless this raises.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# `make test` draws its examples from the tests' names: it fails for what was changed, never by
+# chance. `make test-all` draws new ones, and a failure prints the line that repeats it. Numbers
+# that reach XLA are never subnormal: it flushes them to zero where NumPy does not.
+hypothesis.settings.register_profile("repeatable", derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("random", derandomize=False, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("KULLBACK_TEST_EXAMPLES", "repeatable"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ target = jax.jit(momentum_dqn.momentum_target)
 loss = jax.jit(momentum_dqn.averaging_loss)
 slope = jax.jit(jax.grad(momentum_dqn.averaging_loss))
 plain = jax.jit(dqn.dqn_target)
-values = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32))
+values = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allow_subnormal=False))
 
 
 def test_golden():
@@ -32,7 +32,11 @@ def test_golden():
 
 @hypothesis.settings(deadline=None, max_examples=25)
 @hypothesis.given(
-    q=values, h=values, old=values, action=st.integers(0, 2), b=st.floats(0, 0.875, width=32)
+    q=values,
+    h=values,
+    old=values,
+    action=st.integers(0, 2),
+    b=st.floats(0, 0.875, width=32, allow_subnormal=False),
 )
 def test_oracle(q, h, old, action, b):
     expected = 0.3 + 0.9 * np.float64(q[np.flatnonzero(old == old.max())[0]])

@@ -14,7 +14,7 @@ from kullback.agents import munchausen, politex_dqn, q_learning
 from kullback.core import types
 
 FADING, SUM = {"lambda_": 0.6, "tau": 0.2}, {"lambda_": 0.6, "tau": 0.0}
-values = hnp.arrays(np.float32, (3,), elements=st.floats(-5, 5, width=32))
+values = hnp.arrays(np.float32, (3,), elements=st.floats(-5, 5, width=32, allow_subnormal=False))
 
 
 @functools.cache

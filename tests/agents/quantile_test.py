@@ -19,7 +19,7 @@ loss_of = jax.jit(quantile.quantile_loss, static_argnums=3)
 target = jax.jit(iqn.iqn_target)
 plain = jax.jit(dqn.dqn_target)
 peer = jax.jit(functools.partial(rlax.quantile_q_learning, huber_param=1.0))
-values = hnp.arrays(np.float32, (5,), elements=st.floats(-9, 9, width=32))
+values = hnp.arrays(np.float32, (5,), elements=st.floats(-9, 9, width=32, allow_subnormal=False))
 
 
 def definition(z, u, y, kappa=1.0):
@@ -79,9 +79,13 @@ def test_a_quantile_moves_up_with_its_fraction_and_rests_where_the_fraction_lies
 
 @hypothesis.settings(deadline=None, max_examples=25)
 @hypothesis.given(
-    z_tm1=hnp.arrays(np.float32, (4, 3), elements=st.floats(-9, 9, width=32)),
-    z_t=hnp.arrays(np.float32, (5, 3), elements=st.floats(-9, 9, width=32)),
-    others=hnp.arrays(np.float32, (6, 3), elements=st.floats(-9, 9, width=32)),
+    z_tm1=hnp.arrays(
+        np.float32, (4, 3), elements=st.floats(-9, 9, width=32, allow_subnormal=False)
+    ),
+    z_t=hnp.arrays(np.float32, (5, 3), elements=st.floats(-9, 9, width=32, allow_subnormal=False)),
+    others=hnp.arrays(
+        np.float32, (6, 3), elements=st.floats(-9, 9, width=32, allow_subnormal=False)
+    ),
     action=st.integers(0, 2),
 )
 def test_target_and_loss_are_those_of_rlax(z_tm1, z_t, others, action):
@@ -96,8 +100,8 @@ def test_target_and_loss_are_those_of_rlax(z_tm1, z_t, others, action):
 
 @hypothesis.settings(deadline=None, max_examples=25)
 @hypothesis.given(
-    z_t=hnp.arrays(np.float32, (1, 3), elements=st.floats(-9, 9, width=32)),
-    r=st.floats(-1, 1, width=32),
+    z_t=hnp.arrays(np.float32, (1, 3), elements=st.floats(-9, 9, width=32, allow_subnormal=False)),
+    r=st.floats(-1, 1, width=32, allow_subnormal=False),
 )
 def test_one_quantile_regresses_to_the_target_of_dqn(z_t, r):
     q = np.zeros(3, np.float32)
