@@ -1,0 +1,67 @@
+"""The one opener of what a folder names: a stranger's folder leads nowhere but into itself.
+
+An index names files of weights, a checkpoint its segments, a model its tokenizer. Such a name is
+relative, has no "..", and what it leads to is a regular file inside the folder, also when links
+are followed. One place beside is known: Hugging Face's cache keeps the files of
+`snapshots/REVISION` as links to `blobs`, two folders up.
+"""
+
+import os
+import pathlib
+import stat
+from collections.abc import Iterable
+
+Path = str | os.PathLike[str]
+
+
+def inside(folder: Path, name: str, *, named_by: str = "") -> pathlib.Path:
+    """Returns the path of a file that something in a folder names.
+
+    Args:
+      folder: which the user named; it may be a link itself.
+      name: relative, with "/" for a file of a folder inside.
+      named_by: what names it, for messages: the path of an index.
+
+    Raises:
+      ValueError: if the name leads out of the folder, or to nothing, or to what is no regular file.
+    """
+    folder = pathlib.Path(folder)
+    source = f"{named_by}: " if named_by else ""
+    parts = name.split("/")
+    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"{source}{name!a} must be the name of a file inside {folder}: relative, "
+            'without ".." and control characters'
+        )
+    path = folder / name
+    try:
+        resolved = path.resolve(strict=True)
+        regular = stat.S_ISREG(resolved.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{source}{path} is missing") from None
+    except (OSError, RuntimeError, ValueError) as error:  # Links in a circle, names without end.
+        raise ValueError(f"{source}{ascii(name)[:200]} cannot be opened ({error})") from None
+    if not any(resolved.is_relative_to(home) for home in _homes(folder.resolve())):
+        raise ValueError(f"{source}{path} is a link out of the folder, to {resolved}; refused")
+    if not regular:
+        raise ValueError(f"{source}{path} is no regular file")
+    return path
+
+
+def present(folder: Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
+    """Returns those of some names of files that a folder has, in their order, by name.
+
+    What is copied into another folder, or read if it is there, is listed by name and opened so.
+
+    Raises:
+      ValueError: if one that is there is a link out of the folder, or no regular file.
+    """
+    folder = pathlib.Path(folder)
+    return {name: inside(folder, name) for name in names if os.path.lexists(folder / name)}
+
+
+def _homes(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns where files of a folder may be: in it, and in the blobs of its cache."""
+    if folder.parent.name == "snapshots":
+        return folder, folder.parent.parent / "blobs"
+    return (folder,)
