@@ -11,7 +11,8 @@ model m, one group of parameters at a time (the paper: a layer),
 
 Each is a linear combination whose weights follow from the Gram matrix of the task vectors alone.
 Trees may hold NumPy or JAX arrays, and come back as such, in their types; dot products are summed
-in float64, combinations are computed in float32 or better and rounded once.
+in float64, combinations are computed in float32 or better and rounded once. Of a weight of 0 the
+parameters do not count, be they finite or not.
 
 Shape letters: M models, P length of a layer axis.
 """
@@ -69,12 +70,18 @@ def ema(average: types.Params, params: types.Params, rate: float) -> types.Param
       average: what follows; keep it in float32 even if params are bfloat16, or mu (theta -
         average) is rounded away.
       params: the newest parameters.
-      rate: mu in (0, 1]; 1 is a copy.
+      rate: mu in (0, 1]; 1 is a copy, whatever the average was.
 
     Raises:
-      ValueError: if rate is out of range.
+      ValueError: if rate is out of range, or a leaf is not floating.
     """
     check_rate(rate)
+    for leaves in map(trees.named_leaves, (average, params)):
+        _check_floating(leaves)
+    if rate == 1:  # 0 * inf is NaN.
+        return jax.tree.map(
+            lambda a, x: x.astype(jnp.promote_types(a.dtype, x.dtype)), average, params
+        )
     return optax.incremental_update(params, average, rate)
 
 
@@ -359,7 +366,8 @@ def _jax_combine(parts: tuple[Any, ...], weights: jax.Array, is_stacked: bool) -
     total = jnp.zeros(parts[0].shape, wide)
     for k, part in enumerate(parts):
         weight = weights[..., k].astype(wide)
-        total += (weight.reshape(-1, *ones) if is_stacked else weight) * part.astype(wide)
+        weight = weight.reshape(-1, *ones) if is_stacked else weight
+        total += weight * jnp.where(weight == 0, 0, part.astype(wide))  # 0 * inf is NaN.
     return total.astype(parts[0].dtype)
 
 
@@ -372,12 +380,16 @@ def _alike(parts: Sequence[types.Params]) -> list[dict[str, Any]]:
     if not parts:
         raise ValueError("expected at least one tree of parameters, got none")
     first, *others = (trees.named_leaves(tree) for tree in parts)
-    for path, leaf in first.items():
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"leaf {path!r} must be floating, got {leaf.dtype}; counters have no average"
-            )
+    _check_floating(first)
     for number, other in enumerate(others, 2):
         found = {path: trees.describe(path, leaf) for path, leaf in other.items()}
         trees.check_alike(f"tree {number}", found, first)
     return [first, *others]
+
+
+def _check_floating(leaves: dict[str, Any]) -> None:
+    for path, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"leaf {path!r} must be floating, got {leaf.dtype}; counters have no average"
+            )

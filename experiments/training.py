@@ -333,10 +333,7 @@ def _of_teacher(plan: plans.Plan, distance: float | None) -> dict[str, float]:
 
 def _departure(distances: Sequence[Sequence[float]]) -> str | None:
     """What is to be said where the distance to a teacher leaves its power law."""
-    steps, values = zip(*distances, strict=True)
-    if min(values) <= 0:  # Of a loss that lacks a constant; it has no logarithm.
-        return None
-    return power_law.warning(steps, values)
+    return power_law.warning(*zip(*distances, strict=True))
 
 
 def _shown(notes: Mapping[str, float], of_language: bool) -> tuple[float | None, str]:

@@ -18,6 +18,8 @@ import numpy as np
 
 from kullback.core import types
 
+TOLERANCE = 1e-5  # Of a sum of probabilities: float32 of many texts.
+
 
 def kl_bound(n: int) -> float:
     """The most that KL(best of N || policy) can be, nats: log N - (N - 1) / N.
@@ -32,19 +34,21 @@ def kl_bound(n: int) -> float:
 
 
 def choose(scores: types.Array, n: int) -> np.ndarray:
-    """Rows of the best texts, int64 [P]; the first of equals.
+    """Returns the rows of the best texts, int64 [P]; the first of equals.
 
     Args:
       scores: [P N], texts of a prompt one after another.
       n: N.
 
     Raises:
-      ValueError: if N does not divide the rows.
+      ValueError: if N does not divide the rows, or a score is NaN, which is neither better nor
+        worse than another one.
     """
     _check(n)
     scores = np.asarray(scores)
     if scores.ndim != 1 or len(scores) % n:
         raise ValueError(f"best of {n} needs a multiple of {n} scores, got shape {scores.shape}")
+    _check_no_nan("score", scores)
     return np.argmax(scores.reshape(-1, n), 1) + np.arange(0, len(scores), n)
 
 
@@ -57,12 +61,18 @@ def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np
       n: N >= 1; 1 is the policy.
 
     Raises:
-      ValueError: for n < 1 or other shapes.
+      ValueError: for n < 1 or other shapes, probabilities that are none, or rewards that are NaN.
     """
     _check(n)
     p, r = np.asarray(probabilities, np.float64), np.asarray(rewards)
     if p.ndim != 1 or p.shape != r.shape:
         raise ValueError(f"expected one reward a probability, [Y] both, got {p.shape}, {r.shape}")
+    if not np.all(p >= 0) or not abs(p.sum() - 1) <= TOLERANCE:
+        raise ValueError(
+            f"probabilities must be >= 0 and sum to 1, got {p[:8].tolist()} of sum {p.sum():g}; "
+            "divide them by their sum"
+        )
+    _check_no_nan("reward", r)
     _, of_level = np.unique(r, return_inverse=True)
     mass = np.bincount(of_level, p)  # Of each reward, the smallest first.
     below = np.concatenate([[0], np.cumsum(mass)])
@@ -81,3 +91,12 @@ def kl(probabilities: types.Array, rewards: types.Array, n: int) -> float:
 def _check(n: int) -> None:
     if n < 1:
         raise ValueError(f"best of N takes N >= 1, got {n}")
+
+
+def _check_no_nan(what: str, values: np.ndarray) -> None:
+    wrong = np.flatnonzero(np.isnan(values))
+    if len(wrong):
+        raise ValueError(
+            f"each {what} must be a number to be compared, got nan for text {wrong[0]} of "
+            f"{len(values)}"
+        )

@@ -93,25 +93,42 @@ def departure(steps: Sequence[float], values: Sequence[float]) -> int | None:
 
 
 def warning(steps: Sequence[float], values: Sequence[float]) -> str | None:
-    """What to tell whoever runs a distillation, or None while it follows its power law.
+    """Returns what to tell whoever runs a distillation, or None while there is nothing to say.
+
+    A loss that lacks a constant may be <= 0, where it has no logarithm: of such a run nothing is
+    said. A value that is not finite is no point of the law; where it is the last one, it is said.
 
     Args:
       steps: learner steps of the evaluations, increasing, > 0.
-      values: distance to the teacher on held-out prompts at each, > 0, less is better.
+      values: distance to the teacher on held-out prompts at each, less is better.
 
     Raises:
-      ValueError: as `fit`.
+      ValueError: for steps that do not increase from above 0, or are not as many.
     """
+    x, y = _points(steps, values)
+    is_finite = np.isfinite(y)
+    if len(y) and not is_finite[-1]:
+        return (
+            f"at step {x[-1]:,.0f} the distance to the teacher is {y[-1]:g}: a token of the "
+            "held-out texts has no probability, or parameters are not finite"
+        )
+    if not (y[is_finite] > 0).all():
+        return None
+    steps, values = x[is_finite].tolist(), y[is_finite].tolist()
     first = departure(steps, values)
     if first is None:
         return None
     law = early(steps, values)
+    said = (
+        f"no longer falls as step^{-law.exponent:.2f}"
+        if law.exponent > 0
+        else f"rises faster than step^{-law.exponent:.2f}, as it did before"
+    )
     return (
-        f"since step {steps[first]:,.0f} the distance to the teacher no longer falls as "
-        f"step^{-law.exponent:.2f}: {values[first]:.3g}, where that is "
-        f"{law.value(steps[first]):.3g}. The student may be learning the teacher's errors (teacher "
-        "hacking): stop here, sample sequences anew (a larger student_fraction), or use more "
-        "prompts"
+        f"since step {steps[first]:,.0f} the distance to the teacher {said}: {values[first]:.3g}, "
+        f"where that is {law.value(steps[first]):.3g}. The student may be learning the teacher's "
+        "errors (teacher hacking): stop here, sample sequences anew (a larger student_fraction), "
+        "or use more prompts"
     )
 
 
@@ -119,12 +136,18 @@ def _num_fitted(count: int) -> int:
     return max(LEAST, round(count * SHARE))
 
 
-def _logarithms(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _points(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, float64 [N]; values may be anything."""
     x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"steps and values must be as many, got {x.shape} and {y.shape}")
     if not (x > 0).all() or not (np.diff(x) > 0).all():
         raise ValueError(f"steps must be > 0 and increase, got {x.tolist()}")
+    return x, y
+
+
+def _logarithms(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _points(steps, values)
     wrong = np.flatnonzero(~((y > 0) & np.isfinite(y)))
     if len(wrong):
         raise ValueError(

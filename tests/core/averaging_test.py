@@ -290,8 +290,33 @@ def test_an_average_in_float32_follows_bfloat16():
         (lambda a: averaging.mean([a, {"w": np.ones(2)}]), "'w' of tree 2 is float64.2., expected"),
         (lambda a: averaging.mean([a, {"v": a["w"]}]), "tree 2 has no leaf 'w'"),
         (lambda a: averaging.mean([{"steps": np.ones(1, np.int32)}]), "'steps' must be floating"),
+        (
+            lambda a: averaging.ema(a, {"steps": np.ones(1, np.int32)}, 0.5),
+            "'steps' must be floating, got int32",
+        ),
+        (
+            lambda a: averaging.ema({"steps": jnp.ones(1, jnp.int32)}, a, 0.5),
+            "'steps' must be floating, got int32",
+        ),
     ],
 )
 def test_what_cannot_be_averaged_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call({"w": np.ones(3, np.float32)})
+
+
+@pytest.mark.parametrize("like", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
+@pytest.mark.parametrize("wrong", [np.inf, -np.inf, np.nan])
+def test_what_counts_nothing_may_be_anything_in_both_back_ends(like, wrong):
+    # By hand: 1 * 1 + 0 * wrong, where 0 is not multiplied.
+    one, bad = ({"w": like(np.array(x, np.float32))} for x in ([1.0, 2.0], [wrong, 4.0]))
+    for found in (
+        averaging.mean([one, bad], [1, 0]),
+        averaging.mean([bad, one], [0, 2]),
+        averaging.liti(bad, one, 1),
+        averaging.liti(one, bad, 0),
+        averaging.ema(bad, one, 1),
+    ):
+        np.testing.assert_array_equal(found["w"], [1, 2])
+    mixed = averaging.mean([one, bad], [1, 1])
+    np.testing.assert_array_equal(mixed["w"], [(1 + wrong) / 2, 3])

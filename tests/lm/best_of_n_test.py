@@ -54,3 +54,23 @@ def test_rows_of_the_best():
         best_of_n.kl_bound(0)
     with pytest.raises(ValueError, match="one reward a probability"):
         best_of_n.distribution(np.array([1.0]), np.array([1, 2]), 2)
+
+
+def test_a_reward_that_is_no_number_is_never_the_best():
+    with pytest.raises(ValueError, match="got nan for text 1 of 3"):
+        best_of_n.choose(np.array([1, np.nan, 3]), 3)
+    np.testing.assert_array_equal(best_of_n.choose(np.array([-np.inf, 0, np.inf, 1]), 2), [1, 2])
+    with pytest.raises(ValueError, match="got nan for text 0 of 2"):
+        best_of_n.distribution(np.array([0.5, 0.5]), np.array([np.nan, 1]), 2)
+
+
+@pytest.mark.parametrize("p", [[2, 8], [-0.5, 1.5], [0.5, 0.4], [np.nan, 1]])
+def test_what_is_no_distribution_is_refused(p: list[float]):
+    with pytest.raises(ValueError, match="must be >= 0 and sum to 1"):
+        best_of_n.distribution(np.array(p), np.array([1, 2]), 2)
+
+
+def test_probabilities_in_float32_are_a_distribution():
+    p = np.random.default_rng(0).dirichlet(np.ones(100_000)).astype(np.float32)
+    found = best_of_n.distribution(p, np.arange(len(p)), 2)
+    np.testing.assert_allclose(found.sum(), 1, atol=1e-4)

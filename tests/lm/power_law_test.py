@@ -88,3 +88,27 @@ def test_what_has_no_logarithm_is_refused(steps: list[int], values: list[float],
     with pytest.raises(ValueError) as error:
         power_law.fit(steps, values)
     assert message in str(error.value)
+
+
+def test_a_law_that_rises_is_not_called_one_that_falls():
+    values = 0.5 * STEPS**0.13 * np.where(STEPS > 600, 3.0, 1.0)
+    said = power_law.warning(STEPS.tolist(), values.tolist())
+    assert said is not None and "rises faster than step^0.13" in said and "falls" not in said
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_distance_that_is_not_finite_is_said_and_no_point_of_the_law(wrong: float):
+    values = plateau().tolist()
+    others = [np.delete(x, 3).tolist() for x in (STEPS, values)]
+    values[3] = wrong
+    said = power_law.warning(STEPS[:4].tolist(), values[:4]) or ""
+    assert said.startswith(f"at step 160 the distance to the teacher is {wrong:g}")
+    assert power_law.warning(STEPS[:5].tolist(), values[:5]) is None
+    found = power_law.warning(STEPS.tolist(), values)
+    assert found is not None and found == power_law.warning(*others)
+
+
+@pytest.mark.parametrize("other", [float("nan"), 1.0])
+def test_of_a_loss_that_may_be_negative_nothing_is_said(other: float):
+    assert power_law.warning([1, 2, 3, 4], [other, 1.0, 0.0, 0.5]) is None
+    assert power_law.warning([1, 2, 3, 4], [other, 1.0, -0.1, 0.5]) is None
