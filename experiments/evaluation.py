@@ -18,7 +18,7 @@ import scipy.stats
 from kullback.core import files, types
 from kullback.experiments import best_of as choosing
 from kullback.experiments import judge as judges
-from kullback.experiments import language, models, reward_models, rewards, run_folder
+from kullback.experiments import language, models, opened, rewards
 from kullback.lm import best_of_n, gemma, tasks, tuning
 
 RESAMPLES = 2_000
@@ -71,12 +71,13 @@ def run(
     Raises:
       ValueError: as `judge_of` and `rewards.parse` do, and if something is at `out`.
     """
-    if out is None and models.is_run(path):
+    opened_run = opened.find(path)
+    if out is None and opened_run is not None:
         names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
         out = next(name for name in names if not name.exists())
     if out is not None and out.exists():
         raise ValueError(f"{out} exists; nothing is overwritten: choose another --out")
-    if reward_models.is_run(path):
+    if opened_run is not None and opened_run.kind == "preferences":
         if best_of:
             raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
         from kullback.experiments import reward_report  # Which makes such a report, too.
@@ -121,9 +122,10 @@ def judge_of(
     """
     path = pathlib.Path(path)
     learning = tuning.Config()
-    if models.is_run(path):
-        learning = models.algorithm_config(path).learning
-        task = task or run_folder.RunFolder(path).config()["plan"]["environment"]
+    run = opened.find(path)
+    if run is not None:
+        learning = models.algorithm_config(run).learning
+        task = task or run.plan.environment
     if not task:
         raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
     learning = dataclasses.replace(learning, **lengths)

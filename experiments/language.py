@@ -12,7 +12,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments import episodes, models, rewards, settings
+from kullback.experiments import episodes, models, opened, rewards, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import warp as fronts
@@ -237,9 +237,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     task = tasks.make(plan.environment)
     teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
     if home is not None:
-        student = models.Checkpoint(
-            models.saved_config(home), tokenizer.load(home / "tokenizer"), None
-        )
+        student = models.decoder_of(opened.open(home))
     else:
         student = student_of(plan, task, teacher, mesh)
     if teacher is not None:

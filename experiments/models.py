@@ -10,8 +10,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, files, regularizers, trees, types
-from kullback.experiments import plan as plans
-from kullback.experiments import run_folder, settings
+from kullback.experiments import opened, settings
 from kullback.lm import (
     chat,
     distillation,
@@ -42,11 +41,6 @@ class Checkpoint(NamedTuple):
         )
 
 
-def is_run(path: pathlib.Path) -> bool:
-    """Whether a folder is of a run of a language model."""
-    return (path / "model.json").is_file()
-
-
 def load(
     path: str | pathlib.Path,
     seed: int | None = None,
@@ -66,10 +60,12 @@ def load(
       ValueError: if it is neither, or the run has no such seed, or no checkpoint with a score.
     """
     path = pathlib.Path(path)
-    if is_run(path):
-        words = tokenizer.load(path / "tokenizer")
-        params = _trained(path, seed, best, mesh)
-        return Checkpoint(saved_config(path), words, params, algorithm_config(path).operator)
+    run = opened.find(path)
+    if run is not None:
+        decoder = decoder_of(run)
+        like = sharding.shapes(decoder.config, mesh)
+        params = trained(run, like, seed, best=best)
+        return decoder._replace(params=params, divergence=algorithm_config(run).operator)
     if seed is not None or best:
         raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
     if not (path / "config.json").is_file():
@@ -95,32 +91,44 @@ def exported_operator(path: pathlib.Path) -> str:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _trained(
-    path: pathlib.Path, seed: int | None, best: bool, mesh: sharding.Mesh | None
-) -> types.Params:
-    """The newest whole parameters of a run, or its best, and nothing else of it."""
-    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    seed = plan.seed if seed is None else seed
-    seeds = range(plan.seed, plan.seed + plan.num_seeds)
-    if seed not in seeds:
-        raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
-    part = path / f"seed_{seed}"
-    folder = run_folder.RunFolder(part if part.is_dir() else path).checkpoints
-    like = {"learner": {"params": sharding.shapes(saved_config(path), mesh)}}
+def trained(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:
+    """Reads the newest whole parameters of one seed of a run, or its best, and nothing else of it.
+
+    Args:
+      run: of texts.
+      like: shapes of the parameters, see `checkpoints.restore`.
+      seed: which of the run's; None is the first.
+      best: the checkpoint of the highest score in place of the newest.
+
+    Raises:
+      ValueError: if the run has no such seed, or no checkpoint with a score.
+    """
+    folder = run.folder(seed).checkpoints
+    tree = {"learner": {"params": like}}
     if not best:
-        return checkpoints.restore_latest(folder, like, part=True)[0]["learner"]["params"]
+        return checkpoints.restore_latest(folder, tree, part=True)[0]["learner"]["params"]
     step = checkpoints.best_step(folder)
     if step is None:
         raise ValueError(
             f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
         )
-    return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
+    return checkpoints.restore(folder, step, tree, part=True)[0]["learner"]["params"]
 
 
-def algorithm_config(path: pathlib.Path) -> Any:
-    """The configuration of the algorithm of a run, by its plan."""
-    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    return settings.apply(lm.ALGORITHMS[plan.agent].presets(plan.family), plan.settings)
+def decoder_of(run: opened.Opened) -> Checkpoint:
+    """Reads shape and tokenizer of the decoder of a run, without parameters."""
+    if not run.is_of_texts:
+        raise ValueError(
+            f"{run.path} is a run of {run.plan.agent} on {run.plan.environment}, "
+            "which is no language model"
+        )
+    return Checkpoint(saved_config(run.path), tokenizer.load(run.path / "tokenizer"), None)
+
+
+def algorithm_config(run: opened.Opened) -> Any:
+    """Returns the configuration of the algorithm of a run of texts, by its plan."""
+    entry = lm.ALGORITHMS[run.plan.agent]
+    return settings.apply(entry.presets(run.plan.family), run.plan.settings)
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:

@@ -98,6 +98,11 @@ class Plan:
             raise ValueError(f"seed must lie in [0, 2^31 - num_seeds), got {self.seed}")
 
     @property
+    def seeds(self) -> range:
+        """Seeds of the run."""
+        return range(self.seed, self.seed + self.num_seeds)
+
+    @property
     def is_language(self) -> bool:
         """Whether this is a run of a language model."""
         return self.environment.startswith("tokens/")

@@ -14,9 +14,9 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
-from kullback.experiments import language, models, reward_models, settings
+from kullback.experiments import language, models, opened, reward_models, settings
 from kullback.experiments import plan as plans
-from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, tokenizer, warm
+from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that are written down.
 
@@ -164,14 +164,13 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
             f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
         )
     if home is not None:
-        saved = tokenizer.load(home / "tokenizer")
-        student = models.Checkpoint(models.saved_config(home), saved, None)
-    elif reward_models.is_run(plan.model):
+        student = models.decoder_of(opened.open(home))
+    elif (run := opened.find(plan.model)) is not None and run.kind == "preferences":
         if plan.model_flags or plan.tokenizer:
             raise ValueError(
                 f"--model-flag and --tokenizer go with a preset; {plan.model} brings its own"
             )
-        student = reward_models.decoder_of(pathlib.Path(plan.model))
+        student = models.decoder_of(run)
     else:
         student = language.student_of(plan, task, None, None)._replace(params=None)
     fitting = language.limits(config.learning, student.config)
@@ -184,7 +183,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
                 "raise max_prompt_length or max_new_tokens"
             )
     shared: reward_model.Config = config.reward if isinstance(config, warm.Config) else config
-    seeds = range(plan.seed, plan.seed + plan.num_seeds)
+    seeds = plan.seeds
     train = preferences.corrupt(train, shared.corruption, plan.seed)
     model = gemma.make(student.config)
     members = {} if population is None else {s: warm.draw(population, s) for s in seeds}
@@ -230,7 +229,7 @@ def _starts(
         if step is None:
             return models.load(plan.model).params
         like = {"learner": {"params": jax.eval_shape(model.init, jax.random.key(0))}}
-        folder = reward_models.folder_of(pathlib.Path(plan.model))
+        folder = opened.open(plan.model).folder().checkpoints
         return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
 
     def probed(params: types.Params) -> types.Params:
@@ -255,17 +254,17 @@ def _starts(
 
 
 def _check_starts(plan: plans.Plan, members: dict[int, warm.Member]) -> None:
-    path = pathlib.Path(plan.model)
-    if not models.is_run(path) or reward_models.is_run(path):
+    run = opened.find(plan.model)
+    if run is None or run.kind != "language":
         raise ValueError(
             f"starts are checkpoints of one run of supervised tuning, and --model {plan.model} "
             "is none"
         )
-    found = checkpoints.steps(reward_models.folder_of(path))
+    found = checkpoints.steps(run.folder().checkpoints)
     for member in members.values():
         if member.start not in found:
             raise ValueError(
-                f"{path} has no checkpoint of step {member.start} to start from, only {found}"
+                f"{run.path} has no checkpoint of step {member.start} to start from, only {found}"
             )
 
 

@@ -7,28 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback import lm
-from kullback.core import checkpoints, types
+from kullback.core import types
 from kullback.environments import tokens
-from kullback.experiments import models, run_folder
-from kullback.experiments import plan as plans
+from kullback.experiments import models, opened
 from kullback.lm import gemma, preferences, reward_model, tokenizer, warm
 
 ROWS = 32  # Sequences at once.
 
 
 def is_run(path: str | pathlib.Path) -> bool:
-    """Whether a folder is of a run of reward models."""
-    path = pathlib.Path(path)
-    if not models.is_run(path):
-        return False
-    entry = lm.ALGORITHMS.get(run_folder.RunFolder(path).config()["plan"]["agent"])
-    return entry is not None and entry.reads_pairs
+    """Returns whether a folder is of a run of reward models."""
+    run = opened.find(path)
+    return run is not None and run.kind == "preferences"
 
 
-def is_population(path: pathlib.Path) -> bool:
-    """Whether the models of a run's seeds are to be averaged."""
-    return isinstance(models.algorithm_config(path), warm.Config)
+def is_population(run: opened.Opened) -> bool:
+    """Returns whether the models of a run's seeds are to be averaged."""
+    return isinstance(models.algorithm_config(run), warm.Config)
 
 
 def load(
@@ -44,21 +39,22 @@ def load(
     Raises:
       ValueError: if it is no run of a reward model, or has no such seed or checkpoint.
     """
-    path = pathlib.Path(path)
-    if not is_run(path):
+    run = opened.find(path)
+    if run is None or run.kind != "preferences":
         raise ValueError(f"{path} is no run of a reward model; train one on tokens/preferences:...")
-    if seed is None and is_population(path):
-        params = warm.average(members(path, best=best))
+    decoder = models.decoder_of(run)
+    if seed is None and is_population(run):
+        params = warm.average(members(run, best=best))
     else:
-        params = params_of(path, decoder_of(path).config, seed, best=best)
-    return decoder_of(path)._replace(params=params)
+        params = params_of(run, decoder.config, seed, best=best)
+    return decoder._replace(params=params)
 
 
-def members(path: pathlib.Path, *, best: bool = False) -> Iterator[types.Params]:
-    """Parameters of each seed of a run, one at a time."""
-    config = models.saved_config(path)
-    for seed in seeds_of(path):
-        yield params_of(path, config, seed, best=best)
+def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
+    """Yields parameters of each seed of a run, one at a time."""
+    config = models.saved_config(run.path)
+    for seed in run.seeds:
+        yield params_of(run, config, seed, best=best)
 
 
 def scorer(path: str | pathlib.Path, *, ensemble: bool = False) -> tokens.Scorer:
@@ -71,7 +67,7 @@ def scorer(path: str | pathlib.Path, *, ensemble: bool = False) -> tokens.Scorer
     checkpoint = load(path)
     model = reward_model.on_decoder(gemma.make(checkpoint.config))
     if ensemble:
-        return warm.ensemble_scorer(model, warm.stacked([*members(pathlib.Path(path))]))
+        return warm.ensemble_scorer(model, warm.stacked([*members(opened.open(path))]))
     return reward_model.scorer(model, checkpoint.params)
 
 
@@ -112,35 +108,9 @@ def line(
     }
 
 
-def decoder_of(path: pathlib.Path) -> models.Checkpoint:
-    """Shape and tokenizer of the decoder of a run, without parameters."""
-    return models.Checkpoint(models.saved_config(path), tokenizer.load(path / "tokenizer"), None)
-
-
-def seeds_of(path: pathlib.Path) -> range:
-    """Those of a run."""
-    plan = plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"])
-    return range(plan.seed, plan.seed + plan.num_seeds)
-
-
-def folder_of(path: pathlib.Path, seed: int | None = None) -> pathlib.Path:
-    """Where checkpoints of a seed of a run stand; None is the first."""
-    seeds = seeds_of(path)
-    if seed is not None and seed not in seeds:
-        raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
-    part = path / f"seed_{seeds[0] if seed is None else seed}"
-    return run_folder.RunFolder(part if part.is_dir() else path).checkpoints
-
-
 def params_of(
-    path: pathlib.Path, config: gemma.Config, seed: int | None, *, best: bool = False
+    run: opened.Opened, config: gemma.Config, seed: int | None, *, best: bool = False
 ) -> types.Params:
-    """Parameters of one seed, the newest whole ones or the best, and nothing else of the run."""
-    init, folder = reward_model.on_decoder(gemma.make(config)).init, folder_of(path, seed)
-    like = {"learner": {"params": jax.eval_shape(init, jax.random.key(0))}}
-    if not best:
-        return checkpoints.restore_latest(folder, like, part=True)[0]["learner"]["params"]
-    step = checkpoints.best_step(folder)
-    if step is None:
-        raise ValueError(f"{folder} has no checkpoint with a score: train with --eval-every")
-    return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
+    """Reads parameters of one seed, the newest whole ones or the best, and nothing else of it."""
+    init = reward_model.on_decoder(gemma.make(config)).init
+    return models.trained(run, jax.eval_shape(init, jax.random.key(0)), seed, best=best)

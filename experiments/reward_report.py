@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.experiments import evaluation, language, models, reward_models, run_folder
+from kullback.experiments import evaluation, language, models, opened, reward_models
 from kullback.lm import gemma, reward_model, tasks
 
 
@@ -36,8 +36,9 @@ def report(
     Raises:
       ValueError: for a task without pairs, or none that fits; as `reward_models.load` does.
     """
-    learning = dataclasses.replace(models.algorithm_config(path).learning, **lengths)
-    made = tasks.make(task or run_folder.RunFolder(path).config()["plan"]["environment"])
+    run = opened.open(path)
+    learning = dataclasses.replace(models.algorithm_config(run).learning, **lengths)
+    made = tasks.make(task or run.plan.environment)
     if made.pairs is None:
         raise ValueError(f"a reward model judges pairs, tokens/preferences:PATH, got {made.name}")
     checkpoint = reward_models.load(path, seed, best=best)
@@ -53,11 +54,11 @@ def report(
     chosen, rejected = judged(checkpoint.params)
     found = estimates(chosen, rejected)
     notes = _reliability(chosen - rejected)
-    if seed is None and reward_models.is_population(path):
-        of_members = [judged(params) for params in reward_models.members(path, best=best)]
+    if seed is None and reward_models.is_population(run):
+        of_members = [judged(params) for params in reward_models.members(run, best=best)]
         mean = tuple(np.mean(column, axis=0) for column in zip(*of_members, strict=True))
         found |= {f"{n}_of_ensemble": x for n, x in estimates(*mean).items()}
-        for number, rows in zip(reward_models.seeds_of(path), of_members, strict=True):
+        for number, rows in zip(run.seeds, of_members, strict=True):
             found[f"accuracy_of_seed_{number}"] = estimates(*rows)["accuracy"]
     rows = [reward_models.line(words, *row) for row in zip(pairs, chosen, rejected, strict=True)]
     title = f"{made.name}, {len(pairs)} held-out pairs; [95% intervals over pairs]"

@@ -66,20 +66,34 @@ class RunFolder:
         return self.path / "videos"
 
     def config(self) -> dict[str, Any]:
-        """What the run was started with.
+        """Returns what the run was started with.
 
         Raises:
           ValueError: if this is not the folder of a run, or its config.json is damaged.
         """
         if not self.config_file.is_file():
             raise ValueError(f"{self.path} is no run: it has no config.json")
-        try:
-            config = json.loads(self.config_file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{self.config_file} is damaged: {error}") from error
+        config = self._read_config()
         if not isinstance(config, dict) or "plan" not in config:
             raise ValueError(f"{self.path} is no run: its config.json holds no plan")
         return config
+
+    def is_run(self) -> bool:
+        """Returns whether config.json is that of a run: a folder of weights has one too.
+
+        Raises:
+          ValueError: if it is damaged.
+        """
+        if not self.config_file.is_file():
+            return False
+        config = self._read_config()
+        return isinstance(config, dict) and "plan" in config
+
+    def _read_config(self) -> Any:
+        try:
+            return json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.config_file} is damaged: {error}") from error
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, whole or not at all."""

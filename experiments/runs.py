@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import checkpoints, compiled, host, rollout, types
+from kullback.experiments import opened
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder
 from kullback.experiments.saver import Saver
 
 
@@ -99,24 +99,18 @@ def load(
     Raises:
       ValueError: if this is no run, has no such seed, or no checkpoint with a score.
     """
-    folder = run_folder.RunFolder(pathlib.Path(path))
-    plan = plans.Plan.from_json(folder.config()["plan"])
-    seed = plan.seed if seed is None else seed
-    seeds = range(plan.seed, plan.seed + plan.num_seeds)
-    if seed not in seeds:
-        raise ValueError(f"{path} has seeds {seeds[0]} to {seeds[-1]}, not {seed}")
-    part = run_folder.RunFolder(folder.path / f"seed_{seed}")
-    if part.config_file.exists():  # Seeds of a host loop ran in turn.
-        return load(part.path, best=best, agent=agent, environment=environment)
+    run = opened.open(path)
+    plan, folder = run.plan, run.folder(seed)
+    seed = run.seeds[0] if seed is None else seed
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
     arena = (environment or plan.make_environment)(plan.num_envs)
     built = (agent or plan.make_agent)(arena.spec)
     if isinstance(arena, types.Environment):
-        loop = compiled.make(built, arena, seeds)
+        loop = compiled.make(built, arena, run.seeds)
         saved = loop.restore(Saver(folder, loop).load_snapshot(best=best))
-        learner = compiled.seed_of(saved.learner, k=seed - plan.seed, num_seeds=len(seeds))
+        learner = compiled.seed_of(saved.learner, k=seed - plan.seed, num_seeds=plan.num_seeds)
     else:
         saved = Saver(folder, host.make(built, arena, seed)).load_snapshot(best=best)
         arena.close()

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 
 from kullback.core import checkpoints
+from kullback.experiments import opened, run_folder, sweep_plan
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder, sweep_plan
 
 # Cores that a run of an environment on the host is given: emulators, and the learner beside them.
 HOST_THREADS = 2
@@ -76,8 +76,7 @@ def _existing(out: pathlib.Path) -> dict[str, plans.Plan]:
     """Plans of the runs that the folder has, by name."""
     found = {}
     for file in sorted(out.glob("*/config.json")):
-        folder = run_folder.RunFolder(file.parent)
-        found[file.parent.name] = plans.Plan.from_json(folder.config()["plan"])
+        found[file.parent.name] = opened.open(file.parent).plan
     return found
 
 
@@ -90,8 +89,8 @@ def _of(
     wanted = set(configuration.seeds)
     found = []
     for name, there in existing.items():
-        plan = configuration.plan(range(there.seed, there.seed + there.num_seeds))
-        seeds = set(range(there.seed, there.seed + there.num_seeds))
+        plan = configuration.plan(there.seeds)
+        seeds = set(there.seeds)
         if _essence(plan) != _essence(there) or not seeds & wanted:
             continue
         if not seeds <= wanted:

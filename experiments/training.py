@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from kullback.core import checkpoints, compiled, host, loops, platform, types
+from kullback.experiments import opened, progress, run_folder
 from kullback.experiments import plan as plans
-from kullback.experiments import progress, run_folder
 from kullback.experiments.saver import Saver
 from kullback.lm import power_law
 
@@ -128,11 +128,9 @@ class _Work:
     def build(self, home: pathlib.Path | None = None) -> tuple[types.Agent, Any]:
         """The agent and what it acts in; of a run that goes on, `home` is the folder."""
         if self.plan.is_language:
-            from kullback import lm
             from kullback.experiments import language, preferences
 
-            entry = lm.ALGORITHMS.get(self.plan.agent)
-            kind = preferences if entry is not None and entry.reads_pairs else language
+            kind = preferences if opened.kind_of(self.plan) == "preferences" else language
             platform.run_large_programs()  # The setup is the first to use JAX.
             setup = kind.setup(self.plan, home)
             return setup.agent, setup
@@ -182,7 +180,7 @@ def _run(
     notice = getattr(probe[1], "notice", None)  # What a population takes of memory.
     if notice and not quiet:
         print(notice)
-    seeds = range(plan.seed, plan.seed + plan.num_seeds)
+    seeds = plan.seeds
     if isinstance(probe[1], types.Environment) or plan.num_seeds == 1:
         _drive(work, folder, plan, probe, seeds, callback, quiet)
         return

@@ -65,7 +65,10 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    if (options.run / "model.json").is_file() or any(options.run.glob("*.safetensors")):
+    from kullback.experiments import opened
+
+    run = opened.find(options.run)
+    if any(options.run.glob("*.safetensors")) if run is None else run.is_of_texts:
         return _evaluate_language(options)
     given = ["TASK"] if options.task is not None else []
     of_language = ("samples", "best_of", "reward", "out", *LENGTHS)

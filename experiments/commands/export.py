@@ -19,7 +19,9 @@ def add_parser(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise ValueError(f"{options.out} exists; nothing is overwritten: choose another --out")
-    if (options.run / "model.json").is_file():
+    from kullback.experiments import opened
+
+    if opened.open(options.run).is_of_texts:
         from kullback.experiments import models
 
         models.export(options.run, options.out, options.seed)

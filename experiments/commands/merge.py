@@ -96,10 +96,11 @@ def main(options: argparse.Namespace) -> int:
 
 def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
     """The folder of a model; a run is exported beside `out` until the stack ends."""
-    if not (path / "model.json").is_file():
-        return path
     from kullback.core import files
-    from kullback.experiments import models
+    from kullback.experiments import models, opened
+
+    if opened.find(path) is None:
+        return path
 
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     home = stack.enter_context(

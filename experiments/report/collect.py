@@ -1,5 +1,6 @@
 """Runs on disk as columns of numbers: found, checked to be comparable, named by what they are."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import environments
+from kullback.experiments import opened, run_folder, sweeps
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder, sweeps
 
 # Families in which scores of several games are put together, so all must have one protocol.
 AGGREGATED = ("atari", "minatar")
@@ -48,7 +49,7 @@ class Run:
     @property
     def seeds(self) -> range:
         """Seeds that it was started with."""
-        return range(self.plan.seed, self.plan.seed + self.plan.num_seeds)
+        return self.plan.seeds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,13 +143,10 @@ def _runs_under(path: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib
         return
     seen.add(path)
     if (path / "config.json").is_file():
-        try:
-            run_folder.RunFolder(path).config()
-        except ValueError:  # Of something else, such as a reproduction.
-            pass
-        else:
-            yield path
-            return
+        with contextlib.suppress(ValueError):  # Of something else, such as a reproduction.
+            if run_folder.RunFolder(path).is_run():
+                yield path
+                return
     for child in path.iterdir():
         if child.is_dir() and not child.name.startswith("."):
             yield from _runs_under(child.resolve(), seen)
@@ -161,9 +159,8 @@ def not_begun(path: pathlib.Path) -> list[str]:
         for run in json.loads(record.read_text())["runs"]:
             if not (record.parent / run["name"] / "config.json").is_file():
                 plan = plans.Plan.from_json(run["plan"])
-                seeds = range(plan.seed, plan.seed + plan.num_seeds)
                 lines.append(
-                    f"{run['name']} ({plan.agent} on {plan.environment}, seeds {spans(seeds)})"
+                    f"{run['name']} ({plan.agent} on {plan.environment}, seeds {spans(plan.seeds)})"
                 )
     return lines
 
@@ -180,12 +177,11 @@ def spans(numbers: Sequence[int]) -> str:
 
 def load(path: pathlib.Path) -> Run:
     """Reads a run, finished or not."""
-    folder = run_folder.RunFolder(path)
-    config = folder.config()
+    run = opened.open(path)
     # Seeds of a host loop run in turn, and the one that is under way is in its own folder alone.
-    parts = sorted(part.parent for part in path.glob("seed_*/config.json"))
-    rows = [row for part in parts or [path] for row in _whole_rows(run_folder.RunFolder(part))]
-    return Run(folder=path, plan=plans.Plan.from_json(config["plan"]), config=config, rows=rows)
+    parts = dict.fromkeys(run.folders.values())
+    rows = [row for part in parts for row in _whole_rows(part)]
+    return Run(folder=path, plan=run.plan, config=run.config, rows=rows)
 
 
 def _whole_rows(folder: run_folder.RunFolder) -> list[dict[str, str]]:

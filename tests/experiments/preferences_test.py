@@ -13,6 +13,7 @@ from kullback.environments import tokens
 from kullback.experiments import (
     cli,
     models,
+    opened,
     plan,
     preferences,
     reward_models,
@@ -122,7 +123,8 @@ def test_members_share_their_head_and_start_along_a_run(
     rows = config["data"]["train"]["rows"]
     assert config["swapped_pairs"] == rows // 4
     states = [
-        reward_models.params_of(population, models.saved_config(population), s) for s in (0, 1)
+        reward_models.params_of(opened.open(population), models.saved_config(population), s)
+        for s in (0, 1)
     ]
     averaged = reward_models.load(population).params
     jax.tree.map(
@@ -162,7 +164,7 @@ def test_a_population_is_reported_as_one_model_and_as_many(
     model = reward_model.on_decoder(gemma.make(checkpoint.config))
     assert task.pairs is not None
     pairs = task.pairs("test", checkpoint.tokenizer, None)[0][:6]
-    for params in (checkpoint.params, *reward_models.members(population)):
+    for params in (checkpoint.params, *reward_models.members(opened.open(population))):
         sides = [
             model.rewards(params, batches.pad([getattr(p, side) for p in pairs], 16, 0))
             for side in ("chosen", "rejected")
@@ -188,7 +190,7 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
     model = reward_model.on_decoder(gemma.make(models.saved_config(population)))
     prompts = batches.pad_prompts([(2, 5), (2, 6, 7)], 4, 0)
     rows = batches.join(prompts, np.array([[8, 9], [9, 1]]), np.ones((2, 2), bool))
-    members = [*reward_models.members(population)]
+    members = [*reward_models.members(opened.open(population))]
     expected = [
         model.rewards(warm.average(members), rows),
         np.mean([model.rewards(params, rows) for params in members], 0),

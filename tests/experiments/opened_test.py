@@ -1,0 +1,55 @@
+"""Tests of experiments/opened.py."""
+
+import json
+import pathlib
+
+import pytest
+
+from kullback.experiments import opened, plan, run_folder
+
+
+def run(path: pathlib.Path, **fields: object) -> pathlib.Path:
+    made = plan.Plan(**{"agent": "dqn", "environment": "toy/chain", **fields})  # pyright: ignore[reportArgumentType]
+    path.mkdir()
+    run_folder.RunFolder(path).write_config({"plan": made.to_json(), "spec": {"num_actions": 2}})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "kind"),
+    [
+        ("dqn", "toy/chain", "games"),
+        ("gkd", "tokens/lettercount", "language"),
+        ("warm", "tokens/preferences:pairs.jsonl", "preferences"),
+    ],
+)
+def test_what_a_run_is(agent: str, environment: str, kind: str, tmp_path: pathlib.Path):
+    path = run(tmp_path / "run", agent=agent, environment=environment, seed=3, num_seeds=2)
+    found = opened.open(path)
+    assert (found.kind, found.is_of_texts) == (kind, kind != "games")
+    assert found.plan.agent == agent and found.config["spec"] == {"num_actions": 2}
+    assert list(found.seeds) == [3, 4]
+    assert found.folder().path == found.folder(4).path == path  # One program, one folder.
+    with pytest.raises(ValueError, match="has seeds 3 to 4, not 5"):
+        found.folder(5)
+
+
+def test_seeds_with_folders_of_their_own(tmp_path: pathlib.Path):
+    path = run(tmp_path / "run", num_seeds=2)
+    run(path / "seed_0")
+    run(path / "seed_7")  # Of nobody.
+    found = opened.open(path)
+    assert found.folder().path == path / "seed_0"
+    with pytest.raises(ValueError, match=r"seed 1 .* has not begun"):
+        found.folder(1)
+
+
+def test_a_folder_of_weights_is_no_run_and_a_damaged_one_is_said(tmp_path: pathlib.Path):
+    assert opened.find(tmp_path / "nothing") is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text"}))
+    assert opened.find(tmp_path) is None
+    with pytest.raises(ValueError, match="is no run"):
+        opened.open(tmp_path)
+    (tmp_path / "config.json").write_text('{"plan": ')
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        opened.find(tmp_path)
