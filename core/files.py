@@ -4,9 +4,11 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -34,12 +36,24 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     temporary = path.parent / (TEMPORARY + path.name)
     remove(temporary)
     try:
-        yield temporary
-        _sync_tree(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with naming(path):
+            yield temporary
+            _sync_tree(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     finally:
         remove(temporary)  # There only if something raised.
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError that names no file, as one of a full disk does, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
 
 
 def atomic_write_bytes(path: Path, data: bytes) -> None:
@@ -171,7 +185,38 @@ def require_disk(path: Path, needed_bytes: int, what: str) -> None:
     available = free_bytes(path)
     if available < needed_bytes:
         raise ValueError(
-            f"{what} need {needed_bytes / 1e9:.2f} GB of disk at {path} and "
-            f"{available / 1e9:.2f} GB are free; free {(needed_bytes - available) / 1e9:.2f} GB, "
-            "or choose a folder on another disk"
+            f"{what} need {size(needed_bytes)} of disk at {path} and {size(available)} are free; "
+            f"free {size(needed_bytes - available)}, or choose a folder on another disk"
         )
+
+
+def size(count: int) -> str:
+    """Returns a number of bytes to three digits, in the unit that suits it: "12.3 kB"."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            value = count / unit
+            return f"{value:,.{max(0, 2 - int(math.log10(value)))}f} {name}"
+    return f"{count} bytes"
+
+
+def check_writable(path: Path) -> None:
+    """Checks that a file or folder can be written at `path`, before the work that fills it.
+
+    Nothing is left behind; folders above `path` that are missing are not made.
+
+    Raises:
+      ValueError: if it cannot, with the reason.
+    """
+    path = pathlib.Path(path)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # A name that no file can have is refused here.
+        above = path.absolute().parent
+        while not above.exists():
+            above = above.parent
+        handle, probe = tempfile.mkstemp(prefix=TEMPORARY, dir=above)
+        os.close(handle)
+        os.unlink(probe)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{path} cannot be written ({reason}); choose another place") from error

@@ -79,6 +79,57 @@ def test_disk_that_does_not_suffice(tmp_path: pathlib.Path, monkeypatch: pytest.
     with pytest.raises(ValueError, match=r"checkpoints need 3\.00 GB .* 1\.00 GB .* 2\.00 GB"):
         files.require_disk(path, int(3e9), "checkpoints")
 
+    monkeypatch.setattr(files, "free_bytes", lambda path: 0)
+    with pytest.raises(
+        ValueError, match=r"need 12\.3 kB of disk .* 0 bytes are free; free 12\.3 kB"
+    ):
+        files.require_disk(path, 12_345, "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1_000, "1.00 kB"),
+        (123_456, "123 kB"),
+        (45_600_000, "45.6 MB"),
+        (1_234 * 10**9, "1,234 GB"),
+    ],
+)
+def test_a_size_is_said_in_the_unit_that_suits_it(count: int, text: str):
+    assert files.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("file/out.csv", "Not a directory"),
+        ("a" * 300, "File name too long"),
+        ("a\0b", "null byte"),
+        ("/proc/nothing/out", "No such file or directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_work(
+    name: str, reason: str, tmp_path: pathlib.Path
+):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=f"cannot be written .*{reason}"):
+        files.check_writable(tmp_path / name)
+
+
+def test_a_check_leaves_nothing(tmp_path: pathlib.Path):
+    files.check_writable(tmp_path / "new" / "folder" / "out.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path: pathlib.Path):
+    with pytest.raises(OSError, match=r"No space left on device: .*a'"):
+        with files.atomic_path(tmp_path / "a") as temporary, open("/dev/full", "w") as full:
+            temporary.write_text("half")
+            full.write("x" * 10_000)
+    assert not list(tmp_path.iterdir())
+
 
 def test_a_table_reads_back(tmp_path: pathlib.Path):
     path = tmp_path / "table.csv"
