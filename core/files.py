@@ -220,3 +220,26 @@ def check_writable(path: Path) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ValueError(f"{path} cannot be written ({reason}); choose another place") from error
+
+
+def check_new_file(path: Path, flag: str = "--out") -> None:
+    """Checks, before work, that `path` is free and can be written; `flag` is what named it.
+
+    Raises:
+      ValueError: if something is there, or nothing can be.
+    """
+    check_writable(path)
+    if os.path.lexists(path):
+        raise ValueError(f"{path} exists; nothing is overwritten: choose another {flag}")
+
+
+def check_new_folder(path: Path) -> None:
+    """Checks, before work, that `path` is no file and no folder that holds something.
+
+    Raises:
+      ValueError: if it does, or nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    check_writable(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} is not empty; choose another name, or remove it")

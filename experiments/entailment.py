@@ -108,8 +108,7 @@ def train(
     """
     config = config or Config()
     out = pathlib.Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose another name, or remove it")
+    files.check_new_folder(out)
     base = pathlib.Path(base or base_folder())
     start = time.monotonic()
     pairs = faithfulness.pairs(

@@ -75,8 +75,8 @@ def run(
     if out is None and opened_run is not None:
         names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
         out = next(name for name in names if not name.exists())
-    if out is not None and out.exists():
-        raise ValueError(f"{out} exists; nothing is overwritten: choose another --out")
+    if out is not None:
+        files.check_new_file(out)
     if opened_run is not None and opened_run.kind == "preferences":
         if best_of:
             raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")

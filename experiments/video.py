@@ -16,11 +16,10 @@ SUFFIXES = (".gif", ".mp4")
 
 
 def check(path: pathlib.Path) -> None:
-    """Raises ValueError for a file that is no film, or that is there already."""
+    """Raises ValueError for a file that is no film, is there already, or cannot be written."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"--video must end in .gif or .mp4, got {path}")
-    if path.exists():
-        raise ValueError(f"{path} exists; nothing is overwritten: choose another --video")
+    files.check_new_file(path, "--video")
 
 
 def write(frames: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: int = 15) -> int:

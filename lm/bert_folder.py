@@ -141,8 +141,7 @@ def save(
       ValueError: if something is in the folder.
     """
     folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; choose another name, or remove it")
+    files.check_new_folder(folder)
     config = classifier.model.config
     tensors = {}
     for path, leaf in trees.named_leaves(classifier.params).items():

@@ -132,8 +132,7 @@ def save(folder: files.Path, model: Model, extra: dict[str, str] | None = None) 
     flat = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(model.params).items()}
     config = {"model_type": MODEL_TYPE, "encoder": "encoder"}
     folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; choose another name, or remove it")
+    files.check_new_folder(folder)
     with files.atomic_path(folder) as temporary:
         temporary.mkdir()
         bert_folder.save(temporary / "encoder", model.encoder)

@@ -138,8 +138,7 @@ def save(
       ValueError: if something is in the folder, or params are not those of config.
     """
     folder = pathlib.Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; choose another name, or remove it")
+    files.check_new_folder(folder)
     leaves, like = _leaves(config)
     named = trees.named_leaves(params)
     wrong = sorted(set(leaves) ^ set(named))

@@ -187,8 +187,7 @@ def _check_out(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
     for folder in folders:
         if out.resolve() == folder.resolve():
             raise ValueError(f"{out} is one of the models; choose another folder for the merge")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is not empty; choose another name, or remove it")
+    files.check_new_folder(out)
 
 
 def _segments(names: Iterable[str], sizes: Iterable[int]) -> list[tuple[str, slice]]:

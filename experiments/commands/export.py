@@ -17,8 +17,9 @@ def add_parser(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    if options.out.exists():
-        raise ValueError(f"{options.out} exists; nothing is overwritten: choose another --out")
+    from kullback.core import files
+
+    files.check_new_file(options.out)
     from kullback.experiments import opened
 
     if opened.open(options.run).is_of_texts:

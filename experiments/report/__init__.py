@@ -49,6 +49,8 @@ def write(
       ValueError: where there is no run, runs played by different rules, a seed is there twice, the
         baseline is unknown, or `out` holds something else.
     """
+    folder = _free_folder() if out is None else pathlib.Path(out)
+    page.check_folder(folder)
     paths = [pathlib.Path(path) for path in runs]
     families = collect.families(paths)
     to_come = [line for path in paths for line in collect.not_begun(path)]
@@ -60,8 +62,6 @@ def write(
             f"denominator must be one of {', '.join(scores.DENOMINATORS)}, got {denominator!r}"
         )
     compared = {family.name: _comparisons(family, score, steps) for family in families}
-    folder = _free_folder() if out is None else pathlib.Path(out)
-    page.check_folder(folder)
     old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
     with files.atomic_path(folder) as temporary:
         temporary.mkdir()

@@ -182,7 +182,8 @@ class Page:
 
 
 def check_folder(folder: pathlib.Path) -> None:
-    """Raises ValueError unless nothing is there, or an old report, which may be replaced."""
+    """Raises ValueError unless nothing is there, or an old report, and a report can be written."""
+    files.check_writable(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     index = folder / INDEX

@@ -123,6 +123,20 @@ def test_a_check_leaves_nothing(tmp_path: pathlib.Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_there_is_not_overwritten(tmp_path: pathlib.Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name in ("file", "link", "."):
+        with pytest.raises(ValueError, match=r"exists; nothing is overwritten: .* --video"):
+            files.check_new_file(tmp_path / name, "--video")
+    for name in ("file", "."):
+        with pytest.raises(ValueError, match="is not empty"):
+            files.check_new_folder(tmp_path / name)
+    files.check_new_file(tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    files.check_new_folder(tmp_path / "empty")
+
+
 def test_an_error_of_a_full_disk_names_the_file(tmp_path: pathlib.Path):
     with pytest.raises(OSError, match=r"No space left on device: .*a'"):
         with files.atomic_path(tmp_path / "a") as temporary, open("/dev/full", "w") as full:
