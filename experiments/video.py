@@ -8,11 +8,13 @@ from collections.abc import Iterable
 
 import imageio_ffmpeg
 import numpy as np
+import scipy.spatial
 from PIL import Image
 
 from kullback.core import files
 
 SUFFIXES = (".gif", ".mp4")
+COLOURS = 256  # Of a GIF.
 
 
 def check(path: pathlib.Path) -> None:
@@ -38,9 +40,14 @@ def write(frames: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: i
 
 
 def _write_gif(pictures: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: int) -> int:
-    images = [Image.fromarray(picture) for picture in pictures]
-    palette = images[0].quantize(64)  # One for the whole film keeps its colours still.
-    images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
+    packed = [_packed(picture) for picture in pictures]
+    colours, counts = _counted(packed)
+    palette, nearest = _palette(_rgb(colours), counts)
+    images = []
+    for frame in packed:  # One palette for the whole film keeps its colours still.
+        image = Image.fromarray(nearest[np.searchsorted(colours, frame)])
+        image.putpalette(palette.tobytes())
+        images.append(image)
     images[0].save(
         path,
         format="GIF",
@@ -48,9 +55,59 @@ def _write_gif(pictures: Iterable[np.ndarray], path: pathlib.Path, frames_per_se
         append_images=images[1:],
         duration=10 * round(100 / frames_per_second),  # A GIF counts hundredths of a second.
         loop=0,
-        optimize=True,
+        optimize=False,  # Would give each frame a palette of its own.
     )
     return len(images)
+
+
+def _palette(rgb: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns 256 colours for those of a film, and which of them stands for each.
+
+    Exact where there are no more. Else the more frequent half of the palette is exact, and the
+    other covers all that are left, however few pixels have them: what is small or seldom seen
+    keeps its colour.
+
+    Args:
+      rgb: colours, uint8 [C, 3].
+      counts: pixels that have them, [C].
+
+    Returns:
+      uint8 [256, 3], and the index of the nearest for each colour, uint8 [C].
+    """
+    if len(rgb) <= COLOURS:
+        chosen = rgb
+    else:
+        order = np.argsort(-counts, kind="stable")
+        exact, rest = rgb[order[: COLOURS // 2]], rgb[order[COLOURS // 2 :]]
+        cover = Image.Quantize.MAXCOVERAGE
+        cut = Image.fromarray(rest[None]).quantize(COLOURS // 2, cover).getpalette() or []
+        chosen = np.concatenate([exact, np.array(cut, np.uint8).reshape(-1, 3)])[:COLOURS]
+    _, nearest = scipy.spatial.KDTree(chosen.astype(np.float64)).query(rgb.astype(np.float64))
+    padded = np.pad(chosen, ((0, COLOURS - len(chosen)), (0, 0)), mode="edge")
+    return padded, np.asarray(nearest, np.uint8)
+
+
+def _packed(picture: np.ndarray) -> np.ndarray:
+    """Colours as one number each, uint32 [H, W], of uint8 [H, W, 3]."""
+    red, green, blue = np.moveaxis(picture.astype(np.uint32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def _rgb(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1).astype(np.uint8)
+
+
+def _counted(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the colours of all frames, rising, and how many pixels have each."""
+    colours, counts = np.zeros(0, np.uint32), np.zeros(0, np.int64)
+    for frame in frames:
+        found, number = np.unique(frame, return_counts=True)
+        both = np.union1d(colours, found)
+        total = np.zeros(len(both), np.int64)
+        total[np.searchsorted(both, colours)] += counts
+        total[np.searchsorted(both, found)] += number
+        colours, counts = both, total
+    return colours, counts
 
 
 def _write_mp4(

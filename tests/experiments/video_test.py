@@ -43,6 +43,42 @@ def test_gif(tmp_path: pathlib.Path):
     check_films(read, 1)
 
 
+def film(path: pathlib.Path, pictures: list[np.ndarray]) -> list[np.ndarray]:
+    """What a reader sees of a GIF."""
+    video.write(iter(pictures), path)
+    read = []
+    with PIL.Image.open(path) as opened:
+        for i in range(opened.n_frames):
+            opened.seek(i)
+            read.append(np.asarray(opened.convert("RGB")))
+    return read
+
+
+def test_a_gif_keeps_256_colours_exactly_whichever_frame_has_them(tmp_path: pathlib.Path):
+    rng = np.random.default_rng(0)
+    colours = rng.integers(1, 256, (255, 3), np.uint8)
+    pictures = [np.zeros((20, 30, 3), np.uint8)]  # Black, as a screen is before a game begins.
+    pictures += [colours[rng.integers(0, 255, (20, 30))] for _ in range(4)]
+    read = film(tmp_path / "film.gif", pictures)
+    for got, expected in zip(read, pictures, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_of_more_colours_what_is_frequent_is_exact_and_what_is_small_is_near(
+    tmp_path: pathlib.Path,
+):
+    rng = np.random.default_rng(1)
+    black = np.zeros((40, 40, 3), np.uint8)
+    picture = black.copy()
+    picture[:20] = rng.integers(0, 100, (20, 40, 3), np.uint8)  # 800 dark colours.
+    picture[39, 39] = 250, 20, 20  # One pixel of an enemy.
+    first, second = film(tmp_path / "film.gif", [black, picture])
+    np.testing.assert_array_equal(first, black)
+    np.testing.assert_array_equal(second[20:39], 0)
+    assert np.max(np.abs(second[39, 39].astype(int) - picture[39, 39])) < 32
+    assert np.mean(np.abs(second[:20].astype(int) - picture[:20])) < 16
+
+
 def test_mp4(tmp_path: pathlib.Path):
     path = tmp_path / "film.mp4"
     assert video.write(frames(6), path, frames_per_second=10) == 6
