@@ -10,7 +10,7 @@ import numpy as np
 
 from kullback.core import loops, metrics, platform, replay, rollout, types
 
-EVALUATION_TICKS = 250  # Of one call of the evaluation program.
+EVALUATION_TICKS = 250  # That share a key; a call of the evaluation program takes some of them.
 
 
 class RunState(NamedTuple):
@@ -40,6 +40,7 @@ def make(
     environment: types.Environment,
     seeds: Sequence[int],
     evaluation: Callable[[int], types.Environment] | None = None,
+    evaluation_limit: int = 0,
 ) -> loops.Loop:
     """Returns the loop of `agent` in `environment`.
 
@@ -48,6 +49,7 @@ def make(
       environment: B rows, compiled.
       seeds: K of them; they share one program (`jax.vmap`).
       evaluation: number of rows -> the environment to evaluate in; None is `environment` itself.
+      evaluation_limit: as for `loops.evaluation_limit`.
 
     Raises:
       ValueError: if the number of environments does not fit `samples_per_update`.
@@ -144,20 +146,18 @@ def make(
             learner = seed_of(state.learner, k=k, num_seeds=len(seeds))
             sums = seed_of(state.metrics, k=k, num_seeds=len(seeds))
             acting = agent.actor_params(learner, jnp.asarray(env_steps), False)
-            row = metrics.row(sums)
-            if "epsilon" in acting:
-                row["epsilon"] = float(acting["epsilon"])
-            found.append(row)
+            found.append(loops.row(sums, acting))
         return state._replace(metrics=next_interval(state.metrics)), found
 
-    evaluators: dict[int, Callable[..., np.ndarray]] = {}
+    evaluators: dict[int, Callable[..., loops.Episodes]] = {}
 
-    def evaluate(state: RunState, episodes: int) -> np.ndarray:
+    def evaluate(state: RunState, episodes: int) -> loops.Episodes:
         if episodes not in evaluators:
             arena = environment if evaluation is None else evaluation(episodes)
-            evaluators[episodes] = evaluator(agent, arena, over_seeds)
-        returns = evaluators[episodes](state.learner, state.env_steps, keys, episodes)
-        return returns.reshape(len(seeds), episodes)
+            limit = loops.evaluation_limit(arena.spec, evaluation_limit)
+            evaluators[episodes] = evaluator(agent, arena, over_seeds, limit=limit)
+        found = evaluators[episodes](state.learner, state.env_steps, keys, episodes)
+        return loops.Episodes(*(x.reshape(len(seeds), episodes) for x in found))
 
     return loops.Loop(
         seeds=seeds,
@@ -176,6 +176,15 @@ def _stack(keys: list[Any], num_seeds: int) -> Any:
     return jnp.stack(keys) if num_seeds > 1 else keys[0]
 
 
+def learner_shapes(agent: types.Agent, num_seeds: int) -> types.LearnerState:
+    """Shapes of the learner in a state of so many seeds: what a reader of checkpoints needs."""
+    init = agent.learner.init
+    if num_seeds > 1:
+        init = jax.vmap(init, 0, _SEED_AXES.learner)
+    keys = _stack([jax.random.key(seed) for seed in range(num_seeds)], num_seeds)
+    return jax.eval_shape(init, keys)
+
+
 def seed_of(tree: Any, k: int, num_seeds: int) -> Any:
     """Seed k of a tree with a leading axis K where there are several; counters have none."""
     if num_seeds == 1:
@@ -189,8 +198,14 @@ def evaluator(
     agent: types.Agent,
     environment: types.Environment,
     over_seeds: Callable[..., Callable[..., Any]] = lambda f, in_axes, out_axes: f,
-) -> Callable[..., np.ndarray]:
-    """(learner, env_steps, key, episodes) -> returns, [episodes]; one episode a row, in rounds."""
+    *,
+    limit: int = loops.EVALUATION_LIMIT,
+) -> Callable[..., loops.Episodes]:
+    """Returns (learner, env_steps, key, episodes) -> `Episodes`, [episodes].
+
+    Rows play one episode each, in rounds; after `limit` ticks of a round what still runs is cut. A
+    call of its program takes at most about half a second, so that signals are heard between two.
+    """
     learner_axes = _SEED_AXES.learner
 
     def begin(learner: types.LearnerState, env_steps: jax.Array, key: types.Key) -> Any:
@@ -200,37 +215,64 @@ def evaluator(
         return actor, zeros, jnp.zeros(environment.num_envs, bool)
 
     def proceed(
-        carry: Any, learner: types.LearnerState, env_steps: jax.Array, key: types.Key
+        carry: Any,
+        learner: types.LearnerState,
+        env_steps: jax.Array,
+        key: types.Key,
+        start: jax.Array,
+        count: jax.Array,
     ) -> Any:
-        actor, total, done = carry
         params = agent.actor_params(learner, env_steps, True)
-        trajectory, actor = rollout.rollout(
-            agent.policy, environment, params, actor, key, EVALUATION_TICKS
-        )
 
-        def tick(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
-            total, done = carry
-            total = total + jnp.where(done, 0.0, item.timestep.reward)
-            return (total, done | item.timestep.last()), None
+        def tick(t: jax.Array, carry: Any) -> Any:
+            actor, total, done = carry
+            trajectory, actor = rollout.rollout(
+                agent.policy, environment, params, actor, key, 1, start_tick=t
+            )
+            timestep = jax.tree.map(lambda x: x[0], trajectory.timestep)
+            total = total + jnp.where(done, 0.0, timestep.reward)
+            return actor, total, done | timestep.last()
 
-        (total, done), _ = jax.lax.scan(tick, (total, done), trajectory)
-        return actor, total, done
+        return jax.lax.fori_loop(start, start + count, tick, carry)
 
     begin = jax.jit(over_seeds(begin, (learner_axes, None, 0), 0))
-    proceed = jax.jit(over_seeds(proceed, (0, learner_axes, None, 0), 0))
+    proceed = jax.jit(
+        over_seeds(proceed, (0, learner_axes, None, 0, None, None), 0), donate_argnums=0
+    )
     fold = jax.jit(over_seeds(jax.random.fold_in, (0, None), 0))
+    evaluation_key = jax.jit(over_seeds(loops.evaluation_key, (0, None), 0))
+    rate = {"ticks": 8}  # Of the next call; how a round is cut into calls changes no number.
 
-    def evaluate(learner: Any, env_steps: Any, key: Any, episodes: int) -> np.ndarray:
-        # Keys of their own: those of training are split from the seed, never folded with these.
-        key = fold(fold(key, 0xE7A1), env_steps)
+    def take(carry: Any, arguments: Any, start: int, most: int) -> tuple[Any, int]:
+        """Some ticks of those that share a key; returns how many."""
+        count = min(rate["ticks"], most)
+        begun = time.perf_counter()
+        carry = proceed(carry, *arguments, *(np.asarray(n, np.int32) for n in (start, count)))
+        jax.block_until_ready(carry[2])
+        speed = count / max(time.perf_counter() - begun, 1e-3)
+        # Grow slowly: the first call pays for its compilation.
+        rate["ticks"] = max(1, min(2 * rate["ticks"], int(speed * loops.CHUNK_SECONDS)))
+        return carry, count
+
+    def evaluate(learner: Any, env_steps: Any, key: Any, episodes: int) -> loops.Episodes:
+        key = evaluation_key(key, env_steps)
         found, draws = [], 0
         for _ in range(-(-episodes // environment.num_envs)):
-            carry = begin(learner, env_steps, fold(key, draws))
-            while not np.all(carry[2]):
-                draws += 1
-                carry = proceed(carry, learner, env_steps, fold(key, draws))
+            drawn = fold(key, draws)
+            carry, ticks = begin(learner, env_steps, drawn), 0
+            while ticks < limit and not np.all(carry[2]):
+                start = ticks % EVALUATION_TICKS
+                if start == 0:
+                    draws += 1
+                    drawn = fold(key, draws)
+                most = min(EVALUATION_TICKS - start, limit - ticks)
+                carry, count = take(carry, (learner, env_steps, drawn), start, most)
+                ticks += count
             draws += 1
-            found.append(np.asarray(carry[1]))
-        return np.concatenate(found, axis=-1)[..., :episodes]
+            found.append(loops.Episodes(np.asarray(carry[1]), ~np.asarray(carry[2])))
+        joined = (
+            np.concatenate(parts, axis=-1)[..., :episodes] for parts in zip(*found, strict=True)
+        )
+        return loops.Episodes(*joined)
 
     return evaluate

@@ -4,7 +4,6 @@ One iteration is a fixed number of ticks and of learner steps. The updates run w
 tick does, so acting lags learning by that tick, always: one seed decides a run.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -53,6 +52,7 @@ def make(
     environment: types.HostEnvironment,
     seed: int,
     evaluation: Callable[[int], types.HostEnvironment] | None = None,
+    evaluation_limit: int = 0,
 ) -> loops.Loop:
     """Returns the loop of `agent` in `environment`.
 
@@ -60,7 +60,9 @@ def make(
       agent: as its algorithm's `make` returns it.
       environment: B rows; the loop steps it, the caller closes it.
       seed: decides the run, with the environment's own determinism.
-      evaluation: number of rows -> the environment to evaluate in; None refuses evaluation.
+      evaluation: number of rows -> the environment to evaluate in, which the loop closes; None
+        refuses evaluation.
+      evaluation_limit: as for `loops.evaluation_limit`.
 
     Raises:
       ValueError: if the number of environments does not fit `samples_per_update`, or the replay
@@ -183,20 +185,24 @@ def make(
         return state
 
     def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
-        row = metrics.row(state.metrics)
         acting = agent.actor_params(state.learner, _count(state.env_steps), False)
-        if "epsilon" in acting:
-            row["epsilon"] = float(acting["epsilon"])
+        row = loops.row(state.metrics, acting)
         return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
 
     arenas: dict[int, types.HostEnvironment] = {}
 
-    def evaluate(state: RunState, episodes: int) -> np.ndarray:
+    def evaluate(state: RunState, episodes: int) -> loops.Episodes:
         if evaluation is None:
             raise ValueError("no environment to evaluate in; hand over a function of the rows")
         if episodes not in arenas:
             arenas[episodes] = evaluation(episodes)
-        return play(agent, arenas[episodes], state.learner, state.env_steps, seed)[None]
+        limit = loops.evaluation_limit(arenas[episodes].spec, evaluation_limit)
+        found = play(agent, arenas[episodes], state.learner, state.env_steps, seed, limit=limit)
+        return loops.Episodes(found.returns[None], found.cut[None])
+
+    def close() -> None:
+        while arenas:
+            arenas.popitem()[1].close()
 
     def snapshot(state: RunState) -> Saved:
         return Saved(
@@ -254,6 +260,7 @@ def make(
         template=template,
         restore=restore,
         host_replay_bytes=replay.memory_needed(spec, config, num_envs),
+        close=close,
     )
 
 
@@ -263,33 +270,32 @@ def play(
     learner: types.LearnerState,
     env_steps: int,
     seed: int,
-    on_tick: Callable[[types.HostEnvironment], None] | None = None,
-    limit: float = math.inf,
-) -> np.ndarray:
-    """Returns of one episode a row, [B], played as `actor_params` says for evaluation.
+    on_tick: Callable[[types.HostEnvironment], None] = lambda environment: None,
+    limit: int = loops.EVALUATION_LIMIT,
+) -> loops.Episodes:
+    """Plays one episode a row, B of them, as `actor_params` says for evaluation.
 
-    `on_tick` sees the environment before each tick; `limit` is the largest number of ticks.
+    `on_tick` sees the environment before each tick; after `limit` ticks what still runs is cut.
     """
     params = agent.actor_params(learner, _count(env_steps), True)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0xE7A1), env_steps)
+    key = loops.evaluation_key(jax.random.key(seed), env_steps)
     step = jax.jit(agent.policy.step)
     memory = agent.policy.initial_state(params, None, 0)
     timestep = environment.reset(int(jax.random.randint(key, (), 0, 2**30)))
     total = np.zeros(environment.num_envs)
     done = np.zeros(environment.num_envs, bool)
-    ticks = 0
-    while not done.all() and ticks < limit:
-        if on_tick is not None:
-            on_tick(environment)
+    for tick in range(limit):
+        on_tick(environment)
         action, memory, _ = step(
-            params, timestep.observation, memory, jax.random.fold_in(key, ticks)
+            params, timestep.observation, memory, jax.random.fold_in(key, tick)
         )
         environment.send(np.asarray(action))
         timestep = environment.recv()
         total += np.where(done, 0.0, timestep.reward)
         done |= timestep.last()
-        ticks += 1
-    return total
+        if done.all():
+            break
+    return loops.Episodes(total, ~done)
 
 
 def _priorities(config: replay.Config, num_slots: int) -> prioritized.State | None:

@@ -1,15 +1,38 @@
 """What both loops share: the interface to who drives a run, and the pace of acting to learning."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from kullback.core import replay, types
+from kullback.core import metrics, replay, types
 
 CHUNK_SECONDS = 0.5  # A call of `advance` returns after about this long, so that Ctrl-C answers.
+# Agent steps after which an episode of evaluation is cut, where nothing else is said: those of an
+# Atari game, 108,000 frames.
+EVALUATION_LIMIT = 27_000
+
+
+class Episodes(NamedTuple):
+    """Episodes that were played to evaluate, n of each of K seeds."""
+
+    returns: np.ndarray  # float, [K, n] or [n]; of one that was cut, what it had until then.
+    cut: np.ndarray  # bool, the same shape: it reached the limit of steps before it ended.
+
+    @property
+    def num_cut(self) -> int:
+        """Episodes that were cut, over all seeds."""
+        return int(np.sum(self.cut))
+
+
+class Abandoned(Exception):
+    """An iteration that its cause ended before it had changed anything; `state` is that before."""
+
+    def __init__(self, state: Any):
+        super().__init__("an iteration was abandoned")
+        self.state = state
 
 
 class Loop(NamedTuple):
@@ -20,14 +43,17 @@ class Loop(NamedTuple):
 
     seeds: tuple[int, ...]  # K of them.
     init: Callable[[], Any]  # () -> state before step 0.
-    advance: Callable[[Any, int], Any]  # (state, env_steps) -> later state, at most about there.
+    # (state, env_steps) -> later state, at most about there; raises Abandoned where what a caller
+    # handed over (a reward) failed.
+    advance: Callable[[Any, int], Any]
     env_steps: Callable[[Any], int]  # Agent steps done over all rows, of each seed.
     rows: Callable[[Any], tuple[Any, list[dict[str, float]]]]  # A row a seed; empties the sums.
-    evaluate: Callable[[Any, int], np.ndarray]  # (state, episodes) -> returns [K, episodes].
+    evaluate: Callable[[Any, int], Episodes]  # (state, episodes) -> [K, episodes].
     snapshot: Callable[[Any], Any]  # state -> what a checkpoint holds (no large host arrays).
     template: Callable[[], Any]  # Shapes and dtypes of a snapshot.
     restore: Callable[..., Any]  # (snapshot, spans of a host replay in order) -> state.
     host_replay_bytes: int = 0  # Of a replay that is not in the snapshot.
+    close: Callable[[], None] = lambda: None  # Frees what the loop itself made to evaluate in.
 
 
 class Pace(NamedTuple):
@@ -60,6 +86,31 @@ def pace(config: replay.Config, num_envs: int) -> Pace:
         f"samples_per_update={period} must divide or be divided by num_envs={num_envs}; "
         f"the nearest valid num_envs is {nearest}"
     )
+
+
+def evaluation_limit(spec: types.Spec, given: int = 0) -> int:
+    """Returns the agent steps after which an episode of evaluation is cut.
+
+    `given` as it is; where it is 0, EVALUATION_LIMIT, or what the environment declares as the
+    longest of its episodes if that is more: those end by themselves.
+    """
+    return given or max(EVALUATION_LIMIT, spec.max_episode_steps or 0)
+
+
+def evaluation_key(key: types.Key, env_steps: types.Array | int) -> types.Key:
+    """Returns the key of an evaluation after so many steps.
+
+    Those of training are split from the seed, or fold the number of a step alone.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, 0xE7A1), env_steps)
+
+
+def row(sums: metrics.Metrics, acting: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the row of an interval: its sums, and with what exploration the policy acts."""
+    found = metrics.row(sums)
+    if "epsilon" in acting:
+        found["epsilon"] = float(acting["epsilon"])
+    return found
 
 
 def feedback_names(agent: types.Agent, spec: types.Spec) -> dict[str, Any]:

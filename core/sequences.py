@@ -5,6 +5,7 @@ itself, or from both (a `Source`). An iteration is one learner step. What it dra
 the seed and of the number of the step alone, so that a run goes on bit by bit, in mid-epoch too.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,6 +38,15 @@ class Kept(NamedTuple):
     made_at: Any  # int64, []: the step at which.
 
 
+class _Drawn(NamedTuple):
+    """What a learner step reads, and what drawing it adds to the state."""
+
+    data: Any  # [B, ...].
+    metrics: metrics.Metrics
+    kept: Kept | None
+    num_sampled: int
+
+
 class RunState(NamedTuple):
     """Everything that a run changes."""
 
@@ -55,6 +65,7 @@ def make(
     constants: Any = None,
     evaluate: Callable[[Any, int, types.Key], np.ndarray] | None = None,
     placement: sharding.Placement | None = None,
+    abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> loops.Loop:
     """Returns the loop of `agent`, whose learner reads the batches of `source`.
 
@@ -68,6 +79,8 @@ def make(
       constants: frozen parameters that the learner takes (a teacher); never part of a checkpoint.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
       placement: over a mesh of devices; None is one device.
+      abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
+        `advance` by `loops.Abandoned`, before the step has changed anything.
 
     Raises:
       ValueError: if the mesh does not divide the rows, or no rule is for a parameter or constant.
@@ -116,7 +129,8 @@ def make(
         nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes().kept)
         return settled(RunState(0, learner, key, sums, nothing))
 
-    def iteration(state: RunState) -> RunState:
+    def draw(state: RunState) -> _Drawn:
+        """Data of a learner step; changes nothing."""
         count, sums, parts = source.num_sampled(state.steps), state.metrics, []
         kept, is_fresh = state.kept, samples_at(source.num_sampled, source.max_age, state.steps)
         if count and not is_fresh and kept is not None:
@@ -133,12 +147,17 @@ def make(
         if count < source.num_rows:
             parts.append(source.stored(state.steps, source.num_rows - count))
         data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
-        batch = _batch(data, source.num_rows)
+        return _Drawn(data, sums, kept, count)
+
+    def learn(state: RunState, drawn: _Drawn) -> RunState:
+        """The learner step; the state before it is gone, as the learner's is donated."""
+        sums, kept = drawn.metrics, drawn.kept
+        batch = _batch(drawn.data, source.num_rows)
         if placement is not None:
             batch = jax.device_put(batch, sharding.of_rows(placement.mesh, source.num_rows))
         learner, feedback = learn_step(state.learner, batch, constants)
         if kept is not None:
-            age = state.steps - int(kept.made_at) if count else 0
+            age = state.steps - int(kept.made_at) if drawn.num_sampled else 0
             ages = {"sample_age": jnp.asarray(age, jnp.float32)}
             feedback = feedback._replace(metrics=feedback.metrics | ages)
         sums = add_feedback(sums, feedback)
@@ -147,7 +166,12 @@ def make(
     def advance(state: RunState, until: int) -> RunState:
         start = time.perf_counter()
         while state.steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
-            state = iteration(state)
+            try:
+                with abandons():
+                    drawn = draw(state)
+            except (Exception, KeyboardInterrupt) as error:
+                raise loops.Abandoned(state) from error
+            state = learn(state, drawn)
             jax.block_until_ready(state.metrics.updates)
         return state
 
@@ -155,13 +179,13 @@ def make(
         row = metrics.row(state.metrics)
         return settled(state._replace(metrics=metrics.next_interval(state.metrics))), [row]
 
-    def evaluate_now(state: RunState, episodes: int) -> np.ndarray:
+    def evaluate_now(state: RunState, episodes: int) -> loops.Episodes:
         if evaluate is None:
             raise ValueError("nothing to evaluate by; hand over a function that scores sequences")
         acting = agent.actor_params(state.learner, _count(state.steps), True)
-        # Keys of their own: those of sampling fold the number of the step alone.
-        key = jax.random.fold_in(jax.random.fold_in(state.key, 0xE7A1), state.steps)
-        return np.asarray(evaluate(acting, episodes, key))[None]
+        key = loops.evaluation_key(state.key, state.steps)
+        scores = np.asarray(evaluate(acting, episodes, key))[None]
+        return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
 
     def template() -> RunState:
         return shapes() if homes is None else sharding.annotated(shapes(), homes)

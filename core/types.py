@@ -36,6 +36,7 @@ class Spec:
     frame_stack: int = 1
     frames_per_step: int = 1  # Frames of the emulator in one agent step.
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # Of a vector, for scaling.
+    max_episode_steps: int | None = None  # Agent steps after which it ends an episode itself.
 
     def __post_init__(self) -> None:
         if self.num_actions < 1:

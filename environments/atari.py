@@ -125,7 +125,7 @@ def make(
         reward_clipping=False,
         use_fire_reset=False,
     )
-    return Atari(emulators, life_loss=rules.life_loss)
+    return Atari(emulators, life_loss=rules.life_loss, max_frames=max_frames)
 
 
 class Atari:
@@ -135,7 +135,9 @@ class Atari:
     frame in which the life was lost, alone in its stack.
     """
 
-    def __init__(self, emulators: ale_py.vector_env.AtariVectorEnv, *, life_loss: bool) -> None:
+    def __init__(
+        self, emulators: ale_py.vector_env.AtariVectorEnv, *, life_loss: bool, max_frames: int
+    ) -> None:
         self.num_envs = emulators.num_envs
         self.spec = types.Spec(
             shape=(STACK, SIZE, SIZE),
@@ -143,6 +145,7 @@ class Atari:
             num_actions=len(emulators.ale.get_action_set()),
             frame_stack=STACK,
             frames_per_step=FRAME_SKIP,
+            max_episode_steps=-(-max_frames // FRAME_SKIP),
         )
         # Where a whole game ended (or was cut) in the last tick; bool, [B]. LAST unless life_loss.
         self.game_over = np.zeros(self.num_envs, bool)

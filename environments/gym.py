@@ -163,4 +163,5 @@ def _spec(row: gymnasium.Env, num_actions: int) -> types.Spec:
         dtype=np.uint8 if is_image else np.float32,
         num_actions=num_actions,
         bounds=bounds,
+        max_episode_steps=None if row.spec is None else row.spec.max_episode_steps,
     )

@@ -85,7 +85,12 @@ def chain(
         )
 
     return types.Environment(
-        spec=types.Spec(shape=(length,), dtype=np.float32, num_actions=2),
+        spec=types.Spec(
+            shape=(length,),
+            dtype=np.float32,
+            num_actions=2,
+            max_episode_steps=max_episode_steps,
+        ),
         num_envs=num_envs,
         reset=reset,
         step=step,

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kullback import agents, environments, lm
@@ -54,6 +54,9 @@ class Plan:
     num_envs: int = 0
     eval_every: int = 0  # Agent steps; 0 is never.
     eval_episodes: int = 10
+    # Agent steps after which an episode of evaluation is cut; 0 is 27,000 (an Atari game), or the
+    # environment's own limit where that is longer.
+    eval_max_steps: int = 0
     settings: tuple[str, ...] = ()  # field=value of the agent's configuration.
     environment_flags: tuple[str, ...] = ()  # flag=value of the environment's constructor.
     model: str = ""  # Of a language model: a folder, a run, or a preset.
@@ -92,6 +95,12 @@ class Plan:
         for name in ("num_seeds", "eval_episodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.eval_max_steps < 0:
+            raise ValueError(
+                f"eval_max_steps must be >= 0 (0 is the default), got {self.eval_max_steps}"
+            )
+        if self.eval_max_steps and self.is_language:
+            raise ValueError(f"eval_max_steps is for games, not for {self.environment}")
         if self.eval_every < 0:
             raise ValueError(f"eval_every must be >= 0 (0 is never), got {self.eval_every}")
         if not 0 <= self.seed <= 2**31 - 1 - self.num_seeds:
@@ -149,14 +158,27 @@ class Plan:
         return environments.make(self.environment, num_envs, **self._flags())
 
     def make_arena(self, num_envs: int) -> AnyEnvironment:
-        """The environment to be evaluated in: on Atari whole games, whatever is an episode."""
+        """Makes the environment to be evaluated in: on Atari whole games, whatever flags say.
+
+        There a life may be an episode of training (`protocol=classic`, `life_loss=true`).
+        """
         flags = self._flags()
-        if self.family == "atari" and flags.get("protocol") == "classic":
-            flags.setdefault("life_loss", False)
+        if self.environment.startswith("atari/"):
+            flags["life_loss"] = False
         return environments.make(self.environment, num_envs, **flags)
 
     def _flags(self) -> dict[str, Any]:
         return dict(map(_flag, self.environment_flags))
+
+
+@contextlib.contextmanager
+def closing(environment: AnyEnvironment) -> Iterator[AnyEnvironment]:
+    """Closes the environment at the end of the block; what is compiled holds nothing."""
+    try:
+        yield environment
+    finally:
+        if not isinstance(environment, types.Environment):
+            environment.close()
 
 
 def _flag(text: str) -> tuple[str, Any]:

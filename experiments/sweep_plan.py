@@ -106,11 +106,8 @@ def check(configuration: Configuration) -> bool:
 def _look(environment: str, flags: tuple[str, ...]) -> tuple[types.Spec, bool]:
     """What agents see of an environment, and whether it is compiled."""
     plan = plans.Plan(agent=plans.CUSTOM, environment=environment, environment_flags=flags)
-    made = plan.make_environment(1)
-    if isinstance(made, types.Environment):
-        return made.spec, True
-    made.close()
-    return made.spec, False
+    with plans.closing(plan.make_environment(1)) as made:
+        return made.spec, isinstance(made, types.Environment)
 
 
 def _grid(

@@ -24,6 +24,12 @@ def add_parser(commands: Any) -> None:
     )
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
     sub.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
+    sub.add_argument(
+        "--max-steps",
+        metavar="N",
+        type=arguments.count,
+        help="agent steps after which an episode is cut; default: the run's --eval-max-steps",
+    )
     sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
     language = sub.add_argument_group("of a language model")
     language.add_argument(
@@ -80,13 +86,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.video is not None:
         video.check(options.video)
     run = runs.load(options.run, seed=options.seed, best=options.best)
-    scores = run.evaluate(options.episodes)
-    chance = run.evaluate_random(options.episodes)
+    played = run.play(options.episodes, options.max_steps or 0)
+    chance = run.play_random(options.episodes, options.max_steps or 0)
+    scores = played.returns
     print(
         f"{run.plan.agent} on {run.plan.environment}, seed {run.seed}, after {run.env_steps:,} "
         f"steps: mean return {scores.mean():.2f} (min {scores.min():g}, max {scores.max():g}) "
-        f"over {len(scores)} episodes; a random policy: {chance.mean():.2f}"
+        f"over {len(scores)} episodes; a random policy: {chance.returns.mean():.2f}"
     )
+    for whose, found in (("", played), (" of the random policy", chance)):
+        if found.num_cut:
+            print(
+                f"{found.num_cut} of {len(found.cut)} episodes{whose} were cut at their limit of "
+                "steps, and count as far as they went; --max-steps N sets it"
+            )
     print(f"learning curve: {run.path / 'learning_curve.png'}")
     if options.video is not None:
         count = video.write(run.frames(), options.video)
@@ -99,6 +112,8 @@ def _evaluate_language(options: argparse.Namespace) -> int:
 
     if options.video is not None:
         raise ValueError("--video is for games; a language model's text goes to --out")
+    if options.max_steps is not None:
+        raise ValueError("--max-steps is for games; of a text it is --max-new-tokens")
     if options.reward is not None and options.best_of is None:
         raise ValueError("--reward goes with --best-of N, which chooses by it")
     lengths = {n: getattr(options, n) for n in LENGTHS if getattr(options, n) is not None}

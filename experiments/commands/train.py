@@ -35,6 +35,13 @@ def add_parser(commands: Any) -> None:
         "--eval-every", metavar="N", type=arguments.count, help="agent steps; default: never"
     )
     sub.add_argument("--eval-episodes", metavar="M", type=arguments.count)
+    sub.add_argument(
+        "--eval-max-steps",
+        metavar="N",
+        type=arguments.count,
+        help="agent steps after which an episode of evaluation is cut; default: 27,000, or the "
+        "environment's own limit if that is longer",
+    )
     sub.add_argument("--log-every", metavar="N", type=arguments.count, help="agent steps")
     sub.add_argument("--checkpoint-every", metavar="N", type=arguments.count, help="agent steps")
     sub.add_argument(

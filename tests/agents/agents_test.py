@@ -76,7 +76,7 @@ def test_every_agent_learns_the_optimum_of_the_chain(name: str):
         loss = row["loss"] - row.get("actor_loss", 0)
         assert loss < (2.3 if name in ("c51", "rainbow") else 0.05)
         assert row["epsilon"] == pytest.approx(0.1)
-    assert np.all(loop.evaluate(state, 5) == 1.0)
+    assert np.all(loop.evaluate(state, 5).returns == 1.0)
 
 
 @pytest.mark.parametrize(

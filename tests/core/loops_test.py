@@ -1,5 +1,6 @@
 """Tests of core/loops.py, core/compiled.py and core/host.py: one agent, two loops."""
 
+import dataclasses
 import functools
 
 import jax
@@ -242,5 +243,88 @@ def test_evaluation_needs_an_environment_on_the_host():
 
 def test_evaluation_plays_one_episode_a_row_with_its_own_epsilon():
     loop = compiled_loop(max_episode_steps=30)
-    returns = loop.evaluate(loop.init(), 6)
+    returns = loop.evaluate(loop.init(), 6).returns
     assert returns.shape == (1, 6) and set(np.unique(returns)) <= {0.0, 1.0}
+
+
+def endless(num_envs: int) -> types.Environment:
+    """Row r pays 1 a tick and ends after 2 + 7 r ticks, but for the last, which never ends."""
+    first = jnp.zeros((num_envs, 8), jnp.float32)
+    length = jnp.where(jnp.arange(num_envs) == num_envs - 1, 10**9, 2 + 7 * jnp.arange(num_envs))
+
+    def timestep(kind: jax.Array) -> types.TimeStep:
+        ones = jnp.ones(num_envs)
+        return types.TimeStep(kind.astype(jnp.int8), ones, ones, first, first)
+
+    def reset(key: types.Key):
+        return jnp.zeros(num_envs, jnp.int32), timestep(jnp.full(num_envs, types.FIRST))
+
+    def step(age: jax.Array, action: jax.Array):
+        last = age + 1 == length
+        kind = jnp.where(last, types.LAST, types.MID)
+        return jnp.where(last, 0, age + 1), timestep(kind)
+
+    return types.Environment(toy.chain(1).spec, num_envs, reset, step)
+
+
+@pytest.mark.parametrize("limit", [13, 300])
+@pytest.mark.parametrize("kind", ["compiled", "host"])
+def test_an_episode_without_an_end_is_cut_and_counted(kind, limit):
+    if kind == "compiled":
+        loop = compiled.make(agent(), toy.chain(4), (0, 1), endless, evaluation_limit=limit)
+    else:
+        loop = host.make(
+            agent(), OnHost(toy.chain(4)), 0, lambda n: OnHost(endless(n)), evaluation_limit=limit
+        )
+    found = loop.evaluate(loop.init(), 3)
+    np.testing.assert_array_equal(found.returns, [[2, 9, limit]] * len(loop.seeds))
+    np.testing.assert_array_equal(found.cut, [[False, False, True]] * len(loop.seeds))
+    assert found.num_cut == len(loop.seeds)
+
+
+def test_where_nothing_is_said_the_limit_is_the_default_or_the_environments_if_that_is_longer():
+    longest = [None, 200, 50_000]
+    specs = [dataclasses.replace(toy.chain(1).spec, max_episode_steps=n) for n in longest]
+    assert [loops.evaluation_limit(spec) for spec in specs] == [27_000, 27_000, 50_000]
+    assert [loops.evaluation_limit(spec, 100) for spec in specs] == [100] * 3
+
+
+def test_how_an_evaluation_is_cut_into_calls_changes_no_number(monkeypatch):
+    def walk(num_envs: int) -> types.Environment:
+        return toy.chain(num_envs, length=12, max_episode_steps=600)
+
+    uniform = lambda params, observation, state, key: (  # noqa: E731
+        jax.random.randint(key, (len(observation),), 0, 2),
+        state,
+        {},
+    )
+    policy = types.Policy(lambda params, context, max_length: None, uniform)
+    walker = agent()._replace(policy=policy, actor_params=lambda state, steps, evaluate: {})
+    state = compiled_loop().init()
+    # As evaluations of earlier versions found it, in calls of 250 ticks.
+    golden = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]
+    for seconds in (loops.CHUNK_SECONDS, 1e-9):  # Of the latter each call is one tick.
+        monkeypatch.setattr(loops, "CHUNK_SECONDS", seconds)
+        evaluate = compiled.evaluator(walker, walk(4))
+        found = evaluate(state.learner, state.env_steps, jax.random.key(5), 12)  # In three rounds.
+        assert found.returns.tolist() == golden and not found.cut.any()
+
+
+def test_what_a_loop_made_to_evaluate_in_is_closed_with_it():
+    made = []
+
+    class Counted(OnHost):
+        def close(self):
+            made.remove(self)
+
+    def arena(rows: int) -> OnHost:
+        made.append(Counted(toy.chain(rows, max_episode_steps=3)))
+        return made[-1]
+
+    loop = host.make(agent(), OnHost(toy.chain(4)), 0, arena)
+    state = loop.init()
+    for rows in (2, 3, 2):
+        loop.evaluate(state, rows)
+    assert len(made) == 2
+    loop.close()
+    assert not made

@@ -194,7 +194,7 @@ def test_evaluation_has_keys_of_its_own_and_changes_nothing():
     state = one.init()
     for until in (2, 5):
         state = run(one, state, until)
-        scores = one.evaluate(state, 6)
+        scores = one.evaluate(state, 6).returns
         assert scores.shape == (1, 6)
         assert scores[0, 0] == state.learner.params["logits"][1]
     assert not np.array_equal(*seen)

@@ -268,7 +268,12 @@ def test_arrays_are_the_callers_to_keep():
 def test_dtypes_spec_and_picture():
     environment = atari.make("pong", 2)
     assert environment.spec == types.Spec(
-        shape=(4, 84, 84), dtype=np.uint8, num_actions=6, frame_stack=4, frames_per_step=4
+        shape=(4, 84, 84),
+        dtype=np.uint8,
+        num_actions=6,
+        frame_stack=4,
+        frames_per_step=4,
+        max_episode_steps=27_000,
     )
     timesteps = play(environment, 0, 1)
     for timestep in timesteps:
