@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from kullback.experiments import interrupts
 from kullback.experiments.commands import (
     entailment,
     evaluate,
@@ -21,19 +22,26 @@ COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; exit status 0, 1 if a run failed, 2 for what was asked wrongly."""
+    """Runs one command.
+
+    Returns:
+      Exit status: 0, 1 if a run failed, 2 for what was asked wrongly, and after a signal what a
+      shell makes of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        return options.command(options)
+        with interrupts.Interrupts(raises=True):  # A run that has a state to save hears by itself.
+            return options.command(options)
     except BrokenPipeError:  # The reader of a pipe has seen enough.
         return 0
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
-    except ArithmeticError as error:
+    except (ArithmeticError, interrupts.Failure) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted", 130)
+        stopped = interrupts.as_interrupted(error, str(error) or "interrupted")
+        return _fail(str(stopped), stopped.status)
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,6 +1,6 @@
 """Text from a language model, in pieces as it is made."""
 
-import contextlib
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from kullback.core import regularizers, rollout
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
-from kullback.experiments import models
+from kullback.experiments import interrupts, models
 from kullback.lm import batches, gemma, policy, tokenizer
 
 PIECE = 16  # Tokens between two looks at the text.
@@ -96,15 +96,20 @@ def generate(
 
     state = start(acting, padded)
     made = [_Row(words, stops) for _ in prompts]
-    with contextlib.suppress(KeyboardInterrupt):
+    stopped = None
+    try:
         for begin in range(0, max_new_tokens, PIECE):
             actions, valid, state = proceed(acting, state, jnp.asarray(begin, jnp.int32))
             _hand_over(made, np.asarray(actions), np.asarray(valid), on_text)
             if np.all(np.asarray(state.done)):
                 break
+    except KeyboardInterrupt as error:  # What is there is shown.
+        stopped = error
     for number, row in enumerate(made):
         if rest := row.finish():
             on_text(number, rest)
+    if isinstance(stopped, interrupts.Interrupted) and stopped.number != signal.SIGINT:
+        raise stopped  # Who sends SIGTERM is not there to read.
     return [Generated(row.text, row.ids, row.is_complete) for row in made]
 
 

@@ -1,5 +1,6 @@
 """Runs of language models: from the names of a plan to a model, a tokenizer, data and a loop."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -129,12 +130,17 @@ class Setup:
             fronts.finish(folder, self.actor, self.student, self.start, learner)
 
     def loop(
-        self, seed: int, on_texts: OnTexts = lambda steps, texts: None, every: int = 1
+        self,
+        seed: int,
+        on_texts: OnTexts = lambda steps, texts: None,
+        every: int = 1,
+        abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> loops.Loop:
         """The loop of one seed; of what its student samples, `every` steps have some texts shown.
 
         They are of the last batch of that interval that the student made, which the number of the
-        step alone decides: a run that is resumed shows what the uninterrupted one did.
+        step alone decides: a run that is resumed shows what the uninterrupted one did. `abandons`
+        is as for `sequences.make`.
         """
         constants = None if self.teacher is None else self.teacher.params
         source, evaluate = self.source, self.judge.scores
@@ -150,6 +156,7 @@ class Setup:
             constants=constants,
             evaluate=evaluate,
             placement=self.placement,
+            abandons=abandons,
         )
 
     def source(

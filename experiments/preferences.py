@@ -81,9 +81,11 @@ class Setup:
         """Writes the decoder's shape and the tokenizer beside config.json."""
         models.save(self.student, folder)
 
-    def loop(self, seed: int, on_texts: Any = None, every: int = 1) -> loops.Loop:
-        """The loop of one seed; nothing is sampled, so `on_texts` is never called."""
-        del on_texts, every
+    def loop(
+        self, seed: int, on_texts: Any = None, every: int = 1, abandons: Any = None
+    ) -> loops.Loop:
+        """The loop of one seed; nothing is sampled, so no text is shown and none is waited for."""
+        del on_texts, every, abandons
         return sequences.make(
             self.member(seed),
             self._source(seed),

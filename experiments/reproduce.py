@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kullback.core import files, names
-from kullback.experiments import catalog, progress, settings
+from kullback.experiments import catalog, interrupts, progress, settings
 from kullback.experiments.benchmarks import machine
 
 Rows = list[dict[str, Any]]  # Of a table; values are numbers and texts.
@@ -157,7 +157,7 @@ def reproduce(
             found = entry.run(config, Work(folder / "parts", bar))
     except KeyboardInterrupt as error:
         kept = f"interrupted; its whole parts are in {folder}: the same command goes on from there"
-        raise KeyboardInterrupt(kept) from error
+        raise interrupts.as_interrupted(error, kept) from error
     for table, rows in found.tables.items():
         files.write_csv(folder / f"{table}.csv", rows)
     for title, drawn in found.figures.items():

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import checkpoints, compiled, host, rollout, types
+from kullback.core import checkpoints, compiled, host, loops, rollout, types
 from kullback.experiments import opened
 from kullback.experiments import plan as plans
-from kullback.experiments.saver import Saver
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,40 +36,53 @@ class Run:
         action, _, _ = jax.jit(self.agent.policy.step)(self.acting(), observation, state, key)
         return np.asarray(action)
 
-    def evaluate(self, episodes: int = 10) -> np.ndarray:
-        """Returns of so many episodes, [episodes]; the same each time."""
-        return _play(self.agent, self, episodes)
+    def evaluate(self, episodes: int = 10, max_steps: int = 0) -> np.ndarray:
+        """Returns of so many episodes, [episodes]; the same each time.
 
-    def evaluate_random(self, episodes: int = 100) -> np.ndarray:
+        `max_steps` is as for `play`.
+        """
+        return self.play(episodes, max_steps).returns
+
+    def evaluate_random(self, episodes: int = 100, max_steps: int = 0) -> np.ndarray:
         """Returns of a policy that acts uniformly at random in the same environment."""
+        return self.play_random(episodes, max_steps).returns
+
+    def play(self, episodes: int = 10, max_steps: int = 0) -> loops.Episodes:
+        """Plays episodes, [episodes]; says of each whether it was cut.
+
+        Args:
+          episodes: how many.
+          max_steps: agent steps after which one is cut; 0 is the run's own limit.
+        """
+        return _play(self.agent, self, episodes, max_steps)
+
+    def play_random(self, episodes: int = 100, max_steps: int = 0) -> loops.Episodes:
+        """Plays as `play` does, by a policy that acts uniformly at random."""
 
         def uniform(acting: Any, observation: Any, state: Any, key: types.Key) -> Any:
             action = jax.random.randint(key, (observation.shape[0],), 0, self.spec.num_actions)
             return action, state, {}
 
         policy = types.Policy(lambda params, context, max_length: None, uniform)
-        return _play(self.agent._replace(policy=policy), self, episodes)
+        return _play(self.agent._replace(policy=policy), self, episodes, max_steps)
 
     def frames(self, limit: int = 3_000) -> Iterator[np.ndarray]:
         """Pictures of one episode, RGB uint8 [H, W, 3], one an agent step, at most `limit`."""
-        environment = self.make_arena(1)
-        if isinstance(environment, types.Environment):
-            yield from _compiled_frames(self, environment, limit)
-        else:
+        with plans.closing(self.make_arena(1)) as environment:
+            if isinstance(environment, types.Environment):
+                yield from _compiled_frames(self, environment, limit)
+                return
             pictures: list[np.ndarray] = []
-            try:
-                host.play(
-                    self.agent,
-                    environment,
-                    self.learner,
-                    self.env_steps,
-                    self.seed,
-                    on_tick=lambda env: pictures.append(env.render()),
-                    limit=limit,
-                )
-            finally:
-                environment.close()
-            yield from pictures
+            host.play(
+                self.agent,
+                environment,
+                self.learner,
+                self.env_steps,
+                self.seed,
+                on_tick=lambda env: pictures.append(env.render()),
+                limit=limit,
+            )
+        yield from pictures
 
     def export(self, path: str | pathlib.Path) -> None:
         """Writes the parameters that act as safetensors."""
@@ -105,37 +117,50 @@ def load(
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
-    arena = (environment or plan.make_environment)(plan.num_envs)
-    built = (agent or plan.make_agent)(arena.spec)
-    if isinstance(arena, types.Environment):
-        loop = compiled.make(built, arena, run.seeds)
-        saved = loop.restore(Saver(folder, loop).load_snapshot(best=best))
-        learner = compiled.seed_of(saved.learner, k=seed - plan.seed, num_seeds=plan.num_seeds)
-    else:
-        saved = Saver(folder, host.make(built, arena, seed)).load_snapshot(best=best)
-        arena.close()
-        learner = saved.learner
+    with plans.closing((environment or plan.make_environment)(plan.num_envs)) as probe:
+        spec, is_compiled = probe.spec, isinstance(probe, types.Environment)
+        built = (agent or plan.make_agent)(spec)
+    # Seeds of a compiled run share its checkpoints.
+    num_seeds = plan.num_seeds if is_compiled else 1
+    saved = _acting_part(folder.checkpoints, built, num_seeds, is_compiled, best)
     return Run(
         path=folder.path,
         plan=plan,
         agent=built,
-        spec=arena.spec,
+        spec=spec,
         make_arena=environment or plan.make_arena,
-        learner=learner,
-        env_steps=int(saved.env_steps),
+        learner=compiled.seed_of(saved["learner"], k=seed - plan.seed, num_seeds=num_seeds),
+        env_steps=int(saved["env_steps"]),
         seed=seed,
     )
 
 
-def _play(agent: types.Agent, run: Run, episodes: int) -> np.ndarray:
-    environment = run.make_arena(episodes)
-    if isinstance(environment, types.Environment):
-        evaluate = compiled.evaluator(agent, environment)
-        return evaluate(run.learner, run.env_steps, jax.random.key(run.seed), episodes)
-    try:
-        return host.play(agent, environment, run.learner, run.env_steps, run.seed)
-    finally:
-        environment.close()
+def _acting_part(
+    folder: pathlib.Path, agent: types.Agent, num_seeds: int, is_compiled: bool, best: bool
+) -> dict[str, Any]:
+    """What of a checkpoint is needed to act: nothing of a replay, whatever its size."""
+    count = np.int32 if is_compiled else np.int64  # As each loop keeps it.
+    like = {
+        "env_steps": jax.ShapeDtypeStruct((), count),
+        "learner": compiled.learner_shapes(agent, num_seeds),
+    }
+    if not best:
+        saved, _, _ = checkpoints.restore_latest(folder, like, part=True)
+    else:
+        step = checkpoints.best_step(folder)
+        if step is None:
+            raise ValueError(f"{folder} has no checkpoint with a score yet; take the newest")
+        saved, _ = checkpoints.restore(folder, step, like, part=True)
+    return {**saved, "learner": jax.tree.map(jnp.asarray, saved["learner"])}
+
+
+def _play(agent: types.Agent, run: Run, episodes: int, max_steps: int) -> loops.Episodes:
+    with plans.closing(run.make_arena(episodes)) as environment:
+        limit = loops.evaluation_limit(environment.spec, max_steps or run.plan.eval_max_steps)
+        if isinstance(environment, types.Environment):
+            evaluate = compiled.evaluator(agent, environment, limit=limit)
+            return evaluate(run.learner, run.env_steps, jax.random.key(run.seed), episodes)
+        return host.play(agent, environment, run.learner, run.env_steps, run.seed, limit=limit)
 
 
 def _compiled_frames(run: Run, environment: types.Environment, limit: int) -> Iterator[np.ndarray]:

@@ -56,20 +56,6 @@ class Saver:
         checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
         self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
 
-    def load_snapshot(self, *, best: bool = False) -> Any:
-        """The newest whole snapshot, or that of the highest score, without a host replay.
-
-        Raises:
-          ValueError: if the best is asked for and none has a score.
-        """
-        folder, template = self._folder.checkpoints, self._loop.template()
-        if not best:
-            return checkpoints.restore_latest(folder, template)[0]
-        step = checkpoints.best_step(folder)
-        if step is None:
-            raise ValueError(f"{folder} has no checkpoint with a score yet; take the newest")
-        return checkpoints.restore(folder, step, template)[0]
-
     def load(self) -> tuple[Any, dict[str, Any]]:
         """State and notes of the newest checkpoint that is whole; warns of each passed over.
 

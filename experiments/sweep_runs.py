@@ -175,14 +175,14 @@ def _steps(folder: pathlib.Path, plan: plans.Plan) -> int:
     """Steps of the newest checkpoint: it is renamed into place, so its name is enough.
 
     A run whose checkpoints were deleted to save space is as far as its last row, if that is the
-    end; what is not finished has nothing else to go on from.
+    end; what is not finished has nothing else to go on from. One that was stopped in its last
+    evaluation has done all steps and lacks their row: it is one step short.
     """
     run = run_folder.RunFolder(folder)
-    saved = checkpoints.steps(run.checkpoints)
-    if saved:
-        return saved[-1]
-    rows = run.rows()
+    saved, rows = checkpoints.steps(run.checkpoints), run.rows()
     last = int(rows[-1]["steps"]) if rows else 0
+    if saved:
+        return plan.steps - 1 if last < plan.steps <= saved[-1] else saved[-1]
     return last if last >= plan.steps else 0
 
 

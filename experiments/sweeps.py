@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kullback.core import files
-from kullback.experiments import progress, sweep_local, sweep_watch, sweep_worker
+from kullback.experiments import interrupts, progress, sweep_local, sweep_watch, sweep_worker
 from kullback.experiments.sweep_worker import Job, Outcome, Workers
 
 RECORD = "sweep.json"  # In the sweep's folder: the file, and all runs with plan and threads.
@@ -89,7 +89,8 @@ def sweep(
         flags = {"--out": folder, "--jobs": jobs, "--ray": ray}
         given = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
         again = " ".join(["kullback sweep", name, *given]) if name else "the same call"
-        raise KeyboardInterrupt(f"interrupted, and saved; go on with: {again}") from error
+        saved = f"interrupted, and saved; go on with: {again}"
+        raise interrupts.as_interrupted(error, saved) from error
     if failures:
         lines = [f"{job.name}: {outcome.error} (log: {job.log})" for job, outcome in failures]
         raise Failed(

@@ -1,24 +1,18 @@
 """Training as a person runs it: a folder, a log, checkpoints, progress, and exact resumption."""
 
-import math
+import contextlib
 import pathlib
-import signal
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from kullback.core import checkpoints, compiled, host, loops, platform, types
-from kullback.experiments import opened, progress, run_folder
+from kullback.experiments import driving, interrupts, opened, run_folder
 from kullback.experiments import plan as plans
+from kullback.experiments.driving import Callback
+from kullback.experiments.interrupts import Interrupted as Interrupted
 from kullback.experiments.saver import Saver
-from kullback.lm import power_law
-
-Callback = Callable[[Mapping[str, Any]], None]  # Receives each row of metrics.csv.
-
-DRAW_SECONDS = 60.0  # Between two drawings of the learning curve.
 
 
 def train(
@@ -50,13 +44,14 @@ def train(
         **fields,
     )
     work = _Work(plan, agent, environment)
-    probe = work.build()
-    path = pathlib.Path(out) if out else _free_folder(plan)
-    config = {"plan": plan.to_json(), **_details(probe), **run_folder.provenance()}
-    folder = run_folder.create(path, config)
-    if plan.is_language:
-        probe[1].save(path)
-    _run(work, folder, plan, probe, callback, quiet)
+    with contextlib.ExitStack() as stack:
+        probe = stack.enter_context(work.built())
+        path = pathlib.Path(out) if out else _free_folder(plan)
+        config = {"plan": plan.to_json(), **_details(probe), **run_folder.provenance()}
+        folder = run_folder.create(path, config)
+        if plan.is_language:
+            probe[1].save(path)
+        _run(work, folder, plan, probe, stack.close, callback, quiet)
     return path
 
 
@@ -91,21 +86,18 @@ def resume(
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
     work = _Work(plan, agent or plan.agent, environment or plan.environment)
-    probe = work.build(folder.path)
-    for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
-        key = f"{name}_sha256"
-        if plan.is_language and probe[1].details().get(key) != config.get(key):
-            raise ValueError(
-                f"the {name} {frozen} has changed since the run began (its SHA-256 differs); "
-                "put the old one back, or start a new run"
-            )
-    folder.write_config({**config, "plan": plan.to_json()})
-    _run(work, folder, plan, probe, callback, quiet)
+    with contextlib.ExitStack() as stack:
+        probe = stack.enter_context(work.built(folder.path))
+        for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
+            key = f"{name}_sha256"
+            if plan.is_language and probe[1].details().get(key) != config.get(key):
+                raise ValueError(
+                    f"the {name} {frozen} has changed since the run began (its SHA-256 differs); "
+                    "put the old one back, or start a new run"
+                )
+        folder.write_config({**config, "plan": plan.to_json()})
+        _run(work, folder, plan, probe, stack.close, callback, quiet)
     return folder.path
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, after the run was saved."""
 
 
 class _Work:
@@ -125,19 +117,24 @@ class _Work:
         self.make_arena: plans.MakeEnvironment = plan.make_arena if named else environment
         self.plan = plan
 
-    def build(self, home: pathlib.Path | None = None) -> tuple[types.Agent, Any]:
-        """The agent and what it acts in; of a run that goes on, `home` is the folder."""
+    @contextlib.contextmanager
+    def built(self, home: pathlib.Path | None = None) -> Iterator[tuple[types.Agent, Any]]:
+        """Makes the agent and what it acts in, which is closed when the block ends.
+
+        Of a run that goes on, `home` is the folder.
+        """
         if self.plan.is_language:
             from kullback.experiments import language, preferences
 
             kind = preferences if opened.kind_of(self.plan) == "preferences" else language
             platform.run_large_programs()  # The setup is the first to use JAX.
             setup = kind.setup(self.plan, home)
-            return setup.agent, setup
-        environment = self.make_environment(self.plan.num_envs)
-        agent = self.make_agent(environment.spec)
-        loops.pace(agent.replay, environment.num_envs)
-        return agent, environment
+            yield setup.agent, setup
+            return
+        with plans.closing(self.make_environment(self.plan.num_envs)) as environment:
+            agent = self.make_agent(environment.spec)
+            loops.pace(agent.replay, environment.num_envs)
+            yield agent, environment
 
 
 def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
@@ -173,10 +170,14 @@ def _run(
     folder: run_folder.RunFolder,
     plan: plans.Plan,
     probe: tuple[types.Agent, Any],
+    close: Callable[[], None],
     callback: Callback | None,
     quiet: bool,
 ) -> None:
-    """Runs all seeds: together in one program, or on the host in turn, a sub-folder each."""
+    """Runs all seeds: together in one program, or on the host in turn, a sub-folder each.
+
+    `close` closes the probe before its time, where each seed builds its own.
+    """
     notice = getattr(probe[1], "notice", None)  # What a population takes of memory.
     if notice and not quiet:
         print(notice)
@@ -185,17 +186,18 @@ def _run(
         _drive(work, folder, plan, probe, seeds, callback, quiet)
         return
     config = folder.config()
-    probe[1].close()
+    close()
     parts = []
     for seed in seeds:
         part = run_folder.RunFolder(folder.path / f"seed_{seed}")
         single = plans.Plan.from_json({**plan.to_json(), "seed": seed, "num_seeds": 1})
         part.path.mkdir(exist_ok=True)
         part.write_config({**config, "plan": single.to_json()})
-        _drive(work, part, single, work.build(folder.path), (seed,), callback, quiet)
+        with work.built(folder.path) as built:
+            _drive(work, part, single, built, (seed,), callback, quiet, folder.path)
         parts.append(part)
         folder.write_rows([row for p in parts for row in p.rows()])
-        folder.draw(_title(plan), of_language=plan.is_language)
+        folder.draw(driving.title(plan), of_language=plan.is_language)
 
 
 def _drive(
@@ -206,175 +208,54 @@ def _drive(
     seeds: Sequence[int],
     callback: Callback | None,
     quiet: bool,
+    home: pathlib.Path | None = None,
 ) -> None:
-    """Runs one loop to the plan's number of steps, or until interrupted."""
+    """Runs one loop to the plan's number of steps, or until interrupted.
+
+    `home` is what a user goes on with, where `folder` is that of one seed of several.
+    """
+    environment, heard = built[1], interrupts.Interrupts()
+    texts = run_folder.Texts(folder, seeds[0]) if plan.is_language else None
+    with heard, contextlib.ExitStack() as stack:
+        with heard.at_once():  # There is nothing yet that would be lost.
+            loop = _loop(work, plan, built, seeds, texts, heard)
+            stack.callback(loop.close)
+            saver = Saver(folder, loop)
+            if checkpoints.steps(folder.checkpoints):  # None if the first was never whole.
+                state, notes = saver.load()
+            else:
+                disk = saver.require_disk()
+                if not quiet:
+                    print(f"{folder.path}: checkpoints take at most {disk / 1e9:.2f} GB")
+                state, notes = loop.init(), {}
+                saver.save(state, None, notes)
+        driving.Drive(
+            loop=loop,
+            saver=saver,
+            folder=folder,
+            home=home or folder.path,
+            plan=plan,
+            environment=environment,
+            texts=texts,
+            heard=heard,
+            callback=callback,
+            quiet=quiet,
+        ).run(state, notes)
+
+
+def _loop(
+    work: _Work,
+    plan: plans.Plan,
+    built: tuple[types.Agent, Any],
+    seeds: Sequence[int],
+    texts: run_folder.Texts | None,
+    heard: interrupts.Interrupts,
+) -> loops.Loop:
+    """Returns the loop of what was built."""
     agent, environment = built
-    texts = None  # Of a language model.
+    limit = plan.eval_max_steps
     if isinstance(environment, types.Environment):
-        loop = compiled.make(agent, environment, seeds, work.make_arena)
-    elif plan.is_language:
-        texts = run_folder.Texts(folder, seeds[0])
-        loop = environment.loop(seeds[0], texts.write, plan.log_every)
-    else:
-        loop = host.make(agent, environment, seeds[0], work.make_arena)
-    saver = Saver(folder, loop)
-    if checkpoints.steps(folder.checkpoints):  # None if the first was never whole.
-        state, notes = saver.load()
-    else:
-        disk = saver.require_disk()
-        if not quiet:
-            print(f"{folder.path}: checkpoints take at most {disk / 1e9:.2f} GB")
-        state, notes = loop.init(), {}
-        saver.save(state, None, notes)
-    steps = loop.env_steps(state)
-    if steps >= plan.steps:
-        _finish(environment, folder, state)
-        print(f"{folder.path} is finished: {steps:,} steps; a larger --steps extends it")
-        return
-    log = run_folder.Log(folder, steps)
+        return compiled.make(agent, environment, seeds, work.make_arena, limit)
     if texts is not None:
-        texts.begin(steps)
-    interrupts = _Interrupts()
-    spec = environment.spec
-    drawn = clock = time.monotonic()
-    saved_at, wall = steps, float(notes.get("wall_seconds", 0.0))
-    logged_at = steps
-    label = f"{plan.agent} {plan.environment}"
-    with interrupts, progress.Progress(label, steps, plan.steps, quiet) as bar:
-        while steps < plan.steps and not interrupts.asked:
-            events = {
-                name: _next(steps, every)
-                for name, every in (
-                    ("log", plan.log_every),
-                    ("save", plan.checkpoint_every),
-                    ("evaluate", plan.eval_every),
-                )
-            }
-            state = loop.advance(state, min(*events.values(), plan.steps))
-            steps = loop.env_steps(state)
-            if not np.all(np.isfinite(np.asarray(state.metrics.learner["loss"]))):
-                log.close()
-                raise ArithmeticError(
-                    f"the loss is not finite at step {steps:,}; the last good checkpoint, step "
-                    f"{saved_at:,}, is kept in {folder.checkpoints}"
-                )
-            scores = None
-            finished = steps >= plan.steps
-            if steps >= events["evaluate"] or (finished and plan.eval_every):
-                scores = loop.evaluate(state, plan.eval_episodes).mean(axis=1)  # [K]
-                notes["evaluation"] = float(scores.mean())
-            distance = None
-            if plan.teacher and scores is not None:
-                distance = built[1].distance(state.learner, steps)
-                notes.setdefault("distances", []).append([steps, distance])
-                text = _departure(notes["distances"])
-                if text and not notes.get("has_departed"):
-                    notes["has_departed"] = True
-                    bar.say(f"warning: {text}")
-            if texts is not None and (scores is not None or finished):
-                texts.write(steps, built[1].texts(state.learner, steps))
-            if scores is not None or steps >= events["log"] or finished:
-                state, rows = loop.rows(state)
-                now = time.monotonic()
-                wall += now - clock
-                speed, clock = (steps - logged_at) / max(now - clock, 1e-9), now
-                logged_at = steps
-                for k, (seed, row) in enumerate(zip(seeds, rows, strict=True)):
-                    line = {
-                        "seed": seed,
-                        "steps": steps,
-                        "frames": steps * spec.frames_per_step,
-                        **row,
-                        "evaluation": float("nan") if scores is None else float(scores[k]),
-                        **_of_teacher(plan, distance),
-                        "steps_per_second": speed,
-                        "wall_seconds": wall,
-                    }
-                    log.write(line)
-                    if callback is not None:
-                        callback(line)
-                recent = [row["recent_return"] for row in rows]
-                notes["recent_return"] = float(np.mean(recent))
-                notes["loss"] = float(np.mean([row["loss"] for row in rows]))
-            bar.update(steps, *_shown(notes, plan.is_language))
-            if steps >= events["save"] or finished or interrupts.asked:
-                log.flush()
-                notes["wall_seconds"] = wall + time.monotonic() - clock
-                score = notes.get("evaluation" if plan.eval_every else "recent_return")
-                saver.save(state, _finite(score), notes)
-                saved_at = steps
-                if finished or interrupts.asked or time.monotonic() - drawn > DRAW_SECONDS:
-                    folder.draw(_title(plan), of_language=plan.is_language)
-                    drawn = time.monotonic()
-    log.close()
-    if steps >= plan.steps:
-        _finish(environment, folder, state)
-    if interrupts.asked and steps < plan.steps:
-        raise Interrupted(
-            f"saved at step {steps:,}; go on with: kullback train --resume {folder.path}"
-        )
-
-
-def _finish(environment: Any, folder: run_folder.RunFolder, state: Any) -> None:
-    """What a kind of run leaves behind once it is over, if it does."""
-    finish = getattr(environment, "finish", None)
-    if finish is not None:
-        finish(folder.path, state.learner)
-
-
-def _of_teacher(plan: plans.Plan, distance: float | None) -> dict[str, float]:
-    """A column of its own, in runs that have a teacher."""
-    if not plan.teacher:
-        return {}
-    return {"teacher_distance": float("nan") if distance is None else distance}
-
-
-def _departure(distances: Sequence[Sequence[float]]) -> str | None:
-    """What is to be said where the distance to a teacher leaves its power law."""
-    return power_law.warning(*zip(*distances, strict=True))
-
-
-def _shown(notes: Mapping[str, float], of_language: bool) -> tuple[float | None, str]:
-    """The number that matters and its name: where nothing has a return, the loss."""
-    value = notes.get("recent_return")
-    if of_language and (value is None or math.isnan(value)):
-        return notes.get("loss"), "loss"
-    return value, "return"
-
-
-def _next(steps: int, every: int) -> int:
-    """The next multiple of `every` after `steps`; never for 0."""
-    return (steps // every + 1) * every if every else sys.maxsize
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _title(plan: plans.Plan) -> str:
-    return f"{plan.agent} on {plan.environment}"
-
-
-class _Interrupts:
-    """Turns the first Ctrl-C or SIGTERM into a flag, so that the run can be saved."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Interrupts":
-        def ask(number: int, frame: Any) -> None:
-            if self.asked:  # A second one means it.
-                raise KeyboardInterrupt
-            self.asked = True
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[number] = signal.signal(number, ask)
-            except ValueError:  # Not the main thread: the caller's handlers stay.
-                break
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        return environment.loop(seeds[0], texts.write, plan.log_every, heard.at_once)
+    return host.make(agent, environment, seeds[0], work.make_arena, limit)

@@ -1,0 +1,85 @@
+"""Signals that ask for an end: SIGINT, SIGTERM and SIGHUP, heard where nothing is lost by it."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, SIGTERM or SIGHUP; the message says what was saved, if something was."""
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT):
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """Exit status by which a shell knows a program that its signal ended: 130, 143, 129."""
+        return 128 + self.number
+
+
+class Failure(Exception):
+    """What a user handed over (a reward) failed while it was at work; the message is one line."""
+
+
+def as_interrupted(error: KeyboardInterrupt, message: str = "") -> Interrupted:
+    """Returns the same interruption, with another message; Python's own is SIGINT's."""
+    number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+    return Interrupted(message or str(error), number)
+
+
+class Interrupts:
+    """Hears signals within a block; a second one raises Interrupted wherever that is.
+
+    The first one is remembered in `asked`, for a loop that looks when its state can be saved. It
+    raises too where `at_once` holds: nothing that must be kept changes there. Handlers of Python
+    run between two of its instructions, so that a call of a compiled program ends first.
+
+    Outside of the main thread nothing is heard, and the caller's handlers stay. SIGHUP that was
+    ignored when the program began (nohup) still is.
+    """
+
+    def __init__(self, *, raises: bool = False) -> None:
+        """Makes one that hears nothing yet; with `raises` the first signal raises everywhere."""
+        self.asked = 0  # The number of the first signal; 0 is none.
+        self._raises = raises
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            try:
+                self._before[number] = signal.signal(number, self._hear)
+            except ValueError:  # Not the main thread.
+                break
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            if handler is not None:  # One that was not set from Python cannot be put back.
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        is_second = self.asked != 0
+        self.asked = self.asked or number
+        if self._raises or is_second:
+            raise Interrupted(number=number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Lets a signal end the block at once, also one that was heard before it.
+
+        Raises:
+          Interrupted: on a signal.
+        """
+        if self.asked:
+            raise Interrupted(number=self.asked)
+        raised_before, self._raises = self._raises, True
+        try:
+            yield
+        finally:
+            self._raises = raised_before
