@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import imageio_ffmpeg
 import numpy as np
 import PIL.Image
+import PIL.ImageSequence
 import pytest
 
 from kullback.experiments import video
@@ -48,9 +49,8 @@ def film(path: pathlib.Path, pictures: list[np.ndarray]) -> list[np.ndarray]:
     video.write(iter(pictures), path)
     read = []
     with PIL.Image.open(path) as opened:
-        for i in range(opened.n_frames):
-            opened.seek(i)
-            read.append(np.asarray(opened.convert("RGB")))
+        for image in PIL.ImageSequence.Iterator(opened):
+            read.append(np.asarray(image.convert("RGB")))
     return read
 
 
