@@ -95,14 +95,16 @@ def mean_weights(num_models: int, weights: Sequence[float] | None = None) -> np.
     """w_m / sum_n w_n, float64 [M]; uniform if None.
 
     Raises:
-      ValueError: if there is not one finite weight >= 0 a model, or all are 0.
+      ValueError: if there is not one weight >= 0 a model, or their sum is 0 or not finite.
     """
     if weights is None:
         weights = [1.0] * num_models
     if len(weights) != num_models or num_models == 0:
         raise ValueError(f"expected one weight a model, got {len(weights)} for {num_models}")
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or sum(weights) == 0:
-        raise ValueError(f"weights must be >= 0, finite and not all 0, got {list(weights)}")
+    if not all(w >= 0 for w in weights) or not 0 < sum(weights) < math.inf:
+        raise ValueError(
+            f"weights must be >= 0, finite as their sum is, and not all 0, got {list(weights)}"
+        )
     return np.asarray(weights, np.float64) / math.fsum(weights)
 
 

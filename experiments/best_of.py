@@ -18,14 +18,14 @@ def measures(
     count: int,
     key: types.Key,
 ) -> dict[str, np.ndarray]:
-    """By held-out prompt, [count]: reward of all answers and of the best, and what the task says.
+    """Returns, by held-out prompt, rewards of all answers and of the best, and the task's measures.
 
     Args:
       judge: of a task.
       acting: parameters of the policy.
       reward: decides which answer is the best.
       n: N, answers at temperature 1 to each prompt.
-      count: prompts.
+      count: prompts, at most: there may be fewer.
       key: of the answers.
     """
 
@@ -51,4 +51,5 @@ def measures(
         columns |= {f"{k}_best_of_{n}": np.array([one[k] for one in said]) for k in said[0]}
         for name, values in columns.items():
             found.setdefault(name, []).append(values)
-    return {name: np.concatenate(values)[:count] for name, values in found.items()}
+    kept = judge.kept(count)
+    return {name: np.concatenate(values)[:kept] for name, values in found.items()}

@@ -63,10 +63,15 @@ class Actor:
         return program
 
     def episodes(self, acting: Any, examples: list[data.Example], key: types.Key) -> rlhf.Episodes:
-        """G texts of each example's prompt, with all of their reward."""
+        """Returns G texts of each example's prompt, with all of their reward.
+
+        Raises:
+          ValueError: for a reward that is not finite.
+        """
         prompts = self.judge.prompts(examples)
         made = self.program(acting, prompts, key, self.reward.params)
         if not self.reward.of_texts:
+            self.reward.checked(made.rewards)
             return made
         asked = [self.judge.asked(example) for example in self.repeated(examples)]
         found = self.reward.between_programs(
@@ -74,18 +79,21 @@ class Actor:
             self.judge.answer_texts(made.sequences),
             [one["target"] for one in asked],
         )
-        return made._replace(rewards=made.rewards + found)
+        return made._replace(rewards=self.reward.checked(made.rewards + found))
 
     def repeated(self, examples: list[data.Example]) -> list[data.Example]:
         """The example of each row."""
         return [example for example in examples for _ in range(self.samples)]
 
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
-        """Mean reward of G texts of the first `count` held-out prompts, [count]."""
+        """Returns the mean reward of G texts of each of the first `count` held-out prompts, [n].
+
+        There may be fewer than `count`, see `Judge.kept`.
+        """
         return self._held(acting, count, key, lambda made: {})["rewards"]
 
     def held(self, acting: Any, start: types.Params, count: int, key: types.Key) -> Held:
-        """Rewards, distances to the supervised start and lengths, by held-out prompt: [count]."""
+        """Returns rewards, distances to the supervised start and lengths, by held-out prompt."""
 
         def more(made: rlhf.Episodes) -> dict[str, Any]:
             drawn = jnp.asarray(made.log_probability)[:, 1:]
@@ -118,7 +126,8 @@ class Actor:
             for name, x in {"rewards": made.rewards, **more(made)}.items():
                 means = np.asarray(x, np.float64).reshape(-1, self.samples).mean(1)
                 found.setdefault(name, []).append(means)
-        return {name: np.concatenate(x)[:count] for name, x in found.items()}
+        kept = self.judge.kept(count)
+        return {name: np.concatenate(x)[:kept] for name, x in found.items()}
 
     def source(
         self,

@@ -89,7 +89,6 @@ def run(
         goal = rewards.parse(reward, judge.task, judge.words) if best_of else None
         report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
         if goal is not None:
-            count = min(count, len(judge.test))
             found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)
             bound = {f"kl_of_best_of_{best_of}_at_most": Estimate(best_of_n.kl_bound(best_of))}
             estimates = {name: estimate(values) for name, values in found.items()}
@@ -150,7 +149,7 @@ def evaluate(
       num_samples: K >= 1, answers at temperature 1 to each prompt.
       key: of them.
     """
-    count = min(count, len(judge.test))
+    count = judge.kept(count)
     found, notes = _held_out(judge, acting, count)
     greedy = judge.answers(acting, count, key, judge.greedy)
     samples = [

@@ -86,7 +86,7 @@ class Judge:
         return regularizers.named(self.divergence)
 
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
-        """Scores of the first `count` examples, completed greedily, [count].
+        """Returns scores of the first `count` examples, completed greedily, [kept(count)].
 
         Where the task has no rule to judge an answer by, minus the mean loss (nats, for KL) of the
         held-out completion's tokens takes its place.
@@ -99,16 +99,16 @@ class Judge:
     def answers(
         self, acting: Any, count: int, key: types.Key, program: Callable[..., tokens.Completion]
     ) -> Answers:
-        """What a `program` answers to the first `count` examples."""
+        """Returns what a `program` answers to the first `count` examples, [kept(count)]."""
         found: list[Answers] = []
         for number, part in enumerate(self.parts(count)):
             prompts = self.spread(self.prompts(part))
             made = program(acting, prompts, jax.random.fold_in(key, number))
             found.append(self._read(jax.tree.map(np.asarray, made), part))
-        return _joined(found, count)
+        return _joined(found, self.kept(count))
 
     def likelihoods(self, acting: Any, count: int) -> Likelihoods:
-        """Of the completions of the first `count` examples."""
+        """Returns likelihoods of the completions of the first `count` examples, [kept(count)]."""
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         found = [
             self._measure(
@@ -116,7 +116,8 @@ class Judge:
             )
             for part in self.parts(count)
         ]
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
+        kept = self.kept(count)
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:kept], *found)
 
     # Compiled once, however often a run is evaluated.
 
@@ -210,9 +211,8 @@ class Judge:
 
     def greedy_lines(self, acting: Any, key: types.Key) -> list[dict[str, Any]]:
         """The answers to the first few held-out examples, for a reader; JSON-able."""
-        count = min(SHOWN, len(self.test))
-        made = self.answers(acting, count, key, self.greedy)
-        return [{**self.asked(self.test[n]), **made.line(n)} for n in range(count)]
+        made = self.answers(acting, SHOWN, key, self.greedy)
+        return [{**self.asked(self.test[n]), **made.line(n)} for n in range(self.kept(SHOWN))]
 
     def asked(self, example: data.Example) -> dict[str, Any]:
         """Prompt and target of an example, as texts."""
@@ -256,14 +256,21 @@ class Judge:
     def _target(self, example: data.Example) -> str:
         return self.words.decode(example.completion)
 
+    def kept(self, count: int) -> int:
+        """Returns how many of `count` examples there are: no example counts twice."""
+        return min(count, len(self.test))
+
     def parts(self, count: int) -> list[list[data.Example]]:
-        """Examples in parts of one size, compiled once: the last one is filled up."""
+        """Returns the first `count` examples in parts of one size, for which a program is compiled.
+
+        The last one is filled up: of what is made of all parts, the first `kept(count)` rows count.
+        """
         if not self.test:
             raise ValueError(
                 f"no held-out example of {self.task.name} is short enough: they were dropped; "
                 "raise max_prompt_length or max_new_tokens"
             )
-        chosen = [self.test[i % len(self.test)] for i in range(-(-count // ROWS) * ROWS)]
+        chosen = [self.test[i % len(self.test)] for i in range(-(-self.kept(count) // ROWS) * ROWS)]
         return [chosen[i : i + ROWS] for i in range(0, len(chosen), ROWS)]
 
 

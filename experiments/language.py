@@ -53,6 +53,18 @@ class Setup:
     # Of reinforcement learning: what acts and is scored, and the supervised start, which is frozen.
     actor: episodes.Actor | None = None
     start: types.Params | None = None
+    eval_episodes: int = 0  # Held-out examples of an evaluation, as the plan has it; 0 without any.
+
+    @property
+    def notice(self) -> str | None:
+        """What an evaluation is of, where it is not of as many examples as were asked for."""
+        kept = self.judge.kept(self.eval_episodes)
+        if kept == self.eval_episodes:
+            return None
+        return (
+            f"an evaluation is of the {kept} examples that are held out, each of them once, where "
+            f"--eval-episodes asks for {self.eval_episodes}"
+        )
 
     @property
     def learning(self) -> Any:
@@ -273,7 +285,9 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator, mesh),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
+        eval_episodes=plan.eval_episodes if plan.eval_every else 0,
     )
+    found.judge.parts(1)  # Without an example there is nothing to show, now rather than later.
     if not isinstance(found.agent.replay, rlhf.OnPolicy):
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")

@@ -66,7 +66,7 @@ class Reward:
     def between_programs(
         self, prompts: list[str], texts: list[str], references: list[str]
     ) -> np.ndarray:
-        """The terms of Python, float32 [B].
+        """Returns the terms of Python, float32 [B].
 
         Raises:
           ValueError: for one that gives another number of rewards, or one that is not finite.
@@ -79,7 +79,23 @@ class Reward:
                     f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
                     f"shape {found.shape}: {found.ravel()[:8].tolist()}"
                 )
-            total += np.float32(weight) * found
+            with np.errstate(over="ignore", invalid="ignore"):  # `checked` names it.
+                total += np.float32(weight) * found
+        return total
+
+    def checked(self, total: types.Array) -> types.Array:
+        """Returns the sum of all terms, [B], as it is.
+
+        Raises:
+          ValueError: if it is not finite somewhere, by a term of JAX or by a weight.
+        """
+        wrong = np.flatnonzero(~np.isfinite(np.asarray(total)))
+        if len(wrong):
+            raise ValueError(
+                f"reward {self.name!r} must be finite, got {np.asarray(total)[wrong[0]]} for "
+                f"text {wrong[0]} of {len(total)}; look at the weights, and at a reward model's "
+                "parameters"
+            )
         return total
 
 
@@ -97,6 +113,8 @@ def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer) -> Reward:
     compiled: list[tuple[float, tokens.Scorer]] = []
     of_texts: list[tuple[float, str, OfTexts]] = []
     for weight, name in _terms(text.strip() or "exact"):
+        if abs(weight) > float(np.finfo(np.float32).max):
+            raise ValueError(f"the weight of reward {name!r} must be below 3.4e38, got {weight:g}")
         kind, _, rest = name.partition(":")
         if kind == "length" and not rest:
             compiled.append((weight, tokens.Scorer("length", _length)))

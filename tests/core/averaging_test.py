@@ -283,6 +283,7 @@ def test_an_average_in_float32_follows_bfloat16():
         (lambda a: averaging.mean([a, a], [1.0]), "got 1 for 2"),
         (lambda a: averaging.mean([a, a], [0.0, 0.0]), "not all 0"),
         (lambda a: averaging.mean([a, a], [1.0, -1.0]), ">= 0"),
+        (lambda a: averaging.mean([a, a], [1e308, 1e308]), "finite as their sum is"),
         (lambda a: averaging.ema(a, a, 0.0), "got 0.0"),
         (lambda a: averaging.liti(a, a, -0.1), "got -0.1"),
         (lambda a: averaging.slerp([a, a], t=1.5), "got 1.5 for 2"),

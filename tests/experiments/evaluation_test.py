@@ -1,5 +1,6 @@
 """Tests of experiments/evaluation.py and of the likelihoods and answers of judge.py."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,12 +14,14 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.core import regularizers
-from kullback.experiments import cli, evaluation, judge
-from kullback.lm import gemma, tasks, tokenizer, tuning
+from kullback.environments import tokens
+from kullback.experiments import best_of, cli, episodes, evaluation, judge, rewards
+from kullback.lm import gemma, rlhf, tasks, tokenizer, tuning
 
 # A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
+RL = dataclasses.replace(LEARNING, batch_size=4)
 
 
 def judge_of(divergence: str, task: tasks.Task = SUMS) -> judge.Judge:
@@ -189,3 +192,58 @@ def test_what_is_no_language_model_takes_none_of_its_options(
         assert cli.main(["evaluate", str(tmp_path), *wrong]) == 2
         error = capsys.readouterr().err
         assert "is for language models" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("score", [SUMS.score, None])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_no_held_out_example_counts_twice(
+    score: Any, count: int, acting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Rows are filled up with examples from the beginning; what is found is of each one once."""
+    monkeypatch.setattr(judge, "ROWS", 4)
+    one = judge_of("kl", SUMS._replace(score=score))
+    three = dataclasses.replace(one, test=one.test[:3])
+    alone = [
+        dataclasses.replace(one, test=[example]).scores(acting, 1, jax.random.key(0))
+        for example in three.test[:count]
+    ]
+    found = three.scores(acting, count, jax.random.key(0))
+    np.testing.assert_allclose(found, np.concatenate(alone), rtol=1e-5)
+    assert len(three.likelihoods(acting, count).nats) == len(
+        three.greedy_lines(acting, jax.random.key(0))[:count]
+    )
+
+
+def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]):
+    one = judge_of("kl")
+    three = dataclasses.replace(one, test=one.test[:3])
+    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
+    length = rewards.parse("length", SUMS, one.words)
+    actor = episodes.Actor(agent, three, length)
+    made = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
+    by_hand = np.asarray(made.sequences.is_answer).sum(1).reshape(-1, 2).mean(1)[:3]
+    np.testing.assert_allclose(actor.scores(acting, 10, jax.random.key(5)), by_hand)
+    held = actor.held(acting, acting["params"], 10, jax.random.key(5))
+    assert {len(column) for column in held} == {3}
+    best = best_of.measures(three, acting, length, n=2, count=10, key=jax.random.key(5))
+    assert {len(column) for column in best.values()} == {3}
+
+
+@pytest.mark.parametrize("weight", [1.0, 3e38])
+def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict[str, Any]):
+    """Of a scorer of JAX, which nothing else looks at, and by the weight of one of texts."""
+
+    def nan(params: Any, completion: Any, context: Any) -> Any:
+        return completion.length * np.nan
+
+    one = judge_of("kl")
+    compiled = ((weight, tokens.Scorer("nan", nan)),)
+    of_texts = ((weight, "two", lambda prompts, texts, references: [2.0] * len(texts)),)
+    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
+    broken = [rewards.Reward("two", (), of_texts)] if weight > 1 else []
+    for reward in (rewards.Reward("nan", compiled, ()), *broken):
+        actor = episodes.Actor(agent, one, reward)
+        with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
+            actor.scores(acting, 2, jax.random.key(0))
+        with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
+            best_of.measures(one, acting, reward, n=2, count=2, key=jax.random.key(0))

@@ -59,6 +59,22 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
 
 
+def test_fewer_held_out_examples_than_are_asked_for_are_said_before_the_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    data = tmp_path / "data.jsonl"
+    lines = [json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(40)]
+    data.write_text("\n".join(lines))
+    given: dict[str, Any] = {"steps": 2, "model": "tiny", "model_flags": MODEL, "settings": SHORT}
+    path = experiments.train(
+        "sft", f"tokens/jsonl:{data}", out=tmp_path / "run", eval_every=1, eval_episodes=99, **given
+    )
+    report = run_folder.RunFolder(path).config()["data"]["test"]
+    assert f"of the {report['rows']} examples that are held out" in capsys.readouterr().out
+    experiments.resume(path, steps=3)
+    assert "--eval-episodes asks for 99" in capsys.readouterr().out
+
+
 def test_a_trained_model_may_compute_otherwise_and_be_no_other(
     teacher: pathlib.Path, tmp_path: pathlib.Path
 ):

@@ -85,6 +85,27 @@ def test_a_sum_is_weighed():
     assert empty.tolist() == [0.0]
 
 
+@pytest.mark.parametrize(
+    "text", ["1e39*exact", "-1e39*length", "1e400*exact", "exact+3.5e38*length"]
+)
+def test_a_weight_beyond_float32_is_refused_where_it_is_named(text: str):
+    with pytest.raises(
+        ValueError, match=r"the weight of reward .* must be below 3.4e38, got -?[13i]"
+    ):
+        parse(text)
+
+
+def test_what_is_finite_is_the_sum_after_the_weights():
+    reward = parse("3e38*exact-3e38*length")  # Twice the first is too large, the difference is 0.
+    twos = tuple((w, name, lambda *lists: [1.0, 2.0]) for w, name, _ in reward.of_texts)
+    found = rewards.Reward("r", (), twos).between_programs(["a", "b"], ["", ""], ["", ""])
+    with pytest.raises(
+        ValueError, match=r"reward '3e38.*' must be finite, got inf for text 1 of 2"
+    ):
+        reward.checked(found)
+    np.testing.assert_array_equal(reward.checked(found[:1]), found[:1])
+
+
 MODULE = """
 def lengths(prompts, texts, references):
     return [len(prompt) + 10 * len(text) + 100 * len(r) for prompt, text, r in
