@@ -103,7 +103,10 @@ def pool_of(sentences: Iterable[str]) -> Pool:
 
 
 def corrupt(text: str, kind: str, pool: Pool, rng: np.random.Generator) -> str | None:
-    """The text with one thing made wrong; None where it has nothing of the kind.
+    """Returns the text with one thing made wrong; None where it has nothing of the kind.
+
+    What is left as it was in meaning is not wrong: "5" for "5.0" or "five", or one synonym for
+    another.
 
     Args:
       text: a sentence.
@@ -117,7 +120,7 @@ def corrupt(text: str, kind: str, pool: Pool, rng: np.random.Generator) -> str |
     if kind not in _CORRUPTIONS:
         raise ValueError(f"kind must be one of {CORRUPTIONS}, got {kind!r}")
     wrong = _CORRUPTIONS[kind](text, pool, rng)
-    return None if wrong is None or words(wrong) == words(text) else wrong
+    return None if wrong is None or _is_same(wrong, text) else wrong
 
 
 def draw(texts: Sequence[str], rng: np.random.Generator) -> str:
@@ -139,7 +142,7 @@ def _replace(
 def _number(text: str, pool: Pool, rng: np.random.Generator) -> str | None:
     matches = []
     for match in _NUMBER.finditer(text):
-        choices = [n for n in pool.numbers if n != match[0]]
+        choices = [n for n in pool.numbers if float(n) != float(match[0])]
         larger = float(match[0]) * float(rng.uniform(1.2, 3)) + 1
         close = str(round(larger, 1 if "." in match[0] else None))
         use_pool = choices and rng.random() < 0.5
@@ -212,6 +215,22 @@ _CORRUPTIONS: dict[str, Callable[[str, Pool, np.random.Generator], str | None]] 
     "term": _term,
     "order": _order,
 }
+
+
+def _is_same(text: str, other: str) -> bool:
+    """Whether two texts are of one meaning, word by word: one value, or synonyms."""
+    one, two = words(text), words(other)
+    return len(one) == len(two) and all(
+        a == b or b in _synonyms().get(a, ()) or (_value(a) is not None and _value(a) == _value(b))
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def _value(word: str) -> float | None:
+    """What a number is, in digits or spelt."""
+    if word in COUNTS:
+        return float(COUNTS.index(word) + 1)
+    return float(word) if _NUMBER.fullmatch(word) else None
 
 
 def _ending(word: str) -> str:

@@ -46,8 +46,16 @@ head = hk.without_apply_rng(hk.transform(_head))  # init(key, features), apply(p
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text, none of them empty; one ends at . ! ? before white space."""
-    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
+    """Returns the sentences of a text; one ends at . ! ? before white space.
+
+    Each has a letter or a digit: a lone dot says nothing.
+    """
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if has_word(part)]
+
+
+def has_word(text: str) -> bool:
+    """Returns whether a text has a letter or a digit, without which it says nothing."""
+    return re.search(r"[^\W_]", text) is not None
 
 
 def encoder(classifier: bert_folder.Classifier, batch_size: int = 32) -> Callable[..., np.ndarray]:

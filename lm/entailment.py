@@ -5,7 +5,8 @@ with Textual Entailment Feedback", ACL 2023, https://arxiv.org/abs/2306.00186: l
 premise, hypothesis) at the last token. Long premises are read in windows, of which the one that
 entails most counts; over sentences as Laban et al., "SummaC", TACL 2022,
 https://arxiv.org/abs/2111.09525. Where we leave RLEF: the logarithm is clipped from below, for it
-has no bound, and an empty text, which any document would entail, has the least that there is.
+has no bound, and a text without a word, which any document would entail, has the least that there
+is.
 """
 
 import collections
@@ -193,7 +194,7 @@ def make(probability: Probability, config: Config | None = None) -> Entailment:
 
     def parts(hypothesis: str) -> list[str]:
         if config.aggregation == "whole":
-            return [hypothesis.strip()] if hypothesis.strip() else []
+            return [hypothesis.strip()] if embeddings.has_word(hypothesis) else []
         return embeddings.sentences(hypothesis)
 
     def log_probability(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:

@@ -105,13 +105,17 @@ def pairs(
       per_paper: pairs to make of a paper, even.
 
     Raises:
-      ValueError: for fewer than two papers, or an odd number of pairs.
+      ValueError: for fewer than two papers, one without a sentence to reword, or an odd number of
+        pairs.
     """
     if len(papers) < 2 or per_paper < 2 or per_paper % 2:
         raise ValueError(
             "pairs need two papers at least and an even per_paper >= 2, got "
             f"{len(papers)} papers and {per_paper}"
         )
+    for paper in papers:
+        if not any(map(_is_usual, paper.sentences)):
+            raise ValueError(f"paper {paper.name!r} has no sentence of 6 to 40 words; leave it out")
     rng = np.random.default_rng(seed)
     made = []
     for number, paper in enumerate(papers):
@@ -165,7 +169,7 @@ def _of_paper(
         (section, i)
         for section in paper.sections
         for i, sentence in enumerate(section)
-        if 6 <= len(corruptions.words(sentence)) <= 40
+        if _is_usual(sentence)
     ]
     while True:
         if rng.random() < 0.3:
@@ -177,6 +181,8 @@ def _of_paper(
             section, i = runs[rng.integers(len(runs))]
             premise = _around(section, i, max_words, rng)
             hypothesis, kind = corruptions.reword(section[i], rng), "sentence"
+        if not corruptions.words(hypothesis):
+            continue  # It was an aside, or in another script: it says nothing that could follow.
         wrong, fault = _wrong(hypothesis, premise, paper, others, pool, rng)
         yield (
             Pair(premise, hypothesis, True, kind, paper.name),
@@ -235,10 +241,22 @@ def _wrong(
     ]
     if not texts:
         return _of_another(others, rng)
-    return corruptions.reword(corruptions.draw(texts, rng), rng), "elsewhere"
+    return _reworded(texts, rng), "elsewhere"
 
 
 def _of_another(others: Sequence[Paper], rng: np.random.Generator) -> tuple[str, str]:
     other = others[int(rng.integers(len(others)))]
     texts = [*other.sentences, *(summary for summary, _ in other.summaries)]
-    return corruptions.reword(corruptions.draw(texts, rng), rng), "other paper"
+    return _reworded(texts, rng), "other paper"
+
+
+def _reworded(texts: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the texts, reworded, with a word left; one of them has a word."""
+    while True:  # What is an aside as a whole is left as it is at times.
+        made = corruptions.reword(corruptions.draw(texts, rng), rng)
+        if corruptions.words(made):
+            return made
+
+
+def _is_usual(sentence: str) -> bool:
+    return 6 <= len(corruptions.words(sentence)) <= 40

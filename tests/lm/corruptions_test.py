@@ -67,6 +67,18 @@ def test_one_number_becomes_another():
         assert rows and new in rows[0]
 
 
+def test_a_change_that_leaves_the_meaning_is_no_corruption():
+    pool = corruptions.pool_of(["It is 5 , 5.00 or 005 ."])
+    for text in corrupted("The score is 5.0 here .", "number", pool):
+        ((_, new),) = changes("The score is 5.0 here .", text)
+        assert float(new) != 5
+    # Methods and approaches are one thing: there is no other order.
+    text = "The methods need other approaches ."
+    assert {corruptions.corrupt(text, "order", pool, np.random.default_rng(n)) for n in SEEDS} == {
+        None
+    }
+
+
 def test_numbers_inside_of_names_are_no_numbers():
     assert (
         corruptions.corrupt("F1 of GPT-2 and v1.2", "number", POOL, np.random.default_rng(0))

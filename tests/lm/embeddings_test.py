@@ -33,6 +33,8 @@ def test_sentences():
     ]
     assert embeddings.sentences("without end") == ["without end"]
     assert embeddings.sentences(" \n") == []
+    assert embeddings.sentences("One. . ... Two! - ? 3.") == ["One.", "Two!", "3."]
+    assert embeddings.sentences("Ça va. _ . \u4eba. \u2022 !") == ["Ça va.", "\u4eba."]
 
 
 def test_vectors_are_means_over_tokens_of_norm_1():

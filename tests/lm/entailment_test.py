@@ -182,6 +182,18 @@ def test_aggregation_over_sentences(aggregation, p: float):
 
 
 @pytest.mark.parametrize("aggregation", ["whole", "mean", "min"])
+def test_what_has_no_word_is_no_sentence_and_entailed_by_nothing(aggregation):
+    config = entailment.Config(aggregation=aggregation)
+    p = {"One.": 0.8, "Two.": 0.4, "One. . ... Two.": 0.6}
+    model, asked = counted(config, lambda premise, text: p[text])
+    found = model.log_probability(["d"] * 3, ["One. . ... Two.", "...", ". ."])
+    expected = {"whole": 0.6, "mean": 0.6, "min": 0.4}[aggregation]
+    floor = entailment.floor(config)
+    np.testing.assert_allclose(found, [np.log(expected), floor, floor], rtol=1e-6)
+    assert len(asked) == (1 if aggregation == "whole" else 2)
+
+
+@pytest.mark.parametrize("aggregation", ["whole", "mean", "min"])
 def test_the_logarithm_has_a_floor_which_an_empty_text_has_too(aggregation):
     config = entailment.Config(min_probability=1e-3, aggregation=aggregation)
     values = {"sure": 1.0, "over": 1 + 1e-9, "never": 0.0, "hardly": 1e-5, "so": 2e-3}

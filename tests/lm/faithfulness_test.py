@@ -182,3 +182,18 @@ def test_logistic_regression_is_of_words_neighbours_and_length():
     share = np.mean([pair.is_entailed for pair in noise])
     logits = faithfulness.overlap_baselines(noise)["logistic"](noise)
     np.testing.assert_allclose(logits, math.log(share / (1 - share)), rtol=1e-3)
+
+
+def test_no_hypothesis_is_empty():
+    """Papers most of whose sentences are asides, dots or of another script, which rules drop."""
+    nothing = ("( see the other section for all of it )", ".", "\u2022", "\u4eba \u4eba .")
+    papers = [
+        faithfulness.Paper(one.name, (*one.sections, nothing * 5), one.summaries)
+        for one in (paper(name) for name in NAMES)
+    ]
+    pairs = faithfulness.pairs(papers, 0, per_paper=200)
+    assert len(pairs) == 4 * 200 and sum(pair.is_entailed for pair in pairs) == 2 * 200
+    assert all(corruptions.words(pair.hypothesis) for pair in pairs)
+    empty = faithfulness.Paper("dots", ((". .",),), papers[0].summaries)
+    with pytest.raises(ValueError, match="paper 'dots' has no sentence of 6 to 40 words"):
+        faithfulness.pairs([*papers, empty], 0)
