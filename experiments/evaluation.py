@@ -19,7 +19,7 @@ from kullback.core import files, types
 from kullback.experiments import best_of as choosing
 from kullback.experiments import judge as judges
 from kullback.experiments import language, models, opened, rewards
-from kullback.lm import best_of_n, gemma, tasks, tuning
+from kullback.lm import best_of_n, tasks, tuning
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -133,7 +133,7 @@ def judge_of(
     test, _ = made.examples(
         "test", checkpoint.tokenizer, language.limits(learning, checkpoint.config)
     )
-    model, words = gemma.make(checkpoint.config), checkpoint.tokenizer
+    model, words = checkpoint.model, checkpoint.tokenizer
     return judges.Judge(model, words, made, test, learning, checkpoint.divergence), checkpoint
 
 

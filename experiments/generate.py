@@ -76,7 +76,7 @@ def generate(
         stop_tokens=stops,
     )
     divergence = regularizers.named(checkpoint.divergence)
-    acts = policy.language_model(gemma.make(config), sampling, divergence)
+    acts = policy.language_model(checkpoint.model, sampling, divergence)
     acting = {"params": checkpoint.params}
     key = jax.random.key(seed)
 

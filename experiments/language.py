@@ -25,6 +25,7 @@ from kullback.lm import (
     gemma,
     rlhf,
     sharding,
+    shared_ids,
     tasks,
     tokenizer,
     tuning,
@@ -57,14 +58,20 @@ class Setup:
 
     @property
     def notice(self) -> str | None:
-        """What an evaluation is of, where it is not of as many examples as were asked for."""
-        kept = self.judge.kept(self.eval_episodes)
-        if kept == self.eval_episodes:
-            return None
-        return (
-            f"an evaluation is of the {kept} examples that are held out, each of them once, where "
-            f"--eval-episodes asks for {self.eval_episodes}"
-        )
+        """What is not as it may be expected: examples of an evaluation, rows of the table."""
+        said, kept = [], self.judge.kept(self.eval_episodes)
+        if kept != self.eval_episodes:
+            said.append(
+                f"an evaluation is of the {kept} examples that are held out, each of them once, "
+                f"where --eval-episodes asks for {self.eval_episodes}"
+            )
+        num_ids = self.judge.model.num_ids
+        if (rows := self.student.config.vocab_size) > num_ids:
+            said.append(
+                f"of the {rows:,} rows of the model's table {rows - num_ids:,} are beyond the "
+                f"{num_ids:,} ids that are compared: they are padding, and have no probability"
+            )
+        return "\n".join(said) or None
 
     @property
     def learning(self) -> Any:
@@ -100,7 +107,6 @@ class Setup:
         teacher = self.teacher
         if teacher is None:
             raise ValueError("no teacher to be distant from")
-        model = gemma.make(teacher.config)
         operator = regularizers.named(teacher.divergence)
         divergence = self.agent.config.token_divergence(operator)
 
@@ -110,7 +116,7 @@ class Setup:
                 lambda logits, teacher_logits, labels: divergence(logits, teacher_logits),
                 rows,
                 (self.judge.model, params),
-                (model, of_teacher),
+                (teacher.model, of_teacher),
                 chunk=self.learning.chunk,
             )
             return distillation.sequence_loss(losses, is_answer, jnp.ones(len(is_answer)))[0]
@@ -261,8 +267,12 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         student = student_of(plan, task, teacher, mesh)
     if teacher is not None:
         distillation.check_compatible(student.info, teacher.info)
+    made, of_teacher = [student.model], {}
+    if teacher is not None:
+        made = shared_ids.shared([student.model, teacher.model])
+        of_teacher = {"teacher_divergence": regularizers.named(teacher.divergence)}
     c = config.learning
-    fitting = limits(c, student.config)
+    fitting = dataclasses.replace(limits(c, student.config), vocab_size=made[0].num_ids)
     train, train_report = task.examples("train", student.tokenizer, fitting)
     test, test_report = task.examples("test", student.tokenizer, fitting)
 
@@ -272,10 +282,6 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
             models.load(plan.model, mesh=mesh).params if student.params is None else student.params
         )
 
-    made, of_teacher = [gemma.make(student.config)], {}
-    if teacher is not None:
-        made.append(gemma.make(teacher.config))
-        of_teacher = {"teacher_divergence": regularizers.named(teacher.divergence)}
     found = Setup(
         agent=entry.make(*made, config=config, **of_teacher),
         student=student,

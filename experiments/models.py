@@ -18,6 +18,7 @@ from kullback.lm import (
     hugging_face,
     hugging_face_config,
     sharding,
+    shared_ids,
     tokenizer,
 )
 
@@ -31,6 +32,11 @@ class Checkpoint(NamedTuple):
     tokenizer: tokenizer.Tokenizer
     params: types.Params | None  # None: drawn when learning begins.
     divergence: str = "kl"  # f of the operator that it was trained with.
+
+    @property
+    def model(self) -> gemma.Model:
+        """The model over the ids of its tokenizer; other rows of its table are padding."""
+        return shared_ids.over(gemma.make(self.config), self.tokenizer.vocab_size)
 
     @property
     def info(self) -> distillation.TokenizerInfo:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import batches, chunked, distillation, gemma
+from kullback.lm import batches, chunked, distillation, gemma, shared_ids
 
 
 def per_token(
@@ -24,13 +24,14 @@ def per_token(
     Args:
       measure: (logits [n, V] of each model, token ids [n]) -> [n], or a tree of [n, ...].
       sequences: [B, T].
-      *models: with their parameters, one or more.
+      *models: with their parameters, one or more; V is of the ids that all of them have.
       chunk: n; as for `chunked.token_losses`.
 
     Returns:
       What `measure` returns, [B, T - 1, ...], 0 outside of answers; bool, [B, T - 1]. Column t is
       of token t + 1, which column t of the model predicts.
     """
+    shared = shared_ids.shared([model for model, _ in models])
     inputs = sequences.tokens, sequences.positions, sequences.segments
     features, labels, is_answer = distillation.align(
         [model.features(params, *inputs) for model, params in models],
@@ -39,7 +40,7 @@ def per_token(
     )
     first, *others = [
         chunked.Head(model.unembed, params, x.reshape(-1, x.shape[-1]))
-        for (model, params), x in zip(models, features, strict=True)
+        for model, (_, params), x in zip(shared, models, features, strict=True)
     ]
     found = chunked.token_losses(
         measure,

@@ -188,6 +188,7 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
     init_cache: Callable[[int, int, types.Array, int], Cache]
     decode: Callable[[types.Params, types.Array, Cache], tuple[jax.Array, Cache]]
+    num_ids: int  # V of the logits: rows of the table, or fewer (lm/shared_ids.py).
 
 
 class NumParams(NamedTuple):
@@ -375,7 +376,8 @@ def make(config: Config) -> Model:
             x = jnp.where(cache.slot + length <= room, x, jnp.nan)
         return x, Cache(cache.slot + length, cache.start, keys, values)
 
-    return Model(config, init, features, unembed, apply, init_cache, decode)
+    ids = config.vocab_size
+    return Model(config, init, features, unembed, apply, init_cache, decode, ids)
 
 
 def _room(config: Config, cache: Cache) -> int | None:

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 
 from kullback.core import regularizers, types
-from kullback.lm import distillation, distillation_targets, gemma, tuning
+from kullback.lm import distillation, distillation_targets, gemma, shared_ids, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def make(
 
     Args:
       model: the student.
-      teacher: of the same tokens.
+      teacher: of the same tokens; its table may have other rows beyond them, which are not read.
       config: hyper-parameters.
       teacher_divergence: f of the operator that the teacher was trained with.
 
@@ -105,7 +105,8 @@ def make(
         there are tokens.
     """
     config = config or Config()
-    vocab_size = model.config.vocab_size
+    model, teacher = shared_ids.shared([model, teacher])
+    vocab_size = model.num_ids
     if config.targets == "top-k" and config.num_targets >= vocab_size:
         raise ValueError(
             f"num_targets must be < {vocab_size}, the vocabulary, got {config.num_targets}; "

@@ -23,7 +23,16 @@ import optax
 from kullback.core import learners, regularizers, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
-from kullback.lm import answers, batches, chunked, distillation, gemma, policy, tuning
+from kullback.lm import (
+    answers,
+    batches,
+    chunked,
+    distillation,
+    gemma,
+    policy,
+    shared_ids,
+    tuning,
+)
 from kullback.lm import policy_gradient as pg
 
 VALUE = "value"  # Beside the policy's parameters: of the network that predicts returns.
@@ -162,6 +171,8 @@ def make(
             f"distillation_weight={c.distillation_weight} "
             + ("has no use for a teacher" if teacher else "> 0 needs a teacher")
         )
+    if teacher is not None:
+        model, teacher = shared_ids.shared([model, teacher])
     divergence = c.token_divergence(teacher_divergence)
     has_value = c.baseline == VALUE
     of_frozen = functools.partial(

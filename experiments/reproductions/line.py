@@ -117,7 +117,8 @@ def teacher(config: gemma.Config) -> gemma.Model:
         del params
         return features
 
-    return gemma.Model(config, lambda key: {}, features, unembed, features, init_cache, decode)
+    ids = config.vocab_size
+    return gemma.Model(config, lambda key: {}, features, unembed, features, init_cache, decode, ids)
 
 
 def rooms(sizes: Sizes) -> Callable[[int], students.Classroom]:

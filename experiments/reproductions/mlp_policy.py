@@ -98,4 +98,5 @@ def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
     def apply(params: types.Params, *inputs: Any) -> jax.Array:
         return unembed(params, features(params, *inputs))
 
-    return gemma.Model(config, init, features, unembed, apply, init_cache, decode)
+    ids = config.vocab_size
+    return gemma.Model(config, init, features, unembed, apply, init_cache, decode, ids)

@@ -75,6 +75,24 @@ def test_fewer_held_out_examples_than_are_asked_for_are_said_before_the_run(
     assert "--eval-episodes asks for 99" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_teacher_whose_table_is_padded_otherwise(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its ten rows of padding are no tokens; the student, and what both write, have none."""
+    rows = models.load(train(tmp_path / "plain", steps=1)).config.vocab_size
+    padded = (*MODEL, f"vocab_size={rows + 10}")
+    path = train(tmp_path / "teacher", steps=1, model_flags=padded, quiet=False)
+    assert f"of the {rows + 10} rows of the model's table 10 are beyond" in capsys.readouterr().out
+    run = train(tmp_path / "run", "gkd", steps=4, teacher=str(path), eval_every=2, eval_episodes=2)
+    assert models.load(run).config.vocab_size == rows
+    assert np.isfinite(float(table(run)[-1]["teacher_distance"]))
+    smaller = train(
+        tmp_path / "more", "gkd", steps=2, teacher=str(run), model=str(path), model_flags=()
+    )
+    assert models.load(smaller).config.vocab_size == rows + 10
+
+
 def test_a_trained_model_may_compute_otherwise_and_be_no_other(
     teacher: pathlib.Path, tmp_path: pathlib.Path
 ):
