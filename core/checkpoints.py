@@ -4,6 +4,7 @@
 `meta`) and `manifest.json` (size and CRC-32 of each file). Nothing in it is pickled.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,13 +13,13 @@ import math
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from kullback.core import files, trees
+from kullback.core import files, json_files, trees
 from kullback.core.files import CorruptError as CorruptError
 from kullback.core.files import atomic_write_bytes as atomic_write_bytes
 from kullback.core.files import atomic_write_text as atomic_write_text
@@ -29,6 +30,8 @@ from kullback.core.weights import export_params as export_params
 from kullback.core.weights import import_params as import_params
 
 logger = logging.getLogger(__name__)
+
+CONTENTS = "contents.json"
 
 Meta = dict[str, Any]  # JSON-able; "score" and "segments" have a meaning here.
 
@@ -47,6 +50,15 @@ def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
 
+class _Contents(NamedTuple):
+    """What contents.json says, each of it of its type."""
+
+    meta: Meta
+    leaves: dict[str, trees.Leaf]
+    score: float  # Of the meta; -inf without one.
+    segments: list[dict[str, Any]]  # Of the meta.
+
+
 @dataclasses.dataclass(frozen=True, order=True)
 class _Saved:
     """A checkpoint on disk; ordered from old to new."""
@@ -55,19 +67,43 @@ class _Saved:
     attempt: int
     path: pathlib.Path
 
-    def contents(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / "contents.json").read_bytes())
-        except (ValueError, OSError) as error:
-            raise CorruptError(f"{self.path} has no readable contents.json ({error!r})") from error
+    def contents(self) -> _Contents:
+        """Reads contents.json, which is compared with its entry in the manifest before.
 
-    def score(self) -> float:
-        """Its score, -inf without one."""
+        Raises:
+          CorruptError: if it is not what was written, or holds what cannot be.
+        """
+        file = self.path / CONTENTS
+        data = files.read_listed(self.path, CONTENTS)
         try:
-            score = self.contents()["meta"].get("score")
+            record = json_files.parse(data, str(file), nan=True)
+            meta, leaves = record.record("meta"), record.record("leaves")
+            score = meta.get("score", float, None)
+            return _Contents(
+                meta=dict(meta.items()),
+                leaves={name: _leaf(leaves, name) for name, _ in leaves.items()},
+                score=-math.inf if score is None or math.isnan(score) else score,
+                segments=meta.list_of("segments", dict, []),
+            )
+        except ValueError as error:
+            raise CorruptError(str(error)) from error
+
+    def score(self, damaged: float = -math.inf) -> float:
+        """Returns its score, -inf without one, `damaged` where it cannot be read."""
+        try:
+            return self.contents().score
         except CorruptError:
-            score = None
-        return -math.inf if score is None or math.isnan(score) else score
+            return damaged
+
+
+def _leaf(leaves: json_files.Record, name: str) -> trees.Leaf:
+    """Returns the description of a leaf, as `trees.describe` gave it."""
+    match leaves.get(name, list):
+        case [list(shape), str(dtype), str() | None as impl] if all(
+            type(n) is int and n >= 0 for n in shape
+        ):
+            return trees.Leaf(shape, dtype, impl)
+    raise leaves.error(name, "the shape and type of a leaf")
 
 
 def _saved(folder: files.Path) -> list[_Saved]:
@@ -105,7 +141,7 @@ def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3
     path = folder / (f"{step:012d}" + (f".{attempts[-1] + 1}" if attempts else ""))
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
-        (temporary / "contents.json").write_text(contents)
+        (temporary / CONTENTS).write_text(contents)
         arrays = {n: trees.to_numpy(leaf) for n, leaf in named.items() if 0 not in leaves[n].shape}
         if arrays:  # Orbax refuses an empty tree, an empty array and a relative path.
             _orbax().save((temporary / "arrays").absolute(), args=ocp.args.PyTreeSave(arrays))
@@ -139,10 +175,18 @@ def live_segments(folder: files.Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     for saved in _saved(folder):
         try:
-            entries += saved.contents()["meta"].get("segments", [])
+            entries += saved.contents().segments
         except CorruptError:  # Then it cannot be restored, and needs nothing.
             continue
     return entries
+
+
+def newest_meta(folder: files.Path) -> Meta | None:
+    """Reads the meta of the newest checkpoint whose own record is whole; None without one."""
+    for saved in reversed(_saved(folder)):
+        with contextlib.suppress(CorruptError):
+            return saved.contents().meta
+    return None
 
 
 def restore(folder: files.Path, step: int, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
@@ -173,8 +217,9 @@ def restore_latest(
     check: Callable[[Meta], None] | None = None,
     *,
     part: bool = False,
+    best: bool = False,
 ) -> tuple[Any, Meta, int]:
-    """State, meta and step of the newest checkpoint that is whole; warns of those that are not.
+    """Reads the newest checkpoint that is whole, and warns of those that are not.
 
     Args:
       folder: where checkpoints stand.
@@ -183,16 +228,26 @@ def restore_latest(
         whole; then too the checkpoint before is taken.
       part: whether `like` is only a part of what was saved, by the names of its leaves; nothing
         else is read.
+      best: takes that of the highest score in place of the newest, of equal ones the newest.
+
+    Returns:
+      State, meta and step.
 
     Raises:
       FileNotFoundError: if none is whole.
-      ValueError: if a leaf differs from `like`.
+      ValueError: if a leaf differs from `like`, or the best is asked for and none has a score.
     """
     all_saved = _saved(folder)
+    if best and best_step(folder) is None and all_saved:
+        raise ValueError(
+            f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
+        )
+    if best:  # Those that are damaged might have been it, and are said to be skipped.
+        all_saved = sorted(all_saved, key=lambda one: (one.score(damaged=math.inf), one.step))
     for saved in reversed(all_saved):
         try:
             if check is not None:
-                check(saved.contents()["meta"])
+                check(saved.contents().meta)
             state, meta = _load(saved, like, part=part)
         except CorruptError as error:
             logger.warning("%s is skipped, not whole: %s", saved.path, error)
@@ -207,7 +262,7 @@ def restore_latest(
 def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
     files.check_manifest(saved.path)
     contents = saved.contents()
-    leaves = {name: trees.Leaf(*leaf) for name, leaf in contents["leaves"].items()}
+    leaves = contents.leaves
     named = trees.named_leaves(like)
     trees.check_alike(saved.path, leaves, named, part=part)
     leaves = {name: leaves[name] for name in named}
@@ -221,7 +276,7 @@ def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
             ),
         )
     values = [trees.from_numpy(arrays[name], leaves[name], leaf) for name, leaf in named.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), values), contents["meta"]
+    return jax.tree.unflatten(jax.tree.structure(like), values), contents.meta
 
 
 def _restore_args(like: Any) -> ocp.RestoreArgs:

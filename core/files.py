@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kullback.core import folders, json_files
+
 TEMPORARY = ".tmp-"  # Begins the name of whatever is not whole yet, or is about to go.
 MANIFEST = "manifest.json"
 
@@ -154,18 +156,45 @@ def check_manifest(folder: pathlib.Path) -> None:
     Raises:
       CorruptError: if the manifest or a file in it is missing, truncated or changed.
     """
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise CorruptError(f"{manifest} is missing")
+    for name, (size, crc) in _listed(folder).items():
+        check_file(_inside(folder, name), size, crc)
+
+
+def read_listed(folder: pathlib.Path, name: str) -> bytes:
+    """Reads one file of a folder that has a manifest, compared with its own entry there.
+
+    Raises:
+      CorruptError: if the manifest or the file is missing, truncated or changed.
+    """
+    listed = _listed(folder)
+    if name not in listed:
+        raise CorruptError(f"{folder / MANIFEST} lists no {name}")
+    path = _inside(folder, name)
+    check_file(path, *listed[name])
+    return path.read_bytes()
+
+
+def _listed(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
+    """Reads size and CRC-32 of each file by its name, from the manifest."""
+    path = folder / MANIFEST
     try:
-        contents = json.loads(manifest.read_bytes())
-        listed, crc = contents["files"], contents["crc32"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"{manifest} cannot be read ({error!r})") from error
-    if _crc32_of(listed) != crc:
-        raise CorruptError(f"{manifest} has changed since it was written (its CRC-32 differs)")
-    for name, entry in listed.items():
-        check_file(folder / name, entry["bytes"], entry["crc32"])
+        contents = json_files.read(path)
+        listed, crc = contents.record("files"), contents.get("crc32", int)
+        if _crc32_of(dict(listed.items())) != crc:
+            raise CorruptError(f"{path} has changed since it was written (its CRC-32 differs)")
+        entries = {name: listed.record(name) for name, _ in listed.items()}
+        return {n: (one.get("bytes", int), one.get("crc32", int)) for n, one in entries.items()}
+    except CorruptError:
+        raise
+    except ValueError as error:
+        raise CorruptError(str(error)) from error
+
+
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    try:
+        return folders.inside(folder, name, named_by=str(folder / MANIFEST))
+    except ValueError as error:
+        raise CorruptError(str(error)) from error
 
 
 def free_bytes(path: Path) -> int:

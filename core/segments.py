@@ -19,11 +19,13 @@ _NAME = re.compile(r"segment-(\d+)\.npz")
 
 
 class SegmentStore:
-    """Segments of named arrays in one folder that no other process writes to."""
+    """Segments of named arrays in one folder that no other process writes to.
+
+    To make one, to verify and to load changes nothing there: a run that is read may be under way.
+    """
 
     def __init__(self, folder: files.Path):
         self._folder = pathlib.Path(folder)
-        files.remove_leftovers(self._folder)
 
     def append(self, arrays: Mapping[str, np.ndarray], span: Any) -> Entry:
         """Writes a segment, whole or not at all, and returns the entry that `load` takes.
@@ -56,7 +58,15 @@ class SegmentStore:
           CorruptError: for the first that is missing, truncated or changed.
         """
         for entry in entries:
-            files.check_file(self._folder / entry["file"], entry["bytes"], entry["crc"])
+            match entry:
+                case {"file": str(name), "bytes": int(size), "crc": int(crc)} if _NAME.fullmatch(
+                    name
+                ):
+                    files.check_file(self._folder / name, size, crc)
+                case _:
+                    raise files.CorruptError(
+                        f"a segment of {self._folder} has a file, bytes and a crc, got {entry!r}"
+                    )
 
     def load(self, entry: Entry) -> dict[str, np.ndarray]:
         """The arrays of a segment.
@@ -73,8 +83,9 @@ class SegmentStore:
             raise files.CorruptError(f"{path} cannot be read ({error!r})") from error
 
     def prune(self, live_entries: Iterable[Entry]) -> None:
-        """Deletes the segments that no retained checkpoint lists."""
-        live = {entry["file"] for entry in live_entries}
+        """Deletes segments that no retained checkpoint lists, and what was left half written."""
+        files.remove_leftovers(self._folder)
+        live = {entry.get("file") for entry in live_entries}
         for _, path in self._segments():
             if path.name not in live:
                 files.remove(path)

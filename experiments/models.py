@@ -111,14 +111,8 @@ def trained(run: opened.Opened, like: Any, seed: int | None, *, best: bool = Fal
     """
     folder = run.folder(seed).checkpoints
     tree = {"learner": {"params": like}}
-    if not best:
-        return checkpoints.restore_latest(folder, tree, part=True)[0]["learner"]["params"]
-    step = checkpoints.best_step(folder)
-    if step is None:
-        raise ValueError(
-            f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
-        )
-    return checkpoints.restore(folder, step, tree, part=True)[0]["learner"]["params"]
+    saved, _, _ = checkpoints.restore_latest(folder, tree, part=True, best=best)
+    return saved["learner"]["params"]
 
 
 def decoder_of(run: opened.Opened) -> Checkpoint:

@@ -144,13 +144,7 @@ def _acting_part(
         "env_steps": jax.ShapeDtypeStruct((), count),
         "learner": compiled.learner_shapes(agent, num_seeds),
     }
-    if not best:
-        saved, _, _ = checkpoints.restore_latest(folder, like, part=True)
-    else:
-        step = checkpoints.best_step(folder)
-        if step is None:
-            raise ValueError(f"{folder} has no checkpoint with a score yet; take the newest")
-        saved, _ = checkpoints.restore(folder, step, like, part=True)
+    saved, _, _ = checkpoints.restore_latest(folder, like, part=True, best=best)
     return {**saved, "learner": jax.tree.map(jnp.asarray, saved["learner"])}
 
 

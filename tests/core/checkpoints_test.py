@@ -169,6 +169,92 @@ def test_damage_to_any_file_falls_back(
     assert checkpoints.restore_latest(folder, small(0))[2] == 3
 
 
+def rewrite(newest: pathlib.Path, old: str, new: str) -> None:
+    """Changes contents.json and, as one who forges it would, the manifest."""
+    file = newest / "contents.json"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    (newest / "manifest.json").unlink()
+    files.write_manifest(newest)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('"meta":', '"mate":', "meta is missing"),
+        ('"meta": {"score": null}', '"meta": [1]', "meta must be"),
+        ('"score": null', '"score": "high"', "meta.score must be"),
+        ('"score": null', '"segments": {"a": 1}', "meta.segments must be"),
+        ('"leaves":', '"leafs":', "leaves is missing"),
+        ("[[64], ", "[64, ", "leaves.x must be the shape and type of a leaf"),
+        ("[[64], ", "[[-64], ", "leaves.x must be"),
+        ('{"step"', '["step"', "is no JSON"),
+    ],
+)
+@pytest.mark.parametrize("is_forged", [False, True])
+def test_a_damaged_record_falls_back(
+    is_forged: bool,
+    old: str,
+    new: str,
+    key: str,
+    three_steps: pathlib.Path,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(three_steps, folder)
+    newest = folder / "000000000003"
+    if is_forged:
+        rewrite(newest, old, new)
+    else:
+        file = newest / "contents.json"
+        file.write_text(file.read_text().replace(old, new))
+    like = {"x": np.zeros((64,), np.float32), "key": jax.random.key(0)}
+    seen: list[Any] = []
+    assert checkpoints.restore_latest(folder, like, seen.append)[2] == 2
+    assert len(seen) == 1  # What is damaged is not handed on.
+    (record,) = caplog.records
+    assert "is skipped, not whole" in record.message and "contents.json" in record.message
+    assert not is_forged or key in record.message
+    assert checkpoints.newest_meta(folder) == {"score": None}
+    assert checkpoints.best_step(folder) is None and not checkpoints.live_segments(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"files": 5, "crc32": 1}', '{"files": {"a": 1}, "crc32": 1}']
+)
+def test_a_manifest_that_is_none_falls_back(text: str, folder: pathlib.Path):
+    (folder / "000000000003" / "manifest.json").write_text(text)
+    assert checkpoints.restore_latest(folder, small(0))[2] == 2
+
+
+def test_a_manifest_names_nothing_outside(folder: pathlib.Path):
+    newest = folder / "000000000003"
+    listed = {"../000000000002/contents.json": {"bytes": 1, "crc32": 1}}
+    text = json.dumps({"files": listed, "crc32": files._crc32_of(listed)})
+    (newest / "manifest.json").write_text(text)
+    with pytest.raises(checkpoints.CorruptError, match=r"\.\./000000000002"):
+        checkpoints.restore(folder, 3, small(0))
+
+
+def test_the_best_falls_back_to_the_next_best(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+):
+    for step, score in ((1, 5.0), (2, 9.0), (3, 7.0), (4, None)):
+        checkpoints.save(tmp_path, step, small(step), {"score": score}, keep=9)
+    assert checkpoints.restore_latest(tmp_path, small(0), best=True)[2] == 2
+    truncate(tmp_path / "000000000002" / "manifest.json")
+    assert checkpoints.restore_latest(tmp_path, small(0), best=True)[2] == 3
+    truncate(tmp_path / "000000000003" / "contents.json")
+    assert checkpoints.restore_latest(tmp_path, small(0), best=True)[2] == 1
+    assert "000000000002 is skipped" in caplog.text
+    for step in (1, 2):
+        files.remove(tmp_path / f"{step:012d}")
+    with pytest.raises(ValueError, match=r"no checkpoint with a score: train with --eval-every"):
+        checkpoints.restore_latest(tmp_path, small(0), best=True)
+
+
 def test_an_empty_folder_of_a_step_falls_back(folder: pathlib.Path):
     (folder / "000000000004").mkdir()
     assert checkpoints.restore_latest(folder, small(0))[2] == 3

@@ -92,8 +92,27 @@ def test_what_npy_cannot_hold_is_refused(tmp_path: pathlib.Path, array: np.ndarr
     assert not list(tmp_path.iterdir())
 
 
-def test_leftovers_of_a_killed_process_go(tmp_path: pathlib.Path):
-    (tmp_path / ".tmp-segment-00000000.npz").write_bytes(b"half")
+def test_who_reads_deletes_nothing_and_who_writes_cleans_up(tmp_path: pathlib.Path):
+    writer = segments.SegmentStore(tmp_path)
+    entry = writer.append(arrays(0), None)
+    half = tmp_path / ".tmp-segment-00000001.npz"  # The writer is at it.
+    half.write_bytes(b"half")
+    reader = segments.SegmentStore(tmp_path)
+    reader.verify([entry])
+    assert_equal(reader.load(entry), arrays(0))
+    assert half.exists()
+    writer.prune([entry])  # It writes nothing now: a process before it was killed.
+    assert [path.name for path in tmp_path.iterdir()] == [entry["file"]]
+
+
+@pytest.mark.parametrize(
+    "change", [{"file": 5}, {"file": "../segment-00000000.npz"}, {"bytes": "1"}, {"crc": None}]
+)
+def test_an_entry_that_cannot_be(change: dict[str, Any], tmp_path: pathlib.Path):
     store = segments.SegmentStore(tmp_path)
-    assert not list(tmp_path.iterdir())
-    assert store.append(arrays(0), None)["file"] == "segment-00000000.npz"
+    entry = store.append(arrays(0), None)
+    for bad in ({**entry, **change}, {}):
+        with pytest.raises(
+            files.CorruptError, match=r"a segment of .* has a file, bytes and a crc"
+        ):
+            store.verify([bad])

@@ -1,14 +1,16 @@
 """Tests of experiments/runs.py, and of training as a program calls it."""
 
 import dataclasses
+import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import checkpoints
+from kullback.core import checkpoints, files
 from kullback.environments import toy
 from kullback.experiments import run_folder
 
@@ -68,18 +70,27 @@ def test_the_random_baseline_depends_on_the_seed_and_not_on_what_was_learnt(
     assert np.any(scores != dataclasses.replace(short, seed=8).evaluate_random(32))
 
 
-def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
-    chain_run, monkeypatch: pytest.MonkeyPatch
-):
-    folder = run_folder.RunFolder(chain_run.path).checkpoints
-    scores = {2_000: 3.0, 4_000: 1.0}
-    monkeypatch.setattr(checkpoints, "best_step", lambda path: max(scores, key=scores.__getitem__))
-    best = experiments.load(chain_run.path, best=True)
-    assert best.env_steps == 2_000 and 2_000 in checkpoints.steps(folder)
-    assert experiments.load(chain_run.path).env_steps == 4_000
-    monkeypatch.setattr(checkpoints, "best_step", lambda path: None)
+def test_the_best_checkpoint_is_that_of_the_highest_evaluation(chain_run, tmp_path: pathlib.Path):
+    path = tmp_path / "run"
+    shutil.copytree(chain_run.path, path)
+    folder = run_folder.RunFolder(path).checkpoints
+
+    def score(step: int, value: float | None) -> None:
+        one = folder / f"{step:012d}"
+        contents = json.loads((one / "contents.json").read_text())
+        contents["meta"]["score"] = value
+        (one / "contents.json").write_text(json.dumps(contents))
+        (one / "manifest.json").unlink()
+        files.write_manifest(one)
+
+    score(2_000, 3.0)
+    score(4_000, 1.0)
+    assert experiments.load(path, best=True).env_steps == 2_000
+    assert experiments.load(path).env_steps == 4_000
+    for step in checkpoints.steps(folder):
+        score(step, None)
     with pytest.raises(ValueError, match="no checkpoint with a score"):
-        experiments.load(chain_run.path, best=True)
+        experiments.load(path, best=True)
 
 
 def test_frames_show_one_episode(run: experiments.Run):
