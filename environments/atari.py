@@ -166,7 +166,7 @@ class Atari:
         self._first_frame = info["frame_number"] - info["episode_frame_number"]
         self._age = np.ones(self.num_envs, np.int32)
         self.game_over = np.zeros(self.num_envs, bool)
-        self._picture = observation[0, -1]
+        self._picture = observation[0, -1].copy()  # The observation is the caller's.
         return types.TimeStep(
             step_type=np.full(self.num_envs, types.FIRST, np.int8),
             reward=np.zeros(self.num_envs, np.float32),
@@ -211,7 +211,7 @@ class Atari:
             self._age = np.where(last, 1, age)
             next_observation = _without_older(next_observation, age)
             observation = _without_older(observation, self._age)
-        self._picture = observation[0, -1]
+        self._picture = observation[0, -1].copy()  # The observation is the caller's.
         return types.TimeStep(
             step_type=np.where(last, types.LAST, types.MID).astype(np.int8),
             reward=reward.astype(np.float32),

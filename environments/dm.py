@@ -1,5 +1,6 @@
 """dm_env's environments as ours, and ours as dm_env's."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,36 +10,36 @@ import numpy as np
 from dm_env import specs
 
 from kullback.core import types
+from kullback.environments import rows
 
 
-def from_dm_env(environment: dm_env.Environment | Sequence[dm_env.Environment]) -> "DmEnv":
-    """dm_env environments of the caller's, alike, as the rows of one.
+def from_dm_env(environment: dm_env.Environment | Sequence[dm_env.Environment]) -> rows.Rows:
+    """Returns dm_env environments of the caller's, alike, as the rows of one.
+
+    dm_env has no seeds: its environments get theirs when they are made, and `reset` only begins
+    new episodes.
 
     Args:
       environment: One row, or a sequence of them. An action must be one integer, an observation
         one array.
 
     Raises:
-      ValueError: if they are not.
+      ValueError: if they are not, or one object should be several rows.
     """
     if isinstance(environment, dm_env.Environment):
         environment = [environment]
-    return DmEnv(environment)
+    return rows.Rows([functools.partial(Row, row) for row in environment])
 
 
-class DmEnv:
-    """B dm_env environments, stepped in turn; a `types.HostEnvironment`.
+class Row:
+    """A dm_env environment as a `rows.Row`."""
 
-    dm_env has no seeds: its environments get theirs when they are made, and `reset` only begins
-    new episodes.
-    """
+    is_owned = False  # The caller made it.
 
-    def __init__(self, rows: Sequence[dm_env.Environment]) -> None:
-        self._rows = list(rows)
-        if not self._rows:
-            raise ValueError("needs at least one dm_env.Environment, got none")
-        self.num_envs = len(self._rows)
-        action = self._rows[0].action_spec()
+    def __init__(self, environment: dm_env.Environment) -> None:
+        self.underlying = environment
+        self.name = f"environment {type(environment).__name__}"
+        action = environment.action_spec()
         if not (
             isinstance(action, specs.BoundedArray)
             and action.shape == ()
@@ -48,69 +49,38 @@ class DmEnv:
         self._action_dtype = action.dtype
         self._first_action = int(action.minimum)
         self.spec = _spec(
-            self._rows[0].observation_spec(), int(action.maximum) - self._first_action + 1
+            environment.observation_spec(), int(action.maximum) - self._first_action + 1
         )
-        self._action: np.ndarray | None = None
 
-    def reset(self, seed: int) -> types.TimeStep:
-        """Starts B episodes; `seed` is of no use here."""
+    def reset(self, seed: int | None) -> Any:
+        """Begins an episode and returns its first observation; `seed` is of no use here."""
         del seed
-        self._action = None
-        observation = self._stack([row.reset() for row in self._rows])
-        return types.TimeStep(
-            step_type=np.full(self.num_envs, types.FIRST, np.int8),
-            reward=np.zeros(self.num_envs, np.float32),
-            discount=np.ones(self.num_envs, np.float32),
-            observation=observation,
-            next_observation=observation,
-        )
+        return self._timestep("reset", self.underlying.reset).observation
 
-    def send(self, action: np.ndarray) -> None:
-        """Says what `recv` does; `action` is int32, [B]."""
-        if self._action is not None:
-            raise RuntimeError("send was called twice; recv comes between")
-        self._action = np.array(action, self._action_dtype) + self._action_dtype.type(
-            self._first_action
-        )
-
-    def recv(self) -> types.TimeStep:
-        """Steps the rows."""
-        if self._action is None:
-            raise RuntimeError("recv was called without send")
-        steps = [row.step(action) for row, action in zip(self._rows, self._action, strict=True)]
-        self._action = None
-        discount = np.array([step.discount for step in steps], np.float32)
-        if not np.all((discount == 0) | (discount == 1)):
+    def step(self, action: int) -> rows.Step:
+        """Acts; `action` is one of ours, from 0."""
+        sent = self._action_dtype.type(action + self._first_action)
+        found = self._timestep("step", self.underlying.step, sent)
+        if found.discount not in (0, 1):
             raise ValueError(
-                f"dm_env discounts must be 0 or 1 (gamma is the agent's), got {discount.tolist()}"
+                f"{self.name}: dm_env discounts must be 0 or 1 (gamma is the agent's), got "
+                f"{found.discount}"
             )
-        last = np.array([step.last() for step in steps])
-        next_observation = observation = self._stack(steps)
-        if np.any(last):
-            firsts = [
-                row.reset() if step.last() else step
-                for row, step in zip(self._rows, steps, strict=True)
-            ]
-            observation = self._stack(firsts)
-        return types.TimeStep(
-            step_type=np.where(last, types.LAST, types.MID).astype(np.int8),
-            reward=np.array([step.reward for step in steps], np.float32),
-            discount=discount,
-            observation=observation,
-            next_observation=next_observation,
-        )
+        return rows.Step(found.observation, found.reward, float(found.discount), found.last())
 
     def render(self) -> np.ndarray:
-        """dm_env has no pictures."""
+        """Raises ValueError: dm_env has no pictures."""
         raise ValueError("a dm_env.Environment cannot be drawn")
 
     def close(self) -> None:
-        """Closes the rows."""
-        for row in self._rows:
-            row.close()
+        """Closes the environment."""
+        self.underlying.close()
 
-    def _stack(self, steps: list[dm_env.TimeStep]) -> np.ndarray:
-        return np.stack([np.asarray(step.observation, self.spec.dtype) for step in steps])
+    def _timestep(self, call: str, function: Any, *arguments: Any) -> dm_env.TimeStep:
+        found = rows.called(self.name, call, function, *arguments)
+        if not isinstance(found, dm_env.TimeStep):
+            raise ValueError(f"{self.name}: {call} must return a dm_env.TimeStep, got {found!r}")
+        return found
 
 
 def as_dm_env(
@@ -147,7 +117,7 @@ class _View(dm_env.Environment):
         if observation is None:
             observation = self._restart(int(self._seeds.integers(2**31))).observation
         self._is_over = False
-        return dm_env.restart(np.asarray(observation[0]))
+        return dm_env.restart(np.array(observation[0]))  # The caller's to keep, and to change.
 
     def step(self, action: Any) -> dm_env.TimeStep:
         if self._is_over:
@@ -161,7 +131,7 @@ class _View(dm_env.Environment):
             step_type=dm_env.StepType(int(timestep.step_type[0])),
             reward=float(timestep.reward[0]),
             discount=float(timestep.discount[0]),
-            observation=np.asarray(timestep.next_observation[0]),
+            observation=np.array(timestep.next_observation[0]),
         )
 
     def observation_spec(self) -> Any:  # dm_env declares none, and checkers infer None.

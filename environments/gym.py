@@ -1,15 +1,17 @@
 """gymnasium's environments as B rows: by id (classic control), or handed over in Python."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.classic_control import cartpole
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from kullback.core import names, types
+from kullback.environments import rows
 
 GAMES = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0")
 UNLISTED = gymnasium.registry  # Every id that gymnasium knows, by name; most need more packages.
@@ -19,8 +21,8 @@ UNLISTED = gymnasium.registry  # Every id that gymnasium knows, by name; most ne
 _CARTPOLE = (2.4, 5.0, np.pi / 12, 2 * np.pi)
 
 
-def make(game: str, num_envs: int, **flags: Any) -> "Gymnasium":
-    """The environment of gymnasium id `game`, its time limit included, with `num_envs` rows.
+def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
+    """Returns the environment of gymnasium id `game`, its time limit included, as `num_envs` rows.
 
     Args:
       game: One of GAMES, or another id with a Discrete action space and a Box to observe.
@@ -35,11 +37,12 @@ def make(game: str, num_envs: int, **flags: Any) -> "Gymnasium":
     modes = _creator(game).metadata.get("render_modes", ())
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
 
-    def make_row(row: int) -> Callable[[], gymnasium.Env]:
+    def make_row(row: int) -> gymnasium.Env:
         more = flags if row else {**drawn, **flags}  # Only row 0 is drawn.
-        return lambda: gymnasium.make(game, disable_env_checker=True, **more)
+        return gymnasium.make(game, disable_env_checker=True, **more)
 
-    return Gymnasium([make_row(row) for row in range(num_envs)])
+    makers = [functools.partial(make_row, row) for row in range(num_envs)]
+    return rows.Rows([functools.partial(_made, maker) for maker in makers])
 
 
 def flags(game: str) -> list[str]:
@@ -50,8 +53,8 @@ def flags(game: str) -> list[str]:
 
 def from_gymnasium(
     environment: gymnasium.Env | Callable[[], gymnasium.Env], num_envs: int = 1
-) -> "Gymnasium":
-    """A gymnasium environment of the caller's, as B rows.
+) -> rows.Rows:
+    """Returns a gymnasium environment of the caller's, as B rows.
 
     Args:
       environment: The environment itself (then B is 1), or a function that makes a row. To be
@@ -62,69 +65,53 @@ def from_gymnasium(
       ValueError: if its spaces are none of ours, or one object should be several rows.
     """
     if not isinstance(environment, gymnasium.Env):
-        return Gymnasium([environment] * num_envs)
+        return rows.Rows([functools.partial(_made, environment)] * num_envs)
     if num_envs != 1:
         raise ValueError(f"one object is one row, not {num_envs}; give a function that makes it")
-    return Gymnasium([lambda: environment])
+    return rows.Rows([functools.partial(Row, environment, is_owned=False)])
 
 
-class Gymnasium:
-    """B rows of gymnasium environments, stepped in turn; a `types.HostEnvironment`."""
+class Row:
+    """A gymnasium environment as a `rows.Row`."""
 
-    def __init__(self, make_rows: list[Callable[[], gymnasium.Env]]) -> None:
-        # `recv` copies, so that they need not.
-        self._rows = SyncVectorEnv(make_rows, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
-        self.num_envs = self._rows.num_envs
-        action_space = self._rows.single_action_space
+    def __init__(self, environment: gymnasium.Env, *, is_owned: bool) -> None:
+        self._environment = environment
+        self.underlying = environment.unwrapped
+        self.is_owned = is_owned
+        name = environment.spec.id if environment.spec else type(self.underlying).__name__
+        self.name = f"environment {name}"
+        action_space = environment.action_space
         if not isinstance(action_space, gymnasium.spaces.Discrete):
             raise ValueError(f"needs a Discrete action space, got {action_space}")
         self._first_action = int(action_space.start)
-        self.spec = _spec(self._rows.envs[0], int(action_space.n))
-        self._action: np.ndarray | None = None
+        self.spec = _spec(environment, int(action_space.n))
 
-    def reset(self, seed: int) -> types.TimeStep:
-        """Starts B episodes; each row has a seed of its own, drawn from `seed` (>= 0)."""
-        self._action = None
-        # seed, seed + 1, ... for the rows would share episodes between neighbouring seeds.
-        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
-        observation = self._cast(self._rows.reset(seed=seeds)[0])
-        return types.TimeStep(
-            step_type=np.full(self.num_envs, types.FIRST, np.int8),
-            reward=np.zeros(self.num_envs, np.float32),
-            discount=np.ones(self.num_envs, np.float32),
-            observation=observation,
-            next_observation=observation,
-        )
+    def reset(self, seed: int | None) -> Any:
+        """Begins an episode and returns its first observation; None goes on drawing."""
+        found = rows.called(self.name, "reset", lambda: self._environment.reset(seed=seed))
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise ValueError(
+                f"{self.name}: reset must return (observation, info), got {_counted(found)}"
+            )
+        return found[0]
 
-    def send(self, action: np.ndarray) -> None:
-        """Says what `recv` does; `action` is int32, [B]."""
-        if self._action is not None:
-            raise RuntimeError("send was called twice; recv comes between")
-        self._action = np.array(action, np.int64) + self._first_action
-
-    def recv(self) -> types.TimeStep:
-        """Steps the rows."""
-        if self._action is None:
-            raise RuntimeError("recv was called without send")
-        observation, reward, terminated, truncated, info = self._rows.step(self._action)
-        self._action = None
-        last = terminated | truncated
-        next_observation = observation = self._cast(observation)
-        if np.any(last):
-            next_observation = observation.copy()
-            for row in np.flatnonzero(last):
-                next_observation[row] = info["final_obs"][row]
-        return types.TimeStep(
-            step_type=np.where(last, types.LAST, types.MID).astype(np.int8),
-            reward=reward.astype(np.float32),
-            discount=1 - terminated.astype(np.float32),
-            observation=observation,
-            next_observation=next_observation,
+    def step(self, action: int) -> rows.Step:
+        """Acts; the infos are nobody's, and dropped."""
+        sent = np.int64(action + self._first_action)
+        found = rows.called(self.name, "step", self._environment.step, sent)
+        if not isinstance(found, tuple) or len(found) != 5:
+            raise ValueError(
+                f"{self.name}: step must return (observation, reward, terminated, truncated, "
+                f"info), got {_counted(found)}"
+            )
+        observation, reward, terminated, truncated, _ = found
+        return rows.Step(
+            observation, reward, 0.0 if terminated else 1.0, bool(terminated or truncated)
         )
 
     def render(self) -> np.ndarray:
-        """Picture of row 0, RGB, uint8, [H, W, 3]."""
-        row = self._rows.envs[0]
+        """Returns a picture, RGB, uint8, [H, W, 3]."""
+        row = self._environment
         if row.render_mode != "rgb_array":
             raise ValueError(f"{row} has render_mode {row.render_mode!r}; make it with 'rgb_array'")
         try:
@@ -136,11 +123,27 @@ class Gymnasium:
         return np.asarray(picture, np.uint8)
 
     def close(self) -> None:
-        """Closes the rows."""
-        self._rows.close()
+        """Closes the environment."""
+        self._environment.close()
 
-    def _cast(self, observation: Any) -> np.ndarray:
-        return np.array(observation, self.spec.dtype)
+
+def _made(make_environment: Callable[[], gymnasium.Env]) -> Row:
+    """Returns the row of a new environment, which is closed if it cannot be one."""
+    environment = make_environment()
+    if not isinstance(environment, gymnasium.Env):
+        raise ValueError(
+            f"the function of an environment must return a gymnasium.Env, got {environment!r}"
+        )
+    try:
+        return Row(environment, is_owned=True)
+    except BaseException:
+        environment.close()
+        raise
+
+
+def _counted(found: Any) -> str:
+    kind = type(found).__name__
+    return f"a {kind} of {len(found)}" if isinstance(found, tuple | list) else f"a {kind}"
 
 
 def _creator(game: str) -> Any:
@@ -154,7 +157,7 @@ def _spec(row: gymnasium.Env, num_actions: int) -> types.Spec:
         raise ValueError(f"needs observations in a Box, got {space}")
     is_image = space.dtype == np.uint8
     bounds = None
-    if row.spec is not None and row.spec.id.startswith("CartPole-"):
+    if _shows_cartpole(row):
         bounds = (tuple(-bound for bound in _CARTPOLE), _CARTPOLE)
     elif not is_image and len(space.shape) == 1 and space.is_bounded():
         bounds = (tuple(space.low.tolist()), tuple(space.high.tolist()))
@@ -164,4 +167,21 @@ def _spec(row: gymnasium.Env, num_actions: int) -> types.Spec:
         num_actions=num_actions,
         bounds=bounds,
         max_episode_steps=None if row.spec is None else row.spec.max_episode_steps,
+    )
+
+
+def _shows_cartpole(row: gymnasium.Env) -> bool:
+    """Whether a registered CartPole is observed as it is, however it is wrapped."""
+    inner = row
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, gymnasium.ObservationWrapper):
+            return False
+        inner = inner.env
+    return (
+        isinstance(inner, cartpole.CartPoleEnv)
+        and row.spec is not None
+        and row.spec.id.startswith("CartPole-")
+        # A wrapper that changes what is observed declares a space of its own.
+        and row.observation_space is inner.observation_space
+        and inner.observation_space.shape == (len(_CARTPOLE),)
     )

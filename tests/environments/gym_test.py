@@ -10,25 +10,28 @@ from kullback.core import types
 from kullback.environments import gym
 
 
-def tick(environment: gym.Gymnasium, action: list[int]) -> types.TimeStep:
+def tick(environment: types.HostEnvironment, action: list[int]) -> types.TimeStep:
     environment.send(np.array(action, np.int32))
     return environment.recv()
 
 
 class Counter(gymnasium.Env):
-    """Counts its steps; actions 3 and 4, float64 observations, ends when told 4."""
+    """Counts its steps, in one array; actions 3 and 4, float64, ends when told 4."""
 
     action_space = gymnasium.spaces.Discrete(2, start=3)
     observation_space = gymnasium.spaces.Box(-1.0, 9.0, (1,), np.float64)
 
+    def __init__(self):
+        self.count = np.zeros(1)  # The only one: steps and resets write into it.
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.count = np.zeros(1)
+        self.count[:] = 0
         return self.count, {}
 
     def step(self, action):
         assert action in (3, 4)
-        self.count += 1  # In place: the caller must have copied.
+        self.count += 1
         return self.count, 2.5, action == 4, self.count[0] == 3, {}
 
 
@@ -84,6 +87,23 @@ def test_bounds(game: str, high: list[float]):
     bounds = gym.make(game, 1).spec.bounds
     assert bounds is not None
     np.testing.assert_allclose(bounds, np.outer([-1, 1], high), rtol=1e-6)
+
+
+def test_wrapped_cartpole_is_scaled_as_it_is_only_where_it_looks_as_it_does():
+    def bounds(wrap):
+        environment = gym.from_gymnasium(lambda: wrap(gymnasium.make("CartPole-v1")))
+        environment.close()
+        return environment.spec.bounds
+
+    space = gymnasium.spaces.Box(-2.0, 2.0, (4,), np.float32)
+    own = bounds(lambda env: env)
+    assert own is not None and own[1][0] == 2.4
+    assert bounds(gymnasium.wrappers.RecordEpisodeStatistics) == own
+    assert bounds(gymnasium.wrappers.NormalizeObservation) is None
+    half = lambda env: gymnasium.wrappers.TransformObservation(env, lambda o: o / 2, None)  # noqa: E731
+    assert bounds(half) is None
+    clipped = lambda env: gymnasium.wrappers.TransformObservation(env, np.tanh, space)  # noqa: E731
+    assert bounds(clipped) == ((-2.0,) * 4, (2.0,) * 4)
 
 
 def test_environment_of_the_callers():

@@ -1,0 +1,247 @@
+"""B environments of other libraries, stepped in turn, as one `types.HostEnvironment`.
+
+Here what they return comes in, and nothing is believed of it: each observation is copied before
+the environment is called again (many write theirs in place), its shape, type and numbers are
+checked, and an exception becomes one line that names the environment and the place.
+"""
+
+import contextlib
+import pathlib
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+
+from kullback.core import types
+
+Result = TypeVar("Result")
+
+
+class Step(NamedTuple):
+    """What one row returns for an action, as its library gives it."""
+
+    observation: Any  # Perhaps an array that the row writes again.
+    reward: Any
+    discount: float  # 0 at a true end, else 1.
+    last: bool  # Whether the episode ended or was cut.
+
+
+class Row(Protocol):
+    """One environment of another library."""
+
+    spec: types.Spec
+    name: str  # For messages.
+    underlying: Any  # The object that is stepped, whatever wraps it.
+    is_owned: bool  # Whether it was made for the row, which closes it if its siblings fail.
+
+    def reset(self, seed: int | None) -> Any:
+        """Begins an episode and returns its first observation; None goes on drawing."""
+        ...
+
+    def step(self, action: int) -> Step:
+        """Acts; `action` is one of ours, from 0."""
+        ...
+
+    def render(self) -> np.ndarray:
+        """Returns a picture, RGB, uint8, [H, W, 3]."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it holds."""
+        ...
+
+
+# Rows by the identity of what they step, while they are in use: one object cannot be two rows.
+_IN_USE: weakref.WeakValueDictionary[int, "Rows"] = weakref.WeakValueDictionary()
+
+
+class Rows:
+    """B rows, stepped in turn; a `types.HostEnvironment`."""
+
+    def __init__(self, make_rows: Sequence[Callable[[], Row]]) -> None:
+        """Makes the rows; if one fails, those that were made before are closed.
+
+        Raises:
+          ValueError: if one cannot be made, differs from the first, or is in use already.
+        """
+        self._rows: list[Row] = []
+        try:
+            for number, make_row in enumerate(make_rows):
+                row = make_row()
+                if id(row.underlying) in _IN_USE:
+                    raise ValueError(
+                        f"row {number}: this {row.name} object is in use already; a row needs an "
+                        "object of its own, so hand over a function that makes a new one each time"
+                    )
+                _IN_USE[id(row.underlying)] = self
+                self._rows.append(row)
+                if row.spec != self._rows[0].spec:
+                    raise ValueError(
+                        f"rows must be alike, but row {number} is {_difference(self._rows)}"
+                    )
+            if not self._rows:
+                raise ValueError("an environment needs at least one row, got none")
+        except BaseException:
+            self._release(only_owned=True)
+            raise
+        self.num_envs = len(self._rows)
+        self.spec = self._rows[0].spec
+        self._action: np.ndarray | None = None
+
+    def reset(self, seed: int) -> types.TimeStep:
+        """Starts B episodes; each row has a seed of its own, drawn from `seed` (>= 0)."""
+        self._action = None
+        # seed, seed + 1, ... for the rows would share episodes between neighbouring seeds.
+        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+        observation = self._empty()
+        with np.errstate(over="ignore"):  # Found below: not finite.
+            for number, (row, row_seed) in enumerate(zip(self._rows, seeds, strict=True)):
+                self._keep(observation, number, row.reset(row_seed), "reset")
+        self._require_finite(observation, "reset")
+        return types.TimeStep(
+            step_type=np.full(self.num_envs, types.FIRST, np.int8),
+            reward=np.zeros(self.num_envs, np.float32),
+            discount=np.ones(self.num_envs, np.float32),
+            observation=observation,
+            next_observation=observation,
+        )
+
+    def send(self, action: np.ndarray) -> None:
+        """Says what `recv` does; `action` is int32, [B]."""
+        if self._action is not None:
+            raise RuntimeError("send was called twice; recv comes between")
+        self._action = np.array(action, np.int64)
+
+    def recv(self) -> types.TimeStep:
+        """Steps the rows, and resets those whose episode ends."""
+        if self._action is None:
+            raise RuntimeError("recv was called without send")
+        actions, self._action = self._action.tolist(), None
+        last = np.zeros(self.num_envs, bool)
+        reward, discount = np.zeros((2, self.num_envs), np.float32)
+        next_observation = observation = self._empty()
+        with np.errstate(over="ignore"):
+            for number, (row, action) in enumerate(zip(self._rows, actions, strict=True)):
+                step = row.step(action)
+                # At once: the reset below may write into the same array.
+                self._keep(next_observation, number, step.observation, "step")
+                reward[number] = _number(step.reward, row)
+                discount[number], last[number] = step.discount, step.last
+                if step.last:
+                    if observation is next_observation:
+                        observation = self._empty()
+                    self._keep(observation, number, row.reset(None), "reset")
+        if observation is not next_observation:
+            observation[~last] = next_observation[~last]
+            self._require_finite(observation, "reset")
+        self._require_finite(next_observation, "step")
+        return types.TimeStep(
+            step_type=np.where(last, types.LAST, types.MID).astype(np.int8),
+            reward=reward,
+            discount=discount,
+            observation=observation,
+            next_observation=next_observation,
+        )
+
+    def render(self) -> np.ndarray:
+        """Picture of row 0, RGB, uint8, [H, W, 3]."""
+        return self._rows[0].render()
+
+    def close(self) -> None:
+        """Closes the rows."""
+        self._release()
+
+    def _release(self, *, only_owned: bool = False) -> None:
+        with contextlib.ExitStack() as closing:  # All are closed, should one fail to.
+            for row in self._rows:
+                if _IN_USE.get(id(row.underlying)) is self:  # Closed twice, it may be another's.
+                    del _IN_USE[id(row.underlying)]
+                if row.is_owned or not only_owned:
+                    closing.callback(row.close)
+
+    def _empty(self) -> np.ndarray:
+        return np.empty((self.num_envs, *self.spec.shape), self.spec.dtype)
+
+    def _keep(self, into: np.ndarray, number: int, observation: Any, call: str) -> None:
+        """Copies the observation of a row."""
+        name = self._rows[number].name
+        try:
+            found = np.asarray(observation)
+        except ValueError as error:  # Lists of unequal lengths.
+            raise ValueError(f"{name}: {call} must return one array, got {error}") from error
+        if found.shape != self.spec.shape:
+            raise ValueError(
+                f"{name}: {call} returned an observation of shape {found.shape}; the environment "
+                f"declares {self.spec.shape}"
+            )
+        if not _fits(found, into.dtype):
+            raise ValueError(
+                f"{name}: {call} returned an observation of {_described(found)}; the environment "
+                f"declares {into.dtype}"
+            )
+        into[number] = found
+
+    def _require_finite(self, observation: np.ndarray, call: str) -> None:
+        if observation.dtype.kind != "f" or np.isfinite(observation).all():
+            return
+        number, *place = np.argwhere(~np.isfinite(observation))[0].tolist()
+        value = observation[(number, *place)]
+        raise ValueError(
+            f"{self._rows[number].name}: {call} returned an observation that is {value} at "
+            f"{place} (row {number}); it must be finite, in float32"
+        )
+
+
+def called(name: str, call: str, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Returns `function(*arguments)`.
+
+    Raises:
+      ValueError: in place of any exception; one line with what was raised, and where.
+    """
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(f"{name}: {call} raised {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Type, text and place of an exception."""
+    text = " ".join(str(error).split())
+    # The last line of code that is not our own.
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+    place = f" ({pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
+
+
+def _number(reward: Any, row: Row) -> np.float32:
+    found = np.asarray(reward)
+    if found.size != 1 or found.dtype.kind not in "biuf":
+        raise ValueError(f"{row.name}: step must return one number for a reward, got {reward!r}")
+    value = np.float32(found.item())
+    if not np.isfinite(value):
+        raise ValueError(f"{row.name}: step returned the reward {reward!r}; it must be finite")
+    return value
+
+
+def _fits(found: np.ndarray, dtype: np.dtype) -> bool:
+    if dtype == np.uint8 and found.dtype.kind in "iu":
+        return found.dtype == dtype or bool(np.all((found >= 0) & (found <= 255)))
+    return found.dtype.kind in ("b" if dtype == np.uint8 else "biuf")
+
+
+def _described(found: np.ndarray) -> str:
+    if found.dtype.kind in "iu":
+        return f"{found.dtype} from {found.min()} to {found.max()}"
+    return f"type {found.dtype}"
+
+
+def _difference(rows: Sequence[Row]) -> str:
+    def fields(row: Row) -> Iterator[str]:
+        other = rows[0] if row is rows[-1] else rows[-1]
+        for name, value in vars(row.spec).items():
+            if value != getattr(other.spec, name):
+                yield f"{name} {value}"
+
+    return f"of {', '.join(fields(rows[-1]))} and row 0 of {', '.join(fields(rows[0]))}"
