@@ -22,6 +22,7 @@ from kullback.lm import (
     batches,
     data,
     distillation,
+    folder_meaning,
     gemma,
     rlhf,
     sharding,
@@ -32,7 +33,7 @@ from kullback.lm import (
     warp,
 )
 
-COMPUTE = ("dtype", "remat")  # Fields of a model that say how it computes.
+COMPUTE = folder_meaning.COMPUTE
 NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
 
 OnTexts = Callable[[int, list[dict[str, Any]]], Any]  # Receives learner steps done, and texts.

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, regularizers, trees, types
+from kullback.core import checkpoints, files, trees, types
 from kullback.experiments import opened, settings
 from kullback.lm import (
     chat,
     distillation,
+    folder_meaning,
     gemma,
     hugging_face,
     hugging_face_config,
@@ -22,7 +23,7 @@ from kullback.lm import (
     tokenizer,
 )
 
-NOTES = "kullback"  # What we say of a model in the config.json that we export.
+NOTES = folder_meaning.NOTES
 
 
 class Checkpoint(NamedTuple):
@@ -81,20 +82,7 @@ def load(
         )
     homes = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=homes)
-    return Checkpoint(config, tokenizer.load(path), params, exported_operator(path))
-
-
-def exported_operator(path: pathlib.Path) -> str:
-    """Name of f of the operator, which `export` noted; models of others have softmax."""
-    file = path / "config.json"
-    notes = hugging_face_config.read_json(file).get(NOTES, {})
-    if not isinstance(notes, dict) or not isinstance(notes.get("divergence", ""), str):
-        raise ValueError(f"{file}: {NOTES!r} must be an object with a divergence, got {notes!r}")
-    name = notes.get("divergence", "kl")
-    try:
-        return regularizers.named(name).name
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    return Checkpoint(config, tokenizer.load(path), params, folder_meaning.operator(path))
 
 
 def trained(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kullback.core import averaging, files
-from kullback.lm import tensor_files
+from kullback.lm import folder_meaning, tensor_files
 
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")
@@ -86,6 +86,7 @@ class Report(NamedTuple):
     num_tensors: int  # Written.
     num_bytes: int  # Of them.
     grams: dict[str, np.ndarray]  # <delta_m, delta_n>, [M, M] by group; empty without angles.
+    overridden: list[str]  # What differed between models and was merged all the same, a line each.
 
 
 def gemma_groups(group: str) -> averaging.GroupOf:
@@ -119,12 +120,17 @@ def merge(
     config: Config,
     base: files.Path | None = None,
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    force: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Report:
     """Merges folders of safetensors into a new one, which is whole or not there.
 
     Tensors, their types and their files are those of the first model, and so are config.json and
-    the tokenizer. What is not floating must be equal in all. An unembedding that config.json ties
-    to the embedding is merged once, as the embedding, and left out.
+    the tokenizer, which must be those of all (lm/folder_meaning.py). What is not floating must be
+    equal in all. An unembedding that config.json ties to the embedding is merged once, as the
+    embedding, and left out. Tables that one tokenizer has, padded to other numbers of rows, are
+    merged as far as all go; the rest is the first model's.
 
     Args:
       models: theta_1 .. theta_M, with model.safetensors or shards and their index.
@@ -132,25 +138,38 @@ def merge(
       config: how.
       base: theta_0, from which task vectors are taken; None: 0, for slerp.
       on_bytes: called with how many bytes of angles and of output are done, and of how many.
+      force: merge models whose configurations or tokenizers differ; what did is in the report.
+      names: what messages call the models and then the base; None: their paths.
 
     Raises:
-      ValueError: if out is a model or not empty, models differ (the first tensor that does is
-        named), or config does not fit them.
+      ValueError: if a folder is not there, out is a model or not empty, models differ (the first
+        field or tensor that does is named), or config does not fit them.
       CorruptError: if a file cannot be read.
     """
     out = pathlib.Path(out)
     config.check(len(models), has_base=base is not None)
     folders = [pathlib.Path(path) for path in (*models, *([] if base is None else [base]))]
+    called = [str(folder) for folder in folders] if names is None else [*names]
+    for folder, name in zip(folders, called, strict=True):
+        if not folder.is_dir():
+            raise ValueError(f"{name} is no folder; expected that of a model, or of its run")
     _check_out(out, folders)
     opened = [tensor_files.open_folder(folder) for folder in folders]
-    tensor_files.check_alike(folders, opened)
+    overridden = folder_meaning.differences(folders, called)
+    if overridden and not force:
+        rest = f" (and {len(overridden) - 1} fields more)" if overridden[1:] else ""
+        raise ValueError(
+            f"models differ in {overridden[0]}{rest}; their weights mean different functions, "
+            "which have no average: choose others, or take all from the first model by --force"
+        )
+    tensor_files.check_alike(called, opened, padded=folder_meaning.has_same_tokens(folders))
     first = opened[0]
     floats = {name: tensor for name, tensor in first.items() if tensor.dtype in tensor_files.FLOATS}
-    parts = {name: [tensors[name].data for tensors in opened] for name in floats}
+    parts = {name: _shared([tensors[name] for tensors in opened]) for name in floats}
     num_bytes = sum(tensor.data.nbytes for tensor in first.values())
     files.require_disk(out, num_bytes, "merged weights")
     has_angles = config.method == "slerp" and len(models) > 1
-    total = num_bytes + has_angles * sum(tensor.data.nbytes for tensor in floats.values())
+    total = num_bytes + has_angles * sum(arrays[0].nbytes for arrays in parts.values())
     done = 0
 
     def advance(count: int) -> None:
@@ -174,7 +193,7 @@ def merge(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C ends it here, not a pass later.
             raise
-    return Report(len(first), num_bytes, grams)
+    return Report(len(first), num_bytes, grams, overridden)
 
 
 def _num_threads() -> int:
@@ -188,6 +207,14 @@ def _check_out(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
         if out.resolve() == folder.resolve():
             raise ValueError(f"{out} is one of the models; choose another folder for the merge")
     files.check_new_folder(out)
+
+
+def _shared(tensors: list[tensor_files.Tensor]) -> list[np.ndarray]:
+    """The flat numbers of a tensor in each model, as many rows as all have."""
+    if len({tensor.shape for tensor in tensors}) == 1:
+        return [tensor.data for tensor in tensors]
+    rows = min(tensor.shape[0] for tensor in tensors)
+    return [tensor.of_rows(rows).data for tensor in tensors]
 
 
 def _segments(names: Iterable[str], sizes: Iterable[int]) -> list[tuple[str, slice]]:
@@ -260,8 +287,11 @@ def _write(
         name, segment = task
         made = tensors[name].data[segment]
         if name in parts:
-            made = np.empty_like(made)
-            averaging.flat_combine([part[segment] for part in parts[name]], weights[name], made)
+            own, here = made, [part[segment] for part in parts[name]]
+            made = np.empty_like(own)
+            shared = len(here[0])
+            averaging.flat_combine(here, weights[name], made[:shared])
+            made[shared:] = own[shared:]
         offset = begins[name] + segment.start * made.itemsize
         tensor_files.write_at(file.fileno(), made.view(np.uint8).data, offset)
         return made.nbytes

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import struct
@@ -16,6 +17,7 @@ from kullback.core import files
 from kullback.lm import hugging_face, hugging_face_config
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TABLES = ("embed_tokens.weight", *hugging_face.HEADS)  # Their rows are tokens, and padding.
 _CHUNK = 1 << 22  # Bytes compared at once.
 # Bytes written at once. For more, file systems take pages of up to 4 MB, which a virtual machine
 # often has to ask of its host: 1.3 s in place of 0.33 for 1.1 GB.
@@ -32,6 +34,11 @@ class Tensor(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
+
+    def of_rows(self, count: int) -> "Tensor":
+        """The first rows of it."""
+        data = self.data[: count * math.prod(self.shape[1:])]
+        return self._replace(shape=(count, *self.shape[1:]), data=data)
 
 
 def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
@@ -109,24 +116,33 @@ def equal(one: Tensor, other: Tensor) -> bool:
     return all(np.array_equal(both[0][i : i + _CHUNK], both[1][i : i + _CHUNK]) for i in starts)
 
 
-def check_alike(folders: Sequence[pathlib.Path], opened: Sequence[dict[str, Tensor]]) -> None:
+def check_alike(
+    names: Sequence[str], opened: Sequence[dict[str, Tensor]], *, padded: bool = False
+) -> None:
     """Refuses models of which a tensor differs in name, type or shape, or is no float and differs.
+
+    Args:
+      names: of the models, as messages call them.
+      opened: tensors of each.
+      padded: whether tables of tokens may have other numbers of rows.
 
     Raises:
       ValueError: for the first of them.
     """
     first = opened[0]
-    for folder, tensors in zip(folders[1:], opened[1:], strict=True):
+    for folder, tensors in zip(names[1:], opened[1:], strict=True):
         for name in (*first, *(name for name in tensors if name not in first)):
             one, other = first.get(name), tensors.get(name)
+            if padded and one and other and name.endswith(TABLES):
+                one, other = (tensor.of_rows(1) for tensor in (one, other))
             if one is None or other is None or one[1:3] != other[1:3]:
                 raise ValueError(
-                    f"tensor {name!r} is {one or 'missing'} in {folders[0]} and "
+                    f"tensor {name!r} is {one or 'missing'} in {names[0]} and "
                     f"{other or 'missing'} in {folder}; models must have the same shapes and types"
                 )
             if one.dtype not in FLOATS and not equal(one, other):
                 raise ValueError(
-                    f"tensor {name!r}, {one}, differs between {folders[0]} and {folder}; of what "
+                    f"tensor {name!r}, {one}, differs between {names[0]} and {folder}; of what "
                     f"is none of {', '.join(FLOATS)} there is no average"
                 )
 

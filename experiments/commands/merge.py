@@ -56,6 +56,11 @@ def add_parser(commands: Any) -> None:
         default="layer",
         help="of slerp: what has an angle of its own; default: layer",
     )
+    sub.add_argument(
+        "--force",
+        action="store_true",
+        help="merge models whose configurations or tokenizers differ; what differs is printed",
+    )
     sub.set_defaults(command=main)
 
 
@@ -81,10 +86,18 @@ def main(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         models = [_folder(path, options.out, stack) for path in options.models]
         base = None if options.base is None else _folder(options.base, options.out, stack)
-        _check_operators(models)
+        given = [*options.models, *([] if options.base is None else [options.base])]
         report = merging.merge(
-            models, options.out, config, base, on_bytes=stack.enter_context(_progress())
+            models,
+            options.out,
+            config,
+            base,
+            on_bytes=stack.enter_context(_progress()),
+            force=options.force,
+            names=[str(path) for path in given],
         )
+    for line in report.overridden:
+        print(f"overridden: {line}")
     print(
         f"model: {options.out} ({report.num_tensors} tensors, {report.num_bytes / 1e9:.3g} GB, of "
         f"{len(models)} model{'s' if models[1:] else ''})"
@@ -108,20 +121,6 @@ def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) 
     )
     models.export(path, pathlib.Path(home) / path.name)
     return pathlib.Path(home) / path.name
-
-
-def _check_operators(folders: list[pathlib.Path]) -> None:
-    """Refuses models that were trained with different operators: the merge has one."""
-    from kullback.experiments import models
-
-    # A folder without config.json is refused by what merges.
-    found = {
-        folder: models.exported_operator(folder) if (folder / "config.json").is_file() else "kl"
-        for folder in folders
-    }
-    if len(set(found.values())) > 1:
-        listed = ", ".join(f"{folder.name} {name}" for folder, name in found.items())
-        raise ValueError(f"models sample by different operators ({listed}) and have no average")
 
 
 @contextlib.contextmanager

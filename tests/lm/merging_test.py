@@ -13,7 +13,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from kullback.core import averaging, files
-from kullback.lm import gemma, hugging_face, merging, tensor_files
+from kullback.lm import gemma, hugging_face, merging, tensor_files, tokenizer
 
 CONFIG = dataclasses.replace(  # Two periods of two layers, and one more: both are stacked.
     gemma.PRESETS["tiny"], num_layers=5, pattern=2, embed_dim=16, hidden_dim=24, vocab_size=32
@@ -184,12 +184,13 @@ def test_shards_are_those_of_the_first_model(folders, tmp_path):
 def test_the_rest_of_the_folder_is_copied_but_no_other_weights(folders, tmp_path):
     first = tmp_path / "first"
     shutil.copytree(folders[1], first)
-    for name in ("tokenizer.json", "tokenizer.model", "README.md", "pytorch_model.bin.index.json"):
+    tokenizer.save(tokenizer.train_bpe(["one two"], 290), first)
+    for name in ("tokenizer.model", "README.md", "pytorch_model.bin.index.json"):
         (first / name).write_text("{}")
     merging.merge([first, folders[2]], tmp_path / "out", merging.Config(method="mean"))
     expected = {"config.json", "generation_config.json", "model.safetensors"}
     found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == expected | {"tokenizer.json", "tokenizer.model"}
+    assert found == expected | {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
 
 
 def test_a_tied_head_is_merged_once(tmp_path):

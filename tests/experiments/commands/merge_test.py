@@ -110,8 +110,50 @@ def test_an_out_that_is_a_model_and_models_of_other_operators_are_refused(folder
     with pytest.raises(ValueError, match="is one of the models"):
         merge(*folders, "--method", "mean", "--out", folders[1])
     other = export(tmp_path / "other", 0, "alpha-1.5")
-    with pytest.raises(ValueError, match=r"different operators \(0 kl, other alpha-1.5\)"):
+    with pytest.raises(
+        ValueError, match=r"models differ in operator: kl in .*0.*alpha-1.5 in .*oth"
+    ):
         merge(folders[0], str(other), "--method", "mean", "--out", str(tmp_path / "out"))
+    # Of the base as well: task vectors are taken from it.
+    with pytest.raises(
+        ValueError, match=r"models differ in operator: kl in .*0.*alpha-1.5 in .*oth"
+    ):
+        merge(*folders, "--method", "slerp", "--base", str(other), "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_overridden_is_printed(folders, tmp_path, capsys: pytest.CaptureFixture[str]):
+    other = dataclasses.replace(CONFIG, window=5, local_rope_theta=7.0, dtype="bfloat16")
+    hugging_face.save(tmp_path / "other", other, random_params(1))
+    given = (
+        folders[0],
+        str(tmp_path / "other"),
+        "--method",
+        "mean",
+        "--out",
+        str(tmp_path / "out"),
+    )
+    with pytest.raises(
+        ValueError, match=r"differ in window: 8 in .* \(and 1 fields more\)"
+    ) as error:
+        merge(*given)
+    assert "\n" not in str(error.value) and "--force" in str(error.value)
+    merge(*given, "--force")
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("overridden")]
+    assert said == [
+        f"overridden: window: 8 in {folders[0]}/config.json, 5 in {tmp_path}/other/config.json",
+        f"overridden: local_rope_theta: 10000.0 in {folders[0]}/config.json, "
+        f"7.0 in {tmp_path}/other/config.json",
+    ]
+    assert hugging_face.load(tmp_path / "out")[0] == CONFIG
+    assert_written(tmp_path / "out", averaging.mean([random_params(0), random_params(1)]))
+
+
+def test_a_folder_that_is_not_there_is_named(folders, tmp_path):
+    gone = str(tmp_path / "gone")
+    for more in ([gone], ["--base", gone]):
+        with pytest.raises(ValueError, match="gone is no folder; expected that of a model"):
+            merge(*folders, *more, "--method", "slerp", "--out", str(tmp_path / "out"))
 
 
 def test_choices_are_those_of_the_library():
