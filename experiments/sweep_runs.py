@@ -182,7 +182,8 @@ def _steps(folder: pathlib.Path, plan: plans.Plan) -> int:
     saved, rows = checkpoints.steps(run.checkpoints), run.rows()
     last = int(rows[-1]["steps"]) if rows else 0
     if saved:
-        return plan.steps - 1 if last < plan.steps <= saved[-1] else saved[-1]
+        lacks_row = run.metrics_file.is_file() and last < plan.steps <= saved[-1]
+        return plan.steps - 1 if lacks_row else saved[-1]
     return last if last >= plan.steps else 0
 
 

@@ -106,6 +106,15 @@ def test_how_far_a_run_is(tmp_path: pathlib.Path):
     assert named(runs(tmp_path)) == {name: 0}
 
 
+def test_a_run_that_was_stopped_in_its_last_evaluation_is_not_finished(tmp_path: pathlib.Path):
+    begin(tmp_path, "dqn-toy-chain,seeds=0-2", saved=1_000)
+    folder = run_folder.RunFolder(tmp_path / "dqn-toy-chain,seeds=0-2")
+    folder.write_rows([{"seed": 2, "steps": 500}])
+    assert named(runs(tmp_path)) == {"dqn-toy-chain,seeds=0-2": 999}
+    folder.write_rows([{"seed": 2, "steps": 1_000}])
+    assert named(runs(tmp_path)) == {"dqn-toy-chain,seeds=0-2": 1_000}
+
+
 def test_a_run_keeps_the_threads_that_it_was_begun_with(tmp_path: pathlib.Path):
     begin(tmp_path, "dqn-toy-chain,seeds=0-2")
     (one,) = runs(tmp_path)["runs"]

@@ -1,0 +1,83 @@
+"""Tests of experiments/interrupts.py: which signals are heard, when, and what they become."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from kullback.experiments import cli, interrupts
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_the_first_signal_is_remembered_and_the_second_raises(number, status):
+    before = signal.getsignal(number)
+    with interrupts.Interrupts() as heard:
+        send(number)
+        assert heard.asked == number
+        with pytest.raises(interrupts.Interrupted) as caught:
+            send(signal.SIGINT)
+        assert caught.value.status == 130
+        with pytest.raises(interrupts.Interrupted) as caught, heard.at_once():
+            raise AssertionError("the block is not entered")
+        assert caught.value.status == status
+    assert signal.getsignal(number) == before
+
+
+def test_where_nothing_is_lost_a_signal_ends_the_block_at_once():
+    with interrupts.Interrupts() as heard:
+        with pytest.raises(interrupts.Interrupted), heard.at_once():
+            send(signal.SIGTERM)
+            raise AssertionError("it went on")
+        assert heard.asked == signal.SIGTERM
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts.Interrupts(raises=True) as heard:
+            send(signal.SIGHUP)
+            assert not heard.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_in_another_thread_the_callers_handlers_stay():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def work() -> None:
+        with interrupts.Interrupts() as heard, heard.at_once():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_command_ends_with_the_status_of_its_signal(number, status, monkeypatch, capsys):
+    from kullback.experiments.commands import listing
+
+    def add_parser(commands) -> None:
+        commands.add_parser("wait").set_defaults(command=lambda options: send(number))
+
+    monkeypatch.setattr(listing, "add_parser", add_parser)
+    assert cli.main(["wait"]) == status
+    assert capsys.readouterr().err == "kullback: interrupted\n"
+
+
+def test_another_message_keeps_the_signal_and_pythons_own_is_sigints():
+    found = interrupts.as_interrupted(interrupts.Interrupted(number=signal.SIGTERM), "saved")
+    assert (str(found), found.status) == ("saved", 143)
+    assert interrupts.as_interrupted(KeyboardInterrupt("kept")).args == ("kept",)
+    assert interrupts.as_interrupted(KeyboardInterrupt()).status == 130
