@@ -59,6 +59,7 @@ def make(
     config, num_envs = agent.replay, environment.num_envs
     pace = loops.pace(config, num_envs)
     per_iteration = pace.env_steps(num_envs)
+    begins = loops.learning_begins(config, num_envs, sees_own_ticks=True)
     store = replay.device(environment.spec, config, num_envs)
     names = loops.feedback_names(agent, environment.spec)
 
@@ -125,9 +126,9 @@ def make(
 
     def advance(state: RunState, until: int) -> RunState:
         env_steps = int(state.env_steps)
-        warming = env_steps < config.min_replay_size
+        warming = env_steps < begins
         if warming:
-            until = min(until, config.min_replay_size)
+            until = min(until, begins)
         count = min(loops.iterations(env_steps, until, per_iteration), rate["iterations"])
         start = time.perf_counter()
         state = (warm_up if warming else train)(state, jnp.asarray(count, jnp.int32))

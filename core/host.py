@@ -71,6 +71,7 @@ def make(
     platform.keep_freed_memory()
     config, num_envs, spec = agent.replay, environment.num_envs, environment.spec
     pace = loops.pace(config, num_envs)
+    begins = loops.learning_begins(config, num_envs, sees_own_ticks=False)
     store = replay.host(spec, config, num_envs)
     num_slots = num_envs * replay.ring_length(spec, config, num_envs)
     names = loops.feedback_names(agent, spec)
@@ -151,7 +152,7 @@ def make(
                 learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
             )
             drawn = batches = None
-            if tick == 0 and env_steps >= config.min_replay_size:
+            if tick == 0 and env_steps >= begins:
                 # Drawn and copied while the updates of the tick before, whose parameters act, still
                 # run. A stream of its own each time: nothing to save, nothing to lose.
                 stream = np.random.default_rng([seed, env_steps, 0])

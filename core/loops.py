@@ -113,6 +113,30 @@ def row(sums: metrics.Metrics, acting: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def learning_begins(config: replay.Config, num_envs: int, *, sees_own_ticks: bool) -> int:
+    """Returns the agent steps after which iterations learn: a batch can be drawn from then on.
+
+    Of `num_envs` rows each must have had n steps before any of its transitions is whole.
+
+    Args:
+      config: of the replay.
+      num_envs: B.
+      sees_own_ticks: whether an iteration draws after its own ticks, not before.
+
+    Raises:
+      ValueError: if a row's share of the capacity is less than n steps, so that there may be
+        nothing to draw at any time.
+    """
+    share = -(-config.capacity // num_envs)
+    if share < config.n_step:
+        raise ValueError(
+            f"capacity={config.capacity} is {share} a row of num_envs={num_envs}, and n_step="
+            f"{config.n_step} needs as many at least; set capacity={config.n_step * num_envs}"
+        )
+    ahead = pace(config, num_envs).env_steps(num_envs) if sees_own_ticks else 0
+    return max(config.min_replay_size, config.n_step * num_envs - ahead)
+
+
 def feedback_names(agent: types.Agent, spec: types.Spec) -> dict[str, Any]:
     """Names of the scalars that the agent's learner reports, found without computing anything."""
     sample = jax.eval_shape(lambda: _example(agent, spec)).metrics

@@ -51,9 +51,6 @@ def observe(metrics: Metrics, timestep: types.TimeStep) -> Metrics:
     total = metrics.running_return + timestep.reward
     last = timestep.last()
     finished = jnp.sum(last, dtype=jnp.int32)
-    # Ring: the j-th row to finish in this tick takes the j-th place; the others fall outside.
-    place = (metrics.episodes + jnp.cumsum(last, dtype=jnp.int32) - 1) % RECENT_EPISODES
-    place = jnp.where(last, place, RECENT_EPISODES)
     return metrics._replace(
         running_return=jnp.where(last, 0.0, total),
         episodes=metrics.episodes + finished,
@@ -61,8 +58,19 @@ def observe(metrics: Metrics, timestep: types.TimeStep) -> Metrics:
         return_sum=metrics.return_sum + jnp.sum(jnp.where(last, total, 0.0)),
         return_min=jnp.minimum(metrics.return_min, jnp.min(jnp.where(last, total, jnp.inf))),
         return_max=jnp.maximum(metrics.return_max, jnp.max(jnp.where(last, total, -jnp.inf))),
-        recent=metrics.recent.at[place].set(total, mode="drop"),
+        recent=metrics.recent.at[_places(metrics.episodes, last)].set(total, mode="drop"),
     )
+
+
+def _places(episodes: jax.Array, last: jax.Array) -> jax.Array:
+    """Returns where the ring takes the returns of rows that end, [B]; of others, out of it.
+
+    The j-th of a tick takes the j-th place, and of more than the ring holds the last are kept: no
+    two rows write one place, which has no defined order on accelerators.
+    """
+    rank = jnp.cumsum(last, dtype=jnp.int32) - 1
+    kept = last & (rank >= jnp.sum(last, dtype=jnp.int32) - RECENT_EPISODES)
+    return jnp.where(kept, (episodes + rank) % RECENT_EPISODES, RECENT_EPISODES)
 
 
 def learn(metrics: Metrics, feedback: types.Feedback) -> Metrics:

@@ -134,7 +134,16 @@ class _Work:
         with plans.closing(self.make_environment(self.plan.num_envs)) as environment:
             agent = self.make_agent(environment.spec)
             loops.pace(agent.replay, environment.num_envs)
+            is_compiled = isinstance(environment, types.Environment)
+            loops.learning_begins(agent.replay, environment.num_envs, sees_own_ticks=is_compiled)
             yield agent, environment
+
+
+def _learning_begins(agent: types.Agent, environment: plans.AnyEnvironment) -> int:
+    """Returns the agent steps before the first learner step, as the loop of a kind counts them."""
+    loops.pace(agent.replay, environment.num_envs)
+    is_compiled = isinstance(environment, types.Environment)
+    return loops.learning_begins(agent.replay, environment.num_envs, sees_own_ticks=is_compiled)
 
 
 def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
@@ -181,6 +190,11 @@ def _run(
     notice = getattr(probe[1], "notice", None)  # What a population takes of memory.
     if notice and not quiet:
         print(notice)
+    if not plan.is_language and not quiet and plan.steps <= (begins := _learning_begins(*probe)):
+        print(
+            f"warning: learning begins after {begins:,} steps, and the run ends at {plan.steps:,}: "
+            "nothing is learnt; set more --steps or a smaller min_replay_size"
+        )
     seeds = plan.seeds
     if isinstance(probe[1], types.Environment) or plan.num_seeds == 1:
         _drive(work, folder, plan, probe, seeds, callback, quiet)

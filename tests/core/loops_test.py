@@ -328,3 +328,46 @@ def test_what_a_loop_made_to_evaluate_in_is_closed_with_it():
     assert len(made) == 2
     loop.close()
     assert not made
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_envs", "on_host", "in_one_program"),
+    [
+        ((), 4, 500, 500),  # As min_replay_size says, where that is enough.
+        (("n_step=3",), 4, 500, 500),
+        (("n_step=3",), 512, 1536, 1024),  # What an iteration adds is drawn in it, if compiled.
+        (("n_step=2",), 512, 1024, 512),
+        (("n_step=3", "min_replay_size=32"), 1, 32, 32),
+        (("n_step=40", "min_replay_size=32"), 1, 40, 36),
+    ],
+)
+def test_learning_begins_when_a_batch_can_be_drawn(changes, num_envs, on_host, in_one_program):
+    config = settings.apply(agent().replay, changes)
+    assert loops.learning_begins(config, num_envs, sees_own_ticks=False) == on_host
+    assert loops.learning_begins(config, num_envs, sees_own_ticks=True) == in_one_program
+
+
+def test_a_row_needs_n_steps_of_the_capacity():
+    config = replay.Config(capacity=500, min_replay_size=500, n_step=3)
+    assert loops.learning_begins(config, 250 - 2, sees_own_ticks=False) > 0
+    message = "capacity=500 is 1 a row of num_envs=512, and n_step=3 needs .*; set capacity=1536"
+    with pytest.raises(ValueError, match=message):
+        loops.learning_begins(config, 512, sees_own_ticks=False)
+
+
+@pytest.mark.parametrize("changes", [("n_step=3",), PRIORITISED], ids=["uniform", "prioritised"])
+@pytest.mark.parametrize("kind", ["compiled", "host"])
+def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
+    """Rows of 600: their first steps are many, and none has n of them yet."""
+    built = agent("dqn", *changes)
+    if kind == "compiled":
+        loop = compiled.make(built, toy.chain(600), (0,))
+    else:
+        loop = host.make(built, OnHost(toy.chain(600)), 0)
+    state, n = loop.init(), built.replay.n_step
+    while int(state.learner.steps) == 0:
+        state = loop.advance(state, loop.env_steps(state) + 1)
+    assert np.all(np.asarray(state.replay.newest) >= n) and int(state.learner.steps) == 150
+    assert loop.env_steps(state) == 600 * (n + 1 if kind == "host" else n)
+    _, (row,) = loop.rows(state)
+    assert np.isfinite(row["loss"])

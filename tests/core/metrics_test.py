@@ -51,3 +51,17 @@ def test_recent_return_is_the_mean_of_the_last_hundred():
     assert row["episodes"] == len(ended) > 110
     np.testing.assert_allclose(row["recent_return"], np.mean(ended[-100:]), rtol=1e-5)
     np.testing.assert_allclose(row["return_max"], np.max(ended), rtol=1e-5)
+
+
+def test_of_more_rows_than_the_ring_holds_the_last_hundred_that_end_in_one_tick_are_kept():
+    rewards = np.arange(250, dtype=np.float32)
+    last = np.arange(250) % 2 == 1  # 125 of them.
+    m = metrics.observe(metrics.init(250, {}), tick(np.full(250, 1000.0), np.arange(250) < 7))
+    m = jax.jit(metrics.observe)(m, tick(rewards, last))
+    ended = np.where(np.arange(250) < 7, 0, 1000) + rewards
+    assert sorted(np.asarray(m.recent)) == sorted(ended[last][-100:])
+    assert metrics.row(m)["recent_return"] == np.mean(ended[last][-100:])
+    # No two rows write one place: on accelerators that has no defined order.
+    places = np.asarray(metrics._places(jnp.array(7), jnp.array(last)))
+    assert sorted(places) == [*range(100), *[100] * 150]
+    np.testing.assert_array_equal(places[last][-100:], (7 + 25 + np.arange(100)) % 100)

@@ -266,3 +266,16 @@ def test_the_same_run_twice_writes_the_same_rows(uninterrupted, tmp_path):
     )
     assert done.returncode == 0
     assert repeated(folder) == repeated(uninterrupted)
+
+
+def test_a_run_too_short_to_learn_says_so(tmp_path, capsys):
+    training.train("dqn", "toy/chain", steps=400, out=tmp_path / "run")
+    message = "warning: learning begins after 500 steps, and the run ends at 400: nothing is learnt"
+    assert message in capsys.readouterr().out
+
+
+def test_a_replay_without_n_steps_a_row_is_refused_before_there_is_a_folder(tmp_path):
+    settings = ("capacity=600", "n_step=3")
+    with pytest.raises(ValueError, match="set capacity=1536"):
+        training.train("dqn", "toy/chain", num_envs=512, settings=settings, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
