@@ -251,7 +251,15 @@ def cosine(gram: np.ndarray) -> np.ndarray:
 
 
 def flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
-    """<theta_m - theta_0, theta_n - theta_0> of flat NumPy arrays, summed in float64: [M, M]."""
+    """Returns <theta_m - theta_0, theta_n - theta_0> of flat NumPy arrays, in float64: [M, M].
+
+    What is not finite makes NaN of it, without a warning, as in JAX.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _flat_gram(models, base)
+
+
+def _flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None) -> np.ndarray:
     (size,) = models[0].shape
     gram = np.zeros((len(models), len(models)))
     width = -(-min(BLOCK, size) // ROW) * ROW
@@ -276,11 +284,18 @@ def flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None = None) -> n
 def flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndarray) -> None:
     """Writes sum_k w_k parts_k of flat NumPy arrays of one type to `out`; a weight of 0 is exact.
 
+    What is not finite stays so, without a warning, as in JAX.
+
     Args:
       parts: K arrays, [size] each.
       weights: float64, [K].
       out: [size], of their type.
     """
+    with np.errstate(invalid="ignore", over="ignore"):
+        _flat_combine(parts, weights, out)
+
+
+def _flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndarray) -> None:
     (size,) = out.shape
     wide = _wide(out.dtype)
     used = [(p, wide.type(w)) for p, w in zip(parts, weights, strict=True) if w != 0]

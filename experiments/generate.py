@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, rollout
+from kullback.core import finite, regularizers, rollout
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.experiments import interrupts, models
@@ -49,8 +49,8 @@ def generate(
       on_cache: receives the bytes of keys and values, before there are any.
 
     Raises:
-      ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, or
-        more tokens than the model's context.
+      ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, more
+        tokens than the model's context, or logits that are not finite.
     """
     config, words = checkpoint.config, checkpoint.tokenizer
     if checkpoint.params is None:
@@ -92,14 +92,17 @@ def generate(
     @jax.jit
     def proceed(acting: Any, state: rollout.ActorState, tick: jax.Array) -> Any:
         trajectory, state = rollout.rollout(acts, environment, acting, state, key, PIECE, tick)
-        return trajectory.action, trajectory.valid, state
+        # NaN where a logit is.
+        drawn = jnp.where(trajectory.valid, trajectory.extras["log_probability"], 0)
+        return trajectory.action, trajectory.valid, drawn, state
 
     state = start(acting, padded)
     made = [_Row(words, stops) for _ in prompts]
     stopped = None
     try:
         for begin in range(0, max_new_tokens, PIECE):
-            actions, valid, state = proceed(acting, state, jnp.asarray(begin, jnp.int32))
+            actions, valid, drawn, state = proceed(acting, state, jnp.asarray(begin, jnp.int32))
+            finite.require(drawn, checkpoint.params, "the model's log-probabilities")
             _hand_over(made, np.asarray(actions), np.asarray(valid), on_text)
             if np.all(np.asarray(state.done)):
                 break

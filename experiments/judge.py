@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, rollout, sharding, types
+from kullback.core import finite, regularizers, rollout, sharding, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.lm import (
@@ -104,6 +104,7 @@ class Judge:
         for number, part in enumerate(self.parts(count)):
             prompts = self.spread(self.prompts(part))
             made = program(acting, prompts, jax.random.fold_in(key, number))
+            finite.require(made.log_probability, acting["params"], "log-probabilities of answers")
             found.append(self._read(jax.tree.map(np.asarray, made), part))
         return _joined(found, self.kept(count))
 
@@ -117,7 +118,9 @@ class Judge:
             for part in self.parts(count)
         ]
         kept = self.kept(count)
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:kept], *found)
+        held = jax.tree.map(lambda *parts: np.concatenate(parts)[:kept], *found)
+        finite.require(held, acting["params"], "log-probabilities of held-out completions")
+        return held
 
     # Compiled once, however often a run is evaluated.
 

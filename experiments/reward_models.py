@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.core import types
+from kullback.core import finite, types
 from kullback.environments import tokens
 from kullback.experiments import models, opened
 from kullback.lm import gemma, preferences, reward_model, tokenizer, warm
@@ -81,7 +81,7 @@ def over_pairs(
     """What a compiled (params, sequences) -> [B, ...] makes of both answers of n pairs, [n, ...].
 
     Raises:
-      ValueError: without pairs.
+      ValueError: without pairs, or where a number is NaN.
     """
     if not pairs:
         raise ValueError("no pair to judge")
@@ -92,6 +92,7 @@ def over_pairs(
         for column, rows in zip(found, preferences.pad(part, width, pad_id), strict=True):
             column.append(np.asarray(program(params, rows)))
     chosen, rejected = (np.concatenate(column)[: len(pairs)] for column in found)
+    finite.require((chosen, rejected), params, "what the reward model makes of pairs")
     return chosen, rejected
 
 

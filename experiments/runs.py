@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import checkpoints, compiled, host, loops, rollout, types
+from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
 from kullback.experiments import opened
 from kullback.experiments import plan as plans
 
@@ -109,7 +109,8 @@ def load(
       agent, environment: what was handed to `train` if not names.
 
     Raises:
-      ValueError: if this is no run, has no such seed, or no checkpoint with a score.
+      ValueError: if this is no run, has no such seed, no checkpoint with a score, or a parameter
+        that is not finite.
     """
     run = opened.open(path)
     plan, folder = run.plan, run.folder(seed)
@@ -123,13 +124,15 @@ def load(
     # Seeds of a compiled run share its checkpoints.
     num_seeds = plan.num_seeds if is_compiled else 1
     saved = _acting_part(folder.checkpoints, built, num_seeds, is_compiled, best)
+    learner = compiled.seed_of(saved["learner"], k=seed - plan.seed, num_seeds=num_seeds)
+    finite.check(learner.params, folder.checkpoints)
     return Run(
         path=folder.path,
         plan=plan,
         agent=built,
         spec=spec,
         make_arena=environment or plan.make_arena,
-        learner=compiled.seed_of(saved["learner"], k=seed - plan.seed, num_seeds=num_seeds),
+        learner=learner,
         env_steps=int(saved["env_steps"]),
         seed=seed,
     )

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, trees, types
+from kullback.core import files, finite, trees, types
 from kullback.lm import bert, bert_words, hugging_face_config
 
 WEIGHTS = "model.safetensors"
@@ -138,7 +138,7 @@ def save(
       extra: other files, by name.
 
     Raises:
-      ValueError: if something is in the folder.
+      ValueError: if something is in the folder, or a parameter is not finite.
     """
     folder = pathlib.Path(folder)
     files.check_new_folder(folder)
@@ -158,6 +158,7 @@ def save(
         temporary.mkdir()
         for name, data in contents.items():
             (temporary / name).write_bytes(data.encode() if isinstance(data, str) else data)
+        finite.check(tensors, folder / WEIGHTS)
         safetensors_numpy.save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, trees, types
+from kullback.core import files, finite, trees, types
 from kullback.lm import bert_folder, bert_words, hugging_face_config
 
 MODEL_TYPE = "kullback-embeddings"
@@ -129,7 +129,10 @@ def probability(model: Model, batch_size: int = 32) -> Callable[..., np.ndarray]
             np.asarray(program(model.params, padded[begin : begin + batch_size]), np.float64)
             for begin in range(0, len(padded), batch_size)
         ]
-        return np.concatenate(parts)[: len(x)]
+        p = np.concatenate(parts)[: len(x)]
+        params = {"head": model.params, "encoder": model.encoder.params}
+        finite.require(p, params, "probabilities of the entailment model")
+        return p
 
     return found
 
@@ -144,6 +147,7 @@ def save(folder: files.Path, model: Model, extra: dict[str, str] | None = None) 
     with files.atomic_path(folder) as temporary:
         temporary.mkdir()
         bert_folder.save(temporary / "encoder", model.encoder)
+        finite.check(flat, folder / HEAD)
         safetensors_numpy.save_file(flat, temporary / HEAD)
         for name, text in {"config.json": json.dumps(config, indent=2) + "\n", **extra}.items():
             (temporary / name).write_text(text)

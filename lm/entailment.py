@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from kullback.core import files, types
+from kullback.core import files, finite, types
 from kullback.environments import tokens
 from kullback.lm import bert_folder, bert_words, embeddings, hugging_face_config, tokenizer
 
@@ -173,6 +173,7 @@ def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probabi
         found = bert_words.in_batches(
             program, words, rows, max_length=config.max_length, batch_size=config.batch_size
         )
+        finite.require(found, classifier.params, "logits of the entailment model")
         p = scipy.special.softmax(found.astype(np.float64), -1)[:, chosen]
         least, begin = [], 0
         for marks in ends:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import safetensors
 
-from kullback.core import files, trees, types
+from kullback.core import files, finite, trees, types
 from kullback.lm import gemma, hugging_face_config
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,7 +135,7 @@ def save(
       extra: what config.json shall say of the model beside its shape; transformers keeps it.
 
     Raises:
-      ValueError: if something is in the folder, or params are not those of config.
+      ValueError: if something is in the folder, or params are not those of config or not finite.
     """
     folder = pathlib.Path(folder)
     files.check_new_folder(folder)
@@ -347,6 +347,10 @@ def _write(path: pathlib.Path, leaves: dict[str, _Leaf], named: dict[str, Any]) 
         file.write(struct.pack("<Q", len(text)) + text)
         for ours, leaf in leaves.items():
             array = np.asarray(named[ours])
-            for part in array if leaf.stacked else array[None]:
+            for name, part in zip(leaf.names, array if leaf.stacked else array[None], strict=True):
+                if not finite.is_finite(part):
+                    raise ValueError(
+                        f"tensor {finite.describe(name, part)}: the model is not written"
+                    )
                 part = np.ascontiguousarray(part.T if leaf.transposed else part)
                 file.write(part.view(np.uint8).data)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback.core import averaging, files
+from kullback.core import averaging, files, finite
 from kullback.lm import folder_meaning, tensor_files
 
 METHODS = ("mean", "ema", "slerp", "liti")
@@ -245,9 +245,18 @@ def _grams(
     grams = {group_name(group, name): np.zeros((num_models, num_models)) for name in parts}
     # In the order of the tasks, whichever is done first: the sums are the same in each run.
     for (name, segment), found in zip(tasks, pool.map(gram, tasks), strict=True):
+        if not np.isfinite(found).all():
+            raise ValueError(_no_angle(name, segment, [part[segment] for part in parts[name]]))
         grams[group_name(group, name)] += found
         advance((segment.stop - segment.start) * parts[name][0].itemsize)
     return grams
+
+
+def _no_angle(name: str, segment: slice, parts: list[np.ndarray]) -> str:
+    for part in parts:
+        if not finite.is_finite(part):
+            return _not_finite(name, part, parts, segment.start)
+    return f"tensor {name!r} has numbers too large for an angle: their squares overflow"
 
 
 def _weights(
@@ -292,6 +301,8 @@ def _write(
             shared = len(here[0])
             averaging.flat_combine(here, weights[name], made[:shared])
             made[shared:] = own[shared:]
+            if not finite.is_finite(made):
+                raise ValueError(_not_finite(name, made, here, segment.start))
         offset = begins[name] + segment.start * made.itemsize
         tensor_files.write_at(file.fileno(), made.view(np.uint8).data, offset)
         return made.nbytes
@@ -307,6 +318,17 @@ def _write(
                 flush.result()  # Raises if the disk is full.
                 flush, waiting = disk.submit(os.fsync, file.fileno()), 0
         flush.result()
+
+
+def _not_finite(name: str, made: np.ndarray, parts: list[np.ndarray], start: int) -> str:
+    """Says which number of the merge is not finite, and from which model it comes."""
+    at = int(np.argmax(~np.isfinite(made)))
+    place = f"number {start + at} of tensor {name!r}"
+    models = [n for n, part in enumerate(parts, 1) if at < len(part) and not np.isfinite(part[at])]
+    if not models:
+        return f"{place} is {float(made[at])} in the merge, and finite in all models: it overflows"
+    wrong = parts[models[0] - 1][at]
+    return f"{place} is {float(wrong)} in model {models[0]} (the base comes last); leave it out"
 
 
 def _copy_others(source: pathlib.Path, folder: pathlib.Path) -> None:

@@ -14,9 +14,29 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.core import regularizers
+from kullback.core import sampling as samplings
 from kullback.environments import tokens
-from kullback.experiments import best_of, cli, episodes, evaluation, judge, rewards
-from kullback.lm import gemma, rlhf, tasks, tokenizer, tuning
+from kullback.experiments import (
+    best_of,
+    cli,
+    episodes,
+    evaluation,
+    generate,
+    judge,
+    models,
+    reward_models,
+    rewards,
+)
+from kullback.lm import (
+    data,
+    gemma,
+    preferences,
+    reward_model,
+    rlhf,
+    tasks,
+    tokenizer,
+    tuning,
+)
 
 # A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
@@ -247,3 +267,41 @@ def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict
             actor.scores(acting, 2, jax.random.key(0))
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
             best_of.measures(one, acting, reward, n=2, count=2, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_is_not_finite_is_not_judged_and_writes_nothing(
+    temperature: float, acting: dict[str, Any]
+):
+    one = judge_of("kl")
+    norm = np.asarray(acting["params"]["final_norm"]).copy()
+    norm[3] = np.nan
+    broken = {**acting["params"], "final_norm": norm}
+    said = r"not finite: parameter 'final_norm' is nan at \[3\]"
+    with pytest.raises(ValueError, match=said):
+        one.likelihoods({"params": broken}, 2)
+    with pytest.raises(ValueError, match=said):
+        one.answers({"params": broken}, 2, jax.random.key(0), one.greedy)
+    checkpoint = models.Checkpoint(one.model.config, one.words, broken)
+    sampling = samplings.Sampling(temperature=temperature)
+    shown: list[str] = []
+    with pytest.raises(ValueError, match=said):
+        generate.generate(
+            checkpoint,
+            [one.test[0].prompt],
+            max_new_tokens=3,
+            sampling=sampling,
+            on_text=lambda row, text: shown.append(text),
+        )
+    assert not shown
+
+
+def test_a_reward_model_that_is_not_finite_judges_nothing(acting: dict[str, Any]):
+    model = reward_model.on_decoder(judge_of("kl").model)
+    params = reward_model.with_head(acting["params"], 8)
+    pairs = [preferences.Pair(*(data.Example((2, 5), (n, 1)) for n in (6, 7)))]
+    found = reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)
+    assert [len(column) for column in found] == [1, 1]
+    params["head"]["w"] = np.array([1.0] * 7 + [np.inf], np.float32) * np.inf
+    with pytest.raises(ValueError, match=r"not finite: parameter 'head/w' is inf at \[0\] and 7"):
+        reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)

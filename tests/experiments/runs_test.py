@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import checkpoints, files
+from kullback.core import checkpoints, compiled, files
 from kullback.environments import toy
 from kullback.experiments import run_folder
 
@@ -91,6 +91,26 @@ def test_the_best_checkpoint_is_that_of_the_highest_evaluation(chain_run, tmp_pa
         score(step, None)
     with pytest.raises(ValueError, match="no checkpoint with a score"):
         experiments.load(path, best=True)
+
+
+def test_a_run_of_parameters_that_are_not_finite_is_not_played(
+    chain_run, run: experiments.Run, tmp_path: pathlib.Path
+):
+    shutil.copytree(chain_run.path, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    like = {
+        "env_steps": jax.ShapeDtypeStruct((), np.int32),
+        "learner": compiled.learner_shapes(run.agent, 1),
+    }
+    state, meta, step = checkpoints.restore_latest(folder, like, part=True)
+    leaves, tree = jax.tree.flatten(state["learner"].params)
+    leaves[-1] = np.asarray(leaves[-1]).copy()
+    leaves[-1].flat[0] = np.nan
+    params = jax.tree.unflatten(tree, leaves)
+    broken = {**state, "learner": state["learner"]._replace(params=params)}
+    checkpoints.save(folder, step + 1, broken, meta)
+    with pytest.raises(ValueError, match=r"checkpoints: parameter '.*/w' is nan at \[0"):
+        experiments.load(tmp_path / "run")
 
 
 def test_frames_show_one_episode(run: experiments.Run):

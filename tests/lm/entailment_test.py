@@ -256,3 +256,19 @@ def test_a_scorer_reads_the_text_of_each_answer():
 def test_a_wrong_configuration_is_refused(fields, said: str):
     with pytest.raises(ValueError, match=said):
         entailment.Config(**fields)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_not_finite_gives_no_reward(kind: str, tmp_path: pathlib.Path):
+    classifier = bert_folder.load(FIXTURES / kind)
+    output = classifier.params["head"]["output"]
+    bias = np.full_like(output["b"], np.nan)
+    head = {**classifier.params["head"], "output": {**output, "b": bias}}
+    broken = classifier._replace(params={**classifier.params, "head": head})
+    with pytest.raises(
+        ValueError, match="logits of the entailment model are not finite: parameter"
+    ):
+        entailment.cross_encoder(broken, SHORT)([DOCUMENT], ["cat"])
+    with pytest.raises(ValueError, match="is nan at"):
+        bert_folder.save(tmp_path / "out", broken)
+    assert not (tmp_path / "out").exists()

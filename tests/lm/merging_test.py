@@ -366,3 +366,35 @@ def test_names_of_layers():
 def test_settings_that_do_not_fit_are_refused(fields, num_models, has_base, message):
     with pytest.raises(ValueError, match=message):
         merging.Config(**fields).check(num_models, has_base=has_base)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+@pytest.mark.parametrize("method", ["mean", "slerp"])
+def test_what_is_written_is_finite(method: str, dtype, tmp_path: pathlib.Path):
+    config = merging.Config(method=method)
+    one, two = np.ones((2, 6), np.float32)
+    one[4] = np.nan
+    models = [write(tmp_path / str(n), {"w": x.astype(dtype)}) for n, x in enumerate((two, one))]
+    with pytest.raises(ValueError, match="number 4 of tensor 'w' is nan in model 2"):
+        merging.merge(models, tmp_path / "out", config)
+    assert not (tmp_path / "out").exists() and not [*tmp_path.glob(".tmp-*")]
+    if method == "mean":  # What counts nothing may be anything.
+        merging.merge(models, tmp_path / "out", merging.Config(method="mean", weights=(1, 0)))
+        np.testing.assert_array_equal(tensors_of(tmp_path / "out")["w"], two.astype(dtype))
+
+
+def test_what_overflows_in_the_merge_is_said(tmp_path: pathlib.Path):
+    big = np.full(3, 6e4, np.float16)
+    models = [write(tmp_path / str(n), {"w": x}) for n, x in enumerate((big, -big))]
+    config = merging.Config(method="liti", interpolation=3)
+    with pytest.raises(ValueError, match="number 0 of tensor 'w' is inf in the merge, and finite"):
+        merging.merge(models[:1], tmp_path / "out", config, base=models[1])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_is_finite(tmp_path: pathlib.Path):
+    params = random_params(0)
+    params["periods"]["layer_1"]["feed_forward"]["up"][1, 2, 3] = np.inf  # Ours is [in, out].
+    with pytest.raises(ValueError, match=r"'layers.3.mlp.up_proj.weight' is inf at \[2, 3\]: the"):
+        hugging_face.save(tmp_path / "out", CONFIG, params)
+    assert not (tmp_path / "out").exists()
