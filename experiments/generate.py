@@ -12,7 +12,7 @@ from kullback.core import finite, regularizers, rollout
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.experiments import interrupts, models
-from kullback.lm import batches, gemma, policy, tokenizer
+from kullback.lm import batches, gemma, policy, texts, tokenizer
 
 PIECE = 16  # Tokens between two looks at the text.
 
@@ -64,8 +64,7 @@ def generate(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
             f"context of {config.context_length}; at most {max(room, 0)} fit"
         )
-    # Ids that the tokenizer has no piece for end a text, rather than becoming none.
-    stops = tuple(sorted({*config.eos_ids, *words.eos_ids, *stop_tokens}))
+    stops = tuple(sorted({*config.eos_ids, *stop_tokens}))
     width = batches.powers_of_two(longest)[-1]
     padded = batches.pad_prompts(prompts, width, words.pad_id)
     environment = tokens.make_batch(
@@ -128,8 +127,8 @@ class _Row:
         """Takes the next ids; returns the text that they complete."""
         self.ids += ids
         self.is_complete = bool(self.ids) and self.ids[-1] in self._stops
-        known = [i for i in ids if i not in self._stops and i < self._words.vocab_size]
-        piece, self._stream = tokenizer.decode_chunk(self._words, known, self._stream)
+        said = texts.said(ids, self._words, self._stops)
+        piece, self._stream = tokenizer.decode_chunk(self._words, said, self._stream)
         self.text += piece
         return piece
 

@@ -6,7 +6,7 @@ Probabilities are those of the operator that the model was trained with, softarg
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from kullback.lm import (
     policy,
     rouge,
     tasks,
+    texts,
     tokenizer,
     tuning,
 )
@@ -204,12 +205,12 @@ class Judge:
     ) -> list[dict[str, Any]]:
         """The first few of a batch's texts, for a reader; JSON-able."""
         first = jax.tree.map(lambda x: np.asarray(x)[:SHOWN], made)
-        texts = self.answer_texts(first)
-        last = np.asarray(first.tokens)[np.arange(len(texts)), np.asarray(first.lengths) - 1]
+        written = self.answer_texts(first)
+        last = np.asarray(first.tokens)[np.arange(len(written)), np.asarray(first.lengths) - 1]
         is_done = np.isin(last, self.model.config.eos_ids)
         return [
             {**self.asked(examples[n]), **line(text, is_done[n], {"score": scores[n]})}
-            for n, text in enumerate(texts)
+            for n, text in enumerate(written)
         ]
 
     def greedy_lines(self, acting: Any, key: types.Key) -> list[dict[str, Any]]:
@@ -228,18 +229,17 @@ class Judge:
 
     def _read(self, made: tokens.Completion, examples: list[data.Example]) -> Answers:
         """Texts and measures of what was made, NumPy."""
-        stops = self.model.config.eos_ids
         ids = [
-            [i for i in row[mask].tolist() if i not in stops]
+            texts.said(row[mask].tolist(), self.words, self.model.config.eos_ids)
             for row, mask in zip(made.tokens, made.is_answer, strict=True)
         ]
-        texts = [self._text(row) for row in ids]
+        written = [self.words.decode(row) for row in ids]
         targets = map(self._target, examples)
-        found = [self.measures(*pair) for pair in zip(texts, targets, strict=True)]
+        found = [self.measures(*pair) for pair in zip(written, targets, strict=True)]
         nats = -np.asarray(made.log_probability, np.float64).sum(1)
         measures = {name: np.array([one[name] for one in found]) for name in found[0]}
         done, lengths = ~np.asarray(made.truncated), np.asarray(made.length)
-        return Answers(texts, ids, done, lengths, nats, measures)
+        return Answers(written, ids, done, lengths, nats, measures)
 
     def measures(self, text: str, target: str) -> dict[str, float]:
         """Of an answer: "score" by the task's rule, or ROUGE."""
@@ -252,12 +252,11 @@ class Judge:
         ids, answers = np.asarray(made.tokens), np.asarray(made.is_answer)
         return [self._text(row[mask].tolist()) for row, mask in zip(ids, answers, strict=True)]
 
-    def _text(self, ids: Iterable[int]) -> str:
-        # A model's table may have more rows than the tokenizer has pieces.
-        return self.words.decode(i for i in ids if i < self.words.vocab_size)
+    def _text(self, ids: Sequence[int]) -> str:
+        return texts.answer(ids, self.words, self.model.config.eos_ids)
 
     def _target(self, example: data.Example) -> str:
-        return self.words.decode(example.completion)
+        return self._text(example.completion)
 
     def kept(self, count: int) -> int:
         """Returns how many of `count` examples there are: no example counts twice."""

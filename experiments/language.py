@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments import episodes, models, opened, rewards, settings
+from kullback.experiments import episodes, models, rewards, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import warp as fronts
@@ -28,6 +28,7 @@ from kullback.lm import (
     sharding,
     shared_ids,
     tasks,
+    texts,
     tokenizer,
     tuning,
     warp,
@@ -59,8 +60,9 @@ class Setup:
 
     @property
     def notice(self) -> str | None:
-        """What is not as it may be expected: examples of an evaluation, rows of the table."""
-        said, kept = [], self.judge.kept(self.eval_episodes)
+        """What is not as it may be expected: examples of an evaluation, rows of the table, ends."""
+        ends = models.ends_notice(self.student)
+        said, kept = [ends] if ends else [], self.judge.kept(self.eval_episodes)
         if kept != self.eval_episodes:
             said.append(
                 f"an evaluation is of the {kept} examples that are held out, each of them once, "
@@ -263,7 +265,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     task = tasks.make(plan.environment)
     teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
     if home is not None:
-        student = models.decoder_of(opened.open(home))
+        student = models.saved(home)
     else:
         student = student_of(plan, task, teacher, mesh)
     if teacher is not None:
@@ -387,4 +389,5 @@ def student_of(
         eos_ids=words.eos_ids,
         pad_id=words.pad_id,
     )
-    return models.Checkpoint(settings.apply(preset, plan.model_flags), words, None)
+    shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), words)
+    return models.Checkpoint(shape, words, None)

@@ -20,6 +20,7 @@ from kullback.lm import (
     hugging_face_config,
     sharding,
     shared_ids,
+    texts,
     tokenizer,
 )
 
@@ -29,7 +30,7 @@ NOTES = folder_meaning.NOTES
 class Checkpoint(NamedTuple):
     """A model with its tokenizer, trained or not."""
 
-    config: gemma.Config
+    config: gemma.Config  # Its `eos_ids` are all that ends a text.
     tokenizer: tokenizer.Tokenizer
     params: types.Params | None  # None: drawn when learning begins.
     divergence: str = "kl"  # f of the operator that it was trained with.
@@ -57,6 +58,8 @@ def load(
 ) -> Checkpoint:
     """The model of a folder as Hugging Face has them, or that a run has trained.
 
+    What ends its texts is decided here: what its configuration and its tokenizer name.
+
     Args:
       path: of the folder or the run.
       seed: which of a run's seeds; None is the first.
@@ -82,7 +85,9 @@ def load(
         )
     homes = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=homes)
-    return Checkpoint(config, tokenizer.load(path), params, folder_meaning.operator(path))
+    words = tokenizer.load(path)
+    config = texts.with_all_ends(config, words)
+    return Checkpoint(config, words, params, folder_meaning.operator(path))
 
 
 def trained(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:
@@ -110,7 +115,8 @@ def decoder_of(run: opened.Opened) -> Checkpoint:
             f"{run.path} is a run of {run.plan.agent} on {run.plan.environment}, "
             "which is no language model"
         )
-    return Checkpoint(saved_config(run.path), tokenizer.load(run.path / "tokenizer"), None)
+    found = saved(run.path)
+    return found._replace(config=texts.with_all_ends(found.config, found.tokenizer))
 
 
 def algorithm_config(run: opened.Opened) -> Any:
@@ -124,6 +130,24 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
     shape = dataclasses.asdict(checkpoint.config)
     files.atomic_write_text(folder / "model.json", json.dumps(shape, indent=2))
     tokenizer.save(checkpoint.tokenizer, folder / "tokenizer")
+
+
+def saved(home: pathlib.Path) -> Checkpoint:
+    """What `save` wrote, without parameters: a run goes on with the ends of text that it had."""
+    return Checkpoint(saved_config(home), tokenizer.load(home / "tokenizer"), None)
+
+
+def ends_notice(checkpoint: Checkpoint) -> str | None:
+    """Returns what to say of a run that began before its texts ended with all that ends one."""
+    config, words = checkpoint.config, checkpoint.tokenizer
+    missing = set(texts.with_all_ends(config, words).eos_ids) - set(config.eos_ids)
+    if not missing:
+        return None
+    return (
+        f"this run's texts end with the ids {sorted(config.eos_ids)} and do not with "
+        f"{sorted(missing)}, which its tokenizer has as ends too: it goes on as it began; a new "
+        "run from it, evaluate, generate and export take all of them"
+    )
 
 
 def saved_config(home: pathlib.Path) -> gemma.Config:

@@ -166,7 +166,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
             f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
         )
     if home is not None:
-        student = models.decoder_of(opened.open(home))
+        student = models.saved(home)
     elif (run := opened.find(plan.model)) is not None and run.kind == "preferences":
         if plan.model_flags or plan.tokenizer:
             raise ValueError(

@@ -1,0 +1,137 @@
+"""What ends a text, from conversations through supervised tuning and rewards to an export."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kullback import experiments
+from kullback.core import sampling as samplings
+from kullback.experiments import evaluation, generate, language, models, run_folder
+from kullback.experiments import plan as plans
+from kullback.lm import gemma, hugging_face, tokenizer
+
+SETTINGS = ("batch_size=8", "max_prompt_length=20", "max_new_tokens=6", "learning_rate=3e-2")
+GIVEN: list[str] = []  # Texts that were handed to the reward.
+
+
+def reward(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
+    """A reward for tests, which keeps what it is given."""
+    del prompts, references
+    GIVEN.extend(texts)
+    return [float(text == "0") for text in texts]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder of a base model: it names the end of sequence alone, its tokenizer has turns."""
+    words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
+    config = dataclasses.replace(
+        gemma.PRESETS["tiny"],
+        **{"num_layers": 1, "embed_dim": 16, "hidden_dim": 16, "window": 16},
+        vocab_size=words.vocab_size,
+        eos_ids=(1,),
+    )
+    folder = tmp_path_factory.mktemp("base")
+    files = tokenizer.save(words, folder / "words")
+    params = gemma.make(config).init(jax.random.key(0))
+    hugging_face.save(folder / "model", config, params, files)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    for split, numbers in (("train", range(8)), ("test", range(8, 10))):
+        rows = [
+            {"messages": [{"role": r, "content": t} for r, t in (("user", str(n)), ("model", "0"))]}
+            for n in numbers
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"tokens/jsonl:{folder}"
+
+
+def train(algorithm: str, task: str, out: pathlib.Path, model: pathlib.Path, **fields: Any):
+    settings = (*SETTINGS, *fields.pop("settings", ()))
+    return experiments.train(
+        algorithm, task, out=out, model=str(model), settings=settings, quiet=True, **fields
+    )
+
+
+@pytest.fixture(scope="module")
+def tuned(
+    base: pathlib.Path, conversations: str, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("sft") / "run"
+    return train("sft", conversations, out, base, steps=40)
+
+
+def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
+    base: pathlib.Path, tuned: pathlib.Path, tmp_path: pathlib.Path
+):
+    for path in (base, tuned):
+        assert models.load(path).config.eos_ids == (1, 5)
+    assert json.loads((tuned / "model.json").read_text())["eos_ids"] == [1, 5]
+    models.export(tuned, tmp_path / "model")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "model" / name).read_text())["eos_token_id"] == [1, 5]
+    report, _ = evaluation.run(tuned, count=2, num_samples=1, out=tmp_path / "written.jsonl")
+    assert report.estimates["truncated_greedy"].mean == 0
+    judge, checkpoint = evaluation.judge_of(tuned)
+    (made,) = generate.generate(
+        checkpoint,
+        [judge.test[0].prompt],
+        max_new_tokens=6,
+        sampling=samplings.Sampling(temperature=0),
+    )
+    assert (made.text, made.ids[-1], made.is_complete) == ("0", 5, True)
+    greedy = judge.answers({"params": checkpoint.params}, 1, jax.random.key(0), judge.greedy)
+    assert greedy.texts == [made.text]
+
+
+def test_nothing_after_the_end_is_scored_or_learnt(
+    tuned: pathlib.Path, conversations: str, tmp_path: pathlib.Path
+):
+    GIVEN.clear()
+    path = train(
+        "rlhf",
+        conversations,
+        tmp_path / "run",
+        tuned,
+        steps=2,
+        log_every=1,
+        settings=("samples_per_prompt=4",),
+        reward=f"python:{__name__}:reward",
+    )
+    assert GIVEN and GIVEN.count("0") > len(GIVEN) / 2, GIVEN
+    rows = run_folder.RunFolder(path).rows()
+    assert all(float(row["truncated"]) < 0.5 for row in rows)
+    setup = language.setup(plans.Plan.from_json(run_folder.RunFolder(path).config()["plan"]), path)
+    assert setup.actor is not None and setup.notice is None
+    made = setup.actor.episodes(
+        {"params": models.load(path).params}, setup.train[:2], jax.random.key(1)
+    )
+    tokens, is_answer = np.asarray(made.sequences.tokens), np.asarray(made.sequences.is_answer)
+    for row, mask in zip(tokens, is_answer, strict=True):
+        assert not set(row[mask][:-1].tolist()) & {1, 5}
+
+
+def test_a_run_that_began_with_fewer_ends_goes_on_so_and_says_it(
+    tuned: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    plan = run_folder.RunFolder(tuned).config()["plan"]
+    path = train("sft", plan["environment"], tmp_path / "run", tuned, steps=1)
+    capsys.readouterr()
+    experiments.resume(path, steps=2)
+    assert "end" not in capsys.readouterr().out.replace("env", "")
+    shape = json.loads((path / "model.json").read_text())
+    (path / "model.json").write_text(json.dumps({**shape, "eos_ids": [1]}))
+    experiments.resume(path, steps=3)
+    said = capsys.readouterr().out
+    assert "this run's texts end with the ids [1] and do not with [5]" in said
+    assert json.loads((path / "model.json").read_text())["eos_ids"] == [1]
+    assert models.load(path).config.eos_ids == (1, 5)
