@@ -237,6 +237,7 @@ def _encoder(
     quiet: bool,
 ) -> tuple[entailment.Probability, _Save, int]:
     model, params = classifier.model, classifier.params
+    classifier.words.check_pairs()
     if config.max_length > model.config.max_length:
         raise ValueError(
             f"max_length must be <= {model.config.max_length}, the model's, got {config.max_length}"

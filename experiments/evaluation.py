@@ -86,7 +86,9 @@ def run(
     else:
         judge, checkpoint = judge_of(path, task, seed=seed, best=best, **lengths)
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
-        goal = rewards.parse(reward, judge.task, judge.words) if best_of else None
+        goal = None
+        if best_of:
+            goal = rewards.parse(reward, judge.task, judge.words, judge.model.num_ids)
         report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
         if goal is not None:
             found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)

@@ -301,7 +301,9 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
         return found
-    return _acting(found, plan, rewards.parse(plan.reward, task, student.tokenizer))
+    return _acting(
+        found, plan, rewards.parse(plan.reward, task, student.tokenizer, made[0].num_ids)
+    )
 
 
 def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:

@@ -99,13 +99,14 @@ class Reward:
         return total
 
 
-def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer) -> Reward:
+def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer, num_ids: int = 0) -> Reward:
     """The reward of a name or a sum.
 
     Args:
       text: "" is the task's own rule.
       task: of the texts.
       words: the policy's tokenizer, which a reward model must share.
+      num_ids: of the policy, which a reward model's table must have; 0 is any.
 
     Raises:
       ValueError: for an unknown name, a rule that the task lacks, or what cannot be loaded.
@@ -119,7 +120,7 @@ def parse(text: str, task: tasks.Task, words: tokenizer.Tokenizer) -> Reward:
         if kind == "length" and not rest:
             compiled.append((weight, tokens.Scorer("length", _length)))
         elif kind == "reward-model" and rest:
-            compiled.append((weight, _reward_model(rest, words)))
+            compiled.append((weight, _reward_model(rest, words, num_ids)))
         elif kind == "exact" and not rest:
             of_texts.append((weight, name, _exact(task)))
         elif kind == "entailment" and rest:
@@ -194,7 +195,7 @@ def _entailment(path: str) -> OfTexts:
     return of_texts
 
 
-def _reward_model(path: str, words: tokenizer.Tokenizer) -> tokens.Scorer:
+def _reward_model(path: str, words: tokenizer.Tokenizer, num_ids: int) -> tokens.Scorer:
     from kullback.experiments import reward_models
 
     scorer = reward_models.scorer(path)
@@ -203,5 +204,11 @@ def _reward_model(path: str, words: tokenizer.Tokenizer) -> tokens.Scorer:
         raise ValueError(
             f"reward-model:{path} reads other tokens than the policy writes; train it from the "
             "policy's own supervised start"
+        )
+    rows = len(scorer.params["decoder"]["embedding"])
+    if rows < num_ids:  # XLA would read the last row in the place of one that is not there.
+        raise ValueError(
+            f"reward-model:{path} has {rows} rows in its table and the policy writes {num_ids} "
+            "ids; take one whose table has as many"
         )
     return scorer

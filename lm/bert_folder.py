@@ -42,6 +42,7 @@ FIXED: dict[str, Any] = {
     "add_cross_attention": False,
     "quantization_config": None,
 }
+SINGLE_LABEL = "single_label_classification"
 EMBEDDINGS = {
     "table/token": "word_embeddings.weight",
     "table/position": "position_embeddings.weight",
@@ -110,6 +111,8 @@ def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
         for name, tensor in zip(names, found, strict=True):
             if tensor is None:
                 wrong.append(f"{name} is missing")
+            elif not np.issubdtype(tensor.dtype, np.floating) and str(tensor.dtype) != "bfloat16":
+                wrong.append(f"{name} is of {tensor.dtype}, expected floating numbers")
             elif tensor.shape != shape:
                 wrong.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
         if not wrong:
@@ -181,6 +184,12 @@ def read_config(folder: files.Path, labels: Sequence[str] | None = None) -> bert
         default = default[kind] if isinstance(default, dict) else default
         values[ours] = fields.get(name, default)
     if labels is None:
+        problem = fields.get("problem_type")
+        if problem not in (None, SINGLE_LABEL):
+            raise ValueError(
+                f"{path}: problem_type must be {SINGLE_LABEL!r}, got {problem!r}: our classes "
+                "exclude each other"
+            )
         by_id = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' default.
         labels = [by_id[key] for key in sorted(by_id, key=int)]
     try:

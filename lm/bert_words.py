@@ -42,6 +42,7 @@ class Words:
     end_id: int  # Ends each text; RoBERTa puts it twice between two.
     pad_id: int
     kind: str  # As of `bert.Config`.
+    num_types: int  # As of `bert.Config`: segments that the model tells apart.
     sources: Mapping[str, bytes] = dataclasses.field(repr=False)  # Files, by name.
 
     @property
@@ -49,14 +50,24 @@ class Words:
         """Special tokens of a pair."""
         return 4 if self.kind == "roberta" else 3
 
+    def check_pairs(self) -> None:
+        """Raises ValueError unless the model reads two texts in a row."""
+        if self.kind == "bert" and self.num_types < 2:
+            raise ValueError(
+                f"a BERT of type_vocab_size={self.num_types} has no second text in a row: take one "
+                "of 2, or a RoBERTa, to judge pairs"
+            )
+
     def rows(self, texts: Sequence[Text], length: int) -> Rows:
         """Texts of ids as rows of `length`; a pair's are (first, second), a single one's (first,).
 
         The first text of a row that is too long loses its end; the second one is kept whole.
 
         Raises:
-          ValueError: if a second text alone is too long.
+          ValueError: if a second text alone is too long, or the model takes none.
         """
+        if any(len(text) > 1 for text in texts):
+            self.check_pairs()
         rows = Rows(
             np.full((len(texts), length), self.pad_id, np.int32),
             np.zeros((len(texts), length), bool),
@@ -135,10 +146,12 @@ def read(folder: files.Path, config: bert.Config) -> Words:
     if missing := [name for name, found in ids.items() if found is None]:
         raise ValueError(f"{folder}: its tokenizer has no {missing[0]}")
     first_id, end_id, pad_id = (found for found in ids.values() if found is not None)
-    if pad_id != config.pad_id or inner.get_vocab_size() > config.vocab_size:
+    # Ids may have gaps: how many there are says nothing of the greatest.
+    greatest = max(inner.get_vocab().values())
+    if pad_id != config.pad_id or greatest >= config.vocab_size:
         raise ValueError(
-            f"{folder}: its tokenizer has {inner.get_vocab_size()} tokens and pads with {pad_id}, "
-            f"its model has {config.vocab_size} and {config.pad_id}"
+            f"{folder}: its tokenizer has ids up to {greatest} and pads with {pad_id}, its model "
+            f"has ids below {config.vocab_size} and pads with {config.pad_id}"
         )
     sources = {n: (folder / n).read_bytes() for n in _COMPANIONS if (folder / n).is_file()}
     sources[_TOKENIZER] = inner.to_str().encode()
@@ -153,6 +166,7 @@ def read(folder: files.Path, config: bert.Config) -> Words:
         end_id=end_id,
         pad_id=pad_id,
         kind=config.kind,
+        num_types=config.num_types,
         sources=sources,
     )
 

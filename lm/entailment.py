@@ -140,9 +140,10 @@ def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probabi
     piece. Nothing is left unread.
 
     Raises:
-      ValueError: if no class is entailment, or rows are longer than the model's.
+      ValueError: if no class is entailment, rows are longer than the model's, or it reads no pairs.
     """
     model, words = classifier.model, classifier.words
+    words.check_pairs()
     chosen = entailment_class(model.config.labels)
     if config.max_length > model.config.max_length:
         raise ValueError(

@@ -138,3 +138,24 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         bert_folder.load(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.bool_])
+def test_what_is_no_floating_tensor_is_refused(dtype, tmp_path):
+    folder = unpack("bert", tmp_path / "bert")
+    name = "classifier.bias"
+    rewrite(folder, lambda tensors: {**tensors, name: np.ones(3, dtype)})
+    said = f"classifier.bias is of {np.dtype(dtype)}, expected floating numbers"
+    with pytest.raises(ValueError, match=said):
+        bert_folder.load(folder)
+
+
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression", 5])
+def test_classes_that_do_not_exclude_each_other_are_refused(problem, tmp_path):
+    folder = unpack("bert", tmp_path / "bert")
+    edit(folder, problem_type="single_label_classification")
+    bert_folder.load(folder)
+    edit(folder, problem_type=problem)
+    with pytest.raises(ValueError, match="problem_type must be 'single_label_classification', got"):
+        bert_folder.load(folder)
+    bert_folder.load(folder, ("no", "yes"))  # A new head has classes of its own.

@@ -1,12 +1,14 @@
 """Tests of lm/bert_words.py; fixtures/ is written by tests/parity/write_bert.py."""
 
+import dataclasses
+import json
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
-from kullback.lm import bert_folder, bert_words
+from kullback.lm import bert_folder, bert_words, entailment
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 KINDS = ("bert", "roberta")
@@ -78,5 +80,35 @@ def test_a_folder_without_tokenizer_or_of_another_model_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     words = (FIXTURES / "bert" / "vocab.txt").read_text()
     (tmp_path / "vocab.txt").write_text(words + "more\n")
-    with pytest.raises(ValueError, match="43 tokens and pads with 0, its model has 42"):
+    with pytest.raises(ValueError, match="ids up to 42 and pads with 0, its model has ids below 42"):
         bert_words.read(tmp_path, config)
+
+
+def test_ids_are_compared_and_not_counted(tmp_path: pathlib.Path):
+    """Of as many pieces as the model has rows, one whose id is beyond them."""
+    folder = tmp_path / "bert"
+    shutil.copytree(FIXTURES / "bert", folder)
+    config = bert_folder.read_config(folder)
+    (folder / "vocab.txt").unlink(missing_ok=True)
+    contents = json.loads(read("bert").sources["tokenizer.json"])
+    vocabulary = contents["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last] = config.vocab_size
+    (folder / "tokenizer.json").write_text(json.dumps(contents))
+    said = f"has ids up to {config.vocab_size} and pads with 0, its model has ids below"
+    with pytest.raises(ValueError, match=said):
+        bert_words.read(folder, config)
+    bert_words.read(folder, dataclasses.replace(config, vocab_size=config.vocab_size + 1))
+
+
+def test_a_bert_of_one_segment_reads_no_pairs():
+    one = dataclasses.replace(bert_folder.read_config(FIXTURES / "bert"), num_types=1)
+    words = bert_words.read(FIXTURES / "bert", one)
+    assert words.rows([([10, 11],)], 8).mask.sum() == 4
+    with pytest.raises(ValueError, match="type_vocab_size=1 has no second text in a row"):
+        words.rows([([10], [11])], 8)
+    classifier = bert_folder.load(FIXTURES / "bert")._replace(words=words)
+    with pytest.raises(ValueError, match="type_vocab_size=1 has no second text in a row"):
+        entailment.cross_encoder(classifier, entailment.Config())
+    roberta = dataclasses.replace(read("roberta"), num_types=1)  # Its segments are all one.
+    assert roberta.rows([([10], [11])], 8).mask.sum() == 6
