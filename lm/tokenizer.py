@@ -5,7 +5,8 @@ Two file formats: `tokenizer.json` (byte-level BPE, or Gemma's pieces with byte 
 decoding in chunks gives the text that decoding at once does.
 
 Text is text: "<bos>" inside a prompt becomes ordinary pieces. Special ids are put in by id only
-(`lm/chat.py`, `lm/data.py`), so no prompt can open or close a turn.
+(`lm/chat.py`, `lm/data.py`), so no prompt can open or close a turn; `lm/control_tokens.py` sees to
+that, and `reading` gives a tokenizer that reads them, for texts rendered by a template elsewhere.
 
 V is the size of the vocabulary.
 """
@@ -16,27 +17,28 @@ import hashlib
 import json
 import operator
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import sentencepiece
 import tokenizers
 
-from kullback.core import files
+from kullback.core import files, folders, json_files
+from kullback.lm import control_tokens, vocabulary
+from kullback.lm.vocabulary import Vocabulary
 
 # Gemma's order, without its <mask>: pad 0, eos 1, bos 2, unk 3.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 _JSON, _MODEL, _CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
-_COMPANIONS = (_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space so.
+_ADDED = "added_tokens.json"
+_COMPANIONS = (_CONFIG, "special_tokens_map.json", _ADDED, "chat_template.jinja")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
     """A vocabulary and how text falls into it."""
 
-    encode: Callable[[str], list[int]] = dataclasses.field(repr=False)  # No special id is added.
+    # No special id is added, and none comes from text, but for a tokenizer of `reading`.
+    encode: Callable[[str], list[int]] = dataclasses.field(repr=False)
     pieces: tuple[bytes, ...] = dataclasses.field(repr=False)  # [V]; b"" for a special id.
     bos_id: int
     # What ends a text, and sampling: first the one that completions end with, then the end of a
@@ -50,6 +52,10 @@ class Tokenizer:
     fingerprint: str
     path: pathlib.Path | None  # Where it was loaded from.
     sources: Mapping[str, bytes] = dataclasses.field(repr=False)  # What `save` writes, by name.
+    # {name: id} of what no text becomes: beginning, ends and padding, and what delimits turns and
+    # images.
+    controls: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
+    reads_controls: bool = False  # Their names in a text stand for them after all.
 
     @property
     def vocab_size(self) -> int:
@@ -102,28 +108,44 @@ def load(path: files.Path) -> Tokenizer:
     the special tokens; without it they are called as Gemma's are.
 
     Raises:
-      ValueError: naming the file, where there is none, or its format or special tokens are not
-        such as we can decode in chunks.
+      ValueError: naming the file, where there is none, it is damaged, or its format or special
+        tokens are not such as we can decode in chunks.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        names = [name for name in (_JSON, _MODEL) if (path / name).is_file()]
-        if not names:
-            raise ValueError(f"{path} has neither {_JSON} nor {_MODEL}; name a folder with one")
-        sources = {name: (path / name).read_bytes() for name in names}
-        name, folder, companions = names[0], path, _COMPANIONS
+        names, folder, companions = (_JSON, _MODEL), path, _COMPANIONS
     elif path.is_file() and path.suffix in (".json", ".model"):
-        name = _JSON if path.suffix == ".json" else _MODEL
-        sources = {name: path.read_bytes()}
-        folder, companions = path.parent, (_CONFIG,)
+        names, folder = (), path.parent
+        companions = (_CONFIG,) if path.suffix == ".json" else (_CONFIG, _ADDED)
     else:
         raise ValueError(f"no tokenizer at {path}; expected a folder, a .json or a .model file")
-    sources |= {n: (folder / n).read_bytes() for n in companions if (folder / n).is_file()}
-    where = path / name if path.is_dir() else path
-    try:
-        return _make(name, sources, path)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    found = folders.present(folder, (*names, *companions))
+    sources = {name: file.read_bytes() for name, file in found.items()}
+    if path.is_file():
+        name = _JSON if path.suffix == ".json" else _MODEL
+        return _make({name: path.read_bytes(), **sources}, path, {name: str(path)})
+    if not sources.keys() & set(names):
+        raise ValueError(f"{path} has neither {_JSON} nor {_MODEL}; name a folder with one")
+    return _make(sources, path, {name: str(file) for name, file in found.items()})
+
+
+def reading(tokenizer: Tokenizer, how: control_tokens.Reading) -> Tokenizer:
+    """Returns the tokenizer to whose `encode` control tokens in a text are what `how` says.
+
+    Args:
+      tokenizer: as loaded.
+      how: "text", which no prompt escapes from; or "parse", for texts that a chat template has
+        rendered: their names stand for the tokens.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    if how not in control_tokens.READINGS:
+        raise ValueError(f"control tokens must be read as text or parse, got {how!r}")
+    if how == "text" or tokenizer.reads_controls:
+        return tokenizer
+    encode = control_tokens.parser(tokenizer.encode, tokenizer.controls)
+    return dataclasses.replace(tokenizer, encode=encode, reads_controls=True)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> Tokenizer:
@@ -167,7 +189,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
         **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")},
     }
     sources = {_JSON: inner.to_str().encode(), _CONFIG: json.dumps(config, indent=2).encode()}
-    return _make(_JSON, sources, None)
+    return _make(sources, None, {})
 
 
 def save(tokenizer: Tokenizer, folder: files.Path) -> tuple[pathlib.Path, ...]:
@@ -189,131 +211,72 @@ def _bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> bytes:
     return b"".join(parts)
 
 
-class _Vocabulary(NamedTuple):
-    encode: Callable[[str], list[int]]
-    names: list[str | None]  # [V]; None for an id that nothing has.
-    pieces: list[bytes]  # [V].
-    defaults: dict[str, str | None]  # Special tokens by role, as the file alone has them.
-
-
-def _make(name: str, sources: Mapping[str, bytes], path: pathlib.Path | None) -> Tokenizer:
+def _make(
+    sources: Mapping[str, bytes], path: pathlib.Path | None, places: Mapping[str, str]
+) -> Tokenizer:
+    """Returns the tokenizer of some files by name; `places` are their paths, for messages."""
+    name = _JSON if _JSON in sources else _MODEL
+    file = places.get(name, name)
+    config = json_files.Record(_CONFIG, (), {})
+    if _CONFIG in sources:
+        config = json_files.parse(sources[_CONFIG], places.get(_CONFIG, _CONFIG))
     if name == _JSON:
-        vocabulary = _from_json(sources[_JSON])
+        words = vocabulary.from_json(sources[name], file)
     else:
-        vocabulary = _from_sentencepiece(sources[_MODEL])
-    ids = {name: i for i, name in enumerate(vocabulary.names) if name is not None}
-    config = json.loads(sources[_CONFIG]) if _CONFIG in sources else {}
-    special = {role: _special_id(role, config, vocabulary, ids) for role in ("bos", "eos", "pad")}
-    for role in ("bos", "eos"):
-        if special[role] is None:
-            raise ValueError(f"no {role} token; name one as {role}_token in {_CONFIG}")
+        words = vocabulary.from_sentencepiece(sources[name], file)
+        if _ADDED in sources:
+            added = json_files.parse(sources[_ADDED], places.get(_ADDED, _ADDED))
+            special = {*control_tokens.NAMES, *_marked_special(config)}
+            words = vocabulary.with_added(words, added, len(sources[_ADDED]), special)
+    ids = {name: i for i, name in enumerate(words.names) if name is not None}
+    special = {role: _special_id(role, config, words, ids, file) for role in ("bos", "eos", "pad")}
+    bos, eos, pad = special.values()
+    if bos is None or eos is None:
+        role = "bos" if bos is None else "eos"
+        raise ValueError(f"{file}: no {role} token; name one as {role}_token in {_CONFIG}")
     start_of_turn, end_of_turn = ids.get("<start_of_turn>"), ids.get("<end_of_turn>")
-    eos_ids = tuple(dict.fromkeys(i for i in (special["eos"], end_of_turn) if i is not None))
-    pieces = list(vocabulary.pieces)
-    for i in (*special.values(), start_of_turn, end_of_turn):
-        if i is not None:
-            pieces[i] = b""
-    digest = hashlib.sha256(json.dumps([vocabulary.names, special["bos"], eos_ids]).encode())
+    eos_ids = tuple(dict.fromkeys(i for i in (eos, end_of_turn) if i is not None))
+    pad_id = eos if pad is None else pad
+    controls = {bos, *eos_ids, pad_id, *(ids[n] for n in control_tokens.NAMES if n in ids)}
+    pieces = list(words.pieces)
+    for i in controls:
+        pieces[i] = b""
+    if pad_id == words.unk_id:  # Text that no piece writes may well become the padding's id.
+        controls.discard(pad_id)
+    digest = hashlib.sha256(json.dumps([words.names, bos, eos_ids]).encode())
     return Tokenizer(
-        encode=vocabulary.encode,
+        encode=control_tokens.as_text(words.encode, words.spans, controls),
         pieces=tuple(pieces),
-        bos_id=special["bos"],
+        bos_id=bos,
         eos_ids=eos_ids,
-        pad_id=eos_ids[0] if special["pad"] is None else special["pad"],
+        pad_id=pad_id,
         start_of_turn_id=start_of_turn,
         end_of_turn_id=end_of_turn,
         fingerprint=digest.hexdigest(),
         path=path,
         sources=dict(sources),
+        controls={name: i for name, i in ids.items() if i in controls},
     )
 
 
 def _special_id(
-    role: str, config: Mapping[str, Any], vocabulary: _Vocabulary, ids: Mapping[str, int]
-) -> Any:
-    token = config.get(f"{role}_token")
-    token = token["content"] if isinstance(token, dict) else token
+    role: str, config: json_files.Record, words: Vocabulary, ids: Mapping[str, int], file: str
+) -> int | None:
+    key = f"{role}_token"
+    token = config.get(key, (str, dict), None)
+    if isinstance(token, dict):
+        token = config.record(key).get("content", str)
     if token is None:
-        return ids.get(vocabulary.defaults[role] or "")
+        return ids.get(words.defaults[role] or "")
     if token not in ids:
-        raise ValueError(f"{role}_token {token!r} of {_CONFIG} is not in the vocabulary")
+        raise ValueError(f"{file}: {key} {token!r} of {_CONFIG} is not in the vocabulary")
     return ids[token]
 
 
-def _from_json(data: bytes) -> _Vocabulary:
-    text = data.decode()
-    inner = tokenizers.Tokenizer.from_str(text)
-    inner.no_truncation()
-    inner.no_padding()
-    inner.encode_special_tokens = True  # That is: "<bos>" in a text is text.
-    added = inner.get_added_tokens_decoder()
-    names: list[str | None] = [None] * (max(inner.get_vocab().values()) + 1)
-    for name, i in inner.get_vocab().items():
-        names[i] = name
-    to_bytes = _piece_decoder(json.loads(text)["decoder"])
-    pieces = []
-    for i, name in enumerate(names):
-        if i in added:
-            pieces.append(b"" if added[i].special else added[i].content.encode())
-        else:
-            pieces.append(b"" if name is None else to_bytes(name))
-    return _Vocabulary(
-        encode=lambda text: inner.encode(text, add_special_tokens=False).ids,
-        names=names,
-        pieces=pieces,
-        defaults={role: f"<{role}>" for role in ("bos", "eos", "pad")},
-    )
-
-
-def _piece_decoder(decoder: Any) -> Callable[[str], bytes]:
-    """How pieces become bytes, from the `decoder` of a tokenizer.json."""
-    steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder or {}]
-    kinds = {step.get("type") for step in steps}
-    if kinds == {"ByteLevel"}:
-        # Each byte is written as a character that can be seen; the others follow from 256 on.
-        seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        hidden = [byte for byte in range(256) if byte not in seen]
-        table = {chr(byte): byte for byte in seen}
-        table |= {chr(256 + n): byte for n, byte in enumerate(hidden)}
-        return lambda piece: bytes(table[c] for c in piece)
-    spaces = any(step.get("pattern") == {"String": _SPACE} for step in steps)
-    if kinds == {"Replace", "ByteFallback", "Fuse"} and spaces:
-        return _fallback_bytes
-    raise ValueError(
-        f"decoder {sorted(map(str, kinds))} is none that decodes piece by piece; expected "
-        "ByteLevel, or Gemma's Replace, ByteFallback and Fuse"
-    )
-
-
-def _fallback_bytes(piece: str) -> bytes:
-    if match := re.fullmatch("<0x([0-9A-F]{2})>", piece):
-        return bytes.fromhex(match[1])
-    return piece.replace(_SPACE, " ").encode()
-
-
-def _from_sentencepiece(data: bytes) -> _Vocabulary:
-    inner: Any = sentencepiece.SentencePieceProcessor()
-    inner.LoadFromSerializedProto(data)
-    if inner.encode("a", out_type=str)[0].startswith(_SPACE):
-        raise ValueError(
-            "it puts a space before every text, so a prompt and its completion would not join; "
-            "train it with add_dummy_prefix=False"
-        )
-    names = [inner.id_to_piece(i) for i in range(inner.vocab_size())]
-    pieces = []
-    for i, name in enumerate(names):
-        if inner.is_control(i) or inner.is_unused(i):
-            pieces.append(b"")
-        elif inner.is_unknown(i):
-            pieces.append(inner.decode([i]).encode())
-        else:
-            pieces.append(_fallback_bytes(name))
-    # A user-defined symbol is found in texts, unless one cuts it in two.
-    inside = re.compile("(?<=<)(?=(?:start|end)_of_(?:turn|image)>)")
-    roles = {"bos": inner.bos_id(), "eos": inner.eos_id(), "pad": inner.pad_id()}
-    return _Vocabulary(
-        encode=lambda text: [i for part in inside.split(text) for i in inner.encode(part)],
-        names=names,
-        pieces=pieces,
-        defaults={role: names[i] if i >= 0 else None for role, i in roles.items()},
-    )
+def _marked_special(config: json_files.Record) -> set[str]:
+    """Returns the names that tokenizer_config.json marks as special among added tokens."""
+    entries = config.record("added_tokens_decoder", None)
+    if entries is None:
+        return set()
+    marked = (entries.record(key) for key, _ in entries.items())
+    return {entry.get("content", str) for entry in marked if entry.get("special", bool, False)}

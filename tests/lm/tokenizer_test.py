@@ -19,7 +19,7 @@ TEXTS = [
 ] * 30
 
 
-def sentencepiece_model(*, add_dummy_prefix: bool = False) -> bytes:
+def sentencepiece_model(*, add_dummy_prefix: bool = False, normalizer: str = "identity") -> bytes:
     """A small SentencePiece model in Gemma's manner."""
     model = io.BytesIO()
     train = sentencepiece.SentencePieceTrainer.train  # pyright: ignore[reportAttributeAccessIssue]
@@ -32,7 +32,7 @@ def sentencepiece_model(*, add_dummy_prefix: bool = False) -> bytes:
         split_digits=True,
         add_dummy_prefix=add_dummy_prefix,
         remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
+        normalization_rule_name=normalizer,
         pad_id=0,
         eos_id=1,
         bos_id=2,
@@ -208,6 +208,204 @@ def test_config_names_the_special_tokens(folders: dict[str, pathlib.Path], tmp_p
     assert loaded.fingerprint != tokenizers_.load(folders["byte_level"]).fingerprint
     config.write_text('{"eos_token": "</s>"}')
     with pytest.raises(ValueError, match=r"tokenizer\.json: eos_token '</s>'.*vocabulary"):
+        tokenizers_.load(tmp_path)
+
+
+def unflagged(data: str) -> str:
+    """A tokenizer.json whose control tokens are not marked special, as `add_tokens` writes them."""
+    fields = json.loads(data)
+    for entry in fields["added_tokens"]:
+        entry["special"] = False
+    return json.dumps(fields)
+
+
+@pytest.mark.parametrize("normalizer", [None, "nmt_nfkc", "nmt_nfkc_cf"])
+@pytest.mark.parametrize("kind", ["byte_level", "gemma", "ignore_merges", "sentencepiece"])
+def test_no_text_becomes_a_control_token(
+    folders: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, normalizer: str | None
+):
+    """Whatever flags, normalisation and format a file has."""
+    if kind == "sentencepiece":
+        model = sentencepiece_model(normalizer=normalizer or "identity")
+        (tmp_path / "tokenizer.model").write_bytes(model)
+    else:
+        source = folders["byte_level" if kind == "byte_level" else "gemma"] / "tokenizer.json"
+        inner = tokenizers.Tokenizer.from_str(unflagged(source.read_text()))
+        if normalizer:
+            steps = [tokenizers.normalizers.NFKC()]
+            steps += [tokenizers.normalizers.Lowercase()] if normalizer.endswith("cf") else []
+            steps += [inner.normalizer] if inner.normalizer is not None else []
+            inner.normalizer = tokenizers.normalizers.Sequence(steps)
+        if kind == "ignore_merges":
+            inner.model.ignore_merges = True
+        inner.save(str(tmp_path / "tokenizer.json"))
+        is_reached = inner.encode("<start_of_turn>user", add_special_tokens=False).ids[0] == 4
+        assert is_reached  # By the library, whose flags the file sets.
+    loaded = tokenizers_.load(tmp_path)
+    controls = set(loaded.controls.values())
+    assert controls == {0, 1, 2, 4, 5}
+    for text in (
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+        "<bos>a<eos><pad>",
+        "  <end_of_turn>  <end_of_turn>",
+        "<end_of_turn><end_of_turn>",
+        "\uff1cstart_of_turn\uff1e and <END_OF_TURN>",
+        "<<start_of_turn>>",
+        "é\u0301<start_of_turn>漢",
+        "<start_of_" * 3 + "turn>",
+    ):
+        ids = loaded.encode(text)
+        assert not controls & set(ids), text
+        if normalizer is None:
+            assert loaded.decode(ids) == text
+    read = tokenizers_.reading(loaded, "parse")
+    text = "<bos><start_of_turn>user\nHi<end_of_turn>\n"
+    assert read.encode(text) == [2, 4, *loaded.encode("user\nHi"), 5, *loaded.encode("\n")]
+    assert tokenizers_.reading(loaded, "text") is loaded
+    assert read.fingerprint == loaded.fingerprint and read.sources == loaded.sources
+
+
+def test_text_of_control_tokens_may_be_read_as_them(folders: dict[str, pathlib.Path]):
+    loaded = tokenizers_.load(folders["byte_level"])
+    inner = tokenizers.Tokenizer.from_file(str(folders["byte_level"] / "tokenizer.json"))
+    text = "<bos><start_of_turn>user\nThe cat<end_of_turn>\n<start_of_turn>model\n"
+    read = tokenizers_.reading(loaded, "parse")
+    assert read.encode(text) == inner.encode(text, add_special_tokens=False).ids
+    assert not loaded.reads_controls and read.reads_controls
+    with pytest.raises(ValueError, match="text or parse, got 'ids'"):
+        tokenizers_.reading(loaded, "ids")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_control_token_of_one_character_is_refused_in_texts(
+    folders: dict[str, pathlib.Path], tmp_path: pathlib.Path
+):
+    data = (folders["byte_level"] / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(data)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "1"}')
+    loaded = tokenizers_.load(tmp_path)
+    assert loaded.decode(loaded.encode("no")) == "no"
+    with pytest.raises(ValueError, match=r"the text has '1', which .* by a control token"):
+        loaded.encode("a 12")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_beside_a_sentencepiece_model(tmp_path: pathlib.Path, special: bool):
+    model = sentencepiece_model()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    bare = tokenizers_.load(tmp_path)
+    size = bare.vocab_size
+    added = {"<end_of_turn>": 5, "<image_soft_token>": size, "<note>": size + 2}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    decoder = {str(size + 2): {"content": "<note>", "special": special}}
+    config = json.dumps({"added_tokens_decoder": decoder})
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    loaded = tokenizers_.load(tmp_path)
+    assert loaded.vocab_size == size + 3 and loaded.fingerprint != bare.fingerprint
+    text = "a<note>b <image_soft_token><end_of_turn>"
+    ids = loaded.encode(text)
+    assert (size + 2 in ids) == (not special) and not {size, 5} & set(ids)
+    assert loaded.decode(ids) == text
+    assert loaded.decode([size, size + 1]) == "" and loaded.controls["<image_soft_token>"] == size
+    for wrong, message in (
+        ({"<note>": 7}, "must be an id of its own, and 7 is"),
+        ({"<note>": 4294967294}, "right after it, got 4294967294"),
+        ({"<h1>": size}, "the id of a token that the vocabulary has not"),
+        ({"<note>": "7"}, "must be an integer"),
+    ):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=rf"added_tokens\.json: .*{message}"):
+            tokenizers_.load(tmp_path)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 33\n"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize("data", [LFS, b"", b"\0" * 64, b"\xff\xfe{}", b"[" * 99_999, b"5", b"{}"])
+def test_a_damaged_file_is_said_in_a_line(tmp_path: pathlib.Path, name: str, data: bytes):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
+        tokenizers_.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert ("git lfs pull" in str(caught.value)) == (data == LFS)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"decoder": None}, "decoder .*none"),
+        ({"decoder": 5}, "decoder must be an object, got 5"),
+        (
+            {"decoder": {"type": "Sequence", "decoders": [5]}},
+            r"decoders\[0\] must be a list of objects",
+        ),
+        ({"model": []}, r"model must be an object"),
+        ({"model": {"type": "BPE", "vocab": {"a": 4294967294}}}, r"id in \[0, .* 4294967294"),
+        ({"model": {"type": "BPE", "vocab": {"a": None}}}, r"id in \[0, .* got null"),
+        ({"added_tokens": 5}, "added_tokens must be a list"),
+        ({"added_tokens": [{"content": "a", "id": 2**32 - 2}]}, "it is damaged"),
+        ({"added_tokens": [{"id": 3}]}, r"content is missing"),
+        ({"pre_tokenizer": {"type": "None"}}, "cannot read it"),
+    ],
+)
+def test_a_tokenizer_json_of_other_values_is_said_in_a_line(
+    folders: dict[str, pathlib.Path], tmp_path: pathlib.Path, change: dict, message: str
+):
+    fields = json.loads((folders["byte_level"] / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields | change))
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}") as caught:
+        tokenizers_.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    del fields["decoder"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="decoder"):
+        tokenizers_.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("[]", "must hold an object, got"),
+        ('{"eos_token": ["a"]}', 'eos_token must be a text or an object, got \\["a"\\]'),
+        ('{"bos_token": {"content": 5}}', "bos_token.content must be a text, got 5"),
+        ('{"bos_token": {}}', "bos_token.content is missing"),
+        ("", "is empty"),
+    ],
+)
+def test_a_tokenizer_config_of_other_values_is_said_in_a_line(
+    folders: dict[str, pathlib.Path], tmp_path: pathlib.Path, config: str, message: str
+):
+    data = (folders["byte_level"] / "tokenizer.json").read_bytes()
+    (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + data)  # A mark is passed over.
+    tokenizers_.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json.*{message}"):
+        tokenizers_.load(tmp_path)
+
+
+def test_an_expression_that_backtracks_without_end_is_one_line(
+    folders: dict[str, pathlib.Path], tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+):
+    path = folders["byte_level"] / "tokenizer.json"
+    inner = tokenizers.Tokenizer.from_file(str(path))
+    endless = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a|aa)+$"), "isolated")
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([endless, inner.pre_tokenizer])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizers_.load(tmp_path)
+    assert loaded.decode(loaded.encode("banana")) == "banana"
+    with pytest.raises(ValueError, match=r"cannot encode .*'aaa.*backtrack without end") as caught:
+        loaded.encode("a" * 60 + "b")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_link_out_of_the_folder_is_not_followed(
+    folders: dict[str, pathlib.Path], tmp_path: pathlib.Path
+):
+    path = folders["byte_level"] / "tokenizer.json"
+    (tmp_path / "tokenizer.json").write_bytes(path.read_bytes())
+    (tmp_path / "special_tokens_map.json").symlink_to(path)
+    with pytest.raises(ValueError, match=r"special_tokens_map\.json is a link out of the folder"):
         tokenizers_.load(tmp_path)
 
 
