@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ class Run:
         policy = types.Policy(lambda params, context, max_length: None, uniform)
         return _play(self.agent._replace(policy=policy), self, episodes, max_steps)
 
-    def frames(self, limit: int = 3_000) -> Iterator[np.ndarray]:
+    def frames(self, limit: int = 3_000) -> Generator[np.ndarray, None, None]:
         """Pictures of one episode, RGB uint8 [H, W, 3], one an agent step, at most `limit`."""
         with plans.closing(self.make_arena(1)) as environment:
             if isinstance(environment, types.Environment):

@@ -80,7 +80,9 @@ def test_a_folder_without_tokenizer_or_of_another_model_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     words = (FIXTURES / "bert" / "vocab.txt").read_text()
     (tmp_path / "vocab.txt").write_text(words + "more\n")
-    with pytest.raises(ValueError, match="ids up to 42 and pads with 0, its model has ids below 42"):
+    with pytest.raises(
+        ValueError, match="ids up to 42 and pads with 0, its model has ids below 42"
+    ):
         bert_words.read(tmp_path, config)
 
 
