@@ -19,6 +19,8 @@ import math
 import os
 import pathlib
 import stat
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar, cast, overload
 
@@ -123,6 +125,48 @@ class Record:
         return [
             Record(self.file, (*self.keys, f"{key}[{n}]"), entry) for n, entry in enumerate(entries)
         ]
+
+    def build(self, cls: type[T]) -> T:
+        """Returns a dataclass of the object's values, which are checked by the fields' types.
+
+        Fields are bool, int, float, str, a `Literal` of them, a tuple of one such type (a list in
+        the file), or one of these or None. A field with a default may be absent.
+
+        Raises:
+          ValueError: for a key that is no field, a field that is missing or of another type, and
+            for what the class itself refuses.
+        """
+        declared: Any = cls
+        fields = {field.name: field for field in dataclasses.fields(declared)}
+        if unknown := [key for key in self.values if key not in fields]:
+            raise ValueError(f"{self._place(unknown[0])} is unknown")
+        values = {}
+        for name, hint in typing.get_type_hints(cls).items():
+            if name not in fields:
+                continue
+            if name in self.values:
+                values[name] = self._of_hint(name, hint)
+            elif fields[name].default is dataclasses.MISSING:
+                raise ValueError(f"{self._place(name)} is missing")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{self.file}: {error}") from error
+
+    def _of_hint(self, key: str, hint: Any) -> Any:
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if origin in (types.UnionType, typing.Union) and types.NoneType in arguments:
+            if self.values[key] is None:
+                return None
+            (hint,) = (argument for argument in arguments if argument is not types.NoneType)
+            return self._of_hint(key, hint)
+        if origin is tuple and arguments[1:] == (...,):
+            return tuple(self.list_of(key, arguments[0]))
+        if origin is typing.Literal:
+            if self.get(key, type(arguments[0])) not in arguments:
+                raise self.error(key, f"one of {', '.join(map(str, arguments))}")
+            return self.values[key]
+        return self.get(key, hint)
 
     def error(self, key: str, expected: str) -> ValueError:
         """Makes the complaint about a value that is of its type and yet not as `expected`."""

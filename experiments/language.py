@@ -301,6 +301,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
         return found
+    plan.require_trust()
     return _acting(
         found, plan, rewards.parse(plan.reward, task, student.tokenizer, made[0].num_ids)
     )

@@ -56,15 +56,19 @@ class Opened:
         return self.folders[seed]
 
 
-def open(path: str | pathlib.Path) -> Opened:
+def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
     """Reads a run.
+
+    Args:
+      path: of its folder.
+      trust_code: whether modules that its plan names may run, see `Plan.require_trust`.
 
     Raises:
       ValueError: if this is no run, or its config.json is damaged.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
     config = folder.config()
-    plan = plans.Plan.from_json(config["plan"])
+    plan = plans.Plan.from_json(config["plan"], trust_code=trust_code, file=folder.config_file)
     parts = {seed: run_folder.RunFolder(folder.path / f"seed_{seed}") for seed in plan.seeds}
     begun = {seed: part for seed, part in parts.items() if part.config_file.is_file()}
     return Opened(

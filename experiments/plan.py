@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kullback import agents, environments, lm
-from kullback.core import names, sharding, types
+from kullback.core import files, json_files, names, sharding, types
 from kullback.experiments import settings
 
 AnyEnvironment = types.Environment | types.HostEnvironment
@@ -67,6 +67,9 @@ class Plan:
     mesh: str = ""  # DATAxMODEL devices, "4x2"; "" is one device.
     log_every: int = 0
     checkpoint_every: int = 0
+    # Whether code that the plan names may run: what is typed is the user's word, what stands in a
+    # file is not. It is no part of what is saved, or a file could say so of itself.
+    trust_code: bool = dataclasses.field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", tuple(self.settings))
@@ -134,19 +137,52 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """As config.json keeps it."""
-        return dataclasses.asdict(self)
+        saved = dataclasses.asdict(self)
+        del saved["trust_code"]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in saved.items()}
 
     @classmethod
-    def from_json(cls, saved: dict[str, Any]) -> "Plan":
-        """The plan that `to_json` gave.
+    def from_json(
+        cls, saved: Any, *, trust_code: bool = False, file: files.Path = "config.json"
+    ) -> "Plan":
+        """Returns the plan that `to_json` gave.
+
+        Args:
+          saved: what stands in the file under "plan".
+          trust_code: whether the user said that code which it names may run.
+          file: where it stands, for messages.
 
         Raises:
           ValueError: if a field is missing or unknown, or holds what cannot be.
         """
-        try:
-            return cls(**saved)
-        except TypeError as error:
-            raise ValueError(f"config.json is of another version: {error}") from error
+        record = json_files.Record(str(file), (), {"plan": saved}).record("plan")
+        if "trust_code" in record:
+            raise record.error("trust_code", "absent: no file says that it is to be trusted")
+        return dataclasses.replace(record.build(cls), trust_code=trust_code)
+
+    @property
+    def code(self) -> str:
+        """What of the plan names code of other people's, which runs once it is used; "" if none."""
+        if "python:" in self.reward.lower():
+            return f"reward {self.reward!r}"
+        if ":" in self.environment and not self.is_language:  # gymnasium's MODULE:ID.
+            return f"environment {self.environment!r}"
+        return ""
+
+    def require_trust(self, file: files.Path = "config.json") -> None:
+        """Refuses code that a file names, unless the user has said that it may run.
+
+        Args:
+          file: where the plan stands.
+
+        Raises:
+          ValueError: if the plan names code that is not trusted.
+        """
+        if self.code and not self.trust_code:
+            raise ValueError(
+                f"{file}: its {self.code} would run code of that module, found on this machine or "
+                "in this folder; if you know it, add --trust-code (trust_code=True in Python)"
+            )
 
     def make_agent(self, spec: types.Spec) -> types.Agent:
         """The agent: its presets for the family, changed by the settings."""
@@ -155,6 +191,7 @@ class Plan:
 
     def make_environment(self, num_envs: int) -> AnyEnvironment:
         """The environment to train in, with so many rows."""
+        self.require_trust()
         return environments.make(self.environment, num_envs, **self._flags())
 
     def make_arena(self, num_envs: int) -> AnyEnvironment:
@@ -162,6 +199,7 @@ class Plan:
 
         There a life may be an episode of training (`protocol=classic`, `life_loss=true`).
         """
+        self.require_trust()
         flags = self._flags()
         if self.environment.startswith("atari/"):
             flags["life_loss"] = False

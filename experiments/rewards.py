@@ -11,11 +11,8 @@ A sum's terms are joined by "+" or, before a weight, by "-": "exact-0.01*length"
 """
 
 import dataclasses
-import importlib
-import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import names, types
+from kullback.core import modules, names, types
 from kullback.environments import tokens
 from kullback.lm import batches, tasks, tokenizer
 
@@ -170,11 +167,9 @@ def _exact(task: tasks.Task) -> OfTexts:
 
 def _python(path: str) -> OfTexts:
     module, _, function = path.partition(":")
-    if os.getcwd() not in sys.path:  # Not searched by a program that is installed.
-        sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(modules.load(module), function)
+    except (AttributeError, ValueError) as error:
         raise ValueError(f"reward python:{path}: {error}; expected MODULE:FUNCTION") from error
     if not callable(found):
         raise ValueError(f"reward python:{path} must be a function, got {type(found).__name__}")

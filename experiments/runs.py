@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
-from kullback.experiments import opened
+from kullback.experiments import opened, run_folder
 from kullback.experiments import plan as plans
 
 
@@ -98,6 +98,7 @@ def load(
     best: bool = False,
     agent: plans.MakeAgent | None = None,
     environment: plans.MakeEnvironment | None = None,
+    trust_code: bool = False,
 ) -> Run:
     """The newest whole checkpoint of a run, or its best.
 
@@ -107,13 +108,16 @@ def load(
       best: the checkpoint of the highest evaluation (without evaluations, of the highest mean of
         the last 100 episodes) in place of the newest.
       agent, environment: what was handed to `train` if not names.
+      trust_code: whether a module that config.json names as the environment's may run.
 
     Raises:
-      ValueError: if this is no run, has no such seed, no checkpoint with a score, or a parameter
-        that is not finite.
+      ValueError: if this is no run, names code that is not trusted, has no such seed, no
+        checkpoint with a score, or a parameter that is not finite.
     """
-    run = opened.open(path)
+    run = opened.open(path, trust_code=trust_code)
     plan, folder = run.plan, run.folder(seed)
+    if environment is None:
+        plan.require_trust(run_folder.RunFolder(run.path).config_file)
     seed = run.seeds[0] if seed is None else seed
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:

@@ -19,7 +19,7 @@ from kullback.experiments import plan as plans
 from kullback.experiments import settings
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
-GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", *SECTIONS)
+GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
 PLAN_FIELDS = {
     name: hint
     for name, hint in typing.get_type_hints(plans.Plan).items()

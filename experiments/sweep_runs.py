@@ -5,6 +5,7 @@ runs from stdout. So the process that waits for the runs never imports JAX, and 
 an accelerator that they need.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -23,7 +24,14 @@ HOST_THREADS = 2
 
 
 def runs(
-    sweep: Mapping[str, Any], out: pathlib.Path, begun: Mapping[str, int], cores: int
+    sweep: Mapping[str, Any],
+    out: pathlib.Path,
+    begun: Mapping[str, int],
+    cores: int,
+    file: str = "",
+    *,
+    trust_code: bool = True,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """All runs that a sweep consists of, and how far each is.
 
@@ -36,20 +44,35 @@ def runs(
       out: folder of the sweep, which need not exist.
       begun: threads of XLA that a run was begun with, by its name.
       cores: of this machine.
+      file: that the sweep was read from, for messages.
+      trust_code: whether modules that it names may run.
+      dry_run: nothing is to be run: what would need such a module is not built.
 
     Returns:
       {"runs": [{"name", "plan", "threads", "done"}], "others": names of runs in the folder that
-      are not of the sweep, "platform", "devices"}; `done` counts agent steps of a seed.
+      are not of the sweep, "untrusted": what names modules that may not run, "platform",
+      "devices"}; `done` counts agent steps of a seed.
 
     Raises:
-      ValueError: for what cannot be run, and for what has changed since it was begun.
+      ValueError: for what cannot be run or is not trusted, and for what has changed since it was
+        begun.
     """
     if (out / "config.json").exists():
         raise ValueError(f"{out} is a run; a sweep is a folder of runs: choose another --out")
     existing = _existing(out)
     found: list[dict[str, Any]] = []
-    for configuration in sweep_plan.configurations(sweep):
-        is_compiled = sweep_plan.check(configuration)
+    untrusted: dict[str, None] = {}
+    configurations = sweep_plan.configurations(sweep)
+    plans_ = [
+        dataclasses.replace(c.plan(c.seeds[:1]), trust_code=trust_code) for c in configurations
+    ]
+    for plan in plans_:  # All of them before any module of one is imported.
+        if plan.code and not trust_code:
+            untrusted[plan.code] = None
+        if not dry_run:
+            plan.require_trust(file)
+    for configuration, plan in zip(configurations, plans_, strict=True):
+        is_compiled = not (dry_run and plan.code) and sweep_plan.check(configuration)
         for name, plan in _of(configuration, is_compiled, existing):
             threads = _threads(sweep, plan, is_compiled, cores)
             if name in existing:
@@ -67,6 +90,7 @@ def runs(
     return {
         "runs": found,
         "others": sorted(set(existing) - named),
+        "untrusted": list(untrusted),
         "platform": jax.default_backend(),
         "devices": jax.local_device_count(),
     }
@@ -188,12 +212,20 @@ def _steps(folder: pathlib.Path, plan: plans.Plan) -> int:
 
 
 def main() -> int:
-    """Reads {"sweep", "out", "begun", "cores"} from stdin; writes what `runs` gives, a line."""
+    """Reads the arguments of `runs` from stdin, an object; writes what it gives, a line."""
     asked = json.load(sys.stdin)
     answer, written = os.dup(1), os.dup(2)
     os.dup2(written, 1)  # Libraries that greet on stdout do it elsewhere.
     try:
-        found = runs(asked["sweep"], pathlib.Path(asked["out"]), asked["begun"], asked["cores"])
+        found = runs(
+            asked["sweep"],
+            pathlib.Path(asked["out"]),
+            asked["begun"],
+            asked["cores"],
+            asked["file"],
+            trust_code=asked["trust_code"],
+            dry_run=asked["dry_run"],
+        )
     except (ValueError, OSError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2

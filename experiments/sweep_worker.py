@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 POLL_SECONDS = 0.2
+TRUST = "--trust-code"
 LISTS = {"settings": "set", "environment_flags": "environment-flag", "model_flags": "model-flag"}
 NOT_FLAGS = ("agent", "environment", "family", *LISTS)  # The family is the environment's.
 
@@ -33,6 +34,7 @@ class Job:
     threads: int  # Of XLA on a CPU.
     done: int  # Agent steps of a seed, when the sweep began.
     home: str  # The folder that relative paths start from.
+    trust_code: bool = False  # Whether modules that the plan names may run.
 
     @property
     def total(self) -> int:
@@ -65,7 +67,8 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     arguments = [job.folder, str(job.total), *_train_arguments(job)]
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "kullback.experiments.sweep_worker", *arguments],
+            # -P: a file in that folder which is called as a library is not run.
+            [sys.executable, "-P", "-m", "kullback.experiments.sweep_worker", *arguments],
             stdin=subprocess.PIPE,  # Ends when this process does.
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -109,6 +112,7 @@ def _train_arguments(job: Job) -> list[str]:
         job.plan["agent"],
         job.plan["environment"],
         f"--out={job.folder}",
+        *([TRUST] if job.trust_code else []),
         *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()),
         *(f"--{flag}={text}" for name, flag in LISTS.items() for text in job.plan[name]),
     ]
@@ -146,7 +150,8 @@ def _command(folder: pathlib.Path, steps: str, new: Sequence[str]) -> list[str]:
 
     run = run_folder.RunFolder(folder)
     if checkpoints.steps(run.checkpoints) or run.metrics_file.exists():
-        return ["train", "--resume", str(folder), "--steps", steps]
+        trust = [TRUST] if TRUST in new else []
+        return ["train", "--resume", str(folder), "--steps", steps, *trust]
     if run.config_file.exists():
         files.remove(folder)  # It computed nothing, and of its files some may be missing.
     files.remove_leftovers(folder)

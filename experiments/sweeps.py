@@ -41,6 +41,7 @@ def sweep(
     jobs: int | None = None,
     ray: str | None = None,
     dry_run: bool = False,
+    trust_code: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
@@ -53,7 +54,9 @@ def sweep(
         an accelerator.
       ray: address of a Ray cluster whose machines do the runs ("auto", "host:port", "local");
         the folder must be on a file system that they share, under the same path.
-      dry_run: only lists the runs.
+      dry_run: only lists the runs; no module that they name is imported.
+      trust_code: whether modules that a file names (of rewards, of environments) may run; those
+        of a mapping may.
       quiet: no progress, and no list.
       say: takes each line of what is printed.
 
@@ -70,8 +73,13 @@ def sweep(
         raise ValueError(f"out must be the folder of the sweep, got {out!r}: give it or --out")
     folder = pathlib.Path(out)
     cores = len(os.sched_getaffinity(0))
-    checked = _check(asked, folder, cores)
-    todo = [_job(run, folder) for run in checked["runs"] if run["done"] < run["plan"]["steps"]]
+    trust_code = trust_code or isinstance(source, Mapping)
+    checked = _check(asked, folder, cores, name, trust_code=trust_code, dry_run=dry_run)
+    todo = [
+        _job(run, folder, trust_code)
+        for run in checked["runs"]
+        if run["done"] < run["plan"]["steps"]
+    ]
     finished = len(checked["runs"]) - len(todo)
     if not quiet:
         for line in _listing(checked, folder):
@@ -109,7 +117,15 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
         raise ValueError(f"{source} is no TOML file: {error}") from error
 
 
-def _check(asked: Mapping[str, Any], folder: pathlib.Path, cores: int) -> dict[str, Any]:
+def _check(
+    asked: Mapping[str, Any],
+    folder: pathlib.Path,
+    cores: int,
+    file: str,
+    *,
+    trust_code: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
     """All runs, checked: see `sweep_runs.runs`, which a process of its own computes."""
     record = folder / RECORD
     saved = json.loads(record.read_text())["runs"] if record.is_file() else []
@@ -118,9 +134,13 @@ def _check(asked: Mapping[str, Any], folder: pathlib.Path, cores: int) -> dict[s
         "out": str(folder),
         "begun": {run["name"]: run["threads"] for run in saved},
         "cores": cores,
+        "file": file,
+        "trust_code": trust_code,
+        "dry_run": dry_run,
     }
     done = subprocess.run(
-        [sys.executable, "-m", "kullback.experiments.sweep_runs"],
+        # -P: a file of a stranger's in this folder, called as a library, is not run.
+        [sys.executable, "-P", "-m", "kullback.experiments.sweep_runs"],
         input=json.dumps(question, default=str),  # Dates of TOML; they are refused by name.
         capture_output=True,
         text=True,
@@ -135,7 +155,7 @@ def _check(asked: Mapping[str, Any], folder: pathlib.Path, cores: int) -> dict[s
     return json.loads(done.stdout)
 
 
-def _job(run: Mapping[str, Any], folder: pathlib.Path) -> Job:
+def _job(run: Mapping[str, Any], folder: pathlib.Path, trust_code: bool) -> Job:
     return Job(
         name=run["name"],
         folder=str(folder / run["name"]),
@@ -144,6 +164,7 @@ def _job(run: Mapping[str, Any], folder: pathlib.Path) -> Job:
         threads=run["threads"],
         done=run["done"],
         home=str(pathlib.Path.cwd()),
+        trust_code=trust_code,
     )
 
 
@@ -159,6 +180,7 @@ def _listing(checked: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
         f"{len(checked['runs'])} runs in {folder}, {count} of them finished; "
         f"{max(steps, 0):,} steps to go"
     )
+    lines += [f"needs --trust-code: {code}" for code in checked["untrusted"]]
     if checked["others"]:
         lines.append(f"not of this sweep, and left as they are: {', '.join(checked['others'])}")
     return lines

@@ -1,6 +1,7 @@
 """Training as a person runs it: a folder, a log, checkpoints, progress, and exact resumption."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -61,6 +62,7 @@ def resume(
     steps: int | None = None,
     agent: plans.MakeAgent | None = None,
     environment: plans.MakeEnvironment | None = None,
+    trust_code: bool = False,
     callback: Callback | None = None,
     quiet: bool = False,
 ) -> pathlib.Path:
@@ -70,18 +72,21 @@ def resume(
       path: of the run.
       steps: a larger number extends the run.
       agent, environment: what was handed to `train` if not names.
+      trust_code: whether modules that config.json names (a reward's, an environment's) may run.
       callback, quiet: as for `train`.
 
     Raises:
-      ValueError: if this is no run, or `steps` is smaller than what it was started with.
+      ValueError: if this is no run, it names code that is not trusted, or `steps` is smaller than
+        what it was started with.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
     config = folder.config()
-    plan = plans.Plan.from_json(config["plan"])
+    plan = plans.Plan.from_json(config["plan"], trust_code=trust_code, file=folder.config_file)
+    plan.require_trust(folder.config_file)
     if steps is not None and steps < plan.steps:
         raise ValueError(f"steps={steps} is less than the run's {plan.steps}; it can only grow")
     if steps is not None and steps > plan.steps:
-        plan = plans.Plan.from_json({**plan.to_json(), "steps": steps})
+        plan = dataclasses.replace(plan, steps=steps)
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
@@ -148,8 +153,6 @@ def _learning_begins(agent: types.Agent, environment: plans.AnyEnvironment) -> i
 
 def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
     """The whole configuration and what the environment looks like, for a reader."""
-    import dataclasses
-
     agent, environment = probe[0], probe[1]
     details: Callable[[], dict[str, Any]] = getattr(environment, "details", dict)
     config = agent.config if agent.config is not None else agent.replay
@@ -204,7 +207,7 @@ def _run(
     parts = []
     for seed in seeds:
         part = run_folder.RunFolder(folder.path / f"seed_{seed}")
-        single = plans.Plan.from_json({**plan.to_json(), "seed": seed, "num_seeds": 1})
+        single = dataclasses.replace(plan, seed=seed, num_seeds=1)
         part.path.mkdir(exist_ok=True)
         part.write_config({**config, "plan": single.to_json()})
         with work.built(folder.path) as built:

@@ -15,6 +15,16 @@ def count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
 
 
+def add_trust_code(parser: argparse.ArgumentParser) -> None:
+    """Adds --trust-code, the user's word for modules that a file names."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="let modules run that a file names (python:MODULE:FUNCTION, gym/MODULE:ID); what is "
+        "typed in this command needs no such word",
+    )
+
+
 def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
     """Dotted name, value and type of each field of a configuration."""
     from kullback.experiments import settings

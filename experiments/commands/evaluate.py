@@ -31,6 +31,7 @@ def add_parser(commands: Any) -> None:
         help="agent steps after which an episode is cut; default: the run's --eval-max-steps",
     )
     sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
+    arguments.add_trust_code(sub)
     language = sub.add_argument_group("of a language model")
     language.add_argument(
         "--samples",
@@ -85,7 +86,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.video is not None:
         video.check(options.video)
-    run = runs.load(options.run, seed=options.seed, best=options.best)
+    run = runs.load(
+        options.run, seed=options.seed, best=options.best, trust_code=options.trust_code
+    )
     played = run.play(options.episodes, options.max_steps or 0)
     chance = run.play_random(options.episodes, options.max_steps or 0)
     scores = played.returns

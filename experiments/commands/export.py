@@ -4,6 +4,8 @@ import argparse
 import pathlib
 from typing import Any
 
+from kullback.experiments.commands import arguments
+
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
@@ -13,6 +15,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("run", metavar="DIR", type=pathlib.Path)
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
     sub.add_argument("--out", metavar="PATH", type=pathlib.Path, required=True, help="new")
+    arguments.add_trust_code(sub)
     sub.set_defaults(command=_export)
 
 
@@ -30,6 +33,7 @@ def _export(options: argparse.Namespace) -> int:
         return 0
     from kullback.experiments import runs
 
-    runs.load(options.run, seed=options.seed).export(options.out)
+    run = runs.load(options.run, seed=options.seed, trust_code=options.trust_code)
+    run.export(options.out)
     print(f"parameters: {options.out}")
     return 0

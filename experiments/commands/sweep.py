@@ -33,6 +33,7 @@ def add_parser(commands: Any) -> None:
         "that its machines share",
     )
     sub.add_argument("--dry-run", action="store_true", help="list the runs, and do none")
+    arguments.add_trust_code(sub)
     sub.set_defaults(command=main)
 
 
@@ -47,6 +48,7 @@ def main(options: argparse.Namespace) -> int:
             jobs=options.jobs,
             ray=options.ray,
             dry_run=options.dry_run,
+            trust_code=options.trust_code,
         )
     except sweeps.Failed as error:
         print(f"kullback: {error}", file=sys.stderr)

@@ -91,6 +91,7 @@ def add_parser(commands: Any) -> None:
         help="devices of a language model, all there are: a batch's rows over DATA of them, "
         "weights over MODEL; e.g. 4x2; default: one device",
     )
+    arguments.add_trust_code(sub)
     sub.set_defaults(command=_train)
 
 
@@ -98,7 +99,7 @@ def _train(options: argparse.Namespace) -> int:
     given = {
         name: value
         for name, value in vars(options).items()
-        if name not in ("command", "resume", "steps") and value is not None
+        if name not in ("command", "resume", "steps", "trust_code") and value is not None
     }
     if options.resume is not None:
         if given:
@@ -106,7 +107,7 @@ def _train(options: argparse.Namespace) -> int:
             raise ValueError(f"--resume takes --steps alone; a run cannot change its {names}")
         from kullback.experiments import training
 
-        path = training.resume(options.resume, steps=options.steps)
+        path = training.resume(options.resume, steps=options.steps, trust_code=options.trust_code)
     else:
         if options.agent is None or options.environment is None:
             raise ValueError("expected AGENT ENVIRONMENT (see kullback list), or --resume DIR")

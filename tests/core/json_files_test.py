@@ -1,8 +1,10 @@
 """Tests of kullback.core.json_files."""
 
+import dataclasses
 import math
 import os
 import types
+from typing import Literal
 
 import pytest
 
@@ -80,6 +82,43 @@ def test_errors_name_file_key_expected_and_found(record, take, message):
     with pytest.raises(ValueError) as caught:
         take(record)
     assert str(caught.value).startswith(message)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    layers: int
+    rate: float = 0.5
+    ids: tuple[int, ...] = (1,)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    window: int | None = 8
+
+    def __post_init__(self):
+        if self.layers < 1:
+            raise ValueError(f"layers must be >= 1, got {self.layers}")
+
+
+def test_a_dataclass_is_built_of_what_its_fields_are():
+    def build(text):
+        return json_files.parse(text, "a.json").build(Shape)
+
+    whole = '{"layers": 2, "rate": 1, "ids": [3, 4], "dtype": "bfloat16", "window": null}'
+    assert build(whole) == Shape(layers=2, rate=1.0, ids=(3, 4), dtype="bfloat16", window=None)
+    assert build('{"layers": 2}') == Shape(layers=2)
+    for text, message in (
+        ("{}", "a.json: layers is missing"),
+        ('{"layers": 2, "width": 3}', "a.json: width is unknown"),
+        ('{"layers": null}', "a.json: layers must be an integer, got null"),
+        ('{"layers": 2, "rate": "1"}', 'a.json: rate must be a number, got "1"'),
+        ('{"layers": 2, "ids": 3}', "a.json: ids must be a list, got 3"),
+        ('{"layers": 2, "ids": [3, true]}', "a.json: ids[1] must be a list of integers, got true"),
+        ('{"layers": 2, "dtype": "int8"}', "a.json: dtype must be one of float32, bfloat16, got"),
+        ('{"layers": 2, "dtype": []}', "a.json: dtype must be a text, got []"),
+        ('{"layers": 2, "window": 1.5}', "a.json: window must be an integer, got 1.5"),
+        ('{"layers": 0}', "a.json: layers must be >= 1, got 0"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            build(text)
+        assert str(caught.value).startswith(message)
 
 
 def _raise(error):

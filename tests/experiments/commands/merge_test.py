@@ -79,7 +79,7 @@ def test_mean_ema_and_liti(folders, tmp_path):
 def test_a_run_is_a_model(folders, tmp_path):
     run = tmp_path / "run"
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
-    run_folder.RunFolder(run).write_config({"plan": dataclasses.asdict(plan)})
+    run_folder.RunFolder(run).write_config({"plan": plan.to_json()})
     words = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
     models.save(models.Checkpoint(CONFIG, words, None), run)
     checkpoints.save(run / "checkpoints", 1, {"learner": {"params": random_params(7)}}, {})

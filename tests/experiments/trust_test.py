@@ -1,0 +1,150 @@
+"""Tests of whose code runs: what a user types, not what a file names."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from kullback.experiments import plan as plans
+from kullback.experiments import run_folder, runs, sweep_plan, sweep_runs, sweep_worker, training
+
+EVIL = """
+import pathlib
+pathlib.Path(__file__).with_name("marker").write_text("ran")
+def f(prompts, texts, references):
+    return [0.0] * len(texts)
+"""
+REWARD = "0.5*exact+python:evil:f"
+SWEEP = f"""
+agents = ["rlhf"]
+environments = ["tokens/arithmetic"]
+out = "runs"
+[plan]
+model = "start"
+reward = "{REWARD}"
+"""
+FIELDS: dict[str, Any] = {
+    "agent": "rlhf",
+    "environment": "tokens/arithmetic",
+    "reward": REWARD,
+    "model": "start",
+}
+
+
+@pytest.fixture
+def stranger(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """A folder of a stranger's, in which the user is."""
+    (tmp_path / "evil.py").write_text(EVIL)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def begun(folder: pathlib.Path, **more: object) -> None:
+    config = {"plan": {**plans.Plan(**FIELDS).to_json(), **more}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("use", [training.resume, runs.load], ids=["resume", "load"])
+def test_a_run_of_a_strangers_runs_no_code(stranger: pathlib.Path, use: object):
+    begun(stranger)
+    with pytest.raises(ValueError) as error:
+        use(stranger)  # pyright: ignore[reportCallIssue]
+    assert not (stranger / "marker").exists()
+    assert "config.json: its " in str(error.value) and "add --trust-code" in str(error.value)
+    assert "evil" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_does_not_vouch_for_itself(stranger: pathlib.Path):
+    begun(stranger, trust_code=True)
+    with pytest.raises(ValueError, match=r"plan\.trust_code must be absent"):
+        training.resume(stranger)
+    assert "trust_code" not in plans.Plan(agent="dqn", environment="toy/chain").to_json()
+
+
+def test_the_users_word_is_taken(stranger: pathlib.Path):
+    begun(stranger)
+    with pytest.raises((ValueError, OSError), match=r"model\.json"):  # There is none: it went on.
+        training.resume(stranger, trust_code=True)
+    typed = plans.Plan(**FIELDS)
+    typed.require_trust()
+    untrusted = plans.Plan.from_json(typed.to_json())
+    assert untrusted == typed and untrusted.code == f"reward {REWARD!r}"
+    with pytest.raises(ValueError, match="--trust-code"):
+        untrusted.require_trust()
+    plans.Plan.from_json(typed.to_json(), trust_code=True).require_trust()
+    for harmless in ("exact", "reward-model:runs/a", ""):
+        fields = {**typed.to_json(), "reward": harmless}
+        plans.Plan.from_json(fields).require_trust()
+
+
+def test_an_environment_of_an_untrusted_plan_is_not_made():
+    plan = plans.Plan(agent="dqn", environment="toy/chain")
+    object.__setattr__(plan, "environment", "gym/evil:Game-v0")
+    object.__setattr__(plan, "trust_code", False)
+    for make in (plan.make_environment, plan.make_arena):
+        with pytest.raises(ValueError, match="--trust-code"):
+            make(1)
+
+
+def test_a_sweep_of_a_strangers_runs_no_code(stranger: pathlib.Path):
+    sweep = {
+        "agents": ["rlhf"],
+        "environments": ["tokens/arithmetic"],
+        "plan": {"model": "start", "reward": REWARD},
+    }
+    for dry_run in (False, True):
+        asked = (sweep, stranger / "runs", {}, 1, "sweep.toml")
+        if dry_run:
+            checked = sweep_runs.runs(*asked, trust_code=False, dry_run=True)
+            assert checked["untrusted"] == [f"reward {REWARD!r}"] and len(checked["runs"]) == 1
+            assert sweep_runs.runs(*asked, trust_code=True, dry_run=True)["untrusted"] == []
+        else:
+            with pytest.raises(ValueError, match=r"sweep\.toml: its reward .* add --trust-code"):
+                sweep_runs.runs(*asked, trust_code=False)
+    assert not (stranger / "marker").exists()
+    with pytest.raises(ValueError, match="trust_code"):
+        sweep_plan.configurations({**sweep, "plan": {"trust_code": True}})
+
+
+def test_children_of_a_sweep_are_told(tmp_path: pathlib.Path):
+    plan = plans.Plan(agent="dqn", environment="toy/chain")
+    run = run_folder.create(tmp_path / "run", {"plan": plan.to_json()})
+    for trusted in (True, False):
+        job = sweep_worker.Job(
+            name="run",
+            folder=str(run.path),
+            log="",
+            plan=plan.to_json(),
+            threads=1,
+            done=0,
+            home="",
+            trust_code=trusted,
+        )
+        new = sweep_worker._train_arguments(job)
+        assert ("--trust-code" in new) == trusted
+        run.metrics_file.touch()
+        going_on = sweep_worker._command(run.path, "9", new)
+        assert going_on[:2] == ["train", "--resume"]
+        assert ("--trust-code" in going_on) == trusted
+
+
+def test_the_programs_search_no_folder_of_a_strangers(stranger: pathlib.Path):
+    """Files called as libraries, in the folder that one is in, are not run either."""
+    for library in ("numpy", "jax", "tyro", "tomllib", "gymnasium"):
+        (stranger / f"{library}.py").write_text(EVIL)
+    begun(stranger)
+    program = pathlib.Path(sys.executable).with_name("kullback")
+    for arguments in (["train", "--resume", "."], ["sweep", "sweep.toml"]):
+        done = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert done.returncode == 2 and "--trust-code" in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1
+    done = subprocess.run([program, "sweep", "sweep.toml", "--dry-run"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"needs --trust-code: reward" in done.stdout
+    assert sorted(os.listdir(stranger))[:3] == ["config.json", "evil.py", "gymnasium.py"]
+    assert not (stranger / "marker").exists()
