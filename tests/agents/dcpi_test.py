@@ -101,7 +101,9 @@ def test_gradients_are_finite_where_the_mixture_has_one_action():
 def test_exact_updates_approach_the_greedy_action_at_the_rate(actor, q, rate, count):
     first = policy = softmax(actor)
     for _ in range(count):
-        policy = np.asarray(mixture(q, log32(policy), rate), np.float64)
+        # What underflows has no logarithm.
+        some = np.maximum(policy, np.finfo(np.float32).tiny)
+        policy = np.asarray(mixture(q, log32(some), rate), np.float64)
     best = q.argmax()
     np.testing.assert_allclose(policy[best], 1 - (1 - rate) ** count * (1 - first[best]), atol=1e-5)
     np.testing.assert_allclose(policy.sum(), 1, atol=1e-5)
