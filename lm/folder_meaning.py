@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.core import regularizers
-from kullback.lm import chat, hugging_face_config, tokenizer
+from kullback.lm import chat, hugging_face_config, texts, tokenizer
 
 NOTES = "kullback"  # What we say of a model in the config.json that we export.
 COMPUTE = ("dtype", "remat")  # Fields of `gemma.Config` that say how a model computes, not what.
@@ -46,7 +46,10 @@ def fields(folder: pathlib.Path) -> dict[str, Field]:
     outer = hugging_face_config.read_json(path)
     is_gemma = str(outer.get("model_type")).startswith("gemma3")
     if is_gemma:
-        shape = dataclasses.asdict(hugging_face_config.read(folder))
+        config, words = hugging_face_config.read(folder), _tokenizer(folder)
+        if words is not None:
+            config = texts.with_all_ends(config, words)  # As it is loaded.
+        shape = dataclasses.asdict(config)
         found |= {name: value for name, value in shape.items() if name not in COMPUTE}
         found["eos_ids"] = tuple(sorted(set(shape["eos_ids"])))
         # Of a multimodal one, what is beside its text.
@@ -111,8 +114,12 @@ def _differs(key: str, one: Mapping[str, Field], other: Mapping[str, Field]) -> 
     if a is None or b is None:
         # Of a tokenizer that is not there nothing is known; a configuration has defaults.
         return not key.startswith("tokenizer") and bool(one) and bool(other)
-    if key == "vocab_size" and "tokenizer" in one and "tokenizer" in other:
+    has_tokens = "tokenizer" in one and "tokenizer" in other
+    if key == "vocab_size" and has_tokens:
         return False  # Rows beyond the tokens are padding.
+    if key == "eos_ids":
+        if not has_tokens:  # Ends that one lacks may be its tokenizer's, which is not there.
+            return not (set(a.value) <= set(b.value) or set(b.value) <= set(a.value))
     return a.value != b.value
 
 
@@ -122,11 +129,16 @@ def _shown(field: Field | None, folder: pathlib.Path, name: str) -> str:
     return f"{value!s:.60} in {file.replace(str(folder), name, 1)}"
 
 
+def _tokenizer(folder: pathlib.Path) -> tokenizer.Tokenizer | None:
+    has_one = any((folder / name).is_file() for name in TOKENIZERS[:2])
+    return tokenizer.load(folder) if has_one else None
+
+
 def _tokens(folder: pathlib.Path) -> dict[str, Field]:
     """Of a tokenizer that we read: which piece each id is, what ends a text, and turns."""
-    if not any((folder / name).is_file() for name in TOKENIZERS[:2]):
+    words = _tokenizer(folder)
+    if words is None:
         return {}
-    words = tokenizer.load(folder)
     found = {
         "tokenizer": words.fingerprint[:12],
         "tokenizer.vocab_size": words.vocab_size,

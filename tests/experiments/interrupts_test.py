@@ -3,10 +3,19 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from kullback.experiments import cli, interrupts
+
+
+@pytest.fixture(autouse=True)
+def hangup() -> Iterator[None]:
+    """Hears SIGHUP, also where the tests were started by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def send(number: int) -> None:

@@ -188,7 +188,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
     is_same = jax.tree.map(np.array_equal, best, newest)
     assert not all(jax.tree.leaves(is_same))
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="no checkpoint with a score: train with --eval-every"):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
         models.load(path, best=True)
 
 

@@ -68,6 +68,8 @@ def test_every_field_is_compared_but_how_it_computes(tmp_path: pathlib.Path):
         mine = getattr(CONFIG, name)
         # In config.json the scale is a whole number.
         mine, value = (int(x) if name == "query_scale" else x for x in (mine, value))
+        if name == "eos_ids":  # With the end of a turn, which the tokenizer adds.
+            mine, value = (1, 5), (1, 4, 5)
         assert line == f"{name}: {mine} in one/config.json, {value} in {name}/config.json"
     file = save(tmp_path / "same", dataclasses.replace(CONFIG, dtype="bfloat16")) / "config.json"
     fields = json.loads(file.read_text())
@@ -85,6 +87,17 @@ def test_tokens_are_compared_by_their_ids(tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match="models differ in tokenizer"):
         merging.merge([one], tmp_path / "out", merging.Config(), base=other)
     assert said(one, none) == []  # Nothing is known of it.
+
+
+def test_ends_of_the_tokenizer_may_stand_in_the_configuration_or_not(tmp_path: pathlib.Path):
+    # A base has one end in its configuration, a run that was tuned from it both: they are one model
+    # in this, as both are loaded with the ends of their tokenizer.
+    one = save(tmp_path / "one")
+    tuned = save(tmp_path / "tuned", dataclasses.replace(CONFIG, eos_ids=(1, 5)))
+    assert said(one, tuned) == []
+    none = save(tmp_path / "none", dataclasses.replace(CONFIG, eos_ids=(2,)), words=None)
+    [line] = said(one, none)
+    assert line.startswith("eos_ids: (1, 5) in one/config.json, (2,) in none")
 
 
 def test_other_architectures_are_compared_key_by_key(tmp_path: pathlib.Path):
