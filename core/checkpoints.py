@@ -12,6 +12,7 @@ import logging
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,11 +43,10 @@ _NAME = re.compile(r"(\d{12,})(?:\.(\d+))?")
 @functools.cache
 def _orbax() -> ocp.Checkpointer:
     """One for all saves and reads of a process."""
-    # Orbax narrates each save through absl, up to warnings about what we do on purpose; what
-    # fails raises. A filter leaves absl's own level, and what others log, alone.
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
-    )
+    # Orbax narrates each save through absl, up to warnings about what we do on purpose, and errors
+    # that it raises too. A filter leaves absl's own level, and what others log, alone.
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 
 
@@ -57,6 +57,16 @@ class _Contents(NamedTuple):
     leaves: dict[str, trees.Leaf]
     score: float  # Of the meta; -inf without one.
     segments: list[dict[str, Any]]  # Of the meta.
+
+
+def _report(report: Callable[[Any], Any], raised: Any) -> None:
+    """Reports an error that nobody could catch, but for one that is only an echo.
+
+    Where one write of several fails, Orbax closes its event loop and raises; the writes that still
+    run then find it closed, and tensorstore would print each of them.
+    """
+    if raised.exc_type is not RuntimeError or str(raised.exc_value) != "Event loop is closed":
+        report(raised)
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -129,6 +139,7 @@ def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3
 
     Raises:
       ValueError: for a leaf that is no array of numbers.
+      OSError: if it cannot be written, to a disk that is full say.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step must be >= 0 and keep >= 1, got {step} and {keep}")
@@ -144,10 +155,17 @@ def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3
         (temporary / CONTENTS).write_text(contents)
         arrays = {n: trees.to_numpy(leaf) for n, leaf in named.items() if 0 not in leaves[n].shape}
         if arrays:  # Orbax refuses an empty tree, an empty array and a relative path.
-            _orbax().save((temporary / "arrays").absolute(), args=ocp.args.PyTreeSave(arrays))
+            _write(temporary / "arrays", arrays)
         files.write_manifest(temporary)
     _prune(folder, path, keep)
     return path
+
+
+def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        _orbax().save(path.absolute(), args=ocp.args.PyTreeSave(arrays))
+    except ValueError as error:  # Shapes and names are right: it is how tensorstore fails to write.
+        raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def _prune(folder: pathlib.Path, new: pathlib.Path, keep: int) -> None:

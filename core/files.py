@@ -40,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     try:
         with naming(path):
             yield temporary
-            _sync_tree(temporary)
+            sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
     finally:
@@ -87,11 +87,11 @@ def _sync(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _sync_tree(path: pathlib.Path) -> None:
+def sync(path: pathlib.Path) -> None:
     """Syncs a file, or all files and folders of a folder, its own name last."""
     if path.is_dir():
         for child in path.iterdir():
-            _sync_tree(child)
+            sync(child)
     _sync(path)
 
 

@@ -152,7 +152,9 @@ def make(
                 learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
             )
             drawn = batches = None
-            if tick == 0 and env_steps >= begins:
+            # Transitions that the replay was given: env_steps, unless one was lost and begun anew.
+            gathered = int(np.sum(contents.newest, dtype=np.int64))
+            if tick == 0 and gathered >= begins:
                 # Drawn and copied while the updates of the tick before, whose parameters act, still
                 # run. A stream of its own each time: nothing to save, nothing to lose.
                 stream = np.random.default_rng([seed, env_steps, 0])
@@ -229,12 +231,15 @@ def make(
             pending=nothing_pending(),
         )
 
-    def restore(saved: Saved, spans: Iterable[dict[str, np.ndarray]] = ()) -> RunState:
-        contents = store.init()
-        for arrays in spans:
-            replay.load_span(contents, arrays)
-        contents = replay.with_cursors(contents, saved.replay)
-        contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
+    def restore(saved: Saved, spans: Iterable[dict[str, np.ndarray]] | None = ()) -> RunState:
+        contents, pending = store.init(), saved.pending
+        if spans is None:  # The replay is lost: it is filled anew before it is learnt from.
+            pending = nothing_pending()
+        else:
+            for arrays in spans:
+                replay.load_span(contents, arrays)
+            contents = replay.with_cursors(contents, saved.replay)
+            contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
         env_steps = int(saved.env_steps)
         learner = jax.tree.map(jnp.asarray, saved.learner)
         # The emulators start anew: what ran in them ends here, as a cut.
@@ -247,7 +252,7 @@ def make(
             memory=fresh_memory(learner, env_steps),
             key=saved.key,
             metrics=jax.tree.map(jnp.asarray, sums),
-            pending=saved.pending,
+            pending=pending,
         )
 
     return loops.Loop(

@@ -51,7 +51,8 @@ class Loop(NamedTuple):
     evaluate: Callable[[Any, int], Episodes]  # (state, episodes) -> [K, episodes].
     snapshot: Callable[[Any], Any]  # state -> what a checkpoint holds (no large host arrays).
     template: Callable[[], Any]  # Shapes and dtypes of a snapshot.
-    restore: Callable[..., Any]  # (snapshot, spans of a host replay in order) -> state.
+    # (snapshot, spans of a host replay in order, None for an empty one) -> state.
+    restore: Callable[..., Any]
     host_replay_bytes: int = 0  # Of a replay that is not in the snapshot.
     close: Callable[[], None] = lambda: None  # Frees what the loop itself made to evaluate in.
 

@@ -1,6 +1,5 @@
 """A run under way: advances its loop, and evaluates, logs and saves when that is due."""
 
-import contextlib
 import dataclasses
 import math
 import pathlib
@@ -14,6 +13,7 @@ import numpy as np
 from kullback.core import loops
 from kullback.experiments import interrupts, progress, run_folder
 from kullback.experiments import plan as plans
+from kullback.experiments import record as records
 from kullback.experiments.saver import Saver
 from kullback.lm import power_law
 
@@ -23,6 +23,7 @@ DRAW_SECONDS = 60.0  # Between two drawings of the learning curve.
 # A key of a checkpoint's notes: the step after which what is due was counted, where evaluating was
 # abandoned. A run that goes on begins with that evaluation.
 SINCE = "since"
+BEST = "best_evaluation"  # Likewise: the highest score; a higher one is saved at once.
 
 
 class Assessment(NamedTuple):
@@ -44,10 +45,11 @@ class Drive:
     home: pathlib.Path  # What a user goes on with.
     plan: plans.Plan
     environment: Any  # Or the setup of a language model.
-    texts: run_folder.Texts | None
+    record: records.Record
     heard: interrupts.Interrupts
     callback: Callback | None
     quiet: bool
+    saved_at: int = 0  # Steps of the newest checkpoint.
 
     def run(self, state: Any, notes: dict[str, Any]) -> None:
         """Goes on from a state and the notes of its checkpoint.
@@ -62,26 +64,28 @@ class Drive:
             self._finish(state)
             print(f"{self.folder.path} is finished: {steps:,} steps; a larger --steps extends it")
             return
-        if self.texts is not None:
-            self.texts.begin(steps)
         label = f"{self.plan.agent} {self.plan.environment}"
-        with (
-            contextlib.closing(run_folder.Log(self.folder, steps)) as log,
-            progress.Progress(label, steps, self.plan.steps, self.quiet) as bar,
-        ):
-            state = self._to_the_end(state, notes, log, bar)
+        with progress.Progress(label, steps, self.plan.steps, self.quiet) as bar:
+            self.saved_at = steps
+            try:
+                state = self._to_the_end(state, notes, bar)
+            except OSError as error:  # A disk that is full, or gone.
+                reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                raise interrupts.Failure(
+                    f"{reason}; what was saved by step {self.saved_at:,} stays: when there is room "
+                    f"again, go on with: kullback train --resume {self.home}"
+                ) from error
         self._finish(state)
 
     def _to_the_end(
         self,
         state: Any,
         notes: dict[str, Any],
-        log: run_folder.Log,
         bar: progress.Progress,
     ) -> Any:
         loop, plan = self.loop, self.plan
         steps = loop.env_steps(state)
-        saved_at, wall = steps, float(notes.get("wall_seconds", 0.0))
+        wall = float(notes.get("wall_seconds", 0.0))
         drawn = clock = time.monotonic()
         logged_at = steps
         since, stop = notes.pop(SINCE, None), None
@@ -104,12 +108,13 @@ class Drive:
                 if not np.all(np.isfinite(np.asarray(state.metrics.learner["loss"]))):
                     raise ArithmeticError(
                         f"the loss is not finite at step {steps:,}; the last good checkpoint, "
-                        f"step {saved_at:,}, is kept in {self.folder.checkpoints}"
+                        f"step {self.saved_at:,}, is kept in {self.folder.checkpoints}"
                     )
             finished = steps >= plan.steps
             is_evaluated = steps >= due["evaluate"] or bool(finished and plan.eval_every)
             found = Assessment()
-            if stop is None and (is_evaluated or (finished and self.texts is not None)):
+            score = None  # Of this very step: a checkpoint between two evaluations has none.
+            if stop is None and (is_evaluated or (finished and plan.is_language)):
                 try:
                     with self.heard.at_once():
                         found = self._assess(state, steps, is_evaluated)
@@ -124,18 +129,25 @@ class Drive:
                     speed, clock = (steps - logged_at) / max(now - clock, 1e-9), now
                     logged_at = steps
                     for k, row in enumerate(rows):
-                        self._write(log, steps, k, row, found, speed, wall)
+                        self._write(steps, k, row, found, speed, wall)
                     notes["recent_return"] = float(np.mean([row["recent_return"] for row in rows]))
                     notes["loss"] = float(np.mean([row["loss"] for row in rows]))
+                    score = notes["recent_return"]
+                if plan.eval_every:
+                    score = None if found.scores is None else notes["evaluation"]
                 bar.update(steps, *_shown(notes, plan.is_language))
                 if self.heard.asked and not finished:
                     stop = interrupts.Interrupted(number=self.heard.asked)
-            if stop is not None or steps >= due["save"] or finished:
-                log.flush()
+            score = _finite(score)
+            is_best = (
+                bool(plan.eval_every) and score is not None and score > notes.get(BEST, -math.inf)
+            )
+            if is_best:
+                notes[BEST] = score
+            if stop is not None or steps >= due["save"] or finished or is_best:
                 notes["wall_seconds"] = wall + time.monotonic() - clock
-                score = notes.get("evaluation" if plan.eval_every else "recent_return")
-                self.saver.save(state, _finite(score), notes)
-                saved_at = steps
+                self.saver.save(state, score, notes, self.record.marks())
+                self.saved_at = steps
                 if stop is not None or finished or time.monotonic() - drawn > DRAW_SECONDS:
                     self.folder.draw(title(plan), of_language=plan.is_language)
                     drawn = time.monotonic()
@@ -152,7 +164,7 @@ class Drive:
             scores, num_cut = episodes.returns.mean(axis=1), episodes.num_cut
             if self.plan.teacher:
                 distance = self.environment.distance(state.learner, steps)
-        if self.texts is not None:
+        if self.plan.is_language:
             lines = self.environment.texts(state.learner, steps)
         return Assessment(scores, num_cut, distance, lines)
 
@@ -176,12 +188,11 @@ class Drive:
             if text and not notes.get("has_departed"):
                 notes["has_departed"] = True
                 bar.say(f"warning: {text}")
-        if self.texts is not None and found.lines is not None:
-            self.texts.write(steps, found.lines)
+        if found.lines is not None:
+            self.record.write_texts(steps, self.loop.seeds[0], found.lines)
 
     def _write(
         self,
-        log: run_folder.Log,
         steps: int,
         k: int,
         row: Mapping[str, float],
@@ -200,7 +211,7 @@ class Drive:
             "steps_per_second": speed,
             "wall_seconds": wall,
         }
-        log.write(line)
+        self.record.write(line)
         if self.callback is not None:
             self.callback(line)
 

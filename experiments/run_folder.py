@@ -3,24 +3,26 @@
 That of a language model has samples.jsonl beside metrics.csv.
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
+import io
 import json
 import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorboardX
-
-from kullback.core import checkpoints, files
-from kullback.experiments import plots
+from kullback.core import files
+from kullback.experiments import owner, plots
 
 PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
 GAMES = ("ale-py", "gymnasium", "dm-env")
+CONFIG = "config.json"
+_BUILDING = f"{files.TEMPORARY}run"  # In an empty folder that becomes a run.
 WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All else repeats exactly.
 
 
@@ -33,7 +35,7 @@ class RunFolder:
     @property
     def config_file(self) -> pathlib.Path:
         """What the run was started with, JSON."""
-        return self.path / "config.json"
+        return self.path / CONFIG
 
     @property
     def metrics_file(self) -> pathlib.Path:
@@ -97,14 +99,32 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, whole or not at all."""
-        checkpoints.atomic_write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+        files.atomic_write_text(self.config_file, json.dumps(config, indent=2) + "\n")
 
     def rows(self) -> list[dict[str, str]]:
-        """Rows of metrics.csv as they are written; none if there is no such file."""
+        """Reads metrics.csv: rows as they are written; none if there is no such file.
+
+        A last row without an end is left out: it is being written, or a crash has cut it.
+
+        Raises:
+          ValueError: for a line that is no row, such as one of zeros.
+        """
         if not self.metrics_file.is_file():
             return []
-        with self.metrics_file.open(newline="") as file:
-            return list(csv.DictReader(file))
+        text = self.metrics_file.read_text("utf-8", errors="replace")
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1].replace("\0", "?"))))
+        if not lines:
+            return []
+        header = lines[0]
+        if not {"seed", "steps"} <= {*header}:
+            raise ValueError(f"{self.metrics_file} is damaged: its first line names no seed, steps")
+        for number, line in enumerate(lines[1:], 2):
+            if len(line) != len(header) or not _are_numbers(dict(zip(header, line, strict=True))):
+                raise ValueError(
+                    f"{self.metrics_file} is damaged: line {number} must be {len(header)} numbers, "
+                    f"got {','.join(line)[:60]!r}"
+                )
+        return [dict(zip(header, line, strict=True)) for line in lines[1:]]
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rewrites metrics.csv, whole or not at all."""
@@ -115,78 +135,108 @@ class RunFolder:
         plots.learning_curve(self.rows(), self.curve_file, title, of_language=of_language)
 
 
-def create(path: pathlib.Path, config: Mapping[str, Any]) -> RunFolder:
-    """Makes the folder of a new run.
+@contextlib.contextmanager
+def created(
+    path: pathlib.Path,
+    config: Mapping[str, Any],
+    fill: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> Iterator[RunFolder]:
+    """Makes the folder of a new run, which this process owns until the block ends.
+
+    It appears whole: what is in it is written beside it, or in it where an empty folder is there
+    already (a disk's root, the current folder), and then renamed, config.json last. If the block
+    raises before a checkpoint is saved, nothing is left.
+
+    Args:
+      path: where nothing is, or an empty folder.
+      config: config.json.
+      fill: writes what else a run of this kind begins with.
 
     Raises:
-      ValueError: if something is there already.
+      ValueError: if something is there already, or it cannot be written.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    check_free(path)
+    is_there = path.exists()
+    building = path / _BUILDING if is_there else path.parent / f"{files.TEMPORARY}{path.name}"
+    _clean(building)
+    try:
+        building.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{path} is being begun by another process") from None
+    with owner.held(building):
+        try:
+            RunFolder(building).write_config(config)
+            fill(building)
+            files.sync(building)
+            if is_there:
+                for child in sorted(building.iterdir(), key=lambda child: child.name == CONFIG):
+                    child.rename(path / child.name)
+                building.rmdir()
+            else:
+                _rename(building, path)
+        except BaseException:
+            files.remove(building)
+            raise
+        try:
+            yield RunFolder(path)
+        except BaseException:
+            if not any(path.glob("checkpoints/[0-9]*")) and not any(
+                path.glob("seed_*/checkpoints/[0-9]*")
+            ):
+                for one in path.iterdir() if is_there else [path]:
+                    files.remove(one)
+            raise
+
+
+def check_free(path: pathlib.Path) -> None:
+    """Checks that a new run can be made at `path`.
+
+    Raises:
+      ValueError: if something is there, or it cannot be written.
+    """
+    files.check_writable(path)
+    if not path.exists():
+        return
+    if path.is_dir() and (path / _BUILDING).is_dir() and not (path / CONFIG).exists():
+        # A process that was to fill an empty folder was killed at it, or is at it.
+        _check_not_owned(path / _BUILDING, path)
+        _check_not_owned(path, path)
+        for child in path.iterdir():
+            files.remove(child)
+    if not path.is_dir() or any(path.iterdir()):
         raise ValueError(
             f"{path} exists and is not empty; runs are never overwritten: choose another --out, "
             f"or go on with it by --resume {path}"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path)
-    folder.write_config(config)
-    return folder
 
 
-class Log:
-    """Appends rows to metrics.csv and TensorBoard events."""
-
-    def __init__(self, folder: RunFolder, env_steps: int):
-        """Goes on at `env_steps`: rows after it are dropped, to be made again."""
-        self._folder = folder
-        kept = [row for row in folder.rows() if int(row["steps"]) <= env_steps]
-        self._columns = list(kept[0]) if kept else None
-        folder.write_rows(kept)
-        self._events = tensorboardX.SummaryWriter(
-            str(folder.path / "tensorboard"),
-            purge_step=env_steps + 1 if env_steps else None,
-            write_to_disk=True,
-        )
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row of one seed; floats are written so that they read back the same."""
-        new = self._columns is None
-        self._columns = self._columns or list(row)
-        with self._folder.metrics_file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        for name, value in row.items():
-            if name not in ("seed", "steps") and value == value:
-                self._events.add_scalar(f"{name}/seed_{row['seed']}", value, row["steps"])
-
-    def flush(self) -> None:
-        """Hands what was written to the operating system."""
-        self._events.flush()
-
-    def close(self) -> None:
-        """Flushes, and closes the files."""
-        self._events.close()
+def _clean(building: pathlib.Path) -> None:
+    """Removes what a killed process has left of a folder that it was making."""
+    if building.exists():
+        _check_not_owned(building, building)
+        files.remove(building)
 
 
-class Texts:
-    """Appends texts of one seed to samples.jsonl."""
+def _check_not_owned(folder: pathlib.Path, path: pathlib.Path) -> None:
+    if owner.is_held(folder):
+        raise ValueError(f"{path} is being begun by another process")
 
-    def __init__(self, folder: RunFolder, seed: int):
-        self._file, self._seed = folder.samples_file, seed
 
-    def begin(self, steps: int) -> None:
-        """Goes on at `steps`: lines after it are dropped, to be made again."""
-        text = self._file.read_text("utf-8") if self._file.is_file() else ""
-        *lines, _ = text.split("\n")  # What a crash cut has no end.
-        kept = [f"{line}\n" for line in lines if json.loads(line)["step"] <= steps]
-        checkpoints.atomic_write_text(self._file, "".join(kept))
+def _rename(building: pathlib.Path, path: pathlib.Path) -> None:
+    try:
+        building.rename(path)
+    except OSError as error:
+        if path.exists():
+            raise ValueError(f"{path} was begun by another process meanwhile") from error
+        raise
 
-    def write(self, steps: int, texts: Sequence[Mapping[str, Any]]) -> None:
-        """Appends texts, JSON-able, that were made when so many steps were done."""
-        lines = [{"step": steps, "seed": self._seed, **text} for text in texts]
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+def _are_numbers(row: Mapping[str, str]) -> bool:
+    try:
+        numbers = [int(row["seed"]), int(row["steps"]), *map(float, row.values())]
+    except ValueError:
+        return False
+    return len(numbers) > 2
 
 
 def provenance() -> dict[str, Any]:

@@ -1,15 +1,24 @@
 """Checkpoints of a run: the loop's snapshot, and beside it the segments of a large host replay."""
 
-from typing import Any
+import contextlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import checkpoints, host, loops, replay
-from kullback.experiments import run_folder
+from kullback.experiments import record, run_folder
 
 KEPT = 3  # The newest checkpoints; the best one stays beside them.
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint held."""
+
+    state: Any  # Of the loop.
+    notes: dict[str, Any]
+    marks: record.Marks | None  # None in those of older versions.
 
 
 class Saver:
@@ -30,8 +39,20 @@ class Saver:
         checkpoints.require_disk(self._folder.path, needed, "checkpoints")
         return needed
 
-    def save(self, state: Any, score: float | None, notes: dict[str, Any]) -> None:
-        """Writes a checkpoint; `score` decides which is the best, `notes` come back on loading.
+    def save(
+        self,
+        state: Any,
+        score: float | None,
+        notes: dict[str, Any],
+        marks: record.Marks | None = None,
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+          state: of the loop.
+          score: decides which is the best; only of a policy that was judged at this very step.
+          notes: come back on loading, and so do
+          marks: of the run's record as it is now.
 
         Raises:
           ArithmeticError: if a parameter is not finite; what was saved before stays.
@@ -41,6 +62,8 @@ class Saver:
             if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
                 raise ArithmeticError(f"a parameter is not finite at step {step}")
         meta: dict[str, Any] = {"score": score, "notes": notes, "segments": []}
+        if marks is not None:
+            meta[record.META] = marks
         if isinstance(state, host.RunState):
             arrays = replay.span(state.replay, self._since)
             end = np.asarray(state.replay.cursor).tolist()
@@ -56,23 +79,62 @@ class Saver:
         checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
         self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
 
-    def load(self) -> tuple[Any, dict[str, Any]]:
-        """State and notes of the newest checkpoint that is whole; warns of each passed over.
+    def load(self, *, empty_replay: bool = False) -> Loaded:
+        """Reads the newest checkpoint that is whole; warns of each passed over.
+
+        Args:
+          empty_replay: passes over the segments of the replay, which begins anew.
 
         Raises:
           FileNotFoundError: if none is whole.
-          ValueError: if it is of another shape than the loop's.
+          ValueError: if it is of another shape than the loop's, if all that is damaged is the
+            replay, or if there is no replay that could be left out.
         """
-        saved, meta, _ = checkpoints.restore_latest(
-            self._folder.checkpoints,
-            self._loop.template(),
-            check=lambda meta: self._store.verify(meta["segments"]),
-        )
-        state = self._loop.restore(saved, map(self._store.load, meta["segments"]))
-        self._segments = meta["segments"]
-        if isinstance(state, host.RunState):
-            self._since = saved.replay
-        return state, meta["notes"]
+        if empty_replay and not self._loop.host_replay_bytes:
+            raise ValueError(
+                f"{self._folder.path} has no replay beside its checkpoints that could be damaged: "
+                "leave --empty-replay out"
+            )
+        folder, template = self._folder.checkpoints, self._loop.template()
+        try:
+            saved, meta, _ = checkpoints.restore_latest(
+                folder, template, check=_check if empty_replay else self._check
+            )
+        except FileNotFoundError as error:
+            if not self._loop.host_replay_bytes:
+                raise
+            self._offer(error)
+            raise
+        if empty_replay:
+            state = self._loop.restore(saved, None)
+            self._segments, self._since = [], None
+        else:
+            state = self._loop.restore(saved, map(self._store.load, meta["segments"]))
+            self._segments = meta["segments"]
+            if isinstance(state, host.RunState):
+                self._since = saved.replay
+        return Loaded(state, meta["notes"], meta.get(record.META))
+
+    def _check(self, meta: dict[str, Any]) -> None:
+        _check(meta)
+        self._store.verify(meta["segments"])
+
+    def _offer(self, error: Exception) -> None:
+        """Raises ValueError if nothing but the replay is damaged."""
+        with contextlib.suppress(FileNotFoundError):
+            template = self._loop.template()
+            _, _, step = checkpoints.restore_latest(self._folder.checkpoints, template, _check)
+            raise ValueError(
+                f"{self._folder.replay} is damaged, and all else of step {step:,} is whole: go on "
+                "with an empty replay, which is filled again before it is learnt from, by "
+                "--empty-replay"
+            ) from error
+
+
+def _check(meta: dict[str, Any]) -> None:
+    """Raises CorruptError unless a checkpoint's meta is what `Saver.save` writes."""
+    if not (isinstance(meta.get("notes"), dict) and isinstance(meta.get("segments"), list)):
+        raise checkpoints.CorruptError("it has no notes or no segments")
 
 
 def _bytes(leaf: Any) -> int:

@@ -2,14 +2,15 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kullback.core import checkpoints, compiled, host, loops, platform, types
-from kullback.experiments import driving, interrupts, opened, run_folder
+from kullback.core import compiled, files, host, loops, platform, types
+from kullback.experiments import driving, interrupts, opened, owner, record, run_folder
 from kullback.experiments import plan as plans
 from kullback.experiments.driving import Callback
 from kullback.experiments.interrupts import Interrupted as Interrupted
@@ -45,14 +46,14 @@ def train(
         **fields,
     )
     work = _Work(plan, agent, environment)
+    path = pathlib.Path(out) if out else _free_folder(plan)
+    run_folder.check_free(path)
     with contextlib.ExitStack() as stack:
         probe = stack.enter_context(work.built())
-        path = pathlib.Path(out) if out else _free_folder(plan)
         config = {"plan": plan.to_json(), **_details(probe), **run_folder.provenance()}
-        folder = run_folder.create(path, config)
-        if plan.is_language:
-            probe[1].save(path)
-        _run(work, folder, plan, probe, stack.close, callback, quiet)
+        fill = probe[1].save if plan.is_language else lambda folder: None
+        with run_folder.created(path, config, fill) as folder:
+            _run(work, folder, plan, probe, stack.close, callback, quiet)
     return path
 
 
@@ -65,8 +66,10 @@ def resume(
     trust_code: bool = False,
     callback: Callback | None = None,
     quiet: bool = False,
+    empty_replay: bool = False,
+    accept_changes: bool = False,
 ) -> pathlib.Path:
-    """Goes on with a run where its newest whole checkpoint left it.
+    """Goes on with a run where its newest whole checkpoint left it; begins one that has none.
 
     Args:
       path: of the run.
@@ -74,35 +77,86 @@ def resume(
       agent, environment: what was handed to `train` if not names.
       trust_code: whether modules that config.json names (a reward's, an environment's) may run.
       callback, quiet: as for `train`.
+      empty_replay: goes on without the transitions of a replay that is damaged; config.json says.
+      accept_changes: goes on although config.json or the record is not as it was when the newest
+        checkpoint was saved; what differs is said, and config.json lists it.
 
     Raises:
-      ValueError: if this is no run, it names code that is not trusted, or `steps` is smaller than
-        what it was started with.
+      ValueError: if this is no run, it names code that is not trusted, another process trains it,
+        `steps` is smaller than what it was started with, or something of it was changed, damaged
+        or lost.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
-    config = folder.config()
-    plan = plans.Plan.from_json(config["plan"], trust_code=trust_code, file=folder.config_file)
-    plan.require_trust(folder.config_file)
-    if steps is not None and steps < plan.steps:
-        raise ValueError(f"steps={steps} is less than the run's {plan.steps}; it can only grow")
-    if steps is not None and steps > plan.steps:
-        plan = dataclasses.replace(plan, steps=steps)
-    for name, given in (("agent", agent), ("environment", environment)):
-        if getattr(plan, name) == plans.CUSTOM and given is None:
-            raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
-    work = _Work(plan, agent or plan.agent, environment or plan.environment)
-    with contextlib.ExitStack() as stack:
-        probe = stack.enter_context(work.built(folder.path))
-        for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
-            key = f"{name}_sha256"
-            if plan.is_language and probe[1].details().get(key) != config.get(key):
-                raise ValueError(
-                    f"the {name} {frozen} has changed since the run began (its SHA-256 differs); "
-                    "put the old one back, or start a new run"
-                )
-        folder.write_config({**config, "plan": plan.to_json()})
-        _run(work, folder, plan, probe, stack.close, callback, quiet)
+    # A lock is put into the folder of a run alone, and of one that may be gone on with.
+    opened.open(folder.path, trust_code=trust_code).plan.require_trust(folder.config_file)
+    with owner.held(folder.path):
+        run = opened.open(folder.path, trust_code=trust_code)
+        config, plan = dict(run.config), run.plan
+        if steps is not None and steps < plan.steps:
+            raise ValueError(f"steps={steps} is less than the run's {plan.steps}; it can only grow")
+        if steps is not None and steps > plan.steps:
+            plan = dataclasses.replace(plan, steps=steps)
+        for name, given in (("agent", agent), ("environment", environment)):
+            if getattr(plan, name) == plans.CUSTOM and given is None:
+                raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
+        changes = _changes(run, plan)
+        if changes and not accept_changes:
+            raise ValueError(
+                f"{'; '.join(changes)}; put back what was there, or go on with it as it is by "
+                "--accept-changes"
+            )
+        for change in changes:
+            print(f"accepted: {change}")
+        work = _Work(plan, agent or plan.agent, environment or plan.environment)
+        with contextlib.ExitStack() as stack:
+            probe = stack.enter_context(work.built(folder.path))
+            for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
+                key = f"{name}_sha256"
+                if plan.is_language and probe[1].details().get(key) != config.get(key):
+                    raise ValueError(
+                        f"the {name} {frozen} has changed since the run began (its SHA-256 "
+                        "differs); put the old one back, or start a new run"
+                    )
+            if changes or empty_replay:
+                entry = {"accepted": changes, "empty_replay": empty_replay}
+                config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
+            folder.write_config({**config, "plan": plan.to_json()})
+            _run(work, folder, plan, probe, stack.close, callback, quiet, empty_replay)
     return folder.path
+
+
+def _changes(run: opened.Opened, plan: plans.Plan) -> list[str]:
+    """Returns what of a run is not as it was saved, before anything is built or written.
+
+    Raises:
+      ValueError: if it has rows, and no checkpoint to go on from.
+    """
+    found = [
+        f"{run.path / part} is of a seed that {run.path}/config.json does not have"
+        for part in sorted(path.parent.name for path in run.path.glob("seed_*/config.json"))
+        if part not in {f"seed_{seed}" for seed in run.seeds}
+    ]
+    parts = {seed for seed, part in run.folders.items() if part.path != run.path}
+    if run.config.get("loop") == "host" and run.plan.num_seeds > 1:
+        for seed in sorted({int(row["seed"]) for row in run_folder.RunFolder(run.path).rows()}):
+            if seed not in parts:
+                raise ValueError(
+                    f"{run.path / f'seed_{seed}'} is missing, and {run.path}/metrics.csv has its "
+                    "rows: put it back, or start a new run elsewhere"
+                )
+    for seed, part in run.folders.items():
+        is_whole_run = part.path == run.path
+        if is_whole_run and seed != run.seeds[0]:
+            continue  # All seeds are in one folder.
+        record.standing(part, plan.steps)
+        config = run.config if is_whole_run else _of_seed(run.config, run.plan, seed)
+        found += record.complaints(part, config, plan.log_every)
+    return found
+
+
+def _of_seed(config: Mapping[str, Any], plan: plans.Plan, seed: int) -> dict[str, Any]:
+    """Returns the configuration of one seed of several that run in turn."""
+    return {**config, "plan": {**plan.to_json(), "seed": seed, "num_seeds": 1}}
 
 
 class _Work:
@@ -185,6 +239,7 @@ def _run(
     close: Callable[[], None],
     callback: Callback | None,
     quiet: bool,
+    empty_replay: bool = False,
 ) -> None:
     """Runs all seeds: together in one program, or on the host in turn, a sub-folder each.
 
@@ -200,18 +255,23 @@ def _run(
         )
     seeds = plan.seeds
     if isinstance(probe[1], types.Environment) or plan.num_seeds == 1:
-        _drive(work, folder, plan, probe, seeds, callback, quiet)
+        _drive(work, folder, plan, probe, seeds, callback, quiet, empty_replay)
         return
     config = folder.config()
     close()
     parts = []
     for seed in seeds:
         part = run_folder.RunFolder(folder.path / f"seed_{seed}")
-        single = dataclasses.replace(plan, seed=seed, num_seeds=1)
         part.path.mkdir(exist_ok=True)
-        part.write_config({**config, "plan": single.to_json()})
-        with work.built(folder.path) as built:
-            _drive(work, part, single, built, (seed,), callback, quiet, folder.path)
+        with owner.held(part.path):
+            part.write_config(_of_seed(config, plan, seed))
+            single = dataclasses.replace(plan, seed=seed, num_seeds=1)
+            lost = empty_replay and record.standing(part, plan.steps) == "saved"
+            with work.built(folder.path) as built:
+                _drive(
+                    *(work, part, single, built, (seed,), callback, quiet, lost),
+                    home=folder.path,
+                )
         parts.append(part)
         folder.write_rows([row for p in parts for row in p.rows()])
         folder.draw(driving.title(plan), of_language=plan.is_language)
@@ -225,27 +285,34 @@ def _drive(
     seeds: Sequence[int],
     callback: Callback | None,
     quiet: bool,
+    empty_replay: bool = False,
     home: pathlib.Path | None = None,
 ) -> None:
     """Runs one loop to the plan's number of steps, or until interrupted.
 
     `home` is what a user goes on with, where `folder` is that of one seed of several.
     """
+    how = record.standing(folder, plan.steps)
+    if how == "finished":
+        print(f"{folder.path} is finished: it has no checkpoints, and its rows are all there")
+        return
     environment, heard = built[1], interrupts.Interrupts()
-    texts = run_folder.Texts(folder, seeds[0]) if plan.is_language else None
+    written = record.Record(folder, has_texts=plan.is_language)
     with heard, contextlib.ExitStack() as stack:
         with heard.at_once():  # There is nothing yet that would be lost.
-            loop = _loop(work, plan, built, seeds, texts, heard)
+            loop = _loop(work, plan, built, seeds, written, heard)
             stack.callback(loop.close)
             saver = Saver(folder, loop)
-            if checkpoints.steps(folder.checkpoints):  # None if the first was never whole.
-                state, notes = saver.load()
+            if how == "saved":
+                state, notes, marks = saver.load(empty_replay=empty_replay)
+                written.begin(loop.env_steps(state), marks)
             else:
                 disk = saver.require_disk()
                 if not quiet:
-                    print(f"{folder.path}: checkpoints take at most {disk / 1e9:.2f} GB")
+                    print(f"{folder.path}: checkpoints take at most {files.size(disk)}")
                 state, notes = loop.init(), {}
-                saver.save(state, None, notes)
+                written.begin(0)
+                saver.save(state, None, notes, written.marks())
         driving.Drive(
             loop=loop,
             saver=saver,
@@ -253,7 +320,7 @@ def _drive(
             home=home or folder.path,
             plan=plan,
             environment=environment,
-            texts=texts,
+            record=written,
             heard=heard,
             callback=callback,
             quiet=quiet,
@@ -265,7 +332,7 @@ def _loop(
     plan: plans.Plan,
     built: tuple[types.Agent, Any],
     seeds: Sequence[int],
-    texts: run_folder.Texts | None,
+    written: record.Record,
     heard: interrupts.Interrupts,
 ) -> loops.Loop:
     """Returns the loop of what was built."""
@@ -273,6 +340,13 @@ def _loop(
     limit = plan.eval_max_steps
     if isinstance(environment, types.Environment):
         return compiled.make(agent, environment, seeds, work.make_arena, limit)
-    if texts is not None:
-        return environment.loop(seeds[0], texts.write, plan.log_every, heard.at_once)
+    if plan.is_language:
+        on_texts = functools.partial(_write_texts, written, seeds[0])
+        return environment.loop(seeds[0], on_texts, plan.log_every, heard.at_once)
     return host.make(agent, environment, seeds[0], work.make_arena, limit)
+
+
+def _write_texts(
+    written: record.Record, seed: int, steps: int, texts: Sequence[Mapping[str, Any]]
+) -> None:
+    written.write_texts(steps, seed, texts)

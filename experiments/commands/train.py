@@ -7,6 +7,8 @@ from typing import Any
 from kullback.experiments import catalog
 from kullback.experiments.commands import arguments
 
+AGAIN = ("accept_changes", "empty_replay")  # Options that go with --resume.
+
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
@@ -92,6 +94,17 @@ def add_parser(commands: Any) -> None:
         "weights over MODEL; e.g. 4x2; default: one device",
     )
     arguments.add_trust_code(sub)
+    again = sub.add_argument_group("with --resume")
+    again.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although config.json or the record is not as it was saved; says what differs",
+    )
+    again.add_argument(
+        "--empty-replay",
+        action="store_true",
+        help="go on without the transitions of a replay that is damaged",
+    )
     sub.set_defaults(command=_train)
 
 
@@ -99,16 +112,25 @@ def _train(options: argparse.Namespace) -> int:
     given = {
         name: value
         for name, value in vars(options).items()
-        if name not in ("command", "resume", "steps", "trust_code") and value is not None
+        if name not in ("command", "resume", "steps", "trust_code", *AGAIN) and value is not None
     }
+    again = [name for name in AGAIN if getattr(options, name)]
     if options.resume is not None:
         if given:
             names = ", ".join(sorted(given))
             raise ValueError(f"--resume takes --steps alone; a run cannot change its {names}")
         from kullback.experiments import training
 
-        path = training.resume(options.resume, steps=options.steps, trust_code=options.trust_code)
+        path = training.resume(
+            options.resume,
+            steps=options.steps,
+            trust_code=options.trust_code,
+            accept_changes=options.accept_changes,
+            empty_replay=options.empty_replay,
+        )
     else:
+        if again:
+            raise ValueError(f"--{again[0].replace('_', '-')} goes with --resume DIR")
         if options.agent is None or options.environment is None:
             raise ValueError("expected AGENT ENVIRONMENT (see kullback list), or --resume DIR")
         catalog.check(options.agent, options.environment)

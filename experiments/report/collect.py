@@ -180,16 +180,8 @@ def load(path: pathlib.Path) -> Run:
     run = opened.open(path)
     # Seeds of a host loop run in turn, and the one that is under way is in its own folder alone.
     parts = dict.fromkeys(run.folders.values())
-    rows = [row for part in parts for row in _whole_rows(part)]
+    rows = [row for part in parts for row in part.rows()]
     return Run(folder=path, plan=run.plan, config=run.config, rows=rows)
-
-
-def _whole_rows(folder: run_folder.RunFolder) -> list[dict[str, str]]:
-    """Rows, but for a last one that a crash has cut, or that is being written."""
-    rows = folder.rows()
-    if rows and not folder.metrics_file.read_bytes().endswith(b"\n"):
-        del rows[-1]
-    return rows
 
 
 def protocol(run: Run) -> dict[str, str]:

@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core import host, replay
-from kullback.experiments import run_folder, saver, training
+from kullback.experiments import record, run_folder, saver, training
 
 # Small, but the game, its protocol, the network and the algorithm are those of the preset.
 TINY = ("min_replay_size=16", "batch_size=4", "capacity=64", "target_period=2")
@@ -44,14 +44,20 @@ def test_a_stopped_run_goes_on_with_its_learner_and_replay(
     loaded: list[host.RunState] = []
 
     class Watched(saver.Saver):
-        def save(self, state: Any, score: float | None, notes: dict[str, Any]) -> None:
-            super().save(state, score, notes)
+        def save(
+            self,
+            state: Any,
+            score: float | None,
+            notes: dict[str, Any],
+            marks: record.Marks | None = None,
+        ) -> None:
+            super().save(state, score, notes, marks)
             saved.append(copied(state))
 
-        def load(self) -> tuple[Any, dict[str, Any]]:
-            state, notes = super().load()
-            loaded.append(copied(state))
-            return state, notes
+        def load(self, *, empty_replay: bool = False) -> saver.Loaded:
+            found = super().load(empty_replay=empty_replay)
+            loaded.append(copied(found.state))
+            return found
 
     monkeypatch.setattr(training, "Saver", Watched)
 

@@ -1,79 +1,171 @@
 """Tests of experiments/run_folder.py, and of what experiments/plan.py puts into config.json."""
 
 import json
-import math
 import pathlib
+import subprocess
+import sys
 
 import jax
 import pytest
 
-from kullback.experiments import plan, run_folder
+from kullback.experiments import owner, plan, run_folder
 
-
-def row(steps: int, seed: int = 0, value: float = 0.1) -> dict[str, float]:
-    return {"seed": seed, "steps": steps, "return_mean": value, "evaluation": math.nan}
+CONFIG = {"plan": {}}
 
 
 def fresh(path: pathlib.Path) -> run_folder.RunFolder:
-    return run_folder.create(path / "run", {"plan": {}})
+    with run_folder.created(path / "run", CONFIG) as folder:
+        return folder
 
 
-def test_rows_are_there_as_soon_as_they_are_written_and_read_back_the_same(tmp_path: pathlib.Path):
-    folder = fresh(tmp_path)
-    assert folder.rows() == []
-    log = run_folder.Log(folder, 0)
-    third = 1 / 3
-    log.write(row(10, value=third))
-    assert folder.metrics_file.read_text() == (
-        f"seed,steps,return_mean,evaluation\n0,10,{third!r},nan\n"
-    )
-    log.write(row(20))
-    assert [r["steps"] for r in folder.rows()] == ["10", "20"]
-    assert float(folder.rows()[0]["return_mean"]) == third
-    log.close()
-    assert list((folder.path / "tensorboard").glob("events.*"))
-
-
-def test_a_resumed_log_drops_what_will_be_made_again(tmp_path: pathlib.Path):
-    folder = fresh(tmp_path)
-    log = run_folder.Log(folder, 0)
-    for steps in (10, 20, 30):
-        for seed in (0, 1):
-            log.write(row(steps, seed))
-    log.close()
-    before = folder.metrics_file.read_text()
-    again = run_folder.Log(folder, 20)
-    assert [(r["steps"], r["seed"]) for r in folder.rows()] == [
-        (steps, seed) for steps in ("10", "20") for seed in ("0", "1")
-    ]
-    for seed in (0, 1):
-        again.write(row(30, seed))
-    again.close()
-    assert folder.metrics_file.read_text() == before
-
-
-def test_a_log_that_goes_on_from_the_start_is_empty(tmp_path: pathlib.Path):
-    folder = fresh(tmp_path)
-    for _ in range(2):
-        log = run_folder.Log(folder, 0)
-        assert folder.rows() == []
-        log.write(row(10))
-        log.close()
-    assert len(folder.rows()) == 1
+def contents(path: pathlib.Path) -> list[str]:
+    return sorted(str(one.relative_to(path)) for one in path.rglob("*"))
 
 
 def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path: pathlib.Path):
     folder = fresh(tmp_path)
-    with pytest.raises(ValueError, match=r"exists and is not empty; .* --resume"):
-        run_folder.create(folder.path, {"plan": {"steps": 1}})
-    assert folder.config() == {"plan": {}}
+    with (
+        pytest.raises(ValueError, match=r"exists and is not empty; .* --resume"),
+        run_folder.created(folder.path, {"plan": {"steps": 1}}),
+    ):
+        pass
+    assert folder.config() == CONFIG
     file = tmp_path / "file"
     file.write_text("mine")
-    with pytest.raises(ValueError, match="never overwritten"):
-        run_folder.create(file, {})
+    with pytest.raises(ValueError, match="never overwritten"), run_folder.created(file, {}):
+        pass
     assert file.read_text() == "mine"
-    (tmp_path / "empty").mkdir()
-    run_folder.create(tmp_path / "empty", {"plan": {}})
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_appears_whole(
+    is_there: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "deep" / "run"
+    if is_there:
+        path.mkdir(parents=True)
+        monkeypatch.chdir(path)  # It stays the current folder.
+
+    def fill(building: pathlib.Path) -> None:
+        assert not (path / "config.json").exists()
+        (building / "tokenizer").mkdir()
+        (building / "tokenizer" / "a").write_text("x")
+
+    given = pathlib.Path() if is_there else path
+    with run_folder.created(given, CONFIG, fill) as folder:
+        assert folder.config() == CONFIG
+        with pytest.raises(ValueError, match=r"is being trained by process"), owner.held(path):
+            pass
+    assert contents(path) == [".lock", "config.json", "tokenizer", "tokenizer/a"]
+    assert contents(path.parent)[0] == "run"
+    with owner.held(path):  # It is nobody's now.
+        pass
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_what_fails_before_its_first_checkpoint_leaves_nothing(
+    is_there: bool, is_saved: bool, tmp_path: pathlib.Path
+):
+    path = tmp_path / "run"
+    if is_there:
+        path.mkdir()
+
+    def fails(building: pathlib.Path) -> None:
+        raise OSError("disk is full")
+
+    with pytest.raises(OSError, match="full"), run_folder.created(path, CONFIG, fails):
+        pass
+    assert contents(tmp_path) == (["run"] if is_there else [])
+    with (
+        pytest.raises(ValueError, match="too large"),
+        run_folder.created(path, CONFIG) as folder,
+    ):
+        if is_saved:
+            (folder.checkpoints / f"{0:012d}").mkdir(parents=True)
+        raise ValueError("a value is too large")
+    assert (path / "config.json").exists() == is_saved
+    assert is_saved or contents(tmp_path) == (["run"] if is_there else [])
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from kullback.core import files
+from kullback.experiments import run_folder
+count, calls, path = 10**9, 0, pathlib.Path(sys.argv[1])
+def dies(function):
+    def counted(*arguments, **options):
+        global count
+        count -= 1
+        if count < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return counted
+for name in ("rename", "replace", "mkdir", "rmdir", "open", "fsync"):
+    setattr(os, name, dies(getattr(os, name)))
+def fill(building):
+    (building / "model.json").write_text("{}")
+    (building / "tokenizer").mkdir()
+while True:
+    pid = os.fork()
+    if not pid:
+        count = calls
+        with run_folder.created(path, {"plan": {}}, fill):
+            os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    is_whole = (path / "config.json").is_file()
+    assert status == 0 or os.WTERMSIG(status) == signal.SIGKILL
+    if is_whole:
+        assert (path / "model.json").is_file() and (path / "tokenizer").is_dir()
+        files.remove(path)
+        if sys.argv[2] == "there":
+            path.mkdir()
+    if status == 0:
+        assert is_whole and not [one for one in path.parent.iterdir() if one != path]
+        print(calls)
+        break
+    calls += 1
+"""
+
+
+@pytest.mark.parametrize("how", ["new", "there"])
+def test_a_kill_at_any_call_leaves_a_whole_run_or_what_the_next_start_cleans(
+    how: str, tmp_path: pathlib.Path
+):
+    path = tmp_path / "run"
+    if how == "there":
+        path.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, path, how], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 8  # So many kills.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "first line names no seed"),
+        ("seed,steps,loss\n0,10,1\n0,20\n0,30,1\n", r"line 3 must be 3 numbers, got '0,20'"),
+        ("seed,steps,loss\n0,10,1\n\0\0\0\0\n0,30,1\n", "line 3 must be"),
+        ("seed,steps,loss\n0,10,1\n0,x,1\n", "line 3 must be"),
+        ("\0" * 50 + "\n", "first line"),
+    ],
+)
+def test_rows_that_are_none_are_said_with_their_file(
+    text: str, message: str, tmp_path: pathlib.Path
+):
+    folder = fresh(tmp_path)
+    folder.metrics_file.write_text(text)
+    with pytest.raises(ValueError, match=rf"metrics\.csv is damaged: .*{message}"):
+        folder.rows()
+
+
+def test_a_last_row_without_an_end_is_none(tmp_path: pathlib.Path):
+    folder = fresh(tmp_path)
+    for text, count in (("", 0), ("seed,st", 0), ("seed,steps\n0,1\n1,60", 1), ("seed,steps\n", 0)):
+        folder.metrics_file.write_text(text)
+        assert len(folder.rows()) == count
 
 
 @pytest.mark.parametrize(
@@ -132,21 +224,3 @@ def test_config_json_says_how_to_repeat_the_run(chain_run):
     assert config["versions"]["jax"] == jax.__version__
     assert set(config["versions"]) >= {"kullback", "dm-haiku", "optax", "ale-py", "numpy"}
     assert {"python", "machine", "command", "git_revision"} <= set(config)
-
-
-def test_texts_that_will_be_made_again_are_dropped_and_a_line_that_was_cut(tmp_path: pathlib.Path):
-    folder = fresh(tmp_path)
-    texts = run_folder.Texts(folder, seed=3)
-    texts.begin(0)
-    texts.write(1, [{"completion": "a\u2028b\nc"}, {"completion": "é"}])
-    before = folder.samples_file.read_bytes()
-    texts.write(2, [{"completion": "x"}])
-    with folder.samples_file.open("a") as file:
-        file.write('{"step": 1, "se')
-    run_folder.Texts(folder, seed=3).begin(1)
-    assert folder.samples_file.read_bytes() == before
-    lines = [json.loads(line) for line in before.decode().split("\n")[:-1]]
-    assert lines == [
-        {"step": 1, "seed": 3, "completion": "a\u2028b\nc"},
-        {"step": 1, "seed": 3, "completion": "é"},
-    ]

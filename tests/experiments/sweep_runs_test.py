@@ -22,7 +22,8 @@ def begin(out: pathlib.Path, name: str, saved: int | None = None, **fields: Any)
     given = {"steps": 1_000, "num_seeds": 3, **fields}
     given.setdefault("settings", ("learning_rate=0.001", "batch_size=16"))
     plan = plans.Plan(agent="dqn", environment="toy/chain", **given)
-    folder = run_folder.create(out / name, {"plan": plan.to_json()})
+    with run_folder.created(out / name, {"plan": plan.to_json()}) as folder:
+        pass
     if saved is not None:
         (folder.checkpoints / f"{saved:012d}").mkdir(parents=True)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from kullback import experiments
 from kullback.agents import munchausen
 from kullback.core import checkpoints, host, types
 from kullback.environments import toy
-from kullback.experiments import run_folder, training
+from kullback.experiments import driving, owner, run_folder, training
 from kullback.experiments.saver import Saver
 
 CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "10000", "--seed", "3")
@@ -200,16 +201,16 @@ def test_a_resumed_host_run_has_the_same_learner_and_replay(tmp_path):
 
     # Play on from the same place twice, once through another checkpoint.
     first = loop()
-    state, _ = Saver(folder, first).load()
+    state, *_ = Saver(folder, first).load()
     assert state.env_steps == 1_200
     fresh = loop()
-    copy, _ = Saver(folder, fresh).load()
+    copy, *_ = Saver(folder, fresh).load()
     jax.tree.map(np.testing.assert_array_equal, state.replay, copy.replay)
     state = first.advance(state, 1_400)
     saver = Saver(folder, first)
     saver.load()
     saver.save(state, None, {})
-    again, _ = Saver(folder, loop()).load()
+    again, *_ = Saver(folder, loop()).load()
     assert again.env_steps == state.env_steps
     jax.tree.map(np.testing.assert_array_equal, again.learner.params, state.learner.params)
     # Every transition that could be drawn still can be, but for the oldest of a ring: the cut of
@@ -255,6 +256,147 @@ def test_disk_that_is_too_small_is_noticed_before_anything_is_computed(tmp_path,
     monkeypatch.setattr(checkpoints.files, "free_bytes", lambda path: 1_000)
     with pytest.raises(ValueError, match="checkpoints need"):
         experiments.train("dqn", "toy/chain", out=tmp_path / "run", quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def altered(folder: pathlib.Path, section: str, key: str, value: object) -> None:
+    file = run_folder.RunFolder(folder)
+    config = file.config()
+    config[section][key] = value
+    file.write_config(config)
+
+
+def test_what_was_changed_or_lost_is_found_before_work_and_accepted_on_demand(
+    uninterrupted, tmp_path, capsys
+):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    altered(folder, "plan", "seed", 4)
+    shutil.move(folder / "metrics.csv", tmp_path / "metrics.csv")
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"plan\.seed was 3 and is 4; .*metrics\.csv is missing"):
+        experiments.resume(folder, steps=10_500, quiet=True)
+    assert {p: p.read_bytes() for p in files if p.name != ".lock"} == {
+        p: data for p, data in files.items() if p.name != ".lock"
+    }
+    altered(folder, "plan", "seed", 3)
+    experiments.resume(folder, steps=10_500, quiet=True, accept_changes=True)
+    assert f"accepted: {folder}/metrics.csv is missing" in capsys.readouterr().out
+    (entry,) = run_folder.RunFolder(folder).config()["resumed"]
+    assert "metrics.csv is missing" in entry["accepted"][0]
+    assert [row["steps"] for row in run_folder.RunFolder(folder).rows()][-1] == "10500"
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(
+        ValueError, match=r"checkpoints is missing or empty, and .* up to step 10,5"
+    ):
+        experiments.resume(folder, steps=11_000, quiet=True)
+    experiments.resume(folder, quiet=True)
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_run_that_is_running_is_not_resumed_and_can_be_read(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    with owner.held(folder):
+        with pytest.raises(ValueError, match=rf"is being trained by process {os.getpid()} on"):
+            experiments.resume(folder, steps=20_000, quiet=True)
+        assert experiments.load(folder).env_steps == 10_000
+    assert run_folder.RunFolder(folder).config()["plan"]["steps"] == 10_000
+
+
+def test_a_run_that_has_no_checkpoint_and_no_row_is_begun(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    folder = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patched:
+
+        def stops(*arguments: object) -> None:
+            shutil.copytree(folder, tmp_path / "copy")  # As a kill would leave it.
+            raise Killed
+
+        patched.setattr(Saver, "save", stops)
+        with pytest.raises(Killed):
+            experiments.train("dqn", "toy/chain", steps=1_000, out=folder, quiet=True)
+    assert not folder.exists()
+    experiments.resume(tmp_path / "copy", quiet=True)
+    assert experiments.load(tmp_path / "copy").env_steps == 1_000
+
+
+def test_a_checkpoint_has_a_score_only_if_it_was_evaluated_then_and_the_best_is_saved(tmp_path):
+    returns = iter([0.5, 1.0, 1.0, 0.2])
+
+    class Judged(driving.Drive):
+        def _assess(self, state, steps, is_evaluated):
+            found = super()._assess(state, steps, is_evaluated)
+            if found.scores is None:
+                return found
+            return found._replace(scores=np.full_like(found.scores, next(returns)))
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(driving, "Drive", Judged)
+        folder = experiments.train(
+            *("dqn", "toy/chain"),
+            steps=4_000,
+            log_every=500,
+            checkpoint_every=700,
+            eval_every=1_000,
+            eval_episodes=1,
+            out=tmp_path / "run",
+            quiet=True,
+        )
+    saved = folder / "checkpoints"
+    scores = {
+        step: json.loads((saved / f"{step:012d}" / "contents.json").read_text())["meta"]["score"]
+        for step in checkpoints.steps(saved)
+    }
+    # 1,000 was the best until 2,000; the same again is no better, and at 4,000 the run ends.
+    assert scores == {2_000: 1.0, 2_800: None, 3_500: None, 4_000: np.float32(0.2)}
+    assert experiments.load(folder, best=True).env_steps == 2_000
+
+
+def test_a_damaged_replay_is_left_out_on_demand(tmp_path):
+    path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", **HOST)
+    for segment in (path / "replay").iterdir():
+        segment.write_bytes(segment.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"replay is damaged, and all else .*--empty-replay"):
+        experiments.resume(path, steps=2_000, quiet=True)
+    learnt = experiments.load(path).learner
+    rows = []
+    experiments.resume(path, steps=2_000, quiet=True, empty_replay=True, callback=rows.append)
+    assert run_folder.RunFolder(path).config()["resumed"] == [
+        {"accepted": [], "empty_replay": True}
+    ]
+    again = experiments.load(path)
+    assert again.env_steps == 2_000 and int(again.learner.steps) > int(learnt.steps)
+    # One hundred steps are gathered before it learns from them.
+    assert int(again.learner.steps) - int(learnt.steps) <= (2_000 - 1_200 - 100) / 4 + 1
+    experiments.resume(path, steps=2_400, quiet=True)  # What it has filled since is whole.
+
+
+def test_what_has_no_replay_of_its_own_cannot_leave_it_out(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    with pytest.raises(ValueError, match="has no replay beside its checkpoints"):
+        experiments.resume(folder, steps=11_000, quiet=True, empty_replay=True)
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    (folder / "learning_curve.png").unlink()
+    begin = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]  # kB a file: a checkpoint has more.
+    limited = subprocess.run(
+        [*begin, *command("train", "--resume", folder, "--steps", "30000")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert limited.returncode == 1, limited.stderr
+    *_, said = limited.stderr.splitlines()
+    assert "Traceback" not in limited.stderr and "was saved by step" in said
+    again = kullback("train", "--resume", folder, "--steps", "12000")
+    assert again.returncode == 0, again.stderr
 
 
 @pytest.mark.slow

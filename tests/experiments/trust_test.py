@@ -113,7 +113,9 @@ def test_a_sweep_of_a_strangers_runs_no_code(stranger: pathlib.Path):
 
 def test_children_of_a_sweep_are_told(tmp_path: pathlib.Path):
     plan = plans.Plan(agent="dqn", environment="toy/chain")
-    run = run_folder.create(tmp_path / "run", {"plan": plan.to_json()})
+    run = run_folder.RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.write_config({"plan": plan.to_json()})
     for trusted in (True, False):
         job = sweep_worker.Job(
             name="run",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import PIL.Image
 import pytest
 
-from kullback.experiments import report, run_folder
+from kullback.experiments import record, report, run_folder
 
 WriteRun = Callable[..., pathlib.Path]
 CHROMIUM = shutil.which("chromium")
@@ -69,8 +69,8 @@ def page(tmp_path_factory: pytest.TempPathFactory, write_run: WriteRun) -> pathl
         extra=lambda seed, step: {"entropy": 1 / step},
         model="tiny",
     )
-    texts = run_folder.Texts(run_folder.RunFolder(run), 0)
-    texts.write(400, [{"greedy": True, "prompt": "1+1=", "completion": "x" * 3_000}])
+    texts = record.Record(run_folder.RunFolder(run), has_texts=True)
+    texts.write_texts(400, 0, [{"greedy": True, "prompt": "1+1=", "completion": "x" * 3_000}])
     return report.write(
         [folder / "runs"], folder / "out", baseline="dqn", with_published=True, say=lambda _: None
     )

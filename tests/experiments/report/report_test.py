@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kullback.experiments import report, run_folder
+from kullback.experiments import record, report, run_folder
 from kullback.experiments.report import figures, page, published, statistics
 
 WriteRun = Callable[..., pathlib.Path]
@@ -217,10 +217,12 @@ def test_a_language_model_has_its_measures_and_texts(tmp_path: pathlib.Path, wri
         model="tiny",
     )
     evil = "<script>alert('x')</script> & \"quoted\""
-    texts = run_folder.Texts(run_folder.RunFolder(run), 0)
-    texts.write(100, [{"greedy": True, "prompt": "old", "completion": "early", "score": 0.0}])
+    texts = record.Record(run_folder.RunFolder(run), has_texts=True)
+    texts.write_texts(
+        100, 0, [{"greedy": True, "prompt": "old", "completion": "early", "score": 0.0}]
+    )
     line = {"greedy": False, "prompt": evil, "completion": "y" * 5_000, "score": 1.0}
-    texts.write(400, [line] * 12)
+    texts.write_texts(400, 0, [line] * 12)
     parsed, folder, said = write([run], tmp_path / "out")
     curve = rows(folder / "tokens-arithmetic-entropy.csv")
     assert [float(row["entropy"]) for row in curve] == [1 / 100, 1 / 200, 1 / 300, 1 / 400]

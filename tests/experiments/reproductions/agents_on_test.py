@@ -28,9 +28,9 @@ def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
     training.train(
         "dqn", "toy/chain", out=path, quiet=True, steps=1_000, num_seeds=2, checkpoint_every=200
     )
-    plan = run_folder.RunFolder(path).config()
-    plan["plan"]["steps"] = 2_000
-    run_folder.RunFolder(path).write_config(plan)
+    config = run_folder.RunFolder(path).config()
+    config["plan"]["steps"] = 2_000
+    run_folder.RunFolder(path).write_config(config)
     rows = without_wall_time(run(work))
     fresh = reproduce.Work(tmp_path / "fresh", progress.Progress("test", 0, 1, quiet=True))
     assert rows == without_wall_time(run(fresh))
