@@ -46,6 +46,8 @@ def _orbax() -> ocp.Checkpointer:
     # Orbax narrates each save through absl, up to warnings about what we do on purpose, and errors
     # that it raises too. A filter leaves absl's own level, and what others log, alone.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    # Of writes that fail together one is raised; asyncio tells of the others when it finds them.
+    logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
     return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
 

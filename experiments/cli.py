@@ -1,10 +1,11 @@
 """The `kullback` command. Nothing heavy is imported before it is known that there is work."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
-from kullback.experiments import interrupts
+from kullback.experiments import display, interrupts
 from kullback.experiments.commands import (
     entailment,
     evaluate,
@@ -26,15 +27,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       Exit status: 0, 1 if a run failed, 2 for what was asked wrongly, and after a signal what a
-      shell makes of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+      shell makes of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, and 141 where all that a
+      command does is to print, and its reader has gone.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
+    if vars(options).pop("prints_only"):
+        return _run(options)
+    with display.outliving():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     try:
         with interrupts.Interrupts(raises=True):  # A run that has a state to save hears by itself.
-            return options.command(options)
+            status = options.command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except BrokenPipeError:  # The reader of a pipe has seen enough.
-        return 0
+        display.drop(sys.stdout)
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         return _fail(str(error), 2)
     except (ArithmeticError, interrupts.Failure) as error:
@@ -61,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Deep reinforcement learning as regularised policy updates.",
         epilog="Each command has its own --help.",
     )
+    parser.set_defaults(prints_only=False)  # Whether there is nothing to do once nobody reads.
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--seed", metavar="S", type=int, default=0)
     sub.add_argument("--stop-token", metavar="ID", type=int, action="append", default=[])
     sub.add_argument("--chat", action="store_true", help="TEXT is the user's turn, in a template")
-    sub.set_defaults(command=_generate)
+    sub.set_defaults(command=_generate, prints_only=True)
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -10,14 +10,14 @@ from kullback.experiments.commands import arguments
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
     sub = commands.add_parser("list", help="agents and environments")
-    sub.set_defaults(command=_list)
+    sub.set_defaults(command=_list, prints_only=True)
 
     sub = commands.add_parser("fields", help="the fields that --set takes, with their values")
     sub.add_argument("agent", metavar="AGENT")
     sub.add_argument(
         "family", metavar="FAMILY", choices=("atari", "minatar", "gym", "toy", "tokens")
     )
-    sub.set_defaults(command=_fields)
+    sub.set_defaults(command=_fields, prints_only=True)
 
 
 def _list(options: argparse.Namespace) -> int:
