@@ -150,10 +150,7 @@ def merge(
     config.check(len(models), has_base=base is not None)
     folders = [pathlib.Path(path) for path in (*models, *([] if base is None else [base]))]
     called = [str(folder) for folder in folders] if names is None else [*names]
-    for folder, name in zip(folders, called, strict=True):
-        if not folder.is_dir():
-            raise ValueError(f"{name} is no folder; expected that of a model, or of its run")
-    _check_out(out, folders)
+    check_places(out, folders)
     opened = [tensor_files.open_folder(folder) for folder in folders]
     overridden = folder_meaning.differences(folders, called)
     if overridden and not force:
@@ -202,8 +199,16 @@ def _num_threads() -> int:
     return min(available, MAX_THREADS)
 
 
-def _check_out(out: pathlib.Path, folders: list[pathlib.Path]) -> None:
+def check_places(out: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
+    """Checks, before work, that models are there, and that a merge can be written to `out`.
+
+    Raises:
+      ValueError: for a folder that is not there, or is `out`; if `out` is not empty, or nothing
+        can be written there.
+    """
     for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; expected that of a model, or of its run")
         if out.resolve() == folder.resolve():
             raise ValueError(f"{out} is one of the models; choose another folder for the merge")
     files.check_new_folder(out)

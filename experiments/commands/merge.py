@@ -83,10 +83,11 @@ def main(options: argparse.Namespace) -> int:
         group=options.group,
     )
     config.check(len(options.models), has_base=options.base is not None)
+    given = [*options.models, *([] if options.base is None else [options.base])]
+    merging.check_places(options.out, given)  # Runs are exported first, which takes a while.
     with contextlib.ExitStack() as stack:
         models = [_folder(path, options.out, stack) for path in options.models]
         base = None if options.base is None else _folder(options.base, options.out, stack)
-        given = [*options.models, *([] if options.base is None else [options.base])]
         report = merging.merge(
             models,
             options.out,

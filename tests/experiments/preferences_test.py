@@ -18,9 +18,10 @@ from kullback.experiments import (
     preferences,
     reward_models,
     reward_report,
+    rewards,
     run_folder,
 )
-from kullback.lm import batches, gemma, reward_model, tasks, warm
+from kullback.lm import batches, gemma, reward_model, tasks, tokenizer, warm
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=8", "probe_pairs=32")
@@ -202,9 +203,18 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
         np.array([True, False]),  # pyright: ignore[reportArgumentType]
         np.zeros((2, 2)),  # pyright: ignore[reportArgumentType]
     )
-    for scorer, rewards in zip(scorers, expected, strict=True):
+    for scorer, given in zip(scorers, expected, strict=True):
         got = jax.jit(scorer.score)(scorer.params, completion, prompts)
-        np.testing.assert_allclose(got, rewards, atol=1e-5)
+        np.testing.assert_allclose(got, given, atol=1e-5)
+
+
+def test_a_reward_model_has_the_ids_that_the_policy_writes(population: pathlib.Path):
+    config, words = models.saved_config(population), tokenizer.load(population / "tokenizer")
+    name, made = f"reward-model:{population}", tasks.make("tokens/arithmetic")
+    rewards.parse(name, made, words, config.vocab_size)
+    said = f"has {config.vocab_size} rows in its table and the policy writes"
+    with pytest.raises(ValueError, match=said):
+        rewards.parse(name, made, words, config.vocab_size + 1)
 
 
 def test_a_reward_model_goes_on_from_another(

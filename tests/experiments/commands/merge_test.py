@@ -149,6 +149,18 @@ def test_what_is_overridden_is_printed(folders, tmp_path, capsys: pytest.Capture
     assert_written(tmp_path / "out", averaging.mean([random_params(0), random_params(1)]))
 
 
+def test_where_nothing_can_be_written_is_said_before_a_run_is_exported(folders, tmp_path):
+    run = tmp_path / "run"
+    plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
+    run_folder.RunFolder(run).write_config({"plan": dataclasses.asdict(plan)})
+    words = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
+    models.save(models.Checkpoint(CONFIG, words, None), run)  # It has nothing to be exported.
+    (tmp_path / "file").write_text("")
+    for out, said in ((tmp_path / "file" / "out", "cannot be written"), (tmp_path, "not empty")):
+        with pytest.raises(ValueError, match=said):
+            merge(str(run), folders[0], "--method", "mean", "--out", str(out))
+
+
 def test_a_folder_that_is_not_there_is_named(folders, tmp_path):
     gone = str(tmp_path / "gone")
     for more in ([gone], ["--base", gone]):
