@@ -60,7 +60,7 @@ class Drive:
           ArithmeticError: if the loss or a parameter stops being finite.
         """
         steps = self.loop.env_steps(state)
-        if steps >= self.plan.steps and SINCE not in notes:
+        if not is_unfinished(self.plan, steps, notes):
             self._finish(state)
             print(f"{self.folder.path} is finished: {steps:,} steps; a larger --steps extends it")
             return
@@ -238,6 +238,11 @@ class Drive:
             left = "all steps are done and saved; what a run leaves at its end is made by"
             again = f"{left}: kullback train --resume {self.home}"
             raise interrupts.as_interrupted(error, again) from error
+
+
+def is_unfinished(plan: plans.Plan, steps: int, notes: Mapping[str, Any]) -> bool:
+    """Returns whether a run at some step, with the notes of its checkpoint, has work to do."""
+    return steps < plan.steps or SINCE in notes
 
 
 def _of_teacher(plan: plans.Plan, distance: float | None) -> dict[str, float]:
