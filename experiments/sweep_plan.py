@@ -37,8 +37,15 @@ class Configuration(NamedTuple):
     seeds: tuple[int, ...]  # Ascending.
 
     def plan(self, seeds: Sequence[int]) -> plans.Plan:
-        """The plan of a run of consecutive seeds."""
-        return plans.Plan(**self.fields, seed=seeds[0], num_seeds=len(seeds))
+        """Returns the plan of a run of consecutive seeds.
+
+        Raises:
+          ValueError: with the configuration's name, for fields that do not fit.
+        """
+        try:
+            return plans.Plan(**self.fields, seed=seeds[0], num_seeds=len(seeds))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
 
 def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
@@ -88,8 +95,8 @@ def check(configuration: Configuration) -> bool:
     Raises:
       ValueError: for what no run could be started with; the message begins with its name.
     """
+    plan = configuration.plan(configuration.seeds[:1])
     try:
-        plan = configuration.plan(configuration.seeds[:1])
         if plan.is_language:
             from kullback.experiments import language
 

@@ -14,7 +14,7 @@ import pytest
 from kullback import experiments
 from kullback.core import trees
 from kullback.environments import tokens
-from kullback.experiments import cli, language, models, plan, rewards, run_folder
+from kullback.experiments import cli, language, models, opened, plan, rewards, run_folder
 from kullback.experiments import warp as fronts
 from kullback.lm import entailment, gemma, rlhf, tasks, tokenizer, warp
 
@@ -73,7 +73,7 @@ def equal(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def setup(path: pathlib.Path) -> language.Setup:
-    return language.setup(plan.Plan.from_json(run_folder.RunFolder(path).config()["plan"]), path)
+    return language.setup(opened.open(path, trust_code=True).plan, path)
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +108,13 @@ def test_a_run_that_is_interrupted_goes_on_bit_by_bit(
     settings = fields["settings"][len(SHORT) :]
     given = {"settings": settings, "reward": fields["reward"], "eval_every": 6}
     part = train(tmp_path / "part", "rlhf", start, steps=3, **given)
-    experiments.resume(part, steps=6, quiet=True)
+    experiments.resume(part, steps=6, quiet=True, trust_code=True)
     equal(part, run)
     assert rows(part)[-1] == rows(run)[-1]
     config = run_folder.RunFolder(part).config()
     run_folder.RunFolder(part).write_config({**config, "start_sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"the start .* has changed since the run began"):
-        experiments.resume(part, steps=7, quiet=True)
+        experiments.resume(part, steps=7, quiet=True, trust_code=True, accept_changes=True)
 
 
 def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path):
@@ -145,7 +145,7 @@ def test_warp_goes_on_in_the_middle_and_ends_with_its_front(
     part = train(tmp_path / "part", "warp", start, steps=6, checkpoint_every=2, **given)
     (last,) = (part / "checkpoints").glob("*6")
     shutil.rmtree(last)  # As if it had been killed after step 4.
-    experiments.resume(part, steps=12, quiet=True)
+    experiments.resume(part, steps=12, quiet=True, trust_code=True)
     equal(part, whole)
     assert (part / "front.csv").read_text() == (whole / "front.csv").read_text()
     with (whole / "front.csv").open() as file:

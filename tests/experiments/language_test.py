@@ -190,7 +190,7 @@ def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: 
     folder = run_folder.RunFolder(path)
     folder.write_config({**folder.config(), "teacher_sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"the teacher .* has changed since the run began"):
-        experiments.resume(path, steps=4, quiet=True)
+        experiments.resume(path, steps=4, quiet=True, accept_changes=True)
 
 
 def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path: pathlib.Path):

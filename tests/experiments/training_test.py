@@ -387,7 +387,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(uninterrupt
     (folder / "learning_curve.png").unlink()
     begin = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]  # kB a file: a checkpoint has more.
     limited = subprocess.run(
-        [*begin, *command("train", "--resume", folder, "--steps", "30000")],
+        [*begin, *command("train", "--resume", folder, "--steps", "12000")],
         capture_output=True,
         text=True,
         timeout=300,
