@@ -9,8 +9,9 @@ object whose values are taken out by the type that they must have:
     theta = config.record("rope_parameters").get("rope_theta", float)
 
 All of them raise `ValueError` with one line. Refused are: files beyond a stated size, text that is
-not UTF-8 (a byte order mark is passed over), a key that stands twice, nesting without end, numbers
-that are not finite (but where a file of ours may hold them) and integers beyond 64 bits.
+not UTF-8 (a byte order mark is passed over), a key that stands twice, nesting so deep that readers
+which follow it might not come back, numbers that are not finite (but where a file of ours may hold
+them) and integers beyond 64 bits.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar, cast, overload
 
 MAX_BYTES = 1 << 28  # 256 MiB: eight times the largest tokenizer.json of Gemma.
+MAX_DEPTH = 100  # Lists and objects within each other; no file that we know has ten.
 _LFS = "version https://git-lfs.github.com/spec/"
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _SHOWN = 60  # Characters of a value in a message.
@@ -110,6 +112,8 @@ class Record:
 
     @overload
     def record(self, key: str) -> "Record": ...
+    @overload
+    def record(self, key: str, default: Mapping[str, Any]) -> "Record": ...
     @overload
     def record(self, key: str, default: D) -> "Record | D": ...
     def record(self, key: str, default: Any = REQUIRED) -> Any:
@@ -255,13 +259,18 @@ def parse_value(text: str | bytes, name: str, *, nan: bool = False) -> Any:
         return value if math.isfinite(value) else constant(f"{digits[:_SHOWN]} is too large:")
 
     try:
-        return json.loads(
+        value = json.loads(
             text, object_pairs_hook=_object, parse_constant=constant, parse_float=real
         )
     except RecursionError:
-        raise ValueError(f"{name} is no JSON that we read: it is nested too deeply") from None
+        value, is_deep = None, True
     except ValueError as error:
         raise ValueError(f"{name} is no JSON: {error}") from None
+    else:
+        is_deep = _is_deep(value)
+    if is_deep:
+        raise ValueError(f"{name} is no JSON that we read: it is nested too deeply")
+    return value
 
 
 def shown(value: Any) -> str:
@@ -275,6 +284,21 @@ def shown(value: Any) -> str:
     if isinstance(value, str) and len(value) > _SHOWN:
         return f"{text[:_SHOWN]}... of {len(value)} characters"
     return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _is_deep(value: Any) -> bool:
+    """Returns whether a value has more than `MAX_DEPTH` levels; it is walked level by level."""
+    level = [value] if isinstance(value, (list, dict)) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            entry
+            for one in level
+            for entry in (one.values() if isinstance(one, dict) else one)
+            if isinstance(entry, (list, dict))
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _is_nested(value: list[Any] | dict[str, Any]) -> bool:

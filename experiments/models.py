@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, trees, types
+from kullback.core import checkpoints, files, json_files, trees, types
 from kullback.experiments import opened, settings
 from kullback.lm import (
     chat,
@@ -151,9 +151,12 @@ def ends_notice(checkpoint: Checkpoint) -> str | None:
 
 
 def saved_config(home: pathlib.Path) -> gemma.Config:
-    """The model's shape as `save` wrote it."""
-    values = json.loads((home / "model.json").read_text())
-    return gemma.Config(**{**values, "eos_ids": tuple(values["eos_ids"])})
+    """Reads the model's shape as `save` wrote it.
+
+    Raises:
+      ValueError: if model.json is missing or damaged.
+    """
+    return json_files.read(home / "model.json").build(gemma.Config)
 
 
 def fingerprint(params: types.Params) -> str:

@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import scipy.stats
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from kullback.core import files, names
+from kullback.core import files, json_files, names
 from kullback.experiments import catalog, interrupts, progress, settings
 from kullback.experiments.benchmarks import machine
 
@@ -61,14 +62,22 @@ class Work:
         self._folder, self._bar, self._done = folder, bar, 0
 
     def part(self, name: str, steps: int, compute: Callable[[], Rows]) -> Rows:
-        """Rows of one part, from the folder if they are there; `steps` is its amount of work."""
+        """Returns the rows of one part, from the folder if they are there.
+
+        Args:
+          name: of the part; its file bears it.
+          steps: its amount of work.
+          compute: makes the rows.
+
+        Raises:
+          ValueError: if the part is in the folder, and is not as it was written.
+        """
         path = self._folder / f"{name}.json"
-        if path.is_file():
-            rows = json.loads(path.read_text())
-        else:
+        if not path.is_file():
             rows = compute()
-            files.atomic_write_text(path, json.dumps(rows))
-            rows = json.loads(path.read_text())  # The same numbers, whether kept or fresh.
+            kept = {"rows": rows, "crc32": _crc32(rows)}
+            files.atomic_write_text(path, json.dumps(kept))
+        rows = _kept_rows(path)  # The same numbers, whether kept or fresh.
         self._done += steps
         self._bar.update(self._done)
         return rows
@@ -80,6 +89,24 @@ class Work:
     def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
         """Shows that `steps` of the running part are done, and the metric that matters."""
         self._bar.update(self._done + steps, value, metric)
+
+
+def _kept_rows(path: pathlib.Path) -> Rows:
+    """Reads a part; those of version 0.1 are a list of rows, without a checksum."""
+    try:
+        if path.read_bytes().startswith(b"["):
+            return [dict(row.items()) for row in json_files.read_list(path, nan=True)]
+        part = json_files.read(path, nan=True)
+        rows = [dict(row.items()) for row in part.records("rows")]
+        if _crc32(rows) != part.get("crc32", int):
+            raise ValueError(f"{path} has changed since it was written (its CRC-32 differs)")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and the part is computed again") from error
+    return rows
+
+
+def _crc32(rows: Rows) -> int:
+    return zlib.crc32(json.dumps(rows).encode())
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> Figure:
@@ -143,7 +170,8 @@ def reproduce(
       say: takes each line of what is printed.
 
     Raises:
-      ValueError: for an unknown name or field, a refused value, or a folder of something else.
+      ValueError: for an unknown name or field, a refused value, a folder of something else, or a
+        damaged one.
     """
     entry = load(name)
     config = settings.apply(entry.config, assignments)
@@ -185,7 +213,7 @@ def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> p
 
     def is_ours(path: pathlib.Path) -> bool:
         saved = path / "config.json"
-        return saved.is_file() and json.loads(saved.read_text()) == described
+        return saved.is_file() and dict(json_files.read(saved, nan=True).items()) == described
 
     if out is not None:
         if out.exists() and not is_ours(out):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kullback.core import files
+from kullback.core import files, json_files
 from kullback.experiments import owner, plots
 
 PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
@@ -73,12 +73,12 @@ class RunFolder:
         Raises:
           ValueError: if this is not the folder of a run, or its config.json is damaged.
         """
-        if not self.config_file.is_file():
+        record = self._read_config()
+        if record is None:
             raise ValueError(f"{self.path} is no run: it has no config.json")
-        config = self._read_config()
-        if not isinstance(config, dict) or "plan" not in config:
+        if "plan" not in record:
             raise ValueError(f"{self.path} is no run: its config.json holds no plan")
-        return config
+        return _checked(record)
 
     def is_run(self) -> bool:
         """Returns whether config.json is that of a run: a folder of weights has one too.
@@ -86,16 +86,13 @@ class RunFolder:
         Raises:
           ValueError: if it is damaged.
         """
-        if not self.config_file.is_file():
-            return False
-        config = self._read_config()
-        return isinstance(config, dict) and "plan" in config
+        record = self._read_config()
+        return record is not None and "plan" in record
 
-    def _read_config(self) -> Any:
-        try:
-            return json.loads(self.config_file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{self.config_file} is damaged: {error}") from error
+    def _read_config(self) -> json_files.Record | None:
+        if not self.config_file.is_file():
+            return None
+        return json_files.read(self.config_file, nan=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, whole or not at all."""
@@ -229,6 +226,19 @@ def _rename(building: pathlib.Path, path: pathlib.Path) -> None:
         if path.exists():
             raise ValueError(f"{path} was begun by another process meanwhile") from error
         raise
+
+
+def _checked(record: json_files.Record) -> dict[str, Any]:
+    """Returns what config.json holds, if what is read of it is of the type that it is written in.
+
+    The plan is checked where it is built.
+    """
+    record.record("plan")
+    record.record("spec", {}).get("frames_per_step", int, 1)
+    record.record("versions", {})
+    record.get("loop", str, "host")
+    record.list_of("resumed", dict, [])
+    return dict(record.items())
 
 
 def _are_numbers(row: Mapping[str, str]) -> bool:

@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kullback.core import files
+from kullback.core import files, json_files
 from kullback.experiments import interrupts, progress, sweep_local, sweep_watch, sweep_worker
 from kullback.experiments.sweep_worker import Job, Outcome, Workers
 
@@ -107,6 +107,16 @@ def sweep(
     return folders
 
 
+def recorded(folder: pathlib.Path) -> list[json_files.Record]:
+    """Reads the runs of a sweep as its record has them: name, plan, threads; none if it has none.
+
+    Raises:
+      ValueError: if the record is damaged.
+    """
+    path = folder / RECORD
+    return json_files.read(path, nan=True).records("runs") if path.is_file() else []
+
+
 def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """What the file says, and its name."""
     if isinstance(source, Mapping):
@@ -127,12 +137,10 @@ def _check(
     dry_run: bool,
 ) -> dict[str, Any]:
     """All runs, checked: see `sweep_runs.runs`, which a process of its own computes."""
-    record = folder / RECORD
-    saved = json.loads(record.read_text())["runs"] if record.is_file() else []
     question = {
         "sweep": asked,
         "out": str(folder),
-        "begun": {run["name"]: run["threads"] for run in saved},
+        "begun": {run.get("name", str): run.get("threads", int) for run in recorded(folder)},
         "cores": cores,
         "file": file,
         "trust_code": trust_code,

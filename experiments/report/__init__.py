@@ -186,7 +186,7 @@ def _beside_published(
     games = [name for name in one.shared() if scores.has(name, human=True)]
     rules = collect.protocol(one.used[0].run)
     flags = ", ".join(f"{k}={v}" for k, v in rules.items()) or "sticky actions"
-    frames = int(one.used[0].run.config["spec"]["frames_per_step"])
+    frames = one.used[0].run.frames_per_step
     return [
         {
             "agent": row["agent"],

@@ -1,11 +1,9 @@
 """Runs on disk as columns of numbers: found, checked to be comparable, named by what they are."""
 
-import contextlib
 import dataclasses
 import importlib
 import inspect
 import itertools
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,6 +48,11 @@ class Run:
     def seeds(self) -> range:
         """Seeds that it was started with."""
         return self.plan.seeds
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of its environment in an agent step; 1 where nothing is said of it."""
+        return int(self.config.get("spec", {}).get("frames_per_step", 1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,11 +145,9 @@ def _runs_under(path: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib
     if path in seen:  # Links may lead here again.
         return
     seen.add(path)
-    if (path / "config.json").is_file():
-        with contextlib.suppress(ValueError):  # Of something else, such as a reproduction.
-            if run_folder.RunFolder(path).is_run():
-                yield path
-                return
+    if run_folder.RunFolder(path).is_run():
+        yield path
+        return
     for child in path.iterdir():
         if child.is_dir() and not child.name.startswith("."):
             yield from _runs_under(child.resolve(), seen)
@@ -156,11 +157,12 @@ def not_begun(path: pathlib.Path) -> list[str]:
     """Runs that the record of a sweep at or just under a path names and that have no folder yet."""
     lines = []
     for record in sorted((*path.glob(sweeps.RECORD), *path.glob(f"*/{sweeps.RECORD}"))):
-        for run in json.loads(record.read_text())["runs"]:
-            if not (record.parent / run["name"] / "config.json").is_file():
-                plan = plans.Plan.from_json(run["plan"])
+        for run in sweeps.recorded(record.parent):
+            name, planned = run.get("name", str), dict(run.record("plan").items())
+            plan = plans.Plan.from_json(planned, file=f"{record}: {name}")
+            if not (record.parent / name / "config.json").is_file():
                 lines.append(
-                    f"{run['name']} ({plan.agent} on {plan.environment}, seeds {spans(plan.seeds)})"
+                    f"{name} ({plan.agent} on {plan.environment}, seeds {spans(plan.seeds)})"
                 )
     return lines
 

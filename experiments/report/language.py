@@ -1,10 +1,10 @@
 """What a report has of language models besides scores: all that was measured, and texts."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from kullback.core import json_files
 from kullback.experiments.report import collect, figures, page, sections
 
 SHOWN = 12  # Texts of an agent on a task.
@@ -55,11 +55,19 @@ def _texts(out: page.Page, label: str, task: str, runs: Sequence[collect.Run]) -
 
 
 def newest(folder: pathlib.Path, count: int = SHOWN) -> list[dict[str, Any]]:
-    """The last texts that a run wrote, of its first seed that wrote any; none if none did."""
+    """Returns the last texts that a run wrote, of its first seed that wrote any, or none.
+
+    Raises:
+      ValueError: if a line of them is damaged.
+    """
     for path in (*folder.glob("samples.jsonl"), *sorted(folder.glob("seed_*/samples.jsonl"))):
-        *whole, _ = path.read_text("utf-8").split("\n")  # What is being written has no end.
+        *whole, _ = path.read_bytes().split(b"\n")  # What is being written has no end.
+        first = max(0, len(whole) - count)
         if whole:
-            return [json.loads(line) for line in whole[-count:]]
+            return [
+                dict(json_files.parse(line, f"{path}, line {number}", nan=True).items())
+                for number, line in enumerate(whole[first:], first + 1)
+            ]
     return []
 
 

@@ -161,9 +161,7 @@ def speed(out: page.Page, family: collect.Family) -> None:
             one.run.plan.num_seeds if one.run.config.get("loop") == "compiled" else 1
             for one in series
         }
-        frames = max(
-            int(one.run.config.get("spec", {}).get("frames_per_step", 1)) for one in series
-        )
+        frames = max(one.run.frames_per_step for one in series)
         rate = float(np.median(steps / seconds))
         rows.append(
             {

@@ -129,7 +129,7 @@ def test_long_values_are_shortened_and_control_characters_written_out():
     values = {
         "text": '"' + "a" * 10_000 + '"',
         "list": str([1] * 10_000),
-        "deep": "[" * 400 + "]" * 400,
+        "deep": "[" * 90 + "]" * 90,
         "escape": '"\\u001b[31m"',
         "huge": "9" * 4_000,
     }
@@ -161,6 +161,10 @@ def test_long_values_are_shortened_and_control_characters_written_out():
         (b'{"a": 1e999}', "a.json is no JSON: 1e999 is too large"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', 'a.json is no JSON: key "c" stands twice'),
         (b'{"a":' * 100_000, "a.json is no JSON that we read: it is nested too deeply"),
+        (
+            b'{"a":' * 101 + b"1" + b"}" * 101,
+            "a.json is no JSON that we read: it is nested too deeply",
+        ),
         (b"[" * 1_000_000, "a.json is no JSON that we read: it is nested too deeply"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "a.json is no JSON: Exceeds the limit"),
         (
@@ -192,6 +196,11 @@ def test_a_byte_order_mark_and_what_python_writes_are_taken():
     assert json_files.parse(b'\xef\xbb\xbf{"a": 1}', "a.json").get("a", int) == 1
     ours = json_files.parse('{"a": NaN, "b": -Infinity}', "a.json", nan=True)
     assert math.isnan(ours.get("a", float)) and ours.get("b", float) == -math.inf
+
+
+def test_what_is_nested_as_deep_as_we_read_is_taken():
+    record = json_files.parse('{"a":' * 99 + "[1]" + "}" * 99, "a.json")
+    assert "a" in record
 
 
 def test_reading_files(tmp_path):

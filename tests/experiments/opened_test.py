@@ -51,5 +51,5 @@ def test_a_folder_of_weights_is_no_run_and_a_damaged_one_is_said(tmp_path: pathl
     with pytest.raises(ValueError, match="is no run"):
         opened.open(tmp_path)
     (tmp_path / "config.json").write_text('{"plan": ')
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
         opened.find(tmp_path)

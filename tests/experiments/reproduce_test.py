@@ -10,6 +10,7 @@ import pytest
 
 from kullback.core import files
 from kullback.experiments import catalog, cli, reproduce
+from tests import damage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,3 +183,29 @@ def test_every_reproduction_of_the_catalog_is_there() -> None:
         assert entry.claim
         assert entry.steps(entry.config) >= 1
         assert entry.seconds(entry.config) > 0
+
+
+def test_a_part_that_was_changed_is_said_with_its_file(
+    thrown: list[int], tmp_path: pathlib.Path
+) -> None:
+    out = tmp_path / "coin"
+    reproduce.reproduce("coin", out, ["seeds=2"])
+    part = out / "parts" / "seed-1.json"
+    damage.check(part, lambda: reproduce.reproduce("coin", out, ["seeds=2"], say=lambda line: None))
+    part.write_text(part.read_text().replace('"heads": 0.', '"heads": 0.1'))
+    with pytest.raises(ValueError, match=r"seed-1\.json has changed .*; remove it, and the part"):
+        reproduce.reproduce("coin", out, ["seeds=2"])
+    part.write_text('[{"seed": 1, "heads": 0.5}]')  # As version 0.1 wrote them.
+    reproduce.reproduce("coin", out, ["seeds=2"])
+    assert '"coin"' not in (out / "coin.csv").read_text() and thrown == [0, 1]
+
+
+def test_a_folder_whose_configuration_is_damaged_is_no_other_one(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    reproduce.reproduce("coin", assignments=["seeds=1"])
+    (tmp_path / "runs" / "reproduce-coin" / "config.json").write_text('{"reproduction": ')
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+        reproduce.reproduce("coin", assignments=["seeds=1"])
+    assert thrown == [0]

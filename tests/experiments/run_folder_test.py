@@ -170,7 +170,7 @@ def test_a_last_row_without_an_end_is_none(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "has no config.json"), ("{", "is damaged"), ("[]", "no plan"), ("{}", "no plan")],
+    [(None, "has no config.json"), ("{", "is no JSON"), ("[]", "an object"), ("{}", "no plan")],
 )
 def test_a_folder_that_is_no_run(text: str | None, message: str, tmp_path: pathlib.Path):
     if text is not None:

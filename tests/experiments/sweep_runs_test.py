@@ -131,5 +131,5 @@ def test_refuses_folders_of_other_things(tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match="is a run; a sweep is a folder of runs"):
         runs(tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
         runs(tmp_path)

@@ -1,0 +1,61 @@
+"""What a run's files hold of other types than were written, in every reader of them."""
+
+import pathlib
+import shutil
+
+import pytest
+
+from kullback.experiments import models, opened, record, run_folder, sweeps
+from kullback.experiments.report import collect, language, page, sections
+from tests import damage
+
+OLD = pathlib.Path(__file__).parent / "fixtures" / "runs_of_0_1"
+
+
+@pytest.fixture
+def old(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the old runs that matter here."""
+    for name in ("host", "rlhf", "warm", "sweep"):
+        shutil.copytree(OLD / name, tmp_path / name)
+    return tmp_path
+
+
+def report(path: pathlib.Path, out: pathlib.Path) -> None:
+    """Reads what a report says in words of a run."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for family in collect.families([path]):
+        written = page.Page(out, "report")
+        sections.speed(written, family)
+        sections.settings(written, family)
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("rlhf", "warm")]
+
+
+@pytest.mark.parametrize("name", ["host", *SLOW])
+def test_config(name: str, old: pathlib.Path):
+    folder = run_folder.RunFolder(old / name)
+
+    def read() -> None:
+        run = opened.open(folder.path)
+        record.complaints(run.folder(), run.config, run.plan.log_every)
+        report(folder.path, old / "report")
+
+    damage.check(folder.config_file, read)
+
+
+def test_models_shape(old: pathlib.Path):
+    damage.check(old / "rlhf" / "model.json", lambda: models.saved_config(old / "rlhf"))
+
+
+def test_texts(old: pathlib.Path):
+    damage.check(old / "rlhf" / "samples.jsonl", lambda: language.newest(old / "rlhf"), line=-1)
+
+
+def test_record_of_a_sweep(old: pathlib.Path):
+    def read() -> None:
+        collect.not_begun(old / "sweep")
+        {run.get("name", str): run.get("threads", int) for run in sweeps.recorded(old / "sweep")}
+
+    damage.check(old / "sweep" / "sweep.json", read)
