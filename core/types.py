@@ -9,7 +9,7 @@ The nouns are dm_env's (observation, action, reward, discount; first, mid, last)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,13 @@ class Spec:
             raise ValueError(
                 f"observations of shape {self.shape} must lead with frame_stack={self.frame_stack}"
             )
+
+    def against(self, other: "Spec") -> str:
+        """Returns names and values of the fields in which it differs from another."""
+        theirs = vars(other)
+        return ", ".join(
+            f"{name} {value}" for name, value in vars(self).items() if value != theirs[name]
+        )
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
@@ -88,6 +95,7 @@ class Environment(NamedTuple):
     render: Callable[[np.ndarray], np.ndarray] | None = None  # [...] -> RGB uint8 [H, W, 3].
 
 
+@runtime_checkable
 class HostEnvironment(Protocol):
     """B rows of an environment that lives outside XLA, with NumPy arrays in its timesteps.
 

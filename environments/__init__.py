@@ -12,6 +12,7 @@ from typing import Any
 
 from kullback.core import names as names_of
 from kullback.core import types
+from kullback.environments.checked import checked as checked
 
 FAMILIES = {
     "atari": "kullback.environments.atari",

@@ -9,7 +9,7 @@ import contextlib
 import pathlib
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -78,8 +78,10 @@ class Rows:
                 _IN_USE[id(row.underlying)] = self
                 self._rows.append(row)
                 if row.spec != self._rows[0].spec:
+                    first = self._rows[0].spec
                     raise ValueError(
-                        f"rows must be alike, but row {number} is {_difference(self._rows)}"
+                        f"rows must be alike, but row {number} is of {row.spec.against(first)} and "
+                        f"row 0 of {first.against(row.spec)}"
                     )
             if not self._rows:
                 raise ValueError("an environment needs at least one row, got none")
@@ -235,13 +237,3 @@ def _described(found: np.ndarray) -> str:
     if found.dtype.kind in "iu":
         return f"{found.dtype} from {found.min()} to {found.max()}"
     return f"type {found.dtype}"
-
-
-def _difference(rows: Sequence[Row]) -> str:
-    def fields(row: Row) -> Iterator[str]:
-        other = rows[0] if row is rows[-1] else rows[-1]
-        for name, value in vars(row.spec).items():
-            if value != getattr(other.spec, name):
-                yield f"{name} {value}"
-
-    return f"of {', '.join(fields(rows[-1]))} and row 0 of {', '.join(fields(rows[0]))}"

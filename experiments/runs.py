@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kullback import environments
 from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
 from kullback.experiments import opened, run_folder
 from kullback.experiments import plan as plans
@@ -122,7 +123,8 @@ def load(
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
-    with plans.closing((environment or plan.make_environment)(plan.num_envs)) as probe:
+    given = environments.checked(environment) if environment is not None else None
+    with plans.closing((given or plan.make_environment)(plan.num_envs)) as probe:
         spec, is_compiled = probe.spec, isinstance(probe, types.Environment)
         built = (agent or plan.make_agent)(spec)
     # Seeds of a compiled run share its checkpoints.
@@ -135,7 +137,7 @@ def load(
         plan=plan,
         agent=built,
         spec=spec,
-        make_arena=environment or plan.make_arena,
+        make_arena=given or plan.make_arena,
         learner=learner,
         env_steps=int(saved["env_steps"]),
         seed=seed,

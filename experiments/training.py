@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kullback import environments
 from kullback.core import compiled, files, host, loops, platform, types
 from kullback.experiments import driving, interrupts, opened, owner, record, run_folder
 from kullback.experiments import plan as plans
@@ -169,11 +170,10 @@ class _Work:
         environment: str | plans.MakeEnvironment,
     ):
         self.make_agent = plan.make_agent if isinstance(agent, str) else agent
-        named = isinstance(environment, str)
-        self.make_environment: plans.MakeEnvironment = (
-            plan.make_environment if named else environment
-        )
-        self.make_arena: plans.MakeEnvironment = plan.make_arena if named else environment
+        given = environments.checked(environment) if not isinstance(environment, str) else None
+        self.make_environment: plans.MakeEnvironment = given or plan.make_environment
+        self.make_arena: plans.MakeEnvironment = given or plan.make_arena
+        self.is_given = given is not None
         self.plan = plan
 
     @contextlib.contextmanager
@@ -191,10 +191,11 @@ class _Work:
             yield setup.agent, setup
             return
         with plans.closing(self.make_environment(self.plan.num_envs)) as environment:
+            if self.is_given and self.plan.eval_every:
+                with plans.closing(self.make_arena(self.plan.eval_episodes)):
+                    pass  # It is what was asked for, which is better known before training.
             agent = self.make_agent(environment.spec)
-            loops.pace(agent.replay, environment.num_envs)
-            is_compiled = isinstance(environment, types.Environment)
-            loops.learning_begins(agent.replay, environment.num_envs, sees_own_ticks=is_compiled)
+            _learning_begins(agent, environment)
             yield agent, environment
 
 
