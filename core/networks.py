@@ -48,10 +48,11 @@ def action_values(torso: Torso, num_actions: int) -> Network:
 
 
 def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
-    """The torso of a name, for observations of `spec`.
+    """Returns the torso of a name, for observations of `spec`.
 
     Args:
-      name: "auto" picks by the observation's shape.
+      name: "auto" picks by the observation's shape: frames of at least 36 x 36 are for Nature's
+        network, other grids for MinAtar's, vectors for layers.
       spec: of the environment.
       hidden: whether "auto" picks one of images that ends in its hidden layer; a head that has
         a hidden layer of its own says False.
@@ -61,45 +62,127 @@ def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
     """
     if name not in get_args(TorsoName):
         raise ValueError(f"unknown torso {name!r}; expected one of {get_args(TorsoName)}")
+    is_old = spec.input_rules == 1
     if name == "auto":
-        name = _torso_for(spec)
+        name = _by_rank(spec) if is_old else _fitting(spec)
         if not hidden and name in ("nature", "minatar"):
             name = "nature_conv" if name == "nature" else "minatar_conv"
-    rank = {"nature": 3, "minatar": 3, "mlp": 1}[name.split("_")[0]]
-    if len(spec.shape) != rank:
-        raise ValueError(
-            f"torso {name!r} takes observations of rank {rank}, got shape {spec.shape}; set "
-            f"torso={_torso_for(spec)}, or pass a torso of your own"
-        )
+    if not is_old or len(spec.shape) != _RANKS[name.split("_")[0]]:
+        _check(name, spec)
+    # Version 0.1 read bytes as they are but in Nature's network, channels first always, and took
+    # bounds of any width as a scale.
+    largest = spec.largest_byte
+    if is_old:
+        largest = 255 if name.startswith("nature") else 1
+    first = is_old or len(spec.shape) != 3 or has_channels_first(spec.shape)
+    frames = functools.partial(nature_cnn, channels_first=first, largest=largest)
+    grid = functools.partial(minatar_cnn, largest=largest)
+    vector = functools.partial(
+        mlp, bounds=spec.bounds, widest=None if is_old else WIDEST, largest=largest
+    )
     return {
-        "nature": functools.partial(nature_cnn, padding="VALID"),
-        "nature_same": functools.partial(nature_cnn, padding="SAME"),
-        "nature_conv": functools.partial(nature_cnn, hidden=0),
-        "minatar": minatar_cnn,
-        "minatar_conv": functools.partial(minatar_cnn, hidden=0),
-        "minatar_linear": functools.partial(minatar_cnn, padding="SAME", hidden=0),
-        "mlp": functools.partial(mlp, bounds=spec.bounds),
-        "mlp_small": functools.partial(mlp, sizes=(64, 64), bounds=spec.bounds),
+        "nature": functools.partial(frames, padding="VALID"),
+        "nature_same": functools.partial(frames, padding="SAME"),
+        "nature_conv": functools.partial(frames, hidden=0),
+        "minatar": grid,
+        "minatar_conv": functools.partial(grid, hidden=0),
+        "minatar_linear": functools.partial(grid, padding="SAME", hidden=0),
+        "mlp": vector,
+        "mlp_small": functools.partial(vector, sizes=(64, 64)),
     }[name]
 
 
-def _torso_for(spec: types.Spec) -> TorsoName:
+_RANKS = {"nature": 3, "minatar": 3, "mlp": 1}
+_SMALLEST_FRAME = 36  # Of which Nature's convolutions, without padding, leave one pixel.
+
+
+def has_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether frames of a shape are [C, H, W], as ours are, not [H, W, C]; C is the smaller."""
+    return not shape[-1] < min(shape[:-1])
+
+
+def is_grid(spec: types.Spec) -> bool:
+    """Whether "auto" reads such observations as a grid of cells, not as a picture."""
+    return len(spec.shape) == 3 and _fitting(spec).startswith("minatar")
+
+
+def _by_rank(spec: types.Spec) -> TorsoName:
+    """Returns what "auto" is by the rules of version 0.1."""
     if len(spec.shape) == 3:
         return "nature" if spec.frame_stack > 1 else "minatar"
+    return _fitting(spec)
+
+
+def _fitting(spec: types.Spec) -> TorsoName:
+    """Returns a torso that takes such observations.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if len(spec.shape) == 3:
+        height, width, _ = _as_frames(spec.shape)
+        are_planes = np.dtype(spec.dtype) == np.bool_
+        if spec.frame_stack > 1 or (min(height, width) >= _SMALLEST_FRAME and not are_planes):
+            return "nature" if min(height, width) >= _SMALLEST_FRAME else "nature_same"
+        return "minatar" if min(spec.shape[:2]) >= 3 else "minatar_linear"
     if len(spec.shape) == 1:
         return "mlp"
-    raise ValueError(f"no torso for observations of shape {spec.shape}; pass one of your own")
+    raise ValueError(
+        f"no torso takes observations of shape {spec.shape}: expected [n], [H, W, C] or [C, H, W]; "
+        "reshape them, or pass a torso of your own"
+    )
+
+
+def _as_frames(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Returns height, width and channels of frames of a shape."""
+    return (*shape[1:], shape[0]) if has_channels_first(shape) else shape  # pyright: ignore[reportReturnType]  # Of rank 3.
+
+
+def _check(name: TorsoName, spec: types.Spec) -> None:
+    """Raises ValueError unless the torso takes observations of `spec`."""
+    kind, shape = name.split("_")[0], spec.shape
+    fault = ""
+    if len(shape) != _RANKS[kind]:
+        fault = f"takes observations of rank {_RANKS[kind]}, got shape {shape}"
+    elif kind == "nature":
+        height, width, channels = _as_frames(shape)
+        if name != "nature_same" and min(height, width) < _SMALLEST_FRAME:
+            fault = (
+                f"takes frames [C, H, W] or [H, W, C] of at least {_SMALLEST_FRAME} x "
+                f"{_SMALLEST_FRAME}, got shape {shape}, which is {height} x {width} with "
+                f"{channels} channels"
+            )
+    elif kind == "minatar":
+        height, width, channels = shape
+        if name != "minatar_linear" and min(height, width) < 3:
+            fault = f"takes grids [H, W, C] of at least 3 x 3, got shape {shape}"
+        elif has_channels_first(shape) and height < _SMALLEST_FRAME <= min(width, channels):
+            fault = (
+                f"takes grids [H, W, C], got shape {shape}, which looks like frames with the "
+                "channels first"
+            )
+    if fault:
+        raise ValueError(
+            f"torso {name!r} {fault}; set torso={_fitting(spec)}, or pass a torso of your own"
+        )
 
 
 def nature_cnn(
-    observation: jax.Array, padding: convolution.Padding = "VALID", hidden: int = 512
+    observation: jax.Array,
+    padding: convolution.Padding = "VALID",
+    hidden: int = 512,
+    *,
+    channels_first: bool = True,
+    largest: int = 255,
 ) -> jax.Array:
     """The network of Mnih et al. 2015: uint8 frames [B, 4, 84, 84], oldest first -> [B, 512].
 
     Padded VALID, as DQN Zoo's (3,136 features before the hidden layer); Dopamine's TensorFlow
     network pads SAME (7,744). Without a hidden layer (`hidden` 0) those are what it returns.
+    Bytes are fractions of `largest`; without `channels_first` frames are [B, 84, 84, 4].
     """
-    x = jax.nn.relu(Conv2D(32, 8, 4, padding)(observation, channels_first=True))
+    first = Conv2D(32, 8, 4, padding)
+    x = jax.nn.relu(first(observation, channels_first=channels_first, largest=largest))
     x = jax.nn.relu(Conv2D(64, 4, 2, padding)(x))
     x = jax.nn.relu(Conv2D(64, 3, 1, padding)(x))
     x = hk.Flatten()(x)
@@ -107,33 +190,79 @@ def nature_cnn(
 
 
 def minatar_cnn(
-    observation: jax.Array, padding: convolution.Padding = "VALID", hidden: int = 128
+    observation: jax.Array,
+    padding: convolution.Padding = "VALID",
+    hidden: int = 128,
+    *,
+    largest: int = 255,
 ) -> jax.Array:
     """The network of Young & Tian 2019: [B, 10, 10, C] -> [B, 128].
 
-    Ceron & Castro 2021 pad SAME and have no hidden layer (`hidden` 0): [B, 1600].
+    Ceron & Castro 2021 pad SAME and have no hidden layer (`hidden` 0): [B, 1600]. Bytes are
+    fractions of `largest`, which is 1 for planes of zeros and ones.
     """
-    x = jax.nn.relu(Conv2D(16, 3, 1, padding)(observation.astype(jnp.float32)))
+    x = jax.nn.relu(Conv2D(16, 3, 1, padding)(_numbers(observation, largest)))
     x = hk.Flatten()(x)
     return jax.nn.relu(linear(hidden)(x)) if hidden else x
+
+
+# Of what is scaled by its bounds. Declared bounds are often the largest numbers that there are,
+# and in float32 numbers that differ by 1 are one number when they are scaled by more than this.
+WIDEST = float(2**24)
 
 
 def mlp(
     observation: jax.Array,
     sizes: tuple[int, ...] = (512, 512),
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    *,
+    widest: float | None = WIDEST,
+    largest: int = 255,
 ) -> jax.Array:
     """ReLU layers over a vector, [B, n] -> [B, sizes[-1]].
 
-    `bounds` (low, high), if given, scale the vector to [-1, 1], as Dopamine does for CartPole.
+    `bounds` (low, high), if given, scale the vector to [-1, 1], as Dopamine does for CartPole; but
+    entries whose bounds are `unscalable` stay as they are (none, if `widest` is None). Bytes are
+    fractions of `largest`.
     """
-    x = hk.Flatten()(observation).astype(jnp.float32)
+    x = _numbers(hk.Flatten()(observation), largest)
     if bounds is not None:
-        low, high = (jnp.asarray(bound, jnp.float32)[None] for bound in bounds)
-        x = 2 * (x - low) / (high - low) - 1
+        apart = [] if widest is None else unscalable(bounds, widest)
+        low, high = (_in_place_of(apart, bound, n) for n, bound in enumerate(bounds))
+        scaled = 2 * (x - low) / (high - low) - 1
+        is_apart = np.isin(np.arange(x.shape[-1]), apart)[None]
+        x = jnp.where(is_apart, x, scaled) if apart else scaled
     for size in sizes:
         x = jax.nn.relu(linear(size)(x))
     return x
+
+
+def unscalable(
+    bounds: tuple[tuple[float, ...], tuple[float, ...]], widest: float = WIDEST
+) -> list[int]:
+    """Returns the entries of a vector whose bounds are no scale.
+
+    Their width, in float32, is not finite, 0 or less, or more than `widest`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (np.asarray(bound, np.float32) for bound in bounds)
+        width = high - low
+    is_scale = (width >= np.finfo(np.float32).tiny) & (width <= widest)
+    return np.flatnonzero(~is_scale).tolist()
+
+
+def _in_place_of(apart: list[int], bound: tuple[float, ...], value: float) -> jax.Array:
+    """Returns bounds [1, n] with `value`, which is finite, in place of those that are no scale."""
+    with np.errstate(over="ignore"):
+        found = np.asarray(bound, np.float32)
+    found[apart] = value
+    return jnp.asarray(found)[None]
+
+
+def _numbers(observation: jax.Array, largest: int) -> jax.Array:
+    """Returns float32; bytes are divided by the largest."""
+    x = observation.astype(jnp.float32)
+    return x / largest if observation.dtype == jnp.uint8 and largest != 1 else x
 
 
 def uniform_fan_in(fan_in: int) -> hk.initializers.Initializer:
@@ -160,14 +289,14 @@ class Conv2D(hk.Module):
         self.filters, self.kernel, self.stride = filters, kernel, stride
         self.padding: convolution.Padding = padding
 
-    def __call__(self, x: jax.Array, channels_first: bool = False) -> jax.Array:
-        """[B, H, W, C] (or [B, C, H, W]) -> [B, H', W', O]; bytes are fractions of 255."""
+    def __call__(self, x: jax.Array, channels_first: bool = False, largest: int = 255) -> jax.Array:
+        """[B, H, W, C] (or [B, C, H, W]) -> [B, H', W', O]; bytes are fractions of `largest`."""
         channels = x.shape[1 if channels_first else -1]
         init = uniform_fan_in(self.kernel * self.kernel * channels)
         shape = (self.kernel, self.kernel, channels, self.filters)
         w = hk.get_parameter("w", shape, jnp.float32, init=init)
         b = hk.get_parameter("b", (self.filters,), jnp.float32, init=init)
         if x.dtype == jnp.uint8:  # Scales the weights, which are few, and moves bytes.
-            w = w / 255
+            w = w / largest
         y = convolution.conv2d(x, w, self.stride, self.padding, channels_first=channels_first)
         return y + b[None, None, None]

@@ -37,10 +37,15 @@ class Spec:
     frames_per_step: int = 1  # Frames of the emulator in one agent step.
     bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # Of a vector, for scaling.
     max_episode_steps: int | None = None  # Agent steps after which it ends an episode itself.
+    largest_byte: int = 255  # Declared upper bound of uint8 observations, for scaling.
+    # Version of the rules by which torsos read observations: runs of version 0.1 go on by 1.
+    input_rules: int = 2
 
     def __post_init__(self) -> None:
         if self.num_actions < 1:
             raise ValueError(f"num_actions must be >= 1, got {self.num_actions}")
+        if not 1 <= self.largest_byte <= 255:
+            raise ValueError(f"largest_byte must lie in [1, 255], got {self.largest_byte}")
         if self.frame_stack > 1 and self.shape[0] != self.frame_stack:
             raise ValueError(
                 f"observations of shape {self.shape} must lead with frame_stack={self.frame_stack}"

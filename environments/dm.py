@@ -178,8 +178,10 @@ def _spec(observation: Any, num_actions: int) -> types.Spec:
     if not isinstance(observation, specs.Array):
         raise ValueError(f"needs one array to observe, got {observation}")
     is_image = observation.dtype == np.uint8
-    bounds = None
-    if isinstance(observation, specs.BoundedArray) and len(observation.shape) == 1 and not is_image:
+    bounds, largest = None, 255
+    if isinstance(observation, specs.BoundedArray) and is_image:
+        largest = max(int(np.max(observation.maximum)), 1)
+    elif isinstance(observation, specs.BoundedArray) and len(observation.shape) == 1:
         low = np.broadcast_to(observation.minimum, observation.shape)
         high = np.broadcast_to(observation.maximum, observation.shape)
         if np.all(np.isfinite([low, high])):
@@ -189,4 +191,5 @@ def _spec(observation: Any, num_actions: int) -> types.Spec:
         dtype=np.uint8 if is_image else np.float32,
         num_actions=num_actions,
         bounds=bounds,
+        largest_byte=largest,
     )

@@ -167,6 +167,7 @@ def _spec(row: gymnasium.Env, num_actions: int) -> types.Spec:
         num_actions=num_actions,
         bounds=bounds,
         max_episode_steps=None if row.spec is None else row.spec.max_episode_steps,
+        largest_byte=max(int(space.high.max()), 1) if is_image else 255,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from kullback import environments
 from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
-from kullback.experiments import opened, run_folder
+from kullback.experiments import inputs, opened, run_folder
 from kullback.experiments import plan as plans
 
 
@@ -126,6 +126,7 @@ def load(
     given = environments.checked(environment) if environment is not None else None
     with plans.closing((given or plan.make_environment)(plan.num_envs)) as probe:
         spec, is_compiled = probe.spec, isinstance(probe, types.Environment)
+        spec = inputs.as_recorded(spec, run.config)
         built = (agent or plan.make_agent)(spec)
     # Seeds of a compiled run share its checkpoints.
     num_seeds = plan.num_seeds if is_compiled else 1

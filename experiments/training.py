@@ -7,11 +7,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kullback import environments
 from kullback.core import compiled, files, host, loops, platform, types
-from kullback.experiments import driving, interrupts, opened, owner, record, run_folder
+from kullback.experiments import driving, inputs, interrupts, opened, owner, record, run_folder
 from kullback.experiments import plan as plans
 from kullback.experiments.driving import Callback
 from kullback.experiments.interrupts import Interrupted as Interrupted
@@ -108,7 +106,7 @@ def resume(
             )
         for change in changes:
             print(f"accepted: {change}")
-        work = _Work(plan, agent or plan.agent, environment or plan.environment)
+        work = _Work(plan, agent or plan.agent, environment or plan.environment, config)
         with contextlib.ExitStack() as stack:
             probe = stack.enter_context(work.built(folder.path))
             for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
@@ -168,13 +166,22 @@ class _Work:
         plan: plans.Plan,
         agent: str | plans.MakeAgent,
         environment: str | plans.MakeEnvironment,
+        config: Mapping[str, Any] | None = None,
     ):
+        """`config` is that of a run that goes on."""
+        self.config = config
         self.make_agent = plan.make_agent if isinstance(agent, str) else agent
         given = environments.checked(environment) if not isinstance(environment, str) else None
         self.make_environment: plans.MakeEnvironment = given or plan.make_environment
         self.make_arena: plans.MakeEnvironment = given or plan.make_arena
         self.is_given = given is not None
         self.plan = plan
+
+    def spec(self, environment: plans.AnyEnvironment) -> types.Spec:
+        """Returns the environment's spec, of a run that goes on as it has read it."""
+        if self.config is None:
+            return environment.spec
+        return inputs.as_recorded(environment.spec, self.config)
 
     @contextlib.contextmanager
     def built(self, home: pathlib.Path | None = None) -> Iterator[tuple[types.Agent, Any]]:
@@ -194,7 +201,7 @@ class _Work:
             if self.is_given and self.plan.eval_every:
                 with plans.closing(self.make_arena(self.plan.eval_episodes)):
                     pass  # It is what was asked for, which is better known before training.
-            agent = self.make_agent(environment.spec)
+            agent = self.make_agent(self.spec(environment))
             _learning_begins(agent, environment)
             yield agent, environment
 
@@ -214,12 +221,7 @@ def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
     spec = environment.spec
     return {
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else str(config),  # pyright: ignore[reportArgumentType]
-        "spec": {
-            "shape": list(spec.shape),
-            "dtype": np.dtype(spec.dtype).name,
-            "num_actions": spec.num_actions,
-            "frames_per_step": spec.frames_per_step,
-        },
+        "spec": inputs.details(spec),
         "loop": "compiled" if isinstance(environment, types.Environment) else "host",
         **details(),
     }
@@ -249,6 +251,9 @@ def _run(
     notice = getattr(probe[1], "notice", None)  # What a population takes of memory.
     if notice and not quiet:
         print(notice)
+    if not plan.is_language and not quiet and plan.agent != plans.CUSTOM:
+        for note in inputs.notes(work.spec(probe[1])):
+            print(note)
     if not plan.is_language and not quiet and plan.steps <= (begins := _learning_begins(*probe)):
         print(
             f"warning: learning begins after {begins:,} steps, and the run ends at {plan.steps:,}: "

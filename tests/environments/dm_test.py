@@ -88,6 +88,19 @@ def test_rows_reset_within_the_tick(dtype):
     assert all(row.closed for row in rows)
 
 
+def test_the_largest_byte_is_the_declared_one():
+    class Bytes(Counter):
+        def observation_spec(self) -> Any:
+            return specs.BoundedArray((2,), np.uint8, 0, 63)
+
+    class Plain(Counter):
+        def observation_spec(self) -> Any:
+            return specs.Array((2,), np.uint8)
+
+    assert dm.from_dm_env(Bytes()).spec.largest_byte == 63
+    assert dm.from_dm_env(Plain()).spec.largest_byte == 255
+
+
 def test_refuses_what_is_not_ours():
     class Vector(Counter):
         def action_spec(self) -> Any:

@@ -89,6 +89,15 @@ def test_bounds(game: str, high: list[float]):
     np.testing.assert_allclose(bounds, np.outer([-1, 1], high), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("high", "largest"), [(255, 255), (63, 63), (1, 1), (0, 1)])
+def test_the_largest_byte_is_the_declared_one(high: int, largest: int):
+    class Bytes(Counter):
+        observation_space = gymnasium.spaces.Box(0, high, (4, 5, 3), np.uint8)
+
+    spec = gym.from_gymnasium(Bytes).spec
+    assert spec.largest_byte == largest and spec.dtype == np.uint8 and spec.bounds is None
+
+
 def test_wrapped_cartpole_is_scaled_as_it_is_only_where_it_looks_as_it_does():
     def bounds(wrap):
         environment = gym.from_gymnasium(lambda: wrap(gymnasium.make("CartPole-v1")))

@@ -1,0 +1,76 @@
+"""How a run's networks read observations: as when it began."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kullback.core import networks, types
+
+RULES = "input_rules"  # Key of config.json's spec; what version 0.1 wrote has none.
+_RECORDED = ("shape", "dtype", "num_actions", "frames_per_step")
+
+
+def details(spec: types.Spec) -> dict[str, Any]:
+    """Returns what config.json says of a spec."""
+    return {
+        "shape": list(spec.shape),
+        "dtype": np.dtype(spec.dtype).name,
+        "num_actions": spec.num_actions,
+        "frames_per_step": spec.frames_per_step,
+        RULES: spec.input_rules,
+    }
+
+
+def as_recorded(spec: types.Spec, config: Mapping[str, Any]) -> types.Spec:
+    """Returns the spec of an environment as the run of a config.json reads it.
+
+    Raises:
+      ValueError: if the run was trained on other observations or actions.
+    """
+    recorded = config.get("spec")
+    if not isinstance(recorded, dict):  # Nothing that it could disagree with.
+        return spec
+    found = details(spec)
+    for name in _RECORDED:
+        if name in recorded and recorded[name] != found[name]:
+            raise ValueError(
+                f"the run was trained on {name} {recorded[name]} and this environment has "
+                f"{found[name]}; hand over the environment that it was trained in"
+            )
+    rules = recorded.get(RULES, 1)
+    if rules not in (1, types.Spec.input_rules):
+        raise ValueError(
+            f"config.json: spec.{RULES} must be 1 or {types.Spec.input_rules}, got {rules!r}; "
+            "a newer version may have begun this run"
+        )
+    return dataclasses.replace(spec, input_rules=rules)
+
+
+def notes(spec: types.Spec) -> list[str]:
+    """Returns what a user should know of how torsos read such observations, a line each."""
+    apart = networks.unscalable(spec.bounds) if spec.bounds is not None else []
+    has_bytes = np.dtype(spec.dtype) == np.uint8 and spec.frame_stack == 1
+    if spec.input_rules == 1:
+        if not apart and not has_bytes:
+            return []
+        return [
+            "note: this run began with version 0.1 and reads observations as it did: bytes "
+            "unscaled but in Nature's network, declared bounds of any width as a scale; a new run "
+            "would not"
+        ]
+    found = []
+    if apart:
+        shown = ", ".join(map(str, apart[:10])) + (", ..." if len(apart) > 10 else "")
+        found.append(
+            f"note: {len(apart)} of {spec.shape[0]} dimensions of the observation are not scaled "
+            f"({shown}): their declared bounds are equal, not finite in float32, or more than "
+            f"{networks.WIDEST:,.0f} apart"
+        )
+    if has_bytes and spec.largest_byte == 255 and networks.is_grid(spec):
+        found.append(
+            f"note: bytes of shape {spec.shape} are read as fractions of 255, which the "
+            "environment declares as their largest; if they are categories, declare how many"
+        )
+    return found
