@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import checkpoints, compiled, files
+from kullback.core import checkpoints, compiled, files, replay
 from kullback.environments import toy
 from kullback.experiments import run_folder
 
@@ -140,7 +140,9 @@ def test_what_no_name_stands_for_must_be_handed_over_again(tmp_path: pathlib.Pat
     assert experiments.load(path, environment=toy.chain).spec.shape == (8,)
 
 
-def test_a_host_run_is_loaded_evaluated_and_filmed(tmp_path: pathlib.Path):
+def test_a_host_run_is_loaded_evaluated_and_filmed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
     path = experiments.train(
         "dqn",
         "gym/CartPole-v1",
@@ -150,6 +152,10 @@ def test_a_host_run_is_loaded_evaluated_and_filmed(tmp_path: pathlib.Path):
         out=tmp_path / "run",
         quiet=True,
     )
+    for folder in ("checkpoints", "replay"):  # What a process that trains is about to rename.
+        (path / folder / ".tmp-half").write_bytes(b"half")
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
+    monkeypatch.setattr(replay, "host", None)  # It may need all of the memory.
     run = experiments.load(path)
     assert run.env_steps == 160 and int(run.learner.steps) == 15
     scores = run.evaluate(3)
@@ -158,6 +164,7 @@ def test_a_host_run_is_loaded_evaluated_and_filmed(tmp_path: pathlib.Path):
     pictures = list(run.frames(limit=4))
     assert len(pictures) == 4 and pictures[0].shape == (400, 600, 3)
     assert np.any(pictures[0] != pictures[3])
+    assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == before
 
 
 def test_a_run_whose_first_checkpoint_was_never_whole_starts_anew(tmp_path: pathlib.Path):
