@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all run bench parity build
+.PHONY: help setup format check test test-all soak run bench parity build
 
 help:  ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -46,6 +46,13 @@ test: check  ## `check` and the fast tests.
 
 test-all: check  ## `check` and every test, the slow ones too, on new random examples.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --durations=10
+
+# A piece of it; the next goes on where it ended, and all pieces of a seed are one table.
+MINUTES ?= 10
+SEED ?= 0
+
+soak: $(DEV)  ## Kills, damages and misuses every command for MINUTES=10, with SEED=0.
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
 run: $(RUNTIME)  ## Trains M-DQN on MinAtar's Breakout and films it: a few minutes.
 	@$(BIN)/kullback train m-dqn minatar/breakout --steps 300000 --out $(DEMO)
