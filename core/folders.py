@@ -9,7 +9,7 @@ are followed. One place beside is known: Hugging Face's cache keeps the files of
 import os
 import pathlib
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 Path = str | os.PathLike[str]
 
@@ -25,27 +25,12 @@ def inside(folder: Path, name: str, *, named_by: str = "") -> pathlib.Path:
     Raises:
       ValueError: if the name leads out of the folder, or to nothing, or to what is no regular file.
     """
-    folder = pathlib.Path(folder)
-    source = f"{named_by}: " if named_by else ""
-    parts = name.split("/")
-    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(
-            f"{source}{name!a} must be the name of a file inside {folder}: relative, "
-            'without ".." and control characters'
-        )
-    path = folder / name
-    try:
-        resolved = path.resolve(strict=True)
-        regular = stat.S_ISREG(resolved.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{source}{path} is missing") from None
-    except (OSError, RuntimeError, ValueError) as error:  # Links in a circle, names without end.
-        raise ValueError(f"{source}{ascii(name)[:200]} cannot be opened ({error})") from None
-    if not any(resolved.is_relative_to(home) for home in _homes(folder.resolve())):
-        raise ValueError(f"{source}{path} is a link out of the folder, to {resolved}; refused")
-    if not regular:
-        raise ValueError(f"{source}{path} is no regular file")
-    return path
+    return _found(folder, name, named_by, stat.S_ISREG, "is no regular file")
+
+
+def subfolder(folder: Path, name: str, *, named_by: str = "") -> pathlib.Path:
+    """Returns the path of a folder that something in a folder names; otherwise as `inside`."""
+    return _found(folder, name, named_by, stat.S_ISDIR, "is no folder")
 
 
 def present(folder: Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
@@ -58,6 +43,32 @@ def present(folder: Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     return {name: inside(folder, name) for name in names if os.path.lexists(folder / name)}
+
+
+def _found(
+    folder: Path, name: str, named_by: str, is_kind: Callable[[int], bool], complaint: str
+) -> pathlib.Path:
+    folder = pathlib.Path(folder)
+    source = f"{named_by}: " if named_by else ""
+    parts = name.split("/")
+    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(
+            f"{source}{name!a} must be a name inside {folder}: relative, "
+            'without ".." and control characters'
+        )
+    path = folder / name
+    try:
+        resolved = path.resolve(strict=True)
+        is_right = is_kind(resolved.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{source}{path} is missing") from None
+    except (OSError, RuntimeError, ValueError) as error:  # Links in a circle, names without end.
+        raise ValueError(f"{source}{ascii(name)[:200]} cannot be opened ({error})") from None
+    if not any(resolved.is_relative_to(home) for home in _homes(folder.resolve())):
+        raise ValueError(f"{source}{path} is a link out of the folder, to {resolved}; refused")
+    if not is_right:
+        raise ValueError(f"{source}{path} {complaint}")
+    return path
 
 
 def _homes(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:

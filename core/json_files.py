@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar, cast, overload
 
 MAX_BYTES = 1 << 28  # 256 MiB: eight times the largest tokenizer.json of Gemma.
 MAX_DEPTH = 100  # Lists and objects within each other; no file that we know has ten.
-_LFS = "version https://git-lfs.github.com/spec/"
+LFS = "version https://git-lfs.github.com/spec/"  # Begins what stands in place of a large file.
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 _SHOWN = 60  # Characters of a value in a message.
 # Singular and plural of each type that JSON has, for messages.
@@ -246,7 +246,7 @@ def parse_value(text: str | bytes, name: str, *, nan: bool = False) -> Any:
     text = text.removeprefix(_BOM)
     if not text.strip("\0 \t\r\n"):
         raise ValueError(f"{name} is {'filled with zeros' if text.strip() else 'empty'}, no JSON")
-    if text.startswith(_LFS):
+    if text.startswith(LFS):
         raise ValueError(f"{name} is a git-lfs pointer, not the file; fetch it by git lfs pull")
 
     def constant(word: str) -> float:

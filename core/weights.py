@@ -1,13 +1,93 @@
-"""Parameters alone, as safetensors: what other programs and libraries read."""
+"""Tensors in files of safetensors, which other programs and libraries read and write too."""
 
-from typing import Any
+import math
+import pathlib
+import struct
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, trees
+from kullback.core import files, json_files, trees
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# safetensors' name -> NumPy's; others, of fewer bits than a byte say, are bytes to us.
+_DTYPES = {
+    **FLOATS,
+    "BOOL": "bool",
+    "C64": "complex64",
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+}
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file that is memory-mapped: its numbers are read when they are used."""
+
+    file: str  # Name of the file, without its folder.
+    dtype: str  # safetensors' name, "BF16".
+    shape: tuple[int, ...]
+    data: np.ndarray  # Flat; uint8 for a type that we have none for.
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers in their shape."""
+        return self.data.reshape(self.shape)
+
+    def of_rows(self, count: int) -> "Tensor":
+        """Returns the first rows of it."""
+        data = self.data[: count * math.prod(self.shape[1:])]
+        return self._replace(shape=(count, *self.shape[1:]), data=data)
+
+
+def read(path: files.Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file by name, memory-mapped.
+
+    What its header claims is compared with the length of the file before anything is made of it.
+
+    Raises:
+      CorruptError: if it is no whole file of safetensors.
+    """
+    path = pathlib.Path(path)
+    try:
+        with safetensors.safe_open(path, "np"):  # It checks the header: offsets, sizes, overlaps.
+            memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
+    except safetensors.SafetensorError as error:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(json_files.LFS)) == json_files.LFS.encode()
+        reason = "it is a git-lfs pointer, fetch the file by git lfs pull" if is_pointer else error
+        raise files.CorruptError(f"{path} cannot be read as safetensors ({reason})") from None
+    begin = 8 + struct.unpack("<Q", memory[:8].tobytes())[0]
+    try:
+        header = json_files.parse(memory[8:begin].tobytes(), f"{path}, its header")
+        return {
+            name: _tensor(path.name, header.record(name), memory[begin:])
+            for name, _ in header.items()
+            if name != "__metadata__"
+        }
+    except ValueError as error:
+        raise files.CorruptError(str(error)) from error
+
+
+def _tensor(file: str, entry: json_files.Record, data: np.ndarray) -> Tensor:
+    """Returns a tensor as the header of a file describes it; `data` is what follows the header."""
+    name = entry.keys[-1]
+    if not name.isprintable():
+        raise ValueError(f"{entry.file}: a tensor's name must be printable, got {name!a}")
+    begin, end = entry.list_of("data_offsets", int)
+    dtype, shape = entry.get("dtype", str), tuple(entry.list_of("shape", int))
+    numbers = data[begin:end].view(jnp.dtype(_DTYPES.get(dtype, "uint8")))
+    if dtype in _DTYPES and numbers.size != math.prod(shape):
+        raise entry.error("shape", f"of {numbers.size} numbers, as there are")
+    if math.prod(n for n in shape if n) * numbers.itemsize >= 2**63:  # With a 0 among them.
+        raise entry.error("shape", "one that an array may have")
+    return Tensor(file, dtype, shape, numbers)
 
 
 def export_params(path: files.Path, params: Any) -> None:
@@ -31,12 +111,29 @@ def import_params(path: files.Path, like: Any) -> Any:
     Raises:
       ValueError: if the file cannot be read, or a leaf differs from `like`.
     """
-    try:
-        arrays = safetensors_numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise files.CorruptError(f"{path} cannot be read as safetensors ({error})") from error
-    saved = {name: trees.describe(name, array) for name, array in arrays.items()}
+    arrays = checked(path, like)
     named = trees.named_leaves(like)
-    trees.check_alike(path, saved, named)
-    leaves = [trees.from_numpy(arrays[name], saved[name], leaf) for name, leaf in named.items()]
+    leaves = [
+        trees.from_numpy(arrays[name], trees.describe(name, arrays[name]), leaf)
+        for name, leaf in named.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def checked(path: files.Path, like: Any) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file by name, which must be the leaves of a tree.
+
+    Args:
+      path: the file.
+      like: as for `import_params`.
+
+    Raises:
+      ValueError: if the file cannot be read, or a leaf differs from `like`.
+    """
+    tensors = read(path)
+    saved = {
+        name: trees.Leaf(list(tensor.shape), str(tensor.data.dtype))
+        for name, tensor in tensors.items()
+    }
+    trees.check_alike(path, saved, trees.named_leaves(like))
+    return {name: np.array(tensor.array) for name, tensor in tensors.items()}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, json_files, trees, types
+from kullback.core import checkpoints, files, folders, json_files, trees, types
 from kullback.experiments import opened, settings
 from kullback.lm import (
     chat,
@@ -134,7 +134,9 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
 
 def saved(home: pathlib.Path) -> Checkpoint:
     """What `save` wrote, without parameters: a run goes on with the ends of text that it had."""
-    return Checkpoint(saved_config(home), tokenizer.load(home / "tokenizer"), None)
+    return Checkpoint(
+        saved_config(home), tokenizer.load(folders.subfolder(home, "tokenizer")), None
+    )
 
 
 def ends_notice(checkpoint: Checkpoint) -> str | None:
@@ -174,11 +176,11 @@ def export(path: str | pathlib.Path, out: pathlib.Path, seed: int | None = None)
     Its operator goes with it, in a key of config.json that others pass over.
     """
     checkpoint = load(path, seed)
-    words = pathlib.Path(path) / "tokenizer"
+    words = folders.subfolder(path, "tokenizer")
     hugging_face.save(
         out,
         checkpoint.config,
         checkpoint.params,
-        tokenizer_files=sorted(words.iterdir()),
+        tokenizer_files=folders.present(words, checkpoint.tokenizer.sources).values(),
         extra={NOTES: {"divergence": checkpoint.divergence}},
     )

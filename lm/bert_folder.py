@@ -4,17 +4,18 @@ Their linear layers are [out, in], ours [in, out]; their tensors are one a layer
 along a layer axis (lm/bert.py).
 """
 
+import functools
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, finite, trees, types
+from kullback.core import files, finite, folders, trees, types, weights
 from kullback.lm import bert, bert_words, hugging_face_config
 
 WEIGHTS = "model.safetensors"
@@ -96,7 +97,7 @@ def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
     model = bert.make(config)
     tensors = _tensors(folder, config)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    named: dict[str, np.ndarray] = {}
+    made: dict[str, Callable[[], np.ndarray]] = {}  # Nothing is made before all is checked.
     wrong = []
     for path, leaf in trees.named_leaves(shapes).items():
         names, transposed = _names(path, config)
@@ -106,24 +107,24 @@ def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
         shape = shape[::-1] if transposed else shape
         if labels is not None and path.startswith("head/"):
             if path.startswith("head/output") or found[0] is None:
-                named[path] = _new(path, leaf.shape)
+                made[path] = functools.partial(_new, path, leaf.shape)
                 continue
+        parts: list[weights.Tensor] = []
         for name, tensor in zip(names, found, strict=True):
             if tensor is None:
                 wrong.append(f"{name} is missing")
-            elif not np.issubdtype(tensor.dtype, np.floating) and str(tensor.dtype) != "bfloat16":
-                wrong.append(f"{name} is of {tensor.dtype}, expected floating numbers")
+            elif tensor.dtype not in weights.FLOATS:
+                wrong.append(f"{name} is of {tensor.data.dtype}, expected floating numbers")
             elif tensor.shape != shape:
                 wrong.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
-        if not wrong:
-            parts = [np.asarray(x, np.float32) for x in found]
-            parts = [x.T if transposed else x for x in parts]
-            named[path] = np.stack(parts) if stacked else parts[0]
+            else:
+                parts.append(tensor)
+        made[path] = functools.partial(_joined, parts, transposed=transposed, stacked=stacked)
     wrong += [f"{name} is unknown" for name in tensors]
     if wrong:
         rest = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(f"{folder / WEIGHTS}: {'; '.join(wrong[:10])}{rest}")
-    leaves = [jax.device_put(named[path]) for path in trees.named_leaves(shapes)]
+    leaves = [jax.device_put(made[path]()) for path in trees.named_leaves(shapes)]
     params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     return Classifier(model, params, bert_words.read(folder, config))
 
@@ -171,7 +172,7 @@ def read_config(folder: files.Path, labels: Sequence[str] | None = None) -> bert
     Raises:
       ValueError: if the file is missing or no JSON, or asks for what our models do not do.
     """
-    path = pathlib.Path(folder) / "config.json"
+    path = hugging_face_config.config_file(folder)
     fields = hugging_face_config.read_json(path)
     kind = fields.get("model_type")
     if kind not in ARCHITECTURES:
@@ -212,6 +213,12 @@ def to_json(config: bert.Config) -> dict[str, Any]:
     }
 
 
+def _joined(parts: Sequence[weights.Tensor], *, transposed: bool, stacked: bool) -> np.ndarray:
+    """A parameter, of a tensor or one a layer."""
+    arrays = [np.array(part.array.T if transposed else part.array, np.float32) for part in parts]
+    return np.stack(arrays) if stacked else arrays[0]
+
+
 def _new(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """A parameter of a new head: the last layer begins as zeros, where every class is as likely."""
     if path == "head/dense/w":
@@ -232,15 +239,11 @@ def _names(path: str, config: bert.Config) -> tuple[list[str], bool]:
     return [f"{config.kind}.encoder.layer.{n}.{theirs}" for n in layers], part == "w"
 
 
-def _tensors(folder: pathlib.Path, config: bert.Config) -> dict[str, np.ndarray]:
+def _tensors(folder: pathlib.Path, config: bert.Config) -> dict[str, weights.Tensor]:
     """All tensors that matter, with the prefix of the model whether or not they have it."""
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; shards and pickles (.bin) are not read")
-    try:
-        tensors = safetensors_numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise files.CorruptError(f"{path} cannot be read as safetensors ({error})") from error
+    if not os.path.lexists(folder / WEIGHTS):
+        raise ValueError(f"{folder / WEIGHTS} is missing; shards and pickles (.bin) are not read")
+    tensors = weights.read(folders.inside(folder, WEIGHTS))
     own = ("embeddings.", "encoder.", "pooler.")  # As of an encoder without a head.
     prefix = f"{config.kind}."
     named = {

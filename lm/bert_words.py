@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from kullback.core import files
+from kullback.core import files, folders
 from kullback.lm import bert, hugging_face_config
 
 _TOKENIZER, _VOCABULARY, _SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
@@ -153,7 +153,8 @@ def read(folder: files.Path, config: bert.Config) -> Words:
             f"{folder}: its tokenizer has ids up to {greatest} and pads with {pad_id}, its model "
             f"has ids below {config.vocab_size} and pads with {config.pad_id}"
         )
-    sources = {n: (folder / n).read_bytes() for n in _COMPANIONS if (folder / n).is_file()}
+    found = folders.present(folder, _COMPANIONS)
+    sources = {name: path.read_bytes() for name, path in found.items()}
     sources[_TOKENIZER] = inner.to_str().encode()
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
@@ -172,16 +173,15 @@ def read(folder: files.Path, config: bert.Config) -> Words:
 
 
 def _tokenizer(folder: pathlib.Path, kind: str) -> tokenizers.Tokenizer:
-    path = folder / _TOKENIZER
-    if path.is_file():
-        return tokenizers.Tokenizer.from_str(path.read_text())
-    if kind != "bert" or not (folder / _VOCABULARY).is_file():
+    found = folders.present(folder, (_TOKENIZER, _VOCABULARY, _SETTINGS))
+    if _TOKENIZER in found:
+        return tokenizers.Tokenizer.from_str(found[_TOKENIZER].read_text())
+    if kind != "bert" or _VOCABULARY not in found:
         also = f" nor {_VOCABULARY}" if kind == "bert" else ""
         raise ValueError(f"{folder} has no {_TOKENIZER}{also}")
-    settings = folder / _SETTINGS
-    fields = hugging_face_config.read_json(settings) if settings.is_file() else {}
+    fields = hugging_face_config.read_json(found[_SETTINGS]) if _SETTINGS in found else {}
     made = tokenizers.BertWordPieceTokenizer(
-        str(folder / _VOCABULARY),
+        str(found[_VOCABULARY]),
         lowercase=fields.get("do_lower_case", True),
         strip_accents=fields.get("strip_accents"),
         handle_chinese_chars=fields.get("tokenize_chinese_chars", True),

@@ -19,10 +19,9 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, finite, trees, types
+from kullback.core import files, finite, folders, trees, types, weights
 from kullback.lm import bert_folder, bert_words, hugging_face_config
 
 MODEL_TYPE = "kullback-embeddings"
@@ -161,22 +160,15 @@ def load(folder: files.Path) -> Model:
       CorruptError: if the head cannot be read.
     """
     folder = pathlib.Path(folder)
-    kind = hugging_face_config.read_json(folder / "config.json").get("model_type")
+    kind = hugging_face_config.read_json(hugging_face_config.config_file(folder)).get("model_type")
     if kind != MODEL_TYPE:
         raise ValueError(f"{folder}: model_type must be {MODEL_TYPE!r}, got {kind!r}")
-    if not (folder / HEAD).is_file():
-        raise ValueError(f"{folder / HEAD} is missing")
-    try:
-        flat = safetensors_numpy.load_file(folder / HEAD)
-    except safetensors.SafetensorError as error:
-        raise files.CorruptError(f"{folder / HEAD} cannot be read ({error})") from error
-    classifier = bert_folder.load(folder / "encoder")
+    file = folders.inside(folder, HEAD)
+    classifier = bert_folder.load(folders.subfolder(folder, "encoder"))
     x = jax.ShapeDtypeStruct((1, 2 * classifier.model.config.embed_dim + 2), jnp.float32)
-    expected = trees.named_leaves(jax.eval_shape(head.init, jax.random.key(0), x))
-    saved = {name: trees.describe(name, array) for name, array in flat.items()}
-    trees.check_alike(folder / HEAD, saved, expected)
     params: dict[str, dict[str, np.ndarray]] = {}
-    for path, array in flat.items():
+    like = jax.eval_shape(head.init, jax.random.key(0), x)
+    for path, array in weights.checked(file, like).items():
         module, name = path.rsplit("/", 1)
         params.setdefault(module, {})[name] = array
     return Model(classifier, params)

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.core import regularizers
+from kullback.core import folders, regularizers
 from kullback.lm import chat, hugging_face_config, texts, tokenizer
 
 NOTES = "kullback"  # What we say of a model in the config.json that we export.
@@ -39,8 +39,8 @@ def fields(folder: pathlib.Path) -> dict[str, Field]:
     Raises:
       ValueError: for a config.json or a tokenizer that cannot be read.
     """
-    path = folder / CONFIG
-    if not path.is_file():
+    path = folders.present(folder, (CONFIG,)).get(CONFIG)
+    if path is None:
         return {}
     found: dict[str, Any] = {"operator": operator(folder)}
     outer = hugging_face_config.read_json(path)
@@ -66,7 +66,7 @@ def operator(folder: pathlib.Path) -> str:
     Raises:
       ValueError: for a note that is none, or names no divergence.
     """
-    file = folder / CONFIG
+    file = hugging_face_config.config_file(folder)
     notes = hugging_face_config.read_json(file).get(NOTES, {})
     if not isinstance(notes, dict) or not isinstance(notes.get("divergence", ""), str):
         raise ValueError(f"{file}: {NOTES!r} must be an object with a divergence, got {notes!r}")
@@ -130,8 +130,7 @@ def _shown(field: Field | None, folder: pathlib.Path, name: str) -> str:
 
 
 def _tokenizer(folder: pathlib.Path) -> tokenizer.Tokenizer | None:
-    has_one = any((folder / name).is_file() for name in TOKENIZERS[:2])
-    return tokenizer.load(folder) if has_one else None
+    return tokenizer.load(folder) if folders.present(folder, TOKENIZERS[:2]) else None
 
 
 def _tokens(folder: pathlib.Path) -> dict[str, Field]:
@@ -149,7 +148,7 @@ def _tokens(folder: pathlib.Path) -> dict[str, Field]:
 
 
 def _files(folder: pathlib.Path) -> dict[str, Field]:
-    paths = [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+    paths = folders.present(folder, TOKENIZERS).values()
     return {
         f"tokenizer ({path.name})": Field(
             hashlib.sha256(path.read_bytes()).hexdigest()[:12], str(path)

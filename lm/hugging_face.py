@@ -5,11 +5,9 @@ along a layer axis (lm/gemma.py). Loading goes tensor by tensor, so that the hos
 parameters and one stacked tensor at most.
 """
 
-import contextlib
 import json
 import math
 import pathlib
-import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
 
 from kullback.core import files, finite, trees, types
-from kullback.lm import gemma, hugging_face_config
+from kullback.lm import gemma, hugging_face_config, tensor_files
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # The longer ones first: the last is a part of the second.
 TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
 SKIPPED_PREFIXES = tuple(
@@ -30,7 +26,6 @@ SKIPPED_PREFIXES = tuple(
     for name in ("vision_tower.", "multi_modal_projector.")
     for before in ("", "model.")
 )
-HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # numpy's name -> safetensors'.
 # Ours -> (theirs, whether it is transposed).
 LAYER = {
@@ -92,29 +87,28 @@ def load(
     """
     folder = pathlib.Path(folder)
     config = hugging_face_config.read(folder, dtype)
+    tensors = tensor_files.read(folder)
+    text, head, num_skipped = _sort(folder, tensors)
     leaves, like = _leaves(config)
-    with contextlib.ExitStack() as stack:
-        tensors = _open(folder, stack)
-        text, head, num_skipped = _sort(folder, tensors)
-        _check(folder, leaves, text, tensors)
-        if head is not None:
-            _check_head(folder, tensors[head], tensors[text["embed_tokens.weight"]], head)
-        elif not hugging_face_config.read_json(folder / "config.json").get(
-            "tie_word_embeddings", True
-        ):
-            raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
-        named = {}
-        for path, leaf in leaves.items():
-            array = _read(leaf, [tensors[text[name]] for name in leaf.names], like[path], dtype)
-            array = jax.device_put(array, sharding(path) if sharding else None)
-            named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
-        read = [tensors[name] for name in text.values()]
-        report = Report(
-            num_tensors=len(read),
-            num_bytes=sum(_num_bytes(tensor) for tensor in read),
-            num_skipped=num_skipped,
-            dtypes=tuple(sorted({tensor.dtype for tensor in read})),
-        )
+    _check(folder, leaves, text, tensors)
+    if head is not None:
+        _check_head(folder, tensors[head], tensors[text["embed_tokens.weight"]], head)
+    elif not hugging_face_config.read_json(hugging_face_config.config_file(folder)).get(
+        "tie_word_embeddings", True
+    ):
+        raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
+    named = {}
+    for path, leaf in leaves.items():
+        array = _read(leaf, [tensors[text[name]] for name in leaf.names], like[path], dtype)
+        array = jax.device_put(array, sharding(path) if sharding else None)
+        named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
+    read = [tensors[name] for name in text.values()]
+    report = Report(
+        num_tensors=len(read),
+        num_bytes=sum(tensor.data.nbytes for tensor in read),
+        num_skipped=num_skipped,
+        dtypes=tuple(sorted({tensor.dtype for tensor in read})),
+    )
     return config, _nest(named), report
 
 
@@ -155,13 +149,13 @@ def save(
         "generation_config.json": hugging_face_config.generation_to_json(config),
     }
     for path in copied:
-        if not path.is_file() or path.name in (*contents, WEIGHTS, INDEX):
+        if not path.is_file() or path.name in (*contents, tensor_files.WEIGHTS, tensor_files.INDEX):
             raise ValueError(f"{path} must be a file of a tokenizer")
     with files.atomic_path(folder) as temporary:
         temporary.mkdir()
         for name, fields in contents.items():
             (temporary / name).write_text(json.dumps(fields, indent=2) + "\n")
-        _write(temporary / WEIGHTS, leaves, named)
+        _write(temporary / tensor_files.WEIGHTS, leaves, named)
         for path in copied:
             shutil.copyfile(path, temporary / path.name)
 
@@ -185,61 +179,8 @@ def _leaves(config: gemma.Config) -> tuple[dict[str, _Leaf], dict[str, jax.Shape
     return leaves, like
 
 
-class _Tensor(NamedTuple):
-    """A tensor in a file that is open."""
-
-    file: Any
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # safetensors' name.
-
-    def rows(self, begin: int, end: int) -> np.ndarray:
-        """A part of it, which alone is read; `end` may lie beyond the last row."""
-        return self.file.get_slice(self.name)[begin : min(end, self.shape[0])]
-
-
-def _num_bytes(tensor: _Tensor) -> int:
-    bits = re.search(r"\d+", tensor.dtype)  # "BF16", "F8_E4M3"; "BOOL" is a byte.
-    return math.prod(tensor.shape) * (int(bits[0]) // 8 if bits else 1)
-
-
-def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, _Tensor]:
-    """All tensors of a folder by name."""
-    index = folder / INDEX
-    where, total_size = None, None
-    if index.is_file():
-        contents = hugging_face_config.read_json(index)
-        where = contents.get("weight_map")
-        total_size = (contents.get("metadata") or {}).get("total_size")
-        if not isinstance(where, dict) or not where:
-            raise ValueError(f"{index} must have a weight_map of tensor -> file")
-        shards = sorted(set(where.values()))
-    else:
-        shards = [WEIGHTS]
-    tensors: dict[str, _Tensor] = {}
-    for shard in shards:
-        path = folder / shard
-        if not path.is_file():
-            raise ValueError(f"{path} is missing")
-        try:
-            file = stack.enter_context(safetensors.safe_open(path, "np"))
-        except safetensors.SafetensorError as error:
-            raise files.CorruptError(f"{path} cannot be read as safetensors ({error})") from error
-        for name in file.keys():  # It is no dict.
-            if where is not None and where.get(name) != shard:
-                raise ValueError(f"{path} has {name}, which {index} has in {where.get(name)}")
-            part = file.get_slice(name)
-            tensors[name] = _Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
-    if where is not None and (lost := sorted(set(where) - set(tensors))):
-        raise ValueError(f"{index} names tensors that are in no file: {_list(lost)}")
-    found = sum(_num_bytes(tensor) for tensor in tensors.values())
-    if total_size is not None and total_size != found:
-        raise ValueError(f"{index} says total_size {total_size}, the files have {found} bytes")
-    return tensors
-
-
 def _sort(
-    folder: pathlib.Path, tensors: dict[str, _Tensor]
+    folder: pathlib.Path, tensors: dict[str, tensor_files.Tensor]
 ) -> tuple[dict[str, str], str | None, int]:
     """Text tensors {name without prefix: name}, the unembedding's name if any, how many else."""
     text: dict[str, str] = {}
@@ -248,7 +189,7 @@ def _sort(
         prefix = next((p for p in TEXT_PREFIXES if name.startswith(p)), None)
         if name.startswith(SKIPPED_PREFIXES):
             num_skipped += 1
-        elif name in HEADS:
+        elif name in tensor_files.HEADS:
             head = name
         elif prefix is None:
             unknown.append(name)
@@ -257,7 +198,7 @@ def _sort(
         else:
             text[short] = name
     if unknown:
-        raise ValueError(f"{folder} has unknown tensors: {_list(unknown)}")
+        raise ValueError(f"{folder} has unknown tensors: {tensor_files.listed(unknown)}")
     return text, head, num_skipped
 
 
@@ -265,7 +206,7 @@ def _check(
     folder: pathlib.Path,
     leaves: dict[str, _Leaf],
     text: dict[str, str],
-    tensors: dict[str, _Tensor],
+    tensors: dict[str, tensor_files.Tensor],
 ) -> None:
     """Compares the folder's tensors with those that the configuration asks for."""
     shapes = {name: leaf.shape for leaf in leaves.values() for name in leaf.names}
@@ -283,27 +224,24 @@ def _check(
             if tensors[name].dtype not in DTYPES.values()
         ],
     }
-    said = [f"{what}: {_list(names)}" for what, names in complaints.items() if names]
+    said = [f"{what}: {tensor_files.listed(names)}" for what, names in complaints.items() if names]
     if said:
         raise ValueError(f"{folder} {'; '.join(said)}; is it the model of its config.json?")
 
 
-def _list(names: list[str], most: int = 20) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _check_head(folder: pathlib.Path, head: _Tensor, embedding: _Tensor, name: str) -> None:
+def _check_head(
+    folder: pathlib.Path, head: tensor_files.Tensor, embedding: tensor_files.Tensor, name: str
+) -> None:
     step = 4096  # Rows at a time: the embedding is the largest tensor of all.
     if head.shape != embedding.shape or any(
-        not np.array_equal(head.rows(i, i + step), embedding.rows(i, i + step))
+        not np.array_equal(head.array[i : i + step], embedding.array[i : i + step])
         for i in range(0, embedding.shape[0], step)
     ):
         raise ValueError(f"{folder}: {name} must equal the embedding, to which Gemma 3 ties it")
 
 
 def _read(
-    leaf: _Leaf, tensors: list[_Tensor], like: jax.ShapeDtypeStruct, dtype: str
+    leaf: _Leaf, tensors: list[tensor_files.Tensor], like: jax.ShapeDtypeStruct, dtype: str
 ) -> np.ndarray:
     """The numbers of one parameter."""
     target = np.empty(like.shape, jax.numpy.dtype(dtype))
@@ -311,7 +249,7 @@ def _read(
         part = target[i] if leaf.stacked else target
         step = max(1, (1 << 24) // max(1, math.prod(leaf.shape[1:])))  # No second copy of all.
         for row in range(0, leaf.shape[0], step):
-            numbers = tensor.rows(row, row + step)
+            numbers = tensor.array[row : row + step]
             if leaf.transposed:
                 part[:, row : row + step] = numbers.T
             else:

@@ -6,10 +6,11 @@ which either version takes. What is absent has the default of transformers' Gemm
 """
 
 import json
+import os
 import pathlib
 from typing import Any
 
-from kullback.core import files
+from kullback.core import files, folders
 from kullback.lm import gemma
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -52,7 +53,7 @@ def read(folder: files.Path, dtype: str = "float32") -> gemma.Config:
     Raises:
       ValueError: if the file is missing or no JSON, or asks for what our Gemma 3 does not do.
     """
-    path = pathlib.Path(folder) / "config.json"
+    path = config_file(folder)
     outer = read_json(path)
     text = outer.get("text_config") or outer
     for fields, expected in ((outer, ("gemma3", "gemma3_text")), (text, ("gemma3_text", "gemma3"))):
@@ -63,8 +64,8 @@ def read(folder: files.Path, dtype: str = "float32") -> gemma.Config:
         for fields in (outer, text):
             if (fields.get(name) or None) not in (value or None, None):
                 raise ValueError(f"{path}: {name} must be {value!r}, got {fields[name]!r}")
-    generation = path.with_name("generation_config.json")
-    sources = (read_json(generation) if generation.is_file() else {}, outer, text)
+    generation = folders.present(path.parent, ("generation_config.json",))
+    sources = (*map(read_json, generation.values()), outer, text)
     values: dict[str, Any] = {
         ours: _number(path, text, name, default, name in REAL)
         for name, (ours, default) in SIZES.items()
@@ -82,6 +83,18 @@ def read(folder: files.Path, dtype: str = "float32") -> gemma.Config:
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def config_file(folder: files.Path) -> pathlib.Path:
+    """Returns the path of a folder's config.json.
+
+    Raises:
+      ValueError: if it is missing, or a link out of the folder.
+    """
+    path = pathlib.Path(folder) / "config.json"
+    if not os.path.lexists(path):
+        raise ValueError(f"{path} is missing; expected a folder of Hugging Face")
+    return folders.inside(folder, path.name)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback.core import averaging, files, finite
+from kullback.core import averaging, files, finite, folders
 from kullback.lm import folder_meaning, tensor_files
 
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")
-COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py")  # Beside the weights.
+COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken")  # Beside the weights; never code.
 SEGMENT = 1 << 20  # Numbers that a thread takes at once.
 MAX_THREADS = 8
 FLUSHED = 1 << 27  # Bytes after which the disk is told to begin, beside the threads.
@@ -87,6 +87,7 @@ class Report(NamedTuple):
     num_bytes: int  # Of them.
     grams: dict[str, np.ndarray]  # <delta_m, delta_n>, [M, M] by group; empty without angles.
     overridden: list[str]  # What differed between models and was merged all the same, a line each.
+    left_out: list[str]  # Files of code beside the first model, which are not copied.
 
 
 def gemma_groups(group: str) -> averaging.GroupOf:
@@ -127,10 +128,10 @@ def merge(
     """Merges folders of safetensors into a new one, which is whole or not there.
 
     Tensors, their types and their files are those of the first model, and so are config.json and
-    the tokenizer, which must be those of all (lm/folder_meaning.py). What is not floating must be
-    equal in all. An unembedding that config.json ties to the embedding is merged once, as the
-    embedding, and left out. Tables that one tokenizer has, padded to other numbers of rows, are
-    merged as far as all go; the rest is the first model's.
+    the tokenizer, which must be those of all (lm/folder_meaning.py); code is not copied. What is
+    not floating must be equal in all. An unembedding that config.json ties to the embedding is
+    merged once, as the embedding, and left out. Tables that one tokenizer has, padded to other
+    numbers of rows, are merged as far as all go; the rest is the first model's.
 
     Args:
       models: theta_1 .. theta_M, with model.safetensors or shards and their index.
@@ -148,18 +149,19 @@ def merge(
     """
     out = pathlib.Path(out)
     config.check(len(models), has_base=base is not None)
-    folders = [pathlib.Path(path) for path in (*models, *([] if base is None else [base]))]
-    called = [str(folder) for folder in folders] if names is None else [*names]
-    check_places(out, folders)
-    opened = [tensor_files.open_folder(folder) for folder in folders]
-    overridden = folder_meaning.differences(folders, called)
+    sources = [pathlib.Path(path) for path in (*models, *([] if base is None else [base]))]
+    called = [str(folder) for folder in sources] if names is None else [*names]
+    check_places(out, sources)
+    opened = [tensor_files.open_folder(folder) for folder in sources]
+    beside = _beside(sources[0])
+    overridden = folder_meaning.differences(sources, called)
     if overridden and not force:
         rest = f" (and {len(overridden) - 1} fields more)" if overridden[1:] else ""
         raise ValueError(
             f"models differ in {overridden[0]}{rest}; their weights mean different functions, "
             "which have no average: choose others, or take all from the first model by --force"
         )
-    tensor_files.check_alike(called, opened, padded=folder_meaning.has_same_tokens(folders))
+    tensor_files.check_alike(called, opened, padded=folder_meaning.has_same_tokens(sources))
     first = opened[0]
     floats = {name: tensor for name, tensor in first.items() if tensor.dtype in tensor_files.FLOATS}
     parts = {name: _shared([tensors[name] for tensors in opened]) for name in floats}
@@ -184,13 +186,16 @@ def merge(
                 temporary.mkdir()
                 for file in dict.fromkeys(tensor.file for tensor in first.values()):
                     inside = {n: tensor for n, tensor in first.items() if tensor.file == file}
+                    (temporary / file).parent.mkdir(parents=True, exist_ok=True)
                     _write(pool, temporary / file, inside, parts, weights, advance)
                 tensor_files.write_index(temporary, first, num_bytes)
-                _copy_others(folders[0], temporary)
+                for name, path in beside.items():
+                    shutil.copyfile(path, temporary / name)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C ends it here, not a pass later.
             raise
-    return Report(len(first), num_bytes, grams, overridden)
+    code = sorted(path.name for path in sources[0].glob("*.py"))
+    return Report(len(first), num_bytes, grams, overridden, code)
 
 
 def _num_threads() -> int:
@@ -336,8 +341,8 @@ def _not_finite(name: str, made: np.ndarray, parts: list[np.ndarray], start: int
     return f"{place} is {float(wrong)} in model {models[0]} (the base comes last); leave it out"
 
 
-def _copy_others(source: pathlib.Path, folder: pathlib.Path) -> None:
-    """Copies config.json, the tokenizer and the code of a model, which the merge is too."""
-    for path in sorted(source.iterdir()):
-        if path.suffix in COPIED and path.is_file() and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
+def _beside(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns config.json, the tokenizer and the like of a model, which the merge has too."""
+    names = sorted(path.name for path in folder.iterdir() if not path.is_dir())
+    wanted = [name for name in names if name.endswith(COPIED) and not name.endswith(".index.json")]
+    return folders.present(folder, wanted)

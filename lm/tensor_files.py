@@ -2,43 +2,29 @@
 
 import itertools
 import json
-import math
+import logging
 import os
 import pathlib
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 
-from kullback.core import files
-from kullback.lm import hugging_face, hugging_face_config
+from kullback.core import folders, json_files, weights
+from kullback.core.weights import FLOATS as FLOATS
+from kullback.core.weights import Tensor as Tensor
+from kullback.lm import hugging_face_config
 
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-TABLES = ("embed_tokens.weight", *hugging_face.HEADS)  # Their rows are tokens, and padding.
+logger = logging.getLogger(__name__)
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+TABLES = ("embed_tokens.weight", *HEADS)  # Their rows are tokens, and padding.
 _CHUNK = 1 << 22  # Bytes compared at once.
 # Bytes written at once. For more, file systems take pages of up to 4 MB, which a virtual machine
 # often has to ask of its host: 1.3 s in place of 0.33 for 1.1 GB.
 _PIECE = 1 << 19
-
-
-class Tensor(NamedTuple):
-    """A tensor of a folder, in a file that is memory-mapped."""
-
-    file: str
-    dtype: str  # safetensors' name.
-    shape: tuple[int, ...]
-    data: np.ndarray  # Flat; uint8 for what is no floating type of ours.
-
-    def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
-
-    def of_rows(self, count: int) -> "Tensor":
-        """The first rows of it."""
-        data = self.data[: count * math.prod(self.shape[1:])]
-        return self._replace(shape=(count, *self.shape[1:]), data=data)
 
 
 def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
@@ -48,57 +34,65 @@ def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
       folder: with model.safetensors, or shards and their index.
 
     Raises:
-      ValueError: if a file or a tensor is missing.
+      ValueError: if a file or a tensor is missing, or a file is not in the folder.
       CorruptError: if a file cannot be read.
     """
-    index, where = folder / hugging_face.INDEX, None
-    shards = [hugging_face.WEIGHTS]
-    if index.is_file():
-        where = hugging_face_config.read_json(index).get("weight_map")
-        if not isinstance(where, dict) or not where:
-            raise ValueError(f"{index} must have a weight_map of tensor -> file")
-        shards = sorted(set(where.values()))
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        path = folder / shard
-        if pathlib.Path(shard).name != shard or not path.is_file():
+    return _without_tied_head(folder, read(folder))
+
+
+def read(folder: pathlib.Path) -> dict[str, Tensor]:
+    """The tensors of a folder by name, all of them; otherwise as `open_folder`."""
+    found = folders.present(folder, (INDEX,))
+    if INDEX not in found:
+        if not os.path.lexists(folder / WEIGHTS):
             raise ValueError(
-                f"{path} is missing: expected {hugging_face.WEIGHTS}, or shards and their index"
+                f"{folder / WEIGHTS} is missing: expected {WEIGHTS}, or shards and their index"
             )
-        for name, tensor in _map(path).items():
-            if where is not None and where.get(name) != shard:
-                raise ValueError(f"{path} has {name}, which {index} has in {where.get(name)}")
-            tensors[name] = tensor
-    if where is not None and (lost := sorted(set(where) - set(tensors))):
-        raise ValueError(f"{index} names {lost[0]!r}, which is in no file")
-    return _without_tied_head(folder, tensors)
+        return weights.read(folders.inside(folder, WEIGHTS))
+    index = json_files.read(found[INDEX])
+    where = index.record("weight_map").each(str)
+    if not where:
+        raise index.error("weight_map", "of tensor -> file")
+    shards = sorted(set(where.values()))
+    for shard in shards:  # Under such a name a merge writes it again.
+        if pathlib.PurePosixPath(shard).suffix != ".safetensors":
+            raise ValueError(
+                f"{index.file}: weight_map must name files of .safetensors, got "
+                f"{json_files.shown(shard)}"
+            )
+    paths = {name: folders.inside(folder, name, named_by=index.file) for name in shards}
+    tensors: dict[str, Tensor] = {}
+    for shard, path in paths.items():
+        for name, tensor in weights.read(path).items():
+            if where.get(name) != shard:
+                raise ValueError(f"{path} has {name}, which {index.file} has in {where.get(name)}")
+            tensors[name] = tensor._replace(file=shard)
+    if lost := sorted(set(where) - set(tensors)):
+        raise ValueError(f"{index.file} names tensors that are in no file: {listed(lost)}")
+    said = index.record("metadata", None)
+    total = None if said is None else said.get("total_size", (int, float), None)
+    num_bytes = sum(tensor.data.nbytes for tensor in tensors.values())
+    if total is not None and total != num_bytes:  # Others that read it do not look.
+        logger.warning(
+            "%s: total_size is %s, the files have %s bytes", index.file, total, num_bytes
+        )
+    return tensors
 
 
-def _map(path: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a file, memory-mapped."""
-    try:
-        with safetensors.safe_open(path, "np"):  # It checks the header against the size.
-            memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
-    except safetensors.SafetensorError as error:
-        raise files.CorruptError(f"{path} cannot be read as safetensors ({error})") from error
-    (length,) = struct.unpack("<Q", memory[:8].tobytes())
-    header = json.loads(memory[8 : 8 + length].tobytes())
-    found = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            begin, end = (8 + length + offset for offset in entry["data_offsets"])
-            data = memory[begin:end].view(jnp.dtype(FLOATS.get(entry["dtype"], "uint8")))
-            found[name] = Tensor(path.name, entry["dtype"], tuple(entry["shape"]), data)
-    return found
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """Returns names for a message, the first of them if there are many."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    shown = [name if name.isprintable() else ascii(name) for name in names[:most]]
+    return ", ".join(shown) + rest
 
 
 def _without_tied_head(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    head = next((name for name in hugging_face.HEADS if name in tensors), None)
+    head = next((name for name in HEADS if name in tensors), None)
     embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
     if head is None or len(embeddings) != 1:
         return tensors
-    path = folder / "config.json"
-    config = hugging_face_config.read_json(path) if path.exists() else {}
+    found = folders.present(folder, ("config.json",)).get("config.json")
+    config = {} if found is None else hugging_face_config.read_json(found)
     is_gemma = str(config.get("model_type")).startswith("gemma")  # Tied, unless said otherwise.
     if not config.get("tie_word_embeddings", is_gemma):
         return tensors
@@ -170,6 +164,6 @@ def write_at(descriptor: int, data: memoryview, offset: int) -> None:
 def write_index(folder: pathlib.Path, tensors: dict[str, Tensor], num_bytes: int) -> None:
     """Writes the index of a folder of shards; one whose file is model.safetensors has none."""
     where = {name: tensor.file for name, tensor in tensors.items()}
-    if set(where.values()) != {hugging_face.WEIGHTS}:
+    if set(where.values()) != {WEIGHTS}:
         index = {"metadata": {"total_size": num_bytes}, "weight_map": where}
-        (folder / hugging_face.INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

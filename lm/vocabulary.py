@@ -18,7 +18,6 @@ from kullback.core import json_files
 from kullback.lm import control_tokens
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space so.
-_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 class Vocabulary(NamedTuple):
@@ -83,7 +82,7 @@ def from_json(data: bytes, file: str) -> Vocabulary:
 
 def from_sentencepiece(data: bytes, file: str) -> Vocabulary:
     """Reads a tokenizer.model; otherwise as `from_json`."""
-    if data.startswith(_LFS):
+    if data.startswith(json_files.LFS.encode()):
         raise ValueError(f"{file} is a git-lfs pointer, not the file; fetch it by git lfs pull")
     inner: Any = sentencepiece.SentencePieceProcessor()
     try:

@@ -99,6 +99,8 @@ def main(options: argparse.Namespace) -> int:
         )
     for line in report.overridden:
         print(f"overridden: {line}")
+    if report.left_out:
+        print(f"not copied, as it is code: {', '.join(report.left_out)}")
     print(
         f"model: {options.out} ({report.num_tensors} tensors, {report.num_bytes / 1e9:.3g} GB, of "
         f"{len(models)} model{'s' if models[1:] else ''})"

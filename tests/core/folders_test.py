@@ -47,9 +47,24 @@ def test_names_of_files_inside(folder, tmp_path):
     ],
 )
 def test_names_that_lead_elsewhere_are_refused(folder, name):
-    with pytest.raises(ValueError, match="must be the name of a file inside") as caught:
+    with pytest.raises(ValueError, match="must be a name inside") as caught:
         folders.inside(folder, name, named_by="index.json")
     assert str(caught.value).startswith("index.json: ") and str(caught.value).isprintable()
+
+
+def test_folders_inside(folder, tmp_path):
+    assert folders.subfolder(folder, "parts") == folder / "parts"
+    (folder / "outside").symlink_to(tmp_path)
+    (folder / "link").symlink_to("parts")
+    assert folders.subfolder(folder, "link") == folder / "link"
+    for name, message in (
+        ("outside", "is a link out of the folder"),
+        ("..", "must be a name inside"),
+        ("a.safetensors", "is no folder"),
+        ("nothing", "is missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            folders.subfolder(folder, name)
 
 
 def test_links_out_are_refused(folder, tmp_path):

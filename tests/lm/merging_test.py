@@ -322,9 +322,10 @@ def test_damaged_folders_are_refused(folders, tmp_path):
     index = sharded / "model.safetensors.index.json"
     where = json.loads(index.read_text())["weight_map"]
     for changed, message in (
-        (where | {"more": "model-0.safetensors"}, "names 'more', which is in no file"),
+        (where | {"more": "model-0.safetensors"}, "names tensors that are in no file: more"),
         (where | {names[0]: "model-1.safetensors"}, "has in model-1.safetensors"),
-        (where | {names[0]: "../0/model.safetensors"}, "is missing"),
+        (where | {names[0]: "../0/model.safetensors"}, "must be a name inside"),
+        (where | {names[0]: "model.py"}, r"must name files of \.safetensors"),
     ):
         index.write_text(json.dumps({"weight_map": changed}))
         with pytest.raises(ValueError, match=message):
@@ -398,3 +399,40 @@ def test_an_export_is_finite(tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match=r"'layers.3.mlp.up_proj.weight' is inf at \[2, 3\]: the"):
         hugging_face.save(tmp_path / "out", CONFIG, params)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_copied_are_files_of_listed_kinds_in_the_folder(folders, tmp_path):
+    config = merging.Config(method="mean")
+    (tmp_path / "key").write_text("secret")
+    first = tmp_path / "first"
+    shutil.copytree(folders[1], first)
+    (first / "modeling.py").write_text("import os")
+    (first / "notes.bin").symlink_to("../key")
+    (first / "chat.jinja").write_text("{{ messages }}")
+    (first / "vocab.txt").symlink_to("chat.jinja")
+    report = merging.merge([first, folders[2]], tmp_path / "out", config, force=True)
+    assert report.left_out == ["modeling.py"]
+    kept = {"config.json", "generation_config.json", "chat.jinja", "vocab.txt", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == kept
+    for name in ("special_tokens_map.json", "README.txt", "tokenizer.model", "config.json"):
+        (first / name).unlink(missing_ok=True)
+        (first / name).symlink_to("../key")
+        with pytest.raises(ValueError, match=f"{name} is a link out of the folder") as caught:
+            merging.merge([first, folders[2]], tmp_path / "none", config, force=True)
+        assert "secret" not in str(caught.value)
+        assert not (tmp_path / "none").exists()
+        (first / name).unlink()
+        shutil.copyfile(folders[1] / "config.json", first / "config.json")
+
+
+def test_shards_in_folders_of_a_folder(folders, tmp_path):
+    first = tmp_path / "first"
+    shutil.copytree(folders[1], first)
+    (first / "parts").mkdir()
+    (first / "model.safetensors").rename(first / "parts" / "a.safetensors")
+    where = dict.fromkeys(tensors_of(folders[1]), "parts/a.safetensors")
+    (first / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    merging.merge([first, folders[1]], tmp_path / "out", merging.Config(method="mean"))
+    assert (tmp_path / "out" / "parts" / "a.safetensors").is_file()
+    for name, tensor in tensors_of(folders[1]).items():
+        np.testing.assert_array_equal(tensors_of(tmp_path / "out")[name], tensor)

@@ -1,0 +1,113 @@
+"""Tests of strangers' folders, by the commands that read them: they lead nowhere else."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import pytest
+
+from kullback.core import checkpoints
+from kullback.experiments import cli, models, run_folder
+from kullback.experiments import plan as plans
+from kullback.lm import gemma, hugging_face, tokenizer
+
+SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A model in `model`, and a run of it in `run`."""
+    folder = tmp_path_factory.mktemp("made")
+    words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
+    config = dataclasses.replace(
+        gemma.PRESETS["tiny"],
+        **{"num_layers": 1, "embed_dim": 16, "hidden_dim": 16, "window": 16},
+        vocab_size=words.vocab_size,
+    )
+    params = gemma.make(config).init(jax.random.key(0))
+    hugging_face.save(folder / "model", config, params, tokenizer.save(words, folder / "words"))
+    plan = plans.Plan(agent="sft", environment="tokens/arithmetic")
+    run_folder.RunFolder(folder / "run").write_config({"plan": plan.to_json()})
+    models.save(models.Checkpoint(config, words, None), folder / "run")
+    checkpoints.save(folder / "run" / "checkpoints", 1, {"learner": {"params": params}}, {})
+    return folder
+
+
+@pytest.fixture
+def home(made: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy, in a folder of its own beside a file that is nobody's business."""
+    shutil.copytree(made, tmp_path / "stranger")
+    (tmp_path / "key").write_text(SECRET)
+    return tmp_path / "stranger"
+
+
+def names_elsewhere(home: pathlib.Path) -> None:
+    (home / "model" / WEIGHTS).rename(home.parent / "x.safetensors")
+    where = {"model.norm.weight": "../../x.safetensors"}
+    (home / "model" / INDEX).write_text(json.dumps({"weight_map": where}))
+
+
+def names_absolutely(home: pathlib.Path) -> None:
+    names_elsewhere(home)
+    index = home / "model" / INDEX
+    index.write_text(index.read_text().replace("../..", str(home.parent)))
+
+
+def links_weights(home: pathlib.Path) -> None:
+    names_elsewhere(home)
+    (home / "model" / INDEX).unlink()
+    (home / "model" / WEIGHTS).symlink_to("../../x.safetensors")
+
+
+def links_tokenizer(home: pathlib.Path) -> None:
+    for folder in (home / "model", home / "run" / "tokenizer"):
+        (folder / "special_tokens_map.json").symlink_to(home.parent / "key")
+
+
+@pytest.mark.parametrize(
+    "change", [names_elsewhere, names_absolutely, links_weights, links_tokenizer]
+)
+def test_a_model_leads_nowhere_but_into_its_folder(change, home, capsys):
+    change(home)
+    before = sorted(home.rglob("*"))
+    model, out = str(home / "model"), ("--out", str(home / "out"))
+    for command in (
+        ("generate", "--model", model, "--prompt", "0"),
+        ("merge", model, model, "--method", "mean", *out),
+        ("train", "sft", "tokens/arithmetic", "--model", model, *out),
+        ("train", "gkd", "tokens/arithmetic", "--model", "tiny", "--teacher", model, *out),
+    ):
+        assert cli.main(command) == 2, command
+        said = capsys.readouterr()
+        (line,) = said.err.strip().splitlines()
+        assert "must be a name inside" in line or "is a link out of the folder" in line, line
+        assert SECRET not in said.out + said.err
+        assert sorted(home.rglob("*")) == before
+
+
+def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
+    words = home / "run" / "tokenizer"
+    (words / "evil.py").write_text("")
+    (words / "notes.txt").symlink_to(home.parent / "key")
+    command = ("export", str(home / "run"), "--out")
+    assert cli.main((*command, str(home / "out"))) == 0
+    kept = {"config.json", "generation_config.json", WEIGHTS}
+    kept |= {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (home / "out").iterdir()} == kept
+    merge = ("merge", str(home / "run"), str(home / "model"), "--method", "mean", "--out")
+    assert cli.main((*merge, str(home / "merged"))) == 0
+    assert {path.name for path in (home / "merged").iterdir()} == kept
+    capsys.readouterr()
+    links_tokenizer(home)
+    for asked in (command, merge):
+        assert cli.main((*asked, str(home / "none"))) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "special_tokens_map.json is a link out of the folder" in line
+        assert not (home / "none").exists()
+    shutil.move(words, home.parent / "words")
+    words.symlink_to(home.parent / "words")
+    assert cli.main((*command, str(home / "none"))) == 2
+    assert "tokenizer is a link out of the folder" in capsys.readouterr().err
