@@ -20,10 +20,11 @@ import math
 import os
 import pathlib
 import stat
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar, cast, overload
+
+from kullback.core import typed
 
 MAX_BYTES = 1 << 28  # 256 MiB: eight times the largest tokenizer.json of Gemma.
 MAX_DEPTH = 100  # Lists and objects within each other; no file that we know has ten.
@@ -133,8 +134,8 @@ class Record:
     def build(self, cls: type[T]) -> T:
         """Returns a dataclass of the object's values, which are checked by the fields' types.
 
-        Fields are bool, int, float, str, a `Literal` of them, a tuple of one such type (a list in
-        the file), or one of these or None. A field with a default may be absent.
+        Fields are of the types that `typed` knows; a tuple is a list in the file. A field with a
+        default may be absent.
 
         Raises:
           ValueError: for a key that is no field, a field that is missing or of another type, and
@@ -149,7 +150,7 @@ class Record:
             if name not in fields:
                 continue
             if name in self.values:
-                values[name] = self._of_hint(name, hint)
+                values[name] = self._typed(name, hint)
             elif fields[name].default is dataclasses.MISSING:
                 raise ValueError(f"{self._place(name)} is missing")
         try:
@@ -157,20 +158,11 @@ class Record:
         except ValueError as error:
             raise ValueError(f"{self.file}: {error}") from error
 
-    def _of_hint(self, key: str, hint: Any) -> Any:
-        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-        if origin in (types.UnionType, typing.Union) and types.NoneType in arguments:
-            if self.values[key] is None:
-                return None
-            (hint,) = (argument for argument in arguments if argument is not types.NoneType)
-            return self._of_hint(key, hint)
-        if origin is tuple and arguments[1:] == (...,):
-            return tuple(self.list_of(key, arguments[0]))
-        if origin is typing.Literal:
-            if self.get(key, type(arguments[0])) not in arguments:
-                raise self.error(key, f"one of {', '.join(map(str, arguments))}")
-            return self.values[key]
-        return self.get(key, hint)
+    def _typed(self, key: str, hint: Any) -> Any:
+        try:
+            return typed.check(key, hint, self.values[key])
+        except ValueError:
+            raise self.error(key, typed.describe(hint)) from None
 
     def error(self, key: str, expected: str) -> ValueError:
         """Makes the complaint about a value that is of its type and yet not as `expected`."""
@@ -189,7 +181,7 @@ class Record:
             return value if int in kinds else float(value)
         if type(value) not in kinds:
             raise ValueError(complaint)
-        if type(value) is str and not _is_unicode(value):
+        if type(value) is str and not typed.is_unicode(value):
             raise ValueError(f"{complaint}, with half a surrogate pair")
         return value
 
@@ -304,10 +296,6 @@ def _is_deep(value: Any) -> bool:
 def _is_nested(value: list[Any] | dict[str, Any]) -> bool:
     entries = value.values() if isinstance(value, dict) else value
     return any(isinstance(entry, (list, dict)) and entry for entry in entries)
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _expected(kinds: tuple[type, ...]) -> str:

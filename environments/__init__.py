@@ -1,17 +1,19 @@
 """Things to act in, by name: `make("atari/pong", num_envs=8)`.
 
 A family is a module of this package with `GAMES` (the names it lists), `make(game, num_envs,
-**flags)` and, where the flags are not in `make`'s signature, `flags(game)`. What a family needs is
-imported when it is asked for.
+**flags)` and, where the flags are not in `make`'s signature, `parameters(game)`. What a family
+needs is imported when it is asked for.
 """
 
+import dataclasses
 import importlib
 import inspect
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from kullback.core import names as names_of
-from kullback.core import types
+from kullback.core import typed, types
 from kullback.environments.checked import checked as checked
 
 FAMILIES = {
@@ -20,6 +22,14 @@ FAMILIES = {
     "gym": "kullback.environments.gym",
     "toy": "kullback.environments.toy",
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A flag of an environment."""
+
+    hint: Any  # Its type, as `core.typed` reads it; `Any` where nothing is declared.
+    default: Any  # `inspect.Parameter.empty` where a value has to be given.
 
 
 def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | types.HostEnvironment:
@@ -36,11 +46,24 @@ def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | type
     module, game = _find(name)
     if num_envs < 1:
         raise ValueError(f"num_envs must be >= 1, got {num_envs}")
-    valid = _flags(module, game)
+    valid = _parameters(module, game)
     for flag in flags:
         if flag not in valid:
             raise ValueError(f"{name}: {names_of.unknown('flag', flag, valid, show_all=True)}")
-    return module.make(game, num_envs, **flags)
+    values = {
+        flag: typed.check(f"{name}: {flag}", valid[flag].hint, value)
+        for flag, value in flags.items()
+    }
+    return module.make(game, num_envs, **values)
+
+
+def parameters(name: str) -> dict[str, Parameter]:
+    """Returns the flags that `make` takes for an environment, by name, with type and default.
+
+    Raises:
+      ValueError: if `name` is none that `make` knows.
+    """
+    return _parameters(*_find(name))
 
 
 def check_name(name: str) -> None:
@@ -68,13 +91,17 @@ def _module(family: str) -> ModuleType:
     return importlib.import_module(FAMILIES[family])
 
 
-def _flags(module: ModuleType, game: str) -> list[str]:
-    if hasattr(module, "flags"):
-        return module.flags(game)
+def _parameters(module: ModuleType, game: str) -> dict[str, Parameter]:
+    if hasattr(module, "parameters"):
+        return module.parameters(game)
     return keywords(module.make)
 
 
-def keywords(function: Any) -> list[str]:
-    """Names of the keyword-only arguments of a function."""
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY]
+def keywords(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """Returns the keyword-only arguments of a function, by name."""
+    found = inspect.signature(function, eval_str=True).parameters.values()
+    return {
+        one.name: Parameter(hint=one.annotation, default=one.default)
+        for one in found
+        if one.kind == one.KEYWORD_ONLY
+    }

@@ -35,6 +35,8 @@ GAMES = (
 FRAME_SKIP = 4
 STACK = 4
 SIZE = 84
+MAX_FRAMES = 2**31 - 1  # The emulator counts them in int32.
+MAX_THREADS = 1_024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,12 +96,14 @@ def make(
     )
     if not 0 <= rules.repeat_probability < 1:
         raise ValueError(f"repeat_probability must lie in [0, 1), got {rules.repeat_probability}")
-    if rules.max_noops < 0:
-        raise ValueError(f"max_noops must be >= 0, got {rules.max_noops}")
-    if max_frames < 1:
-        raise ValueError(f"max_frames must be >= 1, got {max_frames}")
-    if num_threads < 0:
-        raise ValueError(f"num_threads must be >= 0 (0 is one a row), got {num_threads}")
+    if not 0 <= rules.max_noops < MAX_FRAMES:
+        raise ValueError(f"max_noops must lie in [0, 2^31 - 1), got {rules.max_noops}")
+    if not 1 <= max_frames <= MAX_FRAMES:
+        raise ValueError(f"max_frames must lie in [1, 2^31), got {max_frames}")
+    if not 0 <= num_threads <= MAX_THREADS:
+        raise ValueError(
+            f"num_threads must lie in [0, {MAX_THREADS}] (0 is one a row), got {num_threads}"
+        )
     emulators = ale_py.vector_env.AtariVectorEnv(
         game,
         num_envs,

@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.envs.classic_control import cartpole
 from gymnasium.envs.registration import load_env_creator
 
+from kullback import environments
 from kullback.core import names, types
 from kullback.environments import rows
 
@@ -34,6 +35,12 @@ def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
     """
     if game not in UNLISTED:
         raise ValueError(names.unknown("gymnasium id", game, UNLISTED))
+    limit = flags.get("max_episode_steps")
+    if limit not in (None, -1) and not 1 <= limit < 2**31:
+        raise ValueError(
+            f"max_episode_steps must lie in [1, 2^31), or be -1 for no limit or None for that of "
+            f"{game}, got {limit}"
+        )
     modes = _creator(game).metadata.get("render_modes", ())
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
 
@@ -45,10 +52,35 @@ def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
     return rows.Rows([functools.partial(_made, maker) for maker in makers])
 
 
-def flags(game: str) -> list[str]:
-    """Names of the flags that `make` takes for an id."""
-    parameters = inspect.signature(_creator(game)).parameters
-    return ["max_episode_steps", *(name for name in parameters if name != "render_mode")]
+def parameters(game: str) -> dict[str, environments.Parameter]:
+    """Returns the flags that `make` takes for an id: its constructor's arguments, and its limit."""
+    creator = _creator(game)
+    try:
+        own = inspect.signature(creator, eval_str=True)
+    except NameError:  # A type that its module imports for type checkers alone.
+        own = inspect.signature(creator)
+    limit = UNLISTED[game].max_episode_steps
+    return {
+        "max_episode_steps": environments.Parameter(hint=int | None, default=limit),
+        **{
+            one.name: environments.Parameter(hint=_hint(one), default=one.default)
+            for one in own.parameters.values()
+            if one.name != "render_mode"
+            and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+        },
+    }
+
+
+def _hint(argument: inspect.Parameter) -> Any:
+    """The declared type of an argument, or what its default says: of False no text is a value."""
+    hint, default = argument.annotation, argument.default
+    if hint is argument.empty and isinstance(default, bool):
+        return bool
+    if hint is argument.empty and isinstance(default, int | float):
+        return int | float
+    if hint is argument.empty or isinstance(hint, str):
+        return Any
+    return hint | None if default is None else hint
 
 
 def from_gymnasium(

@@ -11,6 +11,7 @@ from kullback import environments
 from kullback.core import types
 
 LEFT, RIGHT = 0, 1
+MAX_LENGTH = 10_000  # Of a chain, whose observations are one-hot and whose values are solved for.
 
 
 class ChainState(NamedTuple):
@@ -36,14 +37,14 @@ def chain(
 
     Args:
       num_envs: B.
-      length: S, at least 1.
+      length: S, at least 1 and at most MAX_LENGTH.
       slip: Probability in [0, 0.5) that a step goes the other way.
       max_episode_steps: After so many an episode is cut, with discount 1.
       auto_reset: If False, finished rows stay where they are, say LAST and give no more reward.
     """
     _check(length, slip)
-    if max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be >= 1, got {max_episode_steps}")
+    if not 1 <= max_episode_steps < 2**31:  # Counted in int32.
+        raise ValueError(f"max_episode_steps must lie in [1, 2^31), got {max_episode_steps}")
 
     def observe(position: jax.Array) -> jax.Array:
         return jax.nn.one_hot(position, length, dtype=jnp.float32)  # [B, S]
@@ -129,14 +130,14 @@ def make(game: str, num_envs: int, **flags: Any) -> types.Environment:
     return GAMES[game](num_envs, **flags)
 
 
-def flags(game: str) -> list[str]:
-    """Names of the flags that `make` takes for a game."""
+def parameters(game: str) -> dict[str, environments.Parameter]:
+    """Returns the flags that `make` takes for a game."""
     return environments.keywords(GAMES[game])
 
 
 def _check(length: int, slip: float) -> None:
-    if length < 1:
-        raise ValueError(f"length must be >= 1, got {length}")
+    if not 1 <= length <= MAX_LENGTH:
+        raise ValueError(f"length must lie in [1, {MAX_LENGTH:,}], got {length}")
     if not 0 <= slip < 0.5:
         raise ValueError(f"slip must lie in [0, 0.5), got {slip}; beyond, left would be optimal")
 

@@ -206,7 +206,13 @@ class Plan:
         return environments.make(self.environment, num_envs, **flags)
 
     def _flags(self) -> dict[str, Any]:
-        return dict(map(_flag, self.environment_flags))
+        if not self.environment_flags:
+            return {}
+        known = environments.parameters(self.environment)
+        hints = {name: parameter.hint for name, parameter in known.items()}
+        return settings.read(
+            hints, self.environment_flags, noun="flag", where=f"{self.environment}: "
+        )
 
 
 @contextlib.contextmanager
@@ -217,13 +223,3 @@ def closing(environment: AnyEnvironment) -> Iterator[AnyEnvironment]:
     finally:
         if not isinstance(environment, types.Environment):
             environment.close()
-
-
-def _flag(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"expected flag=value of the environment, got {text!r}")
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return name, kind(value)
-    return name, {"true": True, "false": False, "none": None}.get(value.lower(), value)

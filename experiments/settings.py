@@ -1,15 +1,14 @@
-"""`--set field=value`: the way from a command line to the fields of nested frozen dataclasses."""
+"""`--set field=value`: the way from a command line to the fields of nested frozen dataclasses.
 
-import contextlib
+Flags of environments and of models go the same way: whatever is typed is read by `core.typed`.
+"""
+
 import dataclasses
-import io
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-import tyro
-
-from kullback.core import names
+from kullback.core import names, typed
 
 Config = TypeVar("Config")
 
@@ -37,15 +36,35 @@ def apply(config: Config, assignments: Iterable[str]) -> Config:
       ValueError: for an unknown or ambiguous field, a value of another type, or a value that
         the configuration itself refuses.
     """
-    changes: dict[str, Any] = {}
     leaves = {name: hint for name, hint, _ in fields(config)}
+    return replace(config, read(leaves, assignments))
+
+
+def read(
+    hints: Mapping[str, Any], assignments: Iterable[str], *, noun: str = "field", where: str = ""
+) -> dict[str, Any]:
+    """Returns what assignments say, by whole name; of two for one name the last holds.
+
+    Args:
+      hints: the type of each name that there is.
+      assignments: each "name=value", the name dotted or bare where only one has it.
+      noun: what the names are of, for messages.
+      where: put before the name in messages.
+
+    Raises:
+      ValueError: for an unknown or ambiguous name, or a value of another type.
+    """
+    found: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ValueError(f"expected field=value, got {assignment!r}; e.g. temperature=0.1")
-        full = _resolve(name.strip(), leaves)
-        changes[full] = parse(full, leaves[full], text.strip())
-    return replace(config, changes)
+            example = ", e.g. temperature=0.1" if noun == "field" else ""
+            raise ValueError(
+                f"{where}expected {noun}=value, got {typed.shown(assignment)}{example}"
+            )
+        full = _resolve(name.strip(), hints, noun, where)
+        found[full] = typed.parse(where + full, hints[full], text)
+    return found
 
 
 def replace(config: Config, changes: dict[str, Any]) -> Config:
@@ -63,36 +82,15 @@ def replace(config: Config, changes: dict[str, Any]) -> Config:
     return dataclasses.replace(config, **own)  # pyright: ignore[reportArgumentType]  # Checked above.
 
 
-def parse(name: str, hint: Any, text: str) -> Any:
-    """`text` as a value of type `hint`; ValueError names the field, the value and the type."""
-    given = [text]
-    if hint is bool or (text.lower() == "none" and type(None) in typing.get_args(hint)):
-        given = [text.capitalize()]
-    elif typing.get_origin(hint) is tuple:  # 64,64 and (64, 64) and 64 64.
-        given = text.strip("()").replace(",", " ").split()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(hint, args=given)
-    except SystemExit as error:  # tyro exits where argparse would.
-        raise ValueError(f"{name} must be {describe(hint)}, got {text!r}") from error
-
-
-def describe(hint: Any) -> str:
-    """A type as a person reads it: "float", "huber or squared", "int | None"."""
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(str, typing.get_args(hint)))
-    if hint is bool:
-        return "True or False"
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-def _resolve(name: str, leaves: dict[str, Any]) -> str:
-    if name in leaves:
+def _resolve(name: str, hints: Mapping[str, Any], noun: str, where: str) -> str:
+    if name in hints:
         return name
-    same = [full for full in leaves if full.split(".")[-1] == name or full.endswith("." + name)]
+    same = [full for full in hints if full.split(".")[-1] == name or full.endswith("." + name)]
     if len(same) == 1:
         return same[0]
     if same:
-        raise ValueError(f"field {name!r} is ambiguous: write one of {', '.join(sorted(same))}")
-    bare = {full.split(".")[-1] for full in leaves}
-    raise ValueError(names.unknown("field", name.split(".")[-1], bare))
+        raise ValueError(
+            f"{where}{noun} {name!r} is ambiguous: write one of {', '.join(sorted(same))}"
+        )
+    bare = {full.split(".")[-1] for full in hints}
+    raise ValueError(where + names.unknown(noun, name.split(".")[-1], bare))

@@ -14,9 +14,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.core import loops, names, types
+from kullback.core import loops, names, typed, types
 from kullback.experiments import plan as plans
-from kullback.experiments import settings
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
 GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
@@ -150,7 +149,7 @@ def _plan_value(key: str, value: Any) -> Any:
     hint = PLAN_FIELDS[key]
     if hint is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 5e6 is a number of steps.
-    return settings.parse(key, hint, _text(value))
+    return typed.parse(key, hint, _text(value))
 
 
 def _values(key: str, given: Any) -> list[Any]:

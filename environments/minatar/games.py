@@ -83,8 +83,10 @@ def make(
         raise ValueError(f"num_envs must be >= 1, got {num_envs}")
     if not 0.0 <= sticky_action_prob <= 1.0:
         raise ValueError(f"sticky_action_prob must be in [0, 1], got {sticky_action_prob}")
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps must be >= 1 or None, got {max_episode_steps}")
+    if max_episode_steps is not None and not 1 <= max_episode_steps < 2**31:  # Counted in int32.
+        raise ValueError(
+            f"max_episode_steps must lie in [1, 2^31) or be None, got {max_episode_steps}"
+        )
     actions = game.minimal_actions if minimal_actions else tuple(range(6))
     spec = types.Spec(
         shape=(grid.SIZE, grid.SIZE, len(game.channels)),

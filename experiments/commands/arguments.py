@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any
 
+from kullback.core import typed
+
 
 def count(text: str) -> int:
     """A whole number of at least 1; 50_000 and 5e4 too."""
@@ -27,8 +29,6 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
 
 def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
     """Dotted name, value and type of each field of a configuration."""
-    from kullback.experiments import settings
-
     for name, hint, value in fields:
         # At least a space between them, however long they are.
-        print(f"{name:<43} {value!s:<11} {settings.describe(hint)}")
+        print(f"{name:<43} {value!s:<11} {typed.describe(hint)}")

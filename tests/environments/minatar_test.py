@@ -538,7 +538,7 @@ def test_a_picture_shows_later_channels_over_earlier():
         ),
         (
             lambda: minatar.make("breakout", 1, max_episode_steps=0),
-            "max_episode_steps must be >= 1 or None, got 0",
+            "max_episode_steps must lie in [1, 2^31) or be None, got 0",
         ),
     ],
 )

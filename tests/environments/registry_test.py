@@ -1,9 +1,10 @@
 """Tests of environments/__init__.py, and what all environments have in common."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Literal
 
 import dm_env
 import numpy as np
@@ -12,7 +13,7 @@ from absl.testing import absltest
 from dm_env import test_utils
 
 from kullback import environments
-from kullback.core import types
+from kullback.core import typed, types
 from kullback.environments import atari, dm, minatar
 
 
@@ -134,6 +135,60 @@ def test_unknown_flags(name: str, valid: str):
     with pytest.raises(ValueError, match=f"{name}: unknown flag 'stiky'; .*{valid}") as error:
         environments.make(name, stiky=0.25)
     assert "\n" not in str(error.value)
+
+
+def test_flags_have_types_and_defaults():
+    found = {
+        name: {flag: (one.hint, one.default) for flag, one in environments.parameters(name).items()}
+        for name in ("atari/pong", "minatar/breakout", "toy/chain", "gym/MountainCar-v0")
+    }
+    assert found["atari/pong"]["life_loss"] == (bool | None, None)
+    assert found["atari/pong"]["protocol"] == (Literal["sticky", "classic"], "sticky")
+    assert found["minatar/breakout"]["sticky_action_prob"] == (float, 0.1)
+    assert found["toy/chain"]["auto_reset"] == (bool, True)
+    # Of goal_velocity gymnasium declares no type, and its default is 0.
+    assert found["gym/MountainCar-v0"] == {
+        "max_episode_steps": (int | None, 200),
+        "goal_velocity": (int | float, 0),
+    }
+    assert environments.parameters("gym/Blackjack-v1")["natural"].hint is bool
+    assert environments.parameters("gym/CartPole-v1")["sutton_barto_reward"].hint is bool
+
+
+def test_defaults_are_of_the_types_that_are_declared():
+    for name in ("atari/pong", "minatar/breakout", "toy/chain", "gym/CartPole-v1"):
+        for flag, parameter in environments.parameters(name).items():
+            typed.check(flag, parameter.hint, parameter.default)
+
+
+@pytest.mark.parametrize(
+    "name, flags, message",
+    [
+        ("atari/pong", {"life_loss": "maybe"}, "atari/pong: life_loss must be bool | None, got"),
+        ("atari/pong", {"num_threads": 1e9}, "num_threads must be int, got 1000000000.0"),
+        ("atari/pong", {"num_threads": 10**9}, "num_threads must lie in [0, 1024]"),
+        ("atari/pong", {"max_frames": 2**31}, "max_frames must lie in [1, 2^31), got"),
+        ("atari/pong", {"max_noops": 2**31}, "max_noops must lie in [0, 2^31 - 1), got"),
+        ("atari/pong", {"protocol": "stiky"}, "protocol must be sticky or classic, got 'stiky'"),
+        ("minatar/breakout", {"sticky_action_prob": "abc"}, "must be float, got 'abc'"),
+        ("minatar/breakout", {"sticky_action_prob": math.nan}, "must be float, got nan"),
+        ("minatar/breakout", {"difficulty_ramping": "abc"}, "must be True or False, got 'abc'"),
+        ("minatar/breakout", {"minimal_actions": "no"}, "must be True or False, got 'no'"),
+        ("minatar/breakout", {"max_episode_steps": 1.5}, "must be int | None, got 1.5"),
+        ("minatar/breakout", {"max_episode_steps": 2**31}, "must lie in [1, 2^31) or be None"),
+        ("gym/CartPole-v1", {"sutton_barto_reward": "maybe"}, "must be True or False, got"),
+        ("gym/CartPole-v1", {"max_episode_steps": math.nan}, "must be int | None, got nan"),
+        ("gym/CartPole-v1", {"max_episode_steps": 0}, "must lie in [1, 2^31), or be -1"),
+        ("gym/MountainCar-v0", {"goal_velocity": "abc"}, "must be int | float, got 'abc'"),
+        ("toy/chain", {"auto_reset": 1}, "toy/chain: auto_reset must be True or False, got 1"),
+        ("toy/chain", {"length": 10**9}, "length must lie in [1, 10,000], got 1000000000"),
+        ("toy/chain", {"max_episode_steps": 2**40}, "must lie in [1, 2^31), got"),
+    ],
+)
+def test_flags_of_another_type_or_range(name: str, flags: dict[str, Any], message: str):
+    with pytest.raises(ValueError) as error:
+        environments.make(name, **flags)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_needs_a_row():

@@ -64,7 +64,7 @@ def test_help_and_list_import_nothing_heavy():
         "assert cli.main(['list']) == 0\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit as stopped: assert stopped.code == 0\n"
-        "heavy = {'jax', 'numpy', 'matplotlib', 'gymnasium', 'ale_py', 'tyro', 'rich'}\n"
+        "heavy = {'jax', 'numpy', 'matplotlib', 'gymnasium', 'ale_py', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -1,7 +1,7 @@
 """Tests of experiments/settings.py."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
@@ -111,17 +111,3 @@ def test_of_two_values_the_last_holds_and_what_was_given_stays_as_it_was():
     given = Outer()
     assert settings.apply(given, ["left.size=2", "left.size=3"]).left.size == 3
     assert given == Outer() == settings.apply(given, [])
-
-
-@pytest.mark.parametrize(
-    ("hint", "expected"),
-    [
-        (float, "float"),
-        (float | None, "float | None"),
-        (tuple[int, ...], "tuple[int, ...]"),
-        (Literal["a", "b"], "a or b"),
-        (bool, "True or False"),
-    ],
-)
-def test_types_as_a_person_reads_them(hint: Any, expected: str):
-    assert settings.describe(hint) == expected

@@ -110,7 +110,7 @@ def test_checks_whether_seeds_share_a_program():
         ({"settings": {"temperature": 0.1}}, "dqn-toy-chain: unknown field 'temperature'"),
         ({"settings": {"batch_size": ["32", "many"]}}, "batch_size=many: learning.replay.batch"),
         ({"settings": {"discount": 1.5}}, "discount"),
-        ({"environment_flags": {"slp": 1}}, "unknown flag 'slp'; expected one of"),
+        ({"environment_flags": {"slp": 1}}, "toy/chain: unknown flag 'slp'; did you mean slip?"),
         ({"plan": {"num_envs": 7}}, "samples_per_update"),
         ({"plan": {"model": "tiny"}}, "model is for language models"),
         ({"plan": {"eval_every": -1}}, "eval_every must be >= 0"),

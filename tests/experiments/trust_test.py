@@ -137,7 +137,7 @@ def test_children_of_a_sweep_are_told(tmp_path: pathlib.Path):
 
 def test_the_programs_search_no_folder_of_a_strangers(stranger: pathlib.Path):
     """Files called as libraries, in the folder that one is in, are not run either."""
-    for library in ("numpy", "jax", "tyro", "tomllib", "gymnasium"):
+    for library in ("numpy", "jax", "tomllib", "gymnasium"):
         (stranger / f"{library}.py").write_text(EVIL)
     begun(stranger)
     program = pathlib.Path(sys.executable).with_name("kullback")
