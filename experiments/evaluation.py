@@ -19,7 +19,8 @@ from kullback.core import files, types
 from kullback.experiments import best_of as choosing
 from kullback.experiments import judge as judges
 from kullback.experiments import language, models, opened, rewards
-from kullback.lm import best_of_n, tasks, tuning
+from kullback.lm import best_of_n, data, splits, tasks, tuning
+from kullback.lm import control_tokens as reading
 
 RESAMPLES = 2_000
 LEVEL = 0.95
@@ -57,12 +58,13 @@ def run(
     out: pathlib.Path | None = None,
     best_of: int = 0,
     reward: str = "",
+    control_tokens: reading.Reading | None = None,
     **lengths: Any,
 ) -> tuple[Report, pathlib.Path | None]:
     """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
 
     Args:
-      path, task, seed, best, **lengths: as for `judge_of`.
+      path, task, seed, best, control_tokens, **lengths: as for `judge_of`.
       count, num_samples: as for `evaluate`.
       out: a new file; None is the next evaluation-NNN.jsonl of a run, and none for weights.
       best_of: N, answers of which the best by `reward` is judged too; 0 is none.
@@ -82,14 +84,25 @@ def run(
             raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
         from kullback.experiments import reward_report  # Which makes such a report, too.
 
-        report = reward_report.report(path, task, count=count, seed=seed, best=best, **lengths)
+        report = reward_report.report(
+            *(path, task),
+            count=count,
+            seed=seed,
+            best=best,
+            control_tokens=control_tokens,
+            **lengths,
+        )
     else:
-        judge, checkpoint = judge_of(path, task, seed=seed, best=best, **lengths)
+        judge, checkpoint = judge_of(
+            path, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
+        )
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
         goal = None
         if best_of:
             goal = rewards.parse(reward, judge.task, judge.words, judge.model.num_ids)
         report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
+        if judge.notice is not None:
+            report.notes.append(judge.notice)
         if goal is not None:
             found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)
             bound = {f"kl_of_best_of_{best_of}_at_most": Estimate(best_of_n.kl_bound(best_of))}
@@ -107,6 +120,7 @@ def judge_of(
     *,
     seed: int | None = None,
     best: bool = False,
+    control_tokens: reading.Reading | None = None,
     **lengths: Any,
 ) -> tuple[judges.Judge, models.Checkpoint]:
     """What judges a model on the held-out examples of a task, and the model; no teacher.
@@ -115,6 +129,7 @@ def judge_of(
       path: of a run, or of a folder of weights.
       task: "tokens/..."; "" is the run's own.
       seed, best: as for `models.load`.
+      control_tokens: what text is that spells them, "text" or "parse"; None is as the run has it.
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
         `tuning.Config`'s defaults.
 
@@ -130,13 +145,19 @@ def judge_of(
     if not task:
         raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
     learning = dataclasses.replace(learning, **lengths)
-    made = tasks.make(task)
-    checkpoint = models.load(path, seed, best=best)
-    test, _ = made.examples(
-        "test", checkpoint.tokenizer, language.limits(learning, checkpoint.config)
-    )
+    # What was held out of a run is so by the rule that it has.
+    rule = splits.RULE if run is None else splits.rule_of(run.config)
+    made = tasks.make(task, rule=rule)
+    recorded = "text" if run is None else run.plan.control_tokens
+    checkpoint = models.load(path, seed, best=best).reading(control_tokens or recorded)
+    fitting = language.limits(learning, checkpoint.config)
+    test, report = made.examples("test", checkpoint.tokenizer, fitting)
     model, words = checkpoint.model, checkpoint.tokenizer
-    return judges.Judge(model, words, made, test, learning, checkpoint.divergence), checkpoint
+    judge = judges.Judge(
+        *(model, words, made, test, learning, checkpoint.divergence),
+        notice=data.notice({"test": report}),
+    )
+    return judge, checkpoint
 
 
 def evaluate(

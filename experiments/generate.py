@@ -55,6 +55,8 @@ def generate(
     config, words = checkpoint.config, checkpoint.tokenizer
     if checkpoint.params is None:
         raise ValueError("this model was not trained: generate from a folder or from a run")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be an integer of 64 bits, got {seed}")
     if not prompts:
         raise ValueError("no prompts to go on with")
     longest = max(map(len, prompts))

@@ -74,6 +74,7 @@ class Judge:
     learning: tuning.Config  # Lengths of prompts and answers.
     divergence: str = "kl"  # f of the model's operator.
     mesh: sharding.Mesh | None = None  # Over whose data axis rows lie; None is one device.
+    notice: str | None = None  # What to say of the examples.
 
     def spread(self, rows: Any) -> Any:
         """Prompts or sequences, as many on each device of the mesh."""

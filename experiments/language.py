@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments import episodes, models, rewards, settings
+from kullback.experiments import episodes, models, rewards, run_folder, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import warp as fronts
@@ -27,6 +27,7 @@ from kullback.lm import (
     rlhf,
     sharding,
     shared_ids,
+    splits,
     tasks,
     texts,
     tokenizer,
@@ -49,6 +50,7 @@ class Setup:
     teacher: models.Checkpoint | None
     train: list[data.Example]
     reports: dict[str, data.Report]
+    rule: int  # By which files are split, see `lm/splits.py`.
     judge: judges.Judge
     # Where learning starts; None: where the learner draws.
     initial_params: Callable[[], types.Params] | None
@@ -60,9 +62,12 @@ class Setup:
 
     @property
     def notice(self) -> str | None:
-        """What is not as it may be expected: examples of an evaluation, rows of the table, ends."""
-        ends = models.ends_notice(self.student)
-        said, kept = [ends] if ends else [], self.judge.kept(self.eval_episodes)
+        """What is not as it may be expected: examples of an evaluation, ends of text, rows."""
+        warnings = (models.ends_notice(self.student), data.notice(self.reports))
+        said, kept = (
+            [one for one in warnings if one is not None],
+            self.judge.kept(self.eval_episodes),
+        )
         if kept != self.eval_episodes:
             said.append(
                 f"an evaluation is of the {kept} examples that are held out, each of them once, "
@@ -98,6 +103,7 @@ class Setup:
         """For config.json: frozen models by their hashes, and what became of the data's rows."""
         teacher = None if self.teacher is None else models.fingerprint(self.teacher.params)
         rows = {split: report._asdict() for split, report in self.reports.items()}
+        rows = {"rule": self.rule, **rows}
         start = {} if self.start is None else {"start_sha256": models.fingerprint(self.start)}
         return {"teacher_sha256": teacher, **start, "data": rows}
 
@@ -262,12 +268,14 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
     mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
     if mesh is not None:
         sharding.check_batch(mesh, config.learning.batch_size)
-    task = tasks.make(plan.environment)
+    rule = splits.RULE if home is None else splits.rule_of(run_folder.RunFolder(home).config())
+    task = tasks.make(plan.environment, rule=rule)
     teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
     if home is not None:
         student = models.saved(home)
     else:
         student = student_of(plan, task, teacher, mesh)
+    student = student.reading(plan.control_tokens)
     if teacher is not None:
         distillation.check_compatible(student.info, teacher.info)
     made, of_teacher = [student.model], {}
@@ -291,6 +299,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
+        rule=rule,
         judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator, mesh),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),

@@ -13,6 +13,7 @@ from kullback.core import checkpoints, files, folders, json_files, trees, types
 from kullback.experiments import opened, settings
 from kullback.lm import (
     chat,
+    control_tokens,
     distillation,
     folder_meaning,
     gemma,
@@ -47,6 +48,10 @@ class Checkpoint(NamedTuple):
         return distillation.TokenizerInfo(
             t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
         )
+
+    def reading(self, how: control_tokens.Reading) -> "Checkpoint":
+        """Returns the model whose tokenizer reads control tokens in a text so."""
+        return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
 
 
 def load(

@@ -8,6 +8,7 @@ from typing import Any
 from kullback import agents, environments, lm
 from kullback.core import files, json_files, names, sharding, types
 from kullback.experiments import settings
+from kullback.lm import control_tokens as reading
 
 AnyEnvironment = types.Environment | types.HostEnvironment
 MakeAgent = Callable[[types.Spec], types.Agent]
@@ -64,6 +65,8 @@ class Plan:
     tokenizer: str = ""  # Of a preset: a folder with one; "" is the teacher's, or a new BPE.
     teacher: str = ""  # A folder or a run.
     reward: str = ""  # Of reinforcement learning, see rewards.py; "" is the task's own rule.
+    # What text is that spells control tokens: "text", or what it spells, "parse".
+    control_tokens: reading.Reading = "text"
     mesh: str = ""  # DATAxMODEL devices, "4x2"; "" is one device.
     log_every: int = 0
     checkpoint_every: int = 0
@@ -129,6 +132,10 @@ class Plan:
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
             if getattr(self, name) and not self.is_language:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
+        if self.control_tokens not in reading.READINGS:
+            raise ValueError(f"control_tokens must be text or parse, got {self.control_tokens!r}")
+        if self.control_tokens != "text" and not self.is_language:
+            raise ValueError(f"control_tokens is for language models, not for {self.environment}")
         if self.is_language and (self.num_envs > 1 or self.environment_flags):
             raise ValueError(
                 "tokens/... takes no num_envs and no environment_flags; a step's sequences are "

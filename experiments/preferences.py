@@ -14,9 +14,9 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
-from kullback.experiments import language, models, opened, reward_models, settings
+from kullback.experiments import language, models, opened, reward_models, run_folder, settings
 from kullback.experiments import plan as plans
-from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
+from kullback.lm import batches, data, gemma, preferences, reward_model, splits, tasks, warm
 
 SHOWN = 4  # Pairs that are written down.
 
@@ -32,6 +32,7 @@ class Setup:
     train: list[preferences.Pair]
     test: list[preferences.Pair]
     reports: dict[str, data.Report]
+    rule: int  # By which files are split, see `lm/splits.py`.
     num_swapped: int  # Pairs of `train` whose label is wrong on purpose.
     members: dict[int, warm.Member]  # By seed, of a population; else empty.
     # Of what seeds that begin later read again; None where there is no such seed, or no model.
@@ -54,15 +55,17 @@ class Setup:
 
     @property
     def notice(self) -> str | None:
-        """What a population takes, to be read before it begins."""
-        if not self.members:
-            return None
-        peak = warm.peak_bytes(self.student.config, len(self.members))
-        return (
-            f"{len(self.members)} reward models, one after another: training takes "
-            f"{_size(peak.training)}, their average {_size(peak.averaging)}, their ensemble "
-            f"{_size(peak.ensemble)}, activations aside"
-        )
+        """What the rows are, and what a population takes, to be read before it begins."""
+        spelled = data.notice(self.reports)
+        said = [spelled] if spelled else []
+        if self.members:
+            peak = warm.peak_bytes(self.student.config, len(self.members))
+            said.append(
+                f"{len(self.members)} reward models, one after another: training takes "
+                f"{_size(peak.training)}, their average {_size(peak.averaging)}, their ensemble "
+                f"{_size(peak.ensemble)}, activations aside"
+            )
+        return "\n".join(said) or None
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -72,7 +75,10 @@ class Setup:
         return {
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
-            "data": {split: report._asdict() for split, report in self.reports.items()},
+            "data": {
+                "rule": self.rule,
+                **{split: report._asdict() for split, report in self.reports.items()},
+            },
             "swapped_pairs": self.num_swapped,
             "members": {str(seed): one._asdict() for seed, one in self.members.items()},
         }
@@ -160,7 +166,8 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         raise ValueError(
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
-    task = tasks.make(plan.environment)
+    rule = splits.RULE if home is None else splits.rule_of(run_folder.RunFolder(home).config())
+    task = tasks.make(plan.environment, rule=rule)
     if task.pairs is None:
         raise ValueError(
             f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
@@ -175,6 +182,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         student = models.decoder_of(run)
     else:
         student = language.student_of(plan, task, None, None)._replace(params=None)
+    student = student.reading(plan.control_tokens)
     fitting = language.limits(config.learning, student.config)
     train, train_report = task.pairs("train", student.tokenizer, fitting)
     test, test_report = task.pairs("test", student.tokenizer, fitting)
@@ -207,6 +215,7 @@ def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
         train=train,
         test=test,
         reports={"train": train_report, "test": test_report},
+        rule=rule,
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
         start_sha256=start_sha256,

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from kullback.experiments import evaluation, language, models, opened, reward_models
-from kullback.lm import gemma, reward_model, tasks
+from kullback.lm import control_tokens as reading
+from kullback.lm import data, gemma, reward_model, splits, tasks
 
 
 def report(
@@ -21,6 +22,7 @@ def report(
     count: int,
     seed: int | None = None,
     best: bool = False,
+    control_tokens: reading.Reading | None = None,
     **lengths: Any,
 ) -> evaluation.Report:
     """What was found on held-out pairs.
@@ -31,6 +33,7 @@ def report(
       count: pairs, at most.
       seed: one of the run's; None is the first, of a population its average and more.
       best: the checkpoint of the highest accuracy in place of the newest.
+      control_tokens: what text is that spells them; None is as the run has it.
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's.
 
     Raises:
@@ -38,12 +41,13 @@ def report(
     """
     run = opened.open(path)
     learning = dataclasses.replace(models.algorithm_config(run).learning, **lengths)
-    made = tasks.make(task or run.plan.environment)
+    made = tasks.make(task or run.plan.environment, rule=splits.rule_of(run.config))
     if made.pairs is None:
         raise ValueError(f"a reward model judges pairs, tokens/preferences:PATH, got {made.name}")
     checkpoint = reward_models.load(path, seed, best=best)
+    checkpoint = checkpoint.reading(control_tokens or run.plan.control_tokens)
     words = checkpoint.tokenizer
-    pairs, _ = made.pairs("test", words, language.limits(learning, checkpoint.config))
+    pairs, found_rows = made.pairs("test", words, language.limits(learning, checkpoint.config))
     pairs = pairs[:count]
     rewards = jax.jit(reward_model.on_decoder(gemma.make(checkpoint.config)).rewards)
     width = learning.max_prompt_length + learning.max_new_tokens
@@ -54,6 +58,8 @@ def report(
     chosen, rejected = judged(checkpoint.params)
     found = estimates(chosen, rejected)
     notes = _reliability(chosen - rejected)
+    if (spelled := data.notice({"test": found_rows})) is not None:
+        notes.append(spelled)
     if seed is None and reward_models.is_population(run):
         of_members = [judged(params) for params in reward_models.members(run, best=best)]
         mean = tuple(np.mean(column, axis=0) for column in zip(*of_members, strict=True))

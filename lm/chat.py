@@ -39,8 +39,8 @@ def chat(
       add_generation_prompt: whether to open a turn of the model at the end.
 
     Raises:
-      ValueError: for another role or order, naming the message, or where the vocabulary lacks
-        the tokens of a turn.
+      ValueError: for another role or order, naming the message, for a turn of the model to be
+        opened after one of its own, or where the vocabulary lacks the tokens of a turn.
     """
     start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
     if start is None or end is None:
@@ -74,6 +74,11 @@ def chat(
             segments += [Segment(tuple(before), False)]
             segments += [Segment((*tokenizer.encode(text), end), True)]
             before = list(newline)
+    if add_generation_prompt and len(messages) % 2 == 0:
+        raise ValueError(
+            "the last message is the model's, and a second turn of its own would be opened after "
+            "it: end with a message of the user's"
+        )
     if add_generation_prompt:
         before += [start, *tokenizer.encode("model\n")]
     return [*segments, Segment(tuple(before), False)]

@@ -1,24 +1,27 @@
 """Examples for language models, and JSONL files of them, read strictly.
 
 A row is one JSON object: {prompt, completion} (or {prompt, target}; strings, or lists of ids),
-{text} (all of it is learnt), or {messages: [{role, content}]} (the model's turns are learnt).
+{text} (all of it is learnt), or {messages: [{role, content}]} (the model's turns are learnt). Any
+of them may name the `document` that its prompt is about, for rewards that hold answers against it.
 The beginning of sequence stands first, once; a completion ends with an end of sequence, once. A
 row that does not say what it should is an error with its file and line, never a guess.
 """
 
+import codecs
 import collections
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from kullback.core import files
-from kullback.lm import chat
+from kullback.core import files, json_files
+from kullback.lm import chat, control_tokens
 from kullback.lm.tokenizer import Tokenizer
 
 Overlong = Literal["drop", "truncate-left", "error"]
 _FORMS = ({"prompt", "completion"}, {"prompt", "target"}, {"text"}, {"messages"})
+_DOCUMENT = "document"
 _KNOWN = set.union(*_FORMS)
 
 
@@ -29,6 +32,7 @@ class Example(NamedTuple):
     completion: tuple[int, ...]  # Ends with an end of sequence, or of the model's turn.
     # Spans [begin, end) of the prompt that are earlier turns of the model's: learnt from too.
     answers: tuple[tuple[int, int], ...] = ()
+    document: str = ""  # What the prompt is about, if the row says; whole, whatever was cut.
 
     @property
     def length(self) -> int:
@@ -68,6 +72,8 @@ class Report(NamedTuple):
     truncated: int  # Shortened on the left.
     ignored_keys: Mapping[str, int]  # Keys that say nothing to us, and in how many rows.
     tokens: int  # Of the examples kept.
+    spelled: int = 0  # Rows whose text spells control tokens, as a template writes them.
+    first_spelled: str = ""  # Where the first of these is, and the token.
 
 
 def read_jsonl(
@@ -94,18 +100,14 @@ def read_rows(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     is_empty = True
     with open(path, "rb") as file:
         for line, content in enumerate(file, 1):
+            if line == 1:
+                content = content.removeprefix(codecs.BOM_UTF8)
             if not content.strip():
                 continue
             is_empty = False
-            with _located(f"{path}:{line}"):
-                try:
-                    text = content.decode()
-                except UnicodeDecodeError as error:
-                    raise ValueError(f"not UTF-8: {error}; convert the file") from error
-                row = json.loads(text, object_pairs_hook=_object)
-                if not isinstance(row, dict):
-                    raise ValueError(f"a row must be a JSON object, got {_kind(row)}")
-            yield f"{path}:{line}", row
+            # What nobody reads may be NaN, which Python writes.
+            record = json_files.parse(content, f"{path}:{line}", nan=True)
+            yield f"{path}:{line}", dict(record.items())
     if is_empty:
         raise ValueError(f"{path} has no rows; expected one JSON object a line")
 
@@ -120,22 +122,44 @@ def from_rows(
     vocab_size = min(tokenizer.vocab_size, limits.vocab_size or tokenizer.vocab_size)
     examples: list[Example] = []
     ignored: collections.Counter[str] = collections.Counter()
-    num_rows = dropped = truncated = 0
+    num_rows = dropped = truncated = spelled = 0
+    first_spelled = ""
     for where, row in rows:
         num_rows += 1
         with _located(where):
             example = _example(row, tokenizer)
-            ignored.update(row.keys() - _KNOWN)
-            for i in (*example.prompt, *example.completion):
-                if not 0 <= i < vocab_size:
-                    raise ValueError(f"token id {i} lies outside the vocabulary, [0, {vocab_size})")
+            ignored.update(row.keys() - _KNOWN - {_DOCUMENT})
+            _check_ids((*example.prompt, *example.completion), vocab_size)
+            if (name := _spelled(row, tokenizer)) is not None:
+                spelled += 1
+                first_spelled = first_spelled or f"{where}: {name}"
             fitted = fit(example, limits, is_text="text" in row)
         dropped += fitted is None
         if fitted is not None:
             truncated += fitted.length < example.length
             examples.append(fitted)
     tokens = sum(example.length for example in examples)
-    return examples, Report(num_rows, dropped, truncated, dict(ignored), tokens)
+    found = dict(ignored)
+    return examples, Report(num_rows, dropped, truncated, found, tokens, spelled, first_spelled)
+
+
+def notice(reports: Mapping[str, Report]) -> str | None:
+    """Returns what to say of rows that spell control tokens and are read as text, or None."""
+    found = [report for report in reports.values() if report.spelled]
+    if not found:
+        return None
+    others = sum(report.spelled for report in found) - 1
+    where, _, name = found[0].first_spelled.rpartition(": ")
+    return spelled_notice(where, name, others)
+
+
+def spelled_notice(where: str, name: str, others: int = 0) -> str:
+    """Returns what to say of a text that spells a control token, and of so many other texts."""
+    more = f" (and {others:,} more)" if others else ""
+    return (
+        f"warning: {where}{more} spells {name}, which is read as the letters that it is; if a chat "
+        "template has rendered the text, --control-tokens parse reads the tokens"
+    )
 
 
 def from_texts(
@@ -150,29 +174,45 @@ def from_texts(
 
 
 def read_prompts(
-    path: files.Path, tokenizer: Tokenizer, max_prompt_length: int | None = None
+    path: files.Path,
+    tokenizer: Tokenizer,
+    max_prompt_length: int | None = None,
+    *,
+    vocab_size: int | None = None,
+    on_spelled: Callable[[str, str], Any] = lambda where, name: None,
 ) -> list[tuple[int, ...]]:
     """Prompts of a JSONL file, to generate from: {prompt} or {messages}, other keys ignored.
 
     Messages that end with the user's get the model's turn opened; if they end with the model's,
     its last turn is left out.
 
+    Args:
+      path: of the file.
+      tokenizer: of the model.
+      max_prompt_length: tokens of a prompt, at most; None is no limit.
+      vocab_size: rows of the model's table, if not the tokenizer's V.
+      on_spelled: receives where a text spells a control token, and its name.
+
     Raises:
       ValueError: as `read_jsonl`, and always for a prompt that is longer than allowed.
     """
+    most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
     prompts = []
     for where, row in read_rows(path):
         with _located(where):
             if ("prompt" in row) == ("messages" in row):
                 raise ValueError(f"keys {sorted(row)}; expected one of prompt and messages")
             if "prompt" in row:
-                prompt = _prompt(row["prompt"], tokenizer)
+                prompt = prompt_of(row["prompt"], tokenizer)
             else:
                 messages = _messages(row["messages"])
                 if messages[-1]["role"] in ("model", "assistant"):
                     messages = messages[:-1]
                 segments = chat.chat(messages, tokenizer, add_generation_prompt=True)
                 prompt = tuple(i for segment in segments for i in segment.ids)
+            _check_ids(prompt, most)
+            if (name := _spelled(row, tokenizer)) is not None:
+                on_spelled(where, name)
             if max_prompt_length is not None and len(prompt) > max_prompt_length:
                 raise ValueError(
                     f"the prompt has {len(prompt)} tokens, more than max_prompt_length="
@@ -209,12 +249,18 @@ def fit(example: Example, limits: Limits, *, is_text: bool = False) -> Example |
     if limits.overlong == "error":
         raise ValueError(f"{lengths}; shorten it, or set overlong to drop or truncate-left")
     if is_text:
+        if len(example.completion) - excess < 2:
+            raise ValueError(
+                f"{lengths}, and nothing of a text but its end would be left to learn; raise "
+                "max_length, or set overlong to drop"
+            )
         return example._replace(completion=example.completion[excess:])
     if len(example.prompt) - excess < 2:
         raise ValueError(f"{lengths}, even without its prompt; shorten it, or set overlong to drop")
     prompt = example.prompt[:1] + example.prompt[1 + excess :]
     spans = ((max(1, begin - excess), end - excess) for begin, end in example.answers)
-    return Example(prompt, example.completion, tuple((b, e) for b, e in spans if b < e))
+    answers = tuple((begin, end) for begin, end in spans if begin < end)
+    return example._replace(prompt=prompt, answers=answers)
 
 
 @contextlib.contextmanager
@@ -226,11 +272,20 @@ def _located(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    counts = collections.Counter(key for key, _ in pairs)
-    if twice := [key for key, count in counts.items() if count > 1]:
-        raise ValueError(f"key {twice[0]!r} is there {counts[twice[0]]} times; keep one")
-    return dict(pairs)
+def _check_ids(ids: Iterable[int], vocab_size: int) -> None:
+    for i in ids:
+        if not 0 <= i < vocab_size:
+            raise ValueError(f"token id {i} lies outside the vocabulary, [0, {vocab_size})")
+
+
+def _spelled(row: Mapping[str, Any], tokenizer: Tokenizer) -> str | None:
+    """Returns a control token that a text of a row spells, and that is not read as one."""
+    if tokenizer.reads_controls:
+        return None
+    values = [row[key] for key in _KNOWN & row.keys() if key != "messages"]
+    values += [message["content"] for message in row.get("messages") or ()]
+    found = (control_tokens.spelled(v, tokenizer.controls) for v in values if isinstance(v, str))
+    return next((name for name in found if name is not None), None)
 
 
 def _example(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
@@ -238,13 +293,18 @@ def _example(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
     if keys not in _FORMS:
         forms = "; ".join(" and ".join(sorted(form, reverse=True)) for form in _FORMS)
         raise ValueError(f"keys {sorted(row)}; expected those of one form: {forms}")
+    document = row.get(_DOCUMENT, "")
+    check_string(_DOCUMENT, document)
     if "messages" in keys:
-        return _conversation(_messages(row["messages"]), tokenizer)
-    if "text" in keys:
-        _check_string("text", row["text"])
-        return Example((tokenizer.bos_id,), _completion("text", row["text"], tokenizer))
-    target = "completion" if "completion" in keys else "target"
-    return Example(_prompt(row["prompt"], tokenizer), _completion(target, row[target], tokenizer))
+        example = _conversation(_messages(row["messages"]), tokenizer)
+    elif "text" in keys:
+        check_string("text", row["text"])
+        example = Example((tokenizer.bos_id,), _completion("text", row["text"], tokenizer))
+    else:
+        target = "completion" if "completion" in keys else "target"
+        prompt = prompt_of(row["prompt"], tokenizer)
+        example = Example(prompt, _completion(target, row[target], tokenizer))
+    return example._replace(document=document)
 
 
 def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Example:
@@ -259,6 +319,10 @@ def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -
     *earlier, answer, _ = chat.chat(messages, tokenizer)  # The newline at the end is not learnt.
     prompt: list[int] = []
     spans = []
+    special = (tokenizer.bos_id, *tokenizer.eos_ids)
+    for segment in (*earlier, answer):
+        if segment.is_model_turn:
+            _check_within("a turn of the model's", segment.ids[:-1], special)
     for segment in earlier:
         if segment.is_model_turn:
             spans.append((len(prompt), len(prompt) + len(segment.ids)))
@@ -273,11 +337,16 @@ def _messages(value: Any) -> list[dict[str, str]]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"message {n + 1} must be an object with role and content")
         for key in ("role", "content"):
-            _check_string(f"{key} of message {n + 1}", message[key])
+            check_string(f"{key} of message {n + 1}", message[key])
     return value
 
 
-def _prompt(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the ids of a prompt, a string or ids, which begin with BOS once.
+
+    Raises:
+      ValueError: for what is neither, or has BOS within.
+    """
     ids = _ids("prompt", value, tokenizer)
     if ids[:1] == [tokenizer.bos_id]:
         ids = ids[1:]
@@ -290,15 +359,28 @@ def _prompt(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _completion(name: str, value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     ids = _ids(name, value, tokenizer)
+    is_rendered = tokenizer.reads_controls and isinstance(value, str)
+    if is_rendered:
+        # A template writes a line's end after a turn's.
+        trimmed = tokenizer.encode(value.rstrip())
+        ids = trimmed if trimmed and trimmed[-1] in tokenizer.eos_ids else ids
+        if name == "text" and ids[:1] == [tokenizer.bos_id]:
+            ids = ids[1:]
     end = tokenizer.eos_id
     if ids and ids[-1] in tokenizer.eos_ids:
         end = ids.pop()
     if not ids or (isinstance(value, str) and not value.strip()):
         raise ValueError(f"{name} is empty; there is nothing to learn")
-    for i in (tokenizer.bos_id, *tokenizer.eos_ids):
+    # A whole conversation, as one text, has turns that end before its own end.
+    ends = () if is_rendered and name == "text" else tokenizer.eos_ids
+    _check_within(name, ids, (tokenizer.bos_id, *ends))
+    return (*ids, end)
+
+
+def _check_within(name: str, ids: Sequence[int], special: Iterable[int]) -> None:
+    for i in special:
         if i in ids:
             raise ValueError(f"{name} has the special id {i} before its end; leave it out")
-    return (*ids, end)
 
 
 def _ids(name: str, value: Any, tokenizer: Tokenizer) -> list[int]:
@@ -309,11 +391,12 @@ def _ids(name: str, value: Any, tokenizer: Tokenizer) -> list[int]:
         return list(value)
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string or a list of ids, got {_kind(value)}")
-    _check_string(name, value)
+    check_string(name, value)
     return tokenizer.encode(value)
 
 
-def _check_string(name: str, value: Any) -> None:
+def check_string(name: str, value: Any) -> None:
+    """Refuses, by a ValueError that begins with `name`, what is no string that UTF-8 can write."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {_kind(value)}")
     try:

@@ -68,18 +68,28 @@ def from_rows(
     anything = data.Limits(vocab_size=limits.vocab_size)  # Both are fitted together, below.
     pairs: list[Pair] = []
     ignored: collections.Counter[str] = collections.Counter()
-    num_rows = dropped = truncated = 0
+    num_rows = dropped = truncated = spelled = 0
+    first_spelled = ""
     for where, row in rows:
         num_rows += 1
         answers = _answers(where, row)
         named = [(f"{where}, {name}", answer) for name, answer in answers.items()]
-        pair = Pair(*data.from_rows(named, tokenizer, anything)[0])
-        if pair.chosen.completion == pair.rejected.completion:
+        made, report = data.from_rows(named, tokenizer, anything)
+        pair = Pair(*made)
+        if pair.chosen.prompt != pair.rejected.prompt:
             raise ValueError(
-                f"{where}: chosen and rejected are equal, and say nothing of a preference; "
-                "leave the row out"
+                f"{where}: the messages of chosen and rejected must be the same but for the last; "
+                "they differ in an earlier one"
             )
-        ignored.update(row.keys() - _KNOWN)
+        if pair.chosen.completion[:-1] == pair.rejected.completion[:-1]:
+            raise ValueError(
+                f"{where}: chosen and rejected are equal but for their end at most, and say "
+                "nothing of a preference; leave the row out"
+            )
+        if report.spelled:
+            spelled += 1
+            first_spelled = first_spelled or report.first_spelled
+        ignored.update(row.keys() - _KNOWN - {"document"})
         try:
             fitted = data.fit(max(pair, key=lambda example: example.length), limits)
         except ValueError as error:
@@ -91,7 +101,8 @@ def from_rows(
         same = {"prompt": fitted.prompt, "answers": fitted.answers}
         pairs.append(Pair(pair.chosen._replace(**same), pair.rejected._replace(**same)))
     tokens = sum(example.length for pair in pairs for example in pair)
-    return pairs, data.Report(num_rows, dropped, truncated, dict(ignored), tokens)
+    found = dict(ignored)
+    return pairs, data.Report(num_rows, dropped, truncated, found, tokens, spelled, first_spelled)
 
 
 def chosen_rows(
@@ -204,9 +215,10 @@ def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Calla
 def _answers(where: str, row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Both answers as rows of `lm/data.py`."""
     keys = row.keys() & _KNOWN
+    common = {key: row[key] for key in ("document",) if key in row}
     if keys == _KNOWN:
         return {
-            name: {"prompt": row["prompt"], "completion": row[name]}
+            name: {"prompt": row["prompt"], "completion": row[name], **common}
             for name in ("chosen", "rejected")
         }
     if keys != {"chosen", "rejected"}:
@@ -221,9 +233,12 @@ def _answers(where: str, row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
                 f"{where}: without a prompt {name} must be a list of messages, got "
                 f"{type(row[name]).__name__}"
             )
-    if chosen[:-1] != rejected[:-1]:
+    if len(chosen) != len(rejected):
         raise ValueError(
             f"{where}: the messages of chosen and rejected must be the same but for the last; "
-            f"they differ in number ({len(chosen)} and {len(rejected)}) or in an earlier one"
+            f"they differ in number ({len(chosen)} and {len(rejected)})"
         )
-    return {"chosen": {"messages": chosen}, "rejected": {"messages": rejected}}
+    return {
+        "chosen": {"messages": chosen, **common},
+        "rejected": {"messages": rejected, **common},
+    }

@@ -6,9 +6,7 @@ generated. Nothing of a "test" split is in "train".
 """
 
 import dataclasses
-import hashlib
 import importlib.util
-import json
 import operator
 import pathlib
 from collections.abc import Callable, Mapping
@@ -17,11 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kullback.core import files, names
-from kullback.lm import batches, data, preferences
+from kullback.lm import batches, data, preferences, splits
 from kullback.lm.tokenizer import Tokenizer
 
 Split = Literal["train", "test"]
 Row = tuple[str, Mapping[str, Any]]  # Where it is from, for messages, and what it says.
+# Rows of a split; a tokenizer reads prompts that are ids, without one those rows are left out.
+Rows = Callable[[Split, Tokenizer | None], list[Row]]
 _JSONL = "tokens/jsonl:"
 _PREFERENCES = "tokens/preferences:"
 
@@ -41,6 +41,10 @@ class Task(NamedTuple):
         Callable[[Split, Tokenizer, data.Limits | None], tuple[list[preferences.Pair], data.Report]]
         | None
     ) = None
+    # (example, its prompt as text) -> the document that an answer is to be faithful to.
+    document: Callable[[data.Example, str], str] = lambda example, prompt: (
+        example.document or prompt
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,8 +94,13 @@ class Summaries:
                 raise ValueError(f"{name} must be some of {allowed}, got {value}")
 
 
-def make(name: str, config: Any = None) -> Task:
-    """The task of that name; `config` is an `Arithmetic` or a `Summaries`, None its defaults.
+def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
+    """Returns the task of that name.
+
+    Args:
+      name: "tokens/...".
+      config: an `Arithmetic` or a `Summaries`; None is its defaults.
+      rule: by which files are split and read, of a run that began with another: `lm/splits.py`.
 
     Raises:
       ValueError: for an unknown name, or settings of another task.
@@ -100,7 +109,7 @@ def make(name: str, config: Any = None) -> Task:
         if name.startswith(prefix):
             if config is not None:
                 raise ValueError(f"{name} has no settings, got {type(config).__name__}")
-            return of_path(name.removeprefix(prefix))
+            return of_path(name.removeprefix(prefix), rule)
     known: dict[str, tuple[Callable[[Any], Task], type]] = {
         "tokens/arithmetic": (arithmetic, Arithmetic),
         "tokens/summaries": (summaries, Summaries),
@@ -126,7 +135,8 @@ def arithmetic(config: Arithmetic) -> Task:
     compute = {"+": operator.add, "-": operator.sub, "*": operator.mul}[config.operation]
     counts = {"train": config.num_train, "test": config.num_test}
 
-    def rows(split: Split) -> list[Row]:
+    def rows(split: Split, words: Tokenizer | None) -> list[Row]:
+        del words  # Nothing is ids.
         a, b = _operands(config)
         is_test = _mix(np.minimum(a, b) * 10**config.digits + np.maximum(a, b)) % 10 == 0
         chosen = np.flatnonzero(is_test == (split == "test"))[: counts[split]]
@@ -148,7 +158,8 @@ def summaries(config: Summaries) -> Task:
       ValueError: where the package `aclsum`, whose data this is, is not installed.
     """
 
-    def rows(split: Split) -> list[Row]:
+    def rows(split: Split, words: Tokenizer | None) -> list[Row]:
+        del words  # Nothing is ids.
         made = []
         for where, paper in data.read_rows(_aclsum() / f"{split}.jsonl"):
             sentences = (s for section in config.sections for s in paper["sentences"][section])
@@ -159,22 +170,26 @@ def summaries(config: Summaries) -> Task:
         return made
 
     _aclsum()
-    return _task("tokens/summaries", rows, None)
+    # What was asked stands after the last empty line; before it is what the model was shown of a
+    # paper, which may have lost its beginning.
+    return _task("tokens/summaries", rows, None)._replace(
+        document=lambda example, prompt: _first(prompt)
+    )
 
 
-def jsonl(path: files.Path) -> Task:
+def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:
     """A JSONL file, or a folder with train.jsonl and test.jsonl; `lm/data.py` says of what rows.
 
-    Of a file, one row in ten is "test". Which one follows from what the model is given (prompt,
-    text, or messages before the last), so that copies of a prompt are on one side.
+    Of a file, one row in ten is "test". Which one follows from what the model is shown, see
+    `lm/splits.py`, so that a prompt and whatever comes to the same are on one side.
 
     Raises:
       ValueError: for a folder without both files, or neither file nor folder.
     """
-    return _task(f"{_JSONL}{path}", _rows_of(path, _JSONL), None)
+    return _of_rule(_task(f"{_JSONL}{path}", _rows_of(path, _JSONL, rule), None), rule)
 
 
-def of_preferences(path: files.Path) -> Task:
+def of_preferences(path: files.Path, rule: int = splits.RULE) -> Task:
     """Pairs of answers, a JSONL file or a folder as of `jsonl`; see `lm/preferences.py`.
 
     Its examples are the answers that were chosen: supervised tuning learns from them.
@@ -182,21 +197,21 @@ def of_preferences(path: files.Path) -> Task:
     Raises:
       ValueError: as `jsonl` does.
     """
-    rows = _rows_of(path, _PREFERENCES)
+    rows = _rows_of(path, _PREFERENCES, rule)
 
-    def chosen(split: Split) -> list[Row]:
-        return [*preferences.chosen_rows(rows(split))]
+    def chosen(split: Split, words: Tokenizer | None) -> list[Row]:
+        return [*preferences.chosen_rows(rows(split, words))]
 
     def texts(split: Split) -> list[str]:
-        return ["\n".join(preferences.texts(row)) for _, row in rows(split)]
+        return ["\n".join(preferences.texts(row)) for _, row in rows(split, None)]
 
     def pairs(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
     ) -> tuple[list[preferences.Pair], data.Report]:
-        return preferences.from_rows(rows(split), tokenizer, limits)
+        return preferences.from_rows(rows(split, tokenizer), tokenizer, limits)
 
     task = _task(f"{_PREFERENCES}{path}", chosen, None)
-    return task._replace(texts=texts, pairs=pairs)
+    return _of_rule(task._replace(texts=texts, pairs=pairs), rule)
 
 
 def exact_match(generated: str, target: str) -> float:
@@ -204,22 +219,34 @@ def exact_match(generated: str, target: str) -> float:
     return float(generated.strip() == target.strip())
 
 
-def _task(
-    name: str, rows: Callable[[Split], list[Row]], score: Callable[[str, str], float] | None
-) -> Task:
-    def checked(split: Split) -> list[Row]:
+def _task(name: str, rows: Rows, score: Callable[[str, str], float] | None) -> Task:
+    def checked(split: Split, words: Tokenizer | None) -> list[Row]:
         _check_split(split)
-        return rows(split)
+        return rows(split, words)
 
     def examples(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
     ) -> tuple[list[data.Example], data.Report]:
-        return data.from_rows(checked(split), tokenizer, limits)
+        return data.from_rows(checked(split, tokenizer), tokenizer, limits)
 
-    return Task(name, lambda split: [_text(row) for _, row in checked(split)], examples, score)
+    return Task(
+        name, lambda split: [_text(row) for _, row in checked(split, None)], examples, score
+    )
 
 
-def _rows_of(path: files.Path, prefix: str) -> Callable[[Split], list[Row]]:
+def _of_rule(task: Task, rule: int) -> Task:
+    """Returns the task as runs of a rule have it: the first took every task for summaries."""
+    if rule > 1:
+        return task
+    return task._replace(document=lambda example, prompt: example.document or _first(prompt))
+
+
+def _first(prompt: str) -> str:
+    """Returns what stands before the last empty line, the whole where there is none."""
+    return prompt.rpartition("\n\n")[0] or prompt
+
+
+def _rows_of(path: files.Path, prefix: str, rule: int) -> Rows:
     """Rows of a split of a file or folder, whose absence is an error at once."""
     path = pathlib.Path(path)
     missing = [name for name in ("train.jsonl", "test.jsonl") if not (path / name).is_file()]
@@ -228,12 +255,12 @@ def _rows_of(path: files.Path, prefix: str) -> Callable[[Split], list[Row]]:
     if not path.exists():
         raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
 
-    def rows(split: Split) -> list[Row]:
+    def rows(split: Split, words: Tokenizer | None) -> list[Row]:
         _check_split(split)
         if path.is_dir():
             return [*data.read_rows(path / f"{split}.jsonl")]
         chosen: list[Row] = [
-            row for row in data.read_rows(path) if _is_test(row[1]) == (split == "test")
+            row for row in data.read_rows(path) if splits.side(row[1], words, rule) == split
         ]
         if not chosen:
             raise ValueError(
@@ -257,19 +284,10 @@ def _row(where: str, prompt: str, completion: str) -> Row:
 def _text(row: Mapping[str, Any]) -> str:
     """What a row says, all of it; ids say nothing."""
     if isinstance(row.get("messages"), list):
-        return "\n".join(str(message["content"]) for message in row["messages"])
+        contents = (m.get("content") for m in row["messages"] if isinstance(m, Mapping))
+        return "\n".join(text for text in contents if isinstance(text, str))
     parts = (row.get(key) for key in ("text", "prompt", "completion", "target"))
     return "".join(part for part in parts if isinstance(part, str))
-
-
-def _is_test(row: Mapping[str, Any]) -> bool:
-    given = row.get("prompt", row.get("text"))
-    if given is None and isinstance(row.get("messages"), list):
-        given = row["messages"][:-1]
-    elif given is None:
-        given = preferences.given(row)
-    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 10 == 0
 
 
 def _operands(config: Arithmetic) -> tuple[np.ndarray, np.ndarray]:

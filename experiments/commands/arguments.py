@@ -27,6 +27,16 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_control_tokens(parser: Any, default: str) -> None:
+    """Adds --control-tokens, which is None where it is not given; `default` is for its help."""
+    parser.add_argument(
+        "--control-tokens",
+        choices=("text", "parse"),
+        help="what <start_of_turn> and the like in a text are: the letters that they are, or the "
+        f"tokens, as a chat template has written them; default: {default}",
+    )
+
+
 def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
     """Dotted name, value and type of each field of a configuration."""
     for name, hint, value in fields:

@@ -68,6 +68,7 @@ def add_parser(commands: Any) -> None:
         choices=("drop", "truncate-left", "error"),
         help="what becomes of an example that is too long; default: the run's",
     )
+    arguments.add_control_tokens(language, "the run's, of weights text")
     sub.set_defaults(command=_evaluate)
 
 
@@ -78,7 +79,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if any(options.run.glob("*.safetensors")) if run is None else run.is_of_texts:
         return _evaluate_language(options)
     given = ["TASK"] if options.task is not None else []
-    of_language = ("samples", "best_of", "reward", "out", *LENGTHS)
+    of_language = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
     given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
     if given:
         raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
@@ -130,6 +131,7 @@ def _evaluate_language(options: argparse.Namespace) -> int:
         out=options.out,
         best_of=options.best_of or 0,
         reward=options.reward or "",
+        control_tokens=options.control_tokens,
         **lengths,
     )
     print(evaluation.show(report))

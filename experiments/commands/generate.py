@@ -23,28 +23,42 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("--seed", metavar="S", type=int, default=0)
     sub.add_argument("--stop-token", metavar="ID", type=int, action="append", default=[])
     sub.add_argument("--chat", action="store_true", help="TEXT is the user's turn, in a template")
+    arguments.add_control_tokens(sub, "text")
     sub.set_defaults(command=_generate, prints_only=True)
 
 
 def _generate(options: argparse.Namespace) -> int:
     from kullback.core import sampling
     from kullback.experiments import generate, models
-    from kullback.lm import chat, data
+    from kullback.lm import chat, control_tokens, data
 
     settings = sampling.Sampling(
         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
     )
-    checkpoint = models.load(options.model)
-    words = checkpoint.tokenizer
     is_one = options.prompt is not None
+    if is_one:
+        data.check_string("--prompt", options.prompt)
+    checkpoint = models.load(options.model).reading(options.control_tokens or "text")
+    words = checkpoint.tokenizer
+    spelled: list[tuple[str, str]] = []  # Where control tokens are spelled, and which.
     if not is_one:
-        prompts = data.read_prompts(options.prompts, words)
+        prompts = data.read_prompts(
+            options.prompts,
+            words,
+            vocab_size=checkpoint.config.vocab_size,
+            on_spelled=lambda *found: spelled.append(found),
+        )
     elif options.chat:
         messages = [{"role": "user", "content": options.prompt}]
         segments = chat.chat(messages, words, add_generation_prompt=True)
         prompts = [tuple(i for segment in segments for i in segment.ids)]
     else:
-        prompts = [(words.bos_id, *words.encode(options.prompt))]
+        prompts = [data.prompt_of(options.prompt, words)]
+    if is_one and not words.reads_controls:
+        name = control_tokens.spelled(options.prompt, words.controls)
+        spelled += [("--prompt", name)] if name is not None else []
+    if spelled:
+        print(data.spelled_notice(*spelled[0], len(spelled) - 1), file=sys.stderr)
     made = generate.generate(
         checkpoint,
         prompts,

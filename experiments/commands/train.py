@@ -93,6 +93,7 @@ def add_parser(commands: Any) -> None:
         help="devices of a language model, all there are: a batch's rows over DATA of them, "
         "weights over MODEL; e.g. 4x2; default: one device",
     )
+    arguments.add_control_tokens(sub, "text")
     arguments.add_trust_code(sub)
     again = sub.add_argument_group("with --resume")
     again.add_argument(

@@ -197,3 +197,49 @@ def test_more_tokens_than_the_context_are_refused(sparse: pathlib.Path):
     short = checkpoint._replace(config=dataclasses.replace(checkpoint.config, context_length=6))
     with pytest.raises(ValueError, match=r"3 tokens and 4 new ones exceed .* of 6; at most 3 fit"):
         generate.generate(short, [[checkpoint.config.bos_id, 9, 9]], max_new_tokens=4)
+
+
+@pytest.mark.slow
+def test_texts_that_a_template_rendered_are_said_and_read_on_request(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    for split, count in (("train", 4), ("test", 2)):
+        (tmp_path / f"{split}.jsonl").write_text(
+            "".join(
+                json.dumps({"prompt": _opened(f"{split} {n}"), "completion": "ab<end_of_turn>"})
+                + "\n"
+                for n in range(count)
+            )
+        )
+    arguments = ["train", "sft", f"tokens/jsonl:{tmp_path}", "--steps", "1", "--model", "tiny"]
+    for flag in ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4"):
+        arguments += ["--model-flag", flag]
+    for setting in ("batch_size=2", "max_prompt_length=90", "max_new_tokens=20"):
+        arguments += ["--set", setting]
+    out = tmp_path / "run"
+    assert cli.main([*arguments, "--control-tokens", "parse", "--out", str(out)]) == 0
+    assert "spells" not in capsys.readouterr().out
+    found = json.loads((out / "config.json").read_text())
+    assert found["plan"]["control_tokens"] == "parse" and found["data"]["train"]["spelled"] == 0
+    assert found["data"]["rule"] == 2
+    words = models.load(out).tokenizer
+    # begin, start, "user\n", text, end, "\n", start, "model\n", "ab", end.
+    pieces = [words.encode(t) for t in ("user\n", "train 0", "\n", "model\n", "ab")]
+    assert found["data"]["train"]["tokens"] == 4 * (5 + sum(map(len, pieces)))
+    said = "spells <start_of_turn>, which is read as the letters that it is; if a chat template"
+
+    evaluate = ["evaluate", str(out), "--episodes", "2", "--samples", "1"]
+    assert cli.main(evaluate) == 0
+    assert said not in capsys.readouterr().out
+    assert cli.main([*evaluate, "--control-tokens", "text", "--max-prompt-length", "200"]) == 0
+    assert f"{tmp_path}/test.jsonl:1 (and 1 more) {said}" in capsys.readouterr().out
+
+    generate_ = ["generate", "--model", str(out), "--max-new-tokens", "1"]
+    for more, is_said in (([], True), (["--control-tokens", "parse"], False)):
+        for given in (["--prompt", _opened("a")], ["--prompts", str(tmp_path / "train.jsonl")]):
+            assert cli.main([*generate_, *given, *more]) == 0
+            assert (said in capsys.readouterr().err) == is_said
+
+
+def _opened(text: str) -> str:
+    return f"<bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n"

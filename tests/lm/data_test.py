@@ -105,16 +105,18 @@ VALID = {"prompt": "a", "completion": "b"}
             "message 2 of the model's is empty",
         ),
         ({"messages": [{"role": "model", "content": "a"}]}, "turn 1 has role 'model'"),
-        ([1], "must be a JSON object, got"),
-        (b'{"prompt": "a", "prompt": "b", "completion": "c"}', "key 'prompt' is there 2 times"),
-        (b'{"prompt": "\xff", "completion": "c"}', "not UTF-8"),
+        ([1], "must hold an object, got"),
+        (b'{"prompt": "a", "prompt": "b", "completion": "c"}', "key .prompt. stands twice"),
+        (b'{"prompt": "\xff", "completion": "c"}', "must be UTF-8"),
         (b'{"prompt": "\\ud800", "completion": "c"}', "prompt is not UTF-8"),
         (b'{"text": "\\ud800"}', "text is not UTF-8"),
         (b'{"prompt": ', "Expecting value"),
+        (b"[" * 9_999, "nested too deeply"),
+        ({"prompt": "a", "completion": "b", "document": 5}, "document must be a string, got 5"),
     ],
 )
 def test_a_bad_row_is_named(tokenizer: tokenizers_.Tokenizer, write: Write, row: Any, message: str):
-    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{message}"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2:? .*{message}"):
         data.read_jsonl(write(VALID, row), tokenizer)
 
 
@@ -178,6 +180,100 @@ def test_prompts_to_generate_from(tokenizer: tokenizers_.Tokenizer, write: Write
         data.read_prompts(path, tokenizer, max_prompt_length=3)
     with pytest.raises(ValueError, match=r":1: .*expected one of prompt and messages"):
         data.read_prompts(write({"text": "a"}), tokenizer)
+
+
+def test_prompts_to_generate_from_are_checked_before_work(
+    tokenizer: tokenizers_.Tokenizer, write: Write
+):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:2: token id 290 lies outside .* \[0, 262\)"):
+        data.read_prompts(write({"prompt": "a"}, {"prompt": [290]}), tokenizer)
+    path = write({"prompt": [200]})
+    with pytest.raises(ValueError, match=r"token id 200 lies outside the vocabulary, \[0, 200\)"):
+        data.read_prompts(path, tokenizer, vocab_size=200)
+    turns = [{"role": r, "content": "a"} for r in ("user", "model", "assistant")]
+    with pytest.raises(ValueError, match=r":1: the last message is the model's, and a second"):
+        data.read_prompts(write({"messages": turns}), tokenizer)
+    with pytest.raises(ValueError, match="turn 3 has role 'assistant', expected 'user'"):
+        data.read_jsonl(write({"messages": turns}), tokenizer)
+
+
+def test_a_byte_order_mark_is_passed_over(tokenizer: tokenizers_.Tokenizer, write: Write):
+    path = write(VALID)
+    expected = data.read_jsonl(path, tokenizer)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert data.read_jsonl(path, tokenizer) == expected
+
+
+def test_a_text_is_not_cut_to_its_end(tokenizer: tokenizers_.Tokenizer, write: Write):
+    path = write({"text": "abc"})
+    for limit, said in ((3, "c"), (2, None)):
+        limits = Limits(max_length=limit, overlong="truncate-left")
+        if said is not None:
+            (example,), _ = data.read_jsonl(path, tokenizer, limits)
+            assert tokenizer.decode(example.completion) == said
+        else:
+            with pytest.raises(ValueError, match="nothing of a text but its end would be left"):
+                data.read_jsonl(path, tokenizer, limits)
+
+
+def test_a_row_names_its_document(tokenizer: tokenizers_.Tokenizer, write: Write):
+    rows = [VALID | {"document": "Paris."}, {"text": "a", "document": "Rome."}, VALID]
+    examples, report = data.read_jsonl(write(*rows), tokenizer)
+    assert [example.document for example in examples] == ["Paris.", "Rome.", ""]
+    assert report.ignored_keys == {}
+    long = Example((BOS, 7, 8, 9), (8, EOS), document="Paris.")
+    fitted = data.fit(long, Limits(max_length=5, overlong="truncate-left"))
+    assert fitted == Example((BOS, 8, 9), (8, EOS), document="Paris.")
+
+
+RENDERED = (
+    "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nYes<end_of_turn>\n",
+    "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n",
+)
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "model", "content": "Yes"}]
+
+
+def test_text_that_carries_a_template_is_said(tokenizer: tokenizers_.Tokenizer, write: Write):
+    path = write(
+        VALID,
+        {"prompt": "a <end_of_turn> b", "completion": "c"},
+        {"text": RENDERED[0]},
+        {"messages": [{"role": "user", "content": "<bos>a"}, TURNS[1]]},
+        {"text": "of <bos> and <eos> in the middle"},
+    )
+    _, report = data.read_jsonl(path, tokenizer)
+    assert (report.spelled, report.first_spelled) == (3, f"{path}:2: <end_of_turn>")
+    said = data.notice({"train": report, "test": report})
+    assert said is not None and "\n" not in said
+    assert f"{path}:2 (and 5 more) spells <end_of_turn>" in said and "parse" in said
+    path = write({"text": RENDERED[0]})
+    _, report = data.read_jsonl(path, tokenizers_.reading(tokenizer, "parse"))
+    assert report.spelled == 0 and data.notice({"train": report}) is None
+    found: list[tuple[str, str]] = []
+    path = write({"prompt": RENDERED[1]})
+    data.read_prompts(path, tokenizer, on_spelled=lambda *said: found.append(said))
+    assert found == [(f"{path}:1", "<start_of_turn>")]
+
+
+def test_text_that_carries_a_template_is_read_on_request(
+    tokenizer: tokenizers_.Tokenizer, write: Write
+):
+    read = tokenizers_.reading(tokenizer, "parse")
+    (chat,), _ = data.read_jsonl(write({"messages": TURNS}), tokenizer)
+    for completion in ("Yes<end_of_turn>", "Yes<end_of_turn>\n"):
+        row = {"prompt": RENDERED[1], "completion": completion}
+        (example,), _ = data.read_jsonl(write(row), read)
+        assert example == chat
+    (example,), _ = data.read_jsonl(write({"text": RENDERED[0]}), read)
+    assert (*example.prompt, *example.completion) == (*chat.prompt, *chat.completion)
+    assert data.read_prompts(write({"prompt": RENDERED[1]}), read) == [chat.prompt]
+    for row, message in (
+        ({"prompt": "a", "completion": "b<end_of_turn>c"}, "special id 5 before its end"),
+        ({"text": "a<bos>b"}, "special id 2 before its end"),
+        ({"messages": [TURNS[0], {"role": "model", "content": "a<eos>b"}]}, "special id 1 before"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.read_jsonl(write(row), read)
 
 
 def test_texts_in_hand(tokenizer: tokenizers_.Tokenizer):

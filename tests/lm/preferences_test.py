@@ -69,6 +69,7 @@ def test_a_row_is_two_answers_to_one_prompt(words: tokenizers_.Tokenizer, tmp_pa
         ({"text": "a"}, "expected prompt, chosen and rejected"),
         ({"chosen": "a", "rejected": "b"}, "without a prompt chosen must be a list of messages"),
         (row(chosen="same", rejected="same"), "chosen and rejected are equal"),
+        (row(chosen=[70, 1], rejected=[70, 5]), "equal but for their end at most"),
         (row(chosen=""), "chosen: completion is empty"),
         (row(rejected=3), "rejected: completion must be a string or a list of ids, got 3"),
         ({"chosen": chat("q", "a"), "rejected": chat("r", "b")}, "must be the same but for the"),

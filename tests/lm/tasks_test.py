@@ -95,6 +95,8 @@ def test_summaries(tokenizer: tokenizers_.Tokenizer):
     assert prompt.endswith("\n\nThe approach in one sentence:\n")
     assert tokenizer.decode(examples[1].completion).startswith("They propose simple methods to")
     assert all(example.length <= 400 for example in examples)
+    body, question = prompt[-200:].rsplit("\n\n", 1)
+    assert task.document(examples[1], f"{body}\n\n{question}") == body
 
 
 def test_summaries_of_more_sections_are_longer():
@@ -152,6 +154,27 @@ def test_a_file_is_split_by_what_is_asked(tokenizer: tokenizers_.Tokenizer, tmp_
         _ = task.texts("train"), task.texts("test")
     with pytest.raises(ValueError, match="no file or folder at"):
         tasks.make("tokens/jsonl:nowhere.jsonl")
+
+
+def test_the_document_is_what_the_data_name(
+    tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path
+):
+    prompt = "Summarize the following article:\n\nParis is in France."
+    rows = [
+        {"prompt": prompt, "completion": "a", "document": "Paris is in France."},
+        {"prompt": prompt, "completion": "a"},
+    ]
+    pairs = [{"prompt": prompt, "chosen": "a", "rejected": "b"} | row for row in rows]
+    for row in pairs:
+        del row["completion"]
+    for name, written in (("jsonl", rows), ("preferences", pairs)):
+        for split in ("train", "test"):
+            write(tmp_path / f"{split}.jsonl", written)
+        for rule, whole in ((2, prompt), (1, "Summarize the following article:")):
+            task = tasks.make(f"tokens/{name}:{tmp_path}", rule=rule)
+            examples, _ = task.examples("train", tokenizer, None)
+            found = [task.document(example, prompt) for example in examples]
+            assert found == ["Paris is in France.", whole]
 
 
 def test_bad_arguments():
