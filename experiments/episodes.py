@@ -73,11 +73,14 @@ class Actor:
         if not self.reward.of_texts:
             self.reward.checked(made.rewards)
             return made
-        asked = [self.judge.asked(example) for example in self.repeated(examples)]
+        rows = self.repeated(examples)
+        asked = [self.judge.asked(example) for example in rows]
+        prompts_of_rows = [one["prompt"] for one in asked]
         found = self.reward.between_programs(
-            [one["prompt"] for one in asked],
+            prompts_of_rows,
             self.judge.answer_texts(made.sequences),
             [one["target"] for one in asked],
+            [*map(self.judge.task.document, rows, prompts_of_rows)],
         )
         return made._replace(rewards=self.reward.checked(made.rewards + found))
 

@@ -3,7 +3,9 @@
     exact                   the task's own rule, of an answer and its target
     length                  tokens of the answer, what ends it among them
     reward-model:DIR        of preferences: a run of reward-model
-    entailment:DIR          log-probability that the document entails the answer, by a classifier
+    entailment:DIR          log-probability that the document entails the answer, by a classifier;
+                            the document is the data's (a field "document", or what the task says),
+                            else the whole prompt
     python:MODULE:FUNCTION  of (prompts, texts, references), lists of B strings -> B floats; the
                             module is installed, or in the folder that the program was started in
 
@@ -14,7 +16,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,19 @@ _WEIGHT = rf"[+-]?\s*{_NUMBER}\s*\*\s*"
 # Folders may hold "+", "-" and spaces: a term begins where a known name does.
 _TERM = re.compile(rf"(?:^|\+|(?=-))\s*(?P<weight>{_WEIGHT})?(?=(?:{_KNOWN})\b)", re.I)
 
-# (prompts, texts, references), B strings each -> B numbers.
-OfTexts = Callable[[list[str], list[str], list[str]], Sequence[float] | np.ndarray]
+
+class Written(NamedTuple):
+    """What is scored by Python: B texts, and what belongs to each."""
+
+    prompts: list[str]
+    texts: list[str]
+    references: list[str]
+    documents: list[str]  # That texts are to be faithful to.
+
+
+OfTexts = Callable[[Written], Sequence[float] | np.ndarray]
+# Of a user: (prompts, texts, references), B strings each -> B numbers.
+OfUser = Callable[[list[str], list[str], list[str]], Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +74,25 @@ class Reward:
         return total
 
     def between_programs(
-        self, prompts: list[str], texts: list[str], references: list[str]
+        self,
+        prompts: list[str],
+        texts: list[str],
+        references: list[str],
+        documents: list[str] | None = None,
     ) -> np.ndarray:
         """Returns the terms of Python, float32 [B].
+
+        Args:
+          prompts, texts, references: B each.
+          documents: B; None takes the prompts.
 
         Raises:
           ValueError: for one that gives another number of rewards, or one that is not finite.
         """
         total = np.zeros(len(texts), np.float32)
+        written = Written(prompts, texts, references, prompts if documents is None else documents)
         for weight, name, function in self.of_texts:
-            found = np.asarray(function(prompts, texts, references), np.float32)
+            found = np.asarray(function(written), np.float32)
             if found.shape != total.shape or not np.all(np.isfinite(found)):
                 raise ValueError(
                     f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
@@ -158,36 +180,29 @@ def _exact(task: tasks.Task) -> OfTexts:
             f"({', '.join(KINDS[1:])})"
         )
 
-    def of_texts(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
-        del prompts
-        return [score(*pair) for pair in zip(texts, references, strict=True)]
+    def of_texts(written: Written) -> list[float]:
+        return [score(*pair) for pair in zip(written.texts, written.references, strict=True)]
 
     return of_texts
 
 
 def _python(path: str) -> OfTexts:
-    module, _, function = path.partition(":")
+    module, _, name = path.partition(":")
     try:
-        found = getattr(modules.load(module), function)
+        found = getattr(modules.load(module), name)
     except (AttributeError, ValueError) as error:
         raise ValueError(f"reward python:{path}: {error}; expected MODULE:FUNCTION") from error
     if not callable(found):
         raise ValueError(f"reward python:{path} must be a function, got {type(found).__name__}")
-    return found  # pyright: ignore[reportReturnType]  # What it gives is checked at each call.
+    function: OfUser = found  # pyright: ignore[reportAssignmentType]  # Checked at each call.
+    return lambda written: function(written.prompts, written.texts, written.references)
 
 
 def _entailment(path: str) -> OfTexts:
     from kullback.lm import entailment
 
     model = entailment.load(path)
-
-    def of_texts(prompts: list[str], texts: list[str], references: list[str]) -> np.ndarray:
-        del references
-        # A prompt ends with what is asked for, after an empty line; before it is the document.
-        documents = [prompt.rpartition("\n\n")[0] or prompt for prompt in prompts]
-        return model.log_probability(documents, texts)
-
-    return of_texts
+    return lambda written: model.log_probability(written.documents, written.texts)
 
 
 def _reward_model(path: str, words: tokenizer.Tokenizer, num_ids: int) -> tokens.Scorer:

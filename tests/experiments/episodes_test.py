@@ -323,15 +323,15 @@ def test_presets_are_what_the_papers_have():
     assert gemma.PRESETS["tiny"].eos_ids == (1,)
 
 
-def test_entailment_is_of_the_document_before_the_question(
+def test_entailment_is_of_the_document_that_is_named(
     start: pathlib.Path, root: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     short = entailment.Config(max_length=48, overlap=8)  # As long as the tiny model's rows.
     model = entailment.load(root / "tests/lm/fixtures/bert", short)
     monkeypatch.setattr(entailment, "load", lambda folder: model)
     reward = rewards.parse("2*entailment:somewhere", tasks.make(TASK), words(start))
-    asked = ["A document.\n\nIts outcome:\n", "No question."]
-    found = reward.between_programs(asked, ["It is.", ""], ["", ""])
-    expected = model.log_probability(["A document.", "No question."], ["It is.", ""])
+    asked, documents = ["Say:\n\nA document.", "No question."], ["A document.", "No question."]
+    found = reward.between_programs(asked, ["It is.", ""], ["", ""], documents)
+    expected = model.log_probability(documents, ["It is.", ""])
     np.testing.assert_allclose(found, 2 * expected)
     assert found[1] == pytest.approx(2 * entailment.floor(short))

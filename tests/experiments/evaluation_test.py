@@ -249,6 +249,23 @@ def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]
     assert {len(column) for column in best.values()} == {3}
 
 
+def test_a_reward_gets_the_document_of_each_row(acting: dict[str, Any]):
+    one = judge_of("kl")
+    named = [example._replace(document=f"d{n}") for n, example in enumerate(one.test[:2])]
+    seen: list[rewards.Written] = []
+
+    def of_texts(written: rewards.Written) -> list[float]:
+        seen.append(written)
+        return [0.0] * len(written.texts)
+
+    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
+    actor = episodes.Actor(agent, one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
+    actor.episodes(acting, [*named, *one.test[2:4]], jax.random.key(0))
+    (written,) = seen
+    assert written.documents == [*("d0", "d0", "d1", "d1"), *written.prompts[4:]]
+    assert len(written.prompts) == len(written.texts) == 8
+
+
 @pytest.mark.parametrize("weight", [1.0, 3e38])
 def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict[str, Any]):
     """Of a scorer of JAX, which nothing else looks at, and by the weight of one of texts."""
@@ -258,7 +275,7 @@ def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict
 
     one = judge_of("kl")
     compiled = ((weight, tokens.Scorer("nan", nan)),)
-    of_texts = ((weight, "two", lambda prompts, texts, references: [2.0] * len(texts)),)
+    of_texts = ((weight, "two", lambda written: [2.0] * len(written.texts)),)
     agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
     broken = [rewards.Reward("two", (), of_texts)] if weight > 1 else []
     for reward in (rewards.Reward("nan", compiled, ()), *broken):

@@ -77,7 +77,7 @@ def test_what_cannot_be_is_refused_by_name(text: str, said: str):
 
 def test_a_sum_is_weighed():
     reward = parse("2*exact-0.5*python:builtins:print")
-    ones = tuple((w, name, lambda *lists: [1.0, 2.0]) for w, name, _ in reward.of_texts)
+    ones = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.of_texts)
     found = rewards.Reward("r", (), ones).between_programs(["a", "b"], ["", ""], ["", ""])
     np.testing.assert_allclose(found, [1.5, 3.0])
     assert found.dtype == np.float32
@@ -97,7 +97,7 @@ def test_a_weight_beyond_float32_is_refused_where_it_is_named(text: str):
 
 def test_what_is_finite_is_the_sum_after_the_weights():
     reward = parse("3e38*exact-3e38*length")  # Twice the first is too large, the difference is 0.
-    twos = tuple((w, name, lambda *lists: [1.0, 2.0]) for w, name, _ in reward.of_texts)
+    twos = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.of_texts)
     found = rewards.Reward("r", (), twos).between_programs(["a", "b"], ["", ""], ["", ""])
     with pytest.raises(
         ValueError, match=r"reward '3e38.*' must be finite, got inf for text 1 of 2"
@@ -142,7 +142,9 @@ def test_functions_of_a_module_in_this_folder(
         assert f"python:rewards_of_a_user:{name}" in str(error.value)
 
 
-def test_the_document_is_what_stands_before_the_last_empty_line(monkeypatch: pytest.MonkeyPatch):
+def test_answers_are_held_against_the_document_that_the_data_names(
+    monkeypatch: pytest.MonkeyPatch,
+):
     asked = []
 
     def probability(premises, hypotheses):
@@ -151,10 +153,13 @@ def test_the_document_is_what_stands_before_the_last_empty_line(monkeypatch: pyt
 
     monkeypatch.setattr(entailment, "load", lambda folder: entailment.make(probability))
     reward = parse("0.1*entailment:dir")
-    prompts = ["One.\n\nTwo.\n\nIts outcome:\n", "No question."]
-    found = reward.between_programs(prompts, ["a", "b"], ["", ""])
+    prompts = ["Summarize the following article:\n\nParis is in France.", "No question."]
+    found = reward.between_programs(prompts, ["a", "b"], ["", ""], ["Paris is in France.", "Yes."])
     np.testing.assert_allclose(found, 0.1 * np.log([0.5, 0.5]), rtol=1e-6)
-    assert asked == [("One.\n\nTwo.", "a"), ("No question.", "b")]
+    assert asked == [("Paris is in France.", "a"), ("Yes.", "b")]
+    asked.clear()
+    reward.between_programs(prompts, ["a", "b"], ["", ""])
+    assert asked == [(prompts[0], "a"), (prompts[1], "b")]
 
 
 def test_terms_of_jax_have_their_parameters_as_arguments():
