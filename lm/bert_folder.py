@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, finite, folders, trees, types, weights
+from kullback.core import files, finite, folders, json_files, trees, types, weights
 from kullback.lm import bert, bert_words, hugging_face_config
 
 WEIGHTS = "model.safetensors"
@@ -173,30 +173,38 @@ def read_config(folder: files.Path, labels: Sequence[str] | None = None) -> bert
       ValueError: if the file is missing or no JSON, or asks for what our models do not do.
     """
     path = hugging_face_config.config_file(folder)
-    fields = hugging_face_config.read_json(path)
-    kind = fields.get("model_type")
+    fields = json_files.read(path)
+    kind = fields.get("model_type", str, None)
     if kind not in ARCHITECTURES:
-        raise ValueError(f"{path}: model_type must be one of {[*ARCHITECTURES]}, got {kind!r}")
+        raise fields.error("model_type", f"one of {[*ARCHITECTURES]}")
     for name, value in FIXED.items():
-        if (fields.get(name) or None) not in (value or None, None):
-            raise ValueError(f"{path}: {name} must be {value!r}, got {fields[name]!r}")
-    values = {}
+        if (fields.values.get(name) or None) not in (value or None, None):
+            raise fields.error(name, "null" if value is None else json.dumps(value))
+    values: dict[str, Any] = {"kind": kind}
     for name, (ours, default) in SIZES.items():
         default = default[kind] if isinstance(default, dict) else default
-        values[ours] = fields.get(name, default)
-    if labels is None:
-        problem = fields.get("problem_type")
-        if problem not in (None, SINGLE_LABEL):
-            raise ValueError(
-                f"{path}: problem_type must be {SINGLE_LABEL!r}, got {problem!r}: our classes "
-                "exclude each other"
-            )
-        by_id = fields.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' default.
-        labels = [by_id[key] for key in sorted(by_id, key=int)]
+        values[ours] = fields.get(
+            name, (int, float) if isinstance(default, float) else int, default
+        )
+    names = _labels(fields) if labels is None else labels
     try:
-        return bert.Config(kind=kind, labels=tuple(labels), **values)
-    except (TypeError, ValueError) as error:
+        return bert.Config(labels=tuple(names), **values)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _labels(fields: json_files.Record) -> list[str]:
+    """Returns the names of classes by their numbers."""
+    if fields.get("problem_type", str, None) not in (None, SINGLE_LABEL):
+        raise fields.error("problem_type", f"{SINGLE_LABEL!r} (our classes exclude each other)")
+    by_id = fields.record("id2label", None)
+    if by_id is None or not by_id.values:
+        return ["LABEL_0", "LABEL_1"]  # transformers' default.
+    found = by_id.each(str)
+    for key in found:
+        if not (key.isascii() and key.isdecimal()):
+            raise fields.error("id2label", f"an object whose keys are numbers, not {key!a}")
+    return [found[key] for key in sorted(found, key=int)]
 
 
 def to_json(config: bert.Config) -> dict[str, Any]:

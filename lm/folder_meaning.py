@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.core import folders, regularizers
+from kullback.core import folders, json_files, regularizers
 from kullback.lm import chat, hugging_face_config, texts, tokenizer
 
 NOTES = "kullback"  # What we say of a model in the config.json that we export.
@@ -67,10 +67,7 @@ def operator(folder: pathlib.Path) -> str:
       ValueError: for a note that is none, or names no divergence.
     """
     file = hugging_face_config.config_file(folder)
-    notes = hugging_face_config.read_json(file).get(NOTES, {})
-    if not isinstance(notes, dict) or not isinstance(notes.get("divergence", ""), str):
-        raise ValueError(f"{file}: {NOTES!r} must be an object with a divergence, got {notes!r}")
-    name = notes.get("divergence", "kl")
+    name = json_files.read(file).record(NOTES, {}).get("divergence", str, "kl")
     try:
         return regularizers.named(name).name
     except ValueError as error:

@@ -8,9 +8,10 @@ which either version takes. What is absent has the default of transformers' Gemm
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
-from kullback.core import files, folders
+from kullback.core import files, folders, json_files
 from kullback.lm import gemma
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
@@ -54,35 +55,35 @@ def read(folder: files.Path, dtype: str = "float32") -> gemma.Config:
       ValueError: if the file is missing or no JSON, or asks for what our Gemma 3 does not do.
     """
     path = config_file(folder)
-    outer = read_json(path)
-    text = outer.get("text_config") or outer
+    outer = json_files.read(path)
+    nested = outer.record("text_config", None)
+    text = outer if nested is None or not nested.values else nested
     for fields, expected in ((outer, ("gemma3", "gemma3_text")), (text, ("gemma3_text", "gemma3"))):
-        kind = fields.get("model_type", "gemma3_text")
-        if kind not in expected:
-            raise ValueError(f"{path}: model_type must be one of {expected}, got {kind!r}")
+        if fields.get("model_type", str, "gemma3_text") not in expected:
+            raise fields.error("model_type", f"one of {expected}")
     for name, value in FIXED.items():
         for fields in (outer, text):
-            if (fields.get(name) or None) not in (value or None, None):
-                raise ValueError(f"{path}: {name} must be {value!r}, got {fields[name]!r}")
+            if (fields.values.get(name) or None) not in (value or None, None):
+                raise fields.error(name, "null" if value is None else json.dumps(value))
     generation = folders.present(path.parent, ("generation_config.json",))
-    sources = (*map(read_json, generation.values()), outer, text)
+    sources = (*map(json_files.read, generation.values()), outer, text)
     values: dict[str, Any] = {
-        ours: _number(path, text, name, default, name in REAL)
+        ours: text.get(name, (int, float) if name in REAL else int, default)
         for name, (ours, default) in SIZES.items()
     }
-    values |= _rope(path, text)
-    values["pattern"] = _pattern(path, text, values["num_layers"])
-    eos = _first(sources, "eos_token_id", 1)
+    values |= _rope(text)
+    values["pattern"] = _pattern(text, values["num_layers"])
     try:
         return gemma.Config(
             **values,
-            bos_id=_first(sources, "bos_token_id", 2),
-            pad_id=_first(sources, "pad_token_id", 0),
-            eos_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            bos_id=_first_id(sources, "bos_token_id", 2),
+            pad_id=_first_id(sources, "pad_token_id", 0),
+            eos_ids=_ends(sources),
             dtype=dtype,  # type: ignore[arg-type]  # Config checks it.
         )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ValueError as error:
+        read = " with ".join(dict.fromkeys(source.file for source in (*sources[1:], sources[0])))
+        raise ValueError(f"{read}: {error}") from error
 
 
 def config_file(folder: files.Path) -> pathlib.Path:
@@ -98,20 +99,12 @@ def config_file(folder: files.Path) -> pathlib.Path:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Returns the object in a JSON file.
 
     Raises:
       ValueError: if there is no such file, or no object in it.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; expected a folder of Hugging Face") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
-    return value
+    return dict(json_files.read(path).items())
 
 
 def to_json(config: gemma.Config, dtype: str) -> dict[str, Any]:
@@ -175,83 +168,84 @@ def generation_to_json(config: gemma.Config) -> dict[str, Any]:
     }
 
 
-def _number(
-    path: pathlib.Path, fields: dict[str, Any], name: str, default: float, is_real: bool
-) -> float:
-    value = fields.get(name, default)
-    kinds = (int, float) if is_real else (int,)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ValueError(f"{path}: {name} must be a number, as {default}, got {value!r}")
-    return value
+def _first_id(sources: Sequence[json_files.Record], name: str, default: int) -> int:
+    """Returns the id that the first of some objects says, if one does; null says nothing."""
+    said = (fields.get(name, int, None) for fields in sources)
+    return next((one for one in said if one is not None), default)
 
 
-def _first(sources: tuple[dict[str, Any], ...], name: str, default: Any) -> Any:
-    """What the first of some objects that says anything says; null says nothing."""
-    said = [fields[name] for fields in sources if fields.get(name) is not None]
-    return said[0] if said else default
+def _ends(sources: Sequence[json_files.Record]) -> tuple[int, ...]:
+    """Returns the ids that end a text, as the first of some objects that says any says them."""
+    for fields in sources:
+        said = fields.get("eos_token_id", (int, list), None)
+        if said is not None:
+            is_list = isinstance(said, list)
+            return tuple(fields.list_of("eos_token_id", int)) if is_list else (said,)
+    return (1,)
 
 
-def _rope(path: pathlib.Path, text: dict[str, Any]) -> dict[str, float]:
+def _rope(text: json_files.Record) -> dict[str, float]:
     """Bases and factor of the rotary positions, of either dialect, which must not disagree."""
-    parameters = text.get("rope_parameters") or {}
-    if not set(parameters) <= {LOCAL, GLOBAL}:
-        raise ValueError(
-            f"{path}: rope_parameters must have the keys {GLOBAL} and {LOCAL}, "
-            f"got {sorted(parameters)}"
-        )
-    far, near = (dict(parameters.get(kind) or {}) for kind in (GLOBAL, LOCAL))
-    old, old_near = dict(text.get("rope_scaling") or {}), {}
-    for fields, name in ((old, "rope_theta"), (old_near, "rope_local_base_freq")):
-        if name in text:
-            fields["rope_theta"] = text[name]
+    empty = json_files.Record(text.file, (), {})
+    parameters = text.record("rope_parameters", None) or empty
+    if not set(parameters.values) <= {LOCAL, GLOBAL}:
+        raise text.error("rope_parameters", f"an object with the keys {GLOBAL} and {LOCAL}")
+    far, near, old = (
+        dict((fields.record(name, None) or empty).items())
+        for fields, name in ((parameters, GLOBAL), (parameters, LOCAL), (text, "rope_scaling"))
+    )
+    if "rope_theta" in text:
+        old["rope_theta"] = text.get("rope_theta", (int, float))
     for fields in (far, near, old):
         if "type" in fields:  # As files before transformers 4.43 say.
             fields.setdefault("rope_type", fields.pop("type"))
     old_near = (
-        {"rope_theta": text["rope_local_base_freq"]} if "rope_local_base_freq" in text else {}
+        {"rope_theta": text.get("rope_local_base_freq", (int, float))}
+        if "rope_local_base_freq" in text
+        else {}
     )
     for new, older in ((far, old), (near, old_near)):
         for name, value in older.items():
             if new.setdefault(name, value) != value:
                 raise ValueError(
-                    f"{path}: rope_parameters say {name}={new[name]!r} and the older fields "
-                    f"{value!r}; remove one of them"
+                    f"{text.file}: rope_parameters say {name}={json_files.shown(new[name])} and "
+                    f"the older fields {json_files.shown(value)}; remove one of them"
                 )
     for fields, kinds in ((far, ("default", "linear")), (near, ("default",))):
         kind = fields.get("rope_type", "default")
         extra = set(fields) - {"rope_type", "rope_theta", *(["factor"] if kind == "linear" else [])}
         if kind not in kinds or extra:
             raise ValueError(
-                f"{path}: RoPE must be of a type of {kinds} with a factor if it is linear, "
-                f"got {fields}"
+                f"{text.file}: RoPE must be of a type of {kinds} with a factor if it is linear, "
+                f"got {json_files.shown(fields)}"
             )
     if far.get("rope_type") == "linear" and "factor" not in far:
-        raise ValueError(f"{path}: linear RoPE needs a factor, got {far}")
+        raise ValueError(f"{text.file}: linear RoPE needs a factor, got {json_files.shown(far)}")
+    keys = (*text.keys, "rope_parameters")
+    globally = json_files.Record(text.file, (*keys, GLOBAL), far)
+    locally = json_files.Record(text.file, (*keys, LOCAL), near)
     return {
-        "global_rope_theta": _number(path, far, "rope_theta", 1_000_000.0, True),
-        "local_rope_theta": _number(path, near, "rope_theta", 10_000.0, True),
-        "global_rope_factor": _number(path, far, "factor", 1.0, True),
+        "global_rope_theta": globally.get("rope_theta", (int, float), 1_000_000.0),
+        "local_rope_theta": locally.get("rope_theta", (int, float), 10_000.0),
+        "global_rope_factor": globally.get("factor", (int, float), 1.0),
     }
 
 
-def _pattern(path: pathlib.Path, text: dict[str, Any], num_layers: int) -> int:
+def _pattern(text: json_files.Record, num_layers: int) -> int:
     """Every how many layers one is global; layer_types decide if they are there."""
-    said = int(_number(path, text, "sliding_window_pattern", 6, False))
-    kinds = text.get("layer_types")
+    said = text.get("sliding_window_pattern", int, 6)
+    kinds = text.list_of("layer_types", str, None)
     if kinds is None:
-        return int(
-            _number(path, {"sliding_window_pattern": said}, "sliding_window_pattern", 6, False)
-        )
-    if not isinstance(kinds, list) or said < 1:
-        raise ValueError(
-            f"{path}: layer_types must be a list and sliding_window_pattern >= 1, got {kinds!r} "
-            f"and {said}"
-        )
+        return said
+    if said < 1:
+        raise text.error("sliding_window_pattern", ">= 1")
     first = kinds.index(GLOBAL) if GLOBAL in kinds else num_layers
     for pattern in (said, first + 1):
-        if kinds == [LOCAL if (i + 1) % pattern else GLOBAL for i in range(num_layers)]:
-            return pattern
-    raise ValueError(
-        f"{path}: layer_types must name {num_layers} layers with {GLOBAL} at every n-th place and "
-        f"{LOCAL} at the others, got {kinds}"
+        if kinds == [LOCAL if (i + 1) % pattern else GLOBAL for i in range(len(kinds))]:
+            if len(kinds) == num_layers:
+                return pattern
+    raise text.error(
+        "layer_types",
+        f"a list that names {num_layers} layers with {GLOBAL} at every n-th place and {LOCAL} at "
+        "the others",
     )

@@ -106,23 +106,26 @@ def test_texts_end_where_the_generation_of_transformers_ends(tmp_path):
     "change, message",
     [
         ({"model_type": "gemma2"}, "model_type must be one of"),
-        ({"attention_bias": True}, "attention_bias must be False, got True"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping must be None, got 30.0"),
-        ({"hidden_activation": "relu"}, "hidden_activation must be 'gelu_pytorch_tanh'"),
+        ({"attention_bias": True}, "attention_bias must be false, got true"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping must be null, got 30.0"),
+        ({"hidden_activation": "relu"}, "hidden_activation must be .gelu_pytorch_tanh."),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"sliding_window": None}, "sliding_window must be a number, as 4096, got None"),
-        ({"num_hidden_layers": 2.5}, "num_hidden_layers must be a number"),
+        ({"sliding_window": None}, "sliding_window must be an integer, got null"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers must be an integer, got 2.5"),
         ({"head_dim": 7}, "head_dim must be even"),
         ({"rope_theta": 5.0}, "rope_theta=1000000 and the older fields 5.0"),
-        ({"rope_parameters": {"rope_theta": 1.0}}, "must have the keys full_attention"),
+        ({"rope_parameters": {"rope_theta": 1.0}}, "an object with the keys full_attention"),
         ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "RoPE must be of a type"),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "needs a factor"),
         (
             {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 8.0}}},
             "RoPE must be of a type",
         ),
-        ({"layer_types": ["sliding_attention"] * 3}, "layer_types must name 26 layers"),
+        (
+            {"layer_types": ["sliding_attention"] * 3},
+            "a list that names 26 layers",
+        ),
         ({"layer_types": KINDS[1:] + KINDS[:1]}, "at every n-th place"),
         ({"layer_types": None, "sliding_window_pattern": 0}, "pattern must be > 0, got 0"),
     ],
@@ -138,7 +141,7 @@ def test_files_that_are_no_configuration_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         hugging_face_config.read(tmp_path)
-    with pytest.raises(ValueError, match="must hold an object, got list"):
+    with pytest.raises(ValueError, match=r"must hold an object, got \[\]"):
         read(tmp_path, [])
 
 
