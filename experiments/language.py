@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments import episodes, models, rewards, run_folder, settings
+from kullback.experiments import episodes, models, resolved, rewards, run_folder, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import warp as fronts
@@ -252,15 +252,15 @@ class Setup:
         )
 
 
-def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
-    """What the plan names; a run that goes on has its model and tokenizer in its folder, `home`.
+def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
+    """What a plan names; a run that goes on has its model and tokenizer in its folder, `home`.
 
     Raises:
       ValueError: for names that are none, a teacher too many or too few or of other tokens, and
         data that do not fit.
     """
+    plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
-    config = settings.apply(entry.presets(plan.family), plan.settings)
     has_teacher = entry.has_teacher or getattr(config, "distillation_weight", 0) > 0
     if has_teacher != bool(plan.teacher):
         needs = "needs --teacher" if has_teacher else "takes no --teacher"

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback import lm
 from kullback.core import checkpoints, files, folders, json_files, trees, types
-from kullback.experiments import opened, settings
+from kullback.experiments import opened, resolved
 from kullback.lm import (
     chat,
     control_tokens,
@@ -125,9 +124,8 @@ def decoder_of(run: opened.Opened) -> Checkpoint:
 
 
 def algorithm_config(run: opened.Opened) -> Any:
-    """Returns the configuration of the algorithm of a run of texts, by its plan."""
-    entry = lm.ALGORITHMS[run.plan.agent]
-    return settings.apply(entry.presets(run.plan.family), run.plan.settings)
+    """Returns the configuration of the algorithm of a run of texts, as it was recorded."""
+    return resolved.of(run).config
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:

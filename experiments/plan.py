@@ -7,7 +7,6 @@ from typing import Any
 
 from kullback import agents, environments, lm
 from kullback.core import files, json_files, names, sharding, types
-from kullback.experiments import settings
 from kullback.lm import control_tokens as reading
 
 AnyEnvironment = types.Environment | types.HostEnvironment
@@ -190,36 +189,6 @@ class Plan:
                 f"{file}: its {self.code} would run code of that module, found on this machine or "
                 "in this folder; if you know it, add --trust-code (trust_code=True in Python)"
             )
-
-    def make_agent(self, spec: types.Spec) -> types.Agent:
-        """The agent: its presets for the family, changed by the settings."""
-        entry = agents.AGENTS[self.agent]
-        return entry.make(None, spec, settings.apply(entry.presets(self.family), self.settings))
-
-    def make_environment(self, num_envs: int) -> AnyEnvironment:
-        """The environment to train in, with so many rows."""
-        self.require_trust()
-        return environments.make(self.environment, num_envs, **self._flags())
-
-    def make_arena(self, num_envs: int) -> AnyEnvironment:
-        """Makes the environment to be evaluated in: on Atari whole games, whatever flags say.
-
-        There a life may be an episode of training (`protocol=classic`, `life_loss=true`).
-        """
-        self.require_trust()
-        flags = self._flags()
-        if self.environment.startswith("atari/"):
-            flags["life_loss"] = False
-        return environments.make(self.environment, num_envs, **flags)
-
-    def _flags(self) -> dict[str, Any]:
-        if not self.environment_flags:
-            return {}
-        known = environments.parameters(self.environment)
-        hints = {name: parameter.hint for name, parameter in known.items()}
-        return settings.read(
-            hints, self.environment_flags, noun="flag", where=f"{self.environment}: "
-        )
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
-from kullback.experiments import language, models, opened, reward_models, run_folder, settings
+from kullback.experiments import language, models, opened, resolved, reward_models, run_folder
 from kullback.experiments import plan as plans
 from kullback.lm import batches, data, gemma, preferences, reward_model, splits, tasks, warm
 
@@ -149,15 +149,15 @@ class Setup:
         )
 
 
-def setup(plan: plans.Plan, home: pathlib.Path | None = None) -> Setup:
-    """What the plan names; a run that goes on has its model and tokenizer in its folder, `home`.
+def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
+    """What a plan names; a run that goes on has its model and tokenizer in its folder, `home`.
 
     Raises:
       ValueError: for a task without pairs, a teacher or a mesh, a population of one, starts that
         are no checkpoints, and data that do not fit.
     """
+    plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
-    config = settings.apply(entry.presets(plan.family), plan.settings)
     population = config if isinstance(config, warm.Config) else None
     for name in ("teacher", "mesh"):
         if getattr(plan, name):

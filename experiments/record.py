@@ -163,7 +163,7 @@ def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> 
 
 def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns what differs between two contents of config.json; steps may grow."""
-    old, new = (dict(_leaves(config)) for config in (before, now))
+    old, new = (dict(leaves(config)) for config in (before, now))
     steps = "plan.steps"
     if isinstance(new.get(steps), int) and new[steps] >= old.get(steps, 0):
         old[steps] = new[steps]
@@ -175,11 +175,11 @@ def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     ]
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields dotted names and values of what is nested."""
     if isinstance(value, Mapping) and value:
         for name, child in value.items():
-            yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+            yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))
     else:
         yield prefix, value
 

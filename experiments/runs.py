@@ -11,7 +11,7 @@ import numpy as np
 
 from kullback import environments
 from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
-from kullback.experiments import inputs, opened, run_folder
+from kullback.experiments import inputs, opened, resolved
 from kullback.experiments import plan as plans
 
 
@@ -117,17 +117,16 @@ def load(
     """
     run = opened.open(path, trust_code=trust_code)
     plan, folder = run.plan, run.folder(seed)
-    if environment is None:
-        plan.require_trust(run_folder.RunFolder(run.path).config_file)
     seed = run.seeds[0] if seed is None else seed
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
+    named = resolved.of(run, with_environment=environment is None)
     given = environments.checked(environment) if environment is not None else None
-    with plans.closing((given or plan.make_environment)(plan.num_envs)) as probe:
+    with plans.closing((given or named.make_environment)(plan.num_envs)) as probe:
         spec, is_compiled = probe.spec, isinstance(probe, types.Environment)
         spec = inputs.as_recorded(spec, run.config)
-        built = (agent or plan.make_agent)(spec)
+        built = (agent or named.make_agent)(spec)
     # Seeds of a compiled run share its checkpoints.
     num_seeds = plan.num_seeds if is_compiled else 1
     saved = _acting_part(folder.checkpoints, built, num_seeds, is_compiled, best)
@@ -138,7 +137,7 @@ def load(
         plan=plan,
         agent=built,
         spec=spec,
-        make_arena=given or plan.make_arena,
+        make_arena=given or named.make_arena,
         learner=learner,
         env_steps=int(saved["env_steps"]),
         seed=seed,

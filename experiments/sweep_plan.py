@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from kullback.core import loops, names, typed, types
 from kullback.experiments import plan as plans
+from kullback.experiments import resolved
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
 GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
@@ -99,10 +100,11 @@ def check(configuration: Configuration) -> bool:
         if plan.is_language:
             from kullback.experiments import language
 
-            language.setup(plan)
+            language.setup(resolved.resolve(plan))
             return False
+        named = resolved.resolve(plan)
         spec, is_compiled = _look(plan.environment, plan.environment_flags)
-        loops.pace(plan.make_agent(spec).replay, plan.num_envs)
+        loops.pace(named.make_agent(spec).replay, plan.num_envs)
         return is_compiled
     except (ValueError, TypeError) as error:  # The latter of a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error
@@ -112,7 +114,7 @@ def check(configuration: Configuration) -> bool:
 def _look(environment: str, flags: tuple[str, ...]) -> tuple[types.Spec, bool]:
     """What agents see of an environment, and whether it is compiled."""
     plan = plans.Plan(agent=plans.CUSTOM, environment=environment, environment_flags=flags)
-    with plans.closing(plan.make_environment(1)) as made:
+    with plans.closing(resolved.resolve(plan).make_environment(1)) as made:
         return made.spec, isinstance(made, types.Environment)
 
 

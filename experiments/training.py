@@ -3,13 +3,23 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kullback import environments
 from kullback.core import compiled, files, host, loops, platform, types
-from kullback.experiments import driving, inputs, interrupts, opened, owner, record, run_folder
+from kullback.experiments import (
+    driving,
+    inputs,
+    interrupts,
+    opened,
+    owner,
+    record,
+    resolved,
+    run_folder,
+)
 from kullback.experiments import plan as plans
 from kullback.experiments.driving import Callback
 from kullback.experiments.interrupts import Interrupted as Interrupted
@@ -44,12 +54,18 @@ def train(
         environment=environment if isinstance(environment, str) else plans.CUSTOM,
         **fields,
     )
-    work = _Work(plan, agent, environment)
+    named = resolved.resolve(plan, with_environment=isinstance(environment, str))
+    work = _Work(named, agent, environment)
     path = pathlib.Path(out) if out else _free_folder(plan)
     run_folder.check_free(path)
     with contextlib.ExitStack() as stack:
         probe = stack.enter_context(work.built())
-        config = {"plan": plan.to_json(), **_details(probe), **run_folder.provenance()}
+        config = {
+            "plan": plan.to_json(),
+            **_details(probe),
+            **named.to_json(),
+            **run_folder.provenance(),
+        }
         fill = probe[1].save if plan.is_language else lambda folder: None
         with run_folder.created(path, config, fill) as folder:
             _run(work, folder, plan, probe, stack.close, callback, quiet)
@@ -106,7 +122,10 @@ def resume(
             )
         for change in changes:
             print(f"accepted: {change}")
-        work = _Work(plan, agent or plan.agent, environment or plan.environment, config)
+        named = resolved.resolve(
+            plan, config, file=folder.config_file, with_environment=environment is None
+        )
+        work = _Work(named, agent or plan.agent, environment or plan.environment, config)
         with contextlib.ExitStack() as stack:
             probe = stack.enter_context(work.built(folder.path))
             for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
@@ -120,6 +139,9 @@ def resume(
                 entry = {"accepted": changes, "empty_replay": empty_replay}
                 config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
             folder.write_config({**config, "plan": plan.to_json()})
+            if not quiet:
+                for note in (*named.notes, *_differences(plan, probe, config)):
+                    print(f"{folder.path}: {note}")
             _run(work, folder, plan, probe, stack.close, callback, quiet, empty_replay)
     return folder.path
 
@@ -159,23 +181,23 @@ def _of_seed(config: Mapping[str, Any], plan: plans.Plan, seed: int) -> dict[str
 
 
 class _Work:
-    """What to build a run from: its plan, and what stands behind its names."""
+    """What to build a run from: its plan, resolved, and what was handed over in place of names."""
 
     def __init__(
         self,
-        plan: plans.Plan,
+        names: resolved.Resolved,
         agent: str | plans.MakeAgent,
         environment: str | plans.MakeEnvironment,
         config: Mapping[str, Any] | None = None,
     ):
         """`config` is that of a run that goes on."""
         self.config = config
-        self.make_agent = plan.make_agent if isinstance(agent, str) else agent
+        self.make_agent = names.make_agent if isinstance(agent, str) else agent
         given = environments.checked(environment) if not isinstance(environment, str) else None
-        self.make_environment: plans.MakeEnvironment = given or plan.make_environment
-        self.make_arena: plans.MakeEnvironment = given or plan.make_arena
+        self.make_environment: plans.MakeEnvironment = given or names.make_environment
+        self.make_arena: plans.MakeEnvironment = given or names.make_arena
         self.is_given = given is not None
-        self.plan = plan
+        self.names = names
 
     def spec(self, environment: plans.AnyEnvironment) -> types.Spec:
         """Returns the environment's spec, of a run that goes on as it has read it."""
@@ -189,17 +211,18 @@ class _Work:
 
         Of a run that goes on, `home` is the folder.
         """
-        if self.plan.is_language:
+        plan = self.names.plan
+        if plan.is_language:
             from kullback.experiments import language, preferences
 
-            kind = preferences if opened.kind_of(self.plan) == "preferences" else language
+            kind = preferences if opened.kind_of(plan) == "preferences" else language
             platform.run_large_programs()  # The setup is the first to use JAX.
-            setup = kind.setup(self.plan, home)
+            setup = kind.setup(self.names, home)
             yield setup.agent, setup
             return
-        with plans.closing(self.make_environment(self.plan.num_envs)) as environment:
-            if self.is_given and self.plan.eval_every:
-                with plans.closing(self.make_arena(self.plan.eval_episodes)):
+        with plans.closing(self.make_environment(plan.num_envs)) as environment:
+            if self.is_given and plan.eval_every:
+                with plans.closing(self.make_arena(plan.eval_episodes)):
                     pass  # It is what was asked for, which is better known before training.
             agent = self.make_agent(self.spec(environment))
             _learning_begins(agent, environment)
@@ -225,6 +248,22 @@ def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
         "loop": "compiled" if isinstance(environment, types.Environment) else "host",
         **details(),
     }
+
+
+def _differences(
+    plan: plans.Plan, probe: tuple[types.Agent, Any], recorded: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yields a line for each fact of what was handed over or read that is not as it was."""
+    now = json.loads(json.dumps(_details(probe)))
+    # What is named is built of the record; models are compared by their hashes, with an error.
+    keys = ("data", *(["config"] if plan.agent == plans.CUSTOM else []))
+    before, found = (
+        dict(record.leaves({key: facts[key] for key in keys if key in facts}))
+        for facts in (recorded, now)
+    )
+    for name, value in found.items():
+        if name in before and value != before[name]:
+            yield f"{name} was {before[name]} when the run began, and is {value}"
 
 
 def _free_folder(plan: plans.Plan) -> pathlib.Path:

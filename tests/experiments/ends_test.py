@@ -11,7 +11,15 @@ import pytest
 
 from kullback import experiments
 from kullback.core import sampling as samplings
-from kullback.experiments import evaluation, generate, language, models, opened, run_folder
+from kullback.experiments import (
+    evaluation,
+    generate,
+    language,
+    models,
+    opened,
+    resolved,
+    run_folder,
+)
 from kullback.lm import gemma, hugging_face, tokenizer
 
 SETTINGS = ("batch_size=8", "max_prompt_length=20", "max_new_tokens=6", "learning_rate=3e-2")
@@ -109,7 +117,7 @@ def test_nothing_after_the_end_is_scored_or_learnt(
     assert GIVEN and GIVEN.count("0") > len(GIVEN) / 2, GIVEN
     rows = run_folder.RunFolder(path).rows()
     assert all(float(row["truncated"]) < 0.5 for row in rows)
-    setup = language.setup(opened.open(path, trust_code=True).plan, path)
+    setup = language.setup(resolved.of(opened.open(path, trust_code=True)), path)
     assert setup.actor is not None and setup.notice is None
     made = setup.actor.episodes(
         {"params": models.load(path).params}, setup.train[:2], jax.random.key(1)

@@ -14,7 +14,16 @@ import pytest
 from kullback import experiments
 from kullback.core import trees
 from kullback.environments import tokens
-from kullback.experiments import cli, language, models, opened, plan, rewards, run_folder
+from kullback.experiments import (
+    cli,
+    language,
+    models,
+    opened,
+    plan,
+    resolved,
+    rewards,
+    run_folder,
+)
 from kullback.experiments import warp as fronts
 from kullback.lm import entailment, gemma, rlhf, tasks, tokenizer, warp
 
@@ -73,7 +82,7 @@ def equal(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def setup(path: pathlib.Path) -> language.Setup:
-    return language.setup(opened.open(path, trust_code=True).plan, path)
+    return language.setup(resolved.of(opened.open(path, trust_code=True)), path)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +251,7 @@ def test_plans_that_cannot_be_are_refused(
     settings = (*SHORT, *fields.get("settings", ()))
     given = {"model": str(start), **fields, "settings": settings}
     with pytest.raises(ValueError, match=message):
-        language.setup(plan.Plan(agent=algorithm, environment=TASK, **given))
+        language.setup(resolved.resolve(plan.Plan(agent=algorithm, environment=TASK, **given)))
 
 
 @pytest.mark.slow

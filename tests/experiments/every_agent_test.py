@@ -12,6 +12,7 @@ import pytest
 from kullback import agents
 from kullback.core import compiled, host, loops, types
 from kullback.experiments import plan as plans
+from kullback.experiments import resolved
 
 # Small enough for a test; what is learnt from begins early and few frames are kept.
 SMALL = ("capacity=400", "min_replay_size=64", "batch_size=4", "target_period=5")
@@ -37,8 +38,9 @@ def listen() -> None:
 def loop_of(agent: str, environment: str) -> Iterator[loops.Loop]:
     """The loop that `kullback train` would run; two seeds where they share a program."""
     plan = plans.Plan(agent=agent, environment=environment, num_envs=4, settings=SMALL)
-    arena = plan.make_environment(4)
-    built = plan.make_agent(arena.spec)
+    named = resolved.resolve(plan)
+    arena = named.make_environment(4)
+    built = named.make_agent(arena.spec)
     if isinstance(arena, types.Environment):
         yield compiled.make(built, arena, SEEDS)
         return

@@ -11,7 +11,16 @@ import pytest
 
 from kullback import experiments
 from kullback.core import sampling as samplings
-from kullback.experiments import cli, generate, language, models, plan, run_folder
+from kullback.experiments import (
+    cli,
+    generate,
+    language,
+    models,
+    opened,
+    plan,
+    resolved,
+    run_folder,
+)
 from kullback.lm import batches, gemma, power_law
 
 # A model of one layer, and data of one digit: seconds, compilation included.
@@ -171,7 +180,7 @@ def test_a_run_watches_the_distance_to_its_teacher(
     assert capsys.readouterr().err.count("warning: it departs") == 1
     rows = [float(row["teacher_distance"]) for row in table(path)]
     np.testing.assert_allclose(rows, seen[-1][1])
-    setup = language.setup(plan.Plan.from_json(run_folder.RunFolder(path).config()["plan"]), path)
+    setup = language.setup(resolved.of(opened.open(path)), path)
     assert setup.teacher is not None
     held_out = batches.pad(setup.judge.test[:32], 12, 0)
     logs = []
@@ -329,4 +338,4 @@ def test_plans_of_the_other_tenant_are_refused(agent, environment, fields, messa
 )
 def test_what_cannot_be_set_up_is_refused_in_a_line(agent, environment, fields, message):
     with pytest.raises(ValueError, match=message):
-        language.setup(plan.Plan(agent=agent, environment=environment, **fields))
+        language.setup(resolved.resolve(plan.Plan(agent=agent, environment=environment, **fields)))

@@ -38,7 +38,7 @@ PROGRAM = """
 import contextlib, io, json, pathlib, sys
 import jax, numpy as np
 from kullback.core import checkpoints, trees
-from kullback.experiments import cli, language, models, plan
+from kullback.experiments import cli, language, models, plan, resolved
 
 given = json.loads(sys.argv[1])
 root, found = pathlib.Path(given["root"]), {}
@@ -47,7 +47,7 @@ root, found = pathlib.Path(given["root"]), {}
 ends = {}
 for mesh in ("", "8x1", "4x2", "1x8"):
     setup = language.setup(
-        plan.Plan(
+        resolved.resolve(plan.Plan(
             agent="gkd",
             environment=given["task"],
             model="tiny",
@@ -55,7 +55,7 @@ for mesh in ("", "8x1", "4x2", "1x8"):
             teacher=given["teacher"],
             settings=given["settings"],
             mesh=mesh,
-        )
+        ))
     )
     loop, losses = setup.loop(0), []
     state = loop.init()

@@ -14,8 +14,8 @@ from kullback.experiments import (
     cli,
     models,
     opened,
-    plan,
     preferences,
+    resolved,
     reward_models,
     reward_report,
     rewards,
@@ -142,8 +142,7 @@ def test_members_share_their_head_and_start_along_a_run(
 
 
 def test_the_start_of_members(population: pathlib.Path, start: pathlib.Path):
-    saved = run_folder.RunFolder(population).config()["plan"]
-    setup = preferences.setup(plan.Plan.from_json(saved), population)
+    setup = preferences.setup(resolved.of(opened.open(population)), population)
     first, second = setup.start(0), setup.start(1)
     jax.tree.map(np.testing.assert_array_equal, first["head"], second["head"])
     newest: Any = models.load(start).params

@@ -17,7 +17,7 @@ from kullback import experiments
 from kullback.agents import munchausen
 from kullback.core import checkpoints, host, types
 from kullback.environments import toy
-from kullback.experiments import driving, owner, run_folder, training
+from kullback.experiments import driving, opened, owner, resolved, run_folder, training
 from kullback.experiments.saver import Saver
 
 CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "10000", "--seed", "3")
@@ -192,12 +192,12 @@ def test_seeds_of_a_host_run_have_folders_of_their_own_and_a_seed_decides_a_run(
 def test_a_resumed_host_run_has_the_same_learner_and_replay(tmp_path):
     path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", **HOST)
     folder = run_folder.RunFolder(path)
-    plan = training.plans.Plan.from_json(folder.config()["plan"])
+    named = resolved.of(opened.open(path))
 
     def loop():
-        environment = plan.make_environment(plan.num_envs)
+        environment = named.make_environment(named.plan.num_envs)
         assert not isinstance(environment, types.Environment)
-        return host.make(plan.make_agent(environment.spec), environment, 0)
+        return host.make(named.make_agent(environment.spec), environment, 0)
 
     # Play on from the same place twice, once through another checkpoint.
     first = loop()

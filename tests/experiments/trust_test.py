@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder, runs, sweep_plan, sweep_runs, sweep_worker, training
+from kullback.experiments import (
+    resolved,
+    run_folder,
+    runs,
+    sweep_plan,
+    sweep_runs,
+    sweep_worker,
+    training,
+)
 
 EVIL = """
 import pathlib
@@ -86,7 +94,10 @@ def test_an_environment_of_an_untrusted_plan_is_not_made():
     plan = plans.Plan(agent="dqn", environment="toy/chain")
     object.__setattr__(plan, "environment", "gym/evil:Game-v0")
     object.__setattr__(plan, "trust_code", False)
-    for make in (plan.make_environment, plan.make_arena):
+    with pytest.raises(ValueError, match="--trust-code"):
+        resolved.resolve(plan)
+    named = resolved.resolve(plan, with_environment=False)
+    for make in (named.make_environment, named.make_arena):
         with pytest.raises(ValueError, match="--trust-code"):
             make(1)
 
