@@ -243,9 +243,13 @@ def _make(
         pieces[i] = b""
     if pad_id == words.unk_id:  # Text that no piece writes may well become the padding's id.
         controls.discard(pad_id)
+    encode = control_tokens.as_text(words.encode, words.spans, controls)
+    for role, i in special.items():
+        if i in controls:
+            _check_apart(role, i, words, encode, file)
     digest = hashlib.sha256(json.dumps([words.names, bos, eos_ids]).encode())
     return Tokenizer(
-        encode=control_tokens.as_text(words.encode, words.spans, controls),
+        encode=encode,
         pieces=tuple(pieces),
         bos_id=bos,
         eos_ids=eos_ids,
@@ -271,6 +275,19 @@ def _special_id(
     if token not in ids:
         raise ValueError(f"{file}: {key} {token!r} of {_CONFIG} is not in the vocabulary")
     return ids[token]
+
+
+def _check_apart(
+    role: str, i: int, words: Vocabulary, encode: control_tokens.Encode, file: str
+) -> None:
+    """Refuses a special token that is text which could not be written without it."""
+    try:
+        encode(words.pieces[i].decode("utf-8", "replace"))
+    except ValueError as error:
+        raise ValueError(
+            f"{file}: {role}_token {words.names[i]!r} of {_CONFIG} must be a token apart from "
+            f"text: {error}"
+        ) from error
 
 
 def _marked_special(config: json_files.Record) -> set[str]:
