@@ -15,6 +15,7 @@ A sum's terms are joined by "+" or, before a weight, by "-": "exact-0.01*length"
 import dataclasses
 import pathlib
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import numpy as np
 
 from kullback.core import modules, names, types
 from kullback.environments import tokens
+from kullback.experiments import interrupts
 from kullback.lm import batches, tasks, tokenizer
 
 KINDS = ("exact", "length", "reward-model:DIR", "entailment:DIR", "python:MODULE:FUNCTION")
@@ -88,15 +90,21 @@ class Reward:
 
         Raises:
           ValueError: for one that gives another number of rewards, or one that is not finite.
+          interrupts.Failure: for a function of a user's that raises.
         """
         total = np.zeros(len(texts), np.float32)
         written = Written(prompts, texts, references, prompts if documents is None else documents)
         for weight, name, function in self.of_texts:
-            found = np.asarray(function(written), np.float32)
+            given = function(written)
+            wanted = f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
+            try:
+                with np.errstate(over="ignore"):  # What is too large is seen below.
+                    found = np.asarray(given, np.float32)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{wanted}{given!r:.80} ({error})") from error
             if found.shape != total.shape or not np.all(np.isfinite(found)):
                 raise ValueError(
-                    f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
-                    f"shape {found.shape}: {found.ravel()[:8].tolist()}"
+                    f"{wanted}shape {found.shape}: {np.asarray(given).ravel()[:8].tolist()}"
                 )
             with np.errstate(over="ignore", invalid="ignore"):  # `checked` names it.
                 total += np.float32(weight) * found
@@ -195,7 +203,16 @@ def _python(path: str) -> OfTexts:
     if not callable(found):
         raise ValueError(f"reward python:{path} must be a function, got {type(found).__name__}")
     function: OfUser = found  # pyright: ignore[reportAssignmentType]  # Checked at each call.
-    return lambda written: function(written.prompts, written.texts, written.references)
+
+    def of_texts(written: Written) -> Sequence[float] | np.ndarray:
+        try:
+            return function(written.prompts, written.texts, written.references)
+        except (Exception, SystemExit) as error:  # It runs whatever code it likes.
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{pathlib.Path(last.filename).name}, line {last.lineno}"
+            raise interrupts.Failure(f"reward python:{path} raised {error!r} ({place})") from error
+
+    return of_texts
 
 
 def _entailment(path: str) -> OfTexts:

@@ -126,6 +126,35 @@ def test_a_run_that_is_interrupted_goes_on_bit_by_bit(
         experiments.resume(part, steps=7, quiet=True, trust_code=True, accept_changes=True)
 
 
+@pytest.mark.slow
+def test_a_reward_that_raises_ends_a_run_in_a_line_and_loses_nothing(
+    start: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    calls: list[int] = []
+
+    def fails(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
+        calls.append(len(texts))
+        if len(calls) == 4:
+            raise KeyError("no such word")
+        return letters(prompts, texts, references)
+
+    monkeypatch.setitem(globals(), "fails", fails)
+    out = tmp_path / "run"
+    arguments = ["train", "rlhf", TASK, "--model", str(start), "--steps", "5", "--out", str(out)]
+    for setting in SHORT:
+        arguments += ["--set", setting]
+    assert cli.main([*arguments, "--reward", f"python:{__name__}:fails", "--seed", "3"]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"reward python:{__name__}:fails raised KeyError('no such word') (episodes_test" in line
+    assert line.endswith(f"saved at step 3; go on with: kullback train --resume {out}")
+    assert cli.main(["train", "--resume", str(out), "--trust-code"]) == 0
+    whole = train(tmp_path / "whole", "rlhf", start, steps=5, reward=LETTERS, seed=3)
+    equal(out, whole)
+
+
 def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path):
     made = setup(run)
     actor, model, params = made.actor, made.judge.model, models.load(run).params

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.experiments import rewards
+from kullback.experiments import interrupts, rewards
 from kullback.lm import entailment, tasks
 
 TASK = tasks.make("tokens/arithmetic")
@@ -116,6 +116,16 @@ def two_each(prompts, texts, references):
     return [[1.0, 1.0] for _ in texts]
 def infinite(prompts, texts, references):
     return [float("inf")] * len(texts)
+def none(prompts, texts, references):
+    print(len(texts))
+def words(prompts, texts, references):
+    return texts
+def too_large(prompts, texts, references):
+    return [1e39] * len(texts)
+def divides(prompts, texts, references):
+    return [1 / 0 for _ in texts]
+def ends(prompts, texts, references):
+    raise SystemExit(0)
 def undefined(prompts, texts, references):
     return [float("nan")] * len(texts)
 """
@@ -135,11 +145,22 @@ def test_functions_of_a_module_in_this_folder(
         "two_each": r"got shape \(2, 2\)",
         "infinite": r"got shape \(2,\): \[inf, inf\]",
         "undefined": r"\[nan, nan\]",
+        "none": r"must give 2 finite numbers, one a text, got shape \(\): \[None\]",
+        "words": r"got \['a', 'bb'\] \(could not convert string to float: 'a'\)",
+        "too_large": r"got shape \(2,\): \[1e\+39, 1e\+39\]",
     }.items():
         reward = parse(f"exact+python:rewards_of_a_user:{name}")
         with pytest.raises(ValueError, match=said) as error:
             reward.between_programs(*asked)
         assert f"python:rewards_of_a_user:{name}" in str(error.value)
+    for name, said in {
+        "divides": r"raised ZeroDivisionError\('division by zero'\) \(rewards_of_a_user\.py, line",
+        "ends": r"raised SystemExit\(0\)",
+    }.items():
+        with pytest.raises(
+            interrupts.Failure, match=f"reward python:rewards_of_a_user:{name} {said}"
+        ):
+            parse(f"python:rewards_of_a_user:{name}").between_programs(*asked)
 
 
 def test_answers_are_held_against_the_document_that_the_data_names(
