@@ -157,7 +157,7 @@ def check_manifest(folder: pathlib.Path) -> None:
       CorruptError: if the manifest or a file in it is missing, truncated or changed.
     """
     for name, (size, crc) in _listed(folder).items():
-        check_file(_inside(folder, name), size, crc)
+        check_file(inside(folder, name, named_by=folder / MANIFEST), size, crc)
 
 
 def read_listed(folder: pathlib.Path, name: str) -> bytes:
@@ -169,7 +169,7 @@ def read_listed(folder: pathlib.Path, name: str) -> bytes:
     listed = _listed(folder)
     if name not in listed:
         raise CorruptError(f"{folder / MANIFEST} lists no {name}")
-    path = _inside(folder, name)
+    path = inside(folder, name, named_by=folder / MANIFEST)
     check_file(path, *listed[name])
     return path.read_bytes()
 
@@ -190,9 +190,14 @@ def _listed(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
         raise CorruptError(str(error)) from error
 
 
-def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+def inside(folder: Path, name: str, *, named_by: Path = "") -> pathlib.Path:
+    """Returns the path of a file that we wrote into a folder, as `folders.inside` does.
+
+    Raises:
+      CorruptError: if the name leads out of the folder, or to nothing, or to no regular file.
+    """
     try:
-        return folders.inside(folder, name, named_by=str(folder / MANIFEST))
+        return folders.inside(folder, name, named_by=os.fspath(named_by))
     except ValueError as error:
         raise CorruptError(str(error)) from error
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import loops, metrics, platform, prioritized, replay, types
+from kullback.core import loops, metrics, platform, prioritized, replay, spans, types
 
 
 class Pending(NamedTuple):
@@ -231,13 +231,13 @@ def make(
             pending=nothing_pending(),
         )
 
-    def restore(saved: Saved, spans: Iterable[dict[str, np.ndarray]] | None = ()) -> RunState:
+    def restore(saved: Saved, added: Iterable[dict[str, np.ndarray]] | None = ()) -> RunState:
         contents, pending = store.init(), saved.pending
-        if spans is None:  # The replay is lost: it is filled anew before it is learnt from.
+        if added is None:  # The replay is lost: it is filled anew before it is learnt from.
             pending = nothing_pending()
         else:
-            for arrays in spans:
-                replay.load_span(contents, arrays)
+            for arrays in added:
+                spans.load_span(contents, arrays)
             contents = replay.with_cursors(contents, saved.replay)
             contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
         env_steps = int(saved.env_steps)

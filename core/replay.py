@@ -191,48 +191,6 @@ def with_cursors(state: State, at: Cursors) -> State:
     return state._replace(**{n: np.array(x, np.int32) for n, x in at._asdict().items()})
 
 
-_ROWS = ("frames", "action", "reward", "discount", "last", "age")  # What a slot holds.
-
-
-def span(state: State, since: Cursors | None) -> dict[str, np.ndarray]:
-    """What was added to a host replay since `since`, or all of it, to be saved once.
-
-    Slots up to the newest frame are included; it stands in the next span too, by then with its
-    action, and so does the slot before it, which `cut` may have changed. What has been
-    overwritten meanwhile is left out.
-    """
-    num_envs = len(state.cursor)
-    length = len(state.action) // num_envs
-    base = np.arange(num_envs, dtype=np.int32) * length
-
-    def ranges(first: Any, end: Any) -> tuple[np.ndarray, np.ndarray]:  # Environments, values.
-        env = np.repeat(np.arange(num_envs, dtype=np.int32), end - first)
-        parts = [np.arange(a, b, dtype=np.int32) for a, b in zip(first, end, strict=True)]
-        return env, np.concatenate(parts)
-
-    zeros = np.zeros(num_envs, np.int32)
-    from_slot = np.maximum(since.cursor - 1 if since else zeros, state.cursor + 1 - length)
-    from_slot = np.maximum(from_slot, 0)
-    from_number = np.maximum(since.newest if since else zeros, state.oldest)
-    env, position = ranges(from_slot, state.cursor + 1)
-    number_env, number = ranges(from_number, np.maximum(state.newest, from_number))
-    row = base[env] + position % length
-    starts_row = base[number_env] + number % length
-    return {
-        "row": row.astype(np.int32),
-        "starts_row": starts_row.astype(np.int32),
-        "starts": np.asarray(state.starts)[starts_row],
-        **{name: np.asarray(getattr(state, name))[row] for name in _ROWS},
-    }
-
-
-def load_span(state: State, arrays: dict[str, np.ndarray]) -> None:
-    """Puts what `span` returned back, in place; spans go in the order in which they were taken."""
-    for name in _ROWS:
-        getattr(state, name)[arrays["row"]] = arrays[name]
-    np.asarray(state.starts)[arrays["starts_row"]] = arrays["starts"]
-
-
 def _put(array: Any, index: Any, value: Any) -> Any:
     """`array[index] = value`, in place where the array allows it."""
     if isinstance(array, np.ndarray):

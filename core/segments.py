@@ -5,13 +5,12 @@ Checkpoints list the segments that they need (`meta["segments"]`); the rest is p
 
 import pathlib
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from kullback.core import files
+from kullback.core import archives, files
 
 Entry = dict[str, Any]  # JSON-able: "file", "span" (the caller's), "bytes", "crc".
 
@@ -62,7 +61,7 @@ class SegmentStore:
                 case {"file": str(name), "bytes": int(size), "crc": int(crc)} if _NAME.fullmatch(
                     name
                 ):
-                    files.check_file(self._folder / name, size, crc)
+                    files.check_file(files.inside(self._folder, name), size, crc)
                 case _:
                     raise files.CorruptError(
                         f"a segment of {self._folder} has a file, bytes and a crc, got {entry!r}"
@@ -75,12 +74,7 @@ class SegmentStore:
           CorruptError: if the file is missing, truncated or changed.
         """
         self.verify([entry])
-        path = self._folder / entry["file"]
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise files.CorruptError(f"{path} cannot be read ({error!r})") from error
+        return archives.read(self._folder / entry["file"])
 
     def prune(self, live_entries: Iterable[Entry]) -> None:
         """Deletes segments that no retained checkpoint lists, and what was left half written."""

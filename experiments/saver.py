@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import checkpoints, host, loops, replay
+from kullback.core import checkpoints, host, loops, replay, spans
 from kullback.experiments import record, run_folder
 
 KEPT = 3  # The newest checkpoints; the best one stays beside them.
@@ -65,7 +65,7 @@ class Saver:
         if marks is not None:
             meta[record.META] = marks
         if isinstance(state, host.RunState):
-            arrays = replay.span(state.replay, self._since)
+            arrays = spans.span(state.replay, self._since)
             end = np.asarray(state.replay.cursor).tolist()
             self._segments.append(self._store.append(arrays, {"end": end}))
             self._since = replay.cursors(state.replay)
@@ -109,7 +109,10 @@ class Saver:
             state = self._loop.restore(saved, None)
             self._segments, self._since = [], None
         else:
-            state = self._loop.restore(saved, map(self._store.load, meta["segments"]))
+            try:
+                state = self._loop.restore(saved, map(self._store.load, meta["segments"]))
+            except ValueError as error:
+                raise ValueError(f"{self._folder.replay}: {error}") from error
             self._segments = meta["segments"]
             if isinstance(state, host.RunState):
                 self._since = saved.replay
@@ -117,6 +120,13 @@ class Saver:
 
     def _check(self, meta: dict[str, Any]) -> None:
         _check(meta)
+        template = self._loop.template()
+        num_envs = template.replay.cursor.shape[0] if isinstance(template, host.Saved) else 0
+        for entry in meta["segments"]:
+            match entry:
+                case {"span": {"end": [*ends]}} if [*map(type, ends)] == [int] * num_envs:
+                    continue
+            raise checkpoints.CorruptError("a segment of it says no span of the replay")
         self._store.verify(meta["segments"])
 
     def _offer(self, error: Exception) -> None:

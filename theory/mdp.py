@@ -6,8 +6,6 @@ costs O(S A N): Garnets of 100,000 states are solved on a laptop.
 """
 
 import pathlib
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import jax
@@ -15,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from kullback.core import files, types
+from kullback.core import archives, files, types
 from kullback.theory import precision
 
 ROUNDING = 1e-6  # How far from one probabilities may sum: float32 is off by some 1e-7.
@@ -196,15 +194,7 @@ def load(path: str | pathlib.Path) -> MDP:
     Raises:
       ValueError: naming the file, if it is no .npz, lacks a field, or holds no process.
     """
-    try:
-        # Opened here: NumPy leaves a broken archive open.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            fields = {name: file[name] for name in file.files}
-    except (
-        *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError),
-        *(ValueError, AttributeError, TypeError),
-    ) as error:
-        raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
+    fields = archives.read(path)
     needed = {"probabilities", "reward", "discount"}
     if missing := needed - set(fields):
         raise ValueError(f"{path} lacks {sorted(missing)}; it has {sorted(fields)}")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kullback import agents
-from kullback.core import checkpoints, compiled, host, loops, networks, replay, types
+from kullback.core import checkpoints, compiled, host, loops, networks, replay, spans, types
 from kullback.environments import toy
 from kullback.experiments import settings
 
@@ -221,14 +221,14 @@ def test_a_host_run_hands_priorities_back_and_restores_them(num_envs, tmp_path):
     assert len(np.unique(held[held > 0])) > 10  # Those learnt from differ, by their errors.
     assert (held > 0).sum() == np.sum(state.replay.newest - 1 - state.replay.oldest)
 
-    snapshot, spans = one.snapshot(state), [replay.span(state.replay, None)]
+    snapshot, added = one.snapshot(state), [spans.span(state.replay, None)]
     checkpoints.save(tmp_path, 600, snapshot, {})
     steps = int(state.learner.steps)
     to_end(one, state, 640)  # Changes the arrays of `state`, and must not change what was saved.
     np.testing.assert_array_equal(snapshot.priorities.levels[0], held)
     other = loop()
     restored, _, _ = checkpoints.restore_latest(tmp_path, other.template())
-    resumed = other.restore(restored, spans)
+    resumed = other.restore(restored, added)
     np.testing.assert_array_equal(resumed.replay.priorities.levels[0], held)
     equal(resumed.pending, pending)
     resumed = to_end(other, resumed, 640)

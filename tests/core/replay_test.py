@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from kullback.core import replay, types
+from kullback.core import replay, spans, types
 
 ENVS, STACK, CAPACITY = 3, 3, 24
 SPEC = types.Spec(shape=(STACK, 2), dtype=np.uint8, num_actions=5, frame_stack=STACK)
@@ -273,15 +273,15 @@ def test_golden_n_step_return_stops_at_an_end(d, expected):
 
 def test_spans_restore_the_replay_and_a_cut_ends_what_was_running():
     settings, store, _ = stores(3, None)
-    state, spans, since = store.init(), [], None
+    state, added, since = store.init(), [], None
     for t, (observation, action, timestep) in enumerate(episodes(5, 37, 0.2)):
         state = store.add(state, observation, action, timestep)
         if t % 9 == 4 or t == 36:  # Wraps between two spans at times.
-            spans.append(replay.span(state, since))
+            added.append(spans.span(state, since))
             since = replay.cursors(state)
     restored = store.init()
-    for arrays in spans:
-        replay.load_span(restored, arrays)
+    for arrays in added:
+        spans.load_span(restored, arrays)
     restored = replay.with_cursors(restored, replay.cursors(state))
     for seed in range(20):
         expected = store.sample(state, np.random.default_rng(seed))

@@ -66,8 +66,19 @@ def test_what_is_no_archive_is_refused_though_its_checksum_fits(tmp_path: pathli
     path = tmp_path / "segment-00000000.npz"
     path.write_bytes(b"not an archive")
     entry = {"file": path.name, "bytes": 14, "crc": files.crc32(path)}
-    with pytest.raises(files.CorruptError, match="cannot be read"):
+    with pytest.raises(files.CorruptError, match=r"is no \.npz file of plain arrays"):
         segments.SegmentStore(tmp_path).load(entry)
+
+
+def test_a_segment_is_a_file_of_its_folder(tmp_path: pathlib.Path):
+    store = segments.SegmentStore(tmp_path / "replay")
+    entry = store.append(arrays(0), None)
+    path = tmp_path / "replay" / entry["file"]
+    path.rename(tmp_path / "elsewhere.npz")
+    path.symlink_to("../elsewhere.npz")
+    for read in (lambda: store.load(entry), lambda: store.verify([entry])):
+        with pytest.raises(files.CorruptError, match="is a link out of the folder"):
+            read()
 
 
 def test_only_what_is_listed_survives_a_prune(tmp_path: pathlib.Path):
