@@ -244,10 +244,13 @@ def check_writable(path: Path) -> None:
     path = pathlib.Path(path)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.lstat(path)  # A name that no file can have is refused here.
-        above = path.absolute().parent
+            os.lstat(path)
+        above, missing = path.absolute().parent, [path.name]
         while not above.exists():
-            above = above.parent
+            above, missing = above.parent, [*missing, above.name]
+        for name in missing:  # Looked up where a folder is: of others all that is said is ENOENT.
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(above / f"{TEMPORARY}{name}")
         handle, probe = tempfile.mkstemp(prefix=TEMPORARY, dir=above)
         os.close(handle)
         os.unlink(probe)

@@ -153,13 +153,14 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     """What a plan names; a run that goes on has its model and tokenizer in its folder, `home`.
 
     Raises:
-      ValueError: for a task without pairs, a teacher or a mesh, a population of one, starts that
-        are no checkpoints, and data that do not fit.
+      ValueError: for a task without pairs, a teacher, a reward or a mesh, a population of one,
+        starts that are no checkpoints, and data that do not fit.
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
     population = config if isinstance(config, warm.Config) else None
-    for name in ("teacher", "mesh"):
+    # Runs that began with a --reward before it was refused go on: nothing ever read it.
+    for name in ("teacher", "mesh", *(("reward",) if home is None else ())):
         if getattr(plan, name):
             raise ValueError(f"{plan.agent} takes no --{name}, got {getattr(plan, name)!r}")
     if population is not None and plan.num_seeds < 2:

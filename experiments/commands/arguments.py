@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,18 @@ def count(text: str) -> int:
         if number == int(number) and number >= 1:
             return int(number)
     raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+
+
+def name(text: str) -> str:
+    """Returns a name, which is not empty: `--model "$UNSET"` is a mistake of the shell's user."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a name, got {text!r}")
+    return text
+
+
+def path(text: str) -> pathlib.Path:
+    """Returns a path, which is not empty: pathlib takes "" for the current folder."""
+    return pathlib.Path(name(text))
 
 
 def add_trust_code(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +52,6 @@ def add_control_tokens(parser: Any, default: str) -> None:
 
 def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
     """Dotted name, value and type of each field of a configuration."""
-    for name, hint, value in fields:
+    for field, hint, value in fields:
         # At least a space between them, however long they are.
-        print(f"{name:<43} {value!s:<11} {typed.describe(hint)}")
+        print(f"{field:<43} {value!s:<11} {typed.describe(hint)}")

@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
     )
     sub.add_argument("--kind", choices=KINDS, help="default: encoder")
     sub.add_argument("--seed", metavar="S", type=int, help="of pairs, order and head; default: 0")
-    sub.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of the model, new")
+    sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the model, new")
     sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
     sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
     sub.set_defaults(command=_entailment)

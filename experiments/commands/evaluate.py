@@ -1,7 +1,6 @@
 """`kullback evaluate`: a trained agent plays, a language model is judged."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from kullback.experiments.commands import arguments
@@ -17,7 +16,7 @@ def add_parser(commands: Any) -> None:
         description="A language model, a run or a folder of weights, is judged on held-out "
         "examples of TASK (of weights required; default: the run's own).",
     )
-    sub.add_argument("run", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("run", metavar="DIR", type=arguments.path)
     sub.add_argument("task", nargs="?", metavar="TASK", help="of a language model: tokens/...")
     sub.add_argument(
         "--episodes", metavar="N", type=arguments.count, default=10, help="or held-out examples"
@@ -30,7 +29,7 @@ def add_parser(commands: Any) -> None:
         type=arguments.count,
         help="agent steps after which an episode is cut; default: the run's --eval-max-steps",
     )
-    sub.add_argument("--video", metavar="FILE", type=pathlib.Path, help=".gif or .mp4, new")
+    sub.add_argument("--video", metavar="FILE", type=arguments.path, help=".gif or .mp4, new")
     arguments.add_trust_code(sub)
     language = sub.add_argument_group("of a language model")
     language.add_argument(
@@ -46,12 +45,15 @@ def add_parser(commands: Any) -> None:
         help="judge the best of N answers too, by --reward",
     )
     language.add_argument(
-        "--reward", metavar="NAME", help="of --best-of, as for kullback train; default: exact"
+        "--reward",
+        metavar="NAME",
+        type=arguments.name,
+        help="of --best-of, as for kullback train; default: exact",
     )
     language.add_argument(
         "--out",
         metavar="FILE",
-        type=pathlib.Path,
+        type=arguments.path,
         help="what it wrote, JSONL, new; default: in the run's folder, of weights nowhere",
     )
     language.add_argument(

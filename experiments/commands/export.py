@@ -1,7 +1,6 @@
 """`kullback export`: parameters, or a whole model, out of a run."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from kullback.experiments.commands import arguments
@@ -12,9 +11,9 @@ def add_parser(commands: Any) -> None:
     sub = commands.add_parser(
         "export", help="write a run's parameters as safetensors, or its model"
     )
-    sub.add_argument("run", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("run", metavar="DIR", type=arguments.path)
     sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
-    sub.add_argument("--out", metavar="PATH", type=pathlib.Path, required=True, help="new")
+    sub.add_argument("--out", metavar="PATH", type=arguments.path, required=True, help="new")
     arguments.add_trust_code(sub)
     sub.set_defaults(command=_export)
 

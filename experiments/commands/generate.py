@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -12,10 +11,12 @@ from kullback.experiments.commands import arguments
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
     sub = commands.add_parser("generate", help="text from a language model")
-    sub.add_argument("--model", metavar="DIR", required=True, help="a folder, or a run")
+    sub.add_argument(
+        "--model", metavar="DIR", type=arguments.name, required=True, help="a folder, or a run"
+    )
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT")
-    what.add_argument("--prompts", metavar="FILE", type=pathlib.Path, help="JSONL of {prompt}")
+    what.add_argument("--prompts", metavar="FILE", type=arguments.path, help="JSONL of {prompt}")
     sub.add_argument("--max-new-tokens", metavar="N", type=arguments.count, default=256)
     sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0 is greedy")
     sub.add_argument("--top-k", metavar="K", type=int, default=0, help="0 is all tokens")

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kullback.experiments.commands import arguments
+
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")
 
@@ -22,12 +24,12 @@ def add_parser(commands: Any) -> None:
         "interpolation of their differences to --base (WARP), or without one of themselves; "
         "liti: from --base toward their mean.",
     )
-    sub.add_argument("models", metavar="MODEL", type=pathlib.Path, nargs="+")
+    sub.add_argument("models", metavar="MODEL", type=arguments.path, nargs="+")
     sub.add_argument("--method", choices=METHODS, required=True)
     sub.add_argument(
-        "--base", metavar="DIR", type=pathlib.Path, help="what the models were trained from"
+        "--base", metavar="DIR", type=arguments.path, help="what the models were trained from"
     )
-    sub.add_argument("--out", metavar="DIR", type=pathlib.Path, required=True, help="new")
+    sub.add_argument("--out", metavar="DIR", type=arguments.path, required=True, help="new")
     sub.add_argument(
         "--weights",
         metavar="W",

@@ -1,8 +1,9 @@
 """`kullback report`: its options; what writes the page is imported when it is asked for."""
 
 import argparse
-import pathlib
 from typing import Any
+
+from kullback.experiments.commands import arguments
 
 
 def add_parser(commands: Any) -> None:
@@ -14,12 +15,17 @@ def add_parser(commands: Any) -> None:
         "it. Unfinished runs are used up to where they are.",
     )
     sub.add_argument(
-        "runs", nargs="+", metavar="RUNS", type=pathlib.Path, help="runs, or folders of runs"
+        "runs", nargs="+", metavar="RUNS", type=arguments.path, help="runs, or folders of runs"
     )
     sub.add_argument(
-        "--out", metavar="DIR", type=pathlib.Path, help="folder, new or of an old report"
+        "--out", metavar="DIR", type=arguments.path, help="folder, new or of an old report"
     )
-    sub.add_argument("--baseline", metavar="AGENT", help="the agent that others are compared with")
+    sub.add_argument(
+        "--baseline",
+        metavar="AGENT",
+        type=arguments.name,
+        help="the agent that others are compared with",
+    )
     sub.add_argument(
         "--denominator",
         choices=("baseline", "human", "largest"),

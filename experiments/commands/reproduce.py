@@ -1,7 +1,6 @@
 """`kullback reproduce`: a paper's claim, run again."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from kullback.core import names
@@ -18,9 +17,11 @@ def add_parser(commands: Any) -> None:
         "goes on when the same command is given again.",
     )
     sub.add_argument("name", metavar="NAME", help="see kullback list")
-    sub.add_argument("--out", metavar="DIR", type=pathlib.Path)
+    sub.add_argument("--out", metavar="DIR", type=arguments.path)
     sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
-    sub.add_argument("--mdp", metavar="FILE", help="of theory: your own process, as .npz")
+    sub.add_argument(
+        "--mdp", metavar="FILE", type=arguments.name, help="of theory: your own process, as .npz"
+    )
     sub.add_argument("--full", action="store_true", help="the paper's size, where there is one")
     sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
     sub.set_defaults(command=_reproduce)

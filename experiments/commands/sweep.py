@@ -1,7 +1,6 @@
 """`kullback sweep`: all runs that a TOML file asks for."""
 
 import argparse
-import pathlib
 import sys
 from typing import Any
 
@@ -16,9 +15,11 @@ def add_parser(commands: Any) -> None:
         description="Checks and lists all runs, then does them side by side, a folder each. The "
         "same command goes on where it was interrupted, and adds what is new in FILE.",
     )
-    sub.add_argument("file", metavar="FILE.toml", type=pathlib.Path, help="see examples/sweep.toml")
     sub.add_argument(
-        "--out", metavar="DIR", type=pathlib.Path, help="folder of the sweep; default: FILE's out"
+        "file", metavar="FILE.toml", type=arguments.path, help="see examples/sweep.toml"
+    )
+    sub.add_argument(
+        "--out", metavar="DIR", type=arguments.path, help="folder of the sweep; default: FILE's out"
     )
     sub.add_argument(
         "--jobs",
@@ -29,6 +30,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument(
         "--ray",
         metavar="ADDRESS",
+        type=arguments.name,
         help="of a Ray cluster that does the runs (auto, HOST:PORT); DIR must be on a file system "
         "that its machines share",
     )

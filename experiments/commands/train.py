@@ -1,7 +1,6 @@
 """`kullback train`."""
 
 import argparse
-import pathlib
 from typing import Any
 
 from kullback.experiments import catalog
@@ -20,7 +19,7 @@ def add_parser(commands: Any) -> None:
     )
     sub.add_argument("agent", nargs="?", metavar="AGENT", help="e.g. m-dqn; see kullback list")
     sub.add_argument("environment", nargs="?", metavar="ENVIRONMENT", help="e.g. atari/pong")
-    sub.add_argument("--resume", metavar="DIR", type=pathlib.Path, help="the run to go on with")
+    sub.add_argument("--resume", metavar="DIR", type=arguments.path, help="the run to go on with")
     sub.add_argument("--steps", metavar="N", type=arguments.count)
     sub.add_argument("--seed", metavar="S", type=int)
     sub.add_argument(
@@ -32,7 +31,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument(
         "--num-envs", metavar="E", type=arguments.count, help="environments side by side"
     )
-    sub.add_argument("--out", metavar="DIR", type=pathlib.Path, help="folder of the run, new")
+    sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the run, new")
     sub.add_argument(
         "--eval-every", metavar="N", type=arguments.count, help="agent steps; default: never"
     )
@@ -61,7 +60,10 @@ def add_parser(commands: Any) -> None:
         help="of the environment, e.g. protocol=classic for Atari",
     )
     sub.add_argument(
-        "--model", metavar="MODEL", help="of a language model: a folder, a run, or a preset"
+        "--model",
+        metavar="MODEL",
+        type=arguments.name,
+        help="of a language model: a folder, a run, or a preset",
     )
     sub.add_argument(
         "--model-flag",
@@ -73,6 +75,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument(
         "--tokenizer",
         metavar="DIR",
+        type=arguments.name,
         help="of a preset; default: the teacher's, or a BPE of the data",
     )
     sub.add_argument(
@@ -80,16 +83,20 @@ def add_parser(commands: Any) -> None:
         choices=("drop", "truncate-left", "error"),
         help="what becomes of an example that is too long; default: error",
     )
-    sub.add_argument("--teacher", metavar="DIR", help="of distillation: a folder, or a run")
+    sub.add_argument(
+        "--teacher", metavar="DIR", type=arguments.name, help="of distillation: a folder, or a run"
+    )
     sub.add_argument(
         "--reward",
         metavar="NAME",
+        type=arguments.name,
         help="of reinforcement learning: exact, length, reward-model:DIR, entailment:DIR, "
         'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
     )
     sub.add_argument(
         "--mesh",
         metavar="DATAxMODEL",
+        type=arguments.name,
         help="devices of a language model, all there are: a batch's rows over DATA of them, "
         "weights over MODEL; e.g. 4x2; default: one device",
     )

@@ -106,6 +106,9 @@ def test_a_size_is_said_in_the_unit_that_suits_it(count: int, text: str):
     [
         ("file/out.csv", "Not a directory"),
         ("a" * 300, "File name too long"),
+        ("new/" + "a" * 300, "File name too long"),
+        ("a" * 300 + "/new", "File name too long"),
+        ("a" * 252, "File name too long"),  # It is written under a longer name first.
         ("a\0b", "null byte"),
         ("/proc/nothing/out", "No such file or directory"),
     ],
