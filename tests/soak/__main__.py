@@ -21,12 +21,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tests.soak import commands, files, server, trials
+from tests.soak import commands, disks, files, kills, server, signals, trials, writers
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 CACHE = ROOT / ".cache" / "soak"  # Git ignores it.
 PACKAGES = ("core", "agents", "environments", "lm", "theory", "experiments", "tests/soak")
-CATEGORIES = {category.name: category for category in (commands.CATEGORY, files.CATEGORY)}
+CATEGORIES = {
+    category.name: category
+    for category in (
+        kills.CATEGORY,
+        files.CATEGORY,
+        commands.CATEGORY,
+        signals.CATEGORY,
+        writers.CATEGORY,
+        disks.FULL,
+        disks.READ_ONLY,
+    )
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

