@@ -22,7 +22,7 @@ def load(name: str) -> ModuleType:
     Raises:
       ValueError: if there is none, or it cannot be imported.
     """
-    with _current_folder():
+    with current_folder():
         try:
             return importlib.import_module(name)
         except ImportError as error:
@@ -32,8 +32,8 @@ def load(name: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    """Searches the current folder too, last, while the block runs."""
+def current_folder() -> Iterator[None]:
+    """Searches the current folder too, last, while the block runs: for what may run alone."""
     folder = os.getcwd()
     if folder in sys.path:
         yield

@@ -1,8 +1,9 @@
 """Things to act in, by name: `make("atari/pong", num_envs=8)`.
 
 A family is a module of this package with `GAMES` (the names it lists), `make(game, num_envs,
-**flags)` and, where the flags are not in `make`'s signature, `parameters(game)`. What a family
-needs is imported when it is asked for.
+**flags)` and, where the flags are not in `make`'s signature, `parameters(game)`; where it knows
+more games than it lists, `is_known(game)` and `ids()`. What a family needs is imported when it is
+asked for.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | type
     """The environment `family/game` with `num_envs` rows.
 
     Args:
-      name: One of `names()`, or `gym/` and any other id that gymnasium knows.
+      name: One of `names()`, or `gym/` and any other id that gymnasium knows; `gym/MODULE:ID`
+        imports the module, which registers the id.
       num_envs: B, at least 1.
       **flags: What the family's constructor takes besides.
 
@@ -79,12 +81,16 @@ def names() -> list[str]:
 def _find(name: str) -> tuple[ModuleType, str]:
     family, _, game = name.partition("/")
     if family not in FAMILIES:
+        if names_of.alike(name, names()):  # Others call it so.
+            raise ValueError(names_of.unknown("environment", name, names()))
         raise ValueError(f"{names_of.unknown('family', family, FAMILIES)} (names are family/game)")
     module = _module(family)
-    if game not in module.GAMES and game not in getattr(module, "UNLISTED", ()):
-        valid = [f"{family}/{game}" for game in module.GAMES]
-        raise ValueError(names_of.unknown("environment", name, valid))
-    return module, game
+    is_open = hasattr(module, "is_known")  # To more than it lists.
+    if game in module.GAMES or (is_open and module.is_known(game)):
+        return module, game
+    own = [f"{family}/{game}" for game in (module.ids() if is_open else module.GAMES)]
+    valid = own if names_of.alike(name, own) else {*names(), *own}
+    raise ValueError(names_of.unknown("environment", name, valid))
 
 
 def _module(family: str) -> ModuleType:

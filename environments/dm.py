@@ -45,12 +45,13 @@ class Row:
             and action.shape == ()
             and np.issubdtype(action.dtype, np.integer)
         ):
-            raise ValueError(f"needs one integer for an action (specs.DiscreteArray), got {action}")
+            raise ValueError(
+                f"{self.name} needs one integer for an action (specs.DiscreteArray), got {action}"
+            )
         self._action_dtype = action.dtype
         self._first_action = int(action.minimum)
-        self.spec = _spec(
-            environment.observation_spec(), int(action.maximum) - self._first_action + 1
-        )
+        num_actions = int(action.maximum) - self._first_action + 1
+        self.spec = _spec(environment.observation_spec(), num_actions, self.name)
 
     def reset(self, seed: int | None) -> Any:
         """Begins an episode and returns its first observation; `seed` is of no use here."""
@@ -174,9 +175,9 @@ def _functions(
     return restart, tick
 
 
-def _spec(observation: Any, num_actions: int) -> types.Spec:
+def _spec(observation: Any, num_actions: int, name: str) -> types.Spec:
     if not isinstance(observation, specs.Array):
-        raise ValueError(f"needs one array to observe, got {observation}")
+        raise ValueError(f"{name} needs one array to observe, got {observation}")
     is_image = observation.dtype == np.uint8
     bounds, largest = None, 255
     if isinstance(observation, specs.BoundedArray) and is_image:

@@ -1,21 +1,23 @@
 """gymnasium's environments as B rows: by id (classic control), or handed over in Python."""
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.classic_control import cartpole
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from kullback import environments
-from kullback.core import names, types
+from kullback.core import modules, names, types
 from kullback.environments import rows
 
 GAMES = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0")
-UNLISTED = gymnasium.registry  # Every id that gymnasium knows, by name; most need more packages.
+# What `pip install 'gymnasium[...]'` takes for packages of environments, where it has another name.
+_EXTRAS = {"phys2d": "jax", "tabular": "jax"}
 
 # The velocities of CartPole have no bounds; these are those of Vieillard et al. (and Dopamine), by
 # which the network's input is scaled: x, its velocity, angle, its velocity.
@@ -26,40 +28,62 @@ def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
     """Returns the environment of gymnasium id `game`, its time limit included, as `num_envs` rows.
 
     Args:
-      game: One of GAMES, or another id with a Discrete action space and a Box to observe.
+      game: One of GAMES, or another id with a Discrete action space and a Box to observe;
+        MODULE:ID, if importing a module registers it.
       num_envs: B.
       **flags: `max_episode_steps` and what the environment's constructor takes.
 
     Raises:
-      ValueError: if the id or a flag is unknown, or the spaces are none of ours.
+      ValueError: if the id or a flag is unknown, it needs packages that are missing, or the spaces
+        are none of ours.
     """
-    if game not in UNLISTED:
-        raise ValueError(names.unknown("gymnasium id", game, UNLISTED))
+    found, creator = _registered(game)
     limit = flags.get("max_episode_steps")
     if limit not in (None, -1) and not 1 <= limit < 2**31:
         raise ValueError(
             f"max_episode_steps must lie in [1, 2^31), or be -1 for no limit or None for that of "
             f"{game}, got {limit}"
         )
-    modes = _creator(game).metadata.get("render_modes", ())
+    modes = getattr(creator, "metadata", {}).get("render_modes", ())
     drawn = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
 
     def make_row(row: int) -> gymnasium.Env:
         more = flags if row else {**drawn, **flags}  # Only row 0 is drawn.
-        return gymnasium.make(game, disable_env_checker=True, **more)
+        with _using(found, "making it"):
+            return gymnasium.make(found.id, disable_env_checker=True, **more)
 
     makers = [functools.partial(make_row, row) for row in range(num_envs)]
     return rows.Rows([functools.partial(_made, maker) for maker in makers])
 
 
+def ids() -> list[str]:
+    """Returns the ids that gymnasium knows; most need more packages.
+
+    Those of the ALE are there only once its package is imported, and are `environments/atari.py`'s.
+    """
+    return [
+        name
+        for name, found in gymnasium.registry.items()
+        if not str(found.entry_point).startswith("ale_py.")
+    ]
+
+
+def is_known(game: str) -> bool:
+    """Whether `make` takes an id; of MODULE:ID, whether it reads as one: nothing is imported."""
+    module, has_module, name = game.rpartition(":")
+    if not has_module:
+        return game in ids()
+    return bool(name) and all(part.isidentifier() for part in module.split("."))
+
+
 def parameters(game: str) -> dict[str, environments.Parameter]:
     """Returns the flags that `make` takes for an id: its constructor's arguments, and its limit."""
-    creator = _creator(game)
+    found, creator = _registered(game)
     try:
         own = inspect.signature(creator, eval_str=True)
     except NameError:  # A type that its module imports for type checkers alone.
         own = inspect.signature(creator)
-    limit = UNLISTED[game].max_episode_steps
+    limit = found.max_episode_steps
     return {
         "max_episode_steps": environments.Parameter(hint=int | None, default=limit),
         **{
@@ -114,9 +138,9 @@ class Row:
         self.name = f"environment {name}"
         action_space = environment.action_space
         if not isinstance(action_space, gymnasium.spaces.Discrete):
-            raise ValueError(f"needs a Discrete action space, got {action_space}")
+            raise ValueError(f"{self.name} needs a Discrete action space, got {action_space}")
         self._first_action = int(action_space.start)
-        self.spec = _spec(environment, int(action_space.n))
+        self.spec = _spec(environment, int(action_space.n), self.name)
 
     def reset(self, seed: int | None) -> Any:
         """Begins an episode and returns its first observation; None goes on drawing."""
@@ -146,13 +170,8 @@ class Row:
         row = self._environment
         if row.render_mode != "rgb_array":
             raise ValueError(f"{row} has render_mode {row.render_mode!r}; make it with 'rgb_array'")
-        try:
-            picture = row.render()
-        except gymnasium.error.DependencyNotInstalled as error:
-            raise ValueError(
-                f"drawing {row} needs pygame: pip install 'gymnasium[classic-control]'"
-            ) from error
-        return np.asarray(picture, np.uint8)
+        with _using(row.spec, "render") if row.spec else contextlib.nullcontext():
+            return np.asarray(row.render(), np.uint8)
 
     def close(self) -> None:
         """Closes the environment."""
@@ -178,15 +197,62 @@ def _counted(found: Any) -> str:
     return f"a {kind} of {len(found)}" if isinstance(found, tuple | list) else f"a {kind}"
 
 
-def _creator(game: str) -> Any:
-    entry_point = UNLISTED[game].entry_point
-    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+def _registered(game: str) -> tuple[EnvSpec, Any]:
+    """Returns what gymnasium knows of an id, or of MODULE:ID once imported, and what makes it."""
+    module, has_module, name = game.rpartition(":")
+    if has_module:
+        try:
+            modules.load(module)
+        except ValueError as error:
+            raise ValueError(f"environment {game}: {error}") from error
+    known = list(gymnasium.registry) if has_module else ids()
+    if name not in known:
+        what = f"gymnasium id, with those of {module}," if has_module else "gymnasium id"
+        raise ValueError(names.unknown(what, name, known))
+    found = gymnasium.registry[name]
+    if not isinstance(found.entry_point, str):
+        return found, found.entry_point
+    # The module's own may be beside it; one that gymnasium knows is not looked for there.
+    where = modules.current_folder() if has_module else contextlib.nullcontext()
+    with _using(found, "importing it"), where:
+        return found, load_env_creator(found.entry_point)
 
 
-def _spec(row: gymnasium.Env, num_actions: int) -> types.Spec:
+@contextlib.contextmanager
+def _using(found: EnvSpec, call: str) -> Iterator[None]:
+    """Says in one line what an environment raises, and which packages it needs if one is missing.
+
+    Raises:
+      ValueError: in place of any exception inside the block.
+    """
+    try:
+        yield
+    except Exception as error:
+        name, text = f"environment {found.id}", rows.one_line(error)
+        if needed := _missing(found, error):
+            raise ValueError(
+                f"{name} needs packages that are missing: pip install {needed} ({text})"
+            ) from error
+        raise ValueError(f"{name}: {call} raised {text}") from error
+
+
+def _missing(found: EnvSpec, error: Exception) -> str:
+    """Returns what `pip install` takes to mend an error; "" if it is of another kind."""
+    if not isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
+        return ""
+    place = str(found.entry_point).split(".")
+    if place[:2] == ["gymnasium", "envs"]:
+        extra = _EXTRAS.get(place[2], place[2].replace("_", "-"))
+        return f"'gymnasium[{extra}]'"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return error.name.split(".")[0]
+    return ""  # It says itself what it lacks.
+
+
+def _spec(row: gymnasium.Env, num_actions: int, name: str) -> types.Spec:
     space = row.observation_space
     if not isinstance(space, gymnasium.spaces.Box):
-        raise ValueError(f"needs observations in a Box, got {space}")
+        raise ValueError(f"{name} needs observations in a Box, got {space}")
     is_image = space.dtype == np.uint8
     bounds = None
     if _shows_cartpole(row):

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from kullback import environments
 from kullback.core import types
 from kullback.environments import gym
 
@@ -171,6 +172,100 @@ def test_refuses_observations_that_are_no_array():
 
     with pytest.raises(ValueError, match=r"needs observations in a Box, got Discrete\(3\)"):
         gym.from_gymnasium(Names, 1)
+
+
+@pytest.mark.parametrize(
+    ("game", "package", "needed"),
+    [
+        ("LunarLander-v3", "Box2D", "'gymnasium[box2d]'"),
+        ("phys2d/CartPole-v1", "flax", "'gymnasium[jax]'"),
+        ("HalfCheetah-v5", "mujoco", "'gymnasium[mujoco]'"),
+    ],
+)
+def test_says_which_packages_are_missing(game, package, needed, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # As if it was not installed.
+    for function in (lambda: gym.make(game, 1), lambda: gym.parameters(game)):
+        with pytest.raises(ValueError) as error:
+            function()
+        message = str(error.value)
+        assert f"{game} needs packages that are missing: pip install {needed} (" in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("game", sorted(gymnasium.registry))
+@pytest.mark.filterwarnings("ignore:.*out of date.*:DeprecationWarning")
+def test_each_id_of_gymnasium_works_or_is_refused_in_a_line(game):
+    try:
+        gym.make(game, 1).close()
+    except ValueError as error:
+        assert game in str(error) and "\n" not in str(error)
+
+
+MODULE = """
+import gymnasium
+gymnasium.register("Theirs-v0", entry_point="its_parts.games:Game", max_episode_steps=7)
+"""
+GAME = """
+import gymnasium, numpy
+class Game(gymnasium.Env):
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), numpy.float32)
+    def __init__(self, start: float = 0.0):
+        if start > 1:
+            raise RuntimeError("start\\nis too large")
+        self.start = start
+    def reset(self, *, seed=None, options=None):
+        return numpy.full(3, self.start, numpy.float32), {}
+    def step(self, action):
+        return self.reset()[0], 1.0, False, False, {}
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path, monkeypatch):
+    """The current folder has modules of the user's, one of which registers Theirs-v0."""
+    (tmp_path / "registers.py").write_text(MODULE)
+    (tmp_path / "ends.py").write_text("raise SystemExit(3)")
+    (tmp_path / "its_parts").mkdir()
+    (tmp_path / "its_parts" / "games.py").write_text(GAME)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    yield
+    gymnasium.registry.pop("Theirs-v0", None)
+    for name in ("registers", "its_parts", "its_parts.games"):
+        sys.modules.pop(name, None)
+
+
+def test_a_module_that_the_user_names_registers_an_id(theirs):
+    name = "gym/registers:Theirs-v0"
+    environments.check_name(name)
+    assert "registers" not in sys.modules  # A name alone imports nothing.
+    assert environments.parameters(name)["start"].hint is float
+    environment = environments.make(name, 2, start=0.5)
+    assert environment.spec.max_episode_steps == 7 and environment.num_envs == 2
+    assert isinstance(environment, types.HostEnvironment)
+    np.testing.assert_array_equal(environment.reset(0).observation, np.full((2, 3), 0.5))
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    ("game", "message"),
+    [
+        ("nowhere:Theirs-v0", "environment nowhere:Theirs-v0: No module named 'nowhere'"),
+        ("registers:Their-v0", "of registers, 'Their-v0'; did you mean Theirs-v0"),
+        ("ends:Theirs-v0", "environment ends:Theirs-v0: importing ends ends with SystemExit(3)"),
+    ],
+)
+def test_a_module_that_registers_no_such_id_is_said_in_a_line(game, message, theirs):
+    with pytest.raises(ValueError) as error:
+        environments.make(f"gym/{game}")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_a_constructor_raises_is_a_line(theirs):
+    with pytest.raises(ValueError) as error:
+        environments.make("gym/registers:Theirs-v0", start=3.0)
+    assert "Theirs-v0: making it raised RuntimeError: start is too large (g" in str(error.value)
 
 
 def test_refuses_unknown_ids():

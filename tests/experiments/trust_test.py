@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,12 +45,13 @@ FIELDS: dict[str, Any] = {
 
 
 @pytest.fixture
-def stranger(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+def stranger(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
     """A folder of a stranger's, in which the user is."""
     (tmp_path / "evil.py").write_text(EVIL)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("evil", None)
 
 
 def begun(folder: pathlib.Path, **more: object) -> None:
@@ -100,6 +102,36 @@ def test_an_environment_of_an_untrusted_plan_is_not_made():
     for make in (named.make_environment, named.make_arena):
         with pytest.raises(ValueError, match="--trust-code"):
             make(1)
+
+
+@pytest.mark.parametrize("use", [training.resume, runs.load], ids=["resume", "load"])
+def test_a_run_in_a_strangers_environment_runs_no_code(stranger: pathlib.Path, use: Any):
+    begun(stranger, agent="dqn", environment="gym/evil:Game-v0", reward="", model="", family="gym")
+    with pytest.raises(ValueError) as error:
+        use(stranger)
+    assert "config.json: its environment 'gym/evil:Game-v0' would run" in str(error.value)
+    assert "--trust-code" in str(error.value) and "\n" not in str(error.value)
+    assert not (stranger / "marker").exists()
+    with pytest.raises(ValueError, match=r"of evil, 'Game-v0'"):  # It registers none, once it ran.
+        use(stranger, trust_code=True)
+    assert (stranger / "marker").exists()
+
+
+def test_an_environment_that_is_typed_may_run(stranger: pathlib.Path):
+    with pytest.raises(ValueError, match=r"of evil, 'Game-v0'"):
+        training.train("dqn", "gym/evil:Game-v0", out=stranger / "run")
+    assert (stranger / "marker").exists() and not (stranger / "run").exists()
+
+
+def test_a_sweep_of_a_strangers_environments_runs_no_code(stranger: pathlib.Path):
+    sweep = {"agents": ["dqn"], "environments": ["gym/evil:Game-v0"]}
+    asked = (sweep, stranger / "runs", {}, 1, "sweep.toml")
+    checked = sweep_runs.runs(*asked, trust_code=False, dry_run=True)
+    assert checked["untrusted"] == ["environment 'gym/evil:Game-v0'"]
+    sweep_runs.runs(*asked, trust_code=True, dry_run=True)
+    with pytest.raises(ValueError, match=r"sweep\.toml: its environment .* add --trust-code"):
+        sweep_runs.runs(*asked, trust_code=False)
+    assert not (stranger / "marker").exists()
 
 
 def test_a_sweep_of_a_strangers_runs_no_code(stranger: pathlib.Path):
