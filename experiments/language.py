@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments import episodes, models, resolved, rewards, run_folder, settings
+from kullback.experiments import episodes, models, resolved, rewards, settings
 from kullback.experiments import judge as judges
 from kullback.experiments import plan as plans
 from kullback.experiments import warp as fronts
@@ -27,7 +27,6 @@ from kullback.lm import (
     rlhf,
     sharding,
     shared_ids,
-    splits,
     tasks,
     texts,
     tokenizer,
@@ -268,8 +267,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
     if mesh is not None:
         sharding.check_batch(mesh, config.learning.batch_size)
-    rule = splits.RULE if home is None else splits.rule_of(run_folder.RunFolder(home).config())
-    task = tasks.make(plan.environment, rule=rule)
+    task = tasks.make(plan.environment, rule=named.rule)
     teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
     if home is not None:
         student = models.saved(home)
@@ -299,7 +297,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
-        rule=rule,
+        rule=named.rule,
         judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator, mesh),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from kullback.core import loops, metrics
 from kullback.experiments import plan as plans
+from kullback.lm import gemma, tasks
 
 KEY = "mends"  # Of config.json; a run without it began before the first.
 
@@ -76,6 +77,17 @@ def _is_rewarded(plan: plans.Plan, recorded: Recorded) -> bool:
     return plan.agent in ("rlhf", "rlef", "warp")
 
 
+def _reads_texts(plan: plans.Plan, recorded: Recorded) -> bool:
+    # A preset without a tokenizer's folder trains its own, which has always been so.
+    del recorded
+    has_own = plan.model in gemma.PRESETS and not plan.tokenizer and not plan.teacher
+    return tasks.names_path(plan.environment) and not has_own
+
+
+def _is_entailed(plan: plans.Plan, recorded: Recorded) -> bool:
+    return _is_rewarded(plan, recorded) and "entailment:" in plan.reward.lower()
+
+
 def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Yields bare names and values of the integers that a recorded configuration holds."""
     for name, value in config.items():
@@ -119,5 +131,15 @@ MENDS = (
         _is_rewarded,
         "rewards now see an answer's text without its end, as evaluations do; before, it had the "
         "end's text",
+    ),
+    Mend(
+        _reads_texts,
+        "a text that spells a control token is now the letters that it is; before, it was the "
+        'token where the tokenizer\'s files say "special": false or normalise texts',
+    ),
+    Mend(
+        _is_entailed,
+        "an answer without a word, a lone dot say, now has an entailment reward's least; before, "
+        "the model judged it",
     ),
 )

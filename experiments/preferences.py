@@ -14,9 +14,9 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
-from kullback.experiments import language, models, opened, resolved, reward_models, run_folder
+from kullback.experiments import language, models, opened, resolved, reward_models
 from kullback.experiments import plan as plans
-from kullback.lm import batches, data, gemma, preferences, reward_model, splits, tasks, warm
+from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that are written down.
 
@@ -167,8 +167,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         raise ValueError(
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
-    rule = splits.RULE if home is None else splits.rule_of(run_folder.RunFolder(home).config())
-    task = tasks.make(plan.environment, rule=rule)
+    task = tasks.make(plan.environment, rule=named.rule)
     if task.pairs is None:
         raise ValueError(
             f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
@@ -216,7 +215,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         train=train,
         test=test,
         reports={"train": train_report, "test": test_report},
-        rule=rule,
+        rule=named.rule,
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
         start_sha256=start_sha256,

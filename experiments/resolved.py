@@ -15,6 +15,7 @@ from kullback import agents, environments, lm
 from kullback.core import files, json_files, typed, types
 from kullback.experiments import mends, opened, settings
 from kullback.experiments import plan as plans
+from kullback.lm import splits, tasks
 
 CONFIG, FLAGS = "config", "environment_flags"  # Keys of config.json.
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.
@@ -30,6 +31,7 @@ class Resolved:
     given: Mapping[str, Any]
     # All of its flags that JSON can hold, by name; {} if it was handed over in Python, or of texts.
     flags: Mapping[str, Any]
+    rule: int  # By which a file of texts is split and read, see lm/splits.py.
     # A line each, for who goes on with the run: where its record and this version differ.
     notes: tuple[str, ...] = ()
 
@@ -59,8 +61,11 @@ class Resolved:
         """Returns values of all settings and flags by dotted name, to compare runs by."""
         leaves = () if self.config is None else settings.fields(self.config)
         kept = {k: v for k, v in self.flags.items() if k not in WITHOUT_EFFECT}
-        return {name: value for name, _, value in leaves} | {
-            f"{FLAGS}.{name}": value for name, value in kept.items()
+        of_data = {"data.rule": self.rule} if tasks.names_path(self.plan.environment) else {}
+        return {
+            **{name: value for name, _, value in leaves},
+            **{f"{FLAGS}.{name}": value for name, value in kept.items()},
+            **of_data,
         }
 
 
@@ -100,9 +105,31 @@ def resolve(
     if with_environment and not plan.is_language and plan.environment != plans.CUSTOM:
         plan.require_trust(file)
         given, flags = _flags(plan, record, notes)
+    rule = splits.RULE
     if recorded is not None:
+        rule = splits.rule_of(recorded)
+        notes += _of_rule(plan, rule)
         notes += mends.since(plan, recorded)
-    return Resolved(plan=plan, config=config, given=given, flags=flags, notes=tuple(notes))
+    return Resolved(
+        plan=plan, config=config, given=given, flags=flags, rule=rule, notes=tuple(notes)
+    )
+
+
+def _of_rule(plan: plans.Plan, rule: int) -> Iterator[str]:
+    """Yields what the first rule for files of texts means to a run that began with it."""
+    if rule > 1 or not tasks.names_path(plan.environment):
+        return
+    if not tasks.names_folder(plan.environment):
+        yield (
+            "rows of the file are held out by how they are written, as when the run began, so that "
+            "a prompt that is written in two ways may be learnt from and held out; a new run goes "
+            "by what the model sees"
+        )
+    if "entailment:" in plan.reward.lower():
+        yield (
+            "the document of an entailment reward is what stands before a prompt's last empty "
+            "line, as when the run began, where a row names none; a new run takes the whole prompt"
+        )
 
 
 def _config(

@@ -126,6 +126,16 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
     return function(config)
 
 
+def names_path(name: str) -> bool:
+    """Returns whether a task is of a user's file or folder."""
+    return name.startswith((_JSONL, _PREFERENCES))
+
+
+def names_folder(name: str) -> bool:
+    """Returns whether a task is of a user's folder, which holds each split by itself."""
+    return names_path(name) and pathlib.Path(name.partition(":")[2]).is_dir()
+
+
 def arithmetic(config: Arithmetic) -> Task:
     """Sums, differences or products, with exact answers.
 

@@ -124,9 +124,9 @@ def test_a_language_model_is_judged_as_it_was_trained(monkeypatch: pytest.Monkey
 def test_an_old_record_is_what_todays_presets_give(name: str):
     named = resolved.of(opened.open(OLD / name))
     assert named.config == resolved.resolve(named.plan).config
-    assert {note.split(";")[0] for note in named.notes} <= {
-        mend.line.split(";")[0] for mend in mends.MENDS
-    }
+    kept = [note for note in named.notes if "as when the run began" in note]
+    assert bool(kept) == (named.rule == 1 and "data.rule" in named.facts())
+    assert {*named.notes} - {*kept} <= {mend.line for mend in mends.MENDS}
 
 
 def edited(tmp_path: pathlib.Path, edit: Any) -> resolved.Resolved:
@@ -183,6 +183,26 @@ def test_facts_are_values_and_not_texts():
     assert facts(settings=("learning_rate=1e-4",)) == facts(settings=("learning_rate=0.0001",))
 
 
+def test_a_run_of_a_file_keeps_the_rule_by_which_it_held_out_rows(tmp_path: pathlib.Path):
+    file = tmp_path / "rows.jsonl"
+    file.touch()
+    for environment, count in ((f"tokens/jsonl:{file}", 2), (f"tokens/preferences:{tmp_path}", 1)):
+        plan = plans.Plan(
+            agent="rlhf", environment=environment, model="somewhere", reward="entailment:model"
+        )
+        today = resolved.resolve(plan)
+        assert (today.rule, today.facts()["data.rule"], today.notes) == (2, 2, ())
+        old = resolved.resolve(plan, {"plan": plan.to_json(), **today.to_json()})
+        assert (old.rule, old.facts()["data.rule"], len(old.notes)) == (1, 1, count)
+        assert "as when the run began" in old.notes[0] and old.facts() != today.facts()
+        recorded = {"plan": plan.to_json(), **today.to_json(), "data": {"rule": 2}}
+        assert resolved.resolve(plan, recorded) == today
+    assert (
+        "data.rule"
+        not in resolved.resolve(plans.Plan(agent="dqn", environment="toy/chain")).facts()
+    )
+
+
 def mended(name: str, **changes: Any) -> set[int]:
     run = opened.open(OLD / name)
     plan = dataclasses.replace(run.plan, **changes)
@@ -193,6 +213,9 @@ def mended(name: str, **changes: Any) -> set[int]:
 def test_a_run_is_told_of_the_mends_that_concern_it():
     assert mended("compiled") == mended("host") == set()
     assert mended("sft") == {5} and mended("rlhf") == {6}
+    texts = {"environment": "tokens/jsonl:rows.jsonl"}
+    assert mended("sft", **texts) == {5} and mended("sft", **texts, model="gemma") == {5, 7}
+    assert mended("rlhf", **texts, reward="0.5*Entailment:model") == {6, 7, 8}
     atari = {"environment": "atari/pong", "family": "atari"}
     by_lives = {**atari, "environment_flags": ("life_loss=true",)}
     assert mended("host", **atari) == {0} and mended("host", **by_lives) == {0, 1}
