@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kullback.core import folders, json_files
+from kullback.core import folders, json_files, typed
 
 TEMPORARY = ".tmp-"  # Begins the name of whatever is not whole yet, or is about to go.
 MANIFEST = "manifest.json"
@@ -242,6 +242,8 @@ def check_writable(path: Path) -> None:
       ValueError: if it cannot, with the reason.
     """
     path = pathlib.Path(path)
+    if not typed.is_unicode(os.fspath(path)):  # It could be neither written down nor shown.
+        raise ValueError(f"{os.fspath(path)!a} cannot be written: a name must be UTF-8")
     try:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(path)

@@ -1,5 +1,6 @@
 """What both loops share: the interface to who drives a run, and the pace of acting to learning."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -81,8 +82,8 @@ def pace(config: replay.Config, num_envs: int) -> Pace:
         return Pace(ticks=period // num_envs, updates=1)
     if num_envs % period == 0:
         return Pace(ticks=1, updates=num_envs // period)
-    valid = [n for n in range(1, 2 * num_envs + period) if period % n == 0 or n % period == 0]
-    nearest = min(valid, key=lambda n: abs(n - num_envs))
+    near = (n for d in itertools.count(1) for n in (num_envs - d, num_envs + d) if n > 0)
+    nearest = next(n for n in near if period % n == 0 or n % period == 0)
     raise ValueError(
         f"samples_per_update={period} must divide or be divided by num_envs={num_envs}; "
         f"the nearest valid num_envs is {nearest}"

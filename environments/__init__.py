@@ -23,6 +23,8 @@ FAMILIES = {
     "gym": "kullback.environments.gym",
     "toy": "kullback.environments.toy",
 }
+# On the host a row is an object or an emulator of its own.
+MOST_ROWS = {"atari": 1 << 12, "minatar": 1 << 20, "gym": 1 << 14, "toy": 1 << 20}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,15 +41,16 @@ def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | type
     Args:
       name: One of `names()`, or `gym/` and any other id that gymnasium knows; `gym/MODULE:ID`
         imports the module, which registers the id.
-      num_envs: B, at least 1.
+      num_envs: B, at least 1 and at most MOST_ROWS of the family.
       **flags: What the family's constructor takes besides.
 
     Raises:
       ValueError: if the name, a flag or a flag's value is none of those.
     """
     module, game = _find(name)
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be >= 1, got {num_envs}")
+    most = MOST_ROWS[name.split("/")[0]]
+    if not 1 <= typed.check("num_envs", int, num_envs) <= most:
+        raise ValueError(f"{name}: rows (num_envs) must lie in [1, {most:,}], got {num_envs}")
     valid = _parameters(module, game)
     for flag in flags:
         if flag not in valid:

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from kullback.core import typed
 from kullback.experiments import display, interrupts
 from kullback.experiments.commands import (
     entailment,
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       shell makes of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, and 141 where all that a
       command does is to print, and its reader has gone.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for argument in arguments:
+        if not typed.is_unicode(argument):  # It could be neither written down nor shown.
+            return _fail(f"arguments must be UTF-8, got {argument!a}", 2)
     parser = _parser()
     options = parser.parse_args(arguments)
     if vars(options).pop("prints_only"):
@@ -52,20 +57,32 @@ def _run(options: argparse.Namespace) -> int:
         return _fail(str(error), 2)
     except (ArithmeticError, interrupts.Failure) as error:
         return _fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"there is not enough memory: {str(error)[:200] or 'ask for less'}", 1)
     except KeyboardInterrupt as error:
         stopped = interrupts.as_interrupted(error, str(error) or "interrupted")
         return _fail(str(stopped), stopped.status)
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"kullback: {' '.join(message.split())}", file=sys.stderr)
+    print(_line(message), file=sys.stderr)
     return status
+
+
+def _line(message: str) -> str:
+    """A message on one line, which no terminal takes for anything but text."""
+    words = " ".join(message.split())
+    return "kullback: " + "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in words
+    )
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """One line, as all errors of this command are."""
-        self.exit(2, f"kullback: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{_line(message)}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:

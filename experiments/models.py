@@ -77,6 +77,7 @@ def load(
     run = opened.find(path)
     if run is not None:
         decoder = decoder_of(run)
+        run.folder(seed)  # Whether there is such a seed is known before a key is made.
         like = sharding.shapes(decoder.config, mesh)
         params = trained(run, like, seed, best=best)
         return decoder._replace(params=params, divergence=algorithm_config(run).operator)

@@ -2,12 +2,24 @@
 
 import contextlib
 import dataclasses
+import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from kullback import agents, environments, lm
-from kullback.core import files, json_files, names, sharding, types
+from kullback.core import files, json_files, names, sharding, typed, types
+from kullback.experiments import limits
 from kullback.lm import control_tokens as reading
+
+# The largest value of each number of a plan.
+MOST = {
+    "steps": limits.STEPS,
+    "num_envs": limits.ROWS,
+    "num_seeds": limits.NUM_SEEDS,
+    "eval_episodes": limits.EPISODES,
+    "eval_max_steps": limits.STEPS,
+    **dict.fromkeys(("eval_every", "log_every", "checkpoint_every"), limits.PERIOD),
+}
 
 AnyEnvironment = types.Environment | types.HostEnvironment
 MakeAgent = Callable[[types.Spec], types.Agent]
@@ -77,6 +89,7 @@ class Plan:
         object.__setattr__(self, "settings", tuple(self.settings))
         object.__setattr__(self, "environment_flags", tuple(self.environment_flags))
         object.__setattr__(self, "model_flags", tuple(self.model_flags))
+        self._check_types()
         known = {**agents.AGENTS, **lm.ALGORITHMS}
         if self.agent != CUSTOM and self.agent not in known:
             raise ValueError(names.unknown("agent", self.agent, known))
@@ -93,23 +106,27 @@ class Plan:
             raise ValueError(names.unknown("family", family, DEFAULTS))
         object.__setattr__(self, "family", family)
         for name in ("steps", "num_envs", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+            self._check_range(name, 0)
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, getattr(DEFAULTS[family], name))
-        for name in ("num_seeds", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.eval_max_steps < 0:
-            raise ValueError(
-                f"eval_max_steps must be >= 0 (0 is the default), got {self.eval_max_steps}"
-            )
+        for name, least in (
+            *(("num_seeds", 1), ("eval_episodes", 1)),
+            *(("eval_max_steps", 0), ("eval_every", 0)),
+        ):
+            self._check_range(name, least)
         if self.eval_max_steps and self.is_language:
             raise ValueError(f"eval_max_steps is for games, not for {self.environment}")
-        if self.eval_every < 0:
-            raise ValueError(f"eval_every must be >= 0 (0 is never), got {self.eval_every}")
-        if not 0 <= self.seed <= 2**31 - 1 - self.num_seeds:
+        if not 0 <= self.seed <= limits.SEED + 1 - self.num_seeds:
             raise ValueError(f"seed must lie in [0, 2^31 - num_seeds), got {self.seed}")
+
+    def _check_types(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            object.__setattr__(self, name, typed.check(name, hint, getattr(self, name)))
+
+    def _check_range(self, name: str, least: int) -> None:
+        most, value = MOST[name], getattr(self, name)
+        if not least <= value <= most:
+            raise ValueError(f"{name} must lie in [{least}, {most:,}], got {value}")
 
     @property
     def seeds(self) -> range:

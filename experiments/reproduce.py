@@ -216,6 +216,7 @@ def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> p
         return saved.is_file() and dict(json_files.read(saved, nan=True).items()) == described
 
     if out is not None:
+        files.check_writable(out / "config.json")
         if out.exists() and not is_ours(out):
             raise ValueError(
                 f"{out} exists and is no {name} with these settings; choose another --out"

@@ -64,6 +64,8 @@ def read(
             )
         full = _resolve(name.strip(), hints, noun, where)
         found[full] = typed.parse(where + full, hints[full], text)
+        if isinstance(found[full], int) and abs(found[full]) >= 2**31:  # XLA's integers.
+            raise ValueError(f"{where}{full} must lie below 2^31, got {text.strip()}")
     return found
 
 

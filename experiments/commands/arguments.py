@@ -3,19 +3,41 @@
 import argparse
 import contextlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kullback.core import typed
+from kullback.experiments import limits
 
 
-def count(text: str) -> int:
-    """A whole number of at least 1; 50_000 and 5e4 too."""
-    with contextlib.suppress(ValueError, OverflowError):  # The latter for inf.
-        number = float(text.replace("_", ""))
-        if number == int(number) and number >= 1:
-            return int(number)
-    raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Returns what reads a whole number from `least` to `most`; 50_000 and 5e4 too."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError, OverflowError):  # The latter for inf.
+            number = int(text) if text.lstrip("+-").isdecimal() else float(text)
+            if text.isascii() and number == int(number) and least <= number <= most:
+                return int(number)
+        raise argparse.ArgumentTypeError(
+            f"expected a whole number from {least} to {most:,}, got {typed.shown(text)}"
+        )
+
+    return read
+
+
+def number(text: str) -> float:
+    """Reads a finite number."""
+    try:
+        return typed.parse("it", float, text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, got {typed.shown(text)}") from error
+
+
+steps = whole(1, limits.STEPS)
+period = whole(1, limits.PERIOD)
+seed = whole(0, limits.SEED)
+episodes = whole(1, limits.EPISODES)
+tokens = whole(1, limits.TOKENS)
 
 
 def name(text: str) -> str:

@@ -20,7 +20,9 @@ def add_parser(commands: Any) -> None:
         "sentences. --reward entailment:DIR rewards by it.",
     )
     sub.add_argument("--kind", choices=KINDS, help="default: encoder")
-    sub.add_argument("--seed", metavar="S", type=int, help="of pairs, order and head; default: 0")
+    sub.add_argument(
+        "--seed", metavar="S", type=arguments.seed, help="of pairs, order and head; default: 0"
+    )
     sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the model, new")
     sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
     sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")

@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from kullback.experiments import limits
 from kullback.experiments.commands import arguments
 
 LENGTHS = ("max_prompt_length", "max_new_tokens", "overlong")  # Of a language model's examples.
@@ -19,14 +20,14 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("run", metavar="DIR", type=arguments.path)
     sub.add_argument("task", nargs="?", metavar="TASK", help="of a language model: tokens/...")
     sub.add_argument(
-        "--episodes", metavar="N", type=arguments.count, default=10, help="or held-out examples"
+        "--episodes", metavar="N", type=arguments.episodes, default=10, help="or held-out examples"
     )
-    sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--seed", metavar="S", type=arguments.seed, help="which of the run's seeds")
     sub.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
     sub.add_argument(
         "--max-steps",
         metavar="N",
-        type=arguments.count,
+        type=arguments.steps,
         help="agent steps after which an episode is cut; default: the run's --eval-max-steps",
     )
     sub.add_argument("--video", metavar="FILE", type=arguments.path, help=".gif or .mp4, new")
@@ -35,13 +36,13 @@ def add_parser(commands: Any) -> None:
     language.add_argument(
         "--samples",
         metavar="K",
-        type=arguments.count,
+        type=arguments.whole(1, limits.SAMPLES),
         help="answers at temperature 1 to each; default: 4",
     )
     language.add_argument(
         "--best-of",
         metavar="N",
-        type=arguments.count,
+        type=arguments.whole(1, limits.SAMPLES),
         help="judge the best of N answers too, by --reward",
     )
     language.add_argument(
@@ -57,12 +58,12 @@ def add_parser(commands: Any) -> None:
         help="what it wrote, JSONL, new; default: in the run's folder, of weights nowhere",
     )
     language.add_argument(
-        "--max-prompt-length", metavar="N", type=arguments.count, help="tokens; default: the run's"
+        "--max-prompt-length", metavar="N", type=arguments.tokens, help="tokens; default: the run's"
     )
     language.add_argument(
         "--max-new-tokens",
         metavar="N",
-        type=arguments.count,
+        type=arguments.tokens,
         help="of an answer; default: the run's",
     )
     language.add_argument(

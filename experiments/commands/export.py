@@ -12,7 +12,7 @@ def add_parser(commands: Any) -> None:
         "export", help="write a run's parameters as safetensors, or its model"
     )
     sub.add_argument("run", metavar="DIR", type=arguments.path)
-    sub.add_argument("--seed", metavar="S", type=int, help="which of the run's seeds")
+    sub.add_argument("--seed", metavar="S", type=arguments.seed, help="which of the run's seeds")
     sub.add_argument("--out", metavar="PATH", type=arguments.path, required=True, help="new")
     arguments.add_trust_code(sub)
     sub.set_defaults(command=_export)

@@ -5,11 +5,13 @@ import json
 import sys
 from typing import Any
 
+from kullback.experiments import limits
 from kullback.experiments.commands import arguments
 
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
+    ids = arguments.whole(0, limits.IDS)
     sub = commands.add_parser("generate", help="text from a language model")
     sub.add_argument(
         "--model", metavar="DIR", type=arguments.name, required=True, help="a folder, or a run"
@@ -17,12 +19,14 @@ def add_parser(commands: Any) -> None:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT")
     what.add_argument("--prompts", metavar="FILE", type=arguments.path, help="JSONL of {prompt}")
-    sub.add_argument("--max-new-tokens", metavar="N", type=arguments.count, default=256)
-    sub.add_argument("--temperature", metavar="T", type=float, default=1.0, help="0 is greedy")
-    sub.add_argument("--top-k", metavar="K", type=int, default=0, help="0 is all tokens")
-    sub.add_argument("--top-p", metavar="P", type=float, default=1.0)
-    sub.add_argument("--seed", metavar="S", type=int, default=0)
-    sub.add_argument("--stop-token", metavar="ID", type=int, action="append", default=[])
+    sub.add_argument("--max-new-tokens", metavar="N", type=arguments.tokens, default=256)
+    sub.add_argument(
+        "--temperature", metavar="T", type=arguments.number, default=1.0, help="0 is greedy"
+    )
+    sub.add_argument("--top-k", metavar="K", type=ids, default=0, help="0 is all tokens")
+    sub.add_argument("--top-p", metavar="P", type=arguments.number, default=1.0)
+    sub.add_argument("--seed", metavar="S", type=arguments.seed, default=0)
+    sub.add_argument("--stop-token", metavar="ID", type=ids, action="append", default=[])
     sub.add_argument("--chat", action="store_true", help="TEXT is the user's turn, in a template")
     arguments.add_control_tokens(sub, "text")
     sub.set_defaults(command=_generate, prints_only=True)

@@ -33,23 +33,26 @@ def add_parser(commands: Any) -> None:
     sub.add_argument(
         "--weights",
         metavar="W",
-        type=float,
+        type=arguments.number,
         nargs="+",
         help="of mean and liti: one a model, of any sum; default: uniform",
     )
     sub.add_argument(
-        "--rate", metavar="MU", type=float, help="of ema: what the newest counts, in (0, 1]"
+        "--rate",
+        metavar="MU",
+        type=arguments.number,
+        help="of ema: what the newest counts, in (0, 1]",
     )
     sub.add_argument(
         "--t",
         metavar="T",
-        type=float,
+        type=arguments.number,
         help="of slerp of two models: from 0, the first, to 1; default: 1/M, recursively",
     )
     sub.add_argument(
         "--interpolation",
         metavar="ETA",
-        type=float,
+        type=arguments.number,
         help="of slerp and liti: from 0, the base, to 1, the merge; default: 1; WARP has 0.3",
     )
     sub.add_argument(

@@ -39,7 +39,10 @@ def add_parser(commands: Any) -> None:
         help="returns of the last 100 training episodes, or of the latest evaluation",
     )
     sub.add_argument(
-        "--steps", metavar="N", type=_steps, help="where to compare; default: where all have come"
+        "--steps",
+        metavar="N",
+        type=arguments.steps,
+        help="where to compare; default: where all have come",
     )
     sub.add_argument(
         "--published", action="store_true", help="adds a table of the published aggregates"
@@ -61,10 +64,3 @@ def main(options: argparse.Namespace) -> int:
         with_published=options.published,
     )
     return 0
-
-
-def _steps(text: str) -> int:
-    try:
-        return int(float(text.replace("_", "")))
-    except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"expected a number of steps, got {text!r}") from error

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from kullback.experiments import limits
 from kullback.experiments.commands import arguments
 
 
@@ -24,7 +25,7 @@ def add_parser(commands: Any) -> None:
     sub.add_argument(
         "--jobs",
         metavar="N",
-        type=arguments.count,
+        type=arguments.whole(1, limits.JOBS),
         help="runs at a time; default: what the cores are enough for, or one an accelerator",
     )
     sub.add_argument(

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from kullback.experiments import catalog
+from kullback.experiments import catalog, limits
 from kullback.experiments.commands import arguments
 
 AGAIN = ("accept_changes", "empty_replay")  # Options that go with --resume.
@@ -20,31 +20,34 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("agent", nargs="?", metavar="AGENT", help="e.g. m-dqn; see kullback list")
     sub.add_argument("environment", nargs="?", metavar="ENVIRONMENT", help="e.g. atari/pong")
     sub.add_argument("--resume", metavar="DIR", type=arguments.path, help="the run to go on with")
-    sub.add_argument("--steps", metavar="N", type=arguments.count)
-    sub.add_argument("--seed", metavar="S", type=int)
+    sub.add_argument("--steps", metavar="N", type=arguments.steps)
+    sub.add_argument("--seed", metavar="S", type=arguments.seed)
     sub.add_argument(
         "--num-seeds",
         metavar="K",
-        type=arguments.count,
+        type=arguments.whole(1, limits.NUM_SEEDS),
         help="seeds S to S+K-1; one program if compiled",
     )
     sub.add_argument(
-        "--num-envs", metavar="E", type=arguments.count, help="environments side by side"
+        "--num-envs",
+        metavar="E",
+        type=arguments.whole(1, limits.ROWS),
+        help="environments side by side",
     )
     sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the run, new")
     sub.add_argument(
-        "--eval-every", metavar="N", type=arguments.count, help="agent steps; default: never"
+        "--eval-every", metavar="N", type=arguments.period, help="agent steps; default: never"
     )
-    sub.add_argument("--eval-episodes", metavar="M", type=arguments.count)
+    sub.add_argument("--eval-episodes", metavar="M", type=arguments.episodes)
     sub.add_argument(
         "--eval-max-steps",
         metavar="N",
-        type=arguments.count,
+        type=arguments.steps,
         help="agent steps after which an episode of evaluation is cut; default: 27,000, or the "
         "environment's own limit if that is longer",
     )
-    sub.add_argument("--log-every", metavar="N", type=arguments.count, help="agent steps")
-    sub.add_argument("--checkpoint-every", metavar="N", type=arguments.count, help="agent steps")
+    sub.add_argument("--log-every", metavar="N", type=arguments.period, help="agent steps")
+    sub.add_argument("--checkpoint-every", metavar="N", type=arguments.period, help="agent steps")
     sub.add_argument(
         "--set",
         metavar="field=value",

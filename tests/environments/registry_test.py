@@ -200,8 +200,10 @@ def test_flags_of_another_type_or_range(name: str, flags: dict[str, Any], messag
 
 
 def test_needs_a_row():
-    with pytest.raises(ValueError, match="num_envs must be >= 1, got 0"):
-        environments.make("toy/chain", 0)
+    for name, rows, most in (("toy/chain", 0, "1,048,576"), ("atari/pong", 5_000, "4,096")):
+        with pytest.raises(ValueError) as error:
+            environments.make(name, rows)
+        assert str(error.value) == f"{name}: rows (num_envs) must lie in [1, {most}], got {rows}"
 
 
 def test_hosts_are_host_environments():

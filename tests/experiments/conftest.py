@@ -1,13 +1,15 @@
-"""One short run of M-DQN that the tests of this folder read and never change."""
+"""What the tests of this folder share: a short run that none changes, and how a command is run."""
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import pytest
 
 from kullback import experiments
+from kullback.experiments import cli
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,3 +38,58 @@ def chain_run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         quiet=True,
     )
     return Trained(path, rows)
+
+
+COMPILED: list[str] = []  # Grows with each program that XLA compiles.
+
+
+def _note(event: str, duration_secs: float, **facts: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(event)
+
+
+jax.monitoring.register_event_duration_secs_listener(_note)
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def compiled() -> list[str]:
+    """What was compiled so far."""
+    return COMPILED
+
+
+@pytest.fixture
+def kullback(
+    capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Runs a command in an empty folder; returns its status and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main(list(map(str, arguments)))
+        except SystemExit as stopped:  # Of argparse.
+            status = stopped.code
+        assert isinstance(status, int)
+        written = capsys.readouterr()
+        return status, written.out, written.err
+
+    return run
+
+
+@pytest.fixture
+def refused(kullback: Command) -> Callable[..., str]:
+    """The one line that refuses a command, which left nothing behind and compiled nothing."""
+
+    def run(*arguments: object) -> str:
+        before, files = len(COMPILED), sorted(pathlib.Path().rglob("*"))
+        status, out, err = kullback(*arguments)
+        assert status == 2, (status, out, err)
+        assert not out and err.startswith("kullback: ") and err.count("\n") == 1, err
+        assert err[:-1].isprintable() and len(err) < 1_000, err
+        assert len(COMPILED) == before, "something was compiled first"
+        assert sorted(pathlib.Path().rglob("*")) == files
+        return err
+
+    return run

@@ -113,7 +113,7 @@ def test_checks_whether_seeds_share_a_program():
         ({"environment_flags": {"slp": 1}}, "toy/chain: unknown flag 'slp'; did you mean slip?"),
         ({"plan": {"num_envs": 7}}, "samples_per_update"),
         ({"plan": {"model": "tiny"}}, "model is for language models"),
-        ({"plan": {"eval_every": -1}}, "eval_every must be >= 0"),
+        ({"plan": {"eval_every": -1}}, "eval_every must lie in [0, 1,000,000,000,000], got -1"),
     ],
 )
 def test_refuses_what_no_run_could_be_started_with(changes: dict[str, Any], message: str):

@@ -64,4 +64,4 @@ def test_help_waits_for_nothing_heavy():
 def test_a_number_of_steps_is_one(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         parse("a", "--steps", "many")
-    assert "expected a number of steps, got 'many'" in capsys.readouterr().err
+    assert "expected a whole number from 1 to 2,000,000,000, got 'many'" in capsys.readouterr().err
