@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import loops
+from kullback.core import files, loops
 from kullback.experiments import interrupts, progress, run_folder
 from kullback.experiments import plan as plans
 from kullback.experiments import record as records
@@ -67,8 +67,12 @@ class Drive:
         label = f"{self.plan.agent} {self.plan.environment}"
         with progress.Progress(label, steps, self.plan.steps, self.quiet) as bar:
             self.saved_at = steps
+            files.remove(self.folder.diverged_file)
             try:
                 state = self._to_the_end(state, notes, bar)
+            except ArithmeticError as error:
+                self.folder.write_diverged(str(error))
+                raise
             except OSError as error:  # A disk that is full, or gone.
                 reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
                 raise interrupts.Failure(

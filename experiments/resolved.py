@@ -5,6 +5,7 @@ day when the run began. So config.json keeps the resolved values, and a run goes
 and is compared by those. `resolve` is the one way from a plan to them.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -97,14 +98,15 @@ def resolve(
     """
     record = json_files.Record(str(file), (), recorded or {})
     notes: list[str] = []
-    config = None
+    config: Any = None
     if plan.agent != plans.CUSTOM:
         entry = {**agents.AGENTS, **lm.ALGORITHMS}[plan.agent]
-        config = _config(entry.presets(plan.family), plan.settings, record, notes)
+        config, notes = _config(entry.presets(plan.family), plan.settings, record)
     given, flags = {}, {}
     if with_environment and not plan.is_language and plan.environment != plans.CUSTOM:
         plan.require_trust(file)
-        given, flags = _flags(plan, record, notes)
+        given, flags, more = _flags(plan, record)
+        notes += more
     rule = splits.RULE
     if recorded is not None:
         rule = splits.rule_of(recorded)
@@ -132,44 +134,71 @@ def _of_rule(plan: plans.Plan, rule: int) -> Iterator[str]:
         )
 
 
+def rules(plan: plans.Plan, recorded: Mapping[str, Any], file: files.Path) -> dict[str, Any]:
+    """Returns the flags of a run's environment that are not as they are by default today.
+
+    Of an environment that is not installed here, or is code of a stranger's, which is not run,
+    they are those that are recorded, or else given.
+    """
+    record = json_files.Record(str(file), (), recorded)
+    defaults: dict[str, Any] = {}
+    if not plan.code or plan.trust_code:
+        with contextlib.suppress(ImportError):
+            defaults = _defaults(environments.parameters(plan.environment))
+    if defaults:
+        _, found, _ = _flags(plan, record)
+    elif FLAGS in record:
+        found = record.get(FLAGS, dict)
+    else:
+        pairs = (flag.partition("=") for flag in plan.environment_flags)
+        found = {name.strip(): typed.parse(name, Any, value) for name, _, value in pairs}
+    return {
+        name: value
+        for name, value in found.items()
+        if name not in WITHOUT_EFFECT and not (name in defaults and _same(value, defaults[name]))
+    }
+
+
 def _config(
-    presets: Any, assignments: tuple[str, ...], record: json_files.Record, notes: list[str]
-) -> Any:
-    """Returns the recorded configuration, and what the plan says upon it."""
+    presets: Any, assignments: tuple[str, ...], record: json_files.Record
+) -> tuple[Any, list[str]]:
+    """Returns the recorded configuration, what the plan says upon it, and notes."""
     today = settings.apply(presets, assignments)
     if CONFIG not in record:
-        return today
+        return today, []
     values = {name: value for name, _, value in settings.fields(today)}
     hints = {name: hint for name, hint, _ in settings.fields(today)}
     saved = dict(_flat(record.get(CONFIG, dict), values.keys()))
     found = _read(f"{record.file}: {CONFIG}", hints, saved, values)
     config = settings.apply(settings.replace(today, found), assignments)
-    _note(saved, {name: value for name, _, value in settings.fields(config)}, values, notes)
-    return config
+    now = {name: value for name, _, value in settings.fields(config)}
+    return config, _notes(saved, now, values)
 
 
 def _flags(
-    plan: plans.Plan, record: json_files.Record, notes: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns what the constructor is handed, and all flags that JSON can hold."""
+    plan: plans.Plan, record: json_files.Record
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Returns what the constructor is handed, all flags that JSON can hold, and notes."""
     known = environments.parameters(plan.environment)
     hints = {name: parameter.hint for name, parameter in known.items()}
     typed_ = settings.read(
         hints, plan.environment_flags, noun="flag", where=f"{plan.environment}: "
     )
-    defaults = {
+    today = {**_defaults(known), **typed_}
+    if FLAGS not in record:
+        return typed_, today, []
+    saved = record.get(FLAGS, dict)
+    found = {**_read(f"{record.file}: {FLAGS}", hints, saved, today), **typed_}
+    changed = {name: value for name, value in found.items() if not _same(value, today[name])}
+    return {**typed_, **changed}, found, _notes(saved, found, today)
+
+
+def _defaults(known: Mapping[str, environments.Parameter]) -> dict[str, Any]:
+    return {
         name: parameter.default
         for name, parameter in known.items()
         if parameter.default is not inspect.Parameter.empty and _is_json(parameter.default)
     }
-    today = {**defaults, **typed_}
-    if FLAGS not in record:
-        return typed_, today
-    saved = record.get(FLAGS, dict)
-    found = {**_read(f"{record.file}: {FLAGS}", hints, saved, today), **typed_}
-    _note(saved, found, today, notes)
-    changed = {name: value for name, value in found.items() if not _same(value, today[name])}
-    return {**typed_, **changed}, found
 
 
 def _read(
@@ -184,13 +213,11 @@ def _read(
     }
 
 
-def _note(
-    saved: Mapping[str, Any],
-    found: Mapping[str, Any],
-    today: Mapping[str, Any],
-    notes: list[str],
-) -> None:
-    """Adds a line for each kind of difference of a record, what holds, and what would today."""
+def _notes(
+    saved: Mapping[str, Any], found: Mapping[str, Any], today: Mapping[str, Any]
+) -> list[str]:
+    """Returns a line for each way in which a record, what holds, and today's values differ."""
+    notes = []
     new = {name: value for name, value in found.items() if name not in saved}
     if new:
         notes.append(f"the run began before there was {_said(new)}: this is today's default")
@@ -209,6 +236,7 @@ def _note(
             f"the run's plan says {_said({name: found[name] for name in overruled})}, which holds; "
             f"its record has {_said({name: saved[name] for name in overruled})}"
         )
+    return notes
 
 
 def _flat(value: Any, leaves: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,7 @@ from kullback.experiments import owner, plots
 PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
 GAMES = ("ale-py", "gymnasium", "dm-env")
 CONFIG = "config.json"
+DIVERGED = "diverged.json"
 _BUILDING = f"{files.TEMPORARY}run"  # In an empty folder that becomes a run.
 WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All else repeats exactly.
 
@@ -46,6 +47,11 @@ class RunFolder:
     def samples_file(self) -> pathlib.Path:
         """What a language model wrote, JSON, a text a line."""
         return self.path / "samples.jsonl"
+
+    @property
+    def diverged_file(self) -> pathlib.Path:
+        """What a run leaves that has diverged, JSON: at which step what was not finite."""
+        return self.path / DIVERGED
 
     @property
     def curve_file(self) -> pathlib.Path:
@@ -97,6 +103,21 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, whole or not at all."""
         files.atomic_write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+
+    def diverged(self) -> str:
+        """Returns how the run diverged when it last ran, one of its seeds at least; "" if not.
+
+        Raises:
+          ValueError: if what it left is damaged.
+        """
+        for file in (self.diverged_file, *sorted(self.path.glob(f"seed_*/{DIVERGED}"))):
+            if file.is_file():
+                return json_files.read(file).get("reason", str)
+        return ""
+
+    def write_diverged(self, reason: str) -> None:
+        """Notes that the run has diverged, and how: nothing that goes on by itself tries again."""
+        files.atomic_write_text(self.diverged_file, json.dumps({"reason": reason}) + "\n")
 
     def rows(self) -> list[dict[str, str]]:
         """Reads metrics.csv: rows as they are written; none if there is no such file.

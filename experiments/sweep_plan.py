@@ -9,6 +9,7 @@ at a misspelt field. `sweep_runs.py` then compares them with what is on disk.
 import dataclasses
 import functools
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,10 @@ PLAN_FIELDS = {
     if name not in GIVEN_ABOVE and name in {field.name for field in dataclasses.fields(plans.Plan)}
 }
 TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "environment")
+# Of one file. Each is a run or more, and all of them are built before the first of them runs.
+MOST_CONFIGURATIONS = 10_000
+MOST_SEEDS = 10_000
+MOST_RUNS = 100_000  # Configurations times seeds.
 NAME_BYTES = 200  # Of a run's folder; file systems take 255, and seeds are added to it.
 
 
@@ -73,6 +78,7 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
             raise ValueError("steps is given twice: at the top and in [plan]")
         base["plan"] = {"steps": sweep["steps"], **base["plan"]}
     found: dict[str, Configuration] = {}
+    tables_ = {}
     for agent, environment in itertools.product(agents, places):
         own = [_table(sweep, "agent").get(agent, {})]
         own.append(_table(sweep, "environment").get(environment, {}))
@@ -82,11 +88,35 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
             )
             for section in SECTIONS
         }
+        tables_[agent, environment] = tables
+    _check_size(tables_.values(), len(seeds))
+    for (agent, environment), tables in tables_.items():
         for made in _grid(agent, environment, tables, seeds):
             if made.name in found:
                 raise ValueError(f"{made.name} is asked for twice")
             found[made.name] = made
     return list(found.values())
+
+
+def _check_size(asked: Iterable[Mapping[str, Mapping[str, Any]]], num_seeds: int) -> None:
+    """Refuses a product that is larger than stated, before any of it is made."""
+    count = sum(
+        math.prod(
+            len(value) if isinstance(value, list) else 1
+            for table in tables.values()
+            for value in table.values()
+        )
+        for tables in asked
+    )
+    for what, number, most in (
+        ("configurations", count, MOST_CONFIGURATIONS),
+        ("configurations times seeds", count * num_seeds, MOST_RUNS),
+    ):
+        if number > most:
+            raise ValueError(
+                f"the file asks for {number:,} {what}, and a sweep has at most {most:,}: give "
+                "shorter or fewer lists, or several files"
+            )
 
 
 def check(configuration: Configuration) -> bool:
@@ -175,7 +205,10 @@ def _slug(text: str) -> str:
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
-    seeds = list(range(given)) if type(given) is int else given
+    asked = len(given) if isinstance(given, list) else given
+    if type(asked) is int and asked > MOST_SEEDS:
+        raise ValueError(f"seeds asks for {asked:,}, and a sweep has at most {MOST_SEEDS:,}")
+    seeds: Any = list(range(given)) if type(given) is int else given
     is_list = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not is_list or not seeds:
         raise ValueError(f"seeds must be a number >= 1 or a list of seeds >= 0, got {given!r}")

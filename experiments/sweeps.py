@@ -42,6 +42,7 @@ def sweep(
     ray: str | None = None,
     dry_run: bool = False,
     trust_code: bool = False,
+    retry_diverged: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[pathlib.Path]:
@@ -57,6 +58,8 @@ def sweep(
       dry_run: only lists the runs; no module that they name is imported.
       trust_code: whether modules that a file names (of rewards, of environments) may run; those
         of a mapping may.
+      retry_diverged: does runs that have diverged again, from their last checkpoint; else they
+        are left as they are.
       quiet: no progress, and no list.
       say: takes each line of what is printed.
 
@@ -78,18 +81,23 @@ def sweep(
     todo = [
         _job(run, folder, trust_code)
         for run in checked["runs"]
-        if run["done"] < run["plan"]["steps"]
+        if run["done"] < run["plan"]["steps"] and (retry_diverged or not run["diverged"])
     ]
     finished = len(checked["runs"]) - len(todo)
     if not quiet:
-        for line in _listing(checked, folder):
+        for line in _listing(checked, folder, retry_diverged):
             say(line)
     folders = [folder / run["name"] for run in checked["runs"]]
     if dry_run or not todo:
         return folders
     # Ray first: an address that is none should leave nothing behind.
     workers = _workers(checked, ray, jobs, cores)
-    record = {"sweep": asked, "runs": checked["runs"]}
+    record = {
+        "sweep": asked,
+        "runs": checked["runs"],
+        # Of runs that this file does not ask for, too: another may, later.
+        "threads": {**_threads(folder), **{r["name"]: r["threads"] for r in checked["runs"]}},
+    }
     files.atomic_write_text(folder / RECORD, json.dumps(record, indent=2, default=str) + "\n")
     try:
         failures = _drive(todo, finished, workers, quiet)
@@ -117,6 +125,16 @@ def recorded(folder: pathlib.Path) -> list[json_files.Record]:
     return json_files.read(path, nan=True).records("runs") if path.is_file() else []
 
 
+def _threads(folder: pathlib.Path) -> dict[str, int]:
+    """Threads that each run of a sweep's folder was begun with, by its name."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    record = json_files.read(path, nan=True)
+    threads = record.record("threads", {}).each(int)  # Older versions kept those of `runs` alone.
+    return {**{r.get("name", str): r.get("threads", int) for r in recorded(folder)}, **threads}
+
+
 def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """What the file says, and its name."""
     if isinstance(source, Mapping):
@@ -140,7 +158,7 @@ def _check(
     question = {
         "sweep": asked,
         "out": str(folder),
-        "begun": {run.get("name", str): run.get("threads", int) for run in recorded(folder)},
+        "begun": _threads(folder),
         "cores": cores,
         "file": file,
         "trust_code": trust_code,
@@ -176,17 +194,20 @@ def _job(run: Mapping[str, Any], folder: pathlib.Path, trust_code: bool) -> Job:
     )
 
 
-def _listing(checked: Mapping[str, Any], folder: pathlib.Path) -> list[str]:
-    lines = []
+def _listing(checked: Mapping[str, Any], folder: pathlib.Path, retry_diverged: bool) -> list[str]:
+    lines, to_go = [], 0
     for run in checked["runs"]:
         done, total = run["done"], run["plan"]["steps"]
         state = "finished" if done >= total else f"at step {done:,}" if done else "new"
+        is_left = done < total and run["diverged"] and not retry_diverged
+        if is_left:
+            state = f"diverged: {run['diverged']}; --retry-diverged tries it again"
         lines.append(f"{run['name']}: {total:,} steps, {state}")
+        lines += [f"{run['name']}: {note}" for note in run["notes"]]
+        to_go += 0 if is_left else max(total - done, 0) * run["plan"]["num_seeds"]
     count = sum(run["done"] >= run["plan"]["steps"] for run in checked["runs"])
-    steps = sum((r["plan"]["steps"] - r["done"]) * r["plan"]["num_seeds"] for r in checked["runs"])
     lines.append(
-        f"{len(checked['runs'])} runs in {folder}, {count} of them finished; "
-        f"{max(steps, 0):,} steps to go"
+        f"{len(checked['runs'])} runs in {folder}, {count} of them finished; {to_go:,} steps to go"
     )
     lines += [f"needs --trust-code: {code}" for code in checked["untrusted"]]
     if checked["others"]:

@@ -35,6 +35,11 @@ def add_parser(commands: Any) -> None:
         help="of a Ray cluster that does the runs (auto, HOST:PORT); DIR must be on a file system "
         "that its machines share",
     )
+    sub.add_argument(
+        "--retry-diverged",
+        action="store_true",
+        help="do runs again that have diverged; else they are left as they are",
+    )
     sub.add_argument("--dry-run", action="store_true", help="list the runs, and do none")
     arguments.add_trust_code(sub)
     sub.set_defaults(command=main)
@@ -52,6 +57,7 @@ def main(options: argparse.Namespace) -> int:
             ray=options.ray,
             dry_run=options.dry_run,
             trust_code=options.trust_code,
+            retry_diverged=options.retry_diverged,
         )
     except sweeps.Failed as error:
         print(f"kullback: {error}", file=sys.stderr)

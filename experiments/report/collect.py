@@ -1,8 +1,6 @@
 """Runs on disk as columns of numbers: found, checked to be comparable, named by what they are."""
 
 import dataclasses
-import importlib
-import inspect
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback import environments
-from kullback.experiments import opened, run_folder, sweeps
+from kullback.core import typed
+from kullback.experiments import inputs, opened, resolved, run_folder, sweeps
 from kullback.experiments import plan as plans
 
 # Families in which scores of several games are put together, so all must have one protocol.
 AGGREGATED = ("atari", "minatar")
 TITLES = {"atari": "Atari", "minatar": "MinAtar", "gym": "Gymnasium", "tokens": "Language models"}
-WITHOUT_EFFECT = ("num_threads",)  # Flags that change no number of a run.
 # Fields of a plan that make no agent another; where games are played its settings are in the
 # configuration, and of language models what else there is (model, teacher, ...) counts.
 NO_SETTINGS = (
@@ -35,6 +32,7 @@ class Run:
     plan: plans.Plan
     config: Mapping[str, Any]  # Of config.json.
     rows: Sequence[Mapping[str, str]]  # Of metrics.csv, of all seeds.
+    diverged: Mapping[int, str]  # How, by seed, of those that did; seeds of a program do together.
 
     @property
     def settings(self) -> dict[str, str]:
@@ -42,6 +40,9 @@ class Run:
         plan = self.plan.to_json()
         names = set(plan) - set(NO_SETTINGS) if self.plan.is_language else {"num_envs"}
         chosen = {name: plan[name] for name in plan if name in names}
+        if "model_flags" in chosen:  # By value: 256 is 256.0.
+            pairs = (flag.partition("=") for flag in sorted(chosen["model_flags"]))
+            chosen["model_flags"] = [f"{k}={typed.parse(k, Any, value)}" for k, _, value in pairs]
         return {**dict(_flat(self.config.get("config", {}))), **dict(_flat(chosen))}
 
     @property
@@ -183,20 +184,21 @@ def load(path: pathlib.Path) -> Run:
     # Seeds of a host loop run in turn, and the one that is under way is in its own folder alone.
     parts = dict.fromkeys(run.folders.values())
     rows = [row for part in parts for row in part.rows()]
-    return Run(folder=path, plan=run.plan, config=run.config, rows=rows)
+    how = {seed: part.diverged() for seed, part in run.folders.items()}
+    diverged = {seed: reason for seed, reason in how.items() if reason}
+    return Run(folder=path, plan=run.plan, config=run.config, rows=rows, diverged=diverged)
 
 
 def protocol(run: Run) -> dict[str, str]:
     """Flags of the environment that are not as they are by default, as texts."""
-    module = importlib.import_module(environments.FAMILIES[run.plan.environment.split("/")[0]])
-    parameters = inspect.signature(module.make).parameters.values()
-    defaults = {p.name: str(p.default).lower() for p in parameters}
-    flags = (flag.partition("=") for flag in run.plan.environment_flags)
-    return {
-        name: value.lower()
-        for name, _, value in sorted(flags)
-        if name not in WITHOUT_EFFECT and value.lower() != defaults.get(name)
-    }
+    if run.plan.is_language or run.plan.environment == plans.CUSTOM:
+        return {}
+    flags = resolved.rules(run.plan, run.config, run.folder / run_folder.CONFIG)
+    return {name: _flag_text(value) for name, value in sorted(flags.items())}
+
+
+def _flag_text(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def check_protocols(runs: Sequence[Run]) -> None:
@@ -204,10 +206,7 @@ def check_protocols(runs: Sequence[Run]) -> None:
     first: dict[tuple[str, str], tuple[Any, Run]] = {}
     for run in runs:
         family = run.plan.environment.split("/")[0]
-        if run.plan.is_language or family == plans.CUSTOM:
-            flags = {}
-        else:
-            flags = protocol(run)
+        flags = protocol(run)
         scope = family if family in AGGREGATED else run.plan.environment
         for kind, where, facts in (
             ("environment flags", scope, flags),
@@ -223,7 +222,10 @@ def check_protocols(runs: Sequence[Run]) -> None:
 
 def _spec(run: Run) -> dict[str, Any]:
     # The tokens of a model are its own: those of two are other numbers of actions.
-    return {} if run.plan.is_language else dict(run.config.get("spec", {}))
+    if run.plan.is_language:
+        return {}
+    # By what rules a network reads them is its own.
+    return {k: v for k, v in run.config.get("spec", {}).items() if k != inputs.RULES}
 
 
 def _shown(facts: Mapping[str, Any], kind: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kullback.experiments import inputs
 from kullback.experiments.report import collect, figures, page, scores, statistics
 
 CURVE_RESAMPLES = 2_000
@@ -23,13 +24,25 @@ def seeds(out: page.Page, family: collect.Family) -> list[str]:
         f"seed {one.seed} of {one.label} on {one.environment}: {one.last:,} of "
         f"{one.run.plan.steps:,} steps"
         for one in family.series
-        if one.last < one.run.plan.steps
+        if one.last < one.run.plan.steps and one.seed not in one.run.diverged
+    ]
+    diverged = [
+        f"seed {seed} of {label} on {run.plan.environment}: {reason}"
+        for label in family.labels
+        for run in family.runs[label]
+        for seed, reason in run.diverged.items()
     ]
     if missing:
         out.warning("Seeds are missing; the rest is used.", missing)
     if unfinished:
         out.warning("Some runs are not finished, and used up to where they are.", unfinished)
-    return [*(f"missing: {m}" for m in missing), *(f"unfinished: {u}" for u in unfinished)]
+    if diverged:
+        out.warning("Some runs have diverged, and are used up to where they did.", diverged)
+    return [
+        *(f"missing: {m}" for m in missing),
+        *(f"unfinished: {u}" for u in unfinished),
+        *(f"diverged: {d}" for d in diverged),
+    ]
 
 
 def seed_table(out: page.Page, family: collect.Family) -> None:
@@ -191,7 +204,8 @@ def settings(out: page.Page, family: collect.Family) -> None:
             {
                 **run.settings,
                 "steps": str(run.plan.steps),
-                "environment_flags": " ".join(run.plan.environment_flags) or "none",
+                "environment_flags": _flags(run),
+                "input_rules": str(run.config.get("spec", {}).get(inputs.RULES, 1)),
                 **{name: str(run.config.get(name)) for name in ("loop", "git_revision", "machine")},
                 **{f"version of {k}": str(v) for k, v in run.config.get("versions", {}).items()},
             }
@@ -215,6 +229,10 @@ def settings(out: page.Page, family: collect.Family) -> None:
         out.table(f"{family.name}-settings", rows, "All other settings are equal in all runs.")
     else:
         out.paragraph("All settings are equal in all runs.")
+
+
+def _flags(run: collect.Run) -> str:
+    return " ".join(f"{k}={v}" for k, v in collect.protocol(run).items()) or "none"
 
 
 def _games(compared: scores.Comparison) -> list[str]:

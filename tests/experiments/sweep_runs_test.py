@@ -1,12 +1,16 @@
 """Tests of experiments/sweep_runs.py: what is new, what goes on, and what is refused."""
 
+import dataclasses
+import json
 import pathlib
 from typing import Any
 
 import pytest
 
+from kullback import agents
 from kullback.experiments import plan as plans
-from kullback.experiments import run_folder, sweep_runs
+from kullback.experiments import resolved, run_folder, settings, sweep_runs, sweeps
+from kullback.lm import gemma
 
 CHAIN: dict[str, Any] = {
     "agents": ["dqn"],
@@ -19,10 +23,12 @@ CHAIN: dict[str, Any] = {
 
 def begin(out: pathlib.Path, name: str, saved: int | None = None, **fields: Any) -> None:
     """The folder of a run of CHAIN, with a checkpoint of step `saved`."""
-    given = {"steps": 1_000, "num_seeds": 3, **fields}
+    given = {"environment": "toy/chain", "steps": 1_000, "num_seeds": 3, **fields}
     given.setdefault("settings", ("learning_rate=0.001", "batch_size=16"))
-    plan = plans.Plan(agent="dqn", environment="toy/chain", **given)
-    with run_folder.created(out / name, {"plan": plan.to_json()}) as folder:
+    plan = plans.Plan(agent="dqn", **given)
+    named = resolved.resolve(plan)
+    config = {"plan": plan.to_json(), "config": dataclasses.asdict(named.config)}
+    with run_folder.created(out / name, {**config, **named.to_json()}) as folder:
         pass
     if saved is not None:
         (folder.checkpoints / f"{saved:012d}").mkdir(parents=True)
@@ -50,12 +56,12 @@ def test_consecutive_seeds_are_one_run_where_they_are_compiled(tmp_path: pathlib
 def test_what_is_there_is_known_by_its_plan_and_goes_on(tmp_path: pathlib.Path):
     begin(tmp_path, "another name", saved=750)
     # Values of a setting that the run has not, its order, and a name that would now be longer.
-    settings = {"batch_size": 16, "learning_rate": [3e-3, 1e-3]}
-    found = runs(tmp_path, settings=settings)
+    asked = {"batch_size": 16, "learning_rate": [3e-3, 1e-3]}
+    found = runs(tmp_path, settings=asked)
     assert named(found) == {"dqn-toy-chain,learning_rate=0.003,seeds=0-2": 0, "another name": 750}
     assert found["others"] == []
-    settings["learning_rate"] = [3e-3]
-    assert runs(tmp_path, settings=settings)["others"] == ["another name"]
+    asked["learning_rate"] = [3e-3]
+    assert runs(tmp_path, settings=asked)["others"] == ["another name"]
 
 
 def test_seeds_are_added_and_steps_grow(tmp_path: pathlib.Path):
@@ -71,15 +77,28 @@ def test_seeds_are_added_and_steps_grow(tmp_path: pathlib.Path):
     [
         (
             {"settings": {"learning_rate": 1e-2, "batch_size": 16}},
-            "dqn-toy-chain,seeds=0-2 has changed: it was begun with settings learning_rate=0.001, "
-            "and the file says learning_rate=0.01;",
+            "dqn-toy-chain,seeds=0-2 has changed: it was begun with learning.learning_rate=0.001, "
+            "and the file says learning.learning_rate=0.01; choose another",
         ),
-        ({"environment_flags": {"slip": 0.2}}, "with environment_flags none, and the file says"),
-        ({"plan": {"num_envs": 8}}, "with num_envs 4, and the file says 8"),
+        (
+            {"environment_flags": {"slip": 0.2}},
+            "with environment_flags.slip=0.0, and the file says environment_flags.slip=0.2;",
+        ),
+        ({"plan": {"num_envs": 8}}, "with num_envs=4, and the file says num_envs=8;"),
         ({"seeds": 2}, "dqn-toy-chain,seeds=0-2 has seeds 0, 1, 2, the file asks for 0, 1;"),
         ({"seeds": [2, 3]}, "the file asks for 2, 3;"),
         ({"steps": 500}, "dqn-toy-chain,seeds=0-2 has steps=1000, the file asks for 500"),
         ({"threads": 2}, "was begun with 1 threads, the file says 2"),
+        ({"seeds": 3_000_000_000}, "seeds asks for 3,000,000,000, and a sweep has at most 10,000"),
+        ({"seeds": list(range(10_001))}, "seeds asks for 10,001, and a sweep has at most 10,000"),
+        (
+            {"settings": {"learning_rate": [1e-3] * 101, "batch_size": list(range(1, 101))}},
+            "the file asks for 10,100 configurations, and a sweep has at most 10,000:",
+        ),
+        (
+            {"seeds": 9_999, "settings": {"batch_size": list(range(1, 20))}},
+            "the file asks for 189,981 configurations times seeds, and a sweep has at most 100,000",
+        ),
         ({"threads": 0}, "threads must be a whole number >= 1, got 0"),
     ],
 )
@@ -90,6 +109,120 @@ def test_refuses_what_has_changed_by_name(
     with pytest.raises(ValueError) as error:
         runs(tmp_path, {"dqn-toy-chain,seeds=0-2": 1}, **changes)
     assert message in str(error.value)
+
+
+def test_runs_are_compared_by_values(tmp_path: pathlib.Path):
+    flags = ("sticky_action_prob=0.10", "difficulty_ramping=true")
+    place = {"environment": "minatar/breakout", "environment_flags": flags}
+    begin(tmp_path, "ours", saved=250, settings=("learning_rate=1e-3", "batch_size=16"), **place)
+    asked: dict[str, Any] = {"environments": ["minatar/breakout"]}
+    assert named(runs(tmp_path, **asked)) == {"ours": 250}
+    asked["environment_flags"] = {"sticky_action_prob": 0.1}
+    assert named(runs(tmp_path, **asked)) == {"ours": 250}
+    asked["environment_flags"] = {"sticky_action_prob": 0.2}
+    assert runs(tmp_path, **asked)["others"] == ["ours"]
+
+
+def test_threads_of_an_environment_are_handed_on_and_not_compared(tmp_path: pathlib.Path):
+    place = {"environment": "atari/pong", "num_seeds": 1}
+    begin(tmp_path, "ours", saved=250, environment_flags=("num_threads=2",), **place)
+    asked: dict[str, Any] = {"environments": ["atari/pong"], "seeds": 1}
+    for flags in ({}, {"num_threads": 7}):
+        (run,) = runs(tmp_path, **asked, environment_flags=flags)["runs"]
+        assert run["name"] == "ours"
+        assert run["plan"]["environment_flags"] == ["num_threads=2"]
+
+
+def test_a_run_of_other_presets_is_not_todays_setting(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = "dqn-toy-chain,seeds=0-2"
+    begin(tmp_path, name, saved=1_000)
+    entry = agents.AGENTS["dqn"]
+
+    def presets(family: Any) -> Any:
+        return settings.apply(entry.presets(family), ["target_period=7", "n_step=3"])
+
+    monkeypatch.setitem(agents.AGENTS, "dqn", entry._replace(presets=presets))
+    with pytest.raises(ValueError) as error:
+        runs(tmp_path)
+    assert str(error.value) == (
+        f"{name} has changed: it was begun with learning.target_period=50, learning.replay.n_step=1"
+        ", and today's presets have learning.target_period=7, learning.replay.n_step=3; write the "
+        "former into the file to go on with it, choose another --out, or move it away"
+    )
+    former = {**CHAIN["settings"], "target_period": 50, "n_step": 1}
+    assert named(runs(tmp_path, settings=former)) == {name: 1_000}
+
+
+def test_shapes_of_models_are_compared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    def essence(*flags: str) -> dict[str, Any]:
+        plan = plans.Plan(
+            agent="sft", environment="tokens/arithmetic", model="tiny", model_flags=flags
+        )
+        return sweep_runs._essence(plan)
+
+    assert essence("query_scale=256", "window=4") == essence("window=04", "query_scale=256.0")
+    before = essence()
+    tiny = settings.apply(gemma.PRESETS["tiny"], ["window=3"])
+    monkeypatch.setitem(gemma.PRESETS, "tiny", tiny)
+    assert essence() != before
+
+
+def test_what_is_computed_otherwise_since_a_run_began_is_said(tmp_path: pathlib.Path):
+    name = "dqn-toy-chain,seeds=0-2"
+    begin(tmp_path, name, saved=250, num_envs=128)
+    assert [run["notes"] for run in runs(tmp_path, plan={"num_envs": 128})["runs"]] == [[]]
+    file = tmp_path / name / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "mends": 0}))
+    (run,) = runs(tmp_path, plan={"num_envs": 128})["runs"]
+    assert len(run["notes"]) == 1 and "recent_return" in run["notes"][0]
+
+
+def test_a_run_that_has_diverged_is_left_alone_unless_asked(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    name, other = (f"dqn-toy-chain,seed={seed}" for seed in (0, 1))
+    for number, folder in enumerate((name, other)):
+        begin(tmp_path, folder, saved=1_000 if number else 250, seed=number, num_seeds=1)
+    run_folder.RunFolder(tmp_path / name).write_diverged("the loss is not finite at step 300")
+    done: list[str] = []
+    monkeypatch.setattr(
+        sweeps, "_drive", lambda todo, *rest: done.extend(job.name for job in todo) or []
+    )
+
+    def sweep(**given: Any) -> list[str]:
+        said: list[str] = []
+        sweeps.sweep({**CHAIN, "seeds": 2}, out=tmp_path, say=said.append, **given)
+        return said
+
+    assert sweep() == [
+        f"{name}: 1,000 steps, diverged: the loss is not finite at step 300; --retry-diverged "
+        "tries it again",
+        f"{other}: 1,000 steps, finished",
+        f"2 runs in {tmp_path}, 1 of them finished; 0 steps to go",
+    ]
+    assert done == []
+    assert sweep(retry_diverged=True)[0] == f"{name}: 1,000 steps, at step 250"
+    assert done == [name]
+
+
+@pytest.mark.slow
+def test_threads_of_runs_that_a_file_leaves_out_are_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sweeps, "_drive", lambda *rest: [])
+    for seed, threads in ((0, 3), (1, 2)):
+        begin(tmp_path, f"dqn-toy-chain,seed={seed}", saved=250, seed=seed, num_seeds=1)
+        asked = {**CHAIN, "seeds": [seed], "threads": threads}
+        sweeps.sweep(asked, out=tmp_path, quiet=True)
+        if seed == 0:
+            (tmp_path / "dqn-toy-chain,seed=0").rename(tmp_path / "away")
+    (tmp_path / "away").rename(tmp_path / "dqn-toy-chain,seed=0")
+    sweeps.sweep({**CHAIN, "seeds": 2}, out=tmp_path, quiet=True)
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert [run["threads"] for run in record["runs"]] == [3, 2]
 
 
 def test_how_far_a_run_is(tmp_path: pathlib.Path):

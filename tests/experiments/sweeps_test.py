@@ -130,6 +130,20 @@ def test_a_run_that_fails_is_named_and_stops_no_other(killed: Killed):
 
 
 @pytest.mark.slow
+def test_a_run_that_diverges_is_done_again_on_request_alone(killed: Killed):
+    rows = len(run_folder.RunFolder(killed.out / BAD).rows())
+    log = killed.out / "logs" / f"{BAD}.log"
+    before = log.read_text()
+    sweeps.sweep(killed.file, out=killed.out, quiet=True)
+    assert log.read_text() == before
+    with pytest.raises(sweeps.Failed, match="is not finite at step"):
+        sweeps.sweep(killed.file, out=killed.out, quiet=True, retry_diverged=True)
+    assert log.read_text().count("$ kullback train --resume") == before.count("--resume") + 1
+    assert run_folder.RunFolder(killed.out / BAD).diverged()
+    assert len(run_folder.RunFolder(killed.out / BAD).rows()) == rows
+
+
+@pytest.mark.slow
 def test_what_is_finished_is_left_alone(killed: Killed, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in killed.out.rglob("*")}
     asked = FILE.replace("[1e-3, 1e30]", "1e-3")

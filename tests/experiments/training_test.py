@@ -136,6 +136,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(tmp_pat
     assert steps and f"step {steps[-1]:,}" in failed.stderr
     run = experiments.load(folder)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(run.learner.params))
+    # It is known as one that diverged, until it is gone on with.
+    how = run_folder.RunFolder(folder).diverged()
+    assert "is not finite at step" in how and how in failed.stderr
 
 
 def test_seeds_of_a_compiled_run_share_a_folder(tmp_path):

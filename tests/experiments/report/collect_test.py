@@ -115,7 +115,7 @@ def test_a_seed_that_is_there_twice_is_refused(tmp_path: pathlib.Path, write_run
     [
         ("atari/pong", "atari/pong", ("protocol=classic",)),
         ("atari/pong", "atari/breakout", ("max_frames=18000",)),  # Of one aggregate.
-        (BREAKOUT, "minatar/asterix", ("sticky_action_prob=0",)),
+        (BREAKOUT, "minatar/asterix", ("sticky_action_prob=0.5",)),
         ("toy/chain", "toy/chain", ("length=4",)),
     ],
 )
@@ -136,7 +136,8 @@ def test_mixed_protocols_are_refused(
     "environment, flags",
     [
         ("atari/pong", ("protocol=sticky", "num_threads=4", "max_frames=108000")),
-        (BREAKOUT, ("sticky_action_prob=0.1", "difficulty_ramping=true")),
+        (BREAKOUT, ("sticky_action_prob=0.10", "difficulty_ramping=true")),
+        ("toy/chain", ("length=8", "slip=0e0")),
     ],
 )
 def test_what_is_the_default_or_without_effect_is_no_other_protocol(

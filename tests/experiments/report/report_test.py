@@ -186,6 +186,18 @@ def test_human_scores_and_what_is_published(tmp_path: pathlib.Path, write_run: W
     assert "unfinished: seed 1 of dqn on atari/pong: 400 of 1,000 steps" in said
 
 
+def test_what_has_diverged_is_not_called_unfinished(tmp_path: pathlib.Path, write_run: WriteRun):
+    runs = tmp_path / "runs"
+    write_run(runs / "a", "dqn", "minatar/breakout", seeds=(0,), planned_steps=1_000)
+    folder = write_run(runs / "b", "m-dqn", "minatar/breakout", seeds=(0,), planned_steps=1_000)
+    run_folder.RunFolder(folder).write_diverged("the loss is not finite at step 450")
+    parsed, _, said = write([runs], tmp_path / "out")
+    assert "unfinished: seed 0 of dqn on minatar/breakout: 400 of 1,000 steps" in said
+    how = "seed 0 of m-dqn on minatar/breakout: the loss is not finite at step 450"
+    assert f"diverged: {how}" in said and how in parsed.text
+    assert not any(line.startswith("unfinished: seed 0 of m-dqn") for line in said)
+
+
 def test_what_is_missing_or_cut_or_left_out_is_said(tmp_path: pathlib.Path, write_run: WriteRun):
     runs = tmp_path / "runs"
     write_run(runs / "a", "dqn", "minatar/breakout")
