@@ -13,7 +13,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -289,6 +289,7 @@ def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
     arrays = {name: leaf.empty() for name, leaf in leaves.items() if 0 in leaf.shape}
     wanted = {name: _restore_args(named[name]) for name in leaves if name not in arrays}
     if wanted:
+        _check_arrays(saved.path / "arrays", {name: named[name] for name in wanted})
         arrays |= _orbax().restore(
             (saved.path / "arrays").absolute(),
             args=ocp.args.PyTreeRestore(
@@ -297,6 +298,33 @@ def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
         )
     values = [trees.from_numpy(arrays[name], leaves[name], leaf) for name, leaf in named.items()]
     return jax.tree.unflatten(jax.tree.structure(like), values), contents.meta
+
+
+def _check_arrays(path: pathlib.Path, like: Mapping[str, Any]) -> None:
+    """Compares the shapes that arrays are stored with, for which memory is asked, with `like`'s.
+
+    Raises:
+      CorruptError: if they differ: contents.json describes other arrays.
+    """
+    try:
+        metadata: Any = _orbax().metadata(path.absolute())
+        stored = metadata.item_metadata.tree
+        found = {
+            name: (stored[name].shape, stored[name].dtype, stored[name].storage) for name in like
+        }
+    except Exception as error:  # Of whatever kind: Orbax and tensorstore raise many.
+        raise CorruptError(f"{path} cannot be read ({error!r:.200})") from error
+    for name, leaf in like.items():
+        shape, dtype, storage = found[name]
+        expected = trees.stored_as(leaf)
+        chunk = shape if storage is None or storage.chunk_shape is None else storage.chunk_shape
+        if (tuple(shape), dtype) != expected or any(
+            part > max(1, whole) for part, whole in zip(chunk, shape, strict=True)
+        ):
+            raise CorruptError(
+                f"{path} holds {name!r} as {dtype}{[*shape]} in chunks of {[*chunk]}, expected "
+                f"{expected[1]}{[*expected[0]]}"
+            )
 
 
 def _restore_args(like: Any) -> ocp.RestoreArgs:

@@ -57,6 +57,15 @@ def to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
+def stored_as(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and type of what `to_numpy` makes of a leaf or of a `jax.ShapeDtypeStruct`."""
+    if _is_key(leaf):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    elif not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    return tuple(leaf.shape), np.dtype(leaf.dtype)
+
+
 def from_numpy(array: np.ndarray, saved: Leaf, like: Any) -> Any:
     """The leaf as `like` is: NumPy, Python scalar, or a JAX array, placed as `like` is."""
     if _is_key(like):

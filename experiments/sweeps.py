@@ -22,7 +22,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kullback.core import files, json_files
-from kullback.experiments import interrupts, progress, sweep_local, sweep_watch, sweep_worker
+from kullback.experiments import (
+    interrupts,
+    limits,
+    progress,
+    sweep_local,
+    sweep_watch,
+    sweep_worker,
+)
 from kullback.experiments.sweep_worker import Job, Outcome, Workers
 
 RECORD = "sweep.json"  # In the sweep's folder: the file, and all runs with plan and threads.
@@ -122,7 +129,14 @@ def recorded(folder: pathlib.Path) -> list[json_files.Record]:
       ValueError: if the record is damaged.
     """
     path = folder / RECORD
-    return json_files.read(path, nan=True).records("runs") if path.is_file() else []
+    runs = json_files.read(path, nan=True).records("runs") if path.is_file() else []
+    for run in runs:
+        name = run.get("name", str)
+        if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+            raise run.error("name", f"that of a folder in {folder}")
+        if not 1 <= run.get("threads", int, 1) <= limits.JOBS:
+            raise run.error("threads", f"in [1, {limits.JOBS}]")
+    return runs
 
 
 def _threads(folder: pathlib.Path) -> dict[str, int]:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import layers
+from kullback.lm import layers, sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.kind not in ("bert", "roberta"):
             raise ValueError(f"kind must be 'bert' or 'roberta', got {self.kind!r}")
-        sizes = "vocab_size num_layers embed_dim num_heads hidden_dim num_types norm_epsilon"
-        for name in sizes.split():
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        sizes.check(self, "norm_epsilon")
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads, got {self.embed_dim} and "

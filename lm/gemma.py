@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import layers
+from kullback.lm import layers, sizes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,13 @@ class Config:
     remat: bool = False  # The backward pass makes each layer's inner values again.
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size num_layers embed_dim num_heads num_kv_heads head_dim hidden_dim window "
-            "query_scale local_rope_theta global_rope_theta global_rope_factor pattern "
-            "rms_epsilon context_length"
-        ).split():
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
+        ropes = ("local_rope_theta", "global_rope_theta", "global_rope_factor")
+        sizes.check(self, "query_scale", "rms_epsilon", *ropes)
+        if (depth := sum(depth for _, depth in self.blocks.values())) > sizes.TRACED:
+            raise ValueError(
+                f"pattern must leave at most {sizes.TRACED} layers that are traced one by one, "
+                f"got pattern={self.pattern} for num_layers={self.num_layers}, which leaves {depth}"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads, got {self.num_heads} and "

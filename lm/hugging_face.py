@@ -89,6 +89,7 @@ def load(
     config = hugging_face_config.read(folder, dtype)
     tensors = tensor_files.read(folder)
     text, head, num_skipped = _sort(folder, tensors)
+    _check_claims(folder, config, text, tensors)
     leaves, like = _leaves(config)
     _check(folder, leaves, text, tensors)
     if head is not None:
@@ -200,6 +201,28 @@ def _sort(
     if unknown:
         raise ValueError(f"{folder} has unknown tensors: {tensor_files.listed(unknown)}")
     return text, head, num_skipped
+
+
+def _check_claims(
+    folder: pathlib.Path,
+    config: gemma.Config,
+    text: dict[str, str],
+    tensors: dict[str, tensor_files.Tensor],
+) -> None:
+    """Compares what config.json says of depth and table with the tensors, before it is believed."""
+    layers = {name.split(".")[1] for name in text if name.startswith("layers.")}
+    file = folder / "config.json"
+    if layers and config.num_layers != len(layers):
+        raise ValueError(
+            f"{file}: num_hidden_layers is {config.num_layers}, and the tensors are of "
+            f"{len(layers)} layers"
+        )
+    table = tensors[text["embed_tokens.weight"]] if "embed_tokens.weight" in text else None
+    if table is not None and table.shape != (config.vocab_size, config.embed_dim):
+        raise ValueError(
+            f"{file}: vocab_size is {config.vocab_size} and hidden_size {config.embed_dim}, and "
+            f"{text['embed_tokens.weight']} is {list(table.shape)}"
+        )
 
 
 def _check(

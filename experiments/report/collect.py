@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import numpy as np
 from kullback.core import typed
 from kullback.experiments import inputs, opened, resolved, run_folder, sweeps
 from kullback.experiments import plan as plans
+
+logger = logging.getLogger(__name__)
 
 # Families in which scores of several games are put together, so all must have one protocol.
 AGGREGATED = ("atari", "minatar")
@@ -136,13 +139,16 @@ def find(path: pathlib.Path) -> list[pathlib.Path]:
     """
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; RUNS are folders of runs, or folders of those")
-    found = sorted(_runs_under(path.resolve(), set()))
+    home = path.resolve()
+    found = sorted(_runs_under(home, home, set()))
     if not found:
         raise ValueError(f"{path} holds no run: no folder there has the config.json of one")
     return found
 
 
-def _runs_under(path: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib.Path]:
+def _runs_under(
+    path: pathlib.Path, home: pathlib.Path, seen: set[pathlib.Path]
+) -> Iterator[pathlib.Path]:
     if path in seen:  # Links may lead here again.
         return
     seen.add(path)
@@ -150,8 +156,14 @@ def _runs_under(path: pathlib.Path, seen: set[pathlib.Path]) -> Iterator[pathlib
         yield path
         return
     for child in path.iterdir():
-        if child.is_dir() and not child.name.startswith("."):
-            yield from _runs_under(child.resolve(), seen)
+        if not child.is_dir() or child.name.startswith("."):
+            continue
+        target = child.resolve()
+        # A link may lead to a run elsewhere; what else is there, maybe all of a disk, is left.
+        if target.is_relative_to(home) or run_folder.RunFolder(target).is_run():
+            yield from _runs_under(target, home, seen)
+        else:
+            logger.warning("%s is a link out of %s, to %s; it is passed over", child, home, target)
 
 
 def not_begun(path: pathlib.Path) -> list[str]:

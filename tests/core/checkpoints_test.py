@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -253,6 +254,23 @@ def test_the_best_falls_back_to_the_next_best(
         files.remove(tmp_path / f"{step:012d}")
     with pytest.raises(ValueError, match=r"no checkpoint with a score: train with --eval-every"):
         checkpoints.restore_latest(tmp_path, small(0), best=True)
+
+
+@pytest.mark.parametrize("other", [np.zeros(10**6), np.zeros(2), np.zeros((2, 1))])
+def test_arrays_are_those_that_are_described_before_memory_is_asked_for(
+    other: np.ndarray, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    like = {"x": np.zeros(2, np.float32), "key": jax.random.key(0)}
+    path = checkpoints.save(tmp_path / "one", 1, like, {})
+    more = checkpoints.save(tmp_path / "two", 1, {**like, "x": other}, {})
+    shutil.rmtree(path / "arrays")
+    (more / "arrays").rename(path / "arrays")
+    (path / files.MANIFEST).unlink()
+    files.write_manifest(path)  # All is as a stranger says that it was written.
+    monkeypatch.setattr(checkpoints.ocp, "args", None)
+    said = rf"arrays holds 'x' as .*{re.escape(str([*other.shape]))}.*expected float32\[2\]"
+    with pytest.raises(files.CorruptError, match=said):
+        checkpoints.restore(tmp_path / "one", 1, like)
 
 
 def test_an_empty_folder_of_a_step_falls_back(folder: pathlib.Path):

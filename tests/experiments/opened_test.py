@@ -53,3 +53,12 @@ def test_a_folder_of_weights_is_no_run_and_a_damaged_one_is_said(tmp_path: pathl
     (tmp_path / "config.json").write_text('{"plan": ')
     with pytest.raises(ValueError, match=r"config\.json is no JSON"):
         opened.find(tmp_path)
+
+
+def test_a_number_of_seeds_is_not_believed(tmp_path: pathlib.Path):
+    path = run(tmp_path / "run")
+    config = json.loads((path / "config.json").read_text())
+    config["plan"]["num_seeds"] = 2**31 - 2
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"num_seeds must lie in \[1, 10,000\], got 2147483646"):
+        opened.open(path)

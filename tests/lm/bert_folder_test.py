@@ -108,6 +108,32 @@ def test_what_we_do_not_run_is_refused_by_name(fields, said, tmp_path):
         bert_folder.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("field", "most", "said"),
+    [
+        ("num_hidden_layers", 1024, r"encoder\.layer\.11\..* is missing"),
+        ("vocab_size", 2**23, r"expected \[8388608, "),
+        ("hidden_size", 2**17, r"expected \[.*131072"),
+        ("intermediate_size", 2**20, r"expected \[1048576"),
+        ("max_position_embeddings", 2**24, r"expected \[16777216"),
+        ("type_vocab_size", 2**10, r"expected \[1024"),
+    ],
+)
+def test_sizes_are_those_of_the_tensors_before_anything_is_made(
+    field, most, said, tmp_path, monkeypatch
+):
+    folder = unpack("bert", tmp_path / "model")
+    for name in ("_new", "_joined"):
+        monkeypatch.setattr(bert_folder, name, lambda *_, **__: pytest.fail("something is made"))
+    edit(folder, **{field: most})
+    with pytest.raises(ValueError, match=said):
+        bert_folder.load(folder, labels=("yes", "no"))
+    for value in (most + 1, 10**15, 0):
+        edit(folder, **{field: value})
+        with pytest.raises(ValueError, match=rf"config\.json: .* must lie in \[1, {most}\]"):
+            bert_folder.load(folder, labels=("yes", "no"))
+
+
 def test_wrong_tensors_are_all_named(tmp_path):
     folder = unpack("bert", tmp_path / "model")
 

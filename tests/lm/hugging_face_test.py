@@ -193,6 +193,41 @@ def test_an_index_leads_nowhere_but_into_its_folder(folder, tmp_path):
             assert_equal(hugging_face.load(folder)[1], expected)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_hidden_layers": 10**15}, r"num_layers must lie in \[1, 1024\]"),
+        (
+            {"num_hidden_layers": 1000},
+            r"num_hidden_layers is 1000, and the tensors are of \d layers",
+        ),
+        (
+            {"vocab_size": 2**23},
+            r"vocab_size is 8388608 and hidden_size 16, and model\.embed_tokens",
+        ),
+        ({"hidden_size": 2**17}, "hidden_size 131072, and"),
+        ({"vocab_size": 2**60}, "vocab_size must lie in"),
+        ({"intermediate_size": 2**20}, r"wrong shape: .*expected \[1048576, 16\]"),
+        ({"num_attention_heads": 2**12}, "wrong shape: .*q_proj"),
+        ({"head_dim": 2**14}, "wrong shape: .*q_norm"),
+        ({"head_dim": 2**40}, "head_dim must lie in"),
+        ({"sliding_window": 2**40}, "window must lie in"),
+        ({"num_hidden_layers": 10**15, "layer_types": ["full_attention"]}, "layer_types"),
+        ({"sliding_window_pattern": 10**15, "layer_types": None}, "pattern must lie in"),
+    ],
+)
+def test_sizes_are_those_of_the_tensors_before_anything_is_made(
+    fields, message, folder, monkeypatch
+):
+    file = folder / "config.json"
+    config = {k: v for k, v in json.loads(file.read_text()).items() if k != "layer_types"}
+    file.write_text(json.dumps(config | fields))
+    monkeypatch.setattr(np, "empty", None)
+    with pytest.raises(ValueError, match=message) as caught:
+        hugging_face.load(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
 def test_a_folder_of_the_hubs_cache_is_read(folder, tmp_path):
     _, expected, _ = hugging_face.load(folder)
     snapshot, blobs = (tmp_path / "cache" / name for name in ("snapshots/0a", "blobs"))

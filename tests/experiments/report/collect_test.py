@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,35 @@ def test_runs_are_found_in_folders_of_runs_and_not_within_a_run(
     assert collect.find(two) == [two]
     (family,) = collect.families([tmp_path, one])  # One of them is given twice.
     assert family.labels == ("dqn", "m-dqn") and len(family.series) == 6
+
+
+def test_a_link_leads_to_a_run_or_nowhere(
+    tmp_path: pathlib.Path, write_run: WriteRun, caplog: pytest.LogCaptureFixture
+):
+    one = write_run(tmp_path / "home" / "a", "dqn", BREAKOUT)
+    two = write_run(tmp_path / "elsewhere" / "b", "dqn", BREAKOUT)
+    (tmp_path / "home" / "b").symlink_to(two)
+    (tmp_path / "home" / "all").symlink_to(tmp_path / "elsewhere")
+    assert collect.find(tmp_path / "home") == sorted([one, two])
+    assert f"{tmp_path / 'home' / 'all'} is a link out of" in caplog.text
+    assert "home/b" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({"name": n}, "name must be") for n in ("../elsewhere", "/tmp", "..", "", "a\n", "a/b")),
+        *(({"threads": n}, r"threads must be in \[1, 1024\]") for n in (0, 10**18)),
+    ],
+)
+def test_what_a_record_of_a_sweep_names_is_in_its_folder(
+    change: dict[str, Any], message: str, tmp_path: pathlib.Path
+):
+    planned = plan.Plan(agent="m-dqn", environment="minatar/asterix").to_json()
+    record = {"runs": [{"name": "a", "plan": planned, "threads": 1, **change}]}
+    (tmp_path / sweeps.RECORD).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"sweep\.json: runs\[0\]\.{message}"):
+        collect.not_begun(tmp_path)
 
 
 @pytest.mark.parametrize("make", [True, False])

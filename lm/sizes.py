@@ -1,0 +1,45 @@
+"""Limits of what a configuration may say: a file is believed only so far.
+
+Each is several times what the largest model that we know of has. Below them a model may still be
+too large for a machine; but nothing is counted, traced or asked for without end because a file is
+damaged, or a stranger's. Where there are weights, sizes are compared with those of the tensors too.
+"""
+
+import math
+from typing import Any
+
+TRACED = 128  # Layers whose programs are made one after another, 0.1 s each.
+INT32 = 2**31 - 1  # Positions are counted so.
+MOST = {
+    "vocab_size": 1 << 23,
+    "num_layers": 1024,
+    "embed_dim": 1 << 17,
+    "hidden_dim": 1 << 20,
+    "num_heads": 1 << 12,
+    "num_kv_heads": 1 << 12,
+    "head_dim": 1 << 14,
+    "num_positions": 1 << 24,
+    "num_types": 1 << 10,
+    "window": INT32,
+    "pattern": INT32,
+    "context_length": INT32,
+}
+
+
+def check(config: Any, *reals: str) -> None:
+    """Checks the sizes of a model's configuration, those of its fields that are in MOST.
+
+    Args:
+      config: a dataclass.
+      reals: names of its fields that are finite numbers > 0.
+
+    Raises:
+      ValueError: for the first that is not.
+    """
+    fields = vars(config)
+    for name, most in MOST.items():
+        if name in fields and not 1 <= fields[name] <= most:
+            raise ValueError(f"{name} must lie in [1, {most}], got {fields[name]}")
+    for name in reals:
+        if not 0 < fields[name] < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {fields[name]}")
