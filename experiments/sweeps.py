@@ -134,9 +134,13 @@ def recorded(folder: pathlib.Path) -> list[json_files.Record]:
         name = run.get("name", str)
         if not name.isprintable() or "/" in name or name in ("", ".", ".."):
             raise run.error("name", f"that of a folder in {folder}")
-        if not 1 <= run.get("threads", int, 1) <= limits.JOBS:
-            raise run.error("threads", f"in [1, {limits.JOBS}]")
+        _check_threads(run, "threads", run.get("threads", int, 1))
     return runs
+
+
+def _check_threads(record: json_files.Record, key: str, threads: int) -> None:
+    if not 1 <= threads <= limits.JOBS:
+        raise record.error(key, f"in [1, {limits.JOBS}]")
 
 
 def _threads(folder: pathlib.Path) -> dict[str, int]:
@@ -145,7 +149,10 @@ def _threads(folder: pathlib.Path) -> dict[str, int]:
     if not path.is_file():
         return {}
     record = json_files.read(path, nan=True)
-    threads = record.record("threads", {}).each(int)  # Older versions kept those of `runs` alone.
+    saved = record.record("threads", {})  # Older versions kept those of `runs` alone.
+    threads = saved.each(int)
+    for name, count in threads.items():
+        _check_threads(saved, name, count)
     return {**{r.get("name", str): r.get("threads", int) for r in recorded(folder)}, **threads}
 
 
