@@ -283,24 +283,24 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     broken = None
     while broken is None:  # Not every way goes with every line.
         broken = _one(random, WAYS)(workshop, random, name)
-    with workshop.scratch() as scratch:
-        stock.place(workshop, scratch, *LINES[name].needs)
-        (scratch / "notes.txt").write_text("Not what is looked for.\n")
-        (scratch / "empty").mkdir()
-        (scratch / "full").mkdir()
-        (scratch / "full" / "notes.txt").write_text("Not to be overwritten.\n")
-        what = f"kullback {shlex.join(broken.arguments)}".encode("utf-8", "backslashreplace")
-        if broken.sweep:
-            (scratch / "sweep.toml").write_text(broken.sweep)
-            what += f" of {broken.sweep!r}".encode()
-        before = trials.contents(scratch)
-        outcome = server.run(workshop.call(scratch, *broken.arguments), LIMITS)
-        found = trials.judged(what.decode(), outcome, (2,))
-        left = trials.left_behind(before, scratch)
-        if not found.fault and left:
-            said = f"left behind: {', '.join(left[:5])}; stderr: {outcome.err!r}"
-            return trials.Attempt(what=what.decode(), fault="lost", said=said)
-        return found
+    scratch = workshop.scratch()
+    stock.place(workshop, scratch, *LINES[name].needs)
+    (scratch / "notes.txt").write_text("Not what is looked for.\n")
+    (scratch / "empty").mkdir()
+    (scratch / "full").mkdir()
+    (scratch / "full" / "notes.txt").write_text("Not to be overwritten.\n")
+    what = f"kullback {shlex.join(broken.arguments)}".encode("utf-8", "backslashreplace")
+    if broken.sweep:
+        (scratch / "sweep.toml").write_text(broken.sweep)
+        what += f" of {broken.sweep!r}".encode()
+    before = trials.contents(scratch)
+    outcome = server.run(workshop.call(scratch, *broken.arguments), LIMITS)
+    found = trials.judged(what.decode(), outcome, (2,))
+    left = trials.left_behind(before, scratch)
+    if not found.fault and left:
+        said = f"left behind: {', '.join(left[:5])}; stderr: {outcome.err!r}"
+        return trials.Attempt(what=what.decode(), fault="lost", said=said)
+    return found
 
 
 @functools.cache

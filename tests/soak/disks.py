@@ -49,17 +49,17 @@ def attempt_read_only(
 ) -> trials.Attempt:
     """Gives a command in folders that may not be written, or for files that may not be read."""
     ways = (_no_place, _unreadable, _only_read)
-    with workshop.scratch() as scratch:
-        return ways[number % len(ways)](workshop, scratch, random, number // len(ways))
+    return ways[number % len(ways)](workshop, random, number // len(ways))
 
 
 def _no_place(
-    workshop: trials.Workshop, scratch: pathlib.Path, random: np.random.Generator, number: int
+    workshop: trials.Workshop, random: np.random.Generator, number: int
 ) -> trials.Attempt:
     """Work is to begin, or a run to go on, where nothing can be written."""
     names = list(runs.KINDS)
     name = names[number % len(names)]
-    reference = runs.reference(workshop, name)
+    runs.reference(workshop, name)  # Made before the folder, as what it needs is.
+    scratch = workshop.scratch()
     if random.random() < 0.5 and name in runs.RUNS:
         stock.place(workshop, scratch, name)
         words = ("train", "--resume", name, "--steps=10_000")
@@ -69,7 +69,6 @@ def _no_place(
         if random.random() < 0.5:
             (scratch / "out").mkdir(mode=0o555)
         lock(scratch)
-    del reference
     before, whole = trials.contents(scratch), files.fingerprint(scratch)
     outcome = run_plain(workshop, scratch, words)
     what = f"in a folder that is read-only: {' '.join(words)}"
@@ -82,12 +81,13 @@ def _no_place(
 
 
 def _unreadable(
-    workshop: trials.Workshop, scratch: pathlib.Path, random: np.random.Generator, number: int
+    workshop: trials.Workshop, random: np.random.Generator, number: int
 ) -> trials.Attempt:
     """A file may not be read."""
     names = list(files.READERS)
     name = names[number % len(names)]
     reader, expected = files.READERS[name], files.reference(workshop, name)
+    scratch = workshop.scratch()
     stock.place(workshop, scratch, *reader.needs)
     pattern = reader.files[random.integers(len(reader.files))]
     found = [path for path in sorted(scratch.glob(pattern)) if path.is_file()]
@@ -109,7 +109,7 @@ def _unreadable(
 
 
 def _only_read(
-    workshop: trials.Workshop, scratch: pathlib.Path, random: np.random.Generator, number: int
+    workshop: trials.Workshop, random: np.random.Generator, number: int
 ) -> trials.Attempt:
     """What is only read may be read-only, and gives what it gives."""
     del random
@@ -117,6 +117,7 @@ def _only_read(
     names += ["generate", "generate run", "plan", "evaluate toy", "evaluate best"]
     name = names[number % len(names)]
     reader, expected = files.READERS[name], files.reference(workshop, name)
+    scratch = workshop.scratch()
     stock.place(workshop, scratch, *reader.needs)
     for needed in reader.needs:
         lock(scratch / needed)

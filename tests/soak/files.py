@@ -156,26 +156,26 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     name = names[number % len(names)]
     reader = READERS[name]
     expected = reference(workshop, name)
-    with workshop.scratch() as scratch:
-        stock.place(workshop, scratch, *reader.needs)
-        (scratch / "evil.py").write_text(damage.EVIL)
-        file, said = damaged(scratch, reader, random)
-        what = f"{name}, {file.relative_to(scratch)}: {said}"
-        before, print_before = trials.contents(scratch), fingerprint(scratch)
-        outcome = server.run(workshop.call(scratch, *reader.command.split()), LIMITS)
-        found = trials.judged(what, outcome, (0, 2))
-        if found.fault:
-            return found
-        if fault := _harm(scratch):
-            return trials.Attempt(what=what, fault="wrong", said=fault)
-        if outcome.status:
-            left = trials.left_behind(before, scratch)
-            changed = "" if fingerprint(scratch) == print_before else "something has changed"
-            if left or changed:
-                said = f"refused, and left {left or changed}: {outcome.err!r}"
-                return trials.Attempt(what=what, fault="lost", said=said)
-            return found
-        return compared(what, reader, expected, result(scratch, reader, outcome), outcome, said)
+    scratch = workshop.scratch()
+    stock.place(workshop, scratch, *reader.needs)
+    (scratch / "evil.py").write_text(damage.EVIL)
+    file, said = damaged(scratch, reader, random)
+    what = f"{name}, {file.relative_to(scratch)}: {said}"
+    before, print_before = trials.contents(scratch), fingerprint(scratch)
+    outcome = server.run(workshop.call(scratch, *reader.command.split()), LIMITS)
+    found = trials.judged(what, outcome, (0, 2))
+    if found.fault:
+        return found
+    if fault := _harm(scratch):
+        return trials.Attempt(what=what, fault="wrong", said=fault)
+    if outcome.status:
+        left = trials.left_behind(before, scratch)
+        changed = "" if fingerprint(scratch) == print_before else "something has changed"
+        if left or changed:
+            said = f"refused, and left {left or changed}: {outcome.err!r}"
+            return trials.Attempt(what=what, fault="lost", said=said)
+        return found
+    return compared(what, reader, expected, result(scratch, reader, outcome), outcome, said)
 
 
 def damaged(
@@ -219,14 +219,14 @@ def reference(workshop: trials.Workshop, name: str) -> dict[str, Any]:
     note = workshop.home / f"{name.replace(' ', '_')}.reader.json"
     if not note.is_file():
         reader = READERS[name]
-        with workshop.scratch() as scratch:
-            stock.place(workshop, scratch, *reader.needs)
-            keeps = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-            call = workshop.call(scratch, *reader.command.split(), environment=keeps)
-            outcome = server.run(call, server.Limits(seconds=300))
-            if outcome.status:
-                raise RuntimeError(f"{name} failed on whole files: {outcome.err}")
-            note.write_text(json.dumps(result(scratch, reader, outcome)))
+        scratch = workshop.scratch()
+        stock.place(workshop, scratch, *reader.needs)
+        keeps = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        call = workshop.call(scratch, *reader.command.split(), environment=keeps)
+        outcome = server.run(call, server.Limits(seconds=300))
+        if outcome.status:
+            raise RuntimeError(f"{name} failed on whole files: {outcome.err}")
+        note.write_text(json.dumps(result(scratch, reader, outcome)))
     return json.loads(note.read_text())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.soak import __main__ as soak
-from tests.soak import damage, files, server, trials
+from tests.soak import damage, files, runs, server, trials
 
 
 def ended(code: str) -> server.Outcome:
@@ -61,6 +61,30 @@ def test_success_on_a_damaged_file_is_wrong_unless_it_is_said_or_changes_nothing
     assert files.compared("x", reader, expected, other, silent, "flip: x").fault == ""
     checked = files.READERS["resume toy"]
     assert files.compared("x", checked, expected, other, silent, "flip: x").fault == "wrong"
+
+
+def rows(*losses: float) -> list[dict[str, str]]:
+    return [
+        {"seed": "0", "steps": str(50 * n), "loss": str(loss)} for n, loss in enumerate(losses, 1)
+    ]
+
+
+def test_work_that_lost_something_or_computed_something_else_is_seen():
+    whole = {"metrics.csv": rows(3.0, 2.0, 1.0), "checkpoints": {"w": "a0", "b": "b0"}}
+    assert runs.compare(whole, whole, True, 50) == ""
+    for name, other in (("metrics.csv", rows(3.0, 2.0)), ("checkpoints", {"w": "a1", "b": "b0"})):
+        assert name in runs.compare(whole, {**whole, name: other}, True, 50)
+        assert name in runs.compare(whole, {k: v for k, v in whole.items() if k != name}, True, 50)
+
+
+def test_where_episodes_begin_anew_the_past_and_the_number_of_rows_have_to_agree():
+    whole = {"metrics.csv": rows(3.0, 2.0, 1.0), "checkpoints": {"w": "a0"}}
+    other = {"metrics.csv": rows(3.0, 2.5, 1.5), "checkpoints": {"w": "a1"}}
+    assert runs.compare(whole, other, False, 50) == ""
+    assert "before 100" in runs.compare(whole, other, False, 100)
+    assert "differs" in runs.compare(whole, other, False, None)  # Nothing interrupted it.
+    twice = {"metrics.csv": [*rows(3.0, 2.0), *rows(3.0)]}
+    assert "rows at" in runs.compare(whole, twice, False, 50)
 
 
 def test_what_is_left_behind_or_overwritten_is_seen(tmp_path: pathlib.Path):

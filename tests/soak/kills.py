@@ -20,27 +20,27 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     expected = runs.reference(workshop, name)
     what = f"{name} killed: {aim}"
     since: int | None = None
-    with workshop.scratch() as scratch:
-        out = scratch / "out"
-        kills, wanted, within = 0, random.integers(1, 3), expected.seconds
-        while kills < wanted:
-            command = server.Command(interrupted(workshop, random, name, out, aim))
-            wait_for(command, name, aim, out, within, random)
-            command.send(signal.SIGKILL)
-            outcome = command.finish(PATIENCE)
-            if outcome.status == 0:  # It was over before: sooner, or with what was killed once.
-                if kills or within < 0.1:
-                    break
-                within /= 2
-                trials.remove(out)
-                continue
-            if outcome.status != -signal.SIGKILL:
-                return trials.judged(f"{what}, going on", outcome, (-signal.SIGKILL,))
-            kills += 1
-            if out.is_dir():
-                reached = runs.newest_steps(out)
-                since = reached if since is None else min(since, reached)
-        return ends_as_expected(workshop, name, out, since, what)
+    scratch = workshop.scratch()
+    out = scratch / "out"
+    kills, wanted, within = 0, random.integers(1, 3), expected.seconds
+    while kills < wanted:
+        command = server.Command(interrupted(workshop, random, name, out, aim))
+        wait_for(command, name, aim, out, within, random)
+        command.send(signal.SIGKILL)
+        outcome = command.finish(PATIENCE)
+        if outcome.status == 0:  # It was over before: sooner, or with what was killed once.
+            if kills or within < 0.1:
+                break
+            within /= 2
+            trials.remove(out)
+            continue
+        if outcome.status != -signal.SIGKILL:
+            return trials.judged(f"{what}, going on", outcome, (-signal.SIGKILL,))
+        kills += 1
+        if out.is_dir():
+            reached = runs.newest_steps(out)
+            since = reached if since is None else min(since, reached)
+    return ends_as_expected(workshop, name, out, since, what)
 
 
 def interrupted(
@@ -112,7 +112,7 @@ def _is_writing(out: pathlib.Path) -> bool:
 
 def _until(command: server.Command, happened: Callable[[], bool]) -> None:
     while not happened() and command.is_alive():
-        time.sleep(0.0005)
+        time.sleep(0.001)
 
 
 def _sleep(command: server.Command, seconds: float) -> None:

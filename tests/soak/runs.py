@@ -250,20 +250,26 @@ def newest_steps(path: pathlib.Path) -> int:
 
 
 def difference(name: str, expected: Reference, path: pathlib.Path, since: int | None) -> str:
-    """Says how a finished run differs from the undisturbed one; "" where it does not.
+    """Says how finished work differs from the undisturbed one, see `compare`."""
+    return compare(expected.digest, server.compute(digest_of, path), KINDS[name].repeats, since)
+
+
+def compare(
+    expected: dict[str, Any], found: dict[str, Any], repeats: bool, since: int | None
+) -> str:
+    """Says how what finished work has to repeat differs; "" where it does not.
 
     Args:
-      name: of the kind.
-      expected: the undisturbed run.
-      path: the other one.
+      expected: of the undisturbed work.
+      found: of the other.
+      repeats: whether it goes on bit by bit.
       since: the step at which it first went on after an interruption; None if it never did.
     """
-    found = server.compute(digest_of, path)
-    if KINDS[name].repeats or since is None:
-        return _unequal(expected.digest, found)
+    if repeats or since is None:
+        return _unequal(expected, found)
     # Running episodes began anew: what was before is the same, and every row is there once.
-    for file in (file for file in expected.digest if file.endswith("metrics.csv")):
-        rows, others = expected.digest[file], found.get(file, [])
+    for file in (file for file in expected if file.endswith("metrics.csv")):
+        rows, others = expected[file], found.get(file, [])
         if _places(rows) != _places(others):
             return f"{file} has rows at {_places(others)}, expected {_places(rows)}"
         for row, other in zip(rows, others, strict=True):

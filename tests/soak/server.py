@@ -20,7 +20,8 @@ from typing import Any
 
 import psutil
 
-POLL_SECONDS = 0.02  # Between two looks at a process' memory.
+POLL_SECONDS = 0.02  # Between two looks at whether a process lives.
+WEIGH_SECONDS = 0.5  # Between two looks at its memory, which take milliseconds.
 # Root reads and writes whatever a file's mode says by these (linux/capability.h).
 OVERRIDES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH.
 NO_CAPABILITIES = 77  # Status of exit: the machine does not let them be given up.
@@ -77,11 +78,6 @@ class Outcome:
     megabytes: float  # The most that was seen.
     exceeded: str = ""  # "time" or "memory" if it was killed for that.
 
-    @property
-    def has_traceback(self) -> bool:
-        """Whether Python's own report of an error was printed."""
-        return "Traceback (most recent call last)" in self.err + self.out
-
 
 def start_server(environment: Mapping[str, str]) -> None:
     """Prepares what the commands are forked off, with variables that all of them see."""
@@ -102,7 +98,7 @@ class Command:
         while not (call.log / "stderr").exists() and self._process.is_alive():
             time.sleep(0.001)
         self.begun = time.monotonic()
-        self._megabytes = 0.0
+        self._megabytes = self._weighed = 0.0
 
     @property
     def pid(self) -> int:
@@ -117,7 +113,9 @@ class Command:
 
     def is_alive(self) -> bool:
         """Whether it still runs; looks at its memory too."""
-        self._megabytes = max(self._megabytes, _resident(self.pid))
+        if time.monotonic() > self._weighed + WEIGH_SECONDS:
+            self._weighed = time.monotonic()
+            self._megabytes = max(self._megabytes, _resident(self.pid))
         return self._process.is_alive()
 
     def wait(self, limits: Limits = Limits(), until: Callable[[], bool] = lambda: False) -> str:

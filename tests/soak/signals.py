@@ -24,41 +24,41 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     aim = AIMS[random.integers(len(AIMS))]
     expected = runs.reference(workshop, name)
     what = f"{name}, {way}: {aim}"
-    with workshop.scratch() as scratch:
-        out, pipe = scratch / "out", scratch / "pipe"
-        call = kills.interrupted(workshop, random, name, out, aim)
-        reader = -1
-        if way == "closed pipe":
-            os.mkfifo(pipe)
-            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-            call = server.Call(**{**vars(call), "stdout": pipe})
-        command = server.Command(call)
-        kills.wait_for(command, name, aim, out, expected.seconds, random)
-        if way == "closed pipe":
-            os.close(reader)
-            pipe.unlink()
-            outcome = command.finish(kills.PATIENCE)
-            statuses = (0,)
-        elif way == "SIGPIPE":
-            command.send(signal.SIGPIPE)  # Python ignores it: nothing happens.
-            outcome = command.finish(kills.PATIENCE)
-            statuses = (0,)
-        else:
-            number = signal.Signals[way.split()[0]]
+    scratch = workshop.scratch()
+    out, pipe = scratch / "out", scratch / "pipe"
+    call = kills.interrupted(workshop, random, name, out, aim)
+    reader = -1
+    if way == "closed pipe":
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        call = server.Call(**{**vars(call), "stdout": pipe})
+    command = server.Command(call)
+    kills.wait_for(command, name, aim, out, expected.seconds, random)
+    if way == "closed pipe":
+        os.close(reader)
+        pipe.unlink()
+        outcome = command.finish(kills.PATIENCE)
+        statuses = (0,)
+    elif way == "SIGPIPE":
+        command.send(signal.SIGPIPE)  # Python ignores it: nothing happens.
+        outcome = command.finish(kills.PATIENCE)
+        statuses = (0,)
+    else:
+        number = signal.Signals[way.split()[0]]
+        command.send(number)
+        if way.endswith("twice"):
+            time.sleep(random.uniform(0.05, 1.0))
             command.send(number)
-            if way.endswith("twice"):
-                time.sleep(random.uniform(0.05, 1.0))
-                command.send(number)
-            elapsed = time.monotonic() - command.begun
-            outcome = command.finish(server.Limits(seconds=elapsed + SOON))
-            statuses = (0, 128 + number)
-        judged = trials.judged(what, outcome, statuses)
-        if judged.fault:
-            return judged
-        if outcome.status and runs.KINDS[name].goes_on == "anew" and out.exists():
-            said = f"status {outcome.status}, and {out.name} is there; {outcome.err!r}"
-            return trials.Attempt(what=what, fault="lost", said=said)
-        return kills.ends_as_expected(workshop, name, out, _since(out, outcome.status), what)
+        elapsed = time.monotonic() - command.begun
+        outcome = command.finish(server.Limits(seconds=elapsed + SOON))
+        statuses = (0, 128 + number)
+    judged = trials.judged(what, outcome, statuses)
+    if judged.fault:
+        return judged
+    if outcome.status and runs.KINDS[name].goes_on == "anew" and out.exists():
+        said = f"status {outcome.status}, and {out.name} is there; {outcome.err!r}"
+        return trials.Attempt(what=what, fault="lost", said=said)
+    return kills.ends_as_expected(workshop, name, out, _since(out, outcome.status), what)
 
 
 def _since(out: pathlib.Path, status: int) -> int | None:

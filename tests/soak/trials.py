@@ -1,11 +1,10 @@
 """What is tried, what came of it, and the file that adds it up over the pieces of a soak."""
 
-import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -46,13 +45,15 @@ class Workshop:
     home: pathlib.Path
     compiled: pathlib.Path  # Programs that JAX keeps.
 
-    @contextlib.contextmanager
-    def scratch(self) -> Iterator[pathlib.Path]:
-        """Gives an empty folder, the same each time, so that what commands print is the same."""
+    def scratch(self) -> pathlib.Path:
+        """Returns an empty folder, the same each time, so that what commands print is the same.
+
+        What the attempt before has left there goes; after a fault one may look at it.
+        """
         path = self.home / "scratch"
         remove(path)
         path.mkdir(parents=True)
-        yield path
+        return path
 
     def call(self, home: pathlib.Path, *arguments: str, **fields: object) -> server.Call:
         """Returns a command to be run in a folder; it reads compiled programs and keeps none."""

@@ -25,33 +25,33 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     name = names[number % len(names)]
     reads = number // len(names) % 2 == 1 and name in READERS
     expected = runs.reference(workshop, name)
-    with workshop.scratch() as scratch:
-        out = scratch / "out"
-        call = workshop.call(scratch, *runs.begin(workshop, name, out.name))
-        first = server.Command(call)
-        kills.wait_for(first, name, "anywhere", out, expected.seconds, random)
-        if reads:
-            commands = READERS[name]
-            words = tuple(commands[random.integers(len(commands))].split())
-        else:
-            words = runs.begin_or_go_on(workshop, name, out)
-        second = server.run(
-            workshop.call(scratch, *words, log=workshop.home / "second"), kills.PATIENCE
-        )
-        outcome = first.finish(kills.PATIENCE)
-        what = f"{name}, and beside it {' '.join(words)}"
-        judged = trials.judged(f"{what}: the second", second, (0, 2))
-        if judged.fault:
-            return judged
-        # Who comes first may be either, where nothing was there yet.
-        statuses = (0, 2) if not reads and second.status == 0 else (0,)
-        judged = trials.judged(f"{what}: the first", outcome, statuses)
-        if judged.fault:
-            return judged
-        if reads:
-            trials.remove(scratch / "new")
-        found = runs.difference(name, expected, out, None)
-        return trials.Attempt(what=what, fault="wrong" if found else "", said=found)
+    scratch = workshop.scratch()
+    out = scratch / "out"
+    call = workshop.call(scratch, *runs.begin(workshop, name, out.name))
+    first = server.Command(call)
+    kills.wait_for(first, name, "anywhere", out, expected.seconds, random)
+    if reads:
+        commands = READERS[name]
+        words = tuple(commands[random.integers(len(commands))].split())
+    else:
+        words = runs.begin_or_go_on(workshop, name, out)
+    second = server.run(
+        workshop.call(scratch, *words, log=workshop.home / "second"), kills.PATIENCE
+    )
+    outcome = first.finish(kills.PATIENCE)
+    what = f"{name}, and beside it {' '.join(words)}"
+    judged = trials.judged(f"{what}: the second", second, (0, 2))
+    if judged.fault:
+        return judged
+    # Who comes first may be either, where nothing was there yet.
+    statuses = (0, 2) if not reads and second.status == 0 else (0,)
+    judged = trials.judged(f"{what}: the first", outcome, statuses)
+    if judged.fault:
+        return judged
+    if reads:
+        trials.remove(scratch / "new")
+    found = runs.difference(name, expected, out, None)
+    return trials.Attempt(what=what, fault="wrong" if found else "", said=found)
 
 
 CATEGORY = trials.Category("writers", 60, attempt)
