@@ -151,6 +151,14 @@ def judge_of(
     recorded = "text" if run is None else run.plan.control_tokens
     checkpoint = models.load(path, seed, best=best).reading(control_tokens or recorded)
     fitting = language.limits(learning, checkpoint.config)
+    given = {"max_prompt_length", "max_new_tokens"} & {*lengths}
+    wanted = learning.max_prompt_length + learning.max_new_tokens
+    if given and wanted > checkpoint.config.context_length:
+        raise ValueError(
+            f"max_prompt_length={learning.max_prompt_length} and max_new_tokens="
+            f"{learning.max_new_tokens} together exceed the model's context of "
+            f"{checkpoint.config.context_length}"
+        )
     test, report = made.examples("test", checkpoint.tokenizer, fitting)
     model, words = checkpoint.model, checkpoint.tokenizer
     judge = judges.Judge(

@@ -1,5 +1,6 @@
 """Tests of experiments/cli.py: each command, and what is said to one that cannot be done."""
 
+import argparse
 import json
 import pathlib
 import re
@@ -8,6 +9,8 @@ import sys
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import PIL.Image
 import pytest
 import safetensors.numpy
@@ -175,6 +178,16 @@ def test_refuses(arguments: tuple[str, ...], message: str, refused: Refused):
 )
 def test_refuses_settings(assignment: str, message: str, refused: Refused):
     assert message in refused(*CHAIN, "--set", assignment)
+
+
+@pytest.mark.parametrize("zeros", [np.zeros, jnp.zeros], ids=["numpy", "jax"])
+def test_what_asks_for_more_memory_than_there_is_ends_in_a_line(
+    zeros: Callable[[int], object], capsys: pytest.CaptureFixture[str]
+):
+    command = argparse.Namespace(command=lambda options: zeros(1 << 44))  # 64 or 128 TiB.
+    assert cli._run(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kullback: there is not enough memory: ")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train --resume", "export --out p"])

@@ -281,6 +281,8 @@ def test_the_command_line(
     assert cli.main(["evaluate", str(teacher), "--episodes", "3"]) == 0
     shown = capsys.readouterr().out
     assert "3 held-out examples" in shown and "nats_per_token" in shown
+    assert cli.main(["evaluate", str(teacher), "--max-new-tokens", "999_999"]) == 2
+    assert "max_new_tokens=999999 together exceed the model's" in capsys.readouterr().err
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
     arguments = ["generate", "--model", str(teacher), "--max-new-tokens", "3"]

@@ -1,5 +1,6 @@
 """Work of every kind is killed by SIGKILL, is taken up again, and ends as undisturbed work did."""
 
+import contextlib
 import pathlib
 import signal
 import time
@@ -80,7 +81,7 @@ def wait_for(
         _until(command, lambda: _is_writing(out))
         time.sleep(random.uniform(0.0, 0.02))
     elif aim == "end":
-        _until(command, lambda: any(out.glob("**/learning_curve.png")))
+        _until(command, lambda: _has(out, "*.png", "*/*.png"))
         time.sleep(random.uniform(0.0, 0.2))
     else:
         _sleep(command, random.uniform(0.0, seconds))
@@ -106,8 +107,15 @@ def ends_as_expected(
 
 def _is_writing(out: pathlib.Path) -> bool:
     """Whether something is being written that is not whole yet."""
-    folders = (out.parent, out, *out.glob("**/checkpoints"), *out.glob("**/replay"))
-    return any(any(folder.glob(".tmp-*")) for folder in folders)
+    places = ("", "*/", "*/*/", "*/*/*/")  # Of a run, of its checkpoints, of those of a seed.
+    return _has(out.parent, *(f"{place}.tmp-*" for place in places))
+
+
+def _has(folder: pathlib.Path, *patterns: str) -> bool:
+    """Whether a folder has such files; what is renamed meanwhile may be missed."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(any(folder.glob(pattern)) for pattern in patterns)
+    return False
 
 
 def _until(command: server.Command, happened: Callable[[], bool]) -> None:

@@ -34,7 +34,7 @@ CLASHES = {
         "--teacher=model --reward=exact --environment-flag=length=3 --num-envs=2 --empty-replay "
         "--model-flag=num_layers=0 --model-flag=embed_dim=nan --model-flag=num_heads=-1 "
         "--model-flag=dtype=int8 --model-flag=vocab_size=3000000000 --set=max_prompt_length=1 "
-        "--set=max_new_tokens=100000 --model-flag=pattern=0"
+        "--model-flag=pattern=0"
     ).split(),
     "train_gkd": ("--teacher=toy --teacher= --reward=exact --set=student_fraction=2").split(),
     "train_rlhf": ("--teacher=sft --num-envs=3 --set=samples_per_prompt=1").split(),
