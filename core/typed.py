@@ -74,7 +74,7 @@ def _read(hint: Any, text: str) -> Any:
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         # A text that is a number which no number may be, such as nan, is none of the others either.
-        return _read(int | float if _is_number(text) else bool | None | str, text)
+        return _read(int | float if is_number(text) else bool | None | str, text)
     if hint in (bool, None, types.NoneType):
         return _checked(hint, _WORDS.get(text.lower(), text))
     if hint in (int, float):
@@ -116,7 +116,8 @@ def _checked(hint: Any, value: Any) -> Any:
     raise ValueError
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads a text as a number, NaN and infinities among them."""
     try:
         float(text)
     except ValueError:

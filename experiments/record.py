@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from kullback.core import checkpoints, files, json_files
+from kullback.core import checkpoints, files, json_files, typed
 from kullback.experiments import events
 from kullback.experiments.run_folder import RunFolder
 
@@ -216,19 +216,11 @@ def _rows_until(folder: RunFolder, steps: int) -> bytes:
         line
         for line in lines[1:]
         if place is not None
-        and all(map(_is_number, line.split(",")))
+        and all(map(typed.is_number, line.split(",")))
         and line.count(",") == header.count(",")
         and float(line.split(",")[place]) <= steps
     ]
     return "".join(f"{line}\n" for line in (header, *kept)).encode() if kept else b""
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _lines_until(data: bytes, steps: int) -> bytes:
