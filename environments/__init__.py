@@ -2,14 +2,14 @@
 
 A family is a module of this package with `GAMES` (the names it lists), `make(game, num_envs,
 **flags)` and, where the flags are not in `make`'s signature, `parameters(game)`; where it knows
-more games than it lists, `is_known(game)` and `ids()`. What a family needs is imported when it is
-asked for.
+more games than it lists, `is_known(game)` and `ids()`; if some flags stand for others,
+`complete(flags)`. What a family needs is imported when it is asked for.
 """
 
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -69,6 +69,15 @@ def parameters(name: str) -> dict[str, Parameter]:
       ValueError: if `name` is none that `make` knows.
     """
     return _parameters(*_find(name))
+
+
+def complete(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns flags of `make` as the family reads them: one that stands for others as those.
+
+    Two environments whose complete flags are the same, defaults included, are the same.
+    """
+    module, _ = _find(name)
+    return module.complete(flags) if hasattr(module, "complete") else dict(flags)
 
 
 def check_name(name: str) -> None:

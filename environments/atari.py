@@ -13,7 +13,8 @@ nobody reads it, after a cut it holds pixels of four frames ago.
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import ale_py.vector_env
 import numpy as np
@@ -52,6 +53,16 @@ PROTOCOLS = {
     "sticky": Protocol(repeat_probability=0.25, max_noops=0, life_loss=False),
     "classic": Protocol(repeat_probability=0.0, max_noops=30, life_loss=True),
 }
+
+
+def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns flags of `make` with the rules of a protocol in the place of its name."""
+    rules = dataclasses.asdict(PROTOCOLS[flags["protocol"]])
+    return {
+        name: rules[name] if value is None and name in rules else value
+        for name, value in flags.items()
+        if name != "protocol"
+    }
 
 
 def make(

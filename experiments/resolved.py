@@ -140,18 +140,14 @@ def rules(plan: plans.Plan, recorded: Mapping[str, Any], file: files.Path) -> di
     Of an environment that is not installed here, or is code of a stranger's, which is not run,
     they are those that are recorded, or else given.
     """
-    record = json_files.Record(str(file), (), recorded)
-    defaults: dict[str, Any] = {}
+    record, defaults = json_files.Record(str(file), (), recorded), {}
+    pairs = (flag.partition("=") for flag in plan.environment_flags)
+    found = {name.strip(): typed.parse(name, Any, value) for name, _, value in pairs}
+    found = record.get(FLAGS, dict, found)
     if not plan.code or plan.trust_code:
-        with contextlib.suppress(ImportError):
-            defaults = _defaults(environments.parameters(plan.environment))
-    if defaults:
-        _, found, _ = _flags(plan, record)
-    elif FLAGS in record:
-        found = record.get(FLAGS, dict)
-    else:
-        pairs = (flag.partition("=") for flag in plan.environment_flags)
-        found = {name.strip(): typed.parse(name, Any, value) for name, _, value in pairs}
+        with contextlib.suppress(ImportError, ValueError):
+            _, found, _ = _flags(plan, record)
+            defaults = _defaults(plan.environment)
     return {
         name: value
         for name, value in found.items()
@@ -184,16 +180,22 @@ def _flags(
     typed_ = settings.read(
         hints, plan.environment_flags, noun="flag", where=f"{plan.environment}: "
     )
-    today = {**_defaults(known), **typed_}
+    today = environments.complete(plan.environment, {**_usual(known), **typed_})
     if FLAGS not in record:
         return typed_, today, []
     saved = record.get(FLAGS, dict)
-    found = {**_read(f"{record.file}: {FLAGS}", hints, saved, today), **typed_}
+    said = {name: today[name] for name in typed_ if name in today and typed_[name] is not None}
+    found = {**_read(f"{record.file}: {FLAGS}", hints, saved, today), **said}
     changed = {name: value for name, value in found.items() if not _same(value, today[name])}
     return {**typed_, **changed}, found, _notes(saved, found, today)
 
 
-def _defaults(known: Mapping[str, environments.Parameter]) -> dict[str, Any]:
+def _defaults(environment: str) -> dict[str, Any]:
+    return environments.complete(environment, _usual(environments.parameters(environment)))
+
+
+def _usual(known: Mapping[str, environments.Parameter]) -> dict[str, Any]:
+    """Returns the defaults that JSON can hold."""
     return {
         name: parameter.default
         for name, parameter in known.items()

@@ -77,8 +77,7 @@ def check_kind(series: Iterable[collect.Series], kind: str) -> None:
     """Raises ValueError where training returns are not those of whole games."""
     for one in series:
         flags = collect.protocol(one.run) if one.environment.startswith("atari/") else {}
-        by_life = flags.get("protocol") == "classic" and flags.get("life_loss") != "false"
-        if kind == "training" and (by_life or flags.get("life_loss") == "true"):
+        if kind == "training" and flags.get("life_loss") == "true":
             raise ValueError(
                 f"{one.run.folder}: a training episode is a life there, not a game, so its return "
                 "is no score; compare evaluations, by --score evaluation"

@@ -10,7 +10,7 @@ import pytest
 
 from kullback import agents, experiments, lm
 from kullback.core import checkpoints
-from kullback.environments import toy
+from kullback.environments import atari, toy
 from kullback.experiments import mends, models, opened, resolved, run_folder, settings
 from kullback.experiments import plan as plans
 
@@ -180,6 +180,9 @@ def test_facts_are_values_and_not_texts():
 
     assert facts("repeat_probability=0.10") == facts("num_threads=3", "repeat_probability=0.1")
     assert facts("repeat_probability=0.10") != facts()
+    assert facts("protocol=sticky", "life_loss=false", "max_noops=none") == facts()
+    classic = ("repeat_probability=0", "max_noops=30", "life_loss=true")
+    assert facts("protocol=classic") == facts(*classic) != facts()
     assert facts(settings=("learning_rate=1e-4",)) == facts(settings=("learning_rate=0.0001",))
 
 
@@ -228,6 +231,23 @@ def test_a_run_that_begins_today_knows_all_mends(tmp_path: pathlib.Path):
     recorded = {"plan": plan.to_json(), **resolved.resolve(plan).to_json()}
     assert resolved.resolve(plan, json.loads(json.dumps(recorded))).notes == ()
     assert mends.since(plan, {**recorded, mends.KEY: 0})
+
+
+def test_a_protocol_that_changes_is_the_one_that_a_run_began_with(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    plan = plans.Plan(
+        agent="dqn", environment="atari/pong", environment_flags=("protocol=classic",)
+    )
+    recorded = resolved.resolve(plan).to_json()
+    assert resolved.resolve(plan, recorded).given == {"protocol": "classic"}
+    rules = dataclasses.replace(atari.PROTOCOLS["classic"], max_noops=7)
+    monkeypatch.setitem(atari.PROTOCOLS, "classic", rules)
+    named = resolved.resolve(plan, recorded)
+    assert named.given == {"protocol": "classic", "max_noops": 30}
+    assert named.notes == (
+        "the run goes on with max_noops=30, as it began; today's presets have max_noops=7",
+    )
 
 
 @pytest.mark.slow

@@ -143,7 +143,7 @@ def test_a_seed_that_is_there_twice_is_refused(tmp_path: pathlib.Path, write_run
 @pytest.mark.parametrize(
     "environment, other, flags",
     [
-        ("atari/pong", "atari/pong", ("protocol=classic",)),
+        ("atari/pong", "atari/pong", ("max_noops=30",)),
         ("atari/pong", "atari/breakout", ("max_frames=18000",)),  # Of one aggregate.
         (BREAKOUT, "minatar/asterix", ("sticky_action_prob=0.5",)),
         ("toy/chain", "toy/chain", ("length=4",)),
@@ -166,6 +166,7 @@ def test_mixed_protocols_are_refused(
     "environment, flags",
     [
         ("atari/pong", ("protocol=sticky", "num_threads=4", "max_frames=108000")),
+        ("atari/pong", ("life_loss=false", "repeat_probability=0.250")),
         (BREAKOUT, ("sticky_action_prob=0.10", "difficulty_ramping=true")),
         ("toy/chain", ("length=8", "slip=0e0")),
     ],
