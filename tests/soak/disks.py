@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.soak import files, kills, runs, server, stock, trials
 
-ROOM = 64_000  # KiB, in which all of it fits.
+ROOM = 300_000  # KiB, in which all of it fits.
 
 
 def attempt_full(

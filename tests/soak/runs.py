@@ -210,7 +210,8 @@ def digest_of(path: pathlib.Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     found: dict[str, Any] = {}
-    for file in sorted((*path.rglob("*.csv"), *path.rglob("*.jsonl"))):
+    tables = (*path.rglob("*.csv"), *path.rglob("samples.jsonl"))
+    for file in sorted(tables):
         name = str(file.relative_to(path))
         text = file.read_text("utf-8")
         found[name] = rows_of(text) if file.name == "metrics.csv" else text

@@ -3,6 +3,7 @@
 Runs save their state and go on to the same bits; what has no state to save leaves nothing.
 """
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -33,6 +34,8 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
         call = server.Call(**{**vars(call), "stdout": pipe})
     command = server.Command(call)
+    while command.is_alive() and not _hears(command.pid):
+        time.sleep(0.001)
     kills.wait_for(command, name, aim, out, expected.seconds, random)
     if way == "closed pipe":
         os.close(reader)
@@ -59,6 +62,15 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
         said = f"status {outcome.status}, and {out.name} is there; {outcome.err!r}"
         return trials.Attempt(what=what, fault="lost", said=said)
     return kills.ends_as_expected(workshop, name, out, _since(out, outcome.status), what)
+
+
+def _hears(pid: int) -> bool:
+    """Whether a process has handlers of signals: until then it ends as the system has it."""
+    with contextlib.suppress(OSError):
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+        return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+    return False
 
 
 def _since(out: pathlib.Path, status: int) -> int | None:

@@ -38,7 +38,7 @@ CLASHES = {
     ).split(),
     "train_gkd": ("--teacher=toy --teacher= --reward=exact --set=student_fraction=2").split(),
     "train_rlhf": ("--teacher=sft --num-envs=3 --set=samples_per_prompt=1").split(),
-    "train_rewards": ("--reward=exact --set=dropout=1 --set=batch_size=100000").split(),
+    "train_rewards": ("--reward=exact --set=dropout=1").split(),
     "resume": ("--seed=1 --set=epsilon=0 --out=new --steps=1 --num-seeds=2").split(),
     "evaluate": (
         "--samples=2 --best-of=2 --reward=exact --seed=7 tokens/arithmetic --overlong=drop "
@@ -49,7 +49,7 @@ CLASHES = {
         "--max-new-tokens=999999"
     ).split(),
     "generate": (
-        "--prompts=prompts.jsonl --top-p=2 --top-p=0 --temperature=-1 --chat --stop-token=99999 "
+        "--prompts=prompts.jsonl --top-p=2 --top-p=0 --temperature=-1 --stop-token=99999 "
         f"--top-k=-1 --prompt={NO_TEXT} --max-new-tokens=1000000"
     ).split(),
     "export": ("--seed=9 --trust-code=1 second").split(),
