@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             attempt = CATEGORIES[name].attempt(workshop, random, number)
         except trials.Untried as error:
             attempt = trials.Attempt(what=f"{name} {number}", fault="untried", said=str(error))
+        except trials.Failed as error:  # What it was to be compared with.
+            attempt = trials.Attempt(what=f"{name} {number}", fault="lost", said=str(error))
         ledger.add(name, number, attempt)
         if attempt.fault in trials.FAULTS:
             again = f"--seed {options.seed} --only {name} --number {number}"

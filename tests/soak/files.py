@@ -225,7 +225,7 @@ def reference(workshop: trials.Workshop, name: str) -> dict[str, Any]:
         call = workshop.call(scratch, *reader.command.split(), environment=keeps)
         outcome = server.run(call, server.Limits(seconds=300))
         if outcome.status:
-            raise RuntimeError(f"{name} failed on whole files: {outcome.err}")
+            raise trials.Failed(f"{name} failed on whole files: {outcome.err}")
         note.write_text(json.dumps(result(scratch, reader, outcome)))
     return json.loads(note.read_text())
 

@@ -98,7 +98,7 @@ KINDS = {
         "--set=reference=moving-average",
         ("sft",),
     ),
-    "rlef": Kind(f"train rlef tokens/arithmetic {SFT} --steps=6 --reward=exact {ACTED}", ("sft",)),
+    "rlef": Kind(f"train rlef tokens/arithmetic {SFT} --steps=6 --reward=exact {TEXTS}", ("sft",)),
     "warp": Kind(
         f"train warp tokens/arithmetic {SFT} --steps=8 --reward=length {ACTED} --set=members=2 "
         "--set=member_steps=2",
@@ -178,10 +178,10 @@ def reference(workshop: trials.Workshop, name: str) -> Reference:
         call = workshop.call(workshop.home, *begin(workshop, name, name), environment=keeps)
         outcome = server.run(call, server.Limits(seconds=400))
         if outcome.status:
-            raise RuntimeError(f"the undisturbed {name} failed: {outcome.err}")
+            raise trials.Failed(f"the undisturbed {name} failed: {outcome.err}")
         digest = server.compute(digest_of, path)
         if not digest:
-            raise RuntimeError(f"the undisturbed {name} left nothing to compare")
+            raise trials.Failed(f"the undisturbed {name} left nothing to compare")
         note.write_text(json.dumps({"seconds": outcome.seconds, "digest": digest}))
     noted = json.loads(note.read_text())
     return Reference(path, noted["seconds"], noted["digest"])

@@ -29,6 +29,10 @@ class Untried(Exception):
     """The machine does not allow an attempt; the message says what is missing."""
 
 
+class Failed(Exception):
+    """Work that nothing disturbed has failed; the message says of which kind, and how."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt:
     """One thing that was tried."""

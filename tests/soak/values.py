@@ -42,7 +42,7 @@ CLASHES = {
     "resume": ("--seed=1 --set=epsilon=0 --out=new --steps=1 --num-seeds=2").split(),
     "evaluate": (
         "--samples=2 --best-of=2 --reward=exact --seed=7 tokens/arithmetic --overlong=drop "
-        "--max-new-tokens=2 --video=film.txt --video=nowhere/x/film.gif"
+        "--max-new-tokens=2 --video=film.txt"
     ).split(),
     "evaluate_texts": (
         "--video=film.gif --seed=7 --max-steps=3 toy/chain --max-prompt-length=1 "
@@ -55,7 +55,7 @@ CLASHES = {
     "export": ("--seed=9 --trust-code=1 second").split(),
     "merge": ("--rate=0.5 --t=0.5 --weights=1 --base=toy --interpolation=2 --group=layer").split(),
     "merge_slerp": ("--rate=0.5 --t=2 --t=-1 --weights=1 --interpolation=-0.1").split(),
-    "report": ("--baseline=nobody --denominator=human --steps=1 --out=notes.txt").split(),
+    "report": ("--baseline=nobody --steps=1 --out=notes.txt").split(),
     "sweep": ("--jobs=1.5 --ray=nowhere:1 second.toml").split(),
     "reproduce": ("--set=num_garnets=0 --mdp=notes.txt --set=discount=1 --set=rates=").split(),
     "entailment": ("--set=steps=0 --set=max_length=1 --set=learning_rate=nan").split(),
