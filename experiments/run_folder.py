@@ -256,6 +256,7 @@ def _checked(record: json_files.Record) -> dict[str, Any]:
     """
     record.record("plan")
     record.record("spec", {}).get("frames_per_step", int, 1)
+    record.record("data", {}).get("rule", int, 1)
     record.record("versions", {})
     record.get("loop", str, "host")
     record.list_of("resumed", dict, [])

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from kullback.core import files, folders
-from kullback.lm import bert, hugging_face_config
+from kullback.core import files, folders, json_files
+from kullback.lm import bert, vocabulary
 
 _TOKENIZER, _VOCABULARY, _SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
 _COMPANIONS = (_VOCABULARY, _SETTINGS, "special_tokens_map.json")
@@ -137,7 +137,7 @@ def read(folder: files.Path, config: bert.Config) -> Words:
       ValueError: if there is none, or it lacks the special tokens of its kind.
     """
     folder = pathlib.Path(folder)
-    inner = _tokenizer(folder, config.kind)
+    inner, file, has_expression = _tokenizer(folder, config.kind)
     inner.no_truncation()
     inner.no_padding()
     inner.encode_special_tokens = True  # "[SEP]" in a text is text: no text can end itself.
@@ -157,7 +157,11 @@ def read(folder: files.Path, config: bert.Config) -> Words:
     sources = {name: path.read_bytes() for name, path in found.items()}
     sources[_TOKENIZER] = inner.to_str().encode()
 
+    one = vocabulary.guarded(inner, file, has_expression)
+
     def encode(texts: Sequence[str]) -> list[list[int]]:
+        if has_expression:  # One that the library may give up: by itself, so that it is named.
+            return [one(text).ids for text in texts]
         found = inner.encode_batch([*texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
@@ -172,18 +176,29 @@ def read(folder: files.Path, config: bert.Config) -> Words:
     )
 
 
-def _tokenizer(folder: pathlib.Path, kind: str) -> tokenizers.Tokenizer:
+def _tokenizer(folder: pathlib.Path, kind: str) -> tuple[Any, str, bool]:
+    """Returns the library's tokenizer, its file, and whether that brings a regular expression."""
     found = folders.present(folder, (_TOKENIZER, _VOCABULARY, _SETTINGS))
     if _TOKENIZER in found:
-        return tokenizers.Tokenizer.from_str(found[_TOKENIZER].read_text())
+        file = str(found[_TOKENIZER])
+        data = found[_TOKENIZER].read_bytes()
+        record = json_files.parse(data, file)
+        return vocabulary.read_library(record, data), file, vocabulary.has_expression(record)
     if kind != "bert" or _VOCABULARY not in found:
         also = f" nor {_VOCABULARY}" if kind == "bert" else ""
         raise ValueError(f"{folder} has no {_TOKENIZER}{also}")
-    fields = hugging_face_config.read_json(found[_SETTINGS]) if _SETTINGS in found else {}
-    made = tokenizers.BertWordPieceTokenizer(
-        str(found[_VOCABULARY]),
-        lowercase=fields.get("do_lower_case", True),
-        strip_accents=fields.get("strip_accents"),
-        handle_chinese_chars=fields.get("tokenize_chinese_chars", True),
-    )
-    return tokenizers.Tokenizer.from_str(made.to_str())
+    fields = json_files.Record(_SETTINGS, (), {})
+    if _SETTINGS in found:
+        fields = json_files.read(found[_SETTINGS])
+    options = {
+        "lowercase": fields.get("do_lower_case", bool, True),
+        "strip_accents": fields.get("strip_accents", bool, None),
+        "handle_chinese_chars": fields.get("tokenize_chinese_chars", bool, True),
+    }
+    try:
+        made = tokenizers.BertWordPieceTokenizer(str(found[_VOCABULARY]), **options)
+    except Exception as error:  # The library raises plain ones.
+        raise ValueError(
+            f"{found[_VOCABULARY]} is no vocabulary, a piece a line: {error}"
+        ) from None
+    return tokenizers.Tokenizer.from_str(made.to_str()), str(found[_VOCABULARY]), False

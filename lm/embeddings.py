@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, finite, folders, trees, types, weights
+from kullback.core import files, finite, folders, json_files, trees, types, weights
 from kullback.lm import bert_folder, bert_words, hugging_face_config
 
 MODEL_TYPE = "kullback-embeddings"
@@ -160,9 +160,9 @@ def load(folder: files.Path) -> Model:
       CorruptError: if the head cannot be read.
     """
     folder = pathlib.Path(folder)
-    kind = hugging_face_config.read_json(hugging_face_config.config_file(folder)).get("model_type")
-    if kind != MODEL_TYPE:
-        raise ValueError(f"{folder}: model_type must be {MODEL_TYPE!r}, got {kind!r}")
+    fields = json_files.read(hugging_face_config.config_file(folder))
+    if fields.get("model_type", str, None) != MODEL_TYPE:
+        raise fields.error("model_type", repr(MODEL_TYPE))
     file = folders.inside(folder, HEAD)
     classifier = bert_folder.load(folders.subfolder(folder, "encoder"))
     x = jax.ShapeDtypeStruct((1, 2 * classifier.model.config.embed_dim + 2), jnp.float32)

@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import hashlib
 import math
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +20,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from kullback.core import files, finite, types
+from kullback.core import files, finite, json_files, types
 from kullback.environments import tokens
 from kullback.lm import bert_folder, bert_words, embeddings, hugging_face_config, tokenizer
 
@@ -79,8 +78,8 @@ def load(folder: files.Path, config: Config | None = None) -> Entailment:
       ValueError: if it is of another architecture, has no class "entailment", or cannot be read.
     """
     config = config or Config()
-    kind = hugging_face_config.read_json(pathlib.Path(folder) / "config.json").get("model_type")
-    if kind == embeddings.MODEL_TYPE:
+    fields = json_files.read(hugging_face_config.config_file(folder))
+    if fields.get("model_type", str, None) == embeddings.MODEL_TYPE:
         model = embeddings.load(folder)
         words, probability = model.encoder.words, embeddings.probability(model, config.batch_size)
     else:

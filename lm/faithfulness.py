@@ -12,16 +12,16 @@ lm/corruptions.py.
 """
 
 import importlib.util
-import json
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.optimize
 import scipy.special
 
+from kullback.core import json_files
 from kullback.lm import corruptions
 
 Split = Literal["train", "val", "test"]
@@ -71,26 +71,32 @@ def read_papers(split: Split) -> list[Paper]:
     """The papers of a split of ACLSum: 100 to train on, 50 to choose by, 100 to test on.
 
     Raises:
-      ValueError: where the package `aclsum`, whose data this is, is not installed.
+      ValueError: where the package `aclsum`, whose data this is, is not installed, or is damaged.
     """
-    folder = data_folder("aclsum", "dataset")
-    lines = (folder / f"{split}.jsonl").read_text().splitlines()
-    return [_paper(json.loads(line)) for line in lines]
+    path = data_folder("aclsum", "dataset") / f"{split}.jsonl"
+    lines = path.read_bytes().splitlines()
+    return [paper(json_files.parse(line, f"{path}:{n}")) for n, line in enumerate(lines, 1)]
 
 
-def _paper(row: dict[str, Any]) -> Paper:
-    sections = tuple(tuple(sentences) for sentences in row["sentences"].values())
+def paper(row: json_files.Record) -> Paper:
+    """Returns a paper as a row of ACLSum has it.
+
+    Raises:
+      ValueError: if the row lacks something, or has it of another type.
+    """
+    said = row.record("sentences")
+    sections = {name: said.list_of(name, str) for name, _ in said.items()}
     summaries = []
     for aspect in ASPECTS:
-        marks = row["highlights"][aspect]
-        behind = tuple(
-            sentence
-            for section, sentences in row["sentences"].items()
-            for sentence, mark in zip(sentences, marks[section], strict=True)
-            if mark
-        )
-        summaries.append((row["summary"][aspect], behind))
-    return Paper(row["id"], sections, tuple(summaries))
+        marks = row.record("highlights").record(aspect)
+        behind: list[str] = []
+        for name, sentences in sections.items():
+            of_section = marks.list_of(name, (bool, int))
+            if len(of_section) != len(sentences):
+                raise marks.error(name, f"a mark for each of {len(sentences)} sentences")
+            behind += (s for s, mark in zip(sentences, of_section, strict=True) if mark)
+        summaries.append((row.record("summary").get(aspect, str), tuple(behind)))
+    return Paper(row.get("id", str), tuple(map(tuple, sections.values())), tuple(summaries))
 
 
 def pairs(

@@ -43,8 +43,9 @@ def fields(folder: pathlib.Path) -> dict[str, Field]:
     if path is None:
         return {}
     found: dict[str, Any] = {"operator": operator(folder)}
-    outer = hugging_face_config.read_json(path)
-    is_gemma = str(outer.get("model_type")).startswith("gemma3")
+    record = json_files.read(path)
+    outer = dict(record.items())
+    is_gemma = record.get("model_type", str, "").startswith("gemma3")
     if is_gemma:
         config, words = hugging_face_config.read(folder), _tokenizer(folder)
         if words is not None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kullback.core import files, finite, trees, types
+from kullback.core import files, finite, json_files, trees, types
 from kullback.lm import gemma, hugging_face_config, tensor_files
 
 # The longer ones first: the last is a part of the second.
@@ -94,8 +94,8 @@ def load(
     _check(folder, leaves, text, tensors)
     if head is not None:
         _check_head(folder, tensors[head], tensors[text["embed_tokens.weight"]], head)
-    elif not hugging_face_config.read_json(hugging_face_config.config_file(folder)).get(
-        "tie_word_embeddings", True
+    elif not json_files.read(hugging_face_config.config_file(folder)).get(
+        "tie_word_embeddings", bool, True
     ):
         raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
     named = {}

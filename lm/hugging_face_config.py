@@ -98,15 +98,6 @@ def config_file(folder: files.Path) -> pathlib.Path:
     return folders.inside(folder, path.name)
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-      ValueError: if there is no such file, or no object in it.
-    """
-    return dict(json_files.read(path).items())
-
-
 def to_json(config: gemma.Config, dtype: str) -> dict[str, Any]:
     """The fields of config.json for Gemma3ForCausalLM, in both dialects.
 

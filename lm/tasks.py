@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from kullback.core import files, names
+from kullback.core import files, json_files, names
 from kullback.lm import batches, data, preferences, splits
 from kullback.lm.tokenizer import Tokenizer
 
@@ -171,12 +171,14 @@ def summaries(config: Summaries) -> Task:
     def rows(split: Split, words: Tokenizer | None) -> list[Row]:
         del words  # Nothing is ids.
         made = []
-        for where, paper in data.read_rows(_aclsum() / f"{split}.jsonl"):
-            sentences = (s for section in config.sections for s in paper["sentences"][section])
-            document = f"{paper['title']}\n\n{' '.join(sentences)}"
+        for where, row in data.read_rows(_aclsum() / f"{split}.jsonl"):
+            paper = json_files.Record(where, (), row)
+            sections = paper.record("sentences")
+            sentences = (s for section in config.sections for s in sections.list_of(section, str))
+            document = f"{paper.get('title', str)}\n\n{' '.join(sentences)}"
             for aspect in config.aspects:
                 prompt = f"{document}\n\nThe {aspect} in one sentence:\n"
-                made.append(_row(where, prompt, paper["summary"][aspect]))
+                made.append(_row(where, prompt, paper.record("summary").get(aspect, str)))
         return made
 
     _aclsum()

@@ -14,7 +14,6 @@ import numpy as np
 from kullback.core import folders, json_files, weights
 from kullback.core.weights import FLOATS as FLOATS
 from kullback.core.weights import Tensor as Tensor
-from kullback.lm import hugging_face_config
 
 logger = logging.getLogger(__name__)
 
@@ -92,9 +91,10 @@ def _without_tied_head(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict
     if head is None or len(embeddings) != 1:
         return tensors
     found = folders.present(folder, ("config.json",)).get("config.json")
-    config = {} if found is None else hugging_face_config.read_json(found)
-    is_gemma = str(config.get("model_type")).startswith("gemma")  # Tied, unless said otherwise.
-    if not config.get("tie_word_embeddings", is_gemma):
+    config = json_files.Record("", (), {}) if found is None else json_files.read(found)
+    # Tied, unless said otherwise.
+    is_gemma = config.get("model_type", str, "").startswith("gemma")
+    if not config.get("tie_word_embeddings", bool, is_gemma):
         return tensors
     if not equal(tensors[head], tensors[embeddings[0]]):
         raise ValueError(f"{folder}: {head} must equal {embeddings[0]}, to which it is tied")

@@ -42,16 +42,8 @@ def from_json(data: bytes, file: str) -> Vocabulary:
       ValueError: if it is none, or its pieces are not such as we can decode in chunks.
     """
     record = json_files.parse(data, file)
-    model = record.record("model", json_files.Record(file, ("model",), {}))
-    _check_ids(model, record, len(data))
     to_bytes = _piece_decoder(record.record("decoder", None), file)
-    try:
-        with _quietly():
-            inner = tokenizers.Tokenizer.from_str(data.decode("utf-8-sig"))
-    except BaseException as error:  # The library raises plain ones, and its panics are no others.
-        if not isinstance(error, Exception) and not _is_panic(error):
-            raise
-        raise ValueError(f"{file}: the tokenizers library cannot read it ({error})") from None
+    inner = read_library(record, data)
     inner.no_truncation()
     inner.no_padding()
     inner.encode_special_tokens = True  # That is: "<bos>" in a text is text.
@@ -68,8 +60,8 @@ def from_json(data: bytes, file: str) -> Vocabulary:
             pieces.append(b"" if added[i].special else added[i].content.encode())
         else:
             pieces.append(b"" if name is None else to_bytes(name))
-    run = _guarded(inner, file, _has_expression(record))
-    unknown = model.get("unk_token", str, None)
+    run = guarded(inner, file, has_expression(record))
+    unknown = model_of(record).get("unk_token", str, None)
     return Vocabulary(
         encode=lambda text: run(text).ids,
         spans=lambda text: run(text).offsets,
@@ -78,6 +70,33 @@ def from_json(data: bytes, file: str) -> Vocabulary:
         unk_id=None if unknown is None else vocabulary.get(unknown),
         defaults={role: f"<{role}>" for role in ("bos", "eos", "pad")},
     )
+
+
+def read_library(record: json_files.Record, data: bytes) -> Any:
+    """Returns what the tokenizers library makes of a tokenizer.json.
+
+    Args:
+      record: what the file holds.
+      data: the file's bytes.
+
+    Raises:
+      ValueError: if the library refuses it, or it names ids that the file has no room for.
+    """
+    file = record.file
+    _check_ids(model_of(record), record, len(data))
+    try:
+        with _quietly():
+            return tokenizers.Tokenizer.from_str(data.decode("utf-8-sig"))
+    except BaseException as error:  # The library raises plain ones, and its panics are no others.
+        if not isinstance(error, Exception) and not _is_panic(error):
+            raise
+        said = " ".join(str(error).split())
+        raise ValueError(f"{file}: the tokenizers library cannot read it ({said})") from None
+
+
+def model_of(record: json_files.Record) -> json_files.Record:
+    """Returns the model of a tokenizer.json, which may be absent."""
+    return record.record("model", json_files.Record(record.file, ("model",), {}))
 
 
 def from_sentencepiece(data: bytes, file: str) -> Vocabulary:
@@ -223,7 +242,7 @@ def _fallback_bytes(piece: str) -> bytes:
     return piece.replace(_SPACE, " ").encode()
 
 
-def _has_expression(record: json_files.Record) -> bool:
+def has_expression(record: json_files.Record) -> bool:
     """Returns whether a tokenizer.json brings a regular expression of its own."""
     pending = [record.values.get(key) for key in ("normalizer", "pre_tokenizer")]
     while pending:
@@ -237,15 +256,20 @@ def _has_expression(record: json_files.Record) -> bool:
     return False
 
 
-def _guarded(inner: Any, file: str, has_expression: bool) -> Callable[[str], Any]:
+def guarded(inner: Any, file: str, is_quiet: bool) -> Callable[[str], Any]:
     """Returns the library's encoding of a text, whose panics are one line.
 
     A regular expression that backtracks without end is given up by the library, which panics.
+
+    Args:
+      inner: the library's tokenizer.
+      file: its file's name, for messages.
+      is_quiet: whether to hold back what the library prints, for one that may panic.
     """
 
     def run(text: str) -> Any:
         try:
-            with _quietly() if has_expression else contextlib.nullcontext():
+            with _quietly() if is_quiet else contextlib.nullcontext():
                 return inner.encode(text, add_special_tokens=False)
         except BaseException as error:
             if not _is_panic(error):

@@ -67,13 +67,20 @@ def fault_of(read: Callable[[], Any], name: str) -> str:
     return ""
 
 
-def check(path: pathlib.Path, read: Callable[[], Any], *, line: int | None = None) -> None:
+def check(
+    path: pathlib.Path,
+    read: Callable[[], Any],
+    *,
+    line: int | None = None,
+    most: int | None = None,
+) -> None:
     """Damages a file, one value at a time, and puts it back.
 
     Args:
       path: of a JSON file.
       read: reads it, and whatever else its user needs.
       line: of JSONL, which one is damaged; None is a file of one value.
+      most: damages, spread over the file; None is all.
 
     Raises:
       AssertionError: with a line for each damage that is not taken as it should be.
@@ -83,7 +90,8 @@ def check(path: pathlib.Path, read: Callable[[], Any], *, line: int | None = Non
     lines = sound.decode().splitlines()
     faults = []
     try:
-        for damaged in variants(sound.decode() if line is None else lines[line]):
+        found = [*variants(sound.decode() if line is None else lines[line])]
+        for damaged in found[:: 1 if most is None else -(-len(found) // most)]:
             text = damaged.text
             if line is not None:
                 text = "".join(f"{x}\n" for x in (*lines[:line], text, *lines[line + 1 :]))
