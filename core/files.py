@@ -17,6 +17,7 @@ from kullback.core import folders, json_files, typed
 
 TEMPORARY = ".tmp-"  # Begins the name of whatever is not whole yet, or is about to go.
 MANIFEST = "manifest.json"
+_FORMULAS = "=+-@\t\r\n"  # Begin what a spreadsheet runs, or what it leaves out before that.
 
 Path = str | os.PathLike[str]
 
@@ -43,8 +44,11 @@ def atomic_path(path: Path) -> Iterator[pathlib.Path]:
             sync(temporary)
             os.replace(temporary, path)
             _sync(path.parent)
-    finally:
-        remove(temporary)  # There only if something raised.
+    except BaseException:
+        # Threads of a write that failed may still add to the folder: its error is the one to tell.
+        with contextlib.suppress(OSError):
+            remove(temporary)
+        raise
 
 
 @contextlib.contextmanager
@@ -70,13 +74,32 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table whole or not at all: columns as the first row names them; no rows, no text."""
-    text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    atomic_write_text(path, text.getvalue())
+    """Writes a table whole or not at all: columns as the first row names them; no rows, no text.
+
+    Numbers read back the same, and texts too, but for those that a spreadsheet would run as a
+    formula: they begin with an apostrophe.
+    """
+    lines = [dict(zip(rows[0], rows[0], strict=True)), *rows] if rows else []
+    atomic_write_text(path, "".join(_line(row, list(rows[0])) for row in lines))
+
+
+def _line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Returns a row of a table with its end."""
+    text, end = io.StringIO(), "\r\n"  # With this end, cells that have a part of it are quoted.
+    writer = csv.DictWriter(text, columns, lineterminator=end)
+    writer.writerow({key: _plain(value) for key, value in row.items()})
+    return text.getvalue().removesuffix(end) + "\n"
+
+
+def _plain(cell: Any) -> Any:
+    """Returns a cell of a table as one that no spreadsheet takes for a formula."""
+    if not isinstance(cell, str) or len(cell) < 2 or cell[0] not in _FORMULAS:
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell  # A number below 0.
 
 
 def _sync(path: pathlib.Path) -> None:

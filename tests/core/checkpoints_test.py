@@ -538,3 +538,27 @@ def test_the_files_are_for_others_to_read(three_steps: pathlib.Path):
     assert contents["step"] == 2
     assert contents["leaves"]["x"] == [[64], "float32", None]
     assert contents["leaves"]["key"] == [[], "key<fry>", "threefry2x32"]
+
+
+FULL = """
+import pathlib, resource, sys
+import numpy as np
+from kullback.core import checkpoints
+
+state = {f"x{n}": np.random.default_rng(n).normal(size=200_000) for n in range(12)}
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+for n in range(20):
+    try:
+        checkpoints.save(pathlib.Path(sys.argv[1]) / str(n), 1, state, {})
+    except OSError as error:
+        print("cannot be written" in str(error))
+"""
+
+
+def test_a_write_that_fails_tells_of_nothing_else(tmp_path):
+    # As on a full disk: several writes fail, and others find the writer gone.
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["True"] * 20
+    assert "Event loop" not in done.stderr and "Traceback" not in done.stderr

@@ -148,6 +148,18 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path: pathlib.Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_no_cell_of_a_table_is_a_formula(tmp_path: pathlib.Path):
+    path = tmp_path / "table.csv"
+    bad = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", '=HYPERLINK("x","y")']
+    numbers = ["-0.5", "+3", "-inf", "-1e-05", "-"]
+    files.write_csv(path, [{"=head": text, "n": -0.5} for text in (*bad, *numbers)])
+    with path.open(newline="") as file:
+        (head, *_), *rows = csv.reader(file)
+    assert head == "'=head"
+    assert [row[0] for row in rows] == [*(f"'{text}" for text in bad), *numbers]
+    assert {row[1] for row in rows} == {"-0.5"}
+
+
 def test_a_table_reads_back(tmp_path: pathlib.Path):
     path = tmp_path / "table.csv"
     rows = [{"eta": 0.1, "name": "a,b"}, {"eta": 1.0, "name": 'says "c"'}]
