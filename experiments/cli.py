@@ -1,6 +1,7 @@
 """The `kullback` command. Nothing heavy is imported before it is known that there is work."""
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,9 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"arguments must be UTF-8, got {argument!a}", 2)
     parser = _parser()
     options = parser.parse_args(arguments)
-    if vars(options).pop("prints_only"):
-        return _run(options)
-    with display.outliving():
+    outlives = contextlib.nullcontext() if vars(options).pop("prints_only") else display.outliving()
+    with display.plain(), outlives:
         return _run(options)
 
 
@@ -73,10 +73,7 @@ def _fail(message: str, status: int) -> int:
 
 def _line(message: str) -> str:
     """A message on one line, which no terminal takes for anything but text."""
-    words = " ".join(message.split())
-    return "kullback: " + "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in words
-    )
+    return f"kullback: {display.line(message)}"
 
 
 class _Parser(argparse.ArgumentParser):

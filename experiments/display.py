@@ -1,15 +1,35 @@
-"""What a command prints outlives its reader: where a pipe is closed, the work goes on unseen."""
+"""What a command prints: text that no terminal obeys, and that outlives its reader.
+
+Where a pipe is closed, the work goes on unseen. Names and texts of others may hold control
+characters, which move a terminal's cursor, rewrite lines or set its title: on a terminal they are
+spelled. Files and pipes get what there is.
+"""
 
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterator
 from typing import TextIO
 
+# Control characters but for ends of lines and tabs, what turns the direction of writing, and halves
+# of surrogate pairs, which no terminal takes.
+_OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-class _Outliving(io.TextIOBase):
-    """A stream of text that turns into the null device once nobody takes what is written."""
+
+def printable(text: str) -> str:
+    r"""Returns a text as a terminal may have it: an escape character becomes "\x1b"."""
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def line(text: str) -> str:
+    """Returns a text on one line, as a terminal may have it."""
+    return printable(" ".join(text.split()))
+
+
+class _Through(io.TextIOBase):
+    """A stream of text that hands everything to another."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -28,17 +48,47 @@ class _Outliving(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, s: str) -> int:
+        return self._stream.write(s)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class _Outliving(_Through):
+    """Turns into the null device once nobody takes what is written."""
+
+    def write(self, s: str) -> int:
         try:
-            return self._stream.write(s)
+            return super().write(s)
         except OSError:
             drop(self._stream)
             return len(s)
 
     def flush(self) -> None:
         try:
-            self._stream.flush()
+            super().flush()
         except OSError:
             drop(self._stream)
+
+
+class _Plain(_Through):
+    """A terminal that is given text alone."""
+
+    def write(self, s: str) -> int:
+        super().write(printable(s))
+        return len(s)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Lets a block print to a terminal only what it does not obey; errors have their own line."""
+    before = sys.stdout
+    if before is not None and before.isatty():
+        sys.stdout = _Plain(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
 
 
 @contextlib.contextmanager

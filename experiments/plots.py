@@ -1,9 +1,11 @@
 """Pictures of runs, drawn from their rows."""
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,6 +14,17 @@ from matplotlib.ticker import EngFormatter
 from kullback.core import files
 
 
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Draws and saves the pictures of a block with names that are only text.
+
+    Matplotlib reads what stands between two "$" as mathematics, also in the name of a file.
+    """
+    with matplotlib.rc_context({"text.parse_math": False}):
+        yield
+
+
+@plain_text()
 def learning_curve(
     rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str, *, of_language: bool = False
 ) -> None:

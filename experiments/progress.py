@@ -9,6 +9,8 @@ from types import TracebackType
 import rich.console
 import rich.progress
 
+from kullback.experiments import display
+
 
 class Progress:
     """A live bar on a terminal; elsewhere a plain line now and then."""
@@ -17,17 +19,20 @@ class Progress:
     SPEED_SECONDS = 30.0  # Speed is measured over these: warming up is much faster than learning.
 
     def __init__(self, label: str, done: int, total: int, quiet: bool = False):
-        self._console = rich.console.Console(file=sys.stderr, quiet=quiet)
+        # Names of files are no markup: "[/red]" would be an error.
+        self._console = rich.console.Console(
+            file=sys.stderr, quiet=quiet, markup=False, emoji=False
+        )
         self._live = self._console.is_terminal or self._console.is_jupyter
-        self._label, self._total, self._done = label, total, done
+        self._label, self._total, self._done = display.line(label), total, done
         self._last_line = time.monotonic()
         self._seen = collections.deque([(self._last_line, done)])
         self._value, self._metric = float("nan"), "return"
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(bar_width=20),
             rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
-            rich.progress.TextColumn("{task.fields[metric]} {task.fields[value]}"),
+            rich.progress.TextColumn("{task.fields[metric]} {task.fields[value]}", markup=False),
             rich.progress.TextColumn("{task.fields[speed]} steps/s"),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
@@ -35,7 +40,13 @@ class Progress:
             transient=False,
         )
         self._task = self._bar.add_task(
-            label, total=total, completed=done, metric="return", value="-", speed="-", start=True
+            self._label,
+            total=total,
+            completed=done,
+            metric="return",
+            value="-",
+            speed="-",
+            start=True,
         )
 
     def __enter__(self) -> "Progress":
@@ -84,4 +95,4 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(display.printable(text), highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kullback.core import files, names
+from kullback.experiments import plots
 from kullback.experiments.report import (
     aggregates,
     collect,
@@ -63,7 +64,7 @@ def write(
         )
     compared = {family.name: _comparisons(family, score, steps) for family in families}
     old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
-    with files.atomic_path(folder) as temporary:
+    with files.atomic_path(folder) as temporary, plots.plain_text():
         temporary.mkdir()
         written = page.Page(temporary, _title(families))
         _introduction(written, families, labels, score)

@@ -1,5 +1,6 @@
 """Tests of experiments/display.py: a reader that goes away ends no work."""
 
+import io
 import pathlib
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from kullback import experiments
+from kullback.experiments import display
 
 PROGRAM = pathlib.Path(sys.executable).with_name("kullback")
 
@@ -38,3 +40,33 @@ def test_a_run_is_trained_whoever_reads(reader: str, tmp_path: pathlib.Path):
 def test_what_only_prints_ends_as_others_do():
     done = shell('(sleep 1; "$@"; echo $? >&2) | true', "list")
     assert done.stderr == "141\n"
+
+
+class Terminal(io.StringIO):
+    def __init__(self, is_one: bool):
+        super().__init__()
+        self._is_one = is_one
+
+    def isatty(self) -> bool:
+        return self._is_one
+
+
+EVIL = "\x1b]0;title\x07a\x9bb\rc\u202ed\tee\n\udcff"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_is_given_text_alone(is_terminal: bool, monkeypatch: pytest.MonkeyPatch):
+    stream = Terminal(is_terminal)
+    monkeypatch.setattr(sys, "stdout", stream)
+    with display.plain():
+        print(EVIL, end="", flush=True)
+        assert sys.stdout.isatty() is is_terminal
+    assert sys.stdout is stream
+    spelled = "\\x1b]0;title\\x07a\\x9bb\\rc\\u202ed\tee\n\\udcff"
+    assert stream.getvalue() == (spelled if is_terminal else EVIL)  # A file has what there is.
+
+
+def test_words_of_any_language_are_left_as_they_are():
+    text = "\N{ALEF SYMBOL} \N{MAN}\N{ZERO WIDTH JOINER}\N{WOMAN}\N{NO-BREAK SPACE}x"
+    assert display.printable(text) == text
+    assert display.line("a\n\tb\x1b") == "a b\\x1b"

@@ -116,3 +116,10 @@ def test_a_drawing_that_fails_leaves_the_one_before(
         plots.learning_curve(rows(1, 5), tmp_path / "curve.png", "")
     assert (tmp_path / "curve.png").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_name_is_no_mathematics(drawn: dict[str, np.ndarray], tmp_path: pathlib.Path):
+    path = tmp_path / "curve.png"
+    plots.learning_curve(rows(1, 3), path, r"sft on tokens/jsonl:$\frac$.jsonl")
+    with PIL.Image.open(path) as picture:
+        assert picture.size == (768, 480) and drawn

@@ -111,3 +111,17 @@ def test_another_metric_than_the_return(capsys: pytest.CaptureFixture[str]):
     with progress.Progress("sft tokens/arithmetic", 0, 10) as bar:
         bar.update(10, 1.5, "loss")
     assert "step 10 of 10, loss 1.50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_name_is_neither_markup_nor_a_control_character(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    if is_terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "xterm")
+    with progress.Progress("sft [/red]:smile:\x1b[2Jx\ny", 0, 100) as bar:
+        bar.say("[/b] \x1b]0;title\x07")
+        bar.update(100)
+    said = re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert r"sft [/red]:smile:\x1b[2Jx y" in said and r"[/b] \x1b]0;title\x07" in said

@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import json
 import pathlib
 import re
 from collections.abc import Callable
@@ -304,3 +305,25 @@ def test_the_head_of_a_column_stands_over_its_numbers(tmp_path: pathlib.Path):
     parsed = Parsed((tmp_path / page.INDEX).read_text())
     classes = [[given.get("class") for tag, given in parsed.tags if tag == t] for t in ("th", "td")]
     assert classes == [[None, "number", "number", None, "long"]] * 2
+
+
+def test_what_runs_say_is_text_and_nothing_else(tmp_path: pathlib.Path, write_run: WriteRun):
+    evil = r"<script>alert(1)</script>$\frac$"
+    for name, value in (("a", "=1+1"), ("b", evil)):
+        run = write_run(
+            tmp_path / "runs" / name,
+            "sft",
+            f"tokens/jsonl:{evil}.jsonl",
+            config={"learning": {evil: value}},
+            extra=lambda seed, step: {f"=loss {evil}": 1.0 + seed},
+            settings=(f"learning_rate={1 + (name == 'b')}",),
+        )
+        line = {"step": 400, "seed": 0, "prompt": evil, "completion": evil}
+        (run / "samples.jsonl").write_text(json.dumps(line) + "\n")
+    index = report.write([tmp_path / "runs"], tmp_path / "out", say=lambda line: None)
+    text = index.read_text()
+    assert "<script" not in text and "&lt;script&gt;alert(1)" in text
+    for table in (tmp_path / "out").glob("*.csv"):
+        with table.open(newline="") as file:
+            cells = [cell for row in csv.reader(file) for cell in row]
+        assert not [cell for cell in cells if cell.startswith(("=", "@"))]
