@@ -266,7 +266,7 @@ def check_writable(path: Path) -> None:
     """
     path = pathlib.Path(path)
     if not typed.is_unicode(os.fspath(path)):  # It could be neither written down nor shown.
-        raise ValueError(f"{os.fspath(path)!a} cannot be written: a name must be UTF-8")
+        raise ValueError(f"{os.fspath(path)!a} cannot be written (names are UTF-8); choose another")
     try:
         with contextlib.suppress(FileNotFoundError):
             os.lstat(path)

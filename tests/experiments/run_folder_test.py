@@ -4,8 +4,10 @@ import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from kullback.experiments import owner, plan, run_folder
@@ -200,6 +202,37 @@ def test_a_plan_that_cannot_be_is_refused(change: dict):
     saved = plan.Plan(agent="dqn", environment="toy/chain").to_json()
     with pytest.raises(ValueError):
         plan.Plan.from_json({**saved, **change})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"steps": "100"}, "steps must be int, got '100'"),
+        ({"steps": 2**31}, "steps must lie in [0, 2,000,000,000], got 2147483648"),
+        ({"num_envs": 1e3}, "num_envs must be int, got 1000.0"),
+        ({"num_envs": 10**18}, "num_envs must lie in [0, 1,048,576], got 1000000000000000000"),
+        ({"num_seeds": 3 * 10**9}, "num_seeds must lie in [1, 10,000], got 3000000000"),
+        ({"eval_episodes": 10**12}, "eval_episodes must lie in [1, 1,000,000], got 1000000000000"),
+        ({"eval_every": float("nan")}, "eval_every must be int, got nan"),
+        ({"log_every": 10**13}, "log_every must lie in [0, 1,000,000,000,000], got 10000000000000"),
+        ({"eval_max_steps": 2**40}, "eval_max_steps must lie in [0, 2,000,000,000], got"),
+        ({"seed": 2**70}, "seed must be int, got 1180591620717411303424"),
+        ({"seed": True}, "seed must be int, got True"),
+        ({"settings": (1,)}, "settings must be tuple[str, ...], got (1,)"),
+        ({"settings": ("\udcff=1",)}, "settings must be tuple[str, ...], got ('\\udcff=1',)"),
+    ],
+)
+def test_numbers_and_types_of_a_plan_have_limits_in_python_too(
+    fields: dict[str, Any], message: str
+):
+    with pytest.raises(ValueError) as error:
+        plan.Plan(agent="dqn", environment="toy/chain", **fields)
+    assert str(error.value).startswith(message)
+
+
+def test_numbers_of_numpy_are_taken():
+    made = plan.Plan(agent="dqn", environment="toy/chain", steps=np.int64(5), seed=np.int32(3))  # pyright: ignore[reportArgumentType]
+    assert json.loads(json.dumps(made.to_json()))["steps"] == 5 and type(made.seed) is int
 
 
 def test_settings_of_what_is_handed_over_would_be_ignored_and_are_refused():
