@@ -59,12 +59,12 @@ def loss(
       ValueError: for another choice, or a divergence that does not go with it.
     """
     distillation.check_choice("targets", choice, Choice)
+    if num_targets < 1:
+        raise ValueError(f"num_targets must be >= 1, got {num_targets}; Gemma 3 takes 256")
     if choice == "full":
         plain = distillation.named(divergence, temperature, teacher_divergence)
         return lambda student, teacher, keys: plain(student, teacher)
     distillation.check_temperature(temperature)
-    if num_targets < 1:
-        raise ValueError(f"num_targets must be >= 1, got {num_targets}; Gemma 3 takes 256")
     if choice != "top-k" and divergence != "kl":
         raise ValueError(
             f"drawn targets are learnt by cross-entropy, divergence=kl, got {divergence!r}; "

@@ -263,6 +263,7 @@ def test_the_teacher_gets_no_gradient():
         (lambda: tuning.Config(chunk=0), "chunk must be >= 1, got 0"),
         (lambda: gkd.Config(targets="set", divergence="jsd-0.5"), "got 'jsd-0.5'; targets=top-k"),
         (lambda: gkd.Config(targets="top-k", num_targets=0), "num_targets must be >= 1, got 0"),
+        (lambda: gkd.Config(num_targets=-5), "num_targets must be >= 1, got -5"),
         (
             lambda: gkd.make(MODEL, MODEL, gkd.Config(targets="top-k", num_targets=999)),
             "num_targets must be < [0-9]*, the vocabulary, got 999",
