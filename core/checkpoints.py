@@ -175,7 +175,7 @@ def _prune(folder: pathlib.Path, new: pathlib.Path, keep: int) -> None:
     best = max(saved, key=lambda one: (one.score(), one.step))
     kept = {new, best.path, *(one.path for one in saved[-keep:])}
     for path in folder.glob("[0-9]*"):
-        if path not in kept:
+        if _NAME.fullmatch(path.name) and path not in kept:
             files.remove(path)
 
 

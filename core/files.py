@@ -121,7 +121,7 @@ def sync(path: pathlib.Path) -> None:
 def remove(path: Path) -> None:
     """Deletes a file or folder that may not be there; a kill never leaves half a folder."""
     path = pathlib.Path(path)
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # Of a link, the link.
         if not path.name.startswith(TEMPORARY):
             path = path.rename(path.parent / (TEMPORARY + path.name))
         shutil.rmtree(path)

@@ -6,10 +6,11 @@ are followed. One place beside is known: Hugging Face's cache keeps the files of
 `snapshots/REVISION` as links to `blobs`, two folders up.
 """
 
+import itertools
 import os
 import pathlib
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 Path = str | os.PathLike[str]
 
@@ -43,6 +44,32 @@ def present(folder: Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
     """
     folder = pathlib.Path(folder)
     return {name: inside(folder, name) for name in names if os.path.lexists(folder / name)}
+
+
+def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Checks, before anything in a folder is written, moved or deleted, where its links lead.
+
+    Args:
+      folder: which the user named; it may be a link itself.
+      names: what of it is looked at, with what is inside; None is all.
+
+    Raises:
+      ValueError: for the first that leads out of it.
+    """
+    folder = pathlib.Path(folder)
+    homes = _homes(folder.resolve())
+    tops = [folder / name for name in (os.listdir(folder) if names is None else names)]
+    for path in itertools.chain(tops, *map(_below, tops)):
+        if path.is_symlink():
+            target = pathlib.Path(os.path.realpath(path))
+            if not any(target.is_relative_to(home) for home in homes):
+                raise ValueError(f"{path} is a link out of the folder, to {target}; refused")
+
+
+def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields files and folders under a folder; links are not followed."""
+    for home, subfolders, names in os.walk(folder):
+        yield from (pathlib.Path(home) / name for name in (*subfolders, *names))
 
 
 def _found(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from kullback import lm
+from kullback.core import folders
 from kullback.experiments import plan as plans
 from kullback.experiments import run_folder
 
@@ -64,10 +65,12 @@ def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
       trust_code: whether modules that its plan names may run, see `Plan.require_trust`.
 
     Raises:
-      ValueError: if this is no run, or its config.json is damaged.
+      ValueError: if this is no run, its config.json is damaged, or something in it is a link out
+        of it: what would go on with the run might write there, or delete.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
     config = folder.config()
+    folders.check_links(path)
     plan = plans.Plan.from_json(config["plan"], trust_code=trust_code, file=folder.config_file)
     parts = {seed: run_folder.RunFolder(folder.path / f"seed_{seed}") for seed in plan.seeds}
     begun = {seed: part for seed, part in parts.items() if part.config_file.is_file()}

@@ -21,7 +21,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kullback.core import files, json_files
+from kullback.core import files, folders, json_files
 from kullback.experiments import (
     interrupts,
     limits,
@@ -94,9 +94,9 @@ def sweep(
     if not quiet:
         for line in _listing(checked, folder, retry_diverged):
             say(line)
-    folders = [folder / run["name"] for run in checked["runs"]]
+    homes = [folder / run["name"] for run in checked["runs"]]
     if dry_run or not todo:
-        return folders
+        return homes
     # Ray first: an address that is none should leave nothing behind.
     workers = _workers(checked, ray, jobs, cores)
     record = {
@@ -117,9 +117,9 @@ def sweep(
     if failures:
         lines = [f"{job.name}: {outcome.error} (log: {job.log})" for job, outcome in failures]
         raise Failed(
-            "\n".join([f"{len(lines)} of {len(folders)} runs failed, the rest is finished", *lines])
+            "\n".join([f"{len(lines)} of {len(homes)} runs failed, the rest is finished", *lines])
         )
-    return folders
+    return homes
 
 
 def recorded(folder: pathlib.Path) -> list[json_files.Record]:
@@ -176,6 +176,7 @@ def _check(
     dry_run: bool,
 ) -> dict[str, Any]:
     """All runs, checked: see `sweep_runs.runs`, which a process of its own computes."""
+    folders.check_links(folder, (RECORD, LOGS))  # Both are written.
     question = {
         "sweep": asked,
         "out": str(folder),

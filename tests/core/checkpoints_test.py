@@ -372,6 +372,14 @@ def test_the_last_and_the_best_are_kept(tmp_path: pathlib.Path):
     assert_identical(checkpoints.restore(tmp_path, 4, small(0))[0], small(4))
 
 
+def test_nothing_but_checkpoints_is_pruned(tmp_path: pathlib.Path):
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "photo").write_text("of somebody")
+    for step in range(3):
+        checkpoints.save(tmp_path, step, {}, {}, keep=1)
+    assert (tmp_path / "2024" / "photo").is_file() and checkpoints.steps(tmp_path) == [2]
+
+
 def test_of_equal_scores_that_are_kept_the_newest_is_best(tmp_path: pathlib.Path):
     for step in range(3):
         checkpoints.save(tmp_path, step, small(step), {"score": 1.0})

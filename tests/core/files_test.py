@@ -174,3 +174,12 @@ def test_a_table_reads_back(tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match="dict contains fields not in fieldnames"):
         files.write_csv(path, [{"a": 1}, {"a": 1, "b": 2}])
     assert path.read_text() == ""  # What was there is kept.
+
+
+def test_of_a_link_the_link_is_removed(tmp_path: pathlib.Path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("folder")
+    files.remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (tmp_path / "folder" / "file").read_text() == "kept"

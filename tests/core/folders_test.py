@@ -67,6 +67,26 @@ def test_folders_inside(folder, tmp_path):
             folders.subfolder(folder, name)
 
 
+def test_links_are_looked_at_however_deep(folder, tmp_path):
+    folders.check_links(folder)
+    (folder / "within").symlink_to("parts")
+    (folder / "parts" / "back").symlink_to(folder)
+    (folder / "parts" / "circle").symlink_to("circle")
+    folders.check_links(folder)
+    for place, target in (
+        (folder / "top", tmp_path),
+        (folder / "parts" / "deep", "../../secret"),
+        (folder / "parts" / "dangling", tmp_path / "nothing"),
+    ):
+        place.symlink_to(target)
+        with pytest.raises(ValueError, match=f"{place.name} is a link out of the folder"):
+            folders.check_links(folder)
+        with pytest.raises(ValueError, match=f"{place.name} is a link out of the folder"):
+            folders.check_links(folder, ("parts", "top", "none"))
+        folders.check_links(folder, ("a.safetensors", "none"))
+        place.unlink()
+
+
 def test_links_out_are_refused(folder, tmp_path):
     (folder / "link").symlink_to("../secret")
     (folder / "outside").symlink_to(tmp_path)

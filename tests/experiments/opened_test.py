@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from kullback.experiments import opened, plan, run_folder
+from kullback.experiments import opened, plan, run_folder, training
 
 
 def run(path: pathlib.Path, **fields: object) -> pathlib.Path:
@@ -62,3 +62,18 @@ def test_a_number_of_seeds_is_not_believed(tmp_path: pathlib.Path):
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"num_seeds must lie in \[1, 10,000\], got 2147483646"):
         opened.open(path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["checkpoints", "metrics.csv", "tensorboard", "seed_0/replay", "checkpoints/000000000001"],
+)
+def test_a_run_whose_parts_are_elsewhere_is_not_gone_on_with(place: str, tmp_path: pathlib.Path):
+    path = run(tmp_path / "run")
+    (path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / "photos" / "2024").mkdir(parents=True)
+    (path / place).symlink_to(tmp_path / "photos")
+    for use in (opened.open, opened.find, training.resume):
+        with pytest.raises(ValueError, match=f"{place} is a link out of the folder"):
+            use(path)
+    assert [one.name for one in (tmp_path / "photos").iterdir()] == ["2024"]

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from kullback.core import checkpoints
-from kullback.experiments import cli, models, run_folder
+from kullback.experiments import cli, models, run_folder, sweeps
 from kullback.experiments import plan as plans
 from kullback.lm import gemma, hugging_face, tokenizer
 
@@ -91,7 +91,6 @@ def test_a_model_leads_nowhere_but_into_its_folder(change, home, capsys):
 def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
     words = home / "run" / "tokenizer"
     (words / "evil.py").write_text("")
-    (words / "notes.txt").symlink_to(home.parent / "key")
     command = ("export", str(home / "run"), "--out")
     assert cli.main((*command, str(home / "out"))) == 0
     kept = {"config.json", "generation_config.json", WEIGHTS}
@@ -111,3 +110,14 @@ def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
     words.symlink_to(home.parent / "words")
     assert cli.main((*command, str(home / "none"))) == 2
     assert "tokenizer is a link out of the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["logs", "sweep.json"])
+def test_a_sweep_writes_where_no_link_leads(name, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    asked = {"agents": ["dqn"], "environments": ["toy/chain"]}
+    with pytest.raises(ValueError, match=f"{name} is a link out of the folder"):
+        sweeps.sweep(asked, out=tmp_path / "out")
+    assert not any((tmp_path / "elsewhere").iterdir())
