@@ -60,6 +60,7 @@ def train(
     run_folder.check_free(path)
     with contextlib.ExitStack() as stack:
         probe = stack.enter_context(work.built())
+        work.check_arena()
         config = {
             "plan": plan.to_json(),
             **_details(probe),
@@ -128,6 +129,7 @@ def resume(
         work = _Work(named, agent or plan.agent, environment or plan.environment, config)
         with contextlib.ExitStack() as stack:
             probe = stack.enter_context(work.built(folder.path))
+            work.check_arena()
             for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
                 key = f"{name}_sha256"
                 if plan.is_language and probe[1].details().get(key) != config.get(key):
@@ -205,6 +207,17 @@ class _Work:
             return environment.spec
         return inputs.as_recorded(environment.spec, self.config)
 
+    def check_arena(self) -> None:
+        """Makes what a user's function evaluates in, which is checked, and closes it again.
+
+        Raises:
+          ValueError: if it is not what was asked for, which is better known before training.
+        """
+        plan = self.names.plan
+        if self.is_given and plan.eval_every:
+            with plans.closing(self.make_arena(plan.eval_episodes)):
+                pass
+
     @contextlib.contextmanager
     def built(self, home: pathlib.Path | None = None) -> Iterator[tuple[types.Agent, Any]]:
         """Makes the agent and what it acts in, which is closed when the block ends.
@@ -221,9 +234,6 @@ class _Work:
             yield setup.agent, setup
             return
         with plans.closing(self.make_environment(plan.num_envs)) as environment:
-            if self.is_given and plan.eval_every:
-                with plans.closing(self.make_arena(plan.eval_episodes)):
-                    pass  # It is what was asked for, which is better known before training.
             agent = self.make_agent(self.spec(environment))
             _learning_begins(agent, environment)
             yield agent, environment
