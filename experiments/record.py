@@ -46,7 +46,7 @@ class Record:
           marks: of the checkpoint; without them, or where a file is not as they say, which a user
             has accepted, rows up to `steps` are kept.
         """
-        marks = marks or {}
+        marks = _checked(marks, self._folder) or {}
         data = _prefix(self._folder.metrics_file, marks.get(METRICS))
         self._metrics.begin(_rows_until(self._folder, steps) if data is None else data)
         kept = self._folder.rows()
@@ -144,8 +144,8 @@ def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> 
     meta = checkpoints.newest_meta(folder.checkpoints)
     if meta is None:
         return []
-    marks = meta.get(META)
-    if not isinstance(marks, dict):
+    marks = _checked(meta.get(META), folder)
+    if marks is None:
         try:
             rows = folder.rows()
         except ValueError as error:
@@ -159,6 +159,24 @@ def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> 
         if mark in marks and _prefix(path, marks[mark]) is None:
             found.append(_difference(path, marks[mark]["bytes"]))
     return found
+
+
+def _checked(marks: Any, folder: RunFolder) -> Marks | None:
+    """Returns what a checkpoint says of the record; None for one of an older version.
+
+    Raises:
+      ValueError: if it is not as `Record.marks` gives it.
+    """
+    if marks is None:
+        return None
+    file = f"{folder.checkpoints}: contents.json"
+    record = json_files.Record(file, ("meta",), {META: marks}).record(META)
+    record.record(CONFIG).record("plan", {}).get("steps", int, 0)
+    for name in (METRICS, SAMPLES):
+        mark = record.record(name, {})
+        if name in record and mark.get("bytes", int) + mark.get("crc32", int) < 0:
+            raise record.error(name, "of numbers >= 0")
+    return marks
 
 
 def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

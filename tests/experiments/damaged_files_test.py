@@ -1,10 +1,12 @@
 """What a run's files hold of other types than were written, in every reader of them."""
 
+import json
 import pathlib
 import shutil
 
 import pytest
 
+from kullback.core import files
 from kullback.experiments import models, opened, record, run_folder, sweeps
 from kullback.experiments.report import collect, language, page, sections
 from tests import damage
@@ -59,3 +61,21 @@ def test_record_of_a_sweep(old: pathlib.Path):
         {run.get("name", str): run.get("threads", int) for run in sweeps.recorded(old / "sweep")}
 
     damage.check(old / "sweep" / "sweep.json", read)
+
+
+def test_what_a_checkpoint_says_of_the_record(old: pathlib.Path):
+    folder = run_folder.RunFolder(old / "host")
+    config = folder.config()
+    checkpoint = sorted(folder.checkpoints.iterdir())[-1]
+    contents = json.loads((checkpoint / "contents.json").read_text())
+    sizes = {"bytes": 0, "crc32": 0}
+    marks = {"config": config, "metrics.csv": sizes, "samples.jsonl": sizes}
+    faults = []
+    for damaged in damage.variants(json.dumps(marks)):
+        contents["meta"]["record"] = json.loads(damaged.text)
+        (checkpoint / "contents.json").write_text(json.dumps(contents))
+        (checkpoint / "manifest.json").unlink()
+        files.write_manifest(checkpoint)
+        fault = damage.fault_of(lambda: record.complaints(folder, config, 100), "contents.json")
+        faults += [f"{damaged.where}: {fault}"] if fault else []
+    assert not faults, "\n".join(faults)
