@@ -294,11 +294,11 @@ def _example(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
         forms = "; ".join(" and ".join(sorted(form, reverse=True)) for form in _FORMS)
         raise ValueError(f"keys {sorted(row)}; expected those of one form: {forms}")
     document = row.get(_DOCUMENT, "")
-    check_string(_DOCUMENT, document)
+    _check_string(_DOCUMENT, document)
     if "messages" in keys:
         example = _conversation(_messages(row["messages"]), tokenizer)
     elif "text" in keys:
-        check_string("text", row["text"])
+        _check_string("text", row["text"])
         example = Example((tokenizer.bos_id,), _completion("text", row["text"], tokenizer))
     else:
         target = "completion" if "completion" in keys else "target"
@@ -337,7 +337,7 @@ def _messages(value: Any) -> list[dict[str, str]]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"message {n + 1} must be an object with role and content")
         for key in ("role", "content"):
-            check_string(f"{key} of message {n + 1}", message[key])
+            _check_string(f"{key} of message {n + 1}", message[key])
     return value
 
 
@@ -391,11 +391,11 @@ def _ids(name: str, value: Any, tokenizer: Tokenizer) -> list[int]:
         return list(value)
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string or a list of ids, got {_kind(value)}")
-    check_string(name, value)
+    _check_string(name, value)
     return tokenizer.encode(value)
 
 
-def check_string(name: str, value: Any) -> None:
+def _check_string(name: str, value: Any) -> None:
     """Refuses, by a ValueError that begins with `name`, what is no string that UTF-8 can write."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {_kind(value)}")

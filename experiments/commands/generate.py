@@ -41,8 +41,6 @@ def _generate(options: argparse.Namespace) -> int:
         temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
     )
     is_one = options.prompt is not None
-    if is_one:
-        data.check_string("--prompt", options.prompt)
     checkpoint = models.load(options.model).reading(options.control_tokens or "text")
     words = checkpoint.tokenizer
     spelled: list[tuple[str, str]] = []  # Where control tokens are spelled, and which.
