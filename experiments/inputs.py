@@ -8,7 +8,8 @@ import numpy as np
 
 from kullback.core import networks, types
 
-RULES = "input_rules"  # Key of config.json's spec; what version 0.1 wrote has none.
+# Key of config.json's spec, where the rules make a difference; what version 0.1 wrote has none.
+RULES = "input_rules"
 _RECORDED = ("shape", "dtype", "num_actions", "frames_per_step")
 
 
@@ -19,8 +20,17 @@ def details(spec: types.Spec) -> dict[str, Any]:
         "dtype": np.dtype(spec.dtype).name,
         "num_actions": spec.num_actions,
         "frames_per_step": spec.frames_per_step,
-        RULES: spec.input_rules,
+        **({} if _reads_alike(spec) else {RULES: spec.input_rules}),
     }
+
+
+def _reads_alike(spec: types.Spec) -> bool:
+    """Whether all versions read such observations alike: of those runs may be compared."""
+    if spec.bounds is not None and networks.unscalable(spec.bounds):
+        return False
+    is_stack, is_planes = spec.frame_stack > 1, np.dtype(spec.dtype) == np.bool_
+    has_bytes = np.dtype(spec.dtype) == np.uint8
+    return is_stack or is_planes or not (has_bytes or len(spec.shape) == 3)
 
 
 def as_recorded(spec: types.Spec, config: Mapping[str, Any]) -> types.Spec:
@@ -39,6 +49,8 @@ def as_recorded(spec: types.Spec, config: Mapping[str, Any]) -> types.Spec:
                 f"the run was trained on {name} {recorded[name]} and this environment has "
                 f"{found[name]}; hand over the environment that it was trained in"
             )
+    if _reads_alike(spec):
+        return spec
     rules = recorded.get(RULES, 1)
     if rules not in (1, types.Spec.input_rules):
         raise ValueError(
@@ -50,25 +62,24 @@ def as_recorded(spec: types.Spec, config: Mapping[str, Any]) -> types.Spec:
 
 def notes(spec: types.Spec) -> list[str]:
     """Returns what a user should know of how torsos read such observations, a line each."""
-    apart = networks.unscalable(spec.bounds) if spec.bounds is not None else []
-    has_bytes = np.dtype(spec.dtype) == np.uint8 and spec.frame_stack == 1
+    if _reads_alike(spec):
+        return []
     if spec.input_rules == 1:
-        if not apart and not has_bytes:
-            return []
         return [
             "note: this run began with version 0.1 and reads observations as it did: bytes "
-            "unscaled but in Nature's network, declared bounds of any width as a scale; a new run "
-            "would not"
+            "unscaled but in Nature's network, declared bounds of any width as a scale, pictures "
+            "as grids; a new run would not"
         ]
     found = []
-    if apart:
+    if apart := networks.unscalable(spec.bounds) if spec.bounds is not None else []:
         shown = ", ".join(map(str, apart[:10])) + (", ..." if len(apart) > 10 else "")
         found.append(
             f"note: {len(apart)} of {spec.shape[0]} dimensions of the observation are not scaled "
             f"({shown}): their declared bounds are equal, not finite in float32, or more than "
             f"{networks.WIDEST:,.0f} apart"
         )
-    if has_bytes and spec.largest_byte == 255 and networks.is_grid(spec):
+    is_bytes = np.dtype(spec.dtype) == np.uint8
+    if is_bytes and spec.largest_byte == 255 and networks.is_grid(spec):
         found.append(
             f"note: bytes of shape {spec.shape} are read as fractions of 255, which the "
             "environment declares as their largest; if they are categories, declare how many"

@@ -114,13 +114,30 @@ def _values(run, params, x) -> np.ndarray:
         ({"shape": [4]}, r"trained on shape \[4\] and this environment has \[3\]"),
         ({"num_actions": 5}, "trained on num_actions 5 and this environment has 2"),
         ({"dtype": "uint8"}, "trained on dtype uint8 and this environment has float32"),
-        ({"input_rules": "2"}, r"config\.json: spec\.input_rules must be 1 or 2, got '2'"),
     ],
 )
 def test_another_environment_than_was_trained_in_is_refused(change, message):
     assert inputs.as_recorded(SPEC, {"spec": inputs.details(SPEC)}) == SPEC
     with pytest.raises(ValueError, match=message):
         inputs.as_recorded(SPEC, {"spec": {**inputs.details(SPEC), **change}})
+
+
+def test_rules_are_recorded_where_they_make_a_difference():
+    wide = types.Spec(shape=(1,), dtype=np.float32, num_actions=2, bounds=((-HUGE,), (HUGE,)))
+    ram = types.Spec(shape=(128,), dtype=np.uint8, num_actions=2)
+    picture = types.Spec(shape=(3, 64, 64), dtype=np.float32, num_actions=2)
+    for spec in (wide, ram, picture):
+        assert inputs.details(spec)["input_rules"] == 2
+        old = inputs.as_recorded(spec, {"spec": {"shape": list(spec.shape)}})
+        assert old.input_rules == 1 and len(inputs.notes(old)) == 1
+        with pytest.raises(ValueError, match=r"spec\.input_rules must be 1 or 2, got '2'"):
+            inputs.as_recorded(spec, {"spec": {**inputs.details(spec), "input_rules": "2"}})
+    narrow = types.Spec(shape=(1,), dtype=np.float32, num_actions=2, bounds=((0,), (1,)))
+    atari = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=2, frame_stack=4)
+    minatar = types.Spec(shape=(10, 10, 4), dtype=np.bool_, num_actions=2)
+    for spec in (SPEC, narrow, atari, minatar):  # Old runs and new ones are put together.
+        assert "input_rules" not in inputs.details(spec) and inputs.notes(spec) == []
+        assert inputs.as_recorded(spec, {"spec": {"shape": list(spec.shape)}}) == spec
 
 
 @pytest.mark.parametrize(
