@@ -5,7 +5,7 @@ tick does, so acting lags learning by that tick, always: one seed decides a run.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -276,13 +276,29 @@ def play(
     learner: types.LearnerState,
     env_steps: int,
     seed: int,
-    on_tick: Callable[[types.HostEnvironment], None] = lambda environment: None,
     limit: int = loops.EVALUATION_LIMIT,
 ) -> loops.Episodes:
     """Plays one episode a row, B of them, as `actor_params` says for evaluation.
 
-    `on_tick` sees the environment before each tick; after `limit` ticks what still runs is cut.
+    After `limit` ticks what still runs is cut.
     """
+    ticks = playing(agent, environment, learner, env_steps, seed, limit)
+    while True:
+        try:
+            next(ticks)
+        except StopIteration as end:
+            return end.value
+
+
+def playing(
+    agent: types.Agent,
+    environment: types.HostEnvironment,
+    learner: types.LearnerState,
+    env_steps: int,
+    seed: int,
+    limit: int,
+) -> Generator[None, None, loops.Episodes]:
+    """Plays as `play` does, and stops before each tick: the environment may be drawn then."""
     params = agent.actor_params(learner, _count(env_steps), True)
     key = loops.evaluation_key(jax.random.key(seed), env_steps)
     step = jax.jit(agent.policy.step)
@@ -291,7 +307,7 @@ def play(
     total = np.zeros(environment.num_envs)
     done = np.zeros(environment.num_envs, bool)
     for tick in range(limit):
-        on_tick(environment)
+        yield
         action, memory, _ = step(
             params, timestep.observation, memory, jax.random.fold_in(key, tick)
         )

@@ -73,21 +73,14 @@ class Run:
             if isinstance(environment, types.Environment):
                 yield from _compiled_frames(self, environment, limit)
                 return
-            pictures: list[np.ndarray] = []
-            host.play(
-                self.agent,
-                environment,
-                self.learner,
-                self.env_steps,
-                self.seed,
-                on_tick=lambda env: pictures.append(env.render()),
-                limit=limit,
-            )
-        yield from pictures
+            for _ in host.playing(
+                self.agent, environment, self.learner, self.env_steps, self.seed, limit
+            ):
+                yield environment.render()
 
     def export(self, path: str | pathlib.Path) -> None:
-        """Writes the parameters that act as safetensors."""
-        acting = self.acting()
+        """Writes the parameters that act in training as safetensors: all there are of them."""
+        acting = self.agent.actor_params(self.learner, jnp.asarray(self.env_steps), False)
         params = acting["params"] if isinstance(acting, dict) and "params" in acting else acting
         checkpoints.export_params(path, params)
 

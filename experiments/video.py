@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import pathlib
 import subprocess
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 
 import imageio_ffmpeg
 import numpy as np
@@ -40,24 +41,42 @@ def write(frames: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: i
 
 
 def _write_gif(pictures: Iterable[np.ndarray], path: pathlib.Path, frames_per_second: int) -> int:
-    packed = [_packed(picture) for picture in pictures]
-    colours, counts = _counted(packed)
+    film = _Film(pictures)
+    colours, counts = _counted(film)
     palette, nearest = _palette(_rgb(colours), counts)
-    images = []
-    for frame in packed:  # One palette for the whole film keeps its colours still.
-        image = Image.fromarray(nearest[np.searchsorted(colours, frame)])
-        image.putpalette(palette.tobytes())
-        images.append(image)
-    images[0].save(
+
+    def images() -> Iterator[Image.Image]:
+        for frame in film:  # One palette for the whole film keeps its colours still.
+            image = Image.fromarray(nearest[np.searchsorted(colours, frame)])
+            image.putpalette(palette.tobytes())
+            yield image
+
+    following = images()
+    next(following).save(
         path,
         format="GIF",
         save_all=True,
-        append_images=images[1:],
+        append_images=following,
         duration=10 * round(100 / frames_per_second),  # A GIF counts hundredths of a second.
         loop=0,
         optimize=False,  # Would give each frame a palette of its own.
     )
-    return len(images)
+    return len(film)
+
+
+class _Film:
+    """Frames, uint32 [H, W], that are read twice; compressed, as a film may have thousands."""
+
+    def __init__(self, pictures: Iterable[np.ndarray]):
+        packed = map(_packed, pictures)
+        self._frames = [(frame.shape, zlib.compress(frame.tobytes(), 1)) for frame in packed]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for shape, data in self._frames:
+            yield np.frombuffer(zlib.decompress(data), np.uint32).reshape(shape)
 
 
 def _palette(rgb: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -174,6 +174,27 @@ def test_what_is_made_is_closed(num_seeds, tmp_path):
     assert Place.open == 0
 
 
+def test_a_film_is_made_as_the_episode_goes_on(tmp_path):
+    run = train(Place, tmp_path / "run")
+    done = []
+
+    class Watched(Place):
+        def render(self) -> np.ndarray:
+            done.append("drawn")
+            return super().render()
+
+        def recv(self) -> types.TimeStep:
+            done.append("stepped")
+            return super().recv()
+
+    film = experiments.load(run, environment=Watched).frames()
+    next(film)
+    assert done == ["drawn"]
+    next(film)
+    assert done == ["drawn", "stepped", "drawn"]
+    film.close()
+
+
 def test_what_is_made_is_closed_on_errors(tmp_path):
     def no_agent(spec: types.Spec) -> types.Agent:
         raise ValueError("no agent")

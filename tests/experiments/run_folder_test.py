@@ -252,7 +252,6 @@ def test_config_json_says_how_to_repeat_the_run(chain_run):
         "dtype": "float32",
         "num_actions": 2,
         "frames_per_step": 1,
-        "input_rules": 2,
     }
     assert config["loop"] == "compiled"
     assert config["versions"]["jax"] == jax.__version__
