@@ -96,7 +96,8 @@ def make(
         L = mean_B w CE(m, softmax(logits(s_tm1, a_tm1)))
 
     Args:
-      network: of logits; noise of its own is drawn anew for each of the passes.
+      network: of logits; noise of its own is drawn anew for each of the passes, and left out where
+        the agent is evaluated (Dopamine's eval_mode).
       spec: of the environment.
       atoms: what the masses stand on.
       config: settings of the family.
@@ -147,4 +148,5 @@ def make(
         policies.epsilon_greedy_of_random(action_values),
         config,
         algorithm,
+        evaluated=network.without_noise,
     )

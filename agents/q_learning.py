@@ -184,6 +184,7 @@ def assemble(
     config: Any,
     algorithm: Any = None,
     init_aux: Callable[[types.Params], Any] = lambda params: None,
+    evaluated: Callable[[types.Params], types.Params] = lambda params: params,
 ) -> types.Agent:
     """The agent of a loss: Adam, a periodic target named "periodic", annealed exploration.
 
@@ -196,6 +197,7 @@ def assemble(
       config: `Config`, or another of such settings.
       algorithm: as for `make`.
       init_aux: params -> what the loss carries from step to step.
+      evaluated: online parameters -> those that act in evaluation.
     """
     learner = learners.sgd(
         init_params=init_params,
@@ -215,7 +217,7 @@ def assemble(
     return types.Agent(
         policy=policy,
         learner=learner,
-        actor_params=_online(config),
+        actor_params=_online(config, evaluated),
         replay=replay,
         config=config if algorithm is None else algorithm,
     )
@@ -229,7 +231,9 @@ def action_gap(q: jax.Array) -> jax.Array:
     return jnp.max(q) - jnp.max(others)
 
 
-def _online(config: Any) -> Callable[[types.LearnerState, types.Array, bool], Any]:
+def _online(
+    config: Any, evaluated: Callable[[types.Params], types.Params]
+) -> Callable[[types.LearnerState, types.Array, bool], Any]:
     """Online parameters act, with epsilon annealed as in Dopamine: 1 during the warm-up."""
     schedule = optax.linear_schedule(
         init_value=1.0,
@@ -242,6 +246,7 @@ def _online(config: Any) -> Callable[[types.LearnerState, types.Array, bool], An
 
     def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
         epsilon = config.epsilon_evaluate if evaluate else schedule(env_steps)
-        return {"params": state.params, "epsilon": jnp.asarray(epsilon, jnp.float32)}
+        params = evaluated(state.params) if evaluate else state.params
+        return {"params": params, "epsilon": jnp.asarray(epsilon, jnp.float32)}
 
     return actor_params

@@ -3,6 +3,7 @@
 Shape letters: B batch, A actions, N quantiles or atoms, D features. A torso gives [B, D].
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ class RandomNetwork(NamedTuple):
 
     init: Callable[[types.Key, Any], types.Params]  # (key, observation [B, ...]) -> params.
     apply: Callable[[types.Params, types.Key, Any], jax.Array]  # (params, key, observation).
+    # params -> params with which it draws none: of noisy layers the means are left.
+    without_noise: Callable[[types.Params], types.Params]
 
 
 class QuantileNetwork(NamedTuple):
@@ -65,7 +68,8 @@ def categorical(
         return logits
 
     transformed = hk.transform(forward)
-    return RandomNetwork(transformed.init, transformed.apply)
+    means = _without_noise if noise else lambda params: params
+    return RandomNetwork(transformed.init, transformed.apply, means)
 
 
 def quantiles(torso: networks.Torso, num_actions: int, num_quantiles: int) -> QuantileNetwork:
@@ -142,11 +146,26 @@ def noisy_linear(size: int, sigma_0: float) -> Callable[[jax.Array], jax.Array]:
         sigma = hk.initializers.Constant(sigma_0 / np.sqrt(inputs))
         noise_in, noise_out = map(_signed_root, (_normal(inputs), _normal(size)))
         mean = networks.linear(size)(x)
-        spread = hk.Linear(size, w_init=sigma, b_init=sigma, name="noise")
+        spread = hk.Linear(size, w_init=sigma, b_init=sigma, name=_NOISE)
         # The outer product need not be formed: the noise scales what goes in and what comes out.
         return mean + spread(x * noise_in[None]) * noise_out[None]
 
     return apply
+
+
+_NOISE = "noise"  # Module of what scales it; a second one is called noise_1.
+
+
+def _without_noise(params: types.Params) -> types.Params:
+    """Returns parameters whose noise is scaled by 0."""
+
+    def scales_noise(module: str) -> bool:
+        return re.fullmatch(rf"(.*/)?{_NOISE}(_\d+)?", module) is not None
+
+    return {
+        module: jax.tree.map(jnp.zeros_like, leaves) if scales_noise(module) else leaves
+        for module, leaves in params.items()
+    }
 
 
 def _normal(size: int) -> jax.Array:

@@ -52,6 +52,12 @@ def _evaluated_by_lives(plan: plans.Plan, recorded: Recorded) -> bool:
     return _is_evaluated_game(plan, recorded) and plan.family == "atari" and by_lives
 
 
+def _is_evaluated_with_noise(plan: plans.Plan, recorded: Recorded) -> bool:
+    config = recorded.get("config")
+    noise = config.get("noise", 0) if isinstance(config, Mapping) else 0
+    return _is_evaluated_game(plan, recorded) and plan.agent == "rainbow" and noise != 0
+
+
 def _learns_from_empty_slots(plan: plans.Plan, recorded: Recorded) -> bool:
     config = recorded.get("config")
     leaves = dict(_sizes(config)) if isinstance(config, Mapping) else {}
@@ -141,5 +147,10 @@ MENDS = (
         _is_entailed,
         "an answer without a word, a lone dot say, now has an entailment reward's least; before, "
         "the model judged it",
+    ),
+    Mend(
+        _is_evaluated_with_noise,
+        "evaluations now act by the means of noisy layers, as Dopamine's do; before, noise was "
+        "drawn there too",
     ),
 )

@@ -198,6 +198,27 @@ def test_the_full_rainbow_draws_noise_to_act_and_to_learn():
     assert min(jax.tree.leaves(moved)) > 0  # Noise's scales are learnt too.
 
 
+def test_the_full_rainbow_is_evaluated_by_the_means_of_its_noisy_layers():
+    config = rainbow.full(dataclasses.replace(rainbow.presets("toy"), hidden=8))
+    agent = rainbow.make(None, SPEC, config)
+    state = agent.learner.init(jax.random.key(0))
+    step = jax.jit(agent.policy.step)
+    observation = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
+
+    def actions(evaluate: bool) -> np.ndarray:
+        acting = agent.actor_params(state, np.asarray(0), evaluate)
+        keys = map(jax.random.key, range(5))
+        return np.stack([step(acting, observation, None, key)[0] for key in keys])
+
+    assert np.all(actions(True) == actions(True)[0])
+    assert np.any(actions(False) != actions(False)[0])
+    means = agent.actor_params(state, np.asarray(0), True)["params"]
+    zeroed = {name for name in means if not np.any(means[name]["w"])}
+    # A hidden and a last layer in each of two streams; nothing else is left out.
+    assert zeroed == {"noise", "noise_1", "noise_2", "noise_3"} <= set(state.params)
+    assert all(np.all(state.params[name]["w"] != 0) for name in zeroed)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -226,6 +226,36 @@ def test_a_run_is_told_of_the_mends_that_concern_it():
     assert mended("compiled", num_envs=128) == {2, 3}
 
 
+@pytest.mark.parametrize(("noise", "said"), [(0.5, 1), (0.0, 0)])
+def test_a_noisy_run_is_told_that_it_is_evaluated_otherwise(noise: float, said: int):
+    plan = plans.Plan(agent="rainbow", environment="toy/chain", eval_every=10)
+    lines = mends.since(plan, {"config": {"noise": noise}})
+    assert len([line for line in lines if "means of noisy layers" in line]) == said
+
+
+@pytest.mark.parametrize("flags", [("life_loss=true",), ("protocol=classic",)])
+def test_atari_is_evaluated_in_whole_games(flags: tuple[str, ...]):
+    plan = plans.Plan(
+        agent="dqn", environment="atari/breakout", environment_flags=(*flags, "max_noops=0")
+    )
+    named = resolved.resolve(plan)
+    lives, games = 0, 0
+    with plans.closing(named.make_environment(2)) as training:
+        with plans.closing(named.make_arena(2)) as arena:
+            assert isinstance(training, atari.Atari) and isinstance(arena, atari.Atari)
+            rng = np.random.default_rng(0)
+            training.reset(0)
+            arena.reset(0)
+            for _ in range(500):
+                for environment in (training, arena):
+                    environment.send(rng.integers(4, size=2).astype(np.int32))
+                lives += int(np.sum(training.recv().last()))
+                last = arena.recv().last()
+                np.testing.assert_array_equal(last, arena.game_over)
+                games += int(np.sum(last))
+    assert games >= 1 and lives > 3 * games
+
+
 def test_a_run_that_begins_today_knows_all_mends(tmp_path: pathlib.Path):
     plan = plans.Plan(agent="dqn", environment="toy/chain", num_envs=512, eval_every=10)
     recorded = {"plan": plan.to_json(), **resolved.resolve(plan).to_json()}
