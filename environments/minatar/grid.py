@@ -5,10 +5,11 @@ A board is [10, 10], row y (downwards) first. Everything here is for one row of 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SIZE = 10
-ROWS = jnp.arange(SIZE)[:, None]  # [10, 1].
-COLUMNS = jnp.arange(SIZE)[None, :]  # [1, 10].
+ROWS = np.arange(SIZE, dtype=np.int32)[:, None]  # [10, 1].
+COLUMNS = np.arange(SIZE, dtype=np.int32)[None, :]  # [1, 10].
 NOOP, LEFT, UP, RIGHT, DOWN, FIRE = range(6)
 
 
