@@ -122,7 +122,7 @@ def test_a_bfloat16_model_is_near():
     [
         ({"kind": "t5"}, "'bert' or 'roberta', got 't5'"),
         ({"num_heads": 3}, "multiple of num_heads, got 8 and 3"),
-        ({"num_layers": 0}, "num_layers must be > 0, got 0"),
+        ({"num_layers": 0}, r"num_layers must lie in \[1, 1024\], got 0"),
         ({"pad_id": 20}, "pad_id must lie in"),
         ({"kind": "roberta", "num_positions": 1}, "num_positions must be > 1, got 1"),
         ({"labels": ("a", "a")}, "two different names"),
