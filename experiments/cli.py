@@ -5,6 +5,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from kullback.core import typed
 from kullback.experiments import display, interrupts
@@ -41,6 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outlives = contextlib.nullcontext() if vars(options).pop("prints_only") else display.outliving()
     with display.plain(), outlives:
         return _run(options)
+
+
+def program() -> NoReturn:
+    """Runs the command that was typed, and ends the process with its exit status."""
+    try:
+        status = main()
+        # All is done and said: Ctrl-C ends what libraries clean up, without a word.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    sys.exit(status)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -96,4 +108,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

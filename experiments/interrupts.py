@@ -1,7 +1,10 @@
 """Signals that ask for an end: SIGINT, SIGTERM and SIGHUP, heard where nothing is lost by it."""
 
 import contextlib
+import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -37,6 +40,9 @@ class Interrupts:
     raises too where `at_once` holds: nothing that must be kept changes there. Handlers of Python
     run between two of its instructions, so that a call of a compiled program ends first.
 
+    What a handler raises is lost where Python happens to run what nobody can catch an error of (a
+    callback of its collector). Such a signal is sent again a moment later.
+
     Outside of the main thread nothing is heard, and the caller's handlers stay. SIGHUP that was
     ignored when the program began (nohup) still is.
     """
@@ -45,7 +51,9 @@ class Interrupts:
         """Makes one that hears nothing yet; with `raises` the first signal raises everywhere."""
         self.asked = 0  # The number of the first signal; 0 is none.
         self._raises = raises
+        self._is_again = False  # Whether the next signal is one that was lost.
         self._before: dict[int, Any] = {}
+        self._report: Any = None  # Of errors that nobody can catch, before this.
 
     def __enter__(self) -> "Interrupts":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -54,7 +62,8 @@ class Interrupts:
             try:
                 self._before[number] = signal.signal(number, self._hear)
             except ValueError:  # Not the main thread.
-                break
+                return self
+        self._report, sys.unraisablehook = sys.unraisablehook, self._send_again
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -62,12 +71,23 @@ class Interrupts:
             number, handler = self._before.popitem()
             if handler is not None:  # One that was not set from Python cannot be put back.
                 signal.signal(number, handler)
+        if sys.unraisablehook == self._send_again:
+            sys.unraisablehook = self._report
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        is_second = self.asked != 0
+        is_second = self.asked != 0 and not self._is_again
+        self._is_again = False
         self.asked = self.asked or number
         if self._raises or is_second:
             raise Interrupted(number=number)
+
+    def _send_again(self, raised: Any) -> None:
+        if not isinstance(raised.exc_value, Interrupted) or not self._before:
+            self._report(raised)
+            return
+        self._is_again = True
+        signalled = (os.getpid(), raised.exc_value.number)
+        threading.Timer(0.01, os.kill, signalled).start()
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +74,25 @@ def test_in_another_thread_the_callers_handlers_stay():
     assert seen == [before]
 
 
+def test_a_signal_that_comes_where_nobody_can_catch_it_is_heard_all_the_same(capsys):
+    class Lost:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+            time.sleep(0.001)
+
+    before = sys.unraisablehook
+    with interrupts.Interrupts() as heard:
+        with pytest.raises(interrupts.Interrupted) as caught, heard.at_once():
+            Lost()
+            time.sleep(10)
+            raise AssertionError("it went on")
+        assert caught.value.status == 143
+        with pytest.raises(interrupts.Interrupted):  # The second of the user.
+            send(signal.SIGTERM)
+    assert sys.unraisablehook == before
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -90,3 +112,15 @@ def test_another_message_keeps_the_signal_and_pythons_own_is_sigints():
     assert (str(found), found.status) == ("saved", 143)
     assert interrupts.as_interrupted(KeyboardInterrupt("kept")).args == ("kept",)
     assert interrupts.as_interrupted(KeyboardInterrupt()).status == 130
+
+
+def test_ctrl_c_while_libraries_clean_up_says_nothing():
+    program = (
+        "import atexit, os, signal, sys\n"
+        "from kullback.experiments import cli\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['kullback', 'list']\n"
+        "cli.program()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "") and done.stdout

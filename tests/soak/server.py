@@ -198,11 +198,10 @@ def _main(call: Call) -> None:
     sys.argv = ["kullback", *call.arguments]
     cli = importlib.import_module("kullback.experiments.cli")
     try:
-        status = cli.main(list(call.arguments))
-        sys.stdout.flush()
+        cli.program()
     finally:
+        sys.stdout.flush()
         atexit._run_exitfuncs()  # A process of multiprocessing leaves them out.
-    sys.exit(status)
 
 
 def obey_modes() -> None:
