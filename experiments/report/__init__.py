@@ -1,5 +1,6 @@
 """`kullback report RUNS...`: one page about many runs, with the pictures and tables beside it."""
 
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +73,16 @@ def write(
             written.warning("Some runs of a sweep are not begun.", to_come)
             for line in to_come:
                 say(f"not begun: {line}")
+        changed = [
+            line
+            for family in families
+            for run in itertools.chain.from_iterable(family.runs.values())
+            for line in run.changed
+        ]
+        if changed:
+            written.warning("Some runs are not as they were saved.", changed)
+            for line in changed:
+                say(f"changed: {line}")
         ours: list[dict[str, Any]] = []
         for family in families:
             found = compared[family.name]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import typed
-from kullback.experiments import inputs, opened, resolved, run_folder, sweeps
+from kullback.experiments import inputs, opened, record, resolved, run_folder, sweeps
 from kullback.experiments import plan as plans
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class Run:
     config: Mapping[str, Any]  # Of config.json.
     rows: Sequence[Mapping[str, str]]  # Of metrics.csv, of all seeds.
     diverged: Mapping[int, str]  # How, by seed, of those that did; seeds of a program do together.
+    changed: tuple[str, ...] = ()  # What of it is not as it was when a checkpoint was saved.
 
     @property
     def settings(self) -> dict[str, str]:
@@ -169,11 +170,11 @@ def _runs_under(
 def not_begun(path: pathlib.Path) -> list[str]:
     """Runs that the record of a sweep at or just under a path names and that have no folder yet."""
     lines = []
-    for record in sorted((*path.glob(sweeps.RECORD), *path.glob(f"*/{sweeps.RECORD}"))):
-        for run in sweeps.recorded(record.parent):
+    for file in sorted((*path.glob(sweeps.RECORD), *path.glob(f"*/{sweeps.RECORD}"))):
+        for run in sweeps.recorded(file.parent):
             name, planned = run.get("name", str), dict(run.record("plan").items())
-            plan = plans.Plan.from_json(planned, file=f"{record}: {name}")
-            if not (record.parent / name / "config.json").is_file():
+            plan = plans.Plan.from_json(planned, file=f"{file}: {name}")
+            if not (file.parent / name / "config.json").is_file():
                 lines.append(
                     f"{name} ({plan.agent} on {plan.environment}, seeds {spans(plan.seeds)})"
                 )
@@ -198,7 +199,24 @@ def load(path: pathlib.Path) -> Run:
     rows = [row for part in parts for row in part.rows()]
     how = {seed: part.diverged() for seed, part in run.folders.items()}
     diverged = {seed: reason for seed, reason in how.items() if reason}
-    return Run(folder=path, plan=run.plan, config=run.config, rows=rows, diverged=diverged)
+    changed = itertools.chain.from_iterable(_changed(run, part) for part in parts)
+    return Run(
+        folder=path,
+        plan=run.plan,
+        config=run.config,
+        rows=rows,
+        diverged=diverged,
+        changed=tuple(changed),
+    )
+
+
+def _changed(run: opened.Opened, part: run_folder.RunFolder) -> list[str]:
+    """Returns what of a run, or of a seed's folder in it, is not as it was saved."""
+    try:
+        config = run.config if part.path == run.path else part.config()
+        return record.complaints(part, config, run.plan.log_every)
+    except ValueError as error:
+        return [str(error)]
 
 
 def protocol(run: Run) -> dict[str, str]:

@@ -141,7 +141,7 @@ READERS = {
         ("sweep.toml", "sweep"),
         ("sweep.toml", "sweep.toml", "sweep/sweep.json", "sweep/*/config.json"),
     ),
-    "plan": Reader("sweep sweep.toml --dry-run", ("sweep.toml",), ("sweep.toml",)),
+    "plan": Reader("sweep sweep.toml --dry-run --out=new", ("sweep.toml",), ("sweep.toml",)),
     "reproduce": Reader(
         "reproduce connections --out=theory --set=num_garnets=2",
         ("theory",),
@@ -205,8 +205,8 @@ def compared(
     """Judges a command that succeeded on a damaged file."""
     if found == expected or (said.startswith(tuple(damage.UNSEEN)) and not reader.has_checksums):
         return trials.Attempt(what=what)
-    words = " ".join(trials.complaint(outcome))
-    if "warning" in words or "skipped" in words or "not whole" in words:
+    words = " ".join((*trials.complaint(outcome), outcome.out))
+    if any(word in words for word in ("warning", "skipped", "not whole", "changed: ")):
         return trials.Attempt(what=what)
     differs = [key for key in {*expected, *found} if expected.get(key) != found.get(key)]
     first = f"{expected.get(differs[0])!r:.300} became {found.get(differs[0])!r:.300}"

@@ -5,6 +5,7 @@ import html.parser
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,15 @@ def test_a_real_run(tmp_path: pathlib.Path, chain_run: Any):
     by_evaluation = write([chain_run.path], tmp_path / "out", score="evaluation")[1]
     (row,) = rows(by_evaluation / "toy-scores.csv")
     assert float(row["score"]) == chain_run.rows[-1]["evaluation"]
+
+
+def test_a_run_that_is_not_as_it_was_saved_is_said(tmp_path: pathlib.Path, chain_run: Any):
+    shutil.copytree(chain_run.path, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.csv"
+    metrics.write_text(metrics.read_text().replace(",1000,", ",1001,"))
+    parsed, _, said = write([tmp_path / "run"], tmp_path / "out")
+    (line,) = [line for line in said if line.startswith("changed: ")]
+    assert str(metrics) in line and "Some runs are not as they were saved." in parsed.text
 
 
 def test_without_human_scores_nothing_is_put_together(
