@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 from numpy.lib import format as npy
 
-from kullback.core import files
+from kullback.core import files, folders
 
 DEFLATED = 1040  # How many times longer than itself a deflated file can be: 1032, and some bytes.
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -35,6 +35,7 @@ def read(path: files.Path) -> dict[str, np.ndarray]:
       FileNotFoundError: if there is no such file.
     """
     path = pathlib.Path(path)
+    folders.check_regular(path)
     with path.open("rb") as file:
         try:
             return _arrays(file, path)

@@ -66,6 +66,17 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
                 raise ValueError(f"{path} is a link out of the folder, to {target}; refused")
 
 
+def check_regular(path: Path) -> None:
+    """Refuses a file that the user names and that is none: a pipe would be waited for, for ever.
+
+    Raises:
+      ValueError: if it is a folder, a pipe, or anything else but a regular file, links followed.
+      OSError: if there is nothing, or it cannot be looked at.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError(f"{path} is no regular file")
+
+
 def _below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields files and folders under a folder; links are not followed."""
     for home, subfolders, names in os.walk(folder):

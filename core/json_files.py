@@ -19,12 +19,11 @@ import json
 import math
 import os
 import pathlib
-import stat
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar, cast, overload
 
-from kullback.core import typed
+from kullback.core import folders, typed
 
 MAX_BYTES = 1 << 28  # 256 MiB: eight times the largest tokenizer.json of Gemma.
 MAX_DEPTH = 100  # Lists and objects within each other; no file that we know has ten.
@@ -316,11 +315,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read(path: pathlib.Path, most: int) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # A pipe would be waited for, for ever.
-            raise ValueError(f"{path} must be a JSON file, it is no regular file")
-        if status.st_size > most:
-            raise ValueError(f"{path} has {status.st_size} bytes, more than the {most} we read")
+        folders.check_regular(path)
+        if (size := path.stat().st_size) > most:
+            raise ValueError(f"{path} has {size} bytes, more than the {most} we read")
         with path.open("rb") as file:
             return file.read(most)
     except (FileNotFoundError, NotADirectoryError):

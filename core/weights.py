@@ -11,7 +11,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, json_files, trees
+from kullback.core import files, folders, json_files, trees
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # safetensors' name -> NumPy's; others, of fewer bits than a byte say, are bytes to us.
@@ -55,6 +55,7 @@ def read(path: files.Path) -> dict[str, Tensor]:
       CorruptError: if it is no whole file of safetensors.
     """
     path = pathlib.Path(path)
+    folders.check_regular(path)
     try:
         with safetensors.safe_open(path, "np"):  # It checks the header: offsets, sizes, overlaps.
             memory = np.memmap(path, np.uint8, "r").view(np.ndarray)

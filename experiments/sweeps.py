@@ -160,6 +160,7 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
     """What the file says, and its name."""
     if isinstance(source, Mapping):
         return source, ""
+    folders.check_regular(source)
     try:
         return tomllib.loads(pathlib.Path(source).read_text("utf-8")), str(source)
     except ValueError as error:  # Not TOML, or not UTF-8.

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from kullback.core import files, json_files
+from kullback.core import files, folders, json_files
 from kullback.lm import chat, control_tokens
 from kullback.lm.tokenizer import Tokenizer
 
@@ -98,6 +98,7 @@ def read_rows(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
         twice; for a file without rows.
     """
     is_empty = True
+    folders.check_regular(path)
     with open(path, "rb") as file:
         for line, content in enumerate(file, 1):
             if line == 1:

@@ -213,7 +213,7 @@ def test_reading_files(tmp_path):
         json_files.read(path / "a.json")
     with pytest.raises(ValueError, match="has 8 bytes, more than the 7 we read"):
         json_files.read(path, most=7)
-    with pytest.raises(ValueError, match="must be a JSON file, it is no regular file"):
+    with pytest.raises(ValueError, match="is no regular file"):
         json_files.read(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="no regular file"):

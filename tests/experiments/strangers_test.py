@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 
 import jax
 import pytest
 
-from kullback.core import checkpoints
+from kullback.core import archives, checkpoints, json_files, weights
 from kullback.experiments import cli, models, run_folder, sweeps
 from kullback.experiments import plan as plans
-from kullback.lm import gemma, hugging_face, tokenizer
+from kullback.lm import data, gemma, hugging_face, tokenizer
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -121,3 +122,15 @@ def test_a_sweep_writes_where_no_link_leads(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} is a link out of the folder"):
         sweeps.sweep(asked, out=tmp_path / "out")
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_pipe_that_a_user_names_is_not_waited_for(tmp_path: pathlib.Path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for read in (archives.read, json_files.read, weights.read, lambda p: [*data.read_rows(p)]):
+        for path in (pipe, link):
+            with pytest.raises(ValueError, match=f"{path} is no regular file"):
+                read(path)
+    with pytest.raises(ValueError, match="is no regular file"):
+        sweeps.sweep(pipe, out=tmp_path / "out")
