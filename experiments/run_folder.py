@@ -201,8 +201,9 @@ def created(
             if not any(path.glob("checkpoints/[0-9]*")) and not any(
                 path.glob("seed_*/checkpoints/[0-9]*")
             ):
-                for one in path.iterdir() if is_there else [path]:
-                    files.remove(one)
+                with contextlib.suppress(OSError):  # Threads of a write that failed may add to it.
+                    for one in path.iterdir() if is_there else [path]:
+                        files.remove(one)
             raise
 
 
@@ -215,8 +216,10 @@ def check_free(path: pathlib.Path) -> None:
     files.check_writable(path)
     if not path.exists():
         return
-    if path.is_dir() and (path / _BUILDING).is_dir() and not (path / CONFIG).exists():
-        # A process that was to fill an empty folder was killed at it, or is at it.
+    is_building = path.is_dir() and (path / _BUILDING).is_dir() and not (path / CONFIG).exists()
+    if is_building or _has_half_a_checkpoint_alone(path):
+        # A process that was to fill an empty folder was killed at it, or is at it; or the first
+        # checkpoint did not fit on the disk, and threads wrote on after all was removed.
         _check_not_owned(path / _BUILDING, path)
         _check_not_owned(path, path)
         for child in path.iterdir():
@@ -226,6 +229,14 @@ def check_free(path: pathlib.Path) -> None:
             f"{path} exists and is not empty; runs are never overwritten: choose another --out, "
             f"or go on with it by --resume {path}"
         )
+
+
+def _has_half_a_checkpoint_alone(path: pathlib.Path) -> bool:
+    """Whether a folder has files, and all of them are of a checkpoint that was never whole."""
+    found = [file for file in path.rglob("*") if not file.is_dir()]
+    places = (path / "checkpoints", *path.glob("seed_*/checkpoints"))
+    halves = [half for place in places for half in place.glob(f"{files.TEMPORARY}*")]
+    return bool(found) and all(any(map(file.is_relative_to, halves)) for file in found)
 
 
 def _clean(building: pathlib.Path) -> None:

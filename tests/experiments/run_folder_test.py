@@ -64,6 +64,20 @@ def test_a_folder_appears_whole(
         pass
 
 
+@pytest.mark.parametrize("part", ["", "seed_3"])
+def test_what_threads_of_a_failed_write_leave_is_no_run(part: str, tmp_path: pathlib.Path):
+    half = tmp_path / "run" / part / "checkpoints" / ".tmp-000000000000" / "arrays"
+    half.mkdir(parents=True)
+    (half / "manifest.ocdbt").touch()
+    (tmp_path / "run" / "mine").touch()
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        run_folder.check_free(tmp_path / "run")
+    assert (half / "manifest.ocdbt").exists()
+    (tmp_path / "run" / "mine").unlink()
+    run_folder.check_free(tmp_path / "run")
+    assert not any((tmp_path / "run").iterdir())
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_what_fails_before_its_first_checkpoint_leaves_nothing(

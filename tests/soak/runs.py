@@ -153,7 +153,7 @@ def begin(workshop: trials.Workshop, name: str, out: str) -> tuple[str, ...]:
 
 def begin_or_go_on(workshop: trials.Workshop, name: str, out: pathlib.Path) -> tuple[str, ...]:
     """Returns the command that a person gives after an interruption."""
-    if KINDS[name].goes_on == "resumes" and out.is_dir() and any(out.iterdir()):
+    if KINDS[name].goes_on == "resumes" and (out / "config.json").is_file():
         return ("train", "--resume", out.name)
     return begin(workshop, name, out.name)
 
