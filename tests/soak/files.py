@@ -175,6 +175,8 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
             said = f"refused, and left {left or changed}: {outcome.err!r}"
             return trials.Attempt(what=what, fault="lost", said=said)
         return found
+    if file.name in runs.DATA and said.startswith(damage.lead.__name__):
+        return found  # There it is another text, as good as the first.
     return compared(what, reader, expected, result(scratch, reader, outcome), outcome, said)
 
 
