@@ -20,8 +20,10 @@ from kullback.core import files, folders
 
 DEFLATED = 1040  # How many times longer than itself a deflated file can be: 1032, and some bytes.
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_FAULTS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, SyntaxError)
-_FAULTS = (*_FAULTS, ValueError, AttributeError, TypeError, RuntimeError, OverflowError, OSError)
+_FAULTS = (  # Of a damaged archive; NotImplementedError is a RuntimeError.
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, SyntaxError, ValueError),
+    *(AttributeError, TypeError, RuntimeError, OverflowError, OSError),
+)
 
 
 def read(path: files.Path) -> dict[str, np.ndarray]:

@@ -95,11 +95,7 @@ def _plain(cell: Any) -> Any:
     """Returns a cell of a table as one that no spreadsheet takes for a formula."""
     if not isinstance(cell, str) or len(cell) < 2 or cell[0] not in _FORMULAS:
         return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell  # A number below 0.
+    return cell if typed.is_number(cell) else f"'{cell}"  # One below 0, say.
 
 
 def _sync(path: pathlib.Path) -> None:
