@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, Final, TypeVar, cast, overload
 
 from kullback.core import folders, typed
@@ -262,6 +262,21 @@ def parse_value(text: str | bytes, name: str, *, nan: bool = False) -> Any:
     if is_deep:
         raise ValueError(f"{name} is no JSON that we read: it is nested too deeply")
     return value
+
+
+def leaves(value: Any, stop: Container[str] = (), prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted names and values of nested objects; an empty one is a value.
+
+    Args:
+      value: of JSON.
+      stop: names whose values are taken as they are, objects too.
+      prefix: name of the value itself.
+    """
+    if isinstance(value, Mapping) and value and prefix not in stop:
+        for name, child in value.items():
+            yield from leaves(child, stop, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, value
 
 
 def shown(value: Any) -> str:

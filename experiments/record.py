@@ -10,7 +10,7 @@ import io
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from kullback.core import checkpoints, files, json_files, typed
@@ -181,7 +181,7 @@ def _checked(marks: Any, folder: RunFolder) -> Marks | None:
 
 def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns what differs between two contents of config.json; steps may grow."""
-    old, new = (dict(leaves(config)) for config in (before, now))
+    old, new = (dict(json_files.leaves(config)) for config in (before, now))
     steps = "plan.steps"
     if isinstance(new.get(steps), int) and new[steps] >= old.get(steps, 0):
         old[steps] = new[steps]
@@ -191,15 +191,6 @@ def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         if _shown(old.get(key, _MISSING)) != _shown(new.get(key, _MISSING))
         and key.split(".")[0] != HISTORY
     ]
-
-
-def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and values of what is nested."""
-    if isinstance(value, Mapping) and value:
-        for name, child in value.items():
-            yield from leaves(child, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
 
 
 def _shown(value: Any) -> str:
@@ -229,7 +220,8 @@ def _rows_until(folder: RunFolder, steps: int) -> bytes:
     lines = folder.metrics_file.read_text("utf-8", errors="replace").split("\n")[:-1]
     if not lines:
         return b""
-    header, place = lines[0], lines[0].split(",").index("steps") if "steps" in lines[0] else None
+    header, columns = lines[0], lines[0].split(",")
+    place = columns.index("steps") if "steps" in columns else None
     kept = [
         line
         for line in lines[1:]

@@ -164,7 +164,8 @@ def _config(
         return today, []
     values = {name: value for name, _, value in settings.fields(today)}
     hints = {name: hint for name, hint, _ in settings.fields(today)}
-    saved = dict(_flat(record.get(CONFIG, dict), values.keys()))
+    nested = json_files.leaves(record.get(CONFIG, dict), values.keys())
+    saved = {name: value for name, value in nested if name in values or value != {}}
     found = _read(f"{record.file}: {CONFIG}", hints, saved, values)
     config = settings.apply(settings.replace(today, found), assignments)
     now = {name: value for name, _, value in settings.fields(config)}
@@ -239,15 +240,6 @@ def _notes(
             f"its record has {_said({name: saved[name] for name in overruled})}"
         )
     return notes
-
-
-def _flat(value: Any, leaves: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and values of nested objects, down to `leaves`."""
-    if isinstance(value, Mapping) and prefix not in leaves:
-        for name, child in value.items():
-            yield from _flat(child, leaves, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kullback import environments
-from kullback.core import compiled, files, host, loops, platform, types
+from kullback.core import compiled, files, host, json_files, loops, platform, types
 from kullback.experiments import (
     driving,
     inputs,
@@ -268,7 +268,7 @@ def _differences(
     # What is named is built of the record; models are compared by their hashes, with an error.
     keys = ("data", *(["config"] if plan.agent == plans.CUSTOM else []))
     before, found = (
-        dict(record.leaves({key: facts[key] for key in keys if key in facts}))
+        dict(json_files.leaves({key: facts[key] for key in keys if key in facts}))
         for facts in (recorded, now)
     )
     for name, value in found.items():

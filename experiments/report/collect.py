@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import typed
+from kullback.core import json_files, typed
 from kullback.experiments import inputs, opened, record, resolved, run_folder, sweeps
 from kullback.experiments import plan as plans
 
@@ -297,15 +297,13 @@ def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({one.get(key) for one in settings}) > 1]
 
 
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(value: Any) -> Iterator[tuple[str, str]]:
     """Dotted names and texts of what is nested."""
-    if isinstance(value, Mapping):
-        for name, child in value.items():
-            yield from _flat(child, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(value, list | tuple):
-        yield prefix, " ".join(map(str, value)) or "none"
-    else:
-        yield prefix or "config", str(value) or "none"
+    for name, leaf in json_files.leaves(value):
+        if isinstance(leaf, list | tuple):
+            yield name, " ".join(map(str, leaf)) or "none"
+        elif not isinstance(leaf, Mapping):
+            yield name or "config", str(leaf) or "none"
 
 
 def _family(name: str, runs: Sequence[Run]) -> Family:
