@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kullback.experiments.runs import Run as Run
-    from kullback.experiments.runs import load as load
-    from kullback.experiments.training import resume as resume
-    from kullback.experiments.training import train as train
+    from kullback.experiments.runs.acting import Run as Run
+    from kullback.experiments.runs.acting import load as load
+    from kullback.experiments.runs.training import resume as resume
+    from kullback.experiments.runs.training import train as train
 
 __all__ = ["Run", "load", "resume", "train"]
 
@@ -14,11 +14,11 @@ __all__ = ["Run", "load", "resume", "train"]
 def __getattr__(name: str) -> Any:
     # On first use, so that `kullback --help` does not wait for JAX.
     if name in ("train", "resume"):
-        from kullback.experiments import training
+        from kullback.experiments.runs import training
 
         return getattr(training, name)
     if name in ("load", "Run"):
-        from kullback.experiments import runs
+        from kullback.experiments.runs import acting
 
-        return getattr(runs, name)
+        return getattr(acting, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,10 @@
 """Trains entailment models on pairs from real documents, and says how well they judge new ones.
 
 Two kinds, as different as they can be, so that one may be a reward and the other judge what it led
-to: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis together (lm/bert.py);
-"embeddings" compares MiniLM's vectors of their sentences, each read alone (lm/embeddings.py). They
-learn from different draws of pairs, and are judged by the same pairs of other papers.
+to: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis together
+(lm/entailment/bert.py); "embeddings" compares MiniLM's vectors of their sentences, each read alone
+(lm/entailment/embeddings.py). They learn from different draws of pairs, and are judged by the same
+pairs of other papers.
 """
 
 import collections
@@ -22,8 +23,9 @@ import optax
 import scipy.stats
 
 from kullback.core import files, learners, types
-from kullback.experiments import progress, run_folder
-from kullback.lm import bert_folder, bert_words, embeddings, entailment, faithfulness
+from kullback.experiments import progress
+from kullback.experiments.runs import run_folder
+from kullback.lm.entailment import bert_folder, bert_words, embeddings, faithfulness, scorers
 
 LABELS = ("not_entailment", "entailment")
 REPORT = "report.json"
@@ -97,7 +99,7 @@ def train(
     """Trains a model, writes its folder with report.json, and returns the report.
 
     Args:
-      out: made here, whole or not at all; `entailment.load` and, of an encoder, transformers read
+      out: made here, whole or not at all; `scorers.load` and, of an encoder, transformers read
         it. It must not exist, or be empty.
       config: how.
       base: a BERT's folder to start from; None is MiniLM.
@@ -143,9 +145,7 @@ def train(
     return report
 
 
-def judged(
-    probability: entailment.Probability, pairs: Sequence[faithfulness.Pair]
-) -> dict[str, Any]:
+def judged(probability: scorers.Probability, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
     """How a model judges pairs; see `scored`, of P and 1/2."""
     p = probability([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs])
     return scored(p, pairs, 0.5)
@@ -235,7 +235,7 @@ def _encoder(
     classifier: bert_folder.Classifier,
     pairs: Sequence[faithfulness.Pair],
     quiet: bool,
-) -> tuple[entailment.Probability, _Save, int]:
+) -> tuple[scorers.Probability, _Save, int]:
     model, params = classifier.model, classifier.params
     classifier.words.check_pairs()
     if config.max_length > model.config.max_length:
@@ -270,9 +270,9 @@ def _encoder(
     layers = jax.tree.map(lambda *x: jnp.concatenate(x), lower, tuned["layers"])
     trained = classifier._replace(params={**params, "layers": layers, "head": tuned["head"]})
     most = min(128, model.config.max_length)
-    reading = entailment.Config(max_length=most, overlap=min(48, most // 4))
+    reading = scorers.Config(max_length=most, overlap=min(48, most // 4))
     save = functools.partial(_save_encoder, classifier=trained)
-    return entailment.cross_encoder(trained, reading), save, len(labels)
+    return scorers.cross_encoder(trained, reading), save, len(labels)
 
 
 def _save_encoder(
@@ -286,7 +286,7 @@ def _embeddings(
     classifier: bert_folder.Classifier,
     pairs: Sequence[faithfulness.Pair],
     quiet: bool,
-) -> tuple[entailment.Probability, _Save, int]:
+) -> tuple[scorers.Probability, _Save, int]:
     vectors = embeddings.encoder(classifier)
 
     def watched(texts: Sequence[str]) -> np.ndarray:

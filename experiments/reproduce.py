@@ -20,8 +20,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kullback.core import files, json_files, names
-from kullback.experiments import catalog, interrupts, progress, settings
+from kullback.experiments import catalog, interrupts, progress
 from kullback.experiments.benchmarks import machine
+from kullback.experiments.runs import settings
 
 Rows = list[dict[str, Any]]  # Of a table; values are numbers and texts.
 

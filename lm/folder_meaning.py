@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.core import folders, json_files, regularizers
-from kullback.lm import chat, hugging_face_config, texts, tokenizer
+from kullback.lm import chat, texts, tokenizer
+from kullback.lm.formats import hugging_face_config
 
 NOTES = "kullback"  # What we say of a model in the config.json that we export.
 COMPUTE = ("dtype", "remat")  # Fields of `gemma.Config` that say how a model computes, not what.

@@ -1,7 +1,7 @@
 """Gemma 3, the text decoder: full causal pass, and cached decoding for generation.
 
 Gemma Team 2025, https://arxiv.org/abs/2503.19786. Exact: logits equal those of the published
-implementations for the same weights (lm/hugging_face.py reads them).
+implementations for the same weights (lm/formats/hugging_face.py reads them).
 
 Shape letters: B rows, T tokens, S keys, V vocabulary, D width, N query heads, K key-value heads,
 H width of a head, F feed-forward width, L layers, W window, P periods.

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from kullback.core import averaging, files, finite, folders
-from kullback.lm import folder_meaning, tensor_files
+from kullback.lm import folder_meaning
+from kullback.lm.formats import tensor_files
 
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")

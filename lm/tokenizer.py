@@ -23,8 +23,9 @@ from typing import NamedTuple
 import tokenizers
 
 from kullback.core import files, folders, json_files
-from kullback.lm import control_tokens, vocabulary
-from kullback.lm.vocabulary import Vocabulary
+from kullback.lm import control_tokens
+from kullback.lm.formats import vocabulary
+from kullback.lm.formats.vocabulary import Vocabulary
 
 # Gemma's order, without its <mask>: pad 0, eos 1, bos 2, unk 3.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")

@@ -11,8 +11,9 @@ import pytest
 
 from kullback import experiments
 from kullback.environments import toy
-from kullback.experiments import run_folder, sweep_plan
 from kullback.experiments.reproductions import munchausen_atari
+from kullback.experiments.runs import run_folder
+from kullback.experiments.sweeps import sweep_plan
 
 
 def example(root: pathlib.Path, name: str) -> types.ModuleType:

@@ -13,8 +13,8 @@ from kullback import agents
 from kullback.agents import quantile
 from kullback.core import host
 from kullback.environments import gym
-from kullback.experiments import settings
 from kullback.experiments.benchmarks import flops, machine, minatar, peer, rows, timing
+from kullback.experiments.runs import settings
 
 ACTIONS, CHANNELS, FEATURES = 6, 4, 8 * 8 * 16
 IMPLICIT = ("iqn", "m-iqn")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from kullback import agents
 from kullback.core import host
 from kullback.environments import atari
-from kullback.experiments import settings
 from kullback.experiments.benchmarks import machine, peer, rows, timing
+from kullback.experiments.runs import settings
 
 NUM_ENVS = (4, 16)
 PEER_NUM_ENVS = (1, 4, 16)

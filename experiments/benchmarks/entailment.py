@@ -9,7 +9,7 @@ import numpy as np
 
 from kullback.core import platform
 from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
-from kullback.lm import bert, bert_folder
+from kullback.lm.entailment import bert, bert_folder
 
 PAIRS, TOKENS = 32, 128
 TARGET_RATIO = 1.0

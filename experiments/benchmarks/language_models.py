@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments import judge
-from kullback.lm import batches, gemma, hugging_face_config, tuning
+from kullback.experiments.evaluate import judge
+from kullback.lm import batches, gemma, tuning
+from kullback.lm.formats import hugging_face_config
 
 SMALL = gemma.Config(
     vocab_size=8_192,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import psutil
 
-from kullback.experiments import run_folder
+from kullback.experiments.runs import run_folder
 
 SIZE = 2_048  # Of the square matrices whose product is the limit.
 TRIES = 10

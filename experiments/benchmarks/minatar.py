@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from kullback import agents
 from kullback.core import compiled, loops
 from kullback.environments import minatar
-from kullback.experiments import settings
 from kullback.experiments.benchmarks import machine, peer, rows, timing
+from kullback.experiments.runs import settings
 
 NUM_ENVS, SEEDS, WARM_UP = 16, 4, 1_000
 

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from kullback.core import platform, sequences
-from kullback.experiments import episodes, judge
-from kullback.experiments import rewards as rewards_of
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
+from kullback.experiments.evaluate import judge
+from kullback.experiments.runs import episodes
+from kullback.experiments.runs import rewards as rewards_of
 from kullback.lm import gemma, reward_model, rlhf, tuning
 
 PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64

@@ -33,7 +33,8 @@ def _entailment(options: argparse.Namespace) -> int:
     out: pathlib.Path | None = options.out
     if out is None and not options.fields:
         raise ValueError("expected --out DIR, a new folder, or --fields")
-    from kullback.experiments import entailment, settings
+    from kullback.experiments import entailment
+    from kullback.experiments.runs import settings
 
     if out is None or options.fields:
         arguments.print_fields(settings.fields(entailment.Config()))

@@ -76,7 +76,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from kullback.experiments import opened
+    from kullback.experiments.runs import opened
 
     run = opened.find(options.run)
     if any(options.run.glob("*.safetensors")) if run is None else run.is_of_texts:
@@ -86,11 +86,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
     if given:
         raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
-    from kullback.experiments import runs, video
+    from kullback.experiments import video
+    from kullback.experiments.runs import acting
 
     if options.video is not None:
         video.check(options.video)
-    run = runs.load(
+    run = acting.load(
         options.run, seed=options.seed, best=options.best, trust_code=options.trust_code
     )
     played = run.play(options.episodes, options.max_steps or 0)
@@ -115,7 +116,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_language(options: argparse.Namespace) -> int:
-    from kullback.experiments import evaluation
+    from kullback.experiments.evaluate import evaluation
 
     if options.video is not None:
         raise ValueError("--video is for games; a language model's text goes to --out")

@@ -22,17 +22,17 @@ def _export(options: argparse.Namespace) -> int:
     from kullback.core import files
 
     files.check_new_file(options.out)
-    from kullback.experiments import opened
+    from kullback.experiments.runs import opened
 
     if opened.open(options.run).is_of_texts:
-        from kullback.experiments import models
+        from kullback.experiments.runs import models
 
         models.export(options.run, options.out, options.seed)
         print(f"model: {options.out}")
         return 0
-    from kullback.experiments import runs
+    from kullback.experiments.runs import acting
 
-    run = runs.load(options.run, seed=options.seed, trust_code=options.trust_code)
+    run = acting.load(options.run, seed=options.seed, trust_code=options.trust_code)
     run.export(options.out)
     print(f"parameters: {options.out}")
     return 0

@@ -34,7 +34,8 @@ def add_parser(commands: Any) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     from kullback.core import sampling
-    from kullback.experiments import generate, models
+    from kullback.experiments.evaluate import generate
+    from kullback.experiments.runs import models
     from kullback.lm import chat, control_tokens, data
 
     settings = sampling.Sampling(

@@ -41,7 +41,7 @@ def _list(options: argparse.Namespace) -> int:
 def _fields(options: argparse.Namespace) -> int:
     catalog.check_agent(options.agent)
     from kullback import agents, lm
-    from kullback.experiments import settings
+    from kullback.experiments.runs import settings
 
     if (options.agent in catalog.ALGORITHMS) != (options.family == "tokens"):
         raise ValueError(f"{options.agent} has no presets for {options.family}; see kullback list")

@@ -118,7 +118,7 @@ def main(options: argparse.Namespace) -> int:
 def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
     """The folder of a model; a run is exported beside `out` until the stack ends."""
     from kullback.core import files
-    from kullback.experiments import models, opened
+    from kullback.experiments.runs import models, opened
 
     if opened.find(path) is None:
         return path

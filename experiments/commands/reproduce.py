@@ -32,7 +32,8 @@ def _reproduce(options: argparse.Namespace) -> int:
         raise ValueError(
             names.unknown("reproduction", options.name, catalog.REPRODUCTIONS, show_all=True)
         )
-    from kullback.experiments import reproduce, settings
+    from kullback.experiments import reproduce
+    from kullback.experiments.runs import settings
 
     config = reproduce.load(options.name).config
     if options.fields:

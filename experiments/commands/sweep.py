@@ -47,10 +47,10 @@ def add_parser(commands: Any) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Does the sweep; exit status 1 if a run failed."""
-    from kullback.experiments import sweeps
+    from kullback.experiments.sweeps import sweeping
 
     try:
-        folders = sweeps.sweep(
+        folders = sweeping.sweep(
             options.file,
             out=options.out,
             jobs=options.jobs,
@@ -59,7 +59,7 @@ def main(options: argparse.Namespace) -> int:
             trust_code=options.trust_code,
             retry_diverged=options.retry_diverged,
         )
-    except sweeps.Failed as error:
+    except sweeping.Failed as error:
         print(f"kullback: {error}", file=sys.stderr)
         return 1
     if not options.dry_run:

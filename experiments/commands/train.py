@@ -130,7 +130,7 @@ def _train(options: argparse.Namespace) -> int:
         if given:
             names = ", ".join(sorted(given))
             raise ValueError(f"--resume takes --steps alone; a run cannot change its {names}")
-        from kullback.experiments import training
+        from kullback.experiments.runs import training
 
         path = training.resume(
             options.resume,
@@ -145,7 +145,7 @@ def _train(options: argparse.Namespace) -> int:
         if options.agent is None or options.environment is None:
             raise ValueError("expected AGENT ENVIRONMENT (see kullback list), or --resume DIR")
         catalog.check(options.agent, options.environment)
-        from kullback.experiments import training
+        from kullback.experiments.runs import training
 
         if options.steps is not None:
             given["steps"] = options.steps

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import json_files, typed
-from kullback.experiments import inputs, opened, record, resolved, run_folder, sweeps
-from kullback.experiments import plan as plans
+from kullback.experiments.runs import inputs, opened, plans, record, resolved, run_folder
+from kullback.experiments.sweeps import sweeping
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +170,8 @@ def _runs_under(
 def not_begun(path: pathlib.Path) -> list[str]:
     """Runs that the record of a sweep at or just under a path names and that have no folder yet."""
     lines = []
-    for file in sorted((*path.glob(sweeps.RECORD), *path.glob(f"*/{sweeps.RECORD}"))):
-        for run in sweeps.recorded(file.parent):
+    for file in sorted((*path.glob(sweeping.RECORD), *path.glob(f"*/{sweeping.RECORD}"))):
+        for run in sweeping.recorded(file.parent):
             name, planned = run.get("name", str), dict(run.record("plan").items())
             plan = plans.Plan.from_json(planned, file=f"{file}: {name}")
             if not (file.parent / name / "config.json").is_file():

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments import inputs
 from kullback.experiments.report import collect, figures, page, scores, statistics
+from kullback.experiments.runs import inputs
 
 CURVE_RESAMPLES = 2_000
 

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from kullback.experiments import catalog, reproduce, run_folder, training
+from kullback.experiments import catalog, reproduce
+from kullback.experiments.runs import run_folder, training
 
 TAIL = 0.1  # Of a run's steps, over which `final` averages.
 LEARNT = 5.0  # Times the return of a random policy; under it no claim is judged.

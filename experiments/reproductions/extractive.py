@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments.reproductions import small_models
-from kullback.lm import batches, corruptions, faithfulness, fragments, gemma, rouge, tuning
+from kullback.experiments.reproductions import fragments, small_models
+from kullback.lm import batches, gemma, rouge, tuning
+from kullback.lm.entailment import corruptions, faithfulness
 
 EOS, BOS = 1, 2
 LEVELS = 8  # Of each mark.

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments import episodes, reproduce
+from kullback.experiments import reproduce
 from kullback.experiments.reproductions import curves, letters, reward_toy, rewarded
+from kullback.experiments.runs import episodes
 from kullback.lm import batches, best_of_n, gemma, preferences, reward_model, rlhf, warm
 
 FAR = 2.0  # Temperature at which the texts of pairs far from training ones are drawn.

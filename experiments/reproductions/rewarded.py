@@ -1,7 +1,7 @@
 """Policies of letters that learn by REINFORCE, and what they are worth at which distance.
 
-Writing, scoring and learning are those of runs (experiments/episodes.py, lm/rlhf.py), many learner
-steps in one compiled program. B rows, n learner steps, P tokens of a prompt.
+Writing, scoring and learning are those of runs (experiments/runs/episodes.py, lm/rlhf.py), many
+learner steps in one compiled program. B rows, n learner steps, P tokens of a prompt.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from kullback.core import learners, sampling, types
 from kullback.environments import tokens
-from kullback.experiments import episodes, rewards
-from kullback.experiments import judge as judges
+from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import letters, small_models
+from kullback.experiments.runs import episodes, rewards
 from kullback.lm import batches, gemma, policy, rlhf, sft, tuning
 
 # (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the

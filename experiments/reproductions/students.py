@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, regularizers, types
-from kullback.experiments import judge as judges
+from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import small_models
 from kullback.lm import batches, data, distillation, gemma, gkd, sft, tasks, tokenizer, tuning
 

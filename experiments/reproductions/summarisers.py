@@ -18,7 +18,8 @@ from kullback.core import files, learners, types
 from kullback.experiments import entailment as training
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import extractive, small_models
-from kullback.lm import batches, best_of_n, entailment, gemma, rlef, rlhf, sft
+from kullback.lm import batches, best_of_n, gemma, rlef, rlhf, sft
+from kullback.lm.entailment import scorers
 
 SIZES = extractive.Sizes()
 Kind = Literal["encoder", "embeddings"]
@@ -144,7 +145,7 @@ def tabulated(
     given, trained = getattr(config, role), work.path(f"{role}-model")
     if not given and not trained.exists():
         training.train(trained, config.judge(role), quiet=True)
-    model = entailment.load(given or trained)
+    model = scorers.load(given or trained)
     done = model_steps(config, role) - sum(len(some.names) for some in papers.values())
     rows: reproduce.Rows = []
     for split, some in papers.items():

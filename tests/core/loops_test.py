@@ -11,7 +11,7 @@ import pytest
 from kullback import agents
 from kullback.core import checkpoints, compiled, host, loops, networks, replay, spans, types
 from kullback.environments import toy
-from kullback.experiments import settings
+from kullback.experiments.runs import settings
 
 
 class OnHost:

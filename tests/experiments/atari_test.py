@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core import host, replay
-from kullback.experiments import record, run_folder, saver, training
+from kullback.experiments.runs import record, run_folder, saver, training
 
 # Small, but the game, its protocol, the network and the algorithm are those of the preset.
 TINY = ("min_replay_size=16", "batch_size=4", "capacity=64", "target_period=2")

@@ -7,7 +7,8 @@ import pytest
 from kullback import agents, environments, lm
 from kullback.core import types
 from kullback.environments import atari
-from kullback.experiments import catalog, plan
+from kullback.experiments import catalog
+from kullback.experiments.runs import plans
 from kullback.lm import tasks
 
 ROWS = {row.name: row for row in catalog.ENVIRONMENTS}
@@ -35,7 +36,7 @@ def test_the_action_counts_are_those_of_the_environments(family: str):
 
 
 def test_every_family_has_defaults():
-    assert set(plan.DEFAULTS) == {*environments.FAMILIES, "tokens", plan.CUSTOM}
+    assert set(plans.DEFAULTS) == {*environments.FAMILIES, "tokens", plans.CUSTOM}
 
 
 def test_published_scores():

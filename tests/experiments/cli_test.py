@@ -16,7 +16,8 @@ import pytest
 import safetensors.numpy
 
 from kullback.agents import munchausen
-from kullback.experiments import catalog, cli, run_folder, settings
+from kullback.experiments import catalog, cli
+from kullback.experiments.runs import run_folder, settings
 
 Command = Callable[..., tuple[int, str, str]]
 Refused = Callable[..., str]

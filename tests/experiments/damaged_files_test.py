@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from kullback.core import files
-from kullback.experiments import models, opened, record, run_folder, sweeps
 from kullback.experiments.report import collect, language, page, sections
+from kullback.experiments.runs import models, opened, record, run_folder
+from kullback.experiments.sweeps import sweeping
 from tests import damage
 
 OLD = pathlib.Path(__file__).parent / "fixtures" / "runs_of_0_1"
@@ -58,7 +59,7 @@ def test_texts(old: pathlib.Path):
 def test_record_of_a_sweep(old: pathlib.Path):
     def read() -> None:
         collect.not_begun(old / "sweep")
-        {run.get("name", str): run.get("threads", int) for run in sweeps.recorded(old / "sweep")}
+        {run.get("name", str): run.get("threads", int) for run in sweeping.recorded(old / "sweep")}
 
     damage.check(old / "sweep" / "sweep.json", read)
 

@@ -11,16 +11,10 @@ import pytest
 
 from kullback import experiments
 from kullback.core import sampling as samplings
-from kullback.experiments import (
-    evaluation,
-    generate,
-    language,
-    models,
-    opened,
-    resolved,
-    run_folder,
-)
-from kullback.lm import gemma, hugging_face, tokenizer
+from kullback.experiments.evaluate import evaluation, generate
+from kullback.experiments.runs import language, models, opened, resolved, run_folder
+from kullback.lm import gemma, tokenizer
+from kullback.lm.formats import hugging_face
 
 SETTINGS = ("batch_size=8", "max_prompt_length=20", "max_new_tokens=6", "learning_rate=3e-2")
 GIVEN: list[str] = []  # Texts that were handed to the reward.

@@ -9,7 +9,7 @@ import pytest
 
 from kullback.experiments.benchmarks import entailment as benchmark
 from kullback.experiments.benchmarks import timing
-from kullback.lm import bert
+from kullback.lm.entailment import bert
 
 TINY = dataclasses.replace(
     benchmark.CONFIG, vocab_size=50, num_layers=1, embed_dim=8, num_heads=2, hidden_dim=12

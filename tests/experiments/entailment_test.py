@@ -12,10 +12,10 @@ import pytest
 
 from kullback.experiments import entailment as experiment
 from kullback.experiments.commands import entailment as command
-from kullback.lm import bert_folder, embeddings, entailment, faithfulness
+from kullback.lm.entailment import bert_folder, embeddings, faithfulness, scorers
 
 TINY = pathlib.Path(__file__).parents[1] / "lm" / "fixtures" / "bert"
-SHORT = entailment.Config(max_length=48, overlap=12)  # As long as its rows.
+SHORT = scorers.Config(max_length=48, overlap=12)  # As long as its rows.
 SMALL: dict[str, Any] = {
     "batch_size": 32,
     "learning_rate": 3e-3,
@@ -60,7 +60,7 @@ def pairs_of(split: str, seed: int, per_paper: int) -> list[faithfulness.Pair]:
 
 
 def p_of(folder: pathlib.Path, pairs: list[faithfulness.Pair]) -> np.ndarray:
-    model = entailment.load(folder, SHORT)
+    model = scorers.load(folder, SHORT)
     columns = [pair.premise for pair in pairs], [pair.hypothesis for pair in pairs]
     return np.exp(np.float64(model.log_probability(*columns)))
 

@@ -11,8 +11,7 @@ import pytest
 
 from kullback import agents
 from kullback.core import compiled, host, loops, types
-from kullback.experiments import plan as plans
-from kullback.experiments import resolved
+from kullback.experiments.runs import plans, resolved
 
 # Small enough for a test; what is learnt from begins early and few frames are kept.
 SMALL = ("capacity=400", "min_replay_size=64", "batch_size=4", "target_period=5")

@@ -13,7 +13,9 @@ import pytest
 from kullback import experiments
 from kullback.core import checkpoints
 from kullback.core import sampling as samplings
-from kullback.experiments import cli, generate, models, run_folder
+from kullback.experiments import cli
+from kullback.experiments.evaluate import generate
+from kullback.experiments.runs import models, run_folder
 from kullback.lm import gkd, sft
 
 TASK = "tokens/arithmetic"

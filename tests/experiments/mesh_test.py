@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from kullback.experiments import cli, models, plan
-from kullback.lm import gemma, hugging_face, tasks, tokenizer
+from kullback.experiments import cli
+from kullback.experiments.runs import models, plans
+from kullback.lm import gemma, tasks, tokenizer
+from kullback.lm.formats import hugging_face
 
 TASK = "tokens/arithmetic"
 MODEL = {
@@ -47,7 +49,7 @@ root, found = pathlib.Path(given["root"]), {}
 ends = {}
 for mesh in ("", "8x1", "4x2", "1x8"):
     setup = language.setup(
-        resolved.resolve(plan.Plan(
+        resolved.resolve(plans.Plan(
             agent="gkd",
             environment=given["task"],
             model="tiny",
@@ -176,5 +178,5 @@ def test_a_run_over_a_mesh_needs_its_devices_and_is_a_model_as_any(
     assert cli.main(["train", "--resume", str(root / "run"), "--steps", "11"]) == 2
     assert "mesh 4x2 is of 8 devices, and there are 1" in capsys.readouterr().err
     saved = json.loads((root / "run" / "config.json").read_text())["plan"]
-    assert plan.Plan.from_json(saved).mesh == "4x2" and saved["steps"] == 10
+    assert plans.Plan.from_json(saved).mesh == "4x2" and saved["steps"] == 10
     assert not jax.tree.leaves(models.load(root / "run").params)[0].committed

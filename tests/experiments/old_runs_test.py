@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from kullback import experiments
-from kullback.experiments import evaluation, run_folder, runs, sweeps
+from kullback.experiments.evaluate import evaluation
+from kullback.experiments.runs import acting, run_folder
+from kullback.experiments.sweeps import sweeping
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 OLD = FIXTURES / "runs_of_0_1"
@@ -64,17 +66,17 @@ def test_an_old_run_is_evaluated(name: str, copies: pathlib.Path):
         report = evaluation.run(copies / name, count=2, num_samples=1)
         assert report[0].estimates
     else:
-        assert runs.load(name).evaluate(2).shape == (2,)
+        assert acting.load(name).evaluate(2).shape == (2,)
 
 
 @pytest.mark.slow
 def test_an_old_sweep_is_finished(copies: pathlib.Path):
     said: list[str] = []
-    sweeps.sweep(MADE["SWEEP"], out="sweep", dry_run=True, say=said.append)
+    sweeping.sweep(MADE["SWEEP"], out="sweep", dry_run=True, say=said.append)
     assert said[-1] == "2 runs in sweep, 2 of them finished; 0 steps to go"
 
 
 @pytest.mark.slow
 def test_an_old_sweep_goes_on_as_it_would_have(copies: pathlib.Path):
-    for folder in sweeps.sweep({**MADE["SWEEP"], "steps": 400}, out="sweep", quiet=True):
+    for folder in sweeping.sweep({**MADE["SWEEP"], "steps": 400}, out="sweep", quiet=True):
         agree(f"sweep,{folder.name}", folder)

@@ -10,9 +10,11 @@ import jax
 import pytest
 
 from kullback.core import archives, checkpoints, json_files, weights
-from kullback.experiments import cli, models, run_folder, sweeps
-from kullback.experiments import plan as plans
-from kullback.lm import data, gemma, hugging_face, tokenizer
+from kullback.experiments import cli
+from kullback.experiments.runs import models, plans, run_folder
+from kullback.experiments.sweeps import sweeping
+from kullback.lm import data, gemma, tokenizer
+from kullback.lm.formats import hugging_face
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -120,7 +122,7 @@ def test_a_sweep_writes_where_no_link_leads(name, tmp_path):
     (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
     asked = {"agents": ["dqn"], "environments": ["toy/chain"]}
     with pytest.raises(ValueError, match=f"{name} is a link out of the folder"):
-        sweeps.sweep(asked, out=tmp_path / "out")
+        sweeping.sweep(asked, out=tmp_path / "out")
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
@@ -133,4 +135,4 @@ def test_a_pipe_that_a_user_names_is_not_waited_for(tmp_path: pathlib.Path):
             with pytest.raises(ValueError, match=f"{path} is no regular file"):
                 read(path)
     with pytest.raises(ValueError, match="is no regular file"):
-        sweeps.sweep(pipe, out=tmp_path / "out")
+        sweeping.sweep(pipe, out=tmp_path / "out")

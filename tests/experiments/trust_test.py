@@ -10,16 +10,8 @@ from typing import Any
 
 import pytest
 
-from kullback.experiments import plan as plans
-from kullback.experiments import (
-    resolved,
-    run_folder,
-    runs,
-    sweep_plan,
-    sweep_runs,
-    sweep_worker,
-    training,
-)
+from kullback.experiments.runs import acting, plans, resolved, run_folder, training
+from kullback.experiments.sweeps import sweep_plan, sweep_runs, sweep_worker
 
 EVIL = """
 import pathlib
@@ -59,7 +51,7 @@ def begun(folder: pathlib.Path, **more: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("use", [training.resume, runs.load], ids=["resume", "load"])
+@pytest.mark.parametrize("use", [training.resume, acting.load], ids=["resume", "load"])
 def test_a_run_of_a_strangers_runs_no_code(stranger: pathlib.Path, use: object):
     begun(stranger)
     with pytest.raises(ValueError) as error:
@@ -104,7 +96,7 @@ def test_an_environment_of_an_untrusted_plan_is_not_made():
             make(1)
 
 
-@pytest.mark.parametrize("use", [training.resume, runs.load], ids=["resume", "load"])
+@pytest.mark.parametrize("use", [training.resume, acting.load], ids=["resume", "load"])
 def test_a_run_in_a_strangers_environment_runs_no_code(stranger: pathlib.Path, use: Any):
     begun(stranger, agent="dqn", environment="gym/evil:Game-v0", reward="", model="", family="gym")
     with pytest.raises(ValueError) as error:

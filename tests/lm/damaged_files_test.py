@@ -9,18 +9,9 @@ from typing import Any
 import pytest
 
 from kullback.core import json_files, weights
-from kullback.lm import (
-    bert_folder,
-    bert_words,
-    data,
-    faithfulness,
-    folder_meaning,
-    gemma,
-    hugging_face_config,
-    preferences,
-    tensor_files,
-    tokenizer,
-)
+from kullback.lm import data, folder_meaning, gemma, preferences, tokenizer
+from kullback.lm.entailment import bert_folder, bert_words, faithfulness
+from kullback.lm.formats import hugging_face_config, tensor_files
 from tests import damage
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kullback.core import averaging
-from kullback.lm import folder_meaning, gemma, hugging_face, merging, tokenizer
+from kullback.lm import folder_meaning, gemma, merging, tokenizer
+from kullback.lm.formats import hugging_face
 
 CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"], num_layers=1, embed_dim=8, hidden_dim=8, vocab_size=300, num_heads=2

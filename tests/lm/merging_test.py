@@ -1,4 +1,4 @@
-"""Tests of lm/merging.py and lm/tensor_files.py."""
+"""Tests of lm/merging.py and lm/formats/tensor_files.py."""
 
 import dataclasses
 import json
@@ -13,7 +13,8 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from kullback.core import averaging, files
-from kullback.lm import gemma, hugging_face, merging, tensor_files, tokenizer
+from kullback.lm import gemma, merging, tokenizer
+from kullback.lm.formats import hugging_face, tensor_files
 
 CONFIG = dataclasses.replace(  # Two periods of two layers, and one more: both are stacked.
     gemma.PRESETS["tiny"], num_layers=5, pattern=2, embed_dim=16, hidden_dim=24, vocab_size=32

@@ -15,7 +15,8 @@ from jax.sharding import AbstractMesh
 
 from kullback.core import sharding as meshes
 from kullback.core import trees
-from kullback.lm import gemma, hugging_face, sharding
+from kullback.lm import gemma, sharding
+from kullback.lm.formats import hugging_face
 
 
 def cuts(config: gemma.Config, data: int, model: int) -> dict[str, tuple]:

@@ -10,7 +10,8 @@ import sys
 import jax
 import numpy as np
 
-from kullback.lm import gemma, hugging_face
+from kullback.lm import gemma
+from kullback.lm.formats import hugging_face
 
 MODELS = {
     "tiny": gemma.PRESETS["tiny"],

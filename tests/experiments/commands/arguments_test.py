@@ -11,8 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from kullback.environments import minatar  # noqa: F401  # Which compiles as it is imported.
-from kullback.experiments import cli, limits, models
+from kullback.experiments import cli, limits
 from kullback.experiments.commands import arguments
+from kullback.experiments.runs import models
 
 Refused = Callable[..., str]
 

@@ -9,10 +9,12 @@ import time
 import numpy as np
 import pytest
 
-from kullback.experiments import cli, rewards, settings
+from kullback.experiments import cli
 from kullback.experiments import entailment as experiment
 from kullback.experiments.commands import entailment as command
-from kullback.lm import faithfulness, tasks
+from kullback.experiments.runs import rewards, settings
+from kullback.lm import tasks
+from kullback.lm.entailment import faithfulness
 
 TINY = pathlib.Path(__file__).parents[2] / "lm" / "fixtures" / "bert"
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from kullback.core import averaging, checkpoints
-from kullback.experiments import models, run_folder
-from kullback.experiments import plan as plans
 from kullback.experiments.commands import merge as command
-from kullback.lm import gemma, hugging_face, merging, tokenizer
+from kullback.experiments.runs import models, plans, run_folder
+from kullback.lm import gemma, merging, tokenizer
+from kullback.lm.formats import hugging_face
 
 CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"], num_layers=1, embed_dim=8, hidden_dim=8, vocab_size=300, num_heads=2

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import PIL.Image
 import pytest
 
-from kullback.experiments import record, report, run_folder
+from kullback.experiments import report
+from kullback.experiments.runs import record, run_folder
 
 WriteRun = Callable[..., pathlib.Path]
 CHROMIUM = shutil.which("chromium")

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from kullback.experiments import plan, report, sweeps
+from kullback.experiments import report
 from kullback.experiments.report import collect
+from kullback.experiments.runs import plans
+from kullback.experiments.sweeps import sweeping
 
 WriteRun = Callable[..., pathlib.Path]
 BREAKOUT = "minatar/breakout"
@@ -51,9 +53,9 @@ def test_a_link_leads_to_a_run_or_nowhere(
 def test_what_a_record_of_a_sweep_names_is_in_its_folder(
     change: dict[str, Any], message: str, tmp_path: pathlib.Path
 ):
-    planned = plan.Plan(agent="m-dqn", environment="minatar/asterix").to_json()
+    planned = plans.Plan(agent="m-dqn", environment="minatar/asterix").to_json()
     record = {"runs": [{"name": "a", "plan": planned, "threads": 1, **change}]}
-    (tmp_path / sweeps.RECORD).write_text(json.dumps(record))
+    (tmp_path / sweeping.RECORD).write_text(json.dumps(record))
     with pytest.raises(ValueError, match=rf"sweep\.json: runs\[0\]\.{message}"):
         collect.not_begun(tmp_path)
 
@@ -100,10 +102,12 @@ def test_missing_seeds_are_named(tmp_path: pathlib.Path, write_run: WriteRun):
 
 def test_runs_of_a_sweep_that_are_to_come_are_named(tmp_path: pathlib.Path, write_run: WriteRun):
     write_run(tmp_path / "sweep" / "a", "dqn", BREAKOUT)
-    planned = plan.Plan(agent="m-dqn", environment="minatar/asterix", seed=2, num_seeds=3).to_json()
+    planned = plans.Plan(
+        agent="m-dqn", environment="minatar/asterix", seed=2, num_seeds=3
+    ).to_json()
     begun = json.loads((tmp_path / "sweep" / "a" / "config.json").read_text())["plan"]
     record = {"runs": [{"name": "a", "plan": begun}, {"name": "b", "plan": planned}]}
-    (tmp_path / "sweep" / sweeps.RECORD).write_text(json.dumps(record))
+    (tmp_path / "sweep" / sweeping.RECORD).write_text(json.dumps(record))
     expected = ["b (m-dqn on minatar/asterix, seeds 2-4)"]
     assert collect.not_begun(tmp_path / "sweep") == collect.not_begun(tmp_path) == expected
     said: list[str] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kullback.experiments import plan
+from kullback.experiments.runs import plans
 
 WriteRun = Callable[..., pathlib.Path]
 
@@ -31,7 +31,7 @@ def write_run(
     **fields: Any,
 ) -> pathlib.Path:
     """Writes a run whose `recent_return` is a function of seed and step; returns its folder."""
-    planned = plan.Plan(
+    planned = plans.Plan(
         agent=agent,
         environment=environment,
         seed=seeds[0],

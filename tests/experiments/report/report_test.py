@@ -13,8 +13,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kullback.experiments import record, report, run_folder
+from kullback.experiments import report
 from kullback.experiments.report import figures, page, published, statistics
+from kullback.experiments.runs import record, run_folder
 
 WriteRun = Callable[..., pathlib.Path]
 RANDOM = {"minatar/breakout": 0.5, "minatar/asterix": 0.5, "minatar/freeway": 0.1}

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.experiments import progress, reproduce, run_folder, training
+from kullback.experiments import progress, reproduce
 from kullback.experiments.reproductions import agents_on
+from kullback.experiments.runs import run_folder, training
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pathlib
 import pytest
 
 from kullback.core import regularizers
-from kullback.experiments import progress, reproduce, run_folder
+from kullback.experiments import progress, reproduce
 from kullback.experiments.reproductions import divergences_minatar as here
+from kullback.experiments.runs import run_folder
 
 GAME = "minatar/breakout"
 CONFIG = dataclasses.replace(here.Config(), games=(GAME,))

@@ -13,7 +13,8 @@ import scipy.special
 from kullback.experiments import entailment as training
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import extractive, rlef, summarisers
-from kullback.lm import batches, entailment
+from kullback.lm import batches
+from kullback.lm.entailment import scorers
 
 POOLS: dict[str, Any] = {
     "inside": 1,
@@ -165,8 +166,8 @@ def test_the_table_says_what_a_model_of_entailment_says_of_the_text(aggregation:
     def judge(premises: Any, hypotheses: Any) -> np.ndarray:
         return np.array([P[sentences.index(text)] for text in hypotheses])
 
-    config = entailment.Config(aggregation=aggregation)
-    model = entailment.make(judge, config)
+    config = scorers.Config(aggregation=aggregation)
+    model = scorers.make(judge, config)
     sizes = extractive.Sizes(least=1, aggregation=aggregation, **POOLS)
     texts = [" ".join(sentences[i] for i in row if i != 9) for row in ANSWERS if -1 not in row]
     answers = answered(*(row for row in ANSWERS if -1 not in row))
@@ -281,7 +282,7 @@ def test_it_learns_what_is_entailed_and_goes_on_where_it_stopped(
         return scipy.special.expit(20 * (shared - 0.35))
 
     monkeypatch.setattr(training, "train", train)
-    monkeypatch.setattr(entailment, "load", lambda folder: entailment.make(judge))
+    monkeypatch.setattr(scorers, "load", lambda folder: scorers.make(judge))
     settings = ["seeds=2", "regularisations=0.02,0.7", "best_of=2", "measurements=2"]
     settings += ["sizes.steps=150", "sizes.start_steps=400", "sizes.prompts=300"]
     checks = reproduce.reproduce("rlef", tmp_path / "out", settings, lambda line: None)
@@ -310,7 +311,7 @@ def test_it_learns_what_is_entailed_and_goes_on_where_it_stopped(
     assert mean("start", "kl") == 0 and mean("alpha 0.02", "kl", "150") > 0.2
     assert abs(p["start"] - mean("start", "control")) < 1e-6, "they are the same model here"
     # Again: everything is there, and no model is asked.
-    monkeypatch.setattr(entailment, "load", None)
+    monkeypatch.setattr(scorers, "load", None)
     again = reproduce.reproduce("rlef", tmp_path / "out", settings, lambda line: None)
     assert again == checks
     assert rlef.seconds(summarisers.Config()) < 15 * 60

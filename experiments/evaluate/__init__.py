@@ -1,0 +1,1 @@
+"""Evaluations of what was trained, and texts that it writes."""

@@ -1,0 +1,310 @@
+"""The report on a language model: means over held-out prompts, with intervals, and what it wrote.
+
+A quantity of tokens (nats, accuracy) is a sum over all tokens by their number. Intervals are the
+bootstrap's over prompts: how much another draw of as many prompts would change the figure.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import scipy.stats
+
+from kullback.core import files, types
+from kullback.experiments.evaluate import best_of as choosing
+from kullback.experiments.evaluate import judge as judges
+from kullback.experiments.runs import language, models, opened, rewards
+from kullback.lm import best_of_n, data, splits, tasks, tuning
+from kullback.lm import control_tokens as reading
+
+RESAMPLES = 2_000
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean over prompts and its interval; NaN for an end where there is no interval."""
+
+    mean: float
+    low: float = math.nan
+    high: float = math.nan
+
+    def __str__(self) -> str:
+        interval = "" if math.isnan(self.low) else f"  [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.mean:.4f}{interval}"
+
+
+class Report(NamedTuple):
+    """What was found."""
+
+    title: str
+    estimates: dict[str, Estimate]  # By name, in the order in which they are shown.
+    notes: list[str]  # What is not shown, and why.
+    rows: list[dict[str, Any]]  # A prompt each, JSON-able.
+
+
+def run(
+    path: pathlib.Path,
+    task: str = "",
+    *,
+    count: int,
+    num_samples: int,
+    seed: int | None = None,
+    best: bool = False,
+    out: pathlib.Path | None = None,
+    best_of: int = 0,
+    reward: str = "",
+    control_tokens: reading.Reading | None = None,
+    **lengths: Any,
+) -> tuple[Report, pathlib.Path | None]:
+    """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
+
+    Args:
+      path, task, seed, best, control_tokens, **lengths: as for `judge_of`.
+      count, num_samples: as for `evaluate`.
+      out: a new file; None is the next evaluation-NNN.jsonl of a run, and none for weights.
+      best_of: N, answers of which the best by `reward` is judged too; 0 is none.
+      reward: see rewards.py; "" is the task's own rule.
+
+    Raises:
+      ValueError: as `judge_of` and `rewards.parse` do, and if something is at `out`.
+    """
+    opened_run = opened.find(path)
+    if out is None and opened_run is not None:
+        names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
+        out = next(name for name in names if not name.exists())
+    if out is not None:
+        files.check_new_file(out)
+    if opened_run is not None and opened_run.kind == "preferences":
+        if best_of:
+            raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
+        from kullback.experiments.evaluate import reward_report  # Which makes such a report, too.
+
+        report = reward_report.report(
+            *(path, task),
+            count=count,
+            seed=seed,
+            best=best,
+            control_tokens=control_tokens,
+            **lengths,
+        )
+    else:
+        judge, checkpoint = judge_of(
+            path, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
+        )
+        acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
+        goal = None
+        if best_of:
+            goal = rewards.parse(reward, judge.task, judge.words, judge.model.num_ids)
+        report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
+        if judge.notice is not None:
+            report.notes.append(judge.notice)
+        if goal is not None:
+            found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)
+            bound = {f"kl_of_best_of_{best_of}_at_most": Estimate(best_of_n.kl_bound(best_of))}
+            estimates = {name: estimate(values) for name, values in found.items()}
+            report = report._replace(estimates=report.estimates | estimates | bound)
+    if out is not None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows]
+        files.atomic_write_text(out, "".join(lines))
+    return report, out  # pyright: ignore[reportReturnType]  # One module by two names.
+
+
+def judge_of(
+    path: str | pathlib.Path,
+    task: str = "",
+    *,
+    seed: int | None = None,
+    best: bool = False,
+    control_tokens: reading.Reading | None = None,
+    **lengths: Any,
+) -> tuple[judges.Judge, models.Checkpoint]:
+    """What judges a model on the held-out examples of a task, and the model; no teacher.
+
+    Args:
+      path: of a run, or of a folder of weights.
+      task: "tokens/..."; "" is the run's own.
+      seed, best: as for `models.load`.
+      control_tokens: what text is that spells them, "text" or "parse"; None is as the run has it.
+      **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
+        `tuning.Config`'s defaults.
+
+    Raises:
+      ValueError: for weights without a task, and as `models.load` does.
+    """
+    path = pathlib.Path(path)
+    learning = tuning.Config()
+    run = opened.find(path)
+    if run is not None:
+        learning = models.algorithm_config(run).learning
+        task = task or run.plan.environment
+    if not task:
+        raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
+    learning = dataclasses.replace(learning, **lengths)
+    # What was held out of a run is so by the rule that it has.
+    rule = splits.RULE if run is None else splits.rule_of(run.config)
+    made = tasks.make(task, rule=rule)
+    recorded = "text" if run is None else run.plan.control_tokens
+    checkpoint = models.load(path, seed, best=best).reading(control_tokens or recorded)
+    fitting = language.limits(learning, checkpoint.config)
+    given = {"max_prompt_length", "max_new_tokens"} & {*lengths}
+    wanted = learning.max_prompt_length + learning.max_new_tokens
+    if given and wanted > checkpoint.config.context_length:
+        raise ValueError(
+            f"max_prompt_length={learning.max_prompt_length} and max_new_tokens="
+            f"{learning.max_new_tokens} together exceed the model's context of "
+            f"{checkpoint.config.context_length}"
+        )
+    test, report = made.examples("test", checkpoint.tokenizer, fitting)
+    model, words = checkpoint.model, checkpoint.tokenizer
+    judge = judges.Judge(
+        *(model, words, made, test, learning, checkpoint.divergence),
+        notice=data.notice({"test": report}),
+    )
+    return judge, checkpoint
+
+
+def evaluate(
+    judge: judges.Judge, acting: Any, *, count: int, num_samples: int, key: types.Key
+) -> Report:
+    """Likelihoods of held-out completions, and what the model itself answers.
+
+    Args:
+      judge: of a task.
+      acting: parameters of the policy.
+      count: prompts, at most: there may be fewer.
+      num_samples: K >= 1, answers at temperature 1 to each prompt.
+      key: of them.
+    """
+    count = judge.kept(count)
+    found, notes = _held_out(judge, acting, count)
+    greedy = judge.answers(acting, count, key, judge.greedy)
+    samples = [
+        judge.answers(acting, count, jax.random.fold_in(key, n), judge.plain)
+        for n in range(num_samples)
+    ]
+    for suffix, answers in (("greedy", [greedy]), ("temperature_1", samples)):
+        for name, of_texts in _of_answers(answers):
+            found[f"{name}_{suffix}"] = of_texts
+    if judge.task.score is not None:
+        right = sum((answers.measures["score"] == 1).astype(int) for answers in samples)
+        for k in sorted({1, num_samples}):
+            found[f"pass@{k}"] = estimate(pass_at_k(np.asarray(right), num_samples, k))
+    nats, tokens = (sum(getattr(a, name) for a in samples) for name in ("nats", "tokens"))
+    # Of what was drawn, the mean of minus the log-probability is the entropy's.
+    found["entropy_temperature_1"] = estimate(np.asarray(nats), np.asarray(tokens))
+    rows = [
+        {
+            **judge.asked(judge.test[n]),
+            "greedy": greedy.line(n),
+            "samples": [answers.line(n) for answers in samples],
+        }
+        for n in range(count)
+    ]
+    title = (
+        f"{judge.task.name}, {count} held-out examples, {num_samples} samples of each at "
+        f"temperature 1, operator of {judge.divergence}; [95% intervals over examples]"
+    )
+    return Report(title, found, notes, rows)
+
+
+def estimate(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+    """The quotient of sums over prompts, values / weights, with its interval; the same each time.
+
+    Args:
+      values: [n]; NaN is left out.
+      weights: [n], >= 0; None is ones, which gives the mean.
+    """
+    known = ~np.isnan(values)
+    values = np.asarray(values, np.float64)[known]
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)[known]
+    if len(values) == 0:
+        return Estimate(math.nan)
+    mean = float(values.sum() / weights.sum())
+    if len(values) == 1 or not np.all(np.isfinite(values)):
+        return Estimate(mean)
+    interval = scipy.stats.bootstrap(
+        (values, weights),
+        lambda x, w, axis: x.sum(axis) / w.sum(axis),
+        paired=True,
+        method="percentile",  # The others divide by a deviation, which may be 0.
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        batch=100,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(mean, float(interval.low), float(interval.high))
+
+
+def pass_at_k(right: np.ndarray, num_samples: int, k: int) -> np.ndarray:
+    """Probability that one of k answers at least is right, without bias, [n].
+
+        1 - C(n - c, k) / C(n, k),  n answers of which c are right
+
+    Chen et al., "Evaluating Large Language Models Trained on Code", 2021, equation 1,
+    https://arxiv.org/abs/2107.03374.
+
+    Raises:
+      ValueError: for k outside [1, num_samples].
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k must lie in [1, {num_samples}], the number of samples, got {k}")
+    wrong = [math.comb(num_samples - int(c), k) for c in right]
+    return 1 - np.array(wrong, np.float64) / math.comb(num_samples, k)
+
+
+def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
+    """Different n-grams of all texts by the number of their n-grams, in [0, 1]; NaN without any.
+
+    Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", 2016,
+    https://arxiv.org/abs/1510.03055; of tokens here, not of words.
+    """
+    grams = [tuple(ids[i : i + n]) for ids in texts for i in range(len(ids) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def show(report: Report) -> str:
+    """Title, estimates as a table, and notes."""
+    width = max(map(len, report.estimates)) + 2
+    lines = [f"  {name:<{width}}{value}" for name, value in report.estimates.items()]
+    return "\n".join([report.title, *lines, *(f"  {note}" for note in report.notes)])
+
+
+def _held_out(
+    judge: judges.Judge, acting: Any, count: int
+) -> tuple[dict[str, Estimate], list[str]]:
+    held = judge.likelihoods(acting, count)
+    found: dict[str, Estimate] = {}
+    notes: list[str] = []
+    if judge.divergence != "kl":
+        found[judge.f.loss_name] = estimate(held.loss, held.tokens)
+    if judge.f.is_sparse:
+        notes.append(
+            f"no nats_per_token and no perplexity: the operator of {judge.divergence} gives some "
+            f"tokens the probability 0; {judge.f.loss_name} is its own loss, in nats a token"
+        )
+    else:
+        nats = estimate(held.nats, held.tokens)
+        found["nats_per_token"] = nats
+        with np.errstate(over="ignore"):  # Then it is infinite.
+            found["perplexity"] = Estimate(*np.exp(nats).tolist())
+    found["accuracy"] = estimate(held.right, held.tokens)
+    return found, notes
+
+
+def _of_answers(answers: Sequence[judges.Answers]) -> Iterator[tuple[str, Estimate]]:
+    """Names and estimates over prompts of the mean over `answers` to each."""
+    columns: dict[str, list[np.ndarray]] = {
+        name: [a.measures[name] for a in answers] for name in answers[0].measures
+    }
+    columns["answer_tokens"] = [a.tokens for a in answers]
+    columns["truncated"] = [~a.done for a in answers]
+    for name, column in columns.items():
+        yield name, estimate(np.mean(column, axis=0))
+    texts = [ids for a in answers for ids in a.ids]
+    for n in (1, 2, 3):
+        yield f"distinct_{n}", Estimate(distinct(texts, n))

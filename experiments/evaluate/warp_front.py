@@ -1,0 +1,107 @@
+"""What a run of WARP ends with: its front of reward against KL, and the policy that it is made of.
+
+Every eta of (1 - eta) theta_sft + eta theta_slerp writes texts to the same held-out prompts, with
+the same random numbers. The run's folder then has
+
+    front.csv, front.png   reward and KL by eta
+    merged-STEPS/          theta_slerp, a folder as Hugging Face has them
+
+`kullback merge --method liti merged-STEPS --base START --interpolation ETA` makes the policy of
+any point of the front.
+"""
+
+import io
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from kullback.core import averaging, files, types
+from kullback.experiments.runs import episodes, models
+from kullback.lm import tokenizer, warp
+from kullback.lm.formats import hugging_face
+
+PROMPTS = 256  # Held-out ones, at most.
+
+
+class Point(NamedTuple):
+    """A policy of the front; means over prompts."""
+
+    eta: float
+    reward: float
+    reward_error: float  # Standard error of the mean.
+    kl_start: float  # Nats of a whole text.
+    kl_error: float
+    answer_tokens: float
+
+
+def front(
+    actor: episodes.Actor,
+    start: types.Params,
+    merged: types.Params,
+    *,
+    etas: Sequence[float] = warp.ETAS,
+    count: int,
+    key: types.Key,
+) -> list[Point]:
+    """The points of (1 - eta) start + eta merged, on the first `count` held-out prompts."""
+    count = actor.judge.kept(count)
+    points = []
+    for eta in etas:
+        acting = {"params": averaging.liti(start, merged, eta)}
+        held = actor.held(acting, start, count, key)
+        errors = [float(np.std(x) / np.sqrt(count)) for x in (held.rewards, held.kl_start)]
+        means = [float(np.mean(x)) for x in held]
+        points.append(Point(eta, means[0], errors[0], means[1], errors[1], means[2]))
+    return points
+
+
+def finish(
+    folder: pathlib.Path,
+    actor: episodes.Actor,
+    student: models.Checkpoint,
+    start: types.Params,
+    learner: types.LearnerState,
+) -> None:
+    """Writes the front of a run that is over, once; each file whole or not at all."""
+    out = folder / f"merged-{int(learner.steps):06d}"
+    if out.exists():
+        return
+    merged = learner.aux.merged
+    points = front(actor, start, merged, count=PROMPTS, key=jax.random.key(0))
+    write(folder, points)
+    with tempfile.TemporaryDirectory() as words:
+        tokenizer_files = tokenizer.save(student.tokenizer, words)
+        hugging_face.save(out, student.config, merged, tokenizer_files)
+
+
+def write(folder: pathlib.Path, points: Sequence[Point]) -> None:
+    """Writes front.csv and front.png."""
+    files.write_csv(folder / "front.csv", [point._asdict() for point in points])
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    column = {name: [getattr(p, name) for p in points] for name in Point._fields}
+    axes.errorbar(
+        column["kl_start"],
+        column["reward"],
+        xerr=column["kl_error"],
+        yerr=column["reward_error"],
+        fmt="o-",
+        markersize=4,
+        capsize=2,
+    )
+    for point in points:
+        place = point.kl_start, point.reward
+        axes.annotate(f"{point.eta:g}", place, xytext=(4, -10), textcoords="offset points")
+    axes.set_xlabel("KL to the supervised start (nats of a text)")
+    axes.set_ylabel("reward")
+    axes.set_title("(1 - η) start + η merge, by η; bars: standard errors")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    files.atomic_write_bytes(folder / "front.png", buffer.getvalue())

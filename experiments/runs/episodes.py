@@ -1,0 +1,183 @@
+"""Texts for reinforcement learning: several samples of each prompt, scored, as batches of a run."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import sequences, types
+from kullback.experiments.evaluate import judge as judges
+from kullback.experiments.runs import rewards
+from kullback.lm import batches, data, policy, policy_gradient, rlhf
+
+# (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
+Program = Callable[..., rlhf.Episodes]
+
+
+class Held(NamedTuple):
+    """Of texts that a policy wrote to held-out prompts, [n]."""
+
+    rewards: np.ndarray
+    # To the supervised start, nats of a text: k1. With k3, whose mean hangs on rare texts, a policy
+    # that is sure of itself looks nearer than it is.
+    kl_start: np.ndarray
+    lengths: np.ndarray  # Tokens.
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+    """A policy, its judge, and what its texts are worth."""
+
+    agent: types.Agent
+    judge: judges.Judge
+    reward: rewards.Reward
+
+    @property
+    def samples(self) -> int:
+        """Texts of each prompt, G."""
+        return self.agent.replay.samples_per_prompt
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """Writes G texts of each prompt, which is prefilled once, and scores them in JAX."""
+        completes = self.judge.completes(self.agent.policy, self.samples)
+
+        @jax.jit
+        def program(
+            acting: Any, prompts: batches.Prompts, key: types.Key, params: Any
+        ) -> rlhf.Episodes:
+            made = completes(acting, prompts, key)
+            rows = policy.repeat_prompts(prompts, self.samples)
+            joined = batches.join(rows, made.tokens, made.is_answer)
+            # Column c of a row is token c - length of its answer.
+            place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(rows.lengths)[:, None]
+            place = jnp.clip(place, 0, made.tokens.shape[1] - 1)
+            drawn = jnp.take_along_axis(made.log_probability, place, 1)
+            scores = self.reward.in_program(params, made, rows)
+            return rlhf.Episodes(joined, scores, jnp.where(joined.is_answer, drawn, 0))
+
+        return program
+
+    def episodes(self, acting: Any, examples: list[data.Example], key: types.Key) -> rlhf.Episodes:
+        """Returns G texts of each example's prompt, with all of their reward.
+
+        Raises:
+          ValueError: for a reward that is not finite.
+        """
+        prompts = self.judge.prompts(examples)
+        made = self.program(acting, prompts, key, self.reward.params)
+        if not self.reward.of_texts:
+            self.reward.checked(made.rewards)
+            return made
+        rows = self.repeated(examples)
+        asked = [self.judge.asked(example) for example in rows]
+        prompts_of_rows = [one["prompt"] for one in asked]
+        found = self.reward.between_programs(
+            prompts_of_rows,
+            self.judge.answer_texts(made.sequences),
+            [one["target"] for one in asked],
+            [*map(self.judge.task.document, rows, prompts_of_rows)],
+        )
+        return made._replace(rewards=self.reward.checked(made.rewards + found))
+
+    def repeated(self, examples: list[data.Example]) -> list[data.Example]:
+        """The example of each row."""
+        return [example for example in examples for _ in range(self.samples)]
+
+    def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
+        """Returns the mean reward of G texts of each of the first `count` held-out prompts, [n].
+
+        There may be fewer than `count`, see `Judge.kept`.
+        """
+        return self._held(acting, count, key, lambda made: {})["rewards"]
+
+    def held(self, acting: Any, start: types.Params, count: int, key: types.Key) -> Held:
+        """Returns rewards, distances to the supervised start and lengths, by held-out prompt."""
+
+        def more(made: rlhf.Episodes) -> dict[str, Any]:
+            drawn = jnp.asarray(made.log_probability)[:, 1:]
+            ratio = drawn - self._of_start(start, made.sequences)
+            return {
+                "kl_start": jnp.sum(policy_gradient.kl_estimate(ratio, "k1"), 1),
+                "lengths": jnp.sum(made.sequences.is_answer, 1),
+            }
+
+        return Held(**self._held(acting, count, key, more))
+
+    @functools.cached_property
+    def _of_start(self) -> Callable[..., jax.Array]:
+        return jax.jit(
+            functools.partial(
+                rlhf.log_probabilities,
+                self.judge.model,
+                temperature=self.agent.replay.temperature,
+                chunk=self.judge.learning.chunk,
+            )
+        )
+
+    def _held(
+        self, acting: Any, count: int, key: types.Key, more: Callable[[rlhf.Episodes], Any]
+    ) -> dict[str, np.ndarray]:
+        """What is measured of held-out prompts; means over the samples of each."""
+        found: dict[str, list[np.ndarray]] = {}
+        for number, part in enumerate(self.judge.parts(count)):
+            made = self.episodes(acting, part, jax.random.fold_in(key, number))
+            for name, x in {"rewards": made.rewards, **more(made)}.items():
+                means = np.asarray(x, np.float64).reshape(-1, self.samples).mean(1)
+                found.setdefault(name, []).append(means)
+        kept = self.judge.kept(count)
+        return {name: np.concatenate(x)[:kept] for name, x in found.items()}
+
+    def source(
+        self,
+        train: list[data.Example],
+        seed: int,
+        on_texts: Callable[[int, list[dict[str, Any]]], Any],
+        every: int,
+    ) -> sequences.Source:
+        """Batches of texts, all of the policy; of each `every` steps the last one's are shown.
+
+        Args:
+          train: whose prompts are drawn, an epoch after another.
+          seed: of their order.
+          on_texts: receives learner steps done, and texts.
+          every: learner steps.
+        """
+        c = self.agent.config.learning
+        num_prompts = c.batch_size // self.samples
+
+        def prompts(step: int, rows: int) -> tuple[list[data.Example], int]:
+            del rows
+            drawn = batches.indices(step, num_items=len(train), batch_size=num_prompts, seed=seed)
+            return [train[i] for i in drawn.tolist()], step
+
+        def sample(acting: Any, drawn: Any, key: types.Key) -> rlhf.Episodes:
+            return self.episodes(acting, drawn[0], key)
+
+        def score(made: rlhf.Episodes, drawn: Any) -> np.ndarray:
+            found, step = np.asarray(made.rewards), drawn[1]
+            if (step + 1) % every == 0:
+                lines = self.judge.lines(made.sequences, self.repeated(drawn[0]), found)
+                on_texts(step + 1, [{"greedy": False, **line} for line in lines])
+            return found
+
+        def stored(step: int, rows: int) -> Any:
+            raise ValueError(f"all rows are the policy's, and {rows} stored ones were asked for")
+
+        shape = (c.batch_size, c.max_prompt_length + c.max_new_tokens)
+        int_, bool_, float_ = (jax.ShapeDtypeStruct(shape, d) for d in (np.int32, bool, np.float32))
+        of_rows = [jax.ShapeDtypeStruct(shape[:1], d) for d in (np.int32, np.float32)]
+        rows = batches.Sequences(int_, bool_, int_, int_, of_rows[0])  # pyright: ignore[reportArgumentType]
+        return sequences.Source(
+            num_rows=c.batch_size,
+            example=rlhf.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
+            num_sampled=lambda step: c.batch_size,
+            stored=stored,
+            prompts=prompts,
+            sample=sample,
+            score=score,
+        )

@@ -1,0 +1,179 @@
+"""Language models on disk: of folders as Hugging Face has them, and of runs."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kullback.core import checkpoints, files, folders, json_files, trees, types
+from kullback.experiments.runs import opened, resolved
+from kullback.lm import chat, control_tokens, distillation, folder_meaning, gemma, sharding, shared_ids, texts, tokenizer
+from kullback.lm.formats import hugging_face, hugging_face_config
+
+NOTES = folder_meaning.NOTES
+
+
+class Checkpoint(NamedTuple):
+    """A model with its tokenizer, trained or not."""
+
+    config: gemma.Config  # Its `eos_ids` are all that ends a text.
+    tokenizer: tokenizer.Tokenizer
+    params: types.Params | None  # None: drawn when learning begins.
+    divergence: str = "kl"  # f of the operator that it was trained with.
+
+    @property
+    def model(self) -> gemma.Model:
+        """The model over the ids of its tokenizer; other rows of its table are padding."""
+        return shared_ids.over(gemma.make(self.config), self.tokenizer.vocab_size)
+
+    @property
+    def info(self) -> distillation.TokenizerInfo:
+        """What teacher and student must share."""
+        t = self.tokenizer
+        return distillation.TokenizerInfo(
+            t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
+        )
+
+    def reading(self, how: control_tokens.Reading) -> "Checkpoint":
+        """Returns the model whose tokenizer reads control tokens in a text so."""
+        return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
+
+
+def load(
+    path: str | pathlib.Path,
+    seed: int | None = None,
+    *,
+    best: bool = False,
+    mesh: sharding.Mesh | None = None,
+) -> Checkpoint:
+    """The model of a folder as Hugging Face has them, or that a run has trained.
+
+    What ends its texts is decided here: what its configuration and its tokenizer name.
+
+    Args:
+      path: of the folder or the run.
+      seed: which of a run's seeds; None is the first.
+      best: of a run, the checkpoint of the highest evaluation in place of the newest.
+      mesh: over which parameters go as they are read; None is one device.
+
+    Raises:
+      ValueError: if it is neither, or the run has no such seed, or no checkpoint with a score.
+    """
+    path = pathlib.Path(path)
+    run = opened.find(path)
+    if run is not None:
+        decoder = decoder_of(run)
+        run.folder(seed)  # Whether there is such a seed is known before a key is made.
+        like = sharding.shapes(decoder.config, mesh)
+        params = trained(run, like, seed, best=best)
+        return decoder._replace(params=params, divergence=algorithm_config(run).operator)
+    if seed is not None or best:
+        raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} is no model: expected a folder with config.json and weights, a run of a "
+            f"language model, or a preset ({', '.join(gemma.PRESETS)})"
+        )
+    homes = sharding.by_path(hugging_face_config.read(path), mesh)
+    config, params, _ = hugging_face.load(path, sharding=homes)
+    words = tokenizer.load(path)
+    config = texts.with_all_ends(config, words)
+    return Checkpoint(config, words, params, folder_meaning.operator(path))
+
+
+def trained(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:
+    """Reads the newest whole parameters of one seed of a run, or its best, and nothing else of it.
+
+    Args:
+      run: of texts.
+      like: shapes of the parameters, see `checkpoints.restore`.
+      seed: which of the run's; None is the first.
+      best: the checkpoint of the highest score in place of the newest.
+
+    Raises:
+      ValueError: if the run has no such seed, or no checkpoint with a score.
+    """
+    folder = run.folder(seed).checkpoints
+    tree = {"learner": {"params": like}}
+    saved, _, _ = checkpoints.restore_latest(folder, tree, part=True, best=best)
+    return saved["learner"]["params"]
+
+
+def decoder_of(run: opened.Opened) -> Checkpoint:
+    """Reads shape and tokenizer of the decoder of a run, without parameters."""
+    if not run.is_of_texts:
+        raise ValueError(
+            f"{run.path} is a run of {run.plan.agent} on {run.plan.environment}, "
+            "which is no language model"
+        )
+    found = saved(run.path)
+    return found._replace(config=texts.with_all_ends(found.config, found.tokenizer))
+
+
+def algorithm_config(run: opened.Opened) -> Any:
+    """Returns the configuration of the algorithm of a run of texts, as it was recorded."""
+    return resolved.of(run).config
+
+
+def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
+    """Writes model and tokenizer, without parameters, beside the config.json of a run."""
+    shape = dataclasses.asdict(checkpoint.config)
+    files.atomic_write_text(folder / "model.json", json.dumps(shape, indent=2))
+    tokenizer.save(checkpoint.tokenizer, folder / "tokenizer")
+
+
+def saved(home: pathlib.Path) -> Checkpoint:
+    """What `save` wrote, without parameters: a run goes on with the ends of text that it had."""
+    return Checkpoint(
+        saved_config(home), tokenizer.load(folders.subfolder(home, "tokenizer")), None
+    )
+
+
+def ends_notice(checkpoint: Checkpoint) -> str | None:
+    """Returns what to say of a run that began before its texts ended with all that ends one."""
+    config, words = checkpoint.config, checkpoint.tokenizer
+    missing = set(texts.with_all_ends(config, words).eos_ids) - set(config.eos_ids)
+    if not missing:
+        return None
+    return (
+        f"this run's texts end with the ids {sorted(config.eos_ids)} and do not with "
+        f"{sorted(missing)}, which its tokenizer has as ends too: it goes on as it began; a new "
+        "run from it, evaluate, generate and export take all of them"
+    )
+
+
+def saved_config(home: pathlib.Path) -> gemma.Config:
+    """Reads the model's shape as `save` wrote it.
+
+    Raises:
+      ValueError: if model.json is missing or damaged.
+    """
+    return json_files.read(home / "model.json").build(gemma.Config)
+
+
+def fingerprint(params: types.Params) -> str:
+    """SHA-256 of names, shapes and numbers of parameters."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(trees.named_leaves(params).items()):
+        digest.update(f"{name} {trees.describe(name, leaf)}".encode())
+        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).tobytes())
+    return digest.hexdigest()
+
+
+def export(path: str | pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
+    """Writes the newest model of a run as a folder that Hugging Face's transformers load.
+
+    Its operator goes with it, in a key of config.json that others pass over.
+    """
+    checkpoint = load(path, seed)
+    words = folders.subfolder(path, "tokenizer")
+    hugging_face.save(
+        out,
+        checkpoint.config,
+        checkpoint.params,
+        tokenizer_files=folders.present(words, checkpoint.tokenizer.sources).values(),
+        extra={NOTES: {"divergence": checkpoint.divergence}},
+    )

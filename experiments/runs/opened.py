@@ -1,0 +1,100 @@
+"""A run's folder, read and understood once: what it was started with, its kind, its seeds.
+
+Functions that need more than one fact of a run take an `Opened`, not the path.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from kullback import lm
+from kullback.core import folders
+from kullback.experiments.runs import plans
+from kullback.experiments.runs import run_folder
+
+Kind = Literal["games", "language", "preferences"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run on disk."""
+
+    path: pathlib.Path
+    plan: plans.Plan
+    config: Mapping[str, Any]  # All of config.json.
+    kind: Kind
+    # Of each seed, where its metrics and checkpoints stand: the run's own folder, or one of its
+    # own. A seed of the latter kind that has not begun is left out.
+    folders: Mapping[int, run_folder.RunFolder]
+
+    @property
+    def seeds(self) -> range:
+        """Seeds that the run was started with."""
+        return self.plan.seeds
+
+    @property
+    def is_of_texts(self) -> bool:
+        """Whether it trains a language model or a reward model, which have a tokenizer."""
+        return self.kind != "games"
+
+    def folder(self, seed: int | None = None) -> run_folder.RunFolder:
+        """Returns where metrics and checkpoints of a seed stand; None is the first seed.
+
+        Raises:
+          ValueError: if the run has no such seed, or it has not begun.
+        """
+        seed = self.seeds[0] if seed is None else seed
+        if seed not in self.seeds:
+            raise ValueError(
+                f"{self.path} has seeds {self.seeds[0]} to {self.seeds[-1]}, not {seed}"
+            )
+        if seed not in self.folders:
+            raise ValueError(
+                f"seed {seed} of {self.path} has not begun; its seeds run one after another, and "
+                f"{', '.join(map(str, self.folders))} have"
+            )
+        return self.folders[seed]
+
+
+def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
+    """Reads a run.
+
+    Args:
+      path: of its folder.
+      trust_code: whether modules that its plan names may run, see `Plan.require_trust`.
+
+    Raises:
+      ValueError: if this is no run, its config.json is damaged, or something in it is a link out
+        of it: what would go on with the run might write there, or delete.
+    """
+    folder = run_folder.RunFolder(pathlib.Path(path))
+    config = folder.config()
+    folders.check_links(path)
+    plan = plans.Plan.from_json(config["plan"], trust_code=trust_code, file=folder.config_file)
+    parts = {seed: run_folder.RunFolder(folder.path / f"seed_{seed}") for seed in plan.seeds}
+    begun = {seed: part for seed, part in parts.items() if part.config_file.is_file()}
+    return Opened(
+        path=folder.path,
+        plan=plan,
+        config=config,
+        kind=kind_of(plan),
+        folders=begun or dict.fromkeys(plan.seeds, folder),
+    )
+
+
+def find(path: str | pathlib.Path) -> Opened | None:
+    """Reads a run; None if the folder is of something else, such as a model's weights.
+
+    Raises:
+      ValueError: if its config.json is damaged, or that of a run of another version.
+    """
+    return open(path) if run_folder.RunFolder(pathlib.Path(path)).is_run() else None
+
+
+def kind_of(plan: plans.Plan) -> Kind:
+    """Returns what is trained: an agent of games, a language model, or a reward model."""
+    if not plan.is_language:
+        return "games"
+    entry = lm.ALGORITHMS.get(plan.agent)
+    return "preferences" if entry is not None and entry.reads_pairs else "language"

@@ -1,0 +1,247 @@
+"""What a run writes down: metrics.csv, events made of it, of language models samples.jsonl.
+
+A checkpoint holds the configuration, and size and CRC-32 of what was written by then (`marks`). A
+run that goes on compares them first (`complaints`), keeps what was written by then and drops the
+rest, which is made again. Checkpoints of older versions have no marks: rows are kept by their step.
+"""
+
+import csv
+import io
+import json
+import pathlib
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from kullback.core import checkpoints, files, json_files, typed
+from kullback.experiments.runs import events
+from kullback.experiments.runs.run_folder import RunFolder
+
+METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config"
+
+Marks = Mapping[str, Any]  # JSON-able; under `META` of a checkpoint's meta.
+
+META = "record"
+HISTORY = "resumed"  # A key of config.json: with what the run went on that is not as it began.
+_MISSING = object()
+
+
+class Record:
+    """Appends rows to metrics.csv and to events, and texts to samples.jsonl."""
+
+    def __init__(self, folder: RunFolder, *, has_texts: bool = False):
+        """Changes nothing before `begin`."""
+        self._folder = folder
+        self._config = {k: v for k, v in folder.config().items() if k != HISTORY}
+        self._metrics = _Lines(folder.metrics_file)
+        self._texts = _Lines(folder.samples_file) if has_texts else None
+        self._columns: list[str] | None = None
+        self._events: events.Events | None = None
+
+    def begin(self, steps: int, marks: Marks | None = None) -> None:
+        """Keeps what was written by a checkpoint, and drops what comes after it.
+
+        Args:
+          steps: of the checkpoint; 0 of a run that begins.
+          marks: of the checkpoint; without them, or where a file is not as they say, which a user
+            has accepted, rows up to `steps` are kept.
+        """
+        marks = _checked(marks, self._folder) or {}
+        data = _prefix(self._folder.metrics_file, marks.get(METRICS))
+        self._metrics.begin(_rows_until(self._folder, steps) if data is None else data)
+        kept = self._folder.rows()
+        self._columns = list(kept[0]) if kept else None
+        self._events = events.Events(self._folder.path / "tensorboard", kept)
+        if self._texts is not None:
+            path = self._folder.samples_file
+            data = _prefix(path, marks.get(SAMPLES))
+            if data is None:
+                data = path.read_bytes() if path.is_file() else b""
+            # A step that was abandoned may have written its texts before the checkpoint.
+            self._texts.begin(_lines_until(data, steps))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends a row of one seed; floats are written so that they read back the same."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns or list(row), lineterminator="\n")
+        if self._columns is None:
+            writer.writeheader()
+        writer.writerow(row)
+        self._metrics.append(text.getvalue())
+        self._columns = self._columns or list(row)
+        if self._events is not None:
+            self._events.write(row)
+
+    def write_texts(self, steps: int, seed: int, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Appends texts, JSON-able, that were made when so many steps were done."""
+        if self._texts is None:
+            raise ValueError(f"{self._folder.path} is of a run without texts")
+        lines = [{"step": steps, "seed": seed, **text} for text in texts]
+        self._texts.append("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def marks(self) -> Marks:
+        """Returns what a checkpoint of now says of the record."""
+        texts = {} if self._texts is None else {SAMPLES: self._texts.mark}
+        return {CONFIG: self._config, METRICS: self._metrics.mark, **texts}
+
+
+class _Lines:
+    """A file that grows by whole lines."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self.mark = {"bytes": 0, "crc32": 0}
+
+    def begin(self, data: bytes) -> None:
+        if not self._path.is_file() or self._path.read_bytes() != data:
+            files.atomic_write_bytes(self._path, data)
+        self.mark = {"bytes": len(data), "crc32": zlib.crc32(data)}
+
+    def append(self, text: str) -> None:
+        data, before = text.encode("utf-8", "backslashreplace"), self.mark
+        with files.naming(self._path), self._path.open("ab") as file:
+            file.write(data)
+        crc = zlib.crc32(data, before["crc32"])
+        self.mark = {"bytes": before["bytes"] + len(data), "crc32": crc}
+
+
+def standing(folder: RunFolder, steps: int) -> Literal["saved", "new", "finished"]:
+    """Returns how a run, or one seed of it, stands: "saved" has a checkpoint to go on from.
+
+    Checkpoints of a run that is over may have been deleted.
+
+    Args:
+      folder: of the run, or the seed.
+      steps: that it is to do.
+
+    Raises:
+      ValueError: if it has rows and no checkpoint: begun anew it would overwrite them.
+    """
+    if checkpoints.steps(folder.checkpoints):
+        return "saved"
+    rows = folder.rows()
+    last = max((int(row["steps"]) for row in rows), default=0)
+    if rows and last >= steps:
+        return "finished"
+    has_texts = folder.samples_file.is_file() and folder.samples_file.stat().st_size > 0
+    if not (rows or has_texts or any(folder.replay.glob("segment-*"))):
+        return "new"
+    raise ValueError(
+        f"{folder.checkpoints} is missing or empty, and {folder.path} has a record up to step "
+        f"{last:,} of {steps:,}: it cannot go on, and begun anew it would be overwritten; put the "
+        "checkpoints back, or start a new run elsewhere"
+    )
+
+
+def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> list[str]:
+    """Returns what is not as it was when the newest checkpoint was saved; nothing is changed.
+
+    Args:
+      folder: of the run, or of one seed.
+      config: what its config.json should say now.
+      log_every: steps between two rows, for checkpoints of older versions.
+    """
+    meta = checkpoints.newest_meta(folder.checkpoints)
+    if meta is None:
+        return []
+    marks = _checked(meta.get(META), folder)
+    if marks is None:
+        try:
+            rows = folder.rows()
+        except ValueError as error:
+            return [str(error)]
+        saved = checkpoints.steps(folder.checkpoints)[-1]
+        if not rows and saved >= log_every:
+            return [f"{folder.metrics_file} has no rows, and step {saved:,} was saved"]
+        return []
+    found = [f"{folder.config_file}: {text}" for text in config_changes(marks[CONFIG], config)]
+    for path, mark in ((folder.metrics_file, METRICS), (folder.samples_file, SAMPLES)):
+        if mark in marks and _prefix(path, marks[mark]) is None:
+            found.append(_difference(path, marks[mark]["bytes"]))
+    return found
+
+
+def _checked(marks: Any, folder: RunFolder) -> Marks | None:
+    """Returns what a checkpoint says of the record; None for one of an older version.
+
+    Raises:
+      ValueError: if it is not as `Record.marks` gives it.
+    """
+    if marks is None:
+        return None
+    file = f"{folder.checkpoints}: contents.json"
+    record = json_files.Record(file, ("meta",), {META: marks}).record(META)
+    record.record(CONFIG).record("plan", {}).get("steps", int, 0)
+    for name in (METRICS, SAMPLES):
+        mark = record.record(name, {})
+        if name in record and mark.get("bytes", int) + mark.get("crc32", int) < 0:
+            raise record.error(name, "of numbers >= 0")
+    return marks
+
+
+def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns what differs between two contents of config.json; steps may grow."""
+    old, new = (dict(json_files.leaves(config)) for config in (before, now))
+    steps = "plan.steps"
+    if isinstance(new.get(steps), int) and new[steps] >= old.get(steps, 0):
+        old[steps] = new[steps]
+    return [
+        f"{key} was {_shown(old.get(key, _MISSING))} and is {_shown(new.get(key, _MISSING))}"
+        for key in dict.fromkeys((*old, *new))
+        if _shown(old.get(key, _MISSING)) != _shown(new.get(key, _MISSING))
+        and key.split(".")[0] != HISTORY
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is _MISSING else json_files.shown(value)
+
+
+def _prefix(path: pathlib.Path, mark: Mapping[str, int] | None) -> bytes | None:
+    """Returns the bytes that a mark is of; None without one, or if they are not there any more."""
+    if mark is None:
+        return None
+    data = path.read_bytes()[: mark["bytes"]] if path.is_file() else b""
+    return data if (len(data), zlib.crc32(data)) == (mark["bytes"], mark["crc32"]) else None
+
+
+def _difference(path: pathlib.Path, size: int) -> str:
+    if not path.is_file():
+        return f"{path} is missing, {size:,} bytes were written"
+    if path.stat().st_size < size:
+        return f"{path} has {path.stat().st_size:,} bytes, {size:,} were written"
+    return f"{path} has changed in the {size:,} bytes that were written"
+
+
+def _rows_until(folder: RunFolder, steps: int) -> bytes:
+    """Returns header and whole rows of metrics.csv up to a step."""
+    if not folder.metrics_file.is_file():
+        return b""
+    lines = folder.metrics_file.read_text("utf-8", errors="replace").split("\n")[:-1]
+    if not lines:
+        return b""
+    header, columns = lines[0], lines[0].split(",")
+    place = columns.index("steps") if "steps" in columns else None
+    kept = [
+        line
+        for line in lines[1:]
+        if place is not None
+        and all(map(typed.is_number, line.split(",")))
+        and line.count(",") == header.count(",")
+        and float(line.split(",")[place]) <= steps
+    ]
+    return "".join(f"{line}\n" for line in (header, *kept)).encode() if kept else b""
+
+
+def _lines_until(data: bytes, steps: int) -> bytes:
+    """Returns whole lines of a samples.jsonl up to a step; what is no JSON is left out."""
+    lines = data.split(b"\n")[:-1]
+    return b"".join(line + b"\n" for line in lines if 0 <= _step(line) <= steps)
+
+
+def _step(line: bytes) -> int:
+    """Returns the step of a line of samples.jsonl; -1 if it has none."""
+    try:
+        return json_files.parse(line, SAMPLES, nan=True).get("step", int)
+    except ValueError:
+        return -1

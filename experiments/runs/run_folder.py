@@ -1,0 +1,330 @@
+"""A run's folder: config.json, metrics.csv, TensorBoard events, learning_curve.png, checkpoints.
+
+That of a language model has samples.jsonl beside metrics.csv.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from kullback.core import files, json_files
+from kullback.experiments.runs import owner
+from kullback.experiments import plots
+
+PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
+GAMES = ("ale-py", "gymnasium", "dm-env")
+CONFIG = "config.json"
+DIVERGED = "diverged.json"
+_BUILDING = f"{files.TEMPORARY}run"  # In an empty folder that becomes a run.
+WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All else repeats exactly.
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run, and what is read from and written to them."""
+
+    path: pathlib.Path
+
+    @property
+    def config_file(self) -> pathlib.Path:
+        """What the run was started with, JSON."""
+        return self.path / CONFIG
+
+    @property
+    def metrics_file(self) -> pathlib.Path:
+        """A row a log interval and seed, CSV."""
+        return self.path / "metrics.csv"
+
+    @property
+    def samples_file(self) -> pathlib.Path:
+        """What a language model wrote, JSON, a text a line."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def diverged_file(self) -> pathlib.Path:
+        """What a run leaves that has diverged, JSON: at which step what was not finite."""
+        return self.path / DIVERGED
+
+    @property
+    def curve_file(self) -> pathlib.Path:
+        """Return against agent steps, PNG."""
+        return self.path / "learning_curve.png"
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        """A folder a checkpoint, by step."""
+        return self.path / "checkpoints"
+
+    @property
+    def replay(self) -> pathlib.Path:
+        """Segments of a host replay."""
+        return self.path / "replay"
+
+    @property
+    def videos(self) -> pathlib.Path:
+        """Recorded episodes."""
+        return self.path / "videos"
+
+    def config(self) -> dict[str, Any]:
+        """Returns what the run was started with.
+
+        Raises:
+          ValueError: if this is not the folder of a run, or its config.json is damaged.
+        """
+        record = self._read_config()
+        if record is None:
+            raise ValueError(f"{self.path} is no run: it has no config.json")
+        if "plan" not in record:
+            raise ValueError(f"{self.path} is no run: its config.json holds no plan")
+        return _checked(record)
+
+    def is_run(self) -> bool:
+        """Returns whether config.json is that of a run: a folder of weights has one too.
+
+        Raises:
+          ValueError: if it is damaged.
+        """
+        record = self._read_config()
+        return record is not None and "plan" in record
+
+    def _read_config(self) -> json_files.Record | None:
+        if not self.config_file.is_file():
+            return None
+        return json_files.read(self.config_file, nan=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes config.json, whole or not at all."""
+        files.atomic_write_text(self.config_file, json.dumps(config, indent=2) + "\n")
+
+    def diverged(self) -> str:
+        """Returns how the run diverged when it last ran, one of its seeds at least; "" if not.
+
+        Raises:
+          ValueError: if what it left is damaged.
+        """
+        for file in (self.diverged_file, *sorted(self.path.glob(f"seed_*/{DIVERGED}"))):
+            if file.is_file():
+                return json_files.read(file).get("reason", str)
+        return ""
+
+    def write_diverged(self, reason: str) -> None:
+        """Notes that the run has diverged, and how: nothing that goes on by itself tries again."""
+        files.atomic_write_text(self.diverged_file, json.dumps({"reason": reason}) + "\n")
+
+    def rows(self) -> list[dict[str, str]]:
+        """Reads metrics.csv: rows as they are written; none if there is no such file.
+
+        A last row without an end is left out: it is being written, or a crash has cut it.
+
+        Raises:
+          ValueError: for a line that is no row, such as one of zeros.
+        """
+        if not self.metrics_file.is_file():
+            return []
+        text = self.metrics_file.read_text("utf-8", errors="replace")
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1].replace("\0", "?"))))
+        if not lines:
+            return []
+        header = lines[0]
+        if not {"seed", "steps"} <= {*header}:
+            raise ValueError(f"{self.metrics_file} is damaged: its first line names no seed, steps")
+        for number, line in enumerate(lines[1:], 2):
+            if len(line) != len(header) or not _are_numbers(dict(zip(header, line, strict=True))):
+                raise ValueError(
+                    f"{self.metrics_file} is damaged: line {number} must be {len(header)} numbers, "
+                    f"got {','.join(line)[:60]!r}"
+                )
+        return [dict(zip(header, line, strict=True)) for line in lines[1:]]
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rewrites metrics.csv, whole or not at all."""
+        files.write_csv(self.metrics_file, rows)
+
+    def draw(self, title: str, *, of_language: bool = False) -> None:
+        """Draws learning_curve.png from metrics.csv."""
+        plots.learning_curve(self.rows(), self.curve_file, title, of_language=of_language)
+
+
+@contextlib.contextmanager
+def created(
+    path: pathlib.Path,
+    config: Mapping[str, Any],
+    fill: Callable[[pathlib.Path], None] = lambda folder: None,
+) -> Iterator[RunFolder]:
+    """Makes the folder of a new run, which this process owns until the block ends.
+
+    It appears whole: what is in it is written beside it, or in it where an empty folder is there
+    already (a disk's root, the current folder), and then renamed, config.json last. If the block
+    raises before a checkpoint is saved, nothing is left.
+
+    Args:
+      path: where nothing is, or an empty folder.
+      config: config.json.
+      fill: writes what else a run of this kind begins with.
+
+    Raises:
+      ValueError: if something is there already, or it cannot be written.
+    """
+    check_free(path)
+    is_there = path.exists()
+    building = path / _BUILDING if is_there else path.parent / f"{files.TEMPORARY}{path.name}"
+    _clean(building)
+    try:
+        building.mkdir(parents=True)
+    except FileExistsError:
+        raise ValueError(f"{path} is being begun by another process") from None
+    with owner.held(building):
+        try:
+            RunFolder(building).write_config(config)
+            fill(building)
+            files.sync(building)
+            if is_there:
+                for child in sorted(building.iterdir(), key=lambda child: child.name == CONFIG):
+                    child.rename(path / child.name)
+                building.rmdir()
+            else:
+                _rename(building, path)
+        except BaseException:
+            files.remove(building)
+            raise
+        try:
+            yield RunFolder(path)
+        except BaseException:
+            if not any(path.glob("checkpoints/[0-9]*")) and not any(
+                path.glob("seed_*/checkpoints/[0-9]*")
+            ):
+                with contextlib.suppress(OSError):  # Threads of a write that failed may add to it.
+                    for one in path.iterdir() if is_there else [path]:
+                        files.remove(one)
+            raise
+
+
+def check_free(path: pathlib.Path) -> None:
+    """Checks that a new run can be made at `path`.
+
+    Raises:
+      ValueError: if something is there, or it cannot be written.
+    """
+    files.check_writable(path)
+    if not path.exists():
+        return
+    is_building = path.is_dir() and (path / _BUILDING).is_dir() and not (path / CONFIG).exists()
+    if is_building or _has_half_a_checkpoint_alone(path):
+        # A process that was to fill an empty folder was killed at it, or is at it; or the first
+        # checkpoint did not fit on the disk, and threads wrote on after all was removed.
+        _check_not_owned(path / _BUILDING, path)
+        _check_not_owned(path, path)
+        for child in path.iterdir():
+            files.remove(child)
+    if not path.is_dir() or any(path.iterdir()):
+        raise ValueError(
+            f"{path} exists and is not empty; runs are never overwritten: choose another --out, "
+            f"or go on with it by --resume {path}"
+        )
+
+
+def _has_half_a_checkpoint_alone(path: pathlib.Path) -> bool:
+    """Whether a folder has files, and all of them are of a checkpoint that was never whole."""
+    found = [file for file in path.rglob("*") if not file.is_dir()]
+    places = (path / "checkpoints", *path.glob("seed_*/checkpoints"))
+    halves = [half for place in places for half in place.glob(f"{files.TEMPORARY}*")]
+    return bool(found) and all(any(map(file.is_relative_to, halves)) for file in found)
+
+
+def _clean(building: pathlib.Path) -> None:
+    """Removes what a killed process has left of a folder that it was making."""
+    if building.exists():
+        _check_not_owned(building, building)
+        files.remove(building)
+
+
+def _check_not_owned(folder: pathlib.Path, path: pathlib.Path) -> None:
+    if owner.is_held(folder):
+        raise ValueError(f"{path} is being begun by another process")
+
+
+def _rename(building: pathlib.Path, path: pathlib.Path) -> None:
+    try:
+        building.rename(path)
+    except OSError as error:
+        if path.exists():
+            raise ValueError(f"{path} was begun by another process meanwhile") from error
+        raise
+
+
+def _checked(record: json_files.Record) -> dict[str, Any]:
+    """Returns what config.json holds, if what is read of it is of the type that it is written in.
+
+    The plan is checked where it is built.
+    """
+    record.record("plan")
+    record.record("spec", {}).get("frames_per_step", int, 1)
+    record.record("data", {}).get("rule", int, 1)
+    record.record("versions", {})
+    record.get("loop", str, "host")
+    record.list_of("resumed", dict, [])
+    return dict(record.items())
+
+
+def _are_numbers(row: Mapping[str, str]) -> bool:
+    try:
+        numbers = [int(row["seed"]), int(row["steps"]), *map(float, row.values())]
+    except ValueError:
+        return False
+    return len(numbers) > 2
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, revision and machine, to repeat a run with."""
+    versions = {}
+    for name in (*PACKAGES, *GAMES):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None  # A package that this run did without.
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "command": _command(),
+        "git_revision": _git_revision(),
+    }
+
+
+def _command() -> list[str]:
+    """What was called, without where on the machine it is installed."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None and spec.name.endswith(".__main__"):
+        return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this file is in, "-dirty" if changed; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        here = pathlib.Path(__file__).resolve().parent
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "run_folder.py"):
+            return None  # Installed into somebody else's checkout.
+        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "HEAD") + dirty
+    except (OSError, subprocess.SubprocessError):
+        return None

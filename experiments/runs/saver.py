@@ -1,0 +1,152 @@
+"""Checkpoints of a run: the loop's snapshot, and beside it the segments of a large host replay."""
+
+import contextlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import checkpoints, host, loops, replay, spans
+from kullback.experiments.runs import record, run_folder
+
+KEPT = 3  # The newest checkpoints; the best one stays beside them.
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint held."""
+
+    state: Any  # Of the loop.
+    notes: dict[str, Any]
+    marks: record.Marks | None  # None in those of older versions.
+
+
+class Saver:
+    """Saves and restores the state of one loop in one run folder."""
+
+    def __init__(self, folder: run_folder.RunFolder, loop: loops.Loop):
+        self._folder, self._loop = folder, loop
+        self._segments: list[dict[str, Any]] = []  # Of the replay as it is now, in order.
+        self._since: replay.Cursors | None = None  # What they hold.
+        self._store = checkpoints.SegmentStore(folder.replay)
+
+    def require_disk(self) -> int:
+        """Bytes that the run's checkpoints may take; ValueError if the disk has fewer."""
+        template = self._loop.template()
+        snapshot = sum(_bytes(leaf) for leaf in jax.tree.leaves(template))
+        # Those kept, the best, and the one being written; segments may overlap by one interval.
+        needed = (KEPT + 2) * snapshot + int(1.3 * self._loop.host_replay_bytes)
+        checkpoints.require_disk(self._folder.path, needed, "checkpoints")
+        return needed
+
+    def save(
+        self,
+        state: Any,
+        score: float | None,
+        notes: dict[str, Any],
+        marks: record.Marks | None = None,
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+          state: of the loop.
+          score: decides which is the best; only of a policy that was judged at this very step.
+          notes: come back on loading, and so do
+          marks: of the run's record as it is now.
+
+        Raises:
+          ArithmeticError: if a parameter is not finite; what was saved before stays.
+        """
+        step = self._loop.env_steps(state)
+        for leaf in jax.tree.leaves(state.learner.params):
+            if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
+                raise ArithmeticError(f"a parameter is not finite at step {step}")
+        meta: dict[str, Any] = {"score": score, "notes": notes, "segments": []}
+        if marks is not None:
+            meta[record.META] = marks
+        if isinstance(state, host.RunState):
+            arrays = spans.span(state.replay, self._since)
+            end = np.asarray(state.replay.cursor).tolist()
+            self._segments.append(self._store.append(arrays, {"end": end}))
+            self._since = replay.cursors(state.replay)
+            # A ring of L slots no longer needs what ended L slots ago, in every environment.
+            first = state.replay.cursor - len(state.replay.action) // len(end)
+            self._segments = [
+                entry for entry in self._segments if np.any(np.array(entry["span"]["end"]) > first)
+            ]
+            meta["segments"] = self._segments
+        snapshot = self._loop.snapshot(state)
+        checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
+        self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
+
+    def load(self, *, empty_replay: bool = False) -> Loaded:
+        """Reads the newest checkpoint that is whole; warns of each passed over.
+
+        Args:
+          empty_replay: passes over the segments of the replay, which begins anew.
+
+        Raises:
+          FileNotFoundError: if none is whole.
+          ValueError: if it is of another shape than the loop's, if all that is damaged is the
+            replay, or if there is no replay that could be left out.
+        """
+        if empty_replay and not self._loop.host_replay_bytes:
+            raise ValueError(
+                f"{self._folder.path} has no replay beside its checkpoints that could be damaged: "
+                "leave --empty-replay out"
+            )
+        folder, template = self._folder.checkpoints, self._loop.template()
+        try:
+            saved, meta, _ = checkpoints.restore_latest(
+                folder, template, check=_check if empty_replay else self._check
+            )
+        except FileNotFoundError as error:
+            if not self._loop.host_replay_bytes:
+                raise
+            self._offer(error)
+            raise
+        if empty_replay:
+            state = self._loop.restore(saved, None)
+            self._segments, self._since = [], None
+        else:
+            try:
+                state = self._loop.restore(saved, map(self._store.load, meta["segments"]))
+            except ValueError as error:
+                raise ValueError(f"{self._folder.replay}: {error}") from error
+            self._segments = meta["segments"]
+            if isinstance(state, host.RunState):
+                self._since = saved.replay
+        return Loaded(state, meta["notes"], meta.get(record.META))
+
+    def _check(self, meta: dict[str, Any]) -> None:
+        _check(meta)
+        template = self._loop.template()
+        num_envs = template.replay.cursor.shape[0] if isinstance(template, host.Saved) else 0
+        for entry in meta["segments"]:
+            match entry:
+                case {"span": {"end": [*ends]}} if [*map(type, ends)] == [int] * num_envs:
+                    continue
+            raise checkpoints.CorruptError("a segment of it says no span of the replay")
+        self._store.verify(meta["segments"])
+
+    def _offer(self, error: Exception) -> None:
+        """Raises ValueError if nothing but the replay is damaged."""
+        with contextlib.suppress(FileNotFoundError):
+            template = self._loop.template()
+            _, _, step = checkpoints.restore_latest(self._folder.checkpoints, template, _check)
+            raise ValueError(
+                f"{self._folder.replay} is damaged, and all else of step {step:,} is whole: go on "
+                "with an empty replay, which is filled again before it is learnt from, by "
+                "--empty-replay"
+            ) from error
+
+
+def _check(meta: dict[str, Any]) -> None:
+    """Raises CorruptError unless a checkpoint's meta is what `Saver.save` writes."""
+    if not (isinstance(meta.get("notes"), dict) and isinstance(meta.get("segments"), list)):
+        raise checkpoints.CorruptError("it has no notes or no segments")
+
+
+def _bytes(leaf: Any) -> int:
+    itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
+    return int(np.prod(leaf.shape)) * itemsize

@@ -1,0 +1,59 @@
+"""Runs of a sweep on this machine: over its cores, or its accelerators."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from kullback.experiments.sweeps import sweep_worker
+from kullback.experiments.sweeps.sweep_worker import Job, Workers
+
+
+class _Handle(NamedTuple):
+    process: subprocess.Popen[bytes]
+    device: int | None  # None: it sees what this process sees.
+
+
+def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers:
+    """Processes of this machine.
+
+    Args:
+      checked: as `sweep_runs.runs` returns it.
+      jobs: runs at a time; None: on CPUs as many as have a core for each of their threads, on
+        CUDA one a device, on other accelerators one.
+      cores: of this machine.
+    """
+    platform, devices = checked["platform"], checked["devices"]
+    # A run over a mesh has all devices. Which of several a process sees can be told to CUDA alone.
+    is_pinned = platform == "gpu" and not any(run["plan"]["mesh"] for run in checked["runs"])
+    if jobs is None and platform != "cpu":
+        jobs = devices if is_pinned else 1
+
+    def has_room(job: Job, running: Mapping[Job, _Handle]) -> bool:
+        if jobs is not None:
+            return len(running) < jobs
+        return not running or sum(other.threads for other in running) + job.threads <= cores
+
+    def start(job: Job, running: Mapping[Job, _Handle]) -> _Handle:
+        if not is_pinned or jobs is None:
+            return _Handle(sweep_worker.start(job, {}), None)
+        taken = [handle.device for handle in running.values()]
+        device = min(range(devices), key=taken.count)
+        shown = _device(device, sharing=-(-jobs // devices))
+        return _Handle(sweep_worker.start(job, shown), device)
+
+    return Workers(
+        has_room,
+        start,
+        lambda job, handle: sweep_worker.poll(job, handle.process),
+        lambda handle: sweep_worker.stop(handle.process),
+    )
+
+
+def _device(number: int, *, sharing: int) -> dict[str, str]:
+    """What shows a process one GPU, which `sharing` of them use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    shown = {"CUDA_VISIBLE_DEVICES": visible.split(",")[number] if visible else str(number)}
+    if sharing > 1:  # Else the first takes 75% of the memory.
+        shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
+    return shown

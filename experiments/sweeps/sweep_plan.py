@@ -1,0 +1,241 @@
+"""What a sweep's file asks for: configurations, checked and named.
+
+    agents x environments x seeds x every field that is given a list of values
+
+`configurations` is that product; `check` builds each of them, so that a sweep of days does not end
+at a misspelt field. `sweep_runs.py` then compares them with what is on disk.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kullback.core import loops, names, typed, types
+from kullback.experiments.runs import plans, resolved
+
+SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
+GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
+PLAN_FIELDS = {
+    name: hint
+    for name, hint in typing.get_type_hints(plans.Plan).items()
+    if name not in GIVEN_ABOVE and name in {field.name for field in dataclasses.fields(plans.Plan)}
+}
+TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "environment")
+# Of one file. Each is a run or more, and all of them are built before the first of them runs.
+MOST_CONFIGURATIONS = 10_000
+MOST_SEEDS = 10_000
+MOST_RUNS = 100_000  # Configurations times seeds.
+NAME_BYTES = 200  # Of a run's folder; file systems take 255, and seeds are added to it.
+
+
+class Configuration(NamedTuple):
+    """One point of the product, for all its seeds."""
+
+    name: str  # Agent, environment and the fields that vary: "dqn-toy-chain,learning_rate=0.001".
+    fields: dict[str, Any]  # Of `plan.Plan`, but for the seeds.
+    seeds: tuple[int, ...]  # Ascending.
+
+    def plan(self, seeds: Sequence[int]) -> plans.Plan:
+        """Returns the plan of a run of consecutive seeds.
+
+        Raises:
+          ValueError: with the configuration's name, for fields that do not fit.
+        """
+        try:
+            return plans.Plan(**self.fields, seed=seeds[0], num_seeds=len(seeds))
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+
+def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
+    """All configurations that a sweep's file asks for, in its order.
+
+    Args:
+      sweep: the file, read. `agents` and `environments` are lists of names, `seeds` a number or a
+        list. The tables `plan`, `settings`, `environment_flags` and `model_flags` hold fields; a
+        list of values is an axis of the grid, and a list within it one value ("64,64"). Such
+        tables under `agent.NAME` or `environment.NAME` hold for that one alone, and win.
+
+    Raises:
+      ValueError: for what is unknown, missing, given twice, or of another type.
+    """
+    _known("key", sweep, (*TOP, *SECTIONS))
+    agents, places = (_names(sweep, key) for key in ("agents", "environments"))
+    for kind, listed in (("agent", agents), ("environment", places)):
+        _known(kind, _table(sweep, kind), listed)
+        for name, table in _table(sweep, kind).items():
+            _known(f"key of {kind}.{name}", _mapping(f"{kind}.{name}", table), SECTIONS)
+    seeds = _seeds(sweep.get("seeds", 1))
+    base = {section: _table(sweep, section) for section in SECTIONS}
+    if "steps" in sweep:
+        if "steps" in base["plan"]:
+            raise ValueError("steps is given twice: at the top and in [plan]")
+        base["plan"] = {"steps": sweep["steps"], **base["plan"]}
+    found: dict[str, Configuration] = {}
+    tables_ = {}
+    for agent, environment in itertools.product(agents, places):
+        own = [_table(sweep, "agent").get(agent, {})]
+        own.append(_table(sweep, "environment").get(environment, {}))
+        tables = {
+            section: functools.reduce(
+                lambda table, part, s=section: {**table, **_table(part, s)}, own, base[section]
+            )
+            for section in SECTIONS
+        }
+        tables_[agent, environment] = tables
+    _check_size(tables_.values(), len(seeds))
+    for (agent, environment), tables in tables_.items():
+        for made in _grid(agent, environment, tables, seeds):
+            if made.name in found:
+                raise ValueError(f"{made.name} is asked for twice")
+            found[made.name] = made
+    return list(found.values())
+
+
+def _check_size(asked: Iterable[Mapping[str, Mapping[str, Any]]], num_seeds: int) -> None:
+    """Refuses a product that is larger than stated, before any of it is made."""
+    count = sum(
+        math.prod(
+            len(value) if isinstance(value, list) else 1
+            for table in tables.values()
+            for value in table.values()
+        )
+        for tables in asked
+    )
+    for what, number, most in (
+        ("configurations", count, MOST_CONFIGURATIONS),
+        ("configurations times seeds", count * num_seeds, MOST_RUNS),
+    ):
+        if number > most:
+            raise ValueError(
+                f"the file asks for {number:,} {what}, and a sweep has at most {most:,}: give "
+                "shorter or fewer lists, or several files"
+            )
+
+
+def check(configuration: Configuration) -> bool:
+    """Builds what the configuration says; returns whether its seeds share one program.
+
+    Raises:
+      ValueError: for what no run could be started with; the message begins with its name.
+    """
+    plan = configuration.plan(configuration.seeds[:1])
+    try:
+        if plan.is_language:
+            from kullback.experiments.runs import language
+
+            language.setup(resolved.resolve(plan))
+            return False
+        named = resolved.resolve(plan)
+        spec, is_compiled = _look(plan.environment, plan.environment_flags)
+        loops.pace(named.make_agent(spec).replay, plan.num_envs)
+        return is_compiled
+    except (ValueError, TypeError) as error:  # The latter of a flag's value.
+        raise ValueError(f"{configuration.name}: {error}") from error
+
+
+@functools.cache
+def _look(environment: str, flags: tuple[str, ...]) -> tuple[types.Spec, bool]:
+    """What agents see of an environment, and whether it is compiled."""
+    plan = plans.Plan(agent=plans.CUSTOM, environment=environment, environment_flags=flags)
+    with plans.closing(resolved.resolve(plan).make_environment(1)) as made:
+        return made.spec, isinstance(made, types.Environment)
+
+
+def _grid(
+    agent: str,
+    environment: str,
+    tables: Mapping[str, Mapping[str, Any]],
+    seeds: tuple[int, ...],
+) -> Iterable[Configuration]:
+    _known("field of [plan]", tables["plan"], PLAN_FIELDS)
+    axes = [
+        [(section, key, value) for value in _values(f"{section}.{key}", given)]
+        for section in SECTIONS
+        for key, given in tables[section].items()
+    ]
+    varied = {axis[0][1] for axis in axes if len(axis) > 1}
+    for point in itertools.product(*axes):
+        fields: dict[str, Any] = {"agent": agent, "environment": environment}
+        name = _slug(f"{agent}-{environment}")
+        for section, key, value in point:
+            text = _text(value)
+            if section == "plan":
+                fields[key] = _plan_value(key, value)
+            else:
+                fields[section] = (*fields.get(section, ()), f"{key}={text}")
+            if key in varied:
+                name += _slug(f",{key}={text}")
+        if len(name.encode()) > NAME_BYTES:
+            raise ValueError(f"{name} is too long for a folder: give shorter or fewer lists")
+        yield Configuration(name, fields, seeds)
+
+
+def _plan_value(key: str, value: Any) -> Any:
+    hint = PLAN_FIELDS[key]
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 5e6 is a number of steps.
+    return typed.parse(key, hint, _text(value))
+
+
+def _values(key: str, given: Any) -> list[Any]:
+    values = given if isinstance(given, list) else [given]
+    for value in values:
+        flat = value if isinstance(value, list) else [value]
+        if not flat or not all(isinstance(item, str | int | float) for item in flat):
+            raise ValueError(f"{key} must be a number, a text, true or false, got {value!r}")
+    if not values:
+        raise ValueError(f"{key} is an empty list; expected at least one value")
+    return values
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _slug(text: str) -> str:
+    """A text as part of a folder's name that no shell takes apart."""
+    return re.sub(r"[^\w.,=+-]+", "-", text)
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    asked = len(given) if isinstance(given, list) else given
+    if type(asked) is int and asked > MOST_SEEDS:
+        raise ValueError(f"seeds asks for {asked:,}, and a sweep has at most {MOST_SEEDS:,}")
+    seeds: Any = list(range(given)) if type(given) is int else given
+    is_list = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not is_list or not seeds:
+        raise ValueError(f"seeds must be a number >= 1 or a list of seeds >= 0, got {given!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must differ, got {given!r}")
+    return tuple(sorted(seeds))
+
+
+def _names(sweep: Mapping[str, Any], key: str) -> list[str]:
+    given = sweep.get(key)
+    if not isinstance(given, list) or not given or not all(isinstance(n, str) for n in given):
+        raise ValueError(f"{key} must be a list of names, got {given!r}; see kullback list")
+    if len(set(given)) < len(given):
+        raise ValueError(f"{key} has a name twice: {', '.join(given)}")
+    return given
+
+
+def _table(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _mapping(key, of.get(key, {}))
+
+
+def _mapping(key: str, given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{key} must be a table of fields, got {given!r}")
+    return given
+
+
+def _known(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise ValueError(names.unknown(kind, name, known))

@@ -1,0 +1,71 @@
+"""Runs of a sweep on the machines of a Ray cluster (https://docs.ray.io), one task a run.
+
+The task is `sweep_worker.work`, so a run is the same process with the same log as on one machine.
+All machines must see the sweep's folder under the same path and have Kullback installed.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from kullback.experiments.sweeps import sweep_worker
+from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
+
+
+def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Workers:
+    """Tasks of a cluster; each thread of a run is one of Ray's CPUs, on CUDA each has a GPU.
+
+    Args:
+      checked: as `sweep_runs.runs` returns it.
+      jobs: runs at a time; None: as many as the cluster has room for.
+      address: of the cluster, as `ray.init` takes it; "local" starts one on this machine. Where
+        this process is in a cluster already, that one is taken.
+
+    Raises:
+      ValueError: if Ray is not installed, the cluster is not found, or no machine of it is large
+        enough.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise ValueError("--ray needs Ray: pip install 'kullback[ray]'") from error
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # Ray has a class for each way to find no cluster.
+            first = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"no Ray cluster at {address!r}: {first}; one that wants its token, which Ray "
+                "reads for 'auto' alone, needs RAY_AUTH_MODE=token here"
+            ) from error
+    threads = max(run["threads"] for run in checked["runs"])
+    num_gpus = int(checked["platform"] == "gpu")
+    sizes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    if max(sizes, default=0) < threads:
+        raise ValueError(
+            f"a run needs {threads} CPUs, and the largest machine of the cluster has "
+            f"{max(sizes, default=0):g}; set threads in the file"
+        )
+    # A machine that is lost takes nothing with it: the task starts again and its run goes on.
+    # A worker whose sweep is gone would kill what it started, before that has saved.
+    left = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
+    task = ray.remote(num_gpus=num_gpus, max_retries=3, runtime_env=left)(sweep_worker.work)
+
+    def start(job: Job, running: Mapping[Job, Any]) -> Any:
+        return task.options(num_cpus=job.threads, name=job.name).remote(job, {})
+
+    def poll(job: Job, handle: Any) -> Outcome | None:
+        if not ray.wait([handle], timeout=0)[0]:
+            return None
+        try:
+            return ray.get(handle)
+        except ray.exceptions.RayError as error:
+            words = str(error).strip().splitlines() or [type(error).__name__]
+            return Outcome(1, f"Ray: {words[-1]}")
+
+    return Workers(
+        lambda job, running: jobs is None or len(running) < jobs,
+        start,
+        poll,
+        lambda handle: ray.cancel(handle, force=False),
+    )

@@ -1,0 +1,169 @@
+"""One run of a sweep, in a process of its own: what this machine and Ray's machines both call.
+
+The child is a program (`main`): it goes on with its run or begins it by the command `kullback
+train`, writes all it says to a log, and saves and ends when the process that started it is gone,
+however that went. So a sweep can be killed and started again.
+"""
+
+import dataclasses
+import fcntl
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+POLL_SECONDS = 0.2
+TRUST = "--trust-code"
+LISTS = {"settings": "set", "environment_flags": "environment-flag", "model_flags": "model-flag"}
+NOT_FLAGS = ("agent", "environment", "family", *LISTS)  # The family is the environment's.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """A run to be done."""
+
+    name: str
+    folder: str  # Of the run.
+    log: str  # File that takes what it says.
+    plan: dict[str, Any]  # As `plan.Plan.to_json` gives it.
+    threads: int  # Of XLA on a CPU.
+    done: int  # Agent steps of a seed, when the sweep began.
+    home: str  # The folder that relative paths start from.
+    trust_code: bool = False  # Whether modules that the plan names may run.
+
+    @property
+    def total(self) -> int:
+        """Agent steps of a seed."""
+        return self.plan["steps"]
+
+
+class Outcome(NamedTuple):
+    """How a run ended: exit status of its process (negative: its signal), and its last words."""
+
+    status: int
+    error: str
+
+
+class Workers(NamedTuple):
+    """Where runs are done: processes of this machine, or Ray's machines."""
+
+    has_room: Callable[[Job, Mapping[Job, Any]], bool]  # (next job, handles of running ones)
+    start: Callable[[Job, Mapping[Job, Any]], Any]  # The same -> the job's handle.
+    poll: Callable[[Job, Any], Outcome | None]  # None while it runs.
+    stop: Callable[[Any], None]  # Asks a run to save and end; a second time, to end at once.
+
+
+def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts the run's process, with further variables of the environment."""
+    log = pathlib.Path(job.log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = str(job.threads)
+    limits = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    arguments = [job.folder, str(job.total), *_train_arguments(job)]
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            # -P: a file in that folder which is called as a library is not run.
+            [sys.executable, "-P", "-m", "kullback.experiments.sweeps.sweep_worker", *arguments],
+            stdin=subprocess.PIPE,  # Ends when this process does.
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **limits, **environment},
+            cwd=job.home,
+            start_new_session=True,  # Ctrl-C reaches it once, by `stop`.
+        )
+
+
+def poll(job: Job, process: subprocess.Popen[bytes]) -> Outcome | None:
+    """How the run ended; None while it goes on."""
+    status = process.poll()
+    if status is None:
+        return None
+    if process.stdin is not None:
+        process.stdin.close()
+    return Outcome(status, _last_words(pathlib.Path(job.log), status) if status else "")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Asks the run to save and end; a second time, to end at once."""
+    process.terminate()
+
+
+def work(job: Job, environment: Mapping[str, str]) -> Outcome:
+    """Does the whole run; KeyboardInterrupt lets it save first."""
+    process = start(job, environment)
+    while True:
+        try:
+            while (outcome := poll(job, process)) is None:
+                time.sleep(POLL_SECONDS)
+            return outcome
+        except KeyboardInterrupt:
+            stop(process)
+
+
+def _train_arguments(job: Job) -> list[str]:
+    """The run as the command line of `kullback train`, from the agent on."""
+    flags = {k: v for k, v in job.plan.items() if v and k not in NOT_FLAGS}
+    return [
+        job.plan["agent"],
+        job.plan["environment"],
+        f"--out={job.folder}",
+        *([TRUST] if job.trust_code else []),
+        *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()),
+        *(f"--{flag}={text}" for name, flag in LISTS.items() for text in job.plan[name]),
+    ]
+
+
+def _last_words(log: pathlib.Path, status: int) -> str:
+    """The line that says why a run ended: ours, or the last one."""
+    lines = log.read_text("utf-8", errors="replace").rstrip().splitlines()
+    said = next((line for line in reversed(lines) if line.strip()), "")
+    if said.startswith("kullback: "):
+        return said.removeprefix("kullback: ")
+    end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    return f"it ended with {end}; its last line: {said.strip() or '(none)'}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The child: FOLDER STEPS, then what `kullback train` takes if the run is new."""
+    folder, steps, *new = arguments
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # What is left of an interrupted sweep may be saving this very run: its log is locked, since
+    # stdout is that file, until the process is gone.
+    fcntl.flock(1, fcntl.LOCK_EX)
+    from kullback.experiments import cli
+
+    command = _command(pathlib.Path(folder), steps, new)
+    sys.argv = ["kullback", *command]  # What config.json says that it was made by.
+    print(f"$ {' '.join(sys.argv)}", flush=True)
+    return cli.main(command)
+
+
+def _command(folder: pathlib.Path, steps: str, new: Sequence[str]) -> list[str]:
+    """To go on where there is a checkpoint; a run that was stopped before its first is begun."""
+    from kullback.core import checkpoints, files
+    from kullback.experiments.runs import run_folder
+
+    run = run_folder.RunFolder(folder)
+    if checkpoints.steps(run.checkpoints) or run.metrics_file.exists():
+        trust = [TRUST] if TRUST in new else []
+        return ["train", "--resume", str(folder), "--steps", steps, *trust]
+    if run.config_file.exists():
+        files.remove(folder)  # It computed nothing, and of its files some may be missing.
+    files.remove_leftovers(folder)
+    return ["train", *new]
+
+
+def _end_with_parent() -> None:
+    # Not sys.stdin: the interpreter could not close it at its end while this waits.
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

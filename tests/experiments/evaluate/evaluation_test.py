@@ -1,0 +1,316 @@
+"""Tests of experiments/evaluate/evaluation.py and of the likelihoods and answers of judge.py."""
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+from typing import Any
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from kullback.core import regularizers
+from kullback.core import sampling as samplings
+from kullback.environments import tokens
+from kullback.experiments import cli
+from kullback.experiments.evaluate import best_of, evaluation, generate, judge
+from kullback.experiments.runs import episodes, models, reward_models, rewards
+from kullback.lm import (
+    data,
+    gemma,
+    preferences,
+    reward_model,
+    rlhf,
+    tasks,
+    tokenizer,
+    tuning,
+)
+
+# A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
+SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
+LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
+RL = dataclasses.replace(LEARNING, batch_size=4)
+
+
+def judge_of(divergence: str, task: tasks.Task = SUMS) -> judge.Judge:
+    words = tokenizer.train_bpe(SUMS.texts("train"), 300)
+    config = gemma.Config(
+        vocab_size=words.vocab_size + 1,  # A row of the table that the tokenizer does not know.
+        num_layers=1,
+        embed_dim=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        hidden_dim=8,
+        window=4,
+        query_scale=8.0,
+        bos_id=words.bos_id,
+        eos_ids=words.eos_ids,
+        pad_id=words.pad_id,
+    )
+    test, _ = task.examples("test", words, None)
+    return judge.Judge(gemma.make(config), words, task, test, LEARNING, divergence)
+
+
+@pytest.fixture(scope="module")
+def acting() -> dict[str, Any]:
+    # Sharper than initial parameters, so that the sparse operator excludes tokens.
+    params = judge_of("kl").model.init(jax.random.key(0))
+    return {"params": jax.tree.map(lambda x: 3.0 * x, params)}
+
+
+@pytest.fixture(scope="module")
+def reports(acting: dict[str, Any]) -> dict[str, evaluation.Report]:
+    judges = {
+        "kl": judge_of("kl"),
+        "alpha-1.5": judge_of("alpha-1.5", SUMS._replace(score=None)),
+    }
+    return {
+        name: evaluation.evaluate(one, acting, count=50, num_samples=3, key=jax.random.key(1))
+        for name, one in judges.items()
+    }
+
+
+@pytest.mark.parametrize("divergence", ["kl", "alpha-1.5", "reverse_kl"])
+def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str, Any]):
+    one = judge_of(divergence)
+    held = one.likelihoods(acting, 3)
+    assert held.loss.shape == (3,)
+    for n, example in enumerate(one.test[:3]):
+        ids = np.array([*example.prompt, *example.completion], np.int32)
+        logits = one.model.apply(acting["params"], ids[None])[0, :-1]
+        at = np.arange(len(example.prompt) - 1, len(ids) - 1)
+        labels = ids[at + 1]
+        p = np.asarray(regularizers.softargmax(logits, one.f), np.float64)[at, labels]
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(held.nats[n], -np.log(p).sum(), rtol=2e-4)
+        loss = regularizers.loss(logits[at], labels, one.f)
+        np.testing.assert_allclose(held.loss[n], np.float64(loss).sum(), rtol=2e-4)
+        assert held.right[n] == np.sum(np.argmax(logits[at], -1) == labels)
+        assert held.tokens[n] == len(example.completion)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "alpha-1.5"])
+@pytest.mark.slow
+def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, Any]):
+    one = judge_of(divergence)
+    made = one.answers(acting, 9, jax.random.key(2), one.plain)
+    greedy = one.answers(acting, 9, jax.random.key(2), one.greedy)
+    for n, example in enumerate(one.test):
+        nats = 0.0
+        ends = [*made.ids[n], *([one.words.eos_id] if made.done[n] else [])]
+        assert made.tokens[n] == len(ends) <= LEARNING.max_new_tokens
+        for count, token in enumerate(ends):
+            ids = np.array([*example.prompt, *ends[:count]], np.int32)
+            logits = one.model.apply(acting["params"], ids[None])[0, -1]
+            nats -= np.log(float(regularizers.softargmax(logits, one.f)[token]))
+        np.testing.assert_allclose(made.nats[n], nats, rtol=1e-3, atol=1e-5)
+        best = np.argmax(one.model.apply(acting["params"], np.array([example.prompt]))[0, -1])
+        first = greedy.ids[n][0] if greedy.ids[n] else one.words.eos_id
+        assert first == best
+
+
+def test_a_report_of_softmax_on_a_task_with_a_rule(reports: dict[str, evaluation.Report]):
+    report = reports["kl"]
+    found = report.estimates
+    assert found["perplexity"].mean == pytest.approx(math.exp(found["nats_per_token"].mean))
+    low, mean, high = found["nats_per_token"].low, *found["nats_per_token"][::2]
+    assert low < mean < high
+    assert found["pass@1"].mean == pytest.approx(found["score_temperature_1"].mean)
+    assert found["pass@1"].mean <= found["pass@3"].mean
+    assert 0 < found["entropy_temperature_1"].mean < math.log(300)
+    assert not report.notes and not any("rouge" in name or "loss" in name for name in found)
+    assert "9 held-out examples, 3 samples" in report.title  # Fewer than were asked for.
+    assert len(report.rows) == 9
+    for row in report.rows:
+        assert row.keys() == {"prompt", "target", "greedy", "samples"}
+        assert row["prompt"].endswith("=") and len(row["samples"]) == 3
+        right = row["greedy"]["completion"].strip() == row["target"]
+        assert row["greedy"]["score"] == float(right)
+    shares = [line["done"] for row in report.rows for line in row["samples"]]
+    assert found["truncated_temperature_1"].mean == pytest.approx(1 - np.mean(shares))
+
+
+def test_a_report_of_a_sparse_operator_refuses_perplexity(reports: dict[str, evaluation.Report]):
+    report = reports["alpha-1.5"]
+    assert not {"nats_per_token", "perplexity"} & set(report.estimates)
+    assert report.estimates["alpha-1.5_loss"].mean > 0
+    assert "no nats_per_token and no perplexity: the operator of alpha-1.5" in report.notes[0]
+    shown = evaluation.show(report)
+    assert "alpha-1.5_loss" in shown and report.notes[0] in shown
+    # No rule judges these answers.
+    assert {"rouge_1_greedy", "rouge_l_temperature_1"} <= set(report.estimates)
+    assert not any("pass@" in name or "score" in name for name in report.estimates)
+    assert report.rows[0]["greedy"].keys() >= {"completion", "done", "rouge_1", "rouge_2"}
+    json.dumps(report.rows, allow_nan=False)
+
+
+def test_pass_at_k_golden():
+    # Of 4 answers 1 is right: 2 drawn miss it in C(3, 2) = 3 of C(4, 2) = 6 cases.
+    got = evaluation.pass_at_k(np.array([0, 1, 3, 4]), 4, 2)
+    np.testing.assert_allclose(got, [0, 0.5, 1, 1])
+    for k in (0, 5):
+        with pytest.raises(ValueError, match=r"k must lie in \[1, 4\]"):
+            evaluation.pass_at_k(np.array([1]), 4, k)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=7), st.integers(1, 7))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(right: list[bool], k: int):
+    k = min(k, len(right))
+    subsets = list(itertools.combinations(right, k))
+    expected = np.mean([any(subset) for subset in subsets])
+    got = evaluation.pass_at_k(np.array([sum(right)]), len(right), k)
+    np.testing.assert_allclose(got, [expected])
+
+
+def test_distinct_golden():
+    # 5 tokens, of which 3 differ; 3 pairs, (1, 2) twice: none across texts.
+    texts = [[1, 2, 1], [1, 2], []]
+    assert evaluation.distinct(texts, 1) == pytest.approx(2 / 5)
+    assert evaluation.distinct(texts, 2) == pytest.approx(2 / 3)
+    assert evaluation.distinct(texts, 3) == 1.0
+    assert math.isnan(evaluation.distinct(texts, 4))
+
+
+def test_estimates():
+    # (1 + 5) nats of (1 + 3) tokens.
+    found = evaluation.estimate(np.array([1.0, 5.0]), np.array([1, 3]))
+    assert found.mean == 1.5 and found.low == 1.0 and found.high == pytest.approx(5 / 3)
+    assert found == evaluation.estimate(np.array([1.0, 5.0]), np.array([1, 3]))
+    known = evaluation.estimate(np.array([1.0, math.nan, 5.0]), np.array([1, 7, 3]))
+    assert known == found
+    assert evaluation.estimate(np.ones(5)) == (1.0, 1.0, 1.0)
+    assert evaluation.estimate(np.ones(1))[0] == 1.0 and str(evaluation.Estimate(0.5)) == "0.5000"
+    assert math.isnan(evaluation.estimate(np.array([math.nan])).mean)
+    assert evaluation.estimate(np.array([1.0, math.inf])).mean == math.inf
+
+
+def test_an_interval_is_that_of_the_mean_of_many():
+    values = np.random.default_rng(3).normal(2.0, 5.0, 400)
+    found = evaluation.estimate(values)
+    half = 1.96 * values.std() / math.sqrt(400)
+    np.testing.assert_allclose(found[1:], [values.mean() - half, values.mean() + half], atol=0.08)
+
+
+def test_what_is_no_language_model_takes_none_of_its_options(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    for wrong in (["tokens/arithmetic"], ["--samples", "3"], ["--max-new-tokens", "4"]):
+        assert cli.main(["evaluate", str(tmp_path), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert "is for language models" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("score", [SUMS.score, None])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_no_held_out_example_counts_twice(
+    score: Any, count: int, acting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Rows are filled up with examples from the beginning; what is found is of each one once."""
+    monkeypatch.setattr(judge, "ROWS", 4)
+    one = judge_of("kl", SUMS._replace(score=score))
+    three = dataclasses.replace(one, test=one.test[:3])
+    alone = [
+        dataclasses.replace(one, test=[example]).scores(acting, 1, jax.random.key(0))
+        for example in three.test[:count]
+    ]
+    found = three.scores(acting, count, jax.random.key(0))
+    np.testing.assert_allclose(found, np.concatenate(alone), rtol=1e-5)
+    assert len(three.likelihoods(acting, count).nats) == len(
+        three.greedy_lines(acting, jax.random.key(0))[:count]
+    )
+
+
+def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]):
+    one = judge_of("kl")
+    three = dataclasses.replace(one, test=one.test[:3])
+    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
+    length = rewards.parse("length", SUMS, one.words)
+    actor = episodes.Actor(agent, three, length)
+    made = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
+    by_hand = np.asarray(made.sequences.is_answer).sum(1).reshape(-1, 2).mean(1)[:3]
+    np.testing.assert_allclose(actor.scores(acting, 10, jax.random.key(5)), by_hand)
+    held = actor.held(acting, acting["params"], 10, jax.random.key(5))
+    assert {len(column) for column in held} == {3}
+    best = best_of.measures(three, acting, length, n=2, count=10, key=jax.random.key(5))
+    assert {len(column) for column in best.values()} == {3}
+
+
+def test_a_reward_gets_the_document_of_each_row(acting: dict[str, Any]):
+    one = judge_of("kl")
+    named = [example._replace(document=f"d{n}") for n, example in enumerate(one.test[:2])]
+    seen: list[rewards.Written] = []
+
+    def of_texts(written: rewards.Written) -> list[float]:
+        seen.append(written)
+        return [0.0] * len(written.texts)
+
+    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
+    actor = episodes.Actor(agent, one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
+    actor.episodes(acting, [*named, *one.test[2:4]], jax.random.key(0))
+    (written,) = seen
+    assert written.documents == [*("d0", "d0", "d1", "d1"), *written.prompts[4:]]
+    assert len(written.prompts) == len(written.texts) == 8
+
+
+@pytest.mark.parametrize("weight", [1.0, 3e38])
+def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict[str, Any]):
+    """Of a scorer of JAX, which nothing else looks at, and by the weight of one of texts."""
+
+    def nan(params: Any, completion: Any, context: Any) -> Any:
+        return completion.length * np.nan
+
+    one = judge_of("kl")
+    compiled = ((weight, tokens.Scorer("nan", nan)),)
+    of_texts = ((weight, "two", lambda written: [2.0] * len(written.texts)),)
+    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
+    broken = [rewards.Reward("two", (), of_texts)] if weight > 1 else []
+    for reward in (rewards.Reward("nan", compiled, ()), *broken):
+        actor = episodes.Actor(agent, one, reward)
+        with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
+            actor.scores(acting, 2, jax.random.key(0))
+        with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
+            best_of.measures(one, acting, reward, n=2, count=2, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_is_not_finite_is_not_judged_and_writes_nothing(
+    temperature: float, acting: dict[str, Any]
+):
+    one = judge_of("kl")
+    norm = np.asarray(acting["params"]["final_norm"]).copy()
+    norm[3] = np.nan
+    broken = {**acting["params"], "final_norm": norm}
+    said = r"not finite: parameter 'final_norm' is nan at \[3\]"
+    with pytest.raises(ValueError, match=said):
+        one.likelihoods({"params": broken}, 2)
+    with pytest.raises(ValueError, match=said):
+        one.answers({"params": broken}, 2, jax.random.key(0), one.greedy)
+    checkpoint = models.Checkpoint(one.model.config, one.words, broken)
+    sampling = samplings.Sampling(temperature=temperature)
+    shown: list[str] = []
+    with pytest.raises(ValueError, match=said):
+        generate.generate(
+            checkpoint,
+            [one.test[0].prompt],
+            max_new_tokens=3,
+            sampling=sampling,
+            on_text=lambda row, text: shown.append(text),
+        )
+    assert not shown
+
+
+def test_a_reward_model_that_is_not_finite_judges_nothing(acting: dict[str, Any]):
+    model = reward_model.on_decoder(judge_of("kl").model)
+    params = reward_model.with_head(acting["params"], 8)
+    pairs = [preferences.Pair(*(data.Example((2, 5), (n, 1)) for n in (6, 7)))]
+    found = reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)
+    assert [len(column) for column in found] == [1, 1]
+    params["head"]["w"] = np.array([1.0] * 7 + [np.inf], np.float32) * np.inf
+    with pytest.raises(ValueError, match=r"not finite: parameter 'head/w' is inf at \[0\] and 7"):
+        reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)

@@ -1,0 +1,336 @@
+"""Tests of experiments/runs/language.py, judge.py and generate.py: runs of language models."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from kullback import experiments
+from kullback.core import sampling as samplings
+from kullback.experiments import cli
+from kullback.experiments.evaluate import generate
+from kullback.experiments.runs import language, models, opened, plans, resolved, run_folder
+from kullback.lm import batches, gemma, power_law
+
+# A model of one layer, and data of one digit: seconds, compilation included.
+MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
+SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
+TASK = "tokens/arithmetic"
+
+
+def train(path: pathlib.Path, algorithm: str = "sft", **fields: Any) -> pathlib.Path:
+    given: dict[str, Any] = {
+        "steps": 6,
+        "log_every": 2,
+        "checkpoint_every": 3,
+        "model": "tiny",
+        "model_flags": MODEL,
+        **fields,
+    }
+    settings = (*SHORT, *given.pop("settings", ()))
+    given.setdefault("quiet", True)
+    return experiments.train(algorithm, TASK, out=path, settings=settings, **given)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return train(tmp_path_factory.mktemp("teacher") / "run", eval_every=6, eval_episodes=2)
+
+
+def table(path: pathlib.Path) -> list[dict[str, str]]:
+    return [
+        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
+        for row in run_folder.RunFolder(path).rows()
+    ]
+
+
+def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
+    rows = table(teacher)
+    assert [row["steps"] for row in rows] == ["2", "4", "6"]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert {"accuracy", "entropy", "answer_tokens", "truncated"} <= set(rows[0])
+    assert rows[-1]["evaluation"] != "nan" and rows[0]["evaluation"] == "nan"
+    config = json.loads((teacher / "config.json").read_text())
+    assert config["data"]["train"]["rows"] == 9031 and config["data"]["train"]["dropped"] == 0
+    checkpoint = models.load(teacher)
+    assert checkpoint.config == models.saved_config(teacher)
+    assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
+
+
+def test_fewer_held_out_examples_than_are_asked_for_are_said_before_the_run(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    data = tmp_path / "data.jsonl"
+    lines = [json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(40)]
+    data.write_text("\n".join(lines))
+    given: dict[str, Any] = {"steps": 2, "model": "tiny", "model_flags": MODEL, "settings": SHORT}
+    path = experiments.train(
+        "sft", f"tokens/jsonl:{data}", out=tmp_path / "run", eval_every=1, eval_episodes=99, **given
+    )
+    report = run_folder.RunFolder(path).config()["data"]["test"]
+    assert f"of the {report['rows']} examples that are held out" in capsys.readouterr().out
+    experiments.resume(path, steps=3)
+    assert "--eval-episodes asks for 99" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_teacher_whose_table_is_padded_otherwise(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its ten rows of padding are no tokens; the student, and what both write, have none."""
+    rows = models.load(train(tmp_path / "plain", steps=1)).config.vocab_size
+    padded = (*MODEL, f"vocab_size={rows + 10}")
+    path = train(tmp_path / "teacher", steps=1, model_flags=padded, quiet=False)
+    assert f"of the {rows + 10} rows of the model's table 10 are beyond" in capsys.readouterr().out
+    run = train(tmp_path / "run", "gkd", steps=4, teacher=str(path), eval_every=2, eval_episodes=2)
+    assert models.load(run).config.vocab_size == rows
+    assert np.isfinite(float(table(run)[-1]["teacher_distance"]))
+    smaller = train(
+        tmp_path / "more", "gkd", steps=2, teacher=str(run), model=str(path), model_flags=()
+    )
+    assert models.load(smaller).config.vocab_size == rows + 10
+
+
+def test_a_trained_model_may_compute_otherwise_and_be_no_other(
+    teacher: pathlib.Path, tmp_path: pathlib.Path
+):
+    """`--model-flag` on a run: dtype and remat change how it computes, its shape stays."""
+    flags = ("dtype=bfloat16", "remat=True")
+    path = train(tmp_path / "run", steps=2, model=str(teacher), model_flags=flags)
+    config = models.saved_config(path)
+    assert (config.dtype, config.remat) == ("bfloat16", True)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(models.load(path).params)} == {"float32"}
+    with pytest.raises(ValueError, match=r"changes the shape of a preset; .* but for dtype and"):
+        train(tmp_path / "other", model=str(teacher), model_flags=("num_layers=2",))
+
+
+def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    """Rows of 24 tokens hold two sums or more."""
+    settings = ("pack=True", "reduction=token", "max_prompt_length=12", "max_new_tokens=12")
+    path = train(tmp_path / "run", steps=2, settings=settings, tokenizer=str(teacher / "tokenizer"))
+    words = models.load(teacher).tokenizer
+    assert models.load(path).tokenizer.fingerprint == words.fingerprint
+    answers = [float(table(run)[0]["answer_tokens"]) for run in (path, teacher)]
+    assert answers[0] > 1.7 * answers[1]
+    for given in ({"model": str(teacher), "model_flags": ()}, {"teacher": str(teacher)}):
+        algorithm = "distill" if "teacher" in given else "sft"
+        with pytest.raises(ValueError, match=r"--tokenizer goes with .* brings its own"):
+            train(tmp_path / "no", algorithm, tokenizer=str(teacher), **given)
+
+
+def test_what_is_too_long_is_dropped_and_counted(tmp_path: pathlib.Path):
+    given = ["--model", "tiny", *(f"--model-flag={flag}" for flag in MODEL), "--steps", "1"]
+    given += ["--set=batch_size=4", "--set=max_prompt_length=6", "--set=max_new_tokens=4"]
+    out = tmp_path / "run"
+    assert cli.main(["train", "sft", TASK, *given, "--out", str(out)]) == 2
+    assert cli.main(["train", "sft", TASK, *given, "--out", str(out), "--overlong", "drop"]) == 0
+    rows = json.loads((out / "config.json").read_text())["data"]["train"]
+    assert 0 < rows["dropped"] < rows["rows"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [("gkd", ("student_fraction=0.5", "mixing=row")), ("distill", ())],
+)
+def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
+    teacher: pathlib.Path, tmp_path: pathlib.Path, algorithm: str, settings: tuple[str, ...]
+):
+    given = {"teacher": str(teacher), "settings": settings}
+    whole = train(tmp_path / "whole", algorithm, **given)
+    part = train(tmp_path / "part", algorithm, steps=3, **given)
+    experiments.resume(part, steps=6, quiet=True)
+    # An interval that the end of the first part cut has two rows; the others are the same.
+    assert [row for row in table(part) if row["steps"] != "3"][-1] == table(whole)[-1]
+    a, b = (models.load(path).params for path in (whole, part))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    episodes = int(table(whole)[-1]["episodes"])
+    assert episodes == (6 * 2 if algorithm == "gkd" else 0)
+
+
+def test_a_run_watches_the_distance_to_its_teacher(
+    teacher: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Oracle: the KL of all logits; the warning is said once, and again by no resumed run."""
+    seen = []
+
+    def warning(steps: Any, values: Any) -> str | None:
+        seen.append((list(steps), list(values)))
+        return "it departs" if len(steps) > 1 else None
+
+    monkeypatch.setattr(power_law, "warning", warning)
+    given: dict[str, Any] = {"teacher": str(teacher), "eval_every": 2, "eval_episodes": 2}
+    given["seed"] = 1  # Far from the teacher.
+    path = train(tmp_path / "run", "distill", quiet=False, steps=4, **given)
+    experiments.resume(path, steps=6)
+    assert seen[-1][0] == [2, 4, 6]
+    assert capsys.readouterr().err.count("warning: it departs") == 1
+    rows = [float(row["teacher_distance"]) for row in table(path)]
+    np.testing.assert_allclose(rows, seen[-1][1])
+    setup = language.setup(resolved.of(opened.open(path)), path)
+    assert setup.teacher is not None
+    held_out = batches.pad(setup.judge.test[:32], 12, 0)
+    logs = []
+    for checkpoint in (setup.teacher, models.load(path)):
+        model = gemma.make(checkpoint.config)
+        logits = model.apply(checkpoint.params, *held_out[:1], *held_out[2:4])
+        logs.append(np.asarray(jax.nn.log_softmax(logits), np.float64)[:, :-1])
+    kl = np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), -1)
+    answers = np.asarray(held_out.is_answer)[:, 1:]
+    expected = np.mean([kl[b, answers[b]].mean() for b in range(len(kl))])
+    np.testing.assert_allclose(rows[-1], expected, rtol=1e-4)
+
+
+def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
+    folder = run_folder.RunFolder(path)
+    folder.write_config({**folder.config(), "teacher_sha256": "0" * 64})
+    with pytest.raises(ValueError, match=r"the teacher .* has changed since the run began"):
+        experiments.resume(path, steps=4, quiet=True, accept_changes=True)
+
+
+def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(path).params))
+    (newest,) = sorted((path / "checkpoints").glob("*2"))
+    leaves = json.loads((newest / "contents.json").read_text())["leaves"]
+    numbers = sum(int(np.prod(shape)) for shape, *_ in leaves.values())
+    assert own / 4 * 3 <= numbers < own / 4 * 3 + 500  # Parameters, and Adam's two moments.
+
+
+def test_generation_in_pieces_is_that_in_one(
+    teacher: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoint = models.load(teacher)
+    words = checkpoint.tokenizer
+    prompts = [(words.bos_id, *words.encode(text)) for text in ("1+2=", "10+20=", "7")]
+    texts, seen = {}, {0: "", 1: "", 2: ""}
+
+    def note(row: int, text: str) -> None:
+        seen[row] += text
+
+    for size in (3, 12):
+        monkeypatch.setattr(generate, "PIECE", size)
+        seen = dict.fromkeys(seen, "")
+        made = generate.generate(checkpoint, prompts, max_new_tokens=9, seed=1, on_text=note)
+        texts[size] = [(row.text, row.ids) for row in made]
+        assert [row.text for row in made] == list(seen.values())
+        assert all(len(row.ids) <= 9 for row in made)
+        for row in made:
+            assert row.is_complete == (row.ids[-1] in checkpoint.config.eos_ids)
+    assert texts[3] == texts[12]
+
+
+@pytest.mark.slow
+def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path):
+    checkpoint = models.load(teacher)
+    words, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
+    ids = [words.bos_id, *words.encode("31+4=")]
+    (made,) = generate.generate(
+        checkpoint, [ids], max_new_tokens=4, sampling=samplings.Sampling(temperature=0)
+    )
+    for token in made.ids:
+        logits = model.apply(checkpoint.params, np.array([ids], np.int32))
+        assert token == int(np.argmax(logits[0, -1]))
+        ids = [*ids, token]
+
+
+def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    # The first step's learning rate is 0, that of a warm-up from nothing.
+    path = experiments.train(
+        "sft",
+        TASK,
+        out=tmp_path / "run",
+        quiet=True,
+        model=str(teacher),
+        num_seeds=2,
+        steps=1,
+        settings=SHORT,
+    )
+    expected = models.load(teacher).params
+    for seed in (0, 1):
+        got = models.load(path, seed).params
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
+def test_what_is_exported_is_read_again(teacher: pathlib.Path, tmp_path: pathlib.Path):
+    models.export(teacher, tmp_path / "model")
+    one, other = models.load(teacher), models.load(tmp_path / "model")
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+    assert one.info == other.info
+    same = dataclasses.replace(other.config, context_length=one.config.context_length)
+    assert same == one.config
+
+
+def test_the_command_line(
+    teacher: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["evaluate", str(teacher), "--episodes", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "3 held-out examples" in shown and "nats_per_token" in shown
+    assert cli.main(["evaluate", str(teacher), "--max-new-tokens", "999_999"]) == 2
+    assert "max_new_tokens=999999 together exceed the model's" in capsys.readouterr().err
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "1+1="}\n{"prompt": "2+2="}\n')
+    arguments = ["generate", "--model", str(teacher), "--max-new-tokens", "3"]
+    assert cli.main([*arguments, "--prompts", str(file)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["1+1=", "2+2="]
+    assert cli.main([*arguments, "--prompt", "5+5=", "--temperature", "0"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.endswith("\n")
+    # 2 (keys, values) x 2 heads x 8 numbers x 4 bytes x a window of 4.
+    assert shown.err == "keys and values of 1 texts: 0.000512 MB\n"
+    for wrong, message in (
+        (["--prompt", "1", "--temperature", "-1"], "temperature must be 0 (greedy) or finite"),
+        (["--prompt", "1", "--top-p", "0"], "top_p must lie in (0, 1]"),
+    ):
+        assert cli.main([*arguments, *wrong]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_fields_of_both_tenants(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["fields", "gkd", "tokens"]) == 0
+    shown = capsys.readouterr().out
+    assert "student_fraction" in shown and "learning.max_new_tokens" in shown
+    for wrong in (["gkd", "atari"], ["dqn", "tokens"]):
+        assert cli.main(["fields", *wrong]) == 2
+        assert "has no presets for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "fields", "message"),
+    [
+        ("sft", "atari/pong", {}, "sft is a language model's"),
+        ("dqn", TASK, {}, "dqn is of games"),
+        ("dqn", "toy/chain", {"model": "tiny"}, "model is for language models"),
+        ("sft", TASK, {"num_envs": 4}, "takes no num_envs"),
+    ],
+)
+def test_plans_of_the_other_tenant_are_refused(agent, environment, fields, message):
+    with pytest.raises(ValueError, match=message):
+        plans.Plan(agent=agent, environment=environment, **fields)
+
+
+@pytest.mark.parametrize(
+    ("agent", "environment", "fields", "message"),
+    [
+        ("sft", TASK, {}, "sft needs --model"),
+        ("sft", TASK, {"model": "nowhere"}, "nowhere is no model"),
+        ("sft", TASK, {"model": "tiny", "teacher": "x"}, "sft takes no --teacher"),
+        ("gkd", TASK, {"model": "tiny"}, "gkd needs --teacher"),
+        ("sft", "tokens/arithmetics", {"model": "tiny"}, "unknown task 'tokens/arithmetics'"),
+        ("sft", "tokens/jsonl:none", {"model": "tiny"}, "no file or folder at none"),
+        ("sft", TASK, {"model": "tiny", "settings": ("max_prompt_length=3",)}, "problem 0"),
+    ],
+)
+def test_what_cannot_be_set_up_is_refused_in_a_line(agent, environment, fields, message):
+    with pytest.raises(ValueError, match=message):
+        language.setup(resolved.resolve(plans.Plan(agent=agent, environment=environment, **fields)))

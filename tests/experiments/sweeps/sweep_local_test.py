@@ -1,0 +1,79 @@
+"""Tests of experiments/sweeps/sweep_local.py: how many runs at a time, and who has which device."""
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from kullback.experiments.sweeps import sweep_local, sweep_worker
+from kullback.experiments.sweeps.sweep_worker import Job
+
+
+def job(threads: int = 1) -> Job:
+    return Job(name="", folder="", log="", plan={}, threads=threads, done=0, home="")
+
+
+def checked(platform: str, devices: int, mesh: str = "") -> dict[str, Any]:
+    return {"platform": platform, "devices": devices, "runs": [{"plan": {"mesh": mesh}}]}
+
+
+def started(
+    monkeypatch: pytest.MonkeyPatch, made: dict[str, Any], count: int, jobs: int | None = None
+) -> list[dict[str, str]]:
+    """What of the environment each of the runs that may go side by side is given."""
+    given: list[dict[str, str]] = []
+    monkeypatch.setattr(sweep_worker, "start", lambda job, shown: given.append(dict(shown)))
+    workers = sweep_local.workers(made, jobs, cores=4)
+    running: dict[Job, Any] = {}
+    for _ in range(count):
+        if workers.has_room(job(), running):
+            new = job()
+            running[new] = workers.start(new, running)
+    return given
+
+
+def test_cores_are_shared_by_threads():
+    workers = sweep_local.workers(checked("cpu", 1), None, cores=4)
+    for running, threads, fits in [
+        ((), 8, True),  # Larger than the machine: alone.
+        ((1, 1, 1), 1, True),
+        ((1, 1, 1, 1), 1, False),
+        ((2,), 2, True),
+        ((2, 1), 2, False),
+    ]:
+        assert workers.has_room(job(threads), {job(n): None for n in running}) == fits
+    two = sweep_local.workers(checked("cpu", 1), 2, cores=1)
+    assert two.has_room(job(), {job(): None}) and not two.has_room(job(), {job(): 0, job(): 0})
+
+
+def test_each_gpu_has_a_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert started(monkeypatch, checked("gpu", 3), 9) == [
+        {"CUDA_VISIBLE_DEVICES": str(number)} for number in range(3)
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    names = [shown["CUDA_VISIBLE_DEVICES"] for shown in started(monkeypatch, checked("gpu", 2), 9)]
+    assert names == ["5", "6"], "of those that we were given"
+
+
+def test_more_runs_than_gpus_share_their_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given = started(monkeypatch, checked("gpu", 2), 9, jobs=3)
+    assert [shown["CUDA_VISIBLE_DEVICES"] for shown in given] == ["0", "1", "0"]
+    assert {shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] for shown in given} == {"0.450"}
+
+
+@pytest.mark.parametrize("made", [checked("tpu", 4), checked("gpu", 4, mesh="4x1")])
+def test_elsewhere_a_run_has_all_devices(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    assert started(monkeypatch, made, 9) == [{}]
+
+
+def test_the_last_words_of_a_run_are_found(tmp_path: pathlib.Path):
+    log = tmp_path / "run.log"
+    for text, status, words in [
+        ("step 3\nkullback: the loss is not finite\n\n", 1, "the loss is not finite"),
+        ("Traceback\nMemoryError\n", 1, "it ended with status 1; its last line: MemoryError"),
+        ("", -9, "it ended with signal SIGKILL; its last line: (none)"),
+    ]:
+        log.write_text(text)
+        assert sweep_worker._last_words(log, status) == words

@@ -1,0 +1,136 @@
+"""Tests of experiments/sweeps/sweep_plan.py: the product that a file asks for, and its errors."""
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from kullback.experiments.sweeps import sweep_plan
+
+EXAMPLE = """
+agents = ["dqn", "m-dqn"]
+environments = ["toy/chain", "gym/CartPole-v1"]
+seeds = [4, 0, 1]
+steps = 3e3
+[plan]
+log_every = 500
+[settings]
+learning_rate = [1e-3, 3e-3]
+hidden = [[64, 32]]
+[agent.m-dqn.settings]
+temperature = [0.03, 0.1]
+[environment."gym/CartPole-v1".plan]
+num_envs = 8
+steps = 5_000
+[environment."toy/chain".environment_flags]
+slip = 0.1
+"""
+
+SMALL: dict[str, Any] = {"agents": ["dqn"], "environments": ["toy/chain"]}
+
+
+def test_the_product_is_written_out():
+    found = sweep_plan.configurations(tomllib.loads(EXAMPLE))
+    assert [made.name for made in found] == [
+        # dqn has no axis but the learning rate; m-dqn has 2 x 2 points, the last axis the fastest.
+        "dqn-toy-chain,learning_rate=0.001",
+        "dqn-toy-chain,learning_rate=0.003",
+        "dqn-gym-CartPole-v1,learning_rate=0.001",
+        "dqn-gym-CartPole-v1,learning_rate=0.003",
+        "m-dqn-toy-chain,learning_rate=0.001,temperature=0.03",
+        "m-dqn-toy-chain,learning_rate=0.001,temperature=0.1",
+        "m-dqn-toy-chain,learning_rate=0.003,temperature=0.03",
+        "m-dqn-toy-chain,learning_rate=0.003,temperature=0.1",
+        "m-dqn-gym-CartPole-v1,learning_rate=0.001,temperature=0.03",
+        "m-dqn-gym-CartPole-v1,learning_rate=0.001,temperature=0.1",
+        "m-dqn-gym-CartPole-v1,learning_rate=0.003,temperature=0.03",
+        "m-dqn-gym-CartPole-v1,learning_rate=0.003,temperature=0.1",
+    ]
+    assert {made.seeds for made in found} == {(0, 1, 4)}
+    plan = found[5].plan([0, 1])
+    assert (plan.agent, plan.environment, plan.seed, plan.num_seeds) == ("m-dqn", "toy/chain", 0, 2)
+    assert plan.settings == ("learning_rate=0.001", "hidden=64,32", "temperature=0.1")
+    assert plan.environment_flags == ("slip=0.1",)
+    assert (plan.steps, plan.log_every, plan.num_envs) == (3_000, 500, 4)
+    other = found[2].plan([4])
+    assert (other.steps, other.num_envs, other.environment_flags) == (5_000, 8, ())
+
+
+def test_seeds_are_counted_from_0_and_fields_of_the_plan_vary_too():
+    found = sweep_plan.configurations({**SMALL, "seeds": 3, "plan": {"num_envs": [2, 4]}})
+    assert [made.name for made in found] == [f"dqn-toy-chain,num_envs={n}" for n in (2, 4)]
+    assert [made.plan(made.seeds).num_envs for made in found] == [2, 4]
+    assert found[0].seeds == (0, 1, 2)
+    (one,) = sweep_plan.configurations(SMALL)
+    assert one.name == "dqn-toy-chain" and one.seeds == (0,)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agent": {"m-dqn": {}}}, "unknown agent 'm-dqn'"),
+        ({"agent": {"dqn": {"setings": {}}}}, "did you mean settings"),
+        ({"agent": {"dqn": 3}}, "agent.dqn must be a table of fields, got 3"),
+        ({"agents": []}, "agents must be a list of names, got []"),
+        ({"agents": "dqn"}, "agents must be a list of names, got 'dqn'"),
+        ({"agents": ["dqn", "dqn"]}, "agents has a name twice"),
+        ({"enviroments": ["toy/chain"]}, "did you mean environments"),
+        ({"plan": {"num_env": 4}}, "did you mean num_envs"),
+        ({"plan": {"num_envs": "many"}}, "num_envs must be int, got 'many'"),
+        ({"plan": {"num_envs": 2.5}}, "num_envs must be int, got '2.5'"),
+        ({"plan": {"seed": 3}}, "unknown field of [plan] 'seed'"),
+        ({"plan": {"steps": 10}, "steps": 10}, "steps is given twice"),
+        ({"seeds": 0}, "seeds must be a number >= 1 or a list of seeds >= 0, got 0"),
+        ({"seeds": [0, -1]}, "got [0, -1]"),
+        ({"seeds": True}, "got True"),
+        ({"seeds": [1, 1]}, "seeds must differ"),
+        ({"settings": {"learning_rate": []}}, "settings.learning_rate is an empty list"),
+        ({"settings": {"learning_rate": [1e-3, 0.001]}}, "learning_rate=0.001 is asked for twice"),
+        ({"settings": {"learning_rate": {"value": 1}}}, "must be a number, a text, true or false"),
+        ({"settings": {"torso": ["x" * 200, "y"]}}, "is too long for a folder"),
+    ],
+)
+def test_refuses_a_file(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError) as error:
+        sweep_plan.configurations({**SMALL, **changes})
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_checks_whether_seeds_share_a_program():
+    asked = {**SMALL, "environments": ["toy/chain", "gym/CartPole-v1"]}
+    assert [*map(sweep_plan.check, sweep_plan.configurations(asked))] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"agents": ["dqm"]}, "dqm-toy-chain: unknown agent 'dqm'; did you mean dqn"),
+        ({"environments": ["toy/chian"]}, "unknown environment 'toy/chian'; did you mean"),
+        ({"settings": {"learning_rat": 1}}, "unknown field 'learning_rat'; did you mean"),
+        ({"settings": {"temperature": 0.1}}, "dqn-toy-chain: unknown field 'temperature'"),
+        ({"settings": {"batch_size": ["32", "many"]}}, "batch_size=many: learning.replay.batch"),
+        ({"settings": {"discount": 1.5}}, "discount"),
+        ({"environment_flags": {"slp": 1}}, "toy/chain: unknown flag 'slp'; did you mean slip?"),
+        ({"plan": {"num_envs": 7}}, "samples_per_update"),
+        ({"plan": {"model": "tiny"}}, "model is for language models"),
+        ({"plan": {"eval_every": -1}}, "eval_every must lie in [0, 1,000,000,000,000], got -1"),
+    ],
+)
+def test_refuses_what_no_run_could_be_started_with(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError) as error:
+        for made in sweep_plan.configurations({**SMALL, **changes}):
+            sweep_plan.check(made)
+    assert message in str(error.value)
+
+
+def test_a_language_model_is_built_to_be_checked():
+    asked = {
+        "agents": ["sft", "gkd"],
+        "environments": ["tokens/arithmetic"],
+        "plan": {"model": "tiny"},
+        "settings": {"max_prompt_length": 16, "max_new_tokens": 8},
+    }
+    sft, gkd = sweep_plan.configurations(asked)
+    assert sweep_plan.check(sft) is False
+    with pytest.raises(ValueError, match="gkd-tokens-arithmetic: gkd needs --teacher"):
+        sweep_plan.check(gkd)
