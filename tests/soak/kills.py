@@ -38,6 +38,8 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
         if outcome.status != -signal.SIGKILL:
             return trials.judged(f"{what}, going on", outcome, (-signal.SIGKILL,))
         kills += 1
+        if runs.KINDS[name].goes_on == "anew" and out.exists():
+            break  # Killed after it was made, so it is whole, and nobody makes it again.
         if out.is_dir():
             reached = runs.newest_steps(out)
             since = reached if since is None else min(since, reached)
