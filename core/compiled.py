@@ -164,7 +164,7 @@ def make(
         seeds=seeds,
         init=lambda: init(keys),
         advance=advance,
-        env_steps=lambda state: int(state.env_steps),
+        steps=lambda state: int(state.env_steps),
         rows=rows,
         evaluate=evaluate,
         snapshot=lambda state: state,

@@ -259,7 +259,7 @@ def make(
         seeds=(seed,),
         init=init,
         advance=advance,
-        env_steps=lambda state: state.env_steps,
+        steps=lambda state: state.env_steps,
         rows=rows,
         evaluate=evaluate,
         snapshot=snapshot,

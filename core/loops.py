@@ -44,10 +44,11 @@ class Loop(NamedTuple):
 
     seeds: tuple[int, ...]  # K of them.
     init: Callable[[], Any]  # () -> state before step 0.
-    # (state, env_steps) -> later state, at most about there; raises Abandoned where what a caller
+    # (state, steps) -> later state, at most about there; raises Abandoned where what a caller
     # handed over (a reward) failed.
     advance: Callable[[Any, int], Any]
-    env_steps: Callable[[Any], int]  # Agent steps done over all rows, of each seed.
+    # Done so far by each seed: agent steps over all rows, or learner steps on sequences.
+    steps: Callable[[Any], int]
     rows: Callable[[Any], tuple[Any, list[dict[str, float]]]]  # A row a seed; empties the sums.
     evaluate: Callable[[Any, int], Episodes]  # (state, episodes) -> [K, episodes].
     snapshot: Callable[[Any], Any]  # state -> what a checkpoint holds (no large host arrays).

@@ -6,6 +6,8 @@ the seed and of the number of the step alone, so that a run goes on bit by bit, 
 """
 
 import contextlib
+import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -57,6 +59,26 @@ class RunState(NamedTuple):
     kept: Kept | None = None  # None where nothing is learnt from again.
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Context:
+    """A loop's fixed parts, which its functions share."""
+
+    agent: types.Agent
+    source: Source
+    constants: Any
+    placement: sharding.Placement | None
+    # Compiled `Learner.step`; the learner's state is donated.
+    learn_step: Callable[
+        [types.LearnerState, types.Batch, Any], tuple[types.LearnerState, types.Feedback]
+    ]
+    abandons: Callable[[], contextlib.AbstractContextManager[Any]]
+    shapes: RunState  # Shapes and dtypes of the state.
+    homes: RunState | None  # The sharding of each leaf; None on one device.
+
+
+_observe, _add_feedback = jax.jit(metrics.observe), jax.jit(metrics.learn)
+
+
 def make(
     agent: types.Agent,
     source: Source,
@@ -93,119 +115,164 @@ def make(
         constants = jax.device_put(
             constants, sharding.of_params(placement.constant_rules, constants, placement.mesh)
         )
-    observe, add_feedback = jax.jit(metrics.observe), jax.jit(metrics.learn)
 
     @jax.jit
     def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
         learner_key, key = jax.random.split(key)
         return learner_init(learner_key), key
 
-    def names() -> dict[str, Any]:
-        learner, _ = jax.eval_shape(init_learner, jax.random.key(seed))
-        batch = jax.eval_shape(lambda data: _batch(data, source.num_rows), source.example)
-        _, feedback = jax.eval_shape(agent.learner.step, learner, batch, constants)
-        return dict.fromkeys([*feedback.metrics, *(["sample_age"] if source.max_age else [])])
-
-    empty = jax.eval_shape(lambda: metrics.init(source.num_rows, names()))
-
-    def shapes() -> RunState:
-        learner, key = jax.eval_shape(init_learner, jax.random.key(seed))
-        steps = jax.ShapeDtypeStruct((), np.int64)
-        kept = Kept(source.example, steps) if source.max_age else None
-        return RunState(steps, learner, key, empty, kept)  # pyright: ignore[reportArgumentType]
-
-    homes = None if placement is None else _homes(placement, shapes())
-
-    def settled(state: RunState) -> RunState:
-        if homes is None:
-            return state
-        return RunState(state.steps, *jax.device_put(state[1:], homes[1:]))
-
-    def init() -> RunState:
-        learner, key = init_learner(jax.random.key(seed))
-        if params is not None:
-            learner = learners.with_params(learner, params())
-        sums = metrics.init(source.num_rows, empty.learner)
-        nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes().kept)
-        return settled(RunState(0, learner, key, sums, nothing))
-
-    def draw(state: RunState) -> _Drawn:
-        """Data of a learner step; changes nothing."""
-        count, sums, parts = source.num_sampled(state.steps), state.metrics, []
-        kept, is_fresh = state.kept, samples_at(source.num_sampled, source.max_age, state.steps)
-        if count and not is_fresh and kept is not None:
-            parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
-        elif count:
-            acting = agent.actor_params(state.learner, _count(state.steps), False)
-            prompts = source.prompts(state.steps, count)
-            made = source.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
-            parts.append(made)
-            sums = observe(sums, _ended(source.score(made, prompts), source.num_rows))
-            if kept is not None:
-                whole = jax.tree.map(lambda x: _filled(x, source.num_rows), made)
-                kept = Kept(whole, np.asarray(state.steps, np.int64))
-        if count < source.num_rows:
-            parts.append(source.stored(state.steps, source.num_rows - count))
-        data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
-        return _Drawn(data, sums, kept, count)
-
-    def learn(state: RunState, drawn: _Drawn) -> RunState:
-        """The learner step; the state before it is gone, as the learner's is donated."""
-        sums, kept = drawn.metrics, drawn.kept
-        batch = _batch(drawn.data, source.num_rows)
-        if placement is not None:
-            batch = jax.device_put(batch, sharding.of_rows(placement.mesh, source.num_rows))
-        learner, feedback = learn_step(state.learner, batch, constants)
-        if kept is not None:
-            age = state.steps - int(kept.made_at) if drawn.num_sampled else 0
-            ages = {"sample_age": jnp.asarray(age, jnp.float32)}
-            feedback = feedback._replace(metrics=feedback.metrics | ages)
-        sums = add_feedback(sums, feedback)
-        return RunState(state.steps + 1, learner, state.key, sums, kept)
-
-    def advance(state: RunState, until: int) -> RunState:
-        start = time.perf_counter()
-        while state.steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
-            try:
-                with abandons():
-                    drawn = draw(state)
-            except (Exception, KeyboardInterrupt) as error:
-                raise loops.Abandoned(state) from error
-            state = learn(state, drawn)
-            jax.block_until_ready(state.metrics.updates)
-        return state
-
-    def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
-        row = metrics.row(state.metrics)
-        return settled(state._replace(metrics=metrics.next_interval(state.metrics))), [row]
-
-    def evaluate_now(state: RunState, episodes: int) -> loops.Episodes:
-        if evaluate is None:
-            raise ValueError("nothing to evaluate by; hand over a function that scores sequences")
-        acting = agent.actor_params(state.learner, _count(state.steps), True)
-        key = loops.evaluation_key(state.key, state.steps)
-        scores = np.asarray(evaluate(acting, episodes, key))[None]
-        return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
-
-    def template() -> RunState:
-        return shapes() if homes is None else sharding.annotated(shapes(), homes)
-
-    def restore(saved: RunState, spans: Any = ()) -> RunState:
-        del spans  # There is no host replay.
-        learner, key, sums = jax.tree.map(jnp.asarray, saved[1:4])
-        return settled(RunState(int(saved.steps), learner, key, sums, saved.kept))
-
+    shapes = _shapes(agent.learner, source, constants, init_learner)
+    context = _Context(
+        agent=agent,
+        source=source,
+        constants=constants,
+        placement=placement,
+        learn_step=learn_step,
+        abandons=abandons,
+        shapes=shapes,
+        homes=None if placement is None else _homes(placement, shapes),
+    )
     return loops.Loop(
         seeds=(seed,),
-        init=init,
-        advance=advance,
-        env_steps=lambda state: state.steps,
-        rows=rows,
-        evaluate=evaluate_now,
+        init=lambda: _init(context, init_learner(jax.random.key(seed)), params),
+        advance=functools.partial(_advance, context),
+        steps=lambda state: state.steps,
+        rows=functools.partial(_rows, context),
+        evaluate=functools.partial(_evaluate, agent, evaluate),
         snapshot=lambda state: state._replace(steps=np.asarray(state.steps, np.int64)),
-        template=template,
-        restore=restore,
+        template=lambda: _template(context),
+        restore=lambda saved, spans=(): _restore(context, saved),
     )
+
+
+def _shapes(
+    learner: types.Learner,
+    source: Source,
+    constants: Any,
+    init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]],
+) -> RunState:
+    """Returns shapes and dtypes of a run's state, without computing anything."""
+    state, key = jax.eval_shape(init_learner, jax.random.key(0))
+    batch = jax.eval_shape(lambda data: _batch(data, source.num_rows), source.example)
+    _, feedback = jax.eval_shape(learner.step, state, batch, constants)
+    names = feedback.metrics | ({"sample_age": None} if source.max_age else {})
+    steps = jax.ShapeDtypeStruct((), np.int64)
+    return RunState(
+        steps=steps,  # pyright: ignore[reportArgumentType]
+        learner=state,
+        key=key,
+        metrics=jax.eval_shape(lambda: metrics.init(source.num_rows, names)),
+        kept=Kept(source.example, steps) if source.max_age else None,
+    )
+
+
+def _homes(placement: sharding.Placement, shapes: RunState) -> RunState:
+    """Returns the sharding of each leaf of a run's state."""
+    homes = jax.tree.map(lambda leaf: sharding.replicated(placement.mesh), shapes)
+    learner = sharding.of_state(placement.rules, shapes.learner, placement.mesh)
+    return homes._replace(learner=learner)
+
+
+def _placed(context: _Context, state: RunState) -> RunState:
+    """Puts the state where it belongs on the mesh, if there is one."""
+    if context.homes is None:
+        return state
+    return RunState(state.steps, *jax.device_put(state[1:], context.homes[1:]))
+
+
+def _init(
+    context: _Context,
+    drawn: tuple[types.LearnerState, types.Key],
+    params: Callable[[], types.Params] | None,
+) -> RunState:
+    """Returns the state before step 0; the learner starts from `params` where they are given."""
+    learner, key = drawn
+    if params is not None:
+        learner = learners.with_params(learner, params())
+    sums = metrics.init(context.source.num_rows, context.shapes.metrics.learner)
+    kept = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), context.shapes.kept)
+    return _placed(context, RunState(0, learner, key, sums, kept))
+
+
+def _template(context: _Context) -> RunState:
+    if context.homes is None:
+        return context.shapes
+    return sharding.annotated(context.shapes, context.homes)
+
+
+def _restore(context: _Context, saved: RunState) -> RunState:
+    learner, key, sums = jax.tree.map(jnp.asarray, saved[1:4])
+    return _placed(context, RunState(int(saved.steps), learner, key, sums, saved.kept))
+
+
+def _draw(context: _Context, state: RunState) -> _Drawn:
+    """Returns the data of a learner step; changes nothing."""
+    source = context.source
+    count, sums, parts = source.num_sampled(state.steps), state.metrics, []
+    kept, is_fresh = state.kept, samples_at(source.num_sampled, source.max_age, state.steps)
+    if count and not is_fresh and kept is not None:
+        parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
+    elif count:
+        acting = context.agent.actor_params(state.learner, _count(state.steps), False)
+        prompts = source.prompts(state.steps, count)
+        sampled = source.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
+        parts.append(sampled)
+        sums = _observe(sums, _ended(source.score(sampled, prompts), source.num_rows))
+        if kept is not None:
+            whole = jax.tree.map(lambda x: _filled(x, source.num_rows), sampled)
+            kept = Kept(whole, np.asarray(state.steps, np.int64))
+    if count < source.num_rows:
+        parts.append(source.stored(state.steps, source.num_rows - count))
+    data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
+    return _Drawn(data, sums, kept, count)
+
+
+def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
+    """Takes a learner step; the state before it is gone, as the learner's is donated."""
+    num_rows, kept = context.source.num_rows, drawn.kept
+    batch = _batch(drawn.data, num_rows)
+    if context.placement is not None:
+        batch = jax.device_put(batch, sharding.of_rows(context.placement.mesh, num_rows))
+    learner, feedback = context.learn_step(state.learner, batch, context.constants)
+    if kept is not None:
+        age = state.steps - int(kept.made_at) if drawn.num_sampled else 0
+        ages = {"sample_age": jnp.asarray(age, jnp.float32)}
+        feedback = feedback._replace(metrics=feedback.metrics | ages)
+    return RunState(
+        state.steps + 1, learner, state.key, _add_feedback(drawn.metrics, feedback), kept
+    )
+
+
+def _advance(context: _Context, state: RunState, until: int) -> RunState:
+    start = time.perf_counter()
+    while state.steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
+        try:
+            with context.abandons():
+                drawn = _draw(context, state)
+        except (Exception, KeyboardInterrupt) as error:
+            raise loops.Abandoned(state) from error
+        state = _learn(context, state, drawn)
+        jax.block_until_ready(state.metrics.updates)
+    return state
+
+
+def _rows(context: _Context, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+    emptied = state._replace(metrics=metrics.next_interval(state.metrics))
+    return _placed(context, emptied), [metrics.row(state.metrics)]
+
+
+def _evaluate(
+    agent: types.Agent,
+    score: Callable[[Any, int, types.Key], np.ndarray] | None,
+    state: RunState,
+    episodes: int,
+) -> loops.Episodes:
+    if score is None:
+        raise ValueError("nothing to evaluate by; hand over a function that scores sequences")
+    acting = agent.actor_params(state.learner, _count(state.steps), True)
+    key = loops.evaluation_key(state.key, state.steps)
+    scores = np.asarray(score(acting, episodes, key))[None]
+    return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
 
 
 def samples_at(num_sampled: Callable[[int], int], max_age: int, step: int) -> bool:
@@ -215,13 +282,6 @@ def samples_at(num_sampled: Callable[[int], int], max_age: int, step: int) -> bo
     """
     begin = step - step % (max_age + 1)
     return num_sampled(step) > 0 and not any(num_sampled(s) for s in range(begin, step))
-
-
-def _homes(placement: sharding.Placement, shapes: RunState) -> RunState:
-    """The sharding of each leaf of a run's state."""
-    homes = jax.tree.map(lambda leaf: sharding.replicated(placement.mesh), shapes)
-    learner = sharding.of_state(placement.rules, shapes.learner, placement.mesh)
-    return homes._replace(learner=learner)
 
 
 def _count(steps: int) -> np.ndarray:

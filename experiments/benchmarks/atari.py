@@ -24,11 +24,11 @@ def runner(name: str, num_envs: int, warm_up: int = WARM_UP) -> Callable[[], flo
 
     def work() -> float:
         nonlocal state
-        before = loop.env_steps(state)
+        before = loop.steps(state)
         state = loop.advance(state, before + 1)
-        return loop.env_steps(state) - before
+        return loop.steps(state) - before
 
-    while loop.env_steps(state) < WARM_UP + 100:
+    while loop.steps(state) < WARM_UP + 100:
         work()
     return work
 

@@ -27,11 +27,11 @@ def advancing(loop: loops.Loop) -> Callable[[], float]:
 
     def work() -> float:
         nonlocal state
-        before = loop.env_steps(state)
+        before = loop.steps(state)
         state = loop.advance(state, before + 100_000)  # Cut by the loop to half a second or so.
-        return loop.env_steps(state) - before
+        return loop.steps(state) - before
 
-    while loop.env_steps(state) < 3 * WARM_UP:
+    while loop.steps(state) < 3 * WARM_UP:
         work()
     return work
 

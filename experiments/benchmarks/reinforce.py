@@ -59,7 +59,7 @@ def stepper() -> Callable[[], float]:
 
     def work() -> float:
         nonlocal state
-        state = loop.advance(state, loop.env_steps(state) + 1)
+        state = loop.advance(state, loop.steps(state) + 1)
         return 1
 
     work()

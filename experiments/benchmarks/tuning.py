@@ -49,7 +49,7 @@ def stepper(case: str) -> Callable[[], float]:
 
     def work() -> float:
         nonlocal state
-        state = loop.advance(state, loop.env_steps(state) + 1)
+        state = loop.advance(state, loop.steps(state) + 1)
         return 1
 
     work()

@@ -60,7 +60,7 @@ class Drive:
           interrupts.Failure: for what the caller handed over and failed, likewise.
           ArithmeticError: if the loss or a parameter stops being finite.
         """
-        steps = self.loop.env_steps(state)
+        steps = self.loop.steps(state)
         if not is_unfinished(self.plan, steps, notes):
             self._finish(state)
             print(f"{self.folder.path} is finished: {steps:,} steps; a larger --steps extends it")
@@ -89,7 +89,7 @@ class Drive:
         bar: progress.Progress,
     ) -> Any:
         loop, plan = self.loop, self.plan
-        steps = loop.env_steps(state)
+        steps = loop.steps(state)
         wall = float(notes.get("wall_seconds", 0.0))
         drawn = clock = time.monotonic()
         logged_at = steps
@@ -109,7 +109,7 @@ class Drive:
                     state = loop.advance(state, min(*due.values(), plan.steps))
                 except loops.Abandoned as abandoned:
                     state, stop = abandoned.state, abandoned.__cause__
-                steps = loop.env_steps(state)
+                steps = loop.steps(state)
                 if not np.all(np.isfinite(np.asarray(state.metrics.learner["loss"]))):
                     raise ArithmeticError(
                         f"the loss is not finite at step {steps:,}; the last good checkpoint, "

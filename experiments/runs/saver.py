@@ -57,7 +57,7 @@ class Saver:
         Raises:
           ArithmeticError: if a parameter is not finite; what was saved before stays.
         """
-        step = self._loop.env_steps(state)
+        step = self._loop.steps(state)
         for leaf in jax.tree.leaves(state.learner.params):
             if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
                 raise ArithmeticError(f"a parameter is not finite at step {step}")

@@ -352,8 +352,8 @@ def _drive(
             saver = Saver(folder, loop)
             if how == "saved":
                 state, notes, marks = saver.load(empty_replay=empty_replay)
-                if driving.is_unfinished(plan, loop.env_steps(state), notes):
-                    written.begin(loop.env_steps(state), marks)
+                if driving.is_unfinished(plan, loop.steps(state), notes):
+                    written.begin(loop.steps(state), marks)
             else:
                 disk = saver.require_disk()
                 if not quiet:

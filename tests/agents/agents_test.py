@@ -31,7 +31,7 @@ def loop_of(name: str, seeds: tuple[int, ...]) -> loops.Loop:
 
 
 def to_end(loop: loops.Loop, state: compiled.RunState, until: int) -> compiled.RunState:
-    while loop.env_steps(state) < until:
+    while loop.steps(state) < until:
         state = loop.advance(state, until)
     return state
 

@@ -62,7 +62,7 @@ def compiled_loop(seeds=(0,), num_envs=4, name="m-dqn", changes=(), **flags) -> 
 
 
 def to_end(loop: loops.Loop, state, until: int):
-    while loop.env_steps(state) < until:
+    while loop.steps(state) < until:
         state = loop.advance(state, until)
     return state
 
@@ -104,11 +104,11 @@ def test_updates_are_one_in_four_agent_steps_after_the_warm_up(kind, num_envs):
     else:
         loop = host.make(agent(), OnHost(toy.chain(num_envs)), seed=0)
     state = to_end(loop, loop.init(), 500)
-    assert loop.env_steps(state) == 504 if num_envs == 8 else 500
+    assert loop.steps(state) == 504 if num_envs == 8 else 500
     assert int(state.learner.steps) == 0
-    start = loop.env_steps(state)
+    start = loop.steps(state)
     state = to_end(loop, state, 700)
-    assert int(state.learner.steps) == (loop.env_steps(state) - start) // 4
+    assert int(state.learner.steps) == (loop.steps(state) - start) // 4
 
 
 @pytest.mark.parametrize("changes", [(), PRIORITISED], ids=["uniform", "prioritised"])
@@ -366,8 +366,8 @@ def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
         loop = host.make(built, OnHost(toy.chain(600)), 0)
     state, n = loop.init(), built.replay.n_step
     while int(state.learner.steps) == 0:
-        state = loop.advance(state, loop.env_steps(state) + 1)
+        state = loop.advance(state, loop.steps(state) + 1)
     assert np.all(np.asarray(state.replay.newest) >= n) and int(state.learner.steps) == 150
-    assert loop.env_steps(state) == 600 * (n + 1 if kind == "host" else n)
+    assert loop.steps(state) == 600 * (n + 1 if kind == "host" else n)
     _, (row,) = loop.rows(state)
     assert np.isfinite(row["loss"])

@@ -66,7 +66,7 @@ class Calls:
 
 
 def run(loop: Any, state: Any, until: int) -> Any:
-    while loop.env_steps(state) < until:
+    while loop.steps(state) < until:
         state = loop.advance(state, until)
     return state
 

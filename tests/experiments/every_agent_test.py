@@ -50,7 +50,7 @@ def loop_of(agent: str, environment: str) -> Iterator[loops.Loop]:
 
 
 def proceed(loop: loops.Loop, state: Any, until: int) -> Any:
-    while loop.env_steps(state) < until:
+    while loop.steps(state) < until:
         state = loop.advance(state, until)
     return state
 

@@ -61,8 +61,8 @@ for mesh in ("", "8x1", "4x2", "1x8"):
     )
     loop, losses = setup.loop(0), []
     state = loop.init()
-    while loop.env_steps(state) < 10:
-        state = loop.advance(state, loop.env_steps(state) + 1)
+    while loop.steps(state) < 10:
+        state = loop.advance(state, loop.steps(state) + 1)
         state, (row,) = loop.rows(state)
         losses.append(row["loss"])
     arrays = {
