@@ -239,7 +239,7 @@ def restore_latest(
     part: bool = False,
     best: bool = False,
 ) -> tuple[Any, Meta, int]:
-    """Reads the newest checkpoint that is whole, and warns of those that are not.
+    """Reads the newest checkpoint that is whole, and warns of newer ones that are not.
 
     Args:
       folder: where checkpoints stand.
@@ -264,18 +264,23 @@ def restore_latest(
         )
     if best:  # Those that are damaged might have been it, and are said to be skipped.
         all_saved = sorted(all_saved, key=lambda one: (one.score(damaged=math.inf), one.step))
+    skipped: list[tuple[pathlib.Path, CorruptError]] = []
     for saved in reversed(all_saved):
         try:
             if check is not None:
                 check(saved.contents().meta)
             state, meta = _load(saved, like, part=part)
         except CorruptError as error:
-            logger.warning("%s is skipped, not whole: %s", saved.path, error)
+            skipped.append((saved.path, error))
         else:
+            for path, error in skipped:
+                logger.warning("%s is skipped, not whole: %s", path, error)
             return state, meta, saved.step
+    if not skipped:
+        raise FileNotFoundError(f"{folder} holds no checkpoint")
     raise FileNotFoundError(
-        f"{folder} holds no checkpoint"
-        + (f" that is whole, {len(all_saved)} are damaged" if all_saved else "")
+        f"{folder} holds no checkpoint that is whole, {len(skipped)} are damaged; of the first, "
+        f"{skipped[0][0].name}: {skipped[0][1]}"
     )
 
 

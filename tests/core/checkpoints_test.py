@@ -285,11 +285,12 @@ def test_two_damaged_ones_fall_back_twice(folder: pathlib.Path, caplog: pytest.L
     assert len(caplog.records) == 2
 
 
-def test_none_left(folder: pathlib.Path, tmp_path: pathlib.Path):
+def test_none_left(folder: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture):
     for step in checkpoints.steps(folder):
         (folder / f"{step:012d}" / "manifest.json").write_text('{"files": [1]}')  # No checksum.
-    with pytest.raises(FileNotFoundError, match="3 are damaged"):
+    with pytest.raises(FileNotFoundError, match=r"3 are damaged; of the first, \S+0003: .*json"):
         checkpoints.restore_latest(folder, small(0))
+    assert not caplog.records, "the error alone says so, in one line"
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         checkpoints.restore_latest(tmp_path / "nowhere", small(0))
     with pytest.raises(FileNotFoundError, match=r"step 9, only \[1, 2, 3\]"):
