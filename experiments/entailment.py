@@ -20,10 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.stats
 
 from kullback.core import files, learners, types
-from kullback.experiments import progress
+from kullback.experiments import progress, statistics
 from kullback.experiments.runs import run_folder
 from kullback.lm.entailment import bert_folder, bert_words, embeddings, faithfulness, scorers
 
@@ -165,16 +164,11 @@ def scored(scores: np.ndarray, pairs: Sequence[faithfulness.Pair], limit: float)
     wrong = [kind for kind in _counts(pairs) if not y[kinds == kind].any()]
     return {
         **accuracies(scores >= limit, pairs),
-        "auc": _area(scores[y], scores[~y]),
-        "auc_by_kind": {kind: _area(scores[y], scores[kinds == kind]) for kind in wrong},
+        "auc": statistics.chance_of_higher(scores[y], scores[~y]),
+        "auc_by_kind": {
+            kind: statistics.chance_of_higher(scores[y], scores[kinds == kind]) for kind in wrong
+        },
     }
-
-
-def _area(higher: np.ndarray, lower: np.ndarray) -> float:
-    """Share of pairs of one of each of which the first is higher; a tie is a half."""
-    ranks = scipy.stats.rankdata(np.concatenate([higher, lower]))  # Of equal ones the mean.
-    above = ranks[: len(higher)].sum() - len(higher) * (len(higher) + 1) / 2
-    return float(above / (len(higher) * len(lower)))
 
 
 def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:

@@ -8,14 +8,11 @@ interrupted goes on from its last part; then it judges.
 import dataclasses
 import importlib
 import json
-import math
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import scipy.stats
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -118,29 +115,6 @@ def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 
     for axes in drawn.axes:
         axes.grid(alpha=0.25)
     return drawn
-
-
-class Interval(NamedTuple):
-    """A mean and its 95% confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        if self.low == -math.inf:  # As `interval` writes it; of values that diverged it is NaN.
-            return f"{self.mean:.4g} (no interval of one)"
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
-
-
-def interval(values: Iterable[float]) -> Interval:
-    """Student's t interval of the mean over seeds; not finite where there is one seed alone."""
-    found = np.asarray(list(values), np.float64)
-    mean = float(found.mean())
-    if len(found) < 2:
-        return Interval(mean, float("-inf"), float("inf"))
-    half = scipy.stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
-    return Interval(mean, mean - float(half), mean + float(half))
 
 
 def load(name: str) -> Reproduction:

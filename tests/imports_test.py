@@ -1,6 +1,7 @@
-"""Imports run one way, and so does what a reader must know."""
+"""Imports run one way: from room to room downward, and between modules without a circle."""
 
 import ast
+import graphlib
 import pathlib
 from collections.abc import Iterator
 
@@ -51,6 +52,54 @@ def test_no_arrow_points_up(root: pathlib.Path):
         for complaint in complaints(room, path.read_text())
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports anywhere; sources by dotted name."""
+
+    def module(name: str) -> str:
+        while name and name not in sources:
+            name = name.rpartition(".")[0]  # `from module import function` names a module too.
+        return name
+
+    return {
+        name: {module(other) for _, other in imported(source)} - {name, ""}
+        for name, source in sources.items()
+    }
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; [] if there is no circle."""
+    try:
+        graphlib.TopologicalSorter(edges).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1][::-1]
+    return []
+
+
+def test_no_modules_import_each_other(root: pathlib.Path):
+    files = [path for room in ALLOWED for path in (root / room).rglob("*.py")]
+    names = [
+        ".".join(("kullback", *path.relative_to(root).with_suffix("").parts)) for path in files
+    ]
+    sources = {
+        name.removesuffix(".__init__"): path.read_text()
+        for name, path in zip(names, files, strict=True)
+    }
+    assert not (found := circle(graph(sources))), " imports ".join(found)
+
+
+def test_a_circle_is_seen_wherever_it_is_imported():
+    sources = {
+        "kullback.a": "from kullback.b import name",
+        "kullback.b": "def f():\n    from kullback import c",
+        "kullback.c": "import kullback.a",
+        "kullback.d": "from kullback import a",
+    }
+    a, b, c = "kullback.a", "kullback.b", "kullback.c"
+    assert graph(sources) == {a: {b}, b: {c}, c: {a}, "kullback.d": {a}}
+    assert set(circle(graph(sources))) == {a, b, c}
+    assert not circle(graph({**sources, c: "import jax"}))
 
 
 def test_every_room_has_its_arrows(root: pathlib.Path):

@@ -116,7 +116,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_language(options: argparse.Namespace) -> int:
-    from kullback.experiments.evaluate import evaluation
+    from kullback.experiments.evaluate import evaluation, reports
 
     if options.video is not None:
         raise ValueError("--video is for games; a language model's text goes to --out")
@@ -138,7 +138,7 @@ def _evaluate_language(options: argparse.Namespace) -> int:
         control_tokens=options.control_tokens,
         **lengths,
     )
-    print(evaluation.show(report))
+    print(reports.show(report))
     if out is not None:
         print(f"texts: {out}")
     return 0

@@ -9,42 +9,19 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-import scipy.stats
 
 from kullback.core import files, types
+from kullback.experiments import statistics
 from kullback.experiments.evaluate import best_of as choosing
 from kullback.experiments.evaluate import judge as judges
+from kullback.experiments.evaluate import reports, reward_report
 from kullback.experiments.runs import language, models, opened, rewards
 from kullback.lm import best_of_n, data, splits, tasks, tuning
 from kullback.lm import control_tokens as reading
-
-RESAMPLES = 2_000
-LEVEL = 0.95
-
-
-class Estimate(NamedTuple):
-    """A mean over prompts and its interval; NaN for an end where there is no interval."""
-
-    mean: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def __str__(self) -> str:
-        interval = "" if math.isnan(self.low) else f"  [{self.low:.4f}, {self.high:.4f}]"
-        return f"{self.mean:.4f}{interval}"
-
-
-class Report(NamedTuple):
-    """What was found."""
-
-    title: str
-    estimates: dict[str, Estimate]  # By name, in the order in which they are shown.
-    notes: list[str]  # What is not shown, and why.
-    rows: list[dict[str, Any]]  # A prompt each, JSON-able.
 
 
 def run(
@@ -60,7 +37,7 @@ def run(
     reward: str = "",
     control_tokens: reading.Reading | None = None,
     **lengths: Any,
-) -> tuple[Report, pathlib.Path | None]:
+) -> tuple[reports.Report, pathlib.Path | None]:
     """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
 
     Args:
@@ -82,8 +59,6 @@ def run(
     if opened_run is not None and opened_run.kind == "preferences":
         if best_of:
             raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
-        from kullback.experiments.evaluate import reward_report  # Which makes such a report, too.
-
         report = reward_report.report(
             *(path, task),
             count=count,
@@ -105,13 +80,15 @@ def run(
             report.notes.append(judge.notice)
         if goal is not None:
             found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)
-            bound = {f"kl_of_best_of_{best_of}_at_most": Estimate(best_of_n.kl_bound(best_of))}
-            estimates = {name: estimate(values) for name, values in found.items()}
+            bound = {
+                f"kl_of_best_of_{best_of}_at_most": statistics.Estimate(best_of_n.kl_bound(best_of))
+            }
+            estimates = {name: statistics.ratio(values) for name, values in found.items()}
             report = report._replace(estimates=report.estimates | estimates | bound)
     if out is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows]
         files.atomic_write_text(out, "".join(lines))
-    return report, out  # pyright: ignore[reportReturnType]  # One module by two names.
+    return report, out
 
 
 def judge_of(
@@ -170,7 +147,7 @@ def judge_of(
 
 def evaluate(
     judge: judges.Judge, acting: Any, *, count: int, num_samples: int, key: types.Key
-) -> Report:
+) -> reports.Report:
     """Likelihoods of held-out completions, and what the model itself answers.
 
     Args:
@@ -193,10 +170,10 @@ def evaluate(
     if judge.task.score is not None:
         right = sum((answers.measures["score"] == 1).astype(int) for answers in samples)
         for k in sorted({1, num_samples}):
-            found[f"pass@{k}"] = estimate(pass_at_k(np.asarray(right), num_samples, k))
+            found[f"pass@{k}"] = statistics.ratio(pass_at_k(np.asarray(right), num_samples, k))
     nats, tokens = (sum(getattr(a, name) for a in samples) for name in ("nats", "tokens"))
     # Of what was drawn, the mean of minus the log-probability is the entropy's.
-    found["entropy_temperature_1"] = estimate(np.asarray(nats), np.asarray(tokens))
+    found["entropy_temperature_1"] = statistics.ratio(np.asarray(nats), np.asarray(tokens))
     rows = [
         {
             **judge.asked(judge.test[n]),
@@ -209,35 +186,7 @@ def evaluate(
         f"{judge.task.name}, {count} held-out examples, {num_samples} samples of each at "
         f"temperature 1, operator of {judge.divergence}; [95% intervals over examples]"
     )
-    return Report(title, found, notes, rows)
-
-
-def estimate(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
-    """The quotient of sums over prompts, values / weights, with its interval; the same each time.
-
-    Args:
-      values: [n]; NaN is left out.
-      weights: [n], >= 0; None is ones, which gives the mean.
-    """
-    known = ~np.isnan(values)
-    values = np.asarray(values, np.float64)[known]
-    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)[known]
-    if len(values) == 0:
-        return Estimate(math.nan)
-    mean = float(values.sum() / weights.sum())
-    if len(values) == 1 or not np.all(np.isfinite(values)):
-        return Estimate(mean)
-    interval = scipy.stats.bootstrap(
-        (values, weights),
-        lambda x, w, axis: x.sum(axis) / w.sum(axis),
-        paired=True,
-        method="percentile",  # The others divide by a deviation, which may be 0.
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        batch=100,
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Estimate(mean, float(interval.low), float(interval.high))
+    return reports.Report(title, found, notes, rows)
 
 
 def pass_at_k(right: np.ndarray, num_samples: int, k: int) -> np.ndarray:
@@ -267,36 +216,29 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def show(report: Report) -> str:
-    """Title, estimates as a table, and notes."""
-    width = max(map(len, report.estimates)) + 2
-    lines = [f"  {name:<{width}}{value}" for name, value in report.estimates.items()]
-    return "\n".join([report.title, *lines, *(f"  {note}" for note in report.notes)])
-
-
 def _held_out(
     judge: judges.Judge, acting: Any, count: int
-) -> tuple[dict[str, Estimate], list[str]]:
+) -> tuple[dict[str, statistics.Estimate], list[str]]:
     held = judge.likelihoods(acting, count)
-    found: dict[str, Estimate] = {}
+    found: dict[str, statistics.Estimate] = {}
     notes: list[str] = []
     if judge.divergence != "kl":
-        found[judge.f.loss_name] = estimate(held.loss, held.tokens)
+        found[judge.f.loss_name] = statistics.ratio(held.loss, held.tokens)
     if judge.f.is_sparse:
         notes.append(
             f"no nats_per_token and no perplexity: the operator of {judge.divergence} gives some "
             f"tokens the probability 0; {judge.f.loss_name} is its own loss, in nats a token"
         )
     else:
-        nats = estimate(held.nats, held.tokens)
+        nats = statistics.ratio(held.nats, held.tokens)
         found["nats_per_token"] = nats
         with np.errstate(over="ignore"):  # Then it is infinite.
-            found["perplexity"] = Estimate(*np.exp(nats).tolist())
-    found["accuracy"] = estimate(held.right, held.tokens)
+            found["perplexity"] = statistics.Estimate(*np.exp(nats).tolist())
+    found["accuracy"] = statistics.ratio(held.right, held.tokens)
     return found, notes
 
 
-def _of_answers(answers: Sequence[judges.Answers]) -> Iterator[tuple[str, Estimate]]:
+def _of_answers(answers: Sequence[judges.Answers]) -> Iterator[tuple[str, statistics.Estimate]]:
     """Names and estimates over prompts of the mean over `answers` to each."""
     columns: dict[str, list[np.ndarray]] = {
         name: [a.measures[name] for a in answers] for name in answers[0].measures
@@ -304,7 +246,7 @@ def _of_answers(answers: Sequence[judges.Answers]) -> Iterator[tuple[str, Estima
     columns["answer_tokens"] = [a.tokens for a in answers]
     columns["truncated"] = [~a.done for a in answers]
     for name, column in columns.items():
-        yield name, estimate(np.mean(column, axis=0))
+        yield name, statistics.ratio(np.mean(column, axis=0))
     texts = [ids for a in answers for ids in a.ids]
     for n in (1, 2, 3):
-        yield f"distinct_{n}", Estimate(distinct(texts, n))
+        yield f"distinct_{n}", statistics.Estimate(distinct(texts, n))

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.experiments.evaluate import evaluation
+from kullback.experiments import statistics
+from kullback.experiments.evaluate import reports
 from kullback.experiments.runs import language, models, opened, reward_models
 from kullback.lm import control_tokens as reading
 from kullback.lm import data, gemma, reward_model, splits, tasks
@@ -25,7 +26,7 @@ def report(
     best: bool = False,
     control_tokens: reading.Reading | None = None,
     **lengths: Any,
-) -> evaluation.Report:
+) -> reports.Report:
     """What was found on held-out pairs.
 
     Args:
@@ -69,18 +70,18 @@ def report(
             found[f"accuracy_of_seed_{number}"] = estimates(*rows)["accuracy"]
     rows = [reward_models.line(words, *row) for row in zip(pairs, chosen, rejected, strict=True)]
     title = f"{made.name}, {len(pairs)} held-out pairs; [95% intervals over pairs]"
-    return evaluation.Report(title, found, notes, rows)
+    return reports.Report(title, found, notes, rows)
 
 
-def estimates(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, evaluation.Estimate]:
+def estimates(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, statistics.Estimate]:
     """Means over pairs, [n] of rewards each, with intervals, and the calibration error."""
     margins = chosen - rejected
     return {
-        "accuracy": evaluation.estimate(reward_model.accuracy(margins)),
-        "nats_per_pair": evaluation.estimate(np.logaddexp(0, -margins.astype(np.float64))),
-        "margin": evaluation.estimate(margins),
-        "reward_mean": evaluation.estimate((chosen + rejected) / 2),
-        "calibration_error": evaluation.Estimate(reward_model.calibration(margins)[0]),
+        "accuracy": statistics.ratio(reward_model.accuracy(margins)),
+        "nats_per_pair": statistics.ratio(np.logaddexp(0, -margins.astype(np.float64))),
+        "margin": statistics.ratio(margins),
+        "reward_mean": statistics.ratio((chosen + rejected) / 2),
+        "calibration_error": statistics.Estimate(reward_model.calibration(margins)[0]),
     }
 
 

@@ -205,8 +205,8 @@ def _beside_published(
             "source": "this report",
             "games": f"{aggregates.set_of(games, family.title)}; {flags}, {row['runs']} runs",
             "frames": one.steps * frames,
-            "human-normalised mean, %": 100 * float(row["mean"].value),
-            "human-normalised median, %": 100 * float(row["median"].value),
+            "human-normalised mean, %": 100 * float(row["mean"].mean),
+            "human-normalised median, %": 100 * float(row["median"].mean),
         }
         for row in rows
     ]

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments.report import collect, figures, page, scores, statistics
+from kullback.experiments import statistics
+from kullback.experiments.report import collect, figures, page, scores
 
 NAMED = 6  # Games that a title names; of more it says how many.
 THRESHOLDS = 101  # Of a performance profile.
@@ -135,7 +136,7 @@ def _scale(
         for label in compared.labels
     }
     found = {
-        name: {label: statistics.interval(of, normalised[label]) for label in normalised}
+        name: {label: statistics.stratified(of, normalised[label]) for label in normalised}
         for name, of in statistics.AGGREGATES.items()
     }
     out.heading(f"{scale.unit}, {counted(games)}")
@@ -209,7 +210,7 @@ def _sample_efficiency(compared: scores.Comparison, scale: Scale) -> dict[str, f
     return {
         label: figures.Curve(
             steps[known],
-            statistics.interval(
+            statistics.stratified(
                 statistics.interquartile_mean,
                 [game[known] for game in games],
                 resamples=CURVE_RESAMPLES,

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from kullback.experiments import reproduce
-from kullback.experiments.report.statistics import Estimate
+from kullback.experiments.statistics import Estimate
 
 Colours = Mapping[str, object]  # By label.
 WIDTH, DPI = 4.8, 160  # Inches, so that letters can be read where the picture fills a phone.
@@ -55,7 +55,7 @@ def curves(
         axes.fill_between(one.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
         dot = "o" if len(one.steps) == 1 else None  # No line goes through one point.
         style = {"color": colour[label], "linewidth": 1.8, "marker": dot, "markersize": 5}
-        axes.plot(one.steps, one.estimate.value, label=label, **style)
+        axes.plot(one.steps, one.estimate.mean, label=label, **style)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -86,7 +86,7 @@ def intervals(
         for place, label in enumerate(labels):
             one = by_label[label]
             axes.plot([one.low, one.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4)
-            axes.plot(one.value, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+            axes.plot(one.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
         axes.set_title(statistic, fontsize="medium")
         axes.set_xlabel(unit)
         axes.set_yticks(range(len(labels)), labels if n % columns == 0 else [""] * len(labels))
@@ -105,7 +105,7 @@ def profiles(
         axes.fill_between(
             thresholds, one.low, one.high, color=colour[label], alpha=0.2, linewidth=0
         )
-        axes.plot(thresholds, one.value, color=colour[label], linewidth=1.8, label=label)
+        axes.plot(thresholds, one.mean, color=colour[label], linewidth=1.8, label=label)
     axes.set_xlabel(f"threshold, {unit}")
     axes.set_ylabel("fraction of runs above it")
     axes.set_ylim(-0.02, 1.02)
@@ -118,7 +118,7 @@ def chances(found: Mapping[tuple[str, str], Estimate], colour: Colours, title: s
     figure, axes = _one(title, height=1.4 + 0.32 * len(found))
     for place, ((label, _), one) in enumerate(found.items()):
         axes.plot([one.low, one.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4)
-        axes.plot(one.value, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+        axes.plot(one.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
     axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(found)), [f"{x} over {y}" for x, y in found])
     axes.set_ylim(len(found) - 0.4, -0.6)

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from kullback.core import files
-from kullback.experiments.report import statistics
+from kullback.experiments import statistics
 
 INDEX = "index.html"
 LONG = 30  # Characters of a cell that is given more room where all is narrow.
@@ -201,6 +201,19 @@ def _cell(value: Any) -> str:
     return f"<td{_class(value)}>{_text(_shown(value))}</td>"
 
 
+def _number(value: float) -> str:
+    """Returns a number for a reader: four digits, and thousands in full."""
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+def _estimate(value: statistics.Estimate) -> str:
+    if value.mean != value.mean:
+        return ""
+    if value.low == value.high:  # One run a game, or equal runs: no interval to be shown.
+        return _number(value.mean)
+    return f"{_number(value.mean)} [{_number(value.low)}, {_number(value.high)}]"
+
+
 def _class(value: Any) -> str:
     """Of a cell and of the head of its column."""
     if isinstance(value, float | int | statistics.Estimate) and not isinstance(value, bool):
@@ -210,15 +223,15 @@ def _class(value: Any) -> str:
 
 def _shown(value: Any) -> object:
     if isinstance(value, float):
-        return statistics.shown(value) if value == value else ""
+        return _number(value) if value == value else ""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, statistics.Estimate):
-        return value if value.value == value.value else ""
+        return _estimate(value)
     return value
 
 
 def _columns(key: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, statistics.Estimate):
-        return [(key, value.value), (f"{key} low", value.low), (f"{key} high", value.high)]
+        return [(key, value.mean), (f"{key} low", value.low), (f"{key} high", value.high)]
     return [(key, value)]

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments.report import collect, figures, page, scores, statistics
+from kullback.experiments import statistics
+from kullback.experiments.report import collect, figures, page, scores
 from kullback.experiments.runs import inputs
 
 CURVE_RESAMPLES = 2_000
@@ -71,7 +72,9 @@ def curves(series: Sequence[collect.Series], column: str) -> dict[str, figures.C
         values = scores.curve(own, steps, column)  # [G, N]
         known = np.isfinite(values).all(axis=-1)
         if known.any():
-            mean = statistics.interval(statistics.mean, [values[known]], resamples=CURVE_RESAMPLES)
+            mean = statistics.stratified(
+                statistics.mean, [values[known]], resamples=CURVE_RESAMPLES
+            )
             seeds = [(one.steps, one.columns[column]) for one in own]
             found[label] = figures.Curve(steps[known], mean, seeds)
     return found
@@ -135,7 +138,7 @@ def score_table(out: page.Page, family: str, compared: Sequence[scores.Compariso
 
 def _score_row(compared: scores.Comparison, label: str, environment: str) -> dict[str, Any]:
     raw = compared.scores[label][environment]
-    estimate = statistics.interval(statistics.mean, [raw])
+    estimate = statistics.stratified(statistics.mean, [raw])
     known = scores.KNOWN.get(environment)
     random = known.random if known is not None and known.random is not None else float("nan")
     human = known.human if known is not None and known.human is not None else float("nan")

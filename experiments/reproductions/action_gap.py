@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import agents_on, verdicts
 
 
@@ -83,7 +83,7 @@ def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
     )
     checks.append(more._replace(held=None))
     for alpha in config.alphas:
-        ratio = reproduce.interval(gap(f"m-dqn {alpha:g}") / gap("soft-dqn"))
+        ratio = statistics.t_interval(gap(f"m-dqn {alpha:g}") / gap("soft-dqn"))
         claim = (
             f"times Soft-DQN's gap, alpha {alpha:g}; exactly 1/(1 - alpha) is {1 / (1 - alpha):g}"
         )

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from kullback.experiments import catalog, reproduce
+from kullback.experiments import catalog, reproduce, statistics
 from kullback.experiments.runs import run_folder, training
 
 TAIL = 0.1  # Of a run's steps, over which `final` averages.
@@ -199,7 +199,7 @@ def summary(rows: reproduce.Rows, arms: Sequence[Arm]) -> reproduce.Rows:
     found: reproduce.Rows = []
     for arm in arms:
         ends, areas = (
-            reproduce.interval(measure(rows, arm.label, arm.environment))
+            statistics.t_interval(measure(rows, arm.label, arm.environment))
             for measure in (final, area)
         )
         gaps = final(rows, arm.label, arm.environment, "action_gap")
@@ -259,7 +259,7 @@ def draw(
         )
         smooth = smooth[:, : values.shape[1]]
         is_whole = np.all(np.isfinite(smooth), axis=0)
-        found = [reproduce.interval(values_at) for values_at in smooth[:, is_whole].T]
+        found = [statistics.t_interval(values_at) for values_at in smooth[:, is_whole].T]
         mean, low, high = (
             np.array([getattr(i, n) for i in found]) for n in ("mean", "low", "high")
         )

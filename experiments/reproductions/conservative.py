@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import garnets
 from kullback.theory import bounds, conservative, run, solve
 from kullback.theory.mdp import MDP
@@ -245,7 +245,7 @@ def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
         ]
         (line,) = stability.plot(rates, [np.mean(x) for x in values], "o-", label=label)
         if len(values[0]) > 1:
-            found = [reproduce.interval(x) for x in values]
+            found = [statistics.t_interval(x) for x in values]
             low, high = [x.low for x in found], [x.high for x in found]
             stability.fill_between(rates, low, high, color=line.get_color(), alpha=0.2, lw=0)
     for number, label in enumerate(adaptive_rates(config)):

@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import agents_on, verdicts
 
 GAME = "gym/CartPole-v1"
@@ -105,7 +105,7 @@ def draw(config: Config, rows: reproduce.Rows) -> Figure:
         ("unsteadiness of the return", lambda label: unsteadiness(rows, label)),
     )
     for axes, (name, measure) in zip(figure.axes[1:], measures, strict=True):
-        found = [reproduce.interval(measure(f"dcpi {a:g}")) for a in config.rates]
+        found = [statistics.t_interval(measure(f"dcpi {a:g}")) for a in config.rates]
         means = [i.mean for i in found]
         errors = [[i.mean - i.low for i in found], [i.high - i.mean for i in found]]
         if config.seeds > 1:

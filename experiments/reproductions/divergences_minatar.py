@@ -14,7 +14,7 @@ import dataclasses
 from matplotlib.figure import Figure
 
 from kullback.agents import munchausen
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import agents_on, verdicts
 
 PAPERS = "kl"
@@ -96,7 +96,7 @@ def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
             claim = f"{game}: policies of {label} are nearer to one action than KL's, in nats"
             judged.append(verdicts.above(claim, kl_entropy - entropy))
             claim = f"{game}: {label} less {labelled(PAPERS)}, mean return over the run"
-            found = reproduce.interval(score - of_kl)
+            found = statistics.t_interval(score - of_kl)
             judged.append(reproduce.Check(claim, None, str(found)))
         if not agents_on.has_learnt(rows, game):
             judged = [check._replace(held=None) for check in judged]

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.core import regularizers, types
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import gaussian_classes, students, verdicts
 
 WITHIN = 0.015  # Of test accuracies of the classifier, from cross-entropy's.
@@ -142,7 +142,7 @@ def _compared(rows: reproduce.Rows, column: str, names: Any, **where: Any) -> st
     for name in names:
         if name != "kl":
             found = _column(rows, column, divergence=name, **where)
-            difference = reproduce.interval(found - baseline)
+            difference = statistics.t_interval(found - baseline)
             said.append(f"{name} {found.mean():.4g} (less kl's: {difference})")
     return "; ".join(said)
 

@@ -24,7 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.core import types
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import line as line_teacher
 from kullback.experiments.reproductions import students, verdicts
 from kullback.lm import distillation
@@ -228,7 +228,7 @@ def report(
         said: list[str] = []
         for fraction in dict.fromkeys(row["student_fraction"] for row in rows):
             values = _of(rows, divergence, fraction, column)
-            mean = reproduce.interval(values) if len(values) > 1 else f"{values[0]:.4g}"
+            mean = statistics.t_interval(values) if len(values) > 1 else f"{values[0]:.4g}"
             said.append(f"{'start' if fraction == 'start' else f'lambda {fraction:g}'} {mean}")
         checks.append(reproduce.Check(f"{task}, {divergence}: {what}", None, ", ".join(said)))
     return checks

@@ -10,7 +10,7 @@ import dataclasses
 
 from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import agents_on, verdicts
 
 
@@ -62,7 +62,7 @@ def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
         checks.append(check)
         for b in config.fixed:
             fixed = agents_on.area(rows, f"mo-dqn b={b:g}", game)
-            found = reproduce.interval(agents_on.area(rows, "mo-dqn", game) - fixed)
+            found = statistics.t_interval(agents_on.area(rows, "mo-dqn", game) - fixed)
             claim = f"{game}: a weight that rises against b={b:g}, mean return over the run"
             checks.append(reproduce.Check(claim, None, str(found)))
     return checks

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.core import regularizers
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import garnets
 from kullback.theory import bounds, convex, iteration, run, solve
 from kullback.theory.mdp import MDP
@@ -233,7 +233,7 @@ def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
             lost.plot(taus, means, dash, lw=1.2, markersize=4, label=label, **style)
         if len(garnets.where(rows, tau=taus[0])) < 2:
             continue
-        found = [reproduce.interval(r["end"] for r in garnets.where(rows, tau=t)) for t in taus]
+        found = [statistics.t_interval(r["end"] for r in garnets.where(rows, tau=t)) for t in taus]
         band = [x.low for x in found], [x.high for x in found]
         lost.fill_between(taus, *band, alpha=0.2, lw=0, **style)
     two.set(

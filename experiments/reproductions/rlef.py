@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.core import types
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import summarisers, verdicts
 
 # Columns that are reported, and what they are.
@@ -74,11 +74,11 @@ def judge(config: summarisers.Config, rows: reproduce.Rows) -> list[reproduce.Ch
         checks.append(verdicts.above(claim, gain.tolist()))
     for arm in order[1:]:
         growth = {role: ends[arm][c] - ends["start"][c] for role, c in _BY_ROLE.items()}
-        evidence = "; ".join(f"{role} {reproduce.interval(x)}" for role, x in growth.items())
+        evidence = "; ".join(f"{role} {statistics.t_interval(x)}" for role, x in growth.items())
         claim = f"{arm}: growth of P since the start, which the control should share in part"
         checks.append(reproduce.Check(claim, None, evidence))
     for column, what in COLUMNS.items():
-        said = "; ".join(f"{arm} {reproduce.interval(x[column])}" for arm, x in ends.items())
+        said = "; ".join(f"{arm} {statistics.t_interval(x[column])}" for arm, x in ends.items())
         checks.append(reproduce.Check(what, None, said))
     return checks
 

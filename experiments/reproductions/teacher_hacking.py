@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import hacking, verdicts
 from kullback.experiments.reproductions.hacking import Arm, Config
 from kullback.lm import power_law
@@ -100,7 +100,7 @@ def judge(config: Config, ends: reproduce.Rows) -> list[reproduce.Check]:
             verdicts.every(
                 "offline: proxy falls from each checkpoint to the next",
                 of("offline", "proxy_always_falls").tolist(),
-                f"{reproduce.interval(of('offline', 'proxy_end'))} nats at the end",
+                f"{statistics.t_interval(of('offline', 'proxy_end'))} nats at the end",
             ),
         ]
         for online in (source for source in config.sources if source != "offline"):
@@ -128,7 +128,7 @@ def judge(config: Config, ends: reproduce.Rows) -> list[reproduce.Check]:
     teacher = of(hacking.arms(config)[0].name, "golden_of_teacher")
     return [
         *checks,
-        reproduce.Check("golden of the teacher", None, str(reproduce.interval(teacher))),
+        reproduce.Check("golden of the teacher", None, str(statistics.t_interval(teacher))),
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 
 
 def above(
@@ -17,7 +17,7 @@ def above(
     one, many = units
     if len(values) < 2:
         return reproduce.Check(claim, None, f"{values[0]:.4g}; one {one} has no interval")
-    found = reproduce.interval(values)
+    found = statistics.t_interval(values)
     evidence = f"{found} over {len(values)} {many}, against {threshold:g}"
     return reproduce.Check(claim, bool(found.low > threshold), evidence)
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import (
     curves,
     reward_letters,
@@ -159,7 +159,7 @@ def judge(config: Config, tables: dict[str, reproduce.Rows]) -> list[reproduce.C
         reproduce.Check(
             "toy: without it, accuracy half-way between two members less their mean one",
             None,
-            f"{reproduce.interval(average - one)}, of {reproduce.interval(one)}",
+            f"{statistics.t_interval(average - one)}, of {statistics.t_interval(one)}",
         ),
     ]
     checks += judge_climbs("toy", tables["toy_climbs"])
@@ -272,7 +272,7 @@ def report(config: Config, tables: dict[str, reproduce.Rows]) -> list[reproduce.
     checks: list[reproduce.Check] = []
 
     def say(claim: str, parts: dict[str, np.ndarray]) -> None:
-        said = ", ".join(f"{name} {reproduce.interval(x)}" for name, x in parts.items())
+        said = ", ".join(f"{name} {statistics.t_interval(x)}" for name, x in parts.items())
         checks.append(reproduce.Check(claim, None, said))
 
     for world, shares in (("toy", [None]), ("letters", config.letters.corruptions)):

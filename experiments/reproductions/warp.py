@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import curves, merged_policies, verdicts
 from kullback.experiments.reproductions.merged_policies import FIXED, LAMBDAS, MOVING, Config, Sizes
 
@@ -179,10 +179,10 @@ def report(
         return np.array([row[column] for row in merges])
 
     arms = dict.fromkeys(row["arm"] for row in areas)
-    said = ", ".join(f"{NAMES.get(a, a)} {reproduce.interval(_area(areas, a))}" for a in arms)
+    said = ", ".join(f"{NAMES.get(a, a)} {statistics.t_interval(_area(areas, a))}" for a in arms)
     whole = of("cosine_whole")
     lie = (
-        f"whole {reproduce.interval(whole)}, layers and tensors "
+        f"whole {statistics.t_interval(whole)}, layers and tensors "
         f"{of('cosine_least').min():.2f} to {of('cosine_most').max():.2f}: orthogonality "
         f"{'is' if abs(whole).max() < ORTHOGONAL else 'is not'} reproduced"
     )
@@ -216,7 +216,7 @@ def _ends(points: reproduce.Rows, policy: str, seeds: int, arm: str) -> np.ndarr
 
 
 def _difference(claim: str, values: np.ndarray) -> reproduce.Check:
-    return reproduce.Check(f"{claim} (difference)", None, str(reproduce.interval(values)))
+    return reproduce.Check(f"{claim} (difference)", None, str(statistics.t_interval(values)))
 
 
 def draw(config: Config, points: reproduce.Rows) -> Figure:

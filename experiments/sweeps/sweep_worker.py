@@ -1,20 +1,17 @@
 """One run of a sweep, in a process of its own: what this machine and Ray's machines both call.
 
-The child is a program (`main`): it goes on with its run or begins it by the command `kullback
-train`, writes all it says to a log, and saves and ends when the process that started it is gone,
-however that went. So a sweep can be killed and started again.
+The child, `commands/sweep_child.py`, goes on with its run or begins it by the command `kullback
+train`, and writes all it says to a log.
 """
 
 import dataclasses
-import fcntl
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 POLL_SECONDS = 0.2
@@ -68,7 +65,7 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with log.open("ab") as file:
         return subprocess.Popen(
             # -P: a file in that folder which is called as a library is not run.
-            [sys.executable, "-P", "-m", "kullback.experiments.sweeps.sweep_worker", *arguments],
+            [sys.executable, "-P", "-m", "kullback.experiments.commands.sweep_child", *arguments],
             stdin=subprocess.PIPE,  # Ends when this process does.
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -126,44 +123,3 @@ def _last_words(log: pathlib.Path, status: int) -> str:
         return said.removeprefix("kullback: ")
     end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     return f"it ended with {end}; its last line: {said.strip() or '(none)'}"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The child: FOLDER STEPS, then what `kullback train` takes if the run is new."""
-    folder, steps, *new = arguments
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What is left of an interrupted sweep may be saving this very run: its log is locked, since
-    # stdout is that file, until the process is gone.
-    fcntl.flock(1, fcntl.LOCK_EX)
-    from kullback.experiments import cli
-
-    command = _command(pathlib.Path(folder), steps, new)
-    sys.argv = ["kullback", *command]  # What config.json says that it was made by.
-    print(f"$ {' '.join(sys.argv)}", flush=True)
-    return cli.main(command)
-
-
-def _command(folder: pathlib.Path, steps: str, new: Sequence[str]) -> list[str]:
-    """To go on where there is a checkpoint; a run that was stopped before its first is begun."""
-    from kullback.core import checkpoints, files
-    from kullback.experiments.runs import run_folder
-
-    run = run_folder.RunFolder(folder)
-    if checkpoints.steps(run.checkpoints) or run.metrics_file.exists():
-        trust = [TRUST] if TRUST in new else []
-        return ["train", "--resume", str(folder), "--steps", steps, *trust]
-    if run.config_file.exists():
-        files.remove(folder)  # It computed nothing, and of its files some may be missing.
-    files.remove_leftovers(folder)
-    return ["train", *new]
-
-
-def _end_with_parent() -> None:
-    # Not sys.stdin: the interpreter could not close it at its end while this waits.
-    while os.read(0, 1):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

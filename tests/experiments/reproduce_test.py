@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kullback.core import files
-from kullback.experiments import catalog, cli, reproduce
+from kullback.experiments import catalog, cli, reproduce, statistics
 from tests import damage
 
 
@@ -47,7 +47,7 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             rows += work.part(f"seed-{seed}", config.throws, compute)
         drawn = reproduce.figure()
         drawn.axes[0].plot([row["heads"] for row in rows])
-        found = reproduce.interval(row["heads"] for row in rows)
+        found = statistics.t_interval(row["heads"] for row in rows)
         checks = [
             reproduce.Check("half are heads", found.low <= 0.5 <= found.high, str(found)),
             reproduce.Check("all are heads", found.low > 0.9, str(found)),
@@ -166,15 +166,6 @@ def test_fields_are_listed(thrown: list[int], capsys: pytest.CaptureFixture[str]
         ["throws", "50", "int"],
         ["sides", "(0.1,", "0.5,", "1.0)", "tuple[float,", "...]"],
     ]
-
-
-def test_interval_is_students() -> None:
-    # Of 1, 2, 3: mean 2, standard error 1 / sqrt(3), t_{0.975, 2} = 4.302653.
-    found = reproduce.interval([1.0, 2.0, 3.0])
-    np.testing.assert_allclose(found, (2.0, 2 - 2.484138, 2 + 2.484138), rtol=1e-6)
-    assert not np.isfinite(reproduce.interval([1.0]).low)
-    assert str(reproduce.interval([1.0])) == "1 (no interval of one)"
-    assert str(reproduce.interval([1.0, np.nan])) == "nan [nan, nan]"
 
 
 def test_every_reproduction_of_the_catalog_is_there() -> None:

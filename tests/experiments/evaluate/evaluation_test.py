@@ -17,7 +17,7 @@ from kullback.core import regularizers
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.experiments import cli
-from kullback.experiments.evaluate import best_of, evaluation, generate, judge
+from kullback.experiments.evaluate import best_of, evaluation, generate, judge, reports
 from kullback.experiments.runs import episodes, models, reward_models, rewards
 from kullback.lm import (
     data,
@@ -64,7 +64,7 @@ def acting() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def reports(acting: dict[str, Any]) -> dict[str, evaluation.Report]:
+def by_operator(acting: dict[str, Any]) -> dict[str, reports.Report]:
     judges = {
         "kl": judge_of("kl"),
         "alpha-1.5": judge_of("alpha-1.5", SUMS._replace(score=None)),
@@ -114,8 +114,8 @@ def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, 
         assert first == best
 
 
-def test_a_report_of_softmax_on_a_task_with_a_rule(reports: dict[str, evaluation.Report]):
-    report = reports["kl"]
+def test_a_report_of_softmax_on_a_task_with_a_rule(by_operator: dict[str, reports.Report]):
+    report = by_operator["kl"]
     found = report.estimates
     assert found["perplexity"].mean == pytest.approx(math.exp(found["nats_per_token"].mean))
     low, mean, high = found["nats_per_token"].low, *found["nats_per_token"][::2]
@@ -135,12 +135,12 @@ def test_a_report_of_softmax_on_a_task_with_a_rule(reports: dict[str, evaluation
     assert found["truncated_temperature_1"].mean == pytest.approx(1 - np.mean(shares))
 
 
-def test_a_report_of_a_sparse_operator_refuses_perplexity(reports: dict[str, evaluation.Report]):
-    report = reports["alpha-1.5"]
+def test_a_report_of_a_sparse_operator_refuses_perplexity(by_operator: dict[str, reports.Report]):
+    report = by_operator["alpha-1.5"]
     assert not {"nats_per_token", "perplexity"} & set(report.estimates)
     assert report.estimates["alpha-1.5_loss"].mean > 0
     assert "no nats_per_token and no perplexity: the operator of alpha-1.5" in report.notes[0]
-    shown = evaluation.show(report)
+    shown = reports.show(report)
     assert "alpha-1.5_loss" in shown and report.notes[0] in shown
     # No rule judges these answers.
     assert {"rouge_1_greedy", "rouge_l_temperature_1"} <= set(report.estimates)
@@ -175,26 +175,6 @@ def test_distinct_golden():
     assert evaluation.distinct(texts, 2) == pytest.approx(2 / 3)
     assert evaluation.distinct(texts, 3) == 1.0
     assert math.isnan(evaluation.distinct(texts, 4))
-
-
-def test_estimates():
-    # (1 + 5) nats of (1 + 3) tokens.
-    found = evaluation.estimate(np.array([1.0, 5.0]), np.array([1, 3]))
-    assert found.mean == 1.5 and found.low == 1.0 and found.high == pytest.approx(5 / 3)
-    assert found == evaluation.estimate(np.array([1.0, 5.0]), np.array([1, 3]))
-    known = evaluation.estimate(np.array([1.0, math.nan, 5.0]), np.array([1, 7, 3]))
-    assert known == found
-    assert evaluation.estimate(np.ones(5)) == (1.0, 1.0, 1.0)
-    assert evaluation.estimate(np.ones(1))[0] == 1.0 and str(evaluation.Estimate(0.5)) == "0.5000"
-    assert math.isnan(evaluation.estimate(np.array([math.nan])).mean)
-    assert evaluation.estimate(np.array([1.0, math.inf])).mean == math.inf
-
-
-def test_an_interval_is_that_of_the_mean_of_many():
-    values = np.random.default_rng(3).normal(2.0, 5.0, 400)
-    found = evaluation.estimate(values)
-    half = 1.96 * values.std() / math.sqrt(400)
-    np.testing.assert_allclose(found[1:], [values.mean() - half, values.mean() + half], atol=0.08)
 
 
 def test_what_is_no_language_model_takes_none_of_its_options(

@@ -13,8 +13,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kullback.experiments import report
-from kullback.experiments.report import figures, page, published, statistics
+from kullback.experiments import report, statistics
+from kullback.experiments.report import figures, page, published
 from kullback.experiments.runs import record, run_folder
 
 WriteRun = Callable[..., pathlib.Path]
@@ -316,6 +316,18 @@ def test_the_head_of_a_column_stands_over_its_numbers(tmp_path: pathlib.Path):
     parsed = Parsed((tmp_path / page.INDEX).read_text())
     classes = [[given.get("class") for tag, given in parsed.tags if tag == t] for t in ("th", "td")]
     assert classes == [[None, "number", "number", None, "long"]] * 2
+
+
+def test_an_estimate_is_shown_with_its_interval(tmp_path: pathlib.Path):
+    out = page.Page(tmp_path, "title")
+    wide, narrow = (
+        statistics.Estimate(12345.6, 12000.0, 13000.0),
+        statistics.Estimate(0.25, 0.25, 0.25),
+    )
+    out.table("one", [{"score": wide}, {"score": narrow}], "")
+    out.write()
+    shown = (tmp_path / page.INDEX).read_text()
+    assert "12,346 [12,000, 13,000]" in shown and ">0.25<" in shown
 
 
 def test_what_runs_say_is_text_and_nothing_else(tmp_path: pathlib.Path, write_run: WriteRun):

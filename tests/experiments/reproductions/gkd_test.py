@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import gkd, students
 from kullback.lm import batches
 
@@ -135,7 +135,7 @@ def test_the_diagonal_is_judged(swap: bool):
 def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
     rows = [row(f, seed, 1.0, 2.0) for f in ("start", 0.0, 1.0) for seed in range(3)]
     [check] = gkd.report("line", rows, "kl", {"after_teachers_prefixes": "distance"})
-    interval = str(reproduce.interval([1.0, 1.001, 1.002]))
+    interval = str(statistics.t_interval([1.0, 1.001, 1.002]))
     expected = f"start {interval}, lambda 0 {interval}, lambda 1 {interval}"
     assert check == reproduce.Check("line, kl: distance", None, expected)
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 
 from kullback.experiments import entailment as training
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import extractive, rlef, summarisers
 from kullback.lm import batches
 from kullback.lm.entailment import scorers
@@ -227,7 +227,7 @@ def test_entailment_has_to_grow_as_alpha_falls():
     found = {"start": 0.2, "best of 4": 0.4, "alpha 0.5": 0.3, "alpha 0.1": 0.5}
     checks = rlef.judge(config, rows(found))
     assert [c.held for c in checks if c.held is not None] == [True, True]
-    interval = reproduce.interval([0.5, 0.51, 0.52])
+    interval = statistics.t_interval([0.5, 0.51, 0.52])
     assert f"alpha 0.1 {interval}" in checks[4].evidence
     found["alpha 0.1"] = 0.29
     checks = rlef.judge(config, rows(found))

@@ -1,6 +1,7 @@
-"""Tests of experiments/report/statistics.py against definitions written out."""
+"""Tests of experiments/statistics.py against definitions written out."""
 
 import itertools
+import math
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -9,11 +10,45 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kullback.experiments.report import statistics
+from kullback.experiments import statistics
 
 QUICK = 200  # Resamples, where the interval itself is not looked at.
 scores = hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50, width=32))  # [M, N]
 settings = hypothesis.settings(deadline=None, max_examples=25)
+
+
+def test_a_t_interval_is_students():
+    # Of 1, 2, 3: mean 2, standard error 1 / sqrt(3), t_{0.975, 2} = 4.302653.
+    found = statistics.t_interval([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(found, (2.0, 2 - 2.484138, 2 + 2.484138), rtol=1e-6)
+    assert not np.isfinite(statistics.t_interval([1.0]).low)
+    assert str(statistics.t_interval([1.0])) == "1 (no interval of one)"
+    assert str(statistics.t_interval([1.0, np.nan])) == "nan [nan, nan]"
+
+
+def test_a_ratio_of_sums_has_an_interval():
+    # (1 + 5) nats of (1 + 3) tokens.
+    found = statistics.ratio(np.array([1.0, 5.0]), np.array([1, 3]))
+    assert found.mean == 1.5 and found.low == 1.0 and found.high == pytest.approx(5 / 3)
+    assert found == statistics.ratio(np.array([1.0, 5.0]), np.array([1, 3]))
+    known = statistics.ratio(np.array([1.0, math.nan, 5.0]), np.array([1, 7, 3]))
+    assert known == found
+    assert statistics.ratio(np.ones(5)) == (1.0, 1.0, 1.0)
+    assert statistics.ratio(np.ones(1))[0] == 1.0
+    assert math.isnan(statistics.ratio(np.array([math.nan])).mean)
+    assert statistics.ratio(np.array([1.0, math.inf])).mean == math.inf
+
+
+def test_the_interval_of_a_ratio_is_that_of_the_mean_of_many():
+    values = np.random.default_rng(3).normal(2.0, 5.0, 400)
+    found = statistics.ratio(values)
+    half = 1.96 * values.std() / math.sqrt(400)
+    np.testing.assert_allclose(found[1:], [values.mean() - half, values.mean() + half], atol=0.08)
+
+
+def test_the_chance_of_a_higher_score_counts_pairs():
+    # Of the pairs of {2, 1} and {1, 0, 3}: 2 > 1, 2 > 0, 1 = 1, 1 > 0.
+    assert statistics.chance_of_higher(np.array([2.0, 1.0]), np.array([1.0, 0, 3])) == 3.5 / 6
 
 
 def test_interquartile_mean_is_that_of_the_middle_half():
@@ -39,7 +74,7 @@ def test_of_constant_scores_all_agree_and_no_interval_has_a_width(value: float):
     for name, of in statistics.AGGREGATES.items():
         expected = max(0.0, 1 - value) if name == "optimality gap" else value
         np.testing.assert_allclose(
-            statistics.interval(of, games, resamples=QUICK), [expected] * 3, rtol=1e-12
+            statistics.stratified(of, games, resamples=QUICK), [expected] * 3, rtol=1e-12
         )
 
 
@@ -82,8 +117,8 @@ def test_improvement_of_games_with_other_numbers_of_runs():
     x, y = [np.array([3.0, 1.0]), np.array([5.0])], [np.array([2.0]), np.array([5.0, 4.0, 6.0])]
     # Game 1: one of two above. Game 2: a tie, one win, one loss. No resample is of x and y mixed.
     found = statistics.improvement(x, y, resamples=QUICK)
-    assert found.value == (1 / 2 + (0.5 + 1 + 0) / 3) / 2
-    assert 0 <= found.low < found.value < found.high <= 1
+    assert found.mean == (1 / 2 + (0.5 + 1 + 0) / 3) / 2
+    assert 0 <= found.low < found.mean < found.high <= 1
 
 
 def test_the_interval_is_that_of_all_resamples():
@@ -91,39 +126,39 @@ def test_the_interval_is_that_of_all_resamples():
     # Each game apart: 4 x 4 resamples, equally likely; their percentiles are the interval.
     draws = [list(itertools.product(game, repeat=2)) for game in games]
     means = [(np.mean(a) + np.mean(b)) / 2 for a, b in itertools.product(*draws)]
-    found = statistics.interval(statistics.mean, games)
+    found = statistics.stratified(statistics.mean, games)
     # Each extreme has a probability of 1/16, more than 2.5%.
     assert found == (np.mean([0.5, 20]), min(means), max(means))
 
 
 def test_games_are_resampled_apart():
     # Were runs of both games drawn from one pool, the mean would vary.
-    found = statistics.interval(statistics.mean, [np.zeros(3), np.ones(3)], resamples=QUICK)
+    found = statistics.stratified(statistics.mean, [np.zeros(3), np.ones(3)], resamples=QUICK)
     assert found == (0.5, 0.5, 0.5)
 
 
 def test_one_run_a_game_has_no_width_and_beside_others_it_stays():
     one = [np.array([1.0]), np.array([4.0])]
-    assert statistics.interval(statistics.mean, one) == (2.5, 2.5, 2.5)
-    found = statistics.interval(statistics.mean, [np.array([1.0]), np.array([0.0, 8.0])])
+    assert statistics.stratified(statistics.mean, one) == (2.5, 2.5, 2.5)
+    found = statistics.stratified(statistics.mean, [np.array([1.0]), np.array([0.0, 8.0])])
     assert found == (2.5, 0.5, 4.5)
 
 
 def test_checkpoints_of_a_run_stay_together():
     game = np.random.default_rng(0).normal(size=5)
     # The second checkpoint is the first plus 3, and so is it in each resample.
-    found = statistics.interval(statistics.mean, [np.stack([game, game + 3])])  # [G, N]
+    found = statistics.stratified(statistics.mean, [np.stack([game, game + 3])])  # [G, N]
     first, second = np.array(found).T  # [value, low, high] each.
     np.testing.assert_allclose(second, first + 3)
-    np.testing.assert_allclose(first, statistics.interval(statistics.mean, [game]))
+    np.testing.assert_allclose(first, statistics.stratified(statistics.mean, [game]))
 
 
 def test_the_same_seed_gives_the_same_interval_whatever_was_drawn_before():
     games = [np.random.default_rng(1).normal(size=4) for _ in range(3)]
-    first = statistics.interval(statistics.interquartile_mean, games, resamples=QUICK)
+    first = statistics.stratified(statistics.interquartile_mean, games, resamples=QUICK)
     np.random.default_rng().normal()
-    again = statistics.interval(statistics.interquartile_mean, games, resamples=QUICK)
-    other = statistics.interval(statistics.interquartile_mean, games, resamples=QUICK, seed=1)
+    again = statistics.stratified(statistics.interquartile_mean, games, resamples=QUICK)
+    other = statistics.stratified(statistics.interquartile_mean, games, resamples=QUICK, seed=1)
     assert first == again and first != other
 
 
@@ -132,19 +167,14 @@ def test_the_same_seed_gives_the_same_interval_whatever_was_drawn_before():
 def test_a_profile_falls_from_one_to_zero(x: np.ndarray):
     thresholds = np.linspace(x.min() - 1, x.max(), 9)
     found = statistics.profile([*x], thresholds, resamples=20)
-    assert found.value[0] == 1 and found.value[-1] == 0  # Strictly above.
-    assert np.all(np.diff(found.value) <= 1e-12)
+    assert found.mean[0] == 1 and found.mean[-1] == 0  # Strictly above.
+    assert np.all(np.diff(found.mean) <= 1e-12)
     counted = [np.mean(x > t) for t in thresholds]
-    np.testing.assert_allclose(found.value, counted, atol=1e-12)
+    np.testing.assert_allclose(found.mean, counted, atol=1e-12)
     assert np.all(found.low <= found.high)
 
 
 @pytest.mark.parametrize("games", [[], [np.array([1.0]), np.array([])]])
 def test_nothing_has_no_statistics(games: list[np.ndarray]):
     with pytest.raises(ValueError, match="at least one run"):
-        statistics.interval(statistics.mean, games)
-
-
-def test_numbers_are_shown_with_their_interval():
-    assert str(statistics.Estimate(12345.6, 12000.0, 13000.0)) == "12,346 [12,000, 13,000]"
-    assert str(statistics.Estimate(0.25, 0.25, 0.25)) == "0.25"
+        statistics.stratified(statistics.mean, games)

@@ -1,8 +1,8 @@
-"""Statistics of a few runs on several games, with stratified bootstrap intervals.
+"""Estimates with 95% intervals: of a mean over seeds, of a ratio over prompts, of scores of games.
 
-Agarwal et al., "Deep RL at the edge of the statistical precipice", NeurIPS 2021,
-https://arxiv.org/abs/2108.13264. Scores of M games are M arrays whose last axis is the N_m runs of
-game m; runs are drawn with replacement, for each game apart. M games, N runs, R resamples.
+Those of games follow Agarwal et al., "Deep RL at the edge of the statistical precipice", NeurIPS
+2021, https://arxiv.org/abs/2108.13264. Scores of M games are M arrays whose last axis is the N_m
+runs of game m; runs are drawn with replacement, for each game apart. M games, N runs, R resamples.
 """
 
 # rliable 1.2.0, the authors' own, is not used: its intervals need arch < 8, whose newest release
@@ -10,7 +10,8 @@ game m; runs are drawn with replacement, for each game apart. M games, N runs, R
 # `random_state` says; and they need as many runs of one game as of the next, which a sweep that is
 # under way has not. scipy.stats.bootstrap with one sample a game is the same resampling.
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,26 +20,92 @@ import scipy.stats
 Statistic = Callable[..., Any]  # (*games [..., N_m]) -> [...].
 
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # Of games.
+RATIO_RESAMPLES = 2_000
 BATCH_ELEMENTS = 4_000_000  # Of what is resampled at once, 32 MB.
 
 
 class Estimate(NamedTuple):
-    """A statistic and its 95% percentile interval; floats, or arrays [...]."""
+    """A mean, or another statistic, and its 95% interval; floats, or arrays [...]."""
 
-    value: Any
-    low: Any
-    high: Any
+    mean: Any
+    low: Any = math.nan  # NaN: no interval is known.
+    high: Any = math.nan
 
     def __str__(self) -> str:
-        if self.low == self.high:  # One run a game, or equal runs: no interval to be shown.
-            return shown(self.value)
-        return f"{shown(self.value)} [{shown(self.low)}, {shown(self.high)}]"
+        if self.low == -math.inf:  # As `t_interval` writes it; of values that diverged it is NaN.
+            return f"{self.mean:.4g} (no interval of one)"
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def shown(value: float) -> str:
-    """A number for a reader: four digits, and thousands in full."""
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+def t_interval(values: Iterable[float]) -> Estimate:
+    """Returns the mean of independent values with Student's t interval; infinite for one value."""
+    x = np.asarray(list(values), np.float64)
+    mean = float(x.mean())
+    if len(x) < 2:
+        return Estimate(mean, -math.inf, math.inf)
+    # As scipy's ttest_1samp(x, 0).confidence_interval(), whose last digits depend on the mean.
+    half = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return Estimate(mean, mean - float(half), mean + float(half))
+
+
+def ratio(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
+    """Returns sum(values) / sum(weights) with its bootstrap interval; the same each time.
+
+    Args:
+      values: [n]; NaN is left out. Of none, or where one is infinite, there is no interval.
+      weights: [n], >= 0; None is ones, which gives the mean.
+    """
+    known = ~np.isnan(values)
+    values = np.asarray(values, np.float64)[known]
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)[known]
+    if len(values) == 0:
+        return Estimate(math.nan)
+    quotient = float(values.sum() / weights.sum())
+    if len(values) == 1 or not np.all(np.isfinite(values)):
+        return Estimate(quotient)
+    low, high = _bootstrap(
+        (values, weights),
+        lambda x, w, axis: x.sum(axis) / w.sum(axis),
+        paired=True,
+        resamples=RATIO_RESAMPLES,
+        batch=100,
+    )
+    return Estimate(quotient, float(low), float(high))
+
+
+def chance_of_higher(higher: np.ndarray, lower: np.ndarray) -> float:
+    """Returns the share of pairs, one of each, whose first is higher; a tie counts as half.
+
+    Of scores of two classes, [n] and [m], it is the area under the ROC curve.
+    """
+    u = scipy.stats.mannwhitneyu(higher, lower, method="asymptotic").statistic
+    return float(u / (len(higher) * len(lower)))
+
+
+def _bootstrap(
+    samples: Sequence[np.ndarray],
+    statistic: Callable[..., Any],
+    *,
+    paired: bool,
+    resamples: int,
+    batch: int,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Returns the ends of the percentile interval; the other methods divide by a deviation of 0."""
+    found = scipy.stats.bootstrap(
+        samples,
+        statistic,
+        paired=paired,
+        vectorized=True,
+        axis=-1,
+        method="percentile",
+        n_resamples=resamples,
+        confidence_level=CONFIDENCE,
+        batch=batch,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return found.low, found.high
 
 
 def mean(*games: np.ndarray) -> Any:
@@ -93,14 +160,14 @@ def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray])
     return np.mean(chances, axis=0)
 
 
-def interval(
+def stratified(
     statistic: Statistic,
     games: Sequence[np.ndarray],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of scores with its stratified bootstrap interval.
+    """Returns a statistic of scores with its stratified bootstrap interval.
 
     Args:
       statistic: see `Statistic`; called with resamples as an axis before the runs'.
@@ -136,19 +203,15 @@ def interval(
     # Resamples stand before the runs: [..., 1, N] broadcasts against [..., R, N].
     lifted = [game[..., None, :] for game in games]
     elements = sum(game.size for game in games)
-    found = scipy.stats.bootstrap(
+    low, high = _bootstrap(
         [games[m] for m in repeated],
         of_resampled,
-        n_resamples=resamples,
-        batch=max(1, BATCH_ELEMENTS // elements),
-        vectorized=True,
-        axis=-1,
         paired=False,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, found.low, found.high)
+        resamples=resamples,
+        batch=max(1, BATCH_ELEMENTS // elements),
+        seed=seed,
+    )
+    return Estimate(value, low, high)
 
 
 def improvement(
@@ -156,7 +219,7 @@ def improvement(
 ) -> Estimate:
     """`probability_of_improvement` with its interval; runs of x and of y are drawn apart."""
     count = len(x)
-    return interval(
+    return stratified(
         lambda *games: probability_of_improvement(games[:count], games[count:]),
         [*x, *y],
         resamples=resamples,
@@ -176,4 +239,4 @@ def profile(
       resamples: R >= 1.
     """
     above = [(game[None] > thresholds[:, None]).astype(np.float64) for game in games]  # [K, N]
-    return interval(mean, above, resamples=resamples)
+    return stratified(mean, above, resamples=resamples)
