@@ -11,8 +11,7 @@ import numpy as np
 
 from kullback import environments
 from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
-from kullback.experiments.runs import inputs, opened, resolved
-from kullback.experiments.runs import plans
+from kullback.experiments.runs import inputs, opened, plans, resolved
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

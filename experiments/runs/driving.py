@@ -12,8 +12,7 @@ import numpy as np
 
 from kullback.core import files, loops
 from kullback.experiments import interrupts, progress
-from kullback.experiments.runs import run_folder
-from kullback.experiments.runs import plans
+from kullback.experiments.runs import plans, run_folder
 from kullback.experiments.runs import record as records
 from kullback.experiments.runs.saver import Saver
 from kullback.lm import power_law

@@ -13,10 +13,9 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments.runs import episodes, models, resolved, rewards, settings
 from kullback.experiments.evaluate import judge as judges
-from kullback.experiments.runs import plans
 from kullback.experiments.evaluate import warp_front
+from kullback.experiments.runs import episodes, models, plans, resolved, rewards, settings
 from kullback.lm import (
     answers,
     batches,

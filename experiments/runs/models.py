@@ -10,7 +10,17 @@ import numpy as np
 
 from kullback.core import checkpoints, files, folders, json_files, trees, types
 from kullback.experiments.runs import opened, resolved
-from kullback.lm import chat, control_tokens, distillation, folder_meaning, gemma, sharding, shared_ids, texts, tokenizer
+from kullback.lm import (
+    chat,
+    control_tokens,
+    distillation,
+    folder_meaning,
+    gemma,
+    sharding,
+    shared_ids,
+    texts,
+    tokenizer,
+)
 from kullback.lm.formats import hugging_face, hugging_face_config
 
 NOTES = folder_meaning.NOTES

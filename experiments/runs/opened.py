@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from kullback import lm
 from kullback.core import folders
-from kullback.experiments.runs import plans
-from kullback.experiments.runs import run_folder
+from kullback.experiments.runs import plans, run_folder
 
 Kind = Literal["games", "language", "preferences"]
 

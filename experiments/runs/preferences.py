@@ -14,8 +14,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
-from kullback.experiments.runs import language, models, opened, resolved, reward_models
-from kullback.experiments.runs import plans
+from kullback.experiments.runs import language, models, opened, plans, resolved, reward_models
 from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that are written down.

@@ -14,8 +14,7 @@ from typing import Any
 
 from kullback import agents, environments, lm
 from kullback.core import files, json_files, typed, types
-from kullback.experiments.runs import mends, opened, settings
-from kullback.experiments.runs import plans
+from kullback.experiments.runs import mends, opened, plans, settings
 from kullback.lm import splits, tasks
 
 CONFIG, FLAGS = "config", "environment_flags"  # Keys of config.json.

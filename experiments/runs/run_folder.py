@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kullback.core import files, json_files
-from kullback.experiments.runs import owner
 from kullback.experiments import plots
+from kullback.experiments.runs import owner
 
 PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
 GAMES = ("ale-py", "gymnasium", "dm-env")

@@ -10,11 +10,19 @@ from typing import Any
 
 from kullback import environments
 from kullback.core import compiled, files, host, json_files, loops, platform, types
-from kullback.experiments.runs import driving, inputs, opened, owner, record, resolved, run_folder
 from kullback.experiments import interrupts
-from kullback.experiments.runs import plans
-from kullback.experiments.runs.driving import Callback
 from kullback.experiments.interrupts import Interrupted as Interrupted
+from kullback.experiments.runs import (
+    driving,
+    inputs,
+    opened,
+    owner,
+    plans,
+    record,
+    resolved,
+    run_folder,
+)
+from kullback.experiments.runs.driving import Callback
 from kullback.experiments.runs.saver import Saver
 
 

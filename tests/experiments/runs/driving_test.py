@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/driving.py and of what training makes: ears in evaluation, and closing."""
+"""Tests of experiments/runs/driving.py and of training: ears in evaluation, and closing."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/episodes.py, rewards.py and warp.py: reinforcement learning of a run."""
+"""Tests of runs/episodes.py, rewards.py and warp.py: reinforcement learning of a run."""
 
 import csv
 import json
@@ -15,10 +15,10 @@ from kullback import experiments
 from kullback.core import trees
 from kullback.environments import tokens
 from kullback.experiments import cli
-from kullback.experiments.runs import language, models, opened, plans, resolved, rewards, run_folder
 from kullback.experiments.evaluate import warp_front
-from kullback.lm.entailment import scorers
+from kullback.experiments.runs import language, models, opened, plans, resolved, rewards, run_folder
 from kullback.lm import gemma, rlhf, tasks, tokenizer, warp
+from kullback.lm.entailment import scorers
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")

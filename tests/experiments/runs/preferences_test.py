@@ -11,8 +11,16 @@ import pytest
 from kullback import experiments
 from kullback.environments import tokens
 from kullback.experiments import cli
-from kullback.experiments.runs import models, opened, preferences, resolved, reward_models, rewards, run_folder
 from kullback.experiments.evaluate import reward_report
+from kullback.experiments.runs import (
+    models,
+    opened,
+    preferences,
+    resolved,
+    reward_models,
+    rewards,
+    run_folder,
+)
 from kullback.lm import batches, gemma, reward_model, tasks, tokenizer, warm
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")

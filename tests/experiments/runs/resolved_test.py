@@ -11,8 +11,7 @@ import pytest
 from kullback import agents, experiments, lm
 from kullback.core import checkpoints
 from kullback.environments import atari, toy
-from kullback.experiments.runs import mends, models, opened, resolved, run_folder, settings
-from kullback.experiments.runs import plans
+from kullback.experiments.runs import mends, models, opened, plans, resolved, run_folder, settings
 
 OLD = pathlib.Path(__file__).parents[1] / "fixtures" / "runs_of_0_1"
 SMALL = ("learning.torso=mlp_small", "capacity=256", "min_replay_size=32", "batch_size=8")

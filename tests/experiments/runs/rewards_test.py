@@ -9,8 +9,8 @@ import pytest
 
 from kullback.experiments import interrupts
 from kullback.experiments.runs import rewards
-from kullback.lm.entailment import scorers
 from kullback.lm import tasks
+from kullback.lm.entailment import scorers
 
 TASK = tasks.make("tokens/arithmetic")
 WORDS: Any = None  # A reward model alone reads the policy's tokenizer.

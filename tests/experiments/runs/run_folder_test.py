@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/run_folder.py, and of what experiments/runs/plans.py puts into config.json."""
+"""Tests of experiments/runs/run_folder.py, and of what plans.py puts into config.json."""
 
 import json
 import pathlib

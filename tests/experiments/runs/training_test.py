@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/training.py: runs of real processes that are stopped, killed and damaged."""
+"""Tests of experiments/runs/training.py: real processes that are stopped, killed and damaged."""
 
 import json
 import os

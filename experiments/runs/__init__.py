@@ -1,0 +1,1 @@
+"""Runs: plans, training, resumption, and what is kept in a run's folder."""
