@@ -19,6 +19,8 @@ from kullback.agents import (
     rainbow,
 )
 
+__all__ = ["AGENTS", "Entry"]
+
 
 class Entry(NamedTuple):
     """How an algorithm is built: its presets by family, and its constructor."""
@@ -27,6 +29,7 @@ class Entry(NamedTuple):
     make: Callable[..., Any]  # (torso or None, spec, config) -> Agent.
 
 
+# Agents by name.
 AGENTS: dict[str, Entry] = {
     "al-dqn": Entry(advantage_learning.presets, advantage_learning.make),
     "c51": Entry(c51.presets, c51.make),

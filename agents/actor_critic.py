@@ -17,6 +17,20 @@ import rlax
 from kullback.agents import q_learning
 from kullback.core import networks, policies, regularizers, types
 
+__all__ = [
+    "GreedyLoss",
+    "GreedyValues",
+    "LogPolicies",
+    "Schedule",
+    "Target",
+    "by_copies",
+    "constant",
+    "expected_value_target",
+    "make",
+    "regularized_value",
+    "softmax_policies",
+]
+
 # The paper says the online network in its main text and the target network in its appendix. For
 # an actor that the target evaluates online, "target" is the exact scheme and "online" one ahead;
 # where it evaluates the actor's target network (dcpi.py, momentum_dqn.py), "online" is exact.

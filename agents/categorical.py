@@ -14,6 +14,8 @@ import rlax
 from kullback.agents import distributional, q_learning
 from kullback.core import heads, policies, types
 
+__all__ = ["Atoms", "categorical_target", "cross_entropy", "divergence", "make", "presets"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Atoms:

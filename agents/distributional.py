@@ -14,6 +14,8 @@ from kullback.agents import q_learning
 from kullback.core import networks, types
 from kullback.core import replay as replays
 
+__all__ = ["Config", "metrics", "presets"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:

@@ -17,6 +17,9 @@ import rlax
 from kullback.core import learners, networks, policies, prioritized, types
 from kullback.core import replay as replays
 
+__all__ = ["Config", "Family", "Target", "action_gap", "assemble", "make", "presets"]
+
+# Families of environments that have presets.
 Family = Literal["atari", "minatar", "gym", "toy"]
 
 # (target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to;

@@ -16,6 +16,8 @@ import rlax
 from kullback.agents import distributional, q_learning
 from kullback.core import heads, policies, types
 
+__all__ = ["Implicit", "Samples", "Target", "make", "quantile_loss"]
+
 # (z_t [N', A], q_tm1 [A], a_tm1, r_t, discount_t, q_t [A]), all of the target network and q the
 # mean of K quantiles -> the N' values that z_tm1(a_tm1) regresses to.
 Target = Callable[..., jax.Array]

@@ -29,6 +29,19 @@ import optax
 
 from kullback.core import trees, types
 
+__all__ = [
+    "Group",
+    "GroupOf",
+    "by_module",
+    "by_tensor",
+    "cosine",
+    "ema",
+    "liti",
+    "mean",
+    "slerp",
+    "whole",
+]
+
 BLOCK = 1 << 16  # Numbers at a time of a NumPy array: what is computed with stays in the cache.
 # Of a dot product: more than 10,000 numbers OpenBLAS gives to threads of its own, which wait for
 # each other when the caller has threads too: 317 s in place of 12 where others used the cores.

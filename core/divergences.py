@@ -309,6 +309,7 @@ def from_function(
     )
 
 
+# Divergences by name; `regularizers.named` knows more.
 DIVERGENCES = {
     d.name: d
     for d in (kl, reverse_kl, jeffreys, gan, jensen_shannon, hellinger, alpha(1.5), chi_squared)

@@ -15,8 +15,11 @@ import numpy as np
 
 from kullback.core import convolution, types
 
+__all__ = ["Network", "Torso", "TorsoName", "action_values", "mlp", "torso"]
+
 Torso = Callable[[jax.Array], jax.Array]  # [B, ...] -> [B, D], called inside `hk.transform`.
 
+# Torsos by name, see `torso`.
 TorsoName = Literal[
     "auto",
     "nature",

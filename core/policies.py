@@ -13,6 +13,15 @@ import jax.numpy as jnp
 
 from kullback.core import types
 
+__all__ = [
+    "ActionValues",
+    "RandomValues",
+    "epsilon_greedy",
+    "epsilon_greedy_of_random",
+    "epsilon_softmax",
+    "softmax",
+]
+
 ActionValues = Callable[[types.Params, types.Array], jax.Array]  # (params, [B, ...]) -> [B, A].
 RandomValues = Callable[[types.Params, types.Array, types.Key], jax.Array]  # (.., key) -> [B, A].
 

@@ -38,6 +38,20 @@ from kullback.core.divergences import named as named
 from kullback.core.divergences import promote as promote
 from kullback.core.divergences import reverse_kl as reverse_kl
 
+__all__ = [
+    "DIVERGENCES",
+    "Divergence",
+    "alpha",
+    "entropy",
+    "from_function",
+    "greedy",
+    "log_softargmax",
+    "loss",
+    "named",
+    "softargmax",
+    "softmax",
+]
+
 _MAX_STEPS = 200  # Of a search for a threshold; none known takes 60.
 _CACHED = 2**15  # Logits, at most, that a CPU goes over again and again at a time.
 

@@ -24,6 +24,8 @@ import psutil
 
 from kullback.core import prioritized, types
 
+__all__ = ["Config", "Replay", "State", "device", "host", "n_step_return"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:

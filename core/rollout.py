@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from kullback.core import types
 
+__all__ = ["ActorState", "Trajectory", "rollout", "start"]
+
 
 class ActorState(NamedTuple):
     """Where acting stands."""

@@ -15,6 +15,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = [
+    "Agent",
+    "Array",
+    "Batch",
+    "Environment",
+    "Feedback",
+    "HostEnvironment",
+    "Key",
+    "Learner",
+    "LearnerState",
+    "Params",
+    "Policy",
+    "Spec",
+    "TimeStep",
+    "Transition",
+]
+
+# Of NumPy, of JAX, or traced.
 Array = jax.Array | np.ndarray
 Key = jax.Array  # A typed key (`jax.random.key`), [].
 Params = Any  # A pytree of arrays.

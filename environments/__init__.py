@@ -17,6 +17,18 @@ from kullback.core import names as names_of
 from kullback.core import typed, types
 from kullback.environments.checked import checked as checked
 
+__all__ = [
+    "FAMILIES",
+    "MOST_ROWS",
+    "Parameter",
+    "check_name",
+    "complete",
+    "make",
+    "names",
+    "parameters",
+]
+
+# The module of each family of environments, imported when it is asked for.
 FAMILIES = {
     "atari": "kullback.environments.atari",
     "minatar": "kullback.environments.minatar",

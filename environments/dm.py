@@ -12,6 +12,8 @@ from dm_env import specs
 from kullback.core import types
 from kullback.environments import rows
 
+__all__ = ["as_dm_env", "from_dm_env"]
+
 
 def from_dm_env(environment: dm_env.Environment | Sequence[dm_env.Environment]) -> rows.Rows:
     """Returns dm_env environments of the caller's, alike, as the rows of one.

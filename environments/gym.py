@@ -15,6 +15,8 @@ from kullback import environments
 from kullback.core import modules, names, types
 from kullback.environments import rows
 
+__all__ = ["from_gymnasium", "ids", "is_known", "make", "parameters"]
+
 GAMES = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0")
 # What `pip install 'gymnasium[...]'` takes for packages of environments, where it has another name.
 _EXTRAS = {"phys2d": "jax", "tabular": "jax"}

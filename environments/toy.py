@@ -10,6 +10,8 @@ import numpy as np
 from kullback import environments
 from kullback.core import types
 
+__all__ = ["chain", "make", "optimal_values"]
+
 LEFT, RIGHT = 0, 1
 MAX_LENGTH = 10_000  # Of a chain, whose observations are one-hot and whose values are solved for.
 

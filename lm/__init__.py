@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from kullback.lm import gkd, reward_model, rlef, rlhf, sft, warm, warp
 
+__all__ = ["ALGORITHMS", "Entry"]
+
 
 class Entry(NamedTuple):
     """How an algorithm is built: its presets, and its constructor."""
@@ -15,6 +17,7 @@ class Entry(NamedTuple):
     reads_pairs: bool = False  # Learns from preferences, and becomes a reward model.
 
 
+# Algorithms of language models by name.
 ALGORITHMS: dict[str, Entry] = {
     "sft": Entry(sft.presets, sft.make, has_teacher=False),
     "distill": Entry(gkd.offline_presets, gkd.make, has_teacher=True),

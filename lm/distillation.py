@@ -22,6 +22,17 @@ import jax.numpy as jnp
 from kullback.core import names
 from kullback.core import regularizers as reg
 
+__all__ = [
+    "LOSSES",
+    "TokenDivergence",
+    "TokenLoss",
+    "divergence_loss",
+    "fenchel_young_loss",
+    "generalised_jsd",
+    "named",
+    "total_variation",
+]
+
 # (log_p of the teacher, log_q of the student), [..., V] each -> D, [...]. The teacher comes first.
 TokenDivergence = Callable[[jax.Array, jax.Array], jax.Array]
 # (logits of the student, those of the teacher or other targets) -> [...].
@@ -154,6 +165,7 @@ def fenchel_young_loss(
     return loss
 
 
+# Names of losses, as `named` takes them.
 LOSSES = ("kl", "reverse_kl", "total_variation", "jsd-BETA", "fenchel_young-NAME")
 
 

@@ -30,6 +30,8 @@ import jax.numpy as jnp
 from kullback.core import types
 from kullback.lm import layers, sizes
 
+__all__ = ["PRESETS", "Cache", "Config", "Model", "make", "num_params"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -116,6 +118,7 @@ _4B = Config(  # The vocabulary of the larger ones has rows for image tokens.
 _1B = Config(
     num_layers=26, embed_dim=1152, num_heads=4, num_kv_heads=1, hidden_dim=6912, window=512
 )
+# Sizes of models by name.
 PRESETS: dict[str, Config] = {
     "gemma3-270m": dataclasses.replace(_1B, num_layers=18, embed_dim=640, hidden_dim=2048),
     "gemma3-1b": _1B,

@@ -19,6 +19,15 @@ import rlax
 
 from kullback.core import names
 
+__all__ = [
+    "group",
+    "kl_estimate",
+    "lambda_returns",
+    "leave_one_out",
+    "token_rewards",
+    "token_weights",
+]
+
 Baseline = Literal["leave-one-out", "group", "value"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Placement = Literal["reward", "loss"]  # Where the estimate of the KL stands.

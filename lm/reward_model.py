@@ -26,6 +26,17 @@ from kullback.core import learners, types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, tuning
 
+__all__ = [
+    "Config",
+    "Model",
+    "bradley_terry",
+    "make",
+    "on_decoder",
+    "on_features",
+    "presets",
+    "probe",
+]
+
 BINS = 10  # Of `calibration`.
 
 

@@ -35,6 +35,8 @@ from kullback.lm import (
 )
 from kullback.lm import policy_gradient as pg
 
+__all__ = ["Config", "Episodes", "make", "presets"]
+
 VALUE = "value"  # Beside the policy's parameters: of the network that predicts returns.
 
 

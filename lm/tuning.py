@@ -17,6 +17,8 @@ from kullback.core import learners, regularizers, types
 from kullback.environments import tokens
 from kullback.lm import batches, chunked, data, distillation, gemma, policy
 
+__all__ = ["Config", "TokenLoss", "make", "optimizer"]
+
 # (logits of the student [n, V], token ids [n], keys [n], logits of the teacher [n, V] or nothing)
 # -> [n].
 TokenLoss = Callable[..., jax.Array]

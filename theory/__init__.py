@@ -19,6 +19,8 @@ from kullback.theory import (
 )
 from kullback.theory.scheme import Scheme
 
+__all__ = ["SCHEMES", "Entry"]
+
 
 class Entry(NamedTuple):
     """How a scheme is made, and arguments that show it at work."""
@@ -27,6 +29,7 @@ class Entry(NamedTuple):
     defaults: Mapping[str, Any]
 
 
+# Schemes by name.
 SCHEMES: dict[str, Entry] = {
     "vi": Entry(iteration.value_iteration, {}),
     "pi": Entry(iteration.policy_iteration, {}),

@@ -16,6 +16,8 @@ from kullback.theory import mdp as mdps
 from kullback.theory import precision
 from kullback.theory.mdp import MDP
 
+__all__ = ["Config", "make"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from kullback.core import archives, files, types
 from kullback.theory import precision
 
+__all__ = ["MDP", "load", "make", "save", "stack"]
+
 ROUNDING = 1e-6  # How far from one probabilities may sum: float32 is off by some 1e-7.
 EXACT = 1e-12  # Sums as near as this are left as they are.
 

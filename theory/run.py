@@ -24,6 +24,21 @@ from kullback.theory import precision, solve
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme, State
 
+__all__ = [
+    "History",
+    "Measure",
+    "Noise",
+    "Record",
+    "everything",
+    "gaussian",
+    "nothing",
+    "policy_error",
+    "policy_gap",
+    "run",
+    "sampled",
+    "value_error",
+]
+
 # (key, mdp) -> the process that one evaluation sees, and what is added to it, [S, A].
 Noise = Callable[[types.Key, MDP], tuple[MDP, types.Array]]
 

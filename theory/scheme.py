@@ -23,6 +23,19 @@ from kullback.core import regularizers, types
 from kullback.theory import convex, precision, solve
 from kullback.theory.mdp import MDP
 
+__all__ = [
+    "Evaluate",
+    "Improve",
+    "Scheme",
+    "State",
+    "Step",
+    "Temperature",
+    "alternate",
+    "evaluation",
+    "make",
+    "uniform",
+]
+
 Temperature = types.Array | float  # In units of reward; a float that is 0 removes its term.
 
 

@@ -26,6 +26,15 @@ from kullback.core import regularizers, types
 from kullback.theory import convex, precision
 from kullback.theory.mdp import MDP
 
+__all__ = [
+    "Solution",
+    "linear_values",
+    "occupancy",
+    "policy_iteration",
+    "policy_values",
+    "value_iteration",
+]
+
 
 class Solution(NamedTuple):
     """Optimal values as a solver left them."""
