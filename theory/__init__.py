@@ -23,7 +23,7 @@ __all__ = ["SCHEMES", "Entry"]
 
 
 class Entry(NamedTuple):
-    """How a scheme is made, and arguments that show it at work."""
+    """A constructor of a scheme, and arguments to show it with."""
 
     make: Callable[..., Scheme]  # **arguments -> Scheme.
     defaults: Mapping[str, Any]

@@ -13,7 +13,7 @@ from kullback.theory.scheme import Scheme, State
 
 
 def advantage_learning(alpha: types.Array | float) -> Scheme:
-    """AL(alpha), from q_0 = 0.
+    """Returns AL(alpha), from q_0 = 0.
 
         pi_{k+1} = greedy for q_k
         q_{k+1}  = r + gamma P max_b q_k(., b) - alpha (max_b q_k(., b) - q_k) + eps_{k+1}

@@ -1,4 +1,4 @@
-"""What theorems promise of a scheme's policies, as functions.
+"""Bounds that theorems give for a scheme's policies, as functions.
 
 Only bounds with a derivation or a proof behind them are here. Unless a docstring says otherwise
 they are for q_0 = 0 and pi_0 uniform, and row k - 1 of a result is about pi_k, k = 1, ..., K.
@@ -24,17 +24,17 @@ Scalar = types.Array | float  # Element by element, if they are arrays.
 
 
 def v_max(r_max: Scalar, discount: Scalar, num_actions: int = 1, temperature: Scalar = 0.0) -> Any:
-    """(r_max + temperature ln A) / (1 - gamma): no (soft) value is larger."""
+    """Returns (r_max + temperature ln A) / (1 - gamma): no (soft) value is larger."""
     return (r_max + temperature * math.log(num_actions)) / (1 - discount)
 
 
 def entropy_bias(tau: float, num_actions: int, discount: float) -> float:
-    """Bound of max |q_* - q_pi| for the pi that is optimal with entropy tau."""
+    """Returns a bound of max |q_* - q_pi| for the pi that is optimal with entropy tau."""
     return tau * math.log(num_actions) / (1 - discount)
 
 
 def greedy_loss(value_error: float, discount: float) -> float:
-    """Bound of max (v_* - v_pi) for pi greedy for q: 2 max |q - q_*| / (1 - gamma).
+    """Returns a bound of max (v_* - v_pi), pi greedy for q: 2 max |q - q_*| / (1 - gamma).
 
     Singh & Yee, "An upper bound on the loss from approximate optimal-value functions", 1994.
     """
@@ -45,7 +45,7 @@ def greedy_loss(value_error: float, discount: float) -> float:
 def mpi_gap(
     error_norms: types.Array, start_error: types.Array | float, discount: types.Array | float
 ) -> types.Array:
-    """Bound of max (q_* - q_{pi_k}) for (regularised) modified policy iteration, any m, [K].
+    """Bounds max (q_* - q_{pi_k}) for (regularised) modified policy iteration, any m, [K].
 
         2 / (1 - gamma) (sum_{i=1}^{k-1} gamma^i ||eps_{k-i}|| + gamma^k ||q_* - q_0||)
 
@@ -61,7 +61,7 @@ def mpi_gap(
     """
 
     def step(carry: types.Array, norm: types.Array) -> tuple[types.Array, types.Array]:
-        total = discount * carry  # The bracket, of k from that of k - 1.
+        total = discount * carry  # The bracket for k, from that for k - 1.
         return total + norm, total
 
     norms = jnp.asarray(error_norms)
@@ -77,7 +77,7 @@ def kl_gap(
     errors: types.Array,
     lambda_: float,
 ) -> types.Array:
-    """Bound of q_* - q_{pi_k} for MD-VI(lambda, 0) and DA-VI(lambda, 0), by component, [K, S, A].
+    """Bounds q_* - q_{pi_k} for MD-VI(lambda, 0) and DA-VI(lambda, 0), by component, [K, S, A].
 
         |A_k (1/k) sum_{j<=k} eps_j| + 4 v_max^lambda / ((1 - gamma) k)
         A_k = (I - gamma P_{pi_*})^-1 - (I - gamma P_{pi_k})^-1
@@ -99,7 +99,7 @@ def kl_gap(
 def kl_gap_norm(
     mean_error_norms: types.Array, num_actions: int, r_max: float, discount: float, lambda_: float
 ) -> types.Array:
-    """The corollary of `kl_gap` for max |q_* - q_{pi_k}|, [K].
+    """Bounds max |q_* - q_{pi_k}| by the corollary of `kl_gap`, [K].
 
         2 / (1 - gamma) ||(1/k) sum_{j<=k} eps_j|| + 4 v_max^lambda / ((1 - gamma) k)
 
@@ -122,9 +122,9 @@ def entropy_gap(
     lambda_: types.Array | float,
     tau: types.Array | float,
 ) -> types.Array:
-    """Bound of q^tau_* - q^tau_{pi_k} for MD-VI(lambda, tau), tau > 0, by component, [K, S, A].
+    """Bounds q^tau_* - q^tau_{pi_k} for MD-VI(lambda, tau), tau > 0, by component, [K, S, A].
 
-        sum_{j=1}^{k} gamma^{k-j} |A_{k:j} E_j| + g(k) 1     of pi_{k+1}
+        sum_{j=1}^{k} gamma^{k-j} |A_{k:j} E_j| + g(k) 1     for pi_{k+1}
         E_j = beta E_{j-1} + (1 - beta) eps_j,   beta = lambda / (lambda + tau)
         A_{k:j} = P_{pi_*}^{k-j}
                   - (I - gamma P_{pi_{k+1}})^-1 P_{pi_k} ... P_{pi_{j+1}} (I - gamma P_{pi_j})
@@ -155,7 +155,7 @@ def entropy_start(
     lambda_: types.Array | float,
     tau: types.Array | float,
 ) -> types.Array:
-    """What `entropy_gap` is without errors, g(0), ..., g(K - 1), [K].
+    """Returns the bound of `entropy_gap` without errors, g(0), ..., g(K - 1), [K].
 
     g(k) = (1 + (1 - beta) / (1 - gamma)) sum_{j=0}^{k} gamma^{k-j} beta^j v_max^tau
     """
@@ -180,9 +180,9 @@ def entropy_gap_norm(
     lambda_: types.Array | float,
     tau: types.Array | float,
 ) -> types.Array:
-    """The corollary of `entropy_gap` for max |q^tau_* - q^tau_{pi_k}|, [K].
+    """Bounds max |q^tau_* - q^tau_{pi_k}| by the corollary of `entropy_gap`, [K].
 
-        2 / (1 - gamma) sum_{j=1}^{k} gamma^{k-j} ||E_j|| + g(k)     of pi_{k+1}
+        2 / (1 - gamma) sum_{j=1}^{k} gamma^{k-j} ||E_j|| + g(k)     for pi_{k+1}
 
     Args:
       average_norms: max |E_k|, [K], of `moving_average`.
@@ -191,7 +191,7 @@ def entropy_gap_norm(
     norms = jnp.asarray(average_norms)
 
     def step(total: types.Array, norm: types.Array) -> tuple[types.Array, types.Array]:
-        return discount * total + norm, total  # Of pi_1 no error is known: an empty sum.
+        return discount * total + norm, total  # The sum for pi_1 is empty.
 
     _, totals = jax.lax.scan(step, jnp.zeros(()), norms)
     start = entropy_start(norms.shape[0], num_actions, r_max, discount, lambda_, tau)
@@ -200,7 +200,7 @@ def entropy_gap_norm(
 
 @precision.float64
 def moving_average(errors: types.Array, beta: types.Array | float) -> types.Array:
-    """E_k = beta E_{k-1} + (1 - beta) eps_k from 0, [K, ...] like the errors.
+    """Returns E_k = beta E_{k-1} + (1 - beta) eps_k with E_0 = 0, [K, ...] like the errors.
 
     For independent errors of variance s^2 its variance tends to (1 - beta) / (1 + beta) s^2.
     """
@@ -216,7 +216,7 @@ def moving_average(errors: types.Array, beta: types.Array | float) -> types.Arra
 def cpi_gain(
     rate: Scalar, mean_advantage: Scalar, largest_advantage: Scalar, discount: Scalar
 ) -> Any:
-    """Lower bound of <mu, v_{k+1} - v_k> for a mixture of rate a. Kakade & Langford, 2002.
+    """Bounds <mu, v_{k+1} - v_k> from below, for mixture rate a. Kakade & Langford, 2002.
 
         a / (1 - gamma) (A - 2 a gamma e / (1 - gamma (1 - a)))
 
@@ -231,7 +231,7 @@ def cpi_gain(
 
 
 def cpi_optimal_gain(mean_advantage: Scalar, r_max: Scalar, discount: Scalar) -> Any:
-    """Lower bound of the gain with the rate `conservative.optimal`, A^2 / (8 v_max).
+    """Bounds the gain from below for the rate `conservative.optimal`: A^2 / (8 v_max).
 
     Rewards are in [0, r_max].
     """
@@ -241,7 +241,7 @@ def cpi_optimal_gain(mean_advantage: Scalar, r_max: Scalar, discount: Scalar) ->
 def safe_gain(
     rate: Scalar, mean_advantage: Scalar, distance: Scalar, span: Scalar, discount: Scalar
 ) -> Any:
-    """Lower bound of <mu, v_{k+1} - v_k> for a mixture of rate a. Pirotta et al., ICML 2013.
+    """Bounds <mu, v_{k+1} - v_k> from below, for mixture rate a. Pirotta et al., ICML 2013.
 
         a A / (1 - gamma) - a^2 gamma T D / (2 (1 - gamma)^2)
 
@@ -255,7 +255,7 @@ def safe_gain(
 
 
 def cpi_contraction(gap: Scalar, rate: Scalar, discount: Scalar, greedy_error: Scalar = 0.0) -> Any:
-    """Bound of max (v_* - v_{k+1}) given max (v_* - v_k), exact evaluation.
+    """Bounds max (v_* - v_{k+1}) given max (v_* - v_k), with exact evaluation.
 
         (1 - a (1 - gamma)) gap + a e / (1 - gamma)
 
@@ -267,7 +267,7 @@ def cpi_contraction(gap: Scalar, rate: Scalar, discount: Scalar, greedy_error: S
 def md_pi_gap(
     num_iterations: int, num_actions: int, r_max: float, discount: float, lambda_: float
 ) -> float:
-    """Bound of max (v_* - v_{pi_K}) for MD-PI(lambda, 0), exact and not regularised evaluation.
+    """Bounds max (v_* - v_{pi_K}) for MD-PI(lambda, 0) with exact, unregularised evaluation.
 
         lambda ln A / ((1 - gamma) K) + r_max / ((1 - gamma)^2 K),   rewards in [0, r_max]
 
@@ -285,7 +285,7 @@ def politex_regret(
     eta: float,
     error_sum: Scalar = 0.0,
 ) -> Any:
-    """Bound of max_s sum_{k<K} (v_* - v_{pi_k})(s) for Politex, m = inf.
+    """Bounds max_s sum_{k<K} (v_* - v_{pi_k})(s) for Politex, m = inf.
 
         1 / (1 - gamma) (ln A / eta + eta K v_max^2 / 8 + 2 sum_{k<K} ||q_k - q_{pi_k}||)
 
@@ -306,12 +306,12 @@ def politex_regret(
 
 
 def _apply(mdp: MDP, log_policy: types.Array, x: types.Array) -> types.Array:
-    """P_pi x = P <pi, x>, [S, A], of x [S, A]."""
+    """Returns P_pi x = P <pi, x>, [S, A], of x [S, A]."""
     return mdp.expect(jnp.sum(jnp.exp(log_policy) * x, -1))
 
 
 def _resolve(mdp: MDP, log_policy: types.Array, x: types.Array) -> types.Array:
-    """(I - gamma P_pi)^-1 x, [S, A]: the action values of pi where x is the reward."""
+    """Returns (I - gamma P_pi)^-1 x, [S, A]: the action values of pi if x is the reward."""
     paid = mdp._replace(reward=x)
     return paid.backup(solve.linear_values(paid, log_policy, jnp.zeros(mdp.num_states)))
 

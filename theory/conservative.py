@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import regularizers, types
-from kullback.theory import convex, precision, solve
-from kullback.theory import scheme as schemes
+from kullback.theory import convex, precision, scheme, solve
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme, State
 
@@ -23,7 +22,7 @@ Rate = Callable[[MDP, State], types.Array]  # (mdp, state_k) -> a_{k+1} in [0, 1
 
 
 def cpi(rate: types.Array | float | Rate, *, m: float = math.inf) -> Scheme:
-    """CPI.
+    """Returns conservative policy iteration with a mixture rate.
 
         pi_{k+1} = (1 - a_{k+1}) pi_k + a_{k+1} pi'_{k+1},   pi'_{k+1} greedy for q_k
         q_{k+1}  = (T_{pi_{k+1}})^m q_k + eps_{k+1}
@@ -40,11 +39,11 @@ def cpi(rate: types.Array | float | Rate, *, m: float = math.inf) -> Scheme:
         size = rate(mdp, state) if callable(rate) else rate
         return method.step(state.point, -state.q, size)
 
-    return schemes.alternate(method, improve, schemes.evaluation(m), m)
+    return scheme.alternate(method, improve, scheme.evaluation(m), m)
 
 
 class Advantage(NamedTuple):
-    """How much better the greedy policy pi' looks than pi, by the values q."""
+    """Advantage of the greedy policy pi' over pi, according to the action values q."""
 
     per_state: types.Array  # <pi' - pi, q>, [S].
     mean: types.Array  # Under the occupancy measure of pi, []: the papers' double A.
@@ -53,7 +52,7 @@ class Advantage(NamedTuple):
 
 @precision.float64
 def advantage(mdp: MDP, state: State) -> Advantage:
-    """The advantage of the policy that is greedy for q_k over pi_k."""
+    """Returns the advantage of the policy that is greedy for q_k over pi_k."""
     log_greedy, best = regularizers.greedy(state.q, state.log_policy, 0.0, 0.0)
     policy = jnp.exp(state.log_policy)
     per_state = best - jnp.sum(policy * state.q, -1)
@@ -64,7 +63,7 @@ def advantage(mdp: MDP, state: State) -> Advantage:
 
 @precision.float64
 def harmonic(mdp: MDP, state: State) -> types.Array:
-    """Frank-Wolfe's own rate, 2 / (k + 2)."""
+    """Returns the standard rate of Frank-Wolfe, 2 / (k + 2)."""
     del mdp
     # A quotient of int32 would be float32.
     return 2 / (jnp.asarray(state.steps, state.q.dtype) + 2)
@@ -72,7 +71,7 @@ def harmonic(mdp: MDP, state: State) -> types.Array:
 
 @precision.float64
 def optimal(mdp: MDP, state: State) -> types.Array:
-    """Kakade & Langford's rate, which maximises their bound on the gain.
+    """Returns Kakade & Langford's rate, which maximises their bound on the gain.
 
     a = (1 - gamma) A / (4 v_max), with A the mean advantage, v_max = r_max / (1 - gamma) and
     rewards in [0, r_max]; the gain is A^2 / (8 v_max) at least. Theirs is for values that are
@@ -85,7 +84,7 @@ def optimal(mdp: MDP, state: State) -> types.Array:
 
 @precision.float64
 def adaptive(mdp: MDP, state: State) -> types.Array:
-    """Safe policy iteration's rate, which adapts to how much pi' differs from pi.
+    """Returns safe policy iteration's rate, which adapts to how much pi' differs from pi.
 
     a = min(1, (1 - gamma) A / (gamma T D)), with A the mean advantage, T the distance of the
     policies and D the span of the advantage over states.
@@ -97,7 +96,7 @@ def adaptive(mdp: MDP, state: State) -> types.Array:
 
 @precision.float64
 def line_search(mdp: MDP, state: State) -> types.Array:
-    """The best rate for J = <mu, v> of 0, 2^-10, ..., 1/2, 1, by exact evaluations.
+    """Returns the best rate for J = <mu, v> among 0, 2^-10, ..., 1/2, 1, by exact evaluations.
 
     Frank-Wolfe's line search; along a mixture J is a rational function, not a concave one.
     """
@@ -120,7 +119,7 @@ RATES: dict[str, Rate] = {
 
 
 def _ratio(numerator: types.Array, denominator: types.Array) -> types.Array:
-    """Their ratio in [0, 1]; 1 for x / 0 with x > 0, and 0 for 0 / 0: nothing to gain."""
+    """Returns the ratio in [0, 1]; x / 0 is 1 for x > 0, and 0 / 0 is 0: nothing to gain."""
     numerator = jnp.maximum(numerator, 0)
     safe = jnp.where(denominator > 0, denominator, 1)
     ratio = jnp.where(denominator > 0, numerator / safe, jnp.where(numerator > 0, 1.0, 0.0))

@@ -140,7 +140,7 @@ def minimize(
     size: types.Array | float | Callable[[types.Array], types.Array | float],
     num_iterations: int,
 ) -> Point:
-    """The points x_0, ..., x_K of a method, [K + 1, ...] each.
+    """Returns the points x_0, ..., x_K of a method, [K + 1, ...] each.
 
     Args:
       method: one of this module.
@@ -171,7 +171,7 @@ def penalty(
     tau: types.Array | float,
     divergence: regularizers.Divergence | None = None,
 ) -> types.Array:
-    """Lambda D_f(pi, prior) - tau H_f(pi), [...]: what regularisation subtracts.
+    """Returns the regulariser lambda D_f(pi, prior) - tau H_f(pi), [...].
 
     H_f(pi) = D_f(e, 1) - D_f(pi, 1), e a deterministic policy, as in `regularizers.greedy`. A
     temperature of 0 takes its term away, infinite or not.
@@ -188,5 +188,5 @@ def penalty(
 
 
 def is_zero(temperature: types.Array | float) -> bool:
-    """Whether it is the number 0, with which a term is left out; an array never is."""
+    """Returns whether a temperature is the number 0, which removes its term; an array never is."""
     return isinstance(temperature, float | int) and temperature == 0

@@ -12,16 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.theory import mdp as mdps
 from kullback.theory import precision
-from kullback.theory.mdp import MDP
+from kullback.theory.mdp import MDP, check_key
 
 __all__ = ["Config", "make"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What a Garnet looks like; the defaults are those of "Leverage the Average"."""
+    """Sizes of a Garnet; the defaults are those of "Leverage the Average"."""
 
     num_states: int = 30
     num_actions: int = 4
@@ -46,13 +45,13 @@ class Config:
 
     @property
     def num_rewarded(self) -> int:
-        """How many states have a reward: without one, all values would be 0."""
+        """Number of states with a reward: at least one, as without any all values would be 0."""
         return max(1, round(self.rewarded * self.num_states))
 
 
 @precision.float64
 def make(key: types.Key, config: Config = Config()) -> MDP:
-    """A Garnet, or a batch of M for keys [M].
+    """Draws a Garnet, or a batch of M for keys [M].
 
     Each state and action has `branching` different successors, drawn uniformly; the probabilities
     are the gaps between sorted uniforms, hence Dirichlet(1, ..., 1). Some states have a reward,
@@ -66,17 +65,17 @@ def make(key: types.Key, config: Config = Config()) -> MDP:
     Raises:
       ValueError: for a key that is not typed.
     """
-    mdps.check_key(key)
+    check_key(key)
     return _make(key, config)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _make(key: types.Key, config: Config) -> MDP:
-    one = functools.partial(_one, config=config)
-    return jax.vmap(one)(key) if key.ndim else one(key)
+    draw = functools.partial(_draw, config=config)
+    return jax.vmap(draw)(key) if key.ndim else draw(key)
 
 
-def _one(key: types.Key, config: Config) -> MDP:
+def _draw(key: types.Key, config: Config) -> MDP:
     num_states, num_rewarded = config.num_states, config.num_rewarded
     rows, size = (num_states, config.num_actions), config.branching
     # All uniforms in one draw: compiling a draw takes longer than anything else here.
@@ -99,7 +98,7 @@ def _one(key: types.Key, config: Config) -> MDP:
 
 
 def _without_replacement(u: jax.Array, num_states: int) -> jax.Array:
-    """Different numbers below S along the last axis, every set as likely; int32, [..., N].
+    """Returns distinct numbers below S along the last axis, every set as likely; int32, [..., N].
 
     Floyd's algorithm: the n-th number is drawn from those up to some last one, and is that last
     one if it has come before. Permuting all states instead would take O(S) memory a row.

@@ -15,7 +15,7 @@ from kullback.theory.scheme import Scheme, Temperature
 def modified_policy_iteration(
     m: float, tau: Temperature = 0.0, divergence: regularizers.Divergence | None = None
 ) -> Scheme:
-    """Reg-MPI: the greedy policy, then m backups of it.
+    """Returns Reg-MPI: the greedy policy, then m backups of it.
 
         pi_{k+1} = argmax_pi <pi, q_k> + tau H_f(pi)
         q_{k+1}  = (T_{pi_{k+1}})^m q_k + eps_{k+1},  T_pi q = r + gamma P (<pi, q> + tau H_f(pi))
@@ -33,12 +33,12 @@ def modified_policy_iteration(
 def value_iteration(
     tau: Temperature = 0.0, divergence: regularizers.Divergence | None = None
 ) -> Scheme:
-    """Approximate value iteration (AVI), m = 1: q_{k+1} = r + gamma P max_a q_k + eps_{k+1}."""
+    """Returns approximate value iteration, m = 1: q_{k+1} = r + gamma P max_a q_k + eps_{k+1}."""
     return modified_policy_iteration(1, tau, divergence)
 
 
 def policy_iteration(
     tau: Temperature = 0.0, divergence: regularizers.Divergence | None = None
 ) -> Scheme:
-    """Approximate policy iteration (API), m = inf: q_{k+1} = q_{pi_{k+1}} + eps_{k+1}."""
+    """Returns approximate policy iteration (API), m = inf: q_{k+1} = q_{pi_{k+1}} + eps_{k+1}."""
     return modified_policy_iteration(math.inf, tau, divergence)

@@ -1,7 +1,7 @@
 """Finite Markov decision processes, as arrays.
 
 Shape letters: S states, A actions, N successors of a state and action, M processes of a batch
-(a leading axis of every field). Whatever a scheme needs of the dynamics is `MDP.expect`, so it
+(a leading axis of every field). Schemes use the dynamics through `MDP.expect` only, which
 costs O(S A N): Garnets of 100,000 states are solved on a laptop.
 """
 
@@ -19,7 +19,7 @@ from kullback.theory import precision
 __all__ = ["MDP", "load", "make", "save", "stack"]
 
 ROUNDING = 1e-6  # How far from one probabilities may sum: float32 is off by some 1e-7.
-EXACT = 1e-12  # Sums as near as this are left as they are.
+EXACT = 1e-12  # Probabilities are not rescaled if their sum is this close to one.
 
 
 class MDP(NamedTuple):
@@ -37,12 +37,12 @@ class MDP(NamedTuple):
 
     @property
     def num_states(self) -> int:
-        """S."""
+        """Number of states, S."""
         return self.reward.shape[-2]
 
     @property
     def num_actions(self) -> int:
-        """A."""
+        """Number of actions, A."""
         return self.reward.shape[-1]
 
     @property
@@ -52,7 +52,7 @@ class MDP(NamedTuple):
 
     @precision.float64
     def expect(self, v: types.Array) -> types.Array:
-        """P v, the expected value of the next state, [S, A], of values [S]."""
+        """Returns P v, the expected value of the next state, [S, A], of values [S]."""
         if self.successors is None:
             return jnp.asarray(self.probabilities) @ v
         # `make` has seen to it that no index is out of bounds.
@@ -61,12 +61,12 @@ class MDP(NamedTuple):
 
     @precision.float64
     def backup(self, v: types.Array) -> types.Array:
-        """Action values r + gamma P v, [S, A], of state values [S]."""
+        """Returns the action values r + gamma P v, [S, A], of state values [S]."""
         return self.reward + self.discount * self.expect(v)
 
     @precision.float64
     def follow(self, action: types.Array) -> "MDP":
-        """The process with one action a state, A = 1: the given one; int32, [S]."""
+        """Returns the process whose states have one action each, A = 1: `action`, int32 [S]."""
 
         def chosen(x: types.Array) -> types.Array:
             index = jnp.reshape(action, (-1,) + (1,) * (jnp.ndim(x) - 1))
@@ -81,7 +81,7 @@ class MDP(NamedTuple):
 
     @precision.float64
     def transitions(self, policy: types.Array) -> types.Array:
-        """P_pi, [S, S]: from which state to which, under a policy [S, A] of probabilities."""
+        """Returns P_pi, [S, S], the transition matrix under a policy [S, A] of probabilities."""
         weights = policy[:, :, None] * self.probabilities  # [S, A, N]
         if self.successors is None:
             return jnp.sum(weights, 1)
@@ -91,9 +91,9 @@ class MDP(NamedTuple):
 
     @precision.float64
     def sample(self, key: types.Key, num_samples: int) -> "MDP":
-        """An empirical process: every state and action with `num_samples` drawn successors."""
+        """Returns an empirical process of `num_samples` drawn successors a state and action."""
         below = jnp.cumsum(self.probabilities, -1)[..., None, :]  # [S, A, 1, N]
-        # Times the last sum, so that rounding leaves no gap above it.
+        # Scaled by the last cumulative sum, which rounding may leave below one.
         u = jax.random.uniform(key, (*self.reward.shape, num_samples, 1), below.dtype)
         drawn = jnp.sum(below <= u * below[..., -1:], -1, dtype=jnp.int32)
         if self.successors is not None:
@@ -110,7 +110,7 @@ def make(
     successors: npt.ArrayLike | None = None,
     initial: npt.ArrayLike | None = None,
 ) -> MDP:
-    """A checked process of NumPy arrays in float64.
+    """Returns a checked process of NumPy arrays in float64.
 
     Probabilities whose sum is off by no more than `ROUNDING` are divided by it.
 
@@ -123,7 +123,7 @@ def make(
       initial: distribution of the first state, [S]; uniform by default.
 
     Raises:
-      ValueError: naming state and action, for what is no process.
+      ValueError: naming state and action, unless the arrays make a process.
     """
     probabilities = _numbers("probabilities", probabilities)
     if probabilities.ndim not in (3, 4):
@@ -209,7 +209,7 @@ def load(path: str | pathlib.Path) -> MDP:
 
 
 def stack(mdps: list[MDP]) -> MDP:
-    """A batch [M, ...] of processes of equal shapes."""
+    """Stacks processes of equal shapes into a batch [M, ...]."""
     return jax.tree.map(lambda *fields: np.stack(fields), *mdps)
 
 
@@ -223,18 +223,18 @@ def check_key(key: types.Key) -> None:
 
 
 def _numbers(name: str, x: npt.ArrayLike) -> np.ndarray:
-    """Real numbers as float64."""
+    """Returns real numbers as float64; raises ValueError for anything else."""
     try:
-        found = np.asarray(x)
+        numbers = np.asarray(x)
     except ValueError as error:  # Rows of different lengths.
         raise ValueError(f"{name} must be an array of numbers: {error}") from error
-    if found.dtype.kind not in "biuf":
-        raise ValueError(f"{name} must be real numbers, got {found.dtype}")
-    return found.astype(np.float64)
+    if numbers.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be real numbers, got {numbers.dtype}")
+    return numbers.astype(np.float64)
 
 
 def _normalised(probabilities: np.ndarray) -> np.ndarray:
-    """The same, [..., N], where rounding has left a sum too far from one."""
+    """Divides probabilities [..., N] by their sum where that is further than `EXACT` from one."""
     sums = probabilities.sum(-1, keepdims=True)
     return np.where(np.abs(sums - 1) <= EXACT, probabilities, probabilities / sums)
 

@@ -9,8 +9,7 @@ convex.py.
 from typing import TypeGuard
 
 from kullback.core import regularizers, types
-from kullback.theory import convex, precision
-from kullback.theory import scheme as schemes
+from kullback.theory import convex, precision, scheme
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme, State, Temperature
 
@@ -23,7 +22,7 @@ def md_mpi(
     regularized: bool = True,
     divergence: regularizers.Divergence | None = None,
 ) -> Scheme:
-    """MD-MPI(lambda, tau): greedy, but not far from the previous policy.
+    """Returns MD-MPI(lambda, tau): greedy, but not far from the previous policy.
 
         pi_{k+1} = argmax_pi <pi, q_k> - lambda D_f(pi, pi_k) + tau H_f(pi)
         q_{k+1}  = (T_{pi_{k+1}|pi_k})^m q_k + eps_{k+1}
@@ -33,16 +32,16 @@ def md_mpi(
 
     Args:
       lambda_: temperature >= 0 of the pull to pi_k.
-      tau: temperature >= 0 of the entropy. One f that is not KL takes just one of the two.
+      tau: temperature >= 0 of the entropy. An f other than KL takes exactly one of the two.
       m: backups, a whole number >= 1, or math.inf: 1 is MD-VI, inf is MD-PI.
       regularized: evaluate with the same terms ("w/", type 1) or without ("w/o", type 2).
       divergence: f; None is KL.
 
     Raises:
-      ValueError: for a negative temperature, and what an f that is not KL cannot combine.
+      ValueError: for a negative temperature, or two temperatures with an f other than KL.
     """
-    schemes.check_temperature("lambda_", lambda_)
-    schemes.check_temperature("tau", tau)
+    scheme.check_temperature("lambda_", lambda_)
+    scheme.check_temperature("tau", tau)
     if _is_other(divergence) and convex.is_zero(lambda_) == convex.is_zero(tau):
         raise ValueError(
             f"{divergence.name} takes exactly one of lambda_ and tau > 0, got {lambda_} and {tau}; "
@@ -54,7 +53,7 @@ def md_mpi(
         del mdp
         return method.step(state.point, -state.q, lambda_)
 
-    return schemes.alternate(
+    return scheme.alternate(
         method, improve, _evaluation(m, lambda_, tau, regularized, divergence), m
     )
 
@@ -67,7 +66,7 @@ def da_mpi(
     regularized: bool = True,
     divergence: regularizers.Divergence | None = None,
 ) -> Scheme:
-    """DA-MPI(lambda, tau): greedy for an average h_k of the past action values.
+    """Returns DA-MPI(lambda, tau): greedy for an average h_k of the past action values.
 
         pi_{k+1} = argmax_pi <pi, h_k> + lambda / (k + 1) H_f(pi)   if tau = 0
         pi_{k+1} = argmax_pi <pi, h_k> + tau H_f(pi)                if tau > 0
@@ -87,8 +86,8 @@ def da_mpi(
         whose policies are sparse: pi_{k+1} may leave the support of pi_k, where D_f is infinite;
         and for an f with an infinite f(0), which has no H_f.
     """
-    schemes.check_temperature("lambda_", lambda_)
-    schemes.check_temperature("tau", tau)
+    scheme.check_temperature("lambda_", lambda_)
+    scheme.check_temperature("tau", tau)
     if regularized and convex.is_zero(lambda_) and convex.is_zero(tau):
         raise ValueError(
             "with lambda_ = tau = 0 the evaluation is a limit of its own, `momentum.speedy_vi`; "
@@ -108,33 +107,33 @@ def da_mpi(
         del mdp
         return method.step(state.point, -state.q, lambda_)
 
-    return schemes.alternate(
+    return scheme.alternate(
         method, improve, _evaluation(m, lambda_, tau, regularized, divergence), m
     )
 
 
 @precision.float64
 def average(state: State, lambda_: Temperature, tau: Temperature) -> types.Array:
-    """h_{k-1}, [S, A]: the average that the policy pi_k of `da_mpi` is greedy for (k >= 1)."""
+    """Returns h_{k-1}, [S, A], the average for which pi_k of `da_mpi` is greedy (k >= 1)."""
     if convex.is_zero(tau):
         return state.point.memory / state.steps
     return tau / (lambda_ + tau) * state.point.memory
 
 
 def md_vi(lambda_: Temperature, tau: Temperature = 0.0) -> Scheme:
-    """MD-VI(lambda, tau): `md_mpi` with m = 1, KL and the regularised evaluation."""
+    """Returns MD-VI(lambda, tau): `md_mpi` with m = 1, KL and the regularised evaluation."""
     return md_mpi(lambda_, tau)
 
 
 def da_vi(lambda_: Temperature, tau: Temperature = 0.0) -> Scheme:
-    """DA-VI(lambda, tau): `da_mpi` with m = 1, KL and the regularised evaluation."""
+    """Returns DA-VI(lambda, tau): `da_mpi` with m = 1, KL and the regularised evaluation."""
     return da_mpi(lambda_, tau)
 
 
 def _is_other(
     divergence: regularizers.Divergence | None,
 ) -> TypeGuard[regularizers.Divergence]:
-    """Whether it is not KL, whose terms alone combine."""
+    """Returns whether a divergence is not KL, the only one whose two terms combine."""
     return divergence is not None and divergence is not regularizers.kl
 
 
@@ -144,7 +143,7 @@ def _evaluation(
     tau: Temperature,
     regularized: bool,
     divergence: regularizers.Divergence | None,
-) -> schemes.Evaluate:
+) -> scheme.Evaluate:
     if not regularized:
-        return schemes.evaluation(m)
-    return schemes.evaluation(m, lambda_, tau, divergence)
+        return scheme.evaluation(m)
+    return scheme.evaluation(m, lambda_, tau, divergence)

@@ -14,7 +14,7 @@ from kullback.theory.scheme import Scheme, State
 
 
 def momentum_vi(b: types.Array | float | None = None) -> Scheme:
-    """MoVI, from q_0 = h_0 = 0.
+    """Returns MoVI, from q_0 = h_0 = 0.
 
         pi_{k+1} = greedy for h_k
         q_{k+1}  = r + gamma P <pi_{k+1}, q_k> + eps_{k+1}
@@ -50,7 +50,7 @@ def momentum_vi(b: types.Array | float | None = None) -> Scheme:
 
 
 def speedy_vi() -> Scheme:
-    """Speedy Q-learning with exact backups, from q_0 = 0.
+    """Returns Speedy Q-learning with exact backups, from q_0 = 0.
 
         pi_{k+1} = greedy for h_k, the mean of q_0, ..., q_k
         q_{k+1}  = r + gamma P ((k + 1) max_a h_k - k max_a h_{k-1}) + eps_{k+1}

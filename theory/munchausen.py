@@ -13,7 +13,7 @@ from kullback.theory.scheme import Scheme, State, Temperature
 
 
 def munchausen_vi(alpha: types.Array | float, tau: Temperature) -> Scheme:
-    """M-VI(alpha, tau).
+    """Returns M-VI(alpha, tau).
 
         pi_{k+1} = argmax_pi <pi, q_k> + tau H(pi) = softmax(q_k / tau)
         q_{k+1}  = r + alpha tau ln pi_{k+1}
@@ -44,7 +44,7 @@ def munchausen_vi(alpha: types.Array | float, tau: Temperature) -> Scheme:
 
 
 def check(alpha: types.Array | float, tau: Temperature) -> None:
-    """Raises ValueError unless numbers among them are a scale in [0, 1] and a temperature > 0."""
+    """Raises ValueError unless alpha is in [0, 1] and tau > 0, as far as they are numbers."""
     if isinstance(alpha, float | int) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}; the paper uses 0.9")
     if isinstance(tau, float | int) and not 0 < tau < float("inf"):
@@ -54,7 +54,7 @@ def check(alpha: types.Array | float, tau: Temperature) -> None:
 
 
 def to_mirror(state: State, alpha: types.Array | float, tau: Temperature) -> types.Array:
-    """The action values of MD-VI(alpha tau, (1 - alpha) tau), [S, A]: q_k - alpha tau ln pi_k.
+    """Returns q_k - alpha tau ln pi_k, MD-VI(alpha tau, (1 - alpha) tau)'s action values, [S, A].
 
     The policy is the one that q_k was made with, not the one that is greedy for it.
     """
@@ -63,12 +63,12 @@ def to_mirror(state: State, alpha: types.Array | float, tau: Temperature) -> typ
 
 @precision.float64
 def action_gap(q: types.Array) -> types.Array:
-    """How far every action is from the best one, max_b q(s, b) - q(s, a) >= 0, [..., A]."""
+    """Returns each action's distance from the best one, max_b q(s, b) - q(s, a) >= 0, [..., A]."""
     return jnp.max(q, -1, keepdims=True) - q
 
 
 def action_gap_ratio(alpha: float) -> float:
-    """Limit of M-VI's action gap over that of the soft optimal values, 1 / (1 - alpha).
+    """Returns the limit of M-VI's action gap over the optimal soft values' gap, 1 / (1 - alpha).
 
     Theorem 2 compares the gap of q_k, without errors and as k grows, with that of the optimal
     values q_* of the process with entropy (1 - alpha) tau. By theorem 1 the limit of

@@ -44,7 +44,7 @@ def munchausen_f_vi(
     *,
     outside: Outside = "threshold",
 ) -> Scheme:
-    """M-VI(alpha, tau) of an f; `state.point.memory` is the bonus tau b_k, [S, A].
+    """Returns M-VI(alpha, tau) of an f; `state.point.memory` is the bonus tau b_k, [S, A].
 
         pi_{k+1} = argmax_pi <pi, q_k> + tau H_f(pi),   v_k the value of that maximum
         q_{k+1}  = r + alpha tau b_{k+1} + gamma P v_k + eps_{k+1}
@@ -89,7 +89,7 @@ def munchausen_f_vi(
 
 
 def to_mirror(state: State, alpha: types.Array | float) -> types.Array:
-    """The action values of the twin, [S, A]: q'_k = q_k - alpha tau b_k of `munchausen_f_vi`."""
+    """Returns the action values of `mirror_f_vi`, q'_k = q_k - alpha tau b_k, [S, A]."""
     return state.q - alpha * state.point.memory
 
 
@@ -100,15 +100,16 @@ def mirror_f_vi(
     *,
     outside: Outside = "threshold",
 ) -> Scheme:
-    """The twin; `state.point.memory` is tau g_k, [S, A], of the subgradient g_k at pi_k.
+    """Returns the mirror-descent twin of `munchausen_f_vi`.
 
         pi_{k+1} = argmax_pi <pi, q'_k> - alpha tau D_Omega(pi, pi_k) + (1 - alpha) tau H_f(pi)
         q'_{k+1} = r + gamma P (the value of that maximum) + eps_{k+1}
         D_Omega(pi, pi_k) = Omega(pi) - Omega(pi_k) - <g_k, pi - pi_k>
 
-    For KL it is MD-VI(alpha tau, (1 - alpha) tau), and DA-VI. For another f D_Omega is not D_f,
-    with which `mirror.md_mpi` goes. With "threshold" g_k is what dual averaging remembers, for
-    alpha = 1 the sum of all past q'_j; with "slope" it is f'(pi_k), known from pi_k alone.
+    g_k is the subgradient of Omega at pi_k; `state.point.memory` is tau g_k, [S, A]. For KL this
+    is MD-VI(alpha tau, (1 - alpha) tau), and DA-VI. For another f, D_Omega is not the D_f that
+    `mirror.md_mpi` takes. With "threshold", g_k is what dual averaging remembers, for alpha = 1
+    the sum of all past q'_j; with "slope" it is f'(pi_k), which depends on pi_k alone.
 
     Args:
       alpha, tau, divergence, outside: as for `munchausen_f_vi`; numbers.
@@ -140,7 +141,7 @@ def mirror_f_vi(
 
 
 def max_entropy(num_actions: int, divergence: regularizers.Divergence | None = None) -> float:
-    """The largest H_f, that of the uniform policy: ln A for KL, (1 - 1 / A) / 2 for chi-squared."""
+    """Returns the largest H_f, of the uniform policy: ln A (KL), (1 - 1 / A) / 2 (chi-squared)."""
     with jax.enable_x64(True):
         log_policy = jnp.full(num_actions, -jnp.log(jnp.asarray(num_actions, jnp.float64)))
         return -float(_omega(log_policy, divergence or regularizers.kl))
@@ -150,7 +151,7 @@ def max_entropy(num_actions: int, divergence: regularizers.Divergence | None = N
 def average_gap_norm(
     mean_error_norms: types.Array, q_max: float, discount: float, tau: float, entropy: float
 ) -> types.Array:
-    """Bound of max |q_* - q_{pi_k}| for alpha = 1 and "threshold", [K].
+    """Bounds max |q_* - q_{pi_k}| for alpha = 1 and "threshold", [K].
 
         2 / (1 - gamma) (||(1/k) sum_{j<=k} eps_j|| + (max |q'_j| + gamma tau max H_f) / k)
 
@@ -173,7 +174,7 @@ def average_gap_norm(
 def _greedy(
     q: types.Array, tau: Temperature, divergence: regularizers.Divergence, outside: Outside
 ) -> tuple[types.Array, types.Array, types.Array]:
-    """Log-policy and bonus, [S, A], and the value of the maximum, [S]."""
+    """Returns log-policy and bonus, [S, A], and the value of the maximum, [S]."""
     log_policy, v = regularizers.greedy(q, jnp.zeros_like(q), 0.0, tau, divergence)
     bonus = q - v[..., None]
     if outside == "slope" and divergence.is_sparse:
@@ -185,12 +186,12 @@ def _greedy(
 
 
 def _omega(log_policy: types.Array, divergence: regularizers.Divergence) -> types.Array:
-    """Omega(pi) = -H_f(pi) <= 0, [...]."""
+    """Returns Omega(pi) = -H_f(pi) <= 0, [...]."""
     return convex.penalty(log_policy, log_policy, 0.0, 1.0, divergence)
 
 
 def _slope(policy: types.Array, divergence: regularizers.Divergence) -> types.Array:
-    """f'(pi), [..., A]; for f that are not sparse, of the smallest number where pi underflows."""
+    """Returns f'(pi), [..., A]; an infinite f'(0) becomes f' of the smallest normal number."""
     tiny = jnp.maximum(policy, jnp.finfo(policy.dtype).tiny)
     return jnp.maximum(divergence.derivative(tiny), divergence.derivative_at_zero)
 

@@ -12,8 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from kullback.core import regularizers, types
-from kullback.theory import convex
-from kullback.theory import scheme as schemes
+from kullback.theory import convex, scheme
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme, State
 
@@ -24,7 +23,7 @@ def politex(
     m: float = math.inf,
     divergence: regularizers.Divergence | None = None,
 ) -> Scheme:
-    """Politex with step size eta.
+    """Returns Politex with step size eta.
 
         pi_{k+1} = argmax_pi <pi, sum_{i <= k} q_i> + H_f(pi) / eta   (softmax(eta sum) for KL)
         q_{k+1}  = (T_{pi_{k+1}})^m q_k + eps_{k+1}
@@ -48,11 +47,11 @@ def politex(
         size = 1 / (eta(k) if callable(eta) else eta)
         return method.step(state.point, -state.q, size)
 
-    return schemes.alternate(method, improve, schemes.evaluation(m), m)
+    return scheme.alternate(method, improve, scheme.evaluation(m), m)
 
 
 def step_size(num_iterations: int, num_actions: int, v_max: float) -> float:
-    """The eta with the least regret over K iterations, sqrt(8 ln A / K) / v_max.
+    """Returns the eta with the least regret over K iterations, sqrt(8 ln A / K) / v_max.
 
     It supposes action values in [0, v_max]; see `bounds.politex_regret`.
     """

@@ -19,11 +19,11 @@ Result = TypeVar("Result")
 
 
 def float64(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The function, computing in float64: floating arrays go in as float64, NumPy's come out.
+    """Returns a function that computes in float64 and returns NumPy arrays.
 
-    Results are NumPy's because JAX would round a float64 of its own to float32 at the first
-    operation outside. Under `jit` or `vmap` the arguments are traced, and so are the results:
-    then the caller must have entered `jax.enable_x64(True)` itself.
+    Floating arrays go in as float64. Results are NumPy's because JAX would round a float64 of its
+    own to float32 at the first operation outside. Under `jit` or `vmap` the arguments are traced,
+    and so are the results: then the caller must have entered `jax.enable_x64(True)` itself.
     """
 
     @functools.wraps(function)

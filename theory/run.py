@@ -19,9 +19,8 @@ import numpy.typing as npt
 from jax.core import Tracer
 
 from kullback.core import types
-from kullback.theory import mdp as mdps
 from kullback.theory import precision, solve
-from kullback.theory.mdp import MDP
+from kullback.theory.mdp import MDP, check_key
 from kullback.theory.scheme import Scheme, State
 
 __all__ = [
@@ -51,7 +50,7 @@ class Record(NamedTuple):
 
 
 class History(NamedTuple):
-    """What a run returns."""
+    """The result of a run."""
 
     final: State  # Iterate K.
     records: Any  # What `measure` said of the iterates 0, ..., K; a `Record` by default.
@@ -61,23 +60,23 @@ Measure = Callable[[MDP, Record, Any], Any]  # (mdp, record, context) -> pytree.
 
 
 def everything(mdp: MDP, record: Record, context: Any) -> Record:
-    """The default measure: the whole record."""
+    """Returns the whole record; the default measure."""
     del mdp, context
     return record
 
 
 def nothing(mdp: MDP, record: Record, context: Any) -> None:
-    """The measure of who wants the final iterate only: nothing is kept."""
+    """Returns None; the measure that keeps nothing but the final iterate."""
     del mdp, record, context
 
 
 def sampled(num_samples: int = 1) -> Noise:
-    """Every evaluation sees successors drawn from a generative model, instead of expectations.
+    """Returns noise that replaces expectations by successors drawn from a generative model.
 
-    Of every state and action come `num_samples`, fresh in each iteration and the same for all m
-    backups of one. This is the sampled MD-VI of "Leverage the Average", appendix D, with 1. The
-    policy step sees the process itself: the adaptive rates of CPI and its line search know the
-    true dynamics, and judge by a q_k that is sampled.
+    Each state and action gets `num_samples` of them, drawn anew in each iteration and shared by
+    its m backups; 1 gives the sampled MD-VI of "Leverage the Average", appendix D. The policy step
+    sees the process itself: CPI's adaptive rates and line search know the true dynamics, and apply
+    them to a sampled q_k.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be >= 1, got {num_samples}")
@@ -85,7 +84,7 @@ def sampled(num_samples: int = 1) -> Noise:
 
 
 def gaussian(scale: float) -> Noise:
-    """Independent normal errors of standard deviation `scale`, in units of reward."""
+    """Returns noise that adds independent normal errors of standard deviation `scale`."""
     if not scale >= 0:
         raise ValueError(f"scale must be >= 0, got {scale}")
     return _gaussian(scale)
@@ -138,7 +137,7 @@ def run(
     if (noise is None) != (key is None):
         raise ValueError("noise and key go together; got one of them only")
     if key is not None:
-        mdps.check_key(key)
+        check_key(key)
     if errors is not None and noise is not None:
         raise ValueError("pass errors, or noise that draws them, not both")
     expected = (*mdp.batch_shape, num_iterations, *mdp.reward.shape[-2:])
@@ -157,7 +156,7 @@ def run(
 def policy_error(
     mdp: MDP, record: Record, optimal_q: types.Array, *, tau: float = 0.0
 ) -> types.Array:
-    """||q_* - q_{pi_k}||_1 / ||q_*||_1, []: the measure of "Leverage the Average"; context: q_*.
+    """Measures ||q_* - q_{pi_k}||_1 / ||q_*||_1, [], as "Leverage the Average" does; context: q_*.
 
     Args:
       mdp, record: see `Measure`.
@@ -171,29 +170,29 @@ def policy_error(
 def policy_gap(
     mdp: MDP, record: Record, optimal_v: types.Array, *, tau: float = 0.0
 ) -> types.Array:
-    """Gap of the policy, max_s (v_* - v_{pi_k})(s), []; a measure whose context is v_*, [S]."""
+    """Measures the gap of the policy, max_s (v_* - v_{pi_k})(s), []; the context is v_*, [S]."""
     v, _ = solve.policy_values(mdp, record.state.log_policy, tau=tau)
     return jnp.max(optimal_v - v)
 
 
 def value_error(mdp: MDP, record: Record, optimal_q: types.Array) -> types.Array:
-    """Error of the values, max |q_* - q_k|, []; a measure whose context is q_*, [S, A]."""
+    """Measures the error of the values, max |q_* - q_k|, []; the context is q_*, [S, A]."""
     del mdp
     return jnp.max(jnp.abs(optimal_q - record.state.q))
 
 
 def _check_parameters(scheme: Any, parameters: Mapping[str, jax.Array]) -> None:
-    """Makes the scheme of every setting from numbers, which constructors check."""
+    """Raises ValueError for the first setting of the parameters that the scheme refuses."""
     if any(isinstance(x, Tracer) for x in parameters.values()):
-        return  # Of a caller's own program: nothing is known of their values.
+        return  # Traced by the caller: their values are not known yet.
     columns = {name: np.asarray(x).tolist() for name, x in parameters.items()}
     for p, values in enumerate(zip(*columns.values(), strict=True)):
-        given = dict(zip(columns, values, strict=True))
+        setting = dict(zip(columns, values, strict=True))
         try:
-            scheme(**given)
+            scheme(**setting)
         except ValueError as error:
-            said = ", ".join(f"{name}={value}" for name, value in given.items())
-            raise ValueError(f"setting {p} of the parameters, {said}: {error}") from error
+            shown = ", ".join(f"{name}={value}" for name, value in setting.items())
+            raise ValueError(f"setting {p} of the parameters, {shown}: {error}") from error
 
 
 @functools.cache
@@ -224,10 +223,12 @@ def _run(
 ) -> History:
     scheme, num_iterations, noise, clip, measure = settings
 
-    def one(parameters: Any, mdp: MDP, errors: Any, key: Any, context: Any, start: Any) -> History:
-        made = scheme if parameters is None else scheme(**parameters)
+    def run_one(
+        parameters: Any, mdp: MDP, errors: Any, key: Any, context: Any, start: Any
+    ) -> History:
+        init, step = scheme if parameters is None else scheme(**parameters)
         zeros = jnp.zeros_like(mdp.reward)
-        state = made.init(mdp) if start is None else start
+        state = init(mdp) if start is None else start
         v_max = jnp.max(jnp.abs(mdp.reward)) / (1 - mdp.discount)
 
         def body(carry: tuple[Record, State], inputs: tuple[Any, types.Array]) -> tuple[Any, Any]:
@@ -236,15 +237,17 @@ def _run(
             seen, added = mdp, zeros if error is None else error
             if noise is not None:
                 seen, added = noise(jax.random.fold_in(key, k), mdp)
-            new = made.step(mdp, record.state, added, seen)
+            new = step(mdp, record.state, added, seen)
             if clip:
                 new = new._replace(q=jnp.clip(new.q, -v_max, v_max))
             if clip or noise is not None:
-                # What it amounts to, as the policy is the same; computed only if it is read.
-                added = new.q - made.step(mdp, record.state, zeros).q
+                # The error is the difference to the exact step, whose policy is the same. XLA
+                # drops this step if no measure reads the error.
+                added = new.q - step(mdp, record.state, zeros).q
             return (Record(new, added), record.state), measure(mdp, record, context)
 
-        # One iteration more, whose result is dropped: measures are compiled in one place.
+        # One iteration more than asked for, whose result is dropped, so that `measure` is
+        # compiled in one place and sees iterate K too.
         if errors is not None:
             errors = jnp.concatenate([errors, zeros[None]])
         inputs = errors, jnp.arange(num_iterations + 1)
@@ -256,7 +259,7 @@ def _run(
         if key is not None:
             keys = jax.vmap(jax.random.fold_in, (0, None)) if has_seeds else jax.random.fold_in
             key = jax.vmap(keys, (None, 0))(key, jnp.arange(mdp.batch_shape[0]))  # [M, ...]
-    mapped = one
+    mapped = run_one
     if has_seeds:
         mapped = jax.vmap(mapped, (None, None, None, 0, None, None))
     if mdp.batch_shape:

@@ -1,14 +1,14 @@
-"""What a scheme is, and the two halves of most: a policy step and a partial evaluation.
+"""Schemes, and the two halves of most: a policy step and a partial evaluation.
 
-A scheme is a pair of pure functions, a learner whose batch is the error of one iteration. From
-q_0 and a uniform pi_0 it alternates, for k = 0, 1, ...,
+A scheme is a pair of pure functions, `init` and `step`. From q_0 and a uniform pi_0 it alternates,
+for k = 0, 1, ...,
 
     pi_{k+1} = an improvement of pi_k, given q_k
     q_{k+1}  = an evaluation of pi_{k+1}, from q_k + eps_{k+1}
 
-Here eps_{k+1} is whatever an estimate of the evaluation is off by. The policy step sees the process
-itself, rates that depend on its dynamics included; an evaluation may be given a sampled one. So
-what sampling did to a run is its errors, and nothing else. `run.run` scans a scheme.
+Here eps_{k+1} is the error of an estimated evaluation. The policy step sees the process itself,
+also where its rate depends on the dynamics; an evaluation may be given a sampled process. So
+sampling affects a run through its errors only. `run.run` scans a scheme.
 Shape letters: S states, A actions.
 """
 
@@ -62,13 +62,13 @@ class Step(Protocol):
     def __call__(
         self, mdp: MDP, state: State, error: types.Array, seen: MDP | None = None, /
     ) -> State:
-        """Iterate k + 1.
+        """Returns iterate k + 1.
 
         Args:
           mdp: the process.
           state: iterate k.
           error: eps_{k+1}, [S, A].
-          seen: what the evaluation sees in its place, such as a sample; None is the process.
+          seen: the process that the evaluation sees, such as a sampled one; None is `mdp`.
         """
         ...
 
@@ -88,7 +88,7 @@ Evaluate = Callable[[MDP, types.Array, types.Array, types.Array], types.Array]
 def make(
     init: Callable[[MDP], State], step: Callable[[MDP, State, types.Array, MDP], State]
 ) -> Scheme:
-    """The scheme of two functions, in float64 whatever the process' default is.
+    """Returns a scheme whose two functions compute in float64, whatever the process' default is.
 
     Args:
       init: (mdp) -> iterate 0.
@@ -102,19 +102,19 @@ def make(
 
 
 def uniform(mdp: MDP) -> types.Array:
-    """Log-policy that takes every action alike, [S, A]."""
+    """Returns the uniform log-policy, [S, A]."""
     return jnp.full(mdp.reward.shape, -math.log(mdp.num_actions), mdp.reward.dtype)
 
 
 def alternate(method: convex.Method, improve: Improve, evaluate: Evaluate, m: float) -> Scheme:
-    """The scheme that alternates the two.
+    """Returns the scheme that alternates a policy step and an evaluation.
 
     Args:
-      method: of which `improve` makes the step; it makes the first point.
+      method: makes the first point; `improve` calls its step.
       improve: the policy step.
       evaluate: the evaluation step.
-      m: backups of an evaluation. q_0 is 0; for m = inf it is that of the uniform policy, so
-        that pi_1 improves on pi_0.
+      m: backups of an evaluation. q_0 is 0; for m = inf it is q of the uniform policy, so that
+        pi_1 improves on pi_0.
     """
 
     def init(mdp: MDP) -> State:
@@ -138,7 +138,7 @@ def evaluation(
     tau: Temperature = 0.0,
     divergence: regularizers.Divergence | None = None,
 ) -> Evaluate:
-    """The evaluation that applies m backups of the new policy, (T_{pi|prior})^m q.
+    """Returns the evaluation that applies m backups of the new policy, (T_{pi|prior})^m q.
 
         T_{pi|prior} q = r + gamma P (<pi, q> - lambda D_f(pi, prior) + tau H_f(pi))
 
@@ -175,6 +175,6 @@ def check_backups(m: float) -> None:
 
 
 def check_temperature(name: str, value: Temperature) -> None:
-    """Raises ValueError for a negative number; of arrays `run.run` checks each entry."""
+    """Raises ValueError for a negative number; the entries of an array are checked by `run.run`."""
     if isinstance(value, float | int) and not 0 <= value < math.inf:
         raise ValueError(f"{name} must be >= 0 and finite, got {value}")

@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Solution(NamedTuple):
-    """Optimal values as a solver left them."""
+    """Optimal values and policy, with an error bound."""
 
     v: types.Array  # [S], within `error_bound` of v_* in the supremum norm.
     q: types.Array  # [S, A], r + gamma P v.
@@ -47,13 +47,13 @@ class Solution(NamedTuple):
 
 
 def vectorize(function: Callable[..., Any], mdp: MDP, *others: Any) -> Any:
-    """Function of one process and others, mapped over the leading axis if `mdp` is a batch."""
+    """Applies a function of a process and other arrays, over the leading axis of a batch."""
     if not mdp.batch_shape:
         return function(mdp, *others)
     if jax.default_backend() == "cpu":
-        # One after another: each stops when it is done, and stays in the cache until then, four
-        # times as fast. Together all would go on until the last one stops.
-        return jax.lax.map(lambda one: function(*one), (mdp, *others))
+        # One process after another is four times as fast: each stops when it has converged and
+        # stays in the cache until then, where a vmap would go on until the last one stops.
+        return jax.lax.map(lambda arguments: function(*arguments), (mdp, *others))
     return jax.vmap(function)(mdp, *others)
 
 
@@ -67,7 +67,7 @@ def value_iteration(
     num_sweeps: int = 1,
     max_iterations: int = 100_000,
 ) -> Solution:
-    """Optimal values by (modified policy or) value iteration, in O(S A N) memory.
+    """Computes optimal values by (modified policy or) value iteration, in O(S A N) memory.
 
     It stops once the certificate of the module is within the tolerance.
 
@@ -96,7 +96,7 @@ def policy_iteration(
     num_backups: int = 10,
     max_iterations: int = 100,
 ) -> Solution:
-    """Optimal values by policy iteration with linear solves: O(S^2) memory, few iterations.
+    """Computes optimal values by policy iteration with linear solves, in O(S^2) memory.
 
     It stops at the tolerance or when the values stay as they are, up to rounding. The first policy
     is the greedy one of `num_backups` backups, which cost less than one linear solve and save
@@ -118,7 +118,7 @@ def policy_values(
     tau: float = 0.0,
     divergence: regularizers.Divergence | None = None,
 ) -> tuple[types.Array, types.Array]:
-    """Values of a policy by a linear solve.
+    """Computes the values of a policy by a linear solve.
 
         v_pi = <pi, q_pi> + tau H_f(pi),   q_pi = r + gamma P v_pi
 
@@ -135,7 +135,7 @@ def policy_values(
 
 @precision.float64
 def occupancy(mdp: MDP, log_policy: types.Array) -> types.Array:
-    """Discounted distribution over states of a policy [S, A], [S]; it sums to one.
+    """Returns the discounted state distribution of a policy [S, A], [S]; it sums to one.
 
     d = (1 - gamma) mu (I - gamma P_pi)^-1, with mu the initial distribution.
     """
@@ -144,7 +144,7 @@ def occupancy(mdp: MDP, log_policy: types.Array) -> types.Array:
 
 @precision.float64
 def objective_gradient(mdp: MDP, log_policy: types.Array) -> types.Array:
-    """Gradient of J = <mu, v_pi> with respect to the probabilities of the policy, [S, A].
+    """Returns the gradient of J = <mu, v_pi> by the probabilities of the policy, [S, A].
 
     dJ / dpi(a|s) = d(s) q_pi(s, a) / (1 - gamma), the policy gradient theorem.
     """
@@ -152,7 +152,7 @@ def objective_gradient(mdp: MDP, log_policy: types.Array) -> types.Array:
 
 
 def linear_solve(matrix: types.Array, right: types.Array) -> jax.Array:
-    """The x [S] with matrix x = right, differentiable; matrix [S, S]."""
+    """Returns the solution x [S] of matrix x = right, differentiable; matrix [S, S]."""
     return jax.lax.custom_linear_solve(
         lambda x: matrix @ x,
         right,
@@ -161,15 +161,16 @@ def linear_solve(matrix: types.Array, right: types.Array) -> jax.Array:
     )
 
 
-# Of a batch one after another, as fast: jaxlib's batched LAPACK calls wait for XLA's threads from
-# inside of them, so that on two cores two calls at once may wait for ever.
+# The systems of a batch are solved one after another, which is as fast: jaxlib's batched LAPACK
+# calls wait for XLA's threads from inside them, so that on two cores two calls at once may
+# deadlock.
 @jax.custom_batching.sequential_vmap
 def _factorise(matrix: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.linalg.solve(matrix, right)
 
 
 def linear_values(mdp: MDP, log_policy: types.Array, bonus: types.Array) -> types.Array:
-    """The v [S] with v = <pi, r + gamma P v> + bonus, by an LU factorisation."""
+    """Solves v = <pi, r + gamma P v> + bonus for v [S], by an LU factorisation."""
     policy = jnp.exp(log_policy)
     matrix = jnp.eye(mdp.num_states) - mdp.discount * mdp.transitions(policy)
     return linear_solve(matrix, jnp.sum(policy * mdp.reward, -1) + bonus)
@@ -181,7 +182,7 @@ def _check_tolerance(tolerance: float) -> None:
 
 
 def _bracket(mdp: MDP, v: types.Array, backed_up: types.Array) -> tuple[types.Array, types.Array]:
-    """The middle of MacQueen's bounds, [S], and the distance of either from it, []."""
+    """Returns the midpoint of MacQueen's bounds, [S], and its distance from either, []."""
     residual = backed_up - v
     low, high = jnp.min(residual), jnp.max(residual)
     horizon = mdp.discount / (1 - mdp.discount)
@@ -191,13 +192,13 @@ def _bracket(mdp: MDP, v: types.Array, backed_up: types.Array) -> tuple[types.Ar
 def _greedy(
     mdp: MDP, v: types.Array, tau: float, divergence: regularizers.Divergence | None
 ) -> tuple[types.Array, types.Array]:
-    """Greedy log-policy [S, A] of r + gamma P v, and its value T v [S]."""
+    """Returns the greedy log-policy [S, A] of r + gamma P v, and its value T v [S]."""
     q = mdp.backup(v)
     return regularizers.greedy(q, jnp.zeros_like(q), 0.0, tau, divergence)
 
 
 def _improve(mdp: MDP, v: types.Array, tau: float, divergence: Any) -> Solution:
-    """What is known after one application of T to v."""
+    """Returns the solution after one application of T to v, with 0 iterations counted."""
     backed_up = _greedy(mdp, v, tau, divergence)[1]
     v, error_bound = _bracket(mdp, v, backed_up)
     q = mdp.backup(v)
@@ -208,7 +209,7 @@ def _improve(mdp: MDP, v: types.Array, tau: float, divergence: Any) -> Solution:
 def _evaluate(
     mdp: MDP, v: types.Array, settings: tuple[float, Any, int]
 ) -> tuple[types.Array, types.Array]:
-    """(T_pi)^m v for the greedy pi, and T v; both [S]."""
+    """Returns (T_pi)^m v for the greedy pi, and T v; both [S]."""
     tau, divergence, num_sweeps = settings
     if tau > 0:
         log_policy, backed_up = _greedy(mdp, v, tau, divergence)

@@ -16,7 +16,7 @@ MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # The actions of `gridworld`: up, do
 
 
 def chain(length: int = 8, *, slip: float = 0.0, discount: float = 0.99) -> MDP:
-    """A corridor of `length` places: right from the last of them pays 1 and ends it.
+    """Returns a corridor of `length` places: right from the last pays 1 and ends the episode.
 
     Left of place 0 is place 0. It begins at place 0; S is length + 1, the end included. The
     compiled environment `toy/chain` has the same dynamics.
@@ -41,7 +41,7 @@ def chain(length: int = 8, *, slip: float = 0.0, discount: float = 0.99) -> MDP:
 
 
 def random_walk(length: int = 19, *, discount: float = 0.99) -> MDP:
-    """A symmetric walk over `length` places, A = 1: 1 for leaving on the right, 0 on the left.
+    """Returns a symmetric random walk, A = 1: leaving on the right pays 1, on the left 0.
 
     It begins in the middle; S is length + 1, the end included. Sutton & Barto, "Reinforcement
     Learning", 2018, example 6.2, has five places. With discount d and z the larger root of
@@ -73,7 +73,7 @@ def gridworld(
     step_reward: float = 0.0,
     discount: float = 0.99,
 ) -> MDP:
-    """A maze: "#" is a wall, "." free, "S" the start and "G" a goal, which pays 1 and ends it.
+    """Returns a maze: "#" is a wall, "." free, "S" the start, "G" a goal, which pays 1 and ends it.
 
     Moving into a wall or off the map stays. The free cells are numbered as one reads; S is their
     number plus one for the end, to which every action in a goal leads.

@@ -1,0 +1,154 @@
+"""A function's docstring begins with a verb, and a module is called by its own name."""
+
+import ast
+import pathlib
+from collections.abc import Iterator
+
+import pytest
+
+# Folders and files that do not follow these rules yet; all others of the repository do.
+NOT_YET = [
+    "agents",
+    "core",
+    "environments",
+    "examples",
+    "experiments",
+    "lm",
+    "tests",
+]
+
+# Openings that make a reader guess what is meant: the thing itself comes first.
+VAGUE = {"What", "Of", "Those", "By", "As", "Where", "Whether"}
+
+# Words that are no verbs ("Tokens of a text"), unless a determiner follows ("Runs a scheme").
+NOUNS = set(
+    """
+    Always Its Less Perhaps Plus This Thus Versus
+    Actions Agents Answers Arguments Arrays Averages Batches Bits Bytes Chances Checkpoints Classes
+    Columns Completions Copies Curves Dimensions Divergences Environments Episodes Errors Examples
+    Features Fields Figures Files Flags Folders Frames Functions Games Gradients Groups Ids Images
+    Indices Intervals Keys Labels Layers Leaves Lengths Lines Logits Losses Means Members Metrics
+    Models Modules Names Numbers Observations Options Pairs Parameters Parts Paths Pieces Points
+    Policies Positions Probabilities Processes Prompts Ranges Rates Ratios Records Rewards Rows
+    Runs Scales Schemes Scores Sections Seeds Sentences Series Settings Shapes Sizes Spans States
+    Statistics Steps Strings Sums Tables Targets Tensors Terms Texts Thresholds Tokens Values
+    Vectors Weights Words
+    """.split()
+)
+
+
+DETERMINERS = {"a", "an", "the", "all", "another", "both", "each", "every", "it", "one", "several"}
+
+
+def has_verb(docstring: str) -> bool:
+    """Returns whether a docstring begins with a word like Returns."""
+    word, following = (*docstring.split(), "", "")[:2]
+    word = word.strip(".,:;")
+    is_verb = word not in NOUNS or following in DETERMINERS
+    return word[0].isupper() and word.isalpha() and word.endswith("s") and is_verb
+
+
+def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Returns whether a method is read as a field is, and so is documented as one."""
+    return any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def docstring_complaints(source: str) -> Iterator[str]:
+    """Yields "line: what is wrong" for each docstring that breaks the rules."""
+    for node in ast.walk(ast.parse(source)):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not is_function and not isinstance(node, ast.ClassDef | ast.Module):
+            continue
+        docstring = ast.get_docstring(node)
+        if not docstring:
+            continue
+        start = f"{node.body[0].lineno}: {docstring.splitlines()[0]!r}"
+        if docstring.split()[0].strip(",") in VAGUE:
+            yield f"{start} begins with a word that only what follows explains"
+        elif is_function and not is_property(node) and not has_verb(docstring):
+            yield f"{start} does not begin with a verb, such as Returns"
+
+
+def renamed_modules(root: pathlib.Path, source: str) -> Iterator[str]:
+    """Yields "line: what is wrong" for each module of ours imported under another name.
+
+    Two modules of one name may meet in a file, and `__main__` is no name to call a module by.
+    """
+    imports = [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.ImportFrom)]
+    names = [alias.name for x in imports for alias in x.names]
+    for node in imports:
+        folder = root.joinpath(*(node.module or "").split(".")[1:])
+        if node.module is None or node.module.split(".")[0] != "kullback":
+            continue
+        for alias in node.names:
+            is_module = any((folder / path).exists() for path in (alias.name, f"{alias.name}.py"))
+            is_clash = names.count(alias.name) > 1 or alias.name == "__main__"
+            if is_module and not is_clash and alias.asname not in (None, alias.name):
+                yield f"{node.lineno}: {alias.name} is imported as {alias.asname}"
+
+
+def files(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the files that follow the rules already."""
+    for path in sorted(root.glob("*/**/*.py")):
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(".") and not any(f"{name}/".startswith(f"{x}/") for x in NOT_YET):
+            yield path
+
+
+def test_docstrings_say_what_a_function_does(root: pathlib.Path):
+    wrong = [
+        f"{path.relative_to(root)}:{complaint}"
+        for path in files(root)
+        for complaint in docstring_complaints(path.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_modules_keep_their_names(root: pathlib.Path):
+    wrong = [
+        f"{path.relative_to(root)}:{complaint}"
+        for path in files(root)
+        for complaint in renamed_modules(root, path.read_text())
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_not_yet_done_exists(root: pathlib.Path):
+    assert [name for name in NOT_YET if not (root / name).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "docstring",
+    [
+        "What is left.",
+        "Of a run.",
+        "By name.",
+        "Tokens of a text.",
+        "The mean.",
+        "Return it.",
+        "Runs at paths.",
+    ],
+)
+def test_another_opening_is_found(docstring: str):
+    source = f'def f():\n    """{docstring}"""\n'
+    assert len(list(docstring_complaints(source))) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def f():\n    """Returns it."""\n',
+        'def f():\n    """Runs a scheme."""\n',
+        'class A:\n    """A run."""\n\n    @property\n    def b(self):\n        """Its seeds."""\n',
+        "def f():\n    pass\n",
+    ],
+)
+def test_the_right_openings_are_not(source: str):
+    assert not list(docstring_complaints(source))
+
+
+def test_another_name_is_found(root: pathlib.Path):
+    renamed = "from kullback.core import replay as replays\n"
+    assert len(list(renamed_modules(root, renamed))) == 1
+    assert not list(renamed_modules(root, renamed + "from kullback.experiments import replay\n"))
+    assert not list(renamed_modules(root, "from kullback.core.files import sha256 as sha256\n"))
