@@ -1,9 +1,9 @@
-"""Things to act in, by name: `make("atari/pong", num_envs=8)`.
+"""Environments by name: `make("atari/pong", num_envs=8)`.
 
 A family is a module of this package with `GAMES` (the names it lists), `make(game, num_envs,
 **flags)` and, where the flags are not in `make`'s signature, `parameters(game)`; where it knows
 more games than it lists, `is_known(game)` and `ids()`; if some flags stand for others,
-`complete(flags)`. What a family needs is imported when it is asked for.
+`complete(flags)`. A family's packages are imported at its first use.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from kullback.core import names as names_of
 from kullback.core import typed, types
+from kullback.core.names import alike, unknown
 from kullback.environments.checked import checked as checked
 
 __all__ = [
@@ -35,7 +35,7 @@ FAMILIES = {
     "gym": "kullback.environments.gym",
     "toy": "kullback.environments.toy",
 }
-# On the host a row is an object or an emulator of its own.
+# Largest B. On the host each row is an object or an emulator.
 MOST_ROWS = {"atari": 1 << 12, "minatar": 1 << 20, "gym": 1 << 14, "toy": 1 << 20}
 
 
@@ -43,21 +43,21 @@ MOST_ROWS = {"atari": 1 << 12, "minatar": 1 << 20, "gym": 1 << 14, "toy": 1 << 2
 class Parameter:
     """A flag of an environment."""
 
-    hint: Any  # Its type, as `core.typed` reads it; `Any` where nothing is declared.
-    default: Any  # `inspect.Parameter.empty` where a value has to be given.
+    hint: Any  # The type, as `core.typed` reads it; `Any` where none is declared.
+    default: Any  # `inspect.Parameter.empty` if a value is required.
 
 
 def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | types.HostEnvironment:
-    """The environment `family/game` with `num_envs` rows.
+    """Makes the environment `family/game` with `num_envs` rows.
 
     Args:
       name: One of `names()`, or `gym/` and any other id that gymnasium knows; `gym/MODULE:ID`
         imports the module, which registers the id.
       num_envs: B, at least 1 and at most MOST_ROWS of the family.
-      **flags: What the family's constructor takes besides.
+      **flags: The family's own, see `parameters`.
 
     Raises:
-      ValueError: if the name, a flag or a flag's value is none of those.
+      ValueError: if the name, a flag or a flag's value is not valid.
     """
     module, game = _find(name)
     most = MOST_ROWS[name.split("/")[0]]
@@ -66,7 +66,7 @@ def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | type
     valid = _parameters(module, game)
     for flag in flags:
         if flag not in valid:
-            raise ValueError(f"{name}: {names_of.unknown('flag', flag, valid, show_all=True)}")
+            raise ValueError(f"{name}: {unknown('flag', flag, valid, show_all=True)}")
     values = {
         flag: typed.check(f"{name}: {flag}", valid[flag].hint, value)
         for flag, value in flags.items()
@@ -84,9 +84,9 @@ def parameters(name: str) -> dict[str, Parameter]:
 
 
 def complete(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns flags of `make` as the family reads them: one that stands for others as those.
+    """Returns flags of `make` in which one that stands for others is replaced by them.
 
-    Two environments whose complete flags are the same, defaults included, are the same.
+    Two environments are the same if their complete flags, defaults included, are.
     """
     module, _ = _find(name)
     return module.complete(flags) if hasattr(module, "complete") else dict(flags)
@@ -98,23 +98,23 @@ def check_name(name: str) -> None:
 
 
 def names() -> list[str]:
-    """Every `family/game` that is listed; `make` takes further gymnasium ids too."""
+    """Lists every `family/game`; `make` takes further gymnasium ids too."""
     return [f"{family}/{game}" for family in FAMILIES for game in sorted(_module(family).GAMES)]
 
 
 def _find(name: str) -> tuple[ModuleType, str]:
     family, _, game = name.partition("/")
     if family not in FAMILIES:
-        if names_of.alike(name, names()):  # Others call it so.
-            raise ValueError(names_of.unknown("environment", name, names()))
-        raise ValueError(f"{names_of.unknown('family', family, FAMILIES)} (names are family/game)")
+        if alike(name, names()):  # A name without the family, or as others spell it.
+            raise ValueError(unknown("environment", name, names()))
+        raise ValueError(f"{unknown('family', family, FAMILIES)} (names are family/game)")
     module = _module(family)
-    is_open = hasattr(module, "is_known")  # To more than it lists.
+    is_open = hasattr(module, "is_known")  # It knows more games than it lists.
     if game in module.GAMES or (is_open and module.is_known(game)):
         return module, game
-    own = [f"{family}/{game}" for game in (module.ids() if is_open else module.GAMES)]
-    valid = own if names_of.alike(name, own) else {*names(), *own}
-    raise ValueError(names_of.unknown("environment", name, valid))
+    siblings = [f"{family}/{game}" for game in (module.ids() if is_open else module.GAMES)]
+    valid = siblings if alike(name, siblings) else {*names(), *siblings}
+    raise ValueError(unknown("environment", name, valid))
 
 
 def _module(family: str) -> ModuleType:
@@ -129,9 +129,9 @@ def _parameters(module: ModuleType, game: str) -> dict[str, Parameter]:
 
 def keywords(function: Callable[..., Any]) -> dict[str, Parameter]:
     """Returns the keyword-only arguments of a function, by name."""
-    found = inspect.signature(function, eval_str=True).parameters.values()
+    arguments = inspect.signature(function, eval_str=True).parameters.values()
     return {
-        one.name: Parameter(hint=one.annotation, default=one.default)
-        for one in found
-        if one.kind == one.KEYWORD_ONLY
+        argument.name: Parameter(hint=argument.annotation, default=argument.default)
+        for argument in arguments
+        if argument.kind == argument.KEYWORD_ONLY
     }

@@ -42,9 +42,9 @@ MAX_THREADS = 1_024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """In what the published protocols differ."""
+    """Rules in which the published protocols differ."""
 
-    repeat_probability: float  # That a frame of the emulator repeats the action before, [0, 1).
+    repeat_probability: float  # Of repeating the last action, at each emulator frame; in [0, 1).
     max_noops: int  # A new game starts with 0 to this many frames of no-op, uniformly.
     life_loss: bool  # Whether a lost life ends the episode.
 
@@ -56,7 +56,7 @@ PROTOCOLS = {
 
 
 def complete(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns flags of `make` with the rules of a protocol in the place of its name."""
+    """Returns flags of `make` in which the protocol's rules replace its name."""
     rules = dataclasses.asdict(PROTOCOLS[flags["protocol"]])
     return {
         name: rules[name] if value is None and name in rules else value
@@ -76,7 +76,7 @@ def make(
     max_frames: int = 108_000,
     num_threads: int = 0,
 ) -> "Atari":
-    """The game `game` with `num_envs` rows.
+    """Makes a game with `num_envs` rows.
 
     Args:
       game: One of GAMES.
@@ -88,10 +88,10 @@ def make(
         come from an environment for evaluation with life_loss=False.
       max_frames: Frames of the emulator, no-ops aside, after which a game is cut: its last step
         keeps discount 1.
-      num_threads: At most one a core; 0 is one a row.
+      num_threads: Threads of the emulators, at most one a core; 0 is one a row.
 
     Raises:
-      ValueError: if an argument is not as said.
+      ValueError: if an argument is outside its range.
     """
     if game not in GAMES:
         raise ValueError(f"game must be one of atari.GAMES, got {game!r}")
@@ -134,7 +134,7 @@ def make(
         frameskip=FRAME_SKIP,
         maxpool=True,
         noop_max=rules.max_noops + 1,  # It draws from [0, noop_max).
-        # True would restart the game at each lost life; so would nobody see what follows the first.
+        # True would restart the game at each lost life, so that later lives were never seen.
         episodic_life=False,
         life_loss_info=rules.life_loss,
         reward_clipping=False,
@@ -162,11 +162,11 @@ class Atari:
             frames_per_step=FRAME_SKIP,
             max_episode_steps=-(-max_frames // FRAME_SKIP),
         )
-        # Where a whole game ended (or was cut) in the last tick; bool, [B]. LAST unless life_loss.
+        # Whether a game ended (or was cut) in the last tick; bool, [B]. LAST unless life_loss.
         self.game_over = np.zeros(self.num_envs, bool)
         self._emulators = emulators
         self._life_loss = life_loss
-        self._first_frame = np.zeros(self.num_envs, np.int32)  # Of the game, by its emulator.
+        self._first_frame = np.zeros(self.num_envs, np.int32)  # The emulator's clock at the start.
         self._age = np.ones(self.num_envs, np.int32)  # Frames of the stack in this episode.
         self._picture = np.zeros((SIZE, SIZE), np.uint8)
         self._sent = False
@@ -181,7 +181,7 @@ class Atari:
         self._first_frame = info["frame_number"] - info["episode_frame_number"]
         self._age = np.ones(self.num_envs, np.int32)
         self.game_over = np.zeros(self.num_envs, bool)
-        self._picture = observation[0, -1].copy()  # The observation is the caller's.
+        self._picture = observation[0, -1].copy()  # The caller may change `observation`.
         return types.TimeStep(
             step_type=np.full(self.num_envs, types.FIRST, np.int8),
             reward=np.zeros(self.num_envs, np.float32),
@@ -213,7 +213,7 @@ class Atari:
         observation, reward, terminated, truncated, info = self._emulators.recv()
         self._sent = False
         last = terminated | truncated
-        # The emulator's clock at the start of a game moves only where a new game began.
+        # The clock at a game's start changes only where a new game began.
         first_frame = info["frame_number"] - info["episode_frame_number"]
         self.game_over = first_frame != self._first_frame
         self._first_frame = first_frame
@@ -226,7 +226,7 @@ class Atari:
             self._age = np.where(last, 1, age)
             next_observation = _without_older(next_observation, age)
             observation = _without_older(observation, self._age)
-        self._picture = observation[0, -1].copy()  # The observation is the caller's.
+        self._picture = observation[0, -1].copy()  # The caller may change `observation`.
         return types.TimeStep(
             step_type=np.where(last, types.LAST, types.MID).astype(np.int8),
             reward=reward.astype(np.float32),
@@ -236,7 +236,7 @@ class Atari:
         )
 
     def render(self) -> np.ndarray:
-        """The newest frame of row 0 as the agent sees it: grey, uint8, [84, 84, 3]."""
+        """Returns the newest frame of row 0 as the agent sees it: grey, uint8, [84, 84, 3]."""
         return np.repeat(self._picture[..., None], 3, axis=-1)
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ class Atari:
 
 
 def _without_older(observation: np.ndarray, age: np.ndarray) -> np.ndarray:
-    """`observation` [B, STACK, ...] with all but its newest `age` [B] frames zero."""
+    """Returns `observation` [B, STACK, ...] with all but its newest `age` [B] frames zeroed."""
     if np.all(age == STACK):
         return observation
     kept = np.arange(STACK) >= STACK - age[:, None]  # [B, STACK]

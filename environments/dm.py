@@ -56,7 +56,7 @@ class Row:
         self.spec = _spec(environment.observation_spec(), num_actions, self.name)
 
     def reset(self, seed: int | None) -> Any:
-        """Begins an episode and returns its first observation; `seed` is of no use here."""
+        """Begins an episode and returns its first observation; `seed` is ignored."""
         del seed
         return self._timestep("reset", self.underlying.reset).observation
 
@@ -89,14 +89,14 @@ class Row:
 def as_dm_env(
     environment: types.Environment | types.HostEnvironment, seed: int = 0
 ) -> dm_env.Environment:
-    """The dm_env view of an environment of one row.
+    """Returns the dm_env view of an environment of one row.
 
     The observation at LAST is the last of the episode, and the step after it is FIRST, whatever
     the action; the environment has reset itself by then, so that step costs none of its own.
 
     Args:
-      environment: With num_envs == 1; it belongs to the view from now on.
-      seed: Of the first episode; `reset` in the midst of one goes on with others drawn from it.
+      environment: With num_envs == 1; nothing else may step it from now on.
+      seed: Seeds the first episode; a `reset` during an episode draws a further seed from it.
 
     Raises:
       ValueError: if it has several rows.
@@ -112,7 +112,8 @@ class _View(dm_env.Environment):
         self._spec = environment.spec
         self._seeds = np.random.default_rng(seed)
         self._is_over = True  # No episode is under way.
-        self._next_first: types.Array | None = None  # Of the episode that has begun by itself.
+        # First observation of an episode that began when the environment reset itself.
+        self._next_first: types.Array | None = None
         self._restart, self._tick = _functions(environment)
 
     def reset(self) -> dm_env.TimeStep:
@@ -120,7 +121,7 @@ class _View(dm_env.Environment):
         if observation is None:
             observation = self._restart(int(self._seeds.integers(2**31))).observation
         self._is_over = False
-        return dm_env.restart(np.array(observation[0]))  # The caller's to keep, and to change.
+        return dm_env.restart(np.array(observation[0]))  # A copy, which the caller may change.
 
     def step(self, action: Any) -> dm_env.TimeStep:
         if self._is_over:
@@ -138,7 +139,7 @@ class _View(dm_env.Environment):
         )
 
     def observation_spec(self) -> Any:  # dm_env declares none, and checkers infer None.
-        # Not bounded: what scales a network's input need not hold (CartPole's velocities).
+        # Not bounded: `bounds` scale a network's input, and may be exceeded (as in CartPole).
         return specs.Array(self._spec.shape, self._spec.dtype, name="observation")
 
     def action_spec(self) -> Any:
@@ -152,7 +153,7 @@ class _View(dm_env.Environment):
 def _functions(
     environment: types.Environment | types.HostEnvironment,
 ) -> tuple[Callable[[int], types.TimeStep], Callable[[np.ndarray], types.TimeStep]]:
-    """Reset by seed and step by action [1], the state kept between them."""
+    """Returns a reset by seed and a step by action [1], which keep the state between them."""
     if not isinstance(environment, types.Environment):
 
         def host_tick(action: np.ndarray) -> types.TimeStep:

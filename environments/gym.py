@@ -18,11 +18,11 @@ from kullback.environments import rows
 __all__ = ["from_gymnasium", "ids", "is_known", "make", "parameters"]
 
 GAMES = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0")
-# What `pip install 'gymnasium[...]'` takes for packages of environments, where it has another name.
+# Extras of `pip install 'gymnasium[...]'` that are not called as their package of environments is.
 _EXTRAS = {"phys2d": "jax", "tabular": "jax"}
 
-# The velocities of CartPole have no bounds; these are those of Vieillard et al. (and Dopamine), by
-# which the network's input is scaled: x, its velocity, angle, its velocity.
+# CartPole's velocities have no bounds. The network's input is scaled by those of Vieillard et al.
+# (and Dopamine): x, its velocity, angle, its velocity.
 _CARTPOLE = (2.4, 5.0, np.pi / 12, 2 * np.pi)
 
 
@@ -39,7 +39,7 @@ def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
       ValueError: if the id or a flag is unknown, it needs packages that are missing, or the spaces
         are none of ours.
     """
-    found, creator = _registered(game)
+    spec, creator = _registered(game)
     limit = flags.get("max_episode_steps")
     if limit not in (None, -1) and not 1 <= limit < 2**31:
         raise ValueError(
@@ -47,31 +47,32 @@ def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
             f"{game}, got {limit}"
         )
     modes = getattr(creator, "metadata", {}).get("render_modes", ())
-    drawn = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
+    rendered = {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
 
     def make_row(row: int) -> gymnasium.Env:
-        more = flags if row else {**drawn, **flags}  # Only row 0 is drawn.
-        with _using(found, "making it"):
-            return gymnasium.make(found.id, disable_env_checker=True, **more)
+        arguments = flags if row else {**rendered, **flags}  # Only row 0 is rendered.
+        with _using(spec, "making it"):
+            return gymnasium.make(spec.id, disable_env_checker=True, **arguments)
 
     makers = [functools.partial(make_row, row) for row in range(num_envs)]
-    return rows.Rows([functools.partial(_made, maker) for maker in makers])
+    return rows.Rows([functools.partial(_make_row, maker) for maker in makers])
 
 
 def ids() -> list[str]:
     """Returns the ids that gymnasium knows; most need more packages.
 
-    Those of the ALE are there only once its package is imported, and are `environments/atari.py`'s.
+    The ALE's are left out: gymnasium knows them only once its package is imported, and
+    `environments/atari.py` makes them.
     """
     return [
         name
-        for name, found in gymnasium.registry.items()
-        if not str(found.entry_point).startswith("ale_py.")
+        for name, spec in gymnasium.registry.items()
+        if not str(spec.entry_point).startswith("ale_py.")
     ]
 
 
 def is_known(game: str) -> bool:
-    """Whether `make` takes an id; of MODULE:ID, whether it reads as one: nothing is imported."""
+    """Returns whether `make` takes an id; of MODULE:ID only the form is checked, not imported."""
     module, has_module, name = game.rpartition(":")
     if not has_module:
         return game in ids()
@@ -80,28 +81,28 @@ def is_known(game: str) -> bool:
 
 def parameters(game: str) -> dict[str, environments.Parameter]:
     """Returns the flags that `make` takes for an id: its constructor's arguments, and its limit."""
-    found, creator = _registered(game)
+    spec, creator = _registered(game)
     try:
-        own = inspect.signature(creator, eval_str=True)
+        signature = inspect.signature(creator, eval_str=True)
     except NameError:  # A type that its module imports for type checkers alone.
-        own = inspect.signature(creator)
-    limit = found.max_episode_steps
+        signature = inspect.signature(creator)
+    limit = spec.max_episode_steps
     return {
         "max_episode_steps": environments.Parameter(hint=int | None, default=limit),
         **{
-            one.name: environments.Parameter(hint=_hint(one), default=one.default)
-            for one in own.parameters.values()
-            if one.name != "render_mode"
-            and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+            argument.name: environments.Parameter(hint=_hint(argument), default=argument.default)
+            for argument in signature.parameters.values()
+            if argument.name != "render_mode"
+            and argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
         },
     }
 
 
 def _hint(argument: inspect.Parameter) -> Any:
-    """The declared type of an argument, or what its default says: of False no text is a value."""
+    """Returns the declared type of an argument, else the type of its default."""
     hint, default = argument.annotation, argument.default
     if hint is argument.empty and isinstance(default, bool):
-        return bool
+        return bool  # Not a number, although a bool is an int.
     if hint is argument.empty and isinstance(default, int | float):
         return int | float
     if hint is argument.empty or isinstance(hint, str):
@@ -112,18 +113,18 @@ def _hint(argument: inspect.Parameter) -> Any:
 def from_gymnasium(
     environment: gymnasium.Env | Callable[[], gymnasium.Env], num_envs: int = 1
 ) -> rows.Rows:
-    """Returns a gymnasium environment of the caller's, as B rows.
+    """Returns the caller's gymnasium environment as B rows.
 
     Args:
-      environment: The environment itself (then B is 1), or a function that makes a row. To be
-        drawn it must have render_mode="rgb_array".
+      environment: The environment itself (then B is 1), or a function that makes a row. Videos
+        need render_mode="rgb_array".
       num_envs: B.
 
     Raises:
       ValueError: if its spaces are none of ours, or one object should be several rows.
     """
     if not isinstance(environment, gymnasium.Env):
-        return rows.Rows([functools.partial(_made, environment)] * num_envs)
+        return rows.Rows([functools.partial(_make_row, environment)] * num_envs)
     if num_envs != 1:
         raise ValueError(f"one object is one row, not {num_envs}; give a function that makes it")
     return rows.Rows([functools.partial(Row, environment, is_owned=False)])
@@ -146,23 +147,23 @@ class Row:
 
     def reset(self, seed: int | None) -> Any:
         """Begins an episode and returns its first observation; None goes on drawing."""
-        found = rows.called(self.name, "reset", lambda: self._environment.reset(seed=seed))
-        if not isinstance(found, tuple) or len(found) != 2:
+        result = rows.called(self.name, "reset", lambda: self._environment.reset(seed=seed))
+        if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(
-                f"{self.name}: reset must return (observation, info), got {_counted(found)}"
+                f"{self.name}: reset must return (observation, info), got {_counted(result)}"
             )
-        return found[0]
+        return result[0]
 
     def step(self, action: int) -> rows.Step:
-        """Acts; the infos are nobody's, and dropped."""
-        sent = np.int64(action + self._first_action)
-        found = rows.called(self.name, "step", self._environment.step, sent)
-        if not isinstance(found, tuple) or len(found) != 5:
+        """Acts; gymnasium's infos are dropped."""
+        shifted = np.int64(action + self._first_action)
+        result = rows.called(self.name, "step", self._environment.step, shifted)
+        if not isinstance(result, tuple) or len(result) != 5:
             raise ValueError(
                 f"{self.name}: step must return (observation, reward, terminated, truncated, "
-                f"info), got {_counted(found)}"
+                f"info), got {_counted(result)}"
             )
-        observation, reward, terminated, truncated, _ = found
+        observation, reward, terminated, truncated, _ = result
         return rows.Step(
             observation, reward, 0.0 if terminated else 1.0, bool(terminated or truncated)
         )
@@ -180,8 +181,8 @@ class Row:
         self._environment.close()
 
 
-def _made(make_environment: Callable[[], gymnasium.Env]) -> Row:
-    """Returns the row of a new environment, which is closed if it cannot be one."""
+def _make_row(make_environment: Callable[[], gymnasium.Env]) -> Row:
+    """Makes an environment and its row, and closes the environment if it cannot be a row."""
     environment = make_environment()
     if not isinstance(environment, gymnasium.Env):
         raise ValueError(
@@ -194,13 +195,13 @@ def _made(make_environment: Callable[[], gymnasium.Env]) -> Row:
         raise
 
 
-def _counted(found: Any) -> str:
-    kind = type(found).__name__
-    return f"a {kind} of {len(found)}" if isinstance(found, tuple | list) else f"a {kind}"
+def _counted(result: Any) -> str:
+    kind = type(result).__name__
+    return f"a {kind} of {len(result)}" if isinstance(result, tuple | list) else f"a {kind}"
 
 
 def _registered(game: str) -> tuple[EnvSpec, Any]:
-    """Returns what gymnasium knows of an id, or of MODULE:ID once imported, and what makes it."""
+    """Returns the gymnasium spec and constructor of an id, or of MODULE:ID, which is imported."""
     module, has_module, name = game.rpartition(":")
     if has_module:
         try:
@@ -211,18 +212,18 @@ def _registered(game: str) -> tuple[EnvSpec, Any]:
     if name not in known:
         what = f"gymnasium id, with those of {module}," if has_module else "gymnasium id"
         raise ValueError(names.unknown(what, name, known))
-    found = gymnasium.registry[name]
-    if not isinstance(found.entry_point, str):
-        return found, found.entry_point
-    # The module's own may be beside it; one that gymnasium knows is not looked for there.
+    spec = gymnasium.registry[name]
+    if not isinstance(spec.entry_point, str):
+        return spec, spec.entry_point
+    # A user's module may name another in the current folder; gymnasium's are never sought there.
     where = modules.current_folder() if has_module else contextlib.nullcontext()
-    with _using(found, "importing it"), where:
-        return found, load_env_creator(found.entry_point)
+    with _using(spec, "importing it"), where:
+        return spec, load_env_creator(spec.entry_point)
 
 
 @contextlib.contextmanager
-def _using(found: EnvSpec, call: str) -> Iterator[None]:
-    """Says in one line what an environment raises, and which packages it needs if one is missing.
+def _using(spec: EnvSpec, call: str) -> Iterator[None]:
+    """Turns an environment's exceptions into one line, which names packages that are missing.
 
     Raises:
       ValueError: in place of any exception inside the block.
@@ -230,25 +231,25 @@ def _using(found: EnvSpec, call: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        name, text = f"environment {found.id}", rows.one_line(error)
-        if needed := _missing(found, error):
+        name, text = f"environment {spec.id}", rows.one_line(error)
+        if needed := _missing(spec, error):
             raise ValueError(
                 f"{name} needs packages that are missing: pip install {needed} ({text})"
             ) from error
         raise ValueError(f"{name}: {call} raised {text}") from error
 
 
-def _missing(found: EnvSpec, error: Exception) -> str:
-    """Returns what `pip install` takes to mend an error; "" if it is of another kind."""
+def _missing(spec: EnvSpec, error: Exception) -> str:
+    """Returns the argument of `pip install` that mends an error; "" if none does."""
     if not isinstance(error, ImportError | gymnasium.error.DependencyNotInstalled):
         return ""
-    place = str(found.entry_point).split(".")
+    place = str(spec.entry_point).split(".")
     if place[:2] == ["gymnasium", "envs"]:
         extra = _EXTRAS.get(place[2], place[2].replace("_", "-"))
         return f"'gymnasium[{extra}]'"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return error.name.split(".")[0]
-    return ""  # It says itself what it lacks.
+    return ""  # The error says itself what it lacks.
 
 
 def _spec(row: gymnasium.Env, num_actions: int, name: str) -> types.Spec:
@@ -272,7 +273,7 @@ def _spec(row: gymnasium.Env, num_actions: int, name: str) -> types.Spec:
 
 
 def _shows_cartpole(row: gymnasium.Env) -> bool:
-    """Whether a registered CartPole is observed as it is, however it is wrapped."""
+    """Returns whether a registered CartPole is observed as it is, under any wrappers."""
     inner = row
     while isinstance(inner, gymnasium.Wrapper):
         if isinstance(inner, gymnasium.ObservationWrapper):

@@ -1,8 +1,8 @@
 """B environments of other libraries, stepped in turn, as one `types.HostEnvironment`.
 
-Here what they return comes in, and nothing is believed of it: each observation is copied before
-the environment is called again (many write theirs in place), its shape, type and numbers are
-checked, and an exception becomes one line that names the environment and the place.
+Nothing is taken on trust here: each observation is copied before the environment is called again
+(many write theirs in place), its shape, type and numbers are checked, and an exception becomes one
+line that names the environment and the place.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ Result = TypeVar("Result")
 
 
 class Step(NamedTuple):
-    """What one row returns for an action, as its library gives it."""
+    """Result of one row's step, as its library gives it."""
 
-    observation: Any  # Perhaps an array that the row writes again.
+    observation: Any  # Perhaps an array that the row overwrites at its next step.
     reward: Any
     discount: float  # 0 at a true end, else 1.
     last: bool  # Whether the episode ended or was cut.
@@ -34,7 +34,7 @@ class Row(Protocol):
     spec: types.Spec
     name: str  # For messages.
     underlying: Any  # The object that is stepped, whatever wraps it.
-    is_owned: bool  # Whether it was made for the row, which closes it if its siblings fail.
+    is_owned: bool  # Whether the row closes it if another row cannot be made.
 
     def reset(self, seed: int | None) -> Any:
         """Begins an episode and returns its first observation; None goes on drawing."""
@@ -49,7 +49,7 @@ class Row(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what it holds."""
+        """Frees the row's resources."""
         ...
 
 
@@ -98,7 +98,7 @@ class Rows:
         # seed, seed + 1, ... for the rows would share episodes between neighbouring seeds.
         seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
         observation = self._empty()
-        with np.errstate(over="ignore"):  # Found below: not finite.
+        with np.errstate(over="ignore"):  # Overflows are found below, as they are not finite.
             for number, (row, row_seed) in enumerate(zip(self._rows, seeds, strict=True)):
                 self._keep(observation, number, row.reset(row_seed), "reset")
         self._require_finite(observation, "reset")
@@ -111,7 +111,7 @@ class Rows:
         )
 
     def send(self, action: np.ndarray) -> None:
-        """Says what `recv` does; `action` is int32, [B]."""
+        """Takes the actions of the next `recv`; `action` is int32, [B]."""
         if self._action is not None:
             raise RuntimeError("send was called twice; recv comes between")
         self._action = np.array(action, np.int64)
@@ -127,7 +127,7 @@ class Rows:
         with np.errstate(over="ignore"):
             for number, (row, action) in enumerate(zip(self._rows, actions, strict=True)):
                 step = row.step(action)
-                # At once: the reset below may write into the same array.
+                # Copied at once, as the reset below may write into the same array.
                 self._keep(next_observation, number, step.observation, "step")
                 reward[number] = _number(step.reward, row)
                 discount[number], last[number] = step.discount, step.last
@@ -148,7 +148,7 @@ class Rows:
         )
 
     def render(self) -> np.ndarray:
-        """Picture of row 0, RGB, uint8, [H, W, 3]."""
+        """Returns a picture of row 0, RGB, uint8, [H, W, 3]."""
         return self._rows[0].render()
 
     def close(self) -> None:
@@ -156,9 +156,10 @@ class Rows:
         self._release()
 
     def _release(self, *, only_owned: bool = False) -> None:
-        with contextlib.ExitStack() as closing:  # All are closed, should one fail to.
+        with contextlib.ExitStack() as closing:  # Closes all rows, even if one of them raises.
             for row in self._rows:
-                if _IN_USE.get(id(row.underlying)) is self:  # Closed twice, it may be another's.
+                # After a second `close` the identity may belong to another object.
+                if _IN_USE.get(id(row.underlying)) is self:
                     del _IN_USE[id(row.underlying)]
                 if row.is_owned or not only_owned:
                     closing.callback(row.close)
@@ -167,23 +168,23 @@ class Rows:
         return np.empty((self.num_envs, *self.spec.shape), self.spec.dtype)
 
     def _keep(self, into: np.ndarray, number: int, observation: Any, call: str) -> None:
-        """Copies the observation of a row."""
+        """Checks the observation of a row and copies it into row `number` of `into`."""
         name = self._rows[number].name
         try:
-            found = np.asarray(observation)
+            array = np.asarray(observation)
         except ValueError as error:  # Lists of unequal lengths.
             raise ValueError(f"{name}: {call} must return one array, got {error}") from error
-        if found.shape != self.spec.shape:
+        if array.shape != self.spec.shape:
             raise ValueError(
-                f"{name}: {call} returned an observation of shape {found.shape}; the environment "
+                f"{name}: {call} returned an observation of shape {array.shape}; the environment "
                 f"declares {self.spec.shape}"
             )
-        if not _fits(found, into.dtype):
+        if not _fits(array, into.dtype):
             raise ValueError(
-                f"{name}: {call} returned an observation of {_described(found)}; the environment "
+                f"{name}: {call} returned an observation of {_described(array)}; the environment "
                 f"declares {into.dtype}"
             )
-        into[number] = found
+        into[number] = array
 
     def _require_finite(self, observation: np.ndarray, call: str) -> None:
         if observation.dtype.kind != "f" or np.isfinite(observation).all():
@@ -209,31 +210,31 @@ def called(name: str, call: str, function: Callable[..., Result], *arguments: An
 
 
 def one_line(error: Exception) -> str:
-    """Type, text and place of an exception."""
+    """Describes an exception in one line: type, text and place."""
     text = " ".join(str(error).split())
-    # The last line of code that is not our own.
+    # The last frame that is not of this file: the library's line that raised.
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
     place = f" ({pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {text}{place}" if text else f"{type(error).__name__}{place}"
 
 
 def _number(reward: Any, row: Row) -> np.float32:
-    found = np.asarray(reward)
-    if found.size != 1 or found.dtype.kind not in "biuf":
+    number = np.asarray(reward)
+    if number.size != 1 or number.dtype.kind not in "biuf":
         raise ValueError(f"{row.name}: step must return one number for a reward, got {reward!r}")
-    value = np.float32(found.item())
+    value = np.float32(number.item())
     if not np.isfinite(value):
         raise ValueError(f"{row.name}: step returned the reward {reward!r}; it must be finite")
     return value
 
 
-def _fits(found: np.ndarray, dtype: np.dtype) -> bool:
-    if dtype == np.uint8 and found.dtype.kind in "iu":
-        return found.dtype == dtype or bool(np.all((found >= 0) & (found <= 255)))
-    return found.dtype.kind in ("b" if dtype == np.uint8 else "biuf")
+def _fits(array: np.ndarray, dtype: np.dtype) -> bool:
+    if dtype == np.uint8 and array.dtype.kind in "iu":
+        return array.dtype == dtype or bool(np.all((array >= 0) & (array <= 255)))
+    return array.dtype.kind in ("b" if dtype == np.uint8 else "biuf")
 
 
-def _described(found: np.ndarray) -> str:
-    if found.dtype.kind in "iu":
-        return f"{found.dtype} from {found.min()} to {found.max()}"
-    return f"type {found.dtype}"
+def _described(array: np.ndarray) -> str:
+    if array.dtype.kind in "iu":
+        return f"{array.dtype} from {array.min()} to {array.max()}"
+    return f"type {array.dtype}"

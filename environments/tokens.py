@@ -20,30 +20,30 @@ from kullback.core import rollout, types
 
 
 class Completion(NamedTuple):
-    """What a rollout has written."""
+    """Texts that a rollout has written."""
 
     tokens: jax.Array  # int32, [B, T]; 0 after a row's end.
-    is_answer: jax.Array  # bool, [B, T]: up to the stop token, and it too.
+    is_answer: jax.Array  # bool, [B, T]: up to and including the stop token.
     length: jax.Array  # int32, [B].
-    truncated: jax.Array  # bool, [B]: there is no stop token, which no target may then claim.
-    log_probability: jax.Array  # float32, [B, T], as it was drawn; 0 after a row's end.
+    truncated: jax.Array  # bool, [B]: the horizon came before a stop token.
+    log_probability: jax.Array  # float32, [B, T], under the sampling policy; 0 after a row's end.
 
 
 class Scorer(NamedTuple):
-    """What whole texts are worth: `score(params, completion, context)` -> float [B].
+    """A reward of whole texts: `score(params, completion, context)` -> float [B].
 
-    `context` is the caller's (prompts, targets). One of JAX runs inside the program that samples,
-    its params an argument of that program; one of Python runs between two programs.
+    `context` is the caller's (prompts, targets). A scorer in JAX runs inside the program that
+    samples, which takes its params as an argument; one in Python runs between two programs.
     """
 
     name: str
     score: Callable[[types.Params, Completion, Any], types.Array]
     params: types.Params = None
-    is_compiled: bool = True  # Written in JAX; False: in Python, of NumPy arrays.
+    is_compiled: bool = True  # True: written in JAX; False: in Python, for NumPy arrays.
 
 
 class State(NamedTuple):
-    """B rows of text in the making."""
+    """State of B rows of text."""
 
     token: jax.Array  # int32, [B]: the last one.
     is_over: jax.Array  # bool, [B].
@@ -58,17 +58,17 @@ def make_batch(
     vocab_size: int,
     stop_tokens: tuple[int, ...],
 ) -> types.Environment:
-    """An environment of B prompts, whose observation is the last token, int32 [B].
+    """Makes an environment of B prompts, whose observation is the last token, int32 [B].
 
     It may be made inside a compiled program, of traced prompts; they are then not checked. Every
-    reset returns the same prompts. A policy is shown them as the context of its initial state.
+    reset returns the same prompts. A policy receives them as the context of its initial state.
 
     Args:
       prompts: int32, [B, P], padded on the left: the last token of each is in the last column.
-      lengths: int32, [B], in [1, P]; what stands in the padding is of no account.
-      horizon: a row has at most so many tokens, the stop token among them.
+      lengths: int32, [B], in [1, P]; the padding is ignored.
+      horizon: most tokens of a row, the stop token included.
       vocab_size: V; actions are ids below it.
-      stop_tokens: ids that end a row; none is for texts as long as the horizon.
+      stop_tokens: ids that end a row; without any, texts are as long as the horizon.
 
     Raises:
       ValueError: for ids outside the vocabulary, lengths outside [1, P] or a horizon below 1.
@@ -121,20 +121,20 @@ def make_batch(
 
 
 def is_stop(tokens: jax.Array, stop_tokens: tuple[int, ...]) -> jax.Array:
-    """Where a token is one of `stop_tokens`; bool, of the shape of `tokens`."""
-    found = jnp.zeros(tokens.shape, bool)
+    """Returns whether tokens are among `stop_tokens`; bool, of the shape of `tokens`."""
+    stops = jnp.zeros(tokens.shape, bool)
     for stop_token in stop_tokens:
-        found = found | (tokens == stop_token)
-    return found
+        stops = stops | (tokens == stop_token)
+    return stops
 
 
 def completions(trajectory: rollout.Trajectory, stop_tokens: tuple[int, ...]) -> Completion:
-    """The texts of a rollout, rows first.
+    """Reads the texts out of a rollout, rows first.
 
     Args:
-      trajectory: [T, B], whole: pieces are concatenated before.
-      stop_tokens: those of the environment. Whether a row was cut cannot be read from its length,
-        which a row that stops by itself may reach too.
+      trajectory: [T, B], whole: the pieces of a streamed text are concatenated first.
+      stop_tokens: the environment's. They tell whether a row was cut; its length does not, as a
+        stop token may stand at the horizon.
     """
     is_answer = trajectory.valid.T  # [B, T]
     length = jnp.sum(is_answer, -1, dtype=jnp.int32)
@@ -156,18 +156,18 @@ def scored(
     stop_tokens: tuple[int, ...],
     truncation_penalty: float = 0.0,
 ) -> rollout.Trajectory:
-    """The trajectory with what a scorer says as the reward of each row's last token.
+    """Scores a rollout's texts; a text's score is the reward of its row's last token.
 
     Args:
       trajectory: [T, B], whole; in a compiled program or between two.
-      scorer: of completions.
+      scorer: returns the scores, [B].
       params: `scorer.params`, which a compiled program should take as its argument.
-      context: what else the scorer reads.
-      stop_tokens: those of the environment.
+      context: the scorer's third argument.
+      stop_tokens: the environment's.
       truncation_penalty: see `with_scores`.
 
     Raises:
-      ValueError: for a scorer of Python inside a compiled program.
+      ValueError: for a scorer in Python inside a compiled program.
     """
     completion = completions(trajectory, stop_tokens)
     if not scorer.is_compiled:
@@ -187,13 +187,13 @@ def with_scores(
     stop_tokens: tuple[int, ...],
     truncation_penalty: float = 0.0,
 ) -> rollout.Trajectory:
-    """The trajectory with each row's score as the reward of its last token.
+    """Returns the trajectory with each row's score as the reward of its last token.
 
     Args:
       trajectory: [T, B], whole; its rewards are replaced.
       scores: float, [B].
-      stop_tokens: those of the environment.
-      truncation_penalty: >= 0, taken from the score of a row without a stop token.
+      stop_tokens: the environment's.
+      truncation_penalty: >= 0, subtracted from the score of a row without a stop token.
 
     Raises:
       ValueError: for a negative penalty.

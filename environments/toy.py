@@ -13,14 +13,14 @@ from kullback.core import types
 __all__ = ["chain", "make", "optimal_values"]
 
 LEFT, RIGHT = 0, 1
-MAX_LENGTH = 10_000  # Of a chain, whose observations are one-hot and whose values are solved for.
+MAX_LENGTH = 10_000  # A chain's observations are one-hot, and its values solve a linear system.
 
 
 class ChainState(NamedTuple):
     """B rows of a chain."""
 
     position: jax.Array  # int32, [B], in [0, length]; length is past the end.
-    env_steps: jax.Array  # int32, [B]: of the episode.
+    env_steps: jax.Array  # int32, [B]: steps of the episode so far.
     key: types.Key
 
 
@@ -32,7 +32,7 @@ def chain(
     max_episode_steps: int = 200,
     auto_reset: bool = True,
 ) -> types.Environment:
-    """A corridor: right from the last of `length` places ends the episode with the only reward, 1.
+    """Makes a corridor: right from the last of `length` places ends it with the only reward, 1.
 
     An episode begins at place 0, where left stays. The observation is the place, one-hot; it is
     all zeros past the end.
@@ -41,7 +41,7 @@ def chain(
       num_envs: B.
       length: S, at least 1 and at most MAX_LENGTH.
       slip: Probability in [0, 0.5) that a step goes the other way.
-      max_episode_steps: After so many an episode is cut, with discount 1.
+      max_episode_steps: Steps after which an episode is cut, with discount 1.
       auto_reset: If False, finished rows stay where they are, say LAST and give no more reward.
     """
     _check(length, slip)
@@ -67,7 +67,7 @@ def chain(
 
     def step(state: ChainState, action: jax.Array) -> tuple[ChainState, types.TimeStep]:
         key, slip_key = jax.random.split(state.key)
-        finished = is_last(state.position, state.env_steps)  # Nowhere, if rows reset themselves.
+        finished = is_last(state.position, state.env_steps)  # All false if rows reset themselves.
         goes_right = (action == RIGHT) ^ jax.random.bernoulli(slip_key, slip, (num_envs,))
         position = jnp.maximum(state.position + jnp.where(goes_right, 1, -1), 0)
         position = jnp.where(finished, state.position, position)
@@ -103,7 +103,7 @@ def chain(
 
 
 def optimal_values(length: int, *, slip: float = 0.0, discount: float = 0.99) -> np.ndarray:
-    """Optimal action values of `chain`, a cut episode bootstrapped; float64, [S, A].
+    """Returns the optimal action values of `chain`, cut episodes bootstrapped; float64, [S, A].
 
     Going right is optimal, so v solves the linear system of that policy,
 
@@ -128,7 +128,7 @@ GAMES: dict[str, Callable[..., types.Environment]] = {"chain": chain}
 
 
 def make(game: str, num_envs: int, **flags: Any) -> types.Environment:
-    """The toy `game`, one of GAMES, with `num_envs` rows and the flags of its constructor."""
+    """Makes the toy `game`, one of GAMES, with `num_envs` rows and its constructor's flags."""
     return GAMES[game](num_envs, **flags)
 
 

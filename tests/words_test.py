@@ -10,7 +10,6 @@ import pytest
 NOT_YET = [
     "agents",
     "core",
-    "environments",
     "examples",
     "experiments",
     "lm",

@@ -16,7 +16,7 @@ from kullback.environments.minatar import games, grid
 
 NUM_ROWS = 8  # y = 1 ... 8.
 RAMP_INTERVAL = 100
-SPAWN_INTERVAL = 10  # To begin with.
+SPAWN_INTERVAL = 10  # At the start.
 MOVE_INTERVAL = 5
 
 
@@ -38,7 +38,7 @@ class State(NamedTuple):
 
 
 def init(draws: jax.Array) -> State:
-    """An empty board."""
+    """Returns an empty board."""
     del draws
     nobody = jnp.zeros(NUM_ROWS, bool)
     return State(
@@ -58,7 +58,7 @@ def init(draws: jax.Array) -> State:
 
 
 def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
-    """One tick, see `games.Game`."""
+    """Advances the game by one tick; see `games.Game`."""
     spawns = state.spawn_timer == 0
     spawn_timer = jnp.where(spawns, state.spawn_interval, state.spawn_timer)
     state = _spawn(state, spawns, draws)
@@ -89,7 +89,7 @@ def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
 
 
 def _spawn(state: State, spawns: jax.Array, draws: jax.Array) -> State:
-    """Where `spawns`, something comes into a free row, if there is one."""
+    """Lets something come into a free row, if there is one, where `spawns`."""
     free = ~state.present
     lower_rows = np.tri(NUM_ROWS, k=-1, dtype=bool)
     rank = jnp.sum(lower_rows & free[None, :], axis=1)  # [8]: free rows before this one.
@@ -117,7 +117,7 @@ def _ramp(state: State, ramping: Any) -> State:
 
 
 def observe(state: State) -> jax.Array:
-    """The four channels; bool, [10, 10, 4]. The trail is behind whatever moves."""
+    """Returns the four channels; bool, [10, 10, 4]. The trail is one cell behind what moves."""
     at = state.present[:, None] & (state.x[:, None] == grid.COLUMNS)  # [8, 10]
     gold = state.gold[:, None]
     trail = grid.sideways(at, ~state.rightward[:, None])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from kullback.environments.minatar import games, grid
 
-FIRST_ROW, NUM_ROWS = 1, 3  # Of bricks.
+FIRST_ROW, NUM_ROWS = 1, 3  # Rows of bricks.
 BOTTOM = 9
 
 
@@ -30,7 +30,7 @@ class State(NamedTuple):
 
 
 def init(draws: jax.Array) -> State:
-    """The ball at either side, on its way down."""
+    """Puts the ball at either side, on its way down."""
     from_right = grid.below(draws[0], 2)
     x, y = 9 * from_right, jnp.int32(3)
     return State(
@@ -47,7 +47,7 @@ def init(draws: jax.Array) -> State:
 
 
 def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
-    """One tick, see `games.Game`."""
+    """Advances the game by one tick; see `games.Game`."""
     del draws, ramping
     paddle = grid.walk(state.paddle, action, grid.LEFT, grid.RIGHT)
     x = state.ball_x + state.velocity_x
@@ -83,7 +83,7 @@ def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
 
 
 def observe(state: State) -> jax.Array:
-    """The four channels; bool, [10, 10, 4]."""
+    """Returns the four channels; bool, [10, 10, 4]."""
     above, under = FIRST_ROW, grid.SIZE - FIRST_ROW - NUM_ROWS
     return grid.planes(
         grid.cell(jnp.int32(BOTTOM), state.paddle),

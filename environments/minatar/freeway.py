@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 def init(draws: jax.Array) -> State:
-    """All cars at the left."""
+    """Puts all cars at the left."""
     speed = _speeds(draws)
     return State(
         player_y=jnp.int32(START),
@@ -47,7 +47,7 @@ def init(draws: jax.Array) -> State:
 
 
 def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
-    """One tick, see `games.Game`."""
+    """Advances the game by one tick; see `games.Game`."""
     del ramping
     walks = ((action == grid.UP) | (action == grid.DOWN)) & (state.move_timer == 0)
     player_y = jnp.where(
@@ -79,13 +79,13 @@ def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
 
 
 def _speeds(draws: jax.Array) -> jax.Array:
-    """Speeds in -5 ... -1, 1 ... 5 from draws; int32, [8]."""
+    """Maps draws to speeds in -5 ... -1, 1 ... 5; int32, [8]."""
     tenth = grid.below(draws, 10)
     return jnp.where(tenth < 5, tenth - 5, tenth - 4)
 
 
 def observe(state: State) -> jax.Array:
-    """The seven channels; bool, [10, 10, 7]. A car's trail is in the channel of its speed."""
+    """Returns the seven channels; bool, [10, 10, 7]. A car's trail is in its speed's channel."""
     behind = (state.x - jnp.sign(state.speed)) % grid.SIZE
     car, trail = (x[:, None] == grid.COLUMNS for x in (state.x, behind))  # [8, 10]
     trails = (trail & (abs(state.speed)[:, None] == speed) for speed in range(1, 6))

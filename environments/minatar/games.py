@@ -1,4 +1,4 @@
-"""What a MinAtar game is, and B rows of one as an environment.
+"""The interface of a MinAtar game, and an environment of B rows of one.
 
 Young & Tian, "MinAtar", 2019, https://arxiv.org/abs/1903.03176. The rules are those of the
 minatar package, 1.0.15: from the same state, action and draws, the same next state.
@@ -15,7 +15,7 @@ import numpy as np
 from kullback.core import types
 from kullback.environments.minatar import grid
 
-PIXELS = 16  # Of a cell in a picture.
+PIXELS = 16  # Width of a cell in a picture.
 BACKGROUND = (16, 16, 24)
 PALETTE = np.array(
     [
@@ -37,8 +37,8 @@ PALETTE = np.array(
 class Game(NamedTuple):
     """A game for one row, as pure functions of its state (a NamedTuple of small arrays).
 
-    All randomness comes in as draws, uniform in [0, 1) and float32; each game says what it does
-    with which. A game never ends itself: `step` says that it did, and must not be called again.
+    All randomness comes in as draws, uniform in [0, 1) and float32; each game documents its use of
+    them. Once `step` has returned terminal, it must not be called again.
     """
 
     init: Callable[[jax.Array], Any]  # draws [num_init_draws] -> state.
@@ -46,17 +46,17 @@ class Game(NamedTuple):
     step: Callable[[Any, jax.Array, jax.Array, Any], tuple[Any, jax.Array, jax.Array]]
     observe: Callable[[Any], jax.Array]  # state -> bool, [10, 10, C].
     channels: tuple[str, ...]  # The C names.
-    minimal_actions: tuple[int, ...]  # Those with an effect, of the six.
+    minimal_actions: tuple[int, ...]  # The ones of the six that have an effect.
     num_init_draws: int
     num_step_draws: int
 
 
 class State(NamedTuple):
-    """Where B rows stand."""
+    """State of B rows."""
 
     game: Any  # The game's state, [B, ...].
-    last_action: jax.Array  # int32, [B]: executed last, in this episode or the one before.
-    steps: jax.Array  # int32, [B]: taken in this episode.
+    last_action: jax.Array  # int32, [B]: the one executed last, be it in the episode before.
+    steps: jax.Array  # int32, [B]: steps taken in this episode.
     key: types.Key  # One for all rows.
 
 
@@ -74,9 +74,9 @@ def make(
     Args:
       game: for one row.
       num_envs: B.
-      sticky_action_prob: that the action executed last is repeated in place of the agent's.
+      sticky_action_prob: probability that the action executed last replaces the agent's.
       difficulty_ramping: whether games speed up.
-      max_episode_steps: after which an episode is cut, with discount 1; None for never.
+      max_episode_steps: steps after which an episode is cut, with discount 1; None for never.
       minimal_actions: whether the agent has only the actions with an effect, not all six.
     """
     if num_envs < 1:
@@ -143,7 +143,7 @@ def make(
 
 
 def render(observation: np.ndarray) -> np.ndarray:
-    """Picture of an observation [10, 10, C], later channels over earlier; uint8, [160, 160, 3]."""
+    """Draws an observation [10, 10, C], later channels over earlier; uint8, [160, 160, 3]."""
     picture = np.full((*observation.shape[:2], 3), BACKGROUND, np.uint8)
     for channel in range(observation.shape[2]):
         picture[np.asarray(observation[..., channel], bool)] = PALETTE[channel]
@@ -151,6 +151,6 @@ def render(observation: np.ndarray) -> np.ndarray:
 
 
 def _draw(key: types.Key, num_envs: int, count: int) -> tuple[jax.Array, types.Key]:
-    """Uniform draws, [num_envs, count], and the next key."""
+    """Returns uniform draws, [num_envs, count], and the next key."""
     key, draw_key = jax.random.split(key)
     return jax.random.uniform(draw_key, (num_envs, count)), key

@@ -25,8 +25,8 @@ from kullback.environments.minatar import games, grid
 OXYGEN = 200
 MAX_DIVERS = 6
 SHOT_INTERVAL = 5
-ENEMY_INTERVAL = 20  # To begin with.
-MOVE_INTERVAL = 5  # Of enemies to begin with, and of divers; timers are 0 ... 5.
+ENEMY_INTERVAL = 20  # At the start.
+MOVE_INTERVAL = 5  # For enemies at the start, and for divers; timers are 0 ... 5.
 MIN_MOVE_INTERVAL = 2
 NUM_TIMERS = MOVE_INTERVAL + 1
 ENEMY_SHOT_INTERVAL = 10  # Shot timers are 0 ... 10.
@@ -37,10 +37,10 @@ TIMERS = np.arange(NUM_TIMERS)[:, None, None]  # [6, 1, 1]
 class State(NamedTuple):
     """One row; int32 [] unless said."""
 
-    x: jax.Array  # Of the player's submarine.
+    x: jax.Array  # Column of the player's submarine.
     y: jax.Array
     rightward: jax.Array  # bool: where the player looks.
-    surfaced: jax.Array  # bool: and has been dealt with.
+    surfaced: jax.Array  # bool: the player is at the surface, and has been dealt with.
     oxygen: jax.Array
     num_divers: jax.Array  # On board. Six brought up leave -1, -2 after coming up again, ...
     shot_timer: jax.Array
@@ -49,7 +49,7 @@ class State(NamedTuple):
     fish: jax.Array  # uint8, [10, 10]: bit t for one with timer t.
     submarines: jax.Array  # uint16, [6, 10, 10]: in entry t, bit s for one with timers t and s.
     enemy_rightward: jax.Array  # bool, [10, 1]: the way of a row's enemies.
-    diver_present: jax.Array  # bool, [2]: the older and the younger, which is all there can be.
+    diver_present: jax.Array  # bool, [2]: the older and the younger; there are two at most.
     diver_x: jax.Array  # [2].
     diver_y: jax.Array  # [2].
     diver_rightward: jax.Array  # bool, [2].
@@ -62,7 +62,7 @@ class State(NamedTuple):
 
 
 def init(draws: jax.Array) -> State:
-    """The player alone at the surface."""
+    """Puts the player alone at the surface."""
     del draws
     bullets = jnp.zeros((2, grid.SIZE, grid.SIZE), bool)
     zeros = jnp.zeros(2, jnp.int32)
@@ -93,7 +93,7 @@ def init(draws: jax.Array) -> State:
 
 
 def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
-    """One tick, see `games.Game`."""
+    """Advances the game by one tick; see `games.Game`."""
     settle = jax.lax.optimization_barrier  # Or XLA computes a phase anew for each of its uses.
     state = _spawn_enemy(state, draws[:3])
     state = _spawn_diver(state, draws[3:])
@@ -107,7 +107,7 @@ def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
 
 
 def _spawn_enemy(state: State, draws: jax.Array) -> State:
-    """An enemy comes in when it is time, but not against others of its row."""
+    """Lets an enemy come in when it is time, unless its row's enemies go the other way."""
     due = state.enemy_spawn_timer == 0
     rightward = draws[0] < 1 / 2
     is_submarine = draws[1] < 1 / 3
@@ -128,7 +128,7 @@ def _spawn_enemy(state: State, draws: jax.Array) -> State:
 
 
 def _spawn_diver(state: State, draws: jax.Array) -> State:
-    """A diver comes in when it is time; by then the older of the two before has gone."""
+    """Lets a diver come in when it is time; the older of the two before has left by then."""
     due = state.diver_spawn_timer == 0
     rightward = draws[0] < 1 / 2
 
@@ -146,7 +146,7 @@ def _spawn_diver(state: State, draws: jax.Array) -> State:
 
 
 def _act(state: State, action: jax.Array) -> State:
-    """The player shoots or moves."""
+    """Shoots, or moves the player."""
     shoots = (action == grid.FIRE) & (state.shot_timer == 0)
     shot = shoots & grid.cell(state.y, state.x)
     way = jnp.stack([~state.rightward, state.rightward])[:, None, None]
@@ -160,7 +160,7 @@ def _act(state: State, action: jax.Array) -> State:
 
 
 def _move_bullets(state: State) -> tuple[State, jax.Array]:
-    """The player's bullets fly on; each takes a fish, or else a submarine, with it."""
+    """Moves the player's bullets; each takes a fish, or else a submarine, with it."""
     bullets = _fly(state.bullets)
     flying = bullets[0] | bullets[1]
     submarines = _timers(state.submarines)
@@ -178,7 +178,7 @@ def _move_bullets(state: State) -> tuple[State, jax.Array]:
 
 
 def _move_divers(state: State) -> State:
-    """Divers swim on, and are picked up while there is room, the younger first."""
+    """Moves the divers, who are picked up while there is room, the younger first."""
     moves = state.diver_timer == 0
     x = state.diver_x + jnp.where(moves, jnp.where(state.diver_rightward, 1, -1), 0)
     inside = (x >= 0) & (x < grid.SIZE)
@@ -195,7 +195,7 @@ def _move_divers(state: State) -> State:
 
 
 def _move_enemies(state: State) -> tuple[State, jax.Array, jax.Array]:
-    """Enemies move and shoot; returns how many ran into bullets, and if the player is hit."""
+    """Moves enemies, which shoot; returns how many hit bullets, and whether the player is hit."""
     here = grid.cell(state.y, state.x)
     right = state.enemy_rightward
     before = (state.fish | _timers(state.submarines)) > 0
@@ -231,7 +231,7 @@ def _move_enemies(state: State) -> tuple[State, jax.Array, jax.Array]:
 
 
 def _breathe(state: State, ramping: Any) -> tuple[State, jax.Array, jax.Array]:
-    """Oxygen, and what coming up brings; returns the bonus, and if the game ends."""
+    """Uses up oxygen and handles surfacing; returns the bonus, and whether the game ends."""
     under = state.y > 0
     comes_up = ~under & ~state.surfaced
     suffocates = (state.oxygen <= 0) | (comes_up & (state.num_divers == 0))
@@ -261,12 +261,12 @@ def _bit(index: Any) -> jax.Array:
 
 
 def _timers(submarines: jax.Array) -> jax.Array:
-    """Bit t where there is a submarine with move timer t; uint8, [10, 10], as `fish`."""
+    """Sets bit t of a cell where there is a submarine with move timer t; uint8, [10, 10]."""
     return jnp.sum(jnp.where(submarines > 0, _bit(TIMERS), 0), axis=0).astype(jnp.uint8)
 
 
 def _fly(bullets: jax.Array) -> jax.Array:
-    """Bullets one cell on; bool, [2, 10, 10]."""
+    """Moves bullets by one cell; bool, [2, 10, 10]."""
     return jnp.stack([grid.left(bullets[0]), grid.right(bullets[1])])
 
 
@@ -275,7 +275,7 @@ def _tenths(oxygen: jax.Array) -> jax.Array:
 
 
 def observe(state: State) -> jax.Array:
-    """The ten channels; bool, [10, 10, 10]. The trail is behind fish, submarines and divers."""
+    """Returns the ten channels; bool, [10, 10, 10]. Fish, submarines and divers leave the trail."""
     fish = state.fish > 0
     submarine = jnp.any(state.submarines > 0, axis=0)
     diver_cells = (

@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 
 def init(draws: jax.Array) -> State:
-    """The first wave."""
+    """Starts the first wave."""
     del draws
     return State(
         cannon=jnp.int32(5),
@@ -52,7 +52,7 @@ def init(draws: jax.Array) -> State:
 
 
 def step(state: State, action: jax.Array, draws: jax.Array, ramping: Any):
-    """One tick, see `games.Game`."""
+    """Advances the game by one tick; see `games.Game`."""
     del draws
     cannon = grid.walk(state.cannon, action, grid.LEFT, grid.RIGHT)
     here = grid.cell(jnp.int32(BOTTOM), cannon)
@@ -101,20 +101,20 @@ def _down(board: jax.Array) -> jax.Array:
 
 
 def _at_edge(aliens: jax.Array, rightward: jax.Array) -> jax.Array:
-    """Whether one cannot go on sideways; bool, []."""
+    """Returns whether some alien cannot go on sideways; bool, []."""
     return jnp.any(jnp.where(rightward, aliens[:, -1], aliens[:, 0]))
 
 
 def _march(aliens: jax.Array, rightward: jax.Array) -> jax.Array:
-    """The aliens one cell on: down where one is at the edge, else sideways; bool, [10, 10]."""
-    down = jnp.roll(aliens, 1, axis=0)  # From the bottom to the top, but then the game is over.
+    """Moves the aliens one cell: down where one is at the edge, else sideways; bool, [10, 10]."""
+    down = jnp.roll(aliens, 1, axis=0)  # The bottom row goes to the top: the game is over by then.
     return jnp.where(
         _at_edge(aliens, rightward), down, grid.sideways(aliens, rightward[None, None])
     )
 
 
 def _nearest(aliens: jax.Array, cannon: jax.Array) -> jax.Array:
-    """The lowest alien of the column nearest to the cannon, of two the left one; bool, [10, 10]."""
+    """Finds the lowest alien of the nearest column, of two the left one; bool, [10, 10]."""
     lowest = jnp.max(jnp.where(aliens, grid.ROWS, -1), axis=0, keepdims=True)  # [1, 10]
     away = 2 * abs(grid.COLUMNS - cannon) + (grid.COLUMNS > cannon)  # Distinct.
     away = jnp.where(lowest >= 0, away, 2 * grid.SIZE)
@@ -122,7 +122,7 @@ def _nearest(aliens: jax.Array, cannon: jax.Array) -> jax.Array:
 
 
 def observe(state: State) -> jax.Array:
-    """The six channels; bool, [10, 10, 6]."""
+    """Returns the six channels; bool, [10, 10, 6]."""
     return grid.planes(
         grid.cell(jnp.int32(BOTTOM), state.cannon),
         state.aliens,
