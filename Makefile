@@ -70,8 +70,7 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 	$(PARITY) tests/parity/write_bert.py tests/lm/fixtures
 	TRL_EXPERIMENTAL_SILENCE=1 $(PARITY) tests/parity/trl_gkd.py tests/lm/fixtures
 	$(PARITY) tests/parity/entmax_reference.py tests/core/fixtures
-	$(PYTEST) tests/lm/hugging_face_test.py tests/lm/distillation_test.py \
-	    tests/lm/bert_test.py tests/lm/bert_words_test.py tests/lm/bert_folder_test.py \
+	$(PYTEST) tests/lm/formats tests/lm/entailment tests/lm/distillation_test.py \
 	    tests/core/regularizers_parity_test.py
 	rm -rf .cache/parity
 	$(BIN)/python tests/parity/write_ours.py .cache/parity

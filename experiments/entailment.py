@@ -24,7 +24,7 @@ import optax
 from kullback.core import files, learners, types
 from kullback.experiments import progress, statistics
 from kullback.experiments.runs import run_folder
-from kullback.lm.entailment import bert_folder, bert_words, embeddings, faithfulness, scorers
+from kullback.lm.entailment import bert_folder, embeddings, faithfulness, pair_tokenizer, scorers
 
 LABELS = ("not_entailment", "entailment")
 REPORT = "report.json"
@@ -231,12 +231,12 @@ def _encoder(
     quiet: bool,
 ) -> tuple[scorers.Probability, _Save, int]:
     model, params = classifier.model, classifier.params
-    classifier.words.check_pairs()
+    classifier.tokenizer.check_pairs()
     if config.max_length > model.config.max_length:
         raise ValueError(
             f"max_length must be <= {model.config.max_length}, the model's, got {config.max_length}"
         )
-    rows, labels = _fitting(classifier.words, pairs, config.max_length)
+    rows, labels = _fitting(classifier.tokenizer, pairs, config.max_length)
     num_frozen = max(0, model.config.num_layers - config.tuned_layers)
     lower = jax.tree.map(lambda x: x[:num_frozen], params["layers"])
     upper = jax.tree.map(lambda x: x[num_frozen:], params["layers"])
@@ -256,7 +256,7 @@ def _encoder(
     tuned = _learn(
         config,
         learner,
-        lambda at: (bert_words.Rows(*(x[at] for x in rows)), labels[at]),
+        lambda at: (pair_tokenizer.Rows(*(x[at] for x in rows)), labels[at]),
         len(labels),
         {"embeddings": params["embeddings"], "layers": lower},
         quiet,
@@ -316,20 +316,20 @@ def _save_embeddings(out: pathlib.Path, others: dict[str, str], *, model: embedd
 
 
 def _fitting(
-    words: bert_words.Words, pairs: Sequence[faithfulness.Pair], length: int
-) -> tuple[bert_words.Rows, np.ndarray]:
+    tokenizer: pair_tokenizer.PairTokenizer, pairs: Sequence[faithfulness.Pair], length: int
+) -> tuple[pair_tokenizer.Rows, np.ndarray]:
     """Rows of those pairs that fit `length`, and their classes, int32 [n]."""
-    premises = words.encode([pair.premise for pair in pairs])
-    hypotheses = words.encode([pair.hypothesis for pair in pairs])
+    premises = tokenizer.encode([pair.premise for pair in pairs])
+    hypotheses = tokenizer.encode([pair.hypothesis for pair in pairs])
     kept = [
         ((premise, hypothesis), pair.is_entailed)
         for premise, hypothesis, pair in zip(premises, hypotheses, pairs, strict=True)
-        if len(premise) + len(hypothesis) + words.num_special <= length
+        if len(premise) + len(hypothesis) + tokenizer.num_special <= length
     ]
     if not kept:
         raise ValueError(f"no pair has at most max_length={length} tokens; raise it")
     labels = [LABELS.index("entailment") if is_entailed else 0 for _, is_entailed in kept]
-    return words.rows([text for text, _ in kept], length), np.array(labels, np.int32)
+    return tokenizer.rows([text for text, _ in kept], length), np.array(labels, np.int32)
 
 
 def _learner(

@@ -69,7 +69,7 @@ class Config:
 
     @property
     def max_length(self) -> int:
-        """The most tokens that a row may have."""
+        """Largest number of tokens of a row."""
         return self.num_positions - self.first_position
 
 
@@ -99,7 +99,7 @@ class Model(NamedTuple):
 
 
 def make(config: Config) -> Model:
-    """The model of a configuration."""
+    """Makes the model of a configuration."""
     embedding = hk.without_apply_rng(hk.transform(lambda *x: _embed(*x, config=config)))
     layer = hk.without_apply_rng(hk.transform(lambda *x: _layer(*x, config=config)))
     last = hk.without_apply_rng(hk.transform(lambda *x: _layer(*x, config=config, first_only=True)))
@@ -117,7 +117,7 @@ def make(config: Config) -> Model:
         }
 
     def run(stacked: types.Params, x: jax.Array, seen: jax.Array, num_layers: int) -> jax.Array:
-        """The first layers of a stack; by index, as a slice of the stack would be a copy of it."""
+        """Applies the first layers of a stack, by index, as slicing the stack would copy it."""
 
         def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
             at = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
@@ -149,13 +149,13 @@ def _depth(stacked: types.Params) -> int:
 
 
 def _norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
-    """Layer norm of the last axis, biased variance, in float32 at least."""
+    """Normalises the last axis (layer norm, biased variance) in float32 at least."""
     norm = hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
     return norm(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    """By erf, as published; jax.nn.gelu takes erfc, of which XLA computes both branches."""
+    """Computes GELU by erf, as published."""
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -166,7 +166,7 @@ def _linear(x: jax.Array, size: int, name: str) -> jax.Array:
 def _embed(
     token_ids: types.Array, mask: types.Array, token_types: types.Array, *, config: Config
 ) -> jax.Array:
-    """Sum of what a token, its position and its segment are, normed; [B, T, D]."""
+    """Sums the embeddings of token, position and segment, and normalises; [B, T, D]."""
     if token_ids.shape[1] > config.max_length:
         raise ValueError(
             f"rows must have at most {config.max_length} tokens, got {token_ids.shape[1]}; cut "
@@ -196,7 +196,7 @@ def _embed(
 
 
 def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = False) -> jax.Array:
-    """One layer, norms after the sums; of all tokens or, attending to all, of the first alone.
+    """Applies one layer, with norms after the sums, to all tokens or to the first alone.
 
     x = norm(x + attention(x)),  x = norm(x + gelu(x W_up) W_down),  gelu by erf
     """
@@ -220,7 +220,7 @@ def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = 
 
 
 def _head(x: jax.Array, *, config: Config) -> jax.Array:
-    """Logits of the classes from the first token; float32 at least, [B, C]."""
+    """Returns the logits of the classes from the first token; float32 at least, [B, C]."""
     h = jnp.tanh(_linear(x[:, 0], config.embed_dim, "dense"))
     out = _linear(h, len(config.labels), "output")
     return out.astype(jnp.promote_types(out.dtype, jnp.float32))

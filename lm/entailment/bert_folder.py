@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from kullback.core import files, finite, folders, json_files, trees, types, weights
-from kullback.lm.entailment import bert, bert_words
+from kullback.lm.entailment import bert, pair_tokenizer
 from kullback.lm.formats import hugging_face_config
 
 WEIGHTS = "model.safetensors"
@@ -73,11 +73,11 @@ IGNORED += ("bert.embeddings.position_ids",)
 
 
 class Classifier(NamedTuple):
-    """What is in a folder."""
+    """A classifier and its tokenizer."""
 
     model: bert.Model
     params: types.Params
-    words: bert_words.Words
+    tokenizer: pair_tokenizer.PairTokenizer
 
 
 def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
@@ -127,7 +127,7 @@ def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
         raise ValueError(f"{folder / WEIGHTS}: {'; '.join(wrong[:10])}{rest}")
     leaves = [jax.device_put(made[path]()) for path in trees.named_leaves(shapes)]
     params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    return Classifier(model, params, bert_words.read(folder, config))
+    return Classifier(model, params, pair_tokenizer.read(folder, config))
 
 
 def save(
@@ -156,7 +156,7 @@ def save(
             tensors[name] = np.ascontiguousarray(part.T if transposed else part)
     contents: dict[str, str | bytes] = {
         "config.json": json.dumps(to_json(config), indent=2) + "\n",
-        **classifier.words.sources,
+        **classifier.tokenizer.sources,
         **(extra or {}),
     }
     with files.atomic_path(folder) as temporary:
@@ -168,7 +168,7 @@ def save(
 
 
 def read_config(folder: files.Path, labels: Sequence[str] | None = None) -> bert.Config:
-    """The configuration of a folder; `labels` go before those of the file.
+    """Reads the configuration of a folder; `labels` replace those of the file.
 
     Raises:
       ValueError: if the file is missing or no JSON, or asks for what our models do not do.
@@ -195,7 +195,7 @@ def read_config(folder: files.Path, labels: Sequence[str] | None = None) -> bert
 
 
 def _labels(fields: json_files.Record) -> list[str]:
-    """Returns the names of classes by their numbers."""
+    """Returns the names of the classes by number."""
     if fields.get("problem_type", str, None) not in (None, SINGLE_LABEL):
         raise fields.error("problem_type", f"{SINGLE_LABEL!r} (our classes exclude each other)")
     by_id = fields.record("id2label", None)
@@ -209,7 +209,7 @@ def _labels(fields: json_files.Record) -> list[str]:
 
 
 def to_json(config: bert.Config) -> dict[str, Any]:
-    """The fields of config.json."""
+    """Returns the fields of config.json."""
     values = {name: getattr(config, ours) for name, (ours, _) in SIZES.items()}
     return {
         "architectures": [ARCHITECTURES[config.kind]],
@@ -223,20 +223,20 @@ def to_json(config: bert.Config) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[weights.Tensor], *, transposed: bool, stacked: bool) -> np.ndarray:
-    """A parameter, of a tensor or one a layer."""
+    """Reads a parameter from its tensor, or stacks one tensor a layer."""
     arrays = [np.array(part.array.T if transposed else part.array, np.float32) for part in parts]
     return np.stack(arrays) if stacked else arrays[0]
 
 
 def _new(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter of a new head: the last layer begins as zeros, where every class is as likely."""
+    """Initialises a parameter of a new head; a last layer of zeros makes all classes as likely."""
     if path == "head/dense/w":
         return np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
     return np.zeros(shape, np.float32)
 
 
 def _names(path: str, config: bert.Config) -> tuple[list[str], bool]:
-    """Their names of one of our parameters, by layer, and whether they are transposed."""
+    """Returns the names of a parameter's tensors, by layer, and whether they are transposed."""
     block, rest = path.split("/", 1)
     if block == "embeddings":
         return [f"{config.kind}.embeddings.{EMBEDDINGS[rest]}"], False
@@ -249,7 +249,7 @@ def _names(path: str, config: bert.Config) -> tuple[list[str], bool]:
 
 
 def _tensors(folder: pathlib.Path, config: bert.Config) -> dict[str, weights.Tensor]:
-    """All tensors that matter, with the prefix of the model whether or not they have it."""
+    """Reads all tensors that matter, adding the model's prefix to names without it."""
     if not os.path.lexists(folder / WEIGHTS):
         raise ValueError(f"{folder / WEIGHTS} is missing; shards and pickles (.bin) are not read")
     tensors = weights.read(folders.inside(folder, WEIGHTS))

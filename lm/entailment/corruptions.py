@@ -1,7 +1,7 @@
-"""Texts reworded so that they stay true, and made wrong by rules.
+"""Rules that reword a text and keep it true, or make it false.
 
-What is made wrong is one thing: a number, a term, the order of two, a claim turned round. Rules
-know words and no meaning: now and then a reworded text is false, or a corrupted one still true.
+A corruption changes a number or a term, exchanges two words, or turns a claim round. Rules know
+words and no meaning: now and then a reworded text is false, or a corrupted one still true.
 """
 
 import functools
@@ -52,19 +52,19 @@ _ASIDE = re.compile(r" ?(?:\([^()]*\)|\[[^\[\]]*\])")
 
 
 class Pool(NamedTuple):
-    """What takes the place of what is right, from the same document."""
+    """Numbers and words of a document, which replace others of their kind."""
 
     numbers: tuple[str, ...]
     words: dict[str, tuple[str, ...]]  # By `_ending`, a rough part of speech.
 
 
 def words(text: str) -> list[str]:
-    """Words and numbers, in lower case."""
+    """Returns words and numbers, in lower case."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
 def coverage(premise: str, hypothesis: str) -> tuple[float, float]:
-    """Share of the hypothesis' words, and of its pairs of neighbours, that are in the premise."""
+    """Returns the share of the hypothesis' words, and of its word pairs, that the premise has."""
     known, said = words(premise), words(hypothesis)
     pairs_known, pairs_said = set(itertools.pairwise(known)), [*itertools.pairwise(said)]
     single = [word in known for word in said]
@@ -73,7 +73,7 @@ def coverage(premise: str, hypothesis: str) -> tuple[float, float]:
 
 
 def reword(text: str, rng: np.random.Generator) -> str:
-    """The sentence without asides or its first connective, some words by their synonyms."""
+    """Drops asides and a first connective, and replaces some words by synonyms."""
     if rng.random() < 0.7:
         text = _ASIDE.sub("", text)
     if rng.random() < 0.5:
@@ -92,27 +92,26 @@ def reword(text: str, rng: np.random.Generator) -> str:
 
 
 def pool_of(sentences: Iterable[str]) -> Pool:
-    """Numbers and words of a document, by kind."""
-    found: dict[str, dict[str, None]] = {}
+    """Collects the numbers and words of a document, by kind."""
+    by_ending: dict[str, dict[str, None]] = {}
     text = " ".join(sentences)
     for word in _WORD.findall(_ASIDE.sub("", text)):
         if ending := _ending(word):
-            found.setdefault(ending, {})[word] = None
+            by_ending.setdefault(ending, {})[word] = None
     numbers = tuple(dict.fromkeys(_NUMBER.findall(text)))
-    return Pool(numbers, {ending: tuple(some) for ending, some in found.items()})
+    return Pool(numbers, {ending: tuple(group) for ending, group in by_ending.items()})
 
 
 def corrupt(text: str, kind: str, pool: Pool, rng: np.random.Generator) -> str | None:
-    """Returns the text with one thing made wrong; None where it has nothing of the kind.
+    """Returns the text with one fact made wrong; None if it has none of the kind.
 
-    What is left as it was in meaning is not wrong: "5" for "5.0" or "five", or one synonym for
-    another.
+    A change that keeps the meaning is none: "5" for "5.0" or "five", or one synonym for another.
 
     Args:
       text: a sentence.
       kind: one of CORRUPTIONS.
       pool: of the document that the text is from.
-      rng: which thing, and what takes its place.
+      rng: chooses the place and its replacement.
 
     Raises:
       ValueError: for another kind.
@@ -124,14 +123,14 @@ def corrupt(text: str, kind: str, pool: Pool, rng: np.random.Generator) -> str |
 
 
 def draw(texts: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the texts."""
+    """Draws one of the texts."""
     return texts[int(rng.integers(len(texts)))]
 
 
 def _replace(
     text: str, matches: list[tuple[re.Match[str], str]], rng: np.random.Generator
 ) -> str | None:
-    """The text with one of the matches, drawn, replaced; None if there is none."""
+    """Replaces one of the matches, at random; None if there is none."""
     if not matches:
         return None
     match, by = matches[rng.integers(len(matches))]
@@ -190,13 +189,13 @@ def _term(text: str, pool: Pool, rng: np.random.Generator) -> str | None:
 
 
 def _order(text: str, pool: Pool, rng: np.random.Generator) -> str | None:
-    """Two words of one kind in each other's place, which leaves the words that they are."""
+    """Exchanges two words of one kind, so that the set of words stays."""
     del pool
-    found = [match for match in _WORD.finditer(text) if _ending(match[0])]
+    matches = [match for match in _WORD.finditer(text) if _ending(match[0])]
     swaps = [
         (a, b)
-        for n, a in enumerate(found)
-        for b in found[n + 1 :]
+        for n, a in enumerate(matches)
+        for b in matches[n + 1 :]
         if _ending(a[0]) == _ending(b[0])
         and a[0].lower() != b[0].lower()
         # "a and b" says the same as "b and a".
@@ -218,7 +217,7 @@ _CORRUPTIONS: dict[str, Callable[[str, Pool, np.random.Generator], str | None]] 
 
 
 def _is_same(text: str, other: str) -> bool:
-    """Whether two texts are of one meaning, word by word: one value, or synonyms."""
+    """Returns whether two texts mean the same word by word: equal numbers, or synonyms."""
     one, two = words(text), words(other)
     return len(one) == len(two) and all(
         a == b or b in _synonyms().get(a, ()) or (_value(a) is not None and _value(a) == _value(b))
@@ -227,14 +226,14 @@ def _is_same(text: str, other: str) -> bool:
 
 
 def _value(word: str) -> float | None:
-    """What a number is, in digits or spelt."""
+    """Returns the value of a number, in digits or spelt; None for another word."""
     if word in COUNTS:
         return float(COUNTS.index(word) + 1)
     return float(word) if _NUMBER.fullmatch(word) else None
 
 
 def _ending(word: str) -> str:
-    """A rough part of speech of a word that carries meaning: "" for another one."""
+    """Returns a rough part of speech of a content word, "" for any other."""
     if word[0].isdigit():
         return ""  # A number is a kind of its own.
     if re.search(r"[A-Z0-9]", word[1:]):
@@ -257,11 +256,12 @@ _FUNCTION_WORDS = set(
 
 @functools.cache
 def _synonyms() -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+    synonyms: dict[str, tuple[str, ...]] = {}
     for row in SYNONYMS.split("|"):
         for word in row.split():
-            found[word] = (*found.get(word, ()), *(other for other in row.split() if other != word))
-    return found
+            others = tuple(other for other in row.split() if other != word)
+            synonyms[word] = (*synonyms.get(word, ()), *others)
+    return synonyms
 
 
 @functools.cache

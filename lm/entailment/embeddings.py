@@ -3,8 +3,8 @@
 Vectors are those of Reimers & Gurevych, "Sentence-BERT", EMNLP 2019,
 https://arxiv.org/abs/1908.10084: the mean of an encoder's features over a text's tokens, of norm 1.
 The head sees how close the hypothesis is to the sentences of the premise, and how it differs from
-the closest one; the encoder is never tuned. It knows much less than a model that reads both texts
-together, and other things: a metric to check a reward by.
+the closest one; the encoder is never tuned. It is weaker than a model that reads both texts
+together, and fails differently: a metric to check a reward with.
 
 D is the width of the encoder.
 """
@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import numpy as safetensors_numpy
 
 from kullback.core import files, finite, folders, json_files, trees, types, weights
-from kullback.lm.entailment import bert_folder, bert_words
+from kullback.lm.entailment import bert_folder, pair_tokenizer
 from kullback.lm.formats import hugging_face_config
 
 MODEL_TYPE = "kullback-embeddings"
@@ -33,12 +33,12 @@ HIDDEN = 64  # Width of the head's two hidden layers.
 class Model(NamedTuple):
     """An encoder and a head."""
 
-    encoder: bert_folder.Classifier  # Whose own head is not used.
-    params: types.Params  # Of `head`.
+    encoder: bert_folder.Classifier  # Its own head is not used.
+    params: types.Params  # The parameters of `head`.
 
 
 def _head(x: jax.Array) -> jax.Array:
-    """Logit of entailment, [B], of features [B, 2 D + 2]."""
+    """Returns the logit of entailment, [B], of features [B, 2 D + 2]."""
     return hk.nets.MLP([HIDDEN, HIDDEN, 1])(x)[:, 0]
 
 
@@ -54,16 +54,16 @@ def sentences(text: str) -> list[str]:
 
 
 def has_word(text: str) -> bool:
-    """Returns whether a text has a letter or a digit, without which it says nothing."""
+    """Returns whether a text has a letter or a digit."""
     return re.search(r"[^\W_]", text) is not None
 
 
 def encoder(classifier: bert_folder.Classifier, batch_size: int = 32) -> Callable[..., np.ndarray]:
-    """A function of n texts that gives their vectors, float32 [n, D]; long texts lose their end."""
-    model, words = classifier.model, classifier.words
+    """Makes a function from n texts to their vectors, float32 [n, D]; long texts are cut."""
+    model, tokenizer = classifier.model, classifier.tokenizer
 
     @jax.jit
-    def program(params: types.Params, rows: bert_words.Rows) -> jax.Array:
+    def program(params: types.Params, rows: pair_tokenizer.Rows) -> jax.Array:
         features = model.features(params, *rows)
         mask = rows.mask[:, :, None]
         total = jnp.sum(jnp.where(mask, features, 0), 1)
@@ -71,10 +71,10 @@ def encoder(classifier: bert_folder.Classifier, batch_size: int = 32) -> Callabl
         return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
     def vectors(texts: Sequence[str]) -> np.ndarray:
-        return bert_words.in_batches(
+        return pair_tokenizer.in_batches(
             lambda rows: program(classifier.params, rows),
-            words,
-            [(ids,) for ids in words.encode(texts)],
+            tokenizer,
+            [(ids,) for ids in tokenizer.encode(texts)],
             max_length=min(128, model.config.max_length),
             batch_size=batch_size,
         )
@@ -83,13 +83,13 @@ def encoder(classifier: bert_folder.Classifier, batch_size: int = 32) -> Callabl
 
 
 def features(hypothesis: np.ndarray, premise: np.ndarray) -> np.ndarray:
-    """What the head sees of vectors of norm 1, [2 D + 2].
+    """Returns the head's features of two texts, [2 D + 2].
 
         max cos, mean of the three highest cos, |h - p*|, h p*,  p* the closest to h
 
     Args:
-      hypothesis: h, [D].
-      premise: of its sentences, [m, D], m >= 1.
+      hypothesis: h, [D], of norm 1.
+      premise: vectors of its sentences, [m, D], m >= 1, of norm 1.
     """
     cos = premise @ hypothesis
     closest = premise[np.argmax(cos)]
@@ -104,27 +104,27 @@ def of_pairs(
     premises: Sequence[str],
     hypotheses: Sequence[str],
 ) -> np.ndarray:
-    """Features of n pairs, [n, 2 D + 2]; each sentence is encoded once."""
+    """Returns the features of n pairs, [n, 2 D + 2]; each sentence is encoded once."""
     split = {premise: sentences(premise) or [""] for premise in premises}
     texts = dict.fromkeys([*hypotheses, *(s for some in split.values() for s in some)])
     where = {text: n for n, text in enumerate(texts)}
-    found = vectors([*texts])
+    encoded = vectors([*texts])
     return np.stack(
         [
-            features(found[where[hypothesis]], found[[where[s] for s in split[premise]]])
+            features(encoded[where[hypothesis]], encoded[[where[s] for s in split[premise]]])
             for premise, hypothesis in zip(premises, hypotheses, strict=True)
         ]
     )
 
 
 def probability(model: Model, batch_size: int = 32) -> Callable[..., np.ndarray]:
-    """P(entailment) of premises and hypotheses, float64 [n]; see `entailment.Probability`."""
+    """Makes P(entailment) of premises and hypotheses, float64 [n]; see `scorers.Probability`."""
     vectors = encoder(model.encoder, batch_size)
     program = jax.jit(lambda params, x: jax.nn.sigmoid(head.apply(params, x)))
 
-    def found(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    def probabilities(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
         x = of_pairs(vectors, premises, hypotheses)
-        padded = np.pad(x, ((0, -len(x) % batch_size), (0, 0)))  # Programs of one shape alone.
+        padded = np.pad(x, ((0, -len(x) % batch_size), (0, 0)))  # One shape, one compilation.
         parts = [
             np.asarray(program(model.params, padded[begin : begin + batch_size]), np.float64)
             for begin in range(0, len(padded), batch_size)
@@ -134,11 +134,11 @@ def probability(model: Model, batch_size: int = 32) -> Callable[..., np.ndarray]
         finite.require(p, params, "probabilities of the entailment model")
         return p
 
-    return found
+    return probabilities
 
 
 def save(folder: files.Path, model: Model, extra: dict[str, str] | None = None) -> None:
-    """Writes encoder and head into a folder that is not there, whole or not at all."""
+    """Writes encoder and head into a new folder, whole or not at all."""
     extra = {} if extra is None else extra
     flat = {name: np.asarray(leaf) for name, leaf in trees.named_leaves(model.params).items()}
     config = {"model_type": MODEL_TYPE, "encoder": "encoder"}
@@ -154,10 +154,10 @@ def save(folder: files.Path, model: Model, extra: dict[str, str] | None = None) 
 
 
 def load(folder: files.Path) -> Model:
-    """What `save` has written.
+    """Loads a model that `save` wrote.
 
     Raises:
-      ValueError: if a file is missing, or is not such.
+      ValueError: if a file is missing, or was not written by `save`.
       CorruptError: if the head cannot be read.
     """
     folder = pathlib.Path(folder)

@@ -1,4 +1,4 @@
-"""Pairs of texts, entailed or not, made from real documents: what an entailment model learns from.
+"""Pairs of texts, entailed or not, made from scientific papers to train entailment models.
 
 The documents are the papers of ACLSum (Takeshita et al., NAACL 2024,
 https://arxiv.org/abs/2403.05303), with sentences, summaries by experts, and which sentences those
@@ -38,22 +38,22 @@ class Paper(NamedTuple):
 
     @property
     def sentences(self) -> list[str]:
-        """All of them, in order."""
+        """All sentences, in order."""
         return [sentence for section in self.sections for sentence in section]
 
 
 class Pair(NamedTuple):
-    """An example."""
+    """A premise and a hypothesis with its label."""
 
     premise: str
     hypothesis: str
     is_entailed: bool
-    kind: str  # Of KINDS: what is entailed, or what is wrong with it.
+    kind: str  # One of KINDS: the source of an entailed hypothesis, or the fault of another.
     paper: str
 
 
 def data_folder(package: str, inside: str) -> pathlib.Path:
-    """Folder of data in an installed package, which is found and not imported.
+    """Finds the folder of data in an installed package, without importing it.
 
     Raises:
       ValueError: where it is not installed, with how to install it.
@@ -68,7 +68,7 @@ def data_folder(package: str, inside: str) -> pathlib.Path:
 
 
 def read_papers(split: Split) -> list[Paper]:
-    """The papers of a split of ACLSum: 100 to train on, 50 to choose by, 100 to test on.
+    """Reads a split of ACLSum: 100 papers to train on, 50 to validate, 100 to test on.
 
     Raises:
       ValueError: where the package `aclsum`, whose data this is, is not installed, or is damaged.
@@ -79,7 +79,7 @@ def read_papers(split: Split) -> list[Paper]:
 
 
 def paper(row: json_files.Record) -> Paper:
-    """Returns a paper as a row of ACLSum has it.
+    """Parses a row of ACLSum.
 
     Raises:
       ValueError: if the row lacks something, or has it of another type.
@@ -102,13 +102,13 @@ def paper(row: json_files.Record) -> Paper:
 def pairs(
     papers: Sequence[Paper], seed: int, *, max_words: int = 56, per_paper: int = 64
 ) -> list[Pair]:
-    """Pairs of all papers, half of them entailed, in random order.
+    """Makes pairs from all papers, half of them entailed, in random order.
 
     Args:
       papers: two at least.
-      seed: of the draws; another one makes other pairs of the same papers.
-      max_words: of a premise, by `words`; the sentence that counts is always in it.
-      per_paper: pairs to make of a paper, even.
+      seed: of the random choices.
+      max_words: most words of a premise; the sentence that entails is always in it.
+      per_paper: number of pairs a paper, even.
 
     Raises:
       ValueError: for fewer than two papers, one without a sentence to reword, or an odd number of
@@ -123,23 +123,23 @@ def pairs(
         if not any(map(_is_usual, paper.sentences)):
             raise ValueError(f"paper {paper.name!r} has no sentence of 6 to 40 words; leave it out")
     rng = np.random.default_rng(seed)
-    made = []
+    drawn = []
     for number, paper in enumerate(papers):
         others = [*papers[:number], *papers[number + 1 :]]
-        stream = _of_paper(paper, others, rng, max_words)
-        made += [pair for _ in range(per_paper // 2) for pair in next(stream)]
-    return [made[i] for i in rng.permutation(len(made))]
+        stream = _draw_pairs(paper, others, rng, max_words)
+        drawn += [pair for _ in range(per_paper // 2) for pair in next(stream)]
+    return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
 def overlap_baselines(pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pair]], np.ndarray]]:
-    """Judges that compare words alone, fitted to pairs: of n pairs how far each seems entailed.
+    """Fits two classifiers that compare words alone, as baselines.
 
-    "words" asks whether enough of the hypothesis' words are in the premise, and "logistic" is a
+    "words" thresholds the share of the hypothesis' words that are in the premise; "logistic" is a
     logistic regression on the shares of its words and of its pairs of neighbours that are, and on
     its length.
 
     Returns:
-      pairs -> float [n], by name; from 0 on a pair is said to be entailed.
+      pairs -> decision values, float [n], by name; >= 0 means entailed.
     """
     x, y = _overlaps(pairs), np.array([pair.is_entailed for pair in pairs])
     limits = np.unique(x[:, 0])
@@ -160,16 +160,16 @@ def overlap_baselines(pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pai
 
 
 def _overlaps(pairs: Sequence[Pair]) -> np.ndarray:
-    """[n, 3]: of words, of neighbours, and the number of words."""
-    found = [corruptions.coverage(pair.premise, pair.hypothesis) for pair in pairs]
+    """Returns the shares of words and of word pairs, and the log of the length, [n, 3]."""
+    shares = [corruptions.coverage(pair.premise, pair.hypothesis) for pair in pairs]
     lengths = [len(corruptions.words(pair.hypothesis)) for pair in pairs]
-    return np.concatenate([np.array(found), np.log1p(lengths)[:, None]], 1)
+    return np.concatenate([np.array(shares), np.log1p(lengths)[:, None]], 1)
 
 
-def _of_paper(
+def _draw_pairs(
     paper: Paper, others: Sequence[Paper], rng: np.random.Generator, max_words: int
 ) -> Iterator[tuple[Pair, Pair]]:
-    """Pairs without end: an entailed one, and one with the same premise that is not."""
+    """Yields, without end, an entailed pair and one with the same premise that is not."""
     pool = corruptions.pool_of(paper.sentences)
     runs = [
         (section, i)
@@ -180,7 +180,7 @@ def _of_paper(
     while True:
         if rng.random() < 0.3:
             text, behind = paper.summaries[rng.integers(len(paper.summaries))]
-            # Half of them speak as the authors do, as sentences of papers do.
+            # Summaries say "They", papers "We": so style does not tell the class.
             hypothesis = re.sub(r"\bThey\b", "We", text) if rng.random() < 0.5 else text
             premise, kind = _behind(text, behind, max_words), "summary"
         else:
@@ -197,7 +197,7 @@ def _of_paper(
 
 
 def _around(section: Sequence[str], i: int, max_words: int, rng: np.random.Generator) -> str:
-    """A sentence and those around it, on a random side as long as there is room."""
+    """Returns a sentence with its neighbours, added on random sides while there is room."""
     first, last, room = i, i, max_words - len(corruptions.words(section[i]))
     while True:
         sides = [j for j in (first - 1, last + 1) if 0 <= j < len(section)]
@@ -209,7 +209,7 @@ def _around(section: Sequence[str], i: int, max_words: int, rng: np.random.Gener
 
 
 def _behind(summary: str, sentences: Sequence[str], max_words: int) -> str:
-    """The sentences behind a summary, in order; those that share most words with it, if many."""
+    """Returns the sentences behind a summary, in order; the most similar ones if there are many."""
     room = max_words
     kept: set[int] = set()
     for i in sorted(
@@ -229,7 +229,7 @@ def _wrong(
     pool: corruptions.Pool,
     rng: np.random.Generator,
 ) -> tuple[str, str]:
-    """What does not follow from the premise, and which kind of wrong it is."""
+    """Returns a text that does not follow from the premise, and its kind of fault."""
     chance = rng.random()
     if chance < 0.12:
         return _of_another(others, rng)
@@ -239,7 +239,7 @@ def _wrong(
         for kind in ("number", *kinds) if rng.random() < 0.5 else kinds:
             if wrong := corruptions.corrupt(text, str(kind), pool, rng):
                 return wrong, str(kind)
-    # What the premise says of its own, or nearly so, would be entailed.
+    # Sentences that the premise has, or nearly has, would be entailed.
     texts = [
         s
         for s in paper.sentences
@@ -257,11 +257,11 @@ def _of_another(others: Sequence[Paper], rng: np.random.Generator) -> tuple[str,
 
 
 def _reworded(texts: Sequence[str], rng: np.random.Generator) -> str:
-    """One of the texts, reworded, with a word left; one of them has a word."""
-    while True:  # What is an aside as a whole is left as it is at times.
-        made = corruptions.reword(corruptions.draw(texts, rng), rng)
-        if corruptions.words(made):
-            return made
+    """Draws a text and rewords it until a word is left; one of them must have a word."""
+    while True:  # A sentence that is an aside as a whole may be reworded to nothing.
+        reworded = corruptions.reword(corruptions.draw(texts, rng), rng)
+        if corruptions.words(reworded):
+            return reworded
 
 
 def _is_usual(sentence: str) -> bool:

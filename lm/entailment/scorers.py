@@ -1,17 +1,17 @@
-"""Whether a document entails a text: the log-probability that an entailment model gives it.
+"""The reward of RLEF: the log-probability that a document entails a text.
 
 The reward of RLEF, Roit et al., "Factually Consistent Summarization via Reinforcement Learning
 with Textual Entailment Feedback", ACL 2023, https://arxiv.org/abs/2306.00186: log P(entailment |
-premise, hypothesis) at the last token. Long premises are read in windows, of which the one that
-entails most counts; over sentences as Laban et al., "SummaC", TACL 2022,
-https://arxiv.org/abs/2111.09525. Where we leave RLEF: the logarithm is clipped from below, for it
-has no bound, and a text without a word, which any document would entail, has the least that there
-is.
+premise, hypothesis) at the last token. A long premise is read in windows, and the largest P of
+them counts; scores of sentences are combined as in Laban et al., "SummaC", TACL 2022,
+https://arxiv.org/abs/2111.09525. Unlike in RLEF, the logarithm is clipped from below, as it has no
+bound, and a text without a word, which any document would entail, gets the least reward.
 """
 
 import collections
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,9 +22,9 @@ import scipy.special
 
 from kullback.core import files, finite, json_files, types
 from kullback.environments import tokens
-from kullback.lm import tokenizer
-from kullback.lm.entailment import bert_folder, bert_words, embeddings
+from kullback.lm.entailment import bert_folder, embeddings, pair_tokenizer
 from kullback.lm.formats import hugging_face_config
+from kullback.lm.tokenizer import Tokenizer
 
 # Premises and hypotheses, n texts each -> P(entailment), float64 [n]. No text is empty.
 Probability = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -32,7 +32,7 @@ Probability = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """How texts are read and scored."""
+    """Options of reading and scoring texts."""
 
     max_length: int = 128  # Tokens of a row: window, (a piece of) the hypothesis, special tokens.
     overlap: int = 48  # Tokens that windows share, so that no sentence is cut in both of two.
@@ -61,11 +61,11 @@ class Config:
 
 
 class Entailment(NamedTuple):
-    """An entailment model with its memory.
+    """An entailment model with a cache.
 
     `log_probability(premises, hypotheses)` -> float32 [n] in [log min_probability, 0]. `counts`
-    says of pairs (of sentences, where these are scored one by one) how many were "asked" for, and
-    how many of these were "scored": the others were remembered, or the same as another one.
+    has the number of pairs (of sentences, where these are scored one by one) that were "asked"
+    for, and of those that were "scored": the others were cached, or equal to another one.
     """
 
     config: Config
@@ -74,7 +74,7 @@ class Entailment(NamedTuple):
 
 
 def load(folder: files.Path, config: Config | None = None) -> Entailment:
-    """The model of a folder: a published NLI model of the BERT or RoBERTa family, or one of ours.
+    """Loads a published NLI model of the BERT or RoBERTa family, or one of ours.
 
     Raises:
       ValueError: if it is of another architecture, has no class "entailment", or cannot be read.
@@ -83,48 +83,49 @@ def load(folder: files.Path, config: Config | None = None) -> Entailment:
     fields = json_files.read(hugging_face_config.config_file(folder))
     if fields.get("model_type", str, None) == embeddings.MODEL_TYPE:
         model = embeddings.load(folder)
-        words, probability = model.encoder.words, embeddings.probability(model, config.batch_size)
+        tokenizer = model.encoder.tokenizer
+        probability = embeddings.probability(model, config.batch_size)
     else:
         classifier = bert_folder.load(folder)
-        words, probability = classifier.words, cross_encoder(classifier, config)
-    return make(with_tokens(probability, words), config)
+        tokenizer, probability = classifier.tokenizer, cross_encoder(classifier, config)
+    return make(with_tokens(probability, tokenizer), config)
 
 
-def with_tokens(probability: Probability, words: bert_words.Words) -> Probability:
-    """The same, and 0 for a hypothesis of no token, which is as empty as "" is.
+def with_tokens(probability: Probability, tokenizer: pair_tokenizer.PairTokenizer) -> Probability:
+    """Returns a probability that is 0 for a hypothesis without tokens, as for "".
 
     Tokenizers drop control characters and spaces of no width, which `str.strip` leaves.
     """
 
-    def found(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
+    def probability_of_tokens(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
         p = np.zeros(len(hypotheses))
-        if at := [n for n, ids in enumerate(words.encode([*hypotheses])) if ids]:
+        if at := [n for n, ids in enumerate(tokenizer.encode([*hypotheses])) if ids]:
             p[at] = probability([premises[n] for n in at], [hypotheses[n] for n in at])
         return p
 
-    return found
+    return probability_of_tokens
 
 
 def entailment_class(labels: Sequence[str]) -> int:
-    """Index of the class that means entailment, and not its absence.
+    """Returns the index of the class that means entailment.
 
     Raises:
       ValueError: if none does, or more than one.
     """
     lower = [label.lower() for label in labels]
-    found = [n for n, label in enumerate(lower) if "entail" in label and "no" not in label]
-    if len(found) != 1:
+    classes = [n for n, label in enumerate(lower) if "entail" in label and "no" not in label]
+    if len(classes) != 1:
         raise ValueError(
             f"one class must be called entailment, got {list(labels)}; name it in id2label of "
             "config.json"
         )
-    return found[0]
+    return classes[0]
 
 
 def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:
-    """Where windows begin and end, of `room` tokens each, that cover `length` tokens.
+    """Returns (begin, end) of windows of `room` tokens that cover `length` tokens.
 
-    The last one ends at the end and shares more with the one before it, if it must.
+    The last window ends with the text, and shares more tokens with the one before if need be.
     """
     if length <= room:
         return [(0, length)]
@@ -133,7 +134,7 @@ def windows(length: int, room: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probability:
-    """P by a classifier that reads premise and hypothesis together.
+    """Makes P(entailment) from a classifier that reads premise and hypothesis together.
 
         P = min over pieces of the hypothesis of (max over windows of the premise of P(entailment))
 
@@ -143,16 +144,16 @@ def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probabi
     Raises:
       ValueError: if no class is entailment, rows are longer than the model's, or it reads no pairs.
     """
-    model, words = classifier.model, classifier.words
-    words.check_pairs()
-    chosen = entailment_class(model.config.labels)
+    model, tokenizer = classifier.model, classifier.tokenizer
+    tokenizer.check_pairs()
+    entailed = entailment_class(model.config.labels)
     if config.max_length > model.config.max_length:
         raise ValueError(
             f"max_length must be <= {model.config.max_length}, the model's, got {config.max_length}"
         )
     logits = jax.jit(model.logits)
 
-    def program(rows: bert_words.Rows) -> types.Array:
+    def program(rows: pair_tokenizer.Rows) -> types.Array:
         return logits(classifier.params, *rows)
 
     half = config.max_length // 2
@@ -160,23 +161,23 @@ def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probabi
     def probability(premises: Sequence[str], hypotheses: Sequence[str]) -> np.ndarray:
         # Rows of a batch often share a document.
         known = {text: n for n, text in enumerate(dict.fromkeys(premises))}
-        documents = words.encode([*known])
-        rows: list[bert_words.Text] = []
+        documents = tokenizer.encode([*known])
+        rows: list[pair_tokenizer.Text] = []
         ends: list[list[int]] = []  # By pair: where the rows of each piece end.
-        for premise, ids in zip(premises, words.encode([*hypotheses]), strict=True):
+        for premise, ids in zip(premises, tokenizer.encode([*hypotheses]), strict=True):
             document, marks = documents[known[premise]], []
             for begin in range(0, max(1, len(ids)), half):
                 piece = ids[begin : begin + half]
-                room = config.max_length - words.num_special - len(piece)
+                room = config.max_length - tokenizer.num_special - len(piece)
                 cuts = windows(len(document), room, config.overlap)
                 rows += [(document[first:last], piece) for first, last in cuts]
                 marks.append(len(rows))
             ends.append(marks)
-        found = bert_words.in_batches(
-            program, words, rows, max_length=config.max_length, batch_size=config.batch_size
+        scores = pair_tokenizer.in_batches(
+            program, tokenizer, rows, max_length=config.max_length, batch_size=config.batch_size
         )
-        finite.require(found, classifier.params, "logits of the entailment model")
-        p = scipy.special.softmax(found.astype(np.float64), -1)[:, chosen]
+        finite.require(scores, classifier.params, "logits of the entailment model")
+        p = scipy.special.softmax(scores.astype(np.float64), -1)[:, entailed]
         least, begin = [], 0
         for marks in ends:
             best = []
@@ -190,7 +191,7 @@ def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probabi
 
 
 def make(probability: Probability, config: Config | None = None) -> Entailment:
-    """An entailment model of what gives P for pairs of texts."""
+    """Makes an entailment model of a function that gives P for pairs of texts."""
     config = config or Config()
     memory: collections.OrderedDict[bytes, float] = collections.OrderedDict()
     counts: collections.Counter[str] = collections.Counter(asked=0, scored=0)
@@ -206,44 +207,42 @@ def make(probability: Probability, config: Config | None = None) -> Entailment:
                 f"premises and hypotheses must be as many, got {len(premises)} and "
                 f"{len(hypotheses)}"
             )
-        asked = [
+        pairs = [
             [(_key(premise, part), premise, part) for part in parts(hypothesis)]
             for premise, hypothesis in zip(premises, hypotheses, strict=True)
         ]
         known: dict[bytes, float] = {}
-        wanted: dict[bytes, tuple[str, str]] = {}
-        for key, premise, part in (one for of_pair in asked for one in of_pair):
+        unknown: dict[bytes, tuple[str, str]] = {}
+        for key, premise, part in itertools.chain.from_iterable(pairs):
             counts["asked"] += 1
             if key in memory:
                 memory.move_to_end(key)
                 known[key] = memory[key]
             else:
-                wanted[key] = premise, part
-        if wanted:
-            found = probability(*zip(*wanted.values(), strict=True))
-            known |= zip(wanted, map(float, found), strict=True)
-            counts["scored"] += len(wanted)
-            memory.update((key, known[key]) for key in wanted)
+                unknown[key] = premise, part
+        if unknown:
+            scores = probability(*zip(*unknown.values(), strict=True))
+            known |= zip(unknown, map(float, scores), strict=True)
+            counts["scored"] += len(unknown)
+            memory.update((key, known[key]) for key in unknown)
             while len(memory) > config.cache_size:
                 memory.popitem(last=False)
         join = np.mean if config.aggregation == "mean" else np.min
-        p = [join([known[key] for key, *_ in of_pair]) if of_pair else 0.0 for of_pair in asked]
+        p = [join([known[key] for key, *_ in pair]) if pair else 0.0 for pair in pairs]
         clipped = np.clip(np.array(p, np.float64), config.min_probability, 1.0)
         return np.log(clipped).astype(np.float32)
 
     return Entailment(config, log_probability, counts)
 
 
-def scorer(
-    entailment: Entailment, words: tokenizer.Tokenizer, name: str = "entailment"
-) -> tokens.Scorer:
-    """What completions are worth by their entailment; its context is each row's document.
+def scorer(entailment: Entailment, tokenizer: Tokenizer, name: str = "entailment") -> tokens.Scorer:
+    """Makes a reward of completions by their entailment; its context is each row's document.
 
     A completion that was cut is scored as far as it goes; `tokens.scored` has a penalty for it.
 
     Args:
       entailment: the model.
-      words: the policy's tokenizer, by which completions become texts.
+      tokenizer: the policy's tokenizer, by which completions become texts.
       name: of the scorer.
     """
 
@@ -252,7 +251,7 @@ def scorer(
         rows = zip(np.asarray(completion.tokens), np.asarray(completion.is_answer), strict=True)
         # A model's table may have more rows than the tokenizer has pieces.
         texts = [
-            words.decode(i for i in row[mask].tolist() if i < words.vocab_size)
+            tokenizer.decode(i for i in row[mask].tolist() if i < tokenizer.vocab_size)
             for row, mask in rows
         ]
         return entailment.log_probability(context, texts)
@@ -261,12 +260,12 @@ def scorer(
 
 
 def floor(config: Config) -> float:
-    """The least reward, log min_probability."""
+    """Returns the least reward, log min_probability."""
     return math.log(config.min_probability)
 
 
 def _key(premise: str, hypothesis: str) -> bytes:
-    # Lengths first, or two pairs of one joined text would be one.
+    # The length comes first, or "ab" + "c" and "a" + "bc" would have one key.
     parts = [text.encode("utf-8", "surrogatepass") for text in (premise, hypothesis)]
     digest = hashlib.blake2b(len(parts[0]).to_bytes(8, "big"), digest_size=16)
     for part in parts:

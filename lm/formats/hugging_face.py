@@ -47,19 +47,19 @@ LAYER = {
 
 
 class Report(NamedTuple):
-    """What was in a folder."""
+    """Summary of the tensors in a folder."""
 
-    num_tensors: int  # Read.
-    num_bytes: int  # Of them, in the files.
+    num_tensors: int  # Tensors read.
+    num_bytes: int  # Their size in the files.
     num_skipped: int  # Tensors of the vision tower and its projector.
-    dtypes: tuple[str, ...]  # In the files, by safetensors' names: ("BF16",).
+    dtypes: tuple[str, ...]  # Their types in the files, by safetensors' names: ("BF16",).
 
 
 class _Leaf(NamedTuple):
-    """Where the numbers of one of our parameters are."""
+    """The tensors of a file that hold one of our parameters."""
 
     names: list[str]  # Tensors, without prefix; in the order of the layer axis.
-    shape: tuple[int, ...]  # Of each of them in the file.
+    shape: tuple[int, ...]  # Of each tensor in the file.
     transposed: bool
     stacked: bool
 
@@ -163,7 +163,7 @@ def save(
 
 
 def _leaves(config: gemma.Config) -> tuple[dict[str, _Leaf], dict[str, jax.ShapeDtypeStruct]]:
-    """Every parameter by its path, as the file has it and as we have it."""
+    """Returns every parameter by its path, as the file has it and as we have it."""
     like = trees.named_leaves(jax.eval_shape(gemma.make(config).init, jax.random.key(0)))
     leaves = {
         "embedding": _Leaf(["embed_tokens.weight"], like["embedding"].shape, False, False),
@@ -184,7 +184,7 @@ def _leaves(config: gemma.Config) -> tuple[dict[str, _Leaf], dict[str, jax.Shape
 def _sort(
     folder: pathlib.Path, tensors: dict[str, tensor_files.Tensor]
 ) -> tuple[dict[str, str], str | None, int]:
-    """Text tensors {name without prefix: name}, the unembedding's name if any, how many else."""
+    """Sorts names: text tensors {without prefix: name}, unembedding or None, number of others."""
     text: dict[str, str] = {}
     head, num_skipped, unknown = None, 0, []
     for name in tensors:
@@ -267,7 +267,7 @@ def _check_head(
 def _read(
     leaf: _Leaf, tensors: list[tensor_files.Tensor], like: jax.ShapeDtypeStruct, dtype: str
 ) -> np.ndarray:
-    """The numbers of one parameter."""
+    """Reads the numbers of one parameter."""
     target = np.empty(like.shape, jax.numpy.dtype(dtype))
     for i, tensor in enumerate(tensors):
         part = target[i] if leaf.stacked else target
@@ -282,7 +282,7 @@ def _read(
 
 
 def _nest(named: dict[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
+    """Nests a tree by the slashes of its names: {"a/b": x} -> {"a": {"b": x}}."""
     tree: dict[str, Any] = {}
     for path, leaf in named.items():
         *parents, last = path.split("/")

@@ -42,7 +42,7 @@ FIXED: dict[str, Any] = {
 
 
 def read(folder: files.Path, dtype: str = "float32") -> gemma.Config:
-    """The configuration of a folder.
+    """Reads the configuration of a folder.
 
     The tokens that end a text are those of generation_config.json if it names any, as in
     transformers: tuned models stop at the end of a turn too.
@@ -99,7 +99,7 @@ def config_file(folder: files.Path) -> pathlib.Path:
 
 
 def to_json(config: gemma.Config, dtype: str) -> dict[str, Any]:
-    """The fields of config.json for Gemma3ForCausalLM, in both dialects.
+    """Returns the fields of config.json for Gemma3ForCausalLM, in both dialects.
 
     Args:
       config: the model.
@@ -150,7 +150,7 @@ def to_json(config: gemma.Config, dtype: str) -> dict[str, Any]:
 
 
 def generation_to_json(config: gemma.Config) -> dict[str, Any]:
-    """The fields of generation_config.json: the special tokens."""
+    """Returns the fields of generation_config.json: the special tokens."""
     eos = list(config.eos_ids)
     return {
         "bos_token_id": config.bos_id,
@@ -160,13 +160,13 @@ def generation_to_json(config: gemma.Config) -> dict[str, Any]:
 
 
 def _first_id(sources: Sequence[json_files.Record], name: str, default: int) -> int:
-    """Returns the id that the first of some objects says, if one does; null says nothing."""
+    """Returns the id that the first object with one gives; null is no id."""
     said = (fields.get(name, int, None) for fields in sources)
     return next((one for one in said if one is not None), default)
 
 
 def _ends(sources: Sequence[json_files.Record]) -> tuple[int, ...]:
-    """Returns the ids that end a text, as the first of some objects that says any says them."""
+    """Returns the ids that end a text, from the first object that has any."""
     for fields in sources:
         said = fields.get("eos_token_id", (int, list), None)
         if said is not None:
@@ -176,7 +176,7 @@ def _ends(sources: Sequence[json_files.Record]) -> tuple[int, ...]:
 
 
 def _rope(text: json_files.Record) -> dict[str, float]:
-    """Bases and factor of the rotary positions, of either dialect, which must not disagree."""
+    """Reads bases and factor of the rotary positions; the two dialects must not disagree."""
     empty = json_files.Record(text.file, (), {})
     parameters = text.record("rope_parameters", None) or empty
     if not set(parameters.values) <= {LOCAL, GLOBAL}:
@@ -223,7 +223,7 @@ def _rope(text: json_files.Record) -> dict[str, float]:
 
 
 def _pattern(text: json_files.Record, num_layers: int) -> int:
-    """Every how many layers one is global; layer_types decide if they are there."""
+    """Reads the period of global layers; layer_types decide if they are there."""
     said = text.get("sliding_window_pattern", int, 6)
     kinds = text.list_of("layer_types", str, None)
     if kinds is None:

@@ -27,7 +27,7 @@ _PIECE = 1 << 19
 
 
 def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a folder by name, without an unembedding that is tied to the embedding.
+    """Opens the tensors of a folder by name, leaving out an unembedding tied to the embedding.
 
     Args:
       folder: with model.safetensors, or shards and their index.
@@ -40,7 +40,7 @@ def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
 
 
 def read(folder: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of a folder by name, all of them; otherwise as `open_folder`."""
+    """Opens all tensors of a folder by name; otherwise as `open_folder`."""
     found = folders.present(folder, (INDEX,))
     if INDEX not in found:
         if not os.path.lexists(folder / WEIGHTS):
@@ -92,7 +92,7 @@ def _without_tied_head(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict
         return tensors
     found = folders.present(folder, ("config.json",)).get("config.json")
     config = json_files.Record("", (), {}) if found is None else json_files.read(found)
-    # Tied, unless said otherwise.
+    # Gemma's are tied by default.
     is_gemma = config.get("model_type", str, "").startswith("gemma")
     if not config.get("tie_word_embeddings", bool, is_gemma):
         return tensors
@@ -101,11 +101,11 @@ def _without_tied_head(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict
     return {name: tensor for name, tensor in tensors.items() if name != head}
 
 
-def equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same bytes."""
-    if one[1:3] != other[1:3]:
+def equal(first: Tensor, second: Tensor) -> bool:
+    """Returns whether two tensors have the same bytes."""
+    if first[1:3] != second[1:3]:
         return False
-    both = [tensor.data.view(np.uint8) for tensor in (one, other)]
+    both = [tensor.data.view(np.uint8) for tensor in (first, second)]
     starts = range(0, len(both[0]), _CHUNK)
     return all(np.array_equal(both[0][i : i + _CHUNK], both[1][i : i + _CHUNK]) for i in starts)
 
@@ -113,11 +113,11 @@ def equal(one: Tensor, other: Tensor) -> bool:
 def check_alike(
     names: Sequence[str], opened: Sequence[dict[str, Tensor]], *, padded: bool = False
 ) -> None:
-    """Refuses models of which a tensor differs in name, type or shape, or is no float and differs.
+    """Refuses models whose tensors differ in name, type or shape, or in value if not floats.
 
     Args:
-      names: of the models, as messages call them.
-      opened: tensors of each.
+      names: of the models, for messages.
+      opened: tensors of each model.
       padded: whether tables of tokens may have other numbers of rows.
 
     Raises:
@@ -142,7 +142,7 @@ def check_alike(
 
 
 def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
-    """What a file of these tensors, in this order, begins with, and where each begins in it."""
+    """Returns the safetensors header of these tensors, and the byte offset of each."""
     ends = list(itertools.accumulate(tensor.data.nbytes for tensor in tensors.values()))
     begins = dict(zip(tensors, [0, *ends[:-1]], strict=True))
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -73,7 +73,7 @@ def from_json(data: bytes, file: str) -> Vocabulary:
 
 
 def read_library(record: json_files.Record, data: bytes) -> Any:
-    """Returns what the tokenizers library makes of a tokenizer.json.
+    """Returns the tokenizers library's object for a tokenizer.json.
 
     Args:
       record: what the file holds.
@@ -208,7 +208,7 @@ def _check_ids(model: json_files.Record, record: json_files.Record, size: int) -
 
 
 def _piece_decoder(decoder: json_files.Record | None, file: str) -> Callable[[str], bytes]:
-    """Returns how pieces become bytes, from the `decoder` of a tokenizer.json."""
+    """Returns the function from pieces to bytes of a tokenizer.json's `decoder`."""
     steps = [] if decoder is None else [decoder]
     if decoder is not None and decoder.get("type", str, None) == "Sequence":
         steps = decoder.records("decoders")

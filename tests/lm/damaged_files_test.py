@@ -10,7 +10,7 @@ import pytest
 
 from kullback.core import json_files, weights
 from kullback.lm import data, folder_meaning, gemma, preferences, tokenizer
-from kullback.lm.entailment import bert_folder, bert_words, faithfulness
+from kullback.lm.entailment import bert_folder, faithfulness, pair_tokenizer
 from kullback.lm.formats import hugging_face_config, tensor_files
 from tests import damage
 
@@ -70,7 +70,7 @@ def test_berts_tokenizer(kind: str, tmp_path: pathlib.Path):
         path = tmp_path / "tokenizer_config.json"
         fields = {"do_lower_case": True, "strip_accents": None, "tokenize_chinese_chars": True}
         path.write_text(json.dumps(fields))
-    damage.check(path, lambda: bert_words.read(tmp_path, config).encode(["it is"]), most=400)
+    damage.check(path, lambda: pair_tokenizer.read(tmp_path, config).encode(["it is"]), most=400)
 
 
 def test_a_classifiers_regular_expression_without_end_is_a_line(tmp_path: pathlib.Path):
@@ -82,9 +82,9 @@ def test_a_classifiers_regular_expression_without_end_is_a_line(tmp_path: pathli
         "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False,
     }  # fmt: skip
     path.write_text(json.dumps(fields))
-    words = bert_words.read(tmp_path, bert_folder.read_config(tmp_path))
+    pairs = pair_tokenizer.read(tmp_path, bert_folder.read_config(tmp_path))
     with pytest.raises(ValueError, match=r"tokenizer\.json: it cannot encode a text that begins"):
-        words.encode(["a" * 40 + "c"])
+        pairs.encode(["a" * 40 + "c"])
 
 
 @pytest.fixture

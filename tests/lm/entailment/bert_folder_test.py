@@ -43,7 +43,7 @@ def test_what_is_written_reads_back_and_has_the_tensors_that_were_read(kind, tmp
     again = bert_folder.load(tmp_path / "out")
     assert again.model.config == read.model.config
     assert_equal(again.params, read.params)
-    assert again.words.encode(["A cat."]) == read.words.encode(["A cat."])
+    assert again.tokenizer.encode(["A cat."]) == read.tokenizer.encode(["A cat."])
     old, new = (
         safetensors_numpy.load_file(folder / "model.safetensors")
         for folder in (FIXTURES / kind, tmp_path / "out")

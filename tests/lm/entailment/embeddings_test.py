@@ -42,8 +42,8 @@ def test_vectors_are_means_over_tokens_of_norm_1():
     found = embeddings.encoder(CLASSIFIER, 4)(TEXTS)
     assert found.shape == (len(TEXTS), DIM) and found.dtype == np.float32
     for text, vector in [*zip(TEXTS, found, strict=True)][2:4]:
-        (ids,) = CLASSIFIER.words.encode([text])
-        rows = CLASSIFIER.words.rows([(ids,)], len(ids) + 2)  # Without padding.
+        (ids,) = CLASSIFIER.tokenizer.encode([text])
+        rows = CLASSIFIER.tokenizer.rows([(ids,)], len(ids) + 2)  # Without padding.
         assert rows.mask.all()
         mean = np.mean(features(CLASSIFIER.params, *rows)[0], 0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-6)

@@ -16,7 +16,7 @@ import pytest
 import scipy.special
 
 from kullback.environments import tokens
-from kullback.lm.entailment import bert_folder, bert_words, scorers
+from kullback.lm.entailment import bert_folder, pair_tokenizer, scorers
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 KINDS = ("bert", "roberta")
@@ -47,27 +47,27 @@ def test_windows_cover_all_and_overlap(length: int, room: int, overlap: int, dat
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_token_of_a_hypothesis_is_unread(kind: str, monkeypatch: pytest.MonkeyPatch):
     classifier = bert_folder.load(FIXTURES / kind)
-    words, read = classifier.words, []
+    tokenizer, read = classifier.tokenizer, []
 
-    def note(program, words, texts, *, max_length, batch_size):
+    def note(program, tokenizer, texts, *, max_length, batch_size):
         read.extend(texts)
         return np.zeros((len(texts), 3))
 
-    monkeypatch.setattr(bert_words, "in_batches", note)
+    monkeypatch.setattr(pair_tokenizer, "in_batches", note)
     probability = scorers.cross_encoder(classifier, SHORT)
     for text in TEXTS:
         read.clear()
         probability([DOCUMENT], [text])
-        document, ids = words.encode([DOCUMENT, text])
+        document, ids = tokenizer.encode([DOCUMENT, text])
         pieces: list[list[int]] = []
         for first, second in read:
-            assert len(first) + len(second) + words.num_special <= SHORT.max_length
+            assert len(first) + len(second) + tokenizer.num_special <= SHORT.max_length
             if not pieces or second != pieces[-1]:
                 pieces.append(second)
         assert [token for piece in pieces for token in piece] == ids
         for piece in pieces:
             windows = [first for first, second in read if second == piece]
-            room = SHORT.max_length - words.num_special - len(piece)
+            room = SHORT.max_length - tokenizer.num_special - len(piece)
             cuts = scorers.windows(len(document), room, SHORT.overlap)
             assert windows == [document[begin:end] for begin, end in cuts]
 
@@ -75,22 +75,22 @@ def test_no_token_of_a_hypothesis_is_unread(kind: str, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("kind", KINDS)
 def test_least_over_pieces_of_the_most_over_windows_by_single_calls(kind: str):
     classifier = bert_folder.load(FIXTURES / kind)
-    words, logits_of = classifier.words, jax.jit(classifier.model.logits)
+    tokenizer, logits_of = classifier.tokenizer, jax.jit(classifier.model.logits)
     premises = [DOCUMENT, DOCUMENT, "A cat.", "Dogs. " * 20, ""]
     hypotheses = [*TEXTS, TEXTS[1], TEXTS[0]]
 
     def single(first: list[int], second: list[int]) -> float:
-        rows = words.rows([(first, second)], SHORT.max_length)
+        rows = tokenizer.rows([(first, second)], SHORT.max_length)
         logits = np.float64(logits_of(classifier.params, *rows)[0])
         return scipy.special.softmax(logits)[1]  # "entailment".
 
     expected, several = [], 0
     for premise, text in zip(premises, hypotheses, strict=True):
-        document, ids = words.encode([premise, text])
+        document, ids = tokenizer.encode([premise, text])
         pieces = [ids[n : n + 16] for n in range(0, len(ids), 16)]
         of_pieces = []
         for piece in pieces:
-            room = 32 - words.num_special - len(piece)
+            room = 32 - tokenizer.num_special - len(piece)
             cuts = scorers.windows(len(document), room, 5)
             of_pieces.append(max(single(document[a:b], piece) for a, b in cuts))
             several += len(cuts) > 1
@@ -227,8 +227,8 @@ def test_a_published_model_is_read_from_its_folder(kind: str):
 
 def test_a_scorer_reads_the_text_of_each_answer():
     model, asked = counted(scorers.Config(), lambda premise, text: 0.25)
-    words = SimpleNamespace(decode=lambda ids: " ".join(f"w{i}" for i in ids), vocab_size=8)
-    scorer = scorers.scorer(model, words)  # pyright: ignore[reportArgumentType]  # Enough of one.
+    tokenizer = SimpleNamespace(decode=lambda ids: " ".join(f"w{i}" for i in ids), vocab_size=8)
+    scorer = scorers.scorer(model, tokenizer)  # pyright: ignore[reportArgumentType]  # Enough of one.
     assert not scorer.is_compiled
     ids = np.array([[1, 2, 3, 0], [4, 9, 5, 6]])  # The tokenizer has no 9.
     mask = np.array([[True, True, False, False], [True, True, True, True]])

@@ -24,7 +24,7 @@ LENGTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 class Rows(NamedTuple):
-    """What `bert.Model` takes, [B, T] each."""
+    """Arguments of `bert.Model`, [B, T] each."""
 
     token_ids: np.ndarray  # int32.
     mask: np.ndarray  # bool; False is padding, on the right.
@@ -35,7 +35,7 @@ Text = tuple[Sequence[int], ...]  # Plain ids of one text, or of a first and a s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Words:
+class PairTokenizer:
     """A tokenizer of pairs."""
 
     encode: Callable[[Sequence[str]], list[list[int]]] = dataclasses.field(repr=False)  # Plain ids.
@@ -48,7 +48,7 @@ class Words:
 
     @property
     def num_special(self) -> int:
-        """Special tokens of a pair."""
+        """Number of special tokens in a pair."""
         return 4 if self.kind == "roberta" else 3
 
     def check_pairs(self) -> None:
@@ -60,7 +60,7 @@ class Words:
             )
 
     def rows(self, texts: Sequence[Text], length: int) -> Rows:
-        """Texts of ids as rows of `length`; a pair's are (first, second), a single one's (first,).
+        """Pads texts of ids to rows of `length`; pairs are (first, second), single texts (first,).
 
         The first text of a row that is too long loses its end; the second one is kept whole.
 
@@ -95,20 +95,20 @@ class Words:
 
 def in_batches(
     program: Callable[[Rows], Any],
-    words: Words,
+    tokenizer: PairTokenizer,
     texts: Sequence[Text],
     *,
     max_length: int,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """What a program makes of texts, in their order, [n, ...].
+    """Runs a program on batches of texts and returns its results in their order, [n, ...].
 
     Rows of about one length go together, padded to one of LENGTHS; what is left over of a length is
     filled up to a quarter of a batch or a whole one. So a program is compiled for few shapes.
 
     Args:
       program: rows -> [B, ...], which may depend on no other row.
-      words: whose ids the texts are.
+      tokenizer: makes the rows.
       texts: one at least; of a longer one than `max_length` the first part loses its end.
       max_length: tokens of a row, special ones included.
       batch_size: rows at once, a multiple of 4.
@@ -116,7 +116,7 @@ def in_batches(
     sizes = [*(n for n in LENGTHS if n < max_length), max_length]
     by_size: dict[int, list[int]] = {}
     for n, text in enumerate(texts):
-        needed = sum(map(len, text)) + (words.num_special if len(text) > 1 else 2)
+        needed = sum(map(len, text)) + (tokenizer.num_special if len(text) > 1 else 2)
         size = next((size for size in sizes if size >= needed), max_length)
         by_size.setdefault(size, []).append(n)
     found: list[Any] = [None] * len(texts)
@@ -125,14 +125,14 @@ def in_batches(
             part = members[begin : begin + batch_size]
             count = batch_size // 4 if len(part) <= batch_size // 4 else batch_size
             filled = [texts[n] for n in part] + [texts[part[0]]] * (count - len(part))
-            out = np.asarray(program(words.rows(filled, size)))
+            out = np.asarray(program(tokenizer.rows(filled, size)))
             for n, row in zip(part, out, strict=False):
                 found[n] = row
     return np.stack(found)
 
 
-def read(folder: files.Path, config: bert.Config) -> Words:
-    """The tokenizer of a folder.
+def read(folder: files.Path, config: bert.Config) -> PairTokenizer:
+    """Reads the tokenizer of a folder.
 
     Raises:
       ValueError: if there is none, or it lacks the special tokens of its kind.
@@ -166,7 +166,7 @@ def read(folder: files.Path, config: bert.Config) -> Words:
         found = inner.encode_batch([*texts], add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
-    return Words(
+    return PairTokenizer(
         encode=encode,
         first_id=first_id,
         end_id=end_id,
