@@ -1,4 +1,4 @@
-"""Archives of arrays, NumPy's .npz, that are read only as far as what they claim is there.
+"""Readers of NumPy's .npz archives, which check each claimed size before reading.
 
 An archive says how long each of its files is, and each file of what shape its array. NumPy believes
 both and asks for the memory first. Here claims are held against the length of the archive, against

@@ -42,16 +42,16 @@ __all__ = [
     "whole",
 ]
 
-BLOCK = 1 << 16  # Numbers at a time of a NumPy array: what is computed with stays in the cache.
-# Of a dot product: more than 10,000 numbers OpenBLAS gives to threads of its own, which wait for
-# each other when the caller has threads too: 317 s in place of 12 where others used the cores.
+BLOCK = 1 << 16  # Numbers of a NumPy array that are computed at a time, so that they stay cached.
+# Length of a dot product. OpenBLAS gives one of more than 10,000 numbers to its own threads, which
+# wait for each other if the caller has threads too: 317 s instead of 12 on busy cores.
 ROW = 1 << 13
-# cos Omega below this: the vectors are opposite, and no plane is theirs.
+# Below this cos Omega vectors count as opposite, and do not span a plane.
 OPPOSITE = -1 + 5e-13  # sin Omega < 1e-6.
 
 
 class Group(NamedTuple):
-    """Parameters that are one vector to `slerp`: all leaves whose groups have the same name."""
+    """A set of leaves that `slerp` concatenates into one vector: leaves with equal `name`."""
 
     name: str
     is_stacked: bool = False  # Each index of the leaf's first axis is a group of its own.
@@ -61,23 +61,23 @@ GroupOf = Callable[[str], Group]  # Path of a leaf, "mlp/linear/w", -> its group
 
 
 def by_tensor(path: str) -> Group:
-    """Each leaf by itself."""
+    """Makes each leaf a group of its own."""
     return Group(path)
 
 
 def by_module(path: str) -> Group:
-    """Leaves of a module together: the layers of a Haiku network whose layers are not stacked."""
+    """Makes one group of a module's leaves, a layer of a Haiku network without stacked layers."""
     return Group(path.rpartition("/")[0] or path)
 
 
 def whole(path: str) -> Group:
-    """All leaves as one vector."""
+    """Makes one group of all leaves."""
     del path
     return Group("")
 
 
 def ema(average: types.Params, params: types.Params, rate: float) -> types.Params:
-    """(1 - mu) average + mu params: the target of DQN's followers, and WARP's anchor.
+    """Returns (1 - mu) average + mu params: a moving target of DQN's family, or WARP's anchor.
 
     Args:
       average: what follows; keep it in float32 even if params are bfloat16, or mu (theta -
@@ -105,7 +105,7 @@ def check_rate(rate: float) -> None:
 
 
 def mean_weights(num_models: int, weights: Sequence[float] | None = None) -> np.ndarray:
-    """w_m / sum_n w_n, float64 [M]; uniform if None.
+    """Returns w_m / sum_n w_n, float64 [M]; uniform if None.
 
     Raises:
       ValueError: if there is not one weight >= 0 a model, or their sum is 0 or not finite.
@@ -122,7 +122,7 @@ def mean_weights(num_models: int, weights: Sequence[float] | None = None) -> np.
 
 
 def ema_weights(num_models: int, rate: float) -> np.ndarray:
-    """What each of M parameters in turn counts in their moving average, float64 [M].
+    """Returns the weights of M successive parameters in their moving average, float64 [M].
 
     It starts at the first: w_1 = (1 - mu)^(M-1), w_m = mu (1 - mu)^(M-m).
     """
@@ -132,7 +132,7 @@ def ema_weights(num_models: int, rate: float) -> np.ndarray:
 
 
 def slerp_weights(gram: Any, t: float | None = None) -> Any:
-    """What each task vector counts in their spherical interpolation (WARP, appendix B.3).
+    """Returns the weights of task vectors in their spherical interpolation (WARP, appendix B.3).
 
         slerp_m = sin((1 - lambda) Omega) / sin(Omega) slerp_{m-1}
                   + sin(lambda Omega) / sin(Omega) delta_m,    lambda = 1 / m
@@ -171,7 +171,7 @@ def slerp_weights(gram: Any, t: float | None = None) -> Any:
 
 
 def from_base(weights: Any, eta: float = 1.0) -> Any:
-    """Weights of [theta_0, theta_1 .. theta_M] from those of task vectors, [..., M] -> [..., M+1].
+    """Turns weights of task vectors into weights of [theta_0, ..., theta_M], [..., M + 1].
 
     theta_0 + eta sum_m w_m (theta_m - theta_0): LITI toward the base, exact at eta = 0.
     """
@@ -181,7 +181,7 @@ def from_base(weights: Any, eta: float = 1.0) -> Any:
 
 
 def mean(models: Sequence[types.Params], weights: Sequence[float] | None = None) -> types.Params:
-    """The weighted mean of parameters, leaf by leaf; WARM's is the uniform one.
+    """Returns the weighted mean of parameters, leaf by leaf; WARM's is the uniform one.
 
     Raises:
       ValueError: if the trees differ, a leaf is not floating, or weights are no weights.
@@ -191,7 +191,7 @@ def mean(models: Sequence[types.Params], weights: Sequence[float] | None = None)
 
 
 def liti(base: types.Params, params: types.Params, eta: float) -> types.Params:
-    """Linear interpolation toward the initialisation: (1 - eta) base + eta params.
+    """Interpolates linearly towards the initialisation: (1 - eta) base + eta params.
 
     Args:
       base: theta_0; the result at eta = 0.
@@ -219,7 +219,7 @@ def slerp(
     t: float | None = None,
     group_of: GroupOf = by_module,
 ) -> types.Params:
-    """Spherical interpolation of task vectors, group by group; see `slerp_weights`.
+    """Interpolates task vectors spherically, group by group; see `slerp_weights`.
 
     Args:
       models: theta_1 .. theta_M; with M > 2 the order matters a little.
@@ -247,7 +247,7 @@ def slerp(
 def cosines(
     models: Sequence[types.Params], base: types.Params | None, group_of: GroupOf = by_module
 ) -> dict[str, np.ndarray]:
-    """Cosine of each two task vectors by group, float64 [M, M], of a stacked one [P, M, M].
+    """Returns cosines between task vectors by group, float64 [M, M], or [P, M, M] of stacked ones.
 
     Of a vector that is 0 it is NaN. The trees must be concrete.
     """
@@ -257,7 +257,7 @@ def cosines(
 
 
 def cosine(gram: np.ndarray) -> np.ndarray:
-    """Cosines from a Gram matrix, [..., M, M] both; NaN where a vector is 0."""
+    """Returns cosines from a Gram matrix, [..., M, M] both; NaN where a vector is 0."""
     norms = np.sqrt(np.diagonal(gram, axis1=-2, axis2=-1))
     scale = norms[..., :, None] * norms[..., None, :]
     return np.divide(gram, scale, out=np.full_like(gram, np.nan), where=scale > 0)
@@ -324,14 +324,14 @@ def _flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndar
 
 
 def _wide(dtype: Any) -> np.dtype:
-    """The type to compute in: at least float32."""
+    """Returns the type to compute in: at least float32."""
     return np.promote_types(dtype, np.float32)
 
 
 def _grams(
     models: Sequence[types.Params], base: types.Params | None, group_of: GroupOf
 ) -> dict[Group, Any]:
-    """Gram matrix of the task vectors of each group, float64, [M, M] or [P, M, M]."""
+    """Returns the Gram matrix of the task vectors of each group, float64, [M, M] or [P, M, M]."""
     first, *others = _alike(models if base is None else [*models, base])
     grams: dict[Group, Any] = {}
     for path, leaf in first.items():
@@ -354,13 +354,13 @@ def _leaf_gram(models: Sequence[Any], base: Any, *, is_stacked: bool) -> Any:
 
 
 def _row(leaf: np.ndarray, p: int | None) -> np.ndarray:
-    """Index p of the first axis, or all of a leaf, flat; a view where its memory allows."""
+    """Returns index p of the first axis of a leaf, or all of it, flat; a view where possible."""
     return (leaf if p is None else leaf[p : p + 1]).reshape(-1)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _jax_gram(models: tuple[Any, ...], base: Any, is_stacked: bool) -> jax.Array:
-    """In one program, so that no float64 copy of a leaf is made."""
+    """Computes a Gram matrix in one program, so that no float64 copy of a leaf is made."""
     axes = tuple(range(is_stacked, models[0].ndim))
     wide = [jnp.asarray(x, jnp.float64) for x in models]
     tasks = wide if base is None else [x - jnp.asarray(base, jnp.float64) for x in wide]
@@ -369,7 +369,7 @@ def _jax_gram(models: tuple[Any, ...], base: Any, is_stacked: bool) -> jax.Array
 
 
 def _blend(parts: Sequence[types.Params], weights_of: Callable[[str], Any]) -> types.Params:
-    """sum_k w_k parts_k; weights_of(path) -> (w [K] or [P, K], whether it is the latter)."""
+    """Returns sum_k w_k parts_k; weights_of(path) -> (w [K] or [P, K], whether w is [P, K])."""
     named = _alike(parts)
     leaves = []
     with jax.enable_x64(True):  # For the weights, until they meet a leaf.
@@ -402,7 +402,7 @@ def _jax_combine(parts: tuple[Any, ...], weights: jax.Array, is_stacked: bool) -
 
 
 def _alike(parts: Sequence[types.Params]) -> list[dict[str, Any]]:
-    """Leaves of each tree by path.
+    """Returns the leaves of each tree by path, which must be alike.
 
     Raises:
       ValueError: for the first that differs between trees, or is not floating.
@@ -412,8 +412,8 @@ def _alike(parts: Sequence[types.Params]) -> list[dict[str, Any]]:
     first, *others = (trees.named_leaves(tree) for tree in parts)
     _check_floating(first)
     for number, other in enumerate(others, 2):
-        found = {path: trees.describe(path, leaf) for path, leaf in other.items()}
-        trees.check_alike(f"tree {number}", found, first)
+        described = {path: trees.describe(path, leaf) for path, leaf in other.items()}
+        trees.check_alike(f"tree {number}", described, first)
     return [first, *others]
 
 

@@ -42,7 +42,7 @@ _NAME = re.compile(r"(\d{12,})(?:\.(\d+))?")
 
 @functools.cache
 def _orbax() -> ocp.Checkpointer:
-    """One for all saves and reads of a process."""
+    """Returns the one orbax checkpointer of this process."""
     # Orbax narrates each save through absl, up to warnings about what we do on purpose, and errors
     # that it raises too. A filter leaves absl's own level, and what others log, alone.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -53,7 +53,7 @@ def _orbax() -> ocp.Checkpointer:
 
 
 class _Contents(NamedTuple):
-    """What contents.json says, each of it of its type."""
+    """The fields of contents.json, checked by type."""
 
     meta: Meta
     leaves: dict[str, trees.Leaf]
@@ -119,9 +119,9 @@ def _leaf(leaves: json_files.Record, name: str) -> trees.Leaf:
 
 
 def _saved(folder: files.Path) -> list[_Saved]:
-    """Checkpoints from old to new, the newest attempt of each step."""
-    found = [(_NAME.fullmatch(path.name), path) for path in pathlib.Path(folder).glob("[0-9]*")]
-    all_saved = sorted(_Saved(int(m[1]), int(m[2] or 0), path) for m, path in found if m)
+    """Returns the checkpoints from old to new, the newest attempt of each step."""
+    matches = [(_NAME.fullmatch(path.name), path) for path in pathlib.Path(folder).glob("[0-9]*")]
+    all_saved = sorted(_Saved(int(m[1]), int(m[2] or 0), path) for m, path in matches if m)
     return list({saved.step: saved for saved in all_saved}.values())
 
 
@@ -172,26 +172,26 @@ def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _prune(folder: pathlib.Path, new: pathlib.Path, keep: int) -> None:
     saved = _saved(folder)
-    best = max(saved, key=lambda one: (one.score(), one.step))
-    kept = {new, best.path, *(one.path for one in saved[-keep:])}
+    best = max(saved, key=lambda x: (x.score(), x.step))
+    kept = {new, best.path, *(checkpoint.path for checkpoint in saved[-keep:])}
     for path in folder.glob("[0-9]*"):
         if _NAME.fullmatch(path.name) and path not in kept:
             files.remove(path)
 
 
 def steps(folder: files.Path) -> list[int]:
-    """The steps that have a checkpoint, from old to new, whole or not."""
+    """Returns the steps that have a checkpoint, from old to new, whole or not."""
     return [saved.step for saved in _saved(folder)]
 
 
 def best_step(folder: files.Path) -> int | None:
-    """The step of the highest score, of equal ones the newest; None if none has a score."""
-    best = max(_saved(folder), key=lambda one: (one.score(), one.step), default=None)
+    """Returns the step of the highest score, the newest of equal ones; None if none has a score."""
+    best = max(_saved(folder), key=lambda x: (x.score(), x.step), default=None)
     return None if best is None or best.score() == -math.inf else best.step
 
 
 def live_segments(folder: files.Path) -> list[dict[str, Any]]:
-    """What all checkpoints list under `meta["segments"]`: what a `SegmentStore` must keep."""
+    """Returns the segments that checkpoints list in `meta["segments"]`, which must be kept."""
     entries: list[dict[str, Any]] = []
     for saved in _saved(folder):
         try:
@@ -210,7 +210,7 @@ def newest_meta(folder: files.Path) -> Meta | None:
 
 
 def restore(folder: files.Path, step: int, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
-    """State and meta of the checkpoint of a step.
+    """Restores state and meta of the checkpoint of a step.
 
     Args:
       folder: where checkpoints stand.
@@ -263,7 +263,7 @@ def restore_latest(
             f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
         )
     if best:  # Those that are damaged might have been it, and are said to be skipped.
-        all_saved = sorted(all_saved, key=lambda one: (one.score(damaged=math.inf), one.step))
+        all_saved = sorted(all_saved, key=lambda x: (x.score(damaged=math.inf), x.step))
     skipped: list[tuple[pathlib.Path, CorruptError]] = []
     for saved in reversed(all_saved):
         try:
@@ -292,13 +292,13 @@ def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
     trees.check_alike(saved.path, leaves, named, part=part)
     leaves = {name: leaves[name] for name in named}
     arrays = {name: leaf.empty() for name, leaf in leaves.items() if 0 in leaf.shape}
-    wanted = {name: _restore_args(named[name]) for name in leaves if name not in arrays}
-    if wanted:
-        _check_arrays(saved.path / "arrays", {name: named[name] for name in wanted})
+    restore_args = {name: _restore_args(named[name]) for name in leaves if name not in arrays}
+    if restore_args:
+        _check_arrays(saved.path / "arrays", {name: named[name] for name in restore_args})
         arrays |= _orbax().restore(
             (saved.path / "arrays").absolute(),
             args=ocp.args.PyTreeRestore(
-                item=dict.fromkeys(wanted, 0), restore_args=wanted, partial_restore=True
+                item=dict.fromkeys(restore_args, 0), restore_args=restore_args, partial_restore=True
             ),
         )
     values = [trees.from_numpy(arrays[name], leaves[name], leaf) for name, leaf in named.items()]
@@ -313,14 +313,12 @@ def _check_arrays(path: pathlib.Path, like: Mapping[str, Any]) -> None:
     """
     try:
         metadata: Any = _orbax().metadata(path.absolute())
-        stored = metadata.item_metadata.tree
-        found = {
-            name: (stored[name].shape, stored[name].dtype, stored[name].storage) for name in like
-        }
-    except Exception as error:  # Of whatever kind: Orbax and tensorstore raise many.
+        tree = metadata.item_metadata.tree
+        stored = {name: (tree[name].shape, tree[name].dtype, tree[name].storage) for name in like}
+    except Exception as error:  # Orbax and tensorstore raise many kinds.
         raise CorruptError(f"{path} cannot be read ({error!r:.200})") from error
     for name, leaf in like.items():
-        shape, dtype, storage = found[name]
+        shape, dtype, storage = stored[name]
         expected = trees.stored_as(leaf)
         chunk = shape if storage is None or storage.chunk_shape is None else storage.chunk_shape
         if (tuple(shape), dtype) != expected or any(
@@ -333,7 +331,7 @@ def _check_arrays(path: pathlib.Path, like: Mapping[str, Any]) -> None:
 
 
 def _restore_args(like: Any) -> ocp.RestoreArgs:
-    """NumPy's, but for what is cut over a mesh: that is never whole on the host."""
+    """Returns orbax's arguments: NumPy arrays, but sharded leaves are restored to their devices."""
     home = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
     if isinstance(home, jax.sharding.NamedSharding) and not home.is_fully_replicated:
         return ocp.ArrayRestoreArgs(sharding=home)

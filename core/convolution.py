@@ -27,7 +27,7 @@ def conv2d(
     *,
     channels_first: bool = False,
 ) -> jax.Array:
-    """Convolution (correlation) of images, [B, H', W', O], of the dtype of `w`.
+    """Convolves (correlates) images, [B, H', W', O], in the dtype of `w`.
 
     Args:
       x: images of any dtype, [B, H, W, C], or [B, C, H, W] if `channels_first`.
@@ -50,14 +50,14 @@ def conv2d(
 
 
 def prefers_product() -> bool:
-    """The one place where the platform decides."""
+    """Returns whether this platform runs a matrix product faster."""
     return jax.default_backend() != "tpu"
 
 
 def _space_to_depth(
     x: jax.Array, w: jax.Array, s: int, channels_first: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """A convolution of stride 1 that equals one of stride s which divides the kernel.
+    """Rewrites a convolution whose stride s divides the kernel as one of stride 1.
 
     Images become [B, h, w, s s C] (in some order of the last), weights [n s, n s, C, O]
     [n, n, s s C, O].
@@ -85,7 +85,7 @@ def _space_to_depth(
 
 
 def _by_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Convolution of stride 1: [B, H, W, C] by [n, n, C, O] is [B, H - n + 1, W - n + 1, O]."""
+    """Convolves with stride 1: [B, H, W, C] by [n, n, C, O] is [B, H - n + 1, W - n + 1, O]."""
     batch, height, width, channels = x.shape
     n, filters = w.shape[0], w.shape[-1]
     h, v = height - n + 1, width - n + 1

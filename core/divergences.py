@@ -47,7 +47,7 @@ class Divergence:
     inverse_slope: Scalars | None = dataclasses.field(default=None, repr=False)
 
     def __call__(self, log_p: types.Array, log_q: types.Array) -> jax.Array:
-        """D_f(p, q) in nats, [...], of log-distributions [..., V]; -inf is a probability of 0."""
+        """Computes D_f(p, q) in nats, [...], of log-distributions [..., V]; -inf means p = 0."""
         log_p, log_q = promote(log_p), promote(log_q)
         return jnp.sum(self.term(log_p, log_q), axis=-1)
 
@@ -58,18 +58,18 @@ class Divergence:
 
     @property
     def loss_name(self) -> str:
-        """What `loss` computes: where f(0) is infinite it lacks a constant, and may be negative."""
+        """Name of `loss` in metrics; it lacks a constant where f(0) is infinite, and may be < 0."""
         return f"{self.name}_loss" + ("" if math.isfinite(self.at_zero) else "_without_constant")
 
 
 def promote(x: types.Array) -> jax.Array:
-    """The array as float32 at least; float64 stays."""
+    """Returns the array in float32 at least; float64 stays."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _times(p: jax.Array, x: jax.Array) -> jax.Array:
-    """The product p x, which is 0 where p is, whatever x."""
+    """Returns the product p x, which is 0 where p is, whatever x."""
     return jnp.where(p > 0, p * jnp.where(p > 0, x, 0), 0)
 
 
@@ -96,7 +96,7 @@ def _gan_excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
 
 def _log_mean(p: jax.Array, q: jax.Array) -> jax.Array:
-    """Log of (p + q) / 2, and 0 where both are 0: its gradient there is 0 too."""
+    """Returns log((p + q) / 2), and 0 where both are 0: its gradient there is 0 too."""
     mean = (p + q) / 2
     return jnp.log(jnp.where(mean > 0, mean, 1))
 
@@ -110,7 +110,7 @@ def _hellinger_term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
 
 
 def _jeffreys_inverse(v: jax.Array) -> jax.Array:
-    """1 / W(exp(1 - v)), by Newton's method for y = ln W in y + exp(y) = 1 - v: no overflow."""
+    """Computes 1 / W(exp(1 - v)) by Newton's method for y = ln W in y + exp(y) = 1 - v."""
     c = 1 - v
     y = jnp.where(c > 1, jnp.log(jnp.maximum(c, 1)), c)  # At or right of the root.
     for _ in range(6):
@@ -182,7 +182,7 @@ hellinger = Divergence(
 
 @functools.cache
 def alpha(a: float) -> Divergence:
-    """The alpha-divergence, f(u) = (u^a - 1 - a (u - 1)) / (a (a - 1)).
+    """Returns the alpha-divergence, f(u) = (u^a - 1 - a (u - 1)) / (a (a - 1)).
 
     Its operator is entmax: a = 1.5 is the paper's recommendation, a = 2 is chi-squared and gives
     sparsemax; it is sparse for a > 1. The limits 1 and 0 are `kl` and `reverse_kl`.
@@ -197,7 +197,7 @@ def alpha(a: float) -> Divergence:
         return jnp.maximum(1 + (a - 1) * v, 0)
 
     def power(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        """p^a q^(1-a), which is 0 where p is; there both logarithms may be infinite."""
+        """Returns p^a q^(1-a), which is 0 where p is; there both logarithms may be infinite."""
         inside = log_p > -jnp.inf
         exponent = a * jnp.where(inside, log_p, 0) + (1 - a) * jnp.where(inside, log_q, 0)
         return jnp.where(inside, jnp.exp(exponent), 0)
@@ -228,7 +228,7 @@ def alpha(a: float) -> Divergence:
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:
-    """x^exponent; whole and half powers by products, where `pow` is ten times as slow."""
+    """Returns x^exponent, whole and half powers by products: `pow` is ten times as slow."""
     if exponent == round(exponent):
         return jax.lax.integer_pow(x, round(exponent))
     if 2 * exponent == round(2 * exponent):
@@ -242,7 +242,7 @@ chi_squared = dataclasses.replace(alpha(2.0), name="chi_squared")
 def from_function(
     f: Scalars, *, name: str, at_zero: float, derivative_at_zero: float = -math.inf
 ) -> Divergence:
-    """The divergence of any strictly convex f, twice differentiable by JAX on u > 0.
+    """Makes the divergence of a strictly convex f that JAX can differentiate twice on u > 0.
 
     It need not be normalised. The inverse of f' is found by bisection over ln u, so it costs some
     sixty times what a divergence of this module does.
@@ -317,7 +317,7 @@ DIVERGENCES = {
 
 
 def named(name: str) -> Divergence:
-    """A divergence by name: one of DIVERGENCES, or "alpha-A" for a number A.
+    """Returns a divergence by name: one of DIVERGENCES, or "alpha-A" for a number A.
 
     Raises:
       ValueError: for a name that is none.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside, synced, renamed; and how one tells."""
+"""Files that are written whole or not at all, and the checks that tell."""
 
 import contextlib
 import csv
@@ -23,12 +23,12 @@ Path = str | os.PathLike[str]
 
 
 class CorruptError(ValueError):
-    """What is on disk is not what was written; the message names the file and says why."""
+    """A fault in a file on disk; the message names the file and says why."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[pathlib.Path]:
-    """A path beside `path`, for a file or a folder that becomes `path` once the block ends.
+    """Yields a path beside `path`, for a file or folder that becomes `path` once the block ends.
 
     A kill at any time leaves what was there or the new whole, on disk and not only in the page
     cache. A file is replaced; in the place of a folder nothing may stand. What a killed process
@@ -132,7 +132,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def crc32(path: Path) -> int:
-    """CRC-32 of a file: at 3.6 GB/s, four times as fast as blake2b; the foe is chance."""
+    """Returns the CRC-32 of a file, four times as fast as blake2b, against accidents only."""
     crc = 0
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
@@ -222,7 +222,7 @@ def inside(folder: Path, name: str, *, named_by: Path = "") -> pathlib.Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that may be written to the disk where `path` is, or will be."""
+    """Returns the bytes that may be written to the disk where `path` is, or will be."""
     path = pathlib.Path(path).absolute()
     while not path.exists():
         path = path.parent

@@ -1,4 +1,4 @@
-"""Parameters that are not finite: found where what they compute is not, and named.
+"""Checks for parameters that are not finite, started where their results are not.
 
 Looking through all parameters of a large model takes as long as reading them, so that one looks at
 what comes out first, and searches only then.
@@ -43,19 +43,19 @@ def require(values: Any, params: types.Params, what: str) -> None:
     """
     if not any(np.isnan(np.asarray(x)).any() for x in jax.tree.leaves(values)):
         return
-    found = find(params)
-    if found is None:
+    path = find(params)
+    if path is None:
         raise ValueError(
             f"{what} are not finite, although all parameters are: numbers overflow on the way; "
             "compute in float32"
         )
-    raise ValueError(f"{what} are not finite: parameter {found}; take another checkpoint")
+    raise ValueError(f"{what} are not finite: parameter {path}; take another checkpoint")
 
 
 def check(params: types.Params, owner: Any) -> None:
     """Raises ValueError if a parameter of `owner`, a folder, is not finite."""
-    if (found := find(params)) is not None:
-        raise ValueError(f"{owner}: parameter {found}; take another checkpoint")
+    if (path := find(params)) is not None:
+        raise ValueError(f"{owner}: parameter {path}; take another checkpoint")
 
 
 def is_finite(array: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""The one opener of what a folder names: a stranger's folder leads nowhere but into itself.
+"""The one opener of files that a folder names: a stranger's folder leads only into itself.
 
 An index names files of weights, a checkpoint its segments, a model its tokenizer. Such a name is
 relative, has no "..", and what it leads to is a regular file inside the folder, also when links

@@ -41,7 +41,7 @@ def categorical(
     dueling: bool = False,
     noise: float = 0.0,
 ) -> RandomNetwork:
-    """Logits of a distribution over atoms for each action, [B, A, N].
+    """Makes a network of logits of a distribution over atoms for each action, [B, A, N].
 
     Args:
       torso: observations -> features.
@@ -73,7 +73,7 @@ def categorical(
 
 
 def quantiles(torso: networks.Torso, num_actions: int, num_quantiles: int) -> QuantileNetwork:
-    """One output for each of N fixed fractions (2 i - 1) / 2 N: QR-DQN's."""
+    """Makes QR-DQN's head: one output for each of N fixed fractions (2 i - 1) / 2 N."""
     middles = (np.arange(num_quantiles, dtype=np.float32) + 0.5) / num_quantiles
 
     def forward(observation: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ def implicit_quantiles(
     num_cosines: int = 64,
     first_cosine: int = 1,
 ) -> QuantileNetwork:
-    """Quantiles at any fraction: IQN's, Dabney et al. 2018, https://arxiv.org/abs/1806.06923.
+    """Makes IQN's quantiles at any fraction. Dabney et al., https://arxiv.org/abs/1806.06923.
 
         z(s, .; u) = f(torso(s) * phi(u)),    phi(u)_j = relu(sum_i cos(pi i u) w_ij + b_j)
 
@@ -133,7 +133,7 @@ def implicit_quantiles(
 
 
 def noisy_linear(size: int, sigma_0: float) -> Callable[[jax.Array], jax.Array]:
-    """A dense layer whose weights are drawn anew at each call, one draw for all rows.
+    """Applies a dense layer whose weights are drawn anew at each call, one draw for all rows.
 
         w = mu + sigma f(e_in) f(e_out)^T,  b = mu_b + sigma_b f(e_out),  f(e) = sign(e) sqrt(|e|)
 

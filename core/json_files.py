@@ -62,7 +62,7 @@ class Record:
     values: Mapping[str, Any]  # As `json` gives them.
 
     def __contains__(self, key: str) -> bool:
-        """Whether the object has a key, null or not."""
+        """Returns whether the object has a key, null or not."""
         return key in self.values
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -96,14 +96,14 @@ class Record:
 
     def list_of(self, key: str, kind: Kind[T], default: D | Required = REQUIRED) -> list[T] | D:
         """Returns a list whose entries are all of a kind; otherwise as `get`."""
-        found = (
+        value = (
             self.get(key, list) if isinstance(default, Required) else self.get(key, list, default)
         )
-        if key not in self.values or not isinstance(found, list):
-            return cast(D, found)
+        if key not in self.values or not isinstance(value, list):
+            return cast(D, value)
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = f"a list of {' or '.join(_NAMES[kind][1] for kind in kinds)}"
-        return [self._checked(f"{key}[{n}]", x, kinds, expected) for n, x in enumerate(found)]
+        return [self._checked(f"{key}[{n}]", x, kinds, expected) for n, x in enumerate(value)]
 
     def each(self, kind: Kind[T]) -> dict[str, T]:
         """Returns all values by key, each of them of a kind."""
@@ -118,8 +118,8 @@ class Record:
     def record(self, key: str, default: D) -> "Record | D": ...
     def record(self, key: str, default: Any = REQUIRED) -> Any:
         """Returns an object inside this one; `default` is as of `get`, `{}` is an empty record."""
-        found = self.get(key, dict, default)
-        return Record(self.file, (*self.keys, key), found) if isinstance(found, dict) else found
+        value = self.get(key, dict, default)
+        return Record(self.file, (*self.keys, key), value) if isinstance(value, dict) else value
 
     def records(self, key: str, default: list["Record"] | Required = REQUIRED) -> list["Record"]:
         """Returns a list of objects inside this one."""
@@ -165,8 +165,8 @@ class Record:
 
     def error(self, key: str, expected: str) -> ValueError:
         """Makes the complaint about a value that is of its type and yet not as `expected`."""
-        found = f"got {shown(self.values[key])}" if key in self.values else "which is missing"
-        return ValueError(f"{self._place(key)} must be {expected}, {found}")
+        problem = f"got {shown(self.values[key])}" if key in self.values else "which is missing"
+        return ValueError(f"{self._place(key)} must be {expected}, {problem}")
 
     def _place(self, key: str) -> str:
         dotted = ".".join((*self.keys, key))
@@ -204,8 +204,8 @@ def read_list(
 ) -> list[Record]:
     """Reads the list of objects that a JSON file holds; otherwise as `read`."""
     name = os.fspath(path)
-    found = parse_value(_read(pathlib.Path(path), most), name, nan=nan)
-    return Record(name, (), {"list": found}).records("list")
+    value = parse_value(_read(pathlib.Path(path), most), name, nan=nan)
+    return Record(name, (), {"list": value}).records("list")
 
 
 def parse(text: str | bytes, name: str, *, nan: bool = False) -> Record:
@@ -318,14 +318,14 @@ def _expected(kinds: tuple[type, ...]) -> str:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object, whose keys must differ."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
                 raise ValueError(f"key {shown(key)} stands twice in one object")
             seen.add(key)
-    return found
+    return values
 
 
 def _read(path: pathlib.Path, most: int) -> bytes:

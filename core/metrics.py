@@ -1,4 +1,4 @@
-"""What a run reports: sums kept beside the state, read and emptied at each log interval.
+"""Metrics of a run: sums kept beside the state, read and emptied at each log interval.
 
 They are part of the run's state, so that an interval broken by an interruption is reported as
 if it had not been.
@@ -30,7 +30,7 @@ class Metrics(NamedTuple):
 
 
 def init(num_envs: int, learner_metrics: dict[str, Any]) -> Metrics:
-    """Empty sums; `learner_metrics` has the names that the learner reports."""
+    """Returns empty sums; `learner_metrics` has the names that the learner reports."""
     zero = jnp.zeros((), jnp.float32)
     count = jnp.zeros((), jnp.int32)
     return Metrics(
@@ -85,7 +85,7 @@ def learn(metrics: Metrics, feedback: types.Feedback) -> Metrics:
 
 
 def next_interval(metrics: Metrics) -> Metrics:
-    """The same with the interval's sums emptied; what belongs to episodes under way stays."""
+    """Empties the sums of the interval, but not those of episodes under way."""
     empty = init(metrics.running_return.shape[0], metrics.learner)
     return empty._replace(
         running_return=metrics.running_return, episodes=metrics.episodes, recent=metrics.recent
@@ -93,7 +93,7 @@ def next_interval(metrics: Metrics) -> Metrics:
 
 
 def row(metrics: Metrics) -> dict[str, float]:
-    """The interval as a row, of one seed; NaN where nothing finished or was learnt.
+    """Returns the interval as a row, for one seed; NaN where nothing finished or was learnt.
 
     `recent_return` is the mean over the last 100 episodes, whatever the interval.
     """

@@ -41,7 +41,7 @@ class Network(NamedTuple):
 
 
 def action_values(torso: Torso, num_actions: int) -> Network:
-    """Network of q(s, a): observations [B, ...] -> [B, A]."""
+    """Makes a network of q(s, a): observations [B, ...] -> [B, A]."""
 
     def forward(observation: jax.Array) -> jax.Array:
         return linear(num_actions)(torso(observation))
@@ -100,12 +100,12 @@ _SMALLEST_FRAME = 36  # Of which Nature's convolutions, without padding, leave o
 
 
 def has_channels_first(shape: tuple[int, ...]) -> bool:
-    """Whether frames of a shape are [C, H, W], as ours are, not [H, W, C]; C is the smaller."""
+    """Returns whether frames of a shape are [C, H, W], not [H, W, C]; C is the smaller."""
     return not shape[-1] < min(shape[:-1])
 
 
 def is_grid(spec: types.Spec) -> bool:
-    """Whether "auto" reads such observations as a grid of cells, not as a picture."""
+    """Returns whether "auto" treats observations as a grid of cells, not as a picture."""
     return len(spec.shape) == 3 and _fitting(spec).startswith("minatar")
 
 
@@ -178,11 +178,11 @@ def nature_cnn(
     channels_first: bool = True,
     largest: int = 255,
 ) -> jax.Array:
-    """The network of Mnih et al. 2015: uint8 frames [B, 4, 84, 84], oldest first -> [B, 512].
+    """Applies the network of Mnih et al. 2015: frames [B, 4, 84, 84], oldest first -> [B, 512].
 
-    Padded VALID, as DQN Zoo's (3,136 features before the hidden layer); Dopamine's TensorFlow
-    network pads SAME (7,744). Without a hidden layer (`hidden` 0) those are what it returns.
-    Bytes are fractions of `largest`; without `channels_first` frames are [B, 84, 84, 4].
+    DQN Zoo pads VALID (3,136 features before the hidden layer), Dopamine's TensorFlow network SAME
+    (7,744). With `hidden` 0 there is no hidden layer, and these features are returned. Frames are
+    uint8 and divided by `largest`; without `channels_first` they are [B, 84, 84, 4].
     """
     first = Conv2D(32, 8, 4, padding)
     x = jax.nn.relu(first(observation, channels_first=channels_first, largest=largest))
@@ -199,18 +199,18 @@ def minatar_cnn(
     *,
     largest: int = 255,
 ) -> jax.Array:
-    """The network of Young & Tian 2019: [B, 10, 10, C] -> [B, 128].
+    """Applies the network of Young & Tian 2019: [B, 10, 10, C] -> [B, 128].
 
     Ceron & Castro 2021 pad SAME and have no hidden layer (`hidden` 0): [B, 1600]. Bytes are
-    fractions of `largest`, which is 1 for planes of zeros and ones.
+    divided by `largest`, which is 1 for planes of zeros and ones.
     """
     x = jax.nn.relu(Conv2D(16, 3, 1, padding)(_numbers(observation, largest)))
     x = hk.Flatten()(x)
     return jax.nn.relu(linear(hidden)(x)) if hidden else x
 
 
-# Of what is scaled by its bounds. Declared bounds are often the largest numbers that there are,
-# and in float32 numbers that differ by 1 are one number when they are scaled by more than this.
+# Widest bounds to scale by. Declared bounds are often the largest floats, and scaled by a wider
+# range than this, numbers that differ by 1 become equal in float32.
 WIDEST = float(2**24)
 
 
@@ -222,11 +222,11 @@ def mlp(
     widest: float | None = WIDEST,
     largest: int = 255,
 ) -> jax.Array:
-    """ReLU layers over a vector, [B, n] -> [B, sizes[-1]].
+    """Applies ReLU layers over a vector, [B, n] -> [B, sizes[-1]].
 
-    `bounds` (low, high), if given, scale the vector to [-1, 1], as Dopamine does for CartPole; but
+    `bounds` (low, high), if given, scale the vector to [-1, 1], as Dopamine does for CartPole;
     entries whose bounds are `unscalable` stay as they are (none, if `widest` is None). Bytes are
-    fractions of `largest`.
+    divided by `largest`.
     """
     x = _numbers(hk.Flatten()(observation), largest)
     if bounds is not None:
@@ -257,9 +257,9 @@ def unscalable(
 def _in_place_of(apart: list[int], bound: tuple[float, ...], value: float) -> jax.Array:
     """Returns bounds [1, n] with `value`, which is finite, in place of those that are no scale."""
     with np.errstate(over="ignore"):
-        found = np.asarray(bound, np.float32)
-    found[apart] = value
-    return jnp.asarray(found)[None]
+        replaced = np.asarray(bound, np.float32)
+    replaced[apart] = value
+    return jnp.asarray(replaced)[None]
 
 
 def _numbers(observation: jax.Array, largest: int) -> jax.Array:
@@ -269,13 +269,13 @@ def _numbers(observation: jax.Array, largest: int) -> jax.Array:
 
 
 def uniform_fan_in(fan_in: int) -> hk.initializers.Initializer:
-    """U(-1/sqrt(n), 1/sqrt(n)) for weights and biases, as DQN Zoo and the Lua DQN initialise."""
+    """Returns the initialiser U(-1/sqrt(n), 1/sqrt(n)) of DQN Zoo and the Lua DQN."""
     bound = 1 / np.sqrt(fan_in)
     return hk.initializers.RandomUniform(-bound, bound)
 
 
 def linear(size: int) -> Callable[[jax.Array], jax.Array]:
-    """A dense layer with DQN's initialisation."""
+    """Makes a dense layer with DQN's initialisation."""
 
     def apply(x: jax.Array) -> jax.Array:
         init = uniform_fan_in(x.shape[-1])
@@ -293,7 +293,7 @@ class Conv2D(hk.Module):
         self.padding: convolution.Padding = padding
 
     def __call__(self, x: jax.Array, channels_first: bool = False, largest: int = 255) -> jax.Array:
-        """[B, H, W, C] (or [B, C, H, W]) -> [B, H', W', O]; bytes are fractions of `largest`."""
+        """Maps [B, H, W, C] (or [B, C, H, W]) to [B, H', W', O]; bytes are divided by `largest`."""
         channels = x.shape[1 if channels_first else -1]
         init = uniform_fan_in(self.kernel * self.kernel * channels)
         shape = (self.kernel, self.kernel, channels, self.filters)

@@ -1,4 +1,4 @@
-"""What a machine needs to run fast, and in little memory."""
+"""Settings of the process that make it fast, and sparing of memory."""
 
 import ctypes
 import functools
@@ -27,19 +27,19 @@ def keep_freed_memory() -> None:
 
 
 def run_large_programs() -> None:
-    """For programs of large temporaries, as those of language models are, one after another.
+    """Prepares the process for programs with large temporaries, such as language models'.
 
-    On CPUs a call then computes in the thread that makes it. JAX otherwise hands it to threads of
-    its own, and two things go wrong. A call may take its temporaries before those of the call
-    before are freed: twice the memory. And the other threads' arenas in glibc keep no more than
-    64 MB in one piece: what is larger is mapped anew each time. Nothing is lost where calls wait
-    for one another anyway. It holds for JAX's devices made after it, so call it before JAX does
-    anything.
+    On CPUs a call then computes in the thread that makes it. JAX otherwise hands it to its own
+    threads, and two things go wrong. A call may allocate its temporaries before those of the last
+    call are freed, which takes twice the memory. And those threads' arenas in glibc keep no piece
+    above 64 MB, so that larger ones are mapped anew each time. Nothing is lost where calls wait
+    for one another anyway. It holds for JAX's devices made after it, so call it before any other
+    use of JAX.
 
-    What a compilation leaves behind, in pieces too small for the temporaries, goes back to the
-    system before the program runs. And 64 MB of addresses are then kept free for what is small:
-    glibc takes the smallest free piece that fits, and a small one in the gap between two calls,
-    where the temporaries were, would make the next call take as much memory again.
+    Memory that a compilation leaves behind, in pieces too small for the temporaries, goes back to
+    the system before the program runs. And 64 MB of addresses are then kept free for small pieces:
+    glibc takes the smallest free piece that fits, and a small one placed where the temporaries
+    were, between two calls, would make the next call take as much memory again.
     """
     keep_freed_memory()
     jax.config.update("jax_cpu_enable_async_dispatch", False)

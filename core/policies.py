@@ -27,7 +27,7 @@ RandomValues = Callable[[types.Params, types.Array, types.Key], jax.Array]  # (.
 
 
 def epsilon_greedy(action_values: ActionValues) -> types.Policy:
-    """Uniform with probability epsilon, else greedy (ties broken at random).
+    """Returns the policy that is uniform with probability epsilon, else greedy (random among ties).
 
     Its params are {"params": of the network, "epsilon": float32, []}; extras hold
     `log_probability` of the action, [B].
@@ -40,7 +40,7 @@ def epsilon_greedy(action_values: ActionValues) -> types.Policy:
 
 
 def epsilon_greedy_of_random(action_values: RandomValues) -> types.Policy:
-    """Epsilon-greedy over values that are drawn: sampled quantiles, or a noisy network's.
+    """Returns the epsilon-greedy policy of random values: sampled quantiles, or a noisy network's.
 
     Its params are those of `epsilon_greedy`.
     """
@@ -68,7 +68,7 @@ def softmax(action_values: ActionValues) -> types.Policy:
 
 
 def epsilon_softmax(action_values: ActionValues) -> types.Policy:
-    """Uniform with probability epsilon, else drawn from softmax(values / temperature).
+    """Returns the policy softmax(values / temperature), uniform with probability epsilon.
 
     What explores around a policy that is random itself: an actor's logits (temperature 1). Its
     params are {"params": of the network, "epsilon", "temperature": float32, []}.

@@ -43,12 +43,12 @@ class Scheme(NamedTuple):
 
 
 def memory_needed(size: int) -> int:
-    """Bytes of the tree over `size` slots."""
+    """Returns the bytes of the tree over `size` slots."""
     return 4 * sum(_widths(size))
 
 
 def make(xp: Any, size: int, exponent: float) -> Scheme:
-    """Priorities of `size` slots.
+    """Makes the priorities of `size` slots.
 
     `insert` gives slots the largest mass where `is_new`, none elsewhere; a slot of number `size`
     is nobody's, for what is to be left out. `update` leaves alone what has no mass: it has been
@@ -104,7 +104,7 @@ def make(xp: Any, size: int, exponent: float) -> Scheme:
 
 
 def importance_weights(probabilities: types.Array, exponent: types.Array | float) -> jax.Array:
-    """Weights (min_j P(j) / P(i))^beta, at most 1, [B], of probabilities [B]; ones if they agree.
+    """Returns the weights (min_j P(j) / P(i))^beta <= 1 of probabilities [B]; ones if they agree.
 
     Schaul et al. divide by the largest weight, for stability; the number of items cancels.
     """
@@ -112,7 +112,7 @@ def importance_weights(probabilities: types.Array, exponent: types.Array | float
 
 
 def weighted(learner: types.Learner, exponent: Callable[[jax.Array], Any]) -> types.Learner:
-    """The learner with importance weights; `exponent` is beta, of the learner steps done."""
+    """Wraps a learner with importance weights; `exponent` is beta, of the learner steps done."""
 
     def step(
         state: types.LearnerState, batch: types.Batch, constants: Any = None
@@ -124,7 +124,7 @@ def weighted(learner: types.Learner, exponent: Callable[[jax.Array], Any]) -> ty
 
 
 def _widths(size: int) -> list[int]:
-    """Entries of each level, in whole nodes; one slot more than `size`, which stays empty."""
+    """Returns the entries of each level, in whole nodes; one slot above `size` stays empty."""
     widths = [math.ceil((size + 1) / CHILDREN) * CHILDREN]
     while widths[-1] > CHILDREN:
         widths.append(math.ceil(widths[-1] / CHILDREN / CHILDREN) * CHILDREN)
@@ -132,7 +132,7 @@ def _widths(size: int) -> list[int]:
 
 
 def _first_above(xp: Any, sums: Any, masses: Any, left: Any) -> Any:
-    """The first child with a mass whose sum is above `left`, [B]; else the last with a mass."""
+    """Finds the first child with mass whose sum is above `left`, [B]; else the last with mass."""
     above = sums > left[:, None]
     if xp is np and above[:, -1].all():
         return above.argmax(-1)  # NumPy adds one after another: where a sum rises is a mass.
@@ -150,7 +150,7 @@ def _put(array: Any, index: Any, value: Any) -> Any:
 
 
 def _put_largest(array: Any, index: Any, value: Any) -> Any:
-    """`array[index] = value`; of the values for one index the largest."""
+    """Sets `array[index] = value`, of several values for one index the largest."""
     if isinstance(array, np.ndarray):
         array[index] = 0
         np.maximum.at(array, index, value)

@@ -59,7 +59,7 @@ _CACHED = 2**15  # Logits, at most, that a CPU goes over again and again at a ti
 def softmax(
     theta: types.Array, divergence: Divergence | None = None, reference: types.Array | None = None
 ) -> jax.Array:
-    """softmax_f(theta; q), [...]; its gradient is `softargmax`.
+    """Computes softmax_f(theta; q), [...]; its gradient is `softargmax`.
 
     Args:
       theta: logits, [..., V]; -inf removes a class.
@@ -76,14 +76,14 @@ def softmax(
 def softargmax(
     theta: types.Array, divergence: Divergence | None = None, reference: types.Array | None = None
 ) -> jax.Array:
-    """softargmax_f(theta; q), a distribution [..., V]; the arguments are those of `softmax`."""
+    """Computes softargmax_f(theta; q), a distribution [..., V]; arguments as of `softmax`."""
     is_ones = reference is None
     theta, reference = _prepare(theta, reference)
     return _solve(theta, reference, divergence or kl, is_ones)[1]
 
 
 def log_softargmax(theta: types.Array, divergence: Divergence | None = None) -> jax.Array:
-    """The logarithm of softargmax_f(theta), [..., V]; -inf where that is 0."""
+    """Returns the logarithm of softargmax_f(theta), [..., V]; -inf where that is 0."""
     if divergence is None or divergence is kl:
         return jax.nn.log_softmax(promote(theta))
     return jnp.log(softargmax(theta, divergence))
@@ -95,7 +95,7 @@ def loss(
     divergence: Divergence | None = None,
     reference: types.Array | None = None,
 ) -> jax.Array:
-    """loss_f(theta, y; q) in nats, [...]: convex in theta, its gradient is softargmax_f - y.
+    """Computes loss_f(theta, y; q) in nats, [...]: convex in theta, gradient softargmax_f - y.
 
     It is >= 0, and 0 iff y = softargmax_f(theta; q). KL gives cross-entropy. Where f(0) is
     infinite, D_f(y, q) is left out (see `Divergence.loss_name`).
@@ -125,7 +125,7 @@ def loss(
 
 
 def entropy(theta: types.Array, divergence: Divergence | None = None) -> jax.Array:
-    """Shannon's entropy of softargmax_f(theta) in nats, [...], of logits [..., V]."""
+    """Returns Shannon's entropy of softargmax_f(theta) in nats, [...], of logits [..., V]."""
     divergence = divergence or kl
     theta, reference = _prepare(theta, None)
     value, p = _solve(theta, reference, divergence, is_ones=True)
@@ -141,7 +141,7 @@ def greedy(
     tau: types.Array | float,
     divergence: Divergence | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The regularised greedy policy and the value that it attains.
+    """Returns the regularised greedy policy and the value that it attains.
 
         argmax_pi <pi, q> - lambda D_f(pi, prior) + tau H_f(pi)
 
@@ -213,14 +213,14 @@ def _greedy_kl(
     if is_number:
         return log_policy, value[..., 0]
     # An array may hold a 0, and that is greedy.
-    one, most = _greediest(q)
+    deterministic, most = _greediest(q)
     is_soft = temperature > 0
     value = jnp.where(is_soft, value, most[..., None])
-    return jnp.where(is_soft, log_policy, one), value[..., 0]
+    return jnp.where(is_soft, log_policy, deterministic), value[..., 0]
 
 
 def _greediest(q: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The log-policy that takes the best action (of equal ones the first), and its value."""
+    """Returns the log-policy of the best action (the first of equal ones), and its value."""
     is_best = jax.nn.one_hot(jnp.argmax(q, -1), q.shape[-1], dtype=bool)
     return jnp.where(is_best, 0.0, -jnp.inf).astype(q.dtype), jnp.max(q, -1)
 
@@ -239,7 +239,7 @@ def _finite(theta: jax.Array) -> jax.Array:
 
 
 def _offset(divergence: Divergence) -> float:
-    """What `_solve` adds for each unit of q: f(0), or 0 where that is infinite."""
+    """Returns the constant that `_solve` adds per unit of q: f(0), or 0 where that is infinite."""
     return divergence.at_zero if math.isfinite(divergence.at_zero) else 0.0
 
 
@@ -248,12 +248,12 @@ def _weighted(x: jax.Array, reference: jax.Array | None) -> jax.Array:
 
 
 def _argument(theta: jax.Array, tau: jax.Array, divergence: Divergence) -> jax.Array:
-    """max(theta - tau, f'(0)), [..., V]: what (f*)' and f* are taken of."""
+    """Returns max(theta - tau, f'(0)), [..., V], the argument of (f*)' and f*."""
     return jnp.maximum(_finite(theta - tau), divergence.derivative_at_zero)
 
 
 def _threshold(theta: jax.Array, reference: jax.Array | None, divergence: Divergence) -> jax.Array:
-    """The root tau of h(tau) = sum_j q_j (f*)'(max(theta_j - tau, f'(0))) - 1, [..., 1].
+    """Solves sum_j q_j (f*)'(max(theta_j - tau, f'(0))) = 1 for tau, [..., 1].
 
     All rows at once, in a bracket as the paper's Algorithm 1: f' at 1 / q_j for the best class j,
     where that class alone has all mass, and at 1 / sum_j q_j, where each has at most its share of
@@ -301,7 +301,7 @@ def _threshold(theta: jax.Array, reference: jax.Array | None, divergence: Diverg
 def _solve(
     theta: jax.Array, reference: jax.Array, divergence: Divergence, is_ones: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax_f(theta; q) + `_offset` sum_j q_j, [...], and softargmax_f(theta; q), [..., V].
+    """Returns softmax_f(theta; q) + `_offset` sum_j q_j, [...], and softargmax_f(theta; q).
 
     With the offset no term of the sum is larger than what it adds to the value.
     """
@@ -329,7 +329,7 @@ def _by_rows(
     theta: jax.Array,
     reference: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`solve` of arrays [..., V]; on a CPU some rows at a time, which then stay in its cache."""
+    """Applies `solve` to arrays [..., V], on a CPU to a few rows at a time, which stay cached."""
     num_rows, num_classes = math.prod(theta.shape[:-1]), theta.shape[-1]
     size = max(1, _CACHED // num_classes)
     if jax.default_backend() != "cpu" or num_rows <= size:
@@ -352,7 +352,7 @@ def _solve_jvp(
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """By the envelope and the implicit function theorem, never through the bisection.
+    """Differentiates by the envelope and implicit function theorems, never through the bisection.
 
         dvalue = <p, dtheta>,   dp = s (dtheta - <s, dtheta> / sum_j s_j)
 

@@ -11,7 +11,7 @@ __all__ = ["ActorState", "Trajectory", "rollout", "start"]
 
 
 class ActorState(NamedTuple):
-    """Where acting stands."""
+    """State of acting."""
 
     environment: Any
     observation: jax.Array  # [B, ...], to act on.
@@ -110,7 +110,7 @@ def rollout(
 
 
 def _reset_memory(policy: types.Policy, params: types.Params, memory: Any, last: Any) -> Any:
-    """The policy's memory, fresh in the rows whose episode ended."""
+    """Resets the policy's memory in the rows whose episode ended."""
     if memory is None:
         return None
     fresh = policy.initial_state(params, None, 0)

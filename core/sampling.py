@@ -50,12 +50,14 @@ class Sampling:
 def filter_logits(
     logits: jax.Array, sampling: Sampling, divergence: regularizers.Divergence | None = None
 ) -> jax.Array:
-    """Logits of the distribution that `sampling` draws from, [..., V]; -inf removes a token.
+    """Returns the logits of the distribution that `sampling` draws from, [..., V].
+
+    Removed tokens have -inf.
 
     The temperature comes first, then top-k, then top-p of what is left (Holtzman et al., "The
     Curious Case of Neural Text Degeneration", 2020, https://arxiv.org/abs/1904.09751). Tokens as
-    probable as the last one kept are kept too, so that the order of ids decides nothing, but for
-    temperature 0, which keeps the first of the best.
+    probable as the last one kept are kept too, so that the order of ids does not matter, except
+    for temperature 0, which keeps the first of the best.
 
     Args:
       logits: [..., V]; float32 at least is what comes back.
@@ -80,7 +82,7 @@ def filter_logits(
 def probabilities(
     logits: jax.Array, divergence: regularizers.Divergence | None = None
 ) -> jax.Array:
-    """softargmax_f(logits), [..., V], with exact zeros where a logit is -inf."""
+    """Returns softargmax_f(logits), [..., V], with exact zeros where a logit is -inf."""
     logits = regularizers.promote(logits)
     # A removed class keeps 1e-38 under some operators.
     return jnp.where(logits > -jnp.inf, regularizers.softargmax(logits, divergence), 0)
@@ -89,7 +91,7 @@ def probabilities(
 def log_probability(
     logits: jax.Array, token: jax.Array, divergence: regularizers.Divergence | None = None
 ) -> jax.Array:
-    """Log softargmax_f(logits) at `token`, [...]; -inf off the support.
+    """Returns log softargmax_f(logits) at `token`, [...]; -inf off the support.
 
     Args:
       logits: [..., V].
@@ -105,7 +107,7 @@ def log_probability(
 def sample(
     key: types.Key, logits: jax.Array, divergence: regularizers.Divergence | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens from softargmax_f(logits), int32 [B], and their log-probabilities, [B].
+    """Draws tokens from softargmax_f(logits), int32 [B], with their log-probabilities, [B].
 
     Args:
       key: typed key.
@@ -155,12 +157,12 @@ def from_probabilities(key: types.Key, p: jax.Array) -> jax.Array:
 
 
 def _is_cpu() -> bool:
-    """The one place where the platform decides."""
+    """Returns whether programs run on a CPU, whose draws are made differently."""
     return jax.default_backend() == "cpu"
 
 
 def _gumbel(key: types.Key, logits: jax.Array) -> jax.Array:
-    # Of the low mode's numbers none is large enough for a class of probability 1e-7.
+    # The low mode draws no number large enough for a class of probability 1e-7.
     return jax.random.categorical(key, logits, mode="high").astype(jnp.int32)
 
 
@@ -171,14 +173,14 @@ def _bits(key: types.Key, x: jax.Array) -> jax.Array:
 def _two_levels(
     bits: jax.Array, x: jax.Array, padding: float, weight: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """A class of each row with probability proportional to weight(x), int32 [B].
+    """Draws a class of each row with probability proportional to weight(x), int32 [B].
 
-    Weights are made of `x` where they are used, twice, and never stored: [B, V] is only read.
+    Weights are computed from `x` at each of their two uses and never stored: [B, V] is only read.
 
     Args:
-      bits: random, uint32 [2, B]: of the block and of the class in it.
+      bits: random, uint32 [2, B]: for the block and for the class in it.
       x: [B, V].
-      padding: the x of weight 0.
+      padding: an x of weight 0.
       weight: x -> weight, >= 0, [B, n, m].
     """
     num_rows, num_classes = x.shape
@@ -192,12 +194,12 @@ def _two_levels(
 
 
 def _block_width(num_classes: int) -> int:
-    """About as many blocks as classes in one."""
+    """Returns the width of a block, about the square root of the number of classes."""
     return _LANES * max(1, round(math.sqrt(num_classes) / _LANES))
 
 
 def _counts(weights: jax.Array) -> jax.Array:
-    """Whole numbers in proportion to `weights`, uint32 [B, n]; they add up to about 2^31.
+    """Returns whole numbers in proportion to `weights`, uint32 [B, n]; they add up to about 2^31.
 
     A share above 2.4e-10 is at least 1, one of 0 is 0. Rounding moves less than n 2^-32 of the
     mass; the sum is off by less than that and n roundings of float32, which fits 32 bits.
@@ -207,11 +209,11 @@ def _counts(weights: jax.Array) -> jax.Array:
 
 
 def _invert(counts: jax.Array, bits: jax.Array) -> jax.Array:
-    """The class i of [n] where counts are first above `bits` modulo their sum, int32 [B].
+    """Finds the first class of [n] whose count is above `bits` modulo the sum, int32 [B].
 
         sum_{j < i} counts_j <= bits mod sum_j counts_j < sum_{j <= i} counts_j
 
-    2^32 being about twice that sum, the remainder is uniform up to as much as the sum is off 2^31.
+    As 2^32 is about twice that sum, the remainder is uniform up to the sum's distance from 2^31.
 
     Args:
       counts: uint32, [B, n].
@@ -223,14 +225,14 @@ def _invert(counts: jax.Array, bits: jax.Array) -> jax.Array:
 
 
 def _largest(x: jax.Array, is_enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Where x [..., V] is one of the largest that together are enough; bool [..., V].
+    """Marks the largest x [..., V], as many as are enough together; bool [..., V].
 
-    Made signed integers, the bits of floats have the order of the numbers, and bisection over
-    them ends at the greatest threshold itself: thirty times faster than a sort on a CPU.
+    The bits of floats, as signed integers, have the order of the numbers, so that bisection over
+    them ends at the exact threshold: thirty times faster than a sort on a CPU.
 
     Args:
-      x: float32 is what is compared.
-      is_enough: of a set, bool [..., V] -> bool [..., 1]; all classes are, in any case.
+      x: compared as float32.
+      is_enough: whether a set, bool [..., V], is enough, bool [..., 1]; all classes always are.
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
     order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -248,7 +250,7 @@ def _largest(x: jax.Array, is_enough: Callable[[jax.Array], jax.Array]) -> jax.A
 
 
 def _is_first_of_best(x: jax.Array) -> jax.Array:
-    """One-hot argmax, bool [..., V]; `jnp.argmax` itself takes twice as long on a CPU."""
+    """Returns the one-hot argmax, bool [..., V]; `jnp.argmax` takes twice as long on a CPU."""
     ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     is_best = x == jnp.max(x, -1, keepdims=True)
     return ids == jnp.min(jnp.where(is_best, ids, x.shape[-1]), -1, keepdims=True)

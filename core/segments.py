@@ -1,4 +1,4 @@
-"""An append-only store for a replay too big to save whole: what is new, written once.
+"""An append-only store for a replay too big to save whole: new data is written once.
 
 Checkpoints list the segments that they need (`meta["segments"]`); the rest is pruned.
 """
@@ -68,7 +68,7 @@ class SegmentStore:
                     )
 
     def load(self, entry: Entry) -> dict[str, np.ndarray]:
-        """The arrays of a segment.
+        """Loads the arrays of a segment.
 
         Raises:
           CorruptError: if the file is missing, truncated or changed.
@@ -85,5 +85,5 @@ class SegmentStore:
                 files.remove(path)
 
     def _segments(self) -> list[tuple[int, pathlib.Path]]:
-        found = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("segment-*")]
-        return [(int(match[1]), path) for match, path in found if match]
+        matches = [(_NAME.fullmatch(path.name), path) for path in self._folder.glob("segment-*")]
+        return [(int(match[1]), path) for match, path in matches if match]

@@ -28,7 +28,7 @@ Cut = str | tuple[str, int] | None
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How parameters are cut whose whole path and rank match.
+    """A rule of how parameters are cut, by whole path and rank.
 
     `cuts` are of the last dimensions. Those before it, by which the rank is larger, are layer axes:
     a scan runs along them, so that no rule can cut them.
@@ -51,7 +51,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a learner's arrays are."""
+    """The devices and shardings of a learner's arrays."""
 
     mesh: Mesh
     rules: tuple[Rule, ...]  # Of its parameters.
@@ -59,19 +59,19 @@ class Placement:
 
 
 def shape_of(text: str) -> tuple[int, int]:
-    """(data, model), sizes of the axes of a mesh, from "4x2".
+    """Parses "4x2" into (data, model), the sizes of the axes of a mesh.
 
     Raises:
       ValueError: if it is nothing of that kind.
     """
-    found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
-    if found is None:
+    sizes = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if sizes is None:
         raise ValueError(f"a mesh is DATAxMODEL devices, such as 4x2, got {text!r}")
-    return int(found[1]), int(found[2])
+    return int(sizes[1]), int(sizes[2])
 
 
 def make_mesh(text: str) -> Mesh:
-    """The mesh of all devices, from "4x2".
+    """Makes the mesh of all devices, from "4x2".
 
     Raises:
       ValueError: if it has not as many devices as there are.
@@ -86,7 +86,7 @@ def make_mesh(text: str) -> Mesh:
 
 
 def match(rules: Sequence[Rule], path: str, shape: tuple[int, ...], mesh: AnyMesh) -> NamedSharding:
-    """The sharding of a parameter by the first rule that matches.
+    """Returns the sharding of a parameter, by the first rule that matches.
 
     A dimension that its axis does not divide is not cut, which is logged once.
 
@@ -106,14 +106,14 @@ def match(rules: Sequence[Rule], path: str, shape: tuple[int, ...], mesh: AnyMes
 
 
 def of_params(rules: Sequence[Rule], params: Any, mesh: AnyMesh) -> Any:
-    """The tree of shardings of parameters, arrays or their shapes; raises as `match` does."""
+    """Returns the shardings of parameters, given as arrays or shapes; raises as `match` does."""
     named = trees.named_leaves(params)
-    found = [match(rules, path, leaf.shape, mesh) for path, leaf in named.items()]
-    return jax.tree.unflatten(jax.tree.structure(params), found)
+    shardings = [match(rules, path, leaf.shape, mesh) for path, leaf in named.items()]
+    return jax.tree.unflatten(jax.tree.structure(params), shardings)
 
 
 def of_state(rules: Sequence[Rule], state: types.LearnerState, mesh: AnyMesh) -> types.LearnerState:
-    """The tree of shardings of a learner's state, arrays or their shapes.
+    """Returns the shardings of a learner's state, given as arrays or shapes.
 
     An array that has the shape of a parameter and whose path ends in that parameter's is cut as the
     parameter is. All else is on each device whole: counters, keys, what an algorithm remembers.
@@ -123,19 +123,19 @@ def of_state(rules: Sequence[Rule], state: types.LearnerState, mesh: AnyMesh) ->
     """
     params = trees.named_leaves(state.params)
     of_param = {path: match(rules, path, leaf.shape, mesh) for path, leaf in params.items()}
-    found = []
+    shardings = []
     for path, leaf in trees.named_leaves(state).items():
         words = path.split("/")
         suffixes = ("/".join(words[n:]) for n in range(1, len(words)))
         twin = next((s for s in suffixes if s in params and params[s].shape == leaf.shape), None)
         if twin is None and leaf.ndim > 0:
             _report(f"{path} {list(leaf.shape)} mirrors no parameter: each device holds all of it")
-        found.append(replicated(mesh) if twin is None else of_param[twin])
-    return jax.tree.unflatten(jax.tree.structure(state), found)
+        shardings.append(replicated(mesh) if twin is None else of_param[twin])
+    return jax.tree.unflatten(jax.tree.structure(state), shardings)
 
 
 def of_rows(mesh: AnyMesh, num_rows: int) -> NamedSharding:
-    """The sharding of arrays that lead with so many rows; indivisible ones are on each device."""
+    """Returns the sharding of arrays with so many leading rows; replicated if indivisible."""
     size = mesh.shape[DATA]
     if num_rows % size == 0:
         return NamedSharding(mesh, PartitionSpec(DATA))
@@ -144,7 +144,7 @@ def of_rows(mesh: AnyMesh, num_rows: int) -> NamedSharding:
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-    """The sharding of what each device holds whole."""
+    """Returns the sharding of replicated arrays."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -164,7 +164,7 @@ def check_batch(mesh: AnyMesh, batch_size: int) -> None:
 
 
 def annotated(shapes: Any, shardings: Any) -> Any:
-    """`jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored as."""
+    """Adds shardings to `jax.ShapeDtypeStruct`s, as which a checkpoint is restored."""
     return jax.tree.map(
         lambda leaf, home: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=home),
         shapes,
@@ -173,7 +173,7 @@ def annotated(shapes: Any, shardings: Any) -> Any:
 
 
 def spread(tree: Any, axis: int = 0) -> Any:
-    """The same arrays, of which `axis` is to be cut over the data axis; for code inside a step.
+    """Constrains `axis` of arrays to be cut over the data axis; for code inside a step.
 
     The compiler carries the cut of rows through most operations. Where it is lost, by a sort over
     all rows say, each device would compute all that follows; this says that it shall not. On one
@@ -194,7 +194,7 @@ def spread(tree: Any, axis: int = 0) -> Any:
 
 
 def over_mesh(learner: types.Learner, placement: Placement) -> types.Learner:
-    """The learner as compiled programs over a mesh.
+    """Compiles a learner's functions over a mesh.
 
     Its state is made where it belongs. A step takes the state over (its buffers are donated) and
     batches whose arrays lead with rows; constants are where the caller has put them, and stay.
@@ -219,13 +219,13 @@ def over_mesh(learner: types.Learner, placement: Placement) -> types.Learner:
     )
     return types.Learner(
         init=jax.jit(learner.init, out_shardings=state),
-        # Positional: shardings are those of positions.
+        # Positional, as shardings belong to positions.
         step=lambda state, batch, constants=None: step(state, batch, constants),
     )
 
 
 def _cut(rule: Rule, cut: Cut, size: int, mesh: AnyMesh) -> str | None:
-    """The axis over which a dimension of a parameter is cut, if it divides it."""
+    """Returns the mesh axis that cuts a dimension of a parameter; None if it does not divide it."""
     axis = _axis(cut)
     if axis is None or mesh.shape[axis] == 1:
         return None

@@ -1,4 +1,4 @@
-"""What was added to a host replay between two checkpoints: taken, and put back."""
+"""Parts of a host replay added between two checkpoints: taken, and put back."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ _ROWS = ("frames", "action", "reward", "discount", "last", "age")  # What a slot
 
 
 def span(state: replay.State, since: replay.Cursors | None) -> dict[str, np.ndarray]:
-    """What was added to a host replay since `since`, or all of it, to be saved once.
+    """Returns the part of a host replay added since `since`, or all of it, to be saved once.
 
     Slots up to the newest frame are included; it stands in the next span too, by then with its
     action, and so does the slot before it, which `cut` may have changed. What has been
@@ -69,10 +69,10 @@ def _check_span(state: replay.State, arrays: dict[str, np.ndarray]) -> None:
                 f"{index} of a segment must be int32 in [0, {size}), rows of the replay"
             )
         for name in held:
-            whole, found = getattr(state, name), arrays[name]
+            whole, added = getattr(state, name), arrays[name]
             shape = (len(rows), *whole.shape[1:])
-            if found.shape != shape or found.dtype != whole.dtype:
+            if added.shape != shape or added.dtype != whole.dtype:
                 raise ValueError(
                     f"{name} of a segment must be {whole.dtype}{[*shape]}, as the replay is, got "
-                    f"{found.dtype}{[*found.shape]}"
+                    f"{added.dtype}{[*added.shape]}"
                 )

@@ -15,7 +15,7 @@ class Leaf(NamedTuple):
     impl: str | None = None  # Of a typed key, as `jax.random.wrap_key_data` takes it.
 
     def empty(self) -> np.ndarray:
-        """The numbers of a leaf of size 0."""
+        """Returns the numbers of a leaf of size 0."""
         if self.impl is None:
             return np.empty(self.shape, jnp.dtype(self.dtype))
         key_data = jax.random.key_data(jax.random.key(0, impl=self.impl))
@@ -26,7 +26,7 @@ class Leaf(NamedTuple):
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaf by its path, "learner/params/linear/w"; None is no leaf."""
+    """Returns leaves by path, "learner/params/linear/w"; None is no leaf."""
     named: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/") or "."
@@ -37,7 +37,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def describe(name: str, leaf: Any) -> Leaf:
-    """What `leaf` is.
+    """Describes a leaf.
 
     Raises:
       ValueError: if it is no array of numbers.
@@ -53,7 +53,7 @@ def describe(name: str, leaf: Any) -> Leaf:
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """The numbers of a leaf on the host; those of a typed key are its data."""
+    """Returns the numbers of a leaf on the host; those of a typed key are its data."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
@@ -67,7 +67,7 @@ def stored_as(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def from_numpy(array: np.ndarray, saved: Leaf, like: Any) -> Any:
-    """The leaf as `like` is: NumPy, Python scalar, or a JAX array, placed as `like` is."""
+    """Converts a leaf to the kind of `like`: NumPy, Python scalar, or JAX array, placed like it."""
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=saved.impl)
     if isinstance(like, np.ndarray | np.generic):
@@ -91,11 +91,11 @@ def check_alike(
     """
     for name, leaf in like.items():
         expected = describe(name, leaf)
-        found = saved.get(name)
-        if found is None:
+        description = saved.get(name)
+        if description is None:
             raise ValueError(f"{source} has no leaf {name!r}, expected {expected}")
-        if found[:2] != expected[:2]:
-            raise ValueError(f"leaf {name!r} of {source} is {found}, expected {expected}")
+        if description[:2] != expected[:2]:
+            raise ValueError(f"leaf {name!r} of {source} is {description}, expected {expected}")
     for name in set() if part else saved.keys() - like.keys():
         raise ValueError(f"{source} has a leaf {name!r}, {saved[name]}, that is not expected")
 

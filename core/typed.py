@@ -84,7 +84,7 @@ def _read(hint: Any, text: str) -> Any:
     if hint is str:
         return _checked(str, text)
     if origin is typing.Literal:
-        return _one([member for member in members if str(member) == text])
+        return _only([member for member in members if str(member) == text])
     if origin in _UNIONS:
         return _first(_read, members, text)
     if origin is tuple:
@@ -98,13 +98,13 @@ def _checked(hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     if hint is str:
-        return _one([value] if isinstance(value, str) and is_unicode(value) else [])
+        return _only([value] if isinstance(value, str) and is_unicode(value) else [])
     if hint in (bool, None, types.NoneType):
-        return _one([value] if isinstance(value, hint or types.NoneType) else [])
+        return _only([value] if isinstance(value, hint or types.NoneType) else [])
     if hint in (int, float):
         return _number(hint, value)
     if origin is typing.Literal:
-        return _one([m for m in members if type(m) is type(value) and m == value])
+        return _only([m for m in members if type(m) is type(value) and m == value])
     if origin in _UNIONS:
         return _first(_checked, members, value)
     if origin is tuple and isinstance(value, list | tuple):
@@ -117,7 +117,7 @@ def _checked(hint: Any, value: Any) -> Any:
 
 
 def is_number(text: str) -> bool:
-    """Whether Python reads a text as a number, NaN and infinities among them."""
+    """Returns whether Python reads a text as a number; NaN and infinities are numbers."""
     try:
         float(text)
     except ValueError:
@@ -135,14 +135,14 @@ def _number(hint: type[int] | type[float], value: Any) -> int | float:
     return float(value)
 
 
-def _one(found: list[Any]) -> Any:
-    if not found:
+def _only(values: list[Any]) -> Any:
+    if not values:
         raise ValueError
-    return found[0]
+    return values[0]
 
 
 def _first(read: Callable[[Any, Any], Any], members: tuple[Any, ...], value: Any) -> Any:
-    """What the first type of a union makes of a value; a text is what nothing else takes."""
+    """Returns the value by the first type of a union that takes it; str is tried last."""
     for member in sorted(members, key=lambda member: member is str):
         try:
             return read(member, value)

@@ -103,7 +103,7 @@ def export_params(path: files.Path, params: Any) -> None:
 
 
 def import_params(path: files.Path, like: Any) -> Any:
-    """Parameters as `export_params` wrote them.
+    """Reads parameters as `export_params` wrote them.
 
     Args:
       path: the file.

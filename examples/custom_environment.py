@@ -18,7 +18,7 @@ State = tuple[jax.Array, types.Key]
 
 
 def catch(num_envs: int) -> types.Environment:
-    """`num_envs` games, each of which begins again by itself; a place is seen as a one-hot."""
+    """Makes `num_envs` games, which begin again by themselves; a place is observed as a one-hot."""
     spec = types.Spec(shape=(3 * ROWS,), dtype=np.float32, num_actions=3)
 
     def observe(places: jax.Array) -> jax.Array:

@@ -19,12 +19,12 @@ from kullback.core import learners, networks, policies, replay, types
 def double_dqn_target(
     r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array, target_q_t: jax.Array
 ) -> jax.Array:
-    """The target of one transition: r_t + discount_t target_q_t(argmax_a q_t(a)), []."""
+    """Returns a transition's target, r_t + discount_t target_q_t(argmax_a q_t(a)), []."""
     return r_t + discount_t * target_q_t[jnp.argmax(q_t)]
 
 
 def make(spec: types.Spec) -> types.Agent:
-    """Double DQN: its loss, what descends it, what acts, and what is learnt from."""
+    """Returns Double DQN: its loss, its optimiser, its policy, and its replay."""
     network = networks.action_values(networks.torso("mlp_small", spec), spec.num_actions)
 
     def loss(params: Any, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any):

@@ -19,7 +19,7 @@ corridor = functools.partial(toy.chain, length=10, slip=0.1)
 
 
 def torso(observation: jax.Array) -> jax.Array:
-    """Observations [B, S] -> features [B, 64]."""
+    """Maps observations [B, S] to features [B, 64]."""
     x = hk.Linear(64)(observation)
     for _ in range(2):
         y = hk.LayerNorm(axis=-1, create_scale=True, create_offset=True)(x)
@@ -28,7 +28,7 @@ def torso(observation: jax.Array) -> jax.Array:
 
 
 def agent(spec: types.Spec) -> types.Agent:
-    """M-DQN with that network and the presets of the toys."""
+    """Returns M-DQN with that network and the presets of the toys."""
     return munchausen.make(torso, spec, munchausen.presets("toy"))
 
 

@@ -9,29 +9,32 @@ import pytest
 # Files that do not follow these rules yet, as patterns; all others of the repository do.
 NOT_YET = [
     "agents/*.py",
-    "core/*.py",
-    "examples/*.py",
+    *(f"core/{name}.py" for name in ("compiled", "host", "learners", "loops", "replay")),
+    *(f"core/{name}.py" for name in ("sequences", "types")),
     "experiments/**/*.py",
     "lm/*.py",
     "tests/**/*.py",
 ]
 
 # Openings that make a reader guess what is meant: the thing itself comes first.
-VAGUE = {"What", "Of", "Those", "By", "As", "Where", "Whether"}
+VAGUE = {"What", "Of", "Those", "By", "As", "Where"}
 
 # Words that are no verbs ("Tokens of a text"), unless a determiner follows ("Runs a scheme").
 NOUNS = set(
     """
-    Always Its Less Perhaps Plus This Thus Versus
-    Actions Agents Answers Arguments Arrays Averages Batches Bits Bytes Chances Checkpoints Classes
-    Columns Completions Copies Curves Dimensions Divergences Environments Episodes Errors Examples
-    Features Fields Figures Files Flags Folders Frames Functions Games Gradients Groups Ids Images
-    Indices Intervals Keys Labels Layers Leaves Lengths Lines Logits Losses Means Members Metrics
-    Models Modules Names Numbers Observations Options Pairs Parameters Parts Paths Pieces Points
-    Policies Positions Probabilities Processes Prompts Ranges Rates Ratios Records Rewards Rows
-    Runs Scales Schemes Scores Sections Seeds Sentences Series Settings Shapes Sizes Spans States
-    Statistics Steps Strings Sums Tables Targets Tensors Terms Texts Thresholds Tokens Values
-    Vectors Weights Words
+    Always Its Less Ours Perhaps Plus This Thus Versus
+    Accuracies Actions Agents Answers Arguments Arms Arrays Atoms Averages Bars Bases Batches
+    Bits Blocks Bytes Chances Channels Checkpoints Classes Colours Columns Completions Copies
+    Cosines Curves Dimensions Distances Divergences Edges Entries Environments Episodes Epochs
+    Errors Examples Features Fields Figures Files Flags Folders Frames Functions Games Gaps
+    Gradients Groups Ids Images Improvements Indices Intervals Items Iterations Keys Labels
+    Layers Leaves Lengths Letters Levels Likelihoods Lines Logits Logs Loss Losses Masses Means
+    Members Metrics Models Modules Names Numbers Observations Options Pairs Papers Parameters
+    Parts Paths Pictures Pieces Pixels Points Policies Positions Priorities Probabilities
+    Processes Products Prompts Quantiles Ranges Rates Ratios Records Rewards Rows Runs Scalars
+    Scales Schemes Scores Seconds Sections Seeds Sentences Series Settings Shapes Sizes Slots
+    Spans States Statistics Steps Strings Students Sums Supports Tables Targets Tasks Tensors
+    Terms Texts Threads Thresholds Ticks Tokens Values Vectors Versions Ways Weights Words
     """.split()
 )
 
