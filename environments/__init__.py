@@ -97,6 +97,16 @@ def check_name(name: str) -> None:
     _find(name)
 
 
+def is_compiled(name: str) -> bool:
+    """Returns whether `make` makes pure functions, `types.Environment`, of which seeds share one.
+
+    Raises:
+      ValueError: if `name` is none that `make` knows.
+    """
+    module, _ = _find(name)
+    return inspect.signature(module.make, eval_str=True).return_annotation is types.Environment
+
+
 def names() -> list[str]:
     """Lists every `family/game`; `make` takes further gymnasium ids too."""
     return [f"{family}/{game}" for family in FAMILIES for game in sorted(_module(family).GAMES)]

@@ -11,10 +11,9 @@ of the log in the second half.
 import dataclasses
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import agents_on, verdicts
+from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.experiments.reproductions.agent_studies import above
 
 GAME = "gym/CartPole-v1"
 
@@ -36,11 +35,11 @@ class Config:
         if len(self.rates) < 3 or self.rates[-1] <= 0:
             raise ValueError(f"rates must be three or more in (0, 1], got {self.rates}")
 
-    def arms(self) -> list[agents_on.Arm]:
-        """All that is run."""
+    def arms(self) -> list[agent_runs.Arm]:
+        """Returns all that is run."""
 
-        def arm(label: str, agent: str, *settings: str) -> agents_on.Arm:
-            return agents_on.Arm(label, agent, GAME, self.seeds, self.steps, settings)
+        def arm(label: str, agent: str, *settings: str) -> agent_runs.Arm:
+            return agent_runs.Arm(label, agent, GAME, self.seeds, self.steps, settings)
 
         adaptive = [arm("dcpi adaptive", "dcpi", "rate=normalised", "mixture_rate=1.0")]
         return [
@@ -50,79 +49,62 @@ class Config:
         ]
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """All arms, then what they show."""
-    arms = config.arms()
-    rows = agents_on.train_all(work, arms)
-    final = [
-        {**row, "unsteadiness": float(np.mean(unsteadiness(rows, row["label"])))}
-        for row in agents_on.summary(rows, arms)
-    ]
-    figures = {"conservative_cartpole": draw(config, rows)}
-    return reproduce.Found({"curves": rows, "final": final}, figures, judge(config, rows))
-
-
-def unsteadiness(rows: reproduce.Rows, label: str) -> np.ndarray:
-    """Standard deviation of the return between rows of the log, second half, [seeds]."""
-    steps, values = agents_on.curve(rows, label, GAME)
+def unsteadiness(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Returns the deviation of the return between rows of the log, second half, [seeds]."""
     return np.nanstd(values[:, steps > steps[-1] / 2], axis=1)
 
 
-def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """The best rate between against 1, against DQN and against the smallest."""
+SCORE, UNSTEADINESS = agent_runs.SCORE, agent_runs.Measure("return_mean", unsteadiness)
 
-    def score(label: str) -> np.ndarray:
-        return agents_on.area(rows, label, GAME)
 
-    between = [f"dcpi {a:g}" for a in config.rates[1:-1]]
-    best = max(between, key=lambda label: float(score(label).mean()))
-    slowest = f"dcpi {config.rates[-1]:g}"
-    checks = [
-        verdicts.above(
-            f"{best}, the best between, scores above {other}", score(best) - score(other)
-        )
-        for other in ("dcpi 1", "dqn", slowest)
+def claims(config: Config, runs: agent_runs.Runs) -> list[agent_studies.Claim]:
+    """Returns the claims of the best rate between: against 1, DQN and the smallest."""
+    between = [f"dcpi {rate:g}" for rate in config.rates[1:-1]]
+    best = max(between, key=lambda label: float(runs.measure(SCORE, label, GAME).mean()))
+    scores = "{better}, the best between, scores above {over}"
+    compared = [
+        above(best, over, scores, SCORE) for over in ("dcpi 1", "dqn", f"dcpi {config.rates[-1]:g}")
     ]
-    checks += [
-        verdicts.above(
-            f"{best} is steadier than {other}, in returns",
-            unsteadiness(rows, other) - unsteadiness(rows, best),
-        )
+    compared += [
+        above(other, best, "{over} is steadier than {better}, in returns", UNSTEADINESS)
         for other in ("dcpi 1", "dqn")
     ]
-    if config.adaptive:
-        claim = "a rate that follows the advantage scores above DQN"
-        checks.append(verdicts.above(claim, score("dcpi adaptive") - score("dqn")))
-    return checks
+    follows = "a rate that follows the advantage scores above DQN"
+    compared.append(above("dcpi adaptive", "dqn", follows, SCORE))
+    return compared
 
 
-def draw(config: Config, rows: reproduce.Rows) -> Figure:
-    """Learning curves, then score and unsteadiness against the rate, with DQN's as lines."""
-    figure = reproduce.figure(columns=3)
-    agents_on.draw(figure.axes[0], rows, [arm.label for arm in config.arms()], GAME)
-    measures = (
-        ("mean return over the run", lambda label: agents_on.area(rows, label, GAME)),
-        ("unsteadiness of the return", lambda label: unsteadiness(rows, label)),
+def panels(config: Config, runs: agent_runs.Runs) -> study.Grid:
+    """Draws learning curves, then score and unsteadiness against the rate, with DQN's as lines."""
+
+    def by_rate(name: str, measure: agent_runs.Measure) -> study.Panel:
+        samples = [runs.measure(measure, f"dcpi {rate:g}", GAME) for rate in config.rates]
+        of_dqn = float(np.mean(runs.measure(measure, "dqn", GAME)))
+        return study.Panel(
+            marks=[
+                study.Bars(config.rates, samples, "dcpi"),
+                study.Level(of_dqn, {"color": "k", "linestyle": "--", "label": "dqn"}),
+            ],
+            axes={"xscale": "log", "xlabel": "mixture rate a", "ylabel": name},
+            legend={"fontsize": "small"},
+        )
+
+    return study.Grid(
+        panels=[
+            agent_studies.curves(runs, runs.labels(GAME), GAME),
+            by_rate("mean return over the run", SCORE),
+            by_rate("unsteadiness of the return", UNSTEADINESS),
+        ]
     )
-    for axes, (name, measure) in zip(figure.axes[1:], measures, strict=True):
-        found = [statistics.t_interval(measure(f"dcpi {a:g}")) for a in config.rates]
-        means = [i.mean for i in found]
-        errors = [[i.mean - i.low for i in found], [i.high - i.mean for i in found]]
-        if config.seeds > 1:
-            axes.errorbar(config.rates, means, errors, marker="o", capsize=3, label="dcpi")
-        else:
-            axes.plot(config.rates, means, marker="o", label="dcpi")
-        axes.axhline(float(np.mean(measure("dqn"))), color="k", linestyle="--", label="dqn")
-        axes.set_xscale("log")
-        axes.set_xlabel("mixture rate a")
-        axes.set_ylabel(name)
-        axes.legend(fontsize="small")
-    return figure
 
 
-REPRODUCTION = agents_on.reproduction(
+STUDY = agent_studies.make(
     claim="a conservative policy step makes DQN better and steadier",
     source="Vieillard, Pietquin & Geist 2020, deep conservative policy iteration",
     config=Config(),
-    run=run,
+    figure="conservative_cartpole",
+    claims=claims,
+    panels=panels,
+    measures={"unsteadiness": UNSTEADINESS},
 )
+REPRODUCTION = STUDY.reproduction()

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from kullback.core import regularizers, types
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import gaussian_classes, students, verdicts
+from kullback.experiments.reproductions import gaussian_classes, students, study
 
 WITHIN = 0.015  # Of test accuracies of the classifier, from cross-entropy's.
 
@@ -155,7 +155,7 @@ def judge_classification(config: Config, rows: reproduce.Rows) -> list[reproduce
 
     alphas = [f"alpha-{a:g}" for a in sorted(config.alphas)]
     checks = [
-        verdicts.above(
+        study.above(
             f"classifier: accuracy of {name} within 1.5 points of kl's (1.5 points less the gap)",
             (WITHIN - np.abs(of(name, "test_accuracy") - of("kl", "test_accuracy"))).tolist(),
         )
@@ -164,7 +164,7 @@ def judge_classification(config: Config, rows: reproduce.Rows) -> list[reproduce
     for sparse, less_sparse in itertools.pairwise(["kl", *alphas]):
         difference = of(sparse, "support") - of(less_sparse, "support")
         claim = f"classifier: {less_sparse} supports fewer classes than {sparse} (difference)"
-        checks.append(verdicts.above(claim, difference.tolist()))
+        checks.append(study.above(claim, difference.tolist()))
     names = config.classifiers
     return [
         *checks,
@@ -182,7 +182,7 @@ def judge_text(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
                     rows, "support", divergence=name, way=way
                 )
                 claim = f"{way}: {name} supports fewer tokens than kl (difference)"
-                checks.append(verdicts.above(claim, difference.tolist()))
+                checks.append(study.above(claim, difference.tolist()))
         for column, what in (
             ("accuracy", "accuracy of held-out tokens"),
             ("score_greedy", "exact answers, greedy"),

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from kullback.core import types
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import verdicts
+from kullback.experiments.reproductions import study
 from kullback.theory import convex, run, solve
 from kullback.theory import garnet as generator
 from kullback.theory import mdp as mdps
@@ -241,7 +241,7 @@ def above(
     claim: str, values: Sequence[float] | np.ndarray, threshold: float = 0
 ) -> reproduce.Check:
     """Whether the 95% interval of the mean over processes, values [M], lies above a threshold."""
-    return verdicts.above(claim, values, threshold, units=("process", "processes"))
+    return study.above(claim, values, threshold, units=("process", "processes"))
 
 
 def draw(

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from kullback.core import types
 from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import line as line_teacher
-from kullback.experiments.reproductions import students, verdicts
+from kullback.experiments.reproductions import students, study
 from kullback.lm import distillation
 
 LINE = line_teacher.Sizes()
@@ -215,7 +215,7 @@ def judge(config: Config, rows: reproduce.Rows, divergence: str) -> list[reprodu
                     f"line, {divergence}: after {whose} prefixes lambda {best:g} is nearer to the "
                     f"teacher than {other:g} (difference, nats a token)"
                 )
-                checks.append(verdicts.above(claim, (farther - nearer).tolist()))
+                checks.append(study.above(claim, (farther - nearer).tolist()))
     return checks
 
 

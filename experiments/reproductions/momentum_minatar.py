@@ -8,10 +8,8 @@ MinAtar, with the weight b fixed or approaching 1 as that of a plain mean does.
 
 import dataclasses
 
-from matplotlib.figure import Figure
-
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import agents_on, verdicts
+from kullback.experiments.reproductions import agent_runs, agent_studies
+from kullback.experiments.reproductions.agent_studies import above, reported
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +25,10 @@ class Config:
         if min(self.seeds, self.steps) < 1:
             raise ValueError("seeds and steps must be >= 1")
         for game in self.games:
-            agents_on.random_score(game)
+            agent_runs.random_score(game)
 
-    def arms(self) -> list[agents_on.Arm]:
-        """All that is run."""
+    def arms(self) -> list[agent_runs.Arm]:
+        """Returns all that is run."""
         kinds = [
             ("dqn", "dqn", ()),
             ("mo-dqn", "mo-dqn", ()),
@@ -40,46 +38,29 @@ class Config:
             ),
         ]
         return [
-            agents_on.Arm(label, agent, game, self.seeds, self.steps, settings)
+            agent_runs.Arm(label, agent, game, self.seeds, self.steps, settings)
             for game in self.games
             for label, agent, settings in kinds
         ]
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """All arms, then what they show."""
-    return agents_on.compare(config, work, "momentum_minatar", judge, draw)
+def claims(config: Config) -> list[agent_studies.Claim]:
+    """Returns the claims of momentum against DQN, over the run, and of its weights."""
+    scores = agent_runs.SCORE
+    rises = "{game}: a weight that rises against b=%g, mean return over the run"
+    return [
+        above("mo-dqn", "dqn", "{game}: {better} scores above {over} over the run", scores),
+        *(reported(above("mo-dqn", f"mo-dqn b={b:g}", rises % b, scores)) for b in config.fixed),
+    ]
 
 
-def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """Momentum against DQN, over the run; where DQN has learnt."""
-    checks: list[reproduce.Check] = []
-    for game in config.games:
-        difference = agents_on.area(rows, "mo-dqn", game) - agents_on.area(rows, "dqn", game)
-        check = verdicts.above(f"{game}: mo-dqn scores above dqn over the run", difference)
-        if not agents_on.has_learnt(rows, game):
-            check = check._replace(held=None)
-        checks.append(check)
-        for b in config.fixed:
-            fixed = agents_on.area(rows, f"mo-dqn b={b:g}", game)
-            found = statistics.t_interval(agents_on.area(rows, "mo-dqn", game) - fixed)
-            claim = f"{game}: a weight that rises against b={b:g}, mean return over the run"
-            checks.append(reproduce.Check(claim, None, str(found)))
-    return checks
-
-
-def draw(config: Config, rows: reproduce.Rows) -> Figure:
-    """Learning curves, a column a game."""
-    figure = reproduce.figure(columns=len(config.games))
-    labels = list(dict.fromkeys(arm.label for arm in config.arms()))
-    for axes, game in zip(figure.axes, config.games, strict=True):
-        agents_on.draw(axes, rows, labels, game)
-    return figure
-
-
-REPRODUCTION = agents_on.reproduction(
+STUDY = agent_studies.make(
     claim="acting on an average of past values is worth more than acting on the last ones",
     source="Vieillard, Scherrer, Pietquin & Geist 2020",
     config=Config(),
-    run=run,
+    figure="momentum_minatar",
+    learner="dqn",
+    claims=lambda config, runs: claims(config),
+    panels=lambda config, runs: agent_studies.grid(runs, ("return_mean", None)),
 )
+REPRODUCTION = STUDY.reproduction()

@@ -12,10 +12,9 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from kullback.experiments import catalog, reproduce
-from kullback.experiments.reproductions import agents_on, verdicts
+from kullback.experiments.reproductions import agent_runs, agent_studies, study
 
 AGENTS = ("dqn", "m-dqn", "c51", "rainbow", "iqn", "m-iqn")
 # All that the catalogue lists: the 57 usual games without Defender and Surround, and five more.
@@ -41,26 +40,20 @@ class Config:
             if unknown := sorted(set(given) - set(known)):
                 raise ValueError(f"{name} are {', '.join(known)}, got {unknown[0]}")
 
-    def arms(self) -> list[agents_on.Arm]:
-        """All that is run."""
+    def arms(self) -> list[agent_runs.Arm]:
+        """Returns all that is run."""
         agents, games = (AGENTS, GAMES) if self.full else (self.agents, self.games)
         seeds, steps = (SEEDS, STEPS) if self.full else (self.seeds, self.steps)
-        return [agents_on.Arm(a, a, game, seeds, steps) for game in games for a in agents]
+        return [
+            agent_runs.Arm(agent, agent, game, seeds, steps, log_every=1_000)
+            for game in games
+            for agent in agents
+        ]
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """All arms, their speed, and what the whole takes at that speed."""
-    arms = config.arms()
-    rows = agents_on.train_all(work, arms, log_every=1_000)
-    costs = [cost(rows, arm) for arm in arms]
-    checks = [*judge(config, rows), *judge_cost(costs)]
-    tables = {"curves": rows, "final": agents_on.summary(rows, arms), "cost": costs}
-    return reproduce.Found(tables, {"munchausen_atari": draw(arms, rows)}, checks)
-
-
-def cost(rows: reproduce.Rows, arm: agents_on.Arm) -> dict[str, Any]:
-    """Speed while it learns, of the second half of what came after the warm-up."""
-    steps, wall = agents_on.curve(rows, arm.label, arm.environment, "wall_seconds")
+def cost(runs: agent_runs.Runs, arm: agent_runs.Arm) -> dict[str, Any]:
+    """Returns the speed while it learns, of the second half of what came after the warm-up."""
+    steps, wall = runs.curve(arm.label, arm.environment, "wall_seconds")
     begin = (steps[-1] + min(WARM_UP, steps[-2])) / 2
     learning = np.flatnonzero(steps >= begin)
     first, last = learning[0], learning[-1]
@@ -73,51 +66,47 @@ def cost(rows: reproduce.Rows, arm: agents_on.Arm) -> dict[str, Any]:
     }
 
 
-def judge_cost(costs: reproduce.Rows) -> list[reproduce.Check]:
-    """What the published protocol would take on this machine."""
-    return [
-        reproduce.Check(
+def costs(config: Config, runs: agent_runs.Runs) -> study.Tables:
+    """Returns the table of what the published protocol would take on this machine."""
+    return {"cost": [cost(runs, arm) for arm in config.arms()]}
+
+
+def checks(config: Config, runs: agent_runs.Runs) -> list[reproduce.Check]:
+    """Judges the published protocol, game by game; reports what it would take."""
+    judged = [
+        study.above(
+            f"{better} ends above {worse} on more than half of the games (53 and 40 of 60)",
+            [wins(runs, better, worse, game) for game in GAMES],
+            0.5,
+            ("game", "games"),
+        )
+        for better, worse in (("m-dqn", "dqn"), ("m-iqn", "iqn"))
+        if config.full
+    ]
+    return judged + [
+        study.reported(
             f"{row['agent']} on {len(GAMES)} games, {SEEDS} seeds, 200M frames, on this machine",
-            None,
             f"{row['days_of_all_games']:,.0f} days at {row['steps_per_second']:,.0f} agent steps/s "
             f"on {row['environment']}",
         )
-        for row in costs
+        for row in costs(config, runs)["cost"]
     ]
 
 
-def judge(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """Of the published protocol: M-DQN against DQN and M-IQN against IQN, game by game."""
-    if not config.full:
-        return []
-    checks = []
-    for better, worse in (("m-dqn", "dqn"), ("m-iqn", "iqn")):
-        wins = [
-            float(
-                agents_on.final(rows, better, game).mean()
-                > agents_on.final(rows, worse, game).mean()
-            )
-            for game in GAMES
-        ]
-        claim = f"{better} ends above {worse} on more than half of the games (53 and 40 of 60)"
-        checks.append(verdicts.above(claim, wins, 0.5, ("game", "games")))
-    return checks
+def wins(runs: agent_runs.Runs, better: str, worse: str, game: str) -> float:
+    """Returns 1 where the mean over seeds of the one ends above that of the other, else 0."""
+    one, other = (runs.measure(agent_runs.END, x, game).mean() for x in (better, worse))
+    return float(one > other)
 
 
-def draw(arms: list[agents_on.Arm], rows: reproduce.Rows) -> Figure:
-    """Learning curves, ten games a row."""
-    games = list(dict.fromkeys(arm.environment for arm in arms))
-    agents = list(dict.fromkeys(arm.label for arm in arms))
-    columns = min(len(games), 10)
-    figure = reproduce.figure(columns=columns, rows=-(-len(games) // columns))
-    for axes, game in zip(figure.axes, games, strict=False):
-        agents_on.draw(axes, rows, agents, game)
-    return figure
-
-
-REPRODUCTION = agents_on.reproduction(
+STUDY = agent_studies.make(
     claim="a scaled log-policy in the reward lifts DQN and IQN on most Atari games",
     source="Vieillard, Pietquin & Geist 2020",
     config=Config(),
-    run=run,
+    figure="munchausen_atari",
+    claims=lambda config, runs: [],
+    checks=checks,
+    panels=lambda config, runs: agent_studies.grid(runs, ("return_mean", None)),
+    tables=costs,
 )
+REPRODUCTION = STUDY.reproduction()

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from kullback.core import types
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import summarisers, verdicts
+from kullback.experiments.reproductions import study, summarisers
 
 # Columns that are reported, and what they are.
 COLUMNS = {
@@ -71,7 +71,7 @@ def judge(config: summarisers.Config, rows: reproduce.Rows) -> list[reproduce.Ch
     for less, more in itertools.pairwise(order):
         gain = ends[more]["entailment"] - ends[less]["entailment"]
         claim = f"{more} entails more than {less} (difference of mean P by the reward)"
-        checks.append(verdicts.above(claim, gain.tolist()))
+        checks.append(study.above(claim, gain.tolist()))
     for arm in order[1:]:
         growth = {role: ends[arm][c] - ends["start"][c] for role, c in _BY_ROLE.items()}
         evidence = "; ".join(f"{role} {statistics.t_interval(x)}" for role, x in growth.items())

@@ -21,7 +21,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import hacking, verdicts
+from kullback.experiments.reproductions import hacking, study
 from kullback.experiments.reproductions.hacking import Arm, Config
 from kullback.lm import power_law
 
@@ -83,21 +83,21 @@ def judge(config: Config, ends: reproduce.Rows) -> list[reproduce.Check]:
 
     def less(what: str, arm: str, than: str, column: str) -> reproduce.Check:
         difference = of(than, column) - of(arm, column)
-        return verdicts.above(f"{arm}: {what} than {than} (difference)", difference.tolist())
+        return study.above(f"{arm}: {what} than {than} (difference)", difference.tolist())
 
     checks: list[reproduce.Check] = []
     if "offline" in config.sources:
         checks += [
-            verdicts.above(
+            study.above(
                 "offline: golden turns up, ending above 1.05 times its least",
                 of("offline", "golden_rise").tolist(),
                 1.05,
             ),
-            verdicts.above(
+            study.above(
                 "offline: proxy falls all the same from there to the end (by nats)",
                 of("offline", "proxy_fall_since").tolist(),
             ),
-            verdicts.every(
+            study.every(
                 "offline: proxy falls from each checkpoint to the next",
                 of("offline", "proxy_always_falls").tolist(),
                 f"{statistics.t_interval(of('offline', 'proxy_end'))} nats at the end",
@@ -109,7 +109,7 @@ def judge(config: Config, ends: reproduce.Rows) -> list[reproduce.Check]:
                 less("a lower golden at the end", online, "offline", "golden_end"),
                 less("a lower proxy at the end", online, "offline", "proxy_end"),
                 less("a lower training loss at the end", "offline", online, "train_loss_end"),
-                verdicts.above(
+                study.above(
                     f"offline: in the last 70% of the steps the exponent of proxy is below 0.6 of "
                     f"{online}'s (0.6 of that, less it)",
                     (0.6 * of(online, "late_exponent") - of("offline", "late_exponent")).tolist(),
@@ -121,7 +121,7 @@ def judge(config: Config, ends: reproduce.Rows) -> list[reproduce.Check]:
         claim = "proxy leaves its power law" if is_offline else "proxy keeps to its power law"
         evidence = f"left at step {left.tolist()}, -1 for never; golden least at {least.tolist()}"
         checks.append(
-            verdicts.every(f"{source}: {claim}", ((left >= 0) == is_offline).tolist(), evidence)
+            study.every(f"{source}: {claim}", ((left >= 0) == is_offline).tolist(), evidence)
         )
     for few, many, why in _data_pairs(config):
         checks.append(less(why, many, few, "golden_end"))

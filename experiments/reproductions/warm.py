@@ -26,7 +26,7 @@ from kullback.experiments.reproductions import (
     curves,
     reward_letters,
     reward_toy,
-    verdicts,
+    study,
     warm_pictures,
 )
 from kullback.experiments.reproductions.warm_pictures import (
@@ -151,7 +151,7 @@ def judge(config: Config, tables: dict[str, reproduce.Rows]) -> list[reproduce.C
     average = values(tables["toy_apart"], "model", "average", "near")
     one = values(tables["toy_apart"], "model", "single", "near")
     checks += [
-        verdicts.above(
+        study.above(
             f"toy: without pre-training in common half-way between two members is near chance, "
             f"below {CHANCE:g} (by how much below)",
             CHANCE - average,
@@ -165,7 +165,7 @@ def judge(config: Config, tables: dict[str, reproduce.Rows]) -> list[reproduce.C
     checks += judge_climbs("toy", tables["toy_climbs"])
     kept, free = (_ends(tables["toy_climbs"], name) for name in ("average-held-back", "average"))
     checks.append(
-        verdicts.above(
+        study.above(
             f"toy: with {config.toy.climb_kl:g} of reward a nat the climb ends at a lower KL (nats "
             "less)",
             free - kept,
@@ -188,7 +188,7 @@ def judge_models(
     checks: list[reproduce.Check] = []
     if corruption:
         checks.append(
-            verdicts.above(
+            study.above(
                 f"{world}: of {corruption:.0%} wrong labels the average in weights remembers fewer "
                 "than the ensemble (share of them, less)",
                 against("corrupted", "ensemble", "average"),
@@ -197,21 +197,21 @@ def judge_models(
         )
     return [
         *checks,
-        verdicts.above(
+        study.above(
             f"{world}: of the right labels it remembers fewer too",
             against("clean", "ensemble", "average"),
         ),
-        verdicts.above(
+        study.above(
             f"{world}: it ranks held-out pairs from elsewhere no more than 0.01 worse (accuracy "
             "more than the ensemble's)",
             against("far", "average", "ensemble"),
             -0.01,
         ),
-        verdicts.above(
+        study.above(
             f"{world}: and better than members do (accuracy more than their mean)",
             against("far", "average", "single"),
         ),
-        verdicts.above(
+        study.above(
             f"{world}: half-way between two members accuracy is not below their mean by more than "
             "0.01 (held-out pairs, difference)",
             halfway,
@@ -244,22 +244,22 @@ def judge_climbs(world: str, rows: reproduce.Rows) -> list[reproduce.Check]:
         return np.array(own)
 
     return [
-        verdicts.every(
+        study.every(
             f"{world}: what is climbed rises from each record to the next, for each proxy",
             rises,
             f"{len(names)} proxies",
         ),
-        verdicts.every(
+        study.every(
             f"{world}: gold peaks on the way, before the end, for each proxy",
             turns,
             f"falls after the peak by {np.mean(falls):.3g} on average",
         ),
-        verdicts.above(
+        study.above(
             f"{world}: the peak of gold is higher with the average in weights than with members "
             "(difference of means)",
             gained(lambda climb, at: max(climb["gold"])),
         ),
-        verdicts.above(
+        study.above(
             f"{world}: at {' to '.join(ends)} nats gold is higher than with members "
             "(difference of means)",
             gained(lambda climb, at: curves.value_at(climb["kl"], climb["gold"], at)),

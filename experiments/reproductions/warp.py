@@ -23,7 +23,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import curves, merged_policies, verdicts
+from kullback.experiments.reproductions import curves, merged_policies, study
 from kullback.experiments.reproductions.merged_policies import FIXED, LAMBDAS, MOVING, Config, Sizes
 
 ORTHOGONAL = 0.2  # Cosines below it, of every seed, count as about 0.
@@ -142,27 +142,27 @@ def judge_merge(
 
     runs, errors = (of("reward_one") + of("reward_two")) / 2, of("identity_error")
     return [
-        verdicts.above(
+        study.above(
             f"{policy}: the spherical merge's reward is no more than 0.02 below the mean of its "
             "two runs (difference)",
             of("reward_slerp") - runs,
             -0.02,
         ),
-        verdicts.above(
+        study.above(
             f"{policy}: nor more than 0.01 below the linear merge's (difference)",
             of("reward_slerp") - of("reward_lerp"),
             -0.01,
         ),
-        verdicts.above(
+        study.above(
             f"{policy}: the spherical merge is farther from the start (nats more than the linear)",
             of("kl_slerp") - of("kl_lerp"),
         ),
-        verdicts.above(
+        study.above(
             f"{policy}: the front from the start to the merge lies above its chord (reward times "
             "nats)",
             _area(areas, "slerp-1", "above_chord"),
         ),
-        verdicts.every(
+        study.every(
             f"{policy}: half-way, a spherical task vector is the linear one over cos(Omega/2)",
             (errors < 1e-4).tolist(),
             f"greatest error {errors.max():.1e} of the greatest move",

@@ -217,3 +217,20 @@ def test_imports_nothing_of_a_family():
         "assert not {'ale_py', 'gymnasium', 'dm_env'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("minatar/breakout", True),
+        ("toy/chain", True),
+        ("gym/CartPole-v1", False),
+        ("atari/pong", False),
+    ],
+)
+def test_what_is_compiled_is_known_before_it_is_made(name: str, expected: bool):
+    assert environments.is_compiled(name) is expected
+    made = environments.make(name)
+    assert isinstance(made, types.Environment) is expected
+    if isinstance(made, types.HostEnvironment):
+        made.close()

@@ -11,7 +11,7 @@ import pytest
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import (
     action_gap,
-    agents_on,
+    agent_runs,
     conservative_cartpole,
     momentum_minatar,
     munchausen_atari,
@@ -19,10 +19,10 @@ from kullback.experiments.reproductions import (
 
 
 def made_up(
-    arms: list[agents_on.Arm],
-    value: Callable[[agents_on.Arm], float],
-    gap: Callable[[agents_on.Arm], float] = lambda arm: 1.0,
-    noise: Callable[[agents_on.Arm], float] = lambda arm: 0.0,
+    arms: list[agent_runs.Arm],
+    value: Callable[[agent_runs.Arm], float],
+    gap: Callable[[agent_runs.Arm], float] = lambda arm: 1.0,
+    noise: Callable[[agent_runs.Arm], float] = lambda arm: 0.0,
 ) -> reproduce.Rows:
     """Flat curves, with `noise` of alternating sign; seeds differ by a little."""
     return [
@@ -41,21 +41,27 @@ def made_up(
     ]
 
 
-def held(checks: list[reproduce.Check]) -> dict[str, bool | None]:
-    return {check.claim: check.held for check in checks}
+def held(module: types.ModuleType, config: Any, rows: reproduce.Rows) -> dict[str, bool | None]:
+    return {c.claim: c.held for c in module.STUDY.claims(config, {"curves": rows})}
+
+
+def drawn(module: types.ModuleType, config: Any, rows: reproduce.Rows) -> list[int]:
+    """Returns the number of lines of each panel."""
+    [grid] = module.STUDY.figures(config, {"curves": rows}).values()
+    return [len(axes.lines) for axes in grid.draw().axes]
 
 
 def test_action_gap():
     config = action_gap.Config()
     gaps = {"soft-dqn": 1.0, "m-dqn 0.5": 2.0, "m-dqn 0.9": 9.0, "al-dqn 0.9": 12.0, "dqn": 1.0}
     rows = made_up(config.arms(), lambda arm: 5.0, lambda arm: gaps.get(arm.label, 3.0))
-    found = held(action_gap.judge(config, rows))
+    found = held(action_gap, config, rows)
     assert found["the gap of m-dqn 0.5 is wider than that of soft-dqn, in times"] is True
     assert found["the gap of m-dqn 0.9 is wider than that of m-dqn 0.5, in times"] is True
     assert found["advantage learning widens it more than M-DQN, alpha 0.9, in times"] is None
     reverse = made_up(config.arms(), lambda arm: 5.0, lambda arm: 1 / gaps.get(arm.label, 3.0))
-    assert set(held(action_gap.judge(config, reverse)).values()) == {False, None}
-    assert [len(axes.lines) for axes in action_gap.draw(config, rows).axes] == [6, 6]
+    assert set(held(action_gap, config, reverse).values()) == {False, None}
+    assert drawn(action_gap, config, rows) == [6, 6]
 
 
 def test_conservative_cartpole():
@@ -67,21 +73,21 @@ def test_conservative_cartpole():
         lambda arm: scores.get(arm.label, 250.0),
         noise=lambda arm: noise.get(arm.label, 5.0),
     )
-    found = held(conservative_cartpole.judge(config, rows))
+    found = held(conservative_cartpole, config, rows)
     assert list(found.values()) == [True] * 6
     assert "dcpi 0.1, the best between, scores above dqn" in found
-    np.testing.assert_allclose(
-        conservative_cartpole.unsteadiness(rows, "dqn"), [40, 44, 48, 52, 56]
+    found = agent_runs.Runs(rows).measure(
+        conservative_cartpole.UNSTEADINESS, "dqn", "gym/CartPole-v1"
     )
+    np.testing.assert_allclose(found, [40, 44, 48, 52, 56])
     worse = made_up(config.arms(), lambda arm: 500.0 if arm.label == "dqn" else 100.0)
     assert (
-        held(conservative_cartpole.judge(config, worse))[
+        held(conservative_cartpole, config, worse)[
             "a rate that follows the advantage scores above DQN"
         ]
         is False
     )
-    lines = [len(axes.lines) for axes in conservative_cartpole.draw(config, rows).axes]
-    assert lines[0] == len(config.arms())
+    assert drawn(conservative_cartpole, config, rows)[0] == len(config.arms())
 
 
 def test_momentum_minatar():
@@ -89,31 +95,31 @@ def test_momentum_minatar():
     claim = "minatar/breakout: mo-dqn scores above dqn over the run"
     values = {"dqn": 5.0, "mo-dqn": 7.0}
     rows = made_up(config.arms(), lambda arm: values.get(arm.label, 6.0))
-    assert held(momentum_minatar.judge(config, rows))[claim] is True
+    assert held(momentum_minatar, config, rows)[claim] is True
     values["mo-dqn"] = 4.0
     rows = made_up(config.arms(), lambda arm: values.get(arm.label, 6.0))
-    assert held(momentum_minatar.judge(config, rows))[claim] is False
+    assert held(momentum_minatar, config, rows)[claim] is False
     values["dqn"] = 1.0  # It has not learnt.
     rows = made_up(config.arms(), lambda arm: values.get(arm.label, 6.0))
-    assert held(momentum_minatar.judge(config, rows))[claim] is None
-    assert len(momentum_minatar.draw(config, rows).axes) == 1
+    assert held(momentum_minatar, config, rows)[claim] is None
+    assert drawn(momentum_minatar, config, rows) == [len(config.arms())]
 
 
 def test_munchausen_atari_says_what_the_whole_would_take():
     config = munchausen_atari.Config()
     rows = made_up(config.arms(), lambda arm: -20.0)
-    found = munchausen_atari.cost(rows, config.arms()[0])
+    found = munchausen_atari.cost(agent_runs.Runs(rows), config.arms()[0])
     assert found["steps_per_second"] == pytest.approx(25_000 / 20 / 10)
     assert found["days_of_all_games"] == pytest.approx(60 * 3 * 50e6 / 125 / 86_400)
-    assert munchausen_atari.judge(config, rows) == []
+    assert set(held(munchausen_atari, config, rows).values()) == {None}
 
 
 def test_munchausen_atari_in_full_is_the_published_protocol():
     config = munchausen_atari.Config(full=True)
-    assert agents_on.work_of(config.arms()) == 6 * 60 * 3 * 50_000_000
+    assert munchausen_atari.REPRODUCTION.steps(config) == 6 * 60 * 3 * 50_000_000
     assert munchausen_atari.REPRODUCTION.seconds(config) > 1e8
     rows = made_up(config.arms(), lambda arm: 2.0 if arm.agent.startswith("m-") else 1.0)
-    assert list(held(munchausen_atari.judge(config, rows)).values()) == [True, True]
+    assert list(held(munchausen_atari, config, rows).values())[:2] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,10 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> 
 
 
 def judged(rows: reproduce.Rows) -> dict[str, bool | None]:
-    return {check.claim.removeprefix(f"{GAME}: "): check.held for check in here.judge(CONFIG, rows)}
+    return {
+        check.claim.removeprefix(f"{GAME}: "): check.held
+        for check in here.STUDY.claims(CONFIG, {"curves": rows})
+    }
 
 
 def test_what_it_judges():
@@ -83,7 +86,7 @@ def test_refusals(change: dict[str, object], match: str):
 def test_runs_tiny(tmp_path: pathlib.Path):
     config = dataclasses.replace(CONFIG, regularizers=("alpha-1.5",), steps=5_400, seeds=2)
     work = reproduce.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
-    found = here.run(config, work)
+    found = here.STUDY.run(config, work)
     labels = [row["label"] for row in found.tables["final"]]
     assert labels == ["dqn", "m-dqn kl", "m-dqn alpha-1.5"]
     entropies = [row["policy_entropy"] for row in found.tables["final"]]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kullback.experiments import cli, reproduce
-from kullback.experiments.reproductions import agents_on
+from kullback.experiments.reproductions import agent_runs, agent_studies
 from kullback.experiments.reproductions import munchausen_minatar as here
 
 GAME = "minatar/breakout"
@@ -36,7 +36,7 @@ RETURNS = {"dqn": 5.0, "soft-dqn": 5.0, "al-dqn": 6.0, "m-dqn": 7.0, "iqn": 8.0,
 
 
 def verdicts_of(rows: reproduce.Rows) -> dict[str, bool | None]:
-    return {check.claim: check.held for check in here.judge(CONFIG, rows)}
+    return {check.claim: check.held for check in here.STUDY.claims(CONFIG, {"curves": rows})}
 
 
 def test_what_it_judges():
@@ -59,10 +59,13 @@ def test_where_dqn_has_not_learnt_nothing_is_judged():
 
 def test_summary_and_picture():
     rows = rows_of(RETURNS, {})
-    summary = {row["label"]: row for row in agents_on.summary(rows, CONFIG.arms())}
+    summary = {
+        row["label"]: row for row in agent_studies.summary(agent_runs.Runs(rows), CONFIG.arms())
+    }
     assert np.isclose(summary["m-dqn"]["final_return"], 7.02)
     assert summary["iqn"]["seeds"] == 3
-    lines = [len(axes.lines) for axes in here.draw(CONFIG, rows).axes]
+    [grid] = here.STUDY.figures(CONFIG, {"curves": rows}).values()
+    lines = [len(axes.lines) for axes in grid.draw().axes]
     assert lines == [4, 2, 4]
 
 

@@ -1,13 +1,13 @@
-"""Tests of experiments/reproductions/agents_on.py."""
+"""Tests of experiments/reproductions/agent_runs.py and agent_studies.py."""
 
+import functools
 import pathlib
-from typing import Any
 
 import numpy as np
 import pytest
 
 from kullback.experiments import progress, reproduce
-from kullback.experiments.reproductions import agents_on
+from kullback.experiments.reproductions import agent_runs, agent_studies, study
 from kullback.experiments.runs import run_folder, training
 
 
@@ -16,8 +16,10 @@ def work(tmp_path: pathlib.Path) -> reproduce.Work:
     return reproduce.Work(tmp_path, progress.Progress("test", 0, 4_000, quiet=True))
 
 
-def run(work: reproduce.Work, **more: Any) -> reproduce.Rows:
-    return agents_on.train(work, agents_on.Arm("a label", "dqn", "toy/chain", 2, 2_000), **more)
+def run(work: reproduce.Work) -> reproduce.Rows:
+    arm = agent_runs.Arm("a label", "dqn", "toy/chain", 2, 2_000)
+    part = study.Arm(arm.part, 4_000, functools.partial(agent_runs.train, arm))
+    return study.run([part], work)
 
 
 @pytest.mark.slow
@@ -66,9 +68,10 @@ def test_final_is_of_the_last_tenth_and_area_of_all():
     values = np.arange(40.0).reshape(2, 20)
     values[0, 18] = np.nan  # No episode ended there.
     rows = rows_of(values) + rows_of(values + 100, "b")
-    np.testing.assert_allclose(agents_on.final(rows, "a", "minatar/breakout"), [19, 38.5])
+    runs = agent_runs.Runs(rows)
+    np.testing.assert_allclose(runs.measure(agent_runs.END, "a", "minatar/breakout"), [19, 38.5])
     np.testing.assert_allclose(
-        agents_on.area(rows, "b", "minatar/breakout"), np.nanmean(values, axis=1) + 100
+        runs.measure(agent_runs.SCORE, "b", "minatar/breakout"), np.nanmean(values, axis=1) + 100
     )
 
 
@@ -76,8 +79,9 @@ def test_the_curve_drawn_is_the_mean_over_seeds_and_rows():
     values = np.random.default_rng(0).normal(size=(3, 12))
     values[:, 0] = np.nan
     values[1, 5] = np.nan
-    axes = reproduce.figure().axes[0]
-    agents_on.draw(axes, rows_of(values), ["a"], "minatar/breakout", width=3)
+    runs = agent_runs.Runs(rows_of(values))
+    panel = agent_studies.curves(runs, ["a"], "minatar/breakout", width=3)
+    axes = study.Grid(panels=[panel]).draw().axes[0]
     x, y = axes.lines[0].get_data()
     assert np.asarray(x).tolist() == [100 * (t + 1) for t in range(1, 12)]
     expected = [
@@ -87,14 +91,21 @@ def test_the_curve_drawn_is_the_mean_over_seeds_and_rows():
 
 
 def test_random_scores_come_from_the_catalogue():
-    assert agents_on.random_score("minatar/breakout") == 0.5
+    assert agent_runs.random_score("minatar/breakout") == 0.5
     with pytest.raises(ValueError, match="gym/CartPole-v1"):
-        agents_on.random_score("gym/CartPole-v1")
+        agent_runs.random_score("gym/CartPole-v1")
 
 
 def test_final_is_the_last_known_where_nothing_ended_in_the_tail():
     values = np.full((2, 20), np.nan)
     values[0, 5] = 3.0
-    np.testing.assert_array_equal(
-        agents_on.final(rows_of(values), "a", "minatar/breakout"), [3.0, np.nan]
-    )
+    runs = agent_runs.Runs(rows_of(values))
+    found = runs.measure(agent_runs.END, "a", "minatar/breakout")
+    np.testing.assert_array_equal(found, [3.0, np.nan])
+
+
+def test_a_claim_of_arms_that_did_not_run_is_none():
+    runs = agent_runs.Runs(rows_of(np.ones((3, 20)), "dqn") + rows_of(np.ones((3, 20)) * 2, "b"))
+    claims = [agent_studies.above("b", "dqn"), agent_studies.above("b", "c")]
+    [check] = agent_studies.judge(claims, runs, None, says_so=False)
+    assert check.claim == "minatar/breakout: b ends above dqn" and check.held

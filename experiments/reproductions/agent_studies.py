@@ -1,0 +1,262 @@
+"""Studies with agents: claims that set the runs of one arm against another's, and their panels."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from matplotlib.ticker import EngFormatter
+
+from kullback.experiments import reproduce, statistics
+from kullback.experiments.reproductions import agent_runs, study
+
+
+class Claim(NamedTuple):
+    """That a number of one arm's runs is above that of another's, seed by seed."""
+
+    sentence: str  # {game}, {better} and {over} stand for the names.
+    better: str  # Label of an arm.
+    over: str
+    measure: agent_runs.Measure
+    is_ratio: bool = False  # Whether it is of the quotient, and not of the difference.
+    threshold: float | None = 0.0  # None: the interval is reported alone.
+    is_judged: bool = True
+
+    def check(self, runs: agent_runs.Runs, game: str) -> reproduce.Check:
+        """Judges it on one environment."""
+        better, over = (runs.measure(self.measure, x, game) for x in (self.better, self.over))
+        values = better / over if self.is_ratio else better - over
+        sentence = self.sentence.format(game=game, better=self.better, over=self.over)
+        if self.threshold is None:
+            return study.reported(sentence, statistics.t_interval(values))
+        check = study.above(sentence, values, self.threshold)
+        return check if self.is_judged else study.unjudged(check)
+
+
+def above(
+    better: str,
+    over: str,
+    sentence: str = "{game}: {better} ends above {over}",
+    by: agent_runs.Measure = agent_runs.END,
+    is_judged: bool = True,
+) -> Claim:
+    """Returns the claim that `better` has more than `over`."""
+    return Claim(sentence, better, over, by, is_judged=is_judged)
+
+
+def wider(
+    better: str,
+    over: str = "dqn",
+    sentence: str = "{game}: {better} widens the gap of actions, in times DQN's",
+    is_judged: bool = True,
+) -> Claim:
+    """Returns the claim that the best action is farther from the others; in times `over`'s gap."""
+    return Claim(
+        sentence, better, over, agent_runs.GAP, is_ratio=True, threshold=1.0, is_judged=is_judged
+    )
+
+
+def reported(claim: Claim) -> Claim:
+    """Returns a claim of which the interval is reported, and no more."""
+    return claim._replace(threshold=None)
+
+
+def judge(
+    claims: Sequence[Claim], runs: agent_runs.Runs, learner: str | None, says_so: bool
+) -> list[reproduce.Check]:
+    """Judges claims on every environment, those whose arms ran there; see `make`."""
+    checks: list[reproduce.Check] = []
+    for game in runs.environments:
+        labels = runs.labels(game)
+        found = [c.check(runs, game) for c in claims if {c.better, c.over} <= {*labels}]
+        if learner is not None and not (
+            learner in labels and agent_runs.has_learnt(runs, game, learner)
+        ):
+            found = [study.unjudged(check) for check in found]
+            if says_so and learner in labels:
+                found.append(not_learnt(runs, game, learner))
+        checks += found
+    return checks
+
+
+def not_learnt(runs: agent_runs.Runs, game: str, label: str) -> reproduce.Check:
+    """Reports that an arm has not learnt."""
+    limit = f"{agent_runs.LEARNT:g}"
+    name, score = label.upper(), float(runs.measure(agent_runs.END, label, game).mean())
+    return study.reported(
+        f"{game}: {name} stays under {limit} times a random policy, so nothing is judged",
+        f"{score:.3g} against {agent_runs.random_score(game):g}",
+    )
+
+
+# Tables and panels.
+
+
+def summary(
+    runs: agent_runs.Runs,
+    arms: Sequence[agent_runs.Arm],
+    measures: Mapping[str, agent_runs.Measure] | None = None,
+) -> reproduce.Rows:
+    """Returns a row an arm: return at the end and over the run with 95% intervals, and means.
+
+    Args:
+      runs: of all arms.
+      arms: in the order of the rows.
+      measures: by column, beside the gap of actions.
+    """
+    found: reproduce.Rows = []
+    for arm in arms:
+        at = arm.label, arm.environment
+        end, score = (
+            statistics.t_interval(runs.measure(m, *at)) for m in (agent_runs.END, agent_runs.SCORE)
+        )
+        found.append(
+            {
+                "label": arm.label,
+                "environment": arm.environment,
+                "seeds": arm.seeds,
+                "steps": arm.steps,
+                "final_return": end.mean,
+                "final_low": end.low,
+                "final_high": end.high,
+                "mean_return": score.mean,
+                "mean_low": score.low,
+                "mean_high": score.high,
+                **{
+                    column: float(np.mean(runs.measure(measure, *at)))
+                    for column, measure in {
+                        "action_gap": agent_runs.GAP,
+                        **(measures or {}),
+                    }.items()
+                },
+            }
+        )
+    return found
+
+
+def curves(
+    runs: agent_runs.Runs,
+    labels: Sequence[str],
+    game: str,
+    column: str = "return_mean",
+    width: int = 5,
+) -> study.Panel:
+    """Returns means over seeds against steps with 95% intervals, each over `width` rows of a log.
+
+    Args:
+      runs: of all arms.
+      labels: of those that are shown; without any the panel is empty.
+      game: environment.
+      column: of the log.
+      width: rows of the log that are averaged.
+    """
+
+    def line(k: int, label: str) -> study.Line:
+        steps, values = runs.curve(label, game, column)
+        smooth = smoothed(values, width)
+        is_whole = np.all(np.isfinite(smooth), axis=0)
+        intervals = [statistics.t_interval(values_at) for values_at in smooth[:, is_whole].T]
+        mean, low, high = np.array(intervals, np.float64).reshape(-1, 3).T
+        band = (low, high) if len(values) > 1 else None
+        return study.Line(steps[is_whole], mean, label, {"color": f"C{k}"}, band)
+
+    return study.Panel(
+        marks=[line(k, label) for k, label in enumerate(labels)],
+        axes={
+            "xlabel": "agent steps",
+            "ylabel": "episode return" if column == "return_mean" else column.replace("_", " "),
+            "title": game,
+        },
+        x_unit=EngFormatter(sep=""),
+        legend={"fontsize": "small"},
+    )
+
+
+def smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Returns means over the last `width` columns, those that are known; [seeds, T]."""
+    known = np.isfinite(values)
+    window = np.ones(width)
+    sums = [np.convolve(row, window) for row in np.where(known, values, 0.0)]
+    counts = np.array([np.convolve(row, window) for row in known.astype(float)])
+    empty = np.full(counts.shape, np.nan)
+    return np.divide(sums, counts, out=empty, where=counts > 0)[:, : values.shape[1]]
+
+
+def grid(
+    runs: agent_runs.Runs, *rows: tuple[str, Sequence[str] | None], columns: int | None = None
+) -> study.Grid:
+    """Returns a grid of curves: a column an environment, at most ten, and a row a column of logs.
+
+    Args:
+      runs: of all arms.
+      *rows: column of the log, and labels of the arms that are shown: None for all.
+      columns: of the grid, if they are others.
+    """
+
+    def panel(game: str, column: str, labels: Sequence[str] | None) -> study.Panel:
+        shown = [x for x in runs.labels(game) if labels is None or x in labels]
+        return curves(runs, shown, game, column)
+
+    games = runs.environments
+    return study.Grid(
+        panels=[panel(game, *row) for row in rows for game in games],
+        columns=columns or min(len(games), 10),
+    )
+
+
+class Compared(Protocol):
+    """The configuration of a study with agents: a frozen dataclass that names its arms."""
+
+    def arms(self) -> list[agent_runs.Arm]:
+        """Returns all that is run."""
+        ...
+
+
+def make(
+    figure: str,
+    claims: Callable[[Any, agent_runs.Runs], Sequence[Claim]],
+    panels: Callable[[Any, agent_runs.Runs], study.Grid],
+    learner: str | None = None,
+    says_so: bool = False,
+    measures: Mapping[str, agent_runs.Measure] | None = None,
+    tables: Callable[[Any, agent_runs.Runs], study.Tables] = lambda config, runs: {},
+    checks: Callable[[Any, agent_runs.Runs], list[reproduce.Check]] = lambda config, runs: [],
+    **of_study: Any,
+) -> study.Study:
+    """Returns a study whose configuration names its arms.
+
+    Args:
+      figure: name of its picture.
+      claims: (configuration, runs) -> claims of arms.
+      panels: (configuration, runs) -> the picture.
+      learner: label of an arm; on environments where it has not learnt, no claim is judged.
+      says_so: whether a check more says so there.
+      measures: more columns of the table final.csv.
+      tables: more tables.
+      checks: of other things than arms.
+      **of_study: claim, source and config of `study.Study`.
+    """
+
+    def arms(config: Compared) -> list[study.Arm]:
+        return [
+            study.Arm(arm.part, arm.seeds * arm.steps, functools.partial(agent_runs.train, arm))
+            for arm in config.arms()
+        ]
+
+    def tables_of(config: Compared, rows: reproduce.Rows) -> study.Tables:
+        runs = agent_runs.Runs(rows)
+        final = summary(runs, config.arms(), measures)
+        return {"curves": rows, "final": final, **tables(config, runs)}
+
+    def judged(config: Compared, tables: study.Tables) -> list[reproduce.Check]:
+        runs = agent_runs.Runs(tables["curves"])
+        return judge(claims(config, runs), runs, learner, says_so) + checks(config, runs)
+
+    return study.Study(
+        arms=arms,
+        tables=tables_of,
+        claims=judged,
+        figures=lambda config, tables: {figure: panels(config, agent_runs.Runs(tables["curves"]))},
+        seconds=lambda config: agent_runs.seconds_of(config.arms()),
+        **of_study,
+    )

@@ -1,0 +1,81 @@
+"""Tests of experiments/reproductions/study.py."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from kullback.experiments import progress, reproduce
+from kullback.experiments.reproductions import study
+
+
+def test_rows_of_tables_come_back_by_table_and_by_column():
+    rows = study.tagged("a", [{"seed": 0, "x": 1}, {"seed": 1, "x": 2}])
+    rows += study.tagged("b", [{"seed": 0, "y": 3}])
+    tables = study.split(rows, "b", "a", "none")
+    assert list(tables) == ["b", "a", "none"] and tables["none"] == []
+    assert tables["b"] == [{"seed": 0, "y": 3}]
+    assert study.column(tables["a"], "x", seed=1).tolist() == [2]
+
+
+def test_an_interval_judges_and_one_value_does_not():
+    # Of 1, 2, 3 the interval is 2 -+ 2.484.
+    assert study.above("c", [1.0, 2.0, 3.0], -0.5).held is True
+    assert study.above("c", [1.0, 2.0, 3.0], -0.4).held is False
+    one = study.above("c", [5.0], units=("game", "games"))
+    assert one == ("c", None, "5; one game has no interval")
+    assert study.every("c", [True, False], "x") == ("c", False, "1 of 2 seeds; x")
+    assert study.unjudged(study.above("c", [1.0, 1.0])).held is None
+
+
+def test_a_panel_draws_lines_bands_bounds_and_levels():
+    line = study.Line([1, 2], [3, 4], "a", {"color": "r"}, band=([2, 3], [4, 5]), bound=[6, 7])
+    panel = study.Panel(marks=[line, study.Level(5, {"color": "k"})], axes={"title": "t"})
+    grid = study.Grid(panels=[panel, study.Panel(), panel], columns=2, title="all")
+    figure = grid.draw()
+    full, empty, _, unused = figure.axes
+    assert [axis.get_color() for axis in full.lines] == ["r", "r", "k"]
+    assert np.asarray(full.lines[1].get_ydata()).tolist() == [6, 7]
+    assert len(full.collections) == 1 and full.get_title() == "t"
+    assert not empty.axison and unused.axison
+
+
+@pytest.mark.parametrize(("seeds", "containers"), [(1, 0), (3, 1)])
+def test_bars_are_of_more_than_one_seed(seeds: int, containers: int):
+    bars = study.Bars([1.0, 2.0], [np.arange(seeds), np.arange(seeds) + 1.0], "a")
+    axes = study.Grid(panels=[study.Panel(marks=[bars])]).draw().axes[0]
+    assert len(axes.containers) == containers
+
+
+def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
+    ran: list[int] = []
+
+    def arm(k: int, work: reproduce.Work) -> reproduce.Rows:
+        ran.append(k)
+        work.tick(1)
+        return study.tagged("t", [{"k": k}])
+
+    of_two = study.Study(
+        claim="c",
+        source="s",
+        config=2,
+        arms=lambda count: [
+            study.Arm(f"part-{k}", 10 * (k + 1), lambda work, k=k: arm(k, work))
+            for k in range(count)
+        ],
+        tables=lambda count, rows: study.split(rows, "t"),
+        claims=lambda count, tables: [study.reported("rows", len(tables["t"]))],
+        figures=lambda count, tables: {
+            "f": study.Grid(panels=[study.Panel(marks=[study.Line([0], [1], "a")])])
+        },
+        seconds=lambda count: 1.0,
+    )
+    entry = of_two.reproduction()
+    assert entry.steps(2) == 30
+    for _ in range(2):
+        work = reproduce.Work(tmp_path, progress.Progress("test", 0, 30, quiet=True))
+        found = entry.run(2, work)
+        assert found.tables == {"t": [{"k": 0}, {"k": 1}]}
+        assert found.checks == [("rows", None, "2")] and list(found.figures) == ["f"]
+    assert ran == [0, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.json", "part-1.json"]
