@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kullback.core import files, json_files, names
-from kullback.experiments import catalog, interrupts, progress
+from kullback.experiments import catalog, checkout, interrupts, progress
 from kullback.experiments.benchmarks import machine
 from kullback.experiments.runs import settings
 
@@ -134,6 +135,7 @@ def reproduce(
     out: pathlib.Path | None = None,
     assignments: Sequence[str] = (),
     say: Callable[[str], None] = print,
+    keep: bool = False,
 ) -> list[Check]:
     """Runs a reproduction and writes its tables, figures and verdict.
 
@@ -143,12 +145,16 @@ def reproduce(
         None is runs/reproduce-NAME, with a number if that is taken by other settings.
       assignments: "field=value" of its configuration.
       say: takes each line of what is printed.
+      keep: whether tables, figures and verdict are copied into results/reproduce/NAME of the
+        checkout, in which nothing may be changed.
 
     Raises:
       ValueError: for an unknown name or field, a refused value, a folder of something else, or a
-        damaged one.
+        damaged one; to keep, for a checkout with changes, or none.
     """
     entry = load(name)
+    kept_in = checkout.clean_root() / "results" / "reproduce" / name if keep else None
+    revision = checkout.revision()
     config = settings.apply(entry.config, assignments)
     described = {"reproduction": name, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
     folder = _folder(name, out, described)
@@ -175,7 +181,25 @@ def reproduce(
         say(line)
     for written in (*(f"{n}.csv" for n in found.tables), *(f"{n}.png" for n in found.figures)):
         say(f"written: {folder / written}")
+    if kept_in:
+        if checkout.revision() != revision:
+            raise ValueError(
+                f"the checkout has changed while {name} ran, so nothing is kept; the results are "
+                f"in {folder}"
+            )
+        _keep(folder, found, kept_in)
+        say(f"kept: {kept_in}")
     return list(found.checks)
+
+
+def _keep(folder: pathlib.Path, found: Found, kept_in: pathlib.Path) -> None:
+    """Copies what a reproduction left behind, in place of what an earlier one did."""
+    files.remove(kept_in)
+    kept_in.mkdir(parents=True)
+    figures = (f"{title}.{suffix}" for title in found.figures for suffix in FORMATS)
+    tables = (f"{table}.csv" for table in found.tables)
+    for written in (*tables, *figures, "config.json", "verdict.json"):
+        shutil.copyfile(folder / written, kept_in / written)
 
 
 def _verdict(check: Check) -> str:

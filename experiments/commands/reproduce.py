@@ -23,6 +23,12 @@ def add_parser(commands: Any) -> None:
         "--mdp", metavar="FILE", type=arguments.name, help="of theory: your own process, as .npz"
     )
     sub.add_argument("--full", action="store_true", help="the paper's size, where there is one")
+    sub.add_argument(
+        "--keep",
+        action="store_true",
+        help="copy CSV, pictures and verdict into results/reproduce/NAME of the checkout, in which "
+        "nothing may be changed",
+    )
     sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
     sub.set_defaults(command=_reproduce)
 
@@ -55,5 +61,5 @@ def _reproduce(options: argparse.Namespace) -> int:
                 "(--fields lists what there is)"
             )
         assignments.append("full=True")
-    reproduce.reproduce(options.name, options.out, assignments)
+    reproduce.reproduce(options.name, options.out, assignments, keep=options.keep)
     return 0

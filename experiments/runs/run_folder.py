@@ -11,13 +11,12 @@ import io
 import json
 import pathlib
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kullback.core import files, json_files
-from kullback.experiments import plots
+from kullback.experiments import checkout, plots
 from kullback.experiments.runs import owner
 
 PACKAGES = ("kullback", "jax", "jaxlib", "dm-haiku", "rlax", "optax", "distrax", "numpy")
@@ -296,7 +295,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.platform(),
         "command": _command(),
-        "git_revision": _git_revision(),
+        "git_revision": checkout.revision(),
     }
 
 
@@ -306,25 +305,3 @@ def _command() -> list[str]:
     if spec is not None and spec.name.endswith(".__main__"):
         return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
     return [pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout that this file is in, "-dirty" if changed; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        here = pathlib.Path(__file__).resolve().parent
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-
-    try:
-        if not git("ls-files", "run_folder.py"):
-            return None  # Installed into somebody else's checkout.
-        dirty = "-dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-        return git("rev-parse", "HEAD") + dirty
-    except (OSError, subprocess.SubprocessError):
-        return None

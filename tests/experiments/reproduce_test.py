@@ -4,12 +4,13 @@ import csv
 import dataclasses
 import json
 import pathlib
+import subprocess
 
 import numpy as np
 import pytest
 
 from kullback.core import files
-from kullback.experiments import catalog, cli, reproduce, statistics
+from kullback.experiments import catalog, checkout, cli, reproduce, statistics
 from tests import damage
 
 
@@ -200,3 +201,42 @@ def test_a_folder_whose_configuration_is_damaged_is_no_other_one(
     with pytest.raises(ValueError, match=r"config\.json is no JSON"):
         reproduce.reproduce("coin", assignments=["seeds=1"])
     assert thrown == [0]
+
+
+def test_what_is_kept_is_copied_into_a_checkout_without_changes(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "checkout", tmp_path / "out"
+    monkeypatch.setattr(checkout, "__file__", str(root / "checkout.py"))
+    kept = root / "results" / "reproduce" / "coin"
+    kept.mkdir(parents=True)
+    (root / "checkout.py").touch()
+    (kept / "old.csv").touch()
+    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@t.org commit -qm all"):
+        subprocess.run(["git", "-C", str(root), *command.split()], check=True)
+    said: list[str] = []
+    reproduce.reproduce("coin", out, ["seeds=2"], said.append, keep=True)
+    assert said[-1] == f"kept: {kept}"
+    names = {"coin.csv", "coin.png", "coin.svg", "config.json", "verdict.json"}
+    assert {path.name for path in kept.iterdir()} == names
+    assert all((kept / name).read_bytes() == (out / name).read_bytes() for name in names)
+    # Now it has changes: what was kept.
+    monkeypatch.chdir(tmp_path)
+    before = list(thrown)
+    with pytest.raises(ValueError, match="--keep needs a checkout without changes"):
+        reproduce.reproduce("coin", assignments=["seeds=3"], keep=True)
+    assert thrown == before and not (tmp_path / "runs").exists()
+
+
+def test_keeping_from_no_checkout_is_one_line_and_exit_2(
+    thrown: list[int],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(checkout, "__file__", str(tmp_path / "checkout.py"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", "coin", "--keep"]) == 2
+    error = capsys.readouterr().err
+    assert "--keep needs a checkout" in error and error.count("\n") == 1
+    assert thrown == [] and not (tmp_path / "runs").exists()
