@@ -1,4 +1,4 @@
-"""What a person runs: `train`, `resume` and `load` in Python, `kullback` on the command line."""
+"""The user's entry points: `train`, `resume` and `load` in Python, `kullback` on a terminal."""
 
 from typing import TYPE_CHECKING, Any
 

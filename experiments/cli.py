@@ -84,13 +84,13 @@ def _fail(message: str, status: int) -> int:
 
 
 def _line(message: str) -> str:
-    """A message on one line, which no terminal takes for anything but text."""
+    """Puts a message on one line, without characters that a terminal would obey."""
     return f"kullback: {display.line(message)}"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One line, as all errors of this command are."""
+        """Prints an error in one line and ends the command, as all its errors do."""
         self.exit(2, f"{_line(message)}; see {self.prog} --help\n")
 
 

@@ -1,4 +1,4 @@
-"""What a command prints: text that no terminal obeys, and that outlives its reader.
+"""Output of commands: text that no terminal obeys, and that outlives its reader.
 
 Where a pipe is closed, the work goes on unseen. Names and texts of others may hold control
 characters, which move a terminal's cursor, rewrite lines or set its title: on a terminal they are
@@ -20,7 +20,7 @@ _OBEYED = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800
 
 def printable(text: str) -> str:
     r"""Returns a text as a terminal may have it: an escape character becomes "\x1b"."""
-    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+    return _OBEYED.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Trains entailment models on pairs from real documents, and says how well they judge new ones.
+"""Trains entailment models on pairs from real documents, and evaluates them on new ones.
 
 Two kinds, as different as they can be, so that one may be a reward and the other judge what it led
 to: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis together
@@ -75,12 +75,12 @@ class Config:
 
     @property
     def num_steps(self) -> int:
-        """Of learning."""
+        """Number of learner steps."""
         return self.steps or {"encoder": 240, "embeddings": 3_000}[self.kind]
 
 
 def base_folder() -> pathlib.Path:
-    """Folder of MiniLM (all-MiniLM-L6-v2), from which both kinds start.
+    """Returns the folder of MiniLM (all-MiniLM-L6-v2), from which both kinds start.
 
     Raises:
       ValueError: where the package that holds it is not installed.
@@ -127,7 +127,7 @@ def train(
     fit = {"encoder": _encoder, "embeddings": _embeddings}[config.kind]
     probability, save, num_learnt = fit(config, classifier, pairs, quiet)
     seconds = time.monotonic() - start
-    found = judged(probability, test)
+    result = judged(probability, test)
     baselines = faithfulness.overlap_baselines(pairs)
     report = {
         "config": {**dataclasses.asdict(config), "steps": config.num_steps},
@@ -136,7 +136,7 @@ def train(
         "test_pairs": len(test),
         "test_pairs_by_kind": _counts(test),
         "seconds": round(seconds, 1),
-        **found,
+        **result,
         "baselines": {name: scored(judge(test), test, 0.0) for name, judge in baselines.items()},
         **run_folder.provenance(),
     }
@@ -145,13 +145,13 @@ def train(
 
 
 def judged(probability: scorers.Probability, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
-    """How a model judges pairs; see `scored`, of P and 1/2."""
+    """Evaluates a model on pairs; see `scored`, of P and 1/2."""
     p = probability([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs])
     return scored(p, pairs, 0.5)
 
 
 def scored(scores: np.ndarray, pairs: Sequence[faithfulness.Pair], limit: float) -> dict[str, Any]:
-    """How scores, float [n], judge pairs: accuracy, and the area under the curve.
+    """Evaluates scores, float [n], of pairs: accuracy, and the area under the curve.
 
     The area is the chance that an entailed pair has more than another one, which no limit decides.
 
@@ -172,7 +172,7 @@ def scored(scores: np.ndarray, pairs: Sequence[faithfulness.Pair], limit: float)
 
 
 def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
-    """Share of pairs judged rightly, of all and by kind; `said` is bool, [n]."""
+    """Returns the share of pairs classified rightly, of all and by kind; `said` is bool, [n]."""
     right = said == np.array([pair.is_entailed for pair in pairs])
     by_kind = {
         kind: float(np.mean(right[[pair.kind == kind for pair in pairs]]))
@@ -182,7 +182,7 @@ def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str
 
 
 def show(report: Mapping[str, Any]) -> str:
-    """The report as a table: the model beside the baselines, of all pairs and by kind."""
+    """Formats the report as a table: the model beside the baselines, of all pairs and by kind."""
     judges = [report, *report["baselines"].values()]
     names = "".join(f"{name:>10}" for name in ("model", *report["baselines"]))
     config = report["config"]
@@ -215,9 +215,9 @@ def show(report: Mapping[str, Any]) -> str:
 
 
 def _counts(pairs: Sequence[faithfulness.Pair]) -> dict[str, int]:
-    """Pairs of each kind that there is."""
-    found = collections.Counter(pair.kind for pair in pairs)
-    return {kind: found[kind] for kind in faithfulness.KINDS if found[kind]}
+    """Counts pairs by kind."""
+    counts = collections.Counter(pair.kind for pair in pairs)
+    return {kind: counts[kind] for kind in faithfulness.KINDS if counts[kind]}
 
 
 # (out, other files by name) -> None: writes the model.
@@ -248,9 +248,9 @@ def _encoder(
         return model.classify(tuned["head"], model.encode_first(tuned["layers"], x, mask))
 
     def loss(tuned: types.Params, data: Any, constants: Any) -> tuple[jax.Array, jax.Array]:
-        found = logits(tuned, data, constants)
-        losses = optax.softmax_cross_entropy_with_integer_labels(found, data[1])
-        return losses, jnp.argmax(found, -1) == data[1]
+        scores = logits(tuned, data, constants)
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, data[1])
+        return losses, jnp.argmax(scores, -1) == data[1]
 
     learner = _learner(config, {"layers": upper, "head": params["head"]}, loss)
     tuned = _learn(
@@ -318,7 +318,7 @@ def _save_embeddings(out: pathlib.Path, others: dict[str, str], *, model: embedd
 def _fitting(
     tokenizer: pair_tokenizer.PairTokenizer, pairs: Sequence[faithfulness.Pair], length: int
 ) -> tuple[pair_tokenizer.Rows, np.ndarray]:
-    """Rows of those pairs that fit `length`, and their classes, int32 [n]."""
+    """Returns the rows of pairs that fit `length`, and their classes, int32 [n]."""
     premises = tokenizer.encode([pair.premise for pair in pairs])
     hypotheses = tokenizer.encode([pair.hypothesis for pair in pairs])
     kept = [
@@ -337,7 +337,7 @@ def _learner(
     params: types.Params,
     loss: Callable[[types.Params, Any, Any], tuple[jax.Array, jax.Array]],
 ) -> types.Learner:
-    """AdamW on the mean of a loss of (params, data, constants) -> losses, whether right, [B]."""
+    """Makes AdamW on the mean loss; loss(params, data, constants) -> losses, whether right, [B]."""
 
     def mean(
         params: types.Params, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any
@@ -364,8 +364,8 @@ def _learn(
     constants: Any,
     quiet: bool,
 ) -> types.Params:
-    """Parameters after all steps, each of the next `batch_size` of all rows, round and round."""
-    # The parameters given belong to the caller: the program reuses the buffers of its own.
+    """Trains on batches of consecutive rows, cyclically; returns the parameters."""
+    # A copy, as the program reuses its buffers, and the caller's must stay.
     state = learner.init(jax.random.key(config.seed))
     state = jax.tree.map(jnp.copy, state)
     step = jax.jit(learner.step, donate_argnums=0)

@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Failure(Exception):
-    """What a user handed over (a reward) failed while it was at work; the message is one line."""
+    """A failure of a user's own code (a reward) during a run; the message is one line."""
 
 
 def as_interrupted(error: KeyboardInterrupt, message: str = "") -> Interrupted:

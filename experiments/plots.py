@@ -28,7 +28,7 @@ def plain_text() -> Iterator[None]:
 def learning_curve(
     rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str, *, of_language: bool = False
 ) -> None:
-    """Mean episode return against agent steps: each seed thin, their mean thick.
+    """Draws mean episode return against agent steps: each seed thin, their mean thick.
 
     Of a language model it is the score of the sequences that it samples against learner steps; of
     one that samples none, or has no score, the loss.
@@ -83,20 +83,20 @@ def learning_curve(
 def _curve(
     rows: Sequence[Mapping[str, str]], seed: int, column: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    own = [row for row in rows if int(row["seed"]) == seed]
-    steps = np.array([int(row["steps"]) for row in own])
-    return steps, np.array([float(row[column]) for row in own])
+    of_seed = [row for row in rows if int(row["seed"]) == seed]
+    steps = np.array([int(row["steps"]) for row in of_seed])
+    return steps, np.array([float(row[column]) for row in of_seed])
 
 
 def _last_known(values: np.ndarray) -> np.ndarray:
-    """The last value that is known, at each place; NaN before the first."""
+    """Returns the last known value at each place; NaN before the first."""
     known = np.isfinite(values)
     last = np.maximum.accumulate(np.where(known, np.arange(len(values)), -1))
     return np.where(last >= 0, values[last], np.nan)
 
 
 def _smooth(values: np.ndarray, width: int = 10) -> np.ndarray:
-    """Mean of the last `width` values that are known."""
+    """Returns the mean of the last `width` known values."""
     smooth = np.full(len(values), np.nan)
     for i in range(len(values)):
         window = values[max(0, i + 1 - width) : i + 1]

@@ -36,7 +36,7 @@ class Check(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a reproduction leaves behind."""
+    """Results of a reproduction."""
 
     tables: Mapping[str, Rows]  # By name, a CSV each.
     figures: Mapping[str, Figure]  # By name, a PNG and an SVG each.
@@ -55,7 +55,7 @@ class Reproduction(NamedTuple):
 
 
 class Work:
-    """What `run` is given: keeps parts, and shows how far the work is."""
+    """The work of `run`: keeps parts, and shows progress."""
 
     def __init__(self, folder: pathlib.Path, bar: progress.Progress):
         self._folder, self._bar, self._done = folder, bar, 0
@@ -82,7 +82,7 @@ class Work:
         return rows
 
     def path(self, name: str) -> pathlib.Path:
-        """Where the running part may keep what it goes on with after an interruption."""
+        """Returns a path for the running part's state, which outlives an interruption."""
         return self._folder / name
 
     def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
@@ -109,7 +109,7 @@ def _crc32(rows: Rows) -> int:
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> Figure:
-    """An empty figure with a grid of axes; sizes are of one of them, in inches."""
+    """Makes an empty figure with a grid of axes; sizes are of one of them, in inches."""
     drawn = Figure(figsize=(columns * width, rows * height), dpi=120, layout="constrained")
     FigureCanvasAgg(drawn)
     drawn.subplots(rows, columns, squeeze=False)
@@ -119,7 +119,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 
 
 
 def load(name: str) -> Reproduction:
-    """The reproduction `name`.
+    """Loads the reproduction `name`.
 
     Raises:
       ValueError: for an unknown name, with the nearest.
@@ -208,7 +208,7 @@ def _verdict(check: Check) -> str:
 
 
 def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> pathlib.Path:
-    """Where to write: a new folder, or one in which the same work was begun."""
+    """Returns the folder to write to: a new one, or one in which the same work was begun."""
 
     def is_ours(path: pathlib.Path) -> bool:
         saved = path / "config.json"

@@ -93,7 +93,7 @@ def _bootstrap(
     seed: int = 0,
 ) -> tuple[Any, Any]:
     """Returns the ends of the percentile interval; the other methods divide by a deviation of 0."""
-    found = scipy.stats.bootstrap(
+    bounds = scipy.stats.bootstrap(
         samples,
         statistic,
         paired=paired,
@@ -105,21 +105,21 @@ def _bootstrap(
         batch=batch,
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return found.low, found.high
+    return bounds.low, bounds.high
 
 
 def mean(*games: np.ndarray) -> Any:
-    """Mean over games of the mean over runs, [...]."""
+    """Returns the mean over games of the mean over runs, [...]."""
     return np.mean([game.mean(axis=-1) for game in games], axis=0)
 
 
 def median(*games: np.ndarray) -> Any:
-    """Median over games of the mean over runs, [...]."""
+    """Returns the median over games of the mean over runs, [...]."""
     return np.median([game.mean(axis=-1) for game in games], axis=0)
 
 
 def interquartile_mean(*games: np.ndarray) -> Any:
-    """Mean of the middle half of all runs of all games, [...].
+    """Returns the mean of the middle half of all runs of all games, [...].
 
     The lowest and the highest floor(sum_m N_m / 4) scores are left out. A game with fewer runs
     than another counts less.
@@ -128,7 +128,7 @@ def interquartile_mean(*games: np.ndarray) -> Any:
 
 
 def optimality_gap(*games: np.ndarray, threshold: float = 1.0) -> Any:
-    """How far scores stay below `threshold`, those above it counted as equal, [...].
+    """Returns the mean shortfall of scores below `threshold`, [...]; 0 for those above it.
 
     threshold - mean_m mean_n min(x_mn, threshold)
     """
@@ -144,7 +144,7 @@ AGGREGATES: dict[str, Statistic] = {
 
 
 def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> Any:
-    """Mean over games of P(a run of x scores more than one of y), a tie counted as half, [...].
+    """Returns the mean over games of P(a run of x > one of y), a tie counted as half, [...].
 
     mean_m 1/(N K) sum_nk (1{x_mn > y_mk} + 1{x_mn = y_mk} / 2)
 
@@ -217,7 +217,7 @@ def stratified(
 def improvement(
     x: Sequence[np.ndarray], y: Sequence[np.ndarray], *, resamples: int = RESAMPLES
 ) -> Estimate:
-    """`probability_of_improvement` with its interval; runs of x and of y are drawn apart."""
+    """Estimates `probability_of_improvement`; runs of x and of y are resampled apart."""
     count = len(x)
     return stratified(
         lambda *games: probability_of_improvement(games[:count], games[count:]),
@@ -229,7 +229,7 @@ def improvement(
 def profile(
     games: Sequence[np.ndarray], thresholds: np.ndarray, *, resamples: int = 2_000
 ) -> Estimate:
-    """Performance profile: the fraction of runs above each threshold, [K], with its interval.
+    """Estimates the performance profile, the fraction of runs above each threshold, [K].
 
     F(t) = mean_m mean_n 1{x_mn > t}
 

@@ -107,7 +107,7 @@ def _palette(rgb: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _packed(picture: np.ndarray) -> np.ndarray:
-    """Colours as one number each, uint32 [H, W], of uint8 [H, W, 3]."""
+    """Packs colours, uint8 [H, W, 3], into one number each, uint32 [H, W]."""
     red, green, blue = np.moveaxis(picture.astype(np.uint32), -1, 0)
     return red << 16 | green << 8 | blue
 
@@ -120,11 +120,11 @@ def _counted(frames: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the colours of all frames, rising, and how many pixels have each."""
     colours, counts = np.zeros(0, np.uint32), np.zeros(0, np.int64)
     for frame in frames:
-        found, number = np.unique(frame, return_counts=True)
-        both = np.union1d(colours, found)
+        new, number = np.unique(frame, return_counts=True)
+        both = np.union1d(colours, new)
         total = np.zeros(len(both), np.int64)
         total[np.searchsorted(both, colours)] += counts
-        total[np.searchsorted(both, found)] += number
+        total[np.searchsorted(both, new)] += number
         colours, counts = both, total
     return colours, counts
 

@@ -1,4 +1,4 @@
-"""What several commands share."""
+"""Types and flags that several commands share."""
 
 import argparse
 import contextlib
@@ -73,7 +73,7 @@ def add_control_tokens(parser: Any, default: str) -> None:
 
 
 def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
-    """Dotted name, value and type of each field of a configuration."""
+    """Prints dotted name, value and type of each field of a configuration."""
     for field, hint, value in fields:
         # At least a space between them, however long they are.
         print(f"{field:<43} {value!s:<11} {typed.describe(hint)}")

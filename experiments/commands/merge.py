@@ -116,7 +116,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
-    """The folder of a model; a run is exported beside `out` until the stack ends."""
+    """Returns the folder of a model; a run is exported beside `out` until the stack ends."""
     from kullback.core import files
     from kullback.experiments.runs import models, opened
 
@@ -133,7 +133,7 @@ def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on a terminal, nothing elsewhere."""
+    """Shows a bar of bytes on a terminal, nothing elsewhere."""
     import rich.console
     import rich.progress
 
@@ -152,17 +152,17 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def _angles(grams: dict[str, Any]) -> str:
-    """The range of cosines between models, over groups: near 0 they learnt different things."""
+    """Describes the range of cosines between models, over groups; near 0 they share nothing."""
     import numpy as np
 
     from kullback.core import averaging
 
     pairs = [averaging.cosine(gram)[np.triu_indices(len(gram), 1)] for gram in grams.values()]
-    found = np.concatenate(pairs)
-    found = found[~np.isnan(found)]
-    if not found.size:
+    cosines = np.concatenate(pairs)
+    cosines = cosines[~np.isnan(cosines)]
+    if not cosines.size:
         return "the models are the base: there are no angles"
     return (
         f"cosines in {len(grams)} group{'s' if len(grams) > 1 else ''}: "
-        f"{found.min():.3f} to {found.max():.3f}, mean {found.mean():.3f}"
+        f"{cosines.min():.3f} to {cosines.max():.3f}, mean {cosines.mean():.3f}"
     )

@@ -85,13 +85,14 @@ def write(
                 say(f"changed: {line}")
         ours: list[dict[str, Any]] = []
         for family in families:
-            found = compared[family.name]
+            comparisons = compared[family.name]
             lines, rows = _family(
-                *(written, family, found, score, baseline, denominator), is_asked=steps is not None
+                *(written, family, comparisons, score, baseline, denominator),
+                is_asked=steps is not None,
             )
             for line in lines:
                 say(line)
-            ours.extend(_beside_published(family, found, rows))
+            ours.extend(_beside_published(family, comparisons, rows))
         if with_published:
             written.section("Published results")
             written.table(
@@ -126,7 +127,7 @@ def _introduction(
 
 
 def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[scores.Comparison]:
-    """One of the whole family where games are put together, else one an environment."""
+    """Groups agents for comparison: by family where games are aggregated, else by environment."""
     if not family.series:
         return []
     if family.name in collect.AGGREGATED:
@@ -151,25 +152,25 @@ def _family(
     colour = figures.colours(family.labels)
     out.section(family.title)
     lines = sections.seeds(out, family)
-    for one in compared:
-        cut = [s for s in one.used if s.last > one.steps]
+    for comparison in compared:
+        cut = [s for s in comparison.used if s.last > comparison.steps]
         if cut:
             where = f" on {cut[0].environment}" if family.name not in collect.AGGREGATED else ""
             reason = "as asked for" if is_asked else "the most that all have done"
-            text = f"scores{where} are read after {one.steps:,} steps, {reason}"
+            text = f"scores{where} are read after {comparison.steps:,} steps, {reason}"
             lines.append(f"cut: {text}")
             later = " --steps N reads them later, and leaves out what has done less."
             out.warning(
                 f"Of runs of different lengths, {text}.{'' if is_asked else later}",
-                _lengths(one.used),
+                _lengths(comparison.used),
             )
-        if one.left_out:
-            out.warning("Some seeds are not among the scores.", one.left_out)
-            lines.extend(f"left out: {text}" for text in one.left_out)
+        if comparison.left_out:
+            out.warning("Some seeds are not among the scores.", comparison.left_out)
+            lines.extend(f"left out: {text}" for text in comparison.left_out)
     rows: list[dict[str, Any]] = []
     if family.name in collect.AGGREGATED:
-        for one in compared:
-            rows = aggregates.write(out, family, one, colour, baseline, denominator)
+        for comparison in compared:
+            rows = aggregates.write(out, family, comparison, colour, baseline, denominator)
     else:
         out.paragraph("Scores are raw, each environment by itself: none are put together.")
     sections.environment_curves(out, family, colour, kind)
@@ -191,20 +192,20 @@ def _beside_published(
     compared: Sequence[scores.Comparison],
     rows: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Our aggregates as rows of the published table."""
+    """Turns our aggregates into rows of the published table."""
     if not rows:
         return []
-    (one,) = compared
-    games = [name for name in one.shared() if scores.has(name, human=True)]
-    rules = collect.protocol(one.used[0].run)
+    (comparison,) = compared
+    games = [name for name in comparison.shared() if scores.has(name, human=True)]
+    rules = collect.protocol(comparison.used[0].run)
     flags = ", ".join(f"{k}={v}" for k, v in rules.items()) or "sticky actions"
-    frames = one.used[0].run.frames_per_step
+    frames = comparison.used[0].run.frames_per_step
     return [
         {
             "agent": row["agent"],
             "source": "this report",
             "games": f"{aggregates.set_of(games, family.title)}; {flags}, {row['runs']} runs",
-            "frames": one.steps * frames,
+            "frames": comparison.steps * frames,
             "human-normalised mean, %": 100 * float(row["mean"].mean),
             "human-normalised median, %": 100 * float(row["median"].mean),
         }

@@ -14,10 +14,10 @@ import numpy as np
 from kullback.experiments import statistics
 from kullback.experiments.report import collect, figures, page, scores
 
-NAMED = 6  # Games that a title names; of more it says how many.
-THRESHOLDS = 101  # Of a performance profile.
+NAMED = 6  # Most games that a title names; of more it gives the number.
+THRESHOLDS = 101  # Points of a performance profile.
 CURVE_RESAMPLES = 2_000
-MOST = 8.0  # Of a normalised score that a profile goes to.
+MOST = 8.0  # Largest normalised score of a profile.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Scale:
 
 
 def counted(games: Sequence[str]) -> str:
-    """How many games these are."""
+    """Writes the number of games, "3 games"."""
     return f"{len(games)} game{'s' * (len(games) != 1)}"
 
 
 def set_of(games: Sequence[str], family: str) -> str:
-    """Which games these are, for a title."""
+    """Names the games for a title."""
     count = f"{counted(games)} of {family}"
     if len(games) > NAMED:
         return count
@@ -47,7 +47,7 @@ def set_of(games: Sequence[str], family: str) -> str:
 def scales(
     compared: scores.Comparison, games: Sequence[str], baseline: str | None
 ) -> Iterator[Scale]:
-    """Ways to make these games comparable; none where nothing is published and no baseline."""
+    """Yields normalisations of these games, if human scores or a baseline are known."""
     by_humans = tuple(game for game in games if scores.has(game, human=True))
     if by_humans:
         yield Scale(
@@ -100,8 +100,8 @@ def write(
             f"Games have {min(counts)} to {max(counts)} seeds: means and medians weigh games "
             "equally, the IQM weighs runs equally."
         )
-    made = list(scales(compared, games, baseline))
-    if not made:
+    usable = list(scales(compared, games, baseline))
+    if not usable:
         out.paragraph(
             "Scores are not put together over games: no human scores are published for these. "
             "--baseline AGENT normalises by an agent of this report."
@@ -109,15 +109,15 @@ def write(
     lacking = [game for game in games if not scores.has(game, human=True)]
     if lacking and family.name == "atari":
         out.paragraph(f"Human scores are not published of {', '.join(lacking)}.")
-    found: list[dict[str, Any]] = []
-    for scale in made:
+    human_normalised: list[dict[str, Any]] = []
+    for scale in usable:
         rows = _scale(out, family, compared, colour, scale)
         if scale.name == "human":
-            found = rows
+            human_normalised = rows
     _chances(out, family, compared, games, colour, baseline)
     if baseline in compared.labels:
         _improvements(out, family, compared, games, baseline, denominator)
-    return found
+    return human_normalised
 
 
 def _scale(
@@ -127,7 +127,7 @@ def _scale(
     colour: figures.Colours,
     scale: Scale,
 ) -> list[dict[str, Any]]:
-    """Statistics, profile and sample efficiency on one scale."""
+    """Adds statistics, profile and sample efficiency on one scale; returns the table's rows."""
     games, stem = scale.games, f"{family.name}-{scale.name}"
     unit = scale.unit[0].lower() + scale.unit[1:]  # Within a line.
     which = set_of(games, family.title)
@@ -135,7 +135,7 @@ def _scale(
         label: [scale.normalise(game, compared.scores[label][game]) for game in games]
         for label in compared.labels
     }
-    found = {
+    aggregates = {
         name: {label: statistics.stratified(of, normalised[label]) for label in normalised}
         for name, of in statistics.AGGREGATES.items()
     }
@@ -148,7 +148,7 @@ def _scale(
             "agent": label,
             "games": len(games),
             "runs": sum(game.size for game in normalised[label]),
-            **{name: found[name][label] for name in found},
+            **{name: aggregates[name][label] for name in aggregates},
         }
         for label in normalised
     ]
@@ -159,7 +159,7 @@ def _scale(
     out.begin_figures()
     out.figure(
         f"{stem}-aggregates",
-        figures.intervals(found, colour, which, scale.unit),
+        figures.intervals(aggregates, colour, which, scale.unit),
         f"{where}; {note}.",
     )
     thresholds = _thresholds(normalised)
@@ -169,9 +169,9 @@ def _scale(
         figures.profiles(thresholds, profiles, colour, which, unit),
         f"Performance profile: fraction of runs above a threshold. {where}.",
         [
-            {"agent": label, "threshold": t, "fraction": statistics.Estimate(*one)}
-            for label, found in profiles.items()
-            for t, *one in zip(thresholds, *found, strict=True)
+            {"agent": label, "threshold": t, "fraction": statistics.Estimate(*estimate)}
+            for label, profile in profiles.items()
+            for t, *estimate in zip(thresholds, *profile, strict=True)
         ],
     )
     curves = _sample_efficiency(compared, scale)
@@ -193,7 +193,7 @@ def _thresholds(normalised: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def _sample_efficiency(compared: scores.Comparison, scale: Scale) -> dict[str, figures.Curve]:
-    """IQM at each checkpoint at which every run has a score."""
+    """Computes the IQM at each checkpoint at which every run has a score."""
     column = scores.KINDS[compared.kind].column
     steps = scores.checkpoints(compared.used, compared.steps)
     curves = {
@@ -229,13 +229,13 @@ def _chances(
     colour: figures.Colours,
     baseline: str | None,
 ) -> None:
-    """Probability of improvement, of raw scores: it needs no normalisation."""
+    """Adds the probability of improvement of raw scores, which needs no normalisation."""
     labels = compared.labels
     pairs = [(x, y) for x, y in itertools.permutations(labels, 2) if y == baseline]
     pairs = pairs or list(itertools.combinations(labels, 2))
     if not pairs:
         return
-    found = {
+    chances = {
         (x, y): statistics.improvement(compared.per_game(x, games), compared.per_game(y, games))
         for x, y in pairs
     }
@@ -245,8 +245,10 @@ def _chances(
         f"games, after {compared.steps:,} steps; {which}."
     )
     out.heading(f"Probability of improvement, {counted(games)}")
-    out.figure(f"{family.name}-improvement", figures.chances(found, colour, which), caption)
-    rows = [{"agent": x, "over": y, "probability": one} for (x, y), one in found.items()]
+    out.figure(f"{family.name}-improvement", figures.chances(chances, colour, which), caption)
+    rows = [
+        {"agent": x, "over": y, "probability": estimate} for (x, y), estimate in chances.items()
+    ]
     out.table(f"{family.name}-improvement", rows, "The same, as numbers.")
 
 
@@ -258,7 +260,7 @@ def _improvements(
     baseline: str,
     denominator: str,
 ) -> None:
-    """Bars of the improvement over a baseline, as in the Munchausen paper."""
+    """Draws the improvement over a baseline as bars, as in the Munchausen paper."""
     means = {game: float(compared.scores[baseline][game].mean()) for game in games}
     units = {
         game: scores.denominator(game, means[game], denominator)
@@ -281,20 +283,20 @@ def _improvements(
     for label in compared.labels:
         if label == baseline:
             continue
-        found = {
+        improvements = {
             game: 100 * float(compared.scores[label][game].mean() - means[game]) / units[game]
             for game in usable
         }
-        values = list(found.values())
+        values = list(improvements.values())
         wins = sum(value > 0 for value in values)
         out.figure(
             f"{family.name}-{label}-over-{baseline}",
-            figures.bars(found, f"{label} over {baseline}\n{which}", f"% of {measure}"),
+            figures.bars(improvements, f"{label} over {baseline}\n{which}", f"% of {measure}"),
             f"({label} - {baseline}) / {measure} after {compared.steps:,} steps: better on {wins} "
             f"of {len(values)}, mean {np.mean(values):+.1f}%, median {np.median(values):+.1f}%; "
             f"{which}.",
         )
-        for game, value in found.items():
+        for game, value in improvements.items():
             table[game][f"{label}, %"] = value
     out.end_figures()
     left = [game for game in games if game not in usable]

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 # Families in which scores of several games are put together, so all must have one protocol.
 AGGREGATED = ("atari", "minatar")
 TITLES = {"atari": "Atari", "minatar": "MinAtar", "gym": "Gymnasium", "tokens": "Language models"}
-# Fields of a plan that make no agent another; where games are played its settings are in the
-# configuration, and of language models what else there is (model, teacher, ...) counts.
+# Fields of a plan that do not tell agents apart. An agent of games has its settings in the
+# configuration; for language models the plan's other fields (model, teacher, ...) count.
 NO_SETTINGS = (
     *("agent", "environment", "family", "environment_flags", "settings", "seed", "num_seeds"),
     *("steps", "num_envs", "eval_every", "eval_episodes", "log_every", "checkpoint_every", "mesh"),
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What makes an agent another: its whole configuration and its number of rows."""
+        """Settings that tell agents apart: the whole configuration, and the number of rows."""
         plan = self.plan.to_json()
         names = set(plan) - set(NO_SETTINGS) if self.plan.is_language else {"num_envs"}
         chosen = {name: plan[name] for name in plan if name in names}
@@ -117,23 +117,23 @@ class Family:
 
 
 def families(paths: Iterable[pathlib.Path]) -> list[Family]:
-    """All runs at or under the paths, by family.
+    """Loads all runs at or under the paths, by family.
 
     Raises:
       ValueError: if a path holds no run; if runs that would be compared have other protocols; if
         two runs are of the same agent, settings, environment and seed.
     """
-    folders = list(dict.fromkeys(found for path in paths for found in find(path)))
+    folders = list(dict.fromkeys(folder for path in paths for folder in find(path)))
     runs = [load(folder) for folder in folders]
     check_protocols(runs)
-    found: dict[str, list[Run]] = {}
+    by_family: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(run.plan.environment.split("/")[0], []).append(run)
-    return [_family(name, found[name]) for name in sorted(found)]
+        by_family.setdefault(run.plan.environment.split("/")[0], []).append(run)
+    return [_family(name, by_family[name]) for name in sorted(by_family)]
 
 
 def find(path: pathlib.Path) -> list[pathlib.Path]:
-    """Folders of runs at or under a path, in order; a run's own folders are not looked into.
+    """Lists the folders of runs at or under a path, in order; a run's own folders are skipped.
 
     Raises:
       ValueError: if there is none.
@@ -141,10 +141,10 @@ def find(path: pathlib.Path) -> list[pathlib.Path]:
     if not path.is_dir():
         raise ValueError(f"{path} is no folder; RUNS are folders of runs, or folders of those")
     home = path.resolve()
-    found = sorted(_runs_under(home, home, set()))
-    if not found:
+    folders = sorted(_runs_under(home, home, set()))
+    if not folders:
         raise ValueError(f"{path} holds no run: no folder there has the config.json of one")
-    return found
+    return folders
 
 
 def _runs_under(
@@ -168,7 +168,7 @@ def _runs_under(
 
 
 def not_begun(path: pathlib.Path) -> list[str]:
-    """Runs that the record of a sweep at or just under a path names and that have no folder yet."""
+    """Returns runs without a folder yet, named by the record of a sweep at or just under a path."""
     lines = []
     for file in sorted((*path.glob(sweeping.RECORD), *path.glob(f"*/{sweeping.RECORD}"))):
         for run in sweeping.recorded(file.parent):
@@ -182,7 +182,7 @@ def not_begun(path: pathlib.Path) -> list[str]:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Ranges of whole numbers, "0-2 5"."""
+    """Writes whole numbers as ranges, "0-2 5"."""
     parts = []
     for _, pairs in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
         members = [number for _, number in pairs]
@@ -220,7 +220,7 @@ def _changed(run: opened.Opened, part: run_folder.RunFolder) -> list[str]:
 
 
 def protocol(run: Run) -> dict[str, str]:
-    """Flags of the environment that are not as they are by default, as texts."""
+    """Returns the environment's flags that differ from the defaults, as texts."""
     if run.plan.is_language or run.plan.environment == plans.CUSTOM:
         return {}
     flags = resolved.rules(run.plan, run.config, run.folder / run_folder.CONFIG)
@@ -263,17 +263,17 @@ def _shown(facts: Mapping[str, Any], kind: str) -> str:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each run of one family: its agent, and the settings in which that varies."""
+    """Names each run of one family by its agent, and the settings in which that varies."""
     settings = [run.settings for run in runs]
     variants: dict[str, list[dict[str, str]]] = {}
-    for run, own in zip(runs, settings, strict=True):
+    for run, own_settings in zip(runs, settings, strict=True):
         known = variants.setdefault(run.plan.agent, [])
-        if own not in known:
-            known.append(own)
+        if own_settings not in known:
+            known.append(own_settings)
     differing = {agent: varying(known) for agent, known in variants.items()}
     return [
-        _label(run.plan.agent, own, variants[run.plan.agent], differing[run.plan.agent])
-        for run, own in zip(runs, settings, strict=True)
+        _label(run.plan.agent, own_settings, variants[run.plan.agent], differing[run.plan.agent])
+        for run, own_settings in zip(runs, settings, strict=True)
     ]
 
 
@@ -287,18 +287,18 @@ def _label(
         return agent
     if len(differing) > SPELLED:
         return f"{agent} ({variants.index(settings) + 1})"
-    told = (f"{key.split('.')[-1]}={settings.get(key, 'none')}" for key in differing)
-    return " ".join((agent, *told))
+    shown = (f"{key.split('.')[-1]}={settings.get(key, 'none')}" for key in differing)
+    return " ".join((agent, *shown))
 
 
 def varying(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys whose values are not the same in all of these."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    return [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    """Returns the keys whose values differ between settings."""
+    keys = dict.fromkeys(key for run in settings for key in run)
+    return [key for key in keys if len({run.get(key) for run in settings}) > 1]
 
 
 def _flat(value: Any) -> Iterator[tuple[str, str]]:
-    """Dotted names and texts of what is nested."""
+    """Flattens nested values into dotted names and texts."""
     for name, leaf in json_files.leaves(value):
         if isinstance(leaf, list | tuple):
             yield name, " ".join(map(str, leaf)) or "none"
@@ -313,12 +313,12 @@ def _family(name: str, runs: Sequence[Run]) -> Family:
         by_label.setdefault(label, []).append(run)
         series.extend(_series(run, label))
     seen: dict[tuple[str, str, int], Series] = {}
-    for one in series:
-        other = seen.setdefault((one.label, one.environment, one.seed), one)
-        if other is not one:
+    for s in series:
+        other = seen.setdefault((s.label, s.environment, s.seed), s)
+        if other is not s:
             raise ValueError(
-                f"seed {one.seed} of {one.label} on {one.environment} is in {other.run.folder} "
-                f"and in {one.run.folder}; leave one of them out"
+                f"seed {s.seed} of {s.label} on {s.environment} is in {other.run.folder} "
+                f"and in {s.run.folder}; leave one of them out"
             )
     expected = sorted({seed for run in runs for seed in run.seeds})
     seeds = []

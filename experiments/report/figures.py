@@ -28,107 +28,121 @@ class Curve(NamedTuple):
     seeds: Sequence[tuple[np.ndarray, np.ndarray]] = ()  # Steps and values of each, [T].
 
 
-def rows(found: Mapping[str, Curve], name: str) -> list[dict[str, object]]:
-    """The curves as rows of a table, a row an agent and checkpoint."""
+def rows(curves_by_label: Mapping[str, Curve], name: str) -> list[dict[str, object]]:
+    """Turns curves into rows of a table, a row an agent and checkpoint."""
     return [
-        {"agent": label, "steps": int(steps), name: Estimate(*one)}
-        for label, curve in found.items()
-        for steps, *one in zip(curve.steps, *curve.estimate, strict=True)
+        {"agent": label, "steps": int(steps), name: Estimate(*estimate)}
+        for label, curve in curves_by_label.items()
+        for steps, *estimate in zip(curve.steps, *curve.estimate, strict=True)
     ]
 
 
 def colours(labels: Sequence[str]) -> Colours:
-    """A colour for each label, the same from figure to figure."""
+    """Assigns a colour to each label, the same in each figure."""
     palette = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20"]
     return {label: palette(n % palette.N) for n, label in enumerate(labels)}
 
 
 def curves(
-    found: Mapping[str, Curve], colour: Colours, title: str, y_label: str, x_label: str
+    curves_by_label: Mapping[str, Curve], colour: Colours, title: str, y_label: str, x_label: str
 ) -> Figure:
-    """Estimates with their bands against steps, over thin lines of single seeds."""
+    """Draws estimates with their bands against steps, over thin lines of single seeds."""
     figure, axes = _one(title)
-    for label, one in found.items():
-        for steps, values in one.seeds if len(one.seeds) > 1 else ():
+    for label, curve in curves_by_label.items():
+        for steps, values in curve.seeds if len(curve.seeds) > 1 else ():
             axes.plot(steps, values, color=colour[label], alpha=0.25, linewidth=0.7)
-        low, high = np.asarray(one.estimate.low), np.asarray(one.estimate.high)
-        axes.fill_between(one.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
-        dot = "o" if len(one.steps) == 1 else None  # No line goes through one point.
+        low, high = np.asarray(curve.estimate.low), np.asarray(curve.estimate.high)
+        axes.fill_between(curve.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
+        dot = "o" if len(curve.steps) == 1 else None  # No line goes through one point.
         style = {"color": colour[label], "linewidth": 1.8, "marker": dot, "markersize": 5}
-        axes.plot(one.steps, one.estimate.mean, label=label, **style)
+        axes.plot(curve.steps, curve.estimate.mean, label=label, **style)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend(axes, len(found))
+    _legend(axes, len(curves_by_label))
     return figure
 
 
 def intervals(
-    found: Mapping[str, Mapping[str, Estimate]], colour: Colours, title: str, unit: str
+    estimates: Mapping[str, Mapping[str, Estimate]], colour: Colours, title: str, unit: str
 ) -> Figure:
-    """A panel for each statistic, a row for each agent: the estimate and its interval.
+    """Draws estimates with intervals: a panel for each statistic, a row for each agent.
 
     Args:
-      found: by statistic and label.
+      estimates: by statistic and label.
       colour: of each label.
       title: names the set of games.
       unit: of all statistics.
     """
-    labels = list(next(iter(found.values())))
-    columns = min(2, len(found))
-    rows = -(-len(found) // columns)
+    labels = list(next(iter(estimates.values())))
+    columns = min(2, len(estimates))
+    rows = -(-len(estimates) // columns)
     figure = reproduce.figure(columns, rows, WIDTH / columns, 1.0 + 0.25 * len(labels))
     figure.set_dpi(DPI)
     figure.suptitle(title, fontsize="medium")
     for n, (axes, (statistic, by_label)) in enumerate(
-        zip(figure.axes, found.items(), strict=False)
+        zip(figure.axes, estimates.items(), strict=False)
     ):
         for place, label in enumerate(labels):
-            one = by_label[label]
-            axes.plot([one.low, one.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4)
-            axes.plot(one.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+            estimate = by_label[label]
+            axes.plot(
+                [estimate.low, estimate.high],
+                [place] * 2,
+                color=colour[label],
+                linewidth=7,
+                alpha=0.4,
+            )
+            axes.plot(
+                estimate.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2
+            )
         axes.set_title(statistic, fontsize="medium")
         axes.set_xlabel(unit)
         axes.set_yticks(range(len(labels)), labels if n % columns == 0 else [""] * len(labels))
         axes.set_ylim(len(labels) - 0.4, -0.6)
-    for empty in figure.axes[len(found) :]:
+    for empty in figure.axes[len(estimates) :]:
         empty.remove()
     return figure
 
 
 def profiles(
-    thresholds: np.ndarray, found: Mapping[str, Estimate], colour: Colours, title: str, unit: str
+    thresholds: np.ndarray,
+    profiles_by_label: Mapping[str, Estimate],
+    colour: Colours,
+    title: str,
+    unit: str,
 ) -> Figure:
-    """The fraction of runs above each threshold, with its band."""
+    """Draws the fraction of runs above each threshold, with its band."""
     figure, axes = _one(title)
-    for label, one in found.items():
+    for label, profile in profiles_by_label.items():
         axes.fill_between(
-            thresholds, one.low, one.high, color=colour[label], alpha=0.2, linewidth=0
+            thresholds, profile.low, profile.high, color=colour[label], alpha=0.2, linewidth=0
         )
-        axes.plot(thresholds, one.mean, color=colour[label], linewidth=1.8, label=label)
+        axes.plot(thresholds, profile.mean, color=colour[label], linewidth=1.8, label=label)
     axes.set_xlabel(f"threshold, {unit}")
     axes.set_ylabel("fraction of runs above it")
     axes.set_ylim(-0.02, 1.02)
-    _legend(axes, len(found), "lower left")  # They fall from 1.
+    _legend(axes, len(profiles_by_label), "lower left")  # They fall from 1.
     return figure
 
 
-def chances(found: Mapping[tuple[str, str], Estimate], colour: Colours, title: str) -> Figure:
-    """Probability that the first of each pair does better than the second, a row a pair."""
-    figure, axes = _one(title, height=1.4 + 0.32 * len(found))
-    for place, ((label, _), one) in enumerate(found.items()):
-        axes.plot([one.low, one.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4)
-        axes.plot(one.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+def chances(estimates: Mapping[tuple[str, str], Estimate], colour: Colours, title: str) -> Figure:
+    """Draws the probability that the first of each pair does better, a row a pair."""
+    figure, axes = _one(title, height=1.4 + 0.32 * len(estimates))
+    for place, ((label, _), estimate) in enumerate(estimates.items()):
+        axes.plot(
+            [estimate.low, estimate.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4
+        )
+        axes.plot(estimate.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
     axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(found)), [f"{x} over {y}" for x, y in found])
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_yticks(range(len(estimates)), [f"{x} over {y}" for x, y in estimates])
+    axes.set_ylim(len(estimates) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("probability of improvement")
     return figure
 
 
 def bars(improvements: Mapping[str, float], title: str, x_label: str) -> Figure:
-    """Improvements in percent, the largest on top; a logarithmic axis where one is far out."""
+    """Draws improvements in percent, sorted; the axis is logarithmic if one is far out."""
     order = sorted(improvements, key=lambda name: improvements[name])
     values = [improvements[name] for name in order]
     figure, axes = _one(title, height=1.4 + 0.2 * len(order))

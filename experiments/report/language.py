@@ -1,4 +1,4 @@
-"""What a report has of language models besides scores: all that was measured, and texts."""
+"""The part of a report on language models: curves of all metrics, and texts."""
 
 import pathlib
 from collections.abc import Sequence
@@ -19,19 +19,19 @@ NO_CURVES = (
 def write(out: page.Page, family: collect.Family, colour: figures.Colours) -> None:
     """Adds a curve of each column that some run has, and the newest texts of each agent."""
     for task in family.environments:
-        series = [one for one in family.series if one.environment == task]
-        columns = dict.fromkeys(name for one in series for name in one.columns)
+        series = [seed for seed in family.series if seed.environment == task]
+        columns = dict.fromkeys(name for seed in series for name in seed.columns)
         out.heading(f"Measures of {task}")
         out.begin_figures()
         for column in sorted(set(columns) - set(NO_CURVES)):
-            found = sections.curves([one for one in series if column in one.columns], column)
-            if found:
+            curves = sections.curves([seed for seed in series if column in seed.columns], column)
+            if curves:
                 name = column.replace("_", " ")
                 out.figure(
                     f"{task}-{column}",
-                    figures.curves(found, colour, task, name, "learner steps"),
+                    figures.curves(curves, colour, task, name, "learner steps"),
                     f"{name}, {task}: mean over seeds with a 95% bootstrap band, seeds thin.",
-                    figures.rows(found, column),
+                    figures.rows(curves, column),
                 )
         out.end_figures()
         for label in family.labels:
@@ -40,7 +40,7 @@ def write(out: page.Page, family: collect.Family, colour: figures.Colours) -> No
 
 
 def _texts(out: page.Page, label: str, task: str, runs: Sequence[collect.Run]) -> None:
-    lines = next((found for run in runs if (found := newest(run.folder))), [])
+    lines = next((texts for run in runs if (texts := newest(run.folder))), [])
     if not lines:
         return
     out.heading(f"Texts of {label} on {task}")

@@ -71,21 +71,21 @@ class Page:
         self._names: set[str] = set()
 
     def section(self, title: str) -> None:
-        """A heading that the page's table of contents lists."""
+        """Adds a heading that is in the page's table of contents."""
         anchor = f"section-{len(self._sections) + 1}"
         self._sections.append((anchor, title))
         self._parts.append(f'<h2 id="{anchor}">{_text(title)}</h2>')
 
     def heading(self, title: str) -> None:
-        """A heading within a section."""
+        """Adds a heading within a section."""
         self._parts.append(f"<h3>{_text(title)}</h3>")
 
     def paragraph(self, text: str) -> None:
-        """A paragraph."""
+        """Adds a paragraph."""
         self._parts.append(f"<p>{_text(text)}</p>")
 
     def warning(self, summary: str, lines: Sequence[str] = ()) -> None:
-        """What a reader must know: a sentence, and a list, folded if it is long."""
+        """Adds a warning: a sentence and a list, folded if it is long."""
         inner = f"<p>{_text(summary)}</p>"
         if lines:
             items = "".join(f"<li>{_text(line)}</li>" for line in lines)
@@ -94,7 +94,7 @@ class Page:
         self._parts.append(f'<div class="warning">{inner}</div>')
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]], caption: str) -> None:
-        """A table and its CSV, in which an `Estimate` is three columns.
+        """Adds a table and its CSV, in which an `Estimate` is three columns.
 
         Args:
           name: of the CSV, without its ending.
@@ -117,7 +117,7 @@ class Page:
     def figure(
         self, name: str, drawn: Figure, caption: str, rows: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """A picture and its PNG; the caption is read out in its place too.
+        """Adds a picture and its PNG; its caption is also its alternative text.
 
         Args:
           name: of the PNG, without its ending.
@@ -137,15 +137,15 @@ class Page:
         )
 
     def begin_figures(self) -> None:
-        """From here to `end_figures`, figures stand side by side where there is room."""
+        """Begins a group of figures that stand side by side where there is room."""
         self._parts.append('<div class="figures">')
 
     def end_figures(self) -> None:
-        """See `begin_figures`."""
+        """Ends the group of `begin_figures`."""
         self._parts.append("</div>")
 
     def folded(self, summary: str, text: str) -> None:
-        """A text as it is, behind a line that unfolds it."""
+        """Adds preformatted text behind a line that unfolds it."""
         self._parts.append(
             f"<details><summary>{_text(summary)}</summary><pre>{_text(text)}</pre></details>"
         )
@@ -171,7 +171,7 @@ class Page:
         return path
 
     def _path(self, name: str, ending: str) -> pathlib.Path:
-        """A free name of a file, of what may stand in one."""
+        """Returns an unused path in the folder; unsafe characters of `name` become hyphens."""
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.").lower()
         number, file = 1, f"{stem}{ending}"
         while file in self._names:
@@ -215,7 +215,7 @@ def _estimate(value: statistics.Estimate) -> str:
 
 
 def _class(value: Any) -> str:
-    """Of a cell and of the head of its column."""
+    """Returns the class of a cell and of its column's head."""
     if isinstance(value, float | int | statistics.Estimate) and not isinstance(value, bool):
         return ' class="number"'
     return ' class="long"' if len(str(value)) > LONG else ""

@@ -1,4 +1,4 @@
-"""Results as published, to stand in a table beside ours: never on an axis with other games."""
+"""Published results, to stand in a table beside ours, never on an axis with other games."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ TABLE = (
 
 
 def rows(ours: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-    """The published table, and ours after it.
+    """Returns the published table, and ours after it.
 
     Args:
       ours: rows with the keys of this table; those that are missing stay empty.

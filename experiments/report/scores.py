@@ -1,4 +1,4 @@
-"""The score of a run, defined once, and what it is compared with.
+"""The score of a run, defined once, and the scores it is compared with.
 
 The score after t steps is the mean undiscounted return of the last 100 training episodes that had
 ended by then (`recent_return`), or the latest evaluation (`evaluation`). Published Atari scores
@@ -16,7 +16,7 @@ from kullback.experiments.report import collect
 
 
 class Kind(NamedTuple):
-    """What may be a score."""
+    """A kind of score."""
 
     column: str  # Of metrics.csv.
     meaning: str
@@ -54,17 +54,17 @@ class Comparison:
         return tuple(self.scores)
 
     def shared(self) -> tuple[str, ...]:
-        """Environments on which every agent has a score: the set of games of an aggregate."""
+        """Lists the environments on which every agent has a score: the games of an aggregate."""
         sets = [set(games) for games in self.scores.values()]
         return tuple(sorted(set.intersection(*sets))) if sets else ()
 
     def per_game(self, label: str, environments: Iterable[str]) -> list[np.ndarray]:
-        """Scores of an agent, [N_m] a game."""
+        """Returns the scores of an agent, [N_m] a game."""
         return [self.scores[label][environment] for environment in environments]
 
 
 def at(series: collect.Series, steps: np.ndarray, column: str) -> np.ndarray:
-    """The last known value of a column at or before each of `steps`, [G]; NaN before the first."""
+    """Returns a column's last known value at each of `steps`, [G]; NaN before the first."""
     values = series.columns.get(column)
     if values is None:
         return np.full(len(steps), np.nan)
@@ -75,11 +75,11 @@ def at(series: collect.Series, steps: np.ndarray, column: str) -> np.ndarray:
 
 def check_kind(series: Iterable[collect.Series], kind: str) -> None:
     """Raises ValueError where training returns are not those of whole games."""
-    for one in series:
-        flags = collect.protocol(one.run) if one.environment.startswith("atari/") else {}
+    for seed in series:
+        flags = collect.protocol(seed.run) if seed.environment.startswith("atari/") else {}
         if kind == "training" and flags.get("life_loss") == "true":
             raise ValueError(
-                f"{one.run.folder}: a training episode is a life there, not a game, so its return "
+                f"{seed.run.folder}: a training episode is a life there, not a game, so its return "
                 "is no score; compare evaluations, by --score evaluation"
             )
 
@@ -87,7 +87,7 @@ def check_kind(series: Iterable[collect.Series], kind: str) -> None:
 def compare(
     series: Sequence[collect.Series], kind: str = "training", steps: int | None = None
 ) -> Comparison:
-    """Scores after a common number of steps.
+    """Compares agents by their scores after a common number of steps.
 
     Args:
       series: at least one.
@@ -102,22 +102,22 @@ def compare(
     if kind not in KINDS:
         raise ValueError(f"score must be one of {', '.join(KINDS)}, got {kind!r}")
     check_kind(series, kind)
-    furthest = max(one.last for one in series)
+    furthest = max(seed.last for seed in series)
     if steps is not None and not 1 <= steps <= furthest:
         raise ValueError(f"no run has done {steps:,} steps, the furthest has done {furthest:,}")
-    common = min(one.last for one in series) if steps is None else steps
+    common = min(seed.last for seed in series) if steps is None else steps
     used, left_out = [], []
     scores: dict[str, dict[str, list[float]]] = {}
-    for one in series:
-        name = f"seed {one.seed} of {one.label} on {one.environment}"
-        score = float(at(one, np.array([common]), KINDS[kind].column)[0])
-        if one.last < common:
-            left_out.append(f"{name}: it has done {one.last:,} steps")
+    for seed in series:
+        name = f"seed {seed.seed} of {seed.label} on {seed.environment}"
+        score = float(at(seed, np.array([common]), KINDS[kind].column)[0])
+        if seed.last < common:
+            left_out.append(f"{name}: it has done {seed.last:,} steps")
         elif np.isnan(score):
             left_out.append(f"{name}: it has no {KINDS[kind].meaning} by then")
         else:
-            used.append(one)
-            scores.setdefault(one.label, {}).setdefault(one.environment, []).append(score)
+            used.append(seed)
+            scores.setdefault(seed.label, {}).setdefault(seed.environment, []).append(score)
     return Comparison(
         kind=kind,
         steps=common,
@@ -131,12 +131,12 @@ def compare(
 
 
 def checkpoints(series: Sequence[collect.Series], end: int | None = None) -> np.ndarray:
-    """Steps at which curves of these are read, int64 [G], G <= CHECKPOINTS.
+    """Returns the steps at which curves of these are read, int64 [G], G <= CHECKPOINTS.
 
     They are the rows of the series that has fewest, up to `end`, or up to where all have come.
     """
-    end = min(one.last for one in series) if end is None else end
-    rows = min((one.steps[one.steps <= end] for one in series), key=len)
+    end = min(seed.last for seed in series) if end is None else end
+    rows = min((seed.steps[seed.steps <= end] for seed in series), key=len)
     if len(rows) == 0 or rows[-1] != end:
         rows = np.append(rows, end)
     places = np.linspace(0, len(rows) - 1, min(len(rows), CHECKPOINTS)).round().astype(int)
@@ -144,12 +144,12 @@ def checkpoints(series: Sequence[collect.Series], end: int | None = None) -> np.
 
 
 def curve(series: Sequence[collect.Series], steps: np.ndarray, column: str) -> np.ndarray:
-    """A column of several series at checkpoints, [G, N]."""
-    return np.stack([at(one, steps, column) for one in series], axis=-1)
+    """Returns a column of several series at checkpoints, [G, N]."""
+    return np.stack([at(seed, steps, column) for seed in series], axis=-1)
 
 
 def human_normalised(environment: str, scores: Any) -> Any:
-    """(score - random) / |human - random|; for games whose human score is published alone."""
+    """Returns (score - random) / |human - random|."""
     row = KNOWN[environment]
     if row.human is None or row.random is None:
         raise ValueError(f"{environment} has no human score; see kullback list")
@@ -157,14 +157,14 @@ def human_normalised(environment: str, scores: Any) -> Any:
 
 
 def denominator(environment: str, baseline: float, kind: str = "baseline") -> float:
-    """What an improvement over a baseline is measured in, in units of score.
+    """Returns the divisor of an improvement over a baseline, in units of score.
 
     |b - random|, |human - random| or the larger of both.
 
     Args:
-      environment: one with a random score, and but for `baseline` a human one.
+      environment: one with a random score, and, unless `kind` is "baseline", a human one.
       baseline: the baseline's score.
-      kind: of DENOMINATORS.
+      kind: one of DENOMINATORS.
     """
     row = KNOWN[environment]
     if kind not in DENOMINATORS:
@@ -180,6 +180,6 @@ def denominator(environment: str, baseline: float, kind: str = "baseline") -> fl
 
 
 def has(environment: str, *, human: bool = False) -> bool:
-    """Whether its random score, and its human one if asked for, are known."""
+    """Returns whether the random score is known, and the human one if asked for."""
     row = KNOWN.get(environment)
     return row is not None and row.random is not None and not (human and row.human is None)

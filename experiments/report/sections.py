@@ -22,10 +22,10 @@ def seeds(out: page.Page, family: collect.Family) -> list[str]:
         if row.missing
     ]
     unfinished = [
-        f"seed {one.seed} of {one.label} on {one.environment}: {one.last:,} of "
-        f"{one.run.plan.steps:,} steps"
-        for one in family.series
-        if one.last < one.run.plan.steps and one.seed not in one.run.diverged
+        f"seed {seed.seed} of {seed.label} on {seed.environment}: {seed.last:,} of "
+        f"{seed.run.plan.steps:,} steps"
+        for seed in family.series
+        if seed.last < seed.run.plan.steps and seed.seed not in seed.run.diverged
     ]
     diverged = [
         f"seed {seed} of {label} on {run.plan.environment}: {reason}"
@@ -47,7 +47,7 @@ def seeds(out: page.Page, family: collect.Family) -> list[str]:
 
 
 def seed_table(out: page.Page, family: collect.Family) -> None:
-    """Seeds found, a row an agent and environment."""
+    """Adds a table of the seeds, a row an agent and environment."""
     rows = [
         {
             "agent": row.label,
@@ -64,26 +64,26 @@ def seed_table(out: page.Page, family: collect.Family) -> None:
 
 
 def curves(series: Sequence[collect.Series], column: str) -> dict[str, figures.Curve]:
-    """Mean over seeds of a column, by agent, up to where all seeds of that agent have come."""
-    found = {}
-    for label in sorted({one.label for one in series}):
-        own = [one for one in series if one.label == label]
-        steps = scores.checkpoints(own)
-        values = scores.curve(own, steps, column)  # [G, N]
+    """Averages a column over seeds, by agent, up to the step that all its seeds have reached."""
+    curves_by_label = {}
+    for label in sorted({seed.label for seed in series}):
+        seeds = [seed for seed in series if seed.label == label]
+        steps = scores.checkpoints(seeds)
+        values = scores.curve(seeds, steps, column)  # [G, N]
         known = np.isfinite(values).all(axis=-1)
         if known.any():
             mean = statistics.stratified(
                 statistics.mean, [values[known]], resamples=CURVE_RESAMPLES
             )
-            seeds = [(one.steps, one.columns[column]) for one in own]
-            found[label] = figures.Curve(steps[known], mean, seeds)
-    return found
+            thin = [(seed.steps, seed.columns[column]) for seed in seeds]
+            curves_by_label[label] = figures.Curve(steps[known], mean, thin)
+    return curves_by_label
 
 
 def environment_curves(
     out: page.Page, family: collect.Family, colour: figures.Colours, kind: str
 ) -> None:
-    """A learning curve of each environment, all agents in it."""
+    """Adds a learning curve of each environment, all agents in it."""
     what = scores.KINDS[kind]
     is_language = family.name == "tokens"
     y_label = "score" if is_language else what.short
@@ -96,27 +96,27 @@ def environment_curves(
         return
     out.heading("Learning curves")
     out.begin_figures()
-    for environment, found in by_environment.items():
-        if not found:
+    for environment, curves_by_label in by_environment.items():
+        if not curves_by_label:
             continue
-        counts = ", ".join(f"{len(one.seeds)} of {k}" for k, one in found.items())
+        counts = ", ".join(f"{len(one.seeds)} of {k}" for k, one in curves_by_label.items())
         out.figure(
             f"{environment}-curve",
-            figures.curves(found, colour, environment, y_label, x_label),
+            figures.curves(curves_by_label, colour, environment, y_label, x_label),
             f"{environment}, {what.meaning}, raw: mean over seeds with a 95% bootstrap band, "
             f"seeds thin. Seeds: {counts}.",
-            figures.rows(found, "score"),
+            figures.rows(curves_by_label, "score"),
         )
     out.end_figures()
 
 
 def score_table(out: page.Page, family: str, compared: Sequence[scores.Comparison]) -> None:
-    """Scores of each agent on each environment, raw and beside what is published."""
+    """Adds the scores of each agent on each environment, raw and beside published ones."""
     rows: list[dict[str, Any]] = []
-    for one in compared:
-        for label, environment in itertools.product(one.labels, _games(one)):
-            if environment in one.scores[label]:
-                rows.append(_score_row(one, label, environment))
+    for comparison in compared:
+        for label, environment in itertools.product(comparison.labels, _games(comparison)):
+            if environment in comparison.scores[label]:
+                rows.append(_score_row(comparison, label, environment))
     rows.sort(key=lambda row: (row["environment"], row["agent"]))
     human = any(scores.has(row["environment"], human=True) for row in rows)
     for row in rows:
@@ -163,21 +163,21 @@ def _score_row(compared: scores.Comparison, label: str, environment: str) -> dic
 
 
 def speed(out: page.Page, family: collect.Family) -> None:
-    """Steps per second, a row an agent and environment."""
-    found: dict[tuple[str, str], list[collect.Series]] = {}
-    for one in family.series:
-        if one.columns.get("wall_seconds", np.zeros(1))[-1] > 0:
-            found.setdefault((one.environment, one.label), []).append(one)
+    """Adds steps per second, a row an agent and environment."""
+    by_environment: dict[tuple[str, str], list[collect.Series]] = {}
+    for seed in family.series:
+        if seed.columns.get("wall_seconds", np.zeros(1))[-1] > 0:
+            by_environment.setdefault((seed.environment, seed.label), []).append(seed)
     rows = []
-    for (environment, label), series in sorted(found.items()):
-        seconds = np.array([one.columns["wall_seconds"][-1] for one in series])
-        steps = np.array([one.last for one in series])
+    for (environment, label), series in sorted(by_environment.items()):
+        seconds = np.array([seed.columns["wall_seconds"][-1] for seed in series])
+        steps = np.array([seed.last for seed in series])
         # Host runs have a program a seed, compiled ones a program for all.
         together = {
-            one.run.plan.num_seeds if one.run.config.get("loop") == "compiled" else 1
-            for one in series
+            seed.run.plan.num_seeds if seed.run.config.get("loop") == "compiled" else 1
+            for seed in series
         }
-        frames = max(one.run.frames_per_step for one in series)
+        frames = max(seed.run.frames_per_step for seed in series)
         rate = float(np.median(steps / seconds))
         rows.append(
             {
@@ -201,7 +201,7 @@ def speed(out: page.Page, family: collect.Family) -> None:
 
 
 def settings(out: page.Page, family: collect.Family) -> None:
-    """What differs between the runs: settings, versions, machines."""
+    """Adds the differences between runs: settings, versions, machines."""
     facts = {
         label: [
             {
