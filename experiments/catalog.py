@@ -1,4 +1,4 @@
-"""What there is, as a static table: `kullback list` answers without importing JAX.
+"""Static tables of names and descriptions: `kullback list` answers without importing JAX.
 
 A test holds it equal to the registries. Human and random scores on Atari are those of
 Wang et al. 2016 (https://arxiv.org/abs/1511.06581) as DQN Zoo lists them: episodes that start

@@ -11,7 +11,6 @@ NOT_YET = [
     "agents/*.py",
     *(f"core/{name}.py" for name in ("compiled", "host", "learners", "loops", "replay")),
     *(f"core/{name}.py" for name in ("sequences", "types")),
-    "experiments/benchmarks/**/*.py",
     "experiments/evaluate/*.py",
     "experiments/reproductions/*.py",
     "experiments/runs/*.py",

@@ -45,22 +45,22 @@ def main(
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     load_average = psutil.getloadavg()[0]  # First: before ours adds to it.
-    console, found = rich.console.Console(), []
+    console, results = rich.console.Console(), []
     if not console.is_terminal:
         console.width = 140  # A file has room.
     try:
         for name in options.names or BENCHMARKS:
             console.print(f"{name} ...", highlight=False)
-            found += measure(name, budget, not options.no_peers)
+            results += measure(name, budget, not options.no_peers)
     except (peer.PeerError, concurrent.futures.BrokenExecutor) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    console.print(rows.table(found))
+    console.print(rows.table(results))
     now = datetime.datetime.now()
     out = options.out or RESULTS / f"{now:%Y-%m-%d-%H%M%S}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     described = machine.describe() | {"load_average": load_average}
-    rows.write(out, found, date=now.isoformat(timespec="seconds"), **described)
+    rows.write(out, results, date=now.isoformat(timespec="seconds"), **described)
     print(f"kept in {out}")
     return 0
 

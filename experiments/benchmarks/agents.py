@@ -23,7 +23,7 @@ MOST_OF_PRIORITIES = 1.1  # Time of a step with priorities, in times that withou
 
 
 def host_runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], float]:
-    """As `minatar.runner`, beside CartPole on the host."""
+    """Makes a function as `minatar.runner` does, for CartPole on the host."""
     entry = agents.AGENTS[name]
     environment = gym.make("CartPole-v1", 4)
     config = settings.apply(entry.presets("gym"), assignments)
@@ -32,7 +32,7 @@ def host_runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], fl
 
 
 def implicit_flops(name: str) -> float:
-    """Products of IQN or M-IQN on MinAtar, an agent step: acting, and a share of learning."""
+    """Counts the operations of IQN or M-IQN on MinAtar per agent step: acting, and its learning."""
     config = agents.AGENTS[name].presets("minatar")
     samples: quantile.Samples = config.samples
     hidden, batch = config.network.hidden, config.learning.replay.batch_size
@@ -53,7 +53,7 @@ def implicit_flops(name: str) -> float:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """A row an agent, in turn; M-DQN is the peer. No other library takes part."""
+    """Measures each agent beside M-DQN, in turn; no other library takes part."""
     del run_peer
     works = {name: minatar.runner(1, name) for name in agents.AGENTS}
     works["rainbow uniform"] = minatar.runner(1, "rainbow", UNIFORM)
@@ -65,11 +65,11 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
 
     sides = [machine.sgemm(), *(functools.partial(measure, name) for name in works)]
     best = timing.interleave(sides, budget.rounds)
-    found = []
+    results = []
     for name in sorted(agents.AGENTS):
         is_implicit = name in IMPLICIT
         share = best[name] * implicit_flops(name) / best["sgemm"] if is_implicit else None
-        found.append(
+        results.append(
             rows.Row(
                 name=f"{name}, minatar/breakout",
                 ours=best[name],
@@ -85,7 +85,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         ("compiled", "rainbow", "rainbow uniform"),
         ("host", "host", "host uniform"),
     ):
-        found.append(
+        results.append(
             rows.Row(
                 name=f"rainbow's step with priorities, {where}",
                 ours=best[without] / best[with_],
@@ -95,4 +95,4 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
                 details={"with": best[with_], "without": best[without]},
             )
         )
-    return found
+    return results

@@ -14,7 +14,7 @@ WARM_UP, CAPACITY = 1_000, 10_000
 
 
 def runner(name: str, num_envs: int, warm_up: int = WARM_UP) -> Callable[[], float]:
-    """A function that does one iteration of the host loop and returns its agent steps."""
+    """Makes a function that does one iteration of the host loop and returns its agent steps."""
     entry = agents.AGENTS[name]
     environment = atari.make("pong", num_envs)
     changes = [f"min_replay_size={warm_up}", f"capacity={max(CAPACITY, warm_up)}"]
@@ -34,7 +34,7 @@ def runner(name: str, num_envs: int, warm_up: int = WARM_UP) -> Callable[[], flo
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """DQN beside Stable-Baselines3's as it is fastest, M-DQN, and the share that acting takes."""
+    """Measures DQN beside Stable-Baselines3's fastest, M-DQN, and the share of acting."""
     names = ("dqn", "m-dqn")
     work = {(name, n): runner(name, n) for name in names for n in NUM_ENVS}
     work |= {("acting", n): runner("dqn", n, warm_up=100_000) for n in NUM_ENVS}  # Never learns.
@@ -43,18 +43,18 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         return {f"{k} {n}": timing.best_rate(w, budget.seconds) for (k, n), w in work.items()}
 
     def theirs() -> dict[str, float]:
-        found = {}
+        rates = {}
         for num_envs in PEER_NUM_ENVS:
-            found |= run_peer("sb3", "atari", budget.seconds, num_envs)
-        return found
+            rates |= run_peer("sb3", "atari", budget.seconds, num_envs)
+        return rates
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
     peers = {key: rate for key, rate in best.items() if key.startswith("sb3")}
-    found = []
+    results = []
     for name in names:
         num_envs = max(NUM_ENVS, key=lambda n, name=name: best[f"{name} {n}"])
         rate, acting = best[f"{name} {num_envs}"], best[f"acting {num_envs}"]
-        found.append(
+        results.append(
             rows.Row(
                 name=f"atari/pong, {name}, {num_envs} envs",
                 ours=rate,
@@ -70,4 +70,4 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
                 },
             )
         )
-    return found
+    return results

@@ -25,7 +25,7 @@ CONFIG = bert.Config(
 
 
 def scorer(config: bert.Config = CONFIG) -> Callable[[], float]:
-    """A function that scores all pairs and returns how many they were."""
+    """Makes a function that scores all pairs and returns their number."""
     model = bert.make(config)
     params = jax.jit(model.init)(jax.random.key(0))
     first = 1 + config.pad_id
@@ -42,7 +42,7 @@ def scorer(config: bert.Config = CONFIG) -> Callable[[], float]:
 
 
 def cost(config: bert.Config = CONFIG) -> int:
-    """Products of a pair."""
+    """Counts the floating-point operations of a pair."""
     width = config.embed_dim
     dense = (
         flops.Layer(3 * width, width),
@@ -57,7 +57,7 @@ def cost(config: bert.Config = CONFIG) -> int:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside transformers' BertForSequenceClassification, as it comes and as it is fastest."""
+    """Measures ours beside transformers' BertForSequenceClassification, as it is and at best."""
     platform.run_large_programs()
     work = scorer()
 
@@ -66,8 +66,8 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
 
     def theirs() -> dict[str, float]:
         shape = json.dumps(bert_folder.to_json(CONFIG))
-        found = run_peer("transformers", "entailment", budget.seconds, PAIRS, TOKENS, shape)
-        return {f"peer, {key}": rate for key, rate in found.items()}
+        rates = run_peer("transformers", "entailment", budget.seconds, PAIRS, TOKENS, shape)
+        return {f"peer, {key}": rate for key, rate in rates.items()}
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
     return [

@@ -22,7 +22,7 @@ class Layer(NamedTuple):
 
 
 def nature(num_actions: int) -> tuple[Layer, ...]:
-    """The network of Mnih et al. 2015 on 4 frames of 84 x 84."""
+    """Returns the layers of Mnih et al. 2015 for 4 frames of 84 x 84."""
     return (
         Layer(20 * 20 * 32, 8 * 8 * 4),
         Layer(9 * 9 * 64, 4 * 4 * 32),
@@ -33,7 +33,7 @@ def nature(num_actions: int) -> tuple[Layer, ...]:
 
 
 def minatar(channels: int, num_actions: int) -> tuple[Layer, ...]:
-    """The network of Young & Tian 2019 on 10 x 10 x channels."""
+    """Returns the layers of Young & Tian 2019 for 10 x 10 x channels."""
     return (
         Layer(8 * 8 * 16, 3 * 3 * channels),
         Layer(128, 8 * 8 * 16),
@@ -42,12 +42,12 @@ def minatar(channels: int, num_actions: int) -> tuple[Layer, ...]:
 
 
 def forward(layers: Sequence[Layer]) -> int:
-    """Values of one observation."""
+    """Counts the operations of one observation's forward pass."""
     return sum(layer.flops for layer in layers)
 
 
 def gradient_step(layers: Sequence[Layer], batch_size: int, forwards: int) -> int:
-    """`forwards` passes of a batch, and the gradient of one of them.
+    """Counts `forwards` passes of a batch, and the gradient of one of them.
 
     That of the weights costs as much as the pass, and so does that of the inputs, which the first
     layer does not need.
@@ -57,7 +57,7 @@ def gradient_step(layers: Sequence[Layer], batch_size: int, forwards: int) -> in
 
 
 def decoder(config: gemma.Config, positions: range) -> int:
-    """One pass of the tokens at `positions` of a text through a Gemma 3, but for the logits."""
+    """Counts a pass of the tokens at `positions` of a text through a Gemma 3, without logits."""
     c, queries = config, config.num_heads * config.head_dim
     dense = (
         Layer(queries + 2 * c.num_kv_heads * c.head_dim, c.embed_dim),
@@ -74,5 +74,5 @@ def decoder(config: gemma.Config, positions: range) -> int:
 
 
 def unembedding(config: gemma.Config) -> int:
-    """The logits of one token."""
+    """Counts the operations of one token's logits."""
     return Layer(config.vocab_size, config.embed_dim).flops

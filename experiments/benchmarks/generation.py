@@ -30,7 +30,7 @@ CASES = {
 
 
 def sampler(case: Case) -> Callable[[], float]:
-    """A function that makes the tokens of all rows, and returns how many there are."""
+    """Makes a function that generates the tokens of all rows and returns their number."""
     model = gemma.make(case.config)
     program = language_models.sampling(model, policy.language_model(model), case.new_tokens)
     acting = {"params": jax.jit(model.init)(jax.random.key(0))}
@@ -49,7 +49,7 @@ def sampler(case: Case) -> Callable[[], float]:
 
 
 def limit(case: Case, sgemm: float, bandwidth: float) -> float:
-    """The most new tokens a second, by the products, and by reading all weights for each step.
+    """Bounds the new tokens a second, by operations and by reading all weights for each step.
 
     Args:
       case: what is done.
@@ -65,12 +65,12 @@ def limit(case: Case, sgemm: float, bandwidth: float) -> float:
 
 
 def weight_bytes(case: Case) -> int:
-    """Of all parameters, in float32."""
+    """Returns the bytes of all parameters in float32."""
     return 4 * gemma.num_params(case.config).total
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside transformers' `generate`, and tunix's sampler for short texts."""
+    """Measures ours beside transformers' `generate`, and tunix's sampler for short texts."""
     platform.run_large_programs()
     samplers = {name: sampler(case) for name, case in CASES.items()}
 
@@ -78,12 +78,12 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         return {n: timing.best_rate(work, budget.seconds) for n, work in samplers.items()}
 
     def theirs() -> dict[str, float]:
-        found = {}
+        by_peer = {}
         for name in ("transformers", "tunix"):
-            wanted = {n: told(case) for n, case in CASES.items() if name in case.target_ratios}
-            rates = run_peer(name, "generation", budget.seconds, json.dumps(wanted))
-            found |= {f"{name}, {key}": rate for key, rate in rates.items()}
-        return found
+            cases = {n: told(case) for n, case in CASES.items() if name in case.target_ratios}
+            rates = run_peer(name, "generation", budget.seconds, json.dumps(cases))
+            by_peer |= {f"{name}, {key}": rate for key, rate in rates.items()}
+        return by_peer
 
     copies = [machine.bandwidth(weight_bytes(c), f"bandwidth, {n}") for n, c in CASES.items()]
     best = timing.interleave([machine.sgemm(), *copies, ours, theirs], budget.rounds)
@@ -104,6 +104,6 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
 
 
 def told(case: Case) -> list[object]:
-    """The case for programs of peers: shape, rows, tokens of the prompt, new tokens."""
+    """Describes the case to a peer's program: shape, rows, tokens of the prompt, new tokens."""
     shape = json.loads(language_models.described(case.config))
     return [shape, case.num_rows, case.prompt_tokens, case.new_tokens]

@@ -16,7 +16,7 @@ FORWARDS = {"m-dqn": 3, "dqn": 2}  # Passes: online at s, target at s', and M-DQ
 
 
 def stepper(name: str) -> Callable[[], float]:
-    """A function that does one learner step, compiled as the host loop does, and returns 1."""
+    """Makes a function that does one learner step, compiled as in the host loop, and returns 1."""
     spec = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=ACTIONS, frame_stack=4)
     entry = agents.AGENTS[name]
     agent = entry.make(None, spec, entry.presets("atari"))
@@ -43,7 +43,7 @@ def stepper(name: str) -> Callable[[], float]:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """M-DQN and DQN beside torch's faster layout and XLA's convolutions, and what sgemm allows."""
+    """Measures M-DQN and DQN beside torch's faster layout, XLA's convolutions, and sgemm."""
     platform.keep_freed_memory()
     steppers = {name: stepper(name) for name in FORWARDS}
     with unittest.mock.patch.object(convolution, "prefers_product", lambda: False):
@@ -56,13 +56,13 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         return run_peer("torch", "gradient_step", budget.seconds)
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
-    found = []
+    results = []
     for name, forwards in FORWARDS.items():
         layouts = [key for key in best if key.startswith(f"{name} ")]
         fastest = max(layouts, key=best.__getitem__, default=None)
         cost = flops.gradient_step(flops.nature(ACTIONS), BATCH, forwards)
         wanted = name == "m-dqn"
-        found.append(
+        results.append(
             rows.Row(
                 name=f"gradient step, {name}",
                 ours=best[name],
@@ -75,7 +75,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
                 details={**{key: best[key] for key in layouts}, "sgemm_flops": best["sgemm"]},
             )
         )
-        found.append(
+        results.append(
             rows.Row(
                 name=f"gradient step, {name}",
                 ours=best[name],
@@ -85,4 +85,4 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
                 target_ratio=1.0,
             )
         )
-    return found
+    return results

@@ -29,19 +29,19 @@ LONG = dataclasses.replace(SMALL, num_layers=6, window=512, context_length=2_048
 
 
 def tokens(config: gemma.Config, rows: int, length: int) -> np.ndarray:
-    """Random text, int32 [rows, length], without special tokens."""
+    """Draws random text, int32 [rows, length], without special tokens."""
     first = 1 + max(config.bos_id, config.pad_id, *config.eos_ids)
     rng = np.random.default_rng(0)
     return rng.integers(first, config.vocab_size, (rows, length), np.int32)
 
 
 def prompts(config: gemma.Config, rows: int, length: int) -> batches.Prompts:
-    """Prompts of random text, all of one length."""
+    """Draws prompts of random text, all of one length."""
     return batches.Prompts(tokens(config, rows, length), np.full(rows, length, np.int32))
 
 
 def sampling(model: gemma.Model, acts: types.Policy, new_tokens: int) -> Callable[..., Any]:
-    """The program by which runs sample, (acting params, prompts, key) -> `Sequences`."""
+    """Compiles the sampling of a run: (acting params, prompts, key) -> `Sequences`."""
     learning = tuning.Config(max_new_tokens=new_tokens)
     # There is no task: the answers are not judged.
     judges = judge.Judge(model, None, None, [], learning)  # pyright: ignore[reportArgumentType]
@@ -49,5 +49,5 @@ def sampling(model: gemma.Model, acts: types.Policy, new_tokens: int) -> Callabl
 
 
 def described(config: gemma.Config) -> str:
-    """The shape as transformers writes it, for programs of peers."""
+    """Returns a config.json as transformers writes it, for programs of peers."""
     return json.dumps(hugging_face_config.to_json(config, "float32"))

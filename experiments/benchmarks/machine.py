@@ -18,7 +18,7 @@ TRIES = 10
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, load, versions and revision."""
+    """Describes processor, cores, memory, load, versions and revision."""
     return {
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
@@ -30,21 +30,21 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Name of the processor, with family and model where the name says little."""
+    """Returns the processor's name, with family and model where the name says little."""
     wanted = {"model name": "", "cpu family": "family ", "model": "model "}
     path = pathlib.Path("/proc/cpuinfo")
     if not path.is_file():
         return platform.processor()
-    found = {}
+    fields = {}
     for line in path.read_text().splitlines():
         key, _, value = line.partition(":")
         if key.strip() in wanted:
-            found.setdefault(key.strip(), wanted[key.strip()] + value.strip())
-    return ", ".join(found[key] for key in wanted if key in found) or platform.processor()
+            fields.setdefault(key.strip(), wanted[key.strip()] + value.strip())
+    return ", ".join(fields[key] for key in wanted if key in fields) or platform.processor()
 
 
 def sgemm() -> Callable[[], dict[str, float]]:
-    """A measurement of the fastest product of two matrices of 2,048 x 2,048, float32, in FLOP/s."""
+    """Makes a measurement of the fastest float32 product of 2,048 x 2,048 matrices, in FLOP/s."""
     a = jnp.ones((SIZE, SIZE), jnp.float32)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
@@ -61,7 +61,7 @@ def sgemm() -> Callable[[], dict[str, float]]:
 
 
 def bandwidth(num_bytes: int, name: str = "bandwidth") -> Callable[[], dict[str, float]]:
-    """A measurement of memory: bytes read and written a second by copies of `num_bytes`.
+    """Makes a measurement of memory: bytes read and written a second by copies of `num_bytes`.
 
     What is read again and again lies in a cache if it fits, which is why the size matters.
     """
@@ -81,9 +81,9 @@ def bandwidth(num_bytes: int, name: str = "bandwidth") -> Callable[[], dict[str,
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most.
+    """Returns the peak memory of this process, in bytes.
 
-    Linux alone says it: getrusage's figure begins with that of the process that started this one.
+    Only Linux reports it: getrusage's figure begins with the parent process'.
 
     Raises:
       RuntimeError: elsewhere.

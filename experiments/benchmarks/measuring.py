@@ -12,13 +12,13 @@ Measure = Callable[[str, timing.Budget, bool], list[rows.Row]]
 
 
 def here(name: str, budget: timing.Budget, with_peers: bool) -> list[rows.Row]:
-    """The rows of a benchmark."""
+    """Runs a benchmark in this process."""
     module = importlib.import_module(f"{__package__}.{name}")
     return module.run(budget, peer.run if with_peers else peer.none)
 
 
 def apart(name: str, budget: timing.Budget, with_peers: bool) -> list[rows.Row]:
-    """The same in a new process.
+    """Runs a benchmark in a new process.
 
     How JAX dispatches and malloc keeps memory is settled when JAX is first used, and a benchmark
     wants both as the command has them that it stands for.

@@ -42,16 +42,16 @@ CHUNK = 1 << 22  # Numbers drawn at once.
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """The tensors of a checkpoint."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
+    """Returns the shapes of a checkpoint's tensors."""
+    shapes_by_name: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, WIDTH)}
     for i in range(LAYERS):
         layer = f"model.layers.{i}"
-        found |= {f"{layer}.self_attn.{n}_proj.weight": (WIDTH, WIDTH) for n in "qkvo"}
-        found |= {f"{layer}.mlp.{n}_proj.weight": (HIDDEN, WIDTH) for n in ("gate", "up")}
-        found[f"{layer}.mlp.down_proj.weight"] = (WIDTH, HIDDEN)
+        shapes_by_name |= {f"{layer}.self_attn.{n}_proj.weight": (WIDTH, WIDTH) for n in "qkvo"}
+        shapes_by_name |= {f"{layer}.mlp.{n}_proj.weight": (HIDDEN, WIDTH) for n in ("gate", "up")}
+        shapes_by_name[f"{layer}.mlp.down_proj.weight"] = (WIDTH, HIDDEN)
         norms = ("input_layernorm", "post_attention_layernorm")
-        found |= {f"{layer}.{norm}.weight": (WIDTH,) for norm in norms}
-    return found | {"model.norm.weight": (WIDTH,), "lm_head.weight": (VOCABULARY, WIDTH)}
+        shapes_by_name |= {f"{layer}.{norm}.weight": (WIDTH,) for norm in norms}
+    return shapes_by_name | {"model.norm.weight": (WIDTH,), "lm_head.weight": (VOCABULARY, WIDTH)}
 
 
 def write_checkpoint(folder: pathlib.Path, seed: int) -> int:
@@ -98,10 +98,10 @@ def anonymous_memory() -> Iterator[Callable[[], int]]:
 
 
 def copy(home: pathlib.Path) -> float:
-    """Seconds that a copy of a checkpoint takes, until it is on the disk as the merge is.
+    """Measures the seconds of a copy of a checkpoint, until it is on the disk as the merge is.
 
-    A second one: what the first is written to, a virtual machine must ask of its host page by page,
-    and that takes longer than all the rest. So each side begins with a copy that is not counted.
+    The second copy counts. For the first, a virtual machine must ask its host for pages one by
+    one, which takes longer than all the rest.
     """
     _copy(home)
     return _copy(home)
@@ -118,15 +118,15 @@ def _copy(home: pathlib.Path) -> float:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside the peer and the copy, in turn, with the files in memory for all of them."""
+    """Measures ours beside the peer and a copy, in turn, with the files in memory for all."""
     memory: dict[str, float] = {}
 
-    def side(found: dict[str, float], name: str) -> dict[str, float]:
-        """Rates, of which the best counts; the most memory counts."""
-        if not found:
+    def side(result: dict[str, float], name: str) -> dict[str, float]:
+        """Returns a side's rate, of which the best counts, and notes its most memory."""
+        if not result:
             return {}
-        memory[name] = max(found["anonymous_bytes"], memory.get(name, 0))
-        return {name: 1 / found["seconds"]}
+        memory[name] = max(result["anonymous_bytes"], memory.get(name, 0))
+        return {name: 1 / result["seconds"]}
 
     def ours() -> dict[str, float]:
         measured = {}
@@ -195,9 +195,9 @@ def main() -> None:
         start = time.perf_counter()
         merging.merge([home / "one", home / "two"], home / "merged", config, base)
         seconds = time.perf_counter() - start
-        found = {"seconds": seconds, "anonymous_bytes": peak()}
+        result = {"seconds": seconds, "anonymous_bytes": peak()}
     shutil.rmtree(home / "merged")
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

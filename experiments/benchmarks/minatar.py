@@ -12,7 +12,7 @@ NUM_ENVS, SEEDS, WARM_UP = 16, 4, 1_000
 
 
 def runner(seeds: int, name: str = "m-dqn", assignments: Sequence[str] = ()) -> Callable[[], float]:
-    """A function that runs one call of the compiled loop, past its warm-up; steps of each seed."""
+    """Makes a function that advances the compiled loop once; it returns the steps of each seed."""
     entry = agents.AGENTS[name]
     environment = minatar.make("breakout", NUM_ENVS)
     assignments = [f"min_replay_size={WARM_UP}", *assignments]
@@ -22,7 +22,7 @@ def runner(seeds: int, name: str = "m-dqn", assignments: Sequence[str] = ()) -> 
 
 
 def advancing(loop: loops.Loop) -> Callable[[], float]:
-    """A function that runs one call of a loop, which is past its warm-up; steps of each seed."""
+    """Makes a function that advances a warm loop once; it returns the steps of each seed."""
     state = loop.init()
 
     def work() -> float:
@@ -37,7 +37,7 @@ def advancing(loop: loops.Loop) -> Callable[[], float]:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """One seed beside Stable-Baselines3, and four seeds in one program beside one."""
+    """Measures one seed beside Stable-Baselines3, and four seeds in one program beside one."""
     one, four = runner(1), runner(SEEDS)
 
     def ours() -> dict[str, float]:

@@ -23,7 +23,7 @@ COMPARED = (
 
 
 def differentiator(name: str, num_rows: int = NUM_ROWS) -> Callable[[], float]:
-    """A function that computes the mean loss and its gradient and returns 1."""
+    """Makes a function that computes the mean loss and its gradient and returns 1."""
     divergence = regularizers.named(name)
     rng = np.random.default_rng(0)
     logits = jnp.asarray(SCALE * rng.standard_normal((num_rows, VOCABULARY), np.float32))
@@ -45,7 +45,7 @@ def differentiator(name: str, num_rows: int = NUM_ROWS) -> Callable[[], float]:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside torch and entmax, and how near to reading logits and writing their gradient."""
+    """Measures ours beside torch and entmax, and beside the traffic of logits and gradient."""
     platform.keep_freed_memory()
     ours_by_name = {name: differentiator(name) for name, _, _ in COMPARED}
 

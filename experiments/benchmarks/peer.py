@@ -23,18 +23,18 @@ class PeerError(RuntimeError):
 
 
 def none(name: str, program: str, *arguments: object) -> dict[str, float]:
-    """Runs nothing."""
+    """Returns no rates: the peer that takes no part."""
     del name, program, arguments
     return {}
 
 
 def requirements(name: str) -> str:
-    """What the peer `name` installs, in pip's format, versions pinned."""
+    """Returns the peer's requirements in pip's format, versions pinned."""
     return (FOLDER / f"{name}.txt").read_text()
 
 
 def python(name: str) -> pathlib.Path:
-    """The interpreter of the peer's environment, made if it is not there or is out of date.
+    """Returns the interpreter of the peer's environment, which is installed if missing or stale.
 
     Raises:
       PeerError: if it cannot be installed.
@@ -55,7 +55,7 @@ def python(name: str) -> pathlib.Path:
 
 
 def run(name: str, program: str, *arguments: object) -> dict[str, float]:
-    """What `peers/<name>_<program>.py` prints as its last line, a JSON object of numbers.
+    """Runs `peers/<name>_<program>.py` and returns its last line, a JSON object of numbers.
 
     Raises:
       PeerError: if it cannot be installed, fails, or prints something else.
@@ -64,15 +64,15 @@ def run(name: str, program: str, *arguments: object) -> dict[str, float]:
 
 
 def ours(module: str, *arguments: object) -> dict[str, float]:
-    """What a module of this package prints when it is run by itself, as for `run`."""
+    """Runs a module of this package in a new process; returns its last line, as `run` does."""
     return _numbers(sys.executable, "-m", f"{__package__}.{module}", *arguments)
 
 
 def _numbers(interpreter: str | pathlib.Path, *arguments: object) -> dict[str, float]:
     output = _run([str(interpreter), *map(str, arguments)], RUN_SECONDS)
     try:
-        found = json.loads(output.strip().splitlines()[-1])
-        return {str(key): float(value) for key, value in found.items()}
+        numbers = json.loads(output.strip().splitlines()[-1])
+        return {str(key): float(value) for key, value in numbers.items()}
     except (IndexError, ValueError, AttributeError, TypeError) as error:
         said = f"{' '.join(map(str, arguments))} printed no JSON object of numbers"
         raise PeerError(f"{said}: {error}") from error

@@ -13,8 +13,7 @@ import numpy as np
 from kullback.core import platform, sequences
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
 from kullback.experiments.evaluate import judge
-from kullback.experiments.runs import episodes
-from kullback.experiments.runs import rewards as rewards_of
+from kullback.experiments.runs import episodes, rewards
 from kullback.lm import gemma, reward_model, rlhf, tuning
 
 PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64
@@ -29,11 +28,11 @@ CONFIG = rlhf.Config(
 
 
 def stepper() -> Callable[[], float]:
-    """A function that does one iteration of the loop over sequences and returns 1."""
+    """Makes a function that does one iteration of the loop over sequences and returns 1."""
     model, scorer = (gemma.make(c) for c in (language_models.SMALL, SCORER))
     agent = rlhf.make(model, config=CONFIG)
     scores = reward_model.on_decoder(scorer)
-    reward = rewards_of.Reward(
+    reward = rewards.Reward(
         "reward-model",
         ((1.0, reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))),),
         (),
@@ -67,7 +66,7 @@ def stepper() -> Callable[[], float]:
 
 
 def cost() -> int:
-    """Products of a step: of sampling, policy forward and backward, reference and reward."""
+    """Counts the operations of a step: sampling, policy forward and backward, reference, reward."""
     policy, both = language_models.SMALL, PROMPT + NEW
     sampling = PROMPTS * flops.decoder(policy, range(PROMPT - 1))
     sampling += ROWS * flops.decoder(policy, range(PROMPT - 1, both - 1))
@@ -78,7 +77,7 @@ def cost() -> int:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside TRL's RLOO trainer at the same work."""
+    """Measures ours beside TRL's RLOO trainer at the same work."""
     platform.run_large_programs()
     work = stepper()
 
@@ -88,8 +87,8 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     def theirs() -> dict[str, float]:
         shapes = map(language_models.described, (language_models.SMALL, SCORER))
         sizes = json.dumps([PROMPTS, SAMPLES, PROMPT, NEW, CONFIG.kl_coefficient])
-        found = run_peer("transformers", "reinforce", budget.seconds, sizes, *shapes)
-        return {f"trl, {key}": 1 / seconds for key, seconds in found.items()}
+        result = run_peer("transformers", "reinforce", budget.seconds, sizes, *shapes)
+        return {f"trl, {key}": 1 / seconds for key, seconds in result.items()}
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
     value = best.get("trl, seconds")

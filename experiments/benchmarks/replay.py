@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kullback.core import platform, types
-from kullback.core import replay as replays
+from kullback.core import platform, replay, types
 from kullback.experiments.benchmarks import peer, rows, timing
 
 CAPACITY, NUM_ENVS, EPISODE = 100_000, 4, 1_000
@@ -18,10 +17,10 @@ PEERS = {  # Name, environment and program, arguments beside seconds and capacit
 
 
 def sampler(capacity: int) -> Callable[[], float]:
-    """A function that draws one batch from a full replay and returns 1."""
+    """Makes a function that draws one batch from a full replay and returns 1."""
     spec = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=6, frame_stack=4)
-    config = replays.Config(capacity=capacity, min_replay_size=min(1_000, capacity))
-    store = replays.host(spec, config, NUM_ENVS)
+    config = replay.Config(capacity=capacity, min_replay_size=min(1_000, capacity))
+    store = replay.host(spec, config, NUM_ENVS)
     state = store.init()
     rng = np.random.default_rng(0)
     stack = rng.integers(0, 256, (NUM_ENVS, 4, 84, 84), np.uint8)
@@ -41,7 +40,7 @@ def sampler(capacity: int) -> Callable[[], float]:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer, capacity: int = CAPACITY) -> list[rows.Row]:
-    """Ours beside a bare ring of frames, cpprb, and Stable-Baselines3 in both of its layouts."""
+    """Measures ours beside a bare ring of frames, cpprb, and both layouts of Stable-Baselines3."""
     platform.keep_freed_memory()
     work = sampler(capacity)
 
@@ -49,10 +48,10 @@ def run(budget: timing.Budget, run_peer: peer.Peer, capacity: int = CAPACITY) ->
         return {"ours": timing.best_rate(work, budget.seconds)}
 
     def theirs() -> dict[str, float]:
-        found = {}
+        rates = {}
         for name, program, *more in PEERS.values():
-            found.update(run_peer(name, program, budget.seconds, capacity, *more))
-        return found
+            rates.update(run_peer(name, program, budget.seconds, capacity, *more))
+        return rates
 
     best = timing.interleave([ours, theirs], budget.rounds)
     return [

@@ -1,4 +1,4 @@
-"""What a benchmark found: rows, their table, and the dated file that keeps them."""
+"""Results of benchmarks: rows, their table, and the dated file that keeps them."""
 
 import dataclasses
 import json
@@ -53,12 +53,12 @@ class Row:
         return all(judged) if judged else None
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, the ratio and whether the targets are met."""
+        """Returns all fields, the ratio and whether the targets are met."""
         return {**dataclasses.asdict(self), "ratio": self.ratio, "met": self.met}
 
 
 def table(rows: Sequence[Row]) -> rich.table.Table:
-    """The rows for a terminal."""
+    """Formats rows as a table for a terminal."""
     shown = rich.table.Table(title="Ours, the peer's and the ratio (above 1: ours is better)")
     shown.add_column("benchmark")
     for column in ("ours", "peer", "ratio", "of the limit"):

@@ -12,7 +12,7 @@ from kullback.experiments.benchmarks import peer, rows, timing
 
 
 def seconds_of(*arguments: str) -> float:
-    """Wall time of one call of the command, nothing compiled before."""
+    """Measures the wall time of one call of the command, nothing compiled before."""
     command = shutil.which("kullback", path=pathlib.Path(sys.executable).parent)
     if command is None:
         raise FileNotFoundError("the kullback command is not installed beside this Python")
@@ -23,7 +23,7 @@ def seconds_of(*arguments: str) -> float:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """The best of the rounds; nobody to compare with."""
+    """Measures the command's start, the best of the rounds; it has no peer."""
     del run_peer
     with tempfile.TemporaryDirectory() as folder:
         learning = min(

@@ -32,12 +32,12 @@ GIGABYTE = 1e9
 
 
 def solver(method: str, num_processes: int = NUM_PROCESSES) -> Callable[[], float]:
-    """A function that solves all processes in one call and returns how many they are."""
+    """Makes a function that solves all processes in one call and returns their number."""
     processes = garnet.make(jax.random.split(jax.random.key(0), num_processes), SMALL)
 
     def work() -> float:
-        found = SOLVERS[method](processes)
-        worst = float(np.max(found.error_bound))
+        solution = SOLVERS[method](processes)
+        worst = float(np.max(solution.error_bound))
         if not worst <= TOLERANCE:
             raise RuntimeError(f"{method} left an error of up to {worst:g}, above {TOLERANCE:g}")
         return num_processes
@@ -47,7 +47,7 @@ def solver(method: str, num_processes: int = NUM_PROCESSES) -> Callable[[], floa
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside quantecon, which takes one process after the other."""
+    """Measures ours beside quantecon, which solves one process after the other."""
     platform.keep_freed_memory()
     solvers = {method: solver(method) for method in TARGETS}
 
@@ -56,8 +56,8 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
 
     def theirs() -> dict[str, float]:
         sizes = SMALL.num_states, SMALL.num_actions, SMALL.branching, SMALL.discount
-        found = run_peer(PEER, "planning", budget.seconds, *sizes, TOLERANCE)
-        return {f"{PEER} {method}": rate for method, rate in found.items()}
+        rates = run_peer(PEER, "planning", budget.seconds, *sizes, TOLERANCE)
+        return {f"{PEER} {method}": rate for method, rate in rates.items()}
 
     best = timing.interleave([ours, theirs], budget.rounds)
     compared = [
@@ -75,14 +75,14 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
 
 
 def _large(method: str) -> rows.Row:
-    found = peer.ours("theory", method)  # In a process of its own, whose memory it is.
+    measured = peer.ours("theory", method)  # In a process of its own, whose memory it is.
     return rows.Row(
         name=f"memory to solve 100,000 states to 1e-8 by {method.replace('_', ' ')}",
-        ours=found["peak_bytes"] / GIGABYTE,
+        ours=measured["peak_bytes"] / GIGABYTE,
         unit="GB",
         lower_is_better=True,
         target=1.0,
-        details=found,
+        details=measured,
     )
 
 
@@ -90,15 +90,15 @@ def main() -> None:
     """Solves the large process and prints what it took."""
     process = garnet.make(jax.random.key(0), LARGE)
     start = time.perf_counter()
-    found = SOLVERS[sys.argv[1]](process)
+    solution = SOLVERS[sys.argv[1]](process)
     seconds = time.perf_counter() - start  # Compiling is part of solving one.
-    if not float(found.error_bound) <= TOLERANCE:
-        raise RuntimeError(f"left an error of up to {float(found.error_bound):g}")
+    if not float(solution.error_bound) <= TOLERANCE:
+        raise RuntimeError(f"left an error of up to {float(solution.error_bound):g}")
     figures = {
         "peak_bytes": machine.peak_memory(),
         "seconds": seconds,
-        "iterations": int(found.num_iterations),
-        "error_bound": float(found.error_bound),
+        "iterations": int(solution.num_iterations),
+        "error_bound": float(solution.error_bound),
     }
     print(json.dumps(figures))
 

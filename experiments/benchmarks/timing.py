@@ -22,7 +22,7 @@ class Budget:
 
 
 def best_rate(work: Callable[[], float], seconds: float) -> float:
-    """Amount of work a second in the best window out of `seconds`.
+    """Measures the amount of work a second, in the best window out of `seconds`.
 
     Args:
       work: does some, waits until it is done, and returns how much it was.
@@ -40,7 +40,7 @@ def best_rate(work: Callable[[], float], seconds: float) -> float:
 
 
 def interleave(sides: Sequence[Callable[[], Mapping[str, float]]], rounds: int) -> dict[str, float]:
-    """The best of each rate, by name, when all sides are measured in turn `rounds` times."""
+    """Measures all sides in turn, `rounds` times; returns the best of each rate, by name."""
     best: dict[str, float] = {}
     for _ in range(rounds):
         for side in sides:

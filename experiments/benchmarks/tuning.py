@@ -31,7 +31,7 @@ LEARNING = tuning.Config(
 
 
 def agent(case: str, model: gemma.Model, teacher: gemma.Model) -> types.Agent:
-    """What learns; the loss is the mean over the tokens of a batch, as that of the peers is."""
+    """Makes the agent; its loss is the mean over a batch's tokens, as the peers' is."""
     if case == "sft":
         return sft.make(model, sft.Config(learning=LEARNING))
     fraction = 1.0 if case == "gkd, on-policy" else 0.0
@@ -40,7 +40,7 @@ def agent(case: str, model: gemma.Model, teacher: gemma.Model) -> types.Agent:
 
 
 def stepper(case: str) -> Callable[[], float]:
-    """A function that does one iteration of the loop over sequences and returns 1."""
+    """Makes a function that does one iteration of the loop over sequences and returns 1."""
     model, teacher = gemma.make(STUDENTS[case]), gemma.make(language_models.SMALL)
     learns = agent(case, model, teacher)
     constants = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
@@ -57,7 +57,7 @@ def stepper(case: str) -> Callable[[], float]:
 
 
 def source(model: gemma.Model, learns: types.Agent, case: str) -> sequences.Source:
-    """The same rows at each step, or what the model makes of the same prompts."""
+    """Makes a source of the same rows at each step, or of samples from the same prompts."""
     text = language_models.tokens(model.config, ROWS, PROMPT + NEW)
     place = np.broadcast_to(np.arange(PROMPT + NEW, dtype=np.int32), text.shape)
     is_answer = place >= (1 if case == "sft" else PROMPT)
@@ -76,7 +76,7 @@ def source(model: gemma.Model, learns: types.Agent, case: str) -> sequences.Sour
 
 
 def cost(case: str) -> int:
-    """Products of a step: of the student forward and backward, of the teacher, of sampling.
+    """Counts the operations of a step: student forward and backward, teacher, sampling.
 
     The gradient of the weights costs as much as a pass, and so does that of the inputs.
     """
@@ -94,7 +94,7 @@ def cost(case: str) -> int:
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
-    """Ours beside torch: transformers' model and TRL's loss, with all logits in memory."""
+    """Measures ours beside torch: transformers' model and TRL's loss, with all logits in memory."""
     platform.run_large_programs()
     steppers = {case: stepper(case) for case in CASES}
 
@@ -102,15 +102,15 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         return {case: timing.best_rate(work, budget.seconds) for case, work in steppers.items()}
 
     def theirs() -> dict[str, float]:
-        found = {}
+        by_case = {}
         for case, student in STUDENTS.items():
             shapes = map(language_models.described, (student, language_models.SMALL))
             rates = run_peer("transformers", "tuning", budget.seconds, case, *shapes)
-            found |= {f"transformers, {case}, {key}": rate for key, rate in rates.items()}
-        return found
+            by_case |= {f"transformers, {case}, {key}": rate for key, rate in rates.items()}
+        return by_case
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
-    found = []
+    results = []
     for case, target in CASES.items():
         peaks = [peer.ours("tuning", case)["peak_bytes"] for _ in range(budget.rounds)]
         memory = {"peak_bytes": statistics.median(peaks), "most_peak_bytes": max(peaks)}
@@ -119,7 +119,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             memory["peer_peak_bytes"] = best[f"{of_peer}peak_bytes"]
         for key, name, wanted in (("steps", "torch", target), ("kept_steps", KEEPING, None)):
             value = best.get(of_peer + key)
-            found.append(
+            results.append(
                 rows.Row(
                     name=f"step of {case}",
                     ours=best[case],
@@ -131,7 +131,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
                     details={**memory, "sgemm": best["sgemm"]},
                 )
             )
-    return found
+    return results
 
 
 def main() -> None:

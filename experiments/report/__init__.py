@@ -127,7 +127,7 @@ def _introduction(
 
 
 def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[scores.Comparison]:
-    """Groups agents for comparison: by family where games are aggregated, else by environment."""
+    """Compares agents over all games of a family that is aggregated, else on each environment."""
     if not family.series:
         return []
     if family.name in collect.AGGREGATED:

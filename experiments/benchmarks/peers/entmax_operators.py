@@ -17,7 +17,7 @@ ALPHA, HALVINGS, LARGEST = 1.5, 50, 100  # The latter two are its defaults.
 
 
 def differentiator(loss_of, logits, labels):
-    """A function that computes the mean loss and its gradient."""
+    """Makes a function that computes the mean loss and its gradient."""
 
     def work():
         logits.grad = None

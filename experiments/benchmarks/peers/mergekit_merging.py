@@ -16,7 +16,7 @@ from mergekit.options import MergeOptions
 
 
 def described(home, method):
-    """The merge in its own words."""
+    """Describes the merge in mergekit's configuration."""
     one, two, base = (str(home / name) for name in ("one", "two", "base"))
     if method == "slerp":
         models = [{"model": one}, {"model": two}]

@@ -15,7 +15,7 @@ NUM_PROCESSES, MAX_ITERATIONS = 20, 100_000
 
 
 def garnet(rng, states, actions, branching):
-    """Rewards [S, A] and transitions [S, A, S]."""
+    """Draws rewards [S, A] and transitions [S, A, S]."""
     q = np.zeros((states, actions, states))
     for state in range(states):
         for action in range(actions):
@@ -29,7 +29,7 @@ def garnet(rng, states, actions, branching):
 
 
 def solver(method, processes, tolerance):
-    """A function that solves the next process to within the tolerance and returns 1."""
+    """Makes a function that solves the next process to within the tolerance and returns 1."""
     turn = itertools.cycle(processes)
 
     def work():

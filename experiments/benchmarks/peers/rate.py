@@ -6,7 +6,7 @@ import time
 
 
 def best_rate(work, seconds):
-    """Amount of work a second in the best window; `work()` returns how much it did."""
+    """Measures the amount of work a second in the best window; `work()` returns how much it did."""
     best = 0.0
     start = end = time.perf_counter()
     while end - start < seconds:
@@ -19,7 +19,7 @@ def best_rate(work, seconds):
 
 
 def peak_memory():
-    """Bytes that this process held at most; not getrusage's, which count its parent's too."""
+    """Returns this process's peak memory in bytes; getrusage would count its parent's too."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

@@ -18,7 +18,7 @@ LEARNING_STARTS = 1_000
 
 
 def make():
-    """Pong by the protocol of Machado et al. 2018."""
+    """Makes Pong by the protocol of Machado et al. 2018."""
     env = gymnasium.make("ALE/Pong-v5", frameskip=1, repeat_action_probability=0.25)
     env = gymnasium.wrappers.AtariPreprocessing(env, noop_max=0)
     env = gymnasium.wrappers.ClipReward(env, -1, 1)

@@ -30,7 +30,7 @@ class Breakout(gymnasium.Env):
         self.game = minatar.Environment("breakout")
 
     def observe(self):
-        """Channels first."""
+        """Moves the channels to the front."""
         return self.game.state().transpose(2, 0, 1).astype(np.float32)
 
     def reset(self, *, seed=None, options=None):
@@ -55,7 +55,7 @@ class Torso(BaseFeaturesExtractor):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, observation):
-        """Features."""
+        """Computes the features."""
         return self.layers(observation)
 
 

@@ -39,7 +39,7 @@ class Rate(BaseCallback):
 
 
 def measure(model, seconds, warm_up):
-    """Agent steps a second."""
+    """Measures agent steps a second."""
     rate = Rate(seconds, warm_up)
     model.learn(10**9, callback=rate, log_interval=None)
     return rate.best

@@ -12,7 +12,7 @@ TAU, ALPHA, FLOOR = 0.03, 0.9, -1.0
 
 
 def network():
-    """The network of Mnih et al. 2015."""
+    """Makes the network of Mnih et al. 2015."""
     nn = torch.nn
     return nn.Sequential(
         nn.Conv2d(4, 32, 8, 4),
@@ -29,7 +29,7 @@ def network():
 
 
 def stepper(munchausen, layout):
-    """A function that does one step."""
+    """Makes a function that does one step."""
     online, target = network().to(memory_format=layout), network().to(memory_format=layout)
     optimizer = torch.optim.Adam(online.parameters(), 5e-5, eps=0.01 / 32)
 

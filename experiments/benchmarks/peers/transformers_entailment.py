@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 
 def scorer(pairs, tokens, shape):
-    """A function that scores all pairs."""
+    """Makes a function that scores all pairs."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**shape)).float().eval()

@@ -12,7 +12,7 @@ from rate import best_rate
 
 
 def sampler(shape, rows, prompt_tokens, new_tokens):
-    """A function that makes the tokens of all rows."""
+    """Makes a function that generates the tokens of all rows."""
     model = transformers_model.make(shape).eval()
     model.generation_config.eos_token_id = None
     prompts = torch.randint(3, shape["vocab_size"], (rows, prompt_tokens))

@@ -7,14 +7,14 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 
 def make(shape):
-    """The model of a config.json, float32, on all cores that are ours."""
+    """Makes the model of a config.json, float32, on all cores that we may use."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     return Gemma3ForCausalLM(Gemma3TextConfig(**shape)).float()
 
 
 def generate(model, prompts, new_tokens):
-    """Prompts and `new_tokens` more of each, drawn at temperature 1; nothing ends a text."""
+    """Generates `new_tokens` after each prompt, drawn at temperature 1; nothing ends a text."""
     with torch.inference_mode():
         return model.generate(
             prompts,

@@ -41,7 +41,7 @@ class Clock(transformers.TrainerCallback):
 
 
 def words(vocab_size):
-    """A tokenizer of which each word is a token."""
+    """Makes a tokenizer with a token for each word."""
     special = {"<pad>": 0, "</s>": 1, "<s>": 2}
     ids = special | {f"w{n}": n for n in range(3, vocab_size)}
     made = Tokenizer(models.WordLevel(ids, unk_token="w3"))
@@ -52,7 +52,7 @@ def words(vocab_size):
 
 
 def best_step(seconds, sizes, policy_shape, reward_shape, folder):
-    """Seconds of the fastest step."""
+    """Returns the seconds of the fastest step."""
     prompts, samples, prompt_tokens, new_tokens, beta = sizes
     tokenizer = words(policy_shape["vocab_size"])
     transformers_model.make(policy_shape).save_pretrained(folder)  # The reference is read again.
@@ -96,12 +96,12 @@ def best_step(seconds, sizes, policy_shape, reward_shape, folder):
 def main():
     """Prints the seconds of a step."""
     seconds, sizes, *shapes = float(sys.argv[1]), *map(json.loads, sys.argv[2:])
-    found = []
+    fastest = []
     for prepare in (lambda: None, keep_freed_memory):
         prepare()
         with tempfile.TemporaryDirectory() as folder:
-            found.append(best_step(seconds / 2, sizes, *shapes, pathlib.Path(folder)))
-    print(json.dumps({"seconds": min(found), "default_seconds": found[0]}))
+            fastest.append(best_step(seconds / 2, sizes, *shapes, pathlib.Path(folder)))
+    print(json.dumps({"seconds": min(fastest), "default_seconds": seconds_by_size[0]}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ ROWS, PROMPT, NEW = 16, 64, 64
 
 
 def stepper(case, student_shape, teacher_shape):
-    """A function that does one step."""
+    """Makes a function that does one step."""
     student = transformers_model.make(student_shape).train()
     # The fused Adam is torch's fastest on a CPU.
     optimizer = torch.optim.Adam(student.parameters(), 3e-4, fused=True)

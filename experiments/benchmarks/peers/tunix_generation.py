@@ -20,28 +20,28 @@ class Words:
     """A tokenizer whose texts are numbers already."""
 
     def encode(self, text):
-        """Ids of a text."""
+        """Parses the ids of a text."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids):
-        """Nobody reads it."""
+        """Returns an empty text, which nobody reads."""
         return ""
 
     def bos_id(self):
-        """The beginning of a text."""
+        """Returns the id that begins a text."""
         return 2
 
     def eos_id(self):
-        """Its end."""
+        """Returns the id that ends a text."""
         return NEVER
 
     def pad_id(self):
-        """What stands in the padding."""
+        """Returns the id of padding."""
         return 0
 
 
 def make(shape):
-    """The model, float32."""
+    """Makes the model, float32."""
     return gemma3.Gemma3(
         gemma3.ModelConfig(
             num_layers=shape["num_hidden_layers"],
@@ -61,7 +61,7 @@ def make(shape):
 
 
 def sampler(shape, rows, prompt_tokens, new_tokens):
-    """A function that makes the tokens of all rows."""
+    """Makes a function that generates the tokens of all rows."""
     sample = samplers.Sampler(
         make(shape),
         Words(),
