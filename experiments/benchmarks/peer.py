@@ -55,7 +55,7 @@ def python(name: str) -> pathlib.Path:
 
 
 def run(name: str, program: str, *arguments: object) -> dict[str, float]:
-    """Runs `peers/<name>_<program>.py` and returns its last line, a JSON object of numbers.
+    """Runs the peer's program; returns its last line, a JSON object of numbers.
 
     Raises:
       PeerError: if it cannot be installed, fails, or prints something else.

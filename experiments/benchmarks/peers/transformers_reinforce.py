@@ -101,7 +101,7 @@ def main():
         prepare()
         with tempfile.TemporaryDirectory() as folder:
             fastest.append(best_step(seconds / 2, sizes, *shapes, pathlib.Path(folder)))
-    print(json.dumps({"seconds": min(fastest), "default_seconds": seconds_by_size[0]}))
+    print(json.dumps({"seconds": min(fastest), "default_seconds": fastest[0]}))
 
 
 if __name__ == "__main__":
