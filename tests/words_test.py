@@ -42,7 +42,20 @@ NOUNS = set(
 )
 
 
-DETERMINERS = {"a", "an", "the", "all", "another", "both", "each", "every", "it", "one", "several"}
+DETERMINERS = {
+    "what",
+    "a",
+    "an",
+    "the",
+    "all",
+    "another",
+    "both",
+    "each",
+    "every",
+    "it",
+    "one",
+    "several",
+}
 
 
 def has_verb(docstring: str) -> bool:
