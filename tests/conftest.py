@@ -32,5 +32,5 @@ hypothesis.settings.load_profile(os.environ.get("KULLBACK_TEST_EXAMPLES", "repea
 
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
-    """The checkout."""
+    """Returns the checkout's folder."""
     return ROOT

@@ -25,7 +25,7 @@ def example(root: pathlib.Path, name: str) -> types.ModuleType:
 
 
 def policy(run: experiments.Run, num_places: int) -> np.ndarray:
-    """The greedy action in each place of a chain."""
+    """Returns the greedy action in each place of a chain."""
     return run.act(np.eye(num_places, dtype=np.float32), jax.random.key(0))
 
 

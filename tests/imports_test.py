@@ -19,7 +19,7 @@ ALLOWED = {
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of every module that `source` may import, wherever it does so."""
+    """Yields line and dotted name of every module that `source` may import, wherever it does so."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -30,7 +30,7 @@ def imported(source: str) -> Iterator[tuple[int, str]]:
 
 
 def complaints(room: str, source: str) -> list[str]:
-    """What is wrong with the imports of a file of `room`, a line each."""
+    """Returns faults in the imports of a file of `room`, a line each."""
     wrong = []
     for line, name in imported(source):
         first, _, rest = name.partition(".")
@@ -55,7 +55,7 @@ def test_no_arrow_points_up(root: pathlib.Path):
 
 
 def graph(sources: dict[str, str]) -> dict[str, set[str]]:
-    """Module -> the modules of ours that it imports anywhere; sources by dotted name."""
+    """Maps each module to the modules of ours that it imports anywhere; sources by dotted name."""
 
     def module(name: str) -> str:
         while name and name not in sources:
@@ -69,7 +69,7 @@ def graph(sources: dict[str, str]) -> dict[str, set[str]]:
 
 
 def circle(edges: dict[str, set[str]]) -> list[str]:
-    """Modules of which each imports the next, and the last the first; [] if there is no circle."""
+    """Finds modules that import each other in a circle; [] if there is none."""
     try:
         graphlib.TopologicalSorter(edges).prepare()
     except graphlib.CycleError as error:

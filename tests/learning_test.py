@@ -13,7 +13,7 @@ SEEDS = 3
 
 
 def last_rows(run: pathlib.Path) -> list[dict[str, str]]:
-    """The last row of each seed's metrics."""
+    """Returns the last row of each seed's metrics."""
     files = [run / "metrics.csv"] + [run / f"seed_{seed}" / "metrics.csv" for seed in range(SEEDS)]
     rows = {}
     for file in files:
@@ -26,7 +26,7 @@ def last_rows(run: pathlib.Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("agent", ["m-dqn", "dqn"])
 def test_breakout_is_learnt(agent: str, tmp_path: pathlib.Path):
-    """Mean return of the last 100 training episodes, over seeds; random play has 0.5."""
+    """Returns the mean return of the last 100 training episodes, over seeds (random play: 0.5)."""
     run = experiments.train(
         agent, "minatar/breakout", steps=500_000, num_seeds=SEEDS, out=tmp_path / "run", quiet=True
     )
@@ -35,7 +35,7 @@ def test_breakout_is_learnt(agent: str, tmp_path: pathlib.Path):
 
 
 def test_cart_pole_is_balanced(tmp_path: pathlib.Path):
-    """Mean return of 100 new episodes a seed, by the checkpoint that its evaluations chose."""
+    """Returns the mean of 100 new episodes a seed, by the checkpoint that its evaluations chose."""
     run = experiments.train(
         "m-dqn",
         "gym/CartPole-v1",

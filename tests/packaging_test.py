@@ -15,7 +15,7 @@ SITE = sysconfig.get_path("purelib")
 
 
 def packages(root: pathlib.Path) -> dict[str, str]:
-    """Listed package -> its folder, as setup.cfg has them."""
+    """Maps each package of setup.cfg to its folder."""
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg")
     folders = dict(
@@ -29,7 +29,7 @@ def packages(root: pathlib.Path) -> dict[str, str]:
 
 
 def python(code: str, cwd: pathlib.Path, *path: pathlib.Path) -> str:
-    """What `code` prints under -S: the .pth that shows this checkout to .venv is not read."""
+    """Returns the output of `code` under -S, without the .pth that shows this checkout to .venv."""
     run = subprocess.run(
         [sys.executable, "-S", "-c", code],
         cwd=cwd,
@@ -48,7 +48,7 @@ def call(*command: str | pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def source(root: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A copy of what is packaged: builds leave files beside their source."""
+    """Copies the packaged files, as builds leave files beside their source."""
     copy = tmp_path_factory.mktemp("source")
     for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
         if (root / name).exists():
@@ -63,7 +63,7 @@ def source(root: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> path
 
 @pytest.fixture(scope="module")
 def wheel(source: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """The wheel, unpacked."""
+    """Builds the wheel and unpacks it."""
     folder = tmp_path_factory.mktemp("wheel")
     call("build", "--wheel", "--no-isolation", "--outdir", folder / "dist", source)
     (archive,) = folder.glob("dist/*.whl")

@@ -1,4 +1,4 @@
-"""What README.md shows runs."""
+"""Tests that README.md's example runs, and that its names and links exist."""
 
 import pathlib
 import re

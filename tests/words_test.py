@@ -16,7 +16,9 @@ NOT_YET = [
     "experiments/runs/*.py",
     "experiments/sweeps/*.py",
     "lm/*.py",
-    "tests/**/*.py",
+    "tests/agents/*.py",
+    "tests/experiments/**/*.py",
+    "tests/lm/**/*.py",
 ]
 
 # Openings that make a reader guess what is meant: the thing itself comes first.
@@ -78,7 +80,8 @@ def docstring_complaints(source: str) -> Iterator[str]:
         if not is_function and not isinstance(node, ast.ClassDef | ast.Module):
             continue
         docstring = ast.get_docstring(node)
-        if not docstring:
+        # A test's docstring adds to its name, which is a sentence.
+        if not docstring or getattr(node, "name", "").startswith("test_"):
             continue
         start = f"{node.body[0].lineno}: {docstring.splitlines()[0]!r}"
         if docstring.split()[0].strip(",") in VAGUE:

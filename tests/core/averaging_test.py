@@ -23,7 +23,7 @@ fractions = st.floats(0, 1, allow_subnormal=False)
 
 
 def tree(seed, like=np.asarray):
-    """Two modules of two leaves, and one whose leaves have a layer axis."""
+    """Draws parameters: two modules of two leaves, and one whose leaves have a layer axis."""
     random = np.random.default_rng(seed)
     shapes = {"mlp/one": {"w": (2, 3), "b": (3,)}, "mlp/two": {"w": (3, 2), "b": (2,)}}
     return jax.tree.map(
@@ -49,7 +49,7 @@ def assert_close(one, two, **tolerance):
 
 
 def slerp(base, one, two, t):
-    """By the definition, in float64."""
+    """Computes SLERP from its definition, in float64."""
     base, one, two = (x.astype(np.float64) for x in (base, one, two))
     deltas = one - base, two - base
     norms = [np.linalg.norm(delta) for delta in deltas]

@@ -84,7 +84,7 @@ def three_steps(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def folder(three_steps: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of three checkpoints, to be damaged."""
+    """Returns a copy of three checkpoints, to be damaged."""
     return shutil.copytree(three_steps, tmp_path / "checkpoints")
 
 
@@ -409,7 +409,7 @@ def test_a_new_save_is_kept_however_low_its_step(folder: pathlib.Path):
 
 
 class Killed(BaseException):
-    """What a test raises where a process might be killed."""
+    """An end of the process, raised by a test."""
 
 
 @pytest.mark.parametrize("step", [3, 4], ids=["the same step", "the next step"])

@@ -30,7 +30,7 @@ def drawn(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def naive(x: np.ndarray, w: np.ndarray, stride: int) -> np.ndarray:
-    """The sum that defines it, in float64."""
+    """Computes the convolution as a sum, from its definition, in float64."""
     kernel, size = w.shape[0], (x.shape[1] - w.shape[0]) // stride + 1
     y = np.zeros((len(x), size, size, w.shape[-1]))
     for i in range(size):

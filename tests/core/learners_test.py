@@ -10,7 +10,7 @@ from kullback.core import learners, types
 
 
 def quadratic(params, targets, aux, batch, key, constants):
-    """(w - x)^2 / 2 with noise, so that gradient, key, aux and constants can be told apart."""
+    """Returns (w - x)^2 / 2 with noise, which tells gradient, key, aux and constants apart."""
     noise = jax.random.normal(key) * constants
     loss = 0.5 * jnp.mean((params["w"] - batch.data + noise) ** 2)
     return loss, (aux + 1, types.Feedback({"noise": noise}))

@@ -248,7 +248,7 @@ def test_evaluation_plays_one_episode_a_row_with_its_own_epsilon():
 
 
 def endless(num_envs: int) -> types.Environment:
-    """Row r pays 1 a tick and ends after 2 + 7 r ticks, but for the last, which never ends."""
+    """Makes rows of which row r pays 1 a tick for 2 + 7 r ticks; the last never ends."""
     first = jnp.zeros((num_envs, 8), jnp.float32)
     length = jnp.where(jnp.arange(num_envs) == num_envs - 1, 10**9, 2 + 7 * jnp.arange(num_envs))
 

@@ -25,7 +25,7 @@ def features(name, of: types.Spec, observation, params=None, hidden=True) -> np.
 
 
 def names_of(torso) -> tuple:
-    """Function and padding of a torso."""
+    """Returns function and padding of a torso."""
     padding = torso.keywords.get("padding", "VALID")
     return torso.func.__name__, padding, torso.keywords.get("hidden")
 

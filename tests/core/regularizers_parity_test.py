@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kullback.core import regularizers as reg
+from kullback.core import regularizers
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "entmax.npz"
 
@@ -27,10 +27,10 @@ def x64():
         yield
 
 
-def results(divergence: reg.Divergence, theta, labels, cotangent) -> dict[str, jax.Array]:
-    """What the fixture holds, by ours."""
-    loss, pull_back_loss = jax.vjp(lambda x: reg.loss(x, labels, divergence), theta)
-    p, pull_back_p = jax.vjp(lambda x: reg.softargmax(x, divergence), theta)
+def results(divergence: regularizers.Divergence, theta, labels, cotangent) -> dict[str, jax.Array]:
+    """Computes the fixture's values by our functions."""
+    loss, pull_back_loss = jax.vjp(lambda x: regularizers.loss(x, labels, divergence), theta)
+    p, pull_back_p = jax.vjp(lambda x: regularizers.softargmax(x, divergence), theta)
     (gradient,), (vjp,) = pull_back_loss(jnp.ones_like(loss)), pull_back_p(cotangent)
     return {"p": p, "loss": loss, "gradient": gradient, "vjp": vjp}
 
@@ -38,7 +38,7 @@ def results(divergence: reg.Divergence, theta, labels, cotangent) -> dict[str, j
 @pytest.mark.parametrize("index, alpha", [(0, 1.25), (1, 1.5), (2, 2.0)])
 def test_equals_entmax(entmax: dict[str, np.ndarray], index: int, alpha: float):
     assert entmax["alphas"][index] == alpha
-    compiled = jax.jit(lambda *arrays: results(reg.alpha(alpha), *arrays))
+    compiled = jax.jit(lambda *arrays: results(regularizers.alpha(alpha), *arrays))
     got = compiled(*(jnp.asarray(entmax[name]) for name in ("theta", "labels", "cotangent")))
     for name, value in got.items():
         assert value.dtype == np.float64

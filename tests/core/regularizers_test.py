@@ -13,21 +13,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jax.test_util import check_grads
 
-from kullback.core import regularizers as reg
+from kullback.core import regularizers
 
 ALL = {
-    "kl": reg.kl,
-    "reverse_kl": reg.reverse_kl,
-    "jeffreys": reg.jeffreys,
-    "gan": reg.gan,
-    "jensen_shannon": reg.jensen_shannon,
-    "hellinger": reg.hellinger,
-    "alpha-0.5": reg.alpha(0.5),
-    "alpha-1.25": reg.alpha(1.25),
-    "alpha-1.5": reg.alpha(1.5),
-    "alpha-1.7": reg.alpha(1.7),  # No power of it is whole or half.
-    "chi_squared": reg.chi_squared,
-    "alpha-3": reg.alpha(3.0),
+    "kl": regularizers.kl,
+    "reverse_kl": regularizers.reverse_kl,
+    "jeffreys": regularizers.jeffreys,
+    "gan": regularizers.gan,
+    "jensen_shannon": regularizers.jensen_shannon,
+    "hellinger": regularizers.hellinger,
+    "alpha-0.5": regularizers.alpha(0.5),
+    "alpha-1.25": regularizers.alpha(1.25),
+    "alpha-1.5": regularizers.alpha(1.5),
+    "alpha-1.7": regularizers.alpha(1.7),  # No power of it is whole or half.
+    "chi_squared": regularizers.chi_squared,
+    "alpha-3": regularizers.alpha(3.0),
 }
 # The definitions, float64, unnormalised as long as f(1) = f'(1) = 0.
 F = {
@@ -87,26 +87,26 @@ class Compiled(NamedTuple):
 
 @functools.cache
 def compiled(name: str) -> Compiled:
-    """Compiled once: hypothesis then pays for the arithmetic alone."""
+    """Compiles the functions once, so that hypothesis pays for the arithmetic alone."""
     divergence = ALL[name]
-    softmax = lambda theta, q: reg.softmax(theta, divergence, q)  # noqa: E731  # As its siblings.
-    softargmax = lambda theta, q: reg.softargmax(theta, divergence, q)  # noqa: E731
-    loss = lambda theta, y, q: reg.loss(theta, y, divergence, q)  # noqa: E731
+    softmax = lambda theta, q: regularizers.softmax(theta, divergence, q)  # noqa: E731  # As its siblings.
+    softargmax = lambda theta, q: regularizers.softargmax(theta, divergence, q)  # noqa: E731
+    loss = lambda theta, y, q: regularizers.loss(theta, y, divergence, q)  # noqa: E731
     functions = softmax, softargmax, loss, jax.grad(softmax), jax.jacobian(softargmax)
     return Compiled(*map(jax.jit, (*functions, jax.grad(loss))))
 
 
 def entropy_like(name: str, p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """D_f(p, q) from the definition, p [..., V] inside the simplex."""
+    """Computes D_f(p, q) from the definition, p [..., V] inside the simplex."""
     return np.sum(q * F[name](p / q), -1)
 
 
 @pytest.mark.parametrize("name, reference, p, value, loss", VECTORS)
 def test_golden(name, reference, p, value, loss):
     divergence = ALL[name]
-    np.testing.assert_allclose(reg.softargmax(THETA, divergence, reference), p, atol=6e-7)
-    np.testing.assert_allclose(reg.softmax(THETA, divergence, reference), value, atol=6e-7)
-    got = reg.loss(THETA, np.array(0), divergence, reference)
+    np.testing.assert_allclose(regularizers.softargmax(THETA, divergence, reference), p, atol=6e-7)
+    np.testing.assert_allclose(regularizers.softmax(THETA, divergence, reference), value, atol=6e-7)
+    got = regularizers.loss(THETA, np.array(0), divergence, reference)
     if loss is None:
         assert divergence.loss_name.endswith("_without_constant")
         np.testing.assert_allclose(got, value - THETA[0], atol=6e-7)
@@ -117,7 +117,7 @@ def test_golden(name, reference, p, value, loss):
 
 @pytest.mark.parametrize("a", [1.25, 1.5, 2.0, 3.0])
 def test_the_slope_of_an_inverse_ends_where_the_inverse_does(a):
-    divergence = reg.alpha(a)
+    divergence = regularizers.alpha(a)
     v = divergence.derivative_at_zero + np.array([-2.0, -1e-3, 0.0])
     assert divergence.inverse_slope is not None
     np.testing.assert_array_equal(divergence.inverse(v), 0)
@@ -223,24 +223,26 @@ def test_the_loss_is_that_of_fenchel_and_young(name, theta, q):
 def test_entropy_is_shannons(name):
     """Oracle: -sum_j p_j ln p_j of softargmax_f, a class without mass among them."""
     theta = jnp.asarray([[1.0, -2.0, 0.5, 0.4], [0.0, -jnp.inf, 3.0, 0.0]])
-    p = np.asarray(reg.softargmax(theta, reg.named(name)), np.float64)
+    p = np.asarray(regularizers.softargmax(theta, regularizers.named(name)), np.float64)
     expected = [-sum(x * math.log(x) for x in row if x > 0) for row in p]
-    np.testing.assert_allclose(reg.entropy(theta, reg.named(name)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        regularizers.entropy(theta, regularizers.named(name)), expected, rtol=1e-5
+    )
 
 
 def test_kl_gives_softmax_and_cross_entropy():
     theta = np.random.default_rng(0).normal(size=(7, 11))
     labels = np.arange(7) % 11
-    np.testing.assert_allclose(reg.softargmax(theta), jax.nn.softmax(theta), atol=1e-15)
+    np.testing.assert_allclose(regularizers.softargmax(theta), jax.nn.softmax(theta), atol=1e-15)
     expected = jax.nn.logsumexp(theta, -1) - theta[np.arange(7), labels]
-    np.testing.assert_allclose(reg.loss(theta, labels), expected, atol=1e-14)
+    np.testing.assert_allclose(regularizers.loss(theta, labels), expected, atol=1e-14)
     q = np.random.default_rng(1).uniform(0.1, 1, 11)
     expected = jax.nn.softmax(theta + np.log(q))
-    np.testing.assert_allclose(reg.softargmax(theta, reference=q), expected, atol=1e-15)
+    np.testing.assert_allclose(regularizers.softargmax(theta, reference=q), expected, atol=1e-15)
 
 
 def sparsemax(z: np.ndarray) -> np.ndarray:
-    """By sorting (Martins & Astudillo 2016)."""
+    """Computes sparsemax by sorting (Martins & Astudillo 2016)."""
     ordered = np.sort(z)[::-1]
     sums = np.cumsum(ordered)
     count = np.arange(1, len(z) + 1)
@@ -260,27 +262,27 @@ def test_chi_squared_gives_sparsemax(theta):
 def test_scaling_f_scales_the_logits_and_limits_of_alpha(name):
     theta = np.random.default_rng(3).normal(size=(4, 6))
     if name == "jensen_shannon":  # Half of GAN's f.
-        expected = reg.softargmax(2 * theta, reg.gan)
-        np.testing.assert_allclose(reg.softargmax(theta, ALL[name]), expected, atol=1e-12)
+        expected = regularizers.softargmax(2 * theta, regularizers.gan)
+        np.testing.assert_allclose(regularizers.softargmax(theta, ALL[name]), expected, atol=1e-12)
     elif name == "hellinger":  # alpha = 1/2 is twice its f.
-        expected = reg.softargmax(2 * theta, reg.alpha(0.5))
-        np.testing.assert_allclose(reg.softargmax(theta, ALL[name]), expected, atol=1e-12)
+        expected = regularizers.softargmax(2 * theta, regularizers.alpha(0.5))
+        np.testing.assert_allclose(regularizers.softargmax(theta, ALL[name]), expected, atol=1e-12)
     elif name in ("kl", "reverse_kl"):
-        near = reg.alpha(1 + 1e-6 if name == "kl" else 1e-6)
-        expected = reg.softargmax(theta, near)
-        np.testing.assert_allclose(reg.softargmax(theta, ALL[name]), expected, atol=1e-5)
+        near = regularizers.alpha(1 + 1e-6 if name == "kl" else 1e-6)
+        expected = regularizers.softargmax(theta, near)
+        np.testing.assert_allclose(regularizers.softargmax(theta, ALL[name]), expected, atol=1e-5)
 
 
 @every
 def test_sparsity_and_order(name):
     divergence = ALL[name]
-    p = np.asarray(reg.softargmax(np.array([4.0, 0.0, -1.0]), divergence))
+    p = np.asarray(regularizers.softargmax(np.array([4.0, 0.0, -1.0]), divergence))
     assert np.all(np.diff(p) <= 0)
     if divergence.is_sparse and name != "alpha-1.25":  # Its margin is 4.
         # p is exactly one class where it leads by f'(1) - f'(0), and loss and gradient are 0.
         np.testing.assert_array_equal(p, [1, 0, 0])
         label = np.array(0)
-        value, grad = jax.value_and_grad(lambda t: reg.loss(t, label, divergence))(
+        value, grad = jax.value_and_grad(lambda t: regularizers.loss(t, label, divergence))(
             jnp.array([4.0, 0.0, -1.0])
         )
         np.testing.assert_allclose(value, 0, atol=1e-12)
@@ -295,10 +297,10 @@ def test_many_classes_in_single_precision(name):
     divergence = ALL[name]
     theta = np.random.default_rng(0).normal(size=(2, 32_000)) * 4
     labels = np.argmax(theta, -1)
-    exact = np.asarray(reg.softargmax(theta, divergence))
-    exact_loss = np.asarray(reg.loss(theta, labels, divergence))
-    single = np.asarray(reg.softargmax(theta.astype(np.float32), divergence))
-    single_loss = np.asarray(reg.loss(theta.astype(np.float32), labels, divergence))
+    exact = np.asarray(regularizers.softargmax(theta, divergence))
+    exact_loss = np.asarray(regularizers.loss(theta, labels, divergence))
+    single = np.asarray(regularizers.softargmax(theta.astype(np.float32), divergence))
+    single_loss = np.asarray(regularizers.loss(theta.astype(np.float32), labels, divergence))
     assert single.dtype == single_loss.dtype == np.float32
     np.testing.assert_allclose(single.sum(-1, dtype=np.float64), 1, atol=1e-5)
     np.testing.assert_allclose(single, exact, atol=2e-5)
@@ -311,23 +313,23 @@ def test_many_classes_in_single_precision(name):
 def test_classes_that_are_masked_have_no_mass(name):
     divergence = ALL[name]
     theta = np.array([1.0, -np.inf, 0.5, -np.inf])
-    kept = np.asarray(reg.softargmax(np.array([1.0, 0.5]), divergence))
+    kept = np.asarray(regularizers.softargmax(np.array([1.0, 0.5]), divergence))
     q = np.array([1.0, 0.0, 1.0, 0.0])
     for p in (
-        reg.softargmax(np.nan_to_num(theta, neginf=7.0), divergence, q),
-        reg.softargmax(theta, divergence, q),
+        regularizers.softargmax(np.nan_to_num(theta, neginf=7.0), divergence, q),
+        regularizers.softargmax(theta, divergence, q),
     ):
         np.testing.assert_allclose(p, [kept[0], 0, kept[1], 0], atol=1e-12)
 
 
 def test_bfloat16_is_promoted_and_variants_agree():
     theta = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 9)), jnp.bfloat16)
-    divergence = reg.alpha(1.5)
-    p = reg.softargmax(theta, divergence)
+    divergence = regularizers.alpha(1.5)
+    p = regularizers.softargmax(theta, divergence)
     assert p.dtype == jnp.float32
-    inner = jax.vmap(jax.vmap(lambda t: reg.softargmax(t, divergence)))(theta)
+    inner = jax.vmap(jax.vmap(lambda t: regularizers.softargmax(t, divergence)))(theta)
     np.testing.assert_allclose(p, inner, atol=1e-7)
-    jitted = jax.jit(lambda t: reg.softargmax(t, divergence))(theta)
+    jitted = jax.jit(lambda t: regularizers.softargmax(t, divergence))(theta)
     np.testing.assert_allclose(p, jitted, atol=1e-7)
 
 
@@ -361,9 +363,9 @@ def test_a_divergence_with_zeros_has_finite_gradients(name):
 
 def test_reference_values_of_kl():
     p, q = np.log([0.5, 0.3, 0.2]), np.log([0.2, 0.2, 0.6])
-    np.testing.assert_allclose(reg.kl(p, q), 0.36006244, atol=1e-8)
-    np.testing.assert_allclose(reg.reverse_kl(p, q), 0.39481621, atol=1e-8)
-    np.testing.assert_allclose(reg.jensen_shannon(p, q), 0.09056585, atol=1e-8)
+    np.testing.assert_allclose(regularizers.kl(p, q), 0.36006244, atol=1e-8)
+    np.testing.assert_allclose(regularizers.reverse_kl(p, q), 0.39481621, atol=1e-8)
+    np.testing.assert_allclose(regularizers.jensen_shannon(p, q), 0.09056585, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ["alpha-1.5", "hellinger", "reverse_kl"])
@@ -376,16 +378,16 @@ def test_a_function_of_the_users(name):
     }[name]
     at_zero = {"alpha-1.5": -1.0, "hellinger": 1.0, "reverse_kl": math.inf}[name]
     slope = 7.0 if name == "alpha-1.5" else -math.inf
-    mine = reg.from_function(f, name="mine", at_zero=at_zero, derivative_at_zero=slope)
+    mine = regularizers.from_function(f, name="mine", at_zero=at_zero, derivative_at_zero=slope)
     theta = np.random.default_rng(0).normal(size=(3, 6))
     y = np.random.default_rng(1).dirichlet(np.ones(6), 3)
     q = np.linspace(0.1, 0.5, 6)
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(divergence):
-        p = reg.softargmax(theta, divergence, q)
-        jacobian = jax.jacobian(lambda t: reg.softargmax(t, divergence))(theta[0])
-        return p, reg.loss(theta, y, divergence, q), jacobian
+        p = regularizers.softargmax(theta, divergence, q)
+        jacobian = jax.jacobian(lambda t: regularizers.softargmax(t, divergence))(theta[0])
+        return p, regularizers.loss(theta, y, divergence, q), jacobian
 
     for got, expected in zip(both(mine), both(ALL[name]), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-8)
@@ -396,7 +398,7 @@ def test_a_function_of_the_users(name):
 def test_greedy_by_kl_and_entropy(lambda_, tau):
     rng = np.random.default_rng(0)
     q, prior = rng.normal(size=(4, 3)), rng.dirichlet(np.ones(3), 4)
-    log_policy, value = map(np.asarray, reg.greedy(q, np.log(prior), lambda_, tau))
+    log_policy, value = map(np.asarray, regularizers.greedy(q, np.log(prior), lambda_, tau))
     policy = np.exp(log_policy)
     np.testing.assert_allclose(policy.sum(-1), 1)
 
@@ -416,7 +418,9 @@ def test_greedy_by_other_divergences(name, kind):
     rng = np.random.default_rng(0)
     q, prior = rng.normal(size=(4, 3)), rng.dirichlet(np.ones(3), 4)
     temperatures = (0.5, 0.0) if kind == "prior" else (0.0, 0.5)
-    log_policy, value = map(np.asarray, reg.greedy(q, np.log(prior), *temperatures, ALL[name]))
+    log_policy, value = map(
+        np.asarray, regularizers.greedy(q, np.log(prior), *temperatures, ALL[name])
+    )
     reference = prior if kind == "prior" else np.ones(3)
     # The entropy of a policy is 0 where it is deterministic.
     constant = (
@@ -439,28 +443,28 @@ def test_greedy_of_chi_squared_is_that_of_tsallis():
     threshold = (q / tau - policy)[policy > 0][0]
     z = (q / tau)[policy > 0]
     expected = tau * (0.5 + 0.5 * np.sum(z**2 - threshold**2))
-    _, value = reg.greedy(q, np.zeros(3), 0.0, tau, reg.chi_squared)
+    _, value = regularizers.greedy(q, np.zeros(3), 0.0, tau, regularizers.chi_squared)
     np.testing.assert_allclose(value, expected, atol=1e-12)
 
 
 def test_greedy_limits():
     q = np.array([[1.0, 3.0, 3.0], [1e4, 1e4 - 1e-3, 0.0]])
     log_prior = np.log(np.array([0.2, 0.3, 0.5])) * np.ones((2, 1))
-    log_policy, value = reg.greedy(q, log_prior, 0.0, 0.0)
+    log_policy, value = regularizers.greedy(q, log_prior, 0.0, 0.0)
     np.testing.assert_array_equal(np.exp(log_policy), [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(value, [3, 1e4])
-    _, soft = reg.greedy(q, log_prior, 0.0, 1e-3)
+    _, soft = regularizers.greedy(q, log_prior, 0.0, 1e-3)
     assert np.all((np.asarray(soft) >= value) & (soft - value <= 1e-3 * np.log(3)))
     # A strong pull gives the prior, of the value of the prior.
-    pulled, mean = reg.greedy(q[:1], log_prior[:1], 1e9, 0.0)
+    pulled, mean = regularizers.greedy(q[:1], log_prior[:1], 1e9, 0.0)
     np.testing.assert_allclose(np.exp(pulled), np.exp(log_prior[:1]), atol=1e-8)
     np.testing.assert_allclose(mean, [2.6], rtol=1e-6)
 
 
 def test_greedy_keeps_the_support_of_the_prior():
     q, log_prior = np.array([5.0, 0.0, 1.0]), np.array([-np.inf, np.log(0.5), np.log(0.5)])
-    for divergence in (reg.kl, reg.alpha(1.5), reg.hellinger):
-        log_policy, value = reg.greedy(q, log_prior, 0.7, 0.0, divergence)
+    for divergence in (regularizers.kl, regularizers.alpha(1.5), regularizers.hellinger):
+        log_policy, value = regularizers.greedy(q, log_prior, 0.7, 0.0, divergence)
         assert log_policy[0] == -np.inf and np.isfinite(value)
         np.testing.assert_allclose(np.sum(np.exp(log_policy)), 1, atol=1e-12)
 
@@ -468,10 +472,10 @@ def test_greedy_keeps_the_support_of_the_prior():
 def test_temperatures_of_kl_may_be_traced():
     q, log_prior = np.array([1.0, 2.0]), np.log([0.3, 0.7])
     temperatures = np.array([[0.0, 0.5], [0.5, 0.0], [0.2, 0.1], [0.0, 0.0]])
-    f = jax.vmap(lambda t: reg.greedy(q, log_prior, t[0], t[1]))
+    f = jax.vmap(lambda t: regularizers.greedy(q, log_prior, t[0], t[1]))
     log_policy, value = f(temperatures)
     for row, (lambda_, tau) in enumerate(temperatures.tolist()):
-        one_policy, one_value = reg.greedy(q, log_prior, lambda_, tau)
+        one_policy, one_value = regularizers.greedy(q, log_prior, lambda_, tau)
         np.testing.assert_allclose(log_policy[row], one_policy, atol=1e-12)
         np.testing.assert_allclose(value[row], one_value, atol=1e-12)
 
@@ -480,8 +484,8 @@ def test_temperatures_of_kl_may_be_traced():
 def test_one_temperature_of_another_divergence_may_be_traced(name):
     q, log_prior = np.array([1.0, 2.0, 1.5]), np.log([0.3, 0.6, 0.1])
     kinds = {
-        "prior": lambda t: reg.greedy(q, log_prior, t, 0.0, ALL[name]),
-        "entropy": lambda t: reg.greedy(q, log_prior, 0.0, t, ALL[name]),
+        "prior": lambda t: regularizers.greedy(q, log_prior, t, 0.0, ALL[name]),
+        "entropy": lambda t: regularizers.greedy(q, log_prior, 0.0, t, ALL[name]),
     }
     for f in kinds.values():
         log_policy, value = jax.vmap(f)(np.array([0.3, 2.0]))
@@ -490,9 +494,9 @@ def test_one_temperature_of_another_divergence_may_be_traced(name):
             np.testing.assert_allclose(np.exp(log_policy[row]), np.exp(one_policy), atol=1e-12)
             np.testing.assert_allclose(value[row], one_value, atol=1e-12)
     with pytest.raises(ValueError, match="beside a traced one the other is the number 0"):
-        jax.jit(lambda t: reg.greedy(q, log_prior, t, t, ALL[name]))(0.5)
+        jax.jit(lambda t: regularizers.greedy(q, log_prior, t, t, ALL[name]))(0.5)
     with pytest.raises(ValueError, match="must be scalars"):
-        reg.greedy(q, log_prior, 0.0, np.ones(3), ALL[name])
+        regularizers.greedy(q, log_prior, 0.0, np.ones(3), ALL[name])
 
 
 @pytest.mark.parametrize(
@@ -500,33 +504,33 @@ def test_one_temperature_of_another_divergence_may_be_traced(name):
     [
         (-1.0, 0.0, None, "lambda_ must be >= 0, got -1.0"),
         (0.0, -2.0, None, "tau must be >= 0, got -2.0"),
-        (0.5, 0.5, reg.alpha(1.5), "exactly one of lambda_ and tau"),
-        (0.0, 0.0, reg.chi_squared, "exactly one of lambda_ and tau"),
-        (0.0, 0.5, reg.reverse_kl, "has no entropy"),
+        (0.5, 0.5, regularizers.alpha(1.5), "exactly one of lambda_ and tau"),
+        (0.0, 0.0, regularizers.chi_squared, "exactly one of lambda_ and tau"),
+        (0.0, 0.5, regularizers.reverse_kl, "has no entropy"),
     ],
 )
 def test_greedy_refuses_what_it_cannot_do(lambda_, tau, divergence, message):
     with pytest.raises(ValueError, match=message):
-        reg.greedy(np.zeros(2), np.log([0.5, 0.5]), lambda_, tau, divergence)
+        regularizers.greedy(np.zeros(2), np.log([0.5, 0.5]), lambda_, tau, divergence)
 
 
 def test_names():
-    assert reg.named("kl") is reg.kl
-    assert reg.named("alpha-1.5") is reg.alpha(1.5)
-    assert reg.named("alpha-3") is reg.alpha(3.0)
+    assert regularizers.named("kl") is regularizers.kl
+    assert regularizers.named("alpha-1.5") is regularizers.alpha(1.5)
+    assert regularizers.named("alpha-3") is regularizers.alpha(3.0)
     for wrong in ("kll", "alpha-", "alpha-x"):
         with pytest.raises(ValueError, match=f"unknown divergence '{wrong}'"):
-            reg.named(wrong)
+            regularizers.named(wrong)
     for wrong in (1.0, 0.0, -1.0, math.inf):
         with pytest.raises(ValueError, match="alpha must be > 0"):
-            reg.alpha(wrong)
+            regularizers.alpha(wrong)
 
 
 @pytest.mark.parametrize("name", ["kl", "alpha-1.5", "hellinger", "jensen_shannon"])
 def test_the_loss_of_a_distribution_over_a_vocabulary_keeps_its_digits(name):
     theta = np.random.default_rng(0).normal(size=200_000).astype(np.float32) * 3
-    y = np.asarray(reg.softargmax(theta.astype(np.float64), ALL[name]))
-    got = reg.loss(theta, y.astype(np.float32), ALL[name])
+    y = np.asarray(regularizers.softargmax(theta.astype(np.float64), ALL[name]))
+    got = regularizers.loss(theta, y.astype(np.float32), ALL[name])
     assert abs(float(got)) < 2e-4  # 0 in exact arithmetic; f(0) times V is some 1e5.
 
 

@@ -21,7 +21,7 @@ def config(n_step: int, **fields) -> replay.Config:
 
 
 def episodes(seed: int, ticks: int, end_rate: float):
-    """Random play: frames that name their environment, episode and time; ends and cuts."""
+    """Plays at random: frames name their environment, episode and time; some episodes are cut."""
     rng = np.random.default_rng(seed)
     frame = np.arange(ENVS, dtype=np.uint8)[:, None].repeat(2, 1)  # [E, 2]
     count = np.zeros(ENVS, np.uint8)
@@ -63,7 +63,7 @@ class Naive:
             self.slots[e] += 1 + bool(row.last())  # A final frame takes a slot too.
 
     def transitions(self):
-        """Every n-step transition that can be drawn, as flat float vectors."""
+        """Lists every n-step transition that can be drawn, as flat float vectors."""
         found = []
         for e, ring in enumerate(self.rings):
             first = self.slots[e] - self.length + STACK

@@ -23,7 +23,7 @@ def softmax(logits):
 
 
 def of_counts(counts: jax.Array) -> np.ndarray:
-    """The exact distribution of a uniform 32-bit word modulo the counts' sum; float64, [..., n]."""
+    """Returns the distribution of a uniform uint32 modulo the counts' sum; float64, [..., n]."""
     widths = np.asarray(counts).astype(np.int64)
     ends = np.cumsum(widths, -1)
     starts, total = ends - widths, ends[..., -1:]
@@ -34,7 +34,7 @@ def of_counts(counts: jax.Array) -> np.ndarray:
 
 
 def induced(logits: np.ndarray) -> np.ndarray:
-    """The exact distribution that the two levels draw from, [V]."""
+    """Returns the exact distribution that the two levels draw from, [V]."""
     width = sampling._block_width(len(logits))
     blocks, classes = level_counts(logits.reshape(-1, width))  # V is a multiple here.
     return (of_counts(blocks)[0][:, None] * of_counts(classes)).reshape(-1)
@@ -96,7 +96,7 @@ def test_two_levels_find_a_rare_class_by_the_words_that_stand_for_it():
 
 
 def chi_square(draw, logits, calls, rows=16):
-    """Pearson's statistic less its mean, in its standard deviations, of calls x rows draws."""
+    """Standardises Pearson's statistic of calls x rows draws."""
     x = jnp.tile(jnp.asarray(logits)[None], (rows, 1))
     keys = jax.random.split(jax.random.key(1), calls)
     drawn = jax.jit(lambda keys: jax.lax.map(lambda key: draw(key, x), keys))(keys)

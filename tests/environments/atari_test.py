@@ -40,7 +40,7 @@ def test_sixty_games_have_roms():
     "game, max_frames", [("pong", 1_200), ("breakout", 800), ("space_invaders", 1_200)]
 )
 def test_equals_gymnasium(game: str, max_frames: int):
-    """Observations, raw rewards and ends, where nothing is random."""
+    """Returns observations, raw rewards and ends, where nothing is random."""
     gymnasium.register_envs(ale_py)
     theirs = gymnasium.make(
         f"ALE/{''.join(word.title() for word in game.split('_'))}-v5",
@@ -118,7 +118,7 @@ def test_sticky_actions_by_their_frequency():
 
     @functools.cache
     def repeats(history: tuple[int, ...]) -> tuple[ale_py.ALEState, dict[bytes, int]]:
-        """After steps with these k: the state, and k by the frame that one more step shows."""
+        """Returns the state after steps with these k, and k as one more step's frame shows it."""
         step = len(history)
         old, new = buttons[step % 2], buttons[(step + 1) % 2]
         if step:

@@ -223,7 +223,7 @@ class Game(gymnasium.Env):
 
 @pytest.fixture
 def theirs(tmp_path, monkeypatch):
-    """The current folder has modules of the user's, one of which registers Theirs-v0."""
+    """Puts the user's modules into the current folder; one registers Theirs-v0."""
     (tmp_path / "registers.py").write_text(MODULE)
     (tmp_path / "ends.py").write_text("raise SystemExit(3)")
     (tmp_path / "its_parts").mkdir()

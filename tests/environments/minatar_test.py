@@ -50,7 +50,7 @@ class FreewayRandom(ScriptedRandom):
 
 
 def make_oracle(name: str, ramping: bool, draws: np.ndarray):
-    """A game of the minatar package that draws from a script."""
+    """Makes a game of the minatar package that draws from a script."""
     module = importlib.import_module(f"minatar.environments.{name}")
     oracle = module.Env(ramping=ramping)
     oracle.random = FreewayRandom() if name == "freeway" else ScriptedRandom()
@@ -68,7 +68,7 @@ def make_oracle(name: str, ramping: bool, draws: np.ndarray):
 
 
 class Script(NamedTuple):
-    """What the compiled game is fed, [T, ...]."""
+    """Input of the compiled game, [T, ...]."""
 
     action: Any
     step_draws: Any
@@ -77,7 +77,7 @@ class Script(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a game says, [T, ...]."""
+    """Output of a game, [T, ...]."""
 
     observation: Any  # After the step, before any reset.
     reward: Any
@@ -86,7 +86,7 @@ class Record(NamedTuple):
 
 @functools.cache
 def compiled(name: str):
-    """One program for a game: scans a script from a state."""
+    """Compiles one program for a game, which scans a script from a state."""
     game = minatar.GAMES[name]
 
     def tick(carry, script: Script):
@@ -103,7 +103,7 @@ def compiled(name: str):
 
 
 def follow_ball(oracle, action: int, rng) -> int:
-    """A paddle that is under the ball when it matters, most of the time."""
+    """Plays a paddle that is under the ball when it matters, most of the time."""
     if rng.random() < 0.04:
         return action
     x = oracle.ball_x + (1 if oracle.ball_dir in (1, 2) else -1)
@@ -112,7 +112,7 @@ def follow_ball(oracle, action: int, rng) -> int:
 
 
 def dive(oracle, action: int, rng) -> int:
-    """A submarine that fetches divers and comes up with six, at times with fewer."""
+    """Plays a submarine that fetches divers and comes up with six, at times with fewer."""
     if rng.random() < 0.25:
         return action
     if oracle.diver_count == 6 or (oracle.diver_count != 0 and rng.random() < 0.1):
@@ -196,7 +196,7 @@ def compare(
 
 
 def snapshot(oracle) -> dict[str, float]:
-    """Numbers among the oracle's attributes, and how many its lists and boards hold."""
+    """Returns the oracle's numeric attributes, and the counts of its lists and boards."""
     numbers = {}
     for key, value in vars(oracle).items():
         if isinstance(value, bool | int | float | np.integer):
@@ -395,7 +395,7 @@ def test_random_actions_earn_what_they_do_in_minatar(name):
 
 
 def probe(length: int) -> games.Game:
-    """A game that ends after `length` steps and shows its action and its steps in two cells."""
+    """Makes a game of `length` steps that shows its action and its steps in two cells."""
 
     def observe(state):
         steps, action, _ = state
@@ -419,7 +419,7 @@ def probe(length: int) -> games.Game:
 
 
 def shown(observation) -> np.ndarray:
-    """Number in each channel of the probe's observation [..., 10, 10, 2]; int, [..., 2]."""
+    """Returns the number in each channel of the probe's observation [..., 10, 10, 2]."""
     return np.argmax(np.asarray(observation).reshape(*observation.shape[:-3], 100, 2), -2)
 
 

@@ -160,7 +160,7 @@ def test_what_stands_in_the_padding_is_of_no_account():
 
 
 def distance(params: Any, completion: tokens.Completion, context: Any) -> Any:
-    """-weight |length - wanted|, of JAX's arrays or NumPy's."""
+    """Returns -weight |length - wanted|, of JAX's arrays or NumPy's."""
     return -params["weight"] * abs(completion.length - context)
 
 

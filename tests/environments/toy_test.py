@@ -10,7 +10,7 @@ from kullback.environments import toy
 
 
 def play(environment: types.Environment, actions: np.ndarray, seed: int = 0) -> types.TimeStep:
-    """The timesteps after each of the actions [T, B], stacked: [T, B, ...]."""
+    """Returns the timesteps after each of the actions [T, B], stacked: [T, B, ...]."""
     state, _ = environment.reset(jax.random.key(seed))
     return jax.lax.scan(environment.step, state, jnp.asarray(actions, jnp.int32))[1]
 
@@ -83,7 +83,7 @@ def test_optimal_values_without_slip_are_powers_of_the_discount():
 
 @pytest.mark.parametrize("slip", [0.0, 0.1, 0.45])
 def test_optimal_values_solve_the_optimality_equation_of_the_environment(slip: float):
-    """Value iteration over what `step` does, each move weighted by its probability."""
+    """Iterates values over the transitions of `step`, weighted by their probabilities."""
     length, discount = 5, 0.9
     environment = toy.chain(1, length=length)
     state, _ = environment.reset(jax.random.key(0))

@@ -18,7 +18,7 @@ N, V = 24, 33
 
 
 def bisected(function, alpha):
-    """An operator or loss by bisection, to the last bit of float64."""
+    """Computes an operator or loss by bisection, to the last bit of float64."""
     return functools.partial(function, alpha=alpha, n_iter=100)
 
 

@@ -39,7 +39,7 @@ WORDS = (
 
 
 def bert(folder):
-    """The tokenizer and the shape of a BERT."""
+    """Returns the tokenizer and the shape of a BERT."""
     (folder / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n"
     )
@@ -49,7 +49,7 @@ def bert(folder):
 
 
 def roberta(folder):
-    """The tokenizer and the shape of a RoBERTa."""
+    """Returns the tokenizer and the shape of a RoBERTa."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     inner = tokenizers.ByteLevelBPETokenizer()
     inner.train_from_iterator(

@@ -205,7 +205,7 @@ Way = Callable[[trials.Workshop, np.random.Generator, str], Broken | None]
 
 
 def _value(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """An option gets a value of no use."""
+    """Gives an option a useless value."""
     line = LINES[name]
     if not line.options:
         return None
@@ -214,7 +214,7 @@ def _value(workshop: trials.Workshop, random: np.random.Generator, name: str) ->
 
 
 def _setting(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """A field of a configuration gets a value of no use."""
+    """Gives a configuration's field a useless value."""
     if name not in FAMILIES:
         return None
     field, kept = _one(random, fields(workshop, FAMILIES[name]))
@@ -222,14 +222,14 @@ def _setting(workshop: trials.Workshop, random: np.random.Generator, name: str) 
 
 
 def _flag(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """A flag of an environment gets a value of no use."""
+    """Gives an environment's flag a useless value."""
     if name not in values.FLAGS:
         return None
     return Broken((*LINES[name].text(), f"--environment-flag={_one(random, values.FLAGS[name])}"))
 
 
 def _place(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """A positional argument is another one, or missing, or one too many."""
+    """Replaces, drops or adds a positional argument."""
     line = LINES[name]
     place = int(random.integers(len(line.words) + 1))
     words = list(line.words)
@@ -247,19 +247,19 @@ def _place(workshop: trials.Workshop, random: np.random.Generator, name: str) ->
 
 
 def _stray(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """Something stands at the end that means nothing there."""
+    """Appends something that means nothing there."""
     return Broken((*LINES[name].text(), _one(random, values.STRAY)))
 
 
 def _clash(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """An option is added that does not go with the rest."""
+    """Adds an option that does not go with the rest."""
     if name not in values.CLASHES:
         return None
     return Broken((*LINES[name].text(), _one(random, values.CLASHES[name])))
 
 
 def _file(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
-    """A sweep's file says what cannot be."""
+    """Puts an impossible value into a sweep's file."""
     if name != "sweep":
         return None
     key, offered = _one(random, values.SWEEPS)

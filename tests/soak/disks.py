@@ -55,7 +55,7 @@ def attempt_read_only(
 def _no_place(
     workshop: trials.Workshop, random: np.random.Generator, number: int
 ) -> trials.Attempt:
-    """Work is to begin, or a run to go on, where nothing can be written."""
+    """Tries to begin work, or to go on with a run, where nothing can be written."""
     names = list(runs.KINDS)
     name = names[number % len(names)]
     runs.reference(workshop, name)  # Made before the folder, as what it needs is.
@@ -83,7 +83,7 @@ def _no_place(
 def _unreadable(
     workshop: trials.Workshop, random: np.random.Generator, number: int
 ) -> trials.Attempt:
-    """A file may not be read."""
+    """Tries commands on a file that may not be read."""
     names = list(files.READERS)
     name = names[number % len(names)]
     reader, expected = files.READERS[name], files.reference(workshop, name)
@@ -112,7 +112,7 @@ def _unreadable(
 def _only_read(
     workshop: trials.Workshop, random: np.random.Generator, number: int
 ) -> trials.Attempt:
-    """What is only read may be read-only, and gives what it gives."""
+    """Checks that commands which only read give the same from read-only files."""
     del random
     names = [name for name, reader in files.READERS.items() if " --out=new" in reader.command]
     names += ["generate", "generate run", "plan", "evaluate toy", "evaluate best"]

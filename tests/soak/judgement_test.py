@@ -17,7 +17,7 @@ from tests.soak import damage, files, runs, server, trials
 
 
 def ended(code: str) -> server.Outcome:
-    """How a program in Python ended."""
+    """Returns the outcome of a program in Python."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return server.Outcome(
         status=done.returncode, out=done.stdout, err=done.stderr, seconds=0.1, megabytes=10.0

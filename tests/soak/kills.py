@@ -108,13 +108,13 @@ def ends_as_expected(
 
 
 def _is_writing(out: pathlib.Path) -> bool:
-    """Whether something is being written that is not whole yet."""
+    """Returns whether something is being written that is not whole yet."""
     places = ("", "*/", "*/*/", "*/*/*/")  # Of a run, of its checkpoints, of those of a seed.
     return _has(out.parent, *(f"{place}.tmp-*" for place in places))
 
 
 def _has(folder: pathlib.Path, *patterns: str) -> bool:
-    """Whether a folder has such files; what is renamed meanwhile may be missed."""
+    """Returns whether a folder has such files; what is renamed meanwhile may be missed."""
     with contextlib.suppress(FileNotFoundError):
         return any(any(folder.glob(pattern)) for pattern in patterns)
     return False

@@ -49,7 +49,7 @@ MODULES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a command may take before it is killed and counted as lost."""
+    """Resources that a command may take before it is killed and counted as lost."""
 
     seconds: float = 60.0
     megabytes: float = 4_000.0  # Resident, with its children.
@@ -102,7 +102,7 @@ class Command:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Number of the process."""
         assert self._process.pid is not None
         return self._process.pid
 
@@ -112,7 +112,7 @@ class Command:
             os.kill(self.pid, number)
 
     def is_alive(self) -> bool:
-        """Whether it still runs; looks at its memory too."""
+        """Returns whether it still runs; looks at its memory too."""
         if time.monotonic() > self._weighed + WEIGH_SECONDS:
             self._weighed = time.monotonic()
             self._megabytes = max(self._megabytes, _resident(self.pid))
@@ -154,7 +154,7 @@ def run(call: Call, limits: Limits = Limits()) -> Outcome:
 
 
 def compute(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function that may use JAX, in a process of its own; its error is raised."""
+    """Returns the result of a function that may use JAX, run in a new process; raises its error."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.Process(target=_answer, args=(sender, function, arguments))
     child.start()
@@ -177,7 +177,7 @@ def _answer(sender: Any, function: Callable[..., Any], arguments: Sequence[Any])
 
 
 def _main(call: Call) -> None:
-    """The child: what `kullback ARGUMENTS` does, from the end of its imports on."""
+    """Does what `kullback ARGUMENTS` does, from the end of its imports on; runs in the child."""
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Whatever the soak was told.
         default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

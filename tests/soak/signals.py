@@ -65,7 +65,7 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
 
 
 def _hears(pid: int) -> bool:
-    """Whether a process has handlers of signals: until then it ends as the system has it."""
+    """Returns whether a process has signal handlers: until then it ends as the system has it."""
     with contextlib.suppress(OSError):
         status = pathlib.Path(f"/proc/{pid}/status").read_text()
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))

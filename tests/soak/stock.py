@@ -1,4 +1,4 @@
-"""What attempts start from: copies of work that was done once, by the commands themselves."""
+"""Material that attempts start from: copies of work that the commands did once."""
 
 import json
 import pathlib
@@ -13,7 +13,7 @@ BERT = pathlib.Path(__file__).parents[1] / "lm" / "fixtures" / "bert"
 
 
 def place(workshop: trials.Workshop, folder: pathlib.Path, *names: str) -> None:
-    """Copies material into a folder, under its name; makes it where it is not there yet."""
+    """Copies the material into a folder, under its name; makes it where it is missing."""
     for name in names:
         source = path(workshop, name)
         if source.is_dir():

@@ -1,4 +1,4 @@
-"""What is tried, what came of it, and the file that adds it up over the pieces of a soak."""
+"""Attempts, their outcomes, and the file that adds these up over the pieces of a soak."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Workshop:
-    """Where commands run: a folder of material that all may read, and one for each attempt."""
+    """Folders of commands: one of material that all may read, and one for each attempt."""
 
     home: pathlib.Path
     compiled: pathlib.Path  # Programs that JAX keeps.

@@ -35,7 +35,7 @@ property_test = hypothesis.settings(deadline=None, max_examples=25)
 
 
 def draw(seed: int, discount: float, scale: float) -> tuple[mdp.MDP, np.ndarray]:
-    """A Garnet with rewards of both signs, and errors with a bias that does not average out."""
+    """Makes a Garnet with rewards of both signs, and errors with a bias that remains."""
     process = garnet.make(jax.random.key(seed), SIZES)
     rng = np.random.default_rng(seed)
     process = process._replace(
@@ -46,12 +46,12 @@ def draw(seed: int, discount: float, scale: float) -> tuple[mdp.MDP, np.ndarray]
 
 
 def positive(process: mdp.MDP) -> mdp.MDP:
-    """The same with rewards in [0, 1]."""
+    """Makes the same with rewards in [0, 1]."""
     return process._replace(reward=(process.reward + 1) / 2)
 
 
 def repeated(process: mdp.MDP, count: int) -> mdp.MDP:
-    """A batch of `count` times the process."""
+    """Stacks the process `count` times."""
     return jax.tree.map(lambda x: np.broadcast_to(x, (count, *np.shape(x))), process)
 
 
@@ -61,7 +61,7 @@ def gap(
     tau: float = 0.0,
     divergence: regularizers.Divergence | None = None,
 ) -> np.ndarray:
-    """q_* - q_{pi_k}, [K, S, A]."""
+    """Returns q_* - q_{pi_k}, [K, S, A]."""
     same = {"tau": tau, "divergence": divergence}
     optimum = solve.policy_iteration(process, tolerance=1e-12, **same)
     batch = repeated(process, NUM_ITERATIONS)
@@ -142,7 +142,7 @@ def test_munchausen_averages_errors_as_mirror_descent_does(
 
 @functools.cache
 def mpi(m: float, name: str):
-    """A constructor by its temperature, kept: one program for each m and f."""
+    """Returns a cached constructor by temperature, so that each m and f compile once."""
     divergence = regularizers.named(name)
     return functools.partial(iteration.modified_policy_iteration, m, divergence=divergence)
 
@@ -198,7 +198,7 @@ CPI = {
 
 
 def facts(process: mdp.MDP, record: run.Record, context: None):
-    """Of an iterate: its values, and what the bounds of the next step are made of."""
+    """Measures an iterate's values, and the inputs of the next step's bounds."""
     del context
     gain = conservative.advantage(process, record.state)
     largest, least = jnp.max(gain.per_state), jnp.min(gain.per_state)
@@ -258,7 +258,7 @@ def test_that_error_cannot_be_left_out():
 
 
 def mixtures(seed: int, discount: float, rate: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of eight mixtures of two random policies: gaps before and after, and e of the second."""
+    """Measures eight mixtures of two random policies: gaps before and after, e of the second."""
     process, _ = draw(seed, discount, 0.0)
     best = solve.policy_iteration(process, tolerance=1e-12)
     old, mixed_in = np.random.default_rng(seed).dirichlet(np.full(3, 0.3), (2, 8, 6))
@@ -271,7 +271,7 @@ def mixtures(seed: int, discount: float, rate: float) -> tuple[np.ndarray, np.nd
 
 
 def state_gaps(process: mdp.MDP, record: run.Record, optimal_v: np.ndarray):
-    """v_* - v_{pi_k}, [S], and how far the estimate is off."""
+    """Measures v_* - v_{pi_k}, [S], and the error of the estimate."""
     v, q = solve.policy_values(process, record.state.log_policy)
     return optimal_v - v, jnp.max(jnp.abs(record.state.q - q))
 

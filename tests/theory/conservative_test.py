@@ -20,7 +20,7 @@ def objective(mdp: MDP, record: run.Record, context: None) -> Any:
 
 
 def facts(mdp: MDP, record: run.Record, context: None) -> dict[str, Any]:
-    """Of an iterate: its values and its advantage."""
+    """Measures an iterate's values and its advantage."""
     del context
     v, _ = solve.policy_values(mdp, record.state.log_policy)
     gain = conservative.advantage(mdp, record.state)
@@ -46,7 +46,7 @@ RATES = {
 
 @pytest.fixture(scope="module")
 def measured(garnets: MDP) -> dict[Any, dict[str, np.ndarray]]:
-    """The facts of every rate, [M, K + 1, ...]."""
+    """Runs every rate; the measures are [M, K + 1, ...]."""
     constant = {"rate": np.array([0.0, 0.05, 0.5, 1.0])}
     seen = run.run(
         conservative.cpi, garnets, NUM_ITERATIONS, parameters=constant, measure=facts

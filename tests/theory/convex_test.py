@@ -22,12 +22,12 @@ def garnet(garnets: MDP) -> MDP:
 
 
 def minus_values(garnet: MDP):
-    """The oracle that policy evaluation is: minus q_pi."""
+    """Returns the oracle that is policy evaluation: minus q_pi."""
     return lambda log_x: -solve.policy_values(garnet, log_x)[1]
 
 
 def minus_objective(garnet: MDP):
-    """The oracle of optimisation: the gradient of -<mu, v_pi>."""
+    """Returns the oracle of optimisation: the gradient of -<mu, v_pi>."""
     return lambda log_x: -solve.objective_gradient(garnet, log_x)
 
 

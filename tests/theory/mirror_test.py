@@ -15,13 +15,13 @@ PAIRS = {"lambda_": np.array([0.05, 0.5, 0.3]), "tau": np.array([0.1, 0.01, 0.3]
 
 
 def expect(mdps: MDP, v: np.ndarray) -> np.ndarray:
-    """P v, [M, S, A], of v [M, S]."""
+    """Returns P v, [M, S, A], of v [M, S]."""
     index = np.arange(len(v))[:, None, None, None]
     return np.asarray(np.sum(mdps.probabilities * v[index, mdps.successors], -1))
 
 
 def backup(mdps: MDP, q: np.ndarray, log_pi: np.ndarray, tau: float) -> Any:
-    """T^{0,tau}_pi q, from the definition."""
+    """Computes T^{0,tau}_pi q, from the definition."""
     pi = np.exp(log_pi)
     v = np.sum(pi * q - tau * np.where(pi > 0, pi * np.maximum(log_pi, -1e30), 0), -1)
     return mdps.reward + 0.9 * expect(mdps, v)
@@ -34,13 +34,13 @@ def history(make, mdps: MDP, errors: np.ndarray | None = None, **parameters) -> 
 
 @pytest.fixture(scope="module")
 def with_tau(garnets: MDP, errors: np.ndarray) -> scheme.State:
-    """DA-VI(lambda, tau)."""
+    """Returns the run of DA-VI(lambda, tau)."""
     return history(mirror.da_vi, garnets, errors, **PAIRS)
 
 
 @pytest.fixture(scope="module")
 def without_tau(garnets: MDP, errors: np.ndarray) -> scheme.State:
-    """DA-VI(0.2, 0)."""
+    """Returns the run of DA-VI(0.2, 0)."""
     return history(mirror.da_vi(0.2), garnets, errors)
 
 

@@ -19,13 +19,13 @@ def history(make: scheme.Scheme, mdps: MDP, errors: np.ndarray | None, steps: in
 
 
 def expect(mdps: MDP, v: np.ndarray) -> np.ndarray:
-    """P v, [M, S, A], of v [M, S]."""
+    """Returns P v, [M, S, A], of v [M, S]."""
     index = np.arange(len(v))[:, None, None, None]
     return np.asarray(np.sum(mdps.probabilities * v[index, mdps.successors], -1))
 
 
 def projection(z: Any) -> np.ndarray:
-    """The nearest point of the simplex, [..., A], by sorting: sparsemax."""
+    """Projects on the simplex, [..., A], by sorting: sparsemax."""
     down = -np.sort(-z, -1)
     over = (np.cumsum(down, -1) - 1) / np.arange(1, z.shape[-1] + 1)
     count = np.sum(down > over, -1, keepdims=True)

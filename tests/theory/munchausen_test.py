@@ -16,7 +16,7 @@ def history(make, mdps: MDP, errors: np.ndarray, **parameters) -> scheme.State:
 
 @pytest.fixture(scope="module")
 def m_vi(garnets: MDP, errors: np.ndarray) -> scheme.State:
-    """M-VI for every pair, [5, 20, 61, S, A]."""
+    """Returns the runs of M-VI for every pair, [5, 20, 61, S, A]."""
     return history(munchausen.munchausen_vi, garnets, errors, alpha=ALPHA, tau=TAU)
 
 

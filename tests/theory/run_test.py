@@ -61,7 +61,7 @@ def test_axes_are_parameters_processes_seeds_and_iterations(garnets: MDP):
 
 
 def sampled_and_more(key: jax.Array, mdp: MDP) -> tuple[MDP, types.Array]:
-    """Two successors, and errors that leave no two actions of equal value: rounding decides."""
+    """Makes two successors, and errors that leave no two actions of equal value."""
     sample_key, key = jax.random.split(key)
     return mdp.sample(sample_key, 2), 1e-3 * jax.random.normal(key, mdp.reward.shape)
 

@@ -20,7 +20,7 @@ ALWAYS_1 = np.array([[-np.inf, 0.0], [-np.inf, 0.0]])
 
 
 def dense(process: MDP) -> np.ndarray:
-    """The transitions of one process of NumPy arrays, [S, A, S]."""
+    """Returns the transitions of one process of NumPy arrays, [S, A, S]."""
     full = np.zeros((*process.reward.shape, process.num_states))
     assert process.successors is not None
     for s, a, n in np.ndindex(process.probabilities.shape):
