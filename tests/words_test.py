@@ -16,7 +16,6 @@ NOT_YET = [
     "experiments/runs/*.py",
     "experiments/sweeps/*.py",
     "lm/*.py",
-    "tests/agents/*.py",
     "tests/experiments/**/*.py",
     "tests/lm/**/*.py",
 ]

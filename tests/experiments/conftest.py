@@ -1,4 +1,4 @@
-"""What the tests of this folder share: a short run that none changes, and how a command is run."""
+"""Fixtures of this folder: a short run that no test changes, and a way to run a command."""
 
 import dataclasses
 import pathlib
@@ -55,7 +55,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def compiled() -> list[str]:
-    """What was compiled so far."""
+    """Returns the list of the compilations so far."""
     return COMPILED
 
 
@@ -80,7 +80,7 @@ def kullback(
 
 @pytest.fixture
 def refused(kullback: Command) -> Callable[..., str]:
-    """The one line that refuses a command, which left nothing behind and compiled nothing."""
+    """Returns the one line that refuses a command, which left and compiled nothing."""
 
     def run(*arguments: object) -> str:
         before, files = len(COMPILED), sorted(pathlib.Path().rglob("*"))

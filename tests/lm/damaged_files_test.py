@@ -1,4 +1,4 @@
-"""What files of models and of data hold of other types than they should, in every reader."""
+"""Tests of every reader of models and data, with files of values of other types."""
 
 import json
 import pathlib
@@ -89,7 +89,7 @@ def test_a_classifiers_regular_expression_without_end_is_a_line(tmp_path: pathli
 
 @pytest.fixture
 def weighed(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of weights."""
+    """Makes a folder of weights."""
     shutil.copyfile(FIXTURES / "one_layer.json", tmp_path / "config.json")
     shutil.copyfile(FIXTURES / "one_layer.safetensors", tmp_path / "model.safetensors")
     return tmp_path

@@ -51,7 +51,7 @@ def x64():
 
 @functools.cache
 def compiled(name: str, temperature: float = 1.0):
-    """(student, teacher) logits [..., V] -> losses and their gradient; compiled once."""
+    """Compiles (student, teacher) logits [..., V] -> losses and their gradient, once."""
     loss = distillation.named(name, temperature)
 
     def value_and_gradient(student, teacher):
