@@ -5,11 +5,12 @@ BIN := .venv/bin
 # A stamp is newer than what it was installed from, or the install runs again.
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
+DOCS := .venv/.docs
 PYTEST := $(BIN)/python -m pytest
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all soak run bench parity build
+.PHONY: help setup format check test test-all soak run bench parity build docs
 
 help:  ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -28,6 +29,10 @@ $(DEV): $(RUNTIME)
 	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	mkdir -p .cache/links
 	ln -sfn ../.. .cache/links/kullback
+	touch $@
+
+$(DOCS): $(RUNTIME)
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 setup: $(DEV)  ## Makes .venv with everything that development needs.
@@ -78,3 +83,12 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 
 build: $(DEV)  ## A wheel in dist/.
 	$(BIN)/python -m build --wheel
+
+# Docstrings are read, not imported, through links by which `kullback` is a package.
+SOURCE := .cache/docs/source/kullback
+
+docs: $(DOCS)  ## The documents as pages, .cache/docs/site/index.html.
+	rm -rf $(SOURCE)
+	mkdir -p $(SOURCE)
+	for room in */py.typed; do ln -s "$$PWD/$${room%/*}" $(SOURCE); done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

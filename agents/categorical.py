@@ -21,9 +21,9 @@ __all__ = ["Atoms", "categorical_target", "cross_entropy", "divergence", "make",
 class Atoms:
     """Where the masses are; the defaults are the paper's for Atari."""
 
-    num_atoms: int = 51
+    num_atoms: int = 51  # N >= 2.
     v_min: float = -10.0  # In units of (clipped) reward; what falls outside counts as the bound.
-    v_max: float = 10.0
+    v_max: float = 10.0  # In the same units, above v_min.
 
     def __post_init__(self) -> None:
         if self.num_atoms < 2:

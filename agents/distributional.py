@@ -21,13 +21,13 @@ __all__ = ["Config", "metrics", "presets"]
 class Config:
     """Settings as `q_learning.Config` has them, without its choice of loss; see there."""
 
-    torso: networks.TorsoName = "auto"
+    torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
     learning_rate: float = 5e-5  # Of Adam.
-    adam_epsilon: float = 0.01 / 32
+    adam_epsilon: float = 0.01 / 32  # > 0, added to the root of the second moment.
     target_period: int = 2_000  # Learner steps between two target copies.
     epsilon: float = 0.01  # Of exploration, once annealed.
     epsilon_decay_env_steps: int = 250_000  # From 1, linearly, after min_replay_size.
-    epsilon_evaluate: float = 0.001
+    epsilon_evaluate: float = 0.001  # Of exploration in evaluation.
     replay: replays.Config = replays.Config()
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class Config:
     entropy_temperature: float = 0.003  # tau >= 0; the paper's grid: 0.001 to 0.1, and 0.
     greedy: Literal["direct", "indirect"] = "direct"  # MD-dir, MD-ind.
     regularized: bool = True  # Evaluate w/ both terms; False is w/o.
-    greedy_values: actor_critic.GreedyValues = "online"
+    greedy_values: actor_critic.GreedyValues = "online"  # Whose q the greedy step reads.
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:

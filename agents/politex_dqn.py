@@ -26,7 +26,7 @@ class Config:
     # holds that impractical in deep learning, as target copies are too fast to be iterations.
     entropy_temperature: float = 0.003
     regularized: bool = True  # Evaluate w/ both terms; False is w/o.
-    greedy_values: actor_critic.GreedyValues = "online"
+    greedy_values: actor_critic.GreedyValues = "online"  # Whose q the greedy step reads.
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ class Implicit:
     """The network of IQN; the defaults are those for Atari."""
 
     hidden: int = 512  # Units of a layer after the product with the embedding; 0 is none.
-    num_cosines: int = 64
+    num_cosines: int = 64  # Of the embedding of a fraction.
     first_cosine: int = 1  # Released code counts from 1, the paper from 0.
 
     def __post_init__(self) -> None:

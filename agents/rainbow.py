@@ -18,8 +18,8 @@ class Config:
     """Hyper-parameters of Rainbow; the defaults are Dopamine's for Atari."""
 
     atoms: categorical.Atoms = categorical.Atoms()
-    dueling: bool = False
-    double: bool = False
+    dueling: bool = False  # Values and advantages from heads of their own.
+    double: bool = False  # Online values select the action that the target network evaluates.
     noise: float = 0.0  # sigma_0 of noisy layers in the head (full: 0.5); 0 has none.
     hidden: int = 512  # Units of the head's layer; where there is none, 0.
     # Dopamine tells the replay the loss. Hessel et al. write the KL divergence, which is the loss

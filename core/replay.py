@@ -33,7 +33,7 @@ class Config:
 
     capacity: int = 1_000_000  # Slots over all environments: transitions and final frames.
     min_replay_size: int = 20_000  # Agent steps before the first learner step.
-    batch_size: int = 32
+    batch_size: int = 32  # Transitions of a learner step.
     samples_per_update: int = 4  # Agent steps between two learner steps.
     n_step: int = 1  # Rewards summed before the bootstrap.
     discount: float = 0.99  # gamma, per agent step.

@@ -236,13 +236,8 @@ def _encoder(
         raise ValueError(
             f"max_length must be <= {model.config.max_length}, the model's, got {config.max_length}"
         )
-    if config.tuned_layers > model.config.num_layers:
-        raise ValueError(
-            f"tuned_layers must be <= {model.config.num_layers}, the model's, "
-            f"got {config.tuned_layers}"
-        )
     rows, labels = _fitting(classifier.tokenizer, pairs, config.max_length)
-    num_frozen = model.config.num_layers - config.tuned_layers
+    num_frozen = max(0, model.config.num_layers - config.tuned_layers)
     lower = jax.tree.map(lambda x: x[:num_frozen], params["layers"])
     upper = jax.tree.map(lambda x: x[num_frozen:], params["layers"])
 

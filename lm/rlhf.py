@@ -65,8 +65,8 @@ class Config:
     baseline: pg.Baseline = "leave-one-out"  # "value": a network of its own, from the start.
     scale_by_deviation: bool = True  # Of "group": divide by its standard deviation.
     kl_coefficient: float = 0.05  # beta >= 0, in units of reward a nat.
-    kl_estimator: pg.KlEstimator = "k1"
-    kl_placement: pg.Placement = "reward"
+    kl_estimator: pg.KlEstimator = "k1"  # Or "k2", "k3"; see policy_gradient.py.
+    kl_placement: pg.Placement = "reward"  # Or "loss": where the penalty stands.
     reference: Literal["fixed", "moving-average"] = "fixed"  # The start, or what follows pi.
     anchor_rate: float = 0.01  # mu in (0, 1] of the moving average, a learner step.
     # Of policy, reference and value alike: both are sampled, scored and learnt at it. The paper on

@@ -40,7 +40,7 @@ class Config:
     batches_per_sort: int = 1  # Batches whose examples are sorted by length; 1 does not sort.
     learning_rate: float = 3e-4  # Of Adam.
     warmup_steps: int = 20  # Learner steps over which it rises from 0, linearly.
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # > 0; gradients of a larger norm are scaled down to it.
     # "sequence": the mean over sequences of the mean over each one's tokens (the GKD paper).
     # "token": over all tokens of the batch (TRL).
     reduction: distillation.Reduction = "sequence"

@@ -34,7 +34,7 @@ class Config:
     """How members differ, and what they share; the defaults are the paper's."""
 
     learning_rates: tuple[float, ...] = (1e-5, 4e-5, 1e-4)  # Each draws one.
-    dropouts: tuple[float, ...] = (0.05, 0.1)
+    dropouts: tuple[float, ...] = (0.05, 0.1)  # Of features, likewise.
     # Steps of checkpoints of the run that --model names, from which members start in turn
     # (Baklava); () is the newest alone.
     starts: tuple[int, ...] = ()

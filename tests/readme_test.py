@@ -32,11 +32,3 @@ def test_the_commands_name_what_there_is(root: pathlib.Path):
     assert len(named) >= 6
     for agent, environment in named:
         catalog.check(agent, environment)
-
-
-def test_what_it_links_to_is_there(root: pathlib.Path):
-    text = (root / "README.md").read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
-    for path in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
-        assert path in anchors or (root / path).exists(), path

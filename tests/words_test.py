@@ -16,6 +16,7 @@ NOT_YET = [
     "experiments/runs/*.py",
     "experiments/sweeps/*.py",
     "lm/*.py",
+    "tests/agents/*.py",
     "tests/experiments/**/*.py",
     "tests/lm/**/*.py",
 ]

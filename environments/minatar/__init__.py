@@ -15,6 +15,7 @@ from kullback.environments.minatar import (
 
 __all__ = ["GAMES", "make"]
 
+# The five games by name.
 GAMES: dict[str, games.Game] = {
     "asterix": asterix.GAME,
     "breakout": breakout.GAME,

@@ -118,8 +118,6 @@ def make(config: Config) -> Model:
 
     def run(stacked: types.Params, x: jax.Array, seen: jax.Array, num_layers: int) -> jax.Array:
         """Applies the first layers of a stack, by index, as slicing the stack would copy it."""
-        if not num_layers:  # A loop's body is traced though it never runs: it finds no layer.
-            return x
 
         def step(x: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
             at = functools.partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)

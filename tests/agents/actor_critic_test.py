@@ -27,7 +27,7 @@ PROCESS = garnet.make(
 
 
 def everywhere(weights: np.ndarray | None = None) -> types.Batch:
-    """Makes one transition of each state and action."""
+    """One transition of each state and action."""
     rows = np.eye(S, dtype=np.float32)
     ones = np.ones(S * A, np.float32)
     data = types.Transition(
@@ -41,7 +41,7 @@ def everywhere(weights: np.ndarray | None = None) -> types.Batch:
 
 
 def table(q: Any, actor: Any) -> Any:
-    """Draws parameters of two linear networks of one-hot states."""
+    """Parameters of two linear networks of one-hot states."""
     return {
         name: {"linear": {"w": jnp.asarray(w, jnp.float32), "b": jnp.zeros(A)}}
         for name, w in (("q", q), ("actor", actor))
@@ -49,7 +49,7 @@ def table(q: Any, actor: Any) -> Any:
 
 
 def moved(step: Any, state: types.LearnerState, online: Any, target: Any, copies: int) -> float:
-    """Measures how far one step moves the parameters, about their gradient."""
+    """How far one step moves the parameters: about their gradient."""
     aux = state.aux if state.aux is None else jnp.asarray(copies * PERIOD, jnp.int32)
     state = state._replace(params=online, targets={"periodic": target}, aux=aux)
     after, _ = step(state, everywhere(), None)

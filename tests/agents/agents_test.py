@@ -37,7 +37,7 @@ def to_end(loop: loops.Loop, state: compiled.RunState, until: int) -> compiled.R
 
 
 def value_of(policy: np.ndarray) -> np.ndarray:
-    """Returns the exact values of a deterministic policy, [S] actions, on the chain; [S]."""
+    """Exact values of a deterministic policy, [S] actions, on the chain; [S]."""
     # As toy.optimal_values: gamma 0.99, a step goes the other way with probability SLIP.
     right = np.where(policy == toy.RIGHT, 1 - SLIP, SLIP)
     transition = np.diag(right[:-1], 1) + np.diag((1 - right)[1:], -1)

@@ -31,7 +31,7 @@ def softmax(logits):
 
 
 def project(values, masses):
-    """Projects by a loop: each mass is split between its two neighbours among the atoms."""
+    """The definition, a loop: each mass is split between its two neighbours among the atoms."""
     found = np.zeros(5)
     for value, mass in zip(values, masses, strict=True):
         place = (np.clip(value, -2, 2) + 2) / 1.0

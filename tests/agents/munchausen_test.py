@@ -23,7 +23,7 @@ q_values = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allo
 
 
 def oracle(q_tm1, a_tm1, r_t, discount_t, q_t, *, tau, alpha, l_0):
-    """Computes the target from its definition in float64, by explicit sums over actions."""
+    """The definition in float64: softmax by explicit sums, the bootstrap as a sum over actions."""
 
     def log_softmax(q):
         z = np.float64(q) / tau
@@ -138,7 +138,7 @@ BY_HAND = {
 
 
 def greedy_by_bisection(name, q, tau):
-    """Returns policy, value and Shannon's entropy of argmax <pi, q> + tau H_f(pi), in float64."""
+    """Policy, value and Shannon's entropy of argmax <pi, q> + tau H_f(pi), in float64."""
     f, inverse, derivative = BY_HAND[name]
     q = np.asarray(q, np.float64)
     low, high = q.max(), q.max() - tau * derivative(1 / len(q))
@@ -226,7 +226,7 @@ SPEC = types.Spec(shape=(3,), dtype=np.float32, num_actions=4)
 
 
 def learnt(agent) -> tuple[types.LearnerState, types.Feedback]:
-    """Does one update on made-up transitions; returns the state before it too."""
+    """One update on made-up transitions, and the state before it."""
     rng = np.random.default_rng(0)
     ones = np.ones(8, np.float32)
     observation, next_observation = rng.normal(size=(2, 8, 3)).astype(np.float32)

@@ -19,7 +19,7 @@ TINY = ("min_replay_size=16", "batch_size=4", "capacity=64", "target_period=2")
 
 
 def transitions(contents: replay.State) -> list[np.ndarray]:
-    """Yields the items that may be drawn, oldest first: five frames, action, reward and end."""
+    """What may be drawn, oldest first: five frames, action, reward and end of each."""
     length = len(contents.action) // len(contents.cursor)
     found = []
     for e, (oldest, newest) in enumerate(zip(contents.oldest, contents.newest, strict=True)):
@@ -32,7 +32,7 @@ def transitions(contents: replay.State) -> list[np.ndarray]:
 
 
 def copied(state: host.RunState) -> host.RunState:
-    """Copies the state, as the replay's arrays change in place."""
+    """The state as it is now: the replay's arrays change in place."""
     learner = state.learner._replace(key=jax.random.key_data(state.learner.key))
     return jax.tree.map(np.array, state._replace(learner=learner, key=None))
 

@@ -1,4 +1,4 @@
-"""Fixtures of this folder: a short run that no test changes, and a way to run a command."""
+"""What the tests of this folder share: a short run that none changes, and how a command is run."""
 
 import dataclasses
 import pathlib
@@ -55,7 +55,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def compiled() -> list[str]:
-    """Returns the list of the compilations so far."""
+    """What was compiled so far."""
     return COMPILED
 
 
@@ -80,7 +80,7 @@ def kullback(
 
 @pytest.fixture
 def refused(kullback: Command) -> Callable[..., str]:
-    """Returns the one line that refuses a command, which left and compiled nothing."""
+    """The one line that refuses a command, which left nothing behind and compiled nothing."""
 
     def run(*arguments: object) -> str:
         before, files = len(COMPILED), sorted(pathlib.Path().rglob("*"))

@@ -1,4 +1,4 @@
-"""Tests of every reader of a run's files, with values of other types than were written."""
+"""What a run's files hold of other types than were written, in every reader of them."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ OLD = pathlib.Path(__file__).parent / "fixtures" / "runs_of_0_1"
 
 @pytest.fixture
 def old(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Copies the old runs that matter here."""
+    """A copy of the old runs that matter here."""
     for name in ("host", "rlhf", "warm", "sweep"):
         shutil.copytree(OLD / name, tmp_path / name)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Tests of the end of a text, from conversations through tuning and rewards to an export."""
+"""What ends a text, from conversations through supervised tuning and rewards to an export."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ GIVEN: list[str] = []  # Texts that were handed to the reward.
 
 
 def reward(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
-    """Rewards for tests; keeps its arguments."""
+    """A reward for tests, which keeps what it is given."""
     del prompts, references
     GIVEN.extend(texts)
     return [float(text == "0") for text in texts]
@@ -29,7 +29,7 @@ def reward(prompts: list[str], texts: list[str], references: list[str]) -> list[
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Makes a base model that names the end of sequence alone; its tokenizer has turns."""
+    """A folder of a base model: it names the end of sequence alone, its tokenizer has turns."""
     words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
     config = dataclasses.replace(
         gemma.PRESETS["tiny"],

@@ -28,7 +28,7 @@ STEPS = {"encoder": 60, "embeddings": 300}
 
 
 def paper(name: str, thing: str) -> faithfulness.Paper:
-    """Makes a paper in the words of the tiny tokenizer."""
+    """A paper in the words of the tiny tokenizer."""
     some = [
         f"the {a} sat on 1 {thing} and do like {n} {b}"
         for n, (a, b) in enumerate(itertools.permutations(["cats", "dogs", "mats"], 2), 1)
@@ -96,11 +96,8 @@ def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, tmp_pa
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("tuned", [2, 3])
-def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(
-    tuned: int, tmp_path: pathlib.Path
-):
-    train(tmp_path / "model", "encoder", steps=3, tuned_layers=tuned)
+def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(tmp_path: pathlib.Path):
+    train(tmp_path / "model", "encoder", steps=3)
     old, new = bert_folder.load(TINY, experiment.LABELS), bert_folder.load(tmp_path / "model")
     assert new.model.config.labels == experiment.LABELS
     jax.tree.map(np.testing.assert_array_equal, old.params["embeddings"], new.params["embeddings"])
@@ -110,7 +107,7 @@ def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(
             old.params["layers"],
             new.params["layers"],
         )
-        assert set(jax.tree.leaves(same)) == {layer < 3 - tuned}, layer
+        assert set(jax.tree.leaves(same)) == {layer < 1}, layer
     assert not np.array_equal(old.params["head"]["output"]["w"], new.params["head"]["output"]["w"])
 
 
@@ -154,7 +151,7 @@ def made(kind: str, is_entailed: bool) -> faithfulness.Pair:
 
 
 def chance(higher: list[float], lower: list[float]) -> float:
-    """Returns the share of pairs in which the first is above the second, a tie counted half."""
+    """That one of the first is above one of the second, by counting."""
     return float(np.mean([(a > b) + (a == b) / 2 for a in higher for b in lower]))
 
 
@@ -238,8 +235,6 @@ def test_what_fits_no_row_is_refused(tmp_path: pathlib.Path):
         train(tmp_path / "model", "encoder", max_length=4)
     with pytest.raises(ValueError, match="max_length must be <= 48, the model's, got 49"):
         train(tmp_path / "model", "encoder", max_length=49)
-    with pytest.raises(ValueError, match="tuned_layers must be <= 3, the model's, got 4"):
-        train(tmp_path / "model", "encoder", tuned_layers=4)
     assert not [*tmp_path.iterdir()]
 
 

@@ -113,7 +113,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def found(root: pathlib.Path) -> dict[str, Any]:
-    """Returns the results of one process with eight devices."""
+    """What one process with eight devices has seen."""
     words = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
     tokenizer.save(words, root / "words")
     ids = {"bos_id": words.bos_id, "eos_ids": words.eos_ids, "pad_id": words.pad_id}

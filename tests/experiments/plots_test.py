@@ -12,7 +12,7 @@ from kullback.experiments import plots
 
 
 def rows(num_seeds: int, count: int, evaluated: bool = False) -> list[dict[str, str]]:
-    """Makes rows as in metrics.csv; the return of seed s after i intervals is i + s."""
+    """Rows as metrics.csv has them; the return of seed s after i intervals is i + s."""
     return [
         {
             "seed": str(seed),
@@ -28,7 +28,7 @@ def rows(num_seeds: int, count: int, evaluated: bool = False) -> list[dict[str, 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """Returns the lines by label, [2, points], of the picture that is saved next."""
+    """Lines by label, [2, points], of the picture that is saved next."""
     found: dict[str, np.ndarray] = {}
     save = matplotlib.figure.Figure.savefig
 

@@ -16,7 +16,7 @@ from tests import damage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings of a coin that is thrown."""
+    """Of a coin that is thrown."""
 
     seeds: int = 3
     throws: int = 50
@@ -29,7 +29,7 @@ class Config:
 
 @pytest.fixture
 def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes a reproduction `coin`; the list says which seeds were computed."""
+    """A reproduction `coin`; the list says which seeds were computed."""
     computed: list[int] = []
 
     def run(config: Config, work: reproduce.Work) -> reproduce.Found:

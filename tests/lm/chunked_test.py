@@ -18,7 +18,7 @@ def unembed(embedding: jax.Array, features: jax.Array) -> jax.Array:
 
 
 def arrays(seed: int) -> tuple[jax.Array, jax.Array]:
-    """Draws an embedding [V, D] and features [N, D]."""
+    """An embedding [V, D] and features [N, D]."""
     rng = np.random.default_rng(seed)
     embedding, features = rng.normal(size=(V, D)), rng.normal(size=(N, D))
     return jnp.asarray(embedding, jnp.float32), jnp.asarray(features, jnp.float32)
@@ -37,7 +37,7 @@ LOSSES = {
 
 
 def target_of(name: str):
-    """Makes a target of the loss for the chunked and for the plain computation."""
+    """A target of the loss for the chunked and for the plain computation."""
     embedding, features = arrays(1)
     logits = unembed(embedding, features)
     log_probs = jax.nn.log_softmax(logits)
@@ -94,7 +94,7 @@ def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Arr
 
 
 def measured(loss):
-    """Makes a loss that is its own metric."""
+    """A loss that is its own metric."""
 
     def measure(*arguments):
         losses = loss(*arguments)
@@ -176,7 +176,7 @@ def test_chunks_without_an_answer_are_not_computed():
 
 
 def temporaries(num_tokens: int, name: str, mask: bool, is_chunked: bool = True) -> int:
-    """Returns the bytes of a loss' temporaries, its gradient included, at Gemma's vocabulary."""
+    """Bytes of the temporaries of a loss with its gradient, at Gemma's vocabulary."""
     vocab_size, chunk, width = 262_144, 64, 8
     per_token = distillation.named(name)
 

@@ -1,4 +1,4 @@
-"""Tests of every reader of models and data, with files of values of other types."""
+"""What files of models and of data hold of other types than they should, in every reader."""
 
 import json
 import pathlib
@@ -89,7 +89,7 @@ def test_a_classifiers_regular_expression_without_end_is_a_line(tmp_path: pathli
 
 @pytest.fixture
 def weighed(tmp_path: pathlib.Path) -> pathlib.Path:
-    """Makes a folder of weights."""
+    """A folder of weights."""
     shutil.copyfile(FIXTURES / "one_layer.json", tmp_path / "config.json")
     shutil.copyfile(FIXTURES / "one_layer.safetensors", tmp_path / "model.safetensors")
     return tmp_path

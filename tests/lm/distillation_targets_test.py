@@ -42,7 +42,7 @@ def numpy(targets: Any) -> Any:
 
 
 def dense(targets: distillation_targets.SparseTargets, vocab_size: int) -> np.ndarray:
-    """Returns the distributions of N rows as [N, V]."""
+    """The distributions of N rows as [N, V]."""
     result = np.zeros((len(targets.ids), vocab_size))
     rows = np.arange(len(result))[:, None]
     np.add.at(result, (rows, np.asarray(targets.ids)), np.asarray(targets.probabilities))

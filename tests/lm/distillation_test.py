@@ -51,7 +51,7 @@ def x64():
 
 @functools.cache
 def compiled(name: str, temperature: float = 1.0):
-    """Compiles (student, teacher) logits [..., V] -> losses and their gradient, once."""
+    """(student, teacher) logits [..., V] -> losses and their gradient; compiled once."""
     loss = distillation.named(name, temperature)
 
     def value_and_gradient(student, teacher):

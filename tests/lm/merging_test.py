@@ -29,7 +29,7 @@ def random_params(seed: int, dtype=np.float32):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[pathlib.Path]:
-    """Exports a base and three models."""
+    """A base and three models, exported."""
     home = tmp_path_factory.mktemp("models")
     for seed in range(4):
         hugging_face.save(home / str(seed), CONFIG, random_params(seed))
@@ -48,7 +48,7 @@ def write(folder: pathlib.Path, tensors: dict[str, np.ndarray], **config) -> pat
 
 
 def shard(folder: pathlib.Path, out: pathlib.Path, names: list[list[str]]) -> pathlib.Path:
-    """Writes the same model in several files."""
+    """The same model in several files."""
     tensors = tensors_of(folder)
     out.mkdir()
     where = {}

@@ -33,7 +33,7 @@ def forward_kl(logits: Any) -> jax.Array:
 
 
 def estimates(logits: Any, name: Any) -> jax.Array:
-    """Estimates the KL divergence from each action, [A]."""
+    """Of each action, [A]."""
     return pg.kl_estimate(log_pi(logits) - log_ref, name)
 
 
@@ -66,7 +66,7 @@ def test_the_gradient_of_an_estimator_in_the_reward(name: Any, is_exact: bool):
 
 
 def expected_gradient(advantages: Any, group_size: int) -> np.ndarray:
-    """Computes E [mean_i A_i grad log pi(a_i)] over all groups of actions, by enumeration."""
+    """E [mean_i A_i grad log pi(a_i)] over all groups of actions, by enumeration."""
     total = np.zeros(ACTIONS)
     for group in itertools.product(range(ACTIONS), repeat=group_size):
         actions = list(group)

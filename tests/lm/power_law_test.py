@@ -36,7 +36,7 @@ def test_golden_excess():
 
 
 def plateau(noise: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Returns 5 step^-0.5 until step 400, level from there."""
+    """5 step^-0.5 until step 400, level from there."""
     noises = np.exp(noise * np.random.default_rng(seed).normal(size=len(STEPS)))
     return 5 * np.minimum(STEPS, 400) ** -0.5 * noises
 

@@ -36,7 +36,7 @@ def write(path: pathlib.Path, rows: list[Any]) -> pathlib.Path:
 
 
 def numbered(count: int) -> list[preferences.Pair]:
-    """Makes pairs that differ, of lengths 3 to 6."""
+    """Pairs that differ; of lengths 3 to 6."""
     return [
         preferences.Pair(
             data.Example((2,), (10 + n, 11, 1)[-2 - n % 2 :]), data.Example((2,), (10 + n,) * 4)

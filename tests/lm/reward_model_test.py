@@ -36,7 +36,7 @@ rewards = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allow
 
 @functools.cache
 def params(seed: int = 0) -> Any:
-    """Draws parameters with a head that is not 0."""
+    """Drawn, with a head that is not 0."""
     made = jax.jit(MODEL.init)(jax.random.key(seed))
     w = jax.random.normal(jax.random.key(seed + 1), (16,))
     return {**made, "head": {"w": w, "b": jnp.float32(0.3)}}
@@ -63,7 +63,7 @@ def batch() -> types.Batch:
 
 
 def step(config: reward_model.Config, start: Any = None, key: int = 0) -> Any:
-    """Returns the state and the feedback of one learner step."""
+    """The state and the feedback of one learner step."""
     learner = reward_model.make(DECODER, config).learner
     state = learner.init(jax.random.key(key))._replace(params=start or params())
     return jax.jit(learner.step)(state, batch(), None)

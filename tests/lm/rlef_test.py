@@ -52,7 +52,7 @@ def params(seed: int) -> Any:
 
 @jax.jit
 def log_probabilities(of: Any) -> jax.Array:
-    """Returns the log-probability of each token of the answers, [B, T - 1]."""
+    """Of each token of the answers, [B, T - 1]."""
     s = rows()
     log_p = jax.nn.log_softmax(MODEL.apply(of, s.tokens, s.positions, s.segments))
     log_p = jnp.take_along_axis(log_p[:, :-1], jnp.asarray(s.tokens)[:, 1:, None], -1)[..., 0]
@@ -64,7 +64,7 @@ def config(alpha: float, **fields: Any) -> rlef.Config:
 
 
 def batch(of: Any, rewards: np.ndarray, weights: types.Array = ONES) -> types.Batch:
-    """Makes a batch of all texts, drawn by the parameters `of`."""
+    """All texts, as `of` has drawn them."""
     drawn = jnp.pad(log_probabilities(of), ((0, 0), (1, 0)))
     data = rlhf.Episodes(rows(), rewards, drawn)
     return types.Batch(data, np.arange(SIZE, dtype=np.int32), ONES / SIZE, weights)
@@ -79,7 +79,7 @@ def program(c: rlef.Config) -> tuple[types.Learner, Any]:
 def stepped(
     c: rlef.Config, start: int = 1, rewards: np.ndarray = REWARDS
 ) -> tuple[types.LearnerState, dict[str, np.ndarray]]:
-    """Does a step from `params(0)`, which drew the texts."""
+    """A step of `params(0)`, which drew the texts."""
     learner, step = program(c)
     state = learner.init(jax.random.key(0))
     state = learners.with_params(state, rlhf.with_value(params(0)))
@@ -88,13 +88,13 @@ def stepped(
 
 
 def gradient(state: types.LearnerState) -> Any:
-    """Returns the gradient of the policy, without the value network."""
+    """Of the policy, without the value network."""
     mu = state.opt_state.inner_states["policy"].inner_state[1][0].mu
     return {name: jax.tree.map(lambda x: 10 * x, mu[name]) for name in params(0)}
 
 
 def of_returns(returns: np.ndarray | jax.Array) -> Any:
-    """Returns the gradient of - mean_b sum_n G_n log pi(y_n), of given G [B, T - 1]."""
+    """Oracle: the gradient of - mean_b sum_n G_n log pi(y_n), of given G [B, T - 1]."""
     return jax.grad(lambda of: -jnp.mean(jnp.sum(returns * log_probabilities(of), 1)))(params(0))
 
 
@@ -103,7 +103,7 @@ def close(a: Any, b: Any, atol: float = 1e-5) -> None:
 
 
 def at_end() -> np.ndarray:
-    """Returns 1 at the last token of each text, [B, T - 1]."""
+    """1 at the last token of each text, [B, T - 1]."""
     found = np.zeros((SIZE, 1 + HORIZON))
     found[np.arange(SIZE), [len(text) for text in TEXTS]] = 1
     return found

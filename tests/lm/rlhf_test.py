@@ -52,7 +52,7 @@ def texts() -> batches.Sequences:
 
 
 def log_probabilities(of: Any) -> jax.Array:
-    """Returns the log-probabilities of all tokens but the first, [B, T - 1], by definition."""
+    """Of all tokens but the first, [B, T - 1], by the definition."""
     s = texts()
     log_p = jax.nn.log_softmax(MODEL.apply(of, s.tokens, s.positions, s.segments))
     return jnp.take_along_axis(log_p[:, :-1], s.tokens[:, 1:, None], -1)[..., 0]
@@ -63,7 +63,7 @@ LENGTHS = MASK.sum(1)
 
 
 def drawn(seed: int) -> np.ndarray:
-    """Returns log-probabilities as if the parameters of `seed` had drawn the texts, [B, T]."""
+    """Log-probabilities as the parameters of `seed` would have drawn the texts, [B, T]."""
     found = np.zeros(texts().tokens.shape, np.float32)
     found[:, 1:] = np.where(MASK, log_probabilities(params(seed)), 0)
     return found
@@ -72,7 +72,7 @@ def drawn(seed: int) -> np.ndarray:
 def step(
     c: rlhf.Config | rlef.Config, start: int = 1, seed: int = 0, anchor: int = 2, **kwargs: Any
 ) -> tuple[types.LearnerState, dict[str, np.ndarray]]:
-    """Does a step from `params(seed)`, which drew the texts; returns state and metrics."""
+    """State and metrics of a step from `params(seed)`, which drew the texts."""
     make: Any = rlef.make if isinstance(c, rlef.Config) else rlhf.make
     teacher = {"teacher": MODEL} if kwargs else {}
     agent = make(MODEL, config=c, **teacher)

@@ -37,7 +37,7 @@ def params(seed: int) -> types.Params:
 
 
 def padded(of: types.Params) -> types.Params:
-    """Returns the same with more rows, which would be the most probable ones."""
+    """The same with more rows, which would be the most probable ones."""
     rows = 30 * np.asarray(of["embedding"])[: ROWS - IDS]
     return {**of, "embedding": jnp.concatenate([of["embedding"], rows])}
 
@@ -51,7 +51,7 @@ def step(agent: types.Agent, student: types.Params, constants: Any, rows: Any) -
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """Returns the metrics and the gradient of a step, which is 0 in the padding."""
+    """The metrics and the gradient of a step, which is 0 in the padding."""
     (state, feedback), (plain, metrics) = found, expected
     for name, x in metrics.metrics.items():
         np.testing.assert_allclose(feedback.metrics[name], x, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -20,7 +20,7 @@ TEXTS = [
 
 
 def sentencepiece_model(*, add_dummy_prefix: bool = False, normalizer: str = "identity") -> bytes:
-    """Makes a small SentencePiece model in Gemma's manner."""
+    """A small SentencePiece model in Gemma's manner."""
     model = io.BytesIO()
     train = sentencepiece.SentencePieceTrainer.train  # pyright: ignore[reportAttributeAccessIssue]
     train(
@@ -48,7 +48,7 @@ def sentencepiece_model(*, add_dummy_prefix: bool = False, normalizer: str = "id
 
 
 def gemma_json(model: bytes) -> str:
-    """Writes the vocabulary and merges as Gemma's tokenizer.json does."""
+    """The same vocabulary and merges as Gemma's tokenizer.json writes them."""
     inner = sentencepiece.SentencePieceProcessor(model_proto=model)  # pyright: ignore
     pieces = [inner.id_to_piece(i) for i in range(inner.vocab_size())]
     rank = {piece: i for i, piece in enumerate(pieces)}
@@ -78,7 +78,7 @@ def gemma_json(model: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    """Writes one tokenizer of each format as files."""
+    """One tokenizer of each format, as files."""
     folder = tmp_path_factory.mktemp("tokenizers")
     names = {name: folder / name for name in ("byte_level", "sentencepiece", "gemma")}
     for path in names.values():
@@ -212,7 +212,7 @@ def test_config_names_the_special_tokens(folders: dict[str, pathlib.Path], tmp_p
 
 
 def unflagged(data: str) -> str:
-    """Writes a tokenizer.json whose control tokens are not marked special, as `add_tokens` does."""
+    """A tokenizer.json whose control tokens are not marked special, as `add_tokens` writes them."""
     fields = json.loads(data)
     for entry in fields["added_tokens"]:
         entry["special"] = False

@@ -26,7 +26,7 @@ LEARNING = tuning.Config(
 
 @functools.cache
 def rows(pack: bool = False) -> types.Batch:
-    """Makes examples of unequal lengths, one a row, or the same ones packed in two rows."""
+    """Examples of unequal lengths, one a row, or the same ones packed in two rows."""
     rng = np.random.default_rng(0)
     examples = [
         Example(tuple(rng.integers(3, 24, p)), (*rng.integers(3, 24, c), 1))
@@ -46,7 +46,7 @@ def params(seed: int) -> Any:
 
 
 def step(agent: types.Agent, batch: types.Batch, constants: Any = None, seed: int = 0) -> Any:
-    """Returns the state and the feedback of one learner step from `params(seed)`."""
+    """The state and the feedback of one learner step from `params(seed)`."""
     state = agent.learner.init(jax.random.key(0))._replace(params=params(seed))
     return jax.jit(agent.learner.step)(state, batch, constants)
 

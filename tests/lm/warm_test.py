@@ -19,7 +19,7 @@ LEARNING = tuning.Config(batch_size=8, warmup_steps=0, learning_rate=4e-5, max_g
 
 
 def linear(params: Any, x: jax.Array) -> jax.Array:
-    """Returns features W x: with the head, a linear network of two layers."""
+    """Features W x: with the head, a linear network of two layers."""
     return jnp.einsum("df,bf->bd", params["w"], x)
 
 
@@ -37,7 +37,7 @@ def drawn(model: reward_model.Model, seed: int) -> Any:
 
 
 def between(one: Any, other: Any, share: float) -> Any:
-    """Returns (1 - share) one + share other."""
+    """(1 - share) one + share other."""
     return averaging.mean([one, other], [1 - share, share])
 
 
@@ -130,7 +130,7 @@ def test_members_draw_all_there_is_and_the_same_again():
 
 @functools.cache
 def population() -> dict[bool, Any]:
-    """Trains three members of two layers, all at once and one after another."""
+    """Three members of two layers, all at once and one after another."""
     config = warm.Config(learning_rates=(1e-2, 1e-3), reward=reward_model.Config(learning=LEARNING))
     rng = np.random.default_rng(0)
     chosen, rejected = rng.normal(size=(2, 40, 3)).astype(np.float32)
@@ -180,7 +180,7 @@ WIDTH, UNITS, STEPS = 20, 64, 700
 
 
 def network(params: Any, x: Any) -> jax.Array:
-    """Applies two hidden layers, [B, 20] -> [B, 64]."""
+    """Two hidden layers, [B, 20] -> [B, 64]."""
     for layer in ("first", "second"):
         x = jax.nn.relu(jnp.einsum("bi,io->bo", x, params[layer]))
     return x
@@ -200,7 +200,7 @@ MLP = reward_model.on_features(init_network, network, UNITS)
 
 @functools.partial(jax.jit, static_argnums=2)
 def pretrained(key: jax.Array, gold: jax.Array, steps: int) -> Any:
-    """Makes a network whose features are linear in the inputs of the gold reward."""
+    """A network whose features are linear in what the gold reward is made of."""
     learner = optax.adam(1e-3)
     key, readout_key = jax.random.split(key)
     params = {

@@ -16,14 +16,14 @@ SEEDS = range(40)
 
 
 def corrupted(text: str, kind: str, pool: corruptions.Pool = POOL) -> set[str]:
-    """Returns all results of some seeds for a text."""
+    """All that some seeds make of a text."""
     made = {corruptions.corrupt(text, kind, pool, np.random.default_rng(n)) for n in SEEDS}
     assert None not in made
     return {text for text in made if text is not None}
 
 
 def changes(old: str, new: str) -> list[tuple[str, str]]:
-    """Returns the words that differ, place by place, of two texts of one length."""
+    """Words that differ, place by place, of two texts of one length."""
     pairs = zip(corruptions.words(old), corruptions.words(new), strict=True)
     return [pair for pair in pairs if pair[0] != pair[1]]
 

@@ -12,7 +12,7 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 
 
 def paper(name: str) -> faithfulness.Paper:
-    """Makes a paper whose every noun has its name in it."""
+    """One whose every noun has its name in it."""
     sections = tuple(
         tuple(
             f"We can train {n} {name}parsers{part}{n} on 1{n} {name}treebanks{part}{n} and see how "

@@ -134,7 +134,7 @@ def test_a_model_without_the_class_is_refused(labels: list[str], tmp_path: pathl
 
 
 def counted(config: scorers.Config, p=lambda premise, text: 0.5):
-    """Makes a model of a made-up P, and a list of its questions."""
+    """A model of a made-up P, and what it was asked for."""
     asked: list[tuple[str, str]] = []
 
     def probability(premises, hypotheses):

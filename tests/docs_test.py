@@ -1,0 +1,204 @@
+"""What docs/ says is what the code has; building the pages, `make docs`, is not needed for it."""
+
+import ast
+import csv
+import dataclasses
+import importlib
+import pathlib
+import re
+import runpy
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from kullback import agents
+from kullback.core import types
+from kullback.environments import toy
+from kullback.experiments import catalog
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in DOCS.rglob("*.md")}
+TEXTS = {**PAGES, **{path.name: path.read_text() for path in ROOT.glob("*.md")}}
+HOOKS = runpy.run_path(str(DOCS / "hooks.py"))
+ROOMS = {path.parent.name for path in ROOT.glob("*/py.typed")}
+
+
+def modules() -> list[str]:
+    """Returns the dotted names of all modules of the package."""
+    paths = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
+    return [".".join(["kullback", *part]).removesuffix(".__init__") for part in parts]
+
+
+def top_level(module: str) -> set[str]:
+    """Returns the names that a module defines or imports."""
+    names = set()
+    for node in ast.parse(HOOKS["path_of"](module).read_text()).body:
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+    return names
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_what_a_page_shows_of_the_code_is_there(page: str):
+    known = set(modules())
+    for name in HOOKS["shown"](PAGES[page]):
+        module, _, last = name.rpartition(".")
+        assert name in known or (module in known and last in top_level(module)), name
+
+
+def test_the_reference_shows_the_public_modules_and_no_others():
+    texts = [text for page, text in PAGES.items() if page.startswith("docs/reference/")]
+    shown = sorted(name for text in texts for name in HOOKS["shown"](text))
+    public = [
+        m for m in modules() if re.search(r"^__all__ = ", HOOKS["path_of"](m).read_text(), re.M)
+    ]
+    assert shown == sorted(public)
+
+
+def test_what_is_public_is_there_and_is_described():
+    for module in HOOKS["shown"]("\n".join(PAGES.values())):
+        if not module.startswith("kullback.") or module not in modules():
+            continue
+        if not re.search(r"^__all__ = ", HOOKS["path_of"](module).read_text(), re.M):
+            continue
+        imported = importlib.import_module(module)
+        assert HOOKS["exported"](module) == list(imported.__all__)
+        for name in imported.__all__:
+            assert not name.startswith("_") and hasattr(imported, name), f"{module}.{name}"
+
+
+CONFIGS = sorted({c for text in PAGES.values() for c in HOOKS["markers"](text, "settings")})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_settings_are_those_of_the_class(config: str):
+    # The table is read from the source; here Python says what it means.
+    name, _, kind = config.rpartition(".")
+    module = importlib.import_module(name)
+    read = list(HOOKS["fields"](config))
+    real = dataclasses.fields(getattr(module, kind))
+    assert [field.name for field in read] == [field.name for field in real]
+    made = getattr(module, kind)()
+    for field in read:
+        assert eval(field.default, vars(module).copy()) == getattr(made, field.name), field.name
+        assert (field.config is not None) == dataclasses.is_dataclass(getattr(made, field.name))
+
+
+def test_every_setting_says_its_unit_range_or_source():
+    silent = {
+        f"{HOOKS['short'](config)}.{field.name}"
+        for config in CONFIGS
+        for field in HOOKS["fields"](config)
+        if not field.comment and not field.config and not field.hint.startswith("Literal")
+    }
+    assert silent == set(), silent
+
+
+def columns_of(page: str) -> set[str]:
+    """Returns the metrics that a page explains."""
+    (names,) = HOOKS["markers"](PAGES[page], "metrics")
+    return set(names.split())
+
+
+EVERY = set(re.findall(r"^\| `(\w+)` \|", PAGES["docs/metrics.md"].split("## Of agents")[0], re.M))
+
+
+@pytest.mark.parametrize("name", list(catalog.AGENTS))
+def test_an_agents_page_has_the_columns_that_it_reports(name: str):
+    entry, spec = agents.AGENTS[name], toy.chain(1).spec
+    agent = entry.make(None, spec, entry.presets("toy"))
+    zeros, numbers = jnp.zeros((2, *spec.shape)), jnp.zeros(2)
+    data = types.Transition(zeros, jnp.zeros(2, jnp.int32), numbers, numbers, zeros)
+    batch = types.Batch(data, jnp.zeros(2, jnp.int32), numbers + 1, numbers + 1)
+    state = jax.eval_shape(agent.learner.init, jax.random.key(0))
+    _, feedback = jax.eval_shape(agent.learner.step, state, batch, None)
+    assert {*feedback.metrics, "epsilon"} == columns_of(f"docs/agents/{name}.md")
+
+
+# Columns that are there with a setting alone.
+ON_DEMAND = {"sample_age", "teacher_distance", "value_error", "distance"}
+
+
+@pytest.mark.parametrize("name", [name for name in catalog.ALGORITHMS if name != "distill"])
+def test_an_algorithms_page_has_the_columns_that_it_reports(name: str):
+    runs = ROOT / "tests" / "experiments" / "fixtures" / "runs_of_0_1"
+    with (runs / name.replace("-", "_") / "metrics.csv").open() as lines:
+        reported = set(next(csv.reader(lines))) - EVERY | {"loss"}
+    said = columns_of(f"docs/lm/{name}.md")
+    assert reported <= said
+    assert said - reported <= ON_DEMAND
+
+
+def test_metrics_of_every_run_are_those_of_every_file():
+    for path in (ROOT / "results").glob("*/metrics.csv"):
+        with path.open() as lines:
+            columns = set(next(csv.reader(lines)))
+        assert EVERY <= columns
+        assert columns <= set(HOOKS["metric_rows"]())
+
+
+def test_pages_are_in_the_contents():
+    listed = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(f"docs/{page}" for page in listed) == sorted(PAGES)
+
+
+def slugs(text: str) -> set[str]:
+    """Returns the anchors of a page's headings, as the pages and code hosts make them."""
+    plain = re.sub(r"^(```.*?^```|    .*?)$", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    }
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_links_lead_somewhere(page: str):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", TEXTS[page]):
+        path, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        assert target.is_relative_to(ROOT.resolve())
+        if page in PAGES and target.is_dir():
+            assert (target / "README.md").is_file(), f"{page}: {link} has no README.md to show"
+        if anchor:
+            assert anchor in slugs(target.read_text()), f"{page}: {link}"
+
+
+def test_commands_name_what_there_is():
+    text = "\n".join(TEXTS.values())
+    for agent, environment in re.findall(r"kullback train ([a-z][a-z0-9-]*) ([a-z]+/[\w-]+)", text):
+        catalog.check(
+            agent, environment if not environment.startswith("tokens/") else "tokens/jsonl:"
+        )
+    for name in re.findall(r"kullback reproduce ([a-z][a-z-]*)", text):
+        assert name in catalog.REPRODUCTIONS, name
+
+
+def test_every_algorithm_has_a_page():
+    for name in catalog.AGENTS:
+        assert f"docs/agents/{name}.md" in PAGES
+    for name in set(catalog.ALGORITHMS) - {"distill"}:
+        assert f"docs/lm/{name}.md" in PAGES
+
+
+def test_a_comment_is_that_of_its_field(tmp_path: pathlib.Path):
+    source = (
+        "class Config:\n"
+        "    # Above b.\n"
+        "    b: int = 1\n"
+        "    c: int = 2  # Behind c,\n"
+        "    # and below.\n"
+        "    d: int = 3\n"
+        "    # Above e.\n"
+        "    e: int = 4  # And behind.\n"
+    )
+    said = HOOKS["comments"](source)
+    (config,) = ast.parse(source).body
+    assert isinstance(config, ast.ClassDef)
+    read = [HOOKS["comment_of"](node, said) for node in config.body]
+    assert read == ["Above b.", "Behind c, and below.", "", "Above e. And behind."]
