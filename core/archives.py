@@ -1,8 +1,8 @@
 """Readers of NumPy's .npz archives, which check each claimed size before reading.
 
-An archive says how long each of its files is, and each file of what shape its array. NumPy believes
-both and asks for the memory first. Here claims are held against the length of the archive, against
-each other, and against the memory that is available, before anything is unpacked.
+An archive states the length of each of its files, and a file the shape of its array. NumPy trusts
+both and allocates the memory first. Here they are compared with the length of the archive, with
+each other, and with the available memory before anything is unpacked.
 """
 
 import math
@@ -18,9 +18,11 @@ from numpy.lib import format as npy
 
 from kullback.core import files, folders
 
-DEFLATED = 1040  # How many times longer than itself a deflated file can be: 1032, and some bytes.
+DEFLATED = (
+    1040  # Largest ratio of a deflated file's unpacked to packed length: 1032, and some bytes.
+)
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_FAULTS = (  # Of a damaged archive; NotImplementedError is a RuntimeError.
+_FAULTS = (  # Errors of a damaged archive; NotImplementedError is a RuntimeError.
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, SyntaxError, ValueError),
     *(AttributeError, TypeError, RuntimeError, OverflowError, OSError),
 )
@@ -30,10 +32,10 @@ def read(path: files.Path) -> dict[str, np.ndarray]:
     """Returns the arrays of an archive by name; nothing is unpickled.
 
     Args:
-      path: of what `numpy.savez` or `numpy.savez_compressed` wrote.
+      path: a file that `numpy.savez` or `numpy.savez_compressed` wrote.
 
     Raises:
-      CorruptError: if it is none, claims what it cannot hold, or does not fit into memory.
+      CorruptError: if it is no archive, claims more than it holds, or does not fit into memory.
       FileNotFoundError: if there is no such file.
     """
     path = pathlib.Path(path)
@@ -101,5 +103,5 @@ def _check_shape(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
         array = npy.read_array(file, allow_pickle=False)
-        file.read()  # To the end, where its checksum is compared.
+        file.read()  # Read to the end, where zipfile compares the checksum.
     return array

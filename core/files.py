@@ -30,9 +30,9 @@ class CorruptError(ValueError):
 def atomic_path(path: Path) -> Iterator[pathlib.Path]:
     """Yields a path beside `path`, for a file or folder that becomes `path` once the block ends.
 
-    A kill at any time leaves what was there or the new whole, on disk and not only in the page
-    cache. A file is replaced; in the place of a folder nothing may stand. What a killed process
-    left beside is overwritten by the next write of the same name.
+    A process killed at any time leaves the old or the whole new file, on disk and not only in the
+    page cache. A file is replaced; a folder must not exist yet. The next write of the same name
+    overwrites the temporary files of a killed process.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a table whole or not at all: columns as the first row names them; no rows, no text.
+    """Writes a table whole or not at all; the first row names the columns, no rows give no text.
 
-    Numbers read back the same, and texts too, but for those that a spreadsheet would run as a
-    formula: they begin with an apostrophe.
+    Numbers and texts read back the same, except that texts which a spreadsheet would run as a
+    formula get a leading apostrophe.
     """
     lines = [dict(zip(rows[0], rows[0], strict=True)), *rows] if rows else []
     atomic_write_text(path, "".join(_line(row, list(rows[0])) for row in lines))
@@ -117,7 +117,7 @@ def sync(path: pathlib.Path) -> None:
 def remove(path: Path) -> None:
     """Deletes a file or folder that may not be there; a kill never leaves half a folder."""
     path = pathlib.Path(path)
-    if path.is_dir() and not path.is_symlink():  # Of a link, the link.
+    if path.is_dir() and not path.is_symlink():  # A link itself is deleted.
         if not path.name.startswith(TEMPORARY):
             path = path.rename(path.parent / (TEMPORARY + path.name))
         shutil.rmtree(path)
@@ -261,7 +261,7 @@ def check_writable(path: Path) -> None:
       ValueError: if it cannot, with the reason.
     """
     path = pathlib.Path(path)
-    if not typed.is_unicode(os.fspath(path)):  # It could be neither written down nor shown.
+    if not typed.is_unicode(os.fspath(path)):  # Records could not hold it.
         raise ValueError(f"{os.fspath(path)!a} cannot be written (names are UTF-8); choose another")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -269,7 +269,8 @@ def check_writable(path: Path) -> None:
         above, missing = path.absolute().parent, [path.name]
         while not above.exists():
             above, missing = above.parent, [*missing, above.name]
-        for name in missing:  # Looked up where a folder is: of others all that is said is ENOENT.
+        # Missing names are looked up in a folder that exists, as elsewhere any error is ENOENT.
+        for name in missing:
             with contextlib.suppress(FileNotFoundError):
                 os.lstat(above / f"{TEMPORARY}{name}")
         handle, probe = tempfile.mkstemp(prefix=TEMPORARY, dir=above)
@@ -281,10 +282,10 @@ def check_writable(path: Path) -> None:
 
 
 def check_new_file(path: Path, flag: str = "--out") -> None:
-    """Checks, before work, that `path` is free and can be written; `flag` is what named it.
+    """Checks, before work, that `path` is free and can be written; `flag` named it.
 
     Raises:
-      ValueError: if something is there, or nothing can be.
+      ValueError: if something is there, or nothing can be written there.
     """
     check_writable(path)
     if os.path.lexists(path):
@@ -292,7 +293,7 @@ def check_new_file(path: Path, flag: str = "--out") -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Checks, before work, that `path` is no file and no folder that holds something.
+    """Checks, before work, that `path` is free, or an empty folder.
 
     Raises:
       ValueError: if it does, or nothing can be written there.

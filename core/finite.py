@@ -1,7 +1,7 @@
 """Checks for parameters that are not finite, started where their results are not.
 
-Looking through all parameters of a large model takes as long as reading them, so that one looks at
-what comes out first, and searches only then.
+A search through all parameters of a large model takes as long as reading them, so results are
+checked first, and parameters only if a result is not finite.
 """
 
 from typing import Any
@@ -31,11 +31,11 @@ def describe(name: str, array: np.ndarray) -> str:
 
 
 def require(values: Any, params: types.Params, what: str) -> None:
-    """Checks what parameters have computed, and names the parameter that is to blame.
+    """Checks results for NaN, and names the parameter that is to blame.
 
     Args:
-      values: a tree of arrays; NaN is what is looked for, as a log-probability may be -inf.
-      params: by which they were computed; searched only if there is a NaN.
+      values: a tree of arrays. Only NaN is a fault, as a log-probability may be -inf.
+      params: the parameters that computed them; searched only if there is a NaN.
       what: "log-probabilities of the model", for the message.
 
     Raises:

@@ -1,9 +1,9 @@
 """The one opener of files that a folder names: a stranger's folder leads only into itself.
 
-An index names files of weights, a checkpoint its segments, a model its tokenizer. Such a name is
-relative, has no "..", and what it leads to is a regular file inside the folder, also when links
-are followed. One place beside is known: Hugging Face's cache keeps the files of
-`snapshots/REVISION` as links to `blobs`, two folders up.
+An index names files of weights, a checkpoint its segments, a model its tokenizer. Such a name must
+be relative, without "..", and lead to a regular file inside the folder, also when links are
+followed. There is one exception: Hugging Face's cache keeps the files of `snapshots/REVISION` as
+links to `blobs`, two folders up.
 """
 
 import itertools
@@ -19,9 +19,9 @@ def inside(folder: Path, name: str, *, named_by: str = "") -> pathlib.Path:
     """Returns the path of a file that something in a folder names.
 
     Args:
-      folder: which the user named; it may be a link itself.
+      folder: the user's; it may be a link itself.
       name: relative, with "/" for a file of a folder inside.
-      named_by: what names it, for messages: the path of an index.
+      named_by: where the name stands, for messages: the path of an index.
 
     Raises:
       ValueError: if the name leads out of the folder, or to nothing, or to what is no regular file.
@@ -37,10 +37,10 @@ def subfolder(folder: Path, name: str, *, named_by: str = "") -> pathlib.Path:
 def present(folder: Path, names: Iterable[str]) -> dict[str, pathlib.Path]:
     """Returns those of some names of files that a folder has, in their order, by name.
 
-    What is copied into another folder, or read if it is there, is listed by name and opened so.
+    Files that are copied to another folder, or are optional, are listed by name and opened so.
 
     Raises:
-      ValueError: if one that is there is a link out of the folder, or no regular file.
+      ValueError: if one of them is a link out of the folder, or no regular file.
     """
     folder = pathlib.Path(folder)
     return {name: inside(folder, name) for name in names if os.path.lexists(folder / name)}
@@ -50,11 +50,11 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
     """Checks, before anything in a folder is written, moved or deleted, where its links lead.
 
     Args:
-      folder: which the user named; it may be a link itself.
-      names: what of it is looked at, with what is inside; None is all.
+      folder: the user's; it may be a link itself.
+      names: files and folders (with their contents) to check; None is all.
 
     Raises:
-      ValueError: for the first that leads out of it.
+      ValueError: for the first link that leads out of it.
     """
     folder = pathlib.Path(folder)
     homes = _homes(folder.resolve())
@@ -67,7 +67,7 @@ def check_links(folder: Path, names: Iterable[str] | None = None) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """Refuses a file that the user names and that is none: a pipe would be waited for, for ever.
+    """Refuses a user's path that is no regular file: reading a pipe would wait for ever.
 
     Raises:
       ValueError: if it is a folder, a pipe, or anything else but a regular file, links followed.

@@ -1,7 +1,7 @@
 """Metrics of a run: sums kept beside the state, read and emptied at each log interval.
 
-They are part of the run's state, so that an interval broken by an interruption is reported as
-if it had not been.
+They are part of the run's state, so that an interrupted interval is reported as if the run had gone
+on.
 """
 
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ import numpy as np
 
 from kullback.core import types
 
-RECENT_EPISODES = 100  # Over which `recent_return` averages.
+RECENT_EPISODES = 100  # Episodes that `recent_return` averages.
 
 
 class Metrics(NamedTuple):
     """Sums since the last row, for one seed; B rows."""
 
-    running_return: jax.Array  # float32, [B]: of the episodes under way, rewards as they came.
-    episodes: jax.Array  # int32, []: finished since the run began.
-    finished: jax.Array  # int32, []: finished in this interval.
-    return_sum: jax.Array  # float32, [], of those.
+    running_return: jax.Array  # float32, [B]: raw return so far of the episodes under way.
+    episodes: jax.Array  # int32, []: episodes finished since the run began.
+    finished: jax.Array  # int32, []: episodes finished in this interval.
+    return_sum: jax.Array  # float32, []: returns of this interval's episodes.
     return_min: jax.Array
     return_max: jax.Array
     recent: jax.Array  # float32, [100]: returns of the last episodes, a ring.
@@ -63,10 +63,10 @@ def observe(metrics: Metrics, timestep: types.TimeStep) -> Metrics:
 
 
 def _places(episodes: jax.Array, last: jax.Array) -> jax.Array:
-    """Returns where the ring takes the returns of rows that end, [B]; of others, out of it.
+    """Returns the ring's index for the return of each row that ends, [B]; out of range for others.
 
-    The j-th of a tick takes the j-th place, and of more than the ring holds the last are kept: no
-    two rows write one place, which has no defined order on accelerators.
+    The j-th row that ends in a tick takes the j-th place; if more end than the ring holds, the last
+    are kept. No two rows write one place, as the order of such writes is undefined on accelerators.
     """
     rank = jnp.cumsum(last, dtype=jnp.int32) - 1
     kept = last & (rank >= jnp.sum(last, dtype=jnp.int32) - RECENT_EPISODES)

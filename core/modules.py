@@ -1,8 +1,7 @@
 """Modules that a user names: installed, or in the folder that the program was started in.
 
-Only what is asked for here is looked for in that folder. A program that is installed does not
-search it otherwise, so that a file of a stranger's called numpy.py, in a folder that one happens to
-be in, is not run.
+Only these modules are looked for in that folder. An installed program does not search it otherwise,
+so that a stranger's file called numpy.py in the current folder is not run.
 """
 
 import contextlib

@@ -16,9 +16,9 @@ _RESERVE = 2**26  # Bytes.
 def keep_freed_memory() -> None:
     """Keeps freed memory in the process, where the C library is glibc; else nothing.
 
-    Otherwise glibc hands XLA's temporaries back to the system at each call of a program and the
-    next call faults them in again, a third of the time of a gradient step on Atari. What the
-    process took at its peak stays with it.
+    Otherwise glibc returns XLA's temporaries to the system after each call of a program, and the
+    next call faults them in again, which is a third of the time of a gradient step on Atari. The
+    process keeps its peak memory until it ends.
     """
     libc = _glibc()
     if libc is not None:

@@ -22,10 +22,10 @@ class ActorState(NamedTuple):
 class Trajectory(NamedTuple):
     """T ticks of B rows; leading axes [T, B]."""
 
-    observation: jax.Array  # Acted on.
+    observation: jax.Array  # The one that the policy acted on.
     action: jax.Array  # int32.
-    timestep: types.TimeStep  # What followed.
-    extras: dict[str, jax.Array]  # Of the policy.
+    timestep: types.TimeStep  # The environment's answer.
+    extras: dict[str, jax.Array]  # The policy's.
     valid: jax.Array  # bool: the row had not finished before this tick.
 
 
@@ -65,12 +65,12 @@ def rollout(
       state: from `start` or an earlier call, so that sampling goes on where it stopped.
       key: typed key; tick t draws from fold_in(key, start_tick + t).
       length: T, static.
-      start_tick: how many ticks earlier calls made with this key: pieces with one key and their
-        place in the whole are the whole. Calls with keys of their own leave it 0.
+      start_tick: ticks that earlier calls made with this key, so that pieces with one key equal
+        one long call. Calls with new keys leave it 0.
 
     Returns:
-      The trajectory, [T, B, ...], and the state after it. Where all rows finished early, what
-      is left of the trajectory is zeros with `valid` False.
+      The trajectory, [T, B, ...], and the state after it. If all rows finish early, the rest of
+      the trajectory is zeros with `valid` False.
     """
 
     def tick(state: ActorState, t: jax.Array) -> tuple[ActorState, Trajectory]:

@@ -20,7 +20,7 @@ _NAME = re.compile(r"segment-(\d+)\.npz")
 class SegmentStore:
     """Segments of named arrays in one folder that no other process writes to.
 
-    To make one, to verify and to load changes nothing there: a run that is read may be under way.
+    Making one, verifying and loading change nothing on disk, as the run may be under way.
     """
 
     def __init__(self, folder: files.Path):
@@ -31,7 +31,7 @@ class SegmentStore:
 
         Args:
           arrays: of plain NumPy dtypes; the file is an uncompressed .npz without pickles.
-          span: what of the replay this is, JSON-able; the store does not look at it.
+          span: describes the part of the replay, JSON-able; the store does not read it.
 
         Raises:
           ValueError: for an array that .npy cannot hold without pickling or losing its dtype.

@@ -12,9 +12,9 @@ _ROWS = ("frames", "action", "reward", "discount", "last", "age")  # What a slot
 def span(state: replay.State, since: replay.Cursors | None) -> dict[str, np.ndarray]:
     """Returns the part of a host replay added since `since`, or all of it, to be saved once.
 
-    Slots up to the newest frame are included; it stands in the next span too, by then with its
-    action, and so does the slot before it, which `cut` may have changed. What has been
-    overwritten meanwhile is left out.
+    Slots up to the newest frame are included. The newest one is in the next span too, by then with
+    its action, and so is the slot before it, which `cut` may have changed. Slots overwritten
+    meanwhile are left out.
     """
     num_envs = len(state.cursor)
     length = len(state.action) // num_envs
@@ -42,10 +42,10 @@ def span(state: replay.State, since: replay.Cursors | None) -> dict[str, np.ndar
 
 
 def load_span(state: replay.State, arrays: dict[str, np.ndarray]) -> None:
-    """Puts what `span` returned back, in place; spans go in the order in which they were taken.
+    """Puts a span back, in place; spans go in the order in which they were taken.
 
     Raises:
-      ValueError: if arrays are missing, of another shape or type, or of rows that there are not.
+      ValueError: if arrays are missing, of another shape or type, or of rows that do not exist.
     """
     _check_span(state, arrays)
     for name in _ROWS:

@@ -84,10 +84,10 @@ def from_numpy(array: np.ndarray, saved: Leaf, like: Any) -> Any:
 def check_alike(
     source: Any, saved: dict[str, Leaf], like: dict[str, Any], *, part: bool = False
 ) -> None:
-    """Compares what was saved with what is expected; if `part`, more may have been saved.
+    """Compares saved leaves with the expected ones; if `part`, more may have been saved.
 
     Raises:
-      ValueError: for the first leaf that differs, with what was expected and what found.
+      ValueError: for the first leaf that differs, with the expected and the saved description.
     """
     for name, leaf in like.items():
         expected = describe(name, leaf)

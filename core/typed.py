@@ -17,16 +17,16 @@ _UNIONS = (typing.Union, types.UnionType)
 
 
 def parse(name: str, hint: Any, text: str) -> Any:
-    """Returns what a text says, as a value of type `hint`.
+    """Reads a text as a value of type `hint`.
 
-    Booleans are true and false, and nothing else than none is None, in any case; whole numbers are
-    digits (50_000 too, 1e4 is none); tuples are 64,64 or (64, 64) or 64 64, texts in them may be
-    quoted. Without a declared type (`Any`) a value is a number where it reads as one, then a
-    boolean or None, then a text.
+    Booleans are "true" and "false", None is "none", in upper or lower case; whole numbers are
+    digits (50_000, but not 1e4); tuples are 64,64 or (64, 64) or 64 64, and texts in them may be
+    quoted. Without a declared type (`Any`) a text is read as a number if possible, else as a
+    boolean or None, else as itself.
 
     Raises:
-      ValueError: with name, type and text, if it says no such value. No number is NaN or infinite,
-        none has digits of other alphabets, and whole ones have 64 bits.
+      ValueError: with name, type and text, if it is no such value. NaN, infinities, digits of
+        other alphabets and whole numbers of more than 64 bits are refused.
     """
     try:
         return _read(hint, text.strip())
@@ -35,11 +35,11 @@ def parse(name: str, hint: Any, text: str) -> Any:
 
 
 def check(name: str, hint: Any, value: Any) -> Any:
-    """Returns a value that is of type `hint`; a whole number as a float, a list as a tuple if so.
+    """Checks a value's type; converts a whole number to float, and a list to a tuple, if declared.
 
     Raises:
-      ValueError: with name, type and value, if it is of another type. No number is NaN, whole ones
-        have 64 bits, and no text has half a surrogate pair.
+      ValueError: with name, type and value, if it is of another type. NaN, whole numbers of more
+        than 64 bits and texts with half a surrogate pair are refused.
     """
     try:
         return _checked(hint, value)
@@ -73,7 +73,7 @@ def _read(hint: Any, text: str) -> Any:
     """Raises ValueError, without words, as `_checked` does."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        # A text that is a number which no number may be, such as nan, is none of the others either.
+        # A text such as "nan", a number that is refused, is not read as a text instead.
         return _read(int | float if is_number(text) else bool | None | str, text)
     if hint in (bool, None, types.NoneType):
         return _checked(hint, _WORDS.get(text.lower(), text))
@@ -109,7 +109,7 @@ def _checked(hint: Any, value: Any) -> Any:
         return _first(_checked, members, value)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(map(_checked, _of_items(members, len(value)), value))
-    # Of other types there is no text and no JSON: what Python hands over is taken as it is.
+    # Other types have no form in text or JSON: a Python object is taken as it is.
     kind = origin or hint
     if isinstance(kind, type) and isinstance(value, kind):
         return value

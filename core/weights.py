@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors_numpy
 from kullback.core import files, folders, json_files, trees
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# safetensors' name -> NumPy's; others, of fewer bits than a byte say, are bytes to us.
+# safetensors' name -> NumPy's; other types, such as those below a byte, are read as bytes.
 _DTYPES = {
     **FLOATS,
     "BOOL": "bool",
@@ -49,7 +49,7 @@ class Tensor(NamedTuple):
 def read(path: files.Path) -> dict[str, Tensor]:
     """Returns the tensors of a file by name, memory-mapped.
 
-    What its header claims is compared with the length of the file before anything is made of it.
+    Its header is checked against the length of the file before it is used.
 
     Raises:
       CorruptError: if it is no whole file of safetensors.
