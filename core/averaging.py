@@ -11,8 +11,8 @@ model m, one group of parameters at a time (the paper: a layer),
 
 Each is a linear combination whose weights follow from the Gram matrix of the task vectors alone.
 Trees may hold NumPy or JAX arrays, and come back as such, in their types; dot products are summed
-in float64, combinations are computed in float32 or better and rounded once. Of a weight of 0 the
-parameters do not count, be they finite or not.
+in float64, combinations are computed in float32 or better and rounded once. Parameters of weight 0
+do not count, finite or not.
 
 Shape letters: M models, P length of a layer axis.
 """
@@ -80,7 +80,7 @@ def ema(average: types.Params, params: types.Params, rate: float) -> types.Param
     """Returns (1 - mu) average + mu params: a moving target of DQN's family, or WARP's anchor.
 
     Args:
-      average: what follows; keep it in float32 even if params are bfloat16, or mu (theta -
+      average: the last average; keep it in float32 even if params are bfloat16, or mu (theta -
         average) is rounded away.
       params: the newest parameters.
       rate: mu in (0, 1]; 1 is a copy, whatever the average was.
@@ -124,7 +124,7 @@ def mean_weights(num_models: int, weights: Sequence[float] | None = None) -> np.
 def ema_weights(num_models: int, rate: float) -> np.ndarray:
     """Returns the weights of M successive parameters in their moving average, float64 [M].
 
-    It starts at the first: w_1 = (1 - mu)^(M-1), w_m = mu (1 - mu)^(M-m).
+    The average starts at the first model: w_1 = (1 - mu)^(M-1), w_m = mu (1 - mu)^(M-m).
     """
     check_rate(rate)
     powers = (1 - rate) ** np.arange(num_models - 1, -1, -1, dtype=np.float64)
@@ -137,8 +137,8 @@ def slerp_weights(gram: Any, t: float | None = None) -> Any:
         slerp_m = sin((1 - lambda) Omega) / sin(Omega) slerp_{m-1}
                   + sin(lambda Omega) / sin(Omega) delta_m,    lambda = 1 / m
 
-    Of a vector that is 0, and of opposite ones, no angle is defined: they are interpolated
-    linearly, which is also the limit of small angles.
+    A zero vector has no angle, and opposite ones span no plane: they are interpolated linearly,
+    which is also the limit of small angles.
 
     Args:
       gram: <delta_m, delta_n>, [..., M, M], NumPy's or JAX's.
@@ -226,7 +226,7 @@ def slerp(
       base: theta_0, from which task vectors are taken; None is 0, so that the parameters
         themselves are interpolated.
       t: lambda of two models; None is 1/M recursively.
-      group_of: which leaves are one vector.
+      group_of: returns a leaf's group; the leaves of a group are one vector.
 
     Raises:
       ValueError: if the trees differ, a leaf is not floating, or t is out of range.
@@ -266,7 +266,7 @@ def cosine(gram: np.ndarray) -> np.ndarray:
 def flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
     """Returns <theta_m - theta_0, theta_n - theta_0> of flat NumPy arrays, in float64: [M, M].
 
-    What is not finite makes NaN of it, without a warning, as in JAX.
+    Numbers that are not finite give NaN without a warning, as in JAX.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         return _flat_gram(models, base)
@@ -297,7 +297,7 @@ def _flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None) -> np.ndar
 def flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndarray) -> None:
     """Writes sum_k w_k parts_k of flat NumPy arrays of one type to `out`; a weight of 0 is exact.
 
-    What is not finite stays so, without a warning, as in JAX.
+    Numbers that are not finite stay so without a warning, as in JAX.
 
     Args:
       parts: K arrays, [size] each.

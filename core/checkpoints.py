@@ -1,7 +1,7 @@
 """Checkpoints of any tree of arrays: written whole or not at all, and checked when read.
 
-`<folder>/<step>/` holds `arrays/` (Orbax), `contents.json` (what each leaf is, and the caller's
-`meta`) and `manifest.json` (size and CRC-32 of each file). Nothing in it is pickled.
+`<folder>/<step>/` holds `arrays/` (Orbax), `contents.json` (a description of each leaf, and the
+caller's `meta`) and `manifest.json` (size and CRC-32 of each file). Nothing in it is pickled.
 """
 
 import contextlib
@@ -62,10 +62,10 @@ class _Contents(NamedTuple):
 
 
 def _report(report: Callable[[Any], Any], raised: Any) -> None:
-    """Reports an error that nobody could catch, but for one that is only an echo.
+    """Reports an error that nobody could catch, unless it only follows from another.
 
-    Where one write of several fails, Orbax closes its event loop and raises; the writes that still
-    run then find it closed, and tensorstore would print each of them.
+    If one of several writes fails, Orbax closes its event loop and raises. Writes that still run
+    then fail on the closed loop, and tensorstore would print each failure.
     """
     if raised.exc_type is not RuntimeError or str(raised.exc_value) != "Event loop is closed":
         report(raised)
@@ -128,20 +128,20 @@ def _saved(folder: files.Path) -> list[_Saved]:
 def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3) -> pathlib.Path:
     """Writes a checkpoint, prunes old ones, and returns the new one's folder.
 
-    A kill at any time leaves the old ones or the new as well, each whole. Kept are the last
-    `keep` steps and the best: that of the highest `meta["score"]` (None or NaN is no score),
-    of equal scores the newest. No other process may write to `folder`.
+    A process killed at any time leaves whole checkpoints, with the new one or without. The last
+    `keep` steps are kept and the best: the one with the highest `meta["score"]` (None or NaN is no
+    score), the newest of equal ones. No other process may write to `folder`.
 
     Args:
       folder: where checkpoints stand, one folder a step.
       step: >= 0; the highest is the latest. The same step again replaces the first.
       state: tree of arrays (JAX or NumPy, typed keys too) and Python numbers; None is no leaf.
-      meta: JSON-able, for what is no array.
+      meta: JSON-able data beside the arrays.
       keep: >= 1.
 
     Raises:
       ValueError: for a leaf that is no array of numbers.
-      OSError: if it cannot be written, to a disk that is full say.
+      OSError: if it cannot be written, for example to a full disk.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step must be >= 0 and keep >= 1, got {step} and {keep}")
@@ -244,11 +244,10 @@ def restore_latest(
     Args:
       folder: where checkpoints stand.
       like: as for `restore`.
-      check: raises CorruptError if what stands elsewhere and the meta lists (segments) is not
-        whole; then too the checkpoint before is taken.
-      part: whether `like` is only a part of what was saved, by the names of its leaves; nothing
-        else is read.
-      best: takes that of the highest score in place of the newest, of equal ones the newest.
+      check: raises CorruptError if files elsewhere that the meta lists (segments) are damaged;
+        then, too, the checkpoint before is taken.
+      part: whether `like` has only some of the saved leaves, by name; nothing else is read.
+      best: takes the checkpoint of the highest score, the newest of equal ones, not the newest.
 
     Returns:
       State, meta and step.
@@ -262,7 +261,7 @@ def restore_latest(
         raise ValueError(
             f"{folder} has no checkpoint with a score: train with --eval-every, or take the newest"
         )
-    if best:  # Those that are damaged might have been it, and are said to be skipped.
+    if best:  # A damaged one might have been the best, so it comes first, and is reported.
         all_saved = sorted(all_saved, key=lambda x: (x.score(damaged=math.inf), x.step))
     skipped: list[tuple[pathlib.Path, CorruptError]] = []
     for saved in reversed(all_saved):
@@ -306,10 +305,10 @@ def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
 
 
 def _check_arrays(path: pathlib.Path, like: Mapping[str, Any]) -> None:
-    """Compares the shapes that arrays are stored with, for which memory is asked, with `like`'s.
+    """Compares the stored shapes, for which memory is allocated, with those of `like`.
 
     Raises:
-      CorruptError: if they differ: contents.json describes other arrays.
+      CorruptError: if they differ from those that contents.json describes.
     """
     try:
         metadata: Any = _orbax().metadata(path.absolute())

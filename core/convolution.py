@@ -1,14 +1,14 @@
 """2-D convolution in the form that is fastest where it runs.
 
-On a TPU that is XLA's own. On CPUs XLA's is slow, its weight gradient most; on GPUs it is at small
-batches, and where seeds that train in one program each have their own weights. There one matrix
-product takes its place: each row of the left side is one image row's patch, k columns wide, and
-each of its outputs is what that patch adds to one of the k rows of results it takes part in.
-Against the usual patches of k x k this copies a k-th as much and multiplies a little more.
-Strides are folded into channels first (space to depth). Weights and numbers are the same.
+On a TPU that is XLA's own. XLA's is slow on CPUs, its weight gradient most, and on GPUs for small
+batches, and where seeds that train in one program have different weights. There one matrix product
+replaces it: each row of its left side is a patch of one image row, k columns wide, and its outputs
+are what the patch adds to each of the k result rows that it takes part in. Compared with the usual
+patches of k x k this copies a k-th as much and multiplies a little more. Strides are first folded
+into channels (space to depth). Weights and results are those of XLA's form.
 
-Stacks of frames come with channels first. Their bytes move four at a time: in a row of pixels the
-bytes of one patch stand together, and as one word they are moved five times as fast.
+Stacks of frames come with channels first. Their bytes are moved as words of four: the bytes of a
+patch are neighbours in a row of pixels, and one word is moved five times as fast.
 """
 
 from typing import Literal
@@ -89,7 +89,7 @@ def _by_matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     n, filters = w.shape[0], w.shape[-1]
     h, v = height - n + 1, width - n + 1
-    # Bytes are laid side by side before they become floats: a quarter of what is copied.
+    # Bytes are arranged before they become floats, which copies a quarter as much.
     patches = jnp.concatenate([x[:, :, j : j + v] for j in range(n)], axis=-1).astype(w.dtype)
     w = w.transpose(1, 2, 0, 3).reshape(n * channels, n * filters)
     y = _matmul(patches.reshape(batch * height * v, -1), w)

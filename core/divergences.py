@@ -244,8 +244,8 @@ def from_function(
 ) -> Divergence:
     """Makes the divergence of a strictly convex f that JAX can differentiate twice on u > 0.
 
-    It need not be normalised. The inverse of f' is found by bisection over ln u, so it costs some
-    sixty times what a divergence of this module does.
+    f need not be normalised. The inverse of f' is found by bisection over ln u, so that it costs
+    some sixty times as much as a divergence of this module.
 
     Args:
       f: u -> f(u), element by element.
@@ -320,7 +320,7 @@ def named(name: str) -> Divergence:
     """Returns a divergence by name: one of DIVERGENCES, or "alpha-A" for a number A.
 
     Raises:
-      ValueError: for a name that is none.
+      ValueError: for an unknown name.
     """
     if name in DIVERGENCES:
         return DIVERGENCES[name]

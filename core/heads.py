@@ -108,7 +108,7 @@ def implicit_quantiles(
       torso: observations -> features.
       num_actions: A.
       hidden: units of a layer in f; 0 is none.
-      num_cosines: how many i there are.
+      num_cosines: number of i.
       first_cosine: the first i. The paper counts from 0; released code, and the default, from 1.
     """
     frequencies = np.pi * np.arange(first_cosine, first_cosine + num_cosines, dtype=np.float32)

@@ -1,7 +1,7 @@
 """Policies over action values or logits: epsilon-greedy and softmax, from distrax.
 
-What acts is a dict: the network's `params` and the exploration that goes with them, so that
-schedules are arrays and one compiled program serves training and evaluation.
+A policy's params are a dict of the network's `params` and its exploration, so that schedules are
+arrays and one compiled program serves training and evaluation.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ RandomValues = Callable[[types.Params, types.Array, types.Key], jax.Array]  # (.
 def epsilon_greedy(action_values: ActionValues) -> types.Policy:
     """Returns the policy that is uniform with probability epsilon, else greedy (random among ties).
 
-    Its params are {"params": of the network, "epsilon": float32, []}; extras hold
+    Its params are {"params": the network's, "epsilon": float32, []}; extras hold
     `log_probability` of the action, [B].
     """
     return _memoryless(
@@ -56,9 +56,9 @@ def epsilon_greedy_of_random(action_values: RandomValues) -> types.Policy:
 
 
 def softmax(action_values: ActionValues) -> types.Policy:
-    """Draws from softmax(q / temperature): greedy with an entropy bonus.
+    """Returns the policy softmax(q / temperature): greedy with an entropy bonus.
 
-    Its params are {"params": of the network, "temperature": float32, []}.
+    Its params are {"params": the network's, "temperature": float32, []}.
     """
     return _memoryless(
         lambda acting, observation: distrax.Softmax(
@@ -70,8 +70,8 @@ def softmax(action_values: ActionValues) -> types.Policy:
 def epsilon_softmax(action_values: ActionValues) -> types.Policy:
     """Returns the policy softmax(values / temperature), uniform with probability epsilon.
 
-    What explores around a policy that is random itself: an actor's logits (temperature 1). Its
-    params are {"params": of the network, "epsilon", "temperature": float32, []}.
+    It explores around a policy that is random itself: an actor's logits (temperature 1). Its
+    params are {"params": the network's, "epsilon", "temperature": float32, []}.
     """
 
     def mixture(acting: Any, observation: types.Array) -> distrax.Distribution:

@@ -7,8 +7,8 @@ proportional variant, with one draw from each of B equal parts of the sum. A new
 largest priority ever given (1 at first), so that it is drawn soon.
 
 The tree is wide: a node has 64 children, so that a million slots are four levels, and a batch
-descends all at once: no loop over items, in NumPy and in JAX. Sums are made anew from their terms
-whenever one changes, so that no error grows.
+descends all at once, without a loop over items, in NumPy and in JAX. A sum is computed from its
+terms whenever one changes, so that no error accumulates.
 """
 
 import math
@@ -50,10 +50,9 @@ def memory_needed(size: int) -> int:
 def make(xp: Any, size: int, exponent: float) -> Scheme:
     """Makes the priorities of `size` slots.
 
-    `insert` gives slots the largest mass where `is_new`, none elsewhere; a slot of number `size`
-    is nobody's, for what is to be left out. `update` leaves alone what has no mass: it has been
-    forgotten since it was drawn. Of a slot that stands twice in a batch the larger priority holds,
-    on every device.
+    `insert` gives slots the largest mass where `is_new`, and none elsewhere; number `size` is no
+    slot, and ignored. `update` ignores slots without mass, which were overwritten since they were
+    drawn. If a slot comes twice in a batch, the larger priority holds, on every device.
 
     Args:
       xp: `numpy` or `jax.numpy`.

@@ -255,11 +255,11 @@ def _argument(theta: jax.Array, tau: jax.Array, divergence: Divergence) -> jax.A
 def _threshold(theta: jax.Array, reference: jax.Array | None, divergence: Divergence) -> jax.Array:
     """Solves sum_j q_j (f*)'(max(theta_j - tau, f'(0))) = 1 for tau, [..., 1].
 
-    All rows at once, in a bracket as the paper's Algorithm 1: f' at 1 / q_j for the best class j,
-    where that class alone has all mass, and at 1 / sum_j q_j, where each has at most its share of
-    q. Where the paper halves it, Newton's step is taken as long as it stays inside and is at most
-    half the last one: h' is known, and from the low end it needs some six passes over the logits
-    to float precision where halving needs 26.
+    All rows are solved at once, in the bracket of the paper's Algorithm 1: f' at 1 / q_j for the
+    best class j, where that class alone has all mass, and at 1 / sum_j q_j, where each has at most
+    its share of q. The paper halves the bracket. Here Newton's step is taken as long as it stays
+    inside and is at most half the last one: from the low end it needs some six passes over the
+    logits to float precision, where halving needs 26.
     """
     best = jnp.max(theta, -1, keepdims=True)
     theta = theta - best
@@ -303,7 +303,7 @@ def _solve(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns softmax_f(theta; q) + `_offset` sum_j q_j, [...], and softargmax_f(theta; q).
 
-    With the offset no term of the sum is larger than what it adds to the value.
+    With the offset, no term of the sum is larger than its contribution to the value.
     """
     if divergence is kl:
         theta = theta if is_ones else theta + jnp.log(reference)

@@ -1,9 +1,9 @@
 """Draws from categorical distributions over many classes, and the settings of token sampling.
 
 `jax.random.categorical` makes a random number and two logarithms for every class, which on a CPU
-costs more than the step of a small language model. There the inverse of the distribution function
-takes its place, on two levels: a block of classes, then a class of the block. Both levels count in
-whole numbers, of which a sum is exact: in float32, a class of probability 1e-9 adds nothing to a
+costs more than the step of a small language model. There classes are drawn by inverting the
+distribution function, on two levels: a block of classes, then a class of the block. Both levels
+use whole numbers, whose sums are exact: in float32 a class of probability 1e-9 adds nothing to a
 sum near one, and would never be drawn.
 
 B rows, V classes (tokens).
@@ -60,7 +60,7 @@ def filter_logits(
     for temperature 0, which keeps the first of the best.
 
     Args:
-      logits: [..., V]; float32 at least is what comes back.
+      logits: [..., V]; the result is float32 at least.
       sampling: settings, static; a top_k of V or more keeps every token.
       divergence: f of the operator that makes probabilities of logits; None is KL (softmax).
     """

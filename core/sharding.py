@@ -1,7 +1,7 @@
 """Learners over a mesh of devices: rows of a batch over one axis, weights over the other.
 
-A table of rules says how each parameter is cut, by its path and its rank; what follows parameters
-(moments of an optimiser, target trees) is cut as they are. The compiler makes the communication
+A table of rules says how each parameter is cut, by its path and its rank; arrays that mirror
+parameters (an optimiser's moments, targets) are cut alike. The compiler inserts the communication
 (GSPMD, Xu et al. 2021, https://arxiv.org/abs/2105.04663), so that no algorithm knows of it.
 """
 
@@ -30,8 +30,8 @@ Cut = str | tuple[str, int] | None
 class Rule:
     """A rule of how parameters are cut, by whole path and rank.
 
-    `cuts` are of the last dimensions. Those before it, by which the rank is larger, are layer axes:
-    a scan runs along them, so that no rule can cut them.
+    `cuts` are those of the last dimensions. The dimensions before them are layer axes, along which
+    a scan runs, so that no rule can cut them.
     """
 
     pattern: str  # A regular expression, of the path "periods/layer_0/attention/query".
@@ -62,7 +62,7 @@ def shape_of(text: str) -> tuple[int, int]:
     """Parses "4x2" into (data, model), the sizes of the axes of a mesh.
 
     Raises:
-      ValueError: if it is nothing of that kind.
+      ValueError: for any other text.
     """
     sizes = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if sizes is None:
@@ -74,7 +74,7 @@ def make_mesh(text: str) -> Mesh:
     """Makes the mesh of all devices, from "4x2".
 
     Raises:
-      ValueError: if it has not as many devices as there are.
+      ValueError: unless the mesh has as many devices as there are.
     """
     data, model = shape_of(text)
     if data * model != jax.device_count():
@@ -115,8 +115,8 @@ def of_params(rules: Sequence[Rule], params: Any, mesh: AnyMesh) -> Any:
 def of_state(rules: Sequence[Rule], state: types.LearnerState, mesh: AnyMesh) -> types.LearnerState:
     """Returns the shardings of a learner's state, given as arrays or shapes.
 
-    An array that has the shape of a parameter and whose path ends in that parameter's is cut as the
-    parameter is. All else is on each device whole: counters, keys, what an algorithm remembers.
+    An array that has the shape of a parameter and whose path ends in that parameter's is cut like
+    it. All other arrays (counters, keys, an algorithm's `aux`) are replicated.
 
     Raises:
       ValueError: if a parameter matches no rule.
@@ -149,10 +149,10 @@ def replicated(mesh: AnyMesh) -> NamedSharding:
 
 
 def check_batch(mesh: AnyMesh, batch_size: int) -> None:
-    """Refuses a batch that is not of as many rows on each device.
+    """Refuses a batch that does not divide over the devices.
 
     Raises:
-      ValueError: if it is not.
+      ValueError: if it does not.
     """
     size = mesh.shape[DATA]
     if batch_size % size:
@@ -175,9 +175,9 @@ def annotated(shapes: Any, shardings: Any) -> Any:
 def spread(tree: Any, axis: int = 0) -> Any:
     """Constrains `axis` of arrays to be cut over the data axis; for code inside a step.
 
-    The compiler carries the cut of rows through most operations. Where it is lost, by a sort over
-    all rows say, each device would compute all that follows; this says that it shall not. On one
-    device, and for arrays that do not divide, it does nothing.
+    The compiler keeps rows cut through most operations. Where the cut is lost, as by a sort over
+    all rows, each device would compute everything that follows; this restores it. On one device,
+    and for arrays that do not divide, it does nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -196,8 +196,8 @@ def spread(tree: Any, axis: int = 0) -> Any:
 def over_mesh(learner: types.Learner, placement: Placement) -> types.Learner:
     """Compiles a learner's functions over a mesh.
 
-    Its state is made where it belongs. A step takes the state over (its buffers are donated) and
-    batches whose arrays lead with rows; constants are where the caller has put them, and stay.
+    The state is created on its devices, and a step donates its buffers. The arrays of a batch have
+    a leading axis of rows; constants stay where the caller has put them.
 
     Raises:
       ValueError: if a parameter matches no rule.
