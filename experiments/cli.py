@@ -29,13 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      Exit status: 0, 1 if a run failed, 2 for what was asked wrongly, and after a signal what a
-      shell makes of it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, and 141 where all that a
-      command does is to print, and its reader has gone.
+      Exit status: 0, 1 if a run failed, 2 for a wrong command line; after a signal the shell's
+      number for it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, and 141 if a command that
+      only prints has lost its reader.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for argument in arguments:
-        if not typed.is_unicode(argument):  # It could be neither written down nor shown.
+        if not typed.is_unicode(argument):  # Records could not hold it.
             return _fail(f"arguments must be UTF-8, got {argument!a}", 2)
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -48,7 +48,7 @@ def program() -> NoReturn:
     """Runs the command that was typed, and ends the process with its exit status."""
     try:
         status = main()
-        # All is done and said: Ctrl-C ends what libraries clean up, without a word.
+        # The work is done: Ctrl-C now ends the libraries' cleaning up, silently.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
@@ -57,7 +57,9 @@ def program() -> NoReturn:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        with interrupts.Interrupts(raises=True):  # A run that has a state to save hears by itself.
+        with interrupts.Interrupts(
+            raises=True
+        ):  # A run that has a state to save handles signals itself.
             status = options.command(options)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Deep reinforcement learning as regularised policy updates.",
         epilog="Each command has its own --help.",
     )
-    parser.set_defaults(prints_only=False)  # Whether there is nothing to do once nobody reads.
+    parser.set_defaults(prints_only=False)  # True: a closed pipe ends the command.
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

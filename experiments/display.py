@@ -1,8 +1,8 @@
 """Output of commands: text that no terminal obeys, and that outlives its reader.
 
-Where a pipe is closed, the work goes on unseen. Names and texts of others may hold control
+If a pipe is closed, the work goes on unseen. Names and texts from outside may hold control
 characters, which move a terminal's cursor, rewrite lines or set its title: on a terminal they are
-spelled. Files and pipes get what there is.
+spelled out. Files and pipes get them unchanged.
 """
 
 import contextlib

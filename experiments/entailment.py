@@ -1,10 +1,10 @@
 """Trains entailment models on pairs from real documents, and evaluates them on new ones.
 
-Two kinds, as different as they can be, so that one may be a reward and the other judge what it led
-to: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis together
+Two kinds, as different as they can be, so that one may be a reward and the other evaluate its
+effect: "encoder" tunes the upper layers of MiniLM to read premise and hypothesis together
 (lm/entailment/bert.py); "embeddings" compares MiniLM's vectors of their sentences, each read alone
-(lm/entailment/embeddings.py). They learn from different draws of pairs, and are judged by the same
-pairs of other papers.
+(lm/entailment/embeddings.py). They learn from different draws of pairs, and are evaluated on the
+same pairs of other papers.
 """
 
 import collections
@@ -29,8 +29,8 @@ from kullback.lm.entailment import bert_folder, embeddings, faithfulness, pair_t
 LABELS = ("not_entailment", "entailment")
 REPORT = "report.json"
 KINDS = ("encoder", "embeddings")
-TEST_SEED = 2**31  # Of the pairs that judge, whatever the seed: all models are asked the same.
-CHUNK = 256  # Sentences between two looks at the progress.
+TEST_SEED = 2**31  # Seed of the test pairs, the same for all models.
+CHUNK = 256  # Sentences between two updates of the progress bar.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,9 +98,9 @@ def train(
     """Trains a model, writes its folder with report.json, and returns the report.
 
     Args:
-      out: made here, whole or not at all; `scorers.load` and, of an encoder, transformers read
-        it. It must not exist, or be empty.
-      config: how.
+      out: written whole or not at all; `scorers.load` reads it and, if it is an encoder,
+        transformers. It must not exist, or be empty.
+      config: settings of data and training.
       base: a BERT's folder to start from; None is MiniLM.
       quiet: whether nothing is printed.
 
@@ -153,11 +153,12 @@ def judged(probability: scorers.Probability, pairs: Sequence[faithfulness.Pair])
 def scored(scores: np.ndarray, pairs: Sequence[faithfulness.Pair], limit: float) -> dict[str, Any]:
     """Evaluates scores, float [n], of pairs: accuracy, and the area under the curve.
 
-    The area is the chance that an entailed pair has more than another one, which no limit decides.
+    The area is the probability that an entailed pair scores higher than another; no threshold is
+    involved.
 
     Returns:
       {"accuracy", "by_kind": {kind: accuracy}, "auc", "auc_by_kind": {kind: area}}, each in [0, 1];
-      the area of a kind that is wrong is of all entailed pairs and of those of the kind.
+      a wrong kind's area compares its pairs with all entailed ones.
     """
     y = np.array([pair.is_entailed for pair in pairs])
     kinds = np.array([pair.kind for pair in pairs])

@@ -36,15 +36,15 @@ def as_interrupted(error: KeyboardInterrupt, message: str = "") -> Interrupted:
 class Interrupts:
     """Hears signals within a block; a second one raises Interrupted wherever that is.
 
-    The first one is remembered in `asked`, for a loop that looks when its state can be saved. It
-    raises too where `at_once` holds: nothing that must be kept changes there. Handlers of Python
+    The first one is kept in `asked`, for a loop that checks it when its state can be saved. Inside
+    `at_once` it raises too, as nothing that must be kept changes there. Handlers of Python
     run between two of its instructions, so that a call of a compiled program ends first.
 
-    What a handler raises is lost where Python happens to run what nobody can catch an error of (a
-    callback of its collector). Such a signal is sent again a moment later.
+    An exception of a handler is lost if Python happens to run code whose errors nobody can catch (a
+    callback of its garbage collector). Such a signal is sent again a moment later.
 
-    Outside of the main thread nothing is heard, and the caller's handlers stay. SIGHUP that was
-    ignored when the program began (nohup) still is.
+    Outside of the main thread no signal is handled, and the caller's handlers stay. SIGHUP stays
+    ignored if it was when the program began (nohup).
     """
 
     def __init__(self, *, raises: bool = False) -> None:

@@ -18,7 +18,7 @@ from kullback.core import files
 def plain_text() -> Iterator[None]:
     """Draws and saves the pictures of a block with names that are only text.
 
-    Matplotlib reads what stands between two "$" as mathematics, also in the name of a file.
+    Matplotlib reads text between two "$" as mathematics, also in the name of a file.
     """
     with matplotlib.rc_context({"text.parse_math": False}):
         yield
@@ -30,8 +30,8 @@ def learning_curve(
 ) -> None:
     """Draws mean episode return against agent steps: each seed thin, their mean thick.
 
-    Of a language model it is the score of the sequences that it samples against learner steps; of
-    one that samples none, or has no score, the loss.
+    For a language model it is the score of its samples against learner steps, or the loss if it has
+    no samples or no score.
 
     Args:
       rows: of metrics.csv, with the columns seed, steps, return_mean and evaluation.
@@ -57,7 +57,7 @@ def learning_curve(
             axes.plot(steps, returns, color="C0", alpha=0.45, linewidth=0.9, label="each interval")
             axes.plot(steps, _smooth(returns), color="C0", linewidth=2, label="mean of ten")
     if len(seeds) > 1 and all(len(c[0]) == len(curves[0][0]) for c in curves):
-        # Where no episode of a seed ended its last value stands, or the mean would be of others.
+        # If no episode of a seed ended, its last value counts, so that the mean is over all seeds.
         values = np.stack([_last_known(c[1]) for c in curves])
         known = np.any(np.isfinite(values), axis=0)
         mean = np.nanmean(values[:, known], axis=0)

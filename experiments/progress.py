@@ -84,7 +84,7 @@ class Progress:
         finished = done >= self._total
         if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
             self._last_line = now
-            left = "-"  # What came before the first step says nothing of those to come.
+            left = "-"  # The time of compiling says nothing about the steps to come.
             if speed > 0:
                 left = datetime.timedelta(seconds=round(max(self._total - done, 0) / speed))
             self._console.print(

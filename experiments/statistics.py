@@ -22,7 +22,7 @@ Statistic = Callable[..., Any]  # (*games [..., N_m]) -> [...].
 CONFIDENCE = 0.95
 RESAMPLES = 10_000  # Of games.
 RATIO_RESAMPLES = 2_000
-BATCH_ELEMENTS = 4_000_000  # Of what is resampled at once, 32 MB.
+BATCH_ELEMENTS = 4_000_000  # Largest array that is resampled at once, 32 MB.
 
 
 class Estimate(NamedTuple):
@@ -53,7 +53,7 @@ def ratio(values: np.ndarray, weights: np.ndarray | None = None) -> Estimate:
     """Returns sum(values) / sum(weights) with its bootstrap interval; the same each time.
 
     Args:
-      values: [n]; NaN is left out. Of none, or where one is infinite, there is no interval.
+      values: [n]; NaN is left out. There is no interval for none, or if one is infinite.
       weights: [n], >= 0; None is ones, which gives the mean.
     """
     known = ~np.isnan(values)

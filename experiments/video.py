@@ -82,9 +82,9 @@ class _Film:
 def _palette(rgb: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns 256 colours for those of a film, and which of them stands for each.
 
-    Exact where there are no more. Else the more frequent half of the palette is exact, and the
-    other covers all that are left, however few pixels have them: what is small or seldom seen
-    keeps its colour.
+    They are exact if the film has no more. Otherwise the most frequent colours are exact in half of
+    the palette, and the other half covers all the rest, however few pixels have them, so that small
+    or rare things keep their colour.
 
     Args:
       rgb: colours, uint8 [C, 3].
@@ -145,7 +145,7 @@ def _write_mp4(
         str(path),
     ]
     count = 0
-    # A process group of its own: Ctrl-C is for us.
+    # In another process group, so that Ctrl-C reaches only us.
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stderr=pipe, process_group=0) as ffmpeg:
         assert ffmpeg.stdin is not None

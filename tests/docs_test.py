@@ -1,4 +1,4 @@
-"""What docs/ says is what the code has; building the pages, `make docs`, is not needed for it."""
+"""Tests that docs/ agrees with the code; they do not build the pages (`make docs`)."""
 
 import ast
 import csv

@@ -70,7 +70,7 @@ def add_parser(commands: Any) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Merges, and says where the result is and how far apart the models were.
+    """Merges models, and prints where the result is and how far apart they were.
 
     Raises:
       ValueError: if options do not fit each other, or models differ.

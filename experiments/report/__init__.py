@@ -35,20 +35,20 @@ def write(
     """Writes index.html, self-contained, with its PNGs and CSVs, and returns its path.
 
     Args:
-      runs: folders of runs, or folders of such; unfinished runs are used up to where they are.
+      runs: folders of runs, or folders of such; unfinished runs are used as far as they go.
       out: folder, new or of an old report, which is then replaced; None is the next free one
         under runs/.
       baseline: the agent that others are compared with, by its name in the report.
       denominator: what improvements are measured in: "baseline" is |b - random|, "human"
         |human - random|, "largest" the larger of both.
       score: "training", returns of the last 100 training episodes; or "evaluation".
-      steps: at which agents are compared; None is the fewest that one of the runs has done, in
-        Atari and MinAtar over all games, else for each environment.
+      steps: number at which agents are compared; None is the fewest that a run has done, over all
+        games in Atari and MinAtar, else for each environment.
       with_published: adds the published aggregates, in a table.
-      say: takes each line of what is printed.
+      say: prints a line.
 
     Raises:
-      ValueError: where there is no run, runs played by different rules, a seed is there twice, the
+      ValueError: if there is no run, runs have different rules, a seed is there twice, the
         baseline is unknown, or `out` holds something else.
     """
     folder = _free_folder() if out is None else pathlib.Path(out)

@@ -24,7 +24,7 @@ NO_SETTINGS = (
     *("agent", "environment", "family", "environment_flags", "settings", "seed", "num_seeds"),
     *("steps", "num_envs", "eval_every", "eval_episodes", "log_every", "checkpoint_every", "mesh"),
 )
-SPELLED = 3  # Settings that a label spells out; of more it is numbered.
+SPELLED = 3  # Most settings that a label spells out; with more it is numbered.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,10 +33,10 @@ class Run:
 
     folder: pathlib.Path
     plan: plans.Plan
-    config: Mapping[str, Any]  # Of config.json.
-    rows: Sequence[Mapping[str, str]]  # Of metrics.csv, of all seeds.
-    diverged: Mapping[int, str]  # How, by seed, of those that did; seeds of a program do together.
-    changed: tuple[str, ...] = ()  # What of it is not as it was when a checkpoint was saved.
+    config: Mapping[str, Any]  # The fields of config.json.
+    rows: Sequence[Mapping[str, str]]  # Rows of metrics.csv, of all seeds.
+    diverged: Mapping[int, str]  # Message by seed; the seeds of one program diverge together.
+    changed: tuple[str, ...] = ()  # Files that have changed since a checkpoint was saved.
 
     @property
     def settings(self) -> dict[str, str]:
@@ -64,7 +64,7 @@ class Run:
 class Series:
     """One seed of a run."""
 
-    label: str  # The agent, with what tells it from others of the same name.
+    label: str  # The agent, with the settings that tell it from others of its name.
     seed: int
     run: Run
     steps: np.ndarray  # int64 [T], increasing: agent steps, of language models learner steps.
@@ -96,7 +96,7 @@ class Family:
 
     name: str
     series: tuple[Series, ...]
-    runs: Mapping[str, tuple[Run, ...]]  # By label, those without rows too.
+    runs: Mapping[str, tuple[Run, ...]]  # By label; runs without rows are included.
     seeds: tuple[Missing, ...]  # A row a label and environment.
 
     @property
@@ -160,7 +160,7 @@ def _runs_under(
         if not child.is_dir() or child.name.startswith("."):
             continue
         target = child.resolve()
-        # A link may lead to a run elsewhere; what else is there, maybe all of a disk, is left.
+        # A link may lead to a run elsewhere, but is not searched further: it may hold a whole disk.
         if target.is_relative_to(home) or run_folder.RunFolder(target).is_run():
             yield from _runs_under(target, home, seen)
         else:
@@ -194,7 +194,7 @@ def spans(numbers: Sequence[int]) -> str:
 def load(path: pathlib.Path) -> Run:
     """Reads a run, finished or not."""
     run = opened.open(path)
-    # Seeds of a host loop run in turn, and the one that is under way is in its own folder alone.
+    # Seeds of a host loop run in turn; the running one has rows in its own folder only.
     parts = dict.fromkeys(run.folders.values())
     rows = [row for part in parts for row in part.rows()]
     how = {seed: part.diverged() for seed, part in run.folders.items()}
@@ -251,10 +251,10 @@ def check_protocols(runs: Sequence[Run]) -> None:
 
 
 def _spec(run: Run) -> dict[str, Any]:
-    # The tokens of a model are its own: those of two are other numbers of actions.
+    # Each language model has its own tokens, hence its own number of actions.
     if run.plan.is_language:
         return {}
-    # By what rules a network reads them is its own.
+    # How a network reads observations is part of the agent, not of the rules.
     return {k: v for k, v in run.config.get("spec", {}).items() if k != inputs.RULES}
 
 

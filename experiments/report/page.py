@@ -16,8 +16,8 @@ from kullback.core import files
 from kullback.experiments import statistics
 
 INDEX = "index.html"
-LONG = 30  # Characters of a cell that is given more room where all is narrow.
-UNFOLDED = 12  # Lines of a warning that are seen at once; more are folded.
+LONG = 30  # Characters above which a cell gets more room on narrow screens.
+UNFOLDED = 12  # Lines of a warning that are shown; more are folded.
 MARK = '<meta name="generator" content="kullback report">'
 
 STYLE = """
@@ -61,7 +61,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; paddi
 class Page:
     """Collects the parts of a page in the order in which they are added; all text is escaped.
 
-    Pictures and tables are written as they come, into `folder`, which is there and empty.
+    Pictures and tables are written at once, into `folder`, which exists and is empty.
     """
 
     def __init__(self, folder: pathlib.Path, title: str):
@@ -157,7 +157,7 @@ class Page:
         (self._folder / INDEX).write_text(
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # No icon either: a browser asks for one otherwise, where a page comes from a server.
+            # An empty icon, as a browser would fetch one from a server otherwise.
             '<link rel="icon" href="data:,">\n'
             f"<title>{_text(self._title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f"<h1>{_text(self._title)}</h1>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n",

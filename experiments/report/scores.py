@@ -39,7 +39,7 @@ KNOWN = {row.name: row for row in catalog.ENVIRONMENTS}
 class Comparison:
     """Scores of several agents after the same number of steps.
 
-    `scores[label][environment]` is [N], a score a seed, of which none is NaN.
+    `scores[label][environment]` is [N], a score a seed, without NaN.
     """
 
     kind: str  # Of KINDS.
@@ -133,7 +133,7 @@ def compare(
 def checkpoints(series: Sequence[collect.Series], end: int | None = None) -> np.ndarray:
     """Returns the steps at which curves of these are read, int64 [G], G <= CHECKPOINTS.
 
-    They are the rows of the series that has fewest, up to `end`, or up to where all have come.
+    They are the rows of the shortest series, up to `end`, or up to the last common step.
     """
     end = min(seed.last for seed in series) if end is None else end
     rows = min((seed.steps[seed.steps <= end] for seed in series), key=len)

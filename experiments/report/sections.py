@@ -92,7 +92,7 @@ def environment_curves(
         environment: curves([s for s in family.series if s.environment == environment], what.column)
         for environment in family.environments
     }
-    if not any(by_environment.values()):  # Of language models that sample nothing.
+    if not any(by_environment.values()):  # Language models that sample nothing have losses only.
         return
     out.heading("Learning curves")
     out.begin_figures()
