@@ -2,16 +2,16 @@
 
 Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
 NAACL 2019, https://arxiv.org/abs/1810.04805, and Liu et al., "RoBERTa: A Robustly Optimized BERT
-Pretraining Approach", 2019, https://arxiv.org/abs/1907.11692. Exact: logits equal those of the
-published implementations for the same weights (bert_folder.py reads them). Nothing is dropped out,
-in training neither.
+Pretraining Approach", 2019, https://arxiv.org/abs/1907.11692. For the same weights (bert_folder.py
+reads them) logits equal those of the published implementations. There is no dropout, also in
+training.
 
 Shape letters: B rows, T tokens, V vocabulary, S positions, D width, N heads, F feed-forward
 width, L layers, C classes.
 
-The two differ in what their position ids begin with alone: the head is a dense layer and tanh on
-the first token's features, then the classes, in both. The layers' parameters are stacked along a
-leading axis L and scanned, hence the program is of one size whatever the depth.
+The two differ only in their first position id. In both the head is a dense layer and tanh on the
+first token's features, then the classes. The layers' parameters are stacked along a leading axis L
+and scanned, so that the program's size does not depend on the depth.
 """
 
 import dataclasses
@@ -202,7 +202,7 @@ def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = 
     """
     b, _, d = x.shape
     width = d // config.num_heads
-    # Plain matrix products of all tokens, which CPUs do best.
+    # One matrix product for all tokens, the fastest form on CPUs.
     seen = x.reshape(-1, d)
     x = x[:, 0] if first_only else seen
     with hk.name_scope("attention"):

@@ -36,7 +36,7 @@ SIZES: dict[str, tuple[str, Any]] = {
     "layer_norm_eps": ("norm_epsilon", 1e-12),
     "pad_token_id": ("pad_id", {"bert": 0, "roberta": 1}),
 }
-# What our model does, whatever a file may ask for.
+# Fields with one value that our model supports.
 FIXED: dict[str, Any] = {
     "hidden_act": "gelu",
     "position_embedding_type": "absolute",
@@ -67,7 +67,7 @@ HEADS = {
     "roberta": {"head/dense": "classifier.dense", "head/output": "classifier.out_proj"},
 }
 PARTS = {"w": "weight", "b": "bias", "scale": "weight", "offset": "bias"}
-# Of pre-training, which a classifier does not use, and tables that are counted out.
+# Tensors of pre-training, which a classifier does not use, and tables of position ids.
 IGNORED = ("cls.", "lm_head.", "roberta.pooler.", "roberta.embeddings.position_ids")
 IGNORED += ("bert.embeddings.position_ids",)
 
@@ -98,20 +98,20 @@ def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
     model = bert.make(config)
     tensors = _tensors(folder, config)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    made: dict[str, Callable[[], np.ndarray]] = {}  # Nothing is made before all is checked.
+    makers: dict[str, Callable[[], np.ndarray]] = {}  # Called once all is checked.
     wrong = []
     for path, leaf in trees.named_leaves(shapes).items():
         names, transposed = _names(path, config)
-        found = [tensors.pop(name, None) for name in names]
+        available = [tensors.pop(name, None) for name in names]
         stacked = path.startswith("layers/")
         shape = leaf.shape[1:] if stacked else leaf.shape
         shape = shape[::-1] if transposed else shape
         if labels is not None and path.startswith("head/"):
-            if path.startswith("head/output") or found[0] is None:
-                made[path] = functools.partial(_new, path, leaf.shape)
+            if path.startswith("head/output") or available[0] is None:
+                makers[path] = functools.partial(_new, path, leaf.shape)
                 continue
         parts: list[weights.Tensor] = []
-        for name, tensor in zip(names, found, strict=True):
+        for name, tensor in zip(names, available, strict=True):
             if tensor is None:
                 wrong.append(f"{name} is missing")
             elif tensor.dtype not in weights.FLOATS:
@@ -120,12 +120,12 @@ def load(folder: files.Path, labels: Sequence[str] | None = None) -> Classifier:
                 wrong.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
             else:
                 parts.append(tensor)
-        made[path] = functools.partial(_joined, parts, transposed=transposed, stacked=stacked)
+        makers[path] = functools.partial(_joined, parts, transposed=transposed, stacked=stacked)
     wrong += [f"{name} is unknown" for name in tensors]
     if wrong:
         rest = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise ValueError(f"{folder / WEIGHTS}: {'; '.join(wrong[:10])}{rest}")
-    leaves = [jax.device_put(made[path]()) for path in trees.named_leaves(shapes)]
+    leaves = [jax.device_put(makers[path]()) for path in trees.named_leaves(shapes)]
     params = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
     return Classifier(model, params, pair_tokenizer.read(folder, config))
 
@@ -171,7 +171,7 @@ def read_config(folder: files.Path, labels: Sequence[str] | None = None) -> bert
     """Reads the configuration of a folder; `labels` replace those of the file.
 
     Raises:
-      ValueError: if the file is missing or no JSON, or asks for what our models do not do.
+      ValueError: if the file is missing or no JSON, or our models do not support it.
     """
     path = hugging_face_config.config_file(folder)
     fields = json_files.read(path)
@@ -201,11 +201,11 @@ def _labels(fields: json_files.Record) -> list[str]:
     by_id = fields.record("id2label", None)
     if by_id is None or not by_id.values:
         return ["LABEL_0", "LABEL_1"]  # transformers' default.
-    found = by_id.each(str)
-    for key in found:
+    labels = by_id.each(str)
+    for key in labels:
         if not (key.isascii() and key.isdecimal()):
             raise fields.error("id2label", f"an object whose keys are numbers, not {key!a}")
-    return [found[key] for key in sorted(found, key=int)]
+    return [labels[key] for key in sorted(labels, key=int)]
 
 
 def to_json(config: bert.Config) -> dict[str, Any]:
@@ -253,10 +253,10 @@ def _tensors(folder: pathlib.Path, config: bert.Config) -> dict[str, weights.Ten
     if not os.path.lexists(folder / WEIGHTS):
         raise ValueError(f"{folder / WEIGHTS} is missing; shards and pickles (.bin) are not read")
     tensors = weights.read(folders.inside(folder, WEIGHTS))
-    own = ("embeddings.", "encoder.", "pooler.")  # As of an encoder without a head.
+    prefixes = ("embeddings.", "encoder.", "pooler.")  # As of an encoder without a head.
     prefix = f"{config.kind}."
     named = {
-        (prefix + name if name.startswith(own) else name): tensor
+        (prefix + name if name.startswith(prefixes) else name): tensor
         for name, tensor in tensors.items()
     }
     return {name: tensor for name, tensor in named.items() if not name.startswith(IGNORED)}

@@ -1,8 +1,8 @@
 """Texts as a BERT or a RoBERTa takes them: tokenizers, pairs, and batches of few shapes.
 
-Pairs are put together from ids here, not by the tokenizer, so that a long first text can be cut
-into windows; a special token inside a text is text. BERT reads [CLS] first [SEP] second [SEP],
-RoBERTa <s> first </s></s> second </s>.
+Pairs are joined from ids here, not by the library, so that a long first text can be cut into
+windows; a special token's name inside a text is plain text. BERT reads [CLS] first [SEP] second
+[SEP], RoBERTa <s> first </s></s> second </s>.
 """
 
 import dataclasses
@@ -103,13 +103,13 @@ def in_batches(
 ) -> np.ndarray:
     """Runs a program on batches of texts and returns its results in their order, [n, ...].
 
-    Rows of about one length go together, padded to one of LENGTHS; what is left over of a length is
-    filled up to a quarter of a batch or a whole one. So a program is compiled for few shapes.
+    Texts are grouped by their padded length, one of LENGTHS; the last batch of a group is filled up
+    to a quarter of a batch or a whole one. So a program is compiled for few shapes.
 
     Args:
       program: rows -> [B, ...], which may depend on no other row.
       tokenizer: makes the rows.
-      texts: one at least; of a longer one than `max_length` the first part loses its end.
+      texts: at least one; where a row exceeds `max_length`, the first text loses its end.
       max_length: tokens of a row, special ones included.
       batch_size: rows at once, a multiple of 4.
     """
@@ -119,7 +119,7 @@ def in_batches(
         needed = sum(map(len, text)) + (tokenizer.num_special if len(text) > 1 else 2)
         size = next((size for size in sizes if size >= needed), max_length)
         by_size.setdefault(size, []).append(n)
-    found: list[Any] = [None] * len(texts)
+    results: list[Any] = [None] * len(texts)
     for size, members in by_size.items():
         for begin in range(0, len(members), batch_size):
             part = members[begin : begin + batch_size]
@@ -127,8 +127,8 @@ def in_batches(
             filled = [texts[n] for n in part] + [texts[part[0]]] * (count - len(part))
             out = np.asarray(program(tokenizer.rows(filled, size)))
             for n, row in zip(part, out, strict=False):
-                found[n] = row
-    return np.stack(found)
+                results[n] = row
+    return np.stack(results)
 
 
 def read(folder: files.Path, config: bert.Config) -> PairTokenizer:
@@ -144,27 +144,27 @@ def read(folder: files.Path, config: bert.Config) -> PairTokenizer:
     inner.encode_special_tokens = True  # "[SEP]" in a text is text: no text can end itself.
     names = ("[CLS]", "[SEP]", "[PAD]") if config.kind == "bert" else ("<s>", "</s>", "<pad>")
     ids = {name: inner.token_to_id(name) for name in names}
-    if missing := [name for name, found in ids.items() if found is None]:
+    if missing := [name for name, number in ids.items() if number is None]:
         raise ValueError(f"{folder}: its tokenizer has no {missing[0]}")
-    first_id, end_id, pad_id = (found for found in ids.values() if found is not None)
-    # Ids may have gaps: how many there are says nothing of the greatest.
+    first_id, end_id, pad_id = (number for number in ids.values() if number is not None)
+    # Ids may have gaps, so that their number does not tell the greatest.
     greatest = max(inner.get_vocab().values())
     if pad_id != config.pad_id or greatest >= config.vocab_size:
         raise ValueError(
             f"{folder}: its tokenizer has ids up to {greatest} and pads with {pad_id}, its model "
             f"has ids below {config.vocab_size} and pads with {config.pad_id}"
         )
-    found = folders.present(folder, _COMPANIONS)
-    sources = {name: path.read_bytes() for name, path in found.items()}
+    companions = folders.present(folder, _COMPANIONS)
+    sources = {name: path.read_bytes() for name, path in companions.items()}
     sources[_TOKENIZER] = inner.to_str().encode()
 
-    one = vocabulary.guarded(inner, file, has_expression)
+    guarded = vocabulary.guarded(inner, file, has_expression)
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
-        if has_expression:  # One that the library may give up: by itself, so that it is named.
-            return [one(text).ids for text in texts]
-        found = inner.encode_batch([*texts], add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        if has_expression:  # The library may give up on a text: one by one, so that it is named.
+            return [guarded(text).ids for text in texts]
+        encodings = inner.encode_batch([*texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     return PairTokenizer(
         encode=encode,
@@ -179,27 +179,27 @@ def read(folder: files.Path, config: bert.Config) -> PairTokenizer:
 
 def _tokenizer(folder: pathlib.Path, kind: str) -> tuple[Any, str, bool]:
     """Returns the library's tokenizer, its file, and whether that brings a regular expression."""
-    found = folders.present(folder, (_TOKENIZER, _VOCABULARY, _SETTINGS))
-    if _TOKENIZER in found:
-        file = str(found[_TOKENIZER])
-        data = found[_TOKENIZER].read_bytes()
+    paths = folders.present(folder, (_TOKENIZER, _VOCABULARY, _SETTINGS))
+    if _TOKENIZER in paths:
+        file = str(paths[_TOKENIZER])
+        data = paths[_TOKENIZER].read_bytes()
         record = json_files.parse(data, file)
         return vocabulary.read_library(record, data), file, vocabulary.has_expression(record)
-    if kind != "bert" or _VOCABULARY not in found:
+    if kind != "bert" or _VOCABULARY not in paths:
         also = f" nor {_VOCABULARY}" if kind == "bert" else ""
         raise ValueError(f"{folder} has no {_TOKENIZER}{also}")
     fields = json_files.Record(_SETTINGS, (), {})
-    if _SETTINGS in found:
-        fields = json_files.read(found[_SETTINGS])
+    if _SETTINGS in paths:
+        fields = json_files.read(paths[_SETTINGS])
     options = {
         "lowercase": fields.get("do_lower_case", bool, True),
         "strip_accents": fields.get("strip_accents", bool, None),
         "handle_chinese_chars": fields.get("tokenize_chinese_chars", bool, True),
     }
     try:
-        made = tokenizers.BertWordPieceTokenizer(str(found[_VOCABULARY]), **options)
+        tokenizer = tokenizers.BertWordPieceTokenizer(str(paths[_VOCABULARY]), **options)
     except Exception as error:  # The library raises plain ones.
         raise ValueError(
-            f"{found[_VOCABULARY]} is no vocabulary, a piece a line: {error}"
+            f"{paths[_VOCABULARY]} is no vocabulary, a piece a line: {error}"
         ) from None
-    return tokenizers.Tokenizer.from_str(made.to_str()), str(found[_VOCABULARY]), False
+    return tokenizers.Tokenizer.from_str(tokenizer.to_str()), str(paths[_VOCABULARY]), False

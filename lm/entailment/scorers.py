@@ -1,9 +1,8 @@
 """The reward of RLEF: the log-probability that a document entails a text.
 
-The reward of RLEF, Roit et al., "Factually Consistent Summarization via Reinforcement Learning
-with Textual Entailment Feedback", ACL 2023, https://arxiv.org/abs/2306.00186: log P(entailment |
-premise, hypothesis) at the last token. A long premise is read in windows, and the largest P of
-them counts; scores of sentences are combined as in Laban et al., "SummaC", TACL 2022,
+Roit et al., "Factually Consistent Summarization via Reinforcement Learning with Textual Entailment
+Feedback", ACL 2023, https://arxiv.org/abs/2306.00186: log P(entailment | premise, hypothesis) at
+the last token. A long premise is read in windows, and the largest P of them counts; scores of sentences are combined as in Laban et al., "SummaC", TACL 2022,
 https://arxiv.org/abs/2111.09525. Unlike in RLEF, the logarithm is clipped from below, as it has no
 bound, and a text without a word, which any document would entail, gets the least reward.
 """
@@ -35,12 +34,12 @@ class Config:
     """Options of reading and scoring texts."""
 
     max_length: int = 128  # Tokens of a row: window, (a piece of) the hypothesis, special tokens.
-    overlap: int = 48  # Tokens that windows share, so that no sentence is cut in both of two.
+    overlap: int = 48  # Tokens that neighbouring windows share, so that one has a sentence whole.
     batch_size: int = 32  # Rows at once, a multiple of 4.
-    # Of a text of several sentences: P of it as one hypothesis, or the mean or least P of them.
+    # P of a text with several sentences: as one hypothesis, or the mean or least P of sentences.
     aggregation: Literal["whole", "mean", "min"] = "whole"
     min_probability: float = 1e-4  # P counts as this at least; in (0, 1).
-    cache_size: int = 65_536  # Pairs whose P is remembered, the last ones; 0 is none.
+    cache_size: int = 65_536  # Newest pairs whose P is kept; 0 is none.
 
     def __post_init__(self) -> None:
         if self.batch_size < 4 or self.batch_size % 4:
@@ -138,8 +137,8 @@ def cross_encoder(classifier: bert_folder.Classifier, config: Config) -> Probabi
 
         P = min over pieces of the hypothesis of (max over windows of the premise of P(entailment))
 
-    A hypothesis of more than half a row is cut in pieces, all of which must follow; others are one
-    piece. Nothing is left unread.
+    A hypothesis of more than half a row is cut in pieces, all of which must follow; a shorter one
+    is one piece. All of both texts is read.
 
     Raises:
       ValueError: if no class is entailment, rows are longer than the model's, or it reads no pairs.

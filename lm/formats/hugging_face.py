@@ -75,11 +75,11 @@ def load(
       folder: with config.json and model.safetensors, or shards and their index.
       dtype: "float32" or "bfloat16", of the parameters and of `Config.dtype`. To compute in
         bfloat16 with float32 parameters, replace the latter.
-      sharding: path of a parameter ("periods/layer_0/attention/query") -> where it goes;
-        `gemma.make(config).init` says the shapes, `hugging_face_config.read` the config.
+      sharding: path of a parameter ("periods/layer_0/attention/query") -> its sharding;
+        `gemma.make(config).init` gives the shapes, `hugging_face_config.read` the config.
 
     Returns:
-      The configuration, the parameters, and what was read.
+      The configuration, the parameters, and a summary of the tensors.
 
     Raises:
       ValueError: if the folder is no Gemma 3 that we can run, or a tensor is missing, unknown or
@@ -128,7 +128,7 @@ def save(
       config: the model.
       params: as of `gemma.make(config)`, in the type in which they are to be written.
       tokenizer_files: copied under their names.
-      extra: what config.json shall say of the model beside its shape; transformers keeps it.
+      extra: further fields of config.json; transformers keeps them.
 
     Raises:
       ValueError: if something is in the folder, or params are not those of config or not finite.
@@ -248,9 +248,11 @@ def _check(
             if tensors[name].dtype not in DTYPES.values()
         ],
     }
-    said = [f"{what}: {tensor_files.listed(names)}" for what, names in complaints.items() if names]
-    if said:
-        raise ValueError(f"{folder} {'; '.join(said)}; is it the model of its config.json?")
+    faults = [
+        f"{what}: {tensor_files.listed(names)}" for what, names in complaints.items() if names
+    ]
+    if faults:
+        raise ValueError(f"{folder} {'; '.join(faults)}; is it the model of its config.json?")
 
 
 def _check_head(

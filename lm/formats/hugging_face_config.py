@@ -1,8 +1,9 @@
 """Gemma 3's config.json, as Hugging Face's transformers 4 and 5 write it, and `gemma.Config`.
 
-transformers 4 says rope_theta, rope_local_base_freq, rope_scaling, sliding_window_pattern;
-transformers 5 says rope_parameters and layer_types. We read both and write both into one file,
-which either version takes. What is absent has the default of transformers' Gemma3TextConfig.
+transformers 4 has the fields rope_theta, rope_local_base_freq, rope_scaling and
+sliding_window_pattern, transformers 5 rope_parameters and layer_types. We read both and write both
+into one file, which either version loads. Missing fields have the defaults of transformers'
+Gemma3TextConfig.
 """
 
 import json
@@ -30,7 +31,7 @@ SIZES: dict[str, tuple[str, float]] = {
     "max_position_embeddings": ("context_length", 131_072),
 }
 REAL = ("query_pre_attn_scalar", "rms_norm_eps")  # The others are whole numbers.
-# What our model does, whatever a file may ask for.
+# Fields with one value that our model supports.
 FIXED: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": False,
@@ -52,7 +53,7 @@ def read(folder: files.Path, dtype: str = "float32") -> gemma.Config:
       dtype: of the computation, "float32" or "bfloat16".
 
     Raises:
-      ValueError: if the file is missing or no JSON, or asks for what our Gemma 3 does not do.
+      ValueError: if the file is missing or no JSON, or our Gemma 3 does not support it.
     """
     path = config_file(folder)
     outer = json_files.read(path)
@@ -161,17 +162,17 @@ def generation_to_json(config: gemma.Config) -> dict[str, Any]:
 
 def _first_id(sources: Sequence[json_files.Record], name: str, default: int) -> int:
     """Returns the id that the first object with one gives; null is no id."""
-    said = (fields.get(name, int, None) for fields in sources)
-    return next((one for one in said if one is not None), default)
+    ids = (fields.get(name, int, None) for fields in sources)
+    return next((number for number in ids if number is not None), default)
 
 
 def _ends(sources: Sequence[json_files.Record]) -> tuple[int, ...]:
     """Returns the ids that end a text, from the first object that has any."""
     for fields in sources:
-        said = fields.get("eos_token_id", (int, list), None)
-        if said is not None:
-            is_list = isinstance(said, list)
-            return tuple(fields.list_of("eos_token_id", int)) if is_list else (said,)
+        ids = fields.get("eos_token_id", (int, list), None)
+        if ids is not None:
+            is_list = isinstance(ids, list)
+            return tuple(fields.list_of("eos_token_id", int)) if is_list else (ids,)
     return (1,)
 
 
@@ -224,14 +225,14 @@ def _rope(text: json_files.Record) -> dict[str, float]:
 
 def _pattern(text: json_files.Record, num_layers: int) -> int:
     """Reads the period of global layers; layer_types decide if they are there."""
-    said = text.get("sliding_window_pattern", int, 6)
+    period = text.get("sliding_window_pattern", int, 6)
     kinds = text.list_of("layer_types", str, None)
     if kinds is None:
-        return said
-    if said < 1:
+        return period
+    if period < 1:
         raise text.error("sliding_window_pattern", ">= 1")
     first = kinds.index(GLOBAL) if GLOBAL in kinds else num_layers
-    for pattern in (said, first + 1):
+    for pattern in (period, first + 1):
         if kinds == [LOCAL if (i + 1) % pattern else GLOBAL for i in range(len(kinds))]:
             if len(kinds) == num_layers:
                 return pattern

@@ -41,19 +41,19 @@ def open_folder(folder: pathlib.Path) -> dict[str, Tensor]:
 
 def read(folder: pathlib.Path) -> dict[str, Tensor]:
     """Opens all tensors of a folder by name; otherwise as `open_folder`."""
-    found = folders.present(folder, (INDEX,))
-    if INDEX not in found:
+    paths = folders.present(folder, (INDEX,))
+    if INDEX not in paths:
         if not os.path.lexists(folder / WEIGHTS):
             raise ValueError(
                 f"{folder / WEIGHTS} is missing: expected {WEIGHTS}, or shards and their index"
             )
         return weights.read(folders.inside(folder, WEIGHTS))
-    index = json_files.read(found[INDEX])
+    index = json_files.read(paths[INDEX])
     where = index.record("weight_map").each(str)
     if not where:
         raise index.error("weight_map", "of tensor -> file")
     shards = sorted(set(where.values()))
-    for shard in shards:  # Under such a name a merge writes it again.
+    for shard in shards:  # A merge writes a file under each of these names.
         if pathlib.PurePosixPath(shard).suffix != ".safetensors":
             raise ValueError(
                 f"{index.file}: weight_map must name files of .safetensors, got "
@@ -68,10 +68,10 @@ def read(folder: pathlib.Path) -> dict[str, Tensor]:
             tensors[name] = tensor._replace(file=shard)
     if lost := sorted(set(where) - set(tensors)):
         raise ValueError(f"{index.file} names tensors that are in no file: {listed(lost)}")
-    said = index.record("metadata", None)
-    total = None if said is None else said.get("total_size", (int, float), None)
+    metadata = index.record("metadata", None)
+    total = None if metadata is None else metadata.get("total_size", (int, float), None)
     num_bytes = sum(tensor.data.nbytes for tensor in tensors.values())
-    if total is not None and total != num_bytes:  # Others that read it do not look.
+    if total is not None and total != num_bytes:  # Other readers do not check it.
         logger.warning(
             "%s: total_size is %s, the files have %s bytes", index.file, total, num_bytes
         )
@@ -90,8 +90,8 @@ def _without_tied_head(folder: pathlib.Path, tensors: dict[str, Tensor]) -> dict
     embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
     if head is None or len(embeddings) != 1:
         return tensors
-    found = folders.present(folder, ("config.json",)).get("config.json")
-    config = json_files.Record("", (), {}) if found is None else json_files.read(found)
+    path = folders.present(folder, ("config.json",)).get("config.json")
+    config = json_files.Record("", (), {}) if path is None else json_files.read(path)
     # Gemma's are tied by default.
     is_gemma = config.get("model_type", str, "").startswith("gemma")
     if not config.get("tie_word_embeddings", bool, is_gemma):
@@ -118,10 +118,10 @@ def check_alike(
     Args:
       names: of the models, for messages.
       opened: tensors of each model.
-      padded: whether tables of tokens may have other numbers of rows.
+      padded: whether tables of tokens may have different numbers of rows.
 
     Raises:
-      ValueError: for the first of them.
+      ValueError: for the first tensor that differs.
     """
     first = opened[0]
     for folder, tensors in zip(names[1:], opened[1:], strict=True):
@@ -156,7 +156,7 @@ def header(tensors: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:
     """Writes all of `data` at an offset of a file; threads may do so at the same time."""
-    while data:  # A disk that is full takes a part first, and raises then.
+    while data:  # A full disk takes a part first, and then raises.
         written = os.pwrite(descriptor, data[:_PIECE], offset)
         data, offset = data[written:], offset + written
 

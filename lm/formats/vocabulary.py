@@ -1,7 +1,7 @@
 """Vocabularies in files: `tokenizer.json`, and `tokenizer.model` with `added_tokens.json`.
 
-A file may be a stranger's or damaged. What it claims (an id decides how long a list is) is held
-against its own length first, and what the libraries make of it, their panics too, is one line.
+A file may be a stranger's or damaged. Its claims (an id decides how long a list is) are compared
+with its own length first, and errors of the libraries, even panics, become one line.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import tokenizers
 from kullback.core import json_files
 from kullback.lm import control_tokens
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece writes a space so.
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # SentencePiece's sign for a space.
 
 
 class Vocabulary(NamedTuple):
@@ -27,7 +27,7 @@ class Vocabulary(NamedTuple):
     spans: control_tokens.Spans
     names: list[str | None]  # [V]; None for an id that nothing has.
     pieces: list[bytes]  # [V]; b"" for a special id.
-    unk_id: int | None  # Stands for what no piece writes.
+    unk_id: int | None  # Replaces text that no piece can write.
     defaults: dict[str, str | None]  # Special tokens by role, as the file alone has them.
 
 
@@ -39,7 +39,7 @@ def from_json(data: bytes, file: str) -> Vocabulary:
       file: its name, for messages.
 
     Raises:
-      ValueError: if it is none, or its pieces are not such as we can decode in chunks.
+      ValueError: if it is none, or its pieces cannot be decoded in chunks.
     """
     record = json_files.parse(data, file)
     to_bytes = _piece_decoder(record.record("decoder", None), file)
@@ -76,7 +76,7 @@ def read_library(record: json_files.Record, data: bytes) -> Any:
     """Returns the tokenizers library's object for a tokenizer.json.
 
     Args:
-      record: what the file holds.
+      record: the parsed file.
       data: the file's bytes.
 
     Raises:
@@ -90,8 +90,8 @@ def read_library(record: json_files.Record, data: bytes) -> Any:
     except BaseException as error:  # The library raises plain ones, and its panics are no others.
         if not isinstance(error, Exception) and not _is_panic(error):
             raise
-        said = " ".join(str(error).split())
-        raise ValueError(f"{file}: the tokenizers library cannot read it ({said})") from None
+        message = " ".join(str(error).split())
+        raise ValueError(f"{file}: the tokenizers library cannot read it ({message})") from None
 
 
 def model_of(record: json_files.Record) -> json_files.Record:
@@ -150,17 +150,17 @@ def with_added(
     """Returns a vocabulary with the tokens of an added_tokens.json, {name: id}.
 
     Args:
-      vocabulary: of a tokenizer.model, which does not hold them.
-      added: the file.
-      size: bytes of it.
-      special: names of those that stand for nothing, and that text does not become.
+      vocabulary: of a tokenizer.model, which lacks them.
+      added: the parsed file.
+      size: its bytes.
+      special: names of control tokens, which have no text and are not made from text.
 
     Raises:
       ValueError: for an id that another piece has, or so great that the file is damaged.
     """
     names, pieces, special = [*vocabulary.names], [*vocabulary.pieces], frozenset(special)
     ids = {name: i for i, name in enumerate(names) if name is not None}
-    found: dict[str, int] = {}
+    ids_by_text: dict[str, int] = {}
     for name, i in added.each(int).items():
         if ids.get(name) == i:
             continue
@@ -172,15 +172,15 @@ def with_added(
             raise added.error(name, f"an id of its own, and {i} is {names[i]!r}")
         names[i], pieces[i] = name, b"" if name in special else name.encode()
         if name not in special:
-            found[name] = i
-    if not found:
+            ids_by_text[name] = i
+    if not ids_by_text:
         return vocabulary._replace(names=names, pieces=pieces)
-    longest_first = sorted(found, key=len, reverse=True)
+    longest_first = sorted(ids_by_text, key=len, reverse=True)
     pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
     def encode(text: str) -> list[int]:
         parts = enumerate(pattern.split(text))
-        return [i for n, p in parts for i in ([found[p]] if n % 2 else vocabulary.encode(p))]
+        return [i for n, p in parts for i in ([ids_by_text[p]] if n % 2 else vocabulary.encode(p))]
 
     def spans(text: str) -> list[tuple[int, int]]:
         all_spans: list[tuple[int, int]] = []
@@ -229,9 +229,9 @@ def _piece_decoder(decoder: json_files.Record | None, file: str) -> Callable[[st
     spaces = any(step.values.get("pattern") == {"String": _SPACE} for step in steps)
     if kinds == {"Replace", "ByteFallback", "Fuse"} and spaces:
         return _fallback_bytes
-    found = ", ".join(sorted(map(str, kinds))) or "none"
+    shown = ", ".join(sorted(map(str, kinds))) or "none"
     raise ValueError(
-        f"{file}: decoder ({found}) is not one that decodes piece by piece; expected ByteLevel, or "
+        f"{file}: decoder ({shown}) is not one that decodes piece by piece; expected ByteLevel, or "
         "Gemma's Replace, ByteFallback and Fuse"
     )
 
@@ -259,7 +259,7 @@ def has_expression(record: json_files.Record) -> bool:
 def guarded(inner: Any, file: str, is_quiet: bool) -> Callable[[str], Any]:
     """Returns the library's encoding of a text, whose panics are one line.
 
-    A regular expression that backtracks without end is given up by the library, which panics.
+    The library gives up a regular expression that backtracks without end, and panics.
 
     Args:
       inner: the library's tokenizer.
