@@ -2,9 +2,10 @@
 
 Roit et al., "Factually Consistent Summarization via Reinforcement Learning with Textual Entailment
 Feedback", ACL 2023, https://arxiv.org/abs/2306.00186: log P(entailment | premise, hypothesis) at
-the last token. A long premise is read in windows, and the largest P of them counts; scores of sentences are combined as in Laban et al., "SummaC", TACL 2022,
-https://arxiv.org/abs/2111.09525. Unlike in RLEF, the logarithm is clipped from below, as it has no
-bound, and a text without a word, which any document would entail, gets the least reward.
+the last token. A long premise is read in windows, and the largest P of them counts; scores of
+sentences are combined as in Laban et al., "SummaC", TACL 2022, https://arxiv.org/abs/2111.09525.
+Unlike in RLEF, the logarithm is clipped from below, as it has no bound, and a text without a word,
+which any document would entail, gets the least reward.
 """
 
 import collections
