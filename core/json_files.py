@@ -1,6 +1,6 @@
 """The one reader of JSON: every complaint names the file, the key, what was expected and found.
 
-What is read may be a stranger's, damaged, or no JSON at all. `read` and `parse` give a `Record`, an
+A file may be a stranger's, damaged, or no JSON at all. `read` and `parse` return a `Record`, an
 object whose values are taken out by the type that they must have:
 
     config = json_files.read(folder / "config.json")
@@ -8,10 +8,10 @@ object whose values are taken out by the type that they must have:
     scale = config.get("query_pre_attn_scalar", float, 256.0)
     theta = config.record("rope_parameters").get("rope_theta", float)
 
-All of them raise `ValueError` with one line. Refused are: files beyond a stated size, text that is
-not UTF-8 (a byte order mark is passed over), a key that stands twice, nesting so deep that readers
-which follow it might not come back, numbers that are not finite (but where a file of ours may hold
-them) and integers beyond 64 bits.
+All of them raise `ValueError` with one line. They refuse files beyond a stated size, text that is
+not UTF-8 (a byte order mark is skipped), keys that stand twice, nesting deep enough to overflow a
+recursive reader's stack, numbers that are not finite (unless a file of ours may hold them) and
+integers beyond 64 bits.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class Record:
           key: of this object.
           kind: bool, int, float (which takes integers and gives floats), str, list or dict, or a
             tuple of those and `types.NoneType`.
-          default: what an absent key stands for. If it is None, null is None too.
+          default: value of an absent key. If it is None, null is None too.
 
         Raises:
           ValueError: if the key is absent and has no default, or its value is of another type.
@@ -189,8 +189,8 @@ def read(path: str | os.PathLike[str], *, nan: bool = False, most: int = MAX_BYT
     """Reads the object that a JSON file holds.
 
     Args:
-      path: of the file; links are followed, `folders.inside` is for what a stranger names.
-      nan: whether NaN and infinities are taken, which Python writes and JSON does not have.
+      path: of the file; links are followed. A path from a stranger goes through `folders.inside`.
+      nan: whether NaN and infinities are accepted, which Python writes and JSON does not have.
       most: bytes; a larger file is refused unread.
 
     Raises:
@@ -209,12 +209,12 @@ def read_list(
 
 
 def parse(text: str | bytes, name: str, *, nan: bool = False) -> Record:
-    """Returns the object that a JSON text is.
+    """Parses a JSON text, which must be an object.
 
     Args:
-      text: the whole of it; bytes are UTF-8.
-      name: of its file, for messages; of a line, say "samples.jsonl, line 3".
-      nan: as of `read`.
+      text: all of it; bytes are UTF-8.
+      name: of its file, for messages; for a line "samples.jsonl, line 3", for example.
+      nan: as for `read`.
 
     Raises:
       ValueError: if it is no JSON, or no object.

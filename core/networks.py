@@ -57,8 +57,8 @@ def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
       name: "auto" picks by the observation's shape: frames of at least 36 x 36 are for Nature's
         network, other grids for MinAtar's, vectors for layers.
       spec: of the environment.
-      hidden: whether "auto" picks one of images that ends in its hidden layer; a head that has
-        a hidden layer of its own says False.
+      hidden: whether "auto" picks an image torso with a hidden layer; pass False for a head that
+        has one.
 
     Raises:
       ValueError: if the name is unknown, or the torso cannot take such observations.
@@ -243,7 +243,7 @@ def mlp(
 def unscalable(
     bounds: tuple[tuple[float, ...], tuple[float, ...]], widest: float = WIDEST
 ) -> list[int]:
-    """Returns the entries of a vector whose bounds are no scale.
+    """Returns the entries of a vector that cannot be scaled by their bounds.
 
     Their width, in float32, is not finite, 0 or less, or more than `widest`.
     """

@@ -7,9 +7,9 @@ up to 30 no-ops at the start of a game, actions as sent, and each life is an epi
 In both: frame skip 4, the pixelwise maximum of the last two frames, 84x84 grey, a stack of 4,
 the game's minimal action set, games cut after 108,000 frames, rewards as the game gives them.
 
-The step that ends a game stops in the middle of its four frames, and (as in gymnasium's
-AtariPreprocessing) its observation then repeats frames that were seen before: after a true end
-nobody reads it, after a cut it holds pixels of four frames ago.
+The step that ends a game may stop before its fourth frame, and (as in gymnasium's
+AtariPreprocessing) its observation then repeats earlier frames: after a true end it is never read,
+after a cut it holds pixels of four frames ago.
 """
 
 import dataclasses
@@ -81,7 +81,7 @@ def make(
     Args:
       game: One of GAMES.
       num_envs: B.
-      protocol: One of PROTOCOLS; None in the three arguments that follow leaves it as it is.
+      protocol: One of PROTOCOLS, whose rules the next three arguments replace unless None.
       repeat_probability: See `Protocol`.
       max_noops: See `Protocol`.
       life_loss: See `Protocol`. Returns of whole games under the classic protocol, as published,
@@ -146,8 +146,8 @@ def make(
 class Atari:
     """B rows of one game; a `types.HostEnvironment`.
 
-    Where a lost life ends an episode the game itself goes on: the next episode begins with the
-    frame in which the life was lost, alone in its stack.
+    If a lost life ends an episode, the game itself goes on: the next episode begins with the frame
+    in which the life was lost, alone in its stack.
     """
 
     def __init__(

@@ -33,11 +33,11 @@ def make(game: str, num_envs: int, **flags: Any) -> rows.Rows:
       game: One of GAMES, or another id with a Discrete action space and a Box to observe;
         MODULE:ID, if importing a module registers it.
       num_envs: B.
-      **flags: `max_episode_steps` and what the environment's constructor takes.
+      **flags: `max_episode_steps` and arguments of the environment's constructor.
 
     Raises:
-      ValueError: if the id or a flag is unknown, it needs packages that are missing, or the spaces
-        are none of ours.
+      ValueError: if the id or a flag is unknown, packages are missing, or the spaces are not
+        supported.
     """
     spec, creator = _registered(game)
     limit = flags.get("max_episode_steps")
@@ -121,7 +121,7 @@ def from_gymnasium(
       num_envs: B.
 
     Raises:
-      ValueError: if its spaces are none of ours, or one object should be several rows.
+      ValueError: if its spaces are not supported, or one object should be several rows.
     """
     if not isinstance(environment, gymnasium.Env):
         return rows.Rows([functools.partial(_make_row, environment)] * num_envs)

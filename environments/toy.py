@@ -42,7 +42,7 @@ def chain(
       length: S, at least 1 and at most MAX_LENGTH.
       slip: Probability in [0, 0.5) that a step goes the other way.
       max_episode_steps: Steps after which an episode is cut, with discount 1.
-      auto_reset: If False, finished rows stay where they are, say LAST and give no more reward.
+      auto_reset: If False, finished rows stay where they are, with LAST and no more reward.
     """
     _check(length, slip)
     if not 1 <= max_episode_steps < 2**31:  # Counted in int32.

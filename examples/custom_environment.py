@@ -13,7 +13,7 @@ from kullback.core import types
 
 ROWS, COLUMNS = 6, 5
 
-# Of B games: row and column of the ball and column of the paddle, int32 [B, 3], and a key.
+# State of B games: row and column of the ball, column of the paddle, int32 [B, 3], and a key.
 State = tuple[jax.Array, types.Key]
 
 

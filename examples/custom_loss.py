@@ -1,8 +1,8 @@
 """A loss of your own, and with it an agent from the parts of `kullback.core`: Double DQN.
 
 van Hasselt, Guez & Silver, AAAI 2016, https://arxiv.org/abs/1509.06461. Online values choose the
-next action, target values say what it is worth. (With target values alone, as in agents/dqn.py,
-`q_learning.make` needs no more than the target.)
+next action, target values evaluate it. (With target values alone, as in agents/dqn.py,
+`q_learning.make` needs only the target.)
 """
 
 from typing import Any
