@@ -4,6 +4,7 @@ In a page, on a line of its own:
 
     {{ settings: kullback.agents.munchausen.Config }}   a table of the fields and their comments
     {{ metrics: loss mean_q }}                          their rows of the tables in metrics.md
+    {{ curve: results/x/y.csv | loss mean_q | 10 20 }}  rows of a run's first seed, at these steps
 
 A link that leads out of this folder, such as `../results/README.md`, becomes one to a copy. All is
 read from the source, so that building imports nothing of ours; `tests/docs_test.py` compares it
@@ -11,6 +12,7 @@ with what Python says.
 """
 
 import ast
+import csv
 import io
 import os
 import pathlib
@@ -25,7 +27,7 @@ DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 COPIES = "repository"  # Folder of the site with copies of files.
 
-_MARKER = re.compile(r"^\{\{ (settings|metrics): (.*?) \}\}$", re.MULTILINE)
+_MARKER = re.compile(r"^\{\{ (settings|metrics|curve): (.*?) \}\}$", re.MULTILINE)
 _LINK = re.compile(r"(\]\()(\.\./[^)#\s]+)")
 
 
@@ -172,6 +174,26 @@ def metrics(names: str) -> str:
     return "\n".join([*head, *(rows[name] for name in names.split())])
 
 
+def curve(argument: str) -> str:
+    """Returns a table of some rows of a metrics.csv; ValueError for a step that it has not.
+
+    Args:
+      argument: "PATH | COLUMNS | STEPS", the path relative to the root.
+    """
+    path, columns, steps = (part.split() for part in argument.split("|"))
+    with (ROOT / path[0]).open() as lines:
+        rows = list(csv.DictReader(lines))
+    rows = {row["steps"]: row for row in rows if row["seed"] == rows[0]["seed"]}
+    missing = [step for step in steps if step not in rows]
+    if missing:
+        raise ValueError(f"{path[0]} has no row at step {', '.join(missing)}")
+    numbers = [[float(rows[step][name]) for name in columns] for step in steps]
+    cells = [["" if x != x else f"{x:.3g}" for x in row] for row in numbers]
+    lines = [["`steps`", *(f"`{name}`" for name in columns)], ["---:"] * (len(columns) + 1)]
+    lines += [[f"{int(step):,}", *row] for step, row in zip(steps, cells, strict=True)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def markers(text: str, kind: str) -> list[str]:
     """Returns the arguments of a page's markers of a kind."""
     return [argument for name, argument in _MARKER.findall(text) if name == kind]
@@ -235,7 +257,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     def filled(match: re.Match[str]) -> str:
         kind, argument = match.groups()
-        return settings(argument, here, pages) if kind == "settings" else metrics(argument)
+        if kind == "settings":
+            return settings(argument, here, pages)
+        return metrics(argument) if kind == "metrics" else curve(argument)
 
     found = outside(markdown, pathlib.Path(page.file.abs_src_path))
     up = "../" * here.count("/")

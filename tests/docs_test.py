@@ -134,6 +134,17 @@ def test_an_algorithms_page_has_the_columns_that_it_reports(name: str):
     assert said - reported <= ON_DEMAND
 
 
+def test_curves_are_rows_of_results():
+    curves = [one for text in PAGES.values() for one in HOOKS["markers"](text, "curve")]
+    assert curves
+    for one in curves:
+        _, columns, steps = (part.split() for part in one.split("|"))
+        table = HOOKS["curve"](one).splitlines()
+        assert len(table) == len(steps) + 2
+        assert all(line.count("|") == len(columns) + 2 for line in table)
+        assert set(columns) <= set(HOOKS["metric_rows"]())
+
+
 def test_metrics_of_every_run_are_those_of_every_file():
     for path in (ROOT / "results").glob("*/metrics.csv"):
         with path.open() as lines:
