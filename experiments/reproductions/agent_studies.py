@@ -12,19 +12,19 @@ from kullback.experiments.reproductions import agent_runs, study
 
 
 class Claim(NamedTuple):
-    """That a number of one arm's runs is above that of another's, seed by seed."""
+    """That `better` has more of something than `over`, seed by seed."""
 
-    sentence: str  # {game}, {better} and {over} stand for the names.
     better: str  # Label of an arm.
     over: str
-    measure: agent_runs.Measure
+    sentence: str = "{game}: {better} ends above {over}"
+    by: agent_runs.Measure = agent_runs.END
     is_ratio: bool = False  # Whether it is of the quotient, and not of the difference.
-    threshold: float | None = 0.0  # None: the interval is reported alone.
+    threshold: float | None = 0.0  # None: the interval is reported, and no more.
     is_judged: bool = True
 
     def check(self, runs: agent_runs.Runs, game: str) -> reproduce.Check:
         """Judges it on one environment."""
-        better, over = (runs.measure(self.measure, x, game) for x in (self.better, self.over))
+        better, over = (runs.measure(self.by, label, game) for label in (self.better, self.over))
         values = better / over if self.is_ratio else better - over
         sentence = self.sentence.format(game=game, better=self.better, over=self.over)
         if self.threshold is None:
@@ -33,32 +33,15 @@ class Claim(NamedTuple):
         return check if self.is_judged else study.unjudged(check)
 
 
-def above(
-    better: str,
-    over: str,
-    sentence: str = "{game}: {better} ends above {over}",
-    by: agent_runs.Measure = agent_runs.END,
-    is_judged: bool = True,
-) -> Claim:
-    """Returns the claim that `better` has more than `over`."""
-    return Claim(sentence, better, over, by, is_judged=is_judged)
-
-
-def wider(
-    better: str,
-    over: str = "dqn",
-    sentence: str = "{game}: {better} widens the gap of actions, in times DQN's",
-    is_judged: bool = True,
-) -> Claim:
-    """Returns the claim that the best action is farther from the others; in times `over`'s gap."""
-    return Claim(
-        sentence, better, over, agent_runs.GAP, is_ratio=True, threshold=1.0, is_judged=is_judged
-    )
-
-
-def reported(claim: Claim) -> Claim:
-    """Returns a claim of which the interval is reported, and no more."""
-    return claim._replace(threshold=None)
+above = Claim
+wider = functools.partial(  # The best action is farther from the others, in times `over`'s gap.
+    Claim,
+    sentence="{game}: {better} widens the gap of actions, in times DQN's",
+    by=agent_runs.GAP,
+    is_ratio=True,
+    threshold=1.0,
+)
+reported = functools.partial(Claim, threshold=None)
 
 
 def judge(

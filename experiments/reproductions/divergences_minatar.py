@@ -71,9 +71,7 @@ def claims(config: Config) -> list[agent_studies.Claim]:
                 "{game}: policies of {over} are nearer to one action than KL's, in nats",
                 agent_runs.ENTROPY,
             ),
-            reported(
-                above(f, kl, "{game}: {better} less {over}, mean return over the run", scores)
-            ),
+            reported(f, kl, "{game}: {better} less {over}, mean return over the run", scores),
         )
         for f in map(labelled, config.regularizers)
     )
