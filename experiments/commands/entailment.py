@@ -1,4 +1,4 @@
-"""`kullback entailment`: a judge of whether a document entails a text."""
+"""`kullback entailment`: trains a model of whether a document entails a text."""
 
 import argparse
 import pathlib

@@ -1,4 +1,4 @@
-"""`kullback evaluate`: a trained agent plays, a language model is judged."""
+"""`kullback evaluate`: plays episodes with a trained agent, or evaluates a language model."""
 
 import argparse
 from typing import Any
