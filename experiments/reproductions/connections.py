@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from kullback.core import regularizers, types
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, polytope
+from kullback.experiments.reproductions import garnets, polytope, study
 from kullback.theory import bounds, conservative, convex, mirror, politex, run, scheme, solve
 from kullback.theory.mdp import MDP
 
@@ -65,7 +64,7 @@ class Config:
 
 
 def families(config: Config) -> dict[str, tuple[Callable[..., scheme.Scheme], str, np.ndarray]]:
-    """Schemes with exact evaluation: constructor, its parameter, and the values of that."""
+    """Returns schemes with exact evaluation: constructor, its parameter, and the values of that."""
     etas = np.array(config.etas)
     return {
         CPI: (conservative.cpi, "rate", np.array(config.rates)),
@@ -75,45 +74,25 @@ def families(config: Config) -> dict[str, tuple[Callable[..., scheme.Scheme], st
 
 
 def md_pi(lambda_: Any, m: float = math.inf) -> scheme.Scheme:
-    """MD-MPI(lambda, 0) without the regularised evaluation: type 2."""
+    """Returns MD-MPI(lambda, 0) without the regularised evaluation: type 2."""
     return mirror.md_mpi(lambda_, m=m, regularized=False)
 
 
 def sizes(config: Config, family: str) -> list[str]:
-    """The arms of a family, in words."""
+    """Returns the arms of a family, in words."""
     if family == CPI:
         return [f"a = {rate:g}" for rate in config.rates]
     return [f"eta = {eta:g}" for eta in config.etas]
 
 
-def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """The families with exact evaluation, the variants, and the twins."""
-    processes = garnets.make(config.processes)
-    arms: dict[str, Callable[[], reproduce.Rows]] = {
-        family: functools.partial(exact, config, processes, family) for family in families(config)
-    }
-    arms |= {
-        "variants": functools.partial(variants, config, processes),
-        "twins": functools.partial(twins, config, processes),
-    }
-    rows: reproduce.Rows = []
-    for name, compute in arms.items():
-        rows += work.part(garnets.part(config.processes, name), config.iterations, compute)
-    names = ("curves", "variants", "twins")
-    tables = {name: garnets.where(rows, table=name) for name in names}
-    tables["polytope"] = ways(config)
-    checks = judge(tables, garnets.counted(processes, config.iterations), config)
-    return reproduce.Found(tables, {"connections": draw(config, tables)}, checks)
-
-
 def value(mdp: MDP, record: run.Record, optimal_v: Any) -> dict[str, Any]:
-    """Gap of the policy, and its value."""
+    """Returns the gap of the policy, and its value."""
     v = solve.linear_values(mdp, record.state.log_policy, jnp.zeros(mdp.num_states))
     return {"gap": garnets.most(optimal_v - v), "v": v}
 
 
 def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
-    """Curves of a family with their bounds; how much a step may make any state worse."""
+    """Returns curves of a family with their bounds; how much a step may make any state worse."""
     make, parameter, values = families(config)[family]
     make = functools.partial(make, m=math.inf)
     v = garnets.optimum(processes).v
@@ -127,8 +106,6 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
     ).records
     scale = garnets.of_largest(processes, v)[:, None]
     gamma = np.asarray(processes.discount)[:, None]
-    # Gaps do not change with a constant reward, so that rewards may begin at 0.
-    r_max = np.ptp(np.asarray(processes.reward), axis=(-2, -1))[:, None]
     k = np.arange(1, config.iterations + 1)
     rows: reproduce.Rows = []
     for i, label in enumerate(sizes(config, family)):
@@ -136,37 +113,36 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
         if family == CPI:
             bound = gap[:, :1] * bounds.cpi_contraction(1.0, values[i], gamma) ** k
         elif family == MIRROR:
-            every = [
-                [
-                    bounds.md_pi_gap(int(n), processes.num_actions, float(r), float(g), values[i])
-                    for n in k
-                ]
-                for r, g in zip(r_max[:, 0], gamma[:, 0], strict=True)
-            ]
-            bound = np.array(every)
+            bound = by_iteration(bounds.md_pi_gap, processes, config.iterations, values[i])
         else:  # Of the mean gap of the policies before k, in the state where that is largest.
-            every = [
-                [
-                    bounds.politex_regret(
-                        int(n), processes.num_actions, float(r), float(g), values[i]
-                    )
-                    / n
-                    for n in k
-                ]
-                for r, g in zip(r_max[:, 0], gamma[:, 0], strict=True)
-            ]
-            bound = np.array(every)
+            bound = by_iteration(bounds.politex_regret, processes, config.iterations, values[i]) / k
             gap = np.concatenate([gap[:, :1], regret(v, found["v"][i]) / k], 1)
         fall = float(np.max(-np.diff(found["v"][i], axis=1) / scale[:, None]))
-        rows += garnets.tagged(
+        rows += study.tagged(
             "curves",
             garnets.curve(label, gap / scale, bound / scale, family=family, largest_fall=fall),
         )
     return rows
 
 
+def by_iteration(
+    bound: Callable[..., float], processes: MDP, iterations: int, parameter: float
+) -> np.ndarray:
+    """Returns a bound of every process at iterations 1 to K, [M, K]."""
+    # Gaps do not change with a constant reward, so that rewards may begin at 0.
+    r_max = np.ptp(np.asarray(processes.reward), axis=(-2, -1))
+    every = [
+        [
+            bound(n, processes.num_actions, float(r), float(gamma), parameter)
+            for n in range(1, iterations + 1)
+        ]
+        for r, gamma in zip(r_max, np.asarray(processes.discount), strict=True)
+    ]
+    return np.array(every)
+
+
 def regret(optimal_v: types.Array, v: np.ndarray) -> np.ndarray:
-    """Largest sum of the gaps of the policies before k, of any one state: [M, K] for 1, ..., K.
+    """Returns the largest sum of a state's gaps before k, [M, K] for 1, ..., K.
 
     Args:
       optimal_v: v_*, [M, S].
@@ -177,10 +153,10 @@ def regret(optimal_v: types.Array, v: np.ndarray) -> np.ndarray:
 
 
 def variants(config: Config, processes: MDP) -> reproduce.Rows:
-    """Curves with sampled evaluation, and of MD-MPI with other numbers of backups."""
+    """Returns curves with sampled evaluation, and of MD-MPI with other numbers of backups."""
     v = garnets.optimum(processes).v
     scale = garnets.of_largest(processes, v)[:, None]
-    noise = {"noise": run.sampled(config.samples), "key": jax.random.key(config.noise_seed)}
+    noise = garnets.sampling(config)
     compared = {
         "PI": (conservative.cpi(1.0), noise),
         f"CPI, a = {config.rate:g}": (conservative.cpi(config.rate), noise),
@@ -193,17 +169,17 @@ def variants(config: Config, processes: MDP) -> reproduce.Rows:
         found = run.run(made, processes, config.iterations, measure=value, context=v, **more)
         kind = "sampled" if more else "backups"
         rows += garnets.curve(label, found.records["gap"] / scale, kind=kind)
-    return garnets.tagged("variants", rows)
+    return study.tagged("variants", rows)
 
 
 def objective(mdp: MDP, policy: Any) -> Any:
-    """J = <mu, v_pi> of probabilities [S, A]."""
+    """Returns J = <mu, v_pi> of probabilities [S, A]."""
     matrix = jnp.eye(mdp.num_states) - mdp.discount * mdp.transitions(policy)
     return jnp.sum(mdp.initial * solve.linear_solve(matrix, jnp.sum(policy * mdp.reward, -1)))
 
 
 def twins(config: Config, processes: MDP) -> reproduce.Rows:
-    """The largest difference of each scheme's policies from its twin's, of every process."""
+    """Returns each process's largest difference of a scheme's policies from its twin's."""
     iterations, lambda_ = config.twin_iterations, 1 / config.eta
     rate = min(config.rate, 0.5)  # A deterministic policy may never come to some state.
     # J weighs all states, whatever the process begins with.
@@ -265,7 +241,7 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
         found = jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, one))(processes))
     tie = found.pop("distance of the best two actions")
     ways = {CPI: found.pop("way of CPI"), MIRROR: found.pop("way of mirror descent")}
-    return garnets.tagged(
+    return study.tagged(
         "twins",
         [
             {
@@ -283,7 +259,7 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
 
 
 def ways(config: Config) -> reproduce.Rows:
-    """Three schemes on their way through the polytope of values."""
+    """Returns three schemes on their way through the polytope of values."""
 
     def fading(k: Any) -> Any:
         return config.eta / jnp.sqrt(k + 1.0)
@@ -296,84 +272,96 @@ def ways(config: Config) -> reproduce.Rows:
     return polytope.rows(schemes, min(config.iterations, 40))
 
 
-def judge(tables: dict[str, reproduce.Rows], counted: str, config: Config) -> list[reproduce.Check]:
-    """The correspondences, where they stop, and the bounds."""
-    pairs = dict.fromkeys(row["pair"] for row in tables["twins"])
-    checks: list[reproduce.Check] = []
-    for pair in pairs:
-        rows = garnets.where(tables["twins"], pair=pair)
-        if "Frank-Wolfe" in pair:
-            rows = [row for row in rows if not row["is_tied"]] or rows
-        off = [row["largest_difference"] for row in rows if not row["is_still"]]
-        said = f"over {len(off)} processes and {config.twin_iterations} iterations"
-        is_same = not pair.startswith("mirror descent")
-        claim = f"{pair}: {'the same' if is_same else 'different'} policies"
-        if not off:
-            nothing = "every action is as good as any other, so that no policy changes"
-            checks.append(reproduce.Check(claim, None, nothing))
-        elif is_same:
-            checks.append(garnets.small(claim, garnets.largest(off), 1e-10, said))
-        else:
-            least = float(np.min(off))
-            checks.append(
-                reproduce.Check(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
-            )
+def same(config: Config, pair: str, rows: reproduce.Rows) -> reproduce.Check:
+    """Judges whether the policies of a pair are the same, or are not, as theory has it."""
+    if "Frank-Wolfe" in pair:
+        rows = study.where(rows, is_tied=False) or rows
+    off = study.column(rows, "largest_difference", is_still=False)
+    said = f"over {len(off)} processes and {config.twin_iterations} iterations"
+    is_same = not pair.startswith("mirror descent")
+    claim = f"{pair}: {'the same' if is_same else 'different'} policies"
+    if not len(off):
+        nothing = "every action is as good as any other, so that no policy changes"
+        return study.reported(claim, nothing)
+    if is_same:
+        return study.small(claim, garnets.largest(off), 1e-10, said)
+    least = float(np.min(off))
+    return reproduce.Check(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
+
+
+def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+    """Judges the correspondences, where they stop, and the bounds."""
+    counted = garnets.counted(config.processes, config.iterations)
+    twin_rows, curves = tables["twins"], tables["curves"]
+    pairs = dict.fromkeys(row["pair"] for row in twin_rows)
+    checks = [same(config, pair, study.where(twin_rows, pair=pair)) for pair in pairs]
     for family in (CPI, MIRROR, POLITEX):
-        rows = garnets.where(tables["curves"], family=family)
-        share = garnets.largest(row["largest_share"] for row in rows)
-        checks.append(garnets.within(f"{family} keeps to its bound", share, counted))
-    fall = garnets.largest([0.0, *(row["largest_fall"] for row in tables["curves"])])
-    checks.append(
-        garnets.small(
-            "with exact evaluation no step makes any state worse (by how much, relative)",
-            fall,
-            garnets.ROUNDING,
-            counted,
-        )
-    )
-    return checks
+        share = garnets.largest(study.column(curves, "largest_share", family=family))
+        checks.append(study.within(f"{family} keeps to its bound", share, counted))
+    fall = garnets.largest([0.0, *study.column(curves, "largest_fall")])
+    claim = "with exact evaluation no step makes any state worse (by how much, relative)"
+    return [*checks, study.small(claim, fall, garnets.ROUNDING, counted)]
 
 
-def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
-    """Three families with bounds; the polytope, sampled evaluation, numbers of backups."""
-    drawn = reproduce.figure(3, 2, width=4.8, height=4.3)
-    for axes, family in zip(drawn.axes[:3], (CPI, MIRROR, POLITEX), strict=True):
-        for label in sizes(config, family):
-            rows = garnets.where(tables["curves"], family=family, scheme=label)
-            garnets.draw(axes, rows, label, median=True)
-        axes.set_title(f"{family}, exact evaluation (dashed: bounds)")
-    polygon, sampled, backups = drawn.axes[3:]
-    polytope.draw(polygon, tables["polytope"])
-    for axes, kind in ((sampled, "sampled"), (backups, "backups")):
-        rows = garnets.where(tables["variants"], kind=kind)
-        for label in dict.fromkeys(row["scheme"] for row in rows):
-            garnets.draw(axes, garnets.where(rows, scheme=label), label, median=kind == "backups")
-    sampled.set_title(f"Evaluation of {garnets.successors(config.samples)}")
-    backups.set_title(f"MD-MPI, eta = {config.eta:g}, m backups")
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns three families with bounds; the polytope, sampled evaluation, numbers of backups."""
     gap = r"$\max (v_* - v_{\pi_k}) \,/\, \max |v_*|$"
-    for axes in (*drawn.axes[:3], sampled, backups):
-        axes.set(xlabel="iterations k", ylabel=gap, xscale="log", yscale="log")
-        axes.set_xlim(1, config.iterations)
-    drawn.axes[0].set_ylim(1e-12, None)
-    drawn.axes[2].set_ylabel(
+    mean = (
         r"mean of $v_* - v_{\pi_j}$ over $j < k$," + "\n" + r"largest of a state, $/\, \max |v_*|$"
     )
-    for axes in drawn.axes:
-        axes.title.set_fontsize(10)
-        garnets.legend(axes, 1 if axes is polygon else 3)
-    caption = f"Of the processes: {garnets.MEDIAN} (of bounds the median); sampled: {garnets.MEAN}"
-    drawn.suptitle(caption, fontsize=10)
-    return drawn
+    whole = (1, config.iterations)
+
+    def exact(family: str, ylabel: str, **axes: Any) -> study.Panel:
+        rows = study.where(tables["curves"], family=family)
+        marks = garnets.lines(rows, sizes(config, family), median=True)
+        title = f"{family}, exact evaluation (dashed: bounds)"
+        return garnets.panel(marks, title, ylabel, 3, xlim=whole, **axes)
+
+    def variant(kind: str, title: str, median: bool) -> study.Panel:
+        rows = study.where(tables["variants"], kind=kind)
+        labels = dict.fromkeys(row["scheme"] for row in rows)
+        return garnets.panel(garnets.lines(rows, labels, median=median), title, gap, 3, xlim=whole)
+
+    sampled = f"Evaluation of {garnets.successors(config.samples)}"
+    return study.Grid(
+        panels=[
+            exact(CPI, gap, ylim=(1e-12, None)),
+            exact(MIRROR, gap),
+            exact(POLITEX, mean),
+            polytope.panel(tables["polytope"]),
+            variant("sampled", sampled, median=False),
+            variant("backups", f"MD-MPI, eta = {config.eta:g}, m backups", median=True),
+        ],
+        columns=3,
+        width=4.8,
+        height=4.3,
+        title=f"Of the processes: {garnets.MEDIAN} (of bounds the median); sampled: {garnets.MEAN}",
+        title_size=10,
+    )
 
 
-REPRODUCTION = reproduce.Reproduction(
+def arms(config: Config) -> list[study.Arm]:
+    """Returns the families with exact evaluation, the variants, and the twins."""
+    arm = functools.partial(garnets.arm, config)
+    exact_arms = [arm(family, config.iterations, exact, family) for family in families(config)]
+    others = {"variants": variants, "twins": twins}
+    return exact_arms + [arm(name, config.iterations, rows) for name, rows in others.items()]
+
+
+STUDY = study.Study(
     claim="Conservative policy iteration is Frank-Wolfe, mirror-descent policy iteration is mirror "
     "descent and Politex is dual averaging, up to where their correspondence stops.",
     source="Vieillard et al. 2019, arXiv:1910.08476",
     config=Config(),
-    steps=lambda config: 5 * config.iterations,
+    arms=arms,
+    tables=lambda config, rows: {
+        **study.split(rows, "curves", "variants", "twins"),
+        "polytope": ways(config),
+    },
+    claims=claims,
+    figures=lambda config, tables: {"connections": panels(config, tables)},
     seconds=lambda c: garnets.seconds(
         c.processes, 3 * c.iterations, 1 + len(c.rates) + 2 * len(c.etas)
     ),
-    run=execute,
 )
+REPRODUCTION = STUDY.reproduction()

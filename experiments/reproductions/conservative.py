@@ -7,16 +7,15 @@ Pirotta et al., ICML 2013, whose lower bounds of the gain are checked at every i
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import garnets
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import garnets, study
 from kullback.theory import bounds, conservative, run, solve
 from kullback.theory.mdp import MDP
 
@@ -46,7 +45,7 @@ class Config:
 
 
 def adaptive_rates(config: Config) -> dict[str, Any]:
-    """Rates with exact evaluation, by name."""
+    """Returns rates with exact evaluation, by name."""
     return {
         "optimal (Kakade & Langford)": conservative.optimal,
         "adaptive (Pirotta et al.)": conservative.adaptive,
@@ -55,57 +54,36 @@ def adaptive_rates(config: Config) -> dict[str, Any]:
     }
 
 
-def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """Constant rates under sampling, then all rates with exact evaluation."""
-    processes = garnets.make(config.processes)
-    rows: reproduce.Rows = []
-    part = garnets.part(config.processes, "constant")
-    amount = config.iterations * len(config.rates)
-    rows += work.part(part, amount, lambda: sampled(config, processes))
-    for number, (label, rate) in enumerate(adaptive_rates(config).items()):
-
-        def compute(label: str = label, rate: Any = rate) -> reproduce.Rows:
-            return exact(config, processes, label, rate)
-
-        part = garnets.part(config.processes, f"exact-{number}")
-        rows += work.part(part, config.exact_iterations, compute)
-    names = ("sampled", "stability", "exact", "gains")
-    tables = {name: garnets.where(rows, table=name) for name in names}
-    checks = judge(config, tables, garnets.counted(processes, config.exact_iterations))
-    return reproduce.Found(tables, {"conservative": draw(config, tables)}, checks)
-
-
 def sampled(config: Config, processes: MDP) -> reproduce.Rows:
-    """Curves of constant rates, and for each process how good and how steady the policies are."""
+    """Returns curves of constant rates, and how good and how steady each process's policies are."""
     q = garnets.optimum(processes).q
     found = run.run(
         lambda rate: conservative.cpi(rate, m=1),
         processes,
         config.iterations,
         parameters={"rate": np.array(config.rates)},
-        noise=run.sampled(config.samples),
-        key=jax.random.key(config.noise_seed),
+        **garnets.sampling(config),
         measure=distance,
         context=q,
     ).records / garnets.of_mean(q)
     rows: reproduce.Rows = []
     for rate, gap in zip(config.rates, found, strict=True):
         late = gap[:, config.iterations // 2 :]
-        rows += garnets.tagged("sampled", garnets.curve(named(rate), gap))
+        rows += study.tagged("sampled", garnets.curve(named(rate), gap))
         steady = {"spread": late.std(1).tolist(), "mean": gap.mean(1).tolist()}
         end = garnets.ends(named(rate), late.mean(1), rate=rate, **steady)
-        rows += garnets.tagged("stability", end)
+        rows += study.tagged("stability", end)
     return rows
 
 
 def distance(mdp: MDP, record: run.Record, optimal_q: Any) -> Any:
-    """Mean distance of the policy's values from the optimal ones."""
+    """Returns the mean distance of the policy's values from the optimal ones."""
     _, q = solve.policy_values(mdp, record.state.log_policy)
     return jnp.mean(abs(optimal_q - q))
 
 
 def progress(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
-    """Value of the policy, and what the bounds of the next step's gain are made of."""
+    """Returns the policy's value, and what the bounds of the next step's gain are made of."""
     state = record.state
     gain = conservative.advantage(mdp, state)
     v = jnp.sum(jnp.exp(state.log_policy) * state.q, -1)  # q_k is exact here.
@@ -122,7 +100,7 @@ def progress(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str,
 
 
 def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Rows:
-    """The curve of one rate with its bounds, and the gains of all iterations beside theirs."""
+    """Returns the curve of one rate with its bounds, and all gains beside theirs."""
     v = garnets.optimum(processes).v
 
     def measure(mdp: MDP, record: run.Record, context: Any) -> dict[str, Any]:
@@ -151,8 +129,8 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
     used = promised["optimal" if is_optimal else "safe"]
     gains = {"gain": gain / scale, "promised": used / scale, "rate": now["rate"]}
     return [
-        *garnets.tagged("exact", curve),
-        *garnets.tagged(
+        *study.tagged("exact", curve),
+        *study.tagged(
             "gains",
             [
                 {
@@ -169,31 +147,32 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
 
 
 def named(rate: float) -> str:
-    """A constant rate, in words."""
+    """Returns a constant rate, in words."""
     return "a = 1 (AVI)" if rate == 1 else f"a = {rate:g}"
 
 
-def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> list[reproduce.Check]:
-    """The bounds, and what the paper says of constant rates."""
+def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+    """Judges the bounds, and what the paper says of constant rates."""
+    counted = garnets.counted(config.processes, config.exact_iterations)
     gains, labels = tables["gains"], list(adaptive_rates(config))
     share = garnets.largest(row["largest_share"] for row in tables["exact"])
     broken = garnets.largest(row["largest_break"] for row in gains)
     safe = [row["largest_fall"] for row in gains if row["scheme"] in labels[:3]]
     checks = [
-        garnets.within(
+        study.within(
             "exact CPI contracts: max (v_* - v_k) is at most its start times the product of "
             "1 - a (1 - gamma)",
             share,
             counted,
         ),
-        garnets.small(
+        study.small(
             "no gain is below its lower bounds (of the mixture, of safe policy iteration, and of "
             "the optimal rate; by how much, relative)",
             broken,
             garnets.ROUNDING,
             counted,
         ),
-        garnets.small(
+        study.small(
             "the adaptive rates never make the policy worse (by how much, relative)",
             garnets.largest(safe),
             garnets.ROUNDING,
@@ -201,9 +180,8 @@ def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> li
         ),
     ]
 
-    def of(rate: float, column: str) -> np.ndarray:
-        found = garnets.where(tables["stability"], rate=rate)
-        return np.array([row[column] for row in found])
+    def of(rate: float, name: str) -> np.ndarray:
+        return study.column(tables["stability"], name, rate=rate)
 
     means = {rate: float(of(rate, "mean").mean()) for rate in config.rates}
     best, fast, slow = min(means, key=means.__getitem__), max(means), min(means)
@@ -232,74 +210,90 @@ def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> li
     return checks
 
 
-def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
-    """Constant rates over iterations and against each other; adaptive rates and their gains."""
-    drawn = reproduce.figure(2, 2, width=5.4, height=4.3)
-    curves, stability, exact_axes, gains = drawn.axes
-    for rate in config.rates:
-        garnets.draw(curves, garnets.where(tables["sampled"], scheme=named(rate)), named(rate))
-    rates = sorted(config.rates)
-    for column, label in (("mean", "mean over the run"), ("spread", "spread over its last half")):
-        values = [
-            [row[column] for row in garnets.where(tables["stability"], rate=rate)] for rate in rates
-        ]
-        (line,) = stability.plot(rates, [np.mean(x) for x in values], "o-", label=label)
-        if len(values[0]) > 1:
-            found = [statistics.t_interval(x) for x in values]
-            low, high = [x.low for x in found], [x.high for x in found]
-            stability.fill_between(rates, low, high, color=line.get_color(), alpha=0.2, lw=0)
-    for number, label in enumerate(adaptive_rates(config)):
-        style: dict[str, Any] = {"color": f"C{number}"}
-        rows = garnets.where(tables["exact"], scheme=label)
-        garnets.draw(exact_axes, rows, label, median=True, **style)
-        rows = garnets.where(tables["gains"], scheme=label)
-        x = [row["iteration"] for row in rows]
-        gains.plot(x, [row["gain"] for row in rows], lw=1.4, label=label, **style)
-        gains.plot(x, [row["promised"] for row in rows], "--", lw=0.9, **style)
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns constant rates by iteration and against each other; adaptive rates, their gains."""
     gap = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
-    curves.set(
-        title=f"{garnets.successors(config.samples)}, one backup, m = 1 ({garnets.MEAN})",
-        ylabel=gap,
-        xscale="log",
-        yscale="log",
+    rates, labels = sorted(config.rates), list(adaptive_rates(config))
+    stability = [
+        garnets.means(
+            rates,
+            [study.column(tables["stability"], name, rate=rate) for rate in rates],
+            label,
+            marker="o",
+        )
+        for name, label in (("mean", "mean over the run"), ("spread", "spread over its last half"))
+    ]
+
+    def gain(label: str) -> study.Line:
+        of = functools.partial(study.column, tables["gains"], scheme=label)
+        return study.Line(of("iteration"), of("gain"), label, {"lw": 1.4}, bound=of("promised"))
+
+    return study.Grid(
+        panels=[
+            garnets.panel(
+                garnets.lines(tables["sampled"], [named(rate) for rate in config.rates]),
+                f"{garnets.successors(config.samples)}, one backup, m = 1 ({garnets.MEAN})",
+                gap,
+                3,
+                xlim=(1, config.iterations),
+            ),
+            garnets.panel(
+                stability,
+                f"Sampled: distance and steadiness ({garnets.MEAN})",
+                gap,
+                3,
+                xlabel="mixture rate a",
+                yscale="linear",
+            ),
+            garnets.panel(
+                garnets.lines(tables["exact"], labels, median=True),
+                f"Exact evaluation ({garnets.MEDIAN}; dashed: contraction)",
+                r"$\max (v_* - v_{\pi_k})$, relative",
+                2,
+                xscale="linear",
+                ylim=(1e-12, None),
+            ),
+            garnets.panel(
+                [gain(label) for label in labels],
+                "Gain of a step (median; dashed: bound of Pirotta et al.,\n"
+                r"$A^2 / (8 v_{\max})$ of the optimal rate)",
+                r"$\langle \mu, v_{\pi_k} - v_{\pi_{k-1}} \rangle$, relative",
+                2,
+                xscale="linear",
+                ylim=(1e-8, None),
+            ),
+        ],
+        columns=2,
+        width=5.4,
+        height=4.3,
+        title_size=11,
     )
-    curves.set_xlim(1, config.iterations)
-    stability.set(
-        title=f"Sampled: distance and steadiness ({garnets.MEAN})",
-        xlabel="mixture rate a",
-        ylabel=gap,
-        xscale="log",
-    )
-    exact_axes.set(
-        title=f"Exact evaluation ({garnets.MEDIAN}; dashed: contraction)",
-        ylabel=r"$\max (v_* - v_{\pi_k})$, relative",
-        yscale="log",
-        ylim=(1e-12, None),
-    )
-    gains.set(
-        title="Gain of a step (median; dashed: bound of Pirotta et al.,\n"
-        r"$A^2 / (8 v_{\max})$ of the optimal rate)",
-        ylabel=r"$\langle \mu, v_{\pi_k} - v_{\pi_{k-1}} \rangle$, relative",
-        yscale="log",
-        ylim=(1e-8, None),
-    )
-    for axes in (curves, exact_axes, gains):
-        axes.set_xlabel("iterations k")
-    for axes in drawn.axes:
-        axes.title.set_fontsize(11)
-        garnets.legend(axes, 3 if axes in (curves, stability) else 2)
-    return drawn
 
 
-REPRODUCTION = reproduce.Reproduction(
+def arms(config: Config) -> list[study.Arm]:
+    """Returns the constant rates under sampling, then all rates with exact evaluation."""
+    rates = enumerate(adaptive_rates(config).items())
+    return [
+        garnets.arm(config, "constant", config.iterations * len(config.rates), sampled),
+        *(
+            garnets.arm(config, f"exact-{number}", config.exact_iterations, exact, *rate)
+            for number, rate in rates
+        ),
+    ]
+
+
+STUDY = study.Study(
     claim="Mixing the greedy policy in by a rate keeps to the bounds of conservative policy "
     "iteration, and under sampling an intermediate rate is better and steadier than rate 1.",
     source="Vieillard et al. 2020, arXiv:1906.09784",
     config=Config(),
-    steps=lambda c: c.iterations * len(c.rates) + c.exact_iterations * len(adaptive_rates(c)),
+    arms=arms,
+    tables=lambda config, rows: study.split(rows, "sampled", "stability", "exact", "gains"),
+    claims=claims,
+    figures=lambda config, tables: {"conservative": panels(config, tables)},
     seconds=lambda c: (
         garnets.seconds(c.processes, c.iterations * len(c.rates), 1)
         + garnets.seconds(c.processes, 5 * c.exact_iterations, len(adaptive_rates(c)))
     ),
-    run=execute,
 )
+REPRODUCTION = STUDY.reproduction()

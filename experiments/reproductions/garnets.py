@@ -1,4 +1,4 @@
-"""What the plots of theory share: the processes, rows of curves with their bounds, lines and bands.
+"""What studies of theory share: processes, rows of curves with their bounds, lines and panels.
 
 The processes are Garnets by the hundred, or a user's own. A curve is [M, K + 1]: M processes, K
 iterations. Every plot draws it as the papers do, by its mean, with the interval of that mean; or,
@@ -7,19 +7,19 @@ counts as held: a number that could not be computed proves nothing.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from matplotlib.axes import Axes
 
 from kullback.core import types
-from kullback.experiments import reproduce
+from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import study
 from kullback.theory import convex, run, solve
 from kullback.theory import garnet as generator
@@ -64,7 +64,13 @@ class Config:
 
 
 def make(config: Config) -> MDP:
-    """The processes, a batch of M; one of the user's own is a batch of one."""
+    """Returns the processes, a batch of M; one of the user's own is a batch of one."""
+    return _make(config, _digest(config))
+
+
+@functools.lru_cache(maxsize=1)
+def _make(config: Config, digest: str) -> MDP:
+    del digest  # A file that has changed holds other processes.
     if config.mdp:
         own = mdps.load(config.mdp)
         return own if own.batch_shape else mdps.stack([own])
@@ -73,20 +79,48 @@ def make(config: Config) -> MDP:
     )
 
 
+def _digest(config: Config) -> str:
+    path = pathlib.Path(config.mdp)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if config.mdp else ""
+
+
 def part(config: Config, name: str) -> str:
-    """Name of a part: parts of a user's process are of what its file holds."""
-    if not config.mdp:
-        return name
-    return f"{name}-{hashlib.sha256(pathlib.Path(config.mdp).read_bytes()).hexdigest()[:12]}"
+    """Returns the name of a part: parts of a user's process are of what its file holds."""
+    return f"{name}-{_digest(config)}" if config.mdp else name
+
+
+def arm(
+    config: Any, name: str, steps: int, rows: Callable[..., reproduce.Rows], *of_arm: Any
+) -> study.Arm:
+    """Returns the arm that computes `rows(config, processes, *of_arm)`.
+
+    Args:
+      config: of the study; its field `processes` says which.
+      name: of the part.
+      steps: amount of work.
+      rows: makes them.
+      *of_arm: what it takes besides.
+    """
+
+    def compute(work: reproduce.Work) -> reproduce.Rows:
+        del work  # A scheme is one compiled call, which tells nothing on the way.
+        return rows(config, make(config.processes), *of_arm)
+
+    return study.Arm(part(config.processes, name), steps, compute)
+
+
+def sampling(config: Any) -> dict[str, Any]:
+    """Returns what `run.run` takes for evaluations of a study's sampled successors."""
+    return {"noise": run.sampled(config.samples), "key": jax.random.key(config.noise_seed)}
 
 
 def optimum(processes: MDP, tau: float = 0.0) -> solve.Solution:
-    """Their optimal values, with entropy tau."""
+    """Returns the optimal values, with entropy tau."""
     return solve.policy_iteration(processes, tolerance=1e-12, tau=tau)
 
 
 def measure(mdp: MDP, record: run.Record, context: dict[str, types.Array]) -> dict[str, Any]:
-    """What the plots show of an iterate: how far its policy's values are from the optimal ones.
+    """Returns how far the values of an iterate's policy are from the optimal ones.
 
     Args:
       mdp, record: see `run.Measure`.
@@ -104,40 +138,58 @@ def measure(mdp: MDP, record: run.Record, context: dict[str, types.Array]) -> di
 
 
 def context(optimal_q: types.Array, tau: float = 0.0) -> dict[str, np.ndarray]:
-    """The context of `measure`, for a batch."""
+    """Returns the context of `measure`, for a batch."""
     return {"q": np.asarray(optimal_q), "tau": np.full(len(optimal_q), tau)}
 
 
 def most(x: types.Array, axis: Any = None) -> Any:
-    """The largest entry, nan unless all are finite, whatever a compiled maximum does with nan."""
+    """Returns the largest entry, nan unless all are finite, as compiled maxima do not do."""
     return jnp.where(jnp.all(jnp.isfinite(x), axis), jnp.max(x, axis), jnp.nan)
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest, nan if there is one: Python's max is what comes first, then."""
+    """Returns the largest, nan if there is one: Python's max is what comes first, then."""
     return float(np.max(list(values))) + 0.0  # And -0 is 0.
 
 
 def each(function: Callable[..., types.Array], *arguments: types.Array) -> np.ndarray:
-    """A bound of one process, of all: arguments have a leading axis M, and so has the result."""
+    """Returns a bound of every process: arguments have a leading axis M, and so has the result."""
     with jax.enable_x64(True):
         return np.asarray(jax.jit(jax.vmap(function))(*arguments))
 
 
+class Optimum(NamedTuple):
+    """Optimal values, and what errors and gaps are measured by."""
+
+    q: np.ndarray  # [M, S, A].
+    log_policy: types.Array  # [M, S, A].
+    mean: np.ndarray  # Of |q|, [M, 1]: what gaps are divided by.
+    largest: np.ndarray  # Of |q|, [M, 1].
+    r_max: np.ndarray  # The largest |r|, [M].
+
+
+def measured_by(processes: MDP, tau: float = 0.0) -> Optimum:
+    """Returns the optimum with entropy tau, and its sizes."""
+    best = optimum(processes, tau)
+    q = np.asarray(best.q)
+    largest, r_max = (np.max(np.abs(x), (-2, -1)) for x in (q, np.asarray(processes.reward)))
+    return Optimum(q, best.log_policy, of_mean(q), largest[:, None], r_max)
+
+
 def of_largest(processes: MDP, v: types.Array) -> np.ndarray:
-    """The largest |v_*|, [M]; where all are 0, the largest that rewards of that size could give."""
+    """Returns the largest |v_*|, [M]; where all are 0, what rewards of that size could give."""
     size = np.max(np.abs(np.asarray(v)), -1)
     top = np.max(np.abs(np.asarray(processes.reward)), (-2, -1)) / (1 - processes.discount)
     return np.where(size > 0, size, top)
 
 
 def of_mean(q: types.Array) -> np.ndarray:
-    """Mean of |q| over states and actions, [M, 1]: what errors are divided by."""
+    """Returns the mean of |q| over states and actions, [M, 1]: what errors are divided by."""
     return np.mean(np.abs(np.asarray(q)), axis=(-2, -1))[:, None]
 
 
 def kept(num_iterations: int) -> np.ndarray:
-    """Iterations 0, 1, 2, ..., K that are kept of a curve, ever fewer."""
+    """Returns iterations 0, 1, 2, ..., K that are kept of a curve, ever fewer."""
     later = np.geomspace(1, num_iterations, NUM_KEPT)
     return np.unique(np.concatenate([[0.0], later]).round().astype(int))
 
@@ -150,7 +202,7 @@ def curve(
     first: int = 0,
     **columns: Any,
 ) -> reproduce.Rows:
-    """Rows of a curve, over processes.
+    """Returns rows of a curve, over processes.
 
     Args:
       scheme: its name.
@@ -190,7 +242,7 @@ def curve(
 def share(
     values: types.Array | float, bound: types.Array | float, scale: types.Array | float = 1.0
 ) -> np.ndarray:
-    """Values / bound, rounding taken off the values (of numbers as large as `scale`).
+    """Returns values / bound, rounding taken off the values (of numbers as large as `scale`).
 
     It is nan where either is not finite: a bound that is infinite promises nothing.
     """
@@ -201,7 +253,7 @@ def share(
 
 
 def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
-    """Rows of one number a process, [M]; a column is one value for all, or a list of M."""
+    """Returns rows of one number a process, [M]; a column is one value for all, or a list of M."""
 
     def of(i: int) -> dict[str, Any]:
         return {name: x[i] if isinstance(x, list) else x for name, x in columns.items()}
@@ -209,94 +261,88 @@ def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
     return [{"scheme": scheme, "process": i, "end": float(x), **of(i)} for i, x in enumerate(end)]
 
 
-def within(claim: str, largest_share: float, counted: str) -> reproduce.Check:
-    """Whether a bound was never broken; `largest_share` is the largest value / bound."""
-    return reproduce.Check(
-        claim,
-        bool(0 <= largest_share <= 1),
-        f"at most {largest_share:.3g} of it {counted}",
-    )
-
-
-def small(
-    claim: str, difference: float, limit: float, counted: str, remaining: float = 0.0
-) -> reproduce.Check:
-    """Whether numbers that should be equal differ by `limit` at most.
-
-    Args:
-      claim, difference, limit: what, by how much, and by how much at most.
-      counted: what was looked at.
-      remaining: what theory allows to be left of the difference after the iterations that were
-        run; where it is more than the limit, these are too few to judge by.
-    """
-    evidence = f"at most {difference:.2g} {counted}, against {limit:g}"
-    if remaining > limit and np.isfinite(difference):
-        few = f"; not judged: after so few iterations {remaining:.2g} may be left"
-        return reproduce.Check(claim, None, evidence + few)
-    held = bool(np.isfinite(difference) and difference <= limit)
-    return reproduce.Check(claim, held, evidence)
-
-
-def above(
-    claim: str, values: Sequence[float] | np.ndarray, threshold: float = 0
-) -> reproduce.Check:
-    """Whether the 95% interval of the mean over processes, values [M], lies above a threshold."""
+def above(claim: str, values: study.Numbers, threshold: float = 0) -> reproduce.Check:
+    """Judges whether the 95% interval of the mean over processes, [M], lies above a threshold."""
     return study.above(claim, values, threshold, units=("process", "processes"))
 
 
-def draw(
-    axes: Axes,
+def line(
     rows: reproduce.Rows,
     label: str | None,
     *,
     median: bool = False,
     bound: bool = True,
     **style: Any,
-) -> None:
-    """One curve, its band and, dashed in the same colour, its bound: of a median its median."""
+) -> study.Line:
+    """Returns one curve, its band and, if wanted, its bound; of a median its median."""
     centre = "median" if median else "mean"
-    low, high = ("quartile_low", "quartile_high") if median else ("mean_low", "mean_high")
-    x = np.array([row["iteration"] for row in rows])
-    (line,) = axes.plot(x, [row[centre] for row in rows], label=label, **{"lw": 1.4, **style})
-    if rows[0]["processes"] > 1:
-        bottom, top = ([row[name] for row in rows] for name in (low, high))
-        axes.fill_between(x, bottom, top, color=line.get_color(), alpha=0.2, lw=0)
-    if bound and "bound" in rows[0]:
-        promised = [row["bound_median" if median else "bound"] for row in rows]
-        axes.plot(x, promised, "--", color=line.get_color(), lw=0.9)
+    edges = ("quartile_low", "quartile_high") if median else ("mean_low", "mean_high")
+    is_many, has_bound = rows[0]["processes"] > 1, bound and "bound" in rows[0]
+    return study.Line(
+        study.column(rows, "iteration"),
+        study.column(rows, centre),
+        label,
+        {"lw": 1.4, **style},
+        (study.column(rows, edges[0]), study.column(rows, edges[1])) if is_many else None,
+        study.column(rows, "bound_median" if median else "bound") if has_bound else None,
+    )
 
 
-def where(rows: reproduce.Rows, **columns: Any) -> reproduce.Rows:
-    """The rows with these values, without those columns that `table` picks them by."""
-    chosen = [row for row in rows if all(row[name] == value for name, value in columns.items())]
-    return [{k: v for k, v in row.items() if k != "table"} for row in chosen]
+def lines(rows: reproduce.Rows, labels: Iterable[str], **how: Any) -> list[study.Line]:
+    """Returns the curves of schemes, in the order of their labels; see `line`."""
+    return [line(study.where(rows, scheme=label), label, **how) for label in labels]
 
 
-def tagged(table: str, rows: reproduce.Rows) -> reproduce.Rows:
-    """Rows that say which table they go to; `where(rows, table=...)` takes them out again."""
-    return [{"table": table, **row} for row in rows]
+def means(
+    x: Sequence[float], samples: Sequence[np.ndarray], label: str | None, **style: Any
+) -> study.Line:
+    """Returns means over processes against x, with the bands of their intervals."""
+    intervals = [statistics.t_interval(sample) for sample in samples]
+    band = ([i.low for i in intervals], [i.high for i in intervals])
+    is_many = len(samples[0]) > 1
+    return study.Line(
+        x, [float(np.mean(s)) for s in samples], label, style, band if is_many else None
+    )
 
 
-def counted(processes: MDP, num_iterations: int) -> str:
-    """In words, what a check looked at."""
-    return f"over {processes.reward.shape[0]} processes and {num_iterations:,} iterations"
+def panel(
+    marks: Sequence[study.Mark], title: str, ylabel: str, legend: int = 4, **axes: Any
+) -> study.Panel:
+    """Returns a panel of iterations, both axes logarithmic unless `axes` says otherwise.
+
+    Args:
+      marks: curves and levels.
+      title: of the panel.
+      ylabel: of the vertical axis.
+      legend: columns of the legend, which stands below, where no curve is.
+      **axes: as `Axes.set` takes them, in this order and after the scales.
+    """
+    common = {"xlabel": "iterations k", "xscale": "log", "yscale": "log"}
+    below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": legend}
+    axes = {"title": title, "ylabel": ylabel, **common, **axes}
+    return study.Panel(marks=marks, axes=axes, legend=below)
 
 
-def legend(axes: Axes, columns: int = 4) -> None:
-    """The legend of some axes, below them, where no curve is."""
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
+def counted(config: Config, num_iterations: int) -> str:
+    """Returns in words what a check looked at."""
+    return f"over {_size(config)[0]} processes and {num_iterations:,} iterations"
+
+
+def _size(config: Config) -> tuple[int, int]:
+    """Returns the numbers of processes and of states."""
+    if not config.mdp:
+        return config.num_garnets, config.garnet.num_states
+    own = make(config)
+    return own.batch_shape[0], own.num_states
 
 
 def seconds(config: Config, iterations: int, schemes: int) -> float:
-    """Estimate for so many runs: each is compiled, then evaluates a policy an iteration."""
-    size, num_states = config.num_garnets, config.garnet.num_states
-    if config.mdp:
-        own = make(config)
-        size, num_states = own.batch_shape[0], own.num_states
+    """Estimates so many runs: each is compiled, then evaluates a policy an iteration."""
+    size, num_states = _size(config)
     each = 15e-6 * (num_states / 30) ** 3
     return 6 + schemes * (2 + iterations * size * each)
 
 
 def successors(samples: int) -> str:
-    """A number of sampled successors, in words."""
+    """Returns a number of sampled successors, in words."""
     return f"{samples} sampled successor" + ("" if samples == 1 else "s")

@@ -10,13 +10,11 @@ iteration, and of MD-VI(lambda, 0), which averages too.
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from kullback.core import types
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets
+from kullback.experiments.reproductions import garnets, study
 from kullback.theory import bounds, iteration, mirror, momentum, run
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme
@@ -49,7 +47,7 @@ class Config:
 
 
 def schemes(config: Config) -> dict[str, Scheme]:
-    """What is compared, by name."""
+    """Returns the schemes that are compared, by name."""
     return {
         AVI: iteration.value_iteration(),
         MOVI: momentum.momentum_vi(),
@@ -60,53 +58,30 @@ def schemes(config: Config) -> dict[str, Scheme]:
 
 
 def constant(weight: float) -> str:
-    """Momentum with a constant weight, in words."""
+    """Returns momentum with a constant weight, in words."""
     return f"constant b = {weight:g}"
 
 
-def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """All schemes with sampled successors, and with exact expectations."""
-    processes = garnets.make(config.processes)
-    rows: reproduce.Rows = []
-    for label, scheme in schemes(config).items():
-        name = garnets.part(config.processes, label.lower().replace(" ", "-"))
-
-        def compute(label: str = label, scheme: Scheme = scheme) -> reproduce.Rows:
-            return compare(config, processes, label, scheme)
-
-        rows += work.part(name, 2 * config.iterations, compute)
-    tables = {name: garnets.where(rows, table=name) for name in ("curves", "ends", "errors")}
-    counted = garnets.counted(processes, config.iterations)
-    # Of value iteration without errors theory allows this to be left, relative to max |q_*|.
-    gamma = float(np.max(processes.discount))
-    remaining = 2 * gamma**config.iterations / (1 - gamma)
-    checks = judge(tables, counted, remaining)
-    return reproduce.Found(tables, {"momentum": draw(config, tables)}, checks)
-
-
 def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> reproduce.Rows:
-    """Curves of one scheme, exact and sampled, and where it ended in each process."""
-    q = garnets.optimum(processes).q
-    scale, size = garnets.of_mean(q), np.max(np.abs(q), (-2, -1))[:, None]
+    """Returns curves of one scheme, exact and sampled, and where it ended in each process."""
+    best = garnets.measured_by(processes)
     rows: reproduce.Rows = []
     for kind in ("exact", "sampled"):
-        noise: dict[str, Any] = {}
-        if kind == "sampled":
-            noise = {"noise": run.sampled(config.samples), "key": jax.random.key(config.noise_seed)}
+        noise = garnets.sampling(config) if kind == "sampled" else {}
         found = run.run(
             scheme,
             processes,
             config.iterations,
             measure=garnets.measure,
-            context=garnets.context(q),
+            context=garnets.context(best.q),
             clip=label == MIRROR,  # Its theorem asks for it.
             **noise,
         ).records
-        gap, errors = found["gap"] / scale, found["error"][:, 1:]
+        gap, errors = found["gap"] / best.mean, found["error"][:, 1:]
         norms = np.max(np.abs(errors), (-2, -1))  # [M, K]
         counts = np.arange(1, config.iterations + 1)
         average_norms = np.max(np.abs(np.cumsum(errors, 1)), (-2, -1)) / counts
-        bound = promised(config, processes, label, norms, average_norms, size)
+        bound = promised(config, processes, label, norms, average_norms, best)
         discounted = _discounted(norms, np.asarray(processes.discount))
         last: dict[str, Any] = {
             "largest_share": 0.0,
@@ -114,16 +89,16 @@ def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> repro
             "discounted_norm": discounted[:, -1].tolist(),
         }
         if bound is not None:
-            shares = garnets.share(found["largest_gap"][:, 1:], bound, size)
+            shares = garnets.share(found["largest_gap"][:, 1:], bound, best.largest)
             last["largest_share"] = float(shares.max())
-            bound = bound / scale
+            bound = bound / best.mean
         last["slope"] = _slope(gap.mean(0)) if kind == "sampled" else 0.0
         late = gap[:, -(config.iterations // 10) :].mean(1)
-        rows += garnets.tagged("curves", garnets.curve(label, gap, bound, kind=kind))
-        rows += garnets.tagged("ends", garnets.ends(label, late, kind=kind, **last))
+        rows += study.tagged("curves", garnets.curve(label, gap, bound, kind=kind))
+        rows += study.tagged("ends", garnets.ends(label, late, kind=kind, **last))
         if label == MOVI and kind == "sampled":
             for what, values in ((AVERAGE, average_norms), (SUM, discounted)):
-                rows += garnets.tagged("errors", garnets.curve(what, values, first=1))
+                rows += study.tagged("errors", garnets.curve(what, values, first=1))
     return rows
 
 
@@ -133,30 +108,29 @@ def promised(
     label: str,
     norms: np.ndarray,
     average_norms: np.ndarray,
-    size: np.ndarray,
+    best: garnets.Optimum,
 ) -> np.ndarray | None:
-    """The scheme's bound of max (q_* - q_pi), [M, K]; None where none is proved here.
+    """Returns the scheme's bound of max (q_* - q_pi), [M, K]; None where none is proved here.
 
     Args:
       config, processes, label: of what it is the bound.
       norms, average_norms: max |eps_k|, and that of the average of eps_1, ..., eps_k; [M, K].
-      size: max |q_*|, [M, 1]: how far q_0 = 0 is from q_*.
+      best: the optimum; max |q_*| is how far q_0 = 0 is from q_*.
     """
     discounts = np.asarray(processes.discount)
     if label == AVI:
-        return garnets.each(bounds.mpi_gap, norms, size[:, 0], discounts)
+        return garnets.each(bounds.mpi_gap, norms, best.largest[:, 0], discounts)
     if label == MIRROR:
-        r_max = np.max(np.abs(processes.reward), (-2, -1))
 
         def bound(x: types.Array, r_max: float, gamma: float) -> types.Array:
             return bounds.kl_gap_norm(x, processes.num_actions, r_max, gamma, config.lambda_)
 
-        return garnets.each(bound, average_norms, r_max, discounts)
+        return garnets.each(bound, average_norms, best.r_max, discounts)
     return None
 
 
 def _discounted(norms: np.ndarray, discount: np.ndarray) -> np.ndarray:
-    """(1 - gamma) sum_{j <= k} gamma^{k-j} ||eps_j||, [M, K]: of which AVI's bound is made."""
+    """Returns (1 - gamma) sum_{j <= k} gamma^{k-j} ||eps_j||, [M, K]: AVI's bound is made of it."""
     total, found = np.zeros(len(norms)), []
     for norm in norms.T:
         total = discount * total + (1 - discount) * norm
@@ -165,31 +139,31 @@ def _discounted(norms: np.ndarray, discount: np.ndarray) -> np.ndarray:
 
 
 def _slope(values: np.ndarray) -> float:
-    """Exponent of k after the first tenth of the iterations; values [K + 1]."""
+    """Returns the exponent of k after the first tenth of the iterations; values [K + 1]."""
     k = np.arange(len(values))
     late = (k >= len(values) // 10) & (values > 0)
     return float(np.polyfit(np.log(k[late]), np.log(values[late]), 1)[0]) if late.any() else 0.0
 
 
-def judge(
-    tables: dict[str, reproduce.Rows], counted: str, remaining: float
-) -> list[reproduce.Check]:
-    """The paper's statements; `remaining` is what may be left of value iteration's distance."""
+def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+    """Judges the paper's statements."""
+    counted = garnets.counted(config.processes, config.iterations)
+    # Of value iteration without errors theory allows this to be left, relative to max |q_*|.
+    gamma = float(np.max(garnets.make(config.processes).discount))
+    remaining = 2 * gamma**config.iterations / (1 - gamma)
 
     def end(scheme: str, kind: str, column: str = "end") -> np.ndarray:
-        return np.array(
-            [r[column] for r in garnets.where(tables["ends"], scheme=scheme, kind=kind)]
-        )
+        return study.column(tables["ends"], column, scheme=scheme, kind=kind)
 
     checks = [
-        garnets.small(
+        study.small(
             "without errors AVI ends at the optimum (relative distance)",
             end(AVI, "exact").max(),
             1e-10,
             counted,
             remaining,
         ),
-        garnets.small(
+        study.small(
             "without errors MoVI converges: its old values weigh ever less (relative distance)",
             end(MOVI, "exact").max(),
             1e-4,
@@ -211,54 +185,71 @@ def judge(
         ),
     ]
     for scheme in (AVI, MIRROR):
-        share = garnets.largest(
-            end(scheme, kind, "largest_share").max() for kind in ("exact", "sampled")
-        )
-        checks.append(garnets.within(f"{scheme} keeps to its bound", share, counted))
+        shares = (end(scheme, kind, "largest_share").max() for kind in ("exact", "sampled"))
+        claim = f"{scheme} keeps to its bound"
+        checks.append(study.within(claim, garnets.largest(shares), counted))
     slopes = {s: end(s, "sampled", "slope")[0] for s in (AVI, MOVI, SPEEDY, MIRROR)}
-    said = ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items())
-    what = (
-        "distance of the policy as a power of k; the values of an average near theirs as k^-1/2, "
-        "and policies are nearer than values"
-    )
-    return [*checks, reproduce.Check(what, None, said)]
+    return [
+        *checks,
+        study.reported(
+            "distance of the policy as a power of k; the values of an average near theirs as "
+            "k^-1/2, and policies are nearer than values",
+            ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()),
+        ),
+    ]
 
 
-def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
-    """Sampled and exact curves, and the two measures of the errors."""
-    drawn = reproduce.figure(3, width=4.8, height=4.2)
-    sampled, errors, exact = drawn.axes
-    for label in schemes(config):
-        rows = garnets.where(tables["curves"], scheme=label)
-        named = f"{label}, lambda = {config.lambda_:g}" if label == MIRROR else label
-        garnets.draw(sampled, garnets.where(rows, kind="sampled"), named)
-        # Below rounding there is nothing to see.
-        garnets.draw(exact, garnets.where(rows, kind="exact"), named, median=True)
-    for what in (AVERAGE, SUM):
-        garnets.draw(errors, garnets.where(tables["errors"], scheme=what), what)
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns sampled and exact curves, and the two measures of the errors."""
     distance = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
-    title = f"{garnets.successors(config.samples)} ({garnets.MEAN}; dashed: bounds)"
-    sampled.set(title=title, ylabel=distance)
-    title = f"No errors ({garnets.MEDIAN}; dashed: bounds)"
-    exact.set(title=title, ylabel=distance, ylim=(1e-12, None))
-    errors.set(title=f"Errors of MoVI's evaluations ({garnets.MEAN})", ylabel="units of reward")
-    for axes in drawn.axes:
-        axes.set(xlabel="iterations k", xscale="log", yscale="log", xlim=(1, config.iterations))
-        axes.title.set_fontsize(10)
-    errors.set_xlim(2, config.iterations)  # The first one is 0, as q_0 is.
-    for axes, columns in ((sampled, 2), (errors, 1), (exact, 2)):
-        garnets.legend(axes, columns)
-    return drawn
+    whole, late = (1, config.iterations), (2, config.iterations)  # The first error is 0, as q_0 is.
+    titles = [
+        f"{garnets.successors(config.samples)} ({garnets.MEAN}; dashed: bounds)",
+        f"Errors of MoVI's evaluations ({garnets.MEAN})",
+        f"No errors ({garnets.MEDIAN}; dashed: bounds)",
+    ]
+
+    def curves(kind: str, median: bool) -> list[study.Line]:
+        named = {MIRROR: f"{MIRROR}, lambda = {config.lambda_:g}"}
+        rows = study.where(tables["curves"], kind=kind)
+        return [
+            garnets.line(study.where(rows, scheme=label), named.get(label, label), median=median)
+            for label in schemes(config)
+        ]
+
+    sampled, exact = curves("sampled", median=False), curves("exact", median=True)
+    errors = garnets.lines(tables["errors"], (AVERAGE, SUM))
+    # Below rounding there is nothing to see. The upper end is that of a linear axis.
+    exact = garnets.panel(exact, titles[2], distance, 2, xlim=whole)
+    exact = dataclasses.replace(exact, axes={"ylim": (1e-12, None), **exact.axes})
+    return study.Grid(
+        panels=[
+            garnets.panel(sampled, titles[0], distance, 2, xlim=whole),
+            garnets.panel(errors, titles[1], "units of reward", 1, xlim=late),
+            exact,
+        ],
+        width=4.8,
+        height=4.2,
+        title_size=10,
+    )
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="With sampled successors momentum value iteration averages its errors and converges, "
     "where approximate value iteration does not.",
     source="Vieillard et al. 2020, arXiv:1910.09322",
     config=Config(),
-    steps=lambda config: 2 * config.iterations * len(schemes(config)),
+    arms=lambda config: [
+        garnets.arm(
+            config, label.lower().replace(" ", "-"), 2 * config.iterations, compare, label, scheme
+        )
+        for label, scheme in schemes(config).items()
+    ],
+    tables=lambda config, rows: study.split(rows, "curves", "ends", "errors"),
+    claims=claims,
+    figures=lambda config, tables: {"momentum": panels(config, tables)},
     seconds=lambda config: garnets.seconds(
         config.processes, 2 * config.iterations, 4 + len(config.weights)
     ),
-    run=execute,
 )
+REPRODUCTION = STUDY.reproduction()

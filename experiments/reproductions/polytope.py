@@ -6,9 +6,9 @@ deterministic in one state.
 """
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from kullback.experiments import reproduce
+from kullback.experiments.reproductions import garnets, study
 from kullback.theory import mdp as mdps
 from kullback.theory import run, solve
 from kullback.theory.mdp import MDP
@@ -16,13 +16,13 @@ from kullback.theory.scheme import Scheme
 
 
 def two_states() -> MDP:
-    """Two states with two actions each, whose values make a polytope that one can draw."""
+    """Returns two states with two actions each, whose values make a polytope that one can draw."""
     probabilities = np.array([[[0.12, 0.88], [0.63, 0.37]], [[0.0, 1.0], [0.0, 1.0]]])
     return mdps.make(probabilities, np.array([[-0.1, 0.5], [0.1, 0.0]]), 0.8)
 
 
 def rows(schemes: dict[str, Scheme], iterations: int) -> reproduce.Rows:
-    """Values of both states: of the edges of the polytope, and of the iterates of schemes."""
+    """Returns values of both states, of the edges of the polytope and of iterates of schemes."""
     mdp = two_states()
     found: reproduce.Rows = []
 
@@ -44,12 +44,15 @@ def rows(schemes: dict[str, Scheme], iterations: int) -> reproduce.Rows:
     return found
 
 
-def draw(axes: Axes, rows: reproduce.Rows) -> None:
-    """Edges as lines, iterates as points."""
+def panel(rows: reproduce.Rows) -> study.Panel:
+    """Returns edges as lines, iterates as points."""
+    marks: list[study.Line] = []
     for number, what in enumerate(dict.fromkeys(row["what"] for row in rows)):
-        x, y = zip(*((r["v1"], r["v2"]) for r in rows if r["what"] == what), strict=True)
+        x, y = (study.column(rows, name, what=what) for name in ("v1", "v2"))
         if what.startswith("edge"):
-            axes.plot(x, y, color="0.5", lw=1, label=None if number else "one state deterministic")
+            label = None if number else "one state deterministic"
+            marks.append(study.Line(x, y, label, {"color": "0.5", "lw": 1}))
         else:
-            axes.plot(x, y, "o-", markersize=3, lw=1, label=what)
-    axes.set(xlabel=r"$v_\pi(s_1)$", ylabel=r"$v_\pi(s_2)$", title="Ways through the values")
+            marks.append(study.Line(x, y, what, {"marker": "o", "markersize": 3, "lw": 1}))
+    axes = {"xlabel": r"$v_\pi(s_1)$", "xscale": "linear", "yscale": "linear"}
+    return garnets.panel(marks, "Ways through the values", r"$v_\pi(s_2)$", 1, **axes)

@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from kullback.core import regularizers
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import garnets
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import garnets, study
 from kullback.theory import bounds, convex, iteration, run, solve
 from kullback.theory.mdp import MDP
 
@@ -54,23 +53,8 @@ class Config:
             raise ValueError(f"backups must be >= 2, got {self.backups}")
 
 
-def execute(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """Every regulariser: its runs, exact and with errors, and its loss by temperature."""
-    processes = garnets.make(config.processes)
-    rows: reproduce.Rows = []
-    for name in config.divergences:
-        compute = functools.partial(regularised, config, processes, name)
-        amount = config.iterations * (3 + len(config.backups))
-        rows += work.part(garnets.part(config.processes, name), amount, compute)
-    tables = {name: garnets.where(rows, table=name) for name in ("curves", "losses")}
-    tables["two_actions"] = two_actions(config)
-    counted = garnets.counted(processes, config.iterations)
-    figures = {"regularizers": draw(config, tables)}
-    return reproduce.Found(tables, figures, judge(config, tables, counted))
-
-
 def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str) -> dict[str, Any]:
-    """Errors of the values and of the policy's, in the regularised process; the error made."""
+    """Returns errors of the values and of the policy's, in the regularised process, and noise."""
     log_policy, divergence = record.state.log_policy, regularizers.named(name)
     bonus = -convex.penalty(log_policy, log_policy, 0.0, tau, divergence)
     q = mdp.backup(solve.linear_values(mdp, log_policy, bonus))
@@ -82,7 +66,7 @@ def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str
 
 
 def regularised(config: Config, processes: MDP, name: str) -> reproduce.Rows:
-    """Rows of one regulariser."""
+    """Returns rows of one regulariser."""
     divergence = regularizers.named(name)
     q = config.tau * optimum(processes, config.tau, divergence).q
     size = np.max(np.abs(q), (-2, -1))[:, None]
@@ -107,24 +91,22 @@ def regularised(config: Config, processes: MDP, name: str) -> reproduce.Rows:
                 norms, start = found["norm"][:, 1:], found["value"][:, 0]
                 bound = garnets.each(bounds.mpi_gap, norms, start, gamma)
             rows += garnets.curve(name, values / size, bound / size, kind=kind)
-    return garnets.tagged("curves", rows) + garnets.tagged(
-        "losses", losses(config, processes, name)
-    )
+    return study.tagged("curves", rows) + study.tagged("losses", losses(config, processes, name))
 
 
 def optimum(processes: MDP, tau: float, divergence: regularizers.Divergence) -> solve.Solution:
-    """Optimal values with entropy tau, divided by tau, from one program for all temperatures."""
+    """Returns optimal values with entropy tau, over tau, from one program for all temperatures."""
     scaled = processes._replace(reward=np.asarray(processes.reward) / tau)
     return solve.policy_iteration(scaled, tau=1.0, divergence=divergence, tolerance=1e-12)
 
 
 def backups(m: float) -> str:
-    """A number of backups, in words."""
+    """Returns a number of backups, in words."""
     return f"m = {m:g}"
 
 
 def largest_entropy(name: str, num_actions: int) -> float:
-    """H_f of the uniform policy, the range of H_f: D_f(e, 1) - D_f(u, 1)."""
+    """Returns H_f of the uniform policy, the range of H_f: D_f(e, 1) - D_f(u, 1)."""
     u = np.full((1, num_actions), -math.log(num_actions))
     with jax.enable_x64(True):
         found = -convex.penalty(jnp.asarray(u), jnp.asarray(u), 0.0, 1.0, regularizers.named(name))
@@ -132,7 +114,7 @@ def largest_entropy(name: str, num_actions: int) -> float:
 
 
 def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
-    """What the optimal regularised policies lose, and how many actions they take."""
+    """Returns the losses of the optimal regularised policies, and how many actions they take."""
     divergence = regularizers.named(name)
     v = garnets.optimum(processes).v
     scale = garnets.of_largest(processes, v)
@@ -154,7 +136,7 @@ def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
 
 
 def two_actions(config: Config) -> reproduce.Rows:
-    """Probability of the first of two actions over how much better it is, in temperatures."""
+    """Returns the probability of the first of two actions over how much better it is."""
     gaps = np.linspace(-4, 4, 161)
     q = np.stack([gaps, np.zeros_like(gaps)], -1)
     rows: reproduce.Rows = []
@@ -170,116 +152,138 @@ def two_actions(config: Config) -> reproduce.Rows:
     return rows
 
 
-def judge(config: Config, tables: dict[str, reproduce.Rows], counted: str) -> list[reproduce.Check]:
-    """Contraction, propagation of errors, the loss, and which policies are sparse."""
+def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+    """Judges contraction, propagation of errors and the loss; reports which policies are sparse."""
     curves, lost = tables["curves"], tables["losses"]
-    checks = []
-    exact = garnets.where(curves, kind="exact")
+    counted = garnets.counted(config.processes, config.iterations)
+    exact = study.where(curves, kind="exact")
     noisy = [row for row in curves if row["kind"] != "exact"]
-    checks += [
-        garnets.within(
+    checks = [
+        study.within(
             "regularised value iteration contracts: max |q_* - q_k| is at most gamma^k its start",
             garnets.largest(row["largest_share"] for row in exact),
             counted,
         ),
-        garnets.within(
+        study.within(
             "with errors, regularised MPI of any m keeps to the bound of modified policy iteration",
             garnets.largest(row["largest_share"] for row in noisy),
             counted,
         ),
-        garnets.within(
+        study.within(
             "an optimal regularised policy loses at most tau max H_f / (1 - gamma)",
             garnets.largest(row["share"] for row in lost),
             f"over {len(lost):,} processes, regularisers and temperatures",
         ),
     ]
+    least = min(config.taus)
     for name in config.divergences:
-        rows = garnets.where(lost, scheme=name, tau=min(config.taus))
-        taken = np.array([row["actions"] for row in rows])
-        is_sparse = regularizers.named(name).is_sparse
         # Shannon's policies are positive, though the least probabilities may round to 0.
-        checks.append(
-            reproduce.Check(
-                f"{name}: actions with a positive probability, of a state, tau = "
-                f"{min(config.taus):g} ({'sparse' if is_sparse else 'dense'} by theory)",
-                None,
-                f"{taken.mean():.3g} on average",
-            )
+        kind = "sparse" if regularizers.named(name).is_sparse else "dense"
+        taken = study.column(lost, "actions", scheme=name, tau=least)
+        claim = (
+            f"{name}: actions with a positive probability, of a state, tau = {least:g} ({kind} by "
+            "theory)"
         )
+        checks.append(study.reported(claim, f"{taken.mean():.3g} on average"))
     return checks
 
 
-def draw(config: Config, tables: dict[str, reproduce.Rows]) -> Figure:
-    """Two actions, contraction, errors, loss."""
-    drawn = reproduce.figure(2, 2, width=5.4, height=4.3)
-    two, exact, noisy, lost = drawn.axes
-    shown = (1, *config.backups, math.inf)
-    dashes = {backups(m): dash for m, dash in zip(shown, itertools.cycle("- : -.".split()))}
-    for number, name in enumerate(config.divergences):
-        style: dict[str, Any] = {"color": f"C{number}"}
-        rows = garnets.where(tables["two_actions"], scheme=name)
-        two.plot([r["gap"] for r in rows], [r["probability"] for r in rows], label=name, **style)
-        rows = garnets.where(tables["curves"], scheme=name)
-        garnets.draw(exact, garnets.where(rows, kind="exact"), name, median=True, **style)
-        for kind, dash in dashes.items():
-            chosen = garnets.where(rows, kind=kind)
-            is_first = kind == next(iter(dashes))
-            garnets.draw(noisy, chosen, f"{name}, {kind}", ls=dash, bound=is_first, **style)
-        rows = garnets.where(tables["losses"], scheme=name)
-        taus = sorted(config.taus)
-        for column, dash in (("end", "o-"), ("bound", "--")):
-            means = [np.mean([r[column] for r in garnets.where(rows, tau=tau)]) for tau in taus]
-            label = name if column == "end" else None
-            lost.plot(taus, means, dash, lw=1.2, markersize=4, label=label, **style)
-        if len(garnets.where(rows, tau=taus[0])) < 2:
-            continue
-        found = [statistics.t_interval(r["end"] for r in garnets.where(rows, tau=t)) for t in taus]
-        band = [x.low for x in found], [x.high for x in found]
-        lost.fill_between(taus, *band, alpha=0.2, lw=0, **style)
-    two.set(
-        title="Regularised greedy policy of two actions",
-        xlabel=r"$(q(a_1) - q(a_2)) / \tau$",
-        ylabel=r"$\pi(a_1)$",
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns two actions, contraction, errors, loss."""
+    names, taus = config.divergences, sorted(config.taus)
+    styles: dict[str, dict[str, Any]] = {
+        name: {"color": f"C{number}"} for number, name in enumerate(names)
+    }
+    shown = [backups(m) for m in (1, *config.backups, math.inf)]
+    dashes = dict(zip(shown, itertools.cycle("- : -.".split()), strict=False))
+
+    def curve(name: str, kind: str, label: str, **how: Any) -> study.Line:
+        rows = study.where(tables["curves"], scheme=name, kind=kind)
+        return garnets.line(rows, label, **how, **styles[name])
+
+    def two(name: str) -> study.Line:
+        of = functools.partial(study.column, tables["two_actions"], scheme=name)
+        return study.Line(of("gap"), of("probability"), name, styles[name])
+
+    def lost(name: str) -> list[study.Line]:
+        rows = study.where(tables["losses"], scheme=name)
+
+        def by_tau(column: str) -> list[np.ndarray]:
+            return [study.column(rows, column, tau=tau) for tau in taus]
+
+        dots = {"marker": "o", "lw": 1.2, "markersize": 4, **styles[name]}
+        dashed = {"ls": "--", "lw": 1.2, "markersize": 4, **styles[name]}
+        bound = [float(np.mean(x)) for x in by_tau("bound")]
+        return [
+            garnets.means(taus, by_tau("end"), name, **dots),
+            study.Line(taus, bound, None, dashed),
+        ]
+
+    return study.Grid(
+        panels=[
+            garnets.panel(
+                [two(name) for name in names],
+                "Regularised greedy policy of two actions",
+                r"$\pi(a_1)$",
+                3,
+                xlabel=r"$(q(a_1) - q(a_2)) / \tau$",
+                xscale="linear",
+                yscale="linear",
+            ),
+            garnets.panel(
+                [curve(name, "exact", name, median=True) for name in names],
+                rf"Reg-VI, no errors, $\tau$ = {config.tau:g} ({garnets.MEDIAN}; "
+                r"dashed: $\gamma^k$)",
+                r"$\Vert q_{*,\Omega} - q_k \Vert_\infty$, relative",
+                3,
+                xscale="linear",
+                ylim=(1e-13, None),
+            ),
+            garnets.panel(
+                [
+                    curve(name, m, f"{name}, {m}", ls=dash, bound=m == shown[0])
+                    for name in names
+                    for m, dash in dashes.items()
+                ],
+                f"Reg-MPI, errors of deviation {config.noise:g} ({garnets.MEAN};\n"
+                "dashed: bound, for m = 1)",
+                r"$\max (q_{*,\Omega} - q_{\pi_k,\Omega})$, relative",
+                3,
+                xlim=(1, config.iterations),
+            ),
+            garnets.panel(
+                [line for name in names for line in lost(name)],
+                f"Loss of regularising ({garnets.MEAN};\n"
+                r"dashed: $\tau \max H_f / (1 - \gamma)$)",
+                r"$\max (v_* - v_{\pi_{*,\Omega}})$, relative",
+                3,
+                xlabel=r"temperature $\tau$, units of reward",
+            ),
+        ],
+        columns=2,
+        width=5.4,
+        height=4.3,
+        title_size=11,
     )
-    exact.set(
-        title=rf"Reg-VI, no errors, $\tau$ = {config.tau:g} ({garnets.MEDIAN}; "
-        r"dashed: $\gamma^k$)",
-        ylabel=r"$\Vert q_{*,\Omega} - q_k \Vert_\infty$, relative",
-        yscale="log",
-        ylim=(1e-13, None),
-    )
-    noisy.set(
-        title=f"Reg-MPI, errors of deviation {config.noise:g} ({garnets.MEAN};\n"
-        "dashed: bound, for m = 1)",
-        ylabel=r"$\max (q_{*,\Omega} - q_{\pi_k,\Omega})$, relative",
-        xscale="log",
-        yscale="log",
-    )
-    noisy.set_xlim(1, config.iterations)
-    lost.set(
-        title=f"Loss of regularising ({garnets.MEAN};\n"
-        r"dashed: $\tau \max H_f / (1 - \gamma)$)",
-        xlabel=r"temperature $\tau$, units of reward",
-        ylabel=r"$\max (v_* - v_{\pi_{*,\Omega}})$, relative",
-        xscale="log",
-        yscale="log",
-    )
-    for axes in (exact, noisy):
-        axes.set_xlabel("iterations k")
-    for axes in drawn.axes:
-        axes.title.set_fontsize(11)
-        garnets.legend(axes, 3)
-    return drawn
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="Decision processes regularised by the entropy of an f-divergence contract, propagate "
     "errors and bias the optimum as the theory of regularised processes bounds it.",
     source="Geist et al. 2019, arXiv:1901.11275",
     config=Config(),
-    steps=lambda c: len(c.divergences) * c.iterations * (3 + len(c.backups)),
+    arms=lambda config: [
+        garnets.arm(config, name, config.iterations * (3 + len(config.backups)), regularised, name)
+        for name in config.divergences
+    ],
+    tables=lambda config, rows: {
+        **study.split(rows, "curves", "losses"),
+        "two_actions": two_actions(config),
+    },
+    claims=claims,
+    figures=lambda config, tables: {"regularizers": panels(config, tables)},
     seconds=lambda c: garnets.seconds(
         c.processes, 4 * c.iterations, len(c.divergences) * (3 + len(c.backups))
     ),
-    run=execute,
 )
+REPRODUCTION = STUDY.reproduction()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.experiments.reproductions import connections, garnets
+from kullback.experiments.reproductions import connections, garnets, study
 from kullback.theory import bounds, garnet
 
 SIZES = ("iterations=12", "twin_iterations=6")
@@ -56,8 +56,7 @@ def test_what_is_not_a_number_does_not_hold() -> None:
             for i, x in enumerate((1.0 if pair.startswith("mirror") else 0.0, off))
         ]
         return [
-            check.held
-            for check in connections.judge({"curves": curves, "twins": twins}, "", config)
+            check.held for check in connections.claims(config, {"curves": curves, "twins": twins})
         ]
 
     assert judged(0.9, 0.0, 0.0) == [True, True, False, True, True, True, True]
@@ -72,6 +71,6 @@ def test_where_nothing_can_differ_nothing_is_judged() -> None:
     rows = connections.twins(config, garnets.make(config.processes))
     families = (connections.CPI, connections.MIRROR, connections.POLITEX)
     curves = [{"family": f, "largest_share": 0.0, "largest_fall": 0.0} for f in families]
-    tables = {"twins": garnets.where(rows, table="twins"), "curves": curves}
-    checks = connections.judge(tables, "", config)
+    tables = {"twins": study.split(rows, "twins")["twins"], "curves": curves}
+    checks = connections.claims(config, tables)
     assert [check.held for check in checks[:6]] == [None] * 6

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kullback.experiments.reproductions import munchausen_theory
+from kullback.experiments.reproductions import garnets, munchausen_theory
 from kullback.theory import mdp as mdps
 from kullback.theory import munchausen, worlds
 
@@ -36,10 +36,10 @@ def test_a_users_process_has_no_interval(run_small: Any, held: Any, tmp_path: pa
 
 
 def test_gaps_that_had_too_few_iterations_are_not_judged() -> None:
-    processes = mdps.stack([worlds.chain(2, discount=0.9)])
+    processes = garnets.Config(num_garnets=1)  # Whose discount is 0.9.
 
     def judged(alphas: tuple[float, ...]) -> dict[str, bool | None]:
-        config = munchausen_theory.Config(alphas=alphas)
+        config = munchausen_theory.Config(processes=processes, alphas=alphas)
         ends, limits = [], []
         for alpha in alphas:
             # As after 2,000 iterations: 0.995^2000 is 4e-5, and so much is missing.
@@ -49,7 +49,7 @@ def test_gaps_that_had_too_few_iterations_are_not_judged() -> None:
             derived, printed = 1 / (1 - alpha), munchausen_theory.printed_ratio(alpha)
             limit = {"alpha": alpha, "end": derived * (1 - off), "off_by_action": off}
             limits.append({**limit, "derived": derived, "printed": printed})
-        checks = munchausen_theory.judge(config, {"ends": ends, "limits": limits}, "", processes)
+        checks = munchausen_theory.claims(config, {"ends": ends, "limits": limits})
         return {check.claim.split(" (")[0][:30]: check.held for check in checks}
 
     gaps, factor = "without errors every action ga", "the factor is 1 / "
