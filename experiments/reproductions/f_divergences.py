@@ -129,19 +129,13 @@ def support(room: students.Classroom, params: types.Params, seed: int, name: str
     return float(jnp.sum(jnp.where(is_answer, count, 0)) / jnp.sum(is_answer))
 
 
-def _column(rows: reproduce.Rows, column: str, **where: Any) -> np.ndarray:
-    """Of the rows in which each of `where` is so, by seed."""
-    chosen = [row for row in rows if all(row[name] == value for name, value in where.items())]
-    return np.array([row[column] for row in chosen])
-
-
 def _compared(rows: reproduce.Rows, column: str, names: Any, **where: Any) -> str:
     """Means, with the interval of the difference to KL; pairs have seeds in common."""
-    baseline = _column(rows, column, divergence="kl", **where)
+    baseline = study.column(rows, column, divergence="kl", **where)
     said = [f"kl {baseline.mean():.4g}"]
     for name in names:
         if name != "kl":
-            found = _column(rows, column, divergence=name, **where)
+            found = study.column(rows, column, divergence=name, **where)
             difference = statistics.t_interval(found - baseline)
             said.append(f"{name} {found.mean():.4g} (less kl's: {difference})")
     return "; ".join(said)
@@ -151,7 +145,7 @@ def judge_classification(config: Config, rows: reproduce.Rows) -> list[reproduce
     """Accuracies near cross-entropy's, and supports that shrink as alpha grows."""
 
     def of(name: str, column: str) -> np.ndarray:
-        return _column(rows, column, divergence=name)
+        return study.column(rows, column, divergence=name)
 
     alphas = [f"alpha-{a:g}" for a in sorted(config.alphas)]
     checks = [
@@ -178,7 +172,7 @@ def judge_text(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
     for way in ("fine-tuning", "distillation"):
         for name in config.divergences:
             if regularizers.named(name).is_sparse:
-                difference = _column(rows, "support", divergence="kl", way=way) - _column(
+                difference = study.column(rows, "support", divergence="kl", way=way) - study.column(
                     rows, "support", divergence=name, way=way
                 )
                 claim = f"{way}: {name} supports fewer tokens than kl (difference)"
@@ -207,7 +201,7 @@ def draw(config: Config, classified: reproduce.Rows, learnt: reproduce.Rows) -> 
             (drawn.axes[column], accuracy, "held-out accuracy"),
             (drawn.axes[3 + column], "support", "classes of positive probability"),
         ):
-            values = [_column(rows, what, divergence=name) for name in names]
+            values = [study.column(rows, what, divergence=name) for name in names]
             at = np.arange(len(names))
             axes.barh(at, [v.mean() for v in values], color="tab:blue", alpha=0.5)
             for n, found in enumerate(values):

@@ -210,7 +210,10 @@ def judge(config: Config, rows: reproduce.Rows, divergence: str) -> list[reprodu
     ):
         for other in config.student_fractions:
             if other != best:
-                farther, nearer = (_of(rows, divergence, f, column) for f in (other, best))
+                farther, nearer = (
+                    study.column(rows, column, divergence=divergence, student_fraction=f)
+                    for f in (other, best)
+                )
                 claim = (
                     f"line, {divergence}: after {whose} prefixes lambda {best:g} is nearer to the "
                     f"teacher than {other:g} (difference, nats a token)"
@@ -227,19 +230,11 @@ def report(
     for column, what in columns.items():
         said: list[str] = []
         for fraction in dict.fromkeys(row["student_fraction"] for row in rows):
-            values = _of(rows, divergence, fraction, column)
+            values = study.column(rows, column, divergence=divergence, student_fraction=fraction)
             mean = statistics.t_interval(values) if len(values) > 1 else f"{values[0]:.4g}"
             said.append(f"{'start' if fraction == 'start' else f'lambda {fraction:g}'} {mean}")
         checks.append(reproduce.Check(f"{task}, {divergence}: {what}", None, ", ".join(said)))
     return checks
-
-
-def _of(rows: reproduce.Rows, divergence: str, fraction: float | str, column: str) -> np.ndarray:
-    """A column of an arm, [seeds]."""
-    arm = divergence, fraction
-    return np.array(
-        [row[column] for row in rows if (row["divergence"], row["student_fraction"]) == arm]
-    )
 
 
 def draw(config: Config, rows: reproduce.Rows, columns: dict[str, str]) -> Figure:
@@ -249,7 +244,9 @@ def draw(config: Config, rows: reproduce.Rows, columns: dict[str, str]) -> Figur
     for axes, (column, what) in zip(drawn.axes, columns.items(), strict=True):
         started = np.mean([row[column] for row in rows if row["student_fraction"] == "start"])
         for number, divergence in enumerate(config.divergences):
-            found = np.stack([_of(rows, divergence, f, column) for f in at])  # [fractions, seeds]
+            found = np.stack(
+                [study.column(rows, column, divergence=divergence, student_fraction=f) for f in at]
+            )  # [fractions, seeds]
             style: dict[str, Any] = {"color": f"C{number}"}
             axes.plot(at, found, "o-", lw=0.8, markersize=3, alpha=0.5, **style)
             axes.plot(at, found.mean(1), lw=2, label=divergence, **style)
