@@ -1,6 +1,7 @@
 """The compiled loop: act, step, add, sample and learn in one XLA program, for K seeds at once."""
 
-import time
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,19 @@ _SEED_AXES = RunState(
 )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Context:
+    """A loop's fixed parts, which its functions share."""
+
+    agent: types.Agent
+    environment: types.Environment
+    num_seeds: int
+    pace: loops.Pace
+    begins: int  # Agent steps from which on iterations learn.
+    store: replay.Replay
+    names: dict[str, Any]  # Keys: the scalars that the learner reports.
+
+
 def make(
     agent: types.Agent,
     environment: types.Environment,
@@ -55,122 +69,143 @@ def make(
       ValueError: if the number of environments does not fit `samples_per_update`.
     """
     platform.keep_freed_memory()
-    seeds = tuple(seeds)
     config, num_envs = agent.replay, environment.num_envs
-    pace = loops.pace(config, num_envs)
-    per_iteration = pace.env_steps(num_envs)
-    begins = loops.learning_begins(config, num_envs, sees_own_ticks=True)
-    store = replay.device(environment.spec, config, num_envs)
-    names = loops.feedback_names(agent, environment.spec)
-
-    def init_seed(key: types.Key) -> RunState:
-        learner_key, environment_key, key = jax.random.split(key, 3)
-        learner = agent.learner.init(learner_key)
-        env_steps = jnp.zeros((), jnp.int32)
-        params = agent.actor_params(learner, env_steps, False)
-        return RunState(
-            env_steps=env_steps,
-            learner=learner,
-            replay=store.init(),
-            actor=rollout.start(agent.policy, environment, params, environment_key),
-            key=key,
-            metrics=metrics.init(num_envs, names),
-        )
-
-    def iteration(state: RunState, updates: int) -> RunState:
-        key = jax.random.fold_in(state.key, state.env_steps)
-        act_key, sample_key = jax.random.split(key)
-        params = agent.actor_params(state.learner, state.env_steps, False)
-        trajectory, actor = rollout.rollout(
-            agent.policy, environment, params, state.actor, act_key, pace.ticks
-        )
-
-        def remember(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
-            contents, sums = carry
-            contents = store.add(contents, item.observation, item.action, item.timestep)
-            return (contents, metrics.observe(sums, item.timestep)), None
-
-        def learn(carry: Any, key: types.Key) -> tuple[Any, None]:
-            learner, sums, priorities = carry
-            here = contents._replace(priorities=priorities)
-            batch = store.sample(here, key)
-            learner, feedback = agent.learner.step(learner, batch, None)
-            priorities = store.update(here, batch.indices, feedback.priorities).priorities
-            return (learner, metrics.learn(sums, feedback), priorities), None
-
-        (contents, sums), _ = jax.lax.scan(remember, (state.replay, state.metrics), trajectory)
-        learner = state.learner
-        if updates:
-            keys = jax.random.split(sample_key, updates)
-            carry = (learner, sums, contents.priorities)  # What of the replay updates change.
-            (learner, sums, priorities), _ = jax.lax.scan(learn, carry, keys)
-            contents = contents._replace(priorities=priorities)
-        return RunState(state.env_steps + per_iteration, learner, contents, actor, state.key, sums)
-
-    def over_seeds(f: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
-        return jax.vmap(f, in_axes, out_axes) if len(seeds) > 1 else f
-
-    def program(updates: int) -> Callable[[RunState, jax.Array], RunState]:
-        step = over_seeds(lambda s: iteration(s, updates), (_SEED_AXES,), _SEED_AXES)
-
-        def run(state: RunState, count: jax.Array) -> RunState:
-            return jax.lax.fori_loop(0, count, lambda i, s: step(s), state)
-
-        return jax.jit(run, donate_argnums=0)
-
-    warm_up, train = program(0), program(pace.updates)
-    init = jax.jit(over_seeds(init_seed, 0, _SEED_AXES))
+    context = _Context(
+        agent=agent,
+        environment=environment,
+        num_seeds=len(seeds),
+        pace=loops.pace(config, num_envs),
+        begins=loops.learning_begins(config, num_envs, sees_own_ticks=True),
+        store=replay.device(environment.spec, config, num_envs),
+        names=loops.feedback_names(agent, environment.spec),
+    )
+    over_seeds = functools.partial(_over_seeds, len(seeds))
     keys = _stack([jax.random.key(seed) for seed in seeds], len(seeds))
+    init = jax.jit(over_seeds(functools.partial(_init_seed, context), 0, _SEED_AXES))
     next_interval = jax.jit(over_seeds(metrics.next_interval, 0, 0))
-    rate = {"iterations": 32}  # Of the next call; how a run is cut into calls changes no number.
+    warm_up, train = _program(context, 0), _program(context, context.pace.updates)
 
-    def advance(state: RunState, until: int) -> RunState:
-        env_steps = int(state.env_steps)
-        warming = env_steps < begins
-        if warming:
-            until = min(until, begins)
-        count = min(loops.iterations(env_steps, until, per_iteration), rate["iterations"])
-        start = time.perf_counter()
-        state = (warm_up if warming else train)(state, jnp.asarray(count, jnp.int32))
-        jax.block_until_ready(state.env_steps)
-        pace_seen = count / max(time.perf_counter() - start, 1e-3)
-        # Grow slowly: the first call of a program pays for its compilation.
-        rate["iterations"] = max(
-            1, min(2 * rate["iterations"], int(pace_seen * loops.CHUNK_SECONDS))
-        )
-        return state
-
-    def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
-        env_steps = int(state.env_steps)
-        found = []
-        for k in range(len(seeds)):
-            learner = seed_of(state.learner, k=k, num_seeds=len(seeds))
-            sums = seed_of(state.metrics, k=k, num_seeds=len(seeds))
-            acting = agent.actor_params(learner, jnp.asarray(env_steps), False)
-            found.append(loops.row(sums, acting))
-        return state._replace(metrics=next_interval(state.metrics)), found
-
-    evaluators: dict[int, Callable[..., loops.Episodes]] = {}
+    @functools.cache
+    def evaluator_of(episodes: int) -> Callable[..., loops.Episodes]:
+        rows = environment if evaluation is None else evaluation(episodes)
+        limit = loops.evaluation_limit(rows.spec, evaluation_limit)
+        return evaluator(agent, rows, len(seeds), limit=limit)
 
     def evaluate(state: RunState, episodes: int) -> loops.Episodes:
-        if episodes not in evaluators:
-            arena = environment if evaluation is None else evaluation(episodes)
-            limit = loops.evaluation_limit(arena.spec, evaluation_limit)
-            evaluators[episodes] = evaluator(agent, arena, over_seeds, limit=limit)
-        found = evaluators[episodes](state.learner, state.env_steps, keys, episodes)
-        return loops.Episodes(*(x.reshape(len(seeds), episodes) for x in found))
+        played = evaluator_of(episodes)(state.learner, state.env_steps, keys, episodes)
+        return loops.Episodes(*(x.reshape(len(seeds), episodes) for x in played))
 
     return loops.Loop(
-        seeds=seeds,
+        seeds=tuple(seeds),
         init=lambda: init(keys),
-        advance=advance,
+        advance=functools.partial(_advance, context, warm_up, train, loops.ChunkSize(32)),
         steps=lambda state: int(state.env_steps),
-        rows=rows,
+        rows=functools.partial(_rows, context, next_interval),
         evaluate=evaluate,
         snapshot=lambda state: state,
         template=lambda: jax.eval_shape(init, keys),
         restore=lambda saved, spans=(): jax.tree.map(jnp.asarray, saved),
     )
+
+
+def _over_seeds(
+    num_seeds: int, function: Callable[..., Any], in_axes: Any, out_axes: Any
+) -> Callable[..., Any]:
+    return jax.vmap(function, in_axes, out_axes) if num_seeds > 1 else function
+
+
+def _init_seed(context: _Context, key: types.Key) -> RunState:
+    """Returns the state of one seed before step 0."""
+    agent = context.agent
+    learner_key, environment_key, key = jax.random.split(key, 3)
+    learner = agent.learner.init(learner_key)
+    env_steps = jnp.zeros((), jnp.int32)
+    params = agent.actor_params(learner, env_steps, False)
+    return RunState(
+        env_steps=env_steps,
+        learner=learner,
+        replay=context.store.init(),
+        actor=rollout.start(agent.policy, context.environment, params, environment_key),
+        key=key,
+        metrics=metrics.init(context.environment.num_envs, context.names),
+    )
+
+
+def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
+    """Returns the state of one seed after an iteration with so many learner steps."""
+    agent, environment, store = context.agent, context.environment, context.store
+    key = jax.random.fold_in(state.key, state.env_steps)
+    act_key, sample_key = jax.random.split(key)
+    params = agent.actor_params(state.learner, state.env_steps, False)
+    trajectory, actor = rollout.rollout(
+        agent.policy, environment, params, state.actor, act_key, context.pace.ticks
+    )
+
+    def remember(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
+        contents, sums = carry
+        contents = store.add(contents, item.observation, item.action, item.timestep)
+        return (contents, metrics.observe(sums, item.timestep)), None
+
+    def learn(carry: Any, key: types.Key) -> tuple[Any, None]:
+        learner, sums, priorities = carry
+        here = contents._replace(priorities=priorities)
+        batch = store.sample(here, key)
+        learner, feedback = agent.learner.step(learner, batch, None)
+        priorities = store.update(here, batch.indices, feedback.priorities).priorities
+        return (learner, metrics.learn(sums, feedback), priorities), None
+
+    (contents, sums), _ = jax.lax.scan(remember, (state.replay, state.metrics), trajectory)
+    learner = state.learner
+    if updates:
+        keys = jax.random.split(sample_key, updates)
+        carry = (learner, sums, contents.priorities)  # What of the replay updates change.
+        (learner, sums, priorities), _ = jax.lax.scan(learn, carry, keys)
+        contents = contents._replace(priorities=priorities)
+    env_steps = state.env_steps + context.pace.env_steps(environment.num_envs)
+    return RunState(env_steps, learner, contents, actor, state.key, sums)
+
+
+def _program(context: _Context, updates: int) -> Callable[[RunState, jax.Array], RunState]:
+    """Returns (state, count) -> the state after so many iterations, compiled; it is donated."""
+    step = functools.partial(_iteration, context, updates)
+    step = _over_seeds(context.num_seeds, step, (_SEED_AXES,), _SEED_AXES)
+
+    def run(state: RunState, count: jax.Array) -> RunState:
+        return jax.lax.fori_loop(0, count, lambda i, s: step(s), state)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def _advance(
+    context: _Context,
+    warm_up: Callable[[RunState, jax.Array], RunState],
+    train: Callable[[RunState, jax.Array], RunState],
+    chunk: loops.ChunkSize,
+    state: RunState,
+    until: int,
+) -> RunState:
+    env_steps = int(state.env_steps)
+    warming = env_steps < context.begins
+    if warming:
+        until = min(until, context.begins)
+    per_iteration = context.pace.env_steps(context.environment.num_envs)
+    count = min(loops.iterations(env_steps, until, per_iteration), chunk.size)
+    with chunk.timed(count):
+        state = (warm_up if warming else train)(state, jnp.asarray(count, jnp.int32))
+        jax.block_until_ready(state.env_steps)
+    return state
+
+
+def _rows(
+    context: _Context, next_interval: Callable[[metrics.Metrics], metrics.Metrics], state: RunState
+) -> tuple[RunState, list[dict[str, float]]]:
+    env_steps = jnp.asarray(int(state.env_steps))
+    rows = []
+    for k in range(context.num_seeds):
+        learner = seed_of(state.learner, k=k, num_seeds=context.num_seeds)
+        sums = seed_of(state.metrics, k=k, num_seeds=context.num_seeds)
+        rows.append(loops.row(context.agent, learner, env_steps, sums))
+    return state._replace(metrics=next_interval(state.metrics)), rows
 
 
 def _stack(keys: list[Any], num_seeds: int) -> Any:
@@ -195,10 +230,31 @@ def seed_of(tree: Any, k: int, num_seeds: int) -> Any:
     return jax.tree.map(lambda x: x[k], tree)
 
 
+class _Playing(NamedTuple):
+    """Rows of an evaluation under way, B of them; of K > 1 seeds, with a leading axis K."""
+
+    actor: rollout.ActorState
+    total: jax.Array  # float32, [B]: the return of the row's first episode, so far.
+    done: jax.Array  # bool, [B]: it has ended.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Evaluator:
+    """An evaluation's compiled functions, over seeds, and what else it is done with."""
+
+    num_envs: int  # B.
+    limit: int  # Ticks of a round.
+    begin: Callable[..., _Playing]  # (learner, env_steps, key).
+    proceed: Callable[..., _Playing]  # (rows, learner, env_steps, key, start, count); donates rows.
+    fold: Callable[[Any, int], Any]  # (keys, number) -> keys.
+    keys: Callable[[Any, Any], Any]  # (keys, env_steps) -> those of an evaluation.
+    chunk: loops.ChunkSize  # Of ticks.
+
+
 def evaluator(
     agent: types.Agent,
     environment: types.Environment,
-    over_seeds: Callable[..., Callable[..., Any]] = lambda f, in_axes, out_axes: f,
+    num_seeds: int = 1,
     *,
     limit: int = loops.EVALUATION_LIMIT,
 ) -> Callable[..., loops.Episodes]:
@@ -207,73 +263,83 @@ def evaluator(
     Rows play one episode each, in rounds; after `limit` ticks of a round what still runs is cut. A
     call of its program takes at most about half a second, so that signals are heard between two.
     """
-    learner_axes = _SEED_AXES.learner
-
-    def begin(learner: types.LearnerState, env_steps: jax.Array, key: types.Key) -> Any:
-        params = agent.actor_params(learner, env_steps, True)
-        actor = rollout.start(agent.policy, environment, params, key)
-        zeros = jnp.zeros(environment.num_envs)
-        return actor, zeros, jnp.zeros(environment.num_envs, bool)
-
-    def proceed(
-        carry: Any,
-        learner: types.LearnerState,
-        env_steps: jax.Array,
-        key: types.Key,
-        start: jax.Array,
-        count: jax.Array,
-    ) -> Any:
-        params = agent.actor_params(learner, env_steps, True)
-
-        def tick(t: jax.Array, carry: Any) -> Any:
-            actor, total, done = carry
-            trajectory, actor = rollout.rollout(
-                agent.policy, environment, params, actor, key, 1, start_tick=t
-            )
-            timestep = jax.tree.map(lambda x: x[0], trajectory.timestep)
-            total = total + jnp.where(done, 0.0, timestep.reward)
-            return actor, total, done | timestep.last()
-
-        return jax.lax.fori_loop(start, start + count, tick, carry)
-
-    begin = jax.jit(over_seeds(begin, (learner_axes, None, 0), 0))
-    proceed = jax.jit(
-        over_seeds(proceed, (0, learner_axes, None, 0, None, None), 0), donate_argnums=0
+    axes, over_seeds = _SEED_AXES.learner, functools.partial(_over_seeds, num_seeds)
+    begin = functools.partial(_begin, agent, environment)
+    proceed = functools.partial(_proceed, agent, environment)
+    return functools.partial(
+        _evaluate,
+        _Evaluator(
+            num_envs=environment.num_envs,
+            limit=limit,
+            begin=jax.jit(over_seeds(begin, (axes, None, 0), 0)),
+            proceed=jax.jit(
+                over_seeds(proceed, (0, axes, None, 0, None, None), 0), donate_argnums=0
+            ),
+            fold=jax.jit(over_seeds(jax.random.fold_in, (0, None), 0)),
+            keys=jax.jit(over_seeds(loops.evaluation_key, (0, None), 0)),
+            chunk=loops.ChunkSize(8),
+        ),
     )
-    fold = jax.jit(over_seeds(jax.random.fold_in, (0, None), 0))
-    evaluation_key = jax.jit(over_seeds(loops.evaluation_key, (0, None), 0))
-    rate = {"ticks": 8}  # Of the next call; how a round is cut into calls changes no number.
 
-    def take(carry: Any, arguments: Any, start: int, most: int) -> tuple[Any, int]:
-        """Some ticks of those that share a key; returns how many."""
-        count = min(rate["ticks"], most)
-        begun = time.perf_counter()
-        carry = proceed(carry, *arguments, *(np.asarray(n, np.int32) for n in (start, count)))
-        jax.block_until_ready(carry[2])
-        speed = count / max(time.perf_counter() - begun, 1e-3)
-        # Grow slowly: the first call pays for its compilation.
-        rate["ticks"] = max(1, min(2 * rate["ticks"], int(speed * loops.CHUNK_SECONDS)))
-        return carry, count
 
-    def evaluate(learner: Any, env_steps: Any, key: Any, episodes: int) -> loops.Episodes:
-        key = evaluation_key(key, env_steps)
-        found, draws = [], 0
-        for _ in range(-(-episodes // environment.num_envs)):
-            drawn = fold(key, draws)
-            carry, ticks = begin(learner, env_steps, drawn), 0
-            while ticks < limit and not np.all(carry[2]):
-                start = ticks % EVALUATION_TICKS
-                if start == 0:
-                    draws += 1
-                    drawn = fold(key, draws)
-                most = min(EVALUATION_TICKS - start, limit - ticks)
-                carry, count = take(carry, (learner, env_steps, drawn), start, most)
-                ticks += count
-            draws += 1
-            found.append(loops.Episodes(np.asarray(carry[1]), ~np.asarray(carry[2])))
-        joined = (
-            np.concatenate(parts, axis=-1)[..., :episodes] for parts in zip(*found, strict=True)
+def _begin(
+    agent: types.Agent,
+    environment: types.Environment,
+    learner: types.LearnerState,
+    env_steps: jax.Array,
+    key: types.Key,
+) -> _Playing:
+    params = agent.actor_params(learner, env_steps, True)
+    actor = rollout.start(agent.policy, environment, params, key)
+    num_envs = environment.num_envs
+    return _Playing(actor, jnp.zeros(num_envs), jnp.zeros(num_envs, bool))
+
+
+def _proceed(
+    agent: types.Agent,
+    environment: types.Environment,
+    rows: _Playing,
+    learner: types.LearnerState,
+    env_steps: jax.Array,
+    key: types.Key,
+    start: jax.Array,
+    count: jax.Array,
+) -> _Playing:
+    """Returns the rows after `count` ticks, the first of which is number `start` of the key."""
+    params = agent.actor_params(learner, env_steps, True)
+
+    def tick(t: jax.Array, rows: _Playing) -> _Playing:
+        trajectory, actor = rollout.rollout(
+            agent.policy, environment, params, rows.actor, key, 1, start_tick=t
         )
-        return loops.Episodes(*joined)
+        timestep = jax.tree.map(lambda x: x[0], trajectory.timestep)
+        total = rows.total + jnp.where(rows.done, 0.0, timestep.reward)
+        return _Playing(actor, total, rows.done | timestep.last())
 
-    return evaluate
+    return jax.lax.fori_loop(start, start + count, tick, rows)
+
+
+def _evaluate(
+    evaluator: _Evaluator, learner: Any, env_steps: Any, key: Any, episodes: int
+) -> loops.Episodes:
+    """Plays so many episodes, B of them a round."""
+    key, limit = evaluator.keys(key, env_steps), evaluator.limit
+    rounds, draws = [], 0
+    for _ in range(-(-episodes // evaluator.num_envs)):
+        drawn = evaluator.fold(key, draws)
+        rows, ticks = evaluator.begin(learner, env_steps, drawn), 0
+        while ticks < limit and not np.all(rows.done):
+            start = ticks % EVALUATION_TICKS
+            if start == 0:
+                draws += 1
+                drawn = evaluator.fold(key, draws)
+            count = min(evaluator.chunk.size, EVALUATION_TICKS - start, limit - ticks)
+            with evaluator.chunk.timed(count):
+                span = np.asarray(start, np.int32), np.asarray(count, np.int32)
+                rows = evaluator.proceed(rows, learner, env_steps, drawn, *span)
+                jax.block_until_ready(rows.done)
+            ticks += count
+        draws += 1
+        rounds.append((np.asarray(rows.total), ~np.asarray(rows.done)))
+    returns, cut = (np.concatenate(x, axis=-1)[..., :episodes] for x in zip(*rounds, strict=True))
+    return loops.Episodes(returns, cut)

@@ -4,6 +4,8 @@ One iteration is a fixed number of ticks and of learner steps. The updates run w
 tick does, so acting lags learning by that tick, always: one seed decides a run.
 """
 
+import dataclasses
+import functools
 import time
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import loops, metrics, platform, prioritized, replay, spans, types
+from kullback.core import loops, metrics, platform, prioritized, replay, rollout, spans, types
 
 
 class Pending(NamedTuple):
@@ -47,6 +49,40 @@ class Saved(NamedTuple):
     pending: Pending | None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Context:
+    """A loop's fixed parts, which its functions share."""
+
+    agent: types.Agent
+    environment: types.HostEnvironment
+    seed: int
+    pace: loops.Pace
+    begins: int  # Transitions in the replay from which on iterations learn.
+    store: replay.Replay
+    names: dict[str, Any]  # Keys: the scalars that the learner reports.
+    init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]]  # Compiled, and so
+    act: Callable[..., tuple[jax.Array, Any]]  # are `_act` and
+    learn: Callable[..., Any]  # `_learn`; the learner's state is donated.
+    evaluation: Callable[[int], types.HostEnvironment] | None
+    evaluation_limit: int
+    # By their rows: what `evaluation` made, to be closed with the loop.
+    opened: dict[int, types.HostEnvironment] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ring_length(self) -> int:
+        """Slots L of each ring of the replay."""
+        environment = self.environment
+        return replay.ring_length(environment.spec, self.agent.replay, environment.num_envs)
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of all rings."""
+        return self.environment.num_envs * self.ring_length
+
+
+_observe = jax.jit(metrics.observe)
+
+
 def make(
     agent: types.Agent,
     environment: types.HostEnvironment,
@@ -70,203 +106,245 @@ def make(
     """
     platform.keep_freed_memory()
     config, num_envs, spec = agent.replay, environment.num_envs, environment.spec
-    pace = loops.pace(config, num_envs)
-    begins = loops.learning_begins(config, num_envs, sees_own_ticks=False)
-    store = replay.host(spec, config, num_envs)
-    num_slots = num_envs * replay.ring_length(spec, config, num_envs)
-    names = loops.feedback_names(agent, spec)
-
-    @jax.jit
-    def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
-        learner_key, key = jax.random.split(key)
-        return agent.learner.init(learner_key), key
-
-    def choose(
-        learner: types.LearnerState,
-        env_steps: jax.Array,
-        observation: jax.Array,
-        memory: Any,
-        key: types.Key,
-        evaluate: bool,
-    ) -> tuple[jax.Array, Any]:
-        params = agent.actor_params(learner, env_steps, evaluate)
-        key = jax.random.fold_in(key, env_steps)
-        action, memory, _ = agent.policy.step(params, observation, memory, key)
-        return action, memory
-
-    act = jax.jit(choose, static_argnames="evaluate")
-    observe = jax.jit(metrics.observe)
-
-    def update(
-        carry: tuple[types.LearnerState, metrics.Metrics], batch: types.Batch
-    ) -> tuple[tuple[types.LearnerState, metrics.Metrics], jax.Array | None]:
-        learner, sums = carry
-        learner, feedback = agent.learner.step(learner, batch, None)
-        wanted = feedback.priorities if config.priority_exponent else None
-        return (learner, metrics.learn(sums, feedback)), wanted
-
-    def learn_body(
-        learner: types.LearnerState, sums: metrics.Metrics, batches: types.Batch
-    ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
-        # One program: on a GPU to start an update takes longer than the update itself.
-        (learner, sums), priorities = jax.lax.scan(update, (learner, sums), batches)
-        return learner, sums, priorities
-
-    learn = jax.jit(learn_body, donate_argnums=0)
-
-    def nothing_pending() -> Pending | None:
-        if not config.priority_exponent:
-            return None
-        shape = (pace.updates, config.batch_size)  # Of slots that there are not.
-        return Pending(np.full(shape, num_slots, np.int32), np.zeros(shape, np.float32))
-
-    def tell(contents: replay.State, pending: Pending) -> replay.State:
-        for indices, new in zip(*map(np.asarray, pending), strict=True):
-            contents = store.update(contents, indices, new)
-        return contents
-
-    def fresh_memory(learner: types.LearnerState, env_steps: int) -> Any:
-        return agent.policy.initial_state(
-            agent.actor_params(learner, _count(env_steps), False), None, 0
-        )
-
-    def init() -> RunState:
-        learner, key = init_learner(jax.random.key(seed))
-        return RunState(
-            env_steps=0,
-            learner=learner,
-            replay=store.init(),
-            observation=np.asarray(environment.reset(seed).observation),
-            memory=fresh_memory(learner, 0),
-            key=key,
-            metrics=metrics.init(num_envs, names),
-            pending=nothing_pending(),
-        )
-
-    def iteration(state: RunState) -> RunState:
-        learner, sums, contents = state.learner, state.metrics, state.replay
-        observation, memory, env_steps = state.observation, state.memory, state.env_steps
-        pending = state.pending
-        for tick in range(pace.ticks):
-            action, memory = act(
-                learner, np.int32(env_steps), observation, memory, state.key, evaluate=False
-            )
-            drawn = batches = None
-            # Transitions that the replay was given: env_steps, unless one was lost and begun anew.
-            gathered = int(np.sum(contents.newest, dtype=np.int64))
-            if tick == 0 and gathered >= begins:
-                # Drawn and copied while the updates of the tick before, whose parameters act, still
-                # run. A stream of its own each time: nothing to save, nothing to lose.
-                stream = np.random.default_rng([seed, env_steps, 0])
-                drawn = store.sample(contents, stream, pace.updates)
-                batches = jax.device_put(drawn)
-            action = np.asarray(action)
-            environment.send(action)
-            found = None
-            if batches is not None:
-                learner, sums, found = learn(learner, sums, batches)  # Returns before it is done.
-            if pending is not None:
-                # Of the tick before: there for sure, as its parameters have acted, and told while
-                # environments and learner work. So priorities lag one tick, always.
-                contents = tell(contents, pending)
-                pending = nothing_pending()
-                if drawn is not None:
-                    pending = Pending(drawn.indices, found)
-            timestep = environment.recv()
-            contents = store.add(contents, observation, action, timestep)
-            sums = observe(sums, timestep._replace(observation=None, next_observation=None))
-            if memory is not None and np.any(timestep.last()):
-                memory = _reset_memory(fresh_memory(learner, env_steps), memory, timestep.last())
-            observation = np.asarray(timestep.observation)
-            env_steps += num_envs
-        return RunState(env_steps, learner, contents, observation, memory, state.key, sums, pending)
-
-    def advance(state: RunState, until: int) -> RunState:
-        start = time.perf_counter()
-        while state.env_steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
-            state = iteration(state)
-        return state
-
-    def rows(state: RunState) -> tuple[RunState, list[dict[str, float]]]:
-        acting = agent.actor_params(state.learner, _count(state.env_steps), False)
-        row = loops.row(state.metrics, acting)
-        return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
-
-    arenas: dict[int, types.HostEnvironment] = {}
-
-    def evaluate(state: RunState, episodes: int) -> loops.Episodes:
-        if evaluation is None:
-            raise ValueError("no environment to evaluate in; hand over a function of the rows")
-        if episodes not in arenas:
-            arenas[episodes] = evaluation(episodes)
-        limit = loops.evaluation_limit(arenas[episodes].spec, evaluation_limit)
-        found = play(agent, arenas[episodes], state.learner, state.env_steps, seed, limit=limit)
-        return loops.Episodes(found.returns[None], found.cut[None])
-
-    def close() -> None:
-        while arenas:
-            arenas.popitem()[1].close()
-
-    def snapshot(state: RunState) -> Saved:
-        return Saved(
-            np.asarray(state.env_steps, np.int64),
-            state.learner,
-            replay.cursors(state.replay),
-            state.key,
-            state.metrics,
-            jax.tree.map(np.array, state.replay.priorities),  # Copies: they change in place.
-            jax.tree.map(np.asarray, state.pending),
-        )
-
-    def template() -> Saved:
-        learner, key = jax.eval_shape(init_learner, jax.random.key(seed))
-        counts = jax.ShapeDtypeStruct((num_envs,), np.int32)
-        return Saved(
-            env_steps=jax.ShapeDtypeStruct((), np.int64),  # pyright: ignore[reportArgumentType]
-            learner=learner,
-            replay=replay.Cursors(counts, counts, counts, counts),  # pyright: ignore[reportArgumentType]
-            key=key,
-            metrics=jax.eval_shape(lambda: metrics.init(num_envs, names)),
-            priorities=_priorities(config, num_slots),
-            pending=nothing_pending(),
-        )
-
-    def restore(saved: Saved, added: Iterable[dict[str, np.ndarray]] | None = ()) -> RunState:
-        contents, pending = store.init(), saved.pending
-        if added is None:  # The replay is lost: it is filled anew before it is learnt from.
-            pending = nothing_pending()
-        else:
-            for arrays in added:
-                spans.load_span(contents, arrays)
-            contents = replay.with_cursors(contents, saved.replay)
-            contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
-        env_steps = int(saved.env_steps)
-        learner = jax.tree.map(jnp.asarray, saved.learner)
-        # The emulators start anew: what ran in them ends here, as a cut.
-        sums = saved.metrics._replace(running_return=jnp.zeros(num_envs, jnp.float32))
-        return RunState(
-            env_steps=env_steps,
-            learner=learner,
-            replay=store.cut(contents),
-            observation=np.asarray(environment.reset(seed + env_steps).observation),
-            memory=fresh_memory(learner, env_steps),
-            key=saved.key,
-            metrics=jax.tree.map(jnp.asarray, sums),
-            pending=pending,
-        )
-
+    context = _Context(
+        agent=agent,
+        environment=environment,
+        seed=seed,
+        pace=loops.pace(config, num_envs),
+        begins=loops.learning_begins(config, num_envs, sees_own_ticks=False),
+        store=replay.host(spec, config, num_envs),
+        names=loops.feedback_names(agent, spec),
+        init_learner=jax.jit(functools.partial(_init_learner, agent.learner)),
+        act=jax.jit(functools.partial(_act, agent)),
+        learn=jax.jit(functools.partial(_learn, agent), donate_argnums=0),
+        evaluation=evaluation,
+        evaluation_limit=evaluation_limit,
+    )
     return loops.Loop(
         seeds=(seed,),
-        init=init,
-        advance=advance,
+        init=functools.partial(_init, context),
+        advance=functools.partial(_advance, context),
         steps=lambda state: state.env_steps,
-        rows=rows,
-        evaluate=evaluate,
-        snapshot=snapshot,
-        template=template,
-        restore=restore,
-        host_replay_bytes=replay.memory_needed(spec, config, num_envs),
-        close=close,
+        rows=functools.partial(_rows, agent),
+        evaluate=functools.partial(_evaluate, context),
+        snapshot=_snapshot,
+        template=functools.partial(_template, context),
+        restore=functools.partial(_restore, context),
+        host_replay=loops.HostReplay(
+            num_bytes=replay.memory_needed(spec, config, num_envs),
+            num_envs=num_envs,
+            span=lambda state, since: spans.span(state.replay, since),
+            live_after=lambda state: state.replay.cursor - context.ring_length,
+            cursors=lambda saved: saved.replay,
+        ),
+        close=functools.partial(_close, context),
+    )
+
+
+def _init_learner(learner: types.Learner, key: types.Key) -> tuple[types.LearnerState, types.Key]:
+    learner_key, key = jax.random.split(key)
+    return learner.init(learner_key), key
+
+
+def _act(
+    agent: types.Agent,
+    learner: types.LearnerState,
+    env_steps: jax.Array,
+    observation: jax.Array,
+    memory: Any,
+    key: types.Key,
+) -> tuple[jax.Array, Any]:
+    """Returns the actions of a tick, [B], and the policy's memory after them."""
+    params = agent.actor_params(learner, env_steps, False)
+    key = jax.random.fold_in(key, env_steps)
+    action, memory, _ = agent.policy.step(params, observation, memory, key)
+    return action, memory
+
+
+def _learn(
+    agent: types.Agent, learner: types.LearnerState, sums: metrics.Metrics, batches: types.Batch
+) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
+    """Takes a learner step a batch, [U, ...] each; returns the new priorities too, [U, B].
+
+    In one program: on a GPU to start an update takes longer than the update itself.
+    """
+
+    def update(carry: Any, batch: types.Batch) -> tuple[Any, jax.Array | None]:
+        learner, sums = carry
+        learner, feedback = agent.learner.step(learner, batch, None)
+        wanted = feedback.priorities if agent.replay.priority_exponent else None
+        return (learner, metrics.learn(sums, feedback)), wanted
+
+    (learner, sums), priorities = jax.lax.scan(update, (learner, sums), batches)
+    return learner, sums, priorities
+
+
+def _nothing_pending(context: _Context) -> Pending | None:
+    """Returns priorities of slots that there are not; None where draws are uniform."""
+    config = context.agent.replay
+    if not config.priority_exponent:
+        return None
+    shape = (context.pace.updates, config.batch_size)
+    return Pending(np.full(shape, context.num_slots, np.int32), np.zeros(shape, np.float32))
+
+
+def _tell(store: replay.Replay, contents: replay.State, pending: Pending) -> replay.State:
+    """Hands the replay its new priorities."""
+    for indices, new in zip(*map(np.asarray, pending), strict=True):
+        contents = store.update(contents, indices, new)
+    return contents
+
+
+def _fresh_memory(agent: types.Agent, learner: types.LearnerState, env_steps: int) -> Any:
+    params = agent.actor_params(learner, loops.count(env_steps), False)
+    return agent.policy.initial_state(params, None, 0)
+
+
+def _init(context: _Context) -> RunState:
+    """Returns the state before step 0; the environment is reset."""
+    learner, key = context.init_learner(jax.random.key(context.seed))
+    return RunState(
+        env_steps=0,
+        learner=learner,
+        replay=context.store.init(),
+        observation=np.asarray(context.environment.reset(context.seed).observation),
+        memory=_fresh_memory(context.agent, learner, 0),
+        key=key,
+        metrics=metrics.init(context.environment.num_envs, context.names),
+        pending=_nothing_pending(context),
+    )
+
+
+def _iteration(context: _Context, state: RunState) -> RunState:
+    """Returns the state after an iteration; the replay's arrays change in place."""
+    environment, store = context.environment, context.store
+    learner, sums, contents = state.learner, state.metrics, state.replay
+    observation, memory, env_steps = state.observation, state.memory, state.env_steps
+    pending = state.pending
+    for tick in range(context.pace.ticks):
+        action, memory = context.act(learner, np.int32(env_steps), observation, memory, state.key)
+        drawn = batches = None
+        # Transitions that the replay was given: env_steps, unless one was lost and begun anew.
+        gathered = int(np.sum(contents.newest, dtype=np.int64))
+        if tick == 0 and gathered >= context.begins:
+            # Drawn and copied while the updates of the tick before, whose parameters act, still
+            # run. A stream of its own each time: nothing to save, nothing to lose.
+            stream = np.random.default_rng([context.seed, env_steps, 0])
+            drawn = store.sample(contents, stream, context.pace.updates)
+            batches = jax.device_put(drawn)
+        action = np.asarray(action)
+        environment.send(action)
+        priorities = None
+        if batches is not None:  # Returns before it is done.
+            learner, sums, priorities = context.learn(learner, sums, batches)
+        if pending is not None:
+            # Of the tick before: there for sure, as its parameters have acted, and told while
+            # environments and learner work. So priorities lag one tick, always.
+            contents = _tell(store, contents, pending)
+            pending = _nothing_pending(context)
+            if drawn is not None:
+                pending = Pending(drawn.indices, priorities)
+        timestep = environment.recv()
+        contents = store.add(contents, observation, action, timestep)
+        sums = _observe(sums, timestep._replace(observation=None, next_observation=None))
+        if memory is not None and np.any(timestep.last()):
+            fresh = _fresh_memory(context.agent, learner, env_steps)
+            memory = rollout.reset_memory(fresh, memory, timestep.last())
+        observation = np.asarray(timestep.observation)
+        env_steps += environment.num_envs
+    return RunState(env_steps, learner, contents, observation, memory, state.key, sums, pending)
+
+
+def _advance(context: _Context, state: RunState, until: int) -> RunState:
+    start = time.perf_counter()
+    while state.env_steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
+        state = _iteration(context, state)
+    return state
+
+
+def _rows(agent: types.Agent, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+    row = loops.row(agent, state.learner, loops.count(state.env_steps), state.metrics)
+    return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
+
+
+def _evaluate(context: _Context, state: RunState, episodes: int) -> loops.Episodes:
+    if context.evaluation is None:
+        raise ValueError("no environment to evaluate in; hand over a function of the rows")
+    if episodes not in context.opened:
+        context.opened[episodes] = context.evaluation(episodes)
+    environment = context.opened[episodes]
+    limit = loops.evaluation_limit(environment.spec, context.evaluation_limit)
+    played = play(
+        context.agent, environment, state.learner, state.env_steps, context.seed, limit=limit
+    )
+    return loops.Episodes(played.returns[None], played.cut[None])
+
+
+def _close(context: _Context) -> None:
+    while context.opened:
+        context.opened.popitem()[1].close()
+
+
+def _snapshot(state: RunState) -> Saved:
+    return Saved(
+        np.asarray(state.env_steps, np.int64),
+        state.learner,
+        replay.cursors(state.replay),
+        state.key,
+        state.metrics,
+        jax.tree.map(np.array, state.replay.priorities),  # Copies: they change in place.
+        jax.tree.map(np.asarray, state.pending),
+    )
+
+
+def _template(context: _Context) -> Saved:
+    learner, key = jax.eval_shape(context.init_learner, jax.random.key(context.seed))
+    num_envs, exponent = context.environment.num_envs, context.agent.replay.priority_exponent
+    counts = jax.ShapeDtypeStruct((num_envs,), np.int32)
+    return Saved(
+        env_steps=jax.ShapeDtypeStruct((), np.int64),  # pyright: ignore[reportArgumentType]
+        learner=learner,
+        replay=replay.Cursors(counts, counts, counts, counts),  # pyright: ignore[reportArgumentType]
+        key=key,
+        metrics=jax.eval_shape(lambda: metrics.init(num_envs, context.names)),
+        priorities=(prioritized.make(np, context.num_slots, exponent).init() if exponent else None),
+        pending=_nothing_pending(context),
+    )
+
+
+def _restore(
+    context: _Context, saved: Saved, added: Iterable[dict[str, np.ndarray]] | None = ()
+) -> RunState:
+    """Returns the state that was saved; episodes that ran in the environment end there, as a cut.
+
+    Args:
+      context: of the loop.
+      saved: a snapshot.
+      added: the spans of the replay, in order; None where it is lost, to be filled anew before it
+        is learnt from.
+    """
+    contents, pending = context.store.init(), saved.pending
+    if added is None:
+        pending = _nothing_pending(context)
+    else:
+        for arrays in added:
+            spans.load_span(contents, arrays)
+        contents = replay.with_cursors(contents, saved.replay)
+        contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
+    env_steps = int(saved.env_steps)
+    learner = jax.tree.map(jnp.asarray, saved.learner)
+    running_return = jnp.zeros(context.environment.num_envs, jnp.float32)
+    sums = saved.metrics._replace(running_return=running_return)
+    timestep = context.environment.reset(context.seed + env_steps)
+    return RunState(
+        env_steps=env_steps,
+        learner=learner,
+        replay=context.store.cut(contents),
+        observation=np.asarray(timestep.observation),
+        memory=_fresh_memory(context.agent, learner, env_steps),
+        key=saved.key,
+        metrics=jax.tree.map(jnp.asarray, sums),
+        pending=pending,
     )
 
 
@@ -299,7 +377,7 @@ def playing(
     limit: int,
 ) -> Generator[None, None, loops.Episodes]:
     """Plays as `play` does, and stops before each tick: the environment may be drawn then."""
-    params = agent.actor_params(learner, _count(env_steps), True)
+    params = agent.actor_params(learner, loops.count(env_steps), True)
     key = loops.evaluation_key(jax.random.key(seed), env_steps)
     step = jax.jit(agent.policy.step)
     memory = agent.policy.initial_state(params, None, 0)
@@ -318,22 +396,3 @@ def playing(
         if done.all():
             break
     return loops.Episodes(total, ~done)
-
-
-def _priorities(config: replay.Config, num_slots: int) -> prioritized.State | None:
-    """Those of an empty replay."""
-    exponent = config.priority_exponent
-    return prioritized.make(np, num_slots, exponent).init() if exponent else None
-
-
-def _count(env_steps: int) -> np.ndarray:
-    return np.asarray(env_steps, np.int32)
-
-
-def _reset_memory(fresh: Any, memory: Any, last: np.ndarray) -> Any:
-    """The policy's memory, fresh in the rows whose episode ended."""
-
-    def select(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(last.reshape(last.shape + (1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(select, fresh, memory)

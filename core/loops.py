@@ -1,8 +1,11 @@
 """What both loops share: the interface to who drives a run, and the pace of acting to learning."""
 
+import contextlib
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +39,18 @@ class Abandoned(Exception):
         self.state = state
 
 
+class HostReplay(NamedTuple):
+    """A replay of B rings in the host's memory, saved span by span beside the snapshots."""
+
+    num_bytes: int  # Of its arrays.
+    num_envs: int  # B.
+    # (state, where the span before ended, None for all) -> what was added since, to be saved once.
+    span: Callable[[Any, replay.Cursors | None], dict[str, np.ndarray]]
+    # state -> int, [B]: a span that ends at or before these positions has been overwritten.
+    live_after: Callable[[Any], np.ndarray]
+    cursors: Callable[[Any], replay.Cursors]  # snapshot -> where a span ends that is saved with it.
+
+
 class Loop(NamedTuple):
     """A run of K seeds as functions of its state; `state` is a pytree that a checkpoint can hold.
 
@@ -55,8 +70,27 @@ class Loop(NamedTuple):
     template: Callable[[], Any]  # Shapes and dtypes of a snapshot.
     # (snapshot, spans of a host replay in order, None for an empty one) -> state.
     restore: Callable[..., Any]
-    host_replay_bytes: int = 0  # Of a replay that is not in the snapshot.
+    host_replay: HostReplay | None = None  # None where all is in the snapshot.
     close: Callable[[], None] = lambda: None  # Frees what the loop itself made to evaluate in.
+
+
+@dataclasses.dataclass
+class ChunkSize:
+    """Iterations of the next compiled call, aimed at CHUNK_SECONDS.
+
+    How a run is cut into calls changes no number of it.
+    """
+
+    size: int  # Of the first call.
+
+    @contextlib.contextmanager
+    def timed(self, count: int) -> Iterator[None]:
+        """Measures a call of `count` iterations, and sets the size of the next."""
+        start = time.perf_counter()
+        yield
+        per_second = count / max(time.perf_counter() - start, 1e-3)
+        # Grow slowly: the first call of a program pays for its compilation.
+        self.size = max(1, min(2 * self.size, int(per_second * CHUNK_SECONDS)))
 
 
 class Pace(NamedTuple):
@@ -108,12 +142,18 @@ def evaluation_key(key: types.Key, env_steps: types.Array | int) -> types.Key:
     return jax.random.fold_in(jax.random.fold_in(key, 0xE7A1), env_steps)
 
 
-def row(sums: metrics.Metrics, acting: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the row of an interval: its sums, and with what exploration the policy acts."""
-    found = metrics.row(sums)
-    if "epsilon" in acting:
-        found["epsilon"] = float(acting["epsilon"])
-    return found
+def count(steps: int) -> np.ndarray:
+    """Returns a number of steps as `Agent.actor_params` takes it, int32, []."""
+    return np.asarray(steps, np.int32)
+
+
+def row(
+    agent: types.Agent, learner: types.LearnerState, env_steps: types.Array, sums: metrics.Metrics
+) -> dict[str, float]:
+    """Returns the row of an interval: its sums, and the exploration with which the policy acts."""
+    acting = agent.actor_params(learner, env_steps, False)
+    epsilon = {"epsilon": float(acting["epsilon"])} if "epsilon" in acting else {}
+    return metrics.row(sums) | epsilon
 
 
 def learning_begins(config: replay.Config, num_envs: int, *, sees_own_ticks: bool) -> int:

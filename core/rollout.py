@@ -81,7 +81,9 @@ def rollout(
         valid = ~state.done
         done = state.done
         if environment.auto_reset:
-            memory = _reset_memory(policy, params, memory, timestep.last())
+            if memory is not None:
+                fresh = policy.initial_state(params, None, 0)
+                memory = reset_memory(fresh, memory, timestep.last())
         else:
             done = done | timestep.last()
         following = ActorState(env_state, jnp.asarray(timestep.observation), memory, done)
@@ -109,11 +111,8 @@ def rollout(
     return trajectory, state
 
 
-def _reset_memory(policy: types.Policy, params: types.Params, memory: Any, last: Any) -> Any:
-    """Resets the policy's memory in the rows whose episode ended."""
-    if memory is None:
-        return None
-    fresh = policy.initial_state(params, None, 0)
+def reset_memory(fresh: Any, memory: Any, last: types.Array) -> Any:
+    """Returns a policy's memory, fresh in the rows whose episode ended; `last` is bool, [B]."""
 
     def select(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(last.reshape(last.shape + (1,) * (old.ndim - 1)), new, old)

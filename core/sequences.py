@@ -213,7 +213,7 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
     if count and not is_fresh and kept is not None:
         parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
     elif count:
-        acting = context.agent.actor_params(state.learner, _count(state.steps), False)
+        acting = context.agent.actor_params(state.learner, loops.count(state.steps), False)
         prompts = source.prompts(state.steps, count)
         sampled = source.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
         parts.append(sampled)
@@ -269,7 +269,7 @@ def _evaluate(
 ) -> loops.Episodes:
     if score is None:
         raise ValueError("nothing to evaluate by; hand over a function that scores sequences")
-    acting = agent.actor_params(state.learner, _count(state.steps), True)
+    acting = agent.actor_params(state.learner, loops.count(state.steps), True)
     key = loops.evaluation_key(state.key, state.steps)
     scores = np.asarray(score(acting, episodes, key))[None]
     return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
@@ -282,10 +282,6 @@ def samples_at(num_sampled: Callable[[int], int], max_age: int, step: int) -> bo
     """
     begin = step - step % (max_age + 1)
     return num_sampled(step) > 0 and not any(num_sampled(s) for s in range(begin, step))
-
-
-def _count(steps: int) -> np.ndarray:
-    return np.asarray(steps, np.int32)
 
 
 def _batch(data: Any, num_rows: int) -> types.Batch:

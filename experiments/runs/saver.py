@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import checkpoints, host, loops, replay, spans
+from kullback.core import checkpoints, loops, replay
 from kullback.experiments.runs import record, run_folder
 
 KEPT = 3  # The newest checkpoints; the best one stays beside them.
@@ -35,7 +35,8 @@ class Saver:
         template = self._loop.template()
         snapshot = sum(_bytes(leaf) for leaf in jax.tree.leaves(template))
         # Those kept, the best, and the one being written; segments may overlap by one interval.
-        needed = (KEPT + 2) * snapshot + int(1.3 * self._loop.host_replay_bytes)
+        beside = self._loop.host_replay.num_bytes if self._loop.host_replay else 0
+        needed = (KEPT + 2) * snapshot + int(1.3 * beside)
         checkpoints.require_disk(self._folder.path, needed, "checkpoints")
         return needed
 
@@ -64,18 +65,19 @@ class Saver:
         meta: dict[str, Any] = {"score": score, "notes": notes, "segments": []}
         if marks is not None:
             meta[record.META] = marks
-        if isinstance(state, host.RunState):
-            arrays = spans.span(state.replay, self._since)
-            end = np.asarray(state.replay.cursor).tolist()
-            self._segments.append(self._store.append(arrays, {"end": end}))
-            self._since = replay.cursors(state.replay)
-            # A ring of L slots no longer needs what ended L slots ago, in every environment.
-            first = state.replay.cursor - len(state.replay.action) // len(end)
+        snapshot = self._loop.snapshot(state)
+        if (host_replay := self._loop.host_replay) is not None:
+            at = host_replay.cursors(snapshot)
+            span = {"end": np.asarray(at.cursor).tolist()}
+            self._segments.append(self._store.append(host_replay.span(state, self._since), span))
+            self._since = at
+            live_after = host_replay.live_after(state)
             self._segments = [
-                entry for entry in self._segments if np.any(np.array(entry["span"]["end"]) > first)
+                entry
+                for entry in self._segments
+                if np.any(np.array(entry["span"]["end"]) > live_after)
             ]
             meta["segments"] = self._segments
-        snapshot = self._loop.snapshot(state)
         checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
         self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
 
@@ -90,7 +92,7 @@ class Saver:
           ValueError: if it is of another shape than the loop's, if all that is damaged is the
             replay, or if there is no replay that could be left out.
         """
-        if empty_replay and not self._loop.host_replay_bytes:
+        if empty_replay and self._loop.host_replay is None:
             raise ValueError(
                 f"{self._folder.path} has no replay beside its checkpoints that could be damaged: "
                 "leave --empty-replay out"
@@ -101,7 +103,7 @@ class Saver:
                 folder, template, check=_check if empty_replay else self._check
             )
         except FileNotFoundError as error:
-            if not self._loop.host_replay_bytes:
+            if self._loop.host_replay is None:
                 raise
             self._offer(error)
             raise
@@ -114,14 +116,13 @@ class Saver:
             except ValueError as error:
                 raise ValueError(f"{self._folder.replay}: {error}") from error
             self._segments = meta["segments"]
-            if isinstance(state, host.RunState):
-                self._since = saved.replay
+            if self._loop.host_replay is not None:
+                self._since = self._loop.host_replay.cursors(saved)
         return Loaded(state, meta["notes"], meta.get(record.META))
 
     def _check(self, meta: dict[str, Any]) -> None:
         _check(meta)
-        template = self._loop.template()
-        num_envs = template.replay.cursor.shape[0] if isinstance(template, host.Saved) else 0
+        num_envs = self._loop.host_replay.num_envs if self._loop.host_replay else 0
         for entry in meta["segments"]:
             match entry:
                 case {"span": {"end": [*ends]}} if [*map(type, ends)] == [int] * num_envs:
