@@ -13,6 +13,7 @@ see prioritized.py (Schaul et al. 2016).
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -201,160 +202,200 @@ def _put(array: Any, index: Any, value: Any) -> Any:
     return array.at[index].set(value)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rings:
+    """A replay's fixed parts, which its functions share."""
+
+    xp: Any  # numpy or jax.numpy.
+    spec: types.Spec
+    config: Config
+    num_envs: int  # E.
+    length: int  # L.
+    start: np.ndarray  # int32, [E]: the first row of each ring.
+    scheme: prioritized.Scheme | None  # None where draws are uniform.
+
+    @property
+    def num_rows(self) -> int:
+        """E L; in `State.frames` it is also the row that stays zero."""
+        return self.num_envs * self.length
+
+
 def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
-    length, stack, n = ring_length(spec, config, num_envs), spec.frame_stack, config.n_step
-    ring_start = np.arange(num_envs, dtype=np.int32) * length  # [E]
-    zero_frame = num_envs * length
-    scheme = None  # Draws are uniform.
+    length, scheme = ring_length(spec, config, num_envs), None
     if config.priority_exponent:
         scheme = prioritized.make(xp, num_envs * length, config.priority_exponent)
+    rings = _Rings(
+        xp=xp,
+        spec=spec,
+        config=config,
+        num_envs=num_envs,
+        length=length,
+        start=np.arange(num_envs, dtype=np.int32) * length,
+        scheme=scheme,
+    )
+    return Replay(
+        init=functools.partial(_init, rings),
+        add=functools.partial(_add, rings),
+        sample=functools.partial(_sample, rings),
+        cut=functools.partial(_cut, rings),
+        update=functools.partial(_update, rings),
+    )
 
-    def init() -> State:
-        def rows(dtype: Any) -> Any:
-            return xp.zeros(num_envs * length, dtype)
 
-        def per_env() -> Any:
-            return xp.zeros(num_envs, np.int32)
+def _init(rings: _Rings) -> State:
+    def rows(dtype: Any) -> Any:
+        return rings.xp.zeros(rings.num_rows, dtype)
 
-        return State(
-            frames=xp.zeros((num_envs * length + 1, *spec.frame_shape), spec.dtype),
-            action=rows(np.int32),
-            reward=rows(np.float32),
-            discount=rows(np.float32),
-            last=rows(np.bool_),
-            age=rows(np.int32),
-            starts=rows(np.int32),
-            cursor=per_env(),
-            oldest=per_env(),
-            newest=per_env(),
-            next_age=per_env(),
-            priorities=scheme.init() if scheme else None,
-        )
+    def per_env() -> Any:
+        return rings.xp.zeros(rings.num_envs, np.int32)
 
-    def newest_frame(observation: Any) -> Any:
-        return observation[:, -1] if stack > 1 else observation
+    return State(
+        frames=rings.xp.zeros((rings.num_rows + 1, *rings.spec.frame_shape), rings.spec.dtype),
+        action=rows(np.int32),
+        reward=rows(np.float32),
+        discount=rows(np.float32),
+        last=rows(np.bool_),
+        age=rows(np.int32),
+        starts=rows(np.int32),
+        cursor=per_env(),
+        oldest=per_env(),
+        newest=per_env(),
+        next_age=per_env(),
+        priorities=rings.scheme.init() if rings.scheme else None,
+    )
 
-    def add(state: State, observation: Any, action: Any, timestep: types.TimeStep) -> State:
-        last = timestep.last()
-        row = ring_start + state.cursor % length  # [E]
-        next_row = ring_start + (state.cursor + 1) % length
-        # Both frames: the next is needed at once, and where the episode goes on it is what the
-        # next call writes again.
-        frames = xp.concatenate(
-            [newest_frame(observation), newest_frame(timestep.next_observation)]
-        )
-        state = state._replace(
-            frames=_put(state.frames, xp.concatenate([row, next_row]), frames),
-            action=_put(state.action, row, action),
-            reward=_put(state.reward, row, timestep.reward),
-            discount=_put(state.discount, row, timestep.discount),
-            last=_put(state.last, row, last),
-            age=_put(state.age, row, state.next_age),
-            starts=_put(state.starts, ring_start + state.newest % length, state.cursor),
-            cursor=state.cursor + 1 + last,
-            newest=state.newest + 1,
-            next_age=xp.where(last, 0, state.next_age + 1).astype(np.int32),
-        )
-        return _settle(state, True)
 
-    def _forget(state: State) -> Any:
-        """The first transition none of whose frames has been overwritten; [E]."""
-        # Rows of positions <= cursor - L have been written again; a stack reaches back stack - 1.
-        first = state.cursor - length + stack
-        oldest = state.oldest
-        for _ in range(2):  # A call writes at most two slots.
-            gone = state.starts[ring_start + oldest % length] < first
-            oldest = oldest + (gone & (oldest < state.newest))
-        return oldest.astype(np.int32)
+def _add(
+    rings: _Rings, state: State, observation: Any, action: Any, timestep: types.TimeStep
+) -> State:
+    xp, last = rings.xp, timestep.last()
+    row = rings.start + state.cursor % rings.length  # [E]
+    next_row = rings.start + (state.cursor + 1) % rings.length
+    # Both frames: the next is needed at once, and where the episode goes on it is what the
+    # next call writes again.
+    frames = [observation, timestep.next_observation]
+    if rings.spec.frame_stack > 1:
+        frames = [frame[:, -1] for frame in frames]
+    frames = xp.concatenate(frames)
+    state = state._replace(
+        frames=_put(state.frames, xp.concatenate([row, next_row]), frames),
+        action=_put(state.action, row, action),
+        reward=_put(state.reward, row, timestep.reward),
+        discount=_put(state.discount, row, timestep.discount),
+        last=_put(state.last, row, last),
+        age=_put(state.age, row, state.next_age),
+        starts=_put(state.starts, rings.start + state.newest % rings.length, state.cursor),
+        cursor=state.cursor + 1 + last,
+        newest=state.newest + 1,
+        next_age=xp.where(last, 0, state.next_age + 1).astype(np.int32),
+    )
+    return _settle(rings, state, True)
 
-    def cut(state: State) -> State:
-        running = state.next_age > 0
-        row = ring_start + (state.cursor - 1) % length
-        state = state._replace(
-            last=_put(state.last, row, state.last[row] | running),
-            cursor=state.cursor + running,
-            next_age=xp.zeros_like(state.next_age),
-        )
-        return _settle(state, False)
 
-    def _settle(state: State, is_new: bool) -> State:
-        """Forgets what was overwritten; if `is_new`, one more transition of each ring is whole."""
-        oldest = _forget(state)
-        if scheme is None:
-            return state._replace(oldest=oldest)
-        # What is forgotten is not drawn any more; what now has its n steps is.
-        number = xp.stack([state.oldest, state.oldest + 1, state.newest - n])  # [3, E]
-        whole = is_new & (number[2] >= oldest)
-        moved = xp.stack([number[0] < oldest, number[1] < oldest, whole])
-        position = state.starts[ring_start[None] + number % length]
-        slots = xp.where(moved, ring_start[None] + position % length, num_envs * length)
-        is_first = moved & (np.arange(3)[:, None] == 2)
-        held = scheme.insert(state.priorities, slots.ravel(), is_first.ravel())
-        return state._replace(oldest=oldest, priorities=held)
+def _forget(rings: _Rings, state: State) -> Any:
+    """Returns the first transition none of whose frames has been overwritten; [E]."""
+    # Rows of positions <= cursor - L have been written again; a stack reaches back stack - 1.
+    first = state.cursor - rings.length + rings.spec.frame_stack
+    oldest = state.oldest
+    for _ in range(2):  # A call writes at most two slots.
+        gone = state.starts[rings.start + oldest % rings.length] < first
+        oldest = oldest + (gone & (oldest < state.newest))
+    return oldest.astype(np.int32)
 
-    def update(state: State, indices: Any, new: Any) -> State:
-        if scheme is None:
-            return state
-        return state._replace(priorities=scheme.update(state.priorities, indices, new))
 
-    steps_on = np.arange(n, dtype=np.int32)[None]  # [1, n]
-    stack_at = np.arange(1 - stack, 1, dtype=np.int32)[None]  # [1, stack], the newest is at 0.
-    stacks_at = np.arange(1 - stack, 2, dtype=np.int32)[None]  # That of the next step too.
+def _cut(rings: _Rings, state: State) -> State:
+    running = state.next_age > 0
+    row = rings.start + (state.cursor - 1) % rings.length
+    state = state._replace(
+        last=_put(state.last, row, state.last[row] | running),
+        cursor=state.cursor + running,
+        next_age=rings.xp.zeros_like(state.next_age),
+    )
+    return _settle(rings, state, False)
 
-    def draw(state: State, key: Any, num_batches: int) -> tuple[Any, Any, Any]:
-        """Where the rings of U B transitions begin, their positions there, and probabilities."""
-        shape = (num_batches, config.batch_size)
-        if scheme is not None:
-            uniform = key.random(shape, np.float32) if xp is np else jax.random.uniform(key, shape)
-            row, probabilities = scheme.draw(state.priorities, uniform)
-            base = row // length * length
-            return base, row - base, probabilities
-        counts = xp.maximum(state.newest - (n - 1) - state.oldest, 0)  # [E]: n steps are known.
-        ends = counts.cumsum(dtype=np.int32)
-        if xp is np:
-            draw = key.integers(0, ends[-1], math.prod(shape), np.int32)
-            env = ends.searchsorted(draw, side="right")  # [U B]
-        else:
-            draw = jax.random.randint(key, (math.prod(shape),), 0, ends[-1])
-            env = jnp.searchsorted(ends, draw, side="right", method="compare_all")
-        base = xp.asarray(ring_start)[env]
-        number = draw + (state.oldest - (ends - counts))[env]
-        position = state.starts[base + number % length]
-        return base, position, xp.full(len(draw), 1 / ends[-1].astype(np.float32))
 
-    def sample(state: State, key: Any, num_batches: int | None = None) -> types.Batch:
-        base, position, probabilities = draw(state, key, num_batches or 1)
-        steps = base[:, None] + (position[:, None] + steps_on) % length
-        reward, discount, m = n_step_return(
-            state.reward[steps],
-            state.discount[steps],
-            state.last[steps],
-            config.discount,
-            config.reward_clip,
-        )
-        row = steps[:, 0]
-        observation, next_observation = _observations(state, base, position, state.age[row], m)
-        data = types.Transition(observation, state.action[row], reward, discount, next_observation)
-        batch = types.Batch(data, row, probabilities, np.ones(len(row), np.float32))
-        if num_batches is None:
-            return batch
-        shape = (num_batches, config.batch_size)
-        return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
+def _settle(rings: _Rings, state: State, is_new: bool) -> State:
+    """Forgets what was overwritten; if `is_new`, one more transition of each ring is whole."""
+    oldest, scheme, xp = _forget(rings, state), rings.scheme, rings.xp
+    if scheme is None:
+        return state._replace(oldest=oldest)
+    # What is forgotten is not drawn any more; what now has its n steps is.
+    number = xp.stack([state.oldest, state.oldest + 1, state.newest - rings.config.n_step])
+    whole = is_new & (number[2] >= oldest)  # Of number, [3, E].
+    moved = xp.stack([number[0] < oldest, number[1] < oldest, whole])
+    position = state.starts[rings.start[None] + number % rings.length]
+    slots = xp.where(moved, rings.start[None] + position % rings.length, rings.num_rows)
+    is_first = moved & (np.arange(3)[:, None] == 2)
+    held = scheme.insert(state.priorities, slots.ravel(), is_first.ravel())
+    return state._replace(oldest=oldest, priorities=held)
 
-    def _observations(state: State, base: Any, position: Any, age: Any, m: Any) -> Any:
-        """Stacks of frames ending at `position` and m steps on, zeros before the episode."""
 
-        def read(at: np.ndarray, position: Any, age: Any) -> Any:  # [B, len(at), ...]
-            row = base[:, None] + (position[:, None] + at) % length
-            return state.frames.take(xp.where(age[:, None] >= -at, row, zero_frame), axis=0)
+def _update(rings: _Rings, state: State, indices: Any, new: Any) -> State:
+    if rings.scheme is None:
+        return state
+    return state._replace(priorities=rings.scheme.update(state.priorities, indices, new))
 
-        if stack == 1:
-            return state.frames[base + position % length], state.frames[
-                base + (position + m) % length
-            ]
-        if n == 1:  # The two overlap in all but one frame: read each once.
-            frames = read(stacks_at, position, age)
-            return frames[:, :-1], frames[:, 1:]
-        return read(stack_at, position, age), read(stack_at, position + m, age + m)
 
-    return Replay(init, add, sample, cut, update)
+def _draw(rings: _Rings, state: State, key: Any, num_batches: int) -> tuple[Any, Any, Any]:
+    """Returns where the rings of U B transitions begin, their positions there, probabilities."""
+    xp, shape = rings.xp, (num_batches, rings.config.batch_size)
+    if rings.scheme is not None:
+        uniform = key.random(shape, np.float32) if xp is np else jax.random.uniform(key, shape)
+        row, probabilities = rings.scheme.draw(state.priorities, uniform)
+        base = row // rings.length * rings.length
+        return base, row - base, probabilities
+    # Of each ring, [E]: those whose n steps are known.
+    counts = xp.maximum(state.newest - (rings.config.n_step - 1) - state.oldest, 0)
+    ends = counts.cumsum(dtype=np.int32)
+    if xp is np:
+        draw = key.integers(0, ends[-1], math.prod(shape), np.int32)
+        env = ends.searchsorted(draw, side="right")  # [U B]
+    else:
+        draw = jax.random.randint(key, (math.prod(shape),), 0, ends[-1])
+        env = jnp.searchsorted(ends, draw, side="right", method="compare_all")
+    base = xp.asarray(rings.start)[env]
+    number = draw + (state.oldest - (ends - counts))[env]
+    position = state.starts[base + number % rings.length]
+    return base, position, xp.full(len(draw), 1 / ends[-1].astype(np.float32))
+
+
+def _sample(rings: _Rings, state: State, key: Any, num_batches: int | None = None) -> types.Batch:
+    config = rings.config
+    base, position, probabilities = _draw(rings, state, key, num_batches or 1)
+    steps_on = np.arange(config.n_step, dtype=np.int32)[None]  # [1, n]
+    steps = base[:, None] + (position[:, None] + steps_on) % rings.length
+    reward, discount, m = n_step_return(
+        state.reward[steps],
+        state.discount[steps],
+        state.last[steps],
+        config.discount,
+        config.reward_clip,
+    )
+    row = steps[:, 0]
+    observation, next_observation = _observations(rings, state, base, position, m)
+    data = types.Transition(observation, state.action[row], reward, discount, next_observation)
+    batch = types.Batch(data, row, probabilities, np.ones(len(row), np.float32))
+    if num_batches is None:
+        return batch
+    shape = (num_batches, config.batch_size)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
+
+
+def _observations(rings: _Rings, state: State, base: Any, position: Any, m: Any) -> tuple[Any, Any]:
+    """Returns stacks of frames ending at `position` and m steps on, zeros before the episode."""
+    length, stack = rings.length, rings.spec.frame_stack
+    row = base + position % length
+    if stack == 1:
+        return state.frames[row], state.frames[base + (position + m) % length]
+    age = state.age[row]
+
+    def read(newest: int, position: Any, age: Any) -> Any:  # [B, stack + newest, ...]
+        """Reads frames from the oldest of the stack at `position` to `newest` steps on."""
+        at = np.arange(1 - stack, 1 + newest, dtype=np.int32)[None]
+        rows = base[:, None] + (position[:, None] + at) % length
+        return state.frames.take(rings.xp.where(age[:, None] >= -at, rows, rings.num_rows), axis=0)
+
+    if rings.config.n_step == 1:  # The two overlap in all but one frame: read each once.
+        frames = read(1, position, age)
+        return frames[:, :-1], frames[:, 1:]
+    return read(0, position, age), read(0, position + m, age + m)
