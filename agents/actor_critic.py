@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import rlax
@@ -96,6 +97,8 @@ def expected_value_target(
     Returns:
       The target, [], in units of reward. The caller stops its gradient.
     """
+    chex.assert_rank([r_t, discount_t], 0)
+    chex.assert_type([r_t, discount_t], float)
     return r_t + discount_t * regularized_value(q_t, log_policy_t, log_prior_t, lambda_, tau)
 
 
@@ -103,6 +106,8 @@ def regularized_value(
     q: jax.Array, log_policy: jax.Array, log_prior: jax.Array, lambda_: float, tau: float
 ) -> jax.Array:
     """<pi, q> - lambda KL(pi || prior) + tau H(pi), [], of q and log-policies [A]."""
+    chex.assert_rank([q, log_policy, log_prior], 1)
+    chex.assert_equal_shape([q, log_policy, log_prior])
     policy = jnp.exp(log_policy)
     value = jnp.sum(policy * q)
     if lambda_ > 0:

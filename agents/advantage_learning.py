@@ -58,6 +58,7 @@ def advantage_learning_target(
     Returns:
       The target, [], in units of reward. The caller stops its gradient.
     """
+    q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
     gap_tm1 = jnp.max(q_tm1) - q_tm1[a_tm1]
     return r_t - alpha * gap_tm1 + discount_t * jnp.max(q_t)
 
@@ -72,6 +73,5 @@ def make(
         torso,
         spec,
         config.learning,
-        entropy=lambda q: jnp.zeros(()),  # Its target evaluates the greedy policy.
         algorithm=config,
     )

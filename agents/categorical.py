@@ -7,6 +7,7 @@ https://arxiv.org/abs/1707.06887. See c51.py and rainbow.py.
 import dataclasses
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import rlax
@@ -69,12 +70,17 @@ def categorical_target(
     Returns:
       Masses m, [N]; they sum to 1. The caller stops their gradient.
     """
+    chex.assert_rank([logits_t, selector_q_t, r_t, discount_t, atoms], [2, 1, 0, 0, 1])
+    chex.assert_type([r_t, discount_t], float)
+    chex.assert_shape(logits_t, (len(selector_q_t), len(atoms)))
     p_t = jax.nn.softmax(logits_t[jnp.argmax(selector_q_t)])
     return jnp.asarray(rlax.categorical_l2_project(r_t + discount_t * atoms, p_t, atoms))
 
 
 def cross_entropy(masses: jax.Array, logits: jax.Array) -> jax.Array:
     """-sum_i m_i ln p_i, [], of masses m and p = softmax(logits), both [N]."""
+    chex.assert_rank([masses, logits], 1)
+    chex.assert_equal_shape([masses, logits])
     return -jnp.sum(masses * jax.nn.log_softmax(logits))
 
 

@@ -8,6 +8,7 @@ theory/conservative.py is the exact scheme, here with one backup an iteration.
 import dataclasses
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -66,6 +67,9 @@ def conservative_target(
       network of the actor, [A].
     Returns: the target, [], in units of reward. The caller stops its gradient.
     """
+    chex.assert_rank([r_t, discount_t, q_t, log_policy_t], [0, 0, 1, 1])
+    chex.assert_type([r_t, discount_t], float)
+    chex.assert_equal_shape([q_t, log_policy_t])
     return r_t + discount_t * jnp.sum(jnp.exp(log_policy_t) * q_t)
 
 
@@ -74,6 +78,8 @@ def mixture(q: jax.Array, log_policy: jax.Array, rate: types.Array | float) -> j
 
     Frank-Wolfe's step, as theory/conservative.py takes it.
     """
+    chex.assert_rank([q, log_policy, rate], [1, 1, 0])
+    chex.assert_equal_shape([q, log_policy])
     best = jax.nn.one_hot(jnp.argmax(q), len(q), dtype=q.dtype)
     return jnp.exp(log_policy) * (1 - rate) + best * rate
 
@@ -93,6 +99,8 @@ def conservative_loss(
       mixed: probabilities of the mixture, [A].
       direction: see above.
     """
+    chex.assert_rank([actor, mixed], 1)
+    chex.assert_equal_shape([actor, mixed])
     log_policy = jax.nn.log_softmax(actor)
     if direction == "forward":
         return regularizers.kl(jnp.log(mixed), log_policy)
@@ -102,6 +110,8 @@ def conservative_loss(
 
 def greedy_gain(q: jax.Array, log_policy: jax.Array) -> jax.Array:
     """<greedy(q) - pi, q> >= 0, []: what the greedy policy gains over pi, of q and ln pi [A]."""
+    chex.assert_rank([q, log_policy], 1)
+    chex.assert_equal_shape([q, log_policy])
     return jnp.max(q) - jnp.sum(jnp.exp(log_policy) * q)
 
 
@@ -112,6 +122,7 @@ def cpi_rate(gain: jax.Array, discount: float, reward_max: float) -> jax.Array:
 
     Args: gain: A, the mean of `greedy_gain` over a batch, []; discount: gamma; reward_max: r_max.
     """
+    chex.assert_rank(gain, 0)
     return jnp.minimum((1 - discount) ** 2 * gain / (4 * reward_max), 1)
 
 
@@ -125,6 +136,8 @@ def spi_rate(gains: jax.Array, distances: jax.Array, discount: float) -> jax.Arr
 
     Args: gains: of a batch, [B]; distances: sum_a |greedy - pi|, [B]; discount: gamma.
     """
+    chex.assert_rank([gains, distances], 1)
+    chex.assert_equal_shape([gains, distances])
     gain = (1 - discount) * jnp.mean(gains)
     bound = discount * jnp.max(distances) * (jnp.max(gains) - jnp.min(gains))
     ratio = jnp.where(bound > 0, gain / jnp.where(bound > 0, bound, 1), jnp.sign(gain))

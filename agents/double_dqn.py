@@ -5,6 +5,7 @@ van Hasselt, Guez & Silver, AAAI 2016, https://arxiv.org/abs/1509.06461; with Ad
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -44,7 +45,8 @@ def double_dqn_target(
       online_q_t: values of the online network, [A].
     Returns: the target, [], in units of reward. The caller stops its gradient.
     """
-    del q_tm1, a_tm1
+    q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
+    chex.assert_equal_shape([q_t, online_q_t])
     return r_t + discount_t * q_t[jnp.argmax(online_q_t)]
 
 
@@ -58,7 +60,6 @@ def make(
         torso,
         spec,
         config.learning,
-        entropy=lambda q: jnp.zeros(()),  # Its target evaluates a greedy policy.
         algorithm=config,
         selects_online=True,
     )

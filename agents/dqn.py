@@ -35,7 +35,7 @@ def dqn_target(
     Args: q_tm1, q_t: target-network values, [A]; a_tm1: int, []; r_t, discount_t: [].
     Returns: the target, [], in units of reward. The caller stops its gradient.
     """
-    del q_tm1, a_tm1
+    q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
     return r_t + discount_t * jnp.max(q_t)
 
 
@@ -49,6 +49,5 @@ def make(
         torso,
         spec,
         config.learning,
-        entropy=lambda q: jnp.zeros(()),  # Its target evaluates the greedy policy.
         algorithm=config,
     )

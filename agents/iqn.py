@@ -6,6 +6,7 @@ measures of the paper are left out: it acts and learns by the mean.
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -75,7 +76,8 @@ def iqn_target(
       []; r_t, discount_t: [].
     Returns: y, [N'], in units of reward. The caller stops its gradient.
     """
-    del q_tm1, a_tm1
+    q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
+    chex.assert_shape(z_t, (None, len(q_t)))
     return r_t + discount_t * z_t[:, jnp.argmax(q_t)]
 
 
@@ -91,7 +93,6 @@ def make(
         config.learning,
         samples=config.samples,
         kappa=config.huber_threshold,
-        entropy=lambda q: jnp.zeros(()),  # Its target evaluates the greedy policy.
         algorithm=config,
     )
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from typing import Literal
 
+import chex
 import jax
 
 from kullback.agents import actor_critic, q_learning
@@ -75,6 +76,8 @@ def indirect_loss(
 
     Args: as for `direct_loss`; with both temperatures 0, pi* is the greedy policy.
     """
+    chex.assert_rank([actor, log_prior, q], 1)
+    chex.assert_equal_shape([actor, log_prior, q])
     log_best, _ = regularizers.greedy(q, log_prior, lambda_, tau)
     return regularizers.kl(log_best, jax.nn.log_softmax(actor))
 

@@ -6,6 +6,7 @@ https://arxiv.org/abs/1910.09322. theory/momentum.py is the exact scheme, MoVI.
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import rlax
@@ -61,6 +62,9 @@ def momentum_target(
     Args: r_t, discount_t: []; q_t, h_t: of the target networks, [A].
     Returns: the target, [], in units of reward. The caller stops its gradient.
     """
+    chex.assert_rank([r_t, discount_t, q_t, h_t], [0, 0, 1, 1])
+    chex.assert_type([r_t, discount_t], float)
+    chex.assert_equal_shape([q_t, h_t])
     return r_t + discount_t * q_t[jnp.argmax(h_t)]
 
 
@@ -77,6 +81,9 @@ def averaging_loss(
 
     Args: h_tm1, target_h_tm1, q_tm1: [A]; a_tm1: int, []; b: momentum, [].
     """
+    chex.assert_rank([h_tm1, target_h_tm1, q_tm1, a_tm1, b], [1, 1, 1, 0, 0])
+    chex.assert_type(a_tm1, int)
+    chex.assert_equal_shape([h_tm1, target_h_tm1, q_tm1])
     average = b * target_h_tm1[a_tm1] + (1 - b) * q_tm1[a_tm1]
     return jnp.asarray(rlax.huber_loss(average - h_tm1[a_tm1]))
 

@@ -11,6 +11,7 @@ import functools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -79,6 +80,7 @@ def soft_value(
     For KL it is tau ln sum_a exp(q(a) / tau), which is sum_a pi(a) (q(a) - tau ln pi(a)) for
     pi = softmax(q / tau).
     """
+    chex.assert_rank(q, 1)
     best = jnp.max(q)  # Subtracted before dividing by tau: q / tau loses digits.
     if divergence is regularizers.kl:
         return best + tau * jax.nn.logsumexp((q - best) / tau)
@@ -93,6 +95,7 @@ def scaled_log_policy(
     For another f it is q - `soft_value` <= 0, minus tau times Bregman's divergence of -H_f from
     each action to the policy.
     """
+    chex.assert_rank(q, 1)
     z = q - jnp.max(q)
     if divergence is regularizers.kl:
         return z - tau * jax.nn.logsumexp(z / tau)
@@ -129,6 +132,7 @@ def munchausen_target(
     Returns:
       The target, [], in units of reward. The caller stops its gradient.
     """
+    q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
     bonus_tm1 = jnp.clip(scaled_log_policy(q_tm1, tau, divergence)[a_tm1], l_0, 0.0)
     return r_t + alpha * bonus_tm1 + discount_t * soft_value(q_t, tau, divergence)
 
@@ -137,6 +141,7 @@ def policy_entropy(
     q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
 ) -> jax.Array:
     """Shannon's entropy of softmax(q / tau), or of softargmax_f, in nats, [], of q [A]."""
+    chex.assert_rank(q, 1)
     z = (q - jnp.max(q)) / tau
     if divergence is not regularizers.kl:
         return regularizers.entropy(z, divergence)

@@ -7,6 +7,7 @@ KL's as in munchausen.py.
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -71,6 +72,8 @@ def munchausen_iqn_target(
     Returns:
       y, [N'], in units of reward. The caller stops its gradient.
     """
+    q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
+    chex.assert_shape(z_t, (None, len(q_t)))
     bonus_tm1 = jnp.clip(munchausen.scaled_log_policy(q_tm1, tau, divergence)[a_tm1], l_0, 0.0)
     if divergence is regularizers.kl:
         log_policy_t = munchausen.scaled_log_policy(q_t, tau)  # tau ln pi(.|s_t), [A]

@@ -9,6 +9,7 @@ theory/politex.py and `da_mpi` in theory/mirror.py are the exact schemes.
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import rlax
@@ -66,6 +67,7 @@ def log_policy(
 
     The sum of Politex, h times k + 1, is never formed: in float32 it would lose digits.
     """
+    chex.assert_rank([h, copies], [1, 0])
     scale = 1 / tau if tau > 0 else (copies + 1) / lambda_
     z = h - jnp.max(h)  # Before scaling: that loses digits.
     return jax.nn.log_softmax(jnp.where(copies >= 0, scale * z, 0))
@@ -86,6 +88,8 @@ def averaging_loss(
 
     Args: h, target_h, q: h_k as learnt, h_{k-1} and q_k, [A]; copies: k, [].
     """
+    chex.assert_rank([h, target_h, q, copies], [1, 1, 1, 0])
+    chex.assert_equal_shape([h, target_h, q])
     beta = weight_of_past(copies, lambda_=lambda_, tau=tau)
     # Before the first copy the target network is where it was drawn, which is not h_{-1}.
     past = jnp.where(copies > 0, target_h, 0)

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -118,12 +119,34 @@ def presets(family: Family) -> Config:
     raise ValueError(f"no presets for {family!r}; expected atari, minatar, gym or toy")
 
 
+def assert_transition(
+    q_tm1: jax.Array, a_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array
+) -> None:
+    """Refuses, while a target is traced, what is not one transition; a target is to be vmapped.
+
+    Args: values, [A]; action, int, []; reward and discount, [].
+
+    Raises:
+      AssertionError: for other shapes or types.
+    """
+    inputs = [q_tm1, a_tm1, r_t, discount_t, q_t]
+    chex.assert_rank(inputs, [1, 0, 0, 0, 1])
+    chex.assert_type(inputs, [float, int, float, float, float])
+    chex.assert_equal_shape([q_tm1, q_t])
+
+
+def greedy_entropy(q: jax.Array) -> jax.Array:
+    """Returns the entropy of a greedy policy, 0, [], of q [A]."""
+    del q
+    return jnp.zeros(())
+
+
 def make(
     target: Target,
     torso: networks.Torso | None,
     spec: types.Spec,
     config: Config,
-    entropy: Callable[[jax.Array], jax.Array],
+    entropy: Callable[[jax.Array], jax.Array] = greedy_entropy,
     algorithm: Any = None,
     selects_online: bool = False,
 ) -> types.Agent:
@@ -228,6 +251,7 @@ def assemble(
 
 def action_gap(q: jax.Array) -> jax.Array:
     """Best minus second-best value, [], of q [A]; 0 where there is one action."""
+    chex.assert_rank(q, 1)
     if len(q) == 1:
         return jnp.zeros_like(q[0])
     others = jnp.where(jnp.arange(len(q)) == jnp.argmax(q), -jnp.inf, q)

@@ -6,8 +6,6 @@ https://arxiv.org/abs/1710.10044. Its target is `iqn_target`, of iqn.py, of N fi
 
 import dataclasses
 
-import jax.numpy as jnp
-
 from kullback.agents import distributional, iqn, q_learning, quantile
 from kullback.core import heads, networks, types
 
@@ -60,6 +58,5 @@ def make(
         config.learning,
         samples=quantile.Samples(online=n, target=n, policy=n),
         kappa=config.huber_threshold,
-        entropy=lambda q: jnp.zeros(()),  # Its target evaluates the greedy policy.
         algorithm=config,
     )

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import rlax
@@ -62,6 +63,8 @@ def quantile_loss(
     Args: z_a_tm1, fractions: quantiles z_i and their u_i, [N]; target_tm1: y_j, [N'], whose
       gradient the caller stops; kappa: > 0.
     """
+    chex.assert_rank([z_a_tm1, fractions, target_tm1], 1)
+    chex.assert_equal_shape([z_a_tm1, fractions])
     loss = rlax.quantile_regression_loss(z_a_tm1, fractions, target_tm1, kappa)
     return jnp.asarray(loss) / kappa
 
@@ -74,7 +77,7 @@ def make(
     *,
     samples: Samples,
     kappa: float,
-    entropy: Callable[[jax.Array], jax.Array],
+    entropy: Callable[[jax.Array], jax.Array] = q_learning.greedy_entropy,
     algorithm: Any = None,
 ) -> types.Agent:
     """Returns the agent that regresses quantiles of (s_tm1, a_tm1) towards `target`.

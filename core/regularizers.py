@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
@@ -108,9 +109,11 @@ def loss(
     divergence = divergence or kl
     is_ones = reference is None
     theta, reference = _prepare(theta, reference)
+    is_label = jnp.issubdtype(target.dtype, jnp.integer)
+    chex.assert_shape(target, theta.shape[:-1] if is_label else theta.shape)
     value, _ = _solve(theta, reference, divergence, is_ones)
     is_finite = math.isfinite(divergence.at_zero)
-    if jnp.issubdtype(target.dtype, jnp.integer):
+    if is_label:
         label = target[..., None]
         value = value - jnp.take_along_axis(theta, label, -1)[..., 0]
         if not is_finite:
@@ -165,6 +168,7 @@ def greedy(
     """
     divergence = divergence or kl
     q, log_prior = promote(q), promote(log_prior)
+    chex.assert_equal_shape([q, log_prior])
     for name, value in (("lambda_", lambda_), ("tau", tau)):
         if not isinstance(value, Tracer) and jnp.ndim(value) == 0 and float(value) < 0:
             raise ValueError(f"{name} must be >= 0, got {value}")

@@ -133,6 +133,9 @@ def n_step_return(
       gamma^m; only a true end gives 0.
     """
     xp = np if isinstance(reward, np.ndarray) else jnp
+    if reward.ndim != 2 or not reward.shape == discount.shape == last.shape:
+        shapes = [list(x.shape) for x in (reward, discount, last)]  # No chex: a host draws often.
+        raise AssertionError(f"reward, discount and last must be [B, n], got {shapes}")
     if clip is not None:
         reward = xp.minimum(xp.maximum(reward, -clip), clip)  # np.clip costs as much as ten ops.
     total, factor = reward[:, 0], np.float32(gamma) * discount[:, 0]
