@@ -8,7 +8,7 @@ dcpi.py, md_dqn.py, politex_dqn.py and momentum_dqn.py.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import chex
 import jax
@@ -19,11 +19,10 @@ from kullback.agents import q_learning
 from kullback.core import networks, policies, regularizers, types
 
 __all__ = [
-    "GreedyLoss",
+    "Algorithm",
     "GreedyValues",
-    "LogPolicies",
     "Schedule",
-    "Target",
+    "Step",
     "by_copies",
     "constant",
     "expected_value_target",
@@ -37,13 +36,20 @@ __all__ = [
 # where it evaluates the actor's target network (dcpi.py, momentum_dqn.py), "online" is exact.
 GreedyValues = Literal["online", "target"]
 
-# (r_t, discount_t, target_q_t [A], actor_t [A], target_actor_t [A], **scalars) -> what q_tm1[a_tm1]
-# regresses to, []. Its gradient is stopped.
-Target = Callable[..., jax.Array]
-# (q_tm1 [A], actor_tm1 [A], target_actor_tm1 [A], a_tm1, **scalars) -> loss of the actor, [].
-GreedyLoss = Callable[..., jax.Array]
-# (actor [A], target_actor [A], **scalars) -> the log-policies that they stand for, [A] each.
-LogPolicies = Callable[..., tuple[jax.Array, jax.Array]]
+
+class Step(NamedTuple):
+    """One transition, as an evaluation and a greedy step read it; values and actors are [A]."""
+
+    q_tm1: jax.Array  # Of the network that `greedy_values` names; no gradient leaves for it.
+    actor_tm1: jax.Array
+    target_actor_tm1: jax.Array
+    a_tm1: jax.Array  # int, [].
+    r_t: jax.Array  # [].
+    discount_t: jax.Array  # [].
+    q_t: jax.Array  # Of the target network.
+    actor_t: jax.Array
+    target_actor_t: jax.Array
+    scalars: dict[str, jax.Array]  # Of the schedule, by name; [] each.
 
 
 class Schedule(NamedTuple):
@@ -69,8 +75,11 @@ def by_copies(period: int, scalars: Callable[[jax.Array], dict[str, jax.Array]])
     return Schedule(lambda: jnp.zeros((), jnp.int32), step)
 
 
-def softmax_policies(actor: jax.Array, target_actor: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-policies of actors that are logits."""
+def softmax_policies(
+    actor: jax.Array, target_actor: jax.Array, scalars: object = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log-policies, [A] each, of actors that are logits, [A]."""
+    del scalars
     return jax.nn.log_softmax(actor), jax.nn.log_softmax(target_actor)
 
 
@@ -117,19 +126,36 @@ def regularized_value(
     return value
 
 
+class Algorithm(NamedTuple):
+    """What two networks learn, as functions of one transition or state."""
+
+    target: Callable[[Step], jax.Array]  # -> what q_tm1[a_tm1] regresses to, []; it is stopped.
+    greedy_loss: Callable[[Step], jax.Array]  # -> loss of the actor, [].
+    # (actor [A], target_actor [A], scalars) -> the log-policies that they stand for, [A] each; None
+    # where actors are values whose greedy policy is meant.
+    log_policies: Callable[..., tuple[jax.Array, jax.Array]] | None = softmax_policies
+    # How often targets were copied -> the temperature at which the actor's softmax acts; not used
+    # where `log_policies` is None.
+    temperature: Callable[[jax.Array], types.Array | float] = lambda copies: 1.0
+    schedule: Schedule = constant()
+    greedy_values: GreedyValues = "online"  # Whose q(s_tm1) the greedy step reads.
+    starts_equal: bool = False  # Whether the actor starts as a copy of q.
+
+
+class HasLearning(Protocol):
+    """An algorithm's configuration, with the settings of the family."""
+
+    @property
+    def learning(self) -> q_learning.Config:
+        """Settings of both networks."""
+        ...
+
+
 def make(
-    target: Target,
-    greedy_loss: GreedyLoss,
+    algorithm: Algorithm,
     torso: networks.Torso | None,
     spec: types.Spec,
-    config: q_learning.Config,
-    *,
-    algorithm: Any,
-    log_policies: LogPolicies | None,
-    temperature: Callable[[jax.Array], Any] = lambda copies: 1.0,
-    schedule: Schedule | None = None,
-    greedy_values: GreedyValues = "online",
-    starts_equal: bool = False,
+    config: HasLearning,
 ) -> types.Agent:
     """Returns the agent with parameters {"q", "actor"}, which learns both from one batch.
 
@@ -140,89 +166,101 @@ def make(
     one for each; the papers have RMSProp at 2.5e-4 on Atari, and Adam on CartPole.
 
     Args:
-      target, greedy_loss: of one transition; see `Target` and `GreedyLoss`.
+      algorithm: its two steps.
       torso: observations [B, ...] -> features [B, D]; None takes the one that `config` names.
       spec: of the environment.
-      config: settings of the family, of both networks.
-      algorithm: the algorithm's own configuration, saved beside the results.
-      log_policies: what the actors stand for; None are values whose greedy policy is meant.
-      temperature: how often targets were copied -> the temperature at which the actor's softmax
-        acts; not used where `log_policies` is None.
-      schedule: of scalars that both functions and `log_policies` take by name; they are logged.
-      greedy_values: whether the greedy step reads the online or the target network's q(s_tm1).
-      starts_equal: whether the actor starts as a copy of q.
+      config: of the algorithm, saved beside the results.
     """
-    if greedy_values not in ("online", "target"):
-        raise ValueError(f"greedy_values must be online or target, got {greedy_values}")
-    schedule = schedule or constant()
-    network = networks.action_values(torso or networks.torso(config.torso, spec), spec.num_actions)
-    regression_loss = rlax.huber_loss if config.loss == "huber" else rlax.l2_loss
+    learning = config.learning
+    if algorithm.greedy_values not in ("online", "target"):
+        raise ValueError(f"greedy_values must be online or target, got {algorithm.greedy_values}")
+    network = networks.action_values(
+        torso or networks.torso(learning.torso, spec), spec.num_actions
+    )
 
     def init_params(key: types.Key) -> types.Params:
         q_key, actor_key = jax.random.split(key)
-        key = q_key if starts_equal else actor_key
+        key = q_key if algorithm.starts_equal else actor_key
         return {name: network.init(k, spec.zeros()) for name, k in (("q", q_key), ("actor", key))}
-
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: Any,
-        batch: types.Batch,
-        key: types.Key,
-        constants: None,
-    ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
-        del key, constants  # Nothing is random in this loss.
-        t: types.Transition = batch.data
-        q_bar, actor_bar = (
-            functools.partial(network.apply, targets["periodic"][name]) for name in ("q", "actor")
-        )
-        q_tm1 = network.apply(params["q"], t.observation)  # [B, A]
-        actor_tm1 = network.apply(params["actor"], t.observation)
-        target_actor_tm1 = actor_bar(t.observation)
-        greedy_q_tm1 = q_tm1 if greedy_values == "online" else q_bar(t.observation)
-        greedy_q_tm1 = jax.lax.stop_gradient(greedy_q_tm1)
-        aux, scalars = schedule.step(aux, greedy_q_tm1, target_actor_tm1)
-
-        # Evaluation. Where a target ignores one of these, XLA drops its pass.
-        actor_t = network.apply(params["actor"], t.next_observation)
-        target_actor_t = actor_bar(t.next_observation)
-        inputs = (t.reward, t.discount, q_bar(t.next_observation), actor_t, target_actor_t)
-        target_tm1 = jax.vmap(functools.partial(target, **scalars))(*inputs)
-        q_a_tm1 = rlax.batched_index(q_tm1, t.action)
-        td_error = jax.lax.stop_gradient(target_tm1) - q_a_tm1
-
-        # Greedy step. The papers draw another batch for it; here it is that of the evaluation.
-        inputs = (greedy_q_tm1, actor_tm1, target_actor_tm1, t.action)
-        actor_losses = jax.vmap(functools.partial(greedy_loss, **scalars))(*inputs)
-
-        losses = batch.weights * (regression_loss(td_error) + actor_losses)  # [B]
-        metrics = {
-            "mean_q": jnp.mean(q_a_tm1),
-            "action_gap": jnp.mean(jax.vmap(q_learning.action_gap)(q_tm1)),
-            "actor_loss": jnp.mean(batch.weights * actor_losses),
-            "policy_entropy": jnp.zeros(()),
-            **scalars,
-        }
-        if log_policies:
-            both = jax.vmap(functools.partial(log_policies, **scalars))(actor_tm1, target_actor_tm1)
-            metrics["policy_entropy"] = jnp.mean(regularizers.entropy(both[0]))
-            metrics["kl"] = jnp.mean(regularizers.kl(*both))  # To the policy of the last copy.
-        return jnp.mean(losses), (aux, types.Feedback(metrics, jnp.abs(td_error)))
 
     def actor(params: types.Params, observation: types.Array) -> jax.Array:
         return network.apply(params["actor"], observation)
 
-    acts = policies.epsilon_softmax if log_policies else policies.epsilon_greedy
+    acts = policies.epsilon_softmax if algorithm.log_policies else policies.epsilon_greedy
     agent = q_learning.assemble(
-        init_params, loss, acts(actor), config, algorithm, lambda params: schedule.init()
+        init_params,
+        functools.partial(_loss, algorithm, network, learning),
+        acts(actor),
+        learning,
+        config,
+        lambda params: algorithm.schedule.init(),
     )
+    if algorithm.log_policies is None:
+        return agent
     online = agent.actor_params
 
     def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
-        acting = online(state, env_steps, evaluate)
-        if log_policies is None:
-            return acting
-        copies = jnp.asarray(state.steps // config.target_period, jnp.float32)
-        return {**acting, "temperature": jnp.asarray(temperature(copies), jnp.float32)}
+        copies = jnp.asarray(state.steps // learning.target_period, jnp.float32)
+        temperature = jnp.asarray(algorithm.temperature(copies), jnp.float32)
+        return {**online(state, env_steps, evaluate), "temperature": temperature}
 
     return agent._replace(actor_params=actor_params)
+
+
+def _loss(
+    algorithm: Algorithm,
+    network: networks.Network,
+    config: q_learning.Config,
+    params: types.Params,
+    targets: dict[str, types.Params],
+    aux: Any,
+    batch: types.Batch,
+    key: types.Key,
+    constants: None,
+) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
+    """Returns the loss of both networks, as `learners.Loss` says."""
+    del key, constants  # Nothing is random in this loss.
+    t: types.Transition = batch.data
+    q_bar, actor_bar = (
+        functools.partial(network.apply, targets["periodic"][name]) for name in ("q", "actor")
+    )
+    q_tm1 = network.apply(params["q"], t.observation)  # [B, A]
+    actor_tm1 = network.apply(params["actor"], t.observation)
+    target_actor_tm1 = actor_bar(t.observation)
+    greedy_q_tm1 = q_tm1 if algorithm.greedy_values == "online" else q_bar(t.observation)
+    greedy_q_tm1 = jax.lax.stop_gradient(greedy_q_tm1)
+    aux, scalars = algorithm.schedule.step(aux, greedy_q_tm1, target_actor_tm1)
+    # Where an algorithm ignores one of these, XLA drops its pass. The papers draw another batch for
+    # the greedy step; here it is that of the evaluation.
+    step = Step(
+        q_tm1=greedy_q_tm1,
+        actor_tm1=actor_tm1,
+        target_actor_tm1=target_actor_tm1,
+        a_tm1=jnp.asarray(t.action),
+        r_t=jnp.asarray(t.reward),
+        discount_t=jnp.asarray(t.discount),
+        actor_t=network.apply(params["actor"], t.next_observation),
+        target_actor_t=actor_bar(t.next_observation),
+        q_t=q_bar(t.next_observation),
+        scalars=scalars,
+    )
+    axes = (Step(0, 0, 0, 0, 0, 0, 0, 0, 0, None),)  # pyright: ignore[reportArgumentType]
+    target_tm1 = jax.vmap(algorithm.target, axes)(step)
+    q_a_tm1 = rlax.batched_index(q_tm1, t.action)
+    td_error = jax.lax.stop_gradient(target_tm1) - q_a_tm1
+    actor_losses = jax.vmap(algorithm.greedy_loss, axes)(step)
+    regression_loss = rlax.huber_loss if config.loss == "huber" else rlax.l2_loss
+    losses = batch.weights * (regression_loss(td_error) + actor_losses)  # [B]
+    metrics = {
+        "mean_q": jnp.mean(q_a_tm1),
+        "action_gap": jnp.mean(jax.vmap(q_learning.action_gap)(q_tm1)),
+        "actor_loss": jnp.mean(batch.weights * actor_losses),
+        "policy_entropy": jnp.zeros(()),
+        **scalars,
+    }
+    if algorithm.log_policies:
+        log_policies = jax.vmap(algorithm.log_policies, in_axes=(0, 0, None))
+        both = log_policies(actor_tm1, target_actor_tm1, scalars)
+        metrics["policy_entropy"] = jnp.mean(regularizers.entropy(both[0]))
+        metrics["kl"] = jnp.mean(regularizers.kl(*both))  # To the policy of the last copy.
+    return jnp.mean(losses), (aux, types.Feedback(metrics, jnp.abs(td_error)))

@@ -190,37 +190,14 @@ def make(
     """
     config = config or Config()
 
-    def target(
-        r_t: jax.Array,
-        discount_t: jax.Array,
-        q_t: jax.Array,
-        actor_t: jax.Array,
-        target_actor_t: jax.Array,
-        *,
-        mixture_rate: jax.Array,
-    ) -> jax.Array:
-        del actor_t, mixture_rate
-        return conservative_target(r_t, discount_t, q_t, jax.nn.log_softmax(target_actor_t))
+    def target(step: actor_critic.Step) -> jax.Array:
+        log_policy_t = jax.nn.log_softmax(step.target_actor_t)
+        return conservative_target(step.r_t, step.discount_t, step.q_t, log_policy_t)
 
-    def greedy_loss(
-        q_tm1: jax.Array,
-        actor_tm1: jax.Array,
-        target_actor_tm1: jax.Array,
-        a_tm1: jax.Array,
-        *,
-        mixture_rate: jax.Array,
-    ) -> jax.Array:
-        del a_tm1
-        mixed = mixture(q_tm1, jax.nn.log_softmax(target_actor_tm1), mixture_rate)
-        return conservative_loss(actor_tm1, mixed, config.direction)
+    def greedy_loss(step: actor_critic.Step) -> jax.Array:
+        log_policy_tm1 = jax.nn.log_softmax(step.target_actor_tm1)
+        mixed = mixture(step.q_tm1, log_policy_tm1, step.scalars["mixture_rate"])
+        return conservative_loss(step.actor_tm1, mixed, config.direction)
 
-    return actor_critic.make(
-        target,
-        greedy_loss,
-        torso,
-        spec,
-        config.learning,
-        algorithm=config,
-        log_policies=lambda actor, prior, mixture_rate: actor_critic.softmax_policies(actor, prior),
-        schedule=_schedule(config),
-    )
+    algorithm = actor_critic.Algorithm(target, greedy_loss, schedule=_schedule(config))
+    return actor_critic.make(algorithm, torso, spec, config)

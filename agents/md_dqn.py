@@ -99,30 +99,13 @@ def make(
         tau=tau if config.regularized else 0.0,
     )
 
-    def target(
-        r_t: jax.Array,
-        discount_t: jax.Array,
-        q_t: jax.Array,
-        actor_t: jax.Array,
-        target_actor_t: jax.Array,
-    ) -> jax.Array:
-        log_policies = actor_critic.softmax_policies(actor_t, target_actor_t)
-        return evaluate(r_t, discount_t, q_t, *log_policies)
+    def target(step: actor_critic.Step) -> jax.Array:
+        log_policies = actor_critic.softmax_policies(step.actor_t, step.target_actor_t)
+        return evaluate(step.r_t, step.discount_t, step.q_t, *log_policies)
 
-    def greedy_loss(
-        q_tm1: jax.Array, actor_tm1: jax.Array, target_actor_tm1: jax.Array, a_tm1: jax.Array
-    ) -> jax.Array:
-        del a_tm1
-        log_prior = jax.nn.log_softmax(target_actor_tm1)
-        return loss(actor_tm1, log_prior, q_tm1, lambda_=lambda_, tau=tau)
+    def greedy_loss(step: actor_critic.Step) -> jax.Array:
+        log_prior = jax.nn.log_softmax(step.target_actor_tm1)
+        return loss(step.actor_tm1, log_prior, step.q_tm1, lambda_=lambda_, tau=tau)
 
-    return actor_critic.make(
-        target,
-        greedy_loss,
-        torso,
-        spec,
-        config.learning,
-        algorithm=config,
-        log_policies=actor_critic.softmax_policies,
-        greedy_values=config.greedy_values,
-    )
+    algorithm = actor_critic.Algorithm(target, greedy_loss, greedy_values=config.greedy_values)
+    return actor_critic.make(algorithm, torso, spec, config)

@@ -97,39 +97,23 @@ def make(
     """
     config = config or Config()
 
-    def target(
-        r_t: jax.Array,
-        discount_t: jax.Array,
-        q_t: jax.Array,
-        h_t: jax.Array,
-        target_h_t: jax.Array,
-        *,
-        momentum: jax.Array,
-    ) -> jax.Array:
-        del h_t, momentum
-        return momentum_target(r_t, discount_t, q_t, target_h_t)
+    def target(step: actor_critic.Step) -> jax.Array:
+        return momentum_target(step.r_t, step.discount_t, step.q_t, step.target_actor_t)
 
-    def greedy_loss(
-        q_tm1: jax.Array,
-        h_tm1: jax.Array,
-        target_h_tm1: jax.Array,
-        a_tm1: jax.Array,
-        *,
-        momentum: jax.Array,
-    ) -> jax.Array:
-        return averaging_loss(h_tm1, target_h_tm1, q_tm1, a_tm1, momentum)
+    def greedy_loss(step: actor_critic.Step) -> jax.Array:
+        momentum = step.scalars["momentum"]
+        return averaging_loss(
+            step.actor_tm1, step.target_actor_tm1, step.q_tm1, step.a_tm1, momentum
+        )
 
     def scalars(copies: jax.Array) -> dict[str, jax.Array]:
         return {"momentum": momentum_weight(copies, config.momentum_max, config.momentum_copies)}
 
-    return actor_critic.make(
+    algorithm = actor_critic.Algorithm(
         target,
         greedy_loss,
-        torso,
-        spec,
-        config.learning,
-        algorithm=config,
         log_policies=None,
         schedule=actor_critic.by_copies(config.learning.target_period, scalars),
         starts_equal=True,
     )
+    return actor_critic.make(algorithm, torso, spec, config)

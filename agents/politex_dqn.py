@@ -113,47 +113,31 @@ def make(
     )
 
     def log_policies(
-        h: jax.Array, target_h: jax.Array, *, copies: jax.Array
+        h: jax.Array, target_h: jax.Array, scalars: dict[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
+        copies = scalars["copies"]
         return policy_of(h, copies), policy_of(target_h, copies - 1)
 
-    def target(
-        r_t: jax.Array,
-        discount_t: jax.Array,
-        q_t: jax.Array,
-        h_t: jax.Array,
-        target_h_t: jax.Array,
-        *,
-        copies: jax.Array,
-    ) -> jax.Array:
-        return evaluate(r_t, discount_t, q_t, *log_policies(h_t, target_h_t, copies=copies))
+    def target(step: actor_critic.Step) -> jax.Array:
+        both = log_policies(step.actor_t, step.target_actor_t, step.scalars)
+        return evaluate(step.r_t, step.discount_t, step.q_t, *both)
 
-    def greedy_loss(
-        q_tm1: jax.Array,
-        h_tm1: jax.Array,
-        target_h_tm1: jax.Array,
-        a_tm1: jax.Array,
-        *,
-        copies: jax.Array,
-    ) -> jax.Array:
-        del a_tm1
-        return averaging_loss(h_tm1, target_h_tm1, q_tm1, copies, **temperatures)
+    def greedy_loss(step: actor_critic.Step) -> jax.Array:
+        h_tm1, target_h_tm1, copies = step.actor_tm1, step.target_actor_tm1, step.scalars["copies"]
+        return averaging_loss(h_tm1, target_h_tm1, step.q_tm1, copies, **temperatures)
 
     def temperature(copies: jax.Array) -> types.Array | float:
         tau = config.entropy_temperature
         return tau if tau > 0 else config.kl_temperature / (copies + 1)
 
-    return actor_critic.make(
+    algorithm = actor_critic.Algorithm(
         target,
         greedy_loss,
-        torso,
-        spec,
-        config.learning,
-        algorithm=config,
-        log_policies=log_policies,
-        temperature=temperature,
+        log_policies,
+        temperature,
         schedule=actor_critic.by_copies(
             config.learning.target_period, lambda copies: {"copies": copies}
         ),
         greedy_values=config.greedy_values,
     )
+    return actor_critic.make(algorithm, torso, spec, config)

@@ -18,7 +18,17 @@ import rlax
 from kullback.core import learners, networks, policies, prioritized, types
 from kullback.core import replay as replays
 
-__all__ = ["Config", "Family", "Target", "action_gap", "assemble", "make", "presets"]
+__all__ = [
+    "Config",
+    "Family",
+    "Target",
+    "action_gap",
+    "assemble",
+    "assert_transition",
+    "greedy_entropy",
+    "make",
+    "presets",
+]
 
 # Families of environments that have presets.
 Family = Literal["atari", "minatar", "gym", "toy"]

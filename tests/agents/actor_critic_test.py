@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kullback.agents import actor_critic, dcpi, md_dqn, momentum_dqn, politex_dqn, q_learning
+from kullback.agents import actor_critic, dcpi, dqn, md_dqn, momentum_dqn, politex_dqn, q_learning
 from kullback.core import networks, types
 from kullback.theory import conservative, garnet, mirror, momentum, politex, run
 
@@ -132,35 +132,33 @@ def test_iterates_of_the_exact_scheme_are_where_learning_rests(name: str, k: int
             assert moved(step, state, bent, target, k) > 1e-5
 
 
-def plain_target(r_t, discount_t, q_t, actor_t, target_actor_t):
+def plain_target(step: actor_critic.Step) -> jax.Array:
     return actor_critic.expected_value_target(
-        r_t,
-        discount_t,
-        q_t,
-        *actor_critic.softmax_policies(actor_t, target_actor_t),
+        step.r_t,
+        step.discount_t,
+        step.q_t,
+        *actor_critic.softmax_policies(step.actor_t, step.target_actor_t),
         lambda_=1.0,
         tau=1.0,
     )
 
 
-def made(greedy_loss, target=plain_target, **fields) -> types.Agent:
-    return actor_critic.make(
-        target,
-        greedy_loss,
-        None,
-        SPEC,
-        q_learning.Config(torso="mlp_small", target_period=PERIOD),
-        algorithm=None,
-        **{"log_policies": actor_critic.softmax_policies, **fields},
-    )
+def agent_of(greedy_loss, target=plain_target, **fields) -> types.Agent:
+    learning = q_learning.Config(torso="mlp_small", target_period=PERIOD)
+    algorithm = actor_critic.Algorithm(target, greedy_loss, **fields)
+    return actor_critic.make(algorithm, None, SPEC, dqn.Config(learning=learning))
+
+
+def nothing(step: actor_critic.Step) -> jax.Array:
+    return jnp.zeros(())
 
 
 @pytest.mark.slow
 def test_the_target_moves_no_actor_and_the_greedy_step_no_values():
-    state = made(lambda *values: jnp.zeros(())).learner.init(jax.random.key(0))
-    without, _ = made(lambda *values: jnp.zeros(())).learner.step(state, everywhere(), None)
+    state = agent_of(nothing).learner.init(jax.random.key(0))
+    without, _ = agent_of(nothing).learner.step(state, everywhere(), None)
     jax.tree.map(np.testing.assert_array_equal, without.params["actor"], state.params["actor"])
-    both, feedback = made(lambda q, actor, old, a: jnp.sum(q * actor)).learner.step(
+    both, feedback = agent_of(lambda step: jnp.sum(step.q_tm1 * step.actor_tm1)).learner.step(
         state, everywhere(), None
     )
     jax.tree.map(np.testing.assert_array_equal, both.params["q"], without.params["q"])
@@ -172,9 +170,11 @@ def test_the_target_moves_no_actor_and_the_greedy_step_no_values():
 
 def test_weights_count_in_both_losses_and_both_are_of_their_networks():
     weights = np.linspace(0, 2, S * A).astype(np.float32)
-    agent = made(lambda q, actor, old, a: jnp.sum(q * actor) + old[a])
+    agent = agent_of(
+        lambda step: jnp.sum(step.q_tm1 * step.actor_tm1) + step.target_actor_tm1[step.a_tm1]
+    )
     state = agent.learner.init(jax.random.key(0))
-    other = made(lambda *values: values[1][0]).learner.init(jax.random.key(1)).params
+    other = agent_of(lambda step: step.actor_tm1[0]).learner.init(jax.random.key(1)).params
     state = state._replace(targets={"periodic": other})
     _, feedback = agent.learner.step(state, everywhere(weights), None)
 
@@ -208,7 +208,7 @@ def test_weights_count_in_both_losses_and_both_are_of_their_networks():
 
 def test_networks_start_apart_or_as_copies():
     for equal in (False, True):
-        agent = made(lambda *values: jnp.zeros(()), starts_equal=equal)
+        agent = agent_of(nothing, starts_equal=equal)
         params = agent.learner.init(jax.random.key(0)).params
         q, actor = jax.tree.leaves(params["q"]), jax.tree.leaves(params["actor"])
         same = [np.array_equal(a, b) for a, b in zip(q, actor, strict=True)]
@@ -218,10 +218,9 @@ def test_networks_start_apart_or_as_copies():
 def test_copies_are_counted_by_the_period_and_set_the_temperature_of_acting():
     seen = []
     schedule = actor_critic.by_copies(PERIOD, lambda k: {"k": k})
-    agent = made(
-        lambda *values, k: k * values[1][0],
-        target=lambda *values, k: values[0],
-        log_policies=lambda actor, old, k: actor_critic.softmax_policies(actor, old),
+    agent = agent_of(
+        lambda step: step.scalars["k"] * step.actor_tm1[0],
+        target=lambda step: step.r_t,
         temperature=lambda k: 1 / (k + 1),
         schedule=schedule,
     )
@@ -261,4 +260,4 @@ def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates(name: str):
 
 def test_unknown_values_of_the_greedy_step_are_refused():
     with pytest.raises(ValueError, match="greedy_values must be online or target, got both"):
-        made(lambda *values: jnp.zeros(()), greedy_values="both")
+        agent_of(nothing, greedy_values="both")
