@@ -289,6 +289,17 @@ def test_where_nothing_is_said_the_limit_is_the_default_or_the_environments_if_t
     assert [loops.evaluation_limit(spec, 100) for spec in specs] == [100] * 3
 
 
+def test_a_call_is_at_most_twice_the_last_and_takes_as_long_as_is_wanted(monkeypatch):
+    chunk = loops.ChunkSize(8)
+    with chunk.timed(8):
+        pass
+    assert chunk.size == 16
+    monkeypatch.setattr(loops, "CHUNK_SECONDS", 1e-9)
+    with chunk.timed(16):
+        pass
+    assert chunk.size == 1
+
+
 def test_how_an_evaluation_is_cut_into_calls_changes_no_number(monkeypatch):
     def walk(num_envs: int) -> types.Environment:
         return toy.chain(num_envs, length=12, max_episode_steps=600)

@@ -514,6 +514,16 @@ def test_greedy_refuses_what_it_cannot_do(lambda_, tau, divergence, message):
         regularizers.greedy(np.zeros(2), np.log([0.5, 0.5]), lambda_, tau, divergence)
 
 
+def test_shapes_that_would_broadcast_are_refused():
+    theta, row = np.zeros((3, 3)), np.zeros((1, 3))
+    with pytest.raises(AssertionError):
+        regularizers.greedy(theta, row, 0.1, 0.1)
+    with pytest.raises(AssertionError):
+        regularizers.loss(theta, row)
+    with pytest.raises(AssertionError):
+        regularizers.loss(theta, np.zeros((3, 1), np.int32))
+
+
 def test_names():
     assert regularizers.named("kl") is regularizers.kl
     assert regularizers.named("alpha-1.5") is regularizers.alpha(1.5)

@@ -271,6 +271,14 @@ def test_golden_n_step_return_stops_at_an_end(d, expected):
     assert m[0] == 2
 
 
+def test_an_n_step_return_is_of_a_batch():
+    one, no = np.ones(3, np.float32), np.zeros(3, bool)
+    with pytest.raises(AssertionError, match=r"must be \[B, n\], got \[\[3\], \[3\], \[3\]\]"):
+        replay.n_step_return(one, one, no, 0.9, None)
+    with pytest.raises(AssertionError, match=r"must be \[B, n\]"):
+        replay.n_step_return(one[None], one[:, None], no[None], 0.9, None)
+
+
 def test_spans_restore_the_replay_and_a_cut_ends_what_was_running():
     settings, store, _ = stores(3, None)
     state, added, since = store.init(), [], None
