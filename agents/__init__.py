@@ -1,48 +1,38 @@
-"""Value-based deep RL: one file an algorithm, one line here."""
+"""Value-based deep RL: one file an algorithm, one line here, which `kullback` lists."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from kullback.agents import (
-    advantage_learning,
-    c51,
-    dcpi,
-    double_dqn,
-    dqn,
-    iqn,
-    md_dqn,
-    momentum_dqn,
-    munchausen,
-    munchausen_iqn,
-    politex_dqn,
-    qr_dqn,
-    rainbow,
-)
+from kullback.core.registry import Entry
 
 __all__ = ["AGENTS", "Entry"]
 
 
-class Entry(NamedTuple):
-    """How an algorithm is built: its presets by family, and its constructor."""
-
-    presets: Callable[[Any], Any]  # family -> Config.
-    make: Callable[..., Any]  # (torso or None, spec, config) -> Agent.
+def _entry(module: str, description: str, **more: Any) -> Entry:
+    return Entry(f"kullback.agents.{module}", description, **more)
 
 
-# Agents by name.
+# Entries make an agent of (torso or None, spec, config).
 AGENTS: dict[str, Entry] = {
-    "al-dqn": Entry(advantage_learning.presets, advantage_learning.make),
-    "c51": Entry(c51.presets, c51.make),
-    "dcpi": Entry(dcpi.presets, dcpi.make),
-    "double-dqn": Entry(double_dqn.presets, double_dqn.make),
-    "dqn": Entry(dqn.presets, dqn.make),
-    "iqn": Entry(iqn.presets, iqn.make),
-    "m-dqn": Entry(munchausen.presets, munchausen.make),
-    "m-iqn": Entry(munchausen_iqn.presets, munchausen_iqn.make),
-    "md-dqn": Entry(md_dqn.presets, md_dqn.make),
-    "mo-dqn": Entry(momentum_dqn.presets, momentum_dqn.make),
-    "politex-dqn": Entry(politex_dqn.presets, politex_dqn.make),
-    "qr-dqn": Entry(qr_dqn.presets, qr_dqn.make),
-    "rainbow": Entry(rainbow.presets, rainbow.make),
-    "soft-dqn": Entry(munchausen.soft_presets, munchausen.make),
+    "al-dqn": _entry("advantage_learning", "Advantage learning, Bellemare et al. 2016"),
+    "c51": _entry("c51", "Distribution of the return on 51 atoms, Bellemare et al. 2017"),
+    "dcpi": _entry("dcpi", "Deep conservative policy iteration, Vieillard et al. 2020"),
+    "double-dqn": _entry("double_dqn", "Double DQN, van Hasselt et al. 2016"),
+    "dqn": _entry("dqn", "Deep Q-network, Mnih et al. 2015, with Adam"),
+    "iqn": _entry("iqn", "Implicit quantile networks, Dabney et al. 2018"),
+    "m-dqn": _entry("munchausen", "Munchausen DQN, Vieillard et al. 2020"),
+    "m-iqn": _entry("munchausen_iqn", "Munchausen IQN, Vieillard et al. 2020"),
+    "md-dqn": _entry(
+        "md_dqn", "Mirror descent: KL to the last policy, and entropy; Vieillard et al. 2020"
+    ),
+    "mo-dqn": _entry(
+        "momentum_dqn", "Momentum DQN: greedy for an average of values; Vieillard et al. 2020"
+    ),
+    "politex-dqn": _entry(
+        "politex_dqn", "Dual averaging: softmax of an average of values; Vieillard et al. 2020"
+    ),
+    "qr-dqn": _entry("qr_dqn", "Quantile regression DQN, Dabney et al. 2018"),
+    "rainbow": _entry("rainbow", "C51, three steps, prioritised replay; Hessel et al. 2018"),
+    "soft-dqn": _entry(
+        "munchausen", "DQN with an entropy bonus: M-DQN of alpha 0", presets_name="soft_presets"
+    ),
 }

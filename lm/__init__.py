@@ -1,32 +1,63 @@
-"""Language models as policies: one file an algorithm, one line here."""
+"""Language models as policies: one file an algorithm, one line here, which `kullback` lists."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
-from kullback.lm import gkd, reward_model, rlef, rlhf, sft, warm, warp
+from kullback.core import registry
 
 __all__ = ["ALGORITHMS", "Entry"]
 
 
-class Entry(NamedTuple):
-    """How an algorithm is built: its presets, and its constructor."""
+@dataclasses.dataclass(frozen=True)
+class Entry(registry.Entry):
+    """An algorithm, made of (model, config) or (model, teacher, config), and what it needs."""
 
-    presets: Callable[[Any], Any]  # family -> Config; there is one, "tokens".
-    make: Callable[..., Any]  # (model, config) -> Agent, or (model, teacher, config).
-    has_teacher: bool  # Always; a weight of distillation asks for one too.
+    has_teacher: bool = False  # Always.
+    may_distil: bool = False  # A weight of distillation asks for a teacher too.
     reads_pairs: bool = False  # Learns from preferences, and becomes a reward model.
+    takes_reward: bool = False  # Learns from what its own samples are worth.
+    is_population: bool = False  # Its seeds are members, which become one model.
+    leaves_front: bool = False  # Runs whole iterations, and ends in a front of policies.
 
 
-# Algorithms of language models by name.
+def _entry(module: str, description: str, **more: Any) -> Entry:
+    return Entry(f"kullback.lm.{module}", description, **more)
+
+
 ALGORITHMS: dict[str, Entry] = {
-    "sft": Entry(sft.presets, sft.make, has_teacher=False),
-    "distill": Entry(gkd.offline_presets, gkd.make, has_teacher=True),
-    "gkd": Entry(gkd.presets, gkd.make, has_teacher=True),
-    "rlhf": Entry(rlhf.presets, rlhf.make, has_teacher=False),
-    "rlef": Entry(rlef.presets, rlef.make, has_teacher=False),
-    "warp": Entry(warp.presets, warp.make, has_teacher=False),
-    "reward-model": Entry(
-        reward_model.presets, reward_model.make, has_teacher=False, reads_pairs=True
+    "sft": _entry("sft", "Supervised fine-tuning, with any f-divergence's loss"),
+    "distill": _entry(
+        "gkd", "Distillation on fixed sequences", presets_name="offline_presets", has_teacher=True
     ),
-    "warm": Entry(warm.presets, warm.make, has_teacher=False, reads_pairs=True),
+    "gkd": _entry(
+        "gkd", "Generalised knowledge distillation, Agarwal et al. 2024", has_teacher=True
+    ),
+    "rlhf": _entry(
+        "rlhf",
+        "REINFORCE with a KL to the start or a moving average, Ahmadian et al. 2024",
+        takes_reward=True,
+        may_distil=True,
+    ),
+    "rlef": _entry(
+        "rlef",
+        "Actor and critic for entailed summaries, Roit et al. 2023",
+        takes_reward=True,
+    ),
+    "warp": _entry(
+        "warp",
+        "Policies averaged while, between and after they learn, Rame et al. 2024",
+        takes_reward=True,
+        leaves_front=True,
+    ),
+    "reward-model": _entry(
+        "reward_model",
+        "Rewards of preferences: a head on a decoder, Bradley & Terry 1952",
+        reads_pairs=True,
+    ),
+    "warm": _entry(
+        "warm",
+        "Weight-averaged reward models, a member a seed; Rame et al. 2024",
+        reads_pairs=True,
+        is_population=True,
+    ),
 }

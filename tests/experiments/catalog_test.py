@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from kullback import agents, environments, lm
+from kullback import environments
 from kullback.core import types
 from kullback.environments import atari
 from kullback.experiments import catalog
@@ -13,11 +13,6 @@ from kullback.lm import tasks
 
 ROWS = {row.name: row for row in catalog.ENVIRONMENTS}
 UNPUBLISHED = {"air_raid", "carnival", "elevator_action", "journey_escape", "pooyan"}
-
-
-def test_the_agents_are_those_of_the_registry():
-    assert list(catalog.AGENTS) == sorted(agents.AGENTS)
-    assert list(catalog.ALGORITHMS) == list(lm.ALGORITHMS)
 
 
 def test_the_environments_are_those_of_the_registry():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kullback import agents
+from kullback.agents import dqn
 from kullback.experiments.runs import plans, resolved, run_folder, settings
 from kullback.experiments.sweeps import sweep_runs, sweeping
 from kullback.lm import gemma
@@ -138,12 +138,12 @@ def test_a_run_of_other_presets_is_not_todays_setting(
 ):
     name = "dqn-toy-chain,seeds=0-2"
     begin(tmp_path, name, saved=1_000)
-    entry = agents.AGENTS["dqn"]
+    todays = dqn.presets
 
     def presets(family: Any) -> Any:
-        return settings.apply(entry.presets(family), ["target_period=7", "n_step=3"])
+        return settings.apply(todays(family), ["target_period=7", "n_step=3"])
 
-    monkeypatch.setitem(agents.AGENTS, "dqn", entry._replace(presets=presets))
+    monkeypatch.setattr(dqn, "presets", presets)
     with pytest.raises(ValueError) as error:
         runs(tmp_path)
     assert str(error.value) == (

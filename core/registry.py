@@ -1,0 +1,25 @@
+"""Algorithms by name, whose modules are imported once they are used."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How an algorithm is built, and what `kullback list` says of it, which imports nothing."""
+
+    module: str  # Dotted name of the module with `make` and the presets.
+    description: str  # A line.
+    presets_name: str = "presets"  # Of the module's function.
+
+    @property
+    def presets(self) -> Callable[[Any], Any]:
+        """Family -> Config."""
+        return getattr(importlib.import_module(self.module), self.presets_name)
+
+    @property
+    def make(self) -> Callable[..., Any]:
+        """The constructor of the agent."""
+        return importlib.import_module(self.module).make
