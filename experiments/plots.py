@@ -4,6 +4,7 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -24,58 +25,66 @@ def plain_text() -> Iterator[None]:
         yield
 
 
+class Axes(NamedTuple):
+    """Labels of a learning curve, whose column is the mean return of episodes."""
+
+    x: str = "agent steps"
+    y: str = "episode return"
+    instead: str = ""  # Column that is drawn, and shown, where nothing has a return.
+
+
+GAMES = Axes()
+TEXTS = Axes("learner steps", "score of sampled sequences", instead="loss")
+
+
 @plain_text()
 def learning_curve(
-    rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str, *, of_language: bool = False
+    rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str, axes: Axes = GAMES
 ) -> None:
-    """Draws mean episode return against agent steps: each seed thin, their mean thick.
-
-    For a language model it is the score of its samples against learner steps, or the loss if it has
-    no samples or no score.
+    """Draws the mean return against steps: each seed thin, their mean thick.
 
     Args:
       rows: of metrics.csv, with the columns seed, steps, return_mean and evaluation.
       path: of the PNG; written whole or not at all.
       title: of the picture.
-      of_language: whether this is a run of a language model.
+      axes: their labels.
     """
-    column, x_label, y_label = "return_mean", "agent steps", "episode return"
-    if of_language:
-        x_label, y_label = "learner steps", "score of sampled sequences"
-        if not any(math.isfinite(float(row[column])) for row in rows):
-            column = y_label = "loss"
+    column, labels = "return_mean", axes
+    if axes.instead and not any(math.isfinite(float(row[column])) for row in rows):
+        column = axes.instead
+        labels = axes._replace(y=column)
     figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    plot = figure.add_subplot()
     seeds = sorted({int(row["seed"]) for row in rows})
     curves = [_curve(rows, seed, column) for seed in seeds]
     for k, (steps, returns) in enumerate(curves):
         label = "one seed" if k == 0 and len(seeds) > 1 else None
         if len(seeds) > 1:
-            axes.plot(steps, returns, color="C0", alpha=0.3, linewidth=0.8, label=label)
+            plot.plot(steps, returns, color="C0", alpha=0.3, linewidth=0.8, label=label)
         else:
-            axes.plot(steps, returns, color="C0", alpha=0.45, linewidth=0.9, label="each interval")
-            axes.plot(steps, _smooth(returns), color="C0", linewidth=2, label="mean of ten")
+            plot.plot(steps, returns, color="C0", alpha=0.45, linewidth=0.9, label="each interval")
+            plot.plot(steps, _smooth(returns), color="C0", linewidth=2, label="mean of ten")
     if len(seeds) > 1 and all(len(c[0]) == len(curves[0][0]) for c in curves):
         # If no episode of a seed ended, its last value counts, so that the mean is over all seeds.
         values = np.stack([_last_known(c[1]) for c in curves])
         known = np.any(np.isfinite(values), axis=0)
         mean = np.nanmean(values[:, known], axis=0)
-        axes.plot(curves[0][0][known], mean, color="C0", linewidth=2, label="mean of seeds")
+        plot.plot(curves[0][0][known], mean, color="C0", linewidth=2, label="mean of seeds")
     for k, seed in enumerate(seeds):
         steps, scores = _curve(rows, seed, "evaluation")
         known = np.isfinite(scores)
-        if known.any() and column != "loss":
+        if known.any() and column == "return_mean":
             label = "evaluation" if k == 0 else None
-            axes.plot(steps[known], scores[known], "o", color="C1", markersize=3, label=label)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.set_title(title)
-    axes.grid(alpha=0.25)
-    axes.ticklabel_format(axis="x", style="plain")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
+            plot.plot(steps[known], scores[known], "o", color="C1", markersize=3, label=label)
+    plot.set_xlabel(labels.x)
+    plot.set_ylabel(labels.y)
+    plot.set_title(title)
+    plot.grid(alpha=0.25)
+    plot.ticklabel_format(axis="x", style="plain")
+    plot.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if plot.get_legend_handles_labels()[0]:
+        plot.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
     with files.atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 

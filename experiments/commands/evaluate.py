@@ -1,10 +1,13 @@
 """`kullback evaluate`: plays episodes with a trained agent, or evaluates a language model."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
 from kullback.experiments.commands import arguments
+
+if TYPE_CHECKING:
+    from kullback.experiments.runs import opened
 
 LENGTHS = ("max_prompt_length", "max_new_tokens", "overlong")  # Of a language model's examples.
 
@@ -78,9 +81,9 @@ def add_parser(commands: Any) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import opened
 
-    run = opened.find(options.run)
+    run = opened.find(options.run, trust_code=options.trust_code)
     if any(options.run.glob("*.safetensors")) if run is None else run.is_of_texts:
-        return _evaluate_language(options)
+        return _evaluate_language(options, run)
     given = ["TASK"] if options.task is not None else []
     of_language = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
     given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
@@ -91,31 +94,31 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.video is not None:
         video.check(options.video)
-    run = acting.load(
-        options.run, seed=options.seed, best=options.best, trust_code=options.trust_code
-    )
-    played = run.play(options.episodes, options.max_steps or 0)
-    chance = run.play_random(options.episodes, options.max_steps or 0)
+    found = opened.open(options.run) if run is None else run
+    trained = acting.of_run(found, seed=options.seed, best=options.best)
+    played = trained.play(options.episodes, options.max_steps or 0)
+    chance = trained.play_random(options.episodes, options.max_steps or 0)
     scores = played.returns
     print(
-        f"{run.plan.agent} on {run.plan.environment}, seed {run.seed}, after {run.env_steps:,} "
-        f"steps: mean return {scores.mean():.2f} (min {scores.min():g}, max {scores.max():g}) "
-        f"over {len(scores)} episodes; a random policy: {chance.returns.mean():.2f}"
+        f"{trained.plan.agent} on {trained.plan.environment}, seed {trained.seed}, after "
+        f"{trained.env_steps:,} steps: mean return {scores.mean():.2f} (min {scores.min():g}, "
+        f"max {scores.max():g}) over {len(scores)} episodes; a random policy: "
+        f"{chance.returns.mean():.2f}"
     )
-    for whose, found in (("", played), (" of the random policy", chance)):
-        if found.num_cut:
+    for whose, episodes in (("", played), (" of the random policy", chance)):
+        if episodes.num_cut:
             print(
-                f"{found.num_cut} of {len(found.cut)} episodes{whose} were cut at their limit of "
-                "steps, and count as far as they went; --max-steps N sets it"
+                f"{episodes.num_cut} of {len(episodes.cut)} episodes{whose} were cut at their "
+                "limit of steps, and count as far as they went; --max-steps N sets it"
             )
-    print(f"learning curve: {run.path / 'learning_curve.png'}")
+    print(f"learning curve: {trained.path / 'learning_curve.png'}")
     if options.video is not None:
-        count = video.write(run.frames(), options.video)
+        count = video.write(trained.frames(), options.video)
         print(f"video: {options.video} ({count} frames)")
     return 0
 
 
-def _evaluate_language(options: argparse.Namespace) -> int:
+def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None") -> int:
     from kullback.experiments.evaluate import evaluation, reports
 
     if options.video is not None:
@@ -127,6 +130,7 @@ def _evaluate_language(options: argparse.Namespace) -> int:
     lengths = {n: getattr(options, n) for n in LENGTHS if getattr(options, n) is not None}
     report, out = evaluation.run(
         options.run,
+        run,
         options.task or "",
         count=options.episodes,
         num_samples=options.samples or 4,

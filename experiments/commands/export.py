@@ -24,15 +24,15 @@ def _export(options: argparse.Namespace) -> int:
     files.check_new_file(options.out)
     from kullback.experiments.runs import opened
 
-    if opened.open(options.run).is_of_texts:
+    run = opened.open(options.run, trust_code=options.trust_code)
+    if run.is_of_texts:
         from kullback.experiments.runs import models
 
-        models.export(options.run, options.out, options.seed)
+        models.export(run, options.out, options.seed)
         print(f"model: {options.out}")
         return 0
     from kullback.experiments.runs import acting
 
-    run = acting.load(options.run, seed=options.seed, trust_code=options.trust_code)
-    run.export(options.out)
+    acting.of_run(run, seed=options.seed).export(options.out)
     print(f"parameters: {options.out}")
     return 0

@@ -120,14 +120,14 @@ def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) 
     from kullback.core import files
     from kullback.experiments.runs import models, opened
 
-    if opened.find(path) is None:
+    run = opened.find(path)
+    if run is None:
         return path
-
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     home = stack.enter_context(
         tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.absolute().parent)
     )
-    models.export(path, pathlib.Path(home) / path.name)
+    models.export(run, pathlib.Path(home) / path.name)
     return pathlib.Path(home) / path.name
 
 

@@ -26,6 +26,7 @@ from kullback.lm import control_tokens as reading
 
 def run(
     path: pathlib.Path,
+    opened_run: opened.Opened | None,
     task: str = "",
     *,
     count: int,
@@ -41,7 +42,7 @@ def run(
     """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
 
     Args:
-      path, task, seed, best, control_tokens, **lengths: as for `judge_of`.
+      path, opened_run, task, seed, best, control_tokens, **lengths: as for `judge_of`.
       count, num_samples: as for `evaluate`.
       out: a new file; None is the next evaluation-NNN.jsonl of a run, and none for weights.
       best_of: N, answers of which the best by `reward` is judged too; 0 is none.
@@ -50,7 +51,6 @@ def run(
     Raises:
       ValueError: as `judge_of` and `rewards.parse` do, and if something is at `out`.
     """
-    opened_run = opened.find(path)
     if out is None and opened_run is not None:
         names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
         out = next(name for name in names if not name.exists())
@@ -60,7 +60,7 @@ def run(
         if best_of:
             raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
         report = reward_report.report(
-            *(path, task),
+            *(opened_run, task),
             count=count,
             seed=seed,
             best=best,
@@ -69,7 +69,7 @@ def run(
         )
     else:
         judge, checkpoint = judge_of(
-            path, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
+            path, opened_run, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
         )
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
         goal = None
@@ -92,7 +92,8 @@ def run(
 
 
 def judge_of(
-    path: str | pathlib.Path,
+    path: pathlib.Path,
+    run: opened.Opened | None,
     task: str = "",
     *,
     seed: int | None = None,
@@ -104,6 +105,7 @@ def judge_of(
 
     Args:
       path: of a run, or of a folder of weights.
+      run: the run, None of weights.
       task: "tokens/..."; "" is the run's own.
       seed, best: as for `models.load`.
       control_tokens: what text is that spells them, "text" or "parse"; None is as the run has it.
@@ -113,9 +115,7 @@ def judge_of(
     Raises:
       ValueError: for weights without a task, and as `models.load` does.
     """
-    path = pathlib.Path(path)
     learning = tuning.Config()
-    run = opened.find(path)
     if run is not None:
         learning = models.algorithm_config(run).learning
         task = task or run.plan.environment
@@ -126,7 +126,10 @@ def judge_of(
     rule = splits.RULE if run is None else splits.rule_of(run.config)
     made = tasks.make(task, rule=rule)
     recorded = "text" if run is None else run.plan.control_tokens
-    checkpoint = models.load(path, seed, best=best).reading(control_tokens or recorded)
+    loaded = (
+        models.load(path, seed, best=best) if run is None else models.of_run(run, seed, best=best)
+    )
+    checkpoint = loaded.reading(control_tokens or recorded)
     fitting = language.limits(learning, checkpoint.config)
     given = {"max_prompt_length", "max_new_tokens"} & {*lengths}
     wanted = learning.max_prompt_length + learning.max_new_tokens

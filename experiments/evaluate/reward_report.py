@@ -4,7 +4,6 @@ Of a population: of its average, of the mean of its members' predictions, and of
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from kullback.lm import data, gemma, reward_model, splits, tasks
 
 
 def report(
-    path: pathlib.Path,
+    run: opened.Opened,
     task: str = "",
     *,
     count: int,
@@ -30,7 +29,7 @@ def report(
     """What was found on held-out pairs.
 
     Args:
-      path: of a run of reward models.
+      run: of reward models.
       task: "tokens/preferences:..."; "" is the run's own.
       count: pairs, at most.
       seed: one of the run's; None is the first, of a population its average and more.
@@ -39,15 +38,15 @@ def report(
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's.
 
     Raises:
-      ValueError: for a task without pairs, or none that fits; as `reward_models.load` does.
+      ValueError: for a task without pairs, or none that fits; as `models.of_run` does.
     """
-    run = opened.open(path)
     learning = dataclasses.replace(models.algorithm_config(run).learning, **lengths)
     made = tasks.make(task or run.plan.environment, rule=splits.rule_of(run.config))
     if made.pairs is None:
         raise ValueError(f"a reward model judges pairs, tokens/preferences:PATH, got {made.name}")
-    checkpoint = reward_models.load(path, seed, best=best)
-    checkpoint = checkpoint.reading(control_tokens or run.plan.control_tokens)
+    checkpoint = models.of_run(run, seed, best=best).reading(
+        control_tokens or run.plan.control_tokens
+    )
     words = checkpoint.tokenizer
     pairs, found_rows = made.pairs("test", words, language.limits(learning, checkpoint.config))
     pairs = pairs[:count]
@@ -62,8 +61,8 @@ def report(
     notes = _reliability(chosen - rejected)
     if (spelled := data.notice({"test": found_rows})) is not None:
         notes.append(spelled)
-    if seed is None and reward_models.is_population(run):
-        of_members = [judged(params) for params in reward_models.members(run, best=best)]
+    if seed is None and models.is_population(run):
+        of_members = [judged(params) for params in models.members(run, best=best)]
         mean = tuple(np.mean(column, axis=0) for column in zip(*of_members, strict=True))
         found |= {f"{n}_of_ensemble": x for n, x in estimates(*mean).items()}
         for number, rows in zip(run.seeds, of_members, strict=True):

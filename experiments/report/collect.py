@@ -171,7 +171,7 @@ def not_begun(path: pathlib.Path) -> list[str]:
     """Returns runs without a folder yet, named by the record of a sweep at or just under a path."""
     lines = []
     for file in sorted((*path.glob(sweeping.RECORD), *path.glob(f"*/{sweeping.RECORD}"))):
-        for run in sweeping.recorded(file.parent):
+        for run in sweeping.recorded(file.parent).runs:
             name, planned = run.get("name", str), dict(run.record("plan").items())
             plan = plans.Plan.from_json(planned, file=f"{file}: {name}")
             if not (file.parent / name / "config.json").is_file():

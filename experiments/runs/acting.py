@@ -2,16 +2,15 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback import environments
-from kullback.core import checkpoints, compiled, finite, host, loops, rollout, types
-from kullback.experiments.runs import inputs, opened, plans, resolved
+from kullback.core import checkpoints, compiled, finite, loops, types
+from kullback.experiments.runs import games, opened, plans, resolved, simulators
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,7 @@ class Run:
     plan: plans.Plan
     agent: types.Agent
     spec: types.Spec
-    make_arena: plans.MakeEnvironment  # To be evaluated in.
+    make_eval_environment: plans.MakeEnvironment  # Makes what it is evaluated in.
     learner: types.LearnerState  # Of one seed.
     env_steps: int
     seed: int
@@ -54,7 +53,7 @@ class Run:
           episodes: how many.
           max_steps: agent steps after which one is cut; 0 is the run's own limit.
         """
-        return _play(self.agent, self, episodes, max_steps)
+        return self._play(self.agent, episodes, max_steps)
 
     def play_random(self, episodes: int = 100, max_steps: int = 0) -> loops.Episodes:
         """Plays as `play` does, by a policy that acts uniformly at random."""
@@ -64,18 +63,20 @@ class Run:
             return action, state, {}
 
         policy = types.Policy(lambda params, context, max_length: None, uniform)
-        return _play(self.agent._replace(policy=policy), self, episodes, max_steps)
+        return self._play(self.agent._replace(policy=policy), episodes, max_steps)
+
+    def _play(self, agent: types.Agent, episodes: int, max_steps: int) -> loops.Episodes:
+        with simulators.closing(self.make_eval_environment(episodes)) as simulator:
+            spec = simulator.environment.spec
+            limit = loops.evaluation_limit(spec, max_steps or self.plan.eval_max_steps)
+            return simulator.play(agent, self.learner, self.env_steps, self.seed, limit)
 
     def frames(self, limit: int = 3_000) -> Generator[np.ndarray, None, None]:
         """Pictures of one episode, RGB uint8 [H, W, 3], one an agent step, at most `limit`."""
-        with plans.closing(self.make_arena(1)) as environment:
-            if isinstance(environment, types.Environment):
-                yield from _compiled_frames(self, environment, limit)
-                return
-            for _ in host.playing(
-                self.agent, environment, self.learner, self.env_steps, self.seed, limit
-            ):
-                yield environment.render()
+        with simulators.closing(self.make_eval_environment(1)) as simulator:
+            if simulator.environment.render is None:
+                raise ValueError(f"{self.plan.environment} cannot be drawn: its `render` is None")
+            yield from simulator.frames(self.agent, self.learner, self.env_steps, self.seed, limit)
 
     def export(self, path: str | pathlib.Path) -> None:
         """Writes the parameters that act in training as safetensors: all there are of them."""
@@ -93,7 +94,7 @@ def load(
     environment: plans.MakeEnvironment | None = None,
     trust_code: bool = False,
 ) -> Run:
-    """The newest whole checkpoint of a run, or its best.
+    """Loads the newest whole checkpoint of a run, or its best.
 
     Args:
       path: of the run's folder.
@@ -108,28 +109,36 @@ def load(
         checkpoint with a score, or a parameter that is not finite.
     """
     run = opened.open(path, trust_code=trust_code)
+    return of_run(run, seed=seed, best=best, agent=agent, environment=environment)
+
+
+def of_run(
+    run: opened.Opened,
+    *,
+    seed: int | None = None,
+    best: bool = False,
+    agent: plans.MakeAgent | None = None,
+    environment: plans.MakeEnvironment | None = None,
+) -> Run:
+    """Loads a checkpoint as `load` does, of a run that has been read."""
     plan, folder = run.plan, run.folder(seed)
     seed = run.seeds[0] if seed is None else seed
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
     named = resolved.of(run, with_environment=environment is None)
-    given = environments.checked(environment) if environment is not None else None
-    with plans.closing((given or named.make_environment)(plan.num_envs)) as probe:
-        spec, is_compiled = probe.spec, isinstance(probe, types.Environment)
-        spec = inputs.as_recorded(spec, run.config)
-        built = (agent or named.make_agent)(spec)
-    # Seeds of a compiled run share its checkpoints.
-    num_seeds = plan.num_seeds if is_compiled else 1
-    saved = _acting_part(folder.checkpoints, built, num_seeds, is_compiled, best)
+    with games.built(named, agent, environment, run.config) as built:
+        pass  # What it trained in is not acted in.
+    num_seeds = plan.num_seeds if built.seeds_together else 1  # Whose states a checkpoint has.
+    saved = _acting_part(folder.checkpoints, built, num_seeds, best)
     learner = compiled.seed_of(saved["learner"], k=seed - plan.seed, num_seeds=num_seeds)
     finite.check(learner.params, folder.checkpoints)
     return Run(
         path=folder.path,
         plan=plan,
-        agent=built,
-        spec=spec,
-        make_arena=given or named.make_arena,
+        agent=built.agent,
+        spec=built.spec,
+        make_eval_environment=built.make_eval_environment,
         learner=learner,
         env_steps=int(saved["env_steps"]),
         seed=seed,
@@ -137,44 +146,12 @@ def load(
 
 
 def _acting_part(
-    folder: pathlib.Path, agent: types.Agent, num_seeds: int, is_compiled: bool, best: bool
+    folder: pathlib.Path, built: games.Games, num_seeds: int, best: bool
 ) -> dict[str, Any]:
-    """What of a checkpoint is needed to act: nothing of a replay, whatever its size."""
-    count = np.int32 if is_compiled else np.int64  # As each loop keeps it.
+    """Reads what of a checkpoint is needed to act: nothing of a replay, whatever its size."""
     like = {
-        "env_steps": jax.ShapeDtypeStruct((), count),
-        "learner": compiled.learner_shapes(agent, num_seeds),
+        "env_steps": jax.ShapeDtypeStruct((), built.simulator.steps_dtype),
+        "learner": compiled.learner_shapes(built.agent, num_seeds),
     }
     saved, _, _ = checkpoints.restore_latest(folder, like, part=True, best=best)
     return {**saved, "learner": jax.tree.map(jnp.asarray, saved["learner"])}
-
-
-def _play(agent: types.Agent, run: Run, episodes: int, max_steps: int) -> loops.Episodes:
-    with plans.closing(run.make_arena(episodes)) as environment:
-        limit = loops.evaluation_limit(environment.spec, max_steps or run.plan.eval_max_steps)
-        if isinstance(environment, types.Environment):
-            evaluate = compiled.evaluator(agent, environment, limit=limit)
-            return evaluate(run.learner, run.env_steps, jax.random.key(run.seed), episodes)
-        return host.play(agent, environment, run.learner, run.env_steps, run.seed, limit=limit)
-
-
-def _compiled_frames(run: Run, environment: types.Environment, limit: int) -> Iterator[np.ndarray]:
-    if environment.render is None:
-        raise ValueError(f"{run.plan.environment} cannot be drawn: its `render` is None")
-    policy, params = run.agent.policy, run.acting()
-    key = jax.random.fold_in(jax.random.key(run.seed), 0xF17)
-
-    @jax.jit
-    def proceed(state: rollout.ActorState, key: types.Key) -> Any:
-        trajectory, state = rollout.rollout(policy, environment, params, state, key, 100)
-        return trajectory.observation, trajectory.timestep.last(), state
-
-    state = jax.jit(lambda key: rollout.start(policy, environment, params, key))(key)
-    count = 0
-    while count < limit:
-        observations, last, state = proceed(state, jax.random.fold_in(key, count))
-        for observation, end in zip(np.asarray(observations), np.asarray(last), strict=True):
-            yield environment.render(observation[0])
-            count += 1
-            if end[0] or count >= limit:
-                return

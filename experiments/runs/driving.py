@@ -13,9 +13,9 @@ import numpy as np
 from kullback.core import files, loops
 from kullback.experiments import interrupts, progress
 from kullback.experiments.runs import plans, run_folder
-from kullback.experiments.runs import record as records
+from kullback.experiments.runs.record import Record
 from kullback.experiments.runs.saver import Saver
-from kullback.lm import power_law
+from kullback.experiments.runs.work import Work
 
 Callback = Callable[[Mapping[str, Any]], None]  # Receives each row of metrics.csv.
 
@@ -27,12 +27,41 @@ BEST = "best_evaluation"  # Likewise: the highest score; a higher one is saved a
 
 
 class Assessment(NamedTuple):
-    """What was found out about the policy as it is; None is what was not asked."""
+    """Figures of the policy as it is; empty where they were not asked for."""
 
     scores: np.ndarray | None = None  # Mean return of an evaluation, [K].
     num_cut: int = 0  # Episodes of it that reached the limit of steps.
-    distance: float | None = None  # To the teacher.
-    lines: list[dict[str, Any]] | None = None  # Texts, for a reader.
+    measured: Mapping[str, float] = {}  # Of the work's own columns.
+    texts: Sequence[Mapping[str, Any]] = ()  # For a reader.
+
+
+class Due(NamedTuple):
+    """Whether a step is that of a row, a checkpoint or an evaluation, or the run's last."""
+
+    log: bool
+    save: bool
+    evaluate: bool
+    finished: bool
+
+
+class _Clock:
+    """Seconds that a run has taken, over all times that it went on, and its speed."""
+
+    def __init__(self, wall: float, steps: int):
+        self._wall, self._steps = wall, steps
+        self._since = self.drawn = time.monotonic()
+
+    def wall(self) -> float:
+        """Returns the run's seconds by now."""
+        return self._wall + time.monotonic() - self._since
+
+    def lap(self, steps: int) -> dict[str, float]:
+        """Returns columns of the row of a step: the speed since the last row, and all seconds."""
+        now = time.monotonic()
+        speed = (steps - self._steps) / max(now - self._since, 1e-9)
+        self._wall += now - self._since
+        self._since, self._steps = now, steps
+        return {"steps_per_second": speed, "wall_seconds": self._wall}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -44,8 +73,8 @@ class Drive:
     folder: run_folder.RunFolder
     home: pathlib.Path  # What a user goes on with.
     plan: plans.Plan
-    environment: Any  # Or the setup of a language model.
-    record: records.Record
+    work: Work
+    record: Record
     heard: interrupts.Interrupts
     callback: Callback | None
     quiet: bool
@@ -81,101 +110,73 @@ class Drive:
                 ) from error
         self._finish(state)
 
-    def _to_the_end(
-        self,
-        state: Any,
-        notes: dict[str, Any],
-        bar: progress.Progress,
-    ) -> Any:
-        loop, plan = self.loop, self.plan
-        steps = loop.steps(state)
-        wall = float(notes.get("wall_seconds", 0.0))
-        drawn = clock = time.monotonic()
-        logged_at = steps
+    def _to_the_end(self, state: Any, notes: dict[str, Any], bar: progress.Progress) -> Any:
+        """Advances the loop, and evaluates, logs and saves when that is due."""
+        plan, steps = self.plan, self.loop.steps(state)
+        clock = _Clock(float(notes.get("wall_seconds", 0.0)), steps)
         since, stop = notes.pop(SINCE, None), None
         while stop is None and (steps < plan.steps or since is not None):
-            begun, since = steps if since is None else since, None
-            due = {
-                name: _next(begun, every)
-                for name, every in (
-                    ("log", plan.log_every),
-                    ("save", plan.checkpoint_every),
-                    ("evaluate", plan.eval_every),
-                )
-            }
-            if begun == steps:
+            begun = steps if since is None else since
+            if since is None:
                 try:
-                    state = loop.advance(state, min(*due.values(), plan.steps))
+                    state = self._advance(state, min(*_next(plan, begun).values(), plan.steps))
                 except loops.Abandoned as abandoned:
                     state, stop = abandoned.state, abandoned.__cause__
-                steps = loop.steps(state)
-                if not np.all(np.isfinite(np.asarray(state.metrics.learner["loss"]))):
-                    raise ArithmeticError(
-                        f"the loss is not finite at step {steps:,}; the last good checkpoint, "
-                        f"step {self.saved_at:,}, is kept in {self.folder.checkpoints}"
-                    )
-            finished = steps >= plan.steps
-            is_evaluated = steps >= due["evaluate"] or bool(finished and plan.eval_every)
-            found = Assessment()
-            score = None  # Of this very step: a checkpoint between two evaluations has none.
-            if stop is None and (is_evaluated or (finished and plan.is_language)):
+            since, steps = None, self.loop.steps(state)
+            due, found, score = _due(plan, begun, steps), Assessment(), None
+            if stop is None and (due.evaluate or (due.finished and self.work.has_texts)):
                 try:
                     with self.heard.at_once():
-                        found = self._assess(state, steps, is_evaluated)
+                        found = self._assess(state, steps, due.evaluate)
                 except (Exception, KeyboardInterrupt) as error:  # It has changed nothing.
                     notes[SINCE], stop = begun, error
             if stop is None:
                 self._note(found, steps, notes, bar)
-                if found.scores is not None or steps >= due["log"] or finished:
-                    state, rows = loop.rows(state)
-                    now = time.monotonic()
-                    wall += now - clock
-                    speed, clock = (steps - logged_at) / max(now - clock, 1e-9), now
-                    logged_at = steps
-                    for k, row in enumerate(rows):
-                        self._write(steps, k, row, found, speed, wall)
-                    notes["recent_return"] = float(np.mean([row["recent_return"] for row in rows]))
-                    notes["loss"] = float(np.mean([row["loss"] for row in rows]))
-                    score = notes["recent_return"]
-                if plan.eval_every:
-                    score = None if found.scores is None else notes["evaluation"]
-                bar.update(steps, *_shown(notes, plan.is_language))
-                if self.heard.asked and not finished:
+                if found.scores is not None or due.log:
+                    state = self._log(state, found, notes, clock.lap(steps))
+                    score = _score(plan, found, notes)
+                bar.update(steps, *_shown(notes, self.work.axes.instead))
+                if self.heard.asked and not due.finished:
                     stop = interrupts.Interrupted(number=self.heard.asked)
-            score = _finite(score)
-            is_best = (
-                bool(plan.eval_every) and score is not None and score > notes.get(BEST, -math.inf)
+            is_best = bool(
+                plan.eval_every and score is not None and score > notes.get(BEST, -math.inf)
             )
             if is_best:
                 notes[BEST] = score
-            if stop is not None or steps >= due["save"] or finished or is_best:
-                notes["wall_seconds"] = wall + time.monotonic() - clock
+            if stop is not None or due.save or is_best:
+                notes["wall_seconds"] = clock.wall()
                 self.saver.save(state, score, notes, self.record.marks())
                 self.saved_at = steps
-                if stop is not None or finished or time.monotonic() - drawn > DRAW_SECONDS:
-                    self.folder.draw(title(plan), of_language=plan.is_language)
-                    drawn = time.monotonic()
+                self._draw(clock, now=stop is not None or due.finished)
         if stop is not None:
             raise self._saved(stop, steps)
         return state
 
+    def _advance(self, state: Any, until: int) -> Any:
+        state = self.loop.advance(state, until)
+        if not np.all(np.isfinite(np.asarray(state.metrics.learner["loss"]))):
+            raise ArithmeticError(
+                f"the loss is not finite at step {self.loop.steps(state):,}; the last good "
+                f"checkpoint, step {self.saved_at:,}, is kept in {self.folder.checkpoints}"
+            )
+        return state
+
     def _assess(self, state: Any, steps: int, is_evaluated: bool) -> Assessment:
         """Evaluates the policy; changes nothing of the run."""
-        scores = distance = lines = None
-        num_cut = 0
+        found = Assessment()
         if is_evaluated:
             episodes = self.loop.evaluate(state, self.plan.eval_episodes)
-            scores, num_cut = episodes.returns.mean(axis=1), episodes.num_cut
-            if self.plan.teacher:
-                distance = self.environment.distance(state.learner, steps)
-        if self.plan.is_language:
-            lines = self.environment.texts(state.learner, steps)
-        return Assessment(scores, num_cut, distance, lines)
+            found = found._replace(
+                scores=episodes.returns.mean(axis=1),
+                num_cut=episodes.num_cut,
+                measured=self.work.measures(state.learner, steps),
+            )
+        return found._replace(texts=self.work.texts(state.learner, steps))
 
     def _note(
         self, found: Assessment, steps: int, notes: dict[str, Any], bar: progress.Progress
     ) -> None:
-        """Keeps what an assessment found, and says what a user should hear of it."""
+        """Keeps an assessment in the notes, and says what a user should hear of it."""
         if found.scores is not None:
             notes["evaluation"] = float(found.scores.mean())
             notes.pop("evaluation_cut", None)
@@ -186,38 +187,41 @@ class Drive:
                 f"{found.num_cut} of {count} episodes of the evaluation at step {steps:,} were "
                 "cut at its limit of steps; --eval-max-steps raises that of another run"
             )
-        if found.distance is not None:
-            notes.setdefault("distances", []).append([steps, found.distance])
-            text = _departure(notes["distances"])
-            if text and not notes.get("has_departed"):
-                notes["has_departed"] = True
+        if found.measured:
+            text = self.work.remember(notes, steps, found.measured)
+            if text is not None:
                 bar.say(f"warning: {text}")
-        if found.lines is not None:
-            self.record.write_texts(steps, self.loop.seeds[0], found.lines)
+        if found.texts:
+            self.record.write_texts(steps, self.loop.seeds[0], found.texts)
 
-    def _write(
-        self,
-        steps: int,
-        k: int,
-        row: Mapping[str, float],
-        found: Assessment,
-        speed: float,
-        wall: float,
-    ) -> None:
-        """Writes the row of the loop's seed k."""
-        line = {
-            "seed": self.loop.seeds[k],
-            "steps": steps,
-            "frames": steps * self.environment.spec.frames_per_step,
-            **row,
-            "evaluation": float("nan") if found.scores is None else float(found.scores[k]),
-            **_of_teacher(self.plan, found.distance),
-            "steps_per_second": speed,
-            "wall_seconds": wall,
-        }
-        self.record.write(line)
-        if self.callback is not None:
-            self.callback(line)
+    def _log(
+        self, state: Any, found: Assessment, notes: dict[str, Any], lap: Mapping[str, float]
+    ) -> Any:
+        """Writes a row a seed; returns the state with its sums emptied."""
+        state, rows = self.loop.rows(state)
+        steps = self.loop.steps(state)
+        for k, row in enumerate(rows):
+            line = {
+                "seed": self.loop.seeds[k],
+                "steps": steps,
+                "frames": steps * self.work.spec.frames_per_step,
+                **row,
+                "evaluation": math.nan if found.scores is None else float(found.scores[k]),
+                **{name: found.measured.get(name, math.nan) for name in self.work.columns},
+                **lap,
+            }
+            self.record.write(line)
+            if self.callback is not None:
+                self.callback(line)
+        for name in ("recent_return", "loss"):
+            notes[name] = float(np.mean([row[name] for row in rows]))
+        return state
+
+    def _draw(self, clock: _Clock, *, now: bool) -> None:
+        """Draws the learning curve, unless it has just been drawn and is not wanted now."""
+        if now or time.monotonic() - clock.drawn > DRAW_SECONDS:
+            self.folder.draw(title(self.plan), self.work.axes)
+            clock.drawn = time.monotonic()
 
     def _saved(self, stop: BaseException, steps: int) -> BaseException:
         """Returns what ended a run, with where it was saved; a fault of ours as it is."""
@@ -232,12 +236,9 @@ class Drive:
 
     def _finish(self, state: Any) -> None:
         """Makes what a kind of run leaves behind once it is over, if it does."""
-        finish = getattr(self.environment, "finish", None)
-        if finish is None:
-            return
         try:
             with self.heard.at_once():
-                finish(self.folder.path, state.learner)
+                self.work.finish(self.folder.path, state.learner)
         except KeyboardInterrupt as error:
             left = "all steps are done and saved; what a run leaves at its end is made by"
             again = f"{left}: kullback train --resume {self.home}"
@@ -249,33 +250,45 @@ def is_unfinished(plan: plans.Plan, steps: int, notes: Mapping[str, Any]) -> boo
     return steps < plan.steps or SINCE in notes
 
 
-def _of_teacher(plan: plans.Plan, distance: float | None) -> dict[str, float]:
-    """A column of its own, in runs that have a teacher."""
-    if not plan.teacher:
-        return {}
-    return {"teacher_distance": float("nan") if distance is None else distance}
+def _next(plan: plans.Plan, steps: int) -> dict[str, int]:
+    """Returns the next step after `steps` at which each thing is due; never for a period of 0."""
+    every = {
+        "log": plan.log_every,
+        "save": plan.checkpoint_every,
+        "evaluate": plan.eval_every,
+    }
+    return {
+        name: (steps // period + 1) * period if period else sys.maxsize
+        for name, period in every.items()
+    }
 
 
-def _departure(distances: Sequence[Sequence[float]]) -> str | None:
-    """What is to be said where the distance to a teacher leaves its power law."""
-    return power_law.warning(*zip(*distances, strict=True))
+def _due(plan: plans.Plan, begun: int, steps: int) -> Due:
+    """Returns what is due at a step, counted from the one where an iteration began."""
+    finished = steps >= plan.steps
+    is_due = {name: steps >= step for name, step in _next(plan, begun).items()}
+    return Due(
+        log=is_due["log"] or finished,
+        save=is_due["save"] or finished,
+        evaluate=is_due["evaluate"] or (finished and plan.eval_every > 0),
+        finished=finished,
+    )
 
 
-def _shown(notes: Mapping[str, float], of_language: bool) -> tuple[float | None, str]:
-    """The number that matters and its name: where nothing has a return, the loss."""
+def _score(plan: plans.Plan, found: Assessment, notes: Mapping[str, float]) -> float | None:
+    """Returns the score of this very step: a checkpoint between two evaluations has none."""
+    if plan.eval_every and found.scores is None:
+        return None
+    value = notes["evaluation" if plan.eval_every else "recent_return"]
+    return value if math.isfinite(value) else None
+
+
+def _shown(notes: Mapping[str, float], instead: str) -> tuple[float | None, str]:
+    """Returns the number that matters and its name: another where nothing has a return."""
     value = notes.get("recent_return")
-    if of_language and (value is None or math.isnan(value)):
-        return notes.get("loss"), "loss"
+    if instead and (value is None or math.isnan(value)):
+        return notes.get(instead), instead
     return value, "return"
-
-
-def _next(steps: int, every: int) -> int:
-    """The next multiple of `every` after `steps`; never for 0."""
-    return (steps // every + 1) * every if every else sys.maxsize
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def title(plan: plans.Plan) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
+from kullback.experiments import plots
 from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import episodes, models, plans, resolved, rewards, settings
+from kullback.experiments.runs.work import Abandons, OnTexts, Work
 from kullback.lm import (
     answers,
     batches,
@@ -23,6 +25,7 @@ from kullback.lm import (
     distillation,
     folder_meaning,
     gemma,
+    power_law,
     rlhf,
     sharding,
     shared_ids,
@@ -30,20 +33,18 @@ from kullback.lm import (
     texts,
     tokenizer,
     tuning,
-    warp,
 )
 
 COMPUTE = folder_meaning.COMPUTE
 NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
 
-OnTexts = Callable[[int, list[dict[str, Any]]], Any]  # Receives learner steps done, and texts.
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
+class Setup(Work):
     """All that a run of a language model is made of."""
 
     agent: types.Agent
+    spec: types.Spec
     student: models.Checkpoint
     teacher: models.Checkpoint | None
     train: list[data.Example]
@@ -57,45 +58,33 @@ class Setup:
     actor: episodes.Actor | None = None
     start: types.Params | None = None
     eval_episodes: int = 0  # Held-out examples of an evaluation, as the plan has it; 0 without any.
+    leaves_front: bool = False  # Whether it ends in WARP's front.
+    axes: plots.Axes = plots.TEXTS
+    has_texts: bool = True
+    seeds_together: bool = False
+    columns: Sequence[str] = ()
 
-    @property
-    def notice(self) -> str | None:
-        """What is not as it may be expected: examples of an evaluation, ends of text, rows."""
+    def notes(self) -> Iterator[str]:
+        """Yields what is not as it may be expected: ends of text, rows, examples evaluated."""
         warnings = (models.ends_notice(self.student), data.notice(self.reports))
-        said, kept = (
-            [one for one in warnings if one is not None],
-            self.judge.kept(self.eval_episodes),
-        )
+        yield from (one for one in warnings if one is not None)
+        kept = self.judge.kept(self.eval_episodes)
         if kept != self.eval_episodes:
-            said.append(
+            yield (
                 f"an evaluation is of the {kept} examples that are held out, each of them once, "
                 f"where --eval-episodes asks for {self.eval_episodes}"
             )
         num_ids = self.judge.model.num_ids
         if (rows := self.student.config.vocab_size) > num_ids:
-            said.append(
+            yield (
                 f"of the {rows:,} rows of the model's table {rows - num_ids:,} are beyond the "
                 f"{num_ids:,} ids that are compared: they are padding, and have no probability"
             )
-        return "\n".join(said) or None
 
     @property
     def learning(self) -> Any:
         """Settings that all learners of language models share."""
         return self.agent.config.learning
-
-    @property
-    def num_envs(self) -> int:
-        """Sequences of a learner step."""
-        return self.learning.batch_size
-
-    @property
-    def spec(self) -> types.Spec:
-        """Of tokens: what is observed and what is done."""
-        return types.Spec(shape=(), dtype=np.int32, num_actions=self.student.config.vocab_size)
-
-    def close(self) -> None:
-        """There is nothing to close."""
 
     def details(self) -> dict[str, Any]:
         """For config.json: frozen models by their hashes, and what became of the data's rows."""
@@ -103,7 +92,7 @@ class Setup:
         rows = {split: report._asdict() for split, report in self.reports.items()}
         rows = {"rule": self.rule, **rows}
         start = {} if self.start is None else {"start_sha256": models.fingerprint(self.start)}
-        return {"teacher_sha256": teacher, **start, "data": rows}
+        return {"loop": "host", "teacher_sha256": teacher, **start, "data": rows}
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes model and tokenizer, without parameters, beside config.json."""
@@ -130,18 +119,30 @@ class Setup:
 
         return mean
 
-    def distance(self, learner: types.LearnerState, steps: int) -> float | None:
-        """The divergence that is learnt by, from the teacher on held-out completions; mean nats.
+    def measures(self, learner: types.LearnerState, steps: int) -> dict[str, float]:
+        """Returns the divergence that is learnt by, from the teacher on held-out completions.
 
-        None without a teacher.
+        It is in nats, a mean over tokens; nothing without a teacher.
         """
         if self.teacher is None:
-            return None
+            return {}
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         rows = batches.pad(self.judge.test[: judges.ROWS], width, self.student.tokenizer.pad_id)
         rows = self.judge.spread(rows)
-        return float(self._distance(acting["params"], self.teacher.params, rows))
+        distance = self._distance(acting["params"], self.teacher.params, rows)
+        return {"teacher_distance": float(distance)}
+
+    def remember(
+        self, notes: dict[str, Any], steps: int, measured: Mapping[str, float]
+    ) -> str | None:
+        """Adds the distance to the notes; returns a warning, once, where it leaves its law."""
+        notes.setdefault("distances", []).append([steps, measured["teacher_distance"]])
+        text = power_law.warning(*zip(*notes["distances"], strict=True))
+        if not text or notes.get("has_departed"):
+            return None
+        notes["has_departed"] = True
+        return text
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Greedy answers to the first few held-out examples, for a reader."""
@@ -150,23 +151,26 @@ class Setup:
         return [{"greedy": True, **line} for line in lines]
 
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
-        """What a run leaves behind once it is over: of WARP, its front."""
-        if self.actor is not None and isinstance(self.agent.config, warp.Config):
+        """Makes the front of a run of WARP."""
+        if self.actor is not None and self.leaves_front:
             warp_front.finish(folder, self.actor, self.student, self.start, learner)
 
     def loop(
         self,
-        seed: int,
+        seeds: Sequence[int],
         on_texts: OnTexts = lambda steps, texts: None,
         every: int = 1,
-        abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        abandons: Abandons = contextlib.nullcontext,
     ) -> loops.Loop:
-        """The loop of one seed; of what its student samples, `every` steps have some texts shown.
+        """Returns the loop of one seed.
+
+        Of what its student samples, `every` learner steps have some texts shown.
 
         They are of the last batch of that interval that the student made, which the number of the
         step alone decides: a run that is resumed shows what the uninterrupted one did. `abandons`
         is as for `sequences.make`.
         """
+        (seed,) = seeds
         constants = None if self.teacher is None else self.teacher.params
         source, evaluate = self.source, self.judge.scores
         if self.actor is not None:
@@ -259,7 +263,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
-    has_teacher = entry.has_teacher or getattr(config, "distillation_weight", 0) > 0
+    has_teacher = entry.has_teacher or (entry.may_distil and config.distillation_weight > 0)
     if has_teacher != bool(plan.teacher):
         needs = "needs --teacher" if has_teacher else "takes no --teacher"
         raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
@@ -292,6 +296,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 
     found = Setup(
         agent=entry.make(*made, config=config, **of_teacher),
+        spec=spec_of(student.config),
         student=student,
         teacher=teacher,
         train=train,
@@ -301,9 +306,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
+        leaves_front=entry.leaves_front,
+        columns=("teacher_distance",) if teacher is not None else (),
     )
     found.judge.parts(1)  # Without an example there is nothing to show, now rather than later.
-    if not isinstance(found.agent.replay, rlhf.OnPolicy):
+    if not entry.takes_reward:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
         return found
@@ -322,7 +329,7 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
         )
     if plan.mesh:
         raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
-    if isinstance(setup.agent.config, warp.Config):
+    if setup.leaves_front:
         setup.agent.config.check(plan.steps)
     start = models.load(plan.model)
     if start.divergence != "kl":
@@ -341,6 +348,11 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
         actor=episodes.Actor(setup.agent, setup.judge, reward),
         start=start.params,
     )
+
+
+def spec_of(config: gemma.Config) -> types.Spec:
+    """Returns the spec of tokens, which are what a model observes and what it does."""
+    return types.Spec(shape=(), dtype=np.int32, num_actions=config.vocab_size)
 
 
 def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:

@@ -4,10 +4,13 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from kullback import lm
 from kullback.core import checkpoints, files, folders, json_files, trees, types
 from kullback.experiments.runs import opened, resolved
 from kullback.lm import (
@@ -16,14 +19,17 @@ from kullback.lm import (
     distillation,
     folder_meaning,
     gemma,
+    reward_model,
     sharding,
     shared_ids,
     texts,
     tokenizer,
+    warm,
 )
 from kullback.lm.formats import hugging_face, hugging_face_config
 
 NOTES = folder_meaning.NOTES
+MODEL = "model.json"  # The model's shape, beside config.json.
 
 
 class Checkpoint(NamedTuple):
@@ -59,27 +65,23 @@ def load(
     best: bool = False,
     mesh: sharding.Mesh | None = None,
 ) -> Checkpoint:
-    """The model of a folder as Hugging Face has them, or that a run has trained.
+    """Reads the model of a folder as Hugging Face has them, or that a run has trained.
 
     What ends its texts is decided here: what its configuration and its tokenizer name.
 
     Args:
       path: of the folder or the run.
-      seed: which of a run's seeds; None is the first.
-      best: of a run, the checkpoint of the highest evaluation in place of the newest.
-      mesh: over which parameters go as they are read; None is one device.
+      seed, best, mesh: as for `of_run`; a folder has no seeds and no best.
 
     Raises:
-      ValueError: if it is neither, or the run has no such seed, or no checkpoint with a score.
+      ValueError: if it is neither, or the run is of another kind of model, or as `of_run`.
     """
     path = pathlib.Path(path)
     run = opened.find(path)
     if run is not None:
-        decoder = decoder_of(run)
-        run.folder(seed)  # Whether there is such a seed is known before a key is made.
-        like = sharding.shapes(decoder.config, mesh)
-        params = trained(run, like, seed, best=best)
-        return decoder._replace(params=params, divergence=algorithm_config(run).operator)
+        if run.kind == "preferences":
+            raise ValueError(f"{path} is a run of a reward model, which writes no texts")
+        return of_run(run, seed, best=best, mesh=mesh)
     if seed is not None or best:
         raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
     if not (path / "config.json").is_file():
@@ -94,20 +96,55 @@ def load(
     return Checkpoint(config, words, params, folder_meaning.operator(path))
 
 
-def trained(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:
-    """Reads the newest whole parameters of one seed of a run, or its best, and nothing else of it.
+def of_run(
+    run: opened.Opened,
+    seed: int | None = None,
+    *,
+    best: bool = False,
+    mesh: sharding.Mesh | None = None,
+) -> Checkpoint:
+    """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
     Args:
       run: of texts.
-      like: shapes of the parameters, see `checkpoints.restore`.
-      seed: which of the run's; None is the first.
+      seed: which of its seeds; None is the first, of a population the average of all.
       best: the checkpoint of the highest score in place of the newest.
+      mesh: over which a language model's parameters go as they are read; None is one device.
 
     Raises:
       ValueError: if the run has no such seed, or no checkpoint with a score.
     """
-    folder = run.folder(seed).checkpoints
-    tree = {"learner": {"params": like}}
+    decoder = decoder_of(run)
+    if run.kind == "language":
+        run.folder(seed)  # Whether there is such a seed is known before a key is made.
+        params = _params(run, sharding.shapes(decoder.config, mesh), seed, best)
+        return decoder._replace(params=params, divergence=algorithm_config(run).operator)
+    if seed is None and is_population(run):
+        return decoder._replace(params=warm.average(members(run, best=best)))
+    return decoder._replace(params=_params(run, _with_head(decoder.config), seed, best))
+
+
+def is_population(run: opened.Opened) -> bool:
+    """Returns whether the models of a run's seeds are members of one."""
+    return lm.ALGORITHMS[run.plan.agent].is_population
+
+
+def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
+    """Yields parameters of each seed of a run of reward models, one at a time."""
+    like = _with_head(saved_config(run.path))
+    for seed in run.seeds:
+        yield _params(run, like, seed, best)
+
+
+def _with_head(config: gemma.Config) -> Any:
+    """Returns shapes of the parameters of a reward model."""
+    init = reward_model.on_decoder(gemma.make(config)).init
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def _params(run: opened.Opened, like: Any, seed: int | None, best: bool) -> types.Params:
+    """Reads parameters of one seed, the newest whole ones or the best, and nothing else of it."""
+    folder, tree = run.folder(seed).checkpoints, {"learner": {"params": like}}
     saved, _, _ = checkpoints.restore_latest(folder, tree, part=True, best=best)
     return saved["learner"]["params"]
 
@@ -131,7 +168,7 @@ def algorithm_config(run: opened.Opened) -> Any:
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
     """Writes model and tokenizer, without parameters, beside the config.json of a run."""
     shape = dataclasses.asdict(checkpoint.config)
-    files.atomic_write_text(folder / "model.json", json.dumps(shape, indent=2))
+    files.atomic_write_text(folder / MODEL, json.dumps(shape, indent=2))
     tokenizer.save(checkpoint.tokenizer, folder / "tokenizer")
 
 
@@ -161,7 +198,7 @@ def saved_config(home: pathlib.Path) -> gemma.Config:
     Raises:
       ValueError: if model.json is missing or damaged.
     """
-    return json_files.read(home / "model.json").build(gemma.Config)
+    return json_files.read(home / MODEL).build(gemma.Config)
 
 
 def fingerprint(params: types.Params) -> str:
@@ -173,13 +210,16 @@ def fingerprint(params: types.Params) -> str:
     return digest.hexdigest()
 
 
-def export(path: str | pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
+def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> None:
     """Writes the newest model of a run as a folder that Hugging Face's transformers load.
 
     Its operator goes with it, in a key of config.json that others pass over.
+
+    Raises:
+      ValueError: if it is a reward model, and as `of_run` does.
     """
-    checkpoint = load(path, seed)
-    words = folders.subfolder(path, "tokenizer")
+    checkpoint = load(run.path, seed) if run.kind == "preferences" else of_run(run, seed)
+    words = folders.subfolder(run.path, "tokenizer")
     hugging_face.save(
         out,
         checkpoint.config,

@@ -82,13 +82,14 @@ def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
     )
 
 
-def find(path: str | pathlib.Path) -> Opened | None:
+def find(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened | None:
     """Reads a run; None if the folder is of something else, such as a model's weights.
 
     Raises:
       ValueError: if its config.json is damaged, or that of a run of another version.
     """
-    return open(path) if run_folder.RunFolder(pathlib.Path(path)).is_run() else None
+    is_run = run_folder.RunFolder(pathlib.Path(path)).is_run()
+    return open(path, trust_code=trust_code) if is_run else None
 
 
 def kind_of(plan: plans.Plan) -> Kind:

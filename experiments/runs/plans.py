@@ -1,9 +1,8 @@
 """What a run is: checked when built, saved as config.json, read from there to resume."""
 
-import contextlib
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from kullback import agents, environments, lm
@@ -206,13 +205,3 @@ class Plan:
                 f"{file}: its {self.code} would run code of that module, found on this machine or "
                 "in this folder; if you know it, add --trust-code (trust_code=True in Python)"
             )
-
-
-@contextlib.contextmanager
-def closing(environment: AnyEnvironment) -> Iterator[AnyEnvironment]:
-    """Closes the environment at the end of the block; what is compiled holds nothing."""
-    try:
-        yield environment
-    finally:
-        if not isinstance(environment, types.Environment):
-            environment.close()

@@ -6,7 +6,7 @@ A run of `warm` has a member a seed, all of which begin with one head; see rewar
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,16 +14,19 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
+from kullback.experiments import plots
 from kullback.experiments.runs import language, models, opened, plans, resolved, reward_models
+from kullback.experiments.runs.work import Abandons, OnTexts, Work
 from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that are written down.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
+class Setup(Work):
     """All that a run of reward models is made of."""
 
+    spec: types.Spec
     agent: types.Agent  # With the configuration of the whole run.
     member: Callable[[int], types.Agent]  # Seed -> what it learns by.
     start: Callable[[int], types.Params]  # Seed -> where it begins to learn.
@@ -36,42 +39,33 @@ class Setup:
     members: dict[int, warm.Member]  # By seed, of a population; else empty.
     # Of what seeds that begin later read again; None where there is no such seed, or no model.
     start_sha256: Callable[[], str | None]
+    axes: plots.Axes = plots.TEXTS
+    has_texts: bool = True
+    seeds_together: bool = False
+    columns: Sequence[str] = ()
 
     @property
     def learning(self) -> Any:
         """Settings that all learners of language models share."""
         return self.agent.config.learning
 
-    @property
-    def num_envs(self) -> int:
-        """Pairs of a learner step."""
-        return self.learning.batch_size
-
-    @property
-    def spec(self) -> types.Spec:
-        """Of tokens."""
-        return types.Spec(shape=(), dtype=np.int32, num_actions=self.student.config.vocab_size)
-
-    @property
-    def notice(self) -> str | None:
-        """What the rows are, and what a population takes, to be read before it begins."""
+    def notes(self) -> Iterator[str]:
+        """Yields what the rows are, and what a population takes of memory."""
         spelled = data.notice(self.reports)
-        said = [spelled] if spelled else []
+        if spelled:
+            yield spelled
         if self.members:
             peak = warm.peak_bytes(self.student.config, len(self.members))
-            said.append(
+            yield (
                 f"{len(self.members)} reward models, one after another: training takes "
                 f"{_size(peak.training)}, their average {_size(peak.averaging)}, their ensemble "
                 f"{_size(peak.ensemble)}, activations aside"
             )
-        return "\n".join(said) or None
-
-    def close(self) -> None:
-        """There is nothing to close."""
 
     def details(self) -> dict[str, Any]:
         """For config.json: what became of the data's rows, and what members have drawn."""
         return {
+            "loop": "host",
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
             "data": {
@@ -87,10 +81,11 @@ class Setup:
         models.save(self.student, folder)
 
     def loop(
-        self, seed: int, on_texts: Any = None, every: int = 1, abandons: Any = None
+        self, seeds: Sequence[int], on_texts: OnTexts, every: int, abandons: Abandons
     ) -> loops.Loop:
-        """The loop of one seed; nothing is sampled, so no text is shown and none is waited for."""
+        """Returns the loop of one seed, in which nothing is sampled, shown or waited for."""
         del on_texts, every, abandons
+        (seed,) = seeds
         return sequences.make(
             self.member(seed),
             self._source(seed),
@@ -157,7 +152,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
-    population = config if isinstance(config, warm.Config) else None
+    population: warm.Config | None = config if entry.is_population else None
     # Runs that began with a --reward before it was refused go on: nothing ever read it.
     for name in ("teacher", "mesh", *(("reward",) if home is None else ())):
         if getattr(plan, name):
@@ -171,9 +166,10 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         raise ValueError(
             f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
         )
+    run = opened.find(plan.model)
     if home is not None:
         student = models.saved(home)
-    elif (run := opened.find(plan.model)) is not None and run.kind == "preferences":
+    elif run is not None and run.kind == "preferences":
         if plan.model_flags or plan.tokenizer:
             raise ValueError(
                 f"--model-flag and --tokenizer go with a preset; {plan.model} brings its own"
@@ -191,7 +187,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
                 f"no pair of {plan.environment} in {split} is short enough: they were dropped; "
                 "raise max_prompt_length or max_new_tokens"
             )
-    shared: reward_model.Config = config.reward if isinstance(config, warm.Config) else config
+    shared: reward_model.Config = config if population is None else population.reward
     seeds = plan.seeds
     train = preferences.corrupt(train, shared.corruption, plan.seed)
     model = gemma.make(student.config)
@@ -200,16 +196,17 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     def start_sha256() -> str | None:
         if plan.num_seeds == 1 or plan.model in gemma.PRESETS:
             return None
-        load = reward_models.load if reward_models.is_run(plan.model) else models.load
-        return models.fingerprint(load(plan.model).params)
+        started = models.load(plan.model) if run is None else models.of_run(run)
+        return models.fingerprint(started.params)
 
     def member(seed: int) -> types.Agent:
         return entry.make(model, config, *(() if population is None else (seed,)))
 
     return Setup(
         agent=entry.make(model, config),
+        spec=language.spec_of(student.config),
         member=member,
-        start=_starts(plan, student, train, shared, members),
+        start=_starts(plan, run, student, train, shared, members),
         student=student,
         train=train,
         test=test,
@@ -223,23 +220,27 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 
 def _starts(
     plan: plans.Plan,
+    run: opened.Opened | None,
     student: models.Checkpoint,
     train: list[preferences.Pair],
     config: reward_model.Config,
     members: dict[int, warm.Member],
 ) -> Callable[[int], types.Params]:
-    """Seed -> where it begins. Members have one head: probed where the run of `plan.model` ends."""
+    """Returns seed -> where it begins. Members have one head, probed where `plan.model` ends.
+
+    `run` is that of `plan.model`, None where it is a preset or a folder of weights.
+    """
     model = gemma.make(student.config)
     if any(one.start is not None for one in members.values()):
-        _check_starts(plan, members)
+        _check_starts(plan, run, members)
 
     def decoder(seed: int, step: int | None = None) -> types.Params:
         if plan.model in gemma.PRESETS:
             return jax.jit(model.init)(jax.random.key(seed))
-        if step is None:
+        if step is None or run is None:
             return models.load(plan.model).params
         like = {"learner": {"params": jax.eval_shape(model.init, jax.random.key(0))}}
-        folder = opened.open(plan.model).folder().checkpoints
+        folder = run.folder().checkpoints
         return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
 
     def probed(params: types.Params) -> types.Params:
@@ -251,8 +252,8 @@ def _starts(
         return reward_model.probe(*found, config.probe_penalty)
 
     def start(seed: int) -> types.Params:
-        if reward_models.is_run(plan.model):
-            return reward_models.load(plan.model).params
+        if run is not None and run.kind == "preferences":
+            return models.of_run(run).params
         first = decoder(plan.seed if members else seed)
         params = reward_model.with_head(first, student.config.embed_dim)
         if config.probe_pairs:
@@ -263,8 +264,9 @@ def _starts(
     return start
 
 
-def _check_starts(plan: plans.Plan, members: dict[int, warm.Member]) -> None:
-    run = opened.find(plan.model)
+def _check_starts(
+    plan: plans.Plan, run: opened.Opened | None, members: dict[int, warm.Member]
+) -> None:
     if run is None or run.kind != "language":
         raise ValueError(
             f"starts are checkpoints of one run of supervised tuning, and --model {plan.model} "

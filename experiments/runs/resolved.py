@@ -14,7 +14,7 @@ from typing import Any
 
 from kullback import agents, environments, lm
 from kullback.core import files, json_files, typed, types
-from kullback.experiments.runs import mends, opened, plans, settings
+from kullback.experiments.runs import mends, opened, plans, run_folder, settings
 from kullback.lm import splits, tasks
 
 CONFIG, FLAGS = "config", "environment_flags"  # Keys of config.json.
@@ -44,7 +44,7 @@ class Resolved:
         self.plan.require_trust()
         return environments.make(self.plan.environment, num_envs, **self.given)
 
-    def make_arena(self, num_envs: int) -> plans.AnyEnvironment:
+    def make_eval_environment(self, num_envs: int) -> plans.AnyEnvironment:
         """Makes the environment to be evaluated in: on Atari whole games, whatever flags say.
 
         There a life may be an episode of training (`protocol=classic`, `life_loss=true`).
@@ -71,7 +71,7 @@ class Resolved:
 
 def of(run: opened.Opened, *, with_environment: bool = True) -> Resolved:
     """Returns what a run on disk computes with; for arguments and errors see `resolve`."""
-    file = run.path / "config.json"
+    file = run.path / run_folder.CONFIG
     return resolve(run.plan, run.config, file=file, with_environment=with_environment)
 
 
@@ -79,7 +79,7 @@ def resolve(
     plan: plans.Plan,
     recorded: Mapping[str, Any] | None = None,
     *,
-    file: files.Path = "config.json",
+    file: files.Path = run_folder.CONFIG,
     with_environment: bool = True,
 ) -> Resolved:
     """Returns what a plan says, and where it is silent, the record or else today's presets.

@@ -1,7 +1,7 @@
-"""Reward models on disk: of runs, by the mean of whose seeds a population is one model."""
+"""Reward models of runs: what they make of texts and of pairs of answers."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,46 +15,31 @@ from kullback.lm import gemma, preferences, reward_model, tokenizer, warm
 ROWS = 32  # Sequences at once.
 
 
-def is_run(path: str | pathlib.Path) -> bool:
-    """Returns whether a folder is of a run of reward models."""
-    run = opened.find(path)
-    return run is not None and run.kind == "preferences"
-
-
-def is_population(run: opened.Opened) -> bool:
-    """Returns whether the models of a run's seeds are to be averaged."""
-    return isinstance(models.algorithm_config(run), warm.Config)
-
-
 def load(
     path: str | pathlib.Path, seed: int | None = None, *, best: bool = False
 ) -> models.Checkpoint:
-    """The reward model of a run: its parameters are those of `reward_model.on_decoder`.
+    """Reads the reward model of a run: its parameters are those of `reward_model.on_decoder`.
 
     Args:
       path: of the run.
-      seed: which of its seeds; None is the first, of a population the average of all.
-      best: the checkpoint of the highest accuracy in place of the newest.
+      seed, best: as for `models.of_run`.
 
     Raises:
       ValueError: if it is no run of a reward model, or has no such seed or checkpoint.
     """
+    return models.of_run(opened_run(path), seed, best=best)
+
+
+def opened_run(path: str | pathlib.Path) -> opened.Opened:
+    """Opens a run of reward models.
+
+    Raises:
+      ValueError: if it is none.
+    """
     run = opened.find(path)
     if run is None or run.kind != "preferences":
         raise ValueError(f"{path} is no run of a reward model; train one on tokens/preferences:...")
-    decoder = models.decoder_of(run)
-    if seed is None and is_population(run):
-        params = warm.average(members(run, best=best))
-    else:
-        params = params_of(run, decoder.config, seed, best=best)
-    return decoder._replace(params=params)
-
-
-def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
-    """Yields parameters of each seed of a run, one at a time."""
-    config = models.saved_config(run.path)
-    for seed in run.seeds:
-        yield params_of(run, config, seed, best=best)
+    return run
 
 
 def scorer(path: str | pathlib.Path, *, ensemble: bool = False) -> tokens.Scorer:
@@ -64,10 +49,11 @@ def scorer(path: str | pathlib.Path, *, ensemble: bool = False) -> tokens.Scorer
       path: of the run; a population's is its average.
       ensemble: the mean of what all its members predict, at their cost together.
     """
-    checkpoint = load(path)
+    run = opened_run(path)
+    checkpoint = models.of_run(run)
     model = reward_model.on_decoder(gemma.make(checkpoint.config))
     if ensemble:
-        return warm.ensemble_scorer(model, warm.stacked([*members(opened.open(path))]))
+        return warm.ensemble_scorer(model, warm.stacked([*models.members(run)]))
     return reward_model.scorer(model, checkpoint.params)
 
 
@@ -107,11 +93,3 @@ def line(
         "reward_chosen": float(chosen),
         "reward_rejected": float(rejected),
     }
-
-
-def params_of(
-    run: opened.Opened, config: gemma.Config, seed: int | None, *, best: bool = False
-) -> types.Params:
-    """Reads parameters of one seed, the newest whole ones or the best, and nothing else of it."""
-    init = reward_model.on_decoder(gemma.make(config)).init
-    return models.trained(run, jax.eval_shape(init, jax.random.key(0)), seed, best=best)

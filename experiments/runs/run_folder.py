@@ -148,9 +148,9 @@ class RunFolder:
         """Rewrites metrics.csv, whole or not at all."""
         files.write_csv(self.metrics_file, rows)
 
-    def draw(self, title: str, *, of_language: bool = False) -> None:
+    def draw(self, title: str, axes: plots.Axes = plots.GAMES) -> None:
         """Draws learning_curve.png from metrics.csv."""
-        plots.learning_curve(self.rows(), self.curve_file, title, of_language=of_language)
+        plots.learning_curve(self.rows(), self.curve_file, title, axes)
 
 
 @contextlib.contextmanager

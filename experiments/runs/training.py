@@ -2,19 +2,18 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kullback import environments
-from kullback.core import compiled, files, host, json_files, loops, platform, types
+from kullback.core import files, json_files
 from kullback.experiments import interrupts
 from kullback.experiments.interrupts import Interrupted as Interrupted
 from kullback.experiments.runs import (
     driving,
     inputs,
+    kinds,
     opened,
     owner,
     plans,
@@ -24,6 +23,7 @@ from kullback.experiments.runs import (
 )
 from kullback.experiments.runs.driving import Callback
 from kullback.experiments.runs.saver import Saver
+from kullback.experiments.runs.work import Work
 
 
 def train(
@@ -49,27 +49,25 @@ def train(
       ValueError: for what does not fit, before anything is compiled or written.
       ArithmeticError: if the loss or a parameter stops being finite.
     """
-    plan = plans.Plan(
-        agent=agent if isinstance(agent, str) else plans.CUSTOM,
-        environment=environment if isinstance(environment, str) else plans.CUSTOM,
-        **fields,
-    )
-    named = resolved.resolve(plan, with_environment=isinstance(environment, str))
-    work = _Work(named, agent, environment)
+    agent_name, make_agent = _named(agent)
+    environment_name, make_environment = _named(environment)
+    plan = plans.Plan(agent=agent_name, environment=environment_name, **fields)
+    named = resolved.resolve(plan, with_environment=make_environment is None)
+    recipe = kinds.Recipe(named=named, make_agent=make_agent, make_environment=make_environment)
     path = pathlib.Path(out) if out else _free_folder(plan)
     run_folder.check_free(path)
     with contextlib.ExitStack() as stack:
-        probe = stack.enter_context(work.built())
-        work.check_arena()
+        work = stack.enter_context(recipe.built())
+        work.check()
         config = {
             "plan": plan.to_json(),
-            **_details(probe),
+            **_details(work),
             **named.to_json(),
             **run_folder.provenance(),
         }
-        fill = probe[1].save if plan.is_language else lambda folder: None
-        with run_folder.created(path, config, fill) as folder:
-            _run(work, folder, plan, probe, stack.close, callback, quiet)
+        with run_folder.created(path, config, work.save) as folder:
+            run = _Run(recipe=recipe, folder=folder, callback=callback, quiet=quiet)
+            run.go(work, stack.close)
     return path
 
 
@@ -126,13 +124,16 @@ def resume(
         named = resolved.resolve(
             plan, config, file=folder.config_file, with_environment=environment is None
         )
-        work = _Work(named, agent or plan.agent, environment or plan.environment, config)
+        recipe = kinds.Recipe(
+            named=named, make_agent=agent, make_environment=environment, recorded=config
+        )
         with contextlib.ExitStack() as stack:
-            probe = stack.enter_context(work.built(folder.path))
-            work.check_arena()
+            work = stack.enter_context(recipe.built(folder.path))
+            work.check()
+            details = _details(work)
             for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
                 key = f"{name}_sha256"
-                if plan.is_language and probe[1].details().get(key) != config.get(key):
+                if details.get(key) != config.get(key):
                     raise ValueError(
                         f"the {name} {frozen} has changed since the run began (its SHA-256 "
                         "differs); put the old one back, or start a new run"
@@ -142,9 +143,16 @@ def resume(
                 config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
             folder.write_config({**config, "plan": plan.to_json()})
             if not quiet:
-                for note in (*named.notes, *_differences(plan, probe, config)):
+                for note in (*named.notes, *_differences(plan, details, config)):
                     print(f"{folder.path}: {note}")
-            _run(work, folder, plan, probe, stack.close, callback, quiet, empty_replay)
+            going_on = _Run(
+                recipe=recipe,
+                folder=folder,
+                callback=callback,
+                quiet=quiet,
+                empty_replay=empty_replay,
+            )
+            going_on.go(work, stack.close)
     return folder.path
 
 
@@ -182,96 +190,33 @@ def _of_seed(config: Mapping[str, Any], plan: plans.Plan, seed: int) -> dict[str
     return {**config, "plan": {**plan.to_json(), "seed": seed, "num_seeds": 1}}
 
 
-class _Work:
-    """What to build a run from: its plan, resolved, and what was handed over in place of names."""
-
-    def __init__(
-        self,
-        names: resolved.Resolved,
-        agent: str | plans.MakeAgent,
-        environment: str | plans.MakeEnvironment,
-        config: Mapping[str, Any] | None = None,
-    ):
-        """`config` is that of a run that goes on."""
-        self.config = config
-        self.make_agent = names.make_agent if isinstance(agent, str) else agent
-        given = environments.checked(environment) if not isinstance(environment, str) else None
-        self.make_environment: plans.MakeEnvironment = given or names.make_environment
-        self.make_arena: plans.MakeEnvironment = given or names.make_arena
-        self.is_given = given is not None
-        self.names = names
-
-    def spec(self, environment: plans.AnyEnvironment) -> types.Spec:
-        """Returns the environment's spec, of a run that goes on as it has read it."""
-        if self.config is None:
-            return environment.spec
-        return inputs.as_recorded(environment.spec, self.config)
-
-    def check_arena(self) -> None:
-        """Makes what a user's function evaluates in, which is checked, and closes it again.
-
-        Raises:
-          ValueError: if it is not what was asked for, which is better known before training.
-        """
-        plan = self.names.plan
-        if self.is_given and plan.eval_every:
-            with plans.closing(self.make_arena(plan.eval_episodes)):
-                pass
-
-    @contextlib.contextmanager
-    def built(self, home: pathlib.Path | None = None) -> Iterator[tuple[types.Agent, Any]]:
-        """Makes the agent and what it acts in, which is closed when the block ends.
-
-        Of a run that goes on, `home` is the folder.
-        """
-        plan = self.names.plan
-        if plan.is_language:
-            from kullback.experiments.runs import language, preferences
-
-            kind = preferences if opened.kind_of(plan) == "preferences" else language
-            platform.run_large_programs()  # The setup is the first to use JAX.
-            setup = kind.setup(self.names, home)
-            yield setup.agent, setup
-            return
-        with plans.closing(self.make_environment(plan.num_envs)) as environment:
-            agent = self.make_agent(self.spec(environment))
-            _learning_begins(agent, environment)
-            yield agent, environment
+def _named(given: str | Callable[..., Any]) -> tuple[str, Callable[..., Any] | None]:
+    """Returns the name that config.json has, and what was handed over in Python in its place."""
+    return (given, None) if isinstance(given, str) else (plans.CUSTOM, given)
 
 
-def _learning_begins(agent: types.Agent, environment: plans.AnyEnvironment) -> int:
-    """Returns the agent steps before the first learner step, as the loop of a kind counts them."""
-    loops.pace(agent.replay, environment.num_envs)
-    is_compiled = isinstance(environment, types.Environment)
-    return loops.learning_begins(agent.replay, environment.num_envs, sees_own_ticks=is_compiled)
-
-
-def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
-    """The whole configuration and what the environment looks like, for a reader."""
-    agent, environment = probe[0], probe[1]
-    details: Callable[[], dict[str, Any]] = getattr(environment, "details", dict)
+def _details(work: Work) -> dict[str, Any]:
+    """Returns the whole configuration and what the agent observes, for a reader."""
+    agent = work.agent
     config = agent.config if agent.config is not None else agent.replay
-    spec = environment.spec
     return {
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else str(config),  # pyright: ignore[reportArgumentType]
-        "spec": inputs.details(spec),
-        "loop": "compiled" if isinstance(environment, types.Environment) else "host",
-        **details(),
+        "spec": inputs.details(work.spec),
+        **work.details(),
     }
 
 
 def _differences(
-    plan: plans.Plan, probe: tuple[types.Agent, Any], recorded: Mapping[str, Any]
+    plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yields a line for each fact of what was handed over or read that is not as it was."""
-    now = json.loads(json.dumps(_details(probe)))
     # What is named is built of the record; models are compared by their hashes, with an error.
     keys = ("data", *(["config"] if plan.agent == plans.CUSTOM else []))
-    before, found = (
+    before, now = (
         dict(json_files.leaves({key: facts[key] for key in keys if key in facts}))
-        for facts in (recorded, now)
+        for facts in (recorded, json.loads(json.dumps(details)))
     )
-    for name, value in found.items():
+    for name, value in now.items():
         if name in before and value != before[name]:
             yield f"{name} was {before[name]} when the run began, and is {value}"
 
@@ -283,126 +228,96 @@ def _free_folder(plan: plans.Plan) -> pathlib.Path:
     return pathlib.Path("runs") / f"{stem}-{number:03d}"
 
 
-def _run(
-    work: _Work,
-    folder: run_folder.RunFolder,
-    plan: plans.Plan,
-    probe: tuple[types.Agent, Any],
-    close: Callable[[], None],
-    callback: Callback | None,
-    quiet: bool,
-    empty_replay: bool = False,
-) -> None:
-    """Runs all seeds: together in one program, or on the host in turn, a sub-folder each.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run in its folder, and how it is shown to who runs it."""
 
-    `close` closes the probe before its time, where each seed builds its own.
-    """
-    notice = getattr(probe[1], "notice", None)  # What a population takes of memory.
-    if notice and not quiet:
-        print(notice)
-    if not plan.is_language and not quiet and plan.agent != plans.CUSTOM:
-        for note in inputs.notes(work.spec(probe[1])):
+    recipe: kinds.Recipe
+    folder: run_folder.RunFolder
+    callback: Callback | None
+    quiet: bool
+    empty_replay: bool = False
+
+    @property
+    def plan(self) -> plans.Plan:
+        """The plan of all seeds."""
+        return self.recipe.named.plan
+
+    def go(self, work: Work, close: Callable[[], None]) -> None:
+        """Runs all seeds: together in one program, or in turn, a sub-folder each.
+
+        `close` closes `work` before its time, where each seed builds its own.
+        """
+        plan, folder = self.plan, self.folder
+        for note in () if self.quiet else work.notes():
             print(note)
-    if not plan.is_language and not quiet and plan.steps <= (begins := _learning_begins(*probe)):
-        print(
-            f"warning: learning begins after {begins:,} steps, and the run ends at {plan.steps:,}: "
-            "nothing is learnt; set more --steps or a smaller min_replay_size"
-        )
-    seeds = plan.seeds
-    if isinstance(probe[1], types.Environment) or plan.num_seeds == 1:
-        _drive(work, folder, plan, probe, seeds, callback, quiet, empty_replay)
-        return
-    config = folder.config()
-    close()
-    parts = []
-    for seed in seeds:
-        part = run_folder.RunFolder(folder.path / f"seed_{seed}")
-        part.path.mkdir(exist_ok=True)
-        with owner.held(part.path):
-            part.write_config(_of_seed(config, plan, seed))
-            single = dataclasses.replace(plan, seed=seed, num_seeds=1)
-            lost = empty_replay and record.standing(part, plan.steps) == "saved"
-            with work.built(folder.path) as built:
-                _drive(
-                    *(work, part, single, built, (seed,), callback, quiet, lost),
-                    home=folder.path,
+        if work.seeds_together or plan.num_seeds == 1:
+            self._drive(work, folder, plan, plan.seeds, self.empty_replay)
+            return
+        config = folder.config()
+        close()
+        parts = []
+        for seed in plan.seeds:
+            part = run_folder.RunFolder(folder.path / f"seed_{seed}")
+            part.path.mkdir(exist_ok=True)
+            with owner.held(part.path):
+                part.write_config(_of_seed(config, plan, seed))
+                single = dataclasses.replace(plan, seed=seed, num_seeds=1)
+                lost = self.empty_replay and record.standing(part, plan.steps) == "saved"
+                with self.recipe.built(folder.path) as built:
+                    self._drive(built, part, single, (seed,), lost)
+            parts.append(part)
+            folder.write_rows([row for p in parts for row in p.rows()])
+            folder.draw(driving.title(plan), work.axes)
+
+    def _drive(
+        self,
+        work: Work,
+        folder: run_folder.RunFolder,
+        plan: plans.Plan,
+        seeds: Sequence[int],
+        empty_replay: bool,
+    ) -> None:
+        """Runs one loop to the plan's number of steps, or until interrupted.
+
+        `folder` and `plan` are the run's, or those of one seed of several.
+        """
+        standing = record.standing(folder, plan.steps)
+        if standing == "finished":
+            print(f"{folder.path} is finished: it has no checkpoints, and its rows are all there")
+            return
+        heard = interrupts.Interrupts()
+        written = record.Record(folder, has_texts=work.has_texts)
+        with heard, contextlib.ExitStack() as stack:
+            with heard.at_once():  # There is nothing yet that would be lost.
+                loop = work.loop(
+                    seeds,
+                    lambda steps, texts: written.write_texts(steps, seeds[0], texts),
+                    plan.log_every,
+                    heard.at_once,
                 )
-        parts.append(part)
-        folder.write_rows([row for p in parts for row in p.rows()])
-        folder.draw(driving.title(plan), of_language=plan.is_language)
-
-
-def _drive(
-    work: _Work,
-    folder: run_folder.RunFolder,
-    plan: plans.Plan,
-    built: tuple[types.Agent, Any],
-    seeds: Sequence[int],
-    callback: Callback | None,
-    quiet: bool,
-    empty_replay: bool = False,
-    home: pathlib.Path | None = None,
-) -> None:
-    """Runs one loop to the plan's number of steps, or until interrupted.
-
-    `home` is what a user goes on with, where `folder` is that of one seed of several.
-    """
-    how = record.standing(folder, plan.steps)
-    if how == "finished":
-        print(f"{folder.path} is finished: it has no checkpoints, and its rows are all there")
-        return
-    environment, heard = built[1], interrupts.Interrupts()
-    written = record.Record(folder, has_texts=plan.is_language)
-    with heard, contextlib.ExitStack() as stack:
-        with heard.at_once():  # There is nothing yet that would be lost.
-            loop = _loop(work, plan, built, seeds, written, heard)
-            stack.callback(loop.close)
-            saver = Saver(folder, loop)
-            if how == "saved":
-                state, notes, marks = saver.load(empty_replay=empty_replay)
-                if driving.is_unfinished(plan, loop.steps(state), notes):
-                    written.begin(loop.steps(state), marks)
-            else:
-                disk = saver.require_disk()
-                if not quiet:
-                    print(f"{folder.path}: checkpoints take at most {files.size(disk)}")
-                state, notes = loop.init(), {}
-                written.begin(0)
-                saver.save(state, None, notes, written.marks())
-        driving.Drive(
-            loop=loop,
-            saver=saver,
-            folder=folder,
-            home=home or folder.path,
-            plan=plan,
-            environment=environment,
-            record=written,
-            heard=heard,
-            callback=callback,
-            quiet=quiet,
-        ).run(state, notes)
-
-
-def _loop(
-    work: _Work,
-    plan: plans.Plan,
-    built: tuple[types.Agent, Any],
-    seeds: Sequence[int],
-    written: record.Record,
-    heard: interrupts.Interrupts,
-) -> loops.Loop:
-    """Returns the loop of what was built."""
-    agent, environment = built
-    limit = plan.eval_max_steps
-    if isinstance(environment, types.Environment):
-        return compiled.make(agent, environment, seeds, work.make_arena, limit)
-    if plan.is_language:
-        on_texts = functools.partial(_write_texts, written, seeds[0])
-        return environment.loop(seeds[0], on_texts, plan.log_every, heard.at_once)
-    return host.make(agent, environment, seeds[0], work.make_arena, limit)
-
-
-def _write_texts(
-    written: record.Record, seed: int, steps: int, texts: Sequence[Mapping[str, Any]]
-) -> None:
-    written.write_texts(steps, seed, texts)
+                stack.callback(loop.close)
+                saver = Saver(folder, loop)
+                if standing == "saved":
+                    state, notes, marks = saver.load(empty_replay=empty_replay)
+                    if driving.is_unfinished(plan, loop.steps(state), notes):
+                        written.begin(loop.steps(state), marks)
+                else:
+                    disk = saver.require_disk()
+                    if not self.quiet:
+                        print(f"{folder.path}: checkpoints take at most {files.size(disk)}")
+                    state, notes = loop.init(), {}
+                    written.begin(0)
+                    saver.save(state, None, notes, written.marks())
+            driving.Drive(
+                loop=loop,
+                saver=saver,
+                folder=folder,
+                home=self.folder.path,
+                plan=plan,
+                work=work,
+                record=written,
+                heard=heard,
+                callback=self.callback,
+                quiet=self.quiet,
+            ).run(state, notes)

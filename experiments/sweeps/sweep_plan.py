@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.core import loops, names, typed, types
-from kullback.experiments.runs import plans, resolved
+from kullback.experiments.runs import kinds, opened, plans, resolved, simulators
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
 GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
@@ -126,25 +126,23 @@ def check(configuration: Configuration) -> bool:
     """
     plan = configuration.plan(configuration.seeds[:1])
     try:
-        if plan.is_language:
-            from kullback.experiments.runs import language
-
-            language.setup(resolved.resolve(plan))
-            return False
         named = resolved.resolve(plan)
-        spec, is_compiled = _look(plan.environment, plan.environment_flags)
+        if opened.kind_of(plan) != "games":
+            with kinds.Recipe(named=named).built() as built:
+                return built.seeds_together
+        spec, seeds_together = _look(plan.environment, plan.environment_flags)
         loops.pace(named.make_agent(spec).replay, plan.num_envs)
-        return is_compiled
+        return seeds_together
     except (ValueError, TypeError) as error:  # The latter of a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error
 
 
 @functools.cache
 def _look(environment: str, flags: tuple[str, ...]) -> tuple[types.Spec, bool]:
-    """What agents see of an environment, and whether it is compiled."""
+    """Returns what agents see of an environment, and whether one program runs all seeds."""
     plan = plans.Plan(agent=plans.CUSTOM, environment=environment, environment_flags=flags)
-    with plans.closing(resolved.resolve(plan).make_environment(1)) as made:
-        return made.spec, isinstance(made, types.Environment)
+    with simulators.closing(resolved.resolve(plan).make_environment(1)) as simulator:
+        return simulator.environment.spec, simulator.seeds_together
 
 
 def _grid(

@@ -216,7 +216,7 @@ def _shape(plan: plans.Plan, run: opened.Opened | None) -> dict[str, Any]:
         hints = {name: hint for name, hint, _ in settings.fields(gemma.PRESETS["tiny"])}
         given = settings.read(hints, plan.model_flags)
         return {f"model.{name}": value for name, value in given.items()}
-    if run is not None and (run.path / "model.json").is_file():
+    if run is not None and (run.path / models.MODEL).is_file():
         shape = models.saved_config(run.path)
     else:
         shape = settings.apply(gemma.PRESETS[plan.model], plan.model_flags)

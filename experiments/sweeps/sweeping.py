@@ -19,7 +19,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kullback.core import files, folders, json_files
 from kullback.experiments import interrupts, limits, progress
@@ -78,11 +78,11 @@ def sweep(
     folder = pathlib.Path(out)
     cores = len(os.sched_getaffinity(0))
     trust_code = trust_code or isinstance(source, Mapping)
-    checked = _check(asked, folder, cores, name, trust_code=trust_code, dry_run=dry_run)
+    folders.check_links(folder, (RECORD, LOGS))  # Both are written.
+    begun = recorded(folder).threads
+    checked = _check(asked, folder, begun, cores, name, trust_code=trust_code, dry_run=dry_run)
     todo = [
-        _job(run, folder, trust_code)
-        for run in checked["runs"]
-        if run["done"] < run["plan"]["steps"] and (retry_diverged or not run["diverged"])
+        _job(run, folder, trust_code) for run in checked["runs"] if _is_to_do(run, retry_diverged)
     ]
     finished = len(checked["runs"]) - len(todo)
     if not quiet:
@@ -97,7 +97,7 @@ def sweep(
         "sweep": asked,
         "runs": checked["runs"],
         # Of runs that this file does not ask for, too: another may, later.
-        "threads": {**_threads(folder), **{r["name"]: r["threads"] for r in checked["runs"]}},
+        "threads": {**begun, **{r["name"]: r["threads"] for r in checked["runs"]}},
     }
     files.atomic_write_text(folder / RECORD, json.dumps(record, indent=2, default=str) + "\n")
     try:
@@ -116,38 +116,39 @@ def sweep(
     return homes
 
 
-def recorded(folder: pathlib.Path) -> list[json_files.Record]:
-    """Reads the runs of a sweep as its record has them: name, plan, threads; none if it has none.
+class Recorded(NamedTuple):
+    """What the record of a sweep's folder says; empty where it has none."""
+
+    runs: list[json_files.Record]  # Of the last file, each with name, plan and threads.
+    threads: dict[str, int]  # That each run of the folder was begun with, by its name.
+
+
+def recorded(folder: pathlib.Path) -> Recorded:
+    """Reads the record of a sweep's folder.
 
     Raises:
-      ValueError: if the record is damaged.
+      ValueError: if it is damaged.
     """
     path = folder / RECORD
-    runs = json_files.read(path, nan=True).records("runs") if path.is_file() else []
+    if not path.is_file():
+        return Recorded([], {})
+    record = json_files.read(path, nan=True)
+    runs = record.records("runs")
     for run in runs:
         name = run.get("name", str)
         if not name.isprintable() or "/" in name or name in ("", ".", ".."):
             raise run.error("name", f"that of a folder in {folder}")
         _check_threads(run, "threads", run.get("threads", int, 1))
-    return runs
+    saved = record.record("threads", {})  # Older versions kept those of `runs` alone.
+    threads = saved.each(int)
+    for name, count in threads.items():
+        _check_threads(saved, name, count)
+    return Recorded(runs, {**{r.get("name", str): r.get("threads", int) for r in runs}, **threads})
 
 
 def _check_threads(record: json_files.Record, key: str, threads: int) -> None:
     if not 1 <= threads <= limits.JOBS:
         raise record.error(key, f"in [1, {limits.JOBS}]")
-
-
-def _threads(folder: pathlib.Path) -> dict[str, int]:
-    """Threads that each run of a sweep's folder was begun with, by its name."""
-    path = folder / RECORD
-    if not path.is_file():
-        return {}
-    record = json_files.read(path, nan=True)
-    saved = record.record("threads", {})  # Older versions kept those of `runs` alone.
-    threads = saved.each(int)
-    for name, count in threads.items():
-        _check_threads(saved, name, count)
-    return {**{r.get("name", str): r.get("threads", int) for r in recorded(folder)}, **threads}
 
 
 def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -164,6 +165,7 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
 def _check(
     asked: Mapping[str, Any],
     folder: pathlib.Path,
+    begun: Mapping[str, int],
     cores: int,
     file: str,
     *,
@@ -171,11 +173,10 @@ def _check(
     dry_run: bool,
 ) -> dict[str, Any]:
     """All runs, checked: see `sweep_runs.runs`, which a process of its own computes."""
-    folders.check_links(folder, (RECORD, LOGS))  # Both are written.
     question = {
         "sweep": asked,
         "out": str(folder),
-        "begun": _threads(folder),
+        "begun": begun,
         "cores": cores,
         "file": file,
         "trust_code": trust_code,
@@ -211,17 +212,22 @@ def _job(run: Mapping[str, Any], folder: pathlib.Path, trust_code: bool) -> Job:
     )
 
 
+def _is_to_do(run: Mapping[str, Any], retry_diverged: bool) -> bool:
+    """Returns whether a run has steps left, and has not diverged or is to be tried again."""
+    return run["done"] < run["plan"]["steps"] and (retry_diverged or not run["diverged"])
+
+
 def _listing(checked: Mapping[str, Any], folder: pathlib.Path, retry_diverged: bool) -> list[str]:
     lines, to_go = [], 0
     for run in checked["runs"]:
         done, total = run["done"], run["plan"]["steps"]
         state = "finished" if done >= total else f"at step {done:,}" if done else "new"
-        is_left = done < total and run["diverged"] and not retry_diverged
-        if is_left:
+        if done < total and not _is_to_do(run, retry_diverged):
             state = f"diverged: {run['diverged']}; --retry-diverged tries it again"
         lines.append(f"{run['name']}: {total:,} steps, {state}")
         lines += [f"{run['name']}: {note}" for note in run["notes"]]
-        to_go += 0 if is_left else max(total - done, 0) * run["plan"]["num_seeds"]
+        if _is_to_do(run, retry_diverged):
+            to_go += (total - done) * run["plan"]["num_seeds"]
     count = sum(run["done"] >= run["plan"]["steps"] for run in checked["runs"])
     lines.append(
         f"{len(checked['runs'])} runs in {folder}, {count} of them finished; {to_go:,} steps to go"

@@ -77,12 +77,14 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
     for path in (base, tuned):
         assert models.load(path).config.eos_ids == (1, 5)
     assert json.loads((tuned / "model.json").read_text())["eos_ids"] == [1, 5]
-    models.export(tuned, tmp_path / "model")
+    models.export(opened.open(tuned), tmp_path / "model")
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "model" / name).read_text())["eos_token_id"] == [1, 5]
-    report, _ = evaluation.run(tuned, count=2, num_samples=1, out=tmp_path / "written.jsonl")
+    report, _ = evaluation.run(
+        tuned, opened.open(tuned), count=2, num_samples=1, out=tmp_path / "written.jsonl"
+    )
     assert report.estimates["truncated_greedy"].mean == 0
-    judge, checkpoint = evaluation.judge_of(tuned)
+    judge, checkpoint = evaluation.judge_of(tuned, opened.open(tuned))
     (made,) = generate.generate(
         checkpoint,
         [judge.test[0].prompt],
@@ -112,7 +114,7 @@ def test_nothing_after_the_end_is_scored_or_learnt(
     rows = run_folder.RunFolder(path).rows()
     assert all(float(row["truncated"]) < 0.5 for row in rows)
     setup = language.setup(resolved.of(opened.open(path, trust_code=True)), path)
-    assert setup.actor is not None and setup.notice is None
+    assert setup.actor is not None and not [*setup.notes()]
     made = setup.actor.episodes(
         {"params": models.load(path).params}, setup.train[:2], jax.random.key(1)
     )

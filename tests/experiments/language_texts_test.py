@@ -15,7 +15,7 @@ from kullback.core import checkpoints
 from kullback.core import sampling as samplings
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import models, run_folder
+from kullback.experiments.runs import models, opened, run_folder
 from kullback.lm import gkd, sft
 
 TASK = "tokens/arithmetic"
@@ -138,7 +138,7 @@ def test_the_operator_goes_with_the_model(
 def test_an_operator_that_is_none_is_refused(
     sparse: pathlib.Path, tmp_path: pathlib.Path, notes: Any, message: str
 ):
-    models.export(sparse, tmp_path / "model")
+    models.export(opened.open(sparse), tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
     assert config[models.NOTES] == {"divergence": SPARSE}

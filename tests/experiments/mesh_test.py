@@ -59,7 +59,7 @@ for mesh in ("", "8x1", "4x2", "1x8"):
             mesh=mesh,
         ))
     )
-    loop, losses = setup.loop(0), []
+    loop, losses = setup.loop((0,)), []
     state = loop.init()
     while loop.steps(state) < 10:
         state = loop.advance(state, loop.steps(state) + 1)

@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.experiments.evaluate import evaluation
-from kullback.experiments.runs import acting, run_folder
+from kullback.experiments.runs import acting, opened, run_folder
 from kullback.experiments.sweeps import sweeping
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -63,7 +63,8 @@ def test_an_old_run_goes_on_as_it_would_have(name: str, copies: pathlib.Path):
 @pytest.mark.parametrize("name", MADE["RUNS"])
 def test_an_old_run_is_evaluated(name: str, copies: pathlib.Path):
     if MADE["RUNS"][name]["environment"].startswith("tokens/"):
-        report = evaluation.run(copies / name, count=2, num_samples=1)
+        run = opened.open(copies / name)
+        report = evaluation.run(run.path, run, count=2, num_samples=1)
         assert report[0].estimates
     else:
         assert acting.load(name).evaluate(2).shape == (2,)

@@ -80,11 +80,9 @@ def test_a_seed_without_episodes_counts_by_its_last_return(tmp_path: pathlib.Pat
 def test_a_language_model_has_scores_or_else_its_loss(tmp_path: pathlib.Path, drawn: dict):
     path, of = tmp_path / "curve.png", rows(1, 4)
     of = [{**row, "loss": str(9 - n)} for n, row in enumerate(of)]
-    plots.learning_curve(of, path, "gkd", of_language=True)
+    plots.learning_curve(of, path, "gkd", plots.TEXTS)
     np.testing.assert_array_equal(drawn["each interval"][1], [math.nan, 2, 3, 4])
-    plots.learning_curve(
-        [{**row, "return_mean": "nan"} for row in of], path, "sft", of_language=True
-    )
+    plots.learning_curve([{**row, "return_mean": "nan"} for row in of], path, "sft", plots.TEXTS)
     np.testing.assert_array_equal(drawn["each interval"][1], [9, 8, 7, 6])
 
 

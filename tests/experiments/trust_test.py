@@ -92,7 +92,7 @@ def test_an_environment_of_an_untrusted_plan_is_not_made():
     with pytest.raises(ValueError, match="--trust-code"):
         resolved.resolve(plan)
     named = resolved.resolve(plan, with_environment=False)
-    for make in (named.make_environment, named.make_arena):
+    for make in (named.make_environment, named.make_eval_environment):
         with pytest.raises(ValueError, match="--trust-code"):
             make(1)
 

@@ -60,7 +60,7 @@ def test_the_random_baseline_depends_on_the_seed_and_not_on_what_was_learnt(
 ):
     # Within 40 steps a random walk reaches the end in some episodes and not in others.
     short = dataclasses.replace(
-        run, make_arena=lambda num_envs: toy.chain(num_envs, max_episode_steps=40)
+        run, make_eval_environment=lambda num_envs: toy.chain(num_envs, max_episode_steps=40)
     )
     scores = short.evaluate_random(32)
     assert 0 < scores.mean() < 1

@@ -127,12 +127,12 @@ def test_a_host_evaluation_that_is_stopped_is_done_again(eval_every, tmp_path):
 
 
 def test_a_compiled_evaluation_that_is_stopped_is_done_again(tmp_path):
-    arenas = []  # One is made before training, to be checked; the second is evaluated in.
+    evaluated_in = []  # One is made before training, to be checked; the second is evaluated in.
 
     def stopped(num_envs: int) -> types.Environment:
         if num_envs == 3:
-            arenas.append(num_envs)
-            if len(arenas) == 2:
+            evaluated_in.append(num_envs)
+            if len(evaluated_in) == 2:
                 os.kill(os.getpid(), signal.SIGHUP)
         return toy.chain(num_envs)
 
@@ -161,7 +161,7 @@ def test_episodes_without_an_end_are_cut_counted_and_said(tmp_path, capsys):
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_what_is_made_is_closed(num_seeds, tmp_path):
     run = train(Place, tmp_path / "run", num_seeds=num_seeds)
-    assert Place.open == 0 and Place.made == {1: 3, 2: 6}[num_seeds]  # One arena is only checked.
+    assert Place.open == 0 and Place.made == {1: 3, 2: 6}[num_seeds]  # One is only checked.
     experiments.resume(run, steps=180, environment=Place, quiet=True)
     assert Place.open == 0
     loaded = experiments.load(run, environment=Place)

@@ -260,7 +260,7 @@ def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path:
 
 
 def test_what_is_exported_is_read_again(teacher: pathlib.Path, tmp_path: pathlib.Path):
-    models.export(teacher, tmp_path / "model")
+    models.export(opened.open(teacher), tmp_path / "model")
     one, other = models.load(teacher), models.load(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.info == other.info

@@ -112,7 +112,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_by_bit(task: str, tmp_path: pathl
     assert {"prompt", "chosen", "rejected", "reward_chosen", "reward_rejected"} <= set(lines[0])
     # The head was probed: it does not begin at 0, and what it then learns is of all weights.
     assert np.any(np.asarray(a["head"]["w"])) and set(a) == {"decoder", "head"}
-    with pytest.raises(ValueError, match="has no leaf"):
+    with pytest.raises(ValueError, match="is a run of a reward model, which writes no texts"):
         models.load(whole)
 
 
@@ -123,10 +123,7 @@ def test_members_share_their_head_and_start_along_a_run(
     assert [member["start"] for member in config["members"].values()] == [2, 4]
     rows = config["data"]["train"]["rows"]
     assert config["swapped_pairs"] == rows // 4
-    states = [
-        reward_models.params_of(opened.open(population), models.saved_config(population), s)
-        for s in (0, 1)
-    ]
+    states = [reward_models.load(population, seed).params for seed in (0, 1)]
     averaged = reward_models.load(population).params
     jax.tree.map(
         lambda mean, *x: np.testing.assert_allclose(mean, np.mean(x, 0), atol=1e-6),
@@ -148,7 +145,8 @@ def test_the_start_of_members(population: pathlib.Path, start: pathlib.Path):
     newest: Any = models.load(start).params
     jax.tree.map(np.testing.assert_array_equal, second["decoder"], newest)
     assert np.any(first["decoder"]["embedding"] != newest["embedding"])
-    assert setup.notice is not None and setup.notice.startswith("2 reward models, one after")
+    (note,) = setup.notes()
+    assert note.startswith("2 reward models, one after")
 
 
 def test_a_population_is_reported_as_one_model_and_as_many(
@@ -157,14 +155,14 @@ def test_a_population_is_reported_as_one_model_and_as_many(
     assert cli.main(["evaluate", str(population), "--episodes", "6"]) == 0
     shown = capsys.readouterr().out
     assert "6 held-out pairs" in shown and "calibration_error_of_ensemble" in shown
-    report = reward_report.report(population, count=6)
+    report = reward_report.report(opened.open(population), count=6)
     margins = []
     task = tasks.make(run_folder.RunFolder(population).config()["plan"]["environment"])
     checkpoint = reward_models.load(population)
     model = reward_model.on_decoder(gemma.make(checkpoint.config))
     assert task.pairs is not None
     pairs = task.pairs("test", checkpoint.tokenizer, None)[0][:6]
-    for params in (checkpoint.params, *reward_models.members(opened.open(population))):
+    for params in (checkpoint.params, *models.members(opened.open(population))):
         sides = [
             model.rewards(params, batches.pad([getattr(p, side) for p in pairs], 16, 0))
             for side in ("chosen", "rejected")
@@ -180,7 +178,7 @@ def test_a_population_is_reported_as_one_model_and_as_many(
         reward_model.calibration(margins[0])[0], abs=1e-5
     )
     assert len(report.rows) == 6
-    alone = reward_report.report(population, count=6, seed=1).estimates
+    alone = reward_report.report(opened.open(population), count=6, seed=1).estimates
     assert alone["accuracy"].mean == found["accuracy_of_seed_1"].mean
     assert "margin_of_ensemble" not in alone
 
@@ -190,7 +188,7 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
     model = reward_model.on_decoder(gemma.make(models.saved_config(population)))
     prompts = batches.pad_prompts([(2, 5), (2, 6, 7)], 4, 0)
     rows = batches.join(prompts, np.array([[8, 9], [9, 1]]), np.ones((2, 2), bool))
-    members = [*reward_models.members(opened.open(population))]
+    members = [*models.members(opened.open(population))]
     expected = [
         model.rewards(warm.average(members), rows),
         np.mean([model.rewards(params, rows) for params in members], 0),
@@ -262,4 +260,4 @@ def test_what_is_no_pair_and_no_checkpoint(
     ):
         train(tmp_path / "b", task, "warm", settings=("starts=2,3",), **given)
     with pytest.raises(ValueError, match="a reward model judges pairs"):
-        reward_report.report(population, "tokens/arithmetic", count=2)
+        reward_report.report(opened.open(population), "tokens/arithmetic", count=2)

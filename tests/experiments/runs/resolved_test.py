@@ -1,6 +1,8 @@
 """What a run computes with is what was recorded when it began, whatever presets are today."""
 
+import contextlib
 import dataclasses
+import importlib
 import json
 import pathlib
 from typing import Any
@@ -26,16 +28,15 @@ FIELDS: dict[str, Any] = {
 
 def change_presets(monkeypatch: pytest.MonkeyPatch, agent: str, **changes: Any) -> None:
     """Makes today's presets of an agent others than they were."""
-    registry = agents.AGENTS if agent in agents.AGENTS else lm.ALGORITHMS
-    entry = registry[agent]
+    entry = {**agents.AGENTS, **lm.ALGORITHMS}[agent]
+    todays = entry.presets
 
     def presets(family: Any) -> Any:
-        names = {name.split(".")[-1]: name for name, *_ in settings.fields(entry.presets(family))}
-        return settings.replace(
-            entry.presets(family), {names[name]: value for name, value in changes.items()}
-        )
+        config = todays(family)
+        names = {name.split(".")[-1]: name for name, *_ in settings.fields(config)}
+        return settings.replace(config, {names[name]: value for name, value in changes.items()})
 
-    monkeypatch.setitem(registry, agent, entry._replace(presets=presets))
+    monkeypatch.setattr(importlib.import_module(entry.module), entry.presets_name, presets)
 
 
 def rows(path: pathlib.Path) -> list[dict[str, str]]:
@@ -239,19 +240,19 @@ def test_atari_is_evaluated_in_whole_games(flags: tuple[str, ...]):
     )
     named = resolved.resolve(plan)
     lives, games = 0, 0
-    with plans.closing(named.make_environment(2)) as training:
-        with plans.closing(named.make_arena(2)) as arena:
-            assert isinstance(training, atari.Atari) and isinstance(arena, atari.Atari)
-            rng = np.random.default_rng(0)
-            training.reset(0)
-            arena.reset(0)
-            for _ in range(500):
-                for environment in (training, arena):
-                    environment.send(rng.integers(4, size=2).astype(np.int32))
-                lives += int(np.sum(training.recv().last()))
-                last = arena.recv().last()
-                np.testing.assert_array_equal(last, arena.game_over)
-                games += int(np.sum(last))
+    training, evaluating = named.make_environment(2), named.make_eval_environment(2)
+    assert isinstance(training, atari.Atari) and isinstance(evaluating, atari.Atari)
+    with contextlib.closing(training), contextlib.closing(evaluating):
+        rng = np.random.default_rng(0)
+        training.reset(0)
+        evaluating.reset(0)
+        for _ in range(500):
+            for environment in (training, evaluating):
+                environment.send(rng.integers(4, size=2).astype(np.int32))
+            lives += int(np.sum(training.recv().last()))
+            last = evaluating.recv().last()
+            np.testing.assert_array_equal(last, evaluating.game_over)
+            games += int(np.sum(last))
     assert games >= 1 and lives > 3 * games
 
 

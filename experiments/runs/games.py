@@ -1,0 +1,101 @@
+"""Runs of games: an agent and the environment that it learns in, of either kind."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kullback import environments
+from kullback.core import loops, types
+from kullback.experiments import plots
+from kullback.experiments.runs import inputs, plans, resolved, simulators
+from kullback.experiments.runs.work import Abandons, OnTexts, Work
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Games(Work):
+    """An agent, and where it acts."""
+
+    agent: types.Agent
+    spec: types.Spec  # As its networks read it.
+    simulator: simulators.Simulator
+    make_eval_environment: plans.MakeEnvironment  # Makes the environment of evaluations.
+    plan: plans.Plan
+    is_given: bool  # Whether the environment was handed over in Python.
+    seeds_together: bool
+    axes: plots.Axes = plots.GAMES
+    has_texts: bool = False
+    columns: Sequence[str] = ()
+
+    def loop(
+        self,
+        seeds: Sequence[int],
+        on_texts: OnTexts,
+        every: int,
+        abandons: Abandons,
+    ) -> loops.Loop:
+        """Returns the loop of some seeds, which has no texts and waits for nothing."""
+        del on_texts, every, abandons
+        return self.simulator.loop(
+            self.agent, seeds, self.make_eval_environment, self.plan.eval_max_steps
+        )
+
+    def details(self) -> dict[str, Any]:
+        """Returns what config.json says of the environment."""
+        return {"loop": self.simulator.name}
+
+    def notes(self) -> Iterator[str]:
+        """Yields how networks read the observations, and whether the run will learn."""
+        if self.plan.agent != plans.CUSTOM:
+            yield from inputs.notes(self.spec)
+        begins, steps = self.simulator.learning_begins(self.agent.replay), self.plan.steps
+        if steps <= begins:
+            yield (
+                f"warning: learning begins after {begins:,} steps, and the run ends at {steps:,}: "
+                "nothing is learnt; set more --steps or a smaller min_replay_size"
+            )
+
+    def check(self) -> None:
+        """Checks the pace of learning, and makes what a user's function evaluates in.
+
+        Raises:
+          ValueError: if a batch can never be drawn, or that is not what was asked for.
+        """
+        self.simulator.learning_begins(self.agent.replay)
+        if self.is_given and self.plan.eval_every:
+            with simulators.closing(self.make_eval_environment(self.plan.eval_episodes)):
+                pass
+
+
+@contextlib.contextmanager
+def built(
+    named: resolved.Resolved,
+    make_agent: plans.MakeAgent | None = None,
+    make_environment: plans.MakeEnvironment | None = None,
+    recorded: Mapping[str, Any] | None = None,
+) -> Iterator[Games]:
+    """Makes the agent and the environment of a run, which is closed when the block ends.
+
+    Args:
+      named: the plan, resolved.
+      make_agent, make_environment: what was handed over in Python in place of the plan's names.
+      recorded: config.json of a run that goes on, whose observations are read as they were.
+
+    Raises:
+      ValueError: if the environment is none, or another than the run was trained in.
+    """
+    given = None if make_environment is None else environments.checked(make_environment)
+    make = given or named.make_environment
+    with simulators.closing(make(named.plan.num_envs)) as simulator:
+        spec = simulator.environment.spec
+        if recorded is not None:
+            spec = inputs.as_recorded(spec, recorded)
+        yield Games(
+            agent=(make_agent or named.make_agent)(spec),
+            spec=spec,
+            simulator=simulator,
+            seeds_together=simulator.seeds_together,
+            make_eval_environment=given or named.make_eval_environment,
+            plan=named.plan,
+            is_given=given is not None,
+        )

@@ -1,0 +1,43 @@
+"""Builds what a plan names: the one place that asks of what kind a run is."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kullback.core import platform
+from kullback.experiments.runs import games, opened, plans, resolved
+from kullback.experiments.runs.work import Work
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A plan, resolved, and what was handed over in Python in place of its names."""
+
+    named: resolved.Resolved
+    make_agent: plans.MakeAgent | None = None
+    make_environment: plans.MakeEnvironment | None = None
+    recorded: Mapping[str, Any] | None = None  # config.json of a run that goes on.
+
+    @contextlib.contextmanager
+    def built(self, home: pathlib.Path | None = None) -> Iterator[Work]:
+        """Builds the run; what it acts in is closed when the block ends.
+
+        Args:
+          home: folder of a run that goes on, or of which another seed begins.
+
+        Raises:
+          ValueError: for what does not fit.
+        """
+        kind = opened.kind_of(self.named.plan)
+        if kind == "games":
+            with games.built(
+                self.named, self.make_agent, self.make_environment, self.recorded
+            ) as built:
+                yield built
+            return
+        from kullback.experiments.runs import language, preferences
+
+        platform.run_large_programs()  # What follows is the first to use JAX.
+        yield (preferences if kind == "preferences" else language).setup(self.named, home)
