@@ -153,7 +153,7 @@ def _shapes(
 ) -> RunState:
     """Returns shapes and dtypes of a run's state, without computing anything."""
     state, key = jax.eval_shape(init_learner, jax.random.key(0))
-    batch = jax.eval_shape(lambda data: _batch(data, source.num_rows), source.example)
+    batch = jax.eval_shape(types.Batch.of, source.example)
     _, feedback = jax.eval_shape(learner.step, state, batch, constants)
     names = feedback.metrics | ({"sample_age": None} if source.max_age else {})
     steps = jax.ShapeDtypeStruct((), np.int64)
@@ -230,7 +230,7 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
 def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
     """Takes a learner step; the state before it is gone, as the learner's is donated."""
     num_rows, kept = context.source.num_rows, drawn.kept
-    batch = _batch(drawn.data, num_rows)
+    batch = types.Batch.of(drawn.data)
     if context.placement is not None:
         batch = jax.device_put(batch, sharding.of_rows(context.placement.mesh, num_rows))
     learner, feedback = context.learn_step(state.learner, batch, context.constants)
@@ -286,11 +286,6 @@ def samples_at(num_sampled: Callable[[int], int], max_age: int, step: int) -> bo
 
 def _count(steps: int) -> np.ndarray:
     return np.asarray(steps, np.int32)
-
-
-def _batch(data: Any, num_rows: int) -> types.Batch:
-    ones = jnp.ones(num_rows, jnp.float32)
-    return types.Batch(data, jnp.arange(num_rows, dtype=jnp.int32), ones / num_rows, ones)
 
 
 def _filled(made: Any, num_rows: int) -> np.ndarray:

@@ -172,6 +172,13 @@ class Batch(NamedTuple):
     probabilities: Array  # float32, [B]: with which each was drawn.
     weights: Array  # float32, [B]: ones unless a learner makes importance weights.
 
+    @classmethod
+    def of(cls, data: Any) -> "Batch":
+        """Returns the batch of rows [B, ...] that no replay keeps and that count alike."""
+        num_rows = len(jax.tree.leaves(data)[0])
+        ones = np.ones(num_rows, np.float32)
+        return cls(data, np.arange(num_rows, dtype=np.int32), ones / num_rows, ones)
+
 
 class Feedback(NamedTuple):
     """What a learner step says back."""

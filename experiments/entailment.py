@@ -370,13 +370,11 @@ def _learn(
     state = learner.init(jax.random.key(config.seed))
     state = jax.tree.map(jnp.copy, state)
     step = jax.jit(learner.step, donate_argnums=0)
-    ones = np.ones(config.batch_size, np.float32)
     mean = 0.5
     with progress.Progress(f"entailment, {config.kind}", 0, config.num_steps, quiet) as bar:
         for n in range(config.num_steps):
             at = np.arange(n * config.batch_size, (n + 1) * config.batch_size) % num_rows
-            batch = types.Batch(rows(at), at.astype(np.int32), ones, ones)
-            state, feedback = step(state, batch, constants)
+            state, feedback = step(state, types.Batch.of(rows(at)), constants)
             mean += 0.05 * (float(jnp.mean(feedback.metrics["accuracy"])) - mean)
             bar.update(n + 1, mean, "accuracy")
     return state.params

@@ -24,7 +24,7 @@ import scipy.optimize
 
 from kullback.core import learners, types
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, tuning
+from kullback.lm import batches, completions, gemma, tuning
 
 __all__ = [
     "Config",
@@ -332,7 +332,7 @@ def joined(completion: tokens.Completion, context: Any) -> batches.Sequences:
         raise ValueError(
             f"a reward model reads (prompts, ...) as its context, got {type(context).__name__}"
         )
-    return batches.join(prompts, completion.tokens, completion.is_answer)
+    return completions.joined(prompts, completion)
 
 
 def _dropout(features: jax.Array, keys: jax.Array, rate: float | jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import averaging, types
+from kullback.core import averaging, learners, types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, reward_model, tuning
 
@@ -209,19 +209,18 @@ def train(
         ]
         for seed in seeds
     ]
-    ones = jnp.ones(size)
+
+    def pairs(state: Any, constants: Any, rows: jax.Array, key: types.Key) -> Any:
+        del state, constants, key
+        return jax.tree.map(lambda x: jnp.asarray(x)[rows], (chosen, rejected))
 
     def one(
         seed: jax.Array, scale: jax.Array, dropout: jax.Array, start: types.Params, order: jax.Array
     ) -> types.Params:
         learner = reward_model.learner(model, base, dropout=dropout, rate_scale=scale)
         state = learner.init(jax.random.key(seed))._replace(params=start)
-
-        def body(state: types.LearnerState, rows: jax.Array) -> tuple[types.LearnerState, None]:
-            pairs = jax.tree.map(lambda x: jnp.asarray(x)[rows], (chosen, rejected))
-            return learner.step(state, types.Batch(pairs, rows, ones / size, ones), None)[0], None
-
-        return jax.lax.scan(body, state, order)[0].params
+        run = learners.scan(learner, pairs, report=lambda feedback, data: None)
+        return run(state, None, order, state.key)[0].params
 
     rates = np.array([member.learning_rate for member in members], np.float32)
     arguments = (

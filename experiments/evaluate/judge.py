@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import finite, regularizers, rollout, sharding, types
+from kullback.core import finite, regularizers, sharding, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.lm import (
     answers,
     batches,
+    completions,
     data,
     gemma,
-    policy,
     rouge,
     tasks,
     texts,
@@ -128,12 +128,12 @@ class Judge:
 
     @functools.cached_property
     def greedy(self) -> Callable[..., tokens.Completion]:
-        """The program that takes the most probable token, see `completes`."""
+        """The program that takes the most probable token, see `completions.Sampler`."""
         return self._completes(samplings.Sampling(temperature=0))
 
     @functools.cached_property
     def plain(self) -> Callable[..., tokens.Completion]:
-        """The program that draws from the model itself, see `completes`."""
+        """The program that draws from the model itself, see `completions.Sampler`."""
         return self._completes(samplings.Sampling())
 
     @functools.cached_property
@@ -155,43 +155,19 @@ class Judge:
         return measure
 
     def _completes(self, sampling: samplings.Sampling) -> Callable[..., tokens.Completion]:
-        return jax.jit(self.completes(policy.language_model(self.model, sampling, self.f)))
+        return jax.jit(self.sampler(sampling).completions)
 
-    def completes(
-        self, acts: types.Policy, samples_per_prompt: int = 1
-    ) -> Callable[..., tokens.Completion]:
-        """The pure (acting params, prompts, key) -> what `acts` answers.
-
-        A policy that goes on several times from each prompt answers so many rows.
-        """
-        config, horizon = self.model.config, self.learning.max_new_tokens
-
-        def completes(acting: Any, prompts: batches.Prompts, key: types.Key) -> tokens.Completion:
-            width = prompts.tokens.shape[1]
-            rows = policy.repeat_prompts(prompts, samples_per_prompt)
-            environment = tokens.make_batch(
-                rows.tokens,
-                rows.lengths,
-                horizon=horizon,
-                vocab_size=config.vocab_size,
-                stop_tokens=config.eos_ids,
-            )
-            state = rollout.start(acts, environment, acting, key, prompts, width + horizon)
-            trajectory, _ = rollout.rollout(acts, environment, acting, state, key, horizon)
-            return tokens.completions(trajectory, config.eos_ids)
-
-        return completes
-
-    def program(self, acts: types.Policy) -> Callable[..., batches.Sequences]:
-        """The compiled (acting params, prompts, key) -> prompts and answers, to learn from."""
-        completes = self.completes(acts)
-
-        @jax.jit
-        def program(acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
-            made = completes(acting, prompts, key)
-            return batches.join(prompts, made.tokens, made.is_answer)
-
-        return program
+    def sampler(
+        self, sampling: samplings.Sampling | None = None, samples_per_prompt: int = 1
+    ) -> completions.Sampler:
+        """Returns what completes prompts by the model and its operator."""
+        return completions.sampler(
+            self.model,
+            self.learning.max_new_tokens,
+            sampling=sampling,
+            divergence=self.f,
+            samples_per_prompt=samples_per_prompt,
+        )
 
     def judged(self, made: batches.Sequences, examples: list[data.Example]) -> np.ndarray:
         """Score of each answer, float32 [B]; NaN where no rule judges it."""

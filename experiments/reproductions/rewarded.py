@@ -58,8 +58,7 @@ def actor(
 
 def program(writer: episodes.Actor) -> Program:
     """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written."""
-    agent, learner = writer.agent, writer.agent.learner
-    size = agent.config.learning.batch_size
+    agent = writer.agent
 
     @jax.jit
     def run(
@@ -69,16 +68,19 @@ def program(writer: episodes.Actor) -> Program:
         prompts: jax.Array,
         key: types.Key,
     ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
-        def step(state: types.LearnerState, ids: jax.Array) -> Any:
+        def rows(
+            state: types.LearnerState, constants: Any, ids: jax.Array, key: types.Key
+        ) -> rlhf.Episodes:
+            del constants
             acting = agent.actor_params(state, state.steps, False)
-            step_key = jax.random.fold_in(key, state.steps)
-            made = writer.program(acting, letters.as_prompts(ids), step_key, (scorers,))
-            ones = jnp.ones(size)
-            batch = types.Batch(made, jnp.arange(size), ones / size, ones)
-            state, feedback = learner.step(state, batch, {"start": start})
-            return state, jax.tree.map(jnp.mean, feedback.metrics)
+            return writer.program(acting, letters.as_prompts(ids), key, (scorers,))
 
-        return jax.lax.scan(step, state, prompts)
+        def report(feedback: types.Feedback, data: rlhf.Episodes) -> dict[str, jax.Array]:
+            del data
+            return jax.tree.map(jnp.mean, feedback.metrics)
+
+        learn = learners.scan(agent.learner, rows, report)
+        return learn(state, {"start": start}, prompts, key)
 
     return Program(agent, run)
 
@@ -148,7 +150,7 @@ def supervised(
     """(language, seed) -> parameters that have learnt what the source writes; compiled once."""
     config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
     learner = sft.make(model, config).learner
-    run = small_models.learn(learner, small_models.stored)
+    run = jax.jit(learners.scan(learner, learners.stored))
 
     def start(language: letters.Language, seed: int) -> types.Params:
         rows = letters.corpus(language, sizes, seed)

@@ -15,7 +15,18 @@ import numpy as np
 from kullback.core import learners, regularizers, types
 from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import small_models
-from kullback.lm import batches, data, distillation, gemma, gkd, sft, tasks, tokenizer, tuning
+from kullback.lm import (
+    batches,
+    completions,
+    data,
+    distillation,
+    gemma,
+    gkd,
+    sft,
+    tasks,
+    tokenizer,
+    tuning,
+)
 
 STRETCH = 100  # Learner steps of a compiled call, at most.
 Tick = Callable[[int, float], None]  # (steps done, loss); see reproduce.Work.
@@ -65,8 +76,9 @@ class Sizes:
         )
 
 
-# (model, name of its operator's f) -> what writes on a prompt.
-Writers = Callable[[gemma.Model, str], small_models.Sampler]
+# (acting params, prompts, key) -> prompts and completions.
+Write = Callable[[types.Params, batches.Prompts, types.Key], batches.Sequences]
+Writers = Callable[[gemma.Model, str], Write]  # (model, name of its operator's f) -> its own.
 
 
 class Classroom(NamedTuple):
@@ -90,9 +102,10 @@ def writers(horizon: int, stop_tokens: tuple[int, ...]) -> Writers:
     """What writes at most `horizon` tokens at temperature 1, compiled once a model and operator."""
 
     @functools.cache
-    def writes(model: gemma.Model, divergence: str) -> small_models.Sampler:
+    def writes(model: gemma.Model, divergence: str) -> Write:
         f = regularizers.named(divergence)
-        return jax.jit(small_models.sampler(model, horizon, stop_tokens, f))
+        sampler = completions.sampler(model, horizon, divergence=f, stop_tokens=stop_tokens)
+        return jax.jit(sampler.sequences)
 
     return writes
 
@@ -153,21 +166,21 @@ class Program(NamedTuple):
     """A learner, and many of its steps as one compiled program; for all seeds."""
 
     learner: types.Learner
-    run: Callable[..., Any]  # See `small_models.learn`.
+    run: Callable[..., Any]  # See `learners.scan`.
 
 
 def tuner(room: Classroom, model: gemma.Model, divergence: str = "kl") -> Program:
     """SFT with the loss that a divergence generates."""
     config = sft.Config(divergence=divergence, learning=room.fine_tuning)
     learner = sft.make(model, config).learner
-    return Program(learner, small_models.learn(learner, small_models.stored))
+    return Program(learner, jax.jit(learners.scan(learner, learners.stored)))
 
 
 def supervised_distiller(room: Classroom, divergence: str) -> Program:
     """Distillation on the data set alone, at the rate of fine-tuning, for students that begin."""
     config = gkd.Config(divergence=divergence, learning=room.fine_tuning)
     learner = gkd.make(room.student, room.teacher, config).learner
-    return Program(learner, small_models.learn(learner, small_models.stored))
+    return Program(learner, jax.jit(learners.scan(learner, learners.stored)))
 
 
 def from_data(
@@ -213,13 +226,16 @@ def distiller(room: Classroom, divergence: str, temperature: float = 1.0) -> Pro
     learner = gkd.make(room.student, room.teacher, config).learner
     sample = room.writes(room.student, link_of(divergence))
 
-    def rows(student: Any, teacher: Any, item: Item, key: types.Key) -> batches.Sequences:
+    def rows(
+        state: types.LearnerState, teacher: Any, item: Item, key: types.Key
+    ) -> batches.Sequences:
         del teacher
+        acting = {"params": state.params}
         return jax.lax.cond(
-            item.is_sampled, lambda: sample(student, item.prompts, key), lambda: item.rows
+            item.is_sampled, lambda: sample(acting, item.prompts, key), lambda: item.rows
         )
 
-    return Program(learner, small_models.learn(learner, rows))
+    return Program(learner, jax.jit(learners.scan(learner, rows)))
 
 
 def link_of(divergence: str) -> str:
@@ -277,7 +293,7 @@ def prefixes(
 ) -> batches.Sequences:
     """What a model writes after the held-out prompts, at temperature 1, by its operator."""
     key = jax.random.fold_in(jax.random.key(seed), 2)
-    return room.writes(model, divergence)(params, room.held_out, key)
+    return room.writes(model, divergence)({"params": params}, room.held_out, key)
 
 
 def distance(room: Classroom, divergence: str) -> Callable[..., tuple[jax.Array, jax.Array]]:

@@ -12,7 +12,7 @@ import numpy as np
 from kullback.core import sequences, types
 from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.runs import rewards
-from kullback.lm import batches, data, policy, policy_gradient, rlhf
+from kullback.lm import batches, completions, data, policy_gradient, rlhf
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
 Program = Callable[..., rlhf.Episodes]
@@ -44,15 +44,22 @@ class Actor:
     @functools.cached_property
     def program(self) -> Program:
         """Writes G texts of each prompt, which is prefilled once, and scores them in JAX."""
-        completes = self.judge.completes(self.agent.policy, self.samples)
+        model = self.judge.model
+        sampler = completions.Sampler(
+            policy=self.agent.policy,
+            horizon=self.judge.learning.max_new_tokens,
+            vocab_size=model.config.vocab_size,
+            stop_tokens=model.config.eos_ids,
+            samples_per_prompt=self.samples,
+        )
 
         @jax.jit
         def program(
             acting: Any, prompts: batches.Prompts, key: types.Key, params: Any
         ) -> rlhf.Episodes:
-            made = completes(acting, prompts, key)
-            rows = policy.repeat_prompts(prompts, self.samples)
-            joined = batches.join(rows, made.tokens, made.is_answer)
+            made = sampler.completions(acting, prompts, key)
+            rows = sampler.repeated(prompts)
+            joined = completions.joined(rows, made)
             # Column c of a row is token c - length of its answer.
             place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(rows.lengths)[:, None]
             place = jnp.clip(place, 0, made.tokens.shape[1] - 1)

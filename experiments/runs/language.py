@@ -19,6 +19,7 @@ from kullback.experiments.runs import episodes, models, plans, resolved, rewards
 from kullback.lm import (
     answers,
     batches,
+    completions,
     data,
     distillation,
     folder_meaning,
@@ -204,7 +205,13 @@ class Setup:
             self.student.tokenizer.pad_id,
         )
         share = round(mixture.student_fraction * c.batch_size)
-        program = self.judge.program(self.agent.policy)
+        sampler = completions.Sampler(
+            policy=self.agent.policy,
+            horizon=c.max_new_tokens,
+            vocab_size=self.judge.model.config.vocab_size,
+            stop_tokens=self.judge.model.config.eos_ids,
+        )
+        program = jax.jit(sampler.sequences)
 
         def num_sampled(step: int) -> int:
             if mixture.mixing == "row":

@@ -27,8 +27,7 @@ def make(**targets):
 
 
 def batch(x: float) -> types.Batch:
-    ones = np.ones(1, np.float32)
-    return types.Batch(np.array([x], np.float32), ones.astype(np.int32), ones, ones)
+    return types.Batch.of(np.array([x], np.float32))
 
 
 def test_golden_a_step_of_gradient_descent_halves_the_distance():
@@ -85,3 +84,39 @@ def test_periodic_stays_a_branch_under_vmap_over_seeds():
 def test_rules_are_checked(make_rule):
     with pytest.raises(ValueError, match="got 0"):
         make_rule()
+
+
+def test_rows_that_no_replay_keeps_count_alike():
+    made = types.Batch.of({"a": np.zeros((4, 3)), "b": np.zeros(4)})
+    assert made.indices.dtype == np.int32 and made.indices.tolist() == [0, 1, 2, 3]
+    assert made.probabilities.tolist() == [0.25] * 4 and made.weights.tolist() == [1.0] * 4
+    assert made.probabilities.dtype == made.weights.dtype == np.float32
+
+
+def test_a_scan_is_as_many_steps_and_its_stretches_are_the_whole():
+    learner, key = make(), jax.random.key(7)
+    items = jnp.arange(6, dtype=jnp.float32).reshape(6, 1)
+
+    def rows(state, constants, item, key):
+        """The item, where the parameters are, and something drawn."""
+        assert constants == 1.0
+        return item + state.params["w"] + jax.random.normal(key)
+
+    def report(feedback, data):
+        return feedback.metrics["loss"], data[0]
+
+    state = start = learner.init(jax.random.key(0))
+    expected = []
+    for step, item in enumerate(items):
+        data = rows(state, 1.0, item, jax.random.fold_in(key, step))
+        state, feedback = learner.step(state, types.Batch.of(data), 1.0)
+        expected.append((feedback.metrics["loss"], data[0]))
+    run = learners.scan(learner, rows, report)
+    first, one = run(start, 1.0, items[:2], key)
+    last, two = run(first, 1.0, items[2:], key)
+    found = jax.tree.map(lambda *parts: jnp.concatenate(parts), one, two)
+    for column, wanted in zip(found, zip(*expected, strict=True), strict=True):
+        np.testing.assert_allclose(column, jnp.stack(wanted), rtol=1e-5)
+    np.testing.assert_allclose(last.params["w"], state.params["w"], rtol=1e-5)
+    _, losses = learners.scan(learner, learners.stored)(start, 1.0, items, key)
+    assert losses.shape == (6,)
