@@ -12,10 +12,9 @@ import jax.numpy as jnp
 
 from kullback.core import learners, sampling, types
 from kullback.environments import tokens
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import letters, small_models
 from kullback.experiments.runs import episodes, rewards
-from kullback.lm import batches, gemma, policy, rlhf, sft, tuning
+from kullback.lm import batches, evaluation, gemma, policy, rlhf, sft, tuning
 
 # (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
 # mean metrics of each step.
@@ -45,15 +44,15 @@ def actor(
     scorer: tokens.Scorer,
 ) -> episodes.Actor:
     """Who writes texts that `scorer` judges; of other languages only the prompts differ."""
-    judge = judges.Judge(
+    evaluator = evaluation.Evaluator(
         model=model,
-        words=language.words,
+        tokenizer=language.words,
         task=language.task,
         test=letters.examples(language.held_out),
         learning=learning,
     )
     reward = rewards.Reward(scorer.name, ((1.0, scorer),), ())
-    return episodes.Actor(agent, judge, reward)
+    return episodes.Actor(agent, evaluator, reward)
 
 
 def program(writer: episodes.Actor) -> Program:
@@ -98,7 +97,7 @@ def measurer(writer: episodes.Actor) -> Callable[..., Measured]:
 
     The KL has no draw in it but that of the prefixes: after each it is the sum over all tokens.
     """
-    model = writer.judge.model
+    model = writer.evaluator.model
 
     @jax.jit
     def measure(

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, regularizers, types
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import small_models
 from kullback.lm import (
     batches,
     completions,
     data,
     distillation,
+    evaluation,
     gemma,
     gkd,
     sft,
@@ -93,9 +93,9 @@ class Classroom(NamedTuple):
     teacher: gemma.Model
     student: gemma.Model
     writes: Writers
-    # Of a task of texts: their tokens, and (model, name of its operator's f) -> what judges it.
+    # Of a task of texts: their tokens, and (model, name of its operator's f) -> its evaluator.
     words: tokenizer.Tokenizer | None = None
-    judge: Callable[[gemma.Model, str], judges.Judge] | None = None
+    evaluator: Callable[[gemma.Model, str], evaluation.Evaluator] | None = None
 
 
 def writers(horizon: int, stop_tokens: tuple[int, ...]) -> Writers:
@@ -131,9 +131,9 @@ def make(sizes: Sizes) -> Classroom:
 
     learning = sizes.learning(sizes.learning_rate)
 
-    @functools.cache  # A judge keeps its compiled programs.
-    def judge(model: gemma.Model, divergence: str) -> judges.Judge:
-        return judges.Judge(model, words, task, test, learning, divergence)
+    @functools.cache  # An evaluator keeps its compiled programs.
+    def evaluator(model: gemma.Model, divergence: str) -> evaluation.Evaluator:
+        return evaluation.Evaluator(model, words, task, test, learning, divergence)
 
     return Classroom(
         fine_tuning=learning,
@@ -146,7 +146,7 @@ def make(sizes: Sizes) -> Classroom:
         student=model(sizes.student_width, sizes.student_layers),
         writes=writers(sizes.max_new_tokens, words.eos_ids),
         words=words,
-        judge=judge,
+        evaluator=evaluator,
     )
 
 
@@ -352,19 +352,19 @@ def quality(
     """Means over held-out examples: scores of what is written, greedily and drawn, and nats.
 
     Raises:
-      ValueError: for a room without a judge.
+      ValueError: for a room without an evaluator.
     """
-    if room.judge is None:
+    if room.evaluator is None:
         raise ValueError(
-            "quality needs texts and their judge, which a room of `make` has; got None"
+            "quality needs texts and their evaluator, which a room of `make` has; got None"
         )
-    judge, acting = room.judge(model, divergence), {"params": params}
+    evaluator, acting = room.evaluator(model, divergence), {"params": params}
     count = len(room.held_out.lengths)
     found: dict[str, float] = {}
-    for way, program in (("greedy", judge.greedy), ("temperature_1", judge.plain)):
-        answers = judge.answers(acting, count, jax.random.key(seed), program)
+    for way, program in (("greedy", evaluator.greedy), ("temperature_1", evaluator.sampled)):
+        answers = evaluator.answers(acting, count, jax.random.key(seed), program)
         found |= {f"{name}_{way}": float(x.mean()) for name, x in answers.measures.items()}
-    likelihoods = judge.likelihoods(acting, count)
+    likelihoods = evaluator.likelihoods(acting, count)
     tokens = likelihoods.tokens.sum()
     return {
         **found,

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import sequences, types
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.runs import rewards
-from kullback.lm import batches, completions, data, policy_gradient, rlhf
+from kullback.lm import batches, completions, data, evaluation, policy_gradient, rlhf
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
 Program = Callable[..., rlhf.Episodes]
@@ -30,10 +29,10 @@ class Held(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Actor:
-    """A policy, its judge, and what its texts are worth."""
+    """A policy, its evaluator, and what its texts are worth."""
 
     agent: types.Agent
-    judge: judges.Judge
+    evaluator: evaluation.Evaluator
     reward: rewards.Reward
 
     @property
@@ -44,10 +43,10 @@ class Actor:
     @functools.cached_property
     def program(self) -> Program:
         """Writes G texts of each prompt, which is prefilled once, and scores them in JAX."""
-        model = self.judge.model
+        model = self.evaluator.model
         sampler = completions.Sampler(
             policy=self.agent.policy,
-            horizon=self.judge.learning.max_new_tokens,
+            horizon=self.evaluator.learning.max_new_tokens,
             vocab_size=model.config.vocab_size,
             stop_tokens=model.config.eos_ids,
             samples_per_prompt=self.samples,
@@ -75,19 +74,19 @@ class Actor:
         Raises:
           ValueError: for a reward that is not finite.
         """
-        prompts = self.judge.prompts(examples)
+        prompts = self.evaluator.prompts(examples)
         made = self.program(acting, prompts, key, self.reward.params)
         if not self.reward.of_texts:
             self.reward.checked(made.rewards)
             return made
         rows = self.repeated(examples)
-        asked = [self.judge.asked(example) for example in rows]
-        prompts_of_rows = [one["prompt"] for one in asked]
+        examples_of_rows = [self.evaluator.example_texts(example) for example in rows]
+        prompts_of_rows = [one["prompt"] for one in examples_of_rows]
         found = self.reward.between_programs(
             prompts_of_rows,
-            self.judge.answer_texts(made.sequences),
-            [one["target"] for one in asked],
-            [*map(self.judge.task.document, rows, prompts_of_rows)],
+            self.evaluator.answer_texts(made.sequences),
+            [one["target"] for one in examples_of_rows],
+            [*map(self.evaluator.task.document, rows, prompts_of_rows)],
         )
         return made._replace(rewards=self.reward.checked(made.rewards + found))
 
@@ -98,7 +97,7 @@ class Actor:
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         """Returns the mean reward of G texts of each of the first `count` held-out prompts, [n].
 
-        There may be fewer than `count`, see `Judge.kept`.
+        There may be fewer than `count`, see `Evaluator.kept`.
         """
         return self._held(acting, count, key, lambda made: {})["rewards"]
 
@@ -120,9 +119,9 @@ class Actor:
         return jax.jit(
             functools.partial(
                 rlhf.log_probabilities,
-                self.judge.model,
+                self.evaluator.model,
                 temperature=self.agent.replay.temperature,
-                chunk=self.judge.learning.chunk,
+                chunk=self.evaluator.learning.chunk,
             )
         )
 
@@ -131,12 +130,12 @@ class Actor:
     ) -> dict[str, np.ndarray]:
         """What is measured of held-out prompts; means over the samples of each."""
         found: dict[str, list[np.ndarray]] = {}
-        for number, part in enumerate(self.judge.parts(count)):
+        for number, part in enumerate(self.evaluator.parts(count)):
             made = self.episodes(acting, part, jax.random.fold_in(key, number))
             for name, x in {"rewards": made.rewards, **more(made)}.items():
                 means = np.asarray(x, np.float64).reshape(-1, self.samples).mean(1)
                 found.setdefault(name, []).append(means)
-        kept = self.judge.kept(count)
+        kept = self.evaluator.kept(count)
         return {name: np.concatenate(x)[:kept] for name, x in found.items()}
 
     def source(
@@ -168,7 +167,7 @@ class Actor:
         def score(made: rlhf.Episodes, drawn: Any) -> np.ndarray:
             found, step = np.asarray(made.rewards), drawn[1]
             if (step + 1) % every == 0:
-                lines = self.judge.lines(made.sequences, self.repeated(drawn[0]), found)
+                lines = self.evaluator.lines(made.sequences, self.repeated(drawn[0]), found)
                 on_texts(step + 1, [{"greedy": False, **line} for line in lines])
             return found
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import episodes, models, plans, resolved, rewards, settings
 from kullback.lm import (
@@ -22,6 +21,7 @@ from kullback.lm import (
     completions,
     data,
     distillation,
+    evaluation,
     folder_meaning,
     gemma,
     rlhf,
@@ -50,7 +50,7 @@ class Setup:
     train: list[data.Example]
     reports: dict[str, data.Report]
     rule: int  # By which files are split, see `lm/splits.py`.
-    judge: judges.Judge
+    evaluator: evaluation.Evaluator
     # Where learning starts; None: where the learner draws.
     initial_params: Callable[[], types.Params] | None
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
@@ -65,14 +65,14 @@ class Setup:
         warnings = (models.ends_notice(self.student), data.notice(self.reports))
         said, kept = (
             [one for one in warnings if one is not None],
-            self.judge.kept(self.eval_episodes),
+            self.evaluator.kept(self.eval_episodes),
         )
         if kept != self.eval_episodes:
             said.append(
                 f"an evaluation is of the {kept} examples that are held out, each of them once, "
                 f"where --eval-episodes asks for {self.eval_episodes}"
             )
-        num_ids = self.judge.model.num_ids
+        num_ids = self.evaluator.model.num_ids
         if (rows := self.student.config.vocab_size) > num_ids:
             said.append(
                 f"of the {rows:,} rows of the model's table {rows - num_ids:,} are beyond the "
@@ -123,7 +123,7 @@ class Setup:
             losses, is_answer = answers.per_token(
                 lambda logits, teacher_logits, labels: divergence(logits, teacher_logits),
                 rows,
-                (self.judge.model, params),
+                (self.evaluator.model, params),
                 (teacher.model, of_teacher),
                 chunk=self.learning.chunk,
             )
@@ -140,14 +140,14 @@ class Setup:
             return None
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
-        rows = batches.pad(self.judge.test[: judges.ROWS], width, self.student.tokenizer.pad_id)
-        rows = self.judge.spread(rows)
+        rows = batches.pad(self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id)
+        rows = self.evaluator.spread(rows)
         return float(self._distance(acting["params"], self.teacher.params, rows))
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Greedy answers to the first few held-out examples, for a reader."""
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
-        lines = self.judge.greedy_lines(acting, jax.random.key(steps))
+        lines = self.evaluator.greedy_lines(acting, jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
@@ -169,7 +169,7 @@ class Setup:
         is as for `sequences.make`.
         """
         constants = None if self.teacher is None else self.teacher.params
-        source, evaluate = self.source, self.judge.scores
+        source, evaluate = self.source, self.evaluator.scores
         if self.actor is not None:
             source = functools.partial(self.actor.source, self.train)
             evaluate = self.actor.scores
@@ -208,8 +208,8 @@ class Setup:
         sampler = completions.Sampler(
             policy=self.agent.policy,
             horizon=c.max_new_tokens,
-            vocab_size=self.judge.model.config.vocab_size,
-            stop_tokens=self.judge.model.config.eos_ids,
+            vocab_size=self.evaluator.model.config.vocab_size,
+            stop_tokens=self.evaluator.model.config.eos_ids,
         )
         program = jax.jit(sampler.sequences)
 
@@ -229,16 +229,16 @@ class Setup:
                 step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
             )
             indices = drawn[-rows:].tolist()
-            return self.judge.prompts([self.train[i] for i in indices]), indices, step
+            return self.evaluator.prompts([self.train[i] for i in indices]), indices, step
 
         def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
-            return program(acting, self.judge.spread(drawn[0]), key)
+            return program(acting, self.evaluator.spread(drawn[0]), key)
 
         def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
             examples, step = [self.train[i] for i in drawn[1]], drawn[2]
-            scores = self.judge.judged(made, examples)
+            scores = self.evaluator.task_scores(made, examples)
             if is_shown(step):
-                lines = self.judge.lines(made, examples, scores)
+                lines = self.evaluator.lines(made, examples, scores)
                 on_texts(step + 1, [{"greedy": False, **line} for line in lines])
             return scores
 
@@ -304,12 +304,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         train=train,
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
-        judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator, mesh),
+        evaluator=evaluation.Evaluator(made[0], student.tokenizer, task, test, c, config.operator, mesh),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
     )
-    found.judge.parts(1)  # Without an example there is nothing to show, now rather than later.
+    found.evaluator.parts(1)  # Without an example there is nothing to show, now rather than later.
     if not isinstance(found.agent.replay, rlhf.OnPolicy):
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
@@ -345,7 +345,7 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
     return dataclasses.replace(
         setup,
         initial_params=initial_params,
-        actor=episodes.Actor(setup.agent, setup.judge, reward),
+        actor=episodes.Actor(setup.agent, setup.evaluator, reward),
         start=start.params,
     )
 
