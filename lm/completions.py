@@ -83,6 +83,19 @@ class Sampler:
         return joined(self.repeated(prompts), self.completions(acting, prompts, key))
 
 
+def of_policy(
+    acts: types.Policy, model: gemma.Model, horizon: int, samples_per_prompt: int = 1
+) -> Sampler:
+    """Returns what completes prompts by an agent's policy, over the ids and ends of `model`."""
+    return Sampler(
+        policy=acts,
+        horizon=horizon,
+        vocab_size=model.config.vocab_size,
+        stop_tokens=model.config.eos_ids,
+        samples_per_prompt=samples_per_prompt,
+    )
+
+
 def sampler(
     model: gemma.Model,
     horizon: int,
@@ -102,15 +115,9 @@ def sampler(
       stop_tokens: ids that end a completion; None is the model's.
       samples_per_prompt: G.
     """
-    return Sampler(
-        policy=policy.language_model(
-            model, sampling, divergence, samples_per_prompt=samples_per_prompt
-        ),
-        horizon=horizon,
-        vocab_size=model.config.vocab_size,
-        stop_tokens=model.config.eos_ids if stop_tokens is None else stop_tokens,
-        samples_per_prompt=samples_per_prompt,
-    )
+    acts = policy.language_model(model, sampling, divergence, samples_per_prompt=samples_per_prompt)
+    found = of_policy(acts, model, horizon, samples_per_prompt)
+    return found if stop_tokens is None else dataclasses.replace(found, stop_tokens=stop_tokens)
 
 
 def joined(prompts: batches.Prompts, completion: tokens.Completion) -> batches.Sequences:

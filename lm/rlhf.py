@@ -14,6 +14,7 @@ https://arxiv.org/abs/2306.13649), w the weight of distillation:
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,6 +28,7 @@ from kullback.lm import (
     answers,
     batches,
     chunked,
+    completions,
     distillation,
     gemma,
     policy,
@@ -46,6 +48,38 @@ class Episodes(NamedTuple):
     sequences: batches.Sequences  # [B, T].
     rewards: types.Array  # float32, [B]: of whole texts, as the scorer gave them.
     log_probability: types.Array  # float32, [B, T]: of each answer's token as drawn, else 0.
+
+
+# (params, completions, the prompt of each) -> float32 [B]; in JAX.
+Score = Callable[[Any, tokens.Completion, batches.Prompts], types.Array]
+
+
+def sample(
+    sampler: completions.Sampler,
+    score: Score,
+    acting: Any,
+    prompts: batches.Prompts,
+    key: types.Key,
+    score_params: Any,
+) -> Episodes:
+    """Returns texts of each prompt, as they were drawn and what they are worth; pure.
+
+    Args:
+      sampler: of G texts of each prompt, which is prefilled once.
+      score: of texts.
+      acting: parameters of the policy.
+      prompts: [B / G, P].
+      key: of the texts.
+      score_params: of `score`.
+    """
+    completion, rows = sampler.completions(acting, prompts, key), sampler.repeated(prompts)
+    joined = completions.joined(rows, completion)
+    # Column c of a row is token c - length of its answer.
+    place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(rows.lengths)[:, None]
+    place = jnp.clip(place, 0, completion.tokens.shape[1] - 1)
+    drawn = jnp.take_along_axis(completion.log_probability, place, 1)
+    scores = jnp.asarray(score(score_params, completion, rows), jnp.float32)
+    return Episodes(joined, scores, jnp.where(joined.is_answer, drawn, 0))
 
 
 @dataclasses.dataclass(frozen=True)

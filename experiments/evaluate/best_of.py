@@ -5,7 +5,7 @@ import numpy as np
 
 from kullback.core import types
 from kullback.experiments.runs import episodes, rewards
-from kullback.lm import best_of_n, evaluation, policy, rlhf
+from kullback.lm import best_of_n, evaluation
 
 
 def measures(
@@ -27,17 +27,9 @@ def measures(
       count: prompts, at most: there may be fewer.
       key: of the answers.
     """
-
-    def nothing(*arguments: object) -> types.Params:
-        raise ValueError("best of N learns nothing")
-
-    agent = types.Agent(
-        policy=policy.language_model(evaluator.model, divergence=evaluator.f, samples_per_prompt=n),
-        learner=types.Learner(nothing, nothing),
-        actor_params=nothing,
-        replay=rlhf.OnPolicy(n),
+    actor = episodes.Actor(
+        sampler=evaluator.sampler(samples_per_prompt=n), evaluator=evaluator, reward=reward
     )
-    actor = episodes.Actor(agent, evaluator, reward)
     found: dict[str, list[np.ndarray]] = {}
     for number, part in enumerate(evaluator.parts(count)):
         made = actor.episodes(acting, part, jax.random.fold_in(key, number))

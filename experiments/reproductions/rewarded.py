@@ -1,7 +1,7 @@
 """Policies of letters that learn by REINFORCE, and what they are worth at which distance.
 
-Writing, scoring and learning are those of runs (experiments/runs/episodes.py, lm/rlhf.py), many
-learner steps in one compiled program. B rows, n learner steps, P tokens of a prompt.
+Writing, scoring and learning are those of runs (lm/completions.py, lm/rlhf.py), many learner steps
+in one compiled program. B rows, n learner steps, P tokens of a prompt.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, sampling, types
+from kullback.core import learners, types
 from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
-from kullback.experiments.runs import episodes, rewards
-from kullback.lm import batches, evaluation, gemma, policy, rlhf, sft, tuning
+from kullback.lm import batches, completions, gemma, rlhf, sft
 
 # (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
 # mean metrics of each step.
@@ -36,28 +35,17 @@ class Measured(NamedTuple):
     kl: jax.Array  # KL(pi || start) of next tokens after what it wrote, summed; nats of a text.
 
 
-def actor(
-    agent: types.Agent,
-    learning: tuning.Config,
-    model: gemma.Model,
-    language: letters.Language,
-    scorer: tokens.Scorer,
-) -> episodes.Actor:
-    """Who writes texts that `scorer` judges; of other languages only the prompts differ."""
-    evaluator = evaluation.Evaluator(
-        model=model,
-        tokenizer=language.words,
-        task=language.task,
-        test=letters.examples(language.held_out),
-        learning=learning,
-    )
-    reward = rewards.Reward(scorer.name, ((1.0, scorer),), ())
-    return episodes.Actor(agent, evaluator, reward)
+def program(agent: types.Agent, model: gemma.Model, scorer: tokens.Scorer) -> Program:
+    """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written.
 
-
-def program(writer: episodes.Actor) -> Program:
-    """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written."""
-    agent = writer.agent
+    Args:
+      agent: that learns.
+      model: its decoder.
+      scorer: what texts are worth; its parameters are an argument of the program.
+    """
+    horizon = agent.config.learning.max_new_tokens
+    samples = agent.replay.samples_per_prompt
+    sampler = completions.of_policy(agent.policy, model, horizon, samples)
 
     @jax.jit
     def run(
@@ -72,7 +60,8 @@ def program(writer: episodes.Actor) -> Program:
         ) -> rlhf.Episodes:
             del constants
             acting = agent.actor_params(state, state.steps, False)
-            return writer.program(acting, letters.as_prompts(ids), key, (scorers,))
+            prompts = letters.as_prompts(ids)
+            return rlhf.sample(sampler, scorer.score, acting, prompts, key, scorers)
 
         def report(feedback: types.Feedback, data: rlhf.Episodes) -> dict[str, jax.Array]:
             del data
@@ -92,55 +81,32 @@ def drawn(
     return small_models.take(language.train, count, size, seed, first)
 
 
-def measurer(writer: episodes.Actor) -> Callable[..., Measured]:
+def measurer(
+    model: gemma.Model, horizon: int, samples_per_prompt: int, scorer: tokens.Scorer
+) -> Callable[..., Measured]:
     """The compiled (params, start, parameters of the scorer, prompts [n, P], key) -> `Measured`.
 
     The KL has no draw in it but that of the prefixes: after each it is the sum over all tokens.
     """
-    model = writer.evaluator.model
+    sampler = completions.sampler(model, horizon, samples_per_prompt=samples_per_prompt)
 
     @jax.jit
     def measure(
         params: types.Params,
         start: types.Params,
-        scorer: types.Params,
+        score_params: types.Params,
         prompts: jax.Array,
         key: types.Key,
     ) -> Measured:
-        made = writer.program({"params": params}, letters.as_prompts(prompts), key, (scorer,))
-        rows = made.sequences
+        acting, given = {"params": params}, letters.as_prompts(prompts)
+        episodes = rlhf.sample(sampler, scorer.score, acting, given, key, score_params)
+        rows = episodes.sequences
         inputs = rows.tokens, rows.positions, rows.segments
         of_start, own = (model.apply(p, *inputs) for p in (start, params))
         kl = small_models.sequence_distance(of_start, own, rows)
-        return Measured(rows, jnp.asarray(made.rewards), kl)
+        return Measured(rows, jnp.asarray(episodes.rewards), kl)
 
     return measure
-
-
-def writes(
-    model: gemma.Model,
-    language: letters.Language,
-    sizes: letters.Sizes,
-    scorer: tokens.Scorer,
-    samples_per_prompt: int,
-    temperature: float = 1.0,
-) -> episodes.Actor:
-    """An actor that only writes: G texts of each prompt."""
-
-    def nothing(*arguments: object) -> types.Params:
-        raise ValueError("this actor writes, and learns nothing")
-
-    agent = types.Agent(
-        policy=policy.language_model(
-            model,
-            sampling.Sampling(temperature=temperature),
-            samples_per_prompt=samples_per_prompt,
-        ),
-        learner=types.Learner(nothing, nothing),
-        actor_params=nothing,
-        replay=rlhf.OnPolicy(samples_per_prompt, temperature),
-    )
-    return actor(agent, sizes.learning(samples_per_prompt, 1.0), model, language, scorer)
 
 
 def supervised(

@@ -27,46 +27,24 @@ class Held(NamedTuple):
     lengths: np.ndarray  # Tokens.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Actor:
-    """A policy, its evaluator, and what its texts are worth."""
+    """A policy's sampler, its evaluator, and what its texts are worth."""
 
-    agent: types.Agent
+    sampler: completions.Sampler
     evaluator: evaluation.Evaluator
     reward: rewards.Reward
+    temperature: float = 1.0  # Of the policy, and of the start with which it is compared.
 
     @property
     def samples(self) -> int:
         """Texts of each prompt, G."""
-        return self.agent.replay.samples_per_prompt
+        return self.sampler.samples_per_prompt
 
     @functools.cached_property
     def program(self) -> Program:
-        """Writes G texts of each prompt, which is prefilled once, and scores them in JAX."""
-        model = self.evaluator.model
-        sampler = completions.Sampler(
-            policy=self.agent.policy,
-            horizon=self.evaluator.learning.max_new_tokens,
-            vocab_size=model.config.vocab_size,
-            stop_tokens=model.config.eos_ids,
-            samples_per_prompt=self.samples,
-        )
-
-        @jax.jit
-        def program(
-            acting: Any, prompts: batches.Prompts, key: types.Key, params: Any
-        ) -> rlhf.Episodes:
-            made = sampler.completions(acting, prompts, key)
-            rows = sampler.repeated(prompts)
-            joined = completions.joined(rows, made)
-            # Column c of a row is token c - length of its answer.
-            place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(rows.lengths)[:, None]
-            place = jnp.clip(place, 0, made.tokens.shape[1] - 1)
-            drawn = jnp.take_along_axis(made.log_probability, place, 1)
-            scores = self.reward.in_program(params, made, rows)
-            return rlhf.Episodes(joined, scores, jnp.where(joined.is_answer, drawn, 0))
-
-        return program
+        """The program that writes G texts of each prompt, and scores them in JAX."""
+        return jax.jit(functools.partial(rlhf.sample, self.sampler, self.reward.in_program))
 
     def episodes(self, acting: Any, examples: list[data.Example], key: types.Key) -> rlhf.Episodes:
         """Returns G texts of each example's prompt, with all of their reward.
@@ -120,7 +98,7 @@ class Actor:
             functools.partial(
                 rlhf.log_probabilities,
                 self.evaluator.model,
-                temperature=self.agent.replay.temperature,
+                temperature=self.temperature,
                 chunk=self.evaluator.learning.chunk,
             )
         )
@@ -138,41 +116,20 @@ class Actor:
         kept = self.evaluator.kept(count)
         return {name: np.concatenate(x)[:kept] for name, x in found.items()}
 
-    def source(
-        self,
-        train: list[data.Example],
-        seed: int,
-        on_texts: Callable[[int, list[dict[str, Any]]], Any],
-        every: int,
-    ) -> sequences.Source:
-        """Batches of texts, all of the policy; of each `every` steps the last one's are shown.
+    def source(self, train: list[data.Example], seed: int) -> sequences.Source:
+        """Returns batches of texts, all of the policy.
 
         Args:
           train: whose prompts are drawn, an epoch after another.
           seed: of their order.
-          on_texts: receives learner steps done, and texts.
-          every: learner steps.
         """
-        c = self.agent.config.learning
+        c = self.evaluator.learning
         num_prompts = c.batch_size // self.samples
 
-        def prompts(step: int, rows: int) -> tuple[list[data.Example], int]:
+        def prompts(step: int, rows: int) -> list[data.Example]:
             del rows
             drawn = batches.indices(step, num_items=len(train), batch_size=num_prompts, seed=seed)
-            return [train[i] for i in drawn.tolist()], step
-
-        def sample(acting: Any, drawn: Any, key: types.Key) -> rlhf.Episodes:
-            return self.episodes(acting, drawn[0], key)
-
-        def score(made: rlhf.Episodes, drawn: Any) -> np.ndarray:
-            found, step = np.asarray(made.rewards), drawn[1]
-            if (step + 1) % every == 0:
-                lines = self.evaluator.lines(made.sequences, self.repeated(drawn[0]), found)
-                on_texts(step + 1, [{"greedy": False, **line} for line in lines])
-            return found
-
-        def stored(step: int, rows: int) -> Any:
-            raise ValueError(f"all rows are the policy's, and {rows} stored ones were asked for")
+            return [train[i] for i in drawn.tolist()]
 
         shape = (c.batch_size, c.max_prompt_length + c.max_new_tokens)
         int_, bool_, float_ = (jax.ShapeDtypeStruct(shape, d) for d in (np.int32, bool, np.float32))
@@ -181,9 +138,16 @@ class Actor:
         return sequences.Source(
             num_rows=c.batch_size,
             example=rlhf.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
-            num_sampled=lambda step: c.batch_size,
-            stored=stored,
-            prompts=prompts,
-            sample=sample,
-            score=score,
+            sampling=sequences.Sampling(
+                num_rows=lambda step: c.batch_size,
+                prompts=prompts,
+                sample=self.episodes,
+                score=lambda episodes, examples: np.asarray(episodes.rewards),
+            ),
         )
+
+    def lines(
+        self, made: rlhf.Episodes, examples: list[data.Example], scores: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Returns the first few texts of a batch for a reader, JSON-able."""
+        return self.evaluator.lines(made.sequences, self.repeated(examples), scores)

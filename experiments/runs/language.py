@@ -140,7 +140,9 @@ class Setup:
             return None
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
-        rows = batches.pad(self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id)
+        rows = batches.pad(
+            self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id
+        )
         rows = self.evaluator.spread(rows)
         return float(self._distance(acting["params"], self.teacher.params, rows))
 
@@ -169,26 +171,30 @@ class Setup:
         is as for `sequences.make`.
         """
         constants = None if self.teacher is None else self.teacher.params
-        source, evaluate = self.source, self.evaluator.scores
+        source, evaluate, lines = self.source(seed), self.evaluator.scores, self.evaluator.lines
         if self.actor is not None:
-            source = functools.partial(self.actor.source, self.train)
-            evaluate = self.actor.scores
+            source = self.actor.source(self.train, seed)
+            evaluate, lines = self.actor.scores, self.actor.lines
             constants = {"start": self.start, "teacher": constants}
+
+        def on_sampled(step: int, rows: Any, examples: Any, scores: Any) -> None:
+            if _is_last_sampled(source.sampling, step, every):
+                on_texts(step + 1, [{"greedy": False, **x} for x in lines(rows, examples, scores)])
+
         return sequences.make(
             self.agent,
-            source(seed, on_texts, every),
+            source,
             seed,
             params=self.initial_params,
             constants=constants,
             evaluate=evaluate,
             placement=self.placement,
             abandons=abandons,
+            on_sampled=on_sampled,
         )
 
-    def source(
-        self, seed: int, on_texts: OnTexts = lambda steps, texts: None, every: int = 1
-    ) -> sequences.Source:
-        """Batches of the data set and of the policy; for the arguments see `loop`."""
+    def source(self, seed: int) -> sequences.Source:
+        """Returns batches of the data set and of the policy."""
         c, mixture = self.learning, self.agent.replay
         width = c.max_prompt_length + c.max_new_tokens
         is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
@@ -205,12 +211,7 @@ class Setup:
             self.student.tokenizer.pad_id,
         )
         share = round(mixture.student_fraction * c.batch_size)
-        sampler = completions.Sampler(
-            policy=self.agent.policy,
-            horizon=c.max_new_tokens,
-            vocab_size=self.evaluator.model.config.vocab_size,
-            stop_tokens=self.evaluator.model.config.eos_ids,
-        )
+        sampler = completions.of_policy(self.agent.policy, self.evaluator.model, c.max_new_tokens)
         program = jax.jit(sampler.sequences)
 
         def num_sampled(step: int) -> int:
@@ -219,28 +220,14 @@ class Setup:
             coin = np.random.default_rng([seed, step]).random()  # In [0, 1).
             return c.batch_size if coin < mixture.student_fraction else 0
 
-        def is_shown(step: int) -> bool:
-            end = (step // every + 1) * every
-            later = range(step + 1, end)
-            return not any(sequences.samples_at(num_sampled, mixture.max_age, s) for s in later)
-
-        def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int], int]:
+        def prompts(step: int, rows: int) -> list[data.Example]:
             drawn = batches.indices(
                 step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
             )
-            indices = drawn[-rows:].tolist()
-            return self.evaluator.prompts([self.train[i] for i in indices]), indices, step
+            return [self.train[i] for i in drawn[-rows:].tolist()]
 
-        def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
-            return program(acting, self.evaluator.spread(drawn[0]), key)
-
-        def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
-            examples, step = [self.train[i] for i in drawn[1]], drawn[2]
-            scores = self.evaluator.task_scores(made, examples)
-            if is_shown(step):
-                lines = self.evaluator.lines(made, examples, scores)
-                on_texts(step + 1, [{"greedy": False, **line} for line in lines])
-            return scores
+        def sample(acting: Any, examples: list[data.Example], key: types.Key) -> batches.Sequences:
+            return program(acting, self.evaluator.spread(self.evaluator.prompts(examples)), key)
 
         shape = (c.batch_size, width)
         int_, bool_ = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (np.int32, np.bool_))
@@ -248,13 +235,21 @@ class Setup:
         return sequences.Source(
             num_rows=c.batch_size,
             example=batches.Sequences(int_, bool_, int_, int_, lengths),  # pyright: ignore[reportArgumentType]
-            num_sampled=num_sampled,
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
-            prompts=prompts,
-            sample=sample,
-            score=score,
-            max_age=mixture.max_age,
+            sampling=sequences.Sampling(
+                num_rows=num_sampled,
+                prompts=prompts,
+                sample=sample,
+                score=self.evaluator.task_scores,
+                max_age=mixture.max_age,
+            ),
         )
+
+
+def _is_last_sampled(sampling: sequences.Sampling | None, step: int, every: int) -> bool:
+    """Returns whether nothing more is sampled in the interval of `every` steps that has `step`."""
+    later = range(step + 1, (step // every + 1) * every)
+    return sampling is not None and not any(sampling.samples_at(s) for s in later)
 
 
 def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
@@ -304,7 +299,9 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         train=train,
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
-        evaluator=evaluation.Evaluator(made[0], student.tokenizer, task, test, c, config.operator, mesh),
+        evaluator=evaluation.Evaluator(
+            made[0], student.tokenizer, task, test, c, config.operator, mesh
+        ),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
@@ -338,14 +335,25 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
             f"the operator of {start.divergence}"
         )
 
+    on_policy: rlhf.OnPolicy = setup.agent.replay
+
     def initial_params() -> types.Params:
-        has_value = setup.agent.replay.has_value
-        return rlhf.with_value(start.params) if has_value else start.params
+        return rlhf.with_value(start.params) if on_policy.has_value else start.params
 
     return dataclasses.replace(
         setup,
         initial_params=initial_params,
-        actor=episodes.Actor(setup.agent, setup.evaluator, reward),
+        actor=episodes.Actor(
+            sampler=completions.of_policy(
+                setup.agent.policy,
+                setup.evaluator.model,
+                setup.learning.max_new_tokens,
+                on_policy.samples_per_prompt,
+            ),
+            evaluator=setup.evaluator,
+            reward=reward,
+            temperature=on_policy.temperature,
+        ),
         start=start.params,
     )
 

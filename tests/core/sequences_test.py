@@ -43,12 +43,14 @@ class Calls:
         self.source = sequences.Source(
             num_rows=ROWS,
             example=jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32),
-            num_sampled=num_sampled,
             stored=self._stored,
-            prompts=self._prompts,
-            sample=self._sample,
-            score=lambda rows, prompts: np.asarray(prompts, np.float32),
-            max_age=max_age,
+            sampling=sequences.Sampling(
+                num_rows=num_sampled,
+                prompts=self._prompts,
+                sample=self._sample,
+                score=lambda rows, prompts: np.asarray(prompts, np.float32),
+                max_age=max_age,
+            ),
         )
 
     def _stored(self, step: int, rows: int) -> np.ndarray:

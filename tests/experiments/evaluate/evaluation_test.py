@@ -24,7 +24,6 @@ from kullback.lm import (
     gemma,
     preferences,
     reward_model,
-    rlhf,
     tasks,
     tokenizer,
     tuning,
@@ -34,7 +33,6 @@ from kullback.lm.evaluation import Evaluator
 # A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
-RL = dataclasses.replace(LEARNING, batch_size=4)
 
 
 def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
@@ -55,6 +53,11 @@ def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
     )
     test, _ = task.examples("test", words, None)
     return Evaluator(gemma.make(config), words, task, test, LEARNING, divergence)
+
+
+def actor_of(one: Evaluator, reward: rewards.Reward) -> episodes.Actor:
+    sampler = one.sampler(samples_per_prompt=2)
+    return episodes.Actor(sampler=sampler, evaluator=one, reward=reward)
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +213,8 @@ def test_no_held_out_example_counts_twice(
 def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]):
     one = evaluator_of("kl")
     three = dataclasses.replace(one, test=one.test[:3])
-    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
     length = rewards.parse("length", SUMS, one.tokenizer)
-    actor = episodes.Actor(agent, three, length)
+    actor = actor_of(three, length)
     made = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
     by_hand = np.asarray(made.sequences.is_answer).sum(1).reshape(-1, 2).mean(1)[:3]
     np.testing.assert_allclose(actor.scores(acting, 10, jax.random.key(5)), by_hand)
@@ -231,8 +233,7 @@ def test_a_reward_gets_the_document_of_each_row(acting: dict[str, Any]):
         seen.append(written)
         return [0.0] * len(written.texts)
 
-    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
-    actor = episodes.Actor(agent, one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
+    actor = actor_of(one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
     actor.episodes(acting, [*named, *one.test[2:4]], jax.random.key(0))
     (written,) = seen
     assert written.documents == [*("d0", "d0", "d1", "d1"), *written.prompts[4:]]
@@ -249,10 +250,9 @@ def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict
     one = evaluator_of("kl")
     compiled = ((weight, tokens.Scorer("nan", nan)),)
     of_texts = ((weight, "two", lambda written: [2.0] * len(written.texts)),)
-    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
     broken = [rewards.Reward("two", (), of_texts)] if weight > 1 else []
     for reward in (rewards.Reward("nan", compiled, ()), *broken):
-        actor = episodes.Actor(agent, one, reward)
+        actor = actor_of(one, reward)
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
             actor.scores(acting, 2, jax.random.key(0))
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
