@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback.core import platform, sequences
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
-from kullback.lm import completions, gemma, reward_model, rlhf, tuning
+from kullback.lm import completions, gemma, reward_model, rlhf, rollouts, tuning
 
 PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64
 ROWS = PROMPTS * SAMPLES
@@ -33,7 +33,7 @@ def stepper() -> Callable[[], float]:
     scores = reward_model.on_decoder(scorer)
     reward = reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))
     sampler = completions.of_policy(agent.policy, model, NEW, SAMPLES)
-    write = jax.jit(functools.partial(rlhf.sample, sampler, reward.score))
+    write = jax.jit(functools.partial(rollouts.sample, sampler, reward.score))
     prompts = language_models.prompts(model.config, PROMPTS, PROMPT)
     params = jax.jit(model.init)(jax.random.key(0))
     given = {"params": params}, prompts, jax.random.key(0), reward.params

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kullback.core import learners, types
 from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
-from kullback.lm import batches, completions, gemma, rlhf, sft
+from kullback.lm import batches, completions, gemma, rollouts, sft
 
 # (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
 # mean metrics of each step.
@@ -57,13 +57,13 @@ def program(agent: types.Agent, model: gemma.Model, scorer: tokens.Scorer) -> Pr
     ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
         def rows(
             state: types.LearnerState, constants: Any, ids: jax.Array, key: types.Key
-        ) -> rlhf.Episodes:
+        ) -> rollouts.Episodes:
             del constants
             acting = agent.actor_params(state, state.steps, False)
             prompts = letters.as_prompts(ids)
-            return rlhf.sample(sampler, scorer.score, acting, prompts, key, scorers)
+            return rollouts.sample(sampler, scorer.score, acting, prompts, key, scorers)
 
-        def report(feedback: types.Feedback, data: rlhf.Episodes) -> dict[str, jax.Array]:
+        def report(feedback: types.Feedback, data: rollouts.Episodes) -> dict[str, jax.Array]:
             del data
             return jax.tree.map(jnp.mean, feedback.metrics)
 
@@ -99,7 +99,7 @@ def measurer(
         key: types.Key,
     ) -> Measured:
         acting, given = {"params": params}, letters.as_prompts(prompts)
-        episodes = rlhf.sample(sampler, scorer.score, acting, given, key, score_params)
+        episodes = rollouts.sample(sampler, scorer.score, acting, given, key, score_params)
         rows = episodes.sequences
         inputs = rows.tokens, rows.positions, rows.segments
         of_start, own = (model.apply(p, *inputs) for p in (start, params))

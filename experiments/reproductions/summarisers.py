@@ -18,7 +18,7 @@ from kullback.core import files, learners, types
 from kullback.experiments import entailment as training
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import extractive
-from kullback.lm import batches, best_of_n, completions, gemma, rlef, rlhf, sft
+from kullback.lm import batches, best_of_n, completions, gemma, rlef, rlhf, rollouts, sft
 from kullback.lm.entailment import scorers
 
 SIZES = extractive.Sizes()
@@ -219,15 +219,15 @@ def learner(scene: Scene, alpha: float) -> Program:
 
     def rows(
         state: types.LearnerState, constants: Any, item: Item, key: types.Key
-    ) -> rlhf.Episodes:
+    ) -> rollouts.Episodes:
         del constants
         made = scene.sample({"params": state.params}, item.prompts, key)
         scores = extractive.reward(item.of_sentences, *extractive.choices(made, sizes), sizes)
         # What has just been sampled has the probabilities of the parameters that sampled it.
         drawn = jnp.pad(scene.log_probabilities(state.params, made), ((0, 0), (1, 0)))
-        return rlhf.Episodes(made, scores, drawn)
+        return rollouts.Episodes(made, scores, drawn)
 
-    def report(feedback: types.Feedback, episodes: rlhf.Episodes) -> dict[str, jax.Array]:
+    def report(feedback: types.Feedback, episodes: rollouts.Episodes) -> dict[str, jax.Array]:
         kl = feedback.metrics["kl_start"].mean()
         return {"reward": jnp.asarray(episodes.rewards).mean(), "kl": kl}
 

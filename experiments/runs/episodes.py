@@ -11,10 +11,10 @@ import numpy as np
 
 from kullback.core import sequences, types
 from kullback.experiments.runs import rewards
-from kullback.lm import batches, completions, data, evaluation, policy_gradient, rlhf
+from kullback.lm import batches, completions, data, evaluation, policy_gradient, rlhf, rollouts
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
-Program = Callable[..., rlhf.Episodes]
+Program = Callable[..., rollouts.Episodes]
 
 
 class Held(NamedTuple):
@@ -44,9 +44,11 @@ class Actor:
     @functools.cached_property
     def program(self) -> Program:
         """The program that writes G texts of each prompt, and scores them in JAX."""
-        return jax.jit(functools.partial(rlhf.sample, self.sampler, self.reward.in_program))
+        return jax.jit(functools.partial(rollouts.sample, self.sampler, self.reward.in_program))
 
-    def episodes(self, acting: Any, examples: list[data.Example], key: types.Key) -> rlhf.Episodes:
+    def episodes(
+        self, acting: Any, examples: list[data.Example], key: types.Key
+    ) -> rollouts.Episodes:
         """Returns G texts of each example's prompt, with all of their reward.
 
         Raises:
@@ -82,7 +84,7 @@ class Actor:
     def held(self, acting: Any, start: types.Params, count: int, key: types.Key) -> Held:
         """Returns rewards, distances to the supervised start and lengths, by held-out prompt."""
 
-        def more(made: rlhf.Episodes) -> dict[str, Any]:
+        def more(made: rollouts.Episodes) -> dict[str, Any]:
             drawn = jnp.asarray(made.log_probability)[:, 1:]
             ratio = drawn - self._of_start(start, made.sequences)
             return {
@@ -104,7 +106,7 @@ class Actor:
         )
 
     def _held(
-        self, acting: Any, count: int, key: types.Key, more: Callable[[rlhf.Episodes], Any]
+        self, acting: Any, count: int, key: types.Key, more: Callable[[rollouts.Episodes], Any]
     ) -> dict[str, np.ndarray]:
         """What is measured of held-out prompts; means over the samples of each."""
         found: dict[str, list[np.ndarray]] = {}
@@ -137,7 +139,7 @@ class Actor:
         rows = batches.Sequences(int_, bool_, int_, int_, of_rows[0])  # pyright: ignore[reportArgumentType]
         return sequences.Source(
             num_rows=c.batch_size,
-            example=rlhf.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
+            example=rollouts.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
             sampling=sequences.Sampling(
                 num_rows=lambda step: c.batch_size,
                 prompts=prompts,
@@ -147,7 +149,7 @@ class Actor:
         )
 
     def lines(
-        self, made: rlhf.Episodes, examples: list[data.Example], scores: np.ndarray
+        self, made: rollouts.Episodes, examples: list[data.Example], scores: np.ndarray
     ) -> list[dict[str, Any]]:
         """Returns the first few texts of a batch for a reader, JSON-able."""
         return self.evaluator.lines(made.sequences, self.repeated(examples), scores)

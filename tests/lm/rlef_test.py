@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kullback.core import checkpoints, learners, types
-from kullback.lm import batches, gemma, rlef, rlhf, tuning
+from kullback.lm import batches, gemma, rlef, rlhf, rollouts, tuning
 from kullback.lm.data import Example
 
 pytestmark = pytest.mark.slow  # Most of it is compilation.
@@ -66,7 +66,7 @@ def config(alpha: float, **fields: Any) -> rlef.Config:
 def batch(of: Any, rewards: np.ndarray, weights: types.Array = ONES) -> types.Batch:
     """All texts, as `of` has drawn them."""
     drawn = jnp.pad(log_probabilities(of), ((0, 0), (1, 0)))
-    data = rlhf.Episodes(rows(), rewards, drawn)
+    data = rollouts.Episodes(rows(), rewards, drawn)
     return types.Batch(data, np.arange(SIZE, dtype=np.int32), ONES / SIZE, weights)
 
 

@@ -20,6 +20,7 @@ from kullback.lm import (
     gkd,
     policy,
     rlhf,
+    rollouts,
     shared_ids,
     tuning,
 )
@@ -93,7 +94,7 @@ def test_reinforcement_with_a_teacher_and_its_reference():
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
     plain, more = gemma.make(CONFIG), gemma.make(PADDED)
     drawn = rlhf.log_probabilities(plain, params(0), rows)
-    episodes = rlhf.Episodes(
+    episodes = rollouts.Episodes(
         rows, np.array([1.0, 0.0], np.float32), jnp.pad(drawn, ((0, 0), (1, 0)))
     )
     constants = {"start": params(2), "teacher": params(1)}
