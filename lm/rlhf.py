@@ -35,7 +35,7 @@ from kullback.lm import (
 )
 from kullback.lm import policy_gradient as pg
 
-__all__ = ["Config", "Episodes", "make", "presets"]
+__all__ = ["Config", "make", "presets"]
 
 VALUE = "value"  # Beside the policy's parameters: of the network that predicts returns.
 
