@@ -221,7 +221,7 @@ def assemble(
         policy=policy,
         learner=learner,
         actor_params=_online(config, evaluated),
-        replay=replay,
+        experience=replay,
         config=config if algorithm is None else algorithm,
     )
 

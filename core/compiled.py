@@ -36,7 +36,7 @@ _SEED_AXES = RunState(
 
 
 def make(
-    agent: types.Agent,
+    agent: types.Agent[replay.Config],
     environment: types.Environment,
     seeds: Sequence[int],
     evaluation: Callable[[int], types.Environment] | None = None,
@@ -56,7 +56,7 @@ def make(
     """
     platform.keep_freed_memory()
     seeds = tuple(seeds)
-    config, num_envs = agent.replay, environment.num_envs
+    config, num_envs = agent.experience, environment.num_envs
     pace = loops.pace(config, num_envs)
     per_iteration = pace.env_steps(num_envs)
     begins = loops.learning_begins(config, num_envs, sees_own_ticks=True)

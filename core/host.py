@@ -48,7 +48,7 @@ class Saved(NamedTuple):
 
 
 def make(
-    agent: types.Agent,
+    agent: types.Agent[replay.Config],
     environment: types.HostEnvironment,
     seed: int,
     evaluation: Callable[[int], types.HostEnvironment] | None = None,
@@ -69,7 +69,7 @@ def make(
         does not fit into memory.
     """
     platform.keep_freed_memory()
-    config, num_envs, spec = agent.replay, environment.num_envs, environment.spec
+    config, num_envs, spec = agent.experience, environment.num_envs, environment.spec
     pace = loops.pace(config, num_envs)
     begins = loops.learning_begins(config, num_envs, sees_own_ticks=False)
     store = replay.host(spec, config, num_envs)

@@ -13,7 +13,16 @@ import optax
 
 from kullback.core import averaging, trees, types
 
-__all__ = ["Loss", "TargetRule", "moving_average", "periodic", "sgd", "with_params"]
+__all__ = [
+    "Loss",
+    "TargetRule",
+    "moving_average",
+    "periodic",
+    "scan",
+    "sgd",
+    "stored",
+    "with_params",
+]
 
 # loss(params, targets, aux, batch, key, constants) -> (mean loss [], (aux, Feedback)).
 Loss = Callable[..., tuple[jax.Array, tuple[Any, types.Feedback]]]

@@ -9,7 +9,7 @@ The nouns are dm_env's (observation, action, reward, discount; first, mid, last)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -217,8 +217,11 @@ class Policy(NamedTuple):
     step: Callable[[Params, Array, Any, Key], tuple[jax.Array, Any, dict[str, jax.Array]]]
 
 
-class Agent(NamedTuple):
-    """A learner, a policy, and which parameters act.
+Experience = TypeVar("Experience")
+
+
+class Agent(NamedTuple, Generic[Experience]):
+    """A learner, a policy, which parameters act, and what is learnt from.
 
     `actor_params(learner_state, env_steps, evaluate)` returns what the policy's functions take
     as params: online, target or averaged weights with the exploration that goes with them.
@@ -227,5 +230,7 @@ class Agent(NamedTuple):
     policy: Policy
     learner: Learner
     actor_params: Callable[[LearnerState, Array, bool], Params]
-    replay: Any  # `replay.Config`: what is learnt from, and how often.
+    # What is learnt from, and how often: `replay.Config` in games; in language models whose texts,
+    # `tuning.Mixture` or `rlhf.OnPolicy`; None where it is not the agent that says so.
+    experience: Experience
     config: Any = None  # The algorithm's frozen dataclass, saved beside the results.

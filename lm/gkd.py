@@ -101,7 +101,7 @@ def make(
     config: Config | None = None,
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
-) -> types.Agent:
+) -> types.Agent[tuning.Mixture]:
     """GKD of `model`; the learner's `constants` are the teacher's parameters.
 
     Args:

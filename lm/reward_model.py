@@ -281,7 +281,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
     """A reward model on the decoder `model`, which learns from `preferences.Pairs`.
 
     Its actor's parameters are {"params": of the reward model}, for whom it judges; nothing acts.
@@ -295,7 +295,7 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
         policy=types.Policy(refuse, refuse),
         learner=learner(on_decoder(model), config),
         actor_params=lambda state, steps, evaluate: {"params": state.params},
-        replay=tuning.Mixture(),
+        experience=None,
         config=config,
     )
 

@@ -42,7 +42,7 @@ VALUE = "value"  # Beside the policy's parameters: of the network that predicts 
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicy:
-    """What is learnt from: `Agent.replay` of reinforcement learning."""
+    """Texts that the policy has just written: `Agent.experience` of reinforcement learning."""
 
     samples_per_prompt: int
     temperature: float = 1.0  # Of policy and reference.
@@ -140,7 +140,7 @@ def make(
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
     algorithm: Any = None,
-) -> types.Agent:
+) -> types.Agent[OnPolicy]:
     """REINFORCE of `model`.
 
     The learner's constants are {"start": parameters of the supervised start}, and "teacher" of one.
@@ -181,7 +181,7 @@ def make(
         ),
         learner=_learner(context),
         actor_params=lambda state, steps, evaluate: {"params": state.params},
-        replay=OnPolicy(c.samples_per_prompt, c.temperature, context.has_value),
+        experience=OnPolicy(c.samples_per_prompt, c.temperature, context.has_value),
         config=algorithm or c,
     )
 

@@ -69,7 +69,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Whose sequences are learnt from: `Agent.replay` of a language model."""
+    """A mixture of stored sequences and the student's own: `Agent.experience` of tuning."""
 
     student_fraction: float = 0.0  # In [0, 1]: of sequences that the student samples.
     # "batch": one coin a step decides on all rows, as the GKD paper does; "row": each batch has
@@ -97,7 +97,7 @@ def make(
     mixture: Mixture | None = None,
     divergence: regularizers.Divergence = regularizers.kl,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
-) -> types.Agent:
+) -> types.Agent[Mixture]:
     """Returns the agent that learns by the mean of `token_loss` over answers.
 
     Args:
@@ -190,7 +190,7 @@ def make(
         policy=policy.language_model(model, divergence=divergence),
         learner=learner,
         actor_params=lambda state, steps, evaluate: {"params": state.params},
-        replay=mixture or Mixture(),
+        experience=mixture or Mixture(),
         config=algorithm,
     )
 

@@ -111,7 +111,7 @@ def of_member(config: Config, seed: int) -> reward_model.Config:
     return dataclasses.replace(config.reward, dropout=member.dropout, learning=learning)
 
 
-def make(model: gemma.Model, config: Config | None = None, seed: int = 0) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None, seed: int = 0) -> types.Agent[None]:
     """The member of a seed, on the decoder `model`; see `reward_model.make`."""
     config = config or Config()
     return reward_model.make(model, of_member(config, seed))._replace(config=config)

@@ -96,7 +96,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.OnPolicy]:
     """WARP of `model`; constants and metrics are those of `rlhf.make`, and the iteration.
 
     What acts is the member that learns; between two iterations it is the next one's start.

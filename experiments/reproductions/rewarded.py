@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kullback.core import learners, types
 from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
-from kullback.lm import batches, completions, gemma, rollouts, sft
+from kullback.lm import batches, completions, gemma, rlhf, rollouts, sft
 
 # (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
 # mean metrics of each step.
@@ -23,7 +23,7 @@ Run = Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
 class Program(NamedTuple):
     """An agent, and many of its learner steps as one compiled program; for all seeds."""
 
-    agent: types.Agent
+    agent: types.Agent[rlhf.OnPolicy]
     run: Run
 
 
@@ -35,7 +35,9 @@ class Measured(NamedTuple):
     kl: jax.Array  # KL(pi || start) of next tokens after what it wrote, summed; nats of a text.
 
 
-def program(agent: types.Agent, model: gemma.Model, scorer: tokens.Scorer) -> Program:
+def program(
+    agent: types.Agent[rlhf.OnPolicy], model: gemma.Model, scorer: tokens.Scorer
+) -> Program:
     """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written.
 
     Args:
@@ -44,7 +46,7 @@ def program(agent: types.Agent, model: gemma.Model, scorer: tokens.Scorer) -> Pr
       scorer: what texts are worth; its parameters are an argument of the program.
     """
     horizon = agent.config.learning.max_new_tokens
-    samples = agent.replay.samples_per_prompt
+    samples = agent.experience.samples_per_prompt
     sampler = completions.of_policy(agent.policy, model, horizon, samples)
 
     @jax.jit
@@ -74,10 +76,10 @@ def program(agent: types.Agent, model: gemma.Model, scorer: tokens.Scorer) -> Pr
 
 
 def drawn(
-    language: letters.Language, agent: types.Agent, seed: int, first: int, count: int
+    language: letters.Language, agent: types.Agent[rlhf.OnPolicy], seed: int, first: int, count: int
 ) -> jax.Array:
     """Training prompts of learner steps `first` to `first + count`, int32 [count, B / G, P]."""
-    size = agent.config.learning.batch_size // agent.replay.samples_per_prompt
+    size = agent.config.learning.batch_size // agent.experience.samples_per_prompt
     return small_models.take(language.train, count, size, seed, first)
 
 
@@ -126,6 +128,6 @@ def supervised(
     return start
 
 
-def begun(agent: types.Agent, start: types.Params, seed: int) -> types.LearnerState:
+def begun(agent: types.Agent[rlhf.OnPolicy], start: types.Params, seed: int) -> types.LearnerState:
     """A learner's state that starts from the supervised parameters."""
     return learners.with_params(agent.learner.init(jax.random.key(seed)), start)

@@ -195,7 +195,7 @@ class Setup:
 
     def source(self, seed: int) -> sequences.Source:
         """Returns batches of the data set and of the policy."""
-        c, mixture = self.learning, self.agent.replay
+        c, mixture = self.learning, self.agent.experience
         width = c.max_prompt_length + c.max_new_tokens
         is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
         stored = batches.make(
@@ -307,7 +307,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
     )
     found.evaluator.parts(1)  # Without an example there is nothing to show, now rather than later.
-    if not isinstance(found.agent.replay, rlhf.OnPolicy):
+    if not isinstance(found.agent.experience, rlhf.OnPolicy):
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
         return found
@@ -335,7 +335,7 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
             f"the operator of {start.divergence}"
         )
 
-    on_policy: rlhf.OnPolicy = setup.agent.replay
+    on_policy: rlhf.OnPolicy = setup.agent.experience
 
     def initial_params() -> types.Params:
         return rlhf.with_value(start.params) if on_policy.has_value else start.params

@@ -241,16 +241,16 @@ class _Work:
 
 def _learning_begins(agent: types.Agent, environment: plans.AnyEnvironment) -> int:
     """Returns the agent steps before the first learner step, as the loop of a kind counts them."""
-    loops.pace(agent.replay, environment.num_envs)
+    loops.pace(agent.experience, environment.num_envs)
     is_compiled = isinstance(environment, types.Environment)
-    return loops.learning_begins(agent.replay, environment.num_envs, sees_own_ticks=is_compiled)
+    return loops.learning_begins(agent.experience, environment.num_envs, sees_own_ticks=is_compiled)
 
 
 def _details(probe: tuple[types.Agent, Any]) -> dict[str, Any]:
     """The whole configuration and what the environment looks like, for a reader."""
     agent, environment = probe[0], probe[1]
     details: Callable[[], dict[str, Any]] = getattr(environment, "details", dict)
-    config = agent.config if agent.config is not None else agent.replay
+    config = agent.config if agent.config is not None else agent.experience
     spec = environment.spec
     return {
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else str(config),  # pyright: ignore[reportArgumentType]

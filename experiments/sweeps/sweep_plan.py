@@ -133,7 +133,7 @@ def check(configuration: Configuration) -> bool:
             return False
         named = resolved.resolve(plan)
         spec, is_compiled = _look(plan.environment, plan.environment_flags)
-        loops.pace(named.make_agent(spec).replay, plan.num_envs)
+        loops.pace(named.make_agent(spec).experience, plan.num_envs)
         return is_compiled
     except (ValueError, TypeError) as error:  # The latter of a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error

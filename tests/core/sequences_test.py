@@ -30,7 +30,7 @@ def agent() -> types.Agent:
     )
     nobody = policies.softmax(lambda params, observation: jnp.asarray(observation))  # Not asked.
     acting = lambda state, steps, evaluate: {"params": state.params}  # noqa: E731  # As the field.
-    return types.Agent(nobody, learner, acting, replay=None)
+    return types.Agent(nobody, learner, acting, experience=None)
 
 
 class Calls:

@@ -77,7 +77,7 @@ def step(
     teacher = {"teacher": MODEL} if kwargs else {}
     agent = make(MODEL, config=c, **teacher)
     state = agent.learner.init(jax.random.key(0))
-    if agent.replay.has_value:
+    if agent.experience.has_value:
         state = state._replace(params=rlhf.with_value(params(seed)))
     else:
         state = state._replace(params=params(seed))
