@@ -164,7 +164,7 @@ def make(
         aux: Any,
         batch: types.Batch,
         key: types.Key,
-        constants: None,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
         del key, constants  # Nothing is random in this loss.
         t: types.Transition = batch.data

@@ -149,7 +149,7 @@ def make(
         aux: None,
         batch: types.Batch,
         key: types.Key,
-        constants: None,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del key, constants  # Nothing is random in this loss.
         t: types.Transition = batch.data

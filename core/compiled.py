@@ -94,7 +94,7 @@ def make(
             learner, sums, priorities = carry
             here = contents._replace(priorities=priorities)
             batch = store.sample(here, key)
-            learner, feedback = agent.learner.step(learner, batch, None)
+            learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
             priorities = store.update(here, batch.indices, feedback.priorities).priorities
             return (learner, metrics.learn(sums, feedback), priorities), None
 

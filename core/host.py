@@ -101,7 +101,7 @@ def make(
         carry: tuple[types.LearnerState, metrics.Metrics], batch: types.Batch
     ) -> tuple[tuple[types.LearnerState, metrics.Metrics], jax.Array | None]:
         learner, sums = carry
-        learner, feedback = agent.learner.step(learner, batch, None)
+        learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
         wanted = feedback.priorities if config.priority_exponent else None
         return (learner, metrics.learn(sums, feedback)), wanted
 

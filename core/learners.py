@@ -90,7 +90,9 @@ def sgd(
         )
 
     def step(
-        state: types.LearnerState, batch: types.Batch, constants: Any = None
+        state: types.LearnerState,
+        batch: types.Batch,
+        constants: types.Constants = types.NO_CONSTANTS,
     ) -> tuple[types.LearnerState, types.Feedback]:
         gradient = jax.value_and_grad(loss, has_aux=True)
         key = jax.random.fold_in(state.key, state.steps)
@@ -114,9 +116,11 @@ def sgd(
 
 def scan(
     learner: types.Learner,
-    rows: Callable[[types.LearnerState, Any, Any, types.Key], Any],
+    rows: Callable[[types.LearnerState, types.Constants, Any, types.Key], Any],
     report: Callable[[types.Feedback, Any], Any] = lambda feedback, data: feedback.metrics["loss"],
-) -> Callable[[types.LearnerState, Any, Any, types.Key], tuple[types.LearnerState, Any]]:
+) -> Callable[
+    [types.LearnerState, types.Constants, Any, types.Key], tuple[types.LearnerState, Any]
+]:
     """Returns the pure (state, constants, items [n, ...], key) -> (state, reports [n, ...]).
 
     Each of n learner steps learns from what is made of one item. The number of the step is folded
@@ -130,21 +134,21 @@ def scan(
     """
 
     def step(
-        constants: Any, key: types.Key, state: types.LearnerState, item: Any
+        constants: types.Constants, key: types.Key, state: types.LearnerState, item: Any
     ) -> tuple[types.LearnerState, Any]:
         data = rows(state, constants, item, jax.random.fold_in(key, state.steps))
         state, feedback = learner.step(state, types.Batch.of(data), constants)
         return state, report(feedback, data)
 
     def run(
-        state: types.LearnerState, constants: Any, items: Any, key: types.Key
+        state: types.LearnerState, constants: types.Constants, items: Any, key: types.Key
     ) -> tuple[types.LearnerState, Any]:
         return jax.lax.scan(functools.partial(step, constants, key), state, items)
 
     return run
 
 
-def stored(state: types.LearnerState, constants: Any, item: Any, key: types.Key) -> Any:
+def stored(state: types.LearnerState, constants: types.Constants, item: Any, key: types.Key) -> Any:
     """Returns the item itself: `rows` of `scan` where the items are the rows of a data set."""
     del state, constants, key
     return item

@@ -94,7 +94,7 @@ class _Context:
 
     agent: types.Agent
     source: Source
-    constants: Any
+    constants: types.Constants
     placement: sharding.Placement | None
     # Compiled `Learner.step`; the learner's state is donated.
     learn_step: Callable[
@@ -114,7 +114,7 @@ def make(
     source: Source,
     seed: int,
     params: Callable[[], types.Params] | None = None,
-    constants: Any = None,
+    constants: types.Constants = types.NO_CONSTANTS,
     evaluate: Callable[[Any, int, types.Key], np.ndarray] | None = None,
     placement: sharding.Placement | None = None,
     abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
@@ -129,7 +129,7 @@ def make(
       seed: decides the run.
       params: () -> where learning starts, of a model that was trained before; asked for when a run
         begins, not when it goes on. None is the learner's draw.
-      constants: frozen parameters that the learner takes (a teacher); never part of a checkpoint.
+      constants: frozen parameters that the learner reads; of these a mesh has the teacher's alone.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
       placement: over a mesh of devices; None is one device.
       abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
@@ -144,9 +144,8 @@ def make(
     if placement is not None:
         sharding.check_batch(placement.mesh, source.num_rows)
         learner_init, learn_step = sharding.over_mesh(agent.learner, placement)
-        constants = jax.device_put(
-            constants, sharding.of_params(placement.constant_rules, constants, placement.mesh)
-        )
+        homes = sharding.of_params(placement.teacher_rules, constants.teacher, placement.mesh)
+        constants = constants._replace(teacher=jax.device_put(constants.teacher, homes))
 
     @jax.jit
     def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
@@ -181,7 +180,7 @@ def make(
 def _shapes(
     learner: types.Learner,
     source: Source,
-    constants: Any,
+    constants: types.Constants,
     init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]],
 ) -> RunState:
     """Returns shapes and dtypes of a run's state, without computing anything."""

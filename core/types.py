@@ -19,6 +19,7 @@ __all__ = [
     "Agent",
     "Array",
     "Batch",
+    "Constants",
     "Environment",
     "Feedback",
     "HostEnvironment",
@@ -198,11 +199,22 @@ class LearnerState(NamedTuple):
     aux: Any = None  # What else an algorithm remembers (a running normaliser).
 
 
+class Constants(NamedTuple):
+    """Frozen parameters that a learner reads beside its own; they are in no checkpoint."""
+
+    base: Params = None  # What learnt parameters are added to.
+    teacher: Params = None  # What is distilled.
+    start: Params = None  # Where learning started, to which a policy stays near.
+
+
+NO_CONSTANTS = Constants()
+
+
 class Learner(NamedTuple):
     """Learning as two pure functions; jit, scan, vmap and shard them."""
 
     init: Callable[[Key], LearnerState]
-    step: Callable[[LearnerState, Batch, Any], tuple[LearnerState, Feedback]]  # (.., constants).
+    step: Callable[[LearnerState, Batch, Constants], tuple[LearnerState, Feedback]]
 
 
 class Policy(NamedTuple):

@@ -102,7 +102,7 @@ def make(
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> types.Agent[tuning.Mixture]:
-    """GKD of `model`; the learner's `constants` are the teacher's parameters.
+    """GKD of `model`; the teacher's parameters are among the learner's constants.
 
     Args:
       model: the student.

@@ -258,7 +258,7 @@ def learner(
         aux: None,
         batch: types.Batch,
         key: types.Key,
-        constants: Any,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del targets, constants
         keys = jax.random.split(key, batch.weights.shape[0])  # One a pair, in whatever part it is.

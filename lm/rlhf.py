@@ -143,8 +143,8 @@ def make(
 ) -> types.Agent[OnPolicy]:
     """REINFORCE of `model`.
 
-    The learner's constants are {"start": parameters of the supervised start}, and "teacher" of one.
-    A batch's data are `rollouts.Episodes` of the agent's policy. Metrics, means over texts:
+    Among the learner's constants are the supervised start's parameters, and a teacher's if it has
+    one. A batch's data are `rollouts.Episodes` of the agent's policy. Metrics, means over texts:
     kl_start and kl_reference are k1 of whole texts in nats (to the reference before this step),
     answer_tokens their length, entropy of a token, diversity the share of different bigrams among
     the samples of a prompt.
@@ -226,7 +226,7 @@ def _loss(
     aux: None,
     batch: types.Batch,
     key: types.Key,
-    constants: Any,
+    constants: types.Constants,
 ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
     """Returns the loss of a batch whose data are `rollouts.Episodes`, and its metrics."""
     del key  # The sampler drew the texts.
@@ -241,7 +241,10 @@ def _loss(
 
 
 def _prepare(
-    context: _Context, batch: types.Batch, targets: dict[str, types.Params], constants: Any
+    context: _Context,
+    batch: types.Batch,
+    targets: dict[str, types.Params],
+    constants: types.Constants,
 ) -> tuple[_Part, dict[str, jax.Array]]:
     """Returns what no gradient flows through: rewards and advantages, and metrics of texts, [B]."""
     c, episodes = context.config, batch.data
@@ -250,7 +253,7 @@ def _prepare(
     of_frozen = functools.partial(
         log_probabilities, context.model, temperature=c.temperature, chunk=c.learning.chunk
     )
-    start = of_frozen(constants["start"], s)
+    start = of_frozen(constants.start, s)
     # The weights before this step's update, which sampled; not after it.
     anchor = of_frozen(targets["anchor"], s) if targets else start
     ratio = jnp.where(is_answer, drawn - anchor, 0)
@@ -290,7 +293,7 @@ def _advantages(context: _Context, rewards: jax.Array) -> jax.Array:
 
 
 def _part_loss(
-    context: _Context, constants: Any, params: types.Params, part: _Part
+    context: _Context, constants: types.Constants, params: types.Params, part: _Part
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns what a micro-batch adds to the loss, and the metrics of its texts."""
     s, inputs = part.sequences, _inputs(part.sequences)
@@ -301,8 +304,8 @@ def _part_loss(
         metrics["value_error"] = _mean(errors, is_answer)
     heads = [chunked.Head(context.model.unembed, _embedding(params), _flat(features))]
     if context.teacher is not None:
-        of_teacher = context.teacher.features(constants["teacher"], *inputs)[:, :-1]
-        embedding = _embedding(constants["teacher"])
+        of_teacher = context.teacher.features(constants.teacher, *inputs)[:, :-1]
+        embedding = _embedding(constants.teacher)
         heads.append(chunked.Head(context.teacher.unembed, embedding, _flat(of_teacher)))
     value, per_token = chunked.weighted_loss(
         functools.partial(_policy_loss, context),

@@ -210,7 +210,7 @@ def train(
         for seed in seeds
     ]
 
-    def pairs(state: Any, constants: Any, rows: jax.Array, key: types.Key) -> Any:
+    def pairs(state: Any, constants: types.Constants, rows: jax.Array, key: types.Key) -> Any:
         del state, constants, key
         return jax.tree.map(lambda x: jnp.asarray(x)[rows], (chosen, rejected))
 
@@ -220,7 +220,7 @@ def train(
         learner = reward_model.learner(model, base, dropout=dropout, rate_scale=scale)
         state = learner.init(jax.random.key(seed))._replace(params=start)
         run = learners.scan(learner, pairs, report=lambda feedback, data: None)
-        return run(state, None, order, state.key)[0].params
+        return run(state, types.NO_CONSTANTS, order, state.key)[0].params
 
     rates = np.array([member.learning_rate for member in members], np.float32)
     arguments = (

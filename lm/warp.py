@@ -17,7 +17,7 @@ trees are kept, however many members there are.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,9 @@ def learner(member: types.Learner, config: Config) -> types.Learner:
         return jax.lax.switch(number, branches)
 
     def step(
-        state: types.LearnerState, batch: types.Batch, constants: Any = None
+        state: types.LearnerState,
+        batch: types.Batch,
+        constants: types.Constants = types.NO_CONSTANTS,
     ) -> tuple[types.LearnerState, types.Feedback]:
         place = state.steps % config.iteration_steps
         number = place // config.member_steps

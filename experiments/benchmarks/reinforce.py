@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from kullback.core import platform, sequences
+from kullback.core import platform, sequences, types
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
 from kullback.lm import completions, gemma, reward_model, rlhf, rollouts, tuning
 
@@ -44,7 +44,8 @@ def stepper() -> Callable[[], float]:
         score=lambda episodes, drawn: np.asarray(episodes.rewards),
     )
     source = sequences.Source(ROWS, example=jax.eval_shape(write, *given), sampling=sampling)
-    loop = sequences.make(agent, source, 0, params=lambda: params, constants={"start": params})
+    constants = types.Constants(start=params)
+    loop = sequences.make(agent, source, 0, params=lambda: params, constants=constants)
     state = loop.init()
 
     def work() -> float:

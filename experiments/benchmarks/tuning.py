@@ -43,7 +43,8 @@ def stepper(case: str) -> Callable[[], float]:
     """Makes a function that does one iteration of the loop over sequences and returns 1."""
     model, teacher = gemma.make(STUDENTS[case]), gemma.make(language_models.SMALL)
     learns = agent(case, model, teacher)
-    constants = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
+    params = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
+    constants = types.Constants(teacher=params)
     loop = sequences.make(learns, source(model, learns, case), 0, constants=constants)
     state = loop.init()
 

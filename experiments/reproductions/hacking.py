@@ -157,10 +157,14 @@ def make_models(config: Config) -> Models:
     settings = gkd.Config(divergence=config.divergence, learning=config.learning)
     distilled = gkd.make(student, teacher, settings).learner
 
-    def by_teacher(state: Any, teacher: Any, prompts: Any, key: Any) -> batches.Sequences:
-        return of_teacher.sequences({"params": teacher}, prompts, key)
+    def by_teacher(
+        state: Any, constants: types.Constants, prompts: Any, key: Any
+    ) -> batches.Sequences:
+        return of_teacher.sequences({"params": constants.teacher}, prompts, key)
 
-    def by_student(state: Any, teacher: Any, prompts: Any, key: Any) -> batches.Sequences:
+    def by_student(
+        state: Any, constants: types.Constants, prompts: Any, key: Any
+    ) -> batches.Sequences:
         return of_student.sequences({"params": state.params}, prompts, key)
 
     rows = {
@@ -234,7 +238,7 @@ def prepare(config: Config, models: Models, seed: int) -> Prepared:
 
     def tuned(run: Callable[..., Any], learner: types.Learner, key: Any, steps: int) -> Any:
         items = small_models.take(samples, steps, config.batch_size, seed)
-        return run(learner.init(key), None, items, key)[0].params
+        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
 
     teacher = tuned(models.tune_teacher, models.teacher_learner, keys["teacher"], tune_steps)
     student = tuned(
@@ -277,7 +281,8 @@ def distil(
             first = (epoch - 1) * config.epoch_steps
             items = small_models.take(data, config.epoch_steps, config.batch_size, seed, first)
             run = models.distill[arm.source]
-            state, losses = run(state, prepared.teacher, items, key)
+            constants = types.Constants(teacher=prepared.teacher)
+            state, losses = run(state, constants, items, key)
         if epoch in measured:
             golden, proxy = (
                 float(models.measure_student(state.params, *reference))

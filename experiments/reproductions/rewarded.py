@@ -5,7 +5,7 @@ in one compiled program. B rows, n learner steps, P tokens of a prompt.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def program(
         key: types.Key,
     ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
         def rows(
-            state: types.LearnerState, constants: Any, ids: jax.Array, key: types.Key
+            state: types.LearnerState, constants: types.Constants, ids: jax.Array, key: types.Key
         ) -> rollouts.Episodes:
             del constants
             acting = agent.actor_params(state, state.steps, False)
@@ -70,7 +70,7 @@ def program(
             return jax.tree.map(jnp.mean, feedback.metrics)
 
         learn = learners.scan(agent.learner, rows, report)
-        return learn(state, {"start": start}, prompts, key)
+        return learn(state, types.Constants(start=start), prompts, key)
 
     return Program(agent, run)
 
@@ -123,7 +123,7 @@ def supervised(
         rows = letters.corpus(language, sizes, seed)
         items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
         key = jax.random.key(seed)
-        return run(learner.init(key), None, items, key)[0].params
+        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
 
     return start
 

@@ -188,7 +188,7 @@ def from_data(
     program: Program,
     steps: int,
     seed: int,
-    constants: types.Params = None,
+    teacher: types.Params = None,
     tick: Tick = ignore,
     is_enough: Callable[[types.Params], bool] = lambda params: False,
 ) -> types.Params:
@@ -199,7 +199,7 @@ def from_data(
       program: the learner's.
       steps: learner steps, at most.
       seed: of the draw and of the batches.
-      constants: of the learner: the teacher's parameters.
+      teacher: its parameters, where the learner has one.
       tick: told how far it is.
       is_enough: asked after every stretch whether to stop there.
     """
@@ -209,6 +209,7 @@ def from_data(
 
     key = jax.random.key(seed)
     state = program.learner.init(key)
+    constants = types.Constants(teacher=teacher)
     return _advance(program.run, state, constants, items, steps, key, tick, is_enough)
 
 
@@ -227,9 +228,9 @@ def distiller(room: Classroom, divergence: str, temperature: float = 1.0) -> Pro
     sample = room.writes(room.student, link_of(divergence))
 
     def rows(
-        state: types.LearnerState, teacher: Any, item: Item, key: types.Key
+        state: types.LearnerState, constants: types.Constants, item: Item, key: types.Key
     ) -> batches.Sequences:
-        del teacher
+        del constants
         acting = {"params": state.params}
         return jax.lax.cond(
             item.is_sampled, lambda: sample(acting, item.prompts, key), lambda: item.rows
@@ -265,13 +266,14 @@ def distil(
 
     state = learners.with_params(program.learner.init(jax.random.key(seed)), student)
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return _advance(program.run, state, teacher, items, room.steps, key, tick)
+    constants = types.Constants(teacher=teacher)
+    return _advance(program.run, state, constants, items, room.steps, key, tick)
 
 
 def _advance(
     run: Callable[..., Any],
     state: types.LearnerState,
-    constants: Any,
+    constants: types.Constants,
     items: Callable[[int, int], Any],
     steps: int,
     key: types.Key,

@@ -192,7 +192,7 @@ def supervised(scene: Scene, seed: int, work: reproduce.Work) -> types.Params:
     rows = extractive.imitated(scene.train, asked, sizes, rng)
     items = jax.tree.map(lambda x: x.reshape(sizes.start_steps, -1, *x.shape[1:]), rows)
     key = jax.random.key(seed)
-    state, losses = scene.tune(scene.tuner.init(key), None, items, key)
+    state, losses = scene.tune(scene.tuner.init(key), types.NO_CONSTANTS, items, key)
     work.tick(sizes.start_steps, float(losses[-1]))
     return state.params
 
@@ -218,7 +218,7 @@ def learner(scene: Scene, alpha: float) -> Program:
     learns = rlef.make(scene.model, scene.config.algorithm(alpha)).learner
 
     def rows(
-        state: types.LearnerState, constants: Any, item: Item, key: types.Key
+        state: types.LearnerState, constants: types.Constants, item: Item, key: types.Key
     ) -> rollouts.Episodes:
         del constants
         made = scene.sample({"params": state.params}, item.prompts, key)
@@ -255,7 +255,7 @@ def learnt(
         of_sentences = extractive.table(scene.train, asked, scene.probabilities["reward"]["train"])
         item = Item(extractive.prompts(scene.train, asked, sizes), of_sentences)
         items = jax.tree.map(lambda x: x.reshape(stretch, -1, *x.shape[1:]), item)
-        state, metrics = program.run(state, {"start": start(seed)}, items, key)
+        state, metrics = program.run(state, types.Constants(start=start(seed)), items, key)
         done = (number + 1) * stretch
         row = {"arm": f"alpha {alpha:g}", "alpha": alpha, "seed": seed, "step": done}
         training_reward = float(metrics["reward"][-min(stretch, 20) :].mean())

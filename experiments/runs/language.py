@@ -170,12 +170,11 @@ class Setup:
         step alone decides: a run that is resumed shows what the uninterrupted one did. `abandons`
         is as for `sequences.make`.
         """
-        constants = None if self.teacher is None else self.teacher.params
+        teacher = None if self.teacher is None else self.teacher.params
         source, evaluate, lines = self.source(seed), self.evaluator.scores, self.evaluator.lines
         if self.actor is not None:
             source = self.actor.source(self.train, seed)
             evaluate, lines = self.actor.scores, self.actor.lines
-            constants = {"start": self.start, "teacher": constants}
 
         def on_sampled(step: int, rows: Any, examples: Any, scores: Any) -> None:
             if _is_last_sampled(source.sampling, step, every):
@@ -186,7 +185,7 @@ class Setup:
             source,
             seed,
             params=self.initial_params,
-            constants=constants,
+            constants=types.Constants(teacher=teacher, start=self.start),
             evaluate=evaluate,
             placement=self.placement,
             abandons=abandons,

@@ -183,7 +183,9 @@ def test_both_loops_make_the_same_updates_of_the_same_data():
 
     @jax.jit
     def in_one_program(state, batches):
-        return jax.lax.scan(lambda s, b: (learner.step(s, b, None)[0], None), state, batches)[0]
+        return jax.lax.scan(
+            lambda s, b: (learner.step(s, b, types.NO_CONSTANTS)[0], None), state, batches
+        )[0]
 
     stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
     in_scan = in_one_program(learner.init(jax.random.key(0)), stacked)

@@ -85,7 +85,7 @@ def step(
     ones = np.ones(SIZE, np.float32)
     data = rollouts.Episodes(texts(), REWARDS, drawn(seed))
     batch = types.Batch(data, np.arange(SIZE, dtype=np.int32), ones / SIZE, ones)
-    constants = {"start": params(start), **kwargs}
+    constants = types.Constants(start=params(start), **kwargs)
     state, feedback = jax.jit(agent.learner.step)(state, batch, constants)
     return state, {name: np.asarray(x) for name, x in feedback.metrics.items()}
 
