@@ -239,13 +239,8 @@ def _restore(context: _Context, saved: RunState) -> RunState:
 
 def _draw(context: _Context, state: RunState) -> _Drawn:
     """Returns the data of a learner step; changes nothing."""
-    source, sampling, sums, kept = (
-        context.source,
-        context.source.sampling,
-        state.metrics,
-        state.kept,
-    )
-    count, parts = 0, []
+    source, sampling = context.source, context.source.sampling
+    sums, kept, count, parts = state.metrics, state.kept, 0, []
     if sampling is not None and (count := sampling.num_rows(state.steps)):
         if kept is None or sampling.samples_at(state.steps):
             rows, sums = _sample(context, sampling, state, count)

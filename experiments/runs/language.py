@@ -171,10 +171,12 @@ class Setup:
         is as for `sequences.make`.
         """
         teacher = None if self.teacher is None else self.teacher.params
-        source, evaluate, lines = self.source(seed), self.evaluator.scores, self.evaluator.lines
-        if self.actor is not None:
-            source = self.actor.source(self.train, seed)
-            evaluate, lines = self.actor.scores, self.actor.lines
+        if self.actor is None:
+            source, evaluate = self.source(seed), self.evaluator.scores
+            lines = self.evaluator.lines
+        else:
+            source, evaluate = self.actor.source(self.train, seed), self.actor.scores
+            lines = self.actor.lines
 
         def on_sampled(step: int, rows: Any, examples: Any, scores: Any) -> None:
             if _is_last_sampled(source.sampling, step, every):
