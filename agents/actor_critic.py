@@ -216,7 +216,7 @@ def _loss(
     aux: Any,
     batch: types.Batch,
     key: types.Key,
-    constants: None,
+    constants: types.Constants,
 ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
     """Returns the loss of both networks, as `learners.Loss` says."""
     del key, constants  # Nothing is random in this loss.

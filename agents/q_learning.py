@@ -182,7 +182,7 @@ def make(
         aux: None,
         batch: types.Batch,
         key: types.Key,
-        constants: None,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del key, constants  # Nothing is random in this loss.
         t: types.Transition = batch.data
@@ -254,7 +254,7 @@ def assemble(
         policy=policy,
         learner=learner,
         actor_params=_online(config, evaluated),
-        replay=replay,
+        experience=replay,
         config=config if algorithm is None else algorithm,
     )
 

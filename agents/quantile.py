@@ -112,7 +112,7 @@ def make(
         aux: None,
         batch: types.Batch,
         key: types.Key,
-        constants: None,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del constants
         t: types.Transition = batch.data

@@ -40,7 +40,7 @@ _SEED_AXES = RunState(
 class _Context:
     """A loop's fixed parts, which its functions share."""
 
-    agent: types.Agent
+    agent: types.Agent[replay.Config]
     environment: types.Environment
     num_seeds: int
     pace: loops.Pace
@@ -50,7 +50,7 @@ class _Context:
 
 
 def make(
-    agent: types.Agent,
+    agent: types.Agent[replay.Config],
     environment: types.Environment,
     seeds: Sequence[int],
     evaluation: Callable[[int], types.Environment] | None = None,
@@ -69,7 +69,7 @@ def make(
       ValueError: if the number of environments does not fit `samples_per_update`.
     """
     platform.keep_freed_memory()
-    config, num_envs = agent.replay, environment.num_envs
+    config, num_envs = agent.experience, environment.num_envs
     context = _Context(
         agent=agent,
         environment=environment,
@@ -150,7 +150,7 @@ def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
         learner, sums, priorities = carry
         here = contents._replace(priorities=priorities)
         batch = store.sample(here, key)
-        learner, feedback = agent.learner.step(learner, batch, None)
+        learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
         priorities = store.update(here, batch.indices, feedback.priorities).priorities
         return (learner, metrics.learn(sums, feedback), priorities), None
 

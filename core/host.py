@@ -53,7 +53,7 @@ class Saved(NamedTuple):
 class _Context:
     """A loop's fixed parts, which its functions share."""
 
-    agent: types.Agent
+    agent: types.Agent[replay.Config]
     environment: types.HostEnvironment
     seed: int
     pace: loops.Pace
@@ -72,7 +72,7 @@ class _Context:
     def ring_length(self) -> int:
         """Slots L of each ring of the replay."""
         environment = self.environment
-        return replay.ring_length(environment.spec, self.agent.replay, environment.num_envs)
+        return replay.ring_length(environment.spec, self.agent.experience, environment.num_envs)
 
     @property
     def num_slots(self) -> int:
@@ -84,7 +84,7 @@ _observe = jax.jit(metrics.observe)
 
 
 def make(
-    agent: types.Agent,
+    agent: types.Agent[replay.Config],
     environment: types.HostEnvironment,
     seed: int,
     evaluation: Callable[[int], types.HostEnvironment] | None = None,
@@ -105,7 +105,7 @@ def make(
         does not fit into memory.
     """
     platform.keep_freed_memory()
-    config, num_envs, spec = agent.replay, environment.num_envs, environment.spec
+    config, num_envs, spec = agent.experience, environment.num_envs, environment.spec
     context = _Context(
         agent=agent,
         environment=environment,
@@ -171,8 +171,8 @@ def _learn(
 
     def update(carry: Any, batch: types.Batch) -> tuple[Any, jax.Array | None]:
         learner, sums = carry
-        learner, feedback = agent.learner.step(learner, batch, None)
-        wanted = feedback.priorities if agent.replay.priority_exponent else None
+        learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
+        wanted = feedback.priorities if agent.experience.priority_exponent else None
         return (learner, metrics.learn(sums, feedback)), wanted
 
     (learner, sums), priorities = jax.lax.scan(update, (learner, sums), batches)
@@ -181,7 +181,7 @@ def _learn(
 
 def _nothing_pending(context: _Context) -> Pending | None:
     """Returns priorities of slots that there are not; None where draws are uniform."""
-    config = context.agent.replay
+    config = context.agent.experience
     if not config.priority_exponent:
         return None
     shape = (context.pace.updates, config.batch_size)
@@ -299,7 +299,7 @@ def _snapshot(state: RunState) -> Saved:
 
 def _template(context: _Context) -> Saved:
     learner, key = jax.eval_shape(context.init_learner, jax.random.key(context.seed))
-    num_envs, exponent = context.environment.num_envs, context.agent.replay.priority_exponent
+    num_envs, exponent = context.environment.num_envs, context.agent.experience.priority_exponent
     counts = jax.ShapeDtypeStruct((num_envs,), np.int32)
     return Saved(
         env_steps=jax.ShapeDtypeStruct((), np.int64),  # pyright: ignore[reportArgumentType]

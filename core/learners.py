@@ -3,6 +3,7 @@
 One constructor serves nearly every algorithm, which brings its loss and its optimiser.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,16 @@ import optax
 
 from kullback.core import averaging, trees, types
 
-__all__ = ["Loss", "TargetRule", "moving_average", "periodic", "sgd", "with_params"]
+__all__ = [
+    "Loss",
+    "TargetRule",
+    "moving_average",
+    "periodic",
+    "scan",
+    "sgd",
+    "stored",
+    "with_params",
+]
 
 # loss(params, targets, aux, batch, key, constants) -> (mean loss [], (aux, Feedback)).
 Loss = Callable[..., tuple[jax.Array, tuple[Any, types.Feedback]]]
@@ -80,7 +90,9 @@ def sgd(
         )
 
     def step(
-        state: types.LearnerState, batch: types.Batch, constants: Any = None
+        state: types.LearnerState,
+        batch: types.Batch,
+        constants: types.Constants = types.NO_CONSTANTS,
     ) -> tuple[types.LearnerState, types.Feedback]:
         gradient = jax.value_and_grad(loss, has_aux=True)
         key = jax.random.fold_in(state.key, state.steps)
@@ -100,6 +112,46 @@ def sgd(
         return state, feedback._replace(metrics={"loss": value, **feedback.metrics})
 
     return types.Learner(init, step)
+
+
+def scan(
+    learner: types.Learner,
+    rows: Callable[[types.LearnerState, types.Constants, Any, types.Key], Any],
+    report: Callable[[types.Feedback, Any], Any] = lambda feedback, data: feedback.metrics["loss"],
+) -> Callable[
+    [types.LearnerState, types.Constants, Any, types.Key], tuple[types.LearnerState, Any]
+]:
+    """Returns the pure (state, constants, items [n, ...], key) -> (state, reports [n, ...]).
+
+    Each of n learner steps learns from what is made of one item. The number of the step is folded
+    into the key, so that the length of a stretch changes nothing.
+
+    Args:
+      learner: of any rows.
+      rows: (state, constants, item, key) -> the rows [B, ...] to learn from: stored ones, or what
+        is sampled by the state's parameters.
+      report: (feedback of a step, its rows) -> what is kept of it; the loss, if nothing is said.
+    """
+
+    def step(
+        constants: types.Constants, key: types.Key, state: types.LearnerState, item: Any
+    ) -> tuple[types.LearnerState, Any]:
+        data = rows(state, constants, item, jax.random.fold_in(key, state.steps))
+        state, feedback = learner.step(state, types.Batch.of(data), constants)
+        return state, report(feedback, data)
+
+    def run(
+        state: types.LearnerState, constants: types.Constants, items: Any, key: types.Key
+    ) -> tuple[types.LearnerState, Any]:
+        return jax.lax.scan(functools.partial(step, constants, key), state, items)
+
+    return run
+
+
+def stored(state: types.LearnerState, constants: types.Constants, item: Any, key: types.Key) -> Any:
+    """Returns the item itself: `rows` of `scan` where the items are the rows of a data set."""
+    del state, constants, key
+    return item
 
 
 def with_params(state: types.LearnerState, params: types.Params) -> types.LearnerState:

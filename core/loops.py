@@ -191,7 +191,7 @@ def _example(agent: types.Agent, spec: types.Spec) -> types.Feedback:
         spec, replay.Config(capacity=1, min_replay_size=1, batch_size=1, n_step=1), 1
     )
     batch = store.sample(store.init(), jax.random.key(0))
-    return agent.learner.step(agent.learner.init(jax.random.key(0)), batch, None)[1]
+    return agent.learner.step(agent.learner.init(jax.random.key(0)), batch, types.NO_CONSTANTS)[1]
 
 
 def iterations(env_steps: int, until: int, per_iteration: int) -> int:

@@ -114,7 +114,9 @@ def weighted(learner: types.Learner, exponent: Callable[[jax.Array], Any]) -> ty
     """Wraps a learner with importance weights; `exponent` is beta, of the learner steps done."""
 
     def step(
-        state: types.LearnerState, batch: types.Batch, constants: Any = None
+        state: types.LearnerState,
+        batch: types.Batch,
+        constants: types.Constants = types.NO_CONSTANTS,
     ) -> tuple[types.LearnerState, types.Feedback]:
         weights = importance_weights(batch.probabilities, exponent(state.steps))
         return learner.step(state, batch._replace(weights=batch.weights * weights), constants)

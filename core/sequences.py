@@ -19,18 +19,47 @@ import numpy as np
 from kullback.core import learners, loops, metrics, platform, sharding, types
 
 
-class Source(NamedTuple):
-    """Where batches of B sequences come from; `step` is the number of learner steps before."""
+class Sampling(NamedTuple):
+    """The rows that the policy makes; `step` is the number of learner steps before."""
 
-    num_rows: int  # B.
-    example: Any  # Shapes and dtypes of B rows: what the learner reads as `Batch.data`.
-    num_sampled: Callable[[int], int]  # step -> how many of the rows the policy makes, 0 to B.
-    stored: Callable[[int, int], Any]  # (step, rows) -> rows of the data set, NumPy.
-    prompts: Callable[[int, int], Any]  # (step, rows) -> prompts for the policy, NumPy.
+    num_rows: Callable[[int], int]  # step -> how many of the B rows, 0 to B.
+    prompts: Callable[[int, int], Any]  # (step, rows) -> prompts for the policy.
     # (acting params, prompts, key) -> rows that the policy made; a compiled program.
     sample: Callable[[Any, Any, types.Key], Any]
     score: Callable[[Any, Any], Any]  # (rows, prompts) -> return of each, float32, [rows].
     max_age: int = 0  # Learner steps for which what the policy made is learnt from again.
+
+    def samples_at(self, step: int) -> bool:
+        """Returns whether the policy makes rows at a step, which the step alone decides.
+
+        Steps are taken by max_age + 1; within one such window what it made first is learnt from
+        again.
+        """
+        begin = step - step % (self.max_age + 1)
+        return self.num_rows(step) > 0 and not any(self.num_rows(s) for s in range(begin, step))
+
+
+class Source(NamedTuple):
+    """Where batches of B sequences come from: a data set, the policy, or both."""
+
+    num_rows: int  # B.
+    example: Any  # Shapes and dtypes of B rows: what the learner reads as `Batch.data`.
+    # (learner steps before, rows) -> rows of the data set, NumPy; None: the policy makes all.
+    stored: Callable[[int, int], Any] | None = None
+    sampling: Sampling | None = None  # None: all rows are stored.
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what the policy made is kept, to be learnt from again."""
+        return self.sampling is not None and self.sampling.max_age > 0
+
+
+# (learner steps before, rows that the policy made, their prompts, their scores) -> None.
+OnSampled = Callable[[int, Any, Any, Any], None]
+
+
+def ignore(step: int, rows: Any, prompts: Any, scores: Any) -> None:
+    """Takes no notice of what was sampled: an `OnSampled`."""
 
 
 class Kept(NamedTuple):
@@ -65,13 +94,14 @@ class _Context:
 
     agent: types.Agent
     source: Source
-    constants: Any
+    constants: types.Constants
     placement: sharding.Placement | None
     # Compiled `Learner.step`; the learner's state is donated.
     learn_step: Callable[
         [types.LearnerState, types.Batch, Any], tuple[types.LearnerState, types.Feedback]
     ]
     abandons: Callable[[], contextlib.AbstractContextManager[Any]]
+    on_sampled: OnSampled
     shapes: RunState  # Shapes and dtypes of the state.
     homes: RunState | None  # The sharding of each leaf; None on one device.
 
@@ -84,25 +114,27 @@ def make(
     source: Source,
     seed: int,
     params: Callable[[], types.Params] | None = None,
-    constants: Any = None,
+    constants: types.Constants = types.NO_CONSTANTS,
     evaluate: Callable[[Any, int, types.Key], np.ndarray] | None = None,
     placement: sharding.Placement | None = None,
     abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    on_sampled: OnSampled = ignore,
 ) -> loops.Loop:
     """Returns the loop of `agent`, whose learner reads the batches of `source`.
 
     Args:
       agent: as its algorithm's `make` returns it; its parameters are asked for at each step, so
-        that what is sampled is never older than the last update, but for `source.max_age`.
+        that what is sampled is never older than the last update, but for `Sampling.max_age`.
       source: of batches.
       seed: decides the run.
       params: () -> where learning starts, of a model that was trained before; asked for when a run
         begins, not when it goes on. None is the learner's draw.
-      constants: frozen parameters that the learner takes (a teacher); never part of a checkpoint.
+      constants: frozen parameters that the learner reads; of these a mesh has the teacher's alone.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
       placement: over a mesh of devices; None is one device.
       abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
         `advance` by `loops.Abandoned`, before the step has changed anything.
+      on_sampled: is told of what the policy made, once it is scored; within `abandons`.
 
     Raises:
       ValueError: if the mesh does not divide the rows, or no rule is for a parameter or constant.
@@ -112,9 +144,8 @@ def make(
     if placement is not None:
         sharding.check_batch(placement.mesh, source.num_rows)
         learner_init, learn_step = sharding.over_mesh(agent.learner, placement)
-        constants = jax.device_put(
-            constants, sharding.of_params(placement.constant_rules, constants, placement.mesh)
-        )
+        homes = sharding.of_params(placement.teacher_rules, constants.teacher, placement.mesh)
+        constants = constants._replace(teacher=jax.device_put(constants.teacher, homes))
 
     @jax.jit
     def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
@@ -129,6 +160,7 @@ def make(
         placement=placement,
         learn_step=learn_step,
         abandons=abandons,
+        on_sampled=on_sampled,
         shapes=shapes,
         homes=None if placement is None else _homes(placement, shapes),
     )
@@ -148,21 +180,21 @@ def make(
 def _shapes(
     learner: types.Learner,
     source: Source,
-    constants: Any,
+    constants: types.Constants,
     init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]],
 ) -> RunState:
     """Returns shapes and dtypes of a run's state, without computing anything."""
     state, key = jax.eval_shape(init_learner, jax.random.key(0))
-    batch = jax.eval_shape(lambda data: _batch(data, source.num_rows), source.example)
+    batch = jax.eval_shape(types.Batch.of, source.example)
     _, feedback = jax.eval_shape(learner.step, state, batch, constants)
-    names = feedback.metrics | ({"sample_age": None} if source.max_age else {})
+    names = feedback.metrics | ({"sample_age": None} if source.keeps else {})
     steps = jax.ShapeDtypeStruct((), np.int64)
     return RunState(
         steps=steps,  # pyright: ignore[reportArgumentType]
         learner=state,
         key=key,
         metrics=jax.eval_shape(lambda: metrics.init(source.num_rows, names)),
-        kept=Kept(source.example, steps) if source.max_age else None,
+        kept=Kept(source.example, steps) if source.keeps else None,
     )
 
 
@@ -207,30 +239,39 @@ def _restore(context: _Context, saved: RunState) -> RunState:
 
 def _draw(context: _Context, state: RunState) -> _Drawn:
     """Returns the data of a learner step; changes nothing."""
-    source = context.source
-    count, sums, parts = source.num_sampled(state.steps), state.metrics, []
-    kept, is_fresh = state.kept, samples_at(source.num_sampled, source.max_age, state.steps)
-    if count and not is_fresh and kept is not None:
-        parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
-    elif count:
-        acting = context.agent.actor_params(state.learner, loops.count(state.steps), False)
-        prompts = source.prompts(state.steps, count)
-        sampled = source.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
-        parts.append(sampled)
-        sums = _observe(sums, _ended(source.score(sampled, prompts), source.num_rows))
-        if kept is not None:
-            whole = jax.tree.map(lambda x: _filled(x, source.num_rows), sampled)
-            kept = Kept(whole, np.asarray(state.steps, np.int64))
-    if count < source.num_rows:
+    source, sampling = context.source, context.source.sampling
+    sums, kept, count, parts = state.metrics, state.kept, 0, []
+    if sampling is not None and (count := sampling.num_rows(state.steps)):
+        if kept is None or sampling.samples_at(state.steps):
+            rows, sums = _sample(context, sampling, state, count)
+            parts.append(rows)
+            if kept is not None:
+                whole = jax.tree.map(lambda x: _filled(x, source.num_rows), rows)
+                kept = Kept(whole, np.asarray(state.steps, np.int64))
+        else:
+            parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
+    if source.stored is not None and count < source.num_rows:
         parts.append(source.stored(state.steps, source.num_rows - count))
     data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
     return _Drawn(data, sums, kept, count)
 
 
+def _sample(
+    context: _Context, sampling: Sampling, state: RunState, count: int
+) -> tuple[Any, metrics.Metrics]:
+    """Returns rows that the policy makes, and the sums that have seen their scores."""
+    acting = context.agent.actor_params(state.learner, loops.count(state.steps), False)
+    prompts = sampling.prompts(state.steps, count)
+    rows = sampling.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
+    scores = sampling.score(rows, prompts)
+    context.on_sampled(state.steps, rows, prompts, scores)
+    return rows, _observe(state.metrics, _ended(scores, context.source.num_rows))
+
+
 def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
     """Takes a learner step; the state before it is gone, as the learner's is donated."""
     num_rows, kept = context.source.num_rows, drawn.kept
-    batch = _batch(drawn.data, num_rows)
+    batch = types.Batch.of(drawn.data)
     if context.placement is not None:
         batch = jax.device_put(batch, sharding.of_rows(context.placement.mesh, num_rows))
     learner, feedback = context.learn_step(state.learner, batch, context.constants)
@@ -273,15 +314,6 @@ def _evaluate(
     key = loops.evaluation_key(state.key, state.steps)
     scores = np.asarray(score(acting, episodes, key))[None]
     return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
-
-
-def samples_at(num_sampled: Callable[[int], int], max_age: int, step: int) -> bool:
-    """Whether the policy makes rows at a step; a function of its arguments alone.
-
-    Steps are taken by max_age + 1; within one such window what it made first is learnt from again.
-    """
-    begin = step - step % (max_age + 1)
-    return num_sampled(step) > 0 and not any(num_sampled(s) for s in range(begin, step))
 
 
 def _batch(data: Any, num_rows: int) -> types.Batch:

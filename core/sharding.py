@@ -55,7 +55,7 @@ class Placement:
 
     mesh: Mesh
     rules: tuple[Rule, ...]  # Of its parameters.
-    constant_rules: tuple[Rule, ...] = ()  # Of its constants, such as a teacher's parameters.
+    teacher_rules: tuple[Rule, ...] = ()  # Of the teacher among its constants.
 
 
 def shape_of(text: str) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def over_mesh(learner: types.Learner, placement: Placement) -> types.Learner:
     state = of_state(placement.rules, shapes, mesh)
     rows = NamedSharding(mesh, PartitionSpec(DATA))
 
-    def traced(state: types.LearnerState, batch: types.Batch, constants: Any) -> Any:
+    def traced(state: types.LearnerState, batch: types.Batch, constants: types.Constants) -> Any:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # For `spread`.
             return learner.step(state, batch, constants)
 
@@ -220,7 +220,7 @@ def over_mesh(learner: types.Learner, placement: Placement) -> types.Learner:
     return types.Learner(
         init=jax.jit(learner.init, out_shardings=state),
         # Positional, as shardings belong to positions.
-        step=lambda state, batch, constants=None: step(state, batch, constants),
+        step=lambda state, batch, constants=types.NO_CONSTANTS: step(state, batch, constants),
     )
 
 

@@ -9,7 +9,7 @@ The nouns are dm_env's (observation, action, reward, discount; first, mid, last)
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ __all__ = [
     "Agent",
     "Array",
     "Batch",
+    "Constants",
     "Environment",
     "Feedback",
     "HostEnvironment",
@@ -172,6 +173,13 @@ class Batch(NamedTuple):
     probabilities: Array  # float32, [B]: with which each was drawn.
     weights: Array  # float32, [B]: ones unless a learner makes importance weights.
 
+    @classmethod
+    def of(cls, data: Any) -> "Batch":
+        """Returns the batch of rows [B, ...] that no replay keeps and that count alike."""
+        num_rows = len(jax.tree.leaves(data)[0])
+        ones = np.ones(num_rows, np.float32)
+        return cls(data, np.arange(num_rows, dtype=np.int32), ones / num_rows, ones)
+
 
 class Feedback(NamedTuple):
     """What a learner step says back."""
@@ -191,11 +199,22 @@ class LearnerState(NamedTuple):
     aux: Any = None  # What else an algorithm remembers (a running normaliser).
 
 
+class Constants(NamedTuple):
+    """Frozen parameters that a learner reads beside its own; they are in no checkpoint."""
+
+    base: Params = None  # What learnt parameters are added to.
+    teacher: Params = None  # What is distilled.
+    start: Params = None  # Where learning started, to which a policy stays near.
+
+
+NO_CONSTANTS = Constants()
+
+
 class Learner(NamedTuple):
     """Learning as two pure functions; jit, scan, vmap and shard them."""
 
     init: Callable[[Key], LearnerState]
-    step: Callable[[LearnerState, Batch, Any], tuple[LearnerState, Feedback]]  # (.., constants).
+    step: Callable[[LearnerState, Batch, Constants], tuple[LearnerState, Feedback]]
 
 
 class Policy(NamedTuple):
@@ -210,8 +229,11 @@ class Policy(NamedTuple):
     step: Callable[[Params, Array, Any, Key], tuple[jax.Array, Any, dict[str, jax.Array]]]
 
 
-class Agent(NamedTuple):
-    """A learner, a policy, and which parameters act.
+Experience = TypeVar("Experience")
+
+
+class Agent(NamedTuple, Generic[Experience]):
+    """A learner, a policy, which parameters act, and what is learnt from.
 
     `actor_params(learner_state, env_steps, evaluate)` returns what the policy's functions take
     as params: online, target or averaged weights with the exploration that goes with them.
@@ -220,5 +242,7 @@ class Agent(NamedTuple):
     policy: Policy
     learner: Learner
     actor_params: Callable[[LearnerState, Array, bool], Params]
-    replay: Any  # `replay.Config`: what is learnt from, and how often.
+    # What is learnt from, and how often: `replay.Config` in games; in language models whose texts,
+    # `tuning.Mixture` or `rlhf.OnPolicy`; None where it is not the agent that says so.
+    experience: Experience
     config: Any = None  # The algorithm's frozen dataclass, saved beside the results.

@@ -242,14 +242,14 @@ def _encoder(
     lower = jax.tree.map(lambda x: x[:num_frozen], params["layers"])
     upper = jax.tree.map(lambda x: x[num_frozen:], params["layers"])
 
-    def logits(tuned: types.Params, data: Any, constants: Any) -> jax.Array:
+    def logits(tuned: types.Params, data: Any, base: Any) -> jax.Array:
         ids, mask, kinds = data[0]
-        x = model.embed(constants["embeddings"], ids, mask, kinds)
-        x = model.encode(constants["layers"], x, mask)  # Without a gradient, which needs no memory.
+        x = model.embed(base["embeddings"], ids, mask, kinds)
+        x = model.encode(base["layers"], x, mask)  # Without a gradient, which needs no memory.
         return model.classify(tuned["head"], model.encode_first(tuned["layers"], x, mask))
 
-    def loss(tuned: types.Params, data: Any, constants: Any) -> tuple[jax.Array, jax.Array]:
-        scores = logits(tuned, data, constants)
+    def loss(tuned: types.Params, data: Any, base: Any) -> tuple[jax.Array, jax.Array]:
+        scores = logits(tuned, data, base)
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, data[1])
         return losses, jnp.argmax(scores, -1) == data[1]
 
@@ -297,8 +297,8 @@ def _embeddings(
     features = embeddings.of_pairs(watched, premises, hypotheses)
     labels = np.array([pair.is_entailed for pair in pairs], np.float32)
 
-    def loss(params: types.Params, data: Any, constants: Any) -> tuple[jax.Array, jax.Array]:
-        del constants
+    def loss(params: types.Params, data: Any, base: Any) -> tuple[jax.Array, jax.Array]:
+        del base
         logits = embeddings.head.apply(params, data[0])
         return optax.sigmoid_binary_cross_entropy(logits, data[1]), (logits > 0) == (data[1] > 0)
 
@@ -338,13 +338,13 @@ def _learner(
     params: types.Params,
     loss: Callable[[types.Params, Any, Any], tuple[jax.Array, jax.Array]],
 ) -> types.Learner:
-    """Makes AdamW on the mean loss; loss(params, data, constants) -> losses, whether right, [B]."""
+    """Makes AdamW on the mean loss; loss(params, data, base) -> losses, whether right, [B]."""
 
     def mean(
         params: types.Params, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any
     ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
         del targets, key
-        losses, right = loss(params, batch.data, constants)
+        losses, right = loss(params, batch.data, constants.base)
         feedback = types.Feedback({"accuracy": right.astype(jnp.float32)})
         return jnp.mean(batch.weights * losses), (aux, feedback)
 
@@ -362,7 +362,7 @@ def _learn(
     learner: types.Learner,
     rows: Callable[[np.ndarray], Any],
     num_rows: int,
-    constants: Any,
+    base: types.Params,
     quiet: bool,
 ) -> types.Params:
     """Trains on batches of consecutive rows, cyclically; returns the parameters."""
@@ -370,13 +370,11 @@ def _learn(
     state = learner.init(jax.random.key(config.seed))
     state = jax.tree.map(jnp.copy, state)
     step = jax.jit(learner.step, donate_argnums=0)
-    ones = np.ones(config.batch_size, np.float32)
     mean = 0.5
     with progress.Progress(f"entailment, {config.kind}", 0, config.num_steps, quiet) as bar:
         for n in range(config.num_steps):
             at = np.arange(n * config.batch_size, (n + 1) * config.batch_size) % num_rows
-            batch = types.Batch(rows(at), at.astype(np.int32), ones, ones)
-            state, feedback = step(state, batch, constants)
+            state, feedback = step(state, types.Batch.of(rows(at)), types.Constants(base=base))
             mean += 0.05 * (float(jnp.mean(feedback.metrics["accuracy"])) - mean)
             bar.update(n + 1, mean, "accuracy")
     return state.params

@@ -17,9 +17,6 @@ from kullback.core import regularizers as reg
 from kullback.lm import distillation
 
 Reading = Literal["set", "counts"]
-Choice = Literal["full", "set", "counts", "top-k"]  # Of a learner; full is all of the vocabulary.
-# (logits of the student, logits of the teacher, keys), [n, ...] each -> [n].
-RandomLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class SparseTargets(NamedTuple):
@@ -34,53 +31,6 @@ class TopKTargets(NamedTuple):
 
     ids: jax.Array  # int32, [..., K].
     log_probs: jax.Array  # [..., K], not renormalised.
-
-
-def loss(
-    choice: Choice,
-    num_targets: int,
-    divergence: str,
-    temperature: float = 1.0,
-    teacher_divergence: reg.Divergence = reg.kl,
-) -> RandomLoss:
-    """Loss of student logits against what is kept of the teacher's, by name.
-
-    Args:
-      choice: "full" compares all of the vocabulary (`distillation.named`); "set" and "counts" draw
-        targets (`sampled_targets`), against which the loss is cross-entropy; "top-k" keeps the most
-        probable (`top_k_loss`).
-      num_targets: K >= 1; of no account if "full".
-      divergence: D, of `distillation.LOSSES`; "kl" for drawn targets, any but a Fenchel-Young loss
-        for the top K.
-      temperature: > 0, divides both logits.
-      teacher_divergence: f of the operator that makes the teacher's probabilities.
-
-    Raises:
-      ValueError: for another choice, or a divergence that does not go with it.
-    """
-    distillation.check_choice("targets", choice, Choice)
-    if num_targets < 1:
-        raise ValueError(f"num_targets must be >= 1, got {num_targets}; Gemma 3 takes 256")
-    if choice == "full":
-        plain = distillation.named(divergence, temperature, teacher_divergence)
-        return lambda student, teacher, keys: plain(student, teacher)
-    distillation.check_temperature(temperature)
-    if choice != "top-k" and divergence != "kl":
-        raise ValueError(
-            f"drawn targets are learnt by cross-entropy, divergence=kl, got {divergence!r}; "
-            "targets=top-k and full take others"
-        )
-    of_top = top_k_loss(distillation.token_divergence(divergence))  # And refuses other names.
-
-    def compare(student: jax.Array, teacher: jax.Array, keys: jax.Array) -> jax.Array:
-        theta = reg.promote(student) / temperature
-        log_p = reg.log_softargmax(reg.promote(teacher) / temperature, teacher_divergence)
-        if choice == "top-k":
-            return of_top(theta, top_k_targets(log_p, num_targets))
-        # One key for the tokens of a chunk, whose draws are independent.
-        return sparse_cross_entropy(theta, sampled_targets(keys[0], log_p, num_targets, choice))
-
-    return compare
 
 
 def sampled_targets(

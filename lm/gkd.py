@@ -10,12 +10,15 @@ No gradient flows through the sampling of y. lambda = 0 is distillation on fixed
 """
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 
 from kullback.core import regularizers, types
 from kullback.lm import distillation, distillation_targets, gemma, shared_ids, tuning
+
+Targets = Literal["full", "set", "counts", "top-k"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,12 +34,12 @@ class Config:
     temperature: float = 1.0  # Divides both logits inside D; sampling has its own, which is 1.
     # What D sees of the teacher: "full"; num_targets tokens that are drawn from it, by either
     # reading of Gemma 3 ("set", "counts"); its num_targets most probable ones and a tail ("top-k").
-    targets: distillation_targets.Choice = "full"
+    targets: Targets = "full"
     num_targets: int = 256  # Gemma 3's.
     learning: tuning.Config = tuning.Config()
 
     def __post_init__(self) -> None:
-        self.token_loss()
+        self._check_targets()
         if self.mixture().student_fraction > 0 and self.learning.pack:
             raise ValueError(
                 f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "
@@ -58,13 +61,20 @@ class Config:
         """D of all the vocabulary, of logits of the student and of the teacher, [n, V] -> [n]."""
         return distillation.named(self.divergence, self.temperature, teacher_divergence)
 
-    def token_loss(
-        self, teacher_divergence: regularizers.Divergence = regularizers.kl
-    ) -> distillation_targets.RandomLoss:
-        """What is learnt by, of logits of the student and of the teacher and keys."""
-        return distillation_targets.loss(
-            self.targets, self.num_targets, self.divergence, self.temperature, teacher_divergence
-        )
+    def _check_targets(self) -> None:
+        distillation.check_choice("targets", self.targets, Targets)
+        if self.num_targets < 1:
+            raise ValueError(f"num_targets must be >= 1, got {self.num_targets}; Gemma 3 takes 256")
+        if self.targets == "full":
+            self.token_divergence()
+            return
+        distillation.check_temperature(self.temperature)
+        if self.targets != "top-k" and self.divergence != "kl":
+            raise ValueError(
+                f"drawn targets are learnt by cross-entropy, divergence=kl, got "
+                f"{self.divergence!r}; targets=top-k and full take others"
+            )
+        distillation.token_divergence(self.divergence)
 
     def mixture(self) -> tuning.Mixture:
         """Whose sequences are learnt from."""
@@ -91,8 +101,8 @@ def make(
     config: Config | None = None,
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
-) -> types.Agent:
-    """GKD of `model`; the learner's `constants` are the teacher's parameters.
+) -> types.Agent[tuning.Mixture]:
+    """GKD of `model`; the teacher's parameters are among the learner's constants.
 
     Args:
       model: the student.
@@ -112,16 +122,10 @@ def make(
             f"num_targets must be < {vocab_size}, the vocabulary, got {config.num_targets}; "
             "targets=full compares all"
         )
-    divergence = config.token_loss(teacher_divergence)
-
-    def token_loss(
-        logits: jax.Array, labels: jax.Array, keys: jax.Array, teacher_logits: jax.Array
-    ) -> jax.Array:
-        del labels  # The teacher says what should follow.
-        return divergence(logits, teacher_logits, keys)
-
+    if config.targets == "full":
+        config.token_divergence(teacher_divergence)  # Which refuses what would be infinite.
     return tuning.make(
-        token_loss,
+        functools.partial(token_loss, config, teacher_divergence),
         model,
         config.learning,
         algorithm=config,
@@ -130,3 +134,38 @@ def make(
         divergence=regularizers.named(config.operator),
         teacher_divergence=teacher_divergence,
     )
+
+
+def token_loss(
+    config: Config,
+    teacher_divergence: regularizers.Divergence,
+    logits: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array,
+    teacher_logits: jax.Array,
+) -> jax.Array:
+    """Returns D(p_T || p_S) of the next token after n prefixes, [n], in nats.
+
+    Drawn targets t of K tokens of p_T stand for it in cross-entropy, which is KL but for the
+    teacher's entropy: - sum_k t_k ln p_S(k). The top K are compared with one tail of all others.
+
+    Args:
+      config: of D, of its temperature and of the targets.
+      teacher_divergence: f of the operator that makes the teacher's probabilities.
+      logits: of the student, [n, V].
+      labels: the tokens that follow, [n]; it is the teacher who says what should.
+      keys: one a token, of which the first draws for all.
+      teacher_logits: [n, V], constants.
+    """
+    del labels
+    if config.targets == "full":
+        return config.token_divergence(teacher_divergence)(logits, teacher_logits)
+    theta = regularizers.promote(logits) / config.temperature
+    teacher_theta = regularizers.promote(teacher_logits) / config.temperature
+    log_p = regularizers.log_softargmax(teacher_theta, teacher_divergence)
+    if config.targets == "top-k":
+        divergence = distillation.token_divergence(config.divergence)
+        top = distillation_targets.top_k_targets(log_p, config.num_targets)
+        return distillation_targets.top_k_loss(divergence)(theta, top)
+    drawn = distillation_targets.sampled_targets(keys[0], log_p, config.num_targets, config.targets)
+    return distillation_targets.sparse_cross_entropy(theta, drawn)

@@ -24,7 +24,7 @@ import scipy.optimize
 
 from kullback.core import learners, types
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, tuning
+from kullback.lm import batches, completions, gemma, tuning
 
 __all__ = [
     "Config",
@@ -258,7 +258,7 @@ def learner(
         aux: None,
         batch: types.Batch,
         key: types.Key,
-        constants: Any,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del targets, constants
         keys = jax.random.split(key, batch.weights.shape[0])  # One a pair, in whatever part it is.
@@ -281,7 +281,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
     """A reward model on the decoder `model`, which learns from `preferences.Pairs`.
 
     Its actor's parameters are {"params": of the reward model}, for whom it judges; nothing acts.
@@ -295,7 +295,7 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
         policy=types.Policy(refuse, refuse),
         learner=learner(on_decoder(model), config),
         actor_params=lambda state, steps, evaluate: {"params": state.params},
-        replay=tuning.Mixture(),
+        experience=None,
         config=config,
     )
 
@@ -332,7 +332,7 @@ def joined(completion: tokens.Completion, context: Any) -> batches.Sequences:
         raise ValueError(
             f"a reward model reads (prompts, ...) as its context, got {type(context).__name__}"
         )
-    return batches.join(prompts, completion.tokens, completion.is_answer)
+    return completions.joined(prompts, completion)
 
 
 def _dropout(features: jax.Array, keys: jax.Array, rate: float | jax.Array) -> jax.Array:

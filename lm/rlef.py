@@ -73,7 +73,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.OnPolicy]:
     """RLEF of `model`; constants and metrics are those of `rlhf.make`."""
     config = config or Config()
     return rlhf.make(model, config=config.objective(), algorithm=config)

@@ -35,22 +35,14 @@ from kullback.lm import (
 )
 from kullback.lm import policy_gradient as pg
 
-__all__ = ["Config", "Episodes", "make", "presets"]
+__all__ = ["Config", "make", "presets"]
 
 VALUE = "value"  # Beside the policy's parameters: of the network that predicts returns.
 
 
-class Episodes(NamedTuple):
-    """Texts that the policy made and what they are worth; those of a prompt stand together."""
-
-    sequences: batches.Sequences  # [B, T].
-    rewards: types.Array  # float32, [B]: of whole texts, as the scorer gave them.
-    log_probability: types.Array  # float32, [B, T]: of each answer's token as drawn, else 0.
-
-
 @dataclasses.dataclass(frozen=True)
 class OnPolicy:
-    """What is learnt from: `Agent.replay` of reinforcement learning."""
+    """Texts that the policy has just written: `Agent.experience` of reinforcement learning."""
 
     samples_per_prompt: int
     temperature: float = 1.0  # Of policy and reference.
@@ -148,14 +140,14 @@ def make(
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
     algorithm: Any = None,
-) -> types.Agent:
+) -> types.Agent[OnPolicy]:
     """REINFORCE of `model`.
 
-    The learner's constants are {"start": parameters of the supervised start}, and "teacher" of one.
-    A batch's data are `Episodes` of `Agent.policy`. Metrics, means over texts: kl_start and
-    kl_reference are k1 of whole texts in nats (to the reference before this step), answer_tokens
-    their length, entropy of a token, diversity the share of different bigrams among the samples of
-    a prompt.
+    Among the learner's constants are the supervised start's parameters, and a teacher's if it has
+    one. A batch's data are `rollouts.Episodes` of the agent's policy. Metrics, means over texts:
+    kl_start and kl_reference are k1 of whole texts in nats (to the reference before this step),
+    answer_tokens their length, entropy of a token, diversity the share of different bigrams among
+    the samples of a prompt.
 
     Args:
       model: the policy.
@@ -175,136 +167,197 @@ def make(
         )
     if teacher is not None:
         model, teacher = shared_ids.shared([model, teacher])
-    divergence = c.token_divergence(teacher_divergence)
-    has_value = c.baseline == VALUE
-    of_frozen = functools.partial(
-        log_probabilities, model, temperature=c.temperature, chunk=c.learning.chunk
+    context = _Context(
+        config=c,
+        model=model,
+        teacher=teacher,
+        divergence=c.token_divergence(teacher_divergence),
     )
-
-    def measure(
-        logits: jax.Array,
-        labels: jax.Array,
-        advantages: jax.Array,
-        of_reference: jax.Array,
-        *teacher_logits: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        log_pi = _log_probability(logits, labels, c.temperature)
-        losses = -advantages * log_pi
-        if c.kl_placement == "loss":
-            estimate = pg.kl_estimate(log_pi - of_reference, c.kl_estimator)
-            losses = losses + c.kl_coefficient * estimate
-        found = {"entropy": regularizers.entropy(jax.lax.stop_gradient(logits) / c.temperature)}
-        for of_teacher in teacher_logits:
-            distances = divergence(logits, of_teacher)
-            losses = (1 - c.distillation_weight) * losses + c.distillation_weight * distances
-            found["distance"] = jax.lax.stop_gradient(distances)
-        return losses, found
-
-    def part_loss(
-        params: types.Params, part: _Part, constants: Any
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        s, inputs = part.sequences, _inputs(part.sequences)
-        features, labels, is_answer = _aligned(model.features(params, *inputs), s)
-        advantages, value_loss, metrics = part.advantages, 0.0, {}
-        if has_value:
-            hidden = model.features(params[VALUE]["decoder"], *inputs)[:, :-1]
-            values = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[VALUE]["head"])
-            frozen = jax.lax.stop_gradient(values)
-            returns = pg.lambda_returns(part.rewards, frozen, is_answer, c.return_lambda)
-            advantages = returns - frozen
-            targets = pg.lambda_returns(part.rewards, frozen, is_answer, c.value_lambda)
-            errors = jnp.where(is_answer, values - targets, 0) ** 2
-            value_loss = jnp.sum(part.weights * errors)
-            metrics["value_error"] = _mean(jax.lax.stop_gradient(errors), is_answer)
-        heads = [chunked.Head(model.unembed, _embedding(params), _flat(features))]
-        if teacher is not None:
-            of_teacher = teacher.features(constants["teacher"], *inputs)[:, :-1]
-            own = _embedding(constants["teacher"])
-            heads.append(chunked.Head(teacher.unembed, own, _flat(of_teacher)))
-        value, per_token = chunked.weighted_loss(
-            measure,
-            part.weights.reshape(-1),
-            heads[0],
-            labels.reshape(-1),
-            advantages.reshape(-1),
-            part.of_reference.reshape(-1),
-            *heads[1:],
-            chunk=c.learning.chunk,
-            is_answer=is_answer.reshape(-1),
-        )
-        for name, x in per_token.items():
-            metrics[name] = _mean(x.reshape(labels.shape), is_answer)
-        return value + value_loss, metrics
-
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: None,
-        batch: types.Batch,
-        key: types.Key,
-        constants: Any,
-    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del key  # The actor did the sampling.
-        episodes: Episodes = batch.data
-        s = jax.tree.map(jnp.asarray, episodes.sequences)
-        drawn, is_answer = jnp.asarray(episodes.log_probability)[:, 1:], s.is_answer[:, 1:]
-        start = of_frozen(constants["start"], s)
-        # The weights before this step's update, which sampled; not after it.
-        anchor = of_frozen(targets["anchor"], s) if targets else start
-        ratio = jnp.where(is_answer, drawn - anchor, 0)
-        length = jnp.sum(is_answer, 1)
-        ended = jnp.any(tokens.is_stop(s.tokens[:, 1:], model.config.eos_ids) & is_answer, 1)
-        scores = c.reward_weight * jnp.asarray(episodes.rewards) - c.length_penalty * length
-        scores = scores - c.truncation_penalty * ~ended
-        rewards = pg.token_rewards(scores, is_answer)
-        if c.kl_placement == "reward":
-            rewards = rewards - c.kl_coefficient * pg.kl_estimate(ratio, c.kl_estimator)
-        advantages = jnp.zeros_like(rewards)
-        if not has_value:
-            returns = jnp.sum(rewards, 1)
-            if c.baseline == "group":
-                of_rows = pg.group(returns, c.samples_per_prompt, scale=c.scale_by_deviation)
-            else:
-                of_rows = pg.leave_one_out(returns, c.samples_per_prompt)
-            advantages = jnp.broadcast_to(of_rows[:, None], rewards.shape)
-        weights = pg.token_weights(is_answer, jnp.asarray(batch.weights), c.normalisation)
-        value, metrics = tuning.in_parts(
-            lambda params, part: part_loss(params, part, constants),
-            params,
-            _Part(s, weights, rewards, advantages, anchor),
-            c.learning.micro_batches,
-        )
-        metrics["kl_start"] = jnp.sum(jnp.where(is_answer, drawn - start, 0), 1)
-        metrics["kl_reference"] = jnp.sum(ratio, 1)
-        metrics["answer_tokens"] = length.astype(jnp.float32)
-        metrics["truncated"] = 1.0 - ended
-        metrics["diversity"] = pg.distinct_bigrams(s.tokens[:, 1:], is_answer, c.samples_per_prompt)
-        return value, (aux, types.Feedback(metrics))
-
-    optimizer = tuning.optimizer(c.learning)
-    if has_value:
-        of_value = dataclasses.replace(c.learning, learning_rate=c.value_learning_rate)
-        optimizer = optax.multi_transform(
-            {"policy": optimizer, VALUE: tuning.optimizer(of_value)},
-            lambda params: {name: VALUE if name == VALUE else "policy" for name in params},
-        )
-    follows = {"anchor": learners.moving_average(c.anchor_rate)}
     return types.Agent(
         policy=policy.language_model(
             model,
             samplings.Sampling(temperature=c.temperature),
             samples_per_prompt=c.samples_per_prompt,
         ),
-        learner=learners.sgd(
-            init_params=lambda key: with_value(model.init(key)) if has_value else model.init(key),
-            loss=loss,
-            optimizer=optimizer,
-            targets=follows if c.reference == "moving-average" else None,
-        ),
+        learner=_learner(context),
         actor_params=lambda state, steps, evaluate: {"params": state.params},
-        replay=OnPolicy(c.samples_per_prompt, c.temperature, has_value),
+        experience=OnPolicy(c.samples_per_prompt, c.temperature, context.has_value),
         config=algorithm or c,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Context:
+    """Settings and models that the losses share."""
+
+    config: Config
+    model: gemma.Model
+    teacher: gemma.Model | None
+    divergence: distillation.TokenLoss  # D, of logits of the policy and of the teacher.
+
+    @property
+    def has_value(self) -> bool:
+        """Whether advantages are returns less what a network predicts."""
+        return self.config.baseline == VALUE
+
+
+def _learner(context: _Context) -> types.Learner:
+    c, init = context.config, context.model.init
+    optimizer = tuning.optimizer(c.learning)
+    if context.has_value:
+        of_value = dataclasses.replace(c.learning, learning_rate=c.value_learning_rate)
+        optimizer = optax.multi_transform(
+            {"policy": optimizer, VALUE: tuning.optimizer(of_value)},
+            lambda params: {name: VALUE if name == VALUE else "policy" for name in params},
+        )
+    follows = {"anchor": learners.moving_average(c.anchor_rate)}
+    return learners.sgd(
+        init_params=(lambda key: with_value(init(key))) if context.has_value else init,
+        loss=functools.partial(_loss, context),
+        optimizer=optimizer,
+        targets=follows if c.reference == "moving-average" else None,
+    )
+
+
+def _loss(
+    context: _Context,
+    params: types.Params,
+    targets: dict[str, types.Params],
+    aux: None,
+    batch: types.Batch,
+    key: types.Key,
+    constants: types.Constants,
+) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+    """Returns the loss of a batch whose data are `rollouts.Episodes`, and its metrics."""
+    del key  # The sampler drew the texts.
+    part, of_texts = _prepare(context, batch, targets, constants)
+    value, metrics = tuning.in_parts(
+        functools.partial(_part_loss, context, constants),
+        params,
+        part,
+        context.config.learning.micro_batches,
+    )
+    return value, (aux, types.Feedback(metrics | of_texts))
+
+
+def _prepare(
+    context: _Context,
+    batch: types.Batch,
+    targets: dict[str, types.Params],
+    constants: types.Constants,
+) -> tuple[_Part, dict[str, jax.Array]]:
+    """Returns what no gradient flows through: rewards and advantages, and metrics of texts, [B]."""
+    c, episodes = context.config, batch.data
+    s = jax.tree.map(jnp.asarray, episodes.sequences)
+    drawn, is_answer = jnp.asarray(episodes.log_probability)[:, 1:], s.is_answer[:, 1:]
+    of_frozen = functools.partial(
+        log_probabilities, context.model, temperature=c.temperature, chunk=c.learning.chunk
+    )
+    start = of_frozen(constants.start, s)
+    # The weights before this step's update, which sampled; not after it.
+    anchor = of_frozen(targets["anchor"], s) if targets else start
+    ratio = jnp.where(is_answer, drawn - anchor, 0)
+    length = jnp.sum(is_answer, 1)
+    ended = jnp.any(tokens.is_stop(s.tokens[:, 1:], context.model.config.eos_ids) & is_answer, 1)
+    scores = c.reward_weight * jnp.asarray(episodes.rewards) - c.length_penalty * length
+    scores = scores - c.truncation_penalty * ~ended
+    rewards = pg.token_rewards(scores, is_answer)
+    if c.kl_placement == "reward":
+        rewards = rewards - c.kl_coefficient * pg.kl_estimate(ratio, c.kl_estimator)
+    part = _Part(
+        sequences=s,
+        weights=pg.token_weights(is_answer, jnp.asarray(batch.weights), c.normalisation),
+        rewards=rewards,
+        advantages=_advantages(context, rewards),
+        of_reference=anchor,
+    )
+    return part, {
+        "kl_start": jnp.sum(jnp.where(is_answer, drawn - start, 0), 1),
+        "kl_reference": jnp.sum(ratio, 1),
+        "answer_tokens": length.astype(jnp.float32),
+        "truncated": 1.0 - ended,
+        "diversity": pg.distinct_bigrams(s.tokens[:, 1:], is_answer, c.samples_per_prompt),
+    }
+
+
+def _advantages(context: _Context, rewards: jax.Array) -> jax.Array:
+    """Returns a text's return less that of the others of its prompt, at each token, [B, T - 1]."""
+    c, returns = context.config, jnp.sum(rewards, 1)
+    if context.has_value:
+        return jnp.zeros_like(rewards)
+    if c.baseline == "group":
+        of_rows = pg.group(returns, c.samples_per_prompt, scale=c.scale_by_deviation)
+    else:
+        of_rows = pg.leave_one_out(returns, c.samples_per_prompt)
+    return jnp.broadcast_to(of_rows[:, None], rewards.shape)
+
+
+def _part_loss(
+    context: _Context, constants: types.Constants, params: types.Params, part: _Part
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns what a micro-batch adds to the loss, and the metrics of its texts."""
+    s, inputs = part.sequences, _inputs(part.sequences)
+    features, labels, is_answer = _aligned(context.model.features(params, *inputs), s)
+    advantages, value_loss, metrics = part.advantages, 0.0, {}
+    if context.has_value:
+        advantages, value_loss, errors = _value_loss(context, params, part)
+        metrics["value_error"] = _mean(errors, is_answer)
+    heads = [chunked.Head(context.model.unembed, _embedding(params), _flat(features))]
+    if context.teacher is not None:
+        of_teacher = context.teacher.features(constants.teacher, *inputs)[:, :-1]
+        embedding = _embedding(constants.teacher)
+        heads.append(chunked.Head(context.teacher.unembed, embedding, _flat(of_teacher)))
+    value, per_token = chunked.weighted_loss(
+        functools.partial(_policy_loss, context),
+        part.weights.reshape(-1),
+        heads[0],
+        labels.reshape(-1),
+        advantages.reshape(-1),
+        part.of_reference.reshape(-1),
+        *heads[1:],
+        chunk=context.config.learning.chunk,
+        is_answer=is_answer.reshape(-1),
+    )
+    for name, x in per_token.items():
+        metrics[name] = _mean(x.reshape(labels.shape), is_answer)
+    return value + value_loss, metrics
+
+
+def _policy_loss(
+    context: _Context,
+    logits: jax.Array,
+    labels: jax.Array,
+    advantages: jax.Array,
+    of_reference: jax.Array,
+    *teacher_logits: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the losses of tokens, [n], whose gradient is the policy's, and their metrics."""
+    c = context.config
+    log_pi = _log_probability(logits, labels, c.temperature)
+    losses = -advantages * log_pi
+    if c.kl_placement == "loss":
+        estimate = pg.kl_estimate(log_pi - of_reference, c.kl_estimator)
+        losses = losses + c.kl_coefficient * estimate
+    metrics = {"entropy": regularizers.entropy(jax.lax.stop_gradient(logits) / c.temperature)}
+    for of_teacher in teacher_logits:
+        distances = context.divergence(logits, of_teacher)
+        losses = (1 - c.distillation_weight) * losses + c.distillation_weight * distances
+        metrics["distance"] = jax.lax.stop_gradient(distances)
+    return losses, metrics
+
+
+def _value_loss(
+    context: _Context, params: types.Params, part: _Part
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns advantages [B, T - 1], the loss of the value [], and its squared errors."""
+    c, is_answer = context.config, jnp.asarray(part.sequences.is_answer)[:, 1:]
+    hidden = context.model.features(params[VALUE]["decoder"], *_inputs(part.sequences))[:, :-1]
+    values = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[VALUE]["head"])
+    frozen = jax.lax.stop_gradient(values)
+    returns = pg.lambda_returns(part.rewards, frozen, is_answer, c.return_lambda)
+    targets = pg.lambda_returns(part.rewards, frozen, is_answer, c.value_lambda)
+    errors = jnp.where(is_answer, values - targets, 0) ** 2
+    return returns - frozen, jnp.sum(part.weights * errors), jax.lax.stop_gradient(errors)
 
 
 def log_probabilities(

@@ -34,7 +34,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[tuning.Mixture]:
     """SFT of `model`: the mean over answers of loss_f(logits, token), in nats for KL."""
     config = config or Config()
     divergence = regularizers.named(config.divergence)

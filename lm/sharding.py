@@ -42,11 +42,11 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
 def placement(
     mesh: Mesh | None, config: gemma.Config, teacher: gemma.Config | None = None
 ) -> Placement | None:
-    """Where the arrays of a learner of a model are, whose constants are a teacher's parameters."""
+    """Where the arrays of a learner of a model are, and of its teacher."""
     if mesh is None:
         return None
     of_teacher = () if teacher is None else rules(teacher)
-    return Placement(mesh=mesh, rules=rules(config), constant_rules=of_teacher)
+    return Placement(mesh=mesh, rules=rules(config), teacher_rules=of_teacher)
 
 
 def shapes(config: gemma.Config, mesh: Mesh | None) -> types.Params:

@@ -69,7 +69,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Whose sequences are learnt from: `Agent.replay` of a language model."""
+    """A mixture of stored sequences and the student's own: `Agent.experience` of tuning."""
 
     student_fraction: float = 0.0  # In [0, 1]: of sequences that the student samples.
     # "batch": one coin a step decides on all rows, as the GKD paper does; "row": each batch has
@@ -97,7 +97,7 @@ def make(
     mixture: Mixture | None = None,
     divergence: regularizers.Divergence = regularizers.kl,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
-) -> types.Agent:
+) -> types.Agent[Mixture]:
     """Returns the agent that learns by the mean of `token_loss` over answers.
 
     Args:
@@ -105,8 +105,8 @@ def make(
       model: the student.
       config: settings.
       algorithm: the algorithm's own configuration, saved beside the results.
-      teacher: a frozen model, whose parameters are the learner's `constants`; None if the loss
-        needs none.
+      teacher: a frozen model, whose parameters are among the learner's constants; None if the
+        loss needs none.
       mixture: whose sequences are learnt from; None is the data set's alone.
       divergence: f of the student's operator, with which it samples.
       teacher_divergence: f of the teacher's.
@@ -130,7 +130,7 @@ def make(
 
     def part_loss(
         params: types.Params,
-        constants: Any,
+        constants: types.Constants,
         part: tuple[batches.Sequences, jax.Array, jax.Array],
         total: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -140,14 +140,14 @@ def make(
         inputs = rows.tokens, rows.positions, rows.segments
         features = [model.features(params, *inputs)]  # [B, T, D]
         if teacher is not None:
-            features.append(jax.lax.stop_gradient(teacher.features(constants, *inputs)))
+            features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
         features, labels, is_answer = distillation.align(features, sequences, answers)
         flat = [x.reshape(-1, x.shape[-1]) for x in features]
         # Gradients are of all that a head is given: not of every layer.
         embedding = {"embedding": params["embedding"]}
         heads = [chunked.Head(model.unembed, embedding, flat[0])]
         if teacher is not None:
-            heads.append(chunked.Head(teacher.unembed, constants, flat[1]))
+            heads.append(chunked.Head(teacher.unembed, constants.teacher, flat[1]))
         shares = distillation.token_weights(is_answer, weights, config.reduction, total)
         value, per_token = chunked.weighted_loss(
             measure,
@@ -172,7 +172,7 @@ def make(
         aux: None,
         batch: types.Batch,
         key: types.Key,
-        constants: Any,
+        constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del targets  # There is no target tree.
         keys = jax.random.split(key, batch.data.is_answer[:, 1:].shape)  # A token's.
@@ -190,7 +190,7 @@ def make(
         policy=policy.language_model(model, divergence=divergence),
         learner=learner,
         actor_params=lambda state, steps, evaluate: {"params": state.params},
-        replay=mixture or Mixture(),
+        experience=mixture or Mixture(),
         config=algorithm,
     )
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import averaging, types
+from kullback.core import averaging, learners, types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, reward_model, tuning
 
@@ -111,7 +111,7 @@ def of_member(config: Config, seed: int) -> reward_model.Config:
     return dataclasses.replace(config.reward, dropout=member.dropout, learning=learning)
 
 
-def make(model: gemma.Model, config: Config | None = None, seed: int = 0) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None, seed: int = 0) -> types.Agent[None]:
     """The member of a seed, on the decoder `model`; see `reward_model.make`."""
     config = config or Config()
     return reward_model.make(model, of_member(config, seed))._replace(config=config)
@@ -209,19 +209,18 @@ def train(
         ]
         for seed in seeds
     ]
-    ones = jnp.ones(size)
+
+    def pairs(state: Any, constants: types.Constants, rows: jax.Array, key: types.Key) -> Any:
+        del state, constants, key
+        return jax.tree.map(lambda x: jnp.asarray(x)[rows], (chosen, rejected))
 
     def one(
         seed: jax.Array, scale: jax.Array, dropout: jax.Array, start: types.Params, order: jax.Array
     ) -> types.Params:
         learner = reward_model.learner(model, base, dropout=dropout, rate_scale=scale)
         state = learner.init(jax.random.key(seed))._replace(params=start)
-
-        def body(state: types.LearnerState, rows: jax.Array) -> tuple[types.LearnerState, None]:
-            pairs = jax.tree.map(lambda x: jnp.asarray(x)[rows], (chosen, rejected))
-            return learner.step(state, types.Batch(pairs, rows, ones / size, ones), None)[0], None
-
-        return jax.lax.scan(body, state, order)[0].params
+        run = learners.scan(learner, pairs, report=lambda feedback, data: None)
+        return run(state, types.NO_CONSTANTS, order, state.key)[0].params
 
     rates = np.array([member.learning_rate for member in members], np.float32)
     arguments = (

@@ -17,7 +17,7 @@ trees are kept, however many members there are.
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.OnPolicy]:
     """WARP of `model`; constants and metrics are those of `rlhf.make`, and the iteration.
 
     What acts is the member that learns; between two iterations it is the next one's start.
@@ -128,7 +128,9 @@ def learner(member: types.Learner, config: Config) -> types.Learner:
         return jax.lax.switch(number, branches)
 
     def step(
-        state: types.LearnerState, batch: types.Batch, constants: Any = None
+        state: types.LearnerState,
+        batch: types.Batch,
+        constants: types.Constants = types.NO_CONSTANTS,
     ) -> tuple[types.LearnerState, types.Feedback]:
         place = state.steps % config.iteration_steps
         number = place // config.member_steps

@@ -9,7 +9,7 @@ import numpy as np
 
 from kullback.core import platform
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
-from kullback.lm import gemma, policy
+from kullback.lm import completions, gemma
 
 
 class Case(NamedTuple):
@@ -32,7 +32,7 @@ CASES = {
 def sampler(case: Case) -> Callable[[], float]:
     """Makes a function that generates the tokens of all rows and returns their number."""
     model = gemma.make(case.config)
-    program = language_models.sampling(model, policy.language_model(model), case.new_tokens)
+    program = jax.jit(completions.sampler(model, case.new_tokens).sequences)
     acting = {"params": jax.jit(model.init)(jax.random.key(0))}
     prompts = language_models.prompts(case.config, case.num_rows, case.prompt_tokens)
     calls = 0

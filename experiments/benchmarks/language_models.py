@@ -2,14 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from kullback.core import types
-from kullback.experiments.evaluate import judge
-from kullback.lm import batches, gemma, tuning
+from kullback.lm import batches, gemma
 from kullback.lm.formats import hugging_face_config
 
 SMALL = gemma.Config(
@@ -38,14 +34,6 @@ def tokens(config: gemma.Config, rows: int, length: int) -> np.ndarray:
 def prompts(config: gemma.Config, rows: int, length: int) -> batches.Prompts:
     """Draws prompts of random text, all of one length."""
     return batches.Prompts(tokens(config, rows, length), np.full(rows, length, np.int32))
-
-
-def sampling(model: gemma.Model, acts: types.Policy, new_tokens: int) -> Callable[..., Any]:
-    """Compiles the sampling of a run: (acting params, prompts, key) -> `Sequences`."""
-    learning = tuning.Config(max_new_tokens=new_tokens)
-    # There is no task: the answers are not judged.
-    judges = judge.Judge(model, None, None, [], learning)  # pyright: ignore[reportArgumentType]
-    return judges.program(acts)
 
 
 def described(config: gemma.Config) -> str:

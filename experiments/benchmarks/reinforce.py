@@ -4,17 +4,16 @@ A policy of four layers samples and learns, its start is the reference, and a re
 layers scores.
 """
 
+import functools
 import json
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from kullback.core import platform, sequences
+from kullback.core import platform, sequences, types
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
-from kullback.experiments.evaluate import judge
-from kullback.experiments.runs import episodes, rewards
-from kullback.lm import gemma, reward_model, rlhf, tuning
+from kullback.lm import completions, gemma, reward_model, rlhf, rollouts, tuning
 
 PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64
 ROWS = PROMPTS * SAMPLES
@@ -32,28 +31,21 @@ def stepper() -> Callable[[], float]:
     model, scorer = (gemma.make(c) for c in (language_models.SMALL, SCORER))
     agent = rlhf.make(model, config=CONFIG)
     scores = reward_model.on_decoder(scorer)
-    reward = rewards.Reward(
-        "reward-model",
-        ((1.0, reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))),),
-        (),
-    )
-    # There is no task: only the program is asked for.
-    judges = judge.Judge(model, None, None, [], CONFIG.learning)  # pyright: ignore[reportArgumentType]
-    actor = episodes.Actor(agent, judges, reward)
+    reward = reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))
+    sampler = completions.of_policy(agent.policy, model, NEW, SAMPLES)
+    write = jax.jit(functools.partial(rollouts.sample, sampler, reward.score))
     prompts = language_models.prompts(model.config, PROMPTS, PROMPT)
     params = jax.jit(model.init)(jax.random.key(0))
     given = {"params": params}, prompts, jax.random.key(0), reward.params
-    made = jax.eval_shape(actor.program, *given)
-    source = sequences.Source(
-        num_rows=ROWS,
-        example=made,
-        num_sampled=lambda step: ROWS,
-        stored=lambda step, count: None,
+    sampling = sequences.Sampling(
+        num_rows=lambda step: ROWS,
         prompts=lambda step, count: prompts,
-        sample=lambda acting, drawn, key: actor.program(acting, drawn, key, reward.params),
-        score=lambda made, drawn: np.asarray(made.rewards),
+        sample=lambda acting, drawn, key: write(acting, drawn, key, reward.params),
+        score=lambda episodes, drawn: np.asarray(episodes.rewards),
     )
-    loop = sequences.make(agent, source, 0, params=lambda: params, constants={"start": params})
+    source = sequences.Source(ROWS, example=jax.eval_shape(write, *given), sampling=sampling)
+    constants = types.Constants(start=params)
+    loop = sequences.make(agent, source, 0, params=lambda: params, constants=constants)
     state = loop.init()
 
     def work() -> float:

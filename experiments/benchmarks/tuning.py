@@ -15,7 +15,7 @@ import numpy as np
 
 from kullback.core import platform, sequences, types
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
-from kullback.lm import batches, gemma, gkd, sft, tuning
+from kullback.lm import batches, completions, gemma, gkd, sft, tuning
 
 ROWS, PROMPT, NEW = 16, 64, 64
 KEEPING = "torch that keeps freed memory"
@@ -43,7 +43,8 @@ def stepper(case: str) -> Callable[[], float]:
     """Makes a function that does one iteration of the loop over sequences and returns 1."""
     model, teacher = gemma.make(STUDENTS[case]), gemma.make(language_models.SMALL)
     learns = agent(case, model, teacher)
-    constants = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
+    params = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
+    constants = types.Constants(teacher=params)
     loop = sequences.make(learns, source(model, learns, case), 0, constants=constants)
     state = loop.init()
 
@@ -64,15 +65,15 @@ def source(model: gemma.Model, learns: types.Agent, case: str) -> sequences.Sour
     lengths = np.full(ROWS, PROMPT + NEW, np.int32)
     stored = batches.Sequences(text, is_answer, place, np.ones_like(text), lengths)
     prompts = language_models.prompts(model.config, ROWS, PROMPT)
-    return sequences.Source(
-        num_rows=ROWS,
-        example=stored,
-        num_sampled=lambda step: ROWS if case == "gkd, on-policy" else 0,
-        stored=lambda step, count: stored,
+    if case != "gkd, on-policy":
+        return sequences.Source(ROWS, example=stored, stored=lambda step, count: stored)
+    sampling = sequences.Sampling(
+        num_rows=lambda step: ROWS,
         prompts=lambda step, count: prompts,
-        sample=language_models.sampling(model, learns.policy, NEW),
-        score=lambda made, drawn: np.zeros(ROWS, np.float32),
+        sample=jax.jit(completions.of_policy(learns.policy, model, NEW).sequences),
+        score=lambda rows, drawn: np.zeros(ROWS, np.float32),
     )
+    return sequences.Source(ROWS, example=stored, sampling=sampling)
 
 
 def cost(case: str) -> int:

@@ -4,13 +4,12 @@ import jax
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.runs import episodes, rewards
-from kullback.lm import best_of_n, policy, rlhf
+from kullback.lm import best_of_n, evaluation
 
 
 def measures(
-    judge: judges.Judge,
+    evaluator: evaluation.Evaluator,
     acting: types.Params,
     reward: rewards.Reward,
     *,
@@ -21,35 +20,29 @@ def measures(
     """Returns, by held-out prompt, rewards of all answers and of the best, and the task's measures.
 
     Args:
-      judge: of a task.
+      evaluator: of a task.
       acting: parameters of the policy.
       reward: decides which answer is the best.
       n: N, answers at temperature 1 to each prompt.
       count: prompts, at most: there may be fewer.
       key: of the answers.
     """
-
-    def nothing(*arguments: object) -> types.Params:
-        raise ValueError("best of N learns nothing")
-
-    agent = types.Agent(
-        policy=policy.language_model(judge.model, divergence=judge.f, samples_per_prompt=n),
-        learner=types.Learner(nothing, nothing),
-        actor_params=nothing,
-        replay=rlhf.OnPolicy(n),
+    actor = episodes.Actor(
+        sampler=evaluator.sampler(samples_per_prompt=n), evaluator=evaluator, reward=reward
     )
-    actor = episodes.Actor(agent, judge, reward)
     found: dict[str, list[np.ndarray]] = {}
-    for number, part in enumerate(judge.parts(count)):
+    for number, part in enumerate(evaluator.parts(count)):
         made = actor.episodes(acting, part, jax.random.fold_in(key, number))
         scores = np.asarray(made.rewards, np.float64)
         best = best_of_n.choose(scores, n)
-        texts = judge.answer_texts(jax.tree.map(lambda x, rows=best: x[rows], made.sequences))
+        texts = evaluator.answer_texts(jax.tree.map(lambda x, rows=best: x[rows], made.sequences))
         columns = {"reward": scores.reshape(-1, n).mean(1), f"reward_best_of_{n}": scores[best]}
         pairs = zip(texts, part, strict=True)
-        said = [judge.measures(text, judge.asked(one)["target"]) for text, one in pairs]
+        said = [
+            evaluator.measures(text, evaluator.example_texts(one)["target"]) for text, one in pairs
+        ]
         columns |= {f"{k}_best_of_{n}": np.array([one[k] for one in said]) for k in said[0]}
         for name, values in columns.items():
             found.setdefault(name, []).append(values)
-    kept = judge.kept(count)
+    kept = evaluator.kept(count)
     return {name: np.concatenate(values)[:kept] for name, values in found.items()}

@@ -17,10 +17,9 @@ import numpy as np
 from kullback.core import files, types
 from kullback.experiments import statistics
 from kullback.experiments.evaluate import best_of as choosing
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.evaluate import reports, reward_report
 from kullback.experiments.runs import language, models, opened, rewards
-from kullback.lm import best_of_n, data, splits, tasks, tuning
+from kullback.lm import best_of_n, data, evaluation, splits, tasks, tuning
 from kullback.lm import control_tokens as reading
 
 
@@ -42,14 +41,14 @@ def run(
     """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
 
     Args:
-      path, opened_run, task, seed, best, control_tokens, **lengths: as for `judge_of`.
+      path, opened_run, task, seed, best, control_tokens, **lengths: as for `evaluator_of`.
       count, num_samples: as for `evaluate`.
       out: a new file; None is the next evaluation-NNN.jsonl of a run, and none for weights.
       best_of: N, answers of which the best by `reward` is judged too; 0 is none.
       reward: see rewards.py; "" is the task's own rule.
 
     Raises:
-      ValueError: as `judge_of` and `rewards.parse` do, and if something is at `out`.
+      ValueError: as `evaluator_of` and `rewards.parse` do, and if something is at `out`.
     """
     if out is None and opened_run is not None:
         names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
@@ -68,18 +67,20 @@ def run(
             **lengths,
         )
     else:
-        judge, checkpoint = judge_of(
+        evaluator, checkpoint = evaluator_of(
             path, opened_run, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
         )
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
         goal = None
         if best_of:
-            goal = rewards.parse(reward, judge.task, judge.words, judge.model.num_ids)
-        report = evaluate(judge, acting, count=count, num_samples=num_samples, key=key)
-        if judge.notice is not None:
-            report.notes.append(judge.notice)
+            goal = rewards.parse(
+                reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids
+            )
+        report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
+        if evaluator.notice is not None:
+            report.notes.append(evaluator.notice)
         if goal is not None:
-            found = choosing.measures(judge, acting, goal, n=best_of, count=count, key=key)
+            found = choosing.measures(evaluator, acting, goal, n=best_of, count=count, key=key)
             bound = {
                 f"kl_of_best_of_{best_of}_at_most": statistics.Estimate(best_of_n.kl_bound(best_of))
             }
@@ -91,7 +92,7 @@ def run(
     return report, out
 
 
-def judge_of(
+def evaluator_of(
     path: pathlib.Path,
     run: opened.Opened | None,
     task: str = "",
@@ -100,7 +101,7 @@ def judge_of(
     best: bool = False,
     control_tokens: reading.Reading | None = None,
     **lengths: Any,
-) -> tuple[judges.Judge, models.Checkpoint]:
+) -> tuple[evaluation.Evaluator, models.Checkpoint]:
     """What judges a model on the held-out examples of a task, and the model; no teacher.
 
     Args:
@@ -141,36 +142,36 @@ def judge_of(
         )
     test, report = made.examples("test", checkpoint.tokenizer, fitting)
     model, words = checkpoint.model, checkpoint.tokenizer
-    judge = judges.Judge(
+    evaluator = evaluation.Evaluator(
         *(model, words, made, test, learning, checkpoint.divergence),
         notice=data.notice({"test": report}),
     )
-    return judge, checkpoint
+    return evaluator, checkpoint
 
 
 def evaluate(
-    judge: judges.Judge, acting: Any, *, count: int, num_samples: int, key: types.Key
+    evaluator: evaluation.Evaluator, acting: Any, *, count: int, num_samples: int, key: types.Key
 ) -> reports.Report:
     """Likelihoods of held-out completions, and what the model itself answers.
 
     Args:
-      judge: of a task.
+      evaluator: of a task.
       acting: parameters of the policy.
       count: prompts, at most: there may be fewer.
       num_samples: K >= 1, answers at temperature 1 to each prompt.
       key: of them.
     """
-    count = judge.kept(count)
-    found, notes = _held_out(judge, acting, count)
-    greedy = judge.answers(acting, count, key, judge.greedy)
+    count = evaluator.kept(count)
+    found, notes = _held_out(evaluator, acting, count)
+    greedy = evaluator.answers(acting, count, key, evaluator.greedy)
     samples = [
-        judge.answers(acting, count, jax.random.fold_in(key, n), judge.plain)
+        evaluator.answers(acting, count, jax.random.fold_in(key, n), evaluator.sampled)
         for n in range(num_samples)
     ]
     for suffix, answers in (("greedy", [greedy]), ("temperature_1", samples)):
         for name, of_texts in _of_answers(answers):
             found[f"{name}_{suffix}"] = of_texts
-    if judge.task.score is not None:
+    if evaluator.task.score is not None:
         right = sum((answers.measures["score"] == 1).astype(int) for answers in samples)
         for k in sorted({1, num_samples}):
             found[f"pass@{k}"] = statistics.ratio(pass_at_k(np.asarray(right), num_samples, k))
@@ -179,15 +180,15 @@ def evaluate(
     found["entropy_temperature_1"] = statistics.ratio(np.asarray(nats), np.asarray(tokens))
     rows = [
         {
-            **judge.asked(judge.test[n]),
+            **evaluator.example_texts(evaluator.test[n]),
             "greedy": greedy.line(n),
             "samples": [answers.line(n) for answers in samples],
         }
         for n in range(count)
     ]
     title = (
-        f"{judge.task.name}, {count} held-out examples, {num_samples} samples of each at "
-        f"temperature 1, operator of {judge.divergence}; [95% intervals over examples]"
+        f"{evaluator.task.name}, {count} held-out examples, {num_samples} samples of each at "
+        f"temperature 1, operator of {evaluator.divergence}; [95% intervals over examples]"
     )
     return reports.Report(title, found, notes, rows)
 
@@ -220,17 +221,18 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
 
 
 def _held_out(
-    judge: judges.Judge, acting: Any, count: int
+    evaluator: evaluation.Evaluator, acting: Any, count: int
 ) -> tuple[dict[str, statistics.Estimate], list[str]]:
-    held = judge.likelihoods(acting, count)
+    held = evaluator.likelihoods(acting, count)
     found: dict[str, statistics.Estimate] = {}
     notes: list[str] = []
-    if judge.divergence != "kl":
-        found[judge.f.loss_name] = statistics.ratio(held.loss, held.tokens)
-    if judge.f.is_sparse:
+    if evaluator.divergence != "kl":
+        found[evaluator.f.loss_name] = statistics.ratio(held.loss, held.tokens)
+    if evaluator.f.is_sparse:
         notes.append(
-            f"no nats_per_token and no perplexity: the operator of {judge.divergence} gives some "
-            f"tokens the probability 0; {judge.f.loss_name} is its own loss, in nats a token"
+            f"no nats_per_token and no perplexity: the operator of {evaluator.divergence} gives "
+            f"some tokens the probability 0; {evaluator.f.loss_name} is its own loss, in nats a "
+            "token"
         )
     else:
         nats = statistics.ratio(held.nats, held.tokens)
@@ -241,7 +243,7 @@ def _held_out(
     return found, notes
 
 
-def _of_answers(answers: Sequence[judges.Answers]) -> Iterator[tuple[str, statistics.Estimate]]:
+def _of_answers(answers: Sequence[evaluation.Answers]) -> Iterator[tuple[str, statistics.Estimate]]:
     """Names and estimates over prompts of the mean over `answers` to each."""
     columns: dict[str, list[np.ndarray]] = {
         name: [a.measures[name] for a in answers] for name in answers[0].measures

@@ -10,10 +10,9 @@ import numpy as np
 
 from kullback.core import finite, regularizers, rollout
 from kullback.core import sampling as samplings
-from kullback.environments import tokens
 from kullback.experiments import interrupts
 from kullback.experiments.runs import models
-from kullback.lm import batches, gemma, policy, texts, tokenizer
+from kullback.lm import batches, completions, gemma, texts, tokenizer
 
 PIECE = 16  # Tokens between two looks at the text.
 
@@ -70,15 +69,14 @@ def generate(
     stops = tuple(sorted({*config.eos_ids, *stop_tokens}))
     width = batches.powers_of_two(longest)[-1]
     padded = batches.pad_prompts(prompts, width, words.pad_id)
-    environment = tokens.make_batch(
-        padded.tokens,
-        padded.lengths,
-        horizon=max_new_tokens,
-        vocab_size=config.vocab_size,
+    sampler = completions.sampler(
+        checkpoint.model,
+        max_new_tokens,
+        sampling=sampling,
+        divergence=regularizers.named(checkpoint.divergence),
         stop_tokens=stops,
     )
-    divergence = regularizers.named(checkpoint.divergence)
-    acts = policy.language_model(checkpoint.model, sampling, divergence)
+    sampler.environment(padded)  # Which refuses what are no ids.
     acting = {"params": checkpoint.params}
     key = jax.random.key(seed)
 
@@ -89,11 +87,11 @@ def generate(
 
     @jax.jit
     def start(acting: Any, padded: batches.Prompts) -> rollout.ActorState:
-        return rollout.start(acts, environment, acting, key, padded, length)
+        return sampler.start(acting, padded, key, spare=PIECE)
 
     @jax.jit
     def proceed(acting: Any, state: rollout.ActorState, tick: jax.Array) -> Any:
-        trajectory, state = rollout.rollout(acts, environment, acting, state, key, PIECE, tick)
+        trajectory, state = sampler.proceed(acting, padded, state, key, PIECE, tick)
         # NaN where a logit is.
         drawn = jnp.where(trajectory.valid, trajectory.extras["log_probability"], 0)
         return trajectory.action, trajectory.valid, drawn, state

@@ -50,7 +50,7 @@ def front(
     key: types.Key,
 ) -> list[Point]:
     """The points of (1 - eta) start + eta merged, on the first `count` held-out prompts."""
-    count = actor.judge.kept(count)
+    count = actor.evaluator.kept(count)
     points = []
     for eta in etas:
         acting = {"params": averaging.liti(start, merged, eta)}

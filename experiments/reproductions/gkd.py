@@ -131,7 +131,7 @@ def on_texts(config: Config, sizes: students.Sizes, work: reproduce.Work) -> stu
     """A teacher that is trained once, and students that were fine-tuned to a good start."""
     room, name = students.make(sizes), sizes.task.removeprefix("tokens/")
     tune = students.tuner(room, room.student)
-    scorer = room.judge and room.judge(room.student, "kl")
+    evaluator = room.evaluator and room.evaluator(room.student, "kl")
 
     @functools.cache
     def teacher() -> types.Params:
@@ -141,9 +141,10 @@ def on_texts(config: Config, sizes: students.Sizes, work: reproduce.Work) -> stu
     @functools.cache
     def start(seed: int) -> types.Params:
         def is_good(params: types.Params) -> bool:
-            if scorer is None or "score_greedy" not in of_teacher:  # Then it has all of its steps.
-                return False
-            scores = scorer.scores({"params": params}, sizes.evaluation, jax.random.key(seed))
+            if evaluator is None or "score_greedy" not in of_teacher:
+                return False  # It has all of its steps.
+            acting, key = {"params": params}, jax.random.key(seed)
+            scores = evaluator.scores(acting, sizes.evaluation, key)
             return bool(scores.mean() >= config.start * of_teacher["score_greedy"])
 
         return students.from_data(

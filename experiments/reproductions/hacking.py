@@ -16,7 +16,7 @@ import numpy as np
 from kullback.core import learners, types
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import small_models
-from kullback.lm import batches, distillation, gemma, gkd, sft, tuning
+from kullback.lm import batches, completions, distillation, gemma, gkd, sft, tuning
 
 Source = Literal["offline", "online-teacher", "online-student"]
 
@@ -123,8 +123,9 @@ class Models(NamedTuple):
     oracle: gemma.Model
     teacher: gemma.Model
     student: gemma.Model
-    sample_oracle: small_models.Sampler
-    sample_teacher: small_models.Sampler
+    # (acting params, prompts, key) -> prompts and what was written after them.
+    sample_oracle: Callable[..., batches.Sequences]
+    sample_teacher: Callable[..., batches.Sequences]
     teacher_learner: types.Learner
     tune_teacher: Callable[..., Any]
     student_learner: types.Learner
@@ -147,15 +148,29 @@ def make_models(config: Config) -> Models:
     teacher, student = (
         gemma.make(decoder(w)) for w in (config.teacher_width, config.student_width)
     )
-    samplers = [small_models.sampler(m, config.horizon, ()) for m in (oracle, teacher, student)]
+    of_oracle, of_teacher, of_student = (
+        completions.sampler(model, config.horizon, stop_tokens=())
+        for model in (oracle, teacher, student)
+    )
     tune = sft.Config(learning=config.learning)
-    of_teacher, of_student = (sft.make(model, tune).learner for model in (teacher, student))
+    teacher_learner, tuner = (sft.make(model, tune).learner for model in (teacher, student))
     settings = gkd.Config(divergence=config.divergence, learning=config.learning)
     distilled = gkd.make(student, teacher, settings).learner
-    rows: dict[str, small_models.Rows] = {
-        "offline": small_models.stored,
-        "online-teacher": lambda student, teacher, prompts, key: samplers[1](teacher, prompts, key),
-        "online-student": lambda student, teacher, prompts, key: samplers[2](student, prompts, key),
+
+    def by_teacher(
+        state: Any, constants: types.Constants, prompts: Any, key: Any
+    ) -> batches.Sequences:
+        return of_teacher.sequences({"params": constants.teacher}, prompts, key)
+
+    def by_student(
+        state: Any, constants: types.Constants, prompts: Any, key: Any
+    ) -> batches.Sequences:
+        return of_student.sequences({"params": state.params}, prompts, key)
+
+    rows = {
+        "offline": learners.stored,
+        "online-teacher": by_teacher,
+        "online-student": by_student,
     }
 
     def measure(model: gemma.Model) -> Callable[..., jax.Array]:
@@ -170,13 +185,13 @@ def make_models(config: Config) -> Models:
         oracle=oracle,
         teacher=teacher,
         student=student,
-        sample_oracle=jax.jit(samplers[0]),
-        sample_teacher=jax.jit(samplers[1]),
-        teacher_learner=of_teacher,
-        tune_teacher=small_models.learn(of_teacher, small_models.stored),
+        sample_oracle=jax.jit(of_oracle.sequences),
+        sample_teacher=jax.jit(of_teacher.sequences),
+        teacher_learner=teacher_learner,
+        tune_teacher=jax.jit(learners.scan(teacher_learner, learners.stored)),
         student_learner=distilled,
-        tune_student=small_models.learn(of_student, small_models.stored),
-        distill={name: small_models.learn(distilled, made) for name, made in rows.items()},
+        tune_student=jax.jit(learners.scan(tuner, learners.stored)),
+        distill={name: jax.jit(learners.scan(distilled, made)) for name, made in rows.items()},
         measure_teacher=measure(teacher),
         measure_student=measure(student),
     )
@@ -204,8 +219,8 @@ def references(
     models: Models, oracle: types.Params, teacher: types.Params, prompts: batches.Prompts, key: Any
 ) -> tuple[tuple[batches.Sequences, jax.Array], tuple[batches.Sequences, jax.Array]]:
     """What golden and proxy are measured on: the same prompts and the same random numbers."""
-    of_oracle = models.sample_oracle(oracle, prompts, key)
-    of_teacher = models.sample_teacher(teacher, prompts, key)
+    of_oracle = models.sample_oracle({"params": oracle}, prompts, key)
+    of_teacher = models.sample_teacher({"params": teacher}, prompts, key)
     return (
         (of_oracle, jax.jit(models.oracle.apply)(oracle, of_oracle.tokens)),
         (of_teacher, jax.jit(models.teacher.apply)(teacher, of_teacher.tokens)),
@@ -218,12 +233,12 @@ def prepare(config: Config, models: Models, seed: int) -> Prepared:
     keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
     oracle = models.oracle.init(keys["oracle"])
     prompts = draw_prompts(config, keys["tune"], config.oracle_samples)
-    samples = models.sample_oracle(oracle, prompts, keys["samples"])
+    samples = models.sample_oracle({"params": oracle}, prompts, keys["samples"])
     tune_steps = config.teacher_epochs * config.oracle_samples // config.batch_size
 
     def tuned(run: Callable[..., Any], learner: types.Learner, key: Any, steps: int) -> Any:
         items = small_models.take(samples, steps, config.batch_size, seed)
-        return run(learner.init(key), None, items, key)[0].params
+        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
 
     teacher = tuned(models.tune_teacher, models.teacher_learner, keys["teacher"], tune_steps)
     student = tuned(
@@ -245,7 +260,7 @@ def completed(models: Models, prepared: Prepared, arm: Arm, key: types.Key) -> b
     """The fixed sequences of an offline arm, all of the teacher's, [prompts * completions]."""
     chosen = np.tile(np.arange(arm.prompts), arm.completions)
     prompts = jax.tree.map(lambda x: x[chosen], prepared.prompts)
-    return models.sample_teacher(prepared.teacher, prompts, key)
+    return models.sample_teacher({"params": prepared.teacher}, prompts, key)
 
 
 def distil(
@@ -266,7 +281,8 @@ def distil(
             first = (epoch - 1) * config.epoch_steps
             items = small_models.take(data, config.epoch_steps, config.batch_size, seed, first)
             run = models.distill[arm.source]
-            state, losses = run(state, prepared.teacher, items, key)
+            constants = types.Constants(teacher=prepared.teacher)
+            state, losses = run(state, constants, items, key)
         if epoch in measured:
             golden, proxy = (
                 float(models.measure_student(state.params, *reference))

@@ -137,7 +137,7 @@ def rooms(sizes: Sizes) -> Callable[[int], students.Classroom]:
     def room(seed: int) -> students.Classroom:
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), 3)
         prompts, held_out = draw(keys[0], sizes.trajectories), draw(keys[1], sizes.evaluation)
-        rows = writes(of_line, "kl")({}, prompts, keys[2])
+        rows = writes(of_line, "kl")({"params": {}}, prompts, keys[2])
         data = rows, prompts, held_out
         return students.Classroom(*settings, sizes.steps, *data, of_line, student, writes)
 

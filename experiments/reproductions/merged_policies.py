@@ -130,8 +130,7 @@ def make(config: Config, name: str, sizes: Sizes) -> Lab:
     gold = letters.scorer(language(0).tables)  # Its tables are an argument.
 
     def program(agent: types.Agent) -> rewarded.Program:
-        learning = sizes.learning(words)
-        return rewarded.program(rewarded.actor(agent, learning, model, language(0), gold))
+        return rewarded.program(agent, model, gold)
 
     betas = {arm: getattr(config, field) for arm, field in FIXED.items()}
     fixed = {arm: config.member(sizes, beta, "fixed") for arm, beta in betas.items()}
@@ -143,7 +142,7 @@ def make(config: Config, name: str, sizes: Sizes) -> Lab:
         fixed={arm: program(rlhf.make(model, config=c)) for arm, c in fixed.items()},
         member=program(rlhf.make(model, config=config.algorithm(sizes).member)),
         whole=program(warp.make(model, config.algorithm(sizes))),
-        measure=rewarded.measurer(rewarded.writes(model, language(0), words, gold, config.samples)),
+        measure=rewarded.measurer(model, words.horizon, config.samples, gold),
     )
 
 

@@ -17,11 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
+from kullback.core import sampling, types
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import curves, letters, reward_toy, rewarded
-from kullback.experiments.runs import episodes
-from kullback.lm import batches, best_of_n, gemma, preferences, reward_model, rlhf, warm
+from kullback.lm import (
+    batches,
+    best_of_n,
+    completions,
+    gemma,
+    preferences,
+    reward_model,
+    rlhf,
+    warm,
+)
 
 FAR = 2.0  # Temperature at which the texts of pairs far from training ones are drawn.
 LANGUAGE = letters.Sizes(letters=8, held_out=16)  # So few that gold can be learnt of the pairs.
@@ -99,7 +107,8 @@ class Lab(NamedTuple):
     reward: reward_model.Model
     language: Callable[[int], letters.Language]
     start: Callable[[int], types.Params]  # Supervised, of a seed.
-    writer: dict[float, episodes.Actor]  # Of two texts a prompt, by temperature.
+    # (acting params, prompts, key) -> two texts a prompt, by temperature.
+    write: dict[float, Callable[..., batches.Sequences]]
     rewards: dict[str, Callable[..., jax.Array]]  # Of "single" (or average) and "ensemble".
     features: Callable[..., jax.Array]
     climb: dict[str, rewarded.Program]  # By "single", "ensemble", "gold".
@@ -123,11 +132,12 @@ def make(sizes: Sizes) -> Lab:
     }
 
     def program(scorer: Any) -> rewarded.Program:
-        learning = agent.config.learning
-        return rewarded.program(rewarded.actor(agent, learning, model, language(0), scorer))
+        return rewarded.program(agent, model, scorer)
 
-    def writes(count: int, temperature: float = 1.0) -> episodes.Actor:
-        return rewarded.writes(model, language(0), words, gold, count, temperature)
+    def write(temperature: float) -> Callable[..., batches.Sequences]:
+        drawn = sampling.Sampling(temperature=temperature)
+        sampler = completions.sampler(model, words.horizon, sampling=drawn, samples_per_prompt=2)
+        return jax.jit(sampler.sequences)
 
     return Lab(
         sizes=sizes,
@@ -135,15 +145,15 @@ def make(sizes: Sizes) -> Lab:
         reward=reward,
         language=language,
         start=functools.cache(lambda seed: supervise(language(seed), seed)),
-        writer={temperature: writes(2, temperature) for temperature in (1.0, FAR)},
+        write={temperature: write(temperature) for temperature in (1.0, FAR)},
         rewards={
             "single": jax.jit(reward.rewards),
             "ensemble": jax.jit(functools.partial(warm.ensemble, reward)),
         },
         features=jax.jit(reward.features),
         climb={name: program(scorer) for name, scorer in scorers.items()},
-        measure=rewarded.measurer(writes(sizes.samples)),
-        draw=rewarded.measurer(writes(sizes.draws)),
+        measure=rewarded.measurer(model, words.horizon, sizes.samples, gold),
+        draw=rewarded.measurer(model, words.horizon, sizes.draws, gold),
     )
 
 
@@ -164,8 +174,8 @@ def pairs(
     ids = jnp.asarray(prompts[np.resize(np.arange(len(prompts)), count)])
     tables = lab.language(seed).tables
     acting = {"params": lab.start(seed)}
-    made = lab.writer[temperature].program(acting, letters.as_prompts(ids), key, (tables,))
-    one, two = (jax.tree.map(lambda x, k=k: x[k::2], made.sequences) for k in (0, 1))
+    rows = lab.write[temperature](acting, letters.as_prompts(ids), key)
+    one, two = (jax.tree.map(lambda x, k=k: x[k::2], rows) for k in (0, 1))
     return letters.labelled(tables, one, two)
 
 

@@ -139,11 +139,13 @@ def pretrain(sizes: Sizes, gold: Gold, key: types.Key) -> types.Params:
     def init(key: types.Key) -> types.Params:
         return {"decoder": MODEL.init(key)["decoder"], "head": jnp.zeros((FEATURES, 2 * UNITS))}
 
-    def loss(params: Any, targets: Any, aux: None, batch: Any, key: types.Key, gold: Gold) -> Any:
+    def loss(
+        params: Any, targets: Any, aux: None, batch: Any, key: types.Key, constants: types.Constants
+    ) -> Any:
         del targets, batch  # Responses are drawn anew at each step.
         x = WIDE * jax.random.normal(key, (sizes.pretraining_batch, DIMENSIONS))
         predicted = MODEL.features(params["decoder"], x) @ params["head"]
-        return jnp.mean((predicted - units(gold, x)) ** 2), (aux, types.Feedback({}))
+        return jnp.mean((predicted - units(constants.base, x)) ** 2), (aux, types.Feedback({}))
 
     learner = learners.sgd(init, loss, optax.adam(1e-3))
     nothing: Any = None  # In the place of a batch.
@@ -151,7 +153,7 @@ def pretrain(sizes: Sizes, gold: Gold, key: types.Key) -> types.Params:
     @jax.jit
     def learn(state: types.LearnerState, gold: Gold) -> types.LearnerState:
         def step(state: types.LearnerState, _: None) -> tuple[types.LearnerState, None]:
-            return learner.step(state, nothing, gold)[0], None
+            return learner.step(state, nothing, types.Constants(base=gold))[0], None
 
         return jax.lax.scan(step, state, length=sizes.pretraining_steps)[0]
 

@@ -1,21 +1,19 @@
 """Policies of letters that learn by REINFORCE, and what they are worth at which distance.
 
-Writing, scoring and learning are those of runs (experiments/runs/episodes.py, lm/rlhf.py), many
-learner steps in one compiled program. B rows, n learner steps, P tokens of a prompt.
+Writing, scoring and learning are those of runs (lm/completions.py, lm/rlhf.py), many learner steps
+in one compiled program. B rows, n learner steps, P tokens of a prompt.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, sampling, types
+from kullback.core import learners, types
 from kullback.environments import tokens
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import letters, small_models
-from kullback.experiments.runs import episodes, rewards
-from kullback.lm import batches, gemma, policy, rlhf, sft, tuning
+from kullback.lm import batches, completions, gemma, rlhf, rollouts, sft
 
 # (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
 # mean metrics of each step.
@@ -25,7 +23,7 @@ Run = Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
 class Program(NamedTuple):
     """An agent, and many of its learner steps as one compiled program; for all seeds."""
 
-    agent: types.Agent
+    agent: types.Agent[rlhf.OnPolicy]
     run: Run
 
 
@@ -37,29 +35,19 @@ class Measured(NamedTuple):
     kl: jax.Array  # KL(pi || start) of next tokens after what it wrote, summed; nats of a text.
 
 
-def actor(
-    agent: types.Agent,
-    learning: tuning.Config,
-    model: gemma.Model,
-    language: letters.Language,
-    scorer: tokens.Scorer,
-) -> episodes.Actor:
-    """Who writes texts that `scorer` judges; of other languages only the prompts differ."""
-    judge = judges.Judge(
-        model=model,
-        words=language.words,
-        task=language.task,
-        test=letters.examples(language.held_out),
-        learning=learning,
-    )
-    reward = rewards.Reward(scorer.name, ((1.0, scorer),), ())
-    return episodes.Actor(agent, judge, reward)
+def program(
+    agent: types.Agent[rlhf.OnPolicy], model: gemma.Model, scorer: tokens.Scorer
+) -> Program:
+    """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written.
 
-
-def program(writer: episodes.Actor) -> Program:
-    """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written."""
-    agent, learner = writer.agent, writer.agent.learner
-    size = agent.config.learning.batch_size
+    Args:
+      agent: that learns.
+      model: its decoder.
+      scorer: what texts are worth; its parameters are an argument of the program.
+    """
+    horizon = agent.config.learning.max_new_tokens
+    samples = agent.experience.samples_per_prompt
+    sampler = completions.of_policy(agent.policy, model, horizon, samples)
 
     @jax.jit
     def run(
@@ -69,77 +57,58 @@ def program(writer: episodes.Actor) -> Program:
         prompts: jax.Array,
         key: types.Key,
     ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
-        def step(state: types.LearnerState, ids: jax.Array) -> Any:
+        def rows(
+            state: types.LearnerState, constants: types.Constants, ids: jax.Array, key: types.Key
+        ) -> rollouts.Episodes:
+            del constants
             acting = agent.actor_params(state, state.steps, False)
-            step_key = jax.random.fold_in(key, state.steps)
-            made = writer.program(acting, letters.as_prompts(ids), step_key, (scorers,))
-            ones = jnp.ones(size)
-            batch = types.Batch(made, jnp.arange(size), ones / size, ones)
-            state, feedback = learner.step(state, batch, {"start": start})
-            return state, jax.tree.map(jnp.mean, feedback.metrics)
+            prompts = letters.as_prompts(ids)
+            return rollouts.sample(sampler, scorer.score, acting, prompts, key, scorers)
 
-        return jax.lax.scan(step, state, prompts)
+        def report(feedback: types.Feedback, data: rollouts.Episodes) -> dict[str, jax.Array]:
+            del data
+            return jax.tree.map(jnp.mean, feedback.metrics)
+
+        learn = learners.scan(agent.learner, rows, report)
+        return learn(state, types.Constants(start=start), prompts, key)
 
     return Program(agent, run)
 
 
 def drawn(
-    language: letters.Language, agent: types.Agent, seed: int, first: int, count: int
+    language: letters.Language, agent: types.Agent[rlhf.OnPolicy], seed: int, first: int, count: int
 ) -> jax.Array:
     """Training prompts of learner steps `first` to `first + count`, int32 [count, B / G, P]."""
-    size = agent.config.learning.batch_size // agent.replay.samples_per_prompt
+    size = agent.config.learning.batch_size // agent.experience.samples_per_prompt
     return small_models.take(language.train, count, size, seed, first)
 
 
-def measurer(writer: episodes.Actor) -> Callable[..., Measured]:
+def measurer(
+    model: gemma.Model, horizon: int, samples_per_prompt: int, scorer: tokens.Scorer
+) -> Callable[..., Measured]:
     """The compiled (params, start, parameters of the scorer, prompts [n, P], key) -> `Measured`.
 
     The KL has no draw in it but that of the prefixes: after each it is the sum over all tokens.
     """
-    model = writer.judge.model
+    sampler = completions.sampler(model, horizon, samples_per_prompt=samples_per_prompt)
 
     @jax.jit
     def measure(
         params: types.Params,
         start: types.Params,
-        scorer: types.Params,
+        score_params: types.Params,
         prompts: jax.Array,
         key: types.Key,
     ) -> Measured:
-        made = writer.program({"params": params}, letters.as_prompts(prompts), key, (scorer,))
-        rows = made.sequences
+        acting, given = {"params": params}, letters.as_prompts(prompts)
+        episodes = rollouts.sample(sampler, scorer.score, acting, given, key, score_params)
+        rows = episodes.sequences
         inputs = rows.tokens, rows.positions, rows.segments
         of_start, own = (model.apply(p, *inputs) for p in (start, params))
         kl = small_models.sequence_distance(of_start, own, rows)
-        return Measured(rows, jnp.asarray(made.rewards), kl)
+        return Measured(rows, jnp.asarray(episodes.rewards), kl)
 
     return measure
-
-
-def writes(
-    model: gemma.Model,
-    language: letters.Language,
-    sizes: letters.Sizes,
-    scorer: tokens.Scorer,
-    samples_per_prompt: int,
-    temperature: float = 1.0,
-) -> episodes.Actor:
-    """An actor that only writes: G texts of each prompt."""
-
-    def nothing(*arguments: object) -> types.Params:
-        raise ValueError("this actor writes, and learns nothing")
-
-    agent = types.Agent(
-        policy=policy.language_model(
-            model,
-            sampling.Sampling(temperature=temperature),
-            samples_per_prompt=samples_per_prompt,
-        ),
-        learner=types.Learner(nothing, nothing),
-        actor_params=nothing,
-        replay=rlhf.OnPolicy(samples_per_prompt, temperature),
-    )
-    return actor(agent, sizes.learning(samples_per_prompt, 1.0), model, language, scorer)
 
 
 def supervised(
@@ -148,17 +117,17 @@ def supervised(
     """(language, seed) -> parameters that have learnt what the source writes; compiled once."""
     config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
     learner = sft.make(model, config).learner
-    run = small_models.learn(learner, small_models.stored)
+    run = jax.jit(learners.scan(learner, learners.stored))
 
     def start(language: letters.Language, seed: int) -> types.Params:
         rows = letters.corpus(language, sizes, seed)
         items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
         key = jax.random.key(seed)
-        return run(learner.init(key), None, items, key)[0].params
+        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
 
     return start
 
 
-def begun(agent: types.Agent, start: types.Params, seed: int) -> types.LearnerState:
+def begun(agent: types.Agent[rlhf.OnPolicy], start: types.Params, seed: int) -> types.LearnerState:
     """A learner's state that starts from the supervised parameters."""
     return learners.with_params(agent.learner.init(jax.random.key(seed)), start)

@@ -1,26 +1,18 @@
-"""What reproductions with small language models share: models, sampling, learning, distances.
+"""What reproductions with small language models share: models, data, distances.
 
-An arm learns in one compiled program a stretch: `learn` scans over learner steps whose sequences
+An arm learns in one compiled program a stretch: `learners.scan` takes learner steps whose sequences
 are stored, or sampled within the scan. B rows, P tokens of a prompt, T of a completion, n steps.
 """
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, rollout, types
-from kullback.environments import tokens
-from kullback.lm import batches, distillation, gemma, policy
-
-# (acting params, prompts, key) -> prompts and what was written after them.
-Sampler = Callable[[types.Params, batches.Prompts, types.Key], batches.Sequences]
-# (params of the student, those of the teacher, item, key) -> B rows to learn from.
-Rows = Callable[[types.Params, types.Params, Any, types.Key], batches.Sequences]
+from kullback.core import regularizers, types
+from kullback.lm import batches, distillation, gemma
 
 
 def decoder(vocab_size: int, width: int, num_layers: int, context: int) -> gemma.Config:
@@ -70,63 +62,6 @@ def untied(model: gemma.Model, scale: float, branch: float = 1.0) -> gemma.Model
         return unembed(params, model.features(params, *inputs))
 
     return model._replace(init=init, unembed=unembed, apply=apply)
-
-
-def sampler(
-    model: gemma.Model,
-    horizon: int,
-    stop_tokens: tuple[int, ...],
-    divergence: regularizers.Divergence = regularizers.kl,
-) -> Sampler:
-    """Draws completions of at most `horizon` tokens at temperature 1; to be compiled."""
-    acts = policy.language_model(model, divergence=divergence)
-
-    def sample(params: types.Params, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
-        environment = tokens.make_batch(
-            prompts.tokens,
-            prompts.lengths,
-            horizon=horizon,
-            vocab_size=model.config.vocab_size,
-            stop_tokens=stop_tokens,
-        )
-        acting, length = {"params": params}, prompts.tokens.shape[1] + horizon
-        state = rollout.start(acts, environment, acting, key, prompts, length)
-        trajectory, _ = rollout.rollout(acts, environment, acting, state, key, horizon)
-        made = tokens.completions(trajectory, stop_tokens)
-        return batches.join(prompts, made.tokens, made.is_answer)
-
-    return sample
-
-
-def learn(learner: types.Learner, rows: Rows) -> Callable[..., Any]:
-    """The compiled (state, teacher's params, items [n, ...], key) -> (state, losses [n]).
-
-    Each of n learner steps learns from what `rows` makes of an item; sampling folds the number of
-    the step into the key, so that the length of a stretch changes nothing.
-    """
-
-    def step(constants: types.Params, key: types.Key, state: types.LearnerState, item: Any) -> Any:
-        made = rows(state.params, constants, item, jax.random.fold_in(key, state.steps))
-        ones = jnp.ones(len(made.lengths))
-        batch = types.Batch(made, jnp.arange(len(ones)), ones / len(ones), ones)
-        state, feedback = learner.step(state, batch, constants)
-        return state, feedback.metrics["loss"]
-
-    @jax.jit
-    def run(
-        state: types.LearnerState, constants: types.Params, items: Any, key: types.Key
-    ) -> tuple[types.LearnerState, jax.Array]:
-        return jax.lax.scan(functools.partial(step, constants, key), state, items)
-
-    return run
-
-
-def stored(
-    student: types.Params, teacher: types.Params, item: Any, key: types.Key
-) -> batches.Sequences:
-    """`Rows` of a data set: the item is they."""
-    del student, teacher, key
-    return item
 
 
 def take(data: Any, steps: int, batch_size: int, seed: int, first: int = 0) -> Any:

@@ -13,9 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, regularizers, types
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.reproductions import small_models
-from kullback.lm import batches, data, distillation, gemma, gkd, sft, tasks, tokenizer, tuning
+from kullback.lm import (
+    batches,
+    completions,
+    data,
+    distillation,
+    evaluation,
+    gemma,
+    gkd,
+    sft,
+    tasks,
+    tokenizer,
+    tuning,
+)
 
 STRETCH = 100  # Learner steps of a compiled call, at most.
 Tick = Callable[[int, float], None]  # (steps done, loss); see reproduce.Work.
@@ -65,8 +76,9 @@ class Sizes:
         )
 
 
-# (model, name of its operator's f) -> what writes on a prompt.
-Writers = Callable[[gemma.Model, str], small_models.Sampler]
+# (acting params, prompts, key) -> prompts and completions.
+Write = Callable[[types.Params, batches.Prompts, types.Key], batches.Sequences]
+Writers = Callable[[gemma.Model, str], Write]  # (model, name of its operator's f) -> its own.
 
 
 class Classroom(NamedTuple):
@@ -81,18 +93,19 @@ class Classroom(NamedTuple):
     teacher: gemma.Model
     student: gemma.Model
     writes: Writers
-    # Of a task of texts: their tokens, and (model, name of its operator's f) -> what judges it.
+    # Of a task of texts: their tokens, and (model, name of its operator's f) -> its evaluator.
     words: tokenizer.Tokenizer | None = None
-    judge: Callable[[gemma.Model, str], judges.Judge] | None = None
+    evaluator: Callable[[gemma.Model, str], evaluation.Evaluator] | None = None
 
 
 def writers(horizon: int, stop_tokens: tuple[int, ...]) -> Writers:
     """What writes at most `horizon` tokens at temperature 1, compiled once a model and operator."""
 
     @functools.cache
-    def writes(model: gemma.Model, divergence: str) -> small_models.Sampler:
+    def writes(model: gemma.Model, divergence: str) -> Write:
         f = regularizers.named(divergence)
-        return jax.jit(small_models.sampler(model, horizon, stop_tokens, f))
+        sampler = completions.sampler(model, horizon, divergence=f, stop_tokens=stop_tokens)
+        return jax.jit(sampler.sequences)
 
     return writes
 
@@ -118,9 +131,9 @@ def make(sizes: Sizes) -> Classroom:
 
     learning = sizes.learning(sizes.learning_rate)
 
-    @functools.cache  # A judge keeps its compiled programs.
-    def judge(model: gemma.Model, divergence: str) -> judges.Judge:
-        return judges.Judge(model, words, task, test, learning, divergence)
+    @functools.cache  # An evaluator keeps its compiled programs.
+    def evaluator(model: gemma.Model, divergence: str) -> evaluation.Evaluator:
+        return evaluation.Evaluator(model, words, task, test, learning, divergence)
 
     return Classroom(
         fine_tuning=learning,
@@ -133,7 +146,7 @@ def make(sizes: Sizes) -> Classroom:
         student=model(sizes.student_width, sizes.student_layers),
         writes=writers(sizes.max_new_tokens, words.eos_ids),
         words=words,
-        judge=judge,
+        evaluator=evaluator,
     )
 
 
@@ -153,21 +166,21 @@ class Program(NamedTuple):
     """A learner, and many of its steps as one compiled program; for all seeds."""
 
     learner: types.Learner
-    run: Callable[..., Any]  # See `small_models.learn`.
+    run: Callable[..., Any]  # See `learners.scan`.
 
 
 def tuner(room: Classroom, model: gemma.Model, divergence: str = "kl") -> Program:
     """SFT with the loss that a divergence generates."""
     config = sft.Config(divergence=divergence, learning=room.fine_tuning)
     learner = sft.make(model, config).learner
-    return Program(learner, small_models.learn(learner, small_models.stored))
+    return Program(learner, jax.jit(learners.scan(learner, learners.stored)))
 
 
 def supervised_distiller(room: Classroom, divergence: str) -> Program:
     """Distillation on the data set alone, at the rate of fine-tuning, for students that begin."""
     config = gkd.Config(divergence=divergence, learning=room.fine_tuning)
     learner = gkd.make(room.student, room.teacher, config).learner
-    return Program(learner, small_models.learn(learner, small_models.stored))
+    return Program(learner, jax.jit(learners.scan(learner, learners.stored)))
 
 
 def from_data(
@@ -175,7 +188,7 @@ def from_data(
     program: Program,
     steps: int,
     seed: int,
-    constants: types.Params = None,
+    teacher: types.Params = None,
     tick: Tick = ignore,
     is_enough: Callable[[types.Params], bool] = lambda params: False,
 ) -> types.Params:
@@ -186,7 +199,7 @@ def from_data(
       program: the learner's.
       steps: learner steps, at most.
       seed: of the draw and of the batches.
-      constants: of the learner: the teacher's parameters.
+      teacher: its parameters, where the learner has one.
       tick: told how far it is.
       is_enough: asked after every stretch whether to stop there.
     """
@@ -196,6 +209,7 @@ def from_data(
 
     key = jax.random.key(seed)
     state = program.learner.init(key)
+    constants = types.Constants(teacher=teacher)
     return _advance(program.run, state, constants, items, steps, key, tick, is_enough)
 
 
@@ -213,13 +227,16 @@ def distiller(room: Classroom, divergence: str, temperature: float = 1.0) -> Pro
     learner = gkd.make(room.student, room.teacher, config).learner
     sample = room.writes(room.student, link_of(divergence))
 
-    def rows(student: Any, teacher: Any, item: Item, key: types.Key) -> batches.Sequences:
-        del teacher
+    def rows(
+        state: types.LearnerState, constants: types.Constants, item: Item, key: types.Key
+    ) -> batches.Sequences:
+        del constants
+        acting = {"params": state.params}
         return jax.lax.cond(
-            item.is_sampled, lambda: sample(student, item.prompts, key), lambda: item.rows
+            item.is_sampled, lambda: sample(acting, item.prompts, key), lambda: item.rows
         )
 
-    return Program(learner, small_models.learn(learner, rows))
+    return Program(learner, jax.jit(learners.scan(learner, rows)))
 
 
 def link_of(divergence: str) -> str:
@@ -249,13 +266,14 @@ def distil(
 
     state = learners.with_params(program.learner.init(jax.random.key(seed)), student)
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return _advance(program.run, state, teacher, items, room.steps, key, tick)
+    constants = types.Constants(teacher=teacher)
+    return _advance(program.run, state, constants, items, room.steps, key, tick)
 
 
 def _advance(
     run: Callable[..., Any],
     state: types.LearnerState,
-    constants: Any,
+    constants: types.Constants,
     items: Callable[[int, int], Any],
     steps: int,
     key: types.Key,
@@ -277,7 +295,7 @@ def prefixes(
 ) -> batches.Sequences:
     """What a model writes after the held-out prompts, at temperature 1, by its operator."""
     key = jax.random.fold_in(jax.random.key(seed), 2)
-    return room.writes(model, divergence)(params, room.held_out, key)
+    return room.writes(model, divergence)({"params": params}, room.held_out, key)
 
 
 def distance(room: Classroom, divergence: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
@@ -336,19 +354,19 @@ def quality(
     """Means over held-out examples: scores of what is written, greedily and drawn, and nats.
 
     Raises:
-      ValueError: for a room without a judge.
+      ValueError: for a room without an evaluator.
     """
-    if room.judge is None:
+    if room.evaluator is None:
         raise ValueError(
-            "quality needs texts and their judge, which a room of `make` has; got None"
+            "quality needs texts and their evaluator, which a room of `make` has; got None"
         )
-    judge, acting = room.judge(model, divergence), {"params": params}
+    evaluator, acting = room.evaluator(model, divergence), {"params": params}
     count = len(room.held_out.lengths)
     found: dict[str, float] = {}
-    for way, program in (("greedy", judge.greedy), ("temperature_1", judge.plain)):
-        answers = judge.answers(acting, count, jax.random.key(seed), program)
+    for way, program in (("greedy", evaluator.greedy), ("temperature_1", evaluator.sampled)):
+        answers = evaluator.answers(acting, count, jax.random.key(seed), program)
         found |= {f"{name}_{way}": float(x.mean()) for name, x in answers.measures.items()}
-    likelihoods = judge.likelihoods(acting, count)
+    likelihoods = evaluator.likelihoods(acting, count)
     tokens = likelihoods.tokens.sum()
     return {
         **found,

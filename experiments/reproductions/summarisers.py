@@ -17,8 +17,8 @@ import numpy as np
 from kullback.core import files, learners, types
 from kullback.experiments import entailment as training
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import extractive, small_models
-from kullback.lm import batches, best_of_n, gemma, rlef, rlhf, sft
+from kullback.experiments.reproductions import extractive
+from kullback.lm import batches, best_of_n, completions, gemma, rlef, rlhf, rollouts, sft
 from kullback.lm.entailment import scorers
 
 SIZES = extractive.Sizes()
@@ -89,7 +89,7 @@ class Scene(NamedTuple):
     probabilities: dict[str, dict[str, np.ndarray]]  # By role and split, [N, S].
     asked: extractive.Asked  # Held-out prompts.
     model: gemma.Model
-    sample: small_models.Sampler
+    sample: Callable[..., batches.Sequences]  # (acting params, prompts, key) -> with answers.
     log_probabilities: Callable[..., jax.Array]
     tuner: types.Learner
     tune: Callable[..., Any]
@@ -126,12 +126,14 @@ def make(config: Config, work: reproduce.Work) -> Scene:
         probabilities=probabilities,
         asked=extractive.ask(papers["test"], sizes, sizes.prompts, np.random.default_rng(1)),
         model=model,
-        sample=jax.jit(small_models.sampler(model, sizes.horizon, (extractive.EOS,))),
+        sample=jax.jit(
+            completions.sampler(model, sizes.horizon, stop_tokens=(extractive.EOS,)).sequences
+        ),
         log_probabilities=jax.jit(
             functools.partial(rlhf.log_probabilities, model, chunk=learning.chunk)
         ),
         tuner=tuner,
-        tune=small_models.learn(tuner, small_models.stored),
+        tune=jax.jit(learners.scan(tuner, learners.stored)),
     )
 
 
@@ -190,7 +192,7 @@ def supervised(scene: Scene, seed: int, work: reproduce.Work) -> types.Params:
     rows = extractive.imitated(scene.train, asked, sizes, rng)
     items = jax.tree.map(lambda x: x.reshape(sizes.start_steps, -1, *x.shape[1:]), rows)
     key = jax.random.key(seed)
-    state, losses = scene.tune(scene.tuner.init(key), None, items, key)
+    state, losses = scene.tune(scene.tuner.init(key), types.NO_CONSTANTS, items, key)
     work.tick(sizes.start_steps, float(losses[-1]))
     return state.params
 
@@ -206,7 +208,7 @@ class Program(NamedTuple):
     """RLEF, and many of its steps as one compiled program."""
 
     learner: types.Learner
-    # (state, start's params, items [n, ...], key) -> (state, metrics, [n] each).
+    # (state, constants, items [n, ...], key) -> (state, metrics, [n] each).
     run: Callable[..., Any]
 
 
@@ -215,23 +217,21 @@ def learner(scene: Scene, alpha: float) -> Program:
     sizes = scene.config.sizes
     learns = rlef.make(scene.model, scene.config.algorithm(alpha)).learner
 
-    def step(start: types.Params, key: types.Key, state: types.LearnerState, item: Item) -> Any:
-        key = jax.random.fold_in(key, state.steps)
-        made = scene.sample(state.params, item.prompts, key)
+    def rows(
+        state: types.LearnerState, constants: types.Constants, item: Item, key: types.Key
+    ) -> rollouts.Episodes:
+        del constants
+        made = scene.sample({"params": state.params}, item.prompts, key)
         scores = extractive.reward(item.of_sentences, *extractive.choices(made, sizes), sizes)
         # What has just been sampled has the probabilities of the parameters that sampled it.
         drawn = jnp.pad(scene.log_probabilities(state.params, made), ((0, 0), (1, 0)))
-        ones = jnp.ones(len(scores))
-        episodes = rlhf.Episodes(made, scores, drawn)
-        batch = types.Batch(episodes, jnp.arange(len(ones)), ones / len(ones), ones)
-        state, feedback = learns.step(state, batch, {"start": start})
-        return state, {"reward": scores.mean(), "kl": feedback.metrics["kl_start"].mean()}
+        return rollouts.Episodes(made, scores, drawn)
 
-    @jax.jit
-    def run(state: types.LearnerState, start: types.Params, items: Item, key: types.Key) -> Any:
-        return jax.lax.scan(functools.partial(step, start, key), state, items)
+    def report(feedback: types.Feedback, episodes: rollouts.Episodes) -> dict[str, jax.Array]:
+        kl = feedback.metrics["kl_start"].mean()
+        return {"reward": jnp.asarray(episodes.rewards).mean(), "kl": kl}
 
-    return Program(learns, run)
+    return Program(learns, jax.jit(learners.scan(learns, rows, report)))
 
 
 def learnt(
@@ -255,7 +255,7 @@ def learnt(
         of_sentences = extractive.table(scene.train, asked, scene.probabilities["reward"]["train"])
         item = Item(extractive.prompts(scene.train, asked, sizes), of_sentences)
         items = jax.tree.map(lambda x: x.reshape(stretch, -1, *x.shape[1:]), item)
-        state, metrics = program.run(state, start(seed), items, key)
+        state, metrics = program.run(state, types.Constants(start=start(seed)), items, key)
         done = (number + 1) * stretch
         row = {"arm": f"alpha {alpha:g}", "alpha": alpha, "seed": seed, "step": done}
         training_reward = float(metrics["reward"][-min(stretch, 20) :].mean())
@@ -276,7 +276,7 @@ def at_start(scene: Scene, start: Callable[[int], types.Params], seed: int) -> r
     counts = sorted({*config.best_of, config.equal_budget})
     texts: list[tuple[np.ndarray, ...]] = []
     for n in range(counts[-1]):  # One of each prompt at a time.
-        made = scene.sample(params, prompts, jax.random.fold_in(key, n))
+        made = scene.sample({"params": params}, prompts, jax.random.fold_in(key, n))
         places, is_choice = extractive.choices(made, sizes)
         scores = extractive.reward(of_sentences, places, is_choice, sizes)
         texts.append((np.asarray(scores), np.asarray(places), np.asarray(is_choice)))
@@ -296,7 +296,8 @@ def measures(
 ) -> dict[str, float]:
     """Of a text of each held-out prompt; the same random numbers whatever the policy."""
     sizes, key = scene.config.sizes, jax.random.fold_in(jax.random.key(seed), 3)
-    made = scene.sample(params, extractive.prompts(scene.held_out, scene.asked, sizes), key)
+    prompts = extractive.prompts(scene.held_out, scene.asked, sizes)
+    made = scene.sample({"params": params}, prompts, key)
     places, is_choice = extractive.choices(made, sizes)
     ratio = scene.log_probabilities(params, made) - scene.log_probabilities(start, made)
     found = described(scene, np.asarray(places), np.asarray(is_choice))

@@ -90,6 +90,8 @@ class Drive:
         """
         steps = self.loop.steps(state)
         if not is_unfinished(self.plan, steps, notes):
+            if self.folder.is_curve_behind:  # Killed between the last checkpoint and the picture.
+                self.folder.draw(title(self.plan), self.work.axes)
             self._finish(state)
             print(f"{self.folder.path} is finished: {steps:,} steps; a larger --steps extends it")
             return

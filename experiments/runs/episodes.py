@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import sequences, types
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.runs import rewards
-from kullback.lm import batches, data, policy, policy_gradient, rlhf
+from kullback.lm import batches, completions, data, evaluation, policy_gradient, rlhf, rollouts
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
-Program = Callable[..., rlhf.Episodes]
+Program = Callable[..., rollouts.Episodes]
 
 
 class Held(NamedTuple):
@@ -28,59 +27,46 @@ class Held(NamedTuple):
     lengths: np.ndarray  # Tokens.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Actor:
-    """A policy, its judge, and what its texts are worth."""
+    """A policy's sampler, its evaluator, and what its texts are worth."""
 
-    agent: types.Agent
-    judge: judges.Judge
+    sampler: completions.Sampler
+    evaluator: evaluation.Evaluator
     reward: rewards.Reward
+    temperature: float = 1.0  # Of the policy, and of the start with which it is compared.
 
     @property
     def samples(self) -> int:
         """Texts of each prompt, G."""
-        return self.agent.replay.samples_per_prompt
+        return self.sampler.samples_per_prompt
 
     @functools.cached_property
     def program(self) -> Program:
-        """Writes G texts of each prompt, which is prefilled once, and scores them in JAX."""
-        completes = self.judge.completes(self.agent.policy, self.samples)
+        """The program that writes G texts of each prompt, and scores them in JAX."""
+        return jax.jit(functools.partial(rollouts.sample, self.sampler, self.reward.in_program))
 
-        @jax.jit
-        def program(
-            acting: Any, prompts: batches.Prompts, key: types.Key, params: Any
-        ) -> rlhf.Episodes:
-            made = completes(acting, prompts, key)
-            rows = policy.repeat_prompts(prompts, self.samples)
-            joined = batches.join(rows, made.tokens, made.is_answer)
-            # Column c of a row is token c - length of its answer.
-            place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(rows.lengths)[:, None]
-            place = jnp.clip(place, 0, made.tokens.shape[1] - 1)
-            drawn = jnp.take_along_axis(made.log_probability, place, 1)
-            scores = self.reward.in_program(params, made, rows)
-            return rlhf.Episodes(joined, scores, jnp.where(joined.is_answer, drawn, 0))
-
-        return program
-
-    def episodes(self, acting: Any, examples: list[data.Example], key: types.Key) -> rlhf.Episodes:
+    def episodes(
+        self, acting: Any, examples: list[data.Example], key: types.Key
+    ) -> rollouts.Episodes:
         """Returns G texts of each example's prompt, with all of their reward.
 
         Raises:
           ValueError: for a reward that is not finite.
         """
-        prompts = self.judge.prompts(examples)
+        prompts = self.evaluator.prompts(examples)
         made = self.program(acting, prompts, key, self.reward.params)
         if not self.reward.of_texts:
             self.reward.checked(made.rewards)
             return made
         rows = self.repeated(examples)
-        asked = [self.judge.asked(example) for example in rows]
-        prompts_of_rows = [one["prompt"] for one in asked]
+        examples_of_rows = [self.evaluator.example_texts(example) for example in rows]
+        prompts_of_rows = [one["prompt"] for one in examples_of_rows]
         found = self.reward.between_programs(
             prompts_of_rows,
-            self.judge.answer_texts(made.sequences),
-            [one["target"] for one in asked],
-            [*map(self.judge.task.document, rows, prompts_of_rows)],
+            self.evaluator.answer_texts(made.sequences),
+            [one["target"] for one in examples_of_rows],
+            [*map(self.evaluator.task.document, rows, prompts_of_rows)],
         )
         return made._replace(rewards=self.reward.checked(made.rewards + found))
 
@@ -91,14 +77,14 @@ class Actor:
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         """Returns the mean reward of G texts of each of the first `count` held-out prompts, [n].
 
-        There may be fewer than `count`, see `Judge.kept`.
+        There may be fewer than `count`, see `Evaluator.kept`.
         """
         return self._held(acting, count, key, lambda made: {})["rewards"]
 
     def held(self, acting: Any, start: types.Params, count: int, key: types.Key) -> Held:
         """Returns rewards, distances to the supervised start and lengths, by held-out prompt."""
 
-        def more(made: rlhf.Episodes) -> dict[str, Any]:
+        def more(made: rollouts.Episodes) -> dict[str, Any]:
             drawn = jnp.asarray(made.log_probability)[:, 1:]
             ratio = drawn - self._of_start(start, made.sequences)
             return {
@@ -113,60 +99,39 @@ class Actor:
         return jax.jit(
             functools.partial(
                 rlhf.log_probabilities,
-                self.judge.model,
-                temperature=self.agent.replay.temperature,
-                chunk=self.judge.learning.chunk,
+                self.evaluator.model,
+                temperature=self.temperature,
+                chunk=self.evaluator.learning.chunk,
             )
         )
 
     def _held(
-        self, acting: Any, count: int, key: types.Key, more: Callable[[rlhf.Episodes], Any]
+        self, acting: Any, count: int, key: types.Key, more: Callable[[rollouts.Episodes], Any]
     ) -> dict[str, np.ndarray]:
         """What is measured of held-out prompts; means over the samples of each."""
         found: dict[str, list[np.ndarray]] = {}
-        for number, part in enumerate(self.judge.parts(count)):
+        for number, part in enumerate(self.evaluator.parts(count)):
             made = self.episodes(acting, part, jax.random.fold_in(key, number))
             for name, x in {"rewards": made.rewards, **more(made)}.items():
                 means = np.asarray(x, np.float64).reshape(-1, self.samples).mean(1)
                 found.setdefault(name, []).append(means)
-        kept = self.judge.kept(count)
+        kept = self.evaluator.kept(count)
         return {name: np.concatenate(x)[:kept] for name, x in found.items()}
 
-    def source(
-        self,
-        train: list[data.Example],
-        seed: int,
-        on_texts: Callable[[int, list[dict[str, Any]]], Any],
-        every: int,
-    ) -> sequences.Source:
-        """Batches of texts, all of the policy; of each `every` steps the last one's are shown.
+    def source(self, train: list[data.Example], seed: int) -> sequences.Source:
+        """Returns batches of texts, all of the policy.
 
         Args:
           train: whose prompts are drawn, an epoch after another.
           seed: of their order.
-          on_texts: receives learner steps done, and texts.
-          every: learner steps.
         """
-        c = self.agent.config.learning
+        c = self.evaluator.learning
         num_prompts = c.batch_size // self.samples
 
-        def prompts(step: int, rows: int) -> tuple[list[data.Example], int]:
+        def prompts(step: int, rows: int) -> list[data.Example]:
             del rows
             drawn = batches.indices(step, num_items=len(train), batch_size=num_prompts, seed=seed)
-            return [train[i] for i in drawn.tolist()], step
-
-        def sample(acting: Any, drawn: Any, key: types.Key) -> rlhf.Episodes:
-            return self.episodes(acting, drawn[0], key)
-
-        def score(made: rlhf.Episodes, drawn: Any) -> np.ndarray:
-            found, step = np.asarray(made.rewards), drawn[1]
-            if (step + 1) % every == 0:
-                lines = self.judge.lines(made.sequences, self.repeated(drawn[0]), found)
-                on_texts(step + 1, [{"greedy": False, **line} for line in lines])
-            return found
-
-        def stored(step: int, rows: int) -> Any:
-            raise ValueError(f"all rows are the policy's, and {rows} stored ones were asked for")
+            return [train[i] for i in drawn.tolist()]
 
         shape = (c.batch_size, c.max_prompt_length + c.max_new_tokens)
         int_, bool_, float_ = (jax.ShapeDtypeStruct(shape, d) for d in (np.int32, bool, np.float32))
@@ -174,10 +139,17 @@ class Actor:
         rows = batches.Sequences(int_, bool_, int_, int_, of_rows[0])  # pyright: ignore[reportArgumentType]
         return sequences.Source(
             num_rows=c.batch_size,
-            example=rlhf.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
-            num_sampled=lambda step: c.batch_size,
-            stored=stored,
-            prompts=prompts,
-            sample=sample,
-            score=score,
+            example=rollouts.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
+            sampling=sequences.Sampling(
+                num_rows=lambda step: c.batch_size,
+                prompts=prompts,
+                sample=self.episodes,
+                score=lambda episodes, examples: np.asarray(episodes.rewards),
+            ),
         )
+
+    def lines(
+        self, made: rollouts.Episodes, examples: list[data.Example], scores: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Returns the first few texts of a batch for a reader, JSON-able."""
+        return self.evaluator.lines(made.sequences, self.repeated(examples), scores)

@@ -48,7 +48,7 @@ class Games(Work):
         """Yields how networks read the observations, and whether the run will learn."""
         if self.plan.agent != plans.CUSTOM:
             yield from inputs.notes(self.spec)
-        begins, steps = self.simulator.learning_begins(self.agent.replay), self.plan.steps
+        begins, steps = self.simulator.learning_begins(self.agent.experience), self.plan.steps
         if steps <= begins:
             yield (
                 f"warning: learning begins after {begins:,} steps, and the run ends at {steps:,}: "
@@ -61,7 +61,7 @@ class Games(Work):
         Raises:
           ValueError: if a batch can never be drawn, or that is not what was asked for.
         """
-        self.simulator.learning_begins(self.agent.replay)
+        self.simulator.learning_begins(self.agent.experience)
         if self.is_given and self.plan.eval_every:
             with simulators.closing(self.make_eval_environment(self.plan.eval_episodes)):
                 pass

@@ -14,15 +14,16 @@ import numpy as np
 from kullback import lm
 from kullback.core import loops, regularizers, sequences, types
 from kullback.experiments import plots
-from kullback.experiments.evaluate import judge as judges
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import episodes, models, plans, resolved, rewards, settings
 from kullback.experiments.runs.work import Abandons, OnTexts, Work
 from kullback.lm import (
     answers,
     batches,
+    completions,
     data,
     distillation,
+    evaluation,
     folder_meaning,
     gemma,
     power_law,
@@ -50,7 +51,7 @@ class Setup(Work):
     train: list[data.Example]
     reports: dict[str, data.Report]
     rule: int  # By which files are split, see `lm/splits.py`.
-    judge: judges.Judge
+    evaluator: evaluation.Evaluator
     # Where learning starts; None: where the learner draws.
     initial_params: Callable[[], types.Params] | None
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
@@ -68,13 +69,13 @@ class Setup(Work):
         """Yields what is not as it may be expected: ends of text, rows, examples evaluated."""
         warnings = (models.ends_notice(self.student), data.notice(self.reports))
         yield from (one for one in warnings if one is not None)
-        kept = self.judge.kept(self.eval_episodes)
+        kept = self.evaluator.kept(self.eval_episodes)
         if kept != self.eval_episodes:
             yield (
                 f"an evaluation is of the {kept} examples that are held out, each of them once, "
                 f"where --eval-episodes asks for {self.eval_episodes}"
             )
-        num_ids = self.judge.model.num_ids
+        num_ids = self.evaluator.model.num_ids
         if (rows := self.student.config.vocab_size) > num_ids:
             yield (
                 f"of the {rows:,} rows of the model's table {rows - num_ids:,} are beyond the "
@@ -111,7 +112,7 @@ class Setup(Work):
             losses, is_answer = answers.per_token(
                 lambda logits, teacher_logits, labels: divergence(logits, teacher_logits),
                 rows,
-                (self.judge.model, params),
+                (self.evaluator.model, params),
                 (teacher.model, of_teacher),
                 chunk=self.learning.chunk,
             )
@@ -128,8 +129,10 @@ class Setup(Work):
             return {}
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
-        rows = batches.pad(self.judge.test[: judges.ROWS], width, self.student.tokenizer.pad_id)
-        rows = self.judge.spread(rows)
+        rows = batches.pad(
+            self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id
+        )
+        rows = self.evaluator.spread(rows)
         distance = self._distance(acting["params"], self.teacher.params, rows)
         return {"teacher_distance": float(distance)}
 
@@ -147,7 +150,7 @@ class Setup(Work):
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Greedy answers to the first few held-out examples, for a reader."""
         acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
-        lines = self.judge.greedy_lines(acting, jax.random.key(steps))
+        lines = self.evaluator.greedy_lines(acting, jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
@@ -171,28 +174,33 @@ class Setup(Work):
         is as for `sequences.make`.
         """
         (seed,) = seeds
-        constants = None if self.teacher is None else self.teacher.params
-        source, evaluate = self.source, self.judge.scores
-        if self.actor is not None:
-            source = functools.partial(self.actor.source, self.train)
-            evaluate = self.actor.scores
-            constants = {"start": self.start, "teacher": constants}
+        teacher = None if self.teacher is None else self.teacher.params
+        if self.actor is None:
+            source, evaluate = self.source(seed), self.evaluator.scores
+            lines = self.evaluator.lines
+        else:
+            source, evaluate = self.actor.source(self.train, seed), self.actor.scores
+            lines = self.actor.lines
+
+        def on_sampled(step: int, rows: Any, examples: Any, scores: Any) -> None:
+            if _is_last_sampled(source.sampling, step, every):
+                on_texts(step + 1, [{"greedy": False, **x} for x in lines(rows, examples, scores)])
+
         return sequences.make(
             self.agent,
-            source(seed, on_texts, every),
+            source,
             seed,
             params=self.initial_params,
-            constants=constants,
+            constants=types.Constants(teacher=teacher, start=self.start),
             evaluate=evaluate,
             placement=self.placement,
             abandons=abandons,
+            on_sampled=on_sampled,
         )
 
-    def source(
-        self, seed: int, on_texts: OnTexts = lambda steps, texts: None, every: int = 1
-    ) -> sequences.Source:
-        """Batches of the data set and of the policy; for the arguments see `loop`."""
-        c, mixture = self.learning, self.agent.replay
+    def source(self, seed: int) -> sequences.Source:
+        """Returns batches of the data set and of the policy."""
+        c, mixture = self.learning, self.agent.experience
         width = c.max_prompt_length + c.max_new_tokens
         is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
         stored = batches.make(
@@ -208,7 +216,8 @@ class Setup(Work):
             self.student.tokenizer.pad_id,
         )
         share = round(mixture.student_fraction * c.batch_size)
-        program = self.judge.program(self.agent.policy)
+        sampler = completions.of_policy(self.agent.policy, self.evaluator.model, c.max_new_tokens)
+        program = jax.jit(sampler.sequences)
 
         def num_sampled(step: int) -> int:
             if mixture.mixing == "row":
@@ -216,28 +225,14 @@ class Setup(Work):
             coin = np.random.default_rng([seed, step]).random()  # In [0, 1).
             return c.batch_size if coin < mixture.student_fraction else 0
 
-        def is_shown(step: int) -> bool:
-            end = (step // every + 1) * every
-            later = range(step + 1, end)
-            return not any(sequences.samples_at(num_sampled, mixture.max_age, s) for s in later)
-
-        def prompts(step: int, rows: int) -> tuple[batches.Prompts, list[int], int]:
+        def prompts(step: int, rows: int) -> list[data.Example]:
             drawn = batches.indices(
                 step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
             )
-            indices = drawn[-rows:].tolist()
-            return self.judge.prompts([self.train[i] for i in indices]), indices, step
+            return [self.train[i] for i in drawn[-rows:].tolist()]
 
-        def sample(acting: Any, drawn: Any, key: types.Key) -> batches.Sequences:
-            return program(acting, self.judge.spread(drawn[0]), key)
-
-        def score(made: batches.Sequences, drawn: Any) -> np.ndarray:
-            examples, step = [self.train[i] for i in drawn[1]], drawn[2]
-            scores = self.judge.judged(made, examples)
-            if is_shown(step):
-                lines = self.judge.lines(made, examples, scores)
-                on_texts(step + 1, [{"greedy": False, **line} for line in lines])
-            return scores
+        def sample(acting: Any, examples: list[data.Example], key: types.Key) -> batches.Sequences:
+            return program(acting, self.evaluator.spread(self.evaluator.prompts(examples)), key)
 
         shape = (c.batch_size, width)
         int_, bool_ = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (np.int32, np.bool_))
@@ -245,13 +240,21 @@ class Setup(Work):
         return sequences.Source(
             num_rows=c.batch_size,
             example=batches.Sequences(int_, bool_, int_, int_, lengths),  # pyright: ignore[reportArgumentType]
-            num_sampled=num_sampled,
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
-            prompts=prompts,
-            sample=sample,
-            score=score,
-            max_age=mixture.max_age,
+            sampling=sequences.Sampling(
+                num_rows=num_sampled,
+                prompts=prompts,
+                sample=sample,
+                score=self.evaluator.task_scores,
+                max_age=mixture.max_age,
+            ),
         )
+
+
+def _is_last_sampled(sampling: sequences.Sampling | None, step: int, every: int) -> bool:
+    """Returns whether nothing more is sampled in the interval of `every` steps that has `step`."""
+    later = range(step + 1, (step // every + 1) * every)
+    return sampling is not None and not any(sampling.samples_at(s) for s in later)
 
 
 def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
@@ -302,14 +305,16 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         train=train,
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
-        judge=judges.Judge(made[0], student.tokenizer, task, test, c, config.operator, mesh),
+        evaluator=evaluation.Evaluator(
+            made[0], student.tokenizer, task, test, c, config.operator, mesh
+        ),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
         columns=("teacher_distance",) if teacher is not None else (),
     )
-    found.judge.parts(1)  # Without an example there is nothing to show, now rather than later.
+    found.evaluator.parts(1)  # Without an example there is nothing to show, now rather than later.
     if not entry.takes_reward:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
@@ -338,14 +343,25 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
             f"the operator of {start.divergence}"
         )
 
+    on_policy: rlhf.OnPolicy = setup.agent.experience
+
     def initial_params() -> types.Params:
-        has_value = setup.agent.replay.has_value
-        return rlhf.with_value(start.params) if has_value else start.params
+        return rlhf.with_value(start.params) if on_policy.has_value else start.params
 
     return dataclasses.replace(
         setup,
         initial_params=initial_params,
-        actor=episodes.Actor(setup.agent, setup.judge, reward),
+        actor=episodes.Actor(
+            sampler=completions.of_policy(
+                setup.agent.policy,
+                setup.evaluator.model,
+                setup.learning.max_new_tokens,
+                on_policy.samples_per_prompt,
+            ),
+            evaluator=setup.evaluator,
+            reward=reward,
+            temperature=on_policy.temperature,
+        ),
         start=start.params,
     )
 

@@ -128,18 +128,11 @@ class Setup(Work):
             pad_id,
         )
 
-        def nothing(*arguments: Any) -> Any:
-            raise ValueError("a reward model samples nothing")
-
         one = preferences.pad(self.train[:1] * c.batch_size, self.train[0].length, pad_id)
         return sequences.Source(
             num_rows=c.batch_size,
             example=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), one),
-            num_sampled=lambda step: 0,
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored(step)),
-            prompts=nothing,
-            sample=nothing,
-            score=nothing,
         )
 
 

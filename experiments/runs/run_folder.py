@@ -148,6 +148,14 @@ class RunFolder:
         """Rewrites metrics.csv, whole or not at all."""
         files.write_csv(self.metrics_file, rows)
 
+    @property
+    def is_curve_behind(self) -> bool:
+        """Whether rows were written after learning_curve.png was drawn, or it is not there."""
+        curve, metrics = self.curve_file, self.metrics_file
+        if not curve.is_file():
+            return metrics.is_file()
+        return metrics.is_file() and curve.stat().st_mtime_ns < metrics.stat().st_mtime_ns
+
     def draw(self, title: str, axes: plots.Axes = plots.GAMES) -> None:
         """Draws learning_curve.png from metrics.csv."""
         plots.learning_curve(self.rows(), self.curve_file, title, axes)

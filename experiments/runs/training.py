@@ -198,7 +198,7 @@ def _named(given: str | Callable[..., Any]) -> tuple[str, Callable[..., Any] | N
 def _details(work: Work) -> dict[str, Any]:
     """Returns the whole configuration and what the agent observes, for a reader."""
     agent = work.agent
-    config = agent.config if agent.config is not None else agent.replay
+    config = agent.config if agent.config is not None else agent.experience
     return {
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else str(config),  # pyright: ignore[reportArgumentType]
         "spec": inputs.details(work.spec),

@@ -131,7 +131,7 @@ def check(configuration: Configuration) -> bool:
             with kinds.Recipe(named=named).built() as built:
                 return built.seeds_together
         spec, seeds_together = _look(plan.environment, plan.environment_flags)
-        loops.pace(named.make_agent(spec).replay, plan.num_envs)
+        loops.pace(named.make_agent(spec).experience, plan.num_envs)
         return seeds_together
     except (ValueError, TypeError) as error:  # The latter of a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error

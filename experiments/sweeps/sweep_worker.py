@@ -122,4 +122,5 @@ def _last_words(log: pathlib.Path, status: int) -> str:
     if said.startswith("kullback: "):
         return said.removeprefix("kullback: ")
     end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-    return f"it ended with {end}; its last line: {said.strip() or '(none)'}"
+    nothing = "(none)" if status < 0 else "(none: is the disk full?)"
+    return f"it ended with {end}; its last line: {said.strip() or nothing}"

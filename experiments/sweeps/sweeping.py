@@ -27,12 +27,13 @@ from kullback.experiments.sweeps import sweep_local, sweep_watch, sweep_worker
 from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
 
 RECORD = "sweep.json"  # In the sweep's folder: the file, and all runs with plan and threads.
+NAMED = 3  # Runs that failed, in the error.
 LOGS = "logs"  # What each run said, a file a run.
 SPEED_SECONDS = 600.0  # Time left is told by the speed of these: runs begin, and compile, by turns.
 
 
 class Failed(RuntimeError):
-    """Some runs failed; the others are finished. The message has a line each."""
+    """Some runs failed; the others are finished. The message names the first few, and why."""
 
 
 def sweep(
@@ -109,10 +110,11 @@ def sweep(
         saved = f"interrupted, and saved; go on with: {again}"
         raise interrupts.as_interrupted(error, saved) from error
     if failures:
-        lines = [f"{job.name}: {outcome.error} (log: {job.log})" for job, outcome in failures]
-        raise Failed(
-            "\n".join([f"{len(lines)} of {len(homes)} runs failed, the rest is finished", *lines])
-        )
+        reasons = [f"{job.name}: {outcome.error} (log: {job.log})" for job, outcome in failures]
+        if (more := len(reasons) - NAMED) > 0:
+            reasons[NAMED:] = [f"and {more} more, see {folder / LOGS}"]
+        count = f"{len(failures)} of {len(homes)} runs failed, the rest is finished"
+        raise Failed(f"{count}: {'; '.join(reasons)}")
     return homes
 
 

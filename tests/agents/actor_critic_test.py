@@ -52,7 +52,7 @@ def moved(step: Any, state: types.LearnerState, online: Any, target: Any, copies
     """How far one step moves the parameters: about their gradient."""
     aux = state.aux if state.aux is None else jnp.asarray(copies * PERIOD, jnp.int32)
     state = state._replace(params=online, targets={"periodic": target}, aux=aux)
-    after, _ = step(state, everywhere(), None)
+    after, _ = step(state, everywhere(), types.NO_CONSTANTS)
     changes = jax.tree.map(lambda a, b: np.abs(a - b).max(), online, after.params)
     return float(np.max(jax.tree.leaves(changes)))
 
@@ -156,10 +156,10 @@ def nothing(step: actor_critic.Step) -> jax.Array:
 @pytest.mark.slow
 def test_the_target_moves_no_actor_and_the_greedy_step_no_values():
     state = agent_of(nothing).learner.init(jax.random.key(0))
-    without, _ = agent_of(nothing).learner.step(state, everywhere(), None)
+    without, _ = agent_of(nothing).learner.step(state, everywhere(), types.NO_CONSTANTS)
     jax.tree.map(np.testing.assert_array_equal, without.params["actor"], state.params["actor"])
     both, feedback = agent_of(lambda step: jnp.sum(step.q_tm1 * step.actor_tm1)).learner.step(
-        state, everywhere(), None
+        state, everywhere(), types.NO_CONSTANTS
     )
     jax.tree.map(np.testing.assert_array_equal, both.params["q"], without.params["q"])
     for part in ("q", "actor"):
@@ -176,7 +176,7 @@ def test_weights_count_in_both_losses_and_both_are_of_their_networks():
     state = agent.learner.init(jax.random.key(0))
     other = agent_of(lambda step: step.actor_tm1[0]).learner.init(jax.random.key(1)).params
     state = state._replace(targets={"periodic": other})
-    _, feedback = agent.learner.step(state, everywhere(weights), None)
+    _, feedback = agent.learner.step(state, everywhere(weights), types.NO_CONSTANTS)
 
     network = networks.action_values(networks.torso("mlp_small", SPEC), A)
     t = everywhere().data
@@ -228,7 +228,7 @@ def test_copies_are_counted_by_the_period_and_set_the_temperature_of_acting():
     state = agent.learner.init(jax.random.key(0))
     for _ in range(2 * PERIOD + 1):
         acting = agent.actor_params(state, np.asarray(0), True)
-        state, feedback = step(state, everywhere(), None)
+        state, feedback = step(state, everywhere(), types.NO_CONSTANTS)
         seen.append(float(feedback.metrics["k"]))
         np.testing.assert_allclose(acting["temperature"], 1 / (1 + seen[-1]))
     assert seen == [0.0] * 5 + [1.0] * 5 + [2.0]
@@ -249,8 +249,8 @@ def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates(name: str):
     states = jax.vmap(agent.learner.init, out_axes=axes)(jnp.stack(keys))
     singles = [agent.learner.init(key) for key in keys]
     for _ in range(10):
-        states, _ = together(states, everywhere(), None)
-        singles = [alone(single, everywhere(), None)[0] for single in singles]
+        states, _ = together(states, everywhere(), types.NO_CONSTANTS)
+        singles = [alone(single, everywhere(), types.NO_CONSTANTS)[0] for single in singles]
     for part in ("params", "aux"):
         stacked = jax.tree.map(lambda *x: np.stack(x), *[getattr(s, part) for s in singles])
         jax.tree.map(

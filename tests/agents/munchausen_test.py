@@ -234,7 +234,7 @@ def learnt(agent) -> tuple[types.LearnerState, types.Feedback]:
     data = types.Transition(observation, actions, ones, 0.9 * ones, next_observation)
     state = agent.learner.init(jax.random.key(0))
     batch = types.Batch(data=data, indices=actions, probabilities=ones, weights=ones)
-    return state, jax.jit(agent.learner.step)(state, batch, None)[1]
+    return state, jax.jit(agent.learner.step)(state, batch, types.NO_CONSTANTS)[1]
 
 
 def test_the_agent_learns_with_its_regularizer():

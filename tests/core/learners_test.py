@@ -11,9 +11,9 @@ from kullback.core import learners, types
 
 def quadratic(params, targets, aux, batch, key, constants):
     """Returns (w - x)^2 / 2 with noise, which tells gradient, key, aux and constants apart."""
-    noise = jax.random.normal(key) * constants
-    loss = 0.5 * jnp.mean((params["w"] - batch.data + noise) ** 2)
-    return loss, (aux + 1, types.Feedback({"noise": noise}))
+    drawn = jax.random.normal(key) * constants.base
+    loss = 0.5 * jnp.mean((params["w"] - batch.data + drawn) ** 2)
+    return loss, (aux + 1, types.Feedback({"noise": drawn}))
 
 
 def make(**targets):
@@ -26,9 +26,12 @@ def make(**targets):
     )
 
 
+def noise(scale: float) -> types.Constants:
+    return types.Constants(base=scale)
+
+
 def batch(x: float) -> types.Batch:
-    ones = np.ones(1, np.float32)
-    return types.Batch(np.array([x], np.float32), ones.astype(np.int32), ones, ones)
+    return types.Batch.of(np.array([x], np.float32))
 
 
 def test_golden_a_step_of_gradient_descent_halves_the_distance():
@@ -38,12 +41,12 @@ def test_golden_a_step_of_gradient_descent_halves_the_distance():
         params={"w": jnp.float32(4)},
         targets={"periodic": {"w": jnp.float32(4)}, "average": {"w": jnp.float32(4)}},
     )
-    state, feedback = learner.step(state, batch(0.0), 0.0)
+    state, feedback = learner.step(state, batch(0.0), noise(0.0))
     assert float(feedback.metrics["loss"]) == 8  # 4^2 / 2.
     assert float(state.params["w"]) == 2  # 4 - 0.5 * 4.
     assert float(state.targets["periodic"]["w"]) == 4  # The second step copies.
     assert float(state.targets["average"]["w"]) == 3.5  # 0.75 * 4 + 0.25 * 2.
-    state, _ = learner.step(state, batch(0.0), 0.0)
+    state, _ = learner.step(state, batch(0.0), noise(0.0))
     assert float(state.params["w"]) == float(state.targets["periodic"]["w"]) == 1
     assert float(state.targets["average"]["w"]) == 0.75 * 3.5 + 0.25
     assert int(state.steps) == float(state.aux) == 2
@@ -52,9 +55,9 @@ def test_golden_a_step_of_gradient_descent_halves_the_distance():
 def test_each_step_has_randomness_of_its_own_that_the_state_decides():
     learner = make()
     state = learner.init(jax.random.key(1))
-    following, first = learner.step(state, batch(0.0), 1.0)
-    _, again = learner.step(state, batch(0.0), 1.0)
-    _, second = learner.step(following, batch(0.0), 1.0)
+    following, first = learner.step(state, batch(0.0), noise(1.0))
+    _, again = learner.step(state, batch(0.0), noise(1.0))
+    _, second = learner.step(following, batch(0.0), noise(1.0))
     assert first.metrics["noise"] == again.metrics["noise"]
     assert first.metrics["noise"] != second.metrics["noise"]
 
@@ -75,7 +78,9 @@ def test_periodic_stays_a_branch_under_vmap_over_seeds():
             jax.random.split(jax.random.key(0), 2)
         )
         step = jax.vmap(learner.step, in_axes=(axes, None, None), out_axes=(axes, 0))
-        branches[counter_axis] = "cond[" in str(jax.make_jaxpr(step)(states, batch(0.0), 0.0))
+        branches[counter_axis] = "cond[" in str(
+            jax.make_jaxpr(step)(states, batch(0.0), noise(0.0))
+        )
     assert branches == {None: True, 0: False}  # A counter a seed would make it a select.
 
 
@@ -85,3 +90,39 @@ def test_periodic_stays_a_branch_under_vmap_over_seeds():
 def test_rules_are_checked(make_rule):
     with pytest.raises(ValueError, match="got 0"):
         make_rule()
+
+
+def test_rows_that_no_replay_keeps_count_alike():
+    made = types.Batch.of({"a": np.zeros((4, 3)), "b": np.zeros(4)})
+    assert made.indices.dtype == np.int32 and made.indices.tolist() == [0, 1, 2, 3]
+    assert made.probabilities.tolist() == [0.25] * 4 and made.weights.tolist() == [1.0] * 4
+    assert made.probabilities.dtype == made.weights.dtype == np.float32
+
+
+def test_a_scan_is_as_many_steps_and_its_stretches_are_the_whole():
+    learner, key = make(), jax.random.key(7)
+    items = jnp.arange(6, dtype=jnp.float32).reshape(6, 1)
+
+    def rows(state, constants, item, key):
+        """Returns the item, moved by the parameters and something drawn."""
+        assert constants == noise(1.0)
+        return item + state.params["w"] + jax.random.normal(key)
+
+    def report(feedback, data):
+        return feedback.metrics["loss"], data[0]
+
+    state = start = learner.init(jax.random.key(0))
+    expected = []
+    for step, item in enumerate(items):
+        data = rows(state, noise(1.0), item, jax.random.fold_in(key, step))
+        state, feedback = learner.step(state, types.Batch.of(data), noise(1.0))
+        expected.append((feedback.metrics["loss"], data[0]))
+    run = learners.scan(learner, rows, report)
+    first, one = run(start, noise(1.0), items[:2], key)
+    last, two = run(first, noise(1.0), items[2:], key)
+    found = jax.tree.map(lambda *parts: jnp.concatenate(parts), one, two)
+    for column, wanted in zip(found, zip(*expected, strict=True), strict=True):
+        np.testing.assert_allclose(column, jnp.stack(wanted), rtol=1e-5)
+    np.testing.assert_allclose(last.params["w"], state.params["w"], rtol=1e-5)
+    _, losses = learners.scan(learner, learners.stored)(start, noise(1.0), items, key)
+    assert losses.shape == (6,)

@@ -164,7 +164,7 @@ def test_seeds_in_one_program_equal_runs_one_by_one(changes):
 
 def test_both_loops_make_the_same_updates_of_the_same_data():
     learner = agent().learner
-    store = replay.host(toy.chain(1).spec, agent().replay, 2)
+    store = replay.host(toy.chain(1).spec, agent().experience, 2)
     contents, environment = store.init(), OnHost(toy.chain(2))
     observation = environment.reset(0).observation
     rng = np.random.default_rng(0)
@@ -183,7 +183,9 @@ def test_both_loops_make_the_same_updates_of_the_same_data():
 
     @jax.jit
     def in_one_program(state, batches):
-        return jax.lax.scan(lambda s, b: (learner.step(s, b, None)[0], None), state, batches)[0]
+        return jax.lax.scan(
+            lambda s, b: (learner.step(s, b, types.NO_CONSTANTS)[0], None), state, batches
+        )[0]
 
     stacked = jax.tree.map(lambda *x: np.stack(x), *batches)
     in_scan = in_one_program(learner.init(jax.random.key(0)), stacked)
@@ -353,7 +355,7 @@ def test_what_a_loop_made_to_evaluate_in_is_closed_with_it():
     ],
 )
 def test_learning_begins_when_a_batch_can_be_drawn(changes, num_envs, on_host, in_one_program):
-    config = settings.apply(agent().replay, changes)
+    config = settings.apply(agent().experience, changes)
     assert loops.learning_begins(config, num_envs, sees_own_ticks=False) == on_host
     assert loops.learning_begins(config, num_envs, sees_own_ticks=True) == in_one_program
 
@@ -375,7 +377,7 @@ def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
         loop = compiled.make(built, toy.chain(600), (0,))
     else:
         loop = host.make(built, OnHost(toy.chain(600)), 0)
-    state, n = loop.init(), built.replay.n_step
+    state, n = loop.init(), built.experience.n_step
     while int(state.learner.steps) == 0:
         state = loop.advance(state, loop.steps(state) + 1)
     assert np.all(np.asarray(state.replay.newest) >= n) and int(state.learner.steps) == 150

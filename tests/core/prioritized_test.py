@@ -141,5 +141,5 @@ def test_a_weighted_learner_anneals_by_its_own_steps():
     probabilities = np.array([0.5, 0.25], np.float32)
     batch = types.Batch(None, np.zeros(2, np.int32), probabilities, np.ones(2, np.float32))
     for expected in (1.0, np.sqrt(0.5), 0.5, 0.5):
-        state, feedback = learner.step(state, batch, None)
+        state, feedback = learner.step(state, batch, types.NO_CONSTANTS)
         np.testing.assert_allclose(feedback.metrics["w"], [expected, 1], rtol=1e-6)

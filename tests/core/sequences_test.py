@@ -17,7 +17,7 @@ def agent() -> types.Agent:
     """Learns the frequencies of the tokens in its batches."""
 
     def loss(params: Any, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any):
-        log_p = jax.nn.log_softmax(params["logits"] + constants)
+        log_p = jax.nn.log_softmax(params["logits"] + constants.teacher)
         losses = -jnp.mean(log_p[batch.data], -1)  # [B]
         ones = jnp.mean(batch.data == 1, -1)
         return jnp.mean(batch.weights * losses), (aux, types.Feedback({"share_of_1": ones}))
@@ -30,7 +30,12 @@ def agent() -> types.Agent:
     )
     nobody = policies.softmax(lambda params, observation: jnp.asarray(observation))  # Not asked.
     acting = lambda state, steps, evaluate: {"params": state.params}  # noqa: E731  # As the field.
-    return types.Agent(nobody, learner, acting, replay=None)
+    return types.Agent(nobody, learner, acting, experience=None)
+
+
+def constant(value: float) -> types.Constants:
+    """Returns a frozen term of the logit of token 1."""
+    return types.Constants(teacher=jnp.array([0, value, 0], jnp.float32))
 
 
 class Calls:
@@ -43,12 +48,14 @@ class Calls:
         self.source = sequences.Source(
             num_rows=ROWS,
             example=jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32),
-            num_sampled=num_sampled,
             stored=self._stored,
-            prompts=self._prompts,
-            sample=self._sample,
-            score=lambda rows, prompts: np.asarray(prompts, np.float32),
-            max_age=max_age,
+            sampling=sequences.Sampling(
+                num_rows=num_sampled,
+                prompts=self._prompts,
+                sample=self._sample,
+                score=lambda rows, prompts: np.asarray(prompts, np.float32),
+                max_age=max_age,
+            ),
         )
 
     def _stored(self, step: int, rows: int) -> np.ndarray:
@@ -83,7 +90,7 @@ def equal(a: sequences.RunState, b: sequences.RunState) -> None:
 @pytest.mark.parametrize("count", [0, 1, ROWS])
 def test_rows_come_from_where_they_should(count):
     calls = Calls(lambda step: count)
-    loop = sequences.make(agent(), calls.source, seed=0, constants=jnp.zeros(TOKENS))
+    loop = sequences.make(agent(), calls.source, seed=0, constants=constant(0))
     state = run(loop, loop.init(), 3)
     assert calls.prompts == [(step, count) for step in range(3) if count]
     assert calls.stored == [(step, ROWS - count) for step in range(3) if count < ROWS]
@@ -102,7 +109,7 @@ def test_rows_come_from_where_they_should(count):
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
     def loop():
         calls = Calls(lambda step: ROWS * (step % 2))
-        return sequences.make(agent(), calls.source, seed=3, constants=jnp.zeros(TOKENS))
+        return sequences.make(agent(), calls.source, seed=3, constants=constant(0))
 
     whole = run(loop(), loop().init(), 9)
     first = loop()
@@ -111,9 +118,7 @@ def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
     second = loop()
     saved, _, _ = checkpoints.restore_latest(tmp_path, second.template())
     equal(run(second, second.restore(saved), 9), whole)
-    other = sequences.make(
-        agent(), Calls(lambda step: ROWS).source, seed=4, constants=jnp.zeros(TOKENS)
-    )
+    other = sequences.make(agent(), Calls(lambda step: ROWS).source, seed=4, constants=constant(0))
     assert not np.array_equal(
         run(other, other.init(), 9).learner.params["logits"], whole.learner.params["logits"]
     )
@@ -127,7 +132,7 @@ def test_what_was_sampled_may_be_learnt_from_again(tmp_path):
 
     def loop(max_age: int = 2) -> tuple[Any, Calls]:
         calls = Calls(lambda step: 2 * (step % 2), max_age)
-        return sequences.make(agent(), calls.source, seed=3, constants=jnp.zeros(TOKENS)), calls
+        return sequences.make(agent(), calls.source, seed=3, constants=constant(0)), calls
 
     whole, calls = loop()
     end = run(whole, whole.init(), 12)
@@ -151,8 +156,8 @@ def test_what_was_sampled_may_be_learnt_from_again(tmp_path):
 def test_constants_reach_the_loss_and_stay_out_of_checkpoints():
     calls = Calls(lambda step: 0)
     ends = []
-    for constants in (np.zeros(TOKENS, np.float32), np.array([0, 3, 0], np.float32)):
-        loop = sequences.make(agent(), calls.source, seed=0, constants=constants)
+    for value in (0, 3):
+        loop = sequences.make(agent(), calls.source, seed=0, constants=constant(value))
         state = run(loop, loop.init(), 20)
         ends.append(np.asarray(state.learner.params["logits"]))
         assert len(jax.tree.leaves(loop.template())) == len(jax.tree.leaves(state))
@@ -163,7 +168,7 @@ def test_learning_starts_from_the_parameters_given():
     calls = Calls(lambda step: 0)
     given = {"logits": jnp.array([1.0, 2.0, 3.0])}
     loop = sequences.make(
-        agent(), calls.source, seed=0, params=lambda: given, constants=jnp.zeros(TOKENS)
+        agent(), calls.source, seed=0, params=lambda: given, constants=constant(0)
     )
     state = loop.init()
     np.testing.assert_array_equal(state.learner.params["logits"], [1, 2, 3])
@@ -173,7 +178,7 @@ def test_learning_starts_from_the_parameters_given():
     wrong = {"logits": jnp.zeros(TOKENS + 1)}
     with pytest.raises(ValueError, match=r"'logits' of the parameters given is float32\[4\]"):
         sequences.make(
-            agent(), calls.source, seed=0, params=lambda: wrong, constants=jnp.zeros(TOKENS)
+            agent(), calls.source, seed=0, params=lambda: wrong, constants=constant(0)
         ).init()
 
 
@@ -186,9 +191,7 @@ def test_evaluation_has_keys_of_its_own_and_changes_nothing():
 
     def loop(function: Any):
         source = Calls(lambda step: ROWS).source
-        return sequences.make(
-            agent(), source, seed=0, constants=jnp.zeros(TOKENS), evaluate=function
-        )
+        return sequences.make(agent(), source, seed=0, constants=constant(0), evaluate=function)
 
     one, other = loop(evaluate), loop(None)
     state = one.init()

@@ -126,7 +126,7 @@ def loss(params, targets, aux, batch, key, constants):
     t = batch.data
     target = t.reward + t.discount * jnp.max(q(targets["old"], t.next_observation), -1)
     td = target - jnp.take_along_axis(q(params, t.observation), t.action[:, None], 1)[:, 0]
-    value = jnp.mean(batch.weights * jnp.square(td)) + constants
+    value = jnp.mean(batch.weights * jnp.square(td)) + constants.base
     return value, (aux, types.Feedback({"td": td}))
 
 def init(key):
@@ -143,7 +143,7 @@ def batch(step, rows=16):
 def run(step, state, begin, end):
     losses = []
     for n in range(begin, end):
-        state, feedback = step(state, batch(n), jnp.float32(0))
+        state, feedback = step(state, batch(n), types.Constants(base=jnp.float32(0)))
         losses.append(float(feedback.metrics["loss"]))
     return state, np.array(losses)
 

@@ -206,10 +206,12 @@ def test_data_of_learner_steps_are_those_of_peers():
     for case, answers in (("sft", 127), ("gkd, offline", 64)):
         agent = tuning.agent(case, model, model)
         source = tuning.source(model, agent, case)
+        assert source.stored is not None and source.sampling is None
         stored = source.stored(0, 16)
-        assert stored.tokens.shape == (16, 128) and source.num_sampled(0) == 0
+        assert stored.tokens.shape == (16, 128)
         assert (stored.is_answer.sum(1) == answers).all()
-    assert tuning.source(model, agent, "gkd, on-policy").num_sampled(0) == 16
+        on_policy = tuning.source(model, agent, "gkd, on-policy").sampling
+        assert on_policy is not None and on_policy.num_rows(0) == 16
 
 
 def test_an_operator_is_differentiated():

@@ -84,15 +84,17 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
         tuned, opened.open(tuned), count=2, num_samples=1, out=tmp_path / "written.jsonl"
     )
     assert report.estimates["truncated_greedy"].mean == 0
-    judge, checkpoint = evaluation.judge_of(tuned, opened.open(tuned))
+    evaluator, checkpoint = evaluation.evaluator_of(tuned, opened.open(tuned))
     (made,) = generate.generate(
         checkpoint,
-        [judge.test[0].prompt],
+        [evaluator.test[0].prompt],
         max_new_tokens=6,
         sampling=samplings.Sampling(temperature=0),
     )
     assert (made.text, made.ids[-1], made.is_complete) == ("0", 5, True)
-    greedy = judge.answers({"params": checkpoint.params}, 1, jax.random.key(0), judge.greedy)
+    greedy = evaluator.answers(
+        {"params": checkpoint.params}, 1, jax.random.key(0), evaluator.greedy
+    )
     assert greedy.texts == [made.text]
 
 

@@ -40,7 +40,8 @@ PROGRAM = """
 import contextlib, io, json, pathlib, sys
 import jax, numpy as np
 from kullback.core import checkpoints, trees
-from kullback.experiments import cli, language, models, plan, resolved
+from kullback.experiments import cli
+from kullback.experiments.runs import language, models, plans, resolved
 
 given = json.loads(sys.argv[1])
 root, found = pathlib.Path(given["root"]), {}

@@ -66,7 +66,7 @@ def step(config: reward_model.Config, start: Any = None, key: int = 0) -> Any:
     """The state and the feedback of one learner step."""
     learner = reward_model.make(DECODER, config).learner
     state = learner.init(jax.random.key(key))._replace(params=start or params())
-    return jax.jit(learner.step)(state, batch(), None)
+    return jax.jit(learner.step)(state, batch(), types.NO_CONSTANTS)
 
 
 def close(a: Any, b: Any, atol: float) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kullback.core import checkpoints, learners, types
-from kullback.lm import batches, gemma, rlef, rlhf, tuning
+from kullback.lm import batches, gemma, rlef, rlhf, rollouts, tuning
 from kullback.lm.data import Example
 
 pytestmark = pytest.mark.slow  # Most of it is compilation.
@@ -66,7 +66,7 @@ def config(alpha: float, **fields: Any) -> rlef.Config:
 def batch(of: Any, rewards: np.ndarray, weights: types.Array = ONES) -> types.Batch:
     """All texts, as `of` has drawn them."""
     drawn = jnp.pad(log_probabilities(of), ((0, 0), (1, 0)))
-    data = rlhf.Episodes(rows(), rewards, drawn)
+    data = rollouts.Episodes(rows(), rewards, drawn)
     return types.Batch(data, np.arange(SIZE, dtype=np.int32), ONES / SIZE, weights)
 
 
@@ -83,7 +83,7 @@ def stepped(
     learner, step = program(c)
     state = learner.init(jax.random.key(0))
     state = learners.with_params(state, rlhf.with_value(params(0)))
-    state, feedback = step(state, batch(params(0), rewards), {"start": params(start)})
+    state, feedback = step(state, batch(params(0), rewards), types.Constants(start=params(start)))
     return state, {name: np.asarray(x) for name, x in feedback.metrics.items()}
 
 
@@ -168,7 +168,7 @@ def test_the_optimum_is_the_start_times_a_power_of_the_probability(alpha: float)
     for _ in range(600):
         of = {name: state.params[name] for name in params(0)}
         weights = SIZE * jnp.exp(log_p(of))
-        state, _ = step(state, batch(of, REWARDS, weights), {"start": params(1)})
+        state, _ = step(state, batch(of, REWARDS, weights), types.Constants(start=params(1)))
     beta = alpha / (1 - alpha)
     best = jax.nn.log_softmax(log_p(params(1)) + REWARDS / beta)
     found = log_p({name: state.params[name] for name in params(0)})
@@ -181,7 +181,7 @@ def test_it_resumes_with_the_same_bits(tmp_path: pathlib.Path):
     c = config(0.1)
     learner, step = program(c)
     state = learners.with_params(learner.init(jax.random.key(0)), rlhf.with_value(params(0)))
-    given = batch(params(0), REWARDS), {"start": params(1)}
+    given = batch(params(0), REWARDS), types.Constants(start=params(1))
     once, _ = step(state, *given)
     checkpoints.save(tmp_path, 1, once, {})
     back, _ = checkpoints.restore(tmp_path, 1, learner.init(jax.random.key(7)))

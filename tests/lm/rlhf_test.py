@@ -11,7 +11,7 @@ import pytest
 
 from kullback.core import rollout, types
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, policy, rlef, rlhf, tuning
+from kullback.lm import batches, gemma, policy, rlef, rlhf, rollouts, tuning
 from kullback.lm import policy_gradient as pg
 from kullback.lm.data import Example
 
@@ -77,15 +77,15 @@ def step(
     teacher = {"teacher": MODEL} if kwargs else {}
     agent = make(MODEL, config=c, **teacher)
     state = agent.learner.init(jax.random.key(0))
-    if agent.replay.has_value:
+    if agent.experience.has_value:
         state = state._replace(params=rlhf.with_value(params(seed)))
     else:
         state = state._replace(params=params(seed))
     state = state._replace(targets={name: params(anchor) for name in state.targets})
     ones = np.ones(SIZE, np.float32)
-    data = rlhf.Episodes(texts(), REWARDS, drawn(seed))
+    data = rollouts.Episodes(texts(), REWARDS, drawn(seed))
     batch = types.Batch(data, np.arange(SIZE, dtype=np.int32), ones / SIZE, ones)
-    constants = {"start": params(start), **kwargs}
+    constants = types.Constants(start=params(start), **kwargs)
     state, feedback = jax.jit(agent.learner.step)(state, batch, constants)
     return state, {name: np.asarray(x) for name, x in feedback.metrics.items()}
 
@@ -233,7 +233,7 @@ def test_a_critic_learns_what_its_texts_are_worth():
     agent = rlef.make(MODEL, c)
     state = agent.learner.init(jax.random.key(0))
     ones = np.ones(SIZE, np.float32)
-    data = rlhf.Episodes(texts(), REWARDS, drawn(0))
+    data = rollouts.Episodes(texts(), REWARDS, drawn(0))
     batch = types.Batch(data, np.arange(SIZE, dtype=np.int32), ones / SIZE, ones)
     learn, errors = jax.jit(agent.learner.step), []
     for _ in range(60):

@@ -63,7 +63,8 @@ def test_without_a_mesh_nothing_is_placed():
 MEASURE = """
 import re, sys
 import jax
-from kullback.lm import hugging_face, hugging_face_config, sharding
+from kullback.lm import sharding
+from kullback.lm.formats import hugging_face, hugging_face_config
 def anonymous(): return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
 mesh = sharding.make_mesh("1x8")
 homes = sharding.by_path(hugging_face_config.read(sys.argv[1]), mesh)

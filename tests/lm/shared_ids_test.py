@@ -20,6 +20,7 @@ from kullback.lm import (
     gkd,
     policy,
     rlhf,
+    rollouts,
     shared_ids,
     tuning,
 )
@@ -42,7 +43,11 @@ def padded(of: types.Params) -> types.Params:
     return {**of, "embedding": jnp.concatenate([of["embedding"], rows])}
 
 
-def step(agent: types.Agent, student: types.Params, constants: Any, rows: Any) -> Any:
+def taught(teacher: types.Params) -> types.Constants:
+    return types.Constants(teacher=teacher)
+
+
+def step(agent: types.Agent, student: types.Params, constants: types.Constants, rows: Any) -> Any:
     state = agent.learner.init(jax.random.key(0))
     state = state._replace(params=student)
     ones = np.ones(2, np.float32)
@@ -80,11 +85,11 @@ def test_distillation_is_that_of_tables_without_padding(divergence: str, targets
     config = gkd.Config(divergence=divergence, targets=targets, num_targets=4, learning=LEARNING)
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
     plain, more = gemma.make(CONFIG), gemma.make(PADDED)
-    expected = step(gkd.make(plain, plain, config), params(0), params(1), rows)
+    expected = step(gkd.make(plain, plain, config), params(0), taught(params(1)), rows)
     teacher = gkd.make(plain, more, config)
-    assert_same(step(teacher, params(0), padded(params(1)), rows), expected)
+    assert_same(step(teacher, params(0), taught(padded(params(1))), rows), expected)
     student = gkd.make(more, plain, config)
-    assert_same(step(student, padded(params(0)), params(1), rows), expected)
+    assert_same(step(student, padded(params(0)), taught(params(1)), rows), expected)
 
 
 @pytest.mark.slow
@@ -93,12 +98,12 @@ def test_reinforcement_with_a_teacher_and_its_reference():
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
     plain, more = gemma.make(CONFIG), gemma.make(PADDED)
     drawn = rlhf.log_probabilities(plain, params(0), rows)
-    episodes = rlhf.Episodes(
+    episodes = rollouts.Episodes(
         rows, np.array([1.0, 0.0], np.float32), jnp.pad(drawn, ((0, 0), (1, 0)))
     )
-    constants = {"start": params(2), "teacher": params(1)}
+    constants = types.Constants(start=params(2), teacher=params(1))
     expected = step(rlhf.make(plain, plain, config), params(0), constants, episodes)
-    constants = {"start": padded(params(2)), "teacher": params(1)}
+    constants = types.Constants(start=padded(params(2)), teacher=params(1))
     found = step(rlhf.make(more, plain, config), padded(params(0)), constants, episodes)
     assert_same(found, expected)
 

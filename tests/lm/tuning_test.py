@@ -45,9 +45,10 @@ def params(seed: int) -> Any:
     return jax.jit(MODEL.init)(jax.random.key(seed))
 
 
-def step(agent: types.Agent, batch: types.Batch, constants: Any = None, seed: int = 0) -> Any:
+def step(agent: types.Agent, batch: types.Batch, teacher: Any = None, seed: int = 0) -> Any:
     """The state and the feedback of one learner step from `params(seed)`."""
     state = agent.learner.init(jax.random.key(0))._replace(params=params(seed))
+    constants = types.Constants(teacher=teacher)
     return jax.jit(agent.learner.step)(state, batch, constants)
 
 
@@ -247,7 +248,8 @@ def test_the_teacher_gets_no_gradient():
     agent = gkd.make(MODEL, MODEL, gkd.Config(learning=LEARNING))
     state = agent.learner.init(jax.random.key(0))
 
-    def loss(constants: Any) -> jax.Array:
+    def loss(teacher: Any) -> jax.Array:
+        constants = types.Constants(teacher=teacher)
         return jnp.sum(agent.learner.step(state, rows(), constants)[1].metrics["loss"])
 
     jax.tree.map(

@@ -1,4 +1,4 @@
-"""Tests of experiments/evaluate/evaluation.py and of the likelihoods and answers of judge.py."""
+"""Tests of experiments/evaluate/evaluation.py, and of lm/evaluation.py on the same models."""
 
 import dataclasses
 import itertools
@@ -17,26 +17,25 @@ from kullback.core import regularizers
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.experiments import cli
-from kullback.experiments.evaluate import best_of, evaluation, generate, judge, reports
+from kullback.experiments.evaluate import best_of, evaluation, generate, reports
 from kullback.experiments.runs import episodes, models, reward_models, rewards
 from kullback.lm import (
     data,
     gemma,
     preferences,
     reward_model,
-    rlhf,
     tasks,
     tokenizer,
     tuning,
 )
+from kullback.lm.evaluation import Evaluator
 
 # A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
-RL = dataclasses.replace(LEARNING, batch_size=4)
 
 
-def judge_of(divergence: str, task: tasks.Task = SUMS) -> judge.Judge:
+def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
     words = tokenizer.train_bpe(SUMS.texts("train"), 300)
     config = gemma.Config(
         vocab_size=words.vocab_size + 1,  # A row of the table that the tokenizer does not know.
@@ -53,31 +52,36 @@ def judge_of(divergence: str, task: tasks.Task = SUMS) -> judge.Judge:
         pad_id=words.pad_id,
     )
     test, _ = task.examples("test", words, None)
-    return judge.Judge(gemma.make(config), words, task, test, LEARNING, divergence)
+    return Evaluator(gemma.make(config), words, task, test, LEARNING, divergence)
+
+
+def actor_of(one: Evaluator, reward: rewards.Reward) -> episodes.Actor:
+    sampler = one.sampler(samples_per_prompt=2)
+    return episodes.Actor(sampler=sampler, evaluator=one, reward=reward)
 
 
 @pytest.fixture(scope="module")
 def acting() -> dict[str, Any]:
     # Sharper than initial parameters, so that the sparse operator excludes tokens.
-    params = judge_of("kl").model.init(jax.random.key(0))
+    params = evaluator_of("kl").model.init(jax.random.key(0))
     return {"params": jax.tree.map(lambda x: 3.0 * x, params)}
 
 
 @pytest.fixture(scope="module")
 def by_operator(acting: dict[str, Any]) -> dict[str, reports.Report]:
-    judges = {
-        "kl": judge_of("kl"),
-        "alpha-1.5": judge_of("alpha-1.5", SUMS._replace(score=None)),
+    evaluators = {
+        "kl": evaluator_of("kl"),
+        "alpha-1.5": evaluator_of("alpha-1.5", SUMS._replace(score=None)),
     }
     return {
         name: evaluation.evaluate(one, acting, count=50, num_samples=3, key=jax.random.key(1))
-        for name, one in judges.items()
+        for name, one in evaluators.items()
     }
 
 
 @pytest.mark.parametrize("divergence", ["kl", "alpha-1.5", "reverse_kl"])
 def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str, Any]):
-    one = judge_of(divergence)
+    one = evaluator_of(divergence)
     held = one.likelihoods(acting, 3)
     assert held.loss.shape == (3,)
     for n, example in enumerate(one.test[:3]):
@@ -97,12 +101,12 @@ def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str
 @pytest.mark.parametrize("divergence", ["kl", "alpha-1.5"])
 @pytest.mark.slow
 def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, Any]):
-    one = judge_of(divergence)
-    made = one.answers(acting, 9, jax.random.key(2), one.plain)
+    one = evaluator_of(divergence)
+    made = one.answers(acting, 9, jax.random.key(2), one.sampled)
     greedy = one.answers(acting, 9, jax.random.key(2), one.greedy)
     for n, example in enumerate(one.test):
         nats = 0.0
-        ends = [*made.ids[n], *([one.words.eos_id] if made.done[n] else [])]
+        ends = [*made.ids[n], *([one.tokenizer.eos_id] if made.done[n] else [])]
         assert made.tokens[n] == len(ends) <= LEARNING.max_new_tokens
         for count, token in enumerate(ends):
             ids = np.array([*example.prompt, *ends[:count]], np.int32)
@@ -110,7 +114,7 @@ def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, 
             nats -= np.log(float(regularizers.softargmax(logits, one.f)[token]))
         np.testing.assert_allclose(made.nats[n], nats, rtol=1e-3, atol=1e-5)
         best = np.argmax(one.model.apply(acting["params"], np.array([example.prompt]))[0, -1])
-        first = greedy.ids[n][0] if greedy.ids[n] else one.words.eos_id
+        first = greedy.ids[n][0] if greedy.ids[n] else one.tokenizer.eos_id
         assert first == best
 
 
@@ -192,8 +196,8 @@ def test_no_held_out_example_counts_twice(
     score: Any, count: int, acting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
     """Rows are filled up with examples from the beginning; what is found is of each one once."""
-    monkeypatch.setattr(judge, "ROWS", 4)
-    one = judge_of("kl", SUMS._replace(score=score))
+    monkeypatch.setattr("kullback.lm.evaluation.ROWS", 4)
+    one = evaluator_of("kl", SUMS._replace(score=score))
     three = dataclasses.replace(one, test=one.test[:3])
     alone = [
         dataclasses.replace(one, test=[example]).scores(acting, 1, jax.random.key(0))
@@ -207,11 +211,10 @@ def test_no_held_out_example_counts_twice(
 
 
 def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]):
-    one = judge_of("kl")
+    one = evaluator_of("kl")
     three = dataclasses.replace(one, test=one.test[:3])
-    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
-    length = rewards.parse("length", SUMS, one.words)
-    actor = episodes.Actor(agent, three, length)
+    length = rewards.parse("length", SUMS, one.tokenizer)
+    actor = actor_of(three, length)
     made = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
     by_hand = np.asarray(made.sequences.is_answer).sum(1).reshape(-1, 2).mean(1)[:3]
     np.testing.assert_allclose(actor.scores(acting, 10, jax.random.key(5)), by_hand)
@@ -222,7 +225,7 @@ def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]
 
 
 def test_a_reward_gets_the_document_of_each_row(acting: dict[str, Any]):
-    one = judge_of("kl")
+    one = evaluator_of("kl")
     named = [example._replace(document=f"d{n}") for n, example in enumerate(one.test[:2])]
     seen: list[rewards.Written] = []
 
@@ -230,8 +233,7 @@ def test_a_reward_gets_the_document_of_each_row(acting: dict[str, Any]):
         seen.append(written)
         return [0.0] * len(written.texts)
 
-    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
-    actor = episodes.Actor(agent, one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
+    actor = actor_of(one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
     actor.episodes(acting, [*named, *one.test[2:4]], jax.random.key(0))
     (written,) = seen
     assert written.documents == [*("d0", "d0", "d1", "d1"), *written.prompts[4:]]
@@ -245,13 +247,12 @@ def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict
     def nan(params: Any, completion: Any, context: Any) -> Any:
         return completion.length * np.nan
 
-    one = judge_of("kl")
+    one = evaluator_of("kl")
     compiled = ((weight, tokens.Scorer("nan", nan)),)
     of_texts = ((weight, "two", lambda written: [2.0] * len(written.texts)),)
-    agent = rlhf.make(one.model, config=rlhf.Config(samples_per_prompt=2, learning=RL))
     broken = [rewards.Reward("two", (), of_texts)] if weight > 1 else []
     for reward in (rewards.Reward("nan", compiled, ()), *broken):
-        actor = episodes.Actor(agent, one, reward)
+        actor = actor_of(one, reward)
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
             actor.scores(acting, 2, jax.random.key(0))
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
@@ -259,10 +260,10 @@ def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_model_that_is_not_finite_is_not_judged_and_writes_nothing(
+def test_a_model_that_is_not_finite_is_not_evaluated_and_writes_nothing(
     temperature: float, acting: dict[str, Any]
 ):
-    one = judge_of("kl")
+    one = evaluator_of("kl")
     norm = np.asarray(acting["params"]["final_norm"]).copy()
     norm[3] = np.nan
     broken = {**acting["params"], "final_norm": norm}
@@ -271,7 +272,7 @@ def test_a_model_that_is_not_finite_is_not_judged_and_writes_nothing(
         one.likelihoods({"params": broken}, 2)
     with pytest.raises(ValueError, match=said):
         one.answers({"params": broken}, 2, jax.random.key(0), one.greedy)
-    checkpoint = models.Checkpoint(one.model.config, one.words, broken)
+    checkpoint = models.Checkpoint(one.model.config, one.tokenizer, broken)
     sampling = samplings.Sampling(temperature=temperature)
     shown: list[str] = []
     with pytest.raises(ValueError, match=said):
@@ -286,7 +287,7 @@ def test_a_model_that_is_not_finite_is_not_judged_and_writes_nothing(
 
 
 def test_a_reward_model_that_is_not_finite_judges_nothing(acting: dict[str, Any]):
-    model = reward_model.on_decoder(judge_of("kl").model)
+    model = reward_model.on_decoder(evaluator_of("kl").model)
     params = reward_model.with_head(acting["params"], 8)
     pairs = [preferences.Pair(*(data.Example((2, 5), (n, 1)) for n in (6, 7)))]
     found = reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)

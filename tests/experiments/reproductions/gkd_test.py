@@ -165,10 +165,10 @@ def test_it_runs_on_all_tasks(tmp_path: pathlib.Path):
     assert gkd.seconds(gkd.Config()) < 8 * 60
 
 
-def test_a_room_without_texts_has_no_judge(room: students.Classroom):
+def test_a_room_without_texts_has_no_evaluator(room: students.Classroom):
     params = room.student.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="needs texts and their judge"):
-        students.quality(room._replace(judge=None), room.student, params, 0)
+    with pytest.raises(ValueError, match="needs texts and their evaluator"):
+        students.quality(room._replace(evaluator=None), room.student, params, 0)
 
 
 def test_both_ends_of_lambda_are_needed():

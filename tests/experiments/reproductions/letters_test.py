@@ -128,15 +128,13 @@ def learnt() -> tuple[rewarded.Program, types.Params]:
     model = perceptron()
     config = rlhf.Config(samples_per_prompt=4, kl_coefficient=0.0, learning=TINY.learning(32, 2e-2))
     scorer = letters.scorer(language().tables)
-    writer = rewarded.actor(
-        rlhf.make(model, config=config), config.learning, model, language(), scorer
-    )
-    return rewarded.program(writer), rewarded.supervised(model, TINY)(language(), 0)
+    program = rewarded.program(rlhf.make(model, config=config), model, scorer)
+    return program, rewarded.supervised(model, TINY)(language(), 0)
 
 
 def measured(params: types.Params, start: types.Params) -> rewarded.Measured:
     scorer = letters.scorer(language().tables)
-    measure = rewarded.measurer(rewarded.writes(perceptron(), language(), TINY, scorer, 64))
+    measure = rewarded.measurer(perceptron(), TINY.horizon, 64, scorer)
     return measure(params, start, scorer.params, language().held_out, jax.random.key(5))
 
 
@@ -200,9 +198,3 @@ def test_prompts_are_drawn_by_step():
 def test_sizes_are_checked(field: str, value: int, message: str):
     with pytest.raises(ValueError, match=message):
         letters.Sizes(**{field: value})
-
-
-def test_an_actor_that_only_writes_learns_nothing():
-    writer = rewarded.writes(perceptron(), language(), TINY, letters.scorer(language().tables), 2)
-    with pytest.raises(ValueError, match="learns nothing"):
-        writer.agent.learner.init(jax.random.key(0))

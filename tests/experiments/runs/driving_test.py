@@ -158,6 +158,25 @@ def test_episodes_without_an_end_are_cut_counted_and_said(tmp_path, capsys):
     assert ended.returns.tolist() == [5, 5] and ended.num_cut == 0
 
 
+def test_a_picture_that_a_kill_left_behind_is_drawn_when_the_finished_run_is_taken_up(tmp_path):
+    run = train(Place, tmp_path / "run")
+    curve = run / "learning_curve.png"
+    whole = curve.read_bytes()
+    for left in ("none", "old"):
+        (run / ".tmp-learning_curve.png").write_bytes(whole[:100])  # By the kill.
+        if left == "none":
+            curve.unlink()
+        else:
+            curve.write_bytes(b"of fewer steps")
+            os.utime(curve, ns=(0, 0))
+        experiments.resume(run, environment=Place, quiet=True)
+        assert curve.read_bytes() == whole
+        assert not list(run.rglob(".tmp-*"))
+    drawn = curve.stat().st_mtime_ns
+    experiments.resume(run, environment=Place, quiet=True)
+    assert curve.stat().st_mtime_ns == drawn, "it was up to date"
+
+
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_what_is_made_is_closed(num_seeds, tmp_path):
     run = train(Place, tmp_path / "run", num_seeds=num_seeds)

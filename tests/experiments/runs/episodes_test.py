@@ -150,7 +150,7 @@ def test_a_reward_that_raises_ends_a_run_in_a_line_and_loses_nothing(
 
 def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path):
     made = setup(run)
-    actor, model, params = made.actor, made.judge.model, models.load(run).params
+    actor, model, params = made.actor, made.evaluator.model, models.load(run).params
     assert actor is not None
     examples = made.train[:2]
     found = actor.episodes({"params": params}, examples, jax.random.key(1))
@@ -158,7 +158,7 @@ def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path)
     expected = rlhf.log_probabilities(model, params, s)
     np.testing.assert_allclose(found.log_probability[:, 1:], expected, atol=1e-5)
     assert np.all(np.asarray(found.log_probability)[~np.asarray(s.is_answer)] == 0)
-    texts = actor.judge.answer_texts(s)
+    texts = actor.evaluator.answer_texts(s)
     lengths = np.asarray(s.is_answer).sum(1)
     np.testing.assert_allclose(found.rewards, [len(t) / 2 for t in texts] - lengths / 4, atol=1e-6)
     prompt = np.asarray(s.tokens)[1, : len(examples[0].prompt)]

@@ -32,7 +32,9 @@ def test_a_run_that_ends_before_it_learns_is_said():
 
 
 def test_what_can_never_be_drawn_is_refused_before_training():
-    with recipe(settings=("capacity=4", "min_replay_size=4", "n_step=3")).built() as work:
+    with recipe(
+        settings=("capacity=4", "batch_size=4", "min_replay_size=4", "n_step=3")
+    ).built() as work:
         with pytest.raises(ValueError, match="capacity=4 is 1 a row of num_envs=4"):
             work.check()
 

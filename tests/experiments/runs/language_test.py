@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/language.py, judge.py and generate.py: runs of language models."""
+"""Tests of experiments/runs/language.py and evaluate/generate.py: runs of language models."""
 
 import dataclasses
 import json
@@ -175,7 +175,7 @@ def test_a_run_watches_the_distance_to_its_teacher(
     np.testing.assert_allclose(rows, seen[-1][1])
     setup = language.setup(resolved.of(opened.open(path)), path)
     assert setup.teacher is not None
-    held_out = batches.pad(setup.judge.test[:32], 12, 0)
+    held_out = batches.pad(setup.evaluator.test[:32], 12, 0)
     logs = []
     for checkpoint in (setup.teacher, models.load(path)):
         model = gemma.make(checkpoint.config)

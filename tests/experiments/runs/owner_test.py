@@ -11,7 +11,7 @@ from kullback.experiments.runs import owner
 
 HOLD = """
 import os, pathlib, subprocess, sys, time
-from kullback.experiments import owner
+from kullback.experiments.runs import owner
 with owner.held(pathlib.Path(sys.argv[1])):
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
     if not os.fork():

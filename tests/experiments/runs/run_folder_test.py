@@ -107,7 +107,7 @@ def test_what_fails_before_its_first_checkpoint_leaves_nothing(
 KILLED = """
 import os, pathlib, signal, sys
 from kullback.core import files
-from kullback.experiments import run_folder
+from kullback.experiments.runs import run_folder
 count, calls, path = 10**9, 0, pathlib.Path(sys.argv[1])
 def dies(function):
     def counted(*arguments, **options):

@@ -74,6 +74,7 @@ def test_the_last_words_of_a_run_are_found(tmp_path: pathlib.Path):
         ("step 3\nkullback: the loss is not finite\n\n", 1, "the loss is not finite"),
         ("Traceback\nMemoryError\n", 1, "it ended with status 1; its last line: MemoryError"),
         ("", -9, "it ended with signal SIGKILL; its last line: (none)"),
+        ("", 1, "it ended with status 1; its last line: (none: is the disk full?)"),
     ]:
         log.write_text(text)
         assert sweep_worker._last_words(log, status) == words

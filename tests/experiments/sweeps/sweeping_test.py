@@ -117,7 +117,7 @@ def test_a_killed_sweep_goes_on_bit_by_bit(killed: Killed, tmp_path: pathlib.Pat
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_stops_no_other(killed: Killed):
-    summary, line = killed.error.splitlines()
+    summary, line = killed.error.split(": ", 1)
     assert summary == "1 of 2 runs failed, the rest is finished"
     log = killed.out / "logs" / f"{BAD}.log"
     assert line.startswith(f"{BAD}: the loss is not finite at step")

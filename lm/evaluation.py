@@ -1,4 +1,4 @@
-"""What a language model makes of examples that it has not seen: likelihoods, answers, scores.
+"""Evaluation of a language model on examples that it has not seen: likelihoods, answers, scores.
 
 Probabilities are those of the operator that the model was trained with, softargmax_f, everywhere.
 """
@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import finite, regularizers, rollout, sharding, types
+from kullback.core import finite, regularizers, sharding, types
 from kullback.core import sampling as samplings
 from kullback.environments import tokens
 from kullback.lm import (
     answers,
     batches,
+    completions,
     data,
     gemma,
-    policy,
     rouge,
     tasks,
     texts,
@@ -34,7 +34,7 @@ SHOWN = 4  # Texts of a batch that are written down.
 
 
 class Likelihoods(NamedTuple):
-    """Of held-out completions; sums over each one's tokens, [n]."""
+    """Sums over the tokens of each held-out completion, [n]."""
 
     loss: np.ndarray  # loss_f of the operator, which is the nats where f is KL's.
     nats: np.ndarray  # Minus the log-probability.
@@ -43,7 +43,7 @@ class Likelihoods(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What a model has written, n texts."""
+    """Texts that a model has written, n of them."""
 
     texts: list[str]
     ids: list[list[int]]  # Without what ended the text.
@@ -53,38 +53,38 @@ class Answers(NamedTuple):
     measures: dict[str, np.ndarray]  # "score" by the task's rule, or ROUGE: [n] each.
 
     def line(self, n: int) -> dict[str, Any]:
-        """The n-th, see the function `line`."""
+        """Returns the n-th for a reader, see the function `line`."""
         return line(self.texts[n], self.done[n], {name: x[n] for name, x in self.measures.items()})
 
 
 def line(text: str, done: Any, measures: Mapping[str, Any]) -> dict[str, Any]:
-    """A completion for a reader, JSON-able: what is not measured (NaN) is null."""
-    found = {name: None if math.isnan(x) else float(x) for name, x in measures.items()}
-    return {"completion": text, "done": bool(done), **found}
+    """Returns a completion for a reader, JSON-able: what is not measured (NaN) is null."""
+    numbers = {name: None if math.isnan(x) else float(x) for name, x in measures.items()}
+    return {"completion": text, "done": bool(done), **numbers}
 
 
 @dataclasses.dataclass(frozen=True)
-class Judge:
-    """Held-out examples of a task, and how the answers of a model are judged."""
+class Evaluator:
+    """Held-out examples of a task, and how a model's answers to them are evaluated."""
 
     model: gemma.Model
-    words: tokenizer.Tokenizer
+    tokenizer: tokenizer.Tokenizer
     task: tasks.Task
     test: list[data.Example]
     learning: tuning.Config  # Lengths of prompts and answers.
     divergence: str = "kl"  # f of the model's operator.
     mesh: sharding.Mesh | None = None  # Over whose data axis rows lie; None is one device.
-    notice: str | None = None  # What to say of the examples.
+    notice: str | None = None  # What a reader is told of the examples.
 
     def spread(self, rows: Any) -> Any:
-        """Prompts or sequences, as many on each device of the mesh."""
+        """Places prompts or sequences, as many on each device of the mesh."""
         if self.mesh is None:
             return rows
         return jax.device_put(rows, sharding.of_rows(self.mesh, len(rows.tokens)))
 
     @functools.cached_property
     def f(self) -> regularizers.Divergence:
-        """Of the model's operator."""
+        """The divergence of the model's operator."""
         return regularizers.named(self.divergence)
 
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
@@ -94,46 +94,43 @@ class Judge:
         held-out completion's tokens takes its place.
         """
         if self.task.score is None:
-            found = self.likelihoods(acting, count)
-            return -found.loss / found.tokens
+            likelihoods = self.likelihoods(acting, count)
+            return -likelihoods.loss / likelihoods.tokens
         return self.answers(acting, count, key, self.greedy).measures["score"]
 
     def answers(
         self, acting: Any, count: int, key: types.Key, program: Callable[..., tokens.Completion]
     ) -> Answers:
         """Returns what a `program` answers to the first `count` examples, [kept(count)]."""
-        found: list[Answers] = []
+        parts: list[Answers] = []
         for number, part in enumerate(self.parts(count)):
             prompts = self.spread(self.prompts(part))
-            made = program(acting, prompts, jax.random.fold_in(key, number))
-            finite.require(made.log_probability, acting["params"], "log-probabilities of answers")
-            found.append(self._read(jax.tree.map(np.asarray, made), part))
-        return _joined(found, self.kept(count))
+            written = program(acting, prompts, jax.random.fold_in(key, number))
+            drawn = written.log_probability
+            finite.require(drawn, acting["params"], "log-probabilities of answers")
+            parts.append(self._read(jax.tree.map(np.asarray, written), part))
+        return _joined(parts, self.kept(count))
 
     def likelihoods(self, acting: Any, count: int) -> Likelihoods:
         """Returns likelihoods of the completions of the first `count` examples, [kept(count)]."""
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
-        found = [
-            self._measure(
-                acting["params"], self.spread(batches.pad(part, width, self.words.pad_id))
-            )
-            for part in self.parts(count)
-        ]
+        padded = (batches.pad(part, width, self.tokenizer.pad_id) for part in self.parts(count))
+        parts = [self._measure(acting["params"], self.spread(rows)) for rows in padded]
         kept = self.kept(count)
-        held = jax.tree.map(lambda *parts: np.concatenate(parts)[:kept], *found)
-        finite.require(held, acting["params"], "log-probabilities of held-out completions")
-        return held
+        likelihoods = jax.tree.map(lambda *columns: np.concatenate(columns)[:kept], *parts)
+        finite.require(likelihoods, acting["params"], "log-probabilities of held-out completions")
+        return likelihoods
 
     # Compiled once, however often a run is evaluated.
 
     @functools.cached_property
     def greedy(self) -> Callable[..., tokens.Completion]:
-        """The program that takes the most probable token, see `completes`."""
+        """The program that takes the most probable token, see `completions.Sampler`."""
         return self._completes(samplings.Sampling(temperature=0))
 
     @functools.cached_property
-    def plain(self) -> Callable[..., tokens.Completion]:
-        """The program that draws from the model itself, see `completes`."""
+    def sampled(self) -> Callable[..., tokens.Completion]:
+        """The program that draws from the model itself, see `completions.Sampler`."""
         return self._completes(samplings.Sampling())
 
     @functools.cached_property
@@ -146,115 +143,96 @@ class Judge:
 
         @jax.jit
         def measure(params: types.Params, rows: batches.Sequences) -> Likelihoods:
-            found, is_answer = answers.per_token(
+            per_token, is_answer = answers.per_token(
                 of_tokens, rows, (self.model, params), chunk=self.learning.chunk
             )
-            sums = {name: jnp.sum(x, 1) for name, x in found.items()}
+            sums = {name: jnp.sum(x, 1) for name, x in per_token.items()}
             return Likelihoods(**sums, tokens=jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
 
         return measure
 
     def _completes(self, sampling: samplings.Sampling) -> Callable[..., tokens.Completion]:
-        return jax.jit(self.completes(policy.language_model(self.model, sampling, self.f)))
+        return jax.jit(self.sampler(sampling).completions)
 
-    def completes(
-        self, acts: types.Policy, samples_per_prompt: int = 1
-    ) -> Callable[..., tokens.Completion]:
-        """The pure (acting params, prompts, key) -> what `acts` answers.
+    def sampler(
+        self, sampling: samplings.Sampling | None = None, samples_per_prompt: int = 1
+    ) -> completions.Sampler:
+        """Returns what completes prompts by the model and its operator."""
+        return completions.sampler(
+            self.model,
+            self.learning.max_new_tokens,
+            sampling=sampling,
+            divergence=self.f,
+            samples_per_prompt=samples_per_prompt,
+        )
 
-        A policy that goes on several times from each prompt answers so many rows.
-        """
-        config, horizon = self.model.config, self.learning.max_new_tokens
-
-        def completes(acting: Any, prompts: batches.Prompts, key: types.Key) -> tokens.Completion:
-            width = prompts.tokens.shape[1]
-            rows = policy.repeat_prompts(prompts, samples_per_prompt)
-            environment = tokens.make_batch(
-                rows.tokens,
-                rows.lengths,
-                horizon=horizon,
-                vocab_size=config.vocab_size,
-                stop_tokens=config.eos_ids,
-            )
-            state = rollout.start(acts, environment, acting, key, prompts, width + horizon)
-            trajectory, _ = rollout.rollout(acts, environment, acting, state, key, horizon)
-            return tokens.completions(trajectory, config.eos_ids)
-
-        return completes
-
-    def program(self, acts: types.Policy) -> Callable[..., batches.Sequences]:
-        """The compiled (acting params, prompts, key) -> prompts and answers, to learn from."""
-        completes = self.completes(acts)
-
-        @jax.jit
-        def program(acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
-            made = completes(acting, prompts, key)
-            return batches.join(prompts, made.tokens, made.is_answer)
-
-        return program
-
-    def judged(self, made: batches.Sequences, examples: list[data.Example]) -> np.ndarray:
-        """Score of each answer, float32 [B]; NaN where no rule judges it."""
+    def task_scores(
+        self, sequences: batches.Sequences, examples: Sequence[data.Example]
+    ) -> np.ndarray:
+        """Returns the score of each answer by the task's rule, float32 [B]; NaN without one."""
         if self.task.score is None:
             return np.full(len(examples), np.nan, np.float32)
-        pairs = zip(self.answer_texts(made), examples, strict=True)
+        pairs = zip(self.answer_texts(sequences), examples, strict=True)
         scores = [self.task.score(text, self._target(example)) for text, example in pairs]
         return np.array(scores, np.float32)
 
     def lines(
-        self, made: batches.Sequences, examples: Sequence[data.Example], scores: np.ndarray
+        self,
+        sequences: batches.Sequences,
+        examples: Sequence[data.Example],
+        scores: types.Array,
     ) -> list[dict[str, Any]]:
-        """The first few of a batch's texts, for a reader; JSON-able."""
-        first = jax.tree.map(lambda x: np.asarray(x)[:SHOWN], made)
+        """Returns the first few of a batch's texts for a reader, JSON-able."""
+        first = jax.tree.map(lambda x: np.asarray(x)[:SHOWN], sequences)
         written = self.answer_texts(first)
         last = np.asarray(first.tokens)[np.arange(len(written)), np.asarray(first.lengths) - 1]
         is_done = np.isin(last, self.model.config.eos_ids)
         return [
-            {**self.asked(examples[n]), **line(text, is_done[n], {"score": scores[n]})}
+            {**self.example_texts(examples[n]), **line(text, is_done[n], {"score": scores[n]})}
             for n, text in enumerate(written)
         ]
 
     def greedy_lines(self, acting: Any, key: types.Key) -> list[dict[str, Any]]:
-        """The answers to the first few held-out examples, for a reader; JSON-able."""
-        made = self.answers(acting, SHOWN, key, self.greedy)
-        return [{**self.asked(self.test[n]), **made.line(n)} for n in range(self.kept(SHOWN))]
+        """Returns the answers to the first few held-out examples for a reader, JSON-able."""
+        written, count = self.answers(acting, SHOWN, key, self.greedy), self.kept(SHOWN)
+        return [{**self.example_texts(self.test[n]), **written.line(n)} for n in range(count)]
 
-    def asked(self, example: data.Example) -> dict[str, Any]:
-        """Prompt and target of an example, as texts."""
-        return {"prompt": self.words.decode(example.prompt), "target": self._target(example)}
+    def example_texts(self, example: data.Example) -> dict[str, Any]:
+        """Returns prompt and target of an example as texts."""
+        return {"prompt": self.tokenizer.decode(example.prompt), "target": self._target(example)}
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
-        """Those of examples, of one width."""
+        """Returns the prompts of examples, of one width."""
         prompts = [example.prompt for example in examples]
-        return batches.pad_prompts(prompts, self.learning.max_prompt_length, self.words.pad_id)
+        return batches.pad_prompts(prompts, self.learning.max_prompt_length, self.tokenizer.pad_id)
 
-    def _read(self, made: tokens.Completion, examples: list[data.Example]) -> Answers:
-        """Texts and measures of what was made, NumPy."""
+    def _read(self, completion: tokens.Completion, examples: list[data.Example]) -> Answers:
+        """Returns texts and measures of completions, NumPy."""
         ids = [
-            texts.said(row[mask].tolist(), self.words, self.model.config.eos_ids)
-            for row, mask in zip(made.tokens, made.is_answer, strict=True)
+            texts.said(row[mask].tolist(), self.tokenizer, self.model.config.eos_ids)
+            for row, mask in zip(completion.tokens, completion.is_answer, strict=True)
         ]
-        written = [self.words.decode(row) for row in ids]
+        written = [self.tokenizer.decode(row) for row in ids]
         targets = map(self._target, examples)
-        found = [self.measures(*pair) for pair in zip(written, targets, strict=True)]
-        nats = -np.asarray(made.log_probability, np.float64).sum(1)
-        measures = {name: np.array([one[name] for one in found]) for name in found[0]}
-        done, lengths = ~np.asarray(made.truncated), np.asarray(made.length)
+        rows = [self.measures(*pair) for pair in zip(written, targets, strict=True)]
+        nats = -np.asarray(completion.log_probability, np.float64).sum(1)
+        measures = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        done, lengths = ~np.asarray(completion.truncated), np.asarray(completion.length)
         return Answers(written, ids, done, lengths, nats, measures)
 
     def measures(self, text: str, target: str) -> dict[str, float]:
-        """Of an answer: "score" by the task's rule, or ROUGE."""
+        """Returns what an answer is worth: "score" by the task's rule, or ROUGE."""
         if self.task.score is None:
             return rouge.scores(text, target)
         return {"score": self.task.score(text, target)}
 
-    def answer_texts(self, made: batches.Sequences) -> list[str]:
-        """What was answered, as texts."""
-        ids, answers = np.asarray(made.tokens), np.asarray(made.is_answer)
-        return [self._text(row[mask].tolist()) for row, mask in zip(ids, answers, strict=True)]
+    def answer_texts(self, sequences: batches.Sequences) -> list[str]:
+        """Returns the answers in rows as texts."""
+        ids, is_answer = np.asarray(sequences.tokens), np.asarray(sequences.is_answer)
+        return [self._text(row[mask].tolist()) for row, mask in zip(ids, is_answer, strict=True)]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return texts.answer(ids, self.words, self.model.config.eos_ids)
+        return texts.answer(ids, self.tokenizer, self.model.config.eos_ids)
 
     def _target(self, example: data.Example) -> str:
         return self._text(example.completion)
@@ -266,7 +244,7 @@ class Judge:
     def parts(self, count: int) -> list[list[data.Example]]:
         """Returns the first `count` examples in parts of one size, for which a program is compiled.
 
-        The last one is filled up: of what is made of all parts, the first `kept(count)` rows count.
+        The last one is filled up: of all parts together the first `kept(count)` rows count.
         """
         if not self.test:
             raise ValueError(

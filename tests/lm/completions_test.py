@@ -1,0 +1,66 @@
+"""Tests of lm/completions.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core.sampling import Sampling
+from kullback.lm import batches, completions, gemma
+
+MODEL = gemma.make(
+    gemma.Config(
+        vocab_size=7,
+        num_layers=1,
+        embed_dim=8,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        hidden_dim=8,
+        window=4,
+        query_scale=8.0,
+        eos_ids=(1,),
+    )
+)
+ACTING = {"params": jax.jit(MODEL.init)(jax.random.key(0))}
+PROMPTS = batches.pad_prompts([[2, 3], [4], [5, 6, 2]], 3, pad_id=0)
+KEY, T = jax.random.key(1), 5
+
+
+def test_samples_of_a_prompt_stand_together_after_it():
+    sampler = completions.sampler(MODEL, T, samples_per_prompt=2)
+    rows = jax.jit(sampler.sequences)(ACTING, PROMPTS, KEY)
+    written = jax.jit(sampler.completions)(ACTING, PROMPTS, KEY)
+    assert rows.tokens.shape == (6, 3 + T) and written.tokens.shape == (6, T)
+    for n, (ids, is_answer) in enumerate(zip(rows.tokens, rows.is_answer, strict=True)):
+        length = PROMPTS.lengths[n // 2]
+        np.testing.assert_array_equal(ids[:length], PROMPTS.tokens[n // 2, -length:])
+        np.testing.assert_array_equal(ids[is_answer], written.tokens[n, : written.length[n]])
+    assert (written.tokens[::2] != written.tokens[1::2]).any(), "samples of a prompt differ"
+    stopped = [1 in row for row in np.asarray(written.tokens).tolist()]
+    np.testing.assert_array_equal(written.truncated, np.logical_not(stopped))
+
+
+def test_pieces_are_the_whole():
+    sampler = completions.sampler(MODEL, T, stop_tokens=())
+    whole = sampler.completions(ACTING, PROMPTS, KEY)
+    state = sampler.start(ACTING, PROMPTS, KEY, spare=1)
+    parts = []
+    for tick in (0, 2, 4):  # The last one goes on beyond the horizon.
+        part, state = sampler.proceed(ACTING, PROMPTS, state, KEY, 2, tick)
+        parts.append(part.action.T)
+    np.testing.assert_array_equal(jnp.concatenate(parts, 1)[:, :T], whole.tokens)
+    assert np.asarray(whole.length).tolist() == [T] * 3 and np.asarray(whole.truncated).all()
+
+
+def test_how_tokens_are_drawn_is_an_option():
+    greedy = completions.sampler(MODEL, T, sampling=Sampling(temperature=0))
+    one, other = (greedy.completions(ACTING, PROMPTS, jax.random.key(n)) for n in (1, 2))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+def test_ids_that_are_none_are_refused():
+    sampler = completions.sampler(MODEL, T)
+    wrong = PROMPTS._replace(tokens=np.where(PROMPTS.tokens == 6, 7, PROMPTS.tokens))
+    with pytest.raises(ValueError, match=r"must lie in \[0, vocab_size=7\), got 7 in row 2"):
+        sampler.environment(wrong)
