@@ -34,7 +34,7 @@ def stepper(name: str) -> Callable[[], float]:
 
     def work() -> float:
         nonlocal state
-        state, _ = step(state, batch, None)
+        state, _ = step(state, batch, types.NO_CONSTANTS)
         jax.block_until_ready(state.params)
         return 1
 

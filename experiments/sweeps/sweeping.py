@@ -145,7 +145,8 @@ def recorded(folder: pathlib.Path) -> Recorded:
     threads = saved.each(int)
     for name, count in threads.items():
         _check_threads(saved, name, count)
-    return Recorded(runs, {**{r.get("name", str): r.get("threads", int) for r in runs}, **threads})
+    own = {r.get("name", str): r.get("threads", int) for r in runs if "threads" in r}
+    return Recorded(runs, {**own, **threads})
 
 
 def _check_threads(record: json_files.Record, key: str, threads: int) -> None:

@@ -72,7 +72,7 @@ def test_every_agent_learns_from_a_batch_goes_on_from_a_checkpoint_and_acts(name
     step = jax.jit(learner.step)
     begun = state = learner.init(jax.random.key(5))
     for _ in range(3):
-        state, feedback = step(state, transitions(), None)
+        state, feedback = step(state, transitions(), types.NO_CONSTANTS)
         assert np.isfinite(feedback.metrics["loss"])
     assert all(map(differ, jax.tree.leaves(state.params), jax.tree.leaves(begun.params)))
     checkpoints.save(tmp_path, 3, state, {})

@@ -40,7 +40,7 @@ def test_only_online_values_move_and_targets_follow_when_they_should(name):
     first = state.params
     for i in range(1, 7):
         before = state
-        state, feedback = step(state, batch(i), None)
+        state, feedback = step(state, batch(i), types.NO_CONSTANTS)
         assert np.isfinite(feedback.metrics["loss"])
         old = before.targets["periodic"]
         expected = state.params if i % 3 == 0 else old

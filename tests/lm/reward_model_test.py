@@ -282,7 +282,7 @@ def test_it_learns_a_gold_reward(seed: int):
     assert right(state.params) == 0.5
     for number in range(150):
         step = types.Batch(sample(number), np.arange(16), ones / 16, ones.astype(np.float32))
-        state, _ = learn(state, step, None)
+        state, _ = learn(state, step, types.NO_CONSTANTS)
     assert right(state.params) > 0.9
 
 

@@ -237,7 +237,7 @@ def test_a_critic_learns_what_its_texts_are_worth():
     batch = types.Batch(data, np.arange(SIZE, dtype=np.int32), ones / SIZE, ones)
     learn, errors = jax.jit(agent.learner.step), []
     for _ in range(60):
-        state, feedback = learn(state, batch, {"start": params(0)})
+        state, feedback = learn(state, batch, types.Constants(start=params(0)))
         errors.append(float(jnp.mean(feedback.metrics["value_error"])))
     assert errors[-1] < errors[0] / 10, errors[::10]
 

@@ -239,7 +239,7 @@ def test_gkd_brings_the_student_to_its_teacher():
     learn = jax.jit(agent.learner.step)
     losses = []
     for _ in range(60):
-        state, feedback = learn(state, rows(), params(1))
+        state, feedback = learn(state, rows(), types.Constants(teacher=params(1)))
         losses.append(float(feedback.metrics["loss"]))
     assert losses[-1] < losses[0] / 10
 

@@ -168,7 +168,7 @@ def test_a_member_is_the_learner_of_its_settings():
     for number in range(10):
         rows = batches.indices(number, num_items=40, batch_size=8, seed=1)
         batch = types.Batch((chosen[rows], rejected[rows]), rows, ones / 8, ones)
-        state, _ = step(state, batch, None)
+        state, _ = step(state, batch, types.NO_CONSTANTS)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[1], b, atol=1e-5),
         population()[True],

@@ -54,7 +54,7 @@ def run(steps: int) -> list[types.LearnerState]:
     state = learners.with_params(learner.init(jax.random.key(0)), start())
     learn, states = jax.jit(learner.step), [state]
     for step in range(steps):
-        state, feedback = learn(state, batch(step), None)
+        state, feedback = learn(state, batch(step), types.NO_CONSTANTS)
         assert float(feedback.metrics["iteration"]) == step // (MEMBERS * STEPS)
         states.append(state)
     return states

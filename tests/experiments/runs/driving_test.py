@@ -133,13 +133,13 @@ def test_a_compiled_evaluation_that_is_stopped_is_done_again(tmp_path):
         if num_envs == 3:
             evaluated_in.append(num_envs)
             if len(evaluated_in) == 2:
-                os.kill(os.getpid(), signal.SIGHUP)
+                os.kill(os.getpid(), signal.SIGTERM)
         return toy.chain(num_envs)
 
     whole = train(toy.chain, tmp_path / "whole")
     with pytest.raises(training.Interrupted, match="saved at step 60; go on with") as caught:
         train(stopped, tmp_path / "run")
-    assert caught.value.status == 129
+    assert caught.value.status == 143
     run = experiments.resume(tmp_path / "run", environment=stopped, quiet=True)
     assert repeated(run) == repeated(whole)
 
