@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kullback.core import types
 from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import gkd, students
 from kullback.lm import batches
@@ -63,7 +64,8 @@ def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
         )
         is_sampled = jnp.full(2, fraction == 1)
         item = students.Item(is_sampled, batches.Sequences(*taken), batches.Prompts(*prompts))
-        state, _ = program.run(state, teacher, item, jax.random.key(key))
+        constants = types.Constants(teacher=teacher)
+        state, _ = program.run(state, constants, item, jax.random.key(key))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
 
     def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
