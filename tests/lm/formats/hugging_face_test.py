@@ -323,7 +323,7 @@ def test_folders_in_use_and_wrong_params_are_refused(tmp_path):
 
 
 MEASURE = """
-import re, sys, jax, kullback.lm.hugging_face as hf
+import re, sys, jax, kullback.lm.formats.hugging_face as hf
 def anonymous(): return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1])
 jax.device_put(jax.numpy.zeros(1)).block_until_ready()
 before, peak = anonymous(), 0
