@@ -13,7 +13,8 @@ from kullback import experiments
 from kullback.core import types
 from kullback.environments import toy
 from kullback.experiments import interrupts
-from kullback.experiments.runs import run_folder, training
+from kullback.experiments.runs import training
+from tests.records import repeated
 
 FIELDS: dict[str, Any] = {
     "steps": 120,
@@ -95,11 +96,6 @@ class Stopped(Place):
         if Place.ticks == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         assert Place.ticks != 4, "the signal was not heard at its tick"
-
-
-def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
-    rows = run_folder.RunFolder(folder).rows()
-    return [{k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS} for row in rows]
 
 
 def train(environment: Any, out: pathlib.Path, **fields: Any) -> pathlib.Path:

@@ -19,6 +19,7 @@ from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import language, models, opened, plans, resolved, rewards, run_folder
 from kullback.lm import gemma, rlhf, tasks, tokenizer, warp
 from kullback.lm.entailment import scorers
+from tests.records import repeated
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
@@ -62,13 +63,6 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return train(path, "sft", "tiny", model_flags=MODEL, settings=("learning_rate=1e-2",))
 
 
-def rows(path: pathlib.Path) -> list[dict[str, str]]:
-    return [
-        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
-        for row in run_folder.RunFolder(path).rows()
-    ]
-
-
 def equal(one: pathlib.Path, other: pathlib.Path) -> None:
     a, b = (models.load(path).params for path in (one, other))
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -87,7 +81,7 @@ def run(start: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathli
 
 
 def test_what_a_run_logs(run: pathlib.Path):
-    table = rows(run)
+    table = repeated(run)
     assert [row["steps"] for row in table] == ["2", "4", "6"]
     wanted = {"return_mean", "kl_start", "kl_reference", "answer_tokens", "entropy", "diversity"}
     assert wanted <= set(table[0])
@@ -112,7 +106,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_by_bit(
     part = train(tmp_path / "part", "rlhf", start, steps=3, **given)
     experiments.resume(part, steps=6, quiet=True, trust_code=True)
     equal(part, run)
-    assert rows(part)[-1] == rows(run)[-1]
+    assert repeated(part)[-1] == repeated(run)[-1]
     config = run_folder.RunFolder(part).config()
     run_folder.RunFolder(part).write_config({**config, "start_sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"the start .* has changed since the run began"):
@@ -285,15 +279,15 @@ def test_the_command_line_of_rlef_and_of_the_combined_objective(
     given += [f"--set={setting}" for setting in SHORT]
     out = tmp_path / "rlef"
     assert cli.main(["train", "rlef", TASK, *given, "--out", str(out)]) == 0
-    assert "value_error" in rows(out)[0]
+    assert "value_error" in repeated(out)[0]
     assert cli.main(["evaluate", str(out), "--episodes", "2"]) == 0
     names = [set(trees.named_leaves(models.load(path).params)) for path in (out, start)]
     assert names[0] == names[1]
     out = tmp_path / "both"
     more = ["--teacher", str(start), "--set=distillation_weight=0.5", "--eval-every", "2"]
     assert cli.main(["train", "rlhf", TASK, *given, *more, "--out", str(out)]) == 0
-    assert float(rows(out)[-1]["distance"]) >= 0
-    assert np.isfinite(float(rows(out)[-1]["teacher_distance"]))
+    assert float(repeated(out)[-1]["distance"]) >= 0
+    assert np.isfinite(float(repeated(out)[-1]["teacher_distance"]))
     capsys.readouterr()
 
 

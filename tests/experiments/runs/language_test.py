@@ -15,6 +15,7 @@ from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import language, models, opened, plans, resolved, run_folder
 from kullback.lm import batches, gemma, power_law
+from tests.records import repeated
 
 # A model of one layer, and data of one digit: seconds, compilation included.
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
@@ -41,15 +42,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return train(tmp_path_factory.mktemp("teacher") / "run", eval_every=6, eval_episodes=2)
 
 
-def table(path: pathlib.Path) -> list[dict[str, str]]:
-    return [
-        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
-        for row in run_folder.RunFolder(path).rows()
-    ]
-
-
 def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
-    rows = table(teacher)
+    rows = repeated(teacher)
     assert [row["steps"] for row in rows] == ["2", "4", "6"]
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert {"accuracy", "entropy", "answer_tokens", "truncated"} <= set(rows[0])
@@ -88,7 +82,7 @@ def test_a_teacher_whose_table_is_padded_otherwise(
     assert f"of the {rows + 10} rows of the model's table 10 are beyond" in capsys.readouterr().out
     run = train(tmp_path / "run", "gkd", steps=4, teacher=str(path), eval_every=2, eval_episodes=2)
     assert models.load(run).config.vocab_size == rows
-    assert np.isfinite(float(table(run)[-1]["teacher_distance"]))
+    assert np.isfinite(float(repeated(run)[-1]["teacher_distance"]))
     smaller = train(
         tmp_path / "more", "gkd", steps=2, teacher=str(run), model=str(path), model_flags=()
     )
@@ -114,7 +108,7 @@ def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathl
     path = train(tmp_path / "run", steps=2, settings=settings, tokenizer=str(teacher / "tokenizer"))
     words = models.load(teacher).tokenizer
     assert models.load(path).tokenizer.fingerprint == words.fingerprint
-    answers = [float(table(run)[0]["answer_tokens"]) for run in (path, teacher)]
+    answers = [float(repeated(run)[0]["answer_tokens"]) for run in (path, teacher)]
     assert answers[0] > 1.7 * answers[1]
     for given in ({"model": str(teacher), "model_flags": ()}, {"teacher": str(teacher)}):
         algorithm = "distill" if "teacher" in given else "sft"
@@ -144,10 +138,10 @@ def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
     part = train(tmp_path / "part", algorithm, steps=3, **given)
     experiments.resume(part, steps=6, quiet=True)
     # An interval that the end of the first part cut has two rows; the others are the same.
-    assert [row for row in table(part) if row["steps"] != "3"][-1] == table(whole)[-1]
+    assert [row for row in repeated(part) if row["steps"] != "3"][-1] == repeated(whole)[-1]
     a, b = (models.load(path).params for path in (whole, part))
     jax.tree.map(np.testing.assert_array_equal, a, b)
-    episodes = int(table(whole)[-1]["episodes"])
+    episodes = int(repeated(whole)[-1]["episodes"])
     assert episodes == (6 * 2 if algorithm == "gkd" else 0)
 
 
@@ -171,7 +165,7 @@ def test_a_run_watches_the_distance_to_its_teacher(
     experiments.resume(path, steps=6)
     assert seen[-1][0] == [2, 4, 6]
     assert capsys.readouterr().err.count("warning: it departs") == 1
-    rows = [float(row["teacher_distance"]) for row in table(path)]
+    rows = [float(row["teacher_distance"]) for row in repeated(path)]
     np.testing.assert_allclose(rows, seen[-1][1])
     setup = language.setup(resolved.of(opened.open(path)), path)
     assert setup.teacher is not None

@@ -22,6 +22,7 @@ from kullback.experiments.runs import (
     run_folder,
 )
 from kullback.lm import batches, gemma, reward_model, tasks, tokenizer, warm
+from tests.records import repeated
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=8", "probe_pairs=32")
@@ -89,23 +90,16 @@ def params_of(path: pathlib.Path) -> Any:
     return reward_models.load(path).params
 
 
-def table(path: pathlib.Path) -> list[dict[str, str]]:
-    return [
-        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
-        for row in run_folder.RunFolder(path).rows()
-    ]
-
-
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_goes_on_bit_by_bit(task: str, tmp_path: pathlib.Path):
     given: dict[str, Any] = {"settings": ("dropout=0.1",), "eval_every": 3, "eval_episodes": 4}
     whole = train(tmp_path / "whole", task, **given)
     part = train(tmp_path / "part", task, steps=3, **given)
     experiments.resume(part, steps=6, quiet=True)
-    assert table(part)[-1] == table(whole)[-1]
+    assert repeated(part)[-1] == repeated(whole)[-1]
     a, b = (params_of(path) for path in (whole, part))
     jax.tree.map(np.testing.assert_array_equal, a, b)
-    last = table(whole)[-1]
+    last = repeated(whole)[-1]
     assert {"accuracy", "margin", "reward_mean", "overconfidence"} <= set(last)
     assert 0 <= float(last["evaluation"]) <= 1
     lines = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]

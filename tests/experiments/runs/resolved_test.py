@@ -14,6 +14,7 @@ from kullback import agents, experiments, lm
 from kullback.core import checkpoints
 from kullback.environments import atari, toy
 from kullback.experiments.runs import mends, models, opened, plans, resolved, run_folder, settings
+from tests.records import repeated
 
 OLD = pathlib.Path(__file__).parents[1] / "fixtures" / "runs_of_0_1"
 SMALL = ("learning.torso=mlp_small", "capacity=256", "min_replay_size=32", "batch_size=8")
@@ -39,13 +40,6 @@ def change_presets(monkeypatch: pytest.MonkeyPatch, agent: str, **changes: Any) 
     monkeypatch.setattr(importlib.import_module(entry.module), entry.presets_name, presets)
 
 
-def rows(path: pathlib.Path) -> list[dict[str, str]]:
-    return [
-        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
-        for row in run_folder.RunFolder(path).rows()
-    ]
-
-
 def parameters(path: pathlib.Path) -> list[np.ndarray]:
     return [np.asarray(x) for x in _leaves(experiments.load(path).learner.params)]
 
@@ -64,7 +58,7 @@ def test_a_run_goes_on_as_it_began_when_presets_change(
     change_presets(monkeypatch, "dqn", learning_rate=0.02, target_period=7)
     capsys.readouterr()
     experiments.resume(path, steps=400)
-    assert rows(path) == rows(whole)
+    assert repeated(path) == repeated(whole)
     for ours, wanted in zip(parameters(path), parameters(whole), strict=True):
         np.testing.assert_array_equal(ours, wanted)
     said = [line for line in capsys.readouterr().out.splitlines() if "as it began" in line]
@@ -103,7 +97,7 @@ def test_a_run_goes_on_in_the_environment_that_it_began_in(
     monkeypatch.setitem(toy.GAMES, "chain", chain)
     capsys.readouterr()
     experiments.resume(path, steps=200)
-    assert rows(path) == rows(whole)
+    assert repeated(path) == repeated(whole)
     said = [line for line in capsys.readouterr().out.splitlines() if "as it began" in line]
     assert said == [
         f"{path}: the run goes on with max_episode_steps={flags['max_episode_steps']}, as it "

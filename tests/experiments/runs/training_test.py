@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from kullback.core import checkpoints, host, types
 from kullback.environments import toy
 from kullback.experiments.runs import driving, opened, owner, resolved, run_folder, training
 from kullback.experiments.runs.saver import Saver
+from tests.records import repeated, wait_for_checkpoint
 
 CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "10000", "--seed", "3")
 OFTEN = ("--log-every", "250", "--checkpoint-every", "500")
@@ -36,22 +36,6 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def wait_for_checkpoint(folder: pathlib.Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        if any(found >= step for found in checkpoints.steps(folder / "checkpoints")):
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint came")
-
-
-def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
-    """Rows without wall times."""
-    rows = run_folder.RunFolder(folder).rows()
-    return [{k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS} for row in rows]
 
 
 def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -79,7 +63,7 @@ def uninterrupted(tmp_path_factory) -> pathlib.Path:
 def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     process = start(*CHAIN, *OFTEN, "--out", folder)
-    wait_for_checkpoint(folder, 2_000, process)
+    wait_for_checkpoint(folder, 2_000, process, 240)
     process.send_signal(number)
     output = process.communicate()[0]
     if number == signal.SIGINT:

@@ -18,6 +18,7 @@ from kullback.core import checkpoints
 from kullback.experiments.commands import sweep
 from kullback.experiments.runs import run_folder
 from kullback.experiments.sweeps import sweeping
+from tests.records import repeated, wait_for_checkpoint
 
 CORES = len(os.sched_getaffinity(0))
 OFTEN = {"log_every": 250, "checkpoint_every": 500}
@@ -57,22 +58,6 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_checkpoint(folder: pathlib.Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline:
-        if any(found >= step for found in checkpoints.steps(folder / "checkpoints")):
-            return
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint came")
-
-
-def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
-    """Rows without wall times."""
-    rows = run_folder.RunFolder(folder).rows()
-    return [{k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS} for row in rows]
-
-
 @dataclasses.dataclass(frozen=True)
 class Killed:
     """A sweep that was killed at `step` and started again."""
@@ -89,7 +74,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     file, out = home / "sweep.toml", home / "out"
     file.write_text(FILE)
     process = start(file, "--out", out, "--jobs", "1")
-    wait_for_checkpoint(out / GOOD, 1_000, process)
+    wait_for_checkpoint(out / GOOD, 1_000, process, 400)
     process.kill()
     process.communicate()
     step = checkpoints.steps(out / GOOD / "checkpoints")[-1]
@@ -200,7 +185,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: pathlib.Path):
     heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(file, "--out", out, "--jobs", 1)
     signal.signal(signal.SIGINT, heard)
-    wait_for_checkpoint(out / alone, 1_000, process)
+    wait_for_checkpoint(out / alone, 1_000, process, 400)
     process.send_signal(signal.SIGINT)
     output = process.communicate()[0]
     assert process.returncode == 130
@@ -263,7 +248,7 @@ def test_a_killed_sweep_over_ray_leaves_no_run_unsaved(tmp_path: pathlib.Path):
         address = cluster.stdout.readline().strip()
         process = start(file, "--out", out, "--ray", address, **home)
         alone = "dqn-toy-chain,seeds=0-1"
-        wait_for_checkpoint(out / alone, 1_000, process)
+        wait_for_checkpoint(out / alone, 1_000, process, 400)
         process.kill()
         process.communicate()
         log, deadline = out / "logs" / f"{alone}.log", time.monotonic() + 60

@@ -1,0 +1,29 @@
+"""Records of runs under test: rows as they repeat, and a wait for a process' checkpoint."""
+
+import pathlib
+import subprocess
+import time
+
+from kullback.core import checkpoints
+from kullback.experiments.runs import run_folder
+
+
+def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
+    """Returns the rows of metrics.csv without wall times."""
+    return [
+        {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
+        for row in run_folder.RunFolder(folder).rows()
+    ]
+
+
+def wait_for_checkpoint(
+    folder: pathlib.Path, step: int, process: subprocess.Popen[str], seconds: float
+) -> None:
+    """Waits until a run has a checkpoint of a step or a later one; fails once its process ends."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if any(found >= step for found in checkpoints.steps(folder / "checkpoints")):
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
