@@ -316,11 +316,6 @@ def _evaluate(
     return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
 
 
-def _batch(data: Any, num_rows: int) -> types.Batch:
-    ones = jnp.ones(num_rows, jnp.float32)
-    return types.Batch(data, jnp.arange(num_rows, dtype=jnp.int32), ones / num_rows, ones)
-
-
 def _filled(made: Any, num_rows: int) -> np.ndarray:
     """The rows, and zeros after them, [num_rows, ...]."""
     made = np.asarray(made)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments import statistics
+from kullback.experiments import plots, statistics
 from kullback.experiments.report import collect, figures, page, scores
 from kullback.experiments.runs import inputs
 
@@ -87,7 +87,7 @@ def environment_curves(
     what = scores.KINDS[kind]
     is_language = family.name == "tokens"
     y_label = "score" if is_language else what.short
-    x_label = "learner steps" if is_language else "agent steps"
+    x_label = (plots.TEXTS if is_language else plots.GAMES).x
     by_environment = {
         environment: curves([s for s in family.series if s.environment == environment], what.column)
         for environment in family.environments

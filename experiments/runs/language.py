@@ -127,7 +127,7 @@ class Setup(Work):
         """
         if self.teacher is None:
             return {}
-        acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
+        acting = self.agent.actor_params(learner, loops.count(steps), True)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         rows = batches.pad(
             self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id
@@ -149,7 +149,7 @@ class Setup(Work):
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Greedy answers to the first few held-out examples, for a reader."""
-        acting = self.agent.actor_params(learner, np.asarray(steps, np.int32), True)
+        acting = self.agent.actor_params(learner, loops.count(steps), True)
         lines = self.evaluator.greedy_lines(acting, jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
