@@ -150,7 +150,7 @@ def curves(
             "ylabel": "episode return" if column == "return_mean" else column.replace("_", " "),
             "title": game,
         },
-        x_unit=EngFormatter(sep=""),
+        finish=lambda axes: axes.xaxis.set_major_formatter(EngFormatter(sep="")),
         legend={"fontsize": "small"},
     )
 

@@ -1,4 +1,4 @@
-"""What reproductions with small language models share: models, data, distances.
+"""Small language models for reproductions: how they are made and taught, data, distances.
 
 An arm learns in one compiled program a stretch: `learners.scan` takes learner steps whose sequences
 are stored, or sampled within the scan. B rows, P tokens of a prompt, T of a completion, n steps.
@@ -12,11 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import regularizers, types
-from kullback.lm import batches, distillation, gemma
+from kullback.lm import batches, distillation, gemma, tuning
+
+
+def learning(
+    batch_size: int, prompt_length: int, horizon: int, rate: float, **others: Any
+) -> tuning.Config:
+    """Returns a learner's settings; logits of a whole batch fit in memory.
+
+    Args:
+      batch_size: B.
+      prompt_length: P, at most.
+      horizon: T, at most.
+      rate: of Adam.
+      **others: further fields of `tuning.Config`.
+    """
+    return tuning.Config(
+        batch_size=batch_size,
+        max_prompt_length=prompt_length,
+        max_new_tokens=horizon,
+        learning_rate=rate,
+        **{"chunk": batch_size * (prompt_length + horizon), **others},
+    )
 
 
 def decoder(vocab_size: int, width: int, num_layers: int, context: int) -> gemma.Config:
-    """A small Gemma whose layers all see the whole context."""
+    """Returns a small Gemma whose layers all see the whole context."""
     return gemma.Config(
         vocab_size=vocab_size,
         num_layers=num_layers,
@@ -33,7 +54,7 @@ def decoder(vocab_size: int, width: int, num_layers: int, context: int) -> gemma
 
 
 def untied(model: gemma.Model, scale: float, branch: float = 1.0) -> gemma.Model:
-    """The model with a random head of its own; its logits have a standard deviation of `scale`.
+    """Returns the model with a random head; its logits have a standard deviation of `scale`.
 
     The logits of a random model whose head is its embedding say above all: the same token again.
 
@@ -48,10 +69,10 @@ def untied(model: gemma.Model, scale: float, branch: float = 1.0) -> gemma.Model
     def init(key: types.Key) -> types.Params:
         key, head_key = jax.random.split(key)
         head = scale / math.sqrt(shape[1]) * jax.random.normal(head_key, shape)
-        params = jax.tree_util.tree_map_with_path(_set_branch, model.init(key))
+        params = jax.tree_util.tree_map_with_path(set_branch, model.init(key))
         return {**params, "head": head}
 
-    def _set_branch(path: Any, leaf: jax.Array) -> jax.Array:
+    def set_branch(path: Any, leaf: jax.Array) -> jax.Array:
         is_scale = "post_" in jax.tree_util.keystr(path)  # Of a norm, as 1 + w.
         return leaf + branch - 1 if is_scale else leaf
 
@@ -65,7 +86,7 @@ def untied(model: gemma.Model, scale: float, branch: float = 1.0) -> gemma.Model
 
 
 def take(data: Any, steps: int, batch_size: int, seed: int, first: int = 0) -> Any:
-    """Items of steps `first` to `first + steps`: each row once an epoch, [steps, B, ...]."""
+    """Returns items of steps from `first` on, each row once an epoch, [steps, B, ...]."""
     num = len(jax.tree.leaves(data)[0])
     indices = np.stack(
         [
@@ -82,7 +103,7 @@ def sequence_distance(
     rows: batches.Sequences,
     divergence: distillation.TokenDivergence = regularizers.kl,
 ) -> jax.Array:
-    """Divergence of next tokens summed over each answer, in nats, [B].
+    """Returns divergences of next tokens, summed over each answer, in nats, [B].
 
     With KL and answers that the reference model wrote, its mean is KL(reference || model) of
     whole sequences, by the chain rule, and no draw but that of the prefixes is in it:

@@ -26,6 +26,20 @@ class Arm(NamedTuple):
     part: str  # Its file's name.
     steps: int  # Amount of work.
     compute: Callable[[reproduce.Work], reproduce.Rows]
+    table: str = ""  # To which its rows go, where they do not say so themselves; see `split`.
+
+
+def at_least(least: int, config: Any, *names: str) -> None:
+    """Checks fields of a configuration, or each entry of those that are tuples.
+
+    Raises:
+      ValueError: if one is less than `least`, or an empty tuple.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not np.size(value) or np.min(value) < least:
+            numbers = "numbers " if np.ndim(value) else ""
+            raise ValueError(f"{name} must be {numbers}>= {least}, got {value}")
 
 
 # Tables.
@@ -35,7 +49,8 @@ def run(arms: Iterable[Arm], work: reproduce.Work) -> reproduce.Rows:
     """Returns the rows of all arms, in their order; those that are kept are not computed again."""
     rows: reproduce.Rows = []
     for arm in arms:
-        rows += work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
+        part = work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
+        rows += tagged(arm.table, part) if arm.table else part
     return rows
 
 
@@ -46,10 +61,10 @@ def tagged(table: str, rows: Iterable[Mapping[str, Any]]) -> reproduce.Rows:
 
 def split(rows: reproduce.Rows, *tables: str) -> dict[str, reproduce.Rows]:
     """Sorts `tagged` rows of several tables into those."""
-    found: dict[str, reproduce.Rows] = {name: [] for name in tables}
+    by_table: dict[str, reproduce.Rows] = {name: [] for name in tables}
     for row in rows:
-        found[row["table"]].append({k: v for k, v in row.items() if k != "table"})
-    return found
+        by_table[row["table"]].append({k: v for k, v in row.items() if k != "table"})
+    return by_table
 
 
 def where(rows: reproduce.Rows, **columns: Any) -> reproduce.Rows:
@@ -119,6 +134,11 @@ def small(
     return reproduce.Check(claim, held, evidence)
 
 
+def mean(values: Numbers) -> str:
+    """Returns the mean over seeds with its interval, in words; of one seed its value."""
+    return str(statistics.t_interval(values)) if len(values) > 1 else f"{values[0]:.4g}"
+
+
 def reported(claim: str, evidence: object) -> reproduce.Check:
     """Returns figures that are not judged."""
     return reproduce.Check(claim, None, str(evidence))
@@ -169,6 +189,42 @@ class Bars(NamedTuple):
             axes.plot(self.x, means, marker="o", label=self.label)
 
 
+class Seeds(NamedTuple):
+    """Values of every seed against x as thin lines, [seeds, n], and their mean as a thick one."""
+
+    x: types.Array | Sequence[float]
+    y: types.Array | Sequence[Sequence[float]]
+    label: str | None = None
+    style: Mapping[str, Any] = {}  # As matplotlib's `plot` takes it; of all lines.
+    thin: Mapping[str, Any] = {}  # Of those of seeds, beside it.
+    thick: Mapping[str, Any] = {}  # Of the mean's, beside it.
+
+    def draw(self, axes: Axes) -> None:
+        """Draws them."""
+        axes.plot(self.x, np.transpose(self.y), **{"lw": 0.7, **self.style, **self.thin})
+        mean = np.mean(self.y, axis=0)
+        axes.plot(self.x, mean, label=self.label, **{"lw": 1.8, **self.style, **self.thick})
+
+
+class SeedBars(NamedTuple):
+    """Means of samples as bars at x, and a dot for each seed."""
+
+    x: types.Array | Sequence[float]
+    samples: Sequence[np.ndarray]  # Of each x, [seeds].
+    label: str | None = None
+    style: Mapping[str, Any] = {}  # As matplotlib's `bar` takes it.
+    horizontal: bool = False  # Bars stand at heights x then.
+    dot: float = 3  # Size of a dot, in points.
+
+    def draw(self, axes: Axes) -> None:
+        """Draws them."""
+        means = [sample.mean() for sample in self.samples]
+        (axes.barh if self.horizontal else axes.bar)(self.x, means, label=self.label, **self.style)
+        for x, sample in zip(self.x, self.samples, strict=True):
+            dots = np.full(len(sample), x), sample
+            axes.plot(*(dots[::-1] if self.horizontal else dots), "k.", markersize=self.dot)
+
+
 class Level(NamedTuple):
     """A horizontal line."""
 
@@ -181,7 +237,7 @@ class Level(NamedTuple):
 
 
 class Mark(Protocol):
-    """What stands on axes: `Line`, `Bars`, `Level`, or a study's own."""
+    """What stands on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, or a study's own."""
 
     def draw(self, axes: Axes) -> None:
         """Draws it."""
@@ -194,8 +250,10 @@ class Panel:
 
     marks: Sequence[Mark] = ()
     axes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # As `Axes.set` takes it.
-    legend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    x_unit: Any = None  # A formatter of matplotlib.
+    legend: Mapping[str, Any] | None = dataclasses.field(
+        default_factory=dict
+    )  # None: there is none.
+    finish: Callable[[Axes], object] = lambda axes: None  # Sets the rest, such as formatters.
 
     def draw(self, axes: Axes) -> None:
         """Draws it."""
@@ -205,9 +263,9 @@ class Panel:
         for mark in self.marks:
             mark.draw(axes)
         axes.set(**self.axes)
-        if self.x_unit:
-            axes.xaxis.set_major_formatter(self.x_unit)
-        axes.legend(**self.legend)
+        self.finish(axes)
+        if self.legend is not None:
+            axes.legend(**self.legend)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

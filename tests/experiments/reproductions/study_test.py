@@ -1,6 +1,7 @@
 """Tests of experiments/reproductions/study.py."""
 
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -40,6 +41,43 @@ def test_a_panel_draws_lines_bands_bounds_and_levels():
     assert not empty.axison and unused.axison
 
 
+def test_seeds_are_thin_lines_and_their_mean_is_a_thick_one():
+    seeds = study.Seeds([0, 1, 2], [[1, 2, 3], [3, 4, 5]], "a", {"color": "r"}, {"alpha": 0.5})
+    axes = study.Grid(panels=[study.Panel(marks=[seeds], legend=None)]).draw().axes[0]
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
+        [1, 2, 3],
+        [3, 4, 5],
+        [2, 3, 4],
+    ]
+    assert [line.get_alpha() for line in axes.lines] == [0.5, 0.5, None]
+    assert axes.lines[2].get_linewidth() > axes.lines[0].get_linewidth()
+    assert axes.lines[2].get_label() == "a" and axes.get_legend() is None
+
+
+@pytest.mark.parametrize("horizontal", [False, True])
+def test_bars_of_seeds_are_means_with_a_dot_each(horizontal: bool):
+    bars = study.SeedBars([5, 6], [np.array([1, 3]), np.array([4])], horizontal=horizontal)
+    axes = study.Grid(panels=[study.Panel(marks=[bars], legend=None)]).draw().axes[0]
+    (rectangles,) = axes.containers
+    sizes = [(r.get_width() if horizontal else r.get_height()) for r in rectangles]
+    assert sizes == [2, 4]
+    dots = [(line.get_xdata(), line.get_ydata()) for line in axes.lines]
+    expected = [([5, 5], [1, 3]), ([6], [4])]
+    for dot, (places, values) in zip(dots, expected, strict=True):
+        ordered = dot[::-1] if horizontal else dot
+        assert [np.asarray(x).tolist() for x in ordered] == [places, values]
+
+
+def test_limits_of_fields_are_checked():
+    config = types.SimpleNamespace(seeds=0, sizes=(3, 1), none=())
+    study.at_least(1, config, "sizes")
+    with pytest.raises(ValueError, match=r"^seeds must be >= 1, got 0$"):
+        study.at_least(1, config, "sizes", "seeds")
+    for name in ("sizes", "none"):
+        with pytest.raises(ValueError, match=rf"^{name} must be numbers >= 2, got "):
+            study.at_least(2, config, name)
+
+
 @pytest.mark.parametrize(("seeds", "containers"), [(1, 0), (3, 1)])
 def test_bars_are_of_more_than_one_seed(seeds: int, containers: int):
     bars = study.Bars([1.0, 2.0], [np.arange(seeds), np.arange(seeds) + 1.0], "a")
@@ -53,14 +91,14 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     def arm(k: int, work: reproduce.Work) -> reproduce.Rows:
         ran.append(k)
         work.tick(1)
-        return study.tagged("t", [{"k": k}])
+        return [{"k": k}]
 
     of_two = study.Study(
         claim="c",
         source="s",
         config=2,
         arms=lambda count: [
-            study.Arm(f"part-{k}", 10 * (k + 1), lambda work, k=k: arm(k, work))
+            study.Arm(f"part-{k}", 10 * (k + 1), lambda work, k=k: arm(k, work), "t")
             for k in range(count)
         ],
         tables=lambda count, rows: study.split(rows, "t"),
@@ -79,3 +117,4 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         assert found.checks == [("rows", None, "2")] and list(found.figures) == ["f"]
     assert ran == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.json", "part-1.json"]
+    assert '"rows": [{"k": 0}]' in (tmp_path / "part-0.json").read_text()
