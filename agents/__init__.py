@@ -11,7 +11,7 @@ def _entry(module: str, description: str, **more: Any) -> Entry:
     return Entry(f"kullback.agents.{module}", description, **more)
 
 
-# Entries make an agent of (torso or None, spec, config).
+# Entries by name; each makes an agent from (torso or None, spec, config).
 AGENTS: dict[str, Entry] = {
     "al-dqn": _entry("advantage_learning", "Advantage learning, Bellemare et al. 2016"),
     "c51": _entry("c51", "Distribution of the return on 51 atoms, Bellemare et al. 2017"),

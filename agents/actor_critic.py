@@ -1,4 +1,4 @@
-"""Two networks of one architecture, action values and an actor: what agents that have both share.
+"""Agents with two networks of one architecture: action values and an actor.
 
 Vieillard, Kozuno, Scherrer, Pietquin, Munos & Geist, "Leverage the Average", NeurIPS 2020,
 appendix E, https://arxiv.org/abs/2003.14089: DQN with an evaluation step, which regresses q, and a
@@ -40,20 +40,20 @@ GreedyValues = Literal["online", "target"]
 class Step(NamedTuple):
     """One transition, as an evaluation and a greedy step read it; values and actors are [A]."""
 
-    q_tm1: jax.Array  # Of the network that `greedy_values` names; no gradient leaves for it.
+    q_tm1: jax.Array  # Values of the network that `greedy_values` names; their gradient is stopped.
     actor_tm1: jax.Array
     target_actor_tm1: jax.Array
     a_tm1: jax.Array  # int, [].
     r_t: jax.Array  # [].
     discount_t: jax.Array  # [].
-    q_t: jax.Array  # Of the target network.
+    q_t: jax.Array  # Values of the target network.
     actor_t: jax.Array
     target_actor_t: jax.Array
-    scalars: dict[str, jax.Array]  # Of the schedule, by name; [] each.
+    scalars: dict[str, jax.Array]  # The schedule's scalars by name; [] each.
 
 
 class Schedule(NamedTuple):
-    """Scalars that change while one learns; what they need is kept in `LearnerState.aux`."""
+    """Scalars that change during learning; `LearnerState.aux` keeps their state."""
 
     init: Callable[[], Any]  # -> aux.
     step: Callable[[Any, jax.Array, jax.Array], tuple[Any, dict[str, jax.Array]]]
@@ -61,12 +61,17 @@ class Schedule(NamedTuple):
 
 
 def constant() -> Schedule:
-    """No scalars."""
+    """Returns a schedule without scalars."""
     return Schedule(lambda: None, lambda aux, q_tm1, target_actor_tm1: (aux, {}))
 
 
 def by_copies(period: int, scalars: Callable[[jax.Array], dict[str, jax.Array]]) -> Schedule:
-    """Scalars of k, how often targets were copied so far; float32, []."""
+    """Returns a schedule whose scalars are a function of k, the number of target copies so far.
+
+    Args:
+      period: learner steps between two copies.
+      scalars: k, float32 [] -> scalars by name, [] each.
+    """
 
     def step(aux: jax.Array, q_tm1: jax.Array, target_actor_tm1: jax.Array) -> Any:
         del q_tm1, target_actor_tm1
@@ -93,7 +98,7 @@ def expected_value_target(
     lambda_: float,
     tau: float,
 ) -> jax.Array:
-    """Regression target of an evaluation step for one transition; vmap it over a batch.
+    """Returns the regression target of an evaluation step for one transition; vmap it over a batch.
 
         r_t + discount_t (<pi, q_t> - lambda KL(pi || prior) + tau H(pi)),  at s_t
 
@@ -114,7 +119,7 @@ def expected_value_target(
 def regularized_value(
     q: jax.Array, log_policy: jax.Array, log_prior: jax.Array, lambda_: float, tau: float
 ) -> jax.Array:
-    """<pi, q> - lambda KL(pi || prior) + tau H(pi), [], of q and log-policies [A]."""
+    """Returns <pi, q> - lambda KL(pi || prior) + tau H(pi), [], from q and log-policies [A]."""
     chex.assert_rank([q, log_policy, log_prior], 1)
     chex.assert_equal_shape([q, log_policy, log_prior])
     policy = jnp.exp(log_policy)
@@ -127,15 +132,16 @@ def regularized_value(
 
 
 class Algorithm(NamedTuple):
-    """What two networks learn, as functions of one transition or state."""
+    """The losses of the two networks, as functions of one transition or state."""
 
-    target: Callable[[Step], jax.Array]  # -> what q_tm1[a_tm1] regresses to, []; it is stopped.
+    # -> the value that q_tm1[a_tm1] regresses to, []; its gradient is stopped.
+    target: Callable[[Step], jax.Array]
     greedy_loss: Callable[[Step], jax.Array]  # -> loss of the actor, [].
     # (actor [A], target_actor [A], scalars) -> the log-policies that they stand for, [A] each; None
     # where actors are values whose greedy policy is meant.
     log_policies: Callable[..., tuple[jax.Array, jax.Array]] | None = softmax_policies
-    # How often targets were copied -> the temperature at which the actor's softmax acts; not used
-    # where `log_policies` is None.
+    # Number of target copies -> the temperature at which the actor's softmax acts; not used where
+    # `log_policies` is None.
     temperature: Callable[[jax.Array], types.Array | float] = lambda copies: 1.0
     schedule: Schedule = constant()
     greedy_values: GreedyValues = "online"  # Whose q(s_tm1) the greedy step reads.
@@ -162,14 +168,18 @@ def make(
         L = mean_B l(target(.., q_bar(s_t), actor(s_t), actor_bar(s_t)) - q(s_tm1, a_tm1))
             + greedy_loss(q(s_tm1), actor(s_tm1), actor_bar(s_tm1), a_tm1)
 
-    No gradient leaves the actor's loss for q, nor the target for the actor, so that one Adam is
-    one for each; the papers have RMSProp at 2.5e-4 on Atari, and Adam on CartPole.
+    The actor's loss has no gradient with respect to q, nor has the target with respect to the
+    actor, so one Adam over both equals one for each. The papers use RMSProp at 2.5e-4 on Atari,
+    and Adam on CartPole.
 
     Args:
-      algorithm: its two steps.
+      algorithm: the losses of both networks.
       torso: observations [B, ...] -> features [B, D]; None takes the one that `config` names.
       spec: of the environment.
       config: of the algorithm, saved beside the results.
+
+    Raises:
+      ValueError: if `greedy_values` is neither online nor target.
     """
     learning = config.learning
     if algorithm.greedy_values not in ("online", "target"):
@@ -186,23 +196,23 @@ def make(
     def actor(params: types.Params, observation: types.Array) -> jax.Array:
         return network.apply(params["actor"], observation)
 
-    acts = policies.epsilon_softmax if algorithm.log_policies else policies.epsilon_greedy
+    make_policy = policies.epsilon_softmax if algorithm.log_policies else policies.epsilon_greedy
     agent = q_learning.assemble(
         init_params,
         functools.partial(_loss, algorithm, network, learning),
-        acts(actor),
+        make_policy(actor),
         learning,
         config,
         lambda params: algorithm.schedule.init(),
     )
     if algorithm.log_policies is None:
         return agent
-    online = agent.actor_params
+    online_params = agent.actor_params
 
     def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
         copies = jnp.asarray(state.steps // learning.target_period, jnp.float32)
         temperature = jnp.asarray(algorithm.temperature(copies), jnp.float32)
-        return {**online(state, env_steps, evaluate), "temperature": temperature}
+        return {**online_params(state, env_steps, evaluate), "temperature": temperature}
 
     return agent._replace(actor_params=actor_params)
 
@@ -218,7 +228,7 @@ def _loss(
     key: types.Key,
     constants: types.Constants,
 ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
-    """Returns the loss of both networks, as `learners.Loss` says."""
+    """Returns the mean loss of both networks; a `learners.Loss`."""
     del key, constants  # Nothing is random in this loss.
     t: types.Transition = batch.data
     q_bar, actor_bar = (
@@ -230,8 +240,8 @@ def _loss(
     greedy_q_tm1 = q_tm1 if algorithm.greedy_values == "online" else q_bar(t.observation)
     greedy_q_tm1 = jax.lax.stop_gradient(greedy_q_tm1)
     aux, scalars = algorithm.schedule.step(aux, greedy_q_tm1, target_actor_tm1)
-    # Where an algorithm ignores one of these, XLA drops its pass. The papers draw another batch for
-    # the greedy step; here it is that of the evaluation.
+    # XLA drops the forward passes that an algorithm ignores. The papers draw another batch for the
+    # greedy step; here both steps share one.
     step = Step(
         q_tm1=greedy_q_tm1,
         actor_tm1=actor_tm1,
@@ -260,7 +270,7 @@ def _loss(
     }
     if algorithm.log_policies:
         log_policies = jax.vmap(algorithm.log_policies, in_axes=(0, 0, None))
-        both = log_policies(actor_tm1, target_actor_tm1, scalars)
-        metrics["policy_entropy"] = jnp.mean(regularizers.entropy(both[0]))
-        metrics["kl"] = jnp.mean(regularizers.kl(*both))  # To the policy of the last copy.
+        log_policy, log_prior = log_policies(actor_tm1, target_actor_tm1, scalars)
+        metrics["policy_entropy"] = jnp.mean(regularizers.entropy(log_policy))
+        metrics["kl"] = jnp.mean(regularizers.kl(log_policy, log_prior))
     return jnp.mean(losses), (aux, types.Feedback(metrics, jnp.abs(td_error)))

@@ -29,7 +29,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
     alpha is the Munchausen authors' everywhere (Bellemare et al.: 0.9 too).
     """
@@ -45,7 +45,7 @@ def advantage_learning_target(
     *,
     alpha: float,
 ) -> jax.Array:
-    """Regression target of AL-DQN for one transition; vmap it over a batch.
+    """Returns the regression target of AL-DQN for one transition; vmap it over a batch.
 
         r_t - alpha (max_a q_tm1(a) - q_tm1(a_tm1)) + discount_t max_a q_t(a)
 
@@ -66,7 +66,10 @@ def advantage_learning_target(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """AL-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """Returns an AL-DQN agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     return q_learning.make(
         functools.partial(advantage_learning_target, alpha=config.gap_scale),

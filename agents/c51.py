@@ -19,7 +19,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; q_learning.py has what is not said here."""
+    """Returns settings for "atari", "minatar", "gym" or "toy"; other sources are in q_learning."""
     learning = distributional.presets(family)
     if family == "atari":  # The paper's, and Dopamine's: Adam at 2.5e-4, epsilon 0.01 / 32.
         learning = dataclasses.replace(learning, learning_rate=2.5e-4)
@@ -31,7 +31,10 @@ def presets(family: q_learning.Family) -> Config:
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """C51; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """Returns a C51 agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     network = heads.categorical(
         torso or networks.torso(config.learning.torso, spec),

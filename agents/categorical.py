@@ -1,4 +1,4 @@
-"""What C51 and Rainbow share: a distribution of the return as masses on fixed atoms.
+"""The distribution of the return as probability masses on fixed atoms, for C51 and Rainbow.
 
 Bellemare, Dabney & Munos, "A distributional perspective on reinforcement learning", ICML 2017,
 https://arxiv.org/abs/1707.06887. See c51.py and rainbow.py.
@@ -20,11 +20,11 @@ __all__ = ["Atoms", "categorical_target", "cross_entropy", "divergence", "make",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Atoms:
-    """Where the masses are; the defaults are the paper's for Atari."""
+    """Support of the distribution; the defaults are the paper's for Atari."""
 
     num_atoms: int = 51  # N >= 2.
-    v_min: float = -10.0  # In units of (clipped) reward; what falls outside counts as the bound.
-    v_max: float = 10.0  # In the same units, above v_min.
+    v_min: float = -10.0  # Lowest atom, in units of (clipped) reward; returns are clipped to it.
+    v_max: float = 10.0  # Highest atom, in the same units.
 
     def __post_init__(self) -> None:
         if self.num_atoms < 2:
@@ -33,15 +33,15 @@ class Atoms:
             raise ValueError(f"v_min must be < v_max, got {self.v_min} and {self.v_max}")
 
     def values(self) -> jax.Array:
-        """The atoms, equally far apart, [N]."""
+        """Returns the atoms z, evenly spaced, float32, [N]."""
         return jnp.linspace(self.v_min, self.v_max, self.num_atoms)
 
 
 def presets(family: q_learning.Family) -> Atoms:
-    """Atoms for a family of environments; the returns that they must hold are discounted."""
+    """Returns atoms for a family of environments, wide enough for its discounted returns."""
     if family == "atari":
         return Atoms()
-    if family == "toy":  # Its return is one reward of 1 at most.
+    if family == "toy":  # Its returns are at most 1 in size.
         return Atoms(v_min=-1.0, v_max=1.0)
     # Dopamine's Rainbow on MinAtar, and its C51 on CartPole, whose return is at most 100.
     return Atoms(v_min=-100.0, v_max=100.0)
@@ -54,7 +54,7 @@ def categorical_target(
     discount_t: jax.Array,
     atoms: jax.Array,
 ) -> jax.Array:
-    """Masses that the distribution at (s_tm1, a_tm1) regresses to; vmap it over a batch.
+    """Returns the masses that the distribution at (s_tm1, a_tm1) regresses to; vmap it.
 
         m_i = sum_j [1 - |clip(r_t + discount_t z_j) - z_i| / dz]_0^1 p_j(s_t, a*),
         a* = argmax_a selector_q_t(a)
@@ -62,7 +62,7 @@ def categorical_target(
     Algorithm 1 of the paper: the distribution of r_t + discount_t Z, projected on the atoms z.
 
     Args:
-      logits_t: target network's, [A, N].
+      logits_t: logits of the target network, [A, N].
       selector_q_t: values that choose the action, [A].
       r_t, discount_t: [].
       atoms: z, rising, [N].
@@ -78,14 +78,14 @@ def categorical_target(
 
 
 def cross_entropy(masses: jax.Array, logits: jax.Array) -> jax.Array:
-    """-sum_i m_i ln p_i, [], of masses m and p = softmax(logits), both [N]."""
+    """Returns -sum_i m_i ln p_i, nats, [], for masses m and p = softmax(logits), both [N]."""
     chex.assert_rank([masses, logits], 1)
     chex.assert_equal_shape([masses, logits])
     return -jnp.sum(masses * jax.nn.log_softmax(logits))
 
 
 def divergence(masses: jax.Array, logits: jax.Array) -> jax.Array:
-    """KL(m || p), []: the cross-entropy less the entropy of m."""
+    """Returns KL(m || p), nats, []: the cross-entropy minus the entropy of m; see there."""
     return cross_entropy(masses, logits) + jnp.sum(jax.scipy.special.xlogy(masses, masses))
 
 
@@ -104,13 +104,13 @@ def make(
         L = mean_B w CE(m, softmax(logits(s_tm1, a_tm1)))
 
     Args:
-      network: of logits; noise of its own is drawn anew for each of the passes, and left out where
-        the agent is evaluated (Dopamine's eval_mode).
+      network: observations [B, ...] -> logits [B, A, N]; its noise, if any, is drawn anew for each
+        forward pass, and left out in evaluation (Dopamine's eval_mode).
       spec: of the environment.
-      atoms: what the masses stand on.
+      atoms: support of the masses.
       config: settings of the family.
       double: whether online values select the action at s_t; else the target network's do.
-      priority: what a prioritised replay is told of each item.
+      priority: the measure by which a prioritised replay ranks items.
       algorithm: the algorithm's own configuration, saved beside the results.
     """
     z = atoms.values()

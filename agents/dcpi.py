@@ -1,4 +1,4 @@
-"""Deep conservative policy iteration (DCPI): the greedy policy is mixed in, not jumped to.
+"""Deep conservative policy iteration (DCPI): each step mixes a little of the greedy policy in.
 
 Vieillard, Pietquin & Geist, AAAI 2020, https://arxiv.org/abs/1906.09784; after Kakade & Langford,
 ICML 2002, and Pirotta, Restelli, Pecorino & Calandriello, "Safe policy iteration", ICML 2013.
@@ -22,14 +22,15 @@ _FLOOR = 1e-8  # Added to probabilities of the mixture where their logarithm is 
 class Config:
     """Hyper-parameters of DCPI."""
 
-    # How a is found; "constant" is `mixture_rate`. The others adapt it to each batch.
+    # Rule for the mixture rate a; "constant" is `mixture_rate`, the others adapt it to each batch.
     rate: Literal["constant", "cpi", "spi", "normalised"] = "constant"
-    # a in (0, 1], a target copy; of rate "normalised" a_0. 1 is DQN with a distilled policy. The
-    # paper sweeps it on CartPole, from 1 to less than 0.01; which one it takes we could not check.
+    # Mixture rate a in (0, 1] per target copy; for rate "normalised" its bound a_0. 1 is DQN with a
+    # distilled policy. The paper sweeps it on CartPole from 1 to less than 0.01; which one it chose
+    # we could not check.
     mixture_rate: float = 0.1
-    reward_max: float = 1.0  # Of rate "cpi": the largest |reward|, once clipped.
-    rate_decay: float = 0.99  # Of the running means of rate "normalised", a learner step.
-    # KL(mixture || actor) is "forward", KL(actor || mixture) "reverse".
+    reward_max: float = 1.0  # Largest |reward| after clipping, for rate "cpi".
+    rate_decay: float = 0.99  # Decay of the running means per learner step, for rate "normalised".
+    # Direction of the KL: "forward" is KL(mixture || actor), "reverse" KL(actor || mixture).
     direction: Literal["forward", "reverse"] = "forward"
     learning: q_learning.Config = q_learning.Config()
 
@@ -47,10 +48,10 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
-    The paper keeps those of Dopamine's DQN. The toy mixes faster, as it copies its targets some
-    thirty times in all.
+    The paper keeps those of Dopamine's DQN. The toy mixes faster, as it copies its targets only
+    some thirty times in all.
     """
     mixture_rate = 0.5 if family == "toy" else 0.1
     return Config(mixture_rate=mixture_rate, learning=q_learning.presets(family))
@@ -59,12 +60,12 @@ def presets(family: q_learning.Family) -> Config:
 def conservative_target(
     r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array, log_policy_t: jax.Array
 ) -> jax.Array:
-    """Regression target of DCPI for one transition; vmap it over a batch.
+    """Returns the regression target of DCPI for one transition; vmap it over a batch.
 
         r_t + discount_t sum_a pi(a|s_t) q_t(a)
 
-    Args: r_t, discount_t: []; q_t: target-network values, [A]; log_policy_t: of the target
-      network of the actor, [A].
+    Args: r_t, discount_t: []; q_t: target-network values, [A]; log_policy_t: the target actor's
+      log-policy, [A].
     Returns: the target, [], in units of reward. The caller stops its gradient.
     """
     chex.assert_rank([r_t, discount_t, q_t, log_policy_t], [0, 0, 1, 1])
@@ -74,9 +75,10 @@ def conservative_target(
 
 
 def mixture(q: jax.Array, log_policy: jax.Array, rate: types.Array | float) -> jax.Array:
-    """(1 - a) pi + a greedy(q), probabilities [A], of q and ln pi [A]; of equal values the first.
+    """Returns (1 - a) pi + a greedy(q), probabilities [A], from q and ln pi [A].
 
-    Frank-Wolfe's step, as theory/conservative.py takes it.
+    The greedy action is the first of equal ones. This is a Frank-Wolfe step, as in
+    theory/conservative.py.
     """
     chex.assert_rank([q, log_policy, rate], [1, 1, 0])
     chex.assert_equal_shape([q, log_policy])
@@ -87,12 +89,12 @@ def mixture(q: jax.Array, log_policy: jax.Array, rate: types.Array | float) -> j
 def conservative_loss(
     actor: jax.Array, mixed: jax.Array, direction: Literal["forward", "reverse"]
 ) -> jax.Array:
-    """KL between the policy softmax(actor) and the mixture, in nats, [].
+    """Returns the KL between the policy softmax(actor) and the mixture, in nats, [].
 
-    Both directions are least at the mixture. "forward", KL(mixture || actor), is the default: its
-    gradient in the logits is actor - mixture, which sees an action that the actor has all but
-    given up. That of "reverse", KL(actor || mixture), vanishes there; it is how the paper's loss
-    is put in words, an expected KL between the actor and the mixture.
+    Both directions are minimal at the mixture. "forward", KL(mixture || actor), is the default: its
+    gradient with respect to the logits is actor - mixture, which does not vanish for an action that
+    the actor has all but given up. That of "reverse", KL(actor || mixture), does; the paper's words
+    for its loss, an expected KL between the actor and the mixture, fit this one.
 
     Args:
       actor: logits, [A].
@@ -104,19 +106,22 @@ def conservative_loss(
     log_policy = jax.nn.log_softmax(actor)
     if direction == "forward":
         return regularizers.kl(jnp.log(mixed), log_policy)
-    # What the target network has given up may be 0, and so is all but one action where a = 1.
+    # Probabilities may underflow to 0, and all but one are 0 where a = 1.
     return jnp.sum(jnp.exp(log_policy) * (log_policy - jnp.log(mixed + _FLOOR)))
 
 
 def greedy_gain(q: jax.Array, log_policy: jax.Array) -> jax.Array:
-    """<greedy(q) - pi, q> >= 0, []: what the greedy policy gains over pi, of q and ln pi [A]."""
+    """Returns the gain of the greedy policy over pi, <greedy(q) - pi, q> >= 0, [].
+
+    Args: q: action values, [A]; log_policy: ln pi, [A].
+    """
     chex.assert_rank([q, log_policy], 1)
     chex.assert_equal_shape([q, log_policy])
     return jnp.max(q) - jnp.sum(jnp.exp(log_policy) * q)
 
 
 def cpi_rate(gain: jax.Array, discount: float, reward_max: float) -> jax.Array:
-    """Kakade & Langford's rate, which maximises their bound, in [0, 1].
+    """Returns Kakade & Langford's mixture rate, which maximises their bound; in [0, 1], [].
 
         a = (1 - gamma) A / (4 v_max),   v_max = r_max / (1 - gamma)
 
@@ -127,14 +132,15 @@ def cpi_rate(gain: jax.Array, discount: float, reward_max: float) -> jax.Array:
 
 
 def spi_rate(gains: jax.Array, distances: jax.Array, discount: float) -> jax.Array:
-    """Safe policy iteration's rate, in [0, 1].
+    """Returns the mixture rate of safe policy iteration (Pirotta et al. 2013); in [0, 1], [].
 
         a = min(1, (1 - gamma) A / (gamma T D))
 
     A is the mean of the gains, D their span, T the largest distance. Where T D = 0 it is 1 if
     there is anything to gain.
 
-    Args: gains: of a batch, [B]; distances: sum_a |greedy - pi|, [B]; discount: gamma.
+    Args: gains: `greedy_gain` of each state, [B]; distances: sum_a |greedy - pi|, [B]; discount:
+      gamma.
     """
     chex.assert_rank([gains, distances], 1)
     chex.assert_equal_shape([gains, distances])
@@ -145,7 +151,7 @@ def spi_rate(gains: jax.Array, distances: jax.Array, discount: float) -> jax.Arr
 
 
 def _schedule(config: Config) -> actor_critic.Schedule:
-    """The mixture rate of each batch."""
+    """Returns the schedule of the mixture rate, which may adapt to each batch."""
     discount = config.learning.replay.discount
 
     def init() -> Any:
@@ -182,11 +188,12 @@ def _schedule(config: Config) -> actor_critic.Schedule:
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """DCPI; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+    """Returns a DCPI agent.
 
-    It acts by draws from its actor, or at random with probability epsilon. Past policies are not
-    kept: the mixture is one with the target network of the actor, so that a is the rate of one
-    target copy.
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+
+    It samples actions from its actor, or at random with probability epsilon. Past policies are not
+    stored: the mixture is with the actor's target network, so a is the rate per target copy.
     """
     config = config or Config()
 

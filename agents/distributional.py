@@ -1,8 +1,8 @@
-"""What agents that learn distributions of returns share: settings, and where they come from.
+"""Settings and metrics of agents that learn the distribution of the return.
 
 Bellemare, Dabney & Munos, "A distributional perspective on reinforcement learning", ICML 2017,
-https://arxiv.org/abs/1707.06887. In categorical.py they are masses on fixed atoms, in quantile.py
-quantiles.
+https://arxiv.org/abs/1707.06887. The distribution is masses on fixed atoms in categorical.py, and
+quantiles in quantile.py.
 """
 
 import dataclasses
@@ -12,30 +12,30 @@ import jax.numpy as jnp
 
 from kullback.agents import q_learning
 from kullback.core import networks, types
-from kullback.core import replay as replays
+from kullback.core.replay import Config as ReplayConfig
 
 __all__ = ["Config", "metrics", "presets"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings as `q_learning.Config` has them, without its choice of loss; see there."""
+    """The settings of `q_learning.Config`, without its choice of loss; see there."""
 
     torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
-    learning_rate: float = 5e-5  # Of Adam.
+    learning_rate: float = 5e-5  # Step size of Adam.
     adam_epsilon: float = 0.01 / 32  # > 0, added to the root of the second moment.
     target_period: int = 2_000  # Learner steps between two target copies.
-    epsilon: float = 0.01  # Of exploration, once annealed.
-    epsilon_decay_env_steps: int = 250_000  # From 1, linearly, after min_replay_size.
-    epsilon_evaluate: float = 0.001  # Of exploration in evaluation.
-    replay: replays.Config = replays.Config()
+    epsilon: float = 0.01  # Probability of a random action, once annealed.
+    epsilon_decay_env_steps: int = 250_000  # Agent steps from epsilon 1, linearly.
+    epsilon_evaluate: float = 0.001  # Probability of a random action in evaluation.
+    replay: ReplayConfig = ReplayConfig()
 
     def __post_init__(self) -> None:
         q_learning.check(self)
 
 
 def presets(family: q_learning.Family) -> Config:
-    """The settings of the family of DQN for a family of environments; q_learning.py has sources.
+    """Returns settings for a family of environments; the sources are in q_learning.py.
 
     Raises:
       ValueError: for a family that has none.
@@ -46,9 +46,12 @@ def presets(family: q_learning.Family) -> Config:
 
 
 def metrics(q: jax.Array, action: types.Array, entropy: jax.Array) -> dict[str, jax.Array]:
-    """What is logged of q [B, A], the mean of the learnt distributions, and taken actions [B].
+    """Returns the metrics of a batch by name, [] each.
 
-    `entropy` is that of the policy that the target evaluates, in nats, [B] or [].
+    Args:
+      q: means of the learnt distributions, [B, A].
+      action: actions taken, int, [B].
+      entropy: of the policy that the target evaluates, in nats, [B] or [].
     """
     q_a = jnp.take_along_axis(q, action[:, None], axis=1)
     return {

@@ -21,10 +21,10 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
-    They are DQN's, so that the two differ in the target alone. The paper keeps DQN's own too; its
-    tuned variant copies the target a third as often, explores at 0.01 and evaluates at 0.001.
+    They are DQN's, so that the two differ in the target alone, as in the paper. The paper's tuned
+    variant copies the target a third as often, explores at 0.01 and evaluates at 0.001.
     """
     return Config(learning=q_learning.presets(family))
 
@@ -37,7 +37,7 @@ def double_dqn_target(
     q_t: jax.Array,
     online_q_t: jax.Array,
 ) -> jax.Array:
-    """Regression target of double DQN for one transition; vmap it over a batch.
+    """Returns the regression target of double DQN for one transition; vmap it over a batch.
 
         r_t + discount_t q_t(argmax_a online_q_t(a))
 
@@ -53,7 +53,10 @@ def double_dqn_target(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """Double DQN; `torso` maps observations [B, ...] to features [B, D], None is the preset's."""
+    """Returns a double DQN agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     return q_learning.make(
         double_dqn_target,

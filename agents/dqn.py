@@ -21,14 +21,14 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py."""
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources."""
     return Config(learning=q_learning.presets(family))
 
 
 def dqn_target(
     q_tm1: jax.Array, a_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array
 ) -> jax.Array:
-    """Regression target of DQN for one transition; vmap it over a batch.
+    """Returns the regression target of DQN for one transition; vmap it over a batch.
 
         r_t + discount_t max_a q_t(a)
 
@@ -42,7 +42,10 @@ def dqn_target(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """Returns a DQN agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     return q_learning.make(
         dqn_target,

@@ -1,4 +1,4 @@
-"""Implicit quantile networks (IQN): quantiles of the return at fractions that are drawn anew.
+"""Implicit quantile networks (IQN): quantiles of the return at randomly drawn fractions.
 
 Dabney, Ostrovski, Silver & Munos, ICML 2018, https://arxiv.org/abs/1806.06923. The distorted risk
 measures of the paper are left out: it acts and learns by the mean.
@@ -18,7 +18,7 @@ from kullback.core import heads, networks, types
 class Config:
     """Hyper-parameters of IQN; the defaults are the Munchausen paper's for Atari.
 
-    So IQN and M-IQN differ in the target alone. Dopamine's IQN, whose published curves are often
+    IQN and M-IQN thus differ in the target alone. Dopamine's IQN, whose published curves are often
     quoted, has n_step=3, learning_rate=6.25e-5 and adam_epsilon=1.5e-4.
     """
 
@@ -33,7 +33,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; q_learning.py has what is not said here."""
+    """Returns settings for "atari", "minatar", "gym" or "toy"; other sources are in q_learning."""
     samples, implicit, learning = shared_presets(family)
     return Config(samples=samples, network=implicit, learning=learning)
 
@@ -41,11 +41,11 @@ def presets(family: q_learning.Family) -> Config:
 def shared_presets(
     family: q_learning.Family,
 ) -> tuple[quantile.Samples, quantile.Implicit, distributional.Config]:
-    """What IQN and M-IQN have in common."""
+    """Returns the settings that IQN and M-IQN have in common."""
     learning = distributional.presets(family)
     if family == "atari":  # The Munchausen authors' atari.gin: N = N' = 64, K = 32.
         return quantile.Samples(), quantile.Implicit(), learning
-    if family == "toy":  # Ours: its actions differ by 0.01, which calls for more to act by.
+    if family == "toy":  # Ours: its action values differ by 0.01, so that acting needs K = 32.
         replay = dataclasses.replace(learning.replay, n_step=3)
         learning = dataclasses.replace(learning, learning_rate=1e-3, replay=replay)
         return quantile.Samples(online=8, target=8), quantile.Implicit(hidden=64), learning
@@ -68,12 +68,12 @@ def iqn_target(
     discount_t: jax.Array,
     q_t: jax.Array,
 ) -> jax.Array:
-    """Quantiles that z(s_tm1, a_tm1) regresses to, [N'], for one transition; vmap it.
+    """Returns the quantiles that z(s_tm1, a_tm1) regresses to, for one transition; vmap it.
 
         y_j = r_t + discount_t z_t(a*; u'_j),    a* = argmax_a q_t(a)
 
-    Args: z_t: target-network quantiles, [N', A]; q_tm1, q_t: means of K others, [A]; a_tm1: int,
-      []; r_t, discount_t: [].
+    Args: z_t: target-network quantiles, [N', A]; q_tm1, q_t: means of K other quantiles, [A];
+      a_tm1: int, []; r_t, discount_t: [].
     Returns: y, [N'], in units of reward. The caller stops its gradient.
     """
     q_learning.assert_transition(q_tm1, a_tm1, r_t, discount_t, q_t)
@@ -84,7 +84,10 @@ def iqn_target(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """IQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """Returns an IQN agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     return quantile.make(
         iqn_target,
@@ -103,7 +106,7 @@ def implicit_network(
     config: quantile.Implicit,
     learning: distributional.Config,
 ) -> heads.QuantileNetwork:
-    """The network of IQN and M-IQN."""
+    """Returns the network of IQN and M-IQN; `torso` is as for `make`."""
     return heads.implicit_quantiles(
         torso or networks.torso(learning.torso, spec, hidden=config.hidden == 0),
         spec.num_actions,

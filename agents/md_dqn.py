@@ -41,7 +41,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
     The paper's tables 3 and 4 are Dopamine's DQN, as those are, but for RMSProp at 2.5e-4 on Atari.
     """
@@ -51,11 +51,12 @@ def presets(family: q_learning.Family) -> Config:
 def direct_loss(
     actor: jax.Array, log_prior: jax.Array, q: jax.Array, *, lambda_: float, tau: float
 ) -> jax.Array:
-    """MD-dir: minus what the greedy step maximises, for one state; in units of reward, [].
+    """Returns the loss of MD-dir for one state: minus the greedy step's objective, [].
 
         -(<pi, q> - lambda KL(pi || prior) + tau H(pi)),   pi = softmax(actor)
 
-    It equals (lambda + tau) KL(pi || pi*) but for a constant, pi* the maximiser.
+    It equals (lambda + tau) KL(pi || pi*) up to a constant, where pi* is the maximiser; it is in
+    units of reward.
 
     Args:
       actor: logits, [A].
@@ -70,9 +71,11 @@ def direct_loss(
 def indirect_loss(
     actor: jax.Array, log_prior: jax.Array, q: jax.Array, *, lambda_: float, tau: float
 ) -> jax.Array:
-    """MD-ind: the KL from the maximiser of the greedy step to the policy, for one state; [], nats.
+    """Returns the loss of MD-ind for one state: KL(pi* || pi), nats, [].
 
-        KL(pi* || pi),   pi* = softmax((q + lambda ln prior) / (lambda + tau)),  pi = softmax(actor)
+        pi* = softmax((q + lambda ln prior) / (lambda + tau)),   pi = softmax(actor)
+
+    pi* maximises the greedy step's objective.
 
     Args: as for `direct_loss`; with both temperatures 0, pi* is the greedy policy.
     """
@@ -85,10 +88,12 @@ def indirect_loss(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """MD-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+    """Returns an MD-DQN agent.
 
-    It acts by draws from its actor, or at random with probability epsilon. The target evaluates
-    the actor, pi_{k+1}; its prior pi_k is the actor's target network.
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+
+    It samples actions from its actor, or at random with probability epsilon. The target evaluates
+    the actor, pi_{k+1}; the prior pi_k is the actor's target network.
     """
     config = config or Config()
     lambda_, tau = config.kl_temperature, config.entropy_temperature

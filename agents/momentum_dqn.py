@@ -36,7 +36,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
     The paper keeps those of Dopamine's DQN, with RMSProp at 2.5e-4 for both networks.
     """
@@ -44,7 +44,12 @@ def presets(family: q_learning.Family) -> Config:
 
 
 def momentum_weight(copies: types.Array | float, b_max: float, n_0: float) -> jax.Array:
-    """b_n, [], of n, how often targets were copied: 1 - b_n = max(1 / (1 + n / N_0), 1 - b_max)."""
+    """Returns the momentum b_n, [], after n target copies.
+
+        1 - b_n = max(1 / (1 + n / N_0), 1 - b_max)
+
+    Args: copies: n, []; b_max: in [0, 1); n_0: N_0 >= 0.
+    """
     if n_0 == 0:
         return jnp.asarray(b_max, jnp.float32)
     return jnp.minimum(copies / (n_0 + copies), b_max)
@@ -53,13 +58,13 @@ def momentum_weight(copies: types.Array | float, b_max: float, n_0: float) -> ja
 def momentum_target(
     r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array, h_t: jax.Array
 ) -> jax.Array:
-    """Regression target of MoDQN for one transition; vmap it over a batch.
+    """Returns the regression target of MoDQN for one transition; vmap it over a batch.
 
         r_t + discount_t q_t(argmax_a h_t(a))
 
-    That of double DQN, but that the average selects; it is not what is bootstrapped from.
+    It is double DQN's, with the action selected by the average h and evaluated by q.
 
-    Args: r_t, discount_t: []; q_t, h_t: of the target networks, [A].
+    Args: r_t, discount_t: []; q_t, h_t: values of the target networks, [A].
     Returns: the target, [], in units of reward. The caller stops its gradient.
     """
     chex.assert_rank([r_t, discount_t, q_t, h_t], [0, 0, 1, 1])
@@ -75,7 +80,7 @@ def averaging_loss(
     a_tm1: jax.Array,
     b: types.Array | float,
 ) -> jax.Array:
-    """Huber's loss of the error of h at the action taken to the average that it stands for, [].
+    """Returns the Huber loss of h at the action taken, towards the running average, [].
 
         h_{k+1}(a) = b h_k(a) + (1 - b) q_{k+1}(a)
 
@@ -91,9 +96,11 @@ def averaging_loss(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """MoDQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+    """Returns a MoDQN agent.
 
-    It acts epsilon-greedily on h, which starts as a copy of q: else its first targets are noise.
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+
+    It acts epsilon-greedily on h, which starts as a copy of q: else the first targets were noise.
     """
     config = config or Config()
 

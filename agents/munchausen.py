@@ -1,9 +1,9 @@
 """Munchausen DQN (M-DQN): DQN whose reward is augmented with its own log-policy.
 
 Vieillard, Pietquin & Geist, NeurIPS 2020, https://arxiv.org/abs/2007.14430. With another f than
-KL's, ours: the log-policy becomes q - v, where v = max_pi <pi, q> + tau H_f(pi) is the regularised
-value; theory/munchausen_f.py has why. For any f it lies at most tau max H_f below q - max q, which
-is the bonus of advantage learning.
+KL's, our extension, the log-policy becomes q - v, where v = max_pi <pi, q> + tau H_f(pi) is the
+regularised value; theory/munchausen_f.py derives it. For any f it lies at most tau max H_f below
+q - max q, which is the bonus of advantage learning.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Config:
 
 
 def check(config: Any) -> None:
-    """Raises ValueError for a temperature, scale, floor or f of the bonus that cannot be."""
+    """Raises ValueError for an invalid temperature, scale, floor or f of the bonus."""
     if not config.temperature > 0:
         raise ValueError(f"temperature must be > 0, got {config.temperature}; the paper: 0.03")
     if not 0 <= config.log_policy_scale <= 1:
@@ -51,7 +51,7 @@ def check(config: Any) -> None:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
     tau, alpha and l_0 are the paper's everywhere; Ceron & Castro ("Revisiting Rainbow") keep
     them on MinAtar and on classic control.
@@ -60,11 +60,11 @@ def presets(family: q_learning.Family) -> Config:
 
 
 def soft_presets(family: q_learning.Family) -> Config:
-    """Settings of soft DQN, the ablation of the paper without the bonus: alpha = 0.
+    """Returns settings of soft DQN, the paper's ablation without the bonus: alpha = 0.
 
-    tau is the paper's first choice, that of M-DQN. It also ran (1 - alpha) tau, the entropy that
-    M-DQN keeps once its bonus is a KL penalty; the toy takes that, as its reward is so rare that
-    at 0.03 wandering on for ever is worth more.
+    tau is the paper's first choice, that of M-DQN. The paper also ran (1 - alpha) tau, the
+    temperature of M-DQN's entropy once its bonus is read as a KL penalty. The toy takes that: its
+    reward is so rare that at 0.03 the entropy of wandering for ever is worth more.
     """
     temperature = 0.003 if family == "toy" else 0.03
     return Config(
@@ -75,7 +75,7 @@ def soft_presets(family: q_learning.Family) -> Config:
 def soft_value(
     q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
 ) -> jax.Array:
-    """Value of the greedy policy with its entropy, max_pi <pi, q> + tau H_f(pi), [], of q [A].
+    """Returns the regularised value max_pi <pi, q> + tau H_f(pi), [], of q [A].
 
     For KL it is tau ln sum_a exp(q(a) / tau), which is sum_a pi(a) (q(a) - tau ln pi(a)) for
     pi = softmax(q / tau).
@@ -90,7 +90,7 @@ def soft_value(
 def scaled_log_policy(
     q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
 ) -> jax.Array:
-    """Tau ln pi(.), [A], of pi = softmax(q / tau) for q [A]; finite where pi underflows.
+    """Returns tau ln pi(.), [A], for pi = softmax(q / tau) and q [A]; finite where pi underflows.
 
     For another f it is q - `soft_value` <= 0, minus tau times Bregman's divergence of -H_f from
     each action to the policy.
@@ -114,7 +114,7 @@ def munchausen_target(
     l_0: float,
     divergence: regularizers.Divergence = regularizers.kl,
 ) -> jax.Array:
-    """Regression target of M-DQN for one transition; vmap it over a batch.
+    """Returns the regression target of M-DQN for one transition; vmap it over a batch.
 
         r_t + alpha [tau ln pi(a_tm1|s_tm1)]_{l_0}^{0}
             + discount_t sum_a pi(a|s_t) (q_t(a) - tau ln pi(a|s_t)),  pi = softmax(q / tau)
@@ -140,7 +140,7 @@ def munchausen_target(
 def policy_entropy(
     q: jax.Array, tau: float, divergence: regularizers.Divergence = regularizers.kl
 ) -> jax.Array:
-    """Shannon's entropy of softmax(q / tau), or of softargmax_f, in nats, [], of q [A]."""
+    """Returns the Shannon entropy, nats, [], of softmax(q / tau), or of softargmax_f, for q [A]."""
     chex.assert_rank(q, 1)
     z = (q - jnp.max(q)) / tau
     if divergence is not regularizers.kl:
@@ -152,10 +152,12 @@ def policy_entropy(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """M-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+    """Returns an M-DQN agent.
 
-    It acts epsilon-greedily, as in the paper: softmax(q / 0.03) is nearly uniform at first, and
-    sparse games would never see a reward.
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+
+    It acts epsilon-greedily, as in the paper: softmax(q / 0.03) is nearly uniform at first, and in
+    games with sparse rewards would never see one.
     """
     config = config or Config()
     divergence = regularizers.named(config.regularizer)

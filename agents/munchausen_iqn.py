@@ -35,7 +35,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy": those of iqn.py, and the paper's bonus."""
+    """Returns settings for "atari", "minatar", "gym" or "toy": those of iqn.py and the bonus."""
     samples, implicit, learning = iqn.shared_presets(family)
     return Config(samples=samples, network=implicit, learning=learning)
 
@@ -53,7 +53,7 @@ def munchausen_iqn_target(
     l_0: float,
     divergence: regularizers.Divergence = regularizers.kl,
 ) -> jax.Array:
-    """Quantiles that z(s_tm1, a_tm1) regresses to, [N'], for one transition; vmap it.
+    """Returns the quantiles that z(s_tm1, a_tm1) regresses to, for one transition; vmap it.
 
         y_j = r_t + alpha [tau ln pi(a_tm1|s_tm1)]_{l_0}^{0}
             + discount_t sum_a pi(a|s_t) (z_t(a; u'_j) - tau ln pi(a|s_t)),  pi = softmax(q / tau)
@@ -93,7 +93,9 @@ def munchausen_iqn_target(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """M-IQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's.
+    """Returns an M-IQN agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
 
     It acts epsilon-greedily on the mean of K quantiles, as the paper's runs do.
     """

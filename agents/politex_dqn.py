@@ -1,4 +1,4 @@
-"""Dual-averaging DQN: its policy is a softmax of an average of past action values, as Politex' is.
+"""Dual-averaging DQN: its policy is the softmax of an average of past action values.
 
 Vieillard, Kozuno, Scherrer, Pietquin, Munos & Geist, "Leverage the Average", NeurIPS 2020,
 https://arxiv.org/abs/2003.14089: DA, with ("w/") and without ("w/o") a regularised evaluation. With
@@ -20,11 +20,11 @@ from kullback.core import networks, types
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Hyper-parameters of dual-averaging DQN; the defaults are those of md_dqn.py, which see."""
+    """Hyper-parameters of dual-averaging DQN; the defaults are those of md_dqn.py; see there."""
 
     kl_temperature: float = 0.027  # lambda >= 0, in units of (clipped) reward.
-    # tau >= 0. With 0 all copies count alike, in a sum that grows without end: Politex. The paper
-    # holds that impractical in deep learning, as target copies are too fast to be iterations.
+    # tau >= 0. With 0 (Politex) all copies weigh the same in a sum that grows without bound. The
+    # paper calls that impractical in deep learning, as target copies are too fast to be iterations.
     entropy_temperature: float = 0.003
     regularized: bool = True  # Evaluate w/ both terms; False is w/o.
     greedy_values: actor_critic.GreedyValues = "online"  # Whose q the greedy step reads.
@@ -41,7 +41,7 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; the sources are in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; q_learning.py has the sources.
 
     The paper's tables 3 and 4 are Dopamine's DQN, as those are, but for RMSProp at 2.5e-4 on Atari.
     """
@@ -51,9 +51,11 @@ def presets(family: q_learning.Family) -> Config:
 def weight_of_past(
     copies: types.Array | float, *, lambda_: float, tau: float
 ) -> types.Array | float:
-    """Weight of h_{k-1} in h_k, [], of k, how often targets were copied.
+    """Returns the weight of h_{k-1} in h_k, [], after k target copies.
 
-    beta = lambda / (lambda + tau), or k / (k + 1) if tau = 0: then h_k is the mean of q_0 .. q_k.
+        beta = lambda / (lambda + tau), or k / (k + 1) if tau = 0
+
+    In the second case h_k is the mean of q_0 .. q_k.
     """
     return lambda_ / (lambda_ + tau) if tau > 0 else copies / (copies + 1)
 
@@ -61,11 +63,11 @@ def weight_of_past(
 def log_policy(
     h: jax.Array, copies: types.Array | float, *, lambda_: float, tau: float
 ) -> jax.Array:
-    """Logarithm of pi_{k+1}, [A], of h_k [A]; k = -1 gives pi_0, the uniform policy.
+    """Returns ln pi_{k+1}, [A], from h_k [A]; k = -1 gives pi_0, the uniform policy.
 
         pi_{k+1} = softmax(h_k / tau), or softmax((k + 1) h_k / lambda) if tau = 0
 
-    The sum of Politex, h times k + 1, is never formed: in float32 it would lose digits.
+    The sum of Politex, (k + 1) h, is never formed: in float32 it would lose digits.
     """
     chex.assert_rank([h, copies], [1, 0])
     scale = 1 / tau if tau > 0 else (copies + 1) / lambda_
@@ -82,7 +84,7 @@ def averaging_loss(
     lambda_: float,
     tau: float,
 ) -> jax.Array:
-    """Half the squared error of h to the average that it stands for, meant over actions, [].
+    """Returns half the squared error of h to the running average, averaged over actions, [].
 
         h_k = beta h_{k-1} + (1 - beta) q_k,   h_{-1} = 0
 
@@ -91,7 +93,7 @@ def averaging_loss(
     chex.assert_rank([h, target_h, q, copies], [1, 1, 1, 0])
     chex.assert_equal_shape([h, target_h, q])
     beta = weight_of_past(copies, lambda_=lambda_, tau=tau)
-    # Before the first copy the target network is where it was drawn, which is not h_{-1}.
+    # Before the first copy the target network holds random values, not h_{-1} = 0.
     past = jnp.where(copies > 0, target_h, 0)
     return jnp.mean(rlax.l2_loss(h, beta * past + (1 - beta) * q))
 
@@ -99,13 +101,15 @@ def averaging_loss(
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """Dual-averaging DQN; `torso` maps observations [B, ...] to features [B, D].
+    """Returns a dual-averaging DQN agent.
 
-    It acts by draws from its policy, or at random with probability epsilon.
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+
+    It samples actions from its policy, or at random with probability epsilon.
     """
     config = config or Config()
     temperatures = {"lambda_": config.kl_temperature, "tau": config.entropy_temperature}
-    policy_of = functools.partial(log_policy, **temperatures)
+    log_policy_k = functools.partial(log_policy, **temperatures)
     evaluate = functools.partial(
         actor_critic.expected_value_target,
         lambda_=config.kl_temperature if config.regularized else 0.0,
@@ -116,7 +120,7 @@ def make(
         h: jax.Array, target_h: jax.Array, scalars: dict[str, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
         copies = scalars["copies"]
-        return policy_of(h, copies), policy_of(target_h, copies - 1)
+        return log_policy_k(h, copies), log_policy_k(target_h, copies - 1)
 
     def target(step: actor_critic.Step) -> jax.Array:
         both = log_policies(step.actor_t, step.target_actor_t, step.scalars)

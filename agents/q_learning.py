@@ -1,8 +1,8 @@
-"""What the family of DQN shares: its settings, and a learner made from a regression target.
+"""The DQN family: its settings, and an agent made from a regression target.
 
 Mnih et al., "Human-level control through deep reinforcement learning", Nature 2015. An algorithm
 of the family brings one function, the target of one transition; see dqn.py and munchausen.py.
-Those that learn distributions share `assemble` and the settings; see distributional.py.
+Agents that learn distributions share `assemble` and the settings; see distributional.py.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import optax
 import rlax
 
 from kullback.core import learners, networks, policies, prioritized, types
-from kullback.core import replay as replays
+from kullback.core.replay import Config as ReplayConfig
 
 __all__ = [
     "Config",
@@ -33,8 +33,8 @@ __all__ = [
 # Families of environments that have presets.
 Family = Literal["atari", "minatar", "gym", "toy"]
 
-# (target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> what q_tm1[a_tm1] regresses to;
-# a target that selects by online values takes q_t [A] of the online network too.
+# (target_q_tm1 [A], a_tm1, r_t, discount_t, target_q_t [A]) -> the value that q_tm1[a_tm1]
+# regresses to, []; a target that selects by online values takes q_t [A] of the online network too.
 Target = Callable[..., jax.Array]
 
 
@@ -43,14 +43,14 @@ class Config:
     """Settings of a Q-learner; the defaults are the Munchausen paper's for Atari, DQN (Adam)."""
 
     torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
-    learning_rate: float = 5e-5  # Of Adam.
+    learning_rate: float = 5e-5  # Step size of Adam.
     adam_epsilon: float = 0.01 / 32  # > 0, added to the root of the second moment.
-    loss: Literal["huber", "squared"] = "huber"  # huber: threshold 1; both halve the square.
+    loss: Literal["huber", "squared"] = "huber"  # Huber's threshold is 1; both halve the square.
     target_period: int = 2_000  # Learner steps between two target copies.
-    epsilon: float = 0.01  # Of exploration, once annealed.
-    epsilon_decay_env_steps: int = 250_000  # From 1, linearly, after min_replay_size.
-    epsilon_evaluate: float = 0.001  # Of exploration in evaluation.
-    replay: replays.Config = replays.Config()
+    epsilon: float = 0.01  # Probability of a random action, once annealed.
+    epsilon_decay_env_steps: int = 250_000  # Agent steps from epsilon 1, linearly.
+    epsilon_evaluate: float = 0.001  # Probability of a random action in evaluation.
+    replay: ReplayConfig = ReplayConfig()
 
     def __post_init__(self) -> None:
         check(self)
@@ -59,7 +59,7 @@ class Config:
 
 
 def check(config: Any) -> None:
-    """Raises ValueError for settings of an optimiser, targets or exploration that cannot be."""
+    """Raises ValueError for invalid settings of the optimiser, the targets or exploration."""
     if not config.learning_rate > 0:
         raise ValueError(f"learning_rate must be > 0, got {config.learning_rate}")
     if not config.adam_epsilon > 0:
@@ -76,7 +76,7 @@ def check(config: Any) -> None:
 
 
 def presets(family: Family) -> Config:
-    """Settings for a family of environments, with the source of each value.
+    """Returns settings for a family of environments; comments give the source of each value.
 
     Raises:
       ValueError: for a family that has none.
@@ -100,7 +100,7 @@ def presets(family: Family) -> Config:
             # Both: 100,000 transitions, batches of 32. Young & Tian start after 5,000 steps and
             # learn at every step; Ceron & Castro at every fourth. Rewards are 0 and 1 but for
             # Seaquest's surfacing, and neither clips.
-            replay=replays.Config(capacity=100_000, min_replay_size=5_000, reward_clip=None),
+            replay=ReplayConfig(capacity=100_000, min_replay_size=5_000, reward_clip=None),
         )
     if family == "gym":
         # The Munchausen authors' cartpole.gin: epsilon is constant.
@@ -109,7 +109,7 @@ def presets(family: Family) -> Config:
             learning_rate=1e-3,
             target_period=25,  # 100 agent steps.
             epsilon_decay_env_steps=0,
-            replay=replays.Config(
+            replay=ReplayConfig(
                 capacity=50_000, min_replay_size=500, batch_size=128, reward_clip=None
             ),
         )
@@ -122,7 +122,7 @@ def presets(family: Family) -> Config:
             epsilon=0.1,
             epsilon_decay_env_steps=2_000,
             epsilon_evaluate=0.0,
-            replay=replays.Config(
+            replay=ReplayConfig(
                 capacity=5_000, min_replay_size=500, batch_size=32, reward_clip=None
             ),
         )
@@ -132,9 +132,9 @@ def presets(family: Family) -> Config:
 def assert_transition(
     q_tm1: jax.Array, a_tm1: jax.Array, r_t: jax.Array, discount_t: jax.Array, q_t: jax.Array
 ) -> None:
-    """Refuses, while a target is traced, what is not one transition; a target is to be vmapped.
+    """Checks, while a target is traced, that its arguments are one transition and no batch.
 
-    Args: values, [A]; action, int, []; reward and discount, [].
+    Args: q_tm1, q_t: float, [A]; a_tm1: int, []; r_t, discount_t: float, [].
 
     Raises:
       AssertionError: for other shapes or types.
@@ -160,7 +160,7 @@ def make(
     algorithm: Any = None,
     selects_online: bool = False,
 ) -> types.Agent:
-    """Returns the agent that regresses q(s, a) towards `target`, all of it from target values.
+    """Returns the agent that regresses q(s, a) towards `target`, made from target-network values.
 
         L = mean_B l(target(q_bar(s_tm1), a_tm1, r_t, discount_t, q_bar(s_t)) - q(s_tm1, a_tm1))
 
@@ -222,18 +222,18 @@ def assemble(
     init_aux: Callable[[types.Params], Any] = lambda params: None,
     evaluated: Callable[[types.Params], types.Params] = lambda params: params,
 ) -> types.Agent:
-    """The agent of a loss: Adam, a periodic target named "periodic", annealed exploration.
+    """Returns the agent of a loss: Adam, a target network "periodic", annealed exploration.
 
-    Where the replay draws by priorities, the learner weights what it draws by importance.
+    Where the replay is prioritised, the learner weights items by importance sampling.
 
     Args:
       init_params: key -> parameters of the online network.
       loss: as `learners.sgd` takes it; it must heed `batch.weights`.
-      policy: takes {"params", "epsilon"}.
-      config: `Config`, or another of such settings.
+      policy: its parameters are {"params", "epsilon"}.
+      config: `Config` or `distributional.Config`.
       algorithm: as for `make`.
-      init_aux: params -> what the loss carries from step to step.
-      evaluated: online parameters -> those that act in evaluation.
+      init_aux: params -> the state that the loss carries from step to step.
+      evaluated: online parameters -> the parameters that act in evaluation.
     """
     learner = learners.sgd(
         init_params=init_params,
@@ -242,7 +242,7 @@ def assemble(
         targets={"periodic": learners.periodic(config.target_period)},
         init_aux=init_aux,
     )
-    replay: replays.Config = config.replay
+    replay: ReplayConfig = config.replay
     if replay.priority_exponent:
         exponent = optax.linear_schedule(
             replay.importance_exponent,
@@ -260,7 +260,7 @@ def assemble(
 
 
 def action_gap(q: jax.Array) -> jax.Array:
-    """Best minus second-best value, [], of q [A]; 0 where there is one action."""
+    """Returns the best minus the second-best value, [], of q [A]; 0 where there is one action."""
     chex.assert_rank(q, 1)
     if len(q) == 1:
         return jnp.zeros_like(q[0])
@@ -271,7 +271,10 @@ def action_gap(q: jax.Array) -> jax.Array:
 def _online(
     config: Any, evaluated: Callable[[types.Params], types.Params]
 ) -> Callable[[types.LearnerState, types.Array, bool], Any]:
-    """Online parameters act, with epsilon annealed as in Dopamine: 1 during the warm-up."""
+    """Returns `Agent.actor_params`: online parameters, and epsilon annealed as in Dopamine.
+
+    epsilon is 1 while the replay fills.
+    """
     schedule = optax.linear_schedule(
         init_value=1.0,
         end_value=config.epsilon,

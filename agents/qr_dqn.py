@@ -26,10 +26,10 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; what is not said here is in q_learning.py.
+    """Returns settings for "atari", "minatar", "gym" or "toy"; other sources are in q_learning.
 
     The paper: Adam at 5e-5 with epsilon 0.01 / 32, which are the family's. Dopamine's QR-DQN has
-    three-step returns and prioritised replay beside; the paper, and these, have neither.
+    three-step returns and prioritised replay too; the paper, and these settings, have neither.
     """
     learning = distributional.presets(family)
     if family == "gym":  # Ceron & Castro's: 51 quantiles too.
@@ -45,7 +45,10 @@ def presets(family: q_learning.Family) -> Config:
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """QR-DQN; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """Returns a QR-DQN agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     n = config.num_quantiles
     network = heads.quantiles(

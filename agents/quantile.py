@@ -1,4 +1,4 @@
-"""What QR-DQN, IQN and M-IQN share: a distribution of the return as quantiles, and their loss.
+"""The distribution of the return as quantiles, and their loss, for QR-DQN, IQN and M-IQN.
 
 Dabney et al., "Distributional reinforcement learning with quantile regression", AAAI 2018,
 https://arxiv.org/abs/1710.10044. An algorithm brings one function, the target of one transition;
@@ -19,18 +19,18 @@ from kullback.core import heads, policies, types
 
 __all__ = ["Implicit", "Samples", "Target", "make", "quantile_loss"]
 
-# (z_t [N', A], q_tm1 [A], a_tm1, r_t, discount_t, q_t [A]), all of the target network and q the
-# mean of K quantiles -> the N' values that z_tm1(a_tm1) regresses to.
+# (z_t [N', A], q_tm1 [A], a_tm1, r_t, discount_t, q_t [A]) -> the N' values that z_tm1(a_tm1)
+# regresses to. All values are the target network's, and q is the mean of K quantiles.
 Target = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Samples:
-    """How many quantiles are asked for; the defaults are those of IQN on Atari."""
+    """Numbers of quantiles that are drawn; the defaults are those of IQN on Atari."""
 
-    online: int = 64  # N, of the network that learns.
+    online: int = 64  # N, of the online network.
     target: int = 64  # N', of the distribution that it regresses to.
-    policy: int = 32  # K, of the mean that policies are made of, to act and in targets.
+    policy: int = 32  # K, whose mean is the action value of policies, in acting and in targets.
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -43,8 +43,8 @@ class Implicit:
     """The network of IQN; the defaults are those for Atari."""
 
     hidden: int = 512  # Units of a layer after the product with the embedding; 0 is none.
-    num_cosines: int = 64  # Of the embedding of a fraction.
-    first_cosine: int = 1  # Released code counts from 1, the paper from 0.
+    num_cosines: int = 64  # Size of the embedding of a fraction.
+    first_cosine: int = 1  # Lowest frequency: released code counts from 1, the paper from 0.
 
     def __post_init__(self) -> None:
         if self.hidden < 0 or self.num_cosines < 1 or self.first_cosine < 0:
@@ -56,7 +56,7 @@ class Implicit:
 def quantile_loss(
     z_a_tm1: jax.Array, fractions: jax.Array, target_tm1: jax.Array, kappa: float
 ) -> jax.Array:
-    """Quantile Huber loss of one item, [].
+    """Returns the quantile Huber loss of one item, [].
 
         sum_i mean_j |u_i - 1{delta_ij < 0}| Huber_kappa(delta_ij) / kappa,  delta_ij = y_j - z_i
 
@@ -86,7 +86,7 @@ def make(
 
     Args:
       target: of one transition; see `Target`. Its gradient is stopped here.
-      network: of quantiles, with the fractions to ask for.
+      network: of quantiles, with the rule by which fractions are drawn.
       spec: of the environment.
       config: settings of the family.
       samples: N, N' and K.
@@ -116,13 +116,13 @@ def make(
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del constants
         t: types.Transition = batch.data
-        old = targets["periodic"]
+        target_params = targets["periodic"]
         online_key, target_key, policy_tm1_key, policy_t_key = jax.random.split(key, 4)
         z_tm1, fractions = quantiles(params, t.observation, online_key, samples.online)
-        # The torso's passes over one observation are one to XLA, and unused ones are none.
-        z_t, _ = quantiles(old, t.next_observation, target_key, samples.target)
-        q_tm1 = action_values(old, t.observation, policy_tm1_key)
-        q_t = action_values(old, t.next_observation, policy_t_key)
+        # XLA merges the torso's passes over one observation, and drops those that are not used.
+        z_t, _ = quantiles(target_params, t.next_observation, target_key, samples.target)
+        q_tm1 = action_values(target_params, t.observation, policy_tm1_key)
+        q_t = action_values(target_params, t.next_observation, policy_t_key)
         target_tm1 = jax.vmap(target)(z_t, q_tm1, t.action, t.reward, t.discount, q_t)  # [B, N']
         z_a_tm1 = jax.vmap(lambda z, a: z[:, a])(z_tm1, t.action)  # [B, N]
         losses = jax.vmap(quantile_loss, in_axes=(0, 0, 0, None))(

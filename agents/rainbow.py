@@ -1,16 +1,15 @@
 """Rainbow: C51 with three-step returns and prioritised replay; dueling, double and noisy by flags.
 
-Hessel et al., AAAI 2018, https://arxiv.org/abs/1710.02298. What is compared with M-DQN and M-IQN,
-and the default here, is Dopamine's flavour, Castro et al. 2018, https://arxiv.org/abs/1812.06110,
-which leaves dueling networks, double Q-learning and noisy layers out; `full` puts them in.
+Hessel et al., AAAI 2018, https://arxiv.org/abs/1710.02298. The default is Dopamine's variant, with
+which M-DQN and M-IQN were compared: Castro et al. 2018, https://arxiv.org/abs/1812.06110. It has no
+dueling networks, double Q-learning or noisy layers; `full` adds them.
 """
 
 import dataclasses
 from typing import Literal
 
 from kullback.agents import categorical, distributional, q_learning
-from kullback.core import heads, networks, types
-from kullback.core import replay as replays
+from kullback.core import heads, networks, replay, types
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,17 +17,17 @@ class Config:
     """Hyper-parameters of Rainbow; the defaults are Dopamine's for Atari."""
 
     atoms: categorical.Atoms = categorical.Atoms()
-    dueling: bool = False  # Values and advantages from heads of their own.
-    double: bool = False  # Online values select the action that the target network evaluates.
+    dueling: bool = False  # Whether values and advantages have separate heads.
+    double: bool = False  # Whether online values select the action that the target evaluates.
     noise: float = 0.0  # sigma_0 of noisy layers in the head (full: 0.5); 0 has none.
-    hidden: int = 512  # Units of the head's layer; where there is none, 0.
-    # Dopamine tells the replay the loss. Hessel et al. write the KL divergence, which is the loss
-    # less the entropy of its target.
+    hidden: int = 512  # Units of the head's hidden layer; 0 is none.
+    # Priority of an item in the replay: its loss in Dopamine; in Hessel et al. the KL divergence,
+    # which is the loss minus the entropy of its target.
     priority: Literal["cross_entropy", "divergence"] = "cross_entropy"
     learning: distributional.Config = distributional.Config(
         learning_rate=6.25e-5,
         adam_epsilon=1.5e-4,
-        replay=replays.Config(
+        replay=replay.Config(
             n_step=3, priority_exponent=0.5, importance_exponent=0.5, importance_exponent_final=0.5
         ),
     )
@@ -42,17 +41,17 @@ class Config:
 
 
 def presets(family: q_learning.Family) -> Config:
-    """Settings for "atari", "minatar", "gym" or "toy"; q_learning.py has what is not said here."""
+    """Returns settings for "atari", "minatar", "gym" or "toy"; other sources are in q_learning."""
     learning = distributional.presets(family)
     # Dopamine: draws in proportion to the root of the loss, and a constant exponent of 0.5.
-    replay = dataclasses.replace(
+    prioritized = dataclasses.replace(
         learning.replay,
         n_step=3,
         priority_exponent=0.5,
         importance_exponent=0.5,
         importance_exponent_final=0.5,
     )
-    learning = dataclasses.replace(learning, replay=replay)
+    learning = dataclasses.replace(learning, replay=prioritized)
     if family == "atari":
         learning = dataclasses.replace(learning, learning_rate=6.25e-5, adam_epsilon=1.5e-4)
     if family == "gym":  # Ceron & Castro's.
@@ -65,17 +64,17 @@ def presets(family: q_learning.Family) -> Config:
 
 
 def full(config: Config) -> Config:
-    """The same with all that Hessel et al. combine.
+    """Returns `config` with all that Hessel et al. combine.
 
     The exponent of the importance weights rises from 0.4 to 1, over 200 million frames unless
-    `importance_learner_steps` says otherwise, and noise explores in epsilon's place.
+    `importance_learner_steps` says otherwise, and noisy layers replace epsilon in exploration.
     """
-    replay = dataclasses.replace(
+    annealed = dataclasses.replace(
         config.learning.replay, importance_exponent=0.4, importance_exponent_final=1.0
     )
     learning = dataclasses.replace(
         config.learning,
-        replay=replay,
+        replay=annealed,
         epsilon=0.0,
         epsilon_decay_env_steps=0,
         epsilon_evaluate=0.0,
@@ -88,7 +87,10 @@ def full(config: Config) -> Config:
 def make(
     torso: networks.Torso | None, spec: types.Spec, config: Config | None = None
 ) -> types.Agent:
-    """Rainbow; `torso` maps observations [B, ...] to features [B, D], None takes the preset's."""
+    """Returns a Rainbow agent.
+
+    `torso` maps observations [B, ...] to features [B, D]; None takes the one that `config` names.
+    """
     config = config or Config()
     named = config.learning.torso
     network = heads.categorical(

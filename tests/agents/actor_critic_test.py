@@ -27,21 +27,21 @@ PROCESS = garnet.make(
 
 
 def everywhere(weights: np.ndarray | None = None) -> types.Batch:
-    """One transition of each state and action."""
-    rows = np.eye(S, dtype=np.float32)
+    """Returns one transition of each state and action."""
+    states = np.eye(S, dtype=np.float32)
     ones = np.ones(S * A, np.float32)
     data = types.Transition(
-        observation=np.repeat(rows, A, 0),
+        observation=np.repeat(states, A, 0),
         action=np.tile(np.arange(A, dtype=np.int32), S),
         reward=np.asarray(PROCESS.reward, np.float32).reshape(-1),
         discount=np.float32(0.9) * ones,
-        next_observation=rows[np.asarray(PROCESS.successors).reshape(-1)],
+        next_observation=states[np.asarray(PROCESS.successors).reshape(-1)],
     )
     return types.Batch(data, ones.astype(np.int32), ones, ones if weights is None else weights)
 
 
 def table(q: Any, actor: Any) -> Any:
-    """Parameters of two linear networks of one-hot states."""
+    """Returns parameters of two linear networks of one-hot states."""
     return {
         name: {"linear": {"w": jnp.asarray(w, jnp.float32), "b": jnp.zeros(A)}}
         for name, w in (("q", q), ("actor", actor))
@@ -49,7 +49,7 @@ def table(q: Any, actor: Any) -> Any:
 
 
 def moved(step: Any, state: types.LearnerState, online: Any, target: Any, copies: int) -> float:
-    """How far one step moves the parameters: about their gradient."""
+    """Returns the largest change of a parameter in one learner step: about its gradient."""
     aux = state.aux if state.aux is None else jnp.asarray(copies * PERIOD, jnp.int32)
     state = state._replace(params=online, targets={"periodic": target}, aux=aux)
     after, _ = step(state, everywhere(), types.NO_CONSTANTS)

@@ -37,7 +37,7 @@ def to_end(loop: loops.Loop, state: compiled.RunState, until: int) -> compiled.R
 
 
 def value_of(policy: np.ndarray) -> np.ndarray:
-    """Exact values of a deterministic policy, [S] actions, on the chain; [S]."""
+    """Returns exact values, [S], of a deterministic policy, [S] actions, on the chain."""
     # As toy.optimal_values: gamma 0.99, a step goes the other way with probability SLIP.
     right = np.where(policy == toy.RIGHT, 1 - SLIP, SLIP)
     transition = np.diag(right[:-1], 1) + np.diag((1 - right)[1:], -1)
@@ -87,9 +87,9 @@ def test_every_agent_learns_from_a_batch_goes_on_from_a_checkpoint_and_acts(name
     assert action.shape == (8,) and set(np.unique(action)) <= {0, 1}
 
 
-def differ(one: jax.Array, other: jax.Array) -> bool:
+def differ(array: jax.Array, other: jax.Array) -> bool:
     """Says whether two arrays, or keys, differ in any bit."""
-    return not np.array_equal(trees.to_numpy(one), trees.to_numpy(other))
+    return not np.array_equal(trees.to_numpy(array), trees.to_numpy(other))
 
 
 @pytest.mark.parametrize(

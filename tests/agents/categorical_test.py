@@ -31,14 +31,14 @@ def softmax(logits):
 
 
 def project(values, masses):
-    """The definition, a loop: each mass is split between its two neighbours among the atoms."""
-    found = np.zeros(5)
+    """Projects as the definition does: a loop splits each mass between the two nearest atoms."""
+    projected = np.zeros(5)
     for value, mass in zip(values, masses, strict=True):
         place = (np.clip(value, -2, 2) + 2) / 1.0
         low = int(min(np.floor(place), 3))
-        found[low] += mass * (1 - (place - low))
-        found[low + 1] += mass * (place - low)
-    return found
+        projected[low] += mass * (1 - (place - low))
+        projected[low + 1] += mass * (place - low)
+    return projected
 
 
 def transitions(seed: int = 0, size: int = 8) -> types.Transition:

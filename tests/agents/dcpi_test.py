@@ -86,14 +86,14 @@ def test_losses_are_least_at_the_mixture(actor):
 
 
 def test_gradients_are_finite_where_the_mixture_has_one_action():
-    one = np.array([1, 0, 0], np.float32)
+    certain = np.array([1, 0, 0], np.float32)
     for actor in (np.array([0, 200, -200], np.float32), np.zeros(3, np.float32)):
         for name, slope in gradient.items():
-            assert np.all(np.isfinite(slope(actor, one))), name
+            assert np.all(np.isfinite(slope(actor, certain))), name
     # What the actor has given up is seen by the forward direction alone.
     actor = np.array([-30, 0, 0], np.float32)
-    assert gradient["forward"](actor, one)[0] < -0.9
-    assert np.abs(gradient["reverse"](actor, one)[0]) < 1e-6
+    assert gradient["forward"](actor, certain)[0] < -0.9
+    assert np.abs(gradient["reverse"](actor, certain)[0]) < 1e-6
 
 
 @hypothesis.settings(deadline=None, max_examples=25)

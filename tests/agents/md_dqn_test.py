@@ -33,13 +33,13 @@ def log_softmax(x):
 
 
 def closed_form(q, log_prior, lambda_, tau):
-    """The maximiser of the greedy step, and its value."""
+    """Returns the log-policy that maximises the greedy step, and its value."""
     z = (np.float64(q) + lambda_ * log_prior) / (lambda_ + tau)
     return log_softmax(z), (lambda_ + tau) * np.logaddexp.reduce(z)
 
 
 def value(q, log_pi, log_prior, lambda_, tau):
-    """The definition, term by term."""
+    """Sums the definition term by term."""
     total = 0.0
     for x, p, m in zip(q.astype(np.float64), log_pi, log_prior, strict=True):
         total += np.exp(p) * (x - lambda_ * (p - m) - tau * p)

@@ -16,7 +16,7 @@ PAPER = {"tau": 0.03, "alpha": 0.9, "l_0": -1.0}
 target = jax.jit(munchausen_iqn.munchausen_iqn_target)
 scalar = jax.jit(munchausen.munchausen_target)
 static = ("tau", "alpha", "l_0", "divergence")
-of_f = jax.jit(munchausen_iqn.munchausen_iqn_target, static_argnames=static)
+target_of_f = jax.jit(munchausen_iqn.munchausen_iqn_target, static_argnames=static)
 scalar_of_f = jax.jit(munchausen.munchausen_target, static_argnames=static)
 plain = jax.jit(iqn.iqn_target)
 q_values = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allow_subnormal=False))
@@ -77,7 +77,7 @@ def test_of_any_regularizer_its_mean_is_the_target_of_m_dqn(name):
     for spread in (0.03, 3.0, 1e3):
         z_t = np.float32(spread * rng.normal(size=(5, 3)))
         q_tm1 = np.float32(spread * rng.normal(size=3))
-        got = of_f(z_t, q_tm1, 1, 1.0, 0.99, z_t.mean(0), **settings)
+        got = target_of_f(z_t, q_tm1, 1, 1.0, 0.99, z_t.mean(0), **settings)
         expected = scalar_of_f(q_tm1, 1, 1.0, 0.99, z_t.mean(0), **settings)
         np.testing.assert_allclose(np.mean(got), expected, rtol=1e-6, atol=1e-5)
 

@@ -18,12 +18,14 @@ PAPER = {"tau": 0.03, "alpha": 0.9, "l_0": -1.0}
 target = jax.jit(munchausen.munchausen_target)  # Once, so that hypothesis pays no compilation.
 entropy = jax.jit(munchausen.policy_entropy)
 entropy_of_f = jax.jit(munchausen.policy_entropy, static_argnames=("tau", "divergence"))
-of_f = jax.jit(munchausen.munchausen_target, static_argnames=("tau", "alpha", "l_0", "divergence"))
+target_of_f = jax.jit(
+    munchausen.munchausen_target, static_argnames=("tau", "alpha", "l_0", "divergence")
+)
 q_values = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allow_subnormal=False))
 
 
 def oracle(q_tm1, a_tm1, r_t, discount_t, q_t, *, tau, alpha, l_0):
-    """The definition in float64: softmax by explicit sums, the bootstrap as a sum over actions."""
+    """Computes the definition in float64: explicit softmax, the bootstrap a sum over actions."""
 
     def log_softmax(q):
         z = np.float64(q) / tau
@@ -138,7 +140,7 @@ BY_HAND = {
 
 
 def greedy_by_bisection(name, q, tau):
-    """Policy, value and Shannon's entropy of argmax <pi, q> + tau H_f(pi), in float64."""
+    """Returns policy, value and Shannon entropy of argmax <pi, q> + tau H_f(pi), in float64."""
     f, inverse, derivative = BY_HAND[name]
     q = np.asarray(q, np.float64)
     low, high = q.max(), q.max() - tau * derivative(1 / len(q))
@@ -159,7 +161,7 @@ def greedy_by_bisection(name, q, tau):
 )
 def test_oracle_of_other_regularizers(name, q_tm1, q_t, action, scale):
     q_tm1, q_t = q_tm1 * np.float32(scale), q_t * np.float32(scale)
-    got = of_f(q_tm1, action, 1.0, 0.99, q_t, **PAPER, divergence=regularizers.named(name))
+    got = target_of_f(q_tm1, action, 1.0, 0.99, q_t, **PAPER, divergence=regularizers.named(name))
     _, v_tm1, _ = greedy_by_bisection(name, q_tm1, 0.03)
     _, v_t, _ = greedy_by_bisection(name, q_t, 0.03)
     bonus = np.clip(np.float64(q_tm1[action]) - v_tm1, -1, 0)
@@ -171,7 +173,7 @@ def test_golden_of_sparsemax():
     # v = 0.5 (0.96 + 0.12 + 0.16) = 0.62. The bonuses q - v are -0.02, -0.32 and -1.62.
     q = np.array([0.6, 0.3, -1.0], np.float32)
     settings = {"tau": 0.5, "alpha": 0.5, "divergence": regularizers.chi_squared}
-    got = [of_f(q, a, 1.0, 0.5, q, l_0=-1.0, **settings) for a in range(3)]
+    got = [target_of_f(q, a, 1.0, 0.5, q, l_0=-1.0, **settings) for a in range(3)]
     np.testing.assert_allclose(got, 1 + 0.31 + 0.5 * np.array([-0.02, -0.32, -1.0]), rtol=1e-6)
     expected = -0.8 * np.log(0.8) - 0.2 * np.log(0.2)
     np.testing.assert_allclose(entropy_of_f(q, 0.5, regularizers.chi_squared), expected, rtol=1e-6)
@@ -184,13 +186,13 @@ def test_other_regularizers_at_extreme_values(name):
     for spread in (1e-3, 1.0, 1e3):
         for base in (1e3, -1e3):
             q = (base + spread * rng.normal(size=(2, 4))).astype(np.float32)
-            got = of_f(q[0], 2, -1.0, 0.99, q[1], **PAPER, divergence=divergence)
+            got = target_of_f(q[0], 2, -1.0, 0.99, q[1], **PAPER, divergence=divergence)
             _, v_tm1, _ = greedy_by_bisection(name, q[0], 0.03)
             _, v_t, entropy_t = greedy_by_bisection(name, q[1], 0.03)
             expected = -1 + 0.9 * np.clip(q[0, 2] - v_tm1, -1, 0) + 0.99 * v_t
             np.testing.assert_allclose(got, expected, atol=1e-5, rtol=3e-7)
-            found = entropy_of_f(q[1], 0.03, divergence)
-            np.testing.assert_allclose(found, entropy_t, atol=1e-4)
+            entropy = entropy_of_f(q[1], 0.03, divergence)
+            np.testing.assert_allclose(entropy, entropy_t, atol=1e-4)
 
 
 def test_kl_by_the_general_path_is_the_target_of_m_dqn():
@@ -200,7 +202,7 @@ def test_kl_by_the_general_path_is_the_target_of_m_dqn():
     q_tm1, q_t = 0.1 * rng.normal(size=(2, 50, 4)).astype(np.float32)
     rest = rng.integers(0, 4, 50), np.ones(50, np.float32), np.full(50, 0.9, np.float32)
     settings = [{**PAPER, "divergence": f} for f in (regularizers.kl, shannon)]
-    targets = [functools.partial(munchausen.munchausen_target, **own) for own in settings]
+    targets = [functools.partial(munchausen.munchausen_target, **fields) for fields in settings]
     expected, got = (jax.jit(jax.vmap(f))(q_tm1, *rest, q_t) for f in targets)
     np.testing.assert_allclose(got, expected, atol=1e-6)
     entropies = [entropy_of_f(q_t[0], 0.03, f) for f in (regularizers.kl, shannon)]
@@ -214,9 +216,9 @@ def test_it_is_the_same_by_vmap_and_without_the_bonus_it_bootstraps_alone(name):
     ones, actions = np.ones(7, np.float32), np.arange(7) % 3
     inputs = q_tm1, actions, ones, ones, q_t
     mapped = jax.jit(jax.vmap(functools.partial(munchausen.munchausen_target, **settings)))(*inputs)
-    one_by_one = [of_f(*(x[i] for x in inputs), **settings) for i in range(7)]
+    one_by_one = [target_of_f(*(x[i] for x in inputs), **settings) for i in range(7)]
     np.testing.assert_allclose(mapped, one_by_one, rtol=1e-6)
-    above = [of_f(*(x[i] for x in inputs), **{**settings, "alpha": 0.0}) for i in range(7)]
+    above = [target_of_f(*(x[i] for x in inputs), **{**settings, "alpha": 0.0}) for i in range(7)]
     expected = 1 + np.array([greedy_by_bisection(name, q, 0.03)[1] for q in q_t])
     np.testing.assert_allclose(above, expected, rtol=1e-6)
     assert np.all(np.asarray(mapped) <= np.asarray(above))
@@ -226,7 +228,7 @@ SPEC = types.Spec(shape=(3,), dtype=np.float32, num_actions=4)
 
 
 def learnt(agent) -> tuple[types.LearnerState, types.Feedback]:
-    """One update on made-up transitions, and the state before it."""
+    """Returns the state before one update on made-up transitions, and the update's feedback."""
     rng = np.random.default_rng(0)
     ones = np.ones(8, np.float32)
     observation, next_observation = rng.normal(size=(2, 8, 3)).astype(np.float32)
@@ -244,12 +246,14 @@ def test_the_agent_learns_with_its_regularizer():
     network = networks.action_values(networks.torso("mlp_small", SPEC), 4)
     observations = np.random.default_rng(0).normal(size=(2, 8, 3)).astype(np.float32)
     q, next_q = (np.asarray(network.apply(state.params, x)) for x in observations)
-    found, nexts = ([greedy_by_bisection("alpha-1.5", x, 0.5) for x in y] for y in (q, next_q))
+    greedy, nexts = ([greedy_by_bisection("alpha-1.5", x, 0.5) for x in y] for y in (q, next_q))
     np.testing.assert_allclose(
-        feedback.metrics["policy_entropy"], np.mean([entropy for _, _, entropy in found]), rtol=1e-4
+        feedback.metrics["policy_entropy"],
+        np.mean([entropy for _, _, entropy in greedy]),
+        rtol=1e-4,
     )
     q_a = q[np.arange(8), np.arange(8) % 4]
-    bonus = np.clip(q_a - np.array([v for _, v, _ in found]), -1, 0)
+    bonus = np.clip(q_a - np.array([v for _, v, _ in greedy]), -1, 0)
     target_tm1 = 1 + 0.9 * bonus + 0.9 * np.array([v for _, v, _ in nexts])
     np.testing.assert_allclose(
         feedback.metrics["loss"], np.mean((target_tm1 - q_a) ** 2) / 2, rtol=1e-4

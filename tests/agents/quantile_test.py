@@ -23,7 +23,7 @@ values = hnp.arrays(np.float32, (5,), elements=st.floats(-9, 9, width=32, allow_
 
 
 def definition(z, u, y, kappa=1.0):
-    """Sums in float64, item by item."""
+    """Sums the quantile Huber loss in float64, item by item."""
     total = 0.0
     for z_i, u_i in zip(np.asarray(z, np.float64), u.astype(np.float64), strict=True):
         for y_j in np.asarray(y, np.float64):

@@ -76,9 +76,9 @@ def test_an_equation_takes_one_item_and_refuses_a_batch(
     equation: Callable[..., Any], items: tuple[Any, ...], scalars: dict[str, Any]
 ):
     equation = functools.partial(equation, **scalars)
-    one = jax.eval_shape(equation, *items)
+    single = jax.eval_shape(equation, *items)
     many = jax.eval_shape(jax.vmap(equation), *map(batched, items))
-    assert many.shape == (SIZE, *one.shape)
+    assert many.shape == (SIZE, *single.shape)
     with pytest.raises(AssertionError):
         jax.eval_shape(equation, *map(batched, items))
     for at, item in enumerate(items):
