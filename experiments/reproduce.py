@@ -81,6 +81,10 @@ class Work:
         self._bar.update(self._done)
         return rows
 
+    def kept(self, name: str) -> Rows:
+        """Returns the rows of a part that is done, for those that build on it."""
+        return _kept_rows(self._folder / f"{name}.json")
+
     def path(self, name: str) -> pathlib.Path:
         """Returns a path for the running part's state, which outlives an interruption."""
         return self._folder / name

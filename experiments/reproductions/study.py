@@ -27,6 +27,7 @@ class Arm(NamedTuple):
     steps: int  # Amount of work.
     compute: Callable[[reproduce.Work], reproduce.Rows]
     table: str = ""  # To which its rows go, where they do not say so themselves; see `split`.
+    columns: Mapping[str, Any] = {}  # That its rows have besides; they stand in front.
 
 
 def at_least(least: int, config: Any, *names: str) -> None:
@@ -50,6 +51,7 @@ def run(arms: Iterable[Arm], work: reproduce.Work) -> reproduce.Rows:
     rows: reproduce.Rows = []
     for arm in arms:
         part = work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
+        part = [{**arm.columns, **row} for row in part]
         rows += tagged(arm.table, part) if arm.table else part
     return rows
 
@@ -75,6 +77,17 @@ def where(rows: reproduce.Rows, **columns: Any) -> reproduce.Rows:
 def column(rows: reproduce.Rows, name: str, **columns: Any) -> np.ndarray:
     """Returns a column of the rows with these values, [rows]: a number a seed or a process."""
     return np.array([row[name] for row in where(rows, **columns)])
+
+
+def distinct(rows: reproduce.Rows, name: str) -> list[Any]:
+    """Returns a column's values, each once, in their order."""
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def by_seed(rows: reproduce.Rows, name: str, **columns: Any) -> np.ndarray:
+    """Returns a column of the rows with these values, [seeds, n]; each seed has as many."""
+    rows = where(rows, **columns)
+    return np.array([column(rows, name, seed=seed) for seed in distinct(rows, "seed")])
 
 
 # Claims.
@@ -192,7 +205,7 @@ class Bars(NamedTuple):
 class Seeds(NamedTuple):
     """Values of every seed against x as thin lines, [seeds, n], and their mean as a thick one."""
 
-    x: types.Array | Sequence[float]
+    x: types.Array | Sequence[float] | Sequence[Sequence[float]]  # [n], or each seed's.
     y: types.Array | Sequence[Sequence[float]]
     label: str | None = None
     style: Mapping[str, Any] = {}  # As matplotlib's `plot` takes it; of all lines.
@@ -201,9 +214,14 @@ class Seeds(NamedTuple):
 
     def draw(self, axes: Axes) -> None:
         """Draws them."""
-        axes.plot(self.x, np.transpose(self.y), **{"lw": 0.7, **self.style, **self.thin})
-        mean = np.mean(self.y, axis=0)
-        axes.plot(self.x, mean, label=self.label, **{"lw": 1.8, **self.style, **self.thick})
+        alone, mean = np.transpose(self.x), np.mean(np.atleast_2d(self.x), axis=0)
+        axes.plot(alone, np.transpose(self.y), **{"lw": 0.7, **self.style, **self.thin})
+        axes.plot(
+            mean,
+            np.mean(self.y, axis=0),
+            label=self.label,
+            **{"lw": 1.8, **self.style, **self.thick},
+        )
 
 
 class SeedBars(NamedTuple):
@@ -226,14 +244,15 @@ class SeedBars(NamedTuple):
 
 
 class Level(NamedTuple):
-    """A horizontal line."""
+    """A horizontal line, or a vertical one."""
 
-    y: float
+    at: float
     style: Mapping[str, Any]
+    is_vertical: bool = False
 
     def draw(self, axes: Axes) -> None:
         """Draws it."""
-        axes.axhline(self.y, **self.style)
+        (axes.axvline if self.is_vertical else axes.axhline)(self.at, **self.style)
 
 
 class Mark(Protocol):

@@ -17,6 +17,9 @@ def test_rows_of_tables_come_back_by_table_and_by_column():
     assert list(tables) == ["b", "a", "none"] and tables["none"] == []
     assert tables["b"] == [{"seed": 0, "y": 3}]
     assert study.column(tables["a"], "x", seed=1).tolist() == [2]
+    rows = [{"seed": s, "arm": a, "x": 10 * s + k} for k in range(2) for s in (7, 3) for a in "ab"]
+    assert study.distinct(rows, "seed") == [7, 3]
+    assert study.by_seed(rows, "x", arm="b").tolist() == [[70, 71], [30, 31]]
 
 
 def test_an_interval_judges_and_one_value_does_not():
@@ -31,18 +34,21 @@ def test_an_interval_judges_and_one_value_does_not():
 
 def test_a_panel_draws_lines_bands_bounds_and_levels():
     line = study.Line([1, 2], [3, 4], "a", {"color": "r"}, band=([2, 3], [4, 5]), bound=[6, 7])
-    panel = study.Panel(marks=[line, study.Level(5, {"color": "k"})], axes={"title": "t"})
+    levels = [study.Level(5, {"color": "k"}), study.Level(6, {"color": "g"}, is_vertical=True)]
+    panel = study.Panel(marks=[line, *levels], axes={"title": "t"})
     grid = study.Grid(panels=[panel, study.Panel(), panel], columns=2, title="all")
     figure = grid.draw()
     full, empty, _, unused = figure.axes
-    assert [axis.get_color() for axis in full.lines] == ["r", "r", "k"]
+    assert [axis.get_color() for axis in full.lines] == ["r", "r", "k", "g"]
+    assert full.lines[3].get_xdata() == [6, 6]
     assert np.asarray(full.lines[1].get_ydata()).tolist() == [6, 7]
     assert len(full.collections) == 1 and full.get_title() == "t"
     assert not empty.axison and unused.axison
 
 
-def test_seeds_are_thin_lines_and_their_mean_is_a_thick_one():
-    seeds = study.Seeds([0, 1, 2], [[1, 2, 3], [3, 4, 5]], "a", {"color": "r"}, {"alpha": 0.5})
+@pytest.mark.parametrize("x", [[0, 1, 2], [[-1, 1, 2], [1, 1, 2]]])
+def test_seeds_are_thin_lines_and_their_mean_is_a_thick_one(x: list[int]):
+    seeds = study.Seeds(x, [[1, 2, 3], [3, 4, 5]], "a", {"color": "r"}, {"alpha": 0.5})
     axes = study.Grid(panels=[study.Panel(marks=[seeds], legend=None)]).draw().axes[0]
     assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
         [1, 2, 3],
@@ -50,6 +56,8 @@ def test_seeds_are_thin_lines_and_their_mean_is_a_thick_one():
         [2, 3, 4],
     ]
     assert [line.get_alpha() for line in axes.lines] == [0.5, 0.5, None]
+    x_of = [np.asarray(line.get_xdata()).tolist() for line in axes.lines]
+    assert x_of == [*np.broadcast_to(x, (2, 3)).tolist(), [0, 1, 2]]
     assert axes.lines[2].get_linewidth() > axes.lines[0].get_linewidth()
     assert axes.lines[2].get_label() == "a" and axes.get_legend() is None
 
@@ -98,7 +106,7 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         source="s",
         config=2,
         arms=lambda count: [
-            study.Arm(f"part-{k}", 10 * (k + 1), lambda work, k=k: arm(k, work), "t")
+            study.Arm(f"part-{k}", 10 * (k + 1), lambda work, k=k: arm(k, work), "t", {"arm": -k})
             for k in range(count)
         ],
         tables=lambda count, rows: study.split(rows, "t"),
@@ -113,7 +121,8 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     for _ in range(2):
         work = reproduce.Work(tmp_path, progress.Progress("test", 0, 30, quiet=True))
         found = entry.run(2, work)
-        assert found.tables == {"t": [{"k": 0}, {"k": 1}]}
+        assert found.tables == {"t": [{"arm": 0, "k": 0}, {"arm": -1, "k": 1}]}
+        assert work.kept("part-1") == [{"k": 1}]
         assert found.checks == [("rows", None, "2")] and list(found.figures) == ["f"]
     assert ran == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.json", "part-1.json"]
