@@ -11,17 +11,17 @@ import numpy as np
 
 from kullback.core import loops, metrics, platform, replay, rollout, types
 
-EVALUATION_TICKS = 250  # That share a key; a call of the evaluation program takes some of them.
+EVALUATION_TICKS = 250  # Ticks of evaluation that share a key.
 
 
 class RunState(NamedTuple):
-    """Everything that a run changes; of K > 1 seeds, with a leading axis K but for counters."""
+    """The state of a run; K > 1 seeds have a leading axis K on all leaves but counters."""
 
-    env_steps: jax.Array  # int32, []: agent steps over all rows.
+    env_steps: jax.Array  # int32, []: agent steps over all environments.
     learner: types.LearnerState
     replay: replay.State
     actor: rollout.ActorState
-    key: types.Key  # Of acting and sampling; each iteration folds env_steps in.
+    key: types.Key  # Key of acting and sampling; each iteration folds env_steps in.
     metrics: metrics.Metrics
 
 
@@ -38,15 +38,15 @@ _SEED_AXES = RunState(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Context:
-    """A loop's fixed parts, which its functions share."""
+    """The constants of a loop, which its functions share."""
 
     agent: types.Agent[replay.Config]
     environment: types.Environment
     num_seeds: int
     pace: loops.Pace
-    begins: int  # Agent steps from which on iterations learn.
+    begins: int  # Agent steps after which iterations learn.
     store: replay.Replay
-    names: dict[str, Any]  # Keys: the scalars that the learner reports.
+    names: dict[str, Any]  # Names of the learner's metrics, as keys.
 
 
 def make(
@@ -62,11 +62,11 @@ def make(
       agent: as its algorithm's `make` returns it.
       environment: B rows, compiled.
       seeds: K of them; they share one program (`jax.vmap`).
-      evaluation: number of rows -> the environment to evaluate in; None is `environment` itself.
+      evaluation: B -> the environment to evaluate in, of B rows; None is `environment` itself.
       evaluation_limit: as for `loops.evaluation_limit`.
 
     Raises:
-      ValueError: if the number of environments does not fit `samples_per_update`.
+      ValueError: if the number of environments fits neither `samples_per_update` nor the capacity.
     """
     platform.keep_freed_memory()
     config, num_envs = agent.experience, environment.num_envs
@@ -86,21 +86,21 @@ def make(
     warm_up, train = _program(context, 0), _program(context, context.pace.updates)
 
     @functools.cache
-    def evaluator_of(episodes: int) -> Callable[..., loops.Episodes]:
-        rows = environment if evaluation is None else evaluation(episodes)
-        limit = loops.evaluation_limit(rows.spec, evaluation_limit)
-        return evaluator(agent, rows, len(seeds), limit=limit)
+    def make_evaluator(episodes: int) -> Callable[..., loops.Episodes]:
+        eval_environment = environment if evaluation is None else evaluation(episodes)
+        limit = loops.evaluation_limit(eval_environment.spec, evaluation_limit)
+        return evaluator(agent, eval_environment, len(seeds), limit=limit)
 
     def evaluate(state: RunState, episodes: int) -> loops.Episodes:
-        played = evaluator_of(episodes)(state.learner, state.env_steps, keys, episodes)
-        return loops.Episodes(*(x.reshape(len(seeds), episodes) for x in played))
+        results = make_evaluator(episodes)(state.learner, state.env_steps, keys, episodes)
+        return loops.Episodes(*(x.reshape(len(seeds), episodes) for x in results))
 
     return loops.Loop(
         seeds=tuple(seeds),
         init=lambda: init(keys),
         advance=functools.partial(_advance, context, warm_up, train, loops.ChunkSize(32)),
         steps=lambda state: int(state.env_steps),
-        rows=functools.partial(_rows, context, next_interval),
+        rows=functools.partial(_metrics_rows, context, next_interval),
         evaluate=evaluate,
         snapshot=lambda state: state,
         template=lambda: jax.eval_shape(init, keys),
@@ -132,7 +132,7 @@ def _init_seed(context: _Context, key: types.Key) -> RunState:
 
 
 def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
-    """Returns the state of one seed after an iteration with so many learner steps."""
+    """Returns the state of one seed after an iteration with `updates` learner steps."""
     agent, environment, store = context.agent, context.environment, context.store
     key = jax.random.fold_in(state.key, state.env_steps)
     act_key, sample_key = jax.random.split(key)
@@ -141,24 +141,24 @@ def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
         agent.policy, environment, params, state.actor, act_key, context.pace.ticks
     )
 
-    def remember(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
+    def add(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
         contents, sums = carry
         contents = store.add(contents, item.observation, item.action, item.timestep)
         return (contents, metrics.observe(sums, item.timestep)), None
 
     def learn(carry: Any, key: types.Key) -> tuple[Any, None]:
         learner, sums, priorities = carry
-        here = contents._replace(priorities=priorities)
-        batch = store.sample(here, key)
+        current = contents._replace(priorities=priorities)
+        batch = store.sample(current, key)
         learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
-        priorities = store.update(here, batch.indices, feedback.priorities).priorities
+        priorities = store.update(current, batch.indices, feedback.priorities).priorities
         return (learner, metrics.learn(sums, feedback), priorities), None
 
-    (contents, sums), _ = jax.lax.scan(remember, (state.replay, state.metrics), trajectory)
+    (contents, sums), _ = jax.lax.scan(add, (state.replay, state.metrics), trajectory)
     learner = state.learner
     if updates:
         keys = jax.random.split(sample_key, updates)
-        carry = (learner, sums, contents.priorities)  # What of the replay updates change.
+        carry = (learner, sums, contents.priorities)  # All that updates change of the replay.
         (learner, sums, priorities), _ = jax.lax.scan(learn, carry, keys)
         contents = contents._replace(priorities=priorities)
     env_steps = state.env_steps + context.pace.env_steps(environment.num_envs)
@@ -166,7 +166,7 @@ def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
 
 
 def _program(context: _Context, updates: int) -> Callable[[RunState, jax.Array], RunState]:
-    """Returns (state, count) -> the state after so many iterations, compiled; it is donated."""
+    """Returns the compiled (state, count) -> state after `count` iterations; state is donated."""
     step = functools.partial(_iteration, context, updates)
     step = _over_seeds(context.num_seeds, step, (_SEED_AXES,), _SEED_AXES)
 
@@ -196,7 +196,7 @@ def _advance(
     return state
 
 
-def _rows(
+def _metrics_rows(
     context: _Context, next_interval: Callable[[metrics.Metrics], metrics.Metrics], state: RunState
 ) -> tuple[RunState, list[dict[str, float]]]:
     env_steps = jnp.asarray(int(state.env_steps))
@@ -213,7 +213,12 @@ def _stack(keys: list[Any], num_seeds: int) -> Any:
 
 
 def learner_shapes(agent: types.Agent, num_seeds: int) -> types.LearnerState:
-    """Shapes of the learner in a state of so many seeds: what a reader of checkpoints needs."""
+    """Returns shapes and dtypes of a state's learner, by which a checkpoint of it is read.
+
+    Args:
+      agent: of the run.
+      num_seeds: K.
+    """
     init = agent.learner.init
     if num_seeds > 1:
         init = jax.vmap(init, 0, _SEED_AXES.learner)
@@ -222,7 +227,7 @@ def learner_shapes(agent: types.Agent, num_seeds: int) -> types.LearnerState:
 
 
 def seed_of(tree: Any, k: int, num_seeds: int) -> Any:
-    """Seed k of a tree with a leading axis K where there are several; counters have none."""
+    """Returns seed k of a tree that has a leading axis K if K > 1; a learner's `steps` has none."""
     if num_seeds == 1:
         return tree
     if isinstance(tree, types.LearnerState):
@@ -231,24 +236,24 @@ def seed_of(tree: Any, k: int, num_seeds: int) -> Any:
 
 
 class _Playing(NamedTuple):
-    """Rows of an evaluation under way, B of them; of K > 1 seeds, with a leading axis K."""
+    """The state of an evaluation's B rows; K > 1 seeds have a leading axis K."""
 
     actor: rollout.ActorState
     total: jax.Array  # float32, [B]: the return of the row's first episode, so far.
-    done: jax.Array  # bool, [B]: it has ended.
+    done: jax.Array  # bool, [B]: whether that episode has ended.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Evaluator:
-    """An evaluation's compiled functions, over seeds, and what else it is done with."""
+    """The compiled functions of an evaluation, over seeds, and its constants."""
 
     num_envs: int  # B.
-    limit: int  # Ticks of a round.
+    limit: int  # Ticks of a round at most.
     begin: Callable[..., _Playing]  # (learner, env_steps, key).
     proceed: Callable[..., _Playing]  # (rows, learner, env_steps, key, start, count); donates rows.
     fold: Callable[[Any, int], Any]  # (keys, number) -> keys.
-    keys: Callable[[Any, Any], Any]  # (keys, env_steps) -> those of an evaluation.
-    chunk: loops.ChunkSize  # Of ticks.
+    keys: Callable[[Any, Any], Any]  # (keys, env_steps) -> keys of an evaluation.
+    chunk: loops.ChunkSize  # Ticks of the next call.
 
 
 def evaluator(
@@ -258,10 +263,10 @@ def evaluator(
     *,
     limit: int = loops.EVALUATION_LIMIT,
 ) -> Callable[..., loops.Episodes]:
-    """Returns (learner, env_steps, key, episodes) -> `Episodes`, [episodes].
+    """Returns (learner, env_steps, key, episodes) -> `Episodes`, [episodes] or [K, episodes].
 
-    Rows play one episode each, in rounds; after `limit` ticks of a round what still runs is cut. A
-    call of its program takes at most about half a second, so that signals are heard between two.
+    In each round every row plays one episode; those that still run after `limit` ticks are cut. A
+    call of the program takes about half a second at most, so that signals are handled in between.
     """
     axes, over_seeds = _SEED_AXES.learner, functools.partial(_over_seeds, num_seeds)
     begin = functools.partial(_begin, agent, environment)
@@ -305,7 +310,7 @@ def _proceed(
     start: jax.Array,
     count: jax.Array,
 ) -> _Playing:
-    """Returns the rows after `count` ticks, the first of which is number `start` of the key."""
+    """Returns the rows after `count` ticks; `start` is the number of the first within its key."""
     params = agent.actor_params(learner, env_steps, True)
 
     def tick(t: jax.Array, rows: _Playing) -> _Playing:
@@ -322,21 +327,21 @@ def _proceed(
 def _evaluate(
     evaluator: _Evaluator, learner: Any, env_steps: Any, key: Any, episodes: int
 ) -> loops.Episodes:
-    """Plays so many episodes, B of them a round."""
+    """Plays `episodes` episodes in rounds of B."""
     key, limit = evaluator.keys(key, env_steps), evaluator.limit
     rounds, draws = [], 0
     for _ in range(-(-episodes // evaluator.num_envs)):
-        drawn = evaluator.fold(key, draws)
-        rows, ticks = evaluator.begin(learner, env_steps, drawn), 0
+        folded = evaluator.fold(key, draws)
+        rows, ticks = evaluator.begin(learner, env_steps, folded), 0
         while ticks < limit and not np.all(rows.done):
             start = ticks % EVALUATION_TICKS
             if start == 0:
                 draws += 1
-                drawn = evaluator.fold(key, draws)
+                folded = evaluator.fold(key, draws)
             count = min(evaluator.chunk.size, EVALUATION_TICKS - start, limit - ticks)
             with evaluator.chunk.timed(count):
                 span = np.asarray(start, np.int32), np.asarray(count, np.int32)
-                rows = evaluator.proceed(rows, learner, env_steps, drawn, *span)
+                rows = evaluator.proceed(rows, learner, env_steps, folded, *span)
                 jax.block_until_ready(rows.done)
             ticks += count
         draws += 1

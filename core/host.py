@@ -1,7 +1,7 @@
 """The host loop: environments step in their own threads while the learner runs.
 
-One iteration is a fixed number of ticks and of learner steps. The updates run while the first
-tick does, so acting lags learning by that tick, always: one seed decides a run.
+One iteration is a fixed number of ticks and of learner steps. The updates run during the first
+tick, so the parameters that act always lag by that tick: the seed alone decides a run.
 """
 
 import dataclasses
@@ -18,65 +18,65 @@ from kullback.core import loops, metrics, platform, prioritized, replay, rollout
 
 
 class Pending(NamedTuple):
-    """Priorities of the last U updates, which the replay has not been told yet."""
+    """The priorities of the last U updates, before the replay has received them."""
 
     indices: Any  # int32, [U, B].
-    priorities: Any  # float32, [U, B]; the learner may still be at it.
+    priorities: Any  # float32, [U, B]; the learner may still be computing them.
 
 
 class RunState(NamedTuple):
-    """Everything that a run changes, but for the environment itself. B rows."""
+    """The state of a run, but for the environment itself; B environments."""
 
-    env_steps: int  # Agent steps over all rows.
+    env_steps: int  # Agent steps over all environments.
     learner: types.LearnerState
     replay: replay.State  # NumPy; changed in place.
     observation: np.ndarray  # [B, ...], to act on.
-    memory: Any  # Of the policy, or None.
-    key: types.Key  # Of acting; each tick folds env_steps in.
+    memory: Any  # The policy's state; None for a policy without memory.
+    key: types.Key  # Key of acting; each tick folds env_steps in.
     metrics: metrics.Metrics
     pending: Pending | None = None  # None where draws are uniform.
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds beside the segments of the replay."""
+    """A checkpoint's contents, beside the segments of the replay."""
 
     env_steps: np.ndarray  # int64, [].
     learner: types.LearnerState
     replay: replay.Cursors
     key: types.Key
     metrics: metrics.Metrics
-    priorities: prioritized.State | None  # Of the replay, whole: each update changes some.
+    priorities: prioritized.State | None  # All priorities of the replay: each update changes some.
     pending: Pending | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Context:
-    """A loop's fixed parts, which its functions share."""
+    """The constants of a loop, which its functions share."""
 
     agent: types.Agent[replay.Config]
     environment: types.HostEnvironment
     seed: int
     pace: loops.Pace
-    begins: int  # Transitions in the replay from which on iterations learn.
+    begins: int  # Transitions in the replay after which iterations learn.
     store: replay.Replay
-    names: dict[str, Any]  # Keys: the scalars that the learner reports.
-    init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]]  # Compiled, and so
-    act: Callable[..., tuple[jax.Array, Any]]  # are `_act` and
-    learn: Callable[..., Any]  # `_learn`; the learner's state is donated.
+    names: dict[str, Any]  # Names of the learner's metrics, as keys.
+    init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]]  # Compiled.
+    act: Callable[..., tuple[jax.Array, Any]]  # `_act`, compiled.
+    learn: Callable[..., Any]  # `_learn`, compiled; the learner's state is donated.
     evaluation: Callable[[int], types.HostEnvironment] | None
     evaluation_limit: int
-    # By their rows: what `evaluation` made, to be closed with the loop.
+    # Environments that `evaluation` made, by number of rows; closed with the loop.
     opened: dict[int, types.HostEnvironment] = dataclasses.field(default_factory=dict)
 
     @property
     def ring_length(self) -> int:
-        """Slots L of each ring of the replay."""
+        """Slots of each ring of the replay, L."""
         environment = self.environment
         return replay.ring_length(environment.spec, self.agent.experience, environment.num_envs)
 
     @property
     def num_slots(self) -> int:
-        """Slots of all rings."""
+        """Slots of all rings together."""
         return self.environment.num_envs * self.ring_length
 
 
@@ -96,13 +96,13 @@ def make(
       agent: as its algorithm's `make` returns it.
       environment: B rows; the loop steps it, the caller closes it.
       seed: decides the run, with the environment's own determinism.
-      evaluation: number of rows -> the environment to evaluate in, which the loop closes; None
+      evaluation: B -> the environment to evaluate in, of B rows, which the loop closes; None
         refuses evaluation.
       evaluation_limit: as for `loops.evaluation_limit`.
 
     Raises:
-      ValueError: if the number of environments does not fit `samples_per_update`, or the replay
-        does not fit into memory.
+      ValueError: if the number of environments fits neither `samples_per_update` nor the capacity,
+        or the replay does not fit into memory.
     """
     platform.keep_freed_memory()
     config, num_envs, spec = agent.experience, environment.num_envs, environment.spec
@@ -125,7 +125,7 @@ def make(
         init=functools.partial(_init, context),
         advance=functools.partial(_advance, context),
         steps=lambda state: state.env_steps,
-        rows=functools.partial(_rows, agent),
+        rows=functools.partial(_metrics_rows, agent),
         evaluate=functools.partial(_evaluate, context),
         snapshot=_snapshot,
         template=functools.partial(_template, context),
@@ -164,23 +164,23 @@ def _act(
 def _learn(
     agent: types.Agent, learner: types.LearnerState, sums: metrics.Metrics, batches: types.Batch
 ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
-    """Takes a learner step a batch, [U, ...] each; returns the new priorities too, [U, B].
+    """Takes a learner step for each of U batches, [U, ...]; returns the new priorities too, [U, B].
 
-    In one program: on a GPU to start an update takes longer than the update itself.
+    It is one program, as on a GPU starting an update takes longer than the update itself.
     """
 
     def update(carry: Any, batch: types.Batch) -> tuple[Any, jax.Array | None]:
         learner, sums = carry
         learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
-        wanted = feedback.priorities if agent.experience.priority_exponent else None
-        return (learner, metrics.learn(sums, feedback)), wanted
+        priorities = feedback.priorities if agent.experience.priority_exponent else None
+        return (learner, metrics.learn(sums, feedback)), priorities
 
     (learner, sums), priorities = jax.lax.scan(update, (learner, sums), batches)
     return learner, sums, priorities
 
 
 def _nothing_pending(context: _Context) -> Pending | None:
-    """Returns priorities of slots that there are not; None where draws are uniform."""
+    """Returns priorities of no existing slot, in the shape of others; None for uniform draws."""
     config = context.agent.experience
     if not config.priority_exponent:
         return None
@@ -188,7 +188,9 @@ def _nothing_pending(context: _Context) -> Pending | None:
     return Pending(np.full(shape, context.num_slots, np.int32), np.zeros(shape, np.float32))
 
 
-def _tell(store: replay.Replay, contents: replay.State, pending: Pending) -> replay.State:
+def _update_priorities(
+    store: replay.Replay, contents: replay.State, pending: Pending
+) -> replay.State:
     """Hands the replay its new priorities."""
     for indices, new in zip(*map(np.asarray, pending), strict=True):
         contents = store.update(contents, indices, new)
@@ -224,23 +226,23 @@ def _iteration(context: _Context, state: RunState) -> RunState:
     for tick in range(context.pace.ticks):
         action, memory = context.act(learner, np.int32(env_steps), observation, memory, state.key)
         drawn = batches = None
-        # Transitions that the replay was given: env_steps, unless one was lost and begun anew.
+        # Transitions added to the replay: env_steps, unless a replay was lost and begun anew.
         gathered = int(np.sum(contents.newest, dtype=np.int64))
         if tick == 0 and gathered >= context.begins:
-            # Drawn and copied while the updates of the tick before, whose parameters act, still
-            # run. A stream of its own each time: nothing to save, nothing to lose.
-            stream = np.random.default_rng([context.seed, env_steps, 0])
-            drawn = store.sample(contents, stream, context.pace.updates)
+            # Drawn and copied while the updates of the last iteration, whose parameters act, may
+            # still run. A generator is made for each draw, so that checkpoints need not hold any.
+            generator = np.random.default_rng([context.seed, env_steps, 0])
+            drawn = store.sample(contents, generator, context.pace.updates)
             batches = jax.device_put(drawn)
         action = np.asarray(action)
         environment.send(action)
         priorities = None
-        if batches is not None:  # Returns before it is done.
+        if batches is not None:  # The call returns before the device is done.
             learner, sums, priorities = context.learn(learner, sums, batches)
         if pending is not None:
-            # Of the tick before: there for sure, as its parameters have acted, and told while
-            # environments and learner work. So priorities lag one tick, always.
-            contents = _tell(store, contents, pending)
+            # These priorities are computed for sure, as the parameters of the same updates have
+            # acted. They are stored while environments and learner work, always one tick late.
+            contents = _update_priorities(store, contents, pending)
             pending = _nothing_pending(context)
             if drawn is not None:
                 pending = Pending(drawn.indices, priorities)
@@ -262,7 +264,7 @@ def _advance(context: _Context, state: RunState, until: int) -> RunState:
     return state
 
 
-def _rows(agent: types.Agent, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+def _metrics_rows(agent: types.Agent, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
     row = loops.row(agent, state.learner, loops.count(state.env_steps), state.metrics)
     return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
 
@@ -274,10 +276,10 @@ def _evaluate(context: _Context, state: RunState, episodes: int) -> loops.Episod
         context.opened[episodes] = context.evaluation(episodes)
     environment = context.opened[episodes]
     limit = loops.evaluation_limit(environment.spec, context.evaluation_limit)
-    played = play(
+    episode_batch = play(
         context.agent, environment, state.learner, state.env_steps, context.seed, limit=limit
     )
-    return loops.Episodes(played.returns[None], played.cut[None])
+    return loops.Episodes(episode_batch.returns[None], episode_batch.cut[None])
 
 
 def _close(context: _Context) -> None:
@@ -315,13 +317,13 @@ def _template(context: _Context) -> Saved:
 def _restore(
     context: _Context, saved: Saved, added: Iterable[dict[str, np.ndarray]] | None = ()
 ) -> RunState:
-    """Returns the state that was saved; episodes that ran in the environment end there, as a cut.
+    """Returns the state of a snapshot, with the episodes that ran in the environment cut.
 
     Args:
       context: of the loop.
       saved: a snapshot.
-      added: the spans of the replay, in order; None where it is lost, to be filled anew before it
-        is learnt from.
+      added: the spans of the replay, in order; None where it is lost, so that it is filled anew
+        before iterations learn.
     """
     contents, pending = context.store.init(), saved.pending
     if added is None:
@@ -356,9 +358,9 @@ def play(
     seed: int,
     limit: int = loops.EVALUATION_LIMIT,
 ) -> loops.Episodes:
-    """Plays one episode a row, B of them, as `actor_params` says for evaluation.
+    """Plays one episode in each of B rows, with the acting parameters of evaluation.
 
-    After `limit` ticks what still runs is cut.
+    Episodes that still run after `limit` ticks are cut; results are [B].
     """
     ticks = playing(agent, environment, learner, env_steps, seed, limit)
     while True:
@@ -376,7 +378,7 @@ def playing(
     seed: int,
     limit: int,
 ) -> Generator[None, None, loops.Episodes]:
-    """Plays as `play` does, and stops before each tick: the environment may be drawn then."""
+    """Plays as `play` does, and yields before each tick, when the environment may be drawn."""
     params = agent.actor_params(learner, loops.count(env_steps), True)
     key = loops.evaluation_key(jax.random.key(seed), env_steps)
     step = jax.jit(agent.policy.step)

@@ -35,7 +35,11 @@ class TargetRule(NamedTuple):
 
 
 def periodic(period: int) -> TargetRule:
-    """A copy of the parameters every `period` learner steps (Mnih et al. 2015)."""
+    """Returns the rule that copies the parameters every `period` learner steps (Mnih et al. 2015).
+
+    Raises:
+      ValueError: unless period >= 1.
+    """
     if period < 1:
         raise ValueError(f"target period must be >= 1 learner step, got {period}")
 
@@ -47,7 +51,11 @@ def periodic(period: int) -> TargetRule:
 
 
 def moving_average(rate: float) -> TargetRule:
-    """(1 - mu) target + mu params at each learner step, 0 < mu <= 1 (Polyak averaging)."""
+    """Returns the rule of Polyak averaging: (1 - mu) target + mu params at each learner step.
+
+    Raises:
+      ValueError: unless 0 < rate <= 1, where `rate` is mu.
+    """
     averaging.check_rate(rate)
 
     def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
@@ -72,7 +80,7 @@ def sgd(
         is a dict of trees by name, and constants is handed through from `step`.
       optimizer: optax transformation; two networks are one tree under `optax.multi_transform`.
       targets: rule by name; each tree starts as a copy of the parameters.
-      init_aux: params -> what the loss carries from step to step.
+      init_aux: params -> the state that the loss carries from step to step.
     """
     rules = dict(targets or {})
 
@@ -123,14 +131,14 @@ def scan(
 ]:
     """Returns the pure (state, constants, items [n, ...], key) -> (state, reports [n, ...]).
 
-    Each of n learner steps learns from what is made of one item. The number of the step is folded
-    into the key, so that the length of a stretch changes nothing.
+    Each of n learner steps learns from rows that are made from one item. The number of the step is
+    folded into the key, so that cutting a run into several scans changes nothing.
 
     Args:
-      learner: of any rows.
-      rows: (state, constants, item, key) -> the rows [B, ...] to learn from: stored ones, or what
-        is sampled by the state's parameters.
-      report: (feedback of a step, its rows) -> what is kept of it; the loss, if nothing is said.
+      learner: takes the steps.
+      rows: (state, constants, item, key) -> the rows [B, ...] to learn from: stored ones, or
+        samples of the policy with the state's parameters.
+      report: (feedback of a step, its rows) -> the step's report; by default the loss.
     """
 
     def step(
@@ -149,19 +157,20 @@ def scan(
 
 
 def stored(state: types.LearnerState, constants: types.Constants, item: Any, key: types.Key) -> Any:
-    """Returns the item itself: `rows` of `scan` where the items are the rows of a data set."""
+    """Returns the item itself: the `rows` of `scan` for items that are batches of a data set."""
     del state, constants, key
     return item
 
 
 def with_params(state: types.LearnerState, params: types.Params) -> types.LearnerState:
-    """A fresh state that starts from other parameters than were drawn, its targets too.
+    """Replaces the parameters and target parameters of a freshly initialised state by copies.
 
     Raises:
       ValueError: if they differ from those drawn in structure, shape or dtype.
     """
     trees.check_alike("the parameters given", _described(params), trees.named_leaves(state.params))
-    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))  # Their buffers stay the caller's.
+    # Copies: the program that updates the parameters may reuse their buffers.
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     return state._replace(params=copy(params), targets={n: copy(params) for n in state.targets})
 
 

@@ -1,4 +1,4 @@
-"""What both loops share: the interface to who drives a run, and the pace of acting to learning."""
+"""The interface between a loop and its caller, and the pace of acting to learning."""
 
 import contextlib
 import dataclasses
@@ -14,25 +14,24 @@ import numpy as np
 from kullback.core import metrics, replay, types
 
 CHUNK_SECONDS = 0.5  # A call of `advance` returns after about this long, so that Ctrl-C answers.
-# Agent steps after which an episode of evaluation is cut, where nothing else is said: those of an
-# Atari game, 108,000 frames.
+# Agent steps after which an episode of evaluation is cut by default: 108,000 frames, as on Atari.
 EVALUATION_LIMIT = 27_000
 
 
 class Episodes(NamedTuple):
-    """Episodes that were played to evaluate, n of each of K seeds."""
+    """Episodes of an evaluation, n of each of K seeds."""
 
-    returns: np.ndarray  # float, [K, n] or [n]; of one that was cut, what it had until then.
-    cut: np.ndarray  # bool, the same shape: it reached the limit of steps before it ended.
+    returns: np.ndarray  # float, [K, n] or [n]: undiscounted; of a cut episode, until the cut.
+    cut: np.ndarray  # bool, the same shape: whether it was cut at the limit of steps.
 
     @property
     def num_cut(self) -> int:
-        """Episodes that were cut, over all seeds."""
+        """Number of episodes that were cut, over all seeds."""
         return int(np.sum(self.cut))
 
 
 class Abandoned(Exception):
-    """An iteration that its cause ended before it had changed anything; `state` is that before."""
+    """An iteration that failed before it changed anything; `state` is the state before it."""
 
     def __init__(self, state: Any):
         super().__init__("an iteration was abandoned")
@@ -42,46 +41,47 @@ class Abandoned(Exception):
 class HostReplay(NamedTuple):
     """A replay of B rings in the host's memory, saved span by span beside the snapshots."""
 
-    num_bytes: int  # Of its arrays.
+    num_bytes: int  # Size of its arrays.
     num_envs: int  # B.
-    # (state, where the span before ended, None for all) -> what was added since, to be saved once.
+    # (state, cursors at which the last span ended, None for all) -> the slots added since.
     span: Callable[[Any, replay.Cursors | None], dict[str, np.ndarray]]
-    # state -> int, [B]: a span that ends at or before these positions has been overwritten.
+    # state -> int, [B]: a span that ends at or before these positions is overwritten.
     live_after: Callable[[Any], np.ndarray]
-    cursors: Callable[[Any], replay.Cursors]  # snapshot -> where a span ends that is saved with it.
+    cursors: Callable[[Any], replay.Cursors]  # snapshot -> the end of the span saved with it.
 
 
 class Loop(NamedTuple):
-    """A run of K seeds as functions of its state; `state` is a pytree that a checkpoint can hold.
+    """A run of K seeds as functions of its state, a pytree.
 
     Host loops hold the environment itself outside of the state.
     """
 
-    seeds: tuple[int, ...]  # K of them.
-    init: Callable[[], Any]  # () -> state before step 0.
-    # (state, steps) -> later state, at most about there; raises Abandoned where what a caller
-    # handed over (a reward) failed.
+    seeds: tuple[int, ...]  # [K].
+    init: Callable[[], Any]  # () -> the state before step 0.
+    # (state, steps) -> a later state, of that many steps at most or just beyond; raises Abandoned
+    # where a function of the caller (a reward) failed.
     advance: Callable[[Any, int], Any]
-    # Done so far by each seed: agent steps over all rows, or learner steps on sequences.
+    # state -> steps of each seed: agent steps over all environments, or learner steps on sequences.
     steps: Callable[[Any], int]
-    rows: Callable[[Any], tuple[Any, list[dict[str, float]]]]  # A row a seed; empties the sums.
+    # state -> (the state with metrics reset, a row of metrics by name for each seed).
+    rows: Callable[[Any], tuple[Any, list[dict[str, float]]]]
     evaluate: Callable[[Any, int], Episodes]  # (state, episodes) -> [K, episodes].
-    snapshot: Callable[[Any], Any]  # state -> what a checkpoint holds (no large host arrays).
-    template: Callable[[], Any]  # Shapes and dtypes of a snapshot.
-    # (snapshot, spans of a host replay in order, None for an empty one) -> state.
+    snapshot: Callable[[Any], Any]  # state -> a checkpoint's contents, without a host replay.
+    template: Callable[[], Any]  # () -> shapes and dtypes of a snapshot.
+    # (snapshot, spans of a host replay in order, or None to start with an empty one) -> state.
     restore: Callable[..., Any]
-    host_replay: HostReplay | None = None  # None where all is in the snapshot.
-    close: Callable[[], None] = lambda: None  # Frees what the loop itself made to evaluate in.
+    host_replay: HostReplay | None = None  # None where the snapshot holds everything.
+    close: Callable[[], None] = lambda: None  # Frees the environments of evaluation.
 
 
 @dataclasses.dataclass
 class ChunkSize:
-    """Iterations of the next compiled call, aimed at CHUNK_SECONDS.
+    """The number of iterations of the next compiled call, aimed at CHUNK_SECONDS.
 
-    How a run is cut into calls changes no number of it.
+    The results of a run do not depend on it.
     """
 
-    size: int  # Of the first call.
+    size: int  # Iterations of the first call.
 
     @contextlib.contextmanager
     def timed(self, count: int) -> Iterator[None]:
@@ -94,18 +94,18 @@ class ChunkSize:
 
 
 class Pace(NamedTuple):
-    """One iteration: so many ticks of the environment, then so many learner steps."""
+    """The schedule of one iteration: ticks of the environment, then learner steps."""
 
     ticks: int
-    updates: int
+    updates: int  # Learner steps.
 
     def env_steps(self, num_envs: int) -> int:
-        """Agent steps in an iteration."""
+        """Returns the agent steps of an iteration."""
         return self.ticks * num_envs
 
 
 def pace(config: replay.Config, num_envs: int) -> Pace:
-    """Ticks and updates of an iteration.
+    """Returns ticks and updates of an iteration.
 
     Raises:
       ValueError: unless samples_per_update divides or is divided by the number of environments.
@@ -125,50 +125,52 @@ def pace(config: replay.Config, num_envs: int) -> Pace:
     )
 
 
-def evaluation_limit(spec: types.Spec, given: int = 0) -> int:
+def evaluation_limit(spec: types.Spec, limit: int = 0) -> int:
     """Returns the agent steps after which an episode of evaluation is cut.
 
-    `given` as it is; where it is 0, EVALUATION_LIMIT, or what the environment declares as the
-    longest of its episodes if that is more: those end by themselves.
+    Args:
+      spec: of the environment.
+      limit: the caller's, used as it is unless 0. 0 is EVALUATION_LIMIT, or the environment's own
+        `max_episode_steps` if that is more.
     """
-    return given or max(EVALUATION_LIMIT, spec.max_episode_steps or 0)
+    return limit or max(EVALUATION_LIMIT, spec.max_episode_steps or 0)
 
 
 def evaluation_key(key: types.Key, env_steps: types.Array | int) -> types.Key:
     """Returns the key of an evaluation after so many steps.
 
-    Those of training are split from the seed, or fold the number of a step alone.
+    It differs from all keys of training, which are split from the seed or fold in a step alone.
     """
     return jax.random.fold_in(jax.random.fold_in(key, 0xE7A1), env_steps)
 
 
 def count(steps: int) -> np.ndarray:
-    """Returns a number of steps as `Agent.actor_params` takes it, int32, []."""
+    """Returns a number of steps as an array, int32, [], as `Agent.actor_params` takes it."""
     return np.asarray(steps, np.int32)
 
 
 def row(
     agent: types.Agent, learner: types.LearnerState, env_steps: types.Array, sums: metrics.Metrics
 ) -> dict[str, float]:
-    """Returns the row of an interval: its sums, and the exploration with which the policy acts."""
+    """Returns the metrics of an interval by name, and the policy's epsilon if it has one."""
     acting = agent.actor_params(learner, env_steps, False)
     epsilon = {"epsilon": float(acting["epsilon"])} if "epsilon" in acting else {}
     return metrics.row(sums) | epsilon
 
 
 def learning_begins(config: replay.Config, num_envs: int, *, sees_own_ticks: bool) -> int:
-    """Returns the agent steps after which iterations learn: a batch can be drawn from then on.
+    """Returns the agent steps after which iterations learn, as a batch can be drawn from then on.
 
-    Of `num_envs` rows each must have had n steps before any of its transitions is whole.
+    Each environment must have taken n steps before any of its n-step transitions is complete.
 
     Args:
-      config: of the replay.
+      config: settings of the replay.
       num_envs: B.
-      sees_own_ticks: whether an iteration draws after its own ticks, not before.
+      sees_own_ticks: whether an iteration draws its batches after its own ticks, not before.
 
     Raises:
-      ValueError: if a row's share of the capacity is less than n steps, so that there may be
-        nothing to draw at any time.
+      ValueError: if an environment's share of the capacity is less than n steps, so that there may
+        never be a transition to draw.
     """
     share = -(-config.capacity // num_envs)
     if share < config.n_step:
@@ -181,7 +183,7 @@ def learning_begins(config: replay.Config, num_envs: int, *, sees_own_ticks: boo
 
 
 def feedback_names(agent: types.Agent, spec: types.Spec) -> dict[str, Any]:
-    """Names of the scalars that the agent's learner reports, found without computing anything."""
+    """Returns names of the learner's metrics, as keys, by tracing alone."""
     sample = jax.eval_shape(lambda: _example(agent, spec)).metrics
     return dict.fromkeys(sample)
 
@@ -195,5 +197,5 @@ def _example(agent: types.Agent, spec: types.Spec) -> types.Feedback:
 
 
 def iterations(env_steps: int, until: int, per_iteration: int) -> int:
-    """Whole iterations from `env_steps` to `until` or just beyond."""
+    """Returns the number of whole iterations from `env_steps` to `until` or just beyond."""
     return max(0, math.ceil((until - env_steps) / per_iteration))

@@ -2,14 +2,14 @@
 
 Each of E environments has a ring of L slots. A slot is one time step: the newest frame of its
 observation, the action, and the raw reward, discount and end that followed. The frame after a
-transition is in the next slot; where an episode ends one more slot keeps its final frame, so no
-frame is stored twice and none of one episode stands beside one of another. Slots are counted by
-position, from 0 without wrapping; position p lives at row p % L of its ring. Transitions are
-numbered without gaps, and `starts` gives the position of each, so that a uniform draw is exact
-although rings hold final frames too.
+transition is in the next slot; where an episode ends, one more slot stores its final frame, so that
+no frame is stored twice and no stack mixes two episodes. Slots are counted by position, from 0
+without wrapping; position p is in row p % L of its ring. Transitions are numbered without gaps, and
+`starts` gives the position of each, so that a uniform draw is exact although rings hold final
+frames too.
 
-The draw is uniform (Mnih et al. 2015) or in proportion to priorities that the learner hands back:
-see prioritized.py (Schaul et al. 2016).
+Draws are uniform (Mnih et al. 2015) or in proportion to priorities that the learner returns: see
+prioritized.py (Schaul et al. 2016).
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ __all__ = ["Config", "Replay", "State", "device", "host", "n_step_return"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is learnt from, and how often; the defaults are those of DQN on Atari."""
+    """Settings of the replay and its use; the defaults are those of DQN on Atari."""
 
     capacity: int = 1_000_000  # Slots over all environments: transitions and final frames.
     min_replay_size: int = 20_000  # Agent steps before the first learner step.
@@ -38,11 +38,11 @@ class Config:
     samples_per_update: int = 4  # Agent steps between two learner steps.
     n_step: int = 1  # Rewards summed before the bootstrap.
     discount: float = 0.99  # gamma, per agent step.
-    reward_clip: float | None = 1.0  # Rewards are clipped to [-c, c], each before the sum.
+    reward_clip: float | None = 1.0  # c: each reward is clipped to [-c, c] before the sum.
     priority_exponent: float = 0.0  # omega of prioritised draws (Rainbow: 0.5); 0 is uniform.
-    importance_exponent: float = 0.4  # beta of the learner's importance weights, at first,
-    importance_exponent_final: float = 1.0  # and in the end, linearly in learner steps.
-    importance_learner_steps: int = 12_500_000  # From one to the other: 200 million frames.
+    importance_exponent: float = 0.4  # beta of the learner's importance weights, at first;
+    importance_exponent_final: float = 1.0  # beta at the end; it is linear in learner steps.
+    importance_learner_steps: int = 12_500_000  # Learner steps between the two: 200 million frames.
 
     def __post_init__(self) -> None:
         for name in ("capacity", "min_replay_size", "batch_size", "samples_per_update", "n_step"):
@@ -73,7 +73,7 @@ class Config:
 
 
 class State(NamedTuple):
-    """Contents of E rings of L slots, flattened: slot p of ring e is row e L + p % L."""
+    """The contents of E rings of L slots, flattened: position p of ring e is row e L + p % L."""
 
     frames: types.Array  # [E L + 1, ...]; the last row stays zero: the frame before an episode.
     action: types.Array  # int32, [E L].
@@ -82,15 +82,15 @@ class State(NamedTuple):
     last: types.Array  # bool, [E L]: the transition from this slot ended its episode.
     age: types.Array  # int32, [E L]: steps since the episode began.
     starts: types.Array  # int32, [E L]: row e L + n % L has the position of transition n.
-    cursor: types.Array  # int32, [E]: position of the next transition; its frame may be there.
-    oldest: types.Array  # int32, [E]: number of the first transition whose frames are all there.
+    cursor: types.Array  # int32, [E]: position of the next transition; its frame may be stored.
+    oldest: types.Array  # int32, [E]: number of the first transition that has all its frames.
     newest: types.Array  # int32, [E]: number of the next transition.
     next_age: types.Array  # int32, [E]: age of the next transition.
-    priorities: prioritized.State | None = None  # Of rows, [E L]; None if draws are uniform.
+    priorities: prioritized.State | None = None  # One a row, [E L]; None if draws are uniform.
 
 
 class Cursors(NamedTuple):
-    """Where the rings stand: what is small in a `State`; int32, [E] each."""
+    """The positions of the rings: the small arrays of a `State`; int32, [E] each."""
 
     cursor: types.Array
     oldest: types.Array
@@ -99,14 +99,14 @@ class Cursors(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A replay as functions. The host's, but for `sample`, change the arrays of their argument."""
+    """A replay as functions; the host's change a state's arrays in place, but for `sample`."""
 
     init: Callable[[], State]
     add: Callable[[State, Any, Any, types.TimeStep], State]  # (state, observation, action, ..).
     # (state, key or NumPy generator, U=None) -> one batch, or U of them on a leading axis.
     sample: Callable[..., types.Batch]
-    cut: Callable[[State], State]  # Ends running episodes where they are (truncation).
-    # (state, indices, priorities [B]) of a batch that was drawn at most one `add` ago.
+    cut: Callable[[State], State]  # state -> state, with running episodes truncated.
+    # (state, indices, priorities [B]) -> state, for a batch that was drawn at most one `add` ago.
     update: Callable[[State, Any, Any], State]
 
 
@@ -117,7 +117,7 @@ def n_step_return(
     gamma: float,
     clip: float | None,
 ) -> tuple[Any, Any, Any]:
-    """The one place where rewards are clipped and gamma applied: m-step return, discount and m.
+    """Returns m-step return, discount and m; only here rewards are clipped and discounted.
 
         m          = min(n, steps to the end of the episode)
         reward_t   = sum_{i<m} gamma^i clip(r_i),    discount_t = gamma^m prod_{i<m} d_i
@@ -149,7 +149,7 @@ def n_step_return(
 
 
 def host(spec: types.Spec, config: Config, num_envs: int) -> Replay:
-    """Replay in NumPy arrays; `sample` takes a `numpy.random.Generator`.
+    """Returns a replay in NumPy arrays; `sample` takes a `numpy.random.Generator`.
 
     Raises:
       ValueError: if the arrays do not fit into the memory that is available now.
@@ -159,17 +159,17 @@ def host(spec: types.Spec, config: Config, num_envs: int) -> Replay:
 
 
 def device(spec: types.Spec, config: Config, num_envs: int) -> Replay:
-    """Replay in JAX arrays, pure functions for use inside a compiled program."""
+    """Returns a replay in JAX arrays: pure functions for use inside a compiled program."""
     return _make(jnp, spec, config, num_envs)
 
 
 def ring_length(spec: types.Spec, config: Config, num_envs: int) -> int:
-    """Slots L of each ring: its share of the capacity, and what the newest item needs beside."""
+    """Returns the slots L of each ring: a share of the capacity, and room for the newest item."""
     return math.ceil(config.capacity / num_envs) + spec.frame_stack + config.n_step
 
 
 def memory_needed(spec: types.Spec, config: Config, num_envs: int) -> int:
-    """Bytes that a replay takes: about 7.1 kB a transition for frames of 84 x 84."""
+    """Returns the bytes of a replay: about 7.1 kB a transition for frames of 84 x 84."""
     frame = math.prod(spec.frame_shape) * np.dtype(spec.dtype).itemsize
     size = num_envs * ring_length(spec, config, num_envs)
     tree = prioritized.memory_needed(size) if config.priority_exponent else 0
@@ -188,17 +188,17 @@ def require_memory(spec: types.Spec, config: Config, num_envs: int, available: i
 
 
 def cursors(state: State) -> Cursors:
-    """Copies of the small part of a host replay."""
+    """Returns copies of the small arrays of a host replay."""
     return Cursors(*(np.array(getattr(state, name)) for name in Cursors._fields))
 
 
-def with_cursors(state: State, at: Cursors) -> State:
-    """The replay standing at `at`, its rows as they are."""
-    return state._replace(**{n: np.array(x, np.int32) for n, x in at._asdict().items()})
+def with_cursors(state: State, cursors: Cursors) -> State:
+    """Returns a state with other cursors, and its rows as they are."""
+    return state._replace(**{n: np.array(x, np.int32) for n, x in cursors._asdict().items()})
 
 
 def _put(array: Any, index: Any, value: Any) -> Any:
-    """`array[index] = value`, in place where the array allows it."""
+    """Assigns `array[index] = value`, in place if the array is NumPy's."""
     if isinstance(array, np.ndarray):
         array[index] = value
         return array
@@ -207,7 +207,7 @@ def _put(array: Any, index: Any, value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Rings:
-    """A replay's fixed parts, which its functions share."""
+    """The constants of a replay, which its functions share."""
 
     xp: Any  # numpy or jax.numpy.
     spec: types.Spec
@@ -219,7 +219,7 @@ class _Rings:
 
     @property
     def num_rows(self) -> int:
-        """E L; in `State.frames` it is also the row that stays zero."""
+        """Rows of all rings, E L; in `State.frames` also the index of the row that stays zero."""
         return self.num_envs * self.length
 
 
@@ -274,8 +274,8 @@ def _add(
     xp, last = rings.xp, timestep.last()
     row = rings.start + state.cursor % rings.length  # [E]
     next_row = rings.start + (state.cursor + 1) % rings.length
-    # Both frames: the next is needed at once, and where the episode goes on it is what the
-    # next call writes again.
+    # Both frames are written: the next one is needed at once, and if the episode goes on, the next
+    # call writes it again.
     frames = [observation, timestep.next_observation]
     if rings.spec.frame_stack > 1:
         frames = [frame[:, -1] for frame in frames]
@@ -296,13 +296,13 @@ def _add(
 
 
 def _forget(rings: _Rings, state: State) -> Any:
-    """Returns the first transition none of whose frames has been overwritten; [E]."""
-    # Rows of positions <= cursor - L have been written again; a stack reaches back stack - 1.
+    """Returns the number of the first transition whose frames are not overwritten, int32, [E]."""
+    # Positions <= cursor - L are overwritten; a stack reaches back stack - 1 positions.
     first = state.cursor - rings.length + rings.spec.frame_stack
     oldest = state.oldest
     for _ in range(2):  # A call writes at most two slots.
-        gone = state.starts[rings.start + oldest % rings.length] < first
-        oldest = oldest + (gone & (oldest < state.newest))
+        is_lost = state.starts[rings.start + oldest % rings.length] < first
+        oldest = oldest + (is_lost & (oldest < state.newest))
     return oldest.astype(np.int32)
 
 
@@ -318,19 +318,19 @@ def _cut(rings: _Rings, state: State) -> State:
 
 
 def _settle(rings: _Rings, state: State, is_new: bool) -> State:
-    """Forgets what was overwritten; if `is_new`, one more transition of each ring is whole."""
+    """Drops transitions that are overwritten; `is_new` says that each ring has got one more."""
     oldest, scheme, xp = _forget(rings, state), rings.scheme, rings.xp
     if scheme is None:
         return state._replace(oldest=oldest)
-    # What is forgotten is not drawn any more; what now has its n steps is.
+    # Dropped transitions are drawn no longer; the one that now has its n steps is drawn from now.
     number = xp.stack([state.oldest, state.oldest + 1, state.newest - rings.config.n_step])
-    whole = is_new & (number[2] >= oldest)  # Of number, [3, E].
-    moved = xp.stack([number[0] < oldest, number[1] < oldest, whole])
+    is_complete = is_new & (number[2] >= oldest)
+    moved = xp.stack([number[0] < oldest, number[1] < oldest, is_complete])  # [3, E].
     position = state.starts[rings.start[None] + number % rings.length]
     slots = xp.where(moved, rings.start[None] + position % rings.length, rings.num_rows)
-    is_first = moved & (np.arange(3)[:, None] == 2)
-    held = scheme.insert(state.priorities, slots.ravel(), is_first.ravel())
-    return state._replace(oldest=oldest, priorities=held)
+    is_inserted = moved & (np.arange(3)[:, None] == 2)
+    priorities = scheme.insert(state.priorities, slots.ravel(), is_inserted.ravel())
+    return state._replace(oldest=oldest, priorities=priorities)
 
 
 def _update(rings: _Rings, state: State, indices: Any, new: Any) -> State:
@@ -340,14 +340,14 @@ def _update(rings: _Rings, state: State, indices: Any, new: Any) -> State:
 
 
 def _draw(rings: _Rings, state: State, key: Any, num_batches: int) -> tuple[Any, Any, Any]:
-    """Returns where the rings of U B transitions begin, their positions there, probabilities."""
+    """Draws U B transitions: first rows of their rings, positions and probabilities, [U B] each."""
     xp, shape = rings.xp, (num_batches, rings.config.batch_size)
     if rings.scheme is not None:
         uniform = key.random(shape, np.float32) if xp is np else jax.random.uniform(key, shape)
         row, probabilities = rings.scheme.draw(state.priorities, uniform)
         base = row // rings.length * rings.length
         return base, row - base, probabilities
-    # Of each ring, [E]: those whose n steps are known.
+    # Transitions of each ring that have their n steps, [E].
     counts = xp.maximum(state.newest - (rings.config.n_step - 1) - state.oldest, 0)
     ends = counts.cumsum(dtype=np.int32)
     if xp is np:
@@ -385,7 +385,7 @@ def _sample(rings: _Rings, state: State, key: Any, num_batches: int | None = Non
 
 
 def _observations(rings: _Rings, state: State, base: Any, position: Any, m: Any) -> tuple[Any, Any]:
-    """Returns stacks of frames ending at `position` and m steps on, zeros before the episode."""
+    """Returns stacks of frames at `position` and m steps later, with zeros before the episode."""
     length, stack = rings.length, rings.spec.frame_stack
     row = base + position % length
     if stack == 1:
@@ -393,10 +393,11 @@ def _observations(rings: _Rings, state: State, base: Any, position: Any, m: Any)
     age = state.age[row]
 
     def read(newest: int, position: Any, age: Any) -> Any:  # [B, stack + newest, ...]
-        """Reads frames from the oldest of the stack at `position` to `newest` steps on."""
-        at = np.arange(1 - stack, 1 + newest, dtype=np.int32)[None]
-        rows = base[:, None] + (position[:, None] + at) % length
-        return state.frames.take(rings.xp.where(age[:, None] >= -at, rows, rings.num_rows), axis=0)
+        """Reads frames from the oldest of the stack at `position` to `newest` steps later."""
+        offset = np.arange(1 - stack, 1 + newest, dtype=np.int32)[None]
+        rows = base[:, None] + (position[:, None] + offset) % length
+        rows = rings.xp.where(age[:, None] >= -offset, rows, rings.num_rows)
+        return state.frames.take(rows, axis=0)
 
     if rings.config.n_step == 1:  # The two overlap in all but one frame: read each once.
         frames = read(1, position, age)

@@ -1,8 +1,8 @@
-"""The loop over whole sequences: take or sample a batch, learn from it; for language models.
+"""The loop of language models: take or sample a batch of sequences, and learn from it.
 
-Where a game's transitions pass through a replay, sequences come from a data set, from the policy
-itself, or from both (a `Source`). An iteration is one learner step. What it draws is a function of
-the seed and of the number of the step alone, so that a run goes on bit by bit, in mid-epoch too.
+Sequences come from a data set, from the policy itself, or from both (a `Source`). An iteration is
+one learner step. Its batch depends on the seed and the number of the step alone, so that a run that
+is resumed continues bit for bit, also in the middle of an epoch.
 """
 
 import contextlib
@@ -20,57 +20,57 @@ from kullback.core import learners, loops, metrics, platform, sharding, types
 
 
 class Sampling(NamedTuple):
-    """The rows that the policy makes; `step` is the number of learner steps before."""
+    """The sampling of rows by the policy; `step` is the number of learner steps before."""
 
-    num_rows: Callable[[int], int]  # step -> how many of the B rows, 0 to B.
-    prompts: Callable[[int, int], Any]  # (step, rows) -> prompts for the policy.
-    # (acting params, prompts, key) -> rows that the policy made; a compiled program.
+    num_rows: Callable[[int], int]  # step -> number of sampled rows, 0 to B.
+    prompts: Callable[[int, int], Any]  # (step, number of rows) -> prompts for the policy.
+    # (acting params, prompts, key) -> rows that the policy samples; a compiled program.
     sample: Callable[[Any, Any, types.Key], Any]
-    score: Callable[[Any, Any], Any]  # (rows, prompts) -> return of each, float32, [rows].
-    max_age: int = 0  # Learner steps for which what the policy made is learnt from again.
+    score: Callable[[Any, Any], Any]  # (rows, prompts) -> return of each row, float32, [n].
+    max_age: int = 0  # Further learner steps that reuse a step's samples.
 
     def samples_at(self, step: int) -> bool:
-        """Returns whether the policy makes rows at a step, which the step alone decides.
+        """Returns whether the policy samples rows at a step, which the step alone decides.
 
-        Steps are taken by max_age + 1; within one such window what it made first is learnt from
-        again.
+        Steps fall into windows of max_age + 1; the rows that are sampled first in a window are
+        reused in the rest of it.
         """
         begin = step - step % (self.max_age + 1)
         return self.num_rows(step) > 0 and not any(self.num_rows(s) for s in range(begin, step))
 
 
 class Source(NamedTuple):
-    """Where batches of B sequences come from: a data set, the policy, or both."""
+    """The source of batches of B sequences: a data set, the policy, or both."""
 
     num_rows: int  # B.
-    example: Any  # Shapes and dtypes of B rows: what the learner reads as `Batch.data`.
-    # (learner steps before, rows) -> rows of the data set, NumPy; None: the policy makes all.
+    example: Any  # Shapes and dtypes of B rows, the learner's `Batch.data`.
+    # (learner steps before, number of rows) -> rows of the data set, NumPy; None: all are sampled.
     stored: Callable[[int, int], Any] | None = None
     sampling: Sampling | None = None  # None: all rows are stored.
 
     @property
     def keeps(self) -> bool:
-        """Whether what the policy made is kept, to be learnt from again."""
+        """Whether samples of the policy are stored, to be learnt from again."""
         return self.sampling is not None and self.sampling.max_age > 0
 
 
-# (learner steps before, rows that the policy made, their prompts, their scores) -> None.
+# A callback (learner steps before, rows that the policy sampled, their prompts, their scores).
 OnSampled = Callable[[int, Any, Any, Any], None]
 
 
 def ignore(step: int, rows: Any, prompts: Any, scores: Any) -> None:
-    """Takes no notice of what was sampled: an `OnSampled`."""
+    """Does nothing; the default `OnSampled`."""
 
 
 class Kept(NamedTuple):
-    """Rows that the policy made, to be learnt from again."""
+    """Rows that the policy sampled, stored to be learnt from again."""
 
-    rows: Any  # [B, ...], as the learner reads them; the first ones count.
-    made_at: Any  # int64, []: the step at which.
+    rows: Any  # [B, ...], as the learner reads them; zeros fill up those that were not sampled.
+    made_at: Any  # int64, []: the step at which they were sampled.
 
 
 class _Drawn(NamedTuple):
-    """What a learner step reads, and what drawing it adds to the state."""
+    """The data of a learner step, and the parts of the state that drawing it changes."""
 
     data: Any  # [B, ...].
     metrics: metrics.Metrics
@@ -79,18 +79,18 @@ class _Drawn(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """Everything that a run changes."""
+    """The state of a run."""
 
     steps: int  # Learner steps.
     learner: types.LearnerState
-    key: types.Key  # Of sampling; each step folds its number in.
-    metrics: metrics.Metrics  # An episode is a sequence that the policy made.
-    kept: Kept | None = None  # None where nothing is learnt from again.
+    key: types.Key  # Key of sampling; each step folds its number in.
+    metrics: metrics.Metrics  # Sums, in which an episode is a sequence that the policy sampled.
+    kept: Kept | None = None  # None where no samples are learnt from again.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Context:
-    """A loop's fixed parts, which its functions share."""
+    """The constants of a loop, which its functions share."""
 
     agent: types.Agent
     source: Source
@@ -103,7 +103,7 @@ class _Context:
     abandons: Callable[[], contextlib.AbstractContextManager[Any]]
     on_sampled: OnSampled
     shapes: RunState  # Shapes and dtypes of the state.
-    homes: RunState | None  # The sharding of each leaf; None on one device.
+    shardings: RunState | None  # Sharding of each leaf; None on one device.
 
 
 _observe, _add_feedback = jax.jit(metrics.observe), jax.jit(metrics.learn)
@@ -123,29 +123,29 @@ def make(
     """Returns the loop of `agent`, whose learner reads the batches of `source`.
 
     Args:
-      agent: as its algorithm's `make` returns it; its parameters are asked for at each step, so
-        that what is sampled is never older than the last update, but for `Sampling.max_age`.
+      agent: as its algorithm's `make` returns it; its acting parameters are read anew at each
+        step, so that samples are on-policy but for `Sampling.max_age`.
       source: of batches.
       seed: decides the run.
-      params: () -> where learning starts, of a model that was trained before; asked for when a run
-        begins, not when it goes on. None is the learner's draw.
-      constants: frozen parameters that the learner reads; of these a mesh has the teacher's alone.
+      params: () -> initial parameters, of a model that was trained before; called when a run
+        begins, not when it is resumed. None initialises the learner at random.
+      constants: frozen parameters that the learner reads; of these only the teacher's are sharded.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
       placement: over a mesh of devices; None is one device.
       abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
         `advance` by `loops.Abandoned`, before the step has changed anything.
-      on_sampled: is told of what the policy made, once it is scored; within `abandons`.
+      on_sampled: is called within `abandons` with the policy's samples, once they are scored.
 
     Raises:
-      ValueError: if the mesh does not divide the rows, or no rule is for a parameter or constant.
+      ValueError: if the mesh does not divide the rows, or a parameter has no sharding rule.
     """
     platform.run_large_programs()
     learner_init, learn_step = agent.learner.init, jax.jit(agent.learner.step, donate_argnums=0)
     if placement is not None:
         sharding.check_batch(placement.mesh, source.num_rows)
         learner_init, learn_step = sharding.over_mesh(agent.learner, placement)
-        homes = sharding.of_params(placement.teacher_rules, constants.teacher, placement.mesh)
-        constants = constants._replace(teacher=jax.device_put(constants.teacher, homes))
+        layout = sharding.of_params(placement.teacher_rules, constants.teacher, placement.mesh)
+        constants = constants._replace(teacher=jax.device_put(constants.teacher, layout))
 
     @jax.jit
     def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:
@@ -162,14 +162,14 @@ def make(
         abandons=abandons,
         on_sampled=on_sampled,
         shapes=shapes,
-        homes=None if placement is None else _homes(placement, shapes),
+        shardings=None if placement is None else _shardings(placement, shapes),
     )
     return loops.Loop(
         seeds=(seed,),
         init=lambda: _init(context, init_learner(jax.random.key(seed)), params),
         advance=functools.partial(_advance, context),
         steps=lambda state: state.steps,
-        rows=functools.partial(_rows, context),
+        rows=functools.partial(_metrics_rows, context),
         evaluate=functools.partial(_evaluate, agent, evaluate),
         snapshot=lambda state: state._replace(steps=np.asarray(state.steps, np.int64)),
         template=lambda: _template(context),
@@ -198,18 +198,18 @@ def _shapes(
     )
 
 
-def _homes(placement: sharding.Placement, shapes: RunState) -> RunState:
+def _shardings(placement: sharding.Placement, shapes: RunState) -> RunState:
     """Returns the sharding of each leaf of a run's state."""
-    homes = jax.tree.map(lambda leaf: sharding.replicated(placement.mesh), shapes)
+    replicated = jax.tree.map(lambda leaf: sharding.replicated(placement.mesh), shapes)
     learner = sharding.of_state(placement.rules, shapes.learner, placement.mesh)
-    return homes._replace(learner=learner)
+    return replicated._replace(learner=learner)
 
 
 def _placed(context: _Context, state: RunState) -> RunState:
-    """Puts the state where it belongs on the mesh, if there is one."""
-    if context.homes is None:
+    """Shards the state over the mesh, if there is one."""
+    if context.shardings is None:
         return state
-    return RunState(state.steps, *jax.device_put(state[1:], context.homes[1:]))
+    return RunState(state.steps, *jax.device_put(state[1:], context.shardings[1:]))
 
 
 def _init(
@@ -227,9 +227,9 @@ def _init(
 
 
 def _template(context: _Context) -> RunState:
-    if context.homes is None:
+    if context.shardings is None:
         return context.shapes
-    return sharding.annotated(context.shapes, context.homes)
+    return sharding.annotated(context.shapes, context.shardings)
 
 
 def _restore(context: _Context, saved: RunState) -> RunState:
@@ -238,7 +238,7 @@ def _restore(context: _Context, saved: RunState) -> RunState:
 
 
 def _draw(context: _Context, state: RunState) -> _Drawn:
-    """Returns the data of a learner step; changes nothing."""
+    """Draws the data of a learner step; the state stays as it is."""
     source, sampling = context.source, context.source.sampling
     sums, kept, count, parts = state.metrics, state.kept, 0, []
     if sampling is not None and (count := sampling.num_rows(state.steps)):
@@ -246,8 +246,8 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
             rows, sums = _sample(context, sampling, state, count)
             parts.append(rows)
             if kept is not None:
-                whole = jax.tree.map(lambda x: _filled(x, source.num_rows), rows)
-                kept = Kept(whole, np.asarray(state.steps, np.int64))
+                padded = jax.tree.map(lambda x: _padded(x, source.num_rows), rows)
+                kept = Kept(padded, np.asarray(state.steps, np.int64))
         else:
             parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
     if source.stored is not None and count < source.num_rows:
@@ -259,7 +259,7 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
 def _sample(
     context: _Context, sampling: Sampling, state: RunState, count: int
 ) -> tuple[Any, metrics.Metrics]:
-    """Returns rows that the policy makes, and the sums that have seen their scores."""
+    """Returns rows that the policy samples, and the metrics with their scores."""
     acting = context.agent.actor_params(state.learner, loops.count(state.steps), False)
     prompts = sampling.prompts(state.steps, count)
     rows = sampling.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
@@ -269,7 +269,7 @@ def _sample(
 
 
 def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
-    """Takes a learner step; the state before it is gone, as the learner's is donated."""
+    """Takes a learner step; the state before it cannot be used again, as it is donated."""
     num_rows, kept = context.source.num_rows, drawn.kept
     batch = types.Batch.of(drawn.data)
     if context.placement is not None:
@@ -297,7 +297,7 @@ def _advance(context: _Context, state: RunState, until: int) -> RunState:
     return state
 
 
-def _rows(context: _Context, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+def _metrics_rows(context: _Context, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
     emptied = state._replace(metrics=metrics.next_interval(state.metrics))
     return _placed(context, emptied), [metrics.row(state.metrics)]
 
@@ -316,18 +316,18 @@ def _evaluate(
     return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
 
 
-def _filled(made: Any, num_rows: int) -> np.ndarray:
-    """The rows, and zeros after them, [num_rows, ...]."""
-    made = np.asarray(made)
-    return np.concatenate([made, np.zeros((num_rows - len(made), *made.shape[1:]), made.dtype)])
+def _padded(rows: Any, num_rows: int) -> np.ndarray:
+    """Returns the rows, and zeros after them, [num_rows, ...]."""
+    rows = np.asarray(rows)
+    return np.concatenate([rows, np.zeros((num_rows - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
-def _join(made: Any, stored: Any) -> jax.Array:
-    return jnp.concatenate([jnp.asarray(made), jnp.asarray(stored)])
+def _join(sampled: Any, stored: Any) -> jax.Array:
+    return jnp.concatenate([jnp.asarray(sampled), jnp.asarray(stored)])
 
 
 def _ended(score: Any, num_rows: int) -> types.TimeStep:
-    """Sequences as B rows of which the first have just ended, with their scores as rewards."""
+    """Returns a timestep of B rows, the first n of which end with `score`, [n], as reward."""
     score = jnp.asarray(score, jnp.float32)
     is_last = jnp.arange(num_rows) < len(score)
     return types.TimeStep(

@@ -33,7 +33,7 @@ __all__ = [
     "Transition",
 ]
 
-# Of NumPy, of JAX, or traced.
+# An array of NumPy or JAX, or a traced one.
 Array = jax.Array | np.ndarray
 Key = jax.Array  # A typed key (`jax.random.key`), [].
 Params = Any  # A pytree of arrays.
@@ -43,21 +43,22 @@ FIRST, MID, LAST = 0, 1, 2  # The values of dm_env.StepType.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What one row of an environment looks like from outside.
+    """The shapes and bounds of one row of an environment, as agents see it.
 
-    An observation with `frame_stack` > 1 is the last frames of an episode, oldest first, on its
-    leading axis (zeros before the episode began); a replay then keeps each frame once.
+    An observation with `frame_stack` > 1 stacks an episode's last frames on its leading axis,
+    oldest first (zeros before the episode began); a replay then stores each frame once.
     """
 
-    shape: tuple[int, ...]  # Of one observation, the stack included.
-    dtype: Any  # Of the observation, a NumPy dtype.
+    shape: tuple[int, ...]  # Shape of one observation, the stack included.
+    dtype: Any  # NumPy dtype of the observation.
     num_actions: int
     frame_stack: int = 1
-    frames_per_step: int = 1  # Frames of the emulator in one agent step.
-    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # Of a vector, for scaling.
-    max_episode_steps: int | None = None  # Agent steps after which it ends an episode itself.
+    frames_per_step: int = 1  # Emulator frames in one agent step.
+    # Lowest and highest values of a vector's entries, for scaling.
+    bounds: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    max_episode_steps: int | None = None  # Agent steps after which the environment ends an episode.
     largest_byte: int = 255  # Declared upper bound of uint8 observations, for scaling.
-    # Version of the rules by which torsos read observations: runs of version 0.1 go on by 1.
+    # Version of the rules by which torsos scale observations; runs of Kullback 0.1 resume with 1.
     input_rules: int = 2
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class Spec:
             )
 
     def against(self, other: "Spec") -> str:
-        """Returns names and values of the fields in which it differs from another."""
+        """Returns names and values of the fields that differ from another spec's, as text."""
         theirs = vars(other)
         return ", ".join(
             f"{name} {value}" for name, value in vars(self).items() if value != theirs[name]
@@ -83,16 +84,16 @@ class Spec:
         return self.shape[1:] if self.frame_stack > 1 else self.shape
 
     def zeros(self, num_rows: int = 1) -> jax.Array:
-        """Observations of zeros, [num_rows, ...]."""
+        """Returns observations of zeros, [num_rows, ...]."""
         return jnp.zeros((num_rows, *self.shape), self.dtype)
 
 
 class TimeStep(NamedTuple):
-    """What B rows say after a tick.
+    """The timesteps of B rows after a tick.
 
     An environment that resets itself does so within the tick in which an episode ends:
-    `observation` is then the first of the next episode, `next_observation` the last of the old
-    one, so that each tick is B real transitions. Otherwise the two are equal. `discount` is 0
+    `observation` is then the first of the next episode and `next_observation` the last of the old
+    one, so that each tick gives B real transitions. Otherwise the two are equal. `discount` is 0
     at a true end and 1 elsewhere, at a cut (truncation) too; gamma is not in it, and `reward`
     is as the environment gave it.
     """
@@ -104,7 +105,7 @@ class TimeStep(NamedTuple):
     next_observation: Array  # [B, ...], before any reset.
 
     def last(self) -> Any:
-        """Where an episode ended in this tick; bool, [B]."""
+        """Returns whether an episode ended in this tick; bool, [B]."""
         return self.step_type == LAST
 
 
@@ -143,7 +144,7 @@ class HostEnvironment(Protocol):
         ...
 
     def render(self) -> np.ndarray:
-        """Picture of row 0 as it is now, RGB, uint8, [H, W, 3]."""
+        """Draws row 0 as it is now; RGB, uint8, [H, W, 3]."""
         ...
 
     def close(self) -> None:
@@ -166,63 +167,63 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a learner step reads."""
+    """The input of a learner step."""
 
     data: Any  # `Transition` in deep RL, token sequences in language models; [B, ...] each.
     indices: Array  # int32, [B]: where the replay keeps them, for new priorities.
-    probabilities: Array  # float32, [B]: with which each was drawn.
+    probabilities: Array  # float32, [B]: the probability with which each was drawn.
     weights: Array  # float32, [B]: ones unless a learner makes importance weights.
 
     @classmethod
     def of(cls, data: Any) -> "Batch":
-        """Returns the batch of rows [B, ...] that no replay keeps and that count alike."""
+        """Returns the batch of rows [B, ...] that come from no replay and have equal weights."""
         num_rows = len(jax.tree.leaves(data)[0])
         ones = np.ones(num_rows, np.float32)
         return cls(data, np.arange(num_rows, dtype=np.int32), ones / num_rows, ones)
 
 
 class Feedback(NamedTuple):
-    """What a learner step says back."""
+    """The output of a learner step beside the new state."""
 
     metrics: dict[str, jax.Array]  # Scalars or [B]; the mean is logged. "loss" is always there.
     priorities: jax.Array | None = None  # float32, [B], or None if the replay is uniform.
 
 
 class LearnerState(NamedTuple):
-    """Everything that learning changes."""
+    """The state that learning changes."""
 
     params: Params
     opt_state: Any
     targets: dict[str, Params]  # Named target trees; each has its rule in the learner.
     steps: jax.Array  # int32, []: learner steps done; the same for all seeds.
     key: Key
-    aux: Any = None  # What else an algorithm remembers (a running normaliser).
+    aux: Any = None  # State of the algorithm's own, such as a running normaliser.
 
 
 class Constants(NamedTuple):
-    """Frozen parameters that a learner reads beside its own; they are in no checkpoint."""
+    """Frozen parameters that a learner reads; no checkpoint holds them."""
 
-    base: Params = None  # What learnt parameters are added to.
-    teacher: Params = None  # What is distilled.
-    start: Params = None  # Where learning started, to which a policy stays near.
+    base: Params = None  # Parameters to which the learnt ones are added, as adapters are.
+    teacher: Params = None  # Parameters of the model that is distilled.
+    start: Params = None  # Parameters before learning; those of a KL penalty's reference policy.
 
 
 NO_CONSTANTS = Constants()
 
 
 class Learner(NamedTuple):
-    """Learning as two pure functions; jit, scan, vmap and shard them."""
+    """A learner as two pure functions, to be jitted, scanned, vmapped and sharded."""
 
     init: Callable[[Key], LearnerState]
     step: Callable[[LearnerState, Batch, Constants], tuple[LearnerState, Feedback]]
 
 
 class Policy(NamedTuple):
-    """Acting as two pure functions.
+    """A policy as two pure functions.
 
     `initial_state(params, context, max_length)` is None for a policy without memory; for a
-    language model it prefills a cache with the context. `step(params, observation, state, key)`
-    returns actions int32 [B], the next state, and a dict of extras ([B, ...] each).
+    language model it prefills a key-value cache with the context. `step(params, observation,
+    state, key)` returns actions int32 [B], the next state, and a dict of extras, [B, ...] each.
     """
 
     initial_state: Callable[[Params, Any, int], Any]
@@ -233,16 +234,16 @@ Experience = TypeVar("Experience")
 
 
 class Agent(NamedTuple, Generic[Experience]):
-    """A learner, a policy, which parameters act, and what is learnt from.
+    """A learner, a policy, the rule for the acting parameters, and settings of the experience.
 
     `actor_params(learner_state, env_steps, evaluate)` returns what the policy's functions take
-    as params: online, target or averaged weights with the exploration that goes with them.
+    as params: online, target or averaged weights, and settings of exploration such as epsilon.
     """
 
     policy: Policy
     learner: Learner
     actor_params: Callable[[LearnerState, Array, bool], Params]
-    # What is learnt from, and how often: `replay.Config` in games; in language models whose texts,
-    # `tuning.Mixture` or `rlhf.OnPolicy`; None where it is not the agent that says so.
+    # Settings of the data to learn from: in games `replay.Config`; in language models the source of
+    # texts, `tuning.Mixture` or `rlhf.OnPolicy`; None where the agent leaves them to its caller.
     experience: Experience
     config: Any = None  # The algorithm's frozen dataclass, saved beside the results.
