@@ -209,10 +209,15 @@ def make(
         return agent
     online_params = agent.actor_params
 
-    def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
+    def actor_params(
+        state: types.LearnerState,
+        env_steps: types.Array,
+        evaluate: bool,
+        constants: types.Constants,
+    ) -> Any:
         copies = jnp.asarray(state.steps // learning.target_period, jnp.float32)
         temperature = jnp.asarray(algorithm.temperature(copies), jnp.float32)
-        return {**online_params(state, env_steps, evaluate), "temperature": temperature}
+        return {**online_params(state, env_steps, evaluate, constants), "temperature": temperature}
 
     return agent._replace(actor_params=actor_params)
 

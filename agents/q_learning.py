@@ -270,7 +270,7 @@ def action_gap(q: jax.Array) -> jax.Array:
 
 def _online(
     config: Any, evaluated: Callable[[types.Params], types.Params]
-) -> Callable[[types.LearnerState, types.Array, bool], Any]:
+) -> Callable[[types.LearnerState, types.Array, bool, types.Constants], Any]:
     """Returns `Agent.actor_params`: online parameters, and epsilon annealed as in Dopamine.
 
     epsilon is 1 while the replay fills.
@@ -284,7 +284,13 @@ def _online(
     if config.epsilon_decay_env_steps == 0:
         schedule = optax.constant_schedule(config.epsilon)
 
-    def actor_params(state: types.LearnerState, env_steps: types.Array, evaluate: bool) -> Any:
+    def actor_params(
+        state: types.LearnerState,
+        env_steps: types.Array,
+        evaluate: bool,
+        constants: types.Constants,
+    ) -> Any:
+        del constants
         epsilon = config.epsilon_evaluate if evaluate else schedule(env_steps)
         params = evaluated(state.params) if evaluate else state.params
         return {"params": params, "epsilon": jnp.asarray(epsilon, jnp.float32)}

@@ -43,6 +43,7 @@ class _Context:
     agent: types.Agent[replay.Config]
     environment: types.Environment
     num_seeds: int
+    constants: types.Constants
     pace: loops.Pace
     begins: int  # Agent steps after which iterations learn.
     store: replay.Replay
@@ -55,6 +56,7 @@ def make(
     seeds: Sequence[int],
     evaluation: Callable[[int], types.Environment] | None = None,
     evaluation_limit: int = 0,
+    constants: types.Constants = types.NO_CONSTANTS,
 ) -> loops.Loop:
     """Returns the loop of `agent` in `environment`.
 
@@ -64,6 +66,7 @@ def make(
       seeds: K of them; they share one program (`jax.vmap`).
       evaluation: B -> the environment to evaluate in, of B rows; None is `environment` itself.
       evaluation_limit: as for `loops.evaluation_limit`.
+      constants: frozen parameters that the learner and the policy read; all seeds share them.
 
     Raises:
       ValueError: if the number of environments fits neither `samples_per_update` nor the capacity.
@@ -74,14 +77,16 @@ def make(
         agent=agent,
         environment=environment,
         num_seeds=len(seeds),
+        constants=constants,
         pace=loops.pace(config, num_envs),
         begins=loops.learning_begins(config, num_envs, sees_own_ticks=True),
         store=replay.device(environment.spec, config, num_envs),
-        names=loops.feedback_names(agent, environment.spec),
+        names=loops.feedback_names(agent, environment.spec, constants),
     )
     over_seeds = functools.partial(_over_seeds, len(seeds))
     keys = _stack([jax.random.key(seed) for seed in seeds], len(seeds))
-    init = jax.jit(over_seeds(functools.partial(_init_seed, context), 0, _SEED_AXES))
+    begin = functools.partial(_init_seed, context)
+    init = jax.jit(over_seeds(begin, (None, 0), _SEED_AXES))
     next_interval = jax.jit(over_seeds(metrics.next_interval, 0, 0))
     warm_up, train = _program(context, 0), _program(context, context.pace.updates)
 
@@ -89,7 +94,7 @@ def make(
     def make_evaluator(episodes: int) -> Callable[..., loops.Episodes]:
         eval_environment = environment if evaluation is None else evaluation(episodes)
         limit = loops.evaluation_limit(eval_environment.spec, evaluation_limit)
-        return evaluator(agent, eval_environment, len(seeds), limit=limit)
+        return evaluator(agent, eval_environment, len(seeds), limit=limit, constants=constants)
 
     def evaluate(state: RunState, episodes: int) -> loops.Episodes:
         results = make_evaluator(episodes)(state.learner, state.env_steps, keys, episodes)
@@ -97,13 +102,13 @@ def make(
 
     return loops.Loop(
         seeds=tuple(seeds),
-        init=lambda: init(keys),
+        init=lambda: init(constants, keys),
         advance=functools.partial(_advance, context, warm_up, train, loops.ChunkSize(32)),
         steps=lambda state: int(state.env_steps),
         rows=functools.partial(_metrics_rows, context, next_interval),
         evaluate=evaluate,
         snapshot=lambda state: state,
-        template=lambda: jax.eval_shape(init, keys),
+        template=lambda: jax.eval_shape(init, constants, keys),
         restore=lambda saved, spans=(): jax.tree.map(jnp.asarray, saved),
     )
 
@@ -114,13 +119,13 @@ def _over_seeds(
     return jax.vmap(function, in_axes, out_axes) if num_seeds > 1 else function
 
 
-def _init_seed(context: _Context, key: types.Key) -> RunState:
+def _init_seed(context: _Context, constants: types.Constants, key: types.Key) -> RunState:
     """Returns the state of one seed before step 0."""
     agent = context.agent
     learner_key, environment_key, key = jax.random.split(key, 3)
     learner = agent.learner.init(learner_key)
     env_steps = jnp.zeros((), jnp.int32)
-    params = agent.actor_params(learner, env_steps, False)
+    params = agent.actor_params(learner, env_steps, False, constants)
     return RunState(
         env_steps=env_steps,
         learner=learner,
@@ -131,12 +136,14 @@ def _init_seed(context: _Context, key: types.Key) -> RunState:
     )
 
 
-def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
+def _iteration(
+    context: _Context, updates: int, constants: types.Constants, state: RunState
+) -> RunState:
     """Returns the state of one seed after an iteration with `updates` learner steps."""
     agent, environment, store = context.agent, context.environment, context.store
     key = jax.random.fold_in(state.key, state.env_steps)
     act_key, sample_key = jax.random.split(key)
-    params = agent.actor_params(state.learner, state.env_steps, False)
+    params = agent.actor_params(state.learner, state.env_steps, False, constants)
     trajectory, actor = rollout.rollout(
         agent.policy, environment, params, state.actor, act_key, context.pace.ticks
     )
@@ -150,7 +157,7 @@ def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
         learner, sums, priorities = carry
         current = contents._replace(priorities=priorities)
         batch = store.sample(current, key)
-        learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
+        learner, feedback = agent.learner.step(learner, batch, constants)
         priorities = store.update(current, batch.indices, feedback.priorities).priorities
         return (learner, metrics.learn(sums, feedback), priorities), None
 
@@ -168,12 +175,13 @@ def _iteration(context: _Context, updates: int, state: RunState) -> RunState:
 def _program(context: _Context, updates: int) -> Callable[[RunState, jax.Array], RunState]:
     """Returns the compiled (state, count) -> state after `count` iterations; state is donated."""
     step = functools.partial(_iteration, context, updates)
-    step = _over_seeds(context.num_seeds, step, (_SEED_AXES,), _SEED_AXES)
+    step = _over_seeds(context.num_seeds, step, (None, _SEED_AXES), _SEED_AXES)
 
-    def run(state: RunState, count: jax.Array) -> RunState:
-        return jax.lax.fori_loop(0, count, lambda i, s: step(s), state)
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run(state: RunState, count: jax.Array, constants: types.Constants) -> RunState:
+        return jax.lax.fori_loop(0, count, lambda i, s: step(constants, s), state)
 
-    return jax.jit(run, donate_argnums=0)
+    return lambda state, count: run(state, count, context.constants)
 
 
 def _advance(
@@ -204,7 +212,7 @@ def _metrics_rows(
     for k in range(context.num_seeds):
         learner = seed_of(state.learner, k=k, num_seeds=context.num_seeds)
         sums = seed_of(state.metrics, k=k, num_seeds=context.num_seeds)
-        rows.append(loops.row(context.agent, learner, env_steps, sums))
+        rows.append(loops.row(context.agent, learner, env_steps, context.constants, sums))
     return state._replace(metrics=next_interval(state.metrics)), rows
 
 
@@ -249,8 +257,10 @@ class _Evaluator:
 
     num_envs: int  # B.
     limit: int  # Ticks of a round at most.
-    begin: Callable[..., _Playing]  # (learner, env_steps, key).
-    proceed: Callable[..., _Playing]  # (rows, learner, env_steps, key, start, count); donates rows.
+    constants: types.Constants
+    begin: Callable[..., _Playing]  # (learner, env_steps, constants, key).
+    # (rows, learner, env_steps, constants, key, start, count); donates rows.
+    proceed: Callable[..., _Playing]
     fold: Callable[[Any, int], Any]  # (keys, number) -> keys.
     keys: Callable[[Any, Any], Any]  # (keys, env_steps) -> keys of an evaluation.
     chunk: loops.ChunkSize  # Ticks of the next call.
@@ -262,6 +272,7 @@ def evaluator(
     num_seeds: int = 1,
     *,
     limit: int = loops.EVALUATION_LIMIT,
+    constants: types.Constants = types.NO_CONSTANTS,
 ) -> Callable[..., loops.Episodes]:
     """Returns (learner, env_steps, key, episodes) -> `Episodes`, [episodes] or [K, episodes].
 
@@ -276,9 +287,10 @@ def evaluator(
         _Evaluator(
             num_envs=environment.num_envs,
             limit=limit,
-            begin=jax.jit(over_seeds(begin, (axes, None, 0), 0)),
+            constants=constants,
+            begin=jax.jit(over_seeds(begin, (axes, None, None, 0), 0)),
             proceed=jax.jit(
-                over_seeds(proceed, (0, axes, None, 0, None, None), 0), donate_argnums=0
+                over_seeds(proceed, (0, axes, None, None, 0, None, None), 0), donate_argnums=0
             ),
             fold=jax.jit(over_seeds(jax.random.fold_in, (0, None), 0)),
             keys=jax.jit(over_seeds(loops.evaluation_key, (0, None), 0)),
@@ -292,9 +304,10 @@ def _begin(
     environment: types.Environment,
     learner: types.LearnerState,
     env_steps: jax.Array,
+    constants: types.Constants,
     key: types.Key,
 ) -> _Playing:
-    params = agent.actor_params(learner, env_steps, True)
+    params = agent.actor_params(learner, env_steps, True, constants)
     actor = rollout.start(agent.policy, environment, params, key)
     num_envs = environment.num_envs
     return _Playing(actor, jnp.zeros(num_envs), jnp.zeros(num_envs, bool))
@@ -306,12 +319,13 @@ def _proceed(
     rows: _Playing,
     learner: types.LearnerState,
     env_steps: jax.Array,
+    constants: types.Constants,
     key: types.Key,
     start: jax.Array,
     count: jax.Array,
 ) -> _Playing:
     """Returns the rows after `count` ticks; `start` is the number of the first within its key."""
-    params = agent.actor_params(learner, env_steps, True)
+    params = agent.actor_params(learner, env_steps, True, constants)
 
     def tick(t: jax.Array, rows: _Playing) -> _Playing:
         trajectory, actor = rollout.rollout(
@@ -332,7 +346,7 @@ def _evaluate(
     rounds, draws = [], 0
     for _ in range(-(-episodes // evaluator.num_envs)):
         folded = evaluator.fold(key, draws)
-        rows, ticks = evaluator.begin(learner, env_steps, folded), 0
+        rows, ticks = evaluator.begin(learner, env_steps, evaluator.constants, folded), 0
         while ticks < limit and not np.all(rows.done):
             start = ticks % EVALUATION_TICKS
             if start == 0:
@@ -341,7 +355,9 @@ def _evaluate(
             count = min(evaluator.chunk.size, EVALUATION_TICKS - start, limit - ticks)
             with evaluator.chunk.timed(count):
                 span = np.asarray(start, np.int32), np.asarray(count, np.int32)
-                rows = evaluator.proceed(rows, learner, env_steps, folded, *span)
+                rows = evaluator.proceed(
+                    rows, learner, env_steps, evaluator.constants, folded, *span
+                )
                 jax.block_until_ready(rows.done)
             ticks += count
         draws += 1

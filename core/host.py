@@ -56,6 +56,7 @@ class _Context:
     agent: types.Agent[replay.Config]
     environment: types.HostEnvironment
     seed: int
+    constants: types.Constants
     pace: loops.Pace
     begins: int  # Transitions in the replay after which iterations learn.
     store: replay.Replay
@@ -89,6 +90,7 @@ def make(
     seed: int,
     evaluation: Callable[[int], types.HostEnvironment] | None = None,
     evaluation_limit: int = 0,
+    constants: types.Constants = types.NO_CONSTANTS,
 ) -> loops.Loop:
     """Returns the loop of `agent` in `environment`.
 
@@ -99,6 +101,7 @@ def make(
       evaluation: B -> the environment to evaluate in, of B rows, which the loop closes; None
         refuses evaluation.
       evaluation_limit: as for `loops.evaluation_limit`.
+      constants: frozen parameters that the learner and the policy read.
 
     Raises:
       ValueError: if the number of environments fits neither `samples_per_update` nor the capacity,
@@ -110,10 +113,11 @@ def make(
         agent=agent,
         environment=environment,
         seed=seed,
+        constants=constants,
         pace=loops.pace(config, num_envs),
         begins=loops.learning_begins(config, num_envs, sees_own_ticks=False),
         store=replay.host(spec, config, num_envs),
-        names=loops.feedback_names(agent, spec),
+        names=loops.feedback_names(agent, spec, constants),
         init_learner=jax.jit(functools.partial(_init_learner, agent.learner)),
         act=jax.jit(functools.partial(_act, agent)),
         learn=jax.jit(functools.partial(_learn, agent), donate_argnums=0),
@@ -125,7 +129,7 @@ def make(
         init=functools.partial(_init, context),
         advance=functools.partial(_advance, context),
         steps=lambda state: state.env_steps,
-        rows=functools.partial(_metrics_rows, agent),
+        rows=functools.partial(_metrics_rows, context),
         evaluate=functools.partial(_evaluate, context),
         snapshot=_snapshot,
         template=functools.partial(_template, context),
@@ -150,19 +154,24 @@ def _act(
     agent: types.Agent,
     learner: types.LearnerState,
     env_steps: jax.Array,
+    constants: types.Constants,
     observation: jax.Array,
     memory: Any,
     key: types.Key,
 ) -> tuple[jax.Array, Any]:
     """Returns the actions of a tick, [B], and the policy's memory after them."""
-    params = agent.actor_params(learner, env_steps, False)
+    params = agent.actor_params(learner, env_steps, False, constants)
     key = jax.random.fold_in(key, env_steps)
     action, memory, _ = agent.policy.step(params, observation, memory, key)
     return action, memory
 
 
 def _learn(
-    agent: types.Agent, learner: types.LearnerState, sums: metrics.Metrics, batches: types.Batch
+    agent: types.Agent,
+    learner: types.LearnerState,
+    sums: metrics.Metrics,
+    batches: types.Batch,
+    constants: types.Constants,
 ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
     """Takes a learner step for each of U batches, [U, ...]; returns the new priorities too, [U, B].
 
@@ -171,7 +180,7 @@ def _learn(
 
     def update(carry: Any, batch: types.Batch) -> tuple[Any, jax.Array | None]:
         learner, sums = carry
-        learner, feedback = agent.learner.step(learner, batch, types.NO_CONSTANTS)
+        learner, feedback = agent.learner.step(learner, batch, constants)
         priorities = feedback.priorities if agent.experience.priority_exponent else None
         return (learner, metrics.learn(sums, feedback)), priorities
 
@@ -197,8 +206,9 @@ def _update_priorities(
     return contents
 
 
-def _fresh_memory(agent: types.Agent, learner: types.LearnerState, env_steps: int) -> Any:
-    params = agent.actor_params(learner, loops.count(env_steps), False)
+def _fresh_memory(context: _Context, learner: types.LearnerState, env_steps: int) -> Any:
+    agent, steps = context.agent, loops.count(env_steps)
+    params = agent.actor_params(learner, steps, False, context.constants)
     return agent.policy.initial_state(params, None, 0)
 
 
@@ -210,7 +220,7 @@ def _init(context: _Context) -> RunState:
         learner=learner,
         replay=context.store.init(),
         observation=np.asarray(context.environment.reset(context.seed).observation),
-        memory=_fresh_memory(context.agent, learner, 0),
+        memory=_fresh_memory(context, learner, 0),
         key=key,
         metrics=metrics.init(context.environment.num_envs, context.names),
         pending=_nothing_pending(context),
@@ -224,7 +234,9 @@ def _iteration(context: _Context, state: RunState) -> RunState:
     observation, memory, env_steps = state.observation, state.memory, state.env_steps
     pending = state.pending
     for tick in range(context.pace.ticks):
-        action, memory = context.act(learner, np.int32(env_steps), observation, memory, state.key)
+        action, memory = context.act(
+            learner, np.int32(env_steps), context.constants, observation, memory, state.key
+        )
         drawn = batches = None
         # Transitions added to the replay: env_steps, unless a replay was lost and begun anew.
         gathered = int(np.sum(contents.newest, dtype=np.int64))
@@ -238,7 +250,7 @@ def _iteration(context: _Context, state: RunState) -> RunState:
         environment.send(action)
         priorities = None
         if batches is not None:  # The call returns before the device is done.
-            learner, sums, priorities = context.learn(learner, sums, batches)
+            learner, sums, priorities = context.learn(learner, sums, batches, context.constants)
         if pending is not None:
             # These priorities are computed for sure, as the parameters of the same updates have
             # acted. They are stored while environments and learner work, always one tick late.
@@ -250,7 +262,7 @@ def _iteration(context: _Context, state: RunState) -> RunState:
         contents = store.add(contents, observation, action, timestep)
         sums = _observe(sums, timestep._replace(observation=None, next_observation=None))
         if memory is not None and np.any(timestep.last()):
-            fresh = _fresh_memory(context.agent, learner, env_steps)
+            fresh = _fresh_memory(context, learner, env_steps)
             memory = rollout.reset_memory(fresh, memory, timestep.last())
         observation = np.asarray(timestep.observation)
         env_steps += environment.num_envs
@@ -264,8 +276,9 @@ def _advance(context: _Context, state: RunState, until: int) -> RunState:
     return state
 
 
-def _metrics_rows(agent: types.Agent, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
-    row = loops.row(agent, state.learner, loops.count(state.env_steps), state.metrics)
+def _metrics_rows(context: _Context, state: RunState) -> tuple[RunState, list[dict[str, float]]]:
+    steps = loops.count(state.env_steps)
+    row = loops.row(context.agent, state.learner, steps, context.constants, state.metrics)
     return state._replace(metrics=metrics.next_interval(state.metrics)), [row]
 
 
@@ -276,9 +289,8 @@ def _evaluate(context: _Context, state: RunState, episodes: int) -> loops.Episod
         context.opened[episodes] = context.evaluation(episodes)
     environment = context.opened[episodes]
     limit = loops.evaluation_limit(environment.spec, context.evaluation_limit)
-    episode_batch = play(
-        context.agent, environment, state.learner, state.env_steps, context.seed, limit=limit
-    )
+    acting = context.agent, environment, state.learner, state.env_steps, context.seed
+    episode_batch = play(*acting, limit=limit, constants=context.constants)
     return loops.Episodes(episode_batch.returns[None], episode_batch.cut[None])
 
 
@@ -343,7 +355,7 @@ def _restore(
         learner=learner,
         replay=context.store.cut(contents),
         observation=np.asarray(timestep.observation),
-        memory=_fresh_memory(context.agent, learner, env_steps),
+        memory=_fresh_memory(context, learner, env_steps),
         key=saved.key,
         metrics=jax.tree.map(jnp.asarray, sums),
         pending=pending,
@@ -357,12 +369,13 @@ def play(
     env_steps: int,
     seed: int,
     limit: int = loops.EVALUATION_LIMIT,
+    constants: types.Constants = types.NO_CONSTANTS,
 ) -> loops.Episodes:
     """Plays one episode in each of B rows, with the acting parameters of evaluation.
 
     Episodes that still run after `limit` ticks are cut; results are [B].
     """
-    ticks = playing(agent, environment, learner, env_steps, seed, limit)
+    ticks = playing(agent, environment, learner, env_steps, seed, limit, constants)
     while True:
         try:
             next(ticks)
@@ -377,9 +390,10 @@ def playing(
     env_steps: int,
     seed: int,
     limit: int,
+    constants: types.Constants = types.NO_CONSTANTS,
 ) -> Generator[None, None, loops.Episodes]:
     """Plays as `play` does, and yields before each tick, when the environment may be drawn."""
-    params = agent.actor_params(learner, loops.count(env_steps), True)
+    params = agent.actor_params(learner, loops.count(env_steps), True, constants)
     key = loops.evaluation_key(jax.random.key(seed), env_steps)
     step = jax.jit(agent.policy.step)
     memory = agent.policy.initial_state(params, None, 0)

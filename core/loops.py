@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -150,10 +151,14 @@ def count(steps: int) -> np.ndarray:
 
 
 def row(
-    agent: types.Agent, learner: types.LearnerState, env_steps: types.Array, sums: metrics.Metrics
+    agent: types.Agent,
+    learner: types.LearnerState,
+    env_steps: types.Array,
+    constants: types.Constants,
+    sums: metrics.Metrics,
 ) -> dict[str, float]:
     """Returns the metrics of an interval by name, and the policy's epsilon if it has one."""
-    acting = agent.actor_params(learner, env_steps, False)
+    acting = agent.actor_params(learner, env_steps, False, constants)
     epsilon = {"epsilon": float(acting["epsilon"])} if "epsilon" in acting else {}
     return metrics.row(sums) | epsilon
 
@@ -182,18 +187,20 @@ def learning_begins(config: replay.Config, num_envs: int, *, sees_own_ticks: boo
     return max(config.min_replay_size, config.n_step * num_envs - ahead)
 
 
-def feedback_names(agent: types.Agent, spec: types.Spec) -> dict[str, Any]:
+def feedback_names(
+    agent: types.Agent, spec: types.Spec, constants: types.Constants
+) -> dict[str, Any]:
     """Returns names of the learner's metrics, as keys, by tracing alone."""
-    sample = jax.eval_shape(lambda: _example(agent, spec)).metrics
+    sample = jax.eval_shape(functools.partial(_example, agent, spec), constants).metrics
     return dict.fromkeys(sample)
 
 
-def _example(agent: types.Agent, spec: types.Spec) -> types.Feedback:
+def _example(agent: types.Agent, spec: types.Spec, constants: types.Constants) -> types.Feedback:
     store = replay.device(
         spec, replay.Config(capacity=1, min_replay_size=1, batch_size=1, n_step=1), 1
     )
     batch = store.sample(store.init(), jax.random.key(0))
-    return agent.learner.step(agent.learner.init(jax.random.key(0)), batch, types.NO_CONSTANTS)[1]
+    return agent.learner.step(agent.learner.init(jax.random.key(0)), batch, constants)[1]
 
 
 def iterations(env_steps: int, until: int, per_iteration: int) -> int:

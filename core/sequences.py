@@ -256,11 +256,16 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
     return _Drawn(data, sums, kept, count)
 
 
+def _acting(context: _Context, state: RunState, *, evaluate: bool) -> Any:
+    steps = loops.count(state.steps)
+    return context.agent.actor_params(state.learner, steps, evaluate, context.constants)
+
+
 def _sample(
     context: _Context, sampling: Sampling, state: RunState, count: int
 ) -> tuple[Any, metrics.Metrics]:
     """Returns rows that the policy samples, and the metrics with their scores."""
-    acting = context.agent.actor_params(state.learner, loops.count(state.steps), False)
+    acting = _acting(context, state, evaluate=False)
     prompts = sampling.prompts(state.steps, count)
     rows = sampling.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
     scores = sampling.score(rows, prompts)
@@ -303,14 +308,14 @@ def _metrics_rows(context: _Context, state: RunState) -> tuple[RunState, list[di
 
 
 def _evaluate(
-    agent: types.Agent,
+    context: _Context,
     score: Callable[[Any, int, types.Key], np.ndarray] | None,
     state: RunState,
     episodes: int,
 ) -> loops.Episodes:
     if score is None:
         raise ValueError("nothing to evaluate by; hand over a function that scores sequences")
-    acting = agent.actor_params(state.learner, loops.count(state.steps), True)
+    acting = _acting(context, state, evaluate=True)
     key = loops.evaluation_key(state.key, state.steps)
     scores = np.asarray(score(acting, episodes, key))[None]
     return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.

@@ -236,13 +236,14 @@ Experience = TypeVar("Experience")
 class Agent(NamedTuple, Generic[Experience]):
     """A learner, a policy, the rule for the acting parameters, and settings of the experience.
 
-    `actor_params(learner_state, env_steps, evaluate)` returns what the policy's functions take
-    as params: online, target or averaged weights, and settings of exploration such as epsilon.
+    `actor_params(learner_state, env_steps, evaluate, constants)` returns what the policy's
+    functions take as params: online, target or averaged weights, by themselves or over a frozen
+    base, and settings of exploration such as epsilon.
     """
 
     policy: Policy
     learner: Learner
-    actor_params: Callable[[LearnerState, Array, bool], Params]
+    actor_params: Callable[[LearnerState, Array, bool, Constants], Params]
     # Settings of the data to learn from: in games `replay.Config`; in language models the source of
     # texts, `tuning.Mixture` or `rlhf.OnPolicy`; None where the agent leaves them to its caller.
     experience: Experience

@@ -294,7 +294,7 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
     return types.Agent(
         policy=types.Policy(refuse, refuse),
         learner=learner(on_decoder(model), config),
-        actor_params=lambda state, steps, evaluate: {"params": state.params},
+        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
         experience=None,
         config=config,
     )

@@ -180,7 +180,7 @@ def make(
             samples_per_prompt=c.samples_per_prompt,
         ),
         learner=_learner(context),
-        actor_params=lambda state, steps, evaluate: {"params": state.params},
+        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
         experience=OnPolicy(c.samples_per_prompt, c.temperature, context.has_value),
         config=algorithm or c,
     )

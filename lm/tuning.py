@@ -189,7 +189,7 @@ def make(
     return types.Agent(
         policy=policy.language_model(model, divergence=divergence),
         learner=learner,
-        actor_params=lambda state, steps, evaluate: {"params": state.params},
+        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
         experience=mixture or Mixture(),
         config=algorithm,
     )

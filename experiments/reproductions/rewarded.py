@@ -60,8 +60,7 @@ def program(
         def rows(
             state: types.LearnerState, constants: types.Constants, ids: jax.Array, key: types.Key
         ) -> rollouts.Episodes:
-            del constants
-            acting = agent.actor_params(state, state.steps, False)
+            acting = agent.actor_params(state, state.steps, False, constants)
             prompts = letters.as_prompts(ids)
             return rollouts.sample(sampler, scorer.score, acting, prompts, key, scorers)
 

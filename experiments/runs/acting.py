@@ -28,7 +28,11 @@ class Run:
 
     def acting(self) -> Any:
         """Parameters that the policy takes, with the exploration of evaluation."""
-        return self.agent.actor_params(self.learner, jnp.asarray(self.env_steps), True)
+        return self._acting(evaluate=True)
+
+    def _acting(self, *, evaluate: bool) -> Any:
+        steps = jnp.asarray(self.env_steps)
+        return self.agent.actor_params(self.learner, steps, evaluate, types.NO_CONSTANTS)
 
     def act(self, observation: np.ndarray, key: types.Key, state: Any = None) -> np.ndarray:
         """Actions, int32 [B], for observations [B, ...]; `state` is a recurrent policy's memory."""
@@ -80,7 +84,7 @@ class Run:
 
     def export(self, path: str | pathlib.Path) -> None:
         """Writes the parameters that act in training as safetensors: all there are of them."""
-        acting = self.agent.actor_params(self.learner, jnp.asarray(self.env_steps), False)
+        acting = self._acting(evaluate=False)
         params = acting["params"] if isinstance(acting, dict) and "params" in acting else acting
         checkpoints.export_params(path, params)
 

@@ -120,6 +120,12 @@ class Setup(Work):
 
         return mean
 
+    @property
+    def constants(self) -> types.Constants:
+        """Frozen parameters that the learner and the policy read."""
+        teacher = None if self.teacher is None else self.teacher.params
+        return types.Constants(teacher=teacher, start=self.start)
+
     def measures(self, learner: types.LearnerState, steps: int) -> dict[str, float]:
         """Returns the divergence that is learnt by, from the teacher on held-out completions.
 
@@ -127,7 +133,7 @@ class Setup(Work):
         """
         if self.teacher is None:
             return {}
-        acting = self.agent.actor_params(learner, loops.count(steps), True)
+        acting = self.agent.actor_params(learner, loops.count(steps), True, self.constants)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
         rows = batches.pad(
             self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id
@@ -149,7 +155,7 @@ class Setup(Work):
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Greedy answers to the first few held-out examples, for a reader."""
-        acting = self.agent.actor_params(learner, loops.count(steps), True)
+        acting = self.agent.actor_params(learner, loops.count(steps), True, self.constants)
         lines = self.evaluator.greedy_lines(acting, jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
@@ -174,7 +180,6 @@ class Setup(Work):
         is as for `sequences.make`.
         """
         (seed,) = seeds
-        teacher = None if self.teacher is None else self.teacher.params
         if self.actor is None:
             source, evaluate = self.source(seed), self.evaluator.scores
             lines = self.evaluator.lines
@@ -191,7 +196,7 @@ class Setup(Work):
             source,
             seed,
             params=self.initial_params,
-            constants=types.Constants(teacher=teacher, start=self.start),
+            constants=self.constants,
             evaluate=evaluate,
             placement=self.placement,
             abandons=abandons,

@@ -96,7 +96,7 @@ class Setup(Work):
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """The first few held-out pairs and their rewards, for a reader."""
-        acting = self.agent.actor_params(learner, loops.count(steps), True)
+        acting = self.agent.actor_params(learner, loops.count(steps), True, types.NO_CONSTANTS)
         pairs, words = self.test[:SHOWN], self.student.tokenizer
         rows = zip(pairs, *self.rewards(acting["params"], pairs), strict=True)
         return [reward_models.line(words, *row) for row in rows]

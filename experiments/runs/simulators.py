@@ -97,7 +97,8 @@ def _compiled_frames(
     seed: int,
     limit: int,
 ) -> Iterator[np.ndarray]:
-    policy, params = agent.policy, agent.actor_params(learner, jnp.asarray(steps), True)
+    policy = agent.policy
+    params = agent.actor_params(learner, jnp.asarray(steps), True, types.NO_CONSTANTS)
     key = jax.random.fold_in(jax.random.key(seed), 0xF17)
 
     @jax.jit

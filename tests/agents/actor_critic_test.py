@@ -227,7 +227,7 @@ def test_copies_are_counted_by_the_period_and_set_the_temperature_of_acting():
     step = jax.jit(agent.learner.step)
     state = agent.learner.init(jax.random.key(0))
     for _ in range(2 * PERIOD + 1):
-        acting = agent.actor_params(state, np.asarray(0), True)
+        acting = agent.actor_params(state, np.asarray(0), True, types.NO_CONSTANTS)
         state, feedback = step(state, everywhere(), types.NO_CONSTANTS)
         seen.append(float(feedback.metrics["k"]))
         np.testing.assert_allclose(acting["temperature"], 1 / (1 + seen[-1]))

@@ -82,7 +82,7 @@ def test_every_agent_learns_from_a_batch_goes_on_from_a_checkpoint_and_acts(name
     whole, resumed = (step(x, transitions(), None)[0] for x in (state, saved))
     assert int(resumed.steps) == 4
     assert not any(map(differ, jax.tree.leaves(whole), jax.tree.leaves(resumed)))
-    params = agent(name).actor_params(resumed, np.asarray(0, np.int32), True)
+    params = agent(name).actor_params(resumed, np.asarray(0, np.int32), True, types.NO_CONSTANTS)
     action, _, _ = agent(name).policy.step(params, PLACES, None, jax.random.key(0))
     assert action.shape == (8,) and set(np.unique(action)) <= {0, 1}
 
@@ -110,7 +110,7 @@ def test_every_agent_learns_the_chain(name: str):
     losses = []
     for k in range(len(SEEDS)):
         learner = compiled.seed_of(state.learner, k, len(SEEDS))
-        params = agent(name).actor_params(learner, state.env_steps, True)
+        params = agent(name).actor_params(learner, state.env_steps, True, types.NO_CONSTANTS)
         policy = np.asarray(step(params, PLACES, None, jax.random.key(0))[0])
         losses.append(np.mean(OPTIMAL.max(1) - value_of(policy)))
     limit = 0.05 * OPTIMAL.max()

@@ -182,7 +182,7 @@ def test_the_full_rainbow_draws_noise_to_act_and_to_learn():
     assert config.learning.replay.importance_exponent_final == 1.0
     agent = rainbow.make(None, SPEC, config)
     state = agent.learner.init(jax.random.key(0))
-    acting = agent.actor_params(state, np.asarray(0), False)
+    acting = agent.actor_params(state, np.asarray(0), False, types.NO_CONSTANTS)
     assert acting["epsilon"] == 0
     step = jax.jit(agent.policy.step)
     observation = np.zeros((32, 3), np.float32)
@@ -206,13 +206,13 @@ def test_the_full_rainbow_is_evaluated_by_the_means_of_its_noisy_layers():
     observation = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
 
     def actions(evaluate: bool) -> np.ndarray:
-        acting = agent.actor_params(state, np.asarray(0), evaluate)
+        acting = agent.actor_params(state, np.asarray(0), evaluate, types.NO_CONSTANTS)
         keys = map(jax.random.key, range(5))
         return np.stack([step(acting, observation, None, key)[0] for key in keys])
 
     assert np.all(actions(True) == actions(True)[0])
     assert np.any(actions(False) != actions(False)[0])
-    means = agent.actor_params(state, np.asarray(0), True)["params"]
+    means = agent.actor_params(state, np.asarray(0), True, types.NO_CONSTANTS)["params"]
     zeroed = {name for name in means if not np.any(means[name]["w"])}
     # A hidden and a last layer in each of two streams; nothing else is left out.
     assert zeroed == {"noise", "noise_1", "noise_2", "noise_3"} <= set(state.params)

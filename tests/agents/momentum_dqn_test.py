@@ -83,7 +83,7 @@ def test_it_acts_greedily_on_the_average_which_starts_as_the_values():
     state = agent.learner.init(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, state.params["q"], state.params["actor"])
     state.params["actor"] = agent.learner.init(jax.random.key(1)).params["actor"]
-    acting = agent.actor_params(state, np.asarray(0), True)
+    acting = agent.actor_params(state, np.asarray(0), True, types.NO_CONSTANTS)
     assert set(acting) == {"params", "epsilon"}
     acting["epsilon"] = np.float32(0)
     x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)

@@ -126,7 +126,7 @@ def test_it_acts_at_the_temperature_of_its_policy(tau):
     )
     agent = politex_dqn.make(lambda x: x, spec, config)
     state = agent.learner.init(jax.random.key(0))._replace(steps=jnp.asarray(29))
-    acting = agent.actor_params(state, np.asarray(0), True)
+    acting = agent.actor_params(state, np.asarray(0), True, types.NO_CONSTANTS)
     temperature = acting["temperature"]
     np.testing.assert_allclose(temperature, tau or 0.6 / 3, rtol=1e-6)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)

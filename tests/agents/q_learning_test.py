@@ -112,7 +112,9 @@ def test_epsilon_follows_dopamines_schedule():
     state = agent.learner.init(jax.random.key(0))
 
     def epsilon(step, evaluate=False):
-        return float(agent.actor_params(state, np.asarray(step), evaluate)["epsilon"])
+        return float(
+            agent.actor_params(state, np.asarray(step), evaluate, types.NO_CONSTANTS)["epsilon"]
+        )
 
     # 1 for 20,000 steps, then 0.01 after 250,000 more; half-way 0.505.
     assert [epsilon(0), epsilon(20_000)] == [1.0, 1.0]

@@ -162,7 +162,7 @@ def test_the_learner_follows_the_definition(name):
     assert feedback.priorities is not None
     np.testing.assert_allclose(feedback.priorities, losses, rtol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, after.targets["periodic"], old)
-    acting = agent.actor_params(state, np.asarray(0), True)
+    acting = agent.actor_params(state, np.asarray(0), True, types.NO_CONSTANTS)
     acting["epsilon"] = np.float32(0)
     action, _, _ = agent.policy.step(acting, t.observation, None, jax.random.key(0))
     np.testing.assert_array_equal(action, z_tm1.mean(1).argmax(1))
@@ -185,7 +185,7 @@ def test_iqn_draws_new_fractions_to_act_and_to_learn():
     step = jax.jit(agent.policy.step)
     # Larger weights, so that fractions matter to which action is best.
     larger = state._replace(params=jax.tree.map(lambda x: 4 * x, state.params))
-    acting = agent.actor_params(larger, np.asarray(0), True)
+    acting = agent.actor_params(larger, np.asarray(0), True, types.NO_CONSTANTS)
     observation = batch(size=200).data.observation
     first, again, other = (
         np.asarray(step(acting, observation, None, jax.random.key(k))[0]) for k in (1, 1, 2)

@@ -312,7 +312,9 @@ def test_how_an_evaluation_is_cut_into_calls_changes_no_number(monkeypatch):
         {},
     )
     policy = types.Policy(lambda params, context, max_length: None, uniform)
-    walker = agent()._replace(policy=policy, actor_params=lambda state, steps, evaluate: {})
+    walker = agent()._replace(
+        policy=policy, actor_params=lambda state, steps, evaluate, constants: {}
+    )
     state = compiled_loop().init()
     # As evaluations of earlier versions found it, in calls of 250 ticks.
     golden = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]
@@ -384,3 +386,35 @@ def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
     assert loop.steps(state) == 600 * (n + 1 if kind == "host" else n)
     _, (row,) = loop.rows(state)
     assert np.isfinite(row["loss"])
+
+
+@pytest.mark.parametrize("kind", ["compiled", "seeds", "host"])
+@pytest.mark.parametrize("action", [0, 1])
+def test_what_is_frozen_is_read_by_learner_and_policy(kind, action):
+    """By its base alone this policy always goes one way, and this learner says which."""
+
+    def step(params, observation, state, key):
+        return jnp.full(len(observation), params["base"], jnp.int32), state, {}
+
+    def learn(state, batch, constants):
+        state, feedback = agent().learner.step(state, batch, constants)
+        return state, feedback._replace(metrics=feedback.metrics | {"base": constants.base * 1.0})
+
+    follower = agent()._replace(
+        policy=types.Policy(lambda params, context, max_length: None, step),
+        learner=agent().learner._replace(step=learn),
+        actor_params=lambda state, steps, evaluate, constants: {"base": constants.base},
+    )
+    constants = types.Constants(base=jnp.asarray(action))
+    if kind == "host":
+        environments = OnHost(toy.chain(4)), 0, lambda n: OnHost(toy.chain(n))
+        loop = host.make(follower, *environments, constants=constants)
+    else:
+        seeds = (0, 1) if kind == "seeds" else (0,)
+        loop = compiled.make(follower, toy.chain(4), seeds, toy.chain, constants=constants)
+    state = to_end(loop, loop.init(), 700)
+    state, rows = loop.rows(state)
+    assert [row["base"] for row in rows] == [action] * len(loop.seeds)
+    assert [row["return_mean"] > 0 for row in rows] == [bool(action)] * len(loop.seeds)
+    returns = loop.evaluate(state, 3).returns
+    assert np.all(returns == returns[0, 0]) and (returns[0, 0] > 0) == bool(action)
