@@ -170,7 +170,7 @@ def make(
         advance=functools.partial(_advance, context),
         steps=lambda state: state.steps,
         rows=functools.partial(_metrics_rows, context),
-        evaluate=functools.partial(_evaluate, agent, evaluate),
+        evaluate=functools.partial(_evaluate, context, evaluate),
         snapshot=lambda state: state._replace(steps=np.asarray(state.steps, np.int64)),
         template=lambda: _template(context),
         restore=lambda saved, spans=(): _restore(context, saved),

@@ -81,8 +81,10 @@ class Saver:
         checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
         self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
 
-    def load(self, *, empty_replay: bool = False) -> Loaded:
-        """Reads the newest checkpoint that is whole; warns of each passed over.
+    def read(self, *, empty_replay: bool = False) -> tuple[Any, dict[str, Any]]:
+        """Returns the newest checkpoint that is whole: the loop's snapshot, and its meta.
+
+        Segments of the replay are verified, and not loaded.
 
         Args:
           empty_replay: passes over the segments of the replay, which begins anew.
@@ -98,15 +100,21 @@ class Saver:
                 "leave --empty-replay out"
             )
         folder, template = self._folder.checkpoints, self._loop.template()
+        check = _check if empty_replay else self._check
         try:
-            saved, meta, _ = checkpoints.restore_latest(
-                folder, template, check=_check if empty_replay else self._check
-            )
+            saved, meta, _ = checkpoints.restore_latest(folder, template, check=check)
         except FileNotFoundError as error:
-            if self._loop.host_replay is None:
-                raise
-            self._offer(error)
+            if self._loop.host_replay is not None:
+                self._offer(error)
             raise
+        return saved, meta
+
+    def load(self, *, empty_replay: bool = False) -> Loaded:
+        """Returns what the newest checkpoint that is whole held; warns of each passed over.
+
+        `empty_replay`, and what is raised, are as for `read`.
+        """
+        saved, meta = self.read(empty_replay=empty_replay)
         if empty_replay:
             state = self._loop.restore(saved, None)
             self._segments, self._since = [], None

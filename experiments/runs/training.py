@@ -257,8 +257,10 @@ class _Run:
         config = folder.config()
         close()
         parts = []
+        for seed in plan.seeds[1:]:
+            self._check(seed)
         for seed in plan.seeds:
-            part = run_folder.RunFolder(folder.path / f"seed_{seed}")
+            part = self._part(seed)
             part.path.mkdir(exist_ok=True)
             with owner.held(part.path):
                 part.write_config(_of_seed(config, plan, seed))
@@ -269,6 +271,20 @@ class _Run:
             parts.append(part)
             folder.write_rows([row for p in parts for row in p.rows()])
             folder.draw(driving.title(plan), work.axes)
+
+    def _part(self, seed: int) -> run_folder.RunFolder:
+        """Returns the folder of one seed of several that run in turn."""
+        return run_folder.RunFolder(self.folder.path / f"seed_{seed}")
+
+    def _check(self, seed: int) -> None:
+        """Refuses a seed that cannot go on, before those ahead of it have worked for hours."""
+        part = self._part(seed)
+        if not part.path.is_dir() or record.standing(part, self.plan.steps) != "saved":
+            return
+        with self.recipe.built(self.folder.path) as work, contextlib.ExitStack() as stack:
+            loop = work.loop((seed,), _ignore, self.plan.log_every, contextlib.nullcontext)
+            stack.callback(loop.close)
+            Saver(part, loop).read(empty_replay=self.empty_replay)
 
     def _drive(
         self,
@@ -321,3 +337,7 @@ class _Run:
                 callback=self.callback,
                 quiet=self.quiet,
             ).run(state, notes)
+
+
+def _ignore(steps: int, texts: list[dict[str, Any]]) -> None:
+    """Receives texts that nobody is to read."""

@@ -361,6 +361,18 @@ def test_a_damaged_replay_is_left_out_on_demand(tmp_path):
     experiments.resume(path, steps=2_400, quiet=True)  # What it has filled since is whole.
 
 
+def test_a_seed_that_cannot_go_on_is_known_before_another_has_worked(tmp_path):
+    path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", num_seeds=2, **HOST)
+    for segment in (path / "seed_1" / "replay").iterdir():
+        segment.write_bytes(segment.read_bytes()[:-1])
+    before = {file: file.stat().st_mtime_ns for file in (path / "seed_0").rglob("*")}
+    with pytest.raises(ValueError, match=r"seed_1.replay is damaged, and all else"):
+        experiments.resume(path, steps=2_000, quiet=True)
+    assert {file: file.stat().st_mtime_ns for file in (path / "seed_0").rglob("*")} == before
+    experiments.resume(path, quiet=True, empty_replay=True)
+    assert [experiments.load(path, seed=seed).env_steps for seed in (0, 1)] == [2_000, 2_000]
+
+
 def test_what_has_no_replay_of_its_own_cannot_leave_it_out(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
