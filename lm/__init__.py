@@ -12,12 +12,12 @@ __all__ = ["ALGORITHMS", "Entry"]
 class Entry(registry.Entry):
     """An algorithm, made of (model, config) or (model, teacher, config), and what it needs."""
 
-    has_teacher: bool = False  # Always.
-    may_distil: bool = False  # A weight of distillation asks for a teacher too.
-    reads_pairs: bool = False  # Learns from preferences, and becomes a reward model.
-    takes_reward: bool = False  # Learns from what its own samples are worth.
-    is_population: bool = False  # Its seeds are members, which become one model.
-    leaves_front: bool = False  # Runs whole iterations, and ends in a front of policies.
+    has_teacher: bool = False  # Whether it always has a teacher.
+    may_distil: bool = False  # Whether a weight of distillation > 0 gives it a teacher.
+    reads_pairs: bool = False  # Whether it learns a reward model from preferences.
+    takes_reward: bool = False  # Whether it learns from rewards of its own samples.
+    is_population: bool = False  # Whether its seeds are members, to be averaged into one model.
+    leaves_front: bool = False  # Whether it runs whole iterations, and ends in a front of policies.
 
 
 def _entry(module: str, description: str, **more: Any) -> Entry:

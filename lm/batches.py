@@ -1,9 +1,9 @@
-"""Batches of token sequences in a few static shapes, drawn so that a step says all.
+"""Batches of padded token sequences in a few static shapes.
 
-Which examples a step reads is a function of (seed, step) alone: a run that goes on in the middle
-of an epoch reads what the uninterrupted one would have, and nothing but the step is saved. An
-epoch is a permutation of the examples; epochs follow each other without a gap, so every batch is
-full, and one may hold the end of an epoch and the beginning of the next.
+The examples of a step's batch depend on (seed, step) alone, so that a run that is resumed in the
+middle of an epoch continues exactly, and nothing but the step is saved. An epoch is a permutation
+of the examples; epochs follow each other without a gap, so every batch is full, and may hold the
+end of one epoch and the beginning of the next.
 
 Shape letters: B rows, T tokens of a row, P tokens of a prompt, N examples.
 """
@@ -25,19 +25,19 @@ from kullback.lm.data import Example
 class Sequences(NamedTuple):
     """Token sequences, padded on the right.
 
-    Logits at t - 1 predict token t. What is padding follows from `segments` and `lengths`, never
-    from a token's id.
+    Logits at t - 1 predict token t. Padding is defined by `segments` and `lengths`, never by a
+    token's id.
     """
 
     tokens: types.Array  # int32, [B, T].
-    is_answer: types.Array  # bool, [B, T]: what is learnt, the end of sequence included.
+    is_answer: types.Array  # bool, [B, T]: tokens to learn, the end of sequence included.
     positions: types.Array  # int32, [B, T]: from 0 in each example; 0 in the padding.
-    segments: types.Array  # int32, [B, T]: from 1 in each row, one an example; 0 is padding.
-    lengths: types.Array  # int32, [B]: tokens that are not padding.
+    segments: types.Array  # int32, [B, T]: number of the row's example, from 1; 0 is padding.
+    lengths: types.Array  # int32, [B]: number of tokens that are not padding.
 
 
 class Prompts(NamedTuple):
-    """What to generate from, padded on the left, so that all rows go on in the same column."""
+    """Prompts, padded on the left, so that all rows are continued in the same column."""
 
     tokens: types.Array  # int32, [B, P].
     lengths: types.Array  # int32, [B], >= 1.
@@ -45,16 +45,17 @@ class Prompts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """How examples become batches."""
+    """Settings of batches: shapes, order and packing."""
 
     batch_size: int = 16  # B.
-    # T and P are the least of these that hold the batch; None takes the powers of two. Each is
-    # compiled once.
+    # Static lengths, the powers of two if None: T and P are the smallest that hold the batch.
+    # Programs are compiled once for each.
     lengths: tuple[int, ...] | None = None
-    # Several examples in a row, of the greatest of `lengths`; not for on-policy learning.
+    # Whether a row, of the greatest of `lengths`, holds several examples; not for on-policy
+    # learning.
     pack: bool = False
-    # Batches whose examples are sorted by length before they are cut; 1 does not sort. More is
-    # less padding, and batches that are less alike.
+    # Batches whose examples are sorted by length together; 1 does not sort. More of them save
+    # padding, but make batches less alike.
     batches_per_sort: int = 1
     seed: int = 0
 
@@ -74,23 +75,23 @@ class Config:
 class Sampler(NamedTuple):
     """Training batches by step, which counts from 0."""
 
-    num_items: int  # N: examples in an epoch, or packed rows.
+    num_items: int  # Examples in an epoch, N, or packed rows.
     # step -> Batch whose data are `Sequences` and whose indices are examples, or packed rows.
     sequences: Callable[[int], types.Batch]
-    prompts: Callable[[int], Prompts]  # step -> the prompts of the same examples, in that order.
+    prompts: Callable[[int], Prompts]  # step -> prompts of the same examples, in the same order.
 
 
 def make(examples: Sequence[Example], config: Config, pad_id: int) -> Sampler:
-    """Batches of `examples`.
+    """Returns the sampler of batches of `examples`.
 
     Args:
       examples: N >= 1 of them.
       config: shapes, order, packing.
-      pad_id: what stands in the padding; no one reads it.
+      pad_id: id of the padding, whose value does not matter.
 
     Raises:
-      ValueError: without examples, or for one longer than every length. `prompts` raises one if
-        rows are packed: a row then has several prompts.
+      ValueError: without examples, or for one longer than every length. The sampler's `prompts`
+        raises it if rows are packed, as a row then has several prompts.
     """
     if not examples:
         raise ValueError("no examples to make batches of; was everything dropped?")
@@ -150,12 +151,19 @@ def indices(
     lengths: np.ndarray | None = None,
     batches_per_sort: int = 1,
 ) -> np.ndarray:
-    """The items of batch `step`, int64, [B]: a function of its arguments alone.
+    """Returns the items of batch `step`, int64, [B]: a pure function of its arguments.
 
-    Items B step to B (step + 1) of the epochs' permutations, one after the other, so that each
-    item comes once an epoch. With `lengths`, int [N], the items of each `batches_per_sort`
-    batches (at most an epoch's) are sorted by length before they are cut into these batches,
-    which are then put in random order.
+    They are numbers B step to B (step + 1) of the epochs' concatenated permutations, so that each
+    item comes once an epoch.
+
+    Args:
+      step: number of the batch, from 0.
+      num_items: N.
+      batch_size: B.
+      seed: of the permutations.
+      lengths: int, [N]; None does not sort.
+      batches_per_sort: with `lengths`, the items of so many batches (at most an epoch's) are
+        sorted by length and cut into these batches, which are then put in random order.
 
     Raises:
       ValueError: for a negative step.
@@ -175,9 +183,9 @@ def indices(
 
 @functools.lru_cache(maxsize=4)  # The current epoch, the next, and two orders of batches.
 def permutation(size: int, seed: int, number: int) -> np.ndarray:
-    """Permutation `number` of `seed`, int64, [size].
+    """Returns permutation `number` of `seed`, int64, [size].
 
-    By sorting a bit generator's raw output, which NumPy promises never to change; the algorithms
+    It sorts a bit generator's raw output, which NumPy promises never to change; the algorithms
     of `Generator` may.
     """
     bits = np.random.Philox(key=np.array([seed, number], np.uint64)).random_raw(size)
@@ -187,7 +195,7 @@ def permutation(size: int, seed: int, number: int) -> np.ndarray:
 
 
 def powers_of_two(longest: int, shortest: int = 16) -> tuple[int, ...]:
-    """Static lengths: shortest, its double and so on, the last one >= `longest`."""
+    """Returns static lengths: `shortest`, its double and so on, the last one >= `longest`."""
     lengths = [shortest]
     while lengths[-1] < longest:
         lengths.append(2 * lengths[-1])
@@ -195,12 +203,20 @@ def powers_of_two(longest: int, shortest: int = 16) -> tuple[int, ...]:
 
 
 def pad(examples: Sequence[Example], length: int, pad_id: int) -> Sequences:
-    """One example a row, [B, length]; ValueError for one that is longer."""
+    """Pads examples to rows of one each, [B, length].
+
+    Raises:
+      ValueError: for an example longer than `length`.
+    """
     return pack([[example] for example in examples], length, pad_id)
 
 
 def pack(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> Sequences:
-    """The examples of each row one after another, [B, length]; ValueError for a longer row."""
+    """Concatenates the examples of each row, and pads it to [B, length].
+
+    Raises:
+      ValueError: for a row longer than `length`.
+    """
     shape = (len(rows), length)
     tokens = np.full(shape, pad_id, np.int32)
     is_answer = np.zeros(shape, bool)
@@ -223,10 +239,15 @@ def pack(rows: Sequence[Sequence[Example]], length: int, pad_id: int) -> Sequenc
 
 
 def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Items of each row, every item once, no row longer than `capacity`: best fit, long ones first.
+    """Returns the items of each row, no row longer than `capacity`, by best fit decreasing.
 
-    The rows do not depend on a seed, so that each epoch has as many of them; only their order is
-    shuffled. Examples of a row do not see each other, so it does not matter which they are.
+    Every item is in one row. The rows do not depend on a seed, so that each epoch has as many of
+    them; only their order is shuffled. Examples of a row do not see each other, so it does not
+    matter which they are.
+
+    Args:
+      lengths: of the items, in tokens.
+      capacity: tokens of a row.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # Stable.
     rows: list[list[int]] = []
@@ -245,7 +266,11 @@ def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> Prompts:
-    """The prompts padded on the left to [B, length]; ValueError for an empty or a longer one."""
+    """Pads prompts on the left to [B, length].
+
+    Raises:
+      ValueError: for an empty prompt, or one longer than `length`.
+    """
     tokens = np.full((len(prompts), length), pad_id, np.int32)
     lengths = np.array([len(prompt) for prompt in prompts], np.int32)
     for n in lengths:
@@ -257,7 +282,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> P
 
 
 def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Sequences:
-    """Prompts and what was generated after them as `Sequences`, [B, P + T]; works under jit.
+    """Joins prompts and their completions to rows of `Sequences`, [B, P + T]; works under jit.
 
     Args:
       prompts: [B, P], padded on the left.
@@ -266,18 +291,20 @@ def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Seque
         False.
 
     Returns:
-      The rows moved to the left, so that each starts in column 0. The padding repeats tokens of
-      the row; no one reads it.
+      The rows, moved to the left so that each starts in column 0. The padding repeats tokens of the
+      row, which does not matter.
     """
     batch, width = prompts.tokens.shape
-    both = jnp.concatenate([jnp.asarray(prompts.tokens), jnp.asarray(tokens)], axis=1)
+    joined = jnp.concatenate([jnp.asarray(prompts.tokens), jnp.asarray(tokens)], axis=1)
     prompt_lengths = jnp.asarray(prompts.lengths)[:, None]  # [B, 1]
     lengths = prompt_lengths + jnp.sum(is_answer, 1, keepdims=True, dtype=jnp.int32)
-    columns = jnp.broadcast_to(jnp.arange(both.shape[1], dtype=jnp.int32), (batch, both.shape[1]))
-    source = (columns + width - prompt_lengths) % both.shape[1]
+    columns = jnp.broadcast_to(
+        jnp.arange(joined.shape[1], dtype=jnp.int32), (batch, joined.shape[1])
+    )
+    source = (columns + width - prompt_lengths) % joined.shape[1]
     is_token = columns < lengths
     return Sequences(
-        tokens=jnp.take_along_axis(both, source, axis=1),
+        tokens=jnp.take_along_axis(joined, source, axis=1),
         is_answer=is_token & (columns >= prompt_lengths),
         positions=jnp.where(is_token, columns, 0),
         segments=is_token.astype(jnp.int32),
@@ -290,11 +317,11 @@ def _bucket(length: int, lengths: Sequence[int]) -> int:
 
 
 def _stream(begin: int, size: int, num_items: int, seed: int) -> np.ndarray:
-    """Items `begin` to `begin + size` of the epochs' permutations one after another."""
-    parts = []
+    """Returns items `begin` to `begin + size` of the epochs' concatenated permutations."""
+    slices = []
     while size:
         epoch, offset = divmod(begin, num_items)
-        part = permutation(num_items, seed, epoch)[offset : offset + size]
-        parts.append(part)
-        begin, size = begin + len(part), size - len(part)
-    return np.concatenate(parts)
+        items = permutation(num_items, seed, epoch)[offset : offset + size]
+        slices.append(items)
+        begin, size = begin + len(items), size - len(items)
+    return np.concatenate(slices)

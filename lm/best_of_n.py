@@ -1,15 +1,15 @@
-"""Best of N: of N texts that a policy wrote to a prompt, the one that a scorer likes best.
+"""Best of N: of N texts that a policy samples from a prompt, the one with the highest score.
 
-What it does to the distribution is known exactly where texts can be enumerated, and bounded where
-not: Beirami et al., "Theoretical guarantees on the best-of-n alignment policy", 2024,
-https://arxiv.org/abs/2401.01879.
+Its distribution is known exactly where texts can be enumerated, and bounded where not. Beirami et
+al., "Theoretical guarantees on the best-of-n alignment policy", 2024,
+https://arxiv.org/abs/2401.01879:
 
     P(best of N = y) = (F(r)^N - F_-(r)^N) p(y) / (F(r) - F_-(r)),  r the reward of y
 
-F(r) the probability of a reward <= r, F_-(r) of one below: among texts of one reward the first
-that was drawn is taken.
+F(r) is the probability of a reward <= r, and F_-(r) of one below: of texts with equal rewards the
+first that was drawn is taken.
 
-Shape letters: P prompts, N texts of each, Y texts that there are.
+Shape letters: P prompts, N texts of each, Y possible texts.
 """
 
 import math
@@ -18,13 +18,13 @@ import numpy as np
 
 from kullback.core import types
 
-TOLERANCE = 1e-5  # Of a sum of probabilities: float32 of many texts.
+TOLERANCE = 1e-5  # Error of a sum of probabilities, as of many texts in float32.
 
 
 def kl_bound(n: int) -> float:
-    """The most that KL(best of N || policy) can be, nats: log N - (N - 1) / N.
+    """Returns the upper bound of KL(best of N || policy), in nats: log N - (N - 1) / N.
 
-    It is as much where rewards are a continuum, and less where texts have a mass of their own.
+    The bound is reached where rewards are continuous, and not where rewards have point masses.
 
     Raises:
       ValueError: for n < 1.
@@ -34,15 +34,15 @@ def kl_bound(n: int) -> float:
 
 
 def choose(scores: types.Array, n: int) -> np.ndarray:
-    """Returns the rows of the best texts, int64 [P]; the first of equals.
+    """Returns indices of the best texts, int64 [P]; the first of equals.
 
     Args:
       scores: [P N], texts of a prompt one after another.
       n: N.
 
     Raises:
-      ValueError: if N does not divide the rows, or a score is NaN, which is neither better nor
-        worse than another one.
+      ValueError: if N does not divide the number of scores, or a score is NaN, which is neither
+        better nor worse than another one.
     """
     _check(n)
     scores = np.asarray(scores)
@@ -53,7 +53,7 @@ def choose(scores: types.Array, n: int) -> np.ndarray:
 
 
 def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np.ndarray:
-    """The probability of each text to be the best of N, float64 [Y].
+    """Returns the probability of each text to be the best of N, float64 [Y].
 
     Args:
       probabilities: of the policy, [Y], sum 1.
@@ -61,7 +61,7 @@ def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np
       n: N >= 1; 1 is the policy.
 
     Raises:
-      ValueError: for n < 1 or other shapes, probabilities that are none, or rewards that are NaN.
+      ValueError: for n < 1, other shapes, invalid probabilities, or rewards that are NaN.
     """
     _check(n)
     p, r = np.asarray(probabilities, np.float64), np.asarray(rewards)
@@ -73,16 +73,16 @@ def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np
             "divide them by their sum"
         )
     _check_no_nan("reward", r)
-    _, of_level = np.unique(r, return_inverse=True)
-    mass = np.bincount(of_level, p)  # Of each reward, the smallest first.
+    _, level = np.unique(r, return_inverse=True)
+    mass = np.bincount(level, p)  # Probability of each reward, from the lowest.
     below = np.concatenate([[0], np.cumsum(mass)])
     best = below[1:] ** n - below[:-1] ** n
-    share = np.divide(p, mass[of_level], out=np.zeros_like(p), where=p > 0)
-    return best[of_level] * share
+    share = np.divide(p, mass[level], out=np.zeros_like(p), where=p > 0)
+    return best[level] * share
 
 
 def kl(probabilities: types.Array, rewards: types.Array, n: int) -> float:
-    """KL(best of N || policy) in nats, exact; for the arguments see `distribution`."""
+    """Returns the exact KL(best of N || policy), in nats; arguments are those of `distribution`."""
     p, q = np.asarray(probabilities, np.float64), distribution(probabilities, rewards, n)
     inside = q > 0
     return float(np.sum(q[inside] * np.log(q[inside] / p[inside])))

@@ -1,4 +1,4 @@
-"""Conversations as token ids, in Gemma's chat template, with what of them the model says.
+"""Conversations as token ids in Gemma's chat template, with the model's turns marked.
 
 Gemma Team, "Gemma 3 Technical Report", 2025, https://arxiv.org/abs/2503.19786.
 """
@@ -12,10 +12,10 @@ from kullback.lm.tokenizer import Tokenizer
 
 
 class Segment(NamedTuple):
-    """Part of a rendered conversation."""
+    """A part of a rendered conversation."""
 
     ids: tuple[int, ...]
-    is_model_turn: bool  # What the model says, the end of its turn included: it is learnt from.
+    is_model_turn: bool  # Whether the model says it, the end of its turn included: it is learnt.
 
 
 def chat(
@@ -24,23 +24,23 @@ def chat(
     *,
     add_generation_prompt: bool = False,
 ) -> list[Segment]:
-    r"""A conversation in Gemma's template, whose ids are those of the segments in turn.
+    r"""Renders a conversation in Gemma's template, as segments whose ids are to be concatenated.
 
         <bos><start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n{text}<end_of_turn>\n
 
-    BOS stands there once. Gemma has no system role: such a text goes into the first user turn,
-    before it, with an empty line between. Surrounding white space of a turn is dropped. What the
-    model says is encoded apart from what opens its turn, as it is when the model generates it.
+    BOS comes once. Gemma has no system role: a system's text is put before the text of the first
+    user turn, with an empty line between. White space around a turn's text is dropped. The text of
+    a model's turn is encoded apart from the turn's opening, as it is when the model generates it.
 
     Args:
-      messages: {"role", "content"}: maybe "system" first, then "user" and "model" (or
+      messages: {"role", "content"} each: optionally "system", then "user" and "model" (or
         "assistant") in turn, beginning with "user".
-      tokenizer: with Gemma's special tokens.
+      tokenizer: one with Gemma's special tokens.
       add_generation_prompt: whether to open a turn of the model at the end.
 
     Raises:
-      ValueError: for another role or order, naming the message, for a turn of the model to be
-        opened after one of its own, or where the vocabulary lacks the tokens of a turn.
+      ValueError: for another role or order, naming the message; if a turn of the model is to be
+        opened after another; or if the vocabulary lacks the tokens of a turn.
     """
     start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
     if start is None or end is None:
@@ -56,7 +56,7 @@ def chat(
         raise ValueError("a conversation needs a message of the user's, got none")
     newline = tokenizer.encode("\n")
     segments = []
-    before = [tokenizer.bos_id]  # What is not the model's, since its last turn.
+    before = [tokenizer.bos_id]  # Ids since the model's last turn.
     for n, message in enumerate(messages):
         expected = ("user", "model")[n % 2]
         role = "model" if message["role"] == "assistant" else message["role"]
@@ -85,9 +85,10 @@ def chat(
 
 
 def template_fingerprint(tokenizer: Tokenizer) -> str:
-    """SHA-256 of a conversation of every kind of turn as ids; "" for a vocabulary without turns.
+    """Returns the SHA-256 of a conversation with every kind of turn, rendered to ids.
 
-    Two models may teach each other in chat only if theirs are equal.
+    It is "" for a vocabulary without turns. A model may teach another in chat only if theirs are
+    equal.
     """
     if tokenizer.start_of_turn_id is None or tokenizer.end_of_turn_id is None:
         return ""

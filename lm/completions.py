@@ -1,6 +1,6 @@
 """Completions of prompts: the one sampler of training, generation and evaluation.
 
-B prompts, G samples of each, P tokens of the prompts' padded width, T of a completion.
+Shape letters: B prompts, G samples of each, P tokens of a padded prompt, T tokens of a completion.
 """
 
 import dataclasses
@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from kullback.core import regularizers, rollout, types
-from kullback.core import sampling as samplings
+from kullback.core import regularizers, rollout, sampling, types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, policy
 
@@ -18,22 +17,22 @@ from kullback.lm import batches, gemma, policy
 class Sampler:
     """A policy that completes prompts; its methods are pure functions, to be compiled."""
 
-    policy: types.Policy  # Goes on `samples_per_prompt` times from each prompt.
+    policy: types.Policy  # Its context is the prompts; it samples G completions of each.
     horizon: int  # T.
     vocab_size: int
-    stop_tokens: tuple[int, ...]  # Ids that end a completion; none is for T tokens, always.
+    stop_tokens: tuple[int, ...]  # Ids that end a completion; with none it always has T tokens.
     samples_per_prompt: int = 1  # G.
 
     def repeated(self, prompts: batches.Prompts) -> batches.Prompts:
-        """Returns the prompt of each completion, [B G, P]: samples of one stand together."""
+        """Returns the prompt of each completion, [B G, P]; those of one prompt are adjacent."""
         return policy.repeat_prompts(prompts, self.samples_per_prompt)
 
     def environment(self, prompts: batches.Prompts) -> types.Environment:
-        """Returns the completions in the making; prompts that are not traced are checked."""
-        rows = self.repeated(prompts)
+        """Returns the environment of B G completions; prompts are checked unless traced."""
+        repeated = self.repeated(prompts)
         return tokens.make_batch(
-            rows.tokens,
-            rows.lengths,
+            repeated.tokens,
+            repeated.lengths,
             horizon=self.horizon,
             vocab_size=self.vocab_size,
             stop_tokens=self.stop_tokens,
@@ -42,7 +41,7 @@ class Sampler:
     def start(
         self, acting: Any, prompts: batches.Prompts, key: types.Key, spare: int = 0
     ) -> rollout.ActorState:
-        """Returns where sampling begins.
+        """Returns the state before the first token.
 
         Args:
           acting: parameters of the policy.
@@ -65,7 +64,8 @@ class Sampler:
     ) -> tuple[rollout.Trajectory, rollout.ActorState]:
         """Returns the next `length` tokens, [length, B G], and the state after them.
 
-        Pieces with one key and their place in the whole are the whole, see `rollout.rollout`.
+        Calls with one key, whose `start_tick` counts the tokens before, give the same tokens as a
+        single call; see `rollout.rollout`.
         """
         environment = self.environment(prompts)
         return rollout.rollout(self.policy, environment, acting, state, key, length, start_tick)
@@ -73,20 +73,20 @@ class Sampler:
     def completions(
         self, acting: Any, prompts: batches.Prompts, key: types.Key
     ) -> tokens.Completion:
-        """Returns what the policy writes after each prompt, [B G, T]."""
+        """Samples the completions of each prompt, [B G, T]."""
         state = self.start(acting, prompts, key)
         trajectory, _ = self.proceed(acting, prompts, state, key, self.horizon)
         return tokens.completions(trajectory, self.stop_tokens)
 
     def sequences(self, acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
-        """Returns prompts and completions as rows to learn from, [B G, P + T]."""
+        """Samples completions, and returns them after their prompts as rows, [B G, P + T]."""
         return joined(self.repeated(prompts), self.completions(acting, prompts, key))
 
 
 def of_policy(
     acts: types.Policy, model: gemma.Model, horizon: int, samples_per_prompt: int = 1
 ) -> Sampler:
-    """Returns what completes prompts by an agent's policy, over the ids and ends of `model`."""
+    """Returns the sampler of an agent's policy, with the ids and stop tokens of `model`."""
     return Sampler(
         policy=acts,
         horizon=horizon,
@@ -100,26 +100,26 @@ def sampler(
     model: gemma.Model,
     horizon: int,
     *,
-    sampling: samplings.Sampling | None = None,
+    sampling: sampling.Sampling | None = None,
     divergence: regularizers.Divergence = regularizers.kl,
     stop_tokens: tuple[int, ...] | None = None,
     samples_per_prompt: int = 1,
 ) -> Sampler:
-    """Returns what completes prompts by a language model; `acting` is {"params": of the model}.
+    """Returns the sampler of a language model; `acting` is {"params": of the model}.
 
     Args:
-      model: of the next token.
+      model: predicts the next token.
       horizon: T.
       sampling: how tokens are drawn; None is from the model's own distribution.
-      divergence: f of the operator that the model was trained with.
-      stop_tokens: ids that end a completion; None is the model's.
+      divergence: f of the softargmax_f that the model was trained with.
+      stop_tokens: ids that end a completion; None takes the model's.
       samples_per_prompt: G.
     """
     acts = policy.language_model(model, sampling, divergence, samples_per_prompt=samples_per_prompt)
-    found = of_policy(acts, model, horizon, samples_per_prompt)
-    return found if stop_tokens is None else dataclasses.replace(found, stop_tokens=stop_tokens)
+    default = of_policy(acts, model, horizon, samples_per_prompt)
+    return default if stop_tokens is None else dataclasses.replace(default, stop_tokens=stop_tokens)
 
 
 def joined(prompts: batches.Prompts, completion: tokens.Completion) -> batches.Sequences:
-    """Returns prompts [B, P] and what was written after them as rows, [B, P + T]."""
+    """Joins prompts [B, P] and their completions [B, T] to rows, [B, P + T]."""
     return batches.join(prompts, completion.tokens, completion.is_answer)

@@ -1,13 +1,13 @@
 """Control tokens and text: no text becomes one, unless the user says that it may.
 
-Beginning, end and padding of a sequence, and what opens or closes a turn or an image, are put in by
-id (`lm/chat.py`, `lm/data.py`). Were they reachable from text, whoever writes a prompt could end
-his turn and speak for the model. What a file says of its tokens ("special": false), how it
-normalises text, and which format it has are therefore of no account: a text whose ids hold a
-control token is cut within that token's characters, and its parts are encoded.
+Control tokens are beginning, end and padding of a sequence, and the delimiters of turns and images;
+they are inserted by id (`lm/chat.py`, `lm/data.py`). If text could produce them, whoever writes a
+prompt could end his turn and speak for the model. This holds whatever a tokenizer's file says of
+its tokens ("special": false), of normalisation and of its format: a text whose ids hold a control
+token is cut within that token's characters, and its parts are encoded.
 
-Texts that were rendered by a template elsewhere do hold control tokens, by name: `parser` reads
-them, and `spelled` finds them, so that nobody learns their letters unawares.
+Texts that a template has rendered elsewhere do hold control tokens, by name: `parser` reads them,
+and `spelled` finds them, so that nobody learns their letters unawares.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from typing import Literal
 Encode = Callable[[str], list[int]]
 Spans = Callable[[str], Sequence[tuple[int, int]]]  # Characters [begin, end) of each id of a text.
 
-# What text that spells control tokens means: itself, or what it spells.
+# Meaning of text that spells control tokens: its letters, or the tokens.
 Reading = Literal["text", "parse"]
 READINGS: tuple[Reading, ...] = ("text", "parse")
 
@@ -41,7 +41,7 @@ def as_text(encode: Encode, spans: Spans, controls: Collection[int]) -> Encode:
       controls: ids.
 
     Raises (when it encodes):
-      ValueError: for a text of which one character is a control token.
+      ValueError: for a text in which a single character is a control token.
     """
     forbidden = frozenset(controls)
 
@@ -49,10 +49,10 @@ def as_text(encode: Encode, spans: Spans, controls: Collection[int]) -> Encode:
         ids = encode(text)
         if forbidden.isdisjoint(ids):
             return ids
-        found = [span for i, span in zip(ids, spans(text), strict=True) if i in forbidden]
-        cuts = [cut for span in found if (cut := _cut(text, *span)) is not None]
+        spelled_spans = [span for i, span in zip(ids, spans(text), strict=True) if i in forbidden]
+        cuts = [cut for span in spelled_spans if (cut := _cut(text, *span)) is not None]
         if not cuts:
-            begin, end = found[0]
+            begin, end = spelled_spans[0]
             raise ValueError(
                 f"the text has {text[begin:end] or text!r:.60}, which this vocabulary can only "
                 "write by a control token; leave it out"
@@ -80,7 +80,7 @@ def parser(encode: Encode, controls: Mapping[str, int]) -> Encode:
 def spelled(text: str, controls: Collection[str]) -> str | None:
     """Returns the name of a control token that shows that a template rendered a text, or None.
 
-    That is one of a turn or an image anywhere, and the others where the text begins or ends.
+    Tokens of turns and images count anywhere in the text, the others at its beginning and end.
     """
     for name in NAMES:
         if name in controls and name in text:
@@ -92,7 +92,7 @@ def spelled(text: str, controls: Collection[str]) -> str | None:
 def _cut(text: str, begin: int, end: int) -> int | None:
     """Returns where to cut characters [begin, end), None if there is one alone.
 
-    That is after the first that is no space: the library may count spaces before a token to it.
+    The cut is after the first that is no space: the library may count spaces before a token to it.
     """
     spaces = len(text[begin:end]) - len(text[begin:end].lstrip())
     cut = begin + (spaces + 1 if begin + spaces + 1 < end else 1)

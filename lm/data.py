@@ -1,10 +1,10 @@
 """Examples for language models, and JSONL files of them, read strictly.
 
-A row is one JSON object: {prompt, completion} (or {prompt, target}; strings, or lists of ids),
-{text} (all of it is learnt), or {messages: [{role, content}]} (the model's turns are learnt). Any
-of them may name the `document` that its prompt is about, for rewards that hold answers against it.
-The beginning of sequence stands first, once; a completion ends with an end of sequence, once. A
-row that does not say what it should is an error with its file and line, never a guess.
+A record is one JSON object: {prompt, completion} (or {prompt, target}; strings, or lists of ids),
+{text} (all of it is learnt), or {messages: [{role, content}]} (the model's turns are learnt). Each
+may give the `document` that its prompt is about, for rewards that compare answers with it. An
+example has one beginning of sequence, at its start, and its completion one end of sequence, at its
+end. A malformed record is an error with its file and line; nothing is guessed.
 """
 
 import codecs
@@ -26,13 +26,13 @@ _KNOWN = set.union(*_FORMS)
 
 
 class Example(NamedTuple):
-    """A prompt and what should follow it, as ids."""
+    """A prompt and its completion, as token ids."""
 
-    prompt: tuple[int, ...]  # From BOS to where the model goes on; never empty.
-    completion: tuple[int, ...]  # Ends with an end of sequence, or of the model's turn.
-    # Spans [begin, end) of the prompt that are earlier turns of the model's: learnt from too.
+    prompt: tuple[int, ...]  # Ids from BOS to the completion; never empty.
+    completion: tuple[int, ...]  # Ids to learn; the last ends the sequence, or the model's turn.
+    # Spans [begin, end) of the prompt that are earlier turns of the model: they are learnt too.
     answers: tuple[tuple[int, int], ...] = ()
-    document: str = ""  # What the prompt is about, if the row says; whole, whatever was cut.
+    document: str = ""  # Text that the prompt is about, if given; whole, even if the prompt is cut.
 
     @property
     def length(self) -> int:
@@ -42,14 +42,14 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an example must fit in; None is no limit."""
+    """The limits of an example's length and ids; None is no limit."""
 
     max_length: int | None = None  # Tokens of prompt and completion: the model's context.
     max_prompt_length: int | None = None  # Tokens of the prompt alone, BOS included.
-    # What becomes of a longer one: left out; its oldest tokens after BOS left out (of the prompt,
-    # or of a text); an error.
+    # Treatment of a longer example: it is dropped; the oldest tokens after BOS, of the prompt or of
+    # a text, are dropped; or it is an error.
     overlong: Overlong = "error"
-    vocab_size: int | None = None  # Rows of the model's table, if not the tokenizer's V.
+    vocab_size: int | None = None  # Rows of the model's embedding, if fewer than the tokenizer's V.
 
     def __post_init__(self) -> None:
         for name in ("max_length", "max_prompt_length"):
@@ -65,37 +65,37 @@ class Limits:
 
 
 class Report(NamedTuple):
-    """What became of the rows of a data set."""
+    """Counts of a data set's records, as they were read."""
 
-    rows: int
-    dropped: int  # Left out, being too long.
-    truncated: int  # Shortened on the left.
-    ignored_keys: Mapping[str, int]  # Keys that say nothing to us, and in how many rows.
-    tokens: int  # Of the examples kept.
-    spelled: int = 0  # Rows whose text spells control tokens, as a template writes them.
-    first_spelled: str = ""  # Where the first of these is, and the token.
+    rows: int  # Records in all.
+    dropped: int  # Records left out, as they were too long.
+    truncated: int  # Records shortened on the left.
+    ignored_keys: Mapping[str, int]  # Number of records with each key that is not read.
+    tokens: int  # Tokens of the examples that were kept.
+    spelled: int = 0  # Records whose text spells control tokens, as a template writes them.
+    first_spelled: str = ""  # "FILE:LINE: TOKEN" of the first of these.
 
 
 def read_jsonl(
     path: files.Path, tokenizer: Tokenizer, limits: Limits | None = None
 ) -> tuple[list[Example], Report]:
-    """Examples of a JSONL file, in its order, and a report of what was left out.
+    """Reads the examples of a JSONL file, in order, and reports what was left out.
 
     Raises:
-      ValueError: with file and line, for a row that is not UTF-8, no JSON object, has a key
+      ValueError: with file and line, for a record that is not UTF-8, no JSON object, has a key
         twice, not the keys of exactly one form, values of another type, nothing to learn, an id
         outside the vocabulary, an end of sequence within a completion, or (unless `overlong`
-        says otherwise) too many tokens; for a file without rows.
+        says otherwise) too many tokens; for a file without records.
     """
     return from_rows(read_rows(path), tokenizer, limits)
 
 
 def read_rows(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place ("FILE:LINE") and object of each row of a JSONL file; empty lines are no rows.
+    """Yields place ("FILE:LINE") and object of each record of a JSONL file, but for empty lines.
 
     Raises:
-      ValueError: with file and line, for a row that is not UTF-8, no JSON object, or has a key
-        twice; for a file without rows.
+      ValueError: with file and line, for a record that is not UTF-8, no JSON object, or has a key
+        twice; for a file without records.
     """
     is_empty = True
     folders.check_regular(path)
@@ -106,7 +106,7 @@ def read_rows(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not content.strip():
                 continue
             is_empty = False
-            # What nobody reads may be NaN, which Python writes.
+            # Values that nobody reads may be NaN, which Python writes.
             record = json_files.parse(content, f"{path}:{line}", nan=True)
             yield f"{path}:{line}", dict(record.items())
     if is_empty:
@@ -118,60 +118,64 @@ def from_rows(
     tokenizer: Tokenizer,
     limits: Limits | None = None,
 ) -> tuple[list[Example], Report]:
-    """Examples of rows, each with the name that its errors bear; as `read_jsonl` otherwise."""
+    """Makes examples of records, as `read_jsonl` does.
+
+    Args:
+      rows: (place, record) each; errors begin with the place.
+      tokenizer: of the model.
+      limits: of the examples; None has none.
+
+    Raises:
+      ValueError: as `read_jsonl` does.
+    """
     limits = limits or Limits()
     vocab_size = min(tokenizer.vocab_size, limits.vocab_size or tokenizer.vocab_size)
     examples: list[Example] = []
     ignored: collections.Counter[str] = collections.Counter()
     num_rows = dropped = truncated = spelled = 0
     first_spelled = ""
-    for where, row in rows:
+    for where, record in rows:
         num_rows += 1
         with _located(where):
-            example = _example(row, tokenizer)
-            ignored.update(row.keys() - _KNOWN - {_DOCUMENT})
+            example = _example(record, tokenizer)
+            ignored.update(record.keys() - _KNOWN - {_DOCUMENT})
             _check_ids((*example.prompt, *example.completion), vocab_size)
-            if (name := _spelled(row, tokenizer)) is not None:
+            if (name := _spelled(record, tokenizer)) is not None:
                 spelled += 1
                 first_spelled = first_spelled or f"{where}: {name}"
-            fitted = fit(example, limits, is_text="text" in row)
+            fitted = fit(example, limits, is_text="text" in record)
         dropped += fitted is None
         if fitted is not None:
             truncated += fitted.length < example.length
             examples.append(fitted)
     tokens = sum(example.length for example in examples)
-    found = dict(ignored)
-    return examples, Report(num_rows, dropped, truncated, found, tokens, spelled, first_spelled)
+    keys = dict(ignored)
+    return examples, Report(num_rows, dropped, truncated, keys, tokens, spelled, first_spelled)
 
 
 def notice(reports: Mapping[str, Report]) -> str | None:
-    """Returns what to say of rows that spell control tokens and are read as text, or None."""
-    found = [report for report in reports.values() if report.spelled]
-    if not found:
+    """Returns a warning if records that spell control tokens were read as text, else None."""
+    concerned = [report for report in reports.values() if report.spelled]
+    if not concerned:
         return None
-    others = sum(report.spelled for report in found) - 1
-    where, _, name = found[0].first_spelled.rpartition(": ")
-    return spelled_notice(where, name, others)
+    num_more = sum(report.spelled for report in concerned) - 1
+    where, _, name = concerned[0].first_spelled.rpartition(": ")
+    return spelled_notice(where, name, num_more)
 
 
-def spelled_notice(where: str, name: str, others: int = 0) -> str:
-    """Returns what to say of a text that spells a control token, and of so many other texts."""
-    more = f" (and {others:,} more)" if others else ""
+def spelled_notice(where: str, name: str, num_more: int = 0) -> str:
+    """Returns the warning that a text, and `num_more` other ones, spell control tokens.
+
+    Args:
+      where: place of the text.
+      name: of its control token.
+      num_more: number of other such texts.
+    """
+    more = f" (and {num_more:,} more)" if num_more else ""
     return (
         f"warning: {where}{more} spells {name}, which is read as the letters that it is; if a chat "
         "template has rendered the text, --control-tokens parse reads the tokens"
     )
-
-
-def from_texts(
-    pairs: Iterable[tuple[str, str]], tokenizer: Tokenizer, limits: Limits | None = None
-) -> tuple[list[Example], Report]:
-    """Examples of (prompt, completion) texts, as `read_jsonl` makes them of a file's rows."""
-    rows = (
-        (f"pair {n}", {"prompt": prompt, "completion": completion})
-        for n, (prompt, completion) in enumerate(pairs)
-    )
-    return from_rows(rows, tokenizer, limits)
 
 
 def read_prompts(
@@ -182,37 +186,37 @@ def read_prompts(
     vocab_size: int | None = None,
     on_spelled: Callable[[str, str], Any] = lambda where, name: None,
 ) -> list[tuple[int, ...]]:
-    """Prompts of a JSONL file, to generate from: {prompt} or {messages}, other keys ignored.
+    """Reads the prompts of a JSONL file: {prompt} or {messages}, other keys ignored.
 
-    Messages that end with the user's get the model's turn opened; if they end with the model's,
-    its last turn is left out.
+    After a last message of the user the model's turn is opened; a last message of the model is left
+    out.
 
     Args:
       path: of the file.
       tokenizer: of the model.
-      max_prompt_length: tokens of a prompt, at most; None is no limit.
-      vocab_size: rows of the model's table, if not the tokenizer's V.
-      on_spelled: receives where a text spells a control token, and its name.
+      max_prompt_length: most tokens of a prompt; None is no limit.
+      vocab_size: rows of the model's embedding, if fewer than the tokenizer's V.
+      on_spelled: called with place and name of each control token that a text spells.
 
     Raises:
-      ValueError: as `read_jsonl`, and always for a prompt that is longer than allowed.
+      ValueError: as `read_jsonl` does, and always for a prompt that is too long.
     """
     most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
     prompts = []
-    for where, row in read_rows(path):
+    for where, record in read_rows(path):
         with _located(where):
-            if ("prompt" in row) == ("messages" in row):
-                raise ValueError(f"keys {sorted(row)}; expected one of prompt and messages")
-            if "prompt" in row:
-                prompt = prompt_of(row["prompt"], tokenizer)
+            if ("prompt" in record) == ("messages" in record):
+                raise ValueError(f"keys {sorted(record)}; expected one of prompt and messages")
+            if "prompt" in record:
+                prompt = prompt_of(record["prompt"], tokenizer)
             else:
-                messages = _messages(row["messages"])
+                messages = _messages(record["messages"])
                 if messages[-1]["role"] in ("model", "assistant"):
                     messages = messages[:-1]
                 segments = chat.chat(messages, tokenizer, add_generation_prompt=True)
                 prompt = tuple(i for segment in segments for i in segment.ids)
             _check_ids(prompt, most)
-            if (name := _spelled(row, tokenizer)) is not None:
+            if (name := _spelled(record, tokenizer)) is not None:
                 on_spelled(where, name)
             if max_prompt_length is not None and len(prompt) > max_prompt_length:
                 raise ValueError(
@@ -224,12 +228,12 @@ def read_prompts(
 
 
 def fit(example: Example, limits: Limits, *, is_text: bool = False) -> Example | None:
-    """The example, or its shortened form, within the limits; None if it is to be left out.
+    """Returns the example, shortened if need be to fit the limits, or None if it is dropped.
 
     Args:
       example: of any length.
-      limits: `overlong` says what becomes of one that is too long.
-      is_text: the completion may be shortened: it continues nothing but BOS.
+      limits: of lengths; `overlong` is the treatment of a longer one.
+      is_text: whether the prompt is BOS alone, so that the completion may be shortened.
 
     Raises:
       ValueError: if it is too long and `overlong` is "error", or its completion leaves no room
@@ -266,7 +270,7 @@ def fit(example: Example, limits: Limits, *, is_text: bool = False) -> Example |
 
 @contextlib.contextmanager
 def _located(where: str) -> Iterator[None]:
-    """Says where it was that a ValueError was raised."""
+    """Prefixes a ValueError with the place where it was raised."""
     try:
         yield
     except ValueError as error:
@@ -279,32 +283,32 @@ def _check_ids(ids: Iterable[int], vocab_size: int) -> None:
             raise ValueError(f"token id {i} lies outside the vocabulary, [0, {vocab_size})")
 
 
-def _spelled(row: Mapping[str, Any], tokenizer: Tokenizer) -> str | None:
-    """Returns a control token that a text of a row spells, and that is not read as one."""
+def _spelled(record: Mapping[str, Any], tokenizer: Tokenizer) -> str | None:
+    """Returns a control token that a record's text spells, though it is read as letters."""
     if tokenizer.reads_controls:
         return None
-    values = [row[key] for key in _KNOWN & row.keys() if key != "messages"]
-    values += [message["content"] for message in row.get("messages") or ()]
-    found = (control_tokens.spelled(v, tokenizer.controls) for v in values if isinstance(v, str))
-    return next((name for name in found if name is not None), None)
+    values = [record[key] for key in _KNOWN & record.keys() if key != "messages"]
+    values += [message["content"] for message in record.get("messages") or ()]
+    names = (control_tokens.spelled(v, tokenizer.controls) for v in values if isinstance(v, str))
+    return next((name for name in names if name is not None), None)
 
 
-def _example(row: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
-    keys = row.keys() & _KNOWN
+def _example(record: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
+    keys = record.keys() & _KNOWN
     if keys not in _FORMS:
         forms = "; ".join(" and ".join(sorted(form, reverse=True)) for form in _FORMS)
-        raise ValueError(f"keys {sorted(row)}; expected those of one form: {forms}")
-    document = row.get(_DOCUMENT, "")
+        raise ValueError(f"keys {sorted(record)}; expected those of one form: {forms}")
+    document = record.get(_DOCUMENT, "")
     _check_string(_DOCUMENT, document)
     if "messages" in keys:
-        example = _conversation(_messages(row["messages"]), tokenizer)
+        example = _conversation(_messages(record["messages"]), tokenizer)
     elif "text" in keys:
-        _check_string("text", row["text"])
-        example = Example((tokenizer.bos_id,), _completion("text", row["text"], tokenizer))
+        _check_string("text", record["text"])
+        example = Example((tokenizer.bos_id,), _completion("text", record["text"], tokenizer))
     else:
         target = "completion" if "completion" in keys else "target"
-        prompt = prompt_of(row["prompt"], tokenizer)
-        example = Example(prompt, _completion(target, row[target], tokenizer))
+        prompt = prompt_of(record["prompt"], tokenizer)
+        example = Example(prompt, _completion(target, record[target], tokenizer))
     return example._replace(document=document)
 
 
@@ -343,10 +347,10 @@ def _messages(value: Any) -> list[dict[str, str]]:
 
 
 def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the ids of a prompt, a string or ids, which begin with BOS once.
+    """Returns the ids of a prompt, given as a string or as ids, with BOS once, at the start.
 
     Raises:
-      ValueError: for what is neither, or has BOS within.
+      ValueError: for another type, or BOS after the start.
     """
     ids = _ids("prompt", value, tokenizer)
     if ids[:1] == [tokenizer.bos_id]:
@@ -397,7 +401,7 @@ def _ids(name: str, value: Any, tokenizer: Tokenizer) -> list[int]:
 
 
 def _check_string(name: str, value: Any) -> None:
-    """Refuses, by a ValueError that begins with `name`, what is no string that UTF-8 can write."""
+    """Raises ValueError, which begins with `name`, unless a value is a string of valid UTF-8."""
     if not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {_kind(value)}")
     try:

@@ -1,14 +1,14 @@
-"""Distillation: divergences between a teacher's and a student's next token, and their reductions.
+"""Distillation: divergences of a student's next-token distribution from a teacher's.
 
 Agarwal et al., "On-Policy Distillation of Language Models" (GKD), ICLR 2024,
 https://arxiv.org/abs/2306.13649; f-divergences as links by Roulet et al., 2025,
-https://arxiv.org/abs/2501.18537. Targets at a few of the teacher's tokens are in
+https://arxiv.org/abs/2501.18537. Targets on a few of the teacher's tokens are in
 distillation_targets.py.
 
 Shape letters: B sequences, T tokens, V vocabulary; "..." are any leading axes. Values are in nats,
-float64 for float64 and float32 for anything less. Three temperatures stay apart: the one here
-divides both logits inside the divergence (the paper: 1); those of sampling while training (the
-paper: 1) and while evaluating belong to the policy.
+float64 for float64 inputs and float32 for others. There are three temperatures: the one here
+divides both logits inside the divergence (the paper: 1); those of sampling in training (the paper:
+1) and in evaluation belong to the policy.
 """
 
 import functools
@@ -19,8 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kullback.core import names
-from kullback.core import regularizers as reg
+from kullback.core import names, regularizers
 
 __all__ = [
     "LOSSES",
@@ -33,29 +32,29 @@ __all__ = [
     "total_variation",
 ]
 
-# (log_p of the teacher, log_q of the student), [..., V] each -> D, [...]. The teacher comes first.
+# (log_p of the teacher, log_q of the student), [..., V] each -> D(teacher, student), [...].
 TokenDivergence = Callable[[jax.Array, jax.Array], jax.Array]
-# (logits of the student, those of the teacher or other targets) -> [...].
+# (logits of the student, logits of the teacher or other targets) -> token-level loss, [...].
 TokenLoss = Callable[[jax.Array, Any], jax.Array]
 Reduction = Literal["sequence", "token"]
 
 
 class TokenizerInfo(NamedTuple):
-    """What two models must share for their next-token distributions to be comparable."""
+    """The properties that two models must share for their next-token distributions to compare."""
 
     vocab_size: int  # Tokens of the tokenizer, not rows of a padded embedding.
     fingerprint: str  # Hash of the map from tokens to ids.
-    eos_ids: tuple[int, ...]  # What ends a sequence; the order is of no account.
-    template_hash: str  # Of the chat template; "" without one.
+    eos_ids: tuple[int, ...]  # Ids that end a sequence, in any order.
+    template_hash: str  # Hash of the chat template; "" without one.
 
 
 @functools.cache
 def generalised_jsd(beta: float) -> TokenDivergence:
-    """GKD's generalised Jensen-Shannon divergence (equation 1); beta weights the teacher.
+    """Returns GKD's generalised Jensen-Shannon divergence (equation 1); beta weights the teacher.
 
         M = beta P + (1 - beta) Q,  beta KL(P || M) + (1 - beta) KL(Q || M)
 
-    It lies in [0, H(beta)], H the binary entropy: a tenth of KL or so at beta = 0.1.
+    It lies in [0, H(beta)], H the binary entropy; at beta = 0.1 it is about a tenth of KL.
 
     Raises:
       ValueError: unless 0 < beta < 1. The equation is 0 at both ends, and the limits of
@@ -65,63 +64,68 @@ def generalised_jsd(beta: float) -> TokenDivergence:
         limits = "kl is the limit of JSD_beta / beta at 0, reverse_kl of JSD_beta / (1 - beta) at 1"
         raise ValueError(f"beta of the generalised JSD must lie in (0, 1), got {beta}; {limits}")
 
-    def parts(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The terms beta p ln(p / m) and (1 - beta) q ln(q / m), by one logarithm."""
-        least = jnp.finfo(log_p.dtype).min / 4  # Of two probabilities of 0 the ratio is 1.
+    def terms(log_p: jax.Array, log_q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the terms beta p ln(p / m) and (1 - beta) q ln(q / m), with one logarithm."""
+        least = jnp.finfo(log_p.dtype).min / 4  # The ratio of two probabilities of 0 is 1.
         log_ratio = jnp.maximum(log_p, least) - jnp.maximum(log_q, least)
-        log_ratio = jnp.clip(log_ratio, -80, 80)  # Where it is larger, one of them counts as 0.
+        log_ratio = jnp.clip(log_ratio, -80, 80)  # Beyond it one of them counts as 0.
         log_m_p = jnp.log(beta + (1 - beta) * jnp.exp(-log_ratio))
-        of_p = -beta * jnp.exp(log_p) * log_m_p
-        return of_p, -(1 - beta) * jnp.exp(log_q) * (log_m_p + log_ratio)
+        p_term = -beta * jnp.exp(log_p) * log_m_p
+        return p_term, -(1 - beta) * jnp.exp(log_q) * (log_m_p + log_ratio)
 
     @jax.custom_jvp
-    def term(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        of_p, of_q = parts(log_p, log_q)
-        return of_p + of_q
+    def summand(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+        p_term, q_term = terms(log_p, log_q)
+        return p_term + q_term
 
     def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        # What moves m cancels: each part is also the derivative by its own logarithm.
-        of_p, of_q = parts(*primals)
-        moves = (
-            part * tangent
-            for part, tangent in zip((of_p, of_q), tangents, strict=True)
-            if not isinstance(tangent, jax.custom_derivatives.SymbolicZero)  # A teacher's is.
+        # The derivatives through m cancel: each term is its own derivative by its logarithm.
+        p_term, q_term = terms(*primals)
+        changes = (
+            term * tangent
+            for term, tangent in zip((p_term, q_term), tangents, strict=True)
+            if not isinstance(tangent, jax.custom_derivatives.SymbolicZero)  # As for a teacher.
         )
-        return of_p + of_q, functools.reduce(jnp.add, moves)
+        return p_term + q_term, functools.reduce(jnp.add, changes)
 
-    term.defjvp(derivative, symbolic_zeros=True)
+    summand.defjvp(derivative, symbolic_zeros=True)
 
     def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-        return jnp.sum(term(reg.promote(log_p), reg.promote(log_q)), -1)
+        return jnp.sum(summand(regularizers.promote(log_p), regularizers.promote(log_q)), -1)
 
     return divergence
 
 
 def total_variation(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
-    """Half the sum of |p - q|, in [0, 1], [...], of log-distributions [..., V]."""
-    return jnp.sum(jnp.abs(jnp.exp(reg.promote(log_p)) - jnp.exp(reg.promote(log_q))), -1) / 2
+    """Returns half the sum of |p - q|, in [0, 1], [...], for log-distributions [..., V]."""
+    return (
+        jnp.sum(
+            jnp.abs(jnp.exp(regularizers.promote(log_p)) - jnp.exp(regularizers.promote(log_q))), -1
+        )
+        / 2
+    )
 
 
 def divergence_loss(
     divergence: TokenDivergence,
     temperature: float = 1.0,
-    teacher_divergence: reg.Divergence = reg.kl,
+    teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> TokenLoss:
-    """Loss of student logits against teacher logits, [..., V] each: D(teacher, student), [...].
+    """Returns the loss D(teacher, student), [...], of student and teacher logits, [..., V] each.
 
-    The teacher is a constant. There is no factor temperature^2 (Hinton's) in the result.
+    The teacher's gradient is stopped. The result has no factor temperature^2 (Hinton's).
 
     Args:
       divergence: `regularizers.kl` is forward KL, `regularizers.reverse_kl` KL(student || teacher).
       temperature: > 0, divides both logits.
-      teacher_divergence: f of the operator that makes the teacher's probabilities.
+      teacher_divergence: f of the softargmax_f that makes the teacher's probabilities.
 
     Raises:
-      ValueError: for the reverse KL to a sparse operator: the student's mass on what the teacher
-        excludes makes it infinite.
+      ValueError: for the reverse KL to a sparse teacher, as any mass of the student on tokens that
+        the teacher excludes makes it infinite.
     """
     check_temperature(temperature)
-    if divergence is reg.reverse_kl and teacher_divergence.is_sparse:
+    if divergence is regularizers.reverse_kl and teacher_divergence.is_sparse:
         raise ValueError(
             f"reverse_kl is infinite where the teacher, whose operator is of "
             f"{teacher_divergence.name}, gives a token probability 0; take kl, jsd-BETA or "
@@ -129,38 +133,45 @@ def divergence_loss(
         )
 
     def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-        log_q = jax.nn.log_softmax(reg.promote(student_logits) / temperature)
-        log_p = reg.log_softargmax(reg.promote(teacher_logits) / temperature, teacher_divergence)
+        log_q = jax.nn.log_softmax(regularizers.promote(student_logits) / temperature)
+        log_p = regularizers.log_softargmax(
+            regularizers.promote(teacher_logits) / temperature, teacher_divergence
+        )
         return divergence(jax.lax.stop_gradient(log_p), log_q)
 
     return loss
 
 
 def fenchel_young_loss(
-    divergence: reg.Divergence,
+    divergence: regularizers.Divergence,
     temperature: float = 1.0,
-    teacher_divergence: reg.Divergence = reg.kl,
+    teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> TokenLoss:
-    """Loss of student logits against teacher logits, [..., V] each, generated by f; [...].
+    """Returns the loss generated by f, [...], of student and teacher logits, [..., V] each.
 
         loss_f(theta, p) = softmax_f(theta) + D_f(p, 1) - <theta, p>
 
-    p is the teacher's distribution and the gradient softargmax_f(theta) - p. It is convex in
-    the student's logits, 0 where softargmax_f of them is p, and forward KL where f is KL's. f is
-    the link here; D_f(teacher, student) is another loss. D_f(p, 1), a constant, is left out where
-    it may be infinite (`Divergence.loss_name`).
+    p is the teacher's distribution, theta the student's logits, and softargmax_f(theta) - p the
+    gradient. The loss is convex in theta, 0 where softargmax_f(theta) is p, and forward KL where f
+    is KL's. It is not D_f(teacher, student). The constant D_f(p, 1) is left out where it may be
+    infinite (`Divergence.loss_name`).
 
     Args:
-      divergence: f, of the student's operator.
+      divergence: f.
       temperature: > 0, divides both logits.
-      teacher_divergence: of the operator with which the teacher was trained.
+      teacher_divergence: f of the softargmax_f with which the teacher was trained.
+
+    Raises:
+      ValueError: unless temperature > 0.
     """
     check_temperature(temperature)
 
     def loss(student_logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-        target = reg.softargmax(reg.promote(teacher_logits) / temperature, teacher_divergence)
-        theta = reg.promote(student_logits) / temperature
-        return reg.loss(theta, jax.lax.stop_gradient(target), divergence)
+        target = regularizers.softargmax(
+            regularizers.promote(teacher_logits) / temperature, teacher_divergence
+        )
+        theta = regularizers.promote(student_logits) / temperature
+        return regularizers.loss(theta, jax.lax.stop_gradient(target), divergence)
 
     return loss
 
@@ -170,28 +181,30 @@ LOSSES = ("kl", "reverse_kl", "total_variation", "jsd-BETA", "fenchel_young-NAME
 
 
 def named(
-    name: str, temperature: float = 1.0, teacher_divergence: reg.Divergence = reg.kl
+    name: str,
+    temperature: float = 1.0,
+    teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> TokenLoss:
-    """The loss of student and teacher logits by a name of LOSSES.
+    """Returns the loss of student and teacher logits that has a name of LOSSES.
 
     "kl" is forward KL, "jsd-0.1" the generalised JSD, "fenchel_young-alpha-1.5" the loss generated
-    by a divergence that `regularizers.named` knows. The teacher's probabilities are those of the
-    operator of `teacher_divergence`.
+    by a divergence of `regularizers.named`. The teacher's probabilities are softargmax_f of its
+    logits, with f `teacher_divergence`.
 
     Raises:
-      ValueError: for a name that is none, and for what is infinite for that operator.
+      ValueError: for an unknown name, and for a loss that is infinite for that teacher.
     """
     kind, _, rest = name.partition("-")
     if kind == "fenchel_young":
-        return fenchel_young_loss(reg.named(rest), temperature, teacher_divergence)
+        return fenchel_young_loss(regularizers.named(rest), temperature, teacher_divergence)
     return divergence_loss(token_divergence(name), temperature, teacher_divergence)
 
 
 def token_divergence(name: str) -> TokenDivergence:
-    """D of two log-distributions by a name of LOSSES, a Fenchel-Young one aside.
+    """Returns D of two log-distributions that has a name of LOSSES, Fenchel-Young ones excepted.
 
     Raises:
-      ValueError: for a name that is none.
+      ValueError: for an unknown name.
     """
     kind, _, rest = name.partition("-")
     if kind == "jsd":
@@ -200,20 +213,24 @@ def token_divergence(name: str) -> TokenDivergence:
         except ValueError:
             raise ValueError(f"BETA of jsd-BETA must be a number in (0, 1), got {name!r}") from None
         return generalised_jsd(beta)
-    plain = {"kl": reg.kl, "reverse_kl": reg.reverse_kl, "total_variation": total_variation}
+    plain = {
+        "kl": regularizers.kl,
+        "reverse_kl": regularizers.reverse_kl,
+        "total_variation": total_variation,
+    }
     if name not in plain:
         raise ValueError(names.unknown("distillation loss", name, LOSSES, show_all=True))
     return plain[name]
 
 
 def align(outputs: Any, tokens: jax.Array, is_answer: jax.Array) -> Any:
-    """Puts beside each target token the output that predicts it: that at t-1 predicts token t.
+    """Aligns each target token with the output that predicts it: output t-1 predicts token t.
 
     Args:
-      outputs: tree of features or logits of the model (or of several) on all tokens, [B, T, ...].
+      outputs: tree of features or logits of one or several models on all tokens, [B, T, ...].
       tokens: int, [B, T].
-      is_answer: bool, [B, T]: the tokens to learn, the end of a sequence among them, and neither
-        prompt nor padding. From lengths, never from ids: padding may share an id with the end.
+      is_answer: bool, [B, T]: the tokens to learn, including the end of a sequence, without prompt
+        and padding. It follows from lengths, not ids: padding may share an id with the end.
 
     Returns:
       outputs [B, T-1, ...], targets [B, T-1], is_answer [B, T-1].
@@ -230,16 +247,16 @@ def sequence_loss(
     reduction: Reduction = "sequence",
     total: jax.Array | float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """One number of the losses of tokens, and one for each sequence.
+    """Reduces token-level losses to the loss of a batch, and to a mean for each sequence.
 
     Args:
-      per_token: [B, T]; what stands outside of the answers is not looked at.
+      per_token: losses, [B, T]; those outside of the answers are ignored.
       is_answer: bool, [B, T]. A sequence without an answer counts as 0.
-      weights: of the batch, [B].
+      weights: of the sequences, [B].
       reduction: "sequence" is the mean over sequences of the mean over each one's tokens (GKD's
         equation 2); "token" the mean over all tokens of the batch (TRL's).
-      total: what to divide by, `loss_total` of the batch unless given. Losses of micro-batches
-        add up to that of the batch if each is given the batch's.
+      total: the divisor, `loss_total` of the batch unless given. Losses of micro-batches add up to
+        the batch's if each is given the batch's divisor.
 
     Returns:
       The loss, [], and the mean over each sequence's tokens, unweighted, [B].
@@ -250,7 +267,7 @@ def sequence_loss(
     chex.assert_rank(weights, 1)
     chex.assert_equal_shape([per_token, is_answer])
     shares = token_weights(is_answer, weights, reduction, total)
-    losses = jnp.where(is_answer, reg.promote(per_token), 0)
+    losses = jnp.where(is_answer, regularizers.promote(per_token), 0)
     means = jnp.sum(losses, 1) / jnp.maximum(jnp.sum(is_answer, 1), 1)
     return jnp.sum(shares * losses), means
 
@@ -261,7 +278,7 @@ def token_weights(
     reduction: Reduction = "sequence",
     total: jax.Array | float | None = None,
 ) -> jax.Array:
-    """What the loss of each token counts in `sequence_loss`, [B, T], 0 outside of the answers."""
+    """Returns the weight of each token in `sequence_loss`, [B, T], 0 outside of the answers."""
     check_choice("reduction", reduction, Reduction)
     total = loss_total(is_answer, reduction) if total is None else total
     counts = jnp.maximum(jnp.sum(is_answer, 1, keepdims=True), 1) if reduction == "sequence" else 1
@@ -269,7 +286,7 @@ def token_weights(
 
 
 def loss_total(is_answer: jax.Array, reduction: Reduction) -> jax.Array:
-    """What `sequence_loss` divides by, []: the number of sequences, or of answer tokens (>= 1)."""
+    """Returns the divisor of `sequence_loss`, []: number of sequences or answer tokens (>= 1)."""
     check_choice("reduction", reduction, Reduction)
     if reduction == "sequence":
         return jnp.asarray(is_answer.shape[0])
@@ -277,10 +294,10 @@ def loss_total(is_answer: jax.Array, reduction: Reduction) -> jax.Array:
 
 
 def check_compatible(student: TokenizerInfo, teacher: TokenizerInfo) -> None:
-    """Refuses a teacher whose tokens are not the student's.
+    """Checks that a teacher has the student's tokens.
 
     Raises:
-      ValueError: naming all that differs: size of the vocabulary, an id, ends, chat template.
+      ValueError: naming all differences: size of the vocabulary, an id, stop tokens, chat template.
     """
     meanings = {
         "vocab_size": "the number of tokens",

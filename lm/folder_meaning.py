@@ -1,7 +1,7 @@
-"""What decides the function of a folder of weights beside its tensors: configuration, tokenizer.
+"""The meaning of a folder's weights: its configuration and tokenizer.
 
-Weights of the same shapes may mean different functions: of another window, scale or order of
-tokens. Such models have no average.
+Weights of equal shapes may compute different functions, by another window, scale or order of
+tokens. Such models must not be averaged.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ from kullback.core import folders, json_files, regularizers
 from kullback.lm import chat, texts, tokenizer
 from kullback.lm.formats import hugging_face_config
 
-NOTES = "kullback"  # What we say of a model in the config.json that we export.
-COMPUTE = ("dtype", "remat")  # Fields of `gemma.Config` that say how a model computes, not what.
-# Keys of other models' config.json that say nothing of what a model computes.
+NOTES = "kullback"  # Key of our own notes in a config.json that we export.
+COMPUTE = ("dtype", "remat")  # Fields of `gemma.Config` that change how it computes, not what.
+# Keys of other models' config.json that do not change what a model computes.
 IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", NOTES)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt")
 CONFIG = "config.json"
@@ -24,18 +24,18 @@ _ABSENT = "absent"
 
 
 class Field(NamedTuple):
-    """A value that decides something, and where it is said."""
+    """A value that decides what a model computes, and its file."""
 
     value: Any
-    file: str
+    file: str  # Path.
 
 
 def fields(folder: pathlib.Path) -> dict[str, Field]:
-    """Returns what decides the function of a folder, by name.
+    """Returns the values that decide what a folder's model computes, by name.
 
-    Of Gemma 3: every field of `gemma.Config` but how it computes, and tokens by their ids. Of other
-    models: every key of config.json, and the files of the tokenizer by their hashes. Of all: the
-    operator. What a folder does not have, a tokenizer say, is left out.
+    For Gemma 3 these are the fields of `gemma.Config` but for COMPUTE, and the tokens by their ids;
+    for other models the keys of config.json, and the tokenizer's files by their hashes. All have
+    "operator", the f of softargmax_f. A missing part, such as a tokenizer, has no entry.
 
     Raises:
       ValueError: for a config.json or a tokenizer that cannot be read.
@@ -43,30 +43,30 @@ def fields(folder: pathlib.Path) -> dict[str, Field]:
     path = folders.present(folder, (CONFIG,)).get(CONFIG)
     if path is None:
         return {}
-    found: dict[str, Any] = {"operator": operator(folder)}
+    values: dict[str, Any] = {"operator": output_divergence(folder)}
     record = json_files.read(path)
     outer = dict(record.items())
     is_gemma = record.get("model_type", str, "").startswith("gemma3")
     if is_gemma:
-        config, words = hugging_face_config.read(folder), _tokenizer(folder)
-        if words is not None:
-            config = texts.with_all_ends(config, words)  # As it is loaded.
+        config, loaded = hugging_face_config.read(folder), _tokenizer(folder)
+        if loaded is not None:
+            config = texts.with_all_ends(config, loaded)  # As it is loaded.
         shape = dataclasses.asdict(config)
-        found |= {name: value for name, value in shape.items() if name not in COMPUTE}
-        found["eos_ids"] = tuple(sorted(set(shape["eos_ids"])))
-        # Of a multimodal one, what is beside its text.
+        values |= {name: value for name, value in shape.items() if name not in COMPUTE}
+        values["eos_ids"] = tuple(sorted(set(shape["eos_ids"])))
+        # A multimodal model has keys outside of its text's configuration.
         outer = outer if "text_config" in outer else {}
-    beside = {name: value for name, value in outer.items() if name not in ("text_config", *IGNORED)}
-    found |= _flat(beside)
-    said = {name: Field(value, str(path)) for name, value in found.items()}
-    return said | (_tokens(folder) if is_gemma else _files(folder))
+    rest = {name: value for name, value in outer.items() if name not in ("text_config", *IGNORED)}
+    values |= _flat(rest)
+    config_fields = {name: Field(value, str(path)) for name, value in values.items()}
+    return config_fields | (_tokens(folder) if is_gemma else _files(folder))
 
 
-def operator(folder: pathlib.Path) -> str:
-    """Returns the name of f of a folder's operator, as an export noted it; else softmax's, "kl".
+def output_divergence(folder: pathlib.Path) -> str:
+    """Returns the name of f of a model's softargmax_f, as an export noted it; by default "kl".
 
     Raises:
-      ValueError: for a note that is none, or names no divergence.
+      ValueError: for a malformed note, or an unknown divergence.
     """
     file = hugging_face_config.config_file(folder)
     name = json_files.read(file).record(NOTES, {}).get("divergence", str, "kl")
@@ -77,47 +77,48 @@ def operator(folder: pathlib.Path) -> str:
 
 
 def differences(folders: Sequence[pathlib.Path], names: Sequence[str]) -> list[str]:
-    """Returns what differs between the first folder and the others, a line each.
+    """Returns the differences between the first folder and the others, a line each.
 
     Args:
       folders: two at least.
-      names: what messages call them.
+      names: of the folders, for messages.
 
     Raises:
       ValueError: as `fields` does.
     """
-    first, *others = [fields(folder) for folder in folders]
-    found = []
-    for folder, name, other in zip(folders[1:], names[1:], others, strict=True):
+    first, *rest = [fields(folder) for folder in folders]
+    lines = []
+    for folder, name, other in zip(folders[1:], names[1:], rest, strict=True):
         for key in dict.fromkeys([*first, *other]):
             pair = [
-                _shown(mine, where, called)
-                for mine, where, called in (
+                _shown(field, where, called)
+                for field, where, called in (
                     (first.get(key), folders[0], names[0]),
                     (other.get(key), folder, name),
                 )
             ]
             if _differs(key, first, other):
-                found.append(f"{key}: {pair[0]}, {pair[1]}")
-    return found
+                lines.append(f"{key}: {pair[0]}, {pair[1]}")
+    return lines
 
 
 def has_same_tokens(folders: Sequence[pathlib.Path]) -> bool:
     """Returns whether all folders have a tokenizer, and each id means the same in all."""
     tokens = [fields(folder).get("tokenizer") for folder in folders]
-    return all(one is not None and tokens[0] and one.value == tokens[0].value for one in tokens)
+    first = tokens[0]
+    return first is not None and all(t is not None and t.value == first.value for t in tokens)
 
 
-def _differs(key: str, one: Mapping[str, Field], other: Mapping[str, Field]) -> bool:
-    a, b = one.get(key), other.get(key)
+def _differs(key: str, first: Mapping[str, Field], other: Mapping[str, Field]) -> bool:
+    a, b = first.get(key), other.get(key)
     if a is None or b is None:
-        # Of a tokenizer that is not there nothing is known; a configuration has defaults.
-        return not key.startswith("tokenizer") and bool(one) and bool(other)
-    has_tokens = "tokenizer" in one and "tokenizer" in other
+        # A missing tokenizer may be any; a missing value of a configuration is its default.
+        return not key.startswith("tokenizer") and bool(first) and bool(other)
+    has_tokens = "tokenizer" in first and "tokenizer" in other
     if key == "vocab_size" and has_tokens:
         return False  # Rows beyond the tokens are padding.
     if key == "eos_ids":
-        if not has_tokens:  # Ends that one lacks may be its tokenizer's, which is not there.
+        if not has_tokens:  # A missing tokenizer may add the stop tokens that one lacks.
             return not (set(a.value) <= set(b.value) or set(b.value) <= set(a.value))
     return a.value != b.value
 
@@ -133,17 +134,17 @@ def _tokenizer(folder: pathlib.Path) -> tokenizer.Tokenizer | None:
 
 
 def _tokens(folder: pathlib.Path) -> dict[str, Field]:
-    """Of a tokenizer that we read: which piece each id is, what ends a text, and turns."""
-    words = _tokenizer(folder)
-    if words is None:
+    """Returns the pieces, stop tokens and chat template of a folder's tokenizer, as hashes."""
+    loaded = _tokenizer(folder)
+    if loaded is None:
         return {}
-    found = {
-        "tokenizer": words.fingerprint[:12],
-        "tokenizer.vocab_size": words.vocab_size,
-        "tokenizer.eos_ids": tuple(sorted(words.eos_ids)),
-        "tokenizer.template": chat.template_fingerprint(words)[:12],
+    values = {
+        "tokenizer": loaded.fingerprint[:12],
+        "tokenizer.vocab_size": loaded.vocab_size,
+        "tokenizer.eos_ids": tuple(sorted(loaded.eos_ids)),
+        "tokenizer.template": chat.template_fingerprint(loaded)[:12],
     }
-    return {name: Field(value, str(folder)) for name, value in found.items()}
+    return {name: Field(value, str(folder)) for name, value in values.items()}
 
 
 def _files(folder: pathlib.Path) -> dict[str, Field]:
@@ -157,11 +158,11 @@ def _files(folder: pathlib.Path) -> dict[str, Field]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}; null is what is absent."""
-    found: dict[str, Any] = {}
+    """Flattens {"a": {"b": 1}} to {"a.b": 1}; null values are left out."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            flat |= _flat(value, f"{prefix}{name}.")
         elif value is not None and name not in IGNORED:
-            found[prefix + name] = value
-    return found
+            flat[prefix + name] = value
+    return flat

@@ -27,15 +27,17 @@ class Config:
 
     divergence: str = "kl"  # D: kl, reverse_kl, jsd-0.1, total_variation, fenchel_young-alpha-1.5.
     student_fraction: float = 0.5  # lambda in [0, 1].
-    mixing: Literal["batch", "row"] = "batch"  # One coin a step (the paper), or a share of rows.
-    # Learner steps for which the student's sequences are learnt from again, which the paper does
-    # not do: sampling is most of a step's time. What is logged as sample_age is their age.
+    # Mixing of the two sources: one coin for each batch (the paper), or a share of its rows.
+    mixing: Literal["batch", "row"] = "batch"
+    # Further learner steps that reuse the student's sequences, unlike the paper, as sampling takes
+    # most of a step's time. Their age is logged as sample_age.
     max_age: int = 0
-    temperature: float = 1.0  # Divides both logits inside D; sampling has its own, which is 1.
-    # What D sees of the teacher: "full"; num_targets tokens that are drawn from it, by either
-    # reading of Gemma 3 ("set", "counts"); its num_targets most probable ones and a tail ("top-k").
+    temperature: float = 1.0  # Divisor of both logits inside D; sampling has its own, which is 1.
+    # Part of the teacher's distribution that D sees: "full"; num_targets tokens that are drawn from
+    # it, by either reading of Gemma 3 ("set", "counts"); its num_targets most probable tokens and
+    # the tail as one class ("top-k").
     targets: Targets = "full"
-    num_targets: int = 256  # Gemma 3's.
+    num_targets: int = 256  # K; Gemma 3's.
     learning: tuning.Config = tuning.Config()
 
     def __post_init__(self) -> None:
@@ -47,10 +49,10 @@ class Config:
             )
 
     @property
-    def operator(self) -> str:
-        """Name of f of the student's operator, with which it samples.
+    def output_divergence(self) -> str:
+        """Name of f of the student's softargmax_f, from which it samples.
 
-        A divergence is one between two softmaxes; the loss that f generates is of softargmax_f.
+        Divergences compare two softmaxes, so f is KL's; a Fenchel-Young loss is for softargmax_f.
         """
         kind, _, f = self.divergence.partition("-")
         return f if kind == "fenchel_young" else "kl"
@@ -58,7 +60,7 @@ class Config:
     def token_divergence(
         self, teacher_divergence: regularizers.Divergence = regularizers.kl
     ) -> distillation.TokenLoss:
-        """D of all the vocabulary, of logits of the student and of the teacher, [n, V] -> [n]."""
+        """Returns D over the whole vocabulary: student and teacher logits, [n, V] each -> [n]."""
         return distillation.named(self.divergence, self.temperature, teacher_divergence)
 
     def _check_targets(self) -> None:
@@ -77,20 +79,20 @@ class Config:
         distillation.token_divergence(self.divergence)
 
     def mixture(self) -> tuning.Mixture:
-        """Whose sequences are learnt from."""
+        """Returns the mixture of the data set's and the student's sequences."""
         return tuning.Mixture(
             student_fraction=self.student_fraction, mixing=self.mixing, max_age=self.max_age
         )
 
 
 def presets(family: str) -> Config:
-    """Settings for "tokens": half of the steps learn from the student's own sequences."""
+    """Returns settings for "tokens": half of the steps learn from the student's own sequences."""
     del family
     return Config()
 
 
 def offline_presets(family: str) -> Config:
-    """Settings for "tokens" of distillation on fixed sequences, lambda = 0."""
+    """Returns settings for "tokens" of distillation on fixed sequences, lambda = 0."""
     del family
     return Config(student_fraction=0.0)
 
@@ -102,17 +104,17 @@ def make(
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> types.Agent[tuning.Mixture]:
-    """GKD of `model`; the teacher's parameters are among the learner's constants.
+    """Returns the GKD agent; the teacher's parameters are the learner's constant `teacher`.
 
     Args:
       model: the student.
-      teacher: of the same tokens; its table may have other rows beyond them, which are not read.
+      teacher: of the same tokens; padding rows of its embedding are not read.
       config: hyper-parameters.
-      teacher_divergence: f of the operator that the teacher was trained with.
+      teacher_divergence: f of the softargmax_f that the teacher was trained with.
 
     Raises:
-      ValueError: for a divergence that the teacher's operator makes infinite, or more targets than
-        there are tokens.
+      ValueError: for a divergence that is infinite for a sparse teacher, or too many targets for
+        the vocabulary.
     """
     config = config or Config()
     model, teacher = shared_ids.shared([model, teacher])
@@ -123,7 +125,7 @@ def make(
             "targets=full compares all"
         )
     if config.targets == "full":
-        config.token_divergence(teacher_divergence)  # Which refuses what would be infinite.
+        config.token_divergence(teacher_divergence)  # Raises where it would be infinite.
     return tuning.make(
         functools.partial(token_loss, config, teacher_divergence),
         model,
@@ -131,7 +133,7 @@ def make(
         algorithm=config,
         teacher=teacher,
         mixture=config.mixture(),
-        divergence=regularizers.named(config.operator),
+        divergence=regularizers.named(config.output_divergence),
         teacher_divergence=teacher_divergence,
     )
 
@@ -146,15 +148,15 @@ def token_loss(
 ) -> jax.Array:
     """Returns D(p_T || p_S) of the next token after n prefixes, [n], in nats.
 
-    Drawn targets t of K tokens of p_T stand for it in cross-entropy, which is KL but for the
-    teacher's entropy: - sum_k t_k ln p_S(k). The top K are compared with one tail of all others.
+    With drawn targets, t over K tokens of p_T, the loss is the cross-entropy - sum_k t_k ln p_S(k),
+    which is KL up to the teacher's entropy. With top K targets all other tokens are one class.
 
     Args:
-      config: of D, of its temperature and of the targets.
-      teacher_divergence: f of the operator that makes the teacher's probabilities.
+      config: D, its temperature and the targets.
+      teacher_divergence: f of the softargmax_f that makes the teacher's probabilities.
       logits: of the student, [n, V].
-      labels: the tokens that follow, [n]; it is the teacher who says what should.
-      keys: one a token, of which the first draws for all.
+      labels: the next tokens, [n]; not used, as the teacher gives the targets.
+      keys: one for each token, [n]; the first draws for all.
       teacher_logits: [n, V], constants.
     """
     del labels
@@ -167,5 +169,7 @@ def token_loss(
         divergence = distillation.token_divergence(config.divergence)
         top = distillation_targets.top_k_targets(log_p, config.num_targets)
         return distillation_targets.top_k_loss(divergence)(theta, top)
-    drawn = distillation_targets.sampled_targets(keys[0], log_p, config.num_targets, config.targets)
-    return distillation_targets.sparse_cross_entropy(theta, drawn)
+    sampled = distillation_targets.sampled_targets(
+        keys[0], log_p, config.num_targets, config.targets
+    )
+    return distillation_targets.sparse_cross_entropy(theta, sampled)

@@ -1,48 +1,47 @@
-"""A language model as a policy: its cache is the recurrent state, prefill its `initial_state`.
+"""A language model as a policy: its key-value cache is the state, prefill the `initial_state`.
 
-The reset of `environments/tokens.py` shows the last token of the prompt, so all the others are
-prefilled, and every step is alike: it is shown a token and draws the next.
+The reset of `environments/tokens.py` observes the last token of the prompt, so all others are
+prefilled, and every step is alike: it observes a token and draws the next.
 
-B rows, P tokens of the prompts' padded width, V vocabulary.
+Shape letters: B rows, P tokens of a padded prompt, V vocabulary.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from kullback.core import regularizers, types
-from kullback.core import sampling as sampling_of
+from kullback.core import regularizers, sampling, types
 from kullback.lm import batches, gemma
 
 
 def language_model(
     model: gemma.Model,
-    sampling: sampling_of.Sampling | None = None,
+    settings: sampling.Sampling | None = None,
     divergence: regularizers.Divergence = regularizers.kl,
     prefill_chunk: int = 256,
     samples_per_prompt: int = 1,
 ) -> types.Policy:
-    """The policy that draws tokens of `model`.
+    """Returns the policy that draws tokens of `model`.
 
     Its params are {"params": of the model}, its context is `batches.Prompts`, its state the cache,
     and `max_length` counts prompt (P) and completion. Extras are "log_probability", under the
-    distribution that was drawn from, and "model_log_probability", under softargmax_f of the logits
-    as they are; float32 [B]. The latter is -inf where a temperature above 1 finds tokens that a
-    sparse operator excludes.
+    distribution that was drawn from, and "model_log_probability", under softargmax_f of the
+    unchanged logits; float32 [B]. The latter is -inf for tokens that a sparse softargmax_f excludes
+    but that are drawn at a temperature above 1.
 
     Args:
       model: its functions are pure.
-      sampling: how tokens are drawn; None is from the model's own distribution.
-      divergence: f of the operator that the model was trained with.
+      settings: how tokens are drawn; None is from the model's own distribution.
+      divergence: f of the softargmax_f that the model was trained with.
       prefill_chunk: tokens of the prompt in one call of the model; bounds the memory.
-      samples_per_prompt: G rows go on from each prompt of the context, one after another; it is
-        prefilled once.
+      samples_per_prompt: G adjacent rows continue each prompt of the context, which is prefilled
+        once.
 
     Raises:
-      ValueError: for a chunk or samples below 1; where the state begins, for a context that is no
-        prompts or does not fit in max_length.
+      ValueError: for a chunk or samples below 1; by `initial_state`, for a context of another type
+        or one that does not fit in max_length.
     """
-    settings = sampling or sampling_of.Sampling()
+    options = settings or sampling.Sampling()
     if prefill_chunk < 1:
         raise ValueError(f"prefill_chunk must be >= 1 token, got {prefill_chunk}")
     if samples_per_prompt < 1:
@@ -73,21 +72,21 @@ def language_model(
         last = jnp.asarray(observation)[:, None]  # [B, 1]
         features, state = model.decode(params["params"], last, state)
         logits = model.unembed(params["params"], features[:, -1])  # [B, V]
-        filtered = sampling_of.filter_logits(logits, settings, divergence)
-        action, log_probability = sampling_of.sample(key, filtered, divergence)
-        of_model = log_probability
-        if not settings.is_on_policy:
-            of_model = sampling_of.log_probability(logits, action, divergence)
-        extras = {"log_probability": log_probability, "model_log_probability": of_model}
+        filtered = sampling.filter_logits(logits, options, divergence)
+        action, log_probability = sampling.sample(key, filtered, divergence)
+        unfiltered = log_probability
+        if not options.is_on_policy:
+            unfiltered = sampling.log_probability(logits, action, divergence)
+        extras = {"log_probability": log_probability, "model_log_probability": unfiltered}
         return action, state, extras
 
     return types.Policy(initial_state, step)
 
 
 def repeat_prompts(prompts: batches.Prompts, times: int) -> batches.Prompts:
-    """Each prompt `times` times, one after another: what a policy of so many samples goes on from.
+    """Repeats each prompt `times` times in adjacent rows: the prompt of each of G samples.
 
-    The policy itself is shown them once.
+    The policy's context has each prompt once.
     """
     if times == 1:
         return prompts
@@ -97,7 +96,7 @@ def repeat_prompts(prompts: batches.Prompts, times: int) -> batches.Prompts:
 def _prefill(
     model: gemma.Model, params: types.Params, prefix: jax.Array, cache: gemma.Cache, chunk: int
 ) -> gemma.Cache:
-    """The cache after `prefix` [B, P - 1], in chunks: whole ones in a loop, the rest before."""
+    """Returns the cache after `prefix` [B, P - 1], in chunks: the rest first, then whole ones."""
     num_rows, length = prefix.shape
     num_chunks, rest = divmod(length, chunk)
     if rest:
@@ -112,7 +111,7 @@ def _prefill(
 
 
 def _repeated(cache: gemma.Cache, times: int) -> gemma.Cache:
-    """The cache of `times` rows in place of each one."""
+    """Repeats each row of a cache `times` times."""
     if times == 1:
         return cache
     keys, values = jax.tree.map(lambda x: jnp.repeat(x, times, 1), (cache.keys, cache.values))

@@ -7,7 +7,7 @@ Leave-one-out: Kool et al. 2019, and for language models Ahmadian et al., "Back 
 https://arxiv.org/abs/2402.03300. The estimators' names are those of Schulman, "Approximating KL
 Divergence", 2020, http://joschu.net/blog/kl-approx.html.
 
-Shape letters: B texts, those of one prompt one after another; G texts of a prompt; T tokens.
+Shape letters: B texts, those of a prompt adjacent; G texts of a prompt; T tokens.
 """
 
 from typing import Literal, get_args
@@ -30,16 +30,18 @@ __all__ = [
 
 Baseline = Literal["leave-one-out", "group", "value"]
 KlEstimator = Literal["k1", "k2", "k3"]
-Placement = Literal["reward", "loss"]  # Where the estimate of the KL stands.
-# How the tokens of a batch count: all alike, divided by B (the gradient above); by the length of
-# their text too (GRPO); or by the number of tokens of the batch in place of B (DAPO).
+Placement = Literal["reward", "loss"]  # Place of the KL penalty.
+# Divisor of each token's loss: B (the gradient above); B and the length of its text (GRPO); or the
+# number of tokens of the batch (DAPO).
 Normalisation = Literal["none", "length", "tokens"]
 
 EPSILON = 1e-4  # Added to a group's standard deviation.
 
 
 def leave_one_out(returns: jax.Array, group_size: int) -> jax.Array:
-    """A_i = R_i - mean of the other R_j of its prompt; without bias, of sum 0, [B].
+    """Returns leave-one-out advantages, R_i minus the mean of the other R_j of its prompt, [B].
+
+    They are unbiased, and sum to 0 for each prompt.
 
     Args:
       returns: R, [B], in units of reward.
@@ -54,16 +56,16 @@ def leave_one_out(returns: jax.Array, group_size: int) -> jax.Array:
 
 
 def group(returns: jax.Array, group_size: int, *, scale: bool = True) -> jax.Array:
-    """A_i = (R_i - mean R) / (standard deviation of R + 1e-4) of its prompt, [B].
+    """Returns group advantages, (R_i - mean R) / (standard deviation of R + 1e-4) by prompt, [B].
 
-    The mean holds R_i itself, so that the expected gradient is (G - 1) / G of the true one before
-    the division. Prompts whose returns hardly differ count as much as others do.
+    The mean includes R_i, so that before the division the expected gradient is (G - 1) / G of the
+    true one. The division gives prompts with nearly equal returns the same weight as others.
 
     Args:
       returns: R, [B].
       group_size: G >= 2, divides B.
-      scale: divide by the standard deviation, that of G - 1 degrees of freedom (as in GRPO); else
-        do not (as in Dr. GRPO, https://arxiv.org/abs/2503.20783).
+      scale: whether to divide by the standard deviation, of G - 1 degrees of freedom (as in GRPO),
+        or not (as in Dr. GRPO, https://arxiv.org/abs/2503.20783).
 
     Raises:
       ValueError: for another G.
@@ -76,22 +78,22 @@ def group(returns: jax.Array, group_size: int, *, scale: bool = True) -> jax.Arr
 
 
 def kl_estimate(log_ratio: jax.Array, estimator: KlEstimator) -> jax.Array:
-    """An estimate of KL(pi || ref) from one draw y of pi, of the shape of `log_ratio`.
+    """Estimates KL(pi || ref) from one draw y of pi, in the shape of `log_ratio`.
 
         k1 = l,  k2 = l^2 / 2,  k3 = e^-l - 1 + l,   l = log pi(y) - log ref(y)
 
-    k1 and k3 have no bias; k3 is >= 0 and varies less near the reference, but without bound where
-    ref(y) is far above pi(y). k2 is >= 0 and has a bias.
+    k1 and k3 are unbiased; k3 is >= 0 and has a smaller variance near the reference, but is
+    unbounded where ref(y) is far above pi(y). k2 is >= 0 and biased.
 
-    What beta times an estimate does to the policy, in expectation over y:
+    The policy gradient of beta times an estimate, in expectation over y:
 
               in the reward                      in the loss
         k1    beta grad KL(pi || ref), exact     nothing: its gradient is 0
-        k2    another one                        beta grad KL(pi || ref), exact
-        k3    another one                        beta grad KL(ref || pi), of the other direction
+        k2    a different gradient               beta grad KL(pi || ref), exact
+        k3    a different gradient               beta grad KL(ref || pi), of the other direction
 
-    "Exact" is of one draw; of a text in the loss, each token's gradient is that of its own KL after
-    the prefix that was drawn, without what a token does to later prefixes.
+    "Exact" holds for one draw. For a text in the loss, each token's gradient is that of its own KL
+    after the prefix that was drawn, without the token's influence on later prefixes.
 
     Args:
       log_ratio: l, float, in nats.
@@ -110,11 +112,11 @@ def kl_estimate(log_ratio: jax.Array, estimator: KlEstimator) -> jax.Array:
 
 
 def token_rewards(scores: jax.Array, is_answer: jax.Array) -> jax.Array:
-    """The score of each text as the reward of its last token, 0 elsewhere, [B, T].
+    """Returns the score of each text as the reward of its last token, 0 elsewhere, [B, T].
 
     Args:
       scores: [B], in units of reward.
-      is_answer: bool, [B, T]; each row is one piece.
+      is_answer: bool, [B, T]; contiguous in each row.
     """
     chex.assert_rank([scores, is_answer], [1, 2])
     follows = jnp.concatenate([is_answer[:, 1:], jnp.zeros_like(is_answer[:, :1])], 1)
@@ -124,36 +126,36 @@ def token_rewards(scores: jax.Array, is_answer: jax.Array) -> jax.Array:
 def lambda_returns(
     rewards: jax.Array, values: jax.Array, is_answer: jax.Array, lambda_: float
 ) -> jax.Array:
-    """Returns after each prefix, undiscounted, [B, T].
+    """Computes the undiscounted lambda-returns after each prefix, [B, T].
 
         G_n = r_n + (1 - lambda) V(y_<=n) + lambda G_{n+1},  G of the last token is its reward
 
-    lambda = 1 is the sum of rewards to come, whatever the values; 0 is one step.
+    With lambda = 1 it is the sum of rewards to come, whatever the values; with 0 one step.
 
     Args:
-      rewards: r, [B, T]: for token n.
-      values: V, [B, T]: at n that of the prefix before token n; what is learnt from here on.
-      is_answer: bool, [B, T]; elsewhere the result means nothing.
+      rewards: r of each token, [B, T].
+      values: V, [B, T]; column n has the value of the prefix before token n.
+      is_answer: bool, [B, T]; elsewhere the result is meaningless.
       lambda_: in [0, 1].
     """
     chex.assert_equal_shape([rewards, values, is_answer])
-    none = jnp.zeros_like(rewards[:, :1])
-    next_values = jnp.concatenate([values[:, 1:], none], 1)
-    # There is a next token, of this text: nothing is bootstrapped past the end.
+    zero = jnp.zeros_like(rewards[:, :1])
+    next_values = jnp.concatenate([values[:, 1:], zero], 1)
+    # 1 where a next token of the text exists: nothing is bootstrapped past the end.
     discount = jnp.concatenate([is_answer[:, 1:], jnp.zeros_like(is_answer[:, :1])], 1)
     discount = discount.astype(rewards.dtype)
-    of_rows = jax.vmap(lambda r, d, v: jnp.asarray(rlax.lambda_returns(r, d, v, lambda_)))
-    return of_rows(rewards, discount, next_values)
+    returns = jax.vmap(lambda r, d, v: jnp.asarray(rlax.lambda_returns(r, d, v, lambda_)))
+    return returns(rewards, discount, next_values)
 
 
 def token_weights(
     is_answer: jax.Array, weights: jax.Array, normalisation: Normalisation
 ) -> jax.Array:
-    """What each token counts in the sum that is the loss, [B, T]; see `Normalisation`.
+    """Returns the weight of each token in the loss, a sum, [B, T]; see `Normalisation`.
 
     Args:
       is_answer: bool, [B, T].
-      weights: of the batch, [B].
+      weights: of the texts, [B].
       normalisation: "none", "length" or "tokens".
 
     Raises:
@@ -171,21 +173,21 @@ def token_weights(
 
 
 def distinct_bigrams(tokens: jax.Array, is_answer: jax.Array, group_size: int) -> jax.Array:
-    """Different pairs of neighbours in the texts of a prompt, by their number, in [0, 1], [B / G].
+    """Returns the share of distinct bigrams among those of a prompt's texts, in [0, 1], [B / G].
 
-    0 where no text has two tokens. Li et al. 2016, https://arxiv.org/abs/1510.03055.
+    It is 0 where no text has two tokens. Li et al. 2016, https://arxiv.org/abs/1510.03055.
 
     Args:
       tokens: int32, [B, T].
-      is_answer: bool, [B, T]; each row is one piece.
+      is_answer: bool, [B, T]; contiguous in each row.
       group_size: G, divides B.
     """
     pairs = is_answer[:, :-1] & is_answer[:, 1:]
-    rows = [
+    bigrams = [
         jnp.where(pairs, x, -1).reshape(-1, group_size * x.shape[1])
         for x in (tokens[:, :-1], tokens[:, 1:])
     ]
-    first, second = jax.lax.sort(rows, dimension=1, num_keys=2)  # What is no pair comes first.
+    first, second = jax.lax.sort(bigrams, dimension=1, num_keys=2)  # -1 comes first.
     is_new = (first[:, 1:] != first[:, :-1]) | (second[:, 1:] != second[:, :-1])
     is_pair = first >= 0
     distinct = jnp.sum(is_new & is_pair[:, 1:], 1) + is_pair[:, 0]

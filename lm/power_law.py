@@ -1,13 +1,13 @@
-"""Whether a distillation run still follows its power law, and a warning where it does not.
+"""The power law of a distillation run, and a warning where the run departs from it.
 
 Tiapkin et al., "On Teacher Hacking in Language Model Distillation", ICML 2025,
-https://arxiv.org/abs/2502.02671: the distance to the teacher, on prompts that are not learnt
-from, falls as C step^-a while learning goes well, and slower where a student learns its fixed
-sequences by heart and comes to imitate the teacher's errors. This shows without any truth at hand.
+https://arxiv.org/abs/2502.02671: the distance to the teacher, on held-out prompts, falls as
+C step^-a while learning goes well, and more slowly where a student memorises its fixed sequences
+and imitates the teacher's errors. This is visible without a ground truth.
 
-The test is ours: a line is fitted to ln value over ln step on the first third of the checkpoints;
+The test is ours: a line is fitted to ln value over ln step on the first third of the N checkpoints;
 a run has departed where several checkpoints in a row lie above the line by three standard errors
-of what the line predicts there. N checkpoints.
+of prediction.
 """
 
 import math
@@ -16,32 +16,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHARE = 1 / 3  # Of the checkpoints: what the line is fitted to.
-LEAST = 4  # Checkpoints that it is fitted to; of fewer, the scatter about a line says little.
-ERRORS = 3.0  # Standard errors above the line.
-CONSECUTIVE = 3  # Checkpoints in a row.
-SCATTER = 0.01  # Of ln value, at least: 1% above a law is no departure, however exact the rest.
+SHARE = 1 / 3  # Share of the checkpoints that the line is fitted to.
+LEAST = 4  # Checkpoints that it is fitted to at least: the scatter of fewer is too uncertain.
+ERRORS = 3.0  # Standard errors above the line that count.
+CONSECUTIVE = 3  # Checkpoints in a row that must lie so far above.
+SCATTER = 0.01  # Least scatter of ln value: 1% above a law is no departure, however exact the rest.
 
 
 class Fit(NamedTuple):
-    """The law C step^-a, and how sure it is."""
+    """A fitted law C step^-a, with its uncertainty."""
 
     exponent: float  # a; positive where values fall.
     log_scale: float  # ln C.
     scatter: float  # Standard deviation of ln value about the line, N - 2 degrees of freedom.
-    mean: float  # Of ln step.
+    mean: float  # Mean of ln step.
     spread: float  # Sum of (ln step - mean)^2.
     num_points: int  # N.
 
     def value(self, step: float) -> float:
-        """What the law says at a step."""
+        """Returns the value that the law predicts at a step."""
         return math.exp(self.log_scale - self.exponent * math.log(step))
 
     def excess(self, steps: Sequence[float], values: Sequence[float]) -> np.ndarray:
-        """How far ln value lies above the line, in standard errors of prediction, float64 [N].
+        """Returns the excess of ln value over the line, in standard errors, float64 [N].
 
-        sqrt(1 + 1 / N + (ln step - mean)^2 / spread) times the scatter: a line is the less sure
-        the further it is drawn out.
+            scatter sqrt(1 + 1 / N + (ln step - mean)^2 / spread)
+
+        is the standard error of prediction, which grows with the distance of the extrapolation.
         """
         x, y = _logarithms(steps, values)
         error = np.sqrt(1 + 1 / self.num_points + (x - self.mean) ** 2 / self.spread)
@@ -50,7 +51,7 @@ class Fit(NamedTuple):
 
 
 def fit(steps: Sequence[float], values: Sequence[float]) -> Fit:
-    """The power law of values > 0 at steps > 0, by least squares of logarithms.
+    """Fits a power law to values > 0 at steps > 0, by least squares of logarithms.
 
     Raises:
       ValueError: for fewer than three points, steps that do not increase from above 0, or values
@@ -68,18 +69,19 @@ def fit(steps: Sequence[float], values: Sequence[float]) -> Fit:
 
 
 def early(steps: Sequence[float], values: Sequence[float]) -> Fit:
-    """The law of the first third of the checkpoints; raises as `fit`."""
+    """Fits the law to the first third of the checkpoints; raises as `fit` does."""
     num = _num_fitted(len(steps))
     return fit(steps[:num], values[:num])
 
 
 def departure(steps: Sequence[float], values: Sequence[float]) -> int | None:
-    """Index of the checkpoint where a run leaves its law for a higher value, or None.
+    """Returns the index of the checkpoint where a run rises above its law, or None.
 
-    Too few checkpoints for a line, and three more, are None. Falling faster is no departure.
+    It is None too for too few checkpoints to fit a line and judge CONSECUTIVE more. Falling faster
+    is no departure.
 
     Raises:
-      ValueError: as `fit`.
+      ValueError: as `fit` does.
     """
     num = _num_fitted(len(steps))
     if len(steps) < num + CONSECUTIVE:
@@ -93,10 +95,10 @@ def departure(steps: Sequence[float], values: Sequence[float]) -> int | None:
 
 
 def warning(steps: Sequence[float], values: Sequence[float]) -> str | None:
-    """Returns what to tell whoever runs a distillation, or None while there is nothing to say.
+    """Returns a warning of teacher hacking for a distillation run, or None.
 
-    A loss that lacks a constant may be <= 0, where it has no logarithm: of such a run nothing is
-    said. A value that is not finite is no point of the law; where it is the last one, it is said.
+    A loss that lacks a constant may be <= 0 and has no logarithm: such a run is not judged. Values
+    that are not finite are left out of the fit; if the last one is not, the warning says so.
 
     Args:
       steps: learner steps of the evaluations, increasing, > 0.
@@ -119,16 +121,16 @@ def warning(steps: Sequence[float], values: Sequence[float]) -> str | None:
     if first is None:
         return None
     law = early(steps, values)
-    said = (
+    change = (
         f"no longer falls as step^{-law.exponent:.2f}"
         if law.exponent > 0
         else f"rises faster than step^{-law.exponent:.2f}, as it did before"
     )
     return (
-        f"since step {steps[first]:,.0f} the distance to the teacher {said}: {values[first]:.3g}, "
-        f"where that is {law.value(steps[first]):.3g}. The student may be learning the teacher's "
-        "errors (teacher hacking): stop here, sample sequences anew (a larger student_fraction), "
-        "or use more prompts"
+        f"since step {steps[first]:,.0f} the distance to the teacher {change}: "
+        f"{values[first]:.3g}, where that is {law.value(steps[first]):.3g}. The student may be "
+        "learning the teacher's errors (teacher hacking): stop here, sample sequences anew (a "
+        "larger student_fraction), or use more prompts"
     )
 
 
@@ -137,7 +139,7 @@ def _num_fitted(count: int) -> int:
 
 
 def _points(steps: Sequence[float], values: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, float64 [N]; values may be anything."""
+    """Returns steps and values as float64 [N]; only steps are checked."""
     x, y = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise ValueError(f"steps and values must be as many, got {x.shape} and {y.shape}")

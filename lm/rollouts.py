@@ -1,6 +1,7 @@
-"""Rollouts of a policy of texts, for reinforcement learning: what it wrote, and what that is worth.
+"""Rollouts of a language model for reinforcement learning: sampled texts and their rewards.
 
-B texts, those of a prompt one after another; G texts of a prompt; P tokens of a prompt, T of a row.
+Shape letters: B texts, those of a prompt adjacent; G texts of a prompt; P tokens of a prompt, T
+tokens of a row.
 """
 
 from collections.abc import Callable
@@ -14,14 +15,15 @@ from kullback.lm import batches, completions
 
 
 class Episodes(NamedTuple):
-    """Texts that the policy made and what they are worth; those of a prompt stand together."""
+    """Texts that the policy sampled, and their rewards; those of a prompt are adjacent."""
 
     sequences: batches.Sequences  # [B, T].
-    rewards: types.Array  # float32, [B]: of whole texts, as the scorer gave them.
-    log_probability: types.Array  # float32, [B, T]: of each answer's token as drawn, else 0.
+    rewards: types.Array  # float32, [B]: rewards of whole texts, as the scorer gave them.
+    # float32, [B, T]: log-probability of each answer token as it was drawn, 0 elsewhere.
+    log_probability: types.Array
 
 
-# (params, completions, the prompt of each) -> float32 [B]; in JAX.
+# (params, completions, the prompt of each) -> rewards, float32 [B]; in JAX.
 Score = Callable[[Any, tokens.Completion, batches.Prompts], types.Array]
 
 
@@ -33,21 +35,21 @@ def sample(
     key: types.Key,
     score_params: Any,
 ) -> Episodes:
-    """Returns texts of each prompt, as they were drawn and what they are worth; pure.
+    """Samples texts of each prompt, and scores them; pure.
 
     Args:
-      sampler: of G texts of each prompt, which is prefilled once.
-      score: of texts.
+      sampler: of G texts of each prompt; prompts are prefilled once.
+      score: gives the rewards.
       acting: parameters of the policy.
       prompts: [B / G, P].
       key: of the texts.
-      score_params: of `score`.
+      score_params: parameters of `score`.
     """
-    completion, rows = sampler.completions(acting, prompts, key), sampler.repeated(prompts)
-    joined = completions.joined(rows, completion)
-    # Column c of a row is token c - length of its answer.
-    place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(rows.lengths)[:, None]
+    completion, repeated = sampler.completions(acting, prompts, key), sampler.repeated(prompts)
+    joined = completions.joined(repeated, completion)
+    # Column c of a row is token c - (length of the prompt) of its answer.
+    place = jnp.arange(joined.tokens.shape[1])[None] - jnp.asarray(repeated.lengths)[:, None]
     place = jnp.clip(place, 0, completion.tokens.shape[1] - 1)
-    drawn = jnp.take_along_axis(completion.log_probability, place, 1)
-    scores = jnp.asarray(score(score_params, completion, rows), jnp.float32)
-    return Episodes(joined, scores, jnp.where(joined.is_answer, drawn, 0))
+    log_probability = jnp.take_along_axis(completion.log_probability, place, 1)
+    scores = jnp.asarray(score(score_params, completion, repeated), jnp.float32)
+    return Episodes(joined, scores, jnp.where(joined.is_answer, log_probability, 0))

@@ -1,19 +1,19 @@
-"""WARP: rewarded policies whose weights are averaged, three times over.
+"""WARP: policies learnt from rewards, whose weights are averaged at three stages.
 
 Rame et al., "WARP: On the Benefits of Weight Averaged Rewarded Policies", 2024,
-https://arxiv.org/abs/2406.16768, algorithm 1. An iteration has M members, one after another, from
-the same start theta_init, which differ in the prompts that they see:
+https://arxiv.org/abs/2406.16768, algorithm 1. An iteration trains M members, one after another,
+from the same start theta_init; they differ in the prompts that they see:
 
-    each member     REINFORCE, whose KL is to a moving average of its own weights (EMA)
+    each member     REINFORCE, with a KL penalty to a moving average of its own weights (EMA)
     theta_slerp     spherical interpolation of the members' task vectors theta_m - theta_init
     theta_init  <-  (1 - eta) theta_init + eta theta_slerp (LITI), where the next iteration starts
 
-What a run ends with is the front (1 - eta) theta_sft + eta theta_slerp over eta in [0, 1].
+The result of a run is the front (1 - eta) theta_sft + eta theta_slerp over eta in [0, 1].
 
-All of it is one learner: where in an iteration it stands follows from the number of its steps, and
-what it keeps meanwhile (`Kept`) is part of its state, so that a run goes on in the middle of
-anything. The spherical mean is the paper's recursion (appendix B.3), one member at a time: two
-trees are kept, however many members there are.
+All of it is one learner: its place in an iteration follows from the number of its steps, and the
+trees of an iteration (`IterationTrees`) are part of its state, so that a run may be resumed at any
+step. The spherical mean follows the paper's recursion (appendix B.3), one member at a time, so that
+two trees suffice for any number of members.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from kullback.core import averaging, types
 from kullback.lm import gemma, merging, rlhf, tuning
 
-ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Of the front; the paper's.
+ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Points of the front; the paper's.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,13 @@ class Config:
     """Hyper-parameters of WARP; those of a member are REINFORCE's."""
 
     members: int = 2  # M.
-    # T, learner steps of a member. The paper: 9,000 in the first iteration, then 7,000, 7,000,
-    # 5,000, 5,000; one number here. Iterations are a run's steps by M T.
+    # T, learner steps of a member, the same in all iterations. The paper: 9,000 in the first, then
+    # 7,000, 7,000, 5,000, 5,000. A run has steps / (M T) iterations.
     member_steps: int = 100
-    next_start: float = 0.3  # eta of LITI, in (0, 1]: how far the next iteration's start moves.
-    group: Literal["layer", "tensor", "all"] = "layer"  # Parameters that are one vector to slerp.
-    # The paper's beta and mu; it samples 128 texts at temperature 0.9, and learns at rate 1e-6.
+    next_start: float = 0.3  # eta of LITI in (0, 1], by which the next iteration's start moves.
+    group: Literal["layer", "tensor", "all"] = "layer"  # Parameters that slerp takes as one vector.
+    # Settings of each member, with the paper's beta and mu; the paper samples 128 texts at
+    # temperature 0.9, and has a learning rate of 1e-6.
     member: rlhf.Config = dataclasses.field(
         default_factory=lambda: rlhf.Config(
             kl_coefficient=0.1, reference="moving-average", anchor_rate=0.01
@@ -64,8 +65,8 @@ class Config:
         return self.member.learning
 
     @property
-    def operator(self) -> str:
-        """Name of f of the policy's operator: softmax."""
+    def output_divergence(self) -> str:
+        """Name of f of the policy's softargmax_f: KL, for softmax."""
         return "kl"
 
     @property
@@ -74,7 +75,7 @@ class Config:
         return self.members * self.member_steps
 
     def check(self, steps: int) -> None:
-        """Raises ValueError unless so many learner steps are whole iterations."""
+        """Raises ValueError unless `steps`, learner steps of a run, are whole iterations."""
         if steps < 1 or steps % self.iteration_steps:
             least = -(-max(steps, 1) // self.iteration_steps) * self.iteration_steps
             raise ValueError(
@@ -83,23 +84,24 @@ class Config:
             )
 
 
-class Kept(NamedTuple):
-    """What an iteration remembers: `LearnerState.aux`."""
+class IterationTrees(NamedTuple):
+    """The parameters that an iteration remembers: `LearnerState.aux`."""
 
     init: types.Params  # theta_init of this iteration.
-    merged: types.Params  # theta_slerp of this iteration's members so far, else of the last one.
+    merged: types.Params  # theta_slerp of the members so far, else of the last iteration.
 
 
 def presets(family: str) -> Config:
-    """Settings for "tokens"."""
+    """Returns settings for "tokens"."""
     del family
     return Config()
 
 
 def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.OnPolicy]:
-    """WARP of `model`; constants and metrics are those of `rlhf.make`, and the iteration.
+    """Returns the WARP agent of `model`; constants are those of `rlhf.make`.
 
-    What acts is the member that learns; between two iterations it is the next one's start.
+    Metrics are its too, and the number of the iteration. The member that learns acts; between two
+    iterations that is the next one's start.
     """
     config = config or Config()
     agent = rlhf.make(model, config=config.member, algorithm=config)
@@ -107,24 +109,31 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.O
 
 
 def learner(member: types.Learner, config: Config) -> types.Learner:
-    """The learner of all members of all iterations, of that of one member, whose aux is None."""
+    """Returns the learner of all members of all iterations, from that of one member.
+
+    Args:
+      member: whose state has no aux.
+      config: of WARP.
+    """
     group_of = merging.gemma_groups(config.group)
 
     def init(key: types.Key) -> types.LearnerState:
         state = member.init(key)
-        # Its values are of no account: the first step of an iteration writes both.
-        return state._replace(aux=Kept(*(jax.tree.map(jnp.copy, state.params) for _ in range(2))))
+        # These values are never read: the first step of an iteration writes both.
+        return state._replace(
+            aux=IterationTrees(*(jax.tree.map(jnp.copy, state.params) for _ in range(2)))
+        )
 
-    def merge(kept: Kept, params: types.Params, number: jax.Array) -> types.Params:
-        """theta_slerp with one member more, of which `number` came before."""
+    def merge(trees: IterationTrees, params: types.Params, number: jax.Array) -> types.Params:
+        """Returns theta_slerp of one more member, before which `number` were merged."""
 
-        def with_one(count: int) -> types.Params:
+        def merge_after(count: int) -> types.Params:
             if count == 0:
                 return params
-            pair = [kept.merged, params]
-            return averaging.slerp(pair, kept.init, t=1 / (count + 1), group_of=group_of)
+            pair = [trees.merged, params]
+            return averaging.slerp(pair, trees.init, t=1 / (count + 1), group_of=group_of)
 
-        branches = [lambda count=count: with_one(count) for count in range(config.members)]
+        branches = [lambda count=count: merge_after(count) for count in range(config.members)]
         return jax.lax.switch(number, branches)
 
     def step(
@@ -135,26 +144,26 @@ def learner(member: types.Learner, config: Config) -> types.Learner:
         place = state.steps % config.iteration_steps
         number = place // config.member_steps
         start = jax.lax.cond(place == 0, lambda: state.params, lambda: state.aux.init)
-        kept = Kept(start, state.aux.merged)
+        trees = IterationTrees(start, state.aux.merged)
         learnt, feedback = member.step(state._replace(aux=None), batch, constants)
 
         def begin_next() -> types.LearnerState:
-            """The next member's state: only counters and key go on."""
-            merged = merge(kept, learnt.params, number)
+            """Returns the next member's state, which keeps only counters and key."""
+            merged = merge(trees, learnt.params, number)
             params = jax.lax.cond(
                 number == config.members - 1,
-                lambda: averaging.liti(kept.init, merged, config.next_start),
-                lambda: kept.init,
+                lambda: averaging.liti(trees.init, merged, config.next_start),
+                lambda: trees.init,
             )
             return learnt._replace(
                 params=params,
                 opt_state=member.init(state.key).opt_state,
                 targets={name: params for name in learnt.targets},
-                aux=Kept(kept.init, merged),
+                aux=IterationTrees(trees.init, merged),
             )
 
         ends = (state.steps + 1) % config.member_steps == 0
-        learnt = jax.lax.cond(ends, begin_next, lambda: learnt._replace(aux=kept))
+        learnt = jax.lax.cond(ends, begin_next, lambda: learnt._replace(aux=trees))
         iteration = (state.steps // config.iteration_steps).astype(jnp.float32)
         return learnt, feedback._replace(metrics={**feedback.metrics, "iteration": iteration})
 

@@ -18,7 +18,7 @@ from kullback.core import files, learners, types
 from kullback.experiments import entailment as training
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import extractive
-from kullback.lm import batches, best_of_n, completions, gemma, rlef, rlhf, rollouts, sft
+from kullback.lm import answers, batches, best_of_n, completions, gemma, rlef, rlhf, rollouts, sft
 from kullback.lm.entailment import scorers
 
 SIZES = extractive.Sizes()
@@ -130,7 +130,7 @@ def make(config: Config, work: reproduce.Work) -> Scene:
             completions.sampler(model, sizes.horizon, stop_tokens=(extractive.EOS,)).sequences
         ),
         log_probabilities=jax.jit(
-            functools.partial(rlhf.log_probabilities, model, chunk=learning.chunk)
+            functools.partial(answers.log_probabilities, model, chunk=learning.chunk)
         ),
         tuner=tuner,
         tune=jax.jit(learners.scan(tuner, learners.stored)),

@@ -11,7 +11,7 @@ import numpy as np
 
 from kullback.core import sequences, types
 from kullback.experiments.runs import rewards
-from kullback.lm import batches, completions, data, evaluation, policy_gradient, rlhf, rollouts
+from kullback.lm import answers, batches, completions, data, evaluation, policy_gradient, rollouts
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
 Program = Callable[..., rollouts.Episodes]
@@ -98,7 +98,7 @@ class Actor:
     def _of_start(self) -> Callable[..., jax.Array]:
         return jax.jit(
             functools.partial(
-                rlhf.log_probabilities,
+                answers.log_probabilities,
                 self.evaluator.model,
                 temperature=self.temperature,
                 chunk=self.evaluator.learning.chunk,

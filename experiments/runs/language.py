@@ -311,7 +311,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
         evaluator=evaluation.Evaluator(
-            made[0], student.tokenizer, task, test, c, config.operator, mesh
+            made[0], student.tokenizer, task, test, c, config.output_divergence, mesh
         ),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
         placement=sharding.placement(mesh, *(model.config for model in made)),

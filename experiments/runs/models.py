@@ -93,7 +93,7 @@ def load(
     config, params, _ = hugging_face.load(path, sharding=homes)
     words = tokenizer.load(path)
     config = texts.with_all_ends(config, words)
-    return Checkpoint(config, words, params, folder_meaning.operator(path))
+    return Checkpoint(config, words, params, folder_meaning.output_divergence(path))
 
 
 def of_run(
@@ -118,7 +118,7 @@ def of_run(
     if run.kind == "language":
         run.folder(seed)  # Whether there is such a seed is known before a key is made.
         params = _params(run, sharding.shapes(decoder.config, mesh), seed, best)
-        return decoder._replace(params=params, divergence=algorithm_config(run).operator)
+        return decoder._replace(params=params, divergence=algorithm_config(run).output_divergence)
     if seed is None and is_population(run):
         return decoder._replace(params=warm.average(members(run, best=best)))
     return decoder._replace(params=_params(run, _with_head(decoder.config), seed, best))

@@ -158,7 +158,7 @@ def test_an_operator_that_is_none_is_refused(
     ],
 )
 def test_operators_of_algorithms(config: Any, expected: str):
-    assert config.operator == expected
+    assert config.output_divergence == expected
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_evaluation(

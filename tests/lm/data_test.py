@@ -276,14 +276,6 @@ def test_text_that_carries_a_template_is_read_on_request(
             data.read_jsonl(write(row), read)
 
 
-def test_texts_in_hand(tokenizer: tokenizers_.Tokenizer):
-    examples, report = data.from_texts([("ab", "c")], tokenizer)
-    assert examples == [Example((BOS, *tokenizer.encode("ab")), (*tokenizer.encode("c"), EOS))]
-    assert report.rows == 1
-    with pytest.raises(ValueError, match="pair 1: completion is empty"):
-        data.from_texts([("ab", "c"), ("a", "")], tokenizer)
-
-
 def test_limits_are_checked():
     with pytest.raises(ValueError, match=r"overlong must be .* 'truncate'"):
         Limits(overlong="truncate")  # pyright: ignore[reportArgumentType]

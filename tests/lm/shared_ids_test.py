@@ -97,7 +97,7 @@ def test_reinforcement_with_a_teacher_and_its_reference():
     config = rlhf.Config(samples_per_prompt=2, distillation_weight=0.5, learning=LEARNING)
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
     plain, more = gemma.make(CONFIG), gemma.make(PADDED)
-    drawn = rlhf.log_probabilities(plain, params(0), rows)
+    drawn = answers.log_probabilities(plain, params(0), rows)
     episodes = rollouts.Episodes(
         rows, np.array([1.0, 0.0], np.float32), jnp.pad(drawn, ((0, 0), (1, 0)))
     )
@@ -118,8 +118,8 @@ def test_what_is_measured_and_what_is_drawn():
         atol=1e-6,
     )
     np.testing.assert_allclose(
-        rlhf.log_probabilities(more, padded(params(0)), rows),
-        rlhf.log_probabilities(plain, params(0), rows),
+        answers.log_probabilities(more, padded(params(0)), rows),
+        answers.log_probabilities(plain, params(0), rows),
         atol=1e-6,
     )
 

@@ -220,7 +220,7 @@ def test_a_sparse_teacher_is_read_by_its_own_operator():
 @pytest.mark.slow
 def test_a_student_samples_by_the_operator_of_its_loss(name: str, f: str):
     config = gkd.Config(divergence=name, learning=LEARNING)
-    assert config.operator == f
+    assert config.output_divergence == f
     acts = gkd.make(MODEL, MODEL, config).policy
     prompts = batches.pad_prompts([(3, 4)] * SIZE, 2, 0)
     acting = {"params": jax.tree.map(lambda x: 3.0 * x, params(0))}

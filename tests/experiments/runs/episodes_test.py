@@ -17,7 +17,7 @@ from kullback.environments import tokens
 from kullback.experiments import cli
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import language, models, opened, plans, resolved, rewards, run_folder
-from kullback.lm import gemma, rlhf, tasks, tokenizer, warp
+from kullback.lm import answers, gemma, tasks, tokenizer, warp
 from kullback.lm.entailment import scorers
 from tests.records import repeated
 
@@ -149,7 +149,7 @@ def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path)
     examples = made.train[:2]
     found = actor.episodes({"params": params}, examples, jax.random.key(1))
     s = found.sequences
-    expected = rlhf.log_probabilities(model, params, s)
+    expected = answers.log_probabilities(model, params, s)
     np.testing.assert_allclose(found.log_probability[:, 1:], expected, atol=1e-5)
     assert np.all(np.asarray(found.log_probability)[~np.asarray(s.is_answer)] == 0)
     texts = actor.evaluator.answer_texts(s)
