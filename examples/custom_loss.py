@@ -43,7 +43,7 @@ def make(spec: types.Spec) -> types.Agent:
         targets={"periodic": learners.periodic(50)},
     )
 
-    def acting(state: types.LearnerState, env_steps: Any, evaluate: bool) -> dict[str, Any]:
+    def acting(state: types.LearnerState, env_steps: Any, evaluate: bool, constants: Any):
         return {"params": state.params, "epsilon": jnp.asarray(0.0 if evaluate else 0.2)}
 
     memory = replay.Config(capacity=5_000, min_replay_size=500, discount=0.9)

@@ -29,8 +29,12 @@ def agent() -> types.Agent:
         targets={"average": learners.moving_average(0.5)},
     )
     nobody = policies.softmax(lambda params, observation: jnp.asarray(observation))  # Not asked.
-    acting = lambda state, steps, evaluate: {"params": state.params}  # noqa: E731  # As the field.
-    return types.Agent(nobody, learner, acting, experience=None)
+    return types.Agent(
+        policy=nobody,
+        learner=learner,
+        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
+        experience=None,
+    )
 
 
 def constant(value: float) -> types.Constants:

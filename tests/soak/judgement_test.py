@@ -44,6 +44,17 @@ def test_an_end_is_judged(code: str, statuses: Sequence[int], fault: str):
     assert trials.judged("x", ended(code), statuses).fault == fault
 
 
+def test_progress_is_no_complaint():
+    lines = [
+        "m-dqn toy: step 1 of 2",
+        "3 of 4: m-dqn finished, return 1.00",
+        "kullback: interrupted",
+    ]
+    outcome = ended(f"import sys; sys.exit({chr(10).join(lines)!r})")
+    assert trials.complaint(outcome) == lines[2:]
+    assert trials.judged("x", outcome, (1,)).fault == ""
+
+
 def test_a_command_that_has_no_end_or_takes_all_memory_is_lost():
     outcome = ended("")
     for exceeded in ("time", "memory"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -23,6 +24,8 @@ REPORTS = (
     "panicked at",
     "terminate called",
 )
+# Lines of stderr that are no complaint: progress of runs and sweeps, and a notice.
+PROGRESS = re.compile(r": step |^\d+ of \d+: |keys and values of")
 
 
 class Untried(Exception):
@@ -114,9 +117,9 @@ def judged(
 
 
 def complaint(outcome: server.Outcome) -> list[str]:
-    """Returns the lines of stderr that are not progress of a run."""
+    """Returns the lines of stderr that are not progress of a run or a sweep."""
     lines = [line for line in outcome.err.splitlines() if line.strip()]
-    return [line for line in lines if ": step " not in line and "keys and values of" not in line]
+    return [line for line in lines if not PROGRESS.search(line)]
 
 
 def left_behind(before: frozenset[str], folder: pathlib.Path) -> list[str]:
