@@ -137,7 +137,7 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         seed=options.seed,
         best=options.best,
         out=options.out,
-        best_of=options.best_of or 0,
+        num_candidates=options.best_of or 0,
         reward=options.reward or "",
         control_tokens=options.control_tokens,
         **lengths,

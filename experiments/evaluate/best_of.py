@@ -1,11 +1,11 @@
-"""Best of N of a language model: of N answers to a prompt, the one that a reward likes best."""
+"""Best of N of a language model: of N answers to a prompt, the one of the highest reward."""
 
 import jax
 import numpy as np
 
 from kullback.core import types
 from kullback.experiments.runs import episodes, rewards
-from kullback.lm import best_of_n, evaluation
+from kullback.lm import best_of_n, data, evaluation, rollouts
 
 
 def measures(
@@ -30,19 +30,19 @@ def measures(
     actor = episodes.Actor(
         sampler=evaluator.sampler(samples_per_prompt=n), evaluator=evaluator, reward=reward
     )
-    found: dict[str, list[np.ndarray]] = {}
-    for number, part in enumerate(evaluator.parts(count)):
-        made = actor.episodes(acting, part, jax.random.fold_in(key, number))
-        scores = np.asarray(made.rewards, np.float64)
+
+    def columns(answers: rollouts.Episodes, examples: list[data.Example]) -> dict[str, np.ndarray]:
+        scores = np.asarray(answers.rewards, np.float64)
         best = best_of_n.choose(scores, n)
-        texts = evaluator.answer_texts(jax.tree.map(lambda x, rows=best: x[rows], made.sequences))
-        columns = {"reward": scores.reshape(-1, n).mean(1), f"reward_best_of_{n}": scores[best]}
-        pairs = zip(texts, part, strict=True)
-        said = [
-            evaluator.measures(text, evaluator.example_texts(one)["target"]) for text, one in pairs
+        texts = evaluator.answer_texts(jax.tree.map(lambda x: x[best], answers.sequences))
+        measured = [
+            evaluator.measures(text, evaluator.example_texts(example)["target"])
+            for text, example in zip(texts, examples, strict=True)
         ]
-        columns |= {f"{k}_best_of_{n}": np.array([one[k] for one in said]) for k in said[0]}
-        for name, values in columns.items():
-            found.setdefault(name, []).append(values)
-    kept = evaluator.kept(count)
-    return {name: np.concatenate(values)[:kept] for name, values in found.items()}
+        return {
+            "reward": actor.prompt_means(scores),
+            f"reward_best_of_{n}": scores[best],
+            **{f"{k}_best_of_{n}": np.array([x[k] for x in measured]) for k in measured[0]},
+        }
+
+    return actor.measured(acting, count, key, columns)

@@ -1,7 +1,7 @@
-"""The report on a language model: means over held-out prompts, with intervals, and what it wrote.
+"""The report on a language model: means over held-out prompts with intervals, and its answers.
 
-A quantity of tokens (nats, accuracy) is a sum over all tokens by their number. Intervals are the
-bootstrap's over prompts: how much another draw of as many prompts would change the figure.
+A quantity per token (nats, accuracy) is a sum over all tokens divided by their number. Intervals
+are bootstrap intervals over prompts.
 """
 
 import dataclasses
@@ -16,11 +16,10 @@ import numpy as np
 
 from kullback.core import files, types
 from kullback.experiments import statistics
-from kullback.experiments.evaluate import best_of as choosing
-from kullback.experiments.evaluate import reports, reward_report
+from kullback.experiments.evaluate import best_of, reports, reward_report
 from kullback.experiments.runs import language, models, opened, rewards
 from kullback.lm import best_of_n, data, evaluation, splits, tasks, tuning
-from kullback.lm import control_tokens as reading
+from kullback.lm.control_tokens import Reading
 
 
 def run(
@@ -33,18 +32,18 @@ def run(
     seed: int | None = None,
     best: bool = False,
     out: pathlib.Path | None = None,
-    best_of: int = 0,
+    num_candidates: int = 0,
     reward: str = "",
-    control_tokens: reading.Reading | None = None,
+    control_tokens: Reading | None = None,
     **lengths: Any,
 ) -> tuple[reports.Report, pathlib.Path | None]:
-    """The report on a run or a folder of weights, and the file, JSONL, of what it wrote.
+    """Returns the report on a run or a folder of weights, and the JSONL file of its answers.
 
     Args:
       path, opened_run, task, seed, best, control_tokens, **lengths: as for `evaluator_of`.
       count, num_samples: as for `evaluate`.
-      out: a new file; None is the next evaluation-NNN.jsonl of a run, and none for weights.
-      best_of: N, answers of which the best by `reward` is judged too; 0 is none.
+      out: a new file; None is the next evaluation-NNN.jsonl of a run, and no file for weights.
+      num_candidates: N of best-of-N by `reward`, which is evaluated too; 0 leaves it out.
       reward: see rewards.py; "" is the task's own rule.
 
     Raises:
@@ -56,7 +55,7 @@ def run(
     if out is not None:
         files.check_new_file(out)
     if opened_run is not None and opened_run.kind == "preferences":
-        if best_of:
+        if num_candidates:
             raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
         report = reward_report.report(
             *(opened_run, task),
@@ -71,23 +70,22 @@ def run(
             path, opened_run, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
         )
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
-        goal = None
-        if best_of:
-            goal = rewards.parse(
+        chosen_by = None
+        if num_candidates:
+            chosen_by = rewards.parse(
                 reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids
             )
         report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
         if evaluator.notice is not None:
             report.notes.append(evaluator.notice)
-        if goal is not None:
-            found = choosing.measures(evaluator, acting, goal, n=best_of, count=count, key=key)
-            bound = {
-                f"kl_of_best_of_{best_of}_at_most": statistics.Estimate(best_of_n.kl_bound(best_of))
-            }
-            estimates = {name: statistics.ratio(values) for name, values in found.items()}
-            report = report._replace(estimates=report.estimates | estimates | bound)
+        if chosen_by is not None:
+            n = num_candidates
+            measures = best_of.measures(evaluator, acting, chosen_by, n=n, count=count, key=key)
+            report.estimates.update({k: statistics.ratio(x) for k, x in measures.items()})
+            bound = statistics.Estimate(best_of_n.kl_bound(n))
+            report.estimates[f"kl_of_best_of_{n}_at_most"] = bound
     if out is not None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in report.rows]
+        lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in report.lines]
         files.atomic_write_text(out, "".join(lines))
     return report, out
 
@@ -99,17 +97,17 @@ def evaluator_of(
     *,
     seed: int | None = None,
     best: bool = False,
-    control_tokens: reading.Reading | None = None,
+    control_tokens: Reading | None = None,
     **lengths: Any,
 ) -> tuple[evaluation.Evaluator, models.Checkpoint]:
-    """What judges a model on the held-out examples of a task, and the model; no teacher.
+    """Returns the evaluator of a model on the held-out examples of a task, and the model.
 
     Args:
       path: of a run, or of a folder of weights.
-      run: the run, None of weights.
+      run: the run; None for weights.
       task: "tokens/..."; "" is the run's own.
       seed, best: as for `models.load`.
-      control_tokens: what text is that spells them, "text" or "parse"; None is as the run has it.
+      control_tokens: how a text that spells them is read; None is as the run has it.
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
         `tuning.Config`'s defaults.
 
@@ -123,15 +121,15 @@ def evaluator_of(
     if not task:
         raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
     learning = dataclasses.replace(learning, **lengths)
-    # What was held out of a run is so by the rule that it has.
+    # The run's own rule says which examples were held out.
     rule = splits.RULE if run is None else splits.rule_of(run.config)
-    made = tasks.make(task, rule=rule)
+    source = tasks.make(task, rule=rule)
     recorded = "text" if run is None else run.plan.control_tokens
     loaded = (
         models.load(path, seed, best=best) if run is None else models.of_run(run, seed, best=best)
     )
     checkpoint = loaded.reading(control_tokens or recorded)
-    fitting = language.limits(learning, checkpoint.config)
+    limits = language.limits(learning, checkpoint.config)
     given = {"max_prompt_length", "max_new_tokens"} & {*lengths}
     wanted = learning.max_prompt_length + learning.max_new_tokens
     if given and wanted > checkpoint.config.context_length:
@@ -140,10 +138,9 @@ def evaluator_of(
             f"{learning.max_new_tokens} together exceed the model's context of "
             f"{checkpoint.config.context_length}"
         )
-    test, report = made.examples("test", checkpoint.tokenizer, fitting)
-    model, words = checkpoint.model, checkpoint.tokenizer
+    test, report = source.examples("test", checkpoint.tokenizer, limits)
     evaluator = evaluation.Evaluator(
-        *(model, words, made, test, learning, checkpoint.divergence),
+        *(checkpoint.model, checkpoint.tokenizer, source, test, learning, checkpoint.divergence),
         notice=data.notice({"test": report}),
     )
     return evaluator, checkpoint
@@ -152,7 +149,7 @@ def evaluator_of(
 def evaluate(
     evaluator: evaluation.Evaluator, acting: Any, *, count: int, num_samples: int, key: types.Key
 ) -> reports.Report:
-    """Likelihoods of held-out completions, and what the model itself answers.
+    """Returns likelihoods of held-out completions, and measures of the model's own answers.
 
     Args:
       evaluator: of a task.
@@ -162,23 +159,23 @@ def evaluate(
       key: of them.
     """
     count = evaluator.kept(count)
-    found, notes = _held_out(evaluator, acting, count)
+    estimates, notes = _likelihoods(evaluator, acting, count)
     greedy = evaluator.answers(acting, count, key, evaluator.greedy)
     samples = [
         evaluator.answers(acting, count, jax.random.fold_in(key, n), evaluator.sampled)
         for n in range(num_samples)
     ]
     for suffix, answers in (("greedy", [greedy]), ("temperature_1", samples)):
-        for name, of_texts in _of_answers(answers):
-            found[f"{name}_{suffix}"] = of_texts
+        for name, estimate in _answer_estimates(answers):
+            estimates[f"{name}_{suffix}"] = estimate
     if evaluator.task.score is not None:
         right = sum((answers.measures["score"] == 1).astype(int) for answers in samples)
         for k in sorted({1, num_samples}):
-            found[f"pass@{k}"] = statistics.ratio(pass_at_k(np.asarray(right), num_samples, k))
+            estimates[f"pass@{k}"] = statistics.ratio(pass_at_k(np.asarray(right), num_samples, k))
     nats, tokens = (sum(getattr(a, name) for a in samples) for name in ("nats", "tokens"))
-    # Of what was drawn, the mean of minus the log-probability is the entropy's.
-    found["entropy_temperature_1"] = statistics.ratio(np.asarray(nats), np.asarray(tokens))
-    rows = [
+    # The mean of minus the log-probability of samples estimates the entropy.
+    estimates["entropy_temperature_1"] = statistics.ratio(np.asarray(nats), np.asarray(tokens))
+    lines = [
         {
             **evaluator.example_texts(evaluator.test[n]),
             "greedy": greedy.line(n),
@@ -190,11 +187,11 @@ def evaluate(
         f"{evaluator.task.name}, {count} held-out examples, {num_samples} samples of each at "
         f"temperature 1, operator of {evaluator.divergence}; [95% intervals over examples]"
     )
-    return reports.Report(title, found, notes, rows)
+    return reports.Report(title, estimates, notes, lines)
 
 
 def pass_at_k(right: np.ndarray, num_samples: int, k: int) -> np.ndarray:
-    """Probability that one of k answers at least is right, without bias, [n].
+    """Returns unbiased estimates of the probability that at least one of k answers is right, [n].
 
         1 - C(n - c, k) / C(n, k),  n answers of which c are right
 
@@ -211,23 +208,23 @@ def pass_at_k(right: np.ndarray, num_samples: int, k: int) -> np.ndarray:
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams of all texts by the number of their n-grams, in [0, 1]; NaN without any.
+    """Returns the share of n-grams of all texts that are distinct, in [0, 1]; NaN without any.
 
     Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", 2016,
-    https://arxiv.org/abs/1510.03055; of tokens here, not of words.
+    https://arxiv.org/abs/1510.03055; of token ids here, not of words.
     """
     grams = [tuple(ids[i : i + n]) for ids in texts for i in range(len(ids) - n + 1)]
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def _held_out(
+def _likelihoods(
     evaluator: evaluation.Evaluator, acting: Any, count: int
 ) -> tuple[dict[str, statistics.Estimate], list[str]]:
-    held = evaluator.likelihoods(acting, count)
-    found: dict[str, statistics.Estimate] = {}
+    sums = evaluator.likelihoods(acting, count)
+    estimates: dict[str, statistics.Estimate] = {}
     notes: list[str] = []
     if evaluator.divergence != "kl":
-        found[evaluator.f.loss_name] = statistics.ratio(held.loss, held.tokens)
+        estimates[evaluator.f.loss_name] = statistics.ratio(sums.loss, sums.tokens)
     if evaluator.f.is_sparse:
         notes.append(
             f"no nats_per_token and no perplexity: the operator of {evaluator.divergence} gives "
@@ -235,16 +232,18 @@ def _held_out(
             "token"
         )
     else:
-        nats = statistics.ratio(held.nats, held.tokens)
-        found["nats_per_token"] = nats
-        with np.errstate(over="ignore"):  # Then it is infinite.
-            found["perplexity"] = statistics.Estimate(*np.exp(nats).tolist())
-    found["accuracy"] = statistics.ratio(held.right, held.tokens)
-    return found, notes
+        nats = statistics.ratio(sums.nats, sums.tokens)
+        estimates["nats_per_token"] = nats
+        with np.errstate(over="ignore"):  # Too large a perplexity is infinite.
+            estimates["perplexity"] = statistics.Estimate(*np.exp(nats).tolist())
+    estimates["accuracy"] = statistics.ratio(sums.right, sums.tokens)
+    return estimates, notes
 
 
-def _of_answers(answers: Sequence[evaluation.Answers]) -> Iterator[tuple[str, statistics.Estimate]]:
-    """Names and estimates over prompts of the mean over `answers` to each."""
+def _answer_estimates(
+    answers: Sequence[evaluation.Answers],
+) -> Iterator[tuple[str, statistics.Estimate]]:
+    """Yields names and estimates over prompts of the mean over `answers` to each."""
     columns: dict[str, list[np.ndarray]] = {
         name: [a.measures[name] for a in answers] for name in answers[0].measures
     }

@@ -1,4 +1,4 @@
-"""Text from a language model, in pieces as it is made."""
+"""Generation of text by a language model, handed over in pieces as it is sampled."""
 
 import signal
 from collections.abc import Callable, Sequence
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import finite, regularizers, rollout
-from kullback.core import sampling as samplings
+from kullback.core.sampling import Sampling
 from kullback.experiments import interrupts
 from kullback.experiments.runs import models
 from kullback.lm import batches, completions, gemma, texts, tokenizer
 
-PIECE = 16  # Tokens between two looks at the text.
+PIECE = 16  # Tokens that are sampled before their text is handed over.
 
 
 class Generated(NamedTuple):
-    """What became of one prompt."""
+    """The completion of one prompt."""
 
     text: str
     ids: list[int]  # The stop token among them, if there is one.
@@ -30,29 +30,29 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    sampling: samplings.Sampling | None = None,
+    sampling: Sampling | None = None,
     seed: int = 0,
     stop_tokens: Sequence[int] = (),
-    on_text: Callable[[int, str], Any] = lambda row, text: None,
+    on_text: Callable[[int, str], Any] = lambda number, text: None,
     on_cache: Callable[[int], Any] = lambda num_bytes: None,
 ) -> list[Generated]:
-    """Completions of prompts, all at once; Ctrl-C ends them where they are.
+    """Returns completions of prompts, sampled side by side; Ctrl-C ends them where they are.
 
     Args:
       checkpoint: a trained model.
-      prompts: ids of each, the beginning of the text among them.
-      max_new_tokens: of a completion, at most; it stops once every row has.
-      sampling: how tokens are drawn; None is from the model itself.
-      seed: decides the text.
-      stop_tokens: ids that end a text beside the model's own.
-      on_text: receives a row and its next piece of text, whole characters only.
-      on_cache: receives the bytes of keys and values, before there are any.
+      prompts: token ids of each, with the beginning-of-sequence id.
+      max_new_tokens: of a completion, at most; sampling stops once all completions have ended.
+      sampling: temperature, top-k and top-p; None samples from the model itself.
+      seed: of the samples.
+      stop_tokens: ids that end a completion, beside the model's own.
+      on_text: receives the number of a prompt and its next piece of text, whole characters only.
+      on_cache: receives the bytes that the cache of keys and values will take.
 
     Raises:
       ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, more
         tokens than the model's context, or logits that are not finite.
     """
-    config, words = checkpoint.config, checkpoint.tokenizer
+    config = checkpoint.config
     if checkpoint.params is None:
         raise ValueError("this model was not trained: generate from a folder or from a run")
     if not -(2**63) <= seed < 2**63:
@@ -68,7 +68,7 @@ def generate(
         )
     stops = tuple(sorted({*config.eos_ids, *stop_tokens}))
     width = batches.powers_of_two(longest)[-1]
-    padded = batches.pad_prompts(prompts, width, words.pad_id)
+    padded = batches.pad_prompts(prompts, width, checkpoint.tokenizer.pad_id)
     sampler = completions.sampler(
         checkpoint.model,
         max_new_tokens,
@@ -76,11 +76,11 @@ def generate(
         divergence=regularizers.named(checkpoint.divergence),
         stop_tokens=stops,
     )
-    sampler.environment(padded)  # Which refuses what are no ids.
+    sampler.environment(padded)  # It refuses ids outside of the vocabulary.
     acting = {"params": checkpoint.params}
     key = jax.random.key(seed)
 
-    # A piece may go on beyond the horizon; nobody looks, but it must have room.
+    # The last piece may go on beyond the horizon: what it writes there is unused, and needs room.
     length = width + max_new_tokens + PIECE
     itemsize = jnp.dtype(config.dtype).itemsize
     on_cache(gemma.cache_bytes(config, len(prompts), length, itemsize))
@@ -92,35 +92,35 @@ def generate(
     @jax.jit
     def proceed(acting: Any, state: rollout.ActorState, tick: jax.Array) -> Any:
         trajectory, state = sampler.proceed(acting, padded, state, key, PIECE, tick)
-        # NaN where a logit is.
+        # NaN if a logit is NaN.
         drawn = jnp.where(trajectory.valid, trajectory.extras["log_probability"], 0)
         return trajectory.action, trajectory.valid, drawn, state
 
     state = start(acting, padded)
-    made = [_Row(words, stops) for _ in prompts]
+    completed = [_Completion(checkpoint, stops) for _ in prompts]
     stopped = None
     try:
         for begin in range(0, max_new_tokens, PIECE):
             actions, valid, drawn, state = proceed(acting, state, jnp.asarray(begin, jnp.int32))
             finite.require(drawn, checkpoint.params, "the model's log-probabilities")
-            _hand_over(made, np.asarray(actions), np.asarray(valid), on_text)
+            _hand_over(completed, np.asarray(actions), np.asarray(valid), on_text)
             if np.all(np.asarray(state.done)):
                 break
-    except KeyboardInterrupt as error:  # What is there is shown.
+    except KeyboardInterrupt as error:  # What was sampled by now is returned.
         stopped = error
-    for number, row in enumerate(made):
-        if rest := row.finish():
+    for number, completion in enumerate(completed):
+        if rest := completion.finish():
             on_text(number, rest)
     if isinstance(stopped, interrupts.Interrupted) and stopped.number != signal.SIGINT:
-        raise stopped  # Who sends SIGTERM is not there to read.
-    return [Generated(row.text, row.ids, row.is_complete) for row in made]
+        raise stopped  # After SIGTERM nobody is there to read.
+    return [Generated(x.text, x.ids, x.is_complete) for x in completed]
 
 
-class _Row:
-    """The text of one row so far."""
+class _Completion:
+    """The completion of one prompt so far."""
 
-    def __init__(self, words: tokenizer.Tokenizer, stops: tuple[int, ...]):
-        self._words, self._stops = words, stops
+    def __init__(self, checkpoint: models.Checkpoint, stops: tuple[int, ...]):
+        self._tokenizer, self._stops = checkpoint.tokenizer, stops
         self._stream = tokenizer.Stream()
         self.text, self.ids, self.is_complete = "", list[int](), False
 
@@ -128,26 +128,26 @@ class _Row:
         """Takes the next ids; returns the text that they complete."""
         self.ids += ids
         self.is_complete = bool(self.ids) and self.ids[-1] in self._stops
-        said = texts.said(ids, self._words, self._stops)
-        piece, self._stream = tokenizer.decode_chunk(self._words, said, self._stream)
-        self.text += piece
-        return piece
+        return self._decode(texts.said(ids, self._tokenizer, self._stops))
 
     def finish(self) -> str:
-        """The text of what was held back."""
-        piece, self._stream = tokenizer.decode_chunk(self._words, [], self._stream, last=True)
+        """Returns the text of bytes that waited for the rest of their character."""
+        return self._decode([], last=True)
+
+    def _decode(self, ids: Sequence[int], last: bool = False) -> str:
+        piece, self._stream = tokenizer.decode_chunk(self._tokenizer, ids, self._stream, last=last)
         self.text += piece
         return piece
 
 
 def _hand_over(
-    made: list[_Row],
+    completed: list[_Completion],
     actions: np.ndarray,
     valid: np.ndarray,
     on_text: Callable[[int, str], Any],
 ) -> None:
-    """Adds a piece, [T, B], to the rows."""
-    for number, row in enumerate(made):
-        piece = row.add(actions[valid[:, number], number].tolist())
+    """Adds the next tokens, [T, B], to the completions, and hands their text over."""
+    for number, completion in enumerate(completed):
+        piece = completion.add(actions[valid[:, number], number].tolist())
         if piece:
             on_text(number, piece)

@@ -1,4 +1,4 @@
-"""Reports on language models and reward models: estimates with their intervals, and rows."""
+"""Reports on language models and reward models: estimates with their intervals, and examples."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,16 +12,16 @@ class Report(NamedTuple):
     title: str
     estimates: dict[str, statistics.Estimate]  # By name, in the order in which they are shown.
     notes: list[str]  # A line each: what is not shown, and why.
-    rows: list[dict[str, Any]]  # An example or a pair each, JSON-able.
+    lines: list[dict[str, Any]]  # An example or a pair each, JSON-able.
 
 
 def show(report: Report) -> str:
     """Returns title, estimates as a table, and notes."""
     width = max(map(len, report.estimates)) + 2
-    lines = [f"  {name:<{width}}{_shown(found)}" for name, found in report.estimates.items()]
+    lines = [f"  {name:<{width}}{_shown(x)}" for name, x in report.estimates.items()]
     return "\n".join([report.title, *lines, *(f"  {note}" for note in report.notes)])
 
 
-def _shown(found: statistics.Estimate) -> str:
-    interval = "" if math.isnan(found.low) else f"  [{found.low:.4f}, {found.high:.4f}]"
-    return f"{found.mean:.4f}{interval}"
+def _shown(estimate: statistics.Estimate) -> str:
+    mean, low, high = estimate
+    return f"{mean:.4f}" if math.isnan(low) else f"{mean:.4f}  [{low:.4f}, {high:.4f}]"

@@ -1,4 +1,4 @@
-"""What a run of WARP ends with: its front of reward against KL, and the policy that it is made of.
+"""The front of reward against KL that a run of WARP ends with, and the merged policy behind it.
 
 Every eta of (1 - eta) theta_sft + eta theta_slerp writes texts to the same held-out prompts, with
 the same random numbers. The run's folder then has
@@ -49,14 +49,14 @@ def front(
     count: int,
     key: types.Key,
 ) -> list[Point]:
-    """The points of (1 - eta) start + eta merged, on the first `count` held-out prompts."""
+    """Returns the points of (1 - eta) start + eta merged, on the first `count` held-out prompts."""
     count = actor.evaluator.kept(count)
     points = []
     for eta in etas:
         acting = {"params": averaging.liti(start, merged, eta)}
-        held = actor.held(acting, start, count, key)
-        errors = [float(np.std(x) / np.sqrt(count)) for x in (held.rewards, held.kl_start)]
-        means = [float(np.mean(x)) for x in held]
+        held_out = actor.held_out(acting, start, count, key)
+        errors = [float(np.std(x) / np.sqrt(count)) for x in (held_out.rewards, held_out.kl_start)]
+        means = [float(np.mean(x)) for x in held_out]
         points.append(Point(eta, means[0], errors[0], means[1], errors[1], means[2]))
     return points
 
@@ -75,8 +75,8 @@ def finish(
     merged = learner.aux.merged
     points = front(actor, start, merged, count=PROMPTS, key=jax.random.key(0))
     write(folder, points)
-    with tempfile.TemporaryDirectory() as words:
-        tokenizer_files = tokenizer.save(student.tokenizer, words)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer_files = tokenizer.save(student.tokenizer, scratch)
         hugging_face.save(out, student.config, merged, tokenizer_files)
 
 

@@ -17,19 +17,26 @@ from kullback.lm import answers, batches, completions, data, evaluation, policy_
 Program = Callable[..., rollouts.Episodes]
 
 
-class Held(NamedTuple):
-    """Of texts that a policy wrote to held-out prompts, [n]."""
+class HeldOut(NamedTuple):
+    """Means over the texts that a policy writes to each of n held-out prompts, [n]."""
 
     rewards: np.ndarray
-    # To the supervised start, nats of a text: k1. With k3, whose mean hangs on rare texts, a policy
-    # that is sure of itself looks nearer than it is.
+    # To the supervised start, nats of a text, by the estimator k1. The mean of k3 depends on rare
+    # texts, so that a policy of low entropy would look nearer than it is.
     kl_start: np.ndarray
     lengths: np.ndarray  # Tokens.
 
 
+def sequence_shapes(num_rows: int, width: int) -> batches.Sequences:
+    """Returns shapes and types of sequences of one width."""
+    ids, is_answer = (jax.ShapeDtypeStruct((num_rows, width), t) for t in (np.int32, np.bool_))
+    lengths = jax.ShapeDtypeStruct((num_rows,), np.int32)
+    return batches.Sequences(ids, is_answer, ids, ids, lengths)  # pyright: ignore[reportArgumentType]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Actor:
-    """A policy's sampler, its evaluator, and what its texts are worth."""
+    """A policy's sampler, its evaluator, and the reward of its texts."""
 
     sampler: completions.Sampler
     evaluator: evaluation.Evaluator
@@ -44,7 +51,7 @@ class Actor:
     @functools.cached_property
     def program(self) -> Program:
         """The program that writes G texts of each prompt, and scores them in JAX."""
-        return jax.jit(functools.partial(rollouts.sample, self.sampler, self.reward.in_program))
+        return jax.jit(functools.partial(rollouts.sample, self.sampler, self.reward.jax_score))
 
     def episodes(
         self, acting: Any, examples: list[data.Example], key: types.Key
@@ -55,23 +62,23 @@ class Actor:
           ValueError: for a reward that is not finite.
         """
         prompts = self.evaluator.prompts(examples)
-        made = self.program(acting, prompts, key, self.reward.params)
-        if not self.reward.of_texts:
-            self.reward.checked(made.rewards)
-            return made
-        rows = self.repeated(examples)
-        examples_of_rows = [self.evaluator.example_texts(example) for example in rows]
-        prompts_of_rows = [one["prompt"] for one in examples_of_rows]
-        found = self.reward.between_programs(
-            prompts_of_rows,
-            self.evaluator.answer_texts(made.sequences),
-            [one["target"] for one in examples_of_rows],
-            [*map(self.evaluator.task.document, rows, prompts_of_rows)],
+        written = self.program(acting, prompts, key, self.reward.params)
+        if not self.reward.python_terms:
+            self.reward.checked(written.rewards)
+            return written
+        repeated = self.repeated(examples)
+        texts = [self.evaluator.example_texts(example) for example in repeated]
+        prompt_texts = [text["prompt"] for text in texts]
+        python_score = self.reward.python_score(
+            prompt_texts,
+            self.evaluator.answer_texts(written.sequences),
+            [text["target"] for text in texts],
+            [*map(self.evaluator.task.document, repeated, prompt_texts)],
         )
-        return made._replace(rewards=self.reward.checked(made.rewards + found))
+        return written._replace(rewards=self.reward.checked(written.rewards + python_score))
 
     def repeated(self, examples: list[data.Example]) -> list[data.Example]:
-        """The example of each row."""
+        """Returns the example of each text: G times each."""
         return [example for example in examples for _ in range(self.samples)]
 
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
@@ -79,23 +86,30 @@ class Actor:
 
         There may be fewer than `count`, see `Evaluator.kept`.
         """
-        return self._held(acting, count, key, lambda made: {})["rewards"]
 
-    def held(self, acting: Any, start: types.Params, count: int, key: types.Key) -> Held:
+        def columns(written: rollouts.Episodes, examples: Any) -> dict[str, np.ndarray]:
+            return {"rewards": self.prompt_means(written.rewards)}
+
+        return self.measured(acting, count, key, columns)["rewards"]
+
+    def held_out(self, acting: Any, start: types.Params, count: int, key: types.Key) -> HeldOut:
         """Returns rewards, distances to the supervised start and lengths, by held-out prompt."""
 
-        def more(made: rollouts.Episodes) -> dict[str, Any]:
-            drawn = jnp.asarray(made.log_probability)[:, 1:]
-            ratio = drawn - self._of_start(start, made.sequences)
+        def columns(written: rollouts.Episodes, examples: Any) -> dict[str, np.ndarray]:
+            drawn = jnp.asarray(written.log_probability)[:, 1:]
+            ratio = drawn - self._start_log_probabilities(start, written.sequences)
+            kl_start = jnp.sum(policy_gradient.kl_estimate(ratio, "k1"), 1)
+            lengths = jnp.sum(written.sequences.is_answer, 1)
             return {
-                "kl_start": jnp.sum(policy_gradient.kl_estimate(ratio, "k1"), 1),
-                "lengths": jnp.sum(made.sequences.is_answer, 1),
+                "rewards": self.prompt_means(written.rewards),
+                "kl_start": self.prompt_means(kl_start),
+                "lengths": self.prompt_means(lengths),
             }
 
-        return Held(**self._held(acting, count, key, more))
+        return HeldOut(**self.measured(acting, count, key, columns))
 
     @functools.cached_property
-    def _of_start(self) -> Callable[..., jax.Array]:
+    def _start_log_probabilities(self) -> Callable[..., jax.Array]:
         return jax.jit(
             functools.partial(
                 answers.log_probabilities,
@@ -105,24 +119,38 @@ class Actor:
             )
         )
 
-    def _held(
-        self, acting: Any, count: int, key: types.Key, more: Callable[[rollouts.Episodes], Any]
-    ) -> dict[str, np.ndarray]:
-        """What is measured of held-out prompts; means over the samples of each."""
-        found: dict[str, list[np.ndarray]] = {}
-        for number, part in enumerate(self.evaluator.parts(count)):
-            made = self.episodes(acting, part, jax.random.fold_in(key, number))
-            for name, x in {"rewards": made.rewards, **more(made)}.items():
-                means = np.asarray(x, np.float64).reshape(-1, self.samples).mean(1)
-                found.setdefault(name, []).append(means)
-        kept = self.evaluator.kept(count)
-        return {name: np.concatenate(x)[:kept] for name, x in found.items()}
+    def prompt_means(self, values: types.Array) -> np.ndarray:
+        """Returns the mean over the texts of each prompt, float64 [P], of their values, [P G]."""
+        return np.asarray(values, np.float64).reshape(-1, self.samples).mean(1)
 
-    def source(self, train: list[data.Example], seed: int) -> sequences.Source:
-        """Returns batches of texts, all of the policy.
+    def measured(
+        self,
+        acting: Any,
+        count: int,
+        key: types.Key,
+        columns: Callable[[rollouts.Episodes, list[data.Example]], dict[str, np.ndarray]],
+    ) -> dict[str, np.ndarray]:
+        """Returns measures of the first `count` held-out prompts by name, [n] each.
 
         Args:
-          train: whose prompts are drawn, an epoch after another.
+          acting: parameters of the policy.
+          count: prompts, at most, see `Evaluator.kept`.
+          key: of the texts.
+          columns: (G texts of each of P examples, the examples) -> measures by name, [P] each.
+        """
+        measured: dict[str, list[np.ndarray]] = {}
+        for number, examples in enumerate(self.evaluator.parts(count)):
+            written = self.episodes(acting, examples, jax.random.fold_in(key, number))
+            for name, values in columns(written, examples).items():
+                measured.setdefault(name, []).append(values)
+        kept = self.evaluator.kept(count)
+        return {name: np.concatenate(values)[:kept] for name, values in measured.items()}
+
+    def source(self, train: list[data.Example], seed: int) -> sequences.Source:
+        """Returns batches of texts that the policy writes.
+
+        Args:
+          train: examples whose prompts are drawn, one epoch after another.
           seed: of their order.
         """
         c = self.evaluator.learning
@@ -134,12 +162,10 @@ class Actor:
             return [train[i] for i in drawn.tolist()]
 
         shape = (c.batch_size, c.max_prompt_length + c.max_new_tokens)
-        int_, bool_, float_ = (jax.ShapeDtypeStruct(shape, d) for d in (np.int32, bool, np.float32))
-        of_rows = [jax.ShapeDtypeStruct(shape[:1], d) for d in (np.int32, np.float32)]
-        rows = batches.Sequences(int_, bool_, int_, int_, of_rows[0])  # pyright: ignore[reportArgumentType]
+        by_text, by_token = (jax.ShapeDtypeStruct(x, np.float32) for x in (shape[:1], shape))
         return sequences.Source(
             num_rows=c.batch_size,
-            example=rollouts.Episodes(rows, of_rows[1], float_),  # pyright: ignore[reportArgumentType]
+            example=rollouts.Episodes(sequence_shapes(*shape), by_text, by_token),  # pyright: ignore[reportArgumentType]
             sampling=sequences.Sampling(
                 num_rows=lambda step: c.batch_size,
                 prompts=prompts,
@@ -149,7 +175,7 @@ class Actor:
         )
 
     def lines(
-        self, made: rollouts.Episodes, examples: list[data.Example], scores: np.ndarray
+        self, written: rollouts.Episodes, examples: list[data.Example], scores: np.ndarray
     ) -> list[dict[str, Any]]:
         """Returns the first few texts of a batch for a reader, JSON-able."""
-        return self.evaluator.lines(made.sequences, self.repeated(examples), scores)
+        return self.evaluator.lines(written.sequences, self.repeated(examples), scores)

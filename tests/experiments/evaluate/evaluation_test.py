@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.core import regularizers
-from kullback.core import sampling as samplings
+from kullback.core.sampling import Sampling
 from kullback.environments import tokens
 from kullback.experiments import cli
 from kullback.experiments.evaluate import best_of, evaluation, generate, reports
@@ -30,15 +30,15 @@ from kullback.lm import (
 )
 from kullback.lm.evaluation import Evaluator
 
-# A model that nobody trained, and tasks of sums: whether there is a rule decides what is measured.
+# An untrained model on sums. With the task's rule answers have a score, without it ROUGE.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
 
 
 def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
-    words = tokenizer.train_bpe(SUMS.texts("train"), 300)
+    bpe = tokenizer.train_bpe(SUMS.texts("train"), 300)
     config = gemma.Config(
-        vocab_size=words.vocab_size + 1,  # A row of the table that the tokenizer does not know.
+        vocab_size=bpe.vocab_size + 1,  # A row of the table that the tokenizer does not know.
         num_layers=1,
         embed_dim=8,
         num_heads=1,
@@ -47,17 +47,17 @@ def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
         hidden_dim=8,
         window=4,
         query_scale=8.0,
-        bos_id=words.bos_id,
-        eos_ids=words.eos_ids,
-        pad_id=words.pad_id,
+        bos_id=bpe.bos_id,
+        eos_ids=bpe.eos_ids,
+        pad_id=bpe.pad_id,
     )
-    test, _ = task.examples("test", words, None)
-    return Evaluator(gemma.make(config), words, task, test, LEARNING, divergence)
+    test, _ = task.examples("test", bpe, None)
+    return Evaluator(gemma.make(config), bpe, task, test, LEARNING, divergence)
 
 
-def actor_of(one: Evaluator, reward: rewards.Reward) -> episodes.Actor:
-    sampler = one.sampler(samples_per_prompt=2)
-    return episodes.Actor(sampler=sampler, evaluator=one, reward=reward)
+def actor_of(evaluator: Evaluator, reward: rewards.Reward) -> episodes.Actor:
+    sampler = evaluator.sampler(samples_per_prompt=2)
+    return episodes.Actor(sampler=sampler, evaluator=evaluator, reward=reward)
 
 
 @pytest.fixture(scope="module")
@@ -74,69 +74,69 @@ def by_operator(acting: dict[str, Any]) -> dict[str, reports.Report]:
         "alpha-1.5": evaluator_of("alpha-1.5", SUMS._replace(score=None)),
     }
     return {
-        name: evaluation.evaluate(one, acting, count=50, num_samples=3, key=jax.random.key(1))
-        for name, one in evaluators.items()
+        name: evaluation.evaluate(evaluator, acting, count=50, num_samples=3, key=jax.random.key(1))
+        for name, evaluator in evaluators.items()
     }
 
 
 @pytest.mark.parametrize("divergence", ["kl", "alpha-1.5", "reverse_kl"])
 def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str, Any]):
-    one = evaluator_of(divergence)
-    held = one.likelihoods(acting, 3)
-    assert held.loss.shape == (3,)
-    for n, example in enumerate(one.test[:3]):
+    evaluator = evaluator_of(divergence)
+    sums = evaluator.likelihoods(acting, 3)
+    assert sums.loss.shape == (3,)
+    for n, example in enumerate(evaluator.test[:3]):
         ids = np.array([*example.prompt, *example.completion], np.int32)
-        logits = one.model.apply(acting["params"], ids[None])[0, :-1]
+        logits = evaluator.model.apply(acting["params"], ids[None])[0, :-1]
         at = np.arange(len(example.prompt) - 1, len(ids) - 1)
         labels = ids[at + 1]
-        p = np.asarray(regularizers.softargmax(logits, one.f), np.float64)[at, labels]
+        p = np.asarray(regularizers.softargmax(logits, evaluator.f), np.float64)[at, labels]
         with np.errstate(divide="ignore"):
-            np.testing.assert_allclose(held.nats[n], -np.log(p).sum(), rtol=2e-4)
-        loss = regularizers.loss(logits[at], labels, one.f)
-        np.testing.assert_allclose(held.loss[n], np.float64(loss).sum(), rtol=2e-4)
-        assert held.right[n] == np.sum(np.argmax(logits[at], -1) == labels)
-        assert held.tokens[n] == len(example.completion)
+            np.testing.assert_allclose(sums.nats[n], -np.log(p).sum(), rtol=2e-4)
+        loss = regularizers.loss(logits[at], labels, evaluator.f)
+        np.testing.assert_allclose(sums.loss[n], np.float64(loss).sum(), rtol=2e-4)
+        assert sums.right[n] == np.sum(np.argmax(logits[at], -1) == labels)
+        assert sums.tokens[n] == len(example.completion)
 
 
 @pytest.mark.parametrize("divergence", ["kl", "alpha-1.5"])
 @pytest.mark.slow
 def test_answers_are_drawn_from_the_operator(divergence: str, acting: dict[str, Any]):
-    one = evaluator_of(divergence)
-    made = one.answers(acting, 9, jax.random.key(2), one.sampled)
-    greedy = one.answers(acting, 9, jax.random.key(2), one.greedy)
-    for n, example in enumerate(one.test):
+    evaluator = evaluator_of(divergence)
+    sampled = evaluator.answers(acting, 9, jax.random.key(2), evaluator.sampled)
+    greedy = evaluator.answers(acting, 9, jax.random.key(2), evaluator.greedy)
+    for n, example in enumerate(evaluator.test):
         nats = 0.0
-        ends = [*made.ids[n], *([one.tokenizer.eos_id] if made.done[n] else [])]
-        assert made.tokens[n] == len(ends) <= LEARNING.max_new_tokens
+        ends = [*sampled.ids[n], *([evaluator.tokenizer.eos_id] if sampled.done[n] else [])]
+        assert sampled.tokens[n] == len(ends) <= LEARNING.max_new_tokens
         for count, token in enumerate(ends):
             ids = np.array([*example.prompt, *ends[:count]], np.int32)
-            logits = one.model.apply(acting["params"], ids[None])[0, -1]
-            nats -= np.log(float(regularizers.softargmax(logits, one.f)[token]))
-        np.testing.assert_allclose(made.nats[n], nats, rtol=1e-3, atol=1e-5)
-        best = np.argmax(one.model.apply(acting["params"], np.array([example.prompt]))[0, -1])
-        first = greedy.ids[n][0] if greedy.ids[n] else one.tokenizer.eos_id
+            logits = evaluator.model.apply(acting["params"], ids[None])[0, -1]
+            nats -= np.log(float(regularizers.softargmax(logits, evaluator.f)[token]))
+        np.testing.assert_allclose(sampled.nats[n], nats, rtol=1e-3, atol=1e-5)
+        best = np.argmax(evaluator.model.apply(acting["params"], np.array([example.prompt]))[0, -1])
+        first = greedy.ids[n][0] if greedy.ids[n] else evaluator.tokenizer.eos_id
         assert first == best
 
 
 def test_a_report_of_softmax_on_a_task_with_a_rule(by_operator: dict[str, reports.Report]):
     report = by_operator["kl"]
-    found = report.estimates
-    assert found["perplexity"].mean == pytest.approx(math.exp(found["nats_per_token"].mean))
-    low, mean, high = found["nats_per_token"].low, *found["nats_per_token"][::2]
+    estimates = report.estimates
+    assert estimates["perplexity"].mean == pytest.approx(math.exp(estimates["nats_per_token"].mean))
+    low, mean, high = estimates["nats_per_token"].low, *estimates["nats_per_token"][::2]
     assert low < mean < high
-    assert found["pass@1"].mean == pytest.approx(found["score_temperature_1"].mean)
-    assert found["pass@1"].mean <= found["pass@3"].mean
-    assert 0 < found["entropy_temperature_1"].mean < math.log(300)
-    assert not report.notes and not any("rouge" in name or "loss" in name for name in found)
+    assert estimates["pass@1"].mean == pytest.approx(estimates["score_temperature_1"].mean)
+    assert estimates["pass@1"].mean <= estimates["pass@3"].mean
+    assert 0 < estimates["entropy_temperature_1"].mean < math.log(300)
+    assert not report.notes and not any("rouge" in name or "loss" in name for name in estimates)
     assert "9 held-out examples, 3 samples" in report.title  # Fewer than were asked for.
-    assert len(report.rows) == 9
-    for row in report.rows:
-        assert row.keys() == {"prompt", "target", "greedy", "samples"}
-        assert row["prompt"].endswith("=") and len(row["samples"]) == 3
-        right = row["greedy"]["completion"].strip() == row["target"]
-        assert row["greedy"]["score"] == float(right)
-    shares = [line["done"] for row in report.rows for line in row["samples"]]
-    assert found["truncated_temperature_1"].mean == pytest.approx(1 - np.mean(shares))
+    assert len(report.lines) == 9
+    for line in report.lines:
+        assert line.keys() == {"prompt", "target", "greedy", "samples"}
+        assert line["prompt"].endswith("=") and len(line["samples"]) == 3
+        right = line["greedy"]["completion"].strip() == line["target"]
+        assert line["greedy"]["score"] == float(right)
+    shares = [sample["done"] for line in report.lines for sample in line["samples"]]
+    assert estimates["truncated_temperature_1"].mean == pytest.approx(1 - np.mean(shares))
 
 
 def test_a_report_of_a_sparse_operator_refuses_perplexity(by_operator: dict[str, reports.Report]):
@@ -149,8 +149,8 @@ def test_a_report_of_a_sparse_operator_refuses_perplexity(by_operator: dict[str,
     # No rule judges these answers.
     assert {"rouge_1_greedy", "rouge_l_temperature_1"} <= set(report.estimates)
     assert not any("pass@" in name or "score" in name for name in report.estimates)
-    assert report.rows[0]["greedy"].keys() >= {"completion", "done", "rouge_1", "rouge_2"}
-    json.dumps(report.rows, allow_nan=False)
+    assert report.lines[0]["greedy"].keys() >= {"completion", "done", "rouge_1", "rouge_2"}
+    json.dumps(report.lines, allow_nan=False)
 
 
 def test_pass_at_k_golden():
@@ -195,12 +195,12 @@ def test_what_is_no_language_model_takes_none_of_its_options(
 def test_no_held_out_example_counts_twice(
     score: Any, count: int, acting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ):
-    """Rows are filled up with examples from the beginning; what is found is of each one once."""
+    """A batch is filled up with examples from the beginning; each still has one score."""
     monkeypatch.setattr("kullback.lm.evaluation.ROWS", 4)
-    one = evaluator_of("kl", SUMS._replace(score=score))
-    three = dataclasses.replace(one, test=one.test[:3])
+    evaluator = evaluator_of("kl", SUMS._replace(score=score))
+    three = dataclasses.replace(evaluator, test=evaluator.test[:3])
     alone = [
-        dataclasses.replace(one, test=[example]).scores(acting, 1, jax.random.key(0))
+        dataclasses.replace(evaluator, test=[example]).scores(acting, 1, jax.random.key(0))
         for example in three.test[:count]
     ]
     found = three.scores(acting, count, jax.random.key(0))
@@ -211,77 +211,78 @@ def test_no_held_out_example_counts_twice(
 
 
 def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]):
-    one = evaluator_of("kl")
-    three = dataclasses.replace(one, test=one.test[:3])
-    length = rewards.parse("length", SUMS, one.tokenizer)
+    evaluator = evaluator_of("kl")
+    three = dataclasses.replace(evaluator, test=evaluator.test[:3])
+    length = rewards.parse("length", SUMS, evaluator.tokenizer)
     actor = actor_of(three, length)
-    made = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
-    by_hand = np.asarray(made.sequences.is_answer).sum(1).reshape(-1, 2).mean(1)[:3]
+    written = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
+    by_hand = np.asarray(written.sequences.is_answer).sum(1).reshape(-1, 2).mean(1)[:3]
     np.testing.assert_allclose(actor.scores(acting, 10, jax.random.key(5)), by_hand)
-    held = actor.held(acting, acting["params"], 10, jax.random.key(5))
-    assert {len(column) for column in held} == {3}
+    held_out = actor.held_out(acting, acting["params"], 10, jax.random.key(5))
+    assert {len(column) for column in held_out} == {3}
+    np.testing.assert_allclose(held_out.rewards, by_hand)
+    np.testing.assert_allclose(held_out.lengths, by_hand)
     best = best_of.measures(three, acting, length, n=2, count=10, key=jax.random.key(5))
     assert {len(column) for column in best.values()} == {3}
 
 
-def test_a_reward_gets_the_document_of_each_row(acting: dict[str, Any]):
-    one = evaluator_of("kl")
-    named = [example._replace(document=f"d{n}") for n, example in enumerate(one.test[:2])]
-    seen: list[rewards.Written] = []
+def test_a_reward_gets_the_document_of_each_text(acting: dict[str, Any]):
+    evaluator = evaluator_of("kl")
+    named = [example._replace(document=f"d{n}") for n, example in enumerate(evaluator.test[:2])]
+    seen: list[rewards.TextBatch] = []
 
-    def of_texts(written: rewards.Written) -> list[float]:
-        seen.append(written)
-        return [0.0] * len(written.texts)
+    def score(batch: rewards.TextBatch) -> list[float]:
+        seen.append(batch)
+        return [0.0] * len(batch.texts)
 
-    actor = actor_of(one, rewards.Reward("none", (), ((1.0, "none", of_texts),)))
-    actor.episodes(acting, [*named, *one.test[2:4]], jax.random.key(0))
-    (written,) = seen
-    assert written.documents == [*("d0", "d0", "d1", "d1"), *written.prompts[4:]]
-    assert len(written.prompts) == len(written.texts) == 8
+    actor = actor_of(evaluator, rewards.Reward("none", (), ((1.0, "none", score),)))
+    actor.episodes(acting, [*named, *evaluator.test[2:4]], jax.random.key(0))
+    (batch,) = seen
+    assert batch.documents == [*("d0", "d0", "d1", "d1"), *batch.prompts[4:]]
+    assert len(batch.prompts) == len(batch.texts) == 8
 
 
 @pytest.mark.parametrize("weight", [1.0, 3e38])
 def test_a_reward_that_is_not_finite_is_nobodys_best(weight: float, acting: dict[str, Any]):
-    """Of a scorer of JAX, which nothing else looks at, and by the weight of one of texts."""
+    """One scorer, in JAX, gives NaN; the other, in Python, is finite and its weight too large."""
 
     def nan(params: Any, completion: Any, context: Any) -> Any:
         return completion.length * np.nan
 
-    one = evaluator_of("kl")
-    compiled = ((weight, tokens.Scorer("nan", nan)),)
-    of_texts = ((weight, "two", lambda written: [2.0] * len(written.texts)),)
-    broken = [rewards.Reward("two", (), of_texts)] if weight > 1 else []
-    for reward in (rewards.Reward("nan", compiled, ()), *broken):
-        actor = actor_of(one, reward)
+    evaluator = evaluator_of("kl")
+    jax_terms = ((weight, tokens.Scorer("nan", nan)),)
+    python_terms = ((weight, "two", lambda batch: [2.0] * len(batch.texts)),)
+    broken = [rewards.Reward("two", (), python_terms)] if weight > 1 else []
+    for reward in (rewards.Reward("nan", jax_terms, ()), *broken):
+        actor = actor_of(evaluator, reward)
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
             actor.scores(acting, 2, jax.random.key(0))
         with pytest.raises(ValueError, match=f"reward '{reward.name}' must be finite"):
-            best_of.measures(one, acting, reward, n=2, count=2, key=jax.random.key(0))
+            best_of.measures(evaluator, acting, reward, n=2, count=2, key=jax.random.key(0))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_model_that_is_not_finite_is_not_evaluated_and_writes_nothing(
     temperature: float, acting: dict[str, Any]
 ):
-    one = evaluator_of("kl")
+    evaluator = evaluator_of("kl")
     norm = np.asarray(acting["params"]["final_norm"]).copy()
     norm[3] = np.nan
     broken = {**acting["params"], "final_norm": norm}
     said = r"not finite: parameter 'final_norm' is nan at \[3\]"
     with pytest.raises(ValueError, match=said):
-        one.likelihoods({"params": broken}, 2)
+        evaluator.likelihoods({"params": broken}, 2)
     with pytest.raises(ValueError, match=said):
-        one.answers({"params": broken}, 2, jax.random.key(0), one.greedy)
-    checkpoint = models.Checkpoint(one.model.config, one.tokenizer, broken)
-    sampling = samplings.Sampling(temperature=temperature)
+        evaluator.answers({"params": broken}, 2, jax.random.key(0), evaluator.greedy)
+    checkpoint = models.Checkpoint(evaluator.model.config, evaluator.tokenizer, broken)
     shown: list[str] = []
     with pytest.raises(ValueError, match=said):
         generate.generate(
             checkpoint,
-            [one.test[0].prompt],
+            [evaluator.test[0].prompt],
             max_new_tokens=3,
-            sampling=sampling,
-            on_text=lambda row, text: shown.append(text),
+            sampling=Sampling(temperature=temperature),
+            on_text=lambda number, text: shown.append(text),
         )
     assert not shown
 

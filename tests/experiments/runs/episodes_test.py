@@ -205,21 +205,21 @@ def words(start: pathlib.Path) -> tokenizer.Tokenizer:
 )
 def test_sums_of_rewards(start: pathlib.Path, text: str, terms: list[tuple[float, str]]):
     found = rewards.parse(text, tasks.make(TASK), words(start))
-    named = [(w, name) for w, name, _ in found.of_texts]
-    named += [(w, scorer.name) for w, scorer in found.compiled]
+    named = [(w, name) for w, name, _ in found.python_terms]
+    named += [(w, scorer.name) for w, scorer in found.jax_terms]
     assert sorted(named) == sorted(terms)
 
 
 def test_a_reward_is_the_sum_of_its_terms(start: pathlib.Path):
     reward = rewards.parse(f"2*exact+0.5*{LETTERS}-0.25*length", tasks.make(TASK), words(start))
-    found = reward.between_programs(["1+1="] * 2, ["2", "333"], ["2", "2"])
+    found = reward.python_score(["1+1="] * 2, ["2", "333"], ["2", "2"])
     np.testing.assert_allclose(found, [2.5, 1.5])
     is_answer = jnp.array([[True, True], [True, False]])
     unread = jnp.zeros((2, 2))
     lengths, cut = jnp.sum(is_answer, 1), is_answer[:, 1]
     completion = tokens.Completion(unread, is_answer, lengths, cut, unread)
     prompts: Any = None
-    np.testing.assert_allclose(reward.in_program(reward.params, completion, prompts), [-0.5, -0.25])
+    np.testing.assert_allclose(reward.jax_score(reward.params, completion, prompts), [-0.5, -0.25])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_task_without_a_rule_needs_a_reward_and_functions_are_checked(
         rewards.parse("", tasks.make(f"tokens/jsonl:{file}"), words(start))
     reward = rewards.parse(f"python:{__name__}:wrong", tasks.make(TASK), words(start))
     with pytest.raises(ValueError, match=r"must give 2 finite numbers, one a text, got shape \(1,"):
-        reward.between_programs(["", ""], ["", ""], ["", ""])
+        reward.python_score(["", ""], ["", ""], ["", ""])
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_entailment_is_of_the_document_that_is_named(
     monkeypatch.setattr(scorers, "load", lambda folder: model)
     reward = rewards.parse("2*entailment:somewhere", tasks.make(TASK), words(start))
     asked, documents = ["Say:\n\nA document.", "No question."], ["A document.", "No question."]
-    found = reward.between_programs(asked, ["It is.", ""], ["", ""], documents)
+    found = reward.python_score(asked, ["It is.", ""], ["", ""], documents)
     expected = model.log_probability(documents, ["It is.", ""])
     np.testing.assert_allclose(found, 2 * expected)
     assert found[1] == pytest.approx(2 * scorers.floor(short))

@@ -45,8 +45,8 @@ def parse(text: str) -> rewards.Reward:
 def test_terms_of_a_sum(text: str, terms: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scorers, "load", lambda folder: None)
     found = parse(text)
-    named = [(w, name) for w, name, _ in found.of_texts]
-    named += [(w, scorer.name) for w, scorer in found.compiled]
+    named = [(w, name) for w, name, _ in found.python_terms]
+    named += [(w, scorer.name) for w, scorer in found.jax_terms]
     assert sorted(named) == sorted(terms)
     assert found.name == (text or "exact")
 
@@ -79,11 +79,11 @@ def test_what_cannot_be_is_refused_by_name(text: str, said: str):
 
 def test_a_sum_is_weighed():
     reward = parse("2*exact-0.5*python:builtins:print")
-    ones = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.of_texts)
-    found = rewards.Reward("r", (), ones).between_programs(["a", "b"], ["", ""], ["", ""])
+    ones = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.python_terms)
+    found = rewards.Reward("r", (), ones).python_score(["a", "b"], ["", ""], ["", ""])
     np.testing.assert_allclose(found, [1.5, 3.0])
     assert found.dtype == np.float32
-    empty = rewards.Reward("r", (), ()).between_programs(["a"], ["b"], ["c"])
+    empty = rewards.Reward("r", (), ()).python_score(["a"], ["b"], ["c"])
     assert empty.tolist() == [0.0]
 
 
@@ -99,8 +99,8 @@ def test_a_weight_beyond_float32_is_refused_where_it_is_named(text: str):
 
 def test_what_is_finite_is_the_sum_after_the_weights():
     reward = parse("3e38*exact-3e38*length")  # Twice the first is too large, the difference is 0.
-    twos = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.of_texts)
-    found = rewards.Reward("r", (), twos).between_programs(["a", "b"], ["", ""], ["", ""])
+    twos = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.python_terms)
+    found = rewards.Reward("r", (), twos).python_score(["a", "b"], ["", ""], ["", ""])
     with pytest.raises(
         ValueError, match=r"reward '3e38.*' must be finite, got inf for text 1 of 2"
     ):
@@ -140,7 +140,7 @@ def test_functions_of_a_module_in_this_folder(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     asked = (["p"] * 2, ["a", "bb"], ["", "r"])
-    found = parse("python:rewards_of_a_user:lengths").between_programs(*asked)
+    found = parse("python:rewards_of_a_user:lengths").python_score(*asked)
     assert found.tolist() == [11.0, 121.0]
     for name, said in {
         "one": r"must give 2 finite numbers, one a text, got shape \(1,\): \[1.0\]",
@@ -153,7 +153,7 @@ def test_functions_of_a_module_in_this_folder(
     }.items():
         reward = parse(f"exact+python:rewards_of_a_user:{name}")
         with pytest.raises(ValueError, match=said) as error:
-            reward.between_programs(*asked)
+            reward.python_score(*asked)
         assert f"python:rewards_of_a_user:{name}" in str(error.value)
     for name, said in {
         "divides": r"raised ZeroDivisionError\('division by zero'\) \(rewards_of_a_user\.py, line",
@@ -162,7 +162,7 @@ def test_functions_of_a_module_in_this_folder(
         with pytest.raises(
             interrupts.Failure, match=f"reward python:rewards_of_a_user:{name} {said}"
         ):
-            parse(f"python:rewards_of_a_user:{name}").between_programs(*asked)
+            parse(f"python:rewards_of_a_user:{name}").python_score(*asked)
 
 
 def test_answers_are_held_against_the_document_that_the_data_names(
@@ -177,14 +177,14 @@ def test_answers_are_held_against_the_document_that_the_data_names(
     monkeypatch.setattr(scorers, "load", lambda folder: scorers.make(probability))
     reward = parse("0.1*entailment:dir")
     prompts = ["Summarize the following article:\n\nParis is in France.", "No question."]
-    found = reward.between_programs(prompts, ["a", "b"], ["", ""], ["Paris is in France.", "Yes."])
+    found = reward.python_score(prompts, ["a", "b"], ["", ""], ["Paris is in France.", "Yes."])
     np.testing.assert_allclose(found, 0.1 * np.log([0.5, 0.5]), rtol=1e-6)
     assert asked == [("Paris is in France.", "a"), ("Yes.", "b")]
     asked.clear()
-    reward.between_programs(prompts, ["a", "b"], ["", ""])
+    reward.python_score(prompts, ["a", "b"], ["", ""])
     assert asked == [(prompts[0], "a"), (prompts[1], "b")]
 
 
 def test_terms_of_jax_have_their_parameters_as_arguments():
     reward = parse("length")
-    assert reward.params == (None,) and not reward.of_texts
+    assert reward.params == (None,) and not reward.python_terms
