@@ -10,7 +10,6 @@ import pytest
 NOT_YET = [
     "experiments/reproductions/*.py",
     "experiments/runs/*.py",
-    "experiments/sweeps/*.py",
     "lm/*.py",
     "tests/experiments/**/*.py",
     "tests/lm/**/*.py",

@@ -1,4 +1,4 @@
-"""Runs of a sweep on this machine: over its cores, or its accelerators."""
+"""Runs of a sweep on this machine, spread over its cores or its accelerators."""
 
 import os
 import subprocess
@@ -11,11 +11,11 @@ from kullback.experiments.sweeps.sweep_worker import Job, Workers
 
 class _Handle(NamedTuple):
     process: subprocess.Popen[bytes]
-    device: int | None  # None: it sees what this process sees.
+    device: int | None  # The only GPU that it sees; None: all that this process sees.
 
 
 def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers:
-    """Processes of this machine.
+    """Returns workers that are processes of this machine.
 
     Args:
       checked: as `sweep_runs.runs` returns it.
@@ -24,7 +24,7 @@ def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers
       cores: of this machine.
     """
     platform, devices = checked["platform"], checked["devices"]
-    # A run over a mesh has all devices. Which of several a process sees can be told to CUDA alone.
+    # A run over a mesh needs all devices. CUDA alone lets us choose the device of a process.
     is_pinned = platform == "gpu" and not any(run["plan"]["mesh"] for run in checked["runs"])
     if jobs is None and platform != "cpu":
         jobs = devices if is_pinned else 1
@@ -39,8 +39,8 @@ def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers
             return _Handle(sweep_worker.start(job, {}), None)
         taken = [handle.device for handle in running.values()]
         device = min(range(devices), key=taken.count)
-        shown = _device(device, sharing=-(-jobs // devices))
-        return _Handle(sweep_worker.start(job, shown), device)
+        variables = _device_variables(device, sharing=-(-jobs // devices))
+        return _Handle(sweep_worker.start(job, variables), device)
 
     return Workers(
         has_room,
@@ -50,10 +50,10 @@ def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers
     )
 
 
-def _device(number: int, *, sharing: int) -> dict[str, str]:
-    """What shows a process one GPU, which `sharing` of them use."""
+def _device_variables(number: int, *, sharing: int) -> dict[str, str]:
+    """Returns variables of the environment by which a process sees one GPU, shared by `sharing`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    shown = {"CUDA_VISIBLE_DEVICES": visible.split(",")[number] if visible else str(number)}
-    if sharing > 1:  # Else the first takes 75% of the memory.
-        shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
-    return shown
+    variables = {"CUDA_VISIBLE_DEVICES": visible.split(",")[number] if visible else str(number)}
+    if sharing > 1:  # By default the first process takes 75% of the memory.
+        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
+    return variables

@@ -1,9 +1,9 @@
-"""What a sweep's file asks for: configurations, checked and named.
+"""Configurations that a sweep's file asks for, checked and named.
 
     agents x environments x seeds x every field that is given a list of values
 
-`configurations` is that product; `check` builds each of them, so that a sweep of days does not end
-at a misspelt field. `sweep_runs.py` then compares them with what is on disk.
+`configurations` returns that product; `check` builds each of them, so that a sweep of days does not
+end at a misspelt field. `sweep_runs.py` then compares them with the runs on disk.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ PLAN_FIELDS = {
     if name not in GIVEN_ABOVE and name in {field.name for field in dataclasses.fields(plans.Plan)}
 }
 TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "environment")
-# Of one file. Each is a run or more, and all of them are built before the first of them runs.
+# Limits of one file, all of whose configurations are built before the first one runs.
 MOST_CONFIGURATIONS = 10_000
 MOST_SEEDS = 10_000
 MOST_RUNS = 100_000  # Configurations times seeds.
-NAME_BYTES = 200  # Of a run's folder; file systems take 255, and seeds are added to it.
+NAME_BYTES = 200  # Of a folder's name; file systems take 255, and the seeds are added to it.
 
 
 class Configuration(NamedTuple):
     """One point of the product, for all its seeds."""
 
     name: str  # Agent, environment and the fields that vary: "dqn-toy-chain,learning_rate=0.001".
-    fields: dict[str, Any]  # Of `plan.Plan`, but for the seeds.
+    fields: dict[str, Any]  # Of `plans.Plan`, but for the seeds.
     seeds: tuple[int, ...]  # Ascending.
 
     def plan(self, seeds: Sequence[int]) -> plans.Plan:
@@ -53,20 +53,20 @@ class Configuration(NamedTuple):
 
 
 def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
-    """All configurations that a sweep's file asks for, in its order.
+    """Returns all configurations that a sweep's file asks for, in its order.
 
     Args:
-      sweep: the file, read. `agents` and `environments` are lists of names, `seeds` a number or a
-        list. The tables `plan`, `settings`, `environment_flags` and `model_flags` hold fields; a
-        list of values is an axis of the grid, and a list within it one value ("64,64"). Such
-        tables under `agent.NAME` or `environment.NAME` hold for that one alone, and win.
+      sweep: the contents of the file. `agents` and `environments` are lists of names, `seeds` a
+        number or a list. The tables `plan`, `settings`, `environment_flags` and `model_flags` hold
+        fields; a list of values is an axis of the grid, and a list within it one value ("64,64").
+        Such tables under `agent.NAME` or `environment.NAME` are for that one alone, and win.
 
     Raises:
       ValueError: for what is unknown, missing, given twice, or of another type.
     """
     _known("key", sweep, (*TOP, *SECTIONS))
-    agents, places = (_names(sweep, key) for key in ("agents", "environments"))
-    for kind, listed in (("agent", agents), ("environment", places)):
+    agents, environments = (_names(sweep, key) for key in ("agents", "environments"))
+    for kind, listed in (("agent", agents), ("environment", environments)):
         _known(kind, _table(sweep, kind), listed)
         for name, table in _table(sweep, kind).items():
             _known(f"key of {kind}.{name}", _mapping(f"{kind}.{name}", table), SECTIONS)
@@ -76,70 +76,67 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
         if "steps" in base["plan"]:
             raise ValueError("steps is given twice: at the top and in [plan]")
         base["plan"] = {"steps": sweep["steps"], **base["plan"]}
-    found: dict[str, Configuration] = {}
-    tables_ = {}
-    for agent, environment in itertools.product(agents, places):
-        own = [_table(sweep, "agent").get(agent, {})]
-        own.append(_table(sweep, "environment").get(environment, {}))
-        tables = {
-            section: functools.reduce(
-                lambda table, part, s=section: {**table, **_table(part, s)}, own, base[section]
-            )
-            for section in SECTIONS
+    grids = {}
+    for agent, environment in itertools.product(agents, environments):
+        for_agent = _table(sweep, "agent").get(agent, {})
+        for_environment = _table(sweep, "environment").get(environment, {})
+        grids[agent, environment] = {
+            name: {**fields, **_table(for_agent, name), **_table(for_environment, name)}
+            for name, fields in base.items()
         }
-        tables_[agent, environment] = tables
-    _check_size(tables_.values(), len(seeds))
-    for (agent, environment), tables in tables_.items():
-        for made in _grid(agent, environment, tables, seeds):
-            if made.name in found:
-                raise ValueError(f"{made.name} is asked for twice")
-            found[made.name] = made
-    return list(found.values())
+    _check_size(grids.values(), len(seeds))
+    by_name: dict[str, Configuration] = {}
+    for (agent, environment), tables in grids.items():
+        for configuration in _grid(agent, environment, tables, seeds):
+            if configuration.name in by_name:
+                raise ValueError(f"{configuration.name} is asked for twice")
+            by_name[configuration.name] = configuration
+    return list(by_name.values())
 
 
-def _check_size(asked: Iterable[Mapping[str, Mapping[str, Any]]], num_seeds: int) -> None:
-    """Refuses a product that is larger than stated, before any of it is made."""
+def _check_size(grids: Iterable[Mapping[str, Mapping[str, Any]]], num_seeds: int) -> None:
+    """Raises ValueError for a product beyond the limits, before any of it is made."""
     count = sum(
         math.prod(
             len(value) if isinstance(value, list) else 1
             for table in tables.values()
             for value in table.values()
         )
-        for tables in asked
+        for tables in grids
     )
-    for what, number, most in (
+    for noun, number, most in (
         ("configurations", count, MOST_CONFIGURATIONS),
         ("configurations times seeds", count * num_seeds, MOST_RUNS),
     ):
         if number > most:
             raise ValueError(
-                f"the file asks for {number:,} {what}, and a sweep has at most {most:,}: give "
+                f"the file asks for {number:,} {noun}, and a sweep has at most {most:,}: give "
                 "shorter or fewer lists, or several files"
             )
 
 
 def check(configuration: Configuration) -> bool:
-    """Builds what the configuration says; returns whether its seeds share one program.
+    """Builds a configuration; returns whether its seeds share one program.
 
     Raises:
-      ValueError: for what no run could be started with; the message begins with its name.
+      ValueError: if no run could be started with it; the message begins with its name.
     """
     plan = configuration.plan(configuration.seeds[:1])
     try:
         named = resolved.resolve(plan)
         if opened.kind_of(plan) != "games":
-            with kinds.Recipe(named=named).built() as built:
-                return built.seeds_together
-        spec, seeds_together = _look(plan.environment, plan.environment_flags)
+            with kinds.Recipe(named=named).built() as work:
+                return work.seeds_together
+        spec, seeds_together = _environment_facts(plan.environment, plan.environment_flags)
         loops.pace(named.make_agent(spec).experience, plan.num_envs)
         return seeds_together
-    except (ValueError, TypeError) as error:  # The latter of a flag's value.
+    except (ValueError, TypeError) as error:  # The latter for a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error
 
 
 @functools.cache
-def _look(environment: str, flags: tuple[str, ...]) -> tuple[types.Spec, bool]:
-    """Returns what agents see of an environment, and whether one program runs all seeds."""
+def _environment_facts(environment: str, flags: tuple[str, ...]) -> tuple[types.Spec, bool]:
+    """Returns an environment's spec, and whether one program runs all seeds in it."""
     plan = plans.Plan(agent=plans.CUSTOM, environment=environment, environment_flags=flags)
     with simulators.closing(resolved.resolve(plan).make_environment(1)) as simulator:
         return simulator.environment.spec, simulator.seeds_together
@@ -197,14 +194,14 @@ def _text(value: Any) -> str:
 
 
 def _slug(text: str) -> str:
-    """A text as part of a folder's name that no shell takes apart."""
+    """Returns a text as part of a folder's name, without characters that a shell reads."""
     return re.sub(r"[^\w.,=+-]+", "-", text)
 
 
 def _seeds(given: Any) -> tuple[int, ...]:
-    asked = len(given) if isinstance(given, list) else given
-    if type(asked) is int and asked > MOST_SEEDS:
-        raise ValueError(f"seeds asks for {asked:,}, and a sweep has at most {MOST_SEEDS:,}")
+    count = len(given) if isinstance(given, list) else given
+    if type(count) is int and count > MOST_SEEDS:
+        raise ValueError(f"seeds asks for {count:,}, and a sweep has at most {MOST_SEEDS:,}")
     seeds: Any = list(range(given)) if type(given) is int else given
     is_list = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not is_list or not seeds:
@@ -223,8 +220,8 @@ def _names(sweep: Mapping[str, Any], key: str) -> list[str]:
     return given
 
 
-def _table(of: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return _mapping(key, of.get(key, {}))
+def _table(tables: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return _mapping(key, tables.get(key, {}))
 
 
 def _mapping(key: str, given: Any) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """Runs of a sweep on the machines of a Ray cluster (https://docs.ray.io), one task a run.
 
-The task is `sweep_worker.work`, so a run is the same process with the same log as on one machine.
-All machines must see the sweep's folder under the same path and have Kullback installed.
+A task is `sweep_worker.work`, so a run is the same process with the same log as on one machine. All
+machines must have Kullback installed and see the sweep's folder under the same path.
 """
 
 import importlib
@@ -13,13 +13,15 @@ from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
 
 
 def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Workers:
-    """Tasks of a cluster; each thread of a run is one of Ray's CPUs, on CUDA each has a GPU.
+    """Returns workers that are tasks of a cluster.
+
+    Each thread of a run takes one of Ray's CPUs; on CUDA each run takes a GPU.
 
     Args:
       checked: as `sweep_runs.runs` returns it.
       jobs: runs at a time; None: as many as the cluster has room for.
-      address: of the cluster, as `ray.init` takes it; "local" starts one on this machine. Where
-        this process is in a cluster already, that one is taken.
+      address: of the cluster, as `ray.init` takes it; "local" starts one on this machine. A
+        process that is in a cluster already uses that one.
 
     Raises:
       ValueError: if Ray is not installed, the cluster is not found, or no machine of it is large
@@ -46,10 +48,10 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
             f"a run needs {threads} CPUs, and the largest machine of the cluster has "
             f"{max(sizes, default=0):g}; set threads in the file"
         )
-    # A machine that is lost takes nothing with it: the task starts again and its run goes on.
-    # A worker whose sweep is gone would kill what it started, before that has saved.
-    left = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
-    task = ray.remote(num_gpus=num_gpus, max_retries=3, runtime_env=left)(sweep_worker.work)
+    # If a machine is lost, the task starts again on another, and its run goes on.
+    # A worker whose sweep has ended must not kill its run, which saves before it ends itself.
+    runtime_env = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
+    task = ray.remote(num_gpus=num_gpus, max_retries=3, runtime_env=runtime_env)(sweep_worker.work)
 
     def start(job: Job, running: Mapping[Job, Any]) -> Any:
         return task.options(num_cpus=job.threads, name=job.name).remote(job, {})
@@ -60,8 +62,8 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
         try:
             return ray.get(handle)
         except ray.exceptions.RayError as error:
-            words = str(error).strip().splitlines() or [type(error).__name__]
-            return Outcome(1, f"Ray: {words[-1]}")
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return Outcome(1, f"Ray: {lines[-1]}")
 
     return Workers(
         lambda job, running: jobs is None or len(running) < jobs,

@@ -1,7 +1,7 @@
-"""One run of a sweep, in a process of its own: what this machine and Ray's machines both call.
+"""One run of a sweep in a process of its own, on this machine or on one of a Ray cluster.
 
-The child, `commands/sweep_child.py`, goes on with its run or begins it by the command `kullback
-train`, and writes all it says to a log.
+The child process, `commands/sweep_child.py`, goes on with its run or begins it by the command
+`kullback train`, and writes all its output to a log.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Job:
     """A run to be done."""
 
     name: str
-    folder: str  # Of the run.
-    log: str  # File that takes what it says.
+    folder: str  # The run's.
+    log: str  # The file that takes its output.
     plan: dict[str, Any]  # As `plan.Plan.to_json` gives it.
     threads: int  # Of XLA on a CPU.
     done: int  # Agent steps of a seed, when the sweep began.
@@ -40,23 +40,23 @@ class Job:
 
 
 class Outcome(NamedTuple):
-    """How a run ended: exit status of its process (negative: its signal), and its last words."""
+    """The exit status of a run's process (negative: its signal), and its error message, or ""."""
 
     status: int
     error: str
 
 
 class Workers(NamedTuple):
-    """Where runs are done: processes of this machine, or Ray's machines."""
+    """Functions that do runs, in processes of this machine or on Ray's machines."""
 
     has_room: Callable[[Job, Mapping[Job, Any]], bool]  # (next job, handles of running ones)
     start: Callable[[Job, Mapping[Job, Any]], Any]  # The same -> the job's handle.
     poll: Callable[[Job, Any], Outcome | None]  # None while it runs.
-    stop: Callable[[Any], None]  # Asks a run to save and end; a second time, to end at once.
+    stop: Callable[[Any], None]  # Asks a run to save and end; a second call, to end at once.
 
 
 def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Starts the run's process, with further variables of the environment."""
+    """Starts the run's process with additional variables in its environment."""
     log = pathlib.Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(job.threads)
@@ -76,22 +76,22 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
 
 
 def poll(job: Job, process: subprocess.Popen[bytes]) -> Outcome | None:
-    """How the run ended; None while it goes on."""
+    """Returns how the run ended, None while it goes on."""
     status = process.poll()
     if status is None:
         return None
     if process.stdin is not None:
         process.stdin.close()
-    return Outcome(status, _last_words(pathlib.Path(job.log), status) if status else "")
+    return Outcome(status, _error_in(pathlib.Path(job.log), status) if status else "")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Asks the run to save and end; a second time, to end at once."""
+    """Asks the run to save and end; a second call, to end at once."""
     process.terminate()
 
 
 def work(job: Job, environment: Mapping[str, str]) -> Outcome:
-    """Does the whole run; KeyboardInterrupt lets it save first."""
+    """Does the whole run; lets it save first on KeyboardInterrupt."""
     process = start(job, environment)
     while True:
         try:
@@ -103,7 +103,7 @@ def work(job: Job, environment: Mapping[str, str]) -> Outcome:
 
 
 def _train_arguments(job: Job) -> list[str]:
-    """The run as the command line of `kullback train`, from the agent on."""
+    """Returns the arguments of `kullback train` that begin the run."""
     flags = {k: v for k, v in job.plan.items() if v and k not in NOT_FLAGS}
     return [
         job.plan["agent"],
@@ -115,12 +115,12 @@ def _train_arguments(job: Job) -> list[str]:
     ]
 
 
-def _last_words(log: pathlib.Path, status: int) -> str:
-    """The line that says why a run ended: ours, or the last one."""
+def _error_in(log: pathlib.Path, status: int) -> str:
+    """Returns our error message of the last line of a log, or else the status and that line."""
     lines = log.read_text("utf-8", errors="replace").rstrip().splitlines()
-    said = next((line for line in reversed(lines) if line.strip()), "")
-    if said.startswith("kullback: "):
-        return said.removeprefix("kullback: ")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    if last.startswith("kullback: "):
+        return last.removeprefix("kullback: ")
     end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
     nothing = "(none)" if status < 0 else "(none: is the disk full?)"
-    return f"it ended with {end}; its last line: {said.strip() or nothing}"
+    return f"it ended with {end}; its last line: {last.strip() or nothing}"

@@ -6,9 +6,9 @@
     [settings]
     learning_rate = [1e-4, 2.5e-4]
 
-Each configuration is a run folder of its own, trained by `kullback train` in a process of its own.
-What is finished is left alone, what was interrupted goes on bit by bit, what fails stops nothing
-else. `examples/sweep.toml` shows the whole file.
+Each run has its own folder, and is trained by `kullback train` in its own process. Finished runs
+are left alone, interrupted runs go on bit by bit, and a run that fails does not stop the others.
+`examples/sweep.toml` shows the whole file.
 """
 
 import json
@@ -27,9 +27,10 @@ from kullback.experiments.sweeps import sweep_local, sweep_watch, sweep_worker
 from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
 
 RECORD = "sweep.json"  # In the sweep's folder: the file, and all runs with plan and threads.
-NAMED = 3  # Runs that failed, in the error.
-LOGS = "logs"  # What each run said, a file a run.
-SPEED_SECONDS = 600.0  # Time left is told by the speed of these: runs begin, and compile, by turns.
+NAMED = 3  # Failed runs that the error names.
+LOGS = "logs"  # The folder of the runs' output, a file a run.
+# Time left is told by the speed of so many seconds: while one run compiles, others are training.
+SPEED_SECONDS = 600.0
 
 
 class Failed(RuntimeError):
@@ -51,29 +52,29 @@ def sweep(
     """Does all runs that a file asks for, and returns their folders.
 
     Args:
-      source: a TOML file, or what would stand in one, as a mapping.
+      source: a TOML file, or its contents as a mapping.
       out: folder of the sweep; it wins over the file's `out`.
       jobs: runs at a time. None: as many as there are cores for, by the threads of each, or one
-        an accelerator.
+        per accelerator.
       ray: address of a Ray cluster whose machines do the runs ("auto", "host:port", "local");
         the folder must be on a file system that they share, under the same path.
       dry_run: only lists the runs; no module that they name is imported.
       trust_code: whether modules that a file names (of rewards, of environments) may run; those
-        of a mapping may.
+        that a mapping names may.
       retry_diverged: does runs that have diverged again, from their last checkpoint; else they
         are left as they are.
-      quiet: no progress, and no list.
-      say: takes each line of what is printed.
+      quiet: prints neither progress nor the list of runs.
+      say: prints a line.
 
     Raises:
-      ValueError: for what does not fit, before any run starts.
-      Failed: once all is done, if some runs failed.
+      ValueError: for an invalid file or option, before any run starts.
+      Failed: once all other runs are finished, if some runs failed.
       KeyboardInterrupt: after Ctrl-C, once the running ones are saved.
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
-    asked, name = _read(source)
-    out = out or asked.get("out")
+    contents, name = _read(source)
+    out = out or contents.get("out")
     if not isinstance(out, str | os.PathLike):
         raise ValueError(f"out must be the folder of the sweep, got {out!r}: give it or --out")
     folder = pathlib.Path(out)
@@ -81,7 +82,15 @@ def sweep(
     trust_code = trust_code or isinstance(source, Mapping)
     folders.check_links(folder, (RECORD, LOGS))  # Both are written.
     begun = recorded(folder).threads
-    checked = _check(asked, folder, begun, cores, name, trust_code=trust_code, dry_run=dry_run)
+    checked = _check(
+        sweep=contents,
+        out=str(folder),
+        begun=begun,
+        cores=cores,
+        file=name,
+        trust_code=trust_code,
+        dry_run=dry_run,
+    )
     todo = [
         _job(run, folder, trust_code) for run in checked["runs"] if _is_to_do(run, retry_diverged)
     ]
@@ -92,12 +101,12 @@ def sweep(
     homes = [folder / run["name"] for run in checked["runs"]]
     if dry_run or not todo:
         return homes
-    # Ray first: an address that is none should leave nothing behind.
+    # Ray first: a wrong address should leave nothing behind.
     workers = _workers(checked, ray, jobs, cores)
     record = {
-        "sweep": asked,
+        "sweep": contents,
         "runs": checked["runs"],
-        # Of runs that this file does not ask for, too: another may, later.
+        # Also of runs that this file does not ask for: another file may, later.
         "threads": {**begun, **{r["name"]: r["threads"] for r in checked["runs"]}},
     }
     files.atomic_write_text(folder / RECORD, json.dumps(record, indent=2, default=str) + "\n")
@@ -119,10 +128,10 @@ def sweep(
 
 
 class Recorded(NamedTuple):
-    """What the record of a sweep's folder says; empty where it has none."""
+    """The record of a sweep's folder; empty where it has none."""
 
-    runs: list[json_files.Record]  # Of the last file, each with name, plan and threads.
-    threads: dict[str, int]  # That each run of the folder was begun with, by its name.
+    runs: list[json_files.Record]  # Runs of the last file, each with name, plan and threads.
+    threads: dict[str, int]  # The threads that each run was begun with, by its name.
 
 
 def recorded(folder: pathlib.Path) -> Recorded:
@@ -145,8 +154,8 @@ def recorded(folder: pathlib.Path) -> Recorded:
     threads = saved.each(int)
     for name, count in threads.items():
         _check_threads(saved, name, count)
-    own = {r.get("name", str): r.get("threads", int) for r in runs if "threads" in r}
-    return Recorded(runs, {**own, **threads})
+    of_runs = {r.get("name", str): r.get("threads", int) for r in runs if "threads" in r}
+    return Recorded(runs, {**of_runs, **threads})
 
 
 def _check_threads(record: json_files.Record, key: str, threads: int) -> None:
@@ -155,7 +164,7 @@ def _check_threads(record: json_files.Record, key: str, threads: int) -> None:
 
 
 def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """What the file says, and its name."""
+    """Returns the contents of a sweep's file, and its name; "" for a mapping."""
     if isinstance(source, Mapping):
         return source, ""
     folders.check_regular(source)
@@ -165,38 +174,19 @@ def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, 
         raise ValueError(f"{source} is no TOML file: {error}") from error
 
 
-def _check(
-    asked: Mapping[str, Any],
-    folder: pathlib.Path,
-    begun: Mapping[str, int],
-    cores: int,
-    file: str,
-    *,
-    trust_code: bool,
-    dry_run: bool,
-) -> dict[str, Any]:
-    """All runs, checked: see `sweep_runs.runs`, which a process of its own computes."""
-    question = {
-        "sweep": asked,
-        "out": str(folder),
-        "begun": begun,
-        "cores": cores,
-        "file": file,
-        "trust_code": trust_code,
-        "dry_run": dry_run,
-    }
+def _check(**arguments: Any) -> dict[str, Any]:
+    """Returns all runs, checked, by `sweep_runs.runs` of the same arguments in another process."""
     done = subprocess.run(
-        # -P: a file of a stranger's in this folder, called as a library, is not run.
+        # -P: no file of this folder is imported in place of a library of the same name.
         [sys.executable, "-P", "-m", "kullback.experiments.sweeps.sweep_runs"],
-        input=json.dumps(question, default=str),  # Dates of TOML; they are refused by name.
+        input=json.dumps(arguments, default=str),  # For dates of TOML, which it refuses by name.
         capture_output=True,
         text=True,
-        # It lives beside whatever this process has on the accelerator.
+        # This process may have memory of the accelerator already.
         env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     )
-    said = done.stderr.strip().splitlines()
     if done.returncode == 2:
-        raise ValueError(said[-1])
+        raise ValueError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
         raise RuntimeError(f"the sweep could not be checked:\n{done.stderr}")
     return json.loads(done.stdout)
@@ -266,14 +256,14 @@ def _drive(
                 for job, outcome in _ended(running, workers):
                     ended.append((job, outcome))
                     bar.say(watch.end(job, outcome.error))
-                seen = watch.look(running)
-                if seen[0] > begun:  # While the first ones compile, no time left can be told.
-                    bar.update(*seen)
+                done, value, label = watch.look(running)
+                if done > begun:  # While the first ones compile, no time left can be told.
+                    bar.update(done, value, label)
                 time.sleep(sweep_worker.POLL_SECONDS)
         except KeyboardInterrupt:
             bar.say("the running ones save and end; another Ctrl-C ends them at once")
             raise
-        finally:  # Nothing runs on without us; of a sweep that is done, nothing does.
+        finally:  # No run outlives its sweep.
             _stop(running, workers)
     return [(job, outcome) for job, outcome in ended if outcome.status]
 

@@ -18,12 +18,12 @@ def checked(platform: str, devices: int, mesh: str = "") -> dict[str, Any]:
 
 
 def started(
-    monkeypatch: pytest.MonkeyPatch, made: dict[str, Any], count: int, jobs: int | None = None
+    monkeypatch: pytest.MonkeyPatch, runs: dict[str, Any], count: int, jobs: int | None = None
 ) -> list[dict[str, str]]:
-    """What of the environment each of the runs that may go side by side is given."""
+    """Starts the runs that may go side by side; returns the variables that each is given."""
     given: list[dict[str, str]] = []
-    monkeypatch.setattr(sweep_worker, "start", lambda job, shown: given.append(dict(shown)))
-    workers = sweep_local.workers(made, jobs, cores=4)
+    monkeypatch.setattr(sweep_worker, "start", lambda job, names: given.append(dict(names)))
+    workers = sweep_local.workers(runs, jobs, cores=4)
     running: dict[Job, Any] = {}
     for _ in range(count):
         if workers.has_room(job(), running):
@@ -63,18 +63,18 @@ def test_more_runs_than_gpus_share_their_memory(monkeypatch: pytest.MonkeyPatch)
     assert {shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] for shown in given} == {"0.450"}
 
 
-@pytest.mark.parametrize("made", [checked("tpu", 4), checked("gpu", 4, mesh="4x1")])
-def test_elsewhere_a_run_has_all_devices(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
-    assert started(monkeypatch, made, 9) == [{}]
+@pytest.mark.parametrize("runs", [checked("tpu", 4), checked("gpu", 4, mesh="4x1")])
+def test_elsewhere_a_run_has_all_devices(runs: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    assert started(monkeypatch, runs, 9) == [{}]
 
 
-def test_the_last_words_of_a_run_are_found(tmp_path: pathlib.Path):
+def test_the_error_of_a_run_is_found_in_its_log(tmp_path: pathlib.Path):
     log = tmp_path / "run.log"
-    for text, status, words in [
+    for text, status, error in [
         ("step 3\nkullback: the loss is not finite\n\n", 1, "the loss is not finite"),
         ("Traceback\nMemoryError\n", 1, "it ended with status 1; its last line: MemoryError"),
         ("", -9, "it ended with signal SIGKILL; its last line: (none)"),
         ("", 1, "it ended with status 1; its last line: (none: is the disk full?)"),
     ]:
         log.write_text(text)
-        assert sweep_worker._last_words(log, status) == words
+        assert sweep_worker._error_in(log, status) == error

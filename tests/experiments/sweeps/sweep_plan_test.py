@@ -30,8 +30,8 @@ SMALL: dict[str, Any] = {"agents": ["dqn"], "environments": ["toy/chain"]}
 
 
 def test_the_product_is_written_out():
-    found = sweep_plan.configurations(tomllib.loads(EXAMPLE))
-    assert [made.name for made in found] == [
+    configurations = sweep_plan.configurations(tomllib.loads(EXAMPLE))
+    assert [configuration.name for configuration in configurations] == [
         # dqn has no axis but the learning rate; m-dqn has 2 x 2 points, the last axis the fastest.
         "dqn-toy-chain,learning_rate=0.001",
         "dqn-toy-chain,learning_rate=0.003",
@@ -46,23 +46,27 @@ def test_the_product_is_written_out():
         "m-dqn-gym-CartPole-v1,learning_rate=0.003,temperature=0.03",
         "m-dqn-gym-CartPole-v1,learning_rate=0.003,temperature=0.1",
     ]
-    assert {made.seeds for made in found} == {(0, 1, 4)}
-    plan = found[5].plan([0, 1])
+    assert {configuration.seeds for configuration in configurations} == {(0, 1, 4)}
+    plan = configurations[5].plan([0, 1])
     assert (plan.agent, plan.environment, plan.seed, plan.num_seeds) == ("m-dqn", "toy/chain", 0, 2)
     assert plan.settings == ("learning_rate=0.001", "hidden=64,32", "temperature=0.1")
     assert plan.environment_flags == ("slip=0.1",)
     assert (plan.steps, plan.log_every, plan.num_envs) == (3_000, 500, 4)
-    other = found[2].plan([4])
+    other = configurations[2].plan([4])
     assert (other.steps, other.num_envs, other.environment_flags) == (5_000, 8, ())
 
 
 def test_seeds_are_counted_from_0_and_fields_of_the_plan_vary_too():
-    found = sweep_plan.configurations({**SMALL, "seeds": 3, "plan": {"num_envs": [2, 4]}})
-    assert [made.name for made in found] == [f"dqn-toy-chain,num_envs={n}" for n in (2, 4)]
-    assert [made.plan(made.seeds).num_envs for made in found] == [2, 4]
-    assert found[0].seeds == (0, 1, 2)
-    (one,) = sweep_plan.configurations(SMALL)
-    assert one.name == "dqn-toy-chain" and one.seeds == (0,)
+    configurations = sweep_plan.configurations({**SMALL, "seeds": 3, "plan": {"num_envs": [2, 4]}})
+    assert [configuration.name for configuration in configurations] == [
+        f"dqn-toy-chain,num_envs={n}" for n in (2, 4)
+    ]
+    assert [
+        configuration.plan(configuration.seeds).num_envs for configuration in configurations
+    ] == [2, 4]
+    assert configurations[0].seeds == (0, 1, 2)
+    (only,) = sweep_plan.configurations(SMALL)
+    assert only.name == "dqn-toy-chain" and only.seeds == (0,)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +122,8 @@ def test_checks_whether_seeds_share_a_program():
 )
 def test_refuses_what_no_run_could_be_started_with(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError) as error:
-        for made in sweep_plan.configurations({**SMALL, **changes}):
-            sweep_plan.check(made)
+        for configuration in sweep_plan.configurations({**SMALL, **changes}):
+            sweep_plan.check(configuration)
     assert message in str(error.value)
 
 

@@ -22,7 +22,7 @@ CHAIN: dict[str, Any] = {
 
 
 def begin(out: pathlib.Path, name: str, saved: int | None = None, **fields: Any) -> None:
-    """The folder of a run of CHAIN, with a checkpoint of step `saved`."""
+    """Makes the folder of a run of CHAIN, with a checkpoint of step `saved`."""
     given = {"environment": "toy/chain", "steps": 1_000, "num_seeds": 3, **fields}
     given.setdefault("settings", ("learning_rate=0.001", "batch_size=16"))
     plan = plans.Plan(agent="dqn", **given)
@@ -38,37 +38,37 @@ def runs(out: pathlib.Path, begun: dict[str, int] | None = None, **changes: Any)
     return sweep_runs.runs({**CHAIN, **changes}, out, begun or {}, cores=6)
 
 
-def named(found: dict[str, Any]) -> dict[str, int]:
-    return {run["name"]: run["done"] for run in found["runs"]}
+def named(checked: dict[str, Any]) -> dict[str, int]:
+    return {run["name"]: run["done"] for run in checked["runs"]}
 
 
 def test_consecutive_seeds_are_one_run_where_they_are_compiled(tmp_path: pathlib.Path):
-    found = runs(tmp_path, seeds=[0, 1, 2, 7], environments=["toy/chain", "gym/CartPole-v1"])
-    assert [(r["name"], r["plan"]["seed"], r["plan"]["num_seeds"]) for r in found["runs"]] == [
+    checked = runs(tmp_path, seeds=[0, 1, 2, 7], environments=["toy/chain", "gym/CartPole-v1"])
+    assert [(r["name"], r["plan"]["seed"], r["plan"]["num_seeds"]) for r in checked["runs"]] == [
         ("dqn-toy-chain,seeds=0-2", 0, 3),
         ("dqn-toy-chain,seed=7", 7, 1),
         *((f"dqn-gym-CartPole-v1,seed={seed}", seed, 1) for seed in (0, 1, 2, 7)),
     ]
     assert not list(tmp_path.iterdir()), "a check writes nothing"
-    assert found["others"] == []
+    assert checked["others"] == []
 
 
 def test_what_is_there_is_known_by_its_plan_and_goes_on(tmp_path: pathlib.Path):
     begin(tmp_path, "another name", saved=750)
     # Values of a setting that the run has not, its order, and a name that would now be longer.
     asked = {"batch_size": 16, "learning_rate": [3e-3, 1e-3]}
-    found = runs(tmp_path, settings=asked)
-    assert named(found) == {"dqn-toy-chain,learning_rate=0.003,seeds=0-2": 0, "another name": 750}
-    assert found["others"] == []
+    checked = runs(tmp_path, settings=asked)
+    assert named(checked) == {"dqn-toy-chain,learning_rate=0.003,seeds=0-2": 0, "another name": 750}
+    assert checked["others"] == []
     asked["learning_rate"] = [3e-3]
     assert runs(tmp_path, settings=asked)["others"] == ["another name"]
 
 
 def test_seeds_are_added_and_steps_grow(tmp_path: pathlib.Path):
     begin(tmp_path, "dqn-toy-chain,seeds=0-2", saved=1_000)
-    found = runs(tmp_path, seeds=6, steps=2_000)
-    assert named(found) == {"dqn-toy-chain,seeds=0-2": 1_000, "dqn-toy-chain,seeds=3-5": 0}
-    assert [run["plan"]["steps"] for run in found["runs"]] == [2_000, 2_000]
+    checked = runs(tmp_path, seeds=6, steps=2_000)
+    assert named(checked) == {"dqn-toy-chain,seeds=0-2": 1_000, "dqn-toy-chain,seeds=3-5": 0}
+    assert [run["plan"]["steps"] for run in checked["runs"]] == [2_000, 2_000]
     assert named(runs(tmp_path, seeds=[1, 2, 0])) == {"dqn-toy-chain,seeds=0-2": 1_000}
 
 
@@ -156,17 +156,17 @@ def test_a_run_of_other_presets_is_not_todays_setting(
 
 
 def test_shapes_of_models_are_compared(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    def essence(*flags: str) -> dict[str, Any]:
+    def identity(*flags: str) -> dict[str, Any]:
         plan = plans.Plan(
             agent="sft", environment="tokens/arithmetic", model="tiny", model_flags=flags
         )
-        return sweep_runs._essence(plan)
+        return sweep_runs._identity(plan)
 
-    assert essence("query_scale=256", "window=4") == essence("window=04", "query_scale=256.0")
-    before = essence()
+    assert identity("query_scale=256", "window=4") == identity("window=04", "query_scale=256.0")
+    before = identity()
     tiny = settings.apply(gemma.PRESETS["tiny"], ["window=3"])
     monkeypatch.setitem(gemma.PRESETS, "tiny", tiny)
-    assert essence() != before
+    assert identity() != before
 
 
 def test_what_is_computed_otherwise_since_a_run_began_is_said(tmp_path: pathlib.Path):

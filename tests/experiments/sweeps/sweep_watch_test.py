@@ -31,17 +31,19 @@ def job(folder: pathlib.Path, steps: int = 1_000, seeds: int = 2, done: int = 0)
 
 def test_the_last_whole_rows_are_read(tmp_path: pathlib.Path):
     assert sweep_watch.latest(tmp_path / "none").steps == 0
-    assert sweep_watch.latest(metrics(tmp_path / "no rows", "")) == sweep_watch.Seen(0, *nothing())
+    assert sweep_watch.latest(metrics(tmp_path / "no rows", "")) == sweep_watch.Reached(
+        0, *nothing()
+    )
     rows = ("0,500,1.0,9", "1,500,2.0,9", "0,1000,3.0,9", "1,1000,5.0,9")
     assert sweep_watch.latest(metrics(tmp_path / "run", *rows, "")) == (1_000, 4.0, "return")
     half = metrics(tmp_path / "run", *rows, "0,1500")
     assert sweep_watch.latest(half) == (1_000, 4.0, "return"), "a row that is being written"
-    words = metrics(tmp_path / "text", "0,10,nan,2.5", "")
-    assert sweep_watch.latest(words) == (10, 2.5, "loss"), "nothing there has a return"
+    text = metrics(tmp_path / "text", "0,10,nan,2.5", "")
+    assert sweep_watch.latest(text) == (10, 2.5, "loss"), "nothing there has a return"
 
 
 def nothing() -> tuple[float, str]:
-    value = sweep_watch.Seen()
+    value = sweep_watch.Reached()
     assert math.isnan(value.value)
     return value.value, value.metric
 

@@ -41,7 +41,7 @@ GOOD, BAD = (f"dqn-toy-chain,learning_rate={rate},seeds=0-1" for rate in ("0.001
 
 
 def command(*arguments: object) -> int:
-    """`kullback sweep`, without what catches its errors."""
+    """Runs the command `kullback sweep`; its errors are raised."""
     parser = argparse.ArgumentParser()
     sweep.add_parser(parser.add_subparsers())
     options = parser.parse_args(["sweep", *map(str, arguments)])
@@ -201,7 +201,7 @@ def test_a_ray_cluster_does_the_same(tmp_path: pathlib.Path):
     # In a process of its own: Ray leaves threads and sockets in the one that called it.
     program = (
         "import sys, ray\n"
-        "from kullback.experiments import sweeps\n"
+        "from kullback.experiments.sweeps import sweeping\n"
         "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
         "try: sweeping.sweep(sys.argv[1], out=sys.argv[2], ray='auto')\n"
         "except sweeping.Failed as error: print(error)\n"
@@ -232,8 +232,8 @@ def test_a_killed_sweep_over_ray_leaves_no_run_unsaved(tmp_path: pathlib.Path):
     # A cluster that outlives the sweep, until we close its stdin.
     program = (
         "import sys, ray\n"
-        f"made = ray.init(num_cpus={CORES}, include_dashboard=False, log_to_driver=False)\n"
-        "print(made.address_info['address'], flush=True)\n"
+        f"cluster = ray.init(num_cpus={CORES}, include_dashboard=False, log_to_driver=False)\n"
+        "print(cluster.address_info['address'], flush=True)\n"
         "sys.stdin.read()\n"
     )
     home = {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}  # Where Ray writes its token.
