@@ -1,4 +1,4 @@
-"""Runs that are on disk: load one, act with it, evaluate it, film it."""
+"""Trained agents of runs on disk: loading, acting, evaluation and films."""
 
 import dataclasses
 import pathlib
@@ -21,13 +21,13 @@ class Run:
     plan: plans.Plan
     agent: types.Agent
     spec: types.Spec
-    make_eval_environment: plans.MakeEnvironment  # Makes what it is evaluated in.
-    learner: types.LearnerState  # Of one seed.
+    make_eval_environment: plans.MakeEnvironment  # Makes the environment of evaluations.
+    learner: types.LearnerState  # One seed's.
     env_steps: int
     seed: int
 
     def acting(self) -> Any:
-        """Parameters that the policy takes, with the exploration of evaluation."""
+        """Returns the policy's parameters, with the exploration of evaluation."""
         return self._acting(evaluate=True)
 
     def _acting(self, *, evaluate: bool) -> Any:
@@ -35,7 +35,10 @@ class Run:
         return self.agent.actor_params(self.learner, steps, evaluate, types.NO_CONSTANTS)
 
     def act(self, observation: np.ndarray, key: types.Key, state: Any = None) -> np.ndarray:
-        """Actions, int32 [B], for observations [B, ...]; `state` is a recurrent policy's memory."""
+        """Returns actions, int32 [B], for observations [B, ...].
+
+        `state` is the memory of a recurrent policy.
+        """
         action, _, _ = jax.jit(self.agent.policy.step)(self.acting(), observation, state, key)
         return np.asarray(action)
 
@@ -51,11 +54,11 @@ class Run:
         return self.play_random(episodes, max_steps).returns
 
     def play(self, episodes: int = 10, max_steps: int = 0) -> loops.Episodes:
-        """Plays episodes, [episodes]; says of each whether it was cut.
+        """Plays episodes; returns their returns, [episodes], and which were cut.
 
         Args:
           episodes: how many.
-          max_steps: agent steps after which one is cut; 0 is the run's own limit.
+          max_steps: agent steps after which an episode is cut; 0 is the run's own limit.
         """
         return self._play(self.agent, episodes, max_steps)
 
@@ -76,14 +79,14 @@ class Run:
             return simulator.play(agent, self.learner, self.env_steps, self.seed, limit)
 
     def frames(self, limit: int = 3_000) -> Generator[np.ndarray, None, None]:
-        """Pictures of one episode, RGB uint8 [H, W, 3], one an agent step, at most `limit`."""
+        """Yields pictures of one episode, RGB uint8 [H, W, 3], one per agent step up to `limit`."""
         with simulators.closing(self.make_eval_environment(1)) as simulator:
             if simulator.environment.render is None:
                 raise ValueError(f"{self.plan.environment} cannot be drawn: its `render` is None")
             yield from simulator.frames(self.agent, self.learner, self.env_steps, self.seed, limit)
 
     def export(self, path: str | pathlib.Path) -> None:
-        """Writes the parameters that act in training as safetensors: all there are of them."""
+        """Writes all parameters of the policy, as it acts in training, as safetensors."""
         acting = self._acting(evaluate=False)
         params = acting["params"] if isinstance(acting, dict) and "params" in acting else acting
         checkpoints.export_params(path, params)
@@ -105,8 +108,8 @@ def load(
       seed: which of its seeds; None is the first.
       best: the checkpoint of the highest evaluation (without evaluations, of the highest mean of
         the last 100 episodes) in place of the newest.
-      agent, environment: what was handed to `train` if not names.
-      trust_code: whether a module that config.json names as the environment's may run.
+      agent, environment: the functions that were handed to `train`, if not names.
+      trust_code: whether the environment's module may run, if config.json names one.
 
     Raises:
       ValueError: if this is no run, names code that is not trusted, has no such seed, no
@@ -124,25 +127,25 @@ def of_run(
     agent: plans.MakeAgent | None = None,
     environment: plans.MakeEnvironment | None = None,
 ) -> Run:
-    """Loads a checkpoint as `load` does, of a run that has been read."""
+    """Loads a checkpoint, as `load` does, of a run that has been opened."""
     plan, folder = run.plan, run.folder(seed)
     seed = run.seeds[0] if seed is None else seed
     for name, given in (("agent", agent), ("environment", environment)):
         if getattr(plan, name) == plans.CUSTOM and given is None:
             raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
     named = resolved.of(run, with_environment=environment is None)
-    with games.built(named, agent, environment, run.config) as built:
-        pass  # What it trained in is not acted in.
-    num_seeds = plan.num_seeds if built.seeds_together else 1  # Whose states a checkpoint has.
-    saved = _acting_part(folder.checkpoints, built, num_seeds, best)
+    with games.built(named, agent, environment, run.config) as work:
+        pass  # The environment of training is closed at once: nothing acts in it.
+    num_seeds = plan.num_seeds if work.seeds_together else 1  # Seeds in one checkpoint.
+    saved = _acting_part(folder.checkpoints, work, num_seeds, best)
     learner = compiled.seed_of(saved["learner"], k=seed - plan.seed, num_seeds=num_seeds)
     finite.check(learner.params, folder.checkpoints)
     return Run(
         path=folder.path,
         plan=plan,
-        agent=built.agent,
-        spec=built.spec,
-        make_eval_environment=built.make_eval_environment,
+        agent=work.agent,
+        spec=work.spec,
+        make_eval_environment=work.make_eval_environment,
         learner=learner,
         env_steps=int(saved["env_steps"]),
         seed=seed,
@@ -150,12 +153,12 @@ def of_run(
 
 
 def _acting_part(
-    folder: pathlib.Path, built: games.Games, num_seeds: int, best: bool
+    folder: pathlib.Path, work: games.Games, num_seeds: int, best: bool
 ) -> dict[str, Any]:
-    """Reads what of a checkpoint is needed to act: nothing of a replay, whatever its size."""
+    """Reads the part of a checkpoint that is needed to act, which is without the replay."""
     like = {
-        "env_steps": jax.ShapeDtypeStruct((), built.simulator.steps_dtype),
-        "learner": compiled.learner_shapes(built.agent, num_seeds),
+        "env_steps": jax.ShapeDtypeStruct((), work.simulator.steps_dtype),
+        "learner": compiled.learner_shapes(work.agent, num_seeds),
     }
     saved, _, _ = checkpoints.restore_latest(folder, like, part=True, best=best)
     return {**saved, "learner": jax.tree.map(jnp.asarray, saved["learner"])}

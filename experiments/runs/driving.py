@@ -1,4 +1,4 @@
-"""A run under way: advances its loop, and evaluates, logs and saves when that is due."""
+"""Driving a run: its loop is advanced; evaluations, rows and checkpoints are made when due."""
 
 import dataclasses
 import math
@@ -20,23 +20,24 @@ from kullback.experiments.runs.work import Work
 Callback = Callable[[Mapping[str, Any]], None]  # Receives each row of metrics.csv.
 
 DRAW_SECONDS = 60.0  # Between two drawings of the learning curve.
-# A key of a checkpoint's notes: the step after which what is due was counted, where evaluating was
-# abandoned. A run that goes on begins with that evaluation.
+# Keys of a checkpoint's notes. SINCE: the step at which an interval began whose evaluation was
+# abandoned; a run that goes on begins with that evaluation. BEST: the highest score so far; a
+# higher one is saved at once.
 SINCE = "since"
-BEST = "best_evaluation"  # Likewise: the highest score; a higher one is saved at once.
+BEST = "best_evaluation"
 
 
 class Assessment(NamedTuple):
-    """Figures of the policy as it is; empty where they were not asked for."""
+    """The results of evaluating the policy at one step; empty if none was due."""
 
-    scores: np.ndarray | None = None  # Mean return of an evaluation, [K].
-    num_cut: int = 0  # Episodes of it that reached the limit of steps.
-    measured: Mapping[str, float] = {}  # Of the work's own columns.
+    scores: np.ndarray | None = None  # Mean return by seed, [K].
+    num_cut: int = 0  # Episodes that reached the limit of steps.
+    measured: Mapping[str, float] = {}  # Values of the work's own columns.
     texts: Sequence[Mapping[str, Any]] = ()  # For a reader.
 
 
 class Due(NamedTuple):
-    """Whether a step is that of a row, a checkpoint or an evaluation, or the run's last."""
+    """Whether a row, a checkpoint or an evaluation is due at a step, and if it is the last."""
 
     log: bool
     save: bool
@@ -45,7 +46,7 @@ class Due(NamedTuple):
 
 
 class _Clock:
-    """Seconds that a run has taken, over all times that it went on, and its speed."""
+    """The seconds that a run has taken, over all its sessions, and its speed."""
 
     def __init__(self, wall: float, steps: int):
         self._wall, self._steps = wall, steps
@@ -56,7 +57,7 @@ class _Clock:
         return self._wall + time.monotonic() - self._since
 
     def lap(self, steps: int) -> dict[str, float]:
-        """Returns columns of the row of a step: the speed since the last row, and all seconds."""
+        """Returns two columns of a row: the speed since the last row, and all seconds."""
         now = time.monotonic()
         speed = (steps - self._steps) / max(now - self._since, 1e-9)
         self._wall += now - self._since
@@ -66,12 +67,12 @@ class _Clock:
 
 @dataclasses.dataclass(kw_only=True)
 class Drive:
-    """What a loop is driven with, to the plan's number of steps or until it is interrupted."""
+    """A loop and all that it is driven with, to the plan's steps or until it is interrupted."""
 
     loop: loops.Loop
     saver: Saver
     folder: run_folder.RunFolder
-    home: pathlib.Path  # What a user goes on with.
+    home: pathlib.Path  # The folder that a user resumes: `folder`, or the one around it.
     plan: plans.Plan
     work: Work
     record: Record
@@ -84,8 +85,8 @@ class Drive:
         """Goes on from a state and the notes of its checkpoint.
 
         Raises:
-          interrupts.Interrupted: after a signal, and after all was saved.
-          interrupts.Failure: for what the caller handed over and failed, likewise.
+          interrupts.Interrupted: after a signal, once all is saved.
+          interrupts.Failure: if the user's own code fails, once all is saved.
           ArithmeticError: if the loss or a parameter stops being finite.
         """
         steps = self.loop.steps(state)
@@ -104,7 +105,7 @@ class Drive:
             except ArithmeticError as error:
                 self.folder.write_diverged(str(error))
                 raise
-            except OSError as error:  # A disk that is full, or gone.
+            except OSError as error:  # The disk is full, or gone.
                 reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
                 raise interrupts.Failure(
                     f"{reason}; what was saved by step {self.saved_at:,} stays: when there is room "
@@ -113,7 +114,7 @@ class Drive:
         self._finish(state)
 
     def _to_the_end(self, state: Any, notes: dict[str, Any], bar: progress.Progress) -> Any:
-        """Advances the loop, and evaluates, logs and saves when that is due."""
+        """Advances the loop; evaluates, logs and saves whenever that is due."""
         plan, steps = self.plan, self.loop.steps(state)
         clock = _Clock(float(notes.get("wall_seconds", 0.0)), steps)
         since, stop = notes.pop(SINCE, None), None
@@ -125,18 +126,18 @@ class Drive:
                 except loops.Abandoned as abandoned:
                     state, stop = abandoned.state, abandoned.__cause__
             since, steps = None, self.loop.steps(state)
-            due, found, score = _due(plan, begun, steps), Assessment(), None
+            due, assessment, score = _due(plan, begun, steps), Assessment(), None
             if stop is None and (due.evaluate or (due.finished and self.work.has_texts)):
                 try:
                     with self.heard.at_once():
-                        found = self._assess(state, steps, due.evaluate)
-                except (Exception, KeyboardInterrupt) as error:  # It has changed nothing.
+                        assessment = self._assess(state, steps, due.evaluate)
+                except (Exception, KeyboardInterrupt) as error:  # The state is unchanged.
                     notes[SINCE], stop = begun, error
             if stop is None:
-                self._note(found, steps, notes, bar)
-                if found.scores is not None or due.log:
-                    state = self._log(state, found, notes, clock.lap(steps))
-                    score = _score(plan, found, notes)
+                self._note(assessment, steps, notes, bar)
+                if assessment.scores is not None or due.log:
+                    state = self._log(state, assessment, notes, clock.lap(steps))
+                    score = _score(plan, assessment, notes)
                 bar.update(steps, *_shown(notes, self.work.axes.instead))
                 if self.heard.asked and not due.finished:
                     stop = interrupts.Interrupted(number=self.heard.asked)
@@ -165,51 +166,53 @@ class Drive:
 
     def _assess(self, state: Any, steps: int, is_evaluated: bool) -> Assessment:
         """Evaluates the policy; changes nothing of the run."""
-        found = Assessment()
+        assessment = Assessment()
         if is_evaluated:
             episodes = self.loop.evaluate(state, self.plan.eval_episodes)
-            found = found._replace(
+            assessment = assessment._replace(
                 scores=episodes.returns.mean(axis=1),
                 num_cut=episodes.num_cut,
                 measured=self.work.measures(state.learner, steps),
             )
-        return found._replace(texts=self.work.texts(state.learner, steps))
+        return assessment._replace(texts=self.work.texts(state.learner, steps))
 
     def _note(
-        self, found: Assessment, steps: int, notes: dict[str, Any], bar: progress.Progress
+        self, assessment: Assessment, steps: int, notes: dict[str, Any], bar: progress.Progress
     ) -> None:
-        """Keeps an assessment in the notes, and says what a user should hear of it."""
-        if found.scores is not None:
-            notes["evaluation"] = float(found.scores.mean())
+        """Keeps an assessment in the notes, and prints its warnings."""
+        if assessment.scores is not None:
+            notes["evaluation"] = float(assessment.scores.mean())
             notes.pop("evaluation_cut", None)
-        if found.num_cut and found.scores is not None:
-            notes["evaluation_cut"] = found.num_cut
-            count = self.plan.eval_episodes * len(found.scores)
+        if assessment.num_cut and assessment.scores is not None:
+            num_cut = notes["evaluation_cut"] = assessment.num_cut
+            count = self.plan.eval_episodes * len(assessment.scores)
             bar.say(
-                f"{found.num_cut} of {count} episodes of the evaluation at step {steps:,} were "
-                "cut at its limit of steps; --eval-max-steps raises that of another run"
+                f"{num_cut} of {count} episodes of the evaluation at step {steps:,} were cut at its "
+                "limit of steps; --eval-max-steps raises that of another run"
             )
-        if found.measured:
-            text = self.work.remember(notes, steps, found.measured)
-            if text is not None:
-                bar.say(f"warning: {text}")
-        if found.texts:
-            self.record.write_texts(steps, self.loop.seeds[0], found.texts)
+        if assessment.measured:
+            warning = self.work.remember(notes, steps, assessment.measured)
+            if warning is not None:
+                bar.say(f"warning: {warning}")
+        if assessment.texts:
+            self.record.write_texts(steps, self.loop.seeds[0], assessment.texts)
 
     def _log(
-        self, state: Any, found: Assessment, notes: dict[str, Any], lap: Mapping[str, float]
+        self, state: Any, assessment: Assessment, notes: dict[str, Any], lap: Mapping[str, float]
     ) -> Any:
-        """Writes a row a seed; returns the state with its sums emptied."""
+        """Writes a row for each seed; returns the state with its sums emptied."""
         state, rows = self.loop.rows(state)
         steps = self.loop.steps(state)
+        scores = assessment.scores
+        evaluations = [math.nan] * len(rows) if scores is None else scores.tolist()
         for k, row in enumerate(rows):
             line = {
                 "seed": self.loop.seeds[k],
                 "steps": steps,
                 "frames": steps * self.work.spec.frames_per_step,
                 **row,
-                "evaluation": math.nan if found.scores is None else float(found.scores[k]),
-                **{name: found.measured.get(name, math.nan) for name in self.work.columns},
+                "evaluation": evaluations[k],
+                **{name: assessment.measured.get(name, math.nan) for name in self.work.columns},
                 **lap,
             }
             self.record.write(line)
@@ -226,7 +229,7 @@ class Drive:
             clock.drawn = time.monotonic()
 
     def _saved(self, stop: BaseException, steps: int) -> BaseException:
-        """Returns what ended a run, with where it was saved; a fault of ours as it is."""
+        """Returns the exception that ends a run, with where it was saved; a bug's unchanged."""
         how = f"saved at step {steps:,}; go on with: kullback train --resume {self.home}"
         if isinstance(stop, KeyboardInterrupt):
             return interrupts.as_interrupted(stop, how)
@@ -237,7 +240,7 @@ class Drive:
         return stop
 
     def _finish(self, state: Any) -> None:
-        """Makes what a kind of run leaves behind once it is over, if it does."""
+        """Makes the files that this kind of run leaves behind once it is over."""
         try:
             with self.heard.at_once():
                 self.work.finish(self.folder.path, state.learner)
@@ -277,16 +280,16 @@ def _due(plan: plans.Plan, begun: int, steps: int) -> Due:
     )
 
 
-def _score(plan: plans.Plan, found: Assessment, notes: Mapping[str, float]) -> float | None:
-    """Returns the score of this very step: a checkpoint between two evaluations has none."""
-    if plan.eval_every and found.scores is None:
+def _score(plan: plans.Plan, assessment: Assessment, notes: Mapping[str, float]) -> float | None:
+    """Returns the score of this step; None between two evaluations."""
+    if plan.eval_every and assessment.scores is None:
         return None
     value = notes["evaluation" if plan.eval_every else "recent_return"]
     return value if math.isfinite(value) else None
 
 
 def _shown(notes: Mapping[str, float], instead: str) -> tuple[float | None, str]:
-    """Returns the number that matters and its name: another where nothing has a return."""
+    """Returns the mean return for the progress bar, or the column `instead`, and its name."""
     value = notes.get("recent_return")
     if instead and (value is None or math.isnan(value)):
         return notes.get(instead), instead
@@ -294,5 +297,5 @@ def _shown(notes: Mapping[str, float], instead: str) -> tuple[float | None, str]
 
 
 def title(plan: plans.Plan) -> str:
-    """Returns what a learning curve is headed by."""
+    """Returns the title of a learning curve."""
     return f"{plan.agent} on {plan.environment}"

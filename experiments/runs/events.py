@@ -1,6 +1,6 @@
 """TensorBoard events of a run: a copy of metrics.csv, made anew when the run goes on.
 
-Each event is on disk's way when `write` returns; there is no thread that could fail apart.
+`write` hands each event to the operating system itself: no thread could fail unnoticed.
 """
 
 import math
@@ -27,15 +27,15 @@ class Events:
     """A file of events in a folder."""
 
     def __init__(self, folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]):
-        """Begins with the rows of a record, and drops the files of events that were there."""
+        """Begins with the rows of a record, and removes older files of events."""
         rows = list(rows)
         now, trained = time.time(), float(rows[-1].get("wall_seconds", 0)) if rows else 0.0
-        self._origin = now - trained  # When it would have begun, had it not been interrupted.
+        self._origin = now - trained  # When an uninterrupted run would have begun.
         old = list(folder.glob(PATTERN))
         names = (f"events.out.tfevents.{int(now) + n}.{socket.gethostname()}" for n in range(10**6))
         self._path = next(path for name in names if not (path := folder / name).exists())
         version = event_pb2.Event(wall_time=now, file_version="brain.Event:2")
-        # A TensorBoard that is open forgets what it has read of the files before.
+        # It makes an open TensorBoard forget the older files.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         anew = event_pb2.Event(wall_time=now, step=0, session_log=start)
         events = [version, anew, *map(self._event, rows)]
@@ -44,7 +44,7 @@ class Events:
             files.remove(path)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends the numbers of a row, but for NaN."""
+        """Appends the numbers of a row, except NaN."""
         with files.naming(self._path), self._path.open("ab") as file:
             file.write(_record(self._event(row)))
 

@@ -1,4 +1,4 @@
-"""Runs of games: an agent and the environment that it learns in, of either kind."""
+"""Runs of games: an agent, and the compiled or host environment that it learns in."""
 
 import contextlib
 import dataclasses
@@ -14,10 +14,10 @@ from kullback.experiments.runs.work import Abandons, OnTexts, Work
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Games(Work):
-    """An agent, and where it acts."""
+    """An agent and its environments."""
 
     agent: types.Agent
-    spec: types.Spec  # As its networks read it.
+    spec: types.Spec  # With the rules by which networks read observations.
     simulator: simulators.Simulator
     make_eval_environment: plans.MakeEnvironment  # Makes the environment of evaluations.
     plan: plans.Plan
@@ -28,13 +28,9 @@ class Games(Work):
     columns: Sequence[str] = ()
 
     def loop(
-        self,
-        seeds: Sequence[int],
-        on_texts: OnTexts,
-        every: int,
-        abandons: Abandons,
+        self, seeds: Sequence[int], on_texts: OnTexts, every: int, abandons: Abandons
     ) -> loops.Loop:
-        """Returns the loop of some seeds, which has no texts and waits for nothing."""
+        """Returns the loop of some seeds, which has no texts and nothing to abandon."""
         del on_texts, every, abandons
         return self.simulator.loop(
             self.agent, seeds, self.make_eval_environment, self.plan.eval_max_steps
@@ -56,10 +52,10 @@ class Games(Work):
             )
 
     def check(self) -> None:
-        """Checks the pace of learning, and makes what a user's function evaluates in.
+        """Checks the pace of learning, and the evaluation environment of a user's function.
 
         Raises:
-          ValueError: if a batch can never be drawn, or that is not what was asked for.
+          ValueError: if a batch can never be drawn, or that environment is invalid.
         """
         self.simulator.learning_begins(self.agent.experience)
         if self.is_given and self.plan.eval_every:
@@ -78,11 +74,11 @@ def built(
 
     Args:
       named: the plan, resolved.
-      make_agent, make_environment: what was handed over in Python in place of the plan's names.
-      recorded: config.json of a run that goes on, whose observations are read as they were.
+      make_agent, make_environment: functions that were handed over in place of the plan's names.
+      recorded: config.json of a run that goes on, whose networks read observations as before.
 
     Raises:
-      ValueError: if the environment is none, or another than the run was trained in.
+      ValueError: if the environment is invalid, or differs from that of training.
     """
     given = None if make_environment is None else environments.checked(make_environment)
     make = given or named.make_environment

@@ -1,4 +1,4 @@
-"""How a run's networks read observations: as when it began."""
+"""The rules by which networks read observations, which a run keeps from its beginning."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from kullback.core import networks, types
 
-# Key of config.json's spec, where the rules make a difference; what version 0.1 wrote has none.
+# Key of config.json's spec where the rules make a difference; version 0.1 did not write it.
 RULES = "input_rules"
 _RECORDED = ("shape", "dtype", "num_actions", "frames_per_step")
 
@@ -25,7 +25,7 @@ def details(spec: types.Spec) -> dict[str, Any]:
 
 
 def _reads_alike(spec: types.Spec) -> bool:
-    """Whether all versions read such observations alike: of those runs may be compared."""
+    """Returns whether all rules read such observations alike, so that runs may be compared."""
     if spec.bounds is not None and networks.unscalable(spec.bounds):
         return False
     is_stack, is_planes = spec.frame_stack > 1, np.dtype(spec.dtype) == np.bool_
@@ -40,14 +40,14 @@ def as_recorded(spec: types.Spec, config: Mapping[str, Any]) -> types.Spec:
       ValueError: if the run was trained on other observations or actions.
     """
     recorded = config.get("spec")
-    if not isinstance(recorded, dict):  # Nothing that it could disagree with.
+    if not isinstance(recorded, dict):
         return spec
-    found = details(spec)
+    current = details(spec)
     for name in _RECORDED:
-        if name in recorded and recorded[name] != found[name]:
+        if name in recorded and recorded[name] != current[name]:
             raise ValueError(
                 f"the run was trained on {name} {recorded[name]} and this environment has "
-                f"{found[name]}; hand over the environment that it was trained in"
+                f"{current[name]}; hand over the environment that it was trained in"
             )
     if _reads_alike(spec):
         return spec
@@ -61,7 +61,7 @@ def as_recorded(spec: types.Spec, config: Mapping[str, Any]) -> types.Spec:
 
 
 def notes(spec: types.Spec) -> list[str]:
-    """Returns what a user should know of how torsos read such observations, a line each."""
+    """Returns lines for a user about how networks read such observations."""
     if _reads_alike(spec):
         return []
     if spec.input_rules == 1:
@@ -70,18 +70,18 @@ def notes(spec: types.Spec) -> list[str]:
             "unscaled but in Nature's network, declared bounds of any width as a scale, pictures "
             "as grids; a new run would not"
         ]
-    found = []
-    if apart := networks.unscalable(spec.bounds) if spec.bounds is not None else []:
-        shown = ", ".join(map(str, apart[:10])) + (", ..." if len(apart) > 10 else "")
-        found.append(
-            f"note: {len(apart)} of {spec.shape[0]} dimensions of the observation are not scaled "
-            f"({shown}): their declared bounds are equal, not finite in float32, or more than "
+    lines = []
+    if unscaled := networks.unscalable(spec.bounds) if spec.bounds is not None else []:
+        shown = ", ".join(map(str, unscaled[:10])) + (", ..." if len(unscaled) > 10 else "")
+        lines.append(
+            f"note: {len(unscaled)} of {spec.shape[0]} dimensions of the observation are not "
+            f"scaled ({shown}): their declared bounds are equal, not finite in float32, or more than "
             f"{networks.WIDEST:,.0f} apart"
         )
     is_bytes = np.dtype(spec.dtype) == np.uint8
     if is_bytes and spec.largest_byte == 255 and networks.is_grid(spec):
-        found.append(
+        lines.append(
             f"note: bytes of shape {spec.shape} are read as fractions of 255, which the "
             "environment declares as their largest; if they are categories, declare how many"
         )
-    return found
+    return lines

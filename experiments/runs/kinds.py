@@ -1,4 +1,4 @@
-"""Builds what a plan names: the one place that asks of what kind a run is."""
+"""Building the work of a plan: the only place that chooses between the kinds of runs."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ from kullback.experiments.runs.work import Work
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A plan, resolved, and what was handed over in Python in place of its names."""
+    """A resolved plan, and the functions that were handed over in place of its names."""
 
     named: resolved.Resolved
     make_agent: plans.MakeAgent | None = None
@@ -22,20 +22,20 @@ class Recipe:
 
     @contextlib.contextmanager
     def built(self, home: pathlib.Path | None = None) -> Iterator[Work]:
-        """Builds the run; what it acts in is closed when the block ends.
+        """Builds the work of a run; its environment is closed when the block ends.
 
         Args:
           home: folder of a run that goes on, or of which another seed begins.
 
         Raises:
-          ValueError: for what does not fit.
+          ValueError: if the plan's parts do not fit each other.
         """
         kind = opened.kind_of(self.named.plan)
         if kind == "games":
             with games.built(
                 self.named, self.make_agent, self.make_environment, self.recorded
-            ) as built:
-                yield built
+            ) as work:
+                yield work
             return
         from kullback.experiments.runs import language, preferences
 

@@ -1,4 +1,4 @@
-"""Runs of language models: from the names of a plan to a model, a tokenizer, data and a loop."""
+"""Runs of language models: the model, tokenizer, data and loop that a plan names."""
 
 import contextlib
 import dataclasses
@@ -37,12 +37,12 @@ from kullback.lm import (
 )
 
 COMPUTE = folder_meaning.COMPUTE
-NEW_VOCABULARY = 512  # At most; of a tokenizer that is trained on the task's texts.
+NEW_VOCABULARY = 512  # The most ids of a tokenizer that is trained on the task's texts.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup(Work):
-    """All that a run of a language model is made of."""
+    """The agent, models, data and evaluator of a run of a language model."""
 
     agent: types.Agent
     spec: types.Spec
@@ -50,25 +50,25 @@ class Setup(Work):
     teacher: models.Checkpoint | None
     train: list[data.Example]
     reports: dict[str, data.Report]
-    rule: int  # By which files are split, see `lm/splits.py`.
+    rule: int  # The rule by which files are split, see `lm/splits.py`.
     evaluator: evaluation.Evaluator
-    # Where learning starts; None: where the learner draws.
+    # Parameters to begin with; None: those that the learner draws.
     initial_params: Callable[[], types.Params] | None
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
-    # Of reinforcement learning: what acts and is scored, and the supervised start, which is frozen.
+    # For reinforcement learning: the actor, and the frozen supervised start.
     actor: episodes.Actor | None = None
     start: types.Params | None = None
-    eval_episodes: int = 0  # Held-out examples of an evaluation, as the plan has it; 0 without any.
-    leaves_front: bool = False  # Whether it ends in WARP's front.
+    eval_episodes: int = 0  # The plan's held-out examples of an evaluation; 0: no evaluations.
+    leaves_front: bool = False  # Whether it ends with WARP's front.
     axes: plots.Axes = plots.TEXTS
     has_texts: bool = True
     seeds_together: bool = False
     columns: Sequence[str] = ()
 
     def notes(self) -> Iterator[str]:
-        """Yields what is not as it may be expected: ends of text, rows, examples evaluated."""
-        warnings = (models.ends_notice(self.student), data.notice(self.reports))
-        yield from (one for one in warnings if one is not None)
+        """Yields lines about ends of text, rows of the data, and examples that are evaluated."""
+        notices = (models.ends_notice(self.student), data.notice(self.reports))
+        yield from (notice for notice in notices if notice is not None)
         kept = self.evaluator.kept(self.eval_episodes)
         if kept != self.eval_episodes:
             yield (
@@ -76,10 +76,10 @@ class Setup(Work):
                 f"where --eval-episodes asks for {self.eval_episodes}"
             )
         num_ids = self.evaluator.model.num_ids
-        if (rows := self.student.config.vocab_size) > num_ids:
+        if (num_rows := self.student.config.vocab_size) > num_ids:
             yield (
-                f"of the {rows:,} rows of the model's table {rows - num_ids:,} are beyond the "
-                f"{num_ids:,} ids that are compared: they are padding, and have no probability"
+                f"of the {num_rows:,} rows of the model's table {num_rows - num_ids:,} are beyond "
+                f"the {num_ids:,} ids that are compared: they are padding, and have no probability"
             )
 
     @property
@@ -88,12 +88,15 @@ class Setup(Work):
         return self.agent.config.learning
 
     def details(self) -> dict[str, Any]:
-        """For config.json: frozen models by their hashes, and what became of the data's rows."""
+        """Returns hashes of frozen models and reports on the data, for config.json."""
         teacher = None if self.teacher is None else models.fingerprint(self.teacher.params)
-        rows = {split: report._asdict() for split, report in self.reports.items()}
-        rows = {"rule": self.rule, **rows}
         start = {} if self.start is None else {"start_sha256": models.fingerprint(self.start)}
-        return {"loop": "host", "teacher_sha256": teacher, **start, "data": rows}
+        return {
+            "loop": "host",
+            "teacher_sha256": teacher,
+            **start,
+            "data": data_details(self.rule, self.reports),
+        }
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes model and tokenizer, without parameters, beside config.json."""
@@ -108,12 +111,12 @@ class Setup(Work):
         divergence = self.agent.config.token_divergence(operator)
 
         @jax.jit
-        def mean(params: types.Params, of_teacher: types.Params, rows: Any) -> jax.Array:
+        def mean(params: types.Params, teacher_params: types.Params, padded: Any) -> jax.Array:
             losses, is_answer = answers.per_token(
                 lambda logits, teacher_logits, labels: divergence(logits, teacher_logits),
-                rows,
+                padded,
                 (self.evaluator.model, params),
-                (teacher.model, of_teacher),
+                (teacher.model, teacher_params),
                 chunk=self.learning.chunk,
             )
             return distillation.sequence_loss(losses, is_answer, jnp.ones(len(is_answer)))[0]
@@ -127,40 +130,39 @@ class Setup(Work):
         return types.Constants(teacher=teacher, start=self.start)
 
     def measures(self, learner: types.LearnerState, steps: int) -> dict[str, float]:
-        """Returns the divergence that is learnt by, from the teacher on held-out completions.
+        """Returns the loss's divergence from the teacher on held-out completions.
 
-        It is in nats, a mean over tokens; nothing without a teacher.
+        It is in nats, a mean over tokens. Without a teacher there is none.
         """
         if self.teacher is None:
             return {}
         acting = self.agent.actor_params(learner, loops.count(steps), True, self.constants)
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
-        rows = batches.pad(
-            self.evaluator.test[: evaluation.ROWS], width, self.student.tokenizer.pad_id
-        )
-        rows = self.evaluator.spread(rows)
-        distance = self._distance(acting["params"], self.teacher.params, rows)
+        examples = self.evaluator.test[: evaluation.ROWS]
+        padded = batches.pad(examples, width, self.student.tokenizer.pad_id)
+        padded = self.evaluator.spread(padded)
+        distance = self._distance(acting["params"], self.teacher.params, padded)
         return {"teacher_distance": float(distance)}
 
     def remember(
         self, notes: dict[str, Any], steps: int, measured: Mapping[str, float]
     ) -> str | None:
-        """Adds the distance to the notes; returns a warning, once, where it leaves its law."""
+        """Adds the distance to the notes; returns a warning, once, if it leaves its power law."""
         notes.setdefault("distances", []).append([steps, measured["teacher_distance"]])
-        text = power_law.warning(*zip(*notes["distances"], strict=True))
-        if not text or notes.get("has_departed"):
+        warning = power_law.warning(*zip(*notes["distances"], strict=True))
+        if not warning or notes.get("has_departed"):
             return None
         notes["has_departed"] = True
-        return text
+        return warning
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
-        """Greedy answers to the first few held-out examples, for a reader."""
+        """Returns greedy answers to the first few held-out examples, for a reader."""
         acting = self.agent.actor_params(learner, loops.count(steps), True, self.constants)
         lines = self.evaluator.greedy_lines(acting, jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
-        """Makes the front of a run of WARP."""
+        """Writes the front of a run of WARP."""
         if self.actor is not None and self.leaves_front:
             warp_front.finish(folder, self.actor, self.student, self.start, learner)
 
@@ -173,11 +175,9 @@ class Setup(Work):
     ) -> loops.Loop:
         """Returns the loop of one seed.
 
-        Of what its student samples, `every` learner steps have some texts shown.
-
-        They are of the last batch of that interval that the student made, which the number of the
-        step alone decides: a run that is resumed shows what the uninterrupted one did. `abandons`
-        is as for `sequences.make`.
+        In each interval of `every` learner steps, `on_texts` receives some texts of the last batch
+        that the student samples. Which batch that is depends on the step's number alone, so that a
+        resumed run shows the same texts. `abandons` is as for `sequences.make`.
         """
         (seed,) = seeds
         if self.actor is None:
@@ -187,9 +187,10 @@ class Setup(Work):
             source, evaluate = self.actor.source(self.train, seed), self.actor.scores
             lines = self.actor.lines
 
-        def on_sampled(step: int, rows: Any, examples: Any, scores: Any) -> None:
+        def on_sampled(step: int, sampled: Any, examples: Any, scores: Any) -> None:
             if _is_last_sampled(source.sampling, step, every):
-                on_texts(step + 1, [{"greedy": False, **x} for x in lines(rows, examples, scores)])
+                texts = [{"greedy": False, **x} for x in lines(sampled, examples, scores)]
+                on_texts(step + 1, texts)
 
         return sequences.make(
             self.agent,
@@ -204,7 +205,7 @@ class Setup(Work):
         )
 
     def source(self, seed: int) -> sequences.Source:
-        """Returns batches of the data set and of the policy."""
+        """Returns batches of the data set, and of sequences that the policy samples."""
         c, mixture = self.learning, self.agent.experience
         width = c.max_prompt_length + c.max_new_tokens
         is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
@@ -212,7 +213,7 @@ class Setup(Work):
             self.train,
             batches.Config(
                 batch_size=c.batch_size,
-                # Rows of both kinds stand in one batch; else a few lengths waste less.
+                # A mixed batch has one width; else several widths need less padding.
                 lengths=(width,) if is_mixed or c.pack else None,
                 pack=c.pack,
                 batches_per_sort=c.batches_per_sort,
@@ -239,12 +240,9 @@ class Setup(Work):
         def sample(acting: Any, examples: list[data.Example], key: types.Key) -> batches.Sequences:
             return program(acting, self.evaluator.spread(self.evaluator.prompts(examples)), key)
 
-        shape = (c.batch_size, width)
-        int_, bool_ = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (np.int32, np.bool_))
-        lengths = jax.ShapeDtypeStruct(shape[:1], np.int32)
         return sequences.Source(
             num_rows=c.batch_size,
-            example=batches.Sequences(int_, bool_, int_, int_, lengths),  # pyright: ignore[reportArgumentType]
+            example=episodes.sequence_shapes(c.batch_size, width),
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
             sampling=sequences.Sampling(
                 num_rows=num_sampled,
@@ -257,17 +255,17 @@ class Setup(Work):
 
 
 def _is_last_sampled(sampling: sequences.Sampling | None, step: int, every: int) -> bool:
-    """Returns whether nothing more is sampled in the interval of `every` steps that has `step`."""
+    """Returns whether `step` is the last to sample in its interval of `every` steps."""
     later = range(step + 1, (step // every + 1) * every)
     return sampling is not None and not any(sampling.samples_at(s) for s in later)
 
 
 def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
-    """What a plan names; a run that goes on has its model and tokenizer in its folder, `home`.
+    """Builds what a plan names; a run that goes on has its model and tokenizer in `home`.
 
     Raises:
-      ValueError: for names that are none, a teacher too many or too few or of other tokens, and
-        data that do not fit.
+      ValueError: for an unknown name, a teacher that is missing, not wanted or of another
+        tokenizer, and data that do not fit.
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
@@ -287,23 +285,23 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     student = student.reading(plan.control_tokens)
     if teacher is not None:
         distillation.check_compatible(student.info, teacher.info)
-    made, of_teacher = [student.model], {}
+    decoders, teacher_options = [student.model], {}  # The student's, and the teacher's if any.
     if teacher is not None:
-        made = shared_ids.shared([student.model, teacher.model])
-        of_teacher = {"teacher_divergence": regularizers.named(teacher.divergence)}
-    c = config.learning
-    fitting = dataclasses.replace(limits(c, student.config), vocab_size=made[0].num_ids)
+        decoders = shared_ids.shared([student.model, teacher.model])
+        teacher_options = {"teacher_divergence": regularizers.named(teacher.divergence)}
+    c, num_ids = config.learning, decoders[0].num_ids
+    fitting = dataclasses.replace(limits(c, student.config), vocab_size=num_ids)
     train, train_report = task.examples("train", student.tokenizer, fitting)
     test, test_report = task.examples("test", student.tokenizer, fitting)
 
     def initial_params() -> types.Params:
-        # A folder in which a second seed begins has none at hand.
+        # `saved` reads no parameters, which a second seed that begins needs.
         return (
             models.load(plan.model, mesh=mesh).params if student.params is None else student.params
         )
 
-    found = Setup(
-        agent=entry.make(*made, config=config, **of_teacher),
+    base = Setup(
+        agent=entry.make(*decoders, config=config, **teacher_options),
         spec=spec_of(student.config),
         student=student,
         teacher=teacher,
@@ -311,27 +309,26 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
         evaluator=evaluation.Evaluator(
-            made[0], student.tokenizer, task, test, c, config.output_divergence, mesh
+            decoders[0], student.tokenizer, task, test, c, config.output_divergence, mesh
         ),
         initial_params=None if plan.model in gemma.PRESETS else initial_params,
-        placement=sharding.placement(mesh, *(model.config for model in made)),
+        placement=sharding.placement(mesh, *(model.config for model in decoders)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
         columns=("teacher_distance",) if teacher is not None else (),
     )
-    found.evaluator.parts(1)  # Without an example there is nothing to show, now rather than later.
+    base.evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
     if not entry.takes_reward:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
-        return found
+        return base
     plan.require_trust()
-    return _acting(
-        found, plan, rewards.parse(plan.reward, task, student.tokenizer, made[0].num_ids)
-    )
+    reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids)
+    return _with_actor(base, plan, reward)
 
 
-def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
-    """The set-up of reinforcement learning from a supervised start."""
+def _with_actor(base: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
+    """Returns the set-up of reinforcement learning from a supervised start."""
     if plan.model in gemma.PRESETS:
         raise ValueError(
             f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
@@ -339,8 +336,8 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
         )
     if plan.mesh:
         raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
-    if setup.leaves_front:
-        setup.agent.config.check(plan.steps)
+    if base.leaves_front:
+        base.agent.config.check(plan.steps)
     start = models.load(plan.model)
     if start.divergence != "kl":
         raise ValueError(
@@ -348,22 +345,22 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
             f"the operator of {start.divergence}"
         )
 
-    on_policy: rlhf.OnPolicy = setup.agent.experience
+    on_policy: rlhf.OnPolicy = base.agent.experience
 
     def initial_params() -> types.Params:
         return rlhf.with_value(start.params) if on_policy.has_value else start.params
 
     return dataclasses.replace(
-        setup,
+        base,
         initial_params=initial_params,
         actor=episodes.Actor(
             sampler=completions.of_policy(
-                setup.agent.policy,
-                setup.evaluator.model,
-                setup.learning.max_new_tokens,
+                base.agent.policy,
+                base.evaluator.model,
+                base.learning.max_new_tokens,
                 on_policy.samples_per_prompt,
             ),
-            evaluator=setup.evaluator,
+            evaluator=base.evaluator,
             reward=reward,
             temperature=on_policy.temperature,
         ),
@@ -372,12 +369,17 @@ def _acting(setup: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
 
 
 def spec_of(config: gemma.Config) -> types.Spec:
-    """Returns the spec of tokens, which are what a model observes and what it does."""
+    """Returns the spec of tokens, which a model observes and which are its actions."""
     return types.Spec(shape=(), dtype=np.int32, num_actions=config.vocab_size)
 
 
+def data_details(rule: int, reports: Mapping[str, data.Report]) -> dict[str, Any]:
+    """Returns what config.json says of a run's data, by split."""
+    return {"rule": rule, **{split: report._asdict() for split, report in reports.items()}}
+
+
 def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
-    """What examples must fit in."""
+    """Returns the lengths that examples must fit."""
     return data.Limits(
         max_length=learning.max_prompt_length + learning.max_new_tokens,
         max_prompt_length=learning.max_prompt_length,
@@ -392,10 +394,10 @@ def student_of(
     teacher: models.Checkpoint | None,
     mesh: sharding.Mesh | None,
 ) -> models.Checkpoint:
-    """The model that a plan names, or a preset's shape, with its tokenizer.
+    """Returns the model that a plan names, or a preset's shape, with its tokenizer.
 
     Raises:
-      ValueError: if the plan names none, or changes the shape of one that was trained.
+      ValueError: if the plan names none, or changes the shape of a trained model.
     """
     if not plan.model:
         raise ValueError(
@@ -406,7 +408,7 @@ def student_of(
         trained = models.load(plan.model, mesh=mesh)
         shape = dataclasses.replace(
             settings.apply(trained.config, plan.model_flags),
-            **{n: getattr(trained.config, n) for n in COMPUTE},
+            **{name: getattr(trained.config, name) for name in COMPUTE},
         )
         if plan.tokenizer:
             raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
@@ -419,17 +421,17 @@ def student_of(
     if teacher is not None and plan.tokenizer:
         raise ValueError(f"--tokenizer goes with no teacher; {plan.teacher} brings its own")
     if teacher is not None:
-        words = teacher.tokenizer
+        student_tokenizer = teacher.tokenizer
     elif plan.tokenizer:
-        words = tokenizer.load(pathlib.Path(plan.tokenizer))
+        student_tokenizer = tokenizer.load(pathlib.Path(plan.tokenizer))
     else:
-        words = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
+        student_tokenizer = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
     preset = dataclasses.replace(
         gemma.PRESETS[plan.model],
-        vocab_size=words.vocab_size,
-        bos_id=words.bos_id,
-        eos_ids=words.eos_ids,
-        pad_id=words.pad_id,
+        vocab_size=student_tokenizer.vocab_size,
+        bos_id=student_tokenizer.bos_id,
+        eos_ids=student_tokenizer.eos_ids,
+        pad_id=student_tokenizer.pad_id,
     )
-    shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), words)
-    return models.Checkpoint(shape, words, None)
+    shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), student_tokenizer)
+    return models.Checkpoint(shape, student_tokenizer, None)

@@ -1,8 +1,8 @@
-"""What later versions compute otherwise than the one that a run began with, a line each.
+"""Changes of what is computed since a run began, which a user is told when the run goes on.
 
-config.json keeps how many of `MENDS` were known when the run began. One that goes on is told of
-those that came after and concern it; so the list only grows, at its end. Settings and defaults are
-not among them: those are recorded, see resolved.py.
+config.json keeps how many of `MENDS` were known when the run began; those that came later and
+concern the run are printed. So the list only grows, at its end. It has no changes of settings and
+defaults: those are recorded, see resolved.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,20 +12,20 @@ from kullback.core import loops, metrics
 from kullback.experiments.runs import plans
 from kullback.lm import gemma, tasks
 
-KEY = "mends"  # Of config.json; a run without it began before the first.
+KEY = "mends"  # A key of config.json; a run without it began before the first change.
 
 Recorded = Mapping[str, Any]  # All of a run's config.json.
 
 
 class Mend(NamedTuple):
-    """A change of what is computed by the same plan and configuration."""
+    """A change of the numbers that the same plan and configuration give."""
 
     concerns: Callable[[plans.Plan, Recorded], bool]  # Whether it may change a run's numbers.
-    line: str  # What is now true, and what was.
+    line: str  # The behaviour now, and before.
 
 
 def since(plan: plans.Plan, recorded: Recorded) -> list[str]:
-    """Returns what has changed for a run since it began.
+    """Returns a line for each change that concerns a run and came after it began.
 
     Args:
       plan: of the run.
@@ -42,7 +42,7 @@ def _is_evaluated_game(plan: plans.Plan, recorded: Recorded) -> bool:
 
 
 def _may_have_no_end(plan: plans.Plan, recorded: Recorded) -> bool:
-    # Toys and what gymnasium lists end by themselves, or declare a longer limit.
+    # Toys and gymnasium's own environments end by themselves, or declare a longer limit.
     return _is_evaluated_game(plan, recorded) and plan.family in ("atari", "minatar", plans.CUSTOM)
 
 
@@ -84,10 +84,10 @@ def _is_rewarded(plan: plans.Plan, recorded: Recorded) -> bool:
 
 
 def _reads_texts(plan: plans.Plan, recorded: Recorded) -> bool:
-    # A preset without a tokenizer's folder trains its own, which has always been so.
+    # A preset without a tokenizer's folder trains one, which has always read texts so.
     del recorded
-    has_own = plan.model in gemma.PRESETS and not plan.tokenizer and not plan.teacher
-    return tasks.names_path(plan.environment) and not has_own
+    trains_one = plan.model in gemma.PRESETS and not plan.tokenizer and not plan.teacher
+    return tasks.names_path(plan.environment) and not trains_one
 
 
 def _is_entailed(plan: plans.Plan, recorded: Recorded) -> bool:
@@ -95,7 +95,7 @@ def _is_entailed(plan: plans.Plan, recorded: Recorded) -> bool:
 
 
 def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yields bare names and values of the integers that a recorded configuration holds."""
+    """Yields bare names and values of the integers in a recorded configuration."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _sizes(value)

@@ -1,4 +1,4 @@
-"""Language models on disk: of folders as Hugging Face has them, and of runs."""
+"""Language models on disk: folders in Hugging Face's format, and runs."""
 
 import dataclasses
 import hashlib
@@ -35,9 +35,9 @@ MODEL = "model.json"  # The model's shape, beside config.json.
 class Checkpoint(NamedTuple):
     """A model with its tokenizer, trained or not."""
 
-    config: gemma.Config  # Its `eos_ids` are all that ends a text.
+    config: gemma.Config  # Its `eos_ids` are all ids that end a text.
     tokenizer: tokenizer.Tokenizer
-    params: types.Params | None  # None: drawn when learning begins.
+    params: types.Params | None  # None: they are drawn when learning begins.
     divergence: str = "kl"  # f of the operator that it was trained with.
 
     @property
@@ -47,14 +47,18 @@ class Checkpoint(NamedTuple):
 
     @property
     def info(self) -> distillation.TokenizerInfo:
-        """What teacher and student must share."""
+        """The facts of a tokenizer that teacher and student must share."""
         t = self.tokenizer
         return distillation.TokenizerInfo(
             t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
         )
 
+    def with_all_ends(self) -> "Checkpoint":
+        """Returns the model whose texts end with all that its tokenizer, too, names as ends."""
+        return self._replace(config=texts.with_all_ends(self.config, self.tokenizer))
+
     def reading(self, how: control_tokens.Reading) -> "Checkpoint":
-        """Returns the model whose tokenizer reads control tokens in a text so."""
+        """Returns the model with a tokenizer that reads control tokens in a text as `how` says."""
         return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
 
 
@@ -65,16 +69,16 @@ def load(
     best: bool = False,
     mesh: sharding.Mesh | None = None,
 ) -> Checkpoint:
-    """Reads the model of a folder as Hugging Face has them, or that a run has trained.
+    """Reads the model of a folder in Hugging Face's format, or of a run.
 
-    What ends its texts is decided here: what its configuration and its tokenizer name.
+    Its texts end with all ids that its configuration or its tokenizer names as ends.
 
     Args:
       path: of the folder or the run.
       seed, best, mesh: as for `of_run`; a folder has no seeds and no best.
 
     Raises:
-      ValueError: if it is neither, or the run is of another kind of model, or as `of_run`.
+      ValueError: if it is neither, or the run is of another kind of model; also as `of_run`.
     """
     path = pathlib.Path(path)
     run = opened.find(path)
@@ -89,11 +93,10 @@ def load(
             f"{path} is no model: expected a folder with config.json and weights, a run of a "
             f"language model, or a preset ({', '.join(gemma.PRESETS)})"
         )
-    homes = sharding.by_path(hugging_face_config.read(path), mesh)
-    config, params, _ = hugging_face.load(path, sharding=homes)
-    words = tokenizer.load(path)
-    config = texts.with_all_ends(config, words)
-    return Checkpoint(config, words, params, folder_meaning.output_divergence(path))
+    shardings = sharding.by_path(hugging_face_config.read(path), mesh)
+    config, params, _ = hugging_face.load(path, sharding=shardings)
+    divergence = folder_meaning.output_divergence(path)
+    return Checkpoint(config, tokenizer.load(path), params, divergence).with_all_ends()
 
 
 def of_run(
@@ -106,17 +109,17 @@ def of_run(
     """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
     Args:
-      run: of texts.
-      seed: which of its seeds; None is the first, of a population the average of all.
+      run: of a language model or a reward model.
+      seed: which of its seeds; None is the first, or the average of all if they are a population.
       best: the checkpoint of the highest score in place of the newest.
-      mesh: over which a language model's parameters go as they are read; None is one device.
+      mesh: shards a language model's parameters as they are read; None is one device.
 
     Raises:
       ValueError: if the run has no such seed, or no checkpoint with a score.
     """
     decoder = decoder_of(run)
     if run.kind == "language":
-        run.folder(seed)  # Whether there is such a seed is known before a key is made.
+        run.folder(seed)  # Raises for an unknown seed before any work.
         params = _params(run, sharding.shapes(decoder.config, mesh), seed, best)
         return decoder._replace(params=params, divergence=algorithm_config(run).output_divergence)
     if seed is None and is_population(run):
@@ -125,43 +128,42 @@ def of_run(
 
 
 def is_population(run: opened.Opened) -> bool:
-    """Returns whether the models of a run's seeds are members of one."""
+    """Returns whether the models of a run's seeds are members of one population."""
     return lm.ALGORITHMS[run.plan.agent].is_population
 
 
 def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
-    """Yields parameters of each seed of a run of reward models, one at a time."""
+    """Yields the parameters of each seed of a run of reward models, one at a time."""
     like = _with_head(saved_config(run.path))
     for seed in run.seeds:
         yield _params(run, like, seed, best)
 
 
 def _with_head(config: gemma.Config) -> Any:
-    """Returns shapes of the parameters of a reward model."""
+    """Returns the shapes of a reward model's parameters."""
     init = reward_model.on_decoder(gemma.make(config)).init
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def _params(run: opened.Opened, like: Any, seed: int | None, best: bool) -> types.Params:
-    """Reads parameters of one seed, the newest whole ones or the best, and nothing else of it."""
+    """Reads nothing but the parameters of a seed's newest whole checkpoint, or of its best."""
     folder, tree = run.folder(seed).checkpoints, {"learner": {"params": like}}
     saved, _, _ = checkpoints.restore_latest(folder, tree, part=True, best=best)
     return saved["learner"]["params"]
 
 
 def decoder_of(run: opened.Opened) -> Checkpoint:
-    """Reads shape and tokenizer of the decoder of a run, without parameters."""
+    """Reads shape and tokenizer of a run's decoder, without parameters."""
     if not run.is_of_texts:
         raise ValueError(
             f"{run.path} is a run of {run.plan.agent} on {run.plan.environment}, "
             "which is no language model"
         )
-    found = saved(run.path)
-    return found._replace(config=texts.with_all_ends(found.config, found.tokenizer))
+    return saved(run.path).with_all_ends()
 
 
 def algorithm_config(run: opened.Opened) -> Any:
-    """Returns the configuration of the algorithm of a run of texts, as it was recorded."""
+    """Returns the algorithm's configuration of a run of texts, as it was recorded."""
     return resolved.of(run).config
 
 
@@ -173,16 +175,16 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
 
 
 def saved(home: pathlib.Path) -> Checkpoint:
-    """What `save` wrote, without parameters: a run goes on with the ends of text that it had."""
+    """Reads what `save` wrote, which has no parameters: a run keeps its ends of text."""
     return Checkpoint(
         saved_config(home), tokenizer.load(folders.subfolder(home, "tokenizer")), None
     )
 
 
 def ends_notice(checkpoint: Checkpoint) -> str | None:
-    """Returns what to say of a run that began before its texts ended with all that ends one."""
-    config, words = checkpoint.config, checkpoint.tokenizer
-    missing = set(texts.with_all_ends(config, words).eos_ids) - set(config.eos_ids)
+    """Returns a line for a run that began when texts ended with fewer ids than today, or None."""
+    config = checkpoint.config
+    missing = set(checkpoint.with_all_ends().config.eos_ids) - set(config.eos_ids)
     if not missing:
         return None
     return (
@@ -202,7 +204,7 @@ def saved_config(home: pathlib.Path) -> gemma.Config:
 
 
 def fingerprint(params: types.Params) -> str:
-    """SHA-256 of names, shapes and numbers of parameters."""
+    """Returns the SHA-256 of names, shapes and numbers of parameters."""
     digest = hashlib.sha256()
     for name, leaf in sorted(trees.named_leaves(params).items()):
         digest.update(f"{name} {trees.describe(name, leaf)}".encode())
@@ -213,17 +215,17 @@ def fingerprint(params: types.Params) -> str:
 def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> None:
     """Writes the newest model of a run as a folder that Hugging Face's transformers load.
 
-    Its operator goes with it, in a key of config.json that others pass over.
+    Its operator stands in a key of config.json that other programs ignore.
 
     Raises:
-      ValueError: if it is a reward model, and as `of_run` does.
+      ValueError: if it is a reward model; also as `of_run`.
     """
     checkpoint = load(run.path, seed) if run.kind == "preferences" else of_run(run, seed)
-    words = folders.subfolder(run.path, "tokenizer")
+    tokenizer_folder = folders.subfolder(run.path, "tokenizer")
     hugging_face.save(
         out,
         checkpoint.config,
         checkpoint.params,
-        tokenizer_files=folders.present(words, checkpoint.tokenizer.sources).values(),
+        tokenizer_files=folders.present(tokenizer_folder, checkpoint.tokenizer.sources).values(),
         extra={NOTES: {"divergence": checkpoint.divergence}},
     )

@@ -1,4 +1,4 @@
-"""A run's folder, read and understood once: what it was started with, its kind, its seeds.
+"""A run's folder, read once: its plan, its kind, its seeds.
 
 Functions that need more than one fact of a run take an `Opened`, not the path.
 """
@@ -23,8 +23,8 @@ class Opened:
     plan: plans.Plan
     config: Mapping[str, Any]  # All of config.json.
     kind: Kind
-    # Of each seed, where its metrics and checkpoints stand: the run's own folder, or one of its
-    # own. A seed of the latter kind that has not begun is left out.
+    # By seed, the folder of its metrics and checkpoints: the run's folder, or a sub-folder for each
+    # seed. In the latter case a seed that has not begun is left out.
     folders: Mapping[int, run_folder.RunFolder]
 
     @property
@@ -38,7 +38,7 @@ class Opened:
         return self.kind != "games"
 
     def folder(self, seed: int | None = None) -> run_folder.RunFolder:
-        """Returns where metrics and checkpoints of a seed stand; None is the first seed.
+        """Returns the folder of a seed's metrics and checkpoints; None is the first seed.
 
         Raises:
           ValueError: if the run has no such seed, or it has not begun.
@@ -65,14 +65,14 @@ def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
 
     Raises:
       ValueError: if this is no run, its config.json is damaged, or something in it is a link out
-        of it: what would go on with the run might write there, or delete.
+        of it, through which files elsewhere might be overwritten or deleted.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
     config = folder.config()
     folders.check_links(path)
     plan = plans.Plan.from_json(config["plan"], trust_code=trust_code, file=folder.config_file)
-    parts = {seed: run_folder.RunFolder(folder.path / f"seed_{seed}") for seed in plan.seeds}
-    begun = {seed: part for seed, part in parts.items() if part.config_file.is_file()}
+    by_seed = {seed: run_folder.RunFolder(folder.path / f"seed_{seed}") for seed in plan.seeds}
+    begun = {seed: part for seed, part in by_seed.items() if part.config_file.is_file()}
     return Opened(
         path=folder.path,
         plan=plan,
@@ -83,10 +83,10 @@ def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
 
 
 def find(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened | None:
-    """Reads a run; None if the folder is of something else, such as a model's weights.
+    """Reads a run, None if the folder holds something else, such as a model's weights.
 
     Raises:
-      ValueError: if its config.json is damaged, or that of a run of another version.
+      ValueError: if its config.json is damaged, or a run's of an unknown version.
     """
     is_run = run_folder.RunFolder(pathlib.Path(path)).is_run()
     return open(path, trust_code=trust_code) if is_run else None

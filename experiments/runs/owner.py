@@ -1,6 +1,6 @@
-"""Who trains a run: a lock in its folder that ends with its process, however that ends.
+"""The lock of the process that trains a run; it ends with the process, however that ends.
 
-Readers (evaluate, report, export, generate) never look at it.
+Readers (evaluate, report, export, generate) ignore it.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from kullback.core import json_files
 
 LOCK = ".lock"
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)  # Of some network disks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)  # On some network disks.
 
-_held: set[int] = set()  # Descriptors of this process.
+_held: set[int] = set()  # Descriptors of this process's locks.
 
 
 def _forget() -> None:
-    """Closes the locks in a child that was forked; the parent's own hold."""
+    """Closes the locks in a forked child; the parent keeps its own."""
     while _held:
         os.close(_held.pop())
 
@@ -33,15 +33,15 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextlib.contextmanager
 def held(folder: pathlib.Path) -> Iterator[None]:
-    """Owns a run's folder within a block; programs that it starts do not.
+    """Holds the lock of a run's folder within a block; child processes do not inherit it.
 
-    On a disk that has no locks it says so, and goes on.
+    On a disk without locks it prints a warning, and goes on.
 
     Raises:
-      ValueError: if another process, or another call of this one, has it.
+      ValueError: if another process, or another call of this one, holds it.
     """
     path = folder / LOCK
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # Closed in what is executed.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # Python closes it in children.
     _held.add(descriptor)
     try:
         try:
@@ -58,9 +58,10 @@ def held(folder: pathlib.Path) -> Iterator[None]:
                 "no other process trains the same run",
                 file=sys.stderr,
             )
-        who = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(who).encode() + b"\n", 0)
+        os.pwrite(descriptor, json.dumps(holder).encode() + b"\n", 0)
         yield
     finally:
         if descriptor in _held:
@@ -69,7 +70,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
 
 
 def is_held(folder: pathlib.Path) -> bool:
-    """Returns whether a process that lives owns a folder."""
+    """Returns whether a living process holds the lock of a folder."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -87,14 +88,10 @@ def is_held(folder: pathlib.Path) -> bool:
 
 
 def _holder(path: pathlib.Path) -> str:
-    """Says who wrote itself into a lock."""
+    """Describes the process that holds a lock, as it has written itself into the file."""
     try:
-        who = json_files.read(path)
-        pid, host, since = who.get("pid", int), who.get("host", str), who.get("since", str)
+        holder = json_files.read(path)
+        pid, host, since = holder.get("pid", int), holder.get("host", str), holder.get("since", str)
     except ValueError:  # It has the lock, and has not written yet.
         return "another process"
     return f"process {pid} on {host} since {since}"
-
-
-def _now() -> str:
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,6 +1,7 @@
-"""Runs of reward models: pairs of answers, a decoder with a head, and one loop a seed.
+"""Runs of reward models: pairs of answers, a decoder with a head, and a loop for each seed.
 
-A run of `warm` has a member a seed, all of which begin with one head; see reward_models.py.
+The seeds of a run of `warm` are members of a population, which begin with one head; see
+reward_models.py.
 """
 
 import dataclasses
@@ -19,25 +20,25 @@ from kullback.experiments.runs import language, models, opened, plans, resolved,
 from kullback.experiments.runs.work import Abandons, OnTexts, Work
 from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
 
-SHOWN = 4  # Pairs that are written down.
+SHOWN = 4  # Pairs that samples.jsonl has at each evaluation.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup(Work):
-    """All that a run of reward models is made of."""
+    """The agents, decoder and data of a run of reward models."""
 
     spec: types.Spec
     agent: types.Agent  # With the configuration of the whole run.
-    member: Callable[[int], types.Agent]  # Seed -> what it learns by.
-    start: Callable[[int], types.Params]  # Seed -> where it begins to learn.
-    student: models.Checkpoint  # The decoder and its tokenizer, without parameters.
+    member: Callable[[int], types.Agent]  # Seed -> its agent.
+    start: Callable[[int], types.Params]  # Seed -> its parameters to begin with.
+    decoder: models.Checkpoint  # The decoder's shape and its tokenizer, without parameters.
     train: list[preferences.Pair]
     test: list[preferences.Pair]
     reports: dict[str, data.Report]
-    rule: int  # By which files are split, see `lm/splits.py`.
+    rule: int  # The rule by which files are split, see `lm/splits.py`.
     num_swapped: int  # Pairs of `train` whose label is wrong on purpose.
-    members: dict[int, warm.Member]  # By seed, of a population; else empty.
-    # Of what seeds that begin later read again; None where there is no such seed, or no model.
+    members: dict[int, warm.Member]  # The population by seed; empty without one.
+    # The hash of the model that later seeds read again; None if no seed does.
     start_sha256: Callable[[], str | None]
     axes: plots.Axes = plots.TEXTS
     has_texts: bool = True
@@ -50,12 +51,12 @@ class Setup(Work):
         return self.agent.config.learning
 
     def notes(self) -> Iterator[str]:
-        """Yields what the rows are, and what a population takes of memory."""
+        """Yields lines about rows of the data, and about the memory of a population."""
         spelled = data.notice(self.reports)
         if spelled:
             yield spelled
         if self.members:
-            peak = warm.peak_bytes(self.student.config, len(self.members))
+            peak = warm.peak_bytes(self.decoder.config, len(self.members))
             yield (
                 f"{len(self.members)} reward models, one after another: training takes "
                 f"{_size(peak.training)}, their average {_size(peak.averaging)}, their ensemble "
@@ -63,27 +64,24 @@ class Setup(Work):
             )
 
     def details(self) -> dict[str, Any]:
-        """For config.json: what became of the data's rows, and what members have drawn."""
+        """Returns reports on the data, and the settings that members drew, for config.json."""
         return {
             "loop": "host",
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
-            "data": {
-                "rule": self.rule,
-                **{split: report._asdict() for split, report in self.reports.items()},
-            },
+            "data": language.data_details(self.rule, self.reports),
             "swapped_pairs": self.num_swapped,
-            "members": {str(seed): one._asdict() for seed, one in self.members.items()},
+            "members": {str(seed): member._asdict() for seed, member in self.members.items()},
         }
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes the decoder's shape and the tokenizer beside config.json."""
-        models.save(self.student, folder)
+        models.save(self.decoder, folder)
 
     def loop(
         self, seeds: Sequence[int], on_texts: OnTexts, every: int, abandons: Abandons
     ) -> loops.Loop:
-        """Returns the loop of one seed, in which nothing is sampled, shown or waited for."""
+        """Returns the loop of one seed, which samples no texts and has nothing to abandon."""
         del on_texts, every, abandons
         (seed,) = seeds
         return sequences.make(
@@ -95,49 +93,48 @@ class Setup(Work):
         )
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
-        """The first few held-out pairs and their rewards, for a reader."""
+        """Returns the first few held-out pairs and their rewards, for a reader."""
         acting = self.agent.actor_params(learner, loops.count(steps), True, types.NO_CONSTANTS)
-        pairs, words = self.test[:SHOWN], self.student.tokenizer
-        rows = zip(pairs, *self.rewards(acting["params"], pairs), strict=True)
-        return [reward_models.line(words, *row) for row in rows]
+        pairs = self.test[:SHOWN]
+        judged = zip(pairs, *self.rewards(acting["params"], pairs), strict=True)
+        return [reward_models.line(self.decoder.tokenizer, *one_pair) for one_pair in judged]
 
     def rewards(
         self, params: types.Params, pairs: list[preferences.Pair]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards of chosen and rejected answers, [n] each."""
+        """Returns rewards of chosen and rejected answers, [n] each."""
         c = self.learning
         width = c.max_prompt_length + c.max_new_tokens
         return reward_models.over_pairs(
-            self._program, params, pairs, width, self.student.tokenizer.pad_id
+            self._program, params, pairs, width, self.decoder.tokenizer.pad_id
         )
 
     @functools.cached_property
     def _program(self) -> Callable[..., jax.Array]:
-        return jax.jit(reward_model.on_decoder(gemma.make(self.student.config)).rewards)
+        return jax.jit(reward_model.on_decoder(gemma.make(self.decoder.config)).rewards)
 
     def _accuracies(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
-        del key  # Nothing is random when a model judges.
+        del key  # Nothing is random here.
         chosen, rejected = self.rewards(acting["params"], self.test[:count])
         return reward_model.accuracy(chosen - rejected)
 
     def _source(self, seed: int) -> sequences.Source:
-        c, pad_id = self.learning, self.student.tokenizer.pad_id
+        c, pad_id = self.learning, self.decoder.tokenizer.pad_id
         stored = preferences.sampler(
             self.train,
             batches.Config(batch_size=c.batch_size, batches_per_sort=c.batches_per_sort, seed=seed),
             pad_id,
         )
-
-        one = preferences.pad(self.train[:1] * c.batch_size, self.train[0].length, pad_id)
+        batch = preferences.pad(self.train[:1] * c.batch_size, self.train[0].length, pad_id)
         return sequences.Source(
             num_rows=c.batch_size,
-            example=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), one),
+            example=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored(step)),
         )
 
 
 def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
-    """What a plan names; a run that goes on has its model and tokenizer in its folder, `home`.
+    """Builds what a plan names; a run that goes on has its model and tokenizer in `home`.
 
     Raises:
       ValueError: for a task without pairs, a teacher, a reward or a mesh, a population of one,
@@ -146,7 +143,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
     population: warm.Config | None = config if entry.is_population else None
-    # Runs that began with a --reward before it was refused go on: nothing ever read it.
+    # Older runs with a --reward, which was ignored before it was refused, go on.
     for name in ("teacher", "mesh", *(("reward",) if home is None else ())):
         if getattr(plan, name):
             raise ValueError(f"{plan.agent} takes no --{name}, got {getattr(plan, name)!r}")
@@ -161,19 +158,19 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         )
     run = opened.find(plan.model)
     if home is not None:
-        student = models.saved(home)
+        decoder = models.saved(home)
     elif run is not None and run.kind == "preferences":
         if plan.model_flags or plan.tokenizer:
             raise ValueError(
                 f"--model-flag and --tokenizer go with a preset; {plan.model} brings its own"
             )
-        student = models.decoder_of(run)
+        decoder = models.decoder_of(run)
     else:
-        student = language.student_of(plan, task, None, None)._replace(params=None)
-    student = student.reading(plan.control_tokens)
-    fitting = language.limits(config.learning, student.config)
-    train, train_report = task.pairs("train", student.tokenizer, fitting)
-    test, test_report = task.pairs("test", student.tokenizer, fitting)
+        decoder = language.student_of(plan, task, None, None)._replace(params=None)
+    decoder = decoder.reading(plan.control_tokens)
+    limits = language.limits(config.learning, decoder.config)
+    train, train_report = task.pairs("train", decoder.tokenizer, limits)
+    test, test_report = task.pairs("test", decoder.tokenizer, limits)
     for split, pairs in (("train", train), ("test", test)):
         if not pairs:
             raise ValueError(
@@ -181,10 +178,9 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
                 "raise max_prompt_length or max_new_tokens"
             )
     shared: reward_model.Config = config if population is None else population.reward
-    seeds = plan.seeds
     train = preferences.corrupt(train, shared.corruption, plan.seed)
-    model = gemma.make(student.config)
-    members = {} if population is None else {s: warm.draw(population, s) for s in seeds}
+    model = gemma.make(decoder.config)
+    members = {} if population is None else {s: warm.draw(population, s) for s in plan.seeds}
 
     def start_sha256() -> str | None:
         if plan.num_seeds == 1 or plan.model in gemma.PRESETS:
@@ -197,10 +193,10 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 
     return Setup(
         agent=entry.make(model, config),
-        spec=language.spec_of(student.config),
+        spec=language.spec_of(decoder.config),
         member=member,
-        start=_starts(plan, run, student, train, shared, members),
-        student=student,
+        start=_starts(plan, run, decoder, train, shared, members),
+        decoder=decoder,
         train=train,
         test=test,
         reports={"train": train_report, "test": test_report},
@@ -214,20 +210,21 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 def _starts(
     plan: plans.Plan,
     run: opened.Opened | None,
-    student: models.Checkpoint,
+    decoder: models.Checkpoint,
     train: list[preferences.Pair],
     config: reward_model.Config,
     members: dict[int, warm.Member],
 ) -> Callable[[int], types.Params]:
-    """Returns seed -> where it begins. Members have one head, probed where `plan.model` ends.
+    """Returns a function from a seed to its initial parameters.
 
-    `run` is that of `plan.model`, None where it is a preset or a folder of weights.
+    Members of a population have one head, a linear probe of the decoder that `plan.model` names.
+    `run` is the run of that name; None if it names a preset or a folder of weights.
     """
-    model = gemma.make(student.config)
-    if any(one.start is not None for one in members.values()):
+    model = gemma.make(decoder.config)
+    if any(member.start is not None for member in members.values()):
         _check_starts(plan, run, members)
 
-    def decoder(seed: int, step: int | None = None) -> types.Params:
+    def decoder_params(seed: int, step: int | None = None) -> types.Params:
         if plan.model in gemma.PRESETS:
             return jax.jit(model.init)(jax.random.key(seed))
         if step is None or run is None:
@@ -236,23 +233,23 @@ def _starts(
         folder = run.folder().checkpoints
         return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
 
-    def probed(params: types.Params) -> types.Params:
+    def probed_head(params: types.Params) -> types.Params:
         c, features = config.learning, reward_model.on_decoder(model).features
         width, pairs = c.max_prompt_length + c.max_new_tokens, train[: config.probe_pairs]
-        found = reward_models.over_pairs(
-            jax.jit(features), params, pairs, width, student.tokenizer.pad_id
+        chosen, rejected = reward_models.over_pairs(
+            jax.jit(features), params, pairs, width, decoder.tokenizer.pad_id
         )
-        return reward_model.probe(*found, config.probe_penalty)
+        return reward_model.probe(chosen, rejected, config.probe_penalty)
 
     def start(seed: int) -> types.Params:
         if run is not None and run.kind == "preferences":
             return models.of_run(run).params
-        first = decoder(plan.seed if members else seed)
-        params = reward_model.with_head(first, student.config.embed_dim)
+        first = decoder_params(plan.seed if members else seed)
+        params = reward_model.with_head(first, decoder.config.embed_dim)
         if config.probe_pairs:
-            params["head"] = probed(first)
+            params["head"] = probed_head(first)
         step = members[seed].start if members else None
-        return params if step is None else {**params, "decoder": decoder(seed, step)}
+        return params if step is None else {**params, "decoder": decoder_params(seed, step)}
 
     return start
 
@@ -265,14 +262,14 @@ def _check_starts(
             f"starts are checkpoints of one run of supervised tuning, and --model {plan.model} "
             "is none"
         )
-    found = checkpoints.steps(run.folder().checkpoints)
+    saved = checkpoints.steps(run.folder().checkpoints)
     for member in members.values():
-        if member.start not in found:
+        if member.start not in saved:
             raise ValueError(
-                f"{run.path} has no checkpoint of step {member.start} to start from, only {found}"
+                f"{run.path} has no checkpoint of step {member.start} to start from, only {saved}"
             )
 
 
-def _size(count: int) -> str:
-    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
-    return f"{count / unit:.3g} {name}"
+def _size(num_bytes: int) -> str:
+    unit, name = (1e9, "GB") if num_bytes >= 1e9 else (1e6, "MB")
+    return f"{num_bytes / unit:.3g} {name}"

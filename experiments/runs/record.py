@@ -1,8 +1,9 @@
-"""What a run writes down: metrics.csv, events made of it, of language models samples.jsonl.
+"""The record of a run: metrics.csv, a copy of it as events, and samples.jsonl of texts.
 
-A checkpoint holds the configuration, and size and CRC-32 of what was written by then (`marks`). A
-run that goes on compares them first (`complaints`), keeps what was written by then and drops the
-rest, which is made again. Checkpoints of older versions have no marks: rows are kept by their step.
+A checkpoint holds the configuration, and size and CRC-32 of each file of the record at that step
+(`marks`). When a run goes on, they are compared first (`complaints`); what was written after the
+checkpoint is dropped, and made again. Checkpoints of older versions have no marks: rows are kept by
+their step.
 """
 
 import csv
@@ -22,7 +23,7 @@ METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config"
 Marks = Mapping[str, Any]  # JSON-able; under `META` of a checkpoint's meta.
 
 META = "record"
-HISTORY = "resumed"  # A key of config.json: with what the run went on that is not as it began.
+HISTORY = "resumed"  # A key of config.json: the changes that were accepted when the run went on.
 _MISSING = object()
 
 
@@ -39,29 +40,29 @@ class Record:
         self._events: events.Events | None = None
 
     def begin(self, steps: int, marks: Marks | None = None) -> None:
-        """Keeps what was written by a checkpoint, and drops what comes after it.
+        """Keeps the record up to a checkpoint, and drops what comes after it.
 
         Args:
-          steps: of the checkpoint; 0 of a run that begins.
-          marks: of the checkpoint; without them, or where a file is not as they say, which a user
-            has accepted, rows up to `steps` are kept.
+          steps: of the checkpoint; 0 for a new run.
+          marks: of the checkpoint. Rows up to `steps` are kept without them, or if a file differs
+            from them, which the user has accepted then.
         """
         marks = _checked(marks, self._folder) or {}
         data = _prefix(self._folder.metrics_file, marks.get(METRICS))
         self._metrics.begin(_rows_until(self._folder, steps) if data is None else data)
-        kept = self._folder.rows()
-        self._columns = list(kept[0]) if kept else None
-        self._events = events.Events(self._folder.path / "tensorboard", kept)
+        rows = self._folder.rows()
+        self._columns = list(rows[0]) if rows else None
+        self._events = events.Events(self._folder.path / "tensorboard", rows)
         if self._texts is not None:
             path = self._folder.samples_file
             data = _prefix(path, marks.get(SAMPLES))
             if data is None:
                 data = path.read_bytes() if path.is_file() else b""
-            # A step that was abandoned may have written its texts before the checkpoint.
+            # An abandoned step may have written its texts before the checkpoint was saved.
             self._texts.begin(_lines_until(data, steps))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row of one seed; floats are written so that they read back the same."""
+        """Appends a row of one seed; floats are written with all their digits."""
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns or list(row), lineterminator="\n")
         if self._columns is None:
@@ -73,14 +74,14 @@ class Record:
             self._events.write(row)
 
     def write_texts(self, steps: int, seed: int, texts: Sequence[Mapping[str, Any]]) -> None:
-        """Appends texts, JSON-able, that were made when so many steps were done."""
+        """Appends JSON-able texts that were written after `steps` steps."""
         if self._texts is None:
             raise ValueError(f"{self._folder.path} is of a run without texts")
         lines = [{"step": steps, "seed": seed, **text} for text in texts]
         self._texts.append("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def marks(self) -> Marks:
-        """Returns what a checkpoint of now says of the record."""
+        """Returns the marks of the record as it is now, for a checkpoint."""
         texts = {} if self._texts is None else {SAMPLES: self._texts.mark}
         return {CONFIG: self._config, METRICS: self._metrics.mark, **texts}
 
@@ -106,16 +107,16 @@ class _Lines:
 
 
 def standing(folder: RunFolder, steps: int) -> Literal["saved", "new", "finished"]:
-    """Returns how a run, or one seed of it, stands: "saved" has a checkpoint to go on from.
+    """Returns the state of a run, or of one seed: "saved" has a checkpoint to go on from.
 
-    Checkpoints of a run that is over may have been deleted.
+    A finished run may lack its checkpoints: a user may delete them.
 
     Args:
       folder: of the run, or the seed.
       steps: that it is to do.
 
     Raises:
-      ValueError: if it has rows and no checkpoint: begun anew it would overwrite them.
+      ValueError: if it has rows and no checkpoint: a new start would overwrite them.
     """
     if checkpoints.steps(folder.checkpoints):
         return "saved"
@@ -134,11 +135,11 @@ def standing(folder: RunFolder, steps: int) -> Literal["saved", "new", "finished
 
 
 def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> list[str]:
-    """Returns what is not as it was when the newest checkpoint was saved; nothing is changed.
+    """Returns a line for each thing that has changed since the newest checkpoint was saved.
 
     Args:
       folder: of the run, or of one seed.
-      config: what its config.json should say now.
+      config: the expected content of its config.json.
       log_every: steps between two rows, for checkpoints of older versions.
     """
     meta = checkpoints.newest_meta(folder.checkpoints)
@@ -154,18 +155,18 @@ def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> 
         if not rows and saved >= log_every:
             return [f"{folder.metrics_file} has no rows, and step {saved:,} was saved"]
         return []
-    found = [f"{folder.config_file}: {text}" for text in config_changes(marks[CONFIG], config)]
+    lines = [f"{folder.config_file}: {text}" for text in config_changes(marks[CONFIG], config)]
     for path, mark in ((folder.metrics_file, METRICS), (folder.samples_file, SAMPLES)):
         if mark in marks and _prefix(path, marks[mark]) is None:
-            found.append(_difference(path, marks[mark]["bytes"]))
-    return found
+            lines.append(_difference(path, marks[mark]["bytes"]))
+    return lines
 
 
 def _checked(marks: Any, folder: RunFolder) -> Marks | None:
-    """Returns what a checkpoint says of the record; None for one of an older version.
+    """Returns a checkpoint's marks; None for a checkpoint of an older version.
 
     Raises:
-      ValueError: if it is not as `Record.marks` gives it.
+      ValueError: if they are not as `Record.marks` gives them.
     """
     if marks is None:
         return None
@@ -180,7 +181,7 @@ def _checked(marks: Any, folder: RunFolder) -> Marks | None:
 
 
 def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns what differs between two contents of config.json; steps may grow."""
+    """Returns the differences between two contents of config.json; steps may grow."""
     old, new = (dict(json_files.leaves(config)) for config in (before, now))
     steps = "plan.steps"
     if isinstance(new.get(steps), int) and new[steps] >= old.get(steps, 0):
@@ -198,7 +199,7 @@ def _shown(value: Any) -> str:
 
 
 def _prefix(path: pathlib.Path, mark: Mapping[str, int] | None) -> bytes | None:
-    """Returns the bytes that a mark is of; None without one, or if they are not there any more."""
+    """Returns the bytes that a mark describes; None without a mark, or if they have changed."""
     if mark is None:
         return None
     data = path.read_bytes()[: mark["bytes"]] if path.is_file() else b""
@@ -221,20 +222,20 @@ def _rows_until(folder: RunFolder, steps: int) -> bytes:
     if not lines:
         return b""
     header, columns = lines[0], lines[0].split(",")
-    place = columns.index("steps") if "steps" in columns else None
+    index = columns.index("steps") if "steps" in columns else None
     kept = [
         line
         for line in lines[1:]
-        if place is not None
+        if index is not None
         and all(map(typed.is_number, line.split(",")))
         and line.count(",") == header.count(",")
-        and float(line.split(",")[place]) <= steps
+        and float(line.split(",")[index]) <= steps
     ]
     return "".join(f"{line}\n" for line in (header, *kept)).encode() if kept else b""
 
 
 def _lines_until(data: bytes, steps: int) -> bytes:
-    """Returns whole lines of a samples.jsonl up to a step; what is no JSON is left out."""
+    """Returns whole lines of a samples.jsonl up to a step, without those that are not JSON."""
     lines = data.split(b"\n")[:-1]
     return b"".join(line + b"\n" for line in lines if 0 <= _step(line) <= steps)
 

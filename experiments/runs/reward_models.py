@@ -1,4 +1,4 @@
-"""Reward models of runs: what they make of texts and of pairs of answers."""
+"""Reward models of runs: loading them, and their rewards of texts and of pairs of answers."""
 
 import pathlib
 from collections.abc import Callable
@@ -10,22 +10,23 @@ import numpy as np
 from kullback.core import finite, types
 from kullback.environments import tokens
 from kullback.experiments.runs import models, opened
-from kullback.lm import gemma, preferences, reward_model, tokenizer, warm
+from kullback.lm import gemma, preferences, reward_model, warm
+from kullback.lm.tokenizer import Tokenizer
 
-ROWS = 32  # Sequences at once.
+ROWS = 32  # Sequences in a batch.
 
 
 def load(
     path: str | pathlib.Path, seed: int | None = None, *, best: bool = False
 ) -> models.Checkpoint:
-    """Reads the reward model of a run: its parameters are those of `reward_model.on_decoder`.
+    """Reads the reward model of a run, with parameters as `reward_model.on_decoder` has them.
 
     Args:
       path: of the run.
       seed, best: as for `models.of_run`.
 
     Raises:
-      ValueError: if it is no run of a reward model, or has no such seed or checkpoint.
+      ValueError: if it is no run of reward models, or has no such seed or checkpoint.
     """
     return models.of_run(opened_run(path), seed, best=best)
 
@@ -34,7 +35,7 @@ def opened_run(path: str | pathlib.Path) -> opened.Opened:
     """Opens a run of reward models.
 
     Raises:
-      ValueError: if it is none.
+      ValueError: if it is no such run.
     """
     run = opened.find(path)
     if run is None or run.kind != "preferences":
@@ -43,11 +44,11 @@ def opened_run(path: str | pathlib.Path) -> opened.Opened:
 
 
 def scorer(path: str | pathlib.Path, *, ensemble: bool = False) -> tokens.Scorer:
-    """What scores texts by the reward model of a run, inside the program that writes them.
+    """Returns a scorer of texts by the reward model of a run, for use in a compiled program.
 
     Args:
-      path: of the run; a population's is its average.
-      ensemble: the mean of what all its members predict, at their cost together.
+      path: of the run; a population scores by the average of its parameters.
+      ensemble: scores by the mean of all members' rewards instead, at the cost of all of them.
     """
     run = opened_run(path)
     checkpoint = models.of_run(run)
@@ -64,32 +65,39 @@ def over_pairs(
     width: int,
     pad_id: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a compiled (params, sequences) -> [B, ...] makes of both answers of n pairs, [n, ...].
+    """Returns the results of a compiled program on chosen and rejected answers, [n, ...] each.
+
+    Args:
+      program: (params, sequences of B rows) -> [B, ...].
+      params: of the reward model.
+      pairs: n of them.
+      width: to which answers are padded.
+      pad_id: of the tokenizer.
 
     Raises:
       ValueError: without pairs, or where a number is NaN.
     """
     if not pairs:
         raise ValueError("no pair to judge")
-    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    columns: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for begin in range(0, len(pairs), ROWS):
-        # Of one size, compiled once: the last part is filled up.
-        part = [pairs[(begin + i) % len(pairs)] for i in range(ROWS)]
-        for column, rows in zip(found, preferences.pad(part, width, pad_id), strict=True):
-            column.append(np.asarray(program(params, rows)))
-    chosen, rejected = (np.concatenate(column)[: len(pairs)] for column in found)
+        # The last batch is filled up, so that the program is compiled for one size.
+        batch = [pairs[(begin + i) % len(pairs)] for i in range(ROWS)]
+        for column, sequences in zip(columns, preferences.pad(batch, width, pad_id), strict=True):
+            column.append(np.asarray(program(params, sequences)))
+    chosen, rejected = (np.concatenate(column)[: len(pairs)] for column in columns)
     finite.require((chosen, rejected), params, "what the reward model makes of pairs")
     return chosen, rejected
 
 
 def line(
-    words: tokenizer.Tokenizer, pair: preferences.Pair, chosen: Any, rejected: Any
+    tokenizer: Tokenizer, pair: preferences.Pair, chosen: Any, rejected: Any
 ) -> dict[str, Any]:
-    """A pair and its rewards for a reader, JSON-able."""
+    """Returns a pair and its rewards for a reader, JSON-able."""
     return {
-        "prompt": words.decode(pair.chosen.prompt),
-        "chosen": words.decode(pair.chosen.completion),
-        "rejected": words.decode(pair.rejected.completion),
+        "prompt": tokenizer.decode(pair.chosen.prompt),
+        "chosen": tokenizer.decode(pair.chosen.completion),
+        "rejected": tokenizer.decode(pair.rejected.completion),
         "reward_chosen": float(chosen),
         "reward_rejected": float(rejected),
     }

@@ -1,6 +1,6 @@
 """A run's folder: config.json, metrics.csv, TensorBoard events, learning_curve.png, checkpoints.
 
-That of a language model has samples.jsonl beside metrics.csv.
+A language model's also has samples.jsonl.
 """
 
 import contextlib
@@ -24,43 +24,43 @@ GAMES = ("ale-py", "gymnasium", "dm-env")
 CONFIG = "config.json"
 DIVERGED = "diverged.json"
 _BUILDING = f"{files.TEMPORARY}run"  # In an empty folder that becomes a run.
-WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All else repeats exactly.
+WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All other columns repeat exactly.
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Paths of a run, and what is read from and written to them."""
+    """The paths of a run's files, and how they are read and written."""
 
     path: pathlib.Path
 
     @property
     def config_file(self) -> pathlib.Path:
-        """What the run was started with, JSON."""
+        """The run's configuration, JSON."""
         return self.path / CONFIG
 
     @property
     def metrics_file(self) -> pathlib.Path:
-        """A row a log interval and seed, CSV."""
+        """A row for each log interval and seed, CSV."""
         return self.path / "metrics.csv"
 
     @property
     def samples_file(self) -> pathlib.Path:
-        """What a language model wrote, JSON, a text a line."""
+        """Texts that a language model wrote, a JSON object per line."""
         return self.path / "samples.jsonl"
 
     @property
     def diverged_file(self) -> pathlib.Path:
-        """What a run leaves that has diverged, JSON: at which step what was not finite."""
+        """The reason why a run has diverged, JSON: what was not finite, and when."""
         return self.path / DIVERGED
 
     @property
     def curve_file(self) -> pathlib.Path:
-        """Return against agent steps, PNG."""
+        """The curve of returns over agent steps, PNG."""
         return self.path / "learning_curve.png"
 
     @property
     def checkpoints(self) -> pathlib.Path:
-        """A folder a checkpoint, by step."""
+        """A folder for each checkpoint, named by its step."""
         return self.path / "checkpoints"
 
     @property
@@ -74,7 +74,7 @@ class RunFolder:
         return self.path / "videos"
 
     def config(self) -> dict[str, Any]:
-        """Returns what the run was started with.
+        """Returns the run's configuration.
 
         Raises:
           ValueError: if this is not the folder of a run, or its config.json is damaged.
@@ -87,7 +87,7 @@ class RunFolder:
         return _checked(record)
 
     def is_run(self) -> bool:
-        """Returns whether config.json is that of a run: a folder of weights has one too.
+        """Returns whether this is a run: folders of weights have a config.json, too.
 
         Raises:
           ValueError: if it is damaged.
@@ -105,10 +105,10 @@ class RunFolder:
         files.atomic_write_text(self.config_file, json.dumps(config, indent=2) + "\n")
 
     def diverged(self) -> str:
-        """Returns how the run diverged when it last ran, one of its seeds at least; "" if not.
+        """Returns why the run, or one of its seeds, has diverged; "" if none has.
 
         Raises:
-          ValueError: if what it left is damaged.
+          ValueError: if diverged.json is damaged.
         """
         for file in (self.diverged_file, *sorted(self.path.glob(f"seed_*/{DIVERGED}"))):
             if file.is_file():
@@ -116,16 +116,16 @@ class RunFolder:
         return ""
 
     def write_diverged(self, reason: str) -> None:
-        """Notes that the run has diverged, and how: nothing that goes on by itself tries again."""
+        """Writes down why the run has diverged, so that a sweep does not try it again."""
         files.atomic_write_text(self.diverged_file, json.dumps({"reason": reason}) + "\n")
 
     def rows(self) -> list[dict[str, str]]:
-        """Reads metrics.csv: rows as they are written; none if there is no such file.
+        """Reads the rows of metrics.csv as texts; none if there is no such file.
 
-        A last row without an end is left out: it is being written, or a crash has cut it.
+        A last row without a line end is left out: it is being written, or a crash has cut it.
 
         Raises:
-          ValueError: for a line that is no row, such as one of zeros.
+          ValueError: for a line that is no row of numbers.
         """
         if not self.metrics_file.is_file():
             return []
@@ -150,7 +150,7 @@ class RunFolder:
 
     @property
     def is_curve_behind(self) -> bool:
-        """Whether rows were written after learning_curve.png was drawn, or it is not there."""
+        """Whether learning_curve.png is missing, or older than metrics.csv."""
         curve, metrics = self.curve_file, self.metrics_file
         if not curve.is_file():
             return metrics.is_file()
@@ -167,23 +167,23 @@ def created(
     config: Mapping[str, Any],
     fill: Callable[[pathlib.Path], None] = lambda folder: None,
 ) -> Iterator[RunFolder]:
-    """Makes the folder of a new run, which this process owns until the block ends.
+    """Makes the folder of a new run, whose lock this process holds until the block ends.
 
-    It appears whole: what is in it is written beside it, or in it where an empty folder is there
+    The folder appears whole: its files are written beside it, or inside if an empty folder exists
     already (a disk's root, the current folder), and then renamed, config.json last. If the block
     raises before a checkpoint is saved, nothing is left.
 
     Args:
-      path: where nothing is, or an empty folder.
-      config: config.json.
-      fill: writes what else a run of this kind begins with.
+      path: of the new folder, or of an empty one.
+      config: the content of config.json.
+      fill: writes the other files with which this kind of run begins.
 
     Raises:
       ValueError: if something is there already, or it cannot be written.
     """
     check_free(path)
-    is_there = path.exists()
-    building = path / _BUILDING if is_there else path.parent / f"{files.TEMPORARY}{path.name}"
+    existed = path.exists()
+    building = path / _BUILDING if existed else path.parent / f"{files.TEMPORARY}{path.name}"
     _clean(building)
     try:
         building.mkdir(parents=True)
@@ -194,7 +194,7 @@ def created(
             RunFolder(building).write_config(config)
             fill(building)
             files.sync(building)
-            if is_there:
+            if existed:
                 for child in sorted(building.iterdir(), key=lambda child: child.name == CONFIG):
                     child.rename(path / child.name)
                 building.rmdir()
@@ -209,9 +209,9 @@ def created(
             if not any(path.glob("checkpoints/[0-9]*")) and not any(
                 path.glob("seed_*/checkpoints/[0-9]*")
             ):
-                with contextlib.suppress(OSError):  # Threads of a write that failed may add to it.
-                    for one in path.iterdir() if is_there else [path]:
-                        files.remove(one)
+                with contextlib.suppress(OSError):  # Threads of a failed write may still add files.
+                    for child in path.iterdir() if existed else [path]:
+                        files.remove(child)
             raise
 
 
@@ -226,8 +226,8 @@ def check_free(path: pathlib.Path) -> None:
         return
     is_building = path.is_dir() and (path / _BUILDING).is_dir() and not (path / CONFIG).exists()
     if is_building or _has_half_a_checkpoint_alone(path):
-        # A process that was to fill an empty folder was killed at it, or is at it; or the first
-        # checkpoint did not fit on the disk, and threads wrote on after all was removed.
+        # Another process fills this folder, or was killed while it did; or the first checkpoint did
+        # not fit on the disk, and threads went on writing after all was removed.
         _check_not_owned(path / _BUILDING, path)
         _check_not_owned(path, path)
         for child in path.iterdir():
@@ -240,15 +240,15 @@ def check_free(path: pathlib.Path) -> None:
 
 
 def _has_half_a_checkpoint_alone(path: pathlib.Path) -> bool:
-    """Whether a folder has files, and all of them are of a checkpoint that was never whole."""
-    found = [file for file in path.rglob("*") if not file.is_dir()]
-    places = (path / "checkpoints", *path.glob("seed_*/checkpoints"))
-    halves = [half for place in places for half in place.glob(f"{files.TEMPORARY}*")]
-    return bool(found) and all(any(map(file.is_relative_to, halves)) for file in found)
+    """Returns whether a folder has files, and all are of a checkpoint that was never whole."""
+    present = [file for file in path.rglob("*") if not file.is_dir()]
+    parents = (path / "checkpoints", *path.glob("seed_*/checkpoints"))
+    halves = [half for parent in parents for half in parent.glob(f"{files.TEMPORARY}*")]
+    return bool(present) and all(any(map(file.is_relative_to, halves)) for file in present)
 
 
 def _clean(building: pathlib.Path) -> None:
-    """Removes what a killed process has left of a folder that it was making."""
+    """Removes a folder that a killed process has left half-made."""
     if building.exists():
         _check_not_owned(building, building)
         files.remove(building)
@@ -269,7 +269,7 @@ def _rename(building: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def _checked(record: json_files.Record) -> dict[str, Any]:
-    """Returns what config.json holds, if what is read of it is of the type that it is written in.
+    """Returns the contents of config.json; checks the types of the keys that are read later.
 
     The plan is checked where it is built.
     """
@@ -291,13 +291,13 @@ def _are_numbers(row: Mapping[str, str]) -> bool:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, revision and machine, to repeat a run with."""
+    """Returns versions, revision, machine and command, by which a run can be repeated."""
     versions = {}
     for name in (*PACKAGES, *GAMES):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            versions[name] = None  # A package that this run did without.
+            versions[name] = None  # Not installed.
     return {
         "versions": versions,
         "python": platform.python_version(),
@@ -308,7 +308,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _command() -> list[str]:
-    """What was called, without where on the machine it is installed."""
+    """Returns the command of this process, without the folder that it is installed in."""
     spec = sys.modules["__main__"].__spec__
     if spec is not None and spec.name.endswith(".__main__"):
         return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]

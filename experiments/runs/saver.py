@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the loop's snapshot, and beside it the segments of a large host replay."""
+"""Checkpoints of a run: the loop's snapshot, and the segments of a large host replay beside it."""
 
 import contextlib
 from typing import Any, NamedTuple
@@ -10,33 +10,33 @@ import numpy as np
 from kullback.core import checkpoints, loops, replay
 from kullback.experiments.runs import record, run_folder
 
-KEPT = 3  # The newest checkpoints; the best one stays beside them.
+KEPT = 3  # The number of newest checkpoints that stay; the best one stays, too.
 
 
 class Loaded(NamedTuple):
-    """What a checkpoint held."""
+    """The contents of a checkpoint."""
 
-    state: Any  # Of the loop.
+    state: Any  # The loop's.
     notes: dict[str, Any]
-    marks: record.Marks | None  # None in those of older versions.
+    marks: record.Marks | None  # None in checkpoints of older versions.
 
 
 class Saver:
-    """Saves and restores the state of one loop in one run folder."""
+    """Saves and restores the state of one loop in the folder of one run."""
 
     def __init__(self, folder: run_folder.RunFolder, loop: loops.Loop):
         self._folder, self._loop = folder, loop
-        self._segments: list[dict[str, Any]] = []  # Of the replay as it is now, in order.
-        self._since: replay.Cursors | None = None  # What they hold.
+        self._segments: list[dict[str, Any]] = []  # Those of the current replay, in order.
+        self._since: replay.Cursors | None = None  # Where the newest segment ends.
         self._store = checkpoints.SegmentStore(folder.replay)
 
     def require_disk(self) -> int:
-        """Bytes that the run's checkpoints may take; ValueError if the disk has fewer."""
+        """Returns the bytes that checkpoints may take; raises ValueError if the disk has fewer."""
         template = self._loop.template()
         snapshot = sum(_bytes(leaf) for leaf in jax.tree.leaves(template))
-        # Those kept, the best, and the one being written; segments may overlap by one interval.
-        beside = self._loop.host_replay.num_bytes if self._loop.host_replay else 0
-        needed = (KEPT + 2) * snapshot + int(1.3 * beside)
+        # Besides those kept, the best and the one being written; segments overlap by an interval.
+        segments = self._loop.host_replay.num_bytes if self._loop.host_replay else 0
+        needed = (KEPT + 2) * snapshot + int(1.3 * segments)
         checkpoints.require_disk(self._folder.path, needed, "checkpoints")
         return needed
 
@@ -51,12 +51,12 @@ class Saver:
 
         Args:
           state: of the loop.
-          score: decides which is the best; only of a policy that was judged at this very step.
-          notes: come back on loading, and so do
-          marks: of the run's record as it is now.
+          score: decides which checkpoint is the best; None unless evaluated at this step.
+          notes: are returned by `load`.
+          marks: of the run's record as it is now; likewise.
 
         Raises:
-          ArithmeticError: if a parameter is not finite; what was saved before stays.
+          ArithmeticError: if a parameter is not finite; older checkpoints stay.
         """
         step = self._loop.steps(state)
         for leaf in jax.tree.leaves(state.learner.params):
@@ -82,17 +82,17 @@ class Saver:
         self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
 
     def read(self, *, empty_replay: bool = False) -> tuple[Any, dict[str, Any]]:
-        """Returns the newest checkpoint that is whole: the loop's snapshot, and its meta.
+        """Reads the snapshot and the meta of the newest whole checkpoint; warns of damaged ones.
 
         Segments of the replay are verified, and not loaded.
 
         Args:
-          empty_replay: passes over the segments of the replay, which begins anew.
+          empty_replay: ignores the segments of the replay, which begins empty.
 
         Raises:
-          FileNotFoundError: if none is whole.
-          ValueError: if it is of another shape than the loop's, if all that is damaged is the
-            replay, or if there is no replay that could be left out.
+          FileNotFoundError: if no checkpoint is whole.
+          ValueError: if its shapes are not the loop's, if only the replay is damaged, or if there
+            is no replay that could be left out.
         """
         if empty_replay and self._loop.host_replay is None:
             raise ValueError(
@@ -105,15 +105,12 @@ class Saver:
             saved, meta, _ = checkpoints.restore_latest(folder, template, check=check)
         except FileNotFoundError as error:
             if self._loop.host_replay is not None:
-                self._offer(error)
+                self._offer_empty_replay(error)
             raise
         return saved, meta
 
     def load(self, *, empty_replay: bool = False) -> Loaded:
-        """Returns what the newest checkpoint that is whole held; warns of each passed over.
-
-        `empty_replay`, and what is raised, are as for `read`.
-        """
+        """Loads the newest whole checkpoint; arguments and errors are those of `read`."""
         saved, meta = self.read(empty_replay=empty_replay)
         if empty_replay:
             state = self._loop.restore(saved, None)
@@ -138,7 +135,7 @@ class Saver:
             raise checkpoints.CorruptError("a segment of it says no span of the replay")
         self._store.verify(meta["segments"])
 
-    def _offer(self, error: Exception) -> None:
+    def _offer_empty_replay(self, error: Exception) -> None:
         """Raises ValueError if nothing but the replay is damaged."""
         with contextlib.suppress(FileNotFoundError):
             template = self._loop.template()

@@ -1,6 +1,6 @@
-"""`--set field=value`: the way from a command line to the fields of nested frozen dataclasses.
+"""Assignments "field=value", as in `--set`, to the fields of nested frozen dataclasses.
 
-Flags of environments and of models go the same way: whatever is typed is read by `core.typed`.
+Flags of environments and of models are read likewise; `core.typed` reads the values.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ Config = TypeVar("Config")
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted name, type and value of each leaf field of a nested dataclass."""
+    """Yields dotted name, type and value of each leaf field of a nested dataclass."""
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -25,7 +25,7 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def apply(config: Config, assignments: Iterable[str]) -> Config:
-    """The configuration with some fields changed.
+    """Returns the configuration with some fields changed.
 
     Args:
       config: a frozen dataclass, whose fields may be such dataclasses.
@@ -33,8 +33,8 @@ def apply(config: Config, assignments: Iterable[str]) -> Config:
         where only one has that name ("capacity").
 
     Raises:
-      ValueError: for an unknown or ambiguous field, a value of another type, or a value that
-        the configuration itself refuses.
+      ValueError: for an unknown or ambiguous field, a value of a wrong type, or one that the
+        configuration itself refuses.
     """
     leaves = {name: hint for name, hint, _ in fields(config)}
     return replace(config, read(leaves, assignments))
@@ -43,18 +43,18 @@ def apply(config: Config, assignments: Iterable[str]) -> Config:
 def read(
     hints: Mapping[str, Any], assignments: Iterable[str], *, noun: str = "field", where: str = ""
 ) -> dict[str, Any]:
-    """Returns what assignments say, by whole name; of two for one name the last holds.
+    """Returns the values that assignments give, by full name; the last one for a name wins.
 
     Args:
-      hints: the type of each name that there is.
-      assignments: each "name=value", the name dotted or bare where only one has it.
-      noun: what the names are of, for messages.
-      where: put before the name in messages.
+      hints: types by full name.
+      assignments: each "name=value", the name dotted, or bare where only one ends with it.
+      noun: the noun for a name in messages.
+      where: a prefix of names in messages.
 
     Raises:
-      ValueError: for an unknown or ambiguous name, or a value of another type.
+      ValueError: for an unknown or ambiguous name, or a value of a wrong type.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -63,25 +63,24 @@ def read(
                 f"{where}expected {noun}=value, got {typed.shown(assignment)}{example}"
             )
         full = _resolve(name.strip(), hints, noun, where)
-        found[full] = typed.parse(where + full, hints[full], text)
-        if isinstance(found[full], int) and abs(found[full]) >= 2**31:  # XLA's integers.
+        value = values[full] = typed.parse(where + full, hints[full], text)
+        if isinstance(value, int) and abs(value) >= 2**31:  # XLA's integers have 32 bits.
             raise ValueError(f"{where}{full} must lie below 2^31, got {text.strip()}")
-    return found
+    return values
 
 
 def replace(config: Config, changes: dict[str, Any]) -> Config:
-    """The configuration with leaf fields replaced, by dotted name, all at once."""
-    own: dict[str, Any] = {}
+    """Returns the configuration with leaf fields replaced, by dotted name, all at once."""
+    leaves: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         if rest:
             nested.setdefault(head, {})[rest] = value
         else:
-            own[head] = value
-    for head, inner in nested.items():
-        own[head] = replace(getattr(config, head), inner)
-    return dataclasses.replace(config, **own)  # pyright: ignore[reportArgumentType]  # Checked above.
+            leaves[head] = value
+    inner = {head: replace(getattr(config, head), fields) for head, fields in nested.items()}
+    return dataclasses.replace(config, **leaves, **inner)  # pyright: ignore[reportArgumentType]
 
 
 def _resolve(name: str, hints: Mapping[str, Any], noun: str, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Environments of both kinds, compiled and on the host, each with what is done in it."""
+"""Environments of both kinds, compiled and on the host, with their loops and their playing."""
 
 import contextlib
 import functools
@@ -17,19 +17,23 @@ class Simulator(NamedTuple):
     """An environment, the loop that trains in it, and how a trained agent acts in it."""
 
     environment: plans.AnyEnvironment
-    name: str  # Of the kind, in config.json.
+    name: str  # The kind's name in config.json.
     seeds_together: bool  # Whether one program runs all seeds; also, whether it sees its own ticks.
-    steps_dtype: Any  # Of agent steps in a checkpoint.
-    # (agent, seeds, make_eval_environment, limit of an evaluation's episodes) -> the loop.
+    steps_dtype: Any  # The type of agent steps in a checkpoint.
+    # (agent, seeds, make_eval_environment, limit of steps of an evaluation's episode) -> the loop.
     loop: Callable[[types.Agent, Sequence[int], plans.MakeEnvironment, int], loops.Loop]
-    # (agent, learner's state, agent steps, seed, limit) -> an episode a row, cut after `limit`.
+    # (agent, learner's state, agent steps, seed, limit) -> an episode per row, cut after `limit`.
     play: Callable[[types.Agent, types.LearnerState, int, int, int], loops.Episodes]
     # The same -> pictures of one episode, RGB uint8 [H, W, 3], at most `limit`.
     frames: Callable[[types.Agent, types.LearnerState, int, int, int], Iterator[np.ndarray]]
     close: Callable[[], None]  # Frees threads and emulators.
 
     def learning_begins(self, config: replay.Config) -> int:
-        """Returns the agent steps before the first learner step; raises as what it calls."""
+        """Returns the agent steps before the first learner step.
+
+        Raises:
+          ValueError: if a batch can never be drawn.
+        """
         num_envs = self.environment.num_envs
         loops.pace(config, num_envs)
         return loops.learning_begins(config, num_envs, sees_own_ticks=self.seeds_together)
@@ -46,7 +50,7 @@ def closing(environment: plans.AnyEnvironment) -> Iterator[Simulator]:
 
 
 def _of(environment: plans.AnyEnvironment) -> Simulator:
-    """Returns the simulator of an environment: the one place that tells the kinds apart."""
+    """Returns the simulator of an environment; only this function tells the kinds apart."""
     if isinstance(environment, types.Environment):
         return Simulator(
             environment,

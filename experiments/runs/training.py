@@ -1,4 +1,4 @@
-"""Training as a person runs it: a folder, a log, checkpoints, progress, and exact resumption."""
+"""Training of runs in their folders, with checkpoints and progress, and exact resumption."""
 
 import contextlib
 import dataclasses
@@ -42,11 +42,11 @@ def train(
       environment: a name ("minatar/breakout"), or a function of the number of rows.
       out: folder of the run, which must not exist; None takes the next free one under runs/.
       callback: receives each row of metrics.csv, a mapping, as it is written.
-      quiet: no progress.
-      **fields: of `plan.Plan`: steps, seed, num_seeds, num_envs, eval_every, settings, ...
+      quiet: prints no progress.
+      **fields: of `plans.Plan`: steps, seed, num_seeds, num_envs, eval_every, settings, ...
 
     Raises:
-      ValueError: for what does not fit, before anything is compiled or written.
+      ValueError: for fields that do not fit, before anything is compiled or written.
       ArithmeticError: if the loss or a parameter stops being finite.
     """
     agent_name, make_agent = _named(agent)
@@ -83,25 +83,24 @@ def resume(
     empty_replay: bool = False,
     accept_changes: bool = False,
 ) -> pathlib.Path:
-    """Goes on with a run where its newest whole checkpoint left it; begins one that has none.
+    """Goes on with a run from its newest whole checkpoint; begins a run that has none.
 
     Args:
       path: of the run.
       steps: a larger number extends the run.
-      agent, environment: what was handed to `train` if not names.
+      agent, environment: the functions that were handed to `train`, if not names.
       trust_code: whether modules that config.json names (a reward's, an environment's) may run.
       callback, quiet: as for `train`.
-      empty_replay: goes on without the transitions of a replay that is damaged; config.json says.
-      accept_changes: goes on although config.json or the record is not as it was when the newest
-        checkpoint was saved; what differs is said, and config.json lists it.
+      empty_replay: goes on without the transitions of a damaged replay; config.json notes it.
+      accept_changes: goes on although config.json or the record has changed since the newest
+        checkpoint was saved; the changes are printed, and config.json notes them.
 
     Raises:
       ValueError: if this is no run, it names code that is not trusted, another process trains it,
-        `steps` is smaller than what it was started with, or something of it was changed, damaged
-        or lost.
+        `steps` is smaller than the run's, or one of its files was changed, damaged or lost.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
-    # A lock is put into the folder of a run alone, and of one that may be gone on with.
+    # Before the lock is written: it must be a run, and one that may go on.
     opened.open(folder.path, trust_code=trust_code).plan.require_trust(folder.config_file)
     with owner.held(folder.path):
         run = opened.open(folder.path, trust_code=trust_code)
@@ -157,20 +156,20 @@ def resume(
 
 
 def _changes(run: opened.Opened, plan: plans.Plan) -> list[str]:
-    """Returns what of a run is not as it was saved, before anything is built or written.
+    """Returns a line for each file of a run that has changed since it was saved.
 
     Raises:
       ValueError: if it has rows, and no checkpoint to go on from.
     """
-    found = [
-        f"{run.path / part} is of a seed that {run.path}/config.json does not have"
-        for part in sorted(path.parent.name for path in run.path.glob("seed_*/config.json"))
-        if part not in {f"seed_{seed}" for seed in run.seeds}
+    lines = [
+        f"{run.path / name} is of a seed that {run.path}/config.json does not have"
+        for name in sorted(path.parent.name for path in run.path.glob("seed_*/config.json"))
+        if name not in {f"seed_{seed}" for seed in run.seeds}
     ]
-    parts = {seed for seed, part in run.folders.items() if part.path != run.path}
+    apart = {seed for seed, part in run.folders.items() if part.path != run.path}
     if run.config.get("loop") == "host" and run.plan.num_seeds > 1:
         for seed in sorted({int(row["seed"]) for row in run_folder.RunFolder(run.path).rows()}):
-            if seed not in parts:
+            if seed not in apart:
                 raise ValueError(
                     f"{run.path / f'seed_{seed}'} is missing, and {run.path}/metrics.csv has its "
                     "rows: put it back, or start a new run elsewhere"
@@ -180,23 +179,23 @@ def _changes(run: opened.Opened, plan: plans.Plan) -> list[str]:
         if is_whole_run and seed != run.seeds[0]:
             continue  # All seeds are in one folder.
         record.standing(part, plan.steps)
-        config = run.config if is_whole_run else _of_seed(run.config, run.plan, seed)
-        found += record.complaints(part, config, plan.log_every)
-    return found
+        config = run.config if is_whole_run else _seed_config(run.config, run.plan, seed)
+        lines += record.complaints(part, config, plan.log_every)
+    return lines
 
 
-def _of_seed(config: Mapping[str, Any], plan: plans.Plan, seed: int) -> dict[str, Any]:
+def _seed_config(config: Mapping[str, Any], plan: plans.Plan, seed: int) -> dict[str, Any]:
     """Returns the configuration of one seed of several that run in turn."""
     return {**config, "plan": {**plan.to_json(), "seed": seed, "num_seeds": 1}}
 
 
 def _named(given: str | Callable[..., Any]) -> tuple[str, Callable[..., Any] | None]:
-    """Returns the name that config.json has, and what was handed over in Python in its place."""
+    """Returns the name for config.json, and the function that was given in place of one."""
     return (given, None) if isinstance(given, str) else (plans.CUSTOM, given)
 
 
 def _details(work: Work) -> dict[str, Any]:
-    """Returns the whole configuration and what the agent observes, for a reader."""
+    """Returns the whole configuration and the spec of observations, for config.json."""
     agent = work.agent
     config = agent.config if agent.config is not None else agent.experience
     return {
@@ -209,8 +208,8 @@ def _details(work: Work) -> dict[str, Any]:
 def _differences(
     plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yields a line for each fact of what was handed over or read that is not as it was."""
-    # What is named is built of the record; models are compared by their hashes, with an error.
+    """Yields a line for each change of the data, or of a custom agent's configuration."""
+    # Named agents are built as recorded; models are compared by their hashes, with an error.
     keys = ("data", *(["config"] if plan.agent == plans.CUSTOM else []))
     before, now = (
         dict(json_files.leaves({key: facts[key] for key in keys if key in facts}))
@@ -230,7 +229,7 @@ def _free_folder(plan: plans.Plan) -> pathlib.Path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Run:
-    """A run in its folder, and how it is shown to who runs it."""
+    """A run in its folder, and where its progress goes."""
 
     recipe: kinds.Recipe
     folder: run_folder.RunFolder
@@ -244,9 +243,9 @@ class _Run:
         return self.recipe.named.plan
 
     def go(self, work: Work, close: Callable[[], None]) -> None:
-        """Runs all seeds: together in one program, or in turn, a sub-folder each.
+        """Runs all seeds, together in one program, or in turn in a sub-folder each.
 
-        `close` closes `work` before its time, where each seed builds its own.
+        `close` closes `work` early if each seed builds its own.
         """
         plan, folder = self.plan, self.folder
         for note in () if self.quiet else work.notes():
@@ -263,11 +262,11 @@ class _Run:
             part = self._part(seed)
             part.path.mkdir(exist_ok=True)
             with owner.held(part.path):
-                part.write_config(_of_seed(config, plan, seed))
+                part.write_config(_seed_config(config, plan, seed))
                 single = dataclasses.replace(plan, seed=seed, num_seeds=1)
-                lost = self.empty_replay and record.standing(part, plan.steps) == "saved"
-                with self.recipe.built(folder.path) as built:
-                    self._drive(built, part, single, (seed,), lost)
+                empty_replay = self.empty_replay and record.standing(part, plan.steps) == "saved"
+                with self.recipe.built(folder.path) as seed_work:
+                    self._drive(seed_work, part, single, (seed,), empty_replay)
             parts.append(part)
             folder.write_rows([row for p in parts for row in p.rows()])
             folder.draw(driving.title(plan), work.axes)
@@ -294,9 +293,9 @@ class _Run:
         seeds: Sequence[int],
         empty_replay: bool,
     ) -> None:
-        """Runs one loop to the plan's number of steps, or until interrupted.
+        """Runs one loop to the plan's number of steps, or until it is interrupted.
 
-        `folder` and `plan` are the run's, or those of one seed of several.
+        `folder` and `plan` are the run's, or those of one of its seeds.
         """
         standing = record.standing(folder, plan.steps)
         if standing == "finished":
@@ -305,7 +304,7 @@ class _Run:
         heard = interrupts.Interrupts()
         written = record.Record(folder, has_texts=work.has_texts)
         with heard, contextlib.ExitStack() as stack:
-            with heard.at_once():  # There is nothing yet that would be lost.
+            with heard.at_once():  # Nothing would be lost yet.
                 loop = work.loop(
                     seeds,
                     lambda steps, texts: written.write_texts(steps, seeds[0], texts),

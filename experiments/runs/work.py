@@ -1,7 +1,7 @@
-"""What training asks of a kind of run: games, language models and reward models answer it.
+"""The protocol by which all kinds of runs are trained: games, language models, reward models.
 
 `games.py`, `language.py` and `preferences.py` implement `Work`; `kinds.py` builds the one that a
-plan names. Nothing else knows which it is.
+plan names. Training knows nothing else of the kind.
 """
 
 import contextlib
@@ -12,19 +12,19 @@ from typing import Any, Protocol
 from kullback.core import loops, types
 from kullback.experiments import plots
 
-OnTexts = Callable[[int, list[dict[str, Any]]], None]  # Receives learner steps done, and texts.
+OnTexts = Callable[[int, list[dict[str, Any]]], None]  # (learner steps done, texts)
 Abandons = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 class Work(Protocol):
-    """An agent and all that it learns from; methods with a body are for those that have more."""
+    """An agent and all that it learns from; methods with a body may be left out."""
 
-    agent: types.Agent  # Its configuration is that of the whole run.
-    spec: types.Spec  # What the agent observes and does.
-    axes: plots.Axes  # Of the learning curve.
+    agent: types.Agent  # With the configuration of the whole run.
+    spec: types.Spec  # The agent's observations and actions.
+    axes: plots.Axes  # The learning curve's.
     has_texts: bool  # Whether samples.jsonl is written.
     seeds_together: bool  # Whether one loop runs all seeds; else each has its own, in turn.
-    columns: Sequence[str]  # Of metrics.csv, beside those of all runs.
+    columns: Sequence[str]  # Columns of metrics.csv besides those of all runs.
 
     def loop(
         self, seeds: Sequence[int], on_texts: OnTexts, every: int, abandons: Abandons
@@ -33,25 +33,25 @@ class Work(Protocol):
 
         Args:
           seeds: all of the run's, or one.
-          on_texts: receives what the policy samples to learn from.
-          every: learner steps, of each so many of which the last one's texts are received.
+          on_texts: receives some texts that the policy samples to learn from.
+          every: learner steps of an interval, in which `on_texts` is called once.
           abandons: as for `sequences.make`.
         """
         ...
 
     def details(self) -> dict[str, Any]:
-        """Returns what config.json says beside the agent's configuration and the spec."""
+        """Returns further facts for config.json."""
         ...
 
     def notes(self) -> Iterator[str]:
-        """Yields lines for who begins or goes on with the run."""
+        """Yields lines that are printed when the run begins or goes on."""
         yield from ()
 
     def check(self) -> None:
-        """Raises ValueError for what does not fit, which is better known before training."""
+        """Raises ValueError for a configuration that would fail during training."""
 
     def save(self, folder: pathlib.Path) -> None:
-        """Writes what stands beside config.json from the beginning."""
+        """Writes the files that stand beside config.json from the beginning."""
 
     def measures(self, learner: types.LearnerState, steps: int) -> dict[str, float]:
         """Returns values of `columns`, measured at an evaluation."""
@@ -60,11 +60,11 @@ class Work(Protocol):
     def remember(
         self, notes: dict[str, Any], steps: int, measured: Mapping[str, float]
     ) -> str | None:
-        """Adds measures to a checkpoint's notes; returns a warning that they give rise to."""
+        """Adds measures to a checkpoint's notes; returns a warning about them, or None."""
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Returns texts for a reader, JSON-able, at an evaluation and at the end."""
         return []
 
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
-        """Makes what a run leaves behind once it is over."""
+        """Writes the files that a finished run leaves behind."""

@@ -171,7 +171,7 @@ def test_a_population_is_reported_as_one_model_and_as_many(
     assert found["calibration_error"].mean == pytest.approx(
         reward_model.calibration(margins[0])[0], abs=1e-5
     )
-    assert len(report.rows) == 6
+    assert len(report.lines) == 6
     alone = reward_report.report(opened.open(population), count=6, seed=1).estimates
     assert alone["accuracy"].mean == found["accuracy_of_seed_1"].mean
     assert "margin_of_ensemble" not in alone
