@@ -82,7 +82,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import opened
 
     run = opened.find(options.run, trust_code=options.trust_code)
-    if any(options.run.glob("*.safetensors")) if run is None else run.is_of_texts:
+    if any(options.run.glob("*.safetensors")) if run is None else run.kind != "games":
         return _evaluate_language(options, run)
     given = ["TASK"] if options.task is not None else []
     of_language = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)

@@ -25,7 +25,7 @@ def _export(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import opened
 
     run = opened.open(options.run, trust_code=options.trust_code)
-    if run.is_of_texts:
+    if run.kind != "games":
         from kullback.experiments.runs import models
 
         models.export(run, options.out, options.seed)

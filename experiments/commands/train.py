@@ -3,8 +3,9 @@
 import argparse
 from typing import Any
 
-from kullback.experiments import catalog, limits
+from kullback.experiments import catalog
 from kullback.experiments.commands import arguments
+from kullback.experiments.runs import plans
 
 AGAIN = ("accept_changes", "empty_replay")  # Options that go with --resume.
 
@@ -20,90 +21,18 @@ def add_parser(commands: Any) -> None:
     sub.add_argument("agent", nargs="?", metavar="AGENT", help="e.g. m-dqn; see kullback list")
     sub.add_argument("environment", nargs="?", metavar="ENVIRONMENT", help="e.g. atari/pong")
     sub.add_argument("--resume", metavar="DIR", type=arguments.path, help="the run to go on with")
-    sub.add_argument("--steps", metavar="N", type=arguments.steps)
-    sub.add_argument("--seed", metavar="S", type=arguments.seed)
-    sub.add_argument(
-        "--num-seeds",
-        metavar="K",
-        type=arguments.whole(1, limits.NUM_SEEDS),
-        help="seeds S to S+K-1; one program if compiled",
-    )
-    sub.add_argument(
-        "--num-envs",
-        metavar="E",
-        type=arguments.whole(1, limits.ROWS),
-        help="environments side by side",
-    )
     sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the run, new")
-    sub.add_argument(
-        "--eval-every", metavar="N", type=arguments.period, help="agent steps; default: never"
-    )
-    sub.add_argument("--eval-episodes", metavar="M", type=arguments.episodes)
-    sub.add_argument(
-        "--eval-max-steps",
-        metavar="N",
-        type=arguments.steps,
-        help="agent steps after which an episode of evaluation is cut; default: 27,000, or the "
-        "environment's own limit if that is longer",
-    )
-    sub.add_argument("--log-every", metavar="N", type=arguments.period, help="agent steps")
-    sub.add_argument("--checkpoint-every", metavar="N", type=arguments.period, help="agent steps")
-    sub.add_argument(
-        "--set",
-        metavar="field=value",
-        action="append",
-        dest="settings",
-        help="a field of the agent's configuration, bare or dotted; see kullback fields",
-    )
-    sub.add_argument(
-        "--environment-flag",
-        metavar="flag=value",
-        action="append",
-        dest="environment_flags",
-        help="of the environment, e.g. protocol=classic for Atari",
-    )
-    sub.add_argument(
-        "--model",
-        metavar="MODEL",
-        type=arguments.name,
-        help="of a language model: a folder, a run, or a preset",
-    )
-    sub.add_argument(
-        "--model-flag",
-        metavar="field=value",
-        action="append",
-        dest="model_flags",
-        help="of a preset that is made on the spot, e.g. num_layers=4",
-    )
-    sub.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        type=arguments.name,
-        help="of a preset; default: the teacher's, or a BPE of the data",
-    )
+    for field, flag in plans.FLAGS.items():
+        if field == "control_tokens":
+            arguments.add_control_tokens(sub, flag.default)
+        else:
+            options = {"dest": field, "metavar": flag.metavar, "help": flag.help}
+            sub.add_argument(f"--{flag.name}", **options, **_reading(field, flag))
     sub.add_argument(
         "--overlong",
         choices=("drop", "truncate-left", "error"),
         help="what becomes of an example that is too long; default: error",
     )
-    sub.add_argument(
-        "--teacher", metavar="DIR", type=arguments.name, help="of distillation: a folder, or a run"
-    )
-    sub.add_argument(
-        "--reward",
-        metavar="NAME",
-        type=arguments.name,
-        help="of reinforcement learning: exact, length, reward-model:DIR, entailment:DIR, "
-        'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
-    )
-    sub.add_argument(
-        "--mesh",
-        metavar="DATAxMODEL",
-        type=arguments.name,
-        help="devices of a language model, all there are: a batch's rows over DATA of them, "
-        "weights over MODEL; e.g. 4x2; default: one device",
-    )
-    arguments.add_control_tokens(sub, "text")
     arguments.add_trust_code(sub)
     again = sub.add_argument_group("with --resume")
     again.add_argument(
@@ -117,6 +46,16 @@ def add_parser(commands: Any) -> None:
         help="go on without the transitions of a replay that is damaged",
     )
     sub.set_defaults(command=_train)
+
+
+def _reading(field: str, flag: plans.Flag) -> dict[str, Any]:
+    """Returns the options by which `argparse` reads the values of a flag."""
+    if isinstance(flag.default, tuple):
+        return {"action": "append"}
+    if isinstance(flag.default, str):
+        return {"type": arguments.name}
+    # 0 stands for a default, which a user leaves out.
+    return {"type": arguments.whole(0 if field == "seed" else 1, flag.most)}
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -42,7 +42,7 @@ class Run:
     def settings(self) -> dict[str, str]:
         """Settings that tell agents apart: the whole configuration, and the number of rows."""
         plan = self.plan.to_json()
-        names = set(plan) - set(NO_SETTINGS) if self.plan.is_language else {"num_envs"}
+        names = set(plan) - set(NO_SETTINGS) if self.plan.kind != "games" else {"num_envs"}
         chosen = {name: plan[name] for name in plan if name in names}
         if "model_flags" in chosen:  # By value: 256 is 256.0.
             pairs = (flag.partition("=") for flag in sorted(chosen["model_flags"]))
@@ -221,7 +221,7 @@ def _changed(run: opened.Opened, part: run_folder.RunFolder) -> list[str]:
 
 def protocol(run: Run) -> dict[str, str]:
     """Returns the environment's flags that differ from the defaults, as texts."""
-    if run.plan.is_language or run.plan.environment == plans.CUSTOM:
+    if run.plan.kind != "games" or run.plan.environment == plans.CUSTOM:
         return {}
     flags = resolved.rules(run.plan, run.config, run.folder / run_folder.CONFIG)
     return {name: _flag_text(value) for name, value in sorted(flags.items())}
@@ -252,7 +252,7 @@ def check_protocols(runs: Sequence[Run]) -> None:
 
 def _spec(run: Run) -> dict[str, Any]:
     # Each language model has its own tokens, hence its own number of actions.
-    if run.plan.is_language:
+    if run.plan.kind != "games":
         return {}
     # How a network reads observations is part of the agent, not of the rules.
     return {k: v for k, v in run.config.get("spec", {}).items() if k != inputs.RULES}

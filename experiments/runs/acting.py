@@ -11,6 +11,7 @@ import numpy as np
 
 from kullback.core import checkpoints, compiled, finite, loops, types
 from kullback.experiments.runs import games, opened, plans, resolved, simulators
+from kullback.experiments.runs.work import MakeAgent, MakeEnvironment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Run:
     plan: plans.Plan
     agent: types.Agent
     spec: types.Spec
-    make_eval_environment: plans.MakeEnvironment  # Makes the environment of evaluations.
+    make_eval_environment: MakeEnvironment  # Makes the environment of evaluations.
     learner: types.LearnerState  # One seed's.
     env_steps: int
     seed: int
@@ -97,8 +98,8 @@ def load(
     *,
     seed: int | None = None,
     best: bool = False,
-    agent: plans.MakeAgent | None = None,
-    environment: plans.MakeEnvironment | None = None,
+    agent: MakeAgent | None = None,
+    environment: MakeEnvironment | None = None,
     trust_code: bool = False,
 ) -> Run:
     """Loads the newest whole checkpoint of a run, or its best.
@@ -124,8 +125,8 @@ def of_run(
     *,
     seed: int | None = None,
     best: bool = False,
-    agent: plans.MakeAgent | None = None,
-    environment: plans.MakeEnvironment | None = None,
+    agent: MakeAgent | None = None,
+    environment: MakeEnvironment | None = None,
 ) -> Run:
     """Loads a checkpoint, as `load` does, of a run that has been opened."""
     plan, folder = run.plan, run.folder(seed)

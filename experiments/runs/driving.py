@@ -187,8 +187,8 @@ class Drive:
             num_cut = notes["evaluation_cut"] = assessment.num_cut
             count = self.plan.eval_episodes * len(assessment.scores)
             bar.say(
-                f"{num_cut} of {count} episodes of the evaluation at step {steps:,} were cut at its "
-                "limit of steps; --eval-max-steps raises that of another run"
+                f"{num_cut} of {count} episodes of the evaluation at step {steps:,} were cut at "
+                "its limit of steps; --eval-max-steps raises that of another run"
             )
         if assessment.measured:
             warning = self.work.remember(notes, steps, assessment.measured)

@@ -9,7 +9,7 @@ from kullback import environments
 from kullback.core import loops, types
 from kullback.experiments import plots
 from kullback.experiments.runs import inputs, plans, resolved, simulators
-from kullback.experiments.runs.work import Abandons, OnTexts, Work
+from kullback.experiments.runs.work import Abandons, MakeAgent, MakeEnvironment, OnTexts, Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Games(Work):
     agent: types.Agent
     spec: types.Spec  # With the rules by which networks read observations.
     simulator: simulators.Simulator
-    make_eval_environment: plans.MakeEnvironment  # Makes the environment of evaluations.
+    make_eval_environment: MakeEnvironment  # Makes the environment of evaluations.
     plan: plans.Plan
     is_given: bool  # Whether the environment was handed over in Python.
     seeds_together: bool
@@ -66,8 +66,8 @@ class Games(Work):
 @contextlib.contextmanager
 def built(
     named: resolved.Resolved,
-    make_agent: plans.MakeAgent | None = None,
-    make_environment: plans.MakeEnvironment | None = None,
+    make_agent: MakeAgent | None = None,
+    make_environment: MakeEnvironment | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Iterator[Games]:
     """Makes the agent and the environment of a run, which is closed when the block ends.

@@ -75,8 +75,8 @@ def notes(spec: types.Spec) -> list[str]:
         shown = ", ".join(map(str, unscaled[:10])) + (", ..." if len(unscaled) > 10 else "")
         lines.append(
             f"note: {len(unscaled)} of {spec.shape[0]} dimensions of the observation are not "
-            f"scaled ({shown}): their declared bounds are equal, not finite in float32, or more than "
-            f"{networks.WIDEST:,.0f} apart"
+            f"scaled ({shown}): their declared bounds are equal, not finite in float32, or more "
+            f"than {networks.WIDEST:,.0f} apart"
         )
     is_bytes = np.dtype(spec.dtype) == np.uint8
     if is_bytes and spec.largest_byte == 255 and networks.is_grid(spec):

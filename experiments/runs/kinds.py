@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kullback.core import platform
-from kullback.experiments.runs import games, opened, plans, resolved
-from kullback.experiments.runs.work import Work
+from kullback.experiments.runs import games, resolved
+from kullback.experiments.runs.work import MakeAgent, MakeEnvironment, Work
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,8 +16,8 @@ class Recipe:
     """A resolved plan, and the functions that were handed over in place of its names."""
 
     named: resolved.Resolved
-    make_agent: plans.MakeAgent | None = None
-    make_environment: plans.MakeEnvironment | None = None
+    make_agent: MakeAgent | None = None
+    make_environment: MakeEnvironment | None = None
     recorded: Mapping[str, Any] | None = None  # config.json of a run that goes on.
 
     @contextlib.contextmanager
@@ -30,7 +30,7 @@ class Recipe:
         Raises:
           ValueError: if the plan's parts do not fit each other.
         """
-        kind = opened.kind_of(self.named.plan)
+        kind = self.named.plan.kind
         if kind == "games":
             with games.built(
                 self.named, self.make_agent, self.make_environment, self.recorded

@@ -38,7 +38,7 @@ def since(plan: plans.Plan, recorded: Recorded) -> list[str]:
 
 def _is_evaluated_game(plan: plans.Plan, recorded: Recorded) -> bool:
     del recorded
-    return bool(plan.eval_every) and not plan.is_language
+    return bool(plan.eval_every) and plan.kind == "games"
 
 
 def _may_have_no_end(plan: plans.Plan, recorded: Recorded) -> bool:
@@ -66,7 +66,7 @@ def _learns_from_empty_slots(plan: plans.Plan, recorded: Recorded) -> bool:
 
 def _ends_many_rows(plan: plans.Plan, recorded: Recorded) -> bool:
     del recorded
-    return not plan.is_language and plan.num_envs > metrics.RECENT_EPISODES
+    return plan.kind == "games" and plan.num_envs > metrics.RECENT_EPISODES
 
 
 def _steps_of_a_caller(plan: plans.Plan, recorded: Recorded) -> bool:
@@ -75,7 +75,7 @@ def _steps_of_a_caller(plan: plans.Plan, recorded: Recorded) -> bool:
 
 def _is_evaluated_text(plan: plans.Plan, recorded: Recorded) -> bool:
     del recorded
-    return bool(plan.eval_every) and plan.is_language
+    return bool(plan.eval_every) and plan.kind != "games"
 
 
 def _is_rewarded(plan: plans.Plan, recorded: Recorded) -> bool:

@@ -154,7 +154,7 @@ def _params(run: opened.Opened, like: Any, seed: int | None, best: bool) -> type
 
 def decoder_of(run: opened.Opened) -> Checkpoint:
     """Reads shape and tokenizer of a run's decoder, without parameters."""
-    if not run.is_of_texts:
+    if run.kind == "games":
         raise ValueError(
             f"{run.path} is a run of {run.plan.agent} on {run.plan.environment}, "
             "which is no language model"

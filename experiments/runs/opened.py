@@ -6,13 +6,10 @@ Functions that need more than one fact of a run take an `Opened`, not the path.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from kullback import lm
 from kullback.core import folders
 from kullback.experiments.runs import plans, run_folder
-
-Kind = Literal["games", "language", "preferences"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +19,6 @@ class Opened:
     path: pathlib.Path
     plan: plans.Plan
     config: Mapping[str, Any]  # All of config.json.
-    kind: Kind
     # By seed, the folder of its metrics and checkpoints: the run's folder, or a sub-folder for each
     # seed. In the latter case a seed that has not begun is left out.
     folders: Mapping[int, run_folder.RunFolder]
@@ -33,9 +29,9 @@ class Opened:
         return self.plan.seeds
 
     @property
-    def is_of_texts(self) -> bool:
-        """Whether it trains a language model or a reward model, which have a tokenizer."""
-        return self.kind != "games"
+    def kind(self) -> plans.Kind:
+        """The kind of model that it trains."""
+        return self.plan.kind
 
     def folder(self, seed: int | None = None) -> run_folder.RunFolder:
         """Returns the folder of a seed's metrics and checkpoints; None is the first seed.
@@ -77,7 +73,6 @@ def open(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened:
         path=folder.path,
         plan=plan,
         config=config,
-        kind=kind_of(plan),
         folders=begun or dict.fromkeys(plan.seeds, folder),
     )
 
@@ -90,11 +85,3 @@ def find(path: str | pathlib.Path, *, trust_code: bool = False) -> Opened | None
     """
     is_run = run_folder.RunFolder(pathlib.Path(path)).is_run()
     return open(path, trust_code=trust_code) if is_run else None
-
-
-def kind_of(plan: plans.Plan) -> Kind:
-    """Returns what is trained: an agent of games, a language model, or a reward model."""
-    if not plan.is_language:
-        return "games"
-    entry = lm.ALGORITHMS.get(plan.agent)
-    return "preferences" if entry is not None and entry.reads_pairs else "language"

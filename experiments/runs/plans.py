@@ -1,35 +1,43 @@
-"""What a run is: checked when built, saved as config.json, read from there to resume."""
+"""Plans of runs: checked when built, saved in config.json, and read from there to resume.
+
+Their fields are the flags of `kullback train`, too: JAX is imported once a plan is made.
+"""
 
 import dataclasses
 import typing
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from kullback import agents, environments, lm
-from kullback.core import files, json_files, names, sharding, typed, types
+from kullback import agents, lm
+from kullback.core import files, json_files, names, typed
 from kullback.experiments import limits
-from kullback.lm import control_tokens as reading
+from kullback.lm.control_tokens import READINGS, Reading
 
-# The largest value of each number of a plan.
-MOST = {
-    "steps": limits.STEPS,
-    "num_envs": limits.ROWS,
-    "num_seeds": limits.NUM_SEEDS,
-    "eval_episodes": limits.EPISODES,
-    "eval_max_steps": limits.STEPS,
-    **dict.fromkeys(("eval_every", "log_every", "checkpoint_every"), limits.PERIOD),
-}
+CUSTOM = "custom"  # Stands in config.json for an agent or environment handed over in Python.
 
-AnyEnvironment = types.Environment | types.HostEnvironment
-MakeAgent = Callable[[types.Spec], types.Agent]
-MakeEnvironment = Callable[[int], Any]  # Number of rows -> environment of either kind.
+Kind = Literal["games", "language", "preferences"]  # The last trains reward models.
 
-CUSTOM = "custom"  # Stands in config.json for what was handed over in Python.
+
+class Flag(NamedTuple):
+    """The flag of `kullback train` for a field of a plan."""
+
+    name: str  # Without "--"; "" is the field's.
+    metavar: str
+    help: str | None
+    default: Any  # Its type is the flag's: a tuple takes the flag several times.
+    most: int  # The largest value of a number.
+
+
+def _flag(
+    default: Any, metavar: str, help: str | None = None, *, most: int = 0, name: str = ""
+) -> Any:
+    """Returns a field of a plan that has a flag."""
+    flag = Flag(name, metavar, help, default, most)
+    return dataclasses.field(default=default, metadata={"flag": flag})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """Of a family of environments, in agent steps over all of them."""
+    """Default numbers of a family of environments; steps are agent steps over all environments."""
 
     steps: int
     num_envs: int
@@ -43,7 +51,7 @@ DEFAULTS = {
     "minatar": Defaults(steps=5_000_000, num_envs=16, log_every=5_000, checkpoint_every=20_000),
     "gym": Defaults(steps=100_000, num_envs=4, log_every=1_000, checkpoint_every=10_000),
     "toy": Defaults(steps=10_000, num_envs=4, log_every=500, checkpoint_every=2_000),
-    # A step is a learner step there, and an environment a sequence: the agent's batch_size.
+    # Steps are learner steps here; the number of sequences is the agent's batch_size.
     "tokens": Defaults(steps=1_000, num_envs=1, log_every=10, checkpoint_every=200),
     CUSTOM: Defaults(steps=100_000, num_envs=4, log_every=1_000, checkpoint_every=10_000),
 }
@@ -53,47 +61,80 @@ DEFAULTS = {
 class Plan:
     """A run, by names and numbers; steps are agent steps over all environments of one seed.
 
-    For language models ("tokens") they are learner steps.
+    For language models ("tokens") they are learner steps. A number of 0 or "" is the default.
     """
 
     agent: str
     environment: str
-    family: str = ""  # Whose presets and defaults hold; "" is the environment's own.
-    steps: int = 0  # 0, here and below, is the family's.
-    seed: int = 0
-    num_seeds: int = 1  # Seeds seed .. seed + num_seeds - 1.
-    num_envs: int = 0
-    eval_every: int = 0  # Agent steps; 0 is never.
-    eval_episodes: int = 10
-    # Agent steps after which an episode of evaluation is cut; 0 is 27,000 (an Atari game), or the
-    # environment's own limit where that is longer.
-    eval_max_steps: int = 0
-    settings: tuple[str, ...] = ()  # field=value of the agent's configuration.
-    environment_flags: tuple[str, ...] = ()  # flag=value of the environment's constructor.
-    model: str = ""  # Of a language model: a folder, a run, or a preset.
-    model_flags: tuple[str, ...] = ()  # field=value of the preset.
-    tokenizer: str = ""  # Of a preset: a folder with one; "" is the teacher's, or a new BPE.
-    teacher: str = ""  # A folder or a run.
-    reward: str = ""  # Of reinforcement learning, see rewards.py; "" is the task's own rule.
-    # What text is that spells control tokens: "text", or what it spells, "parse".
-    control_tokens: reading.Reading = "text"
-    mesh: str = ""  # DATAxMODEL devices, "4x2"; "" is one device.
-    log_every: int = 0
-    checkpoint_every: int = 0
-    # Whether code that the plan names may run: what is typed is the user's word, what stands in a
-    # file is not. It is no part of what is saved, or a file could say so of itself.
+    family: str = ""  # The family whose presets and defaults hold; "" is the environment's.
+    steps: int = _flag(0, "N", most=limits.STEPS)
+    seed: int = _flag(0, "S", most=limits.SEED)
+    num_seeds: int = _flag(
+        1, "K", "seeds S to S+K-1; one program if compiled", most=limits.NUM_SEEDS
+    )
+    num_envs: int = _flag(0, "E", "environments side by side", most=limits.ROWS)
+    eval_every: int = _flag(0, "N", "agent steps; default: never", most=limits.PERIOD)
+    eval_episodes: int = _flag(10, "M", most=limits.EPISODES)
+    eval_max_steps: int = _flag(
+        0,
+        "N",
+        "agent steps after which an episode of evaluation is cut; default: 27,000, or the "
+        "environment's own limit if that is longer",
+        most=limits.STEPS,
+    )
+    settings: tuple[str, ...] = _flag(
+        (),
+        "field=value",
+        "a field of the agent's configuration, bare or dotted; see kullback fields",
+        name="set",
+    )
+    environment_flags: tuple[str, ...] = _flag(
+        (),
+        "flag=value",
+        "of the environment, e.g. protocol=classic for Atari",
+        name="environment-flag",
+    )
+    model: str = _flag("", "MODEL", "of a language model: a folder, a run, or a preset")
+    model_flags: tuple[str, ...] = _flag(
+        (),
+        "field=value",
+        "of a preset that is made on the spot, e.g. num_layers=4",
+        name="model-flag",
+    )
+    tokenizer: str = _flag("", "DIR", "of a preset; default: the teacher's, or a BPE of the data")
+    teacher: str = _flag("", "DIR", "of distillation: a folder, or a run")
+    reward: str = _flag(
+        "",
+        "NAME",
+        "of reinforcement learning: exact, length, reward-model:DIR, entailment:DIR, "
+        'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
+    )
+    # How a text that spells control tokens is read; other commands have the same flag.
+    control_tokens: Reading = _flag("text", "")
+    mesh: str = _flag(
+        "",
+        "DATAxMODEL",
+        "devices of a language model, all there are: a batch's rows over DATA of them, "
+        "weights over MODEL; e.g. 4x2; default: one device",
+    )
+    log_every: int = _flag(0, "N", "agent steps", most=limits.PERIOD)
+    checkpoint_every: int = _flag(0, "N", "agent steps", most=limits.PERIOD)
+    # Whether code that the plan names may run. A user's own words may; a file must not say so of
+    # itself, and so this is not saved.
     trust_code: bool = dataclasses.field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "settings", tuple(self.settings))
-        object.__setattr__(self, "environment_flags", tuple(self.environment_flags))
-        object.__setattr__(self, "model_flags", tuple(self.model_flags))
-        self._check_types()
+        from kullback import environments
+
+        for name in ("settings", "environment_flags", "model_flags"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, hint in typing.get_type_hints(type(self)).items():
+            object.__setattr__(self, name, typed.check(name, hint, getattr(self, name)))
         known = {**agents.AGENTS, **lm.ALGORITHMS}
         if self.agent != CUSTOM and self.agent not in known:
             raise ValueError(names.unknown("agent", self.agent, known))
-        self._check_tenant()
-        if self.environment != CUSTOM and not self.is_language:
+        self._check_kind()
+        if self.environment != CUSTOM and self.kind == "games":
             environments.check_name(self.environment)
         for name, given in (("agent", self.settings), ("environment", self.environment_flags)):
             if given and getattr(self, name) == CUSTOM:
@@ -104,28 +145,16 @@ class Plan:
         if family not in DEFAULTS:
             raise ValueError(names.unknown("family", family, DEFAULTS))
         object.__setattr__(self, "family", family)
-        for name in ("steps", "num_envs", "log_every", "checkpoint_every"):
-            self._check_range(name, 0)
-            if getattr(self, name) == 0:
-                object.__setattr__(self, name, getattr(DEFAULTS[family], name))
-        for name, least in (
-            *(("num_seeds", 1), ("eval_episodes", 1)),
-            *(("eval_max_steps", 0), ("eval_every", 0)),
-        ):
-            self._check_range(name, least)
-        if self.eval_max_steps and self.is_language:
+        for name, flag in FLAGS.items():
+            least, value = min(flag.default, 1) if flag.most else 0, getattr(self, name)
+            if flag.most and name != "seed" and not least <= value <= flag.most:
+                raise ValueError(f"{name} must lie in [{least}, {flag.most:,}], got {value}")
+        for name, value in dataclasses.asdict(DEFAULTS[family]).items():
+            object.__setattr__(self, name, getattr(self, name) or value)
+        if self.eval_max_steps and self.kind != "games":
             raise ValueError(f"eval_max_steps is for games, not for {self.environment}")
         if not 0 <= self.seed <= limits.SEED + 1 - self.num_seeds:
             raise ValueError(f"seed must lie in [0, 2^31 - num_seeds), got {self.seed}")
-
-    def _check_types(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            object.__setattr__(self, name, typed.check(name, hint, getattr(self, name)))
-
-    def _check_range(self, name: str, least: int) -> None:
-        most, value = MOST[name], getattr(self, name)
-        if not least <= value <= most:
-            raise ValueError(f"{name} must lie in [{least}, {most:,}], got {value}")
 
     @property
     def seeds(self) -> range:
@@ -133,32 +162,37 @@ class Plan:
         return range(self.seed, self.seed + self.num_seeds)
 
     @property
-    def is_language(self) -> bool:
-        """Whether this is a run of a language model."""
-        return self.environment.startswith("tokens/")
+    def kind(self) -> Kind:
+        """The kind of model that it trains."""
+        if not self.environment.startswith("tokens/"):
+            return "games"
+        entry = lm.ALGORITHMS.get(self.agent)
+        return "preferences" if entry is not None and entry.reads_pairs else "language"
 
-    def _check_tenant(self) -> None:
-        learns_language = self.agent in lm.ALGORITHMS
-        if learns_language != self.is_language and CUSTOM not in (self.agent, self.environment):
+    def _check_kind(self) -> None:
+        from kullback.core import sharding
+
+        learns_language, is_game = self.agent in lm.ALGORITHMS, self.kind == "games"
+        if learns_language == is_game and CUSTOM not in (self.agent, self.environment):
             kind = "a language model's and learns in tokens/..." if learns_language else "of games"
             raise ValueError(f"{self.agent} is {kind}, got environment {self.environment!r}")
         if self.mesh:
             sharding.shape_of(self.mesh)
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
-            if getattr(self, name) and not self.is_language:
+            if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
-        if self.control_tokens not in reading.READINGS:
+        if self.control_tokens not in READINGS:
             raise ValueError(f"control_tokens must be text or parse, got {self.control_tokens!r}")
-        if self.control_tokens != "text" and not self.is_language:
+        if self.control_tokens != "text" and is_game:
             raise ValueError(f"control_tokens is for language models, not for {self.environment}")
-        if self.is_language and (self.num_envs > 1 or self.environment_flags):
+        if not is_game and (self.num_envs > 1 or self.environment_flags):
             raise ValueError(
                 "tokens/... takes no num_envs and no environment_flags; a step's sequences are "
                 "--set batch_size=N"
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As config.json keeps it."""
+        """Returns the fields as config.json keeps them."""
         saved = dataclasses.asdict(self)
         del saved["trust_code"]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in saved.items()}
@@ -170,12 +204,12 @@ class Plan:
         """Returns the plan that `to_json` gave.
 
         Args:
-          saved: what stands in the file under "plan".
+          saved: the value of "plan" in the file.
           trust_code: whether the user said that code which it names may run.
-          file: where it stands, for messages.
+          file: the file's path, for messages.
 
         Raises:
-          ValueError: if a field is missing or unknown, or holds what cannot be.
+          ValueError: if a field is missing, unknown or invalid.
         """
         record = json_files.Record(str(file), (), {"plan": saved}).record("plan")
         if "trust_code" in record:
@@ -184,18 +218,18 @@ class Plan:
 
     @property
     def code(self) -> str:
-        """What of the plan names code of other people's, which runs once it is used; "" if none."""
+        """The reward or the environment, if it names a module that would be run; else ""."""
         if "python:" in self.reward.lower():
             return f"reward {self.reward!r}"
-        if ":" in self.environment and not self.is_language:  # gymnasium's MODULE:ID.
+        if ":" in self.environment and self.kind == "games":  # gymnasium's MODULE:ID.
             return f"environment {self.environment!r}"
         return ""
 
     def require_trust(self, file: files.Path = "config.json") -> None:
-        """Refuses code that a file names, unless the user has said that it may run.
+        """Refuses code that the plan names, unless the user has said that it may run.
 
         Args:
-          file: where the plan stands.
+          file: the path of the plan's file, for messages.
 
         Raises:
           ValueError: if the plan names code that is not trusted.
@@ -205,3 +239,16 @@ class Plan:
                 f"{file}: its {self.code} would run code of that module, found on this machine or "
                 "in this folder; if you know it, add --trust-code (trust_code=True in Python)"
             )
+
+
+def _flags() -> dict[str, Flag]:
+    """Returns the flags of a plan by the names of their fields."""
+    flags = {field.name: field.metadata.get("flag") for field in dataclasses.fields(Plan)}
+    return {
+        name: flag._replace(name=flag.name or name.replace("_", "-"))
+        for name, flag in flags.items()
+        if flag is not None
+    }
+
+
+FLAGS = _flags()

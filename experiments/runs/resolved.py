@@ -14,6 +14,7 @@ from typing import Any
 
 from kullback import agents, environments, lm
 from kullback.core import files, json_files, typed, types
+from kullback.environments.checked import AnyEnvironment
 from kullback.experiments.runs import mends, opened, plans, run_folder, settings
 from kullback.lm import splits, tasks
 
@@ -39,12 +40,12 @@ class Resolved:
         """Returns the agent for an environment."""
         return agents.AGENTS[self.plan.agent].make(None, spec, self.config)
 
-    def make_environment(self, num_envs: int) -> plans.AnyEnvironment:
+    def make_environment(self, num_envs: int) -> AnyEnvironment:
         """Makes the environment of training, with `num_envs` rows."""
         self.plan.require_trust()
         return environments.make(self.plan.environment, num_envs, **self.given)
 
-    def make_eval_environment(self, num_envs: int) -> plans.AnyEnvironment:
+    def make_eval_environment(self, num_envs: int) -> AnyEnvironment:
         """Makes the environment of evaluation, whose episodes are whole games on Atari.
 
         In training an episode may be a life (`protocol=classic`, `life_loss=true`).
@@ -102,7 +103,7 @@ def resolve(
         entry = {**agents.AGENTS, **lm.ALGORITHMS}[plan.agent]
         config, notes = _config(entry.presets(plan.family), plan.settings, record)
     given, flags = {}, {}
-    if with_environment and not plan.is_language and plan.environment != plans.CUSTOM:
+    if with_environment and plan.kind == "games" and plan.environment != plans.CUSTOM:
         plan.require_trust(file)
         given, flags, more = _flags(plan, record)
         notes += more

@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import compiled, host, loops, replay, rollout, types
-from kullback.experiments.runs import plans
+from kullback.environments.checked import AnyEnvironment
+from kullback.experiments.runs.work import MakeEnvironment
 
 
 class Simulator(NamedTuple):
     """An environment, the loop that trains in it, and how a trained agent acts in it."""
 
-    environment: plans.AnyEnvironment
+    environment: AnyEnvironment
     name: str  # The kind's name in config.json.
     seeds_together: bool  # Whether one program runs all seeds; also, whether it sees its own ticks.
     steps_dtype: Any  # The type of agent steps in a checkpoint.
     # (agent, seeds, make_eval_environment, limit of steps of an evaluation's episode) -> the loop.
-    loop: Callable[[types.Agent, Sequence[int], plans.MakeEnvironment, int], loops.Loop]
+    loop: Callable[[types.Agent, Sequence[int], MakeEnvironment, int], loops.Loop]
     # (agent, learner's state, agent steps, seed, limit) -> an episode per row, cut after `limit`.
     play: Callable[[types.Agent, types.LearnerState, int, int, int], loops.Episodes]
     # The same -> pictures of one episode, RGB uint8 [H, W, 3], at most `limit`.
@@ -40,7 +41,7 @@ class Simulator(NamedTuple):
 
 
 @contextlib.contextmanager
-def closing(environment: plans.AnyEnvironment) -> Iterator[Simulator]:
+def closing(environment: AnyEnvironment) -> Iterator[Simulator]:
     """Makes the simulator of an environment, which is closed when the block ends."""
     simulator = _of(environment)
     try:
@@ -49,7 +50,7 @@ def closing(environment: plans.AnyEnvironment) -> Iterator[Simulator]:
         simulator.close()
 
 
-def _of(environment: plans.AnyEnvironment) -> Simulator:
+def _of(environment: AnyEnvironment) -> Simulator:
     """Returns the simulator of an environment; only this function tells the kinds apart."""
     if isinstance(environment, types.Environment):
         return Simulator(

@@ -23,12 +23,12 @@ from kullback.experiments.runs import (
 )
 from kullback.experiments.runs.driving import Callback
 from kullback.experiments.runs.saver import Saver
-from kullback.experiments.runs.work import Work
+from kullback.experiments.runs.work import MakeAgent, MakeEnvironment, Work
 
 
 def train(
-    agent: str | plans.MakeAgent,
-    environment: str | plans.MakeEnvironment,
+    agent: str | MakeAgent,
+    environment: str | MakeEnvironment,
     *,
     out: str | pathlib.Path | None = None,
     callback: Callback | None = None,
@@ -75,8 +75,8 @@ def resume(
     path: str | pathlib.Path,
     *,
     steps: int | None = None,
-    agent: plans.MakeAgent | None = None,
-    environment: plans.MakeEnvironment | None = None,
+    agent: MakeAgent | None = None,
+    environment: MakeEnvironment | None = None,
     trust_code: bool = False,
     callback: Callback | None = None,
     quiet: bool = False,

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from kullback.core import loops, types
 from kullback.experiments import plots
 
+MakeAgent = Callable[[types.Spec], types.Agent]
+MakeEnvironment = Callable[[int], Any]  # Number of rows -> environment of either kind.
 OnTexts = Callable[[int, list[dict[str, Any]]], None]  # (learner steps done, texts)
 Abandons = Callable[[], contextlib.AbstractContextManager[Any]]
 

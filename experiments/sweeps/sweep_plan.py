@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.core import loops, names, typed, types
-from kullback.experiments.runs import kinds, opened, plans, resolved, simulators
+from kullback.experiments.runs import kinds, plans, resolved, simulators
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
 GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
@@ -124,7 +124,7 @@ def check(configuration: Configuration) -> bool:
     plan = configuration.plan(configuration.seeds[:1])
     try:
         named = resolved.resolve(plan)
-        if opened.kind_of(plan) != "games":
+        if plan.kind != "games":
             with kinds.Recipe(named=named).built() as work:
                 return work.seeds_together
         spec, seeds_together = _environment_facts(plan.environment, plan.environment_flags)

@@ -201,7 +201,7 @@ _TOKENIZER_FIELDS = ("vocab_size", "bos_id", "eos_ids", "pad_id")
 
 def _shape(plan: plans.Plan, run: opened.Opened | None) -> dict[str, Any]:
     """Returns fields of a language model by name: all of a preset, else those that are set."""
-    if opened.kind_of(plan) == "games":
+    if plan.kind == "games":
         return {}
     from kullback.experiments.runs import models
     from kullback.lm import gemma
@@ -291,7 +291,7 @@ def _threads(sweep: Mapping[str, Any], plan: plans.Plan, is_compiled: bool, core
         return threads
     if is_compiled:  # Small matrices: a second thread waits for the first.
         return 1
-    return HOST_THREADS if opened.kind_of(plan) == "games" else cores
+    return HOST_THREADS if plan.kind == "games" else cores
 
 
 def _steps(folder: pathlib.Path, plan: plans.Plan) -> int:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from kullback.experiments.runs import plans
+
 POLL_SECONDS = 0.2
 TRUST = "--trust-code"
-LISTS = {"settings": "set", "environment_flags": "environment-flag", "model_flags": "model-flag"}
-NOT_FLAGS = ("agent", "environment", "family", *LISTS)  # The family is the environment's.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,14 +104,15 @@ def work(job: Job, environment: Mapping[str, str]) -> Outcome:
 
 def _train_arguments(job: Job) -> list[str]:
     """Returns the arguments of `kullback train` that begin the run."""
-    flags = {k: v for k, v in job.plan.items() if v and k not in NOT_FLAGS}
+    given = [(flag.name, job.plan[field]) for field, flag in plans.FLAGS.items()]
+    lists = [(name, texts) for name, texts in given if isinstance(texts, list)]
     return [
         job.plan["agent"],
         job.plan["environment"],
         f"--out={job.folder}",
         *([TRUST] if job.trust_code else []),
-        *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items()),
-        *(f"--{flag}={text}" for name, flag in LISTS.items() for text in job.plan[name]),
+        *(f"--{name}={value}" for name, value in given if value and not isinstance(value, list)),
+        *(f"--{name}={text}" for name, texts in lists for text in texts),
     ]
 
 

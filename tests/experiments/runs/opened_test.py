@@ -26,7 +26,7 @@ def run(path: pathlib.Path, **fields: object) -> pathlib.Path:
 def test_what_a_run_is(agent: str, environment: str, kind: str, tmp_path: pathlib.Path):
     path = run(tmp_path / "run", agent=agent, environment=environment, seed=3, num_seeds=2)
     found = opened.open(path)
-    assert (found.kind, found.is_of_texts) == (kind, kind != "games")
+    assert found.kind == kind
     assert found.plan.agent == agent and found.config["spec"] == {"num_actions": 2}
     assert list(found.seeds) == [3, 4]
     assert found.folder().path == found.folder(4).path == path  # One program, one folder.
