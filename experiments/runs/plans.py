@@ -110,7 +110,7 @@ class Plan:
         'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
     )
     # How a text that spells control tokens is read; other commands have the same flag.
-    control_tokens: Reading = _flag("text", "")
+    control_tokens: Reading = _flag("text", "")  # noqa: RUF009  # A text, which is immutable.
     mesh: str = _flag(
         "",
         "DATAxMODEL",

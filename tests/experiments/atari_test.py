@@ -19,20 +19,20 @@ TINY = ("min_replay_size=16", "batch_size=4", "capacity=64", "target_period=2")
 
 
 def transitions(contents: replay.State) -> list[np.ndarray]:
-    """What may be drawn, oldest first: five frames, action, reward and end of each."""
+    """Returns frames, action, reward and discount of all that may be drawn, oldest first."""
     length = len(contents.action) // len(contents.cursor)
-    found = []
+    drawable = []
     for e, (oldest, newest) in enumerate(zip(contents.oldest, contents.newest, strict=True)):
         for n in range(oldest, newest):
             position = contents.starts[e * length + n % length]
-            rows = e * length + (position + np.arange(-3, 2)) % length
-            scalars = [x[rows[3]] for x in (contents.action, contents.reward, contents.discount)]
-            found.append(np.concatenate([contents.frames[rows].ravel(), scalars]))
-    return found
+            slots = e * length + (position + np.arange(-3, 2)) % length
+            scalars = [x[slots[3]] for x in (contents.action, contents.reward, contents.discount)]
+            drawable.append(np.concatenate([contents.frames[slots].ravel(), scalars]))
+    return drawable
 
 
 def copied(state: host.RunState) -> host.RunState:
-    """The state as it is now: the replay's arrays change in place."""
+    """Returns a copy of the state, because the replay's arrays change in place."""
     learner = state.learner._replace(key=jax.random.key_data(state.learner.key))
     return jax.tree.map(np.array, state._replace(learner=learner, key=None))
 
@@ -55,9 +55,9 @@ def test_a_stopped_run_goes_on_with_its_learner_and_replay(
             saved.append(copied(state))
 
         def load(self, *, empty_replay: bool = False) -> saver.Loaded:
-            found = super().load(empty_replay=empty_replay)
-            loaded.append(copied(found.state))
-            return found
+            checkpoint = super().load(empty_replay=empty_replay)
+            loaded.append(copied(checkpoint.state))
+            return checkpoint
 
     monkeypatch.setattr(training, "Saver", Watched)
 

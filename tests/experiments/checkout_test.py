@@ -16,7 +16,7 @@ def git(folder: pathlib.Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A checkout with the module in it, everything committed."""
+    """Returns a checkout with the module in it, everything committed."""
     folder = tmp_path / "checkout"
     (folder / "experiments").mkdir(parents=True)
     (folder / "experiments" / "checkout.py").touch()

@@ -1,4 +1,4 @@
-"""What the tests of this folder share: a short run that none changes, and how a command is run."""
+"""Fixtures of this folder: a short run that no test changes, and commands that are run."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ from kullback.experiments import cli
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run that is over."""
+    """A finished run."""
 
     path: pathlib.Path
     rows: list[Mapping[str, Any]]  # As its callback received them.
@@ -55,7 +55,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def compiled() -> list[str]:
-    """What was compiled so far."""
+    """Returns a list that grows with each program that XLA compiles."""
     return COMPILED
 
 
@@ -80,7 +80,7 @@ def kullback(
 
 @pytest.fixture
 def refused(kullback: Command) -> Callable[..., str]:
-    """The one line that refuses a command, which left nothing behind and compiled nothing."""
+    """Runs a command that is refused before it writes or compiles; returns its one line."""
 
     def run(*arguments: object) -> str:
         before, files = len(COMPILED), sorted(pathlib.Path().rglob("*"))

@@ -1,4 +1,4 @@
-"""What a run's files hold of other types than were written, in every reader of them."""
+"""Files of a run whose values have other types than were written, in all that read them."""
 
 import json
 import pathlib
@@ -17,14 +17,14 @@ OLD = pathlib.Path(__file__).parent / "fixtures" / "runs_of_0_1"
 
 @pytest.fixture
 def old(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of the old runs that matter here."""
+    """Copies the old runs that are damaged here."""
     for name in ("host", "rlhf", "warm", "sweep"):
         shutil.copytree(OLD / name, tmp_path / name)
     return tmp_path
 
 
 def report(path: pathlib.Path, out: pathlib.Path) -> None:
-    """Reads what a report says in words of a run."""
+    """Writes the parts of a report that read a run's configuration."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     for family in collect.families([path]):

@@ -1,4 +1,4 @@
-"""What ends a text, from conversations through supervised tuning and rewards to an export."""
+"""Ends of text, from conversations through supervised tuning and rewards to an export."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import sampling as samplings
+from kullback.core.sampling import Sampling
 from kullback.experiments.evaluate import evaluation, generate
 from kullback.experiments.runs import language, models, opened, resolved, run_folder
 from kullback.lm import gemma, tokenizer
@@ -21,7 +21,7 @@ GIVEN: list[str] = []  # Texts that were handed to the reward.
 
 
 def reward(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
-    """A reward for tests, which keeps what it is given."""
+    """Rewards the text "0", and keeps all texts that it is given."""
     del prompts, references
     GIVEN.extend(texts)
     return [float(text == "0") for text in texts]
@@ -29,7 +29,7 @@ def reward(prompts: list[str], texts: list[str], references: list[str]) -> list[
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder of a base model: it names the end of sequence alone, its tokenizer has turns."""
+    """Makes the folder of a base model that names one end; its tokenizer has ends of turns, too."""
     words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
     config = dataclasses.replace(
         gemma.PRESETS["tiny"],
@@ -89,7 +89,7 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
         checkpoint,
         [evaluator.test[0].prompt],
         max_new_tokens=6,
-        sampling=samplings.Sampling(temperature=0),
+        sampling=Sampling(temperature=0),
     )
     assert (made.text, made.ids[-1], made.is_complete) == ("0", 5, True)
     greedy = evaluator.answers(

@@ -28,7 +28,7 @@ STEPS = {"encoder": 60, "embeddings": 300}
 
 
 def paper(name: str, thing: str) -> faithfulness.Paper:
-    """A paper in the words of the tiny tokenizer."""
+    """Returns a paper in words that the tiny tokenizer knows."""
     some = [
         f"the {a} sat on 1 {thing} and do like {n} {b}"
         for n, (a, b) in enumerate(itertools.permutations(["cats", "dogs", "mats"], 2), 1)
@@ -151,7 +151,7 @@ def made(kind: str, is_entailed: bool) -> faithfulness.Pair:
 
 
 def chance(higher: list[float], lower: list[float]) -> float:
-    """That one of the first is above one of the second, by counting."""
+    """Returns how often one of the first is above one of the second, by counting."""
     return float(np.mean([(a > b) + (a == b) / 2 for a in higher for b in lower]))
 
 

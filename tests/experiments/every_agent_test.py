@@ -24,7 +24,7 @@ _compiled: list[str] = []  # An entry a program that XLA made, in this process.
 
 @functools.cache
 def listen() -> None:
-    """JAX keeps a listener for ever: one serves all tests."""
+    """Registers a listener of compilations once: JAX keeps it for ever."""
 
     def note(event: str, duration_secs: float, **details: str | int) -> None:
         del duration_secs
@@ -35,7 +35,7 @@ def listen() -> None:
 
 
 def loop_of(agent: str, environment: str) -> Iterator[loops.Loop]:
-    """The loop that `kullback train` would run; two seeds where they share a program."""
+    """Returns the loop that `kullback train` would run, of two seeds if they share a program."""
     plan = plans.Plan(agent=agent, environment=environment, num_envs=4, settings=SMALL)
     named = resolved.resolve(plan)
     arena = named.make_environment(4)

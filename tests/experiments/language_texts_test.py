@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core import checkpoints
-from kullback.core import sampling as samplings
+from kullback.core.sampling import Sampling
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import models, opened, run_folder
@@ -59,7 +59,7 @@ def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: p
     checkpoint = models.load(sparse)
     words = checkpoint.tokenizer
     prompts = [(words.bos_id, *words.encode(line["prompt"])) for line in lines[4:]]
-    greedy = samplings.Sampling(temperature=0)
+    greedy = Sampling(temperature=0)
     made = generate.generate(checkpoint, prompts, max_new_tokens=4, sampling=greedy)
     assert [line["completion"] for line in lines[4:]] == [row.text for row in made]
     assert [line["done"] for line in lines[4:]] == [row.is_complete for row in made]

@@ -114,7 +114,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def found(root: pathlib.Path) -> dict[str, Any]:
-    """What one process with eight devices has seen."""
+    """Returns the results of a process with eight devices."""
     words = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
     tokenizer.save(words, root / "words")
     ids = {"bos_id": words.bos_id, "eos_ids": words.eos_ids, "pad_id": words.pad_id}

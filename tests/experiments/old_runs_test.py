@@ -29,7 +29,7 @@ IS_SAME_MACHINE = MADE["machine"]() == FACTS["machine"]
 
 @pytest.fixture
 def copies(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """A copy of the old runs, and the current folder: names in them are relative to it."""
+    """Copies the old runs, and enters the copy: names in them are relative to it."""
     folder = tmp_path / "runs"
     shutil.copytree(OLD, folder)
     monkeypatch.chdir(folder)

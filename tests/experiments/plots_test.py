@@ -12,7 +12,7 @@ from kullback.experiments import plots
 
 
 def rows(num_seeds: int, count: int, evaluated: bool = False) -> list[dict[str, str]]:
-    """Rows as metrics.csv has them; the return of seed s after i intervals is i + s."""
+    """Returns rows of metrics.csv; the return of seed s after i intervals is i + s."""
     return [
         {
             "seed": str(seed),
@@ -28,17 +28,17 @@ def rows(num_seeds: int, count: int, evaluated: bool = False) -> list[dict[str, 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
-    """Lines by label, [2, points], of the picture that is saved next."""
-    found: dict[str, np.ndarray] = {}
+    """Returns lines by label, [2, points], of the picture that is saved next."""
+    lines: dict[str, np.ndarray] = {}
     save = matplotlib.figure.Figure.savefig
 
     def spy(self: matplotlib.figure.Figure, *arguments: object, **options: object) -> None:
         for line in self.axes[0].get_lines():
-            found[str(line.get_label())] = np.asarray(line.get_data())
+            lines[str(line.get_label())] = np.asarray(line.get_data())
         save(self, *arguments, **options)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
-    return found
+    return lines
 
 
 def draw(tmp_path: pathlib.Path, of: list[dict[str, str]]) -> None:

@@ -16,7 +16,7 @@ from tests import damage
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Of a coin that is thrown."""
+    """Settings of throws of a coin."""
 
     seeds: int = 3
     throws: int = 50
@@ -29,7 +29,7 @@ class Config:
 
 @pytest.fixture
 def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A reproduction `coin`; the list says which seeds were computed."""
+    """Registers a reproduction `coin`; returns a list that takes the seeds it computes."""
     computed: list[int] = []
 
     def run(config: Config, work: reproduce.Work) -> reproduce.Found:

@@ -22,7 +22,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A model in `model`, and a run of it in `run`."""
+    """Makes a model in `model`, and a run of it in `run`."""
     folder = tmp_path_factory.mktemp("made")
     words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
     config = dataclasses.replace(
@@ -41,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture
 def home(made: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy, in a folder of its own beside a file that is nobody's business."""
+    """Copies a folder beside a file that must not be touched."""
     shutil.copytree(made, tmp_path / "stranger")
     (tmp_path / "key").write_text(SECRET)
     return tmp_path / "stranger"

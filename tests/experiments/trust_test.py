@@ -39,7 +39,7 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture
 def stranger(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pathlib.Path]:
-    """A folder of a stranger's, in which the user is."""
+    """Makes a stranger's folder, and enters it."""
     (tmp_path / "evil.py").write_text(EVIL)
     (tmp_path / "sweep.toml").write_text(SWEEP)
     monkeypatch.chdir(tmp_path)

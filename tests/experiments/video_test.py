@@ -16,7 +16,7 @@ HEIGHT, WIDTH = 48, 64
 
 
 def frames(count: int) -> Iterator[np.ndarray]:
-    """A white square that moves right by four pixels a frame."""
+    """Returns frames of a white square that moves right by four pixels a frame."""
     for i in range(count):
         frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         frame[16:32, 4 * i : 4 * i + 16] = 255
@@ -45,7 +45,7 @@ def test_gif(tmp_path: pathlib.Path):
 
 
 def film(path: pathlib.Path, pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """What a reader sees of a GIF."""
+    """Reads the frames of a GIF as another program would."""
     video.write(iter(pictures), path)
     read = []
     with PIL.Image.open(path) as opened:

@@ -58,7 +58,7 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """A run of a game and one of a language model."""
+    """Returns a run of a game and one of a language model."""
     home = tmp_path_factory.mktemp("runs")
     stored = root / "tests" / "experiments" / "fixtures" / "runs_of_0_1"
     shutil.copytree(stored / "compiled", home / "game")

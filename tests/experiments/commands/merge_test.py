@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kullback.core import averaging, checkpoints
-from kullback.experiments.commands import merge as command
+from kullback.experiments.commands import merge
 from kullback.experiments.runs import models, plans, run_folder
 from kullback.lm import gemma, merging, tokenizer
 from kullback.lm.formats import hugging_face
@@ -38,9 +38,9 @@ def folders(tmp_path: pathlib.Path) -> list[str]:
     return [str(export(tmp_path / str(seed), seed)) for seed in range(3)]
 
 
-def merge(*arguments: str) -> int:
+def kullback_merge(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
+    merge.add_parser(parser.add_subparsers())
     options = parser.parse_args(["merge", *arguments])
     return options.command(options)
 
@@ -54,7 +54,7 @@ def test_slerp_toward_a_base(folders, tmp_path, capsys: pytest.CaptureFixture[st
     base, *others = folders
     out = tmp_path / "merged" / "out"
     request = [*others, "--base", base, "--out", str(out), "--t", "0.25", "--interpolation", "0.3"]
-    assert merge("--method", "slerp", "--group", "all", *request) == 0
+    assert kullback_merge("--method", "slerp", "--group", "all", *request) == 0
     start, *trees = (random_params(seed) for seed in range(3))
     merged = averaging.slerp(trees, start, t=0.25, group_of=averaging.whole)
     assert_written(out, averaging.liti(start, merged, 0.3))
@@ -72,7 +72,7 @@ def test_mean_ema_and_liti(folders, tmp_path):
         ("liti", ["--interpolation", "1", "--base", folders[1]], averaging.mean(trees)),
     ):
         out = tmp_path / f"of {name}"
-        assert merge(*folders, "--method", name, "--out", str(out), *arguments) == 0
+        assert kullback_merge(*folders, "--method", name, "--out", str(out), *arguments) == 0
         assert_written(out, expected)
 
 
@@ -84,7 +84,7 @@ def test_a_run_is_a_model(folders, tmp_path):
     models.save(models.Checkpoint(CONFIG, words, None), run)
     checkpoints.save(run / "checkpoints", 1, {"learner": {"params": random_params(7)}}, {})
     out = tmp_path / "out"
-    assert merge(str(run), folders[0], "--method", "mean", "--out", str(out)) == 0
+    assert kullback_merge(str(run), folders[0], "--method", "mean", "--out", str(out)) == 0
     assert_written(out, averaging.mean([random_params(7), random_params(0)]))
     assert (out / "tokenizer.json").is_file()  # Of the run, the first model.
     assert {path.name for path in tmp_path.iterdir()} == {"0", "1", "2", "run", "out"}
@@ -101,24 +101,26 @@ def test_a_run_is_a_model(folders, tmp_path):
 )
 def test_what_was_asked_wrongly_is_said_before_anything_is_read(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
-        merge("no/model", "nor/this", "--out", str(tmp_path / "out"), *arguments)
+        kullback_merge("no/model", "nor/this", "--out", str(tmp_path / "out"), *arguments)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_out_that_is_a_model_and_models_of_other_operators_are_refused(folders, tmp_path):
     with pytest.raises(ValueError, match="is one of the models"):
-        merge(*folders, "--method", "mean", "--out", folders[1])
+        kullback_merge(*folders, "--method", "mean", "--out", folders[1])
     other = export(tmp_path / "other", 0, "alpha-1.5")
     with pytest.raises(
         ValueError, match=r"models differ in operator: kl in .*0.*alpha-1.5 in .*oth"
     ):
-        merge(folders[0], str(other), "--method", "mean", "--out", str(tmp_path / "out"))
+        kullback_merge(folders[0], str(other), "--method", "mean", "--out", str(tmp_path / "out"))
     # Of the base as well: task vectors are taken from it.
     with pytest.raises(
         ValueError, match=r"models differ in operator: kl in .*0.*alpha-1.5 in .*oth"
     ):
-        merge(*folders, "--method", "slerp", "--base", str(other), "--out", str(tmp_path / "out"))
+        kullback_merge(
+            *folders, "--method", "slerp", "--base", str(other), "--out", str(tmp_path / "out")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -136,9 +138,9 @@ def test_what_is_overridden_is_printed(folders, tmp_path, capsys: pytest.Capture
     with pytest.raises(
         ValueError, match=r"differ in window: 8 in .* \(and 1 fields more\)"
     ) as error:
-        merge(*given)
+        kullback_merge(*given)
     assert "\n" not in str(error.value) and "--force" in str(error.value)
-    merge(*given, "--force")
+    kullback_merge(*given, "--force")
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("overridden")]
     assert said == [
         f"overridden: window: 8 in {folders[0]}/config.json, 5 in {tmp_path}/other/config.json",
@@ -158,18 +160,18 @@ def test_where_nothing_can_be_written_is_said_before_a_run_is_exported(folders, 
     (tmp_path / "file").write_text("")
     for out, said in ((tmp_path / "file" / "out", "cannot be written"), (tmp_path, "not empty")):
         with pytest.raises(ValueError, match=said):
-            merge(str(run), folders[0], "--method", "mean", "--out", str(out))
+            kullback_merge(str(run), folders[0], "--method", "mean", "--out", str(out))
 
 
 def test_a_folder_that_is_not_there_is_named(folders, tmp_path):
     gone = str(tmp_path / "gone")
     for more in ([gone], ["--base", gone]):
         with pytest.raises(ValueError, match="gone is no folder; expected that of a model"):
-            merge(*folders, *more, "--method", "slerp", "--out", str(tmp_path / "out"))
+            kullback_merge(*folders, *more, "--method", "slerp", "--out", str(tmp_path / "out"))
 
 
 def test_choices_are_those_of_the_library():
-    assert command.METHODS == merging.METHODS and command.GROUPS == merging.GROUPS
+    assert merge.METHODS == merging.METHODS and merge.GROUPS == merging.GROUPS
 
 
 def test_nothing_heavy_is_imported_for_help():

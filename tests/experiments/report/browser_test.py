@@ -57,7 +57,7 @@ def chromium(*arguments: str, profile: pathlib.Path) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, write_run: WriteRun) -> pathlib.Path:
-    """A page with all kinds of parts."""
+    """Writes a page with all kinds of parts."""
     folder = tmp_path_factory.mktemp("browser")
     for agent in ("dqn", "m-dqn"):
         for game in ("pong", "breakout"):

@@ -62,7 +62,7 @@ def write(
 
 
 def check_stands_alone(parsed: Parsed, folder: pathlib.Path) -> None:
-    """Nothing is fetched, and each link leads to a file that is whole."""
+    """Checks that nothing is fetched, and that each link leads to a whole file."""
     files = {"index.html"}
     for tag, attributes in parsed.tags:
         assert tag not in ("script", "iframe", "object", "embed")
@@ -79,7 +79,7 @@ def check_stands_alone(parsed: Parsed, folder: pathlib.Path) -> None:
 
 @pytest.fixture(scope="module")
 def minatar(tmp_path_factory: pytest.TempPathFactory, write_run: WriteRun) -> pathlib.Path:
-    """A random agent scores RANDOM, dqn 10 above it, m-dqn 15; one unit a seed, at the end."""
+    """Makes runs whose last scores are, plus the seed, RANDOM + 10 for dqn, + 15 for m-dqn."""
     sweep = tmp_path_factory.mktemp("minatar")
     for agent, gain in (("dqn", 10), ("m-dqn", 15)):
         for game, random in RANDOM.items():

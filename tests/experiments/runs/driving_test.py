@@ -1,4 +1,4 @@
-"""Tests of experiments/runs/driving.py and of training: ears in evaluation, and closing."""
+"""Tests of experiments/runs/driving.py and of training: signals in evaluations, and closing."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ FIELDS: dict[str, Any] = {
 
 
 class Place:
-    """Rows on the host whose episodes are `length` ticks, one reward each; counts what is made."""
+    """A host environment with episodes of `length` ticks, a reward each; counts its instances."""
 
     made: int = 0
     open: int = 0
@@ -61,7 +61,7 @@ class Place:
             self.on_tick()
 
     def on_tick(self) -> None:
-        """Of an environment of evaluation."""
+        """Does something at each tick of an evaluation."""
 
     def recv(self) -> types.TimeStep:
         self._age += 1
@@ -80,7 +80,7 @@ class Place:
 
 @pytest.fixture(autouse=True)
 def counted() -> Iterator[None]:
-    """Whatever is made in a test is closed by its end."""
+    """Checks that all environments of a test are closed by its end."""
     Place.made = Place.open = Place.ticks = 0
     yield
     assert Place.open == 0

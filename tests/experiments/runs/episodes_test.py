@@ -29,13 +29,13 @@ TASK = "tokens/arithmetic"
 
 
 def letters(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
-    """A reward for tests: how many letters; prompts and references are there."""
+    """Rewards each text by its length; checks that prompts and references come with it."""
     assert all(prompt.endswith("=") for prompt in prompts) and len(references) == len(texts)
     return [float(len(text)) for text in texts]
 
 
 def wrong(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
-    """One number, whatever was asked."""
+    """Returns one number, however many texts there are."""
     del prompts, texts, references
     return [1.0]
 

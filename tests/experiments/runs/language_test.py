@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import sampling as samplings
+from kullback.core.sampling import Sampling
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import language, models, opened, plans, resolved, run_folder
@@ -227,7 +227,7 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path
     words, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
     ids = [words.bos_id, *words.encode("31+4=")]
     (made,) = generate.generate(
-        checkpoint, [ids], max_new_tokens=4, sampling=samplings.Sampling(temperature=0)
+        checkpoint, [ids], max_new_tokens=4, sampling=Sampling(temperature=0)
     )
     for token in made.ids:
         logits = model.apply(checkpoint.params, np.array([ids], np.int32))

@@ -30,7 +30,7 @@ SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=8", "probe_pairs
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Pairs of sums, of which the right one was chosen."""
+    """Writes pairs of sums, of which the right one was chosen."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     rows = [
         {"prompt": f"{n}+{m}=", "chosen": str(n + m), "rejected": str(n + m + 1 + n % 3)}
@@ -57,7 +57,7 @@ def train(path: pathlib.Path, task: str, algorithm: str = "reward-model", **fiel
 
 @pytest.fixture(scope="module")
 def start(task: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run of supervised tuning on what was chosen, with three checkpoints."""
+    """Trains a run of supervised tuning on chosen answers, with three checkpoints."""
     path = tmp_path_factory.mktemp("start") / "run"
     settings = SHORT[:3]
     return experiments.train(
@@ -77,7 +77,7 @@ def start(task: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def population(
     task: str, start: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> pathlib.Path:
-    """Two members, from the command line, that start from two checkpoints."""
+    """Trains two members, from the command line, that start from two checkpoints."""
     out = tmp_path_factory.mktemp("warm") / "run"
     given = ["--model", str(start), "--num-seeds", "2", "--steps", "4", "--checkpoint-every", "2"]
     settings = (*SHORT, "starts=2,4", "corruption=0.25", "learning_rates=1e-2")

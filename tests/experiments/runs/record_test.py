@@ -44,7 +44,7 @@ def save(folder: run_folder.RunFolder, step: int, marks: Any) -> None:
 
 
 def events(folder: run_folder.RunFolder) -> list[tuple[str, int, float]]:
-    """Tag, step and value of all events, from the files themselves."""
+    """Reads tag, step and value of all events from the files themselves."""
     found = []
     for path in sorted((folder.path / "tensorboard").iterdir()):
         data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a run computes with is what was recorded when it began, whatever presets are today."""
+"""A run computes with the settings that were recorded when it began, not with today's presets."""
 
 import contextlib
 import dataclasses

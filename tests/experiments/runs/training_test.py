@@ -39,7 +39,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """The newest checkpoint's arrays by name."""
+    """Returns the newest checkpoint's arrays by name."""
     run = experiments.load(folder)
     leaves = jax.tree_util.tree_leaves_with_path(run.learner._replace(key=None))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
