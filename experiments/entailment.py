@@ -9,7 +9,6 @@ same pairs of other papers.
 
 import collections
 import dataclasses
-import functools
 import json
 import pathlib
 import time
@@ -266,14 +265,11 @@ def _encoder(
     trained = classifier._replace(params={**params, "layers": layers, "head": tuned["head"]})
     most = min(128, model.config.max_length)
     reading = scorers.Config(max_length=most, overlap=min(48, most // 4))
-    save = functools.partial(_save_encoder, classifier=trained)
-    return scorers.cross_encoder(trained, reading), save, len(labels)
-
-
-def _save_encoder(
-    out: pathlib.Path, others: dict[str, str], *, classifier: bert_folder.Classifier
-) -> None:
-    bert_folder.save(out, classifier, others)
+    return (
+        scorers.cross_encoder(trained, reading),
+        lambda out, others: bert_folder.save(out, trained, others),
+        len(labels),
+    )
 
 
 def _embeddings(
@@ -308,12 +304,11 @@ def _embeddings(
         config, learner, lambda at: (features[at], labels[at]), len(labels), None, quiet
     )
     model = embeddings.Model(classifier, params)
-    save = functools.partial(_save_embeddings, model=model)
-    return embeddings.probability(model), save, len(labels)
-
-
-def _save_embeddings(out: pathlib.Path, others: dict[str, str], *, model: embeddings.Model) -> None:
-    embeddings.save(out, model, others)
+    return (
+        embeddings.probability(model),
+        lambda out, others: embeddings.save(out, model, others),
+        len(labels),
+    )
 
 
 def _fitting(

@@ -36,11 +36,9 @@ def runner(name: str, num_envs: int, warm_up: int = WARM_UP) -> Callable[[], flo
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures DQN beside Stable-Baselines3's fastest, M-DQN, and the share of acting."""
     names = ("dqn", "m-dqn")
-    work = {(name, n): runner(name, n) for name in names for n in NUM_ENVS}
-    work |= {("acting", n): runner("dqn", n, warm_up=100_000) for n in NUM_ENVS}  # Never learns.
-
-    def ours() -> dict[str, float]:
-        return {f"{k} {n}": timing.best_rate(w, budget.seconds) for (k, n), w in work.items()}
+    work = {f"{name} {n}": runner(name, n) for name in names for n in NUM_ENVS}
+    work |= {f"acting {n}": runner("dqn", n, warm_up=100_000) for n in NUM_ENVS}  # Never learns.
+    ours = timing.rates(work, budget.seconds)
 
     def theirs() -> dict[str, float]:
         rates = {}

@@ -59,10 +59,7 @@ def cost(config: bert.Config = CONFIG) -> int:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside transformers' BertForSequenceClassification, as it is and at best."""
     platform.run_large_programs()
-    work = scorer()
-
-    def ours() -> dict[str, float]:
-        return {"pairs": timing.best_rate(work, budget.seconds)}
+    ours = timing.rates({"pairs": scorer()}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         shape = json.dumps(bert_folder.to_json(CONFIG))

@@ -72,10 +72,7 @@ def weight_bytes(case: Case) -> int:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside transformers' `generate`, and tunix's sampler for short texts."""
     platform.run_large_programs()
-    samplers = {name: sampler(case) for name, case in CASES.items()}
-
-    def ours() -> dict[str, float]:
-        return {n: timing.best_rate(work, budget.seconds) for n, work in samplers.items()}
+    ours = timing.rates({name: sampler(case) for name, case in CASES.items()}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         by_peer = {}

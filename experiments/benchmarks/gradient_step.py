@@ -48,9 +48,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     steppers = {name: stepper(name) for name in FORWARDS}
     with unittest.mock.patch.object(convolution, "prefers_product", lambda: False):
         steppers |= {f"{name}, {XLA}": stepper(name) for name in FORWARDS}
-
-    def ours() -> dict[str, float]:
-        return {n: timing.best_rate(work, budget.seconds) for n, work in steppers.items()}
+    ours = timing.rates(steppers, budget.seconds)
 
     def theirs() -> dict[str, float]:
         return run_peer("torch", "gradient_step", budget.seconds)

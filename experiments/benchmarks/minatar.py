@@ -38,13 +38,7 @@ def advancing(loop: loops.Loop) -> Callable[[], float]:
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures one seed beside Stable-Baselines3, and four seeds in one program beside one."""
-    one, four = runner(1), runner(SEEDS)
-
-    def ours() -> dict[str, float]:
-        return {
-            "one": timing.best_rate(one, budget.seconds),
-            "four": timing.best_rate(four, budget.seconds),
-        }
+    ours = timing.rates({"one": runner(1), "four": runner(SEEDS)}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         return run_peer("sb3", "minatar", budget.seconds, NUM_ENVS)

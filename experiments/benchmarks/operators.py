@@ -47,10 +47,7 @@ def differentiator(name: str, num_rows: int = NUM_ROWS) -> Callable[[], float]:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside torch and entmax, and beside the traffic of logits and gradient."""
     platform.keep_freed_memory()
-    ours_by_name = {name: differentiator(name) for name, _, _ in COMPARED}
-
-    def ours() -> dict[str, float]:
-        return {n: timing.best_rate(work, budget.seconds) for n, work in ours_by_name.items()}
+    ours = timing.rates({name: differentiator(name) for name, _, _ in COMPARED}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         return run_peer("entmax", "operators", budget.seconds, NUM_ROWS, VOCABULARY, SCALE)

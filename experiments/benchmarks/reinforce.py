@@ -71,10 +71,7 @@ def cost() -> int:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside TRL's RLOO trainer at the same work."""
     platform.run_large_programs()
-    work = stepper()
-
-    def ours() -> dict[str, float]:
-        return {"step": timing.best_rate(work, budget.seconds)}
+    ours = timing.rates({"step": stepper()}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         shapes = map(language_models.described, (language_models.SMALL, SCORER))

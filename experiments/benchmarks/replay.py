@@ -42,10 +42,7 @@ def sampler(capacity: int) -> Callable[[], float]:
 def run(budget: timing.Budget, run_peer: peer.Peer, capacity: int = CAPACITY) -> list[rows.Row]:
     """Measures ours beside a bare ring of frames, cpprb, and both layouts of Stable-Baselines3."""
     platform.keep_freed_memory()
-    work = sampler(capacity)
-
-    def ours() -> dict[str, float]:
-        return {"ours": timing.best_rate(work, budget.seconds)}
+    ours = timing.rates({"ours": sampler(capacity)}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         rates = {}

@@ -49,10 +49,7 @@ def solver(method: str, num_processes: int = NUM_PROCESSES) -> Callable[[], floa
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside quantecon, which solves one process after the other."""
     platform.keep_freed_memory()
-    solvers = {method: solver(method) for method in TARGETS}
-
-    def ours() -> dict[str, float]:
-        return {method: timing.best_rate(work, budget.seconds) for method, work in solvers.items()}
+    ours = timing.rates({method: solver(method) for method in TARGETS}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         sizes = SMALL.num_states, SMALL.num_actions, SMALL.branching, SMALL.discount

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+Side = Callable[[], Mapping[str, float]]  # Measures rates, by name.
 WINDOW_SECONDS = 0.5  # What disturbs a machine lasts; the best window is the least disturbed.
 
 
@@ -39,7 +40,12 @@ def best_rate(work: Callable[[], float], seconds: float) -> float:
     return best
 
 
-def interleave(sides: Sequence[Callable[[], Mapping[str, float]]], rounds: int) -> dict[str, float]:
+def rates(work: Mapping[str, Callable[[], float]], seconds: float) -> Side:
+    """Makes a measurement of `best_rate` of several kinds of work, by name."""
+    return lambda: {name: best_rate(do, seconds) for name, do in work.items()}
+
+
+def interleave(sides: Sequence[Side], rounds: int) -> dict[str, float]:
     """Measures all sides in turn, `rounds` times; returns the best of each rate, by name."""
     best: dict[str, float] = {}
     for _ in range(rounds):

@@ -97,10 +97,7 @@ def cost(case: str) -> int:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside torch: transformers' model and TRL's loss, with all logits in memory."""
     platform.run_large_programs()
-    steppers = {case: stepper(case) for case in CASES}
-
-    def ours() -> dict[str, float]:
-        return {case: timing.best_rate(work, budget.seconds) for case, work in steppers.items()}
+    ours = timing.rates({case: stepper(case) for case in CASES}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         by_case = {}

@@ -17,7 +17,7 @@ import numpy as np
 from kullback.core import files, types
 from kullback.experiments import statistics
 from kullback.experiments.evaluate import best_of, reports, reward_report
-from kullback.experiments.runs import language, models, opened, rewards
+from kullback.experiments.runs import language, models, opened, rewards, run_folder
 from kullback.lm import best_of_n, data, evaluation, splits, tasks, tuning
 from kullback.lm.control_tokens import Reading
 
@@ -50,8 +50,7 @@ def run(
       ValueError: as `evaluator_of` and `rewards.parse` do, and if something is at `out`.
     """
     if out is None and opened_run is not None:
-        names = (path / f"evaluation-{n:03d}.jsonl" for n in range(1, 10**6))
-        out = next(name for name in names if not name.exists())
+        out = run_folder.next_free(path / "evaluation", ".jsonl")
     if out is not None:
         files.check_new_file(out)
     if opened_run is not None and opened_run.kind == "preferences":

@@ -17,6 +17,7 @@ from kullback.experiments.report import (
     scores,
     sections,
 )
+from kullback.experiments.runs import run_folder
 
 __all__ = ["write"]
 
@@ -51,7 +52,7 @@ def write(
       ValueError: if there is no run, runs have different rules, a seed is there twice, the
         baseline is unknown, or `out` holds something else.
     """
-    folder = _free_folder() if out is None else pathlib.Path(out)
+    folder = run_folder.next_free(pathlib.Path("runs/report")) if out is None else pathlib.Path(out)
     page.check_folder(folder)
     paths = [pathlib.Path(path) for path in runs]
     families = collect.families(paths)
@@ -211,9 +212,3 @@ def _beside_published(
         }
         for row in rows
     ]
-
-
-def _free_folder() -> pathlib.Path:
-    taken = {path.name for path in pathlib.Path("runs").glob("report-*")}
-    number = next(n for n in range(1, 10**6) if f"report-{n:03d}" not in taken)
-    return pathlib.Path("runs") / f"report-{number:03d}"

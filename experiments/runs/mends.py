@@ -36,62 +36,26 @@ def since(plan: plans.Plan, recorded: Recorded) -> list[str]:
     return [mend.line for mend in MENDS[known:] if mend.concerns(plan, recorded)]
 
 
-def _is_evaluated_game(plan: plans.Plan, recorded: Recorded) -> bool:
-    del recorded
+def _is_evaluated_game(plan: plans.Plan) -> bool:
     return bool(plan.eval_every) and plan.kind == "games"
-
-
-def _may_have_no_end(plan: plans.Plan, recorded: Recorded) -> bool:
-    # Toys and gymnasium's own environments end by themselves, or declare a longer limit.
-    return _is_evaluated_game(plan, recorded) and plan.family in ("atari", "minatar", plans.CUSTOM)
 
 
 def _evaluated_by_lives(plan: plans.Plan, recorded: Recorded) -> bool:
     flags = {flag.replace(" ", "").lower() for flag in plan.environment_flags}
     by_lives = "life_loss=true" in flags or "protocol=classic" in flags
-    return _is_evaluated_game(plan, recorded) and plan.family == "atari" and by_lives
+    return _is_evaluated_game(plan) and plan.family == "atari" and by_lives
 
 
 def _is_evaluated_with_noise(plan: plans.Plan, recorded: Recorded) -> bool:
     config = recorded.get("config")
     noise = config.get("noise", 0) if isinstance(config, Mapping) else 0
-    return _is_evaluated_game(plan, recorded) and plan.agent == "rainbow" and noise != 0
+    return _is_evaluated_game(plan) and plan.agent == "rainbow" and noise != 0
 
 
 def _learns_from_empty_slots(plan: plans.Plan, recorded: Recorded) -> bool:
     config = recorded.get("config")
     leaves = dict(_sizes(config)) if isinstance(config, Mapping) else {}
     return leaves.get("n_step", 0) * plan.num_envs > leaves.get("min_replay_size", 0) > 0
-
-
-def _ends_many_rows(plan: plans.Plan, recorded: Recorded) -> bool:
-    del recorded
-    return plan.kind == "games" and plan.num_envs > metrics.RECENT_EPISODES
-
-
-def _steps_of_a_caller(plan: plans.Plan, recorded: Recorded) -> bool:
-    return plan.environment == plans.CUSTOM and recorded.get("loop") == "host"
-
-
-def _is_evaluated_text(plan: plans.Plan, recorded: Recorded) -> bool:
-    del recorded
-    return bool(plan.eval_every) and plan.kind != "games"
-
-
-def _is_rewarded(plan: plans.Plan, recorded: Recorded) -> bool:
-    del recorded
-    return plan.agent in ("rlhf", "rlef", "warp")
-
-
-def _reads_texts(plan: plans.Plan, recorded: Recorded) -> bool:
-    # A preset without a tokenizer's folder trains one, which has always read texts so.
-    del recorded
-    trains_one = plan.model in gemma.PRESETS and not plan.tokenizer and not plan.teacher
-    return tasks.names_path(plan.environment) and not trains_one
-
-
-def _is_entailed(plan: plans.Plan, recorded: Recorded) -> bool:
-    return _is_rewarded(plan, recorded) and "entailment:" in plan.reward.lower()
 
 
 def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -103,9 +67,22 @@ def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
+def _is_rewarded(plan: plans.Plan, recorded: Recorded) -> bool:
+    return plan.agent in ("rlhf", "rlef", "warp")
+
+
+def _reads_texts(plan: plans.Plan, recorded: Recorded) -> bool:
+    # A preset without a tokenizer's folder trains one, which has always read texts so.
+    trains_one = plan.model in gemma.PRESETS and not plan.tokenizer and not plan.teacher
+    return tasks.names_path(plan.environment) and not trains_one
+
+
 MENDS = (
     Mend(
-        _may_have_no_end,
+        # Toys and gymnasium's own environments end by themselves, or declare a longer limit.
+        lambda plan, recorded: (
+            _is_evaluated_game(plan) and plan.family in ("atari", "minatar", plans.CUSTOM)
+        ),
         f"an episode of evaluation is now cut after {loops.EVALUATION_LIMIT:,} steps, or what "
         "eval_max_steps says, and counted as cut; before, it had no limit",
     ),
@@ -119,17 +96,17 @@ MENDS = (
         "min_replay_size of all rows, and drew from empty slots",
     ),
     Mend(
-        _ends_many_rows,
+        lambda plan, recorded: plan.kind == "games" and plan.num_envs > metrics.RECENT_EPISODES,
         f"of more than {metrics.RECENT_EPISODES} episodes that end in one tick, recent_return is "
         "now of the last ones; before, it was of those that were written last",
     ),
     Mend(
-        _steps_of_a_caller,
+        lambda plan, recorded: plan.environment == plans.CUSTOM and recorded.get("loop") == "host",
         "observations of the environment are now copied before its next call; before, one that "
         "is written in place had the observation after a reset for that of an episode's end",
     ),
     Mend(
-        _is_evaluated_text,
+        lambda plan, recorded: bool(plan.eval_every) and plan.kind != "games",
         "each held-out example now counts once in an evaluation; before, some were repeated where "
         "there were fewer than were asked for, or than fill a batch",
     ),
@@ -144,7 +121,9 @@ MENDS = (
         'token where the tokenizer\'s files say "special": false or normalise texts',
     ),
     Mend(
-        _is_entailed,
+        lambda plan, recorded: (
+            _is_rewarded(plan, recorded) and "entailment:" in plan.reward.lower()
+        ),
         "an answer without a word, a lone dot say, now has an entailment reward's least; before, "
         "the model judged it",
     ),

@@ -68,11 +68,6 @@ class RunFolder:
         """Segments of a host replay."""
         return self.path / "replay"
 
-    @property
-    def videos(self) -> pathlib.Path:
-        """Recorded episodes."""
-        return self.path / "videos"
-
     def config(self) -> dict[str, Any]:
         """Returns the run's configuration.
 
@@ -213,6 +208,12 @@ def created(
                     for child in path.iterdir() if existed else [path]:
                         files.remove(child)
             raise
+
+
+def next_free(stem: pathlib.Path, suffix: str = "") -> pathlib.Path:
+    """Returns the first of stem-001, stem-002, ... that does not exist, with a suffix."""
+    paths = (stem.with_name(f"{stem.name}-{n:03d}{suffix}") for n in range(1, 10**6))
+    return next(path for path in paths if not path.exists())
 
 
 def check_free(path: pathlib.Path) -> None:

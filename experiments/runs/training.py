@@ -54,7 +54,8 @@ def train(
     plan = plans.Plan(agent=agent_name, environment=environment_name, **fields)
     named = resolved.resolve(plan, with_environment=make_environment is None)
     recipe = kinds.Recipe(named=named, make_agent=make_agent, make_environment=make_environment)
-    path = pathlib.Path(out) if out else _free_folder(plan)
+    name = f"{plan.agent}-{plan.environment.replace('/', '-')}"
+    path = pathlib.Path(out) if out else run_folder.next_free(pathlib.Path("runs") / name)
     run_folder.check_free(path)
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(recipe.built())
@@ -218,13 +219,6 @@ def _differences(
     for name, value in now.items():
         if name in before and value != before[name]:
             yield f"{name} was {before[name]} when the run began, and is {value}"
-
-
-def _free_folder(plan: plans.Plan) -> pathlib.Path:
-    stem = f"{plan.agent}-{plan.environment.replace('/', '-')}"
-    taken = {path.name for path in pathlib.Path("runs").glob(f"{stem}-*")}
-    number = next(n for n in range(1, 10**6) if f"{stem}-{n:03d}" not in taken)
-    return pathlib.Path("runs") / f"{stem}-{number:03d}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
