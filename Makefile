@@ -6,11 +6,12 @@ BIN := .venv/bin
 RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 DOCS := .venv/.docs
+RAY := .venv/.ray
 PYTEST := $(BIN)/python -m pytest
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all soak run bench parity build docs
+.PHONY: help setup format check test test-all coverage soak run bench parity build docs
 
 help:  ## This list.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -35,6 +36,11 @@ $(DOCS): $(RUNTIME)
 	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
+# Tests of sweeps over several machines skip without it.
+$(RAY): $(RUNTIME)
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	touch $@
+
 setup: $(DEV)  ## Makes .venv with everything that development needs.
 
 format: $(DEV)  ## Formats, and mends what the linter can.
@@ -49,8 +55,12 @@ check: $(DEV)  ## Lint, format and types.
 test: check  ## `check` and the fast tests.
 	$(PYTEST) -n 2 -m "not slow" --durations=10
 
-test-all: check  ## `check` and every test, the slow ones too, on new random examples.
+test-all: check $(RAY)  ## `check` and every test, the slow ones too, on new random examples.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --durations=10
+
+coverage: $(DEV)  ## Lines and branches that the fast tests run, .cache/coverage/html/index.html.
+	mkdir -p .cache/coverage
+	$(PYTEST) -n 2 -m "not slow" --cov --cov-report=html --cov-report=term
 
 # A piece of it; the next goes on where it ended, and all pieces of a seed are one table.
 MINUTES ?= 10
