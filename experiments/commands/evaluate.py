@@ -85,8 +85,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if any(options.run.glob("*.safetensors")) if run is None else run.kind != "games":
         return _evaluate_language(options, run)
     given = ["TASK"] if options.task is not None else []
-    of_language = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
-    given += [f"--{n.replace('_', '-')}" for n in of_language if getattr(options, n) is not None]
+    language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
+    given += [f"--{n.replace('_', '-')}" for n in language_only if getattr(options, n) is not None]
     if given:
         raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
     from kullback.experiments import video
@@ -94,8 +94,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.video is not None:
         video.check(options.video)
-    found = opened.open(options.run) if run is None else run
-    trained = acting.of_run(found, seed=options.seed, best=options.best)
+    run = opened.open(options.run) if run is None else run  # Raises for what is no run.
+    trained = acting.of_run(run, seed=options.seed, best=options.best)
     played = trained.play(options.episodes, options.max_steps or 0)
     chance = trained.play_random(options.episodes, options.max_steps or 0)
     scores = played.returns

@@ -43,27 +43,27 @@ def _generate(options: argparse.Namespace) -> int:
     )
     is_one = options.prompt is not None
     checkpoint = models.load(options.model).reading(options.control_tokens or "text")
-    words = checkpoint.tokenizer
+    tokenizer = checkpoint.tokenizer
     spelled: list[tuple[str, str]] = []  # Where control tokens are spelled, and which.
     if not is_one:
         prompts = data.read_prompts(
             options.prompts,
-            words,
+            tokenizer,
             vocab_size=checkpoint.config.vocab_size,
-            on_spelled=lambda *found: spelled.append(found),
+            on_spelled=lambda *place_and_name: spelled.append(place_and_name),
         )
     elif options.chat:
         messages = [{"role": "user", "content": options.prompt}]
-        segments = chat.chat(messages, words, add_generation_prompt=True)
+        segments = chat.chat(messages, tokenizer, add_generation_prompt=True)
         prompts = [tuple(i for segment in segments for i in segment.ids)]
     else:
-        prompts = [data.prompt_of(options.prompt, words)]
-    if is_one and not words.reads_controls:
-        name = control_tokens.spelled(options.prompt, words.controls)
+        prompts = [data.prompt_of(options.prompt, tokenizer)]
+    if is_one and not tokenizer.reads_controls:
+        name = control_tokens.spelled(options.prompt, tokenizer.controls)
         spelled += [("--prompt", name)] if name is not None else []
     if spelled:
         print(data.spelled_notice(*spelled[0], len(spelled) - 1), file=sys.stderr)
-    made = generate.generate(
+    completions = generate.generate(
         checkpoint,
         prompts,
         max_new_tokens=options.max_new_tokens,
@@ -71,7 +71,7 @@ def _generate(options: argparse.Namespace) -> int:
         seed=options.seed,
         stop_tokens=options.stop_token,
         # One text is shown as it comes; of several the lines would mix.
-        on_text=lambda row, text: print(text, end="", flush=True) if is_one else None,
+        on_text=lambda number, text: print(text, end="", flush=True) if is_one else None,
         on_cache=lambda count: print(
             f"keys and values of {len(prompts)} texts: {count / 1e6:.3g} MB", file=sys.stderr
         ),
@@ -79,7 +79,7 @@ def _generate(options: argparse.Namespace) -> int:
     if is_one:
         print()
         return 0
-    for prompt, row in zip(prompts, made, strict=True):
-        line = {"prompt": words.decode(prompt), "completion": row.text, "done": row.is_complete}
+    for prompt, x in zip(prompts, completions, strict=True):
+        line = {"prompt": tokenizer.decode(prompt), "completion": x.text, "done": x.is_complete}
         print(json.dumps(line, ensure_ascii=False))
     return 0

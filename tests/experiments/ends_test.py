@@ -30,15 +30,15 @@ def reward(prompts: list[str], texts: list[str], references: list[str]) -> list[
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Makes the folder of a base model that names one end; its tokenizer has ends of turns, too."""
-    words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
+    bpe = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
     config = dataclasses.replace(
         gemma.PRESETS["tiny"],
         **{"num_layers": 1, "embed_dim": 16, "hidden_dim": 16, "window": 16},
-        vocab_size=words.vocab_size,
+        vocab_size=bpe.vocab_size,
         eos_ids=(1,),
     )
     folder = tmp_path_factory.mktemp("base")
-    files = tokenizer.save(words, folder / "words")
+    files = tokenizer.save(bpe, folder / "words")
     params = gemma.make(config).init(jax.random.key(0))
     hugging_face.save(folder / "model", config, params, files)
     return folder / "model"

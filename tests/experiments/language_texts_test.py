@@ -57,8 +57,8 @@ def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: p
     }
     assert first["greedy"] and first["prompt"].endswith("=") and first["seed"] == 0
     checkpoint = models.load(sparse)
-    words = checkpoint.tokenizer
-    prompts = [(words.bos_id, *words.encode(line["prompt"])) for line in lines[4:]]
+    bpe = checkpoint.tokenizer
+    prompts = [(bpe.bos_id, *bpe.encode(line["prompt"])) for line in lines[4:]]
     greedy = Sampling(temperature=0)
     made = generate.generate(checkpoint, prompts, max_new_tokens=4, sampling=greedy)
     assert [line["completion"] for line in lines[4:]] == [row.text for row in made]
@@ -224,9 +224,9 @@ def test_texts_that_a_template_rendered_are_said_and_read_on_request(
     found = json.loads((out / "config.json").read_text())
     assert found["plan"]["control_tokens"] == "parse" and found["data"]["train"]["spelled"] == 0
     assert found["data"]["rule"] == 2
-    words = models.load(out).tokenizer
+    bpe = models.load(out).tokenizer
     # begin, start, "user\n", text, end, "\n", start, "model\n", "ab", end.
-    pieces = [words.encode(t) for t in ("user\n", "train 0", "\n", "model\n", "ab")]
+    pieces = [bpe.encode(t) for t in ("user\n", "train 0", "\n", "model\n", "ab")]
     assert found["data"]["train"]["tokens"] == 4 * (5 + sum(map(len, pieces)))
     said = "spells <start_of_turn>, which is read as the letters that it is; if a chat template"
 

@@ -115,9 +115,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def found(root: pathlib.Path) -> dict[str, Any]:
     """Returns the results of a process with eight devices."""
-    words = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
-    tokenizer.save(words, root / "words")
-    ids = {"bos_id": words.bos_id, "eos_ids": words.eos_ids, "pad_id": words.pad_id}
+    bpe = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
+    tokenizer.save(bpe, root / "words")
+    ids = {"bos_id": bpe.bos_id, "eos_ids": bpe.eos_ids, "pad_id": bpe.pad_id}
     config = gemma.Config(**MODEL, **ids, head_dim=8, query_scale=8.0)
     params = gemma.make(config).init(jax.random.key(1))
     hugging_face.save(root / "teacher", config, params, sorted((root / "words").iterdir()))

@@ -24,17 +24,17 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Makes a model in `model`, and a run of it in `run`."""
     folder = tmp_path_factory.mktemp("made")
-    words = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
+    bpe = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
     config = dataclasses.replace(
         gemma.PRESETS["tiny"],
         **{"num_layers": 1, "embed_dim": 16, "hidden_dim": 16, "window": 16},
-        vocab_size=words.vocab_size,
+        vocab_size=bpe.vocab_size,
     )
     params = gemma.make(config).init(jax.random.key(0))
-    hugging_face.save(folder / "model", config, params, tokenizer.save(words, folder / "words"))
+    hugging_face.save(folder / "model", config, params, tokenizer.save(bpe, folder / "words"))
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic")
     run_folder.RunFolder(folder / "run").write_config({"plan": plan.to_json()})
-    models.save(models.Checkpoint(config, words, None), folder / "run")
+    models.save(models.Checkpoint(config, bpe, None), folder / "run")
     checkpoints.save(folder / "run" / "checkpoints", 1, {"learner": {"params": params}}, {})
     return folder
 
@@ -92,8 +92,8 @@ def test_a_model_leads_nowhere_but_into_its_folder(change, home, capsys):
 
 
 def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
-    words = home / "run" / "tokenizer"
-    (words / "evil.py").write_text("")
+    tokenizer_folder = home / "run" / "tokenizer"
+    (tokenizer_folder / "evil.py").write_text("")
     command = ("export", str(home / "run"), "--out")
     assert cli.main((*command, str(home / "out"))) == 0
     kept = {"config.json", "generation_config.json", WEIGHTS}
@@ -109,8 +109,8 @@ def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "special_tokens_map.json is a link out of the folder" in line
         assert not (home / "none").exists()
-    shutil.move(words, home.parent / "words")
-    words.symlink_to(home.parent / "words")
+    shutil.move(tokenizer_folder, home.parent / "words")
+    tokenizer_folder.symlink_to(home.parent / "words")
     assert cli.main((*command, str(home / "none"))) == 2
     assert "tokenizer is a link out of the folder" in capsys.readouterr().err
 

@@ -80,8 +80,8 @@ def test_a_run_is_a_model(folders, tmp_path):
     run = tmp_path / "run"
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
     run_folder.RunFolder(run).write_config({"plan": plan.to_json()})
-    words = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
-    models.save(models.Checkpoint(CONFIG, words, None), run)
+    bpe = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
+    models.save(models.Checkpoint(CONFIG, bpe, None), run)
     checkpoints.save(run / "checkpoints", 1, {"learner": {"params": random_params(7)}}, {})
     out = tmp_path / "out"
     assert kullback_merge(str(run), folders[0], "--method", "mean", "--out", str(out)) == 0
@@ -155,8 +155,8 @@ def test_where_nothing_can_be_written_is_said_before_a_run_is_exported(folders, 
     run = tmp_path / "run"
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
     run_folder.RunFolder(run).write_config({"plan": dataclasses.asdict(plan)})
-    words = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
-    models.save(models.Checkpoint(CONFIG, words, None), run)  # It has nothing to be exported.
+    bpe = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
+    models.save(models.Checkpoint(CONFIG, bpe, None), run)  # It has nothing to be exported.
     (tmp_path / "file").write_text("")
     for out, said in ((tmp_path / "file" / "out", "cannot be written"), (tmp_path, "not empty")):
         with pytest.raises(ValueError, match=said):

@@ -189,7 +189,7 @@ def test_warp_goes_on_in_the_middle_and_ends_with_its_front(
     np.testing.assert_allclose(again[0], list(front[-1].values()), rtol=1e-4)
 
 
-def words(start: pathlib.Path) -> tokenizer.Tokenizer:
+def tokenizer_of(start: pathlib.Path) -> tokenizer.Tokenizer:
     return models.load(start).tokenizer
 
 
@@ -204,14 +204,16 @@ def words(start: pathlib.Path) -> tokenizer.Tokenizer:
     ],
 )
 def test_sums_of_rewards(start: pathlib.Path, text: str, terms: list[tuple[float, str]]):
-    found = rewards.parse(text, tasks.make(TASK), words(start))
+    found = rewards.parse(text, tasks.make(TASK), tokenizer_of(start))
     named = [(w, name) for w, name, _ in found.python_terms]
     named += [(w, scorer.name) for w, scorer in found.jax_terms]
     assert sorted(named) == sorted(terms)
 
 
 def test_a_reward_is_the_sum_of_its_terms(start: pathlib.Path):
-    reward = rewards.parse(f"2*exact+0.5*{LETTERS}-0.25*length", tasks.make(TASK), words(start))
+    reward = rewards.parse(
+        f"2*exact+0.5*{LETTERS}-0.25*length", tasks.make(TASK), tokenizer_of(start)
+    )
     found = reward.python_score(["1+1="] * 2, ["2", "333"], ["2", "2"])
     np.testing.assert_allclose(found, [2.5, 1.5])
     is_answer = jnp.array([[True, True], [True, False]])
@@ -236,7 +238,7 @@ def test_a_reward_is_the_sum_of_its_terms(start: pathlib.Path):
 )
 def test_rewards_that_cannot_be_are_refused(start: pathlib.Path, text: str, message: str):
     with pytest.raises(ValueError, match=message):
-        rewards.parse(text, tasks.make(TASK), words(start))
+        rewards.parse(text, tasks.make(TASK), tokenizer_of(start))
 
 
 def test_a_task_without_a_rule_needs_a_reward_and_functions_are_checked(
@@ -245,8 +247,8 @@ def test_a_task_without_a_rule_needs_a_reward_and_functions_are_checked(
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(ValueError, match="has no rule that judges an answer: name a reward"):
-        rewards.parse("", tasks.make(f"tokens/jsonl:{file}"), words(start))
-    reward = rewards.parse(f"python:{__name__}:wrong", tasks.make(TASK), words(start))
+        rewards.parse("", tasks.make(f"tokens/jsonl:{file}"), tokenizer_of(start))
+    reward = rewards.parse(f"python:{__name__}:wrong", tasks.make(TASK), tokenizer_of(start))
     with pytest.raises(ValueError, match=r"must give 2 finite numbers, one a text, got shape \(1,"):
         reward.python_score(["", ""], ["", ""], ["", ""])
 
@@ -354,7 +356,7 @@ def test_entailment_is_of_the_document_that_is_named(
     short = scorers.Config(max_length=48, overlap=8)  # As long as the tiny model's rows.
     model = scorers.load(root / "tests/lm/fixtures/bert", short)
     monkeypatch.setattr(scorers, "load", lambda folder: model)
-    reward = rewards.parse("2*entailment:somewhere", tasks.make(TASK), words(start))
+    reward = rewards.parse("2*entailment:somewhere", tasks.make(TASK), tokenizer_of(start))
     asked, documents = ["Say:\n\nA document.", "No question."], ["A document.", "No question."]
     found = reward.python_score(asked, ["It is.", ""], ["", ""], documents)
     expected = model.log_probability(documents, ["It is.", ""])

@@ -106,8 +106,8 @@ def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathl
     """Rows of 24 tokens hold two sums or more."""
     settings = ("pack=True", "reduction=token", "max_prompt_length=12", "max_new_tokens=12")
     path = train(tmp_path / "run", steps=2, settings=settings, tokenizer=str(teacher / "tokenizer"))
-    words = models.load(teacher).tokenizer
-    assert models.load(path).tokenizer.fingerprint == words.fingerprint
+    bpe = models.load(teacher).tokenizer
+    assert models.load(path).tokenizer.fingerprint == bpe.fingerprint
     answers = [float(repeated(run)[0]["answer_tokens"]) for run in (path, teacher)]
     assert answers[0] > 1.7 * answers[1]
     for given in ({"model": str(teacher), "model_flags": ()}, {"teacher": str(teacher)}):
@@ -202,8 +202,8 @@ def test_generation_in_pieces_is_that_in_one(
     teacher: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     checkpoint = models.load(teacher)
-    words = checkpoint.tokenizer
-    prompts = [(words.bos_id, *words.encode(text)) for text in ("1+2=", "10+20=", "7")]
+    bpe = checkpoint.tokenizer
+    prompts = [(bpe.bos_id, *bpe.encode(text)) for text in ("1+2=", "10+20=", "7")]
     texts, seen = {}, {0: "", 1: "", 2: ""}
 
     def note(row: int, text: str) -> None:
@@ -224,8 +224,8 @@ def test_generation_in_pieces_is_that_in_one(
 @pytest.mark.slow
 def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path):
     checkpoint = models.load(teacher)
-    words, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
-    ids = [words.bos_id, *words.encode("31+4=")]
+    bpe, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
+    ids = [bpe.bos_id, *bpe.encode("31+4=")]
     (made,) = generate.generate(
         checkpoint, [ids], max_new_tokens=4, sampling=Sampling(temperature=0)
     )

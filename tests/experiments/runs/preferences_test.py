@@ -200,12 +200,12 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
 
 
 def test_a_reward_model_has_the_ids_that_the_policy_writes(population: pathlib.Path):
-    config, words = models.saved_config(population), tokenizer.load(population / "tokenizer")
+    config, bpe = models.saved_config(population), tokenizer.load(population / "tokenizer")
     name, made = f"reward-model:{population}", tasks.make("tokens/arithmetic")
-    rewards.parse(name, made, words, config.vocab_size)
+    rewards.parse(name, made, bpe, config.vocab_size)
     said = f"has {config.vocab_size} rows in its table and the policy writes"
     with pytest.raises(ValueError, match=said):
-        rewards.parse(name, made, words, config.vocab_size + 1)
+        rewards.parse(name, made, bpe, config.vocab_size + 1)
 
 
 def test_a_reward_model_goes_on_from_another(
