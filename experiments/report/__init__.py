@@ -112,7 +112,7 @@ def write(
 
 
 def _title(families: Sequence[collect.Family]) -> str:
-    count = sum(len(of) for family in families for of in family.runs.values())
+    count = sum(len(runs) for family in families for runs in family.runs.values())
     return f"Report on {count} run{'s' * (count != 1)}"
 
 
@@ -134,7 +134,7 @@ def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[s
     if family.name in collect.AGGREGATED:
         return [scores.compare(family.series, kind, steps)]
     series = [[s for s in family.series if s.environment == e] for e in family.environments]
-    return [scores.compare(of, kind, steps) for of in series if of]
+    return [scores.compare(seeds, kind, steps) for seeds in series if seeds]
 
 
 def _family(

@@ -136,8 +136,10 @@ def _scale(
         for label in compared.labels
     }
     aggregates = {
-        name: {label: statistics.stratified(of, normalised[label]) for label in normalised}
-        for name, of in statistics.AGGREGATES.items()
+        name: {
+            label: statistics.stratified(statistic, values) for label, values in normalised.items()
+        }
+        for name, statistic in statistics.AGGREGATES.items()
     }
     out.heading(f"{scale.unit}, {counted(games)}")
     if len(games) > NAMED:
@@ -198,9 +200,9 @@ def _sample_efficiency(compared: scores.Comparison, scale: Scale) -> dict[str, f
     steps = scores.checkpoints(compared.used, compared.steps)
     curves = {
         label: [
-            scale.normalise(game, scores.curve(of, steps, column))
+            scale.normalise(game, scores.curve(seeds, steps, column))
             for game in scale.games
-            if (of := [s for s in compared.used if (s.label, s.environment) == (label, game)])
+            if (seeds := [s for s in compared.used if (s.label, s.environment) == (label, game)])
         ]
         for label in compared.labels
     }

@@ -330,7 +330,7 @@ def _family(name: str, runs: Sequence[Run]) -> Family:
     return Family(
         name=name,
         series=tuple(series),
-        runs={label: tuple(of) for label, of in by_label.items()},
+        runs={label: tuple(labelled) for label, labelled in by_label.items()},
         seeds=tuple(seeds),
     )
 

@@ -4,7 +4,7 @@ What is drawn is in a CSV of the same name: each function takes numbers and give
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -84,17 +84,7 @@ def intervals(
         zip(figure.axes, estimates.items(), strict=False)
     ):
         for place, label in enumerate(labels):
-            estimate = by_label[label]
-            axes.plot(
-                [estimate.low, estimate.high],
-                [place] * 2,
-                color=colour[label],
-                linewidth=7,
-                alpha=0.4,
-            )
-            axes.plot(
-                estimate.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2
-            )
+            _interval(axes, place, by_label[label], colour[label])
         axes.set_title(statistic, fontsize="medium")
         axes.set_xlabel(unit)
         axes.set_yticks(range(len(labels)), labels if n % columns == 0 else [""] * len(labels))
@@ -129,10 +119,7 @@ def chances(estimates: Mapping[tuple[str, str], Estimate], colour: Colours, titl
     """Draws the probability that the first of each pair does better, a row a pair."""
     figure, axes = _one(title, height=1.4 + 0.32 * len(estimates))
     for place, ((label, _), estimate) in enumerate(estimates.items()):
-        axes.plot(
-            [estimate.low, estimate.high], [place] * 2, color=colour[label], linewidth=7, alpha=0.4
-        )
-        axes.plot(estimate.mean, place, "|", color=colour[label], markersize=12, markeredgewidth=2)
+        _interval(axes, place, estimate, colour[label])
     axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(estimates)), [f"{x} over {y}" for x, y in estimates])
     axes.set_ylim(len(estimates) - 0.4, -0.6)
@@ -171,6 +158,12 @@ def _one(title: str, height: float = 3.4) -> tuple[Figure, Axes]:
     axes = figure.axes[0]
     axes.set_title(title, fontsize="medium")
     return figure, axes
+
+
+def _interval(axes: Axes, place: float, estimate: Estimate, colour: Any) -> None:
+    """Draws an estimate as a mark on a bar."""
+    axes.plot([estimate.low, estimate.high], [place] * 2, color=colour, linewidth=7, alpha=0.4)
+    axes.plot(estimate.mean, place, "|", color=colour, markersize=12, markeredgewidth=2)
 
 
 def _legend(axes: Axes, count: int, place: Literal["best", "lower left"] = "best") -> None:

@@ -124,7 +124,7 @@ def compare(
         used=tuple(used),
         left_out=tuple(left_out),
         scores={
-            label: {name: np.array(of) for name, of in sorted(games.items())}
+            label: {name: np.array(values) for name, values in sorted(games.items())}
             for label, games in sorted(scores.items())
         },
     )

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kullback import agents, environments, lm
@@ -218,21 +218,25 @@ def _notes(
     notes = []
     new = [name for name in used if name not in saved]
     if new:
-        notes.append(f"the run began before there was {_shown(used, new)}: this is today's default")
+        notes.append(
+            f"the run began before there was {settings.shown(used, new)}: this is today's default"
+        )
     unknown = [name for name in saved if name not in today]
     if unknown:
-        notes.append(f"this version does not know {_shown(saved, unknown)} of the run's record")
+        notes.append(
+            f"this version does not know {settings.shown(saved, unknown)} of the run's record"
+        )
     changed = [name for name in used if not _same(used[name], today[name])]
     if changed:
         notes.append(
-            f"the run goes on with {_shown(used, changed)}, as it began; today's presets have "
-            f"{_shown(today, changed)}"
+            f"the run goes on with {settings.shown(used, changed)}, as it began; today's presets "
+            f"have {settings.shown(today, changed)}"
         )
     overruled = [name for name in used if name in saved and not _same(used[name], saved[name])]
     if overruled:
         notes.append(
-            f"the run's plan says {_shown(used, overruled)}, which holds; its record has "
-            f"{_shown(saved, overruled)}"
+            f"the run's plan says {settings.shown(used, overruled)}, which holds; its record has "
+            f"{settings.shown(saved, overruled)}"
         )
     return notes
 
@@ -250,7 +254,3 @@ def _is_json(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _shown(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(f"{name}={values[name]}" for name in names)

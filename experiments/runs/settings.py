@@ -5,7 +5,7 @@ Flags of environments and of models are read likewise; `core.typed` reads the va
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kullback.core import names, typed
@@ -81,6 +81,11 @@ def replace(config: Config, changes: dict[str, Any]) -> Config:
             leaves[head] = value
     inner = {head: replace(getattr(config, head), fields) for head, fields in nested.items()}
     return dataclasses.replace(config, **leaves, **inner)  # pyright: ignore[reportArgumentType]
+
+
+def shown(values: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Returns some of the values as assignments for a message; "none" where there is no value."""
+    return ", ".join(f"{name}={values.get(name, 'none')}" for name in keys)
 
 
 def _resolve(name: str, hints: Mapping[str, Any], noun: str, where: str) -> str:

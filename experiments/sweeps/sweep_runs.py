@@ -228,7 +228,7 @@ def _difference(
     names = [k for k in dict.fromkeys((*before, *now)) if before.get(k) != now.get(k)]
     by_file = _names_in_file(configuration)
     parts = [
-        f"{source} {_shown(now, of_source)}"
+        f"{source} {settings.shown(now, of_source)}"
         for source, of_source in (
             ("the file says", [name for name in names if name in by_file]),
             ("today's presets have", [name for name in names if name not in by_file]),
@@ -237,8 +237,8 @@ def _difference(
     ]
     mend = "" if by_file & {*names} else "write the former into the file to go on with it, "
     return (
-        f"it was begun with {_shown(before, names)}, and {', '.join(parts)}; {mend}choose another "
-        "--out, or move it away"
+        f"it was begun with {settings.shown(before, names)}, and {', '.join(parts)}; {mend}choose "
+        "another --out, or move it away"
     )
 
 
@@ -254,10 +254,6 @@ def _names_in_file(configuration: sweep_plan.Configuration) -> set[str]:
         for flag in configuration.fields.get(section, ())
     )
     return {*configuration.fields, *settings.read(leaves, plan.settings), *flags}
-
-
-def _shown(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(f"{name}={values.get(name, 'none')}" for name in names)
 
 
 def _consecutive(seeds: Sequence[int], is_compiled: bool) -> list[list[int]]:
