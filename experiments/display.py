@@ -95,7 +95,7 @@ def plain() -> Iterator[None]:
 def outliving() -> Iterator[None]:
     """Lets the work of a block go on where its reader has gone, or the disk of a log is full."""
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:  # Of a program that was started with a stream closed.
+    with open(os.devnull, "w") as nowhere:  # In place of a closed stream.
         streams = [_Outliving(stream or nowhere) for stream in before]
         sys.stdout, sys.stderr = streams
         try:

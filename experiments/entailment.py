@@ -37,12 +37,12 @@ class Config:
     """How a model is trained and judged; the defaults take some six minutes of two cores."""
 
     kind: Literal["encoder", "embeddings"] = "encoder"
-    seed: int = 0  # Of the pairs, their order and a new head.
-    steps: int | None = None  # Of learning; None: 240 of the encoder, 3,000 of the embeddings.
+    seed: int = 0  # Seed of the pairs, their order and a new head.
+    steps: int | None = None  # Learner steps; None: 240 for the encoder, 3,000 for the embeddings.
     batch_size: int = 32  # Pairs.
     learning_rate: float = 3e-4  # The highest; it rises over a tenth of the steps, then falls to 0.
     weight_decay: float = 0.01
-    tuned_layers: int = 4  # Of the encoder, the upper ones; the others stay as they are.
+    tuned_layers: int = 4  # The upper layers of the encoder; the others are frozen.
     max_length: int = 112  # Tokens of a pair for the encoder to learn from; longer ones are left.
     train_papers: int = 100
     train_per_paper: int = 80  # Pairs.

@@ -53,7 +53,7 @@ class Interrupts:
         self._raises = raises
         self._is_again = False  # Whether the next signal is one that was lost.
         self._before: dict[int, Any] = {}
-        self._report: Any = None  # Of errors that nobody can catch, before this.
+        self._report: Any = None  # The previous handler of errors that nobody can catch.
 
     def __enter__(self) -> "Interrupts":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

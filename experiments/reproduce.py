@@ -22,7 +22,7 @@ from kullback.experiments import catalog, checkout, interrupts, progress
 from kullback.experiments.benchmarks import machine
 from kullback.experiments.runs import settings
 
-Rows = list[dict[str, Any]]  # Of a table; values are numbers and texts.
+Rows = list[dict[str, Any]]  # Rows of a table; values are numbers and texts.
 
 FORMATS = ("png", "svg")
 
@@ -30,7 +30,7 @@ FORMATS = ("png", "svg")
 class Check(NamedTuple):
     """One statement of a paper, and what was found of it."""
 
-    claim: str  # What should be seen, in words that say how it is measured.
+    claim: str  # The expected result, and how it is measured.
     held: bool | None  # None: reported and not judged.
     evidence: str  # The figures, with their interval.
 

@@ -20,7 +20,7 @@ import scipy.stats
 Statistic = Callable[..., Any]  # (*games [..., N_m]) -> [...].
 
 CONFIDENCE = 0.95
-RESAMPLES = 10_000  # Of games.
+RESAMPLES = 10_000  # For scores of games.
 RATIO_RESAMPLES = 2_000
 BATCH_ELEMENTS = 4_000_000  # Largest array that is resampled at once, 32 MB.
 

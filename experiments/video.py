@@ -15,7 +15,7 @@ from PIL import Image
 from kullback.core import files
 
 SUFFIXES = (".gif", ".mp4")
-COLOURS = 256  # Of a GIF.
+COLOURS = 256  # In a GIF.
 
 
 def check(path: pathlib.Path) -> None:

@@ -42,7 +42,7 @@ def implicit_flops(name: str) -> float:
         flops.Layer(hidden, FEATURES),
         flops.Layer(ACTIONS, hidden),
     )
-    each = flops.forward(head)  # Of one quantile.
+    each = flops.forward(head)  # For one quantile.
     # Forward at s, and its gradient: of the cosines' layer by its weights alone.
     online = samples.online * (2 * each + flops.forward(head[1:])) + 2 * torso
     target = (samples.target + samples.policy) * each + torso

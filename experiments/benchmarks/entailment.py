@@ -50,7 +50,7 @@ def cost(config: bert.Config = CONFIG) -> int:
         flops.Layer(config.hidden_dim, width),
         flops.Layer(width, config.hidden_dim),
     )
-    attention = 2 * 2 * width * TOKENS  # Of a token: scores, and the sum of the values.
+    attention = 2 * 2 * width * TOKENS  # For a token: scores, and the sum of the values.
     head = (flops.Layer(width, width), flops.Layer(len(config.labels), width))
     layers = config.num_layers * TOKENS * (flops.forward(dense) + attention)
     return layers + flops.forward(head)

@@ -13,7 +13,7 @@ import psutil
 
 from kullback.experiments.runs import run_folder
 
-SIZE = 2_048  # Of the square matrices whose product is the limit.
+SIZE = 2_048  # Rows of the square matrices whose product is the limit.
 TRIES = 10
 
 
@@ -23,7 +23,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_average": psutil.getloadavg()[0],  # Of the last minute; 0 if the machine was idle.
+        "load_average": psutil.getloadavg()[0],  # In the last minute; 0 if the machine was idle.
         "device": jax.devices()[0].device_kind,
         **run_folder.provenance(),
     }

@@ -37,7 +37,11 @@ CONFIG = {
 PEER = "mergekit"
 # Method -> (groups of ours, whether the models have a base). The peer has an angle a tensor.
 METHODS = {"slerp": ("tensor", False), "slerp with a base": ("tensor", True)}
-TARGET_TIME, TARGET_COPY, TARGET_MEMORY = 0.4, 2.5, 0.5  # Of the peer's, of a copy's; GB.
+TARGET_TIME, TARGET_COPY, TARGET_MEMORY = (
+    0.4,
+    2.5,
+    0.5,
+)  # Shares of the peer's and a copy's time; GB.
 CHUNK = 1 << 22  # Numbers drawn at once.
 
 

@@ -19,7 +19,7 @@ PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64
 ROWS = PROMPTS * SAMPLES
 SCORER = language_models.STUDENT
 TARGET_RATIO = 2.0  # Half of the peer's time.
-TARGET_SECONDS = 0.77  # Of a step, on two cores.
+TARGET_SECONDS = 0.77  # For a step, on two cores.
 CONFIG = rlhf.Config(
     samples_per_prompt=SAMPLES,
     learning=tuning.Config(batch_size=ROWS, max_prompt_length=PROMPT, max_new_tokens=NEW),
@@ -62,7 +62,7 @@ def cost() -> int:
     policy, both = language_models.SMALL, PROMPT + NEW
     sampling = PROMPTS * flops.decoder(policy, range(PROMPT - 1))
     sampling += ROWS * flops.decoder(policy, range(PROMPT - 1, both - 1))
-    heads = 1 + 3 + 1  # Of the new tokens: sampled, learnt from, compared with.
+    heads = 1 + 3 + 1  # For the new tokens: sampled, learnt from, compared with.
     learning = ROWS * ((3 + 1) * flops.decoder(policy, range(both)))
     scoring = ROWS * flops.decoder(SCORER, range(both))
     return sampling + learning + scoring + ROWS * NEW * heads * flops.unembedding(policy)

@@ -18,12 +18,12 @@ class Row:
     name: str
     ours: float
     unit: str
-    lower_is_better: bool = False  # Of ours and the peer's, as for seconds.
+    lower_is_better: bool = False  # For `ours` and `peer_value`, as for seconds.
     peer: str = ""
     peer_value: float | None = None  # In `unit`; None if there is no peer, or it did not run.
-    target: float | None = None  # Of ours.
+    target: float | None = None  # For `ours`.
     target_ratio: float | None = None
-    limit_share: float | None = None  # Of what the machine could do at most, in [0, 1].
+    limit_share: float | None = None  # The share of the machine's limit, in [0, 1].
     target_limit_share: float | None = None
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
 

@@ -17,7 +17,7 @@ from kullback.theory.mdp import MDP
 NUM_PROCESSES = 1_000
 SMALL = garnet.Config(num_states=50, num_actions=4, branching=4, discount=0.99)
 LARGE = garnet.Config(num_states=100_000, num_actions=4, branching=4, discount=0.99)
-TOLERANCE = 1e-8  # Of the values in the supremum norm, certified by the span of the residual.
+TOLERANCE = 1e-8  # Error of the values, supremum norm, certified by the span of the residual.
 PEER = "quantecon"
 TARGETS = {"value_iteration": 20.0, "policy_iteration": 5.0}  # Times the peer's rate.
 SOLVERS: dict[str, Callable[[MDP], solve.Solution]] = {

@@ -5,14 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 Side = Callable[[], Mapping[str, float]]  # Measures rates, by name.
-WINDOW_SECONDS = 0.5  # What disturbs a machine lasts; the best window is the least disturbed.
+WINDOW_SECONDS = 0.5  # Disturbances last longer; the best window is the least disturbed.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """How much time to spend."""
 
-    seconds: float = 5.0  # Of one measurement.
+    seconds: float = 5.0  # For one measurement.
     rounds: int = 2  # Measurements of each side.
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from kullback.experiments.commands import arguments
 
-KINDS = ("encoder", "embeddings")  # Those of experiments/entailment.py.
+KINDS = ("encoder", "embeddings")  # The same as in experiments/entailment.py.
 
 
 def add_parser(commands: Any) -> None:

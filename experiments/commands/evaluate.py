@@ -9,7 +9,11 @@ from kullback.experiments.commands import arguments
 if TYPE_CHECKING:
     from kullback.experiments.runs import opened
 
-LENGTHS = ("max_prompt_length", "max_new_tokens", "overlong")  # Of a language model's examples.
+LENGTHS = (
+    "max_prompt_length",
+    "max_new_tokens",
+    "overlong",
+)  # Options for a language model's examples.
 
 
 def add_parser(commands: Any) -> None:

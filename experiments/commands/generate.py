@@ -44,7 +44,7 @@ def _generate(options: argparse.Namespace) -> int:
     is_one = options.prompt is not None
     checkpoint = models.load(options.model).reading(options.control_tokens or "text")
     tokenizer = checkpoint.tokenizer
-    spelled: list[tuple[str, str]] = []  # Where control tokens are spelled, and which.
+    spelled: list[tuple[str, str]] = []  # (place, control token) of texts that spell one.
     if not is_one:
         prompts = data.read_prompts(
             options.prompts,

@@ -19,13 +19,13 @@ def main(arguments: Sequence[str]) -> int:
     """Does a run: FOLDER STEPS, then what `kullback train` takes if it is new."""
     folder, steps, *new = arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # What is left of an interrupted sweep may be saving this very run: its log is locked, since
-    # stdout is that file, until the process is gone.
+    # A process of an interrupted sweep may still be saving this run. It holds the lock of the log,
+    # which is its stdout, until it ends.
     fcntl.flock(1, fcntl.LOCK_EX)
     from kullback.experiments import cli
 
     command = command_of(pathlib.Path(folder), steps, new)
-    sys.argv = ["kullback", *command]  # What config.json says that it was made by.
+    sys.argv = ["kullback", *command]  # The command that config.json records.
     print(f"$ {' '.join(sys.argv)}", flush=True)
     return cli.main(command)
 

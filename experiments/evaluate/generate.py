@@ -106,7 +106,7 @@ def generate(
             _hand_over(completed, np.asarray(actions), np.asarray(valid), on_text)
             if np.all(np.asarray(state.done)):
                 break
-    except KeyboardInterrupt as error:  # What was sampled by now is returned.
+    except KeyboardInterrupt as error:  # The completions so far are returned.
         stopped = error
     for number, completion in enumerate(completed):
         if rest := completion.finish():

@@ -17,7 +17,7 @@ from kullback.experiments.statistics import Estimate
 
 Colours = Mapping[str, object]  # By label.
 WIDTH, DPI = 4.8, 160  # Inches, so that letters can be read where the picture fills a phone.
-LINEAR_PERCENT = 100  # Of bars: beyond it the axis is logarithmic, where one is far beyond.
+LINEAR_PERCENT = 100  # Beyond it an axis of bars is logarithmic, if one bar is far longer.
 
 
 class Curve(NamedTuple):

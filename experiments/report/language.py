@@ -61,7 +61,7 @@ def newest(folder: pathlib.Path, count: int = SHOWN) -> list[dict[str, Any]]:
       ValueError: if a line of them is damaged.
     """
     for path in (*folder.glob("samples.jsonl"), *sorted(folder.glob("seed_*/samples.jsonl"))):
-        *whole, _ = path.read_bytes().split(b"\n")  # What is being written has no end.
+        *whole, _ = path.read_bytes().split(b"\n")  # A line that is being written has no end.
         first = max(0, len(whole) - count)
         if whole:
             return [

@@ -18,7 +18,7 @@ from kullback.experiments.report import collect
 class Kind(NamedTuple):
     """A kind of score."""
 
-    column: str  # Of metrics.csv.
+    column: str  # A column of metrics.csv.
     meaning: str
     short: str  # For an axis.
 
@@ -27,7 +27,7 @@ KINDS = {
     "training": Kind("recent_return", "mean return of the last 100 training episodes", "return"),
     "evaluation": Kind("evaluation", "mean return of the latest evaluation", "evaluation"),
 }
-# Of |b - random|, |human - random|, and the larger of both.
+# |b - random|, |human - random|, and the larger of both.
 DENOMINATORS = ("baseline", "human", "largest")
 CHECKPOINTS = 200  # At most, of a curve.
 
@@ -42,7 +42,7 @@ class Comparison:
     `scores[label][environment]` is [N], a score a seed, without NaN.
     """
 
-    kind: str  # Of KINDS.
+    kind: str  # A key of KINDS.
     steps: int
     used: tuple[collect.Series, ...]
     left_out: tuple[str, ...]  # Why some series are not used, a line each.

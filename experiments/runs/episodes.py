@@ -21,7 +21,7 @@ class HeldOut(NamedTuple):
     """Means over the texts that a policy writes to each of n held-out prompts, [n]."""
 
     rewards: np.ndarray
-    # To the supervised start, nats of a text, by the estimator k1. The mean of k3 depends on rare
+    # KL to the supervised start, nats of a text, by the estimator k1. That of k3 depends on rare
     # texts, so that a policy of low entropy would look nearer than it is.
     kl_start: np.ndarray
     lengths: np.ndarray  # Tokens.
@@ -41,7 +41,7 @@ class Actor:
     sampler: completions.Sampler
     evaluator: evaluation.Evaluator
     reward: rewards.Reward
-    temperature: float = 1.0  # Of the policy, and of the start with which it is compared.
+    temperature: float = 1.0  # The policy's, and that of the start it is compared with.
 
     @property
     def samples(self) -> int:

@@ -39,5 +39,5 @@ class Recipe:
             return
         from kullback.experiments.runs import language, preferences
 
-        platform.run_large_programs()  # What follows is the first to use JAX.
+        platform.run_large_programs()  # Before JAX is used.
         yield (preferences if kind == "preferences" else language).setup(self.named, home)

@@ -107,8 +107,7 @@ class Setup(Work):
         teacher = self.teacher
         if teacher is None:
             raise ValueError("no teacher to be distant from")
-        operator = regularizers.named(teacher.divergence)
-        divergence = self.agent.config.token_divergence(operator)
+        divergence = self.agent.config.token_divergence(regularizers.named(teacher.divergence))
 
         @jax.jit
         def mean(params: types.Params, teacher_params: types.Params, padded: Any) -> jax.Array:

@@ -99,7 +99,7 @@ class Reward:
             given = function(batch)
             wanted = f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
             try:
-                with np.errstate(over="ignore"):  # What is too large is seen below.
+                with np.errstate(over="ignore"):  # Infinities are refused below.
                     scores = np.asarray(given, np.float32)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{wanted}{given!r:.80} ({error})") from error

@@ -26,7 +26,7 @@ class Saver:
 
     def __init__(self, folder: run_folder.RunFolder, loop: loops.Loop):
         self._folder, self._loop = folder, loop
-        self._segments: list[dict[str, Any]] = []  # Those of the current replay, in order.
+        self._segments: list[dict[str, Any]] = []  # The current replay's, in order.
         self._since: replay.Cursors | None = None  # Where the newest segment ends.
         self._store = checkpoints.SegmentStore(folder.replay)
 

@@ -30,14 +30,16 @@ TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "e
 MOST_CONFIGURATIONS = 10_000
 MOST_SEEDS = 10_000
 MOST_RUNS = 100_000  # Configurations times seeds.
-NAME_BYTES = 200  # Of a folder's name; file systems take 255, and the seeds are added to it.
+NAME_BYTES = (
+    200  # The longest name of a folder; file systems take 255, and the seeds are added to it.
+)
 
 
 class Configuration(NamedTuple):
     """One point of the product, for all its seeds."""
 
     name: str  # Agent, environment and the fields that vary: "dqn-toy-chain,learning_rate=0.001".
-    fields: dict[str, Any]  # Of `plans.Plan`, but for the seeds.
+    fields: dict[str, Any]  # Fields of `plans.Plan`, without the seeds.
     seeds: tuple[int, ...]  # Ascending.
 
     def plan(self, seeds: Sequence[int]) -> plans.Plan:

@@ -27,8 +27,8 @@ class Job:
     name: str
     folder: str  # The run's.
     log: str  # The file that takes its output.
-    plan: dict[str, Any]  # As `plan.Plan.to_json` gives it.
-    threads: int  # Of XLA on a CPU.
+    plan: dict[str, Any]  # The result of `plans.Plan.to_json`.
+    threads: int  # XLA's, on a CPU.
     done: int  # Agent steps of a seed, when the sweep began.
     home: str  # The folder that relative paths start from.
     trust_code: bool = False  # Whether modules that the plan names may run.
