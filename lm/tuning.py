@@ -5,6 +5,7 @@ Shape letters: B sequences, T tokens, n tokens of a chunk, D features, V vocabul
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -111,81 +112,19 @@ def make(
       divergence: f of the student's operator, with which it samples.
       teacher_divergence: f of the teacher's.
     """
-
-    def measure(
-        logits: jax.Array, labels: jax.Array, keys: jax.Array, *teacher_logits: jax.Array
-    ) -> Any:
-        """Losses of a chunk, [n], and its metrics, [n] each."""
-        frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
-        # No argmax, which XLA computes with one thread: a tie counts as right.
-        of_label = jnp.take_along_axis(frozen, labels[:, None], -1)[:, 0]
-        found = {
-            "accuracy": (of_label >= jnp.max(frozen, -1)).astype(jnp.float32),
-            "entropy": regularizers.entropy(frozen, divergence),
-        }
-        for of_teacher in teacher_logits:
-            p = regularizers.softargmax(of_teacher, teacher_divergence)
-            found[f"teacher_top_{TOP_K}"] = jnp.sum(top_k(p, min(TOP_K, p.shape[-1])), -1)
-        return token_loss(logits, labels, keys, *teacher_logits), found
-
-    def part_loss(
-        params: types.Params,
-        constants: types.Constants,
-        part: tuple[batches.Sequences, jax.Array, jax.Array],
-        total: jax.Array,
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """What a micro-batch adds to the loss, and the metrics of its sequences."""
-        rows, weights, keys = part
-        sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
-        inputs = rows.tokens, rows.positions, rows.segments
-        features = [model.features(params, *inputs)]  # [B, T, D]
-        if teacher is not None:
-            features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
-        features, labels, is_answer = distillation.align(features, sequences, answers)
-        flat = [x.reshape(-1, x.shape[-1]) for x in features]
-        # Gradients are of all that a head is given: not of every layer.
-        embedding = {"embedding": params["embedding"]}
-        heads = [chunked.Head(model.unembed, embedding, flat[0])]
-        if teacher is not None:
-            heads.append(chunked.Head(teacher.unembed, constants.teacher, flat[1]))
-        shares = distillation.token_weights(is_answer, weights, config.reduction, total)
-        value, per_token = chunked.weighted_loss(
-            measure,
-            shares.reshape(-1),
-            heads[0],
-            labels.reshape(-1),
-            keys.reshape(-1),
-            *heads[1:],
-            chunk=config.chunk,
-            is_answer=is_answer.reshape(-1),
-        )
-        count = jnp.maximum(jnp.sum(is_answer, 1), 1)
-        metrics = {n: jnp.sum(x.reshape(labels.shape), 1) / count for n, x in per_token.items()}
-        stops = tokens.is_stop(labels, model.config.eos_ids) & is_answer
-        metrics["answer_tokens"] = jnp.sum(is_answer, 1).astype(jnp.float32)
-        metrics["truncated"] = 1.0 - jnp.any(stops, 1).astype(jnp.float32)
-        return value, metrics
-
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: None,
-        batch: types.Batch,
-        key: types.Key,
-        constants: types.Constants,
-    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del targets  # There is no target tree.
-        keys = jax.random.split(key, batch.data.is_answer[:, 1:].shape)  # A token's.
-        total = distillation.loss_total(batch.data.is_answer[:, 1:], config.reduction)
-        value, metrics = in_parts(
-            lambda params, part: part_loss(params, constants, part, total),
-            params,
-            (batch.data, batch.weights, keys),
-            config.micro_batches,
-        )
-        return value, (aux, types.Feedback(metrics))
-
-    learner = learners.sgd(init_params=model.init, loss=loss, optimizer=optimizer(config))
+    objective = _Objective(
+        token_loss=token_loss,
+        model=model,
+        config=config,
+        teacher=teacher,
+        divergence=divergence,
+        teacher_divergence=teacher_divergence,
+    )
+    learner = learners.sgd(
+        init_params=model.init,
+        loss=functools.partial(_loss, objective),
+        optimizer=optimizer(config),
+    )
     return types.Agent(
         policy=policy.language_model(model, divergence=divergence),
         learner=learner,
@@ -193,6 +132,101 @@ def make(
         experience=mixture or Mixture(),
         config=algorithm,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Objective:
+    """A loss's fixed parts, which its functions share; fields are arguments of `make`."""
+
+    token_loss: TokenLoss
+    model: gemma.Model
+    config: Config
+    teacher: gemma.Model | None
+    divergence: regularizers.Divergence
+    teacher_divergence: regularizers.Divergence
+
+
+def _measured(
+    objective: _Objective,
+    logits: jax.Array,
+    labels: jax.Array,
+    keys: jax.Array,
+    *teacher_logits: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the losses of a chunk of tokens, [n], and its metrics, [n] each."""
+    frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
+    # No argmax, which XLA computes with one thread: a tie counts as right.
+    of_label = jnp.take_along_axis(frozen, labels[:, None], -1)[:, 0]
+    metrics = {
+        "accuracy": (of_label >= jnp.max(frozen, -1)).astype(jnp.float32),
+        "entropy": regularizers.entropy(frozen, objective.divergence),
+    }
+    for frozen_teacher in teacher_logits:
+        p = regularizers.softargmax(frozen_teacher, objective.teacher_divergence)
+        metrics[f"teacher_top_{TOP_K}"] = jnp.sum(top_k(p, min(TOP_K, p.shape[-1])), -1)
+    return objective.token_loss(logits, labels, keys, *teacher_logits), metrics
+
+
+def _part_loss(
+    objective: _Objective,
+    params: types.Params,
+    part: tuple[batches.Sequences, jax.Array, jax.Array],
+    constants: types.Constants,
+    total: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns what a micro-batch adds to the loss, [], and the metrics of its sequences."""
+    model, teacher, config = objective.model, objective.teacher, objective.config
+    rows, weights, keys = part
+    sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
+    inputs = rows.tokens, rows.positions, rows.segments
+    features = [model.features(params, *inputs)]  # [B, T, D]
+    if teacher is not None:
+        features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
+    features, labels, is_answer = distillation.align(features, sequences, answers)
+    flat = [x.reshape(-1, x.shape[-1]) for x in features]
+    # Gradients are of all that a head is given: not of every layer.
+    embedding = {"embedding": params["embedding"]}
+    heads = [chunked.Head(model.unembed, embedding, flat[0])]
+    if teacher is not None:
+        heads.append(chunked.Head(teacher.unembed, constants.teacher, flat[1]))
+    shares = distillation.token_weights(is_answer, weights, config.reduction, total)
+    value, per_token = chunked.weighted_loss(
+        functools.partial(_measured, objective),
+        shares.reshape(-1),
+        heads[0],
+        labels.reshape(-1),
+        keys.reshape(-1),
+        *heads[1:],
+        chunk=config.chunk,
+        is_answer=is_answer.reshape(-1),
+    )
+    count = jnp.maximum(jnp.sum(is_answer, 1), 1)
+    metrics = {n: jnp.sum(x.reshape(labels.shape), 1) / count for n, x in per_token.items()}
+    stops = tokens.is_stop(labels, model.config.eos_ids) & is_answer
+    metrics["answer_tokens"] = jnp.sum(is_answer, 1).astype(jnp.float32)
+    metrics["truncated"] = 1.0 - jnp.any(stops, 1).astype(jnp.float32)
+    return value, metrics
+
+
+def _loss(
+    objective: _Objective,
+    params: types.Params,
+    targets: dict[str, types.Params],
+    aux: None,
+    batch: types.Batch,
+    key: types.Key,
+    constants: types.Constants,
+) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+    del targets  # There is no target tree.
+    keys = jax.random.split(key, batch.data.is_answer[:, 1:].shape)  # A token's.
+    total = distillation.loss_total(batch.data.is_answer[:, 1:], objective.config.reduction)
+    value, metrics = in_parts(
+        functools.partial(_part_loss, objective, constants=constants, total=total),
+        params,
+        (batch.data, batch.weights, keys),
+        objective.config.micro_batches,
+    )
+    return value, (aux, types.Feedback(metrics))
 
 
 def top_k(x: jax.Array, k: int) -> jax.Array:
