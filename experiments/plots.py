@@ -104,11 +104,11 @@ def _last_known(values: np.ndarray) -> np.ndarray:
     return np.where(last >= 0, values[last], np.nan)
 
 
-def _smooth(values: np.ndarray, width: int = 10) -> np.ndarray:
-    """Returns the mean of the last `width` known values."""
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Returns the mean of the known ones of the last ten values."""
     smooth = np.full(len(values), np.nan)
     for i in range(len(values)):
-        window = values[max(0, i + 1 - width) : i + 1]
+        window = values[max(0, i - 9) : i + 1]
         window = window[np.isfinite(window)]
         if len(window):
             smooth[i] = window.mean()

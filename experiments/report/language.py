@@ -54,7 +54,7 @@ def _texts(out: page.Page, label: str, task: str, runs: Sequence[collect.Run]) -
         out.folded(f"{first} ({facts})", whole)
 
 
-def newest(folder: pathlib.Path, count: int = SHOWN) -> list[dict[str, Any]]:
+def newest(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the last texts that a run wrote, of its first seed that wrote any, or none.
 
     Raises:
@@ -62,7 +62,7 @@ def newest(folder: pathlib.Path, count: int = SHOWN) -> list[dict[str, Any]]:
     """
     for path in (*folder.glob("samples.jsonl"), *sorted(folder.glob("seed_*/samples.jsonl"))):
         *whole, _ = path.read_bytes().split(b"\n")  # A line that is being written has no end.
-        first = max(0, len(whole) - count)
+        first = max(0, len(whole) - SHOWN)
         if whole:
             return [
                 dict(json_files.parse(line, f"{path}, line {number}", nan=True).items())
