@@ -1,5 +1,6 @@
 """One gradient step on Atari frames, alone: 32 pairs of 84 x 84 x 4 bytes, six actions."""
 
+import functools
 import unittest.mock
 from collections.abc import Callable
 
@@ -49,10 +50,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     with unittest.mock.patch.object(convolution, "prefers_product", lambda: False):
         steppers |= {f"{name}, {XLA}": stepper(name) for name in FORWARDS}
     ours = timing.rates(steppers, budget.seconds)
-
-    def theirs() -> dict[str, float]:
-        return run_peer("torch", "gradient_step", budget.seconds)
-
+    theirs = functools.partial(run_peer, "torch", "gradient_step", budget.seconds)
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
     results = []
     for name, forwards in FORWARDS.items():

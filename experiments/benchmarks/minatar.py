@@ -1,5 +1,6 @@
 """MinAtar Breakout, acting and learning: 16 environments, one step of 32 per 4 agent steps."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 from kullback import agents
@@ -39,10 +40,7 @@ def advancing(loop: loops.Loop) -> Callable[[], float]:
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures one seed beside Stable-Baselines3, and four seeds in one program beside one."""
     ours = timing.rates({"one": runner(1), "four": runner(SEEDS)}, budget.seconds)
-
-    def theirs() -> dict[str, float]:
-        return run_peer("sb3", "minatar", budget.seconds, NUM_ENVS)
-
+    theirs = functools.partial(run_peer, "sb3", "minatar", budget.seconds, NUM_ENVS)
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
     return [
         rows.Row(

@@ -1,5 +1,6 @@
 """Losses of labels and their gradients: 4,096 rows of 8,192 logits, float32."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -48,10 +49,9 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside torch and entmax, and beside the traffic of logits and gradient."""
     platform.keep_freed_memory()
     ours = timing.rates({name: differentiator(name) for name, _, _ in COMPARED}, budget.seconds)
-
-    def theirs() -> dict[str, float]:
-        return run_peer("entmax", "operators", budget.seconds, NUM_ROWS, VOCABULARY, SCALE)
-
+    theirs = functools.partial(
+        run_peer, "entmax", "operators", budget.seconds, NUM_ROWS, VOCABULARY, SCALE
+    )
     moved = 2 * 4 * NUM_ROWS * VOCABULARY  # Bytes: logits in, gradient out.
     copy = machine.bandwidth(moved // 2)
     best = timing.interleave([copy, ours, theirs], budget.rounds)

@@ -131,9 +131,7 @@ def of_run(
     """Loads a checkpoint, as `load` does, of a run that has been opened."""
     plan, folder = run.plan, run.folder(seed)
     seed = run.seeds[0] if seed is None else seed
-    for name, given in (("agent", agent), ("environment", environment)):
-        if getattr(plan, name) == plans.CUSTOM and given is None:
-            raise ValueError(f"the run's {name} was handed over in Python: pass it to load()")
+    plan.require_functions("load()", agent=agent, environment=environment)
     named = resolved.of(run, with_environment=environment is None)
     with games.built(named, agent, environment, run.config) as work:
         pass  # The environment of training is closed at once: nothing acts in it.

@@ -216,6 +216,12 @@ class Plan:
             raise record.error("trust_code", "absent: no file says that it is to be trusted")
         return dataclasses.replace(record.build(cls), trust_code=trust_code)
 
+    def require_functions(self, call: str, **functions: Any) -> None:
+        """Raises ValueError if the plan's agent or environment was a function, and it is None."""
+        for name, function in functions.items():
+            if getattr(self, name) == CUSTOM and function is None:
+                raise ValueError(f"the run's {name} was handed over in Python: pass it to {call}")
+
     @property
     def code(self) -> str:
         """The reward or the environment, if it names a module that would be run; else ""."""

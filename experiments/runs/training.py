@@ -110,9 +110,7 @@ def resume(
             raise ValueError(f"steps={steps} is less than the run's {plan.steps}; it can only grow")
         if steps is not None and steps > plan.steps:
             plan = dataclasses.replace(plan, steps=steps)
-        for name, given in (("agent", agent), ("environment", environment)):
-            if getattr(plan, name) == plans.CUSTOM and given is None:
-                raise ValueError(f"the run's {name} was handed over in Python: pass it to resume()")
+        plan.require_functions("resume()", agent=agent, environment=environment)
         changes = _changes(run, plan)
         if changes and not accept_changes:
             raise ValueError(

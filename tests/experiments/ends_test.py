@@ -85,17 +85,17 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
     )
     assert report.estimates["truncated_greedy"].mean == 0
     evaluator, checkpoint = evaluation.evaluator_of(tuned, opened.open(tuned))
-    (made,) = generate.generate(
+    (completion,) = generate.generate(
         checkpoint,
         [evaluator.test[0].prompt],
         max_new_tokens=6,
         sampling=Sampling(temperature=0),
     )
-    assert (made.text, made.ids[-1], made.is_complete) == ("0", 5, True)
+    assert (completion.text, completion.ids[-1], completion.is_complete) == ("0", 5, True)
     greedy = evaluator.answers(
         {"params": checkpoint.params}, 1, jax.random.key(0), evaluator.greedy
     )
-    assert greedy.texts == [made.text]
+    assert greedy.texts == [completion.text]
 
 
 def test_nothing_after_the_end_is_scored_or_learnt(
@@ -117,10 +117,13 @@ def test_nothing_after_the_end_is_scored_or_learnt(
     assert all(float(row["truncated"]) < 0.5 for row in rows)
     setup = language.setup(resolved.of(opened.open(path, trust_code=True)), path)
     assert setup.actor is not None and not [*setup.notes()]
-    made = setup.actor.episodes(
+    written = setup.actor.episodes(
         {"params": models.load(path).params}, setup.train[:2], jax.random.key(1)
     )
-    tokens, is_answer = np.asarray(made.sequences.tokens), np.asarray(made.sequences.is_answer)
+    tokens, is_answer = (
+        np.asarray(written.sequences.tokens),
+        np.asarray(written.sequences.is_answer),
+    )
     for row, mask in zip(tokens, is_answer, strict=True):
         assert not set(row[mask][:-1].tolist()) & {1, 5}
 

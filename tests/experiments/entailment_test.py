@@ -79,8 +79,8 @@ def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, tmp_pa
     # What was judged is what the folder has.
     test = pairs_of("test", experiment.TEST_SEED, 10)
     assert report["test_pairs"] == len(test) == sum(report["test_pairs_by_kind"].values())
-    found = experiment.accuracies(p_of(out, test) >= 0.5, test)
-    assert found == {name: report[name] for name in ("accuracy", "by_kind")}
+    judged = experiment.accuracies(p_of(out, test) >= 0.5, test)
+    assert judged == {name: report[name] for name in ("accuracy", "by_kind")}
     again = experiment.scored(p_of(out, test), test, 0.5)
     assert again["auc"] == pytest.approx(report["auc"], abs=0.02)  # Float32 makes ties.
     assert again["auc_by_kind"].keys() == report["auc_by_kind"].keys()
@@ -146,7 +146,7 @@ def test_the_kinds_learn_from_other_draws_and_are_judged_by_the_same(
     assert {seed for name, seed in seeds if name == "test0"} == {experiment.TEST_SEED}
 
 
-def made(kind: str, is_entailed: bool) -> faithfulness.Pair:
+def pair_of(kind: str, is_entailed: bool) -> faithfulness.Pair:
     return faithfulness.Pair("", "", is_entailed, kind, "p")
 
 
@@ -159,30 +159,30 @@ def test_accuracy_and_the_area_under_the_curve_by_brute_force():
     rng = np.random.default_rng(0)
     p = rng.integers(0, 6, 60) / 5  # With many ties.
     kinds = [("sentence", "summary", "number", "order")[n] for n in rng.integers(0, 4, 60)]
-    pairs = [made(kind, kind in ("sentence", "summary")) for kind in kinds]
-    found = experiment.judged(lambda premises, hypotheses: p, pairs)
+    pairs = [pair_of(kind, kind in ("sentence", "summary")) for kind in kinds]
+    judged = experiment.judged(lambda premises, hypotheses: p, pairs)
 
     def of(*wanted: str) -> list[float]:
         return [x for x, pair in zip(p, pairs, strict=True) if pair.kind in wanted]
 
     entailed = of("sentence", "summary")
-    assert found["auc"] == pytest.approx(chance(entailed, of("number", "order")))
-    assert found["auc_by_kind"] == {
+    assert judged["auc"] == pytest.approx(chance(entailed, of("number", "order")))
+    assert judged["auc_by_kind"] == {
         kind: pytest.approx(chance(entailed, of(kind))) for kind in ("number", "order")
     }
     right = [(x >= 0.5) == pair.is_entailed for x, pair in zip(p, pairs, strict=True)]
-    assert found["accuracy"] == pytest.approx(np.mean(right))
-    assert found["by_kind"] == {
+    assert judged["accuracy"] == pytest.approx(np.mean(right))
+    assert judged["by_kind"] == {
         kind: pytest.approx(np.mean([(x >= 0.5) == (kind[0] == "s") for x in of(kind)]))
         for kind in ("sentence", "summary", "number", "order")
     }
 
 
 def test_the_area_of_what_knows_all_and_nothing():
-    pairs = [made("sentence", True), made("number", False), made("order", False)]
+    pairs = [pair_of("sentence", True), pair_of("number", False), pair_of("order", False)]
     for p, area in [([0.9, 0.1, 0.2], 1), ([0.1, 0.9, 0.2], 0), ([0.5] * 3, 0.5)]:
-        found = experiment.judged(lambda premises, hypotheses, p=p: np.array(p), pairs)
-        assert found["auc"] == area
+        judged = experiment.judged(lambda premises, hypotheses, p=p: np.array(p), pairs)
+        assert judged["auc"] == area
 
 
 def test_a_report_is_shown_as_a_table():

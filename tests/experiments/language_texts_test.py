@@ -60,9 +60,9 @@ def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: p
     bpe = checkpoint.tokenizer
     prompts = [(bpe.bos_id, *bpe.encode(line["prompt"])) for line in lines[4:]]
     greedy = Sampling(temperature=0)
-    made = generate.generate(checkpoint, prompts, max_new_tokens=4, sampling=greedy)
-    assert [line["completion"] for line in lines[4:]] == [row.text for row in made]
-    assert [line["done"] for line in lines[4:]] == [row.is_complete for row in made]
+    completions = generate.generate(checkpoint, prompts, max_new_tokens=4, sampling=greedy)
+    assert [line["completion"] for line in lines[4:]] == [row.text for row in completions]
+    assert [line["done"] for line in lines[4:]] == [row.is_complete for row in completions]
 
 
 @pytest.mark.parametrize("mixing", ["batch", "row"])
@@ -104,8 +104,8 @@ def test_the_operator_goes_with_the_model(
     assert one.divergence == other.divergence == SPARSE
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     prompts = [(one.tokenizer.bos_id, *one.tokenizer.encode("1+2="))] * 8
-    made = [generate.generate(x, prompts, max_new_tokens=4) for x in (one, other)]
-    assert made[0] == made[1]
+    both = [generate.generate(x, prompts, max_new_tokens=4) for x in (one, other)]
+    assert both[0] == both[1]
 
     capsys.readouterr()
     file = tmp_path / "texts.jsonl"
@@ -221,13 +221,13 @@ def test_texts_that_a_template_rendered_are_said_and_read_on_request(
     out = tmp_path / "run"
     assert cli.main([*arguments, "--control-tokens", "parse", "--out", str(out)]) == 0
     assert "spells" not in capsys.readouterr().out
-    found = json.loads((out / "config.json").read_text())
-    assert found["plan"]["control_tokens"] == "parse" and found["data"]["train"]["spelled"] == 0
-    assert found["data"]["rule"] == 2
+    config = json.loads((out / "config.json").read_text())
+    assert config["plan"]["control_tokens"] == "parse" and config["data"]["train"]["spelled"] == 0
+    assert config["data"]["rule"] == 2
     bpe = models.load(out).tokenizer
     # begin, start, "user\n", text, end, "\n", start, "model\n", "ab", end.
     pieces = [bpe.encode(t) for t in ("user\n", "train 0", "\n", "model\n", "ab")]
-    assert found["data"]["train"]["tokens"] == 4 * (5 + sum(map(len, pieces)))
+    assert config["data"]["train"]["tokens"] == 4 * (5 + sum(map(len, pieces)))
     said = "spells <start_of_turn>, which is read as the letters that it is; if a chat template"
 
     evaluate = ["evaluate", str(out), "--episodes", "2", "--samples", "1"]

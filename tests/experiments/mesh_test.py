@@ -44,7 +44,7 @@ from kullback.experiments import cli
 from kullback.experiments.runs import language, models, plans, resolved
 
 given = json.loads(sys.argv[1])
-root, found = pathlib.Path(given["root"]), {}
+root, results = pathlib.Path(given["root"]), {}
 
 
 ends = {}
@@ -72,7 +72,7 @@ for mesh in ("", "8x1", "4x2", "1x8"):
         "teacher": setup.teacher.params["periods"]["layer_0"]["attention"]["query"],
     }
     shapes = {name: x.addressable_shards[0].data.shape for name, x in arrays.items()}
-    found[mesh], ends[mesh] = {"losses": losses, **shapes}, (loop, state)
+    results[mesh], ends[mesh] = {"losses": losses, **shapes}, (loop, state)
 
 model = [f"--model-flag={flag}" for flag in given["flags"]]
 settings = [f"--set={setting}" for setting in given["settings"]]
@@ -88,11 +88,11 @@ commands = {
     "text": [*train, "--mesh", "4"],
     "game": ["train", "dqn", "toy/chain", "--mesh", "4x2"],
 }
-found["said"] = {}
+results["said"] = {}
 for name, command in commands.items():
     error = io.StringIO()
     with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-        found["said"][name] = [cli.main(command), error.getvalue()]
+        results["said"][name] = [cli.main(command), error.getvalue()]
 
 # The run that stopped half-way is the one that did not, to the last bit.
 loop, whole = ends["4x2"]
@@ -103,7 +103,7 @@ pairs = zip(jax.tree.leaves(part[1:3]), jax.tree.leaves(whole[1:3]), strict=True
 for one, other in pairs:
     np.testing.assert_array_equal(trees.to_numpy(one), trees.to_numpy(other))
     assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
-print(json.dumps(found))
+print(json.dumps(results))
 """
 
 
@@ -113,7 +113,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def found(root: pathlib.Path) -> dict[str, Any]:
+def results(root: pathlib.Path) -> dict[str, Any]:
     """Returns the results of a process with eight devices."""
     bpe = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
     tokenizer.save(bpe, root / "words")
@@ -143,14 +143,14 @@ def found(root: pathlib.Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "1x8"])
 @pytest.mark.slow
-def test_losses_over_a_mesh_are_those_of_one_device(found: dict[str, Any], mesh: str):
+def test_losses_over_a_mesh_are_those_of_one_device(results: dict[str, Any], mesh: str):
     """Ten steps of GKD, half of whose rows the student samples; the process resumes as well."""
-    expected = found[""]["losses"]
+    expected = results[""]["losses"]
     assert len(expected) == 10 and min(expected) > 0 and len(set(expected)) == 10
-    np.testing.assert_allclose(found[mesh]["losses"], expected, rtol=1e-4)
+    np.testing.assert_allclose(results[mesh]["losses"], expected, rtol=1e-4)
     model = int(mesh[-1])
-    assert found[mesh]["embedding"] == found[mesh]["moment"] == [264 // model, 32]
-    assert found[mesh]["teacher"] == [2, 32, 64 // model]
+    assert results[mesh]["embedding"] == results[mesh]["moment"] == [264 // model, 32]
+    assert results[mesh]["teacher"] == [2, 32, 64 // model]
 
 
 @pytest.mark.parametrize(
@@ -166,15 +166,15 @@ def test_losses_over_a_mesh_are_those_of_one_device(found: dict[str, Any], mesh:
     ],
 )
 @pytest.mark.slow
-def test_the_command_line(found: dict[str, Any], name: str, status: int, message: str):
-    got, error = found["said"][name]
+def test_the_command_line(results: dict[str, Any], name: str, status: int, message: str):
+    got, error = results["said"][name]
     assert got == status and message in error
     assert status == 0 or error.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_a_run_over_a_mesh_needs_its_devices_and_is_a_model_as_any(
-    found: dict[str, Any], root: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    results: dict[str, Any], root: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
     assert cli.main(["train", "--resume", str(root / "run"), "--steps", "11"]) == 2
     assert "mesh 4x2 is of 8 devices, and there are 1" in capsys.readouterr().err

@@ -21,7 +21,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Makes a model in `model`, and a run of it in `run`."""
     folder = tmp_path_factory.mktemp("made")
     bpe = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
@@ -40,9 +40,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture
-def home(made: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def home(originals: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
     """Copies a folder beside a file that must not be touched."""
-    shutil.copytree(made, tmp_path / "stranger")
+    shutil.copytree(originals, tmp_path / "stranger")
     (tmp_path / "key").write_text(SECRET)
     return tmp_path / "stranger"
 
@@ -104,8 +104,8 @@ def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
     assert {path.name for path in (home / "merged").iterdir()} == kept
     capsys.readouterr()
     links_tokenizer(home)
-    for asked in (command, merge):
-        assert cli.main((*asked, str(home / "none"))) == 2
+    for refused in (command, merge):
+        assert cli.main((*refused, str(home / "none"))) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "special_tokens_map.json is a link out of the folder" in line
         assert not (home / "none").exists()
@@ -120,9 +120,9 @@ def test_a_sweep_writes_where_no_link_leads(name, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
-    asked = {"agents": ["dqn"], "environments": ["toy/chain"]}
+    sweep = {"agents": ["dqn"], "environments": ["toy/chain"]}
     with pytest.raises(ValueError, match=f"{name} is a link out of the folder"):
-        sweeping.sweep(asked, out=tmp_path / "out")
+        sweeping.sweep(sweep, out=tmp_path / "out")
     assert not any((tmp_path / "elsewhere").iterdir())
 
 

@@ -118,12 +118,12 @@ def test_an_environment_that_is_typed_may_run(stranger: pathlib.Path):
 
 def test_a_sweep_of_a_strangers_environments_runs_no_code(stranger: pathlib.Path):
     sweep = {"agents": ["dqn"], "environments": ["gym/evil:Game-v0"]}
-    asked = (sweep, stranger / "runs", {}, 1, "sweep.toml")
-    checked = sweep_runs.runs(*asked, trust_code=False, dry_run=True)
+    arguments = (sweep, stranger / "runs", {}, 1, "sweep.toml")
+    checked = sweep_runs.runs(*arguments, trust_code=False, dry_run=True)
     assert checked["untrusted"] == ["environment 'gym/evil:Game-v0'"]
-    sweep_runs.runs(*asked, trust_code=True, dry_run=True)
+    sweep_runs.runs(*arguments, trust_code=True, dry_run=True)
     with pytest.raises(ValueError, match=r"sweep\.toml: its environment .* add --trust-code"):
-        sweep_runs.runs(*asked, trust_code=False)
+        sweep_runs.runs(*arguments, trust_code=False)
     assert not (stranger / "marker").exists()
 
 
@@ -134,14 +134,14 @@ def test_a_sweep_of_a_strangers_runs_no_code(stranger: pathlib.Path):
         "plan": {"model": "start", "reward": REWARD},
     }
     for dry_run in (False, True):
-        asked = (sweep, stranger / "runs", {}, 1, "sweep.toml")
+        arguments = (sweep, stranger / "runs", {}, 1, "sweep.toml")
         if dry_run:
-            checked = sweep_runs.runs(*asked, trust_code=False, dry_run=True)
+            checked = sweep_runs.runs(*arguments, trust_code=False, dry_run=True)
             assert checked["untrusted"] == [f"reward {REWARD!r}"] and len(checked["runs"]) == 1
-            assert sweep_runs.runs(*asked, trust_code=True, dry_run=True)["untrusted"] == []
+            assert sweep_runs.runs(*arguments, trust_code=True, dry_run=True)["untrusted"] == []
         else:
             with pytest.raises(ValueError, match=r"sweep\.toml: its reward .* add --trust-code"):
-                sweep_runs.runs(*asked, trust_code=False)
+                sweep_runs.runs(*arguments, trust_code=False)
     assert not (stranger / "marker").exists()
     with pytest.raises(ValueError, match="trust_code"):
         sweep_plan.configurations({**sweep, "plan": {"trust_code": True}})

@@ -92,12 +92,12 @@ def test_it_fits_and_fetches_nothing(
     dump = chromium("--dump-dom", f"file://{frame}", profile=tmp_path / "one")
     title = re.search("<title>(.*?)</title>", dump)
     assert title is not None
-    found = json.loads(title[1])
-    assert found["width"] == width
-    assert found["scroll"] <= width and found["sticking"] == 0
-    assert found["pictures"] == found["shown"] > 8 and found["widest"] <= width
-    assert found["fetched"] == []
-    assert found["tables"] > 0 if width < 500 else True  # They scroll by themselves.
+    facts = json.loads(title[1])
+    assert facts["width"] == width
+    assert facts["scroll"] <= width and facts["sticking"] == 0
+    assert facts["pictures"] == facts["shown"] > 8 and facts["widest"] <= width
+    assert facts["fetched"] == []
+    assert facts["tables"] > 0 if width < 500 else True  # They scroll by themselves.
     picture = tmp_path / "shot.png"
     chromium(size, f"--screenshot={picture}", f"file://{page}", profile=tmp_path / "two")
     with PIL.Image.open(picture) as shot:

@@ -174,12 +174,12 @@ def test_human_scores_and_what_is_published(tmp_path: pathlib.Path, write_run: W
     parsed, folder, said = write(
         [tmp_path / "runs"], tmp_path / "out", baseline="dqn", with_published=True
     )
-    found = {row["agent"]: row for row in rows(folder / "atari-human-aggregates.csv")}
-    assert [float(found["m-dqn"][name]) for name in ("mean", "median", "IQM")] == pytest.approx(
+    by_agent = {row["agent"]: row for row in rows(folder / "atari-human-aggregates.csv")}
+    assert [float(by_agent["m-dqn"][name]) for name in ("mean", "median", "IQM")] == pytest.approx(
         [2, 2, 2]
     )
-    assert float(found["dqn"]["optimality gap"]) == pytest.approx(0.5)
-    assert found["dqn"]["games"] == "2"  # Pooyan has no human score, and that is said.
+    assert float(by_agent["dqn"]["optimality gap"]) == pytest.approx(0.5)
+    assert by_agent["dqn"]["games"] == "2"  # Pooyan has no human score, and that is said.
     assert "not published of atari/pooyan" in parsed.text
     (chance,) = rows(folder / "atari-improvement.csv")
     assert chance["over"] == "dqn" and float(chance["probability"]) == 1
@@ -299,11 +299,11 @@ def test_the_next_free_folder(
 
 def test_a_curve_of_one_row_is_seen():
     one, two = (statistics.Estimate(*np.ones((3, rows))) for rows in (1, 2))
-    found = {
+    by_label = {
         "cut": figures.Curve(np.array([500]), one),
         "whole": figures.Curve(np.array([500, 1_000]), two),
     }
-    drawn = figures.curves(found, figures.colours(list(found)), "", "", "")
+    drawn = figures.curves(by_label, figures.colours(list(by_label)), "", "", "")
     markers = {line.get_label(): line.get_marker() for line in drawn.axes[0].lines}
     assert markers == {"cut": "o", "whole": "None"}
 

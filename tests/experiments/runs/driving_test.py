@@ -146,8 +146,8 @@ def test_episodes_without_an_end_are_cut_counted_and_said(tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.split())
     assert "3 of 3 episodes of the evaluation at step 60 were cut at its limit of steps" in said
     loaded = experiments.load(run, environment=lambda n: Place(n, 10**9))
-    found = loaded.play(2)
-    assert found.returns.tolist() == [20, 20] and found.num_cut == 2
+    episodes = loaded.play(2)
+    assert episodes.returns.tolist() == [20, 20] and episodes.num_cut == 2
     assert loaded.evaluate(2, max_steps=7).tolist() == [7, 7]
     assert Place(1).close() is None
     ended = experiments.load(run, environment=Place).play(2)

@@ -143,18 +143,20 @@ def test_a_reward_that_raises_ends_a_run_in_a_line_and_loses_nothing(
 
 
 def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path):
-    made = setup(run)
-    actor, model, params = made.actor, made.evaluator.model, models.load(run).params
+    work = setup(run)
+    actor, model, params = work.actor, work.evaluator.model, models.load(run).params
     assert actor is not None
-    examples = made.train[:2]
-    found = actor.episodes({"params": params}, examples, jax.random.key(1))
-    s = found.sequences
+    examples = work.train[:2]
+    written = actor.episodes({"params": params}, examples, jax.random.key(1))
+    s = written.sequences
     expected = answers.log_probabilities(model, params, s)
-    np.testing.assert_allclose(found.log_probability[:, 1:], expected, atol=1e-5)
-    assert np.all(np.asarray(found.log_probability)[~np.asarray(s.is_answer)] == 0)
+    np.testing.assert_allclose(written.log_probability[:, 1:], expected, atol=1e-5)
+    assert np.all(np.asarray(written.log_probability)[~np.asarray(s.is_answer)] == 0)
     texts = actor.evaluator.answer_texts(s)
     lengths = np.asarray(s.is_answer).sum(1)
-    np.testing.assert_allclose(found.rewards, [len(t) / 2 for t in texts] - lengths / 4, atol=1e-6)
+    np.testing.assert_allclose(
+        written.rewards, [len(t) / 2 for t in texts] - lengths / 4, atol=1e-6
+    )
     prompt = np.asarray(s.tokens)[1, : len(examples[0].prompt)]
     np.testing.assert_array_equal(prompt, examples[0].prompt)
 
@@ -204,9 +206,9 @@ def tokenizer_of(start: pathlib.Path) -> tokenizer.Tokenizer:
     ],
 )
 def test_sums_of_rewards(start: pathlib.Path, text: str, terms: list[tuple[float, str]]):
-    found = rewards.parse(text, tasks.make(TASK), tokenizer_of(start))
-    named = [(w, name) for w, name, _ in found.python_terms]
-    named += [(w, scorer.name) for w, scorer in found.jax_terms]
+    reward = rewards.parse(text, tasks.make(TASK), tokenizer_of(start))
+    named = [(w, name) for w, name, _ in reward.python_terms]
+    named += [(w, scorer.name) for w, scorer in reward.jax_terms]
     assert sorted(named) == sorted(terms)
 
 
@@ -214,8 +216,8 @@ def test_a_reward_is_the_sum_of_its_terms(start: pathlib.Path):
     reward = rewards.parse(
         f"2*exact+0.5*{LETTERS}-0.25*length", tasks.make(TASK), tokenizer_of(start)
     )
-    found = reward.python_score(["1+1="] * 2, ["2", "333"], ["2", "2"])
-    np.testing.assert_allclose(found, [2.5, 1.5])
+    scores = reward.python_score(["1+1="] * 2, ["2", "333"], ["2", "2"])
+    np.testing.assert_allclose(scores, [2.5, 1.5])
     is_answer = jnp.array([[True, True], [True, False]])
     unread = jnp.zeros((2, 2))
     lengths, cut = jnp.sum(is_answer, 1), is_answer[:, 1]
@@ -357,8 +359,8 @@ def test_entailment_is_of_the_document_that_is_named(
     model = scorers.load(root / "tests/lm/fixtures/bert", short)
     monkeypatch.setattr(scorers, "load", lambda folder: model)
     reward = rewards.parse("2*entailment:somewhere", tasks.make(TASK), tokenizer_of(start))
-    asked, documents = ["Say:\n\nA document.", "No question."], ["A document.", "No question."]
-    found = reward.python_score(asked, ["It is.", ""], ["", ""], documents)
+    prompts, documents = ["Say:\n\nA document.", "No question."], ["A document.", "No question."]
+    scores = reward.python_score(prompts, ["It is.", ""], ["", ""], documents)
     expected = model.log_probability(documents, ["It is.", ""])
-    np.testing.assert_allclose(found, 2 * expected)
-    assert found[1] == pytest.approx(2 * scorers.floor(short))
+    np.testing.assert_allclose(scores, 2 * expected)
+    assert scores[1] == pytest.approx(2 * scorers.floor(short))

@@ -191,11 +191,12 @@ def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: 
 
 def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path: pathlib.Path):
     path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
-    own = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(path).params))
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(path).params))
     (newest,) = sorted((path / "checkpoints").glob("*2"))
     leaves = json.loads((newest / "contents.json").read_text())["leaves"]
     numbers = sum(int(np.prod(shape)) for shape, *_ in leaves.values())
-    assert own / 4 * 3 <= numbers < own / 4 * 3 + 500  # Parameters, and Adam's two moments.
+    # Parameters, and Adam's two moments.
+    assert num_bytes / 4 * 3 <= numbers < num_bytes / 4 * 3 + 500
 
 
 def test_generation_in_pieces_is_that_in_one(
@@ -212,11 +213,11 @@ def test_generation_in_pieces_is_that_in_one(
     for size in (3, 12):
         monkeypatch.setattr(generate, "PIECE", size)
         seen = dict.fromkeys(seen, "")
-        made = generate.generate(checkpoint, prompts, max_new_tokens=9, seed=1, on_text=note)
-        texts[size] = [(row.text, row.ids) for row in made]
-        assert [row.text for row in made] == list(seen.values())
-        assert all(len(row.ids) <= 9 for row in made)
-        for row in made:
+        completions = generate.generate(checkpoint, prompts, max_new_tokens=9, seed=1, on_text=note)
+        texts[size] = [(row.text, row.ids) for row in completions]
+        assert [row.text for row in completions] == list(seen.values())
+        assert all(len(row.ids) <= 9 for row in completions)
+        for row in completions:
             assert row.is_complete == (row.ids[-1] in checkpoint.config.eos_ids)
     assert texts[3] == texts[12]
 
@@ -226,10 +227,10 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path
     checkpoint = models.load(teacher)
     bpe, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
     ids = [bpe.bos_id, *bpe.encode("31+4=")]
-    (made,) = generate.generate(
+    (completion,) = generate.generate(
         checkpoint, [ids], max_new_tokens=4, sampling=Sampling(temperature=0)
     )
-    for token in made.ids:
+    for token in completion.ids:
         logits = model.apply(checkpoint.params, np.array([ids], np.int32))
         assert token == int(np.argmax(logits[0, -1]))
         ids = [*ids, token]

@@ -9,9 +9,9 @@ from kullback.experiments.runs import opened, plans, run_folder, training
 
 
 def run(path: pathlib.Path, **fields: object) -> pathlib.Path:
-    made = plans.Plan(**{"agent": "dqn", "environment": "toy/chain", **fields})  # pyright: ignore[reportArgumentType]
+    plan = plans.Plan(**{"agent": "dqn", "environment": "toy/chain", **fields})  # pyright: ignore[reportArgumentType]
     path.mkdir()
-    run_folder.RunFolder(path).write_config({"plan": made.to_json(), "spec": {"num_actions": 2}})
+    run_folder.RunFolder(path).write_config({"plan": plan.to_json(), "spec": {"num_actions": 2}})
     return path
 
 
@@ -25,23 +25,23 @@ def run(path: pathlib.Path, **fields: object) -> pathlib.Path:
 )
 def test_what_a_run_is(agent: str, environment: str, kind: str, tmp_path: pathlib.Path):
     path = run(tmp_path / "run", agent=agent, environment=environment, seed=3, num_seeds=2)
-    found = opened.open(path)
-    assert found.kind == kind
-    assert found.plan.agent == agent and found.config["spec"] == {"num_actions": 2}
-    assert list(found.seeds) == [3, 4]
-    assert found.folder().path == found.folder(4).path == path  # One program, one folder.
+    read = opened.open(path)
+    assert read.kind == kind
+    assert read.plan.agent == agent and read.config["spec"] == {"num_actions": 2}
+    assert list(read.seeds) == [3, 4]
+    assert read.folder().path == read.folder(4).path == path  # One program, one folder.
     with pytest.raises(ValueError, match="has seeds 3 to 4, not 5"):
-        found.folder(5)
+        read.folder(5)
 
 
 def test_seeds_with_folders_of_their_own(tmp_path: pathlib.Path):
     path = run(tmp_path / "run", num_seeds=2)
     run(path / "seed_0")
     run(path / "seed_7")  # Of nobody.
-    found = opened.open(path)
-    assert found.folder().path == path / "seed_0"
+    read = opened.open(path)
+    assert read.folder().path == path / "seed_0"
     with pytest.raises(ValueError, match=r"seed 1 .* has not begun"):
-        found.folder(1)
+        read.folder(1)
 
 
 def test_a_folder_of_weights_is_no_run_and_a_damaged_one_is_said(tmp_path: pathlib.Path):

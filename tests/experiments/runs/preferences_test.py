@@ -163,17 +163,17 @@ def test_a_population_is_reported_as_one_model_and_as_many(
         ]
         margins.append(np.asarray(sides[0] - sides[1]))
     accuracies = [reward_model.accuracy(m).mean() for m in margins]
-    found = report.estimates
-    assert found["accuracy"].mean == pytest.approx(accuracies[0])
-    assert found["accuracy_of_seed_1"].mean == pytest.approx(accuracies[2])
-    assert found["margin"].mean == pytest.approx(margins[0].mean(), abs=1e-5)
-    assert found["margin_of_ensemble"].mean == pytest.approx(np.mean(margins[1:]), abs=1e-5)
-    assert found["calibration_error"].mean == pytest.approx(
+    estimates = report.estimates
+    assert estimates["accuracy"].mean == pytest.approx(accuracies[0])
+    assert estimates["accuracy_of_seed_1"].mean == pytest.approx(accuracies[2])
+    assert estimates["margin"].mean == pytest.approx(margins[0].mean(), abs=1e-5)
+    assert estimates["margin_of_ensemble"].mean == pytest.approx(np.mean(margins[1:]), abs=1e-5)
+    assert estimates["calibration_error"].mean == pytest.approx(
         reward_model.calibration(margins[0])[0], abs=1e-5
     )
     assert len(report.lines) == 6
     alone = reward_report.report(opened.open(population), count=6, seed=1).estimates
-    assert alone["accuracy"].mean == found["accuracy_of_seed_1"].mean
+    assert alone["accuracy"].mean == estimates["accuracy_of_seed_1"].mean
     assert "margin_of_ensemble" not in alone
 
 
@@ -201,11 +201,11 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
 
 def test_a_reward_model_has_the_ids_that_the_policy_writes(population: pathlib.Path):
     config, bpe = models.saved_config(population), tokenizer.load(population / "tokenizer")
-    name, made = f"reward-model:{population}", tasks.make("tokens/arithmetic")
-    rewards.parse(name, made, bpe, config.vocab_size)
+    name, task = f"reward-model:{population}", tasks.make("tokens/arithmetic")
+    rewards.parse(name, task, bpe, config.vocab_size)
     said = f"has {config.vocab_size} rows in its table and the policy writes"
     with pytest.raises(ValueError, match=said):
-        rewards.parse(name, made, bpe, config.vocab_size + 1)
+        rewards.parse(name, task, bpe, config.vocab_size + 1)
 
 
 def test_a_reward_model_goes_on_from_another(

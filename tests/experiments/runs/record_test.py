@@ -28,14 +28,14 @@ def row(steps: int, seed: int = 0, value: float = 0.1) -> dict[str, float]:
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> run_folder.RunFolder:
-    with run_folder.created(tmp_path / "run", CONFIG) as made:
-        return made
+    with run_folder.created(tmp_path / "run", CONFIG) as folder:
+        return folder
 
 
 def begun(folder: run_folder.RunFolder, steps: int = 0, marks: Any = None) -> record.Record:
-    found = record.Record(folder, has_texts=True)
-    found.begin(steps, marks)
-    return found
+    written = record.Record(folder, has_texts=True)
+    written.begin(steps, marks)
+    return written
 
 
 def save(folder: run_folder.RunFolder, step: int, marks: Any) -> None:
@@ -45,15 +45,17 @@ def save(folder: run_folder.RunFolder, step: int, marks: Any) -> None:
 
 def events(folder: run_folder.RunFolder) -> list[tuple[str, int, float]]:
     """Reads tag, step and value of all events from the files themselves."""
-    found = []
+    scalars = []
     for path in sorted((folder.path / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
             end = 12 + int.from_bytes(data[:8], "little")
             event = event_pb2.Event.FromString(data[12:end])  # pyright: ignore[reportAttributeAccessIssue]
-            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            scalars += [
+                (value.tag, event.step, value.simple_value) for value in event.summary.value
+            ]
             data = data[end + 4 :]
-    return found
+    return scalars
 
 
 def test_rows_are_there_as_soon_as_they_are_written_and_read_back_the_same(

@@ -44,11 +44,11 @@ def parse(text: str) -> rewards.Reward:
 )
 def test_terms_of_a_sum(text: str, terms: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scorers, "load", lambda folder: None)
-    found = parse(text)
-    named = [(w, name) for w, name, _ in found.python_terms]
-    named += [(w, scorer.name) for w, scorer in found.jax_terms]
+    reward = parse(text)
+    named = [(w, name) for w, name, _ in reward.python_terms]
+    named += [(w, scorer.name) for w, scorer in reward.jax_terms]
     assert sorted(named) == sorted(terms)
-    assert found.name == (text or "exact")
+    assert reward.name == (text or "exact")
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_what_cannot_be_is_refused_by_name(text: str, said: str):
 def test_a_sum_is_weighed():
     reward = parse("2*exact-0.5*python:builtins:print")
     ones = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.python_terms)
-    found = rewards.Reward("r", (), ones).python_score(["a", "b"], ["", ""], ["", ""])
-    np.testing.assert_allclose(found, [1.5, 3.0])
-    assert found.dtype == np.float32
+    scores = rewards.Reward("r", (), ones).python_score(["a", "b"], ["", ""], ["", ""])
+    np.testing.assert_allclose(scores, [1.5, 3.0])
+    assert scores.dtype == np.float32
     empty = rewards.Reward("r", (), ()).python_score(["a"], ["b"], ["c"])
     assert empty.tolist() == [0.0]
 
@@ -100,12 +100,12 @@ def test_a_weight_beyond_float32_is_refused_where_it_is_named(text: str):
 def test_what_is_finite_is_the_sum_after_the_weights():
     reward = parse("3e38*exact-3e38*length")  # Twice the first is too large, the difference is 0.
     twos = tuple((w, name, lambda written: [1.0, 2.0]) for w, name, _ in reward.python_terms)
-    found = rewards.Reward("r", (), twos).python_score(["a", "b"], ["", ""], ["", ""])
+    scores = rewards.Reward("r", (), twos).python_score(["a", "b"], ["", ""], ["", ""])
     with pytest.raises(
         ValueError, match=r"reward '3e38.*' must be finite, got inf for text 1 of 2"
     ):
-        reward.checked(found)
-    np.testing.assert_array_equal(reward.checked(found[:1]), found[:1])
+        reward.checked(scores)
+    np.testing.assert_array_equal(reward.checked(scores[:1]), scores[:1])
 
 
 MODULE = """
@@ -139,9 +139,9 @@ def test_functions_of_a_module_in_this_folder(
     (tmp_path / "rewards_of_a_user.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    asked = (["p"] * 2, ["a", "bb"], ["", "r"])
-    found = parse("python:rewards_of_a_user:lengths").python_score(*asked)
-    assert found.tolist() == [11.0, 121.0]
+    batch = (["p"] * 2, ["a", "bb"], ["", "r"])
+    scores = parse("python:rewards_of_a_user:lengths").python_score(*batch)
+    assert scores.tolist() == [11.0, 121.0]
     for name, said in {
         "one": r"must give 2 finite numbers, one a text, got shape \(1,\): \[1.0\]",
         "two_each": r"got shape \(2, 2\)",
@@ -153,7 +153,7 @@ def test_functions_of_a_module_in_this_folder(
     }.items():
         reward = parse(f"exact+python:rewards_of_a_user:{name}")
         with pytest.raises(ValueError, match=said) as error:
-            reward.python_score(*asked)
+            reward.python_score(*batch)
         assert f"python:rewards_of_a_user:{name}" in str(error.value)
     for name, said in {
         "divides": r"raised ZeroDivisionError\('division by zero'\) \(rewards_of_a_user\.py, line",
@@ -162,27 +162,27 @@ def test_functions_of_a_module_in_this_folder(
         with pytest.raises(
             interrupts.Failure, match=f"reward python:rewards_of_a_user:{name} {said}"
         ):
-            parse(f"python:rewards_of_a_user:{name}").python_score(*asked)
+            parse(f"python:rewards_of_a_user:{name}").python_score(*batch)
 
 
 def test_answers_are_held_against_the_document_that_the_data_names(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    asked = []
+    seen = []
 
     def probability(premises, hypotheses):
-        asked.extend(zip(premises, hypotheses, strict=True))
+        seen.extend(zip(premises, hypotheses, strict=True))
         return np.full(len(premises), 0.5)
 
     monkeypatch.setattr(scorers, "load", lambda folder: scorers.make(probability))
     reward = parse("0.1*entailment:dir")
     prompts = ["Summarize the following article:\n\nParis is in France.", "No question."]
-    found = reward.python_score(prompts, ["a", "b"], ["", ""], ["Paris is in France.", "Yes."])
-    np.testing.assert_allclose(found, 0.1 * np.log([0.5, 0.5]), rtol=1e-6)
-    assert asked == [("Paris is in France.", "a"), ("Yes.", "b")]
-    asked.clear()
+    scores = reward.python_score(prompts, ["a", "b"], ["", ""], ["Paris is in France.", "Yes."])
+    np.testing.assert_allclose(scores, 0.1 * np.log([0.5, 0.5]), rtol=1e-6)
+    assert seen == [("Paris is in France.", "a"), ("Yes.", "b")]
+    seen.clear()
     reward.python_score(prompts, ["a", "b"], ["", ""])
-    assert asked == [(prompts[0], "a"), (prompts[1], "b")]
+    assert seen == [(prompts[0], "a"), (prompts[1], "b")]
 
 
 def test_terms_of_jax_have_their_parameters_as_arguments():

@@ -245,8 +245,8 @@ def test_numbers_and_types_of_a_plan_have_limits_in_python_too(
 
 
 def test_numbers_of_numpy_are_taken():
-    made = plans.Plan(agent="dqn", environment="toy/chain", steps=np.int64(5), seed=np.int32(3))  # pyright: ignore[reportArgumentType]
-    assert json.loads(json.dumps(made.to_json()))["steps"] == 5 and type(made.seed) is int
+    plan = plans.Plan(agent="dqn", environment="toy/chain", steps=np.int64(5), seed=np.int32(3))  # pyright: ignore[reportArgumentType]
+    assert json.loads(json.dumps(plan.to_json()))["steps"] == 5 and type(plan.seed) is int
 
 
 def test_settings_of_what_is_handed_over_would_be_ignored_and_are_refused():

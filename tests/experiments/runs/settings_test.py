@@ -32,12 +32,12 @@ class Outer:
 
 
 def test_fields_are_the_leaves_with_dotted_names_types_and_values():
-    found = list(settings.fields(Outer(right=Inner(size=3))))
-    assert [name for name, _, _ in found] == [
+    leaves = list(settings.fields(Outer(right=Inner(size=3))))
+    assert [name for name, _, _ in leaves] == [
         *("left.rate", "left.size", "left.kind", "right.rate", "right.size", "right.kind"),
         *("clip", "layers", "pair", "dueling", "name"),
     ]
-    assert found[4] == ("right.size", int, 3)
+    assert leaves[4] == ("right.size", int, 3)
 
 
 @pytest.mark.parametrize(

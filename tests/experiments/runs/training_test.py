@@ -212,15 +212,15 @@ def drawable(state: host.RunState) -> dict[tuple[int, int], np.ndarray]:
     """Transitions that may be drawn, by environment and number."""
     contents = state.replay
     length = len(contents.action) // len(contents.cursor)
-    found = {}
+    drawable = {}
     for e, (oldest, newest) in enumerate(zip(contents.oldest, contents.newest, strict=True)):
         for n in range(oldest, newest):
             position = contents.starts[e * length + n % length]
             row, following = (e * length + (position + i) % length for i in (0, 1))
             scalars = contents.action[row], contents.reward[row], contents.discount[row]
             frames = contents.frames[row], contents.frames[following]
-            found[e, n] = np.concatenate([*frames, scalars])
-    return found
+            drawable[e, n] = np.concatenate([*frames, scalars])
+    return drawable
 
 
 def test_what_was_handed_over_in_python_is_handed_over_again_to_resume(tmp_path):
@@ -315,10 +315,10 @@ def test_a_checkpoint_has_a_score_only_if_it_was_evaluated_then_and_the_best_is_
 
     class Judged(driving.Drive):
         def _assess(self, state, steps, is_evaluated):
-            found = super()._assess(state, steps, is_evaluated)
-            if found.scores is None:
-                return found
-            return found._replace(scores=np.full_like(found.scores, next(returns)))
+            assessment = super()._assess(state, steps, is_evaluated)
+            if assessment.scores is None:
+                return assessment
+            return assessment._replace(scores=np.full_like(assessment.scores, next(returns)))
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(driving, "Drive", Judged)
