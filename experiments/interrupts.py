@@ -1,4 +1,4 @@
-"""Signals that ask for an end: SIGINT, SIGTERM and SIGHUP, heard where nothing is lost by it."""
+"""Signals that ask a program to end: SIGINT, SIGTERM and SIGHUP, obeyed once all is saved."""
 
 import contextlib
 import os
@@ -34,13 +34,13 @@ def as_interrupted(error: KeyboardInterrupt, message: str = "") -> Interrupted:
 
 
 class Interrupts:
-    """Hears signals within a block; a second one raises Interrupted wherever that is.
+    """A context that keeps the first signal; a second one raises Interrupted at once.
 
-    The first one is kept in `asked`, for a loop that checks it when its state can be saved. Inside
-    `at_once` it raises too, as nothing that must be kept changes there. Handlers of Python
-    run between two of its instructions, so that a call of a compiled program ends first.
+    The first is kept in `received`, for a loop that checks it when its state can be saved. Inside
+    `at_once` it raises, too, as nothing that must be kept changes there. Python runs handlers
+    between two of its instructions, so that a call of a compiled program ends first.
 
-    An exception of a handler is lost if Python happens to run code whose errors nobody can catch (a
+    An exception in a handler is lost if Python happens to run code whose errors nobody can catch (a
     callback of its garbage collector). Such a signal is sent again a moment later.
 
     Outside of the main thread no signal is handled, and the caller's handlers stay. SIGHUP stays
@@ -48,8 +48,8 @@ class Interrupts:
     """
 
     def __init__(self, *, raises: bool = False) -> None:
-        """Makes one that hears nothing yet; with `raises` the first signal raises everywhere."""
-        self.asked = 0  # The number of the first signal; 0 is none.
+        """Handles no signal before the context begins; with `raises` the first one raises, too."""
+        self.received = 0  # The number of the first signal; 0 is none.
         self._raises = raises
         self._is_again = False  # Whether the next signal is one that was lost.
         self._before: dict[int, Any] = {}
@@ -60,7 +60,7 @@ class Interrupts:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             try:
-                self._before[number] = signal.signal(number, self._hear)
+                self._before[number] = signal.signal(number, self._handle)
             except ValueError:  # Not the main thread.
                 return self
         self._report, sys.unraisablehook = sys.unraisablehook, self._send_again
@@ -74,10 +74,10 @@ class Interrupts:
         if sys.unraisablehook == self._send_again:
             sys.unraisablehook = self._report
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        is_second = self.asked != 0 and not self._is_again
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_second = self.received != 0 and not self._is_again
         self._is_again = False
-        self.asked = self.asked or number
+        self.received = self.received or number
         if self._raises or is_second:
             raise Interrupted(number=number)
 
@@ -91,13 +91,13 @@ class Interrupts:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Lets a signal end the block at once, also one that was heard before it.
+        """Lets a signal end the block at once, also one that was received before it.
 
         Raises:
           Interrupted: on a signal.
         """
-        if self.asked:
-            raise Interrupted(number=self.asked)
+        if self.received:
+            raise Interrupted(number=self.received)
         raised_before, self._raises = self._raises, True
         try:
             yield

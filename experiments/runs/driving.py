@@ -76,7 +76,7 @@ class Drive:
     plan: plans.Plan
     work: Work
     record: Record
-    heard: interrupts.Interrupts
+    signals: interrupts.Interrupts
     callback: Callback | None
     quiet: bool
     saved_at: int = 0  # Steps of the newest checkpoint.
@@ -129,7 +129,7 @@ class Drive:
             due, assessment, score = _due(plan, begun, steps), Assessment(), None
             if stop is None and (due.evaluate or (due.finished and self.work.has_texts)):
                 try:
-                    with self.heard.at_once():
+                    with self.signals.at_once():
                         assessment = self._assess(state, steps, due.evaluate)
                 except (Exception, KeyboardInterrupt) as error:  # The state is unchanged.
                     notes[SINCE], stop = begun, error
@@ -139,8 +139,8 @@ class Drive:
                     state = self._log(state, assessment, notes, clock.lap(steps))
                     score = _score(plan, assessment, notes)
                 bar.update(steps, *_shown(notes, self.work.axes.instead))
-                if self.heard.asked and not due.finished:
-                    stop = interrupts.Interrupted(number=self.heard.asked)
+                if self.signals.received and not due.finished:
+                    stop = interrupts.Interrupted(number=self.signals.received)
             is_best = bool(
                 plan.eval_every and score is not None and score > notes.get(BEST, -math.inf)
             )
@@ -242,7 +242,7 @@ class Drive:
     def _finish(self, state: Any) -> None:
         """Makes the files that this kind of run leaves behind once it is over."""
         try:
-            with self.heard.at_once():
+            with self.signals.at_once():
                 self.work.finish(self.folder.path, state.learner)
         except KeyboardInterrupt as error:
             left = "all steps are done and saved; what a run leaves at its end is made by"

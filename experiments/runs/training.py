@@ -293,15 +293,15 @@ class _Run:
         if standing == "finished":
             print(f"{folder.path} is finished: it has no checkpoints, and its rows are all there")
             return
-        heard = interrupts.Interrupts()
+        signals = interrupts.Interrupts()
         written = record.Record(folder, has_texts=work.has_texts)
-        with heard, contextlib.ExitStack() as stack:
-            with heard.at_once():  # Nothing would be lost yet.
+        with signals, contextlib.ExitStack() as stack:
+            with signals.at_once():  # Nothing would be lost yet.
                 loop = work.loop(
                     seeds,
                     lambda steps, texts: written.write_texts(steps, seeds[0], texts),
                     plan.log_every,
-                    heard.at_once,
+                    signals.at_once,
                 )
                 stack.callback(loop.close)
                 saver = Saver(folder, loop)
@@ -324,7 +324,7 @@ class _Run:
                 plan=plan,
                 work=work,
                 record=written,
-                heard=heard,
+                signals=signals,
                 callback=self.callback,
                 quiet=self.quiet,
             ).run(state, notes)

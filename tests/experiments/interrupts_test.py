@@ -1,4 +1,4 @@
-"""Tests of experiments/interrupts.py: which signals are heard, when, and what they become."""
+"""Tests of experiments/interrupts.py: which signals are received, when, and what they become."""
 
 import os
 import signal
@@ -30,32 +30,32 @@ def send(number: int) -> None:
 )
 def test_the_first_signal_is_remembered_and_the_second_raises(number, status):
     before = signal.getsignal(number)
-    with interrupts.Interrupts() as heard:
+    with interrupts.Interrupts() as signals:
         send(number)
-        assert heard.asked == number
+        assert signals.received == number
         with pytest.raises(interrupts.Interrupted) as caught:
             send(signal.SIGINT)
         assert caught.value.status == 130
-        with pytest.raises(interrupts.Interrupted) as caught, heard.at_once():
+        with pytest.raises(interrupts.Interrupted) as caught, signals.at_once():
             raise AssertionError("the block is not entered")
         assert caught.value.status == status
     assert signal.getsignal(number) == before
 
 
 def test_where_nothing_is_lost_a_signal_ends_the_block_at_once():
-    with interrupts.Interrupts() as heard:
-        with pytest.raises(interrupts.Interrupted), heard.at_once():
+    with interrupts.Interrupts() as signals:
+        with pytest.raises(interrupts.Interrupted), signals.at_once():
             send(signal.SIGTERM)
             raise AssertionError("it went on")
-        assert heard.asked == signal.SIGTERM
+        assert signals.received == signal.SIGTERM
 
 
 def test_a_hangup_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interrupts.Interrupts(raises=True) as heard:
+        with interrupts.Interrupts(raises=True) as signals:
             send(signal.SIGHUP)
-            assert not heard.asked
+            assert not signals.received
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -65,7 +65,7 @@ def test_in_another_thread_the_callers_handlers_stay():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
-        with interrupts.Interrupts() as heard, heard.at_once():
+        with interrupts.Interrupts() as signals, signals.at_once():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -81,8 +81,8 @@ def test_a_signal_that_comes_where_nobody_can_catch_it_is_heard_all_the_same(cap
             time.sleep(0.001)
 
     before = sys.unraisablehook
-    with interrupts.Interrupts() as heard:
-        with pytest.raises(interrupts.Interrupted) as caught, heard.at_once():
+    with interrupts.Interrupts() as signals:
+        with pytest.raises(interrupts.Interrupted) as caught, signals.at_once():
             Lost()
             time.sleep(10)
             raise AssertionError("it went on")
