@@ -72,8 +72,8 @@ def _space_to_depth(
         if word is None:
             x = x.transpose(0, 2, 4, 1, 3, 5)
         else:
-            words = jax.lax.bitcast_convert_type(x, word).transpose(0, 2, 4, 1, 3)
-            x = jax.lax.bitcast_convert_type(words, jnp.uint8)
+            packed = jax.lax.bitcast_convert_type(x, word).transpose(0, 2, 4, 1, 3)
+            x = jax.lax.bitcast_convert_type(packed, jnp.uint8)
         w = w.transpose(0, 2, 4, 1, 3, 5)
     else:
         batch, height, width, channels = x.shape

@@ -125,8 +125,8 @@ def of_state(rules: Sequence[Rule], state: types.LearnerState, mesh: AnyMesh) ->
     of_param = {path: match(rules, path, leaf.shape, mesh) for path, leaf in params.items()}
     shardings = []
     for path, leaf in trees.named_leaves(state).items():
-        words = path.split("/")
-        suffixes = ("/".join(words[n:]) for n in range(1, len(words)))
+        parts = path.split("/")
+        suffixes = ("/".join(parts[n:]) for n in range(1, len(parts)))
         twin = next((s for s in suffixes if s in params and params[s].shape == leaf.shape), None)
         if twin is None and leaf.ndim > 0:
             _report(f"{path} {list(leaf.shape)} mirrors no parameter: each device holds all of it")

@@ -156,8 +156,8 @@ def _items(text: str) -> list[str]:
         if not (text[:1] == "(" and text[-1:] == ")"):
             raise ValueError
         text = text[1:-1]
-    words = text.replace(",", " ").split()
-    return [w[1:-1] if len(w) > 1 and w[0] == w[-1] and w[0] in "'\"" else w for w in words]
+    items = text.replace(",", " ").split()
+    return [w[1:-1] if len(w) > 1 and w[0] == w[-1] and w[0] in "'\"" else w for w in items]
 
 
 def _of_items(members: tuple[Any, ...], count: int) -> tuple[Any, ...]:

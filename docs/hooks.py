@@ -95,8 +95,8 @@ def fields(config: str) -> Iterator[Field]:
     module, _, name = config.rpartition(".")
     source = path_of(module).read_text()
     tree, said = ast.parse(source), comments(source)
-    (found,) = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name] or [None]
-    if found is None:
+    (class_,) = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name] or [None]
+    if class_ is None:
         raise ValueError(f"no class {name} in {module}")
     modules = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
@@ -104,7 +104,7 @@ def fields(config: str) -> Iterator[Field]:
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
-    for node in found.body:
+    for node in class_.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         hint, nested = ast.unparse(node.annotation), None
@@ -121,8 +121,8 @@ CONFIGS = ("Config", "Atoms", "Samples", "Implicit")  # Classes that configurati
 def _made(value: ast.expr) -> ast.expr:
     """Returns what `dataclasses.field(default_factory=...)` makes, or the value as it is."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "dataclasses.field":
-        made = value.keywords[0].value
-        return made.body if isinstance(made, ast.Lambda) else ast.Call(made, [], [])
+        factory = value.keywords[0].value
+        return factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
     return value
 
 
@@ -261,10 +261,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return settings(argument, here, pages)
         return metrics(argument) if kind == "metrics" else curve(argument)
 
-    found = outside(markdown, pathlib.Path(page.file.abs_src_path))
+    copied = outside(markdown, pathlib.Path(page.file.abs_src_path))
     up = "../" * here.count("/")
     linked = _LINK.sub(
-        lambda m: m[1] + (up + copy_of(found[m[2]]) if m[2] in found else m[2]), markdown
+        lambda m: m[1] + (up + copy_of(copied[m[2]]) if m[2] in copied else m[2]), markdown
     )
     return _MARKER.sub(filled, linked)
 

@@ -63,13 +63,13 @@ class Row:
     def step(self, action: int) -> rows.Step:
         """Acts; `action` is one of ours, from 0."""
         sent = self._action_dtype.type(action + self._first_action)
-        found = self._timestep("step", self.underlying.step, sent)
-        if found.discount not in (0, 1):
+        step = self._timestep("step", self.underlying.step, sent)
+        if step.discount not in (0, 1):
             raise ValueError(
                 f"{self.name}: dm_env discounts must be 0 or 1 (gamma is the agent's), got "
-                f"{found.discount}"
+                f"{step.discount}"
             )
-        return rows.Step(found.observation, found.reward, float(found.discount), found.last())
+        return rows.Step(step.observation, step.reward, float(step.discount), step.last())
 
     def render(self) -> np.ndarray:
         """Raises ValueError: dm_env has no pictures."""
@@ -80,10 +80,10 @@ class Row:
         self.underlying.close()
 
     def _timestep(self, call: str, function: Any, *arguments: Any) -> dm_env.TimeStep:
-        found = rows.called(self.name, call, function, *arguments)
-        if not isinstance(found, dm_env.TimeStep):
-            raise ValueError(f"{self.name}: {call} must return a dm_env.TimeStep, got {found!r}")
-        return found
+        step = rows.called(self.name, call, function, *arguments)
+        if not isinstance(step, dm_env.TimeStep):
+            raise ValueError(f"{self.name}: {call} must return a dm_env.TimeStep, got {step!r}")
+        return step
 
 
 def as_dm_env(

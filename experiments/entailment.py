@@ -136,7 +136,7 @@ def train(
         "test_pairs_by_kind": _counts(test),
         "seconds": round(seconds, 1),
         **result,
-        "baselines": {name: scored(judge(test), test, 0.0) for name, judge in baselines.items()},
+        "baselines": {name: scored(score(test), test, 0.0) for name, score in baselines.items()},
         **run_folder.provenance(),
     }
     save(out, {REPORT: json.dumps(report, indent=2) + "\n"})
@@ -171,9 +171,9 @@ def scored(scores: np.ndarray, pairs: Sequence[faithfulness.Pair], limit: float)
     }
 
 
-def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
-    """Returns the share of pairs classified rightly, of all and by kind; `said` is bool, [n]."""
-    right = said == np.array([pair.is_entailed for pair in pairs])
+def accuracies(is_positive: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str, Any]:
+    """Returns the share of pairs classified rightly, of all and by kind; `is_positive` is [n]."""
+    right = is_positive == np.array([pair.is_entailed for pair in pairs])
     by_kind = {
         kind: float(np.mean(right[[pair.kind == kind for pair in pairs]]))
         for kind in _counts(pairs)
@@ -183,7 +183,7 @@ def accuracies(said: np.ndarray, pairs: Sequence[faithfulness.Pair]) -> dict[str
 
 def show(report: Mapping[str, Any]) -> str:
     """Formats the report as a table: the model beside the baselines, of all pairs and by kind."""
-    judges = [report, *report["baselines"].values()]
+    compared = [report, *report["baselines"].values()]
     names = "".join(f"{name:>10}" for name in ("model", *report["baselines"]))
     config = report["config"]
 
@@ -191,12 +191,12 @@ def show(report: Mapping[str, Any]) -> str:
         shown = ("" if value is None else f"{value:.3f}" for value in values)
         return f"  {name:<14}{count:>6,}" + "".join(f"{value:>10}" for value in shown).rstrip()
 
-    totals = [judge[name] for name in ("accuracy", "auc") for judge in judges]
+    totals = [model[name] for name in ("accuracy", "auc") for model in compared]
     by_kind = [
         line(
             f"  {kind}",
             count,
-            [judge[name].get(kind) for name in ("by_kind", "auc_by_kind") for judge in judges],
+            [model[name].get(kind) for name in ("by_kind", "auc_by_kind") for model in compared],
         )
         for kind, count in report["test_pairs_by_kind"].items()
     ]

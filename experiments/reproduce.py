@@ -28,7 +28,7 @@ FORMATS = ("png", "svg")
 
 
 class Check(NamedTuple):
-    """One statement of a paper, and what was found of it."""
+    """One statement of a paper, and the evidence for it."""
 
     claim: str  # The expected result, and how it is measured.
     held: bool | None  # None: reported and not judged.
@@ -167,23 +167,23 @@ def reproduce(
     files.atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
     try:
         with progress.Progress(name, 0, entry.steps(config)) as bar:
-            found = entry.run(config, Work(folder / "parts", bar))
+            results = entry.run(config, Work(folder / "parts", bar))
     except KeyboardInterrupt as error:
         kept = f"interrupted; its whole parts are in {folder}: the same command goes on from there"
         raise interrupts.as_interrupted(error, kept) from error
-    for table, rows in found.tables.items():
+    for table, rows in results.tables.items():
         files.write_csv(folder / f"{table}.csv", rows)
-    for title, drawn in found.figures.items():
+    for title, drawn in results.figures.items():
         for suffix in FORMATS:
             with files.atomic_path(folder / f"{title}.{suffix}") as temporary:
                 drawn.savefig(temporary, format=suffix)
-    lines = [_verdict(check) for check in found.checks]
-    checks = [check._asdict() for check in found.checks]
+    lines = [_verdict(check) for check in results.checks]
+    checks = [check._asdict() for check in results.checks]
     verdict = {**described, "checks": checks, "machine": machine.describe()}
     files.atomic_write_text(folder / "verdict.json", json.dumps(verdict, indent=2) + "\n")
     for line in lines:
         say(line)
-    for written in (*(f"{n}.csv" for n in found.tables), *(f"{n}.png" for n in found.figures)):
+    for written in (*(f"{n}.csv" for n in results.tables), *(f"{n}.png" for n in results.figures)):
         say(f"written: {folder / written}")
     if kept_in:
         if checkout.revision() != revision:
@@ -191,17 +191,17 @@ def reproduce(
                 f"the checkout has changed while {name} ran, so nothing is kept; the results are "
                 f"in {folder}"
             )
-        _keep(folder, found, kept_in)
+        _keep(folder, results, kept_in)
         say(f"kept: {kept_in}")
-    return list(found.checks)
+    return list(results.checks)
 
 
-def _keep(folder: pathlib.Path, found: Found, kept_in: pathlib.Path) -> None:
+def _keep(folder: pathlib.Path, results: Found, kept_in: pathlib.Path) -> None:
     """Copies what a reproduction left behind, in place of what an earlier one did."""
     files.remove(kept_in)
     kept_in.mkdir(parents=True)
-    figures = (f"{title}.{suffix}" for title in found.figures for suffix in FORMATS)
-    tables = (f"{table}.csv" for table in found.tables)
+    figures = (f"{title}.{suffix}" for title in results.figures for suffix in FORMATS)
+    tables = (f"{table}.csv" for table in results.tables)
     for written in (*tables, *figures, "config.json", "verdict.json"):
         shutil.copyfile(folder / written, kept_in / written)
 

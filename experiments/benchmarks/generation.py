@@ -40,9 +40,9 @@ def sampler(case: Case) -> Callable[[], float]:
     def work() -> float:
         nonlocal calls
         calls += 1
-        made = program(acting, prompts, jax.random.key(calls))
+        sampled = program(acting, prompts, jax.random.key(calls))
         # A row may end early, once in some 8,000 tokens; peers never end one.
-        return float(np.asarray(made.is_answer).sum())
+        return float(np.asarray(sampled.is_answer).sum())
 
     work()
     return work

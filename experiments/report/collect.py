@@ -82,11 +82,11 @@ class Series:
 
 
 class Missing(NamedTuple):
-    """Seeds of a sweep that one agent has not on one environment."""
+    """The seeds that one agent has, and lacks, on one environment."""
 
     label: str
     environment: str
-    found: tuple[int, ...]
+    present: tuple[int, ...]
     missing: tuple[int, ...]
 
 
@@ -324,9 +324,9 @@ def _family(name: str, runs: Sequence[Run]) -> Family:
     seeds = []
     for label in sorted(by_label):
         for environment in sorted({run.plan.environment for run in runs}):
-            found = sorted(seed for *key, seed in seen if key == [label, environment])
-            missing = tuple(seed for seed in expected if seed not in found)
-            seeds.append(Missing(label, environment, tuple(found), missing))
+            present = sorted(seed for *key, seed in seen if key == [label, environment])
+            missing = tuple(seed for seed in expected if seed not in present)
+            seeds.append(Missing(label, environment, tuple(present), missing))
     return Family(
         name=name,
         series=tuple(series),

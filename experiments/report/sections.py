@@ -17,7 +17,7 @@ def seeds(out: page.Page, family: collect.Family) -> list[str]:
     """Adds what is missing or unfinished; returns it as lines for the terminal."""
     missing = [
         f"{row.label} on {row.environment}: "
-        + (f"seeds {collect.spans(row.missing)}" if row.found else "no run")
+        + (f"seeds {collect.spans(row.missing)}" if row.present else "no run")
         for row in family.seeds
         if row.missing
     ]
@@ -52,7 +52,7 @@ def seed_table(out: page.Page, family: collect.Family) -> None:
         {
             "agent": row.label,
             "environment": row.environment,
-            "found": collect.spans(row.found),
+            "found": collect.spans(row.present),
             "missing": collect.spans(row.missing),
         }
         for row in family.seeds

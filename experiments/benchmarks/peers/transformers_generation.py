@@ -18,8 +18,8 @@ def sampler(shape, rows, prompt_tokens, new_tokens):
     prompts = torch.randint(3, shape["vocab_size"], (rows, prompt_tokens))
 
     def work():
-        made = transformers_model.generate(model, prompts, new_tokens)
-        assert made.shape == (rows, prompt_tokens + new_tokens), made.shape
+        generated = transformers_model.generate(model, prompts, new_tokens)
+        assert generated.shape == (rows, prompt_tokens + new_tokens), generated.shape
         return rows * new_tokens
 
     return work

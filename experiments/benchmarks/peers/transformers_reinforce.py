@@ -40,21 +40,21 @@ class Clock(transformers.TrainerCallback):
         control.should_training_stop = enough
 
 
-def words(vocab_size):
+def word_tokenizer(vocab_size):
     """Makes a tokenizer with a token for each word."""
     special = {"<pad>": 0, "</s>": 1, "<s>": 2}
     ids = special | {f"w{n}": n for n in range(3, vocab_size)}
-    made = Tokenizer(models.WordLevel(ids, unk_token="w3"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>"
     )
 
 
 def best_step(seconds, sizes, policy_shape, reward_shape, folder):
     """Returns the seconds of the fastest step."""
     prompts, samples, prompt_tokens, new_tokens, beta = sizes
-    tokenizer = words(policy_shape["vocab_size"])
+    tokenizer = word_tokenizer(policy_shape["vocab_size"])
     transformers_model.make(policy_shape).save_pretrained(folder)  # The reference is read again.
     tokenizer.save_pretrained(folder)
     torch.manual_seed(1)
@@ -86,7 +86,7 @@ def best_step(seconds, sizes, policy_shape, reward_shape, folder):
         ),
         train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=tokenizer,
-        reward_processing_classes=words(reward_shape["vocab_size"]),
+        reward_processing_classes=word_tokenizer(reward_shape["vocab_size"]),
         callbacks=[clock],
     )
     trainer.train()

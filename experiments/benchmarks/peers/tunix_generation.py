@@ -79,7 +79,7 @@ def sampler(shape, rows, prompt_tokens, new_tokens):
     def work():
         nonlocal calls
         calls += 1
-        made = sample(
+        sampled = sample(
             texts,
             max_generation_steps=new_tokens,
             max_prompt_length=prompt_tokens,
@@ -88,7 +88,7 @@ def sampler(shape, rows, prompt_tokens, new_tokens):
             top_k=0,
             seed=calls,
         )
-        lengths = {len(row) for row in made.tokens}
+        lengths = {len(row) for row in sampled.tokens}
         assert lengths == {new_tokens}, lengths
         return rows * new_tokens
 
