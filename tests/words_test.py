@@ -110,15 +110,17 @@ def renamed_modules(root: pathlib.Path, source: str) -> Iterator[str]:
 def vague_names(source: str) -> Iterator[str]:
     """Yields "line: what is wrong" for each function, argument or variable of a vague name."""
     for node in ast.walk(ast.parse(source)):
-        name = ""
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            name = node.name
-        elif isinstance(node, ast.arg):
-            name = node.arg
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            name = node.id
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                line, name = node.lineno, node.name
+            case ast.arg():
+                line, name = node.lineno, node.arg
+            case ast.Name(ctx=ast.Store()):
+                line, name = node.lineno, node.id
+            case _:
+                continue
         if name in VAGUE_NAMES:
-            yield f"{node.lineno}: {name} may be anything; call it what it holds"
+            yield f"{line}: {name} may be anything; call it what it holds"
 
 
 def files(root: pathlib.Path, patterns: Sequence[str]) -> list[pathlib.Path]:
