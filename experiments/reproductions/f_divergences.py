@@ -12,37 +12,36 @@ none.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
-from kullback.core import regularizers, types
+from kullback.core import regularizers
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import gaussian_classes, students, study
+from kullback.experiments.reproductions import gaussian_classes, setups, students, study
 
 WITHIN = 0.015  # Of test accuracies of the classifier, from cross-entropy's.
+WAYS = "fine-tuning", "distillation"
 
-
-TEXT = students.Sizes(teacher_steps=2_000, student_width=24, student_layers=2, steps=1_000)
+TEXT = setups.Sizes(teacher_steps=2_000, student_width=24, student_layers=2, steps=1_000)
 CLASSES = gaussian_classes.Config()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is varied, and the sizes."""
+    """Seeds and divergences that are varied, and the sizes."""
 
     seeds: int = 3
     divergences: tuple[str, ...] = tuple(regularizers.DIVERGENCES)  # "kl" among them.
     alphas: tuple[float, ...] = (1.25, 1.5, 2.0)  # Of the classifier, beside `divergences`.
     classification: gaussian_classes.Config = CLASSES
     # Students are fine-tuned or distilled from the start, on the data set, for `steps`.
-    text: students.Sizes = TEXT
+    text: setups.Sizes = TEXT
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be >= 1, got {self.seeds}")
+        study.at_least(1, self, "seeds")
         if "kl" not in self.divergences:
             raise ValueError(f"divergences must name kl, the baseline, got {self.divergences}")
         for name in self.classifiers:
@@ -55,192 +54,149 @@ class Config:
         return tuple(dict.fromkeys([*self.divergences, *named]))
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """Classification, fine-tuning and distillation."""
-    classified: reproduce.Rows = []
-    for name in config.classifiers:
+def arms(config: Config) -> list[study.Arm]:
+    """Returns the classifier's arms, and those of texts; all seeds are in each."""
+    problem = students.texts("text", config.text)
+    sizes, seeds = config.text, range(config.seeds)
 
-        def compute(name: str = name) -> reproduce.Rows:
-            program = gaussian_classes.classifier(config.classification, regularizers.named(name))
-            return [
-                {"divergence": name, "seed": seed, **program(seed)} for seed in range(config.seeds)
-            ]
+    def classify(name: str, work: reproduce.Work) -> reproduce.Rows:
+        del work  # A seed is one compiled call.
+        measure = gaussian_classes.classifier(config.classification, regularizers.named(name))
+        return [{"divergence": name, "seed": seed, **measure(seed)} for seed in seeds]
 
-        classified += work.part(f"classification-{name}", config.seeds, compute)
-    learnt = trained(config, work)
-    checks = [*judge_classification(config, classified), *judge_text(config, learnt)]
-    tables = {"classification": classified, "text": learnt}
-    return reproduce.Found(tables, {"f_divergences": draw(config, classified, learnt)}, checks)
+    def learn(way: str, name: str, work: reproduce.Work) -> reproduce.Rows:
+        setup, teacher = problem.setup(0), None
+        if way == "fine-tuning":
+            trainer = students.tuner(setup, setup.student, name)
+        else:
+            trainer = students.supervised_distiller(setup, f"fenchel_young-{name}")
+            teacher = problem.teacher(work)
+        rows: reproduce.Rows = []
+        for seed in seeds:
+            how = {
+                "teacher": teacher,
+                "tick": lambda steps, loss, done=seed * sizes.steps: work.tick(done + steps, loss),
+            }
+            params = students.learn(setup, trainer, sizes.steps, seed, **how)
+            row = {"way": way, "divergence": name, "seed": seed}
+            row |= students.quality(setup, setup.student, params, seed, name)
+            rows.append({**row, "support": students.support(setup, params, seed, name)})
+        return rows
 
+    def arm(table: str, part: str, steps: int, compute: Any, *given: str) -> study.Arm:
+        work = functools.partial(compute, *given)
+        return study.Arm(f"{table}-{part}", config.seeds * steps, work, table)
 
-def trained(config: Config, work: reproduce.Work) -> reproduce.Rows:
-    """Students of each divergence and seed, fine-tuned and distilled; the teacher is one."""
-    sizes, room = config.text, students.make(config.text)
-
-    @functools.cache
-    def teacher() -> types.Params:
-        program = students.tuner(room, room.teacher)
-        return students.from_data(room, program, sizes.teacher_steps, 0, tick=work.tick)
-
-    def measure_teacher() -> reproduce.Rows:
-        return [students.quality(room, room.teacher, teacher(), 0)]
-
-    work.part("text-teacher", sizes.teacher_steps, measure_teacher)
-    rows: reproduce.Rows = []
-    for way, name in itertools.product(("fine-tuning", "distillation"), config.divergences):
-        is_tuned = way == "fine-tuning"
-
-        def compute(name: str = name, way: str = way, is_tuned: bool = is_tuned) -> reproduce.Rows:
-            if is_tuned:
-                program = students.tuner(room, room.student, name)
-            else:
-                program = students.supervised_distiller(room, f"fenchel_young-{name}")
-            found: reproduce.Rows = []
-            for seed in range(config.seeds):
-                params = students.from_data(
-                    room,
-                    program,
-                    sizes.steps,
-                    seed,
-                    None if is_tuned else teacher(),
-                    lambda steps, loss, done=seed * sizes.steps: work.tick(done + steps, loss),
-                )
-                found.append(
-                    {
-                        "way": way,
-                        "divergence": name,
-                        "seed": seed,
-                        **students.quality(room, room.student, params, seed, name),
-                        "support": support(room, params, seed, name),
-                    }
-                )
-            return found
-
-        rows += work.part(f"text-{way}-{name}", config.seeds * sizes.steps, compute)
-    return rows
+    classifiers = [arm("classification", name, 1, classify, name) for name in config.classifiers]
+    pairs = itertools.product(WAYS, config.divergences)
+    learners = [arm("text", f"{way}-{name}", sizes.steps, learn, way, name) for way, name in pairs]
+    return [*classifiers, *problem.arms, *learners]
 
 
-def support(room: students.Classroom, params: types.Params, seed: int, name: str) -> float:
-    """Tokens of positive probability, a mean over what the model writes on held-out prompts."""
-    made = students.prefixes(room, room.student, params, seed, name)
-    logits = room.student.apply(params, made.tokens, made.positions, made.segments)
-    count = jnp.sum(regularizers.softargmax(logits, regularizers.named(name)) > 0, -1)[:, :-1]
-    is_answer = jnp.asarray(made.is_answer)[:, 1:]
-    return float(jnp.sum(jnp.where(is_answer, count, 0)) / jnp.sum(is_answer))
-
-
-def _compared(rows: reproduce.Rows, column: str, names: Any, **where: Any) -> str:
-    """Means, with the interval of the difference to KL; pairs have seeds in common."""
-    baseline = study.column(rows, column, divergence="kl", **where)
-    said = [f"kl {baseline.mean():.4g}"]
-    for name in names:
-        if name != "kl":
-            found = study.column(rows, column, divergence=name, **where)
-            difference = statistics.t_interval(found - baseline)
-            said.append(f"{name} {found.mean():.4g} (less kl's: {difference})")
-    return "; ".join(said)
-
-
-def judge_classification(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """Accuracies near cross-entropy's, and supports that shrink as alpha grows."""
-
-    def of(name: str, column: str) -> np.ndarray:
-        return study.column(rows, column, divergence=name)
-
+def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Judges accuracies by cross-entropy's, and supports; reports what all divergences reach."""
+    classified, learnt = tables["classification"], tables["text"]
+    of = functools.partial(study.column, classified)
     alphas = [f"alpha-{a:g}" for a in sorted(config.alphas)]
-    checks = [
-        study.above(
+    for name in alphas:
+        gap = abs(of("test_accuracy", divergence=name) - of("test_accuracy", divergence="kl"))
+        yield study.above(
             f"classifier: accuracy of {name} within 1.5 points of kl's (1.5 points less the gap)",
-            (WITHIN - np.abs(of(name, "test_accuracy") - of("kl", "test_accuracy"))).tolist(),
+            WITHIN - gap,
         )
-        for name in alphas
-    ]
-    for sparse, less_sparse in itertools.pairwise(["kl", *alphas]):
-        difference = of(sparse, "support") - of(less_sparse, "support")
-        claim = f"classifier: {less_sparse} supports fewer classes than {sparse} (difference)"
-        checks.append(study.above(claim, difference.tolist()))
-    names = config.classifiers
-    return [
-        *checks,
-        reproduce.Check("classifier: test accuracy", None, _compared(rows, "test_accuracy", names)),
-    ]
-
-
-def judge_text(config: Config, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """Supports of sparse operators, judged; accuracies, reported."""
-    checks: list[reproduce.Check] = []
-    for way in ("fine-tuning", "distillation"):
+    for more, less in itertools.pairwise(["kl", *alphas]):
+        yield study.above(
+            f"classifier: {less} supports fewer classes than {more} (difference)",
+            of("support", divergence=more) - of("support", divergence=less),
+        )
+    compared = beside_kl(classified, "test_accuracy", config.classifiers)
+    yield study.reported("classifier: test accuracy", compared)
+    for way in WAYS:
+        of = functools.partial(study.column, learnt, way=way)
         for name in config.divergences:
             if regularizers.named(name).is_sparse:
-                difference = study.column(rows, "support", divergence="kl", way=way) - study.column(
-                    rows, "support", divergence=name, way=way
+                yield study.above(
+                    f"{way}: {name} supports fewer tokens than kl (difference)",
+                    of("support", divergence="kl") - of("support", divergence=name),
                 )
-                claim = f"{way}: {name} supports fewer tokens than kl (difference)"
-                checks.append(study.above(claim, difference.tolist()))
-        for column, what in (
+        for column, title in (
             ("accuracy", "accuracy of held-out tokens"),
             ("score_greedy", "exact answers, greedy"),
             ("support", "tokens of positive probability"),
         ):
-            said = _compared(rows, column, config.divergences, way=way)
-            checks.append(reproduce.Check(f"{way}: {what}", None, said))
-    return checks
+            compared = beside_kl(study.where(learnt, way=way), column, config.divergences)
+            yield study.reported(f"{way}: {title}", compared)
 
 
-def draw(config: Config, classified: reproduce.Rows, learnt: reproduce.Rows) -> Figure:
-    """Accuracy and support of each divergence; a dot a seed, a bar their mean."""
-    drawn = reproduce.figure(3, 2, width=4.0, height=3.2)
-    kinds: list[tuple[str, reproduce.Rows, tuple[str, ...], str]] = [
-        ("Classifier", classified, config.classifiers, "test_accuracy")
-    ]
-    for way in ("fine-tuning", "distillation"):
-        rows = [row for row in learnt if row["way"] == way]
+def beside_kl(rows: reproduce.Rows, column: str, names: Sequence[str]) -> str:
+    """Returns means, with the interval of the difference to KL; pairs have seeds in common."""
+    baseline = study.column(rows, column, divergence="kl")
+    means = [f"kl {baseline.mean():.4g}"]
+    for name in names:
+        if name != "kl":
+            values = study.column(rows, column, divergence=name)
+            difference = statistics.t_interval(values - baseline)
+            means.append(f"{name} {values.mean():.4g} (less kl's: {difference})")
+    return "; ".join(means)
+
+
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns accuracies and, below, supports; a dot a seed, a bar their mean."""
+    kinds = [("Classifier", tables["classification"], config.classifiers, "test_accuracy")]
+    for way in WAYS:
+        rows = study.where(tables["text"], way=way)
         kinds.append((f"Sums, {way}", rows, config.divergences, "accuracy"))
-    for column, (title, rows, names, accuracy) in enumerate(kinds):
-        for axes, what, label in (
-            (drawn.axes[column], accuracy, "held-out accuracy"),
-            (drawn.axes[3 + column], "support", "classes of positive probability"),
-        ):
-            values = [study.column(rows, what, divergence=name) for name in names]
-            at = np.arange(len(names))
-            axes.barh(at, [v.mean() for v in values], color="tab:blue", alpha=0.5)
-            for n, found in enumerate(values):
-                axes.plot(found, np.full(len(found), n), "k.", markersize=4)
-            axes.set_yticks(at, names, fontsize=8)
+
+    def bars(rows: reproduce.Rows, names: Sequence[str], column: str, **labels: str) -> study.Panel:
+        samples = [study.column(rows, column, divergence=name) for name in names]
+        places, style = np.arange(len(names)), {"color": "tab:blue", "alpha": 0.5}
+        least = min(sample.min() for sample in samples)
+        limits: dict[str, Any] = {"xlim": (max(0.0, least - 0.3 * (1 - least) - 0.01), 1.0)}
+        if column == "support":
+            limits = {"xscale": "log", "xlim": (0.9, None)}
+
+        def finish(axes: Axes) -> None:
+            axes.set_yticks(places, names, fontsize=8)
             axes.invert_yaxis()
             axes.grid(visible=False, axis="y")
-            axes.set_xlabel(label, fontsize=9)
-            if what == "support":
-                axes.set_xscale("log")
-                axes.set_xlim(left=0.9)
-            else:
-                least = min(v.min() for v in values)
-                axes.set_xlim(max(0.0, least - 0.3 * (1 - least) - 0.01), 1.0)
-                axes.set_title(title, fontsize=10)
-    return drawn
+            axes.xaxis.label.set_fontsize(9)
 
+        return study.Panel(
+            marks=[study.SeedBars(places, samples, None, style, horizontal=True, dot=4)],
+            axes={**labels, **limits},
+            legend=None,
+            finish=finish,
+        )
 
-def steps(config: Config) -> int:
-    """Learner steps of texts, and runs of the classifier."""
-    arms = 2 * len(config.divergences) * config.seeds * config.text.steps
-    return config.text.teacher_steps + arms + len(config.classifiers) * config.seeds
+    accuracies = [
+        bars(rows, names, accuracy, title=title, xlabel="held-out accuracy")
+        for title, rows, names, accuracy in kinds
+    ]
+    supports = [
+        bars(rows, names, "support", xlabel="classes of positive probability")
+        for _, rows, names, _ in kinds
+    ]
+    return study.Grid(
+        panels=[*accuracies, *supports], columns=3, width=4.0, height=3.2, title_size=10
+    )
 
 
 def seconds(config: Config) -> float:
-    """On two cores: compiling each divergence, and steps by their size."""
-    sizes = config.text
-    tokens = sizes.batch_size * (sizes.max_prompt_length + sizes.max_new_tokens)
-    arms = 2 * len(config.divergences) * config.seeds * sizes.steps
+    """Estimates compiling each divergence, and steps by their size."""
+    steps = 2 * len(config.divergences) * config.seeds * config.text.steps
     compiling = 8.0 * 2 * len(config.divergences) + 2.0 * len(config.classifiers)
-    return compiling + tokens / 768 * (0.022 * sizes.teacher_steps + 0.008 * arms)
+    return compiling + config.text.seconds(steps)
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="Losses generated by other f-divergences than KL, alpha = 1.5 above all, learn as well "
     "as cross-entropy, and some predict sparsely.",
     source="Roulet et al. 2025, arXiv:2501.18537",
     config=Config(),
-    steps=steps,
+    arms=arms,
+    tables=lambda config, rows: study.split(rows, "classification", "text"),
+    claims=claims,
+    figures=lambda config, tables: {"f_divergences": panels(config, tables)},
     seconds=seconds,
-    run=run,
 )
+REPRODUCTION = STUDY.reproduction()

@@ -14,14 +14,14 @@ from typing import NamedTuple
 
 
 class Extractiveness(NamedTuple):
-    """Of a text and its document."""
+    """How much of a text is its document's."""
 
     coverage: float  # In [0, 1].
     density: float  # In [0, words of the text].
 
 
 def fragments(document: Sequence[str], text: Sequence[str]) -> list[int]:
-    """Lengths of the runs of words that are shared, in the order of the text.
+    """Returns lengths of the runs of words that are shared, in the order of the text.
 
     Args:
       document: words.
@@ -30,24 +30,24 @@ def fragments(document: Sequence[str], text: Sequence[str]) -> list[int]:
     places: dict[str, list[int]] = {}
     for place, word in enumerate(document):
         places.setdefault(word, []).append(place)
-    found, begin = [], 0
+    lengths, begin = [], 0
     while begin < len(text):
         starts = places.get(text[begin], [])
         longest = max((_shared(document, text, start, begin) for start in starts), default=0)
         if longest:
-            found.append(longest)
+            lengths.append(longest)
         begin += max(1, longest)
-    return found
+    return lengths
 
 
 def extractiveness(document: Sequence[str], text: Sequence[str]) -> Extractiveness:
-    """Coverage and density of a text's words; 0 both for a text without words."""
+    """Returns coverage and density of a text's words; 0 both for a text without words."""
     lengths, total = fragments(document, text), max(1, len(text))
     return Extractiveness(sum(lengths) / total, sum(n**2 for n in lengths) / total)
 
 
 def _shared(document: Sequence[str], text: Sequence[str], at: int, begin: int) -> int:
-    """Words that are equal from `at` in the document and `begin` in the text on."""
+    """Counts words that are equal from `at` in the document and `begin` in the text on."""
     length = 0
     for one, other in zip(document[at:], text[begin:], strict=False):
         if one != other:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from kullback.core import regularizers, types
+from kullback.experiments.reproductions import study
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,17 +25,14 @@ class Config:
     learning_rate: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("dimension", "num_train", "num_test", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if self.classes < 2:
-            raise ValueError(f"classes must be >= 2, got {self.classes}")
+        study.at_least(1, self, "dimension", "num_train", "num_test", "steps")
+        study.at_least(2, self, "classes")
 
 
 def classifier(
     sizes: Config, divergence: regularizers.Divergence
 ) -> Callable[[int], dict[str, float]]:
-    """The function seed -> accuracies and mean support of a linear model's predictions."""
+    """Returns seed -> accuracies and mean support of a linear model's predictions."""
 
     @jax.jit
     def program(key: types.Key) -> dict[str, jax.Array]:

@@ -6,6 +6,7 @@ B rows, P tokens of a prompt, T of a completion.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -15,8 +16,8 @@ import numpy as np
 
 from kullback.core import learners, types
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import small_models
-from kullback.lm import batches, completions, distillation, gemma, gkd, sft, tuning
+from kullback.experiments.reproductions import setups, small_models, study
+from kullback.lm import batches, distillation, gemma, gkd, power_law, sft, tuning
 
 Source = Literal["offline", "online-teacher", "online-student"]
 
@@ -55,9 +56,8 @@ class Config:
     budget: tuple[int, ...] = ()  # The paper: 1, 2, 4.
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "oracle_samples", "evaluation_prompts", "epochs", "prompt_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        positive = "seeds oracle_samples evaluation_prompts epochs prompt_length"
+        study.at_least(1, self, *positive.split())
         if self.vocab_size < tuning.TOP_K:  # A metric of the learner looks at so many tokens.
             raise ValueError(f"vocab_size must be >= {tuning.TOP_K}, got {self.vocab_size}")
         if self.prompts < self.batch_size:
@@ -81,19 +81,19 @@ class Config:
         return self.prompts // self.batch_size
 
     @property
+    def steps(self) -> int:
+        """Learner steps of an arm."""
+        return self.epochs * self.epoch_steps
+
+    @property
     def learning(self) -> tuning.Config:
         """Settings of every learner."""
-        return tuning.Config(
-            batch_size=self.batch_size,
-            max_prompt_length=self.prompt_length,
-            max_new_tokens=self.horizon,
-            learning_rate=self.learning_rate,
-            chunk=self.batch_size * (self.prompt_length + self.horizon),
-        )
+        sizes = self.batch_size, self.prompt_length, self.horizon
+        return small_models.learning(*sizes, self.learning_rate)
 
 
 class Arm(NamedTuple):
-    """Whose completions are learnt from, of how many prompts, and how many of each."""
+    """An arm: whose completions are learnt from, of how many prompts, and how many of each."""
 
     name: str
     source: Source
@@ -101,130 +101,113 @@ class Arm(NamedTuple):
     completions: int
 
 
-def arms(config: Config) -> list[Arm]:
-    """Those of a configuration."""
+def varied(config: Config) -> dict[str, list[Arm]]:
+    """Returns arms of fixed completions, by what they differ in."""
     whole, few = config.prompts, max(1, config.prompts // 4)
-    found = [Arm(source, source, whole, 1) for source in config.sources]
-    sizes = [(whole // d, d) for d in config.diversity] + [(few, g) for g in config.budget]
-    named = [Arm(f"offline-{n}x{k}", "offline", n, k) for n, k in sizes]
-    return found + list(dict.fromkeys(named))
+    sizes = {
+        "prompts": [(whole // d, d) for d in config.diversity],
+        "completions": [(few, n) for n in config.budget],
+    }
+    return {
+        what: [Arm(f"offline-{n}x{k}", "offline", n, k) for n, k in of_arms]
+        for what, of_arms in sizes.items()
+    }
+
+
+def arms(config: Config) -> list[Arm]:
+    """Returns all arms, each once."""
+    plain = [Arm(source, source, config.prompts, 1) for source in config.sources]
+    return [*plain, *dict.fromkeys(itertools.chain(*varied(config).values()))]
 
 
 def checkpoints(config: Config) -> tuple[list[int], list[int]]:
-    """Epochs after which distances are measured, and those of them that are evenly spaced."""
+    """Returns epochs after which distances are measured, and the evenly spaced ones of them."""
     even = np.linspace(0, config.epochs, config.checkpoints + 1).round().astype(int).tolist()[1:]
     early = np.geomspace(1, max(1, even[0]), 4).round().astype(int).tolist()
     return sorted({0, *early, *even}), even
 
 
 class Models(NamedTuple):
-    """The three, and their compiled programs, for all seeds."""
+    """The three models, and their compiled programs, for all seeds."""
 
     oracle: gemma.Model
     teacher: gemma.Model
     student: gemma.Model
-    # (acting params, prompts, key) -> prompts and what was written after them.
-    sample_oracle: Callable[..., batches.Sequences]
-    sample_teacher: Callable[..., batches.Sequences]
-    teacher_learner: types.Learner
-    tune_teacher: Callable[..., Any]
-    student_learner: types.Learner
-    tune_student: Callable[..., Any]
-    distill: dict[str, Callable[..., Any]]  # By source.
-    # (params, rows, logits of the reference) -> mean distance of sequences, [].
-    measure_teacher: Callable[..., jax.Array]
-    measure_student: Callable[..., jax.Array]
+    writers: setups.Writers
+    tune_teacher: small_models.Trainer
+    tune_student: small_models.Trainer
+    distil: dict[Source, small_models.Trainer]
 
 
 def make_models(config: Config) -> Models:
     """Builds them; programs compile at their first use."""
     context = config.prompt_length + config.horizon
-    decoder = functools.partial(
-        small_models.decoder, config.vocab_size, num_layers=config.num_layers, context=context
+    oracle, teacher, student = (
+        gemma.make(small_models.decoder(config.vocab_size, width, config.num_layers, context))
+        for width in (config.oracle_width, config.teacher_width, config.student_width)
     )
-    oracle = small_models.untied(
-        gemma.make(decoder(config.oracle_width)), config.oracle_scale, config.oracle_branch
+    oracle = small_models.untied(oracle, config.oracle_scale, config.oracle_branch)
+    writers = setups.writers(config.horizon, ())
+    tune_teacher, tune_student = (
+        small_models.trainer(sft.make(model, sft.Config(learning=config.learning)).learner)
+        for model in (teacher, student)
     )
-    teacher, student = (
-        gemma.make(decoder(w)) for w in (config.teacher_width, config.student_width)
-    )
-    of_oracle, of_teacher, of_student = (
-        completions.sampler(model, config.horizon, stop_tokens=())
-        for model in (oracle, teacher, student)
-    )
-    tune = sft.Config(learning=config.learning)
-    teacher_learner, tuner = (sft.make(model, tune).learner for model in (teacher, student))
     settings = gkd.Config(divergence=config.divergence, learning=config.learning)
-    distilled = gkd.make(student, teacher, settings).learner
-
-    def by_teacher(
-        state: Any, constants: types.Constants, prompts: Any, key: Any
-    ) -> batches.Sequences:
-        return of_teacher.sequences({"params": constants.teacher}, prompts, key)
-
-    def by_student(
-        state: Any, constants: types.Constants, prompts: Any, key: Any
-    ) -> batches.Sequences:
-        return of_student.sequences({"params": state.params}, prompts, key)
-
-    rows = {
+    learner = gkd.make(student, teacher, settings).learner
+    rows: dict[Source, Callable[..., batches.Sequences]] = {
         "offline": learners.stored,
-        "online-teacher": by_teacher,
-        "online-student": by_student,
+        "online-teacher": lambda state, constants, prompts, key: writers(teacher, "kl")(
+            {"params": constants.teacher}, prompts, key
+        ),
+        "online-student": lambda state, constants, prompts, key: writers(student, "kl")(
+            {"params": state.params}, prompts, key
+        ),
     }
+    distil: dict[Source, small_models.Trainer] = {
+        source: small_models.trainer(learner, rows[source]) for source in rows
+    }
+    return Models(oracle, teacher, student, writers, tune_teacher, tune_student, distil)
 
-    def measure(model: gemma.Model) -> Callable[..., jax.Array]:
-        @jax.jit
-        def mean(params: types.Params, rows: batches.Sequences, reference: jax.Array) -> jax.Array:
-            logits = model.apply(params, rows.tokens)
-            return jnp.mean(small_models.sequence_distance(logits, reference, rows))
 
-        return mean
+# Held-out sequences that the oracle or the teacher wrote, and its own logits on them.
+Reference = tuple[batches.Sequences, jax.Array]
 
-    return Models(
-        oracle=oracle,
-        teacher=teacher,
-        student=student,
-        sample_oracle=jax.jit(of_oracle.sequences),
-        sample_teacher=jax.jit(of_teacher.sequences),
-        teacher_learner=teacher_learner,
-        tune_teacher=jax.jit(learners.scan(teacher_learner, learners.stored)),
-        student_learner=distilled,
-        tune_student=jax.jit(learners.scan(tuner, learners.stored)),
-        distill={name: jax.jit(learners.scan(distilled, made)) for name, made in rows.items()},
-        measure_teacher=measure(teacher),
-        measure_student=measure(student),
+
+@functools.partial(jax.jit, static_argnums=0)
+def distance(
+    model: gemma.Model, params: types.Params, rows: batches.Sequences, reference: jax.Array
+) -> jax.Array:
+    """Returns the mean distance of sequences to what has the logits `reference` on them, []."""
+    return jnp.mean(
+        small_models.sequence_distance(model.apply(params, rows.tokens), reference, rows)
     )
 
 
 class Prepared(NamedTuple):
-    """What all arms of a seed start from."""
+    """The parameters and prompts from which all arms of a seed start, and how they are measured."""
 
     teacher: types.Params
     student: types.Params
     prompts: batches.Prompts  # [prompts, P].
-    golden: tuple[batches.Sequences, jax.Array]  # What the oracle wrote, and its logits on it.
-    proxy: tuple[batches.Sequences, jax.Array]  # The same of the teacher.
+    golden: Reference
+    proxy: Reference
     golden_of_teacher: float
 
 
 def draw_prompts(config: Config, key: types.Key, count: int) -> batches.Prompts:
-    """Uniform prompts, [count, P]."""
-    shape = count, config.prompt_length
-    tokens = jax.random.randint(key, shape, 0, config.vocab_size, jnp.int32)
-    return batches.Prompts(tokens, jnp.full(count, config.prompt_length, jnp.int32))
+    """Draws prompts, [count, P]."""
+    return setups.uniform_prompts(key, count, config.prompt_length, config.vocab_size)
 
 
 def references(
     models: Models, oracle: types.Params, teacher: types.Params, prompts: batches.Prompts, key: Any
-) -> tuple[tuple[batches.Sequences, jax.Array], tuple[batches.Sequences, jax.Array]]:
-    """What golden and proxy are measured on: the same prompts and the same random numbers."""
-    of_oracle = models.sample_oracle({"params": oracle}, prompts, key)
-    of_teacher = models.sample_teacher({"params": teacher}, prompts, key)
-    return (
-        (of_oracle, jax.jit(models.oracle.apply)(oracle, of_oracle.tokens)),
-        (of_teacher, jax.jit(models.teacher.apply)(teacher, of_teacher.tokens)),
-    )
+) -> list[Reference]:
+    """Returns what golden and proxy are measured on: the same prompts and random numbers."""
+    both: list[Reference] = []
+    for model, params in ((models.oracle, oracle), (models.teacher, teacher)):
+        rows = models.writers(model, "kl")({"params": params}, prompts, key)
+        both.append((rows, jax.jit(model.apply)(params, rows.tokens)))
+    return both
 
 
 def prepare(config: Config, models: Models, seed: int) -> Prepared:
@@ -233,17 +216,15 @@ def prepare(config: Config, models: Models, seed: int) -> Prepared:
     keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
     oracle = models.oracle.init(keys["oracle"])
     prompts = draw_prompts(config, keys["tune"], config.oracle_samples)
-    samples = models.sample_oracle({"params": oracle}, prompts, keys["samples"])
+    samples = models.writers(models.oracle, "kl")({"params": oracle}, prompts, keys["samples"])
     tune_steps = config.teacher_epochs * config.oracle_samples // config.batch_size
 
-    def tuned(run: Callable[..., Any], learner: types.Learner, key: Any, steps: int) -> Any:
+    def tuned(trainer: small_models.Trainer, key: Any, steps: int) -> types.Params:
         items = small_models.take(samples, steps, config.batch_size, seed)
-        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
+        return trainer.run(trainer.learner.init(key), types.NO_CONSTANTS, items, key)[0].params
 
-    teacher = tuned(models.tune_teacher, models.teacher_learner, keys["teacher"], tune_steps)
-    student = tuned(
-        models.tune_student, models.student_learner, keys["student"], config.student_steps
-    )
+    teacher = tuned(models.tune_teacher, keys["teacher"], tune_steps)
+    student = tuned(models.tune_student, keys["student"], config.student_steps)
     held_out = draw_prompts(config, keys["held_out"], config.evaluation_prompts)
     golden, proxy = references(models, oracle, teacher, held_out, keys["evaluation"])
     return Prepared(
@@ -252,27 +233,27 @@ def prepare(config: Config, models: Models, seed: int) -> Prepared:
         prompts=draw_prompts(config, keys["distil"], config.prompts),
         golden=golden,
         proxy=proxy,
-        golden_of_teacher=float(models.measure_teacher(teacher, *golden)),
+        golden_of_teacher=float(distance(models.teacher, teacher, *golden)),
     )
 
 
 def completed(models: Models, prepared: Prepared, arm: Arm, key: types.Key) -> batches.Sequences:
-    """The fixed sequences of an offline arm, all of the teacher's, [prompts * completions]."""
+    """Returns the fixed sequences of an offline arm, the teacher's, [prompts * completions]."""
     chosen = np.tile(np.arange(arm.prompts), arm.completions)
     prompts = jax.tree.map(lambda x: x[chosen], prepared.prompts)
-    return models.sample_teacher({"params": prepared.teacher}, prompts, key)
+    return models.writers(models.teacher, "kl")({"params": prepared.teacher}, prompts, key)
 
 
 def distil(
     config: Config, models: Models, prepared: Prepared, arm: Arm, seed: int, work: reproduce.Work
 ) -> reproduce.Rows:
-    """Distances and training loss of an arm at its checkpoints, a row each."""
+    """Returns distances and training loss of an arm at its checkpoints, a row each."""
     key, offline_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
     data: Any = prepared.prompts
     if arm.source == "offline":
         data = completed(models, prepared, arm, offline_key)
-    state = models.student_learner.init(jax.random.key(seed))
-    state = learners.with_params(state, prepared.student)
+    learner, run = models.distil[arm.source]
+    state = learners.with_params(learner.init(jax.random.key(seed)), prepared.student)
     rows: reproduce.Rows = []
     measured, even = checkpoints(config)
     losses = jnp.full(1, jnp.nan)
@@ -280,15 +261,13 @@ def distil(
         if epoch:
             first = (epoch - 1) * config.epoch_steps
             items = small_models.take(data, config.epoch_steps, config.batch_size, seed, first)
-            run = models.distill[arm.source]
             constants = types.Constants(teacher=prepared.teacher)
             state, losses = run(state, constants, items, key)
         if epoch in measured:
             golden, proxy = (
-                float(models.measure_student(state.params, *reference))
+                float(distance(models.student, state.params, *reference))
                 for reference in (prepared.golden, prepared.proxy)
             )
-            loss = float(jnp.mean(losses))
             rows.append(
                 {
                     "arm": arm.name,
@@ -298,9 +277,38 @@ def distil(
                     "is_evenly_spaced": epoch in even,
                     "golden": golden,
                     "proxy": proxy,
-                    "train_loss": loss,
+                    "train_loss": float(jnp.mean(losses)),
                     "golden_of_teacher": prepared.golden_of_teacher,
                 }
             )
             work.tick(epoch * config.epoch_steps, golden, "golden")
     return rows
+
+
+def end(rows: reproduce.Rows, arm: str, seed: int) -> dict[str, Any]:
+    """Returns where an arm ended, and whether its proxy left its power law."""
+    own = study.where(rows, arm=arm, seed=seed)
+    golden, proxy, steps = ([row[name] for row in own] for name in ("golden", "proxy", "step"))
+    best = int(np.argmin(golden))
+    even = [i for i, row in enumerate(own) if row["is_evenly_spaced"]]
+    curve = [steps[i] for i in even], [proxy[i] for i in even]
+    first, law = power_law.departure(*curve), power_law.early(*curve)
+    late = [i for i in even if steps[i] >= 0.3 * steps[-1]]
+    late_law = power_law.fit([steps[i] for i in late], [proxy[i] for i in late])
+    return {
+        "arm": arm,
+        "seed": seed,
+        "golden_end": golden[-1],
+        "golden_least": golden[best],
+        "golden_rise": golden[-1] / golden[best],
+        "step_of_golden_least": steps[best],
+        "proxy_end": proxy[-1],
+        "proxy_fall_since": proxy[best] - proxy[-1],
+        "proxy_always_falls": bool(np.all(np.diff(proxy) < 0)),
+        "train_loss_end": own[-1]["train_loss"],
+        "golden_of_teacher": own[-1]["golden_of_teacher"],
+        "left_power_law_at_step": -1 if first is None else steps[even[first]],
+        "law_scale": law.value(1),
+        "law_exponent": law.exponent,
+        "late_exponent": late_law.exponent,
+    }

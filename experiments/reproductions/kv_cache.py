@@ -7,13 +7,17 @@ the arrays which the library allocates have the bytes that its formula, and the 
 """
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from kullback.experiments import reproduce
+from kullback.experiments.reproductions import study
 from kullback.lm import gemma
 
 GLOBAL_ONLY = 0  # Local layers for each global one.
@@ -39,12 +43,8 @@ class Config:
     allocated_contexts: tuple[int, ...] = (4, 8, 64, 500)  # Of the caches that are made, B = 2.
 
     def __post_init__(self) -> None:
-        for name in ("ratios", "windows", "contexts", "allocated_contexts"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be numbers >= 1, got {getattr(self, name)}")
-        for name in ("prefill", "itemsize"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        study.at_least(1, self, "ratios", "windows", "contexts", "allocated_contexts")
+        study.at_least(1, self, "prefill", "itemsize")
         if max(self.ratios) >= self.num_layers:
             raise ValueError(
                 f"ratios must be < num_layers={self.num_layers}, got {self.ratios}; a model needs "
@@ -53,7 +53,7 @@ class Config:
         self.model(GLOBAL_ONLY, self.windows[0])
 
     def model(self, ratio: int, window: int) -> gemma.Config:
-        """The model with `ratio` local layers before each global one."""
+        """Returns the model with `ratio` local layers before each global one."""
         return gemma.Config(
             num_layers=self.num_layers,
             embed_dim=self.embed_dim,
@@ -70,200 +70,184 @@ class Config:
         """Ratio and window of each model; a window means nothing where all layers are global."""
         return [(GLOBAL_ONLY, self.windows[0]), *itertools.product(self.ratios, self.windows)]
 
+    def cache_bytes(self, layout: tuple[int, int], context: int) -> int:
+        """Returns the bytes of a row's cache by the formula."""
+        return gemma.cache_bytes(self.model(*layout), 1, context, self.itemsize)
+
 
 def name(ratio: int, window: int) -> str:
-    """A layout in words: "5:1, window 1024"."""
+    """Returns a layout in words: "5:1, window 1024"."""
     return "global only" if ratio == GLOBAL_ONLY else f"{ratio}:1, window {window}"
 
 
 def allocated_bytes(config: gemma.Config, batch: int, max_length: int) -> int:
-    """Bytes of the keys and values of a cache that is really made."""
+    """Returns the bytes of the keys and values of a cache that is really made."""
     lengths = jnp.ones(batch, jnp.int32)
     cache = gemma.make(config).init_cache(batch, max_length, lengths, 1)
     return sum(leaf.nbytes for leaf in jax.tree.leaves((cache.keys, cache.values)))
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """Bytes by formula at every size, and by allocation at small ones."""
-    allocated = work.part("allocated", _num_allocated(config), lambda: _allocated(config, work))
+def arms(config: Config) -> list[study.Arm]:
+    """Returns the one arm: small caches of all depths and patterns, which decide the bytes."""
+    layouts = [(GLOBAL_ONLY, 4), *itertools.product(config.ratios, (4, 16, 100))]
+    cases = list(itertools.product(layouts, config.allocated_contexts, DTYPES))
+    narrow = {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "hidden_dim": 8}
+
+    def compute(work: reproduce.Work) -> reproduce.Rows:
+        rows: reproduce.Rows = []
+        for layout, context, dtype in cases:
+            small = {"vocab_size": 8, **narrow, "dtype": dtype}
+            model = dataclasses.replace(config.model(*layout), **small)
+            allocated = allocated_bytes(model, 2, context)
+            by_formula = gemma.cache_bytes(model, 2, context, jnp.dtype(dtype).itemsize)
+            row = {"layout": name(*layout), "dtype": dtype, "context": context}
+            rows.append({**row, "allocated_bytes": allocated, "formula_bytes": by_formula})
+            work.tick(len(rows), float(allocated - by_formula), "bytes off")
+        return rows
+
+    return [study.Arm("allocated", len(cases), compute)]
+
+
+def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+    """Returns bytes by formula, alone and beside the weights, and those that were allocated."""
     memory = [
         {
             "layout": name(*layout),
             "local_layers_to_a_global_one": layout[0],
             "window": layout[1],
             "context": context,
-            "bytes": gemma.cache_bytes(config.model(*layout), 1, context, config.itemsize),
+            "bytes": config.cache_bytes(layout, context),
         }
-        for layout in config.layouts
-        for context in config.contexts
+        for layout, context in itertools.product(config.layouts, config.contexts)
     ]
-    overhead = _overhead(config)
-    checks = [_formula(allocated), _savings(config), _ordering(config, overhead), _report(overhead)]
-    return reproduce.Found(
-        {"memory": memory, "overhead": overhead, "allocated": allocated},
-        {"kv_cache": _draw(config, memory, overhead)},
-        checks,
-    )
-
-
-def _small(config: Config, ratio: int, window: int, dtype: str) -> gemma.Config:
-    """The layout with few heads and narrow ones: the depth and the pattern decide the bytes."""
-    return dataclasses.replace(
-        config.model(ratio, window),
-        vocab_size=8,
-        embed_dim=8,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=4,
-        hidden_dim=8,
-        dtype=dtype,
-    )
-
-
-def _sizes(config: Config) -> list[tuple[int, int, int, str]]:
-    windows = (4, 16, 100)
-    layouts = [(GLOBAL_ONLY, 4), *itertools.product(config.ratios, windows)]
-    grid = itertools.product(layouts, config.allocated_contexts, DTYPES)
-    return [(*layout, context, dtype) for layout, context, dtype in grid]
-
-
-def _num_allocated(config: Config) -> int:
-    return len(_sizes(config))
-
-
-def _allocated(config: Config, work: reproduce.Work) -> reproduce.Rows:
-    rows: reproduce.Rows = []
-    for ratio, window, context, dtype in _sizes(config):
-        small = _small(config, ratio, window, dtype)
-        found = allocated_bytes(small, 2, context)
-        by_formula = gemma.cache_bytes(small, 2, context, jnp.dtype(dtype).itemsize)
-        rows.append(
-            {
-                "layout": name(ratio, window),
-                "dtype": dtype,
-                "context": context,
-                "allocated_bytes": found,
-                "formula_bytes": by_formula,
-            }
-        )
-        work.tick(len(rows), float(found - by_formula), "bytes off")
-    return rows
-
-
-def _overhead(config: Config) -> reproduce.Rows:
-    """Cache of `prefill` tokens beside the weights, a row a layout."""
-    whole = gemma.cache_bytes(config.model(*config.layouts[0]), 1, config.prefill, config.itemsize)
-    rows: reproduce.Rows = []
+    overhead: reproduce.Rows = []
     for layout in config.layouts:
-        model = config.model(*layout)
-        cache = gemma.cache_bytes(model, 1, config.prefill, config.itemsize)
-        weights = gemma.num_params(model).total * config.itemsize
-        rows.append(
+        cache = config.cache_bytes(layout, config.prefill)
+        weights = gemma.num_params(config.model(*layout)).total * config.itemsize
+        overhead.append(
             {
                 "layout": name(*layout),
                 "weights_bytes": weights,
                 "cache_bytes": cache,
                 "cache_of_weights": cache / weights,
-                "of_global_only": cache / whole,
+                "of_global_only": cache / config.cache_bytes(config.layouts[0], config.prefill),
             }
         )
-    return rows
+    return {"memory": memory, "overhead": overhead, "allocated": rows}
 
 
-def _formula(allocated: reproduce.Rows) -> reproduce.Check:
-    wrong = [row for row in allocated if row["allocated_bytes"] != row["formula_bytes"]]
-    return reproduce.Check(
+def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Judges the formula, what is saved and in which order; reports caches beside the weights."""
+    allocated = tables["allocated"]
+    right = [row["allocated_bytes"] == row["formula_bytes"] for row in allocated]
+    yield reproduce.Check(
         "the caches that are allocated have the formula's bytes",
-        not wrong,
-        f"{len(allocated) - len(wrong)} of {len(allocated)} sizes, to the byte",
+        all(right),
+        f"{sum(right)} of {len(right)} sizes, to the byte",
     )
-
-
-def _savings(config: Config) -> reproduce.Check:
     ratio, window, longest = max(config.ratios), min(config.windows), max(config.contexts)
-    local, whole = config.model(ratio, window), config.model(*config.layouts[0])
-    before, after = (
-        gemma.cache_bytes(model, 1, longest, config.itemsize) for model in (whole, local)
-    )
-    num_global = config.num_layers // (ratio + 1)
-    limit = config.num_layers / num_global  # What an endless context would save.
-    same = all(
-        gemma.cache_bytes(whole, 1, short, config.itemsize)
-        == gemma.cache_bytes(local, 1, short, config.itemsize)
-        for short in config.contexts
-        if short <= window
-    )
-    return reproduce.Check(
+    whole, local = config.layouts[0], (ratio, window)
+    before, after = (config.cache_bytes(layout, longest) for layout in (whole, local))
+    # What an endless context would save.
+    limit = config.num_layers / (config.num_layers // (ratio + 1))
+    short = [context for context in config.contexts if context <= window]
+    is_same = all(config.cache_bytes(whole, n) == config.cache_bytes(local, n) for n in short)
+    yield reproduce.Check(
         f"{ratio}:1 with window {window} costs what global layers do up to the window, and at "
         f"{longest:,} tokens over 0.9 of the most that it may save (figure 6)",
-        same and before / after > 0.9 * limit,
+        is_same and before / after > 0.9 * limit,
         f"{before / 1e6:,.0f} against {after / 1e6:,.0f} MB, {before / after:.2f} times less of "
         f"at most {limit:.2f}",
     )
-
-
-def _ordering(config: Config, overhead: reproduce.Rows) -> reproduce.Check:
-    found = {row["layout"]: row["cache_bytes"] for row in overhead}
-    pairs = [
-        *((name(r, w), name(s, w)) for w in config.windows for r, s in _pairs((0, *config.ratios))),
-        *((name(r, v), name(r, w)) for r in config.ratios for w, v in _pairs(config.windows)),
+    cache = {row["layout"]: row["cache_bytes"] for row in tables["overhead"]}
+    ratios, windows = ((0, *sorted(config.ratios)), sorted(config.windows))
+    neighbours = [
+        *(((r, w), (s, w)) for w in windows for r, s in itertools.pairwise(ratios)),
+        *(((r, v), (r, w)) for r in ratios[1:] for w, v in itertools.pairwise(windows)),
     ]
-    wrong = [pair for pair in pairs if not found[pair[0]] > found[pair[1]]]
-    return reproduce.Check(
+    is_more = [cache[name(*more)] > cache[name(*less)] for more, less in neighbours]
+    yield reproduce.Check(
         f"at {config.prefill:,} tokens more local layers and shorter windows both take less "
         "(figure 5)",
-        not wrong,
-        f"{len(pairs) - len(wrong)} of {len(pairs)} neighbours in that order",
+        all(is_more),
+        f"{sum(is_more)} of {len(is_more)} neighbours in that order",
     )
-
-
-def _pairs(values: tuple[int, ...]) -> list[tuple[int, int]]:
-    return list(itertools.pairwise(sorted(values)))
-
-
-def _report(overhead: reproduce.Rows) -> reproduce.Check:
     # The report names neither the model's shape nor the bytes of a number, so this is no verdict.
-    figures = ", ".join(f"{row['layout']} {row['cache_of_weights']:.1%}" for row in overhead)
-    return reproduce.Check(
+    yield study.reported(
         "cache over weights; the report: about 60% global only, below 15% at 3:1 with window 1024",
-        None,
-        figures,
+        ", ".join(f"{row['layout']} {row['cache_of_weights']:.1%}" for row in tables["overhead"]),
     )
 
 
-def _draw(config: Config, memory: reproduce.Rows, overhead: reproduce.Rows) -> Figure:
-    drawn = reproduce.figure(2, width=5.2, height=3.9)
-    lines, bars = drawn.axes
-    window = min(config.windows)
+class Shares(NamedTuple):
+    """Bars from top to bottom, each with its number, in percent."""
+
+    labels: list[str]
+    shares: list[float]
+
+    def draw(self, axes: Axes) -> None:
+        """Draws them."""
+        bars = axes.barh(self.labels[::-1], self.shares[::-1], color="tab:blue")
+        axes.bar_label(bars, fmt="%.1f%%", padding=3, fontsize=8)
+        axes.set_xlim(0, 1.15 * max(self.shares))
+        axes.tick_params(axis="y", labelsize=8)
+        axes.grid(visible=False, axis="y")
+
+
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns caches over the context, and beside the weights."""
+    lines: list[study.Mark] = []
     for ratio in (GLOBAL_ONLY, *config.ratios):
-        rows = [r for r in memory if r["layout"] == name(ratio, window)]
-        contexts, values = zip(*((r["context"], r["bytes"] / 1e6) for r in rows), strict=True)
-        lines.plot(contexts, values, "o-", markersize=3.5, label=name(ratio, window))
-    lines.set_xscale("log", base=2)
-    ticks = sorted(config.contexts)
-    lines.set_xticks(ticks, [f"{t // 1024}K" if t % 1024 == 0 else str(t) for t in ticks])
-    lines.set_xlabel("context, tokens")
-    lines.set_ylabel(f"KV cache, MB ({8 * config.itemsize} bits a number)")
-    lines.set_title("Cache of one row", fontsize=10)
-    lines.legend(fontsize=8)
-    labels = [row["layout"] for row in overhead][::-1]
-    shares = [100 * row["cache_of_weights"] for row in overhead][::-1]
-    drawn_bars = bars.barh(labels, shares, color="tab:blue")
-    bars.bar_label(drawn_bars, fmt="%.1f%%", padding=3, fontsize=8)
-    bars.set_xlim(0, 1.15 * max(shares))
-    bars.tick_params(axis="y", labelsize=8)
-    bars.grid(visible=False, axis="y")
-    bars.set_xlabel("cache, % of the weights")
-    bars.set_title(f"Beside the model, at {config.prefill:,} tokens", fontsize=10)
-    return drawn
+        layout = name(ratio, min(config.windows))
+        of = functools.partial(study.column, tables["memory"], layout=layout)
+        dots = {"marker": "o", "markersize": 3.5}
+        lines.append(study.Line(of("context"), of("bytes") / 1e6, layout, dots))
+
+    def finish(axes: Axes) -> None:
+        ticks = sorted(config.contexts)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{t // 1024}K" if t % 1024 == 0 else str(t) for t in ticks])
+
+    overhead = tables["overhead"]
+    shares = Shares(
+        [row["layout"] for row in overhead], [100 * row["cache_of_weights"] for row in overhead]
+    )
+    return study.Grid(
+        panels=[
+            study.Panel(
+                marks=lines,
+                axes={
+                    "xlabel": "context, tokens",
+                    "ylabel": f"KV cache, MB ({8 * config.itemsize} bits a number)",
+                    "title": "Cache of one row",
+                },
+                legend={"fontsize": 8},
+                finish=finish,
+            ),
+            study.Panel(
+                marks=[shares],
+                axes={
+                    "xlabel": "cache, % of the weights",
+                    "title": f"Beside the model, at {config.prefill:,} tokens",
+                },
+                legend=None,
+            ),
+        ],
+        width=5.2,
+        height=3.9,
+        title_size=10,
+    )
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="Five local layers for each global one make the cache of a long context several times "
     "smaller.",
     source="Gemma 3, arXiv:2503.19786",
     config=Config(),
-    steps=_num_allocated,
-    seconds=lambda config: 3 + 0.02 * _num_allocated(config),
-    run=run,
+    arms=arms,
+    tables=tables,
+    claims=claims,
+    figures=lambda config, tables: {"kv_cache": panels(config, tables)},
+    seconds=lambda config: 3 + 0.02 * sum(arm.steps for arm in arms(config)),
 )
+REPRODUCTION = STUDY.reproduction()

@@ -5,13 +5,14 @@ are stored, or sampled within the scan. B rows, P tokens of a prompt, T of a com
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, types
+from kullback.core import learners, regularizers, types
 from kullback.lm import batches, distillation, gemma, tuning
 
 
@@ -83,6 +84,18 @@ def untied(model: gemma.Model, scale: float, branch: float = 1.0) -> gemma.Model
         return unembed(params, model.features(params, *inputs))
 
     return model._replace(init=init, unembed=unembed, apply=apply)
+
+
+class Trainer(NamedTuple):
+    """A learner, and many of its steps as one compiled program; for all seeds."""
+
+    learner: types.Learner
+    run: Callable[..., tuple[types.LearnerState, Any]]  # See `learners.scan`.
+
+
+def trainer(learner: types.Learner, rows: Callable[..., Any] = learners.stored) -> Trainer:
+    """Returns the trainer of a learner; for `rows` see `learners.scan`."""
+    return Trainer(learner, jax.jit(learners.scan(learner, rows)))
 
 
 def take(data: Any, steps: int, batch_size: int, seed: int, first: int = 0) -> Any:

@@ -26,7 +26,9 @@ class Arm(NamedTuple):
     part: str  # Its file's name.
     steps: int  # Amount of work.
     compute: Callable[[reproduce.Work], reproduce.Rows]
-    table: str = ""  # To which its rows go, where they do not say so themselves; see `split`.
+    # To which its rows go; "": they say so themselves, see `split`, or there is one. None: to none,
+    # but later arms read them.
+    table: str | None = ""
     columns: Mapping[str, Any] = {}  # That its rows have besides; they stand in front.
 
 
@@ -51,8 +53,9 @@ def run(arms: Iterable[Arm], work: reproduce.Work) -> reproduce.Rows:
     rows: reproduce.Rows = []
     for arm in arms:
         part = work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
-        part = [{**arm.columns, **row} for row in part]
-        rows += tagged(arm.table, part) if arm.table else part
+        if arm.table is not None:
+            part = [{**arm.columns, **row} for row in part]
+            rows += tagged(arm.table, part) if arm.table else part
     return rows
 
 
@@ -115,7 +118,7 @@ def above(
     return reproduce.Check(claim, bool(interval.low > threshold), evidence)
 
 
-def every(claim: str, held: Sequence[bool], evidence: str) -> reproduce.Check:
+def every(claim: str, held: Sequence[bool] | np.ndarray, evidence: str) -> reproduce.Check:
     """Judges whether something was so with every seed, [seeds]."""
     return reproduce.Check(claim, all(held), f"{sum(held)} of {len(held)} seeds; {evidence}")
 
@@ -256,7 +259,7 @@ class Level(NamedTuple):
 
 
 class Mark(Protocol):
-    """What stands on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, or a study's own."""
+    """A mark on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, or a study's own."""
 
     def draw(self, axes: Axes) -> None:
         """Draws it."""

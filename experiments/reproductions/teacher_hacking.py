@@ -14,198 +14,165 @@ them; there is no end of sequence.
 """
 
 import functools
+import itertools
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from matplotlib import ticker
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import hacking, study
-from kullback.experiments.reproductions.hacking import Arm, Config
-from kullback.lm import power_law
+from kullback.experiments.reproductions.hacking import Config
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """All arms with all seeds."""
-    models = hacking.make_models(config)
-    prepared = functools.cache(lambda seed: hacking.prepare(config, models, seed))
-    rows: reproduce.Rows = []
-    for seed in range(config.seeds):
-        for arm in hacking.arms(config):
+def arms(config: Config) -> list[study.Arm]:
+    """Returns all arms with all seeds."""
+    models = functools.cache(lambda: hacking.make_models(config))
+    prepared = functools.cache(lambda seed: hacking.prepare(config, models(), seed))
 
-            def compute(arm: Arm = arm, seed: int = seed) -> reproduce.Rows:
-                return hacking.distil(config, models, prepared(seed), arm, seed, work)
+    def compute(seed: int, arm: hacking.Arm, work: reproduce.Work) -> reproduce.Rows:
+        return hacking.distil(config, models(), prepared(seed), arm, seed, work)
 
-            rows += work.part(f"{arm.name}-{seed}", config.epochs * config.epoch_steps, compute)
-    ends = [summary(rows, arm.name, s) for arm in hacking.arms(config) for s in range(config.seeds)]
-    figures = {"teacher_hacking": draw(config, rows, ends)}
-    return reproduce.Found({"curves": rows, "summary": ends}, figures, judge(config, ends))
-
-
-def summary(rows: reproduce.Rows, arm: str, seed: int) -> dict[str, Any]:
-    """Where an arm ended, and whether its proxy left its power law."""
-    own = [row for row in rows if row["arm"] == arm and row["seed"] == seed]
-    golden, proxy, steps = ([row[name] for row in own] for name in ("golden", "proxy", "step"))
-    best = int(np.argmin(golden))
-    even = [i for i, row in enumerate(own) if row["is_evenly_spaced"]]
-    curve = [steps[i] for i in even], [proxy[i] for i in even]
-    first, law = power_law.departure(*curve), power_law.early(*curve)
-    late = [i for i in even if steps[i] >= 0.3 * steps[-1]]
-    return {
-        "arm": arm,
-        "seed": seed,
-        "golden_end": golden[-1],
-        "golden_least": golden[best],
-        "golden_rise": golden[-1] / golden[best],
-        "step_of_golden_least": steps[best],
-        "proxy_end": proxy[-1],
-        "proxy_fall_since": proxy[best] - proxy[-1],
-        "proxy_always_falls": bool(np.all(np.diff(proxy) < 0)),
-        "train_loss_end": own[-1]["train_loss"],
-        "golden_of_teacher": own[-1]["golden_of_teacher"],
-        "left_power_law_at_step": -1 if first is None else steps[even[first]],
-        "law_scale": law.value(1),
-        "law_exponent": law.exponent,
-        "late_exponent": _exponent([steps[i] for i in late], [proxy[i] for i in late]),
-    }
-
-
-def _exponent(steps: list[int], proxy: list[float]) -> float:
-    return power_law.fit(steps, proxy).exponent if len(steps) >= 3 else float("nan")
-
-
-def judge(config: Config, ends: reproduce.Rows) -> list[reproduce.Check]:
-    """The paper's statements, each over the seeds; pairs of arms have seeds in common."""
-
-    def of(arm: str, column: str) -> np.ndarray:
-        return np.array([row[column] for row in ends if row["arm"] == arm])
-
-    def less(what: str, arm: str, than: str, column: str) -> reproduce.Check:
-        difference = of(than, column) - of(arm, column)
-        return study.above(f"{arm}: {what} than {than} (difference)", difference.tolist())
-
-    checks: list[reproduce.Check] = []
-    if "offline" in config.sources:
-        checks += [
-            study.above(
-                "offline: golden turns up, ending above 1.05 times its least",
-                of("offline", "golden_rise").tolist(),
-                1.05,
-            ),
-            study.above(
-                "offline: proxy falls all the same from there to the end (by nats)",
-                of("offline", "proxy_fall_since").tolist(),
-            ),
-            study.every(
-                "offline: proxy falls from each checkpoint to the next",
-                of("offline", "proxy_always_falls").tolist(),
-                f"{statistics.t_interval(of('offline', 'proxy_end'))} nats at the end",
-            ),
-        ]
-        for online in (source for source in config.sources if source != "offline"):
-            checks += [
-                less("golden rises less, as a ratio,", online, "offline", "golden_rise"),
-                less("a lower golden at the end", online, "offline", "golden_end"),
-                less("a lower proxy at the end", online, "offline", "proxy_end"),
-                less("a lower training loss at the end", "offline", online, "train_loss_end"),
-                study.above(
-                    f"offline: in the last 70% of the steps the exponent of proxy is below 0.6 of "
-                    f"{online}'s (0.6 of that, less it)",
-                    (0.6 * of(online, "late_exponent") - of("offline", "late_exponent")).tolist(),
-                ),
-            ]
-    for source in config.sources:
-        left, least = (of(source, c) for c in ("left_power_law_at_step", "step_of_golden_least"))
-        is_offline = source == "offline"
-        claim = "proxy leaves its power law" if is_offline else "proxy keeps to its power law"
-        evidence = f"left at step {left.tolist()}, -1 for never; golden least at {least.tolist()}"
-        checks.append(
-            study.every(f"{source}: {claim}", ((left >= 0) == is_offline).tolist(), evidence)
-        )
-    for few, many, why in _data_pairs(config):
-        checks.append(less(why, many, few, "golden_end"))
-    teacher = of(hacking.arms(config)[0].name, "golden_of_teacher")
     return [
-        *checks,
-        reproduce.Check("golden of the teacher", None, str(statistics.t_interval(teacher))),
+        study.Arm(f"{arm.name}-{seed}", config.steps, functools.partial(compute, seed, arm))
+        for seed, arm in itertools.product(range(config.seeds), hacking.arms(config))
     ]
 
 
-def _data_pairs(config: Config) -> list[tuple[str, str, str]]:
-    """Arms of which the second should end with the lower golden, and why."""
-    named = {
-        (arm.prompts, arm.completions): arm.name for arm in hacking.arms(config) if "-" in arm.name
-    }
-    pairs = []
-    if len(config.diversity) > 1:
-        few, many = (config.prompts // d for d in (max(config.diversity), min(config.diversity)))
-        ends = (few, max(config.diversity)), (many, min(config.diversity))
-        pairs.append((*(named[end] for end in ends), "with more prompts a lower golden"))
-    if len(config.budget) > 1:
-        prompts = max(1, config.prompts // 4)
-        ends = (prompts, min(config.budget)), (prompts, max(config.budget))
-        pairs.append((*(named[end] for end in ends), "with more completions a lower golden"))
-    return pairs
+def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+    """Returns curves, and where each of them ended."""
+    ends = itertools.product(hacking.arms(config), range(config.seeds))
+    return {"curves": rows, "summary": [hacking.end(rows, arm.name, s) for arm, s in ends]}
 
 
-def draw(config: Config, rows: reproduce.Rows, ends: reproduce.Rows) -> Figure:
-    """Golden over proxy, and golden, proxy and training loss over steps; a line a seed."""
-    drawn = reproduce.figure(2, 2, width=5.0, height=3.6)
-    over, golden, proxy, loss = drawn.axes
+def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Judges the paper's statements, each over the seeds; pairs of arms have seeds in common."""
+    of = functools.partial(study.column, tables["summary"])
+
+    def less(adjective: str, arm: str, than: str, column: str) -> reproduce.Check:
+        difference = of(column, arm=than) - of(column, arm=arm)
+        return study.above(f"{arm}: {adjective} than {than} (difference)", difference)
+
+    if "offline" in config.sources:
+        offline = functools.partial(of, arm="offline")
+        yield study.above(
+            "offline: golden turns up, ending above 1.05 times its least",
+            offline("golden_rise"),
+            1.05,
+        )
+        yield study.above(
+            "offline: proxy falls all the same from there to the end (by nats)",
+            offline("proxy_fall_since"),
+        )
+        yield study.every(
+            "offline: proxy falls from each checkpoint to the next",
+            offline("proxy_always_falls"),
+            f"{statistics.t_interval(offline('proxy_end'))} nats at the end",
+        )
+        for online in (source for source in config.sources if source != "offline"):
+            yield less("golden rises less, as a ratio,", online, "offline", "golden_rise")
+            yield less("a lower golden at the end", online, "offline", "golden_end")
+            yield less("a lower proxy at the end", online, "offline", "proxy_end")
+            yield less("a lower training loss at the end", "offline", online, "train_loss_end")
+            yield study.above(
+                f"offline: in the last 70% of the steps the exponent of proxy is below 0.6 of "
+                f"{online}'s (0.6 of that, less it)",
+                0.6 * of("late_exponent", arm=online) - offline("late_exponent"),
+            )
+    for source in config.sources:
+        left = of("left_power_law_at_step", arm=source)
+        least = of("step_of_golden_least", arm=source)
+        leaves = source == "offline"
+        yield study.every(
+            f"{source}: proxy {'leaves' if leaves else 'keeps to'} its power law",
+            (left >= 0) == leaves,
+            f"left at step {left.tolist()}, -1 for never; golden least at {least.tolist()}",
+        )
+    for what, varied in hacking.varied(config).items():
+        if len(varied) > 1:
+            few, many = (f(varied, key=operator.attrgetter(what)).name for f in (min, max))
+            yield less(f"with more {what} a lower golden", many, few, "golden_end")
+    of_teacher = of("golden_of_teacher", arm=hacking.arms(config)[0].name)
+    yield study.reported("golden of the teacher", statistics.t_interval(of_teacher))
+
+
+def panels(config: Config, tables: study.Tables) -> study.Grid:
+    """Returns golden over proxy, and golden, proxy and training loss over steps; a line a seed."""
+    over: list[study.Mark] = []
+    along: dict[str, list[study.Mark]] = {"golden": [], "proxy": [], "train_loss": []}
     for number, arm in enumerate(hacking.arms(config)):
         for seed in range(config.seeds):
-            own = [r for r in rows if r["arm"] == arm.name and r["seed"] == seed]
+            of = functools.partial(study.column, tables["curves"], arm=arm.name, seed=seed)
             style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.85, "lw": 1.2}
-            label = arm.name if seed == 0 else None
-            columns = {name: [row[name] for row in own] for name in own[0]}
-            over.plot(columns["proxy"], columns["golden"], label=label, **style)
-            over.plot(columns["proxy"][-1], columns["golden"][-1], "o", markersize=4, **style)
-            steps = columns["step"][1:]
-            for axes, name in ((golden, "golden"), (proxy, "proxy"), (loss, "train_loss")):
-                axes.plot(steps, columns[name][1:], **style)
-    for row in ends:
-        left = row["left_power_law_at_step"]
-        if left >= 0:
-            last = config.epochs * config.epoch_steps
-            at = np.array([0.05 * last, left, last])
-            law = row["law_scale"] * at ** -row["law_exponent"]
-            proxy.plot(at, law, "k:", marker="x", markevery=[1], lw=1, markersize=5)
-    over.set(
-        xlabel="proxy, nats", ylabel="golden, nats", title="Golden over proxy (a dot: the end)"
+            dot = {"ls": "None", "marker": "o", "markersize": 4, **style}
+            proxy, golden, label = of("proxy"), of("golden"), None if seed else arm.name
+            over.append(study.Line(proxy, golden, label, style))
+            over.append(study.Line(proxy[-1:], golden[-1:], style=dot))
+            for column, marks in along.items():
+                marks.append(study.Line(of("step")[1:], of(column)[1:], style=style))
+    along["proxy"] += [
+        law(row, config.steps) for row in tables["summary"] if row["left_power_law_at_step"] >= 0
+    ]
+    step, sequence = "learner step", "nats a sequence"
+    return study.Grid(
+        panels=[
+            panel(over, "Golden over proxy (a dot: the end)", "proxy, nats", "golden, nats"),
+            panel(along["golden"], "Golden: distance to the oracle", step, sequence),
+            panel(
+                along["proxy"], "Proxy: distance to the teacher (x: off its law)", step, sequence
+            ),
+            panel(along["train_loss"], "Training loss", step, "nats a token"),
+        ],
+        columns=2,
+        width=5.0,
+        title_size=10,
     )
-    over.legend(fontsize=8)
-    golden.set(title="Golden: distance to the oracle", ylabel="nats a sequence")
-    proxy.set(title="Proxy: distance to the teacher (x: off its law)", ylabel="nats a sequence")
-    loss.set(title="Training loss", ylabel="nats a token")
-    for axes in (golden, proxy, loss):
-        axes.set(xscale="log", xlabel="learner step")
-    for axes in (over, proxy, loss, golden):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(ticker.ScalarFormatter())
-        axes.yaxis.set_major_formatter(ticker.ScalarFormatter())
+
+
+def law(end: dict[str, Any], last: int) -> study.Line:
+    """Returns the power law that a curve left, with a cross where it did."""
+    at = np.array([0.05 * last, end["left_power_law_at_step"], last])
+    cross = {"marker": "x", "markevery": [1], "markersize": 5}
+    values = end["law_scale"] * at ** -end["law_exponent"]
+    return study.Line(at, values, style={"color": "k", "ls": ":", "lw": 1, **cross})
+
+
+def panel(marks: list[study.Mark], title: str, x: str, y: str) -> study.Panel:
+    """Returns a panel whose axes are logarithmic, and say their numbers in full."""
+    is_over_proxy, has_decades = x.startswith("proxy"), y.endswith("token")
+
+    def finish(axes: Axes) -> None:
+        for axis in (axes.xaxis, axes.yaxis) if is_over_proxy else (axes.yaxis,):
+            axis.set_minor_formatter(ticker.ScalarFormatter())
+            axis.set_major_formatter(ticker.ScalarFormatter())
+        if has_decades:
+            axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
         axes.tick_params(axis="both", which="both", labelsize=7)
-        axes.title.set_fontsize(10)
-    loss.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))  # It has decades.
-    over.set_xscale("log")
-    over.xaxis.set_minor_formatter(ticker.ScalarFormatter())
-    over.xaxis.set_major_formatter(ticker.ScalarFormatter())
-    return drawn
+
+    return study.Panel(
+        marks=marks,
+        axes={"title": title, "xlabel": x, "ylabel": y, "xscale": "log", "yscale": "log"},
+        legend={"fontsize": 8} if is_over_proxy else None,
+        finish=finish,
+    )
 
 
-def steps(config: Config) -> int:
-    """Learner steps of all arms."""
-    return config.seeds * len(hacking.arms(config)) * config.epochs * config.epoch_steps
-
-
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="A student distilled from fixed sequences of its teacher goes on nearing the teacher "
     "while it leaves the truth; sequences sampled anew mitigate it, and a departure from the power "
     "law shows it.",
     source="Tiapkin et al. 2025, arXiv:2502.02671",
     config=Config(),
-    steps=steps,
+    arms=arms,
+    tables=tables,
+    claims=claims,
+    figures=lambda config, tables: {"teacher_hacking": panels(config, tables)},
     # Compiling, then 0.03 s a step of 64 sequences, a third of it sampling.
-    seconds=lambda config: 40 + steps(config) * 0.03 * config.batch_size / 64,
-    run=run,
+    seconds=lambda config: (
+        40 + config.seeds * len(hacking.arms(config)) * config.steps * 0.03 * config.batch_size / 64
+    ),
 )
+REPRODUCTION = STUDY.reproduction()

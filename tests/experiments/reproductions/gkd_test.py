@@ -1,4 +1,4 @@
-"""Tests of experiments/reproductions/{students,gkd}.py."""
+"""Tests of experiments/reproductions/{setups,students,gkd}.py."""
 
 import csv
 import dataclasses
@@ -12,10 +12,10 @@ import pytest
 
 from kullback.core import types
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import gkd, students
+from kullback.experiments.reproductions import gkd, setups, students, study, token_line
 from kullback.lm import batches
 
-TINY = students.Sizes(
+TINY = setups.Sizes(
     batch_size=4,
     teacher_width=8,
     teacher_layers=1,
@@ -29,75 +29,76 @@ TINY = students.Sizes(
 
 
 @pytest.fixture(scope="module")
-def room() -> students.Classroom:
-    return students.make(TINY)
+def setup() -> setups.Setup:
+    return setups.make(TINY)
 
 
-def test_the_data_set_is_prompts_and_their_completions(room: students.Classroom):
-    rows, prompts = room.rows, room.prompts
-    assert len(rows.tokens) == len(prompts.tokens) == 9_031 and room.words is not None
+def test_the_data_set_is_prompts_and_their_completions(setup: setups.Setup):
+    rows, prompts = setup.rows, setup.prompts
+    assert len(rows.tokens) == len(prompts.tokens) == 9_031
+    decode = setup.evaluator(setup.student, "kl").tokenizer.decode
     for n in (0, 5, 9_030):
         length = prompts.lengths[n]
         np.testing.assert_array_equal(prompts.tokens[n, -length:], rows.tokens[n, :length])
-        sum_ = room.words.decode(rows.tokens[n][np.asarray(rows.is_answer[n])].tolist())
-        asked = room.words.decode(rows.tokens[n, 1:length].tolist())
+        sum_ = decode(rows.tokens[n][np.asarray(rows.is_answer[n])].tolist())
+        asked = decode(rows.tokens[n, 1:length].tolist())
         a, b = asked.rstrip("=").split("+")
         assert int(sum_) == int(a) + int(b)
 
 
 @pytest.mark.slow
 def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
-    room: students.Classroom,
+    setup: setups.Setup,
 ):
-    program = students.distiller(room, "kl")
-    student, teacher = (room.student.init(jax.random.key(n)) for n in (0, 1))
-    rows = np.asarray(room.rows.tokens)
-    broken = np.where(room.rows.is_answer, (rows + 1) % 200, rows)  # Other completions.
-    other = room._replace(rows=room.rows._replace(tokens=broken))
+    trainer = students.distiller(setup, "kl")
+    student, teacher = (setup.student.init(jax.random.key(n)) for n in (0, 1))
+    rows = np.asarray(setup.rows.tokens)
+    broken = np.where(setup.rows.is_answer, (rows + 1) % 200, rows)  # Other completions.
+    other = setup._replace(rows=setup.rows._replace(tokens=broken))
 
-    def end(room: students.Classroom, fraction: float, key: int) -> list[np.ndarray]:
-        state = program.learner.init(jax.random.key(9))._replace(params=student)
+    def end(setup: setups.Setup, fraction: float, key: int) -> list[np.ndarray]:
+        state = trainer.learner.init(jax.random.key(9))._replace(params=student)
         # Two steps: the rate of the first is 0.
         taken, prompts = (
             [np.asarray(x[:8]).reshape(2, 4, *x.shape[1:]) for x in data]
-            for data in (room.rows, room.prompts)
+            for data in (setup.rows, setup.prompts)
         )
         is_sampled = jnp.full(2, fraction == 1)
         item = students.Item(is_sampled, batches.Sequences(*taken), batches.Prompts(*prompts))
         constants = types.Constants(teacher=teacher)
-        state, _ = program.run(state, constants, item, jax.random.key(key))
+        state, _ = trainer.run(state, constants, item, jax.random.key(key))
         return [np.asarray(leaf) for leaf in jax.tree.leaves(state.params)]
 
     def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
         return all((x == y).all() for x, y in zip(a, b, strict=True))
 
     # Updates are of the learning rate's size, however small the gradient: any difference shows.
-    assert same(end(room, 0, 0), end(room, 0, 1)) and not same(end(room, 0, 0), end(other, 0, 0))
-    assert same(end(room, 1, 0), end(other, 1, 0)) and not same(end(room, 1, 0), end(room, 1, 1))
+    assert same(end(setup, 0, 0), end(setup, 0, 1)) and not same(end(setup, 0, 0), end(other, 0, 0))
+    assert same(end(setup, 1, 0), end(other, 1, 0)) and not same(end(setup, 1, 0), end(setup, 1, 1))
 
 
-def test_the_coins_follow_lambda(room: students.Classroom, monkeypatch: pytest.MonkeyPatch):
+def test_the_coins_follow_lambda(setup: setups.Setup, monkeypatch: pytest.MonkeyPatch):
     coins: list[bool] = []
 
     def run(state: Any, constants: Any, items: Any, key: Any) -> Any:
         coins.extend(np.asarray(items.is_sampled).tolist())
         return state, np.zeros(1)
 
-    program = students.distiller(room, "kl")._replace(run=run)
-    params = room.student.init(jax.random.key(0))
+    trainer = students.distiller(setup, "kl")._replace(run=run)
+    params = setup.student.init(jax.random.key(0))
     for fraction, low, high in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
         coins.clear()
-        students.distil(room._replace(steps=200), program, params, None, fraction, seed=3)
+        students.learn(setup, trainer, 200, 3, start=params, fraction=fraction)
         assert len(coins) == 200 and low <= sum(coins) <= high
 
 
-def test_distance_is_0_from_a_model_to_itself_and_a_mean_over_sequences(room: students.Classroom):
-    same = room._replace(teacher=room.student)
-    params = room.student.init(jax.random.key(1))
-    rows = students.prefixes(same, room.student, params, seed=0)
+def test_distance_is_0_from_a_model_to_itself_and_a_mean_over_sequences(setup: setups.Setup):
+    same = setup._replace(teacher=setup.student)
+    params = setup.student.init(jax.random.key(1))
+    rows = students.prefixes(same, setup.student, params, seed=0)
     value, entropy = students.distance(same, "kl")(params, params, rows)
     assert abs(float(value)) < 1e-6 and 4 < float(entropy) < np.log(262)
-    other = room.student.init(jax.random.key(2))
+    other = setup.student.init(jax.random.key(2))
     measure = students.distance(same, "kl")
     each = [float(measure(params, other, batches.Sequences(*row))[0]) for row in _single(rows)]
     two = jax.tree.map(lambda x: x[:2], rows)
@@ -106,7 +107,7 @@ def test_distance_is_0_from_a_model_to_itself_and_a_mean_over_sequences(room: st
 
 
 def _single(rows: batches.Sequences) -> list[list[np.ndarray]]:
-    """The first two rows, one by one."""
+    """Returns the first two rows, one by one."""
     return [[np.asarray(x)[n : n + 1] for x in rows] for n in range(2)]
 
 
@@ -129,14 +130,14 @@ def test_the_diagonal_is_judged(swap: bool):
     if swap:
         values[0.0], values[1.0] = values[1.0], values[0.0]
     rows = [row(f, seed, *pair) for f, pair in values.items() for seed in range(3)]
-    checks = gkd.judge(config, rows, "kl")
+    checks = list(gkd.nearest(config, rows, "kl"))
     assert [c.held for c in checks] == ([False] * 4 if swap else [True] * 4)
-    assert gkd.judge(config, [r for r in rows if r["seed"] == 0], "kl")[0].held is None
+    assert next(gkd.nearest(config, study.where(rows, seed=0), "kl")).held is None
 
 
 def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
     rows = [row(f, seed, 1.0, 2.0) for f in ("start", 0.0, 1.0) for seed in range(3)]
-    [check] = gkd.report("line", rows, "kl", {"after_teachers_prefixes": "distance"})
+    [check] = gkd.reports("line", rows, "kl", {"after_teachers_prefixes": "distance"})
     interval = str(statistics.t_interval([1.0, 1.001, 1.002]))
     expected = f"start {interval}, lambda 0 {interval}, lambda 1 {interval}"
     assert check == reproduce.Check("line, kl: distance", None, expected)
@@ -167,10 +168,10 @@ def test_it_runs_on_all_tasks(tmp_path: pathlib.Path):
     assert gkd.seconds(gkd.Config()) < 8 * 60
 
 
-def test_a_room_without_texts_has_no_evaluator(room: students.Classroom):
-    params = room.student.init(jax.random.key(0))
+def test_a_set_up_without_texts_has_no_evaluator():
+    setup = token_line.setups_of(token_line.Sizes(trajectories=4, evaluation=4))(0)
     with pytest.raises(ValueError, match="needs texts and their evaluator"):
-        students.quality(room._replace(evaluator=None), room.student, params, 0)
+        students.quality(setup, setup.student, {}, 0)
 
 
 def test_both_ends_of_lambda_are_needed():

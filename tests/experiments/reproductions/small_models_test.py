@@ -23,27 +23,27 @@ class Tree:
         self.tables = [{p: 2 * rng.normal(size=V) for p in prefixes} for _ in range(2)]
 
     def logits(self, which: int, sequences: np.ndarray) -> np.ndarray:
-        """[N, 1 + L, V]: at n those that predict token n + 1; the last ones mean nothing."""
+        """Returns logits, [N, 1 + L, V]: at n of token n + 1; the last ones mean nothing."""
         table = self.tables[which]
         rows = [[table[tuple(row[:n])] for n in range(L)] + [np.zeros(V)] for row in sequences]
         return np.array(rows)
 
     def log_probability(self, which: int, sequences: np.ndarray) -> np.ndarray:
-        """Of whole sequences, [N]."""
+        """Returns log-probabilities of whole sequences, [N]."""
         logits = self.logits(which, sequences)[:, :L]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return np.take_along_axis(log_p, sequences[..., None], -1)[..., 0].sum(1)
 
 
 def rows_of(sequences: np.ndarray) -> batches.Sequences:
-    """After a prompt of one token, 0."""
+    """Returns sequences as rows, after a prompt of one token, 0."""
     tokens = np.concatenate([np.zeros((len(sequences), 1), int), sequences], 1)
     at = np.broadcast_to(np.arange(1 + L), tokens.shape)
     return batches.Sequences(tokens, at > 0, at, np.ones_like(at), np.full(len(tokens), 1 + L))
 
 
 def distances(tree: Tree, sequences: np.ndarray, rows: batches.Sequences) -> np.ndarray:
-    """KL of both models' next tokens, summed over each sequence, float64."""
+    """Returns KL of both models' next tokens, summed over each sequence, float64."""
     logits, reference = (jnp.asarray(tree.logits(which, sequences)) for which in (1, 0))
     return np.asarray(small_models.sequence_distance(logits, reference, rows))
 

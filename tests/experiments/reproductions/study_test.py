@@ -1,5 +1,6 @@
 """Tests of experiments/reproductions/study.py."""
 
+import dataclasses
 import pathlib
 import types
 
@@ -116,7 +117,9 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         },
         seconds=lambda count: 1.0,
     )
-    entry = of_two.reproduction()
+    unseen = study.Arm("unseen", 0, lambda work: work.kept("part-1"), None)
+    with_unseen = dataclasses.replace(of_two, arms=lambda count: [*of_two.arms(count), unseen])
+    entry = with_unseen.reproduction()
     assert entry.steps(2) == 30
     for _ in range(2):
         work = reproduce.Work(tmp_path, progress.Progress("test", 0, 30, quiet=True))
@@ -125,5 +128,10 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         assert work.kept("part-1") == [{"k": 1}]
         assert found.checks == [("rows", None, "2")] and list(found.figures) == ["f"]
     assert ran == [0, 1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.json", "part-1.json"]
-    assert '"rows": [{"k": 0}]' in (tmp_path / "part-0.json").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "part-0.json",
+        "part-1.json",
+        "unseen.json",
+    ]
+    for name, k in (("part-0", 0), ("unseen", 1)):
+        assert f'"rows": [{{"k": {k}}}]' in (tmp_path / f"{name}.json").read_text()

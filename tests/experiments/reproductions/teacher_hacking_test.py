@@ -1,6 +1,7 @@
 """Tests of experiments/reproductions/{hacking,teacher_hacking}.py."""
 
 import csv
+import itertools
 import pathlib
 from typing import Any
 
@@ -35,7 +36,7 @@ class Silent:
     """Takes the place of `reproduce.Work`; an arm only tells it how far it is."""
 
     def tick(self, *said: Any) -> None:
-        """Nobody listens."""
+        """Does nothing: nobody listens."""
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,11 @@ def test_the_diversity_arms_have_equal_data_and_the_budget_arms_grow():
 def test_a_teacher_that_is_the_oracle_has_golden_equal_to_proxy(models: hacking.Models):
     config = hacking.Config(**TINY)
     oracle = models.oracle.init(jax.random.key(3))
-    same = models._replace(teacher=models.oracle, sample_teacher=models.sample_oracle)
+    same = models._replace(teacher=models.oracle)
     prompts = hacking.draw_prompts(config, jax.random.key(1), 32)
     golden, proxy = hacking.references(same, oracle, oracle, prompts, jax.random.key(2))
     student = models.student.init(jax.random.key(4))
-    measured = [float(models.measure_student(student, *rows)) for rows in (golden, proxy)]
+    measured = [float(hacking.distance(models.student, student, *x)) for x in (golden, proxy)]
     assert measured[0] == measured[1] > 0
     np.testing.assert_array_equal(golden[0].tokens, proxy[0].tokens)
 
@@ -68,8 +69,8 @@ def test_a_student_that_is_the_teacher_is_at_proxy_0_and_at_the_teachers_golden(
 ):
     config = hacking.Config(**TINY)
     prepared = hacking.prepare(config, models, seed=0)
-    assert abs(float(models.measure_teacher(prepared.teacher, *prepared.proxy))) < 1e-6
-    golden = float(models.measure_teacher(prepared.teacher, *prepared.golden))
+    assert abs(float(hacking.distance(models.teacher, prepared.teacher, *prepared.proxy))) < 1e-6
+    golden = float(hacking.distance(models.teacher, prepared.teacher, *prepared.golden))
     assert golden == prepared.golden_of_teacher > 0.01
 
 
@@ -112,13 +113,13 @@ def test_a_curve_that_hacks_is_judged_so_and_one_that_does_not_is_not():
     config = hacking.Config(seeds=2, sources=("offline", "online-student"), epochs=30)
 
     def held(offline: tuple[list[float], list[float]]) -> dict[str, bool | None]:
-        ends = [
-            teacher_hacking.summary(curve(golden, proxy, arm, seed), arm, seed)
-            for seed in (0, 1)
-            for arm, (golden, proxy) in (("offline", offline), ("online-student", (falling, law)))
-        ]
+        curves = {"offline": offline, "online-student": (falling, law)}
+        rows: reproduce.Rows = []
+        for (arm, (golden, proxy)), seed in itertools.product(curves.items(), (0, 1)):
+            rows += curve(golden, proxy, arm, seed)
+        ends = teacher_hacking.tables(config, rows)["summary"]
         noisy = [{**row, "golden_end": row["golden_end"] + 1e-3 * row["seed"]} for row in ends]
-        return {c.claim: c.held for c in teacher_hacking.judge(config, noisy)}
+        return {c.claim: c.held for c in teacher_hacking.claims(config, {"summary": noisy})}
 
     found = held((turning, level))
     assert [claim for claim, verdict in found.items() if verdict is False] == []

@@ -1,4 +1,4 @@
-"""Tests of experiments/reproductions/line.py."""
+"""Tests of experiments/reproductions/token_line.py."""
 
 import math
 
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kullback.experiments.reproductions import line, small_models, students
+from kullback.experiments.reproductions import setups, small_models, students, token_line
 
-TINY = line.Sizes(trajectories=16, batch_size=4, student_width=8, evaluation=300)
-log_probabilities = jax.jit(line.log_probabilities, static_argnums=3)
+TINY = token_line.Sizes(trajectories=16, batch_size=4, student_width=8, evaluation=300)
+log_probabilities = jax.jit(token_line.log_probabilities, static_argnums=3)
 
 
 @pytest.fixture(scope="module")
-def room() -> students.Classroom:
-    return line.rooms(TINY)(0)
+def setup() -> setups.Setup:
+    return token_line.setups_of(TINY)(0)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_it_agrees_with_the_definition_token_by_token(first: int, last: int, pos
 
 
 def test_the_model_is_the_function_in_both_passes():
-    model = line.teacher(small_models.decoder(32, 8, 1, 12))
+    model = token_line.teacher(small_models.decoder(32, 8, 1, 12))
     tokens = np.random.default_rng(0).integers(0, 32, (3, 7))  # [B, T]
     columns = np.tile(np.arange(7), (3, 1))
     firsts = np.tile(tokens[:, :1], 7)
@@ -74,15 +74,15 @@ def test_the_model_is_the_function_in_both_passes():
         moved[b, pad:] = tokens[b, : 7 - pad]
     cache, outputs = model.init_cache(3, 7, lengths, 4), []
     for begin, end in ((0, 2), (2, 4), (4, 5), (5, 6), (6, 7)):
-        found, cache = jax.jit(model.decode)({}, moved[:, begin:end], cache)
-        outputs.append(np.asarray(found))
+        measured, cache = jax.jit(model.decode)({}, moved[:, begin:end], cache)
+        outputs.append(np.asarray(measured))
     decoded = np.concatenate(outputs, 1)
     for b, pad in enumerate(pads):
         np.testing.assert_array_equal(decoded[b, pad:], expected[b, : 7 - pad])
 
 
 def test_texts_in_one_row_follow_their_own_lines():
-    model = line.teacher(small_models.decoder(32, 8, 1, 12))
+    model = token_line.teacher(small_models.decoder(32, 8, 1, 12))
     one, two = np.array([[3, 4, 9]]), np.array([[20, 20]])
     row, positions = np.concatenate([one, two], 1), np.array([[0, 1, 2, 0, 1]])
     apart = np.concatenate([model.features({}, one), model.features({}, two)], 1)
@@ -90,19 +90,19 @@ def test_texts_in_one_row_follow_their_own_lines():
     np.testing.assert_array_equal(model.features({}, row, positions, segments), apart)
 
 
-def test_what_the_teacher_writes_stays_near_the_line(room: students.Classroom):
-    made = students.prefixes(room, room.teacher, {}, seed=0)
-    assert made.tokens.shape == (300, 21) and bool(jnp.all(made.is_answer[:, 1:]))
+def test_what_the_teacher_writes_stays_near_the_line(setup: setups.Setup):
+    rows = students.prefixes(setup, setup.teacher, {}, seed=0)
+    assert rows.tokens.shape == (300, 21) and bool(jnp.all(rows.is_answer[:, 1:]))
     # One step before the end it is within 3 but for what was drawn uniformly: 0.98 and a little.
-    assert 0.93 < line.near(made.tokens, 32) < 1
-    rows = np.zeros((4, 3), int)
-    rows[:, 0], rows[:, 2] = 30, [31, 0, 1, 2]  # The line ends at 32, or 0.
-    assert line.near(rows, 32) == 0.75
+    assert 0.93 < token_line.near(rows.tokens, 32) < 1
+    ends = np.zeros((4, 3), int)
+    ends[:, 0], ends[:, 2] = 30, [31, 0, 1, 2]  # The line ends at 32, or 0.
+    assert token_line.near(ends, 32) == 0.75
 
 
-def test_the_teacher_is_at_no_distance_from_itself(room: students.Classroom):
-    same = room._replace(student=room.teacher)
-    value, entropy = students.distance(same, "kl")({}, {}, room.rows)
+def test_the_teacher_is_at_no_distance_from_itself(setup: setups.Setup):
+    same = setup._replace(student=setup.teacher)
+    value, entropy = students.distance(same, "kl")({}, {}, setup.rows)
     assert abs(float(value)) < 1e-6
     # That of the three numbers above, whatever the prefix.
     by_hand = -sum(n * p * math.log(p) for n, p in ((1, 0.882625), (2, 0.049625), (29, 0.000625)))
@@ -110,9 +110,9 @@ def test_the_teacher_is_at_no_distance_from_itself(room: students.Classroom):
 
 
 def test_seeds_draw_the_data_and_share_the_rest():
-    room = line.rooms(TINY)
-    zero, one, again = room(0), room(1), line.rooms(TINY)(0)
-    assert zero.student is one.student and zero.writes is one.writes
+    setup = token_line.setups_of(TINY)
+    zero, one, again = setup(0), setup(1), token_line.setups_of(TINY)(0)
+    assert zero.student is one.student and zero.writers is one.writers
     assert bool(jnp.any(zero.rows.tokens != one.rows.tokens))
     np.testing.assert_array_equal(zero.rows.tokens, again.rows.tokens)
     np.testing.assert_array_equal(zero.rows.tokens[:, :1], zero.prompts.tokens)
@@ -124,24 +124,26 @@ def test_seeds_draw_the_data_and_share_the_rest():
 )
 def test_sizes_are_checked(field: str, value: int):
     with pytest.raises(ValueError, match=f"must be >= .*got {value}"):
-        line.Sizes(**{field: value})
+        token_line.Sizes(**{field: value})
 
 
 @pytest.mark.slow
-def test_distances_are_after_whose_prefixes_they_say(room: students.Classroom):
-    student = room.student.init(jax.random.key(0))
-    measure = students.distance(room, "kl")
-    found = students.measured(room, measure, student, {}, seed=1, divergence="kl")
+def test_distances_are_after_whose_prefixes_they_say(setup: setups.Setup):
+    student = setup.student.init(jax.random.key(0))
+    measure = students.distance(setup, "kl")
+    measured = students.measured(setup, measure, student, {}, seed=1, divergence="kl")
     for model, params, name in (
-        (room.teacher, {}, "after_teachers_prefixes"),
-        (room.student, student, "after_own_prefixes"),
+        (setup.teacher, {}, "after_teachers_prefixes"),
+        (setup.student, student, "after_own_prefixes"),
     ):
-        rows = students.prefixes(room, model, params, seed=1)
+        rows = students.prefixes(setup, model, params, seed=1)
         # All completions are as long, so that a mean of means is the mean over tokens.
         log_p, log_q = (
             np.asarray(jax.nn.log_softmax(m.apply(p, rows.tokens)), np.float64)[:, :-1]
-            for m, p in ((room.teacher, {}), (room.student, student))
+            for m, p in ((setup.teacher, {}), (setup.student, student))
         )
         expected = np.mean(np.sum(np.exp(log_p) * (log_p - log_q), -1))
-        np.testing.assert_allclose(found[name], expected, rtol=1e-5)
-    assert found["after_teachers_prefixes"] != pytest.approx(found["after_own_prefixes"], rel=1e-3)
+        np.testing.assert_allclose(measured[name], expected, rtol=1e-5)
+    assert measured["after_teachers_prefixes"] != pytest.approx(
+        measured["after_own_prefixes"], rel=1e-3
+    )

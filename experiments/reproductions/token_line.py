@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.experiments.reproductions import small_models, students
-from kullback.lm import batches, gemma, tuning
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import setups, small_models, students, study
+from kullback.experiments.reproductions.setups import Setup
+from kullback.lm import gemma, tuning
 
 BACK = 3  # By so many tokens a step it comes back.
 AT_TARGET, AT_NEIGHBOUR, UNIFORM = 0.9, 0.05, 0.02
@@ -30,7 +32,7 @@ AT_TARGET, AT_NEIGHBOUR, UNIFORM = 0.9, 0.05, 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of the line, its student and learning."""
+    """Sizes of the line, of its student and of learning."""
 
     vocab_size: int = 32  # V.
     horizon: int = 20  # T.
@@ -46,26 +48,18 @@ class Sizes:
 
     def __post_init__(self) -> None:
         self.learning(self.learning_rate)
-        for name, least in (("vocab_size", 4), ("trajectories", 1), ("evaluation", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        study.at_least(4, self, "vocab_size")
+        study.at_least(1, self, "trajectories", "evaluation")
 
     def learning(self, rate: float) -> tuning.Config:
-        """Settings of a learner."""
-        return tuning.Config(
-            batch_size=self.batch_size,
-            max_prompt_length=1,
-            max_new_tokens=self.horizon,
-            learning_rate=rate,
-            warmup_steps=0,
-            chunk=self.batch_size * (1 + self.horizon),
-        )
+        """Returns the settings of a learner."""
+        return small_models.learning(self.batch_size, 1, self.horizon, rate, warmup_steps=0)
 
 
 def log_probabilities(
     first: jax.Array, last: jax.Array, position: jax.Array, vocab_size: int
 ) -> jax.Array:
-    """Log-probabilities of y_n+1, float32 [..., V], by the equations above.
+    """Returns log-probabilities of y_n+1, float32 [..., V], by the equations above.
 
     Args:
       first: x_0, int, [...].
@@ -86,7 +80,7 @@ def log_probabilities(
 
 
 def teacher(config: gemma.Config) -> gemma.Model:
-    """A model without parameters, or layers of `config`; features are log-probabilities [B, T, V].
+    """Returns a model without parameters, whose features are log-probabilities, [B, T, V].
 
     Texts may be packed into rows. Prompts to decode after are padded on the left, as anywhere.
     """
@@ -110,8 +104,8 @@ def teacher(config: gemma.Config) -> gemma.Model:
         is_first = positions == 0
         begun = jnp.sum(jnp.where(is_first, tokens, 0), 1)
         first = jnp.where(jnp.any(is_first, 1), begun, cache.keys)
-        found = log_probabilities(first[:, None], tokens, positions, config.vocab_size)
-        return found, gemma.Cache(cache.slot + tokens.shape[1], cache.start, first, ())
+        following = log_probabilities(first[:, None], tokens, positions, config.vocab_size)
+        return following, gemma.Cache(cache.slot + tokens.shape[1], cache.start, first, ())
 
     def unembed(params: Any, features: jax.Array) -> jax.Array:
         del params
@@ -121,30 +115,48 @@ def teacher(config: gemma.Config) -> gemma.Model:
     return gemma.Model(config, lambda key: {}, features, unembed, features, init_cache, decode, ids)
 
 
-def rooms(sizes: Sizes) -> Callable[[int], students.Classroom]:
-    """By a seed of prompts and of what the teacher writes; all share models and programs."""
+def setups_of(sizes: Sizes) -> Callable[[int], Setup]:
+    """Returns the set-up of a seed of prompts and of what is written; models are those of all."""
     width, layers, context = sizes.student_width, sizes.student_layers, 1 + sizes.horizon
     config = small_models.decoder(sizes.vocab_size, width, layers, context)
     of_line, student = teacher(config), gemma.make(config)
-    writes = students.writers(sizes.horizon, ())
+    writers = setups.writers(sizes.horizon, ())
     settings = sizes.learning(sizes.learning_rate), sizes.learning(sizes.distillation_rate)
 
-    def draw(key: types.Key, count: int) -> batches.Prompts:
-        tokens = jax.random.randint(key, (count, 1), 0, sizes.vocab_size, jnp.int32)
-        return batches.Prompts(tokens, jnp.ones(count, jnp.int32))
+    @functools.cache
+    def setup(seed: int) -> Setup:
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), 3)
+        prompts, held_out = (
+            setups.uniform_prompts(key, count, 1, sizes.vocab_size)
+            for key, count in zip(keys, (sizes.trajectories, sizes.evaluation), strict=False)
+        )
+        rows = writers(of_line, "kl")({"params": {}}, prompts, keys[2])
+        return Setup(*settings, rows, prompts, held_out, of_line, student, writers)
+
+    return setup
+
+
+def problem(sizes: Sizes) -> students.Problem:
+    """Returns the teacher that follows a line, and students fine-tuned on what it writes."""
+    setup = setups_of(sizes)
+    tune = functools.cache(lambda: students.tuner(setup(0), setup(0).student))
 
     @functools.cache
-    def room(seed: int) -> students.Classroom:
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 3), 3)
-        prompts, held_out = draw(keys[0], sizes.trajectories), draw(keys[1], sizes.evaluation)
-        rows = writes(of_line, "kl")({"params": {}}, prompts, keys[2])
-        data = rows, prompts, held_out
-        return students.Classroom(*settings, sizes.steps, *data, of_line, student, writes)
+    def start(seed: int, work: reproduce.Work) -> types.Params:
+        return students.learn(setup(seed), tune(), sizes.student_steps, seed, tick=work.tick)
 
-    return room
+    def quality(
+        params: types.Params, seed: int, divergence: str, work: reproduce.Work
+    ) -> dict[str, float]:
+        del work  # Nothing is compared with the teacher's.
+        f, own = students.f_of(divergence), setup(seed)
+        rows = students.prefixes(own, own.student, params, seed, f)
+        return {"near_the_line": near(rows.tokens, sizes.vocab_size)}
+
+    return students.Problem(sizes, setup, lambda work: {}, start, quality)
 
 
 def near(tokens: types.Array, vocab_size: int) -> float:
-    """Share of whole rows, int [B, 1 + T], whose last token is within 1 of the line."""
+    """Returns the share of rows, int [B, 1 + T], whose last token is within 1 of the line."""
     off = tokens[:, -1] - tokens[:, 0] - (tokens.shape[1] - 1)
     return float(jnp.mean((off + 1) % vocab_size <= 2))
