@@ -31,7 +31,12 @@ def policy(run: experiments.Run, num_places: int) -> np.ndarray:
 
 def test_every_example_has_a_test_and_fits_a_page(root: pathlib.Path):
     files = sorted((root / "examples").glob("*.py"))
-    assert [path.stem for path in files] == ["custom_environment", "custom_loss", "custom_torso"]
+    assert [path.stem for path in files] == [
+        "custom_environment",
+        "custom_loss",
+        "custom_torso",
+        "theory_plot",
+    ]
     for path in files:
         assert len(path.read_text().splitlines()) <= 60, path
 
@@ -81,6 +86,21 @@ def test_custom_loss(root: pathlib.Path, tmp_path: pathlib.Path):
     # Online values choose action 0, which the target values hold to be worth 10: 1 + 0.5 * 10.
     online, target = np.array([3.0, 1.0]), np.array([10.0, 20.0])
     assert module.double_dqn_target(1.0, 0.5, online, target) == 6
+
+
+def test_theory_plot(
+    root: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    picture = tmp_path / "gaps.png"
+    records = example(root, "theory_plot").main(iterations=100, seeds=4, out=str(picture))
+    levels, averages = records["value iteration"], records["DA-VI"]
+    assert levels.shape == averages.shape == (4, 101)
+    np.testing.assert_allclose(levels[:, 0], averages[:, 0])  # They begin with one policy.
+    assert np.all(averages[:, -1] < 0.5 * levels[:, -20:].mean(1))
+    assert np.all(np.concatenate([levels, averages]) > -1e-9), "no policy is better than the best"
+    assert picture.stat().st_size > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["value iteration", "DA-VI"]
 
 
 def configurations(root: pathlib.Path, name: str) -> list[sweep_plan.Configuration]:
