@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import types
+from kullback.core import trees, types
 
 __all__ = ["ActorState", "Trajectory", "rollout", "start"]
 
@@ -113,8 +113,4 @@ def rollout(
 
 def reset_memory(fresh: Any, memory: Any, last: types.Array) -> Any:
     """Returns a policy's memory, fresh in the rows whose episode ended; `last` is bool, [B]."""
-
-    def select(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(last.reshape(last.shape + (1,) * (old.ndim - 1)), new, old)
-
-    return jax.tree.map(select, fresh, memory)
+    return trees.pick(last, fresh, memory)

@@ -25,6 +25,15 @@ class Leaf(NamedTuple):
         return f"{self.dtype}{self.shape}"
 
 
+def pick(condition: Any, one: Any, other: Any) -> Any:
+    """Returns one tree's rows [B, ...] where the condition, bool [B], is True, else the other's."""
+
+    def of_leaf(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (b.ndim - 1)), a, b)
+
+    return jax.tree.map(of_leaf, one, other)
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Returns leaves by path, "learner/params/linear/w"; None is no leaf."""
     named: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +22,8 @@ from kullback.experiments import catalog, checkout, interrupts, progress
 from kullback.experiments.benchmarks import machine
 from kullback.experiments.runs import settings
 
-Rows = list[dict[str, Any]]  # Rows of a table; values are numbers and texts.
+Row = dict[str, Any]  # A row of a table by column; values are numbers and texts.
+Rows = list[Row]
 
 FORMATS = ("png", "svg")
 
@@ -60,7 +61,7 @@ class Work:
     def __init__(self, folder: pathlib.Path, bar: progress.Progress):
         self._folder, self._bar, self._done = folder, bar, 0
 
-    def part(self, name: str, steps: int, compute: Callable[[], Rows]) -> Rows:
+    def part(self, name: str, steps: int, compute: Callable[[], Iterable[Row]]) -> Rows:
         """Returns the rows of one part, from the folder if they are there.
 
         Args:
@@ -73,7 +74,7 @@ class Work:
         """
         path = self._folder / f"{name}.json"
         if not path.is_file():
-            rows = compute()
+            rows = list(compute())
             kept = {"rows": rows, "crc32": _crc32(rows)}
             files.atomic_write_text(path, json.dumps(kept))
         rows = _kept_rows(path)  # The same numbers, whether kept or fresh.

@@ -10,7 +10,7 @@ Members differ in the order of their data, in learning rate and dropout, and, if
 where along one run of supervised tuning they start (the paper's Baklava). They share the head
 that linear probing finds, without which their average is no good model.
 
-Shape letters: M members, B rows or pairs, N pairs of a data set, K steps.
+Shape letters: M members, B rows or pairs.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import averaging, learners, types
+from kullback.core import averaging, types
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, reward_model, tuning
+from kullback.lm import gemma, reward_model, tuning
 
 _DRAW = 2**61  # Keeps the bits of draws apart from those that order batches.
 _BYTES = 4  # Of a number: parameters, gradients and moments are float32.
@@ -172,67 +172,3 @@ def peak_bytes(config: gemma.Config, num_members: int, *, together: bool = False
     at_once = num_members if together else 1
     # Parameters, gradients, and Adam's two moments.
     return Peak(training=4 * size * at_once, averaging=3 * size, ensemble=size * num_members)
-
-
-def train(
-    model: reward_model.Model,
-    starts: Sequence[types.Params],
-    chosen: Any,
-    rejected: Any,
-    config: Config,
-    seeds: Sequence[int],
-    steps: int,
-    *,
-    together: bool = True,
-) -> types.Params:
-    """M members of a small network, whose data are in memory, in one compiled program.
-
-    Args:
-      model: its features; a language model's are trained by the loop of its runs.
-      starts: with the shared head; member m starts from the m-th, and they are taken in turn.
-      chosen, rejected: inputs of the model, trees of [N, ...].
-      config: of the population; its `starts` are not read.
-      seeds: M of them.
-      steps: K learner steps.
-      together: all at once by vmap; else one after another, by the same program for one.
-
-    Returns:
-      The members' parameters, stacked, [M, ...].
-    """
-    base, members = config.reward, [draw(config, seed) for seed in seeds]
-    size = base.learning.batch_size
-    (num_pairs,) = {len(leaf) for leaf in jax.tree.leaves((chosen, rejected))}
-    orders = [
-        [
-            batches.indices(step, num_items=num_pairs, batch_size=size, seed=seed)
-            for step in range(steps)
-        ]
-        for seed in seeds
-    ]
-
-    def pairs(state: Any, constants: types.Constants, rows: jax.Array, key: types.Key) -> Any:
-        del state, constants, key
-        return jax.tree.map(lambda x: jnp.asarray(x)[rows], (chosen, rejected))
-
-    def one(
-        seed: jax.Array, scale: jax.Array, dropout: jax.Array, start: types.Params, order: jax.Array
-    ) -> types.Params:
-        learner = reward_model.learner(model, base, dropout=dropout, rate_scale=scale)
-        state = learner.init(jax.random.key(seed))._replace(params=start)
-        run = learners.scan(learner, pairs, report=lambda feedback, data: None)
-        return run(state, types.NO_CONSTANTS, order, state.key)[0].params
-
-    rates = np.array([member.learning_rate for member in members], np.float32)
-    arguments = (
-        np.asarray(seeds, np.uint32),
-        rates / np.float32(base.learning.learning_rate),
-        np.array([member.dropout for member in members], np.float32),
-        stacked([starts[m % len(starts)] for m in range(len(seeds))]),
-        np.array(orders, np.int32),
-    )
-    if together:
-        return jax.jit(jax.vmap(one))(*arguments)
-    program = jax.jit(one)
-    return stacked(
-        [program(*jax.tree.map(lambda x, m=m: x[m], arguments)) for m in range(len(seeds))]
-    )

@@ -14,7 +14,7 @@ Column = types.Array | Sequence[float]
 
 
 def front_area(kl: Column, reward: Column, reference: tuple[float, float]) -> float:
-    """The area that a front dominates, in units of reward times nats: its hypervolume.
+    """Returns the area that a front dominates, in units of reward times nats: its hypervolume.
 
         integral over k from 0 to K of (max {reward_i: kl_i <= k} - R)_+,  reference = (K, R)
 
@@ -42,7 +42,7 @@ def front_area(kl: Column, reward: Column, reference: tuple[float, float]) -> fl
 
 
 def filled(kl: Column, reward: Column, pieces: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """A curve's points, [n], and `pieces` - 1 more on the straight line to each next one."""
+    """Returns a curve's points, [n], and `pieces` - 1 more on the line to each next one."""
     kl, reward = _points(kl, reward)
     if len(kl) < 2:
         return kl, reward
@@ -52,7 +52,7 @@ def filled(kl: Column, reward: Column, pieces: int = 64) -> tuple[np.ndarray, np
 
 
 def above_chord(kl: Column, reward: Column) -> float:
-    """The area between a curve and the line from its first to its last point, above it positive.
+    """Returns the area between a curve and the line from end to end, positive above it.
 
     Args:
       kl: [n], the first and the last differ.
@@ -64,7 +64,7 @@ def above_chord(kl: Column, reward: Column) -> float:
 
 
 def value_at(kl: Column, reward: Column, at: float) -> float:
-    """The reward where a curve first has a KL of `at`, on straight lines; NaN if it never has.
+    """Returns the reward where a curve first has a KL of `at`, by straight lines; NaN if nowhere.
 
     Args:
       kl: [n], in the order of the curve; it may turn.
@@ -83,7 +83,7 @@ def value_at(kl: Column, reward: Column, at: float) -> float:
 
 
 def best_of(proxy: Column, gold: Column, counts: Sequence[int]) -> np.ndarray:
-    """The mean gold of the one of N draws that a proxy likes best, without bias, [counts].
+    """Returns the mean gold of the one of N draws that a proxy likes best, without bias, [counts].
 
         sum_i gold_(i) C(i - 1, N - 1) / C(n, N),  i = 1 .. n in the order of the proxy
 
@@ -100,7 +100,7 @@ def best_of(proxy: Column, gold: Column, counts: Sequence[int]) -> np.ndarray:
     proxy, gold = _points(proxy, gold)
     n = len(proxy)
     ordered, rank = gold[np.argsort(proxy, kind="stable")], np.arange(1, n + 1)
-    found = []
+    means = []
     for count in counts:
         if not 1 <= count <= n:
             raise ValueError(f"best of N takes N in [1, {n}], the number of draws, got {count}")
@@ -108,12 +108,12 @@ def best_of(proxy: Column, gold: Column, counts: Sequence[int]) -> np.ndarray:
         ratio = np.ones(n)
         ratio[:-1] = np.maximum(rank[1:] - count, 0) / (rank[1:] - 1)
         weights = count / n * np.cumprod(ratio[::-1])[::-1]
-        found.append(float(np.sum(weights * ordered)))
-    return np.array(found)
+        means.append(float(np.sum(weights * ordered)))
+    return np.array(means)
 
 
 def win_rate(own: Column, other: Column) -> float:
-    """Share of pairs in which the one is worth more; ties are half a win. [n] both."""
+    """Returns the share of pairs in which the one is worth more; ties are half a win. [n] both."""
     own, other = _points(own, other)
     return float(np.mean((np.sign(own - other) + 1) / 2))
 

@@ -13,27 +13,26 @@ B rows, T letters of a text, L letters, P = 2 letters of a prompt.
 """
 
 import dataclasses
-import hashlib
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
+from kullback.core import trees, types
 from kullback.environments import tokens
-from kullback.experiments.reproductions import small_models
-from kullback.lm import batches, data, gemma, preferences, tasks, tokenizer, tuning
+from kullback.experiments.reproductions import small_models, study
+from kullback.lm import batches, gemma, preferences, tuning
 
 PROMPT = 2  # P.
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+MOST = 26  # Letters.
 END, BEGIN = 0, 1  # Ids; letters follow them. The end is the padding too.
 FIRST = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of the language and of a supervised start."""
+    """Sizes of the language, and of a supervised start."""
 
     letters: int = 16  # L; there are L^2 prompts.
     horizon: int = 8  # T.
@@ -44,16 +43,14 @@ class Sizes:
     start_rate: float = 3e-3
 
     def __post_init__(self) -> None:
-        if not 2 <= self.letters <= len(LETTERS):
-            raise ValueError(f"letters must lie in 2 to {len(LETTERS)}, got {self.letters}")
+        if not 2 <= self.letters <= MOST:
+            raise ValueError(f"letters must lie in 2 to {MOST}, got {self.letters}")
         if not 1 <= self.held_out < self.letters**2:
             raise ValueError(
                 f"held_out must lie in 1 to {self.letters**2 - 1}, all prompts but one, "
                 f"got {self.held_out}"
             )
-        for name in ("horizon", "texts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        study.at_least(1, self, "horizon", "texts")
         self.learning(self.start_batch, self.start_rate)
 
     @property
@@ -67,24 +64,20 @@ class Sizes:
         return PROMPT + self.horizon
 
     def learning(self, batch_size: int, rate: float) -> tuning.Config:
-        """Settings of a learner; there is no warm-up."""
-        return tuning.Config(
-            batch_size=batch_size,
-            max_prompt_length=PROMPT,
-            max_new_tokens=self.horizon,
-            learning_rate=rate,
-            warmup_steps=0,
-            chunk=batch_size * self.width,
-        )
+        """Returns settings of a learner; there is no warm-up."""
+        return small_models.learning(batch_size, PROMPT, self.horizon, rate, warmup_steps=0)
 
     def decoder(self, width: int, num_layers: int) -> gemma.Config:
-        """A small Gemma of these letters."""
+        """Returns the configuration of a small Gemma of these letters."""
         config = small_models.decoder(self.vocab_size, width, num_layers, self.width)
         return dataclasses.replace(config, bos_id=BEGIN, eos_ids=(END,), pad_id=END)
 
 
+SIZES = Sizes()
+
+
 class Tables(NamedTuple):
-    """What the source writes, and what texts are worth, [L, L] each."""
+    """Tables of the source and of what texts are worth, [L, L] each."""
 
     source_unigram: jax.Array  # S
     source_bigram: jax.Array  # R
@@ -98,53 +91,28 @@ class Language(NamedTuple):
     tables: Tables
     train: np.ndarray  # Prompts as ids, int32 [n, P].
     held_out: np.ndarray  # The others, in random order.
-    task: tasks.Task
-    words: tokenizer.Tokenizer
 
 
 def make(sizes: Sizes, seed: int) -> Language:
-    """The language of a seed."""
+    """Returns the language of a seed."""
     keys = jax.random.split(jax.random.key(seed), 5)
     shape = sizes.letters, sizes.letters
     tables = Tables(*(jax.random.normal(key, shape) for key in keys[:4]))
     every = np.array([(a, b) for a in range(sizes.letters) for b in range(sizes.letters)])
     order = np.asarray(jax.random.permutation(keys[4], len(every)))
     prompts = (every[order] + FIRST).astype(np.int32)
-    held_out, train = prompts[: sizes.held_out], prompts[sizes.held_out :]
-    return Language(tables, train, held_out, _task(train, held_out), words(sizes.letters))
-
-
-def words(count: int) -> tokenizer.Tokenizer:
-    """The tokenizer of the first `count` letters: one id a letter."""
-    known = LETTERS[:count]
-    return tokenizer.Tokenizer(
-        encode=lambda text: [known.index(letter) + FIRST for letter in text],
-        pieces=(b"", b"", *(letter.encode() for letter in known)),
-        bos_id=BEGIN,
-        eos_ids=(END,),
-        pad_id=END,
-        start_of_turn_id=None,
-        end_of_turn_id=None,
-        fingerprint=hashlib.sha256(known.encode()).hexdigest(),
-        path=None,
-        sources={},
-    )
-
-
-def examples(prompts: np.ndarray) -> list[data.Example]:
-    """Prompts, [n, P], that nothing is known to follow."""
-    return [data.Example(tuple(row), ()) for row in prompts.tolist()]
+    return Language(tables, prompts[sizes.held_out :], prompts[: sizes.held_out])
 
 
 def as_prompts(ids: types.Array) -> batches.Prompts:
-    """Ids, int32 [B, P], as what is gone on from."""
+    """Returns ids, int32 [B, P], as what is gone on from."""
     return batches.Prompts(ids, jnp.full(ids.shape[0], PROMPT, jnp.int32))
 
 
 def gold(
     tables: Tables, prompts: types.Array, text: types.Array, is_text: types.Array
 ) -> jax.Array:
-    """What texts are worth, float32 [B].
+    """Returns what texts are worth, float32 [B].
 
     Args:
       tables: of the language.
@@ -160,8 +128,8 @@ def gold(
     return jnp.sum(jnp.where(counts, of_prompt + of_last, 0), 1) / text.shape[1]
 
 
-def scorer(tables: Tables) -> tokens.Scorer:
-    """The gold reward, inside the program that writes."""
+def scorer(tables: Tables | None) -> tokens.Scorer:
+    """Returns the gold reward, for the program that writes; None if that is given tables."""
 
     def score(tables: Tables, completion: tokens.Completion, context: batches.Prompts) -> jax.Array:
         return gold(tables, context.tokens, completion.tokens, completion.is_answer)
@@ -170,7 +138,7 @@ def scorer(tables: Tables) -> tokens.Scorer:
 
 
 def write(tables: Tables, prompts: jax.Array, horizon: int, key: types.Key) -> batches.Sequences:
-    """What the source writes: prompts, int32 [B, P], and T = `horizon` letters after each."""
+    """Returns prompts, int32 [B, P], and the T = `horizon` letters that the source writes."""
     first = prompts[:, 0] - FIRST
 
     def step(last: jax.Array, key: types.Key) -> tuple[jax.Array, jax.Array]:
@@ -184,44 +152,20 @@ def write(tables: Tables, prompts: jax.Array, horizon: int, key: types.Key) -> b
 
 
 def corpus(language: Language, sizes: Sizes, seed: int) -> batches.Sequences:
-    """Texts of the source after training prompts, each prompt as often, [texts, P + T]."""
+    """Returns texts of the source after training prompts, each as often, [texts, P + T]."""
     chosen = np.resize(np.arange(len(language.train)), sizes.texts)
     prompts = jnp.asarray(language.train[chosen])
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return write(language.tables, prompts, sizes.horizon, key)
 
 
-def _task(train: np.ndarray, held_out: np.ndarray) -> tasks.Task:
-    """Prompts as a data set; no rule but the gold reward judges what follows them."""
-    splits = {"train": examples(train), "test": examples(held_out)}
-
-    def texts(split: tasks.Split) -> list[str]:
-        return ["".join(LETTERS[i - FIRST] for i in one.prompt) for one in splits[split]]
-
-    def of_split(
-        split: tasks.Split, words: tokenizer.Tokenizer, limits: data.Limits | None
-    ) -> tuple[list[data.Example], data.Report]:
-        del words, limits  # All are as long.
-        found = splits[split]
-        return found, data.Report(len(found), 0, 0, {}, PROMPT * len(found))
-
-    return tasks.Task("letters", texts, of_split, None)
-
-
 def labelled(tables: Tables, one: batches.Sequences, other: batches.Sequences) -> preferences.Pairs:
-    """Of two texts of each prompt, [B, P + T] both, the one that is worth more as chosen."""
+    """Returns two texts of each prompt, [B, P + T] both, the one that is worth more as chosen."""
     is_first = of_rows(tables, one) >= of_rows(tables, other)
-
-    def pick(condition: jax.Array) -> batches.Sequences:
-        def of_leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-            return jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-        return jax.tree.map(of_leaf, one, other)
-
-    return preferences.Pairs(pick(is_first), pick(~is_first))
+    return preferences.Pairs(*(trees.pick(x, one, other) for x in (is_first, ~is_first)))
 
 
 def of_rows(tables: Tables, rows: batches.Sequences) -> jax.Array:
-    """`gold` of prompts and texts in rows, [B, P + T] -> [B]."""
+    """Returns `gold` of prompts and texts in rows, [B, P + T] -> [B]."""
     ids = jnp.asarray(rows.tokens)
     return gold(tables, ids[:, :PROMPT], ids[:, PROMPT:], jnp.asarray(rows.is_answer)[:, PROMPT:])

@@ -19,7 +19,7 @@ from kullback.lm import gemma
 
 
 def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
-    """The policy, of the width, hidden width and vocabulary of `config`.
+    """Returns the policy, of the width, hidden width and vocabulary of `config`.
 
     Rows hold one text each, and every prompt has P tokens. Features of a prompt's columns but the
     last mean nothing.
@@ -48,7 +48,7 @@ def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
         prompt: jax.Array,
         total: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Features of the next T tokens, [B, T, D]; prompt, [B, P], and sum, [B, D], after them."""
+        """Returns features of the next T tokens, [B, T, D], and the prompt and sum after them."""
         is_new = positions[:, :, None] == jnp.arange(prompt_length)[None, None]  # [B, T, P]
         given = jnp.sum(jnp.where(is_new, tokens[:, :, None], 0), 1)
         prompt = jnp.where(jnp.any(is_new, 1), given, prompt)
@@ -88,9 +88,10 @@ def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
         ids = jnp.asarray(tokens)
         slots = cache.slot + jnp.arange(ids.shape[1], dtype=jnp.int32)
         positions = slots[None] - cache.start[:, None]
-        found, prompt, total = advance(params, ids, positions, cache.keys[0], cache.values[0])
+        advanced = advance(params, ids, positions, cache.keys[0], cache.values[0])
+        next_features, prompt, total = advanced
         slot = cache.slot + ids.shape[1]
-        return found, gemma.Cache(slot, cache.start, prompt[None], total[None])
+        return next_features, gemma.Cache(slot, cache.start, prompt[None], total[None])
 
     def unembed(params: types.Params, features: jax.Array) -> jax.Array:
         return jnp.einsum("...d,vd->...v", features, params["embedding"])

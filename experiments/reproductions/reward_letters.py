@@ -10,8 +10,7 @@ M members, N pairs, B texts, n draws to a prompt.
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ import numpy as np
 
 from kullback.core import sampling, types
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import curves, letters, reward_toy, rewarded
+from kullback.experiments.reproductions import curves, letters, reward_models, rewarded, study
+from kullback.experiments.reproductions.reward_models import Data, proxies, split
 from kullback.lm import (
     batches,
     best_of_n,
@@ -32,12 +32,13 @@ from kullback.lm import (
 )
 
 FAR = 2.0  # Temperature at which the texts of pairs far from training ones are drawn.
+PAIRS, DRAWS, EVALUATION, LEARNING = 6, 7, 8, 9  # Streams of random numbers.
 LANGUAGE = letters.Sizes(letters=8, held_out=16)  # So few that gold can be learnt of the pairs.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of the decoder, its data, reward models and policies."""
+    """Sizes of the decoder, its data, reward models and policies."""
 
     language: letters.Sizes = LANGUAGE
     width: int = 32
@@ -87,11 +88,11 @@ class Sizes:
         self.policy()
 
     def population(self) -> warm.Config:
-        """Settings of reward models."""
-        return reward_toy.population(self.batch_size, self.learning_rates, self.dropouts)
+        """Returns settings of reward models."""
+        return reward_models.settings(self.batch_size, self.learning_rates, self.dropouts)
 
     def policy(self) -> rlhf.Config:
-        """Settings of REINFORCE."""
+        """Returns settings of REINFORCE."""
         return rlhf.Config(
             samples_per_prompt=self.samples_per_prompt,
             kl_coefficient=self.kl_coefficient,
@@ -99,180 +100,125 @@ class Sizes:
         )
 
 
-class Lab(NamedTuple):
-    """The decoder, and compiled programs, for all seeds."""
+SIZES = Sizes()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Letters:
+    """A decoder of letters, its reward models and policies; compiled, for all seeds."""
 
     sizes: Sizes
-    model: gemma.Model
+    world: rewarded.World
     reward: reward_model.Model
-    language: Callable[[int], letters.Language]
-    start: Callable[[int], types.Params]  # Supervised, of a seed.
     # (acting params, prompts, key) -> two texts a prompt, by temperature.
     write: dict[float, Callable[..., batches.Sequences]]
     rewards: dict[str, Callable[..., jax.Array]]  # Of "single" (or average) and "ensemble".
     features: Callable[..., jax.Array]
-    climb: dict[str, rewarded.Program]  # By "single", "ensemble", "gold".
-    measure: Callable[..., rewarded.Measured]
-    draw: Callable[..., rewarded.Measured]  # The same with `draws` texts a prompt.
+    climbers: dict[str, rewarded.Climber]  # By "single", "ensemble", "gold".
+    evaluate: Callable[..., rewarded.Evaluation]
+    draw: Callable[..., rewarded.Evaluation]  # The same with `draws` texts a prompt.
 
 
-def make(sizes: Sizes) -> Lab:
-    """Builds a lab; programs compile at their first use."""
-    words = sizes.language
-    model = gemma.make(words.decoder(sizes.width, sizes.num_layers))
+def make(sizes: Sizes) -> Letters:
+    """Returns the decoder and all that is made of it; programs compile at their first use."""
+    language = sizes.language
+    model = gemma.make(language.decoder(sizes.width, sizes.num_layers))
     reward = reward_model.on_decoder(model)
-    language = functools.cache(lambda seed: letters.make(words, seed))
-    supervise = rewarded.supervised(model, words)
-    gold = letters.scorer(language(0).tables)  # Parameters of scorers are arguments.
+    world = rewarded.world(model, language)
     agent = rlhf.make(model, config=sizes.policy())
     scorers = {
         "single": reward_model.scorer(reward, None),
         "ensemble": warm.ensemble_scorer(reward, None),
-        "gold": gold,
+        "gold": rewarded.GOLD,
     }
-
-    def program(scorer: Any) -> rewarded.Program:
-        return rewarded.program(agent, model, scorer)
 
     def write(temperature: float) -> Callable[..., batches.Sequences]:
         drawn = sampling.Sampling(temperature=temperature)
-        sampler = completions.sampler(model, words.horizon, sampling=drawn, samples_per_prompt=2)
+        sampler = completions.sampler(model, language.horizon, sampling=drawn, samples_per_prompt=2)
         return jax.jit(sampler.sequences)
 
-    return Lab(
+    return Letters(
         sizes=sizes,
-        model=model,
+        world=world,
         reward=reward,
-        language=language,
-        start=functools.cache(lambda seed: supervise(language(seed), seed)),
         write={temperature: write(temperature) for temperature in (1.0, FAR)},
         rewards={
             "single": jax.jit(reward.rewards),
             "ensemble": jax.jit(functools.partial(warm.ensemble, reward)),
         },
         features=jax.jit(reward.features),
-        climb={name: program(scorer) for name, scorer in scorers.items()},
-        measure=rewarded.measurer(model, words.horizon, sizes.samples, gold),
-        draw=rewarded.measurer(model, words.horizon, sizes.draws, gold),
+        climbers={n: rewarded.climber(world, agent, scorer) for n, scorer in scorers.items()},
+        evaluate=rewarded.evaluator(world, language.horizon, sizes.samples),
+        draw=rewarded.evaluator(world, language.horizon, sizes.draws),
     )
 
 
-def pairs(
-    lab: Lab, seed: int, prompts: np.ndarray, count: int, number: int, temperature: float = 1.0
-) -> preferences.Pairs:
-    """`count` pairs of texts of the supervised policy, as gold labels them.
+@functools.cache
+def draw(own: Letters, seed: int) -> Data:
+    """Writes the pairs of a seed, and labels them by gold.
 
-    Args:
-      lab: the decoder.
-      seed: of all.
-      prompts: ids, [n, P], which are taken in turn.
-      count: pairs.
-      number: of the random numbers.
-      temperature: at which texts are drawn.
+    Far ones are of the same prompts as near ones, with texts that the supervised policy seldom
+    writes.
     """
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 6), number)
-    ids = jnp.asarray(prompts[np.resize(np.arange(len(prompts)), count)])
-    tables = lab.language(seed).tables
-    acting = {"params": lab.start(seed)}
-    rows = lab.write[temperature](acting, letters.as_prompts(ids), key)
-    one, two = (jax.tree.map(lambda x, k=k: x[k::2], rows) for k in (0, 1))
-    return letters.labelled(tables, one, two)
+    sizes, language, start = own.sizes, own.world.language(seed), own.world.start(seed)
 
+    def pairs(
+        prompts: np.ndarray, count: int, number: int, temperature: float = 1.0
+    ) -> preferences.Pairs:
+        key = jax.random.fold_in(rewarded.stream_key(seed, PAIRS), number)
+        ids = jnp.asarray(prompts[np.resize(np.arange(len(prompts)), count)])  # Each in turn.
+        rows = own.write[temperature]({"params": start}, letters.as_prompts(ids), key)
+        one, two = (jax.tree.map(lambda x, k=k: x[k::2], rows) for k in (0, 1))
+        return letters.labelled(language.tables, one, two)
 
-class Data(NamedTuple):
-    """Pairs of a seed, the labels of those to learn from still right."""
-
-    right: preferences.Pairs
-    near: preferences.Pairs  # Held-out prompts.
-    far: preferences.Pairs  # The same, with texts that the supervised policy seldom writes.
-
-
-def data(lab: Lab, seed: int) -> Data:
-    """Of a seed."""
-    language, held = lab.language(seed), lab.sizes.held_out
     return Data(
-        pairs(lab, seed, language.train, lab.sizes.pairs, 0),
-        pairs(lab, seed, language.held_out, held, 1),
-        pairs(lab, seed, language.held_out, held, 2, FAR),
+        train=pairs(language.train, sizes.pairs, 0),
+        is_swapped=np.zeros(sizes.pairs, bool),
+        near=pairs(language.held_out, sizes.held_out, 1),
+        far=pairs(language.held_out, sizes.held_out, 2, FAR),
     )
 
 
-def swapped(right: preferences.Pairs, is_swapped: np.ndarray) -> preferences.Pairs:
-    """The pairs, some with their label wrong; bool, [N]."""
-
-    def swap(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(is_swapped.reshape(-1, *(1,) * (a.ndim - 1)), b, a)
-
-    chosen = jax.tree.map(swap, right.chosen, right.rejected)
-    return preferences.Pairs(chosen, jax.tree.map(swap, right.rejected, right.chosen))
-
-
-class Population(NamedTuple):
-    """Reward models of one seed and share of wrong labels."""
-
-    members: types.Params  # Stacked, [M, ...].
-    train: preferences.Pairs  # As they were learnt.
-    is_swapped: np.ndarray  # bool, [N].
+@functools.cache
+def tune(own: Letters, corruption: float, seed: int) -> tuple[Data, types.Params]:
+    """Returns data with wrong labels, and members with one head, tuned on them their own ways."""
+    sizes, decoder = own.sizes, own.world.start(seed)
+    data = reward_models.with_errors(draw(own, seed), corruption, seed)
+    start = reward_models.probed(own.features, decoder, data)
+    given = sizes.population(), seed, sizes.members, sizes.steps
+    return data, reward_models.train(own.reward, [start], data.train, *given)
 
 
-def population(lab: Lab, found: Data, corruption: float, seed: int) -> Population:
-    """Members with one head to start from, tuned their own ways."""
-    sizes = lab.sizes
-    is_swapped = preferences.is_swapped(sizes.pairs, corruption, seed)
-    train = swapped(found.right, is_swapped)
-    decoder = lab.start(seed)
-    features = [lab.features(decoder, rows) for rows in train]
-    start = {"decoder": decoder, "head": reward_model.probe(*features, penalty=0.01)}
-    seeds = [1_000 * seed + m for m in range(sizes.members)]
-    members = warm.train(
-        lab.reward, [start], *train, sizes.population(), seeds, sizes.steps, together=True
-    )
-    return Population(members, train, is_swapped)
+def margins(
+    own: Letters, kind: str, params: types.Params, pairs: reward_models.Pairs
+) -> np.ndarray:
+    """Returns the reward of the better less the other's, [N]."""
+    better, worse = (np.asarray(own.rewards[kind](params, rows)) for rows in pairs)
+    return better - worse
 
 
-def proxies(lab: Lab, members: types.Params) -> dict[str, tuple[str, types.Params]]:
-    """By name: which of `Lab.rewards` it is, and its parameters."""
-    alone = reward_toy.split(members)
-    found = {f"single-{m}": ("single", params) for m, params in enumerate(alone)}
-    return found | {
-        "ensemble": ("ensemble", members),
-        "average": ("single", warm.average(alone)),
-    }
+def rank(
+    own: Letters, corruption: float, seed: int, work: reproduce.Work
+) -> Iterator[reproduce.Row]:
+    """Tunes a population; yields what lies between its members, and how it ranks pairs."""
+    del work  # It takes little time.
+    data, members = tune(own, corruption, seed)
+    gap = connected(own, members, data)
+    yield {"table": "halfway", "corruption": corruption, "gap": gap}
+    for row in reward_models.ranked(data, members, functools.partial(margins, own)):
+        yield {"table": "accuracies", "corruption": corruption, **row}
 
 
-def ranked(lab: Lab, found: Data, own: Population) -> list[dict[str, Any]]:
-    """Accuracies of each member, of the mean of their predictions and of their weights."""
-    rows: list[dict[str, Any]] = []
-    for name, (kind, params) in proxies(lab, own.members).items():
-
-        def right(both: preferences.Pairs, kind: str = kind, params: Any = params) -> np.ndarray:
-            chosen, rejected = (np.asarray(lab.rewards[kind](params, rows)) for rows in both)
-            return reward_model.accuracy(chosen - rejected)
-
-        train, wrong = right(own.train), own.is_swapped
-        rows.append(
-            {
-                "model": name,
-                "corrupted": float(train[wrong].mean()) if wrong.any() else None,
-                "clean": float(train[~wrong].mean()),
-                "near": float(right(found.near).mean()),
-                "far": float(right(found.far).mean()),
-            }
-        )
-    return rows
-
-
-def connected(lab: Lab, found: Data, own: Population) -> float:
-    """Accuracy half-way between two members' weights less their mean one, held out; of all pairs.
+def connected(own: Letters, members: types.Params, data: Data) -> float:
+    """Returns accuracy half-way between two members less their mean one, held out; of all pairs.
 
     Linear mode connectivity is that it is not below 0.
     """
-    alone = reward_toy.split(own.members)
 
     def accuracy(params: types.Params) -> float:
-        chosen, rejected = (np.asarray(lab.rewards["single"](params, x)) for x in found.near)
-        return float(reward_model.accuracy(chosen - rejected).mean())
+        return float(reward_model.accuracy(margins(own, "single", params, data.near)).mean())
 
+    alone = split(members)
     ends = [accuracy(params) for params in alone]
     gaps = [
         accuracy(warm.average([alone[a], alone[b]])) - (ends[a] + ends[b]) / 2
@@ -282,92 +228,61 @@ def connected(lab: Lab, found: Data, own: Population) -> float:
     return float(np.mean(gaps))
 
 
-def best_of(lab: Lab, members: types.Params, seed: int) -> list[dict[str, Any]]:
-    """Rows of best of N: gold and proxy of what each model picks, means over held-out prompts.
+def move(own: Letters, seed: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
+    """Moves the policy toward what models say that learnt of the most wrong labels."""
+    _, members = tune(own, max(own.sizes.corruptions), seed)
+    yield from study.tagged("best_of", best_of(own, members, seed))
+    yield from climbs(own, members, seed, work)
+
+
+def best_of(own: Letters, members: types.Params, seed: int) -> reproduce.Rows:
+    """Returns rows of best of N of held-out prompts.
 
     The bound of the KL is that of N alone; the other KL is that of the draws as a distribution,
     in which equal rewards share what they have.
     """
-    sizes, language = lab.sizes, lab.language(seed)
-    key, start = jax.random.fold_in(jax.random.key(seed), 7), lab.start(seed)
-    prompts = language.held_out[: sizes.prompts]
-    made = lab.draw(start, start, language.tables, prompts, key)
-    gold = np.asarray(made.reward).reshape(sizes.prompts, sizes.draws)
-    found = {
-        name: _in_parts(lab.rewards[kind], params, made.rows, sizes.draws)
-        for name, (kind, params) in proxies(lab, members).items()
-    }
+    sizes, start = own.sizes, own.world.start(seed)
+    prompts = own.world.language(seed).held_out[: sizes.prompts]
+    texts = own.draw(start, seed, DRAWS, prompts)
+    shape = sizes.prompts, sizes.draws
+    by_prompt = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), texts.rows)
+    parts = [jax.tree.map(lambda x, p=p: x[p], by_prompt) for p in range(sizes.prompts)]
     uniform = np.full(sizes.draws, 1 / sizes.draws)
-    rows: list[dict[str, Any]] = []
-    for name, proxy in {**found, "gold": gold}.items():
-        picked = [
-            np.mean([curves.best_of(p, x, sizes.counts) for p, x in zip(proxy, of, strict=True)], 0)
-            for of in (proxy, gold)
-        ]
-        for count, by_proxy, by_gold in zip(sizes.counts, *picked, strict=True):
-            kl = np.mean([best_of_n.kl(uniform, own, count) for own in proxy])
-            of_count = {"n": count, "kl_bound": best_of_n.kl_bound(count), "kl": float(kl)}
-            values = {"proxy": float(by_proxy), "gold": float(by_gold)}
-            rows.append({"reward": name, **of_count, **values})
-    return rows
 
+    def rewards(kind: str, params: types.Params) -> np.ndarray:
+        return np.stack([np.asarray(own.rewards[kind](params, part)) for part in parts])
 
-def _in_parts(
-    rewards: Callable[..., jax.Array], params: types.Params, rows: batches.Sequences, size: int
-) -> np.ndarray:
-    """Rewards of many rows, [n / size, size], so many at a time."""
-    count = len(rows.lengths) // size
-    parts = [jax.tree.map(lambda x, k=k: x[k * size : (k + 1) * size], rows) for k in range(count)]
-    return np.stack([np.asarray(rewards(params, part)) for part in parts])
+    def distance(proxy: np.ndarray, count: int) -> dict[str, float]:
+        kl = np.mean([best_of_n.kl(uniform, of_prompt, count) for of_prompt in proxy])
+        return {"kl_bound": best_of_n.kl_bound(count), "kl": float(kl)}
+
+    by_model = {name: rewards(*proxy) for name, proxy in proxies(members).items()}
+    gold = np.asarray(texts.reward).reshape(shape)
+    return reward_models.best_of(by_model, gold, sizes.counts, distance)
 
 
 def climbs(
-    lab: Lab, members: types.Params, seed: int, work: reproduce.Work
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of REINFORCE up each reward, and of who writes the better texts at the end."""
-    known = proxies(lab, members)
-    kept = [f"single-{m}" for m in range(lab.sizes.singles)]
-    ways = {name: known[name] for name in (*kept, "ensemble", "average")}
-    ways["gold"] = ("gold", lab.language(seed).tables)
-    rows: list[dict[str, Any]] = []
-    ends: dict[str, np.ndarray] = {}
-    for number, (name, (kind, params)) in enumerate(ways.items()):
-        found, ends[name] = climb(lab, kind, params, seed)
-        work.tick((number + 1) * lab.sizes.policy_steps, found[-1]["gold"], "gold")
-        rows += [{"reward": name, **row} for row in found]
-    start = lab.start(seed)
-    ends["start"] = np.asarray(_measure(lab, start, seed).reward)
-    pairs = [(name, "start") for name in ways] + [("average", other) for other in ends]
-    wins = [
-        {"policy": one, "against": other, "win_rate": curves.win_rate(ends[one], ends[other])}
-        for one, other in dict.fromkeys(pairs)
-        if one != other
-    ]
-    return rows, wins
-
-
-def _measure(lab: Lab, params: types.Params, seed: int) -> rewarded.Measured:
-    """Texts and gold of a policy: the same prompts and random numbers for all of a seed."""
-    language, key = lab.language(seed), jax.random.fold_in(jax.random.key(seed), 8)
-    return lab.measure(params, lab.start(seed), language.tables, language.held_out, key)
-
-
-def climb(
-    lab: Lab, kind: str, scorer: types.Params, seed: int
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Records of one policy, and the gold of its texts at the end, [B]."""
-    sizes, language, program = lab.sizes, lab.language(seed), lab.climb[kind]
-    state = rewarded.begun(program.agent, lab.start(seed), seed)
-    key = jax.random.fold_in(jax.random.key(seed), 9)
-    stretch, rows = sizes.policy_steps // sizes.records, []
-    gold = np.zeros(0)
-    for first in range(0, sizes.policy_steps + 1, stretch):
-        found = _measure(lab, state.params, seed)
-        gold = np.asarray(found.reward)
-        proxy = gold if kind == "gold" else np.asarray(lab.rewards[kind](scorer, found.rows))
-        means = {"kl": found.kl, "proxy": proxy, "gold": gold}
-        rows.append({"step": first, **{name: float(np.mean(x)) for name, x in means.items()}})
-        if first < sizes.policy_steps:
-            prompts = rewarded.drawn(language, program.agent, seed, first, stretch)
-            state, _ = program.run(state, lab.start(seed), scorer, prompts, key)
-    return rows, gold
+    own: Letters, members: types.Params, seed: int, work: reproduce.Work
+) -> Iterator[reproduce.Row]:
+    """Yields records of REINFORCE up each reward, and who writes the better texts at the end."""
+    sizes, ends = own.sizes, {}
+    known = proxies(members) | {"gold": ("gold", own.world.language(seed).tables)}
+    kept = [f"single-{m}" for m in range(sizes.singles)]
+    for number, name in enumerate((*kept, "ensemble", "average", "gold"), 1):
+        kind, scorer = known[name]
+        steps = sizes.policy_steps, sizes.records
+        for step, params in rewarded.records(own.climbers[kind], seed, LEARNING, *steps, scorer):
+            texts = own.evaluate(params, seed, EVALUATION)
+            ends[name] = gold = np.asarray(texts.reward)
+            proxy = gold if kind == "gold" else np.asarray(own.rewards[kind](scorer, texts.rows))
+            means = {"kl": texts.kl, "proxy": proxy, "gold": gold}
+            row = {column: float(np.mean(x)) for column, x in means.items()}
+            yield {"table": "climbs", "reward": name, "step": step, **row}
+        work.tick(number * sizes.policy_steps, float(np.mean(ends[name])), "gold")
+    pairs = [(name, "start") for name in ends]
+    ends["start"] = np.asarray(own.evaluate(own.world.start(seed), seed, EVALUATION).reward)
+    pairs += [("average", other) for other in ends]
+    for one, other in dict.fromkeys(pairs):
+        if one != other:
+            win_rate = curves.win_rate(ends[one], ends[other])
+            yield {"table": "wins", "policy": one, "against": other, "win_rate": win_rate}

@@ -13,7 +13,7 @@ M members, N pairs, B responses, K steps.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -23,8 +23,10 @@ import numpy as np
 import optax
 
 from kullback.core import averaging, learners, types
-from kullback.experiments.reproductions import curves
-from kullback.lm import preferences, reward_model, tuning, warm
+from kullback.experiments import reproduce
+from kullback.experiments.reproductions import reward_models, study
+from kullback.experiments.reproductions.reward_models import Data, accuracies, split
+from kullback.lm import reward_model, warm
 
 DIMENSIONS = 20
 UNITS = 32  # Of gold, and of distractors.
@@ -37,7 +39,7 @@ COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # N of best of N.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of data, reward models and climbs."""
+    """Sizes of data, reward models and climbs."""
 
     members: int = 6  # M.
     pairs: int = 2_000
@@ -70,26 +72,15 @@ class Sizes:
         self.population()
 
     def population(self) -> warm.Config:
-        """Settings of reward models."""
-        return population(self.batch_size, self.learning_rates, self.dropouts)
+        """Returns settings of reward models."""
+        return reward_models.settings(self.batch_size, self.learning_rates, self.dropouts)
 
 
-def population(
-    batch_size: int, learning_rates: tuple[float, ...], dropouts: tuple[float, ...]
-) -> warm.Config:
-    """Settings of reward models, of which each draws a rate and a dropout."""
-    learning = tuning.Config(
-        batch_size=batch_size, warmup_steps=0, learning_rate=4e-5, max_grad_norm=10.0
-    )
-    return warm.Config(
-        learning_rates=learning_rates,
-        dropouts=dropouts,
-        reward=reward_model.Config(learning=learning),
-    )
+SIZES = Sizes()
 
 
 class Gold(NamedTuple):
-    """What responses are worth."""
+    """Gold's parameters."""
 
     w: jax.Array  # [units]
     a: jax.Array  # [units, dimensions]
@@ -99,7 +90,7 @@ class Gold(NamedTuple):
 
 
 def draw_gold(key: types.Key, penalty: float) -> Gold:
-    """Of a seed."""
+    """Draws what responses are worth."""
     keys = jax.random.split(key, 4)
     shape = UNITS, DIMENSIONS
     return Gold(
@@ -112,12 +103,12 @@ def draw_gold(key: types.Key, penalty: float) -> Gold:
 
 
 def units(gold: Gold, x: jax.Array) -> jax.Array:
-    """Gold's hidden units, then the distractors, [B, 2 units]."""
+    """Returns gold's hidden units, then the distractors, [B, 2 units]."""
     return jnp.concatenate([jnp.tanh(x @ m.T + gold.b[None]) for m in (gold.a, gold.others)], -1)
 
 
 def worth(gold: Gold, x: jax.Array) -> jax.Array:
-    """The gold reward, [B, dimensions] -> [B]."""
+    """Returns the gold reward, [B, dimensions] -> [B]."""
     far = jnp.maximum(jnp.linalg.norm(x, axis=-1) - RADIUS, 0)
     return units(gold, x)[..., :UNITS] @ gold.w - gold.penalty * far**2
 
@@ -134,7 +125,7 @@ MODEL = reward_model.on_features(
 
 
 def pretrain(sizes: Sizes, gold: Gold, key: types.Key) -> types.Params:
-    """A perceptron that has learnt to predict the units, of which a linear head reads rewards."""
+    """Returns a perceptron that has learnt to predict units, of which a head reads rewards."""
 
     def init(key: types.Key) -> types.Params:
         return {"decoder": MODEL.init(key)["decoder"], "head": jnp.zeros((FEATURES, 2 * UNITS))}
@@ -148,27 +139,21 @@ def pretrain(sizes: Sizes, gold: Gold, key: types.Key) -> types.Params:
         return jnp.mean((predicted - units(constants.base, x)) ** 2), (aux, types.Feedback({}))
 
     learner = learners.sgd(init, loss, optax.adam(1e-3))
-    nothing: Any = None  # In the place of a batch.
 
-    @jax.jit
-    def learn(state: types.LearnerState, gold: Gold) -> types.LearnerState:
-        def step(state: types.LearnerState, _: None) -> tuple[types.LearnerState, None]:
-            return learner.step(state, nothing, types.Constants(base=gold))[0], None
-
-        return jax.lax.scan(step, state, length=sizes.pretraining_steps)[0]
-
-    return learn(learner.init(key), gold).params["decoder"]
+    run = jax.jit(learners.scan(learner, learners.stored, lambda feedback, data: None))
+    batches = jnp.zeros((sizes.pretraining_steps, 1))  # Which are not looked at.
+    return run(learner.init(key), types.Constants(base=gold), batches, key)[0].params["decoder"]
 
 
 class Pairs(NamedTuple):
-    """Of two responses the better one first, [N, dimensions] each."""
+    """Responses of which the first is better, [N, dimensions] each."""
 
     better: jax.Array
     worse: jax.Array
 
 
 def pairs(gold: Gold, key: types.Key, count: int, *, is_far: bool = False) -> Pairs:
-    """As gold labels them: of N(0, I), or from farther away."""
+    """Draws pairs from N(0, I), or from farther away, and labels them by gold."""
     both = jax.random.normal(key, (2, count, DIMENSIONS))
     both = SHIFT + WIDE * both if is_far else both
     first, second = both
@@ -176,124 +161,56 @@ def pairs(gold: Gold, key: types.Key, count: int, *, is_far: bool = False) -> Pa
     return Pairs(jnp.where(is_first, first, second), jnp.where(is_first, second, first))
 
 
-class Data(NamedTuple):
-    """Pairs of a seed; those to learn from with their labels as they are learnt."""
-
-    train: Pairs
-    is_swapped: np.ndarray  # bool, [N]: whose label is wrong.
-    near: Pairs  # Held out, from where training pairs are.
-    far: Pairs
-
-
-def data(sizes: Sizes, gold: Gold, seed: int) -> Data:
-    """Of a seed."""
+def draw(sizes: Sizes, gold: Gold, seed: int) -> Data:
+    """Draws the pairs of a seed."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), 3)
-    right = pairs(gold, keys[0], sizes.pairs)
-    is_swapped = preferences.is_swapped(sizes.pairs, sizes.corruption, seed)
-    swap = is_swapped[:, None]
-    train = Pairs(*(jnp.where(swap, b, a) for a, b in (right, right[::-1])))
-    held = sizes.held_out
-    return Data(
-        train, is_swapped, pairs(gold, keys[1], held), pairs(gold, keys[2], held, is_far=True)
-    )
-
-
-def probed(backbone: types.Params, found: Data) -> types.Params:
-    """The reward model that all members start from: its head found by linear probing."""
-    features = [MODEL.features(backbone, x) for x in found.train]
-    return {"decoder": backbone, "head": reward_model.probe(*features, penalty=0.01)}
-
-
-def tune(
-    sizes: Sizes, starts: list[types.Params], found: Data, seed: int, steps: int, members: int
-) -> types.Params:
-    """Members' parameters, stacked, [M, ...]."""
-    seeds = [1_000 * seed + m for m in range(members)]
-    return warm.train(MODEL, starts, *found.train, sizes.population(), seeds, steps)
+    train, near = pairs(gold, keys[0], sizes.pairs), pairs(gold, keys[1], sizes.held_out)
+    far = pairs(gold, keys[2], sizes.held_out, is_far=True)
+    right = Data(train, np.zeros(sizes.pairs, bool), near, far)
+    return reward_models.with_errors(right, sizes.corruption, seed)
 
 
 @jax.jit
-def margins(params: types.Params, both: Pairs) -> jax.Array:
-    """What a reward model makes of each pair: reward of the better less that of the worse."""
-    return MODEL.rewards(params, both.better) - MODEL.rewards(params, both.worse)
+def margins(params: types.Params, pairs: reward_models.Pairs) -> jax.Array:
+    """Returns what a reward model makes of each pair, the reward of the better less the other's."""
+    better, worse = pairs
+    return MODEL.rewards(params, better) - MODEL.rewards(params, worse)
 
 
 @jax.jit
-def margins_of_all(members: types.Params, both: Pairs) -> jax.Array:
-    """`margins` by each member, [M, N]; their mean is the ensemble's."""
-    return jax.vmap(margins, (0, None))(members, both)
+def margins_of_all(members: types.Params, pairs: reward_models.Pairs) -> jax.Array:
+    """Returns `margins` by each member, [M, N]; their mean is the ensemble's."""
+    return jax.vmap(margins, (0, None))(members, pairs)
 
 
-def accuracies(found: Data, margin_of: Callable[[Pairs], jax.Array]) -> dict[str, float]:
-    """Share of pairs that are ranked as labelled: of training, wrong labels apart, and held out.
-
-    Args:
-      found: the pairs.
-      margin_of: pairs [N] -> margins [N].
-    """
-    train = reward_model.accuracy(margin_of(found.train))
-    return {
-        "corrupted": float(train[found.is_swapped].mean()) if found.is_swapped.any() else np.nan,
-        "clean": float(train[~found.is_swapped].mean()),
-        "near": float(reward_model.accuracy(margin_of(found.near)).mean()),
-        "far": float(reward_model.accuracy(margin_of(found.far)).mean()),
-    }
+def margins_of(kind: str, params: types.Params, pairs: reward_models.Pairs) -> jax.Array:
+    """Returns `margins` of a single model or of an ensemble, [N]."""
+    if kind == "ensemble":
+        return jnp.mean(margins_of_all(params, pairs), 0)
+    return margins(params, pairs)
 
 
-def member(members: types.Params, m: int) -> types.Params:
-    """One of stacked parameters."""
-    return jax.tree.map(lambda x: x[m], members)
-
-
-def split(members: types.Params) -> list[types.Params]:
-    """All of stacked parameters."""
-    return [member(members, m) for m in range(len(jax.tree.leaves(members)[0]))]
-
-
-def between(members: types.Params, share: float) -> types.Params:
-    """(1 - share) of the first member's weights and `share` of the second's."""
-    return averaging.mean([member(members, 0), member(members, 1)], [1 - share, share])
-
-
-def ranked(found: Data, members: types.Params) -> list[dict[str, Any]]:
-    """Accuracies of each member, of the mean of their predictions and of their weights."""
-    rows: list[dict[str, Any]] = []
-    for m, params in enumerate(split(members)):
-        own = accuracies(found, functools.partial(margins, params))
-        rows.append({"model": f"single-{m}", **own})
-    together = accuracies(found, lambda both: jnp.mean(margins_of_all(members, both), 0))
-    mean = warm.average(split(members))
-    averaged = accuracies(found, functools.partial(margins, mean))
-    return [*rows, {"model": "ensemble", **together}, {"model": "average", **averaged}]
-
-
-def connected(found: Data, members: types.Params) -> list[dict[str, Any]]:
-    """Accuracy between the first two members: of mean weights, mean predictions, and the mean."""
-    ends = [accuracies(found, functools.partial(margins, member(members, m))) for m in (0, 1)]
-    rows: list[dict[str, Any]] = []
+def connected(data: Data, members: types.Params) -> Iterator[reproduce.Row]:
+    """Yields accuracy between two members: of mean weights, mean predictions, and the mean."""
+    first, second = split(members)[:2]
+    ends = [accuracies(data, functools.partial(margins, one)) for one in (first, second)]
     for share in np.linspace(0, 1, 9).tolist():
-        weights = accuracies(found, functools.partial(margins, between(members, share)))
+        mixed = averaging.mean([first, second], [1 - share, share])
 
-        def mixed(both: Pairs, share: float = share) -> jax.Array:
-            one, two = margins_of_all(members, both)[:2]
+        def predicted(pairs: reward_models.Pairs, share: float = share) -> jax.Array:
+            one, two = margins_of_all(members, pairs)[:2]
             return (1 - share) * one + share * two
 
-        predictions = accuracies(found, mixed)
+        weights = accuracies(data, functools.partial(margins, mixed))
+        predictions = accuracies(data, predicted)
         for kind in ("near", "far"):
-            rows.append(
-                {
-                    "share": share,
-                    "pairs": kind,
-                    "weights": weights[kind],
-                    "predictions": predictions[kind],
-                    "mean_accuracy": (1 - share) * ends[0][kind] + share * ends[1][kind],
-                }
-            )
-    return rows
+            mean = (1 - share) * ends[0][kind] + share * ends[1][kind]
+            row = {"share": share, "pairs": kind, "weights": weights[kind]}
+            yield {**row, "predictions": predictions[kind], "mean_accuracy": mean}
 
 
 class Climb(NamedTuple):
-    """What mu's way up a proxy is worth, at each record, [K + 1]."""
+    """Worth of mu's way up a proxy at each record, [K + 1]."""
 
     kl: jax.Array
     proxy: jax.Array
@@ -301,7 +218,7 @@ class Climb(NamedTuple):
 
 
 def climber(sizes: Sizes, reward: Callable[[Any, jax.Array], jax.Array], alpha: float = 0.0) -> Any:
-    """The pure (parameters of the reward, gold, key) -> `Climb`.
+    """Returns the pure (parameters of the reward, gold, key) -> `Climb`.
 
         mu <- mu + rate (E[(r(x) - mean r) (x - mu)] - alpha mu)
 
@@ -339,7 +256,7 @@ def climber(sizes: Sizes, reward: Callable[[Any, jax.Array], jax.Array], alpha: 
 
 @functools.cache
 def _climbers(sizes: Sizes) -> dict[str, Callable[..., Climb]]:
-    """By what is climbed: compiled, for all seeds."""
+    """Returns compiled climbs by what is climbed, for all seeds."""
     average = climber(sizes, MODEL.rewards)
     return {
         "members": jax.jit(jax.vmap(average, (0, None, None))),
@@ -350,41 +267,54 @@ def _climbers(sizes: Sizes) -> dict[str, Callable[..., Climb]]:
     }
 
 
-def climbs(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> list[dict[str, Any]]:
-    """Rows of all climbs: up each member, both averages, gold, and one held back."""
+def climbs(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> Iterator[reproduce.Row]:
+    """Climbs each member, both averages, gold, and the average held back; yields the records."""
     key, programs = jax.random.fold_in(jax.random.key(seed), 4), _climbers(sizes)
-    alone = programs["members"](members, gold, key)
+    alone = split(programs["members"](members, gold, key))
+    ways = {f"single-{m}": climb for m, climb in enumerate(alone)}
     mean = warm.average(split(members))
-    found = {f"single-{m}": member(alone, m) for m in range(sizes.members)}
-    for name, params in (
-        ("ensemble", members),
-        ("average", mean),
-        ("average-held-back", mean),
-        ("gold", gold),
-    ):
-        found[name] = programs[name](params, gold, key)
-    rows: list[dict[str, Any]] = []
-    for name, climb in found.items():
-        for n, (kl, proxy, value) in enumerate(zip(*map(np.asarray, climb), strict=True)):
-            step = n * sizes.climb_every
-            of_record = {"kl": float(kl), "proxy": float(proxy), "gold": float(value)}
-            rows.append({"reward": name, "step": step, **of_record})
-    return rows
+    params = {"ensemble": members, "average": mean, "average-held-back": mean, "gold": gold}
+    ways |= {name: programs[name](given, gold, key) for name, given in params.items()}
+    for name, climb in ways.items():
+        for n, record in enumerate(zip(*(np.asarray(x).tolist() for x in climb), strict=True)):
+            row = {"reward": name, "step": n * sizes.climb_every}
+            yield {**row, **Climb(*record)._asdict()}
 
 
-def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> list[dict[str, Any]]:
-    """Rows of best of N from the supervised policy: gold and proxy of what each model picks."""
+def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> reproduce.Rows:
+    """Returns rows of best of N from the supervised policy."""
     key = jax.random.fold_in(jax.random.key(seed), 5)
     x = jax.random.normal(key, (sizes.evaluation, DIMENSIONS))
-    own = [np.asarray(MODEL.rewards(params, x)) for params in split(members)]
-    proxies = {f"single-{m}": rewards for m, rewards in enumerate(own)}
-    proxies["ensemble"] = np.mean(own, 0)
-    proxies["average"] = np.asarray(MODEL.rewards(warm.average(split(members)), x))
-    value = np.asarray(worth(gold, x))
-    rows: list[dict[str, Any]] = []
-    for name, proxy in {**proxies, "gold": value}.items():
-        picked = (curves.best_of(proxy, of, COUNTS) for of in (proxy, value))
-        for count, by_proxy, by_gold in zip(COUNTS, *picked, strict=True):
-            row = {"reward": name, "n": count, "proxy": float(by_proxy), "gold": float(by_gold)}
-            rows.append(row)
-    return rows
+    alone = split(members)
+    own = {f"single-{m}": np.asarray(MODEL.rewards(one, x)) for m, one in enumerate(alone)}
+    own["ensemble"] = np.mean([*own.values()], 0)
+    own["average"] = np.asarray(MODEL.rewards(warm.average(alone), x))
+    proxies = {name: rewards[None] for name, rewards in own.items()}
+    return reward_models.best_of(proxies, np.asarray(worth(gold, x))[None], COUNTS)
+
+
+def compare(sizes: Sizes, seed: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
+    """Yields all tables of a seed."""
+    del work  # It takes no time.
+    gold_key, net_key = jax.random.split(jax.random.key(seed))
+    plain, bent = (draw_gold(gold_key, c) for c in (0.0, sizes.penalty))
+    backbone, config = pretrain(sizes, plain, net_key), sizes.population()
+
+    def tuned(starts: list[types.Params], members: int, steps: int) -> types.Params:
+        return reward_models.train(MODEL, starts, data.train, config, seed, members, steps)
+
+    data = draw(sizes, plain, seed)
+    start = reward_models.probed(MODEL.features, backbone, data)
+    members = tuned([start], sizes.members, sizes.steps)
+    yield from study.tagged("accuracies", reward_models.ranked(data, members, margins_of))
+    of_start = accuracies(data, functools.partial(margins, start))
+    yield from study.tagged("accuracies", [{"model": "linear-probe", **of_start}])
+    yield from study.tagged("path", connected(data, members))
+    apart = tuned([MODEL.init(key) for key in jax.random.split(net_key)], 2, sizes.steps)
+    yield from study.tagged("apart", reward_models.ranked(data, apart, margins_of))
+
+    data = draw(sizes, bent, seed)
+    start = reward_models.probed(MODEL.features, backbone, data)
+    members = tuned([start], sizes.members, sizes.climbed_steps)
+    yield from study.tagged("climbs", climbs(sizes, bent, members, seed))
+    yield from study.tagged("best_of", best_of(sizes, bent, members, seed))

@@ -1,11 +1,12 @@
-"""Policies of letters that learn by REINFORCE, and what they are worth at which distance.
+"""Models of letters that learn by REINFORCE, and what they are worth at which distance.
 
 Writing, scoring and learning are those of runs (lm/completions.py, lm/rlhf.py), many learner steps
 in one compiled program. B rows, n learner steps, P tokens of a prompt.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,80 +16,49 @@ from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
 from kullback.lm import batches, completions, gemma, rlhf, rollouts, sft
 
-# (state, supervised start, parameters of the scorers, prompts [n, B / G, P], key) -> state and the
-# mean metrics of each step.
-Run = Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
+GOLD = letters.scorer(None)  # Tables are an argument of all programs.
 
 
-class Program(NamedTuple):
-    """An agent, and many of its learner steps as one compiled program; for all seeds."""
-
-    agent: types.Agent[rlhf.OnPolicy]
-    run: Run
-
-
-class Measured(NamedTuple):
-    """Texts that a policy wrote to held-out prompts, and their worth, [B] each."""
+class Evaluation(NamedTuple):
+    """Texts that a policy wrote to prompts, and their worth, [B] each."""
 
     rows: batches.Sequences
-    reward: jax.Array  # By the scorer of the program.
+    reward: jax.Array  # By gold.
     kl: jax.Array  # KL(pi || start) of next tokens after what it wrote, summed; nats of a text.
 
 
-def program(
-    agent: types.Agent[rlhf.OnPolicy], model: gemma.Model, scorer: tokens.Scorer
-) -> Program:
-    """Learner steps of an agent of `rlhf` or `warp`, each from texts that it has just written.
+class World(NamedTuple):
+    """Languages of letters and a model that writes them, of all seeds."""
 
-    Args:
-      agent: that learns.
-      model: its decoder.
-      scorer: what texts are worth; its parameters are an argument of the program.
+    model: gemma.Model
+    language: Callable[[int], letters.Language]  # Of a seed.
+    start: Callable[[int], types.Params]  # Of a seed: the model, once it has learnt the language.
+
+
+def world(model: gemma.Model, sizes: letters.Sizes) -> World:
+    """Returns the world of a model; each seed is drawn and learnt when it is first asked for."""
+    language = functools.cache(functools.partial(letters.make, sizes))
+    config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
+    learner = sft.make(model, config).learner
+    run = jax.jit(learners.scan(learner, learners.stored))
+
+    @functools.cache
+    def start(seed: int) -> types.Params:
+        rows = letters.corpus(language(seed), sizes, seed)
+        items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
+        key = jax.random.key(seed)
+        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
+
+    return World(model, language, start)
+
+
+def evaluator(world: World, horizon: int, samples_per_prompt: int) -> Callable[..., Evaluation]:
+    """Returns (params, seed, stream, prompts [n, P]) -> what the policy writes, compiled.
+
+    All policies of a seed are given the same random numbers, those of `stream`. The KL has no draw
+    in it but that of the prefixes: after each it is the sum over all tokens.
     """
-    horizon = agent.config.learning.max_new_tokens
-    samples = agent.experience.samples_per_prompt
-    sampler = completions.of_policy(agent.policy, model, horizon, samples)
-
-    @jax.jit
-    def run(
-        state: types.LearnerState,
-        start: types.Params,
-        scorers: types.Params,
-        prompts: jax.Array,
-        key: types.Key,
-    ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
-        def rows(
-            state: types.LearnerState, constants: types.Constants, ids: jax.Array, key: types.Key
-        ) -> rollouts.Episodes:
-            acting = agent.actor_params(state, state.steps, False, constants)
-            prompts = letters.as_prompts(ids)
-            return rollouts.sample(sampler, scorer.score, acting, prompts, key, scorers)
-
-        def report(feedback: types.Feedback, data: rollouts.Episodes) -> dict[str, jax.Array]:
-            del data
-            return jax.tree.map(jnp.mean, feedback.metrics)
-
-        learn = learners.scan(agent.learner, rows, report)
-        return learn(state, types.Constants(start=start), prompts, key)
-
-    return Program(agent, run)
-
-
-def drawn(
-    language: letters.Language, agent: types.Agent[rlhf.OnPolicy], seed: int, first: int, count: int
-) -> jax.Array:
-    """Training prompts of learner steps `first` to `first + count`, int32 [count, B / G, P]."""
-    size = agent.config.learning.batch_size // agent.experience.samples_per_prompt
-    return small_models.take(language.train, count, size, seed, first)
-
-
-def measurer(
-    model: gemma.Model, horizon: int, samples_per_prompt: int, scorer: tokens.Scorer
-) -> Callable[..., Measured]:
-    """The compiled (params, start, parameters of the scorer, prompts [n, P], key) -> `Measured`.
-
-    The KL has no draw in it but that of the prefixes: after each it is the sum over all tokens.
-    """
+    model = world.model
     sampler = completions.sampler(model, horizon, samples_per_prompt=samples_per_prompt)
 
     @jax.jit
@@ -98,35 +68,96 @@ def measurer(
         score_params: types.Params,
         prompts: jax.Array,
         key: types.Key,
-    ) -> Measured:
+    ) -> Evaluation:
         acting, given = {"params": params}, letters.as_prompts(prompts)
-        episodes = rollouts.sample(sampler, scorer.score, acting, given, key, score_params)
+        episodes = rollouts.sample(sampler, GOLD.score, acting, given, key, score_params)
         rows = episodes.sequences
         inputs = rows.tokens, rows.positions, rows.segments
         of_start, own = (model.apply(p, *inputs) for p in (start, params))
         kl = small_models.sequence_distance(of_start, own, rows)
-        return Measured(rows, jnp.asarray(episodes.rewards), kl)
+        return Evaluation(rows, jnp.asarray(episodes.rewards), kl)
 
-    return measure
+    def evaluate(
+        params: types.Params, seed: int, stream: int, prompts: types.Array | None = None
+    ) -> Evaluation:
+        language = world.language(seed)
+        given = language.held_out if prompts is None else prompts
+        return measure(params, world.start(seed), language.tables, given, stream_key(seed, stream))
 
-
-def supervised(
-    model: gemma.Model, sizes: letters.Sizes
-) -> Callable[[letters.Language, int], types.Params]:
-    """(language, seed) -> parameters that have learnt what the source writes; compiled once."""
-    config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
-    learner = sft.make(model, config).learner
-    run = jax.jit(learners.scan(learner, learners.stored))
-
-    def start(language: letters.Language, seed: int) -> types.Params:
-        rows = letters.corpus(language, sizes, seed)
-        items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
-        key = jax.random.key(seed)
-        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
-
-    return start
+    return evaluate
 
 
-def begun(agent: types.Agent[rlhf.OnPolicy], start: types.Params, seed: int) -> types.LearnerState:
-    """A learner's state that starts from the supervised parameters."""
-    return learners.with_params(agent.learner.init(jax.random.key(seed)), start)
+def stream_key(seed: int, stream: int) -> types.Key:
+    """Returns the key of one of the streams of random numbers of a seed."""
+    return jax.random.fold_in(jax.random.key(seed), stream)
+
+
+class Climber(NamedTuple):
+    """An agent that climbs a reward by texts that it writes; compiled, for all seeds."""
+
+    begin: Callable[[int], types.LearnerState]  # Of a seed: it starts from the supervised model.
+    # (state, seed, stream, steps, parameters of the scorer) -> the state so many steps later, and
+    # the mean metrics of each.
+    advance: Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
+
+
+def climber(world: World, agent: types.Agent[rlhf.OnPolicy], scorer: tokens.Scorer) -> Climber:
+    """Returns many learner steps of an agent of `rlhf` or `warp` as one compiled program.
+
+    Args:
+      world: of the agent's model.
+      agent: that learns.
+      scorer: what texts are worth; its parameters are an argument of the program.
+    """
+    learning, samples = agent.config.learning, agent.experience.samples_per_prompt
+    sampler = completions.of_policy(agent.policy, world.model, learning.max_new_tokens, samples)
+
+    @jax.jit
+    def run(
+        state: types.LearnerState,
+        start: types.Params,
+        scorers: types.Params,
+        prompts: jax.Array,
+        key: types.Key,
+    ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
+        def rows(state: Any, constants: types.Constants, ids: Any, key: Any) -> rollouts.Episodes:
+            acting = agent.actor_params(state, state.steps, False, constants)
+            given = letters.as_prompts(ids)
+            return rollouts.sample(sampler, scorer.score, acting, given, key, scorers)
+
+        def report(feedback: types.Feedback, data: rollouts.Episodes) -> dict[str, jax.Array]:
+            del data
+            return jax.tree.map(jnp.mean, feedback.metrics)
+
+        learn = learners.scan(agent.learner, rows, report)
+        return learn(state, types.Constants(start=start), prompts, key)
+
+    def begin(seed: int) -> types.LearnerState:
+        state = agent.learner.init(jax.random.key(seed))
+        return learners.with_params(state, world.start(seed))
+
+    def advance(
+        state: types.LearnerState, seed: int, stream: int, steps: int, scorers: types.Params = None
+    ) -> tuple[types.LearnerState, dict[str, jax.Array]]:
+        language, size = world.language(seed), learning.batch_size // samples
+        prompts = small_models.take(language.train, steps, size, seed, int(state.steps))
+        given = language.tables if scorers is None else scorers
+        return run(state, world.start(seed), given, prompts, stream_key(seed, stream))
+
+    return Climber(begin, advance)
+
+
+def records(
+    climber: Climber,
+    seed: int,
+    stream: int,
+    steps: int,
+    count: int,
+    scorers: types.Params = None,
+) -> Iterator[tuple[int, types.Params]]:
+    """Yields learner steps and the policy: at the start, and at `count` records up to `steps`."""
+    state, stretch = climber.begin(seed), steps // count
+    yield 0, state.params
+    for done in range(stretch, steps + 1, stretch):
+        state, _ = climber.advance(state, seed, stream, stretch, scorers)
+        yield done, state.params

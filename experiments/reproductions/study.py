@@ -25,7 +25,7 @@ class Arm(NamedTuple):
 
     part: str  # Its file's name.
     steps: int  # Amount of work.
-    compute: Callable[[reproduce.Work], reproduce.Rows]
+    compute: Callable[[reproduce.Work], Iterable[reproduce.Row]]
     # To which its rows go; "": they say so themselves, see `split`, or there is one. None: to none,
     # but later arms read them.
     table: str | None = ""
@@ -155,6 +155,11 @@ def mean(values: Numbers) -> str:
     return str(statistics.t_interval(values)) if len(values) > 1 else f"{values[0]:.4g}"
 
 
+def means(values: Mapping[str, Numbers], separator: str = ", ") -> str:
+    """Returns means over seeds with their intervals, by name."""
+    return separator.join(f"{name} {statistics.t_interval(x)}" for name, x in values.items())
+
+
 def reported(claim: str, evidence: object) -> reproduce.Check:
     """Returns figures that are not judged."""
     return reproduce.Check(claim, None, str(evidence))
@@ -258,8 +263,22 @@ class Level(NamedTuple):
         (axes.axvline if self.is_vertical else axes.axhline)(self.at, **self.style)
 
 
+class Notes(NamedTuple):
+    """Texts beside points, [n]."""
+
+    x: types.Array | Sequence[float]
+    y: types.Array | Sequence[float]
+    texts: Sequence[str]
+    style: Mapping[str, Any] = {}  # As matplotlib's `annotate` takes it.
+
+    def draw(self, axes: Axes) -> None:
+        """Draws them."""
+        for x, y, text in zip(self.x, self.y, self.texts, strict=True):
+            axes.annotate(text, (x, y), **self.style)
+
+
 class Mark(Protocol):
-    """A mark on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, or a study's own."""
+    """A mark on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, `Notes`, or a study's own."""
 
     def draw(self, axes: Axes) -> None:
         """Draws it."""
@@ -322,7 +341,7 @@ class Study:
     claim: str  # A sentence.
     source: str  # The paper.
     config: Any  # A frozen dataclass with the default size; `--set` changes its fields.
-    arms: Callable[[Any], Sequence[Arm]]  # C -> what is run.
+    arms: Callable[[Any], Iterable[Arm]]  # C -> what is run.
     tables: Callable[[Any, reproduce.Rows], Tables]  # (C, rows of all arms) -> a CSV each.
     claims: Callable[[Any, Tables], Iterable[reproduce.Check]]
     figures: Callable[[Any, Tables], Mapping[str, Grid]]  # By the name of its files.

@@ -15,10 +15,8 @@ lucky one, with the least learning rate, may be better than any average here.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import jax
 import numpy as np
 
 from kullback.experiments import reproduce, statistics
@@ -29,19 +27,9 @@ from kullback.experiments.reproductions import (
     study,
     warm_pictures,
 )
-from kullback.experiments.reproductions.warm_pictures import (
-    KINDS,
-    WORDS,
-    climb,
-    climbed,
-    peaks,
-    seeds_of,
-    values,
-)
+from kullback.experiments.reproductions.warm_pictures import KINDS, LABELS, MODELS, climbs, values
 from kullback.lm import best_of_n
 
-TOY = reward_toy.Sizes()
-LETTERS = reward_letters.Sizes()
 KL = 20.0  # Nats, at which climbs are compared, if all of them go so far.
 CHANCE = 0.6  # Accuracy below which an average is near chance, 1/2.
 
@@ -52,304 +40,227 @@ class Config:
 
     seeds: int = 3  # Of letters.
     toy_seeds: int = 5  # Of points, which take less time.
-    toy: reward_toy.Sizes = TOY
-    letters: reward_letters.Sizes = LETTERS
+    toy: reward_toy.Sizes = reward_toy.SIZES
+    letters: reward_letters.Sizes = reward_letters.SIZES
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "toy_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        study.at_least(1, self, "seeds", "toy_seeds")
+
+    @property
+    def toy_steps(self) -> int:
+        """Steps of points: twenty of a perceptron take the time of a decoder's."""
+        own = self.toy
+        of_members = own.members * (own.steps + own.climbed_steps) + 2 * own.steps
+        return -(-(own.pretraining_steps + of_members + (own.members + 4) * own.climbs) // 20)
+
+    @property
+    def model_steps(self) -> int:
+        """Steps of the letters' reward models with one share of wrong labels."""
+        return self.letters.members * self.letters.steps
+
+    @property
+    def policy_steps(self) -> int:
+        """Steps of the policies that climb these."""
+        return (self.letters.singles + 3) * self.letters.policy_steps
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """Both worlds, all seeds."""
-    tables: dict[str, reproduce.Rows] = {}
+def arms(config: Config) -> Iterator[study.Arm]:
+    """Yields points, then letters: models by share of wrong labels, and policies; by seed."""
     for seed in range(config.toy_seeds):
-        compute = functools.partial(toy, config.toy, seed)
-        _sort(tables, work.part(f"toy-{seed}", _toy_steps(config.toy), compute), "toy", seed)
-    lab = reward_letters.make(config.letters)
-    data = functools.cache(functools.partial(reward_letters.data, lab))
-    models = functools.cache(
-        lambda seed, share: reward_letters.population(lab, data(seed), share, seed)
-    )
-    most = max(config.letters.corruptions)
+        columns = {"world": "toy", "seed": seed}
+        run = functools.partial(reward_toy.compare, config.toy, seed)
+        yield study.Arm(f"toy-{seed}", config.toy_steps, run, columns=columns)
+    letters = reward_letters.make(config.letters)
     for seed in range(config.seeds):
+        columns = {"world": "letters", "seed": seed}
         for share in config.letters.corruptions:
-
-            def rank(seed: int = seed, share: float = share) -> reproduce.Rows:
-                found, own = data(seed), models(seed, share)
-                gap = reward_letters.connected(lab, found, own)
-                rows = [_of("halfway", corruption=share, gap=gap)]
-                ranked = reward_letters.ranked(lab, found, own)
-                return rows + [_of("accuracies", corruption=share, **row) for row in ranked]
-
-            name = f"letters-models-{share:g}-{seed}"
-            _sort(tables, work.part(name, _model_steps(config.letters), rank), "letters", seed)
-
-        def move(seed: int = seed) -> reproduce.Rows:
-            members = models(seed, most).members
-            best = reward_letters.best_of(lab, members, seed)
-            climbs, wins = reward_letters.climbs(lab, members, seed, work)
-            named = {"best_of": best, "climbs": climbs, "wins": wins}
-            return [_of(name, **row) for name, rows in named.items() for row in rows]
-
-        part = work.part(f"letters-policies-{seed}", _policy_steps(config.letters), move)
-        _sort(tables, part, "letters", seed)
-    figures = {
-        "reward_models": warm_pictures.draw_models(
-            tables, config.toy.corruption, config.letters.corruptions
-        ),
-        "climbs": warm_pictures.draw_climbs(tables, 2 * KL),
-    }
-    return reproduce.Found(tables, figures, judge(config, tables))
+            run = functools.partial(reward_letters.rank, letters, share, seed)
+            part = f"letters-models-{share:g}-{seed}"
+            yield study.Arm(part, config.model_steps, run, columns=columns)
+        run = functools.partial(reward_letters.move, letters, seed)
+        yield study.Arm(f"letters-policies-{seed}", config.policy_steps, run, columns=columns)
 
 
-def toy(sizes: reward_toy.Sizes, seed: int) -> reproduce.Rows:
-    """Everything of points, with one seed."""
-    gold_key, net_key = jax.random.split(jax.random.key(seed))
-    plain, bent = (reward_toy.draw_gold(gold_key, c) for c in (0.0, sizes.penalty))
-    backbone = reward_toy.pretrain(sizes, plain, net_key)
-
-    found = reward_toy.data(sizes, plain, seed)
-    starts = [reward_toy.probed(backbone, found)]
-    members = reward_toy.tune(sizes, starts, found, seed, sizes.steps, sizes.members)
-    rows = [_of("accuracies", **row) for row in reward_toy.ranked(found, members)]
-    of_start = reward_toy.accuracies(found, functools.partial(reward_toy.margins, starts[0]))
-    rows.append(_of("accuracies", model="linear-probe", **of_start))
-    rows += [_of("path", **row) for row in reward_toy.connected(found, members)]
-    apart = [reward_toy.MODEL.init(key) for key in jax.random.split(net_key)]
-    others = reward_toy.tune(sizes, apart, found, seed, sizes.steps, 2)
-    for row in reward_toy.ranked(found, others):
-        rows.append(_of("apart", **row))
-
-    found = reward_toy.data(sizes, bent, seed)
-    starts = [reward_toy.probed(backbone, found)]
-    members = reward_toy.tune(sizes, starts, found, seed, sizes.climbed_steps, sizes.members)
-    rows += [_of("climbs", **row) for row in reward_toy.climbs(sizes, bent, members, seed)]
-    return rows + [_of("best_of", **row) for row in reward_toy.best_of(sizes, bent, members, seed)]
-
-
-def _of(table: str, **row: Any) -> dict[str, Any]:
-    return {"table": table, **row}
-
-
-def _sort(tables: dict[str, reproduce.Rows], rows: reproduce.Rows, world: str, seed: int) -> None:
-    """Adds rows of a part to the tables that they name."""
+def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+    """Returns the tables of both worlds, which bear its name."""
+    by_table: dict[str, reproduce.Rows] = {}
     for row in rows:
-        columns = {name: value for name, value in row.items() if name != "table"}
-        tables.setdefault(f"{world}_{row['table']}", []).append({"seed": seed, **columns})
+        kept = {name: value for name, value in row.items() if name not in ("world", "table")}
+        by_table.setdefault(f"{row['world']}_{row['table']}", []).append(kept)
+    return by_table
 
 
-def judge(config: Config, tables: dict[str, reproduce.Rows]) -> list[reproduce.Check]:
-    """The paper's statements, in both worlds."""
-    most = max(config.letters.corruptions)
-    of_letters = [r for r in tables["letters_accuracies"] if r["corruption"] == most]
-    halfway = [r["gap"] for r in tables["letters_halfway"] if r["corruption"] == most]
-    path = [r for r in tables["toy_path"] if r["pairs"] == "near" and r["share"] == 0.5]
-    gaps = [r["weights"] - r["mean_accuracy"] for r in path]
-    checks = judge_models("toy", config.toy.corruption, tables["toy_accuracies"], gaps)
-    average = values(tables["toy_apart"], "model", "average", "near")
-    one = values(tables["toy_apart"], "model", "single", "near")
-    checks += [
-        study.above(
-            f"toy: without pre-training in common half-way between two members is near chance, "
-            f"below {CHANCE:g} (by how much below)",
-            CHANCE - average,
-        ),
-        reproduce.Check(
-            "toy: without it, accuracy half-way between two members less their mean one",
-            None,
-            f"{statistics.t_interval(average - one)}, of {statistics.t_interval(one)}",
-        ),
-    ]
-    checks += judge_climbs("toy", tables["toy_climbs"])
-    kept, free = (_ends(tables["toy_climbs"], name) for name in ("average-held-back", "average"))
-    checks.append(
-        study.above(
-            f"toy: with {config.toy.climb_kl:g} of reward a nat the climb ends at a lower KL (nats "
-            "less)",
-            free - kept,
-        )
+def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Judges the paper's statements in both worlds, then yields figures that are not judged."""
+    half = study.where(tables["toy_path"], pairs="near", share=0.5)
+    gaps = study.column(half, "weights") - study.column(half, "mean_accuracy")
+    yield from claims_of_models("toy", config.toy.corruption, tables["toy_accuracies"], gaps)
+    average, one = (values(tables["toy_apart"], model, "near") for model in ("average", "single"))
+    yield study.above(
+        f"toy: without pre-training in common half-way between two members is near chance, "
+        f"below {CHANCE:g} (by how much below)",
+        CHANCE - average,
     )
-    checks += judge_models("letters", most, of_letters, halfway)
-    checks += judge_climbs("letters", tables["letters_climbs"])
-    return checks + report(config, tables)
+    yield study.reported(
+        "toy: without it, accuracy half-way between two members less their mean one",
+        f"{statistics.t_interval(average - one)}, of {statistics.t_interval(one)}",
+    )
+    yield from claims_of_climbs("toy", tables["toy_climbs"])
+    ways = climbs(tables["toy_climbs"], "average", "average-held-back")
+    yield study.above(
+        f"toy: with {config.toy.climb_kl:g} of reward a nat the climb ends at a lower KL (nats "
+        "less)",
+        ways["average"].kl[:, -1] - ways["average-held-back"].kl[:, -1],
+    )
+    most = max(config.letters.corruptions)
+    rows, halfway = (
+        study.where(tables[f"letters_{name}"], corruption=most)
+        for name in ("accuracies", "halfway")
+    )
+    yield from claims_of_models("letters", most, rows, study.column(halfway, "gap"))
+    yield from claims_of_climbs("letters", tables["letters_climbs"])
+    yield from reports(config, tables)
 
 
-def judge_models(
-    world: str, corruption: float, rows: reproduce.Rows, halfway: Sequence[float]
-) -> list[reproduce.Check]:
-    """What averages remember and how they rank; `halfway` is accuracy less that of the ends."""
-    of = functools.partial(values, rows, "model")
+def claims_of_models(
+    world: str, corruption: float, rows: reproduce.Rows, halfway: study.Numbers
+) -> Iterator[reproduce.Check]:
+    """Judges what averages remember and how they rank; `halfway` is accuracy less the ends'."""
 
-    def against(kind: str, one: str, other: str) -> np.ndarray:
-        return of(one, kind) - of(other, kind)
+    def more(kind: str, one: str, other: str) -> np.ndarray:
+        return values(rows, one, kind) - values(rows, other, kind)
 
-    checks: list[reproduce.Check] = []
     if corruption:
-        checks.append(
-            study.above(
-                f"{world}: of {corruption:.0%} wrong labels the average in weights remembers fewer "
-                "than the ensemble (share of them, less)",
-                against("corrupted", "ensemble", "average"),
-                0.02,
-            )
+        yield study.above(
+            f"{world}: of {corruption:.0%} wrong labels the average in weights remembers fewer "
+            "than the ensemble (share of them, less)",
+            more("corrupted", "ensemble", "average"),
+            0.02,
         )
-    return [
-        *checks,
-        study.above(
-            f"{world}: of the right labels it remembers fewer too",
-            against("clean", "ensemble", "average"),
-        ),
-        study.above(
-            f"{world}: it ranks held-out pairs from elsewhere no more than 0.01 worse (accuracy "
-            "more than the ensemble's)",
-            against("far", "average", "ensemble"),
+    for claim, differences, threshold in (
+        ("of the right labels it remembers fewer too", more("clean", "ensemble", "average"), 0.0),
+        (
+            "it ranks held-out pairs from elsewhere no more than 0.01 worse (accuracy more than "
+            "the ensemble's)",
+            more("far", "average", "ensemble"),
             -0.01,
         ),
-        study.above(
-            f"{world}: and better than members do (accuracy more than their mean)",
-            against("far", "average", "single"),
+        (
+            "and better than members do (accuracy more than their mean)",
+            more("far", "average", "single"),
+            0.0,
         ),
-        study.above(
-            f"{world}: half-way between two members accuracy is not below their mean by more than "
-            "0.01 (held-out pairs, difference)",
+        (
+            "half-way between two members accuracy is not below their mean by more than 0.01 "
+            "(held-out pairs, difference)",
             halfway,
             -0.01,
         ),
-    ]
+    ):
+        yield study.above(f"{world}: {claim}", differences, threshold)
 
 
-def judge_climbs(world: str, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """Whether gold falls where a proxy is climbed, and later on averages."""
-    names, seeds = climbed(rows, "single", "ensemble", "average"), seeds_of(rows)
-    found = {(n, s): climb(rows, s, n) for n in names for s in seeds}
-    rises = [all(np.all(np.diff(found[n, s]["proxy"]) > 0) for n in names) for s in seeds]
-    turns = [
-        all(0 < np.argmax(found[n, s]["gold"]) < len(found[n, s]["gold"]) - 1 for n in names)
-        for s in seeds
-    ]
-    falls = [max(found[n, s]["gold"]) - found[n, s]["gold"][-1] for n in names for s in seeds]
-    at = [min(KL, *(max(found[n, s]["kl"]) for n in names)) for s in seeds]
+def claims_of_climbs(world: str, rows: reproduce.Rows) -> Iterator[reproduce.Check]:
+    """Judges whether gold falls where a proxy is climbed, and later on averages."""
+    ways = climbs(rows, *MODELS)
+    kl, proxy, gold = (np.array(x) for x in zip(*ways.values(), strict=True))  # [names, seeds, n]
+    falls = np.mean(gold.max(2) - gold[:, :, -1])
+    at = np.minimum(KL, kl.max(2).min(0))  # [seeds]
+    ends = dict.fromkeys(f"{x:.3g}" for x in (at.min(), at.max()))
 
-    ends = dict.fromkeys(f"{x:.3g}" for x in (min(at), max(at)))
+    def gained(value: Callable[[np.ndarray, np.ndarray, float], float]) -> np.ndarray:
+        """Returns what the average in weights has more than the mean member, [seeds]."""
+        of = {
+            name: np.array([value(*x) for x in zip(way.kl, way.gold, at, strict=True)])
+            for name, way in ways.items()
+        }
+        singles = [x for name, x in of.items() if name.startswith("single")]
+        return of["average"] - np.mean(singles, 0)
 
-    def gained(value: Callable[[dict[str, np.ndarray], float], float]) -> np.ndarray:
-        """What the average in weights has more than the mean member, [seeds]."""
-        own = [
-            value(found["average", s], at[s])
-            - np.mean([value(found[n, s], at[s]) for n in names if n.startswith("single")])
-            for s in seeds
-        ]
-        return np.array(own)
-
-    return [
-        study.every(
-            f"{world}: what is climbed rises from each record to the next, for each proxy",
-            rises,
-            f"{len(names)} proxies",
-        ),
-        study.every(
-            f"{world}: gold peaks on the way, before the end, for each proxy",
-            turns,
-            f"falls after the peak by {np.mean(falls):.3g} on average",
-        ),
-        study.above(
-            f"{world}: the peak of gold is higher with the average in weights than with members "
-            "(difference of means)",
-            gained(lambda climb, at: max(climb["gold"])),
-        ),
-        study.above(
-            f"{world}: at {' to '.join(ends)} nats gold is higher than with members "
-            "(difference of means)",
-            gained(lambda climb, at: curves.value_at(climb["kl"], climb["gold"], at)),
-        ),
-    ]
+    yield study.every(
+        f"{world}: what is climbed rises from each record to the next, for each proxy",
+        [bool(np.all(np.diff(of_seed) > 0)) for of_seed in proxy.swapaxes(0, 1)],
+        f"{len(ways)} proxies",
+    )
+    yield study.every(
+        f"{world}: gold peaks on the way, before the end, for each proxy",
+        [bool(np.all((x > 0) & (x < gold.shape[2] - 1))) for x in gold.argmax(2).T],
+        f"falls after the peak by {falls:.3g} on average",
+    )
+    yield study.above(
+        f"{world}: the peak of gold is higher with the average in weights than with members "
+        "(difference of means)",
+        gained(lambda kl, gold, at: gold.max()),
+    )
+    yield study.above(
+        f"{world}: at {' to '.join(ends)} nats gold is higher than with members "
+        "(difference of means)",
+        gained(curves.value_at),
+    )
 
 
-def report(config: Config, tables: dict[str, reproduce.Rows]) -> list[reproduce.Check]:
-    """Figures that are not judged."""
-    checks: list[reproduce.Check] = []
+def reports(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Yields figures that are not judged."""
 
-    def say(claim: str, parts: dict[str, np.ndarray]) -> None:
-        said = ", ".join(f"{name} {statistics.t_interval(x)}" for name, x in parts.items())
-        checks.append(reproduce.Check(claim, None, said))
+    def means(by_model: dict[str, np.ndarray]) -> str:
+        return study.means({LABELS.get(name, "the start"): x for name, x in by_model.items()})
 
-    for world, shares in (("toy", [None]), ("letters", config.letters.corruptions)):
-        for share in shares:
-            own = [r for r in tables[f"{world}_accuracies"] if share in (None, r.get("corruption"))]
-            corruption = config.toy.corruption if share is None else share
+    accuracies = {("toy", config.toy.corruption): tables["toy_accuracies"]} | {
+        ("letters", share): study.where(tables["letters_accuracies"], corruption=share)
+        for share in config.letters.corruptions
+    }
+    for world in ("toy", "letters"):
+        for (of, share), rows in accuracies.items():
             for kind, what in KINDS.items():
-                if corruption or kind != "corrupted":
-                    parts = {
-                        WORDS[model]: values(own, "model", model, kind)
-                        for model in ("single", "ensemble", "average")
-                    }
-                    say(f"{world}, {corruption:.1%} wrong: accuracy, {what}", parts)
+                if of == world and (share or kind != "corrupted"):
+                    yield study.reported(
+                        f"{world}, {share:.1%} wrong: accuracy, {what}",
+                        means({model: values(rows, model, kind) for model in MODELS}),
+                    )
         rows = tables[f"{world}_best_of"]
-        most = max(row["n"] for row in rows)
-        last = [row for row in rows if row["n"] == most]
-        bound = best_of_n.kl_bound(most)
-        own = ("single", "ensemble", "average", "gold")
-        parts = {WORDS[model]: values(last, "reward", model, "gold") for model in own}
-        say(f"{world}: gold of the best of {most}, at most {bound:.3g} nats away", parts)
-        rows = tables[f"{world}_climbs"]
-        parts = {WORDS[model]: peaks(rows, model) for model in ("single", "ensemble", "average")}
-        say(f"{world}: peak of gold of policy gradients", parts)
-    wins = [row for row in tables["letters_wins"] if row["policy"] == "average"]
-    say(
+        most = max(study.distinct(rows, "n"))
+        last = study.where(rows, n=most)
+        best = {model: values(last, model, "gold", "reward") for model in (*MODELS, "gold")}
+        yield study.reported(
+            f"{world}: gold of the best of {most}, at most {best_of_n.kl_bound(most):.3g} nats "
+            "away",
+            means(best),
+        )
+        ways = {model: climbs(tables[f"{world}_climbs"], model).values() for model in MODELS}
+        peaks = {model: np.mean([x.gold.max(1) for x in own], 0) for model, own in ways.items()}
+        yield study.reported(f"{world}: peak of gold of policy gradients", means(peaks))
+    wins = study.where(tables["letters_wins"], policy="average")
+    others = ("start", "single", "ensemble", "gold")
+    yield study.reported(
         "letters: share of texts, at the end and by gold, by which the policy of the mean of "
         "weights beats that of",
-        {
-            WORDS.get(other, "the start"): values(wins, "against", other, "win_rate")
-            for other in ("start", "single", "ensemble", "gold")
-        },
+        means({model: values(wins, model, "win_rate", "against") for model in others}),
     )
-    return checks
-
-
-def _ends(rows: reproduce.Rows, name: str) -> np.ndarray:
-    return np.array([climb(rows, seed, name)["kl"][-1] for seed in seeds_of(rows)])
-
-
-def _toy_steps(sizes: reward_toy.Sizes) -> int:
-    """Twenty of a perceptron take the time of a decoder's."""
-    of_members = sizes.members * (sizes.steps + sizes.climbed_steps) + 2 * sizes.steps
-    found = sizes.pretraining_steps + of_members + (sizes.members + 4) * sizes.climbs
-    return -(-found // 20)
-
-
-def _model_steps(sizes: reward_letters.Sizes) -> int:
-    return sizes.members * sizes.steps
-
-
-def _policy_steps(sizes: reward_letters.Sizes) -> int:
-    return (sizes.singles + 3) * sizes.policy_steps
-
-
-def steps(config: Config) -> int:
-    """Learner steps of all models, in those of a decoder."""
-    own = config.letters
-    of_letters = len(own.corruptions) * _model_steps(own) + _policy_steps(own)
-    return config.toy_seeds * _toy_steps(config.toy) + config.seeds * of_letters
 
 
 def seconds(config: Config) -> float:
-    """On two cores: compiling, and steps by their size."""
+    """Estimates compiling, and steps by their size."""
     own = config.letters
-    models = len(own.corruptions) * (8 + _model_steps(own) * 0.006 * own.batch_size / 32)
-    policies = _policy_steps(own) * 0.03 * own.policy_batch / 128
-    return (
-        60 + config.toy_seeds * _toy_steps(config.toy) * 0.015 + config.seeds * (models + policies)
-    )
+    models = len(own.corruptions) * (8 + config.model_steps * 0.006 * own.batch_size / 32)
+    policies = config.policy_steps * 0.03 * own.policy_batch / 128
+    toy = config.toy_seeds * config.toy_steps * 0.015
+    return 60 + toy + config.seeds * (models + policies)
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="The average of reward models' weights remembers fewer wrong labels than the mean of "
     "their predictions, ranks as well, and holds out longer where a policy climbs it.",
     source="Rame et al. 2024, arXiv:2401.12187",
     config=Config(),
-    steps=steps,
+    arms=arms,
+    tables=tables,
+    claims=claims,
+    figures=lambda config, tables: {
+        "reward_models": warm_pictures.models(
+            tables, config.toy.corruption, config.letters.corruptions
+        ),
+        "climbs": warm_pictures.ways(tables, 2 * KL),
+    },
     seconds=seconds,
-    run=run,
 )
+REPRODUCTION = STUDY.reproduction()

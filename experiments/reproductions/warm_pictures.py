@@ -3,15 +3,16 @@
 Rows have a seed, and the name of a reward model: "single-3", "ensemble", "average", or of gold.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import curves
+from kullback.experiments.reproductions import curves, study
 from kullback.lm import best_of_n
 
+MODELS = ("single", "ensemble", "average")
 KINDS = {
     "corrupted": "wrong labels",
     "clean": "right labels",
@@ -25,7 +26,7 @@ COLORS = {
     "gold": "C2",
     "average-held-back": "C4",
 }
-WORDS = {
+LABELS = {
     "single": "one member",
     "ensemble": "mean of predictions",
     "average": "mean of weights",
@@ -34,144 +35,140 @@ WORDS = {
 }
 
 
-def values(rows: reproduce.Rows, column: str, name: str, value: str) -> np.ndarray:
-    """A value by seed, [seeds]; of "single" the mean over members."""
-    own = [row for row in rows if kind_of(row[column]) == name]
-    seeds = sorted({row["seed"] for row in own})
-    return np.array([np.mean([r[value] for r in own if r["seed"] == s]) for s in seeds])
-
-
 def kind_of(name: str) -> str:
-    """What a name is of: single, of single-3; else the name itself."""
+    """Returns single of single-3, and any other name as it is."""
     return "single" if name.startswith("single-") else name
 
 
-def seeds_of(rows: reproduce.Rows) -> list[int]:
-    """Those of a table."""
-    return sorted({row["seed"] for row in rows})
+def values(rows: reproduce.Rows, model: str, value: str, column: str = "model") -> np.ndarray:
+    """Returns a value by seed, [seeds]; of "single" the mean over members."""
+    own = [row for row in rows if kind_of(row[column]) == model]
+    return study.by_seed(own, value).mean(1)
 
 
-def climbed(rows: reproduce.Rows, *kinds: str) -> list[str]:
-    """Names of the rewards that were climbed, of these kinds."""
-    return [n for n in dict.fromkeys(row["reward"] for row in rows) if kind_of(n) in kinds]
+class Ways(NamedTuple):
+    """Ways up a reward, at each record, [seeds, n]."""
+
+    kl: np.ndarray
+    proxy: np.ndarray
+    gold: np.ndarray
 
 
-def climb(rows: reproduce.Rows, seed: int, name: str) -> dict[str, np.ndarray]:
-    """KL, proxy and gold of a way up, [records] each."""
-    own = [row for row in rows if row["seed"] == seed and row["reward"] == name]
-    return {column: np.array([row[column] for row in own]) for column in ("kl", "proxy", "gold")}
+def climbs(rows: reproduce.Rows, *kinds: str) -> dict[str, Ways]:
+    """Returns the ways up rewards of these kinds, by name."""
+    names = [name for name in study.distinct(rows, "reward") if kind_of(name) in kinds]
+    return {n: Ways(*(study.by_seed(rows, c, reward=n) for c in Ways._fields)) for n in names}
 
 
-def peaks(rows: reproduce.Rows, kind: str) -> np.ndarray:
-    """The peak of gold by seed, [seeds]; of "single" the mean over members."""
-    names = climbed(rows, kind)
-    found = [[max(climb(rows, s, n)["gold"]) for n in names] for s in seeds_of(rows)]
-    return np.mean(found, 1)
-
-
-def along(rows: reproduce.Rows, kind: str, most: float) -> tuple[np.ndarray, np.ndarray]:
-    """KL up to where all climbs of a kind go, at most `most`, [n], and gold there, [seeds, n]."""
-    ways = [[climb(rows, s, n) for n in climbed(rows, kind)] for s in seeds_of(rows)]
-    reach = min(most, *(max(way["kl"]) for of_seed in ways for way in of_seed))
+def along(ways: Sequence[Ways], most: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns KL up to where all ways go, at most `most`, [n], and mean gold there, [seeds, n]."""
+    reach = min(most, *(kl.max() for way in ways for kl in way.kl))
     at = np.linspace(0, reach, 100)
-    found = [
-        np.mean([[curves.value_at(w["kl"], w["gold"], k) for k in at] for w in of_seed], 0)
-        for of_seed in ways
+    gold = [
+        [[curves.value_at(*x, k) for k in at] for x in zip(way.kl, way.gold, strict=True)]
+        for way in ways
     ]
-    return at, np.array(found)
+    return at, np.mean(gold, 0)
 
 
-def draw_models(
-    tables: dict[str, reproduce.Rows], of_toy: float, of_letters: Sequence[float]
-) -> Figure:
-    """Accuracies by kind of pair, by share of wrong labels, and between two members.
+def bars(rows: reproduce.Rows, world: str, share: float) -> study.Panel:
+    """Returns accuracies by kind of pair, with a share of wrong labels."""
+    kinds = [kind for kind in KINDS if share or kind != "corrupted"]
+    places = np.arange(len(kinds))
+    marks = [
+        study.SeedBars(
+            places + 0.26 * (number - 1),
+            [values(rows, model, kind) for kind in kinds],
+            LABELS[model],
+            {"width": 0.24, "color": COLORS[model], "alpha": 0.8},
+        )
+        for number, model in enumerate(MODELS)
+    ]
+    axes = {"xticks": places, "xticklabels": [KINDS[kind] for kind in kinds]}
+    axes |= {"ylabel": "accuracy", "title": f"{world}: {share:.0%} of labels wrong"}
+    return study.Panel(
+        marks=marks, axes={**axes, "ylim": (0, 1.02)}, legend={"fontsize": 7, "loc": "lower right"}
+    )
+
+
+def models(tables: study.Tables, of_toy: float, of_letters: Sequence[float]) -> study.Grid:
+    """Returns accuracies by kind of pair, between two members, and by share of wrong labels.
 
     Args:
       tables: by name.
       of_toy: share of wrong labels.
       of_letters: shares of them.
     """
-    drawn = reproduce.figure(2, 2, width=5.2, height=3.6)
-    bars, path, bars_of_letters, memory = drawn.axes
-    most = max(of_letters)
-    letters = tables["letters_accuracies"]
-    worlds = (
-        (bars, "toy", of_toy, tables["toy_accuracies"]),
-        (bars_of_letters, "letters", most, [r for r in letters if r["corruption"] == most]),
-    )
-    for axes, world, share, rows in worlds:
-        kinds = [kind for kind in KINDS if share or kind != "corrupted"]
-        for number, model in enumerate(("single", "ensemble", "average")):
-            means = [values(rows, "model", model, kind) for kind in kinds]
-            at = np.arange(len(kinds)) + 0.26 * (number - 1)
-            height, style = [x.mean() for x in means], {"color": COLORS[model], "alpha": 0.8}
-            axes.bar(at, height, 0.24, label=WORDS[model], **style)
-            for place, x in zip(at, means, strict=True):
-                axes.plot(np.full(len(x), place), x, "k.", markersize=3)
-        axes.set_xticks(np.arange(len(kinds)), [KINDS[kind] for kind in kinds])
-        axes.set(ylabel="accuracy", title=f"{world}: {share:.0%} of labels wrong", ylim=(0, 1.02))
-        axes.legend(fontsize=7, loc="lower right")
-    rows = [row for row in tables["toy_path"] if row["pairs"] == "far"]
-    shares = sorted({row["share"] for row in rows})
-    for column, label, color in (
-        ("weights", WORDS["average"], COLORS["average"]),
-        ("predictions", WORDS["ensemble"], COLORS["ensemble"]),
-        ("mean_accuracy", "mean of accuracies", COLORS["single"]),
-    ):
-        means = [np.mean([r[column] for r in rows if r["share"] == s]) for s in shares]
-        path.plot(shares, means, "o-", color=color, label=label, markersize=4)
-    path.set(xlabel="share of the second member", ylabel="accuracy, held out, far")
-    path.set_title("toy: between two members")
-    path.legend(fontsize=7)
-    shares = sorted(of_letters)
-    for kind, line in (("corrupted", "o--"), ("near", "o-")):
-        for model in ("single", "ensemble", "average"):
-            at, means = [], []
-            for share in shares:
-                own = [row for row in letters if row["corruption"] == share]
-                if share or kind != "corrupted":
-                    at.append(share)
-                    means.append(values(own, "model", model, kind).mean())
-            label = f"{WORDS[model]}, {KINDS[kind]}"
-            memory.plot(at, means, line, color=COLORS[model], markersize=4, label=label)
-    memory.set(xlabel="share of wrong labels", ylabel="accuracy", title="letters: by noise")
-    memory.legend(fontsize=6)
-    for axes in drawn.axes:
-        axes.title.set_fontsize(10)
-    return drawn
+    letters, most, points = tables["letters_accuracies"], max(of_letters), {"markersize": 4}
+    path = study.where(tables["toy_path"], pairs="far")
+    between = [
+        study.Line(
+            study.distinct(path, "share"),
+            study.by_seed(path, column).mean(0),
+            label,
+            {"marker": "o", "color": COLORS[model], **points},
+        )
+        for column, label, model in (
+            ("weights", LABELS["average"], "average"),
+            ("predictions", LABELS["ensemble"], "ensemble"),
+            ("mean_accuracy", "mean of accuracies", "single"),
+        )
+    ]
+    memory: list[study.Mark] = []
+    for kind, line in (("corrupted", "--"), ("near", "-")):
+        shares = [share for share in sorted(of_letters) if share or kind != "corrupted"]
+        for model in MODELS:
+            of_share = [study.where(letters, corruption=share) for share in shares]
+            means = [values(rows, model, kind).mean() for rows in of_share]
+            style = {"marker": "o", "ls": line, "color": COLORS[model], **points}
+            memory.append(study.Line(shares, means, f"{LABELS[model]}, {KINDS[kind]}", style))
+    xlabel, ylabel = "share of the second member", "accuracy, held out, far"
+    axes = {"xlabel": "share of wrong labels", "ylabel": "accuracy", "title": "letters: by noise"}
+    panels = [
+        bars(tables["toy_accuracies"], "toy", of_toy),
+        study.Panel(
+            marks=between,
+            axes={"xlabel": xlabel, "ylabel": ylabel, "title": "toy: between two members"},
+            legend={"fontsize": 7},
+        ),
+        bars(study.where(letters, corruption=most), "letters", most),
+        study.Panel(marks=memory, axes=axes, legend={"fontsize": 6}),
+    ]
+    return study.Grid(panels=panels, columns=2, width=5.2, height=3.6, title_size=10)
 
 
-def draw_climbs(tables: dict[str, reproduce.Rows], most: float) -> Figure:
-    """Gold over KL, of policy gradients and of best of N; a world a row.
+def ways(tables: study.Tables, most: float) -> study.Grid:
+    """Returns gold over KL, of policy gradients and of best of N; a world a row.
 
     Args:
       tables: by name.
       most: nats up to which the toy's climbs are shown, whose gold falls without end.
     """
-    drawn = reproduce.figure(2, 2, width=5.2, height=3.8)
-    for number, world in enumerate(("toy", "letters")):
-        steps, best = drawn.axes[2 * number : 2 * number + 2]
-        rows = tables[f"{world}_climbs"]
-        for kind in ("single", "average-held-back", "ensemble", "average", "gold"):
-            if not climbed(rows, kind):
-                continue
-            at, values_at = along(rows, kind, most)
-            steps.plot(at, values_at.T, color=COLORS[kind], lw=0.6, alpha=0.35)
-            label = f"{WORDS[kind]}{' (mean over members)' if kind == 'single' else ''}"
-            steps.plot(at, values_at.mean(0), color=COLORS[kind], lw=1.8, label=label)
-        rows = tables[f"{world}_best_of"]
-        counts = sorted({row["n"] for row in rows})
-        kl = [best_of_n.kl_bound(n) for n in counts]
-        for kind in ("single", "ensemble", "average", "gold"):
-            means = np.array(
-                [values([r for r in rows if r["n"] == n], "reward", kind, "gold") for n in counts]
-            )
-            best.plot(kl, means, color=COLORS[kind], lw=0.6, alpha=0.5)
-            best.plot(kl, means.mean(1), "o-", color=COLORS[kind], label=WORDS[kind], markersize=3)
-        steps.set_title(f"{world}: policy gradients; thin lines are seeds", fontsize=10)
-        best.set_title(f"{world}: best of {counts[0]} to {counts[-1]}", fontsize=10)
-        steps.set(xlabel="KL to the supervised policy, nats", ylabel="gold reward")
-        best.set(xlabel="KL: log N - (N - 1) / N, nats", ylabel="gold reward")
-        for axes in (steps, best):
-            axes.legend(fontsize=7, framealpha=0.5)
-    return drawn
+    panels = [panel for world in ("toy", "letters") for panel in _ways(tables, world, most)]
+    return study.Grid(panels=panels, columns=2, width=5.2, height=3.8, title_size=10)
+
+
+def _ways(tables: study.Tables, world: str, most: float) -> Iterator[study.Panel]:
+    steps: list[study.Mark] = []
+    for kind in ("single", "average-held-back", "ensemble", "average", "gold"):
+        own = climbs(tables[f"{world}_climbs"], kind)
+        if own:
+            label = f"{LABELS[kind]}{' (mean over members)' if kind == 'single' else ''}"
+            at, gold = along([*own.values()], most)
+            styles = {"color": COLORS[kind]}, {"lw": 0.6, "alpha": 0.35}
+            steps.append(study.Seeds(at, gold, label, *styles))
+    rows = tables[f"{world}_best_of"]
+    counts = sorted(study.distinct(rows, "n"))
+    kl = [best_of_n.kl_bound(n) for n in counts]
+    best: list[study.Mark] = []
+    for kind in (*MODELS, "gold"):
+        gold = [values(study.where(rows, n=n), kind, "gold", "reward") for n in counts]
+        styles = {"color": COLORS[kind]}, {"lw": 0.6, "alpha": 0.5}
+        thick = {"lw": None, "marker": "o", "markersize": 3}
+        best.append(study.Seeds(kl, np.transpose(gold), LABELS[kind], *styles, thick))
+    for marks, title, xlabel in (
+        (steps, "policy gradients; thin lines are seeds", "KL to the supervised policy, nats"),
+        (best, f"best of {counts[0]} to {counts[-1]}", "KL: log N - (N - 1) / N, nats"),
+    ):
+        axes = {"xlabel": xlabel, "ylabel": "gold reward", "title": f"{world}: {title}"}
+        yield study.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "framealpha": 0.5})

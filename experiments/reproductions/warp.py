@@ -16,16 +16,20 @@ under straight lines between records: a run with a weak fixed anchor goes most o
 the first of them, and has more area than that.
 """
 
+import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import curves, merged_policies, study
-from kullback.experiments.reproductions.merged_policies import FIXED, LAMBDAS, MOVING, Config, Sizes
+from kullback.experiments.reproductions import curves, letters, merged_policies, study
+from kullback.experiments.reproductions.merged_policies import LAMBDAS, MOVING, Sizes
+from kullback.lm import rlhf, warp
 
+POLICIES = ("toy", "decoder")
 ORTHOGONAL = 0.2  # Cosines below it, of every seed, count as about 0.
 NAMES = {
     "fixed-strong": "fixed anchor, strong",
@@ -37,7 +41,7 @@ NAMES = {
     "slerp-2": "spherical merge, iteration 2",
 }
 
-# What is compared, and the arm whose area is taken from the other's.
+# Claims of areas, and the arm whose area is taken from the other's.
 COMPARED = (
     ("a moving anchor above the weak fixed one", "moving", "fixed-weak"),
     ("a moving anchor above the strong fixed one", "moving", "fixed-strong"),
@@ -48,276 +52,264 @@ COMPARED = (
 )
 
 
-def run(config: Config, work: reproduce.Work) -> reproduce.Found:
-    """Both policies, all arms, all seeds."""
-    points: reproduce.Rows = []
-    merges: reproduce.Rows = []
-    for name in ("toy", "decoder"):
-        lab = merged_policies.make(config, name, getattr(config, name))
-        for seed in range(config.seeds):
-            for arm in FIXED:
-                compute = functools.partial(merged_policies.anchored, config, lab, arm, seed, work)
-                points += work.part(f"{name}-{arm}-{seed}", lab.sizes.member_steps, compute)
-            compute = functools.partial(merged_policies.averaged, config, lab, seed, work)
-            rows = work.part(f"{name}-warp-{seed}", _steps_of_warp(config, lab.sizes), compute)
-            points += [row for row in rows if row["table"] == "points"]
-            merges += [row for row in rows if row["table"] == "merges"]
-    for row in (*points, *merges):
-        row.pop("table", None)
-    areas = measured_areas(config, points)
-    tables = {"points": points, "merges": merges, "areas": areas}
-    figures = {"fronts": draw(config, points), "merges": draw_merges(points)}
-    return reproduce.Found(tables, figures, judge(config, points, merges, areas))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of all that is varied, and the sizes."""
 
+    seeds: int = 3
+    iterations: int = 2
+    strong: float = 0.1  # beta; that of the moving anchor too.
+    weak: float = 0.01
+    anchor_rate: float = 0.01  # mu.
+    next_start: float = 0.3  # eta of the next iteration's start.
+    records: int = 10  # Points of a run's curve.
+    samples: int = 16  # Texts of each held-out prompt, of which rewards and KL are means.
+    # Of areas: beyond this KL, nats, nothing counts. The reward that is worth nothing is the
+    # supervised start's.
+    reference_kl: float = 30.0
+    language: letters.Sizes = letters.SIZES
+    toy: Sizes = merged_policies.PERCEPTRON
+    decoder: Sizes = merged_policies.DECODER
 
-def measured_areas(config: Config, points: reproduce.Rows) -> reproduce.Rows:
-    """The area of each curve and front, and of fronts that above their chord."""
-    rows: reproduce.Rows = []
-    for policy in dict.fromkeys(row["policy"] for row in points):
-        for seed in range(config.seeds):
-            for arm in _arms(points):
-                kl, reward = _curve(points, policy, seed, arm)
-                reference = config.reference_kl, float(reward[0])
-                rows.append(
-                    {
-                        "policy": policy,
-                        "seed": seed,
-                        "arm": arm,
-                        "reference_kl": reference[0],
-                        "reference_reward": reference[1],
-                        "area": curves.front_area(*curves.filled(kl, reward), reference),
-                        "above_chord": curves.above_chord(kl, reward),
-                    }
+    def __post_init__(self) -> None:
+        study.at_least(1, self, "seeds", "iterations", "records", "samples")
+        for name in POLICIES:
+            steps = self.algorithm(name).member_steps
+            if steps % self.records:
+                raise ValueError(
+                    f"member_steps must be a multiple of records={self.records}, got {steps}"
                 )
+        if not self.reference_kl > 0:
+            raise ValueError(f"reference_kl must be > 0 nats, got {self.reference_kl}")
+
+    @property
+    def betas(self) -> dict[str, float]:
+        """The beta of each run with a fixed anchor."""
+        return {"fixed-strong": self.strong, "fixed-weak": self.weak}
+
+    def member(self, name: str, beta: float, reference: Any) -> rlhf.Config:
+        """Returns settings of one run of REINFORCE, of the policy `name`."""
+        sizes: Sizes = getattr(self, name)
+        return rlhf.Config(
+            samples_per_prompt=sizes.samples_per_prompt,
+            kl_coefficient=beta,
+            reference=reference,
+            anchor_rate=self.anchor_rate,
+            learning=sizes.learning(self.language),
+        )
+
+    def algorithm(self, name: str) -> warp.Config:
+        """Returns settings of WARP, of two members."""
+        return warp.Config(
+            members=2,
+            member_steps=getattr(self, name).member_steps,
+            next_start=self.next_start,
+            member=self.member(name, self.strong, "moving-average"),
+        )
+
+
+def arms(config: Config) -> Iterator[study.Arm]:
+    """Yields runs with a fixed anchor, then WARP, of each policy and seed."""
+    for name in POLICIES:
+        algorithm = config.algorithm(name)
+        policies = merged_policies.make(
+            name,
+            getattr(config, name).model(config.language),
+            config.language,
+            {arm: config.member(name, beta, "fixed") for arm, beta in config.betas.items()},
+            algorithm,
+            config.samples,
+        )
+        for seed in range(config.seeds):
+            given = policies, seed, config.records
+            for arm in config.betas:
+                run = functools.partial(merged_policies.anchored, *given, arm)
+                yield study.Arm(f"{name}-{arm}-{seed}", algorithm.member_steps, run, "points")
+            run = functools.partial(merged_policies.averaged, *given, config.iterations)
+            steps = config.iterations * algorithm.iteration_steps
+            yield study.Arm(f"{name}-warp-{seed}", steps, run)
+
+
+def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+    """Returns points, merges, and the area of each curve and front."""
+    by_table = study.split(rows, "points", "merges")
+    return {**by_table, "areas": areas(config, by_table["points"])}
+
+
+def areas(config: Config, points: reproduce.Rows) -> reproduce.Rows:
+    """Returns the area of each curve and front, and of fronts that above their chord."""
+    rows: reproduce.Rows = []
+    for policy in study.distinct(points, "policy"):
+        of = {arm: curves_of(points, policy, arm) for arm in fronts(points)}
+        for seed, arm in itertools.product(range(config.seeds), of):
+            kl, reward = of[arm][seed]
+            reference = config.reference_kl, float(reward[0])
+            area = curves.front_area(*curves.filled(kl, reward), reference)
+            row = {"policy": policy, "seed": seed, "arm": arm, "reference_kl": reference[0]}
+            row |= {"reference_reward": reference[1], "area": area}
+            rows.append({**row, "above_chord": curves.above_chord(kl, reward)})
     return rows
 
 
-def _arms(points: reproduce.Rows) -> list[str]:
-    """Runs and fronts; merges by lambda are neither."""
-    every = dict.fromkeys(row["arm"] for row in points)
-    return [arm for arm in every if not arm.endswith("-by-lambda")]
+def fronts(points: reproduce.Rows) -> list[str]:
+    """Returns the arms that are runs and fronts; merges by lambda are neither."""
+    return [arm for arm in study.distinct(points, "arm") if not arm.endswith("-by-lambda")]
 
 
-def _curve(
-    points: reproduce.Rows, policy: str, seed: int, arm: str
-) -> tuple[np.ndarray, np.ndarray]:
-    wanted = policy, seed, arm
-    own = [row for row in points if (row["policy"], row["seed"], row["arm"]) == wanted]
-    return np.array([row["kl"] for row in own]), np.array([row["reward"] for row in own])
+def curves_of(points: reproduce.Rows, policy: str, arm: str) -> np.ndarray:
+    """Returns KL and reward of a run or a front, [seeds, 2, n]."""
+    own = study.where(points, policy=policy, arm=arm)
+    return np.stack([study.by_seed(own, name) for name in ("kl", "reward")], 1)
 
 
-def judge(
-    config: Config, points: reproduce.Rows, merges: reproduce.Rows, areas: reproduce.Rows
-) -> list[reproduce.Check]:
-    """What needs no orthogonality is judged, of the first iteration; the rest is reported."""
-    checks: list[reproduce.Check] = []
-    for policy in dict.fromkeys(row["policy"] for row in merges):
-        first = [row for row in merges if row["policy"] == policy and row["iteration"] == 1]
-        own = [row for row in areas if row["policy"] == policy]
-        checks += judge_merge(policy, first, own)
-        checks += report(config, policy, first, own)
-        ends = [_ends(points, policy, config.seeds, f"slerp-{n}") for n in (1, 2)]
-        if len(ends[1]):
-            claim = f"{policy}: reward of the second iteration's merge, above the first's"
-            checks.append(_difference(claim, ends[1] - ends[0]))
-            gaps = [
-                _above(np.linspace(0, first[0][-1], 200), second, first).mean()
-                for first, second in (
-                    [_curve(points, policy, seed, f"slerp-{n}") for n in (1, 2)]
-                    for seed in range(config.seeds)
-                )
-            ]
-            claim = f"{policy}: the second iteration's front above the first's, mean at equal KL"
-            checks.append(_difference(claim, np.array(gaps)))
-    return checks
+def gain(front: np.ndarray, other: np.ndarray, most: float | None = None) -> np.ndarray:
+    """Returns KL and how much more reward a front has there than another, [2, 200].
+
+    Args:
+      front, other: KL and reward, which rise, [2, n].
+      most: KL up to which; None is as far as the other goes.
+    """
+    at = np.linspace(0, other[0, -1] if most is None else most, 200)
+    return np.stack([at, np.interp(at, *front) - np.interp(at, *other)])
 
 
-def judge_merge(
-    policy: str, merges: reproduce.Rows, areas: reproduce.Rows
-) -> list[reproduce.Check]:
-    """The merge of an iteration against its members, a row a seed, and its front."""
-
-    def of(column: str) -> np.ndarray:
-        return np.array([row[column] for row in merges])
-
-    runs, errors = (of("reward_one") + of("reward_two")) / 2, of("identity_error")
-    return [
-        study.above(
+def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Judges what needs no orthogonality, of the first iteration; yields the rest as reports."""
+    points = tables["points"]
+    for policy in study.distinct(tables["merges"], "policy"):
+        of = functools.partial(
+            study.column, study.where(tables["merges"], policy=policy, iteration=1)
+        )
+        own = study.where(tables["areas"], policy=policy)
+        errors, cosines = of("identity_error"), of("cosine_whole")
+        area = {arm: study.column(own, "area", arm=arm) for arm in study.distinct(own, "arm")}
+        yield study.above(
             f"{policy}: the spherical merge's reward is no more than 0.02 below the mean of its "
             "two runs (difference)",
-            of("reward_slerp") - runs,
+            of("reward_slerp") - (of("reward_one") + of("reward_two")) / 2,
             -0.02,
-        ),
-        study.above(
+        )
+        yield study.above(
             f"{policy}: nor more than 0.01 below the linear merge's (difference)",
             of("reward_slerp") - of("reward_lerp"),
             -0.01,
-        ),
-        study.above(
+        )
+        yield study.above(
             f"{policy}: the spherical merge is farther from the start (nats more than the linear)",
             of("kl_slerp") - of("kl_lerp"),
-        ),
-        study.above(
+        )
+        yield study.above(
             f"{policy}: the front from the start to the merge lies above its chord (reward times "
             "nats)",
-            _area(areas, "slerp-1", "above_chord"),
-        ),
-        study.every(
+            study.column(own, "above_chord", arm="slerp-1"),
+        )
+        yield study.every(
             f"{policy}: half-way, a spherical task vector is the linear one over cos(Omega/2)",
             (errors < 1e-4).tolist(),
             f"greatest error {errors.max():.1e} of the greatest move",
-        ),
-    ]
-
-
-def report(
-    config: Config, policy: str, merges: reproduce.Rows, areas: reproduce.Rows
-) -> list[reproduce.Check]:
-    """How task vectors lie, a row a seed, and what areas there are."""
-
-    def of(column: str) -> np.ndarray:
-        return np.array([row[column] for row in merges])
-
-    arms = dict.fromkeys(row["arm"] for row in areas)
-    said = ", ".join(f"{NAMES.get(a, a)} {statistics.t_interval(_area(areas, a))}" for a in arms)
-    whole = of("cosine_whole")
-    lie = (
-        f"whole {statistics.t_interval(whole)}, layers and tensors "
-        f"{of('cosine_least').min():.2f} to {of('cosine_most').max():.2f}: orthogonality "
-        f"{'is' if abs(whole).max() < ORTHOGONAL else 'is not'} reproduced"
-    )
-    checks = [
-        reproduce.Check(
+        )
+        yield study.reported(
             f"{policy}: cosines of the two runs' task vectors (the paper: about 0)",
-            None,
-            lie,
-        ),
-        reproduce.Check(
+            f"whole {statistics.t_interval(cosines)}, layers and tensors "
+            f"{of('cosine_least').min():.2f} to {of('cosine_most').max():.2f}: orthogonality "
+            f"{'is' if abs(cosines).max() < ORTHOGONAL else 'is not'} reproduced",
+        )
+        yield study.reported(
             f"{policy}: area of each front up to {config.reference_kl:g} nats, above the reward "
             "of the start",
-            None,
-            said,
-        ),
-    ]
-    for what, one, other in COMPARED:
-        if len(_area(areas, one)):
-            values = _area(areas, one) - _area(areas, other)
-            checks.append(_difference(f"{policy}: {what}, area", values))
-    return checks
-
-
-def _area(areas: reproduce.Rows, arm: str, column: str = "area") -> np.ndarray:
-    return np.array([row[column] for row in areas if row["arm"] == arm])
-
-
-def _ends(points: reproduce.Rows, policy: str, seeds: int, arm: str) -> np.ndarray:
-    found = [_curve(points, policy, seed, arm)[1] for seed in range(seeds)]
-    return np.array([reward[-1] for reward in found if len(reward)])
-
-
-def _difference(claim: str, values: np.ndarray) -> reproduce.Check:
-    return reproduce.Check(f"{claim} (difference)", None, str(statistics.t_interval(values)))
-
-
-def draw(config: Config, points: reproduce.Rows) -> Figure:
-    """Runs and a front, reward over KL, and what fronts have above one run's; a policy a row."""
-    policies = list(dict.fromkeys(row["policy"] for row in points))
-    drawn = reproduce.figure(2, len(policies), width=5.2, height=3.9)
-    for number, policy in enumerate(policies):
-        runs, fronts = drawn.axes[2 * number : 2 * number + 2]
-        found = {
-            arm: [_curve(points, policy, seed, arm) for seed in range(config.seeds)]
-            for arm in _arms(points)
+            ", ".join(f"{NAMES.get(a, a)} {statistics.t_interval(x)}" for a, x in area.items()),
+        )
+        differences = {
+            f"{what}, area": area[one] - area[other] for what, one, other in COMPARED if one in area
         }
-        for arm in (*FIXED, MOVING, "slerp-1"):
-            style = _style(arm)
-            for kl, reward in found[arm]:
-                runs.plot(kl, reward, color=style["color"], lw=0.7, alpha=0.35)
-            runs.plot(*np.mean(found[arm], 0), label=NAMES[arm], markersize=4, **style)
-        runs.axvline(config.reference_kl, color="0.6", lw=0.8, ls=":")
-        runs.set(ylabel="reward")
-        runs.set_title(f"{policy}: runs by learner steps, a front by eta", fontsize=10)
-        fronts.axhline(0, color=_style("one-1")["color"], lw=1.2, label=NAMES["one-1"])
-        for arm in [arm for arm in found if arm.startswith(("lerp", "slerp"))]:
-            style, gains = _style(arm), []
-            least = min(kl[-1] for kl, _ in found["one-1"])
-            for one, other in zip(found["one-1"], found[arm], strict=True):
-                at = np.linspace(0, one[0][-1], 200)
-                fronts.plot(at, _above(at, other, one), color=style["color"], lw=0.7, alpha=0.35)
-                gains.append(_above(np.linspace(0, least, 200), other, one))
-            label = NAMES.get(arm, arm)
-            line = {"color": style["color"], "lw": 1.8, "label": label}
-            fronts.plot(np.linspace(0, least, 200), np.mean(gains, 0), **line)
-        fronts.set(ylabel="reward above that of one run, at equal KL")
-        fronts.set_title(f"{policy}: fronts from the start to the merge", fontsize=10)
-        for axes in (runs, fronts):
-            axes.set_xlabel("KL to the supervised start, nats of a text")
-            axes.legend(fontsize=7, loc="best")
-    return drawn
+        if "slerp-2" in area:
+            ends = [curves_of(points, policy, arm) for arm in ("slerp-2", "slerp-1")]
+            gains = np.array([gain(*pair)[1].mean() for pair in zip(*ends, strict=True)])
+            differences |= {
+                "reward of the second iteration's merge, above the first's": ends[0][:, 1, -1]
+                - ends[1][:, 1, -1],
+                "the second iteration's front above the first's, mean at equal KL": gains,
+            }
+        for what, values in differences.items():
+            yield study.reported(f"{policy}: {what} (difference)", statistics.t_interval(values))
 
 
-def _above(at: np.ndarray, one: tuple[Any, Any], other: tuple[Any, Any]) -> np.ndarray:
-    """How much more reward the one front has at each KL; both rise."""
-    return np.interp(at, *one) - np.interp(at, *other)
+def figures(config: Config, tables: study.Tables) -> dict[str, study.Grid]:
+    """Returns fronts and merges, a policy a row."""
+    points = tables["points"]
+    policies = study.distinct(points, "policy")
+    of_fronts = [panel for name in policies for panel in panels(config, points, name)]
+    of_merges = [panel for name in policies for panel in panels_of_merges(points, name)]
+    grid = functools.partial(study.Grid, columns=2, title_size=10)
+    return {
+        "fronts": grid(panels=of_fronts, width=5.2, height=3.9),
+        "merges": grid(panels=of_merges, width=4.6, height=3.2),
+    }
 
 
-def _style(arm: str) -> dict[str, Any]:
-    number = list(NAMES).index(arm) if arm in NAMES else len(NAMES)
-    is_front = arm not in (*FIXED, MOVING)
-    return {"color": f"C{number}", "marker": "o" if is_front else ".", "lw": 1.6}
+def panels(config: Config, points: reproduce.Rows, policy: str) -> Iterator[study.Panel]:
+    """Yields runs and a front, reward over KL, and what fronts have above one run's."""
+    of = {arm: curves_of(points, policy, arm) for arm in fronts(points)}
+    color = {arm: {"color": f"C{[*NAMES, arm].index(arm)}"} for arm in of}
+    thin = {"lw": 0.7, "alpha": 0.35}
+    runs: list[study.Mark] = []
+    for arm in (*config.betas, MOVING, "slerp-1"):
+        thick = {"marker": "o" if arm == "slerp-1" else ".", "lw": 1.6, "markersize": 4}
+        kl, reward = of[arm].swapaxes(0, 1)
+        runs.append(study.Seeds(kl, reward, NAMES[arm], color[arm], thin, thick))
+    runs.append(study.Level(config.reference_kl, {"color": "0.6", "lw": 0.8, "ls": ":"}, True))
+    zero = {**color["one-1"], "lw": 1.2, "label": NAMES["one-1"]}
+    gains: list[study.Mark] = [study.Level(0, zero)]
+    least = of["one-1"][:, 0, -1].min()
+    for arm in [arm for arm in of if arm.startswith(("lerp", "slerp"))]:
+        pairs = [*zip(of[arm], of["one-1"], strict=True)]
+        gains += [study.Line(*gain(*pair), style={**color[arm], **thin}) for pair in pairs]
+        mean = np.mean([gain(*pair, least) for pair in pairs], 0)
+        style = {**color[arm], "lw": 1.8}
+        gains.append(study.Line(*mean, label=NAMES.get(arm, arm), style=style))
+    for marks, title, ylabel in (
+        (runs, "runs by learner steps, a front by eta", "reward"),
+        (gains, "fronts from the start to the merge", "reward above that of one run, at equal KL"),
+    ):
+        axes = {"xlabel": "KL to the supervised start, nats of a text", "ylabel": ylabel}
+        axes["title"] = f"{policy}: {title}"
+        yield study.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "loc": "best"})
 
 
-def draw_merges(points: reproduce.Rows) -> Figure:
-    """Reward and KL of merges by lambda, less the line between both runs; a policy a row."""
-    policies = list(dict.fromkeys(row["policy"] for row in points))
-    drawn = reproduce.figure(2, len(policies), width=4.6, height=3.2)
-    for number, policy in enumerate(policies):
-        for axes, column in zip(drawn.axes[2 * number :][:2], ("reward", "kl"), strict=True):
-            for way, color in (("slerp", "C5"), ("lerp", "C4")):
-                wanted = policy, f"{way}-by-lambda"
-                own = [row for row in points if (row["policy"], row["arm"]) == wanted]
-                seeds = sorted({row["seed"] for row in own})
-                values = np.array([[r[column] for r in own if r["seed"] == s] for s in seeds])
-                line = values[:, :1] + np.array(LAMBDAS)[None] * (values[:, -1:] - values[:, :1])
-                values = values - line
-                axes.plot(LAMBDAS, values.T, color=color, lw=0.7, alpha=0.35)
-                label = {"slerp": "spherical", "lerp": "linear"}[way]
-                axes.plot(LAMBDAS, values.mean(0), "o-", color=color, label=label, markersize=4)
-            what = {"reward": "reward", "kl": "KL to the start, nats"}[column]
-            axes.set(xlabel="lambda, from the first run to the second", ylabel=what)
-            axes.set_title(f"{policy}: above the line between the runs", fontsize=10)
-            axes.legend(fontsize=8)
-    return drawn
-
-
-def _steps_of_warp(config: Config, sizes: Sizes) -> int:
-    return config.iterations * config.algorithm(sizes).iteration_steps
-
-
-def steps(config: Config) -> int:
-    """Learner steps of all runs."""
-    each = [
-        len(FIXED) * sizes.member_steps + _steps_of_warp(config, sizes)
-        for sizes in (config.toy, config.decoder)
-    ]
-    return config.seeds * sum(each)
+def panels_of_merges(points: reproduce.Rows, policy: str) -> Iterator[study.Panel]:
+    """Yields reward and KL of merges by lambda, less the line between both runs."""
+    thick = {"marker": "o", "lw": None, "markersize": 4}
+    for column, ylabel in {"reward": "reward", "kl": "KL to the start, nats"}.items():
+        marks: list[study.Mark] = []
+        for way, label, color in (("slerp", "spherical", "C5"), ("lerp", "linear", "C4")):
+            values = study.by_seed(points, column, policy=policy, arm=f"{way}-by-lambda")
+            line = values[:, :1] + np.array(LAMBDAS)[None] * (values[:, -1:] - values[:, :1])
+            styles = {"color": color}, {"alpha": 0.35}, thick
+            marks.append(study.Seeds(LAMBDAS, values - line, label, *styles))
+        axes = {"xlabel": "lambda, from the first run to the second", "ylabel": ylabel}
+        axes["title"] = f"{policy}: above the line between the runs"
+        yield study.Panel(marks=marks, axes=axes, legend={"fontsize": 8})
 
 
 def seconds(config: Config) -> float:
-    """On two cores: compiling, and steps by their texts."""
-    found = 100.0
-    for sizes, cost in ((config.toy, 0.01), (config.decoder, 0.05)):
-        own = len(FIXED) * sizes.member_steps + _steps_of_warp(config, sizes)
-        found += config.seeds * own * cost * sizes.batch_size / 128
-    return found
+    """Estimates compiling, and steps by their texts."""
+    total = 100.0
+    for name, cost in (("toy", 0.01), ("decoder", 0.05)):
+        algorithm = config.algorithm(name)
+        steps = 2 * algorithm.member_steps + config.iterations * algorithm.iteration_steps
+        total += config.seeds * steps * cost * algorithm.learning.batch_size / 128
+    return total
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="Averages of a policy's weights, while it learns, between runs and toward the start, buy "
     "more reward at less distance.",
     source="Rame et al. 2024, arXiv:2406.16768",
     config=Config(),
-    steps=steps,
+    arms=arms,
+    tables=tables,
+    claims=claims,
+    figures=figures,
     seconds=seconds,
-    run=run,
 )
+REPRODUCTION = STUDY.reproduction()

@@ -10,7 +10,7 @@ import pytest
 
 from kullback.core import types
 from kullback.experiments.reproductions import letters, mlp_policy, rewarded
-from kullback.lm import batches, gemma, rlhf
+from kullback.lm import gemma, rlhf
 
 TINY = letters.Sizes(letters=4, horizon=3, held_out=5, texts=32, start_steps=2, start_batch=8)
 
@@ -60,16 +60,6 @@ def test_held_out_prompts_are_apart_and_seeds_are_other_languages():
     np.testing.assert_array_equal(letters.make(TINY, 0).held_out, language().held_out)
     corpus = letters.corpus(language(), TINY, 0)
     assert {tuple(row) for row in np.asarray(corpus.tokens)[:, :2].tolist()} == train
-
-
-def test_the_tokenizer_is_of_letters():
-    words = letters.words(4)
-    assert words.encode("dab") == [5, 2, 3] and words.decode([5, 2, 3, letters.END]) == "dab"
-    assert words.vocab_size == TINY.vocab_size == 6
-    assert letters.words(5).fingerprint != words.fingerprint
-    prompts, report = language().task.examples("test", words, None)
-    assert [e.prompt for e in prompts] == [tuple(r) for r in language().held_out.tolist()]
-    assert report.rows == 5 and len(language().task.texts("train")) == 11
 
 
 def test_the_better_of_two_texts_is_chosen():
@@ -124,38 +114,38 @@ def test_the_perceptron_sees_the_past_and_not_the_future():
 
 
 @functools.cache
-def learnt() -> tuple[rewarded.Program, types.Params]:
-    model = perceptron()
-    config = rlhf.Config(samples_per_prompt=4, kl_coefficient=0.0, learning=TINY.learning(32, 2e-2))
-    scorer = letters.scorer(language().tables)
-    program = rewarded.program(rlhf.make(model, config=config), model, scorer)
-    return program, rewarded.supervised(model, TINY)(language(), 0)
+def world() -> rewarded.World:
+    return rewarded.world(perceptron(), TINY)
 
 
-def measured(params: types.Params, start: types.Params) -> rewarded.Measured:
-    scorer = letters.scorer(language().tables)
-    measure = rewarded.measurer(perceptron(), TINY.horizon, 64, scorer)
-    return measure(params, start, scorer.params, language().held_out, jax.random.key(5))
+def evaluated(params: types.Params) -> rewarded.Evaluation:
+    return rewarded.evaluator(world(), TINY.horizon, 64)(params, 0, 5)
 
 
 @pytest.mark.slow
 def test_reinforce_raises_gold_and_leaves_the_start():
-    program, start = learnt()
-    state = rewarded.begun(program.agent, start, 0)
-    prompts = rewarded.drawn(language(), program.agent, 0, 0, 60)
-    state, metrics = program.run(state, start, language().tables, prompts, jax.random.key(1))
+    config = rlhf.Config(samples_per_prompt=4, kl_coefficient=0.0, learning=TINY.learning(32, 2e-2))
+    agent = rlhf.make(perceptron(), config=config)
+    climber = rewarded.climber(world(), agent, rewarded.GOLD)
+    state, metrics = climber.advance(climber.begin(0), 0, 1, 60)
     assert int(state.steps) == 60 and metrics["kl_start"].shape == (60,)
-    before, after = measured(start, start), measured(state.params, start)
+    before, after = evaluated(world().start(0)), evaluated(state.params)
     assert abs(float(jnp.mean(before.kl))) < 1e-5 < 0.3 < float(jnp.mean(after.kl))
     assert float(jnp.mean(after.reward)) > float(jnp.mean(before.reward)) + 0.3
     np.testing.assert_allclose(
         after.reward, letters.of_rows(language().tables, after.rows), rtol=1e-5, atol=1e-6
     )
+    # Pieces are the whole: at the start and after each 20 steps.
+    found = [*rewarded.records(climber, 0, 1, 60, 3)]
+    assert [done for done, _ in found] == [0, 20, 40, 60]
+    for at, expected in ((0, world().start(0)), (3, state.params)):
+        close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+        jax.tree.map(close, found[at][1], expected)
 
 
 def test_the_kl_agrees_with_that_of_all_texts():
     """Oracle: all 6^3 ways to go on from each held-out prompt, with their probabilities."""
-    model, (_, start) = perceptron(), learnt()
+    model, start = perceptron(), world().start(0)
     other = jax.tree.map(lambda x: 1.3 * x, start)
     every = np.array(np.meshgrid(*[np.arange(6)] * 3)).reshape(3, -1).T
     exact = []
@@ -167,7 +157,7 @@ def test_the_kl_agrees_with_that_of_all_texts():
         log_p, log_q = (np.sum(np.where(over, 0, x), 1) for x in of_tokens)
         times = 6.0 ** over.sum(1)
         exact.append(np.sum(np.exp(log_p) / times * (log_p - log_q)))
-    found = np.asarray(measured(other, start).kl, np.float64)
+    found = np.asarray(evaluated(other).kl, np.float64)
     error = found.std() / np.sqrt(len(found))
     assert abs(found.mean() - np.mean(exact)) < 4 * error < 0.3 * np.mean(exact)
 
@@ -175,15 +165,6 @@ def test_the_kl_agrees_with_that_of_all_texts():
 def _log_probability(model: gemma.Model, params: Any, rows: np.ndarray) -> np.ndarray:
     log_p = np.asarray(jax.nn.log_softmax(model.apply(params, rows)), np.float64)
     return np.take_along_axis(log_p[:, 1:-1], rows[:, 2:, None], -1)[..., 0]
-
-
-def test_prompts_are_drawn_by_step():
-    program, _ = learnt()
-    whole = rewarded.drawn(language(), program.agent, 0, 0, 6)
-    assert whole.shape == (6, 8, 2)
-    np.testing.assert_array_equal(whole[2:5], rewarded.drawn(language(), program.agent, 0, 2, 3))
-    prompts = letters.as_prompts(np.asarray(whole[0]))
-    assert isinstance(prompts, batches.Prompts) and prompts.lengths.tolist() == [2] * 8
 
 
 @pytest.mark.parametrize(

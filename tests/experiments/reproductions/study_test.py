@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import types
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -33,15 +34,22 @@ def test_an_interval_judges_and_one_value_does_not():
     assert study.unjudged(study.above("c", [1.0, 1.0])).held is None
 
 
-def test_a_panel_draws_lines_bands_bounds_and_levels():
+def test_means_are_named():
+    values = {"a": [1.0, 2.0, 3.0], "b": [5.0]}
+    assert study.means(values, "; ") == "a 2 [-0.4841, 4.484]; b 5 (no interval of one)"
+
+
+def test_a_panel_draws_lines_bands_bounds_levels_and_notes():
     line = study.Line([1, 2], [3, 4], "a", {"color": "r"}, band=([2, 3], [4, 5]), bound=[6, 7])
     levels = [study.Level(5, {"color": "k"}), study.Level(6, {"color": "g"}, is_vertical=True)]
-    panel = study.Panel(marks=[line, *levels], axes={"title": "t"})
+    notes = study.Notes([1, 2], [3, 4], ["x", "y"], {"fontsize": 7})
+    panel = study.Panel(marks=[line, *levels, notes], axes={"title": "t"})
     grid = study.Grid(panels=[panel, study.Panel(), panel], columns=2, title="all")
     figure = grid.draw()
     full, empty, _, unused = figure.axes
     assert [axis.get_color() for axis in full.lines] == ["r", "r", "k", "g"]
     assert full.lines[3].get_xdata() == [6, 6]
+    assert [text.get_text() for text in full.texts] == ["x", "y"]
     assert np.asarray(full.lines[1].get_ydata()).tolist() == [6, 7]
     assert len(full.collections) == 1 and full.get_title() == "t"
     assert not empty.axison and unused.axison
@@ -97,10 +105,10 @@ def test_bars_are_of_more_than_one_seed(seeds: int, containers: int):
 def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     ran: list[int] = []
 
-    def arm(k: int, work: reproduce.Work) -> reproduce.Rows:
+    def arm(k: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
         ran.append(k)
         work.tick(1)
-        return [{"k": k}]
+        yield {"k": k}
 
     of_two = study.Study(
         claim="c",

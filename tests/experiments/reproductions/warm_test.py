@@ -1,4 +1,4 @@
-"""Tests of experiments/reproductions/{warm,reward_toy,reward_letters}.py."""
+"""Tests of experiments/reproductions/{warm,reward_models,reward_toy,reward_letters}.py."""
 
 import csv
 import dataclasses
@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import letters, reward_letters, reward_toy, warm
+from kullback.experiments.reproductions import (
+    letters,
+    reward_letters,
+    reward_models,
+    reward_toy,
+    warm,
+)
 
 TOY = reward_toy.Sizes(
     members=2,
@@ -64,22 +70,23 @@ def test_gold_falls_beyond_the_radius_and_units_are_its_own_first():
 
 def test_pairs_are_as_gold_labels_them_and_wrong_ones_are_known():
     sizes = dataclasses.replace(TOY, pairs=200, corruption=0.25)
-    found = reward_toy.data(sizes, gold(), 0)
-    margin = reward_toy.worth(gold(), found.train.better) - reward_toy.worth(
-        gold(), found.train.worse
-    )
-    np.testing.assert_array_equal(np.asarray(margin) < 0, found.is_swapped)
-    assert found.is_swapped.sum() == 50
-    for pairs in (found.near, found.far):
-        assert bool(
-            jnp.all(reward_toy.worth(gold(), pairs.better) >= reward_toy.worth(gold(), pairs.worse))
-        )
-    assert abs(float(jnp.std(found.far.better)) - 1.5) < 0.15 < float(jnp.mean(found.far.better))
+    data = reward_toy.draw(sizes, gold(), 0)
+
+    def margins(pairs: reward_models.Pairs) -> jax.Array:
+        one, other = (reward_toy.worth(gold(), x) for x in pairs)
+        return one - other
+
+    np.testing.assert_array_equal(np.asarray(margins(data.train)) < 0, data.is_swapped)
+    assert data.is_swapped.sum() == 50
+    for pairs in (data.near, data.far):
+        assert bool(jnp.all(margins(pairs) >= 0))
+    better, _ = data.far
+    assert abs(float(jnp.std(better)) - 1.5) < 0.15 < float(jnp.mean(better))
     # What remembers each label is right of all, and what knows gold of none that is wrong.
-    perfect = reward_toy.accuracies(
-        found, lambda p: reward_toy.worth(gold(), p.better) - reward_toy.worth(gold(), p.worse)
-    )
+    perfect = reward_models.accuracies(data, margins)
     assert perfect == {"corrupted": 0, "clean": 1, "near": 1, "far": 1}
+    right = data._replace(is_swapped=np.zeros(200, bool))
+    assert reward_models.accuracies(right, margins)["corrupted"] is None
 
 
 def test_a_climb_is_of_a_known_slope():
@@ -105,7 +112,7 @@ def test_of_linear_rewards_both_averages_climb_alike():
     heads = jax.random.normal(jax.random.key(2), (2, 128)) / 10
     members = jax.tree.map(lambda x: jnp.stack([x, x]), start)
     members["head"]["w"] = heads
-    rows = reward_toy.climbs(TOY, gold(), members, 0)
+    rows = [*reward_toy.climbs(TOY, gold(), members, 0)]
     of = {n: [r["proxy"] for r in rows if r["reward"] == n] for n in ("ensemble", "average")}
     assert len(of["average"]) == 3
     np.testing.assert_allclose(of["ensemble"], of["average"], atol=1e-4)
@@ -117,28 +124,29 @@ def test_of_linear_rewards_both_averages_climb_alike():
 
 
 @functools.cache
-def lab() -> reward_letters.Lab:
+def own() -> reward_letters.Letters:
     return reward_letters.make(LETTERS)
 
 
 @pytest.mark.slow
 def test_pairs_of_letters_are_labelled_by_gold_and_swapped_where_said():
-    found = reward_letters.data(lab(), 0)
-    tables = lab().language(0).tables
-    for pairs in found:
-        one, two = (letters.of_rows(tables, rows) for rows in pairs)
+    right, language = reward_letters.draw(own(), 0), own().world.language(0)
+    for pairs in (right.train, right.near, right.far):
+        one, two = (letters.of_rows(language.tables, rows) for rows in pairs)
         assert one.shape == (16,) and bool(jnp.all(one >= two)) and bool(jnp.any(one > two))
-        np.testing.assert_array_equal(pairs.chosen.tokens[:, :2], pairs.rejected.tokens[:, :2])
-    is_swapped = np.arange(16) < 4
-    wrong = reward_letters.swapped(found.right, is_swapped)
-    for new, same, other in zip(
-        wrong.chosen, found.right.chosen, found.right.rejected, strict=True
-    ):
-        np.testing.assert_array_equal(new[4:], same[4:])
-        np.testing.assert_array_equal(new[:4], other[:4])
-    held_out = set(map(tuple, lab().language(0).held_out.tolist()))
-    prompts = [set(map(tuple, np.asarray(p.chosen.tokens)[:, :2].tolist())) for p in found]
-    assert not prompts[0] & held_out and prompts[1] == prompts[2] == held_out
+        np.testing.assert_array_equal(pairs[0].tokens[:, :2], pairs[1].tokens[:, :2])
+    wrong = reward_models.with_errors(right, 0.25, 0)
+    assert wrong.is_swapped.sum() == 4
+    for news, sames, others in zip(wrong.train, right.train, right.train[::-1], strict=True):
+        for new, same, other in zip(news, sames, others, strict=True):
+            np.testing.assert_array_equal(new[~wrong.is_swapped], same[~wrong.is_swapped])
+            np.testing.assert_array_equal(new[wrong.is_swapped], other[wrong.is_swapped])
+    held_out = set(map(tuple, language.held_out.tolist()))
+    train, near, far = (
+        set(map(tuple, np.asarray(pairs[0].tokens)[:, :2].tolist()))
+        for pairs in (right.train, right.near, right.far)
+    )
+    assert not train & held_out and near == far == held_out
 
 
 def accuracies(average: float, corruption: float | None = None) -> reproduce.Rows:
@@ -159,11 +167,11 @@ def accuracies(average: float, corruption: float | None = None) -> reproduce.Row
 @pytest.mark.parametrize("good", [True, False])
 def test_models_are_judged(good: bool):
     gap = 0.1 if good else -0.1
-    checks = warm.judge_models("toy", 0.25, accuracies(gap), [gap, gap, gap + 1e-3])
+    checks = warm.claims_of_models("toy", 0.25, accuracies(gap), [gap, gap, gap + 1e-3])
     assert [c.held for c in checks] == [good] * 5
-    assert len(warm.judge_models("toy", 0.0, accuracies(gap), [gap, gap])) == 4
+    assert len([*warm.claims_of_models("toy", 0.0, accuracies(gap), [gap, gap])]) == 4
     np.testing.assert_allclose(
-        warm.values(accuracies(gap), "model", "single", "corrupted"), [0.7, 0.701, 0.702]
+        warm.values(accuracies(gap), "single", "corrupted"), [0.7, 0.701, 0.702]
     )
 
 
@@ -178,7 +186,7 @@ def test_climbs_are_judged(good: bool):
             for step, (kl, value, climbed) in enumerate(zip((0, 8, 30), curve, proxy, strict=True)):
                 row = {"seed": seed, "reward": name, "step": step, "kl": float(kl)}
                 rows.append({**row, "proxy": climbed, "gold": value})
-    checks = warm.judge_climbs("toy", rows)
+    checks = [*warm.claims_of_climbs("toy", rows)]
     assert [c.held for c in checks] == [good] * 4
     assert "at 20 nats" in checks[-1].claim and "3 proxies" in checks[0].evidence
 

@@ -16,7 +16,7 @@ from kullback.lm import merging
 
 LANGUAGE = letters.Sizes(letters=4, horizon=3, held_out=5, texts=32, start_steps=2, start_batch=8)
 SMALL: dict[str, Any] = {"width": 8, "num_layers": 1, "batch_size": 8, "member_steps": 4}
-CONFIG = merged_policies.Config(
+CONFIG = warp.Config(
     seeds=2,
     records=2,
     samples=4,
@@ -34,9 +34,13 @@ class Silent:
 
 
 @functools.cache
-def iterated() -> tuple[merged_policies.Lab, reproduce.Rows, list[merged_policies.Merge]]:
-    lab = merged_policies.make(CONFIG, "toy", CONFIG.toy)
-    return lab, *merged_policies.iterate(CONFIG, lab, 0, Silent())  # pyright: ignore[reportArgumentType]
+def iterated() -> tuple[merged_policies.Policies, reproduce.Rows, list[merged_policies.Merge]]:
+    model, algorithm = CONFIG.toy.model(LANGUAGE), CONFIG.algorithm("toy")
+    policies = merged_policies.make("toy", model, LANGUAGE, {}, algorithm, CONFIG.samples)
+    silent: Any = Silent()
+    return policies, *merged_policies.iterate(
+        policies, 0, CONFIG.records, CONFIG.iterations, silent
+    )
 
 
 def near(one: Any, other: Any) -> None:
@@ -46,10 +50,10 @@ def near(one: Any, other: Any) -> None:
 @pytest.mark.slow
 def test_members_are_those_of_the_learner_of_warp():
     """The merges of its own state are those of the weights that the member's learner found."""
-    lab, curve, found = iterated()
-    first, second = found
-    near(first.init, lab.start(0))
-    for one in found:
+    policies, curve, merges = iterated()
+    first, second = merges
+    near(first.init, policies.world.start(0))
+    for one in merges:
         near(
             one.merged,
             averaging.slerp(one.members, one.init, group_of=merging.gemma_groups("layer")),
@@ -59,18 +63,18 @@ def test_members_are_those_of_the_learner_of_warp():
     near(second.init, averaging.liti(first.init, first.merged, CONFIG.next_start))
     assert [row["at"] for row in curve] == [0, 2, 4]
     assert abs(curve[0]["kl"]) < 1e-5 < curve[-1]["kl"]
-    of_member = merged_policies.point(lab, 0, "moving", 4, first.members[0])
+    of_member = merged_policies.point(policies, 0, "moving", 4, first.members[0])
     assert curve[-1] == of_member
 
 
 @pytest.mark.slow
 def test_ends_of_merges_are_the_members_and_the_identity_holds():
-    _, _, found = iterated()
+    _, _, merges = iterated()
     for way in ("slerp", "lerp"):
-        for share, member in zip((0.0, 1.0), found[0].members, strict=True):
-            near(merged_policies.merge(found[0], way, share), member)
-    assert merged_policies.identity_error(found[0]) < 1e-4
-    wrong = found[0]._replace(members=[found[0].members[0], found[0].init])
+        for share, member in zip((0.0, 1.0), merges[0].members, strict=True):
+            near(merged_policies.merge(merges[0], way, share), member)
+    assert merged_policies.identity_error(merges[0]) < 1e-4
+    wrong = merges[0]._replace(members=[merges[0].members[0], merges[0].init])
     # A task vector of 0 has no angle: the merge is linear, and no cosine says so.
     assert not merged_policies.identity_error(wrong) < 1e-4
 
@@ -108,9 +112,10 @@ def rows(slerp: float, bend: float) -> tuple[reproduce.Rows, reproduce.Rows]:
 @pytest.mark.parametrize("good", [True, False])
 def test_what_is_judged(good: bool):
     points, merges = rows(*((1.72, 0.2) if good else (1.5, -0.2)))
-    config = merged_policies.Config()
-    areas = warp.measured_areas(config, points)
-    checks = warp.judge(config, points, merges, areas)
+    config = warp.Config()
+    areas = warp.areas(config, points)
+    tables = {"points": points, "merges": merges, "areas": areas}
+    checks = [*warp.claims(config, tables)]
     assert [c.held for c in checks if c.held is not None] == [good] * 5
     assert sum("is not reproduced" in c.evidence for c in checks) == 1
     # Triangles up to the bend, 2 from there to 30 nats.
@@ -149,4 +154,4 @@ def test_it_runs(tmp_path: pathlib.Path):
 )
 def test_refusals(field: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        merged_policies.Config(**field)
+        warp.Config(**field)
