@@ -1,4 +1,4 @@
-"""Summaries that are numbers of sentences: what is asked of a policy, and what answers are worth.
+"""Summaries that are numbers of sentences: papers, questions, and what answers are worth.
 
 The task of `kullback reproduce rlef`. A document is the end of a paper's abstract (ACLSum), as many
 sentences as a model of entailment reads at once together with one to judge. A prompt shows numbered
@@ -18,7 +18,8 @@ of an answer.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments.reproductions import fragments, small_models
+from kullback.experiments.reproductions import fragments, small_models, study
 from kullback.lm import batches, gemma, rouge, tuning
 from kullback.lm.entailment import corruptions, faithfulness
 
@@ -42,7 +43,7 @@ WORDS = 6, 40  # Of a sentence that may be asked about: the least and the most.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Of prompts, answers, the policy and learning; the policy's width is a multiple of 8."""
+    """Sizes of prompts, answers, the policy and learning; its width is a multiple of 8."""
 
     inside: int = 2  # Sentences of a prompt that are of the document,
     elsewhere: int = 2  # of the rest of its paper,
@@ -68,9 +69,7 @@ class Sizes:
     prompts: int = 400  # Held-out ones, of which measures are means.
 
     def __post_init__(self) -> None:
-        for name in (*GROUPS, "least", "start_steps", "steps", "prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        study.at_least(1, self, *GROUPS, "least", "start_steps", "steps", "prompts")
         if not self.least <= self.most <= self.num_shown:
             raise ValueError(
                 f"most must lie in least={self.least} to {self.num_shown}, the sentences of a "
@@ -104,12 +103,12 @@ class Sizes:
 
     @property
     def num_shown(self) -> int:
-        """K."""
+        """Sentences of a prompt, K."""
         return sum(self.groups)
 
     @property
     def prompt_length(self) -> int:
-        """P: the beginning, two marks of each sentence, and the question."""
+        """Tokens of a prompt, P: the beginning, two marks of each sentence, and the question."""
         return 2 + 2 * self.num_shown
 
     @property
@@ -119,28 +118,25 @@ class Sizes:
 
     @property
     def horizon(self) -> int:
-        """T: a sentence more than the start chooses, or those and the end."""
+        """Tokens of an answer, T: a sentence more than the start chooses, or those and the end."""
         return self.most + 1
 
     def learning(self, rate: float) -> tuning.Config:
-        """Settings of a learner."""
-        return tuning.Config(
-            batch_size=self.batch_size,
-            max_prompt_length=self.prompt_length,
-            max_new_tokens=self.horizon,
-            learning_rate=rate,
-            chunk=self.batch_size * (self.prompt_length + self.horizon),
-        )
+        """Returns settings of a learner."""
+        return small_models.learning(self.batch_size, self.prompt_length, self.horizon, rate)
 
     def model(self) -> gemma.Model:
-        """The policy."""
+        """Returns the policy."""
         vocab_size = self.first_number + self.num_shown + 1
         length = self.prompt_length + self.horizon
         return gemma.make(small_models.decoder(vocab_size, self.width, self.layers, length))
 
 
+SIZES = Sizes()
+
+
 class Papers(NamedTuple):
-    """Documents, and what may be said of each: sentences by `GROUPS`, one after another."""
+    """Documents, and sentences that may be said of each, by `GROUPS` one after another."""
 
     names: list[str]
     documents: list[str]
@@ -157,15 +153,16 @@ class Papers(NamedTuple):
         return self.group < GROUPS.index("others")
 
 
-class Asked(NamedTuple):
-    """Prompts: which papers, and which of their sentences, in the order that is shown."""
+class Questions(NamedTuple):
+    """Papers that prompts are about, and which of their sentences they show, in order."""
 
     papers: np.ndarray  # int, [n].
     sentences: np.ndarray  # int, [n, K]: places in the pool.
 
 
+@functools.cache
 def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
-    """The papers of a split that have enough sentences; pools are the same at each call."""
+    """Reads the papers of a split that have enough sentences; draws the same pools each time."""
     all_papers = faithfulness.read_papers(split)
     rng = np.random.default_rng(0)
     ends = [_end(paper.sections[0]) for paper in all_papers]
@@ -173,7 +170,7 @@ def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
         [s for s in paper.sentences if _fits(s) and s not in end]
         for paper, end in zip(all_papers, ends, strict=True)
     ]
-    found: list[tuple[int, list[str]]] = []
+    kept: list[tuple[int, list[str]]] = []
     for n, end in enumerate(ends):
         inside = [s for s in end if _fits(s)]
         if len(inside) < sizes.inside or len(elsewhere[n]) < sizes.elsewhere:
@@ -184,17 +181,17 @@ def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
         for texts, size in zip((inside, elsewhere[n], others), sizes.pools, strict=True):
             drawn = [texts[i] for i in rng.permutation(len(texts))[:size]]
             pool += [*drawn, *[""] * (size - len(drawn))]
-        found.append((n, pool))
-    documents = [" ".join(ends[n]) for n, _ in found]
-    resting = [{s for _, some in all_papers[n].summaries for s in some} for n, _ in found]
-    pools = [pool for _, pool in found]
+        kept.append((n, pool))
+    documents = [" ".join(ends[n]) for n, _ in kept]
+    resting = [{s for _, some in all_papers[n].summaries for s in some} for n, _ in kept]
+    pools = [pool for _, pool in kept]
     group = np.repeat(np.arange(len(GROUPS)), sizes.pools)
     is_behind = [[s in some for s in pool] for pool, some in zip(pools, resting, strict=True)]
     levels = [[marks(text, s) for s in pool] for text, pool in zip(documents, pools, strict=True)]
     return Papers(
-        names=[all_papers[n].name for n, _ in found],
+        names=[all_papers[n].name for n, _ in kept],
         documents=documents,
-        references=[" ".join(text for text, _ in all_papers[n].summaries) for n, _ in found],
+        references=[" ".join(text for text, _ in all_papers[n].summaries) for n, _ in kept],
         sentences=pools,
         is_there=np.array([[bool(s) for s in pool] for pool in pools]),
         group=group,
@@ -204,14 +201,14 @@ def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
 
 
 def marks(text: str, sentence: str) -> tuple[int, int]:
-    """Levels of a sentence's length, by fives of words, and of the share that the document has."""
+    """Returns levels of a sentence's length, by fives of words, and of its share in the text."""
     fives = len(corruptions.words(sentence)) // 5
     share = int(LEVELS * corruptions.coverage(text, sentence)[0])
     return min(LEVELS - 1, fives), min(LEVELS - 1, share)
 
 
-def ask(papers: Papers, sizes: Sizes, count: int, rng: np.random.Generator) -> Asked:
-    """Prompts of papers in turn, in random order; sentences of each are drawn."""
+def ask(papers: Papers, sizes: Sizes, count: int, rng: np.random.Generator) -> Questions:
+    """Draws questions about papers in turn, in random order, and the sentences of each."""
     rounds = -(-count // len(papers.names))
     order = np.concatenate([rng.permutation(len(papers.names)) for _ in range(rounds)])[:count]
     chance = np.where(papers.is_there[order], rng.random((count, len(papers.group))), 2.0)
@@ -221,12 +218,12 @@ def ask(papers: Papers, sizes: Sizes, count: int, rng: np.random.Generator) -> A
     ]
     shown = np.concatenate(parts, 1)
     mixed = np.argsort(rng.random(shown.shape), 1)
-    return Asked(order, np.take_along_axis(shown, mixed, 1))
+    return Questions(order, np.take_along_axis(shown, mixed, 1))
 
 
-def prompts(papers: Papers, asked: Asked, sizes: Sizes) -> batches.Prompts:
-    """As tokens, [n, P]."""
-    levels = papers.marks[asked.papers[:, None], asked.sentences]  # [n, K, 2]
+def prompts(papers: Papers, questions: Questions, sizes: Sizes) -> batches.Prompts:
+    """Returns questions as tokens, [n, P]."""
+    levels = papers.marks[questions.papers[:, None], questions.sentences]  # [n, K, 2]
     count, shown, _ = levels.shape
     length, share = levels[..., 0], levels[..., 1] + LEVELS * np.arange(shown)[None]
     body = np.stack([FIRST_LENGTH + length, FIRST_SHARE + share], 2).reshape(count, -1)
@@ -236,12 +233,12 @@ def prompts(papers: Papers, asked: Asked, sizes: Sizes) -> batches.Prompts:
 
 
 def imitated(
-    papers: Papers, asked: Asked, sizes: Sizes, rng: np.random.Generator
+    papers: Papers, questions: Questions, sizes: Sizes, rng: np.random.Generator
 ) -> batches.Sequences:
-    """What the supervised start learns from: prompts and noisy choices, [n, P + T]."""
-    count, shown = asked.sentences.shape
-    is_own = papers.is_own[asked.sentences]
-    is_behind = papers.is_behind[asked.papers[:, None], asked.sentences]
+    """Returns prompts and noisy choices, from which the supervised start learns, [n, P + T]."""
+    count, shown = questions.sentences.shape
+    is_own = papers.is_own[questions.sentences]
+    is_behind = papers.is_behind[questions.papers[:, None], questions.sentences]
     lengths = rng.integers(sizes.least, sizes.most + 1, count)
     taken = np.zeros((count, shown), bool)
     answers = np.full((count, sizes.horizon), EOS, np.int32)
@@ -254,22 +251,21 @@ def imitated(
         taken[np.arange(count), choice] = True
         answers[:, turn] = np.where(turn < lengths, sizes.first_number + choice, EOS)
     is_answer = np.arange(sizes.horizon)[None] <= lengths[:, None]
-    return batches.join(prompts(papers, asked, sizes), answers, is_answer)
+    return batches.join(prompts(papers, questions, sizes), answers, is_answer)
 
 
-def table(papers: Papers, asked: Asked, probabilities: np.ndarray) -> np.ndarray:
-    """P of the sentences of each prompt, float32 [n, K], of those of all pools, [N, S]."""
-    found = probabilities[asked.papers[:, None], asked.sentences]
-    return found.astype(np.float32)
+def table(questions: Questions, probabilities: np.ndarray) -> np.ndarray:
+    """Returns P of the sentences shown, float32 [n, K], from those of all pools, [N, S]."""
+    return probabilities[questions.papers[:, None], questions.sentences].astype(np.float32)
 
 
-def choices(made: batches.Sequences, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
-    """Which sentences answers choose, int32 [B, T], and which tokens are choices, bool [B, T].
+def choices(rows: batches.Sequences, sizes: Sizes) -> tuple[jax.Array, jax.Array]:
+    """Returns which sentences answers choose, int32 [B, T], and which tokens are choices, bool.
 
     -1 is a token that is neither a sentence nor the end.
     """
-    answers = jnp.asarray(made.tokens)[:, sizes.prompt_length :]
-    is_choice = jnp.asarray(made.is_answer)[:, sizes.prompt_length :] & (answers != EOS)
+    answers = jnp.asarray(rows.tokens)[:, sizes.prompt_length :]
+    is_choice = jnp.asarray(rows.is_answer)[:, sizes.prompt_length :] & (answers != EOS)
     places = answers - sizes.first_number
     is_sentence = (places >= 0) & (places < sizes.num_shown)
     return jnp.where(is_sentence, places, -1), is_choice
@@ -278,7 +274,7 @@ def choices(made: batches.Sequences, sizes: Sizes) -> tuple[jax.Array, jax.Array
 def probability(
     of_sentences: types.Array, places: jax.Array, is_choice: jax.Array, sizes: Sizes
 ) -> jax.Array:
-    """P(entailment) of answers, float32 [B]: the mean or the least of what they choose.
+    """Returns P(entailment) of answers, float32 [B]: the mean or the least of what they choose.
 
     Args:
       of_sentences: P of each sentence shown, [B, K].
@@ -286,26 +282,26 @@ def probability(
       is_choice: of `choices`, [B, T].
       sizes: has the aggregation.
     """
-    found = jnp.take_along_axis(jnp.asarray(of_sentences), jnp.maximum(places, 0), 1)
-    found = jnp.where(is_choice & (places >= 0), found, 0)
+    p = jnp.take_along_axis(jnp.asarray(of_sentences), jnp.maximum(places, 0), 1)
+    p = jnp.where(is_choice & (places >= 0), p, 0)
     count = jnp.sum(is_choice, 1)
     if sizes.aggregation == "mean":
-        return jnp.sum(found, 1) / jnp.maximum(count, 1)
-    return jnp.where(count > 0, jnp.min(jnp.where(is_choice, found, 1), 1), 0)
+        return jnp.sum(p, 1) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, jnp.min(jnp.where(is_choice, p, 1), 1), 0)
 
 
 def reward(
     of_sentences: types.Array, places: jax.Array, is_choice: jax.Array, sizes: Sizes
 ) -> jax.Array:
-    """The clipped log-probability, float32 [B]; for the arguments see `probability`."""
-    found = probability(of_sentences, places, is_choice, sizes)
-    return jnp.log(jnp.clip(found, sizes.min_probability, 1.0))
+    """Returns the clipped log-probability, float32 [B]; for the arguments see `probability`."""
+    p = probability(of_sentences, places, is_choice, sizes)
+    return jnp.log(jnp.clip(p, sizes.min_probability, 1.0))
 
 
-def measured(
-    papers: Papers, asked: Asked, places: np.ndarray, is_choice: np.ndarray
+def describe(
+    papers: Papers, questions: Questions, places: np.ndarray, is_choice: np.ndarray
 ) -> dict[str, float]:
-    """Of answers to n prompts: means of what needs no model of entailment.
+    """Returns means over answers to n prompts, of what needs no model of entailment.
 
     Returns:
       sentences and words of an answer; coverage and density of its words in the document; rouge_1,
@@ -314,9 +310,9 @@ def measured(
       repeated, the share that was chosen before.
     """
     rows: list[dict[str, float]] = []
-    for n, paper in enumerate(asked.papers.tolist()):
+    for n, paper in enumerate(questions.papers.tolist()):
         chosen = [int(i) for i in places[n][is_choice[n]]]
-        pool = np.array([asked.sentences[n, i] for i in chosen if i >= 0], int)
+        pool = np.array([questions.sentences[n, i] for i in chosen if i >= 0], int)
         text = " ".join(papers.sentences[paper][i] for i in pool)
         words, total = corruptions.words(text), max(1, len(chosen))
         of_document = fragments.extractiveness(corruptions.words(papers.documents[paper]), words)
@@ -336,33 +332,29 @@ def measured(
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def scored(
+def pool_probabilities(
     papers: Papers,
-    judge: Callable[[list[str], list[str]], np.ndarray],
+    log_probability: Callable[[list[str], list[str]], np.ndarray],
     tick: Callable[[int], Any],
     papers_at_once: int = 8,
 ) -> np.ndarray:
-    """P of all pools, float64 [N, S], 0 where there is no sentence.
+    """Returns P of all pools, float64 [N, S], 0 where there is no sentence.
 
     Args:
       papers: N of them.
-      judge: premises and hypotheses -> log P, [n].
+      log_probability: of a model of entailment: premises and hypotheses -> log P, [n].
       tick: told how many papers are done.
       papers_at_once: between two ticks.
     """
-    found = np.zeros(papers.is_there.shape)
+    p = np.zeros(papers.is_there.shape)
     for first in range(0, len(papers.names), papers_at_once):
         there = papers.is_there[first : first + papers_at_once]
-        pairs = [(n, s) for n, s in _where(there)]
-        premises = [papers.documents[first + n] for n, _ in pairs]
-        hypotheses = [papers.sentences[first + n][s] for n, s in pairs]
-        found[first : first + papers_at_once][there] = np.exp(judge(premises, hypotheses))
+        pairs = [(first + n, s) for n, s in np.argwhere(there).tolist()]
+        premises = [papers.documents[n] for n, _ in pairs]
+        hypotheses = [papers.sentences[n][s] for n, s in pairs]
+        p[first : first + papers_at_once][there] = np.exp(log_probability(premises, hypotheses))
         tick(min(first + papers_at_once, len(papers.names)))
-    return found
-
-
-def _where(there: np.ndarray) -> Iterable[tuple[int, int]]:
-    return zip(*(x.tolist() for x in np.nonzero(there)), strict=True)
+    return p
 
 
 def _fits(sentence: str) -> bool:
@@ -370,7 +362,7 @@ def _fits(sentence: str) -> bool:
 
 
 def _end(abstract: Sequence[str]) -> Sequence[str]:
-    """The last sentences, as many as DOCUMENT_WORDS holds, one at least."""
+    """Returns the last sentences, as many as DOCUMENT_WORDS holds, one at least."""
     first, room = len(abstract) - 1, DOCUMENT_WORDS - len(corruptions.words(abstract[-1]))
     while first and len(corruptions.words(abstract[first - 1])) <= room:
         first -= 1

@@ -15,16 +15,21 @@ not entailed is of other papers, and who leaves it out comes nearer to the exper
 What ROUGE, length, copying and the control do is reported.
 """
 
+import dataclasses
 import functools
 import itertools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from kullback.core import types
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import study, summarisers
+from kullback.experiments import entailment, reproduce
+from kullback.experiments.reproductions import extractive, study, summarisers
+from kullback.lm import best_of_n, rlef
 
+ROLES: dict[str, Literal["encoder", "embeddings"]] = {"reward": "encoder", "control": "embeddings"}
+PAPERS = 200  # Of both splits, a step each.
 # Columns that are reported, and what they are.
 COLUMNS = {
     "entailment": "mean P(entailment) by the reward",
@@ -39,129 +44,184 @@ COLUMNS = {
     "own": "share of sentences that are of the paper",
     "repeated": "share of sentences that were chosen before",
 }
+# Panels: what is shown over what.
+PANELS = {
+    "entailment": ("kl", "mean P(entailment) by the reward"),
+    "control": ("kl", "mean P(entailment) by the control"),
+    "rouge_l": ("entailment", "ROUGE-L against the experts"),
+    "words": ("entailment", "words of a summary"),
+    "coverage": ("entailment", "coverage in the document"),
+    "own": ("entailment", "share of sentences of the paper"),
+}
+X_LABELS = {
+    "kl": "nats from the start (best of N: at most)",
+    "entailment": "mean P(entailment) by the reward",
+}
 
 
-def run(config: summarisers.Config, work: reproduce.Work) -> reproduce.Found:
-    """Models of entailment, then starts, policies, and best of N."""
-    scene = summarisers.make(config, work)
-    programs = {alpha: summarisers.learner(scene, alpha) for alpha in config.regularisations}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of all that is varied, models of entailment, and sizes."""
 
-    @functools.cache
-    def start(seed: int) -> types.Params:
-        return summarisers.supervised(scene, seed, work)
+    seeds: int = 3
+    regularisations: tuple[float, ...] = (0.1, 0.5)  # alpha in [0, 1].
+    best_of: tuple[int, ...] = (4, 16)  # N, beside the one of equal budget.
+    # Folders of `kullback entailment`; "" trains one here, by so many steps.
+    reward: str = ""
+    control: str = ""
+    reward_steps: int = 240
+    control_steps: int = 3_000
+    measurements: int = 8  # Of each policy as it learns, evenly spaced.
+    sizes: extractive.Sizes = extractive.SIZES
 
-    rows: reproduce.Rows = []
-    for seed in range(config.seeds):
-        part = functools.partial(summarisers.at_start, scene, start, seed)
-        rows += work.part(f"start-{seed}", config.sizes.start_steps, part)
-        for alpha in config.regularisations:
-            part = functools.partial(
-                summarisers.learnt, scene, programs[alpha], start, alpha, seed, work
+    def __post_init__(self) -> None:
+        study.at_least(1, self, "seeds", "measurements")
+        if self.sizes.steps % self.measurements:
+            raise ValueError(
+                f"measurements={self.measurements} must divide sizes.steps={self.sizes.steps}"
             )
-            rows += work.part(f"alpha-{alpha:g}-{seed}", config.sizes.steps, part)
-    tables = {"rlef": rows, "judges": summarisers.opinions(scene)}
-    return reproduce.Found(tables, {"rlef": draw(config, rows)}, judge(config, rows))
+        if len(set(self.regularisations)) < 2:
+            raise ValueError(
+                f"regularisations need two values or more, got {self.regularisations}: they are "
+                "compared"
+            )
+        for role in ROLES:
+            self.training(role)
+        for alpha in self.regularisations:
+            self.algorithm(alpha)
+        for n in self.best_of:
+            best_of_n.kl_bound(n)
+
+    def algorithm(self, alpha: float) -> rlef.Config:
+        """Returns settings of RLEF with a pull alpha."""
+        return rlef.Config(
+            regularisation=alpha,
+            value_learning_rate=self.sizes.value_rate,
+            learning=self.sizes.learning(self.sizes.learning_rate),
+        )
+
+    def training(self, role: str) -> entailment.Config:
+        """Returns how a model of entailment is trained."""
+        return entailment.Config(kind=ROLES[role], steps=getattr(self, f"{role}_steps"))
+
+    @property
+    def counts(self) -> list[int]:
+        """Texts of each held-out prompt, N, the most as many as a policy learns from."""
+        budget = self.sizes.steps * self.sizes.batch_size // self.sizes.prompts
+        return sorted({*self.best_of, max(1, budget)})
+
+    @property
+    def order(self) -> list[str]:
+        """The arms whose entailment should grow from one to the next."""
+        alphas = sorted(self.regularisations, reverse=True)
+        return ["start", *(f"alpha {alpha:g}" for alpha in alphas)]
 
 
-def judge(config: summarisers.Config, rows: reproduce.Rows) -> list[reproduce.Check]:
-    """Whether entailment grows as alpha falls; pairs of arms share seeds."""
-    ends = final(config, rows)
-    checks: list[reproduce.Check] = []
-    order = ["start", *(f"alpha {a:g}" for a in sorted(config.regularisations, reverse=True))]
-    for less, more in itertools.pairwise(order):
-        gain = ends[more]["entailment"] - ends[less]["entailment"]
-        claim = f"{more} entails more than {less} (difference of mean P by the reward)"
-        checks.append(study.above(claim, gain.tolist()))
-    for arm in order[1:]:
-        growth = {role: ends[arm][c] - ends["start"][c] for role, c in _BY_ROLE.items()}
-        evidence = "; ".join(f"{role} {statistics.t_interval(x)}" for role, x in growth.items())
+def arms(config: Config) -> Iterator[study.Arm]:
+    """Yields models of entailment, then, of each seed, the start with best of N, and policies."""
+    sizes = config.sizes
+    for role in ROLES:
+        folder, settings = getattr(config, role), config.training(role)
+        if folder and not pathlib.Path(folder).is_dir():
+            raise ValueError(
+                f"{role} must be a folder that `kullback entailment` has written, or empty to "
+                f"train one here, got {folder}"
+            )
+        steps = PAPERS + (0 if folder else settings.num_steps)
+        ask = functools.partial(summarisers.ask_about_pools, role, folder, settings, sizes)
+        yield study.Arm(role, steps, ask, "asked", {"model": role})
+    algorithms = {alpha: config.algorithm(alpha) for alpha in config.regularisations}
+    make = functools.cache(functools.partial(summarisers.make, sizes, [*ROLES], algorithms))
+
+    def rows_of(compute: Callable[..., Any], *given: Any) -> Callable[..., Any]:
+        return lambda work: compute(make(work), *given, work)
+
+    for seed in range(config.seeds):
+        rows = rows_of(summarisers.start_and_best, seed, config.counts)
+        yield study.Arm(f"start-{seed}", sizes.start_steps, rows, "rlef")
+        for alpha in config.regularisations:
+            rows = rows_of(summarisers.learn, alpha, seed, config.measurements)
+            yield study.Arm(f"alpha-{alpha:g}-{seed}", sizes.steps, rows, "rlef")
+
+
+def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+    """Returns measurements, and what the models of entailment think of papers."""
+    by_table = study.split(rows, "rlef", "asked")
+    judges = [*summarisers.opinions(by_table["asked"], config.sizes)]
+    return {"rlef": by_table["rlef"], "judges": judges}
+
+
+def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+    """Judges whether entailment grows as alpha falls; pairs of arms share seeds."""
+    rows = [row for row in tables["rlef"] if row["step"] in (0, config.sizes.steps)]
+    end = {
+        arm: {column: study.column(rows, column, arm=arm) for column in COLUMNS}
+        for arm in study.distinct(rows, "arm")
+    }
+    for less, more in itertools.pairwise(config.order):
+        yield study.above(
+            f"{more} entails more than {less} (difference of mean P by the reward)",
+            end[more]["entailment"] - end[less]["entailment"],
+        )
+    for arm in config.order[1:]:
+        of_role = {"reward": "entailment", "control": "control"}
+        growth = {role: end[arm][c] - end["start"][c] for role, c in of_role.items()}
         claim = f"{arm}: growth of P since the start, which the control should share in part"
-        checks.append(reproduce.Check(claim, None, evidence))
+        yield study.reported(claim, study.means(growth, "; "))
     for column, what in COLUMNS.items():
-        said = "; ".join(f"{arm} {statistics.t_interval(x[column])}" for arm, x in ends.items())
-        checks.append(reproduce.Check(what, None, said))
-    return checks
+        yield study.reported(what, study.means({a: x[column] for a, x in end.items()}, "; "))
 
 
-_BY_ROLE = {"reward": "entailment", "control": "control"}  # Columns.
+def panel(config: Config, rows: reproduce.Rows, y: str) -> study.Panel:
+    """Returns what policies gain or lose on their way from the start, and best of N; means."""
+    x, title = PANELS[y]
 
+    def means(arm: str) -> np.ndarray:
+        return np.array([study.by_seed(rows, column, arm=arm).mean(0) for column in (x, y)])
 
-def final(config: summarisers.Config, rows: reproduce.Rows) -> dict[str, dict[str, np.ndarray]]:
-    """Columns at the end of each arm, [seeds]."""
-    last = [row for row in rows if row["step"] in (0, config.sizes.steps)]
-    return {
-        arm: {
-            column: np.array([row[column] for row in last if row["arm"] == arm])
-            for column in COLUMNS
-        }
-        for arm in dict.fromkeys(row["arm"] for row in last)
-    }
-
-
-def draw(config: summarisers.Config, rows: reproduce.Rows) -> Figure:
-    """What policies gain and lose on their way from the start, and best of N; means over seeds."""
-    panels = {
-        "entailment": ("kl", "mean P(entailment) by the reward"),
-        "control": ("kl", "mean P(entailment) by the control"),
-        "rouge_l": ("entailment", "ROUGE-L against the experts"),
-        "words": ("entailment", "words of a summary"),
-        "coverage": ("entailment", "coverage in the document"),
-        "own": ("entailment", "share of sentences of the paper"),
-    }
-    labels = {
-        "kl": "nats from the start (best of N: at most)",
-        "entailment": "mean P(entailment) by the reward",
-    }
-    drawn = reproduce.figure(3, 2, width=4.0, height=3.2)
-
-    def means(arm: str, column: str) -> np.ndarray:
-        steps = sorted({row["step"] for row in rows if row["arm"] == arm})
-        of_arm = [[r[column] for r in rows if (r["arm"], r["step"]) == (arm, s)] for s in steps]
-        return np.array(of_arm, np.float64).mean(1)
-
-    arms = [f"alpha {alpha:g}" for alpha in sorted(config.regularisations, reverse=True)]
-    best = [f"best of {n}" for n in sorted({*config.best_of, config.equal_budget})]
-    for axes, (y, (x, title)) in zip(drawn.axes, panels.items(), strict=True):
-        for number, arm in enumerate(arms):
-            at, value = (np.concatenate([means("start", c), means(arm, c)]) for c in (x, y))
-            axes.plot(at, value, "o-", color=f"C{number}", markersize=3, label=arm)
-        at, value = ([means(arm, c)[0] for arm in best] for c in (x, y))
-        axes.plot(at, value, "k^", markersize=5, label="best of N")
-        for arm, place in zip(best, zip(at, value, strict=True), strict=True):
-            label = arm.removeprefix("best of ")
-            axes.annotate(label, place, (-5, 2), textcoords="offset points", fontsize=7, ha="right")
-        axes.plot(means("start", x), means("start", y), "ks", markersize=6, label="start")
-        axes.set_xlabel(labels[x], fontsize=8)
-        axes.set_title(title, fontsize=9)
-    drawn.axes[0].legend(fontsize=7)
-    return drawn
-
-
-def steps(config: summarisers.Config) -> int:
-    """Of models of entailment, and learner steps."""
-    of_seed = config.sizes.start_steps + len(config.regularisations) * config.sizes.steps
-    return (
-        sum(summarisers.model_steps(config, role) for role in summarisers.ROLES)
-        + config.seeds * of_seed
+    marks: list[study.Mark] = []
+    start = means("start")
+    for number, arm in enumerate(config.order[1:]):
+        style = {"marker": "o", "color": f"C{number}", "markersize": 3}
+        marks.append(study.Line(*np.hstack([start, means(arm)]), label=arm, style=style))
+    best = np.hstack([means(f"best of {n}") for n in config.counts])
+    points = {"color": "k", "ls": "None"}
+    marks.append(study.Line(*best, label="best of N", style={**points, "marker": "^", "ms": 5}))
+    beside = {"xytext": (-5, 2), "textcoords": "offset points", "fontsize": 7, "ha": "right"}
+    marks.append(study.Notes(*best, texts=[str(n) for n in config.counts], style=beside))
+    marks.append(study.Line(*start, label="start", style={**points, "marker": "s", "ms": 6}))
+    return study.Panel(
+        marks=marks,
+        axes={"xlabel": X_LABELS[x], "title": title},
+        legend={"fontsize": 7} if y == "entailment" else None,
+        finish=lambda axes: axes.xaxis.label.set_fontsize(8),
     )
 
 
-def seconds(config: summarisers.Config) -> float:
-    """On two cores: models of entailment learn and are asked; programs compile; policies learn."""
-    found = 0.0 if config.reward else 1.4 * config.reward_steps
-    found += 0.0 if config.control else 50 + 0.003 * config.control_steps
-    found += 80 + 20
+def figures(config: Config, tables: study.Tables) -> dict[str, study.Grid]:
+    """Returns a panel a measure."""
+    panels = [panel(config, tables["rlef"], column) for column in PANELS]
+    return {"rlef": study.Grid(panels=panels, columns=3, width=4.0, height=3.2, title_size=9)}
+
+
+def seconds(config: Config) -> float:
+    """Estimates models of entailment, which learn and are asked, compiling, and policies."""
+    total = 0.0 if config.reward else 1.4 * config.reward_steps
+    total += 0.0 if config.control else 50 + 0.003 * config.control_steps
     sizes = config.sizes
     of_seed = 0.008 * sizes.start_steps + 0.02 * len(config.regularisations) * sizes.steps
-    return found + config.seeds * of_seed
+    return total + 80 + 20 + config.seeds * of_seed
 
 
-REPRODUCTION = reproduce.Reproduction(
+STUDY = study.Study(
     claim="With entailment as the reward, summaries are more entailed by their document the weaker "
     "the pull to the supervised start is.",
     source="Roit et al. 2023, arXiv:2306.00186",
-    config=summarisers.Config(),
-    steps=steps,
+    config=Config(),
+    arms=arms,
+    tables=tables,
+    claims=claims,
+    figures=figures,
     seconds=seconds,
-    run=run,
 )
+REPRODUCTION = STUDY.reproduction()

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kullback.experiments import entailment as training
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import extractive, rlef, summarisers
+from kullback.experiments import entailment, reproduce, statistics
+from kullback.experiments.reproductions import extractive, rlef
 from kullback.lm import batches
 from kullback.lm.entailment import scorers
 
@@ -77,24 +76,25 @@ def test_pools_are_of_the_document_the_paper_and_others(papers: extractive.Paper
                 assert (text in paper.sentences) == papers.is_own[s]
                 assert (text in document) == (papers.group[s] == 0)
                 assert tuple(papers.marks[n, s]) == extractive.marks(document, text)
-    assert extractive.read("val", SIZES).sentences == papers.sentences
+    again = extractive.read.__wrapped__("val", SIZES)
+    assert again is not papers and again.sentences == papers.sentences
     assert 0.1 < papers.is_behind[:, :5].mean() < 0.9
     assert (papers.marks[:, :2, 1][papers.is_there[:, :2]] == 7).all(), "they are in the document"
 
 
 def test_prompts_show_own_sentences_and_others_in_random_order(papers: extractive.Papers):
-    asked = extractive.ask(papers, SIZES, 120, np.random.default_rng(0))
-    assert sorted(np.bincount(asked.papers, minlength=47).tolist()) == [2] * 21 + [3] * 26
-    is_own = papers.is_own[asked.sentences]
-    groups = np.sort(papers.group[asked.sentences], 1)
+    questions = extractive.ask(papers, SIZES, 120, np.random.default_rng(0))
+    assert sorted(np.bincount(questions.papers, minlength=47).tolist()) == [2] * 21 + [3] * 26
+    is_own = papers.is_own[questions.sentences]
+    groups = np.sort(papers.group[questions.sentences], 1)
     np.testing.assert_array_equal(groups, np.tile([0, 1, 2, 2], (120, 1)))
     assert 0.3 < is_own[:, 0].mean() < 0.7, "own ones stand anywhere"
-    assert all(len(set(row)) == 4 for row in asked.sentences.tolist())
-    assert papers.is_there[asked.papers[:, None], asked.sentences].all()
-    shown = extractive.prompts(papers, asked, SIZES)
+    assert all(len(set(row)) == 4 for row in questions.sentences.tolist())
+    assert papers.is_there[questions.papers[:, None], questions.sentences].all()
+    shown = extractive.prompts(papers, questions, SIZES)
     assert shown.tokens.shape == (120, SIZES.prompt_length) == (120, 10)
     for n in (0, 7):
-        levels = papers.marks[asked.papers[n], asked.sentences[n]]
+        levels = papers.marks[questions.papers[n], questions.sentences[n]]
         expected = [1 + 1]
         for place, (length, share) in enumerate(levels.tolist()):
             expected += [3 + length, 3 + 8 + 8 * place + share]
@@ -106,19 +106,19 @@ def test_the_start_imitates_noisy_choices():
     rng = np.random.default_rng(0)
     sizes = extractive.Sizes(least=2, most=3)
     papers = extractive.read("val", sizes)
-    asked = extractive.ask(papers, sizes, 4_000, rng)
-    rows = jax.tree.map(np.asarray, extractive.imitated(papers, asked, sizes, rng))
+    questions = extractive.ask(papers, sizes, 4_000, rng)
+    rows = jax.tree.map(np.asarray, extractive.imitated(papers, questions, sizes, rng))
     places, is_choice = map(np.asarray, extractive.choices(batches.Sequences(*rows), sizes))
     lengths = is_choice.sum(1)
     assert set(lengths) == {2, 3} and abs(lengths.mean() - 2.5) < 0.03
     assert places[is_choice].min() >= 0
     assert all(len(set(p[c])) == c.sum() for p, c in zip(places, is_choice, strict=True))
-    chosen = np.take_along_axis(asked.sentences, np.maximum(places, 0), 1)
+    chosen = np.take_along_axis(questions.sentences, np.maximum(places, 0), 1)
     others = ~np.take(papers.is_own, chosen)[is_choice]
     assert abs(others.mean() - 0.4) < 0.03
     # Of the first choices that are own, all rest on a summary where there is such a sentence.
-    behind = papers.is_behind[asked.papers[:, None], asked.sentences].any(1)
-    first = papers.is_behind[asked.papers, chosen[:, 0]]
+    behind = papers.is_behind[questions.papers[:, None], questions.sentences].any(1)
+    first = papers.is_behind[questions.papers, chosen[:, 0]]
     own_first = np.take(papers.is_own, chosen[:, 0])
     assert ((first == behind) | ~own_first).all()
     last = rows.tokens[np.arange(4_000), rows.lengths - 1]
@@ -177,21 +177,21 @@ def test_the_table_says_what_a_model_of_entailment_says_of_the_text(aggregation:
 
 
 def test_what_answers_are_like():
-    asked = extractive.Asked(np.zeros(2, int), np.array([[0, 1, 2, 3], [0, 1, 2, 3]]))
+    questions = extractive.Questions(np.zeros(2, int), np.array([[0, 1, 2, 3], [0, 1, 2, 3]]))
     # "a b . d ." and nothing; of the first: words a b d, fragments a b and d.
     places = np.array([[0, 3, -1], [0, 0, 0]])
     is_choice = np.array([[True, True, False], [False] * 3])
-    found = extractive.measured(small(), asked, places, is_choice)
+    found = extractive.describe(small(), questions, places, is_choice)
     expected = {"sentences": 2, "words": 3, "coverage": 1, "density": 5 / 3, "own": 0.5}
     expected["inside"] = 0.5
     # Of the reference "a b c": two of three words, one of two pairs.
     expected |= {"behind": 0.5, "repeated": 0, "rouge_1": 2 / 3, "rouge_2": 0.5, "rouge_l": 2 / 3}
     assert found == pytest.approx({name: x / 2 for name, x in expected.items()})
-    again = extractive.measured(small(), asked, np.array([[0, 0]] * 2), np.full((2, 2), True))
+    again = extractive.describe(small(), questions, np.array([[0, 0]] * 2), np.full((2, 2), True))
     assert again["repeated"] == 0.5
 
 
-def test_each_sentence_of_a_pool_is_asked_about_once():
+def test_each_sentence_of_a_pool_is_questions_about_once():
     papers = small()._replace(
         names=["x", "y"],
         documents=["d", "e"],
@@ -205,7 +205,7 @@ def test_each_sentence_of_a_pool_is_asked_about_once():
         seen.extend(zip(premises, hypotheses, strict=True))
         return np.log(np.arange(1, len(premises) + 1) / 10)
 
-    found = extractive.scored(papers, judge, done.append, papers_at_once=1)
+    found = extractive.pool_probabilities(papers, judge, done.append, papers_at_once=1)
     assert seen == [("d", "s"), ("d", "t"), ("e", "u"), ("e", "v")] and done == [1, 2]
     np.testing.assert_allclose(found, [[0.1, 0, 0.2], [0.1, 0.2, 0]])
 
@@ -223,27 +223,27 @@ def rows(values: dict[str, float]) -> reproduce.Rows:
 
 
 def test_entailment_has_to_grow_as_alpha_falls():
-    config = summarisers.Config()
+    config = rlef.Config()
     found = {"start": 0.2, "best of 4": 0.4, "alpha 0.5": 0.3, "alpha 0.1": 0.5}
-    checks = rlef.judge(config, rows(found))
+    checks = [*rlef.claims(config, {"rlef": rows(found)})]
     assert [c.held for c in checks if c.held is not None] == [True, True]
     interval = statistics.t_interval([0.5, 0.51, 0.52])
     assert f"alpha 0.1 {interval}" in checks[4].evidence
     found["alpha 0.1"] = 0.29
-    checks = rlef.judge(config, rows(found))
+    checks = [*rlef.claims(config, {"rlef": rows(found)})]
     assert [c.held for c in checks if c.held is not None] == [True, False]
     one = [row for row in rows(found) if row["seed"] == 0]
-    assert all(c.held is None for c in rlef.judge(config, one))
+    assert all(c.held is None for c in rlef.claims(config, {"rlef": one}))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: summarisers.Config(regularisations=(0.1,)), "two values or more"),
-        (lambda: summarisers.Config(regularisations=(0.1, 2.0)), "must lie in .0, 1., got 2.0"),
-        (lambda: summarisers.Config(measurements=7), "must divide sizes.steps=400"),
-        (lambda: summarisers.Config(best_of=(0,)), "best of N takes N >= 1"),
-        (lambda: summarisers.Config(reward_steps=0), "steps must be >="),
+        (lambda: rlef.Config(regularisations=(0.1,)), "two values or more"),
+        (lambda: rlef.Config(regularisations=(0.1, 2.0)), "must lie in .0, 1., got 2.0"),
+        (lambda: rlef.Config(measurements=7), "must divide sizes.steps=400"),
+        (lambda: rlef.Config(best_of=(0,)), "best of N takes N >= 1"),
+        (lambda: rlef.Config(reward_steps=0), "steps must be >="),
         (lambda: extractive.Sizes(inside_pool=1), "pools must hold what prompts show"),
         (lambda: extractive.Sizes(others_pool=60), "others_pool must be <= 40"),
         (lambda: extractive.Sizes(most=9), "most must lie in least=2 to 8, the sentences"),
@@ -258,7 +258,7 @@ def test_settings_are_checked(make: Any, message: str):
 
 
 def test_a_folder_that_is_not_there_is_said_at_once(tmp_path: pathlib.Path):
-    for role in summarisers.ROLES:
+    for role in rlef.ROLES:
         settings = [f"{role}={tmp_path / 'none'}"]
         with pytest.raises(ValueError, match=f"{role} must be a folder that `kullback entail"):
             reproduce.reproduce("rlef", tmp_path / role, settings, lambda line: None)
@@ -271,7 +271,7 @@ def test_it_learns_what_is_entailed_and_goes_on_where_it_stopped(
     """Models of entailment that know how many words two texts share."""
     trained: list[str] = []
 
-    def train(out: pathlib.Path, config: training.Config, quiet: bool) -> None:
+    def train(out: pathlib.Path, config: entailment.Config, quiet: bool) -> None:
         assert quiet
         trained.append(config.kind)
         out.mkdir(parents=True)
@@ -281,7 +281,7 @@ def test_it_learns_what_is_entailed_and_goes_on_where_it_stopped(
         shared = np.array([extractive.corruptions.coverage(*pair)[0] for pair in pairs])
         return scipy.special.expit(20 * (shared - 0.35))
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(entailment, "train", train)
     monkeypatch.setattr(scorers, "load", lambda folder: scorers.make(judge))
     settings = ["seeds=2", "regularisations=0.02,0.7", "best_of=2", "measurements=2"]
     settings += ["sizes.steps=150", "sizes.start_steps=400", "sizes.prompts=300"]
@@ -310,8 +310,8 @@ def test_it_learns_what_is_entailed_and_goes_on_where_it_stopped(
     assert p["alpha 0.02"] > p["start"] + 0.05, p
     assert mean("start", "kl") == 0 and mean("alpha 0.02", "kl", "150") > 0.2
     assert abs(p["start"] - mean("start", "control")) < 1e-6, "they are the same model here"
-    # Again: everything is there, and no model is asked.
+    # Again: everything is there, and no model is questions.
     monkeypatch.setattr(scorers, "load", None)
     again = reproduce.reproduce("rlef", tmp_path / "out", settings, lambda line: None)
     assert again == checks
-    assert rlef.seconds(summarisers.Config()) < 15 * 60
+    assert rlef.seconds(rlef.Config()) < 15 * 60
