@@ -32,7 +32,7 @@ def papers() -> extractive.Papers:
 
 
 def small() -> extractive.Papers:
-    """One paper, of two own sentences and two others."""
+    """Returns one paper, of two own sentences and two others."""
     return extractive.Papers(
         names=["x"],
         documents=["a b c d"],
@@ -126,7 +126,7 @@ def test_the_start_imitates_noisy_choices():
 
 
 def answered(*answers: tuple[int, ...], sizes: extractive.Sizes = SIZES) -> batches.Sequences:
-    """Answers as they would be written, -1 a token that is no sentence, 9 the end."""
+    """Returns answers as they would be written, -1 a token that is no sentence, 9 the end."""
     names = {-1: 3, 9: extractive.EOS}
     ids = [[names.get(a, sizes.first_number + a) for a in answer] for answer in answers]
     tokens = np.array([[*row, *[0] * (sizes.horizon - len(row))] for row in ids], np.int32)

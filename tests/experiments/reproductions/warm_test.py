@@ -150,7 +150,7 @@ def test_pairs_of_letters_are_labelled_by_gold_and_swapped_where_said():
 
 
 def accuracies(average: float, corruption: float | None = None) -> reproduce.Rows:
-    """Of three seeds: the average differs from all others in what it remembers and ranks."""
+    """Returns rows of three seeds: the average differs from all others in what it remembers."""
     rows: reproduce.Rows = []
     for seed in range(3):
         for model, wrong, far in (

@@ -30,7 +30,7 @@ class Silent:
     """Takes the place of `reproduce.Work`; an arm only tells it how far it is."""
 
     def tick(self, *said: Any) -> None:
-        """Nobody listens."""
+        """Takes it, and nobody listens."""
 
 
 @functools.cache
@@ -80,7 +80,7 @@ def test_ends_of_merges_are_the_members_and_the_identity_holds():
 
 
 def rows(slerp: float, bend: float) -> tuple[reproduce.Rows, reproduce.Rows]:
-    """Points of fronts and one merge a seed; the second run has reward 1.8, the first 1.6."""
+    """Returns points of fronts and one merge a seed; the runs have rewards 1.6 and 1.8."""
     merges: reproduce.Rows = []
     points: reproduce.Rows = []
     for seed in range(3):
