@@ -211,15 +211,15 @@ def test_each_sentence_of_a_pool_is_questions_about_once():
 
 
 def rows(values: dict[str, float]) -> reproduce.Rows:
-    """Measurements by arm; entailment differs, all else is the same."""
-    made = []
+    """Returns measurements by arm; entailment differs, all else is the same."""
+    measured = []
     for (arm, p), seed in ((pair, seed) for pair in values.items() for seed in range(3)):
         row: dict[str, Any] = dict.fromkeys(rlef.COLUMNS, 1.0)
         step = 400 if arm.startswith("alpha") else 0
         row |= {"arm": arm, "seed": seed, "step": step, "entailment": p + 0.01 * seed}
         # On the way, which counts in no verdict.
-        made += [{**row, "step": 200, "entailment": 9.0}, row] if step else [row]
-    return made
+        measured += [{**row, "step": 200, "entailment": 9.0}, row] if step else [row]
+    return measured
 
 
 def test_entailment_has_to_grow_as_alpha_falls():
