@@ -292,6 +292,17 @@ def check_new_file(path: Path, flag: str = "--out") -> None:
         raise ValueError(f"{path} exists; nothing is overwritten: choose another {flag}")
 
 
+def is_unused(folder: pathlib.Path) -> bool:
+    """Returns whether a folder holds nothing but what killed processes have left, or is not there.
+
+    Raises:
+      NotADirectoryError: if it is a file.
+    """
+    return not folder.exists() or all(
+        child.name.startswith(TEMPORARY) for child in folder.iterdir()
+    )
+
+
 def check_new_folder(path: Path) -> None:
     """Checks, before work, that `path` is free, or an empty folder.
 

@@ -103,3 +103,16 @@ class Interrupts:
             yield
         finally:
             self._raises = raised_before
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Puts back the handlers that are replaced within the block, as Ray does where it begins."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # One that was not set from Python cannot be put back.
+                    signal.signal(number, handler)

@@ -221,13 +221,13 @@ def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> p
 
     if out is not None:
         files.check_writable(out / "config.json")
-        if out.exists() and not is_ours(out):
+        if not (is_ours(out) or files.is_unused(out)):
             raise ValueError(
                 f"{out} exists and is no {name} with these settings; choose another --out"
             )
         return out
     number, path = 1, pathlib.Path("runs") / f"reproduce-{name}"
-    while path.exists() and not is_ours(path):
+    while not (is_ours(path) or files.is_unused(path)):
         number += 1
         path = pathlib.Path("runs") / f"reproduce-{name}-{number}"
     return path

@@ -37,12 +37,12 @@ class Config:
     rate: float | None = None  # Of ema: mu in (0, 1]; the models are in the order of time.
     t: float | None = None  # Of slerp of two models: lambda in [0, 1]; None: 1 / M recursively.
     interpolation: float = 1.0  # Of slerp with a base and of liti: eta, 0 is the base.
-    group: str = "layer"  # Of slerp: what is one vector, of GROUPS.
+    group: str | None = None  # Of slerp: what is one vector, of GROUPS; None: a layer.
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("method", self.method, METHODS),
-            ("group", self.group, GROUPS),
+            ("group", self.groups, GROUPS),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
@@ -54,10 +54,16 @@ class Config:
         for name, value, methods in (
             ("weights", self.weights, ("mean", "liti")),
             ("t", self.t, ("slerp",)),
+            ("group", self.group, ("slerp",)),
             ("interpolation other than 1", self.interpolation != 1 or None, ("slerp", "liti")),
         ):
             if value is not None and self.method not in methods:
                 raise ValueError(f"{name} is of {' and '.join(methods)}, not of {self.method}")
+
+    @property
+    def groups(self) -> str:
+        """What slerp takes for one vector, of GROUPS."""
+        return "layer" if self.group is None else self.group
 
     def check(self, num_models: int, *, has_base: bool) -> None:
         """Raises ValueError unless that many models can be merged with or without a base."""
@@ -181,7 +187,7 @@ def merge(
         try:
             grams: dict[str, np.ndarray] = {}
             if has_angles:
-                grams = _grams(pool, parts, len(models), config.group, advance)
+                grams = _grams(pool, parts, len(models), config.groups, advance)
             weights = _weights(config, grams, len(models), floats, has_base=base is not None)
             with files.atomic_path(out) as temporary:
                 temporary.mkdir()
@@ -289,7 +295,7 @@ def _weights(
         one = config.model_weights(num_models)
         return dict.fromkeys(names, finish(one))
     found = {key: finish(averaging.slerp_weights(gram, config.t)) for key, gram in grams.items()}
-    return {name: found[group_name(config.group, name)] for name in names}
+    return {name: found[group_name(config.groups, name)] for name in names}
 
 
 def _write(

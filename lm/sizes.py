@@ -5,11 +5,12 @@ too large for a machine; but nothing is counted, traced or asked for without end
 damaged, or a stranger's. Where there are weights, sizes are compared with those of the tensors too.
 """
 
-import math
 from typing import Any
 
 TRACED = 128  # Layers whose programs are made one after another, 0.1 s each.
 INT32 = 2**31 - 1  # Positions are counted so.
+# Real numbers: an epsilon beside which nothing else counts is none.
+LARGEST = {"rms_epsilon": 1.0, "norm_epsilon": 1.0}
 MOST = {
     "vocab_size": 1 << 23,
     "num_layers": 1024,
@@ -31,7 +32,7 @@ def check(config: Any, *reals: str) -> None:
 
     Args:
       config: a dataclass.
-      reals: names of its fields that are finite numbers > 0.
+      reals: names of its fields that are numbers > 0, of at most LARGEST or INT32.
 
     Raises:
       ValueError: for the first that is not.
@@ -41,5 +42,6 @@ def check(config: Any, *reals: str) -> None:
         if name in fields and not 1 <= fields[name] <= most:
             raise ValueError(f"{name} must lie in [1, {most}], got {fields[name]}")
     for name in reals:
-        if not 0 < fields[name] < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {fields[name]}")
+        most = LARGEST.get(name, INT32)
+        if not 0 < fields[name] <= most:
+            raise ValueError(f"{name} must be > 0 and at most {most:,}, got {fields[name]}")

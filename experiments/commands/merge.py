@@ -58,7 +58,6 @@ def add_parser(commands: Any) -> None:
     sub.add_argument(
         "--group",
         choices=GROUPS,
-        default="layer",
         help="of slerp: what has an angle of its own; default: layer",
     )
     sub.add_argument(

@@ -65,6 +65,10 @@ def write(
             f"denominator must be one of {', '.join(scores.DENOMINATORS)}, got {denominator!r}"
         )
     compared = {family.name: _comparisons(family, score, steps) for family in families}
+    all_compared = list(itertools.chain.from_iterable(compared.values()))
+    if steps is not None and not any(comparison.used for comparison in all_compared):
+        reasons = [line for comparison in all_compared for line in comparison.left_out]
+        raise ValueError(f"nothing can be compared after {steps:,} steps: {reasons[0]}")
     old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
     with files.atomic_path(folder) as temporary, plots.plain_text():
         temporary.mkdir()

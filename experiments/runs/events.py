@@ -27,7 +27,7 @@ class Events:
     """A file of events in a folder."""
 
     def __init__(self, folder: pathlib.Path, rows: Iterable[Mapping[str, Any]]):
-        """Begins with the rows of a record, and removes older files of events."""
+        """Begins with the rows of a record, and removes older files of events, half ones too."""
         rows = list(rows)
         now, trained = time.time(), float(rows[-1].get("wall_seconds", 0)) if rows else 0.0
         self._origin = now - trained  # When an uninterrupted run would have begun.
@@ -42,6 +42,7 @@ class Events:
         files.atomic_write_bytes(self._path, b"".join(map(_record, events)))
         for path in old:
             files.remove(path)
+        files.remove_leftovers(folder)  # Each bears the time in its name: none is written over.
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends the numbers of a row, except NaN."""

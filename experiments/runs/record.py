@@ -125,7 +125,9 @@ def standing(folder: RunFolder, steps: int) -> Literal["saved", "new", "finished
     if rows and last >= steps:
         return "finished"
     has_texts = folder.samples_file.is_file() and folder.samples_file.stat().st_size > 0
-    if not (rows or has_texts or any(folder.replay.glob("segment-*"))):
+    # Killed while it saved its first checkpoint, a run has one segment: of a replay without steps.
+    segments = list(folder.replay.glob("segment-*"))
+    if not (rows or has_texts or len(segments) > 1):
         return "new"
     raise ValueError(
         f"{folder.checkpoints} is missing or empty, and {folder.path} has a record up to step "

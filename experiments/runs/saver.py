@@ -40,6 +40,10 @@ class Saver:
         checkpoints.require_disk(self._folder.path, needed, "checkpoints")
         return needed
 
+    def discard(self) -> None:
+        """Deletes what is left of a first checkpoint that was never whole."""
+        self._store.prune([])
+
     def save(
         self,
         state: Any,

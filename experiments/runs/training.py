@@ -313,6 +313,7 @@ class _Run:
                     disk = saver.require_disk()
                     if not self.quiet:
                         print(f"{folder.path}: checkpoints take at most {files.size(disk)}")
+                    saver.discard()
                     state, notes = loop.init(), {}
                     written.begin(0)
                     saver.save(state, None, notes, written.marks())

@@ -5,11 +5,15 @@ machines must have Kullback installed and see the sweep's folder under the same 
 """
 
 import importlib
+import socket
 from collections.abc import Mapping
 from typing import Any
 
+from kullback.experiments import interrupts
 from kullback.experiments.sweeps import sweep_worker
 from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
+
+CONNECT_SECONDS = 10.0
 
 
 def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Workers:
@@ -32,8 +36,10 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
     except ImportError as error:
         raise ValueError("--ray needs Ray: pip install 'kullback[ray]'") from error
     if not ray.is_initialized():
+        _check_reachable(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            with interrupts.kept():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # Ray has a class for each way to find no cluster.
             first = str(error).strip().splitlines()[0]
             raise ValueError(
@@ -71,3 +77,14 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
         poll,
         lambda handle: ray.cancel(handle, force=False),
     )
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ValueError where nobody listens; Ray itself tries for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host:
+        return  # "auto" or "local".
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no Ray cluster at {address!r}: {error}") from error

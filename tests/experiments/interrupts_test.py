@@ -25,6 +25,15 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def test_handlers_that_a_library_replaces_are_put_back():
+    with interrupts.Interrupts() as signals:
+        with interrupts.kept():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+        send(signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )

@@ -112,6 +112,21 @@ def test_other_settings_go_to_another_folder(
         reproduce.reproduce("coin", taken, ["seeds=2"])
 
 
+def test_a_folder_that_was_never_begun_is_taken(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del thrown
+    monkeypatch.chdir(tmp_path)
+    # A process that is killed early leaves no more than that.
+    for folder in (tmp_path / "out", tmp_path / "runs" / "reproduce-coin"):
+        folder.mkdir(parents=True)
+        (folder / ".tmp-config.json").touch()
+    reproduce.reproduce("coin", tmp_path / "out", ["seeds=1"])
+    reproduce.reproduce("coin", None, ["seeds=1"])
+    for folder in (tmp_path / "out", tmp_path / "runs" / "reproduce-coin"):
+        assert (folder / "verdict.json").is_file() and not list(folder.glob(".tmp-*"))
+
+
 def test_a_part_is_whole_or_not_there(
     thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

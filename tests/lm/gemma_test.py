@@ -331,11 +331,16 @@ def test_rematerialisation_changes_no_gradient():
         ({"embed_dim": 10**9}, "embed_dim must lie in"),
         ({"num_layers": 1023, "pattern": 1024}, "pattern must leave at most 128 layers"),
         ({"num_layers": 1023, "pattern": 200}, "which leaves 223"),
-        ({"global_rope_theta": float("inf")}, "global_rope_theta must be > 0 and finite"),
+        ({"global_rope_theta": float("inf")}, "global_rope_theta must be > 0 and at most"),
         ({"eos_ids": ()}, "eos_ids must name"),
         ({"eos_ids": (1, 128)}, r"must lie in \[0, 128\), got 128"),
         ({"dtype": "float16"}, "dtype must be"),
         ({"rms_epsilon": float("nan")}, "rms_epsilon must be > 0"),
+        (
+            {"rms_epsilon": 2**63 - 1},
+            "rms_epsilon must be > 0 and at most 1.0, got 9223372036854775807",
+        ),
+        ({"query_scale": 10**30}, "query_scale must be > 0 and at most 2,147,483,647, got 10{30}"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused(change, message):

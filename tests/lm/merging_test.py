@@ -241,6 +241,15 @@ def test_counters_are_copied_if_equal_and_refused_if_not(tmp_path):
         merging.merge([one, three], tmp_path / "other", merging.Config(method="mean"))
 
 
+def test_settings_of_another_method_are_refused():
+    for method, setting in (("mean", {"t": 0.5}), ("ema", {"weights": (1.0, 1.0), "rate": 0.1})):
+        with pytest.raises(ValueError, match=f"not of {method}"):
+            merging.Config(method=method, **setting)  # pyright: ignore[reportArgumentType]
+    for group in merging.GROUPS:
+        with pytest.raises(ValueError, match="group is of slerp, not of mean"):
+            merging.Config(method="mean", group=group)
+
+
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [

@@ -41,10 +41,10 @@ def flip(path: pathlib.Path, random: np.random.Generator) -> str:
 
 
 def cut(path: pathlib.Path, random: np.random.Generator) -> str:
-    """Leaves the beginning; a line never ends there."""
+    """Leaves the beginning; a line never ends there, with or without its end."""
     data = path.read_bytes()
     size = 0 if random.random() < 0.2 else int(random.integers(len(data)))
-    while size and data[size - 1 : size] == b"\n":
+    while size and b"\n" in data[size - 1 : size + 1]:
         size -= 1
     path.write_bytes(data[:size])
     return f"cut to {size} of {len(data)} bytes"
@@ -66,6 +66,8 @@ def retype(path: pathlib.Path, random: np.random.Generator) -> str:
 
     def other(value: Any) -> Any:
         found = [one for one in OTHERS if _kind(one) != _kind(value)]
+        if path.suffix == ".toml":  # A list of numbers is what sweeps go through.
+            found.remove([5])
         return found[random.integers(len(found))]
 
     if path.suffix == ".json" and random.random() < 0.05:
@@ -87,7 +89,9 @@ def enlarge(path: pathlib.Path, random: np.random.Generator) -> str:
         size = SIZES[random.integers(len(SIZES))]
         return -size if random.random() < 0.2 else size
 
-    return _change(path, random, lambda value: type(value) in (int, float), large)
+    # A rate in a sweep may be as large as one likes.
+    kinds = (int,) if path.suffix == ".toml" else (int, float)
+    return _change(path, random, lambda value: type(value) in kinds, large)
 
 
 def lead(path: pathlib.Path, random: np.random.Generator) -> str:

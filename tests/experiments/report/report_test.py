@@ -227,6 +227,9 @@ def test_what_is_missing_or_cut_or_left_out_is_said(tmp_path: pathlib.Path, writ
     assert "cut: scores are read after 300 steps, as asked for" in said
     assert any("seed 0 of m-dqn" in line for line in said if line.startswith("left out: "))
     assert {row["steps"] for row in rows(folder / "minatar-scores.csv")} == {"300"}
+    with pytest.raises(ValueError, match="nothing can be compared after 1 steps: seed 0 of"):
+        write([runs], tmp_path / "early", steps=1)
+    assert not (tmp_path / "early").exists()
 
 
 def test_a_language_model_has_its_measures_and_texts(tmp_path: pathlib.Path, write_run: WriteRun):

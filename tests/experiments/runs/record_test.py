@@ -110,6 +110,9 @@ def test_what_comes_after_the_checkpoint_is_dropped_everywhere_and_made_again_on
 
 def test_a_run_that_goes_on_at_its_first_step_has_each_event_once(folder: run_folder.RunFolder):
     for _ in range(2):
+        half = folder.path / "tensorboard" / ".tmp-events.out.tfevents.1.host"
+        half.parent.mkdir(exist_ok=True)
+        half.touch()  # A killed process has left it.
         log = begun(folder)
         assert folder.rows() == [] and events(folder) == []
         log.write(row(10))
@@ -209,6 +212,17 @@ def test_how_a_run_stands(folder: run_folder.RunFolder):
     assert record.standing(folder, 50) == "finished"
     save(folder, 50, {})
     assert record.standing(folder, 100) == "saved"
+
+
+def test_a_run_that_was_killed_in_its_first_checkpoint_is_new(folder: run_folder.RunFolder):
+    begun(folder)
+    folder.replay.mkdir()
+    for number, standing in enumerate(("new", None)):
+        (folder.replay / f"segment-{number:08d}.npz").touch()
+        if standing:
+            assert record.standing(folder, 100) == standing
+    with pytest.raises(ValueError, match=r"checkpoints is missing or empty, .* step 0 of 100"):
+        record.standing(folder, 100)
 
 
 def test_texts_without_checkpoints_are_a_record_too(folder: run_folder.RunFolder):

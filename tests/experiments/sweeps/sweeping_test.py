@@ -176,6 +176,22 @@ def test_without_ray_its_extra_is_named(tmp_path: pathlib.Path, monkeypatch: pyt
         sweep_ray.workers({"platform": "cpu", "runs": []}, None, "auto")
 
 
+def test_where_no_cluster_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch):
+    from kullback.experiments.sweeps import sweep_ray
+
+    class Ray:
+        """Stands for a library that is asked whether it has begun, and for no more."""
+
+        def is_initialized(self) -> bool:
+            return False
+
+    monkeypatch.setitem(sys.modules, "ray", Ray())
+    for address in ("127.0.0.1:1", "ray://[::1]:1", "nowhere.invalid:1", "127.0.0.1:x"):
+        with pytest.raises(ValueError, match="no Ray cluster at") as error:
+            sweep_ray.workers({"platform": "cpu", "runs": []}, None, address)
+        assert address in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: pathlib.Path):
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
