@@ -36,6 +36,15 @@ def rule_of(config: Mapping[str, Any]) -> int:
     return rule
 
 
+def is_on(row: Mapping[str, Any], split: str, words: Tokenizer | None, rule: int = RULE) -> bool:
+    """Returns whether a row is on the side "train" or "test"; arguments are those of `side`.
+
+    A row whose prompt is neither text nor a list is on both, so that whoever reads one refuses it:
+    by itself, its side would change with what is wrong with it.
+    """
+    return not isinstance(_given(row), str | list) or side(row, words, rule) == split
+
+
 def side(row: Mapping[str, Any], words: Tokenizer | None, rule: int = RULE) -> str | None:
     """Returns "train" or "test"; None where it takes a tokenizer to say and there is none.
 

@@ -272,7 +272,7 @@ def _rows_of(path: files.Path, prefix: str, rule: int) -> Rows:
         if path.is_dir():
             return [*data.read_rows(path / f"{split}.jsonl")]
         chosen: list[Row] = [
-            row for row in data.read_rows(path) if splits.side(row[1], words, rule) == split
+            row for row in data.read_rows(path) if splits.is_on(row[1], split, words, rule)
         ]
         if not chosen:
             raise ValueError(

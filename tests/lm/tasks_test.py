@@ -156,6 +156,20 @@ def test_a_file_is_split_by_what_is_asked(tokenizer: tokenizers_.Tokenizer, tmp_
         tasks.make("tokens/jsonl:nowhere.jsonl")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("prompt", [5, None, {"a": {}}, True])
+def test_whoever_reads_a_split_meets_a_prompt_that_is_none(
+    split: Any, prompt: Any, tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path
+):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(50)]
+    path.write_text(
+        "".join(json.dumps(row) + "\n" for row in (*rows, {**rows[0], "prompt": prompt}))
+    )
+    with pytest.raises(ValueError, match=r"rows.jsonl:51: .*prompt"):
+        tasks.jsonl(path).examples(split, tokenizer)
+
+
 def test_the_document_is_what_the_data_name(
     tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path
 ):
