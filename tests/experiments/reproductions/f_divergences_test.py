@@ -15,21 +15,21 @@ CLASSES = gaussian_classes.Config(classes=5, dimension=4, num_train=200, num_tes
 
 
 def test_a_classifier_learns_and_sparse_operators_support_few_classes():
-    found = {
+    measured = {
         name: gaussian_classes.classifier(CLASSES, regularizers.named(name))(0)
         for name in ("kl", "alpha-1.5", "alpha-2")
     }
-    assert all(x["train_accuracy"] > 0.8 for x in found.values())  # Of five classes.
-    assert found["kl"]["support"] == 5 > found["alpha-1.5"]["support"]
-    assert found["alpha-1.5"]["support"] > found["alpha-2"]["support"] >= 1
+    assert all(x["train_accuracy"] > 0.8 for x in measured.values())  # Of five classes.
+    assert measured["kl"]["support"] == 5 > measured["alpha-1.5"]["support"]
+    assert measured["alpha-1.5"]["support"] > measured["alpha-2"]["support"] >= 1
 
 
 def test_few_noiseless_points_are_learnt_exactly():
     easy = gaussian_classes.Config(classes=3, dimension=8, noise=0.0, num_train=50, num_test=50)
-    found = gaussian_classes.classifier(easy, regularizers.named("alpha-2"))(1)
-    assert (found["train_accuracy"], found["test_accuracy"]) == (1.0, 1.0)
+    measured = gaussian_classes.classifier(easy, regularizers.named("alpha-2"))(1)
+    assert (measured["train_accuracy"], measured["test_accuracy"]) == (1.0, 1.0)
     # Sparsemax reaches its target exactly, where the loss is 0 and one class is left.
-    np.testing.assert_allclose([found["loss"], found["support"]], [0.0, 1.0], atol=1e-4)
+    np.testing.assert_allclose([measured["loss"], measured["support"]], [0.0, 1.0], atol=1e-4)
 
 
 @pytest.mark.parametrize("gap, held", [(0.002, True), (0.03, False)])

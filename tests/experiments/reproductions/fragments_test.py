@@ -19,9 +19,9 @@ DOCUMENT = "a b c d e f g".split()
     ],
 )
 def test_golden(text: str, lengths: list[int], coverage: float, density: float):
-    found = fragments.extractiveness(DOCUMENT, text.split())
+    measured = fragments.extractiveness(DOCUMENT, text.split())
     assert fragments.fragments(DOCUMENT, text.split()) == lengths
-    assert found == pytest.approx((coverage, density))
+    assert measured == pytest.approx((coverage, density))
 
 
 def test_the_longest_run_is_taken_wherever_it_begins():

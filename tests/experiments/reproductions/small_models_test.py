@@ -56,9 +56,9 @@ def test_chain_rule_over_all_sequences():
     p = np.exp(log_p)
     np.testing.assert_allclose(p.sum(), 1)
     with jax.enable_x64(True):
-        found = distances(tree, every, rows_of(every))
-    assert found.dtype == np.float64
-    np.testing.assert_allclose((p * found).sum(), (p * (log_p - log_q)).sum(), rtol=0, atol=1e-12)
+        each = distances(tree, every, rows_of(every))
+    assert each.dtype == np.float64
+    np.testing.assert_allclose((p * each).sum(), (p * (log_p - log_q)).sum(), rtol=0, atol=1e-12)
 
 
 def test_the_estimate_is_unbiased_and_less_scattered_than_log_ratios():
@@ -67,12 +67,12 @@ def test_the_estimate_is_unbiased_and_less_scattered_than_log_ratios():
     log_p, log_q = (tree.log_probability(which, every) for which in (0, 1))
     p = np.exp(log_p)
     drawn = np.random.default_rng(1).choice(len(every), size=20_000, p=p / p.sum())
-    found = distances(tree, every, rows_of(every))[drawn]
+    each = distances(tree, every, rows_of(every))[drawn]
     truth = (p * (log_p - log_q)).sum()
-    error = found.std() / np.sqrt(len(found))
-    assert abs(found.mean() - truth) < 4 * error
-    assert found.var() < (log_p - log_q)[drawn].var()
-    assert (found >= 0).all()
+    error = each.std() / np.sqrt(len(each))
+    assert abs(each.mean() - truth) < 4 * error
+    assert each.var() < (log_p - log_q)[drawn].var()
+    assert (each >= 0).all()
 
 
 def test_what_is_no_answer_adds_exactly_nothing():

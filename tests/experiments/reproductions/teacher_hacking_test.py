@@ -121,11 +121,11 @@ def test_a_curve_that_hacks_is_judged_so_and_one_that_does_not_is_not():
         noisy = [{**row, "golden_end": row["golden_end"] + 1e-3 * row["seed"]} for row in ends]
         return {c.claim: c.held for c in teacher_hacking.claims(config, {"summary": noisy})}
 
-    found = held((turning, level))
-    assert [claim for claim, verdict in found.items() if verdict is False] == []
-    assert sum(verdict is True for verdict in found.values()) == 10
-    found = held((falling, law))
-    wrong = [claim for claim, verdict in found.items() if verdict is False]
+    verdicts = held((turning, level))
+    assert [claim for claim, verdict in verdicts.items() if verdict is False] == []
+    assert sum(verdict is True for verdict in verdicts.values()) == 10
+    verdicts = held((falling, law))
+    wrong = [claim for claim, verdict in verdicts.items() if verdict is False]
     # All but what is so of both: proxy falls, offline trains lower, online keeps to its law.
     assert len(wrong) == 7
 
