@@ -1,8 +1,8 @@
 """`kullback reproduce NAME`: a paper's claim, run small, with the data and the picture behind it.
 
-A reproduction is one module of `reproductions/` that ends in a `Reproduction`. It computes parts
-(an arm of a comparison, with one seed), each kept as soon as it is there, so that what was
-interrupted goes on from its last part; then it judges.
+A reproduction is one module of `reproductions/` that ends in its `STUDY`. It computes parts (an arm
+of a comparison, with one seed), each kept as soon as it is there, so that what was interrupted goes
+on from its last part; then it judges.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ class Check(NamedTuple):
     evidence: str  # The figures, with their interval.
 
 
-class Found(NamedTuple):
+class Results(NamedTuple):
     """Results of a reproduction."""
 
     tables: Mapping[str, Rows]  # By name, a CSV each.
@@ -44,15 +44,36 @@ class Found(NamedTuple):
     checks: Sequence[Check]
 
 
-class Reproduction(NamedTuple):
-    """How a claim is run again."""
+class Reproduction(Protocol):
+    """A claim that can be run again, as `reproductions.study.Study` is."""
 
-    claim: str  # A sentence.
-    source: str  # The paper.
-    config: Any  # A frozen dataclass with the default size; `--set` changes its fields.
-    steps: Callable[[Any], int]  # config -> amount of work, in steps of its parts.
-    seconds: Callable[[Any], float]  # config -> estimate, on 2 CPU cores.
-    run: Callable[[Any, "Work"], Found]
+    @property
+    def claim(self) -> str:
+        """A sentence."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """The paper."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """A frozen dataclass with the default size; `--set` changes its fields."""
+        ...
+
+    @property
+    def seconds(self) -> Callable[[Any], float]:
+        """Estimator of the time that a configuration takes on 2 CPU cores."""
+        ...
+
+    def steps(self, config: Any) -> int:
+        """Returns the amount of work, in steps of its parts."""
+        ...
+
+    def run(self, config: Any, work: "Work") -> Results:
+        """Computes all parts, judges and draws."""
+        ...
 
 
 class Work:
@@ -132,7 +153,7 @@ def load(name: str) -> Reproduction:
     if name not in catalog.REPRODUCTIONS:
         raise ValueError(names.unknown("reproduction", name, catalog.REPRODUCTIONS, show_all=True))
     module = f"kullback.experiments.reproductions.{name.replace('-', '_')}"
-    return importlib.import_module(module).REPRODUCTION
+    return importlib.import_module(module).STUDY
 
 
 def reproduce(
@@ -197,7 +218,7 @@ def reproduce(
     return list(results.checks)
 
 
-def _keep(folder: pathlib.Path, results: Found, kept_in: pathlib.Path) -> None:
+def _keep(folder: pathlib.Path, results: Results, kept_in: pathlib.Path) -> None:
     """Copies what a reproduction left behind, in place of what an earlier one did."""
     files.remove(kept_in)
     kept_in.mkdir(parents=True)

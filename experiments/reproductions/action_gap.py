@@ -92,4 +92,3 @@ STUDY = agent_studies.make(
         runs, ("action_gap", None), ("return_mean", None), columns=2
     ),
 )
-REPRODUCTION = STUDY.reproduction()

@@ -364,4 +364,3 @@ STUDY = study.Study(
         c.processes, 3 * c.iterations, 1 + len(c.rates) + 2 * len(c.etas)
     ),
 )
-REPRODUCTION = STUDY.reproduction()

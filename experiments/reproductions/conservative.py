@@ -296,4 +296,3 @@ STUDY = study.Study(
         + garnets.seconds(c.processes, 5 * c.exact_iterations, len(adaptive_rates(c)))
     ),
 )
-REPRODUCTION = STUDY.reproduction()

@@ -107,4 +107,3 @@ STUDY = agent_studies.make(
     panels=panels,
     measures={"unsteadiness": UNSTEADINESS},
 )
-REPRODUCTION = STUDY.reproduction()

@@ -97,4 +97,3 @@ STUDY = agent_studies.make(
     panels=panels,
     measures={"policy_entropy": agent_runs.ENTROPY},
 )
-REPRODUCTION = STUDY.reproduction()

@@ -199,4 +199,3 @@ STUDY = study.Study(
     figures=lambda config, tables: {"f_divergences": panels(config, tables)},
     seconds=seconds,
 )
-REPRODUCTION = STUDY.reproduction()

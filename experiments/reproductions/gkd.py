@@ -245,4 +245,3 @@ STUDY = study.Study(
     },
     seconds=seconds,
 )
-REPRODUCTION = STUDY.reproduction()

@@ -250,4 +250,3 @@ STUDY = study.Study(
     figures=lambda config, tables: {"kv_cache": panels(config, tables)},
     seconds=lambda config: 3 + 0.02 * sum(arm.steps for arm in arms(config)),
 )
-REPRODUCTION = STUDY.reproduction()

@@ -366,4 +366,3 @@ STUDY = study.Study(
         config.processes, 3 * config.iterations, 1 + len(config.lambdas) + len(config.betas)
     ),
 )
-REPRODUCTION = STUDY.reproduction()

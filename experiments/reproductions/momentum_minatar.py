@@ -63,4 +63,3 @@ STUDY = agent_studies.make(
     claims=lambda config, runs: claims(config),
     panels=lambda config, runs: agent_studies.grid(runs, ("return_mean", None)),
 )
-REPRODUCTION = STUDY.reproduction()

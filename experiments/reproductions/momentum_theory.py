@@ -252,4 +252,3 @@ STUDY = study.Study(
         config.processes, 2 * config.iterations, 4 + len(config.weights)
     ),
 )
-REPRODUCTION = STUDY.reproduction()

@@ -109,4 +109,3 @@ STUDY = agent_studies.make(
     panels=lambda config, runs: agent_studies.grid(runs, ("return_mean", None)),
     tables=costs,
 )
-REPRODUCTION = STUDY.reproduction()

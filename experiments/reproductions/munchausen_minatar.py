@@ -80,4 +80,3 @@ STUDY = agent_studies.make(
     claims=lambda config, runs: CLAIMS,
     panels=lambda config, runs: agent_studies.grid(runs, *PANELS),
 )
-REPRODUCTION = STUDY.reproduction()

@@ -327,4 +327,3 @@ STUDY = study.Study(
     figures=lambda config, tables: {"munchausen": panels(config, tables)},
     seconds=lambda c: garnets.seconds(c.processes, 2 * c.iterations, len(c.alphas)) + 8,
 )
-REPRODUCTION = STUDY.reproduction()

@@ -286,4 +286,3 @@ STUDY = study.Study(
         c.processes, 4 * c.iterations, len(c.divergences) * (3 + len(c.backups))
     ),
 )
-REPRODUCTION = STUDY.reproduction()

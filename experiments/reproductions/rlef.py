@@ -224,4 +224,3 @@ STUDY = study.Study(
     figures=figures,
     seconds=seconds,
 )
-REPRODUCTION = STUDY.reproduction()

@@ -347,20 +347,13 @@ class Study:
     figures: Callable[[Any, Tables], Mapping[str, Grid]]  # By the name of its files.
     seconds: Callable[[Any], float]  # C -> estimate, on 2 CPU cores.
 
-    def run(self, config: Any, work: reproduce.Work) -> reproduce.Found:
+    def steps(self, config: Any) -> int:
+        """Returns the amount of work of all arms."""
+        return sum(arm.steps for arm in self.arms(config))
+
+    def run(self, config: Any, work: reproduce.Work) -> reproduce.Results:
         """Runs all arms, then judges and draws what they show."""
         tables = self.tables(config, run(self.arms(config), work))
         checks = list(self.claims(config, tables))
         figures = {name: grid.draw() for name, grid in self.figures(config, tables).items()}
-        return reproduce.Found(tables, figures, checks)
-
-    def reproduction(self) -> reproduce.Reproduction:
-        """Returns it as `kullback reproduce` takes it."""
-        return reproduce.Reproduction(
-            claim=self.claim,
-            source=self.source,
-            config=self.config,
-            steps=lambda config: sum(arm.steps for arm in self.arms(config)),
-            seconds=self.seconds,
-            run=self.run,
-        )
+        return reproduce.Results(tables, figures, checks)

@@ -175,4 +175,3 @@ STUDY = study.Study(
         40 + config.seeds * len(hacking.arms(config)) * config.steps * 0.03 * config.batch_size / 64
     ),
 )
-REPRODUCTION = STUDY.reproduction()

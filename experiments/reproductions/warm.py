@@ -263,4 +263,3 @@ STUDY = study.Study(
     },
     seconds=seconds,
 )
-REPRODUCTION = STUDY.reproduction()

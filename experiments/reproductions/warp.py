@@ -312,4 +312,3 @@ STUDY = study.Study(
     figures=figures,
     seconds=seconds,
 )
-REPRODUCTION = STUDY.reproduction()

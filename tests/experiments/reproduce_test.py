@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Registers a reproduction `coin`; returns a list that takes the seeds it computes."""
     computed: list[int] = []
 
-    def run(config: Config, work: reproduce.Work) -> reproduce.Found:
+    def run(config: Config, work: reproduce.Work) -> reproduce.Results:
         rows: reproduce.Rows = []
         for seed in range(config.seeds):
 
@@ -54,9 +55,9 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             reproduce.Check("all are heads", found.low > 0.9, str(found)),
             reproduce.Check("of the throws", None, str(config.throws)),
         ]
-        return reproduce.Found({"coin": rows}, {"coin": drawn}, checks)
+        return reproduce.Results({"coin": rows}, {"coin": drawn}, checks)
 
-    entry = reproduce.Reproduction(
+    entry = types.SimpleNamespace(
         claim="A coin is fair.",
         source="Bernoulli 1713",
         config=Config(),

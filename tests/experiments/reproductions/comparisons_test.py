@@ -116,8 +116,8 @@ def test_munchausen_atari_says_what_the_whole_would_take():
 
 def test_munchausen_atari_in_full_is_the_published_protocol():
     config = munchausen_atari.Config(full=True)
-    assert munchausen_atari.REPRODUCTION.steps(config) == 6 * 60 * 3 * 50_000_000
-    assert munchausen_atari.REPRODUCTION.seconds(config) > 1e8
+    assert munchausen_atari.STUDY.steps(config) == 6 * 60 * 3 * 50_000_000
+    assert munchausen_atari.STUDY.seconds(config) > 1e8
     rows = made_up(config.arms(), lambda arm: 2.0 if arm.agent.startswith("m-") else 1.0)
     assert list(held(munchausen_atari, config, rows).values())[:2] == [True, True]
 

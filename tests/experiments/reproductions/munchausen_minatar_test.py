@@ -72,7 +72,7 @@ def test_summary_and_picture():
 def test_full_size_adds_rainbow_and_all_games():
     config = dataclasses.replace(here.Config(), full=True)
     assert len(config.arms()) == 5 * 5 + 5 * 2
-    assert here.REPRODUCTION.seconds(config) > 3 * here.REPRODUCTION.seconds(here.Config())
+    assert here.STUDY.seconds(config) > 3 * here.STUDY.seconds(here.Config())
 
 
 def test_refuses_other_games():

@@ -127,7 +127,7 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     )
     unseen = study.Arm("unseen", 0, lambda work: work.kept("part-1"), None)
     with_unseen = dataclasses.replace(of_two, arms=lambda count: [*of_two.arms(count), unseen])
-    entry = with_unseen.reproduction()
+    entry = with_unseen
     assert entry.steps(2) == 30
     for _ in range(2):
         work = reproduce.Work(tmp_path, progress.Progress("test", 0, 30, quiet=True))
