@@ -18,7 +18,7 @@ import numpy as np
 
 from kullback.core import files, finite, json_files, trees, types
 from kullback.lm import gemma
-from kullback.lm.formats import hugging_face_config, tensor_files
+from kullback.lm.formats import hugging_face_config, stacked_layers, tensor_files
 
 # The longer ones first: the last is a part of the second.
 TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
@@ -28,22 +28,6 @@ SKIPPED_PREFIXES = tuple(
     for before in ("", "model.")
 )
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # numpy's name -> safetensors'.
-# Ours -> (theirs, whether it is transposed).
-LAYER = {
-    "attention/pre_norm": ("input_layernorm", False),
-    "attention/query": ("self_attn.q_proj", True),
-    "attention/key": ("self_attn.k_proj", True),
-    "attention/value": ("self_attn.v_proj", True),
-    "attention/query_norm": ("self_attn.q_norm", False),
-    "attention/key_norm": ("self_attn.k_norm", False),
-    "attention/output": ("self_attn.o_proj", True),
-    "attention/post_norm": ("post_attention_layernorm", False),
-    "feed_forward/pre_norm": ("pre_feedforward_layernorm", False),
-    "feed_forward/gate": ("mlp.gate_proj", True),
-    "feed_forward/up": ("mlp.up_proj", True),
-    "feed_forward/down": ("mlp.down_proj", True),
-    "feed_forward/post_norm": ("post_feedforward_layernorm", False),
-}
 
 
 class Report(NamedTuple):
@@ -53,15 +37,6 @@ class Report(NamedTuple):
     num_bytes: int  # Their size in the files.
     num_skipped: int  # Tensors of the vision tower and its projector.
     dtypes: tuple[str, ...]  # Their types in the files, by safetensors' names: ("BF16",).
-
-
-class _Leaf(NamedTuple):
-    """The tensors of a file that hold one of our parameters."""
-
-    names: list[str]  # Tensors, without prefix; in the order of the layer axis.
-    shape: tuple[int, ...]  # Of each tensor in the file.
-    transposed: bool
-    stacked: bool
 
 
 def load(
@@ -91,7 +66,7 @@ def load(
     tensors = tensor_files.read(folder)
     text, head, num_skipped = _sort(folder, tensors)
     _check_claims(folder, config, text, tensors)
-    leaves, like = _leaves(config)
+    leaves, like = stacked_layers.leaves(config)
     _check(folder, leaves, text, tensors)
     if head is not None:
         _check_head(folder, tensors[head], tensors[text["embed_tokens.weight"]], head)
@@ -101,7 +76,8 @@ def load(
         raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
     named = {}
     for path, leaf in leaves.items():
-        array = _read(leaf, [tensors[text[name]] for name in leaf.names], like[path], dtype)
+        arrays = [tensors[text[name]].array for name in leaf.names]
+        array = stacked_layers.read(leaf, [x.__getitem__ for x in arrays], like[path], dtype)
         array = jax.device_put(array, sharding(path) if sharding else None)
         named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
     read = [tensors[name] for name in text.values()]
@@ -111,7 +87,7 @@ def load(
         num_skipped=num_skipped,
         dtypes=tuple(sorted({tensor.dtype for tensor in read})),
     )
-    return config, _nest(named), report
+    return config, stacked_layers.nest(named), report
 
 
 def save(
@@ -135,7 +111,7 @@ def save(
     """
     folder = pathlib.Path(folder)
     files.check_new_folder(folder)
-    leaves, like = _leaves(config)
+    leaves, like = stacked_layers.leaves(config)
     named = trees.named_leaves(params)
     wrong = sorted(set(leaves) ^ set(named))
     wrong += [p for p in leaves if p in named and named[p].shape != like[p].shape]
@@ -160,25 +136,6 @@ def save(
         _write(temporary / tensor_files.WEIGHTS, leaves, named)
         for path in copied:
             shutil.copyfile(path, temporary / path.name)
-
-
-def _leaves(config: gemma.Config) -> tuple[dict[str, _Leaf], dict[str, jax.ShapeDtypeStruct]]:
-    """Returns every parameter by its path, as the file has it and as we have it."""
-    like = trees.named_leaves(jax.eval_shape(gemma.make(config).init, jax.random.key(0)))
-    leaves = {
-        "embedding": _Leaf(["embed_tokens.weight"], like["embedding"].shape, False, False),
-        "final_norm": _Leaf(["norm.weight"], like["final_norm"].shape, False, False),
-    }
-    first = 0
-    for block, (length, depth) in config.blocks.items():
-        for j in range(depth):
-            for ours, (theirs, transposed) in LAYER.items():
-                path = f"{block}/layer_{j}/{ours}"
-                names = [f"layers.{first + p * depth + j}.{theirs}.weight" for p in range(length)]
-                shape = like[path].shape[1:]
-                leaves[path] = _Leaf(names, shape[::-1] if transposed else shape, transposed, True)
-        first += length * depth
-    return leaves, like
 
 
 def _sort(
@@ -228,7 +185,7 @@ def _check_claims(
 
 def _check(
     folder: pathlib.Path,
-    leaves: dict[str, _Leaf],
+    leaves: dict[str, stacked_layers.Leaf],
     text: dict[str, str],
     tensors: dict[str, tensor_files.Tensor],
 ) -> None:
@@ -266,36 +223,9 @@ def _check_head(
         raise ValueError(f"{folder}: {name} must equal the embedding, to which Gemma 3 ties it")
 
 
-def _read(
-    leaf: _Leaf, tensors: list[tensor_files.Tensor], like: jax.ShapeDtypeStruct, dtype: str
-) -> np.ndarray:
-    """Reads the numbers of one parameter."""
-    target = np.empty(like.shape, jax.numpy.dtype(dtype))
-    for i, tensor in enumerate(tensors):
-        part = target[i] if leaf.stacked else target
-        step = max(1, (1 << 24) // max(1, math.prod(leaf.shape[1:])))  # No second copy of all.
-        for row in range(0, leaf.shape[0], step):
-            numbers = tensor.array[row : row + step]
-            if leaf.transposed:
-                part[:, row : row + step] = numbers.T
-            else:
-                part[row : row + step] = numbers
-    return target
-
-
-def _nest(named: dict[str, Any]) -> dict[str, Any]:
-    """Nests a tree by the slashes of its names: {"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, leaf in named.items():
-        *parents, last = path.split("/")
-        at = tree
-        for name in parents:
-            at = at.setdefault(name, {})
-        at[last] = leaf
-    return tree
-
-
-def _write(path: pathlib.Path, leaves: dict[str, _Leaf], named: dict[str, Any]) -> None:
+def _write(
+    path: pathlib.Path, leaves: dict[str, stacked_layers.Leaf], named: dict[str, Any]
+) -> None:
     """Writes a safetensors file one tensor after another; the library wants all in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
