@@ -1,8 +1,9 @@
 """Text to token ids and back, for what ships with Gemma and what is trained on the spot.
 
 Two file formats: `tokenizer.json` (byte-level BPE, or Gemma's pieces with byte fallback) and
-`tokenizer.model` (SentencePiece). Ids are pieces of UTF-8, so text is the join of their bytes:
-decoding in chunks gives the text that decoding at once does.
+`tokenizer.model` (SentencePiece); what stands in a GGUF file becomes one of them. Ids are pieces of
+UTF-8, so text is the join of their bytes: decoding in chunks gives the text that decoding at once
+does.
 
 Text is text: "<bos>" inside a prompt becomes ordinary pieces. Special ids are put in by id only
 (`lm/chat.py`, `lm/data.py`), so no prompt can open or close a turn; `lm/control_tokens.py` sees to
@@ -24,7 +25,7 @@ import tokenizers
 
 from kullback.core import files, folders, json_files
 from kullback.lm import control_tokens
-from kullback.lm.formats import vocabulary
+from kullback.lm.formats import gguf_files, gguf_vocabulary, vocabulary
 from kullback.lm.formats.vocabulary import Vocabulary
 
 # Gemma's order, without its <mask>: pad 0, eos 1, bos 2, unk 3.
@@ -106,7 +107,7 @@ def load(path: files.Path) -> Tokenizer:
     """Reads a tokenizer, from a folder as models are published in or from one file.
 
     In a folder tokenizer.json goes before tokenizer.model. tokenizer_config.json beside it names
-    the special tokens; without it they are called as Gemma's are.
+    the special tokens; without it they are called as Gemma's are. A model's GGUF file has all.
 
     Raises:
       ValueError: naming the file, where there is none, it is damaged, or its format or special
@@ -118,8 +119,12 @@ def load(path: files.Path) -> Tokenizer:
     elif path.is_file() and path.suffix in (".json", ".model"):
         names, folder = (), path.parent
         companions = (_CONFIG,) if path.suffix == ".json" else (_CONFIG, _ADDED)
+    elif path.is_file() and path.suffix == gguf_files.SUFFIX:
+        return from_gguf(gguf_files.read(path))
     else:
-        raise ValueError(f"no tokenizer at {path}; expected a folder, a .json or a .model file")
+        raise ValueError(
+            f"no tokenizer at {path}; expected a folder, a .json, a .model or a .gguf file"
+        )
     found = folders.present(folder, (*names, *companions))
     sources = {name: file.read_bytes() for name, file in found.items()}
     if path.is_file():
@@ -128,6 +133,16 @@ def load(path: files.Path) -> Tokenizer:
     if not sources.keys() & set(names):
         raise ValueError(f"{path} has neither {_JSON} nor {_MODEL}; name a folder with one")
     return _make(sources, path, {name: str(file) for name, file in found.items()})
+
+
+def from_gguf(file: gguf_files.File) -> Tokenizer:
+    """Reads the tokenizer of a model in a GGUF file.
+
+    Raises:
+      ValueError: if it is missing, damaged, or of a kind that we do not read.
+    """
+    path, sources = file.metadata.file, gguf_vocabulary.sources(file)
+    return _make(sources, pathlib.Path(path), {name: f"{path}, its {name}" for name in sources})
 
 
 def reading(tokenizer: Tokenizer, how: control_tokens.Reading) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""Language models on disk: folders in Hugging Face's format, and runs."""
+"""Language models on disk: folders in Hugging Face's format, GGUF files, and runs."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ from kullback.lm import (
     tokenizer,
     warm,
 )
-from kullback.lm.formats import hugging_face, hugging_face_config
+from kullback.lm.formats import gguf_files, gguf_gemma, hugging_face, hugging_face_config
 
 NOTES = folder_meaning.NOTES
 MODEL = "model.json"  # The model's shape, beside config.json.
@@ -69,13 +69,13 @@ def load(
     best: bool = False,
     mesh: sharding.Mesh | None = None,
 ) -> Checkpoint:
-    """Reads the model of a folder in Hugging Face's format, or of a run.
+    """Reads the model of a folder in Hugging Face's format, of a GGUF file, or of a run.
 
     Its texts end with all ids that its configuration or its tokenizer names as ends.
 
     Args:
-      path: of the folder or the run.
-      seed, best, mesh: as for `of_run`; a folder has no seeds and no best.
+      path: of the folder, the file or the run.
+      seed, best, mesh: as for `of_run`; a folder or file has no seeds and no best.
 
     Raises:
       ValueError: if it is neither, or the run is of another kind of model; also as `of_run`.
@@ -88,10 +88,15 @@ def load(
         return of_run(run, seed, best=best, mesh=mesh)
     if seed is not None or best:
         raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
+    if path.suffix == gguf_files.SUFFIX and path.is_file():
+        file = gguf_files.read(path)
+        shardings = sharding.by_path(gguf_gemma.read_config(file), mesh)
+        config, params, _ = gguf_gemma.load(file, sharding=shardings)
+        return Checkpoint(config, tokenizer.from_gguf(file), params).with_all_ends()
     if not (path / "config.json").is_file():
         raise ValueError(
-            f"{path} is no model: expected a folder with config.json and weights, a run of a "
-            f"language model, or a preset ({', '.join(gemma.PRESETS)})"
+            f"{path} is no model: expected a folder with config.json and weights, a file of GGUF, "
+            f"a run of a language model, or a preset ({', '.join(gemma.PRESETS)})"
         )
     shardings = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=shardings)

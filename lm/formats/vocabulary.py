@@ -108,7 +108,8 @@ def from_sentencepiece(data: bytes, file: str) -> Vocabulary:
         inner.LoadFromSerializedProto(data)
         size = inner.vocab_size()
     except Exception as error:  # The library raises several kinds.
-        raise ValueError(f"{file}: the sentencepiece library cannot read it ({error})") from None
+        message = str(error) if str(error).isprintable() else ascii(str(error))
+        raise ValueError(f"{file}: the sentencepiece library cannot read it ({message})") from None
     if not size:
         raise ValueError(f"{file}: its vocabulary is empty")
     if inner.encode("a", out_type=str)[:1] and inner.encode("a", out_type=str)[0][0] == _SPACE:
