@@ -14,7 +14,11 @@ def add_parser(commands: Any) -> None:
     ids = arguments.whole(0, limits.IDS)
     sub = commands.add_parser("generate", help="text from a language model")
     sub.add_argument(
-        "--model", metavar="DIR", type=arguments.name, required=True, help="a folder, or a run"
+        "--model",
+        metavar="DIR",
+        type=arguments.name,
+        required=True,
+        help="a folder, a .gguf file, or a run",
     )
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT")

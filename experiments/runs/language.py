@@ -400,8 +400,8 @@ def student_of(
     """
     if not plan.model:
         raise ValueError(
-            f"{plan.agent} needs --model: a folder, a run, or a preset made on the spot "
-            f"({', '.join(gemma.PRESETS)})"
+            f"{plan.agent} needs --model: a folder, a .gguf file, a run, or a preset made on the "
+            f"spot ({', '.join(gemma.PRESETS)})"
         )
     if plan.model not in gemma.PRESETS:
         trained = models.load(plan.model, mesh=mesh)

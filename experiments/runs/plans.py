@@ -94,7 +94,9 @@ class Plan:
         "of the environment, e.g. protocol=classic for Atari",
         name="environment-flag",
     )
-    model: str = _flag("", "MODEL", "of a language model: a folder, a run, or a preset")
+    model: str = _flag(
+        "", "MODEL", "of a language model: a folder, a .gguf file, a run, or a preset"
+    )
     model_flags: tuple[str, ...] = _flag(
         (),
         "field=value",
