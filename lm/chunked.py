@@ -1,10 +1,10 @@
-"""Losses of tokens without their logits in memory: unembedded and compared a chunk at a time.
+"""Token-level losses without all logits in memory: logits are computed a chunk at a time.
 
 The logits of N tokens, [N, V], are the largest array of a training step: 2 GB in float32 for 2,000
 tokens and Gemma's vocabulary of 262,144, and again for a teacher and for each gradient. Here a
-chunk of tokens is unembedded, compared and forgotten. What a token's loss will count is known
-before, so its gradient is taken while its logits are there, and nothing is computed twice; that of
-the embedding is summed up over the chunks, in place.
+chunk of tokens is unembedded, compared and freed. The weight of a token's loss is known in advance,
+so its gradient is computed while its logits are in memory, and nothing is computed twice; the
+embedding's gradient is summed over the chunks, in place.
 
 Shape letters: N tokens, n tokens of a chunk, D features, V vocabulary.
 """
@@ -19,26 +19,26 @@ from kullback.core import sharding, types
 
 
 class Head(NamedTuple):
-    """Features, and what turns a chunk of them into logits."""
+    """Features, and the unembedding that turns a chunk of them into logits."""
 
     unembed: Callable[[types.Params, jax.Array], jax.Array]  # (params, [n, D]) -> [n, V].
-    params: types.Params  # What `unembed` reads, and no more: gradients are as large.
+    params: types.Params  # Parameters of `unembed`, and no more: gradients have the same size.
     features: jax.Array  # [N, D].
 
 
 class _Fixed(NamedTuple):
-    """What has no gradient."""
+    """The inputs without a gradient."""
 
-    params: list[Any]  # Of the other heads.
-    rows: list[Any]  # Weights and targets, [N, ...] each.
+    params: list[Any]  # Parameters of the other heads.
+    inputs: list[Any]  # Weights and targets, [N, ...] each.
     is_answer: jax.Array | None  # bool, [N].
 
 
 class _Chunks(NamedTuple):
-    """Rows of tokens, cut; those with an answer come first."""
+    """Tokens, cut into C chunks; answer tokens come first."""
 
-    rows: Any  # [C, n, ...] each.
-    counts: jax.Array  # bool, [C, n]: it is an answer, and no padding.
+    inputs: Any  # [C, n, ...] each.
+    is_answer: jax.Array  # bool, [C, n]: whether it is an answer token, and no padding.
     has_answer: jax.Array  # bool, [C].
     restore: Callable[[jax.Array], jax.Array]  # [C, n, ...] -> [N, ...], 0 but for answers.
 
@@ -50,32 +50,32 @@ def token_losses(
     chunk: int,
     is_answer: jax.Array | None = None,
 ) -> Any:
-    """The losses of N tokens, [N]; for their gradient see `weighted_loss`.
+    """Returns the losses of N tokens, [N]; for their gradient see `weighted_loss`.
 
     Args:
-      loss: (logits [n, V], *targets) -> [n], or a tree of [n, ...]. The losses of `distillation`
-        fit, and of a token's targets each looks at its own row only.
-      student: whose logits come first.
-      *targets: trees of arrays [N, ...] (labels, sparse targets, keys), handed over as [n, ...]; or
-        a `Head`, the teacher's say, handed over as logits [n, V]. All are constants.
-      chunk: n, tokens at a time: the logits of so many are in memory, one array for each head.
-      is_answer: bool, [N]. Other tokens get 0, and hardly cost any time: they are sorted to the
-        end, and chunks without an answer are not computed. None is all.
+      loss: (logits [n, V], *targets) -> [n], or a tree of [n, ...], such as the losses of
+        `distillation`. The loss of a token depends on its own targets only.
+      student: gives the first logits.
+      *targets: trees of arrays [N, ...] (labels, sparse targets, keys), passed as [n, ...]; or a
+        `Head`, such as a teacher's, passed as logits [n, V]. They get no gradient.
+      chunk: n, the tokens whose logits are in memory at a time, one array for each head.
+      is_answer: bool, [N]; None is all. Other tokens get 0 at hardly any cost: they are sorted to
+        the end, and chunks without an answer are not computed.
 
     Returns:
-      What `loss` returns, for all N.
+      The result of `loss`, for all N.
 
     Raises:
       ValueError: for chunk < 1, no tokens, or targets of another number of tokens.
     """
-    heads, params, rows = _split(student, targets)
-    chunks = _cut(rows, chunk, is_answer)
+    heads, params, inputs = _split(student, targets)
+    chunks = _cut(inputs, chunk, is_answer)
 
-    def compute(rows: list[Any]) -> Any:
-        return loss(*_logits(heads, params, rows))
+    def compute(inputs: list[Any]) -> Any:
+        return loss(*_logits(heads, params, inputs))
 
-    found = jax.lax.map(lambda item: _or_zeros(compute, *item), (chunks.has_answer, chunks.rows))
-    return jax.tree.map(chunks.restore, found)
+    losses = jax.lax.map(lambda item: _or_zeros(compute, *item), (chunks.has_answer, chunks.inputs))
+    return jax.tree.map(chunks.restore, losses)
 
 
 def weighted_loss(
@@ -86,12 +86,12 @@ def weighted_loss(
     chunk: int,
     is_answer: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-    """sum_i weights_i loss_i, [], and metrics; differentiable in the student, once.
+    """Returns sum_i weights_i loss_i, [], and metrics; differentiable once, in the student.
 
     Args:
-      measure: (logits [n, V], *targets) -> losses [n], and a tree of metrics [n, ...] that have no
-        gradient; as `loss` of `token_losses`.
-      weights: float, [N], constants.
+      measure: (logits [n, V], *targets) -> losses [n], and a tree of metrics [n, ...] without a
+        gradient; otherwise as `loss` of `token_losses`.
+      weights: float, [N]; they get no gradient.
       student, *targets, chunk, is_answer: as for `token_losses`.
 
     Returns:
@@ -100,46 +100,53 @@ def weighted_loss(
     Raises:
       ValueError: as `token_losses` does.
     """
-    heads, params, rows = _split(student, targets)
-    fixed = _Fixed(params[1:], [jax.lax.stop_gradient(weights), *rows[1:]], is_answer)
+    heads, params, inputs = _split(student, targets)
+    fixed = _Fixed(params[1:], [jax.lax.stop_gradient(weights), *inputs[1:]], is_answer)
 
     def compute(
-        own: types.Params, features: jax.Array, fixed: _Fixed, item: tuple[jax.Array, list[Any]]
+        student_params: types.Params,
+        features: jax.Array,
+        fixed: _Fixed,
+        item: tuple[jax.Array, list[Any]],
     ) -> tuple[jax.Array, Any]:
-        counts, (weights, *rest) = item
-        logits = _logits(heads, [own, *fixed.params], [features, *rest])
-        losses, metrics = measure(*logits)
-        return jnp.sum(jnp.where(counts, weights * losses, 0)), metrics
+        is_answer, (weights, *rest) = item
+        arguments = _logits(heads, [student_params, *fixed.params], [features, *rest])
+        losses, metrics = measure(*arguments)
+        return jnp.sum(jnp.where(is_answer, weights * losses, 0)), metrics
 
-    # A step that learns runs `forward`; this is for the value alone. All that is traced is an
-    # argument: a rematerialised part of a program may hold them.
+    # A learner step runs `forward`; `run` is for the value alone. All traced values are arguments,
+    # as a rematerialised part of a program may hold them.
 
     @jax.custom_vjp
-    def run(own: types.Params, features: jax.Array, fixed: _Fixed) -> tuple[jax.Array, Any]:
-        chunks = _cut([features, *fixed.rows], chunk, fixed.is_answer)
+    def run(
+        student_params: types.Params, features: jax.Array, fixed: _Fixed
+    ) -> tuple[jax.Array, Any]:
+        chunks = _cut([features, *fixed.inputs], chunk, fixed.is_answer)
 
-        def one(item: tuple[jax.Array, list[Any]]) -> Any:
-            counts, (features, *rest) = item
-            return compute(own, features, fixed, (counts, rest))
+        def compute_chunk(item: tuple[jax.Array, list[Any]]) -> Any:
+            is_answer, (features, *rest) = item
+            return compute(student_params, features, fixed, (is_answer, rest))
 
-        items = chunks.has_answer, (chunks.counts, chunks.rows)
-        values, metrics = jax.lax.map(lambda item: _or_zeros(one, *item), items)
+        items = chunks.has_answer, (chunks.is_answer, chunks.inputs)
+        values, metrics = jax.lax.map(lambda item: _or_zeros(compute_chunk, *item), items)
         return jnp.sum(values), jax.tree.map(chunks.restore, metrics)
 
-    def forward(own: types.Params, features: jax.Array, fixed: _Fixed) -> tuple[Any, Any]:
-        chunks = _cut([features, *fixed.rows], chunk, fixed.is_answer)
+    def forward(
+        student_params: types.Params, features: jax.Array, fixed: _Fixed
+    ) -> tuple[Any, Any]:
+        chunks = _cut([features, *fixed.inputs], chunk, fixed.is_answer)
         gradient = jax.value_and_grad(compute, argnums=(0, 1), has_aux=True)
 
-        def one(carry: tuple[jax.Array, types.Params], item: Any) -> Any:
-            has_answer, counts, (features, *rest) = item
+        def add_chunk(carry: tuple[jax.Array, types.Params], item: Any) -> Any:
+            has_answer, is_answer, (features, *rest) = item
 
             def learn(carry: Any) -> Any:
                 value, total = carry
-                (more, metrics), (of_params, of_features) = gradient(
-                    own, features, fixed, (counts, rest)
+                (summand, metrics), (params_gradient, features_gradient) = gradient(
+                    student_params, features, fixed, (is_answer, rest)
                 )
-                total = jax.tree.map(jnp.add, total, of_params)
-                return (value + more, total), (metrics, of_features)
+                total = jax.tree.map(jnp.add, total, params_gradient)
+                return (value + summand, total), (metrics, features_gradient)
 
             def skip(carry: Any) -> Any:
                 empty = jax.eval_shape(learn, carry)[1]
@@ -149,22 +156,22 @@ def weighted_loss(
                 return learn(carry)
             return jax.lax.cond(has_answer, learn, skip, carry)
 
-        start = jnp.zeros((), weights.dtype), jax.tree.map(jnp.zeros_like, own)
-        items = chunks.has_answer, chunks.counts, chunks.rows
-        (value, total), (metrics, of_features) = jax.lax.scan(one, start, items)
-        kept = total, chunks.restore(of_features)
-        return (value, jax.tree.map(chunks.restore, metrics)), kept
+        start = jnp.zeros((), weights.dtype), jax.tree.map(jnp.zeros_like, student_params)
+        items = chunks.has_answer, chunks.is_answer, chunks.inputs
+        (value, total), (metrics, features_gradient) = jax.lax.scan(add_chunk, start, items)
+        gradients = total, chunks.restore(features_gradient)
+        return (value, jax.tree.map(chunks.restore, metrics)), gradients
 
-    def backward(kept: Any, cotangents: tuple[jax.Array, Any]) -> Any:
-        own, features = jax.tree.map(lambda x: (cotangents[0] * x).astype(x.dtype), kept)
-        return own, features, None
+    def backward(gradients: Any, cotangents: tuple[jax.Array, Any]) -> Any:
+        scaled = jax.tree.map(lambda x: (cotangents[0] * x).astype(x.dtype), gradients)
+        return *scaled, None
 
     run.defvjp(forward, backward)
-    return run(params[0], rows[0], fixed)
+    return run(params[0], inputs[0], fixed)
 
 
 def _split(student: Head, targets: tuple[Any, ...]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Of student and targets: unembeddings or None, parameters or None, and what has N rows."""
+    """Returns unembeddings and parameters, None but for heads, and inputs [N, ...] of all."""
     arguments = [student, *map(_constant, targets)]
     return (
         [x.unembed if isinstance(x, Head) else None for x in arguments],
@@ -174,34 +181,34 @@ def _split(student: Head, targets: tuple[Any, ...]) -> tuple[list[Any], list[Any
 
 
 def _constant(target: Any) -> Any:
-    """The target without a gradient."""
+    """Stops the gradient of a target."""
     if isinstance(target, Head):
         params, features = jax.lax.stop_gradient((target.params, target.features))
         return Head(target.unembed, params, features)
     return jax.lax.stop_gradient(target)
 
 
-def _logits(heads: list[Any], params: list[Any], rows: list[Any]) -> list[Any]:
-    """Rows of a chunk, of a head as logits."""
+def _logits(heads: list[Any], params: list[Any], inputs: list[Any]) -> list[Any]:
+    """Returns the inputs of a chunk, with features of heads turned into logits."""
     return [
-        row if unembed is None else unembed(tree, row)
-        for unembed, tree, row in zip(heads, params, rows, strict=True)
+        x if unembed is None else unembed(tree, x)
+        for unembed, tree, x in zip(heads, params, inputs, strict=True)
     ]
 
 
-def _or_zeros(compute: Callable[[Any], Any], has_answer: jax.Array, rows: Any) -> Any:
-    shapes = jax.eval_shape(compute, rows)
+def _or_zeros(compute: Callable[[Any], Any], has_answer: jax.Array, inputs: Any) -> Any:
+    shapes = jax.eval_shape(compute, inputs)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.cond(has_answer, compute, lambda _: zeros, rows)
+    return jax.lax.cond(has_answer, compute, lambda _: zeros, inputs)
 
 
-def _cut(rows: list[Any], chunk: int, is_answer: jax.Array | None) -> _Chunks:
-    num_tokens = rows[0].shape[0]
+def _cut(inputs: list[Any], chunk: int, is_answer: jax.Array | None) -> _Chunks:
+    num_tokens = inputs[0].shape[0]
     if chunk < 1:
         raise ValueError(f"chunk must be >= 1 token, got {chunk}; 128 to 1024 suit most machines")
     if num_tokens == 0:
         raise ValueError("there are no tokens: features are [0, D]")
-    for leaf in jax.tree.leaves((rows, is_answer)):
+    for leaf in jax.tree.leaves((inputs, is_answer)):
         if leaf.shape[:1] != (num_tokens,):
             raise ValueError(
                 f"the student has features of {num_tokens} tokens, but a target or is_answer has "
@@ -209,14 +216,14 @@ def _cut(rows: list[Any], chunk: int, is_answer: jax.Array | None) -> _Chunks:
             )
     order = None if is_answer is None else jnp.argsort(~is_answer, stable=True)
     if order is not None:
-        rows = jax.tree.map(lambda x: x[order], rows)
+        inputs = jax.tree.map(lambda x: x[order], inputs)
     size = min(chunk, num_tokens)
     num_chunks = -(-num_tokens // size)
     padding = num_chunks * size - num_tokens
 
     def split(x: jax.Array) -> jax.Array:
         if padding:
-            # The last token again: any loss is finite where it is finite on the tokens.
+            # The last token is repeated, so that losses of the padding are finite.
             x = jnp.concatenate([x, jnp.broadcast_to(x[-1:], (padding, *x.shape[1:]))])
         return x.reshape(num_chunks, size, *x.shape[1:])
 
@@ -229,6 +236,6 @@ def _cut(rows: list[Any], chunk: int, is_answer: jax.Array | None) -> _Chunks:
 
     num_answers = num_tokens if is_answer is None else jnp.sum(is_answer)
     counts = jnp.arange(num_chunks * size).reshape(num_chunks, size) < num_answers
-    # The sort loses how rows were cut over a mesh; of each chunk every device takes its share.
-    rows = sharding.spread(jax.tree.map(split, rows), 1)
-    return _Chunks(rows, counts, counts[:, 0], restore)
+    # The sort loses the sharding over a mesh: each chunk is spread over all devices anew.
+    inputs = sharding.spread(jax.tree.map(split, inputs), 1)
+    return _Chunks(inputs, counts, counts[:, 0], restore)

@@ -1,6 +1,6 @@
-"""Evaluation of a language model on examples that it has not seen: likelihoods, answers, scores.
+"""Evaluation of a language model on held-out examples: likelihoods, answers and scores.
 
-Probabilities are those of the operator that the model was trained with, softargmax_f, everywhere.
+Probabilities are always those of the softargmax_f that the model was trained with.
 """
 
 import dataclasses
@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import finite, regularizers, sharding, types
-from kullback.core import sampling as samplings
+from kullback.core import finite, regularizers, sampling, sharding, types
 from kullback.environments import tokens
 from kullback.lm import (
     answers,
@@ -29,31 +28,31 @@ from kullback.lm import (
     tuning,
 )
 
-ROWS = 32  # Sequences at once.
-SHOWN = 4  # Texts of a batch that are written down.
+ROWS = 32  # Sequences in one call of a program.
+SHOWN = 4  # Texts of a batch that are written to a file.
 
 
 class Likelihoods(NamedTuple):
     """Sums over the tokens of each held-out completion, [n]."""
 
-    loss: np.ndarray  # loss_f of the operator, which is the nats where f is KL's.
+    loss: np.ndarray  # loss_f, which equals the nats for KL.
     nats: np.ndarray  # Minus the log-probability.
-    right: np.ndarray  # Tokens that are the most probable one.
-    tokens: np.ndarray
+    right: np.ndarray  # Number of tokens that are the most probable one.
+    tokens: np.ndarray  # Number of tokens.
 
 
 class Answers(NamedTuple):
-    """Texts that a model has written, n of them."""
+    """The n answers of a model."""
 
     texts: list[str]
-    ids: list[list[int]]  # Without what ended the text.
-    done: np.ndarray  # Bool, [n]: it ended by itself, and was not cut.
-    tokens: np.ndarray  # [n], what ended the text among them.
-    nats: np.ndarray  # [n]: minus the log-probability of what was drawn, as it was drawn.
+    ids: list[list[int]]  # Token ids without the stop token.
+    done: np.ndarray  # bool, [n]: whether a stop token ended it, so that it was not cut.
+    tokens: np.ndarray  # [n]: number of tokens, with the stop token.
+    nats: np.ndarray  # [n]: minus the log-probability, as it was drawn.
     measures: dict[str, np.ndarray]  # "score" by the task's rule, or ROUGE: [n] each.
 
     def line(self, n: int) -> dict[str, Any]:
-        """Returns the n-th for a reader, see the function `line`."""
+        """Returns the n-th answer for a reader, see the function `line`."""
         return line(self.texts[n], self.done[n], {name: x[n] for name, x in self.measures.items()})
 
 
@@ -72,26 +71,26 @@ class Evaluator:
     task: tasks.Task
     test: list[data.Example]
     learning: tuning.Config  # Lengths of prompts and answers.
-    divergence: str = "kl"  # f of the model's operator.
-    mesh: sharding.Mesh | None = None  # Over whose data axis rows lie; None is one device.
-    notice: str | None = None  # What a reader is told of the examples.
+    divergence: str = "kl"  # f of the model's softargmax_f.
+    mesh: sharding.Mesh | None = None  # Mesh over whose data axis rows are cut; None: one device.
+    notice: str | None = None  # Remark on the examples for a reader.
 
     def spread(self, rows: Any) -> Any:
-        """Places prompts or sequences, as many on each device of the mesh."""
+        """Cuts prompts or sequences over the devices of the mesh."""
         if self.mesh is None:
             return rows
         return jax.device_put(rows, sharding.of_rows(self.mesh, len(rows.tokens)))
 
     @functools.cached_property
     def f(self) -> regularizers.Divergence:
-        """The divergence of the model's operator."""
+        """Divergence f of the model's softargmax_f."""
         return regularizers.named(self.divergence)
 
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         """Returns scores of the first `count` examples, completed greedily, [kept(count)].
 
-        Where the task has no rule to judge an answer by, minus the mean loss (nats, for KL) of the
-        held-out completion's tokens takes its place.
+        Without a rule of the task the score is minus the mean loss (nats, for KL) of the held-out
+        completion's tokens.
         """
         if self.task.score is None:
             likelihoods = self.likelihoods(acting, count)
@@ -101,23 +100,23 @@ class Evaluator:
     def answers(
         self, acting: Any, count: int, key: types.Key, program: Callable[..., tokens.Completion]
     ) -> Answers:
-        """Returns what a `program` answers to the first `count` examples, [kept(count)]."""
-        parts: list[Answers] = []
-        for number, part in enumerate(self.parts(count)):
-            prompts = self.spread(self.prompts(part))
-            written = program(acting, prompts, jax.random.fold_in(key, number))
-            drawn = written.log_probability
-            finite.require(drawn, acting["params"], "log-probabilities of answers")
-            parts.append(self._read(jax.tree.map(np.asarray, written), part))
-        return _joined(parts, self.kept(count))
+        """Returns the answers of a `program` to the first `count` examples, [kept(count)]."""
+        batch_answers: list[Answers] = []
+        for number, batch in enumerate(self.parts(count)):
+            prompts = self.spread(self.prompts(batch))
+            completion = program(acting, prompts, jax.random.fold_in(key, number))
+            log_probability = completion.log_probability
+            finite.require(log_probability, acting["params"], "log-probabilities of answers")
+            batch_answers.append(self._read(jax.tree.map(np.asarray, completion), batch))
+        return _joined(batch_answers, self.kept(count))
 
     def likelihoods(self, acting: Any, count: int) -> Likelihoods:
         """Returns likelihoods of the completions of the first `count` examples, [kept(count)]."""
         width = self.learning.max_prompt_length + self.learning.max_new_tokens
-        padded = (batches.pad(part, width, self.tokenizer.pad_id) for part in self.parts(count))
-        parts = [self._measure(acting["params"], self.spread(rows)) for rows in padded]
-        kept = self.kept(count)
-        likelihoods = jax.tree.map(lambda *columns: np.concatenate(columns)[:kept], *parts)
+        padded = (batches.pad(batch, width, self.tokenizer.pad_id) for batch in self.parts(count))
+        measured = [self._measure(acting["params"], self.spread(rows)) for rows in padded]
+        num_kept = self.kept(count)
+        likelihoods = jax.tree.map(lambda *columns: np.concatenate(columns)[:num_kept], *measured)
         finite.require(likelihoods, acting["params"], "log-probabilities of held-out completions")
         return likelihoods
 
@@ -125,18 +124,18 @@ class Evaluator:
 
     @functools.cached_property
     def greedy(self) -> Callable[..., tokens.Completion]:
-        """The program that takes the most probable token, see `completions.Sampler`."""
-        return self._completes(samplings.Sampling(temperature=0))
+        """Program that takes the most probable token, see `completions.Sampler`."""
+        return self._completes(sampling.Sampling(temperature=0))
 
     @functools.cached_property
     def sampled(self) -> Callable[..., tokens.Completion]:
-        """The program that draws from the model itself, see `completions.Sampler`."""
-        return self._completes(samplings.Sampling())
+        """Program that draws from the model itself, see `completions.Sampler`."""
+        return self._completes(sampling.Sampling())
 
     @functools.cached_property
     def _measure(self) -> Callable[..., Likelihoods]:
-        def of_tokens(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-            nats = -samplings.log_probability(logits, labels, self.f)
+        def token_measures(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+            nats = -sampling.log_probability(logits, labels, self.f)
             loss = nats if self.f is regularizers.kl else regularizers.loss(logits, labels, self.f)
             right = (jnp.argmax(logits, -1) == labels).astype(jnp.float32)
             return {"loss": loss, "nats": nats, "right": right}
@@ -144,20 +143,20 @@ class Evaluator:
         @jax.jit
         def measure(params: types.Params, rows: batches.Sequences) -> Likelihoods:
             per_token, is_answer = answers.per_token(
-                of_tokens, rows, (self.model, params), chunk=self.learning.chunk
+                token_measures, rows, (self.model, params), chunk=self.learning.chunk
             )
             sums = {name: jnp.sum(x, 1) for name, x in per_token.items()}
             return Likelihoods(**sums, tokens=jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
 
         return measure
 
-    def _completes(self, sampling: samplings.Sampling) -> Callable[..., tokens.Completion]:
+    def _completes(self, sampling: sampling.Sampling) -> Callable[..., tokens.Completion]:
         return jax.jit(self.sampler(sampling).completions)
 
     def sampler(
-        self, sampling: samplings.Sampling | None = None, samples_per_prompt: int = 1
+        self, sampling: sampling.Sampling | None = None, samples_per_prompt: int = 1
     ) -> completions.Sampler:
-        """Returns what completes prompts by the model and its operator."""
+        """Returns the sampler of the model, with its softargmax_f."""
         return completions.sampler(
             self.model,
             self.learning.max_new_tokens,
@@ -184,50 +183,50 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """Returns the first few of a batch's texts for a reader, JSON-able."""
         first = jax.tree.map(lambda x: np.asarray(x)[:SHOWN], sequences)
-        written = self.answer_texts(first)
-        last = np.asarray(first.tokens)[np.arange(len(written)), np.asarray(first.lengths) - 1]
+        answer_texts = self.answer_texts(first)
+        last = np.asarray(first.tokens)[np.arange(len(answer_texts)), np.asarray(first.lengths) - 1]
         is_done = np.isin(last, self.model.config.eos_ids)
         return [
             {**self.example_texts(examples[n]), **line(text, is_done[n], {"score": scores[n]})}
-            for n, text in enumerate(written)
+            for n, text in enumerate(answer_texts)
         ]
 
     def greedy_lines(self, acting: Any, key: types.Key) -> list[dict[str, Any]]:
         """Returns the answers to the first few held-out examples for a reader, JSON-able."""
-        written, count = self.answers(acting, SHOWN, key, self.greedy), self.kept(SHOWN)
-        return [{**self.example_texts(self.test[n]), **written.line(n)} for n in range(count)]
+        shown, count = self.answers(acting, SHOWN, key, self.greedy), self.kept(SHOWN)
+        return [{**self.example_texts(self.test[n]), **shown.line(n)} for n in range(count)]
 
     def example_texts(self, example: data.Example) -> dict[str, Any]:
         """Returns prompt and target of an example as texts."""
         return {"prompt": self.tokenizer.decode(example.prompt), "target": self._target(example)}
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
-        """Returns the prompts of examples, of one width."""
+        """Returns the prompts of examples, padded on the left to one width."""
         prompts = [example.prompt for example in examples]
         return batches.pad_prompts(prompts, self.learning.max_prompt_length, self.tokenizer.pad_id)
 
     def _read(self, completion: tokens.Completion, examples: list[data.Example]) -> Answers:
         """Returns texts and measures of completions, NumPy."""
         ids = [
-            texts.said(row[mask].tolist(), self.tokenizer, self.model.config.eos_ids)
-            for row, mask in zip(completion.tokens, completion.is_answer, strict=True)
+            texts.text_ids(answer[mask].tolist(), self.tokenizer, self.model.config.eos_ids)
+            for answer, mask in zip(completion.tokens, completion.is_answer, strict=True)
         ]
-        written = [self.tokenizer.decode(row) for row in ids]
+        answer_texts = [self.tokenizer.decode(text_ids) for text_ids in ids]
         targets = map(self._target, examples)
-        rows = [self.measures(*pair) for pair in zip(written, targets, strict=True)]
+        lines = [self.measures(*pair) for pair in zip(answer_texts, targets, strict=True)]
         nats = -np.asarray(completion.log_probability, np.float64).sum(1)
-        measures = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        measures = {name: np.array([line[name] for line in lines]) for name in lines[0]}
         done, lengths = ~np.asarray(completion.truncated), np.asarray(completion.length)
-        return Answers(written, ids, done, lengths, nats, measures)
+        return Answers(answer_texts, ids, done, lengths, nats, measures)
 
     def measures(self, text: str, target: str) -> dict[str, float]:
-        """Returns what an answer is worth: "score" by the task's rule, or ROUGE."""
+        """Measures an answer: its "score" by the task's rule, or ROUGE."""
         if self.task.score is None:
             return rouge.scores(text, target)
         return {"score": self.task.score(text, target)}
 
     def answer_texts(self, sequences: batches.Sequences) -> list[str]:
-        """Returns the answers in rows as texts."""
+        """Returns the answers of rows as texts."""
         ids, is_answer = np.asarray(sequences.tokens), np.asarray(sequences.is_answer)
         return [self._text(row[mask].tolist()) for row, mask in zip(ids, is_answer, strict=True)]
 
@@ -238,13 +237,13 @@ class Evaluator:
         return self._text(example.completion)
 
     def kept(self, count: int) -> int:
-        """Returns how many of `count` examples there are: no example counts twice."""
+        """Returns the number of examples, `count` at most: no example counts twice."""
         return min(count, len(self.test))
 
     def parts(self, count: int) -> list[list[data.Example]]:
-        """Returns the first `count` examples in parts of one size, for which a program is compiled.
+        """Returns the first `count` examples in parts of ROWS, for which programs are compiled.
 
-        The last one is filled up: of all parts together the first `kept(count)` rows count.
+        The last part is filled up with examples that do not count: the first `kept(count)` do.
         """
         if not self.test:
             raise ValueError(

@@ -1,8 +1,8 @@
-"""Models of Hugging Face's folders merged into one, tensor by tensor (core/averaging.py).
+"""Merging of models in Hugging Face folders into one, tensor by tensor (core/averaging.py).
 
-Files are memory-mapped and go through the caches block by block, so that a merge of any size takes
-little memory. Spherical interpolation reads them twice: for the angles, which are of a whole group
-of tensors, and for the sums. Any architecture will do; nothing is known of it but its names.
+Files are memory-mapped and read block by block, so that a merge of any size takes little memory.
+Spherical interpolation reads them twice: for the angles of whole groups of tensors, and for the
+sums. Any architecture will do; only names of tensors are read.
 """
 
 import concurrent.futures
@@ -22,22 +22,22 @@ from kullback.lm.formats import tensor_files
 
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")
-COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken")  # Beside the weights; never code.
-SEGMENT = 1 << 20  # Numbers that a thread takes at once.
+COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken")  # Files beside the weights; no code.
+SEGMENT = 1 << 20  # Numbers in one task of a thread.
 MAX_THREADS = 8
-FLUSHED = 1 << 27  # Bytes after which the disk is told to begin, beside the threads.
+FLUSHED = 1 << 27  # Bytes after which written data are flushed to disk in the background.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """How models are merged; defaults are WARP's where it has one."""
+    """Settings of a merge; the defaults are WARP's, as far as it has any."""
 
-    method: str = "slerp"  # Of METHODS.
-    weights: tuple[float, ...] | None = None  # Of mean and liti, one a model; None: uniform.
-    rate: float | None = None  # Of ema: mu in (0, 1]; the models are in the order of time.
-    t: float | None = None  # Of slerp of two models: lambda in [0, 1]; None: 1 / M recursively.
-    interpolation: float = 1.0  # Of slerp with a base and of liti: eta, 0 is the base.
-    group: str | None = None  # Of slerp: what is one vector, of GROUPS; None: a layer.
+    method: str = "slerp"  # One of METHODS.
+    weights: tuple[float, ...] | None = None  # One a model, for mean and liti; None: uniform.
+    rate: float | None = None  # mu in (0, 1], for ema; models are in the order of time.
+    t: float | None = None  # lambda in [0, 1], for slerp of two; None: 1 / M recursively.
+    interpolation: float = 1.0  # eta, for slerp with a base and for liti; 0 is the base.
+    group: str | None = None  # One of GROUPS, tensors that slerp takes as one vector; None: layer.
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -62,7 +62,7 @@ class Config:
 
     @property
     def groups(self) -> str:
-        """What slerp takes for one vector, of GROUPS."""
+        """Group of GROUPS whose tensors slerp takes as one vector."""
         return "layer" if self.group is None else self.group
 
     def check(self, num_models: int, *, has_base: bool) -> None:
@@ -81,24 +81,24 @@ class Config:
             self.model_weights(num_models)
 
     def model_weights(self, num_models: int) -> np.ndarray:
-        """What each model counts where no angle matters, float64 [M]."""
+        """Returns the weight of each model in a method without angles, float64 [M]."""
         if self.rate is not None:
             return averaging.ema_weights(num_models, self.rate)
         return averaging.mean_weights(num_models, self.weights)
 
 
 class Report(NamedTuple):
-    """What a merge did."""
+    """The result of a merge, but for its files."""
 
-    num_tensors: int  # Written.
-    num_bytes: int  # Of them.
+    num_tensors: int  # Tensors written.
+    num_bytes: int  # Size of these.
     grams: dict[str, np.ndarray]  # <delta_m, delta_n>, [M, M] by group; empty without angles.
-    overridden: list[str]  # What differed between models and was merged all the same, a line each.
+    overridden: list[str]  # Differences of models that were merged all the same, a line each.
     left_out: list[str]  # Files of code beside the first model, which are not copied.
 
 
 def gemma_groups(group: str) -> averaging.GroupOf:
-    """The groups of GROUPS among the parameters of lm/gemma.py, which stack layers."""
+    """Returns the grouping, by one of GROUPS, of lm/gemma.py's parameters, which stack layers."""
 
     def group_of(path: str) -> averaging.Group:
         layer = re.match(r"(periods|remainder)/layer_\d+", path)
@@ -111,10 +111,10 @@ def gemma_groups(group: str) -> averaging.GroupOf:
 
 
 def group_name(group: str, tensor: str) -> str:
-    """The group of GROUPS that a tensor of a folder is in.
+    """Returns the name of a tensor's group, by one of GROUPS.
 
-    A layer is what shares a name up to its first number, "model.layers.3"; what is in no layer (the
-    embedding, the last norm) is by itself.
+    Tensors of a layer share their names up to the first number, "model.layers.3". A tensor outside
+    of layers (the embedding, the last norm) is a group by itself.
     """
     if group == "all":
         return ""
@@ -132,50 +132,52 @@ def merge(
     force: bool = False,
     names: Sequence[str] | None = None,
 ) -> Report:
-    """Merges folders of safetensors into a new one, which is whole or not there.
+    """Merges folders of safetensors into a new one, which is written whole or not at all.
 
     Tensors, their types and their files are those of the first model, and so are config.json and
-    the tokenizer, which must be those of all (lm/folder_meaning.py); code is not copied. What is
-    not floating must be equal in all. An unembedding that config.json ties to the embedding is
-    merged once, as the embedding, and left out. Tables that one tokenizer has, padded to other
-    numbers of rows, are merged as far as all go; the rest is the first model's.
+    the tokenizer, which must be those of all (lm/folder_meaning.py); code is not copied. Tensors
+    that are not floating must be equal in all. An unembedding that config.json ties to the
+    embedding is merged once, as the embedding, and left out. Embeddings of one tokenizer that are
+    padded to different numbers of rows are merged in the rows that all have; the rest is the first
+    model's.
 
     Args:
       models: theta_1 .. theta_M, with model.safetensors or shards and their index.
-      out: made here; it must not exist, or be empty.
-      config: how.
-      base: theta_0, from which task vectors are taken; None: 0, for slerp.
-      on_bytes: called with how many bytes of angles and of output are done, and of how many.
-      force: merge models whose configurations or tokenizers differ; what did is in the report.
-      names: what messages call the models and then the base; None: their paths.
+      out: folder to write, which must not exist or be empty.
+      config: method and settings.
+      base: theta_0, from which task vectors are taken; None is 0, for slerp.
+      on_bytes: called with the bytes of angles and output that are done, and their total.
+      force: whether to merge models whose configurations or tokenizers differ; the report has the
+        differences.
+      names: of the models and then the base, for messages; None: their paths.
 
     Raises:
-      ValueError: if a folder is not there, out is a model or not empty, models differ (the first
-        field or tensor that does is named), or config does not fit them.
+      ValueError: if a folder is missing, out is a model or not empty, models differ (naming the
+        first field or tensor), or config does not fit them.
       CorruptError: if a file cannot be read.
     """
     out = pathlib.Path(out)
     config.check(len(models), has_base=base is not None)
     sources = [pathlib.Path(path) for path in (*models, *([] if base is None else [base]))]
-    called = [str(folder) for folder in sources] if names is None else [*names]
+    labels = [str(folder) for folder in sources] if names is None else [*names]
     check_places(out, sources)
     opened = [tensor_files.open_folder(folder) for folder in sources]
-    beside = _beside(sources[0])
-    overridden = folder_meaning.differences(sources, called)
+    companions = _companions(sources[0])
+    overridden = folder_meaning.differences(sources, labels)
     if overridden and not force:
         rest = f" (and {len(overridden) - 1} fields more)" if overridden[1:] else ""
         raise ValueError(
             f"models differ in {overridden[0]}{rest}; their weights mean different functions, "
             "which have no average: choose others, or take all from the first model by --force"
         )
-    tensor_files.check_alike(called, opened, padded=folder_meaning.has_same_tokens(sources))
+    tensor_files.check_alike(labels, opened, padded=folder_meaning.has_same_tokens(sources))
     first = opened[0]
     floats = {name: tensor for name, tensor in first.items() if tensor.dtype in tensor_files.FLOATS}
-    parts = {name: _shared([tensors[name] for tensors in opened]) for name in floats}
+    inputs = {name: _shared([tensors[name] for tensors in opened]) for name in floats}
     num_bytes = sum(tensor.data.nbytes for tensor in first.values())
     files.require_disk(out, num_bytes, "merged weights")
     has_angles = config.method == "slerp" and len(models) > 1
-    total = num_bytes + has_angles * sum(arrays[0].nbytes for arrays in parts.values())
+    total = num_bytes + has_angles * sum(arrays[0].nbytes for arrays in inputs.values())
     done = 0
 
     def advance(count: int) -> None:
@@ -187,19 +189,19 @@ def merge(
         try:
             grams: dict[str, np.ndarray] = {}
             if has_angles:
-                grams = _grams(pool, parts, len(models), config.groups, advance)
+                grams = _grams(pool, inputs, len(models), config.groups, advance)
             weights = _weights(config, grams, len(models), floats, has_base=base is not None)
             with files.atomic_path(out) as temporary:
                 temporary.mkdir()
                 for file in dict.fromkeys(tensor.file for tensor in first.values()):
-                    inside = {n: tensor for n, tensor in first.items() if tensor.file == file}
+                    stored = {n: tensor for n, tensor in first.items() if tensor.file == file}
                     (temporary / file).parent.mkdir(parents=True, exist_ok=True)
-                    _write(pool, temporary / file, inside, parts, weights, advance)
+                    _write(pool, temporary / file, stored, inputs, weights, advance)
                 tensor_files.write_index(temporary, first, num_bytes)
-                for name, path in beside.items():
+                for name, path in companions.items():
                     shutil.copyfile(path, temporary / name)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C ends it here, not a pass later.
+            pool.shutdown(cancel_futures=True)  # Ctrl-C takes effect now, not a pass later.
             raise
     code = sorted(path.name for path in sources[0].glob("*.py"))
     return Report(len(first), num_bytes, grams, overridden, code)
@@ -212,11 +214,11 @@ def _num_threads() -> int:
 
 
 def check_places(out: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
-    """Checks, before work, that models are there, and that a merge can be written to `out`.
+    """Checks, before work, that models exist, and that a merge can be written to `out`.
 
     Raises:
-      ValueError: for a folder that is not there, or is `out`; if `out` is not empty, or nothing
-        can be written there.
+      ValueError: for a folder that is missing, or is `out`; if `out` is not empty, or cannot be
+        written.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -227,11 +229,11 @@ def check_places(out: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
 
 
 def _shared(tensors: list[tensor_files.Tensor]) -> list[np.ndarray]:
-    """The flat numbers of a tensor in each model, as many rows as all have."""
+    """Returns the flat numbers of a tensor in each model, cut to the rows that all have."""
     if len({tensor.shape for tensor in tensors}) == 1:
         return [tensor.data for tensor in tensors]
-    rows = min(tensor.shape[0] for tensor in tensors)
-    return [tensor.of_rows(rows).data for tensor in tensors]
+    num_rows = min(tensor.shape[0] for tensor in tensors)
+    return [tensor.of_rows(num_rows).data for tensor in tensors]
 
 
 def _segments(names: Iterable[str], sizes: Iterable[int]) -> list[tuple[str, slice]]:
@@ -244,35 +246,34 @@ def _segments(names: Iterable[str], sizes: Iterable[int]) -> list[tuple[str, sli
 
 def _grams(
     pool: concurrent.futures.Executor,
-    parts: dict[str, list[np.ndarray]],
+    inputs: dict[str, list[np.ndarray]],
     num_models: int,
     group: str,
     advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-    """Gram matrices of the task vectors, [M, M] by group; a base is the last of `parts`."""
+    """Returns Gram matrices of the task vectors, [M, M] by group; a base is the last input."""
 
     def gram(task: tuple[str, slice]) -> np.ndarray:
         name, segment = task
-        here = [part[segment] for part in parts[name]]
-        return averaging.flat_gram(
-            here[:num_models], here[num_models] if here[num_models:] else None
-        )
+        arrays = [array[segment] for array in inputs[name]]
+        base = arrays[num_models] if arrays[num_models:] else None
+        return averaging.flat_gram(arrays[:num_models], base)
 
-    tasks = _segments(parts, (arrays[0].size for arrays in parts.values()))
-    grams = {group_name(group, name): np.zeros((num_models, num_models)) for name in parts}
-    # In the order of the tasks, whichever is done first: the sums are the same in each run.
-    for (name, segment), found in zip(tasks, pool.map(gram, tasks), strict=True):
-        if not np.isfinite(found).all():
-            raise ValueError(_no_angle(name, segment, [part[segment] for part in parts[name]]))
-        grams[group_name(group, name)] += found
-        advance((segment.stop - segment.start) * parts[name][0].itemsize)
+    tasks = _segments(inputs, (arrays[0].size for arrays in inputs.values()))
+    grams = {group_name(group, name): np.zeros((num_models, num_models)) for name in inputs}
+    # In the order of the tasks, whichever is done first, so that sums are the same in each run.
+    for (name, segment), summand in zip(tasks, pool.map(gram, tasks), strict=True):
+        if not np.isfinite(summand).all():
+            raise ValueError(_no_angle(name, segment, [array[segment] for array in inputs[name]]))
+        grams[group_name(group, name)] += summand
+        advance((segment.stop - segment.start) * inputs[name][0].itemsize)
     return grams
 
 
-def _no_angle(name: str, segment: slice, parts: list[np.ndarray]) -> str:
-    for part in parts:
-        if not finite.is_finite(part):
-            return _not_finite(name, part, parts, segment.start)
+def _no_angle(name: str, segment: slice, arrays: list[np.ndarray]) -> str:
+    for array in arrays:
+        if not finite.is_finite(array):
+            return _not_finite(name, array, arrays, segment.start)
     return f"tensor {name!r} has numbers too large for an angle: their squares overflow"
 
 
@@ -284,7 +285,7 @@ def _weights(
     *,
     has_base: bool,
 ) -> dict[str, np.ndarray]:
-    """What each model and then the base count, by tensor."""
+    """Returns the weights of the models and then of the base, by tensor."""
 
     def finish(weights: np.ndarray) -> np.ndarray:
         if not has_base:
@@ -292,37 +293,36 @@ def _weights(
         return np.roll(averaging.from_base(weights, config.interpolation), -1)
 
     if not grams:
-        one = config.model_weights(num_models)
-        return dict.fromkeys(names, finish(one))
-    found = {key: finish(averaging.slerp_weights(gram, config.t)) for key, gram in grams.items()}
-    return {name: found[group_name(config.groups, name)] for name in names}
+        return dict.fromkeys(names, finish(config.model_weights(num_models)))
+    weights = {key: finish(averaging.slerp_weights(gram, config.t)) for key, gram in grams.items()}
+    return {name: weights[group_name(config.groups, name)] for name in names}
 
 
 def _write(
     pool: concurrent.futures.Executor,
     path: pathlib.Path,
     tensors: dict[str, tensor_files.Tensor],
-    parts: dict[str, list[np.ndarray]],
+    inputs: dict[str, list[np.ndarray]],
     weights: dict[str, np.ndarray],
     advance: Callable[[int], None],
 ) -> None:
-    """Writes a file of the merge, its tensors at the offsets that its header says."""
+    """Writes a file of the merge, with tensors at the offsets of its header."""
     head, begins = tensor_files.header(tensors)
 
     def work(task: tuple[str, slice]) -> int:
         name, segment = task
-        made = tensors[name].data[segment]
-        if name in parts:
-            own, here = made, [part[segment] for part in parts[name]]
-            made = np.empty_like(own)
-            shared = len(here[0])
-            averaging.flat_combine(here, weights[name], made[:shared])
-            made[shared:] = own[shared:]
-            if not finite.is_finite(made):
-                raise ValueError(_not_finite(name, made, here, segment.start))
-        offset = begins[name] + segment.start * made.itemsize
-        tensor_files.write_at(file.fileno(), made.view(np.uint8).data, offset)
-        return made.nbytes
+        merged = tensors[name].data[segment]
+        if name in inputs:
+            first, arrays = merged, [array[segment] for array in inputs[name]]
+            merged = np.empty_like(first)
+            num_shared = len(arrays[0])
+            averaging.flat_combine(arrays, weights[name], merged[:num_shared])
+            merged[num_shared:] = first[num_shared:]
+            if not finite.is_finite(merged):
+                raise ValueError(_not_finite(name, merged, arrays, segment.start))
+        offset = begins[name] + segment.start * merged.itemsize
+        tensor_files.write_at(file.fileno(), merged.view(np.uint8).data, offset)
+        return merged.nbytes
 
     with path.open("wb", buffering=0) as file, concurrent.futures.ThreadPoolExecutor(1) as disk:
         tensor_files.write_at(file.fileno(), memoryview(head), 0)
@@ -337,19 +337,21 @@ def _write(
         flush.result()
 
 
-def _not_finite(name: str, made: np.ndarray, parts: list[np.ndarray], start: int) -> str:
-    """Says which number of the merge is not finite, and from which model it comes."""
-    at = int(np.argmax(~np.isfinite(made)))
+def _not_finite(name: str, merged: np.ndarray, arrays: list[np.ndarray], start: int) -> str:
+    """Describes the first number of the merge that is not finite, and the model it comes from."""
+    at = int(np.argmax(~np.isfinite(merged)))
     place = f"number {start + at} of tensor {name!r}"
-    models = [n for n, part in enumerate(parts, 1) if at < len(part) and not np.isfinite(part[at])]
+    models = [n for n, x in enumerate(arrays, 1) if at < len(x) and not np.isfinite(x[at])]
     if not models:
-        return f"{place} is {float(made[at])} in the merge, and finite in all models: it overflows"
-    wrong = parts[models[0] - 1][at]
+        return (
+            f"{place} is {float(merged[at])} in the merge, and finite in all models: it overflows"
+        )
+    wrong = arrays[models[0] - 1][at]
     return f"{place} is {float(wrong)} in model {models[0]} (the base comes last); leave it out"
 
 
-def _beside(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns config.json, the tokenizer and the like of a model, which the merge has too."""
+def _companions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns paths of config.json, the tokenizer and the like, by name, which the merge copies."""
     names = sorted(path.name for path in folder.iterdir() if not path.is_dir())
-    wanted = [name for name in names if name.endswith(COPIED) and not name.endswith(".index.json")]
-    return folders.present(folder, wanted)
+    copied = [name for name in names if name.endswith(COPIED) and not name.endswith(".index.json")]
+    return folders.present(folder, copied)

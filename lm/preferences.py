@@ -1,8 +1,8 @@
-"""Preferences: pairs of answers to one prompt of which one was chosen, and JSONL files of them.
+"""Preferences: pairs of a chosen and a rejected answer to one prompt, and JSONL files of them.
 
-A row is one JSON object: {prompt, chosen, rejected} (strings, or lists of ids), or {chosen,
-rejected} of messages that are the same up to the model's last turn. A row that does not say what
-it should is an error with its file and line, never a guess; so is a pair of equal answers.
+A record is one JSON object: {prompt, chosen, rejected} (strings, or lists of ids), or {chosen,
+rejected} of messages that are the same up to the model's last turn. A malformed record is an error
+with its file and line, and so is a pair of equal answers.
 
 Shape letters: B pairs, T tokens of a row, N pairs of a data set.
 """
@@ -21,23 +21,23 @@ from kullback.lm import batches, data
 from kullback.lm.tokenizer import Tokenizer
 
 _KNOWN = {"prompt", "chosen", "rejected"}
-_CORRUPTION = 2**62  # Keeps this permutation apart from those of epochs and of sorted batches.
+_CORRUPTION = 2**62  # Number of a permutation that neither epochs nor sorted batches have.
 
 
 class Pair(NamedTuple):
-    """Two answers to one prompt, as examples that begin alike."""
+    """Two answers to one prompt, as examples with equal prompts."""
 
     chosen: data.Example
     rejected: data.Example
 
     @property
     def length(self) -> int:
-        """Tokens of the longer one, prompt included."""
+        """Tokens of the longer answer and the prompt."""
         return max(self.chosen.length, self.rejected.length)
 
 
 class Pairs(NamedTuple):
-    """A batch of pairs: row b of one was preferred to row b of the other."""
+    """A batch of pairs: row b of `chosen` was preferred to row b of `rejected`."""
 
     chosen: batches.Sequences  # [B, T].
     rejected: batches.Sequences  # [B, T].
@@ -46,10 +46,10 @@ class Pairs(NamedTuple):
 def read_jsonl(
     path: files.Path, tokenizer: Tokenizer, limits: data.Limits | None = None
 ) -> tuple[list[Pair], data.Report]:
-    """Pairs of a JSONL file, in its order, and a report of what was left out.
+    """Reads the pairs of a JSONL file, in order, and reports what was left out.
 
     Raises:
-      ValueError: with file and line, for a row that is no pair, as `data.read_jsonl` does for an
+      ValueError: with file and line, for a record that is no pair, as `data.read_jsonl` does for an
         answer that is no completion, and for equal answers.
     """
     return from_rows(data.read_rows(path), tokenizer, limits)
@@ -60,22 +60,30 @@ def from_rows(
     tokenizer: Tokenizer,
     limits: data.Limits | None = None,
 ) -> tuple[list[Pair], data.Report]:
-    """Pairs of rows, each with the name that its errors bear; as `read_jsonl` otherwise.
+    """Makes pairs of records, as `read_jsonl` does.
 
-    A pair of which one answer is too long is dropped, or the prompt of both shortened alike.
+    If one answer of a pair is too long, the pair is dropped, or both prompts are shortened alike.
+
+    Args:
+      rows: (place, record) each; errors begin with the place.
+      tokenizer: of the model.
+      limits: of the examples; None has none.
+
+    Raises:
+      ValueError: as `read_jsonl` does.
     """
     limits = limits or data.Limits()
-    anything = data.Limits(vocab_size=limits.vocab_size)  # Both are fitted together, below.
+    no_length = data.Limits(vocab_size=limits.vocab_size)  # Both are fitted together, below.
     pairs: list[Pair] = []
     ignored: collections.Counter[str] = collections.Counter()
     num_rows = dropped = truncated = spelled = 0
     first_spelled = ""
-    for where, row in rows:
+    for where, record in rows:
         num_rows += 1
-        answers = _answers(where, row)
+        answers = _answers(where, record)
         named = [(f"{where}, {name}", answer) for name, answer in answers.items()]
-        made, report = data.from_rows(named, tokenizer, anything)
-        pair = Pair(*made)
+        examples, report = data.from_rows(named, tokenizer, no_length)
+        pair = Pair(*examples)
         if pair.chosen.prompt != pair.rejected.prompt:
             raise ValueError(
                 f"{where}: the messages of chosen and rejected must be the same but for the last; "
@@ -89,7 +97,7 @@ def from_rows(
         if report.spelled:
             spelled += 1
             first_spelled = first_spelled or report.first_spelled
-        ignored.update(row.keys() - _KNOWN - {"document"})
+        ignored.update(record.keys() - _KNOWN - {"document"})
         try:
             fitted = data.fit(max(pair, key=lambda example: example.length), limits)
         except ValueError as error:
@@ -101,44 +109,47 @@ def from_rows(
         same = {"prompt": fitted.prompt, "answers": fitted.answers}
         pairs.append(Pair(pair.chosen._replace(**same), pair.rejected._replace(**same)))
     tokens = sum(example.length for pair in pairs for example in pair)
-    found = dict(ignored)
-    return pairs, data.Report(num_rows, dropped, truncated, found, tokens, spelled, first_spelled)
+    keys = dict(ignored)
+    return pairs, data.Report(num_rows, dropped, truncated, keys, tokens, spelled, first_spelled)
 
 
 def chosen_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]],
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Rows of `lm/data.py`: the answers that were chosen, to be learnt by supervised tuning."""
-    for where, row in rows:
-        yield where, _answers(where, row)["chosen"]
+    """Yields the chosen answers as records of `lm/data.py`, for supervised fine-tuning.
+
+    Args: rows: (place, record) each.
+    """
+    for where, record in rows:
+        yield where, _answers(where, record)["chosen"]
 
 
-def texts(row: Mapping[str, Any]) -> list[str]:
-    """What a row says, with the prompt once; ids say nothing."""
-    parts: list[Any] = [row.get("prompt")]
+def texts(record: Mapping[str, Any]) -> list[str]:
+    """Returns the texts of a record, with the prompt once; ids are left out."""
+    values: list[Any] = [record.get("prompt")]
     for n, name in enumerate(("chosen", "rejected")):
-        answer = row.get(name)
-        if isinstance(answer, list) and all(isinstance(part, Mapping) for part in answer):
-            parts += [message.get("content") for message in (answer[-1:] if n else answer)]
+        answer = record.get(name)
+        if isinstance(answer, list) and all(isinstance(item, Mapping) for item in answer):
+            values += [message.get("content") for message in (answer[-1:] if n else answer)]
         else:
-            parts.append(answer)
-    return [part for part in parts if isinstance(part, str)]
+            values.append(answer)
+    return [value for value in values if isinstance(value, str)]
 
 
-def given(row: Mapping[str, Any]) -> Any:
-    """What a row's answers answer: its prompt, or the messages before the last."""
-    messages = row.get("chosen")
-    if "prompt" not in row and isinstance(messages, list):
+def prompt(record: Mapping[str, Any]) -> Any:
+    """Returns the prompt of a record, which may be the messages before the last."""
+    messages = record.get("chosen")
+    if "prompt" not in record and isinstance(messages, list):
         return messages[:-1]
-    return row.get("prompt")
+    return record.get("prompt")
 
 
 def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
-    """Which pairs `corrupt` swaps: exactly floor(fraction N) of them, bool [N].
+    """Returns which pairs `corrupt` swaps: exactly floor(fraction N) of them, bool [N].
 
     Args:
       num_pairs: N >= 0.
-      fraction: in [0, 1], taken as it is written: 0.29 of 100 are 29.
+      fraction: in [0, 1], in decimal notation: 0.29 of 100 are 29.
       seed: of the choice, >= 0.
 
     Raises:
@@ -147,17 +158,17 @@ def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction of pairs to swap must lie in [0, 1], got {fraction}")
     count = math.floor(fractions.Fraction(str(float(fraction))) * num_pairs)
-    found = np.zeros(num_pairs, bool)
-    found[batches.permutation(num_pairs, seed, _CORRUPTION)[:count]] = True
-    return found
+    swapped = np.zeros(num_pairs, bool)
+    swapped[batches.permutation(num_pairs, seed, _CORRUPTION)[:count]] = True
+    return swapped
 
 
 def corrupt(pairs: Sequence[Pair], fraction: float, seed: int) -> list[Pair]:
-    """The pairs, some with their label wrong, to see what a reward model makes of noise.
+    """Swaps the labels of a fraction of the pairs: label noise, to test robustness.
 
-    Which ones follows from `seed`; doing it twice gives the pairs back. Where a share e of all
-    labels is wrong and no more can be known, the difference of rewards that minimises the
-    Bradley-Terry loss is ln((1 - e) / e).
+    The choice follows from `seed`; applied twice, it gives the original pairs. If a share e of
+    otherwise certain labels is wrong, the difference of rewards that minimises the Bradley-Terry
+    loss is ln((1 - e) / e).
 
     Raises:
       ValueError: as `is_swapped` does.
@@ -167,21 +178,25 @@ def corrupt(pairs: Sequence[Pair], fraction: float, seed: int) -> list[Pair]:
 
 
 def pad(pairs: Sequence[Pair], length: int, pad_id: int) -> Pairs:
-    """A pair a row, [B, length] each, padded on the right; ValueError for one that is longer."""
+    """Pads pairs on the right to rows, [B, length] each.
+
+    Raises:
+      ValueError: for a pair longer than `length`.
+    """
     chosen, rejected = zip(*pairs, strict=True)
     return Pairs(batches.pad(chosen, length, pad_id), batches.pad(rejected, length, pad_id))
 
 
 def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Callable[[int], Pairs]:
-    """Training batches by step, which counts from 0; drawn as those of `batches.make`.
+    """Returns (step, from 0) -> training batch, drawn as those of `batches.make`.
 
     Args:
       pairs: N >= 1 of them.
-      config: shapes and order; nothing is packed, for a reward is of a row.
-      pad_id: what stands in the padding.
+      config: shapes and order, without packing, as a reward is that of a whole row.
+      pad_id: id of the padding.
 
     Raises:
-      ValueError: without pairs, for one longer than every length, or for rows to be packed.
+      ValueError: without pairs, for one longer than every length, or with packing.
     """
     if not pairs:
         raise ValueError("no pairs to make batches of; was everything dropped?")
@@ -212,26 +227,26 @@ def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Calla
     return sample
 
 
-def _answers(where: str, row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Both answers as rows of `lm/data.py`."""
-    keys = row.keys() & _KNOWN
-    common = {key: row[key] for key in ("document",) if key in row}
+def _answers(where: str, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Returns the chosen and the rejected answer as records of `lm/data.py`."""
+    keys = record.keys() & _KNOWN
+    common = {key: record[key] for key in ("document",) if key in record}
     if keys == _KNOWN:
         return {
-            name: {"prompt": row["prompt"], "completion": row[name], **common}
+            name: {"prompt": record["prompt"], "completion": record[name], **common}
             for name in ("chosen", "rejected")
         }
     if keys != {"chosen", "rejected"}:
         raise ValueError(
-            f"{where}: keys {sorted(row)}; expected prompt, chosen and rejected, or chosen and "
+            f"{where}: keys {sorted(record)}; expected prompt, chosen and rejected, or chosen and "
             "rejected of messages"
         )
-    chosen, rejected = row["chosen"], row["rejected"]
+    chosen, rejected = record["chosen"], record["rejected"]
     for name in ("chosen", "rejected"):
-        if not isinstance(row[name], list):
+        if not isinstance(record[name], list):
             raise ValueError(
                 f"{where}: without a prompt {name} must be a list of messages, got "
-                f"{type(row[name]).__name__}"
+                f"{type(record[name]).__name__}"
             )
     if len(chosen) != len(rejected):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Reward models of preferences: a linear head on what a decoder makes of an answer's last token.
+"""Reward models of preferences: a linear head on a decoder's features of the last token.
 
 Bradley & Terry 1952, with the reward model of Stiennon et al. 2020, "Learning to summarize from
 human feedback", https://arxiv.org/abs/2009.01325: of two answers to x the one y+ was chosen,
@@ -6,8 +6,8 @@ human feedback", https://arxiv.org/abs/2009.01325: of two answers to x the one y
     r(x, y) = w . h(last token of (x, y)) + b
     loss = -ln sigmoid(r(x, y+) - r(x, y-))
 
-A pair says nothing of b, whose gradient is 0: rewards have an offset that `centred` may choose.
-Anything that gives features [B, D] may stand for the decoder (`on_features`).
+The loss does not depend on b, so rewards have an arbitrary offset, which `centred` may set. Any
+network with features [B, D] may take the place of the decoder (`on_features`).
 
 Shape letters: B pairs or rows, T tokens of a row, D features, N pairs of a data set.
 """
@@ -37,23 +37,24 @@ __all__ = [
     "probe",
 ]
 
-BINS = 10  # Of `calibration`.
+BINS = 10  # Number of bins of `calibration`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Hyper-parameters of a reward model."""
 
-    dropout: float = 0.05  # Of features, in [0, 1); WARM draws 0.05 or 0.1. None when scoring.
-    margin: float = 0.0  # By which the reward that was chosen should exceed the other, >= 0.
-    # "head" is linear probing by gradient steps: the decoder stays as it was.
+    dropout: float = 0.05  # Rate on features in [0, 1), in training; WARM draws 0.05 or 0.1.
+    margin: float = 0.0  # Margin >= 0 by which the chosen answer's reward should be the larger.
+    # Parameters that are trained; "head" is linear probing by gradient steps.
     trains: Literal["all", "head"] = "all"
     # Pairs on whose features, computed once, the head is fitted before the first step (WARM's
-    # linear probing); 0 starts at 0. Not of a model that brings its head.
+    # linear probing); 0 starts with a head of zeros. A model that has a head keeps it.
     probe_pairs: int = 1_024
-    probe_penalty: float = 0.01  # > 0, of the head's squared norm; the fit has one solution.
+    probe_penalty: float = 0.01  # Weight > 0 of the head's squared norm, for a unique solution.
     corruption: float = 0.0  # Share of training pairs whose label is swapped, to study robustness.
-    # WARM draws 1e-5, 4e-5 or 1e-4. `reduction` and `chunk` are of tokens, and have no part here.
+    # Settings of the optimiser and batches; WARM draws a learning rate of 1e-5, 4e-5 or 1e-4.
+    # `reduction` and `chunk` concern token-level losses, and are not used.
     learning: tuning.Config = tuning.Config(learning_rate=4e-5)
 
     def __post_init__(self) -> None:
@@ -79,13 +80,15 @@ class Config:
 class Model(NamedTuple):
     """A reward model as pure functions; inputs are `batches.Sequences` for a language model.
 
-    Parameters are {"decoder": of what makes features, "head": {"w": [D], "b": []}}: the decoder's
-    tree is the language model's own, which is where it comes from and where its rules are from.
+    Parameters are {"decoder": of the network of features, "head": {"w": [D], "b": []}}; for a
+    language model the decoder's tree is the language model's.
     """
 
-    init: Callable[[types.Key], types.Params]  # Drawn, with a head of zeros.
-    features: Callable[[types.Params, Any], jax.Array]  # (decoder's, inputs) -> float32 [B, D].
-    rewards: Callable[[types.Params, Any], jax.Array]  # (all, inputs) -> float32 [B]; no dropout.
+    init: Callable[[types.Key], types.Params]  # key -> parameters, with a head of zeros.
+    # (decoder's parameters, inputs) -> float32 [B, D].
+    features: Callable[[types.Params, Any], jax.Array]
+    # (all parameters, inputs) -> float32 [B], without dropout.
+    rewards: Callable[[types.Params, Any], jax.Array]
 
 
 def on_features(
@@ -93,109 +96,123 @@ def on_features(
     features: Callable[[types.Params, Any], jax.Array],
     width: int,
 ) -> Model:
-    """The reward model whose features are those of any network, D = `width`."""
+    """Returns the reward model on any network's features.
+
+    Args:
+      init: key -> parameters of the network.
+      features: (parameters, inputs) -> float32 [B, D].
+      width: D.
+    """
 
     def rewards(params: types.Params, inputs: Any) -> jax.Array:
-        return of_features(params["head"], features(params["decoder"], inputs))
+        return apply_head(params["head"], features(params["decoder"], inputs))
 
     return Model(lambda key: with_head(init(key), width), features, rewards)
 
 
 def on_decoder(model: gemma.Model) -> Model:
-    """The reward model on a language model's last token, wherever the padding stands."""
+    """Returns the reward model on a language model's last token; padding may be on either side."""
 
     def features(params: types.Params, sequences: batches.Sequences) -> jax.Array:
-        every = model.features(params, sequences.tokens, sequences.positions, sequences.segments)
+        token_features = model.features(
+            params, sequences.tokens, sequences.positions, sequences.segments
+        )
         is_token = jnp.asarray(sequences.segments) > 0  # [B, T]
         last = is_token.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], 1)
-        found = jnp.take_along_axis(every, last[:, None, None], axis=1)[:, 0]
-        return found.astype(jnp.float32)
+        last_features = jnp.take_along_axis(token_features, last[:, None, None], axis=1)[:, 0]
+        return last_features.astype(jnp.float32)
 
     return on_features(model.init, features, model.config.embed_dim)
 
 
 def with_head(decoder: types.Params, width: int) -> types.Params:
-    """Parameters that begin with a trained decoder and a head of zeros, which ranks nothing."""
+    """Returns parameters of a trained decoder and a head of zeros, [D] with D = `width`."""
     return {"decoder": decoder, "head": {"w": jnp.zeros(width), "b": jnp.zeros(())}}
 
 
 def centred(params: types.Params, mean_reward: types.Array) -> types.Params:
-    """The same model with rewards less `mean_reward`, []: b is free where pairs are learnt from."""
+    """Returns parameters whose rewards are lower by `mean_reward`, []; the loss stays the same."""
     head = params["head"]
     return {**params, "head": {**head, "b": head["b"] - mean_reward}}
 
 
-def of_features(head: types.Params, features: jax.Array) -> jax.Array:
-    """Rewards w . h + b, float32: [..., D] -> [...]."""
+def apply_head(head: types.Params, features: jax.Array) -> jax.Array:
+    """Returns the rewards w . h + b of features h, [..., D] -> [...], float32."""
     return jnp.einsum("...d,d->...", features, head["w"]) + head["b"]
 
 
 def bradley_terry(
     chosen: jax.Array, rejected: jax.Array, margin: float | jax.Array = 0.0
 ) -> jax.Array:
-    """-ln sigmoid(r+ - r- - margin) of each pair, in nats.
+    """Returns the Bradley-Terry loss -ln sigmoid(r+ - r- - margin) of each pair, nats, [...].
 
     Args:
       chosen, rejected: r+ and r-, [...], of one shape.
-      margin: by which r+ should exceed r-; a number, or one a pair.
+      margin: by which r+ should exceed r-; [], or one for each pair.
     """
     return jax.nn.softplus(margin - (chosen - rejected))
 
 
 def accuracy(margins: types.Array) -> np.ndarray:
-    """1 where r+ - r- > 0, 1/2 where it is 0, else 0: float64 [n].
+    """Returns 1 where r+ - r- > 0, 1/2 where it is 0, else 0; float64 [n].
 
-    A model that gives all the same reward is then right half of the time, not always.
+    A model that gives all answers the same reward thus has an accuracy of 1/2.
     """
     return (np.sign(np.asarray(margins, np.float64)) + 1) / 2
 
 
 class Bin(NamedTuple):
-    """A row of the table of reliability."""
+    """A bin of the reliability diagram, of pairs with confidence in [low, high).
 
-    low: float  # Confidence, the greater of both probabilities: in [low, high).
+    Confidence is the larger of the probabilities of the two answers.
+    """
+
+    low: float
     high: float
-    pairs: int  # How many.
-    confidence: float  # Means over them; NaN without any.
-    accuracy: float
+    pairs: int  # Number of pairs.
+    confidence: float  # Mean over the pairs; NaN without any.
+    accuracy: float  # The same.
 
 
 def calibration(margins: types.Array) -> tuple[float, list[Bin]]:
-    """Expected calibration error of the preferred answer, and its table of reliability.
+    """Returns the expected calibration error of the preferred answer, and its reliability diagram.
 
         sum_k n_k / n |accuracy_k - confidence_k|,  confidence = sigmoid(|r+ - r-|)
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 5,
-    https://arxiv.org/abs/1706.04599: ten bins of equal width, here of [1/2, 1], where the more
-    probable of two answers lies. Ties are right half of the time.
+    https://arxiv.org/abs/1706.04599: ten bins of equal width, here of [1/2, 1], the range of the
+    larger of two probabilities. Ties have an accuracy of 1/2.
 
     Args:
       margins: r+ - r-, [n], n >= 1.
     """
     margins = np.asarray(margins, np.float64)
-    confidence, right = 1 / (1 + np.exp(-np.abs(margins))), accuracy(margins)
+    confidence, is_right = 1 / (1 + np.exp(-np.abs(margins))), accuracy(margins)
     edges = np.linspace(0.5, 1, BINS + 1)
-    of_bin = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, BINS - 1)
+    bins = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, BINS - 1)
     table, error = [], 0.0
     for k in range(BINS):
-        inside, means = of_bin == k, (float("nan"),) * 2
+        inside, means = bins == k, (float("nan"),) * 2
         if inside.any():
-            means = float(confidence[inside].mean()), float(right[inside].mean())
+            means = float(confidence[inside].mean()), float(is_right[inside].mean())
             error += inside.mean() * abs(means[1] - means[0])
         table.append(Bin(float(edges[k]), float(edges[k + 1]), int(inside.sum()), *means))
     return float(error), table
 
 
 def probe(chosen: types.Array, rejected: types.Array, penalty: float) -> types.Params:
-    """The head that linear probing finds: of frozen features, by L-BFGS in float64.
+    """Fits a head to frozen features (linear probing), by L-BFGS in float64.
 
         argmin_w mean softplus(-w . (h+ - h-)) + penalty / 2 |w|^2
 
-    The problem is strictly convex: where it starts, and in what order pairs come, is of no account.
+    The problem is strictly convex, so that neither the start nor the order of the pairs matters.
 
     Args:
       chosen, rejected: features h+ and h-, [N, D].
       penalty: > 0.
+
+    Returns:
+      {"w": float32 [D], "b": 0}.
     """
     differences = np.asarray(chosen, np.float64) - np.asarray(rejected, np.float64)
 
@@ -205,10 +222,10 @@ def probe(chosen: types.Array, rejected: types.Array, penalty: float) -> types.P
         slope = -np.exp(-np.logaddexp(0, margins)) / len(margins)
         return float(value), slope @ differences + penalty * w
 
-    found = scipy.optimize.minimize(
+    result = scipy.optimize.minimize(
         loss, np.zeros(differences.shape[1]), jac=True, method="L-BFGS-B", tol=1e-9
     )
-    return {"w": jnp.asarray(found.x, jnp.float32), "b": jnp.zeros(())}
+    return {"w": jnp.asarray(result.x, jnp.float32), "b": jnp.zeros(())}
 
 
 def learner(
@@ -218,37 +235,38 @@ def learner(
     dropout: float | jax.Array | None = None,
     rate_scale: float | jax.Array = 1.0,
 ) -> types.Learner:
-    """Learns from batches whose data are `preferences.Pairs`, or any (chosen, rejected) inputs.
+    """Returns the learner from batches of `preferences.Pairs`, or any (chosen, rejected) inputs.
 
     Args:
       model: on any features.
       config: settings.
-      dropout, rate_scale: of features, in place of the configuration's; times its learning rate.
-        They may be traced, so that members of a population share a program.
+      dropout: rate in place of the configuration's.
+      rate_scale: factor of the learning rate. Both may be traced, so that members of a population
+        share a program.
     """
-    dropped = config.dropout if dropout is None else dropout
-    probes = config.trains == "head"
+    dropout_rate = config.dropout if dropout is None else dropout
+    trains_head = config.trains == "head"
 
-    def part_loss(params: types.Params, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        pairs, weights, keys = part
+    def micro_batch_loss(params: types.Params, data: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        pairs, weights, keys = data
         # One pass of the network for both answers.
         inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pairs)
         features = model.features(params["decoder"], inputs)
-        if probes:
+        if trains_head:
             features = jax.lax.stop_gradient(features)
         answer_keys = jax.vmap(jax.random.split, out_axes=1)(keys).reshape(-1)
-        features = _dropout(features, answer_keys, dropped)
-        chosen, rejected = jnp.split(of_features(params["head"], features), 2)
+        features = _dropout(features, answer_keys, dropout_rate)
+        chosen, rejected = jnp.split(apply_head(params["head"], features), 2)
         losses = bradley_terry(chosen, rejected, config.margin)
         value = jnp.sum(weights * losses) / config.learning.batch_size
         margins = jax.lax.stop_gradient(chosen - rejected)
-        right = (jnp.sign(margins) + 1) / 2
+        is_right = (jnp.sign(margins) + 1) / 2
         metrics = {
-            "accuracy": right,
+            "accuracy": is_right,
             "margin": margins,
             "reward_mean": jax.lax.stop_gradient(chosen + rejected) / 2,
-            # Confidence less accuracy: 0 on the average of a model that is calibrated.
-            "overconfidence": jax.nn.sigmoid(jnp.abs(margins)) - right,
+            # Confidence minus accuracy: 0 on average for a calibrated model.
+            "overconfidence": jax.nn.sigmoid(jnp.abs(margins)) - is_right,
         }
         return value, metrics
 
@@ -261,13 +279,15 @@ def learner(
         constants: types.Constants,
     ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
         del targets, constants
-        keys = jax.random.split(key, batch.weights.shape[0])  # One a pair, in whatever part it is.
-        rows = tuple(batch.data), batch.weights, keys
-        value, metrics = tuning.in_parts(part_loss, params, rows, config.learning.micro_batches)
+        keys = jax.random.split(key, batch.weights.shape[0])  # One a pair.
+        data = tuple(batch.data), batch.weights, keys
+        value, metrics = tuning.over_micro_batches(
+            micro_batch_loss, params, data, config.learning.micro_batches
+        )
         return value, (aux, types.Feedback(metrics))
 
     optimizer = optax.chain(tuning.optimizer(config.learning), optax.scale(rate_scale))
-    if probes:
+    if trains_head:
         optimizer = optax.partition(
             {"learnt": optimizer, "frozen": optax.set_to_zero()},
             {"decoder": "frozen", "head": "learnt"},
@@ -276,15 +296,15 @@ def learner(
 
 
 def presets(family: str) -> Config:
-    """Settings for "tokens"."""
+    """Returns settings for "tokens"."""
     del family
     return Config()
 
 
 def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
-    """A reward model on the decoder `model`, which learns from `preferences.Pairs`.
+    """Returns the agent that learns a reward model on a decoder from `preferences.Pairs`.
 
-    Its actor's parameters are {"params": of the reward model}, for whom it judges; nothing acts.
+    `actor_params` are {"params": of the reward model}, to score answers; its policy raises.
     """
     config = config or Config()
 
@@ -301,10 +321,10 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
 
 
 def scorer(model: Model, params: types.Params, name: str = "reward-model") -> tokens.Scorer:
-    """The reward of whole texts, computed inside the program that writes them.
+    """Returns the scorer of whole texts, computed inside the program that samples them.
 
     Args:
-      model: on a decoder that shares its tokenizer with who writes.
+      model: on a decoder with the tokenizer of the sampled model.
       params: an argument of that program, in no checkpoint.
       name: for messages.
     """
@@ -316,7 +336,7 @@ def scorer(model: Model, params: types.Params, name: str = "reward-model") -> to
 
 
 def joined(completion: tokens.Completion, context: Any) -> batches.Sequences:
-    """Prompts and what was written after them.
+    """Joins prompts and their completions to rows.
 
     Args:
       completion: [B, T].
@@ -336,6 +356,6 @@ def joined(completion: tokens.Completion, context: Any) -> batches.Sequences:
 
 
 def _dropout(features: jax.Array, keys: jax.Array, rate: float | jax.Array) -> jax.Array:
-    """Features [B, D], each 0 with probability `rate` and else divided by 1 - rate; a key a row."""
+    """Applies dropout to features [B, D], with a key for each row."""
     keeps = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, features.shape[1:]))(keys)
     return jnp.where(keeps, features / (1 - rate), 0)

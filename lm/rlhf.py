@@ -231,7 +231,7 @@ def _loss(
     """Returns the loss of a batch whose data are `rollouts.Episodes`, and its metrics."""
     del key  # The sampler drew the texts.
     data, text_metrics = _prepare(context, batch, targets, constants)
-    value, metrics = tuning.in_parts(
+    value, metrics = tuning.over_micro_batches(
         functools.partial(_micro_batch_loss, context, constants),
         params,
         data,

@@ -2,7 +2,7 @@
 
 Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004,
 https://aclanthology.org/W04-1013. Words are runs of a-z and 0-9 in lower case, stemmed by Porter's
-rules: English alone. What is reported is F1, of rouge_score's definition to the last digit.
+rules, so that it is for English alone. The measure is F1, equal to that of rouge_score.
 """
 
 import functools
@@ -16,14 +16,14 @@ _WORD = re.compile("[a-z0-9]")
 
 
 def scores(generated: str, target: str) -> dict[str, float]:
-    """F1 in [0, 1] by name: of single words, of pairs, of the longest common subsequence.
+    """Returns F1 in [0, 1] by name: of single words, word pairs, and longest common subsequence.
 
-    NaN where the target has no word that this measure sees, as in Cyrillic: 0 would blame the text.
+    It is NaN where the target has no word of a-z or 0-9, such as in Cyrillic.
     """
     if not _WORD.search(target.lower()):
         return dict.fromkeys(NAMES, math.nan)
-    found = _scorer().score(target, generated)
-    return {ours: found[theirs].fmeasure for ours, theirs in NAMES.items()}
+    measures = _scorer().score(target, generated)
+    return {ours: measures[theirs].fmeasure for ours, theirs in NAMES.items()}
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""How a Gemma is cut over a mesh: heads, hidden units and the vocabulary over its model axis.
+"""Sharding of Gemma over a mesh: heads, hidden units and vocabulary are cut over its model axis.
 
-Shoeybi et al. 2019, "Megatron-LM", https://arxiv.org/abs/1909.08053: the first of two matrices that
-follow each other is cut by columns and the second by rows, so that activations between them stay
-on their device, and one sum over devices follows the second. The vocabulary is cut by rows.
+Shoeybi et al. 2019, "Megatron-LM", https://arxiv.org/abs/1909.08053: the first of two consecutive
+matrices is cut by columns and the second by rows, so that activations between them stay on their
+device, and one sum over devices follows the second. The vocabulary is cut by rows.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from kullback.lm import gemma
 
 
 def rules(config: gemma.Config) -> tuple[Rule, ...]:
-    """The table for a model's parameters; for their shapes see lm/gemma.py.
+    """Returns the sharding rules of a model's parameters; for their shapes see lm/gemma.py.
 
-    Heads stay whole, for each is normalised and compared as one; where the axis does not divide
-    them (a single key-value head), every device holds all.
+    A head is never cut, as its norm is over the whole of it; where the axis does not divide the
+    heads (a single key-value head), every device holds all.
     """
     heads, kv_heads = (MODEL, config.num_heads), (MODEL, config.num_kv_heads)
     layer = r"(periods|remainder)/layer_\d+"  # A layer axis leads each array of rank 2 or 3.
@@ -42,25 +42,25 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
 def placement(
     mesh: Mesh | None, config: gemma.Config, teacher: gemma.Config | None = None
 ) -> Placement | None:
-    """Where the arrays of a learner of a model are, and of its teacher."""
+    """Returns the placement of a learner and its teacher on a mesh; None without a mesh."""
     if mesh is None:
         return None
-    of_teacher = () if teacher is None else rules(teacher)
-    return Placement(mesh=mesh, rules=rules(config), teacher_rules=of_teacher)
+    teacher_rules = () if teacher is None else rules(teacher)
+    return Placement(mesh=mesh, rules=rules(config), teacher_rules=teacher_rules)
 
 
 def shapes(config: gemma.Config, mesh: Mesh | None) -> types.Params:
-    """`jax.ShapeDtypeStruct`s of a model's parameters; with a mesh, they say where each goes."""
-    found = jax.eval_shape(gemma.make(config).init, jax.random.key(0))
+    """Returns `jax.ShapeDtypeStruct`s of a model's parameters; with a mesh they have shardings."""
+    leaves = jax.eval_shape(gemma.make(config).init, jax.random.key(0))
     if mesh is None:
-        return found
-    return sharding.annotated(found, sharding.of_params(rules(config), found, mesh))
+        return leaves
+    return sharding.annotated(leaves, sharding.of_params(rules(config), leaves, mesh))
 
 
 def by_path(
     config: gemma.Config, mesh: Mesh | None
 ) -> Callable[[str], jax.sharding.Sharding] | None:
-    """Path of a parameter -> where it goes, for `hugging_face.load`; None without a mesh."""
+    """Returns (path of a parameter) -> sharding, for `hugging_face.load`; None without a mesh."""
     if mesh is None:
         return None
     named = trees.named_leaves(shapes(config, mesh))

@@ -1,8 +1,8 @@
-"""Models whose tables have more rows than there are tokens: the rest is padding, and no token.
+"""Models whose embeddings have more rows than the tokenizer has ids: the rest is padding.
 
-Tables of one tokenizer are padded differently (Gemma 3's have 262,144 and 262,208 rows). The
-distribution of a model is over the ids that its tokenizer has, and models that are compared are so
-over the ids that all of them have: what stands in the padding changes nothing.
+Embeddings for one tokenizer are padded differently (Gemma 3's have 262,144 and 262,208 rows). The
+distribution of a model is over the ids of its tokenizer, and models are compared over the ids that
+all of them have: padding rows change nothing.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from kullback.lm import gemma
 
 
 def over(model: gemma.Model, num_ids: int) -> gemma.Model:
-    """Returns the model whose logits are of the first `num_ids` ids, [..., num_ids].
+    """Returns the model with logits of the first `num_ids` ids only, [..., num_ids].
 
-    Parameters stay as they are. Where the model has no more ids, it is the model itself.
+    Parameters stay as they are. A model without more ids is returned itself.
 
     Raises:
-      ValueError: for less than one id, or where nothing that ends a text would be among them.
+      ValueError: for less than one id, or without a stop token among them.
     """
     if num_ids < 1:
         raise ValueError(f"a model must have 1 id or more, got num_ids={num_ids}")
@@ -32,7 +32,7 @@ def over(model: gemma.Model, num_ids: int) -> gemma.Model:
             "tokenizer has, or that both models have"
         )
 
-    # Not a part of the table: XLA would make a copy of it, where logits are read in place.
+    # Not a slice of the embedding, which XLA would copy; a slice of the logits is free.
     def unembed(params: types.Params, features: jax.Array) -> jax.Array:
         return model.unembed(params, features)[..., :num_ids]
 

@@ -1,15 +1,15 @@
-"""Limits of what a configuration may say: a file is believed only so far.
+"""Upper limits of sizes in a configuration, which may come from a damaged or malicious file.
 
-Each is several times what the largest model that we know of has. Below them a model may still be
-too large for a machine; but nothing is counted, traced or asked for without end because a file is
-damaged, or a stranger's. Where there are weights, sizes are compared with those of the tensors too.
+Each is several times that of the largest model that we know of. A model within the limits may still
+be too large for a machine, but no file can cause endless counting, tracing or allocation. Where
+there are weights, sizes are compared with those of the tensors too.
 """
 
 from typing import Any
 
-TRACED = 128  # Layers whose programs are made one after another, 0.1 s each.
-INT32 = 2**31 - 1  # Positions are counted so.
-# Real numbers: an epsilon beside which nothing else counts is none.
+TRACED = 128  # Layers that are traced one by one, 0.1 s each.
+INT32 = 2**31 - 1  # Largest position.
+# Upper limits of real numbers: with a larger epsilon a norm would be meaningless.
 LARGEST = {"rms_epsilon": 1.0, "norm_epsilon": 1.0}
 MOST = {
     "vocab_size": 1 << 23,

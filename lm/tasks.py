@@ -1,8 +1,8 @@
 """Data sets by name: `tokens/arithmetic`, `tokens/summaries`, `tokens/jsonl:PATH`.
 
-And `tokens/preferences:PATH`, of pairs of answers to a prompt, of which one was preferred.
-A task gives texts to train a tokenizer on, examples of its splits, and maybe a score of what was
-generated. Nothing of a "test" split is in "train".
+`tokens/preferences:PATH` is a data set of pairs of a chosen and a rejected answer. A task has
+texts to train a tokenizer on, examples of its splits, and maybe a score of generated answers. No
+example of the "test" split is in "train".
 """
 
 import dataclasses
@@ -19,29 +19,29 @@ from kullback.lm import batches, data, preferences, splits
 from kullback.lm.tokenizer import Tokenizer
 
 Split = Literal["train", "test"]
-Row = tuple[str, Mapping[str, Any]]  # Where it is from, for messages, and what it says.
-# Rows of a split; a tokenizer reads prompts that are ids, without one those rows are left out.
+Row = tuple[str, Mapping[str, Any]]  # Place, for messages, and record of `lm/data.py`.
+# Rows of a split; without a tokenizer those whose prompts are ids are left out.
 Rows = Callable[[Split, Tokenizer | None], list[Row]]
 _JSONL = "tokens/jsonl:"
 _PREFERENCES = "tokens/preferences:"
 
 
 class Task(NamedTuple):
-    """A data set and how answers to it are judged."""
+    """A data set, and the measures of answers to it."""
 
     name: str
     texts: Callable[[Split], list[str]]  # Prompt and completion of each example, joined.
     examples: Callable[
         [Split, Tokenizer, data.Limits | None], tuple[list[data.Example], data.Report]
     ]
-    # (generated text, target text) -> the score in [0, 1]; None where no rule judges an answer.
+    # (generated text, target text) -> score in [0, 1]; None if there is no rule for a score.
     score: Callable[[str, str], float] | None
-    # Of two answers to a prompt, which was preferred; None where there is one answer each.
+    # Pairs of a chosen and a rejected answer; None if each prompt has one answer.
     pairs: (
         Callable[[Split, Tokenizer, data.Limits | None], tuple[list[preferences.Pair], data.Report]]
         | None
     ) = None
-    # (example, its prompt as text) -> the document that an answer is to be faithful to.
+    # (example, its prompt as text) -> document to which an answer should be faithful.
     document: Callable[[data.Example, str], str] = lambda example, prompt: (
         example.document or prompt
     )
@@ -51,9 +51,9 @@ class Task(NamedTuple):
 class Arithmetic:
     """Settings of `tokens/arithmetic`: "12+7=" is followed by "19"."""
 
-    digits: int = 2  # The most that a number has, 1 to 9; numbers are uniform below 10^digits.
+    digits: int = 2  # Most digits of a number, 1 to 9; numbers are uniform below 10^digits.
     operation: Literal["+", "-", "*"] = "+"
-    num_train: int = 10_000  # Examples, or fewer where there are no more.
+    num_train: int = 10_000  # Examples, as far as there are so many.
     num_test: int = 1_000
     seed: int = 0
 
@@ -71,15 +71,15 @@ class Arithmetic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summaries:
-    """Settings of `tokens/summaries`: papers of the ACL and what experts wrote of them.
+    """Settings of `tokens/summaries`: papers of the ACL, with experts' summaries.
 
     Takeshita et al., "ACLSum: A New Dataset for Aspect-based Summarization of Scientific
     Publications", NAACL 2024, https://arxiv.org/abs/2403.05303: 100 papers to train on, 50 to
-    validate, 100 to test, each with three summaries. Its "val" is left to whoever tunes.
+    validate, 100 to test, each with three summaries. Its "val" is not used.
     """
 
-    # Of "abstract", "introduction", "conclusion"; the summaries were written from all three,
-    # which are some 1,500 words.
+    # Sections of a prompt, of "abstract", "introduction" and "conclusion"; the summaries were
+    # written from all three, which have some 1,500 words.
     sections: tuple[str, ...] = ("abstract",)
     aspects: tuple[str, ...] = ("challenge", "approach", "outcome")
 
@@ -100,16 +100,16 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
     Args:
       name: "tokens/...".
       config: an `Arithmetic` or a `Summaries`; None is its defaults.
-      rule: by which files are split and read, of a run that began with another: `lm/splits.py`.
+      rule: by which files are split and read, see `lm/splits.py`; older runs have another.
 
     Raises:
       ValueError: for an unknown name, or settings of another task.
     """
-    for prefix, of_path in ((_JSONL, jsonl), (_PREFERENCES, of_preferences)):
+    for prefix, make_task in ((_JSONL, jsonl), (_PREFERENCES, preference_pairs)):
         if name.startswith(prefix):
             if config is not None:
                 raise ValueError(f"{name} has no settings, got {type(config).__name__}")
-            return of_path(name.removeprefix(prefix), rule)
+            return make_task(name.removeprefix(prefix), rule)
     known: dict[str, tuple[Callable[[Any], Task], type]] = {
         "tokens/arithmetic": (arithmetic, Arithmetic),
         "tokens/summaries": (summaries, Summaries),
@@ -127,26 +127,26 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
 
 
 def names_path(name: str) -> bool:
-    """Returns whether a task is of a user's file or folder."""
+    """Returns whether a task's name has the path of a file or folder."""
     return name.startswith((_JSONL, _PREFERENCES))
 
 
 def names_folder(name: str) -> bool:
-    """Returns whether a task is of a user's folder, which holds each split by itself."""
+    """Returns whether a task's name has the path of a folder, with a file for each split."""
     return names_path(name) and pathlib.Path(name.partition(":")[2]).is_dir()
 
 
 def arithmetic(config: Arithmetic) -> Task:
-    """Sums, differences or products, with exact answers.
+    """Returns the task of sums, differences or products, with exact answers.
 
-    Which split a problem is in follows from its two numbers, whatever their order: if 3+4 is in
-    "train", 4+3 is not in "test". One in ten is in "test". All examples of a split differ.
+    The split of a problem follows from its two numbers, in either order: if 3+4 is in "train", 4+3
+    is not in "test". One in ten is in "test". All examples of a split differ.
     """
     compute = {"+": operator.add, "-": operator.sub, "*": operator.mul}[config.operation]
     counts = {"train": config.num_train, "test": config.num_test}
 
-    def rows(split: Split, words: Tokenizer | None) -> list[Row]:
-        del words  # Nothing is ids.
+    def rows(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
+        del tokenizer  # No prompt is given as ids.
         a, b = _operands(config)
         is_test = _mix(np.minimum(a, b) * 10**config.digits + np.maximum(a, b)) % 10 == 0
         chosen = np.flatnonzero(is_test == (split == "test"))[: counts[split]]
@@ -160,40 +160,39 @@ def arithmetic(config: Arithmetic) -> Task:
 
 
 def summaries(config: Summaries) -> Task:
-    """Papers, and on request what they are up against, do, or find.
+    """Returns the task of summarising the challenge, approach or outcome of a paper.
 
-    A prompt ends with what is asked for, so that `overlong="truncate-left"` keeps it.
+    A prompt ends with the aspect to summarise, so that `overlong="truncate-left"` keeps it.
 
     Raises:
-      ValueError: where the package `aclsum`, whose data this is, is not installed.
+      ValueError: if the package `aclsum`, which has the data, is not installed.
     """
 
-    def rows(split: Split, words: Tokenizer | None) -> list[Row]:
-        del words  # Nothing is ids.
-        made = []
-        for where, row in data.read_rows(_aclsum() / f"{split}.jsonl"):
-            paper = json_files.Record(where, (), row)
+    def rows(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
+        del tokenizer  # No prompt is given as ids.
+        examples = []
+        for where, record in data.read_rows(_aclsum() / f"{split}.jsonl"):
+            paper = json_files.Record(where, (), record)
             sections = paper.record("sentences")
             sentences = (s for section in config.sections for s in sections.list_of(section, str))
             document = f"{paper.get('title', str)}\n\n{' '.join(sentences)}"
             for aspect in config.aspects:
                 prompt = f"{document}\n\nThe {aspect} in one sentence:\n"
-                made.append(_row(where, prompt, paper.record("summary").get(aspect, str)))
-        return made
+                examples.append(_row(where, prompt, paper.record("summary").get(aspect, str)))
+        return examples
 
     _aclsum()
-    # What was asked stands after the last empty line; before it is what the model was shown of a
-    # paper, which may have lost its beginning.
+    # Before the last empty line is the text of the paper that the model was shown, which may have
+    # lost its beginning; after it the aspect.
     return _task("tokens/summaries", rows, None)._replace(
         document=lambda example, prompt: _first(prompt)
     )
 
 
 def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:
-    """A JSONL file, or a folder with train.jsonl and test.jsonl; `lm/data.py` says of what rows.
+    """Returns the task of a JSONL file, or a folder with train.jsonl and test.jsonl.
 
-    Of a file, one row in ten is "test". Which one follows from what the model is shown, see
-    `lm/splits.py`, so that a prompt and whatever comes to the same are on one side.
+    Records are those of `lm/data.py`. One in ten of a file is in "test", by `lm/splits.py`.
 
     Raises:
       ValueError: for a folder without both files, or neither file nor folder.
@@ -201,21 +200,21 @@ def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:
     return _of_rule(_task(f"{_JSONL}{path}", _rows_of(path, _JSONL, rule), None), rule)
 
 
-def of_preferences(path: files.Path, rule: int = splits.RULE) -> Task:
-    """Pairs of answers, a JSONL file or a folder as of `jsonl`; see `lm/preferences.py`.
+def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
+    """Returns the task of pairs of answers, in a JSONL file or folder; see `lm/preferences.py`.
 
-    Its examples are the answers that were chosen: supervised tuning learns from them.
+    Its examples are the chosen answers, for supervised fine-tuning.
 
     Raises:
       ValueError: as `jsonl` does.
     """
     rows = _rows_of(path, _PREFERENCES, rule)
 
-    def chosen(split: Split, words: Tokenizer | None) -> list[Row]:
-        return [*preferences.chosen_rows(rows(split, words))]
+    def chosen(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
+        return [*preferences.chosen_rows(rows(split, tokenizer))]
 
     def texts(split: Split) -> list[str]:
-        return ["\n".join(preferences.texts(row)) for _, row in rows(split, None)]
+        return ["\n".join(preferences.texts(record)) for _, record in rows(split, None)]
 
     def pairs(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
@@ -227,14 +226,14 @@ def of_preferences(path: files.Path, rule: int = splits.RULE) -> Task:
 
 
 def exact_match(generated: str, target: str) -> float:
-    """1 if the texts are equal but for white space around them, else 0."""
+    """Returns 1 if the texts are equal but for white space around them, else 0."""
     return float(generated.strip() == target.strip())
 
 
 def _task(name: str, rows: Rows, score: Callable[[str, str], float] | None) -> Task:
-    def checked(split: Split, words: Tokenizer | None) -> list[Row]:
+    def checked(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
         _check_split(split)
-        return rows(split, words)
+        return rows(split, tokenizer)
 
     def examples(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
@@ -242,24 +241,28 @@ def _task(name: str, rows: Rows, score: Callable[[str, str], float] | None) -> T
         return data.from_rows(checked(split, tokenizer), tokenizer, limits)
 
     return Task(
-        name, lambda split: [_text(row) for _, row in checked(split, None)], examples, score
+        name, lambda split: [_text(record) for _, record in checked(split, None)], examples, score
     )
 
 
 def _of_rule(task: Task, rule: int) -> Task:
-    """Returns the task as runs of a rule have it: the first took every task for summaries."""
+    """Returns the task for runs of a rule; rule 1 takes documents as in `summaries`."""
     if rule > 1:
         return task
     return task._replace(document=lambda example, prompt: example.document or _first(prompt))
 
 
 def _first(prompt: str) -> str:
-    """Returns what stands before the last empty line, the whole where there is none."""
+    """Returns the text before the last empty line, or all of it if there is none."""
     return prompt.rpartition("\n\n")[0] or prompt
 
 
 def _rows_of(path: files.Path, prefix: str, rule: int) -> Rows:
-    """Rows of a split of a file or folder, whose absence is an error at once."""
+    """Returns the function of a file's or folder's rows.
+
+    Raises:
+      ValueError: if they do not exist.
+    """
     path = pathlib.Path(path)
     missing = [name for name in ("train.jsonl", "test.jsonl") if not (path / name).is_file()]
     if path.is_dir() and missing:
@@ -267,12 +270,12 @@ def _rows_of(path: files.Path, prefix: str, rule: int) -> Rows:
     if not path.exists():
         raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
 
-    def rows(split: Split, words: Tokenizer | None) -> list[Row]:
+    def rows(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
         _check_split(split)
         if path.is_dir():
             return [*data.read_rows(path / f"{split}.jsonl")]
         chosen: list[Row] = [
-            row for row in data.read_rows(path) if splits.is_on(row[1], split, words, rule)
+            row for row in data.read_rows(path) if splits.is_on(row[1], split, tokenizer, rule)
         ]
         if not chosen:
             raise ValueError(
@@ -293,19 +296,19 @@ def _row(where: str, prompt: str, completion: str) -> Row:
     return where, {"prompt": prompt, "completion": completion}
 
 
-def _text(row: Mapping[str, Any]) -> str:
-    """What a row says, all of it; ids say nothing."""
-    if isinstance(row.get("messages"), list):
-        contents = (m.get("content") for m in row["messages"] if isinstance(m, Mapping))
+def _text(record: Mapping[str, Any]) -> str:
+    """Returns the whole text of a record, without ids."""
+    if isinstance(record.get("messages"), list):
+        contents = (m.get("content") for m in record["messages"] if isinstance(m, Mapping))
         return "\n".join(text for text in contents if isinstance(text, str))
-    parts = (row.get(key) for key in ("text", "prompt", "completion", "target"))
-    return "".join(part for part in parts if isinstance(part, str))
+    values = (record.get(key) for key in ("text", "prompt", "completion", "target"))
+    return "".join(value for value in values if isinstance(value, str))
 
 
 def _operands(config: Arithmetic) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of numbers in random order, none twice; int64."""
+    """Returns different pairs of numbers in random order, int64, [n] each."""
     base = 10**config.digits
-    if config.digits <= 3:  # All pairs there are.
+    if config.digits <= 3:  # All pairs.
         pairs = batches.permutation(base**2, config.seed, 0)
         return pairs // base, pairs % base
     draws = 2 * config.num_train + 20 * config.num_test + 1_000
@@ -316,7 +319,7 @@ def _operands(config: Arithmetic) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A hash of 64 bits, element by element: the finaliser of SplitMix64 (Steele et al., 2014)."""
+    """Hashes each element to 64 bits by the finaliser of SplitMix64 (Steele et al., 2014)."""
     x = x.astype(np.uint64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -324,7 +327,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _aclsum() -> pathlib.Path:
-    """Folder of the data in `aclsum`, which is found and not imported: that needs more packages."""
+    """Returns the folder of `aclsum`'s data; importing it would need more packages."""
     spec = importlib.util.find_spec("aclsum")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(

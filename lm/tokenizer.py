@@ -1,13 +1,14 @@
-"""Text to token ids and back, for what ships with Gemma and what is trained on the spot.
+"""Tokenizers: text to token ids and back, loaded from Gemma's files or trained on texts.
 
-Two file formats: `tokenizer.json` (byte-level BPE, or Gemma's pieces with byte fallback) and
-`tokenizer.model` (SentencePiece); what stands in a GGUF file becomes one of them. Ids are pieces of
-UTF-8, so text is the join of their bytes: decoding in chunks gives the text that decoding at once
-does.
+Two file formats are read: `tokenizer.json` (byte-level BPE, or Gemma's pieces with byte fallback)
+and `tokenizer.model` (SentencePiece); the tokenizer of a GGUF file is turned into one of them. Ids
+are pieces of UTF-8, so text is the join of their bytes: decoding in chunks gives the same text as
+decoding at once.
 
-Text is text: "<bos>" inside a prompt becomes ordinary pieces. Special ids are put in by id only
-(`lm/chat.py`, `lm/data.py`), so no prompt can open or close a turn; `lm/control_tokens.py` sees to
-that, and `reading` gives a tokenizer that reads them, for texts rendered by a template elsewhere.
+Names of special tokens have no meaning in a text: "<bos>" inside a prompt becomes ordinary pieces.
+Special tokens are inserted by id (`lm/chat.py`, `lm/data.py`), so that no prompt can open or close
+a turn (`lm/control_tokens.py`). `reading` returns a tokenizer that reads their names, for texts
+that a template has rendered elsewhere.
 
 V is the size of the vocabulary.
 """
@@ -37,40 +38,38 @@ _COMPANIONS = (_CONFIG, "special_tokens_map.json", _ADDED, "chat_template.jinja"
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
-    """A vocabulary and how text falls into it."""
+    """A vocabulary, and the function that encodes text in it."""
 
-    # No special id is added, and none comes from text, but for a tokenizer of `reading`.
+    # text -> ids, without special ids unless `reads_controls`.
     encode: Callable[[str], list[int]] = dataclasses.field(repr=False)
-    pieces: tuple[bytes, ...] = dataclasses.field(repr=False)  # [V]; b"" for a special id.
+    pieces: tuple[bytes, ...] = dataclasses.field(repr=False)  # UTF-8, [V]; b"" for a special id.
     bos_id: int
-    # What ends a text, and sampling: first the one that completions end with, then the end of a
-    # turn where there is one.
+    # Stop tokens: first the one that completions end with, then the end of a turn if there is one.
     eos_ids: tuple[int, ...]
-    pad_id: int  # Rows are masked by their lengths, so it may equal another id.
+    pad_id: int  # Id of padding; it may equal another id, as rows are masked by their lengths.
     start_of_turn_id: int | None
     end_of_turn_id: int | None
-    # SHA-256 of each id's piece, the beginning and the ends; not of the padding, which no model
-    # sees, nor of how text is cut: models that share ids may teach each other.
+    # SHA-256 of each id's piece, the beginning and the stop tokens. It includes neither padding,
+    # which no model sees, nor the encoding: models that share ids may teach each other.
     fingerprint: str
-    path: pathlib.Path | None  # Where it was loaded from.
-    sources: Mapping[str, bytes] = dataclasses.field(repr=False)  # What `save` writes, by name.
-    # {name: id} of what no text becomes: beginning, ends and padding, and what delimits turns and
-    # images.
+    path: pathlib.Path | None  # File or folder that it was loaded from.
+    sources: Mapping[str, bytes] = dataclasses.field(repr=False)  # Files of `save`, by name.
+    # {name: id} of control tokens: beginning, stop tokens, padding, delimiters of turns and images.
     controls: Mapping[str, int] = dataclasses.field(default_factory=dict, repr=False)
-    reads_controls: bool = False  # Their names in a text stand for them after all.
+    reads_controls: bool = False  # Whether `encode` reads their names in a text as the tokens.
 
     @property
     def vocab_size(self) -> int:
-        """V, one more than the greatest id; a model's table may have more rows."""
+        """Size of the vocabulary, V; a model's embedding may have more rows."""
         return len(self.pieces)
 
     @property
     def eos_id(self) -> int:
-        """What a completion ends with."""
+        """Stop token at the end of completions."""
         return self.eos_ids[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`: special ids are nothing, what is not UTF-8 is U+FFFD.
+        """Decodes ids to text, without special ids, and with U+FFFD for invalid UTF-8.
 
         Raises:
           ValueError: for an id outside [0, V).
@@ -79,23 +78,24 @@ class Tokenizer:
 
 
 class Stream(NamedTuple):
-    """Where decoding in chunks stands."""
+    """The state of decoding in chunks."""
 
-    held: bytes = b""  # The beginning of a character whose other bytes are still to come.
+    held: bytes = b""  # First bytes of a character whose other bytes are still to come.
 
 
 def decode_chunk(
     tokenizer: Tokenizer, ids: Iterable[int], stream: Stream, *, last: bool = False
 ) -> tuple[str, Stream]:
-    """Text of the next ids and the stream after them; an incomplete character is held back.
+    """Decodes the next ids; returns their text and the new state of the stream.
 
-    The texts of all chunks, the last one with `last`, join to `tokenizer.decode` of all ids.
+    An incomplete character is held back. The texts of all chunks, the last one with `last`, join to
+    `tokenizer.decode` of all ids.
 
     Args:
-      tokenizer: what made the ids.
-      ids: int, in [0, V); may be none.
-      stream: `Stream()` for the first chunk, then what this function returned.
-      last: nothing follows, so nothing is held back: half a character becomes U+FFFD.
+      tokenizer: of the ids.
+      ids: int, in [0, V), maybe none.
+      stream: `Stream()` for the first chunk, then the state that was returned.
+      last: whether no ids follow, so that an incomplete character becomes U+FFFD.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.setstate((stream.held, 0))
@@ -104,14 +104,14 @@ def decode_chunk(
 
 
 def load(path: files.Path) -> Tokenizer:
-    """Reads a tokenizer, from a folder as models are published in or from one file.
+    """Reads a tokenizer from the folder of a published model, or from one file.
 
-    In a folder tokenizer.json goes before tokenizer.model. tokenizer_config.json beside it names
-    the special tokens; without it they are called as Gemma's are. A model's GGUF file has all.
+    In a folder tokenizer.json has precedence over tokenizer.model. tokenizer_config.json beside it
+    names the special tokens; without it they have Gemma's names. A model's GGUF file has all.
 
     Raises:
-      ValueError: naming the file, where there is none, it is damaged, or its format or special
-        tokens are not such as we can decode in chunks.
+      ValueError: naming the file, if it is missing or damaged, or its format or special tokens
+        cannot be decoded in chunks.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -125,14 +125,14 @@ def load(path: files.Path) -> Tokenizer:
         raise ValueError(
             f"no tokenizer at {path}; expected a folder, a .json, a .model or a .gguf file"
         )
-    found = folders.present(folder, (*names, *companions))
-    sources = {name: file.read_bytes() for name, file in found.items()}
+    present = folders.present(folder, (*names, *companions))
+    sources = {name: file.read_bytes() for name, file in present.items()}
     if path.is_file():
         name = _JSON if path.suffix == ".json" else _MODEL
         return _make({name: path.read_bytes(), **sources}, path, {name: str(path)})
     if not sources.keys() & set(names):
         raise ValueError(f"{path} has neither {_JSON} nor {_MODEL}; name a folder with one")
-    return _make(sources, path, {name: str(file) for name, file in found.items()})
+    return _make(sources, path, {name: str(file) for name, file in present.items()})
 
 
 def from_gguf(file: gguf_files.File) -> Tokenizer:
@@ -146,15 +146,15 @@ def from_gguf(file: gguf_files.File) -> Tokenizer:
 
 
 def reading(tokenizer: Tokenizer, how: control_tokens.Reading) -> Tokenizer:
-    """Returns the tokenizer to whose `encode` control tokens in a text are what `how` says.
+    """Returns the tokenizer with a reading of control tokens' names in texts.
 
     Args:
       tokenizer: as loaded.
-      how: "text", which no prompt escapes from; or "parse", for texts that a chat template has
-        rendered: their names stand for the tokens.
+      how: "text" encodes names as ordinary text, so that no prompt can insert control tokens;
+        "parse" reads them as the tokens, for texts that a chat template has rendered.
 
     Raises:
-      ValueError: if it is neither.
+      ValueError: for another reading.
     """
     if how not in control_tokens.READINGS:
         raise ValueError(f"control tokens must be read as text or parse, got {how!r}")
@@ -165,16 +165,16 @@ def reading(tokenizer: Tokenizer, how: control_tokens.Reading) -> Tokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> Tokenizer:
-    """A byte-level BPE trained on `texts`; digits stand alone, as in Gemma's vocabulary.
+    """Trains a byte-level BPE on `texts`; each digit is a token, as in Gemma's vocabulary.
 
     Args:
-      texts: what to learn the pieces from.
-      vocab_size: the most V may be, at least 262 (six special tokens and each byte). Few texts
-        give fewer pieces: `Tokenizer.vocab_size` says how many there are.
-      min_frequency: how often two pieces must meet to become one.
+      texts: to learn the pieces from.
+      vocab_size: largest V, at least 262 (six special tokens and each byte). Few texts give fewer
+        pieces; see `Tokenizer.vocab_size`.
+      min_frequency: number of times that two pieces must be adjacent to be merged.
 
     Raises:
-      ValueError: where `vocab_size` leaves no room for the bytes.
+      ValueError: if `vocab_size` leaves no room for the bytes.
     """
     least = len(SPECIAL_TOKENS) + 256
     if vocab_size < least:
@@ -195,7 +195,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
-    # Others who load the file get the beginning put in; we put it in ourselves.
+    # Other libraries insert the beginning by this post-processor; here `lm/data.py` does.
     bos = ("<bos>", SPECIAL_TOKENS.index("<bos>"))
     inner.post_processor = tokenizers.processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A $B", special_tokens=[bos]
@@ -217,35 +217,35 @@ def save(tokenizer: Tokenizer, folder: files.Path) -> tuple[pathlib.Path, ...]:
 
 
 def _bytes(tokenizer: Tokenizer, ids: Iterable[int]) -> bytes:
-    parts = []
+    pieces = []
     for i in ids:
         if not 0 <= i < tokenizer.vocab_size:
             raise ValueError(
                 f"token id {i} lies outside the vocabulary, [0, {tokenizer.vocab_size})"
             )
-        parts.append(tokenizer.pieces[operator.index(i)])
-    return b"".join(parts)
+        pieces.append(tokenizer.pieces[operator.index(i)])
+    return b"".join(pieces)
 
 
 def _make(
     sources: Mapping[str, bytes], path: pathlib.Path | None, places: Mapping[str, str]
 ) -> Tokenizer:
-    """Returns the tokenizer of some files by name; `places` are their paths, for messages."""
+    """Makes the tokenizer of files, given by name; `places` are their paths, for messages."""
     name = _JSON if _JSON in sources else _MODEL
     file = places.get(name, name)
     config = json_files.Record(_CONFIG, (), {})
     if _CONFIG in sources:
         config = json_files.parse(sources[_CONFIG], places.get(_CONFIG, _CONFIG))
     if name == _JSON:
-        words = vocabulary.from_json(sources[name], file)
+        vocab = vocabulary.from_json(sources[name], file)
     else:
-        words = vocabulary.from_sentencepiece(sources[name], file)
+        vocab = vocabulary.from_sentencepiece(sources[name], file)
         if _ADDED in sources:
             added = json_files.parse(sources[_ADDED], places.get(_ADDED, _ADDED))
             special = {*control_tokens.NAMES, *_marked_special(config)}
-            words = vocabulary.with_added(words, added, len(sources[_ADDED]), special)
-    ids = {name: i for i, name in enumerate(words.names) if name is not None}
-    special = {role: _special_id(role, config, words, ids, file) for role in ("bos", "eos", "pad")}
+            vocab = vocabulary.with_added(vocab, added, len(sources[_ADDED]), special)
+    ids = {name: i for i, name in enumerate(vocab.names) if name is not None}
+    special = {role: _special_id(role, config, vocab, ids, file) for role in ("bos", "eos", "pad")}
     bos, eos, pad = special.values()
     if bos is None or eos is None:
         role = "bos" if bos is None else "eos"
@@ -254,16 +254,16 @@ def _make(
     eos_ids = tuple(dict.fromkeys(i for i in (eos, end_of_turn) if i is not None))
     pad_id = eos if pad is None else pad
     controls = {bos, *eos_ids, pad_id, *(ids[n] for n in control_tokens.NAMES if n in ids)}
-    pieces = list(words.pieces)
+    pieces = list(vocab.pieces)
     for i in controls:
         pieces[i] = b""
-    if pad_id == words.unk_id:  # Text that no piece writes may well become the padding's id.
+    if pad_id == vocab.unk_id:  # Text without a piece may become the padding's id.
         controls.discard(pad_id)
-    encode = control_tokens.as_text(words.encode, words.spans, controls)
+    encode = control_tokens.as_text(vocab.encode, vocab.spans, controls)
     for role, i in special.items():
         if i in controls:
-            _check_apart(role, i, words, encode, file)
-    digest = hashlib.sha256(json.dumps([words.names, bos, eos_ids]).encode())
+            _check_apart(role, i, vocab, encode, file)
+    digest = hashlib.sha256(json.dumps([vocab.names, bos, eos_ids]).encode())
     return Tokenizer(
         encode=encode,
         pieces=tuple(pieces),
@@ -280,28 +280,28 @@ def _make(
 
 
 def _special_id(
-    role: str, config: json_files.Record, words: Vocabulary, ids: Mapping[str, int], file: str
+    role: str, config: json_files.Record, vocab: Vocabulary, ids: Mapping[str, int], file: str
 ) -> int | None:
     key = f"{role}_token"
     token = config.get(key, (str, dict), None)
     if isinstance(token, dict):
         token = config.record(key).get("content", str)
     if token is None:
-        return ids.get(words.defaults[role] or "")
+        return ids.get(vocab.defaults[role] or "")
     if token not in ids:
         raise ValueError(f"{file}: {key} {token!r} of {_CONFIG} is not in the vocabulary")
     return ids[token]
 
 
 def _check_apart(
-    role: str, i: int, words: Vocabulary, encode: control_tokens.Encode, file: str
+    role: str, i: int, vocab: Vocabulary, encode: control_tokens.Encode, file: str
 ) -> None:
-    """Refuses a special token that is text which could not be written without it."""
+    """Raises ValueError if a special token's text cannot be encoded without it."""
     try:
-        encode(words.pieces[i].decode("utf-8", "replace"))
+        encode(vocab.pieces[i].decode("utf-8", "replace"))
     except ValueError as error:
         raise ValueError(
-            f"{file}: {role}_token {words.names[i]!r} of {_CONFIG} must be a token apart from "
+            f"{file}: {role}_token {vocab.names[i]!r} of {_CONFIG} must be a token apart from "
             f"text: {error}"
         ) from error
 

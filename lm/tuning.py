@@ -1,4 +1,4 @@
-"""What the learners of language models share: settings, and an agent made from a loss of tokens.
+"""Tuning of language models: shared settings, and an agent made from a token-level loss.
 
 An algorithm of the family brings one function, the loss of a token's logits; see sft.py and gkd.py.
 Shape letters: B sequences, T tokens, n tokens of a chunk, D features, V vocabulary.
@@ -20,32 +20,32 @@ from kullback.lm import batches, chunked, data, distillation, gemma, policy
 
 __all__ = ["Config", "TokenLoss", "make", "optimizer"]
 
-# (logits of the student [n, V], token ids [n], keys [n], logits of the teacher [n, V] or nothing)
-# -> [n].
+# (logits of the student [n, V], token ids [n], keys [n], logits of the teacher [n, V] if there is
+# one) -> losses [n].
 TokenLoss = Callable[..., jax.Array]
 
-TOP_K = 16  # Of the teacher's tokens: how much of its mass they hold is a metric.
+TOP_K = 16  # Most probable tokens of the teacher whose mass is a metric.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Settings that do not depend on the loss."""
+    """Settings that are independent of the loss."""
 
     batch_size: int = 16  # Sequences of a learner step.
-    max_prompt_length: int = 64  # Tokens, the beginning of the text among them.
+    max_prompt_length: int = 64  # Tokens of a prompt, including the beginning of sequence.
     max_new_tokens: int = 64  # Tokens of a completion, stored or sampled; the horizon.
-    overlong: data.Overlong = "error"  # What becomes of an example that is longer.
-    # Several stored examples in a row, as many as fit; each attends to itself alone. It learns what
-    # unpacked rows do where a mean over tokens is taken; not for on-policy learning.
+    overlong: data.Overlong = "error"  # Treatment of a longer example.
+    # Whether a row packs several stored examples, each of which attends to itself alone. The loss
+    # is that of unpacked rows if it is a mean over tokens; not for on-policy learning.
     pack: bool = False
     batches_per_sort: int = 1  # Batches whose examples are sorted by length; 1 does not sort.
-    learning_rate: float = 3e-4  # Of Adam.
-    warmup_steps: int = 20  # Learner steps over which it rises from 0, linearly.
-    max_grad_norm: float = 1.0  # > 0; gradients of a larger norm are scaled down to it.
-    # "sequence": the mean over sequences of the mean over each one's tokens (the GKD paper).
-    # "token": over all tokens of the batch (TRL).
+    learning_rate: float = 3e-4  # Step size of Adam.
+    warmup_steps: int = 20  # Learner steps of linear warm-up from a learning rate of 0.
+    max_grad_norm: float = 1.0  # Largest norm > 0 of a gradient; larger ones are scaled to it.
+    # Reduction of token-level losses. "sequence": the mean over sequences of the mean over each
+    # one's tokens (the GKD paper). "token": the mean over all tokens of the batch (TRL).
     reduction: distillation.Reduction = "sequence"
-    micro_batches: int = 1  # In which a batch is learnt from, one after another; the sum is exact.
+    micro_batches: int = 1  # Parts of a batch whose gradients are accumulated; the sum is exact.
     chunk: int = 512  # Tokens whose logits are in memory at a time.
 
     def __post_init__(self) -> None:
@@ -72,12 +72,11 @@ class Config:
 class Mixture:
     """A mixture of stored sequences and the student's own: `Agent.experience` of tuning."""
 
-    student_fraction: float = 0.0  # In [0, 1]: of sequences that the student samples.
-    # "batch": one coin a step decides on all rows, as the GKD paper does; "row": each batch has
-    # the same share of them.
+    student_fraction: float = 0.0  # Fraction in [0, 1] of sequences that the student samples.
+    # Mixing of the two: "batch" throws one coin for a whole batch, as the GKD paper does; "row"
+    # takes the same share of each batch.
     mixing: Literal["batch", "row"] = "batch"
-    # Learner steps for which what the student made is learnt from again; 0 is once, on-policy.
-    max_age: int = 0
+    max_age: int = 0  # Further learner steps that reuse the student's samples; 0 is on-policy.
 
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
@@ -99,7 +98,7 @@ def make(
     divergence: regularizers.Divergence = regularizers.kl,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
 ) -> types.Agent[Mixture]:
-    """Returns the agent that learns by the mean of `token_loss` over answers.
+    """Returns the agent that minimises the mean of `token_loss` over answers.
 
     Args:
       token_loss: of a chunk of tokens, see `TokenLoss`.
@@ -108,9 +107,9 @@ def make(
       algorithm: the algorithm's own configuration, saved beside the results.
       teacher: a frozen model, whose parameters are among the learner's constants; None if the
         loss needs none.
-      mixture: whose sequences are learnt from; None is the data set's alone.
-      divergence: f of the student's operator, with which it samples.
-      teacher_divergence: f of the teacher's.
+      mixture: of stored and sampled sequences; None is stored ones alone.
+      divergence: f of the student's softargmax_f, from which it samples.
+      teacher_divergence: f of the teacher's softargmax_f.
     """
     objective = _Objective(
         token_loss=token_loss,
@@ -136,7 +135,7 @@ def make(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Objective:
-    """A loss's fixed parts, which its functions share; fields are arguments of `make`."""
+    """The constants of a loss, which its functions share; fields are arguments of `make`."""
 
     token_loss: TokenLoss
     model: gemma.Model
@@ -146,7 +145,7 @@ class _Objective:
     teacher_divergence: regularizers.Divergence
 
 
-def _measured(
+def _measure(
     objective: _Objective,
     logits: jax.Array,
     labels: jax.Array,
@@ -155,28 +154,28 @@ def _measured(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the losses of a chunk of tokens, [n], and its metrics, [n] each."""
     frozen = jax.lax.stop_gradient(logits.astype(jnp.float32))
-    # No argmax, which XLA computes with one thread: a tie counts as right.
-    of_label = jnp.take_along_axis(frozen, labels[:, None], -1)[:, 0]
+    # No argmax, which XLA computes with one thread; a tie counts as right.
+    label_logits = jnp.take_along_axis(frozen, labels[:, None], -1)[:, 0]
     metrics = {
-        "accuracy": (of_label >= jnp.max(frozen, -1)).astype(jnp.float32),
+        "accuracy": (label_logits >= jnp.max(frozen, -1)).astype(jnp.float32),
         "entropy": regularizers.entropy(frozen, objective.divergence),
     }
-    for frozen_teacher in teacher_logits:
-        p = regularizers.softargmax(frozen_teacher, objective.teacher_divergence)
+    for teacher in teacher_logits:  # One or none.
+        p = regularizers.softargmax(teacher, objective.teacher_divergence)
         metrics[f"teacher_top_{TOP_K}"] = jnp.sum(top_k(p, min(TOP_K, p.shape[-1])), -1)
     return objective.token_loss(logits, labels, keys, *teacher_logits), metrics
 
 
-def _part_loss(
+def _micro_batch_loss(
     objective: _Objective,
     params: types.Params,
-    part: tuple[batches.Sequences, jax.Array, jax.Array],
+    data: tuple[batches.Sequences, jax.Array, jax.Array],
     constants: types.Constants,
     total: jax.Array,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns what a micro-batch adds to the loss, [], and the metrics of its sequences."""
+    """Returns a micro-batch's summand of the loss, [], and metrics of its sequences, [B]."""
     model, teacher, config = objective.model, objective.teacher, objective.config
-    rows, weights, keys = part
+    rows, weights, keys = data
     sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
     inputs = rows.tokens, rows.positions, rows.segments
     features = [model.features(params, *inputs)]  # [B, T, D]
@@ -184,14 +183,14 @@ def _part_loss(
         features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
     features, labels, is_answer = distillation.align(features, sequences, answers)
     flat = [x.reshape(-1, x.shape[-1]) for x in features]
-    # Gradients are of all that a head is given: not of every layer.
+    # A gradient is computed for each parameter of a head, so it gets the embedding alone.
     embedding = {"embedding": params["embedding"]}
     heads = [chunked.Head(model.unembed, embedding, flat[0])]
     if teacher is not None:
         heads.append(chunked.Head(teacher.unembed, constants.teacher, flat[1]))
     shares = distillation.token_weights(is_answer, weights, config.reduction, total)
     value, per_token = chunked.weighted_loss(
-        functools.partial(_measured, objective),
+        functools.partial(_measure, objective),
         shares.reshape(-1),
         heads[0],
         labels.reshape(-1),
@@ -218,10 +217,10 @@ def _loss(
     constants: types.Constants,
 ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
     del targets  # There is no target tree.
-    keys = jax.random.split(key, batch.data.is_answer[:, 1:].shape)  # A token's.
+    keys = jax.random.split(key, batch.data.is_answer[:, 1:].shape)  # One a token.
     total = distillation.loss_total(batch.data.is_answer[:, 1:], objective.config.reduction)
-    value, metrics = in_parts(
-        functools.partial(_part_loss, objective, constants=constants, total=total),
+    value, metrics = over_micro_batches(
+        functools.partial(_micro_batch_loss, objective, constants=constants, total=total),
         params,
         (batch.data, batch.weights, keys),
         objective.config.micro_batches,
@@ -230,52 +229,54 @@ def _loss(
 
 
 def top_k(x: jax.Array, k: int) -> jax.Array:
-    """The k largest of each row of [n, V], in order, [n, k].
+    """Returns the k largest values of each row of [n, V], sorted, [n, k].
 
-    On CPUs `jax.lax.top_k` of a vocabulary takes as long as a small teacher's layer. No more than k
-    groups of neighbours hold them, those with the largest maxima: only these are sorted.
+    On CPUs `jax.lax.top_k` of a vocabulary takes as long as a small teacher's layer. The k largest
+    lie in the k groups of adjacent values with the largest maxima, and only these are sorted.
     """
     n, num_classes = x.shape
     size = math.gcd(num_classes, 32)
-    if size < 8 or num_classes <= 4 * k * size:  # Nothing to win.
+    if size < 8 or num_classes <= 4 * k * size:  # It would not be faster.
         return jax.lax.top_k(x, k)[0]
     groups = x.reshape(n, -1, size)
     best = jax.lax.top_k(jnp.max(groups, -1), k)[1]
-    found = jnp.take_along_axis(groups, best[..., None], 1)
-    return jax.lax.top_k(found.reshape(n, -1), k)[0]
+    candidates = jnp.take_along_axis(groups, best[..., None], 1)
+    return jax.lax.top_k(candidates.reshape(n, -1), k)[0]
 
 
-def in_parts(
-    part_loss: Callable[[types.Params, Any], tuple[jax.Array, dict[str, jax.Array]]],
+def over_micro_batches(
+    loss: Callable[[types.Params, Any], tuple[jax.Array, dict[str, jax.Array]]],
     params: types.Params,
-    rows: Any,
+    data: Any,
     micro_batches: int,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A loss that is a sum over micro-batches, one after another, [], and its metrics.
+    """Sums a loss over micro-batches, one after another, [], and concatenates its metrics, [B].
 
     Args:
-      part_loss: (params, rows of a part) -> what it adds to the loss [], and metrics of its rows.
-      params: what the loss is differentiated by.
-      rows: tree of arrays [B, ...].
-      micro_batches: how many, divides B.
+      loss: (params, micro-batch) -> its summand of the loss, [], and metrics of its rows.
+      params: parameters with respect to which the loss is differentiated.
+      data: of the batch, a tree of arrays [B, ...].
+      micro_batches: their number, which divides B.
     """
     if micro_batches == 1:
-        return part_loss(params, rows)
-    # Every m-th row: of rows that lie over devices, each has its share of each part.
-    parts = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), rows)
-    # Its backward pass makes one micro-batch's features again, and adds gradients in place.
-    add = jax.checkpoint(part_loss)
+        return loss(params, data)
+    # Every m-th row, so that rows that are cut over devices stay spread in each micro-batch.
+    stacked = jax.tree.map(
+        lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), data
+    )
+    # The backward pass recomputes one micro-batch's features, and adds gradients in place.
+    recomputed = jax.checkpoint(loss)
 
-    def body(value: jax.Array, part: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        more, metrics = add(params, part)
-        return value + more, metrics
+    def body(value: jax.Array, data: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        summand, metrics = recomputed(params, data)
+        return value + summand, metrics
 
-    value, metrics = jax.lax.scan(body, jnp.zeros(()), parts)
+    value, metrics = jax.lax.scan(body, jnp.zeros(()), stacked)
     return value, {name: x.swapaxes(0, 1).reshape(-1) for name, x in metrics.items()}
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam after a warm-up, of gradients that are clipped by their norm."""
+    """Returns Adam with a linear warm-up of the learning rate and clipped gradient norms."""
     schedule = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
     if config.warmup_steps == 0:
         schedule = optax.constant_schedule(config.learning_rate)

@@ -1,14 +1,14 @@
-"""WARM: reward models that differ, averaged weight by weight into one.
+"""WARM: reward models that are trained differently, and averaged in weight space.
 
 Rame et al. 2024, "WARM: On the Benefits of Weight Averaged Reward Models",
 https://arxiv.org/abs/2401.12187:
 
-    phi_i = the reward model i, from one start with one linear-probed head, tuned its own way
+    phi_i = reward model i, tuned from a common start with a common linear-probed head
     phi_WARM = 1/M sum_i phi_i;  compared with r_ENS(x, y) = 1/M sum_i r_{phi_i}(x, y)
 
-Members differ in the order of their data, in learning rate and dropout, and, if asked for, in
-where along one run of supervised tuning they start (the paper's Baklava). They share the head
-that linear probing finds, without which their average is no good model.
+Members differ in the order of their data, in learning rate and dropout, and optionally in the
+checkpoint of a supervised run that they start from (the paper's Baklava). They share the head of
+linear probing, without which their average is a bad model.
 
 Shape letters: M members, B rows or pairs.
 """
@@ -25,20 +25,20 @@ from kullback.core import averaging, types
 from kullback.environments import tokens
 from kullback.lm import gemma, reward_model, tuning
 
-_DRAW = 2**61  # Keeps the bits of draws apart from those that order batches.
-_BYTES = 4  # Of a number: parameters, gradients and moments are float32.
+_DRAW = 2**61  # Number of a stream of random bits that the order of batches does not use.
+_BYTES = 4  # Size of a number: parameters, gradients and moments are float32.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """How members differ, and what they share; the defaults are the paper's."""
+    """Settings that members draw, and settings that they share; the defaults are the paper's."""
 
-    learning_rates: tuple[float, ...] = (1e-5, 4e-5, 1e-4)  # Each draws one.
-    dropouts: tuple[float, ...] = (0.05, 0.1)  # Of features, likewise.
+    learning_rates: tuple[float, ...] = (1e-5, 4e-5, 1e-4)  # Values of which each draws one.
+    dropouts: tuple[float, ...] = (0.05, 0.1)  # The same, of the dropout of features.
     # Steps of checkpoints of the run that --model names, from which members start in turn
     # (Baklava); () is the newest alone.
     starts: tuple[int, ...] = ()
-    # What they share; its learning_rate and dropout are drawn anew.
+    # Shared settings, but for learning_rate and dropout, which are drawn.
     reward: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
 
     def __post_init__(self) -> None:
@@ -66,35 +66,35 @@ class Config:
 
 
 class Member(NamedTuple):
-    """What one member has for its own, beside the order of its data."""
+    """The settings that are drawn for a member, beside the order of its data."""
 
     learning_rate: float
     dropout: float
-    start: int | None  # Step of a checkpoint; None is where all start.
+    start: int | None  # Step of the checkpoint it starts from; None is the common start.
 
 
 class Peak(NamedTuple):
-    """Bytes of parameters, gradients and moments; activations come on top."""
+    """Peak memory in bytes, without activations."""
 
-    training: int
+    training: int  # Parameters, gradients and moments.
     averaging: int  # The mean so far, the next member, and their mean.
-    ensemble: int  # All members at once, as predictions of all need them.
+    ensemble: int  # All members.
 
     @property
     def total(self) -> int:
-        """The most at any time."""
+        """Peak over all stages."""
         return max(self)
 
 
 def presets(family: str) -> Config:
-    """Settings for "tokens": the paper's."""
+    """Returns settings for "tokens": the paper's."""
     del family
     return Config()
 
 
 def draw(config: Config, seed: int) -> Member:
-    """The member of a seed, which decides the order of its data too."""
-    # Raw bits, as in the order of batches: NumPy promises never to change them.
+    """Draws the member of a seed, which decides the order of its data too."""
+    # Raw bits, which NumPy promises never to change, as for the order of batches.
     bits = np.random.Philox(key=np.array([seed, _DRAW], np.uint64)).random_raw(2)
     rate, dropout = (
         values[int(bit % np.uint64(len(values)))]
@@ -104,24 +104,26 @@ def draw(config: Config, seed: int) -> Member:
     return Member(rate, dropout, start)
 
 
-def of_member(config: Config, seed: int) -> reward_model.Config:
-    """Settings of the reward model that is the member of a seed."""
+def member_config(config: Config, seed: int) -> reward_model.Config:
+    """Returns the settings of the reward model that is the member of a seed."""
     member = draw(config, seed)
     learning = dataclasses.replace(config.learning, learning_rate=member.learning_rate)
     return dataclasses.replace(config.reward, dropout=member.dropout, learning=learning)
 
 
 def make(model: gemma.Model, config: Config | None = None, seed: int = 0) -> types.Agent[None]:
-    """The member of a seed, on the decoder `model`; see `reward_model.make`."""
+    """Returns the agent of a seed's member, on the decoder `model`; see `reward_model.make`."""
     config = config or Config()
-    return reward_model.make(model, of_member(config, seed))._replace(config=config)
+    return reward_model.make(model, member_config(config, seed))._replace(config=config)
 
 
 def average(members: Iterable[types.Params]) -> types.Params:
-    """The uniform mean of members' weights, head included; two are in memory beside it.
+    """Returns the uniform mean of members' weights, including the head.
+
+    Two members are in memory at a time beside the mean.
 
     Raises:
-      ValueError: without any, or if they differ in shape.
+      ValueError: without a member, or if they differ in shape.
     """
     mean: types.Params = None
     count = 0
@@ -134,25 +136,29 @@ def average(members: Iterable[types.Params]) -> types.Params:
 
 
 def stacked(members: Sequence[types.Params]) -> types.Params:
-    """Members as one tree, [M, ...]; ValueError without any."""
+    """Stacks members to one tree, [M, ...].
+
+    Raises:
+      ValueError: without a member.
+    """
     if not members:
         raise ValueError("no member to put together")
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
 def ensemble(model: reward_model.Model, members: types.Params, inputs: Any) -> jax.Array:
-    """Mean of the rewards that all members give, float32 [B]: one member after another.
+    """Returns the mean of all members' rewards, float32 [B], computed one member after another.
 
     Args:
-      model: whose parameters they are.
-      members: stacked, [M, ...].
+      model: of the members.
+      members: stacked parameters, [M, ...].
       inputs: as of `model.rewards`.
     """
     return jnp.mean(jax.lax.map(lambda params: model.rewards(params, inputs), members), 0)
 
 
 def ensemble_scorer(model: reward_model.Model, members: types.Params) -> tokens.Scorer:
-    """`reward_model.scorer` of the mean of predictions; `members` are stacked, [M, ...]."""
+    """Returns the scorer by the mean reward of `members`, stacked [M, ...]; see `reward_model`."""
 
     def score(params: types.Params, completion: tokens.Completion, context: Any) -> jax.Array:
         return ensemble(model, params, reward_model.joined(completion, context))
@@ -161,12 +167,12 @@ def ensemble_scorer(model: reward_model.Model, members: types.Params) -> tokens.
 
 
 def peak_bytes(config: gemma.Config, num_members: int, *, together: bool = False) -> Peak:
-    """What M members take, from shapes alone.
+    """Returns the peak memory of M members, from shapes alone.
 
     Args:
       config: of the decoder.
       num_members: M.
-      together: whether all are trained at once, by vmap, and not one after another.
+      together: whether all are trained at once, by vmap, or one after another.
     """
     size = _BYTES * (gemma.num_params(config).total + config.embed_dim + 1)
     at_once = num_members if together else 1

@@ -128,7 +128,7 @@ class _Completion:
         """Takes the next ids; returns the text that they complete."""
         self.ids += ids
         self.is_complete = bool(self.ids) and self.ids[-1] in self._stops
-        return self._decode(texts.said(ids, self._tokenizer, self._stops))
+        return self._decode(texts.text_ids(ids, self._tokenizer, self._stops))
 
     def finish(self) -> str:
         """Returns the text of bytes that waited for the rest of their character."""

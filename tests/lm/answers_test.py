@@ -17,21 +17,26 @@ def test_oracle_all_logits_at_once():
     params, others = one.init(jax.random.key(0)), two.init(jax.random.key(1))
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
 
-    def measure(logits: jax.Array, of_other: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    def measure(
+        logits: jax.Array, other_logits: jax.Array, labels: jax.Array
+    ) -> dict[str, jax.Array]:
         at = jnp.arange(len(labels))
-        return {"own": logits[at, labels], "both": jnp.stack([logits[:, 0], of_other[:, 1]], -1)}
+        return {
+            "own": logits[at, labels],
+            "both": jnp.stack([logits[:, 0], other_logits[:, 1]], -1),
+        }
 
-    found, is_answer = jax.jit(
+    measures, is_answer = jax.jit(
         lambda a, b: answers.per_token(measure, rows, (one, a), (two, b), chunk=3)
     )(params, others)
     inputs = rows.tokens, rows.positions, rows.segments
     logits = np.asarray(one.apply(params, *inputs))[:, :-1]
-    of_other = np.asarray(two.apply(others, *inputs))[:, :-1]
+    other_logits = np.asarray(two.apply(others, *inputs))[:, :-1]
     # What follows the prompt: tokens 3 to 5 of the first row, 2 and 3 of the second.
     expected = np.zeros((2, 7), bool)
     expected[0, 2:5] = expected[1, 1:3] = True
     np.testing.assert_array_equal(is_answer, expected)
     own = np.take_along_axis(logits, np.asarray(rows.tokens)[:, 1:, None], -1)[..., 0]
-    np.testing.assert_allclose(found["own"], np.where(expected, own, 0), atol=1e-5)
-    both = np.stack([logits[..., 0], of_other[..., 1]], -1)
-    np.testing.assert_allclose(found["both"], np.where(expected[..., None], both, 0), atol=1e-5)
+    np.testing.assert_allclose(measures["own"], np.where(expected, own, 0), atol=1e-5)
+    both = np.stack([logits[..., 0], other_logits[..., 1]], -1)
+    np.testing.assert_allclose(measures["both"], np.where(expected[..., None], both, 0), atol=1e-5)

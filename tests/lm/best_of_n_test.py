@@ -22,8 +22,8 @@ def test_oracle_by_enumeration_of_all_draws(weights: np.ndarray, rewards: np.nda
     for draws in itertools.product(range(5), repeat=3):
         rows = best_of_n.choose(rewards[list(draws)], 3)
         expected[draws[rows[0]]] += np.prod(p[list(draws)])
-    found = best_of_n.distribution(p, rewards, 3)
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    got = best_of_n.distribution(p, rewards, 3)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
     assert best_of_n.kl(p, rewards, 3) <= best_of_n.kl_bound(3) + 1e-12
     np.testing.assert_allclose(best_of_n.distribution(p, rewards, 1), p)
 
@@ -41,8 +41,8 @@ def test_the_best_of_two_of_the_best_of_two_is_the_best_of_four(
 def test_the_bound_is_met_by_a_continuum():
     assert best_of_n.kl_bound(1) == 0
     texts = 20_000
-    found = best_of_n.kl(np.full(texts, 1 / texts), np.arange(texts), 4)
-    np.testing.assert_allclose(found, np.log(4) - 3 / 4, rtol=1e-3)
+    got = best_of_n.kl(np.full(texts, 1 / texts), np.arange(texts), 4)
+    np.testing.assert_allclose(got, np.log(4) - 3 / 4, rtol=1e-3)
     assert best_of_n.kl(np.full(3, 1 / 3), np.zeros(3), 4) == pytest.approx(0, abs=1e-12)
 
 
@@ -72,5 +72,5 @@ def test_what_is_no_distribution_is_refused(p: list[float]):
 
 def test_probabilities_in_float32_are_a_distribution():
     p = np.random.default_rng(0).dirichlet(np.ones(100_000)).astype(np.float32)
-    found = best_of_n.distribution(p, np.arange(len(p)), 2)
-    np.testing.assert_allclose(found.sum(), 1, atol=1e-4)
+    got = best_of_n.distribution(p, np.arange(len(p)), 2)
+    np.testing.assert_allclose(got.sum(), 1, atol=1e-4)

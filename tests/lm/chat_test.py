@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 
 from kullback.lm import chat
-from kullback.lm import tokenizer as tokenizers_
+from kullback.lm.tokenizer import Tokenizer, load, save, train_bpe
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -24,16 +24,16 @@ RENDERED = (
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> tokenizers_.Tokenizer:
-    return tokenizers_.train_bpe(["Be brief. What is 1+2?\n\nuser\nmodel\nSure"] * 30, 320)
+def tokenizer() -> Tokenizer:
+    return train_bpe(["Be brief. What is 1+2?\n\nuser\nmodel\nSure"] * 30, 320)
 
 
 def flat(segments: list[chat.Segment]) -> list[int]:
     return [i for segment in segments for i in segment.ids]
 
 
-def test_ids_are_those_of_the_whole_text(tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
-    tokenizers_.save(tokenizer, tmp_path)
+def test_ids_are_those_of_the_whole_text(tokenizer: Tokenizer, tmp_path: pathlib.Path):
+    save(tokenizer, tmp_path)
     inner = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))  # "<bos>" is an id.
     messages = [m | {"content": m["content"].replace("<end_of_turn>", "")} for m in MESSAGES]
     got = flat(chat.chat(messages, tokenizer))
@@ -46,7 +46,7 @@ def test_ids_are_those_of_the_whole_text(tokenizer: tokenizers_.Tokenizer, tmp_p
     assert got == inner.encode(expected, add_special_tokens=False).ids
 
 
-def test_the_models_turns_are_marked(tokenizer: tokenizers_.Tokenizer):
+def test_the_models_turns_are_marked(tokenizer: Tokenizer):
     segments = chat.chat(MESSAGES, tokenizer)
     said = [tokenizer.decode(s.ids) for s in segments if s.is_model_turn]
     assert said == ["3", "Yes.\n\nSure"]
@@ -54,7 +54,7 @@ def test_the_models_turns_are_marked(tokenizer: tokenizers_.Tokenizer):
     assert [s.is_model_turn for s in segments] == [False, True, False, True, False]
 
 
-def test_no_message_can_end_its_turn(tokenizer: tokenizers_.Tokenizer):
+def test_no_message_can_end_its_turn(tokenizer: Tokenizer):
     ids = flat(chat.chat(MESSAGES, tokenizer))
     assert [i for i in ids if i in (4, 5)] == [4, 5] * 4
     assert "<end_of_turn>Sure?" in tokenizer.decode(ids)
@@ -71,21 +71,19 @@ def test_no_message_can_end_its_turn(tokenizer: tokenizers_.Tokenizer):
         ([], "needs a message of the user's"),
     ],
 )
-def test_other_orders_are_refused(tokenizer: tokenizers_.Tokenizer, roles: list[str], message: str):
+def test_other_orders_are_refused(tokenizer: Tokenizer, roles: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         chat.chat([{"role": role, "content": "a"} for role in roles], tokenizer)
 
 
-def test_a_vocabulary_without_turns_has_no_template(
-    tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path
-):
+def test_a_vocabulary_without_turns_has_no_template(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     data = tokenizer.sources["tokenizer.json"]
     (tmp_path / "tokenizer.json").write_bytes(data.replace(b"_of_turn>", b"_of_talk>"))
-    other = tokenizers_.load(tmp_path)
+    other = load(tmp_path)
     assert other.eos_ids == (1,)
     with pytest.raises(ValueError, match="no chat template"):
         chat.chat(MESSAGES, other)
     assert chat.template_fingerprint(other) == ""
     assert len(chat.template_fingerprint(tokenizer)) == 64
-    retrained = tokenizers_.train_bpe(["model user user"] * 30, 330)
+    retrained = train_bpe(["model user user"] * 30, 330)
     assert chat.template_fingerprint(retrained) != chat.template_fingerprint(tokenizer)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kullback.core import regularizers as reg
+from kullback.core import regularizers
 from kullback.lm import chunked, distillation, distillation_targets
 
 N, D, V = 10, 4, 7
@@ -18,7 +18,7 @@ def unembed(embedding: jax.Array, features: jax.Array) -> jax.Array:
 
 
 def arrays(seed: int) -> tuple[jax.Array, jax.Array]:
-    """An embedding [V, D] and features [N, D]."""
+    """Returns an embedding [V, D] and features [N, D]."""
     rng = np.random.default_rng(seed)
     embedding, features = rng.normal(size=(V, D)), rng.normal(size=(N, D))
     return jnp.asarray(embedding, jnp.float32), jnp.asarray(features, jnp.float32)
@@ -27,9 +27,9 @@ def arrays(seed: int) -> tuple[jax.Array, jax.Array]:
 WEIGHTS = jnp.asarray(np.random.default_rng(2).normal(size=N), jnp.float32)
 IS_ANSWER = jnp.asarray([0, 1, 1, 0, 0, 1, 0, 1, 0, 0], bool)
 LOSSES = {
-    "labels": functools.partial(reg.loss, divergence=reg.kl),
+    "labels": functools.partial(regularizers.loss, divergence=regularizers.kl),
     "sparse": distillation_targets.sparse_cross_entropy,
-    "top_k": distillation_targets.top_k_loss(reg.reverse_kl),
+    "top_k": distillation_targets.top_k_loss(regularizers.reverse_kl),
     "kl": distillation.named("kl"),
     "jsd-0.5": distillation.named("jsd-0.5"),
     "fenchel_young": distillation.named("fenchel_young-alpha-1.5"),
@@ -37,7 +37,7 @@ LOSSES = {
 
 
 def target_of(name: str):
-    """A target of the loss for the chunked and for the plain computation."""
+    """Returns a target of the loss for the chunked and for the plain computation."""
     embedding, features = arrays(1)
     logits = unembed(embedding, features)
     log_probs = jax.nn.log_softmax(logits)
@@ -85,8 +85,8 @@ def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Arr
     (total, expected), expected_gradients = gradients(whole)(*arrays(0))
     (value, got), got_gradients = gradients(in_chunks)(*arrays(0))
     losses, (plain_value, plain) = jax.jit(values)(*arrays(0))
-    for found in (got, plain, losses):
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+    for result in (got, plain, losses):
+        np.testing.assert_allclose(result, expected, atol=1e-6)
     np.testing.assert_allclose([value, plain_value], [total] * 2, rtol=1e-5, atol=1e-5)
     for x, y in zip(got_gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
@@ -94,7 +94,7 @@ def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Arr
 
 
 def measured(loss):
-    """A loss that is its own metric."""
+    """Returns a measure whose metric is the loss itself."""
 
     def measure(*arguments):
         losses = loss(*arguments)
@@ -176,7 +176,7 @@ def test_chunks_without_an_answer_are_not_computed():
 
 
 def temporaries(num_tokens: int, name: str, mask: bool, is_chunked: bool = True) -> int:
-    """Bytes of the temporaries of a loss with its gradient, at Gemma's vocabulary."""
+    """Returns bytes of the temporaries of a loss with its gradient, at Gemma's vocabulary."""
     vocab_size, chunk, width = 262_144, 64, 8
     per_token = distillation.named(name)
 

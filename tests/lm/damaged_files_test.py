@@ -1,4 +1,4 @@
-"""What files of models and of data hold of other types than they should, in every reader."""
+"""Every reader refuses values of wrong types in files of models and of data."""
 
 import json
 import pathlib
@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kullback.core import json_files, weights
-from kullback.lm import data, folder_meaning, gemma, preferences, tokenizer
+from kullback.lm import data, folder_meaning, gemma, preferences
 from kullback.lm.entailment import bert_folder, faithfulness, pair_tokenizer
 from kullback.lm.formats import hugging_face_config, tensor_files
+from kullback.lm.tokenizer import Tokenizer, train_bpe
 from tests import damage
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -89,7 +90,7 @@ def test_a_classifiers_regular_expression_without_end_is_a_line(tmp_path: pathli
 
 @pytest.fixture
 def weighed(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A folder of weights."""
+    """Returns a folder of weights."""
     shutil.copyfile(FIXTURES / "one_layer.json", tmp_path / "config.json")
     shutil.copyfile(FIXTURES / "one_layer.safetensors", tmp_path / "model.safetensors")
     return tmp_path
@@ -131,19 +132,19 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def words() -> tokenizer.Tokenizer:
-    return tokenizer.train_bpe(["a"], 262)
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a"], 262)
 
 
 @pytest.mark.parametrize("form", ROWS)
-def test_rows(form: str, words: tokenizer.Tokenizer, tmp_path: pathlib.Path):
+def test_rows(form: str, tokenizer: Tokenizer, tmp_path: pathlib.Path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(ROWS[form]) + "\n" for _ in range(3)))
 
     def read() -> None:
-        data.read_jsonl(path, words)
+        data.read_jsonl(path, tokenizer)
         if form in ("completion", "messages"):
-            data.read_prompts(path, words)
+            data.read_prompts(path, tokenizer)
 
     damage.check(path, read, line=1)
 
@@ -158,10 +159,10 @@ def test_rows(form: str, words: tokenizer.Tokenizer, tmp_path: pathlib.Path):
         },
     ],
 )
-def test_pairs(row: dict[str, Any], words: tokenizer.Tokenizer, tmp_path: pathlib.Path):
+def test_pairs(row: dict[str, Any], tokenizer: Tokenizer, tmp_path: pathlib.Path):
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    damage.check(path, lambda: preferences.read_jsonl(path, words), line=0)
+    damage.check(path, lambda: preferences.read_jsonl(path, tokenizer), line=0)
 
 
 def test_papers(tmp_path: pathlib.Path):

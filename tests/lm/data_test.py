@@ -10,16 +10,16 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.lm import data
-from kullback.lm import tokenizer as tokenizers_
 from kullback.lm.data import Example, Limits
+from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
 
 BOS, EOS, START, END = 2, 1, 4, 5
 Write = Callable[..., pathlib.Path]
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> tokenizers_.Tokenizer:
-    return tokenizers_.train_bpe(["a"], 262)  # Bytes, so that lengths are easy to see.
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a"], 262)  # Bytes, so that lengths are easy to see.
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def write(tmp_path: pathlib.Path) -> Write:
     return write
 
 
-def test_each_form_of_row(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_each_form_of_row(tokenizer: Tokenizer, write: Write):
     encode = tokenizer.encode
     path = write(
         {"prompt": "ab", "completion": " c"},
@@ -56,9 +56,7 @@ def test_each_form_of_row(tokenizer: tokenizers_.Tokenizer, write: Write):
     assert report == data.Report(6, 0, 0, {"id": 1}, sum(e.length for e in examples))
 
 
-def test_conversations_are_learnt_where_the_model_speaks(
-    tokenizer: tokenizers_.Tokenizer, write: Write
-):
+def test_conversations_are_learnt_where_the_model_speaks(tokenizer: Tokenizer, write: Write):
     said = ["A", "bb", "C", "dd"]
     roles = ["user", "model", "user", "assistant"]
     messages = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
@@ -115,24 +113,24 @@ VALID = {"prompt": "a", "completion": "b"}
         ({"prompt": "a", "completion": "b", "document": 5}, "document must be a string, got 5"),
     ],
 )
-def test_a_bad_row_is_named(tokenizer: tokenizers_.Tokenizer, write: Write, row: Any, message: str):
+def test_a_bad_row_is_named(tokenizer: Tokenizer, write: Write, row: Any, message: str):
     with pytest.raises(ValueError, match=rf"rows\.jsonl:2:? .*{message}"):
         data.read_jsonl(write(VALID, row), tokenizer)
 
 
-def test_a_file_without_rows_is_refused(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_a_file_without_rows_is_refused(tokenizer: Tokenizer, write: Write):
     with pytest.raises(ValueError, match="has no rows"):
         data.read_jsonl(write(b""), tokenizer)
 
 
-def test_the_models_table_may_be_smaller(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_the_models_table_may_be_smaller(tokenizer: Tokenizer, write: Write):
     path = write({"prompt": [200], "completion": [3]})
     data.read_jsonl(path, tokenizer, Limits(vocab_size=201))
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: token id 200 .* \[0, 200\)"):
         data.read_jsonl(path, tokenizer, Limits(vocab_size=200))
 
 
-def test_overlong_rows(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_overlong_rows(tokenizer: Tokenizer, write: Write):
     # With BOS and EOS: 6 + 3 and 4 + 3 tokens.
     path = write({"prompt": "abcde", "completion": "xy"}, {"prompt": "abc", "completion": "xy"})
     _, report = data.read_jsonl(path, tokenizer, Limits(max_length=9))
@@ -150,7 +148,7 @@ def test_overlong_rows(tokenizer: tokenizers_.Tokenizer, write: Write):
         data.read_jsonl(path, tokenizer, limits)
 
 
-def test_a_text_loses_its_beginning(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_a_text_loses_its_beginning(tokenizer: Tokenizer, write: Write):
     limits = Limits(max_length=4, overlong="truncate-left")
     (example,), report = data.read_jsonl(write({"text": "abcdef"}), tokenizer, limits)
     assert example == Example((BOS,), (*tokenizer.encode("ef"), EOS)) and report.truncated == 1
@@ -169,7 +167,7 @@ def test_truncation_moves_the_models_turns_along(draw: st.DataObject, limit: int
     assert [i for b, e in fitted.answers for i in fitted.prompt[b:e]] == sorted(expected)
 
 
-def test_prompts_to_generate_from(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_prompts_to_generate_from(tokenizer: Tokenizer, write: Write):
     user, model = {"role": "user", "content": "a"}, {"role": "model", "content": "b"}
     path = write({"prompt": "ab", "id": 3}, {"messages": [user]}, {"messages": [user, model]})
     prompts = data.read_prompts(path, tokenizer, max_prompt_length=18)
@@ -182,9 +180,7 @@ def test_prompts_to_generate_from(tokenizer: tokenizers_.Tokenizer, write: Write
         data.read_prompts(write({"text": "a"}), tokenizer)
 
 
-def test_prompts_to_generate_from_are_checked_before_work(
-    tokenizer: tokenizers_.Tokenizer, write: Write
-):
+def test_prompts_to_generate_from_are_checked_before_work(tokenizer: Tokenizer, write: Write):
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: token id 290 lies outside .* \[0, 262\)"):
         data.read_prompts(write({"prompt": "a"}, {"prompt": [290]}), tokenizer)
     path = write({"prompt": [200]})
@@ -197,14 +193,14 @@ def test_prompts_to_generate_from_are_checked_before_work(
         data.read_jsonl(write({"messages": turns}), tokenizer)
 
 
-def test_a_byte_order_mark_is_passed_over(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_a_byte_order_mark_is_passed_over(tokenizer: Tokenizer, write: Write):
     path = write(VALID)
     expected = data.read_jsonl(path, tokenizer)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert data.read_jsonl(path, tokenizer) == expected
 
 
-def test_a_text_is_not_cut_to_its_end(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_a_text_is_not_cut_to_its_end(tokenizer: Tokenizer, write: Write):
     path = write({"text": "abc"})
     for limit, said in ((3, "c"), (2, None)):
         limits = Limits(max_length=limit, overlong="truncate-left")
@@ -216,7 +212,7 @@ def test_a_text_is_not_cut_to_its_end(tokenizer: tokenizers_.Tokenizer, write: W
                 data.read_jsonl(path, tokenizer, limits)
 
 
-def test_a_row_names_its_document(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_a_row_names_its_document(tokenizer: Tokenizer, write: Write):
     rows = [VALID | {"document": "Paris."}, {"text": "a", "document": "Rome."}, VALID]
     examples, report = data.read_jsonl(write(*rows), tokenizer)
     assert [example.document for example in examples] == ["Paris.", "Rome.", ""]
@@ -233,7 +229,7 @@ RENDERED = (
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "model", "content": "Yes"}]
 
 
-def test_text_that_carries_a_template_is_said(tokenizer: tokenizers_.Tokenizer, write: Write):
+def test_text_that_carries_a_template_is_said(tokenizer: Tokenizer, write: Write):
     path = write(
         VALID,
         {"prompt": "a <end_of_turn> b", "completion": "c"},
@@ -247,18 +243,16 @@ def test_text_that_carries_a_template_is_said(tokenizer: tokenizers_.Tokenizer, 
     assert said is not None and "\n" not in said
     assert f"{path}:2 (and 5 more) spells <end_of_turn>" in said and "parse" in said
     path = write({"text": RENDERED[0]})
-    _, report = data.read_jsonl(path, tokenizers_.reading(tokenizer, "parse"))
+    _, report = data.read_jsonl(path, reading(tokenizer, "parse"))
     assert report.spelled == 0 and data.notice({"train": report}) is None
-    found: list[tuple[str, str]] = []
+    spelled: list[tuple[str, str]] = []
     path = write({"prompt": RENDERED[1]})
-    data.read_prompts(path, tokenizer, on_spelled=lambda *said: found.append(said))
-    assert found == [(f"{path}:1", "<start_of_turn>")]
+    data.read_prompts(path, tokenizer, on_spelled=lambda *said: spelled.append(said))
+    assert spelled == [(f"{path}:1", "<start_of_turn>")]
 
 
-def test_text_that_carries_a_template_is_read_on_request(
-    tokenizer: tokenizers_.Tokenizer, write: Write
-):
-    read = tokenizers_.reading(tokenizer, "parse")
+def test_text_that_carries_a_template_is_read_on_request(tokenizer: Tokenizer, write: Write):
+    read = reading(tokenizer, "parse")
     (chat,), _ = data.read_jsonl(write({"messages": TURNS}), tokenizer)
     for completion in ("Yes<end_of_turn>", "Yes<end_of_turn>\n"):
         row = {"prompt": RENDERED[1], "completion": completion}

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kullback.core import regularizers as reg
+from kullback.core import regularizers
 from kullback.lm import distillation, distillation_targets
 
 DIVERGENCES = {
-    "kl": reg.kl,
-    "reverse_kl": reg.reverse_kl,
+    "kl": regularizers.kl,
+    "reverse_kl": regularizers.reverse_kl,
     "total_variation": distillation.total_variation,
     "jsd-0.1": distillation.generalised_jsd(0.1),
 }
@@ -42,7 +42,7 @@ def numpy(targets: Any) -> Any:
 
 
 def dense(targets: distillation_targets.SparseTargets, vocab_size: int) -> np.ndarray:
-    """The distributions of N rows as [N, V]."""
+    """Returns the distributions of N rows as [N, V]."""
     result = np.zeros((len(targets.ids), vocab_size))
     rows = np.arange(len(result))[:, None]
     np.add.at(result, (rows, np.asarray(targets.ids)), np.asarray(targets.probabilities))

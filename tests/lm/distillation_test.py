@@ -13,7 +13,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kullback.core import regularizers as reg
+from kullback.core import regularizers
 from kullback.lm import distillation
 
 FIXTURE = pathlib.Path(__file__).parent / "fixtures" / "trl_gkd.npz"
@@ -22,8 +22,8 @@ NAMES = [
     *("fenchel_young-kl", "fenchel_young-alpha-1.5", "fenchel_young-chi_squared"),
 ]
 DIVERGENCES = {
-    "kl": reg.kl,
-    "reverse_kl": reg.reverse_kl,
+    "kl": regularizers.kl,
+    "reverse_kl": regularizers.reverse_kl,
     "total_variation": distillation.total_variation,
     **{f"jsd-{b}": distillation.generalised_jsd(b) for b in (0.1, 0.5, 0.9)},
 }
@@ -51,7 +51,7 @@ def x64():
 
 @functools.cache
 def compiled(name: str, temperature: float = 1.0):
-    """(student, teacher) logits [..., V] -> losses and their gradient; compiled once."""
+    """Returns (student, teacher) logits [..., V] -> losses and their gradient; compiled once."""
     loss = distillation.named(name, temperature)
 
     def value_and_gradient(student, teacher):
@@ -109,7 +109,7 @@ def test_generalised_jsd_is_bounded_and_mirrored(student, teacher, index):
 
 def test_jsd_at_a_half_is_jensen_shannon():
     log_p, log_q = jnp.log(softmax(random_logits(0, 2, 7, 5)))
-    expected = reg.jensen_shannon(log_p, log_q)
+    expected = regularizers.jensen_shannon(log_p, log_q)
     np.testing.assert_allclose(distillation.generalised_jsd(0.5)(log_p, log_q), expected, 1e-12)
 
 
@@ -237,9 +237,9 @@ def test_fenchel_young_loss():
     plain = compiled("kl")(student, teacher)
     for got, expected in zip(compiled("fenchel_young-kl")(student, teacher), plain, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-12)
-    sparse = reg.alpha(1.5)
+    sparse = regularizers.alpha(1.5)
     value, gradient = compiled("fenchel_young-alpha-1.5")(student, teacher)
-    expected = reg.softargmax(student, sparse) - softmax(teacher)
+    expected = regularizers.softargmax(student, sparse) - softmax(teacher)
     np.testing.assert_allclose(gradient, expected, atol=1e-12)
     assert value > 0
     # A teacher with the student's operator: equal logits are the optimum.
@@ -268,7 +268,7 @@ def test_temperatures_are_positive():
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
         distillation.named("kl", 0.0)
     with pytest.raises(ValueError, match="temperature must be > 0, got -1"):
-        distillation.fenchel_young_loss(reg.kl, -1.0)
+        distillation.fenchel_young_loss(regularizers.kl, -1.0)
 
 
 def test_equals_trl():

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from kullback.core import averaging
-from kullback.lm import folder_meaning, gemma, merging, tokenizer
+from kullback.lm import folder_meaning, gemma, merging
 from kullback.lm.formats import hugging_face
+from kullback.lm.tokenizer import Tokenizer, save, train_bpe
 
 CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"], num_layers=1, embed_dim=8, hidden_dim=8, vocab_size=300, num_heads=2
 )
 TEXTS = ["one two three", "four five six seven", "eight nine ten"] * 3
-WORDS = tokenizer.train_bpe(TEXTS, 290)
+TOKENIZER = train_bpe(TEXTS, 290)
 # Another value of every field that leaves the shapes of all tensors as they are.
 OTHERS: dict[str, Any] = {
     "window": 5,
@@ -41,14 +42,14 @@ def params(config: gemma.Config, seed: int) -> Any:
     return jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), shapes)
 
 
-def save(
+def export(
     folder: pathlib.Path,
     config: gemma.Config = CONFIG,
     seed: int = 0,
-    words: tokenizer.Tokenizer | None = WORDS,
+    tokenizer: Tokenizer | None = TOKENIZER,
 ) -> pathlib.Path:
     home = folder.with_name(folder.name + "-words")
-    files = [] if words is None else tokenizer.save(words, home)
+    files = [] if tokenizer is None else save(tokenizer, home)
     hugging_face.save(folder, config, params(config, seed), files)
     return folder
 
@@ -59,12 +60,12 @@ def said(*folders: pathlib.Path) -> list[str]:
 
 def test_every_field_is_compared_but_how_it_computes(tmp_path: pathlib.Path):
     """Fields that shapes decide aside, `OTHERS` has all that there are: a new one must be here."""
-    one = save(tmp_path / "one")
+    one = export(tmp_path / "one")
     shapes = "vocab_size num_layers embed_dim num_heads num_kv_heads head_dim hidden_dim".split()
     names = {field.name for field in dataclasses.fields(gemma.Config)}
     assert names == {*shapes, *OTHERS, *folder_meaning.COMPUTE}
     for name, value in OTHERS.items():
-        other = save(tmp_path / name, dataclasses.replace(CONFIG, **{name: value}))
+        other = export(tmp_path / name, dataclasses.replace(CONFIG, **{name: value}))
         [line] = said(one, other)
         mine = getattr(CONFIG, name)
         # In config.json the scale is a whole number.
@@ -72,17 +73,17 @@ def test_every_field_is_compared_but_how_it_computes(tmp_path: pathlib.Path):
         if name == "eos_ids":  # With the end of a turn, which the tokenizer adds.
             mine, value = (1, 5), (1, 4, 5)
         assert line == f"{name}: {mine} in one/config.json, {value} in {name}/config.json"
-    file = save(tmp_path / "same", dataclasses.replace(CONFIG, dtype="bfloat16")) / "config.json"
+    file = export(tmp_path / "same", dataclasses.replace(CONFIG, dtype="bfloat16")) / "config.json"
     fields = json.loads(file.read_text())
     file.write_text(json.dumps({**fields, "transformers_version": "9", "torch_dtype": "float16"}))
     assert said(one, file.parent) == []
 
 
 def test_tokens_are_compared_by_their_ids(tmp_path: pathlib.Path):
-    one, none = save(tmp_path / "one"), save(tmp_path / "none", words=None)
-    other = save(tmp_path / "other", words=tokenizer.train_bpe([t[::-1] for t in TEXTS], 290))
-    found = said(one, other)
-    assert any(line.startswith("tokenizer: ") and "other" in line for line in found)
+    one, none = export(tmp_path / "one"), export(tmp_path / "none", tokenizer=None)
+    other = export(tmp_path / "other", tokenizer=train_bpe([t[::-1] for t in TEXTS], 290))
+    differences = said(one, other)
+    assert any(line.startswith("tokenizer: ") and "other" in line for line in differences)
     with pytest.raises(ValueError, match="models differ in tokenizer"):
         merging.merge([one, other], tmp_path / "out", merging.Config(method="mean"))
     with pytest.raises(ValueError, match="models differ in tokenizer"):
@@ -93,10 +94,10 @@ def test_tokens_are_compared_by_their_ids(tmp_path: pathlib.Path):
 def test_ends_of_the_tokenizer_may_stand_in_the_configuration_or_not(tmp_path: pathlib.Path):
     # A base has one end in its configuration, a run that was tuned from it both: they are one model
     # in this, as both are loaded with the ends of their tokenizer.
-    one = save(tmp_path / "one")
-    tuned = save(tmp_path / "tuned", dataclasses.replace(CONFIG, eos_ids=(1, 5)))
+    one = export(tmp_path / "one")
+    tuned = export(tmp_path / "tuned", dataclasses.replace(CONFIG, eos_ids=(1, 5)))
     assert said(one, tuned) == []
-    none = save(tmp_path / "none", dataclasses.replace(CONFIG, eos_ids=(2,)), words=None)
+    none = export(tmp_path / "none", dataclasses.replace(CONFIG, eos_ids=(2,)), tokenizer=None)
     [line] = said(one, none)
     assert line.startswith("eos_ids: (1, 5) in one/config.json, (2,) in none")
 
@@ -122,7 +123,7 @@ def test_other_architectures_are_compared_key_by_key(tmp_path: pathlib.Path):
 def test_padding_of_a_table_changes_nothing_of_a_merge(method: str, tmp_path: pathlib.Path):
     """Tables of 300 and 310 rows of one tokenizer, merged in either order."""
     config = merging.Config(method=method, group="tensor")
-    plain = [save(tmp_path / f"plain{seed}", seed=seed) for seed in range(2)]
+    plain = [export(tmp_path / f"plain{seed}", seed=seed) for seed in range(2)]
     wide = dataclasses.replace(CONFIG, vocab_size=310)
     trees = [params(CONFIG, seed) for seed in range(2)]
     rows = np.random.default_rng(5).normal(size=(10, 8)).astype(np.float32)

@@ -33,7 +33,7 @@ def precise():
 
 @functools.cache
 def model_of(config: gemma.Config) -> gemma.Model:
-    """With its functions compiled."""
+    """Returns the model with compiled functions."""
     model = gemma.make(config)
     return model._replace(
         features=jax.jit(model.features), apply=jax.jit(model.apply), decode=jax.jit(model.decode)
@@ -42,7 +42,7 @@ def model_of(config: gemma.Config) -> gemma.Model:
 
 @functools.cache
 def params_of(config: gemma.Config):
-    """Random parameters, the scales of the norms too."""
+    """Returns random parameters, including the scales of the norms."""
     leaves, tree = jax.tree.flatten(jax.jit(gemma.make(config).init)(jax.random.key(0)))
     random = np.random.default_rng(1)
     leaves = [x + 0.2 * random.normal(size=x.shape).astype(np.float32) for x in leaves]
@@ -55,7 +55,7 @@ def random_tokens(batch: int, length: int, config: gemma.Config = SMALL) -> np.n
 
 
 def oracle(config: gemma.Config, params, tokens: np.ndarray) -> np.ndarray:
-    """Logits [T, V] of one row [T], from the definition: one head and one query at a time."""
+    """Computes logits [T, V] of one row [T] by the definition, one head and one query at a time."""
     params = jax.tree.map(np.float64, params)
     h, group = config.head_dim, config.num_heads // config.num_kv_heads
 

@@ -29,7 +29,7 @@ def random_params(seed: int, dtype=np.float32):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[pathlib.Path]:
-    """A base and three models, exported."""
+    """Exports a base and three models."""
     home = tmp_path_factory.mktemp("models")
     for seed in range(4):
         hugging_face.save(home / str(seed), CONFIG, random_params(seed))
@@ -48,7 +48,7 @@ def write(folder: pathlib.Path, tensors: dict[str, np.ndarray], **config) -> pat
 
 
 def shard(folder: pathlib.Path, out: pathlib.Path, names: list[list[str]]) -> pathlib.Path:
-    """The same model in several files."""
+    """Writes the same model in several files."""
     tensors = tensors_of(folder)
     out.mkdir()
     where = {}
@@ -72,8 +72,8 @@ def test_slerp_in_memory_is_slerp_of_the_exported_folders(group, like, folders, 
     base, *models = (jax.tree.map(like, random_params(seed)) for seed in range(4))
     group_of = merging.gemma_groups(group)
     expected = averaging.slerp(models, base, group_of=group_of)
-    _, found, read = hugging_face.load(tmp_path / "out")
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
+    _, params, read = hugging_face.load(tmp_path / "out")
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, expected)
     num_tensors = 2 + 13 * CONFIG.num_layers
     assert report.num_tensors == read.num_tensors == num_tensors
     # Layers, the embedding and the last norm; or each tensor; or one.
@@ -81,8 +81,8 @@ def test_slerp_in_memory_is_slerp_of_the_exported_folders(group, like, folders, 
     if group == "layer":
         cosines = averaging.cosines(models, base, group_of)
         for layer, name in enumerate(("periods/layer_0", "periods/layer_1") * 2):
-            found = averaging.cosine(report.grams[f"model.layers.{layer}"])
-            np.testing.assert_allclose(found, cosines[name][layer // 2], atol=1e-9)
+            cosine = averaging.cosine(report.grams[f"model.layers.{layer}"])
+            np.testing.assert_allclose(cosine, cosines[name][layer // 2], atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_slerp_in_memory_is_slerp_of_the_exported_folders(group, like, folders, 
 def test_each_method_is_that_of_memory(config, has_base, merge, folders, tmp_path):
     merging.merge(folders[1:], tmp_path / "out", config, folders[0] if has_base else None)
     base, *models = (random_params(seed) for seed in range(4))
-    _, found, _ = hugging_face.load(tmp_path / "out")
+    _, params, _ = hugging_face.load(tmp_path / "out")
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, merge(base, models)
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, merge(base, models)
     )
 
 
@@ -144,10 +144,10 @@ def test_types_are_kept_and_rounded_once(dtype, tmp_path):
     numbers = [random.normal(size=(40, 50)).astype(jnp.dtype(dtype)) for _ in range(2)]
     models = [write(tmp_path / str(i), {"w": x}) for i, x in enumerate(numbers)]
     merging.merge(models, tmp_path / "out", merging.Config(method="mean"))
-    found = tensors_of(tmp_path / "out")["w"]
+    merged = tensors_of(tmp_path / "out")["w"]
     expected = ((numbers[0].astype(np.float64) + numbers[1]) / 2).astype(jnp.dtype(dtype))
-    assert found.dtype == dtype
-    np.testing.assert_array_equal(found, expected)
+    assert merged.dtype == dtype
+    np.testing.assert_array_equal(merged, expected)
 
 
 def test_segments_and_blocks_join(tmp_path, monkeypatch):
@@ -190,8 +190,8 @@ def test_the_rest_of_the_folder_is_copied_but_no_other_weights(folders, tmp_path
         (first / name).write_text("{}")
     merging.merge([first, folders[2]], tmp_path / "out", merging.Config(method="mean"))
     expected = {"config.json", "generation_config.json", "model.safetensors"}
-    found = {path.name for path in (tmp_path / "out").iterdir()}
-    assert found == expected | {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == expected | {"tokenizer.json", "tokenizer_config.json", "tokenizer.model"}
 
 
 def test_a_tied_head_is_merged_once(tmp_path):
@@ -209,9 +209,9 @@ def test_a_tied_head_is_merged_once(tmp_path):
     config = merging.Config(group="all")
     merging.merge(models, tmp_path / "out", config)
     merging.merge(plain, tmp_path / "plain", config)
-    found, expected = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
-    assert list(found) == list(expected)
-    for name, tensor in found.items():
+    merged, expected = tensors_of(tmp_path / "out"), tensors_of(tmp_path / "plain")
+    assert list(merged) == list(expected)
+    for name, tensor in merged.items():
         np.testing.assert_array_equal(tensor, expected[name])
 
 
@@ -234,9 +234,9 @@ def test_counters_are_copied_if_equal_and_refused_if_not(tmp_path):
         for i in range(3)
     )
     merging.merge([one, two], tmp_path / "out", merging.Config(method="mean"))
-    found = safetensors_numpy.load_file(tmp_path / "out" / "model.safetensors")
-    np.testing.assert_array_equal(found["steps"], steps)
-    np.testing.assert_array_equal(found["w"], [0.5, 0.5])
+    merged = safetensors_numpy.load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(merged["steps"], steps)
+    np.testing.assert_array_equal(merged["w"], [0.5, 0.5])
     with pytest.raises(ValueError, match=r"tensor 'steps', I64\[3\], differs between"):
         merging.merge([one, three], tmp_path / "other", merging.Config(method="mean"))
 

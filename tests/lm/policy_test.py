@@ -49,7 +49,7 @@ def generator(
     divergence: regularizers.Divergence = regularizers.kl,
     stop_tokens: tuple[int, ...] = STOP,
 ):
-    """(prompts, key, length, start_tick, state or None) -> (trajectory, state)."""
+    """Returns (prompts, key, length, start_tick, state or None) -> (trajectory, state)."""
     language_model = policy.language_model(MODEL, settings, divergence)
 
     def environment(prompts):
@@ -74,7 +74,7 @@ def generator(
 
 
 def teacher_forced(prompts: batches.Prompts, trajectory: rollout.Trajectory) -> list[np.ndarray]:
-    """The plain logits of each row's completion, from one causal pass; float64, [length, V]."""
+    """Returns unfiltered logits of each completion by one causal pass; float64, [length, V]."""
     completion = tokens.completions(trajectory, STOP)
     joined = batches.join(prompts, completion.tokens, completion.is_answer)
     logits = np.asarray(apply(PARAMS["params"], joined.tokens), np.float64)
@@ -88,7 +88,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def log_sparse(x: np.ndarray) -> np.ndarray:
-    """Ln of 1.5-entmax, p = max(x / 2 - tau, 0)^2, tau by bisection; of x [V]."""
+    """Computes ln of 1.5-entmax, p = max(x / 2 - tau, 0)^2, tau by bisection; of x [V]."""
     low, high = x.max() / 2 - 1, x.max() / 2
     for _ in range(100):
         tau = (low + high) / 2
@@ -99,7 +99,7 @@ def log_sparse(x: np.ndarray) -> np.ndarray:
 
 
 def log_filtered(x: np.ndarray) -> np.ndarray:
-    """Ln of softmax(x / 0.7) of the 9 best, of which those that hold 0.8."""
+    """Computes ln of softmax(x / 0.7) of the top 9, of which those that hold 0.8 (top p)."""
     order = np.argsort(-x)[:9]
     p = np.exp(log_softmax(x[order] / 0.7))
     order = order[: np.searchsorted(np.cumsum(p), 0.8) + 1]

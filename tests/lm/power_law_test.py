@@ -36,17 +36,21 @@ def test_golden_excess():
 
 
 def plateau(noise: float = 0.0, seed: int = 0) -> np.ndarray:
-    """5 step^-0.5 until step 400, level from there."""
+    """Returns values 5 step^-0.5 until step 400, level from there."""
     noises = np.exp(noise * np.random.default_rng(seed).normal(size=len(STEPS)))
     return 5 * np.minimum(STEPS, 400) ** -0.5 * noises
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01])
 def test_a_plateau_is_flagged_soon(noise: float):
-    found = power_law.departure(STEPS.tolist(), plateau(noise).tolist())
-    assert found is not None and 400 < STEPS[found] <= 800
-    said = power_law.warning(STEPS.tolist(), plateau(noise).tolist())
-    assert said is not None and f"since step {STEPS[found]}" in said and "step^-0.5" in said
+    checkpoint = power_law.departure(STEPS.tolist(), plateau(noise).tolist())
+    assert checkpoint is not None and 400 < STEPS[checkpoint] <= 800
+    message = power_law.warning(STEPS.tolist(), plateau(noise).tolist())
+    assert (
+        message is not None
+        and f"since step {STEPS[checkpoint]}" in message
+        and "step^-0.5" in message
+    )
 
 
 def test_noise_is_not_flagged():
@@ -104,8 +108,8 @@ def test_a_distance_that_is_not_finite_is_said_and_no_point_of_the_law(wrong: fl
     said = power_law.warning(STEPS[:4].tolist(), values[:4]) or ""
     assert said.startswith(f"at step 160 the distance to the teacher is {wrong:g}")
     assert power_law.warning(STEPS[:5].tolist(), values[:5]) is None
-    found = power_law.warning(STEPS.tolist(), values)
-    assert found is not None and found == power_law.warning(*others)
+    warning = power_law.warning(STEPS.tolist(), values)
+    assert warning is not None and warning == power_law.warning(*others)
 
 
 @pytest.mark.parametrize("other", [float("nan"), 1.0])

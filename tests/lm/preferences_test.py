@@ -10,12 +10,12 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.lm import batches, data, preferences, tasks
-from kullback.lm import tokenizer as tokenizers_
+from kullback.lm.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
-def words() -> tokenizers_.Tokenizer:
-    return tokenizers_.train_bpe(["a"], 262)
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a"], 262)
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def write(path: pathlib.Path, rows: list[Any]) -> pathlib.Path:
 
 
 def numbered(count: int) -> list[preferences.Pair]:
-    """Pairs that differ; of lengths 3 to 6."""
+    """Returns different pairs, of lengths 3 to 6."""
     return [
         preferences.Pair(
             data.Example((2,), (10 + n, 11, 1)[-2 - n % 2 :]), data.Example((2,), (10 + n,) * 4)
@@ -45,21 +45,21 @@ def numbered(count: int) -> list[preferences.Pair]:
     ]
 
 
-def test_a_row_is_two_answers_to_one_prompt(words: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
+def test_a_row_is_two_answers_to_one_prompt(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     rows = [row(), {"chosen": chat("q", "yes"), "rejected": chat("q", "no"), "margin": 1}]
     rows += [row(chosen=[70, 71], rejected=[70])]
-    pairs, report = preferences.read_jsonl(write(tmp_path / "a.jsonl", rows), words)
+    pairs, report = preferences.read_jsonl(write(tmp_path / "a.jsonl", rows), tokenizer)
     assert (report.rows, report.dropped, report.truncated) == (3, 0, 0)
     assert report.ignored_keys == {"margin": 1}
     assert report.tokens == sum(e.length for pair in pairs for e in pair)
     for pair in pairs:
         assert pair.chosen.prompt == pair.rejected.prompt
-        assert pair.chosen.prompt[0] == words.bos_id
+        assert pair.chosen.prompt[0] == tokenizer.bos_id
         assert pair.length == max(pair.chosen.length, pair.rejected.length)
-    texts = [[words.decode(e.completion) for e in pair] for pair in pairs[:2]]
+    texts = [[tokenizer.decode(e.completion) for e in pair] for pair in pairs[:2]]
     assert texts == [["good", "bad"], ["yes", "no"]]
-    assert pairs[2].chosen.completion == (70, 71, words.eos_id)
-    assert words.decode(pairs[1].chosen.prompt).endswith("model\n")
+    assert pairs[2].chosen.completion == (70, 71, tokenizer.eos_id)
+    assert tokenizer.decode(pairs[1].chosen.prompt).endswith("model\n")
 
 
 @pytest.mark.parametrize(
@@ -81,24 +81,26 @@ def test_a_row_is_two_answers_to_one_prompt(words: tokenizers_.Tokenizer, tmp_pa
     ],
 )
 def test_a_row_that_is_no_pair_is_an_error_with_its_line(
-    words: tokenizers_.Tokenizer, tmp_path: pathlib.Path, bad: Any, message: str
+    tokenizer: Tokenizer, tmp_path: pathlib.Path, bad: Any, message: str
 ):
     path = write(tmp_path / "a.jsonl", [row(), bad])
     with pytest.raises(ValueError, match=rf"a\.jsonl:2.*{message}"):
-        preferences.read_jsonl(path, words)
+        preferences.read_jsonl(path, tokenizer)
 
 
-def test_both_answers_are_fitted_alike(words: tokenizers_.Tokenizer):
+def test_both_answers_are_fitted_alike(tokenizer: Tokenizer):
     rows = [("r", row(prompt="0123456789", chosen="a", rejected="bcdef"))]  # 1 + 10, and 2 or 6.
     with pytest.raises(ValueError, match="r: prompt and completion have 11 and 6 tokens"):
-        preferences.from_rows(rows, words, data.Limits(max_length=15))
+        preferences.from_rows(rows, tokenizer, data.Limits(max_length=15))
     pairs, report = preferences.from_rows(
-        rows, words, data.Limits(max_length=15, overlong="truncate-left")
+        rows, tokenizer, data.Limits(max_length=15, overlong="truncate-left")
     )
     assert report.truncated == 1
-    assert [words.decode(e.prompt) for e in pairs[0]] == ["23456789"] * 2
-    assert [words.decode(e.completion) for e in pairs[0]] == ["a", "bcdef"]
-    pairs, report = preferences.from_rows(rows, words, data.Limits(max_length=15, overlong="drop"))
+    assert [tokenizer.decode(e.prompt) for e in pairs[0]] == ["23456789"] * 2
+    assert [tokenizer.decode(e.completion) for e in pairs[0]] == ["a", "bcdef"]
+    pairs, report = preferences.from_rows(
+        rows, tokenizer, data.Limits(max_length=15, overlong="drop")
+    )
     assert not pairs and report.dropped == 1
 
 
@@ -108,13 +110,13 @@ def test_both_answers_are_fitted_alike(words: tokenizers_.Tokenizer):
 )
 def test_corruption_swaps_so_many_and_twice_none(count: int, fraction: int, seed: int):
     pairs = numbered(count)
-    found = preferences.corrupt(pairs, fraction / 100, seed)
+    corrupted = preferences.corrupt(pairs, fraction / 100, seed)
     swapped = preferences.is_swapped(count, fraction / 100, seed)
     assert swapped.sum() == fraction * count // 100  # Exact, in integers.
-    for before, after, is_swapped in zip(pairs, found, swapped, strict=True):
+    for before, after, is_swapped in zip(pairs, corrupted, swapped, strict=True):
         assert after == (preferences.Pair(*before[::-1]) if is_swapped else before)
-    assert found == preferences.corrupt(pairs, fraction / 100, seed)
-    assert preferences.corrupt(found, fraction / 100, seed) == pairs
+    assert corrupted == preferences.corrupt(pairs, fraction / 100, seed)
+    assert preferences.corrupt(corrupted, fraction / 100, seed) == pairs
 
 
 def test_corruption_depends_on_its_seed_and_has_a_range():
@@ -150,25 +152,27 @@ def test_batches_that_cannot_be():
         preferences.sampler(numbered(2), batches.Config(lengths=(4,)), 0)
 
 
-def test_the_task_of_a_file(words: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
+def test_the_task_of_a_file(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     rows = [row(f"p{n % 50}:", f"c{n}", f"r{n}") for n in range(200)]
     rows += [{"chosen": chat(f"q{n}", "a"), "rejected": chat(f"q{n}", "b")} for n in range(20)]
     task = tasks.make(f"tokens/preferences:{write(tmp_path / 'a.jsonl', rows)}")
     assert task.score is None and task.pairs is not None
-    train, report = task.pairs("train", words, None)
-    test, _ = task.pairs("test", words, None)
+    train, report = task.pairs("train", tokenizer, None)
+    test, _ = task.pairs("test", tokenizer, None)
     assert len(train) + len(test) == 220 and report.rows == len(train)
-    asked = [{pair.chosen.prompt for pair in pairs} for pairs in (train, test)]
-    assert asked[0] and asked[1] and not asked[0] & asked[1]
-    examples, _ = task.examples("test", words, None)  # Supervised tuning learns what was chosen.
+    prompts = [{pair.chosen.prompt for pair in pairs} for pairs in (train, test)]
+    assert prompts[0] and prompts[1] and not prompts[0] & prompts[1]
+    examples, _ = task.examples(
+        "test", tokenizer, None
+    )  # Supervised tuning learns what was chosen.
     assert examples == [pair.chosen for pair in test]
     texts = task.texts("train")
     assert len(texts) == len(train)
     assert any(text.split("\n") == ["p0:", "c0", "r0"] for text in (*texts, *task.texts("test")))
     assert any(text.endswith("a\nb") for text in texts)
-    for of_split in (task.texts, lambda split: task.pairs(split, words, None)):  # pyright: ignore[reportOptionalCall]
+    for read_split in (task.texts, lambda split: task.pairs(split, tokenizer, None)):  # pyright: ignore[reportOptionalCall]
         with pytest.raises(ValueError, match="split must be train or test, got 'val'"):
-            of_split("val")  # pyright: ignore[reportArgumentType]
+            read_split("val")  # pyright: ignore[reportArgumentType]
 
 
 def test_other_tasks_have_no_pairs(tmp_path: pathlib.Path):

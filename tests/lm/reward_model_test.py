@@ -36,10 +36,10 @@ rewards = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allow
 
 @functools.cache
 def params(seed: int = 0) -> Any:
-    """Drawn, with a head that is not 0."""
-    made = jax.jit(MODEL.init)(jax.random.key(seed))
+    """Returns random parameters with a head that is not 0."""
+    drawn = jax.jit(MODEL.init)(jax.random.key(seed))
     w = jax.random.normal(jax.random.key(seed + 1), (16,))
-    return {**made, "head": {"w": w, "b": jnp.float32(0.3)}}
+    return {**drawn, "head": {"w": w, "b": jnp.float32(0.3)}}
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def batch() -> types.Batch:
 
 
 def step(config: reward_model.Config, start: Any = None, key: int = 0) -> Any:
-    """The state and the feedback of one learner step."""
+    """Returns state and feedback of one learner step."""
     learner = reward_model.make(DECODER, config).learner
     state = learner.init(jax.random.key(key))._replace(params=start or params())
     return jax.jit(learner.step)(state, batch(), types.NO_CONSTANTS)
@@ -91,11 +91,11 @@ def test_bradley_terry_is_of_differences(chosen: Any, rejected: Any, offset: Any
     d = np.float64(chosen) - np.float64(rejected)
     np.testing.assert_allclose(bradley_terry(chosen, rejected), np.logaddexp(0, -d), rtol=1e-4)
     slope = -(1 - 1 / (1 + np.exp(-d))) / 3
-    found = gradients(chosen, rejected)
-    np.testing.assert_allclose(found[0], slope, atol=1e-5)
-    np.testing.assert_allclose(found[1], -slope, atol=1e-5)
+    got = gradients(chosen, rejected)
+    np.testing.assert_allclose(got[0], slope, atol=1e-5)
+    np.testing.assert_allclose(got[1], -slope, atol=1e-5)
     moved = gradients(chosen + offset, rejected + offset)
-    close(moved, found, 1e-5)
+    close(moved, got, 1e-5)
     swapped = gradients(rejected, chosen)
     assert np.all(np.sign(swapped[0]) == -np.sign(swapped[1]))
     np.testing.assert_allclose(swapped[1], 1 / 3 + slope, atol=1e-5)  # sigmoid(-d) + sigmoid(d) = 1
@@ -176,13 +176,13 @@ def test_a_step_is_the_mean_over_pairs():
     """Oracle: the loss in float64, from rewards; the metrics are of the same numbers."""
     state, feedback = step(dataclasses.replace(PLAIN, margin=0.5))
     chosen, rejected = (np.float64(rewards_of(params(), rows)) for rows in batch().data)
-    d, found = chosen - rejected, feedback.metrics
-    np.testing.assert_allclose(found["loss"], np.mean(np.logaddexp(0, 0.5 - d)), rtol=1e-4)
-    np.testing.assert_allclose(found["margin"], d, rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(found["accuracy"], d > 0)
-    np.testing.assert_allclose(found["reward_mean"], (chosen + rejected) / 2, rtol=1e-3)
+    d, metrics = chosen - rejected, feedback.metrics
+    np.testing.assert_allclose(metrics["loss"], np.mean(np.logaddexp(0, 0.5 - d)), rtol=1e-4)
+    np.testing.assert_allclose(metrics["margin"], d, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(metrics["accuracy"], d > 0)
+    np.testing.assert_allclose(metrics["reward_mean"], (chosen + rejected) / 2, rtol=1e-3)
     sure = 1 / (1 + np.exp(-np.abs(d)))
-    np.testing.assert_allclose(found["overconfidence"], sure - (d > 0), atol=1e-4)
+    np.testing.assert_allclose(metrics["overconfidence"], sure - (d > 0), atol=1e-4)
     moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.params, params())
     assert moved["head"]["w"] > 1e-4 and moved["decoder"]["embedding"] > 1e-4
     np.testing.assert_allclose(moved["head"]["b"], 0, atol=1e-5)  # No pair moves it: rounding may.

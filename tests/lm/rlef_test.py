@@ -52,7 +52,7 @@ def params(seed: int) -> Any:
 
 @jax.jit
 def log_probabilities(of: Any) -> jax.Array:
-    """Of each token of the answers, [B, T - 1]."""
+    """Returns log-probabilities of the answers' tokens, [B, T - 1]."""
     s = rows()
     log_p = jax.nn.log_softmax(MODEL.apply(of, s.tokens, s.positions, s.segments))
     log_p = jnp.take_along_axis(log_p[:, :-1], jnp.asarray(s.tokens)[:, 1:, None], -1)[..., 0]
@@ -64,9 +64,9 @@ def config(alpha: float, **fields: Any) -> rlef.Config:
 
 
 def batch(of: Any, rewards: np.ndarray, weights: types.Array = ONES) -> types.Batch:
-    """All texts, as `of` has drawn them."""
-    drawn = jnp.pad(log_probabilities(of), ((0, 0), (1, 0)))
-    data = rollouts.Episodes(rows(), rewards, drawn)
+    """Returns all texts as samples of the parameters `of`."""
+    log_probability = jnp.pad(log_probabilities(of), ((0, 0), (1, 0)))
+    data = rollouts.Episodes(rows(), rewards, log_probability)
     return types.Batch(data, np.arange(SIZE, dtype=np.int32), ONES / SIZE, weights)
 
 
@@ -79,7 +79,7 @@ def program(c: rlef.Config) -> tuple[types.Learner, Any]:
 def stepped(
     c: rlef.Config, start: int = 1, rewards: np.ndarray = REWARDS
 ) -> tuple[types.LearnerState, dict[str, np.ndarray]]:
-    """A step of `params(0)`, which drew the texts."""
+    """Takes a step from `params(0)`, of which the texts are samples."""
     learner, step = program(c)
     state = learner.init(jax.random.key(0))
     state = learners.with_params(state, rlhf.with_value(params(0)))
@@ -88,13 +88,13 @@ def stepped(
 
 
 def gradient(state: types.LearnerState) -> Any:
-    """Of the policy, without the value network."""
+    """Returns the policy's gradient, without the value network's."""
     mu = state.opt_state.inner_states["policy"].inner_state[1][0].mu
     return {name: jax.tree.map(lambda x: 10 * x, mu[name]) for name in params(0)}
 
 
 def of_returns(returns: np.ndarray | jax.Array) -> Any:
-    """Oracle: the gradient of - mean_b sum_n G_n log pi(y_n), of given G [B, T - 1]."""
+    """Computes the gradient of - mean_b sum_n G_n log pi(y_n), of given G [B, T - 1]."""
     return jax.grad(lambda of: -jnp.mean(jnp.sum(returns * log_probabilities(of), 1)))(params(0))
 
 
@@ -103,10 +103,10 @@ def close(a: Any, b: Any, atol: float = 1e-5) -> None:
 
 
 def at_end() -> np.ndarray:
-    """1 at the last token of each text, [B, T - 1]."""
-    found = np.zeros((SIZE, 1 + HORIZON))
-    found[np.arange(SIZE), [len(text) for text in TEXTS]] = 1
-    return found
+    """Returns 1 at the last token of each text, else 0, [B, T - 1]."""
+    is_last = np.zeros((SIZE, 1 + HORIZON))
+    is_last[np.arange(SIZE), [len(text) for text in TEXTS]] = 1
+    return is_last
 
 
 def test_the_reward_is_0_before_the_end_and_the_score_there():
@@ -116,17 +116,17 @@ def test_the_reward_is_0_before_the_end_and_the_score_there():
 
 
 def test_the_return_is_the_score_and_the_log_ratios_to_come():
-    state, found = stepped(config(0.25))
+    state, metrics = stepped(config(0.25))
     ratio = np.asarray(log_probabilities(params(0)) - log_probabilities(params(1)))
     rewards = 0.75 * REWARDS[:, None] * at_end() - 0.25 * ratio
     returns = np.cumsum(rewards[:, ::-1], 1)[:, ::-1]
     close(gradient(state), of_returns(returns))
-    np.testing.assert_allclose(found["kl_start"], ratio.sum(1), atol=1e-5)
+    np.testing.assert_allclose(metrics["kl_start"], ratio.sum(1), atol=1e-5)
 
 
 def test_where_the_policy_is_the_start_there_is_the_score_alone():
-    state, found = stepped(config(0.25), start=0)
-    np.testing.assert_allclose(found["kl_start"], np.zeros(SIZE), atol=1e-6)
+    state, metrics = stepped(config(0.25), start=0)
+    np.testing.assert_allclose(metrics["kl_start"], np.zeros(SIZE), atol=1e-6)
     alone, _ = stepped(config(0.0), start=1)
     close(gradient(state), jax.tree.map(lambda x: 0.75 * x, gradient(alone)))
 
@@ -144,9 +144,9 @@ def test_alpha_1_imitates_the_start_and_alpha_0_forgets_it():
 
 
 def test_a_cut_text_costs_what_is_said_and_is_scored_else():
-    state, found = stepped(config(0.5, return_lambda=0.0, truncation_penalty=0.3), start=0)
+    state, metrics = stepped(config(0.5, return_lambda=0.0, truncation_penalty=0.3), start=0)
     is_cut = np.array([text[-1] != STOP for text in TEXTS])
-    np.testing.assert_array_equal(found["truncated"], is_cut)
+    np.testing.assert_array_equal(metrics["truncated"], is_cut)
     scores = 0.5 * REWARDS - 0.3 * is_cut
     close(gradient(state), of_returns(scores[:, None] * at_end()))
 
@@ -171,9 +171,9 @@ def test_the_optimum_is_the_start_times_a_power_of_the_probability(alpha: float)
         state, _ = step(state, batch(of, REWARDS, weights), types.Constants(start=params(1)))
     beta = alpha / (1 - alpha)
     best = jax.nn.log_softmax(log_p(params(1)) + REWARDS / beta)
-    found = log_p({name: state.params[name] for name in params(0)})
-    assert abs(float(jnp.sum(jnp.exp(found))) - 1) < 1e-4, "these are all texts"
-    distances = [float(jnp.sum(jnp.exp(x) * (x - best))) for x in (log_p(params(1)), found)]
+    learnt = log_p({name: state.params[name] for name in params(0)})
+    assert abs(float(jnp.sum(jnp.exp(learnt))) - 1) < 1e-4, "these are all texts"
+    distances = [float(jnp.sum(jnp.exp(x) * (x - best))) for x in (log_p(params(1)), learnt)]
     assert distances[1] < 1e-3 < 0.05 < distances[0], distances
 
 

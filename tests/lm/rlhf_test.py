@@ -11,8 +11,7 @@ import pytest
 
 from kullback.core import rollout, types
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, policy, rlef, rlhf, rollouts, tuning
-from kullback.lm import policy_gradient as pg
+from kullback.lm import batches, gemma, policy, policy_gradient, rlef, rlhf, rollouts, tuning
 from kullback.lm.data import Example
 
 SIZE, GROUP = 4, 2
@@ -52,7 +51,7 @@ def texts() -> batches.Sequences:
 
 
 def log_probabilities(of: Any) -> jax.Array:
-    """Of all tokens but the first, [B, T - 1], by the definition."""
+    """Computes log-probabilities of all tokens but the first, [B, T - 1], by the definition."""
     s = texts()
     log_p = jax.nn.log_softmax(MODEL.apply(of, s.tokens, s.positions, s.segments))
     return jnp.take_along_axis(log_p[:, :-1], s.tokens[:, 1:, None], -1)[..., 0]
@@ -63,16 +62,16 @@ LENGTHS = MASK.sum(1)
 
 
 def drawn(seed: int) -> np.ndarray:
-    """Log-probabilities as the parameters of `seed` would have drawn the texts, [B, T]."""
-    found = np.zeros(texts().tokens.shape, np.float32)
-    found[:, 1:] = np.where(MASK, log_probabilities(params(seed)), 0)
-    return found
+    """Returns log-probabilities of the texts under `params(seed)`, [B, T]."""
+    log_p = np.zeros(texts().tokens.shape, np.float32)
+    log_p[:, 1:] = np.where(MASK, log_probabilities(params(seed)), 0)
+    return log_p
 
 
 def step(
     c: rlhf.Config | rlef.Config, start: int = 1, seed: int = 0, anchor: int = 2, **kwargs: Any
 ) -> tuple[types.LearnerState, dict[str, np.ndarray]]:
-    """State and metrics of a step from `params(seed)`, which drew the texts."""
+    """Returns state and metrics of a step from `params(seed)`, of which the texts are samples."""
     make: Any = rlef.make if isinstance(c, rlef.Config) else rlhf.make
     teacher = {"teacher": MODEL} if kwargs else {}
     agent = make(MODEL, config=c, **teacher)
@@ -125,7 +124,7 @@ def test_the_gradient_is_that_of_the_definition(fields: dict[str, Any]):
     log_ratio = ratios(2 if c.reference == "moving-average" else 1)
     returns = REWARDS - c.length_penalty * LENGTHS
     if c.kl_placement == "reward":
-        estimate = np.asarray(pg.kl_estimate(jnp.asarray(log_ratio), c.kl_estimator))
+        estimate = np.asarray(policy_gradient.kl_estimate(jnp.asarray(log_ratio), c.kl_estimator))
         returns = returns - c.kl_coefficient * np.where(MASK, estimate, 0).sum(1)
     groups = returns.reshape(-1, GROUP)
     if c.baseline == "group":
@@ -143,8 +142,10 @@ def test_the_gradient_is_that_of_the_definition(fields: dict[str, Any]):
         log_p = jnp.take_along_axis(log_p, s.tokens[:, 1:, None], -1)[..., 0]
         total = -advantages.reshape(-1, 1) * log_p
         if c.kl_placement == "loss":
-            of_reference = log_probabilities(params(1))
-            total += c.kl_coefficient * pg.kl_estimate(log_p - of_reference, c.kl_estimator)
+            reference_log_p = log_probabilities(params(1))
+            total += c.kl_coefficient * policy_gradient.kl_estimate(
+                log_p - reference_log_p, c.kl_estimator
+            )
         return jnp.sum(weights * total)
 
     close(gradient(state), jax.jit(jax.grad(loss))(params(0)))
@@ -152,19 +153,19 @@ def test_the_gradient_is_that_of_the_definition(fields: dict[str, Any]):
 
 def test_what_is_logged_of_the_kl():
     """To the start, whatever the anchor; and to the anchor as it was before the step."""
-    _, found = step(config(reference="moving-average", anchor_rate=1.0))
-    np.testing.assert_allclose(found["kl_start"], ratios(1).sum(1), atol=1e-4)
-    np.testing.assert_allclose(found["kl_reference"], ratios(2).sum(1), atol=1e-4)
-    np.testing.assert_array_equal(found["answer_tokens"], LENGTHS)
-    np.testing.assert_array_equal(found["truncated"], np.zeros(SIZE))
+    _, metrics = step(config(reference="moving-average", anchor_rate=1.0))
+    np.testing.assert_allclose(metrics["kl_start"], ratios(1).sum(1), atol=1e-4)
+    np.testing.assert_allclose(metrics["kl_reference"], ratios(2).sum(1), atol=1e-4)
+    np.testing.assert_array_equal(metrics["answer_tokens"], LENGTHS)
+    np.testing.assert_array_equal(metrics["truncated"], np.zeros(SIZE))
 
 
 @pytest.mark.slow
 def test_an_anchor_that_is_the_policy_makes_the_penalty_vanish():
     """mu = 1: after a step, and before the first one, the anchor is the policy itself."""
     c = config(reference="moving-average", anchor_rate=1.0, kl_coefficient=5.0)
-    state, found = step(c, anchor=0)
-    np.testing.assert_allclose(found["kl_reference"], np.zeros(SIZE), atol=1e-5)
+    state, metrics = step(c, anchor=0)
+    np.testing.assert_allclose(metrics["kl_reference"], np.zeros(SIZE), atol=1e-5)
     close(state.targets["anchor"], state.params, atol=0)
     free, _ = step(config(kl_coefficient=0.0))
     close(gradient(state), gradient(free))
@@ -172,8 +173,8 @@ def test_an_anchor_that_is_the_policy_makes_the_penalty_vanish():
 
 @pytest.mark.slow
 def test_at_the_start_there_is_no_penalty_and_without_a_coefficient_no_reference():
-    at_start, found = step(config(kl_coefficient=5.0), start=0)
-    np.testing.assert_allclose(found["kl_start"], np.zeros(SIZE), atol=1e-5)
+    at_start, metrics = step(config(kl_coefficient=5.0), start=0)
+    np.testing.assert_allclose(metrics["kl_start"], np.zeros(SIZE), atol=1e-5)
     free, _ = step(config(kl_coefficient=0.0), start=1)
     close(gradient(at_start), gradient(free))
     bound, _ = step(config(kl_coefficient=5.0), start=1)
@@ -194,7 +195,7 @@ def test_micro_batches_add_up_to_the_batch():
 
 @pytest.mark.slow
 def test_the_combined_objective_is_the_weighted_sum_of_both():
-    both, found = step(config(distillation_weight=0.25), teacher=params(3))
+    both, metrics = step(config(distillation_weight=0.25), teacher=params(3))
     alone, _ = step(config())
 
     def distance(of: Any) -> jax.Array:
@@ -204,18 +205,18 @@ def test_the_combined_objective_is_the_weighted_sum_of_both():
         log_p = jax.nn.log_softmax(MODEL.apply(params(3), *inputs))[:, :-1]
         return jnp.sum(jnp.where(MASK, jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1), 0)) / SIZE
 
-    of_teacher = jax.jit(jax.grad(distance))(params(0))
-    expected = jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, gradient(alone), of_teacher)
+    teacher_gradient = jax.jit(jax.grad(distance))(params(0))
+    expected = jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, gradient(alone), teacher_gradient)
     close(gradient(both), expected)
-    mean = np.sum(found["distance"] * LENGTHS) / SIZE
+    mean = np.sum(metrics["distance"] * LENGTHS) / SIZE
     np.testing.assert_allclose(mean, float(distance(params(0))), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_an_actor_and_its_critic():
     """At the start V = 0 and the KL is 0: by one step only the last token has an error."""
-    state, found = step(rlef.Config(regularisation=0.25, learning=LEARNING), start=0)
-    np.testing.assert_allclose(found["value_error"], (0.75 * REWARDS) ** 2 / LENGTHS, rtol=1e-4)
+    state, metrics = step(rlef.Config(regularisation=0.25, learning=LEARNING), start=0)
+    np.testing.assert_allclose(metrics["value_error"], (0.75 * REWARDS) ** 2 / LENGTHS, rtol=1e-4)
     _, sums = step(rlef.Config(regularisation=0.25, value_lambda=1.0, learning=LEARNING), start=0)
     np.testing.assert_allclose(sums["value_error"], (0.75 * REWARDS) ** 2, rtol=1e-4)
     assert float(jnp.max(jnp.abs(state.params["value"]["head"]))) > 0

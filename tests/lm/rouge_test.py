@@ -14,14 +14,14 @@ FIXTURE = json.loads((pathlib.Path(__file__).parent / "fixtures" / "rouge.json")
 def test_golden():
     # Words: 3 of 4 and of 5 are common, F1 = 2 * 3 / 9; pairs: "b c" of 3 and 4, 2 * 1 / 7; the
     # longest subsequence is "a b c", since "d" stands before it on one side.
-    found = rouge.scores("d a b c", "a x b c y")
-    assert found == pytest.approx({"rouge_1": 6 / 9, "rouge_2": 2 / 7, "rouge_l": 6 / 9})
+    got = rouge.scores("d a b c", "a x b c y")
+    assert got == pytest.approx({"rouge_1": 6 / 9, "rouge_2": 2 / 7, "rouge_l": 6 / 9})
 
 
 @pytest.mark.parametrize("row", FIXTURE["rows"], ids=lambda row: row["target"][:20])
 def test_it_is_the_reference_implementation(row: dict):
-    found = rouge.scores(row["generated"], row["target"])
-    assert found == {name: row[name] for name in rouge.NAMES}
+    got = rouge.scores(row["generated"], row["target"])
+    assert got == {name: row[name] for name in rouge.NAMES}
 
 
 def test_bounds_and_words_that_it_does_not_see():

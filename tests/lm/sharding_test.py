@@ -28,29 +28,29 @@ def cuts(config: gemma.Config, data: int, model: int) -> dict[str, tuple]:
 
 @pytest.mark.parametrize("name", gemma.PRESETS)
 def test_every_parameter_of_every_preset_has_its_cut(name: str):
-    found = cuts(gemma.PRESETS[name], 4, 2)
+    specs = cuts(gemma.PRESETS[name], 4, 2)
     shapes = trees.named_leaves(sharding.shapes(gemma.PRESETS[name], None))
-    for path, spec in found.items():
+    for path, spec in specs.items():
         assert len(spec) == len(shapes[path].shape)
         if path.startswith(("periods", "remainder")):
             assert spec[0] is None  # The layer axis.
         assert ("model" in spec) == (not path.endswith("_norm")) or "1b" in name or "270m" in name
         assert "data" not in spec
     layer = "periods/layer_0"
-    assert found["embedding"] == ("model", None)
-    assert found[f"{layer}/attention/query"] == (None, None, "model")
-    assert found[f"{layer}/attention/output"] == (None, "model", None)
-    assert found[f"{layer}/feed_forward/up"] == (None, None, "model")
-    assert found[f"{layer}/feed_forward/down"] == (None, "model", None)
+    assert specs["embedding"] == ("model", None)
+    assert specs[f"{layer}/attention/query"] == (None, None, "model")
+    assert specs[f"{layer}/attention/output"] == (None, "model", None)
+    assert specs[f"{layer}/feed_forward/up"] == (None, None, "model")
+    assert specs[f"{layer}/feed_forward/down"] == (None, "model", None)
 
 
 def test_heads_stay_whole(caplog: pytest.LogCaptureFixture):
     meshes._report.cache_clear()
     with caplog.at_level(logging.WARNING):
-        found = cuts(gemma.PRESETS["gemma3-1b"], 1, 8)  # 4 heads of 256, 1 of keys.
-    attention = [spec for path, spec in found.items() if "/attention/" in path]
+        specs = cuts(gemma.PRESETS["gemma3-1b"], 1, 8)  # 4 heads of 256, 1 of keys.
+    attention = [spec for path, spec in specs.items() if "/attention/" in path]
     assert all(set(spec) == {None} for spec in attention)
-    assert found["periods/layer_5/feed_forward/gate"] == (None, None, "model")
+    assert specs["periods/layer_5/feed_forward/gate"] == (None, None, "model")
     assert "4 parts do not divide by 8 (model)" in caplog.text and "1 parts do not" in caplog.text
 
 

@@ -38,7 +38,7 @@ def params(seed: int) -> types.Params:
 
 
 def padded(of: types.Params) -> types.Params:
-    """The same with more rows, which would be the most probable ones."""
+    """Returns parameters with padding rows, which would be the most probable ids."""
     rows = 30 * np.asarray(of["embedding"])[: ROWS - IDS]
     return {**of, "embedding": jnp.concatenate([of["embedding"], rows])}
 
@@ -55,9 +55,9 @@ def step(agent: types.Agent, student: types.Params, constants: types.Constants, 
     return jax.jit(agent.learner.step)(state, batch, constants)
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    """The metrics and the gradient of a step, which is 0 in the padding."""
-    (state, feedback), (plain, metrics) = found, expected
+def assert_same(got: Any, expected: Any) -> None:
+    """Asserts equal metrics and gradients of a step, with a gradient of 0 in the padding."""
+    (state, feedback), (plain, metrics) = got, expected
     for name, x in metrics.metrics.items():
         np.testing.assert_allclose(feedback.metrics[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
     # Adam's first moment, a tenth of the gradient: a step is of its sign alone.
@@ -104,8 +104,8 @@ def test_reinforcement_with_a_teacher_and_its_reference():
     constants = types.Constants(start=params(2), teacher=params(1))
     expected = step(rlhf.make(plain, plain, config), params(0), constants, episodes)
     constants = types.Constants(start=padded(params(2)), teacher=params(1))
-    found = step(rlhf.make(more, plain, config), padded(params(0)), constants, episodes)
-    assert_same(found, expected)
+    got = step(rlhf.make(more, plain, config), padded(params(0)), constants, episodes)
+    assert_same(got, expected)
 
 
 def test_what_is_measured_and_what_is_drawn():

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from kullback.lm import chat, splits, tasks
-from kullback.lm import tokenizer as tokenizers_
+from kullback.lm.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
-def words() -> tokenizers_.Tokenizer:
-    return tokenizers_.train_bpe(["user model"], 262)
+def tokenizer() -> Tokenizer:
+    return train_bpe(["user model"], 262)
 
 
 def turns(*texts: str, **keys: Any) -> list[dict[str, Any]]:
@@ -22,12 +22,12 @@ def turns(*texts: str, **keys: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_one_question_is_on_one_side_however_it_is_written(words: tokenizers_.Tokenizer):
+def test_one_question_is_on_one_side_however_it_is_written(tokenizer: Tokenizer):
     """And a question's ids, its text as rendered and longer conversations go with it."""
     seen = {"train": 0, "test": 0}
     for n in range(40):
         user, system = f"Question {n}?", {"role": "system", "content": "Be brief."}
-        ids = chat.chat(turns(user), words, add_generation_prompt=True)
+        ids = chat.chat(turns(user), tokenizer, add_generation_prompt=True)
         flat = [i for segment in ids for i in segment.ids]
         rendered = f"<start_of_turn>user\n{user}<end_of_turn>\n<start_of_turn>model\n"
         rows = [
@@ -41,30 +41,30 @@ def test_one_question_is_on_one_side_however_it_is_written(words: tokenizers_.To
             {"text": f"<bos>{rendered}a<end_of_turn>\n"},
             {"chosen": turns(user, "a", ts=1), "rejected": turns(user, "b")},
         ]
-        sides = {splits.side(row, words) for row in rows}
+        sides = {splits.side(row, tokenizer) for row in rows}
         assert len(sides) == 1, n
         seen[sides.pop() or ""] += 1
         plain = [
             {"prompt": user},
-            {"prompt": words.encode(user)},
-            {"prompt": [words.bos_id, *words.encode(user)]},
+            {"prompt": tokenizer.encode(user)},
+            {"prompt": [tokenizer.bos_id, *tokenizer.encode(user)]},
             {"prompt": f"Question  {n}\uff1f"},  # As normalisers write it.
             {"prompt": user, "chosen": "a", "rejected": "b"},
         ]
-        assert len({splits.side(row, words) for row in plain}) == 1
+        assert len({splits.side(row, tokenizer) for row in plain}) == 1
         # A text of one line is where the first rule had it.
         assert splits.side(plain[0], None) == splits.side(plain[0], None, rule=1)
-        of_system = [system, *turns(user, "a")], turns(f"Be brief.\n\n{user}", "a")
-        assert len({splits.side({"messages": m}, None) for m in of_system}) == 1
+        with_system = [system, *turns(user, "a")], turns(f"Be brief.\n\n{user}", "a")
+        assert len({splits.side({"messages": m}, None) for m in with_system}) == 1
     assert 0 < seen["test"] < 15
 
 
-def test_what_differs_to_the_model_is_told_apart(words: tokenizers_.Tokenizer):
+def test_what_differs_to_the_model_is_told_apart(tokenizer: Tokenizer):
     given = ["a", "b", turns("a"), turns("b"), "<start_of_turn>model\na", [70, 4]]
-    assert len({splits.asked(one, words) for one in given}) == len(given)
+    assert len({splits.question(one, tokenizer) for one in given}) == len(given)
     assert splits.side({"prompt": [70]}, None) is None
     for bad in ({"prompt": [70, None, 10**9]}, {"messages": [5]}, {"prompt": {"a": 1}}, {}):
-        assert splits.side(bad, words) in ("train", "test")
+        assert splits.side(bad, tokenizer) in ("train", "test")
 
 
 def test_a_run_has_the_rule_that_it_began_with(tmp_path: pathlib.Path):
@@ -83,14 +83,12 @@ def test_a_run_has_the_rule_that_it_began_with(tmp_path: pathlib.Path):
     assert shared[1] and not shared[2]
 
 
-def test_prompts_of_ids_are_sorted_by_the_tokenizer(
-    words: tokenizers_.Tokenizer, tmp_path: pathlib.Path
-):
+def test_prompts_of_ids_are_sorted_by_the_tokenizer(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"p{n}", "completion": "text"} for n in range(100)]
-    rows += [{"prompt": words.encode(f"p{n}"), "completion": "ids"} for n in range(100)]
+    rows += [{"prompt": tokenizer.encode(f"p{n}"), "completion": "ids"} for n in range(100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = tasks.make(f"tokens/jsonl:{path}")
-    sides = [{e.prompt for e in task.examples(s, words, None)[0]} for s in ("train", "test")]
+    sides = [{e.prompt for e in task.examples(s, tokenizer, None)[0]} for s in ("train", "test")]
     assert not sides[0] & sides[1] and sum(map(len, sides)) == 100
     assert not any("ids" in text for s in ("train", "test") for text in task.texts(s))

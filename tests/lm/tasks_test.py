@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from kullback.lm import tasks
-from kullback.lm import tokenizer as tokenizers_
 from kullback.lm.data import Limits
+from kullback.lm.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> tokenizers_.Tokenizer:
-    return tokenizers_.train_bpe(["a"], 262)
+def tokenizer() -> Tokenizer:
+    return train_bpe(["a"], 262)
 
 
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -68,7 +68,7 @@ def test_arithmetic_of_many_digits_has_as_many_as_asked_and_none_twice():
         assert len(few.texts("test")) == len(few.texts("train")) == 1
 
 
-def test_arithmetic_examples_and_score(tokenizer: tokenizers_.Tokenizer):
+def test_arithmetic_examples_and_score(tokenizer: Tokenizer):
     task = tasks.make("tokens/arithmetic", tasks.Arithmetic(num_train=20, num_test=5))
     examples, report = task.examples("train", tokenizer, None)
     assert report.rows == len(examples) == 20
@@ -82,7 +82,7 @@ def test_arithmetic_examples_and_score(tokenizer: tokenizers_.Tokenizer):
     assert task.score("19 9", "19") == task.score("", "19") == 0.0
 
 
-def test_summaries(tokenizer: tokenizers_.Tokenizer):
+def test_summaries(tokenizer: Tokenizer):
     task = tasks.make("tokens/summaries")
     assert task.score is None
     train, test = task.texts("train"), task.texts("test")
@@ -118,7 +118,7 @@ def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_folder_of_jsonl(tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
+def test_a_folder_of_jsonl(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     write(tmp_path / "train.jsonl", [{"text": "abc"}])
     with pytest.raises(ValueError, match=r"lacks test\.jsonl"):
         tasks.make(f"tokens/jsonl:{tmp_path}")
@@ -133,7 +133,7 @@ def test_a_folder_of_jsonl(tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.P
         task.examples("test", tokenizer, None)
 
 
-def test_a_file_is_split_by_what_is_asked(tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path):
+def test_a_file_is_split_by_what_is_asked(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     path = tmp_path / "all.jsonl"
     rows = [{"prompt": f"p{n % 200}", "completion": f"c{n}"} for n in range(400)]
     write(path, rows)
@@ -159,7 +159,7 @@ def test_a_file_is_split_by_what_is_asked(tokenizer: tokenizers_.Tokenizer, tmp_
 @pytest.mark.parametrize("split", ["train", "test"])
 @pytest.mark.parametrize("prompt", [5, None, {"a": {}}, True])
 def test_whoever_reads_a_split_meets_a_prompt_that_is_none(
-    split: Any, prompt: Any, tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path
+    split: Any, prompt: Any, tokenizer: Tokenizer, tmp_path: pathlib.Path
 ):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(50)]
@@ -167,12 +167,10 @@ def test_whoever_reads_a_split_meets_a_prompt_that_is_none(
         "".join(json.dumps(row) + "\n" for row in (*rows, {**rows[0], "prompt": prompt}))
     )
     with pytest.raises(ValueError, match=r"rows.jsonl:51: .*prompt"):
-        tasks.jsonl(path).examples(split, tokenizer)
+        tasks.jsonl(path).examples(split, tokenizer, None)
 
 
-def test_the_document_is_what_the_data_name(
-    tokenizer: tokenizers_.Tokenizer, tmp_path: pathlib.Path
-):
+def test_the_document_is_what_the_data_name(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     prompt = "Summarize the following article:\n\nParis is in France."
     rows = [
         {"prompt": prompt, "completion": "a", "document": "Paris is in France."},
@@ -187,8 +185,8 @@ def test_the_document_is_what_the_data_name(
         for rule, whole in ((2, prompt), (1, "Summarize the following article:")):
             task = tasks.make(f"tokens/{name}:{tmp_path}", rule=rule)
             examples, _ = task.examples("train", tokenizer, None)
-            found = [task.document(example, prompt) for example in examples]
-            assert found == ["Paris is in France.", whole]
+            documents = [task.document(example, prompt) for example in examples]
+            assert documents == ["Paris is in France.", whole]
 
 
 def test_bad_arguments():

@@ -4,25 +4,26 @@ import dataclasses
 
 import pytest
 
-from kullback.lm import gemma, texts, tokenizer
+from kullback.lm import gemma, texts
+from kullback.lm.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")
-def words() -> tokenizer.Tokenizer:
-    return tokenizer.train_bpe(["42\n"], 262)
+def tokenizer() -> Tokenizer:
+    return train_bpe(["42\n"], 262)
 
 
-def test_a_model_has_its_own_ends_and_its_tokenizers(words: tokenizer.Tokenizer):
+def test_a_model_has_its_own_ends_and_its_tokenizers(tokenizer: Tokenizer):
     config = gemma.PRESETS["tiny"]
     for own, expected in (((1,), (1, 5)), ((5, 1), (5, 1)), ((7,), (7, 1, 5))):
-        found = texts.with_all_ends(dataclasses.replace(config, eos_ids=own), words)
-        assert found == dataclasses.replace(config, eos_ids=expected)
+        got = texts.with_all_ends(dataclasses.replace(config, eos_ids=own), tokenizer)
+        assert got == dataclasses.replace(config, eos_ids=expected)
     few = dataclasses.replace(config, vocab_size=4, eos_ids=(1,))
-    assert texts.with_all_ends(few, words).eos_ids == (1,)  # It has no row for 5.
+    assert texts.with_all_ends(few, tokenizer).eos_ids == (1,)  # It has no row for 5.
 
 
-def test_an_answer_is_what_stands_before_its_end(words: tokenizer.Tokenizer):
-    four, two, newline = words.encode("42\n")
+def test_an_answer_is_what_stands_before_its_end(tokenizer: Tokenizer):
+    four, two, newline = tokenizer.encode("42\n")
     for ids, eos_ids, expected in (
         ([four, two, 5], (1, 5), "42"),
         ([four, two, newline], (1, newline), "42"),  # An end that has a piece.
@@ -31,4 +32,4 @@ def test_an_answer_is_what_stands_before_its_end(words: tokenizer.Tokenizer):
         ([four, 999, two], (1,), "42"),  # A row of the table without a piece.
         ([], (1,), ""),
     ):
-        assert texts.answer(ids, words, eos_ids) == expected
+        assert texts.answer(ids, tokenizer, eos_ids) == expected

@@ -10,8 +10,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import strategies as st
 
-from kullback.lm import tokenizer as tokenizers_
-from kullback.lm.tokenizer import Stream, Tokenizer, decode_chunk
+from kullback.lm.tokenizer import Stream, Tokenizer, decode_chunk, load, reading, save, train_bpe
 
 TEXTS = [
     "The cat sat on the mat.\n\nIt was 12 years old; 3 + 4 = 7.",
@@ -20,7 +19,7 @@ TEXTS = [
 
 
 def sentencepiece_model(*, add_dummy_prefix: bool = False, normalizer: str = "identity") -> bytes:
-    """A small SentencePiece model in Gemma's manner."""
+    """Trains a small SentencePiece model in Gemma's manner."""
     model = io.BytesIO()
     train = sentencepiece.SentencePieceTrainer.train  # pyright: ignore[reportAttributeAccessIssue]
     train(
@@ -48,7 +47,7 @@ def sentencepiece_model(*, add_dummy_prefix: bool = False, normalizer: str = "id
 
 
 def gemma_json(model: bytes) -> str:
-    """The same vocabulary and merges as Gemma's tokenizer.json writes them."""
+    """Returns the same vocabulary and merges in the format of Gemma's tokenizer.json."""
     inner = sentencepiece.SentencePieceProcessor(model_proto=model)  # pyright: ignore
     pieces = [inner.id_to_piece(i) for i in range(inner.vocab_size())]
     rank = {piece: i for i, piece in enumerate(pieces)}
@@ -78,12 +77,12 @@ def gemma_json(model: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
-    """One tokenizer of each format, as files."""
+    """Writes one tokenizer of each format."""
     folder = tmp_path_factory.mktemp("tokenizers")
     names = {name: folder / name for name in ("byte_level", "sentencepiece", "gemma")}
     for path in names.values():
         path.mkdir()
-    tokenizers_.save(tokenizers_.train_bpe(TEXTS, 330), names["byte_level"])
+    save(train_bpe(TEXTS, 330), names["byte_level"])
     model = sentencepiece_model()
     (names["sentencepiece"] / "tokenizer.model").write_bytes(model)
     (names["gemma"] / "tokenizer.json").write_text(gemma_json(model))
@@ -92,7 +91,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]
 
 @pytest.fixture(scope="module", params=["byte_level", "sentencepiece", "gemma"])
 def tokenizer(request: pytest.FixtureRequest, folders: dict[str, pathlib.Path]) -> Tokenizer:
-    return tokenizers_.load(folders[request.param])
+    return load(folders[request.param])
 
 
 def test_special_ids_are_gemmas(tokenizer: Tokenizer):
@@ -146,13 +145,13 @@ def test_decoding_is_the_librarys(folders: dict[str, pathlib.Path]):
     text = "The cat: été 5€ 🙂 漢 <h1>\n"
     for name in ("byte_level", "gemma"):
         inner = tokenizers.Tokenizer.from_file(str(folders[name] / "tokenizer.json"))
-        ours = tokenizers_.load(folders[name])
+        ours = load(folders[name])
         ids = inner.encode(text, add_special_tokens=False).ids
         assert ours.encode(text) == ids
         assert ours.decode([2, *ids, 1]) == inner.decode([2, *ids, 1]) == text
     path = folders["sentencepiece"] / "tokenizer.model"
     inner = sentencepiece.SentencePieceProcessor(model_file=str(path))  # pyright: ignore
-    ours = tokenizers_.load(path)
+    ours = load(path)
     assert ours.encode(text) == inner.encode(text)
     assert ours.decode(inner.encode(text)) == inner.decode(inner.encode(text)) == text
     assert ours.decode([3]) == inner.decode([3])
@@ -167,15 +166,15 @@ def test_special_tokens_in_a_text_are_text(tokenizer: Tokenizer):
 
 
 def test_both_of_gemmas_formats_have_one_fingerprint(folders: dict[str, pathlib.Path]):
-    a, b = tokenizers_.load(folders["gemma"]), tokenizers_.load(folders["sentencepiece"])
+    a, b = load(folders["gemma"]), load(folders["sentencepiece"])
     assert a.fingerprint == b.fingerprint
     assert a.encode("The cat 12\n\n5€") == b.encode("The cat 12\n\n5€")
-    assert tokenizers_.load(folders["byte_level"]).fingerprint != a.fingerprint
+    assert load(folders["byte_level"]).fingerprint != a.fingerprint
 
 
 def test_save_and_load(tokenizer: Tokenizer, tmp_path: pathlib.Path):
-    paths = tokenizers_.save(tokenizer, tmp_path / "deep")
-    again = tokenizers_.load(tmp_path / "deep")
+    paths = save(tokenizer, tmp_path / "deep")
+    again = load(tmp_path / "deep")
     assert {path.name: path.read_bytes() for path in paths} == tokenizer.sources
     assert again.fingerprint == tokenizer.fingerprint
     assert again.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
@@ -183,10 +182,10 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: pathlib.Path):
 
 
 def test_training_is_reproducible_and_digits_stand_alone():
-    a, b = tokenizers_.train_bpe(TEXTS, 300), tokenizers_.train_bpe(TEXTS, 300)
+    a, b = train_bpe(TEXTS, 300), train_bpe(TEXTS, 300)
     assert a.fingerprint == b.fingerprint and a.vocab_size == 300 and a.path is None
-    assert tokenizers_.train_bpe(TEXTS, 299).fingerprint != a.fingerprint
-    digits = tokenizers_.train_bpe(["1212 1212"] * 50, 1_000)
+    assert train_bpe(TEXTS, 299).fingerprint != a.fingerprint
+    digits = train_bpe(["1212 1212"] * 50, 1_000)
     assert len(digits.encode("121212")) == 6
     assert len(a.encode("The cat")) < 7  # It did learn merges.
 
@@ -203,16 +202,16 @@ def test_config_names_the_special_tokens(folders: dict[str, pathlib.Path], tmp_p
     (tmp_path / "tokenizer.json").write_bytes(data)
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"eos_token": {"content": "<end_of_turn>"}, "bos_token": "<unk>"}))
-    loaded = tokenizers_.load(tmp_path)
+    loaded = load(tmp_path)
     assert (loaded.eos_ids, loaded.bos_id, loaded.pad_id) == ((5,), 3, 0)
-    assert loaded.fingerprint != tokenizers_.load(folders["byte_level"]).fingerprint
+    assert loaded.fingerprint != load(folders["byte_level"]).fingerprint
     config.write_text('{"eos_token": "</s>"}')
     with pytest.raises(ValueError, match=r"tokenizer\.json: eos_token '</s>'.*vocabulary"):
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
 
 
 def unflagged(data: str) -> str:
-    """A tokenizer.json whose control tokens are not marked special, as `add_tokens` writes them."""
+    """Returns a tokenizer.json without special marks on control tokens, as by `add_tokens`."""
     fields = json.loads(data)
     for entry in fields["added_tokens"]:
         entry["special"] = False
@@ -241,7 +240,7 @@ def test_no_text_becomes_a_control_token(
         inner.save(str(tmp_path / "tokenizer.json"))
         is_reached = inner.encode("<start_of_turn>user", add_special_tokens=False).ids[0] == 4
         assert is_reached  # By the library, whose flags the file sets.
-    loaded = tokenizers_.load(tmp_path)
+    loaded = load(tmp_path)
     controls = set(loaded.controls.values())
     assert controls == {0, 1, 2, 4, 5}
     for text in (
@@ -258,22 +257,22 @@ def test_no_text_becomes_a_control_token(
         assert not controls & set(ids), text
         if normalizer is None:
             assert loaded.decode(ids) == text
-    read = tokenizers_.reading(loaded, "parse")
+    read = reading(loaded, "parse")
     text = "<bos><start_of_turn>user\nHi<end_of_turn>\n"
     assert read.encode(text) == [2, 4, *loaded.encode("user\nHi"), 5, *loaded.encode("\n")]
-    assert tokenizers_.reading(loaded, "text") is loaded
+    assert reading(loaded, "text") is loaded
     assert read.fingerprint == loaded.fingerprint and read.sources == loaded.sources
 
 
 def test_text_of_control_tokens_may_be_read_as_them(folders: dict[str, pathlib.Path]):
-    loaded = tokenizers_.load(folders["byte_level"])
+    loaded = load(folders["byte_level"])
     inner = tokenizers.Tokenizer.from_file(str(folders["byte_level"] / "tokenizer.json"))
     text = "<bos><start_of_turn>user\nThe cat<end_of_turn>\n<start_of_turn>model\n"
-    read = tokenizers_.reading(loaded, "parse")
+    read = reading(loaded, "parse")
     assert read.encode(text) == inner.encode(text, add_special_tokens=False).ids
     assert not loaded.reads_controls and read.reads_controls
     with pytest.raises(ValueError, match="text or parse, got 'ids'"):
-        tokenizers_.reading(loaded, "ids")  # pyright: ignore[reportArgumentType]
+        reading(loaded, "ids")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_control_token_that_is_a_character_of_text_is_refused(
@@ -283,21 +282,21 @@ def test_a_control_token_that_is_a_character_of_text_is_refused(
     (tmp_path / "tokenizer.json").write_bytes(data)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "1"}')
     with pytest.raises(ValueError, match=r"eos_token '1' of .* must be a token apart from text:"):
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("special", [True, False])
 def test_added_tokens_beside_a_sentencepiece_model(tmp_path: pathlib.Path, special: bool):
     model = sentencepiece_model()
     (tmp_path / "tokenizer.model").write_bytes(model)
-    bare = tokenizers_.load(tmp_path)
+    bare = load(tmp_path)
     size = bare.vocab_size
     added = {"<end_of_turn>": 5, "<image_soft_token>": size, "<note>": size + 2}
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
     decoder = {str(size + 2): {"content": "<note>", "special": special}}
     config = json.dumps({"added_tokens_decoder": decoder})
     (tmp_path / "tokenizer_config.json").write_text(config)
-    loaded = tokenizers_.load(tmp_path)
+    loaded = load(tmp_path)
     assert loaded.vocab_size == size + 3 and loaded.fingerprint != bare.fingerprint
     text = "a<note>b <image_soft_token><end_of_turn>"
     ids = loaded.encode(text)
@@ -312,7 +311,7 @@ def test_added_tokens_beside_a_sentencepiece_model(tmp_path: pathlib.Path, speci
     ):
         (tmp_path / "added_tokens.json").write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=rf"added_tokens\.json: .*{message}"):
-            tokenizers_.load(tmp_path)
+            load(tmp_path)
 
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 33\n"
@@ -323,7 +322,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 33\n"
 def test_a_damaged_file_is_said_in_a_line(tmp_path: pathlib.Path, name: str, data: bytes):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=name.replace(".", r"\.")) as caught:
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
     assert "\n" not in str(caught.value)
     assert ("git lfs pull" in str(caught.value)) == (data == LFS)
 
@@ -352,12 +351,12 @@ def test_a_tokenizer_json_of_other_values_is_said_in_a_line(
     fields = json.loads((folders["byte_level"] / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields | change))
     with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}") as caught:
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
     assert "\n" not in str(caught.value)
     del fields["decoder"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="decoder"):
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -375,10 +374,10 @@ def test_a_tokenizer_config_of_other_values_is_said_in_a_line(
 ):
     data = (folders["byte_level"] / "tokenizer.json").read_bytes()
     (tmp_path / "tokenizer.json").write_bytes(b"\xef\xbb\xbf" + data)  # A mark is passed over.
-    tokenizers_.load(tmp_path)
+    load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(ValueError, match=rf"tokenizer_config\.json.*{message}"):
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
 
 
 def test_an_expression_that_backtracks_without_end_is_one_line(
@@ -389,7 +388,7 @@ def test_an_expression_that_backtracks_without_end_is_one_line(
     endless = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a|aa)+$"), "isolated")
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([endless, inner.pre_tokenizer])
     inner.save(str(tmp_path / "tokenizer.json"))
-    loaded = tokenizers_.load(tmp_path)
+    loaded = load(tmp_path)
     assert loaded.decode(loaded.encode("banana")) == "banana"
     with pytest.raises(ValueError, match=r"cannot encode .*'aaa.*backtrack without end") as caught:
         loaded.encode("a" * 60 + "b")
@@ -404,26 +403,26 @@ def test_a_link_out_of_the_folder_is_not_followed(
     (tmp_path / "tokenizer.json").write_bytes(path.read_bytes())
     (tmp_path / "special_tokens_map.json").symlink_to(path)
     with pytest.raises(ValueError, match=r"special_tokens_map\.json is a link out of the folder"):
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match=r"neither .* nor .*name a folder"):
-        tokenizers_.load(tmp_path)
+        load(tmp_path)
     with pytest.raises(ValueError, match="no tokenizer at"):
-        tokenizers_.load(tmp_path / "tokenizer.txt")
+        load(tmp_path / "tokenizer.txt")
     inner = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "<bos>": 1}, []))
     path = tmp_path / "t.json"
     inner.save(str(path))
     with pytest.raises(ValueError, match=r"t\.json: decoder"):
-        tokenizers_.load(path)
+        load(path)
     inner.decoder = tokenizers.decoders.ByteLevel()
     inner.save(str(path))
     with pytest.raises(ValueError, match=r"t\.json: no eos token"):
-        tokenizers_.load(path)
+        load(path)
     (tmp_path / "t.model").write_bytes(sentencepiece_model(add_dummy_prefix=True))
     with pytest.raises(ValueError, match="add_dummy_prefix=False"):
-        tokenizers_.load(tmp_path / "t.model")
+        load(tmp_path / "t.model")
 
 
 def test_bad_arguments(tokenizer: Tokenizer):
@@ -431,4 +430,4 @@ def test_bad_arguments(tokenizer: Tokenizer):
         with pytest.raises(ValueError, match=f"{i} lies outside the vocabulary"):
             tokenizer.decode([0, i])
     with pytest.raises(ValueError, match="vocab_size must be >= 262"):
-        tokenizers_.train_bpe(TEXTS, 261)
+        train_bpe(TEXTS, 261)

@@ -26,7 +26,7 @@ LEARNING = tuning.Config(
 
 @functools.cache
 def rows(pack: bool = False) -> types.Batch:
-    """Examples of unequal lengths, one a row, or the same ones packed in two rows."""
+    """Returns examples of unequal lengths, one a row, or the same ones packed in two rows."""
     rng = np.random.default_rng(0)
     examples = [
         Example(tuple(rng.integers(3, 24, p)), (*rng.integers(3, 24, c), 1))
@@ -46,7 +46,7 @@ def params(seed: int) -> Any:
 
 
 def step(agent: types.Agent, batch: types.Batch, teacher: Any = None, seed: int = 0) -> Any:
-    """The state and the feedback of one learner step from `params(seed)`."""
+    """Returns state and feedback of one learner step from `params(seed)`."""
     state = agent.learner.init(jax.random.key(0))._replace(params=params(seed))
     constants = types.Constants(teacher=teacher)
     return jax.jit(agent.learner.step)(state, batch, constants)
@@ -71,11 +71,11 @@ def test_sft_is_cross_entropy_of_the_answers():
         right.append(np.mean(logits[b, at - 1].argmax(-1) == tokens))
         lengths.append(len(at))
     _, feedback = step(sft.make(MODEL, sft.Config(learning=LEARNING)), batch)
-    found = feedback.metrics
-    np.testing.assert_allclose(found["loss"], np.mean(means), rtol=1e-5)
-    np.testing.assert_allclose(found["accuracy"], right, atol=1e-6)
-    np.testing.assert_array_equal(found["answer_tokens"], lengths)
-    np.testing.assert_array_equal(found["truncated"], np.zeros(SIZE))
+    metrics = feedback.metrics
+    np.testing.assert_allclose(metrics["loss"], np.mean(means), rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], right, atol=1e-6)
+    np.testing.assert_array_equal(metrics["answer_tokens"], lengths)
+    np.testing.assert_array_equal(metrics["truncated"], np.zeros(SIZE))
 
 
 @pytest.mark.slow
@@ -143,15 +143,15 @@ def test_any_divergence_generates_a_loss_and_an_entropy():
     values = {}
     for name in ("kl", "alpha-1.5", "jensen_shannon"):
         config = sft.Config(divergence=name, learning=LEARNING)
-        found = step(sft.make(MODEL, config), rows())[1].metrics
-        values[name], f = float(found["loss"]), regularizers.named(name)
+        metrics = step(sft.make(MODEL, config), rows())[1].metrics
+        values[name], f = float(metrics["loss"]), regularizers.named(name)
         losses = np.asarray(regularizers.loss(logits[:, :-1], rows().data.tokens[:, 1:], f))
         means = [losses[b, is_answer[b]].mean() for b in range(SIZE)]
         np.testing.assert_allclose(values[name], np.mean(means), rtol=1e-4)
         p = np.asarray(regularizers.softargmax(logits[:, :-1], f))
         entropies = -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
         means = [entropies[b, is_answer[b]].mean() for b in range(SIZE)]
-        np.testing.assert_allclose(found["entropy"], means, rtol=1e-4)
+        np.testing.assert_allclose(metrics["entropy"], means, rtol=1e-4)
     assert len(set(values.values())) == 3
 
 
@@ -201,7 +201,7 @@ def test_a_sparse_teacher_is_read_by_its_own_operator():
     teacher = jax.tree.map(lambda x: 3.0 * x, params(1))
     config = gkd.Config(learning=LEARNING)
     agent = gkd.make(MODEL, MODEL, config, teacher_divergence=alpha)
-    found = step(agent, rows(), teacher)[1].metrics
+    metrics = step(agent, rows(), teacher)[1].metrics
     r = rows().data
     p, q = (
         regularizers.softargmax(MODEL.apply(x, r.tokens, r.positions, r.segments)[:, :-1], f)
@@ -211,7 +211,7 @@ def test_a_sparse_teacher_is_read_by_its_own_operator():
     per_token = np.sum(scipy.special.rel_entr(np.asarray(p), np.asarray(q)), -1)
     is_answer = r.is_answer[:, 1:]
     means = np.sum(np.where(is_answer, per_token, 0), 1) / np.sum(is_answer, 1)
-    np.testing.assert_allclose(np.mean(found["loss"]), np.mean(means), rtol=1e-4)
+    np.testing.assert_allclose(np.mean(metrics["loss"]), np.mean(means), rtol=1e-4)
     with pytest.raises(ValueError, match="reverse_kl is infinite where the teacher"):
         gkd.make(MODEL, MODEL, gkd.Config(divergence="reverse_kl"), teacher_divergence=alpha)
 

@@ -18,7 +18,7 @@ LEARNING = tuning.Config(batch_size=8, warmup_steps=0, learning_rate=4e-5, max_g
 
 
 def linear(params: Any, x: jax.Array) -> jax.Array:
-    """Features W x: with the head, a linear network of two layers."""
+    """Returns features W x; with the head it is a linear network of two layers."""
     return jnp.einsum("df,bf->bd", params["w"], x)
 
 
@@ -35,9 +35,9 @@ def drawn(model: reward_model.Model, seed: int) -> Any:
     return {**params, "head": {"w": w, "b": jnp.float32(seed)}}
 
 
-def between(one: Any, other: Any, share: float) -> Any:
-    """(1 - share) one + share other."""
-    return averaging.mean([one, other], [1 - share, share])
+def between(first: Any, other: Any, share: float) -> Any:
+    """Returns (1 - share) first + share other."""
+    return averaging.mean([first, other], [1 - share, share])
 
 
 @functools.cache
@@ -49,10 +49,10 @@ def inputs() -> jax.Array:
 @hypothesis.given(share=st.floats(0, 1, width=32, allow_subnormal=False), seed=st.integers(0, 5))
 def test_of_a_linear_model_both_averages_are_one(share: float, seed: int):
     one, other = drawn(FIXED, seed), drawn(FIXED, seed + 10)
-    of_weights = FIXED.rewards(between(one, other, share), inputs())
-    of_rewards = (1 - share) * FIXED.rewards(one, inputs())
-    of_rewards += share * FIXED.rewards(other, inputs())
-    np.testing.assert_allclose(of_weights, of_rewards, atol=1e-5)
+    averaged = FIXED.rewards(between(one, other, share), inputs())
+    ensembled = (1 - share) * FIXED.rewards(one, inputs())
+    ensembled += share * FIXED.rewards(other, inputs())
+    np.testing.assert_allclose(averaged, ensembled, atol=1e-5)
 
 
 @hypothesis.settings(deadline=None, max_examples=25)
@@ -60,8 +60,8 @@ def test_of_a_linear_model_both_averages_are_one(share: float, seed: int):
 def test_of_two_layers_they_differ_by_the_product_of_differences(share: float, seed: int):
     """WA - ENS = -lambda (1 - lambda) (w_1 - w_2)' (W_1 - W_2) x, exactly."""
     one, other = drawn(LAYERS, seed), drawn(LAYERS, seed + 10)
-    found = LAYERS.rewards(between(one, other, share), inputs())
-    found -= (1 - share) * LAYERS.rewards(one, inputs()) + share * LAYERS.rewards(other, inputs())
+    gap = LAYERS.rewards(between(one, other, share), inputs())
+    gap -= (1 - share) * LAYERS.rewards(one, inputs()) + share * LAYERS.rewards(other, inputs())
     heads, layers = (
         np.asarray(a, np.float64) - np.asarray(b, np.float64)
         for a, b in (
@@ -70,7 +70,7 @@ def test_of_two_layers_they_differ_by_the_product_of_differences(share: float, s
         )
     )
     expected = -share * (1 - share) * (heads @ layers @ np.asarray(inputs(), np.float64).T)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_allclose(gap, expected, atol=2e-5)
 
 
 def test_the_average_is_uniform_and_in_any_order():
@@ -93,9 +93,9 @@ def test_the_average_is_uniform_and_in_any_order():
 def test_the_ensemble_is_the_mean_of_predictions():
     members = [drawn(LAYERS, seed) for seed in range(3)]
     ensemble = jax.jit(functools.partial(warm.ensemble, LAYERS))
-    found = ensemble(warm.stacked(members), inputs())
+    got = ensemble(warm.stacked(members), inputs())
     expected = np.mean([LAYERS.rewards(one, inputs()) for one in members], 0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_an_average_keeps_what_members_agree_on():
@@ -107,11 +107,11 @@ def test_an_average_keeps_what_members_agree_on():
     chosen = np.random.default_rng(0).random((20_000, count, 3)) < p
     features = jnp.asarray(chosen, jnp.float32)
     mean = averaging.mean([{"f": features[:, m], "w": features[:, m]} for m in range(count)])
-    of_weights = np.mean(mean["f"] * mean["w"], 0)
-    np.testing.assert_allclose(of_weights, p**2 + p * (1 - p) / count, atol=0.01)
-    of_rewards = np.mean(chosen.astype(float), (0, 1))
-    np.testing.assert_allclose(of_rewards, p, atol=0.01)
-    assert np.all(of_weights < of_rewards + 1e-9)
+    weight_share = np.mean(mean["f"] * mean["w"], 0)
+    np.testing.assert_allclose(weight_share, p**2 + p * (1 - p) / count, atol=0.01)
+    reward_share = np.mean(chosen.astype(float), (0, 1))
+    np.testing.assert_allclose(reward_share, p, atol=0.01)
+    assert np.all(weight_share < reward_share + 1e-9)
 
 
 def test_members_draw_all_there_is_and_the_same_again():
@@ -122,7 +122,7 @@ def test_members_draw_all_there_is_and_the_same_again():
     assert pairs == {(a, b) for a in config.learning_rates for b in config.dropouts}
     assert [member.start for member in members[:4]] == [100, 200, 300, 100]
     assert warm.draw(warm.Config(), 3).start is None
-    own = warm.of_member(config, 5)
+    own = warm.member_config(config, 5)
     assert (own.learning.learning_rate, own.dropout) == members[5][:2]
     assert own.learning.batch_size == config.learning.batch_size
 

@@ -24,7 +24,7 @@ def start() -> Any:
 
 
 def loss(params: Any, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any) -> Any:
-    """A pull to the batch's number, one to the anchor, and noise."""
+    """Returns the loss of a pull to the batch's number, one to the anchor, and noise."""
     del constants
     noise = jax.random.normal(key)
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(targets["anchor"]), strict=True)

@@ -17,7 +17,7 @@ def test_members_are_learners_of_their_own_settings():
     chosen[:, 0] += 1
     start = model.init(jax.random.key(7))
     members = reward_models.train(model, [start], (chosen, rejected), config, 0, 3, 10)
-    learner = reward_model.learner(model, warm.of_member(config, 1))
+    learner = reward_model.learner(model, warm.member_config(config, 1))
     state, step = learner.init(jax.random.key(1))._replace(params=start), jax.jit(learner.step)
     for number in range(10):
         rows = batches.indices(number, num_items=40, batch_size=8, seed=1)

@@ -66,13 +66,13 @@ def test_an_encoder_without_prefix_gets_a_new_head(kind, tmp_path):
     rewrite(folder, change)
     with pytest.raises(ValueError, match=r"classifier.*is missing"):
         bert_folder.load(folder)
-    found = bert_folder.load(folder, ("no", "yes"))
+    loaded = bert_folder.load(folder, ("no", "yes"))
     whole = bert_folder.load(FIXTURES / kind)
-    assert found.model.config.labels == ("no", "yes")
-    assert_equal(found.params["layers"], whole.params["layers"])
-    assert found.params["head"]["output"]["w"].shape == (16, 2)
-    assert not np.any(found.params["head"]["output"]["w"])
-    dense = found.params["head"]["dense"]["w"]
+    assert loaded.model.config.labels == ("no", "yes")
+    assert_equal(loaded.params["layers"], whole.params["layers"])
+    assert loaded.params["head"]["output"]["w"].shape == (16, 2)
+    assert not np.any(loaded.params["head"]["output"]["w"])
+    dense = loaded.params["head"]["dense"]["w"]
     assert np.array_equal(dense, whole.params["head"]["dense"]["w"]) == (kind == "bert")
     assert np.any(dense)  # Or it would never learn.
 

@@ -91,10 +91,10 @@ def test_members_of_a_population_are_models_by_themselves():
     keys = jax.random.split(jax.random.key(0), 2)
     both = jax.vmap(model.init)(keys)
     inputs = rows(2, 5)
-    found = jax.vmap(lambda params: model.logits(params, *inputs))(both)
+    got = jax.vmap(lambda params: model.logits(params, *inputs))(both)
     for n in range(2):
         one = model.logits(jax.tree.map(lambda leaf, n=n: leaf[n], both), *inputs)
-        np.testing.assert_allclose(found[n], one, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(got[n], one, rtol=1e-4, atol=1e-6)
 
 
 def test_the_program_is_of_one_size_whatever_the_depth():

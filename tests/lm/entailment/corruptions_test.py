@@ -16,14 +16,14 @@ SEEDS = range(40)
 
 
 def corrupted(text: str, kind: str, pool: corruptions.Pool = POOL) -> set[str]:
-    """All that some seeds make of a text."""
+    """Returns the different corruptions of a text over some seeds."""
     made = {corruptions.corrupt(text, kind, pool, np.random.default_rng(n)) for n in SEEDS}
     assert None not in made
     return {text for text in made if text is not None}
 
 
 def changes(old: str, new: str) -> list[tuple[str, str]]:
-    """Words that differ, place by place, of two texts of one length."""
+    """Returns the pairs of different words at equal places of two texts of one length."""
     pairs = zip(corruptions.words(old), corruptions.words(new), strict=True)
     return [pair for pair in pairs if pair[0] != pair[1]]
 
@@ -121,11 +121,11 @@ def test_one_term_becomes_another_of_its_kind_from_the_document():
     pool = corruptions.pool_of(["parsers models corpora WSJ ATIS trees quickly methods"])
     text = "the methods beat parsers on WSJ"
     made = corrupted(text, "term", pool)
-    found = {pair for one in made for pair in changes(text, one)}
+    swaps = {pair for one in made for pair in changes(text, one)}
     assert all(len(changes(text, one)) == 1 for one in made)
     # Never a synonym ("approaches"), a word that is there, or one of another ending.
     for old, news in {"wsj": {"atis"}, "parsers": {"models", "trees"}}.items():
-        assert {new for was, new in found if was == old} == news
+        assert {new for was, new in swaps if was == old} == news
     others = corruptions.pool_of(["approaches parsers"])
     assert corrupted("the methods", "term", others) == {"the parsers"}
 

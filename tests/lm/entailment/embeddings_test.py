@@ -39,9 +39,9 @@ def test_sentences():
 
 def test_vectors_are_means_over_tokens_of_norm_1():
     features = jax.jit(CLASSIFIER.model.features)
-    found = embeddings.encoder(CLASSIFIER, 4)(TEXTS)
-    assert found.shape == (len(TEXTS), DIM) and found.dtype == np.float32
-    for text, vector in [*zip(TEXTS, found, strict=True)][2:4]:
+    got = embeddings.encoder(CLASSIFIER, 4)(TEXTS)
+    assert got.shape == (len(TEXTS), DIM) and got.dtype == np.float32
+    for text, vector in [*zip(TEXTS, got, strict=True)][2:4]:
         (ids,) = CLASSIFIER.tokenizer.encode([text])
         rows = CLASSIFIER.tokenizer.rows([(ids,)], len(ids) + 2)  # Without padding.
         assert rows.mask.all()
@@ -60,9 +60,9 @@ def test_features_by_definition(seed: int, count: int):
     expected = [max(cos), sum(three) / len(three)]
     expected += [5**0.5 * abs(a - b) for a, b in zip(h, closest, strict=True)]
     expected += [5 * a * b for a, b in zip(h, closest, strict=True)]
-    found = embeddings.features(h, np.array(premise))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    got = embeddings.features(h, np.array(premise))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_each_sentence_is_read_once():
@@ -74,23 +74,23 @@ def test_each_sentence_is_read_once():
         return np.stack([rng[text] / np.linalg.norm(rng[text]) for text in texts])
 
     premises = ["A. Bbb.", "Bbb. A.", ""]
-    found = embeddings.of_pairs(vectors, premises, ["Bbb.", "c", "c"])
+    got = embeddings.of_pairs(vectors, premises, ["Bbb.", "c", "c"])
     assert sorted(read) == ["", "A.", "Bbb.", "c"]
     expected = embeddings.features(vectors(["c"])[0], vectors(["Bbb.", "A."]))
-    np.testing.assert_allclose(found[1], expected)
+    np.testing.assert_allclose(got[1], expected)
 
 
 def test_how_many_pairs_are_asked_at_once_changes_nothing():
     probability = embeddings.probability(model(), 4)
     pairs = [(a, b) for a in TEXTS for b in TEXTS if b][:9]
-    found = probability(*zip(*pairs, strict=True))
-    assert found.shape == (9,) and found.dtype == np.float64 and np.ptp(found) > 0
+    got = probability(*zip(*pairs, strict=True))
+    assert got.shape == (9,) and got.dtype == np.float64 and np.ptp(got) > 0
     alone = np.concatenate([probability([a], [b]) for a, b in pairs])
-    np.testing.assert_allclose(alone, found, rtol=1e-4)
+    np.testing.assert_allclose(alone, got, rtol=1e-4)
     vectors = embeddings.encoder(CLASSIFIER)
     x = embeddings.of_pairs(vectors, *zip(*pairs, strict=True))
     logits = np.float64(embeddings.head.apply(model().params, x))
-    np.testing.assert_allclose(found, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-logits)), rtol=1e-4)
 
 
 def test_what_is_saved_reads_back_and_is_an_entailment_model(tmp_path: pathlib.Path):
@@ -99,9 +99,9 @@ def test_what_is_saved_reads_back_and_is_an_entailment_model(tmp_path: pathlib.P
     again = embeddings.load(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, again.params, model().params)
     judged = scorers.load(tmp_path / "out", scorers.Config(batch_size=4))
-    found = judged.log_probability(TEXTS[:2], TEXTS[1:3])
+    got = judged.log_probability(TEXTS[:2], TEXTS[1:3])
     expected = embeddings.probability(model())(TEXTS[:2], TEXTS[1:3])
-    np.testing.assert_allclose(found, np.log(expected), rtol=1e-4)
+    np.testing.assert_allclose(got, np.log(expected), rtol=1e-4)
     with pytest.raises(ValueError, match="is not empty"):
         embeddings.save(tmp_path / "out", model())
 

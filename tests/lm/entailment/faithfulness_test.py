@@ -12,7 +12,7 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 
 
 def paper(name: str) -> faithfulness.Paper:
-    """One whose every noun has its name in it."""
+    """Returns a paper whose every noun has its name in it."""
     sections = tuple(
         tuple(
             f"We can train {n} {name}parsers{part}{n} on 1{n} {name}treebanks{part}{n} and see how "
@@ -30,9 +30,9 @@ PAIRS = faithfulness.pairs(PAPERS, 0, max_words=40, per_paper=60)
 
 
 def of_kind(kind: str) -> list[faithfulness.Pair]:
-    found = [pair for pair in PAIRS if pair.kind == kind]
-    assert found, kind
-    return found
+    pairs = [pair for pair in PAIRS if pair.kind == kind]
+    assert pairs, kind
+    return pairs
 
 
 def test_half_are_entailed_and_every_paper_has_as_many():
@@ -125,17 +125,17 @@ def test_too_few_papers_or_an_odd_number_are_refused(papers, per_paper):
 
 
 def test_the_papers_of_aclsum():
-    found = {split: faithfulness.read_papers(split) for split in ("train", "val", "test")}
-    assert {split: len(papers) for split, papers in found.items()} == {
+    papers_of = {split: faithfulness.read_papers(split) for split in ("train", "val", "test")}
+    assert {split: len(papers) for split, papers in papers_of.items()} == {
         "train": 100,
         "val": 50,
         "test": 100,
     }
-    names = [paper.name for papers in found.values() for paper in papers]
+    names = [paper.name for papers in papers_of.values() for paper in papers]
     assert len(set(names)) == 250  # None is on two sides.
-    titles = [paper.sentences[0] for papers in found.values() for paper in papers]
+    titles = [paper.sentences[0] for papers in papers_of.values() for paper in papers]
     assert len(set(titles)) == 250
-    for own in found["test"]:
+    for own in papers_of["test"]:
         assert len(own.summaries) == len(faithfulness.ASPECTS)
         for summary, behind in own.summaries:
             assert summary.strip() and behind and set(behind) <= set(own.sentences)

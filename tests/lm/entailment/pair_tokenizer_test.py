@@ -63,9 +63,9 @@ def test_batches_keep_order_and_have_few_shapes():
 
     lengths = np.random.default_rng(0).integers(0, 60, 50)
     texts = [(list(range(5, 5 + n % 30)), [6] * (n // 2)) for n in lengths]
-    found = pair_tokenizer.in_batches(program, tokenizer, texts, max_length=60, batch_size=8)
+    got = pair_tokenizer.in_batches(program, tokenizer, texts, max_length=60, batch_size=8)
     special = tokenizer.first_id + 2 * tokenizer.end_id
-    assert found.tolist() == [special + sum(map(sum, text)) for text in texts]
+    assert got.tolist() == [special + sum(map(sum, text)) for text in texts]
     assert {shape[0] for shape in shapes} <= {2, 8}
     assert {shape[1] for shape in shapes} <= {32, 48, 60}
 

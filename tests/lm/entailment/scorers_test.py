@@ -31,17 +31,17 @@ TEXTS = ["A cat sat.", "The dog likes the cat, which sat on the mat of the Dogs.
 )
 def test_windows_cover_all_and_overlap(length: int, room: int, overlap: int, data: st.DataObject):
     overlap = min(overlap, room - 1)
-    found = scorers.windows(length, room, overlap)
-    covered = {i for begin, end in found for i in range(begin, end)}
+    spans = scorers.windows(length, room, overlap)
+    covered = {i for begin, end in spans for i in range(begin, end)}
     assert covered == set(range(length))
-    assert all(end - begin == min(room, length) for begin, end in found)
-    assert len(found) == len(set(found))  # None is read twice.
-    for (_, end), (begin, _) in itertools.pairwise(found):
+    assert all(end - begin == min(room, length) for begin, end in spans)
+    assert len(spans) == len(set(spans))  # None is read twice.
+    for (_, end), (begin, _) in itertools.pairwise(spans):
         assert end - begin >= overlap
     # What is no longer than the overlap is whole in some window, wherever it stands.
     if length > overlap > 0:
         at = data.draw(st.integers(0, length - overlap))
-        assert any(begin <= at and at + overlap <= end for begin, end in found)
+        assert any(begin <= at and at + overlap <= end for begin, end in spans)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -97,8 +97,8 @@ def test_least_over_pieces_of_the_most_over_windows_by_single_calls(kind: str):
         expected.append(min(of_pieces))
         several += len(pieces) > 1
     assert several > 4  # There was something to take the most and the least of.
-    found = scorers.cross_encoder(classifier, SHORT)(premises, hypotheses)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    got = scorers.cross_encoder(classifier, SHORT)(premises, hypotheses)
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
 def test_rows_longer_than_the_models_are_refused():
@@ -134,7 +134,7 @@ def test_a_model_without_the_class_is_refused(labels: list[str], tmp_path: pathl
 
 
 def counted(config: scorers.Config, p=lambda premise, text: 0.5):
-    """A model of a made-up P, and what it was asked for."""
+    """Returns a model with made-up P, and the list of pairs that it was called for."""
     asked: list[tuple[str, str]] = []
 
     def probability(premises, hypotheses):
@@ -147,9 +147,9 @@ def counted(config: scorers.Config, p=lambda premise, text: 0.5):
 def test_what_was_scored_is_remembered():
     model, asked = counted(scorers.Config(), lambda a, b: 0.1 if b == "x" else 0.2)
     for _ in range(2):
-        found = model.log_probability(["d", "d", "d", "e"], ["x", "y", "x", "x"])
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, np.log([0.1, 0.2, 0.1, 0.1]), rtol=1e-6)
+        got = model.log_probability(["d", "d", "d", "e"], ["x", "y", "x", "x"])
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, np.log([0.1, 0.2, 0.1, 0.1]), rtol=1e-6)
     assert asked == [("d", "x"), ("d", "y"), ("e", "x")]
     assert model.counts == {"asked": 8, "scored": 3}
     # One joined text, another pair.
@@ -176,8 +176,8 @@ def test_aggregation_over_sentences(aggregation, p: float):
     table = {"One.": 0.8, "Two!": 0.1, "Three": 0.3, "One. Two! Three": 0.9, "Alone": 0.7}
     config = scorers.Config(aggregation=aggregation)
     model, asked = counted(config, lambda premise, text: table[text])
-    found = model.log_probability(["d", "d"], [" One. Two! Three\n", "Alone"])
-    np.testing.assert_allclose(found, np.log([p, 0.7]), rtol=1e-6)
+    got = model.log_probability(["d", "d"], [" One. Two! Three\n", "Alone"])
+    np.testing.assert_allclose(got, np.log([p, 0.7]), rtol=1e-6)
     assert model.counts["asked"] == len(asked) == (2 if aggregation == "whole" else 4)
 
 
@@ -186,10 +186,10 @@ def test_what_has_no_word_is_no_sentence_and_entailed_by_nothing(aggregation):
     config = scorers.Config(aggregation=aggregation)
     p = {"One.": 0.8, "Two.": 0.4, "One. . ... Two.": 0.6}
     model, asked = counted(config, lambda premise, text: p[text])
-    found = model.log_probability(["d"] * 3, ["One. . ... Two.", "...", ". ."])
+    got = model.log_probability(["d"] * 3, ["One. . ... Two.", "...", ". ."])
     expected = {"whole": 0.6, "mean": 0.6, "min": 0.4}[aggregation]
     floor = scorers.floor(config)
-    np.testing.assert_allclose(found, [np.log(expected), floor, floor], rtol=1e-6)
+    np.testing.assert_allclose(got, [np.log(expected), floor, floor], rtol=1e-6)
     assert len(asked) == (1 if aggregation == "whole" else 2)
 
 
@@ -198,11 +198,11 @@ def test_the_logarithm_has_a_floor_which_an_empty_text_has_too(aggregation):
     config = scorers.Config(min_probability=1e-3, aggregation=aggregation)
     values = {"sure": 1.0, "over": 1 + 1e-9, "never": 0.0, "hardly": 1e-5, "so": 2e-3}
     model, asked = counted(config, lambda premise, text: values[text])
-    found = model.log_probability(["d"] * 7, [*values, "", " \n"])
+    got = model.log_probability(["d"] * 7, [*values, "", " \n"])
     floor = math.log(1e-3)
     assert scorers.floor(config) == floor
     expected = [0, 0, floor, floor, math.log(2e-3), floor, floor]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
     assert len(asked) == len(values)
     assert model.log_probability([], []).shape == (0,)
     with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
@@ -212,17 +212,17 @@ def test_the_logarithm_has_a_floor_which_an_empty_text_has_too(aggregation):
 def test_a_text_of_no_token_is_empty_too():
     model = scorers.load(FIXTURES / "bert", SHORT)
     texts = ["\u200b", "cat", "\x07\u00ad"]  # No space for str.strip.
-    found = model.log_probability(["the cat"] * 3, texts)
-    assert found[0] == found[2] == np.float32(scorers.floor(SHORT)) < found[1]
-    assert np.all(model.log_probability(["the cat"], ["\u200b"]) == found[0])
+    got = model.log_probability(["the cat"] * 3, texts)
+    assert got[0] == got[2] == np.float32(scorers.floor(SHORT)) < got[1]
+    assert np.all(model.log_probability(["the cat"], ["\u200b"]) == got[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_published_model_is_read_from_its_folder(kind: str):
     model = scorers.load(FIXTURES / kind, SHORT)
-    found = model.log_probability([DOCUMENT] * 3, TEXTS)
+    got = model.log_probability([DOCUMENT] * 3, TEXTS)
     expected = scorers.cross_encoder(bert_folder.load(FIXTURES / kind), SHORT)
-    np.testing.assert_allclose(found, np.log(expected([DOCUMENT] * 3, TEXTS)), rtol=1e-5)
+    np.testing.assert_allclose(got, np.log(expected([DOCUMENT] * 3, TEXTS)), rtol=1e-5)
 
 
 def test_a_scorer_reads_the_text_of_each_answer():
@@ -235,8 +235,8 @@ def test_a_scorer_reads_the_text_of_each_answer():
     completion = tokens.Completion(
         *map(jnp.asarray, (ids, mask, mask.sum(1), ~mask[:, 0], 0.0 * ids))
     )
-    found = scorer.score(None, completion, ["one", "two"])
-    np.testing.assert_allclose(found, np.log([0.25, 0.25]), rtol=1e-6)
+    got = scorer.score(None, completion, ["one", "two"])
+    np.testing.assert_allclose(got, np.log([0.25, 0.25]), rtol=1e-6)
     assert asked == [("one", "w1 w2"), ("two", "w4 w5 w6")]
 
 

@@ -27,7 +27,7 @@ CONFIG = dataclasses.replace(
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
-    """As transformers would have it: a layer off the pattern, grouped queries."""
+    """Returns a folder as transformers writes it: a layer off the pattern, grouped queries."""
     return unpack("scaled_rope", tmp_path / "model")
 
 
