@@ -15,7 +15,7 @@ NUMBERS = np.random.default_rng(0).normal(size=(6, 512)).astype(np.float32)
 
 @pytest.fixture
 def path(tmp_path: pathlib.Path) -> pathlib.Path:
-    """A file with values of every type, and two tensors."""
+    """Writes a file with values of every type, and two tensors."""
 
     def metadata(writer: gguf.GGUFWriter) -> None:
         writer.add_uint8("a.uint8", 7)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from kullback.lm import tokenizer as tokenizers_
+from kullback.lm import tokenizer
 from kullback.lm.formats import gguf_files, gguf_vocabulary
 from tests import damage, gguf_models
 from tests.lm import tokenizer_test
@@ -61,7 +61,7 @@ def model() -> bytes:
 def test_pieces_with_scores_encode_as_the_model_that_they_come_from(model, tmp_path):
     path = write(tmp_path / "m.gguf", pieces(model))
     (tmp_path / "tokenizer.model").write_bytes(model)
-    ours, theirs = tokenizers_.load(path), tokenizers_.load(tmp_path / "tokenizer.model")
+    ours, theirs = tokenizer.load(path), tokenizer.load(tmp_path / "tokenizer.model")
     assert [ours.encode(text) for text in ODD] == [theirs.encode(text) for text in ODD]
     assert [ours.decode(ours.encode(text)) for text in ODD] == ODD
     assert (ours.fingerprint, ours.pieces) == (theirs.fingerprint, theirs.pieces)
@@ -82,7 +82,7 @@ def test_spaces_that_are_a_piece_of_their_own_are_one(model, tmp_path):
         writer.add_token_types([3] * 6 + kinds[6:] + [4])
         writer.add_add_space_prefix(False)
 
-    ours = tokenizers_.load(write(tmp_path / "m.gguf", add))
+    ours = tokenizer.load(write(tmp_path / "m.gguf", add))
     assert ours.encode("   ") == [ours.vocab_size - 1]
     assert ours.decode(ours.encode("a   b")) == "a   b"
 
@@ -90,15 +90,15 @@ def test_spaces_that_are_a_piece_of_their_own_are_one(model, tmp_path):
 def test_the_end_of_a_turn_named_as_the_end_is_one_beside_the_end_of_a_text(model, tmp_path):
     template = "{{ bos_token }}"
     path = write(tmp_path / "m.gguf", pieces(model, template=template), eos=5)
-    ours = tokenizers_.load(path)
+    ours = tokenizer.load(path)
     assert ours.eos_ids == (1, 5)
-    tokenizers_.save(ours, tmp_path / "saved")
+    tokenizer.save(ours, tmp_path / "saved")
     assert (tmp_path / "saved" / "chat_template.jinja").read_text() == template
-    assert tokenizers_.load(tmp_path / "saved").fingerprint == ours.fingerprint
+    assert tokenizer.load(tmp_path / "saved").fingerprint == ours.fingerprint
 
 
 def test_byte_level_bpe_encodes_as_what_it_comes_from(tmp_path):
-    trained = tokenizers_.train_bpe(tokenizer_test.TEXTS, 330)
+    trained = tokenizer.train_bpe(tokenizer_test.TEXTS, 330)
     whole = json.loads(trained.sources["tokenizer.json"])["model"]
 
     def add(writer: gguf.GGUFWriter) -> None:
@@ -108,7 +108,7 @@ def test_byte_level_bpe_encodes_as_what_it_comes_from(tmp_path):
         writer.add_token_types([3] * 6 + [1] * (len(whole["vocab"]) - 6))
         writer.add_token_merges([" ".join(pair) for pair in whole["merges"]])
 
-    ours = tokenizers_.load(write(tmp_path / "m.gguf", add))
+    ours = tokenizer.load(write(tmp_path / "m.gguf", add))
     assert [ours.encode(text) for text in ODD] == [trained.encode(text) for text in ODD]
     assert ours.fingerprint == trained.fingerprint
 
@@ -116,11 +116,11 @@ def test_byte_level_bpe_encodes_as_what_it_comes_from(tmp_path):
 def test_what_is_no_tokenizer_of_ours_is_refused(model, tmp_path):
     path = tmp_path / "m.gguf"
     with pytest.raises(ValueError, match=r"m.gguf, its .*space before every text"):
-        tokenizers_.load(write(path, pieces(model, prefix=True)))
+        tokenizer.load(write(path, pieces(model, prefix=True)))
     with pytest.raises(ValueError, match=r"m.gguf: .*eos_token_id must be in \[0, "):
-        tokenizers_.load(write(path, pieces(model), eos=10**6))
+        tokenizer.load(write(path, pieces(model), eos=10**6))
     with pytest.raises(ValueError, match=r"m.gguf: tokenizer.ggml.model must be llama .* \"t5\""):
-        tokenizers_.load(write(path, lambda writer: writer.add_tokenizer_model("t5")))
+        tokenizer.load(write(path, lambda writer: writer.add_tokenizer_model("t5")))
 
     def unlike(writer: gguf.GGUFWriter) -> None:
         writer.add_tokenizer_model("llama")
@@ -128,7 +128,7 @@ def test_what_is_no_tokenizer_of_ours_is_refused(model, tmp_path):
         writer.add_token_types([1])
 
     with pytest.raises(ValueError, match=r"m.gguf: .*token_type must be one number for each of 2"):
-        tokenizers_.load(write(path, unlike, bos=0, eos=1, pad=0, unk=0))
+        tokenizer.load(write(path, unlike, bos=0, eos=1, pad=0, unk=0))
 
 
 def test_damaged_pieces_are_a_line(model, tmp_path):
@@ -139,7 +139,7 @@ def test_damaged_pieces_are_a_line(model, tmp_path):
         changed = bytearray(sound)
         changed[at] ^= 1 << int(random.integers(8))
         path.write_bytes(changed)
-        fault = damage.fault_of(lambda: tokenizers_.load(path), path.name)
+        fault = damage.fault_of(lambda: tokenizer.load(path), path.name)
         assert not fault, (at, fault)
 
 
@@ -148,7 +148,7 @@ def test_damaged_pieces_are_a_line(model, tmp_path):
 )
 def test_gemmas_own_file():
     """Ids of llama.cpp (xllamacpp 2026.10) on gemma-3-270m-q4_k_m.gguf."""
-    ours = tokenizers_.load(os.environ[REAL])
+    ours = tokenizer.load(os.environ[REAL])
     assert len(gguf_vocabulary.sources(gguf_files.read(os.environ[REAL]))) == 2
     expected = json.loads(
         (pathlib.Path(__file__).parents[1] / "fixtures" / "gemma3_ids.json").read_text()
