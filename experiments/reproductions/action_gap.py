@@ -17,7 +17,7 @@ from kullback.experiments.reproductions.agent_studies import wider
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is varied, and the sizes."""
+    """Configuration of the study of action gaps: what is varied, and the sizes."""
 
     game: str = "minatar/asterix"
     alphas: tuple[float, ...] = (0.5, 0.9)  # Of the bonus, ascending; 0 is Soft-DQN and is run too.

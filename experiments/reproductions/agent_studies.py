@@ -44,21 +44,21 @@ wider = functools.partial(  # The best action is farther from the others, in tim
 reported = functools.partial(Claim, threshold=None)
 
 
-def judge(
+def judge_claims(
     claims: Sequence[Claim], runs: agent_runs.Runs, learner: str | None, says_so: bool
 ) -> list[reproduce.Check]:
     """Judges claims on every environment, those whose arms ran there; see `make`."""
     checks: list[reproduce.Check] = []
     for game in runs.environments:
         labels = runs.labels(game)
-        found = [c.check(runs, game) for c in claims if {c.better, c.over} <= {*labels}]
+        of_game = [c.check(runs, game) for c in claims if {c.better, c.over} <= {*labels}]
         if learner is not None and not (
             learner in labels and agent_runs.has_learnt(runs, game, learner)
         ):
-            found = [study.unjudged(check) for check in found]
+            of_game = [study.unjudged(check) for check in of_game]
             if says_so and learner in labels:
-                found.append(not_learnt(runs, game, learner))
-        checks += found
+                of_game.append(not_learnt(runs, game, learner))
+        checks += of_game
     return checks
 
 
@@ -87,13 +87,13 @@ def summary(
       arms: in the order of the rows.
       measures: by column, beside the gap of actions.
     """
-    found: reproduce.Rows = []
+    rows: reproduce.Rows = []
     for arm in arms:
         at = arm.label, arm.environment
         end, score = (
             statistics.t_interval(runs.measure(m, *at)) for m in (agent_runs.END, agent_runs.SCORE)
         )
-        found.append(
+        rows.append(
             {
                 "label": arm.label,
                 "environment": arm.environment,
@@ -114,7 +114,7 @@ def summary(
                 },
             }
         )
-    return found
+    return rows
 
 
 def curves(
@@ -233,7 +233,7 @@ def make(
 
     def judged(config: Compared, tables: study.Tables) -> list[reproduce.Check]:
         runs = agent_runs.Runs(tables["curves"])
-        return judge(claims(config, runs), runs, learner, says_so) + checks(config, runs)
+        return judge_claims(claims(config, runs), runs, learner, says_so) + checks(config, runs)
 
     return study.Study(
         arms=arms,

@@ -96,7 +96,7 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
     make, parameter, values = families(config)[family]
     make = functools.partial(make, m=math.inf)
     v = garnets.optimum(processes).v
-    found = run.run(
+    records = run.run(
         make,
         processes,
         config.iterations,
@@ -109,15 +109,15 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
     k = np.arange(1, config.iterations + 1)
     rows: reproduce.Rows = []
     for i, label in enumerate(sizes(config, family)):
-        gap = found["gap"][i]
+        gap = records["gap"][i]
         if family == CPI:
             bound = gap[:, :1] * bounds.cpi_contraction(1.0, values[i], gamma) ** k
         elif family == MIRROR:
             bound = by_iteration(bounds.md_pi_gap, processes, config.iterations, values[i])
         else:  # Of the mean gap of the policies before k, in the state where that is largest.
             bound = by_iteration(bounds.politex_regret, processes, config.iterations, values[i]) / k
-            gap = np.concatenate([gap[:, :1], regret(v, found["v"][i]) / k], 1)
-        fall = float(np.max(-np.diff(found["v"][i], axis=1) / scale[:, None]))
+            gap = np.concatenate([gap[:, :1], regret(v, records["v"][i]) / k], 1)
+        fall = float(np.max(-np.diff(records["v"][i], axis=1) / scale[:, None]))
         rows += study.tagged(
             "curves",
             garnets.curve(label, gap / scale, bound / scale, family=family, largest_fall=fall),
@@ -165,10 +165,10 @@ def variants(config: Config, processes: MDP) -> reproduce.Rows:
         "m = inf": (md_pi(1 / config.eta), {}),
     }
     rows: reproduce.Rows = []
-    for label, (made, more) in compared.items():
-        found = run.run(made, processes, config.iterations, measure=value, context=v, **more)
+    for label, (algorithm, more) in compared.items():
+        result = run.run(algorithm, processes, config.iterations, measure=value, context=v, **more)
         kind = "sampled" if more else "backups"
-        rows += garnets.curve(label, found.records["gap"] / scale, kind=kind)
+        rows += garnets.curve(label, result.records["gap"] / scale, kind=kind)
     return study.tagged("variants", rows)
 
 
@@ -199,12 +199,12 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
         def points(method: convex.Method, size: Any, oracle: Any = natural) -> Any:
             return jnp.exp(convex.minimize(method, oracle, start, size, iterations).log_x)
 
-        def policies(made: scheme.Scheme) -> Any:
+        def policies(algorithm: scheme.Scheme) -> Any:
             def body(state: Any, _: None) -> tuple[Any, Any]:
-                state = made.step(mdp, state, jnp.zeros_like(mdp.reward))
+                state = algorithm.step(mdp, state, jnp.zeros_like(mdp.reward))
                 return state, state
 
-            first = made.init(mdp)
+            first = algorithm.init(mdp)
             _, states = jax.lax.scan(body, first, None, length=iterations)
             stacked = jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, states)
             return jnp.exp(stacked.log_policy), stacked.q
@@ -238,9 +238,11 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
         }
 
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, one))(processes))
-    tie = found.pop("distance of the best two actions")
-    ways = {CPI: found.pop("way of CPI"), MIRROR: found.pop("way of mirror descent")}
+        distances = jax.tree.map(
+            np.asarray, jax.jit(functools.partial(jax.lax.map, one))(processes)
+        )
+    tie = distances.pop("distance of the best two actions")
+    ways = {CPI: distances.pop("way of CPI"), MIRROR: distances.pop("way of mirror descent")}
     return study.tagged(
         "twins",
         [
@@ -252,7 +254,7 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
                 # Where all actions are alike policies stay uniform, and cannot differ.
                 "is_still": bool(ways[CPI if pair.startswith(CPI) else MIRROR][i] < TIE),
             }
-            for pair, values in found.items()
+            for pair, values in distances.items()
             for i, x in enumerate(values)
         ],
     )

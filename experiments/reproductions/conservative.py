@@ -57,7 +57,7 @@ def adaptive_rates(config: Config) -> dict[str, Any]:
 def sampled(config: Config, processes: MDP) -> reproduce.Rows:
     """Returns curves of constant rates, and how good and how steady each process's policies are."""
     q = garnets.optimum(processes).q
-    found = run.run(
+    gaps = run.run(
         lambda rate: conservative.cpi(rate, m=1),
         processes,
         config.iterations,
@@ -67,7 +67,7 @@ def sampled(config: Config, processes: MDP) -> reproduce.Rows:
         context=q,
     ).records / garnets.of_mean(q)
     rows: reproduce.Rows = []
-    for rate, gap in zip(config.rates, found, strict=True):
+    for rate, gap in zip(config.rates, gaps, strict=True):
         late = gap[:, config.iterations // 2 :]
         rows += study.tagged("sampled", garnets.curve(named(rate), gap))
         steady = {"spread": late.std(1).tolist(), "mean": gap.mean(1).tolist()}
@@ -107,14 +107,16 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
         return progress(mdp, record, {"v": context, "rate": rate})
 
     scheme = conservative.cpi(rate, m=math.inf)
-    found = run.run(scheme, processes, config.exact_iterations, measure=measure, context=v).records
+    records = run.run(
+        scheme, processes, config.exact_iterations, measure=measure, context=v
+    ).records
     scale = garnets.of_largest(processes, v)[:, None]
     gamma = np.asarray(processes.discount)[:, None]
-    now = {name: x[:, :-1] for name, x in found.items()}
+    now = {name: x[:, :-1] for name, x in records.items()}
     # Of the positive part, that is the contraction; what it gives from the start on is the bound.
     factors = 1 - now["rate"] * (1 - gamma)
-    bound = found["gap"][:, :1] * np.cumprod(factors, 1)
-    gain = np.diff(found["value"], axis=1)
+    bound = records["gap"][:, :1] * np.cumprod(factors, 1)
+    gain = np.diff(records["value"], axis=1)
     promised = {
         "mixture": bounds.cpi_gain(now["rate"], now["mean"], now["largest"], gamma),
         "safe": bounds.safe_gain(now["rate"], now["mean"], now["distance"], now["span"], gamma),
@@ -125,7 +127,7 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
         promised["optimal"] = bounds.cpi_optimal_gain(now["mean"], r_max, gamma)
     # How far a gain is below what was promised, in units of the largest value; rounding remains.
     broken = garnets.largest([0.0, *(np.max((low - gain) / scale) for low in promised.values())])
-    curve = garnets.curve(label, found["gap"] / scale, bound / scale)
+    curve = garnets.curve(label, records["gap"] / scale, bound / scale)
     used = promised["optimal" if is_optimal else "safe"]
     gains = {"gain": gain / scale, "promised": used / scale, "rate": now["rate"]}
     return [

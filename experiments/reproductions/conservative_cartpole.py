@@ -20,7 +20,7 @@ GAME = "gym/CartPole-v1"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is varied, and the sizes."""
+    """Configuration of the study on CartPole: what is varied, and the sizes."""
 
     rates: tuple[float, ...] = (1.0, 0.5, 0.1, 0.05, 0.01)  # Descending, 1 among them.
     adaptive: bool = True  # A run whose rate follows the advantage of the greedy policy.

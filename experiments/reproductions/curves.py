@@ -112,10 +112,10 @@ def best_of(proxy: Column, gold: Column, counts: Sequence[int]) -> np.ndarray:
     return np.array(means)
 
 
-def win_rate(own: Column, other: Column) -> float:
+def win_rate(one: Column, other: Column) -> float:
     """Returns the share of pairs in which the one is worth more; ties are half a win. [n] both."""
-    own, other = _points(own, other)
-    return float(np.mean((np.sign(own - other) + 1) / 2))
+    one, other = _points(one, other)
+    return float(np.mean((np.sign(one - other) + 1) / 2))
 
 
 def _points(first: Column, second: Column) -> tuple[np.ndarray, np.ndarray]:

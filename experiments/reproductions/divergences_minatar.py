@@ -21,7 +21,7 @@ PAPERS = "kl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is varied, and the sizes."""
+    """Configuration of M-DQN with other divergences: what is varied, and the sizes."""
 
     games: tuple[str, ...] = ("minatar/breakout", "minatar/asterix")
     regularizers: tuple[str, ...] = ("alpha-1.5", "alpha-2")  # Beside KL; the sparse ones.

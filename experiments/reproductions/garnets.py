@@ -1,4 +1,4 @@
-"""What studies of theory share: processes, rows of curves with their bounds, lines and panels.
+"""Processes of studies of theory, rows of their curves with bounds, lines and panels.
 
 The processes are Garnets by the hundred, or a user's own. A curve is [M, K + 1]: M processes, K
 iterations. Every plot draws it as the papers do, by its mean, with the interval of that mean; or,
@@ -21,27 +21,26 @@ import scipy.stats
 from kullback.core import types
 from kullback.experiments import reproduce, statistics
 from kullback.experiments.reproductions import study
-from kullback.theory import convex, run, solve
-from kullback.theory import garnet as generator
-from kullback.theory import mdp as mdps
+from kullback.theory import convex, garnet, mdp, run, solve
 from kullback.theory.mdp import MDP
 
 ROUNDING = 1e-11  # Of values, relative to the largest: what float64 is off by after long sums.
 NUM_KEPT = 150  # Iterations of a curve that are kept, evenly spaced in their logarithm.
 MEAN = "mean, 95% interval"  # What lines and bands are, in the titles of plots.
 MEDIAN = "median, quartiles"
+GarnetConfig = garnet.Config  # Within `Config`, `garnet` is a field.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Which processes."""
+    """Configuration of the processes: how they are drawn, or where they are read."""
 
     # Path of an .npz file as `theory.mdp.save` writes it, in place of the Garnets: none of the
     # fields below goes with it.
     mdp: str = ""
     num_garnets: int = 100
     garnet_seed: int = 0
-    garnet: generator.Config = dataclasses.field(default_factory=generator.Config)
+    garnet: GarnetConfig = dataclasses.field(default_factory=GarnetConfig)
 
     def __post_init__(self) -> None:
         if self.num_garnets < 1:
@@ -56,7 +55,7 @@ class Config:
                 "their place; set one or the other"
             )
         # Now, so that a file that is refused leaves nothing behind.
-        if np.any(np.all(np.asarray(mdps.load(self.mdp).reward) == 0, (-2, -1))):
+        if np.any(np.all(np.asarray(mdp.load(self.mdp).reward) == 0, (-2, -1))):
             raise ValueError(
                 f"{self.mdp} has a process all of whose rewards are 0: so are its values, and "
                 "nothing can be relative to them"
@@ -72,9 +71,9 @@ def make(config: Config) -> MDP:
 def _make(config: Config, digest: str) -> MDP:
     del digest  # A file that has changed holds other processes.
     if config.mdp:
-        own = mdps.load(config.mdp)
-        return own if own.batch_shape else mdps.stack([own])
-    return generator.make(
+        processes = mdp.load(config.mdp)
+        return processes if processes.batch_shape else mdp.stack([processes])
+    return garnet.make(
         jax.random.split(jax.random.key(config.garnet_seed), config.num_garnets), config.garnet
     )
 
@@ -218,23 +217,27 @@ def curve(
     """
     values = np.asarray(values)
     num_processes, length = values.shape
-    found: dict[str, np.ndarray] = {"mean": values.mean(0)}
+    by_column: dict[str, np.ndarray] = {"mean": values.mean(0)}
     if num_processes > 1:
         half = scipy.stats.t.ppf(0.975, num_processes - 1) * scipy.stats.sem(values, axis=0)
-        found |= {"mean_low": found["mean"] - half, "mean_high": found["mean"] + half}
+        by_column |= {"mean_low": by_column["mean"] - half, "mean_high": by_column["mean"] + half}
     quartiles = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
-    found |= dict(zip(("quartile_low", "median", "quartile_high"), quartiles, strict=True))
+    by_column |= dict(zip(("quartile_low", "median", "quartile_high"), quartiles, strict=True))
     if bound is not None:
         bound = np.asarray(bound)
         known = bound.shape[1]  # Of iteration 0 theorems say nothing.
         shares = np.zeros(values.shape)
         shares[:, length - known :] = share(values[:, length - known :], bound)
         bound = np.concatenate([np.full((num_processes, length - known), np.nan), bound], 1)
-        found |= {"bound": bound.mean(0), "bound_median": np.median(bound, 0)}
-        found["largest_share"] = np.maximum.accumulate(shares.max(0))
+        by_column |= {"bound": bound.mean(0), "bound_median": np.median(bound, 0)}
+        by_column["largest_share"] = np.maximum.accumulate(shares.max(0))
     head = {"scheme": scheme, **columns, "processes": num_processes}
     return [
-        {**head, "iteration": int(k) + first, **{name: float(x[k]) for name, x in found.items()}}
+        {
+            **head,
+            "iteration": int(k) + first,
+            **{name: float(x[k]) for name, x in by_column.items()},
+        }
         for k in kept(length - 1)
     ]
 
@@ -248,8 +251,8 @@ def share(
     """
     excess = np.maximum(np.asarray(values) - ROUNDING * np.asarray(scale), 0)
     bound = np.asarray(bound)
-    found = np.divide(excess, bound, out=np.where(excess > 0, np.inf, 0.0), where=bound > 0)
-    return np.where(np.isfinite(excess) & np.isfinite(bound), found, np.nan)
+    shares = np.divide(excess, bound, out=np.where(excess > 0, np.inf, 0.0), where=bound > 0)
+    return np.where(np.isfinite(excess) & np.isfinite(bound), shares, np.nan)
 
 
 def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
@@ -332,8 +335,8 @@ def _size(config: Config) -> tuple[int, int]:
     """Returns the numbers of processes and of states."""
     if not config.mdp:
         return config.num_garnets, config.garnet.num_states
-    own = make(config)
-    return own.batch_shape[0], own.num_states
+    processes = make(config)
+    return processes.batch_shape[0], processes.num_states
 
 
 def seconds(config: Config, iterations: int, schemes: int) -> float:

@@ -60,7 +60,7 @@ class Config:
 
 def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
     """Returns `with_policy`, and how far a step of MD-VI leads from one of DA-VI."""
-    found = garnets.measure(mdp, record, context)
+    measures = garnets.measure(mdp, record, context)
     state, zeros = record.state, jnp.zeros_like(record.state.q)
     temperatures = context["lambda_"], context["tau"]
     averaged = mirror.da_vi(*temperatures).step(mdp, state, zeros)
@@ -68,13 +68,13 @@ def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, 
         mdp, State(state.q, convex.Point(state.log_policy, state.steps)), zeros
     )
     off = garnets.most(abs(averaged.q - mirrored.q))
-    return {**found, "log_policy": state.log_policy, "twin_off": off}
+    return {**measures, "log_policy": state.log_policy, "twin_off": off}
 
 
 def with_policy(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
     """Returns `garnets.measure` and the policy."""
-    found = garnets.measure(mdp, record, context)
-    return {**found, "log_policy": record.state.log_policy, "twin_off": jnp.zeros(())}
+    measures = garnets.measure(mdp, record, context)
+    return {**measures, "log_policy": record.state.log_policy, "twin_off": jnp.zeros(())}
 
 
 def simulate(
@@ -99,54 +99,54 @@ def simulate(
     if lambda_ is None:
         return simulated(iteration.value_iteration(), with_policy)
     given = {"lambda_": np.array([lambda_]), "tau": np.array([tau])}  # Compiled once for all.
-    found = simulated(mirror.da_vi, measure, parameters=given)
-    return {name: x[0] for name, x in found.items()}
+    records = simulated(mirror.da_vi, measure, parameters=given)
+    return {name: x[0] for name, x in records.items()}
 
 
 def averaged(config: Config, processes: MDP, lambda_: float | None) -> reproduce.Rows:
     """Returns rows of DA-VI(lambda, 0) with theorem 1, or of AVI with its bound."""
     best = garnets.measured_by(processes)
-    found = simulate(config, processes, lambda_, 0.0, best.q)
+    records = simulate(config, processes, lambda_, 0.0, best.q)
     if lambda_ is None:
-        norms = np.max(np.abs(found["error"][:, 1:]), (-2, -1))
+        norms = np.max(np.abs(records["error"][:, 1:]), (-2, -1))
         bound = garnets.each(bounds.mpi_gap, norms, best.largest[:, 0], processes.discount)
-        share = float(garnets.share(found["largest_gap"][:, 1:], bound, best.largest).max())
+        share = float(garnets.share(records["largest_gap"][:, 1:], bound, best.largest).max())
     else:
-        bound, shares = theorem_1(processes, best, found, lambda_)
+        bound, shares = theorem_1(processes, best, records, lambda_)
         share = float(shares.max())
     label = AVI if lambda_ is None else f"lambda = {lambda_:g}"
-    return rows_of("lambda", label, best, found, bound, share, share)
+    return rows_of("lambda", label, best, records, bound, share, share)
 
 
 def regularized(config: Config, processes: MDP, beta: float) -> reproduce.Rows:
     """Returns rows of DA-VI(lambda, tau) with theorem 2; what is drawn is its corollary."""
     lambda_, tau = beta / (1 - beta) * config.tau, config.tau
     best = garnets.measured_by(processes, tau)
-    found = simulate(config, processes, lambda_, tau, best.q)
+    records = simulate(config, processes, lambda_, tau, best.q)
 
     def promised(errors: types.Array, r_max: float, gamma: float) -> types.Array:
         norms = jnp.max(abs(bounds.moving_average(errors, beta)), (-2, -1))
         actions = processes.num_actions
         return bounds.entropy_gap_norm(norms, actions, r_max, gamma, lambda_, tau)
 
-    bound = garnets.each(promised, found["error"][:, 1:], best.r_max, processes.discount)
-    by_norm = garnets.share(found["largest_gap"][:, 1:], bound, best.largest)
-    by_component = theorem_2(processes, best, found, lambda_, config)
+    bound = garnets.each(promised, records["error"][:, 1:], best.r_max, processes.discount)
+    by_norm = garnets.share(records["largest_gap"][:, 1:], bound, best.largest)
+    by_component = theorem_2(processes, best, records, lambda_, config)
     label = f"beta = {beta:g}"
-    return rows_of("beta", label, best, found, bound, float(by_norm.max()), by_component)
+    return rows_of("beta", label, best, records, bound, float(by_norm.max()), by_component)
 
 
 def rows_of(
     panel: str,
     label: str,
     best: garnets.Optimum,
-    found: dict[str, np.ndarray],
+    records: dict[str, np.ndarray],
     bound: np.ndarray,
     share: float,
     share_by_component: float,
 ) -> reproduce.Rows:
     """Returns the curve of a scheme, and of every process how it begins and ends."""
-    gap = found["gap"] / best.mean
+    gap = records["gap"] / best.mean
     last = garnets.ends(
         label,
         gap[:, -max(1, gap.shape[1] // 10) :].mean(1),
@@ -154,31 +154,31 @@ def rows_of(
         panel=panel,
         largest_share=share,
         largest_share_by_component=share_by_component,
-        twin_off=float(found["twin_off"].max()),
+        twin_off=float(records["twin_off"].max()),
     )
     curve = garnets.curve(label, gap, bound / best.mean, panel=panel)
     return study.tagged("curves", curve) + study.tagged("ends", last)
 
 
 def theorem_1(
-    processes: MDP, optimum: garnets.Optimum, found: dict[str, np.ndarray], lambda_: float
+    processes: MDP, optimum: garnets.Optimum, records: dict[str, np.ndarray], lambda_: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the bound's mean over components, and the largest share a gap has of it; [M, K]."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _shares_1(_given(processes, optimum, found), lambda_))
+        return jax.tree.map(np.asarray, _shares_1(_given(processes, optimum, records), lambda_))
 
 
 def theorem_2(
     processes: MDP,
     optimum: garnets.Optimum,
-    found: dict[str, np.ndarray],
+    records: dict[str, np.ndarray],
     lambda_: float,
     config: Config,
 ) -> float:
     """Returns the largest share that any component of a gap has of its bound."""
     few = slice(config.component_processes)
-    processes, optimum, found = jax.tree.map(lambda x: x[few], (processes, optimum, found))
-    given = _given(processes, optimum, found, config.component_iterations)
+    processes, optimum, records = jax.tree.map(lambda x: x[few], (processes, optimum, records))
+    given = _given(processes, optimum, records, config.component_iterations)
     with jax.enable_x64(True):
         return float(np.max(_shares_2(given, lambda_, config.tau)))
 
@@ -186,12 +186,12 @@ def theorem_2(
 def _given(
     processes: MDP,
     optimum: garnets.Optimum,
-    found: dict[str, np.ndarray],
+    records: dict[str, np.ndarray],
     num_iterations: int | None = None,
 ) -> tuple[Any, ...]:
     """Returns processes, their optimal policies, policies, errors and gaps, for the theorems."""
     names = ("log_policy", "error", "gaps")
-    later = (found[name][:, 1:][:, :num_iterations] for name in names)
+    later = (records[name][:, 1:][:, :num_iterations] for name in names)
     return processes, optimum.log_policy, *later
 
 
@@ -221,7 +221,7 @@ def rates(config: Config, processes: MDP) -> reproduce.Rows:
     r_max, gamma = float(np.max(np.abs(processes.reward[0]))), float(processes.discount[0])
     rows: reproduce.Rows = []
     for beta in config.betas:
-        found = bounds.entropy_start(
+        g2 = bounds.entropy_start(
             config.iterations,
             processes.num_actions,
             r_max,
@@ -230,7 +230,7 @@ def rates(config: Config, processes: MDP) -> reproduce.Rows:
             config.tau,
         )
         rows += [
-            {"beta": beta, "iteration": int(k), "g2": float(found[k])}
+            {"beta": beta, "iteration": int(k), "g2": float(g2[k])}
             for k in garnets.kept(config.iterations - 1)
         ]
     return rows

@@ -14,7 +14,7 @@ from kullback.experiments.reproductions.agent_studies import above, reported
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is varied, and the sizes."""
+    """Configuration of Momentum-DQN on MinAtar: what is varied, and the sizes."""
 
     games: tuple[str, ...] = ("minatar/breakout", "minatar/asterix")
     fixed: tuple[float, ...] = (0.9,)  # Weights b, each a run; beside the one that rises.

@@ -68,7 +68,7 @@ def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> repro
     rows: reproduce.Rows = []
     for kind in ("exact", "sampled"):
         noise = garnets.sampling(config) if kind == "sampled" else {}
-        found = run.run(
+        records = run.run(
             scheme,
             processes,
             config.iterations,
@@ -77,7 +77,7 @@ def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> repro
             clip=label == MIRROR,  # Its theorem asks for it.
             **noise,
         ).records
-        gap, errors = found["gap"] / best.mean, found["error"][:, 1:]
+        gap, errors = records["gap"] / best.mean, records["error"][:, 1:]
         norms = np.max(np.abs(errors), (-2, -1))  # [M, K]
         counts = np.arange(1, config.iterations + 1)
         average_norms = np.max(np.abs(np.cumsum(errors, 1)), (-2, -1)) / counts
@@ -89,7 +89,7 @@ def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> repro
             "discounted_norm": discounted[:, -1].tolist(),
         }
         if bound is not None:
-            shares = garnets.share(found["largest_gap"][:, 1:], bound, best.largest)
+            shares = garnets.share(records["largest_gap"][:, 1:], bound, best.largest)
             last["largest_share"] = float(shares.max())
             bound = bound / best.mean
         last["slope"] = _slope(gap.mean(0)) if kind == "sampled" else 0.0
@@ -131,11 +131,11 @@ def promised(
 
 def _discounted(norms: np.ndarray, discount: np.ndarray) -> np.ndarray:
     """Returns (1 - gamma) sum_{j <= k} gamma^{k-j} ||eps_j||, [M, K]: AVI's bound is made of it."""
-    total, found = np.zeros(len(norms)), []
+    total, sums = np.zeros(len(norms)), []
     for norm in norms.T:
         total = discount * total + (1 - discount) * norm
-        found.append(total)
-    return np.stack(found, 1)
+        sums.append(total)
+    return np.stack(sums, 1)
 
 
 def _slope(values: np.ndarray) -> float:

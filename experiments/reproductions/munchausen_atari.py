@@ -25,7 +25,7 @@ STEPS, SEEDS = 50_000_000, 3  # 200 million frames, as published.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is compared, and the sizes."""
+    """Configuration of the benchmark on Atari: what is compared, and the sizes."""
 
     full: bool = False  # The published protocol; --full.
     agents: tuple[str, ...] = ("dqn", "m-dqn")

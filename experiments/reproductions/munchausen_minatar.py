@@ -22,7 +22,7 @@ GAMES = tuple(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is compared, and the sizes."""
+    """Configuration of the ablation on MinAtar: what is compared, and the sizes."""
 
     full: bool = False  # All five games and Rainbow too; --full.
     games: tuple[str, ...] = ("minatar/breakout", "minatar/asterix")

@@ -74,7 +74,7 @@ def sampled(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
     size = len(best.q)
     context = garnets.context(best.q, entropy)
     context |= {"alpha": np.full(size, alpha), "temperature": np.full(size, config.tau)}
-    found = run.run(
+    records = run.run(
         munchausen.munchausen_vi,
         processes,
         config.iterations,
@@ -83,25 +83,25 @@ def sampled(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
         measure=measure,
         context=context,
     ).records
-    found = {name: x[0] for name, x in found.items()}
+    records = {name: x[0] for name, x in records.items()}
     twin = run.run(
         mirror.md_vi,
         processes,
         config.iterations,
         parameters={"lambda_": np.array([alpha * config.tau]), "tau": np.array([entropy])},
-        errors=found["error"][:, 1:],
+        errors=records["error"][:, 1:],
         measure=values,
     ).records[0]
-    off = np.max(np.abs(twin - found["mirrored"]), (-2, -1))
+    off = np.max(np.abs(twin - records["mirrored"]), (-2, -1))
 
     def promised(errors: types.Array, r_max: float, gamma: float) -> types.Array:
         norms = jnp.max(abs(bounds.moving_average(errors, alpha)), (-2, -1))
         temperatures = alpha * config.tau, entropy
         return bounds.entropy_gap_norm(norms, processes.num_actions, r_max, gamma, *temperatures)
 
-    bound = garnets.each(promised, found["error"][:, 1:], best.r_max, processes.discount)
-    share = garnets.share(found["largest_gap"][:, 1:], bound, best.largest)
-    label, gap = named(alpha), found["gap"] / best.mean
+    bound = garnets.each(promised, records["error"][:, 1:], best.r_max, processes.discount)
+    share = garnets.share(records["largest_gap"][:, 1:], bound, best.largest)
+    label, gap = named(alpha), records["gap"] / best.mean
     end = garnets.ends(
         label,
         gap[:, -(config.iterations // 10) :].mean(1),
@@ -128,7 +128,7 @@ def exact(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
     """Returns the ratio of the gaps without errors, by iteration and at the end."""
     best = garnets.measured_by(processes, (1 - alpha) * config.tau)
     limit = munchausen.action_gap_ratio(alpha)
-    found = run.run(
+    records = run.run(
         munchausen.munchausen_vi,
         processes,
         config.exact_iterations,
@@ -139,7 +139,7 @@ def exact(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
             "limit": np.full(len(best.q), limit),
         },
     ).records
-    ratio = found["ratio"][0]
+    ratio = records["ratio"][0]
     last = garnets.ends(
         named(alpha),
         ratio[:, -1],
@@ -147,7 +147,7 @@ def exact(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
         derived=limit,
         printed=printed_ratio(alpha),
         # In every state and for every action, in units of the largest value.
-        off_by_action=(found["off"][0, :, -1] / best.largest[:, 0]).tolist(),
+        off_by_action=(records["off"][0, :, -1] / best.largest[:, 0]).tolist(),
     )
     return study.tagged("ratios", garnets.curve(named(alpha), ratio)) + study.tagged("limits", last)
 

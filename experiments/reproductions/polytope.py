@@ -9,8 +9,7 @@ import numpy as np
 
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import garnets, study
-from kullback.theory import mdp as mdps
-from kullback.theory import run, solve
+from kullback.theory import mdp, run, solve
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme
 
@@ -18,18 +17,18 @@ from kullback.theory.scheme import Scheme
 def two_states() -> MDP:
     """Returns two states with two actions each, whose values make a polytope that one can draw."""
     probabilities = np.array([[[0.12, 0.88], [0.63, 0.37]], [[0.0, 1.0], [0.0, 1.0]]])
-    return mdps.make(probabilities, np.array([[-0.1, 0.5], [0.1, 0.0]]), 0.8)
+    return mdp.make(probabilities, np.array([[-0.1, 0.5], [0.1, 0.0]]), 0.8)
 
 
 def rows(schemes: dict[str, Scheme], iterations: int) -> reproduce.Rows:
     """Returns values of both states, of the edges of the polytope and of iterates of schemes."""
-    mdp = two_states()
-    found: reproduce.Rows = []
+    process = two_states()
+    points: reproduce.Rows = []
 
     def add(what: str, log_policies: np.ndarray) -> None:
         for k, log_policy in enumerate(log_policies):
-            v, _ = solve.policy_values(mdp, log_policy)
-            found.append({"what": what, "iteration": k, "v1": float(v[0]), "v2": float(v[1])})
+            v, _ = solve.policy_values(process, log_policy)
+            points.append({"what": what, "iteration": k, "v1": float(v[0]), "v2": float(v[1])})
 
     line = np.linspace(0, 1, 21)
     for state in (0, 1):
@@ -40,8 +39,8 @@ def rows(schemes: dict[str, Scheme], iterations: int) -> reproduce.Rows:
                 edge = np.log(np.stack([first, 1 - first], -1))
             add(f"edge {state} {action}", edge)
     for label, scheme in schemes.items():
-        add(label, run.run(scheme, mdp, iterations).records.state.log_policy)
-    return found
+        add(label, run.run(scheme, process, iterations).records.state.log_policy)
+    return points
 
 
 def panel(rows: reproduce.Rows) -> study.Panel:

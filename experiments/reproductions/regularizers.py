@@ -80,15 +80,15 @@ def regularised(config: Config, processes: MDP, name: str) -> reproduce.Rows:
         kinds = {backups(m): errors} | ({"exact": np.zeros(shape)} if m == 1 else {})
         scheme = iteration.modified_policy_iteration(m, config.tau, divergence)
         for kind, given in kinds.items():
-            found = run.run(
+            records = run.run(
                 scheme, processes, config.iterations, errors=given, measure=judged, context=q
             ).records
             if kind == "exact":
                 powers = gamma[:, None] ** np.arange(config.iterations + 1)
-                values, bound = found["value"], found["value"][:, :1] * powers
+                values, bound = records["value"], records["value"][:, :1] * powers
             else:
-                values = found["gap"]
-                norms, start = found["norm"][:, 1:], found["value"][:, 0]
+                values = records["gap"]
+                norms, start = records["norm"][:, 1:], records["value"][:, 0]
                 bound = garnets.each(bounds.mpi_gap, norms, start, gamma)
             rows += garnets.curve(name, values / size, bound / size, kind=kind)
     return study.tagged("curves", rows) + study.tagged("losses", losses(config, processes, name))
@@ -109,8 +109,10 @@ def largest_entropy(name: str, num_actions: int) -> float:
     """Returns H_f of the uniform policy, the range of H_f: D_f(e, 1) - D_f(u, 1)."""
     u = np.full((1, num_actions), -math.log(num_actions))
     with jax.enable_x64(True):
-        found = -convex.penalty(jnp.asarray(u), jnp.asarray(u), 0.0, 1.0, regularizers.named(name))
-        return float(found[0])
+        entropy = -convex.penalty(
+            jnp.asarray(u), jnp.asarray(u), 0.0, 1.0, regularizers.named(name)
+        )
+        return float(entropy[0])
 
 
 def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
@@ -121,8 +123,8 @@ def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
     gamma = np.asarray(processes.discount)
     rows: reproduce.Rows = []
     for tau in config.taus:
-        found = optimum(processes, tau, divergence)
-        lost = np.max(v - solve.policy_values(processes, found.log_policy)[0], -1)
+        solution = optimum(processes, tau, divergence)
+        lost = np.max(v - solve.policy_values(processes, solution.log_policy)[0], -1)
         bound = tau * largest_entropy(name, processes.num_actions) / (1 - gamma)
         rows += garnets.ends(
             name,
@@ -130,7 +132,7 @@ def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
             tau=tau,
             bound=(bound / scale).tolist(),
             share=garnets.share(lost, bound, scale).tolist(),
-            actions=np.mean(np.sum(np.exp(found.log_policy) > 0, -1), -1).tolist(),
+            actions=np.mean(np.sum(np.exp(solution.log_policy) > 0, -1), -1).tolist(),
         )
     return rows
 
@@ -144,10 +146,10 @@ def two_actions(config: Config) -> reproduce.Rows:
         with jax.enable_x64(True):
             divergence = regularizers.named(name)
             log_policy, value = regularizers.greedy(q, np.zeros_like(q), 0.0, 1.0, divergence)
-            found = np.exp(np.asarray(log_policy))[:, 0], np.asarray(value)
+            probabilities = np.exp(np.asarray(log_policy))[:, 0]
         rows += [
             {"scheme": name, "gap": float(x), "probability": float(p), "value": float(v)}
-            for x, p, v in zip(gaps, *found, strict=True)
+            for x, p, v in zip(gaps, probabilities, np.asarray(value), strict=True)
         ]
     return rows
 

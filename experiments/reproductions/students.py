@@ -59,12 +59,12 @@ def texts(name: str, sizes: setups.Sizes, good: float = 1.0) -> Problem:
     @functools.cache
     def start(seed: int, work: reproduce.Work) -> types.Params:
         [of_teacher] = work.kept(part)
-        own, key = setup().evaluator(setup().student, "kl"), jax.random.key(seed)
+        evaluator, key = setup().evaluator(setup().student, "kl"), jax.random.key(seed)
 
         def is_good(params: types.Params) -> bool:
             if "score_greedy" not in of_teacher:
                 return False  # It has all of its steps.
-            scores = own.scores({"params": params}, sizes.evaluation, key)
+            scores = evaluator.scores({"params": params}, sizes.evaluation, key)
             return bool(scores.mean() >= good * of_teacher["score_greedy"])
 
         steps = sizes.student_steps
@@ -74,10 +74,12 @@ def texts(name: str, sizes: setups.Sizes, good: float = 1.0) -> Problem:
         params: types.Params, seed: int, divergence: str, work: reproduce.Work
     ) -> dict[str, float]:
         [of_teacher] = work.kept(part)
-        own = quality(setup(), setup().student, params, seed, f_of(divergence))
+        of_student = quality(setup(), setup().student, params, seed, f_of(divergence))
         if (taught := of_teacher.get("score_greedy")) is not None:
-            own["share_of_teachers_score"] = own["score_greedy"] / taught if taught else np.nan
-        return own | {f"{column}_of_teacher": value for column, value in of_teacher.items()}
+            of_student["share_of_teachers_score"] = (
+                of_student["score_greedy"] / taught if taught else np.nan
+            )
+        return of_student | {f"{column}_of_teacher": value for column, value in of_teacher.items()}
 
     arm = study.Arm(part, sizes.teacher_steps, measure_teacher, table=None)
     return Problem(sizes, lambda seed: setup(), teacher, start, beside_teacher, [arm])
@@ -219,10 +221,10 @@ def measured(
     divergence: str,
 ) -> dict[str, float]:
     """Returns what `measure`, of `distance`, says after the teacher's prefixes and its own."""
-    theirs = prefixes(setup, setup.teacher, teacher, seed)
-    own = prefixes(setup, setup.student, student, seed, f_of(divergence))
-    after_teacher, _ = measure(student, teacher, theirs)
-    after_student, entropy = measure(student, teacher, own)
+    of_teacher = prefixes(setup, setup.teacher, teacher, seed)
+    of_student = prefixes(setup, setup.student, student, seed, f_of(divergence))
+    after_teacher, _ = measure(student, teacher, of_teacher)
+    after_student, entropy = measure(student, teacher, of_student)
     return {
         "after_teachers_prefixes": float(after_teacher),
         "after_own_prefixes": float(after_student),

@@ -149,8 +149,8 @@ def problem(sizes: Sizes) -> students.Problem:
         params: types.Params, seed: int, divergence: str, work: reproduce.Work
     ) -> dict[str, float]:
         del work  # Nothing is compared with the teacher's.
-        f, own = students.f_of(divergence), setup(seed)
-        rows = students.prefixes(own, own.student, params, seed, f)
+        f, of_seed = students.f_of(divergence), setup(seed)
+        rows = students.prefixes(of_seed, of_seed.student, params, seed, f)
         return {"near_the_line": near(rows.tokens, sizes.vocab_size)}
 
     return students.Problem(sizes, setup, lambda work: {}, start, quality)

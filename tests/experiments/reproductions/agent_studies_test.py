@@ -100,12 +100,12 @@ def test_final_is_the_last_known_where_nothing_ended_in_the_tail():
     values = np.full((2, 20), np.nan)
     values[0, 5] = 3.0
     runs = agent_runs.Runs(rows_of(values))
-    found = runs.measure(agent_runs.END, "a", "minatar/breakout")
-    np.testing.assert_array_equal(found, [3.0, np.nan])
+    returns = runs.measure(agent_runs.END, "a", "minatar/breakout")
+    np.testing.assert_array_equal(returns, [3.0, np.nan])
 
 
 def test_a_claim_of_arms_that_did_not_run_is_none():
     runs = agent_runs.Runs(rows_of(np.ones((3, 20)), "dqn") + rows_of(np.ones((3, 20)) * 2, "b"))
     claims = [agent_studies.above("b", "dqn"), agent_studies.above("b", "c")]
-    [check] = agent_studies.judge(claims, runs, None, says_so=False)
+    [check] = agent_studies.judge_claims(claims, runs, None, says_so=False)
     assert check.claim == "minatar/breakout: b ends above dqn" and check.held

@@ -24,7 +24,7 @@ def made_up(
     gap: Callable[[agent_runs.Arm], float] = lambda arm: 1.0,
     noise: Callable[[agent_runs.Arm], float] = lambda arm: 0.0,
 ) -> reproduce.Rows:
-    """Flat curves, with `noise` of alternating sign; seeds differ by a little."""
+    """Returns flat curves, with `noise` of alternating sign; seeds differ by a little."""
     return [
         {
             "label": arm.label,
@@ -55,10 +55,10 @@ def test_action_gap():
     config = action_gap.Config()
     gaps = {"soft-dqn": 1.0, "m-dqn 0.5": 2.0, "m-dqn 0.9": 9.0, "al-dqn 0.9": 12.0, "dqn": 1.0}
     rows = made_up(config.arms(), lambda arm: 5.0, lambda arm: gaps.get(arm.label, 3.0))
-    found = held(action_gap, config, rows)
-    assert found["the gap of m-dqn 0.5 is wider than that of soft-dqn, in times"] is True
-    assert found["the gap of m-dqn 0.9 is wider than that of m-dqn 0.5, in times"] is True
-    assert found["advantage learning widens it more than M-DQN, alpha 0.9, in times"] is None
+    verdicts = held(action_gap, config, rows)
+    assert verdicts["the gap of m-dqn 0.5 is wider than that of soft-dqn, in times"] is True
+    assert verdicts["the gap of m-dqn 0.9 is wider than that of m-dqn 0.5, in times"] is True
+    assert verdicts["advantage learning widens it more than M-DQN, alpha 0.9, in times"] is None
     reverse = made_up(config.arms(), lambda arm: 5.0, lambda arm: 1 / gaps.get(arm.label, 3.0))
     assert set(held(action_gap, config, reverse).values()) == {False, None}
     assert drawn(action_gap, config, rows) == [6, 6]
@@ -73,13 +73,13 @@ def test_conservative_cartpole():
         lambda arm: scores.get(arm.label, 250.0),
         noise=lambda arm: noise.get(arm.label, 5.0),
     )
-    found = held(conservative_cartpole, config, rows)
-    assert list(found.values()) == [True] * 6
-    assert "dcpi 0.1, the best between, scores above dqn" in found
-    found = agent_runs.Runs(rows).measure(
+    verdicts = held(conservative_cartpole, config, rows)
+    assert list(verdicts.values()) == [True] * 6
+    assert "dcpi 0.1, the best between, scores above dqn" in verdicts
+    unsteadiness = agent_runs.Runs(rows).measure(
         conservative_cartpole.UNSTEADINESS, "dqn", "gym/CartPole-v1"
     )
-    np.testing.assert_allclose(found, [40, 44, 48, 52, 56])
+    np.testing.assert_allclose(unsteadiness, [40, 44, 48, 52, 56])
     worse = made_up(config.arms(), lambda arm: 500.0 if arm.label == "dqn" else 100.0)
     assert (
         held(conservative_cartpole, config, worse)[
@@ -108,9 +108,9 @@ def test_momentum_minatar():
 def test_munchausen_atari_says_what_the_whole_would_take():
     config = munchausen_atari.Config()
     rows = made_up(config.arms(), lambda arm: -20.0)
-    found = munchausen_atari.cost(agent_runs.Runs(rows), config.arms()[0])
-    assert found["steps_per_second"] == pytest.approx(25_000 / 20 / 10)
-    assert found["days_of_all_games"] == pytest.approx(60 * 3 * 50e6 / 125 / 86_400)
+    cost = munchausen_atari.cost(agent_runs.Runs(rows), config.arms()[0])
+    assert cost["steps_per_second"] == pytest.approx(25_000 / 20 / 10)
+    assert cost["days_of_all_games"] == pytest.approx(60 * 3 * 50e6 / 125 / 86_400)
     assert set(held(munchausen_atari, config, rows).values()) == {None}
 
 

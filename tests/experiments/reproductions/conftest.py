@@ -1,4 +1,4 @@
-"""What the tests of the theory papers' reproductions share: a small run of one."""
+"""A small run of a theory paper's reproduction, which their tests share."""
 
 import csv
 import json
@@ -19,8 +19,8 @@ def run_small(tmp_path: pathlib.Path) -> Callable[..., Checks]:
 
     def run(name: str, *assignments: str) -> Checks:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        own = () if any(a.startswith("mdp=") for a in assignments) else GARNETS
-        reproduce.reproduce(name, folder, [*own, *assignments], say=lambda line: None)
+        sizes = () if any(a.startswith("mdp=") for a in assignments) else GARNETS
+        reproduce.reproduce(name, folder, [*sizes, *assignments], say=lambda line: None)
         assert list(folder.glob("*.png")) and list(folder.glob("*.svg"))
         for path in folder.glob("*.csv"):
             with open(path, encoding="utf-8") as file:
@@ -33,10 +33,10 @@ def run_small(tmp_path: pathlib.Path) -> Callable[..., Checks]:
 
 @pytest.fixture
 def held() -> Callable[[Checks, str], bool | None]:
-    """Whether the one claim that has these words held."""
+    """Returns a function that says whether the one claim that has a phrase held."""
 
-    def find(checks: Checks, words: str) -> bool | None:
-        (found,) = [value for claim, value in checks.items() if words in claim]
-        return found
+    def find(checks: Checks, phrase: str) -> bool | None:
+        (verdict,) = [value for claim, value in checks.items() if phrase in claim]
+        return verdict
 
     return find

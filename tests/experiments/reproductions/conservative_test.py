@@ -14,8 +14,8 @@ def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = run_small("conservative", *SIZES)
-    for words in ("exact CPI contracts", "no gain is below", "never make the policy worse"):
-        assert held(checks, words), words
+    for phrase in ("exact CPI contracts", "no gain is below", "never make the policy worse"):
+        assert held(checks, phrase), phrase
     assert held(checks, "is too slow")
 
     safe_gain = bounds.safe_gain

@@ -70,10 +70,10 @@ def test_the_best_of_n_is_the_mean_over_all_sets(gold: np.ndarray, order: list[i
 
 def test_the_best_of_many_draws_stays_finite():
     draws = np.random.default_rng(0).normal(size=20_000)
-    found = curves.best_of(draws, draws, (1, 4, 1_000, 20_000))
-    np.testing.assert_allclose(found[0], draws.mean(), atol=1e-12)
+    means = curves.best_of(draws, draws, (1, 4, 1_000, 20_000))
+    np.testing.assert_allclose(means[0], draws.mean(), atol=1e-12)
     # Of four normal numbers the greatest is 1.0294 on average; a set of all has the greatest.
-    assert abs(found[1] - 1.0294) < 0.02 and found[3] == draws.max() and found[2] < found[3]
+    assert abs(means[1] - 1.0294) < 0.02 and means[3] == draws.max() and means[2] < means[3]
     for count in (0, 20_001):
         with pytest.raises(ValueError, match=rf"N in \[1, 20000\].*got {count}"):
             curves.best_of(draws, draws, (count,))

@@ -8,15 +8,15 @@ import pytest
 
 from kullback.core import regularizers
 from kullback.experiments import progress, reproduce
-from kullback.experiments.reproductions import divergences_minatar as here
+from kullback.experiments.reproductions import divergences_minatar
 from kullback.experiments.runs import run_folder
 
 GAME = "minatar/breakout"
-CONFIG = dataclasses.replace(here.Config(), games=(GAME,))
+CONFIG = dataclasses.replace(divergences_minatar.Config(), games=(GAME,))
 
 
 def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> reproduce.Rows:
-    """Flat curves; seeds differ by a little, and policies are the sparser the higher the label."""
+    """Returns flat curves: seeds differ a little, higher labels have sparser policies."""
     labels = ["dqn", "m-dqn kl", "m-dqn alpha-1.5", "m-dqn alpha-2"]
     return [
         {
@@ -37,28 +37,32 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> 
 def judged(rows: reproduce.Rows) -> dict[str, bool | None]:
     return {
         check.claim.removeprefix(f"{GAME}: "): check.held
-        for check in here.STUDY.claims(CONFIG, {"curves": rows})
+        for check in divergences_minatar.STUDY.claims(CONFIG, {"curves": rows})
     }
 
 
 def test_what_it_judges():
-    found = judged(rows_of({"m-dqn alpha-1.5": 6.0}, {"m-dqn alpha-2": 3.0}))
-    assert found["m-dqn alpha-1.5 scores above dqn over the run"] is True
-    assert found["m-dqn alpha-2 scores above dqn over the run"] is False
-    assert found["m-dqn alpha-2 widens the gap of actions, in times DQN's"] is True
-    assert found["m-dqn alpha-1.5 widens the gap of actions, in times DQN's"] is False
-    assert found["policies of m-dqn alpha-1.5 are nearer to one action than KL's, in nats"] is True
-    assert found["policies of m-dqn alpha-2 are nearer to one action than KL's, in nats"] is False
-    assert found["m-dqn alpha-2 less m-dqn kl, mean return over the run"] is None
+    verdicts = judged(rows_of({"m-dqn alpha-1.5": 6.0}, {"m-dqn alpha-2": 3.0}))
+    assert verdicts["m-dqn alpha-1.5 scores above dqn over the run"] is True
+    assert verdicts["m-dqn alpha-2 scores above dqn over the run"] is False
+    assert verdicts["m-dqn alpha-2 widens the gap of actions, in times DQN's"] is True
+    assert verdicts["m-dqn alpha-1.5 widens the gap of actions, in times DQN's"] is False
+    assert (
+        verdicts["policies of m-dqn alpha-1.5 are nearer to one action than KL's, in nats"] is True
+    )
+    assert (
+        verdicts["policies of m-dqn alpha-2 are nearer to one action than KL's, in nats"] is False
+    )
+    assert verdicts["m-dqn alpha-2 less m-dqn kl, mean return over the run"] is None
 
 
 def test_where_dqn_has_not_learnt_nothing_is_judged():
-    found = judged(rows_of({"dqn": 1.0, "m-dqn alpha-1.5": 6.0}))
-    assert len(found) == 8 and set(found.values()) == {None}
+    verdicts = judged(rows_of({"dqn": 1.0, "m-dqn alpha-1.5": 6.0}))
+    assert len(verdicts) == 8 and set(verdicts.values()) == {None}
 
 
 def test_every_arm_is_the_agent_with_its_regularizer():
-    arms = here.Config().arms()
+    arms = divergences_minatar.Config().arms()
     assert len(arms) == 2 * 4 and arms[0].agent == "dqn" and not arms[0].settings
     for arm in arms[1:4]:
         assert arm.settings[0] == f"regularizer={arm.label.removeprefix('m-dqn ')}"
@@ -79,20 +83,20 @@ def test_every_arm_is_the_agent_with_its_regularizer():
 )
 def test_refusals(change: dict[str, object], match: str):
     with pytest.raises(ValueError, match=match):
-        dataclasses.replace(here.Config(), **change)  # pyright: ignore[reportArgumentType]
+        dataclasses.replace(divergences_minatar.Config(), **change)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow
 def test_runs_tiny(tmp_path: pathlib.Path):
     config = dataclasses.replace(CONFIG, regularizers=("alpha-1.5",), steps=5_400, seeds=2)
     work = reproduce.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
-    found = here.STUDY.run(config, work)
-    labels = [row["label"] for row in found.tables["final"]]
+    result = divergences_minatar.STUDY.run(config, work)
+    labels = [row["label"] for row in result.tables["final"]]
     assert labels == ["dqn", "m-dqn kl", "m-dqn alpha-1.5"]
-    entropies = [row["policy_entropy"] for row in found.tables["final"]]
+    entropies = [row["policy_entropy"] for row in result.tables["final"]]
     assert entropies[0] == 0 and min(entropies[1:]) > 0 and entropies[1] != entropies[2]
-    assert len(found.figures["divergences_minatar"].axes) == 3
-    assert len(found.checks) == 4
+    assert len(result.figures["divergences_minatar"].axes) == 3
+    assert len(result.checks) == 4
     path = tmp_path / "m-dqn-alpha-1.5-minatar-breakout.run"
     saved = json.dumps(run_folder.RunFolder(path).config())
     assert '"regularizer": "alpha-1.5"' in saved

@@ -8,8 +8,7 @@ import pytest
 
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import garnets, study
-from kullback.theory import garnet, worlds
-from kullback.theory import mdp as mdps
+from kullback.theory import garnet, mdp, worlds
 
 
 def test_a_curve_has_mean_band_and_the_largest_share_of_its_bound_so_far() -> None:
@@ -69,11 +68,11 @@ def test_a_users_process_is_a_batch_of_one_and_its_parts_are_of_its_file(
     tmp_path: pathlib.Path,
 ) -> None:
     path = tmp_path / "own.npz"
-    mdps.save(path, worlds.chain(3))
+    mdp.save(path, worlds.chain(3))
     config = garnets.Config(mdp=str(path))
     assert garnets.make(config).batch_shape == (1,)
     before = garnets.part(config, "a")
-    mdps.save(path, worlds.chain(4))
+    mdp.save(path, worlds.chain(4))
     assert garnets.part(config, "a") != before
     with pytest.raises(ValueError, match="stands in their place"):
         garnets.Config(mdp=str(path), num_garnets=3)
@@ -91,7 +90,7 @@ def test_a_file_that_is_refused_leaves_no_folder(tmp_path: pathlib.Path) -> None
         path.touch()
         reproduce.reproduce("momentum-theory", folder, [f"mdp={path}"])
     one = worlds.chain(3)
-    mdps.save(path, mdps.stack([one, one._replace(reward=0 * one.reward)]))
+    mdp.save(path, mdp.stack([one, one._replace(reward=0 * one.reward)]))
     with pytest.raises(ValueError, match=r"own\.npz has a process all of whose rewards are 0"):
         reproduce.reproduce("momentum-theory", folder, [f"mdp={path}"])
     assert not folder.exists()
@@ -101,7 +100,7 @@ def test_the_estimate_is_of_the_file(tmp_path: pathlib.Path) -> None:
     seconds = []
     for length, count in ((3, 1), (59, 1), (59, 5)):
         path = tmp_path / f"{length}-{count}.npz"
-        mdps.save(path, mdps.stack([worlds.chain(length)] * count))
+        mdp.save(path, mdp.stack([worlds.chain(length)] * count))
         seconds.append(garnets.seconds(garnets.Config(mdp=str(path)), 1_000, 1))
     # Of 60 states an evaluation takes 8 times as long as of 30, which take 15 microseconds.
     np.testing.assert_allclose(seconds[1:], [8 + 0.12, 8 + 0.6])
@@ -109,7 +108,7 @@ def test_the_estimate_is_of_the_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_what_costs_nothing_at_best_is_measured_by_its_rewards() -> None:
-    process = mdps.stack([worlds.chain(3, discount=0.5)])
+    process = mdp.stack([worlds.chain(3, discount=0.5)])
     # -1 where the chain pays 1: best is never to get there.
     costs = process._replace(reward=-process.reward)
     np.testing.assert_allclose(garnets.of_largest(costs, np.zeros((1, 4))), [2.0])

@@ -41,8 +41,8 @@ def test_the_data_set_is_prompts_and_their_completions(setup: setups.Setup):
         length = prompts.lengths[n]
         np.testing.assert_array_equal(prompts.tokens[n, -length:], rows.tokens[n, :length])
         sum_ = decode(rows.tokens[n][np.asarray(rows.is_answer[n])].tolist())
-        asked = decode(rows.tokens[n, 1:length].tolist())
-        a, b = asked.rstrip("=").split("+")
+        question = decode(rows.tokens[n, 1:length].tolist())
+        a, b = question.rstrip("=").split("+")
         assert int(sum_) == int(a) + int(b)
 
 
@@ -111,13 +111,13 @@ def _single(rows: batches.Sequences) -> list[list[np.ndarray]]:
     return [[np.asarray(x)[n : n + 1] for x in rows] for n in range(2)]
 
 
-def row(fraction: float | str, seed: int, teacher: float, own: float) -> dict[str, Any]:
+def row(fraction: float | str, seed: int, teacher: float, student: float) -> dict[str, Any]:
     return {
         "divergence": "kl",
         "student_fraction": fraction,
         "seed": seed,
         "after_teachers_prefixes": teacher + 0.001 * seed,
-        "after_own_prefixes": own,
+        "after_own_prefixes": student,
         "entropy": 1.0,
         "near_the_line": 0.5,
     }

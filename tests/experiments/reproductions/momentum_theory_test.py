@@ -31,8 +31,8 @@ def test_it_runs_and_its_checks_can_fail(
 
 def test_discounted_norms() -> None:
     # 0.5 * 2 = 1, then 0.5 * 1 + 0.5 * 4 = 2.5.
-    found = momentum_theory._discounted(np.array([[2.0, 4.0]]), np.array([0.5]))
-    np.testing.assert_allclose(found, [[1.0, 2.5]])
+    sums = momentum_theory._discounted(np.array([[2.0, 4.0]]), np.array([0.5]))
+    np.testing.assert_allclose(sums, [[1.0, 2.5]])
 
 
 def test_slope_of_a_power() -> None:

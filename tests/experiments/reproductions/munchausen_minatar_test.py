@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from kullback.experiments import cli, reproduce
-from kullback.experiments.reproductions import agent_runs, agent_studies
-from kullback.experiments.reproductions import munchausen_minatar as here
+from kullback.experiments.reproductions import agent_runs, agent_studies, munchausen_minatar
 
 GAME = "minatar/breakout"
-CONFIG = dataclasses.replace(here.Config(), games=(GAME,), steps=2_000)
+CONFIG = dataclasses.replace(munchausen_minatar.Config(), games=(GAME,), steps=2_000)
 
 
 def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> reproduce.Rows:
-    """Flat curves; seeds differ by a little."""
+    """Returns flat curves; seeds differ by a little."""
     return [
         {
             "label": agent,
@@ -27,7 +26,7 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> reproduce.Rows
             "action_gap": gaps.get(agent, 1.0) + 0.01 * seed,
         }
         for agent, value in returns.items()
-        for seed in range(5 if agent in here.SCALAR else 3)
+        for seed in range(5 if agent in munchausen_minatar.SCALAR else 3)
         for t in range(20)
     ]
 
@@ -36,25 +35,28 @@ RETURNS = {"dqn": 5.0, "soft-dqn": 5.0, "al-dqn": 6.0, "m-dqn": 7.0, "iqn": 8.0,
 
 
 def verdicts_of(rows: reproduce.Rows) -> dict[str, bool | None]:
-    return {check.claim: check.held for check in here.STUDY.claims(CONFIG, {"curves": rows})}
+    return {
+        check.claim: check.held
+        for check in munchausen_minatar.STUDY.claims(CONFIG, {"curves": rows})
+    }
 
 
 def test_what_it_judges():
-    found = verdicts_of(rows_of(RETURNS, {"m-dqn": 3.0, "al-dqn": 0.5}))
-    assert found[f"{GAME}: m-dqn ends above dqn"] is True
-    assert found[f"{GAME}: m-dqn ends above al-dqn"] is True
-    assert found[f"{GAME}: al-dqn ends above dqn"] is None
-    assert found[f"{GAME}: m-iqn ends above iqn"] is None
-    assert found[f"{GAME}: m-dqn widens the gap of actions, in times DQN's"] is True
-    assert found[f"{GAME}: al-dqn widens the gap of actions, in times DQN's"] is False
+    verdicts = verdicts_of(rows_of(RETURNS, {"m-dqn": 3.0, "al-dqn": 0.5}))
+    assert verdicts[f"{GAME}: m-dqn ends above dqn"] is True
+    assert verdicts[f"{GAME}: m-dqn ends above al-dqn"] is True
+    assert verdicts[f"{GAME}: al-dqn ends above dqn"] is None
+    assert verdicts[f"{GAME}: m-iqn ends above iqn"] is None
+    assert verdicts[f"{GAME}: m-dqn widens the gap of actions, in times DQN's"] is True
+    assert verdicts[f"{GAME}: al-dqn widens the gap of actions, in times DQN's"] is False
     worse = verdicts_of(rows_of({**RETURNS, "m-dqn": 4.0}, {}))
     assert worse[f"{GAME}: m-dqn ends above dqn"] is False
 
 
 def test_where_dqn_has_not_learnt_nothing_is_judged():
-    found = verdicts_of(rows_of({**RETURNS, "dqn": 2.0}, {"m-dqn": 3.0}))
-    assert set(found.values()) == {None}
-    assert any("DQN stays under 5 times" in claim for claim in found)
+    verdicts = verdicts_of(rows_of({**RETURNS, "dqn": 2.0}, {"m-dqn": 3.0}))
+    assert set(verdicts.values()) == {None}
+    assert any("DQN stays under 5 times" in claim for claim in verdicts)
 
 
 def test_summary_and_picture():
@@ -64,20 +66,22 @@ def test_summary_and_picture():
     }
     assert np.isclose(summary["m-dqn"]["final_return"], 7.02)
     assert summary["iqn"]["seeds"] == 3
-    [grid] = here.STUDY.figures(CONFIG, {"curves": rows}).values()
+    [grid] = munchausen_minatar.STUDY.figures(CONFIG, {"curves": rows}).values()
     lines = [len(axes.lines) for axes in grid.draw().axes]
     assert lines == [4, 2, 4]
 
 
 def test_full_size_adds_rainbow_and_all_games():
-    config = dataclasses.replace(here.Config(), full=True)
+    config = dataclasses.replace(munchausen_minatar.Config(), full=True)
     assert len(config.arms()) == 5 * 5 + 5 * 2
-    assert here.STUDY.seconds(config) > 3 * here.STUDY.seconds(here.Config())
+    assert munchausen_minatar.STUDY.seconds(config) > 3 * munchausen_minatar.STUDY.seconds(
+        munchausen_minatar.Config()
+    )
 
 
 def test_refuses_other_games():
     with pytest.raises(ValueError, match="gym/CartPole-v1"):
-        dataclasses.replace(here.Config(), games=("gym/CartPole-v1",))
+        dataclasses.replace(munchausen_minatar.Config(), games=("gym/CartPole-v1",))
 
 
 @pytest.mark.slow

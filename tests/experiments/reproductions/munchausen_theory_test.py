@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from kullback.experiments.reproductions import garnets, munchausen_theory
-from kullback.theory import mdp as mdps
-from kullback.theory import munchausen, worlds
+from kullback.theory import mdp, munchausen, worlds
 
 SIZES = ("iterations=20", "exact_iterations=400", "alphas=0,0.5")
 
@@ -29,7 +28,7 @@ def test_it_runs_and_its_checks_can_fail(
 
 def test_a_users_process_has_no_interval(run_small: Any, held: Any, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "chain.npz"
-    mdps.save(path, worlds.chain(4, slip=0.2, discount=0.9))
+    mdp.save(path, worlds.chain(4, slip=0.2, discount=0.9))
     checks = run_small("munchausen-theory", f"mdp={path}", *SIZES)
     assert held(checks, "(theorem 1)") and held(checks, "and not (1 + alpha)")
     assert held(checks, "ends nearer") is None
@@ -53,7 +52,7 @@ def test_gaps_that_had_too_few_iterations_are_not_judged() -> None:
         return {check.claim.split(" (")[0][:30]: check.held for check in checks}
 
     gaps, factor = "without errors every action ga", "the factor is 1 / "
-    found = judged((0.995,))
-    assert found[gaps] is None and found[factor.strip()] is None
-    found = judged((0.5, 0.995))
-    assert found[gaps] is True and found[factor.strip()] is True
+    verdicts = judged((0.995,))
+    assert verdicts[gaps] is None and verdicts[factor.strip()] is None
+    verdicts = judged((0.5, 0.995))
+    assert verdicts[gaps] is True and verdicts[factor.strip()] is True

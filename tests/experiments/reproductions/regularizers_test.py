@@ -17,8 +17,8 @@ def test_it_runs_and_its_checks_can_fail(
     run_small: Any, held: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = run_small("regularizers", *SIZES)
-    for words in ("contracts", "keeps to the bound of modified", "loses at most"):
-        assert held(checks, words), words
+    for phrase in ("contracts", "keeps to the bound of modified", "loses at most"):
+        assert held(checks, phrase), phrase
     gap = bounds.mpi_gap
     monkeypatch.setattr(bounds, "mpi_gap", lambda *given: 1e-3 * gap(*given))
     monkeypatch.setattr(regularizers, "largest_entropy", lambda name, num_actions: 1e-3)

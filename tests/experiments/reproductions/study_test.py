@@ -131,10 +131,10 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     assert entry.steps(2) == 30
     for _ in range(2):
         work = reproduce.Work(tmp_path, progress.Progress("test", 0, 30, quiet=True))
-        found = entry.run(2, work)
-        assert found.tables == {"t": [{"arm": 0, "k": 0}, {"arm": -1, "k": 1}]}
+        result = entry.run(2, work)
+        assert result.tables == {"t": [{"arm": 0, "k": 0}, {"arm": -1, "k": 1}]}
         assert work.kept("part-1") == [{"k": 1}]
-        assert found.checks == [("rows", None, "2")] and list(found.figures) == ["f"]
+        assert result.checks == [("rows", None, "2")] and list(result.figures) == ["f"]
     assert ran == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "part-0.json",
