@@ -314,12 +314,12 @@ def describe(
         chosen = [int(i) for i in places[n][is_choice[n]]]
         pool = np.array([questions.sentences[n, i] for i in chosen if i >= 0], int)
         text = " ".join(papers.sentences[paper][i] for i in pool)
-        words, total = corruptions.words(text), max(1, len(chosen))
-        of_document = fragments.extractiveness(corruptions.words(papers.documents[paper]), words)
+        of_text, total = corruptions.words(text), max(1, len(chosen))
+        of_document = fragments.extractiveness(corruptions.words(papers.documents[paper]), of_text)
         rows.append(
             {
                 "sentences": len(chosen),
-                "words": len(words),
+                "words": len(of_text),
                 "coverage": of_document.coverage,
                 "density": of_document.density,
                 **rouge.scores(text, papers.references[paper]),

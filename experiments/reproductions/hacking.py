@@ -287,10 +287,12 @@ def distil(
 
 def end(rows: reproduce.Rows, arm: str, seed: int) -> dict[str, Any]:
     """Returns where an arm ended, and whether its proxy left its power law."""
-    own = study.where(rows, arm=arm, seed=seed)
-    golden, proxy, steps = ([row[name] for row in own] for name in ("golden", "proxy", "step"))
+    measurements = study.where(rows, arm=arm, seed=seed)
+    golden, proxy, steps = (
+        [row[name] for row in measurements] for name in ("golden", "proxy", "step")
+    )
     best = int(np.argmin(golden))
-    even = [i for i, row in enumerate(own) if row["is_evenly_spaced"]]
+    even = [i for i, row in enumerate(measurements) if row["is_evenly_spaced"]]
     curve = [steps[i] for i in even], [proxy[i] for i in even]
     first, law = power_law.departure(*curve), power_law.early(*curve)
     late = [i for i in even if steps[i] >= 0.3 * steps[-1]]
@@ -305,8 +307,8 @@ def end(rows: reproduce.Rows, arm: str, seed: int) -> dict[str, Any]:
         "proxy_end": proxy[-1],
         "proxy_fall_since": proxy[best] - proxy[-1],
         "proxy_always_falls": bool(np.all(np.diff(proxy) < 0)),
-        "train_loss_end": own[-1]["train_loss"],
-        "golden_of_teacher": own[-1]["golden_of_teacher"],
+        "train_loss_end": measurements[-1]["train_loss"],
+        "golden_of_teacher": measurements[-1]["golden_of_teacher"],
         "left_power_law_at_step": -1 if first is None else steps[even[first]],
         "law_scale": law.value(1),
         "law_exponent": law.exponent,

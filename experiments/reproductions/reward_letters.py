@@ -154,20 +154,21 @@ def make(sizes: Sizes) -> Letters:
 
 
 @functools.cache
-def draw(own: Letters, seed: int) -> Data:
+def draw(experiment: Letters, seed: int) -> Data:
     """Writes the pairs of a seed, and labels them by gold.
 
     Far ones are of the same prompts as near ones, with texts that the supervised policy seldom
     writes.
     """
-    sizes, language, start = own.sizes, own.world.language(seed), own.world.start(seed)
+    sizes, world = experiment.sizes, experiment.world
+    language, start = world.language(seed), world.start(seed)
 
     def pairs(
         prompts: np.ndarray, count: int, number: int, temperature: float = 1.0
     ) -> preferences.Pairs:
         key = jax.random.fold_in(rewarded.stream_key(seed, PAIRS), number)
         ids = jnp.asarray(prompts[np.resize(np.arange(len(prompts)), count)])  # Each in turn.
-        rows = own.write[temperature]({"params": start}, letters.as_prompts(ids), key)
+        rows = experiment.write[temperature]({"params": start}, letters.as_prompts(ids), key)
         one, two = (jax.tree.map(lambda x, k=k: x[k::2], rows) for k in (0, 1))
         return letters.labelled(language.tables, one, two)
 
@@ -180,43 +181,43 @@ def draw(own: Letters, seed: int) -> Data:
 
 
 @functools.cache
-def tune(own: Letters, corruption: float, seed: int) -> tuple[Data, types.Params]:
+def tune(experiment: Letters, corruption: float, seed: int) -> tuple[Data, types.Params]:
     """Returns data with wrong labels, and members with one head, tuned on them their own ways."""
-    sizes, decoder = own.sizes, own.world.start(seed)
-    data = reward_models.with_errors(draw(own, seed), corruption, seed)
-    start = reward_models.probed(own.features, decoder, data)
+    sizes, decoder = experiment.sizes, experiment.world.start(seed)
+    data = reward_models.with_errors(draw(experiment, seed), corruption, seed)
+    start = reward_models.probed(experiment.features, decoder, data)
     given = sizes.population(), seed, sizes.members, sizes.steps
-    return data, reward_models.train(own.reward, [start], data.train, *given)
+    return data, reward_models.train(experiment.reward, [start], data.train, *given)
 
 
 def margins(
-    own: Letters, kind: str, params: types.Params, pairs: reward_models.Pairs
+    experiment: Letters, kind: str, params: types.Params, pairs: reward_models.Pairs
 ) -> np.ndarray:
     """Returns the reward of the better less the other's, [N]."""
-    better, worse = (np.asarray(own.rewards[kind](params, rows)) for rows in pairs)
+    better, worse = (np.asarray(experiment.rewards[kind](params, rows)) for rows in pairs)
     return better - worse
 
 
 def rank(
-    own: Letters, corruption: float, seed: int, work: reproduce.Work
+    experiment: Letters, corruption: float, seed: int, work: reproduce.Work
 ) -> Iterator[reproduce.Row]:
     """Tunes a population; yields what lies between its members, and how it ranks pairs."""
     del work  # It takes little time.
-    data, members = tune(own, corruption, seed)
-    gap = connected(own, members, data)
+    data, members = tune(experiment, corruption, seed)
+    gap = connected(experiment, members, data)
     yield {"table": "halfway", "corruption": corruption, "gap": gap}
-    for row in reward_models.ranked(data, members, functools.partial(margins, own)):
+    for row in reward_models.ranked(data, members, functools.partial(margins, experiment)):
         yield {"table": "accuracies", "corruption": corruption, **row}
 
 
-def connected(own: Letters, members: types.Params, data: Data) -> float:
+def connected(experiment: Letters, members: types.Params, data: Data) -> float:
     """Returns accuracy half-way between two members less their mean one, held out; of all pairs.
 
     Linear mode connectivity is that it is not below 0.
     """
 
     def accuracy(params: types.Params) -> float:
-        return float(reward_model.accuracy(margins(own, "single", params, data.near)).mean())
+        return float(reward_model.accuracy(margins(experiment, "single", params, data.near)).mean())
 
     alone = split(members)
     ends = [accuracy(params) for params in alone]
@@ -228,29 +229,29 @@ def connected(own: Letters, members: types.Params, data: Data) -> float:
     return float(np.mean(gaps))
 
 
-def move(own: Letters, seed: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
+def move(experiment: Letters, seed: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
     """Moves the policy toward what models say that learnt of the most wrong labels."""
-    _, members = tune(own, max(own.sizes.corruptions), seed)
-    yield from study.tagged("best_of", best_of(own, members, seed))
-    yield from climbs(own, members, seed, work)
+    _, members = tune(experiment, max(experiment.sizes.corruptions), seed)
+    yield from study.tagged("best_of", best_of(experiment, members, seed))
+    yield from climbs(experiment, members, seed, work)
 
 
-def best_of(own: Letters, members: types.Params, seed: int) -> reproduce.Rows:
+def best_of(experiment: Letters, members: types.Params, seed: int) -> reproduce.Rows:
     """Returns rows of best of N of held-out prompts.
 
     The bound of the KL is that of N alone; the other KL is that of the draws as a distribution,
     in which equal rewards share what they have.
     """
-    sizes, start = own.sizes, own.world.start(seed)
-    prompts = own.world.language(seed).held_out[: sizes.prompts]
-    texts = own.draw(start, seed, DRAWS, prompts)
+    sizes, start = experiment.sizes, experiment.world.start(seed)
+    prompts = experiment.world.language(seed).held_out[: sizes.prompts]
+    texts = experiment.draw(start, seed, DRAWS, prompts)
     shape = sizes.prompts, sizes.draws
     by_prompt = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), texts.rows)
     parts = [jax.tree.map(lambda x, p=p: x[p], by_prompt) for p in range(sizes.prompts)]
     uniform = np.full(sizes.draws, 1 / sizes.draws)
 
     def rewards(kind: str, params: types.Params) -> np.ndarray:
-        return np.stack([np.asarray(own.rewards[kind](params, part)) for part in parts])
+        return np.stack([np.asarray(experiment.rewards[kind](params, part)) for part in parts])
 
     def distance(proxy: np.ndarray, count: int) -> dict[str, float]:
         kl = np.mean([best_of_n.kl(uniform, of_prompt, count) for of_prompt in proxy])
@@ -262,25 +263,31 @@ def best_of(own: Letters, members: types.Params, seed: int) -> reproduce.Rows:
 
 
 def climbs(
-    own: Letters, members: types.Params, seed: int, work: reproduce.Work
+    experiment: Letters, members: types.Params, seed: int, work: reproduce.Work
 ) -> Iterator[reproduce.Row]:
     """Yields records of REINFORCE up each reward, and who writes the better texts at the end."""
-    sizes, ends = own.sizes, {}
-    known = proxies(members) | {"gold": ("gold", own.world.language(seed).tables)}
+    sizes, ends = experiment.sizes, {}
+    known = proxies(members) | {"gold": ("gold", experiment.world.language(seed).tables)}
     kept = [f"single-{m}" for m in range(sizes.singles)]
     for number, name in enumerate((*kept, "ensemble", "average", "gold"), 1):
         kind, scorer = known[name]
         steps = sizes.policy_steps, sizes.records
-        for step, params in rewarded.records(own.climbers[kind], seed, LEARNING, *steps, scorer):
-            texts = own.evaluate(params, seed, EVALUATION)
+        for step, params in rewarded.records(
+            experiment.climbers[kind], seed, LEARNING, *steps, scorer
+        ):
+            texts = experiment.evaluate(params, seed, EVALUATION)
             ends[name] = gold = np.asarray(texts.reward)
-            proxy = gold if kind == "gold" else np.asarray(own.rewards[kind](scorer, texts.rows))
+            proxy = (
+                gold if kind == "gold" else np.asarray(experiment.rewards[kind](scorer, texts.rows))
+            )
             means = {"kl": texts.kl, "proxy": proxy, "gold": gold}
             row = {column: float(np.mean(x)) for column, x in means.items()}
             yield {"table": "climbs", "reward": name, "step": step, **row}
         work.tick(number * sizes.policy_steps, float(np.mean(ends[name])), "gold")
     pairs = [(name, "start") for name in ends]
-    ends["start"] = np.asarray(own.evaluate(own.world.start(seed), seed, EVALUATION).reward)
+    ends["start"] = np.asarray(
+        experiment.evaluate(experiment.world.start(seed), seed, EVALUATION).reward
+    )
     pairs += [("average", other) for other in ends]
     for one, other in dict.fromkeys(pairs):
         if one != other:

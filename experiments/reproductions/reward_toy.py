@@ -286,10 +286,10 @@ def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> repro
     key = jax.random.fold_in(jax.random.key(seed), 5)
     x = jax.random.normal(key, (sizes.evaluation, DIMENSIONS))
     alone = split(members)
-    own = {f"single-{m}": np.asarray(MODEL.rewards(one, x)) for m, one in enumerate(alone)}
-    own["ensemble"] = np.mean([*own.values()], 0)
-    own["average"] = np.asarray(MODEL.rewards(warm.average(alone), x))
-    proxies = {name: rewards[None] for name, rewards in own.items()}
+    by_model = {f"single-{m}": np.asarray(MODEL.rewards(one, x)) for m, one in enumerate(alone)}
+    by_model["ensemble"] = np.mean([*by_model.values()], 0)
+    by_model["average"] = np.asarray(MODEL.rewards(warm.average(alone), x))
+    proxies = {name: rewards[None] for name, rewards in by_model.items()}
     return reward_models.best_of(proxies, np.asarray(worth(gold, x))[None], COUNTS)
 
 

@@ -73,8 +73,8 @@ def evaluator(world: World, horizon: int, samples_per_prompt: int) -> Callable[.
         episodes = rollouts.sample(sampler, GOLD.score, acting, given, key, score_params)
         rows = episodes.sequences
         inputs = rows.tokens, rows.positions, rows.segments
-        of_start, own = (model.apply(p, *inputs) for p in (start, params))
-        kl = small_models.sequence_distance(of_start, own, rows)
+        of_start, of_policy = (model.apply(p, *inputs) for p in (start, params))
+        kl = small_models.sequence_distance(of_start, of_policy, rows)
         return Evaluation(rows, jnp.asarray(episodes.rewards), kl)
 
     def evaluate(

@@ -105,22 +105,22 @@ def make(
       work: that has these parts.
     """
     train, held_out = (extractive.read(split, sizes) for split in SPLITS)
-    asked = {role: work.kept(role) for role in roles}
+    rows_by_role = {role: work.kept(role) for role in roles}
     questions = extractive.ask(held_out, sizes, sizes.prompts, np.random.default_rng(1))
     of_sentences = {
         role: extractive.table(questions, study.column(rows, "p", split="test"))
-        for role, rows in asked.items()
+        for role, rows in rows_by_role.items()
     }
     model, learning = sizes.model(), sizes.learning(sizes.start_rate)
     sampler = completions.sampler(model, sizes.horizon, stop_tokens=(extractive.EOS,))
     log_probabilities = functools.partial(answers.log_probabilities, model, chunk=learning.chunk)
     learner = sft.make(model, sft.Config(learning=learning)).learner
     tuner = small_models.trainer(learner)
-    own = Summarisers(
+    summarisers = Summarisers(
         sizes=sizes,
         train=train,
         held_out=held_out,
-        train_probabilities=study.column(asked["reward"], "p", split="train"),
+        train_probabilities=study.column(rows_by_role["reward"], "p", split="train"),
         questions=questions,
         prompts=extractive.prompts(held_out, questions, sizes),
         of_sentences=of_sentences,
@@ -130,9 +130,10 @@ def make(
         trainers={},
     )
     trainers = {
-        a: trainer(own, rlef.make(model, config).learner) for a, config in algorithms.items()
+        a: trainer(summarisers, rlef.make(model, config).learner)
+        for a, config in algorithms.items()
     }
-    return own._replace(trainers=trainers)
+    return summarisers._replace(trainers=trainers)
 
 
 def in_steps(items: Any, steps: int) -> Any:
@@ -157,18 +158,18 @@ def supervised(
     return state.params
 
 
-def trainer(own: Summarisers, learner: types.Learner) -> small_models.Trainer:
+def trainer(summarisers: Summarisers, learner: types.Learner) -> small_models.Trainer:
     """Returns RLEF by the table of the reward: sampling, scores and learning in one program."""
 
     def rows(
         state: types.LearnerState, constants: types.Constants, item: Item, key: types.Key
     ) -> rollouts.Episodes:
         del constants
-        texts = own.sample({"params": state.params}, item.prompts, key)
-        choices = extractive.choices(texts, own.sizes)
-        scores = extractive.reward(item.of_sentences, *choices, own.sizes)
+        texts = summarisers.sample({"params": state.params}, item.prompts, key)
+        choices = extractive.choices(texts, summarisers.sizes)
+        scores = extractive.reward(item.of_sentences, *choices, summarisers.sizes)
         # What has just been sampled has the probabilities of the parameters that sampled it.
-        drawn = jnp.pad(own.log_probabilities(state.params, texts), ((0, 0), (1, 0)))
+        drawn = jnp.pad(summarisers.log_probabilities(state.params, texts), ((0, 0), (1, 0)))
         return rollouts.Episodes(texts, scores, drawn)
 
     def report(feedback: types.Feedback, episodes: rollouts.Episodes) -> dict[str, jax.Array]:
@@ -179,76 +180,87 @@ def trainer(own: Summarisers, learner: types.Learner) -> small_models.Trainer:
 
 
 def learn(
-    own: Summarisers, alpha: float, seed: int, measurements: int, work: reproduce.Work
+    summarisers: Summarisers, alpha: float, seed: int, measurements: int, work: reproduce.Work
 ) -> Iterator[reproduce.Row]:
     """Trains a policy by RLEF; yields a row a measurement."""
-    sizes, start, (learner, run) = own.sizes, own.start(seed), own.trainers[alpha]
+    sizes, start = summarisers.sizes, summarisers.start(seed)
+    learner, run = summarisers.trainers[alpha]
     key = jax.random.fold_in(jax.random.key(seed), 1)
     state = learners.with_params(learner.init(jax.random.key(seed)), rlhf.with_value(start))
     stretch = sizes.steps // measurements
     for number in range(measurements):
         rng = np.random.default_rng([seed, 1, number])
-        questions = extractive.ask(own.train, sizes, stretch * sizes.batch_size, rng)
-        of_sentences = extractive.table(questions, own.train_probabilities)
-        item = Item(extractive.prompts(own.train, questions, sizes), of_sentences)
+        questions = extractive.ask(summarisers.train, sizes, stretch * sizes.batch_size, rng)
+        of_sentences = extractive.table(questions, summarisers.train_probabilities)
+        item = Item(extractive.prompts(summarisers.train, questions, sizes), of_sentences)
         constants = types.Constants(start=start)
         state, metrics = run(state, constants, in_steps(item, stretch), key)
         done = (number + 1) * stretch
         row = {"arm": f"alpha {alpha:g}", "alpha": alpha, "seed": seed, "step": done}
-        row |= measure(own, state.params, seed)
+        row |= measure(summarisers, state.params, seed)
         training_reward = float(metrics["reward"][-min(stretch, 20) :].mean())
         yield {**row, "training_reward": training_reward}
         work.tick(done, row["reward"], "reward")
 
 
 def start_and_best(
-    own: Summarisers, seed: int, counts: Sequence[int], work: reproduce.Work
+    summarisers: Summarisers, seed: int, counts: Sequence[int], work: reproduce.Work
 ) -> Iterator[reproduce.Row]:
     """Yields rows of the start, and of the best of N of its texts by the reward.
 
     Args:
-      own: summarisers.
+      summarisers: of all seeds.
       seed: of the start.
       counts: N, ascending.
       work: told how far the start is, by itself.
     """
     del work
-    sizes, params = own.sizes, own.start(seed)
+    sizes, params = summarisers.sizes, summarisers.start(seed)
     empty = {"alpha": None, "seed": seed, "step": 0, "training_reward": None}
-    yield {"arm": "start", **empty, **measure(own, params, seed)}
+    yield {"arm": "start", **empty, **measure(summarisers, params, seed)}
     key = jax.random.fold_in(jax.random.key(seed), 2)
     texts: list[tuple[np.ndarray, ...]] = []
     for n in range(counts[-1]):  # One of each prompt at a time.
-        one = own.sample({"params": params}, own.prompts, jax.random.fold_in(key, n))
+        one = summarisers.sample(
+            {"params": params}, summarisers.prompts, jax.random.fold_in(key, n)
+        )
         places, is_choice = extractive.choices(one, sizes)
-        scores = extractive.reward(own.of_sentences["reward"], places, is_choice, sizes)
+        scores = extractive.reward(summarisers.of_sentences["reward"], places, is_choice, sizes)
         texts.append((np.asarray(scores), np.asarray(places), np.asarray(is_choice)))
     for n in counts:
         scores, places, is_choice = (
             np.stack(x, 1).reshape(n * sizes.prompts, -1) for x in zip(*texts[:n], strict=True)
         )
         best = best_of_n.choose(scores[:, 0], n)
-        row = {"arm": f"best of {n}", **empty, **describe(own, places[best], is_choice[best])}
+        row = {
+            "arm": f"best of {n}",
+            **empty,
+            **describe(summarisers, places[best], is_choice[best]),
+        }
         yield {**row, "kl": best_of_n.kl_bound(n)}
 
 
-def measure(own: Summarisers, params: types.Params, seed: int) -> dict[str, float]:
+def measure(summarisers: Summarisers, params: types.Params, seed: int) -> dict[str, float]:
     """Returns means over a text of each held-out prompt, by the same numbers for all policies."""
     key = jax.random.fold_in(jax.random.key(seed), 3)
-    texts = own.sample({"params": params}, own.prompts, key)
-    places, is_choice = extractive.choices(texts, own.sizes)
-    log_p, log_start = (own.log_probabilities(p, texts) for p in (params, own.start(seed)))
+    texts = summarisers.sample({"params": params}, summarisers.prompts, key)
+    places, is_choice = extractive.choices(texts, summarisers.sizes)
+    log_p, log_start = (
+        summarisers.log_probabilities(p, texts) for p in (params, summarisers.start(seed))
+    )
     kl = float(jnp.mean(jnp.sum(log_p - log_start, 1)))
-    return {**describe(own, np.asarray(places), np.asarray(is_choice)), "kl": kl}
+    return {**describe(summarisers, np.asarray(places), np.asarray(is_choice)), "kl": kl}
 
 
-def describe(own: Summarisers, places: np.ndarray, is_choice: np.ndarray) -> dict[str, float]:
+def describe(
+    summarisers: Summarisers, places: np.ndarray, is_choice: np.ndarray
+) -> dict[str, float]:
     """Returns means of what answers to the held-out prompts are worth, and are like."""
-    answers = jnp.asarray(places), jnp.asarray(is_choice), own.sizes
-    p = {role: extractive.probability(x, *answers) for role, x in own.of_sentences.items()}
+    answers = jnp.asarray(places), jnp.asarray(is_choice), summarisers.sizes
+    p = {role: extractive.probability(x, *answers) for role, x in summarisers.of_sentences.items()}
     return {
         "entailment": float(p["reward"].mean()),
         "control": float(p["control"].mean()),
-        "reward": float(extractive.reward(own.of_sentences["reward"], *answers).mean()),
-        **extractive.describe(own.held_out, own.questions, places, is_choice),
+        "reward": float(extractive.reward(summarisers.of_sentences["reward"], *answers).mean()),
+        **extractive.describe(summarisers.held_out, summarisers.questions, places, is_choice),
     }

@@ -49,9 +49,9 @@ class Config:
     @property
     def toy_steps(self) -> int:
         """Steps of points: twenty of a perceptron take the time of a decoder's."""
-        own = self.toy
-        of_members = own.members * (own.steps + own.climbed_steps) + 2 * own.steps
-        return -(-(own.pretraining_steps + of_members + (own.members + 4) * own.climbs) // 20)
+        sizes = self.toy
+        of_members = sizes.members * (sizes.steps + sizes.climbed_steps) + 2 * sizes.steps
+        return -(-(sizes.pretraining_steps + of_members + (sizes.members + 4) * sizes.climbs) // 20)
 
     @property
     def model_steps(self) -> int:
@@ -227,7 +227,9 @@ def reports(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
             means(best),
         )
         ways = {model: climbs(tables[f"{world}_climbs"], model).values() for model in MODELS}
-        peaks = {model: np.mean([x.gold.max(1) for x in own], 0) for model, own in ways.items()}
+        peaks = {
+            model: np.mean([x.gold.max(1) for x in of_kind], 0) for model, of_kind in ways.items()
+        }
         yield study.reported(f"{world}: peak of gold of policy gradients", means(peaks))
     wins = study.where(tables["letters_wins"], policy="average")
     others = ("start", "single", "ensemble", "gold")
@@ -240,9 +242,9 @@ def reports(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
 
 def seconds(config: Config) -> float:
     """Estimates compiling, and steps by their size."""
-    own = config.letters
-    models = len(own.corruptions) * (8 + config.model_steps * 0.006 * own.batch_size / 32)
-    policies = config.policy_steps * 0.03 * own.policy_batch / 128
+    sizes = config.letters
+    models = len(sizes.corruptions) * (8 + config.model_steps * 0.006 * sizes.batch_size / 32)
+    policies = config.policy_steps * 0.03 * sizes.policy_batch / 128
     toy = config.toy_seeds * config.toy_steps * 0.015
     return 60 + toy + config.seeds * (models + policies)
 

@@ -42,8 +42,8 @@ def kind_of(name: str) -> str:
 
 def values(rows: reproduce.Rows, model: str, value: str, column: str = "model") -> np.ndarray:
     """Returns a value by seed, [seeds]; of "single" the mean over members."""
-    own = [row for row in rows if kind_of(row[column]) == model]
-    return study.by_seed(own, value).mean(1)
+    of_model = [row for row in rows if kind_of(row[column]) == model]
+    return study.by_seed(of_model, value).mean(1)
 
 
 class Ways(NamedTuple):
@@ -151,10 +151,10 @@ def ways(tables: study.Tables, most: float) -> study.Grid:
 def _ways(tables: study.Tables, world: str, most: float) -> Iterator[study.Panel]:
     steps: list[study.Mark] = []
     for kind in ("single", "average-held-back", "ensemble", "average", "gold"):
-        own = climbs(tables[f"{world}_climbs"], kind)
-        if own:
+        by_name = climbs(tables[f"{world}_climbs"], kind)
+        if by_name:
             label = f"{LABELS[kind]}{' (mean over members)' if kind == 'single' else ''}"
-            at, gold = along([*own.values()], most)
+            at, gold = along([*by_name.values()], most)
             styles = {"color": COLORS[kind]}, {"lw": 0.6, "alpha": 0.35}
             steps.append(study.Seeds(at, gold, label, *styles))
     rows = tables[f"{world}_best_of"]

@@ -158,8 +158,8 @@ def fronts(points: reproduce.Rows) -> list[str]:
 
 def curves_of(points: reproduce.Rows, policy: str, arm: str) -> np.ndarray:
     """Returns KL and reward of a run or a front, [seeds, 2, n]."""
-    own = study.where(points, policy=policy, arm=arm)
-    return np.stack([study.by_seed(own, name) for name in ("kl", "reward")], 1)
+    of_arm = study.where(points, policy=policy, arm=arm)
+    return np.stack([study.by_seed(of_arm, name) for name in ("kl", "reward")], 1)
 
 
 def gain(front: np.ndarray, other: np.ndarray, most: float | None = None) -> np.ndarray:
@@ -180,9 +180,9 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
         of = functools.partial(
             study.column, study.where(tables["merges"], policy=policy, iteration=1)
         )
-        own = study.where(tables["areas"], policy=policy)
+        areas = study.where(tables["areas"], policy=policy)
         errors, cosines = of("identity_error"), of("cosine_whole")
-        area = {arm: study.column(own, "area", arm=arm) for arm in study.distinct(own, "arm")}
+        area = {arm: study.column(areas, "area", arm=arm) for arm in study.distinct(areas, "arm")}
         yield study.above(
             f"{policy}: the spherical merge's reward is no more than 0.02 below the mean of its "
             "two runs (difference)",
@@ -201,7 +201,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
         yield study.above(
             f"{policy}: the front from the start to the merge lies above its chord (reward times "
             "nats)",
-            study.column(own, "above_chord", arm="slerp-1"),
+            study.column(areas, "above_chord", arm="slerp-1"),
         )
         yield study.every(
             f"{policy}: half-way, a spherical task vector is the linear one over cos(Omega/2)",

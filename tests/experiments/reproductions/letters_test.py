@@ -88,12 +88,12 @@ def test_the_perceptron_is_one_function_in_both_passes():
     whole = jax.jit(model.features)(params, rows)
     decode = jax.jit(model.decode)
     for pieces in ((1, 1, 1, 1, 1), (2, 1, 2)):
-        cache, found = model.init_cache(3, 5, np.full(3, 2), 2), []
+        cache, parts = model.init_cache(3, 5, np.full(3, 2), 2), []
         ends = np.cumsum(pieces)
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             features, cache = decode(params, rows[:, begin:end], cache)
-            found.append(features)
-        decoded = jnp.concatenate(found, 1)
+            parts.append(features)
+        decoded = jnp.concatenate(parts, 1)
         np.testing.assert_allclose(decoded[:, 1:], whole[:, 1:], atol=1e-5)
     np.testing.assert_allclose(
         model.apply(params, rows), whole @ params["embedding"].T, rtol=1e-5, atol=1e-6
@@ -136,11 +136,11 @@ def test_reinforce_raises_gold_and_leaves_the_start():
         after.reward, letters.of_rows(language().tables, after.rows), rtol=1e-5, atol=1e-6
     )
     # Pieces are the whole: at the start and after each 20 steps.
-    found = [*rewarded.records(climber, 0, 1, 60, 3)]
-    assert [done for done, _ in found] == [0, 20, 40, 60]
+    records = [*rewarded.records(climber, 0, 1, 60, 3)]
+    assert [done for done, _ in records] == [0, 20, 40, 60]
     for at, expected in ((0, world().start(0)), (3, state.params)):
         close = functools.partial(np.testing.assert_allclose, atol=1e-5)
-        jax.tree.map(close, found[at][1], expected)
+        jax.tree.map(close, records[at][1], expected)
 
 
 def test_the_kl_agrees_with_that_of_all_texts():
@@ -157,9 +157,9 @@ def test_the_kl_agrees_with_that_of_all_texts():
         log_p, log_q = (np.sum(np.where(over, 0, x), 1) for x in of_tokens)
         times = 6.0 ** over.sum(1)
         exact.append(np.sum(np.exp(log_p) / times * (log_p - log_q)))
-    found = np.asarray(evaluated(other).kl, np.float64)
-    error = found.std() / np.sqrt(len(found))
-    assert abs(found.mean() - np.mean(exact)) < 4 * error < 0.3 * np.mean(exact)
+    kls = np.asarray(evaluated(other).kl, np.float64)
+    error = kls.std() / np.sqrt(len(kls))
+    assert abs(kls.mean() - np.mean(exact)) < 4 * error < 0.3 * np.mean(exact)
 
 
 def _log_probability(model: gemma.Model, params: Any, rows: np.ndarray) -> np.ndarray:

@@ -153,8 +153,8 @@ def test_what_answers_are_worth(aggregation: Any, expected: list[float]):
     sizes = extractive.Sizes(least=1, most=3, aggregation=aggregation, **POOLS)
     answers = extractive.choices(answered(*ANSWERS), sizes)
     of_sentences = jnp.broadcast_to(jnp.asarray(P, jnp.float32), (len(ANSWERS), 4))
-    found = jax.jit(extractive.probability, static_argnums=3)(of_sentences, *answers, sizes)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
+    probabilities = jax.jit(extractive.probability, static_argnums=3)(of_sentences, *answers, sizes)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5, atol=1e-9)
     worth = extractive.reward(of_sentences, *answers, sizes)
     np.testing.assert_allclose(worth, np.log(np.maximum(expected, 1e-4)), rtol=1e-5)
 
@@ -163,17 +163,17 @@ def test_what_answers_are_worth(aggregation: Any, expected: list[float]):
 def test_the_table_says_what_a_model_of_entailment_says_of_the_text(aggregation: Any):
     sentences = small().sentences[0]
 
-    def judge(premises: Any, hypotheses: Any) -> np.ndarray:
+    def probability(premises: Any, hypotheses: Any) -> np.ndarray:
         return np.array([P[sentences.index(text)] for text in hypotheses])
 
     config = scorers.Config(aggregation=aggregation)
-    model = scorers.make(judge, config)
+    model = scorers.make(probability, config)
     sizes = extractive.Sizes(least=1, aggregation=aggregation, **POOLS)
     texts = [" ".join(sentences[i] for i in row if i != 9) for row in ANSWERS if -1 not in row]
     answers = answered(*(row for row in ANSWERS if -1 not in row))
     of_sentences = np.broadcast_to(P.astype(np.float32), (len(texts), 4))
-    found = extractive.reward(of_sentences, *extractive.choices(answers, SIZES), sizes)
-    np.testing.assert_allclose(found, model.log_probability(["x"] * len(texts), texts), rtol=1e-5)
+    rewards = extractive.reward(of_sentences, *extractive.choices(answers, SIZES), sizes)
+    np.testing.assert_allclose(rewards, model.log_probability(["x"] * len(texts), texts), rtol=1e-5)
 
 
 def test_what_answers_are_like():
@@ -181,12 +181,12 @@ def test_what_answers_are_like():
     # "a b . d ." and nothing; of the first: words a b d, fragments a b and d.
     places = np.array([[0, 3, -1], [0, 0, 0]])
     is_choice = np.array([[True, True, False], [False] * 3])
-    found = extractive.describe(small(), questions, places, is_choice)
+    measurements = extractive.describe(small(), questions, places, is_choice)
     expected = {"sentences": 2, "words": 3, "coverage": 1, "density": 5 / 3, "own": 0.5}
     expected["inside"] = 0.5
     # Of the reference "a b c": two of three words, one of two pairs.
     expected |= {"behind": 0.5, "repeated": 0, "rouge_1": 2 / 3, "rouge_2": 0.5, "rouge_l": 2 / 3}
-    assert found == pytest.approx({name: x / 2 for name, x in expected.items()})
+    assert measurements == pytest.approx({name: x / 2 for name, x in expected.items()})
     again = extractive.describe(small(), questions, np.array([[0, 0]] * 2), np.full((2, 2), True))
     assert again["repeated"] == 0.5
 
@@ -201,13 +201,15 @@ def test_each_sentence_of_a_pool_is_questions_about_once():
     seen: list[tuple[str, str]] = []
     done: list[int] = []
 
-    def judge(premises: list[str], hypotheses: list[str]) -> np.ndarray:
+    def log_probability(premises: list[str], hypotheses: list[str]) -> np.ndarray:
         seen.extend(zip(premises, hypotheses, strict=True))
         return np.log(np.arange(1, len(premises) + 1) / 10)
 
-    found = extractive.pool_probabilities(papers, judge, done.append, papers_at_once=1)
+    probabilities = extractive.pool_probabilities(
+        papers, log_probability, done.append, papers_at_once=1
+    )
     assert seen == [("d", "s"), ("d", "t"), ("e", "u"), ("e", "v")] and done == [1, 2]
-    np.testing.assert_allclose(found, [[0.1, 0, 0.2], [0.1, 0.2, 0]])
+    np.testing.assert_allclose(probabilities, [[0.1, 0, 0.2], [0.1, 0.2, 0]])
 
 
 def rows(values: dict[str, float]) -> reproduce.Rows:
@@ -224,15 +226,15 @@ def rows(values: dict[str, float]) -> reproduce.Rows:
 
 def test_entailment_has_to_grow_as_alpha_falls():
     config = rlef.Config()
-    found = {"start": 0.2, "best of 4": 0.4, "alpha 0.5": 0.3, "alpha 0.1": 0.5}
-    checks = [*rlef.claims(config, {"rlef": rows(found)})]
+    values = {"start": 0.2, "best of 4": 0.4, "alpha 0.5": 0.3, "alpha 0.1": 0.5}
+    checks = [*rlef.claims(config, {"rlef": rows(values)})]
     assert [c.held for c in checks if c.held is not None] == [True, True]
     interval = statistics.t_interval([0.5, 0.51, 0.52])
     assert f"alpha 0.1 {interval}" in checks[4].evidence
-    found["alpha 0.1"] = 0.29
-    checks = [*rlef.claims(config, {"rlef": rows(found)})]
+    values["alpha 0.1"] = 0.29
+    checks = [*rlef.claims(config, {"rlef": rows(values)})]
     assert [c.held for c in checks if c.held is not None] == [True, False]
-    one = [row for row in rows(found) if row["seed"] == 0]
+    one = [row for row in rows(values) if row["seed"] == 0]
     assert all(c.held is None for c in rlef.claims(config, {"rlef": one}))
 
 
@@ -276,13 +278,13 @@ def test_it_learns_what_is_entailed_and_goes_on_where_it_stopped(
         trained.append(config.kind)
         out.mkdir(parents=True)
 
-    def judge(premises: Any, hypotheses: Any) -> np.ndarray:
+    def probability(premises: Any, hypotheses: Any) -> np.ndarray:
         pairs = zip(premises, hypotheses, strict=True)
         shared = np.array([extractive.corruptions.coverage(*pair)[0] for pair in pairs])
         return scipy.special.expit(20 * (shared - 0.35))
 
     monkeypatch.setattr(entailment, "train", train)
-    monkeypatch.setattr(scorers, "load", lambda folder: scorers.make(judge))
+    monkeypatch.setattr(scorers, "load", lambda folder: scorers.make(probability))
     settings = ["seeds=2", "regularisations=0.02,0.7", "best_of=2", "measurements=2"]
     settings += ["sizes.steps=150", "sizes.start_steps=400", "sizes.prompts=300"]
     checks = reproduce.reproduce("rlef", tmp_path / "out", settings, lambda line: None)

@@ -63,9 +63,9 @@ def test_gold_falls_beyond_the_radius_and_units_are_its_own_first():
     x = jnp.asarray(np.stack([5.0 * direction, 7.2 * direction]), jnp.float32)
     plain, bent = (reward_toy.worth(gold(c), x) for c in (0.0, 0.6))
     np.testing.assert_allclose(plain - bent, [0, 0.6 * 4], atol=1e-4)
-    found = reward_toy.units(gold(), x)
-    assert found.shape == (2, 64)
-    np.testing.assert_allclose(found[:, :32] @ gold().w, plain, rtol=1e-5)
+    units = reward_toy.units(gold(), x)
+    assert units.shape == (2, 64)
+    np.testing.assert_allclose(units[:, :32] @ gold().w, plain, rtol=1e-5)
 
 
 def test_pairs_are_as_gold_labels_them_and_wrong_ones_are_known():
@@ -124,13 +124,13 @@ def test_of_linear_rewards_both_averages_climb_alike():
 
 
 @functools.cache
-def own() -> reward_letters.Letters:
+def small_letters() -> reward_letters.Letters:
     return reward_letters.make(LETTERS)
 
 
 @pytest.mark.slow
 def test_pairs_of_letters_are_labelled_by_gold_and_swapped_where_said():
-    right, language = reward_letters.draw(own(), 0), own().world.language(0)
+    right, language = reward_letters.draw(small_letters(), 0), small_letters().world.language(0)
     for pairs in (right.train, right.near, right.far):
         one, two = (letters.of_rows(language.tables, rows) for rows in pairs)
         assert one.shape == (16,) and bool(jnp.all(one >= two)) and bool(jnp.any(one > two))
