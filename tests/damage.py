@@ -90,8 +90,8 @@ def check(
     lines = sound.decode().splitlines()
     faults = []
     try:
-        found = [*variants(sound.decode() if line is None else lines[line])]
-        for damaged in found[:: 1 if most is None else -(-len(found) // most)]:
+        damages = [*variants(sound.decode() if line is None else lines[line])]
+        for damaged in damages[:: 1 if most is None else -(-len(damages) // most)]:
             text = damaged.text
             if line is not None:
                 text = "".join(f"{x}\n" for x in (*lines[:line], text, *lines[line + 1 :]))

@@ -83,10 +83,10 @@ def test_settings_are_those_of_the_class(config: str):
     read = list(HOOKS["fields"](config))
     real = dataclasses.fields(getattr(module, kind))
     assert [field.name for field in read] == [field.name for field in real]
-    made = getattr(module, kind)()
+    defaults = getattr(module, kind)()
     for field in read:
-        assert eval(field.default, vars(module).copy()) == getattr(made, field.name), field.name
-        assert (field.config is not None) == dataclasses.is_dataclass(getattr(made, field.name))
+        assert eval(field.default, vars(module).copy()) == getattr(defaults, field.name), field.name
+        assert (field.config is not None) == dataclasses.is_dataclass(getattr(defaults, field.name))
 
 
 def test_every_setting_says_its_unit_range_or_source():

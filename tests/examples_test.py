@@ -109,20 +109,22 @@ def configurations(root: pathlib.Path, name: str) -> list[sweep_plan.Configurati
 
 
 def test_the_sweep_is_what_its_comment_says(root: pathlib.Path):
-    found = configurations(root, "sweep")
-    by_agent = [sum(made.fields["agent"] == agent for made in found) for agent in ("dqn", "m-dqn")]
-    assert by_agent == [2 * 2, 2 * 2 * 3] and len(found) == sum(by_agent)
-    assert {made.seeds for made in found} == {tuple(range(5))}
-    assert all(sweep_plan.check(made) for made in found), "one program for all seeds"
+    entries = configurations(root, "sweep")
+    by_agent = [
+        sum(entry.fields["agent"] == agent for entry in entries) for agent in ("dqn", "m-dqn")
+    ]
+    assert by_agent == [2 * 2, 2 * 2 * 3] and len(entries) == sum(by_agent)
+    assert {entry.seeds for entry in entries} == {tuple(range(5))}
+    assert all(sweep_plan.check(entry) for entry in entries), "one program for all seeds"
 
 
 def test_the_benchmark_on_atari_is_that_of_the_reproduction(root: pathlib.Path):
-    found = configurations(root, "munchausen_atari")
-    plans = [made.plan(made.seeds) for made in found]
-    asked = {(plan.agent, plan.environment, plan.num_seeds, plan.steps) for plan in plans}
+    entries = configurations(root, "munchausen_atari")
+    plans = [entry.plan(entry.seeds) for entry in entries]
+    planned = {(plan.agent, plan.environment, plan.num_seeds, plan.steps) for plan in plans}
     arms = munchausen_atari.Config(full=True).arms()
-    assert asked == {(arm.agent, arm.environment, arm.seeds, arm.steps) for arm in arms}
-    assert len(found) == len(arms) == 6 * 60
-    for made in found:
-        if made.fields["environment"] == "atari/pong":
-            assert not sweep_plan.check(made), "a program for each seed"
+    assert planned == {(arm.agent, arm.environment, arm.seeds, arm.steps) for arm in arms}
+    assert len(entries) == len(arms) == 6 * 60
+    for entry in entries:
+        if entry.fields["environment"] == "atari/pong":
+            assert not sweep_plan.check(entry), "a program for each seed"

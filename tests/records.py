@@ -22,7 +22,7 @@ def wait_for_checkpoint(
     """Waits until a run has a checkpoint of a step or a later one; fails once its process ends."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if any(found >= step for found in checkpoints.steps(folder / "checkpoints")):
+        if any(saved >= step for saved in checkpoints.steps(folder / "checkpoints")):
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)

@@ -47,11 +47,11 @@ def with_shape(shape: tuple[int, ...]) -> bytes:
 def test_arrays_are_as_they_were_written(save: Callable[..., None], tmp_path: pathlib.Path):
     path = tmp_path / "x.npz"
     save(path, **ARRAYS)
-    found = archives.read(path)
-    assert found.keys() == ARRAYS.keys()
+    arrays = archives.read(path)
+    assert arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape
-        np.testing.assert_array_equal(found[name], array)
+        assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
+        np.testing.assert_array_equal(arrays[name], array)
     with pytest.raises(FileNotFoundError):
         archives.read(tmp_path / "none.npz")
 
@@ -129,11 +129,11 @@ def test_every_byte_that_is_changed_is_noticed_or_harmless(tmp_path: pathlib.Pat
         for value in (0, 0xFF, whole[place] ^ 1):
             path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
             try:
-                found = archives.read(path)
+                arrays = archives.read(path)
             except files.CorruptError as error:
                 assert "\n" not in str(error)
             else:
-                (array,) = found.values()
+                (array,) = arrays.values()
                 np.testing.assert_array_equal(array, np.arange(20))
     for end in range(len(whole)):
         path.write_bytes(whole[:end])

@@ -69,8 +69,8 @@ def of_vectors(base, one, two, t):
 
 def test_golden():
     # At a right angle: cos(pi/4) of each; then lambda = 1/3: sin(pi/3) of these, sin(pi/6).
-    found = averaging.slerp_weights(np.eye(3))
-    np.testing.assert_allclose(found, [0.61237244, 0.61237244, 0.5], rtol=1e-8)
+    weights = averaging.slerp_weights(np.eye(3))
+    np.testing.assert_allclose(weights, [0.61237244, 0.61237244, 0.5], rtol=1e-8)
     # 60 degrees, t = 1/2: sin(30) / sin(60).
     gram = np.array([[4.0, 2.0], [2.0, 4.0]])
     np.testing.assert_allclose(averaging.slerp_weights(gram), np.full(2, 0.57735027), rtol=1e-8)
@@ -83,12 +83,12 @@ def test_golden():
 @hypothesis.given(vectors, fractions)
 def test_oracle(vectors, t):
     base, one, two = vectors
-    found = of_vectors(base, one, two, t)
+    merged = of_vectors(base, one, two, t)
     expected = slerp(base, one, two, t)
     # Of vectors that are nearly opposite the weights are as large as 1 / sin(Omega).
     scale = max(1, np.abs(averaging.slerp_weights(averaging.flat_gram([one, two], base), t)).max())
-    np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
-    assert found.dtype == np.float32
+    np.testing.assert_allclose(merged, expected, atol=2e-5 * scale)
+    assert merged.dtype == np.float32
 
 
 @SETTINGS
@@ -100,10 +100,10 @@ def test_ends_symmetry_and_translation(vectors, t):
     np.testing.assert_allclose(of_vectors(base, one, one, t), one, atol=1e-5)
     gram = averaging.flat_gram([one, two], base)
     hypothesis.assume(averaging.cosine(gram)[0, 1] > -0.99)  # Else weights are large.
-    found = of_vectors(base, one, two, t)
-    np.testing.assert_allclose(of_vectors(base, two, one, 1 - t), found, atol=1e-4)
+    merged = of_vectors(base, one, two, t)
+    np.testing.assert_allclose(of_vectors(base, two, one, 1 - t), merged, atol=1e-4)
     moved = of_vectors(base + 1, one + 1, two + 1, t)
-    np.testing.assert_allclose(moved, found + 1, atol=1e-4)
+    np.testing.assert_allclose(moved, merged + 1, atol=1e-4)
 
 
 @SETTINGS
@@ -122,8 +122,8 @@ def test_lemmas_of_norms(angle, t, length):
 @hypothesis.given(st.floats(0.01, 3.1), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_in_the_middle_slerp_is_a_longer_mean_for_any_norms(angle, one, two):
     deltas = np.array([[one, 0], [two * np.cos(angle), two * np.sin(angle)]])
-    found = averaging.slerp_weights(deltas @ deltas.T) @ deltas
-    np.testing.assert_allclose(found * np.cos(angle / 2), deltas.mean(0), atol=1e-9 * (one + two))
+    merged = averaging.slerp_weights(deltas @ deltas.T) @ deltas
+    np.testing.assert_allclose(merged * np.cos(angle / 2), deltas.mean(0), atol=1e-9 * (one + two))
     # And an angle is halved where norms are equal.
     half = averaging.slerp_weights(np.array([[1, np.cos(angle)], [np.cos(angle), 1]]), 0.25)
     np.testing.assert_allclose(half, np.sin(np.array([0.75, 0.25]) * angle) / np.sin(angle))
@@ -131,23 +131,23 @@ def test_in_the_middle_slerp_is_a_longer_mean_for_any_norms(angle, one, two):
 
 def test_without_an_angle_it_is_linear():
     for gram in ([[1, -1], [-1, 1]], [[0, 0], [0, 2]], [[0, 0], [0, 0]], [[1, 2], [2, 4]]):
-        found = averaging.slerp_weights(np.array(gram, float), 0.25)
-        np.testing.assert_allclose(found, [0.75, 0.25], atol=1e-7)
+        weights = averaging.slerp_weights(np.array(gram, float), 0.25)
+        np.testing.assert_allclose(weights, [0.75, 0.25], atol=1e-7)
 
 
 def test_three_models_are_merged_recursively():
     base, *models = (tree(seed) for seed in range(4))
-    found = averaging.slerp(models, base)
+    merged = averaging.slerp(models, base)
     two = averaging.slerp(models[:2], base)
     expected = averaging.slerp([two, models[2]], base, t=1 / 3)
-    assert_close(found, expected)
+    assert_close(merged, expected)
     assert_close(averaging.slerp(models[:1], base), models[0])
 
 
 @pytest.mark.parametrize("group_of", GROUPINGS)
 def test_each_group_has_an_angle_of_its_own(group_of):
     base, one, two = (tree(seed) for seed in range(3))
-    found = averaging.slerp([one, two], base, t=0.3, group_of=group_of)
+    merged = averaging.slerp([one, two], base, t=0.3, group_of=group_of)
     parts: dict = {}
     for module, leaves in base.items():
         for name in leaves:
@@ -161,7 +161,7 @@ def test_each_group_has_an_angle_of_its_own(group_of):
     for members in parts.values():
         flat = [
             np.concatenate([x[module][name][p].ravel() for module, name, p in members])
-            for x in (base, one, two, found)
+            for x in (base, one, two, merged)
         ]
         np.testing.assert_allclose(flat[3], slerp(flat[0], flat[1], flat[2], 0.3), atol=1e-6)
         deltas = flat[1].astype(np.float64) - flat[0], flat[2].astype(np.float64) - flat[0]
@@ -178,18 +178,18 @@ def test_each_group_has_an_angle_of_its_own(group_of):
 def test_jax_gives_what_numpy_gives_and_keeps_its_arrays(variant, group_of):
     base, one, two = (tree(seed) for seed in range(3))
     merge = variant(lambda a, b, c: averaging.slerp([a, b], c, t=0.3, group_of=group_of))
-    found = merge(*jax.tree.map(jnp.asarray, (one, two, base)))
+    merged = merge(*jax.tree.map(jnp.asarray, (one, two, base)))
     expected = averaging.slerp([one, two], base, t=0.3, group_of=group_of)
-    assert all(isinstance(x, jax.Array) and x.dtype == "float32" for x in jax.tree.leaves(found))
+    assert all(isinstance(x, jax.Array) and x.dtype == "float32" for x in jax.tree.leaves(merged))
     assert all(type(x) is np.ndarray for x in jax.tree.leaves(expected))
-    assert_close(found, expected)
+    assert_close(merged, expected)
 
 
 def test_a_population_is_vmapped():
     ones, twos = (jax.tree.map(lambda *x: jnp.stack(x), tree(s), tree(s + 9)) for s in (1, 2))
-    found = jax.jit(jax.vmap(lambda a, b: averaging.slerp([a, b])))(ones, twos)
+    merged = jax.jit(jax.vmap(lambda a, b: averaging.slerp([a, b])))(ones, twos)
     for i, pair in enumerate(((tree(1), tree(2)), (tree(10), tree(11)))):
-        assert_close(jax.tree.map(lambda x, i=i: x[i], found), averaging.slerp(pair))
+        assert_close(jax.tree.map(lambda x, i=i: x[i], merged), averaging.slerp(pair))
 
 
 @pytest.mark.parametrize("like", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
@@ -222,9 +222,9 @@ def test_half_precision_is_rounded_once():
         ml_dtypes.bfloat16
     )
     for like in (np.asarray, jnp.asarray):
-        found = averaging.mean(jax.tree.map(like, models))["w"]
-        assert found.dtype == ml_dtypes.bfloat16
-        different = np.asarray(found) != exact
+        mean = averaging.mean(jax.tree.map(like, models))["w"]
+        assert mean.dtype == ml_dtypes.bfloat16
+        different = np.asarray(mean) != exact
         assert different.mean() < 0.01  # Ties, where float32 is not enough to tell.
 
 
@@ -235,8 +235,8 @@ def test_dot_products_are_summed_in_float64():
     np.testing.assert_array_equal(
         averaging.flat_gram([ones, -ones]), size * np.array([[1.0, -1.0], [-1.0, 1.0]])
     )
-    found = averaging.cosines([{"w": jnp.asarray(ones[: 1 << 12])}] * 2, None)["w"]
-    np.testing.assert_allclose(found, np.ones((2, 2)), rtol=1e-15)
+    cosines = averaging.cosines([{"w": jnp.asarray(ones[: 1 << 12])}] * 2, None)["w"]
+    np.testing.assert_allclose(cosines, np.ones((2, 2)), rtol=1e-15)
 
 
 def test_target_of_dqn_and_anchor_of_warp_are_the_same_update():
@@ -311,13 +311,13 @@ def test_what_cannot_be_averaged_is_refused(call, message):
 def test_what_counts_nothing_may_be_anything_in_both_back_ends(like, wrong):
     # By hand: 1 * 1 + 0 * wrong, where 0 is not multiplied.
     one, bad = ({"w": like(np.array(x, np.float32))} for x in ([1.0, 2.0], [wrong, 4.0]))
-    for found in (
+    for merged in (
         averaging.mean([one, bad], [1, 0]),
         averaging.mean([bad, one], [0, 2]),
         averaging.liti(bad, one, 1),
         averaging.liti(one, bad, 0),
         averaging.ema(bad, one, 1),
     ):
-        np.testing.assert_array_equal(found["w"], [1, 2])
+        np.testing.assert_array_equal(merged["w"], [1, 2])
     mixed = averaging.mean([one, bad], [1, 1])
     np.testing.assert_array_equal(mixed["w"], [(1 + wrong) / 2, 3])

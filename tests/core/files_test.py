@@ -167,8 +167,8 @@ def test_a_table_reads_back(tmp_path: pathlib.Path):
     files.write_csv(path, rows)
     assert path.read_bytes().count(b"\r") == 0
     with path.open(newline="") as file:
-        found = list(csv.DictReader(file))
-    assert [{"eta": float(row["eta"]), "name": row["name"]} for row in found] == rows
+        rows_read = list(csv.DictReader(file))
+    assert [{"eta": float(row["eta"]), "name": row["name"]} for row in rows_read] == rows
     files.write_csv(path, [])
     assert path.read_text() == ""
     with pytest.raises(ValueError, match="dict contains fields not in fieldnames"):

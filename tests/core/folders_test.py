@@ -10,11 +10,11 @@ from kullback.core import folders
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "secret").write_text("key")
-    made = tmp_path / "model"
-    (made / "parts").mkdir(parents=True)
-    (made / "a.safetensors").write_text("a")
-    (made / "parts" / "b.safetensors").write_text("b")
-    return made
+    model = tmp_path / "model"
+    (model / "parts").mkdir(parents=True)
+    (model / "a.safetensors").write_text("a")
+    (model / "parts" / "b.safetensors").write_text("b")
+    return model
 
 
 def test_names_of_files_inside(folder, tmp_path):
@@ -143,8 +143,8 @@ def test_blobs_of_a_cache(tmp_path):
 def test_listed_files_that_are_there(folder):
     (folder / "tokenizer.json").write_text("{}")
     (folder / "evil.py").write_text("")
-    found = folders.present(folder, ("tokenizer.json", "tokenizer.model"))
-    assert found == {"tokenizer.json": folder / "tokenizer.json"}
+    paths = folders.present(folder, ("tokenizer.json", "tokenizer.model"))
+    assert paths == {"tokenizer.json": folder / "tokenizer.json"}
     (folder / "tokenizer.model").symlink_to("../secret")
     with pytest.raises(ValueError, match="is a link out of the folder"):
         folders.present(folder, ("tokenizer.json", "tokenizer.model"))

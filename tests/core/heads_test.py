@@ -97,6 +97,6 @@ def test_where_the_head_has_the_hidden_layer_auto_picks_a_torso_without(shape, s
     spec = types.Spec(shape=shape, dtype=np.uint8, num_actions=4, frame_stack=stack)
     for hidden, expected in ((False, size), (True, 512 if stack > 1 else 128)):
         torso = networks.torso("auto", spec, hidden=hidden)
-        found = jax.eval_shape(hk.transform(torso).init, KEY, spec.zeros(2))
+        params = jax.eval_shape(hk.transform(torso).init, KEY, spec.zeros(2))
         apply = hk.without_apply_rng(hk.transform(torso)).apply
-        assert jax.eval_shape(apply, found, spec.zeros(2)).shape == (2, expected)
+        assert jax.eval_shape(apply, params, spec.zeros(2)).shape == (2, expected)

@@ -93,10 +93,10 @@ def test_rules_are_checked(make_rule):
 
 
 def test_rows_that_no_replay_keeps_count_alike():
-    made = types.Batch.of({"a": np.zeros((4, 3)), "b": np.zeros(4)})
-    assert made.indices.dtype == np.int32 and made.indices.tolist() == [0, 1, 2, 3]
-    assert made.probabilities.tolist() == [0.25] * 4 and made.weights.tolist() == [1.0] * 4
-    assert made.probabilities.dtype == made.weights.dtype == np.float32
+    batch = types.Batch.of({"a": np.zeros((4, 3)), "b": np.zeros(4)})
+    assert batch.indices.dtype == np.int32 and batch.indices.tolist() == [0, 1, 2, 3]
+    assert batch.probabilities.tolist() == [0.25] * 4 and batch.weights.tolist() == [1.0] * 4
+    assert batch.probabilities.dtype == batch.weights.dtype == np.float32
 
 
 def test_a_scan_is_as_many_steps_and_its_stretches_are_the_whole():
@@ -120,8 +120,8 @@ def test_a_scan_is_as_many_steps_and_its_stretches_are_the_whole():
     run = learners.scan(learner, rows, report)
     first, one = run(start, noise(1.0), items[:2], key)
     last, two = run(first, noise(1.0), items[2:], key)
-    found = jax.tree.map(lambda *parts: jnp.concatenate(parts), one, two)
-    for column, wanted in zip(found, zip(*expected, strict=True), strict=True):
+    columns = jax.tree.map(lambda *parts: jnp.concatenate(parts), one, two)
+    for column, wanted in zip(columns, zip(*expected, strict=True), strict=True):
         np.testing.assert_allclose(column, jnp.stack(wanted), rtol=1e-5)
     np.testing.assert_allclose(last.params["w"], state.params["w"], rtol=1e-5)
     _, losses = learners.scan(learner, learners.stored)(start, noise(1.0), items, key)

@@ -118,8 +118,8 @@ def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(k
     def loop():
         if kind == "compiled":
             return compiled_loop(changes=changes)
-        arena = lambda n: OnHost(toy.chain(n))  # noqa: E731  # As short as the other.
-        return host.make(agent("m-dqn", *changes), OnHost(toy.chain(4)), 0, arena)
+        make_environment = lambda n: OnHost(toy.chain(n))  # noqa: E731  # As short as the other.
+        return host.make(agent("m-dqn", *changes), OnHost(toy.chain(4)), 0, make_environment)
 
     one = loop()
     whole = to_end(one, one.init(), 900)
@@ -278,10 +278,10 @@ def test_an_episode_without_an_end_is_cut_and_counted(kind, limit):
         loop = host.make(
             agent(), OnHost(toy.chain(4)), 0, lambda n: OnHost(endless(n)), evaluation_limit=limit
         )
-    found = loop.evaluate(loop.init(), 3)
-    np.testing.assert_array_equal(found.returns, [[2, 9, limit]] * len(loop.seeds))
-    np.testing.assert_array_equal(found.cut, [[False, False, True]] * len(loop.seeds))
-    assert found.num_cut == len(loop.seeds)
+    episodes = loop.evaluate(loop.init(), 3)
+    np.testing.assert_array_equal(episodes.returns, [[2, 9, limit]] * len(loop.seeds))
+    np.testing.assert_array_equal(episodes.cut, [[False, False, True]] * len(loop.seeds))
+    assert episodes.num_cut == len(loop.seeds)
 
 
 def test_where_nothing_is_said_the_limit_is_the_default_or_the_environments_if_that_is_longer():
@@ -321,28 +321,29 @@ def test_how_an_evaluation_is_cut_into_calls_changes_no_number(monkeypatch):
     for seconds in (loops.CHUNK_SECONDS, 1e-9):  # Of the latter each call is one tick.
         monkeypatch.setattr(loops, "CHUNK_SECONDS", seconds)
         evaluate = compiled.evaluator(walker, walk(4))
-        found = evaluate(state.learner, state.env_steps, jax.random.key(5), 12)  # In three rounds.
-        assert found.returns.tolist() == golden and not found.cut.any()
+        # In three rounds.
+        episodes = evaluate(state.learner, state.env_steps, jax.random.key(5), 12)
+        assert episodes.returns.tolist() == golden and not episodes.cut.any()
 
 
 def test_what_a_loop_made_to_evaluate_in_is_closed_with_it():
-    made = []
+    environments = []
 
     class Counted(OnHost):
         def close(self):
-            made.remove(self)
+            environments.remove(self)
 
-    def arena(rows: int) -> OnHost:
-        made.append(Counted(toy.chain(rows, max_episode_steps=3)))
-        return made[-1]
+    def make_environment(rows: int) -> OnHost:
+        environments.append(Counted(toy.chain(rows, max_episode_steps=3)))
+        return environments[-1]
 
-    loop = host.make(agent(), OnHost(toy.chain(4)), 0, arena)
+    loop = host.make(agent(), OnHost(toy.chain(4)), 0, make_environment)
     state = loop.init()
     for rows in (2, 3, 2):
         loop.evaluate(state, rows)
-    assert len(made) == 2
+    assert len(environments) == 2
     loop.close()
-    assert not made
+    assert not environments
 
 
 @pytest.mark.parametrize(

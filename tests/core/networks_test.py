@@ -48,8 +48,8 @@ def names_of(torso) -> tuple:
     ],
 )
 def test_auto_picks_by_the_shape_and_the_features_depend_on_the_observation(of, expected):
-    found, wanted = networks.torso("auto", of), networks.torso(expected, of)
-    assert names_of(found) == names_of(wanted)
+    picked, wanted = networks.torso("auto", of), networks.torso(expected, of)
+    assert names_of(picked) == names_of(wanted)
     rng = np.random.default_rng(0)
     observation = rng.integers(0, 2 if of.dtype == np.bool_ else 11, (2, *of.shape))
     x = features("auto", of, observation.astype(of.dtype))
@@ -152,9 +152,9 @@ def test_a_run_of_version_0_1_is_scaled_as_it_was():
     old = spec(2, dtype=np.float32, bounds=wide, input_rules=1)
     x = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     other = np.stack([x[::-1, 0], x[:, 1]], axis=1)
-    found = features("mlp", old, x)
-    np.testing.assert_array_equal(found, features("mlp", old, other))  # Its first is a constant.
-    assert not np.array_equal(found[0], found[1])
+    outputs = features("mlp", old, x)
+    np.testing.assert_array_equal(outputs, features("mlp", old, other))  # Its first is a constant.
+    assert not np.array_equal(outputs[0], outputs[1])
 
 
 @pytest.mark.parametrize("value", [0, 256])

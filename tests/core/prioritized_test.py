@@ -8,16 +8,16 @@ import pytest
 from kullback.core import learners, prioritized, types
 
 
-def scheme(xp, size: int, exponent: float = 1.0) -> prioritized.Scheme:
-    made = prioritized.make(xp, size, exponent)
-    return made if xp is np else prioritized.Scheme(made.init, *map(jax.jit, made[1:]))
+def make_scheme(xp, size: int, exponent: float = 1.0) -> prioritized.Scheme:
+    scheme = prioritized.make(xp, size, exponent)
+    return scheme if xp is np else prioritized.Scheme(scheme.init, *map(jax.jit, scheme[1:]))
 
 
 def filled(xp, size: int, slots, priorities, exponent: float = 1.0):
-    made = scheme(xp, size, exponent)
+    scheme = make_scheme(xp, size, exponent)
     slots, priorities = np.asarray(slots, np.int32), np.asarray(priorities, np.float32)
-    state = made.insert(made.init(), slots, np.ones(len(slots), bool))
-    return made, made.update(state, slots, priorities)
+    state = scheme.insert(scheme.init(), slots, np.ones(len(slots), bool))
+    return scheme, scheme.update(state, slots, priorities)
 
 
 BOTH = pytest.mark.parametrize("xp", [np, jnp], ids=["host", "device"])
@@ -27,8 +27,8 @@ BOTH = pytest.mark.parametrize("xp", [np, jnp], ids=["host", "device"])
 def test_golden(xp):
     # Masses sqrt(1, 4, 9) = 1, 2, 3 of 6; uniform numbers 0.5 in thirds of 6: 1, 3 and 5, which
     # are in [1, 3) or its left end, at the left end of [3, 6), and inside it.
-    made, state = filled(xp, 5, [0, 2, 3], [1, 4, 9], 0.5)
-    slots, probabilities = made.draw(state, np.full((1, 3), 0.5, np.float32))
+    scheme, state = filled(xp, 5, [0, 2, 3], [1, 4, 9], 0.5)
+    slots, probabilities = scheme.draw(state, np.full((1, 3), 0.5, np.float32))
     np.testing.assert_array_equal(slots, [2, 3, 3])
     np.testing.assert_allclose(probabilities, [2 / 6, 3 / 6, 3 / 6], rtol=1e-6)
     assert float(state.largest) == pytest.approx(3)
@@ -42,17 +42,17 @@ def test_draws_are_in_proportion_to_the_masses(xp, size):
     slots[:2] = 0, size - 1
     slots = np.unique(slots)
     priorities = rng.exponential(size=len(slots)) + 0.1
-    made, state = filled(xp, size, slots, priorities, 0.6)
+    scheme, state = filled(xp, size, slots, priorities, 0.6)
     expected = priorities**0.6 / np.sum(priorities**0.6)
     counts, draws = np.zeros(size), 200 * 512
-    drawn, probabilities = made.draw(state, rng.random((1, 512), np.float32))
+    drawn, probabilities = scheme.draw(state, rng.random((1, 512), np.float32))
     np.testing.assert_allclose(
         probabilities,
         [expected[slots == slot].item() for slot in np.asarray(drawn)],
         rtol=1e-5,
     )
     for _ in range(200):
-        drawn, _ = made.draw(state, rng.random((1, 512), np.float32))
+        drawn, _ = scheme.draw(state, rng.random((1, 512), np.float32))
         np.add.at(counts, np.asarray(drawn), 1)
     assert counts.sum() == counts[slots].sum()  # Nothing without a mass.
     spread = np.sqrt(draws * expected)  # More than that of parts of the sum, one draw in each.
@@ -62,10 +62,10 @@ def test_draws_are_in_proportion_to_the_masses(xp, size):
 @BOTH
 def test_one_draw_falls_in_each_equal_part_of_the_sum(xp):
     # 64 equal items and 64 draws: each once a batch, whatever the uniform numbers.
-    made, state = filled(xp, 500, np.arange(64) * 7, np.ones(64))
+    scheme, state = filled(xp, 500, np.arange(64) * 7, np.ones(64))
     for seed in range(5):
         uniform = np.random.default_rng(seed).random((3, 64), np.float32) * 0.98 + 0.01
-        drawn, _ = made.draw(state, uniform)
+        drawn, _ = scheme.draw(state, uniform)
         np.testing.assert_array_equal(drawn, np.tile(np.arange(64) * 7, 3))
 
 
@@ -74,27 +74,27 @@ def test_masses_of_other_sizes_by_far_lose_nothing_and_nothing_empty_is_drawn(xp
     rng = np.random.default_rng(0)
     size = 3 * 64**2
     slots = np.arange(0, size, 3)
-    made, state = filled(xp, size, slots, 10.0 ** rng.uniform(-9, 6, len(slots)))
+    scheme, state = filled(xp, size, slots, 10.0 ** rng.uniform(-9, 6, len(slots)))
     edges = np.array([0, np.nextafter(np.float32(1), np.float32(0))], np.float32)
     for uniform in (np.repeat(edges[:, None], 256, 1), rng.random((1, 256), np.float32)):
-        drawn, probabilities = map(np.asarray, made.draw(state, uniform))
+        drawn, probabilities = map(np.asarray, scheme.draw(state, uniform))
         assert np.all(drawn % 3 == 0) and np.all(probabilities > 0)
     # Where it all hangs on one item, after many changes elsewhere, no dust of them is left.
-    state = made.update(state, slots.astype(np.int32), np.full(len(slots), 1e6, np.float32))
-    state = made.insert(state, slots[1:].astype(np.int32), np.zeros(len(slots) - 1, bool))
-    drawn, probabilities = map(np.asarray, made.draw(state, rng.random((1, 8), np.float32)))
+    state = scheme.update(state, slots.astype(np.int32), np.full(len(slots), 1e6, np.float32))
+    state = scheme.insert(state, slots[1:].astype(np.int32), np.zeros(len(slots) - 1, bool))
+    drawn, probabilities = map(np.asarray, scheme.draw(state, rng.random((1, 8), np.float32)))
     np.testing.assert_array_equal(drawn, 0)
     np.testing.assert_allclose(probabilities, 1, rtol=1e-6)
 
 
 @BOTH
 def test_new_items_have_the_largest_mass_so_far_and_forgotten_ones_stay_forgotten(xp):
-    made, state = filled(xp, 300, [1, 2], [5.0, 0.5])
-    state = made.insert(state, np.array([7, 1, 300], np.int32), np.array([True, False, False]))
+    scheme, state = filled(xp, 300, [1, 2], [5.0, 0.5])
+    state = scheme.insert(state, np.array([7, 1, 300], np.int32), np.array([True, False, False]))
     masses = np.asarray(state.levels[0])
     np.testing.assert_allclose(masses[[1, 2, 7]], [0, 0.5, 5.0])
     # 1 has been forgotten, 300 is nobody's; of the two for 2 the larger holds.
-    state = made.update(
+    state = scheme.update(
         state, np.array([1, 300, 2, 2], np.int32), np.array([9, 9, 3, 2], np.float32)
     )
     np.testing.assert_allclose(np.asarray(state.levels[0])[[1, 2, 7, 300]], [0, 3, 5, 0])
@@ -103,8 +103,8 @@ def test_new_items_have_the_largest_mass_so_far_and_forgotten_ones_stay_forgotte
 
 
 def test_an_item_of_no_priority_can_still_be_drawn():
-    made, state = filled(np, 3, [0, 1], [0.0, 0.0], 0.5)
-    _, probabilities = made.draw(state, np.zeros((1, 2), np.float32))
+    scheme, state = filled(np, 3, [0, 1], [0.0, 0.0], 0.5)
+    _, probabilities = scheme.draw(state, np.zeros((1, 2), np.float32))
     np.testing.assert_allclose(probabilities, 0.5)
     assert state.levels[0][0] == pytest.approx(1e-5)
 

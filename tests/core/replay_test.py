@@ -64,7 +64,7 @@ class Naive:
 
     def transitions(self):
         """Lists every n-step transition that can be drawn, as flat float vectors."""
-        found = []
+        vectors = []
         for e, ring in enumerate(self.rings):
             first = self.slots[e] - self.length + STACK
             for i in range(len(ring) - self.n + 1):
@@ -79,8 +79,8 @@ class Naive:
                     if row.last():
                         break
                 parts = (ring[i][1], ring[i][2], total, factor, row.next_observation)
-                found.append(np.concatenate([np.ravel(p) for p in parts]).astype(np.float64))
-        return found
+                vectors.append(np.concatenate([np.ravel(p) for p in parts]).astype(np.float64))
+        return vectors
 
 
 def flatten(batch: types.Batch) -> np.ndarray:
@@ -159,10 +159,10 @@ class NaivePriorities:
         return at[0] * self.naive.length + at[1] % self.naive.length
 
     def masses(self):
-        found = np.zeros(ENVS * self.naive.length)
+        masses = np.zeros(ENVS * self.naive.length)
         for at, mass in self.mass.items():
-            found[self.row(at)] = mass
-        return found
+            masses[self.row(at)] = mass
+        return masses
 
 
 @hypothesis.settings(deadline=None, max_examples=25)

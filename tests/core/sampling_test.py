@@ -28,9 +28,9 @@ def of_counts(counts: jax.Array) -> np.ndarray:
     ends = np.cumsum(widths, -1)
     starts, total = ends - widths, ends[..., -1:]
     rounds, rest = np.divmod(2**32, total)  # So many words for each value, one more below rest.
-    words = (ends - starts) * rounds + np.minimum(ends, rest) - np.minimum(starts, rest)
-    assert np.all(words.sum(-1) == 2**32)
-    return words / 2**32
+    num_words = (ends - starts) * rounds + np.minimum(ends, rest) - np.minimum(starts, rest)
+    assert np.all(num_words.sum(-1) == 2**32)
+    return num_words / 2**32
 
 
 def induced(logits: np.ndarray) -> np.ndarray:

@@ -100,18 +100,18 @@ def test_lengths_of_headers(tmp_path: pathlib.Path):
 def test_tensors_are_as_they_were_written(dtype: str, tmp_path: pathlib.Path):
     path, array = tmp_path / "x.safetensors", np.arange(6).reshape(2, 3).astype(jnp.dtype(dtype))
     safetensors_numpy.save_file({"a": array, "none": np.zeros((0, 3), array.dtype)}, path)
-    found = weights.read(path)
-    assert found["a"].array.dtype == array.dtype and found["none"].array.shape == (0, 3)
-    np.testing.assert_array_equal(found["a"].array, array)
-    np.testing.assert_array_equal(found["a"].of_rows(1).array, array[:1])
+    tensors = weights.read(path)
+    assert tensors["a"].array.dtype == array.dtype and tensors["none"].array.shape == (0, 3)
+    np.testing.assert_array_equal(tensors["a"].array, array)
+    np.testing.assert_array_equal(tensors["a"].of_rows(1).array, array[:1])
 
 
 def test_types_that_numpy_lacks_are_bytes(tmp_path: pathlib.Path):
     path = tmp_path / "x.safetensors"
     write(path, json.dumps({"a": entry("F4", [4], 2), "b": entry("F8_E4M3", [6], 8, 2)}), bytes(8))
-    found = weights.read(path)
-    assert [str(found[name]) for name in "ab"] == ["F4[4]", "F8_E4M3[6]"]
-    assert [found[name].data.nbytes for name in "ab"] == [2, 6]
+    tensors = weights.read(path)
+    assert [str(tensors[name]) for name in "ab"] == ["F4[4]", "F8_E4M3[6]"]
+    assert [tensors[name].data.nbytes for name in "ab"] == [2, 6]
     with pytest.raises(ValueError, match="'a'"):
         weights.import_params(path, {"a": np.zeros(4), "b": np.zeros(6)})
 

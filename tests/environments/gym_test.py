@@ -106,9 +106,9 @@ def test_wrapped_cartpole_is_scaled_as_it_is_only_where_it_looks_as_it_does():
         return environment.spec.bounds
 
     space = gymnasium.spaces.Box(-2.0, 2.0, (4,), np.float32)
-    own = bounds(lambda env: env)
-    assert own is not None and own[1][0] == 2.4
-    assert bounds(gymnasium.wrappers.RecordEpisodeStatistics) == own
+    limits = bounds(lambda env: env)
+    assert limits is not None and limits[1][0] == 2.4
+    assert bounds(gymnasium.wrappers.RecordEpisodeStatistics) == limits
     assert bounds(gymnasium.wrappers.NormalizeObservation) is None
     half = lambda env: gymnasium.wrappers.TransformObservation(env, lambda o: o / 2, None)  # noqa: E731
     assert bounds(half) is None

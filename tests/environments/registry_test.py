@@ -146,16 +146,16 @@ def test_unknown_flags(name: str, valid: str):
 
 
 def test_flags_have_types_and_defaults():
-    found = {
+    flags = {
         name: {flag: (one.hint, one.default) for flag, one in environments.parameters(name).items()}
         for name in ("atari/pong", "minatar/breakout", "toy/chain", "gym/MountainCar-v0")
     }
-    assert found["atari/pong"]["life_loss"] == (bool | None, None)
-    assert found["atari/pong"]["protocol"] == (Literal["sticky", "classic"], "sticky")
-    assert found["minatar/breakout"]["sticky_action_prob"] == (float, 0.1)
-    assert found["toy/chain"]["auto_reset"] == (bool, True)
+    assert flags["atari/pong"]["life_loss"] == (bool | None, None)
+    assert flags["atari/pong"]["protocol"] == (Literal["sticky", "classic"], "sticky")
+    assert flags["minatar/breakout"]["sticky_action_prob"] == (float, 0.1)
+    assert flags["toy/chain"]["auto_reset"] == (bool, True)
     # Of goal_velocity gymnasium declares no type, and its default is 0.
-    assert found["gym/MountainCar-v0"] == {
+    assert flags["gym/MountainCar-v0"] == {
         "max_episode_steps": (int | None, 200),
         "goal_velocity": (int | float, 0),
     }
@@ -230,7 +230,7 @@ def test_imports_nothing_of_a_family():
 )
 def test_what_is_compiled_is_known_before_it_is_made(name: str, expected: bool):
     assert environments.is_compiled(name) is expected
-    made = environments.make(name)
-    assert isinstance(made, types.Environment) is expected
-    if isinstance(made, types.HostEnvironment):
-        made.close()
+    environment = environments.make(name)
+    assert isinstance(environment, types.Environment) is expected
+    if isinstance(environment, types.HostEnvironment):
+        environment.close()

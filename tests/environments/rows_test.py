@@ -39,8 +39,8 @@ class Gym(gymnasium.Env):
     def step(self, action):
         self.steps += 1
         observation = self.answer("observation", np.zeros_like(self.zero))
-        found = (observation, self.answer("reward", 1.0), False, False, self.answer("info", {}))
-        return self.answer("all", found)
+        answer = (observation, self.answer("reward", 1.0), False, False, self.answer("info", {}))
+        return self.answer("all", answer)
 
     def close(self):
         self.closed += 1
@@ -120,10 +120,10 @@ def test_a_cut_leads_to_the_last_observation_though_the_reset_writes_into_its_ar
     for before, after in itertools.pairwise(timesteps):
         contents = store.add(contents, before.observation, np.zeros(2, np.int32), after)
     data = store.sample(contents, np.random.default_rng(0)).data
-    found = {
+    frames = {
         (o.item(), n.item()) for o, n in zip(data.observation, data.next_observation, strict=True)
     }
-    assert found == {(100, 3), (1, 3)}
+    assert frames == {(100, 3), (1, 3)}
     environment.close()
 
 
@@ -239,29 +239,29 @@ def test_rows_are_alike():
 
 @pytest.mark.parametrize("fault", ["raises", "continuous", "unlike"])
 def test_rows_that_cannot_all_be_made_are_closed(fault):
-    made = []
+    rows = []
 
     def make() -> gymnasium.Env:
-        if len(made) == 2 and fault == "raises":
+        if len(rows) == 2 and fault == "raises":
             raise OSError("no display")
-        made.append(Gym(space=BYTES if len(made) == 2 and fault == "unlike" else BOX))
-        if len(made) == 3 and fault == "continuous":
-            made[-1].action_space = BOX
-        return made[-1]
+        rows.append(Gym(space=BYTES if len(rows) == 2 and fault == "unlike" else BOX))
+        if len(rows) == 3 and fault == "continuous":
+            rows[-1].action_space = BOX
+        return rows[-1]
 
     with pytest.raises((OSError, ValueError)):
         gym.from_gymnasium(make, 4)
-    assert [row.closed for row in made] == [1] * (2 if fault == "raises" else 3)
+    assert [row.closed for row in rows] == [1] * (2 if fault == "raises" else 3)
 
 
 def test_all_rows_are_closed_though_one_fails_to():
-    made = [Gym(), Gym(), Gym()]
-    rows = iter(made)
-    environment = gym.from_gymnasium(lambda: next(rows), 3)
-    made[1].close = lambda: 1 / 0  # pyright: ignore # As users may.
+    rows = [Gym(), Gym(), Gym()]
+    remaining = iter(rows)
+    environment = gym.from_gymnasium(lambda: next(remaining), 3)
+    rows[1].close = lambda: 1 / 0  # pyright: ignore # As users may.
     with pytest.raises(ZeroDivisionError):
         environment.close()
-    assert [made[0].closed, made[2].closed] == [1, 1]
+    assert [rows[0].closed, rows[2].closed] == [1, 1]
 
 
 def test_a_function_makes_environments():

@@ -168,8 +168,8 @@ def test_a_peer_that_fails_is_one_line(
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_and_hands_back_rows_and_errors():
     budget = timing.Budget(seconds=0.05, rounds=1)
-    found = measuring.apart("replay", budget, with_peers=False)
-    assert len(found) == len(replay.PEERS) and all(row.ours > 0 for row in found)
+    timings = measuring.apart("replay", budget, with_peers=False)
+    assert len(timings) == len(replay.PEERS) and all(row.ours > 0 for row in timings)
     with pytest.raises(ModuleNotFoundError):
         measuring.apart("nothing", budget, with_peers=False)
 

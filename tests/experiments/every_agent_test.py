@@ -38,15 +38,15 @@ def loop_of(agent: str, environment: str) -> Iterator[loops.Loop]:
     """Returns the loop that `kullback train` would run, of two seeds if they share a program."""
     plan = plans.Plan(agent=agent, environment=environment, num_envs=4, settings=SMALL)
     named = resolved.resolve(plan)
-    arena = named.make_environment(4)
-    built = named.make_agent(arena.spec)
-    if isinstance(arena, types.Environment):
-        yield compiled.make(built, arena, SEEDS)
+    four_rows = named.make_environment(4)
+    built = named.make_agent(four_rows.spec)
+    if isinstance(four_rows, types.Environment):
+        yield compiled.make(built, four_rows, SEEDS)
         return
     try:
-        yield host.make(built, arena, SEEDS[0])
+        yield host.make(built, four_rows, SEEDS[0])
     finally:
-        arena.close()
+        four_rows.close()
 
 
 def proceed(loop: loops.Loop, state: Any, until: int) -> Any:

@@ -117,8 +117,8 @@ def test_a_command_ends_with_the_status_of_its_signal(number, status, monkeypatc
 
 
 def test_another_message_keeps_the_signal_and_pythons_own_is_sigints():
-    found = interrupts.as_interrupted(interrupts.Interrupted(number=signal.SIGTERM), "saved")
-    assert (str(found), found.status) == ("saved", 143)
+    interrupted = interrupts.as_interrupted(interrupts.Interrupted(number=signal.SIGTERM), "saved")
+    assert (str(interrupted), interrupted.status) == ("saved", 143)
     assert interrupts.as_interrupted(KeyboardInterrupt("kept")).args == ("kept",)
     assert interrupts.as_interrupted(KeyboardInterrupt()).status == 130
 

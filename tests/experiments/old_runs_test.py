@@ -44,10 +44,10 @@ def agree(name: str, folder: pathlib.Path) -> None:
     assert len(rows) == len(expected)
     for row, old in zip(rows, expected, strict=True):
         for column in old.keys() - set(run_folder.WALL_TIME_COLUMNS):
-            found, wanted = float(row[column]), float(old[column])
-            same = found == wanted or (math.isnan(found) and math.isnan(wanted))
-            close = not IS_SAME_MACHINE and math.isclose(found, wanted, rel_tol=1e-3, abs_tol=1e-6)
-            assert same or close, f"{column} at step {old['steps']}: {found}, not {wanted}"
+            value, wanted = float(row[column]), float(old[column])
+            same = value == wanted or (math.isnan(value) and math.isnan(wanted))
+            close = not IS_SAME_MACHINE and math.isclose(value, wanted, rel_tol=1e-3, abs_tol=1e-6)
+            assert same or close, f"{column} at step {old['steps']}: {value}, not {wanted}"
 
 
 @pytest.mark.parametrize("name", KINDS)

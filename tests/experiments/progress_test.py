@@ -82,10 +82,10 @@ def test_the_speed_is_that_of_late(clock: Clock, capsys: pytest.CaptureFixture[s
 def test_a_terminal_has_step_return_speed_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    made = rich.console.Console
+    plain = rich.console.Console
 
     def terminal(**options: object) -> rich.console.Console:
-        return made(force_terminal=True, width=120, **options)  # pyright: ignore[reportArgumentType]
+        return plain(force_terminal=True, width=120, **options)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(rich.console, "Console", terminal)
     with progress.Progress("m-dqn minatar/breakout", 0, 2_000) as bar:

@@ -49,10 +49,10 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             rows += work.part(f"seed-{seed}", config.throws, compute)
         drawn = reproduce.figure()
         drawn.axes[0].plot([row["heads"] for row in rows])
-        found = statistics.t_interval(row["heads"] for row in rows)
+        interval = statistics.t_interval(row["heads"] for row in rows)
         checks = [
-            reproduce.Check("half are heads", found.low <= 0.5 <= found.high, str(found)),
-            reproduce.Check("all are heads", found.low > 0.9, str(found)),
+            reproduce.Check("half are heads", interval.low <= 0.5 <= interval.high, str(interval)),
+            reproduce.Check("all are heads", interval.low > 0.9, str(interval)),
             reproduce.Check("of the throws", None, str(config.throws)),
         ]
         return reproduce.Results({"coin": rows}, {"coin": drawn}, checks)

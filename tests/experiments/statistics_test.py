@@ -19,8 +19,8 @@ settings = hypothesis.settings(deadline=None, max_examples=25)
 
 def test_a_t_interval_is_students():
     # Of 1, 2, 3: mean 2, standard error 1 / sqrt(3), t_{0.975, 2} = 4.302653.
-    found = statistics.t_interval([1.0, 2.0, 3.0])
-    np.testing.assert_allclose(found, (2.0, 2 - 2.484138, 2 + 2.484138), rtol=1e-6)
+    interval = statistics.t_interval([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(interval, (2.0, 2 - 2.484138, 2 + 2.484138), rtol=1e-6)
     assert not np.isfinite(statistics.t_interval([1.0]).low)
     assert str(statistics.t_interval([1.0])) == "1 (no interval of one)"
     assert str(statistics.t_interval([1.0, np.nan])) == "nan [nan, nan]"
@@ -28,11 +28,11 @@ def test_a_t_interval_is_students():
 
 def test_a_ratio_of_sums_has_an_interval():
     # (1 + 5) nats of (1 + 3) tokens.
-    found = statistics.ratio(np.array([1.0, 5.0]), np.array([1, 3]))
-    assert found.mean == 1.5 and found.low == 1.0 and found.high == pytest.approx(5 / 3)
-    assert found == statistics.ratio(np.array([1.0, 5.0]), np.array([1, 3]))
+    interval = statistics.ratio(np.array([1.0, 5.0]), np.array([1, 3]))
+    assert interval.mean == 1.5 and interval.low == 1.0 and interval.high == pytest.approx(5 / 3)
+    assert interval == statistics.ratio(np.array([1.0, 5.0]), np.array([1, 3]))
     known = statistics.ratio(np.array([1.0, math.nan, 5.0]), np.array([1, 7, 3]))
-    assert known == found
+    assert known == interval
     assert statistics.ratio(np.ones(5)) == (1.0, 1.0, 1.0)
     assert statistics.ratio(np.ones(1))[0] == 1.0
     assert math.isnan(statistics.ratio(np.array([math.nan])).mean)
@@ -41,9 +41,11 @@ def test_a_ratio_of_sums_has_an_interval():
 
 def test_the_interval_of_a_ratio_is_that_of_the_mean_of_many():
     values = np.random.default_rng(3).normal(2.0, 5.0, 400)
-    found = statistics.ratio(values)
+    interval = statistics.ratio(values)
     half = 1.96 * values.std() / math.sqrt(400)
-    np.testing.assert_allclose(found[1:], [values.mean() - half, values.mean() + half], atol=0.08)
+    np.testing.assert_allclose(
+        interval[1:], [values.mean() - half, values.mean() + half], atol=0.08
+    )
 
 
 def test_the_chance_of_a_higher_score_counts_pairs():
@@ -116,9 +118,9 @@ def test_probability_of_improvement_is_mann_whitneys(x: np.ndarray, y: np.ndarra
 def test_improvement_of_games_with_other_numbers_of_runs():
     x, y = [np.array([3.0, 1.0]), np.array([5.0])], [np.array([2.0]), np.array([5.0, 4.0, 6.0])]
     # Game 1: one of two above. Game 2: a tie, one win, one loss. No resample is of x and y mixed.
-    found = statistics.improvement(x, y, resamples=QUICK)
-    assert found.mean == (1 / 2 + (0.5 + 1 + 0) / 3) / 2
-    assert 0 <= found.low < found.mean < found.high <= 1
+    interval = statistics.improvement(x, y, resamples=QUICK)
+    assert interval.mean == (1 / 2 + (0.5 + 1 + 0) / 3) / 2
+    assert 0 <= interval.low < interval.mean < interval.high <= 1
 
 
 def test_the_interval_is_that_of_all_resamples():
@@ -126,29 +128,29 @@ def test_the_interval_is_that_of_all_resamples():
     # Each game apart: 4 x 4 resamples, equally likely; their percentiles are the interval.
     draws = [list(itertools.product(game, repeat=2)) for game in games]
     means = [(np.mean(a) + np.mean(b)) / 2 for a, b in itertools.product(*draws)]
-    found = statistics.stratified(statistics.mean, games)
+    interval = statistics.stratified(statistics.mean, games)
     # Each extreme has a probability of 1/16, more than 2.5%.
-    assert found == (np.mean([0.5, 20]), min(means), max(means))
+    assert interval == (np.mean([0.5, 20]), min(means), max(means))
 
 
 def test_games_are_resampled_apart():
     # Were runs of both games drawn from one pool, the mean would vary.
-    found = statistics.stratified(statistics.mean, [np.zeros(3), np.ones(3)], resamples=QUICK)
-    assert found == (0.5, 0.5, 0.5)
+    interval = statistics.stratified(statistics.mean, [np.zeros(3), np.ones(3)], resamples=QUICK)
+    assert interval == (0.5, 0.5, 0.5)
 
 
 def test_one_run_a_game_has_no_width_and_beside_others_it_stays():
     one = [np.array([1.0]), np.array([4.0])]
     assert statistics.stratified(statistics.mean, one) == (2.5, 2.5, 2.5)
-    found = statistics.stratified(statistics.mean, [np.array([1.0]), np.array([0.0, 8.0])])
-    assert found == (2.5, 0.5, 4.5)
+    interval = statistics.stratified(statistics.mean, [np.array([1.0]), np.array([0.0, 8.0])])
+    assert interval == (2.5, 0.5, 4.5)
 
 
 def test_checkpoints_of_a_run_stay_together():
     game = np.random.default_rng(0).normal(size=5)
     # The second checkpoint is the first plus 3, and so is it in each resample.
-    found = statistics.stratified(statistics.mean, [np.stack([game, game + 3])])  # [G, N]
-    first, second = np.array(found).T  # [value, low, high] each.
+    interval = statistics.stratified(statistics.mean, [np.stack([game, game + 3])])  # [G, N]
+    first, second = np.array(interval).T  # [value, low, high] each.
     np.testing.assert_allclose(second, first + 3)
     np.testing.assert_allclose(first, statistics.stratified(statistics.mean, [game]))
 
@@ -166,12 +168,12 @@ def test_the_same_seed_gives_the_same_interval_whatever_was_drawn_before():
 @hypothesis.given(x=scores)
 def test_a_profile_falls_from_one_to_zero(x: np.ndarray):
     thresholds = np.linspace(x.min() - 1, x.max(), 9)
-    found = statistics.profile([*x], thresholds, resamples=20)
-    assert found.mean[0] == 1 and found.mean[-1] == 0  # Strictly above.
-    assert np.all(np.diff(found.mean) <= 1e-12)
+    profile = statistics.profile([*x], thresholds, resamples=20)
+    assert profile.mean[0] == 1 and profile.mean[-1] == 0  # Strictly above.
+    assert np.all(np.diff(profile.mean) <= 1e-12)
     counted = [np.mean(x > t) for t in thresholds]
-    np.testing.assert_allclose(found.mean, counted, atol=1e-12)
-    assert np.all(found.low <= found.high)
+    np.testing.assert_allclose(profile.mean, counted, atol=1e-12)
+    assert np.all(profile.low <= profile.high)
 
 
 @pytest.mark.parametrize("games", [[], [np.array([1.0]), np.array([])]])

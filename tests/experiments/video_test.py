@@ -94,10 +94,10 @@ def test_mp4(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize("name", ["film.avi", "film", "film.gif.txt"])
 def test_other_suffixes_are_refused_before_a_frame_is_made(name: str, tmp_path: pathlib.Path):
-    made = []
+    frames_taken = []
     with pytest.raises(ValueError, match=r"must end in \.gif or \.mp4"):
-        video.write((made.append(1) or frame for frame in frames(2)), tmp_path / name)
-    assert not made and not list(tmp_path.iterdir())
+        video.write((frames_taken.append(1) or frame for frame in frames(2)), tmp_path / name)
+    assert not frames_taken and not list(tmp_path.iterdir())
 
 
 def test_a_film_is_never_overwritten(tmp_path: pathlib.Path):

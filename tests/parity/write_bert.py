@@ -43,9 +43,9 @@ def bert(folder):
     (folder / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n"
     )
-    words = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
+    tokenizer = BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)
     shape = {**SHAPE, "vocab_size": 5 + len(WORDS), "max_position_embeddings": 48}
-    return words, BertConfig, BertForSequenceClassification, shape
+    return tokenizer, BertConfig, BertForSequenceClassification, shape
 
 
 def roberta(folder):
@@ -56,7 +56,7 @@ def roberta(folder):
         [text for pair in PAIRS for text in pair], 280, special_tokens=special, show_progress=False
     )
     inner.save_model(str(folder))
-    words = RobertaTokenizerFast(
+    tokenizer = RobertaTokenizerFast(
         vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt")
     )
     shape = {
@@ -66,7 +66,7 @@ def roberta(folder):
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
     }
-    return words, RobertaConfig, RobertaForSequenceClassification, shape
+    return tokenizer, RobertaConfig, RobertaForSequenceClassification, shape
 
 
 def main(folder):
@@ -74,7 +74,7 @@ def main(folder):
     for seed, (name, make) in enumerate({"bert": bert, "roberta": roberta}.items()):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
-        words, config_type, model_type, shape = make(folder / name)
+        tokenizer, config_type, model_type, shape = make(folder / name)
         torch.manual_seed(seed)
         config = config_type(**shape, id2label=dict(enumerate(LABELS)))
         model = model_type(config).eval()
@@ -84,7 +84,7 @@ def main(folder):
                 is_norm = path.endswith("LayerNorm.weight")
                 scale = 0.3 if weight.ndim == 1 else weight.shape[-1] ** -0.5
                 weight.copy_(torch.randn_like(weight) * scale + float(is_norm))
-            inputs = words(
+            inputs = tokenizer(
                 [first for first, _ in PAIRS],
                 [second for _, second in PAIRS],
                 padding=True,
@@ -97,7 +97,7 @@ def main(folder):
             path.unlink()
         (folder / name / "vocab.json").unlink(missing_ok=True)
         if name == "roberta":  # That of BERT follows from vocab.txt.
-            words.backend_tokenizer.save(str(folder / name / "tokenizer.json"), pretty=False)
+            tokenizer.backend_tokenizer.save(str(folder / name / "tokenizer.json"), pretty=False)
         fields = {"ids": "input_ids", "mask": "attention_mask", "types": "token_type_ids"}
         np.savez_compressed(
             folder / name / "expected.npz",

@@ -37,7 +37,7 @@ KINDS = {
 class Line:
     """A command line that works, and what may be put in place of its parts."""
 
-    words: tuple[str, ...]  # The command and its positional arguments.
+    positional: tuple[str, ...]  # The command and its positional arguments.
     kinds: tuple[str, ...] = ()  # Of the positional arguments, by place.
     flags: tuple[tuple[str, str], ...] = ()  # That it has.
     options: tuple[tuple[str, str], ...] = ()  # It may have, and their kinds.
@@ -45,7 +45,7 @@ class Line:
 
     def text(self) -> tuple[str, ...]:
         """Returns its arguments."""
-        return (*self.words, *(f"{flag}={value}" for flag, value in self.flags))
+        return (*self.positional, *(f"{flag}={value}" for flag, value in self.flags))
 
 
 SHORT = (("--steps", "60"), ("--out", "new/run"))
@@ -231,19 +231,19 @@ def _flag(workshop: trials.Workshop, random: np.random.Generator, name: str) -> 
 def _place(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
     """Replaces, drops or adds a positional argument."""
     line = LINES[name]
-    place = int(random.integers(len(line.words) + 1))
-    words = list(line.words)
-    if place == len(words):
-        return Broken((*line.text(), *words[1:], "extra", "extra"))
+    place = int(random.integers(len(line.positional) + 1))
+    arguments = list(line.positional)
+    if place == len(arguments):
+        return Broken((*line.text(), *arguments[1:], "extra", "extra"))
     if place == 0:
-        words[0] = _one(random, (*values.CHOICES, "trian", "Train", "--version", "evaluate "))
+        arguments[0] = _one(random, (*values.CHOICES, "trian", "Train", "--version", "evaluate "))
     elif not line.kinds or random.random() < 0.2:
-        del words[place]
-        if len(words) > 1 and name.startswith(("merge", "evaluate_texts")):
+        del arguments[place]
+        if len(arguments) > 1 and name.startswith(("merge", "evaluate_texts")):
             return None  # It takes fewer, too.
     else:
-        words[place] = _one(random, KINDS[line.kinds[place - 1]])
-    return Broken(dataclasses.replace(line, words=tuple(words)).text())
+        arguments[place] = _one(random, KINDS[line.kinds[place - 1]])
+    return Broken(dataclasses.replace(line, positional=tuple(arguments)).text())
 
 
 def _stray(workshop: trials.Workshop, random: np.random.Generator, name: str) -> Broken | None:
@@ -266,9 +266,9 @@ def _file(workshop: trials.Workshop, random: np.random.Generator, name: str) -> 
     value = _one(random, offered)
     lines: list[str] = [*runs.SWEEP.splitlines()]
     entry = f"{key} = {value}" if key else value
-    found = [n for n, line in enumerate(lines) if line.split(" ")[0] == key]
-    if found:
-        lines[found[0]] = entry
+    places = [n for n, line in enumerate(lines) if line.split(" ")[0] == key]
+    if places:
+        lines[places[0]] = entry
     else:
         lines.insert(int(random.integers(len(lines))), entry)
     return Broken(LINES[name].text(), "\n".join(lines) + "\n")
@@ -295,12 +295,12 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
         what += f" of {broken.sweep!r}".encode()
     before = trials.contents(scratch)
     outcome = server.run(workshop.call(scratch, *broken.arguments), LIMITS)
-    found = trials.judged(what.decode(), outcome, (2,))
+    judged = trials.judged(what.decode(), outcome, (2,))
     left = trials.left_behind(before, scratch)
-    if not found.fault and left:
+    if not judged.fault and left:
         said = f"left behind: {', '.join(left[:5])}; stderr: {outcome.err!r}"
         return trials.Attempt(what=what.decode(), fault="lost", said=said)
-    return found
+    return judged
 
 
 @functools.cache
@@ -310,11 +310,11 @@ def fields(
     """Returns the fields of a configuration, each with values that it must refuse."""
     arguments = command if command[-1] == "--fields" else ("fields", *command)
     outcome = server.run(workshop.call(workshop.home, *arguments))
-    found = []
+    refused = []
     for line in outcome.out.splitlines():
         kind = next(kind for kind in (*values.SETTINGS, "or") if f" {kind}" in line)
-        found.append((line.split()[0], values.SETTINGS[kind]))
-    return tuple(found)
+        refused.append((line.split()[0], values.SETTINGS[kind]))
+    return tuple(refused)
 
 
 def _one(random: np.random.Generator, choices: Sequence[T]) -> T:

@@ -65,10 +65,10 @@ def retype(path: pathlib.Path, random: np.random.Generator) -> str:
     """Puts a value of another type in the place of one."""
 
     def other(value: Any) -> Any:
-        found = [one for one in OTHERS if _kind(one) != _kind(value)]
+        others = [one for one in OTHERS if _kind(one) != _kind(value)]
         if path.suffix == ".toml":  # A list of numbers is what sweeps go through.
-            found.remove([5])
-        return found[random.integers(len(found))]
+            others.remove([5])
+        return others[random.integers(len(others))]
 
     if path.suffix == ".json" and random.random() < 0.05:
         path.write_text("[" * 100_000)
@@ -199,12 +199,12 @@ def _changed(
 
 
 def _places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [place]
+    places = [place]
     if isinstance(value, dict):
-        found += [p for key, child in value.items() for p in _places(child, (*place, key))]
+        places += [p for key, child in value.items() for p in _places(child, (*place, key))]
     elif isinstance(value, list):
-        found += [p for key, child in enumerate(value) for p in _places(child, (*place, key))]
-    return found
+        places += [p for key, child in enumerate(value) for p in _places(child, (*place, key))]
+    return places
 
 
 def _at(value: Any, place: Sequence[Any]) -> Any:

@@ -62,16 +62,16 @@ def _no_place(
     scratch = workshop.scratch()
     if random.random() < 0.5 and name in runs.RUNS:
         stock.place(workshop, scratch, name)
-        words = ("train", "--resume", name, "--steps=10_000")
+        arguments = ("train", "--resume", name, "--steps=10_000")
         lock(scratch / name)
     else:
-        words = runs.begin(workshop, name, "out")
+        arguments = runs.begin(workshop, name, "out")
         if random.random() < 0.5:
             (scratch / "out").mkdir(mode=0o555)
         lock(scratch)
     before, whole = trials.contents(scratch), files.fingerprint(scratch)
-    outcome = run_plain(workshop, scratch, words)
-    what = f"in a folder that is read-only: {' '.join(words)}"
+    outcome = run_plain(workshop, scratch, arguments)
+    what = f"in a folder that is read-only: {' '.join(arguments)}"
     judged = trials.judged(what, outcome, (2,))
     if not judged.fault and (
         trials.left_behind(before, scratch) or files.fingerprint(scratch) != whole
@@ -90,8 +90,8 @@ def _unreadable(
     scratch = workshop.scratch()
     stock.place(workshop, scratch, *reader.needs)
     pattern = reader.files[random.integers(len(reader.files))]
-    found = [path for path in sorted(scratch.glob(pattern)) if path.is_file()]
-    file = found[random.integers(len(found))]
+    paths = [path for path in sorted(scratch.glob(pattern)) if path.is_file()]
+    file = paths[random.integers(len(paths))]
     whole = files.fingerprint(scratch)
     file.chmod(0)
     outcome = run_plain(workshop, scratch, tuple(reader.command.split()))
@@ -132,10 +132,10 @@ def _only_read(
 
 
 def run_plain(
-    workshop: trials.Workshop, folder: pathlib.Path, words: tuple[str, ...]
+    workshop: trials.Workshop, folder: pathlib.Path, arguments: tuple[str, ...]
 ) -> server.Outcome:
     """Runs a command for which modes of files hold."""
-    outcome = server.run(workshop.call(folder, *words, is_plain=True), kills.PATIENCE)
+    outcome = server.run(workshop.call(folder, *arguments, is_plain=True), kills.PATIENCE)
     if outcome.status == server.NO_CAPABILITIES:
         raise trials.Untried("what lets root pass over modes cannot be given up here")
     return outcome

@@ -163,9 +163,9 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     what = f"{name}, {file.relative_to(scratch)}: {said}"
     before, print_before = trials.contents(scratch), fingerprint(scratch)
     outcome = server.run(workshop.call(scratch, *reader.command.split()), LIMITS)
-    found = trials.judged(what, outcome, (0, 2))
-    if found.fault:
-        return found
+    judged = trials.judged(what, outcome, (0, 2))
+    if judged.fault:
+        return judged
     if fault := _harm(scratch):
         return trials.Attempt(what=what, fault="wrong", said=fault)
     if outcome.status:
@@ -174,9 +174,9 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
         if left or changed:
             said = f"refused, and left {left or changed}: {outcome.err!r}"
             return trials.Attempt(what=what, fault="lost", said=said)
-        return found
+        return judged
     if file.name in runs.DATA and said.startswith(damage.lead.__name__):
-        return found  # There it is another text, as good as the first.
+        return judged  # There it is another text, as good as the first.
     return compared(what, reader, expected, result(scratch, reader, outcome), outcome, said)
 
 
@@ -200,18 +200,18 @@ def compared(
     what: str,
     reader: Reader,
     expected: dict[str, Any],
-    found: dict[str, Any],
+    actual: dict[str, Any],
     outcome: server.Outcome,
     said: str,
 ) -> trials.Attempt:
     """Judges a command that succeeded on a damaged file."""
-    if found == expected or (said.startswith(tuple(damage.UNSEEN)) and not reader.has_checksums):
+    if actual == expected or (said.startswith(tuple(damage.UNSEEN)) and not reader.has_checksums):
         return trials.Attempt(what=what)
-    words = " ".join((*trials.complaint(outcome), outcome.out))
-    if any(word in words for word in ("warning", "skipped", "not whole", "changed: ")):
+    text = " ".join((*trials.complaint(outcome), outcome.out))
+    if any(word in text for word in ("warning", "skipped", "not whole", "changed: ")):
         return trials.Attempt(what=what)
-    differs = [key for key in {*expected, *found} if expected.get(key) != found.get(key)]
-    first = f"{expected.get(differs[0])!r:.300} became {found.get(differs[0])!r:.300}"
+    differs = [key for key in {*expected, *actual} if expected.get(key) != actual.get(key)]
+    first = f"{expected.get(differs[0])!r:.300} became {actual.get(differs[0])!r:.300}"
     told = f"exit 0, {sorted(differs)[:4]} differ: {first}; stderr: {outcome.err[-300:]!r}"
     return trials.Attempt(what=what, fault="wrong", said=told)
 
@@ -236,16 +236,16 @@ def result(scratch: pathlib.Path, reader: Reader, outcome: server.Outcome) -> di
     """Returns what a command has computed; JSON-able."""
     if reader.run:
         return server.compute(runs.digest_of, scratch / reader.run)
-    found: dict[str, Any] = {}
+    digest: dict[str, Any] = {}
     if reader.command.startswith(("evaluate", "generate", "sweep")):
-        found["stdout"] = TIMES.sub("-", outcome.out)
+        digest["stdout"] = TIMES.sub("-", outcome.out)
     for path in sorted(scratch.glob("new*/**/*")) + sorted(scratch.glob("new*")):
         name = str(path.relative_to(scratch))
         if path.name == "metrics.csv":
-            found[name] = runs.rows_of(path.read_text())
+            digest[name] = runs.rows_of(path.read_text())
         elif path.suffix in (".safetensors", ".csv", ".jsonl") and "checkpoints" not in name:
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+            digest[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return digest
 
 
 def fingerprint(folder: pathlib.Path) -> str:

@@ -99,9 +99,9 @@ def ends_as_expected(
         judged = trials.judged(f"{what}, going on", server.run(call, PATIENCE), (0,))
         if judged.fault:
             return judged
-    found = runs.difference(name, runs.reference(workshop, name), out, since)
-    if found:
-        return trials.Attempt(what=what, fault="lost" if is_there else "wrong", said=found)
+    difference = runs.difference(name, runs.reference(workshop, name), out, since)
+    if difference:
+        return trials.Attempt(what=what, fault="lost" if is_there else "wrong", said=difference)
     if left := [path.name for path in out.parent.rglob(".tmp-*")]:
         return trials.Attempt(what=what, fault="lost", said=f"left for ever: {', '.join(left)}")
     return trials.Attempt(what=what)

@@ -145,10 +145,10 @@ class Reference:
 
 def begin(workshop: trials.Workshop, name: str, out: str) -> tuple[str, ...]:
     """Returns the command that begins; what it starts from must be there."""
-    words = KINDS[name].command.split()
+    arguments = KINDS[name].command.split()
     if KINDS[name].goes_on == "resumes":
-        words.append("--out={out}")
-    return tuple(word.format(home=workshop.home, out=out) for word in words)
+        arguments.append("--out={out}")
+    return tuple(word.format(home=workshop.home, out=out) for word in arguments)
 
 
 def begin_or_go_on(workshop: trials.Workshop, name: str, out: pathlib.Path) -> tuple[str, ...]:
@@ -209,14 +209,14 @@ def digest_of(path: pathlib.Path) -> dict[str, Any]:
     """
     import orbax.checkpoint as ocp
 
-    found: dict[str, Any] = {}
+    digest: dict[str, Any] = {}
     tables = (*path.rglob("*.csv"), *path.rglob("samples.jsonl"))
     for file in sorted(tables):
         name = str(file.relative_to(path))
         text = file.read_text("utf-8")
-        found[name] = rows_of(text) if file.name == "metrics.csv" else text
+        digest[name] = rows_of(text) if file.name == "metrics.csv" else text
     for file in sorted(path.rglob("*.safetensors")):
-        found[str(file.relative_to(path))] = hashlib.sha256(file.read_bytes()).hexdigest()
+        digest[str(file.relative_to(path))] = hashlib.sha256(file.read_bytes()).hexdigest()
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     for folder in sorted(path.rglob("checkpoints")):
         names = [one.name for one in folder.iterdir() if not one.name.startswith(".")]
@@ -224,8 +224,8 @@ def digest_of(path: pathlib.Path) -> dict[str, Any]:
         arrays = reader.restore((newest / "arrays").absolute())
         hashes = {key: hashlib.sha256(np.asarray(x).tobytes()) for key, x in _leaves(arrays)}
         step = str(folder.relative_to(path))
-        found[step] = {key: one.hexdigest() for key, one in hashes.items()}
-    return found
+        digest[step] = {key: one.hexdigest() for key, one in hashes.items()}
+    return digest
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -256,21 +256,21 @@ def difference(name: str, expected: Reference, path: pathlib.Path, since: int | 
 
 
 def compare(
-    expected: dict[str, Any], found: dict[str, Any], repeats: bool, since: int | None
+    expected: dict[str, Any], actual: dict[str, Any], repeats: bool, since: int | None
 ) -> str:
     """Says how what finished work has to repeat differs; "" where it does not.
 
     Args:
       expected: of the undisturbed work.
-      found: of the other.
+      actual: of the other.
       repeats: whether it goes on bit by bit.
       since: the step at which it first went on after an interruption; None if it never did.
     """
     if repeats or since is None:
-        return _unequal(expected, found)
+        return _unequal(expected, actual)
     # Running episodes began anew: what was before is the same, and every row is there once.
     for file in (file for file in expected if file.endswith("metrics.csv")):
-        rows, others = expected[file], found.get(file, [])
+        rows, others = expected[file], actual.get(file, [])
         if _places(rows) != _places(others):
             return f"{file} has rows at {_places(others)}, expected {_places(rows)}"
         for row, other in zip(rows, others, strict=True):

@@ -129,8 +129,8 @@ def left_behind(before: frozenset[str], folder: pathlib.Path) -> list[str]:
 
 def contents(folder: pathlib.Path) -> frozenset[str]:
     """Returns the names of all that is in a folder, but for the locks of runs."""
-    found = (str(path.relative_to(folder)) for path in folder.rglob("*"))
-    return frozenset(name for name in found if pathlib.Path(name).name != ".lock")
+    names = (str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return frozenset(name for name in names if pathlib.Path(name).name != ".lock")
 
 
 def remove(path: pathlib.Path) -> None:
@@ -175,10 +175,10 @@ class Ledger:
         """Returns for each category: tried, each fault, untried."""
         table = {}
         for name in names:
-            found = [row["fault"] for row in self._rows.values() if row["category"] == name]
-            untried = found.count("untried")
-            faults = {fault: found.count(fault) for fault in FAULTS}
-            table[name] = {"tried": len(found) - untried, **faults, "untried": untried}
+            all_faults = [row["fault"] for row in self._rows.values() if row["category"] == name]
+            untried = all_faults.count("untried")
+            faults = {fault: all_faults.count(fault) for fault in FAULTS}
+            table[name] = {"tried": len(all_faults) - untried, **faults, "untried": untried}
         return table
 
 

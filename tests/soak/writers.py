@@ -32,14 +32,14 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     kills.wait_for(first, name, "anywhere", out, expected.seconds, random)
     if reads:
         commands = READERS[name]
-        words = tuple(commands[random.integers(len(commands))].split())
+        arguments = tuple(commands[random.integers(len(commands))].split())
     else:
-        words = runs.begin_or_go_on(workshop, name, out)
+        arguments = runs.begin_or_go_on(workshop, name, out)
     second = server.run(
-        workshop.call(scratch, *words, log=workshop.home / "second"), kills.PATIENCE
+        workshop.call(scratch, *arguments, log=workshop.home / "second"), kills.PATIENCE
     )
     outcome = first.finish(kills.PATIENCE)
-    what = f"{name}, and beside it {' '.join(words)}"
+    what = f"{name}, and beside it {' '.join(arguments)}"
     judged = trials.judged(f"{what}: the second", second, (0, 2))
     if judged.fault:
         return judged
@@ -50,8 +50,8 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
         return judged
     if reads:
         trials.remove(scratch / "new")
-    found = runs.difference(name, expected, out, None)
-    return trials.Attempt(what=what, fault="wrong" if found else "", said=found)
+    difference = runs.difference(name, expected, out, None)
+    return trials.Attempt(what=what, fault="wrong" if difference else "", said=difference)
 
 
 CATEGORY = trials.Category("writers", 60, attempt)

@@ -122,9 +122,9 @@ def test_the_scheme_of_deep_cpi_converges(garnets: MDP, optimum: solve.Solution)
 def test_the_line_search_is_the_best_of_its_rates(garnets: MDP):
     rates = np.array([0.0, *(2.0 ** np.arange(-10, 1))])
     every = run.run(conservative.cpi, garnets, 1, parameters={"rate": rates}, measure=objective)
-    found = run.run(conservative.cpi(conservative.line_search), garnets, 1, measure=objective)
+    result = run.run(conservative.cpi(conservative.line_search), garnets, 1, measure=objective)
     best = np.max(every.records[:, :, 1], 0)
-    np.testing.assert_allclose(found.records[:, 1], best, rtol=1e-12)
+    np.testing.assert_allclose(result.records[:, 1], best, rtol=1e-12)
 
 
 def test_the_rate_of_frank_wolfe(garnets: MDP):

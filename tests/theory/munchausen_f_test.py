@@ -64,7 +64,7 @@ def test_of_chi_squared_it_is_projected_gradient_ascent(
     # alpha pi_k, or with what dual averaging remembers in the place of pi_k.
     alpha, tau = 0.8, 0.4
     make = munchausen_f.munchausen_f_vi(alpha, tau, SPARSEMAX, outside=outside)
-    found = munchausen_f.to_mirror(history(make, garnets, errors), alpha)
+    mirrored = munchausen_f.to_mirror(history(make, garnets, errors), alpha)
     q, pi = np.zeros((20, 12, 3)), np.full((20, 12, 3), 1 / 3)
     memory = pi
     for k in range(60):
@@ -74,7 +74,7 @@ def test_of_chi_squared_it_is_projected_gradient_ascent(
         pull = pull - np.sum(before[1] * (pi - before[0]), -1)
         value = np.sum(pi * q, -1) - alpha * tau * pull - (1 - alpha) * tau * grown
         q = garnets.reward + 0.9 * expect(garnets, value) + errors[:, k]
-        np.testing.assert_allclose(found[:, k + 1], q, atol=1e-10)
+        np.testing.assert_allclose(mirrored[:, k + 1], q, atol=1e-10)
         memory = pi if outside == "slope" else memory
 
 

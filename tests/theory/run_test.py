@@ -165,10 +165,10 @@ def test_a_temperature_of_zero_is_the_number(garnets: MDP):
     "make, name", [(iteration.value_iteration, "tau"), (mirror.md_mpi, "lambda_")]
 )
 def test_the_one_temperature_of_another_divergence_may_be_many(garnets: MDP, make, name: str):
-    made = functools.partial(make, divergence=regularizers.chi_squared)
-    many = run.run(made, garnets, 9, parameters={name: [0.05, 0.4]}).final
+    make_chi_squared = functools.partial(make, divergence=regularizers.chi_squared)
+    many = run.run(make_chi_squared, garnets, 9, parameters={name: [0.05, 0.4]}).final
     for p, value in enumerate((0.05, 0.4)):
-        one = run.run(made(**{name: value}), garnets, 9).final
+        one = run.run(make_chi_squared(**{name: value}), garnets, 9).final
         np.testing.assert_allclose(many.q[p], one.q, atol=1e-12)
     assert np.max(np.abs(many.q[0] - many.q[1])) > 0.01
 

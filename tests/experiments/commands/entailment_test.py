@@ -107,5 +107,5 @@ def test_a_model_is_trained_shown_and_named_as_a_reward(
     assert any(re.fullmatch(r" +all +16( +[01]\.\d{3}){6}", line) for line in lines)
     assert lines[-1] == f"model: {out} (--reward entailment:{out})"
     reward = rewards.parse(f"2*entailment:{out}", tasks.make("tokens/arithmetic"), None)  # pyright: ignore[reportArgumentType]  # No reward model reads it.
-    found = reward.python_score(["A cat.\n\nIts outcome:\n"], ["the cat sat"], [""])
-    assert found.shape == (1,) and np.isfinite(found[0]) and found[0] < 0
+    scores = reward.python_score(["A cat.\n\nIts outcome:\n"], ["the cat sat"], [""])
+    assert scores.shape == (1,) and np.isfinite(scores[0]) and scores[0] < 0

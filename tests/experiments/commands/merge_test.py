@@ -46,8 +46,8 @@ def kullback_merge(*arguments: str) -> int:
 
 
 def assert_written(out: pathlib.Path, expected):
-    found = hugging_face.load(out)[1]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), found, expected)
+    params = hugging_face.load(out)[1]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, expected)
 
 
 def test_slerp_toward_a_base(folders, tmp_path, capsys: pytest.CaptureFixture[str]):

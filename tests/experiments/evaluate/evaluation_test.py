@@ -203,8 +203,8 @@ def test_no_held_out_example_counts_twice(
         dataclasses.replace(evaluator, test=[example]).scores(acting, 1, jax.random.key(0))
         for example in three.test[:count]
     ]
-    found = three.scores(acting, count, jax.random.key(0))
-    np.testing.assert_allclose(found, np.concatenate(alone), rtol=1e-5)
+    scores = three.scores(acting, count, jax.random.key(0))
+    np.testing.assert_allclose(scores, np.concatenate(alone), rtol=1e-5)
     assert len(three.likelihoods(acting, count).nats) == len(
         three.greedy_lines(acting, jax.random.key(0))[:count]
     )
@@ -291,8 +291,8 @@ def test_a_reward_model_that_is_not_finite_judges_nothing(acting: dict[str, Any]
     model = reward_model.on_decoder(evaluator_of("kl").model)
     params = reward_model.with_head(acting["params"], 8)
     pairs = [preferences.Pair(*(data.Example((2, 5), (n, 1)) for n in (6, 7)))]
-    found = reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)
-    assert [len(column) for column in found] == [1, 1]
+    columns = reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)
+    assert [len(column) for column in columns] == [1, 1]
     params["head"]["w"] = np.array([1.0] * 7 + [np.inf], np.float32) * np.inf
     with pytest.raises(ValueError, match=r"not finite: parameter 'head/w' is inf at \[0\] and 7"):
         reward_models.over_pairs(jax.jit(model.rewards), params, pairs, 8, 0)

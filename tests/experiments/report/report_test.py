@@ -219,8 +219,8 @@ def test_what_is_missing_or_cut_or_left_out_is_said(tmp_path: pathlib.Path, writ
     assert "missing: m-dqn on minatar/breakout: seeds 2" in said
     assert "missing: m-dqn on minatar/asterix: no run" in said
     assert any(line.startswith("cut: scores are read after 200 steps") for line in said)
-    for words in ("m-dqn on minatar/breakout: seeds 2", "m-dqn on minatar/asterix: no run"):
-        assert words in parsed.text
+    for sentence in ("m-dqn on minatar/breakout: seeds 2", "m-dqn on minatar/asterix: no run"):
+        assert sentence in parsed.text
     assert "read after 200 steps" in parsed.text and "the 1 of 2 games" in parsed.text
     assert {row["steps"] for row in rows(folder / "minatar-scores.csv")} == {"200"}
     _, folder, said = write([runs], tmp_path / "later", steps=300)

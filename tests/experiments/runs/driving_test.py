@@ -32,7 +32,7 @@ FIELDS: dict[str, Any] = {
 class Place:
     """A host environment with episodes of `length` ticks, a reward each; counts its instances."""
 
-    made: int = 0
+    instances: int = 0
     open: int = 0
     ticks: int = 0  # Of all rows of 3: those of evaluation.
 
@@ -41,7 +41,7 @@ class Place:
         self.num_envs, self._length = num_envs, length
         self._age = np.zeros(num_envs, np.int64)
         self._is_open = True
-        Place.made += 1
+        Place.instances += 1
         Place.open += 1
 
     def _step(self, kind: np.ndarray, reward: float) -> types.TimeStep:
@@ -81,7 +81,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def counted() -> Iterator[None]:
     """Checks that all environments of a test are closed by its end."""
-    Place.made = Place.open = Place.ticks = 0
+    Place.instances = Place.open = Place.ticks = 0
     yield
     assert Place.open == 0
 
@@ -176,7 +176,7 @@ def test_a_picture_that_a_kill_left_behind_is_drawn_when_the_finished_run_is_tak
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_what_is_made_is_closed(num_seeds, tmp_path):
     run = train(Place, tmp_path / "run", num_seeds=num_seeds)
-    assert Place.open == 0 and Place.made == {1: 3, 2: 6}[num_seeds]  # One is only checked.
+    assert Place.open == 0 and Place.instances == {1: 3, 2: 6}[num_seeds]  # One is only checked.
     experiments.resume(run, steps=180, environment=Place, quiet=True)
     assert Place.open == 0
     loaded = experiments.load(run, environment=Place)
@@ -217,12 +217,12 @@ def test_what_is_made_is_closed_on_errors(tmp_path):
 
     with pytest.raises(ValueError, match="no agent"):
         experiments.train(no_agent, Place, out=tmp_path / "none", quiet=True)
-    assert (Place.made, Place.open) == (1, 0)
+    assert (Place.instances, Place.open) == (1, 0)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     with pytest.raises(ValueError, match="not empty"):
         train(Place, tmp_path / "taken")  # Said before anything is made.
-    assert (Place.made, Place.open) == (1, 0)
+    assert (Place.instances, Place.open) == (1, 0)
 
     class Broken(Place):
         def on_tick(self) -> None:
@@ -230,7 +230,7 @@ def test_what_is_made_is_closed_on_errors(tmp_path):
 
     with pytest.raises(RuntimeError, match="broken"):
         train(Broken, tmp_path / "run")
-    assert (Place.made, Place.open) == (4, 0)
+    assert (Place.instances, Place.open) == (4, 0)
     assert experiments.load(tmp_path / "run", environment=Place).env_steps == 60  # It was saved.
     run = experiments.resume(tmp_path / "run", environment=Place, quiet=True)
     with pytest.raises(RuntimeError, match="broken"):

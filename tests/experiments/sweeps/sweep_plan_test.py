@@ -101,8 +101,8 @@ def test_refuses_a_file(changes: dict[str, Any], message: str):
 
 
 def test_checks_whether_seeds_share_a_program():
-    asked = {**SMALL, "environments": ["toy/chain", "gym/CartPole-v1"]}
-    assert [*map(sweep_plan.check, sweep_plan.configurations(asked))] == [True, False]
+    table = {**SMALL, "environments": ["toy/chain", "gym/CartPole-v1"]}
+    assert [*map(sweep_plan.check, sweep_plan.configurations(table))] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_refuses_what_no_run_could_be_started_with(changes: dict[str, Any], mess
 
 
 def test_a_language_model_is_built_to_be_checked():
-    asked = {
+    table = {
         "agents": ["sft", "gkd"],
         "environments": ["tokens/arithmetic"],
         "plan": {"model": "tiny"},
         "settings": {"max_prompt_length": 16, "max_new_tokens": 8},
     }
-    sft, gkd = sweep_plan.configurations(asked)
+    sft, gkd = sweep_plan.configurations(table)
     assert sweep_plan.check(sft) is False
     with pytest.raises(ValueError, match="gkd-tokens-arithmetic: gkd needs --teacher"):
         sweep_plan.check(gkd)

@@ -56,12 +56,12 @@ def test_consecutive_seeds_are_one_run_where_they_are_compiled(tmp_path: pathlib
 def test_what_is_there_is_known_by_its_plan_and_goes_on(tmp_path: pathlib.Path):
     begin(tmp_path, "another name", saved=750)
     # Values of a setting that the run has not, its order, and a name that would now be longer.
-    asked = {"batch_size": 16, "learning_rate": [3e-3, 1e-3]}
-    checked = runs(tmp_path, settings=asked)
+    settings = {"batch_size": 16, "learning_rate": [3e-3, 1e-3]}
+    checked = runs(tmp_path, settings=settings)
     assert named(checked) == {"dqn-toy-chain,learning_rate=0.003,seeds=0-2": 0, "another name": 750}
     assert checked["others"] == []
-    asked["learning_rate"] = [3e-3]
-    assert runs(tmp_path, settings=asked)["others"] == ["another name"]
+    settings["learning_rate"] = [3e-3]
+    assert runs(tmp_path, settings=settings)["others"] == ["another name"]
 
 
 def test_seeds_are_added_and_steps_grow(tmp_path: pathlib.Path):
@@ -115,20 +115,20 @@ def test_runs_are_compared_by_values(tmp_path: pathlib.Path):
     flags = ("sticky_action_prob=0.10", "difficulty_ramping=true")
     place = {"environment": "minatar/breakout", "environment_flags": flags}
     begin(tmp_path, "ours", saved=250, settings=("learning_rate=1e-3", "batch_size=16"), **place)
-    asked: dict[str, Any] = {"environments": ["minatar/breakout"]}
-    assert named(runs(tmp_path, **asked)) == {"ours": 250}
-    asked["environment_flags"] = {"sticky_action_prob": 0.1}
-    assert named(runs(tmp_path, **asked)) == {"ours": 250}
-    asked["environment_flags"] = {"sticky_action_prob": 0.2}
-    assert runs(tmp_path, **asked)["others"] == ["ours"]
+    table: dict[str, Any] = {"environments": ["minatar/breakout"]}
+    assert named(runs(tmp_path, **table)) == {"ours": 250}
+    table["environment_flags"] = {"sticky_action_prob": 0.1}
+    assert named(runs(tmp_path, **table)) == {"ours": 250}
+    table["environment_flags"] = {"sticky_action_prob": 0.2}
+    assert runs(tmp_path, **table)["others"] == ["ours"]
 
 
 def test_threads_of_an_environment_are_handed_on_and_not_compared(tmp_path: pathlib.Path):
     place = {"environment": "atari/pong", "num_seeds": 1}
     begin(tmp_path, "ours", saved=250, environment_flags=("num_threads=2",), **place)
-    asked: dict[str, Any] = {"environments": ["atari/pong"], "seeds": 1}
+    table: dict[str, Any] = {"environments": ["atari/pong"], "seeds": 1}
     for flags in ({}, {"num_threads": 7}):
-        (run,) = runs(tmp_path, **asked, environment_flags=flags)["runs"]
+        (run,) = runs(tmp_path, **table, environment_flags=flags)["runs"]
         assert run["name"] == "ours"
         assert run["plan"]["environment_flags"] == ["num_threads=2"]
 
@@ -215,8 +215,8 @@ def test_threads_of_runs_that_a_file_leaves_out_are_kept(
     monkeypatch.setattr(sweeping, "_drive", lambda *rest: [])
     for seed, threads in ((0, 3), (1, 2)):
         begin(tmp_path, f"dqn-toy-chain,seed={seed}", saved=250, seed=seed, num_seeds=1)
-        asked = {**CHAIN, "seeds": [seed], "threads": threads}
-        sweeping.sweep(asked, out=tmp_path, quiet=True)
+        table = {**CHAIN, "seeds": [seed], "threads": threads}
+        sweeping.sweep(table, out=tmp_path, quiet=True)
         if seed == 0:
             (tmp_path / "dqn-toy-chain,seed=0").rename(tmp_path / "away")
     (tmp_path / "away").rename(tmp_path / "dqn-toy-chain,seed=0")
@@ -255,8 +255,8 @@ def test_a_run_keeps_the_threads_that_it_was_begun_with(tmp_path: pathlib.Path):
     (recorded,) = runs(tmp_path, {"dqn-toy-chain,seeds=0-2": 4})["runs"]
     assert (one["threads"], recorded["threads"]) == (1, 4)
     (host,) = runs(tmp_path, environments=["gym/CartPole-v1"], seeds=1)["runs"]
-    (asked,) = runs(tmp_path, environments=["gym/CartPole-v1"], seeds=1, threads=5)["runs"]
-    assert (host["threads"], asked["threads"]) == (sweep_runs.HOST_THREADS, 5)
+    (with_five,) = runs(tmp_path, environments=["gym/CartPole-v1"], seeds=1, threads=5)["runs"]
+    assert (host["threads"], with_five["threads"]) == (sweep_runs.HOST_THREADS, 5)
 
 
 def test_refuses_folders_of_other_things(tmp_path: pathlib.Path):

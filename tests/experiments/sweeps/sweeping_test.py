@@ -132,8 +132,8 @@ def test_a_run_that_diverges_is_done_again_on_request_alone(killed: Killed):
 @pytest.mark.slow
 def test_what_is_finished_is_left_alone(killed: Killed, capsys: pytest.CaptureFixture[str]):
     before = {path: path.stat().st_mtime_ns for path in killed.out.rglob("*")}
-    asked = FILE.replace("[1e-3, 1e30]", "1e-3")
-    killed.file.with_name("good.toml").write_text(asked)
+    text = FILE.replace("[1e-3, 1e30]", "1e-3")
+    killed.file.with_name("good.toml").write_text(text)
     assert command(killed.file.with_name("good.toml"), "--out", killed.out) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{GOOD}: 6,000 steps, finished",
