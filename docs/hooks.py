@@ -98,7 +98,7 @@ def fields(config: str) -> Iterator[Field]:
     (class_,) = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name] or [None]
     if class_ is None:
         raise ValueError(f"no class {name} in {module}")
-    modules = {
+    imported = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in tree.body
         if isinstance(node, ast.ImportFrom) and node.module
@@ -107,10 +107,11 @@ def fields(config: str) -> Iterator[Field]:
     for node in class_.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
-        hint, nested = ast.unparse(node.annotation), None
-        prefix, _, last = hint.rpartition(".")
-        if prefix in modules and modules[prefix].startswith("kullback.") and last in CONFIGS:
-            nested = f"{modules[prefix]}.{last}"
+        hint = ast.unparse(node.annotation)
+        prefix, dot, last = hint.rpartition(".")  # Of a module, or imported itself.
+        dotted = f"{imported.get(prefix, '')}.{last}" if dot else imported.get(hint, "")
+        is_nested = dotted.startswith("kullback.") and dotted.rpartition(".")[2] in CONFIGS
+        nested = dotted if is_nested else None
         default = "" if node.value is None else ast.unparse(_made(node.value))
         yield Field(node.target.id, hint, default, comment_of(node, said), nested)
 
