@@ -122,7 +122,7 @@ def test_other_architectures_are_compared_key_by_key(tmp_path: pathlib.Path):
 @pytest.mark.parametrize("method", ["mean", "slerp"])
 def test_padding_of_a_table_changes_nothing_of_a_merge(method: str, tmp_path: pathlib.Path):
     """Tables of 300 and 310 rows of one tokenizer, merged in either order."""
-    config = merging.Config(method=method, group="tensor")
+    config = merging.Config(method=method, group="tensor" if method == "slerp" else None)
     plain = [export(tmp_path / f"plain{seed}", seed=seed) for seed in range(2)]
     wide = dataclasses.replace(CONFIG, vocab_size=310)
     trees = [params(CONFIG, seed) for seed in range(2)]
