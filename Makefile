@@ -52,15 +52,16 @@ check: $(DEV)  ## Lint, format and types.
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
+# worksteal: a worker does neighbours, which share fixtures and programs, and then what others have.
 test: check  ## `check` and the fast tests.
-	$(PYTEST) -n 2 -m "not slow" --durations=10
+	$(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
 
 test-all: check $(RAY)  ## `check` and every test, the slow ones too, on new random examples.
-	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --durations=10
+	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --dist worksteal --durations=10
 
 coverage: $(DEV)  ## Lines and branches that the fast tests run, .cache/coverage/html/index.html.
 	mkdir -p .cache/coverage
-	$(PYTEST) -n 2 -m "not slow" --cov --cov-report=html --cov-report=term
+	$(PYTEST) -n 2 --dist worksteal -m "not slow" --cov --cov-report=html --cov-report=term
 
 # A piece of it; the next goes on where it ended, and all pieces of a seed are one table.
 MINUTES ?= 10
