@@ -139,7 +139,7 @@ def resume(
             if changes or empty_replay:
                 entry = {"accepted": changes, "empty_replay": empty_replay}
                 config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
-            folder.write_config({**config, "plan": plan.to_json()})
+            config_of_now = {**config, "plan": plan.to_json()}
             if not quiet:
                 for note in (*named.notes, *_differences(plan, details, config)):
                     print(f"{folder.path}: {note}")
@@ -149,6 +149,7 @@ def resume(
                 callback=callback,
                 quiet=quiet,
                 empty_replay=empty_replay,
+                accept=lambda: folder.write_config(config_of_now),
             )
             going_on.go(work, stack.close)
     return folder.path
@@ -228,6 +229,9 @@ class _Run:
     callback: Callback | None
     quiet: bool
     empty_replay: bool = False
+    # Writes config.json of a run that goes on, once what it has saved is read: a refusal before
+    # leaves it as it was.
+    accept: Callable[[], None] = lambda: None
 
     @property
     def plan(self) -> plans.Plan:
@@ -243,13 +247,14 @@ class _Run:
         for note in () if self.quiet else work.notes():
             print(note)
         if work.seeds_together or plan.num_seeds == 1:
-            self._drive(work, folder, plan, plan.seeds, self.empty_replay)
+            self._drive(work, folder, plan, plan.seeds, self.empty_replay, self.accept)
             return
-        config = folder.config()
         close()
         parts = []
-        for seed in plan.seeds[1:]:
+        for seed in plan.seeds:
             self._check(seed)
+        self.accept()
+        config = folder.config()
         for seed in plan.seeds:
             part = self._part(seed)
             part.path.mkdir(exist_ok=True)
@@ -284,17 +289,19 @@ class _Run:
         plan: plans.Plan,
         seeds: Sequence[int],
         empty_replay: bool,
+        accept: Callable[[], None] = lambda: None,
     ) -> None:
         """Runs one loop to the plan's number of steps, or until it is interrupted.
 
-        `folder` and `plan` are the run's, or those of one of its seeds.
+        `folder` and `plan` are the run's, or those of one of its seeds; `accept` is the run's, if
+        the folder is.
         """
         standing = record.standing(folder, plan.steps)
         if standing == "finished":
+            accept()
             print(f"{folder.path} is finished: it has no checkpoints, and its rows are all there")
             return
         signals = interrupts.Interrupts()
-        written = record.Record(folder, has_texts=work.has_texts)
         with signals, contextlib.ExitStack() as stack:
             with signals.at_once():  # Nothing would be lost yet.
                 loop = work.loop(
@@ -307,10 +314,14 @@ class _Run:
                 saver = Saver(folder, loop)
                 if standing == "saved":
                     state, notes, marks = saver.load(empty_replay=empty_replay)
+                    accept()
+                    written = record.Record(folder, has_texts=work.has_texts)
                     if driving.is_unfinished(plan, loop.steps(state), notes):
                         written.begin(loop.steps(state), marks)
                 else:
                     disk = saver.require_disk()
+                    accept()
+                    written = record.Record(folder, has_texts=work.has_texts)
                     if not self.quiet:
                         print(f"{folder.path}: checkpoints take at most {files.size(disk)}")
                     saver.discard()

@@ -348,6 +348,7 @@ def test_a_damaged_replay_is_left_out_on_demand(tmp_path):
         segment.write_bytes(segment.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"replay is damaged, and all else .*--empty-replay"):
         experiments.resume(path, steps=2_000, quiet=True)
+    assert run_folder.RunFolder(path).config()["plan"]["steps"] == HOST["steps"]
     learnt = experiments.load(path).learner
     rows = []
     experiments.resume(path, steps=2_000, quiet=True, empty_replay=True, callback=rows.append)
@@ -366,10 +367,12 @@ def test_a_seed_that_cannot_go_on_is_known_before_another_has_worked(tmp_path):
     for segment in (path / "seed_1" / "replay").iterdir():
         segment.write_bytes(segment.read_bytes()[:-1])
     before = {file: file.stat().st_mtime_ns for file in (path / "seed_0").rglob("*")}
+    config = (path / "config.json").read_bytes()
     with pytest.raises(ValueError, match=r"seed_1.replay is damaged, and all else"):
         experiments.resume(path, steps=2_000, quiet=True)
     assert {file: file.stat().st_mtime_ns for file in (path / "seed_0").rglob("*")} == before
-    experiments.resume(path, quiet=True, empty_replay=True)
+    assert (path / "config.json").read_bytes() == config
+    experiments.resume(path, steps=2_000, quiet=True, empty_replay=True)
     assert [experiments.load(path, seed=seed).env_steps for seed in (0, 1)] == [2_000, 2_000]
 
 
