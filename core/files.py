@@ -293,14 +293,10 @@ def check_new_file(path: Path, flag: str = "--out") -> None:
 
 
 def is_unused(folder: pathlib.Path) -> bool:
-    """Returns whether a folder holds nothing but what killed processes have left, or is not there.
-
-    Raises:
-      NotADirectoryError: if it is a file.
-    """
-    return not folder.exists() or all(
-        child.name.startswith(TEMPORARY) for child in folder.iterdir()
-    )
+    """Returns whether nothing is there, or a folder of no more than what killed processes left."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(child.name.startswith(TEMPORARY) for child in folder.iterdir())
 
 
 def check_new_folder(path: Path) -> None:

@@ -126,6 +126,9 @@ def test_a_folder_that_was_never_begun_is_taken(
     reproduce.reproduce("coin", None, ["seeds=1"])
     for folder in (tmp_path / "out", tmp_path / "runs" / "reproduce-coin"):
         assert (folder / "verdict.json").is_file() and not list(folder.glob(".tmp-*"))
+    (tmp_path / "runs" / "reproduce-coin-2").touch()  # A file is no folder to be taken.
+    reproduce.reproduce("coin", None, ["seeds=2"])
+    assert (tmp_path / "runs" / "reproduce-coin-3" / "verdict.json").is_file()
 
 
 def test_a_part_is_whole_or_not_there(
