@@ -108,7 +108,8 @@ class Record:
     def each(self, kind: Kind[T]) -> dict[str, T]:
         """Returns all values by key, each of them of a kind."""
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        return {k: self._checked(k, x, kinds, _expected(kinds)) for k, x in self.items()}
+        expected = _expected(kinds)
+        return {k: self._checked(k, x, kinds, expected) for k, x in self.items()}
 
     @overload
     def record(self, key: str) -> "Record": ...
@@ -173,16 +174,19 @@ class Record:
         return f"{self.file}: {dotted if dotted.isprintable() else ascii(dotted)}"
 
     def _checked(self, key: str, value: Any, kinds: tuple[type, ...], expected: str) -> Any:
-        complaint = f"{self._place(key)} must be {expected}, got {shown(value)}"
-        if type(value) is int and {int, float} & {*kinds}:
-            if not -(2**63) <= value < 2**63:
-                raise ValueError(f"{complaint}, which needs more than 64 bits")
-            return value if int in kinds else float(value)
-        if type(value) not in kinds:
-            raise ValueError(complaint)
-        if type(value) is str and not typed.is_unicode(value):
-            raise ValueError(f"{complaint}, with half a surrogate pair")
-        return value
+        problem = ""
+        if type(value) is int and (int in kinds or float in kinds):
+            if -(2**63) <= value < 2**63:
+                return value if int in kinds else float(value)
+            problem = ", which needs more than 64 bits"
+        elif type(value) is str and str in kinds:
+            if typed.is_unicode(value):
+                return value
+            problem = ", with half a surrogate pair"
+        elif type(value) in kinds:
+            return value
+        # Only now: a list may have a quarter of a million entries.
+        raise ValueError(f"{self._place(key)} must be {expected}, got {shown(value)}{problem}")
 
 
 def read(path: str | os.PathLike[str], *, nan: bool = False, most: int = MAX_BYTES) -> Record:

@@ -121,6 +121,14 @@ def test_a_dataclass_is_built_of_what_its_fields_are():
         assert str(caught.value).startswith(message)
 
 
+def test_values_that_are_as_they_must_be_are_not_written_out(record, monkeypatch):
+    """Lists of a tokenizer have 262,144 entries: a text for each took a second."""
+    monkeypatch.setattr(json_files, "shown", None)
+    assert record.list_of("ids", (int, float)) == record.list_of("ids", int) == [1, 2]
+    assert record.get("name", str) == "dqn" and record.get("x", float) == 2.5
+    assert record.record("nested").record("deep").each(str) == {"rate": "fast"}
+
+
 def _raise(error):
     raise error
 
