@@ -1,13 +1,11 @@
 """A function's docstring begins with a verb, and a module is called by its own name."""
 
 import ast
+import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-
-# Files whose names may still be vague, as patterns, see `VAGUE_NAMES`; tests among them.
-NAMES_NOT_YET = ["lm/entailment/*.py", "tests/lm/**/*.py"]
 
 # Names that may hold anything: a tokenizer was called `words`, a result `found` or `made`.
 VAGUE_NAMES = {"arena", "asked", "found", "judge", "made", "own", "words"}
@@ -51,6 +49,19 @@ DETERMINERS = {
 }
 
 
+@functools.cache
+def nodes(source: str) -> list[ast.AST]:
+    """Returns the nodes of a file, parsed once for all rules."""
+    return list(ast.walk(ast.parse(source)))
+
+
+@functools.cache
+def sources(root: pathlib.Path) -> dict[pathlib.Path, str]:
+    """Returns the text of each file that is ours."""
+    paths = sorted(root.glob("[!.]*/**/*.py"))
+    return {path.relative_to(root): path.read_text() for path in paths}
+
+
 def has_verb(docstring: str) -> bool:
     """Returns whether a docstring begins with a word like Returns."""
     word, following = (*docstring.split(), "", "")[:2]
@@ -66,7 +77,7 @@ def is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def docstring_complaints(source: str) -> Iterator[str]:
     """Yields "line: what is wrong" for each docstring that breaks the rules."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if not is_function and not isinstance(node, ast.ClassDef | ast.Module):
             continue
@@ -86,7 +97,7 @@ def renamed_modules(root: pathlib.Path, source: str) -> Iterator[str]:
 
     Two modules of one name may meet in a file, and `__main__` is no name to call a module by.
     """
-    imports = [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.ImportFrom)]
+    imports = [x for x in nodes(source) if isinstance(x, ast.ImportFrom)]
     names = [alias.name for x in imports for alias in x.names]
     for node in imports:
         folder = root.joinpath(*(node.module or "").split(".")[1:])
@@ -101,7 +112,7 @@ def renamed_modules(root: pathlib.Path, source: str) -> Iterator[str]:
 
 def vague_names(source: str) -> Iterator[str]:
     """Yields "line: what is wrong" for each function, argument or variable of a vague name."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 line, name = node.lineno, node.name
@@ -115,42 +126,31 @@ def vague_names(source: str) -> Iterator[str]:
             yield f"{line}: {name} may be anything; call it what it holds"
 
 
-def files(root: pathlib.Path, but: Sequence[str] = ()) -> list[pathlib.Path]:
-    """Returns the files that follow a rule already, all but those of some patterns."""
-    not_yet = {path for pattern in but for path in root.glob(pattern)}
-    paths = sorted(root.glob("[!.]*/**/*.py"))
-    return [path for path in paths if path not in not_yet]
-
-
 def test_docstrings_say_what_a_function_does(root: pathlib.Path):
     wrong = [
-        f"{path.relative_to(root)}:{complaint}"
-        for path in files(root)
-        for complaint in docstring_complaints(path.read_text())
+        f"{path}:{complaint}"
+        for path, source in sources(root).items()
+        for complaint in docstring_complaints(source)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_modules_keep_their_names(root: pathlib.Path):
     wrong = [
-        f"{path.relative_to(root)}:{complaint}"
-        for path in files(root)
-        for complaint in renamed_modules(root, path.read_text())
+        f"{path}:{complaint}"
+        for path, source in sources(root).items()
+        for complaint in renamed_modules(root, source)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_names_say_what_they_hold(root: pathlib.Path):
     wrong = [
-        f"{path.relative_to(root)}:{complaint}"
-        for path in files(root, NAMES_NOT_YET)
-        for complaint in vague_names(path.read_text())
+        f"{path}:{complaint}"
+        for path, source in sources(root).items()
+        for complaint in vague_names(source)
     ]
     assert not wrong, "\n".join(wrong)
-
-
-def test_each_pattern_has_files(root: pathlib.Path):
-    assert [pattern for pattern in NAMES_NOT_YET if not list(root.glob(pattern))] == []
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
 
 def marks(text: str, sentence: str) -> tuple[int, int]:
     """Returns levels of a sentence's length, by fives of words, and of its share in the text."""
-    fives = len(corruptions.words(sentence)) // 5
+    fives = len(corruptions.split_words(sentence)) // 5
     share = int(LEVELS * corruptions.coverage(text, sentence)[0])
     return min(LEVELS - 1, fives), min(LEVELS - 1, share)
 
@@ -314,8 +314,9 @@ def describe(
         chosen = [int(i) for i in places[n][is_choice[n]]]
         pool = np.array([questions.sentences[n, i] for i in chosen if i >= 0], int)
         text = " ".join(papers.sentences[paper][i] for i in pool)
-        of_text, total = corruptions.words(text), max(1, len(chosen))
-        of_document = fragments.extractiveness(corruptions.words(papers.documents[paper]), of_text)
+        of_text, total = corruptions.split_words(text), max(1, len(chosen))
+        document = corruptions.split_words(papers.documents[paper])
+        of_document = fragments.extractiveness(document, of_text)
         rows.append(
             {
                 "sentences": len(chosen),
@@ -358,13 +359,13 @@ def pool_probabilities(
 
 
 def _fits(sentence: str) -> bool:
-    return WORDS[0] <= len(corruptions.words(sentence)) <= WORDS[1]
+    return WORDS[0] <= len(corruptions.split_words(sentence)) <= WORDS[1]
 
 
 def _end(abstract: Sequence[str]) -> Sequence[str]:
     """Returns the last sentences, as many as DOCUMENT_WORDS holds, one at least."""
-    first, room = len(abstract) - 1, DOCUMENT_WORDS - len(corruptions.words(abstract[-1]))
-    while first and len(corruptions.words(abstract[first - 1])) <= room:
+    first, room = len(abstract) - 1, DOCUMENT_WORDS - len(corruptions.split_words(abstract[-1]))
+    while first and len(corruptions.split_words(abstract[first - 1])) <= room:
         first -= 1
-        room -= len(corruptions.words(abstract[first]))
+        room -= len(corruptions.split_words(abstract[first]))
     return abstract[first:]

@@ -55,17 +55,17 @@ class Pool(NamedTuple):
     """Numbers and words of a document, which replace others of their kind."""
 
     numbers: tuple[str, ...]
-    words: dict[str, tuple[str, ...]]  # By `_ending`, a rough part of speech.
+    by_ending: dict[str, tuple[str, ...]]  # Words by `_ending`, a rough part of speech.
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Returns words and numbers, in lower case."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
 def coverage(premise: str, hypothesis: str) -> tuple[float, float]:
     """Returns the share of the hypothesis' words, and of its word pairs, that the premise has."""
-    known, said = words(premise), words(hypothesis)
+    known, said = split_words(premise), split_words(hypothesis)
     pairs_known, pairs_said = set(itertools.pairwise(known)), [*itertools.pairwise(said)]
     single = [word in known for word in said]
     double = [pair in pairs_known for pair in pairs_said]
@@ -175,12 +175,12 @@ def _negation(text: str, pool: Pool, rng: np.random.Generator) -> str | None:
 
 
 def _term(text: str, pool: Pool, rng: np.random.Generator) -> str | None:
-    said, matches = set(words(text)), []
+    said, matches = set(split_words(text)), []
     for match in _WORD.finditer(text):
         near = _synonyms().get(match[0].lower(), ())
         choices = [
             word
-            for word in pool.words.get(_ending(match[0]), ())
+            for word in pool.by_ending.get(_ending(match[0]), ())
             if word.lower() not in said and word.lower() not in near
         ]
         if choices:
@@ -218,7 +218,7 @@ _CORRUPTIONS: dict[str, Callable[[str, Pool, np.random.Generator], str | None]] 
 
 def _is_same(text: str, other: str) -> bool:
     """Returns whether two texts mean the same word by word: equal numbers, or synonyms."""
-    one, two = words(text), words(other)
+    one, two = split_words(text), split_words(other)
     return len(one) == len(two) and all(
         a == b or b in _synonyms().get(a, ()) or (_value(a) is not None and _value(a) == _value(b))
         for a, b in zip(one, two, strict=True)

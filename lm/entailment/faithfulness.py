@@ -162,7 +162,7 @@ def overlap_baselines(pairs: Sequence[Pair]) -> dict[str, Callable[[Sequence[Pai
 def _overlaps(pairs: Sequence[Pair]) -> np.ndarray:
     """Returns the shares of words and of word pairs, and the log of the length, [n, 3]."""
     shares = [corruptions.coverage(pair.premise, pair.hypothesis) for pair in pairs]
-    lengths = [len(corruptions.words(pair.hypothesis)) for pair in pairs]
+    lengths = [len(corruptions.split_words(pair.hypothesis)) for pair in pairs]
     return np.concatenate([np.array(shares), np.log1p(lengths)[:, None]], 1)
 
 
@@ -187,7 +187,7 @@ def _draw_pairs(
             section, i = runs[rng.integers(len(runs))]
             premise = _around(section, i, max_words, rng)
             hypothesis, kind = corruptions.reword(section[i], rng), "sentence"
-        if not corruptions.words(hypothesis):
+        if not corruptions.split_words(hypothesis):
             continue  # It was an aside, or in another script: it says nothing that could follow.
         wrong, fault = _wrong(hypothesis, premise, paper, others, pool, rng)
         yield (
@@ -198,14 +198,15 @@ def _draw_pairs(
 
 def _around(section: Sequence[str], i: int, max_words: int, rng: np.random.Generator) -> str:
     """Returns a sentence with its neighbours, added on random sides while there is room."""
-    first, last, room = i, i, max_words - len(corruptions.words(section[i]))
+    first, last, room = i, i, max_words - len(corruptions.split_words(section[i]))
     while True:
         sides = [j for j in (first - 1, last + 1) if 0 <= j < len(section)]
-        sides = [j for j in sides if len(corruptions.words(section[j])) <= room]
+        sides = [j for j in sides if len(corruptions.split_words(section[j])) <= room]
         if not sides:
             return " ".join(section[first : last + 1])
         j = sides[rng.integers(len(sides))]
-        first, last, room = min(first, j), max(last, j), room - len(corruptions.words(section[j]))
+        first, last = min(first, j), max(last, j)
+        room -= len(corruptions.split_words(section[j]))
 
 
 def _behind(summary: str, sentences: Sequence[str], max_words: int) -> str:
@@ -215,9 +216,9 @@ def _behind(summary: str, sentences: Sequence[str], max_words: int) -> str:
     for i in sorted(
         range(len(sentences)), key=lambda i: -corruptions.coverage(sentences[i], summary)[0]
     ):
-        if not kept or len(corruptions.words(sentences[i])) <= room:
+        if not kept or len(corruptions.split_words(sentences[i])) <= room:
             kept.add(i)
-            room -= len(corruptions.words(sentences[i]))
+            room -= len(corruptions.split_words(sentences[i]))
     return " ".join(sentences[i] for i in sorted(kept))
 
 
@@ -243,7 +244,7 @@ def _wrong(
     texts = [
         s
         for s in paper.sentences
-        if corruptions.coverage(premise, s)[0] < 0.7 and len(corruptions.words(s)) >= 6
+        if corruptions.coverage(premise, s)[0] < 0.7 and len(corruptions.split_words(s)) >= 6
     ]
     if not texts:
         return _of_another(others, rng)
@@ -260,9 +261,9 @@ def _reworded(texts: Sequence[str], rng: np.random.Generator) -> str:
     """Draws a text and rewords it until a word is left; one of them must have a word."""
     while True:  # A sentence that is an aside as a whole may be reworded to nothing.
         reworded = corruptions.reword(corruptions.draw(texts, rng), rng)
-        if corruptions.words(reworded):
+        if corruptions.split_words(reworded):
             return reworded
 
 
 def _is_usual(sentence: str) -> bool:
-    return 6 <= len(corruptions.words(sentence)) <= 40
+    return 6 <= len(corruptions.split_words(sentence)) <= 40

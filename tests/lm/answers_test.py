@@ -22,7 +22,7 @@ def test_oracle_all_logits_at_once():
     ) -> dict[str, jax.Array]:
         at = jnp.arange(len(labels))
         return {
-            "own": logits[at, labels],
+            "label": logits[at, labels],
             "both": jnp.stack([logits[:, 0], other_logits[:, 1]], -1),
         }
 
@@ -36,7 +36,7 @@ def test_oracle_all_logits_at_once():
     expected = np.zeros((2, 7), bool)
     expected[0, 2:5] = expected[1, 1:3] = True
     np.testing.assert_array_equal(is_answer, expected)
-    own = np.take_along_axis(logits, np.asarray(rows.tokens)[:, 1:, None], -1)[..., 0]
-    np.testing.assert_allclose(measures["own"], np.where(expected, own, 0), atol=1e-5)
+    label_logits = np.take_along_axis(logits, np.asarray(rows.tokens)[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(measures["label"], np.where(expected, label_logits, 0), atol=1e-5)
     both = np.stack([logits[..., 0], other_logits[..., 1]], -1)
     np.testing.assert_allclose(measures["both"], np.where(expected[..., None], both, 0), atol=1e-5)

@@ -78,14 +78,14 @@ def oracle(config: gemma.Config, params, tokens: np.ndarray) -> np.ndarray:
         a, y = p["attention"], norm(x, p["attention"]["pre_norm"])
         out = np.zeros((len(x), config.num_heads * h))
         for n in range(config.num_heads):
-            own, shared = slice(n * h, n * h + h), slice(n // group * h, n // group * h + h)
-            q = turn(norm(y @ a["query"][:, own], a["query_norm"]), is_global)
+            head, shared = slice(n * h, n * h + h), slice(n // group * h, n // group * h + h)
+            q = turn(norm(y @ a["query"][:, head], a["query_norm"]), is_global)
             k = turn(norm(y @ a["key"][:, shared], a["key_norm"]), is_global)
             v = y @ a["value"][:, shared]
             for t in range(len(x)):
                 seen = slice(0 if is_global else max(0, t - config.window + 1), t + 1)
                 weights = np.exp(q[t] @ k[seen].T / math.sqrt(config.query_scale))
-                out[t, own] = weights / weights.sum() @ v[seen]
+                out[t, head] = weights / weights.sum() @ v[seen]
         x = x + norm(out @ a["output"], a["post_norm"])
         f, y = p["feed_forward"], norm(x, p["feed_forward"]["pre_norm"])
         z = y @ f["gate"]

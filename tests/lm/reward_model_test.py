@@ -201,16 +201,16 @@ def test_dropout_is_of_training_alone():
         row[: len(pair.chosen.completion)] = pair.chosen.completion
     lengths = np.array([len(p.chosen.completion) for p in pairs()], np.int32)
     is_answer = np.arange(6)[None] < lengths[:, None]
-    made = tokens.Completion(answers, is_answer, lengths, lengths < 0, np.zeros((SIZE, 6)))  # pyright: ignore[reportArgumentType]
+    completion = tokens.Completion(answers, is_answer, lengths, lengths < 0, np.zeros((SIZE, 6)))  # pyright: ignore[reportArgumentType]
     expected = rewards_of(params(), batch().data.chosen)
     program = jax.jit(scorer.score)
     for context in (prompts, (prompts, "targets")):
-        got = scorer.score(scorer.params, made, context)
+        got = scorer.score(scorer.params, completion, context)
         np.testing.assert_allclose(got, expected, rtol=1e-4)
-    np.testing.assert_allclose(program(scorer.params, made, prompts), expected, rtol=1e-4)
+    np.testing.assert_allclose(program(scorer.params, completion, prompts), expected, rtol=1e-4)
     assert scorer.is_compiled
     with pytest.raises(ValueError, match=r"reads \(prompts, ...\) as its context, got str"):
-        scorer.score(scorer.params, made, "prompts")
+        scorer.score(scorer.params, completion, "prompts")
 
 
 def test_dropout_keeps_the_mean():
@@ -270,13 +270,13 @@ def test_it_learns_a_gold_reward(seed: int):
     learning = dataclasses.replace(LEARNING, batch_size=16, learning_rate=1e-2)
     decoder = gemma.make(dataclasses.replace(DECODER.config, window=16))  # The last token sees all.
     learner = reward_model.make(decoder, dataclasses.replace(PLAIN, learning=learning)).learner
-    judge = jax.jit(reward_model.on_decoder(decoder).rewards)
+    rewards = jax.jit(reward_model.on_decoder(decoder).rewards)
     sample = preferences.sampler(train, batches.Config(batch_size=16, seed=seed), 0)
     state, learn, ones = learner.init(jax.random.key(seed)), jax.jit(learner.step), np.ones(16)
     held_out = preferences.pad(test, 16, 0)
 
     def right(params: Any) -> float:
-        chosen, rejected = (judge(params, rows) for rows in held_out)
+        chosen, rejected = (rewards(params, rows) for rows in held_out)
         return float(reward_model.accuracy(chosen - rejected).mean())
 
     assert right(state.params) == 0.5

@@ -248,7 +248,7 @@ def test_several_samples_prefill_a_prompt_once_and_are_those_of_repeated_prompts
     prompts = batches.pad_prompts([(3, 4, 5), (7,)], 4, 0)
     repeated = policy.repeat_prompts(prompts, 3)
     np.testing.assert_array_equal(repeated.tokens[:3], np.repeat(prompts.tokens[:1], 3, 0))
-    made = []
+    completions = []
     for context, samples in ((prompts, 3), (repeated, 1)):
         acts = policy.language_model(MODEL, samples_per_prompt=samples)
         environment = tokens.make_batch(*repeated, horizon=6, vocab_size=24, stop_tokens=(1,))
@@ -256,10 +256,11 @@ def test_several_samples_prefill_a_prompt_once_and_are_those_of_repeated_prompts
         state = rollout.start(acts, environment, acting, key, context, 10)
         assert state.policy.start.shape == (6,)
         trajectory, _ = rollout.rollout(acts, environment, acting, state, key, 6)
-        made.append(tokens.completions(trajectory, (1,)))
-    np.testing.assert_array_equal(made[0].tokens, made[1].tokens)
-    np.testing.assert_allclose(made[0].log_probability, made[1].log_probability, atol=1e-5)
-    assert len({tuple(row) for row in np.asarray(made[0].tokens)}) > 2, "samples differ"
+        completions.append(tokens.completions(trajectory, (1,)))
+    once, repeatedly = completions
+    np.testing.assert_array_equal(once.tokens, repeatedly.tokens)
+    np.testing.assert_allclose(once.log_probability, repeatedly.log_probability, atol=1e-5)
+    assert len({tuple(row) for row in np.asarray(once.tokens)}) > 2, "samples differ"
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ def test_a_run_has_the_rule_that_it_began_with(tmp_path: pathlib.Path):
     shared = {}
     for rule in (1, 2):
         task = tasks.make(f"tokens/jsonl:{path}", rule=rule)
-        asked = [{t.split("\n")[0] for t in task.texts(split)} for split in ("train", "test")]
-        shared[rule] = asked[0] & asked[1]
+        questions = [{t.split("\n")[0] for t in task.texts(split)} for split in ("train", "test")]
+        shared[rule] = questions[0] & questions[1]
     assert shared[1] and not shared[2]
 
 

@@ -140,15 +140,15 @@ def test_a_file_is_split_by_what_is_asked(tokenizer: Tokenizer, tmp_path: pathli
     task = tasks.make(f"tokens/jsonl:{path}")
     train, test = task.texts("train"), task.texts("test")
     assert sorted(train + test) == sorted(row["prompt"] + row["completion"] for row in rows)
-    asked = [{text.split("c")[0] for text in texts} for texts in (train, test)]
-    assert not asked[0] & asked[1] and 20 <= len(test) <= 70
+    questions = [{text.split("c")[0] for text in texts} for texts in (train, test)]
+    assert not questions[0] & questions[1] and 20 <= len(test) <= 70
     chats = [
         [{"role": "user", "content": f"q{n % 100}"}, {"role": "model", "content": f" r{n}"}]
         for n in range(200)
     ]
     write(path, [{"messages": m} for m in chats])
-    asked = [{t.split("\n")[0] for t in task.texts(s)} for s in ("train", "test")]
-    assert asked[0] and asked[1] and not asked[0] & asked[1]
+    questions = [{t.split("\n")[0] for t in task.texts(s)} for s in ("train", "test")]
+    assert questions[0] and questions[1] and not questions[0] & questions[1]
     write(path, [{"text": "a"}])
     with pytest.raises(ValueError, match="has no row in"):
         _ = task.texts("train"), task.texts("test")

@@ -15,8 +15,8 @@ def tokenizer() -> Tokenizer:
 
 def test_a_model_has_its_own_ends_and_its_tokenizers(tokenizer: Tokenizer):
     config = gemma.PRESETS["tiny"]
-    for own, expected in (((1,), (1, 5)), ((5, 1), (5, 1)), ((7,), (7, 1, 5))):
-        got = texts.with_all_ends(dataclasses.replace(config, eos_ids=own), tokenizer)
+    for ends, expected in (((1,), (1, 5)), ((5, 1), (5, 1)), ((7,), (7, 1, 5))):
+        got = texts.with_all_ends(dataclasses.replace(config, eos_ids=ends), tokenizer)
         assert got == dataclasses.replace(config, eos_ids=expected)
     few = dataclasses.replace(config, vocab_size=4, eos_ids=(1,))
     assert texts.with_all_ends(few, tokenizer).eos_ids == (1,)  # It has no row for 5.

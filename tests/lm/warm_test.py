@@ -122,9 +122,9 @@ def test_members_draw_all_there_is_and_the_same_again():
     assert pairs == {(a, b) for a in config.learning_rates for b in config.dropouts}
     assert [member.start for member in members[:4]] == [100, 200, 300, 100]
     assert warm.draw(warm.Config(), 3).start is None
-    own = warm.member_config(config, 5)
-    assert (own.learning.learning_rate, own.dropout) == members[5][:2]
-    assert own.learning.batch_size == config.learning.batch_size
+    member = warm.member_config(config, 5)
+    assert (member.learning.learning_rate, member.dropout) == members[5][:2]
+    assert member.learning.batch_size == config.learning.batch_size
 
 
 def test_memory_is_known_before():

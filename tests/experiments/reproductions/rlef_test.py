@@ -56,9 +56,9 @@ def test_a_document_is_the_end_of_the_abstract(papers: extractive.Papers):
     for name, text in zip(papers.names, papers.documents, strict=True):
         abstract = everything[name].sections[0]
         [first] = [n for n in range(len(abstract)) if " ".join(abstract[n:]) == text]
-        count = len(extractive.corruptions.words(text))
+        count = len(extractive.corruptions.split_words(text))
         assert count <= extractive.DOCUMENT_WORDS or first == len(abstract) - 1
-        one_more = extractive.corruptions.words(" ".join(abstract[first - 1 :]))
+        one_more = extractive.corruptions.split_words(" ".join(abstract[first - 1 :]))
         assert first == 0 or len(one_more) > extractive.DOCUMENT_WORDS
 
 

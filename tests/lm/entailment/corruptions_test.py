@@ -17,20 +17,20 @@ SEEDS = range(40)
 
 def corrupted(text: str, kind: str, pool: corruptions.Pool = POOL) -> set[str]:
     """Returns the different corruptions of a text over some seeds."""
-    made = {corruptions.corrupt(text, kind, pool, np.random.default_rng(n)) for n in SEEDS}
-    assert None not in made
-    return {text for text in made if text is not None}
+    candidates = {corruptions.corrupt(text, kind, pool, np.random.default_rng(n)) for n in SEEDS}
+    assert None not in candidates
+    return {text for text in candidates if text is not None}
 
 
 def changes(old: str, new: str) -> list[tuple[str, str]]:
     """Returns the pairs of different words at equal places of two texts of one length."""
-    pairs = zip(corruptions.words(old), corruptions.words(new), strict=True)
+    pairs = zip(corruptions.split_words(old), corruptions.split_words(new), strict=True)
     return [pair for pair in pairs if pair[0] != pair[1]]
 
 
 def test_words_and_coverage():
     said = "BERT-base has 3.5 points."
-    assert corruptions.words(said) == ["bert-base", "has", "3.5", "points"]
+    assert corruptions.split_words(said) == ["bert-base", "has", "3.5", "points"]
     # Of 4 words 3 are known; of its 3 pairs of neighbours "has 3.5" alone.
     assert corruptions.coverage("points : bert-base , it has 3.5", said) == (1.0, 1 / 3)
     assert corruptions.coverage("it has 3.5 points", said) == (0.75, 2 / 3)
@@ -41,7 +41,7 @@ def test_a_pool_has_the_numbers_and_words_of_a_document_by_ending():
     pool = corruptions.pool_of(["Parsing 12 trees ( of 3 kinds ) quickly , on WSJ ."])
     assert pool.numbers == ("12", "3")
     # A first capital may be the sentence's; what stands in an aside is left out.
-    assert pool.words == {"s": ("trees",), "ly": ("quickly",), "name": ("WSJ",)}
+    assert pool.by_ending == {"s": ("trees",), "ly": ("quickly",), "name": ("WSJ",)}
 
 
 @pytest.mark.parametrize("kind", corruptions.CORRUPTIONS)
@@ -51,16 +51,16 @@ def test_each_kind_changes_the_text_and_a_seed_repeats(kind: str):
             corruptions.corrupt(TEXT, kind, POOL, np.random.default_rng(seed)) for _ in range(2)
         )
         assert one is not None and one == two
-        assert corruptions.words(one) != corruptions.words(TEXT)
+        assert corruptions.split_words(one) != corruptions.split_words(TEXT)
 
 
 def test_one_number_becomes_another():
-    made = corrupted(TEXT, "number")
-    for text in made:
+    texts = corrupted(TEXT, "number")
+    for text in texts:
         ((old, new),) = changes(TEXT, text)
         assert float(old) != float(new) and old in ("2", "3", "4.5"), (old, new)
-    assert {changes(TEXT, text)[0][0] for text in made} == {"2", "3", "4.5"}
-    assert any(changes(TEXT, text)[0][1] in ("88.1", "7") for text in made)  # Of the document.
+    assert {changes(TEXT, text)[0][0] for text in texts} == {"2", "3", "4.5"}
+    assert any(changes(TEXT, text)[0][1] in ("88.1", "7") for text in texts)  # Of the document.
     for text in corrupted("We have two parts , the first is new .", "number"):
         ((old, new),) = changes("We have two parts , the first is new .", text)
         rows = [row for row in (corruptions.COUNTS, corruptions.ORDINALS) if old in row]
@@ -99,7 +99,7 @@ def test_opposites_are_of_one_another_and_never_synonyms():
     named = [word for row in rows for word in row]
     assert all(len(row) == 2 for row in rows) and len(named) == len(set(named))
     same = [set(row.split()) for row in corruptions.SYNONYMS.split("|")]
-    assert not any(set(row) <= words for row in rows for words in same)
+    assert not any(set(row) <= synonyms for row in rows for synonyms in same)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_a_claim_is_turned_round(text: str, expected: set[str]):
 def test_one_term_becomes_another_of_its_kind_from_the_document():
     pool = corruptions.pool_of(["parsers models corpora WSJ ATIS trees quickly methods"])
     text = "the methods beat parsers on WSJ"
-    made = corrupted(text, "term", pool)
-    swaps = {pair for one in made for pair in changes(text, one)}
-    assert all(len(changes(text, one)) == 1 for one in made)
+    texts = corrupted(text, "term", pool)
+    swaps = {pair for one in texts for pair in changes(text, one)}
+    assert all(len(changes(text, one)) == 1 for one in texts)
     # Never a synonym ("approaches"), a word that is there, or one of another ending.
     for old, news in {"wsj": {"atis"}, "parsers": {"models", "trees"}}.items():
         assert {new for was, new in swaps if was == old} == news
@@ -132,9 +132,9 @@ def test_one_term_becomes_another_of_its_kind_from_the_document():
 
 def test_two_words_change_places():
     text = "parsers need models , and graphs or trees ."
-    for made in corrupted(text, "order"):
-        assert sorted(corruptions.words(made)) == sorted(corruptions.words(text))
-        assert len(changes(text, made)) == 2
+    for changed in corrupted(text, "order"):
+        assert sorted(corruptions.split_words(changed)) == sorted(corruptions.split_words(text))
+        assert len(changes(text, changed)) == 2
     # Nor one with itself.
     assert corrupted("graphs need graphs of trees", "order") == {
         "trees need graphs of graphs",
@@ -158,16 +158,17 @@ def test_an_unknown_kind_is_refused():
 def test_a_reworded_text_keeps_its_words_or_says_them_by_synonyms():
     same = [set(row.split()) for row in corruptions.SYNONYMS.split("|")]
     same += [{"we", "they"}, {"our", "their"}]
-    made = {corruptions.reword(TEXT, np.random.default_rng(n)) for n in SEEDS}
-    assert len(made) > 5
-    assert any("show" not in text for text in made) and any("However" not in text for text in made)
-    for text in made:
+    texts = {corruptions.reword(TEXT, np.random.default_rng(n)) for n in SEEDS}
+    assert len(texts) > 5
+    for word in ("show", "However"):
+        assert any(word not in text for text in texts)
+    for text in texts:
         assert text == text.strip() and text[0].isupper()
         whole = re.sub(r" \(.*?\)", "", TEXT) if "Section" not in text else TEXT
         if "However" not in text:
             whole = whole.removeprefix("However , ")
         for old, new in changes(whole, text):
-            assert any({old, new} <= words for words in same), (old, new)
+            assert any({old, new} <= synonyms for synonyms in same), (old, new)
 
 
 def test_an_aside_at_the_beginning_leaves_no_space():

@@ -57,19 +57,19 @@ def test_what_is_entailed_is_in_the_premise_or_rests_on_it():
     same = [set(row.split()) for row in corruptions.SYNONYMS.split("|")]
     same += [{"we", "they"}]
     for pair in of_kind("sentence"):
-        known = set(corruptions.words(pair.premise))
-        for word in corruptions.words(pair.hypothesis):
-            assert any(known & words for words in ({word}, *same) if word in words), word
+        known = set(corruptions.split_words(pair.premise))
+        for word in corruptions.split_words(pair.hypothesis):
+            assert any(known & group for group in ({word}, *same) if word in group), word
     for pair in of_kind("summary"):
-        own = PAPERS[NAMES.index(pair.paper)]
-        text, behind = own.summaries[0]
+        paper = PAPERS[NAMES.index(pair.paper)]
+        text, behind = paper.summaries[0]
         assert pair.hypothesis in (text, text.replace("They", "We"))
         assert pair.premise in (*behind, " ".join(behind))
     assert len({pair.hypothesis for pair in of_kind("summary")}) == 2 * len(NAMES)
 
 
 def test_what_is_wrong_is_so_as_its_kind_says():
-    known = {pair.premise: set(corruptions.words(pair.premise)) for pair in PAIRS}
+    known = {pair.premise: set(corruptions.split_words(pair.premise)) for pair in PAIRS}
     for pair in of_kind("other paper"):
         assert pair.paper not in pair.hypothesis
         assert any(name in pair.hypothesis for name in NAMES)
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_so_as_its_kind_says():
     for pair in of_kind("negation"):
         assert "not" in pair.hypothesis.split()
     for pair in of_kind("number"):
-        numbers = {w for w in corruptions.words(pair.hypothesis) if w[0].isdigit()}
+        numbers = {w for w in corruptions.split_words(pair.hypothesis) if w[0].isdigit()}
         # Unless another number of the premise took its place.
         assert numbers - known[pair.premise] or len(numbers) <= 2
 
@@ -97,16 +97,16 @@ def test_where_all_of_a_paper_is_the_same_what_is_wrong_is_another_papers():
 
 
 def test_a_premise_is_a_run_of_sentences_and_has_room():
-    lengths = [len(corruptions.words(pair.premise)) for pair in PAIRS]
-    single = len(corruptions.words(PAPERS[0].sections[0][0]))
+    lengths = [len(corruptions.split_words(pair.premise)) for pair in PAIRS]
+    single = len(corruptions.split_words(PAPERS[0].sections[0][0]))
     assert set(lengths) == {2 * single} and 2 * single <= 40  # Two fit, three do not.
     for pair in PAIRS:
-        own = PAPERS[NAMES.index(pair.paper)]
-        runs = {" ".join(some[i : i + 2]) for some in own.sections for i in range(4)}
+        paper = PAPERS[NAMES.index(pair.paper)]
+        runs = {" ".join(some[i : i + 2]) for some in paper.sections for i in range(4)}
         assert pair.premise in runs
     # A sentence that is too long by itself is its own premise.
     short = faithfulness.pairs(PAPERS, 0, max_words=5, per_paper=10)
-    sentences = {s for own in PAPERS for s in own.sentences}
+    sentences = {s for paper in PAPERS for s in paper.sentences}
     assert {pair.premise for pair in short} <= sentences
 
 
@@ -135,10 +135,10 @@ def test_the_papers_of_aclsum():
     assert len(set(names)) == 250  # None is on two sides.
     titles = [paper.sentences[0] for papers in papers_of.values() for paper in papers]
     assert len(set(titles)) == 250
-    for own in papers_of["test"]:
-        assert len(own.summaries) == len(faithfulness.ASPECTS)
-        for summary, behind in own.summaries:
-            assert summary.strip() and behind and set(behind) <= set(own.sentences)
+    for paper in papers_of["test"]:
+        assert len(paper.summaries) == len(faithfulness.ASPECTS)
+        for summary, behind in paper.summaries:
+            assert summary.strip() and behind and set(behind) <= set(paper.sentences)
 
 
 def test_a_package_that_is_not_there_is_named():
@@ -146,39 +146,39 @@ def test_a_package_that_is_not_there_is_named():
         faithfulness.data_folder("no_such", "model")
 
 
-def made(premise: str, hypothesis: str, is_entailed: bool) -> faithfulness.Pair:
+def make_pair(premise: str, hypothesis: str, is_entailed: bool) -> faithfulness.Pair:
     return faithfulness.Pair(premise, hypothesis, is_entailed, "sentence", "p")
 
 
 def test_baselines_of_overlap_on_an_example():
     # Shares of words 1, 0.5 and 0.75, 0.25: no limit is right of all, from 0.5 or 1 on of three.
     pairs = [
-        made("a b c d", "b c d", True),
-        made("a b c d", "a b x y", True),
-        made("a b c d", "a b c x", False),
-        made("a b c d", "a x y z", False),
+        make_pair("a b c d", "b c d", True),
+        make_pair("a b c d", "a b x y", True),
+        make_pair("a b c d", "a b c x", False),
+        make_pair("a b c d", "a x y z", False),
     ]
-    judge = faithfulness.overlap_baselines(pairs)["words"]
-    right = np.mean((judge(pairs) >= 0) == [True, True, False, False])
+    baseline = faithfulness.overlap_baselines(pairs)["words"]
+    right = np.mean((baseline(pairs) >= 0) == [True, True, False, False])
     assert right == 0.75
     # The share, from the limit on.
-    np.testing.assert_allclose(judge(pairs) - judge(pairs)[0], [0, -0.5, -0.25, -0.75])
-    unseen = [made("e f", "e f", True), made("e f", "g h", False)]
-    assert (judge(unseen) >= 0).tolist() == [True, False]
+    np.testing.assert_allclose(baseline(pairs) - baseline(pairs)[0], [0, -0.5, -0.25, -0.75])
+    unseen = [make_pair("e f", "e f", True), make_pair("e f", "g h", False)]
+    assert (baseline(unseen) >= 0).tolist() == [True, False]
 
 
 def test_logistic_regression_is_of_words_neighbours_and_length():
     # All words are known: neighbours alone tell the swapped ones.
     texts = [f"w{n} w{n + 1} w{n + 2} w{n + 3} w{n + 4}" for n in range(40)]
-    pairs = [made(text, text, True) for text in texts]
-    pairs += [made(text, " ".join(reversed(text.split())), False) for text in texts]
-    judges = faithfulness.overlap_baselines(pairs)
+    pairs = [make_pair(text, text, True) for text in texts]
+    pairs += [make_pair(text, " ".join(reversed(text.split())), False) for text in texts]
+    baselines = faithfulness.overlap_baselines(pairs)
     labels = [pair.is_entailed for pair in pairs]
-    assert np.mean((judges["logistic"](pairs) >= 0) == labels) == 1
-    assert np.mean((judges["words"](pairs) >= 0) == labels) == 0.5
+    assert np.mean((baselines["logistic"](pairs) >= 0) == labels) == 1
+    assert np.mean((baselines["words"](pairs) >= 0) == labels) == 0.5
     # Of noise it is the share of the class.
     rng = np.random.default_rng(0)
-    noise = [made("a b", "a b", bool(rng.random() < 0.8)) for _ in range(200)]
+    noise = [make_pair("a b", "a b", bool(rng.random() < 0.8)) for _ in range(200)]
     share = np.mean([pair.is_entailed for pair in noise])
     logits = faithfulness.overlap_baselines(noise)["logistic"](noise)
     np.testing.assert_allclose(logits, math.log(share / (1 - share)), rtol=1e-3)
@@ -193,7 +193,7 @@ def test_no_hypothesis_is_empty():
     ]
     pairs = faithfulness.pairs(papers, 0, per_paper=200)
     assert len(pairs) == 4 * 200 and sum(pair.is_entailed for pair in pairs) == 2 * 200
-    assert all(corruptions.words(pair.hypothesis) for pair in pairs)
+    assert all(corruptions.split_words(pair.hypothesis) for pair in pairs)
     empty = faithfulness.Paper("dots", ((". .",),), papers[0].summaries)
     with pytest.raises(ValueError, match="paper 'dots' has no sentence of 6 to 40 words"):
         faithfulness.pairs([*papers, empty], 0)

@@ -135,38 +135,38 @@ def test_a_model_without_the_class_is_refused(labels: list[str], tmp_path: pathl
 
 def counted(config: scorers.Config, p=lambda premise, text: 0.5):
     """Returns a model with made-up P, and the list of pairs that it was called for."""
-    asked: list[tuple[str, str]] = []
+    scored: list[tuple[str, str]] = []
 
     def probability(premises, hypotheses):
-        asked.extend(zip(premises, hypotheses, strict=True))
+        scored.extend(zip(premises, hypotheses, strict=True))
         return np.array([p(*pair) for pair in zip(premises, hypotheses, strict=True)])
 
-    return scorers.make(probability, config), asked
+    return scorers.make(probability, config), scored
 
 
 def test_what_was_scored_is_remembered():
-    model, asked = counted(scorers.Config(), lambda a, b: 0.1 if b == "x" else 0.2)
+    model, scored = counted(scorers.Config(), lambda a, b: 0.1 if b == "x" else 0.2)
     for _ in range(2):
         got = model.log_probability(["d", "d", "d", "e"], ["x", "y", "x", "x"])
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, np.log([0.1, 0.2, 0.1, 0.1]), rtol=1e-6)
-    assert asked == [("d", "x"), ("d", "y"), ("e", "x")]
+    assert scored == [("d", "x"), ("d", "y"), ("e", "x")]
     assert model.counts == {"asked": 8, "scored": 3}
     # One joined text, another pair.
     model.log_probability(["dx"], [""])
     model.log_probability(["dx", "d"], ["y", "xy"])
-    assert asked[3:] == [("dx", "y"), ("d", "xy")]
+    assert scored[3:] == [("dx", "y"), ("d", "xy")]
 
 
 def test_the_memory_forgets_what_was_asked_for_longest_ago():
-    model, asked = counted(scorers.Config(cache_size=2))
+    model, scored = counted(scorers.Config(cache_size=2))
     for text in "abacab":  # "b" is forgotten when "c" comes, then again "c".
         model.log_probability(["d"], [text])
-    assert [text for _, text in asked] == ["a", "b", "c", "b"]
-    model, asked = counted(scorers.Config(cache_size=0))
+    assert [text for _, text in scored] == ["a", "b", "c", "b"]
+    model, scored = counted(scorers.Config(cache_size=0))
     for _ in range(2):
         model.log_probability(["d", "d"], ["a", "a"])
-    assert [text for _, text in asked] == ["a", "a"]  # Within a call it is asked for once.
+    assert [text for _, text in scored] == ["a", "a"]  # Within a call it is asked for once.
 
 
 @pytest.mark.parametrize(
@@ -175,35 +175,35 @@ def test_the_memory_forgets_what_was_asked_for_longest_ago():
 def test_aggregation_over_sentences(aggregation, p: float):
     table = {"One.": 0.8, "Two!": 0.1, "Three": 0.3, "One. Two! Three": 0.9, "Alone": 0.7}
     config = scorers.Config(aggregation=aggregation)
-    model, asked = counted(config, lambda premise, text: table[text])
+    model, scored = counted(config, lambda premise, text: table[text])
     got = model.log_probability(["d", "d"], [" One. Two! Three\n", "Alone"])
     np.testing.assert_allclose(got, np.log([p, 0.7]), rtol=1e-6)
-    assert model.counts["asked"] == len(asked) == (2 if aggregation == "whole" else 4)
+    assert model.counts["asked"] == len(scored) == (2 if aggregation == "whole" else 4)
 
 
 @pytest.mark.parametrize("aggregation", ["whole", "mean", "min"])
 def test_what_has_no_word_is_no_sentence_and_entailed_by_nothing(aggregation):
     config = scorers.Config(aggregation=aggregation)
     p = {"One.": 0.8, "Two.": 0.4, "One. . ... Two.": 0.6}
-    model, asked = counted(config, lambda premise, text: p[text])
+    model, scored = counted(config, lambda premise, text: p[text])
     got = model.log_probability(["d"] * 3, ["One. . ... Two.", "...", ". ."])
     expected = {"whole": 0.6, "mean": 0.6, "min": 0.4}[aggregation]
     floor = scorers.floor(config)
     np.testing.assert_allclose(got, [np.log(expected), floor, floor], rtol=1e-6)
-    assert len(asked) == (1 if aggregation == "whole" else 2)
+    assert len(scored) == (1 if aggregation == "whole" else 2)
 
 
 @pytest.mark.parametrize("aggregation", ["whole", "mean", "min"])
 def test_the_logarithm_has_a_floor_which_an_empty_text_has_too(aggregation):
     config = scorers.Config(min_probability=1e-3, aggregation=aggregation)
     values = {"sure": 1.0, "over": 1 + 1e-9, "never": 0.0, "hardly": 1e-5, "so": 2e-3}
-    model, asked = counted(config, lambda premise, text: values[text])
+    model, scored = counted(config, lambda premise, text: values[text])
     got = model.log_probability(["d"] * 7, [*values, "", " \n"])
     floor = math.log(1e-3)
     assert scorers.floor(config) == floor
     expected = [0, 0, floor, floor, math.log(2e-3), floor, floor]
     np.testing.assert_allclose(got, expected, rtol=1e-6)
-    assert len(asked) == len(values)
+    assert len(scored) == len(values)
     assert model.log_probability([], []).shape == (0,)
     with pytest.raises(ValueError, match="must be as many, got 1 and 2"):
         model.log_probability(["d"], ["a", "b"])
@@ -226,7 +226,7 @@ def test_a_published_model_is_read_from_its_folder(kind: str):
 
 
 def test_a_scorer_reads_the_text_of_each_answer():
-    model, asked = counted(scorers.Config(), lambda premise, text: 0.25)
+    model, scored = counted(scorers.Config(), lambda premise, text: 0.25)
     tokenizer = SimpleNamespace(decode=lambda ids: " ".join(f"w{i}" for i in ids), vocab_size=8)
     scorer = scorers.scorer(model, tokenizer)  # pyright: ignore[reportArgumentType]  # Enough of one.
     assert not scorer.is_compiled
@@ -237,7 +237,7 @@ def test_a_scorer_reads_the_text_of_each_answer():
     )
     got = scorer.score(None, completion, ["one", "two"])
     np.testing.assert_allclose(got, np.log([0.25, 0.25]), rtol=1e-6)
-    assert asked == [("one", "w1 w2"), ("two", "w4 w5 w6")]
+    assert scored == [("one", "w1 w2"), ("two", "w4 w5 w6")]
 
 
 @pytest.mark.parametrize(

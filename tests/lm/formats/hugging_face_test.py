@@ -297,15 +297,15 @@ def test_a_file_that_is_cut_short_is_refused(folder):
 
 def test_each_parameter_goes_where_it_is_sent(folder):
     device = jax.devices()[0]
-    asked = []
+    paths = []
 
     def sharding(path: str):
-        asked.append(path)
+        paths.append(path)
         return jax.sharding.SingleDeviceSharding(device)
 
     _, params, _ = hugging_face.load(folder, sharding=sharding)
-    assert len(asked) == len(jax.tree.leaves(params))
-    assert "periods/layer_0/attention/query" in asked and "embedding" in asked
+    assert len(paths) == len(jax.tree.leaves(params))
+    assert "periods/layer_0/attention/query" in paths and "embedding" in paths
 
 
 def test_folders_in_use_and_wrong_params_are_refused(tmp_path):
