@@ -12,6 +12,15 @@ import rich.progress
 from kullback.experiments import display
 
 
+def pace(speed: float) -> str:
+    """Returns a speed in steps a second for a reader: "1,200 steps/s", "2.3 s/step"."""
+    if speed >= 1:
+        return f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.1f} steps/s"
+    if speed > 0:
+        return f"{1 / speed:.1f} s/step" if speed > 0.1 else f"{1 / speed:,.0f} s/step"
+    return "- steps/s"
+
+
 class Progress:
     """A live bar on a terminal; elsewhere a plain line now and then."""
 
@@ -33,7 +42,7 @@ class Progress:
             rich.progress.BarColumn(bar_width=20),
             rich.progress.TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
             rich.progress.TextColumn("{task.fields[metric]} {task.fields[value]}", markup=False),
-            rich.progress.TextColumn("{task.fields[speed]} steps/s"),
+            rich.progress.TextColumn("{task.fields[speed]}"),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
             disable=quiet or not self._live,
@@ -45,7 +54,7 @@ class Progress:
             completed=done,
             metric="return",
             value="-",
-            speed="-",
+            speed=pace(0.0),
             start=True,
         )
 
@@ -79,7 +88,7 @@ class Progress:
         speed = (done - before) / max(now - then, 1e-9)
         shown = "-" if self._value != self._value else f"{self._value:.2f}"
         self._bar.update(
-            self._task, completed=done, metric=self._metric, value=shown, speed=f"{speed:,.0f}"
+            self._task, completed=done, metric=self._metric, value=shown, speed=pace(speed)
         )
         finished = done >= self._total
         if not self._live and (now - self._last_line > self.PLAIN_SECONDS or finished):
@@ -89,7 +98,7 @@ class Progress:
                 left = datetime.timedelta(seconds=round(max(self._total - done, 0) / speed))
             self._console.print(
                 f"{self._label}: step {done:,} of {self._total:,}, {self._metric} {shown}, "
-                f"{speed:,.0f} steps/s, {left} left",
+                f"{pace(speed)}, {left} left",
                 soft_wrap=True,
             )
 

@@ -64,8 +64,34 @@ def test_before_the_first_step_nobody_knows_how_long_it_takes(
         clock.now += 20
         bar.update(0, value=1.5)
     assert capsys.readouterr().err.splitlines()[1] == (
-        "dqn: step 0 of 10,000, return 1.50, 0 steps/s, - left"
+        "dqn: step 0 of 10,000, return 1.50, - steps/s, - left"
     )
+
+
+@pytest.mark.parametrize(
+    ("speed", "shown"),
+    [
+        (12_345.6, "12,346 steps/s"),
+        (10.0, "10 steps/s"),
+        (9.94, "9.9 steps/s"),
+        (1.0, "1.0 steps/s"),
+        (0.99, "1.0 s/step"),
+        (1 / 2.3, "2.3 s/step"),
+        (1 / 75, "75 s/step"),
+        (1 / 5_400, "5,400 s/step"),
+        (0.0, "- steps/s"),
+    ],
+)
+def test_slow_steps_have_their_seconds(speed: float, shown: str):
+    assert progress.pace(speed) == shown
+
+
+def test_a_line_of_slow_steps(clock: Clock, capsys: pytest.CaptureFixture[str]):
+    with progress.Progress("sft", 0, 100) as bar:
+        clock.now += 23
+        bar.update(10)
+    line = capsys.readouterr().err.splitlines()[1]
+    assert line == "sft: step 10 of 100, return -, 2.3 s/step, 0:03:27 left"
 
 
 def test_the_speed_is_that_of_late(clock: Clock, capsys: pytest.CaptureFixture[str]):
