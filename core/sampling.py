@@ -6,7 +6,7 @@ distribution function, on two levels: a block of classes, then a class of the bl
 use whole numbers, whose sums are exact: in float32 a class of probability 1e-9 adds nothing to a
 sum near one, and would never be drawn.
 
-B rows, V classes (tokens).
+B rows, T tokens, V classes (tokens).
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ class Sampling:
     temperature: float = 1.0  # Logits are divided by it; 0 is greedy.
     top_k: int = 0  # Only the k most probable tokens; 0 is all of them.
     top_p: float = 1.0  # Only the most probable tokens that hold this mass, in (0, 1].
+    # Only tokens with at least this share of the best one's probability, in [0, 1]; 0 is all.
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # Divisor of the logits of tokens that are there already.
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
@@ -40,11 +43,23 @@ class Sampling:
             raise ValueError(f"top_k must be >= 0 (0 keeps every token), got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1] (1 keeps every token), got {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p must lie in [0, 1] (0 keeps every token), got {self.min_p}")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(
+                "repetition_penalty must lie in [0.01, 100] (1 has no effect, the paper uses 1.2), "
+                f"got {self.repetition_penalty}"
+            )
 
     @property
     def is_on_policy(self) -> bool:
         """Whether tokens come from the model's own distribution."""
-        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+        return self == Sampling()
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit is changed if it stands in the text already."""
+        return self.repetition_penalty != 1
 
 
 def filter_logits(
@@ -55,9 +70,12 @@ def filter_logits(
     Removed tokens have -inf.
 
     The temperature comes first, then top-k, then top-p of what is left (Holtzman et al., "The
-    Curious Case of Neural Text Degeneration", 2020, https://arxiv.org/abs/1904.09751). Tokens as
+    Curious Case of Neural Text Degeneration", 2020, https://arxiv.org/abs/1904.09751), then min-p
+    of what is left (Nguyen et al., "Turning Up the Heat: Min-p Sampling for Creative and Coherent
+    LLM Outputs", 2024, https://arxiv.org/abs/2407.01082): tokens of p >= min_p max p. Tokens as
     probable as the last one kept are kept too, so that the order of ids does not matter, except
-    for temperature 0, which keeps the first of the best.
+    for temperature 0, which keeps the first of the best. The repetition penalty, which needs the
+    tokens before, is `penalise_repetition`'s.
 
     Args:
       logits: [..., V]; the result is float32 at least.
@@ -76,7 +94,43 @@ def filter_logits(
         p = probabilities(logits, divergence)
         kept = _largest(p, lambda kept: _sum(jnp.where(kept, p, 0)) >= sampling.top_p)
         logits = jnp.where(kept, logits, -jnp.inf)
+    if sampling.min_p > 0:
+        p = probabilities(logits, divergence)
+        kept = p >= sampling.min_p * jnp.max(p, -1, keepdims=True)
+        logits = jnp.where(kept, logits, -jnp.inf)
     return logits
+
+
+def penalise_repetition(logits: jax.Array, is_present: jax.Array, penalty: float) -> jax.Array:
+    """Returns logits in which those of present tokens are lower; [..., V], float32 at least.
+
+        x_i / penalty where x_i > 0,  x_i penalty where x_i < 0,  for i in the text
+
+    Keskar et al., "CTRL: A Conditional Transformer Language Model for Controllable Generation",
+    2019, section 4.1, https://arxiv.org/abs/1909.05858. The paper divides all logits; as a quotient
+    would raise negative ones, these are multiplied, as in the authors' code and in transformers.
+
+    Args:
+      logits: of the model, before any temperature, [..., V].
+      is_present: whether a token stands in the text so far, prompt included; bool, [..., V].
+      penalty: > 0; 1 has no effect, below 1 repetition is encouraged.
+    """
+    logits = regularizers.promote(logits)
+    penalised = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(is_present, penalised, logits)
+
+
+def mark_present(is_present: jax.Array, tokens: jax.Array, valid: jax.Array) -> jax.Array:
+    """Returns which tokens stand in texts, bool [B, V], after `tokens` have been added.
+
+    Args:
+      is_present: before, bool [B, V].
+      tokens: int32, [B, T]; ids beyond V have no column, and are left out.
+      valid: whether a token counts, bool [B, T]: padding does not.
+    """
+    rows = jnp.arange(is_present.shape[0])[:, None]
+    columns = jnp.where(valid, tokens, is_present.shape[1])
+    return is_present.at[rows, columns].set(True, mode="drop")
 
 
 def probabilities(

@@ -6,12 +6,22 @@ prefilled, and every step is alike: it observes a token and draws the next.
 Shape letters: B rows, P tokens of a padded prompt, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from kullback.core import regularizers, sampling, types
 from kullback.lm import batches, gemma
+
+
+class Memory(NamedTuple):
+    """The state of the policy: everything that it knows of B texts so far."""
+
+    cache: gemma.Cache
+    # Tokens that stand in each text, for a repetition penalty; bool [B, V], None without one.
+    is_present: jax.Array | None
 
 
 def language_model(
@@ -23,7 +33,7 @@ def language_model(
 ) -> types.Policy:
     """Returns the policy that draws tokens of `model`.
 
-    Its params are {"params": of the model}, its context is `batches.Prompts`, its state the cache,
+    Its params are {"params": of the model}, its context is `batches.Prompts`, its state `Memory`,
     and `max_length` counts prompt (P) and completion. Extras are "log_probability", under the
     distribution that was drawn from, and "model_log_probability", under softargmax_f of the
     unchanged logits; float32 [B]. The latter is -inf for tokens that a sparse softargmax_f excludes
@@ -49,7 +59,7 @@ def language_model(
 
     def initial_state(
         params: types.Params, context: batches.Prompts | None, max_length: int
-    ) -> gemma.Cache:
+    ) -> Memory:
         if not isinstance(context, batches.Prompts):
             raise ValueError(
                 f"a language model starts from batches.Prompts, got {type(context).__name__}"
@@ -61,18 +71,22 @@ def language_model(
                 f"max_length counts prompt and completion and must exceed the prompts' width, "
                 f"got max_length={max_length} and width={width}"
             )
-        cache = model.init_cache(num_rows, max_length, context.lengths, width)
+        memory = empty_memory(model, options, num_rows, max_length, context.lengths, width)
         prefix = jnp.asarray(context.tokens, jnp.int32)[:, :-1]
-        cache = _prefill(model, params["params"], prefix, cache, prefill_chunk)
-        return _repeated(cache, samples_per_prompt)
+        memory = _prefill(model, params["params"], prefix, memory, prefill_chunk)
+        return _repeated(memory, samples_per_prompt)
 
     def step(
-        params: types.Params, observation: types.Array, state: gemma.Cache, key: types.Key
-    ) -> tuple[jax.Array, gemma.Cache, dict[str, jax.Array]]:
+        params: types.Params, observation: types.Array, state: Memory, key: types.Key
+    ) -> tuple[jax.Array, Memory, dict[str, jax.Array]]:
         last = jnp.asarray(observation)[:, None]  # [B, 1]
-        features, state = model.decode(params["params"], last, state)
+        features, state = read(model, params["params"], last, state)
         logits = model.unembed(params["params"], features[:, -1])  # [B, V]
-        filtered = sampling.filter_logits(logits, options, divergence)
+        penalised = logits
+        if state.is_present is not None:
+            penalty = options.repetition_penalty
+            penalised = sampling.penalise_repetition(logits, state.is_present, penalty)
+        filtered = sampling.filter_logits(penalised, options, divergence)
         action, log_probability = sampling.sample(key, filtered, divergence)
         unfiltered = log_probability
         if not options.is_on_policy:
@@ -93,26 +107,64 @@ def repeat_prompts(prompts: batches.Prompts, times: int) -> batches.Prompts:
     return batches.Prompts(*(jnp.repeat(jnp.asarray(x), times, 0) for x in prompts))
 
 
+def empty_memory(
+    model: gemma.Model,
+    settings: sampling.Sampling,
+    num_rows: int,
+    max_length: int,
+    lengths: types.Array,
+    width: int,
+) -> Memory:
+    """Returns the memory before the first token of left-padded prompts, see `Model.init_cache`.
+
+    Args:
+      model: of the policy.
+      settings: how tokens are drawn.
+      num_rows: B.
+      max_length: tokens of prompt and completion.
+      lengths: of the prompts, int32 [B].
+      width: P.
+    """
+    cache = model.init_cache(num_rows, max_length, lengths, width)
+    is_present = jnp.zeros((num_rows, model.num_ids), bool) if settings.penalises else None
+    return Memory(cache, is_present)
+
+
+def read(
+    model: gemma.Model, params: types.Params, tokens: jax.Array, memory: Memory
+) -> tuple[jax.Array, Memory]:
+    """Reads the next tokens of all texts, int32 [B, T]; returns their features and the memory."""
+    features, cache = model.decode(params, tokens, memory.cache)
+    is_present = memory.is_present
+    if is_present is not None:
+        slots = memory.cache.slot + jnp.arange(tokens.shape[1])
+        valid = slots[None] >= cache.start[:, None]  # Padding is no part of a text.
+        is_present = sampling.mark_present(is_present, tokens, valid)
+    return features, Memory(cache, is_present)
+
+
 def _prefill(
-    model: gemma.Model, params: types.Params, prefix: jax.Array, cache: gemma.Cache, chunk: int
-) -> gemma.Cache:
-    """Returns the cache after `prefix` [B, P - 1], in chunks: the rest first, then whole ones."""
+    model: gemma.Model, params: types.Params, prefix: jax.Array, memory: Memory, chunk: int
+) -> Memory:
+    """Returns the memory after `prefix` [B, P - 1], in chunks: the rest first, then whole ones."""
     num_rows, length = prefix.shape
     num_chunks, rest = divmod(length, chunk)
     if rest:
-        _, cache = model.decode(params, prefix[:, :rest], cache)
+        _, memory = read(model, params, prefix[:, :rest], memory)
     if num_chunks == 0:
-        return cache
+        return memory
     chunks = prefix[:, rest:].reshape(num_rows, num_chunks, chunk).swapaxes(0, 1)
-    cache, _ = jax.lax.scan(
-        lambda cache, tokens: (model.decode(params, tokens, cache)[1], None), cache, chunks
+    memory, _ = jax.lax.scan(
+        lambda memory, tokens: (read(model, params, tokens, memory)[1], None), memory, chunks
     )
-    return cache
+    return memory
 
 
-def _repeated(cache: gemma.Cache, times: int) -> gemma.Cache:
-    """Repeats each row of a cache `times` times."""
+def _repeated(memory: Memory, times: int) -> Memory:
+    """Repeats each row of a memory `times` times."""
     if times == 1:
-        return cache
+        return memory
+    cache, is_present = memory
     keys, values = jax.tree.map(lambda x: jnp.repeat(x, times, 1), (cache.keys, cache.values))
-    return gemma.Cache(cache.slot, jnp.repeat(cache.start, times), keys, values)
+    repeated = gemma.Cache(cache.slot, jnp.repeat(cache.start, times), keys, values)
+    return Memory(repeated, None if is_present is None else jnp.repeat(is_present, times, 0))

@@ -195,6 +195,15 @@ FOUR = jnp.log(jnp.array([0.3, 0.2, 0.4, 0.1]))
         ({"top_k": 2, "top_p": 0.6}, [1, 0, 1, 0]),
         # Squares: 9, 4, 16, 1 of 30, so the first two have 25/30 = 0.833.
         ({"temperature": 0.5, "top_p": 0.8}, [1, 0, 1, 0]),
+        # Shares of the best, 0.4: 0.75, 0.5, 1, 0.25.
+        ({"min_p": 0.2}, [1, 1, 1, 1]),
+        ({"min_p": 0.3}, [1, 1, 1, 0]),
+        ({"min_p": 0.6}, [1, 0, 1, 0]),
+        ({"min_p": 1.0}, [0, 0, 1, 0]),
+        # Squares: shares 0.5625, 0.25, 1, 0.0625.
+        ({"temperature": 0.5, "min_p": 0.3}, [1, 0, 1, 0]),
+        ({"top_k": 3, "min_p": 0.3}, [1, 1, 1, 0]),
+        ({"top_k": 2, "min_p": 0.3}, [1, 0, 1, 0]),
     ],
 )
 def test_filters_by_hand(settings, kept):
@@ -218,6 +227,57 @@ def test_filters_against_a_sort():
             expected = np.full(17, -np.inf)
             expected[order] = x[order]
             np.testing.assert_allclose(row, expected, rtol=1e-6)
+
+
+def test_min_p_against_its_definition():
+    rng = np.random.default_rng(1)
+    logits = (rng.normal(size=(40, 17)) * 3).astype(np.float32)
+    for share in (0.01, 0.1, 0.9):
+        got = np.asarray(filtered(jnp.asarray(logits), sampling.Sampling(min_p=share)))
+        for row, x in zip(got, logits, strict=True):
+            p = softmax(x)
+            expected = [x[i] if p[i] >= share * p.max() else -np.inf for i in range(17)]
+            np.testing.assert_array_equal(row, np.float32(expected))
+
+
+def test_min_p_goes_by_the_probabilities_of_the_operator():
+    x = jnp.array([[2.0, 1.0, 0.0, -1.0]])
+    p = np.asarray(probabilities(x, SPARSE))[0]
+    q = np.asarray(probabilities(x))[0]
+    assert p[1] / p[0] < q[1] / q[0] - 0.1
+    settings = sampling.Sampling(min_p=float(p[1] / p[0] + q[1] / q[0]) / 2)
+    assert (np.asarray(filtered(x, settings, SPARSE)) > -np.inf).sum() == 1
+    assert (np.asarray(filtered(x, settings)) > -np.inf).sum() == 2
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.2, 7.0])
+def test_a_penalty_lowers_the_logits_of_tokens_that_are_present(penalty):
+    rng = np.random.default_rng(2)
+    logits = (rng.normal(size=(6, 11)) * 3).astype(np.float32)
+    logits[0, :2] = 0, -np.inf
+    texts = rng.integers(0, 11, (6, 5))
+    texts[0, :2] = 0, 1
+    valid = np.arange(5) >= rng.integers(0, 5, (6, 1))  # Padding on the left.
+    valid[0] = True
+    expected = logits.astype(np.float64)
+    for b in range(6):
+        for i in {int(t) for t, counts in zip(texts[b], valid[b], strict=True) if counts}:
+            x = expected[b, i]
+            expected[b, i] = x / penalty if x > 0 else x * penalty
+    is_present = jnp.zeros((6, 11), bool)
+    for columns in (slice(0, 3), slice(3, 5)):  # In pieces.
+        is_present = sampling.mark_present(is_present, texts[:, columns], valid[:, columns])
+    got = sampling.penalise_repetition(jnp.asarray(logits), is_present, penalty)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    if penalty == 1:
+        np.testing.assert_array_equal(got, logits)
+
+
+def test_ids_beyond_the_logits_are_not_marked():
+    is_present = sampling.mark_present(
+        jnp.zeros((1, 3), bool), jnp.array([[2, 3, 9]]), jnp.ones((1, 3), bool)
+    )
+    np.testing.assert_array_equal(is_present, [[False, False, True]])
 
 
 def test_equals_are_kept_together_but_the_greedy_token_is_one():
@@ -286,6 +346,10 @@ def test_a_sparse_operator_draws_in_its_support():
         ({"top_k": -1}, "top_k must be >= 0 .* got -1"),
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
         ({"top_p": 1.5}, "got 1.5"),
+        ({"min_p": -0.1}, r"min_p must lie in \[0, 1\]"),
+        ({"min_p": float("nan")}, "got nan"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty must lie in \[0.01, 100\]"),
+        ({"repetition_penalty": float("inf")}, "got inf"),
     ],
 )
 def test_refuses(settings: Any, message):
@@ -294,6 +358,7 @@ def test_refuses(settings: Any, message):
 
 
 OFF_POLICY: Any = ({"temperature": 0.9}, {"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.9})
+OFF_POLICY += ({"min_p": 0.1}, {"repetition_penalty": 1.1})
 
 
 def test_only_the_default_is_on_policy():

@@ -154,6 +154,41 @@ def test_temperature_zero_is_the_argmax_of_the_full_pass():
     jax.tree.map(np.testing.assert_array_equal, trajectory, again)  # Whatever the key.
 
 
+def test_a_repetition_penalty_counts_prompt_and_answer_but_no_padding():
+    """Greedily, against the full pass: the penalty decides where the model repeats itself."""
+    penalty = 1.7
+    prompts = make_prompts(0)
+    trajectory, _ = generator(Sampling(temperature=0, repetition_penalty=penalty))(
+        prompts, jax.random.key(0)
+    )
+    changed = 0
+    for b, row in enumerate(teacher_forced(prompts, trajectory)):
+        drawn = np.asarray(trajectory.action)[: len(row), b].tolist()
+        text = np.asarray(prompts.tokens)[b, P - LENGTHS[b] :].tolist()
+        for x, token in zip(row, drawn, strict=True):
+            penalised = x.copy()
+            for i in set(text):
+                penalised[i] = x[i] / penalty if x[i] > 0 else x[i] * penalty
+            assert token == penalised.argmax()
+            changed += token != x.argmax()
+            text.append(token)
+        log_model = [log_softmax(x)[a] for x, a in zip(row, drawn, strict=True)]
+        got = np.asarray(trajectory.extras["model_log_probability"])[: len(row), b]
+        np.testing.assert_allclose(got, log_model, atol=1e-4)
+    assert changed > 4
+
+
+def test_samples_of_a_prompt_share_what_it_says():
+    settings = Sampling(temperature=0, repetition_penalty=1.7)
+    one = policy.language_model(MODEL, settings, samples_per_prompt=2)
+    prompts = make_prompts(0)
+    twice = jax.jit(one.initial_state, static_argnums=2)(PARAMS, prompts, 20)
+    alone = jax.jit(policy.language_model(MODEL, settings).initial_state, static_argnums=2)(
+        PARAMS, prompts, 20
+    )
+    np.testing.assert_array_equal(twice.is_present, np.repeat(alone.is_present, 2, 0))
+
+
 def test_it_stops_when_every_row_has_stopped():
     stop_tokens = tuple(range(1, 37, 2))
     generate = generator(stop_tokens=stop_tokens)
@@ -162,7 +197,9 @@ def test_it_stops_when_every_row_has_stopped():
     ticks = int(completion.length.max())
     assert 1 < ticks < T and len(np.unique(completion.length)) > 1
     assert not np.any(completion.truncated) and np.all(state.done)
-    assert int(state.policy.slot) == P - 1 + ticks  # No step was computed after the last stop.
+    assert (
+        int(state.policy.cache.slot) == P - 1 + ticks
+    )  # No step was computed after the last stop.
     np.testing.assert_array_equal(trajectory.extras["log_probability"][ticks:], 0)
 
 
@@ -179,7 +216,7 @@ def test_pieces_are_the_whole_text():
     )
     for name, values in whole.extras.items():
         np.testing.assert_allclose(values, pieces.extras[name], atol=1e-5)
-    assert state is not None and int(state.policy.slot) == int(end.policy.slot)
+    assert state is not None and int(state.policy.cache.slot) == int(end.policy.cache.slot)
     assert len(np.unique(whole.action)) > 5
 
 
@@ -191,7 +228,7 @@ def test_chunks_of_the_prefill_do_not_matter():
     for chunk in (100, 3):
         language_model = policy.language_model(MODEL, prefill_chunk=chunk)
         state = jax.jit(language_model.initial_state, static_argnums=2)(PARAMS, prompts, 20)
-        assert int(state.slot) == P - 1
+        assert int(state.cache.slot) == P - 1
         extras.append(step(PARAMS, prompts.tokens[:, -1], state, jax.random.key(0))[2])
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *extras)
 
@@ -199,7 +236,7 @@ def test_chunks_of_the_prefill_do_not_matter():
 def test_a_prompt_of_one_token_needs_no_prefill():
     prompts = make_prompts(0, np.ones(4, np.int32), width=1)
     state = policy.language_model(MODEL).initial_state(PARAMS, prompts, 5)
-    assert int(state.slot) == 0
+    assert int(state.cache.slot) == 0
 
 
 def test_stepped_by_hand_through_dm_env_a_row_is_what_it_is_in_a_batch():
