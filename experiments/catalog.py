@@ -18,6 +18,7 @@ AGENTS = {name: entry.description for name, entry in agents.AGENTS.items()}
 ALGORITHMS = {name: entry.description for name, entry in lm.ALGORITHMS.items()}
 TASKS = {
     "tokens/arithmetic": "sums with exact answers",
+    "tokens/conversations": "short conversations, to learn the template of a chat",
     "tokens/summaries": "papers and their summaries, from the package aclsum",
     "tokens/jsonl:PATH": "rows of {prompt, completion}, {text} or {messages}",
     "tokens/preferences:PATH": "rows of {prompt, chosen, rejected}, or of messages",

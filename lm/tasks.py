@@ -1,8 +1,8 @@
-"""Data sets by name: `tokens/arithmetic`, `tokens/summaries`, `tokens/jsonl:PATH`.
+"""Data sets by name: `tokens/arithmetic`, `tokens/conversations`, `tokens/summaries`.
 
-`tokens/preferences:PATH` is a data set of pairs of a chosen and a rejected answer. A task has
-texts to train a tokenizer on, examples of its splits, and maybe a score of generated answers. No
-example of the "test" split is in "train".
+`tokens/jsonl:PATH` is a file of one's own, and `tokens/preferences:PATH` a data set of pairs of a
+chosen and a rejected answer. A task has texts to train a tokenizer on, examples of its splits, and
+maybe a score of generated answers. No example of the "test" split is in "train".
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ Split = Literal["train", "test"]
 Row = tuple[str, Mapping[str, Any]]  # Place, for messages, and record of `lm/data.py`.
 # Rows of a split; without a tokenizer those whose prompts are ids are left out.
 Rows = Callable[[Split, Tokenizer | None], list[Row]]
+_CONVERSATIONS = "tokens/conversations"
 _JSONL = "tokens/jsonl:"
 _PREFERENCES = "tokens/preferences:"
 
@@ -110,12 +111,16 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
             if config is not None:
                 raise ValueError(f"{name} has no settings, got {type(config).__name__}")
             return make_task(name.removeprefix(prefix), rule)
+    if name == _CONVERSATIONS:
+        if config is not None:
+            raise ValueError(f"{name} has no settings, got {type(config).__name__}")
+        return conversations(rule)
     known: dict[str, tuple[Callable[[Any], Task], type]] = {
         "tokens/arithmetic": (arithmetic, Arithmetic),
         "tokens/summaries": (summaries, Summaries),
     }
     if name not in known:
-        everything = (*known, _JSONL + "PATH", _PREFERENCES + "PATH")
+        everything = (*known, _CONVERSATIONS, _JSONL + "PATH", _PREFERENCES + "PATH")
         raise ValueError(names.unknown("task", name, everything, show_all=True))
     function, config_type = known[name]
     config = config_type() if config is None else config
@@ -124,6 +129,13 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
             f"{name} takes {config_type.__name__} as its settings, got {type(config).__name__}"
         )
     return function(config)
+
+
+def lengths(name: str) -> dict[str, int]:
+    """Returns fields of `tuning.Config` that a task needs larger than their defaults."""
+    if name != _CONVERSATIONS:
+        return {}
+    return {"max_prompt_length": 128, "max_new_tokens": 64}
 
 
 def names_path(name: str) -> bool:
@@ -187,6 +199,17 @@ def summaries(config: Summaries) -> Task:
     return _task("tokens/summaries", rows, None)._replace(
         document=lambda example, prompt: _first(prompt)
     )
+
+
+def conversations(rule: int = splits.RULE) -> Task:
+    """Returns the task of short conversations in English, written for Kullback.
+
+    They have one to three turns: greetings, sums, meanings of a word, rewriting, facts, advice, and
+    requests that cannot be met. With them a base model learns the template of a conversation, and
+    not much else.
+    """
+    path = pathlib.Path(__file__).with_name("conversations.jsonl")
+    return _task(_CONVERSATIONS, _rows_of(path, _JSONL, rule), None)
 
 
 def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:

@@ -95,6 +95,7 @@ def test_the_wheel_holds_every_file(source: pathlib.Path, wheel: pathlib.Path):
     got = {path.relative_to(wheel / "kullback") for path in wheel.rglob("*.py")}
     assert got == expected
     assert len(list(wheel.rglob("py.typed"))) == len(packages(source))
+    assert (wheel / "kullback" / "lm" / "conversations.jsonl").is_file()
 
 
 def test_the_command_is_in_the_wheel(wheel: pathlib.Path):

@@ -101,7 +101,9 @@ def resolve(
     config: Any = None
     if plan.agent != plans.CUSTOM:
         entry = {**agents.AGENTS, **lm.ALGORITHMS}[plan.agent]
-        config, notes = _config(entry.presets(plan.family), plan.settings, record)
+        needed = [f"{name}={value}" for name, value in tasks.lengths(plan.environment).items()]
+        presets = settings.apply(entry.presets(plan.family), needed)
+        config, notes = _config(presets, plan.settings, record)
     given, flags = {}, {}
     if with_environment and plan.kind == "games" and plan.environment != plans.CUSTOM:
         plan.require_trust(file)

@@ -82,6 +82,39 @@ def test_arithmetic_examples_and_score(tokenizer: Tokenizer):
     assert task.score("19 9", "19") == task.score("", "19") == 0.0
 
 
+def test_conversations_are_split_and_fit_their_lengths():
+    task = tasks.make("tokens/conversations")
+    bpe = train_bpe(task.texts("train"), 512)  # As a preset's is.
+    lengths = tasks.lengths("tokens/conversations")
+    limits = Limits(
+        max_length=sum(lengths.values()), max_prompt_length=lengths["max_prompt_length"]
+    )
+    firsts = {}
+    counts: dict[tasks.Split, int] = {"train": 90, "test": 8}
+    for split, least in counts.items():
+        examples, report = task.examples(split, bpe, limits)
+        assert len(examples) == report.rows >= least and not report.spelled
+        assert max(len(x.completion) for x in examples) <= lengths["max_new_tokens"]
+        # Turns of the model's before the last.
+        assert {len(x.answers) for x in examples} == ({0, 1, 2} if split == "train" else {0})
+        firsts[split] = {text.split("\n")[0] for text in task.texts(split)}
+    assert not firsts["train"] & firsts["test"]
+    assert task.score is None and tasks.lengths("tokens/arithmetic") == {}
+    with pytest.raises(ValueError, match="has no settings, got Arithmetic"):
+        tasks.make("tokens/conversations", tasks.Arithmetic())
+
+
+def test_sums_in_conversations_are_right():
+    """Where an answer is "A plus B is C", or says so of another operation."""
+    task = tasks.make("tokens/conversations")
+    texts = [*task.texts("train"), *task.texts("test")]
+    says = {"plus": "+", "minus": "-", "times": "*"}
+    sums = [x for t in texts for x in re.findall(r"(\d+) (plus|minus|times) (\d+) is (\d+)", t)]
+    assert len(sums) > 10
+    for a, operation, b, c in sums:
+        assert OPERATIONS[says[operation]](int(a), int(b)) == int(c), (a, operation, b, c)
+
+
 def test_summaries(tokenizer: Tokenizer):
     task = tasks.make("tokens/summaries")
     assert task.score is None

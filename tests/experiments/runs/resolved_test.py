@@ -289,3 +289,10 @@ def test_an_agent_that_is_handed_over_anew_is_compared(
     said = capsys.readouterr().out
     assert "config.learning.learning_rate was 0.003 when the run began, and is 0.02" in said
     assert checkpoints.steps(path / "checkpoints")[-1] == 200
+
+
+def test_a_task_brings_the_lengths_that_it_needs():
+    given: dict[str, Any] = {"agent": "sft", "environment": "tokens/conversations", "model": "tiny"}
+    for chosen, expected in (((), (128, 64)), (("max_prompt_length=90",), (90, 64))):
+        learning = resolved.resolve(plans.Plan(**given, settings=chosen)).config.learning
+        assert (learning.max_prompt_length, learning.max_new_tokens) == expected
