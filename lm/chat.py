@@ -1,14 +1,37 @@
 """Conversations as token ids in Gemma's chat template, with the model's turns marked.
 
 Gemma Team, "Gemma 3 Technical Report", 2025, https://arxiv.org/abs/2503.19786.
+
+A model whose files have a chat template was tuned on conversations. A run that learns from some
+gets one of our own, which says in Jinja what `chat` does, for transformers.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from kullback.lm.tokenizer import Tokenizer
+from kullback.core import json_files
+from kullback.lm.tokenizer import TEMPLATE_FILE, TOKENIZER_CONFIG, Tokenizer
+
+TEMPLATE = """\
+{{ bos_token }}\
+{% if messages[0]['role'] == 'system' %}\
+{% set prefix = messages[0]['content'] + '\\n\\n' %}{% set turns = messages[1:] %}\
+{% else %}\
+{% set prefix = '' %}{% set turns = messages %}\
+{% endif %}\
+{% for message in turns %}\
+{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}\
+{% if role != ('user' if loop.index0 % 2 == 0 else 'model') %}\
+{{ raise_exception('user and assistant take turns, after an optional system message') }}\
+{% endif %}\
+{{ '<start_of_turn>' + role + '\\n' + (prefix if loop.first else '') }}\
+{{ message['content'] | trim }}{{ '<end_of_turn>\\n' }}\
+{% endfor %}\
+{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
+"""
 
 
 class Segment(NamedTuple):
@@ -42,12 +65,7 @@ def chat(
       ValueError: for another role or order, naming the message; if a turn of the model is to be
         opened after another; or if the vocabulary lacks the tokens of a turn.
     """
-    start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
-    if start is None or end is None:
-        raise ValueError(
-            "this vocabulary has no <start_of_turn> and <end_of_turn>, hence no chat template; "
-            "use prompts and completions, or the tokenizer of a Gemma tuned to instructions"
-        )
+    start, end = _delimiters(tokenizer)
     prefix = ""
     if messages and messages[0]["role"] == "system":
         prefix = messages[0]["content"] + "\n\n"
@@ -68,7 +86,7 @@ def chat(
         text = message["content"].strip()
         if role == "user":
             text = prefix + text if n == 0 else text
-            before += [start, *tokenizer.encode("user\n" + text), end, *newline]
+            before += _user_turn(text, tokenizer)
         else:
             before += [start, *tokenizer.encode("model\n")]
             segments += [Segment(tuple(before), False)]
@@ -84,6 +102,63 @@ def chat(
     return [*segments, Segment(tuple(before), False)]
 
 
+class Turn(NamedTuple):
+    """A text of the user's, and what a model has answered."""
+
+    text: str
+    answer: tuple[int, ...]  # Ids as they were drawn, without the end of the turn.
+
+
+def continued(
+    turns: Sequence[Turn], text: str, tokenizer: Tokenizer, system: str = ""
+) -> list[int]:
+    """Returns the ids after which a model answers `text`, as `chat` renders the conversation.
+
+    The model's turns have the ids that it drew, where `chat` encodes their text: so a cache of keys
+    and values of the turns before still holds.
+
+    Args:
+      turns: the conversation so far.
+      text: the user's next, as all texts of his not empty.
+      tokenizer: one with Gemma's special tokens.
+      system: the system's text; "" is none.
+
+    Raises:
+      ValueError: if the vocabulary lacks the tokens of a turn.
+    """
+    start, end = _delimiters(tokenizer)
+    prefix = f"{system}\n\n" if system else ""
+    opening = [start, *tokenizer.encode("model\n")]
+    ids = [tokenizer.bos_id]
+    for turn in turns:
+        ids += [*_user_turn(prefix + turn.text.strip(), tokenizer), *opening]
+        ids += [*turn.answer, end, *tokenizer.encode("\n")]
+        prefix = ""
+    return [*ids, *_user_turn(prefix + text.strip(), tokenizer), *opening]
+
+
+def has_template(tokenizer: Tokenizer) -> bool:
+    """Returns whether a tokenizer's files say by a chat template that its model converses.
+
+    Raises:
+      ValueError: for a tokenizer_config.json that is damaged.
+    """
+    if TEMPLATE_FILE in tokenizer.sources:
+        return True
+    if TOKENIZER_CONFIG not in tokenizer.sources:
+        return False
+    config = json_files.parse(tokenizer.sources[TOKENIZER_CONFIG], TOKENIZER_CONFIG)
+    return "chat_template" in config
+
+
+def with_template(tokenizer: Tokenizer) -> Tokenizer:
+    """Returns the tokenizer with a chat template among its files: its own, or else TEMPLATE."""
+    if has_template(tokenizer):
+        return tokenizer
+    sources = {**tokenizer.sources, TEMPLATE_FILE: TEMPLATE.encode()}
+    return dataclasses.replace(tokenizer, sources=sources)
+
+
 def template_fingerprint(tokenizer: Tokenizer) -> str:
     """Returns the SHA-256 of a conversation with every kind of turn, rendered to ids.
 
@@ -96,3 +171,20 @@ def template_fingerprint(tokenizer: Tokenizer) -> str:
     messages = [{"role": role, "content": f"{role} 0"} for role in roles]
     segments = chat(messages, tokenizer, add_generation_prompt=True)
     return hashlib.sha256(json.dumps([list(s.ids) for s in segments]).encode()).hexdigest()
+
+
+def _delimiters(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Returns the ids at the beginning and the end of a turn."""
+    start, end = tokenizer.start_of_turn_id, tokenizer.end_of_turn_id
+    if start is None or end is None:
+        raise ValueError(
+            "this vocabulary has no <start_of_turn> and <end_of_turn>, hence no chat template; "
+            "use prompts and completions, or the tokenizer of a Gemma tuned to instructions"
+        )
+    return start, end
+
+
+def _user_turn(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of a user's turn, whose text is stripped already."""
+    start, end = _delimiters(tokenizer)
+    return [start, *tokenizer.encode("user\n" + text), end, *tokenizer.encode("\n")]

@@ -12,6 +12,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -38,6 +39,12 @@ class Example(NamedTuple):
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt) + len(self.completion)
+
+
+def is_conversation(example: Example, tokenizer: Tokenizer) -> bool:
+    """Returns whether an example has turns, whichever form its record has."""
+    start = tokenizer.start_of_turn_id
+    return start is not None and (start in example.prompt or start in example.completion)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,18 +191,20 @@ def read_prompts(
     max_prompt_length: int | None = None,
     *,
     vocab_size: int | None = None,
+    as_turns: bool = False,
     on_spelled: Callable[[str, str], Any] = lambda where, name: None,
 ) -> list[tuple[int, ...]]:
     """Reads the prompts of a JSONL file: {prompt} or {messages}, other keys ignored.
 
     After a last message of the user the model's turn is opened; a last message of the model is left
-    out.
+    out. Of a .txt file each line that is not blank is a prompt.
 
     Args:
       path: of the file.
       tokenizer: of the model.
       max_prompt_length: most tokens of a prompt; None is no limit.
       vocab_size: rows of the model's embedding, if fewer than the tokenizer's V.
+      as_turns: whether the text of a {prompt} is a turn of the user's, in the chat template.
       on_spelled: called with place and name of each control token that a text spells.
 
     Raises:
@@ -203,14 +212,16 @@ def read_prompts(
     """
     most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
     prompts = []
-    for where, record in read_rows(path):
+    is_text = pathlib.Path(path).suffix == ".txt"
+    for where, record in _lines(path) if is_text else read_rows(path):
         with _located(where):
             if ("prompt" in record) == ("messages" in record):
                 raise ValueError(f"keys {sorted(record)}; expected one of prompt and messages")
-            if "prompt" in record:
+            if "prompt" in record and not as_turns:
                 prompt = prompt_of(record["prompt"], tokenizer)
             else:
-                messages = _messages(record["messages"])
+                turn = {"role": "user", "content": record.get("prompt")}
+                messages = _messages(record.get("messages", [turn]))
                 if messages[-1]["role"] in ("model", "assistant"):
                     messages = messages[:-1]
                 segments = chat.chat(messages, tokenizer, add_generation_prompt=True)
@@ -225,6 +236,21 @@ def read_prompts(
                 )
         prompts.append(prompt)
     return prompts
+
+
+def _lines(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields place and record of each line of a file of text, but for blank ones."""
+    is_empty = True
+    folders.check_regular(path)
+    with open(path, "rb") as file:
+        for line, content in enumerate(file, 1):
+            with _located(f"{path}:{line}"):
+                text = content.decode("utf-8-sig" if line == 1 else "utf-8").rstrip("\r\n")
+            if text.strip():
+                is_empty = False
+                yield f"{path}:{line}", {"prompt": text}
+    if is_empty:
+        raise ValueError(f"{path} has no lines; expected a prompt in each")
 
 
 def fit(example: Example, limits: Limits, *, is_text: bool = False) -> Example | None:

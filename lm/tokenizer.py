@@ -31,9 +31,10 @@ from kullback.lm.formats.vocabulary import Vocabulary
 
 # Gemma's order, without its <mask>: pad 0, eos 1, bos 2, unk 3.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
-_JSON, _MODEL, _CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+TOKENIZER_CONFIG, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
+_JSON, _MODEL, _CONFIG = "tokenizer.json", "tokenizer.model", TOKENIZER_CONFIG
 _ADDED = "added_tokens.json"
-_COMPANIONS = (_CONFIG, "special_tokens_map.json", _ADDED, "chat_template.jinja")
+_COMPANIONS = (_CONFIG, "special_tokens_map.json", _ADDED, TEMPLATE_FILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

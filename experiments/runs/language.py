@@ -20,6 +20,7 @@ from kullback.experiments.runs.work import Abandons, OnTexts, Work
 from kullback.lm import (
     answers,
     batches,
+    chat,
     completions,
     data,
     distillation,
@@ -292,6 +293,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     fitting = dataclasses.replace(limits(c, student.config), vocab_size=num_ids)
     train, train_report = task.examples("train", student.tokenizer, fitting)
     test, test_report = task.examples("test", student.tokenizer, fitting)
+    if home is None and any(data.is_conversation(x, student.tokenizer) for x in train):
+        student = student._replace(tokenizer=chat.with_template(student.tokenizer))
 
     def initial_params() -> types.Params:
         # `saved` reads no parameters, which a second seed that begins needs.
@@ -405,18 +408,9 @@ def student_of(
         )
     if plan.model not in gemma.PRESETS:
         trained = models.load(plan.model, mesh=mesh)
-        shape = dataclasses.replace(
-            settings.apply(trained.config, plan.model_flags),
-            **{name: getattr(trained.config, name) for name in COMPUTE},
-        )
         if plan.tokenizer:
             raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
-        if shape != trained.config:
-            raise ValueError(
-                f"--model-flag changes the shape of a preset; {plan.model} is as it was trained, "
-                f"but for {' and '.join(COMPUTE)}"
-            )
-        return trained._replace(config=settings.apply(trained.config, plan.model_flags))
+        return trained.computing(plan.model_flags, plan.model)
     if teacher is not None and plan.tokenizer:
         raise ValueError(f"--tokenizer goes with no teacher; {plan.teacher} brings its own")
     if teacher is not None:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import checkpoints, files, folders, json_files, trees, types
-from kullback.experiments.runs import opened, resolved
+from kullback.experiments.runs import opened, resolved, settings
 from kullback.lm import (
     chat,
     control_tokens,
@@ -56,6 +56,25 @@ class Checkpoint(NamedTuple):
     def with_all_ends(self) -> "Checkpoint":
         """Returns the model whose texts end with all that its tokenizer, too, names as ends."""
         return self._replace(config=texts.with_all_ends(self.config, self.tokenizer))
+
+    def computing(self, assignments: Sequence[str], name: str) -> "Checkpoint":
+        """Returns the model with another `dtype` or `remat`, which decide how it is computed.
+
+        Args:
+          assignments: "field=value" each.
+          name: of the model, for messages.
+
+        Raises:
+          ValueError: for another field, which would change what is computed.
+        """
+        compute = {field: getattr(self.config, field) for field in folder_meaning.COMPUTE}
+        config = settings.apply(self.config, assignments)
+        if dataclasses.replace(config, **compute) != self.config:
+            raise ValueError(
+                f"--model-flag changes the shape of a preset; {name} is as it was trained, "
+                f"but for {' and '.join(compute)}"
+            )
+        return self._replace(config=config)
 
     def reading(self, how: control_tokens.Reading) -> "Checkpoint":
         """Returns the model with a tokenizer that reads control tokens in a text as `how` says."""

@@ -1,5 +1,6 @@
 """Tests of lm/chat.py."""
 
+import json
 import pathlib
 
 import pytest
@@ -87,3 +88,50 @@ def test_a_vocabulary_without_turns_has_no_template(tokenizer: Tokenizer, tmp_pa
     assert len(chat.template_fingerprint(tokenizer)) == 64
     retrained = train_bpe(["model user user"] * 30, 330)
     assert chat.template_fingerprint(retrained) != chat.template_fingerprint(tokenizer)
+
+
+def test_a_conversation_goes_on_with_the_ids_that_were_drawn(tokenizer: Tokenizer):
+    system, first, second = (message["content"] for message in (*MESSAGES[:2], MESSAGES[3]))
+    answer = tuple(tokenizer.encode("3"))
+    turn = chat.Turn(first, answer)
+    for given, expected in (
+        (chat.continued([], first, tokenizer, system), MESSAGES[:2]),
+        (chat.continued([turn], second, tokenizer, system), MESSAGES[:4]),
+        (chat.continued([turn], second, tokenizer), MESSAGES[1:4]),
+    ):
+        assert given == flat(chat.chat(expected, tokenizer, add_generation_prompt=True))
+    drawn = (*answer[:1], 300, 7)
+    ids = chat.continued([chat.Turn(first, drawn)], second, tokenizer)
+    begin = len(chat.continued([], first, tokenizer))
+    assert tuple(ids[begin : begin + 4]) == (*drawn, tokenizer.end_of_turn_id)
+
+
+def test_a_template_is_a_file_of_the_tokenizer(tokenizer: Tokenizer, tmp_path: pathlib.Path):
+    assert not chat.has_template(tokenizer)
+    templated = chat.with_template(tokenizer)
+    assert chat.has_template(templated) and chat.with_template(templated) is templated
+    assert templated.fingerprint == tokenizer.fingerprint
+    save(templated, tmp_path)
+    assert chat.has_template(load(tmp_path))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "chat_template.jinja").unlink()
+    assert not chat.has_template(load(tmp_path))
+    # As older folders have it.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{a}}"}))
+    assert chat.has_template(load(tmp_path))
+
+
+def test_the_template_renders_as_we_do():
+    jinja2 = pytest.importorskip("jinja2")
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(chat.TEMPLATE)
+    given = {"bos_token": "<bos>", "raise_exception": refuse}
+    assert template.render(messages=MESSAGES, **given) == RENDERED % "<end_of_turn>"
+    opened = template.render(messages=MESSAGES[1:2], add_generation_prompt=True, **given)
+    assert opened == ("<bos><start_of_turn>user\nWhat is 1+2?<end_of_turn>\n<start_of_turn>model\n")
+    with pytest.raises(ValueError, match="take turns"):
+        template.render(messages=MESSAGES[2:], **given)

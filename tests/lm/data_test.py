@@ -180,6 +180,38 @@ def test_prompts_to_generate_from(tokenizer: Tokenizer, write: Write):
         data.read_prompts(write({"text": "a"}), tokenizer)
 
 
+def test_prompts_are_turns_on_request_and_lines_of_a_text_file(
+    tokenizer: Tokenizer, write: Write, tmp_path: pathlib.Path
+):
+    user = {"role": "user", "content": "a"}
+    path = write({"prompt": "a"}, {"messages": [user]})
+    one, other = data.read_prompts(path, tokenizer, as_turns=True)
+    assert one == other and tokenizer.decode(one) == "user\na\nmodel\n"
+    with pytest.raises(ValueError, match=r":1: content of message 1 must be a string"):
+        data.read_prompts(write({"prompt": [100]}), tokenizer, as_turns=True)
+    lines = tmp_path / "lines.txt"
+    lines.write_bytes(b'\xef\xbb\xbfab\r\n\n {"c"}\n')
+    prompts = data.read_prompts(lines, tokenizer)
+    assert prompts == [(BOS, *tokenizer.encode(text)) for text in ("ab", ' {"c"}')]
+    lines.write_bytes(b"a\n\xff\n")
+    with pytest.raises(ValueError, match=r"lines\.txt:2: 'utf-8' codec"):
+        data.read_prompts(lines, tokenizer)
+    lines.write_text("\n \n")
+    with pytest.raises(ValueError, match=r"lines\.txt has no lines; expected a prompt in each"):
+        data.read_prompts(lines, tokenizer)
+
+
+def test_a_conversation_has_turns_in_whichever_form(tokenizer: Tokenizer, write: Write):
+    messages = [{"role": r, "content": "a"} for r in ("user", "model")]
+    rows = [{"messages": messages}, {"prompt": "a", "completion": "b"}, {"text": "a"}]
+    examples, _ = data.read_jsonl(write(*rows), tokenizer)
+    assert [data.is_conversation(x, tokenizer) for x in examples] == [True, False, False]
+    parse = reading(tokenizer, "parse")
+    text = "<bos><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n"
+    (example,), _ = data.read_jsonl(write({"text": text}), parse)
+    assert data.is_conversation(example, parse)
+
+
 def test_prompts_to_generate_from_are_checked_before_work(tokenizer: Tokenizer, write: Write):
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: token id 290 lies outside .* \[0, 262\)"):
         data.read_prompts(write({"prompt": "a"}, {"prompt": [290]}), tokenizer)
