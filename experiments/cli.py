@@ -10,6 +10,7 @@ from typing import NoReturn
 from kullback.core import typed
 from kullback.experiments import display, interrupts
 from kullback.experiments.commands import (
+    chat,
     entailment,
     evaluate,
     export,
@@ -22,7 +23,10 @@ from kullback.experiments.commands import (
     train,
 )
 
-COMMANDS = (listing, train, evaluate, generate, export, reproduce, sweep, report, merge, entailment)
+COMMANDS = (
+    *(listing, train, evaluate, generate, chat, export, reproduce, sweep, report, merge),
+    entailment,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

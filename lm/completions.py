@@ -7,10 +7,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from kullback.core import regularizers, rollout, sampling, types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, policy
+from kullback.lm.policy import Memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,18 @@ class Sampler:
         length = prompts.tokens.shape[1] + self.horizon + spare
         environment = self.environment(prompts)
         return rollout.start(self.policy, environment, acting, key, prompts, length)
+
+    def resume(self, prompts: batches.Prompts, memory: Memory) -> rollout.ActorState:
+        """Returns the state before the first token, of texts that the policy has read already.
+
+        Args:
+          prompts: the last token of each, [B, 1], which the memory has not.
+          memory: of the tokens before; it needs room for one more and the horizon.
+        """
+        environment = self.environment(prompts)
+        state, timestep = environment.reset(jax.random.key(0))  # Nothing in it is random.
+        done = jnp.zeros(environment.num_envs, bool)
+        return rollout.ActorState(state, jnp.asarray(timestep.observation), memory, done)
 
     def proceed(
         self,

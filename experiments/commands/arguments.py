@@ -72,6 +72,80 @@ def add_control_tokens(parser: Any, default: str) -> None:
     )
 
 
+def add_model_flag(parser: Any) -> None:
+    """Adds --model-flag of a model that is trained already."""
+    parser.add_argument(
+        "--model-flag",
+        metavar="field=value",
+        dest="model_flags",
+        action="append",
+        default=[],
+        help="how the model is computed: dtype=bfloat16",
+    )
+
+
+def add_writing(parser: Any) -> None:
+    """Adds the flags of texts that a language model writes, which `writing` reads."""
+    ids = whole(0, limits.IDS)
+    group = parser.add_argument_group("what is written")
+    group.add_argument("--max-new-tokens", metavar="N", type=tokens, default=256)
+    group.add_argument("--temperature", metavar="T", type=number, default=1.0, help="0 is greedy")
+    group.add_argument("--top-k", metavar="K", type=ids, default=0, help="0 is all tokens")
+    group.add_argument(
+        "--top-p",
+        metavar="P",
+        type=number,
+        default=1.0,
+        help="the most probable tokens, that hold this mass; 1 is all",
+    )
+    group.add_argument(
+        "--min-p",
+        metavar="P",
+        type=number,
+        default=0.0,
+        help="tokens with this share of the best one's probability; 0 is all",
+    )
+    group.add_argument(
+        "--repetition-penalty",
+        metavar="X",
+        type=number,
+        default=1.0,
+        help="above 1: tokens that stand in the text already become less probable",
+    )
+    group.add_argument("--seed", metavar="S", type=seed, default=0)
+    group.add_argument(
+        "--stop",
+        metavar="TEXT",
+        dest="stop_texts",
+        action="append",
+        default=[],
+        help="what is written ends before TEXT; may be given several times",
+    )
+    group.add_argument(
+        "--stop-token",
+        metavar="ID",
+        dest="stop_tokens",
+        type=ids,
+        action="append",
+        default=[],
+        help="a token that ends it, beside the model's own",
+    )
+
+
+def writing(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of a `generate.Writer` by the flags of `add_writing`.
+
+    Raises:
+      ValueError: for values that do not make sense.
+    """
+    from kullback.core import sampling
+
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    same = ("max_new_tokens", "seed", "stop_tokens", "stop_texts")
+    settings = sampling.Sampling(**{name: getattr(options, name) for name in names})
+    return {"sampling": settings, **{name: getattr(options, name) for name in same}}
+
+
 def print_fields(fields: Iterable[tuple[str, Any, Any]]) -> None:
     """Prints dotted name, value and type of each field of a configuration."""
     for field, hint, value in fields:

@@ -78,6 +78,7 @@ def add_parser(commands: Any) -> None:
         choices=("drop", "truncate-left", "error"),
         help="what becomes of an example that is too long; default: the run's",
     )
+    arguments.add_model_flag(language)
     arguments.add_control_tokens(language, "the run's, of weights text")
     sub.set_defaults(command=_evaluate)
 
@@ -91,6 +92,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     given = ["TASK"] if options.task is not None else []
     language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
     given += [f"--{n.replace('_', '-')}" for n in language_only if getattr(options, n) is not None]
+    given += ["--model-flag"] if options.model_flags else []
     if given:
         raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
     from kullback.experiments import video
@@ -144,6 +146,7 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         num_candidates=options.best_of or 0,
         reward=options.reward or "",
         control_tokens=options.control_tokens,
+        model_flags=options.model_flags,
         **lengths,
     )
     print(reports.show(report))

@@ -1,17 +1,21 @@
 """`kullback generate`: text from a language model."""
 
 import argparse
+import contextlib
 import json
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
 from kullback.experiments.commands import arguments
 
+if TYPE_CHECKING:
+    from kullback.experiments.evaluate import generate
+
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
-    ids = arguments.whole(0, limits.IDS)
     sub = commands.add_parser("generate", help="text from a language model")
     sub.add_argument(
         "--model",
@@ -20,70 +24,134 @@ def add_parser(commands: Any) -> None:
         required=True,
         help="a folder, a .gguf file, or a run",
     )
+    arguments.add_model_flag(sub)
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", metavar="TEXT")
-    what.add_argument("--prompts", metavar="FILE", type=arguments.path, help="JSONL of {prompt}")
-    sub.add_argument("--max-new-tokens", metavar="N", type=arguments.tokens, default=256)
-    sub.add_argument(
-        "--temperature", metavar="T", type=arguments.number, default=1.0, help="0 is greedy"
+    what.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=arguments.path,
+        help="JSONL of {prompt} or {messages}; of a .txt file each line is a prompt",
     )
-    sub.add_argument("--top-k", metavar="K", type=ids, default=0, help="0 is all tokens")
-    sub.add_argument("--top-p", metavar="P", type=arguments.number, default=1.0)
-    sub.add_argument("--seed", metavar="S", type=arguments.seed, default=0)
-    sub.add_argument("--stop-token", metavar="ID", type=ids, action="append", default=[])
-    sub.add_argument("--chat", action="store_true", help="TEXT is the user's turn, in a template")
+    sub.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=arguments.whole(1, limits.ROWS),
+        default=8,
+        help="prompts of FILE that are completed side by side; default: 8",
+    )
+    sub.add_argument(
+        "--out",
+        metavar="FILE",
+        type=arguments.path,
+        help="JSONL of the completions of --prompts, new, as they end",
+    )
+    sub.add_argument("--chat", action="store_true", help="a prompt is a user's turn, in a template")
+    arguments.add_writing(sub)
     arguments.add_control_tokens(sub, "text")
     sub.set_defaults(command=_generate, prints_only=True)
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from kullback.core import sampling
+    if options.out is not None:
+        from kullback.core import files
+
+        if options.prompts is None:
+            raise ValueError("--out goes with --prompts FILE; of one prompt the text is printed")
+        files.check_new_file(options.out)
+    settings = arguments.writing(options)
     from kullback.experiments.evaluate import generate
     from kullback.experiments.runs import models
+
+    loaded = models.load(options.model).computing(options.model_flags, options.model)
+    checkpoint = loaded.reading(options.control_tokens or "text")
+    writer = generate.Writer(checkpoint=checkpoint, **settings)
+    return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)
+
+
+def _write_one(options: argparse.Namespace, writer: "generate.Writer") -> int:
+    """Prints the completion of --prompt as it comes."""
+    from kullback.experiments.evaluate import generate
     from kullback.lm import chat, control_tokens, data
 
-    settings = sampling.Sampling(
-        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
-    )
-    is_one = options.prompt is not None
-    checkpoint = models.load(options.model).reading(options.control_tokens or "text")
-    tokenizer = checkpoint.tokenizer
-    spelled: list[tuple[str, str]] = []  # (place, control token) of texts that spell one.
-    if not is_one:
-        prompts = data.read_prompts(
-            options.prompts,
-            tokenizer,
-            vocab_size=checkpoint.config.vocab_size,
-            on_spelled=lambda *place_and_name: spelled.append(place_and_name),
-        )
-    elif options.chat:
-        messages = [{"role": "user", "content": options.prompt}]
-        segments = chat.chat(messages, tokenizer, add_generation_prompt=True)
-        prompts = [tuple(i for segment in segments for i in segment.ids)]
+    tokenizer = writer.checkpoint.tokenizer
+    if options.chat:
+        prompt = chat.continued((), options.prompt, tokenizer)
     else:
-        prompts = [data.prompt_of(options.prompt, tokenizer)]
-    if is_one and not tokenizer.reads_controls:
+        prompt = data.prompt_of(options.prompt, tokenizer)
+    if not tokenizer.reads_controls:
         name = control_tokens.spelled(options.prompt, tokenizer.controls)
-        spelled += [("--prompt", name)] if name is not None else []
+        if name is not None:
+            print(data.spelled_notice("--prompt", name), file=sys.stderr)
+    generate.complete(
+        writer,
+        [prompt],
+        on_text=lambda number, text: print(text, end="", flush=True),
+        on_cache=lambda count: _say_cache(1, count),
+    )
+    print()
+    return 0
+
+
+def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
+    """Prints the completions of --prompts, a line each, as they end."""
+    from kullback.experiments import interrupts
+    from kullback.lm import data
+
+    tokenizer = writer.checkpoint.tokenizer
+    spelled: list[tuple[str, str]] = []  # (place, control token) of texts that spell one.
+    prompts = data.read_prompts(
+        options.prompts,
+        tokenizer,
+        vocab_size=writer.checkpoint.config.vocab_size,
+        as_turns=options.chat,
+        on_spelled=lambda *place_and_name: spelled.append(place_and_name),
+    )
     if spelled:
         print(data.spelled_notice(*spelled[0], len(spelled) - 1), file=sys.stderr)
-    completions = generate.generate(
-        checkpoint,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        sampling=settings,
-        seed=options.seed,
-        stop_tokens=options.stop_token,
-        # One text is shown as it comes; of several the lines would mix.
-        on_text=lambda number, text: print(text, end="", flush=True) if is_one else None,
-        on_cache=lambda count: print(
-            f"keys and values of {len(prompts)} texts: {count / 1e6:.3g} MB", file=sys.stderr
-        ),
-    )
-    if is_one:
-        print()
-        return 0
-    for prompt, x in zip(prompts, completions, strict=True):
-        line = {"prompt": tokenizer.decode(prompt), "completion": x.text, "done": x.is_complete}
-        print(json.dumps(line, ensure_ascii=False))
+    longest = max(map(len, prompts))
+    writer.check_length(longest)
+    num_rows = min(options.batch_size, len(prompts))
+    _say_cache(num_rows, writer.cache_bytes(num_rows, longest))
+    num_ended = 0
+    with _lines(options) as write:
+
+        def on_end(number: int, generated: "generate.Generated") -> None:
+            nonlocal num_ended
+            num_ended += generated.is_complete or len(generated.ids) >= writer.max_new_tokens
+            line = {
+                "number": number + 1,
+                "prompt": tokenizer.decode(prompts[number]),
+                "completion": generated.text,
+                "done": generated.is_complete,
+            }
+            write(json.dumps(line, ensure_ascii=False) + "\n")
+
+        try:
+            writer.write_all(prompts, options.batch_size, on_end)
+        except KeyboardInterrupt as error:
+            message = f"interrupted: {num_ended} of {len(prompts)} prompts were completed"
+            raise interrupts.as_interrupted(error, message) from error
     return 0
+
+
+@contextlib.contextmanager
+def _lines(options: argparse.Namespace) -> Iterator[Callable[[str], None]]:
+    """Yields the function that prints a line, and adds it to --out."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        if options.out is not None:
+            file = stack.enter_context(open(options.out, "x", encoding="utf-8"))
+
+        def write(line: str) -> None:
+            if file is not None:
+                file.write(line)
+                file.flush()
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+        yield write
+
+
+def _say_cache(num_rows: int, count: int) -> None:
+    print(f"keys and values of {num_rows} texts: {count / 1e6:.3g} MB", file=sys.stderr)

@@ -35,12 +35,14 @@ def run(
     num_candidates: int = 0,
     reward: str = "",
     control_tokens: Reading | None = None,
+    model_flags: Sequence[str] = (),
     **lengths: Any,
 ) -> tuple[reports.Report, pathlib.Path | None]:
     """Returns the report on a run or a folder of weights, and the JSONL file of its answers.
 
     Args:
-      path, opened_run, task, seed, best, control_tokens, **lengths: as for `evaluator_of`.
+      path, opened_run, task, seed, best, control_tokens, model_flags, **lengths: as for
+        `evaluator_of`.
       count, num_samples: as for `evaluate`.
       out: a new file; None is the next evaluation-NNN.jsonl of a run, and no file for weights.
       num_candidates: N of best-of-N by `reward`, which is evaluated too; 0 leaves it out.
@@ -62,11 +64,17 @@ def run(
             seed=seed,
             best=best,
             control_tokens=control_tokens,
+            model_flags=model_flags,
             **lengths,
         )
     else:
         evaluator, checkpoint = evaluator_of(
-            path, opened_run, task, seed=seed, best=best, control_tokens=control_tokens, **lengths
+            *(path, opened_run, task),
+            seed=seed,
+            best=best,
+            control_tokens=control_tokens,
+            model_flags=model_flags,
+            **lengths,
         )
         acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
         chosen_by = None
@@ -97,6 +105,7 @@ def evaluator_of(
     seed: int | None = None,
     best: bool = False,
     control_tokens: Reading | None = None,
+    model_flags: Sequence[str] = (),
     **lengths: Any,
 ) -> tuple[evaluation.Evaluator, models.Checkpoint]:
     """Returns the evaluator of a model on the held-out examples of a task, and the model.
@@ -107,13 +116,14 @@ def evaluator_of(
       task: "tokens/..."; "" is the run's own.
       seed, best: as for `models.load`.
       control_tokens: how a text that spells them is read; None is as the run has it.
+      model_flags: "field=value" each, as for `models.Checkpoint.computing`.
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
         `tuning.Config`'s defaults.
 
     Raises:
       ValueError: for weights without a task, and as `models.load` does.
     """
-    learning = tuning.Config()
+    learning = dataclasses.replace(tuning.Config(), **tasks.lengths(task))
     if run is not None:
         learning = models.algorithm_config(run).learning
         task = task or run.plan.environment
@@ -127,7 +137,8 @@ def evaluator_of(
     loaded = (
         models.load(path, seed, best=best) if run is None else models.of_run(run, seed, best=best)
     )
-    checkpoint = loaded.reading(control_tokens or recorded)
+    computed = loaded.computing(model_flags, str(path))
+    checkpoint = computed.reading(control_tokens or recorded)
     limits = language.limits(learning, checkpoint.config)
     given = {"max_prompt_length", "max_new_tokens"} & {*lengths}
     wanted = learning.max_prompt_length + learning.max_new_tokens

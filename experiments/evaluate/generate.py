@@ -1,5 +1,10 @@
-"""Generation of text by a language model, handed over in pieces as it is sampled."""
+"""Generation of text by a language model, handed over in pieces as it is sampled.
 
+Shape letters: B texts, T tokens of a piece.
+"""
+
+import dataclasses
+import functools
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import finite, regularizers, rollout
+from kullback.core import finite, regularizers, rollout, types
 from kullback.core.sampling import Sampling
 from kullback.experiments import interrupts
 from kullback.experiments.runs import models
@@ -16,13 +21,228 @@ from kullback.lm import batches, completions, gemma, texts, tokenizer
 
 PIECE = 16  # Tokens that are sampled before their text is handed over.
 
+OnText = Callable[[int, str], Any]  # Receives the number of a prompt, and the next text of it.
+
 
 class Generated(NamedTuple):
     """The completion of one prompt."""
 
     text: str
-    ids: list[int]  # The stop token among them, if there is one.
+    ids: list[int]  # The stop token among them, or the last token of a stop text, if there is one.
     is_complete: bool  # False if it was cut, by the length or by Ctrl-C.
+
+
+class Sampled(NamedTuple):
+    """The next tokens of B texts, NumPy."""
+
+    actions: np.ndarray  # int32, [T, B].
+    valid: np.ndarray  # bool, [T, B]: the text had not ended before.
+
+    def of_row(self, row: int) -> list[int]:
+        """Returns the ids of one text."""
+        return self.actions[self.valid[:, row], row].tolist()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A trained model that writes texts, as one user wants them; it compiles its programs once."""
+
+    checkpoint: models.Checkpoint
+    max_new_tokens: int  # Of a text, at most.
+    sampling: Sampling | None = None  # Way of drawing tokens; None is from the model itself.
+    seed: int = 0  # Seed of the samples.
+    stop_tokens: Sequence[int] = ()  # Ids that end a text, beside the model's own.
+    stop_texts: Sequence[str] = ()  # A text ends before the first of them.
+
+    def __post_init__(self) -> None:
+        if self.checkpoint.params is None:
+            raise ValueError("this model was not trained: generate from a folder or from a run")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed must be an integer of 64 bits, got {self.seed}")
+        if "" in self.stop_texts:
+            raise ValueError("a text to stop at must not be empty, got ''")
+
+    @functools.cached_property
+    def stops(self) -> tuple[int, ...]:
+        """All ids that end a text."""
+        return tuple(sorted({*self.checkpoint.config.eos_ids, *self.stop_tokens}))
+
+    @functools.cached_property
+    def model(self) -> gemma.Model:
+        """The model as pure functions."""
+        return self.checkpoint.model
+
+    @functools.cached_property
+    def sampler(self) -> completions.Sampler:
+        """The sampler of one text for each prompt."""
+        return completions.sampler(
+            self.model,
+            self.max_new_tokens,
+            sampling=self.sampling,
+            divergence=regularizers.named(self.checkpoint.divergence),
+            stop_tokens=self.stops,
+        )
+
+    @property
+    def acting(self) -> Any:
+        """Parameters of the sampler's policy."""
+        return {"params": self.checkpoint.params}
+
+    def check_length(self, longest: int) -> None:
+        """Raises ValueError unless a prompt of so many tokens and a text fit the context."""
+        room = self.checkpoint.config.context_length - longest
+        if self.max_new_tokens > room:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {self.max_new_tokens} new ones exceed the "
+                f"model's context of {self.checkpoint.config.context_length}; at most "
+                f"{max(room, 0)} fit"
+            )
+
+    def cache_bytes(self, num_rows: int, longest: int) -> int:
+        """Returns the bytes of keys and values of texts whose longest prompt has so many tokens."""
+        config = self.checkpoint.config
+        # The last piece may go on beyond the end: what it writes there is unused, and needs room.
+        length = batches.powers_of_two(longest)[-1] + self.max_new_tokens + PIECE
+        return gemma.cache_bytes(config, num_rows, length, jnp.dtype(config.dtype).itemsize)
+
+    def completion(self) -> "Completion":
+        """Returns the completion of a prompt before its first token."""
+        return Completion(self.checkpoint.tokenizer, self.stops, self.stop_texts)
+
+    def start(self, padded: batches.Prompts) -> rollout.ActorState:
+        """Returns the state of B texts before their first token."""
+        return self._start(self.acting, padded)
+
+    def proceed(
+        self,
+        padded: batches.Prompts,
+        state: rollout.ActorState,
+        key: types.Key,
+        tick: int,
+        piece: int = PIECE,
+    ) -> tuple[Sampled, rollout.ActorState]:
+        """Samples the next `piece` tokens, of which `tick` came before; returns the state, too.
+
+        Raises:
+          ValueError: for logits that are not finite.
+        """
+        start_tick = jnp.asarray(tick, jnp.int32)
+        actions, valid, drawn, state = self._proceed(
+            self.acting, padded, state, key, start_tick, piece
+        )
+        finite.require(drawn, self.checkpoint.params, "the model's log-probabilities")
+        return Sampled(np.asarray(actions), np.asarray(valid)), state
+
+    @functools.cached_property
+    def _start(self) -> Callable[..., rollout.ActorState]:
+        @jax.jit
+        def start(acting: Any, padded: batches.Prompts) -> rollout.ActorState:
+            # The environment is not random.
+            return self.sampler.start(acting, padded, jax.random.key(0), spare=PIECE)
+
+        return start
+
+    @functools.cached_property
+    def _proceed(self) -> Callable[..., Any]:
+        @functools.partial(jax.jit, static_argnums=5)
+        def proceed(
+            acting: Any,
+            padded: batches.Prompts,
+            state: rollout.ActorState,
+            key: types.Key,
+            tick: jax.Array,
+            piece: int,
+        ) -> Any:
+            trajectory, state = self.sampler.proceed(acting, padded, state, key, piece, tick)
+            # NaN if a logit is NaN.
+            drawn = jnp.where(trajectory.valid, trajectory.extras["log_probability"], 0)
+            return trajectory.action, trajectory.valid, drawn, state
+
+        return proceed
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        key: types.Key,
+        *,
+        num_rows: int | None = None,
+        on_text: OnText = lambda number, text: None,
+        on_end: Callable[[int, Generated], Any] = lambda number, generated: None,
+    ) -> list[Generated]:
+        """Returns completions of prompts, sampled side by side.
+
+        Args:
+          prompts: token ids of each, with the beginning-of-sequence id.
+          key: of the samples.
+          num_rows: rows of the program, of which those beyond the prompts are idle.
+          on_text: receives the next text of a prompt, whole characters only.
+          on_end: receives the number of a prompt and its completion once it has ended.
+
+        Raises:
+          ValueError: for ids outside of the vocabulary, or logits that are not finite.
+          KeyboardInterrupt: on a signal, after `on_end` has received all completions as they are.
+        """
+        num_rows = num_rows or len(prompts)
+        filled = [*prompts, *[prompts[-1]] * (num_rows - len(prompts))]
+        width = batches.powers_of_two(max(map(len, prompts)))[-1]
+        padded = batches.pad_prompts(filled, width, self.checkpoint.tokenizer.pad_id)
+        self.sampler.environment(padded)  # It refuses ids outside of the vocabulary.
+        rows = [self.completion() for _ in prompts]
+        is_idle = np.arange(num_rows) >= len(prompts)
+        state = self.start(padded)
+
+        def end(number: int) -> None:
+            if rest := rows[number].finish():
+                on_text(number, rest)
+            on_end(number, rows[number].generated)
+            is_idle[number] = True
+
+        try:
+            for tick in range(0, self.max_new_tokens, PIECE):
+                state = state._replace(done=state.done | is_idle)
+                sampled, state = self.proceed(padded, state, key, tick)
+                has_ended = np.asarray(state.done)
+                for number in np.flatnonzero(~is_idle).tolist():
+                    if text := rows[number].add(sampled.of_row(number)):
+                        on_text(number, text)
+                    if has_ended[number] or rows[number].is_complete:
+                        end(number)
+                if np.all(is_idle):
+                    break
+        except KeyboardInterrupt:
+            for number in np.flatnonzero(~is_idle).tolist():
+                end(number)
+            raise
+        return [row.generated for row in rows]
+
+    def write_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        batch_size: int,
+        on_end: Callable[[int, Generated], Any],
+    ) -> None:
+        """Completes any number of prompts, `batch_size` at a time; the shortest come first.
+
+        So prompts of about the same length are side by side, and few programs are compiled.
+
+        Args:
+          prompts: token ids of each, with the beginning-of-sequence id.
+          batch_size: B.
+          on_end: receives the number of a prompt and its completion once it has ended.
+
+        Raises:
+          ValueError, KeyboardInterrupt: as for `write`.
+        """
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+        num_rows = min(batch_size, len(prompts))
+        for begin in range(0, len(order), num_rows):
+            numbers = order[begin : begin + num_rows]
+            self.write(
+                [prompts[number] for number in numbers],
+                jax.random.fold_in(jax.random.key(self.seed), begin),
+                num_rows=num_rows,
+                on_end=lambda row, generated, numbers=numbers: on_end(numbers[row], generated),
+            )
 
 
 def generate(
@@ -33,7 +253,8 @@ def generate(
     sampling: Sampling | None = None,
     seed: int = 0,
     stop_tokens: Sequence[int] = (),
-    on_text: Callable[[int, str], Any] = lambda number, text: None,
+    stop_texts: Sequence[str] = (),
+    on_text: OnText = lambda number, text: None,
     on_cache: Callable[[int], Any] = lambda num_bytes: None,
 ) -> list[Generated]:
     """Returns completions of prompts, sampled side by side; Ctrl-C ends them where they are.
@@ -42,9 +263,10 @@ def generate(
       checkpoint: a trained model.
       prompts: token ids of each, with the beginning-of-sequence id.
       max_new_tokens: of a completion, at most; sampling stops once all completions have ended.
-      sampling: temperature, top-k and top-p; None samples from the model itself.
+      sampling: how tokens are drawn; None samples from the model itself.
       seed: of the samples.
       stop_tokens: ids that end a completion, beside the model's own.
+      stop_texts: a completion ends before the first of them.
       on_text: receives the number of a prompt and its next piece of text, whole characters only.
       on_cache: receives the bytes that the cache of keys and values will take.
 
@@ -52,102 +274,85 @@ def generate(
       ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, more
         tokens than the model's context, or logits that are not finite.
     """
-    config = checkpoint.config
-    if checkpoint.params is None:
-        raise ValueError("this model was not trained: generate from a folder or from a run")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must be an integer of 64 bits, got {seed}")
+    writer = Writer(
+        checkpoint=checkpoint,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop_tokens=stop_tokens,
+        stop_texts=stop_texts,
+    )
+    return complete(writer, prompts, on_text=on_text, on_cache=on_cache)
+
+
+def complete(
+    writer: Writer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    on_text: OnText = lambda number, text: None,
+    on_cache: Callable[[int], Any] = lambda num_bytes: None,
+) -> list[Generated]:
+    """Returns completions of prompts, as `generate` does, by a writer whose programs are kept."""
     if not prompts:
         raise ValueError("no prompts to go on with")
     longest = max(map(len, prompts))
-    room = config.context_length - longest
-    if max_new_tokens > room:
-        raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's "
-            f"context of {config.context_length}; at most {max(room, 0)} fit"
-        )
-    stops = tuple(sorted({*config.eos_ids, *stop_tokens}))
-    width = batches.powers_of_two(longest)[-1]
-    padded = batches.pad_prompts(prompts, width, checkpoint.tokenizer.pad_id)
-    sampler = completions.sampler(
-        checkpoint.model,
-        max_new_tokens,
-        sampling=sampling,
-        divergence=regularizers.named(checkpoint.divergence),
-        stop_tokens=stops,
-    )
-    sampler.environment(padded)  # It refuses ids outside of the vocabulary.
-    acting = {"params": checkpoint.params}
-    key = jax.random.key(seed)
-
-    # The last piece may go on beyond the horizon: what it writes there is unused, and needs room.
-    length = width + max_new_tokens + PIECE
-    itemsize = jnp.dtype(config.dtype).itemsize
-    on_cache(gemma.cache_bytes(config, len(prompts), length, itemsize))
-
-    @jax.jit
-    def start(acting: Any, padded: batches.Prompts) -> rollout.ActorState:
-        return sampler.start(acting, padded, key, spare=PIECE)
-
-    @jax.jit
-    def proceed(acting: Any, state: rollout.ActorState, tick: jax.Array) -> Any:
-        trajectory, state = sampler.proceed(acting, padded, state, key, PIECE, tick)
-        # NaN if a logit is NaN.
-        drawn = jnp.where(trajectory.valid, trajectory.extras["log_probability"], 0)
-        return trajectory.action, trajectory.valid, drawn, state
-
-    state = start(acting, padded)
-    completed = [_Completion(checkpoint, stops) for _ in prompts]
-    stopped = None
+    writer.check_length(longest)
+    on_cache(writer.cache_bytes(len(prompts), longest))
+    ended: dict[int, Generated] = {}
+    key = jax.random.key(writer.seed)
     try:
-        for begin in range(0, max_new_tokens, PIECE):
-            actions, valid, drawn, state = proceed(acting, state, jnp.asarray(begin, jnp.int32))
-            finite.require(drawn, checkpoint.params, "the model's log-probabilities")
-            _hand_over(completed, np.asarray(actions), np.asarray(valid), on_text)
-            if np.all(np.asarray(state.done)):
-                break
-    except KeyboardInterrupt as error:  # The completions so far are returned.
-        stopped = error
-    for number, completion in enumerate(completed):
-        if rest := completion.finish():
-            on_text(number, rest)
-    if isinstance(stopped, interrupts.Interrupted) and stopped.number != signal.SIGINT:
-        raise stopped  # After SIGTERM nobody is there to read.
-    return [Generated(x.text, x.ids, x.is_complete) for x in completed]
+        writer.write(prompts, key, on_text=on_text, on_end=ended.__setitem__)
+    except KeyboardInterrupt as error:
+        if isinstance(error, interrupts.Interrupted) and error.number != signal.SIGINT:
+            raise  # After SIGTERM nobody is there to read.
+        if len(ended) < len(prompts):  # Before the first token.
+            raise
+    return [ended[number] for number in range(len(prompts))]
 
 
-class _Completion:
+class Completion:
     """The completion of one prompt so far."""
 
-    def __init__(self, checkpoint: models.Checkpoint, stops: tuple[int, ...]):
-        self._tokenizer, self._stops = checkpoint.tokenizer, stops
-        self._stream = tokenizer.Stream()
-        self.text, self.ids, self.is_complete = "", list[int](), False
+    def __init__(
+        self, its_tokenizer: tokenizer.Tokenizer, stops: Sequence[int], stop_texts: Sequence[str]
+    ):
+        """Begins without a token."""
+        self._tokenizer, self._stops, self._stop_texts = its_tokenizer, stops, stop_texts
+        self._stream, self._tail = tokenizer.Stream(), texts.Tail()
+        self.text, self.ids = "", list[int]()
 
-    def add(self, ids: list[int]) -> str:
-        """Takes the next ids; returns the text that they complete."""
-        self.ids += ids
-        self.is_complete = bool(self.ids) and self.ids[-1] in self._stops
-        return self._decode(texts.text_ids(ids, self._tokenizer, self._stops))
+    @property
+    def is_complete(self) -> bool:
+        """Whether a stop token or a stop text has ended it."""
+        return self.is_cut or (bool(self.ids) and self.ids[-1] in self._stops)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a stop text has ended it, so that its ids say more than its text."""
+        return self._tail.is_over
+
+    @property
+    def generated(self) -> Generated:
+        """The completion as it is."""
+        return Generated(self.text, self.ids, self.is_complete)
+
+    def add(self, ids: Sequence[int]) -> str:
+        """Takes the next ids, until it is complete; returns the text that they add."""
+        before = len(self.text)
+        for i in ids:
+            if self.is_complete:
+                break
+            self.ids.append(i)
+            self._decode(texts.text_ids([i], self._tokenizer, self._stops))
+        return self.text[before:]
 
     def finish(self) -> str:
-        """Returns the text of bytes that waited for the rest of their character."""
-        return self._decode([], last=True)
+        """Returns the text that waited: for the rest of a character, or of a stop text."""
+        before = len(self.text)
+        self._decode([], last=True)
+        return self.text[before:]
 
-    def _decode(self, ids: Sequence[int], last: bool = False) -> str:
+    def _decode(self, ids: Sequence[int], last: bool = False) -> None:
         piece, self._stream = tokenizer.decode_chunk(self._tokenizer, ids, self._stream, last=last)
-        self.text += piece
-        return piece
-
-
-def _hand_over(
-    completed: list[_Completion],
-    actions: np.ndarray,
-    valid: np.ndarray,
-    on_text: Callable[[int, str], Any],
-) -> None:
-    """Adds the next tokens, [T, B], to the completions, and hands their text over."""
-    for number, completion in enumerate(completed):
-        piece = completion.add(actions[valid[:, number], number].tolist())
-        if piece:
-            on_text(number, piece)
+        text, self._tail = texts.cut(piece, self._tail, self._stop_texts, last=last)
+        self.text += text

@@ -4,6 +4,7 @@ For a population of models it covers their average, their ensemble and each memb
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ def report(
     seed: int | None = None,
     best: bool = False,
     control_tokens: Reading | None = None,
+    model_flags: Sequence[str] = (),
     **lengths: Any,
 ) -> reports.Report:
     """Returns the report on a run of reward models.
@@ -35,6 +37,7 @@ def report(
       seed: one of the run's; None is the first, of a population its average and more.
       best: the checkpoint of the highest accuracy in place of the newest.
       control_tokens: how a text that spells them is read; None is as the run has it.
+      model_flags: "field=value" each, as for `models.Checkpoint.computing`.
       **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's.
 
     Raises:
@@ -44,9 +47,8 @@ def report(
     source = tasks.make(task or run.plan.environment, rule=splits.rule_of(run.config))
     if source.pairs is None:
         raise ValueError(f"a reward model judges pairs, tokens/preferences:PATH, got {source.name}")
-    checkpoint = models.of_run(run, seed, best=best).reading(
-        control_tokens or run.plan.control_tokens
-    )
+    computed = models.of_run(run, seed, best=best).computing(model_flags, str(run.path))
+    checkpoint = computed.reading(control_tokens or run.plan.control_tokens)
     tokenizer, limits = checkpoint.tokenizer, language.limits(learning, checkpoint.config)
     pairs, data_report = source.pairs("test", tokenizer, limits)
     pairs = pairs[:count]

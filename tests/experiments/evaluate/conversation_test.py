@@ -1,0 +1,221 @@
+"""Tests of experiments/evaluate/conversation.py and of `kullback chat`."""
+
+import io
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+
+from kullback import experiments
+from kullback.core.sampling import Sampling
+from kullback.experiments import cli, interrupts
+from kullback.experiments.evaluate import conversation, generate
+from kullback.experiments.runs import models, opened
+from kullback.lm import chat, data
+
+LETTERS = Sampling(top_k=20, repetition_penalty=1.3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(converses: pathlib.Path) -> models.Checkpoint:
+    return models.load(converses)
+
+
+@pytest.fixture(scope="module")
+def writer(checkpoint: models.Checkpoint) -> generate.Writer:
+    return generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
+
+
+def silent(text: str) -> None:
+    """Shows nothing."""
+
+
+def expected(talk: conversation.Conversation, text: str) -> str:
+    """Returns the next answer to a text as a writer gives it that remembers nothing."""
+    turns = [chat.Turn(x.text, x.ids) for x in talk.turns[talk.num_forgotten :]]
+    ids = chat.continued(turns, text, talk.writer.checkpoint.tokenizer, talk.system)
+    key = jax.random.fold_in(jax.random.key(talk.writer.seed), talk.num_answers)
+    return talk.writer.write([ids], key)[0].text
+
+
+@pytest.fixture
+def begins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list that grows each time that a conversation is read from its beginning."""
+    counted: list[int] = []
+    empty = conversation.Conversation._empty
+
+    def count(self: conversation.Conversation) -> Any:
+        counted.append(len(self.turns))
+        return empty(self)
+
+    monkeypatch.setattr(conversation.Conversation, "_empty", count)
+    return counted
+
+
+def test_what_was_said_is_not_read_again(writer: generate.Writer, begins: list[int]):
+    talk = conversation.Conversation(writer=writer, context=256, system="Be brief.")
+    for text in ("ab", "What is it?", "c", "dd"):
+        before = expected(talk, text)
+        shown: list[str] = []
+        assert talk.answer(text, shown.append) == "".join(shown) == before
+        assert len(before) == 10
+    assert begins == [0]
+    assert [m["role"] for m in talk.messages] == ["system", *["user", "assistant"] * 4]
+    assert [m["content"] for m in talk.messages[1::2]] == ["ab", "What is it?", "c", "dd"]
+    assert talk._reading._cache_size() <= len(conversation.PARTS)  # pyright: ignore[reportFunctionMemberAccess]
+    talk.reset()
+    assert talk.answer("ab", silent) != talk.answer("ab", silent)
+    assert begins == [0, 0] and len(talk.turns) == 2
+
+
+def test_an_answer_ends_at_a_stop_token_a_stop_text_and_a_signal(
+    checkpoint: models.Checkpoint, begins: list[int]
+):
+    letters = checkpoint.tokenizer.encode("abcdefgh")
+    writer = generate.Writer(
+        checkpoint=checkpoint,
+        max_new_tokens=10,
+        sampling=LETTERS,
+        stop_tokens=letters,
+        stop_texts=tuple("ABCDEFGHIJ"),
+    )
+    talk = conversation.Conversation(writer=writer, context=256)
+    lengths = []
+    for n in range(6):
+        before = expected(talk, f"{n}")
+        answer = talk.answer(f"{n}", silent)
+        assert answer == before and not {*answer} & {*"ABCDEFGHIJ", *"abcdefgh"}
+        lengths.append(len(answer))
+    assert len({*lengths}) > 2 and 0 < len(begins) < 6  # Read anew where a text was cut.
+
+    def interrupt(text: str) -> None:
+        raise interrupts.Interrupted
+
+    open_ended = generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
+    talk = conversation.Conversation(writer=open_ended, context=256)
+    before = expected(talk, "a")
+    assert talk.answer("a", interrupt) == before[: conversation.PIECE]
+    begins.clear()
+    before = expected(talk, "b")
+    assert talk.answer("b", silent) == before and not begins
+
+    def terminate(text: str) -> None:
+        raise interrupts.Interrupted(number=15)
+
+    with pytest.raises(interrupts.Interrupted):
+        talk.answer("c", terminate)
+
+
+def test_the_oldest_turns_are_left_out_where_they_do_not_fit(
+    writer: generate.Writer, begins: list[int]
+):
+    talk = conversation.Conversation(writer=writer, context=100)
+    forgotten = []
+    for n in range(6):
+        text = f"{n} is a number"
+        talk.answer(text, silent)
+        forgotten.append(talk.num_forgotten)
+    assert forgotten[0] == 0 and 0 < forgotten[-1] < 6 and len(begins) < 5
+    assert len(talk.messages) == 12  # All can be saved.
+    after = conversation.Conversation(writer=writer, context=256)
+    after.turns, after.num_answers = talk.turns[talk.num_forgotten :], talk.num_answers
+    assert talk.answer("so", silent) == after.answer("so", silent)
+    with pytest.raises(conversation.TooLongError, match="and 90 fit beside an answer of 10"):
+        talk.answer("x" * 100, silent)
+    assert len(talk.turns) == 7
+    with pytest.raises(ValueError, match="has no room for a text beside an answer of 10"):
+        conversation.Conversation(writer=writer, context=10)
+    with pytest.raises(ValueError, match="context is of 256 tokens, got 300"):
+        conversation.Conversation(writer=writer, context=300)
+
+
+def test_an_empty_answer_is_forgotten_with_its_text(checkpoint: models.Checkpoint):
+    stops = range(checkpoint.config.vocab_size)
+    writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=3, stop_tokens=stops)
+    talk = conversation.Conversation(writer=writer, context=64)
+    assert talk.answer("a", silent) == "" and not talk.messages
+
+
+def test_parts_are_of_few_lengths():
+    for length in (0, 1, 3, 255, 256, 600, 1023):
+        assert sum(conversation.parts(length)) == length
+    assert [*conversation.parts(600)] == [256, 256, 64, 16, 4, 4]
+
+
+Talk = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Talk:
+    def run(model: pathlib.Path, lines: str, *more: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        status = cli.main(
+            ["chat", "--model", str(model), "--max-new-tokens=6", "--top-k=20", *more]
+        )
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_lines_are_answered_and_a_conversation_is_saved_as_data(
+    converses: pathlib.Path, tmp_path: pathlib.Path, talk: Talk
+):
+    saved = tmp_path / "saved.jsonl"
+    lines = f"ab\n\n//save\n/save {saved}\n/reset\nc\n/save {saved}\n/nothing\n/quit\nd\n"
+    status, printed, said = talk(converses, lines, "--system= Be brief. ")
+    answers = printed.splitlines()
+    assert status == 0 and len(answers) == 3 and all(len(answer) == 6 for answer in answers)
+    assert "256 tokens are remembered" in said and "no command '/nothing'" in said
+    assert "begins anew" in said and "nothing is overwritten" in said
+    (line,) = saved.read_text().splitlines()
+    roles = ("system", "user", "assistant", "user", "assistant")
+    contents = ("Be brief.", "ab", answers[0], "/save", answers[1])
+    messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+    assert json.loads(line) == {"messages": messages}
+    (example,), _ = data.read_jsonl(saved, models.load(converses).tokenizer)
+    assert len(example.answers) == 1
+    _, again, _ = talk(converses, "ab\n", "--system= Be brief. ")
+    assert again.splitlines() == answers[:1]
+    status, printed, said = talk(converses, "x" * 400 + "\nab", "--model-flag=dtype=bfloat16")
+    assert status == 0 and len(printed) == 7 and "say it in parts" in said
+
+
+def test_a_base_model_is_refused_by_the_command_that_tunes_it(
+    untuned: pathlib.Path, converses: pathlib.Path, talk: Talk
+):
+    status, printed, said = talk(untuned, "ab\n")
+    assert (status, printed) == (2, "") and said.count("\n") == 1
+    assert f"kullback train sft tokens/conversations --model {untuned} tunes it" in said
+    for wrong, message in (
+        ("--context=300", "the model's context is of 256 tokens, got 300"),
+        ("--context=6", "has no room for a text beside an answer of 6"),
+        ("--temperature=-1", "temperature must be 0"),
+    ):
+        status, _, said = talk(converses, "", wrong)
+        assert status == 2 and message in said and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_on_conversations_converses(
+    untuned: pathlib.Path, tmp_path: pathlib.Path, talk: Talk
+):
+    path = experiments.train(
+        "sft",
+        "tokens/conversations",
+        out=tmp_path / "run",
+        model=str(untuned),
+        settings=("batch_size=4", "max_prompt_length=240", "max_new_tokens=120"),
+        steps=2,
+        quiet=True,
+    )
+    config = json.loads((path / "config.json").read_text())
+    assert config["data"]["train"]["dropped"] == 0
+    status, printed, _ = talk(path, "Hello!\n")
+    assert status == 0 and printed
+    models.export(opened.open(path), tmp_path / "model")
+    assert (tmp_path / "model" / "chat_template.jinja").read_text() == chat.TEMPLATE
+    assert talk(tmp_path / "model", "Hello!\n")[1] == printed

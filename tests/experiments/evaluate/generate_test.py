@@ -1,0 +1,145 @@
+"""Tests of experiments/evaluate/generate.py and of `kullback generate`."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import pytest
+
+from kullback.core.sampling import Sampling
+from kullback.experiments import cli, interrupts
+from kullback.experiments.evaluate import generate
+from kullback.experiments.runs import models
+
+PROMPTS = ("a", "bc", "abcabc")
+LETTERS = Sampling(top_k=20)  # All that is drawn is a letter or a digit, hence a token each.
+
+
+@pytest.fixture(scope="module")
+def checkpoint(untuned: pathlib.Path) -> models.Checkpoint:
+    return models.load(untuned)
+
+
+@pytest.fixture(scope="module")
+def writer(checkpoint: models.Checkpoint) -> generate.Writer:
+    return generate.Writer(checkpoint=checkpoint, max_new_tokens=20, sampling=LETTERS, seed=3)
+
+
+def ids(checkpoint: models.Checkpoint, *texts: str) -> list[tuple[int, ...]]:
+    bpe = checkpoint.tokenizer
+    return [(bpe.bos_id, *bpe.encode(text)) for text in texts]
+
+
+def test_a_stop_text_ends_a_text_within_tokens_and_across_them(
+    checkpoint: models.Checkpoint, writer: generate.Writer
+):
+    (prompt,) = ids(checkpoint, "abc")
+    (whole,) = generate.complete(writer, [prompt])
+    assert len(whole.text) == len(whole.ids) == 20 and not whole.is_complete
+    stop = whole.text[3:6]
+    assert stop not in whole.text[:5]
+    pieces: list[str] = []
+    (short,) = generate.generate(
+        checkpoint,
+        [prompt],
+        max_new_tokens=20,
+        sampling=LETTERS,
+        seed=3,
+        stop_texts=("never", stop),
+        on_text=lambda number, text: pieces.append(text),
+    )
+    assert short.text == "".join(pieces) == whole.text[:3] and short.is_complete
+    assert short.ids == whole.ids[:6]
+    with pytest.raises(ValueError, match="a text to stop at must not be empty"):
+        generate.Writer(checkpoint=checkpoint, max_new_tokens=1, stop_texts=("",))
+
+
+def test_prompts_in_batches_are_those_one_at_a_time(
+    checkpoint: models.Checkpoint, writer: generate.Writer
+):
+    """Greedily: rows that are idle, and other prompts beside one, do not matter."""
+    prompts = ids(checkpoint, *PROMPTS)
+    greedy = generate.Writer(
+        checkpoint=checkpoint, max_new_tokens=18, sampling=Sampling(temperature=0)
+    )
+    ended: dict[int, generate.Generated] = {}
+    order: list[int] = []
+
+    def on_end(number: int, generated: generate.Generated) -> None:
+        ended[number] = generated
+        order.append(number)
+
+    greedy.write_all([prompts[n] for n in (2, 0, 1)], 2, on_end)
+    assert sorted(order) == [0, 1, 2] and order[-1] == 0  # The longest comes last.
+    for number, prompt in ((0, prompts[2]), (1, prompts[0]), (2, prompts[1])):
+        assert [ended[number]] == generate.complete(greedy, [prompt])
+
+
+def test_a_signal_ends_texts_where_they_are(checkpoint: models.Checkpoint, writer: generate.Writer):
+    prompts = ids(checkpoint, *PROMPTS)
+    ended: dict[int, generate.Generated] = {}
+
+    def interrupt(number: int, text: str) -> None:
+        raise interrupts.Interrupted
+
+    key = jax.random.key(0)
+    with pytest.raises(interrupts.Interrupted):
+        writer.write(prompts, key, on_text=interrupt, on_end=ended.__setitem__)
+    assert [*ended] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("".join(f"{text}\n" for text in PROMPTS))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str, str]:
+    status = cli.main(["generate", "--max-new-tokens=4", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_a_file_is_completed_line_by_line_and_kept(
+    untuned: pathlib.Path,
+    prompts: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    out = tmp_path / "out.jsonl"
+    given = ("--model", untuned, "--prompts", prompts, "--batch-size=2", "--temperature=0")
+    status, printed, said = run(capsys, *given, "--out", out)
+    assert status == 0 and out.read_text() == printed and "2 texts" in said
+    lines = sorted(map(json.loads, printed.splitlines()), key=lambda line: line["number"])
+    assert [line["prompt"] for line in lines] == [*PROMPTS]
+    assert [line["number"] for line in lines] == [1, 2, 3]
+    (line,) = lines[1:2]
+    status, printed, _ = run(capsys, "--model", untuned, "--prompt", "bc", "--temperature=0")
+    assert (status, printed) == (0, line["completion"] + "\n")
+    status, _, said = run(capsys, *given, "--out", out)
+    assert status == 2 and "nothing is overwritten" in said
+    status, _, said = run(capsys, "--model", untuned, "--prompt=a", "--out", tmp_path / "new")
+    assert status == 2 and "--out goes with --prompts FILE" in said
+
+
+def test_half_precision_and_filters_are_flags(
+    untuned: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    given = ("--model", untuned, "--prompt=a")
+    more = ("--min-p=0.1", "--repetition-penalty=1.2", "--stop=x", "--stop=yz")
+    status, _, said = run(capsys, *given, *more, "--model-flag", "dtype=bfloat16")
+    assert status == 0
+    halves = said.split(": ")[-1]
+    _, _, said = run(capsys, *given)
+    assert float(said.split(": ")[-1].split()[0]) == 2 * float(halves.split()[0])
+    for wrong, message in (
+        ("--model-flag=num_layers=3", "is as it was trained, but for dtype and remat"),
+        ("--model-flag=dtype=int8", "dtype must be float32 or bfloat16, got 'int8'"),
+        ("--min-p=2", "min_p must lie in [0, 1]"),
+        ("--repetition-penalty=0", "repetition_penalty must lie in [0.01, 100]"),
+        ("--stop=", "a text to stop at must not be empty"),
+    ):
+        status, _, said = run(capsys, *given, wrong)
+        assert status == 2 and message in said and said.count("\n") == 1
