@@ -88,7 +88,9 @@ def add_writing(parser: Any) -> None:
     """Adds the flags of texts that a language model writes, which `writing` reads."""
     ids = whole(0, limits.IDS)
     group = parser.add_argument_group("what is written")
-    group.add_argument("--max-new-tokens", metavar="N", type=tokens, default=256)
+    group.add_argument(
+        "--max-new-tokens", metavar="N", type=tokens, default=256, help="at most; default: 256"
+    )
     group.add_argument("--temperature", metavar="T", type=number, default=1.0, help="0 is greedy")
     group.add_argument("--top-k", metavar="K", type=ids, default=0, help="0 is all tokens")
     group.add_argument(

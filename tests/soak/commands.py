@@ -118,7 +118,9 @@ LINES = {
         (
             *(("--model", "model"), ("--prompts", "in"), ("--max-new-tokens", "count")),
             *(("--temperature", "number"), ("--top-k", "seed"), ("--top-p", "number")),
-            *(("--seed", "seed"), ("--stop-token", "seed")),
+            *(("--seed", "seed"), ("--stop-token", "seed"), ("--min-p", "number")),
+            *(("--repetition-penalty", "number"), ("--batch-size", "count"), ("--out", "out")),
+            ("--model-flag", "assignment"),
         ),
         ("sft",),
     ),

@@ -29,6 +29,7 @@ SFT = ("train", "sft", "tokens/arithmetic", "--model", "tiny", "--out", "new")
 PLAY = ("evaluate", "{game}")
 JUDGE = ("evaluate", "{text}", "tokens/arithmetic", "--out", "new")
 TELL = ("generate", "--model", "{text}", "--prompt", "1+1=")
+TALK = ("chat", "--model", "{text}")
 MERGE = ("merge", "{text}", "{text}", "--out", "new", "--method", "slerp")
 COUNTS = {
     CHAIN: (
@@ -38,15 +39,17 @@ COUNTS = {
     ("train", "--resume", "{game}"): ("steps",),
     PLAY: ("episodes", "max-steps"),
     JUDGE: ("episodes", "samples", "best-of", "max-prompt-length", "max-new-tokens"),
-    TELL: ("max-new-tokens",),
+    TELL: ("max-new-tokens", "batch-size"),
+    TALK: ("max-new-tokens", "context"),
     ("report", "{game}", "--out", "new"): ("steps",),
     ("sweep", "sweep.toml"): ("jobs",),
 }
 SEEDS = {
     line: ("seed",)
-    for line in (CHAIN, SFT, PLAY, JUDGE, TELL, ("export", "{text}", "--out", "new"))
+    for line in (CHAIN, SFT, PLAY, JUDGE, TELL, TALK, ("export", "{text}", "--out", "new"))
 } | {("entailment", "--out", "new"): ("seed",)}
-NUMBERS = {TELL: ("temperature", "top-p"), MERGE: ("t", "interpolation", "weights", "rate")}
+DRAWN = ("temperature", "top-p", "min-p", "repetition-penalty")
+NUMBERS = {TELL: DRAWN, TALK: DRAWN, MERGE: ("t", "interpolation", "weights", "rate")}
 LINES = [
     (*line, f"--{flag}={value}")
     for flags, values in ((COUNTS, NO_COUNTS), (SEEDS, NO_SEEDS), (NUMBERS, NO_NUMBERS))
