@@ -7,14 +7,24 @@ tick, so the parameters that act always lag by that tick: the seed alone decides
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import loops, metrics, platform, prioritized, replay, rollout, spans, types
+from kullback.core import (
+    loops,
+    metrics,
+    platform,
+    playing,
+    prioritized,
+    replay,
+    rollout,
+    spans,
+    types,
+)
 
 
 class Pending(NamedTuple):
@@ -290,7 +300,7 @@ def _evaluate(context: _Context, state: RunState, episodes: int) -> loops.Episod
     environment = context.opened[episodes]
     limit = loops.evaluation_limit(environment.spec, context.evaluation_limit)
     acting = context.agent, environment, state.learner, state.env_steps, context.seed
-    episode_batch = play(*acting, limit=limit, constants=context.constants)
+    episode_batch = playing.play(*acting, limit=limit, constants=context.constants)
     return loops.Episodes(episode_batch.returns[None], episode_batch.cut[None])
 
 
@@ -360,55 +370,3 @@ def _restore(
         metrics=jax.tree.map(jnp.asarray, sums),
         pending=pending,
     )
-
-
-def play(
-    agent: types.Agent,
-    environment: types.HostEnvironment,
-    learner: types.LearnerState,
-    env_steps: int,
-    seed: int,
-    limit: int = loops.EVALUATION_LIMIT,
-    constants: types.Constants = types.NO_CONSTANTS,
-) -> loops.Episodes:
-    """Plays one episode in each of B rows, with the acting parameters of evaluation.
-
-    Episodes that still run after `limit` ticks are cut; results are [B].
-    """
-    ticks = playing(agent, environment, learner, env_steps, seed, limit, constants)
-    while True:
-        try:
-            next(ticks)
-        except StopIteration as end:
-            return end.value
-
-
-def playing(
-    agent: types.Agent,
-    environment: types.HostEnvironment,
-    learner: types.LearnerState,
-    env_steps: int,
-    seed: int,
-    limit: int,
-    constants: types.Constants = types.NO_CONSTANTS,
-) -> Generator[None, None, loops.Episodes]:
-    """Plays as `play` does, and yields before each tick, when the environment may be drawn."""
-    params = agent.actor_params(learner, loops.count(env_steps), True, constants)
-    key = loops.evaluation_key(jax.random.key(seed), env_steps)
-    step = jax.jit(agent.policy.step)
-    memory = agent.policy.initial_state(params, None, 0)
-    timestep = environment.reset(int(jax.random.randint(key, (), 0, 2**30)))
-    total = np.zeros(environment.num_envs)
-    done = np.zeros(environment.num_envs, bool)
-    for tick in range(limit):
-        yield
-        action, memory, _ = step(
-            params, timestep.observation, memory, jax.random.fold_in(key, tick)
-        )
-        environment.send(np.asarray(action))
-        timestep = environment.recv()
-        total += np.where(done, 0.0, timestep.reward)
-        done |= timestep.last()
-        if done.all():
-            break
-    return loops.Episodes(total, ~done)

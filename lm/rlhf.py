@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kullback.core import learners, regularizers, sampling, types
 from kullback.environments import tokens
@@ -32,11 +31,10 @@ from kullback.lm import (
     policy_gradient,
     shared_ids,
     tuning,
+    value_network,
 )
 
 __all__ = ["Config", "make", "presets"]
-
-VALUE = "value"  # Key of the value network's parameters, beside the policy's.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class OnPolicy:
 
     samples_per_prompt: int  # G.
     temperature: float = 1.0  # Temperature of policy and reference.
-    has_value: bool = False  # Whether parameters are those of `with_value`.
+    has_value: bool = False  # Whether parameters are those of `value_network.with_value`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ class Config:
                 f"samples_per_prompt must be >= 1 and divide batch_size={size}, "
                 f"got {c.samples_per_prompt}"
             )
-        if c.baseline != VALUE and c.samples_per_prompt < 2:
+        if c.baseline != value_network.KEY and c.samples_per_prompt < 2:
             raise ValueError(f"baseline {c.baseline} needs samples_per_prompt >= 2, got 1")
         for name in ("kl_coefficient", "length_penalty", "truncation_penalty", "reward_weight"):
             if not getattr(c, name) >= 0:
@@ -198,7 +196,7 @@ class _Context:
     @property
     def has_value(self) -> bool:
         """Whether a value network is the baseline."""
-        return self.config.baseline == VALUE
+        return self.config.baseline == value_network.KEY
 
 
 def _learner(context: _Context) -> types.Learner:
@@ -206,13 +204,12 @@ def _learner(context: _Context) -> types.Learner:
     optimizer = tuning.optimizer(c.learning)
     if context.has_value:
         value_learning = dataclasses.replace(c.learning, learning_rate=c.value_learning_rate)
-        optimizer = optax.multi_transform(
-            {"policy": optimizer, VALUE: tuning.optimizer(value_learning)},
-            lambda params: {name: VALUE if name == VALUE else "policy" for name in params},
-        )
+        optimizer = value_network.beside(optimizer, tuning.optimizer(value_learning))
     anchor = {"anchor": learners.moving_average(c.anchor_rate)}
     return learners.sgd(
-        init_params=(lambda key: with_value(init(key))) if context.has_value else init,
+        init_params=(
+            (lambda key: value_network.with_value(init(key))) if context.has_value else init
+        ),
         loss=functools.partial(_loss, context),
         optimizer=optimizer,
         targets=anchor if c.reference == "moving-average" else None,
@@ -364,22 +361,12 @@ def _value_loss(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns advantages, [B, T - 1], the value's loss, [], and its squared errors, [B, T - 1]."""
     c, is_answer = context.config, jnp.asarray(data.sequences.is_answer)[:, 1:]
-    hidden = context.model.features(params[VALUE]["decoder"], *_inputs(data.sequences))[:, :-1]
-    values = jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[VALUE]["head"])
+    values = value_network.predict(context.model, params, *_inputs(data.sequences))
     frozen = jax.lax.stop_gradient(values)
     returns = policy_gradient.lambda_returns(data.rewards, frozen, is_answer, c.return_lambda)
     targets = policy_gradient.lambda_returns(data.rewards, frozen, is_answer, c.value_lambda)
     errors = jnp.where(is_answer, values - targets, 0) ** 2
     return returns - frozen, jnp.sum(data.weights * errors), jax.lax.stop_gradient(errors)
-
-
-def with_value(params: types.Params) -> types.Params:
-    """Adds the parameters of a value network to those of a policy.
-
-    The network is a copy of the decoder with a head of zeros, [D], so that it predicts 0 at first.
-    """
-    head = jnp.zeros(params["final_norm"].shape, jnp.float32)
-    return {**params, VALUE: {"decoder": jax.tree.map(jnp.copy, params), "head": head}}
 
 
 def _inputs(s: batches.Sequences) -> tuple[types.Array, ...]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import averaging, types
-from kullback.lm import gemma, merging, rlhf, tuning
+from kullback.lm import gemma, merging, rlhf, tuning, value_network
 
 ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Points of the front; the paper's.
 
@@ -54,7 +54,7 @@ class Config:
             raise ValueError(f"next_start (eta) must lie in (0, 1], got {self.next_start}")
         if self.group not in merging.GROUPS:
             raise ValueError(f"group must be one of {merging.GROUPS}, got {self.group!r}")
-        if self.member.baseline == rlhf.VALUE:
+        if self.member.baseline == value_network.KEY:
             raise ValueError("warp averages policies: baseline value has a network beside")
         if self.member.distillation_weight:
             raise ValueError("warp has no teacher: distillation_weight must be 0")

@@ -15,7 +15,16 @@ import numpy as np
 from kullback.core import files, learners, types
 from kullback.experiments import entailment, reproduce
 from kullback.experiments.reproductions import extractive, small_models, study
-from kullback.lm import answers, batches, best_of_n, completions, rlef, rlhf, rollouts, sft
+from kullback.lm import (
+    answers,
+    batches,
+    best_of_n,
+    completions,
+    rlef,
+    rollouts,
+    sft,
+    value_network,
+)
 from kullback.lm.entailment import faithfulness, scorers
 
 SPLITS: tuple[faithfulness.Split, ...] = ("train", "test")
@@ -186,7 +195,9 @@ def learn(
     sizes, start = summarisers.sizes, summarisers.start(seed)
     learner, run = summarisers.trainers[alpha]
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    state = learners.with_params(learner.init(jax.random.key(seed)), rlhf.with_value(start))
+    state = learners.with_params(
+        learner.init(jax.random.key(seed)), value_network.with_value(start)
+    )
     stretch = sizes.steps // measurements
     for number in range(measurements):
         rng = np.random.default_rng([seed, 1, number])

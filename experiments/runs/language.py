@@ -35,6 +35,7 @@ from kullback.lm import (
     texts,
     tokenizer,
     tuning,
+    value_network,
 )
 
 COMPUTE = folder_meaning.COMPUTE
@@ -350,7 +351,7 @@ def _with_actor(base: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
     on_policy: rlhf.OnPolicy = base.agent.experience
 
     def initial_params() -> types.Params:
-        return rlhf.with_value(start.params) if on_policy.has_value else start.params
+        return value_network.with_value(start.params) if on_policy.has_value else start.params
 
     return dataclasses.replace(
         base,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import compiled, host, loops, replay, rollout, types
+from kullback.core import compiled, host, loops, playing, replay, rollout, types
 from kullback.environments.checked import AnyEnvironment
 from kullback.experiments.runs.work import MakeEnvironment
 
@@ -69,7 +69,7 @@ def _of(environment: AnyEnvironment) -> Simulator:
         seeds_together=False,
         steps_dtype=np.int64,
         loop=lambda agent, seeds, *rest: host.make(agent, environment, seeds[0], *rest),
-        play=lambda agent, *rest: host.play(agent, environment, *rest),
+        play=lambda agent, *rest: playing.play(agent, environment, *rest),
         frames=functools.partial(_host_frames, environment),
         close=environment.close,
     )
@@ -90,7 +90,7 @@ def _play_compiled(
 def _host_frames(
     environment: types.HostEnvironment, agent: types.Agent, *rest: Any
 ) -> Iterator[np.ndarray]:
-    for _ in host.playing(agent, environment, *rest):
+    for _ in playing.ticks(agent, environment, *rest):
         yield environment.render()
 
 

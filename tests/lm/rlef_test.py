@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from kullback.core import checkpoints, learners, types
-from kullback.lm import batches, gemma, rlef, rlhf, rollouts, tuning
+from kullback.lm import batches, gemma, rlef, rollouts, tuning, value_network
 from kullback.lm.data import Example
 
 pytestmark = pytest.mark.slow  # Most of it is compilation.
@@ -82,7 +82,7 @@ def stepped(
     """Takes a step from `params(0)`, of which the texts are samples."""
     learner, step = program(c)
     state = learner.init(jax.random.key(0))
-    state = learners.with_params(state, rlhf.with_value(params(0)))
+    state = learners.with_params(state, value_network.with_value(params(0)))
     state, feedback = step(state, batch(params(0), rewards), types.Constants(start=params(start)))
     return state, {name: np.asarray(x) for name, x in feedback.metrics.items()}
 
@@ -160,7 +160,7 @@ def test_the_optimum_is_the_start_times_a_power_of_the_probability(alpha: float)
     learning = dataclasses.replace(LEARNING, learning_rate=1e-2)
     learner, step = program(config(alpha, learning=learning))
     state = learner.init(jax.random.key(0))
-    state = learners.with_params(state, rlhf.with_value(params(1)))
+    state = learners.with_params(state, value_network.with_value(params(1)))
 
     def log_p(of: Any) -> jax.Array:
         return jnp.sum(log_probabilities(of), 1)
@@ -180,7 +180,9 @@ def test_the_optimum_is_the_start_times_a_power_of_the_probability(alpha: float)
 def test_it_resumes_with_the_same_bits(tmp_path: pathlib.Path):
     c = config(0.1)
     learner, step = program(c)
-    state = learners.with_params(learner.init(jax.random.key(0)), rlhf.with_value(params(0)))
+    state = learners.with_params(
+        learner.init(jax.random.key(0)), value_network.with_value(params(0))
+    )
     given = batch(params(0), REWARDS), types.Constants(start=params(1))
     once, _ = step(state, *given)
     checkpoints.save(tmp_path, 1, once, {})

@@ -11,7 +11,17 @@ import pytest
 
 from kullback.core import rollout, types
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, policy, policy_gradient, rlef, rlhf, rollouts, tuning
+from kullback.lm import (
+    batches,
+    gemma,
+    policy,
+    policy_gradient,
+    rlef,
+    rlhf,
+    rollouts,
+    tuning,
+    value_network,
+)
 from kullback.lm.data import Example
 
 SIZE, GROUP = 4, 2
@@ -77,7 +87,7 @@ def step(
     agent = make(MODEL, config=c, **teacher)
     state = agent.learner.init(jax.random.key(0))
     if agent.experience.has_value:
-        state = state._replace(params=rlhf.with_value(params(seed)))
+        state = state._replace(params=value_network.with_value(params(seed)))
     else:
         state = state._replace(params=params(seed))
     state = state._replace(targets={name: params(anchor) for name in state.targets})

@@ -1,0 +1,43 @@
+"""A value network beside a policy: a decoder of its own, and a head of one number a token."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kullback.core import types
+from kullback.lm import gemma
+
+__all__ = ["KEY", "beside", "predict", "with_value"]
+
+KEY = "value"  # Of its parameters, beside the policy's.
+
+
+def with_value(params: types.Params) -> types.Params:
+    """Adds the parameters of a value network to those of a policy.
+
+    The network is a copy of the decoder with a head of zeros, [D], so that it predicts 0 at first.
+    """
+    head = jnp.zeros(params["final_norm"].shape, jnp.float32)
+    return {**params, KEY: {"decoder": jax.tree.map(jnp.copy, params), "head": head}}
+
+
+def predict(model: gemma.Model, params: types.Params, *inputs: types.Array) -> jax.Array:
+    """Returns the value of each prefix but the whole text, float32, [B, T - 1].
+
+    Args:
+      model: the policy's, whose shape the network has.
+      params: as of `with_value`.
+      *inputs: tokens, positions and segments, as for `gemma.Model.features`; int32, [B, T] each.
+    """
+    hidden = model.features(params[KEY]["decoder"], *inputs)[:, :-1]
+    return jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[KEY]["head"])
+
+
+def beside(
+    policy: optax.GradientTransformation, value: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Returns the optimiser of both: `value` is of the value network, `policy` of all else."""
+    return optax.multi_transform(
+        {"policy": policy, KEY: value},
+        lambda params: {name: KEY if name == KEY else "policy" for name in params},
+    )
