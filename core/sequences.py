@@ -152,7 +152,9 @@ def make(
         learner_key, key = jax.random.split(key)
         return learner_init(learner_key), key
 
-    shapes = _shapes(agent.learner, source, constants, init_learner)
+    # A compiled function is traced once for its shapes and its calls.
+    step = agent.learner.step if placement is not None else learn_step
+    shapes = _shapes(step, source, constants, init_learner)
     context = _Context(
         agent=agent,
         source=source,
@@ -178,7 +180,7 @@ def make(
 
 
 def _shapes(
-    learner: types.Learner,
+    learn_step: Callable[..., tuple[types.LearnerState, types.Feedback]],
     source: Source,
     constants: types.Constants,
     init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]],
@@ -186,7 +188,7 @@ def _shapes(
     """Returns shapes and dtypes of a run's state, without computing anything."""
     state, key = jax.eval_shape(init_learner, jax.random.key(0))
     batch = jax.eval_shape(types.Batch.of, source.example)
-    _, feedback = jax.eval_shape(learner.step, state, batch, constants)
+    _, feedback = jax.eval_shape(learn_step, state, batch, constants)
     names = feedback.metrics | ({"sample_age": None} if source.keeps else {})
     steps = jax.ShapeDtypeStruct((), np.int64)
     return RunState(

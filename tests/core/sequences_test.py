@@ -110,6 +110,20 @@ def test_rows_come_from_where_they_should(count):
         assert logits[0] < logits[1:].min() - 1
 
 
+def test_a_learner_step_is_traced_once():
+    """Tracing that of a language model takes as long as some hundred steps of a small one."""
+    built, traces = agent(), []
+
+    def step(*arguments: Any) -> Any:
+        traces.append(arguments)
+        return built.learner.step(*arguments)
+
+    watched = built._replace(learner=built.learner._replace(step=step))
+    loop = sequences.make(watched, Calls(lambda step: 1).source, seed=0, constants=constant(0))
+    run(loop, loop.init(), 3)
+    assert len(traces) == 1
+
+
 def test_a_run_that_goes_on_is_the_run_that_did_not_stop(tmp_path):
     def loop():
         calls = Calls(lambda step: ROWS * (step % 2))
