@@ -140,9 +140,10 @@ def test_seeds_in_one_program_equal_runs_one_by_one(changes):
     together = compiled_loop(seeds=(3, 4), changes=changes)
     states = to_end(together, together.init(), 540)  # Ten updates.
     _, rows = together.rows(states)
+    alone = compiled_loop(seeds=(3,), changes=changes)  # Its program is that of any seed.
     for k, seed in enumerate((3, 4)):
-        alone = compiled_loop(seeds=(seed,), changes=changes)
-        state = to_end(alone, alone.init(), 540)
+        begun = compiled_loop(seeds=(seed,), changes=changes).init()
+        state = to_end(alone, begun, 540)
         learner = compiled.seed_of(states.learner, k, 2)
         assert int(learner.steps) == int(state.learner.steps) == 10
         jax.tree.map(

@@ -1,5 +1,7 @@
 """Tests of lm/completions.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,19 +45,19 @@ def test_samples_of_a_prompt_stand_together_after_it():
 
 def test_pieces_are_the_whole():
     sampler = completions.sampler(MODEL, T, stop_tokens=())
-    whole = sampler.completions(ACTING, PROMPTS, KEY)
-    state = sampler.start(ACTING, PROMPTS, KEY, spare=1)
-    parts = []
+    whole = jax.jit(sampler.completions)(ACTING, PROMPTS, KEY)
+    state = jax.jit(functools.partial(sampler.start, spare=1))(ACTING, PROMPTS, KEY)
+    proceed, parts = jax.jit(sampler.proceed, static_argnums=4), []
     for tick in (0, 2, 4):  # The last one goes on beyond the horizon.
-        part, state = sampler.proceed(ACTING, PROMPTS, state, KEY, 2, tick)
+        part, state = proceed(ACTING, PROMPTS, state, KEY, 2, tick)
         parts.append(part.action.T)
     np.testing.assert_array_equal(jnp.concatenate(parts, 1)[:, :T], whole.tokens)
     assert np.asarray(whole.length).tolist() == [T] * 3 and np.asarray(whole.truncated).all()
 
 
 def test_how_tokens_are_drawn_is_an_option():
-    greedy = completions.sampler(MODEL, T, sampling=Sampling(temperature=0))
-    one, other = (greedy.completions(ACTING, PROMPTS, jax.random.key(n)) for n in (1, 2))
+    greedy = jax.jit(completions.sampler(MODEL, T, sampling=Sampling(temperature=0)).completions)
+    one, other = (greedy(ACTING, PROMPTS, jax.random.key(n)) for n in (1, 2))
     np.testing.assert_array_equal(one.tokens, other.tokens)
 
 

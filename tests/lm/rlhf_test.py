@@ -60,6 +60,7 @@ def texts() -> batches.Sequences:
     return jax.tree.map(jnp.asarray, batches.pad(examples, 10, 0))
 
 
+@jax.jit
 def log_probabilities(of: Any) -> jax.Array:
     """Computes log-probabilities of all tokens but the first, [B, T - 1], by the definition."""
     s = texts()

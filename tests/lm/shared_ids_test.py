@@ -109,31 +109,11 @@ def test_reinforcement_with_a_teacher_and_its_reference():
 
 
 def test_what_is_measured_and_what_is_drawn():
-    plain = gemma.make(CONFIG)
-    more = shared_ids.over(gemma.make(PADDED), IDS)
+    plain, wide = gemma.make(CONFIG), gemma.make(PADDED)
+    more = shared_ids.over(wide, IDS)
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
-    np.testing.assert_allclose(
-        more.apply(padded(params(0)), rows.tokens),
-        plain.apply(params(0), rows.tokens),
-        atol=1e-6,
-    )
-    np.testing.assert_allclose(
-        answers.log_probabilities(more, padded(params(0)), rows),
-        answers.log_probabilities(plain, params(0), rows),
-        atol=1e-6,
-    )
 
-    def both(*models: Any) -> jax.Array:
-        gap = lambda one, two, labels: jnp.sum(jnp.abs(jax.nn.softmax(one) - two), -1)  # noqa: E731
-        return answers.per_token(gap, rows, *models, chunk=3)[0]
-
-    np.testing.assert_allclose(
-        both((plain, params(0)), (gemma.make(PADDED), padded(params(1)))),
-        both((plain, params(0)), (plain, params(1))),
-        rtol=1e-6,
-    )
-
-    def texts(model: gemma.Model, of: types.Params) -> np.ndarray:
+    def texts(model: gemma.Model, of: types.Params) -> jax.Array:
         acts, acting = policy.language_model(model), {"params": of}
         prompts = batches.pad_prompts([(2, 5), (2, 9, 3)], 4, 0)
         environment = tokens.make_batch(
@@ -141,10 +121,24 @@ def test_what_is_measured_and_what_is_drawn():
         )
         key = jax.random.key(3)
         state = rollout.start(acts, environment, acting, key, prompts, 20)
-        return np.asarray(rollout.rollout(acts, environment, acting, state, key, 16)[0].action)
+        return rollout.rollout(acts, environment, acting, state, key, 16)[0].action
 
-    np.testing.assert_array_equal(texts(more, padded(params(0))), texts(plain, params(0)))
-    assert texts(gemma.make(PADDED), padded(params(0))).max() >= IDS  # The padding would be drawn.
+    def gap(one: jax.Array, two: jax.Array, labels: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.abs(jax.nn.softmax(one) - two), -1)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def measured(model: gemma.Model, other: gemma.Model, of: Any, of_other: Any) -> Any:
+        gaps, _ = answers.per_token(gap, rows, (plain, params(0)), (other, of_other), chunk=3)
+        logits = model.apply(of, rows.tokens)
+        return logits, answers.log_probabilities(model, of, rows), gaps, texts(model, of)
+
+    *numbers, drawn = measured(more, wide, padded(params(0)), padded(params(1)))
+    *expected, expected_texts = measured(plain, plain, params(0), params(1))
+    for got, number in zip(numbers, expected, strict=True):
+        np.testing.assert_allclose(got, number, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(drawn, expected_texts)
+    unbound = jax.jit(functools.partial(texts, wide))(padded(params(0)))
+    assert unbound.max() >= IDS  # The padding would be drawn.
 
 
 def test_what_cannot_be_is_refused():
