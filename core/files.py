@@ -144,14 +144,18 @@ def check_file(path: Path, size: int, crc: int) -> None:
     """Compares a file with what was written.
 
     Raises:
-      CorruptError: if it is missing, truncated or changed.
+      CorruptError: if it is missing, truncated or changed, or cannot be read.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise CorruptError(f"{path} is missing")
     if path.stat().st_size != size:
         raise CorruptError(f"{path} has {path.stat().st_size} bytes, {size} were written")
-    if crc32(path) != crc:
+    try:
+        got = crc32(path)
+    except OSError as error:
+        raise CorruptError(f"{path} cannot be read: {error.strerror}") from error
+    if got != crc:
         raise CorruptError(f"{path} has changed since it was written (its CRC-32 differs)")
 
 

@@ -1,6 +1,7 @@
 """Driving a run: its loop is advanced; evaluations, rows and checkpoints are made when due."""
 
 import dataclasses
+import errno
 import math
 import pathlib
 import sys
@@ -105,11 +106,12 @@ class Drive:
             except ArithmeticError as error:
                 self.folder.write_diverged(str(error))
                 raise
-            except OSError as error:  # The disk is full, or gone.
+            except OSError as error:  # The disk is full, or gone, or not ours.
                 reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+                then = "when there is room again" if is_full(error) else "when that is mended"
                 raise interrupts.Failure(
-                    f"{reason}; what was saved by step {self.saved_at:,} stays: when there is room "
-                    f"again, go on with: kullback train --resume {self.home}"
+                    f"{reason}; what was saved by step {self.saved_at:,} stays: {then}, go on "
+                    f"with: kullback train --resume {self.home}"
                 ) from error
         self._finish(state)
 
@@ -248,6 +250,11 @@ class Drive:
             left = "all steps are done and saved; what a run leaves at its end is made by"
             again = f"{left}: kullback train --resume {self.home}"
             raise interrupts.as_interrupted(error, again) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Returns whether a write failed for lack of room; Orbax's errors have no number."""
+    return error.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_unfinished(plan: plans.Plan, steps: int, notes: Mapping[str, Any]) -> bool:

@@ -1,7 +1,9 @@
 """Tests of core/files.py."""
 
 import csv
+import errno
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,18 @@ def test_a_manifest_knows_every_file(tmp_path: pathlib.Path):
     (tmp_path / "inner" / "b").write_text("inner/c")
     with pytest.raises(files.CorruptError, match="inner/b has changed"):
         files.check_manifest(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_damaged(tmp_path: pathlib.Path, monkeypatch: Any):
+    (tmp_path / "a").write_text("a")
+    files.write_manifest(tmp_path)
+
+    def refuse(*arguments: Any) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a"))
+
+    monkeypatch.setattr("builtins.open", refuse)  # Root may read anything.
+    with pytest.raises(files.CorruptError, match="a cannot be read: Permission denied"):
+        files.check_file(tmp_path / "a", 1, 0)
 
 
 def test_disk_that_does_not_suffice(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
