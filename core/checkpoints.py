@@ -33,6 +33,9 @@ from kullback.core.weights import import_params as import_params
 logger = logging.getLogger(__name__)
 
 CONTENTS = "contents.json"
+# Arrays are compressed in chunks and collected in files, which are in memory until written. With
+# Orbax's own settings a checkpoint of 1.5 GB took 2.9 GB beside its arrays, with these 0.5.
+CHUNK_BYTES, FILE_BYTES = 2**25, 10**8
 
 Meta = dict[str, Any]  # JSON-able; "score" and "segments" have a meaning here.
 
@@ -49,7 +52,12 @@ def _orbax() -> ocp.Checkpointer:
     # Of writes that fail together one is raised; asyncio tells of the others when it finds them.
     logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    # A save returns when all is written, so arrays need not be copied before.
+    handlers = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers))
 
 
 class _Contents(NamedTuple):
@@ -165,7 +173,9 @@ def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     try:
-        _orbax().save(path.absolute(), args=ocp.args.PyTreeSave(arrays))
+        save_args = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in arrays}
+        args = ocp.args.PyTreeSave(arrays, save_args, ocdbt_target_data_file_size=FILE_BYTES)
+        _orbax().save(path.absolute(), args=args)
     except ValueError as error:  # Shapes and names are right: it is how tensorstore fails to write.
         raise OSError(f"{path} cannot be written: {error}") from error
 
