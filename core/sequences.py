@@ -152,6 +152,19 @@ def make(
         learner_key, key = jax.random.split(key)
         return learner_init(learner_key), key
 
+    def begin() -> tuple[types.LearnerState, types.Key]:
+        """Returns the learner and the key before step 0."""
+        if params is None:
+            return init_learner(jax.random.key(seed))
+
+        # One program, in which nothing is drawn that `params` replace.
+        @jax.jit
+        def init_from(key: types.Key, given: types.Params) -> tuple[types.LearnerState, types.Key]:
+            learner, key = init_learner(key)
+            return learners.with_params(learner, given), key
+
+        return init_from(jax.random.key(seed), params())
+
     # A compiled function is traced once for its shapes and its calls.
     step = agent.learner.step if placement is not None else learn_step
     shapes = _shapes(step, source, constants, init_learner)
@@ -168,7 +181,7 @@ def make(
     )
     return loops.Loop(
         seeds=(seed,),
-        init=lambda: _init(context, init_learner(jax.random.key(seed)), params),
+        init=lambda: _init(context, *begin()),
         advance=functools.partial(_advance, context),
         steps=lambda state: state.steps,
         rows=functools.partial(_metrics_rows, context),
@@ -214,15 +227,8 @@ def _placed(context: _Context, state: RunState) -> RunState:
     return RunState(state.steps, *jax.device_put(state[1:], context.shardings[1:]))
 
 
-def _init(
-    context: _Context,
-    drawn: tuple[types.LearnerState, types.Key],
-    params: Callable[[], types.Params] | None,
-) -> RunState:
-    """Returns the state before step 0; the learner starts from `params` where they are given."""
-    learner, key = drawn
-    if params is not None:
-        learner = learners.with_params(learner, params())
+def _init(context: _Context, learner: types.LearnerState, key: types.Key) -> RunState:
+    """Returns the state before step 0."""
     sums = metrics.init(context.source.num_rows, context.shapes.metrics.learner)
     kept = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), context.shapes.kept)
     return _placed(context, RunState(0, learner, key, sums, kept))

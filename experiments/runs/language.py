@@ -297,16 +297,13 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     if home is None and any(data.is_conversation(x, student.tokenizer) for x in train):
         student = student._replace(tokenizer=chat.with_template(student.tokenizer))
 
-    def initial_params() -> types.Params:
-        # `saved` reads no parameters, which a second seed that begins needs.
-        return (
-            models.load(plan.model, mesh=mesh).params if student.params is None else student.params
-        )
-
+    initial_params = None
+    if plan.model not in gemma.PRESETS:
+        initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
     base = Setup(
         agent=entry.make(*decoders, config=config, **teacher_options),
         spec=spec_of(student.config),
-        student=student,
+        student=student._replace(params=None),
         teacher=teacher,
         train=train,
         reports={"train": train_report, "test": test_report},
@@ -314,7 +311,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         evaluator=evaluation.Evaluator(
             decoders[0], student.tokenizer, task, test, c, config.output_divergence, mesh
         ),
-        initial_params=None if plan.model in gemma.PRESETS else initial_params,
+        initial_params=initial_params,
         placement=sharding.placement(mesh, *(model.config for model in decoders)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
@@ -327,11 +324,29 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         return base
     plan.require_trust()
     reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids)
-    return _with_actor(base, plan, reward)
+    return _with_actor(base, plan, reward, student)
 
 
-def _with_actor(base: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
-    """Returns the set-up of reinforcement learning from a supervised start."""
+@dataclasses.dataclass
+class _Initial:
+    """Parameters to begin with; those that were read are handed over, and not kept."""
+
+    params: types.Params | None  # None: they are read when learning begins.
+    read: Callable[[], types.Params | None]
+
+    def __call__(self) -> types.Params:
+        """Returns them; another seed of the run has them read anew."""
+        params, self.params = self.params, None
+        return self.read() if params is None else params
+
+
+def _with_actor(
+    base: Setup, plan: plans.Plan, reward: rewards.Reward, student: models.Checkpoint
+) -> Setup:
+    """Returns the set-up of reinforcement learning from a supervised start.
+
+    That start is what the student was read as; a run that goes on reads it again.
+    """
     if plan.model in gemma.PRESETS:
         raise ValueError(
             f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
@@ -341,7 +356,7 @@ def _with_actor(base: Setup, plan: plans.Plan, reward: rewards.Reward) -> Setup:
         raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
     if base.leaves_front:
         base.agent.config.check(plan.steps)
-    start = models.load(plan.model)
+    start = models.load(plan.model) if student.params is None else student
     if start.divergence != "kl":
         raise ValueError(
             f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "

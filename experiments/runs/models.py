@@ -232,7 +232,7 @@ def fingerprint(params: types.Params) -> str:
     digest = hashlib.sha256()
     for name, leaf in sorted(trees.named_leaves(params).items()):
         digest.update(f"{name} {trees.describe(name, leaf)}".encode())
-        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).tobytes())
+        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Tests of core/sequences.py, with a table of logits as the smallest language model."""
 
+import gc
 from typing import Any
 
 import jax
@@ -198,6 +199,25 @@ def test_learning_starts_from_the_parameters_given():
         sequences.make(
             agent(), calls.source, seed=0, params=lambda: wrong, constants=constant(0)
         ).init()
+
+
+def num_live() -> int:
+    """Returns the number of arrays of the parameters' shape that are in memory."""
+    gc.collect()
+    return sum(x.shape == (TOKENS,) for x in jax.live_arrays())
+
+
+def test_a_run_holds_its_state_and_nothing_of_the_parameters_given():
+    frozen, source = constant(0), Calls(lambda step: 0).source
+    before = num_live()
+    given = [{"logits": jnp.array([1.0, 2.0, 3.0])}]
+    loop = sequences.make(agent(), source, 0, params=given.pop, constants=frozen)
+    state = loop.init()
+    # Parameters, their average, and two moments.
+    assert sum(x.shape == (TOKENS,) for x in jax.tree.leaves(state.learner)) == 4
+    assert num_live() == before + 4
+    state = run(loop, state, 2)
+    assert num_live() == before + 4
 
 
 def test_evaluation_has_keys_of_its_own_and_changes_nothing():
