@@ -4,11 +4,12 @@ The logits of N tokens, [N, V], are the largest array of a training step: 2 GB i
 tokens and Gemma's vocabulary of 262,144, and again for a teacher and for each gradient. Here a
 chunk of tokens is unembedded, compared and freed. The weight of a token's loss is known in advance,
 so its gradient is computed while its logits are in memory, and nothing is computed twice; the
-embedding's gradient is summed over the chunks, in place.
+embedding's gradient is summed over the chunks, in place, a block of rows at a time.
 
 Shape letters: N tokens, n tokens of a chunk, D features, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,18 +18,25 @@ import jax.numpy as jnp
 
 from kullback.core import sharding, types
 
+LOGIT_BYTES = 2**27  # Most bytes of a chunk's logits.
+BLOCK_BYTES = 2**24  # Size of a block of rows of a head's gradient, which stays in the cache.
+
 
 class Head(NamedTuple):
     """Features, and the unembedding that turns a chunk of them into logits."""
 
-    unembed: Callable[[types.Params, jax.Array], jax.Array]  # (params, [n, D]) -> [n, V].
-    params: types.Params  # Parameters of `unembed`, and no more: gradients have the same size.
+    # (params, [n, D]) -> [n, V]. Logit v depends on row v of each parameter alone.
+    unembed: Callable[[types.Params, jax.Array], jax.Array]
+    # Parameters of `unembed`, [V or more, ...], and no more: gradients have the same size.
+    params: types.Params
     features: jax.Array  # [N, D].
+    is_frozen: bool = False  # Whether the parameters get no gradient, nor memory for it.
 
 
 class _Fixed(NamedTuple):
     """The inputs without a gradient."""
 
+    student: Any  # Parameters of the student's head if it is frozen, else None.
     params: list[Any]  # Parameters of the other heads.
     inputs: list[Any]  # Weights and targets, [N, ...] each.
     is_answer: jax.Array | None  # bool, [N].
@@ -58,7 +66,8 @@ def token_losses(
       student: gives the first logits.
       *targets: trees of arrays [N, ...] (labels, sparse targets, keys), passed as [n, ...]; or a
         `Head`, such as a teacher's, passed as logits [n, V]. They get no gradient.
-      chunk: n, the tokens whose logits are in memory at a time, one array for each head.
+      chunk: most tokens whose logits are in memory at a time, one array for each head; n is fewer
+        where these would be of more than `LOGIT_BYTES`.
       is_answer: bool, [N]; None is all. Other tokens get 0 at hardly any cost: they are sorted to
         the end, and chunks without an answer are not computed.
 
@@ -69,7 +78,7 @@ def token_losses(
       ValueError: for chunk < 1, no tokens, or targets of another number of tokens.
     """
     heads, params, inputs = _split(student, targets)
-    chunks = _cut(inputs, chunk, is_answer)
+    chunks = _cut(inputs, _num_tokens(student, chunk), is_answer)
 
     def compute(inputs: list[Any]) -> Any:
         return loss(*_logits(heads, params, inputs))
@@ -101,52 +110,49 @@ def weighted_loss(
       ValueError: as `token_losses` does.
     """
     heads, params, inputs = _split(student, targets)
-    fixed = _Fixed(params[1:], [jax.lax.stop_gradient(weights), *inputs[1:]], is_answer)
+    weights = jax.lax.stop_gradient(weights)
+    unembed, frozen = student.unembed, params[0] if student.is_frozen else None
+    chunk = _num_tokens(student, chunk)
+    fixed = _Fixed(frozen, params[1:], [weights, *inputs[1:]], is_answer)
 
     def compute(
-        student_params: types.Params,
-        features: jax.Array,
-        fixed: _Fixed,
-        item: tuple[jax.Array, list[Any]],
+        logits: jax.Array, fixed: _Fixed, item: tuple[jax.Array, list[Any]]
     ) -> tuple[jax.Array, Any]:
         is_answer, (weights, *rest) = item
-        arguments = _logits(heads, [student_params, *fixed.params], [features, *rest])
-        losses, metrics = measure(*arguments)
+        losses, metrics = measure(logits, *_logits(heads[1:], fixed.params, rest))
         return jnp.sum(jnp.where(is_answer, weights * losses, 0)), metrics
 
     # A learner step runs `forward`; `run` is for the value alone. All traced values are arguments,
     # as a rematerialised part of a program may hold them.
 
     @jax.custom_vjp
-    def run(
-        student_params: types.Params, features: jax.Array, fixed: _Fixed
-    ) -> tuple[jax.Array, Any]:
+    def run(params: types.Params, features: jax.Array, fixed: _Fixed) -> tuple[jax.Array, Any]:
         chunks = _cut([features, *fixed.inputs], chunk, fixed.is_answer)
+        own = params if fixed.student is None else fixed.student
 
         def compute_chunk(item: tuple[jax.Array, list[Any]]) -> Any:
             is_answer, (features, *rest) = item
-            return compute(student_params, features, fixed, (is_answer, rest))
+            return compute(unembed(own, features), fixed, (is_answer, rest))
 
         items = chunks.has_answer, (chunks.is_answer, chunks.inputs)
         values, metrics = jax.lax.map(lambda item: _or_zeros(compute_chunk, *item), items)
         return jnp.sum(values), jax.tree.map(chunks.restore, metrics)
 
-    def forward(
-        student_params: types.Params, features: jax.Array, fixed: _Fixed
-    ) -> tuple[Any, Any]:
+    def forward(params: types.Params, features: jax.Array, fixed: _Fixed) -> tuple[Any, Any]:
         chunks = _cut([features, *fixed.inputs], chunk, fixed.is_answer)
-        gradient = jax.value_and_grad(compute, argnums=(0, 1), has_aux=True)
+        own = params if fixed.student is None else fixed.student
 
         def add_chunk(carry: tuple[jax.Array, types.Params], item: Any) -> Any:
             has_answer, is_answer, (features, *rest) = item
 
             def learn(carry: Any) -> Any:
                 value, total = carry
-                (summand, metrics), (params_gradient, features_gradient) = gradient(
-                    student_params, features, fixed, (is_answer, rest)
+                logits, pull = jax.vjp(functools.partial(unembed, own), features)
+                (summand, metrics), gradient = jax.value_and_grad(compute, has_aux=True)(
+                    logits, fixed, (is_answer, rest)
                 )
-                total = jax.tree.map(jnp.add, total, params_gradient)
-                return (value + summand, total), (metrics, features_gradient)
+                total = _add_gradient(total, unembed, params, features, gradient)
+                return (value + summand, total), (metrics, pull(gradient)[0])
 
             def skip(carry: Any) -> Any:
                 empty = jax.eval_shape(learn, carry)[1]
@@ -156,7 +162,7 @@ def weighted_loss(
                 return learn(carry)
             return jax.lax.cond(has_answer, learn, skip, carry)
 
-        start = jnp.zeros((), weights.dtype), jax.tree.map(jnp.zeros_like, student_params)
+        start = jnp.zeros((), weights.dtype), jax.tree.map(jnp.zeros_like, params)
         items = chunks.has_answer, chunks.is_answer, chunks.inputs
         (value, total), (metrics, features_gradient) = jax.lax.scan(add_chunk, start, items)
         gradients = total, chunks.restore(features_gradient)
@@ -167,7 +173,49 @@ def weighted_loss(
         return *scaled, None
 
     run.defvjp(forward, backward)
-    return run(params[0], inputs[0], fixed)
+    return run(() if student.is_frozen else params[0], inputs[0], fixed)
+
+
+def _add_gradient(
+    total: types.Params,
+    unembed: Callable[[types.Params, jax.Array], jax.Array],
+    params: types.Params,
+    features: jax.Array,
+    gradient: jax.Array,
+) -> types.Params:
+    """Adds a chunk's gradient with respect to the parameters of a head, in place.
+
+    XLA has no product that is added to a matrix, and would store one as large as the parameters.
+
+    Args:
+      total: the sum so far, as `params`.
+      unembed: of the head.
+      params: of the head; empty if it is frozen.
+      features: [n, D].
+      gradient: with respect to the logits, [n, V].
+    """
+    num_ids = gradient.shape[1]
+    sizes = [x.size // len(x) * x.dtype.itemsize for x in jax.tree.leaves(params)]
+    if not sizes:
+        return total
+    num_rows = min(num_ids, max(1, BLOCK_BYTES // sum(sizes)))
+    if not jax.sharding.get_abstract_mesh().empty:  # Rows of a parameter lie on many devices.
+        num_rows = num_ids
+
+    def add(start: Any, total: types.Params, num_rows: int) -> types.Params:
+        def cut(x: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, num_rows)
+
+        def place(x: jax.Array, summand: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(x, cut(x) + summand, start, 0)
+
+        _, pull = jax.vjp(lambda block: unembed(block, features), jax.tree.map(cut, params))
+        (summands,) = pull(jax.lax.dynamic_slice_in_dim(gradient, start, num_rows, 1))
+        return jax.tree.map(place, total, summands)
+
+    num_blocks, rest = divmod(num_ids, num_rows)
+    total = jax.lax.fori_loop(0, num_blocks, lambda i, x: add(i * num_rows, x, num_rows), total)
+    return add(num_blocks * num_rows, total, rest) if rest else total
 
 
 def _split(student: Head, targets: tuple[Any, ...]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -180,11 +228,17 @@ def _split(student: Head, targets: tuple[Any, ...]) -> tuple[list[Any], list[Any
     )
 
 
+def _num_tokens(head: Head, chunk: int) -> int:
+    """Returns n, the tokens of a chunk."""
+    logits = jax.eval_shape(head.unembed, head.params, head.features[:1])
+    return min(chunk, max(1, LOGIT_BYTES // max(1, logits.size * logits.dtype.itemsize)))
+
+
 def _constant(target: Any) -> Any:
     """Stops the gradient of a target."""
     if isinstance(target, Head):
         params, features = jax.lax.stop_gradient((target.params, target.features))
-        return Head(target.unembed, params, features)
+        return target._replace(params=params, features=features)
     return jax.lax.stop_gradient(target)
 
 

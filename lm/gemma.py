@@ -56,7 +56,9 @@ class Model(NamedTuple):
     right-padded rows of training: tokens int32 [B, T] -> [B, T, D] in the compute type, after the
     final norm. `positions` int32 [B, T] count from 0 unless given. For rows with several packed
     texts, `segments` int32 [B, T] numbers the text of each token; tokens attend to their own text,
-    with which `positions` should restart.
+    with which `positions` should restart. `with_head(params, tokens, ...)` returns features and the
+    parameters of `unembed`, for losses: the gradient through both uses of the tied embedding takes
+    the memory of one.
 
     `unembed(params, features [..., D])` gives logits float32 [..., V] by the tied embedding, and
     `apply(params, tokens, ...)` is both in one.
@@ -71,6 +73,7 @@ class Model(NamedTuple):
     config: Config
     init: Callable[[types.Key], types.Params]
     features: Callable[..., jax.Array]
+    with_head: Callable[..., tuple[jax.Array, types.Params]]
     unembed: Callable[[types.Params, jax.Array], jax.Array]
     apply: Callable[..., jax.Array]
     init_cache: Callable[[int, int, types.Array, int], Cache]
@@ -137,6 +140,7 @@ def make(config: Config) -> Model:
         config=config,
         init=functools.partial(_init, context),
         features=functools.partial(_features, context),
+        with_head=functools.partial(_with_head, context),
         unembed=functools.partial(_unembed, context),
         apply=functools.partial(_apply, context),
         init_cache=functools.partial(_init_cache, context),
@@ -167,10 +171,9 @@ def _init(context: _Context, key: types.Key) -> types.Params:
     return params
 
 
-def _embed(context: _Context, params: types.Params, tokens: types.Array) -> jax.Array:
-    x = params["embedding"][tokens].astype(context.dtype)
+def _scaled(context: _Context, embedded: jax.Array) -> jax.Array:
     scale = math.sqrt(context.config.embed_dim)
-    return x * jnp.asarray(scale, context.dtype)  # Rounded, as published.
+    return embedded.astype(context.dtype) * jnp.asarray(scale, context.dtype)  # As published.
 
 
 def _ropes(config: Config, positions: jax.Array) -> dict[bool, tuple[jax.Array, jax.Array]]:
@@ -184,13 +187,26 @@ def _ropes(config: Config, positions: jax.Array) -> dict[bool, tuple[jax.Array, 
 
 
 def _features(
+    context: _Context, params: types.Params, tokens: types.Array, *places: types.Array | None
+) -> jax.Array:
+    return _layers(context, params, params["embedding"][tokens], *places)
+
+
+def _with_head(
+    context: _Context, params: types.Params, tokens: types.Array, *places: types.Array | None
+) -> tuple[jax.Array, types.Params]:
+    embedded, table = layers.lookup(params["embedding"], jnp.asarray(tokens))
+    return _layers(context, params, embedded, *places), {"embedding": table}
+
+
+def _layers(
     context: _Context,
     params: types.Params,
-    tokens: types.Array,
+    embedded: jax.Array,
     positions: types.Array | None = None,
     segments: types.Array | None = None,
 ) -> jax.Array:
-    config, index = context.config, jnp.arange(tokens.shape[1])
+    config, index = context.config, jnp.arange(embedded.shape[1])
     positions = index[None] if positions is None else jnp.asarray(positions)
     causal = (index[None, :] <= index[:, None])[None]  # [1, T, S]
     if segments is not None:
@@ -209,7 +225,7 @@ def _features(
             x = step(stacked[f"layer_{j}"], x)
         return x
 
-    x = _embed(context, params, tokens)
+    x = _scaled(context, embedded)
     for block, (_, depth) in config.blocks.items():
         x = layers.scan(lambda x, i, p, depth=depth: period(x, p, depth), x, params[block])
     return layers.rms_norm(x, params["final_norm"], config.rms_epsilon)
@@ -286,7 +302,7 @@ def _decode(
             keys, values = keys | {name: cached[0]}, values | {name: cached[1]}
         return x, keys, values
 
-    x = _embed(context, params, tokens)
+    x = _scaled(context, params["embedding"][tokens])
     keys, values = dict(cache.keys), dict(cache.values)
     for block in config.blocks:
         # The caches are carried, not scanned over: a step then writes its token in place

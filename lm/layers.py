@@ -17,7 +17,46 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30  # A score with weight 0; finite, so that a row of masked scores is not NaN.
+LARGE = 2**26  # Bytes of a table of which copies are avoided.
 Caches = tuple[jax.Array, jax.Array]
+
+
+@jax.custom_vjp
+def lookup(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns rows of a table, [..., D], and the table itself, to be used once more.
+
+    The gradient of the table's further use is there before that of the rows, which is added to it,
+    in place if the table is large. Else there would be two arrays of its size, and their sum.
+
+    Args:
+      table: [V, D].
+      ids: int, [...].
+    """
+    return table[ids], table
+
+
+def _lookup_forward(table: jax.Array, ids: jax.Array) -> tuple[Any, jax.Array]:
+    return lookup(table, ids), ids
+
+
+def _lookup_backward(ids: jax.Array, cotangents: tuple[jax.Array, jax.Array]) -> Any:
+    of_rows, of_table = cotangents
+    if of_table.nbytes < LARGE:
+        return jnp.zeros_like(of_table).at[ids].add(of_rows) + of_table, None
+    if jax.default_backend() != "cpu":
+        return of_table.at[ids].add(of_rows), None
+    # XLA's scatter copies a table on CPUs, and a loop of slices does not.
+    ids, of_rows = ids.reshape(-1), of_rows.reshape(-1, of_rows.shape[-1])
+
+    def add(i: Any, total: jax.Array) -> jax.Array:
+        at = ids[i], 0
+        old = jax.lax.dynamic_slice(total, at, (1, total.shape[1]))
+        return jax.lax.dynamic_update_slice(total, old + of_rows[i][None], at)
+
+    return jax.lax.fori_loop(0, len(ids), add, of_table), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:

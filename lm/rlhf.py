@@ -305,18 +305,20 @@ def _micro_batch_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a micro-batch's summand of the loss, [], and metrics of its texts, [B] each."""
     s, inputs = data.sequences, _inputs(data.sequences)
+    features, head = context.model.with_head(params, *inputs)
     features, labels, is_answer = distillation.align(
-        context.model.features(params, *inputs), jnp.asarray(s.tokens), jnp.asarray(s.is_answer)
+        features, jnp.asarray(s.tokens), jnp.asarray(s.is_answer)
     )
     advantages, value_loss, metrics = data.advantages, 0.0, {}
     if context.has_value:
         advantages, value_loss, errors = _value_loss(context, params, data)
         metrics["value_error"] = _mean(errors, is_answer)
-    heads = [chunked.Head(context.model.unembed, _embedding(params), _flat(features))]
+    heads = [chunked.Head(context.model.unembed, head, _flat(features))]
     if context.teacher is not None:
         teacher_features = context.teacher.features(constants.teacher, *inputs)[:, :-1]
-        embedding = _embedding(constants.teacher)
-        heads.append(chunked.Head(context.teacher.unembed, embedding, _flat(teacher_features)))
+        heads.append(
+            chunked.Head(context.teacher.unembed, constants.teacher, _flat(teacher_features))
+        )
     value, per_token = chunked.weighted_loss(
         functools.partial(_policy_loss, context),
         data.weights.reshape(-1),
@@ -371,11 +373,6 @@ def _value_loss(
 
 def _inputs(s: batches.Sequences) -> tuple[types.Array, ...]:
     return s.tokens, s.positions, s.segments
-
-
-def _embedding(params: types.Params) -> types.Params:
-    """Returns the parameters of a head, and no more: a gradient is computed for each of them."""
-    return {"embedding": params["embedding"]}
 
 
 def _flat(features: jax.Array) -> jax.Array:

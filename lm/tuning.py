@@ -16,7 +16,7 @@ import optax
 
 from kullback.core import learners, regularizers, types
 from kullback.environments import tokens
-from kullback.lm import batches, chunked, data, distillation, gemma, policy
+from kullback.lm import batches, chunked, data, distillation, gemma, layers, policy
 
 __all__ = ["Config", "TokenLoss", "make", "optimizer"]
 
@@ -46,7 +46,7 @@ class Config:
     # one's tokens (the GKD paper). "token": the mean over all tokens of the batch (TRL).
     reduction: distillation.Reduction = "sequence"
     micro_batches: int = 1  # Parts of a batch whose gradients are accumulated; the sum is exact.
-    chunk: int = 512  # Tokens whose logits are in memory at a time.
+    chunk: int = 512  # Most tokens whose logits are in memory at a time; fewer above 128 MB.
 
     def __post_init__(self) -> None:
         names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
@@ -178,14 +178,13 @@ def _micro_batch_loss(
     rows, weights, keys = data
     sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
     inputs = rows.tokens, rows.positions, rows.segments
-    features = [model.features(params, *inputs)]  # [B, T, D]
+    own, head = model.with_head(params, *inputs)
+    features = [own]  # [B, T, D] each.
     if teacher is not None:
         features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
     features, labels, is_answer = distillation.align(features, sequences, answers)
     flat = [x.reshape(-1, x.shape[-1]) for x in features]
-    # A gradient is computed for each parameter of a head, so it gets the embedding alone.
-    embedding = {"embedding": params["embedding"]}
-    heads = [chunked.Head(model.unembed, embedding, flat[0])]
+    heads = [chunked.Head(model.unembed, head, flat[0])]
     if teacher is not None:
         heads.append(chunked.Head(teacher.unembed, constants.teacher, flat[1]))
     shares = distillation.token_weights(is_answer, weights, config.reduction, total)
@@ -280,4 +279,22 @@ def optimizer(config: Config) -> optax.GradientTransformation:
     schedule = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
     if config.warmup_steps == 0:
         schedule = optax.constant_schedule(config.learning_rate)
-    return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+    return optax.chain(clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients to a global norm of at most `max_norm`.
+
+    Small models are left to optax. Of large ones, it has XLA store the quotient by the norm beside
+    the gradients, on CPUs; a product is computed where it is used, and may differ by a rounding.
+    """
+    of_small = optax.clip_by_global_norm(max_norm)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if sum(x.nbytes for x in jax.tree.leaves(updates)) < layers.LARGE:
+            return of_small.update(updates, state, params)
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates), state
+
+    return optax.GradientTransformation(of_small.init, update)

@@ -99,5 +99,17 @@ def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
     def apply(params: types.Params, *inputs: Any) -> jax.Array:
         return unembed(params, features(params, *inputs))
 
-    ids = config.vocab_size
-    return gemma.Model(config, init, features, unembed, apply, init_cache, decode, ids)
+    def with_head(params: types.Params, *inputs: Any) -> tuple[jax.Array, types.Params]:
+        return features(params, *inputs), {"embedding": params["embedding"]}
+
+    return gemma.Model(
+        config=config,
+        init=init,
+        features=features,
+        with_head=with_head,
+        unembed=unembed,
+        apply=apply,
+        init_cache=init_cache,
+        decode=decode,
+        num_ids=config.vocab_size,
+    )

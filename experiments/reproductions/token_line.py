@@ -111,8 +111,17 @@ def teacher(config: gemma.Config) -> gemma.Model:
         del params
         return features
 
-    ids = config.vocab_size
-    return gemma.Model(config, lambda key: {}, features, unembed, features, init_cache, decode, ids)
+    return gemma.Model(
+        config=config,
+        init=lambda key: {},
+        features=features,
+        with_head=lambda params, *inputs: (features(params, *inputs), {}),
+        unembed=unembed,
+        apply=features,
+        init_cache=init_cache,
+        decode=decode,
+        num_ids=config.vocab_size,
+    )
 
 
 def setups_of(sizes: Sizes) -> Callable[[int], Setup]:

@@ -136,6 +136,50 @@ def test_the_gradient_is_scaled_by_what_follows():
         np.testing.assert_allclose(3 * x, y, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 7])
+def test_the_gradient_is_summed_in_blocks_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch):
+    """Of 7 rows, the last block is smaller, as large, or the only one."""
+
+    def loss(embedding, features):
+        student = chunked.Head(unembed, embedding, features)
+        labels = jnp.arange(N) % V
+        return chunked.weighted_loss(
+            measured(LOSSES["labels"]), WEIGHTS, student, labels, chunk=4, is_answer=IS_ANSWER
+        )
+
+    (_, _), expected = gradients(loss)(*arrays(0))
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", rows * D * 4)
+    (_, _), got = gradients(lambda *heads: loss(*heads))(*arrays(0))
+    for x, y in zip(got, expected, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_a_frozen_head_passes_its_gradient_to_the_features_alone():
+    def loss(embedding, features, is_frozen):
+        student = chunked.Head(unembed, embedding, features, is_frozen)
+        return chunked.weighted_loss(
+            measured(LOSSES["labels"]), WEIGHTS, student, jnp.arange(N) % V, chunk=4
+        )
+
+    (value, _), of_learnt = gradients(lambda *heads: loss(*heads, False))(*arrays(0))
+    (same, _), of_frozen = gradients(lambda *heads: loss(*heads, True))(*arrays(0))
+    assert value == same and not np.any(of_frozen[0])
+    np.testing.assert_array_equal(of_frozen[1], of_learnt[1])
+
+
+def test_a_chunk_has_fewer_tokens_where_the_vocabulary_is_large(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(chunked, "LOGIT_BYTES", 3 * V * 4)
+    shapes = []
+
+    def loss(logits, labels):
+        shapes.append(logits.shape)
+        return LOSSES["labels"](logits, labels)
+
+    student = chunked.Head(unembed, *arrays(0))
+    losses = chunked.token_losses(loss, student, jnp.arange(N) % V, chunk=5)
+    assert losses.shape == (N,) and set(shapes) == {(3, V)}
+
+
 def test_trees_of_several_targets():
     embedding, features = arrays(0)
     teacher = chunked.Head(unembed, *arrays(1))

@@ -8,6 +8,22 @@ import pytest
 from kullback.lm import layers
 
 
+@pytest.mark.parametrize("large", [0, 10**9], ids=["in place", "apart"])
+def test_the_gradient_of_a_table_that_is_used_twice(large: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "LARGE", large)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+    ids = jnp.asarray([[4, 0, 4], [1, 4, 0]])
+
+    def loss(rows, table):
+        return jnp.sum(jnp.sin(rows)) + jnp.sum(jnp.cos(table) ** 2)
+
+    got = jax.jit(jax.grad(lambda table: loss(*layers.lookup(table, ids))))(table)
+    expected = -2 * np.cos(table) * np.sin(table)
+    for i in ids.reshape(-1):
+        expected[i] += np.cos(table[i])
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def test_rms_norm_golden():
     # The mean square of (3, 4) is 12.5; the scales are 1 + 0 and 1 + 1.
     got = layers.rms_norm(jnp.asarray([[3.0, 4.0]]), jnp.asarray([0.0, 1.0]), 1e-6)

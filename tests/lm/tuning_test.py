@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
 
 from kullback.core import regularizers, types
-from kullback.lm import batches, gemma, gkd, sft, tuning
+from kullback.lm import batches, chunked, gemma, gkd, layers, sft, tuning
 from kullback.lm.data import Example
 
 SIZE = 4  # Rows of a batch.
@@ -288,3 +289,42 @@ def test_top_k_is_that_of_a_sort(num_classes: int):
     x = np.random.default_rng(0).integers(0, 500, (7, num_classes)).astype(np.float32)  # Ties too.
     expected = -np.sort(-x, -1)[:, :16]
     np.testing.assert_array_equal(jax.jit(tuning.top_k, static_argnums=1)(x, 16), expected)
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_gradients_are_clipped_as_optax_does(
+    scale: float, large: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(layers, "LARGE", large)
+    rng = np.random.default_rng(0)
+    gradients = {n: jnp.asarray(scale * rng.normal(size=n), jnp.float32) for n in (2, 5)}
+    got, expected = (
+        clip.update(gradients, clip.init(gradients))[0]
+        for clip in (tuning.clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0))
+    )
+    close(got, expected, 0.0 if large or scale < 1 else 1e-6)
+    norm = float(optax.tree.norm(got))
+    assert norm == pytest.approx(1.0 if scale > 1 else float(optax.tree.norm(gradients)), rel=1e-6)
+
+
+def temporaries() -> tuple[int, int]:
+    """Returns bytes of temporaries of a learner step, and of parameters."""
+    config = dataclasses.replace(CONFIG, vocab_size=32_768)
+    agent = sft.make(gemma.make(config), config=sft.Config(learning=LEARNING))
+    state = jax.eval_shape(agent.learner.init, jax.random.key(0))
+    compiled = jax.jit(agent.learner.step, donate_argnums=0).lower(state, rows()).compile()
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes, sum(4 * x.size for x in jax.tree.leaves(state.params))
+
+
+def test_a_step_takes_its_gradients_and_little_more(monkeypatch: pytest.MonkeyPatch):
+    """The embedding is nearly all of this model; its gradient comes of two uses."""
+    before, size = temporaries()
+    monkeypatch.setattr(layers, "LARGE", 2**20)
+    monkeypatch.setattr(chunked, "LOGIT_BYTES", 2**18)
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", 2**18)
+    after, _ = temporaries()
+    assert before > 2 * size
+    assert after < 1.3 * size + 3 * 2**18
