@@ -6,6 +6,7 @@ import platform
 import threading
 
 import jax
+import psutil
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # Of glibc's malloc.h.
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # What JAX says then.
@@ -66,6 +67,14 @@ def _clear_after_compilations() -> None:
             libc.free(reserve)
 
     jax.monitoring.register_event_duration_secs_listener(clear)
+
+
+def available_memory() -> int:
+    """Returns the bytes that arrays may still take: of the device, or of the host if that is it."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return psutil.virtual_memory().available
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback import lm
-from kullback.core import loops, regularizers, sequences, types
+from kullback.core import loops, platform, regularizers, sequences, types
 from kullback.experiments import plots
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import episodes, models, plans, resolved, rewards, settings
@@ -27,6 +27,7 @@ from kullback.lm import (
     evaluation,
     folder_meaning,
     gemma,
+    memory,
     power_law,
     rlhf,
     sharding,
@@ -68,7 +69,7 @@ class Setup(Work):
     columns: Sequence[str] = ()
 
     def notes(self) -> Iterator[str]:
-        """Yields lines about ends of text, rows of the data, and examples that are evaluated."""
+        """Yields lines about ends of text, data, evaluated examples, and the memory of learning."""
         notices = (models.ends_notice(self.student), data.notice(self.reports))
         yield from (notice for notice in notices if notice is not None)
         kept = self.evaluator.kept(self.eval_episodes)
@@ -77,6 +78,8 @@ class Setup(Work):
                 f"an evaluation is of the {kept} examples that are held out, each of them once, "
                 f"where --eval-episodes asks for {self.eval_episodes}"
             )
+        if self.placement is None:
+            yield f"memory: {self._needs(self._setting)}"
         num_ids = self.evaluator.model.num_ids
         if (num_rows := self.student.config.vocab_size) > num_ids:
             yield (
@@ -88,6 +91,30 @@ class Setup(Work):
     def learning(self) -> Any:
         """Settings that all learners of language models share."""
         return self.agent.config.learning
+
+    @property
+    def _setting(self) -> memory.Setting:
+        """Settings that decide how much memory a learner step takes."""
+        c = self.learning
+        has_value = self.actor is not None and self.agent.experience.has_value
+        return memory.Setting(
+            rows=c.batch_size,
+            width=c.max_prompt_length + c.max_new_tokens,
+            micro_batches=c.micro_batches,
+            chunk=c.chunk,
+            remat=self.student.config.remat,
+            networks=1 + has_value,
+        )
+
+    def _needs(self, setting: memory.Setting) -> memory.Needs:
+        state = jax.eval_shape(self.agent.learner.init, jax.random.key(0))
+        return memory.of_learning(self.student.config, state, self.constants, setting)
+
+    def check(self) -> None:
+        """Raises ValueError if a learner step does not fit into memory."""
+        if self.placement is None:
+            free = platform.available_memory() + memory.num_bytes(self.constants)
+            memory.require(self._needs, self._setting, free)
 
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""

@@ -1,0 +1,147 @@
+"""The memory that learning takes, computed from shapes before anything runs.
+
+    parameters     once, in float32
+    moments        of the optimiser: twice the parameters for Adam; and target parameters
+    frozen         models that are read: teacher, start
+    gradients      once; twice where they are accumulated over micro-batches
+    activations    that the backward pass reads, of one micro-batch
+    logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
+
+Weights that the backward pass reads are the parameters themselves. XLA needs less where it fuses,
+and somewhat more where pieces of memory do not fit: tests hold the sum to what it reports.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kullback.core import files, types
+from kullback.lm import chunked, gemma
+
+LOGIT_ARRAYS = 3  # Arrays of a chunk's logits that are in memory at a time.
+
+
+class Needs(NamedTuple):
+    """The bytes of learning, by what they are for."""
+
+    parameters: int
+    moments: int  # The rest of the learner's state.
+    frozen: int
+    gradients: int
+    activations: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all."""
+        return sum(self)
+
+    def __str__(self) -> str:
+        """Spells the bytes, and what they are for."""
+        parts = ", ".join(f"{n} {files.size(x)}" for n, x in self._asdict().items() if x)
+        return f"{files.size(self.total)} ({parts})"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The settings that decide how much memory a learner step takes."""
+
+    rows: int  # Sequences of a step.
+    width: int  # Tokens of a sequence.
+    micro_batches: int
+    chunk: int  # Most tokens whose logits are in memory at a time.
+    remat: bool  # Whether the backward pass recomputes each layer's activations.
+    networks: int = 1  # Networks of the model's size with gradients: two with a value network.
+
+    def __str__(self) -> str:
+        """Spells the flags of `kullback train` that have a say."""
+        return f"--model-flag remat={self.remat} --set micro_batches={self.micro_batches}"
+
+    def thriftier(self) -> Iterator["Setting"]:
+        """Yields settings of the same step that take less memory, the fastest first."""
+        yield dataclasses.replace(self, remat=True)
+        for micro_batches in range(self.micro_batches + 1, self.rows + 1):
+            if self.rows % micro_batches == 0:
+                yield dataclasses.replace(self, remat=True, micro_batches=micro_batches)
+
+
+def of_learning(
+    config: gemma.Config, state: types.LearnerState, constants: types.Constants, setting: Setting
+) -> Needs:
+    """Computes the memory of a learner step, which is the most that a run takes.
+
+    Args:
+      config: of the model that learns.
+      state: shapes of the learner's state.
+      constants: frozen parameters, or their shapes.
+      setting: of the step.
+    """
+    parameters = num_bytes(state.params)
+    rows = setting.rows // setting.micro_batches
+    config = dataclasses.replace(config, remat=setting.remat)
+    return Needs(
+        parameters=parameters,
+        moments=num_bytes((state.opt_state, state.targets)),
+        frozen=num_bytes(constants),
+        gradients=parameters * (1 if setting.micro_batches == 1 else 2),
+        activations=setting.networks * _activations(config, rows, setting.width),
+        logits=LOGIT_ARRAYS
+        * min(
+            chunked.LOGIT_BYTES,
+            4 * config.vocab_size * min(setting.chunk, rows * setting.width),
+        ),
+    )
+
+
+def require(needs: Callable[[Setting], Needs], setting: Setting, free: int) -> None:
+    """Checks that a learner step fits.
+
+    Args:
+      needs: the memory of a step by its setting.
+      setting: of the step.
+      free: bytes that a run may take in all, those included that frozen models take already.
+
+    Raises:
+      ValueError: if it does not, with settings that would.
+    """
+    wanted = needs(setting)
+    if wanted.total <= free:
+        return
+    refusal = f"learning takes {wanted} of memory, and {files.size(free)} are free: "
+    for other in setting.thriftier():
+        if needs(other).total <= free:
+            raise ValueError(f"{refusal}{other} takes {files.size(needs(other).total)}")
+    raise ValueError(
+        f"{refusal}take a smaller model, or fewer or shorter texts (--set batch_size, "
+        "max_prompt_length, max_new_tokens)"
+    )
+
+
+@functools.cache
+def _activations(config: gemma.Config, rows: int, width: int) -> int:
+    """Returns bytes of the arrays that the backward pass of a micro-batch reads."""
+    model = gemma.make(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
+
+    def residuals(params: types.Params, tokens: jax.Array) -> Any:
+        return jax.vjp(lambda params: model.features(params, tokens), params)[1]
+
+    stored = num_bytes(jax.eval_shape(residuals, params, tokens))
+    # Weights are among them, and are not stored anew.
+    weights = {name: x for name, x in params.items() if name in config.blocks}
+    return max(stored - num_bytes(weights), 0)
+
+
+def num_bytes(tree: Any) -> int:
+    """Returns the bytes of the arrays of a tree, or of their shapes."""
+    return sum(
+        math.prod(x.shape)
+        * (8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
+        for x in jax.tree.leaves(tree)
+    )

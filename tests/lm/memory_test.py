@@ -1,0 +1,74 @@
+"""Tests of lm/memory.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core import types
+from kullback.lm import chunked, gemma, layers, memory, sft, tuning
+from kullback.lm.batches import Sequences
+
+CONFIG = dataclasses.replace(gemma.PRESETS["tiny"], vocab_size=32_768, pattern=2, num_layers=4)
+SETTING = memory.Setting(rows=8, width=64, micro_batches=1, chunk=512, remat=False)
+
+
+def shapes(agent: types.Agent) -> types.LearnerState:
+    return jax.eval_shape(agent.learner.init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_sum_is_what_xla_reports(remat: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "LARGE", 2**20)
+    monkeypatch.setattr(chunked, "LOGIT_BYTES", 2**20)
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", 2**18)
+    learning = tuning.Config(batch_size=8, max_prompt_length=32, max_new_tokens=32)
+    config = dataclasses.replace(CONFIG, remat=remat)
+    agent = sft.make(gemma.make(config), config=sft.Config(learning=learning))
+    state, rows = shapes(agent), np.zeros((8, 64), np.int32)
+    batch = types.Batch.of(Sequences(rows, rows > 0, rows, rows, np.zeros(8, np.int32)))
+    program = jax.jit(agent.learner.step, donate_argnums=0).lower(state, batch).compile()
+    analysis = program.memory_analysis()
+    assert analysis is not None
+    reported = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    setting = dataclasses.replace(SETTING, remat=remat)
+    needs = memory.of_learning(config, state, types.NO_CONSTANTS, setting)
+    assert 0.85 * reported < needs.total < 1.15 * reported
+    assert 0 < needs.moments - 2 * needs.parameters < 64  # Besides Adam's moments its counts.
+    assert needs.frozen == 0
+
+
+def test_frozen_models_and_target_parameters_count():
+    agent = sft.make(gemma.make(CONFIG))
+    state = shapes(agent)
+    alone = memory.of_learning(CONFIG, state, types.NO_CONSTANTS, SETTING)
+    frozen = types.Constants(teacher=jnp.zeros((1000,)), start=jnp.zeros((24,), jnp.bfloat16))
+    both = memory.of_learning(
+        CONFIG, state._replace(targets={"anchor": state.params}), frozen, SETTING
+    )
+    assert both.frozen == 4048
+    assert both.moments == alone.moments + alone.parameters
+    assert both.total == alone.total + 4048 + alone.parameters
+
+
+def test_a_step_that_does_not_fit_is_refused_with_one_that_does():
+    state = shapes(sft.make(gemma.make(CONFIG)))
+
+    def needs(setting: memory.Setting) -> memory.Needs:
+        return memory.of_learning(CONFIG, state, types.NO_CONSTANTS, setting)
+
+    wanted, thrifty = needs(SETTING), needs(dataclasses.replace(SETTING, remat=True))
+    assert thrifty.total < wanted.total
+    memory.require(needs, SETTING, wanted.total)
+    with pytest.raises(ValueError, match=r"learning takes .* GB|MB .*--model-flag remat=True"):
+        memory.require(needs, SETTING, thrifty.total)
+    with pytest.raises(ValueError, match="take a smaller model, or fewer or shorter texts"):
+        memory.require(needs, SETTING, wanted.parameters)
+
+
+def test_thriftier_settings_divide_the_rows():
+    others = list(SETTING.thriftier())
+    assert [other.micro_batches for other in others] == [1, 2, 4, 8]
+    assert all(other.remat for other in others)
