@@ -62,7 +62,7 @@ def token_losses(
 
     Args:
       loss: (logits [n, V], *targets) -> [n], or a tree of [n, ...], such as the losses of
-        `distillation`. The loss of a token depends on its own targets only.
+        `distillation`. The loss of a token depends on its head_params targets only.
       student: gives the first logits.
       *targets: trees of arrays [N, ...] (labels, sparse targets, keys), passed as [n, ...]; or a
         `Head`, such as a teacher's, passed as logits [n, V]. They get no gradient.
@@ -128,11 +128,11 @@ def weighted_loss(
     @jax.custom_vjp
     def run(params: types.Params, features: jax.Array, fixed: _Fixed) -> tuple[jax.Array, Any]:
         chunks = _cut([features, *fixed.inputs], chunk, fixed.is_answer)
-        own = params if fixed.student is None else fixed.student
+        head_params = params if fixed.student is None else fixed.student
 
         def compute_chunk(item: tuple[jax.Array, list[Any]]) -> Any:
             is_answer, (features, *rest) = item
-            return compute(unembed(own, features), fixed, (is_answer, rest))
+            return compute(unembed(head_params, features), fixed, (is_answer, rest))
 
         items = chunks.has_answer, (chunks.is_answer, chunks.inputs)
         values, metrics = jax.lax.map(lambda item: _or_zeros(compute_chunk, *item), items)
@@ -140,14 +140,14 @@ def weighted_loss(
 
     def forward(params: types.Params, features: jax.Array, fixed: _Fixed) -> tuple[Any, Any]:
         chunks = _cut([features, *fixed.inputs], chunk, fixed.is_answer)
-        own = params if fixed.student is None else fixed.student
+        head_params = params if fixed.student is None else fixed.student
 
         def add_chunk(carry: tuple[jax.Array, types.Params], item: Any) -> Any:
             has_answer, is_answer, (features, *rest) = item
 
             def learn(carry: Any) -> Any:
                 value, total = carry
-                logits, pull = jax.vjp(functools.partial(unembed, own), features)
+                logits, pull = jax.vjp(functools.partial(unembed, head_params), features)
                 (summand, metrics), gradient = jax.value_and_grad(compute, has_aux=True)(
                     logits, fixed, (is_answer, rest)
                 )

@@ -178,8 +178,8 @@ def _micro_batch_loss(
     rows, weights, keys = data
     sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
     inputs = rows.tokens, rows.positions, rows.segments
-    own, head = model.with_head(params, *inputs)
-    features = [own]  # [B, T, D] each.
+    student_features, head = model.with_head(params, *inputs)
+    features = [student_features]  # [B, T, D] each.
     if teacher is not None:
         features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
     features, labels, is_answer = distillation.align(features, sequences, answers)
@@ -283,7 +283,7 @@ def optimizer(config: Config) -> optax.GradientTransformation:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients to a global norm of at most `max_norm`.
+    """Returns the transformation that scales gradients to a global norm of `max_norm` at most.
 
     Small models are left to optax. Of large ones, it has XLA store the quotient by the norm beside
     the gradients, on CPUs; a product is computed where it is used, and may differ by a rounding.

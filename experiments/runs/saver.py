@@ -1,6 +1,7 @@
 """Checkpoints of a run: the loop's snapshot, and the segments of a large host replay beside it."""
 
 import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,9 @@ import numpy as np
 from kullback.core import checkpoints, loops, replay
 from kullback.experiments.runs import record, run_folder
 
-KEPT = 3  # The number of newest checkpoints that stay; the best one stays, too.
+# The newest checkpoints stay: this many, or as many as take no more bytes, and one at least. The
+# best one stays, too.
+KEPT, KEPT_BYTES = 3, 8 * 10**9
 
 
 class Loaded(NamedTuple):
@@ -19,6 +22,11 @@ class Loaded(NamedTuple):
     state: Any  # The loop's.
     notes: dict[str, Any]
     marks: record.Marks | None  # None in checkpoints of older versions.
+
+
+def kept(num_bytes: int) -> int:
+    """Returns how many of the newest checkpoints stay, of `num_bytes` each."""
+    return max(1, min(KEPT, KEPT_BYTES // max(num_bytes, 1)))
 
 
 class Saver:
@@ -30,13 +38,17 @@ class Saver:
         self._since: replay.Cursors | None = None  # Where the newest segment ends.
         self._store = checkpoints.SegmentStore(folder.replay)
 
+    @functools.cached_property
+    def _snapshot_bytes(self) -> int:
+        """Bytes of a checkpoint's arrays."""
+        return sum(_bytes(leaf) for leaf in jax.tree.leaves(self._loop.template()))
+
     def require_disk(self) -> int:
         """Returns the bytes that checkpoints may take; raises ValueError if the disk has fewer."""
-        template = self._loop.template()
-        snapshot = sum(_bytes(leaf) for leaf in jax.tree.leaves(template))
+        snapshot = self._snapshot_bytes
         # Besides those kept, the best and the one being written; segments overlap by an interval.
         segments = self._loop.host_replay.num_bytes if self._loop.host_replay else 0
-        needed = (KEPT + 2) * snapshot + int(1.3 * segments)
+        needed = (kept(snapshot) + 2) * snapshot + int(1.3 * segments)
         checkpoints.require_disk(self._folder.path, needed, "checkpoints")
         return needed
 
@@ -82,7 +94,9 @@ class Saver:
                 if np.any(np.array(entry["span"]["end"]) > live_after)
             ]
             meta["segments"] = self._segments
-        checkpoints.save(self._folder.checkpoints, step, snapshot, meta, keep=KEPT)
+        checkpoints.save(
+            self._folder.checkpoints, step, snapshot, meta, keep=kept(self._snapshot_bytes)
+        )
         self._store.prune(checkpoints.live_segments(self._folder.checkpoints))
 
     def read(self, *, empty_replay: bool = False) -> tuple[Any, dict[str, Any]]:
