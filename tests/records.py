@@ -1,6 +1,7 @@
-"""Records of runs under test: rows as they repeat, and a wait for a process' checkpoint."""
+"""Records of runs under test: rows as they repeat, kills, and a wait for a checkpoint."""
 
 import pathlib
+import shutil
 import subprocess
 import time
 
@@ -14,6 +15,16 @@ def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
         {k: v for k, v in row.items() if k not in run_folder.WALL_TIME_COLUMNS}
         for row in run_folder.RunFolder(folder).rows()
     ]
+
+
+def as_killed(run: pathlib.Path, out: pathlib.Path, step: int) -> pathlib.Path:
+    """Copies a run as a kill would have left it whose newest whole checkpoint is that of a step."""
+    shutil.copytree(run, out)
+    saved = checkpoints.steps(out / "checkpoints")
+    assert step in saved and saved[-1] > step, saved
+    for later in saved[saved.index(step) + 1 :]:
+        shutil.rmtree(out / "checkpoints" / f"{later:012d}")
+    return out
 
 
 def wait_for_checkpoint(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import pytest
 
 from kullback import experiments
 from kullback.experiments import cli
+from kullback.lm import tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,22 @@ def chain_run(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         quiet=True,
     )
     return Trained(path, rows)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FewSums(tasks.Arithmetic):
+    """Settings of `tokens/arithmetic`, of which ten thousand sums are read for a second a run."""
+
+    num_train: int = 200
+    num_test: int = 50
+
+
+@pytest.fixture(scope="module")
+def few_sums() -> Iterator[None]:
+    """Makes `tokens/arithmetic` a task of few sums, for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tasks, "Arithmetic", FewSums)
+        yield
 
 
 COMPILED: list[str] = []  # Grows with each program that XLA compiles.
