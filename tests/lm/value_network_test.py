@@ -1,6 +1,7 @@
 """Tests of lm/value_network.py."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ def test_it_predicts_nothing_at_first_and_then_what_its_head_reads():
 def test_each_of_the_two_is_moved_by_its_own_optimiser():
     params = {"embedding": np.ones(2, np.float32), value_network.KEY: {"head": np.ones(3)}}
     optimiser = value_network.beside(optax.sgd(1.0), optax.sgd(0.25))
+    updates: Any
     updates, _ = optimiser.update(params, optimiser.init(params), params)
     np.testing.assert_array_equal(updates["embedding"], [-1, -1])
     np.testing.assert_array_equal(updates[value_network.KEY]["head"], [-0.25] * 3)
