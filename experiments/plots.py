@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.axes
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,10 +31,15 @@ class Axes(NamedTuple):
     x: str = "agent steps"
     y: str = "episode return"
     instead: str = ""  # Column that is drawn, and shown, where nothing has a return.
+    below: str = ""  # Column of a second picture below the first; "" is none.
+    below_y: str = ""
 
 
 GAMES = Axes()
 TEXTS = Axes("learner steps", "score of sampled sequences", instead="loss")
+# A score means little without what it cost.
+REWARDED = TEXTS._replace(below="kl_start", below_y="KL to the start, nats a text")
+MARKED = "kl_runaway"  # Column that is 1 where the curve below is marked.
 
 
 @plain_text()
@@ -42,6 +47,8 @@ def learning_curve(
     rows: Sequence[Mapping[str, str]], path: pathlib.Path, title: str, axes: Axes = GAMES
 ) -> None:
     """Draws the mean return against steps: each seed thin, their mean thick.
+
+    Below it the column `axes.below` is drawn likewise, if there are rows of it.
 
     Args:
       rows: of metrics.csv, with the columns seed, steps, return_mean and evaluation.
@@ -53,9 +60,39 @@ def learning_curve(
     if axes.instead and not any(math.isfinite(float(row[column])) for row in rows):
         column = axes.instead
         labels = axes._replace(y=column)
-    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    is_double = bool(axes.below and rows and axes.below in rows[0])
+    figure = Figure(figsize=(6.4, 6.4 if is_double else 4.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    plot = figure.add_subplot()
+    pictures = figure.subplots(1 + is_double, squeeze=False, sharex=True)[:, 0]
+    _draw(pictures[0], rows, column)
+    seeds = sorted({int(row["seed"]) for row in rows})
+    for k, seed in enumerate(seeds):
+        steps, scores = _curve(rows, seed, "evaluation")
+        known = np.isfinite(scores)
+        if known.any() and column == "return_mean":
+            label = "evaluation" if k == 0 else None
+            pictures[0].plot(
+                steps[known], scores[known], "o", color="C1", markersize=3, label=label
+            )
+    pictures[0].set_ylabel(labels.y)
+    if is_double:
+        _draw(pictures[1], rows, axes.below)
+        _mark(pictures[1], rows, axes.below)
+        pictures[1].set_ylabel(axes.below_y)
+    pictures[-1].set_xlabel(labels.x)
+    pictures[0].set_title(title)
+    for plot in pictures:
+        plot.grid(alpha=0.25)
+        plot.ticklabel_format(axis="x", style="plain")
+        plot.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if plot.get_legend_handles_labels()[0]:
+            plot.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
+    with files.atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column: str) -> None:
+    """Draws a column against steps: each seed thin, their mean thick, or one seed and its mean."""
     seeds = sorted({int(row["seed"]) for row in rows})
     curves = [_curve(rows, seed, column) for seed in seeds]
     for k, (steps, returns) in enumerate(curves):
@@ -71,22 +108,15 @@ def learning_curve(
         known = np.any(np.isfinite(values), axis=0)
         mean = np.nanmean(values[:, known], axis=0)
         plot.plot(curves[0][0][known], mean, color="C0", linewidth=2, label="mean of seeds")
-    for k, seed in enumerate(seeds):
-        steps, scores = _curve(rows, seed, "evaluation")
-        known = np.isfinite(scores)
-        if known.any() and column == "return_mean":
-            label = "evaluation" if k == 0 else None
-            plot.plot(steps[known], scores[known], "o", color="C1", markersize=3, label=label)
-    plot.set_xlabel(labels.x)
-    plot.set_ylabel(labels.y)
-    plot.set_title(title)
-    plot.grid(alpha=0.25)
-    plot.ticklabel_format(axis="x", style="plain")
-    plot.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if plot.get_legend_handles_labels()[0]:
-        plot.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+
+
+def _mark(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column: str) -> None:
+    """Marks the points of a column where `MARKED` says so; older runs have none."""
+    marked = [row for row in rows if float(row.get(MARKED, 0))]
+    if marked:
+        steps = [int(row["steps"]) for row in marked]
+        values = [float(row[column]) for row in marked]
+        plot.plot(steps, values, "x", color="C3", markersize=5, label="runs away")
 
 
 def _curve(

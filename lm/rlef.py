@@ -49,6 +49,11 @@ class Config:
         """Name of f of the policy's softargmax_f: KL, for softmax."""
         return "kl"
 
+    @property
+    def penalty(self) -> tuple[str, float]:
+        """Name and value of the setting that weighs the KL penalty."""
+        return "regularisation", self.regularisation
+
     def objective(self) -> rlhf.Config:
         """Returns the settings in terms of `rlhf.Config`."""
         return rlhf.Config(

@@ -108,6 +108,11 @@ class Config:
         """Name of f of the policy's softargmax_f: KL, for softmax."""
         return "kl"
 
+    @property
+    def penalty(self) -> tuple[str, float]:
+        """Name and value of the setting that weighs the KL penalty."""
+        return "kl_coefficient", self.kl_coefficient
+
     def token_divergence(
         self, teacher_divergence: regularizers.Divergence = regularizers.kl
     ) -> distillation.TokenLoss:

@@ -70,6 +70,11 @@ class Config:
         return "kl"
 
     @property
+    def penalty(self) -> tuple[str, float]:
+        """Name and value of the setting that weighs the KL penalty."""
+        return self.member.penalty
+
+    @property
     def iteration_steps(self) -> int:
         """Learner steps of an iteration, M T."""
         return self.members * self.member_steps

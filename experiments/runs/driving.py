@@ -138,7 +138,7 @@ class Drive:
             if stop is None:
                 self._note(assessment, steps, notes, bar)
                 if assessment.scores is not None or due.log:
-                    state = self._log(state, assessment, notes, clock.lap(steps))
+                    state = self._log(state, assessment, notes, clock.lap(steps), bar)
                     score = _score(plan, assessment, notes)
                 bar.update(steps, *_shown(notes, self.work.axes.instead))
                 if self.signals.received and not due.finished:
@@ -200,7 +200,12 @@ class Drive:
             self.record.write_texts(steps, self.loop.seeds[0], assessment.texts)
 
     def _log(
-        self, state: Any, assessment: Assessment, notes: dict[str, Any], lap: Mapping[str, float]
+        self,
+        state: Any,
+        assessment: Assessment,
+        notes: dict[str, Any],
+        lap: Mapping[str, float],
+        bar: progress.Progress,
     ) -> Any:
         """Writes a row for each seed; returns the state with its sums emptied."""
         state, rows = self.loop.rows(state)
@@ -208,11 +213,15 @@ class Drive:
         scores = assessment.scores
         evaluations = [math.nan] * len(rows) if scores is None else scores.tolist()
         for k, row in enumerate(rows):
+            watched, warning = self.work.watch(notes, steps, row)
+            if warning is not None:
+                bar.say(f"warning: {warning}")
             line = {
                 "seed": self.loop.seeds[k],
                 "steps": steps,
                 "frames": steps * self.work.spec.frames_per_step,
                 **row,
+                **watched,
                 "evaluation": evaluations[k],
                 **{name: assessment.measured.get(name, math.nan) for name in self.work.columns},
                 **lap,

@@ -27,6 +27,7 @@ from kullback.lm import (
     evaluation,
     folder_meaning,
     gemma,
+    kl_excursions,
     memory,
     power_law,
     rlhf,
@@ -182,6 +183,19 @@ class Setup(Work):
             return None
         notes["has_departed"] = True
         return warning
+
+    def watch(
+        self, notes: dict[str, Any], steps: int, row: Mapping[str, float]
+    ) -> tuple[dict[str, float], str | None]:
+        """Adds `kl_runaway` to a row of reinforcement learning; warns where an excursion begins."""
+        if self.actor is None:
+            return {}, None
+        name, weight = self.agent.config.penalty
+        remedy = (
+            f"in another run, lower learning_rate={self.learning.learning_rate:g} or raise "
+            f"{name}={weight:g}"
+        )
+        return kl_excursions.watch(notes, steps, row, remedy)
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Returns greedy answers to the first few held-out examples, for a reader."""
@@ -410,6 +424,7 @@ def _with_actor(
             temperature=on_policy.temperature,
         ),
         start=start.params,
+        axes=plots.REWARDED,
     )
 
 

@@ -62,7 +62,12 @@ class Record:
             self._texts.begin(_lines_until(data, steps))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends a row of one seed; floats are written with all their digits."""
+        """Appends a row of one seed; floats are written with all their digits.
+
+        A run that began before there was a column goes on without it.
+        """
+        if self._columns is not None:
+            row = {name: x for name, x in row.items() if name in self._columns}
         text = io.StringIO()
         writer = csv.DictWriter(text, self._columns or list(row), lineterminator="\n")
         if self._columns is None:

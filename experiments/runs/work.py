@@ -64,6 +64,15 @@ class Work(Protocol):
     ) -> str | None:
         """Adds measures to a checkpoint's notes; returns a warning about them, or None."""
 
+    def watch(
+        self, notes: dict[str, Any], steps: int, row: Mapping[str, float]
+    ) -> tuple[dict[str, float], str | None]:
+        """Judges a row of one seed, with a checkpoint's notes of those before, which it may change.
+
+        Returns further columns of the row, and a warning, or None.
+        """
+        return {}, None
+
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Returns texts for a reader, JSON-able, at an evaluation and at the end."""
         return []

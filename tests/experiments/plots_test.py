@@ -86,6 +86,33 @@ def test_a_language_model_has_scores_or_else_its_loss(tmp_path: pathlib.Path, dr
     np.testing.assert_array_equal(drawn["each interval"][1], [9, 8, 7, 6])
 
 
+def test_a_policy_that_learns_from_rewards_has_its_kl_below(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    pictures: list[matplotlib.figure.Figure] = []
+    save = matplotlib.figure.Figure.savefig
+
+    def spy(self: matplotlib.figure.Figure, *arguments: object, **options: object) -> None:
+        pictures.append(self)
+        save(self, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", spy)
+    columns = [{"kl_start": str(3.0 * n), "kl_runaway": str(float(n > 1))} for n in range(4)]
+    of = [{**row, **more} for row, more in zip(rows(1, 4), columns, strict=True)]
+    old = [{name: x for name, x in row.items() if name != "kl_runaway"} for row in of]
+    for table in (of, old, rows(1, 4), []):
+        plots.learning_curve(table, tmp_path / "curve.png", "rlhf", plots.REWARDED)
+    new, without_marks, without_kl, empty = ([*figure.axes] for figure in pictures)
+    assert [len(x) for x in (new, without_marks, without_kl, empty)] == [2, 2, 1, 1]
+    assert new[1].get_ylabel() == "KL to the start, nats a text" and not new[0].get_xlabel()
+    lines = {line.get_label(): np.asarray(line.get_data()) for line in new[1].get_lines()}
+    np.testing.assert_array_equal(lines["each interval"], [[100, 200, 300, 400], [0, 3, 6, 9]])
+    np.testing.assert_array_equal(lines["runs away"], [[300, 400], [6, 9]])
+    assert "runs away" not in {line.get_label() for line in without_marks[1].get_lines()}
+    with PIL.Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size == (768, 480)
+
+
 def test_seeds_of_which_one_is_still_running_are_drawn_without_a_mean(
     tmp_path: pathlib.Path, drawn: dict
 ):

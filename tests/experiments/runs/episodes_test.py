@@ -98,6 +98,39 @@ def test_what_a_run_logs(run: pathlib.Path):
     assert config["plan"]["reward"].startswith("0.5*python:") and len(config["start_sha256"]) == 64
 
 
+@pytest.fixture(scope="module")
+def sure(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Returns a start that knows what it writes, so that there is something to run away from."""
+    path = tmp_path_factory.mktemp("sure") / "run"
+    settings = ("learning_rate=2e-2", "batch_size=32")
+    more = {"steps": 80, "log_every": 80, "checkpoint_every": 80, "model_flags": MODEL}
+    return train(path, "sft", "tiny", settings=settings, **more)
+
+
+@pytest.mark.parametrize(("rate", "runs_away"), [("5e-2", True), ("1e-4", False)])
+def test_a_policy_that_runs_away_is_said_once(
+    rate: str,
+    runs_away: bool,
+    sure: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    settings = ("samples_per_prompt=2", f"learning_rate={rate}", "warmup_steps=0")
+    path = train(
+        tmp_path / "run", "rlhf", sure, steps=20, settings=settings, reward=LETTERS, quiet=False
+    )
+    said = [line for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    table = repeated(path)
+    away = [row["steps"] for row in table if float(row["kl_runaway"])]
+    if not runs_away:
+        assert not said and not away
+        return
+    assert away and away[-1] == "20", "it stays there"
+    (line,) = said
+    assert f"at step {away[0]} the KL to the supervised start is " in line
+    assert line.endswith("lower learning_rate=0.05 or raise kl_coefficient=0.05")
+
+
 def test_a_run_that_is_interrupted_goes_on_bit_by_bit(run: pathlib.Path, tmp_path: pathlib.Path):
     part = as_killed(run, tmp_path / "part", 3)
     experiments.resume(part, quiet=True, trust_code=True)

@@ -38,6 +38,15 @@ def begun(folder: run_folder.RunFolder, steps: int = 0, marks: Any = None) -> re
     return written
 
 
+def test_a_run_goes_on_without_a_column_that_it_began_without(folder: run_folder.RunFolder):
+    written = begun(folder)
+    written.write(row(10))
+    again = begun(folder, 10, written.marks())
+    again.write({**row(20), "kl_runaway": 1.0})
+    assert [list(r) for r in folder.rows()] == [list(row(10))] * 2
+    assert not [tag for tag, _, _ in events(folder) if tag.startswith("kl_runaway")]
+
+
 def save(folder: run_folder.RunFolder, step: int, marks: Any) -> None:
     meta = {"score": None, "notes": {}, "segments": [], record.META: marks}
     checkpoints.save(folder.checkpoints, step, {"x": np.zeros(1)}, meta)
