@@ -16,7 +16,7 @@ import optax
 
 from kullback.core import learners, regularizers, types
 from kullback.environments import tokens
-from kullback.lm import batches, chunked, data, distillation, gemma, layers, policy
+from kullback.lm import batches, chunked, data, distillation, gemma, optimizers, policy
 
 __all__ = ["Config", "TokenLoss", "make", "optimizer"]
 
@@ -39,8 +39,24 @@ class Config:
     # is that of unpacked rows if it is a mean over tokens; not for on-policy learning.
     pack: bool = False
     batches_per_sort: int = 1  # Batches whose examples are sorted by length; 1 does not sort.
-    learning_rate: float = 3e-4  # Step size of Adam.
+    # Highest step size of the optimiser; another default for a trained model of 100 million
+    # parameters or more.
+    learning_rate: float = 3e-4
     warmup_steps: int = 20  # Learner steps of linear warm-up from a learning rate of 0.
+    # Course of the learning rate after the warm-up: "constant", or falling until `decay_steps`,
+    # "linear" or as half a "cosine".
+    schedule: optimizers.Schedule = "constant"
+    # Learner steps, with the warm-up, until the learning rate is lowest, where it stays; 0 is the
+    # run's number of steps when it begins, or that of each of WARP's members.
+    decay_steps: int = 0
+    final_fraction: float = 0.0  # The lowest learning rate in [0, 1], as a share of the highest.
+    # "adamw" is Adam with `weight_decay`; "adafactor" factors second moments and keeps no first
+    # ones; "lion" takes a third to a tenth of Adam's learning rate; "sgd" has no memory.
+    optimizer: optimizers.Name = "adam"
+    # Decoupled decay >= 0 of matrices, per step and unit of learning rate; norms and biases are
+    # left out. Not for "adam".
+    weight_decay: float = 0.0
+    first_moment_dtype: optimizers.Dtype = "float32"  # Half the memory of moments in bfloat16.
     max_grad_norm: float = 1.0  # Largest norm > 0 of a gradient; larger ones are scaled to it.
     # Reduction of token-level losses. "sequence": the mean over sequences of the mean over each
     # one's tokens (the GKD paper). "token": the mean over all tokens of the batch (TRL).
@@ -66,6 +82,19 @@ class Config:
             )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+        self.rate.check()
+        optimizers.check(self.optimizer, self.weight_decay, self.first_moment_dtype)
+
+    @property
+    def rate(self) -> optimizers.Rate:
+        """The settings of the learning rate."""
+        return optimizers.Rate(
+            peak=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+            decay_steps=self.decay_steps,
+            final_fraction=self.final_fraction,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -275,26 +304,11 @@ def over_micro_batches(
 
 
 def optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns Adam with a linear warm-up of the learning rate and clipped gradient norms."""
-    schedule = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
-    if config.warmup_steps == 0:
-        schedule = optax.constant_schedule(config.learning_rate)
-    return optax.chain(clip_by_global_norm(config.max_grad_norm), optax.adam(schedule))
-
-
-def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Returns the transformation that scales gradients to a global norm of `max_norm` at most.
-
-    Small models are left to optax. Of large ones, it has XLA store the quotient by the norm beside
-    the gradients, on CPUs; a product is computed where it is used, and may differ by a rounding.
-    """
-    of_small = optax.clip_by_global_norm(max_norm)
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if sum(x.nbytes for x in jax.tree.leaves(updates)) < layers.LARGE:
-            return of_small.update(updates, state, params)
-        norm = optax.tree.norm(updates)
-        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
-        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates), state
-
-    return optax.GradientTransformation(of_small.init, update)
+    """Returns the optimiser that the settings name; raises as `optimizers.schedule` does."""
+    return optimizers.make(
+        config.optimizer,
+        optimizers.schedule(config.rate),
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
+        first_moment_dtype=config.first_moment_dtype,
+    )

@@ -1,12 +1,14 @@
 """Records of runs under test: rows as they repeat, kills, and a wait for a checkpoint."""
 
+import json
 import pathlib
 import shutil
 import subprocess
 import time
+from typing import Any
 
 from kullback.core import checkpoints
-from kullback.experiments.runs import run_folder
+from kullback.experiments.runs import resolved, run_folder, settings
 
 
 def repeated(folder: pathlib.Path) -> list[dict[str, str]]:
@@ -25,6 +27,19 @@ def as_killed(run: pathlib.Path, out: pathlib.Path, step: int) -> pathlib.Path:
     for later in saved[saved.index(step) + 1 :]:
         shutil.rmtree(out / "checkpoints" / f"{later:012d}")
     return out
+
+
+def recorded(named: resolved.Resolved) -> dict[str, Any]:
+    """Returns config.json of a run that begins with these settings."""
+    nested: dict[str, Any] = {}
+    for name, _, value in settings.fields(named.config):
+        *parents, leaf = name.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = value
+    record = {"plan": named.plan.to_json(), "config": nested, **named.to_json()}
+    return json.loads(json.dumps(record))
 
 
 def wait_for_checkpoint(

@@ -15,10 +15,14 @@ from typing import Any
 from kullback import agents, environments, lm
 from kullback.core import files, json_files, typed, types
 from kullback.environments.checked import AnyEnvironment
-from kullback.experiments.runs import mends, opened, plans, run_folder, settings
+from kullback.experiments.runs import mends, opened, plans, run_folder, schedules, settings
 from kullback.lm import splits, tasks
 
-CONFIG, FLAGS = "config", "environment_flags"  # Keys of config.json.
+CONFIG, FLAGS, BY_SIZE = "config", "environment_flags", "by_size"  # Keys of config.json.
+# Settings, by bare name, that came after the first version, whose default is what it did.
+LATER = frozenset(
+    "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype".split()
+)
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.
 
 
@@ -33,8 +37,12 @@ class Resolved:
     # All of its flags that JSON can hold, by name; {} if it was handed over in Python, or of texts.
     flags: Mapping[str, Any]
     rule: int  # The rule by which a file of texts is split and read, see lm/splits.py.
-    # Lines for the user who resumes the run: differences between its record and this version.
+    # Lines for the user: defaults of the model's size, and for one who resumes the run, differences
+    # between its record and this version.
     notes: tuple[str, ...] = ()
+    # Settings of `config` by dotted name whose default depends on the model's size, see
+    # learning_rates.py.
+    by_size: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def make_agent(self, spec: types.Spec) -> types.Agent:
         """Returns the agent for an environment."""
@@ -56,7 +64,8 @@ class Resolved:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the keys of config.json for the flags and the version of the computation."""
-        return {FLAGS: dict(self.flags), mends.KEY: len(mends.MENDS)}
+        by_size = {BY_SIZE: dict(self.by_size)} if self.by_size else {}
+        return {FLAGS: dict(self.flags), mends.KEY: len(mends.MENDS), **by_size}
 
     def facts(self) -> dict[str, Any]:
         """Returns values of all settings and flags by dotted name, to compare runs by."""
@@ -103,7 +112,8 @@ def resolve(
         entry = {**agents.AGENTS, **lm.ALGORITHMS}[plan.agent]
         needed = [f"{name}={value}" for name, value in tasks.lengths(plan.environment).items()]
         presets = settings.apply(entry.presets(plan.family), needed)
-        config, notes = _config(presets, plan.settings, record)
+        config, notes = _config(presets, plan, record)
+        notes += schedules.notes(plan, config)
     given, flags = {}, {}
     if with_environment and plan.kind == "games" and plan.environment != plans.CUSTOM:
         plan.require_trust(file)
@@ -158,15 +168,16 @@ def rules(plan: plans.Plan, recorded: Mapping[str, Any], file: files.Path) -> di
     }
 
 
-def _config(
-    presets: Any, assignments: tuple[str, ...], record: json_files.Record
-) -> tuple[Any, list[str]]:
+def _config(presets: Any, plan: plans.Plan, record: json_files.Record) -> tuple[Any, list[str]]:
     """Returns the recorded configuration, changed as the plan says, and notes."""
-    today = settings.apply(presets, assignments)
+    assignments = plan.settings
+    today = schedules.planned(plan, settings.apply(presets, assignments))
     if CONFIG not in record:
         return today, []
-    values = {name: value for name, _, value in settings.fields(today)}
     hints = {name: hint for name, hint, _ in settings.fields(today)}
+    values = {name: value for name, _, value in settings.fields(today)}
+    of_size = {k: v for k, v in record.get(BY_SIZE, dict, {}).items() if k in values}
+    values = _read(f"{record.file}: {BY_SIZE}", hints, of_size, values)
     nested = json_files.leaves(record.get(CONFIG, dict), values.keys())
     saved = {name: value for name, value in nested if name in values or value != {}}
     recorded = _read(f"{record.file}: {CONFIG}", hints, saved, values)
@@ -218,7 +229,7 @@ def _notes(
 ) -> list[str]:
     """Returns lines on differences between saved values, those that are used, and today's."""
     notes = []
-    new = [name for name in used if name not in saved]
+    new = [name for name in used if name not in saved and _bare(name) not in LATER]
     if new:
         notes.append(
             f"the run began before there was {settings.shown(used, new)}: this is today's default"
@@ -228,7 +239,12 @@ def _notes(
         notes.append(
             f"this version does not know {settings.shown(saved, unknown)} of the run's record"
         )
-    changed = [name for name in used if not _same(used[name], today[name])]
+    # A longer plan does not change the length of a schedule: it has a note of its own.
+    changed = [
+        name
+        for name in used
+        if not _same(used[name], today[name]) and _bare(name) != schedules.LENGTH
+    ]
     if changed:
         notes.append(
             f"the run goes on with {settings.shown(used, changed)}, as it began; today's presets "
@@ -241,6 +257,10 @@ def _notes(
             f"{settings.shown(saved, overruled)}"
         )
     return notes
+
+
+def _bare(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _same(one: Any, other: Any) -> bool:

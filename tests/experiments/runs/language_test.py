@@ -15,7 +15,7 @@ from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import language, models, opened, plans, resolved, run_folder
 from kullback.lm import batches, gemma, power_law
-from tests.records import repeated
+from tests.records import as_killed, repeated
 
 # A model of one layer, and data of one digit: seconds, compilation included.
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
@@ -143,6 +143,21 @@ def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
     jax.tree.map(np.testing.assert_array_equal, a, b)
     episodes = int(repeated(whole)[-1]["episodes"])
     assert episodes == (6 * 2 if algorithm == "gkd" else 0)
+
+
+def test_an_optimiser_of_the_users_goes_on_bit_by_bit(tmp_path: pathlib.Path):
+    """Moments in bfloat16 and a rate that falls, as they are saved and read again."""
+    given = ("optimizer=adamw", "weight_decay=0.1", "first_moment_dtype=bfloat16")
+    given = (*given, "schedule=cosine", "decay_steps=6", "warmup_steps=1")
+    whole = train(tmp_path / "whole", settings=given)
+    part = as_killed(whole, tmp_path / "part", 3)
+    experiments.resume(part, quiet=True)
+    assert repeated(part) == repeated(whole)
+    one, other = (models.load(path).params for path in (part, whole))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    with pytest.raises(ValueError, match="learning rate is 0 from step 6 on"):
+        experiments.resume(part, steps=9, quiet=True)
+    assert run_folder.RunFolder(part).config()["plan"]["steps"] == 6
 
 
 def test_a_run_watches_the_distance_to_its_teacher(
