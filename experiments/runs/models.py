@@ -123,6 +123,21 @@ def load(
     return Checkpoint(config, tokenizer.load(path), params, divergence).with_all_ends()
 
 
+def shape(path: str | pathlib.Path) -> gemma.Config | None:
+    """Reads the shape of the model that `load` would read; None if there is no model.
+
+    Raises:
+      ValueError: if it is damaged, or not a Gemma 3.
+    """
+    path = pathlib.Path(path)
+    run = opened.find(path)
+    if run is not None:
+        return None if run.kind != "language" else saved_config(run.path)
+    if path.suffix == gguf_files.SUFFIX and path.is_file():
+        return gguf_gemma.read_config(gguf_files.read(path))
+    return hugging_face_config.read(path) if (path / "config.json").is_file() else None
+
+
 def of_run(
     run: opened.Opened,
     seed: int | None = None,

@@ -53,6 +53,13 @@ def train(
     environment_name, make_environment = _named(environment)
     plan = plans.Plan(agent=agent_name, environment=environment_name, **fields)
     named = resolved.resolve(plan, with_environment=make_environment is None)
+    if plan.kind == "language":
+        from kullback.experiments.runs import learning_rates  # Which imports JAX.
+
+        named = learning_rates.sized(named)
+    if not quiet:
+        for note in named.notes:
+            print(note)
     recipe = kinds.Recipe(named=named, make_agent=make_agent, make_environment=make_environment)
     name = f"{plan.agent}-{plan.environment.replace('/', '-')}"
     path = pathlib.Path(out) if out else run_folder.next_free(pathlib.Path("runs") / name)

@@ -1,0 +1,68 @@
+"""Default learning rates of trained models, by size, where a run's settings name none.
+
+The defaults of configurations are for models of some millions of parameters, as tests and
+reproductions train; they would wreck a published model. Those here are rules of thumb of others:
+
+    supervised, 100M to 500M parameters    5e-5   transformers' TrainingArguments, and Google's
+                                                  guide to tuning all of Gemma 3 270M
+    supervised, more                       2e-5   TRL's SFTConfig, and Zephyr's Gemma 7B
+    from rewards, 100M and more            1e-6   TRL's RLOOConfig, and the paper on WARP
+    their value network                    9e-6   OpenRLHF's examples
+
+Reward models keep their default at every size: it is that of the paper on WARM.
+"""
+
+import dataclasses
+
+from kullback import lm
+from kullback.experiments.runs import models, resolved, settings
+from kullback.lm import gemma
+
+SMALL, MIDDLE = 100_000_000, 500_000_000  # Parameters.
+
+
+def by_size(algorithm: str, num_params: int) -> dict[str, float]:
+    """Returns learning rates by bare name of the setting; {} keeps the configuration's."""
+    entry = lm.ALGORITHMS[algorithm]
+    if num_params < SMALL or entry.reads_pairs:
+        return {}
+    if entry.takes_reward:
+        return {"learning_rate": 1e-6, "value_learning_rate": 9e-6}
+    return {"learning_rate": 5e-5 if num_params <= MIDDLE else 2e-5}
+
+
+def sized(named: resolved.Resolved) -> resolved.Resolved:
+    """Returns the settings of a run that begins, with the learning rates of its model's size.
+
+    A plan's own rates stay, and so do those of a preset, which has learnt nothing yet.
+
+    Raises:
+      ValueError: if the model's files are damaged.
+    """
+    plan = named.plan
+    if plan.agent not in lm.ALGORITHMS or not plan.model or plan.model in gemma.PRESETS:
+        return named
+    config = models.shape(plan.model)
+    if config is None:
+        return named  # It is refused when the run is set up.
+    num_params = gemma.num_params(config).total
+    defaults = by_size(plan.agent, num_params)
+    hints = {name: hint for name, hint, _ in settings.fields(named.config)}
+    given = settings.read(hints, plan.settings)
+    rates = {
+        name: defaults[bare]
+        for name in hints
+        if (bare := name.rpartition(".")[2]) in defaults and name not in given
+    }
+    if not rates:
+        return named
+    note = (
+        f"{settings.shown(rates, list(rates))}: the default for a trained model of "
+        f"{num_params / 1e6:,.0f} million parameters, a rule of thumb; --set sets another"
+    )
+    return dataclasses.replace(
+        named,
+        config=settings.replace(named.config, dict(rates)),
+        by_size=rates,
+        notes=(*named.notes, note),
+    )
