@@ -22,6 +22,7 @@ KINDS = {
     "number": values.NUMBERS,
     "in": values.MISSING,
     "out": values.TAKEN,
+    "shared": values.SHARED,
     "assignment": values.ASSIGNMENTS,
     "choice": values.CHOICES,
     "agent": values.AGENTS,
@@ -162,7 +163,7 @@ LINES = {
         ("sweep", "sweep.toml"),
         ("in",),
         (("--out", "new"), ("--jobs", "1")),
-        (("--jobs", "count"), ("--out", "out"), ("--ray", "choice")),
+        (("--jobs", "count"), ("--out", "shared"), ("--ray", "choice")),
         ("sweep.toml",),
     ),
     "reproduce": Line(

@@ -10,6 +10,7 @@ SEEDS = ("1.5", "abc", "", "nan", str(2**70), str(-(2**70)), NO_TEXT)
 NUMBERS = ("abc", "", "nan", "inf", "1,2", NO_TEXT)
 MISSING = ("nowhere", "", "nowhere/deeper", "notes.txt/deeper", LONG, NO_TEXT, "..", "empty")
 TAKEN = ("full", "notes.txt", "notes.txt/deeper", f"new/{LONG}", f"new/{NO_TEXT}", "/proc/x/y")
+SHARED = tuple(place for place in TAKEN if place != "full")  # Where other things may stand.
 ASSIGNMENTS = ("", "=", "x", "=1", "nothing=1", "a.b.c=1", f"{NO_TEXT}=1", "class=1")
 CHOICES = ("abc", "", "None", NO_TEXT)
 AGENTS = ("", "nobody", "DQN ", "dqn/x", NO_TEXT, "minatar/breakout", "custom")
