@@ -4,6 +4,7 @@ Shape letters: B prompts, G samples of each, P tokens of a padded prompt, T toke
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,6 +96,19 @@ class Sampler:
     def sequences(self, acting: Any, prompts: batches.Prompts, key: types.Key) -> batches.Sequences:
         """Samples completions, and returns them after their prompts as rows, [B G, P + T]."""
         return joined(self.repeated(prompts), self.completions(acting, prompts, key))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a function of a language model's acting parameters, which samples, and of others.
+
+    It is handed the parameters as they are decoded with fastest, see `gemma.apart`.
+    """
+    program = jax.jit(function)
+
+    def call(acting: Any, *arguments: Any) -> Any:
+        return program({**acting, "params": gemma.apart(acting["params"])}, *arguments)
+
+    return call
 
 
 def of_policy(

@@ -151,7 +151,7 @@ class Evaluator:
         return measure
 
     def _completes(self, sampling: sampling.Sampling) -> Callable[..., tokens.Completion]:
-        return jax.jit(self.sampler(sampling).completions)
+        return completions.compiled(self.sampler(sampling).completions)
 
     def sampler(
         self, sampling: sampling.Sampling | None = None, samples_per_prompt: int = 1

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import layers
+from kullback.lm import gemma_config, layers
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
 
@@ -99,6 +99,22 @@ def num_params(config: Config) -> NumParams:
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
     embedding = math.prod(shapes["embedding"].shape)
     return NumParams(embedding, sum(sizes) - embedding)
+
+
+def apart(params: types.Params) -> types.Params:
+    """Returns parameters to decode with: those of large models on CPUs with each layer's apart.
+
+    A block is then a tuple of its periods, see `layers.scan`: copies of all weights but the
+    embedding. Small models, which compute faster than they compile, stay as they are, and so do
+    trees without blocks.
+    """
+    num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
+    if jax.default_backend() != "cpu" or num_bytes < layers.LARGE:
+        return params
+    return {
+        name: layers.unstacked(x) if name in gemma_config.BLOCKS else x
+        for name, x in params.items()
+    }
 
 
 def cache_bytes(config: Config, batch: int, max_length: int, itemsize: int) -> int:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from kullback.lm import sizes
 
+BLOCKS = "periods", "remainder"  # Names of the parameters that have a layer axis.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -76,8 +78,8 @@ class Config:
     @property
     def blocks(self) -> dict[str, tuple[int, int]]:
         """(Length of the layer axis, number of stacks) by name, without empty ones."""
-        blocks = {"periods": (self.num_periods, self.pattern), "remainder": (1, self.num_remaining)}
-        return {name: sizes for name, sizes in blocks.items() if all(sizes)}
+        axes = (self.num_periods, self.pattern), (1, self.num_remaining)
+        return {name: pair for name, pair in zip(BLOCKS, axes, strict=True) if all(pair)}
 
 
 _4B = Config(  # The embedding of larger models has rows for image tokens.

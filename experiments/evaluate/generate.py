@@ -83,10 +83,10 @@ class Writer:
             stop_tokens=self.stops,
         )
 
-    @property
+    @functools.cached_property
     def acting(self) -> Any:
         """Parameters of the sampler's policy."""
-        return {"params": self.checkpoint.params}
+        return {"params": gemma.apart(self.checkpoint.params)}
 
     def check_length(self, longest: int) -> None:
         """Raises ValueError unless a prompt of so many tokens and a text fit the context."""

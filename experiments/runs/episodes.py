@@ -51,7 +51,8 @@ class Actor:
     @functools.cached_property
     def program(self) -> Program:
         """The program that writes G texts of each prompt, and scores them in JAX."""
-        return jax.jit(functools.partial(rollouts.sample, self.sampler, self.reward.jax_score))
+        sample = functools.partial(rollouts.sample, self.sampler, self.reward.jax_score)
+        return completions.compiled(sample)
 
     def episodes(
         self, acting: Any, examples: list[data.Example], key: types.Key

@@ -265,7 +265,7 @@ class Setup(Work):
         )
         share = round(mixture.student_fraction * c.batch_size)
         sampler = completions.of_policy(self.agent.policy, self.evaluator.model, c.max_new_tokens)
-        program = jax.jit(sampler.sequences)
+        program = completions.compiled(sampler.sequences)
 
         def num_sampled(step: int) -> int:
             if mixture.mixing == "row":

@@ -1,5 +1,6 @@
 """Tests of lm/completions.py."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from kullback.core.sampling import Sampling
-from kullback.lm import batches, completions, gemma
+from kullback.lm import batches, completions, gemma, layers
 
 MODEL = gemma.make(
     gemma.Config(
@@ -66,3 +67,22 @@ def test_ids_that_are_none_are_refused():
     wrong = PROMPTS._replace(tokens=np.where(PROMPTS.tokens == 6, 7, PROMPTS.tokens))
     with pytest.raises(ValueError, match=r"must lie in \[0, vocab_size=7\), got 7 in row 2"):
         sampler.environment(wrong)
+
+
+def test_layers_of_large_models_are_decoded_apart(monkeypatch: pytest.MonkeyPatch):
+    """Here two periods and a layer after them, and the texts are the same."""
+    monkeypatch.setattr(layers, "LARGE", 0)
+    config = dataclasses.replace(MODEL.config, num_layers=5, pattern=2)
+    model = gemma.make(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    apart = gemma.apart(params)
+    assert [len(apart[name]) for name in ("periods", "remainder")] == [2, 1]
+    sampler = completions.sampler(model, T)
+    whole = jax.jit(sampler.completions)({"params": params}, PROMPTS, KEY)
+    program = completions.compiled(sampler.completions)
+    np.testing.assert_array_equal(program({"params": params}, PROMPTS, KEY).tokens, whole.tokens)
+    rows = jnp.asarray(PROMPTS.tokens)
+    got, expected = (jax.jit(model.features)(tree, rows) for tree in (apart, params))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    monkeypatch.setattr(layers, "LARGE", 10**9)
+    assert gemma.apart(params) is params

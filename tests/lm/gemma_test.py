@@ -274,12 +274,13 @@ def test_bfloat16_is_near():
 def test_the_scale_of_embeddings_is_rounded_as_published():
     # sqrt(640) = 25.298 is 25.25 in bfloat16; 1.25 times that is 31.5 and not 31.625.
     config = dataclasses.replace(SMALL, num_layers=1, embed_dim=640, dtype="bfloat16")
+    small = 2.0**-10
     params = jax.tree.map(jnp.zeros_like, params_of(config))
-    params["embedding"] = jnp.zeros((config.vocab_size, 640)).at[:, 0].set(1.25)
+    params["embedding"] = jnp.zeros((config.vocab_size, 640)).at[:, 0].set(1.25 * small)
     params["final_norm"] = jnp.zeros(640)
-    with_epsilon = dataclasses.replace(config, rms_epsilon=1e6)  # The norm is then nearly linear.
+    with_epsilon = dataclasses.replace(config, rms_epsilon=1.0)  # The norm is then nearly linear.
     got = gemma.make(with_epsilon).features(params, np.zeros((1, 1), np.int32))[0, 0, 0]
-    expected = 31.5 / math.sqrt(31.5**2 / 640 + 1e6)
+    expected = 31.5 * small / math.sqrt((31.5 * small) ** 2 / 640 + 1)
     assert got == jnp.asarray(expected, jnp.bfloat16)
 
 
