@@ -21,7 +21,7 @@ TASKS = {
     "tokens/conversations": "short conversations, to learn the template of a chat",
     "tokens/summaries": "papers and their summaries, from the package aclsum",
     "tokens/jsonl:PATH": "rows of {prompt, completion}, {text} or {messages}",
-    "tokens/preferences:PATH": "rows of {prompt, chosen, rejected}, or of messages",
+    "tokens/preferences:PATH": "rows of {prompt, chosen, rejected}, or {chosen, rejected}",
 }
 
 

@@ -1,44 +1,27 @@
-"""Examples for language models, and JSONL files of them, read strictly.
+"""JSONL files of examples for language models, read strictly, and fitted to a model's lengths.
 
-A record is one JSON object: {prompt, completion} (or {prompt, target}; strings, or lists of ids),
-{text} (all of it is learnt), or {messages: [{role, content}]} (the model's turns are learnt). Each
-may give the `document` that its prompt is about, for rewards that compare answers with it. An
-example has one beginning of sequence, at its start, and its completion one end of sequence, at its
-end. A malformed record is an error with its file and line; nothing is guessed.
+A record is one JSON object in a form of `lm/forms.py`: {prompt, completion}, {text} (all of it is
+learnt), {messages} (the model's turns are learnt). Each may give the `document` that its prompt is
+about, for rewards that compare answers with it. A malformed record is an error with its file and
+line; nothing is guessed.
 """
 
 import codecs
 import collections
 import contextlib
 import dataclasses
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from kullback.core import files, folders, json_files
-from kullback.lm import chat, control_tokens
+from kullback.lm import forms
+from kullback.lm.examples import Example as Example
+from kullback.lm.examples import encode, spelled_in
+from kullback.lm.examples import prompt_of as prompt_of
 from kullback.lm.tokenizer import Tokenizer
 
 Overlong = Literal["drop", "truncate-left", "error"]
-_FORMS = ({"prompt", "completion"}, {"prompt", "target"}, {"text"}, {"messages"})
-_DOCUMENT = "document"
-_KNOWN = set.union(*_FORMS)
-
-
-class Example(NamedTuple):
-    """A prompt and its completion, as token ids."""
-
-    prompt: tuple[int, ...]  # Ids from BOS to the completion; never empty.
-    completion: tuple[int, ...]  # Ids to learn; the last ends the sequence, or the model's turn.
-    # Spans [begin, end) of the prompt that are earlier turns of the model: they are learnt too.
-    answers: tuple[tuple[int, int], ...] = ()
-    document: str = ""  # Text that the prompt is about, if given; whole, even if the prompt is cut.
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and completion."""
-        return len(self.prompt) + len(self.completion)
 
 
 def is_conversation(example: Example, tokenizer: Tokenizer) -> bool:
@@ -144,13 +127,15 @@ def from_rows(
     for where, record in rows:
         num_rows += 1
         with _located(where):
-            example = _example(record, tokenizer)
-            ignored.update(record.keys() - _KNOWN - {_DOCUMENT})
+            demonstration = forms.demonstration(record)
+            example = encode(demonstration, tokenizer)
+            ignored.update(record.keys() - forms.LEARNT - {forms.DOCUMENT})
             _check_ids((*example.prompt, *example.completion), vocab_size)
-            if (name := _spelled(record, tokenizer)) is not None:
+            said = [text for part in demonstration[:2] for text in forms.texts(part)]
+            if (name := spelled_in(said, tokenizer)) is not None:
                 spelled += 1
                 first_spelled = first_spelled or f"{where}: {name}"
-            fitted = fit(example, limits, is_text="text" in record)
+            fitted = fit(example, limits, is_text=demonstration.prompt is None)
         dropped += fitted is None
         if fitted is not None:
             truncated += fitted.length < example.length
@@ -194,7 +179,7 @@ def read_prompts(
     as_turns: bool = False,
     on_spelled: Callable[[str, str], Any] = lambda where, name: None,
 ) -> list[tuple[int, ...]]:
-    """Reads the prompts of a JSONL file: {prompt} or {messages}, other keys ignored.
+    """Reads the prompts of a JSONL file: {prompt}, {messages} or pairs, other keys ignored.
 
     After a last message of the user the model's turn is opened; a last message of the model is left
     out. Of a .txt file each line that is not blank is a prompt.
@@ -215,19 +200,13 @@ def read_prompts(
     is_text = pathlib.Path(path).suffix == ".txt"
     for where, record in _lines(path) if is_text else read_rows(path):
         with _located(where):
-            if ("prompt" in record) == ("messages" in record):
-                raise ValueError(f"keys {sorted(record)}; expected one of prompt and messages")
-            if "prompt" in record and not as_turns:
-                prompt = prompt_of(record["prompt"], tokenizer)
-            else:
-                turn = {"role": "user", "content": record.get("prompt")}
-                messages = _messages(record.get("messages", [turn]))
-                if messages[-1]["role"] in ("model", "assistant"):
-                    messages = messages[:-1]
-                segments = chat.chat(messages, tokenizer, add_generation_prompt=True)
-                prompt = tuple(i for segment in segments for i in segment.ids)
+            value = forms.unanswered(record)
+            if as_turns and not forms.is_messages(value):
+                forms.check_string("prompt", value)
+                value = [{"role": "user", "content": value}]
+            prompt = prompt_of(value, tokenizer)
             _check_ids(prompt, most)
-            if (name := _spelled(record, tokenizer)) is not None:
+            if (name := spelled_in(forms.texts(value), tokenizer)) is not None:
                 on_spelled(where, name)
             if max_prompt_length is not None and len(prompt) > max_prompt_length:
                 raise ValueError(
@@ -307,134 +286,3 @@ def _check_ids(ids: Iterable[int], vocab_size: int) -> None:
     for i in ids:
         if not 0 <= i < vocab_size:
             raise ValueError(f"token id {i} lies outside the vocabulary, [0, {vocab_size})")
-
-
-def _spelled(record: Mapping[str, Any], tokenizer: Tokenizer) -> str | None:
-    """Returns a control token that a record's text spells, though it is read as letters."""
-    if tokenizer.reads_controls:
-        return None
-    values = [record[key] for key in _KNOWN & record.keys() if key != "messages"]
-    values += [message["content"] for message in record.get("messages") or ()]
-    names = (control_tokens.spelled(v, tokenizer.controls) for v in values if isinstance(v, str))
-    return next((name for name in names if name is not None), None)
-
-
-def _example(record: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
-    keys = record.keys() & _KNOWN
-    if keys not in _FORMS:
-        forms = "; ".join(" and ".join(sorted(form, reverse=True)) for form in _FORMS)
-        raise ValueError(f"keys {sorted(record)}; expected those of one form: {forms}")
-    document = record.get(_DOCUMENT, "")
-    _check_string(_DOCUMENT, document)
-    if "messages" in keys:
-        example = _conversation(_messages(record["messages"]), tokenizer)
-    elif "text" in keys:
-        _check_string("text", record["text"])
-        example = Example((tokenizer.bos_id,), _completion("text", record["text"], tokenizer))
-    else:
-        target = "completion" if "completion" in keys else "target"
-        prompt = prompt_of(record["prompt"], tokenizer)
-        example = Example(prompt, _completion(target, record[target], tokenizer))
-    return example._replace(document=document)
-
-
-def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> Example:
-    if messages[-1]["role"] not in ("model", "assistant"):
-        raise ValueError(
-            f"the last message has role {messages[-1]['role']!r}, expected 'model' or 'assistant': "
-            "there is nothing to learn after it"
-        )
-    for n, message in enumerate(messages):
-        if message["role"] in ("model", "assistant") and not message["content"].strip():
-            raise ValueError(f"message {n + 1} of the model's is empty; there is nothing to learn")
-    *earlier, answer, _ = chat.chat(messages, tokenizer)  # The newline at the end is not learnt.
-    prompt: list[int] = []
-    spans = []
-    special = (tokenizer.bos_id, *tokenizer.eos_ids)
-    for segment in (*earlier, answer):
-        if segment.is_model_turn:
-            _check_within("a turn of the model's", segment.ids[:-1], special)
-    for segment in earlier:
-        if segment.is_model_turn:
-            spans.append((len(prompt), len(prompt) + len(segment.ids)))
-        prompt += segment.ids
-    return Example(tuple(prompt), answer.ids, tuple(spans))
-
-
-def _messages(value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"messages must be a list of at least one message, got {_kind(value)}")
-    for n, message in enumerate(value):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ValueError(f"message {n + 1} must be an object with role and content")
-        for key in ("role", "content"):
-            _check_string(f"{key} of message {n + 1}", message[key])
-    return value
-
-
-def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Returns the ids of a prompt, given as a string or as ids, with BOS once, at the start.
-
-    Raises:
-      ValueError: for another type, or BOS after the start.
-    """
-    ids = _ids("prompt", value, tokenizer)
-    if ids[:1] == [tokenizer.bos_id]:
-        ids = ids[1:]
-    if tokenizer.bos_id in ids:
-        raise ValueError(
-            f"prompt has the beginning of sequence, {tokenizer.bos_id}, within; it stands first"
-        )
-    return (tokenizer.bos_id, *ids)
-
-
-def _completion(name: str, value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
-    ids = _ids(name, value, tokenizer)
-    is_rendered = tokenizer.reads_controls and isinstance(value, str)
-    if is_rendered:
-        # A template writes a line's end after a turn's.
-        trimmed = tokenizer.encode(value.rstrip())
-        ids = trimmed if trimmed and trimmed[-1] in tokenizer.eos_ids else ids
-        if name == "text" and ids[:1] == [tokenizer.bos_id]:
-            ids = ids[1:]
-    end = tokenizer.eos_id
-    if ids and ids[-1] in tokenizer.eos_ids:
-        end = ids.pop()
-    if not ids or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"{name} is empty; there is nothing to learn")
-    # A whole conversation, as one text, has turns that end before its own end.
-    ends = () if is_rendered and name == "text" else tokenizer.eos_ids
-    _check_within(name, ids, (tokenizer.bos_id, *ends))
-    return (*ids, end)
-
-
-def _check_within(name: str, ids: Sequence[int], special: Iterable[int]) -> None:
-    for i in special:
-        if i in ids:
-            raise ValueError(f"{name} has the special id {i} before its end; leave it out")
-
-
-def _ids(name: str, value: Any, tokenizer: Tokenizer) -> list[int]:
-    if isinstance(value, list):
-        for i in value:
-            if isinstance(i, bool) or not isinstance(i, int):
-                raise ValueError(f"{name} must be a string or a list of ids, got {_kind(i)} in it")
-        return list(value)
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string or a list of ids, got {_kind(value)}")
-    _check_string(name, value)
-    return tokenizer.encode(value)
-
-
-def _check_string(name: str, value: Any) -> None:
-    """Raises ValueError, which begins with `name`, unless a value is a string of valid UTF-8."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {_kind(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair.
-        raise ValueError(f"{name} is not UTF-8: {error}") from error
-
-
-def _kind(value: Any) -> str:
-    return f"{json.dumps(value)[:40]} ({type(value).__name__})"

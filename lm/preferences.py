@@ -1,8 +1,8 @@
 """Preferences: pairs of a chosen and a rejected answer to one prompt, and JSONL files of them.
 
-A record is one JSON object: {prompt, chosen, rejected} (strings, or lists of ids), or {chosen,
-rejected} of messages that are the same up to the model's last turn. A malformed record is an error
-with its file and line, and so is a pair of equal answers.
+A record is one JSON object in a form of `lm/forms.py`: {prompt, chosen, rejected}, or {chosen,
+rejected} of messages, or of dialogues, that are the same up to the model's last turn. A malformed
+record is an error with its file and line, and so is a pair of equal answers.
 
 Shape letters: B pairs, T tokens of a row, N pairs of a data set.
 """
@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files
-from kullback.lm import batches, data
+from kullback.lm import batches, data, forms
 from kullback.lm.tokenizer import Tokenizer
 
-_KNOWN = {"prompt", "chosen", "rejected"}
 _CORRUPTION = 2**62  # Number of a permutation that neither epochs nor sorted batches have.
 
 
@@ -97,7 +96,7 @@ def from_rows(
         if report.spelled:
             spelled += 1
             first_spelled = first_spelled or report.first_spelled
-        ignored.update(record.keys() - _KNOWN - {"document"})
+        ignored.update(record.keys() - forms.COMPARED - {forms.DOCUMENT})
         try:
             fitted = data.fit(max(pair, key=lambda example: example.length), limits)
         except ValueError as error:
@@ -122,26 +121,6 @@ def chosen_rows(
     """
     for where, record in rows:
         yield where, _answers(where, record)["chosen"]
-
-
-def texts(record: Mapping[str, Any]) -> list[str]:
-    """Returns the texts of a record, with the prompt once; ids are left out."""
-    values: list[Any] = [record.get("prompt")]
-    for n, name in enumerate(("chosen", "rejected")):
-        answer = record.get(name)
-        if isinstance(answer, list) and all(isinstance(item, Mapping) for item in answer):
-            values += [message.get("content") for message in (answer[-1:] if n else answer)]
-        else:
-            values.append(answer)
-    return [value for value in values if isinstance(value, str)]
-
-
-def prompt(record: Mapping[str, Any]) -> Any:
-    """Returns the prompt of a record, which may be the messages before the last."""
-    messages = record.get("chosen")
-    if "prompt" not in record and isinstance(messages, list):
-        return messages[:-1]
-    return record.get("prompt")
 
 
 def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
@@ -227,33 +206,9 @@ def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Calla
     return sample
 
 
-def _answers(where: str, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _answers(where: str, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer as records of `lm/data.py`."""
-    keys = record.keys() & _KNOWN
-    common = {key: record[key] for key in ("document",) if key in record}
-    if keys == _KNOWN:
-        return {
-            name: {"prompt": record["prompt"], "completion": record[name], **common}
-            for name in ("chosen", "rejected")
-        }
-    if keys != {"chosen", "rejected"}:
-        raise ValueError(
-            f"{where}: keys {sorted(record)}; expected prompt, chosen and rejected, or chosen and "
-            "rejected of messages"
-        )
-    chosen, rejected = record["chosen"], record["rejected"]
-    for name in ("chosen", "rejected"):
-        if not isinstance(record[name], list):
-            raise ValueError(
-                f"{where}: without a prompt {name} must be a list of messages, got "
-                f"{type(record[name]).__name__}"
-            )
-    if len(chosen) != len(rejected):
-        raise ValueError(
-            f"{where}: the messages of chosen and rejected must be the same but for the last; "
-            f"they differ in number ({len(chosen)} and {len(rejected)})"
-        )
-    return {
-        "chosen": {"messages": chosen, **common},
-        "rejected": {"messages": rejected, **common},
-    }
+    try:
+        return forms.answers(record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error

@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from kullback.lm import preferences
+from kullback.lm import forms
 from kullback.lm.tokenizer import Tokenizer
 
 RULE = 2  # Newest rule; 1, of runs that name none, hashes the JSON of the prompt.
@@ -45,7 +45,7 @@ def is_on(
     A record whose prompt is neither text nor a list is on both, so that whoever reads one refuses
     it: by itself, its side would change with what is wrong with it.
     """
-    prompt = _prompt(record)
+    prompt = forms.question(record)
     return not isinstance(prompt, str | list) or side(record, tokenizer, rule) == split
 
 
@@ -57,7 +57,7 @@ def side(record: Mapping[str, Any], tokenizer: Tokenizer | None, rule: int = RUL
       tokenizer: decodes prompts that are ids.
       rule: in [1, RULE].
     """
-    prompt = _prompt(record)
+    prompt = forms.question(record)
     if rule > 1:
         if tokenizer is None and isinstance(prompt, list) and not _is_conversation(prompt):
             return None
@@ -85,14 +85,6 @@ def question(prompt: Any, tokenizer: Tokenizer | None) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _prompt(record: Mapping[str, Any]) -> Any:
-    """Returns the prompt of a record: a prompt, a text, or the messages before the last."""
-    prompt = record.get("prompt", record.get("text"))
-    if prompt is None and isinstance(record.get("messages"), list):
-        return record["messages"][:-1]
-    return preferences.prompt(record) if prompt is None else prompt
-
-
 def _is_conversation(prompt: Any) -> bool:
     is_list = isinstance(prompt, list) and bool(prompt)
     return is_list and all(isinstance(m, Mapping) and "content" in m for m in prompt)
@@ -100,7 +92,7 @@ def _is_conversation(prompt: Any) -> bool:
 
 def _first_turn(messages: list[Mapping[str, Any]]) -> str:
     """Returns the user's first turn as `chat.chat` renders it, after the system's text."""
-    texts = [str(message["content"]) for message in messages]
+    texts = [str(forms.text_of(message["content"])) for message in messages]
     is_system = messages[0].get("role") == "system"
     prefix = texts[0] + "\n\n" if is_system else ""
     first = texts[1:2] if is_system else texts[:1]

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kullback.core import files, json_files, names
-from kullback.lm import batches, data, preferences, splits
+from kullback.lm import batches, data, forms, preferences, splits
 from kullback.lm.tokenizer import Tokenizer
 
 Split = Literal["train", "test"]
@@ -237,7 +237,7 @@ def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
         return [*preferences.chosen_rows(rows(split, tokenizer))]
 
     def texts(split: Split) -> list[str]:
-        return ["\n".join(preferences.texts(record)) for _, record in rows(split, None)]
+        return ["\n".join(forms.texts_of_pair(record)) for _, record in rows(split, None)]
 
     def pairs(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
@@ -321,11 +321,11 @@ def _row(where: str, prompt: str, completion: str) -> Row:
 
 def _text(record: Mapping[str, Any]) -> str:
     """Returns the whole text of a record, without ids."""
+    values = [record[key] for key in ("text", "prompt", "completion", "target") if key in record]
     if isinstance(record.get("messages"), list):
-        contents = (m.get("content") for m in record["messages"] if isinstance(m, Mapping))
-        return "\n".join(text for text in contents if isinstance(text, str))
-    values = (record.get(key) for key in ("text", "prompt", "completion", "target"))
-    return "".join(value for value in values if isinstance(value, str))
+        values = [record["messages"]]
+    between = "\n" if any(map(forms.is_messages, values)) else ""
+    return between.join(text for value in values for text in forms.texts(value))
 
 
 def _operands(config: Arithmetic) -> tuple[np.ndarray, np.ndarray]:

@@ -81,15 +81,18 @@ VALID = {"prompt": "a", "completion": "b"}
         ({"text": ""}, "text is empty"),
         ({"prompt": [3, 262], "completion": [3]}, r"token id 262 .* \[0, 262\)"),
         ({"prompt": [3], "completion": [-1]}, "token id -1 lies outside"),
-        ({"prompt": [3], "completion": [True]}, r"list of ids, got true \(bool\)"),
-        ({"prompt": [3], "completion": [3.0]}, r"list of ids, got 3.0 \(float\)"),
-        ({"prompt": 3, "completion": "b"}, "prompt must be a string or a list of ids, got 3"),
-        ({"prompt": "a", "completion": None}, "completion must be a string or a list"),
+        ({"prompt": [3], "completion": [True]}, r"list of ids or messages, got true \(bool\)"),
+        ({"prompt": [3], "completion": [3.0]}, r"list of ids or messages, got 3.0 \(float\)"),
+        (
+            {"prompt": 3, "completion": "b"},
+            "prompt must be a string, a list of ids or messages, got 3",
+        ),
+        ({"prompt": "a", "completion": None}, "completion must be a string, a list of ids"),
         ({"text": ["a"]}, "text must be a string"),
         ({"prompt": [3, BOS], "completion": [3]}, "beginning of sequence, 2, within"),
         ({"prompt": [3], "completion": [3, EOS, 3]}, "special id 1 before its end"),
         ({"prompt": [3], "completion": [3, EOS, EOS]}, "special id 1 before its end"),
-        ({"prompt": "a"}, "expected those of one form: prompt and completion"),
+        ({"prompt": "a"}, r"expected those of one form: \{prompt, completion\}"),
         ({"prompt": "a", "completion": "b", "text": "c"}, "expected those of one form"),
         ({"prompt": "a", "completion": "b", "target": "c"}, "expected those of one form"),
         ({"prompts": "a", "completion": "b"}, r"keys \['completion', 'prompts'\]"),
@@ -176,7 +179,7 @@ def test_prompts_to_generate_from(tokenizer: Tokenizer, write: Write):
     assert tokenizer.decode(prompts[1]) == "user\na\nmodel\n"
     with pytest.raises(ValueError, match=rf":2: the prompt has {len(prompts[1])} tokens"):
         data.read_prompts(path, tokenizer, max_prompt_length=3)
-    with pytest.raises(ValueError, match=r":1: .*expected one of prompt and messages"):
+    with pytest.raises(ValueError, match=r":1: .*expected prompt, messages, or"):
         data.read_prompts(write({"text": "a"}), tokenizer)
 
 
@@ -187,7 +190,7 @@ def test_prompts_are_turns_on_request_and_lines_of_a_text_file(
     path = write({"prompt": "a"}, {"messages": [user]})
     one, other = data.read_prompts(path, tokenizer, as_turns=True)
     assert one == other and tokenizer.decode(one) == "user\na\nmodel\n"
-    with pytest.raises(ValueError, match=r":1: content of message 1 must be a string"):
+    with pytest.raises(ValueError, match=r":1: prompt must be a string, got \[100\]"):
         data.read_prompts(write({"prompt": [100]}), tokenizer, as_turns=True)
     lines = tmp_path / "lines.txt"
     lines.write_bytes(b'\xef\xbb\xbfab\r\n\n {"c"}\n')

@@ -65,13 +65,19 @@ def test_a_row_is_two_answers_to_one_prompt(tokenizer: Tokenizer, tmp_path: path
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"prompt": "p", "chosen": "a"}, r"keys \['chosen', 'prompt'\]; expected prompt, chosen"),
-        ({"text": "a"}, "expected prompt, chosen and rejected"),
+        (
+            {"prompt": "p", "chosen": "a"},
+            r"keys \['chosen', 'prompt'\]; expected those of one form",
+        ),
+        ({"text": "a"}, r"one form: \{prompt, chosen, rejected\}"),
         ({"chosen": "a", "rejected": "b"}, "without a prompt chosen must be a list of messages"),
         (row(chosen="same", rejected="same"), "chosen and rejected are equal"),
         (row(chosen=[70, 1], rejected=[70, 5]), "equal but for their end at most"),
         (row(chosen=""), "chosen: completion is empty"),
-        (row(rejected=3), "rejected: completion must be a string or a list of ids, got 3"),
+        (
+            row(rejected=3),
+            "rejected: completion must be a string, a list of ids or messages, got 3",
+        ),
         ({"chosen": chat("q", "a"), "rejected": chat("r", "b")}, "must be the same but for the"),
         (
             {"chosen": chat("q", "a"), "rejected": [message("user", "q")]},
@@ -86,6 +92,37 @@ def test_a_row_that_is_no_pair_is_an_error_with_its_line(
     path = write(tmp_path / "a.jsonl", [row(), bad])
     with pytest.raises(ValueError, match=rf"a\.jsonl:2.*{message}"):
         preferences.read_jsonl(path, tokenizer)
+
+
+def test_pairs_are_read_as_others_write_them(tokenizer: Tokenizer):
+    """UltraFeedback's, TRL's with a prompt of messages, and hh-rlhf's."""
+    rows = [
+        {
+            "prompt": "q",
+            "prompt_id": "f",
+            "chosen": chat("q", "yes"),
+            "rejected": chat("q", "no"),
+            "messages": chat("q", "yes"),
+            "score_chosen": 8.5,
+            "score_rejected": 6.0,
+        },
+        {"prompt": chat("q", "")[:1], "chosen": chat("", "yes")[1:], "rejected": "no"},
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: yes",
+            "rejected": "\n\nHuman: q\n\nAssistant: no",
+        },
+        {"chosen": chat("q", "yes"), "rejected": chat("q", "no")},
+    ]
+    pairs, report = preferences.from_rows([("r", row) for row in rows], tokenizer)
+    assert pairs == [pairs[-1]] * 4
+    assert report.ignored_keys == {
+        key: 1 for key in ("prompt_id", "messages", "score_chosen", "score_rejected")
+    }
+    dialogues = {name: rows[2][name].replace("Human: q", f"Human: {name}") for name in rows[2]}
+    with pytest.raises(
+        ValueError, match=r"^r: the messages of chosen and rejected must be the sam"
+    ):
+        preferences.from_rows([("r", dialogues)], tokenizer)
 
 
 def test_both_answers_are_fitted_alike(tokenizer: Tokenizer):

@@ -40,6 +40,17 @@ def test_one_question_is_on_one_side_however_it_is_written(tokenizer: Tokenizer)
             {"prompt": rendered, "completion": "a"},
             {"text": f"<bos>{rendered}a<end_of_turn>\n"},
             {"chosen": turns(user, "a", ts=1), "rejected": turns(user, "b")},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": f" {user} "}]},
+                    {},
+                ]
+            },
+            {"prompt": turns(user), "completion": turns("x", "a")[1:]},
+            {"prompt": turns(user), "chosen": turns("x", "a")[1:], "rejected": "b"},
+            {"prompt": user, "messages": turns(user, "a")},
+            {"prompt": user, "chosen": turns(user, "a"), "rejected": turns(user, "b")},
+            {"chosen": f"\n\nHuman: {user}\n\nAssistant: a", "rejected": "\n\nHuman: {user}"},
         ]
         sides = {splits.side(row, tokenizer) for row in rows}
         assert len(sides) == 1, n

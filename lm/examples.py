@@ -1,0 +1,129 @@
+"""Examples: a prompt and its completion as token ids, made of texts, ids or conversations.
+
+An example has one beginning of sequence, at its start, and its completion one end of sequence, at
+its end.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kullback.lm import chat, control_tokens, forms
+from kullback.lm.tokenizer import Tokenizer
+
+
+class Example(NamedTuple):
+    """A prompt and its completion, as token ids."""
+
+    prompt: tuple[int, ...]  # Ids from BOS to the completion; never empty.
+    completion: tuple[int, ...]  # Ids to learn; the last ends the sequence, or the model's turn.
+    # Spans [begin, end) of the prompt that are earlier turns of the model: they are learnt too.
+    answers: tuple[tuple[int, int], ...] = ()
+    document: str = ""  # Text that the prompt is about, if given; whole, even if the prompt is cut.
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt) + len(self.completion)
+
+
+def encode(demonstration: forms.Demonstration, tokenizer: Tokenizer) -> Example:
+    """Returns the example of a prompt and its answer.
+
+    All turns of the model in an answer of messages are learnt, none of those in the prompt.
+
+    Raises:
+      ValueError: for an answer with nothing to learn, or an end of sequence within; for messages
+        whose roles do not take turns, or that do not end with the model's.
+    """
+    prompt, answer, key, document = demonstration
+    if forms.is_messages(answer):
+        return _conversation(prompt, answer, tokenizer)._replace(document=document)
+    begin = (tokenizer.bos_id,) if prompt is None else prompt_of(prompt, tokenizer)
+    return Example(begin, _completion(key, answer, tokenizer), document=document)
+
+
+def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Returns the ids of a prompt: a string, ids with or without BOS, or messages.
+
+    BOS comes once, at the start. After messages a turn of the model is opened.
+
+    Raises:
+      ValueError: for another type, BOS after the start, or messages whose roles do not take turns.
+    """
+    value = forms.content("prompt", value)
+    if forms.is_messages(value):
+        segments = chat.chat(value, tokenizer, add_generation_prompt=True)
+        return tuple(i for segment in segments for i in segment.ids)
+    ids = _ids(value, tokenizer)
+    if ids[:1] == [tokenizer.bos_id]:
+        ids = ids[1:]
+    if tokenizer.bos_id in ids:
+        raise ValueError(
+            f"prompt has the beginning of sequence, {tokenizer.bos_id}, within; it stands first"
+        )
+    return (tokenizer.bos_id, *ids)
+
+
+def spelled_in(texts: Iterable[str], tokenizer: Tokenizer) -> str | None:
+    """Returns a control token that one of some texts spells, though it is read as letters."""
+    if tokenizer.reads_controls:
+        return None
+    names = (control_tokens.spelled(text, tokenizer.controls) for text in texts)
+    return next((name for name in names if name is not None), None)
+
+
+def _conversation(
+    prompt: Sequence[Mapping[str, str]], answer: Sequence[Mapping[str, str]], tokenizer: Tokenizer
+) -> Example:
+    if answer[-1]["role"] not in forms.MODEL:
+        raise ValueError(
+            f"the last message has role {answer[-1]['role']!r}, expected 'model' or 'assistant': "
+            "there is nothing to learn after it"
+        )
+    for n, message in enumerate(answer, 1 + len(prompt)):
+        if message["role"] in forms.MODEL and not message["content"].strip():
+            raise ValueError(f"message {n} of the model's is empty; there is nothing to learn")
+    # The newline at the end is not learnt.
+    *earlier, last, _ = chat.chat([*prompt, *answer], tokenizer)
+    special = (tokenizer.bos_id, *tokenizer.eos_ids)
+    num_given = sum(message["role"] in forms.MODEL for message in prompt)
+    ids: list[int] = []
+    spans = []
+    for segment in (*earlier, last):
+        if segment.is_model_turn:
+            _check_within("a turn of the model's", segment.ids[:-1], special)
+    for segment in earlier:
+        if segment.is_model_turn:
+            spans.append((len(ids), len(ids) + len(segment.ids)))
+        ids += segment.ids
+    return Example(tuple(ids), last.ids, tuple(spans[num_given:]))
+
+
+def _completion(name: str, value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+    ids = _ids(value, tokenizer)
+    is_rendered = tokenizer.reads_controls and isinstance(value, str)
+    if is_rendered:
+        # A template writes a line's end after a turn's.
+        trimmed = tokenizer.encode(value.rstrip())
+        ids = trimmed if trimmed and trimmed[-1] in tokenizer.eos_ids else ids
+        if name == "text" and ids[:1] == [tokenizer.bos_id]:
+            ids = ids[1:]
+    end = tokenizer.eos_id
+    if ids and ids[-1] in tokenizer.eos_ids:
+        end = ids.pop()
+    if not ids or (isinstance(value, str) and not value.strip()):
+        raise ValueError(f"{name} is empty; there is nothing to learn")
+    # A whole conversation, as one text, has turns that end before its own end.
+    ends = () if is_rendered and name == "text" else tokenizer.eos_ids
+    _check_within(name, ids, (tokenizer.bos_id, *ends))
+    return (*ids, end)
+
+
+def _check_within(name: str, ids: Sequence[int], special: Iterable[int]) -> None:
+    for i in special:
+        if i in ids:
+            raise ValueError(f"{name} has the special id {i} before its end; leave it out")
+
+
+def _ids(value: str | list[int], tokenizer: Tokenizer) -> list[int]:
+    return list(value) if isinstance(value, list) else tokenizer.encode(value)
