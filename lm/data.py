@@ -22,6 +22,7 @@ from kullback.lm.examples import prompt_of as prompt_of
 from kullback.lm.tokenizer import Tokenizer
 
 Overlong = Literal["drop", "truncate-left", "error"]
+Unusable = Literal["drop", "error"]
 
 
 def is_conversation(example: Example, tokenizer: Tokenizer) -> bool:
@@ -39,6 +40,9 @@ class Limits:
     # Treatment of a longer example: it is dropped; the oldest tokens after BOS, of the prompt or of
     # a text, are dropped; or it is an error.
     overlong: Overlong = "error"
+    # Treatment of a record of which nothing can be learnt: one of no form, without an answer, or a
+    # pair whose answers are equal or of different prompts.
+    unusable: Unusable = "error"
     vocab_size: int | None = None  # Rows of the model's embedding, if fewer than the tokenizer's V.
 
     def __post_init__(self) -> None:
@@ -50,6 +54,8 @@ class Limits:
             raise ValueError(
                 f"overlong must be drop, truncate-left or error, got {self.overlong!r}"
             )
+        if self.unusable not in ("drop", "error"):
+            raise ValueError(f"unusable must be drop or error, got {self.unusable!r}")
         if self.vocab_size is not None and self.vocab_size < 1:
             raise ValueError(f"vocab_size must be >= 1 or None, got {self.vocab_size}")
 
@@ -64,6 +70,8 @@ class Report(NamedTuple):
     tokens: int  # Tokens of the examples that were kept.
     spelled: int = 0  # Records whose text spells control tokens, as a template writes them.
     first_spelled: str = ""  # "FILE:LINE: TOKEN" of the first of these.
+    unusable: int = 0  # Records left out, as nothing can be learnt of them.
+    first_unusable: str = ""  # "FILE:LINE: what is wrong" of the first of these.
 
 
 def read_jsonl(
@@ -74,8 +82,8 @@ def read_jsonl(
     Raises:
       ValueError: with file and line, for a record that is not UTF-8, no JSON object, has a key
         twice, not the keys of exactly one form, values of another type, nothing to learn, an id
-        outside the vocabulary, an end of sequence within a completion, or (unless `overlong`
-        says otherwise) too many tokens; for a file without records.
+        outside the vocabulary, an end of sequence within a completion, or too many tokens; unless
+        `limits` say otherwise. For a file without records.
     """
     return from_rows(read_rows(path), tokenizer, limits)
 
@@ -122,37 +130,56 @@ def from_rows(
     vocab_size = min(tokenizer.vocab_size, limits.vocab_size or tokenizer.vocab_size)
     examples: list[Example] = []
     ignored: collections.Counter[str] = collections.Counter()
-    num_rows = dropped = truncated = spelled = 0
-    first_spelled = ""
+    num_rows = dropped = truncated = spelled = unusable = 0
+    first_spelled = first_unusable = ""
     for where, record in rows:
         num_rows += 1
-        with _located(where):
+        try:
             demonstration = forms.demonstration(record)
             example = encode(demonstration, tokenizer)
-            ignored.update(record.keys() - forms.LEARNT - {forms.DOCUMENT})
             _check_ids((*example.prompt, *example.completion), vocab_size)
-            said = [text for part in demonstration[:2] for text in forms.texts(part)]
-            if (name := spelled_in(said, tokenizer)) is not None:
-                spelled += 1
-                first_spelled = first_spelled or f"{where}: {name}"
+        except ValueError as error:
+            if limits.unusable == "error":
+                raise ValueError(f"{where}: {error}") from error
+            unusable += 1
+            first_unusable = first_unusable or f"{where}: {error}"
+            continue
+        ignored.update(record.keys() - forms.LEARNT - {forms.DOCUMENT})
+        said = [text for part in demonstration[:2] for text in forms.texts(part)]
+        if (name := spelled_in(said, tokenizer)) is not None:
+            spelled += 1
+            first_spelled = first_spelled or f"{where}: {name}"
+        with located(where):
             fitted = fit(example, limits, is_text=demonstration.prompt is None)
         dropped += fitted is None
         if fitted is not None:
             truncated += fitted.length < example.length
             examples.append(fitted)
     tokens = sum(example.length for example in examples)
-    keys = dict(ignored)
-    return examples, Report(num_rows, dropped, truncated, keys, tokens, spelled, first_spelled)
+    return examples, Report(
+        rows=num_rows,
+        dropped=dropped,
+        truncated=truncated,
+        ignored_keys=dict(ignored),
+        tokens=tokens,
+        spelled=spelled,
+        first_spelled=first_spelled,
+        unusable=unusable,
+        first_unusable=first_unusable,
+    )
 
 
-def notice(reports: Mapping[str, Report]) -> str | None:
-    """Returns a warning if records that spell control tokens were read as text, else None."""
-    concerned = [report for report in reports.values() if report.spelled]
-    if not concerned:
-        return None
-    num_more = sum(report.spelled for report in concerned) - 1
-    where, _, name = concerned[0].first_spelled.rpartition(": ")
-    return spelled_notice(where, name, num_more)
+def notices(reports: Mapping[str, Report]) -> Iterator[str]:
+    """Yields a warning if records were left out, and one if some spell control tokens."""
+    first = next((report.first_unusable for report in reports.values() if report.unusable), "")
+    if first:
+        count = sum(report.unusable for report in reports.values())
+        num_rows = sum(report.rows for report in reports.values())
+        yield f"warning: {count:,} of {num_rows:,} rows are left out, first {first}"
+    if concerned := [report for report in reports.values() if report.spelled]:
+        num_more = sum(report.spelled for report in concerned) - 1
+        where, _, name = concerned[0].first_spelled.rpartition(": ")
+        yield spelled_notice(where, name, num_more)
 
 
 def spelled_notice(where: str, name: str, num_more: int = 0) -> str:
@@ -199,7 +226,7 @@ def read_prompts(
     prompts = []
     is_text = pathlib.Path(path).suffix == ".txt"
     for where, record in _lines(path) if is_text else read_rows(path):
-        with _located(where):
+        with located(where):
             value = forms.unanswered(record)
             if as_turns and not forms.is_messages(value):
                 forms.check_string("prompt", value)
@@ -223,7 +250,7 @@ def _lines(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     folders.check_regular(path)
     with open(path, "rb") as file:
         for line, content in enumerate(file, 1):
-            with _located(f"{path}:{line}"):
+            with located(f"{path}:{line}"):
                 text = content.decode("utf-8-sig" if line == 1 else "utf-8").rstrip("\r\n")
             if text.strip():
                 is_empty = False
@@ -274,7 +301,7 @@ def fit(example: Example, limits: Limits, *, is_text: bool = False) -> Example |
 
 
 @contextlib.contextmanager
-def _located(where: str) -> Iterator[None]:
+def located(where: str) -> Iterator[None]:
     """Prefixes a ValueError with the place where it was raised."""
     try:
         yield

@@ -73,7 +73,7 @@ class Evaluator:
     learning: tuning.Config  # Lengths of prompts and answers.
     divergence: str = "kl"  # f of the model's softargmax_f.
     mesh: sharding.Mesh | None = None  # Mesh over whose data axis rows are cut; None: one device.
-    notice: str | None = None  # Remark on the examples for a reader.
+    notices: tuple[str, ...] = ()  # Remarks on the examples, for a reader.
 
     def spread(self, rows: Any) -> Any:
         """Cuts prompts or sequences over the devices of the mesh."""

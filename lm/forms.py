@@ -85,7 +85,8 @@ def demonstration(record: Mapping[str, Any]) -> Demonstration:
 def answers(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer of a pair, as records of one answer each.
 
-    Messages of both answers, or their dialogues, hold the prompt: all but the last turn.
+    Messages of both answers, or their dialogues, hold the prompt: all but the last turn. That they
+    are the same is not checked here.
 
     Raises:
       ValueError: unless the record has one of the forms. `demonstration` checks the answers.
@@ -105,11 +106,6 @@ def answers(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             for name, answer in both.items()
         }
     turns = {name: _with_prompt(name, answer) for name, answer in both.items()}
-    if len(turns["chosen"]) != len(turns["rejected"]):
-        raise ValueError(
-            "the messages of chosen and rejected must be the same but for the last; they differ "
-            f"in number ({len(turns['chosen'])} and {len(turns['rejected'])})"
-        )
     if "prompt" in keys:
         for name, value in turns.items():
             _check_prompt(prompt, messages(value), name)

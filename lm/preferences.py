@@ -20,6 +20,7 @@ from kullback.core import files
 from kullback.lm import batches, data, forms
 from kullback.lm.tokenizer import Tokenizer
 
+_LEAVE_OUT = "leave the row out, or all such rows by unusable=drop"
 _CORRUPTION = 2**62  # Number of a permutation that neither epochs nor sorted batches have.
 
 
@@ -75,32 +76,24 @@ def from_rows(
     no_length = data.Limits(vocab_size=limits.vocab_size)  # Both are fitted together, below.
     pairs: list[Pair] = []
     ignored: collections.Counter[str] = collections.Counter()
-    num_rows = dropped = truncated = spelled = 0
-    first_spelled = ""
+    num_rows = dropped = truncated = spelled = unusable = 0
+    first_spelled = first_unusable = ""
     for where, record in rows:
         num_rows += 1
-        answers = _answers(where, record)
-        named = [(f"{where}, {name}", answer) for name, answer in answers.items()]
-        examples, report = data.from_rows(named, tokenizer, no_length)
-        pair = Pair(*examples)
-        if pair.chosen.prompt != pair.rejected.prompt:
-            raise ValueError(
-                f"{where}: the messages of chosen and rejected must be the same but for the last; "
-                "they differ in an earlier one"
-            )
-        if pair.chosen.completion[:-1] == pair.rejected.completion[:-1]:
-            raise ValueError(
-                f"{where}: chosen and rejected are equal but for their end at most, and say "
-                "nothing of a preference; leave the row out"
-            )
+        try:
+            pair, report = _pair(where, record, tokenizer, no_length)
+        except ValueError as error:
+            if limits.unusable == "error":
+                raise
+            unusable += 1
+            first_unusable = first_unusable or str(error)
+            continue
         if report.spelled:
             spelled += 1
             first_spelled = first_spelled or report.first_spelled
         ignored.update(record.keys() - forms.COMPARED - {forms.DOCUMENT})
-        try:
+        with data.located(where):
             fitted = data.fit(max(pair, key=lambda example: example.length), limits)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
         if fitted is None:
             dropped += 1
             continue
@@ -108,8 +101,17 @@ def from_rows(
         same = {"prompt": fitted.prompt, "answers": fitted.answers}
         pairs.append(Pair(pair.chosen._replace(**same), pair.rejected._replace(**same)))
     tokens = sum(example.length for pair in pairs for example in pair)
-    keys = dict(ignored)
-    return pairs, data.Report(num_rows, dropped, truncated, keys, tokens, spelled, first_spelled)
+    return pairs, data.Report(
+        rows=num_rows,
+        dropped=dropped,
+        truncated=truncated,
+        ignored_keys=dict(ignored),
+        tokens=tokens,
+        spelled=spelled,
+        first_spelled=first_spelled,
+        unusable=unusable,
+        first_unusable=first_unusable,
+    )
 
 
 def chosen_rows(
@@ -206,9 +208,34 @@ def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Calla
     return sample
 
 
+def _pair(
+    where: str, record: Mapping[str, Any], tokenizer: Tokenizer, limits: data.Limits
+) -> tuple[Pair, data.Report]:
+    """Returns the pair of a record, of any length, and the report on its two answers."""
+    answers = _answers(where, record)
+    count = {name: len(answer.get("messages", ())) for name, answer in answers.items()}
+    if count["chosen"] != count["rejected"]:
+        raise ValueError(
+            f"{where}: the messages of chosen and rejected must be the same but for the last; they "
+            f"differ in number ({count['chosen']} and {count['rejected']}); {_LEAVE_OUT}"
+        )
+    named = [(f"{where}, {name}", answer) for name, answer in answers.items()]
+    examples, report = data.from_rows(named, tokenizer, limits)
+    pair = Pair(*examples)
+    if pair.chosen.prompt != pair.rejected.prompt:
+        raise ValueError(
+            f"{where}: the messages of chosen and rejected must be the same but for the last; they "
+            f"differ in an earlier one; {_LEAVE_OUT}"
+        )
+    if pair.chosen.completion[:-1] == pair.rejected.completion[:-1]:
+        raise ValueError(
+            f"{where}: chosen and rejected are equal but for their end at most, and say nothing of "
+            f"a preference; {_LEAVE_OUT}"
+        )
+    return pair, report
+
+
 def _answers(where: str, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer as records of `lm/data.py`."""
-    try:
+    with data.located(where):
         return forms.answers(record)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error

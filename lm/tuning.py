@@ -35,6 +35,9 @@ class Config:
     max_prompt_length: int = 64  # Tokens of a prompt, including the beginning of sequence.
     max_new_tokens: int = 64  # Tokens of a completion, stored or sampled; the horizon.
     overlong: data.Overlong = "error"  # Treatment of a longer example.
+    # Treatment of a row of which nothing can be learnt, such as a pair of equal answers; "drop"
+    # leaves them out, and their number is said.
+    unusable: data.Unusable = "error"
     # Whether a row packs several stored examples, each of which attends to itself alone. The loss
     # is that of unpacked rows if it is a mean over tokens; not for on-policy learning.
     pack: bool = False

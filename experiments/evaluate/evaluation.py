@@ -83,8 +83,7 @@ def run(
                 reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids
             )
         report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
-        if evaluator.notice is not None:
-            report.notes.append(evaluator.notice)
+        report.notes.extend(evaluator.notices)
         if chosen_by is not None:
             n = num_candidates
             measures = best_of.measures(evaluator, acting, chosen_by, n=n, count=count, key=key)
@@ -151,7 +150,7 @@ def evaluator_of(
     test, report = source.examples("test", checkpoint.tokenizer, limits)
     evaluator = evaluation.Evaluator(
         *(checkpoint.model, checkpoint.tokenizer, source, test, learning, checkpoint.divergence),
-        notice=data.notice({"test": report}),
+        notices=tuple(data.notices({"test": report})),
     )
     return evaluator, checkpoint
 

@@ -61,8 +61,7 @@ def report(
     chosen, rejected = predict(checkpoint.params)
     by_name = estimates(chosen, rejected)
     notes = _reliability(chosen - rejected)
-    if (spelled := data.notice({"test": data_report})) is not None:
-        notes.append(spelled)
+    notes += data.notices({"test": data_report})
     if seed is None and models.is_population(run):
         members = [predict(params) for params in models.members(run, best=best)]
         ensemble = tuple(np.mean(column, axis=0) for column in zip(*members, strict=True))

@@ -71,8 +71,9 @@ class Setup(Work):
 
     def notes(self) -> Iterator[str]:
         """Yields lines about ends of text, data, evaluated examples, and the memory of learning."""
-        notices = (models.ends_notice(self.student), data.notice(self.reports))
-        yield from (notice for notice in notices if notice is not None)
+        if (ends := models.ends_notice(self.student)) is not None:
+            yield ends
+        yield from data.notices(self.reports)
         kept = self.evaluator.kept(self.eval_episodes)
         if kept != self.eval_episodes:
             yield (
@@ -444,6 +445,7 @@ def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
         max_length=learning.max_prompt_length + learning.max_new_tokens,
         max_prompt_length=learning.max_prompt_length,
         overlong=learning.overlong,
+        unusable=learning.unusable,
         vocab_size=config.vocab_size,
     )
 

@@ -52,9 +52,7 @@ class Setup(Work):
 
     def notes(self) -> Iterator[str]:
         """Yields lines about rows of the data, and about the memory of a population."""
-        spelled = data.notice(self.reports)
-        if spelled:
-            yield spelled
+        yield from data.notices(self.reports)
         if self.members:
             peak = warm.peak_bytes(self.decoder.config, len(self.members))
             yield (

@@ -274,12 +274,12 @@ def test_text_that_carries_a_template_is_said(tokenizer: Tokenizer, write: Write
     )
     _, report = data.read_jsonl(path, tokenizer)
     assert (report.spelled, report.first_spelled) == (3, f"{path}:2: <end_of_turn>")
-    said = data.notice({"train": report, "test": report})
-    assert said is not None and "\n" not in said
+    (said,) = data.notices({"train": report, "test": report})
+    assert "\n" not in said
     assert f"{path}:2 (and 5 more) spells <end_of_turn>" in said and "parse" in said
     path = write({"text": RENDERED[0]})
     _, report = data.read_jsonl(path, reading(tokenizer, "parse"))
-    assert report.spelled == 0 and data.notice({"train": report}) is None
+    assert report.spelled == 0 and not [*data.notices({"train": report})]
     spelled: list[tuple[str, str]] = []
     path = write({"prompt": RENDERED[1]})
     data.read_prompts(path, tokenizer, on_spelled=lambda *said: spelled.append(said))
@@ -305,7 +305,20 @@ def test_text_that_carries_a_template_is_read_on_request(tokenizer: Tokenizer, w
             data.read_jsonl(write(row), read)
 
 
+def test_rows_of_which_nothing_can_be_learnt_may_be_left_out(tokenizer: Tokenizer, write: Write):
+    path = write(VALID, {"text": " "}, VALID, {"prompt": "a"})
+    examples, report = data.read_jsonl(path, tokenizer, Limits(unusable="drop"))
+    assert (len(examples), report.rows, report.unusable) == (2, 4, 2)
+    assert report.first_unusable == f"{path}:2: text is empty; there is nothing to learn"
+    (said,) = data.notices({"train": report, "test": data.Report(1, 0, 0, {}, 9)})
+    assert said == f"warning: 2 of 5 rows are left out, first {report.first_unusable}"
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: .* more than max_length=2"):
+        data.read_jsonl(path, tokenizer, Limits(unusable="drop", max_length=2))
+
+
 def test_limits_are_checked():
+    with pytest.raises(ValueError, match="unusable must be drop or error, got 'skip'"):
+        Limits(unusable="skip")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"overlong must be .* 'truncate'"):
         Limits(overlong="truncate")  # pyright: ignore[reportArgumentType]
     for name in ("max_length", "max_prompt_length"):

@@ -118,11 +118,29 @@ def test_pairs_are_read_as_others_write_them(tokenizer: Tokenizer):
     assert report.ignored_keys == {
         key: 1 for key in ("prompt_id", "messages", "score_chosen", "score_rejected")
     }
-    dialogues = {name: rows[2][name].replace("Human: q", f"Human: {name}") for name in rows[2]}
-    with pytest.raises(
-        ValueError, match=r"^r: the messages of chosen and rejected must be the sam"
+
+
+def test_pairs_that_compare_no_two_answers_may_be_left_out(tokenizer: Tokenizer):
+    """Dialogues of hh-rlhf have a few that differ before the last turn, or in their number."""
+    human, answer = "\n\nHuman: q", "\n\nAssistant: yes"
+    other = {"chosen": human + answer, "rejected": human.replace("q", "r") + answer}
+    longer = {"chosen": human + answer, "rejected": (human + answer) * 2}
+    same = row(chosen="same", rejected="same")
+    for record, message in (
+        (other, "same but for the last; they differ in an earlier one"),
+        (longer, r"differ in number \(2 and 4\)"),
+        (same, "are equal but for"),
     ):
-        preferences.from_rows([("r", dialogues)], tokenizer)
+        with pytest.raises(ValueError, match=rf"^r: .*{message}.*unusable=drop"):
+            preferences.from_rows([("r", record)], tokenizer)
+    rows = [(f"r{n}", record) for n, record in enumerate((row(), other, longer, same, row()))]
+    limits = data.Limits(unusable="drop")
+    pairs, report = preferences.from_rows(rows, tokenizer, limits)
+    assert (len(pairs), report.rows, report.unusable) == (2, 5, 3)
+    assert report.first_unusable.startswith("r1: the messages of chosen and rejected must be")
+    # All of their chosen answers can be learnt.
+    examples, _ = data.from_rows(preferences.chosen_rows(rows), tokenizer)
+    assert len(examples) == 5
 
 
 def test_both_answers_are_fitted_alike(tokenizer: Tokenizer):
