@@ -6,6 +6,7 @@ parameters and one stacked tensor at most.
 """
 
 import json
+import logging
 import math
 import pathlib
 import shutil
@@ -20,7 +21,10 @@ from kullback.core import files, finite, json_files, trees, types
 from kullback.lm import gemma
 from kullback.lm.formats import hugging_face_config, stacked_layers, tensor_files
 
-# The longer ones first: the last is a part of the second.
+logger = logging.getLogger(__name__)
+
+# Of a multimodal model of transformers 4 and of 5, and of a model of text. The longer ones come
+# first: the last is a part of the second.
 TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.")
 SKIPPED_PREFIXES = tuple(
     before + name
@@ -28,6 +32,7 @@ SKIPPED_PREFIXES = tuple(
     for before in ("", "model.")
 )
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # numpy's name -> safetensors'.
+WIDE = "F64"  # It is read, and not written.
 
 
 class Report(NamedTuple):
@@ -76,11 +81,21 @@ def load(
         raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
     named = {}
     for path, leaf in leaves.items():
-        arrays = [tensors[text[name]].array for name in leaf.names]
-        array = stacked_layers.read(leaf, [x.__getitem__ for x in arrays], like[path], dtype)
+        rows = [_rows(folder, text[name], tensors[text[name]]) for name in leaf.names]
+        array = stacked_layers.read(leaf, rows, like[path], dtype)
         array = jax.device_put(array, sharding(path) if sharding else None)
         named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
     read = [tensors[name] for name in text.values()]
+    if num_wide := sum(tensor.dtype == WIDE for tensor in read):
+        logger.warning(
+            "%s: its tensors of float64, %d of them, are read as float32", folder, num_wide
+        )
+    if num_skipped:
+        logger.warning(
+            "%s: what reads images, %d of its tensors, is left out: it is a model of text here",
+            folder,
+            num_skipped,
+        )
     report = Report(
         num_tensors=len(read),
         num_bytes=sum(tensor.data.nbytes for tensor in read),
@@ -199,10 +214,10 @@ def _check(
             for name, shape in shapes.items()
             if name in text and tensors[text[name]].shape != shape
         ],
-        "has tensors of a type that is no F32, F16 or BF16": [
+        "has tensors of a type that is no F64, F32, F16 or BF16": [
             f"{name} {tensors[name].dtype}"
             for name in text.values()
-            if tensors[name].dtype not in DTYPES.values()
+            if tensors[name].dtype not in (WIDE, *DTYPES.values())
         ],
     }
     faults = [
@@ -210,6 +225,23 @@ def _check(
     ]
     if faults:
         raise ValueError(f"{folder} {'; '.join(faults)}; is it the model of its config.json?")
+
+
+def _rows(folder: pathlib.Path, name: str, tensor: tensor_files.Tensor) -> stacked_layers.Rows:
+    """Returns the function that reads a part of a tensor's first axis, of float64 as float32.
+
+    The function raises ValueError for a number that float32 does not reach.
+    """
+    array = tensor.array
+
+    def narrowed(rows: slice) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            numbers = array[rows].astype(np.float32)
+        if np.any(np.isinf(numbers) & np.isfinite(array[rows])):
+            raise ValueError(f"{folder}: {name} has numbers of float64 that float32 does not reach")
+        return numbers
+
+    return narrowed if tensor.dtype == WIDE else array.__getitem__
 
 
 def _check_head(

@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors_numpy
 
 from kullback.core import files
 from kullback.lm import gemma
-from kullback.lm.formats import hugging_face, tensor_files
+from kullback.lm.formats import hugging_face, hugging_face_config, tensor_files
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 NAMES = ("one_layer", "one_period", "scaled_rope", "transformers_5")
@@ -107,6 +107,78 @@ def test_types_are_converted_as_numpy_does(folder):
     assert report.dtypes == ("BF16",)
     expected = tensors["model.norm.weight"].astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(params["final_norm"], expected)
+
+
+def test_float64_is_read_as_float32(folder, caplog):
+    tensors = rewrite(folder, lambda t: {k: v.astype(np.float64) / 3 for k, v in t.items()})
+    _, params, report = hugging_face.load(folder)
+    assert report.dtypes == ("F64",) and params["embedding"].dtype == "float32"
+    expected = (tensors["model.embed_tokens.weight"].astype(np.float64) / 3).astype(np.float32)
+    np.testing.assert_array_equal(params["embedding"], expected)
+    assert (
+        f"{folder}: its tensors of float64, {len(tensors)} of them, are read as float32"
+        in caplog.text
+    )
+    rewrite(folder, lambda t: t | {"model.norm.weight": np.full(16, 1e300)})
+    with pytest.raises(
+        ValueError, match=r"model\.norm\.weight has numbers of float64 that float32"
+    ):
+        hugging_face.load(folder)
+
+
+# Of transformers 4 and 5: the prefix of a multimodal model's text, its head and a tensor of its
+# vision; and the fields that config.json has of the other version alone.
+DIALECTS = {
+    "4": (
+        ("language_model.model.", "language_model.lm_head.weight", "vision_tower.x"),
+        ("dtype", "rope_parameters", "layer_types"),
+    ),
+    "5": (
+        ("model.language_model.", "lm_head.weight", "model.vision_tower.x"),
+        (
+            "torch_dtype",
+            "rope_theta",
+            "rope_local_base_freq",
+            "rope_scaling",
+            "sliding_window_pattern",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize("multimodal", [True, False])
+@pytest.mark.parametrize("version", DIALECTS)
+def test_both_namings_of_transformers_are_read(version, multimodal, has_head, folder, caplog):
+    config, expected, _ = hugging_face.load(folder)
+    (prefix, head, vision), absent = DIALECTS[version]
+    fields = hugging_face_config.to_json(config, "float32")
+    fields = {name: value for name, value in fields.items() if name not in absent}
+    if not multimodal:
+        prefix, head = "model.", "lm_head.weight"
+    else:
+        fields = {
+            "architectures": ["Gemma3ForConditionalGeneration"],
+            "model_type": "gemma3",
+            "text_config": fields,
+            "vision_config": {"model_type": "siglip_vision_model"},
+        }
+    (folder / "config.json").write_text(json.dumps(fields))
+
+    def change(tensors):
+        renamed = {k.replace("model.", prefix, 1): v for k, v in tensors.items()}
+        if has_head:
+            renamed[head] = tensors["model.embed_tokens.weight"].copy()
+        if multimodal:
+            renamed[vision] = np.ones(2, np.float32)
+        return renamed
+
+    rewrite(folder, change)
+    again, params, report = hugging_face.load(folder)
+    assert again == config and config.global_rope_factor != 1
+    assert_equal(params, expected)
+    assert report.num_skipped == multimodal
+    assert ("what reads images, 1 of its tensors, is left out" in caplog.text) == multimodal
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
@@ -252,7 +324,7 @@ def test_a_folder_of_the_hubs_cache_is_read(folder, tmp_path):
         ),
         (
             lambda t: t.update({"model.norm.weight": np.ones(16, np.int8)}),
-            r"no F32, F16 or BF16: model\.norm\.weight I8",
+            r"no F64, F32, F16 or BF16: model\.norm\.weight I8",
         ),
         (
             lambda t: t.update({"language_model.model.norm.weight": np.ones(16, np.float32)}),
