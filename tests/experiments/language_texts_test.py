@@ -19,6 +19,7 @@ from kullback.experiments.runs import models, opened, run_folder
 from kullback.lm import gkd, sft
 
 TASK = "tokens/arithmetic"
+pytestmark = pytest.mark.usefixtures("few_sums")
 SPARSE = "alpha-1.5"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -102,6 +103,11 @@ def train(environment: Any, out: pathlib.Path, **fields: Any) -> pathlib.Path:
     return experiments.train("dqn", environment, out=out, **{**FIELDS, **fields})
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    return train(Place, tmp_path_factory.mktemp("trained") / "run")
+
+
 @pytest.mark.parametrize("eval_every", [60, 120], ids=["in the middle", "at the end"])
 def test_a_host_evaluation_that_is_stopped_is_done_again(eval_every, tmp_path):
     limit = {"eval_every": eval_every, "eval_max_steps": 50}
@@ -154,8 +160,11 @@ def test_episodes_without_an_end_are_cut_counted_and_said(tmp_path, capsys):
     assert ended.returns.tolist() == [5, 5] and ended.num_cut == 0
 
 
-def test_a_picture_that_a_kill_left_behind_is_drawn_when_the_finished_run_is_taken_up(tmp_path):
-    run = train(Place, tmp_path / "run")
+def test_a_picture_that_a_kill_left_behind_is_drawn_when_the_finished_run_is_taken_up(
+    trained, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
     curve = run / "learning_curve.png"
     whole = curve.read_bytes()
     for left in ("none", "old"):
@@ -179,7 +188,10 @@ def test_what_is_made_is_closed(num_seeds, tmp_path):
     assert Place.open == 0 and Place.instances == {1: 3, 2: 6}[num_seeds]  # One is only checked.
     experiments.resume(run, steps=180, environment=Place, quiet=True)
     assert Place.open == 0
-    loaded = experiments.load(run, environment=Place)
+
+
+def test_what_a_loaded_run_makes_is_closed(trained):
+    loaded = experiments.load(trained, environment=Place)
     assert Place.open == 0
     loaded.evaluate(2)
     loaded.evaluate_random(2)
@@ -190,8 +202,7 @@ def test_what_is_made_is_closed(num_seeds, tmp_path):
     assert Place.open == 0
 
 
-def test_a_film_is_made_as_the_episode_goes_on(tmp_path):
-    run = train(Place, tmp_path / "run")
+def test_a_film_is_made_as_the_episode_goes_on(trained):
     done = []
 
     class Watched(Place):
@@ -203,7 +214,7 @@ def test_a_film_is_made_as_the_episode_goes_on(tmp_path):
             done.append("stepped")
             return super().recv()
 
-    film = experiments.load(run, environment=Watched).frames()
+    film = experiments.load(trained, environment=Watched).frames()
     next(film)
     assert done == ["drawn"]
     next(film)

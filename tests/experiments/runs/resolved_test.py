@@ -14,7 +14,7 @@ from kullback import agents, experiments, lm
 from kullback.core import checkpoints
 from kullback.environments import atari, toy
 from kullback.experiments.runs import mends, models, opened, plans, resolved, run_folder, settings
-from tests.records import repeated
+from tests.records import as_killed, repeated
 
 OLD = pathlib.Path(__file__).parents[1] / "fixtures" / "runs_of_0_1"
 SMALL = ("learning.torso=mlp_small", "capacity=256", "min_replay_size=32", "batch_size=8")
@@ -54,10 +54,10 @@ def test_a_run_goes_on_as_it_began_when_presets_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     whole = experiments.train("dqn", "toy/chain", out=tmp_path / "whole", steps=400, **FIELDS)
-    path = experiments.train("dqn", "toy/chain", out=tmp_path / "run", steps=200, **FIELDS)
+    path = as_killed(whole, tmp_path / "run", 200)
     change_presets(monkeypatch, "dqn", learning_rate=0.02, target_period=7)
     capsys.readouterr()
-    experiments.resume(path, steps=400)
+    experiments.resume(path)
     assert repeated(path) == repeated(whole)
     for ours, wanted in zip(parameters(path), parameters(whole), strict=True):
         np.testing.assert_array_equal(ours, wanted)
