@@ -21,6 +21,7 @@ from kullback.lm import (
     completions,
     data,
     gemma,
+    layers,
     rouge,
     tasks,
     texts,
@@ -240,8 +241,22 @@ class Evaluator:
         """Returns the number of examples, `count` at most: no example counts twice."""
         return min(count, len(self.test))
 
+    @functools.cached_property
+    def _is_large(self) -> bool:
+        """Whether a program takes longer to run than to compile for another number of rows."""
+        return 4 * gemma.num_params(self.model.config).total >= layers.LARGE
+
+    def num_rows(self, count: int) -> int:
+        """Returns the sequences of one call of a program that reads the first `count` examples.
+
+        They are ROWS; for large models, on one device, a power of two that is enough for fewer.
+        """
+        if self.mesh is not None or self.kept(count) >= ROWS or not self._is_large:
+            return ROWS
+        return batches.powers_of_two(self.kept(count), shortest=1)[-1]
+
     def parts(self, count: int) -> list[list[data.Example]]:
-        """Returns the first `count` examples in parts of ROWS, for which programs are compiled.
+        """Returns the first `count` examples in parts of `num_rows`.
 
         The last part is filled up with examples that do not count: the first `kept(count)` do.
         """
@@ -250,8 +265,9 @@ class Evaluator:
                 f"no held-out example of {self.task.name} is short enough: they were dropped; "
                 "raise max_prompt_length or max_new_tokens"
             )
-        chosen = [self.test[i % len(self.test)] for i in range(-(-self.kept(count) // ROWS) * ROWS)]
-        return [chosen[i : i + ROWS] for i in range(0, len(chosen), ROWS)]
+        rows = self.num_rows(count)
+        chosen = [self.test[i % len(self.test)] for i in range(-(-self.kept(count) // rows) * rows)]
+        return [chosen[i : i + rows] for i in range(0, len(chosen), rows)]
 
 
 def _joined(parts: list[Answers], count: int) -> Answers:
