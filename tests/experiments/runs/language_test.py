@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ from kullback.experiments.runs import language, models, opened, plans, resolved,
 from kullback.lm import batches, gemma, power_law
 from tests.records import as_killed, repeated
 
-# A model of one layer, and data of one digit: seconds, compilation included.
+# A model of one layer, and few sums: seconds, compilation included.
+pytestmark = pytest.mark.usefixtures("few_sums")
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
 TASK = "tokens/arithmetic"
@@ -39,7 +41,18 @@ def train(path: pathlib.Path, algorithm: str = "sft", **fields: Any) -> pathlib.
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return train(tmp_path_factory.mktemp("teacher") / "run", eval_every=6, eval_episodes=2)
+    out, fast = tmp_path_factory.mktemp("teacher") / "run", ("learning_rate=1e-2", "warmup_steps=0")
+    return train(out, eval_every=6, eval_episodes=2, settings=fast)
+
+
+# With a seed that is far from the teacher's.
+DISTILLED: dict[str, Any] = {"seed": 1, "eval_every": 2, "eval_episodes": 2}
+
+
+@pytest.fixture(scope="module")
+def distilled(teacher: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("distilled") / "run"
+    return train(out, "distill", teacher=str(teacher), **DISTILLED)
 
 
 def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
@@ -49,7 +62,7 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     assert {"accuracy", "entropy", "answer_tokens", "truncated"} <= set(rows[0])
     assert rows[-1]["evaluation"] != "nan" and rows[0]["evaluation"] == "nan"
     config = json.loads((teacher / "config.json").read_text())
-    assert config["data"]["train"]["rows"] == 9031 and config["data"]["train"]["dropped"] == 0
+    assert config["data"]["train"]["rows"] == 200 and config["data"]["train"]["dropped"] == 0
     checkpoint = models.load(teacher)
     assert checkpoint.config == models.saved_config(teacher)
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
@@ -94,12 +107,13 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
 ):
     """`--model-flag` on a run: dtype and remat change how it computes, its shape stays."""
     flags = ("dtype=bfloat16", "remat=True")
-    path = train(tmp_path / "run", steps=2, model=str(teacher), model_flags=flags)
+    path = train(tmp_path / "run", "sft", steps=2, model=str(teacher), model_flags=flags)
     config = models.saved_config(path)
     assert (config.dtype, config.remat) == ("bfloat16", True)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(models.load(path).params)} == {"float32"}
+    other = ("num_layers=2",)
     with pytest.raises(ValueError, match=r"changes the shape of a preset; .* but for dtype and"):
-        train(tmp_path / "other", model=str(teacher), model_flags=("num_layers=2",))
+        train(tmp_path / "other", "sft", model=str(teacher), model_flags=other)
 
 
 def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathlib.Path):
@@ -126,23 +140,22 @@ def test_what_is_too_long_is_dropped_and_counted(tmp_path: pathlib.Path):
     assert 0 < rows["dropped"] < rows["rows"]
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "settings"),
-    [("gkd", ("student_fraction=0.5", "mixing=row")), ("distill", ())],
-)
-def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
-    teacher: pathlib.Path, tmp_path: pathlib.Path, algorithm: str, settings: tuple[str, ...]
-):
-    given = {"teacher": str(teacher), "settings": settings}
-    whole = train(tmp_path / "whole", algorithm, **given)
-    part = train(tmp_path / "part", algorithm, steps=3, **given)
-    experiments.resume(part, steps=6, quiet=True)
-    # An interval that the end of the first part cut has two rows; the others are the same.
-    assert [row for row in repeated(part) if row["steps"] != "3"][-1] == repeated(whole)[-1]
-    a, b = (models.load(path).params for path in (whole, part))
+def assert_equal_runs(one: pathlib.Path, other: pathlib.Path) -> None:
+    assert repeated(one) == repeated(other)
+    a, b = (models.load(path).params for path in (one, other))
     jax.tree.map(np.testing.assert_array_equal, a, b)
-    episodes = int(repeated(whole)[-1]["episodes"])
-    assert episodes == (6 * 2 if algorithm == "gkd" else 0)
+
+
+def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
+    teacher: pathlib.Path, tmp_path: pathlib.Path
+):
+    """Between two rows, and with texts of its own in each batch."""
+    settings = ("student_fraction=0.5", "mixing=row")
+    whole = train(tmp_path / "whole", "gkd", teacher=str(teacher), settings=settings)
+    part = as_killed(whole, tmp_path / "part", 3)
+    experiments.resume(part, quiet=True)
+    assert_equal_runs(part, whole)
+    assert int(repeated(whole)[-1]["episodes"]) == 6 * 2
 
 
 def test_an_optimiser_of_the_users_goes_on_bit_by_bit(tmp_path: pathlib.Path):
@@ -162,11 +175,15 @@ def test_an_optimiser_of_the_users_goes_on_bit_by_bit(tmp_path: pathlib.Path):
 
 def test_a_run_watches_the_distance_to_its_teacher(
     teacher: pathlib.Path,
+    distilled: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    """Oracle: the KL of all logits; the warning is said once, and again by no resumed run."""
+    """Oracle: the KL of all logits; the warning is said once, and again by no resumed run.
+
+    A run that is extended is, bit by bit, the one that was as long from the beginning.
+    """
     seen = []
 
     def warning(steps: Any, values: Any) -> str | None:
@@ -174,10 +191,11 @@ def test_a_run_watches_the_distance_to_its_teacher(
         return "it departs" if len(steps) > 1 else None
 
     monkeypatch.setattr(power_law, "warning", warning)
-    given: dict[str, Any] = {"teacher": str(teacher), "eval_every": 2, "eval_episodes": 2}
-    given["seed"] = 1  # Far from the teacher.
+    given = {"teacher": str(teacher), **DISTILLED}
     path = train(tmp_path / "run", "distill", quiet=False, steps=4, **given)
     experiments.resume(path, steps=6)
+    assert_equal_runs(path, distilled)
+    assert int(repeated(path)[-1]["episodes"]) == 0
     assert seen[-1][0] == [2, 4, 6]
     assert capsys.readouterr().err.count("warning: it departs") == 1
     rows = [float(row["teacher_distance"]) for row in repeated(path)]
@@ -188,7 +206,7 @@ def test_a_run_watches_the_distance_to_its_teacher(
     logs = []
     for checkpoint in (setup.teacher, models.load(path)):
         model = gemma.make(checkpoint.config)
-        logits = model.apply(checkpoint.params, *held_out[:1], *held_out[2:4])
+        logits = jax.jit(model.apply)(checkpoint.params, *held_out[:1], *held_out[2:4])
         logs.append(np.asarray(jax.nn.log_softmax(logits), np.float64)[:, :-1])
     kl = np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), -1)
     answers = np.asarray(held_out.is_answer)[:, 1:]
@@ -196,18 +214,18 @@ def test_a_run_watches_the_distance_to_its_teacher(
     np.testing.assert_allclose(rows[-1], expected, rtol=1e-4)
 
 
-def test_a_teacher_that_has_changed_is_refused(teacher: pathlib.Path, tmp_path: pathlib.Path):
-    path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
+def test_a_teacher_that_has_changed_is_refused(distilled: pathlib.Path, tmp_path: pathlib.Path):
+    path = tmp_path / "run"
+    shutil.copytree(distilled, path)
     folder = run_folder.RunFolder(path)
     folder.write_config({**folder.config(), "teacher_sha256": "0" * 64})
     with pytest.raises(ValueError, match=r"the teacher .* has changed since the run began"):
-        experiments.resume(path, steps=4, quiet=True, accept_changes=True)
+        experiments.resume(path, steps=8, quiet=True, accept_changes=True)
 
 
-def test_the_teacher_is_no_part_of_a_checkpoint(teacher: pathlib.Path, tmp_path: pathlib.Path):
-    path = train(tmp_path / "run", "distill", steps=2, teacher=str(teacher))
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(path).params))
-    (newest,) = sorted((path / "checkpoints").glob("*2"))
+def test_the_teacher_is_no_part_of_a_checkpoint(distilled: pathlib.Path):
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(distilled).params))
+    (newest,) = (distilled / "checkpoints").glob("*6")
     leaves = json.loads((newest / "contents.json").read_text())["leaves"]
     numbers = sum(int(np.prod(shape)) for shape, *_ in leaves.values())
     # Parameters, and Adam's two moments.
@@ -253,16 +271,8 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path
 
 def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path: pathlib.Path):
     # The first step's learning rate is 0, that of a warm-up from nothing.
-    path = experiments.train(
-        "sft",
-        TASK,
-        out=tmp_path / "run",
-        quiet=True,
-        model=str(teacher),
-        num_seeds=2,
-        steps=1,
-        settings=SHORT,
-    )
+    given: dict[str, Any] = {"model": str(teacher), "model_flags": (), "num_seeds": 2, "steps": 1}
+    path = train(tmp_path / "run", "sft", **given)
     expected = models.load(teacher).params
     for seed in (0, 1):
         got = models.load(path, seed).params
