@@ -1,12 +1,15 @@
 """Tests of experiments/runs/training.py: real processes that are stopped, killed and damaged."""
 
+import contextlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -16,6 +19,7 @@ from kullback import experiments
 from kullback.agents import munchausen
 from kullback.core import checkpoints, host, types
 from kullback.environments import toy
+from kullback.experiments import cli
 from kullback.experiments.runs import driving, opened, owner, resolved, run_folder, training
 from kullback.experiments.runs.saver import Saver
 from tests.records import repeated, wait_for_checkpoint
@@ -47,9 +51,9 @@ def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> pathlib.Path:
+    """Trains in this process; what others train is compared with it."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    done = kullback(*CHAIN, *OFTEN, "--out", folder)
-    assert done.returncode == 0, done.stderr
+    assert cli.main([*CHAIN, *OFTEN, "--out", str(folder)]) == 0
     return folder
 
 
@@ -71,8 +75,7 @@ def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, t
         assert f"go on with: kullback train --resume {folder}" in output
     steps = checkpoints.steps(folder / "checkpoints")
     assert 2_000 <= steps[-1] < 10_000, "the run was over before it could be interrupted"
-    resumed = kullback("train", "--resume", folder)
-    assert resumed.returncode == 0, resumed.stderr
+    experiments.resume(folder, quiet=True)
     assert repeated(folder) == repeated(uninterrupted)
     ours, theirs = arrays_of(folder), arrays_of(uninterrupted)
     for name, array in theirs.items():
@@ -108,21 +111,19 @@ def test_a_finished_run_says_so_and_more_steps_extend_it(uninterrupted, tmp_path
     assert json.loads((folder / "config.json").read_text())["plan"]["steps"] == 2_000
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_good(tmp_path, capsys):
     folder = tmp_path / "run"
-    failed = kullback(
-        *("train", "dqn", "toy/chain", "--steps", "5000", "--out", folder, *OFTEN),
-        *("--set", "learning_rate=1e30"),
-    )
-    assert failed.returncode == 1
-    assert "is not finite at step" in failed.stderr and len(failed.stderr.splitlines()) < 6
+    command = ["train", "dqn", "toy/chain", "--steps", "5000", "--out", str(folder), *OFTEN]
+    assert cli.main([*command, "--set", "learning_rate=1e30"]) == 1
+    failed = capsys.readouterr().err
+    assert "is not finite at step" in failed and len(failed.splitlines()) < 6
     steps = checkpoints.steps(folder / "checkpoints")
-    assert steps and f"step {steps[-1]:,}" in failed.stderr
+    assert steps and f"step {steps[-1]:,}" in failed
     run = experiments.load(folder)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(run.learner.params))
     # It is known as one that diverged, until it is gone on with.
     how = run_folder.RunFolder(folder).diverged()
-    assert "is not finite at step" in how and how in failed.stderr
+    assert "is not finite at step" in how and how in failed
 
 
 def test_seeds_of_a_compiled_run_share_a_folder(tmp_path):
@@ -167,24 +168,35 @@ HOST = {
 }
 
 
-def test_seeds_of_a_host_run_have_folders_of_their_own_and_a_seed_decides_a_run(tmp_path):
-    both = experiments.train("m-dqn", "gym/CartPole-v1", num_seeds=2, out=tmp_path / "both", **HOST)
-    alone = experiments.train("m-dqn", "gym/CartPole-v1", seed=1, out=tmp_path / "one", **HOST)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("alone") / "run"
+    return experiments.train("m-dqn", "gym/CartPole-v1", seed=1, out=out, **HOST)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> pathlib.Path:
+    out = tmp_path_factory.mktemp("both") / "run"
+    return experiments.train("m-dqn", "gym/CartPole-v1", num_seeds=2, out=out, **HOST)
+
+
+def test_seeds_of_a_host_run_have_folders_of_their_own_and_a_seed_decides_a_run(both, alone):
     assert repeated(both / "seed_1") == repeated(alone)
     assert repeated(both) == repeated(both / "seed_0") + repeated(both / "seed_1")
     assert repeated(both / "seed_0") != [{**r, "seed": "0"} for r in repeated(alone)]
     assert experiments.load(both, seed=1).seed == 1
 
 
-def test_a_resumed_host_run_has_the_same_learner_and_replay(tmp_path):
-    path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", **HOST)
+def test_a_resumed_host_run_has_the_same_learner_and_replay(alone, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(alone, path)
     folder = run_folder.RunFolder(path)
     named = resolved.of(opened.open(path))
 
     def loop():
         environment = named.make_environment(named.plan.num_envs)
         assert not isinstance(environment, types.Environment)
-        return host.make(named.make_agent(environment.spec), environment, 0)
+        return host.make(named.make_agent(environment.spec), environment, 1)
 
     # Play on from the same place twice, once through another checkpoint.
     first = loop()
@@ -342,8 +354,9 @@ def test_a_checkpoint_has_a_score_only_if_it_was_evaluated_then_and_the_best_is_
     assert experiments.load(folder, best=True).env_steps == 2_000
 
 
-def test_a_damaged_replay_is_left_out_on_demand(tmp_path):
-    path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", **HOST)
+def test_a_damaged_replay_is_left_out_on_demand(alone, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(alone, path)
     for segment in (path / "replay").iterdir():
         segment.write_bytes(segment.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"replay is damaged, and all else .*--empty-replay"):
@@ -362,8 +375,9 @@ def test_a_damaged_replay_is_left_out_on_demand(tmp_path):
     experiments.resume(path, steps=2_400, quiet=True)  # What it has filled since is whole.
 
 
-def test_a_seed_that_cannot_go_on_is_known_before_another_has_worked(tmp_path):
-    path = experiments.train("m-dqn", "gym/CartPole-v1", out=tmp_path / "run", num_seeds=2, **HOST)
+def test_a_seed_that_cannot_go_on_is_known_before_another_has_worked(both, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(both, path)
     for segment in (path / "seed_1" / "replay").iterdir():
         segment.write_bytes(segment.read_bytes()[:-1])
     before = {file: file.stat().st_mtime_ns for file in (path / "seed_0").rglob("*")}
@@ -383,22 +397,34 @@ def test_what_has_no_replay_of_its_own_cannot_leave_it_out(uninterrupted, tmp_pa
         experiments.resume(folder, steps=11_000, quiet=True, empty_replay=True)
 
 
-def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(uninterrupted, tmp_path):
+@contextlib.contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Lets no file of this process grow beyond a size, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, kept)
+    jax.config.update(kept, 1e9)  # Half a program in the cache would be read by later tests.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        jax.config.update(kept, seconds)
+
+
+def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(
+    uninterrupted, tmp_path, capsys
+):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     (folder / "learning_curve.png").unlink()
-    begin = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash"]  # kB a file: a checkpoint has more.
-    limited = subprocess.run(
-        [*begin, *command("train", "--resume", folder, "--steps", "12000")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert limited.returncode == 1, limited.stderr
-    *_, said = limited.stderr.splitlines()
-    assert "Traceback" not in limited.stderr and "was saved by step" in said
-    again = kullback("train", "--resume", folder, "--steps", "12000")
-    assert again.returncode == 0, again.stderr
+    go_on = ["train", "--resume", str(folder), "--steps", "12000"]
+    with largest_file(20_000):  # A checkpoint has more.
+        assert cli.main(go_on) == 1
+    failed = capsys.readouterr().err
+    *_, said = failed.splitlines()
+    assert "Traceback" not in failed and "was saved by step" in said
+    assert cli.main(go_on) == 0
 
 
 @pytest.mark.slow
