@@ -5,17 +5,18 @@ there. Norms are stored as 1 + w. Numbers become float32: those of 4 to 8 bits a
 which bfloat16 does not hold.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from kullback.core import files, json_files, types
+from kullback.core import files, json_files, regularizers, types
 from kullback.lm import gemma
 from kullback.lm.formats import gguf_files, hugging_face, stacked_layers, tensor_files
 
 ARCHITECTURE = "gemma3"
+DIVERGENCE = "kullback.divergence"  # Our own key, of f of the model's softargmax_f.
 # llama.cpp's name -> transformers'.
 _OUTER = {"token_embd": "embed_tokens", "output_norm": "norm"}
 _LAYER = {
@@ -34,8 +35,10 @@ _LAYER = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_PATTERN = 6  # Of llama.cpp, where the file says nothing.
+PATTERN, LOCAL_ROPE_THETA = 6, 10_000.0  # Of llama.cpp, where the file says nothing.
 _LAYERS_OF_27B = 62  # llama.cpp knows the 27B by it, whose queries are scaled otherwise.
+# Ends of a text, of a turn and of a message, with what an absent one is.
+_ENDS = {"eos": 1, "eot": None, "eom": None}
 # Keys of what our model does not do, with the value that means that it is not done.
 _FIXED = {
     "attn_logit_softcapping": 0.0,
@@ -46,9 +49,7 @@ _FIXED = {
 
 
 def load(
-    file: gguf_files.File,
-    dtype: str = "float32",
-    sharding: Callable[[str], jax.sharding.Sharding | None] | None = None,
+    file: gguf_files.File, dtype: str = "float32", sharding: stacked_layers.Sharding | None = None
 ) -> tuple[gemma.Config, types.Params, hugging_face.Report]:
     """Reads a Gemma 3 of a GGUF file; one tensor at a time is dequantised.
 
@@ -64,26 +65,37 @@ def load(
       CorruptError: if a tensor has numbers that are not finite.
     """
     config = read_config(file, dtype)
+    tensors, report = open_rows(file, config)
+    return config, stacked_layers.load(config, tensors, dtype, sharding), report
+
+
+def open_rows(
+    file: gguf_files.File, config: gemma.Config
+) -> tuple[dict[str, stacked_layers.Rows], hugging_face.Report]:
+    """Opens the tensors of a Gemma 3, which are memory-mapped, by transformers' names.
+
+    Args:
+      file: as it was opened.
+      config: as `read_config` has read it there.
+
+    Returns:
+      The tensors by name, w of norms that are 1 + w, and a summary of them.
+
+    Raises:
+      As `load`; for numbers that are not finite when they are read.
+    """
     source = file.metadata.file
-    leaves, like = stacked_layers.leaves(config)
     tensors = _named_as_transformers(file)
+    leaves, _ = stacked_layers.leaves(config)
     _check(source, {n: leaf.shape for leaf in leaves.values() for n in leaf.names}, tensors)
-    named = {}
-    try:
-        for name, leaf in leaves.items():
-            rows = [_rows(tensors[n]) for n in leaf.names]
-            array = stacked_layers.read(leaf, rows, like[name], dtype)
-            array = jax.device_put(array, sharding(name) if sharding else None)
-            named[name] = jax.block_until_ready(array)  # Or several host copies would be alive.
-    except ValueError as error:
-        raise files.CorruptError(f"{source}: {error}; it is damaged") from error
     report = hugging_face.Report(
         num_tensors=len(tensors),
         num_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
         num_skipped=0,
         dtypes=tuple(sorted({tensor.kind for tensor in tensors.values()})),
     )
-    return config, stacked_layers.nest(named), report
+    rows = {name: functools.partial(_rows, source, tensor) for name, tensor in tensors.items()}
+    return rows, report
 
 
 def read_config(file: gguf_files.File, dtype: str = "float32") -> gemma.Config:
@@ -133,10 +145,10 @@ def read_config(file: gguf_files.File, dtype: str = "float32") -> gemma.Config:
             hidden_dim=get("feed_forward_length", int),
             window=get("attention.sliding_window", int),
             query_scale=_query_scale(get, num_layers, embed_dim, num_heads, head_dim),
-            local_rope_theta=get("rope.freq_base_swa", float, 10_000.0),
+            local_rope_theta=get("rope.freq_base_swa", float, LOCAL_ROPE_THETA),
             global_rope_theta=get("rope.freq_base", float),
             global_rope_factor=_rope_factor(fields, get),
-            pattern=get("attention.sliding_window_pattern", int, _PATTERN),
+            pattern=get("attention.sliding_window_pattern", int, PATTERN),
             rms_epsilon=get("attention.layer_norm_rms_epsilon", float),
             context_length=get("context_length", int),
             **_special_ids(fields, table.shape[0]),
@@ -146,6 +158,19 @@ def read_config(file: gguf_files.File, dtype: str = "float32") -> gemma.Config:
         message = str(error)
         is_named = message.startswith(fields.file)
         raise ValueError(message if is_named else f"{fields.file}: {message}") from error
+
+
+def output_divergence(file: gguf_files.File) -> str:
+    """Returns the name of f of a model's softargmax_f, as an export noted it; by default "kl".
+
+    Raises:
+      ValueError: for an unknown divergence.
+    """
+    name = file.metadata.get(DIVERGENCE, str, "kl")
+    try:
+        return regularizers.named(name).name
+    except ValueError as error:
+        raise ValueError(f"{file.metadata.file}: {error}") from error
 
 
 def _query_scale(
@@ -170,12 +195,12 @@ def _special_ids(fields: json_files.Record, num_rows: int) -> dict[str, Any]:
     """Returns beginning, ends and padding of texts; absent ones are Gemma's."""
     ids = {
         role: fields.get(f"tokenizer.ggml.{role}_token_id", int, default)
-        for role, default in (("bos", 2), ("eos", 1), ("eot", None), ("padding", 0))
+        for role, default in (*_ENDS.items(), ("bos", 2), ("padding", 0))
     }
     tokens = fields.get("tokenizer.ggml.tokens", list, [])
     if len(tokens) > num_rows:
         raise fields.error("tokenizer.ggml.tokens", f"at most {num_rows}, the rows of {_EMBEDDING}")
-    ends = (ids["eos"], ids["eot"])
+    ends = (ids[role] for role in _ENDS)
     return {
         "bos_id": ids["bos"],
         "eos_ids": tuple(dict.fromkeys(i for i in ends if i is not None)),
@@ -195,6 +220,21 @@ def _named_as_transformers(file: gguf_files.File) -> dict[str, gguf_files.Tensor
             f"{file.metadata.file}: {_HEAD} must equal {_EMBEDDING}, to which Gemma 3 ties it"
         )
     return {_transformers_name(name): tensor for name, tensor in tensors.items()}
+
+
+def is_norm(name: str) -> bool:
+    """Returns whether a tensor, by llama.cpp's name, is a norm's, stored as 1 + w."""
+    return name.endswith("norm.weight")
+
+
+def llama_name(name: str) -> str:
+    """Returns llama.cpp's name of a tensor from transformers' without prefix."""
+    for ours, theirs in _OUTER.items():
+        if name == f"{theirs}.weight":
+            return f"{ours}.weight"
+    _, layer, rest = name.removesuffix(".weight").split(".", 2)
+    ours = next(ours for ours, theirs in _LAYER.items() if theirs == rest)
+    return f"blk.{layer}.{ours}.weight"
 
 
 def _transformers_name(name: str) -> str:
@@ -226,8 +266,10 @@ def _check(
         raise ValueError(f"{file} {'; '.join(faults)}; is it the model of its metadata?")
 
 
-def _rows(tensor: gguf_files.Tensor) -> stacked_layers.Rows:
-    """Returns the tensor's numbers as ours, w of norms that are 1 + w."""
-    if tensor.name.endswith("norm.weight"):
-        return lambda part: tensor.rows(part) - 1
-    return tensor.rows
+def _rows(source: str, tensor: gguf_files.Tensor, part: slice) -> np.ndarray:
+    """Returns a part of the tensor's numbers as ours, w of norms that are 1 + w."""
+    try:
+        numbers = tensor.rows(part)
+    except ValueError as error:
+        raise files.CorruptError(f"{source}: {error}; it is damaged") from error
+    return numbers - 1 if is_norm(tensor.name) else numbers

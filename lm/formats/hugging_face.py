@@ -11,10 +11,9 @@ import math
 import pathlib
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from kullback.core import files, finite, json_files, trees, types
@@ -45,9 +44,7 @@ class Report(NamedTuple):
 
 
 def load(
-    folder: files.Path,
-    dtype: str = "float32",
-    sharding: Callable[[str], jax.sharding.Sharding | None] | None = None,
+    folder: files.Path, dtype: str = "float32", sharding: stacked_layers.Sharding | None = None
 ) -> tuple[gemma.Config, types.Params, Report]:
     """Reads a Gemma 3, the text part of a multimodal one too.
 
@@ -66,27 +63,39 @@ def load(
         of another shape; all of them are named.
       CorruptError: if a file cannot be read.
     """
-    folder = pathlib.Path(folder)
     config = hugging_face_config.read(folder, dtype)
+    tensors, report = open_rows(folder, config)
+    return config, stacked_layers.load(config, tensors, dtype, sharding), report
+
+
+def open_rows(
+    folder: files.Path, config: gemma.Config
+) -> tuple[dict[str, stacked_layers.Rows], Report]:
+    """Opens the tensors of a Gemma 3, which are memory-mapped, by transformers' names.
+
+    Args:
+      folder: as of `load`.
+      config: as `hugging_face_config.read` has read it there.
+
+    Returns:
+      The tensors by name, without prefix, and a summary of them.
+
+    Raises:
+      As `load`.
+    """
+    folder = pathlib.Path(folder)
     tensors = tensor_files.read(folder)
     text, head, num_skipped = _sort(folder, tensors)
     _check_claims(folder, config, text, tensors)
-    leaves, like = stacked_layers.leaves(config)
-    _check(folder, leaves, text, tensors)
+    _check(folder, stacked_layers.leaves(config)[0], text, tensors)
     if head is not None:
         _check_head(folder, tensors[head], tensors[text["embed_tokens.weight"]], head)
     elif not json_files.read(hugging_face_config.config_file(folder)).get(
         "tie_word_embeddings", bool, True
     ):
         raise ValueError(f"{folder}: tie_word_embeddings is false, and lm_head.weight missing")
-    named = {}
-    for path, leaf in leaves.items():
-        rows = [_rows(folder, text[name], tensors[text[name]]) for name in leaf.names]
-        array = stacked_layers.read(leaf, rows, like[path], dtype)
-        array = jax.device_put(array, sharding(path) if sharding else None)
-        named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
-    read = [tensors[name] for name in text.values()]
-    if num_wide := sum(tensor.dtype == WIDE for tensor in read):
+    read = {short: tensors[name] for short, name in text.items()}
+    if num_wide := sum(tensor.dtype == WIDE for tensor in read.values()):
         logger.warning(
             "%s: its tensors of float64, %d of them, are read as float32", folder, num_wide
         )
@@ -98,11 +107,11 @@ def load(
         )
     report = Report(
         num_tensors=len(read),
-        num_bytes=sum(tensor.data.nbytes for tensor in read),
+        num_bytes=sum(tensor.data.nbytes for tensor in read.values()),
         num_skipped=num_skipped,
-        dtypes=tuple(sorted({tensor.dtype for tensor in read})),
+        dtypes=tuple(sorted({tensor.dtype for tensor in read.values()})),
     )
-    return config, stacked_layers.nest(named), report
+    return {short: _rows(folder, text[short], tensor) for short, tensor in read.items()}, report
 
 
 def save(

@@ -4,17 +4,19 @@ Their linear layers are [out, in], ours [in, out]; their tensors are one a layer
 along a layer axis (lm/gemma.py). The names are those of transformers.
 """
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from kullback.core import trees
+from kullback.core import trees, types
 from kullback.lm import gemma
 
 Rows = Callable[[slice], np.ndarray]  # A part of a tensor's first axis, as numbers.
+Sharding = Callable[[str], jax.sharding.Sharding | None]  # Of a parameter, by its path.
 
 # Ours -> (theirs, whether it is transposed).
 LAYER = {
@@ -60,6 +62,46 @@ def leaves(config: gemma.Config) -> tuple[dict[str, Leaf], dict[str, jax.ShapeDt
                 leaves[path] = Leaf(names, shape[::-1] if transposed else shape, transposed, True)
         first += length * depth
     return leaves, like
+
+
+def load(
+    config: gemma.Config, tensors: Mapping[str, Rows], dtype: str, sharding: Sharding | None = None
+) -> types.Params:
+    """Reads all parameters, so that the host holds no second copy of more than one.
+
+    Args:
+      config: of the model.
+      tensors: of a file, by transformers' names without prefix.
+      dtype: of the parameters.
+      sharding: path of a parameter ("periods/layer_0/attention/query") -> its sharding.
+    """
+    paths, like = leaves(config)
+    named = {}
+    for path, leaf in paths.items():
+        array = read(leaf, [tensors[name] for name in leaf.names], like[path], dtype)
+        array = jax.device_put(array, sharding(path) if sharding else None)
+        named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
+    return nest(named)
+
+
+def of_params(config: gemma.Config, params: types.Params) -> dict[str, Rows]:
+    """Returns the tensors of a file that parameters are written as, by transformers' names.
+
+    Args:
+      config: of the model.
+      params: as of `gemma.make(config)`, of any floating type.
+    """
+    named = trees.named_leaves(params)
+    tensors: dict[str, Rows] = {}
+    for path, leaf in leaves(config)[0].items():
+        array = np.asarray(named[path])
+        for name, part in zip(leaf.names, array if leaf.stacked else array[None], strict=True):
+            tensors[name] = functools.partial(_rows, part.T if leaf.transposed else part)
+    return tensors
+
+
+def _rows(array: np.ndarray, part: slice) -> np.ndarray:
+    return array[part]
 
 
 def read(leaf: Leaf, tensors: Sequence[Rows], like: jax.ShapeDtypeStruct, dtype: str) -> np.ndarray:
