@@ -1,19 +1,39 @@
-"""`kullback export`: parameters, or a whole model, out of a run."""
+"""`kullback export`: parameters, or a whole model, for other programs."""
 
 import argparse
+import pathlib
 from typing import Any
 
 from kullback.experiments.commands import arguments
+
+FORMATS = ("hugging-face", "gguf")
+QUANTIZATIONS = ("f32", "f16", "q8_0", "q4_0")
+SUFFIX = ".gguf"
 
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
     sub = commands.add_parser(
-        "export", help="write a run's parameters as safetensors, or its model"
+        "export",
+        help="write a run's parameters as safetensors, or a model for other programs",
+        description="MODEL is a run, a folder as Hugging Face has it, or a .gguf file. A run of "
+        "an agent becomes a file of safetensors.",
     )
-    sub.add_argument("run", metavar="DIR", type=arguments.path)
-    sub.add_argument("--seed", metavar="S", type=arguments.seed, help="which of the run's seeds")
+    sub.add_argument("model", metavar="MODEL", type=arguments.path)
+    sub.add_argument("--seed", metavar="S", type=arguments.seed, help="which of a run's seeds")
     sub.add_argument("--out", metavar="PATH", type=arguments.path, required=True, help="new")
+    sub.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="of a language model: a folder that transformers loads, or a file FILE.gguf that "
+        "llama.cpp, Ollama and LM Studio run; default: hugging-face",
+    )
+    sub.add_argument(
+        "--quantize",
+        choices=QUANTIZATIONS,
+        help="of gguf: type of the matrices; in q4_0 the embedding has 8 bits; default: f16",
+    )
     arguments.add_trust_code(sub)
     sub.set_defaults(command=_export)
 
@@ -21,18 +41,47 @@ def add_parser(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> int:
     from kullback.core import files
 
+    if options.format == "gguf":
+        if options.out.suffix != SUFFIX:
+            raise ValueError(f"--out must be a file *{SUFFIX} for --format gguf, got {options.out}")
+    elif options.quantize is not None or options.out.suffix == SUFFIX:
+        what = f"--out {options.out}" if options.quantize is None else "--quantize"
+        raise ValueError(f"{what} is of GGUF: add --format gguf")
     files.check_new_file(options.out)
-    from kullback.experiments.runs import opened
+    if options.format == "gguf":
+        return _export_gguf(options.model, options.out, options)
+    from kullback.experiments.runs import exports, models, opened
 
-    run = opened.open(options.run, trust_code=options.trust_code)
-    if run.kind != "games":
-        from kullback.experiments.runs import models
+    run = opened.find(options.model, trust_code=options.trust_code)
+    if run is not None and run.kind == "games":
+        from kullback.experiments.runs import acting
 
-        models.export(run, options.out, options.seed)
-        print(f"model: {options.out}")
+        acting.of_run(run, seed=options.seed).export(options.out)
+        print(f"parameters: {options.out}")
         return 0
-    from kullback.experiments.runs import acting
+    if run is not None:
+        models.export(run, options.out, options.seed)
+    else:
+        exports.write_folder(options.model, options.out, options.seed)
+    print(f"model: {options.out}")
+    return 0
 
-    acting.of_run(run, seed=options.seed).export(options.out)
-    print(f"parameters: {options.out}")
+
+def _export_gguf(model: pathlib.Path, out: pathlib.Path, options: argparse.Namespace) -> int:
+    from kullback.core import files
+    from kullback.experiments.runs import exports
+    from kullback.lm.formats import gguf_writer
+
+    source = exports.open_source(model, options.seed, trust_code=options.trust_code)
+    quantization = options.quantize or "f16"
+    plan = exports.plan_gguf(source, quantization)
+    files.require_disk(out, plan.num_bytes, "weights in GGUF")
+    print(f"GGUF in {quantization}: {files.size(plan.num_bytes)}", flush=True)
+    if source.divergence != "kl":
+        print(
+            f"its operator is that of {source.divergence}, which the file notes for Kullback: "
+            "other programs take the softmax, and draw other tokens"
+        )
+    gguf_writer.write(out, plan, source.tensors())
+    print(f"model: {out}")
     return 0

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -111,7 +111,8 @@ def load(
         file = gguf_files.read(path)
         shardings = sharding.by_path(gguf_gemma.read_config(file), mesh)
         config, params, _ = gguf_gemma.load(file, sharding=shardings)
-        return Checkpoint(config, tokenizer.from_gguf(file), params).with_all_ends()
+        divergence = gguf_gemma.output_divergence(file)
+        return Checkpoint(config, tokenizer.from_gguf(file), params, divergence).with_all_ends()
     if not (path / "config.json").is_file():
         raise ValueError(
             f"{path} is no model: expected a folder with config.json and weights, a file of GGUF, "
@@ -261,10 +262,18 @@ def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> No
     """
     checkpoint = load(run.path, seed) if run.kind == "preferences" else of_run(run, seed)
     tokenizer_folder = folders.subfolder(run.path, "tokenizer")
+    present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
+    write_folder(checkpoint, out, present.values())
+
+
+def write_folder(
+    checkpoint: Checkpoint, out: pathlib.Path, tokenizer_files: Iterable[pathlib.Path]
+) -> None:
+    """Writes a model as a folder that Hugging Face's transformers load, with its operator noted."""
     hugging_face.save(
         out,
         checkpoint.config,
         checkpoint.params,
-        tokenizer_files=folders.present(tokenizer_folder, checkpoint.tokenizer.sources).values(),
+        tokenizer_files=tokenizer_files,
         extra={NOTES: {"divergence": checkpoint.divergence}},
     )

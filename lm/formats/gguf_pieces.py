@@ -122,11 +122,11 @@ def _special_ids(
 
 def _template(source: tokenizer.Tokenizer) -> str | None:
     """Returns the chat template of a tokenizer's files, the default one if they have several."""
-    if (data := source.sources.get("chat_template.jinja")) is not None:
+    if (data := source.sources.get(tokenizer.TEMPLATE_FILE)) is not None:
         return data.decode()
-    if (data := source.sources.get("tokenizer_config.json")) is None:
+    if (data := source.sources.get(tokenizer.TOKENIZER_CONFIG)) is None:
         return None
-    config = json_files.parse(data, "tokenizer_config.json")
+    config = json_files.parse(data, tokenizer.TOKENIZER_CONFIG)
     if isinstance(config.get("chat_template", (str, list), ""), str):
         return config.get("chat_template", str, None)
     choices = {one.get("name", str): one for one in config.records("chat_template")}

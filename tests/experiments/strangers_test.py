@@ -24,7 +24,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 def originals(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Makes a model in `model`, and a run of it in `run`."""
     folder = tmp_path_factory.mktemp("made")
-    bpe = tokenizer.train_bpe(["user 0\nmodel 0"], 262)
+    bpe = tokenizer.train_bpe(["user 0\nmodel 0"] * 2, 264)
     config = dataclasses.replace(
         gemma.PRESETS["tiny"],
         **{"num_layers": 1, "embed_dim": 16, "hidden_dim": 16, "window": 16},
@@ -80,6 +80,8 @@ def test_a_model_leads_nowhere_but_into_its_folder(change, home, capsys):
     for command in (
         ("generate", "--model", model, "--prompt", "0"),
         ("merge", model, model, "--method", "mean", *out),
+        ("export", model, *out),
+        ("export", model, "--format", "gguf", "--out", str(home / "out.gguf")),
         ("train", "sft", "tokens/arithmetic", "--model", model, *out),
         ("train", "gkd", "tokens/arithmetic", "--model", "tiny", "--teacher", model, *out),
     ):
@@ -109,6 +111,10 @@ def test_what_is_exported_is_the_tokenizer_of_the_run(home, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "special_tokens_map.json is a link out of the folder" in line
         assert not (home / "none").exists()
+    to_gguf = (*command, str(home / "none.gguf"), "--format", "gguf")
+    assert cli.main(to_gguf) == 2
+    assert "special_tokens_map.json is a link out of the folder" in capsys.readouterr().err
+    assert not (home / "none.gguf").exists()
     shutil.move(tokenizer_folder, home.parent / "words")
     tokenizer_folder.symlink_to(home.parent / "words")
     assert cli.main((*command, str(home / "none"))) == 2
@@ -124,6 +130,14 @@ def test_a_sweep_writes_where_no_link_leads(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} is a link out of the folder"):
         sweeping.sweep(sweep, out=tmp_path / "out")
     assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_tensor_that_a_folder_names_is_not_exported_from_elsewhere(home, capsys):
+    (home / "model.gguf").symlink_to(home.parent / "key")  # Named by the user, and yet no model.
+    assert cli.main(("export", str(home / "model.gguf"), "--out", str(home / "out"))) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "model.gguf is no GGUF file" in line and SECRET not in line
+    assert not (home / "out").exists()
 
 
 def test_a_pipe_that_a_user_names_is_not_waited_for(tmp_path: pathlib.Path):
