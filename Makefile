@@ -91,6 +91,9 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 	rm -rf .cache/parity
 	$(BIN)/python tests/parity/write_ours.py .cache/parity
 	$(PARITY) tests/parity/load_ours.py .cache/parity
+	rm -rf .cache/parity_gguf
+	PYTHONPATH=. $(BIN)/python tests/parity/write_gguf.py .cache/parity_gguf
+	$(PARITY) tests/parity/run_gguf.py .cache/parity_gguf
 
 build: $(DEV)  ## A wheel in dist/.
 	$(BIN)/python -m build --wheel
