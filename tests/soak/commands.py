@@ -129,8 +129,15 @@ LINES = {
         ("export", "sft"),
         ("in",),
         (("--out", "new"),),
-        (("--out", "out"), ("--seed", "seed")),
+        (("--out", "out"), ("--seed", "seed"), ("--format", "choice"), ("--quantize", "choice")),
         ("sft",),
+    ),
+    "export_gguf": Line(
+        ("export", "model"),
+        ("model",),
+        (("--out", "new.gguf"), ("--format", "gguf"), ("--quantize", "f16")),
+        (("--out", "out"), ("--seed", "seed"), ("--format", "choice"), ("--quantize", "choice")),
+        ("model",),
     ),
     "merge": Line(
         ("merge", "model", "model"),

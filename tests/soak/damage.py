@@ -85,6 +85,14 @@ def enlarge(path: pathlib.Path, random: np.random.Generator) -> str:
         path.write_bytes(data)
         return f"its header claims {size} bytes"
 
+    if path.suffix == ".gguf":
+        data = bytearray(path.read_bytes())
+        places = _sizes_of_gguf(data)
+        place, size = places[random.integers(len(places))], SIZES[random.integers(len(SIZES) - 2)]
+        data[place : place + 8] = struct.pack("<Q", size)
+        path.write_bytes(data)
+        return f"the size at byte {place} is {size}"
+
     def large(value: Any) -> Any:
         size = SIZES[random.integers(len(SIZES))]
         return -size if random.random() < 0.2 else size
@@ -92,6 +100,20 @@ def enlarge(path: pathlib.Path, random: np.random.Generator) -> str:
     # A rate in a sweep may be as large as one likes.
     kinds = (int,) if path.suffix == ".toml" else (int, float)
     return _change(path, random, lambda value: type(value) in kinds, large)
+
+
+def _sizes_of_gguf(data: bytes | bytearray) -> list[int]:
+    """Returns where a GGUF file has counts of tensors, keys and entries, and axes of tensors."""
+    places = [8, 16, 24]
+    for name, gap in (
+        (b"tokenizer.ggml.tokens", 8),  # The types of the value, and of a list's entries.
+        (b"tokenizer.ggml.token_type", 8),
+        (b"token_embd.weight", 4),  # The number of axes.
+        (b"token_embd.weight", 12),
+        (b"output_norm.weight", 4),
+    ):
+        places.append(data.index(name) + len(name) + gap)
+    return places
 
 
 def lead(path: pathlib.Path, random: np.random.Generator) -> str:

@@ -25,7 +25,7 @@ def attempt_full(
     early = random.random() < 0.3
     what = f"{name} on a disk that is full {'from the start' if early else 'in the middle'}"
     with mounted(workshop, ROOM) as disk:
-        out = disk / "out"
+        out = disk / runs.out_name(name)
         room = int(random.integers(0, 200)) * 1024 if random.random() < 0.5 else 0
         if early:
             fill(disk, room)
@@ -65,9 +65,10 @@ def _no_place(
         arguments = ("train", "--resume", name, "--steps=10_000")
         lock(scratch / name)
     else:
-        arguments = runs.begin(workshop, name, "out")
+        out = runs.out_name(name)
+        arguments = runs.begin(workshop, name, out)
         if random.random() < 0.5:
-            (scratch / "out").mkdir(mode=0o555)
+            (scratch / out).mkdir(mode=0o555)
         lock(scratch)
     before, whole = trials.contents(scratch), files.fingerprint(scratch)
     outcome = run_plain(workshop, scratch, arguments)

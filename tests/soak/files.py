@@ -99,12 +99,25 @@ READERS = {
         ("model", "prompts.jsonl"),
         ("model/*", "model/*", "model/*", "prompts.jsonl"),
     ),
+    "generate gguf": Reader(
+        "generate --model=model.gguf --prompt=1+1= --max-new-tokens=4",
+        ("model.gguf",),
+        ("model.gguf",),
+    ),
     "evaluate model": Reader(
         "evaluate model tokens/jsonl:rows.jsonl --episodes=4 --out=new --max-new-tokens=4",
         ("model", "rows.jsonl"),
         ("model/*", "rows.jsonl"),
     ),
     "export": Reader("export sft --out=new", ("sft",), ("sft/*.json", "sft/tokenizer/*")),
+    "export gguf": Reader(
+        "export model --format=gguf --quantize=f16 --out=new.gguf", ("model",), ("model/*",)
+    ),
+    "export from gguf": Reader(
+        "export model.gguf --format=gguf --quantize=f32 --out=new.gguf",
+        ("model.gguf",),
+        ("model.gguf",),
+    ),
     "merge": Reader(
         "merge model sft --method=mean --out=new",
         ("model", "sft"),
@@ -243,7 +256,9 @@ def result(scratch: pathlib.Path, reader: Reader, outcome: server.Outcome) -> di
         name = str(path.relative_to(scratch))
         if path.name == "metrics.csv":
             digest[name] = runs.rows_of(path.read_text())
-        elif path.suffix in (".safetensors", ".csv", ".jsonl") and "checkpoints" not in name:
+        elif (
+            path.suffix in (".safetensors", ".gguf", ".csv", ".jsonl") and "checkpoints" not in name
+        ):
             digest[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return digest
 

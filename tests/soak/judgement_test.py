@@ -124,6 +124,21 @@ def test_damage_changes_a_file_and_a_seed_repeats_it(tmp_path: pathlib.Path, way
     assert said[0] == said[1]
 
 
+def test_sizes_in_a_gguf_file_are_enlarged(tmp_path: pathlib.Path):
+    names = (b"tokenizer.ggml.tokens", b"tokenizer.ggml.token_type", b"token_embd.weight")
+    whole = b"GGUF" + b"".join([*(bytes(40) + name for name in names), bytes(40)])
+    whole += b"output_norm.weight" + bytes(40)
+    path, places = tmp_path / "m.gguf", set()
+    for seed in range(60):
+        path.write_bytes(whole)
+        assert damage.enlarge(path, np.random.default_rng(seed)).startswith("the size at byte ")
+        data = path.read_bytes()
+        assert len(data) == len(whole)
+        changed = [n for n, (a, b) in enumerate(zip(data, whole, strict=True)) if a != b]
+        places.add(changed[0] // 8)
+    assert len(places) > 5
+
+
 def test_pieces_add_up_and_an_attempt_that_is_made_again_counts_once(tmp_path: pathlib.Path):
     file = tmp_path / "results.jsonl"
     wrong = trials.Attempt(what="x", fault="wrong", said="y")

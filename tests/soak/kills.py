@@ -22,7 +22,7 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     what = f"{name} killed: {aim}"
     since: int | None = None
     scratch = workshop.scratch()
-    out = scratch / "out"
+    out = scratch / runs.out_name(name)
     kills, wanted, within = 0, random.integers(1, 3), expected.seconds
     while kills < wanted:
         command = server.Command(interrupted(workshop, random, name, out, aim))

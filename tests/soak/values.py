@@ -53,7 +53,13 @@ CLASHES = {
         "--prompts=prompts.jsonl --top-p=2 --top-p=0 --temperature=-1 --stop-token=99999 "
         f"--top-k=-1 --prompt={NO_TEXT} --max-new-tokens=1000000"
     ).split(),
-    "export": ("--seed=9 --trust-code=1 second").split(),
+    "export": (
+        "--seed=9 --trust-code=1 second --quantize=q8_0 --out=new.gguf --format=gguf"
+    ).split(),
+    "export_gguf": (
+        "--quantize=q4_0 --quantize=q8_0 --quantize=Q8_0 --seed=1 --format=hugging-face --out=new "
+        "--trust-code=1 second"
+    ).split(),
     "merge": ("--rate=0.5 --t=0.5 --weights=1 --base=toy --interpolation=2 --group=layer").split(),
     "merge_slerp": ("--rate=0.5 --t=2 --t=-1 --weights=1 --interpolation=-0.1").split(),
     "report": ("--baseline=nobody --steps=1 --out=notes.txt").split(),

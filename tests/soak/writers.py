@@ -26,7 +26,7 @@ def attempt(workshop: trials.Workshop, random: np.random.Generator, number: int)
     reads = number // len(names) % 2 == 1 and name in READERS
     expected = runs.reference(workshop, name)
     scratch = workshop.scratch()
-    out = scratch / "out"
+    out = scratch / runs.out_name(name)
     call = workshop.call(scratch, *runs.begin(workshop, name, out.name))
     first = server.Command(call)
     kills.wait_for(first, name, "anywhere", out, expected.seconds, random)
