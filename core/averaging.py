@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import trees, types
+from kullback.core import flat_arrays, trees, types
 
 __all__ = [
     "Group",
@@ -42,10 +42,6 @@ __all__ = [
     "whole",
 ]
 
-BLOCK = 1 << 16  # Numbers of a NumPy array that are computed at a time, so that they stay cached.
-# Length of a dot product. OpenBLAS gives one of more than 10,000 numbers to its own threads, which
-# wait for each other if the caller has threads too: 317 s instead of 12 on busy cores.
-ROW = 1 << 13
 # Below this cos Omega vectors count as opposite, and do not span a plane.
 OPPOSITE = -1 + 5e-13  # sin Omega < 1e-6.
 
@@ -263,71 +259,6 @@ def cosine(gram: np.ndarray) -> np.ndarray:
     return np.divide(gram, scale, out=np.full_like(gram, np.nan), where=scale > 0)
 
 
-def flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None = None) -> np.ndarray:
-    """Returns <theta_m - theta_0, theta_n - theta_0> of flat NumPy arrays, in float64: [M, M].
-
-    Numbers that are not finite give NaN without a warning, as in JAX.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        return _flat_gram(models, base)
-
-
-def _flat_gram(models: Sequence[np.ndarray], base: np.ndarray | None) -> np.ndarray:
-    (size,) = models[0].shape
-    gram = np.zeros((len(models), len(models)))
-    width = -(-min(BLOCK, size) // ROW) * ROW
-    tasks = np.zeros((len(models), width // ROW, ROW))
-    gap = np.empty(width, _wide(models[0].dtype))
-    for start in range(0, size, BLOCK):
-        block, count = slice(start, start + BLOCK), min(BLOCK, size - start)
-        for row, model in zip(tasks.reshape(len(models), -1), models, strict=True):
-            if base is None:
-                row[:count] = model[block]
-            else:  # Models and base are near each other: the difference is exact, or nearly so.
-                row[:count] = np.subtract(
-                    model[block], base[block], out=gap[:count], dtype=gap.dtype
-                )
-            row[count:] = 0
-        for m, rows in enumerate(tasks):
-            for n in range(m + 1):
-                gram[m, n] += np.vecdot(rows, tasks[n]).sum()
-    return np.tril(gram) + np.tril(gram, -1).T
-
-
-def flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndarray) -> None:
-    """Writes sum_k w_k parts_k of flat NumPy arrays of one type to `out`; a weight of 0 is exact.
-
-    Numbers that are not finite stay so without a warning, as in JAX.
-
-    Args:
-      parts: K arrays, [size] each.
-      weights: float64, [K].
-      out: [size], of their type.
-    """
-    with np.errstate(invalid="ignore", over="ignore"):
-        _flat_combine(parts, weights, out)
-
-
-def _flat_combine(parts: Sequence[np.ndarray], weights: np.ndarray, out: np.ndarray) -> None:
-    (size,) = out.shape
-    wide = _wide(out.dtype)
-    used = [(p, wide.type(w)) for p, w in zip(parts, weights, strict=True) if w != 0]
-    total, term = np.zeros((2, min(BLOCK, size)), wide)
-    for start in range(0, size, BLOCK):
-        block = slice(start, start + BLOCK)
-        sums, terms = (x[: min(BLOCK, size - start)] for x in (total, term))
-        for k, (part, weight) in enumerate(used):
-            np.multiply(part[block], weight, out=terms if k else sums, dtype=wide)
-            if k:
-                np.add(sums, terms, out=sums)
-        out[block] = sums
-
-
-def _wide(dtype: Any) -> np.dtype:
-    """Returns the type to compute in: at least float32."""
-    return np.promote_types(dtype, np.float32)
-
-
 def _grams(
     models: Sequence[types.Params], base: types.Params | None, group_of: GroupOf
 ) -> dict[Group, Any]:
@@ -347,7 +278,7 @@ def _leaf_gram(models: Sequence[Any], base: Any, *, is_stacked: bool) -> Any:
     if any(isinstance(x, jax.Array) for x in (*models, base)):
         return _jax_gram(tuple(models), base, is_stacked)
     grams = [
-        flat_gram([_row(x, p) for x in models], None if base is None else _row(base, p))
+        flat_arrays.gram([_row(x, p) for x in models], None if base is None else _row(base, p))
         for p in (range(len(models[0])) if is_stacked else [None])
     ]
     return np.stack(grams) if is_stacked else grams[0]
@@ -385,7 +316,7 @@ def _combine(parts: Sequence[Any], weights: Any, is_stacked: bool) -> Any:
     out = np.empty(parts[0].shape, parts[0].dtype)
     for p in range(len(out)) if is_stacked else [None]:
         of_row = weights if p is None else weights[p]
-        flat_combine([_row(x, p) for x in parts], of_row, _row(out, p))
+        flat_arrays.combine([_row(x, p) for x in parts], of_row, _row(out, p))
     return out
 
 

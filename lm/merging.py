@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback.core import averaging, files, finite, folders
+from kullback.core import averaging, files, finite, flat_arrays, folders
 from kullback.lm import folder_meaning
 from kullback.lm.formats import tensor_files
 
@@ -257,7 +257,7 @@ def _grams(
         name, segment = task
         arrays = [array[segment] for array in inputs[name]]
         base = arrays[num_models] if arrays[num_models:] else None
-        return averaging.flat_gram(arrays[:num_models], base)
+        return flat_arrays.gram(arrays[:num_models], base)
 
     tasks = _segments(inputs, (arrays[0].size for arrays in inputs.values()))
     grams = {group_name(group, name): np.zeros((num_models, num_models)) for name in inputs}
@@ -316,7 +316,7 @@ def _write(
             first, arrays = merged, [array[segment] for array in inputs[name]]
             merged = np.empty_like(first)
             num_shared = len(arrays[0])
-            averaging.flat_combine(arrays, weights[name], merged[:num_shared])
+            flat_arrays.combine(arrays, weights[name], merged[:num_shared])
             merged[num_shared:] = first[num_shared:]
             if not finite.is_finite(merged):
                 raise ValueError(_not_finite(name, merged, arrays, segment.start))

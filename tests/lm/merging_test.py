@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import averaging, files
+from kullback.core import averaging, files, flat_arrays
 from kullback.lm import gemma, merging, tokenizer
 from kullback.lm.formats import hugging_face, tensor_files
 
@@ -152,7 +152,7 @@ def test_types_are_kept_and_rounded_once(dtype, tmp_path):
 
 def test_segments_and_blocks_join(tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "SEGMENT", 100)
-    monkeypatch.setattr(averaging, "BLOCK", 32)
+    monkeypatch.setattr(flat_arrays, "BLOCK", 32)
     random = np.random.default_rng(0)
     base, one, two = ({"w": random.normal(size=(33, 7)).astype(np.float32)} for _ in range(3))
     paths = [write(tmp_path / str(i), x) for i, x in enumerate((base, one, two))]
