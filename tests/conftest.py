@@ -1,24 +1,39 @@
-"""Settings of every test: strict shapes, and compiled programs kept between runs."""
+"""Settings of every test: strict shapes, programs kept between runs, and bounded memory."""
 
+import ctypes
+import gc
 import os
 import pathlib
+import platform
+import shutil
+from collections.abc import Iterator
 
 import hypothesis
 import jax
+import psutil
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Most of a test's seconds are compilation: xdist's workers, the programs that tests start (through
-# the environment) and the next run share this folder. The thresholds let small programs in.
+# the environment) and the next run share this folder, or one that the caller names. The thresholds
+# let small programs in.
 CACHE = {
-    "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
+    "jax_compilation_cache_dir": os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")
+    ),
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 for name, value in CACHE.items():
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+# A checkpoint waits for the disk at each of its files. In memory nothing waits, and what tests that
+# pass have written is deleted at once (setup.cfg).
+MEMORY = pathlib.Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4_000_000_000:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
 # [B] + [B, 1] is [B, B], silently, unless this raises.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -28,6 +43,33 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile("repeatable", derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("random", derandomize=False, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("KULLBACK_TEST_EXAMPLES", "repeatable"))
+
+
+# Tracing makes many objects that stay: by default Python looks through them again and again.
+gc.set_threshold(20_000, 20, 20)
+# Bytes of memory above which a worker forgets its programs, which are on disk; it grows by ROOM
+# beyond what is left then, lest they be forgotten after each module.
+LIMIT = [1_400_000_000]
+ROOM = 500_000_000
+
+
+def pytest_collection_finish() -> None:
+    """Lets the collector pass over what importing has made, which nobody will free."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """Frees the programs that a worker has compiled, once they and what they hold are large."""
+    yield
+    process = psutil.Process()
+    if process.memory_info().rss > LIMIT[0]:
+        jax.clear_caches()
+        gc.collect()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        LIMIT[0] = max(LIMIT[0], process.memory_info().rss + ROOM)
 
 
 @pytest.fixture(scope="session")
