@@ -95,19 +95,23 @@ def _draw(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column:
     """Draws a column against steps: each seed thin, their mean thick, or one seed and its mean."""
     seeds = sorted({int(row["seed"]) for row in rows})
     curves = [_curve(rows, seed, column) for seed in seeds]
+    # A line through one point is no line.
+    marker = "o" if all(np.isfinite(values).sum() <= 1 for _, values in curves) else ""
     for k, (steps, returns) in enumerate(curves):
         label = "one seed" if k == 0 and len(seeds) > 1 else None
         if len(seeds) > 1:
             plot.plot(steps, returns, color="C0", alpha=0.3, linewidth=0.8, label=label)
         else:
             plot.plot(steps, returns, color="C0", alpha=0.45, linewidth=0.9, label="each interval")
-            plot.plot(steps, _smooth(returns), color="C0", linewidth=2, label="mean of ten")
+            smooth = _smooth(returns)
+            plot.plot(steps, smooth, marker=marker, color="C0", linewidth=2, label="mean of ten")
     if len(seeds) > 1 and all(len(c[0]) == len(curves[0][0]) for c in curves):
         # If no episode of a seed ended, its last value counts, so that the mean is over all seeds.
         values = np.stack([_last_known(c[1]) for c in curves])
         known = np.any(np.isfinite(values), axis=0)
         mean = np.nanmean(values[:, known], axis=0)
-        plot.plot(curves[0][0][known], mean, color="C0", linewidth=2, label="mean of seeds")
+        steps = curves[0][0][known]
+        plot.plot(steps, mean, marker=marker, color="C0", linewidth=2, label="mean of seeds")
 
 
 def _mark(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column: str) -> None:

@@ -59,6 +59,17 @@ def test_one_seed_is_drawn_as_it_is_and_smooth(tmp_path: pathlib.Path, drawn: di
     assert "evaluation" not in drawn
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_one_interval_is_a_point_that_can_be_seen(num_seeds: int, tmp_path: pathlib.Path):
+    colours = []
+    for count in (1, 2):  # In the first no episode ends.
+        plots.learning_curve(rows(num_seeds, count), tmp_path / "curve.png", "m-dqn")
+        with PIL.Image.open(tmp_path / "curve.png") as picture:
+            inside = np.asarray(picture.convert("RGB").crop((100, 60, 480, 400)), int)
+        colours.append(np.any(inside[..., 2] - inside[..., 0] > 100))
+    assert colours == [False, True]
+
+
 def test_several_seeds_have_a_mean_and_evaluations_are_points(tmp_path: pathlib.Path, drawn: dict):
     draw(tmp_path, rows(3, 5, evaluated=True))
     np.testing.assert_array_equal(drawn["one seed"][1], [math.nan, 2, 3, 4, 5])
