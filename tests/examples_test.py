@@ -115,7 +115,9 @@ def test_the_sweep_is_what_its_comment_says(root: pathlib.Path):
     ]
     assert by_agent == [2 * 2, 2 * 2 * 3] and len(entries) == sum(by_agent)
     assert {entry.seeds for entry in entries} == {tuple(range(5))}
-    assert all(sweep_plan.check(entry) for entry in entries), "one program for all seeds"
+    assert all(sweep_plan.check(entry).seeds_together for entry in entries), (
+        "one program for all seeds"
+    )
 
 
 def test_the_benchmark_on_atari_is_that_of_the_reproduction(root: pathlib.Path):
@@ -127,4 +129,4 @@ def test_the_benchmark_on_atari_is_that_of_the_reproduction(root: pathlib.Path):
     assert len(entries) == len(arms) == 6 * 60
     for entry in entries:
         if entry.fields["environment"] == "atari/pong":
-            assert not sweep_plan.check(entry), "a program for each seed"
+            assert not sweep_plan.check(entry).seeds_together, "a program for each seed"

@@ -8,6 +8,7 @@ from kullback.experiments.commands import arguments
 from kullback.experiments.runs import plans
 
 AGAIN = ("accept_changes", "empty_replay")  # Options that go with --resume.
+LENGTH = ("steps", "epochs")  # Options that may.
 
 
 def add_parser(commands: Any) -> None:
@@ -16,7 +17,8 @@ def add_parser(commands: Any) -> None:
         "train",
         help="train an agent, or go on with a run",
         description="Steps are agent steps over all environments. kullback train AGENT "
-        "ENVIRONMENT starts a run; kullback train --resume DIR [--steps N] goes on with one.",
+        "ENVIRONMENT starts a run; kullback train --resume DIR [--steps N | --epochs N] goes on "
+        "with one.",
     )
     sub.add_argument("agent", nargs="?", metavar="AGENT", help="e.g. m-dqn; see kullback list")
     sub.add_argument("environment", nargs="?", metavar="ENVIRONMENT", help="e.g. atari/pong")
@@ -62,18 +64,21 @@ def _train(options: argparse.Namespace) -> int:
     given = {
         name: value
         for name, value in vars(options).items()
-        if name not in ("command", "resume", "steps", "trust_code", *AGAIN) and value is not None
+        if name not in ("command", "resume", *LENGTH, "trust_code", *AGAIN) and value is not None
     }
     again = [name for name in AGAIN if getattr(options, name)]
     if options.resume is not None:
         if given:
             names = ", ".join(sorted(given))
-            raise ValueError(f"--resume takes --steps alone; a run cannot change its {names}")
+            raise ValueError(
+                f"--resume takes --steps or --epochs alone; a run cannot change its {names}"
+            )
         from kullback.experiments.runs import training
 
         path = training.resume(
             options.resume,
             steps=options.steps,
+            epochs=options.epochs,
             trust_code=options.trust_code,
             accept_changes=options.accept_changes,
             empty_replay=options.empty_replay,
@@ -86,8 +91,7 @@ def _train(options: argparse.Namespace) -> int:
         catalog.check(options.agent, options.environment)
         from kullback.experiments.runs import training
 
-        if options.steps is not None:
-            given["steps"] = options.steps
+        given |= {name: value for name in LENGTH if (value := getattr(options, name)) is not None}
         if overlong := given.pop("overlong", None):
             given["settings"] = [*given.get("settings", ()), f"overlong={overlong}"]
         path = training.train(given.pop("agent"), given.pop("environment"), **given)

@@ -20,6 +20,19 @@ class Recipe:
     make_environment: MakeEnvironment | None = None
     recorded: Mapping[str, Any] | None = None  # config.json of a run that goes on.
 
+    def in_steps(self, work: Work, quiet: bool) -> "Recipe":
+        """Returns the recipe with the plan's epochs as steps, and says how many these are.
+
+        Raises:
+          ValueError: as `work.Epoch.in_steps` does.
+        """
+        plan, epoch = self.named.plan, work.epoch
+        if epoch is None:
+            return self
+        if not quiet:
+            print(epoch.describe(plan.epochs))
+        return dataclasses.replace(self, named=epoch.in_steps(self.named))
+
     @contextlib.contextmanager
     def built(self, home: pathlib.Path | None = None) -> Iterator[Work]:
         """Builds the work of a run; its environment is closed when the block ends.

@@ -15,8 +15,17 @@ from kullback import lm
 from kullback.core import loops, platform, regularizers, sequences, types
 from kullback.experiments import plots
 from kullback.experiments.evaluate import warp_front
-from kullback.experiments.runs import episodes, models, plans, resolved, rewards, settings
-from kullback.experiments.runs.work import Abandons, OnTexts, Work
+from kullback.experiments.limits import STEPS
+from kullback.experiments.runs import (
+    episodes,
+    models,
+    plans,
+    resolved,
+    rewards,
+    schedules,
+    settings,
+)
+from kullback.experiments.runs.work import Abandons, Epoch, OnTexts, Work
 from kullback.lm import (
     answers,
     batches,
@@ -68,6 +77,7 @@ class Setup(Work):
     has_texts: bool = True
     seeds_together: bool = False
     columns: Sequence[str] = ()
+    epoch: Epoch | None = None
 
     def notes(self) -> Iterator[str]:
         """Yields lines about ends of text, data, evaluated examples, and the memory of learning."""
@@ -250,20 +260,7 @@ class Setup(Work):
     def source(self, seed: int) -> sequences.Source:
         """Returns batches of the data set, and of sequences that the policy samples."""
         c, mixture = self.learning, self.agent.experience
-        width = c.max_prompt_length + c.max_new_tokens
-        is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
-        stored = batches.make(
-            self.train,
-            batches.Config(
-                batch_size=c.batch_size,
-                # A mixed batch has one width; else several widths need less padding.
-                lengths=(width,) if is_mixed or c.pack else None,
-                pack=c.pack,
-                batches_per_sort=c.batches_per_sort,
-                seed=seed,
-            ),
-            self.student.tokenizer.pad_id,
-        )
+        stored = _stored(self.train, c, mixture, self.student.tokenizer.pad_id, seed)
         share = round(mixture.student_fraction * c.batch_size)
         sampler = completions.of_policy(self.agent.policy, self.evaluator.model, c.max_new_tokens)
         program = completions.compiled(sampler.sequences)
@@ -285,7 +282,7 @@ class Setup(Work):
 
         return sequences.Source(
             num_rows=c.batch_size,
-            example=episodes.sequence_shapes(c.batch_size, width),
+            example=episodes.sequence_shapes(c.batch_size, c.max_prompt_length + c.max_new_tokens),
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
             sampling=sequences.Sampling(
                 num_rows=num_sampled,
@@ -295,6 +292,36 @@ class Setup(Work):
                 max_age=mixture.max_age,
             ),
         )
+
+
+def _stored(
+    train: Sequence[data.Example], c: tuning.Config, mixture: tuning.Mixture, pad_id: int, seed: int
+) -> batches.Sampler:
+    """Returns batches of the data set."""
+    width = c.max_prompt_length + c.max_new_tokens
+    is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
+    config = batches.Config(
+        batch_size=c.batch_size,
+        # A mixed batch has one width; else several widths need less padding.
+        lengths=(width,) if is_mixed or c.pack else None,
+        pack=c.pack,
+        batches_per_sort=c.batches_per_sort,
+        seed=seed,
+    )
+    return batches.make(train, config, pad_id)
+
+
+def _epoch(
+    train: Sequence[data.Example],
+    c: tuning.Config,
+    experience: tuning.Mixture | rlhf.OnPolicy,
+    pad_id: int,
+) -> Epoch:
+    """Returns a pass over the examples, or over their prompts if the policy answers all of them."""
+    if isinstance(experience, rlhf.OnPolicy):
+        return Epoch(len(train), "prompts", c.batch_size // experience.samples_per_prompt)
+    noun = "packed rows" if c.pack else "examples"
+    return Epoch(_stored(train, c, experience, pad_id, 0).num_items, noun, c.batch_size)
 
 
 def _is_last_sampled(sampling: sequences.Sampling | None, step: int, every: int) -> bool:
@@ -339,11 +366,20 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     if home is None and any(data.is_conversation(x, student.tokenizer) for x in train):
         student = student._replace(tokenizer=chat.with_template(student.tokenizer))
 
+    make_agent = functools.partial(entry.make, *decoders, **teacher_options)
+    epoch = None
+    if plan.epochs:
+        # Whatever the length of its schedule, an agent experiences the same.
+        longest = dataclasses.replace(plan, steps=STEPS, epochs=0)
+        experience = make_agent(config=schedules.planned(longest, config)).experience
+        epoch = _epoch(train, c, experience, student.tokenizer.pad_id)
+        named = epoch.in_steps(named)
+        plan, config = named.plan, named.config
     initial_params = None
     if plan.model not in gemma.PRESETS:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
     base = Setup(
-        agent=entry.make(*decoders, config=config, **teacher_options),
+        agent=make_agent(config=config),
         spec=spec_of(student.config),
         student=student._replace(params=None),
         teacher=teacher,
@@ -358,6 +394,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
         columns=("teacher_distance",) if teacher is not None else (),
+        epoch=epoch,
     )
     base.evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
     if not entry.takes_reward:

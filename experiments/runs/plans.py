@@ -61,13 +61,20 @@ DEFAULTS = {
 class Plan:
     """A run, by names and numbers; steps are agent steps over all environments of one seed.
 
-    For language models ("tokens") they are learner steps. A number of 0 or "" is the default.
+    For language models ("tokens") they are learner steps. A number of 0 or "" is the default. A
+    plan with epochs has no steps until its data are read, see `work.Epoch`.
     """
 
     agent: str
     environment: str
     family: str = ""  # The family whose presets and defaults hold; "" is the environment's.
     steps: int = _flag(0, "N", most=limits.STEPS)
+    epochs: int = _flag(
+        0,
+        "N",
+        "passes over the examples of a language run, in place of --steps, which follow from them",
+        most=limits.EPOCHS,
+    )
     seed: int = _flag(0, "S", most=limits.SEED)
     num_seeds: int = _flag(
         1, "K", "seeds S to S+K-1; one program if compiled", most=limits.NUM_SEEDS
@@ -152,7 +159,8 @@ class Plan:
             if flag.most and name != "seed" and not least <= value <= flag.most:
                 raise ValueError(f"{name} must lie in [{least}, {flag.most:,}], got {value}")
         for name, value in dataclasses.asdict(DEFAULTS[family]).items():
-            object.__setattr__(self, name, getattr(self, name) or value)
+            if name != "steps" or not self.epochs:
+                object.__setattr__(self, name, getattr(self, name) or value)
         if self.eval_max_steps and self.kind != "games":
             raise ValueError(f"eval_max_steps is for games, not for {self.environment}")
         if not 0 <= self.seed <= limits.SEED + 1 - self.num_seeds:
@@ -178,6 +186,15 @@ class Plan:
         if learns_language == is_game and CUSTOM not in (self.agent, self.environment):
             kind = "a language model's and learns in tokens/..." if learns_language else "of games"
             raise ValueError(f"{self.agent} is {kind}, got environment {self.environment!r}")
+        if self.epochs and is_game:
+            raise ValueError(
+                f"epochs are passes over the examples of a language run; {self.environment} has "
+                "none: give steps"
+            )
+        if self.epochs and self.steps:
+            raise ValueError(
+                f"steps={self.steps} and epochs={self.epochs} both say when the run ends; give one"
+            )
         if self.mesh:
             sharding.shape_of(self.mesh)
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):

@@ -17,7 +17,7 @@ from kullback import lm
 from kullback.core import checkpoints, loops, sequences, types
 from kullback.experiments import plots
 from kullback.experiments.runs import language, models, opened, plans, resolved, reward_models
-from kullback.experiments.runs.work import Abandons, OnTexts, Work
+from kullback.experiments.runs.work import Abandons, Epoch, OnTexts, Work
 from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that samples.jsonl has at each evaluation.
@@ -44,6 +44,7 @@ class Setup(Work):
     has_texts: bool = True
     seeds_together: bool = False
     columns: Sequence[str] = ()
+    epoch: Epoch | None = None
 
     @property
     def learning(self) -> Any:
@@ -140,12 +141,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
-    population: warm.Config | None = config if entry.is_population else None
     # Older runs with a --reward, which was ignored before it was refused, go on.
     for name in ("teacher", "mesh", *(("reward",) if home is None else ())):
         if getattr(plan, name):
             raise ValueError(f"{plan.agent} takes no --{name}, got {getattr(plan, name)!r}")
-    if population is not None and plan.num_seeds < 2:
+    if entry.is_population and plan.num_seeds < 2:
         raise ValueError(
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
@@ -175,6 +175,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
                 f"no pair of {plan.environment} in {split} is short enough: they were dropped; "
                 "raise max_prompt_length or max_new_tokens"
             )
+    epoch = None
+    if plan.epochs:
+        epoch = Epoch(len(train), "pairs", config.learning.batch_size)
+        named = epoch.in_steps(named)
+        plan, config = named.plan, named.config
+    population: warm.Config | None = config if entry.is_population else None
     shared: reward_model.Config = config if population is None else population.reward
     train = preferences.corrupt(train, shared.corruption, plan.seed)
     model = gemma.make(decoder.config)
@@ -202,6 +208,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
         start_sha256=start_sha256,
+        epoch=epoch,
     )
 
 

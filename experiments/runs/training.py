@@ -67,8 +67,9 @@ def train(
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(recipe.built())
         work.check()
+        recipe = recipe.in_steps(work, quiet)
         config = {
-            "plan": plan.to_json(),
+            "plan": recipe.named.plan.to_json(),
             **_details(work),
             **named.to_json(),
             **run_folder.provenance(),
@@ -83,6 +84,7 @@ def resume(
     path: str | pathlib.Path,
     *,
     steps: int | None = None,
+    epochs: int | None = None,
     agent: MakeAgent | None = None,
     environment: MakeEnvironment | None = None,
     trust_code: bool = False,
@@ -96,6 +98,7 @@ def resume(
     Args:
       path: of the run.
       steps: a larger number extends the run.
+      epochs: the same in passes over the examples as they are now, of a run of a language model.
       agent, environment: the functions that were handed to `train`, if not names.
       trust_code: whether modules that config.json names (a reward's, an environment's) may run.
       callback, quiet: as for `train`.
@@ -105,7 +108,8 @@ def resume(
 
     Raises:
       ValueError: if this is no run, it names code that is not trusted, another process trains it,
-        `steps` is smaller than the run's, or one of its files was changed, damaged or lost.
+        `steps` is smaller than the run's or given with epochs, or one of its files was changed,
+        damaged or lost.
     """
     folder = run_folder.RunFolder(pathlib.Path(path))
     # Before the lock is written: it must be a run, and one that may go on.
@@ -115,10 +119,12 @@ def resume(
         config, plan = dict(run.config), run.plan
         if steps is not None and steps < plan.steps:
             raise ValueError(f"steps={steps} is less than the run's {plan.steps}; it can only grow")
-        if steps is not None and steps > plan.steps:
-            plan = dataclasses.replace(plan, steps=steps)
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {epochs}")
+        if steps is not None or epochs is not None:
+            plan = dataclasses.replace(plan, steps=steps or 0, epochs=epochs or 0)
         plan.require_functions("resume()", agent=agent, environment=environment)
-        changes = _changes(run, plan)
+        changes = _changes(run, plan if plan.steps else run.plan)
         if changes and not accept_changes:
             raise ValueError(
                 f"{'; '.join(changes)}; put back what was there, or go on with it as it is by "
@@ -135,6 +141,13 @@ def resume(
         with contextlib.ExitStack() as stack:
             work = stack.enter_context(recipe.built(folder.path))
             work.check()
+            recipe = recipe.in_steps(work, quiet)
+            plan = recipe.named.plan
+            if plan.steps < run.plan.steps:
+                raise ValueError(
+                    f"epochs={epochs} are {plan.steps} steps, less than the run's "
+                    f"{run.plan.steps}; it can only grow"
+                )
             details = _details(work)
             for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
                 key = f"{name}_sha256"
@@ -148,7 +161,7 @@ def resume(
                 config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
             config_of_now = {**config, "plan": plan.to_json()}
             if not quiet:
-                for note in (*named.notes, *_differences(plan, details, config)):
+                for note in (*recipe.named.notes, *_differences(plan, details, config)):
                     print(f"{folder.path}: {note}")
             going_on = _Run(
                 recipe=recipe,

@@ -5,17 +5,58 @@ plan names. Training knows nothing else of the kind.
 """
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kullback.core import loops, types
 from kullback.experiments import plots
+from kullback.experiments.runs import resolved, schedules
 
 MakeAgent = Callable[[types.Spec], types.Agent]
 MakeEnvironment = Callable[[int], Any]  # Number of rows -> environment of either kind.
 OnTexts = Callable[[int, list[dict[str, Any]]], None]  # (learner steps done, texts)
 Abandons = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class Epoch(NamedTuple):
+    """One pass over what a language run learns from."""
+
+    num_items: int  # Examples, packed rows, pairs, or prompts of reinforcement learning.
+    noun: str  # For them, "examples".
+    per_step: int  # Items of a learner step.
+
+    def steps(self, epochs: int) -> int:
+        """Returns the learner steps in which each item comes at least `epochs` times.
+
+        Batches are full, so that the last may begin one epoch more.
+        """
+        return -(-epochs * self.num_items // self.per_step)
+
+    def in_steps(self, named: resolved.Resolved) -> resolved.Resolved:
+        """Returns a run with its plan's epochs as steps, and what depends on their number.
+
+        Raises:
+          ValueError: without items, for more steps than a run may have, or a schedule that does
+            not fit them.
+        """
+        plan = named.plan
+        if not self.num_items:
+            raise ValueError(
+                f"no {self.noun} of {plan.environment} to make batches of; was everything dropped?"
+            )
+        plan = dataclasses.replace(plan, steps=self.steps(plan.epochs), epochs=0)
+        config = schedules.planned(plan, named.config)
+        notes = (*named.notes, *schedules.notes(plan, config))
+        return dataclasses.replace(named, plan=plan, config=config, notes=notes)
+
+    def describe(self, epochs: int) -> str:
+        """Returns a line that says how many steps so many epochs are."""
+        return (
+            f"{epochs:,} epoch{'s' if epochs > 1 else ''} of {self.num_items:,} {self.noun}, "
+            f"{self.per_step:,} a step: {self.steps(epochs):,} steps"
+        )
 
 
 class Work(Protocol):
@@ -27,6 +68,7 @@ class Work(Protocol):
     has_texts: bool  # Whether samples.jsonl is written.
     seeds_together: bool  # Whether one loop runs all seeds; else each has its own, in turn.
     columns: Sequence[str]  # Columns of metrics.csv besides those of all runs.
+    epoch: Epoch | None = None  # One pass over what is learnt from, if the plan has epochs.
 
     def loop(
         self, seeds: Sequence[int], on_texts: OnTexts, every: int, abandons: Abandons

@@ -54,6 +54,13 @@ class Configuration(NamedTuple):
             raise ValueError(f"{self.name}: {error}") from error
 
 
+class Checked(NamedTuple):
+    """A configuration that can be built."""
+
+    configuration: Configuration  # Its epochs, if it has any, are steps.
+    seeds_together: bool  # Whether its seeds share one program.
+
+
 def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
     """Returns all configurations that a sweep's file asks for, in its order.
 
@@ -117,8 +124,8 @@ def _check_size(grids: Iterable[Mapping[str, Mapping[str, Any]]], num_seeds: int
             )
 
 
-def check(configuration: Configuration) -> bool:
-    """Builds a configuration; returns whether its seeds share one program.
+def check(configuration: Configuration) -> Checked:
+    """Builds a configuration.
 
     Raises:
       ValueError: if no run could be started with it; the message begins with its name.
@@ -127,13 +134,20 @@ def check(configuration: Configuration) -> bool:
     try:
         named = resolved.resolve(plan)
         if plan.kind != "games":
-            with kinds.Recipe(named=named).built() as work:
-                return work.seeds_together
+            recipe = kinds.Recipe(named=named)
+            with recipe.built() as work:
+                steps = recipe.in_steps(work, quiet=True).named.plan.steps
+                return Checked(_in_steps(configuration, steps), work.seeds_together)
         spec, seeds_together = _environment_facts(plan.environment, plan.environment_flags)
         loops.pace(named.make_agent(spec).experience, plan.num_envs)
-        return seeds_together
+        return Checked(configuration, seeds_together)
     except (ValueError, TypeError) as error:  # The latter for a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error
+
+
+def _in_steps(configuration: Configuration, steps: int) -> Configuration:
+    fields = {name: value for name, value in configuration.fields.items() if name != "epochs"}
+    return configuration._replace(fields={**fields, "steps": steps})
 
 
 @functools.cache

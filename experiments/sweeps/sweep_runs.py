@@ -75,7 +75,15 @@ def runs(
         if not dry_run:
             plan.require_trust(file)
     for configuration, first_plan in zip(configurations, first_plans, strict=True):
-        is_compiled = not (dry_run and first_plan.code) and sweep_plan.check(configuration)
+        is_compiled = False
+        if not (dry_run and first_plan.code):
+            configuration, is_compiled = sweep_plan.check(configuration)
+        elif first_plan.epochs:
+            raise ValueError(
+                f"{configuration.name}: --dry-run does not build a configuration whose "
+                f"{first_plan.code} would run code, and so cannot tell the steps of its epochs: "
+                "give steps"
+            )
         for name, plan in _plans(configuration, is_compiled, existing, runs_code):
             threads = _threads(sweep, plan, is_compiled, cores)
             if name in existing:

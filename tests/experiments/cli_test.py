@@ -212,7 +212,7 @@ def test_refuses_a_folder_that_is_taken(refused: Refused, chain_run, tmp_path: p
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "m-dqn", "--resume"), "--resume takes --steps alone; a run cannot change its"),
+        (("train", "m-dqn", "--resume"), "--resume takes --steps or --epochs alone; a run cannot"),
         (("train", "--steps", "3999", "--resume"), "steps=3999 is less than the run's 4000"),
         (("train", "--set", "temperature=1", "--resume"), "a run cannot change its settings"),
         (("evaluate", "--seed", "9"), "has seeds 7 to 7, not 9"),

@@ -50,7 +50,7 @@ class Line:
 
 
 SHORT = (("--steps", "60"), ("--out", "new/run"))
-PACES = tuple((f"--{name}", "count") for name in ("steps", "num-envs", "num-seeds"))
+PACES = tuple((f"--{name}", "count") for name in ("steps", "epochs", "num-envs", "num-seeds"))
 PACES += tuple((f"--{name}", "period") for name in ("log-every", "checkpoint-every", "eval-every"))
 PACES += (("--eval-episodes", "count"), ("--eval-max-steps", "period"), ("--seed", "seed"))
 TRAIN = (*PACES, ("--out", "out"), ("--set", "assignment"), ("--environment-flag", "assignment"))

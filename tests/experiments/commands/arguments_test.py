@@ -34,9 +34,9 @@ MERGE = ("merge", "{text}", "{text}", "--out", "new", "--method", "slerp")
 COUNTS = {
     CHAIN: (
         *("steps", "num-seeds", "num-envs", "eval-every", "eval-episodes", "eval-max-steps"),
-        *("log-every", "checkpoint-every"),
+        *("log-every", "checkpoint-every", "epochs"),
     ),
-    ("train", "--resume", "{game}"): ("steps",),
+    ("train", "--resume", "{game}"): ("steps", "epochs"),
     PLAY: ("episodes", "max-steps"),
     JUDGE: ("episodes", "samples", "best-of", "max-prompt-length", "max-new-tokens"),
     TELL: ("max-new-tokens", "batch-size"),

@@ -102,7 +102,8 @@ def test_refuses_a_file(changes: dict[str, Any], message: str):
 
 def test_checks_whether_seeds_share_a_program():
     table = {**SMALL, "environments": ["toy/chain", "gym/CartPole-v1"]}
-    assert [*map(sweep_plan.check, sweep_plan.configurations(table))] == [True, False]
+    checked = [sweep_plan.check(entry) for entry in sweep_plan.configurations(table)]
+    assert [entry.seeds_together for entry in checked] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,6 @@ def test_a_language_model_is_built_to_be_checked():
         "settings": {"max_prompt_length": 16, "max_new_tokens": 8},
     }
     sft, gkd = sweep_plan.configurations(table)
-    assert sweep_plan.check(sft) is False
+    assert not sweep_plan.check(sft).seeds_together
     with pytest.raises(ValueError, match="gkd-tokens-arithmetic: gkd needs --teacher"):
         sweep_plan.check(gkd)
