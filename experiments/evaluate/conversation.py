@@ -7,7 +7,6 @@ were left out) all of it is read anew.
 """
 
 import dataclasses
-import functools
 import itertools
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -161,7 +160,7 @@ class Conversation:
         """Yields the next ids of the answer after `ids`, a few at a time, until it ends."""
         read = self._after(ids[:-1])
         last = batches.Prompts(jnp.array([ids[-1:]], jnp.int32), jnp.ones(1, jnp.int32))
-        state = self._resume(last, read.memory)
+        state = self.writer.resume(last, read.memory)
         known = [*ids]
         for tick in range(0, self.writer.max_new_tokens, PIECE):
             sampled, state = self.writer.proceed(last, state, key, tick, PIECE)
@@ -180,7 +179,7 @@ class Conversation:
         for part in parts(len(ids) - len(read.ids)):
             begin = len(read.ids)
             tokens = jnp.array([ids[begin : begin + part]], jnp.int32)
-            memory = self._reading(self.writer.acting, tokens, read.memory)
+            memory = self.writer.read(self.writer.acting, tokens, read.memory)
             read = self._read = Read(tuple(ids[: begin + part]), memory)
         return read
 
@@ -192,18 +191,6 @@ class Conversation:
         settings = self.writer.sampling or Sampling()
         lengths = jnp.ones(1, jnp.int32)
         return policy.empty_memory(self.writer.model, settings, 1, self._length, lengths, 1)
-
-    @functools.cached_property
-    def _reading(self) -> Callable[..., policy.Memory]:
-        @jax.jit
-        def read(acting: Any, tokens: jax.Array, memory: policy.Memory) -> policy.Memory:
-            return policy.read(self.writer.model, acting["params"], tokens, memory)[1]
-
-        return read
-
-    @functools.cached_property
-    def _resume(self) -> Callable[..., Any]:
-        return jax.jit(self.writer.sampler.resume)
 
 
 def parts(length: int, sizes: Sequence[int] = PARTS) -> Iterator[int]:

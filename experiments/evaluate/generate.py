@@ -17,7 +17,7 @@ from kullback.core import finite, regularizers, rollout, types
 from kullback.core.sampling import Sampling
 from kullback.experiments import interrupts
 from kullback.experiments.runs import models
-from kullback.lm import batches, completions, gemma, texts, tokenizer
+from kullback.lm import batches, completions, gemma, policy, texts, tokenizer
 
 PIECE = 16  # Tokens that are sampled before their text is handed over.
 
@@ -132,6 +132,21 @@ class Writer:
         )
         finite.require(drawn, self.checkpoint.params, "the model's log-probabilities")
         return Sampled(np.asarray(actions), np.asarray(valid)), state
+
+    @functools.cached_property
+    def read(self) -> Callable[[Any, jax.Array, policy.Memory], policy.Memory]:
+        """The program of (parameters, next tokens [B, T], memory) -> memory of them, too."""
+
+        @jax.jit
+        def read(acting: Any, ids: jax.Array, memory: policy.Memory) -> policy.Memory:
+            return policy.read(self.model, acting["params"], ids, memory)[1]
+
+        return read
+
+    @functools.cached_property
+    def resume(self) -> Callable[[batches.Prompts, policy.Memory], rollout.ActorState]:
+        """The program of `Sampler.resume`."""
+        return jax.jit(self.sampler.resume)
 
     @functools.cached_property
     def _start(self) -> Callable[..., rollout.ActorState]:

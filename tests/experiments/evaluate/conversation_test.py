@@ -65,24 +65,24 @@ def test_what_was_said_is_not_read_again(writer: generate.Writer, begins: list[i
     assert begins == [0]
     assert [m["role"] for m in talk.messages] == ["system", *["user", "assistant"] * 4]
     assert [m["content"] for m in talk.messages[1::2]] == ["ab", "What is it?", "c", "dd"]
-    assert talk._reading._cache_size() <= len(conversation.PARTS)  # pyright: ignore[reportFunctionMemberAccess]
+    assert writer.read._cache_size() <= len(conversation.PARTS)  # pyright: ignore[reportFunctionMemberAccess]
     talk.reset()
     assert talk.answer("ab", silent) != talk.answer("ab", silent)
     assert begins == [0, 0] and len(talk.turns) == 2
 
 
-def test_an_answer_ends_at_a_stop_token_a_stop_text_and_a_signal(
+def test_an_answer_ends_at_a_stop_token_and_a_stop_text(
     checkpoint: models.Checkpoint, begins: list[int]
 ):
     letters = checkpoint.tokenizer.encode("abcd")
-    writer = generate.Writer(
+    ends = generate.Writer(
         checkpoint=checkpoint,
         max_new_tokens=10,
         sampling=LETTERS,
         stop_tokens=letters,
         stop_texts=("A", "B", "C", "D"),
     )
-    talk = conversation.Conversation(writer=writer, context=256)
+    talk = conversation.Conversation(writer=ends, context=256)
     lengths = []
     for n in range(8):
         before = expected(talk, f"{n}")
@@ -91,11 +91,12 @@ def test_an_answer_ends_at_a_stop_token_a_stop_text_and_a_signal(
         lengths.append(len(answer))
     assert len({*lengths}) > 1 and 0 < len(begins) < 8  # Read anew where a text was cut.
 
+
+def test_a_signal_ends_an_answer_where_it_is(writer: generate.Writer, begins: list[int]):
     def interrupt(text: str) -> None:
         raise interrupts.Interrupted
 
-    open_ended = generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
-    talk = conversation.Conversation(writer=open_ended, context=256)
+    talk = conversation.Conversation(writer=writer, context=256)
     before = expected(talk, "a")
     assert talk.answer("a", interrupt) == before[: conversation.PIECE]
     begins.clear()
