@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kullback.core import averaging, files, finite, flat_arrays, folders
-from kullback.lm import folder_meaning
+from kullback.lm import folder_meaning, terms
 from kullback.lm.formats import tensor_files
 
 METHODS = ("mean", "ema", "slerp", "liti")
@@ -139,7 +139,7 @@ def merge(
     that are not floating must be equal in all. An unembedding that config.json ties to the
     embedding is merged once, as the embedding, and left out. Embeddings of one tokenizer that are
     padded to different numbers of rows are merged in the rows that all have; the rest is the first
-    model's.
+    model's. A notice of terms (lm/terms.py) that any of them has goes with the merge.
 
     Args:
       models: theta_1 .. theta_M, with model.safetensors or shards and their index.
@@ -163,6 +163,7 @@ def merge(
     check_places(out, sources)
     opened = [tensor_files.open_folder(folder) for folder in sources]
     companions = _companions(sources[0])
+    notice = terms.joined(*map(terms.of_folder, sources))
     overridden = folder_meaning.differences(sources, labels)
     if overridden and not force:
         rest = f" (and {len(overridden) - 1} fields more)" if overridden[1:] else ""
@@ -200,6 +201,7 @@ def merge(
                 tensor_files.write_index(temporary, first, num_bytes)
                 for name, path in companions.items():
                     shutil.copyfile(path, temporary / name)
+                terms.write(temporary, notice)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C takes effect now, not a pass later.
             raise

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files, finite, json_files, trees, types
-from kullback.lm import gemma
+from kullback.lm import gemma, terms
 from kullback.lm.formats import hugging_face_config, stacked_layers, tensor_files
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ def save(
     params: types.Params,
     tokenizer_files: Iterable[files.Path] = (),
     extra: Mapping[str, Any] | None = None,
+    notice: str | None = None,
 ) -> None:
     """Writes a folder that transformers loads as Gemma3ForCausalLM, whole or not at all.
 
@@ -129,6 +130,7 @@ def save(
       params: as of `gemma.make(config)`, in the type in which they are to be written.
       tokenizer_files: copied under their names.
       extra: further fields of config.json; transformers keeps them.
+      notice: text of the file NOTICE, see `lm/terms.py`.
 
     Raises:
       ValueError: if something is in the folder, or params are not those of config or not finite.
@@ -151,13 +153,15 @@ def save(
         "generation_config.json": hugging_face_config.generation_to_json(config),
     }
     for path in copied:
-        if not path.is_file() or path.name in (*contents, tensor_files.WEIGHTS, tensor_files.INDEX):
+        ours = (*contents, tensor_files.WEIGHTS, tensor_files.INDEX, terms.NOTICE)
+        if not path.is_file() or path.name in ours:
             raise ValueError(f"{path} must be a file of a tokenizer")
     with files.atomic_path(folder) as temporary:
         temporary.mkdir()
         for name, fields in contents.items():
             (temporary / name).write_text(json.dumps(fields, indent=2) + "\n")
         _write(temporary / tensor_files.WEIGHTS, leaves, named)
+        terms.write(temporary, notice)
         for path in copied:
             shutil.copyfile(path, temporary / path.name)
 
