@@ -82,6 +82,21 @@ def test_every_package_is_listed_and_typed(root: pathlib.Path):
             assert folder in listed, f"{folder} is a package that setup.cfg does not list"
 
 
+def test_no_weights_are_committed(root: pathlib.Path):
+    """Gemma's terms hold for its weights and for what is derived from them."""
+    if not (root / ".git").exists():
+        pytest.skip("no checkout of git")
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
+    endings = (".gguf", ".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+    names = [name for name in listed.stdout.splitlines() if name.endswith(endings)]
+    # Models of some thousand parameters, drawn at random for comparisons with other libraries.
+    assert names and all(name.startswith("tests/") and "/fixtures/" in name for name in names)
+    assert all((root / name).stat().st_size < 1 << 20 for name in names)
+    for name in ("m.gguf", "runs/x/model.safetensors", "out/adapter_model.bin"):
+        ignored = subprocess.run(["git", "check-ignore", "--quiet", name], cwd=root)
+        assert ignored.returncode == 0, name
+
+
 def test_nothing_shadows_the_namespace(root: pathlib.Path):
     assert not (root / "kullback").exists()
     assert not (root / "__init__.py").exists()
