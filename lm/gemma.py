@@ -31,6 +31,7 @@ from kullback.core import types
 from kullback.lm import gemma_config, layers
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
+from kullback.lm.gemma_config import num_params as num_params
 
 __all__ = ["PRESETS", "Cache", "Config", "Model", "make", "num_params"]
 
@@ -79,26 +80,6 @@ class Model(NamedTuple):
     init_cache: Callable[[int, int, types.Array, int], Cache]
     decode: Callable[[types.Params, types.Array, Cache], tuple[jax.Array, Cache]]
     num_ids: int  # Number of logits: rows of the embedding, or fewer (lm/shared_ids.py).
-
-
-class NumParams(NamedTuple):
-    """The number of a model's parameters; the tied embedding counts once."""
-
-    embedding: int
-    other: int
-
-    @property
-    def total(self) -> int:
-        """Number of all parameters."""
-        return self.embedding + self.other
-
-
-def num_params(config: Config) -> NumParams:
-    """Counts the parameters of a model, from shapes alone."""
-    shapes = jax.eval_shape(make(config).init, jax.random.key(0))
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)]
-    embedding = math.prod(shapes["embedding"].shape)
-    return NumParams(embedding, sum(sizes) - embedding)
 
 
 def apart(params: types.Params) -> types.Params:

@@ -4,7 +4,7 @@ Gemma Team 2025, https://arxiv.org/abs/2503.19786. Shape letters are those of lm
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kullback.lm import sizes
 
@@ -80,6 +80,32 @@ class Config:
         """(Length of the layer axis, number of stacks) by name, without empty ones."""
         axes = (self.num_periods, self.pattern), (1, self.num_remaining)
         return {name: pair for name, pair in zip(BLOCKS, axes, strict=True) if all(pair)}
+
+
+class NumParams(NamedTuple):
+    """The number of a model's parameters; the tied embedding counts once."""
+
+    embedding: int
+    other: int
+
+    @property
+    def total(self) -> int:
+        """Number of all parameters."""
+        return self.embedding + self.other
+
+
+def num_params(config: Config) -> NumParams:
+    """Counts the parameters of a model.
+
+    Of a layer they are queries and output, keys and values, the three matrices of the feed-forward
+    part, four norms of the width and two of a head:
+
+        2 D N H + 2 D K H + 3 D F + 4 D + 2 H
+    """
+    width, head = config.embed_dim, config.head_dim
+    layer = 2 * width * (config.num_heads + config.num_kv_heads) * head
+    layer += 3 * width * config.hidden_dim + 4 * width + 2 * head
+    return NumParams(config.vocab_size * width, config.num_layers * layer + width)
 
 
 _4B = Config(  # The embedding of larger models has rows for image tokens.

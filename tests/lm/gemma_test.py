@@ -127,6 +127,13 @@ def test_presets_have_the_published_sizes(name):
     assert (kinds.count(False), kinds.count(True)) == (num_local, num_global)
 
 
+@pytest.mark.parametrize("name", list(gemma.PRESETS))
+def test_parameters_are_counted_as_they_are_drawn(name: str):
+    config = gemma.PRESETS[name]
+    shapes = jax.eval_shape(gemma.make(config).init, jax.random.key(0))
+    assert gemma.num_params(config).total == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
 def test_the_program_does_not_grow_with_depth():
     def sizes(function, *args):
         for depth in (12, 24, 48):
