@@ -1,5 +1,6 @@
 """Tensors in files of safetensors, which other programs and libraries read and write too."""
 
+import json
 import math
 import pathlib
 import struct
@@ -22,6 +23,8 @@ _DTYPES = {
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
+_NAMES = {numpy: name for name, numpy in _DTYPES.items()}
+_ALIGNMENT = 64  # Bytes: JAX uses memory as it is on a CPU if it begins at a multiple of them.
 
 
 class Tensor(NamedTuple):
@@ -46,10 +49,14 @@ class Tensor(NamedTuple):
         return self._replace(shape=(count, *self.shape[1:]), data=data)
 
 
-def read(path: files.Path) -> dict[str, Tensor]:
+def read(path: files.Path, *, writable: bool = False) -> dict[str, Tensor]:
     """Returns the tensors of a file by name, memory-mapped.
 
     Its header is checked against the length of the file before it is used.
+
+    Args:
+      path: of the file.
+      writable: whether the numbers may be written to, in memory: the file keeps its own.
 
     Raises:
       CorruptError: if it is no whole file of safetensors.
@@ -58,7 +65,7 @@ def read(path: files.Path) -> dict[str, Tensor]:
     folders.check_regular(path)
     try:
         with safetensors.safe_open(path, "np"):  # It checks the header: offsets, sizes, overlaps.
-            memory = np.memmap(path, np.uint8, "r").view(np.ndarray)
+            memory = np.memmap(path, np.uint8, "c" if writable else "r").view(np.ndarray)
     except safetensors.SafetensorError as error:
         with path.open("rb") as file:
             is_pointer = file.read(len(json_files.LFS)) == json_files.LFS.encode()
@@ -121,6 +128,47 @@ def import_params(path: files.Path, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def write_ready(path: files.Path, params: Any) -> None:
+    """Writes parameters one after another, as `ready_params` has no need to copy them.
+
+    The file is one of safetensors, with names as those of `export_params`.
+    """
+    entries, end = {}, 0
+    named = trees.named_leaves(params)
+    for name, leaf in named.items():
+        begin, end = end, end + leaf.nbytes
+        entry = {"dtype": _NAMES[str(leaf.dtype)], "shape": list(leaf.shape)}
+        entries[name] = {**entry, "data_offsets": [begin, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
+    with files.naming(path), open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        for leaf in named.values():
+            numbers = np.ascontiguousarray(trees.to_numpy(leaf))
+            file.write(numbers.reshape(-1).view(np.uint8).data)
+
+
+def ready_params(path: files.Path, like: Any) -> Any:
+    """Returns parameters as `write_ready` wrote them.
+
+    On a CPU they are the file's own pages, read when they are first used.
+
+    Args:
+      path: of the file, which is not to be changed, only replaced, while they are in use.
+      like: as for `import_params`.
+
+    Raises:
+      ValueError: if the file cannot be read, or a leaf differs from `like`.
+    """
+    # A learner may write to its parameters.
+    tensors, named = _alike(path, like, writable=True), trees.named_leaves(like)
+    leaves = [
+        trees.from_numpy(tensors[name].array, trees.describe(name, leaf), leaf)
+        for name, leaf in named.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
 def checked(path: files.Path, like: Any) -> dict[str, np.ndarray]:
     """Reads the arrays of a file by name, which must be the leaves of a tree.
 
@@ -131,10 +179,15 @@ def checked(path: files.Path, like: Any) -> dict[str, np.ndarray]:
     Raises:
       ValueError: if the file cannot be read, or a leaf differs from `like`.
     """
-    tensors = read(path)
+    return {name: np.array(tensor.array) for name, tensor in _alike(path, like).items()}
+
+
+def _alike(path: files.Path, like: Any, *, writable: bool = False) -> dict[str, Tensor]:
+    """Opens the tensors of a file, which must be the leaves of a tree."""
+    tensors = read(path, writable=writable)
     saved = {
         name: trees.Leaf(list(tensor.shape), str(tensor.data.dtype))
         for name, tensor in tensors.items()
     }
     trees.check_alike(path, saved, trees.named_leaves(like))
-    return {name: np.array(tensor.array) for name, tensor in tensors.items()}
+    return tensors

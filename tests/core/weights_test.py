@@ -3,6 +3,7 @@
 import json
 import pathlib
 import struct
+import warnings
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, weights
+from kullback.core import files, trees, weights
 
 
 def params() -> dict[str, dict[str, jax.Array]]:
@@ -121,3 +122,25 @@ def test_what_is_no_safetensors_is_refused(tmp_path: pathlib.Path):
     path.write_bytes(b"\x00" * 3)
     with pytest.raises(files.CorruptError, match=r"params\.safetensors"):
         weights.import_params(path, params())
+
+
+def test_ready_parameters_are_the_file_and_may_be_written_to(tmp_path: pathlib.Path):
+    path = tmp_path / "params.safetensors"
+    weights.write_ready(path, params())
+    assert set(safetensors_numpy.load_file(path)) == set(trees.named_leaves(params()))
+    sound = path.read_bytes()
+    got = weights.ready_params(path, jax.eval_shape(params))
+    jax.tree.map(np.testing.assert_array_equal, got, params())
+    assert jax.tree.map(lambda x: x.dtype, got) == jax.tree.map(lambda x: x.dtype, params())
+    step = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The memory of a file may be refused as a gift.
+        stepped = step(got)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y + 1), stepped, params())
+    assert path.read_bytes() == sound
+    jax.tree.map(
+        np.testing.assert_array_equal, weights.ready_params(path, jax.eval_shape(params)), params()
+    )
+    path.write_bytes(sound[:-1])
+    with pytest.raises(files.CorruptError, match=r"params\.safetensors cannot be read"):
+        weights.ready_params(path, jax.eval_shape(params))
