@@ -237,7 +237,7 @@ def test_min_p_against_its_definition():
         for row, x in zip(got, logits, strict=True):
             p = softmax(x)
             expected = [x[i] if p[i] >= share * p.max() else -np.inf for i in range(17)]
-            np.testing.assert_array_equal(row, np.float32(expected))
+            np.testing.assert_array_equal(row, np.asarray(expected, np.float32))
 
 
 def test_min_p_goes_by_the_probabilities_of_the_operator():
@@ -266,7 +266,9 @@ def test_a_penalty_lowers_the_logits_of_tokens_that_are_present(penalty):
             expected[b, i] = x / penalty if x > 0 else x * penalty
     is_present = jnp.zeros((6, 11), bool)
     for columns in (slice(0, 3), slice(3, 5)):  # In pieces.
-        is_present = sampling.mark_present(is_present, texts[:, columns], valid[:, columns])
+        is_present = sampling.mark_present(
+            is_present, jnp.asarray(texts[:, columns]), jnp.asarray(valid[:, columns])
+        )
     got = sampling.penalise_repetition(jnp.asarray(logits), is_present, penalty)
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     if penalty == 1:
