@@ -202,6 +202,17 @@ def powers_of_two(longest: int, shortest: int = 16) -> tuple[int, ...]:
     return tuple(lengths)
 
 
+def width(longest: int) -> int:
+    """Returns the static length that prompts of at most `longest` tokens are padded to.
+
+    It is a power of two up to 1,024, then one of sixteen steps to the next or a multiple of 256,
+    whichever is less: few programs are compiled, and of a long prompt little is padding.
+    """
+    power = powers_of_two(longest)[-1]
+    step = max(256, power // 32)
+    return power if power <= 1024 else -(-longest // step) * step
+
+
 def pad(examples: Sequence[Example], length: int, pad_id: int) -> Sequences:
     """Pads examples to rows of one each, [B, length].
 

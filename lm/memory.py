@@ -117,8 +117,8 @@ def require(needs: Callable[[Setting], Needs], setting: Setting, free: int) -> N
         if needs(other).total <= free:
             raise ValueError(f"{refusal}{other} takes {files.size(needs(other).total)}")
     raise ValueError(
-        f"{refusal}take a smaller model, or fewer or shorter texts (--set batch_size, "
-        "max_prompt_length, max_new_tokens)"
+        f"{refusal}take an optimiser with smaller moments (--set optimizer=adafactor), fewer or "
+        "shorter texts (batch_size, max_prompt_length, max_new_tokens), or a smaller model"
     )
 
 

@@ -102,7 +102,7 @@ class Writer:
         """Returns the bytes of keys and values of texts whose longest prompt has so many tokens."""
         config = self.checkpoint.config
         # The last piece may go on beyond the end: what it writes there is unused, and needs room.
-        length = batches.powers_of_two(longest)[-1] + self.max_new_tokens + PIECE
+        length = batches.width(longest) + self.max_new_tokens + PIECE
         return gemma.cache_bytes(config, num_rows, length, jnp.dtype(config.dtype).itemsize)
 
     def completion(self) -> "Completion":
@@ -199,7 +199,7 @@ class Writer:
         """
         num_rows = num_rows or len(prompts)
         filled = [*prompts, *[prompts[-1]] * (num_rows - len(prompts))]
-        width = batches.powers_of_two(max(map(len, prompts)))[-1]
+        width = batches.width(max(map(len, prompts)))
         padded = batches.pad_prompts(filled, width, self.checkpoint.tokenizer.pad_id)
         self.sampler.environment(padded)  # It refuses ids outside of the vocabulary.
         rows = [self.completion() for _ in prompts]

@@ -217,6 +217,14 @@ def test_bad_arguments():
         batches.make(EXAMPLES, Config(), PAD).sequences(-1)
 
 
+@pytest.mark.parametrize(
+    "longest, width",
+    [(1, 16), (17, 32), (1024, 1024), (1025, 1280), (2049, 2304), (8192, 8192), (8300, 8704)],
+)
+def test_little_of_a_long_prompt_is_padding(longest: int, width: int):
+    assert batches.width(longest) == width
+
+
 def test_powers_of_two():
     assert batches.powers_of_two(16) == (16,)
     assert batches.powers_of_two(65) == (16, 32, 64, 128)
