@@ -14,11 +14,10 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from kullback.core import files, json_files, trees
 from kullback.core.files import CorruptError as CorruptError
@@ -29,6 +28,9 @@ from kullback.core.files import require_disk as require_disk
 from kullback.core.segments import SegmentStore as SegmentStore
 from kullback.core.weights import export_params as export_params
 from kullback.core.weights import import_params as import_params
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +46,10 @@ _NAME = re.compile(r"(\d{12,})(?:\.(\d+))?")
 
 
 @functools.cache
-def _orbax() -> ocp.Checkpointer:
+def _orbax() -> "ocp.Checkpointer":
     """Returns the one orbax checkpointer of this process."""
+    import orbax.checkpoint as ocp  # Late: it is a fifth of what other commands import.
+
     # Orbax narrates each save through absl, up to warnings about what we do on purpose, and errors
     # that it raises too. A filter leaves absl's own level, and what others log, alone.
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -172,6 +176,8 @@ def save(folder: files.Path, step: int, state: Any, meta: Meta, *, keep: int = 3
 
 
 def _write(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
     try:
         save_args = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in arrays}
         args = ocp.args.PyTreeSave(arrays, save_args, ocdbt_target_data_file_size=FILE_BYTES)
@@ -294,6 +300,8 @@ def restore_latest(
 
 
 def _load(saved: _Saved, like: Any, *, part: bool = False) -> tuple[Any, Meta]:
+    import orbax.checkpoint as ocp
+
     files.check_manifest(saved.path)
     contents = saved.contents()
     leaves = contents.leaves
@@ -339,8 +347,10 @@ def _check_arrays(path: pathlib.Path, like: Mapping[str, Any]) -> None:
             )
 
 
-def _restore_args(like: Any) -> ocp.RestoreArgs:
+def _restore_args(like: Any) -> "ocp.RestoreArgs":
     """Returns orbax's arguments: NumPy arrays, but sharded leaves are restored to their devices."""
+    import orbax.checkpoint as ocp
+
     home = like.sharding if isinstance(like, jax.ShapeDtypeStruct) else None
     if isinstance(home, jax.sharding.NamedSharding) and not home.is_fully_replicated:
         return ocp.ArrayRestoreArgs(sharding=home)

@@ -4,15 +4,14 @@ import contextlib
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib.axes
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
 
 from kullback.core import files
+
+if TYPE_CHECKING:
+    import matplotlib.axes
 
 
 @contextlib.contextmanager
@@ -21,6 +20,8 @@ def plain_text() -> Iterator[None]:
 
     Matplotlib reads text between two "$" as mathematics, also in the name of a file.
     """
+    import matplotlib  # Late: whoever reads a run would wait for it.
+
     with matplotlib.rc_context({"text.parse_math": False}):
         yield
 
@@ -56,6 +57,10 @@ def learning_curve(
       title: of the picture.
       axes: their labels.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     column, labels = "return_mean", axes
     if axes.instead and not any(math.isfinite(float(row[column])) for row in rows):
         column = axes.instead
@@ -91,7 +96,7 @@ def learning_curve(
         figure.savefig(temporary, format="png")
 
 
-def _draw(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column: str) -> None:
+def _draw(plot: "matplotlib.axes.Axes", rows: Sequence[Mapping[str, str]], column: str) -> None:
     """Draws a column against steps: each seed thin, their mean thick, or one seed and its mean."""
     seeds = sorted({int(row["seed"]) for row in rows})
     curves = [_curve(rows, seed, column) for seed in seeds]
@@ -114,7 +119,7 @@ def _draw(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column:
         plot.plot(steps, mean, marker=marker, color="C0", linewidth=2, label="mean of seeds")
 
 
-def _mark(plot: matplotlib.axes.Axes, rows: Sequence[Mapping[str, str]], column: str) -> None:
+def _mark(plot: "matplotlib.axes.Axes", rows: Sequence[Mapping[str, str]], column: str) -> None:
     """Marks the points of a column where `MARKED` says so; older runs have none."""
     marked = [row for row in rows if float(row.get(MARKED, 0))]
     if marked:

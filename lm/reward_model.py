@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
 
 from kullback.core import learners, types
 from kullback.environments import tokens
@@ -214,6 +213,8 @@ def probe(chosen: types.Array, rejected: types.Array, penalty: float) -> types.P
     Returns:
       {"w": float32 [D], "b": 0}.
     """
+    import scipy.optimize  # Late: whoever reads a model would wait for it.
+
     differences = np.asarray(chosen, np.float64) - np.asarray(rejected, np.float64)
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:

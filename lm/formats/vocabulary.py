@@ -119,10 +119,11 @@ def from_sentencepiece(data: bytes, file: str) -> Vocabulary:
         )
     names = [inner.id_to_piece(i) for i in range(size)]
     pieces = []
+    unknown = inner.unk_id()  # There is one, or -1.
     for i, name in enumerate(names):
         if inner.is_control(i) or inner.is_unused(i):
             pieces.append(b"")
-        elif inner.is_unknown(i):
+        elif i == unknown:
             pieces.append(inner.decode([i]).encode())
         else:
             pieces.append(_fallback_bytes(name))
@@ -140,7 +141,7 @@ def from_sentencepiece(data: bytes, file: str) -> Vocabulary:
         spans=spans,
         names=names,
         pieces=pieces,
-        unk_id=inner.unk_id(),
+        unk_id=unknown,
         defaults={role: names[i] if i >= 0 else None for role, i in roles.items()},
     )
 
@@ -238,7 +239,7 @@ def _piece_decoder(decoder: json_files.Record | None, file: str) -> Callable[[st
 
 
 def _fallback_bytes(piece: str) -> bytes:
-    if match := re.fullmatch("<0x([0-9A-F]{2})>", piece):
+    if piece.startswith("<0x") and (match := re.fullmatch("<0x([0-9A-F]{2})>", piece)):
         return bytes.fromhex(match[1])
     return piece.replace(_SPACE, " ").encode()
 
