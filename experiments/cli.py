@@ -10,6 +10,7 @@ from typing import NoReturn
 from kullback.core import typed
 from kullback.experiments import display, interrupts
 from kullback.experiments.commands import (
+    cache,
     chat,
     entailment,
     evaluate,
@@ -25,7 +26,7 @@ from kullback.experiments.commands import (
 
 COMMANDS = (
     *(listing, train, evaluate, generate, chat, export, reproduce, sweep, report, merge),
-    entailment,
+    *(entailment, cache),
 )
 
 

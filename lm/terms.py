@@ -76,6 +76,11 @@ def of_license(name: str) -> str | None:
     return None if terms is None else terms.notice
 
 
+def license_of(notice: str) -> str:
+    """Returns the name of the license that a notice is of; one that we do not know is its own."""
+    return next((x.name for x in _BY_LICENSE.values() if x.notice in notice), notice)
+
+
 def joined(*notices: str | None) -> str | None:
     """Returns the notice of a model that is derived from several; equal ones stand once."""
     texts = [notice for notice in dict.fromkeys(notices) if notice is not None]

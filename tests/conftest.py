@@ -13,6 +13,8 @@ import jax
 import psutil
 import pytest
 
+from kullback.experiments.runs import pretrained
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Most of a test's seconds are compilation: xdist's workers, the programs that tests start (through
@@ -34,6 +36,8 @@ MEMORY = pathlib.Path("/dev/shm")
 if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4_000_000_000:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
+# Of the models that tests convert; a user's own cache is left alone.
+os.environ["KULLBACK_CACHE"] = str(ROOT / ".cache" / "kullback")
 # [B] + [B, 1] is [B, B], silently, unless this raises.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -76,3 +80,11 @@ def bounded_memory() -> Iterator[None]:
 def root() -> pathlib.Path:
     """Returns the checkout's folder."""
     return ROOT
+
+
+@pytest.fixture
+def gemma3_270m() -> str:
+    """Returns the name of the published Gemma 3 270M; skips the test without its package."""
+    if not pretrained.is_installed("gemma3-270m"):
+        pytest.skip(f"{pretrained.MODELS['gemma3-270m'].package} is not installed")
+    return "pretrained:gemma3-270m"

@@ -29,10 +29,11 @@ def add_parser(commands: Any) -> None:
     )
     sub.add_argument(
         "--model",
-        metavar="DIR",
+        metavar="MODEL",
         type=arguments.name,
         required=True,
-        help="a folder, a .gguf file, or a run, of a model that was tuned on conversations",
+        help="a folder, a .gguf file, a run, or pretrained:NAME, of a model that was tuned on "
+        "conversations",
     )
     arguments.add_model_flag(sub)
     sub.add_argument("--system", metavar="TEXT", default="", help="instructions before all turns")
@@ -49,9 +50,11 @@ def add_parser(commands: Any) -> None:
 
 def _chat(options: argparse.Namespace) -> int:
     settings = arguments.writing(options)
+    from kullback.experiments import programs
     from kullback.experiments.evaluate import conversation, generate
     from kullback.experiments.runs import models
 
+    programs.keep()
     checkpoint = models.load(options.model).computing(options.model_flags, options.model)
     _require_template(checkpoint, options.model)
     writer = generate.Writer(checkpoint=checkpoint, **settings)

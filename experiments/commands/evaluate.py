@@ -1,6 +1,7 @@
 """`kullback evaluate`: plays episodes with a trained agent, or evaluates a language model."""
 
 import argparse
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
@@ -21,8 +22,9 @@ def add_parser(commands: Any) -> None:
     sub = commands.add_parser(
         "evaluate",
         help="play with a trained agent, or judge a language model",
-        description="A language model, a run or a folder of weights, is judged on held-out "
-        "examples of TASK (of weights required; default: the run's own).",
+        description="A language model, a run, a folder of weights, a .gguf file or "
+        "pretrained:NAME, is judged on held-out examples of TASK (of weights required; default: "
+        "the run's own).",
     )
     sub.add_argument("run", metavar="DIR", type=arguments.path)
     sub.add_argument("task", nargs="?", metavar="TASK", help="of a language model: tokens/...")
@@ -87,7 +89,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import opened
 
     run = opened.find(options.run, trust_code=options.trust_code)
-    if any(options.run.glob("*.safetensors")) if run is None else run.kind != "games":
+    if _has_weights(options.run) if run is None else run.kind != "games":
         return _evaluate_language(options, run)
     given = ["TASK"] if options.task is not None else []
     language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
@@ -122,6 +124,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         count = video.write(trained.frames(), options.video)
         print(f"video: {options.video} ({count} frames)")
     return 0
+
+
+def _has_weights(path: pathlib.Path) -> bool:
+    """Returns whether a path names a language model that is no run."""
+    from kullback.experiments.runs.converted import is_converted
+
+    return is_converted(path) or any(path.glob("*.safetensors"))
 
 
 def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None") -> int:

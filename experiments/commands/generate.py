@@ -19,10 +19,10 @@ def add_parser(commands: Any) -> None:
     sub = commands.add_parser("generate", help="text from a language model")
     sub.add_argument(
         "--model",
-        metavar="DIR",
+        metavar="MODEL",
         type=arguments.name,
         required=True,
-        help="a folder, a .gguf file, or a run",
+        help="a folder, a .gguf file, a run, or pretrained:NAME",
     )
     arguments.add_model_flag(sub)
     what = sub.add_mutually_exclusive_group(required=True)
@@ -60,9 +60,11 @@ def _generate(options: argparse.Namespace) -> int:
             raise ValueError("--out goes with --prompts FILE; of one prompt the text is printed")
         files.check_new_file(options.out)
     settings = arguments.writing(options)
+    from kullback.experiments import programs
     from kullback.experiments.evaluate import generate
     from kullback.experiments.runs import models
 
+    programs.keep()
     loaded = models.load(options.model).computing(options.model_flags, options.model)
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)

@@ -3,13 +3,14 @@
 import argparse
 from typing import Any
 
+from kullback.core import files
 from kullback.experiments import catalog
 from kullback.experiments.commands import arguments
 
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
-    sub = commands.add_parser("list", help="agents and environments")
+    sub = commands.add_parser("list", help="agents, environments and models")
     sub.set_defaults(command=_list, prints_only=True)
 
     sub = commands.add_parser("fields", help="the fields that --set takes, with their values")
@@ -27,6 +28,11 @@ def _list(options: argparse.Namespace) -> int:
     print("\nlanguage models")
     for name, what in {**catalog.ALGORITHMS, **catalog.TASKS}.items():
         print(f"  {name:<24}{what}")
+    print(f"\n{'models':<26}{'parameters':>12}{'context':>10}{'float32':>10}")
+    for model in catalog.models():
+        count = f"{model.num_parameters / 1e6:,.1f} M"
+        sizes = f"{count:>12}{model.context:>10,}{files.size(model.num_bytes):>10}"
+        print(f"  {model.name:<24}{sizes}  {model.description}")
     print("\nreproductions")
     for name, what in catalog.REPRODUCTIONS.items():
         print(f"  {name:<24}{what}")

@@ -19,7 +19,8 @@ def add_parser(commands: Any) -> None:
     sub = commands.add_parser(
         "merge",
         help="average models of one shape into one",
-        description="MODELS are folders as Hugging Face has them, or runs of language models. "
+        description="MODELS are folders as Hugging Face has them, runs of language models, .gguf "
+        "files, or pretrained:NAME. "
         "mean: by --weights; ema: a moving average in the order given; slerp: spherical "
         "interpolation of their differences to --base (WARP), or without one of themselves; "
         "liti: from --base toward their mean.",
@@ -76,6 +77,7 @@ def main(options: argparse.Namespace) -> int:
     """
     if options.method == "liti" and options.interpolation is None:
         raise ValueError("liti needs --interpolation; the paper uses 0.3")
+    from kullback.experiments.runs.converted import is_converted
     from kullback.lm import merging
 
     config = merging.Config(
@@ -88,7 +90,9 @@ def main(options: argparse.Namespace) -> int:
     )
     config.check(len(options.models), has_base=options.base is not None)
     given = [*options.models, *([] if options.base is None else [options.base])]
-    merging.check_places(options.out, given)  # Runs are exported first, which takes a while.
+    # Runs are exported first, and files converted, which takes a while.
+    folders = [path for path in given if not is_converted(path)]
+    merging.check_places(options.out, folders)
     with contextlib.ExitStack() as stack:
         models = [_folder(path, options.out, stack) for path in options.models]
         base = None if options.base is None else _folder(options.base, options.out, stack)
@@ -115,19 +119,26 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
-    """Returns the folder of a model; a run is exported beside `out` until the stack ends."""
+    """Returns the folder of a model.
+
+    Of a run, a GGUF file or a published model, it is written beside `out` until the stack ends.
+    """
     from kullback.core import files
-    from kullback.experiments.runs import models, opened
+    from kullback.experiments.runs import converted, exports, models, opened
 
     run = opened.find(path)
-    if run is None:
+    if run is None and not converted.is_converted(path):
         return path
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    home = stack.enter_context(
+    scratch = stack.enter_context(
         tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.absolute().parent)
     )
-    models.export(run, pathlib.Path(home) / path.name)
-    return pathlib.Path(home) / path.name
+    home = pathlib.Path(scratch) / path.name
+    if run is None:
+        exports.write_folder(path, home)
+    else:
+        models.export(run, home)
+    return home
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def finish(
     write(folder, points)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer_files = tokenizer.save(student.tokenizer, scratch)
-        hugging_face.save(out, student.config, merged, tokenizer_files)
+        hugging_face.save(out, student.config, merged, tokenizer_files, notice=student.notice)
 
 
 def write(folder: pathlib.Path, points: Sequence[Point]) -> None:

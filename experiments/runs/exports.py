@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from kullback.core import folders
-from kullback.experiments.runs import models, opened
-from kullback.lm import folder_meaning, gemma, texts, tokenizer
+from kullback.experiments.runs import converted, models, opened, pretrained
+from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer
 from kullback.lm.formats import (
     gguf_files,
     gguf_gemma,
@@ -32,6 +32,7 @@ class Source(NamedTuple):
     # Returns its tensors, by transformers' names without prefix; a run's are read then.
     tensors: Callable[[], Mapping[str, stacked_layers.Rows]]
     divergence: str  # f of its softargmax_f.
+    notice: str | None  # That copies of its weights carry, see lm/terms.py.
 
 
 def open_source(path: pathlib.Path, seed: int | None = None, *, trust_code: bool = False) -> Source:
@@ -48,6 +49,8 @@ def open_source(path: pathlib.Path, seed: int | None = None, *, trust_code: bool
     run = opened.find(path, trust_code=trust_code)
     if run is not None:
         return _of_run(run, seed)
+    if pretrained.is_name(path):
+        raise ValueError(f"{path} is published as a GGUF file; export it as a folder")
     _check_model(path, seed)
     if path.suffix == gguf_files.SUFFIX and path.is_file():
         file = gguf_files.read(path)
@@ -59,6 +62,7 @@ def open_source(path: pathlib.Path, seed: int | None = None, *, trust_code: bool
             own_tokenizer,
             lambda: tensors,
             gguf_gemma.output_divergence(file),
+            terms.of_gguf(file.metadata),
         )
     config, own_tokenizer = hugging_face_config.read(path), tokenizer.load(path)
     tensors, _ = hugging_face.open_rows(path, config)
@@ -68,6 +72,7 @@ def open_source(path: pathlib.Path, seed: int | None = None, *, trust_code: bool
         own_tokenizer,
         lambda: tensors,
         folder_meaning.output_divergence(path),
+        terms.of_folder(path),
     )
 
 
@@ -75,8 +80,9 @@ def _check_model(path: pathlib.Path, seed: int | None) -> None:
     """Raises ValueError for what is no run and neither a folder of weights nor a GGUF file."""
     if seed is not None:
         raise ValueError(f"{path} is no run of a language model: it has no seeds")
-    is_file = path.suffix == gguf_files.SUFFIX and path.is_file()
-    if not is_file and not folders.present(path, (tensor_files.WEIGHTS, tensor_files.INDEX)):
+    if not converted.is_converted(path) and not folders.present(
+        path, (tensor_files.WEIGHTS, tensor_files.INDEX)
+    ):
         raise ValueError(
             f"{path} is no run, and no model: expected a folder with config.json and weights, a "
             "file of GGUF, or a run"
@@ -97,7 +103,9 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
         return stacked_layers.of_params(decoder.config, checkpoint.params)
 
     divergence = models.algorithm_config(run).output_divergence
-    return Source(run.path.name, decoder.config, decoder.tokenizer, tensors, divergence)
+    return Source(
+        *(run.path.name, decoder.config, decoder.tokenizer, tensors, divergence), decoder.notice
+    )
 
 
 def plan_gguf(source: Source, quantization: str) -> gguf_writer.Plan:
@@ -108,13 +116,12 @@ def plan_gguf(source: Source, quantization: str) -> gguf_writer.Plan:
         quantization,
         name=source.name,
         divergence=source.divergence,
-        # The one place where terms of the weights that a model is derived from are to be said.
-        license_notice=None,
+        license_notice=None if source.notice is None else terms.license_of(source.notice),
     )
 
 
 def write_folder(path: pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
-    """Writes a model of a folder or a GGUF file, in float32, as a folder of Hugging Face.
+    """Writes a model of a folder, a GGUF file or a package in float32, as one of Hugging Face.
 
     Raises:
       ValueError: as of `open_source`.

@@ -20,6 +20,7 @@ from kullback.experiments.runs import (
     episodes,
     models,
     plans,
+    pretrained,
     resolved,
     rewards,
     schedules,
@@ -43,6 +44,7 @@ from kullback.lm import (
     sharding,
     shared_ids,
     tasks,
+    terms,
     texts,
     tokenizer,
     tuning,
@@ -64,6 +66,7 @@ class Setup(Work):
     train: list[data.Example]
     reports: dict[str, data.Report]
     rule: int  # The rule by which files are split, see `lm/splits.py`.
+    begins_with: str  # The plan's model.
     evaluator: evaluation.Evaluator
     # Parameters to begin with; None: those that the learner draws.
     initial_params: Callable[[], types.Params] | None
@@ -98,6 +101,11 @@ class Setup(Work):
                 f"of the {num_rows:,} rows of the model's table {num_rows - num_ids:,} are beyond "
                 f"the {num_ids:,} ids that are compared: they are padding, and have no probability"
             )
+
+    def beginning(self) -> Iterator[str]:
+        """Yields a line if the weights are drawn."""
+        if self.initial_params is None:
+            yield models.preset_notice(self.begins_with)
 
     @property
     def learning(self) -> Any:
@@ -136,6 +144,7 @@ class Setup(Work):
             "loop": "host",
             "teacher_sha256": teacher,
             **start,
+            **models.origins(model=self.student, teacher=self.teacher),
             "data": data_details(self.rule, self.reports),
         }
 
@@ -354,6 +363,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         student = student_of(plan, task, teacher, mesh)
     student = student.reading(plan.control_tokens)
     if teacher is not None:
+        student = student._replace(notice=terms.joined(student.notice, teacher.notice))
         distillation.check_compatible(student.info, teacher.info)
     decoders, teacher_options = [student.model], {}  # The student's, and the teacher's if any.
     if teacher is not None:
@@ -386,6 +396,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         train=train,
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
+        begins_with=plan.model,
         evaluator=evaluation.Evaluator(
             decoders[0], student.tokenizer, task, test, c, config.output_divergence, mesh
         ),
@@ -429,7 +440,7 @@ def _with_actor(
     if plan.model in gemma.PRESETS:
         raise ValueError(
             f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
-            f"{plan.model} has learnt nothing: --model DIR"
+            f"{plan.model} has learnt nothing: its random weights are drawn; --model DIR"
         )
     if plan.mesh:
         raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
@@ -500,8 +511,9 @@ def student_of(
     """
     if not plan.model:
         raise ValueError(
-            f"{plan.agent} needs --model: a folder, a .gguf file, a run, or a preset made on the "
-            f"spot ({', '.join(gemma.PRESETS)})"
+            f"{plan.agent} needs --model: a folder, a .gguf file, a run, pretrained:NAME "
+            f"({', '.join(pretrained.MODELS)}), or a preset whose weights are drawn "
+            f"({', '.join(gemma.PRESETS)})"
         )
     if plan.model not in gemma.PRESETS:
         trained = models.load(plan.model, mesh=mesh)
@@ -513,7 +525,7 @@ def student_of(
     if teacher is not None:
         student_tokenizer = teacher.tokenizer
     elif plan.tokenizer:
-        student_tokenizer = tokenizer.load(pathlib.Path(plan.tokenizer))
+        student_tokenizer = models.tokenizer_of(plan.tokenizer)
     else:
         student_tokenizer = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
     preset = dataclasses.replace(

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, folders, json_files, trees, types
-from kullback.experiments.runs import opened, resolved, settings
+from kullback.core import checkpoints, files, folders, json_files, trees, types, weights
+from kullback.experiments.runs import converted, opened, pretrained, resolved, settings
 from kullback.lm import (
     chat,
     control_tokens,
@@ -22,6 +22,7 @@ from kullback.lm import (
     reward_model,
     sharding,
     shared_ids,
+    terms,
     texts,
     tokenizer,
     warm,
@@ -30,6 +31,8 @@ from kullback.lm.formats import gguf_files, gguf_gemma, hugging_face, hugging_fa
 
 NOTES = folder_meaning.NOTES
 MODEL = "model.json"  # The model's shape, beside config.json.
+TOKENIZER = "tokenizer"  # A folder.
+PARAMS, OPERATOR = "params.safetensors", "operator.json"  # Of a folder of the cache.
 
 
 class Checkpoint(NamedTuple):
@@ -39,6 +42,8 @@ class Checkpoint(NamedTuple):
     tokenizer: tokenizer.Tokenizer
     params: types.Params | None  # None: they are drawn when learning begins.
     divergence: str = "kl"  # f of the operator that it was trained with.
+    origin: converted.Origin | None = None  # Of a published model or a GGUF file.
+    notice: str | None = None  # That copies of its weights carry, see lm/terms.py.
 
     @property
     def model(self) -> gemma.Model:
@@ -88,18 +93,18 @@ def load(
     best: bool = False,
     mesh: sharding.Mesh | None = None,
 ) -> Checkpoint:
-    """Reads the model of a folder in Hugging Face's format, of a GGUF file, or of a run.
+    """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
 
     Its texts end with all ids that its configuration or its tokenizer names as ends.
 
     Args:
-      path: of the folder, the file or the run.
+      path: of the folder, the file or the run; or the name of a published model.
       seed, best, mesh: as for `of_run`; a folder or file has no seeds and no best.
 
     Raises:
-      ValueError: if it is neither, or the run is of another kind of model; also as `of_run`.
+      ValueError: if it is none of these, or the run is of another kind of model; also as `of_run`
+        and `converted.place_of`.
     """
-    path = pathlib.Path(path)
     run = opened.find(path)
     if run is not None:
         if run.kind == "preferences":
@@ -107,21 +112,89 @@ def load(
         return of_run(run, seed, best=best, mesh=mesh)
     if seed is not None or best:
         raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
-    if path.suffix == gguf_files.SUFFIX and path.is_file():
-        file = gguf_files.read(path)
-        shardings = sharding.by_path(gguf_gemma.read_config(file), mesh)
-        config, params, _ = gguf_gemma.load(file, sharding=shardings)
-        divergence = gguf_gemma.output_divergence(file)
-        return Checkpoint(config, tokenizer.from_gguf(file), params, divergence).with_all_ends()
+    place = converted.place_of(path, _keep)
+    if place.is_kept:
+        kept = saved(place.path)
+        like = sharding.shapes(kept.config, mesh)
+        divergence = json_files.read(place.path / OPERATOR).get("divergence", str)
+        params = weights.ready_params(place.path / PARAMS, like)
+        read = kept._replace(params=params, divergence=divergence)
+    elif converted.is_converted(place.path):
+        read = _of_gguf(place.path, mesh)
+    else:
+        read = _of_folder(place.path, mesh)
+    return read._replace(origin=place.origin).with_all_ends()
+
+
+def _of_gguf(path: pathlib.Path, mesh: sharding.Mesh | None = None) -> Checkpoint:
+    file = gguf_files.read(path)
+    shardings = sharding.by_path(gguf_gemma.read_config(file), mesh)
+    config, params, _ = gguf_gemma.load(file, sharding=shardings)
+    divergence, notice = gguf_gemma.output_divergence(file), terms.of_gguf(file.metadata)
+    return Checkpoint(config, tokenizer.from_gguf(file), params, divergence, notice=notice)
+
+
+def _of_folder(path: pathlib.Path, mesh: sharding.Mesh | None) -> Checkpoint:
     if not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} is no model: expected a folder with config.json and weights, a file of GGUF, "
-            f"a run of a language model, or a preset ({', '.join(gemma.PRESETS)})"
-        )
+        raise ValueError(_no_model(path))
     shardings = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=shardings)
     divergence = folder_meaning.output_divergence(path)
-    return Checkpoint(config, tokenizer.load(path), params, divergence).with_all_ends()
+    notice = terms.of_folder(path)
+    return Checkpoint(config, tokenizer.load(path), params, divergence, notice=notice)
+
+
+def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
+    """Writes the model of a GGUF file into a folder of the cache."""
+    checkpoint = _of_gguf(path)
+    folder.mkdir()
+    save(checkpoint, folder)
+    (folder / OPERATOR).write_text(json.dumps({"divergence": checkpoint.divergence}))
+    weights.write_ready(folder / PARAMS, checkpoint.params)
+
+
+def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:
+    """Reads the tokenizer of a folder, one of its files, a GGUF file, or a published model.
+
+    Raises:
+      ValueError: as of `tokenizer.load` and `converted.place_of`.
+    """
+    place = converted.place_of(path, _keep)
+    return tokenizer.load(place.path / TOKENIZER if place.is_kept else place.path)
+
+
+def _no_model(path: str | pathlib.Path) -> str:
+    if str(path) in gemma.PRESETS:
+        published = [f"{pretrained.PREFIX}{n}" for n in pretrained.MODELS if n == str(path)]
+        hint = f"; {published[0]} has the published ones" if published else ""
+        return f"{path} is a preset, a shape whose random weights kullback train draws{hint}"
+    return (
+        f"{path} is no model: expected a folder with config.json and weights, a file of GGUF, "
+        f"a run of a language model, or {pretrained.PREFIX}NAME ({', '.join(pretrained.MODELS)})"
+    )
+
+
+def preset_notice(name: str) -> str:
+    """Returns a line for a run whose weights are drawn, as it begins with a preset."""
+    published = f"; {pretrained.PREFIX}{name} has the published ones"
+    return (
+        f"{name} is a preset: its random weights are drawn"
+        f"{published if name in pretrained.MODELS else ''}"
+    )
+
+
+def notice_of(path: str | pathlib.Path) -> str | None:
+    """Returns the notice that copies of the weights of a run, folder or GGUF file carry.
+
+    None if they need none. No weights are read.
+
+    Raises:
+      ValueError: if its files cannot be read.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == gguf_files.SUFFIX and path.is_file():
+        return terms.of_gguf(gguf_files.read(path).metadata)
+    return terms.of_folder(path)
 
 
 def shape(path: str | pathlib.Path) -> gemma.Config | None:
@@ -202,23 +275,33 @@ def decoder_of(run: opened.Opened) -> Checkpoint:
     return saved(run.path).with_all_ends()
 
 
+def origins(**models: Checkpoint | None) -> dict[str, Any]:
+    """Returns, for config.json, the published files that models were read from, by their role."""
+    by_role = {
+        role: checkpoint.origin._asdict()
+        for role, checkpoint in models.items()
+        if checkpoint is not None and checkpoint.origin is not None
+    }
+    return {"origins": by_role} if by_role else {}
+
+
 def algorithm_config(run: opened.Opened) -> Any:
     """Returns the algorithm's configuration of a run of texts, as it was recorded."""
     return resolved.of(run).config
 
 
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
-    """Writes model and tokenizer, without parameters, beside the config.json of a run."""
+    """Writes model, tokenizer and notice, without parameters, beside the config.json of a run."""
     shape = dataclasses.asdict(checkpoint.config)
     files.atomic_write_text(folder / MODEL, json.dumps(shape, indent=2))
-    tokenizer.save(checkpoint.tokenizer, folder / "tokenizer")
+    tokenizer.save(checkpoint.tokenizer, folder / TOKENIZER)
+    terms.write(folder, checkpoint.notice)
 
 
 def saved(home: pathlib.Path) -> Checkpoint:
     """Reads what `save` wrote, which has no parameters: a run keeps its ends of text."""
-    return Checkpoint(
-        saved_config(home), tokenizer.load(folders.subfolder(home, "tokenizer")), None
-    )
+    loaded = tokenizer.load(folders.subfolder(home, TOKENIZER))
+    return Checkpoint(saved_config(home), loaded, None, notice=terms.of_folder(home))
 
 
 def ends_notice(checkpoint: Checkpoint) -> str | None:
@@ -255,13 +338,14 @@ def fingerprint(params: types.Params) -> str:
 def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> None:
     """Writes the newest model of a run as a folder that Hugging Face's transformers load.
 
-    Its operator stands in a key of config.json that other programs ignore.
+    Its operator stands in a key of config.json that other programs ignore. A notice of terms goes
+    with it (lm/terms.py).
 
     Raises:
       ValueError: if it is a reward model; also as `of_run`.
     """
     checkpoint = load(run.path, seed) if run.kind == "preferences" else of_run(run, seed)
-    tokenizer_folder = folders.subfolder(run.path, "tokenizer")
+    tokenizer_folder = folders.subfolder(run.path, TOKENIZER)
     present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
     write_folder(checkpoint, out, present.values())
 
@@ -276,4 +360,5 @@ def write_folder(
         checkpoint.params,
         tokenizer_files=tokenizer_files,
         extra={NOTES: {"divergence": checkpoint.divergence}},
+        notice=checkpoint.notice,
     )

@@ -102,16 +102,21 @@ class Plan:
         name="environment-flag",
     )
     model: str = _flag(
-        "", "MODEL", "of a language model: a folder, a .gguf file, a run, or a preset"
+        "",
+        "MODEL",
+        "of a language model: a folder, a .gguf file, a run, pretrained:NAME, or a preset, whose "
+        "weights are random",
     )
     model_flags: tuple[str, ...] = _flag(
         (),
         "field=value",
-        "of a preset that is made on the spot, e.g. num_layers=4",
+        "of a preset, e.g. num_layers=4",
         name="model-flag",
     )
     tokenizer: str = _flag("", "DIR", "of a preset; default: the teacher's, or a BPE of the data")
-    teacher: str = _flag("", "DIR", "of distillation: a folder, or a run")
+    teacher: str = _flag(
+        "", "MODEL", "of distillation: a folder, a .gguf file, a run, or pretrained:NAME"
+    )
     reward: str = _flag(
         "",
         "NAME",

@@ -36,6 +36,7 @@ class Setup(Work):
     test: list[preferences.Pair]
     reports: dict[str, data.Report]
     rule: int  # The rule by which files are split, see `lm/splits.py`.
+    begins_with: str  # The plan's model.
     num_swapped: int  # Pairs of `train` whose label is wrong on purpose.
     members: dict[int, warm.Member]  # The population by seed; empty without one.
     # The hash of the model that later seeds read again; None if no seed does.
@@ -62,12 +63,18 @@ class Setup(Work):
                 f"{_size(peak.ensemble)}, activations aside"
             )
 
+    def beginning(self) -> Iterator[str]:
+        """Yields a line if the decoder's weights are drawn."""
+        if self.begins_with in gemma.PRESETS:
+            yield models.preset_notice(self.begins_with)
+
     def details(self) -> dict[str, Any]:
         """Returns reports on the data, and the settings that members drew, for config.json."""
         return {
             "loop": "host",
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
+            **models.origins(model=self.decoder),
             "data": language.data_details(self.rule, self.reports),
             "swapped_pairs": self.num_swapped,
             "members": {str(seed): member._asdict() for seed, member in self.members.items()},
@@ -205,6 +212,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         test=test,
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
+        begins_with=plan.model,
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
         start_sha256=start_sha256,

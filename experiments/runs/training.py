@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,6 +75,8 @@ def train(
             **named.to_json(),
             **run_folder.provenance(),
         }
+        for line in () if quiet else work.beginning():
+            print(line, file=sys.stderr)
         with run_folder.created(path, config, work.save) as folder:
             run = _Run(recipe=recipe, folder=folder, callback=callback, quiet=quiet)
             run.go(work, stack.close)

@@ -91,6 +91,10 @@ class Work(Protocol):
         """Yields lines that are printed when the run begins or goes on."""
         yield from ()
 
+    def beginning(self) -> Iterator[str]:
+        """Yields lines that are printed to standard error when a new run begins."""
+        yield from ()
+
     def check(self) -> None:
         """Raises ValueError for a configuration that would fail during training."""
 

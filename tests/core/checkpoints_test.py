@@ -267,7 +267,7 @@ def test_arrays_are_those_that_are_described_before_memory_is_asked_for(
     (more / "arrays").rename(path / "arrays")
     (path / files.MANIFEST).unlink()
     files.write_manifest(path)  # All is as a stranger says that it was written.
-    monkeypatch.setattr(checkpoints.ocp, "args", None)
+    monkeypatch.setattr("orbax.checkpoint.args", None)
     said = rf"arrays holds 'x' as .*{re.escape(str([*other.shape]))}.*expected float32\[2\]"
     with pytest.raises(files.CorruptError, match=said):
         checkpoints.restore(tmp_path / "one", 1, like)

@@ -79,3 +79,11 @@ def test_every_task_is_one(tmp_path: pathlib.Path):
 
 def test_ids_that_only_gymnasium_lists_pass():
     catalog.check("dqn", "gym/CartPole-v0")
+
+
+def test_models_have_the_sizes_of_their_configurations():
+    rows = {row.name: row for row in catalog.models()}
+    preset, published = rows["gemma3-270m"], rows["pretrained:gemma3-270m"]
+    assert preset[1:4] == published[1:4] == (268_098_176, 32_768, 4 * 268_098_176)
+    assert preset.description == "a preset: random weights"
+    assert published.description.startswith("published weights, Q4_K_M, 253 MB: ")

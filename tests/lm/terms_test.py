@@ -61,6 +61,11 @@ def test_metadata_name_the_license():
     assert of({}) is None
 
 
+def test_a_notice_has_a_license():
+    assert terms.license_of(f"Mine.\n\n{terms.GEMMA.notice}") == "gemma"
+    assert terms.license_of("Mine.") == "Mine."
+
+
 def test_joined_notices_stand_once():
     assert terms.joined(None, None) is None
     assert terms.joined("a\n", None, "a\n") == "a\n"

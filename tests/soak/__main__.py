@@ -90,6 +90,7 @@ def _workshop(revision: str) -> trials.Workshop:
         {
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": str(workshop.compiled),
+            "KULLBACK_CACHE": str(workshop.home / "cache"),
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

@@ -187,6 +187,7 @@ LINES = {
     ),
     "fields": Line(("fields", "dqn", "toy"), ("agent", "place")),
     "list": Line(("list",)),
+    "cache": Line(("cache",), options=(("--clear", "choice"),)),
 }
 FAMILIES = {
     "train": ("dqn", "toy"),

@@ -193,6 +193,8 @@ def test_whole_numbers_are_read_as_people_write_them(text: str, number: int):
         ((*MERGE, "--t", "2"), "t must lie in [0, 1]"),
         (("fields", "dqn", "tpy"), "invalid choice: 'tpy'"),
         (("list", "dqn"), "unrecognized arguments: dqn"),
+        (("cache", "--clear="), "--clear: expected a name, got ''"),
+        (("cache", "--clear", "a/b"), "'a/b'"),
     ],
 )
 def test_refused_before_work(
@@ -212,7 +214,7 @@ def test_the_table_has_every_command():
     commands = {line[0] for line in LINES}
     parser = cli._parser()
     action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    assert commands | {"fields", "list", "reproduce"} == set(action.choices)
+    assert commands | {"cache", "fields", "list", "reproduce"} == set(action.choices)
     for name, command in action.choices.items():
         for option in command._actions:  # None reads a number, or a path, by a type of its own.
             assert option.type not in (int, float, pathlib.Path), (name, option.dest)

