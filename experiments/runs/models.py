@@ -203,6 +203,8 @@ def shape(path: str | pathlib.Path) -> gemma.Config | None:
     Raises:
       ValueError: if it is damaged, or not a Gemma 3.
     """
+    if pretrained.is_name(path):
+        return pretrained.named(path)[1].config
     path = pathlib.Path(path)
     run = opened.find(path)
     if run is not None:

@@ -49,6 +49,11 @@ def test_a_trained_model_has_the_rate_of_its_size(monkeypatch: pytest.MonkeyPatc
     assert again.config == named.config and again.notes == ()
 
 
+def test_a_published_model_has_the_rate_of_its_size_before_it_is_read():
+    published = resolved.resolve(plan("sft", model="pretrained:gemma3-270m"))
+    assert learning_rates.sized(published).config.learning.learning_rate == 5e-5
+
+
 def test_a_rate_of_the_users_and_a_preset_without_learning_stay(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learning_rates, "SMALL", 1)
     model = str(OLD / "sft")
