@@ -265,7 +265,7 @@ def test_several_samples_prefill_a_prompt_once_and_are_those_of_repeated_prompts
         environment = tokens.make_batch(*repeated, horizon=6, vocab_size=24, stop_tokens=(1,))
         acting, key = {"params": params(0)}, jax.random.key(5)
         state = rollout.start(acts, environment, acting, key, context, 10)
-        assert state.policy.start.shape == (6,)
+        assert state.policy.cache.start.shape == (6,)
         trajectory, _ = rollout.rollout(acts, environment, acting, state, key, 6)
         completions.append(tokens.completions(trajectory, (1,)))
     once, repeatedly = completions
