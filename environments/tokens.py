@@ -7,7 +7,7 @@ whole text is worth comes from a score, after the rollout, and is written at eac
 B rows, P tokens of the prompts' padded width, T tokens of a completion.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -77,11 +77,7 @@ def make_batch(
     chex.assert_equal_shape_prefix([prompts, lengths], 1)
     if horizon < 1:
         raise ValueError(f"horizon must be >= 1 token, got {horizon}")
-    for stop_token in stop_tokens:
-        if not 0 <= stop_token < vocab_size:
-            raise ValueError(
-                f"stop tokens must lie in [0, vocab_size={vocab_size}), got {stop_token}"
-            )
+    check_stop_tokens(stop_tokens, vocab_size)
     if not isinstance(prompts, Tracer) and not isinstance(lengths, Tracer):
         _check(np.asarray(prompts), np.asarray(lengths), vocab_size)
     num_rows = prompts.shape[0]
@@ -118,6 +114,15 @@ def make_batch(
         step=step,
         auto_reset=False,
     )
+
+
+def check_stop_tokens(stop_tokens: Sequence[int], vocab_size: int) -> None:
+    """Raises ValueError unless all stop tokens are ids of the vocabulary."""
+    for stop_token in stop_tokens:
+        if not 0 <= stop_token < vocab_size:
+            raise ValueError(
+                f"stop tokens must lie in [0, vocab_size={vocab_size}), got {stop_token}"
+            )
 
 
 def is_stop(tokens: jax.Array, stop_tokens: tuple[int, ...]) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 
 from kullback.core import finite, regularizers, rollout, types
 from kullback.core.sampling import Sampling
+from kullback.environments import tokens
 from kullback.experiments import interrupts
 from kullback.experiments.runs import models
 from kullback.lm import batches, completions, gemma, policy, texts, tokenizer
@@ -59,10 +60,7 @@ class Writer:
             raise ValueError("this model was not trained: generate from a folder or from a run")
         if not -(2**63) <= self.seed < 2**63:
             raise ValueError(f"seed must be an integer of 64 bits, got {self.seed}")
-        num_ids = self.checkpoint.config.vocab_size
-        for stop in self.stop_tokens:
-            if not 0 <= stop < num_ids:
-                raise ValueError(f"stop tokens must lie in [0, vocab_size={num_ids}), got {stop}")
+        tokens.check_stop_tokens(self.stop_tokens, self.checkpoint.config.vocab_size)
         if "" in self.stop_texts:
             raise ValueError("a text to stop at must not be empty, got ''")
 
