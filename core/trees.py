@@ -1,5 +1,6 @@
 """Trees of arrays as flat dicts by name, and back: the form of everything on disk."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,14 @@ def describe(name: str, leaf: Any) -> Leaf:
     if leaf.dtype.kind in "OSUMm":
         raise ValueError(f"leaf {name!r} must be an array of numbers, got {leaf.dtype}")
     return Leaf(list(leaf.shape), str(leaf.dtype))
+
+
+def num_bytes(tree: Any) -> int:
+    """Returns the bytes of the arrays of a tree, or of their shapes; a typed key has 8."""
+    return sum(
+        math.prod(leaf.shape) * (8 if _is_key(leaf) else leaf.dtype.itemsize)
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def to_numpy(leaf: Any) -> np.ndarray:

@@ -13,14 +13,13 @@ and somewhat more where pieces of memory do not fit: tests hold the sum to what 
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kullback.core import files, types
+from kullback.core import files, trees, types
 from kullback.lm import chunked, gemma
 
 LOGIT_ARRAYS = 3  # Arrays of a chunk's logits that are in memory at a time.
@@ -81,13 +80,13 @@ def of_learning(
       constants: frozen parameters, or their shapes.
       setting: of the step.
     """
-    parameters = num_bytes(state.params)
+    parameters = trees.num_bytes(state.params)
     rows = setting.rows // setting.micro_batches
     config = dataclasses.replace(config, remat=setting.remat)
     return Needs(
         parameters=parameters,
-        moments=num_bytes((state.opt_state, state.targets)),
-        frozen=num_bytes(constants),
+        moments=trees.num_bytes((state.opt_state, state.targets)),
+        frozen=trees.num_bytes(constants),
         gradients=parameters * (1 if setting.micro_batches == 1 else 2),
         activations=setting.networks * _activations(config, rows, setting.width),
         logits=LOGIT_ARRAYS
@@ -132,16 +131,7 @@ def _activations(config: gemma.Config, rows: int, width: int) -> int:
     def residuals(params: types.Params, tokens: jax.Array) -> Any:
         return jax.vjp(lambda params: model.features(params, tokens), params)[1]
 
-    stored = num_bytes(jax.eval_shape(residuals, params, tokens))
+    stored = trees.num_bytes(jax.eval_shape(residuals, params, tokens))
     # Weights are among them, and are not stored anew.
     weights = {name: x for name, x in params.items() if name in config.blocks}
-    return max(stored - num_bytes(weights), 0)
-
-
-def num_bytes(tree: Any) -> int:
-    """Returns the bytes of the arrays of a tree, or of their shapes."""
-    return sum(
-        math.prod(x.shape)
-        * (8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize)
-        for x in jax.tree.leaves(tree)
-    )
+    return max(stored - trees.num_bytes(weights), 0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback import lm
-from kullback.core import loops, platform, regularizers, sequences, types
+from kullback.core import loops, platform, regularizers, sequences, trees, types
 from kullback.experiments import plots
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.limits import STEPS
@@ -133,7 +133,7 @@ class Setup(Work):
     def check(self) -> None:
         """Raises ValueError if a learner step does not fit into memory."""
         if self.placement is None:
-            free = platform.available_memory() + memory.num_bytes(self.constants)
+            free = platform.available_memory() + trees.num_bytes(self.constants)
             memory.require(self._needs, self._setting, free)
 
     def details(self) -> dict[str, Any]:

@@ -5,10 +5,9 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import checkpoints, loops, replay
+from kullback.core import checkpoints, loops, replay, trees
 from kullback.experiments.runs import record, run_folder
 
 # The newest checkpoints stay: this many, or as many as take no more bytes, and one at least. The
@@ -41,7 +40,7 @@ class Saver:
     @functools.cached_property
     def _snapshot_bytes(self) -> int:
         """Bytes of a checkpoint's arrays."""
-        return sum(_bytes(leaf) for leaf in jax.tree.leaves(self._loop.template()))
+        return trees.num_bytes(self._loop.template())
 
     def require_disk(self) -> int:
         """Returns the bytes that checkpoints may take; raises ValueError if the disk has fewer."""
@@ -169,8 +168,3 @@ def _check(meta: dict[str, Any]) -> None:
     """Raises CorruptError unless a checkpoint's meta is what `Saver.save` writes."""
     if not (isinstance(meta.get("notes"), dict) and isinstance(meta.get("segments"), list)):
         raise checkpoints.CorruptError("it has no notes or no segments")
-
-
-def _bytes(leaf: Any) -> int:
-    itemsize = 8 if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf.dtype.itemsize
-    return int(np.prod(leaf.shape)) * itemsize
