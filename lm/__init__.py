@@ -24,6 +24,7 @@ def _entry(module: str, description: str, **more: Any) -> Entry:
     return Entry(f"kullback.lm.{module}", description, **more)
 
 
+# Algorithms by the name that commands know them by.
 ALGORITHMS: dict[str, Entry] = {
     "sft": _entry("sft", "Supervised fine-tuning, with any f-divergence's loss"),
     "distill": _entry(

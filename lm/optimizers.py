@@ -20,8 +20,11 @@ from kullback.lm import layers
 
 __all__ = ["Dtype", "Name", "Rate", "Schedule", "check", "decays", "make", "schedule"]
 
+# Optimisers by name, each optax's of that name.
 Name = Literal["adam", "adamw", "adafactor", "lion", "sgd"]
+# Courses of a learning rate after its warm-up.
 Schedule = Literal["constant", "linear", "cosine"]
+# Types in which an optimiser keeps its moments.
 Dtype = Literal["float32", "bfloat16"]
 
 WITH_MOMENTUM = ("adam", "adamw", "lion")  # Optimisers that keep a first moment of the gradients.

@@ -72,6 +72,22 @@ def test_what_is_public_is_there_and_is_described():
             assert not name.startswith("_") and hasattr(imported, name), f"{module}.{name}"
 
 
+def test_public_data_have_a_comment():
+    # The reference leaves out what nothing describes, and the pages are then not built.
+    for module in HOOKS["shown"]("\n".join(PAGES.values())):
+        if module not in modules() or "\n__all__ = " not in HOOKS["path_of"](module).read_text():
+            continue
+        source = HOOKS["path_of"](module).read_text()
+        public, said = HOOKS["exported"](module), HOOKS["comments"](source)
+        body = ast.parse(source).body
+        for node, after in zip(body, [*body[1:], None], strict=True):
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+                name = getattr(target, "id", "")
+                described = isinstance(after, ast.Expr) or HOOKS["comment_of"](node, said)
+                assert name not in public or described, f"{module}.{name}"
+
+
 CONFIGS = sorted({c for text in PAGES.values() for c in HOOKS["markers"](text, "settings")})
 
 
