@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from kullback.core import typed
@@ -52,11 +52,61 @@ def path(text: str) -> pathlib.Path:
     return pathlib.Path(name(text))
 
 
-def add_trust_code(parser: argparse.ArgumentParser) -> None:
+def flag(
+    parser: Any,
+    spelled: str,
+    kind: Callable[[str], Any] | Sequence[str] | None = None,
+    help: str | None = None,
+    **options: Any,
+) -> None:
+    """Adds a flag, or a positional argument, to a parser or a group of one.
+
+    Args:
+      parser: of `argparse`.
+      spelled: as a user sees it, "--top-k K" or "run DIR"; a flag without a value is a switch.
+      kind: reads the value, or the values that there are; None takes any text.
+      help: for --help.
+      **options: further ones of `argparse.ArgumentParser.add_argument`.
+    """
+    name, _, metavar = spelled.partition(" ")
+    if metavar:
+        options["metavar"] = metavar
+    if isinstance(kind, Sequence):
+        options["choices"] = kind
+    elif kind is not None:
+        options["type"] = kind
+    elif name.startswith("--") and not metavar:
+        options["action"] = "store_true"
+    parser.add_argument(name, help=help, **options)
+
+
+def several(
+    parser: Any,
+    spelled: str,
+    field: str,
+    kind: Callable[[str], Any] | None = None,
+    help: str | None = None,
+) -> None:
+    """Adds a flag that may be given several times; `field` of the options has a list of values."""
+    flag(parser, spelled, kind, help, dest=field, action="append", default=[])
+
+
+def add_settings(parser: Any) -> None:
+    """Adds --set, and --fields, which lists what it takes."""
+    several(parser, "--set field=value", "settings")
+    flag(parser, "--fields", help="the fields that --set takes; no run")
+
+
+def add_overlong(parser: Any, default: str) -> None:
+    """Adds --overlong; `default` is for its help."""
+    meaning = f"what becomes of an example that is too long; default: {default}"
+    flag(parser, "--overlong", ("drop", "truncate-left", "error"), meaning)
+
+
+def add_trust_code(parser: Any) -> None:
     """Adds --trust-code, the user's word for modules that a file names."""
-    parser.add_argument(
-        "--trust-code",
-        action="store_true",
+    flag(
+        *(parser, "--trust-code"),
         help="let modules run that a file names (python:MODULE:FUNCTION, gym/MODULE:ID); what is "
         "typed in this command needs no such word",
     )
@@ -64,9 +114,8 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
 
 def add_control_tokens(parser: Any, default: str) -> None:
     """Adds --control-tokens, which is None where it is not given; `default` is for its help."""
-    parser.add_argument(
-        "--control-tokens",
-        choices=("text", "parse"),
+    flag(
+        *(parser, "--control-tokens", ("text", "parse")),
         help="what <start_of_turn> and the like in a text are: the letters that they are, or the "
         f"tokens, as a chat template has written them; default: {default}",
     )
@@ -74,64 +123,27 @@ def add_control_tokens(parser: Any, default: str) -> None:
 
 def add_model_flag(parser: Any) -> None:
     """Adds --model-flag of a model that is trained already."""
-    parser.add_argument(
-        "--model-flag",
-        metavar="field=value",
-        dest="model_flags",
-        action="append",
-        default=[],
-        help="how the model is computed: dtype=bfloat16",
-    )
+    meaning = "how the model is computed: dtype=bfloat16"
+    several(parser, "--model-flag field=value", "model_flags", help=meaning)
 
 
 def add_writing(parser: Any) -> None:
     """Adds the flags of texts that a language model writes, which `writing` reads."""
-    ids = whole(0, limits.IDS)
-    group = parser.add_argument_group("what is written")
-    group.add_argument(
-        "--max-new-tokens", metavar="N", type=tokens, default=256, help="at most; default: 256"
-    )
-    group.add_argument("--temperature", metavar="T", type=number, default=1.0, help="0 is greedy")
-    group.add_argument("--top-k", metavar="K", type=ids, default=0, help="0 is all tokens")
-    group.add_argument(
-        "--top-p",
-        metavar="P",
-        type=number,
-        default=1.0,
-        help="the most probable tokens, that hold this mass; 1 is all",
-    )
-    group.add_argument(
-        "--min-p",
-        metavar="P",
-        type=number,
-        default=0.0,
-        help="tokens with this share of the best one's probability; 0 is all",
-    )
-    group.add_argument(
-        "--repetition-penalty",
-        metavar="X",
-        type=number,
-        default=1.0,
-        help="above 1: tokens that stand in the text already become less probable",
-    )
-    group.add_argument("--seed", metavar="S", type=seed, default=0)
-    group.add_argument(
-        "--stop",
-        metavar="TEXT",
-        dest="stop_texts",
-        action="append",
-        default=[],
-        help="what is written ends before TEXT; may be given several times",
-    )
-    group.add_argument(
-        "--stop-token",
-        metavar="ID",
-        dest="stop_tokens",
-        type=ids,
-        action="append",
-        default=[],
-        help="a token that ends it, beside the model's own",
-    )
+    ids, group = whole(0, limits.IDS), parser.add_argument_group("what is written")
+    flag(group, "--max-new-tokens N", tokens, "at most; default: 256", default=256)
+    flag(group, "--temperature T", number, "0 is greedy", default=1.0)
+    flag(group, "--top-k K", ids, "0 is all tokens", default=0)
+    mass = "the most probable tokens, that hold this mass; 1 is all"
+    flag(group, "--top-p P", number, mass, default=1.0)
+    share = "tokens with this share of the best one's probability; 0 is all"
+    flag(group, "--min-p P", number, share, default=0.0)
+    repeated = "above 1: tokens that stand in the text already become less probable"
+    flag(group, "--repetition-penalty X", number, repeated, default=1.0)
+    flag(group, "--seed S", seed, default=0)
+    stop = "what is written ends before TEXT; may be given several times"
+    several(group, "--stop TEXT", "stop_texts", help=stop)
+    stop_token = "a token that ends it, beside the model's own"
+    several(group, "--stop-token ID", "stop_tokens", ids, stop_token)
 
 
 def writing(options: argparse.Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 from kullback.core import files
 from kullback.experiments import cache
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 
 def add_parser(commands: Any) -> None:
@@ -17,13 +18,11 @@ def add_parser(commands: Any) -> None:
         "is made again when it is needed. The folder is $KULLBACK_CACHE, else "
         "$XDG_CACHE_HOME/kullback, else ~/.cache/kullback.",
     )
-    sub.add_argument(
-        "--clear",
-        metavar="NAME",
-        type=arguments.name,
+    flag(
+        *(sub, "--clear NAME", arguments.name),
+        help="delete this entry of the list; without NAME, all of them",
         nargs="?",
         const=True,  # All of it.
-        help="delete this entry of the list; without NAME, all of them",
     )
     sub.set_defaults(command=_cache)
 

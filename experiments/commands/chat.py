@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kullback.core import files, typed
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 if TYPE_CHECKING:
     from kullback.experiments.evaluate import conversation
@@ -27,20 +28,16 @@ def add_parser(commands: Any) -> None:
         description="Each line that is typed, or piped in, is answered. Ctrl-C ends an answer, and "
         f"at the prompt the program, as Ctrl-D does; {_HELP}.",
     )
-    sub.add_argument(
-        "--model",
-        metavar="MODEL",
-        type=arguments.name,
-        required=True,
+    flag(
+        *(sub, "--model MODEL", arguments.name),
         help="a folder, a .gguf file, a run, or pretrained:NAME, of a model that was tuned on "
         "conversations",
+        required=True,
     )
     arguments.add_model_flag(sub)
-    sub.add_argument("--system", metavar="TEXT", default="", help="instructions before all turns")
-    sub.add_argument(
-        "--context",
-        metavar="N",
-        type=arguments.tokens,
+    flag(sub, "--system TEXT", help="instructions before all turns", default="")
+    flag(
+        *(sub, "--context N", arguments.tokens),
         help="tokens that are remembered, the answer included; the oldest turns are left out "
         "beyond; default: the model's context, 4,096 at most",
     )

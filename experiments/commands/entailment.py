@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 KINDS = ("encoder", "embeddings")  # The same as in experiments/entailment.py.
 
@@ -19,13 +20,10 @@ def add_parser(commands: Any) -> None:
         "tuned, reads both texts together; embeddings: a head on MiniLM's vectors of their "
         "sentences. --reward entailment:DIR rewards by it.",
     )
-    sub.add_argument("--kind", choices=KINDS, help="default: encoder")
-    sub.add_argument(
-        "--seed", metavar="S", type=arguments.seed, help="of pairs, order and head; default: 0"
-    )
-    sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the model, new")
-    sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
-    sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
+    flag(sub, "--kind", KINDS, "default: encoder")
+    flag(sub, "--seed S", arguments.seed, "of pairs, order and head; default: 0")
+    flag(sub, "--out DIR", arguments.path, "folder of the model, new")
+    arguments.add_settings(sub)
     sub.set_defaults(command=_entailment)
 
 

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 if TYPE_CHECKING:
     from kullback.experiments.runs import opened
 
-LENGTHS = (
-    "max_prompt_length",
-    "max_new_tokens",
-    "overlong",
-)  # Options for a language model's examples.
+# Options for a language model's examples.
+LENGTHS = ("max_prompt_length", "max_new_tokens", "overlong")
 
 
 def add_parser(commands: Any) -> None:
@@ -26,60 +24,26 @@ def add_parser(commands: Any) -> None:
         "pretrained:NAME, is judged on held-out examples of TASK (of weights required; default: "
         "the run's own).",
     )
-    sub.add_argument("run", metavar="DIR", type=arguments.path)
-    sub.add_argument("task", nargs="?", metavar="TASK", help="of a language model: tokens/...")
-    sub.add_argument(
-        "--episodes", metavar="N", type=arguments.episodes, default=10, help="or held-out examples"
-    )
-    sub.add_argument("--seed", metavar="S", type=arguments.seed, help="which of the run's seeds")
-    sub.add_argument("--best", action="store_true", help="the best checkpoint, not the newest")
-    sub.add_argument(
-        "--max-steps",
-        metavar="N",
-        type=arguments.steps,
-        help="agent steps after which an episode is cut; default: the run's --eval-max-steps",
-    )
-    sub.add_argument("--video", metavar="FILE", type=arguments.path, help=".gif or .mp4, new")
+    flag(sub, "run DIR", arguments.path)
+    flag(sub, "task TASK", help="of a language model: tokens/...", nargs="?")
+    flag(sub, "--episodes N", arguments.episodes, "or held-out examples", default=10)
+    flag(sub, "--seed S", arguments.seed, "which of the run's seeds")
+    flag(sub, "--best", help="the best checkpoint, not the newest")
+    limit = "agent steps after which an episode is cut; default: the run's --eval-max-steps"
+    flag(sub, "--max-steps N", arguments.steps, limit)
+    flag(sub, "--video FILE", arguments.path, ".gif or .mp4, new")
     arguments.add_trust_code(sub)
     language = sub.add_argument_group("of a language model")
-    language.add_argument(
-        "--samples",
-        metavar="K",
-        type=arguments.whole(1, limits.SAMPLES),
-        help="answers at temperature 1 to each; default: 4",
-    )
-    language.add_argument(
-        "--best-of",
-        metavar="N",
-        type=arguments.whole(1, limits.SAMPLES),
-        help="judge the best of N answers too, by --reward",
-    )
-    language.add_argument(
-        "--reward",
-        metavar="NAME",
-        type=arguments.name,
-        help="of --best-of, as for kullback train; default: exact",
-    )
-    language.add_argument(
-        "--out",
-        metavar="FILE",
-        type=arguments.path,
-        help="what it wrote, JSONL, new; default: in the run's folder, of weights nowhere",
-    )
-    language.add_argument(
-        "--max-prompt-length", metavar="N", type=arguments.tokens, help="tokens; default: the run's"
-    )
-    language.add_argument(
-        "--max-new-tokens",
-        metavar="N",
-        type=arguments.tokens,
-        help="of an answer; default: the run's",
-    )
-    language.add_argument(
-        "--overlong",
-        choices=("drop", "truncate-left", "error"),
-        help="what becomes of an example that is too long; default: the run's",
-    )
+    answers = arguments.whole(1, limits.SAMPLES)
+    flag(language, "--samples K", answers, "answers at temperature 1 to each; default: 4")
+    flag(language, "--best-of N", answers, "judge the best of N answers too, by --reward")
+    chooser = "of --best-of, as for kullback train; default: exact"
+    flag(language, "--reward NAME", arguments.name, chooser)
+    out = "what it wrote, JSONL, new; default: in the run's folder, of weights nowhere"
+    flag(language, "--out FILE", arguments.path, out)
+    flag(language, "--max-prompt-length N", arguments.tokens, "tokens; default: the run's")
+    flag(language, "--max-new-tokens N", arguments.tokens, "of an answer; default: the run's")
+    arguments.add_overlong(language, "the run's")
     arguments.add_model_flag(language)
     arguments.add_control_tokens(language, "the run's, of weights text")
     sub.set_defaults(command=_evaluate)
@@ -134,7 +98,7 @@ def _has_weights(path: pathlib.Path) -> bool:
 
 
 def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None") -> int:
-    from kullback.experiments.evaluate import evaluation, reports
+    from kullback.experiments.evaluate import evaluation, reports, subjects
 
     if options.video is not None:
         raise ValueError("--video is for games; a language model's text goes to --out")
@@ -142,21 +106,23 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         raise ValueError("--max-steps is for games; of a text it is --max-new-tokens")
     if options.reward is not None and options.best_of is None:
         raise ValueError("--reward goes with --best-of N, which chooses by it")
-    lengths = {n: getattr(options, n) for n in LENGTHS if getattr(options, n) is not None}
-    report, out = evaluation.run(
-        options.run,
-        run,
-        options.task or "",
-        count=options.episodes,
-        num_samples=options.samples or 4,
+    subject = subjects.Subject(
+        path=options.run,
+        run=run,
+        task_name=options.task or "",
         seed=options.seed,
         best=options.best,
+        control_tokens=options.control_tokens,
+        model_flags=options.model_flags,
+        lengths={n: value for n in LENGTHS if (value := getattr(options, n)) is not None},
+    )
+    report, out = evaluation.run(
+        subject,
+        count=options.episodes,
+        num_samples=options.samples or 4,
         out=options.out,
         num_candidates=options.best_of or 0,
         reward=options.reward or "",
-        control_tokens=options.control_tokens,
-        model_flags=options.model_flags,
-        **lengths,
     )
     print(reports.show(report))
     if out is not None:

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 FORMATS = ("hugging-face", "gguf")
 QUANTIZATIONS = ("f32", "f16", "q8_0", "q4_0")
@@ -19,21 +20,17 @@ def add_parser(commands: Any) -> None:
         description="MODEL is a run, a folder as Hugging Face has it, or a .gguf file. A run of "
         "an agent becomes a file of safetensors.",
     )
-    sub.add_argument("model", metavar="MODEL", type=arguments.path)
-    sub.add_argument("--seed", metavar="S", type=arguments.seed, help="which of a run's seeds")
-    sub.add_argument("--out", metavar="PATH", type=arguments.path, required=True, help="new")
-    sub.add_argument(
-        "--format",
-        choices=FORMATS,
-        default=FORMATS[0],
+    flag(sub, "model MODEL", arguments.path)
+    flag(sub, "--seed S", arguments.seed, "which of a run's seeds")
+    flag(sub, "--out PATH", arguments.path, "new", required=True)
+    flag(
+        *(sub, "--format", FORMATS),
         help="of a language model: a folder that transformers loads, or a file FILE.gguf that "
         "llama.cpp, Ollama and LM Studio run; default: hugging-face",
+        default=FORMATS[0],
     )
-    sub.add_argument(
-        "--quantize",
-        choices=QUANTIZATIONS,
-        help="of gguf: type of the matrices; in q4_0 the embedding has 8 bits; default: f16",
-    )
+    bits = "of gguf: type of the matrices; in q4_0 the embedding has 8 bits; default: f16"
+    flag(sub, "--quantize", QUANTIZATIONS, bits)
     arguments.add_trust_code(sub)
     sub.set_defaults(command=_export)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 if TYPE_CHECKING:
     from kullback.experiments.evaluate import generate
@@ -17,36 +18,18 @@ if TYPE_CHECKING:
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
     sub = commands.add_parser("generate", help="text from a language model")
-    sub.add_argument(
-        "--model",
-        metavar="MODEL",
-        type=arguments.name,
-        required=True,
-        help="a folder, a .gguf file, a run, or pretrained:NAME",
-    )
+    model = "a folder, a .gguf file, a run, or pretrained:NAME"
+    flag(sub, "--model MODEL", arguments.name, model, required=True)
     arguments.add_model_flag(sub)
     what = sub.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt", metavar="TEXT")
-    what.add_argument(
-        "--prompts",
-        metavar="FILE",
-        type=arguments.path,
-        help="JSONL of {prompt} or {messages}; of a .txt file each line is a prompt",
-    )
-    sub.add_argument(
-        "--batch-size",
-        metavar="N",
-        type=arguments.whole(1, limits.ROWS),
-        default=8,
-        help="prompts of FILE that are completed side by side; default: 8",
-    )
-    sub.add_argument(
-        "--out",
-        metavar="FILE",
-        type=arguments.path,
-        help="JSONL of the completions of --prompts, new, as they end",
-    )
-    sub.add_argument("--chat", action="store_true", help="a prompt is a user's turn, in a template")
+    flag(what, "--prompt TEXT")
+    prompts = "JSONL of {prompt} or {messages}; of a .txt file each line is a prompt"
+    flag(what, "--prompts FILE", arguments.path, prompts)
+    rows = "prompts of FILE that are completed side by side; default: 8"
+    flag(sub, "--batch-size N", arguments.whole(1, limits.ROWS), rows, default=8)
+    out = "JSONL of the completions of --prompts, new, as they end"
+    flag(sub, "--out FILE", arguments.path, out)
+    flag(sub, "--chat", help="a prompt is a user's turn, in a template")
     arguments.add_writing(sub)
     arguments.add_control_tokens(sub, "text")
     sub.set_defaults(command=_generate, prints_only=True)

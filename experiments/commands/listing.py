@@ -6,6 +6,7 @@ from typing import Any
 from kullback.core import files
 from kullback.experiments import catalog
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 
 def add_parser(commands: Any) -> None:
@@ -14,10 +15,8 @@ def add_parser(commands: Any) -> None:
     sub.set_defaults(command=_list, prints_only=True)
 
     sub = commands.add_parser("fields", help="the fields that --set takes, with their values")
-    sub.add_argument("agent", metavar="AGENT")
-    sub.add_argument(
-        "family", metavar="FAMILY", choices=("atari", "minatar", "gym", "toy", "tokens")
-    )
+    flag(sub, "agent AGENT")
+    flag(sub, "family FAMILY", ("atari", "minatar", "gym", "toy", "tokens"))
     sub.set_defaults(command=_fields, prints_only=True)
 
 

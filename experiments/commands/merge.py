@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")
@@ -25,47 +26,20 @@ def add_parser(commands: Any) -> None:
         "interpolation of their differences to --base (WARP), or without one of themselves; "
         "liti: from --base toward their mean.",
     )
-    sub.add_argument("models", metavar="MODEL", type=arguments.path, nargs="+")
-    sub.add_argument("--method", choices=METHODS, required=True)
-    sub.add_argument(
-        "--base", metavar="DIR", type=arguments.path, help="what the models were trained from"
-    )
-    sub.add_argument("--out", metavar="DIR", type=arguments.path, required=True, help="new")
-    sub.add_argument(
-        "--weights",
-        metavar="W",
-        type=arguments.number,
-        nargs="+",
-        help="of mean and liti: one a model, of any sum; default: uniform",
-    )
-    sub.add_argument(
-        "--rate",
-        metavar="MU",
-        type=arguments.number,
-        help="of ema: what the newest counts, in (0, 1]",
-    )
-    sub.add_argument(
-        "--t",
-        metavar="T",
-        type=arguments.number,
-        help="of slerp of two models: from 0, the first, to 1; default: 1/M, recursively",
-    )
-    sub.add_argument(
-        "--interpolation",
-        metavar="ETA",
-        type=arguments.number,
-        help="of slerp and liti: from 0, the base, to 1, the merge; default: 1; WARP has 0.3",
-    )
-    sub.add_argument(
-        "--group",
-        choices=GROUPS,
-        help="of slerp: what has an angle of its own; default: layer",
-    )
-    sub.add_argument(
-        "--force",
-        action="store_true",
-        help="merge models whose configurations or tokenizers differ; what differs is printed",
-    )
+    flag(sub, "models MODEL", arguments.path, nargs="+")
+    flag(sub, "--method", METHODS, required=True)
+    flag(sub, "--base DIR", arguments.path, "what the models were trained from")
+    flag(sub, "--out DIR", arguments.path, "new", required=True)
+    weights = "of mean and liti: one a model, of any sum; default: uniform"
+    flag(sub, "--weights W", arguments.number, weights, nargs="+")
+    flag(sub, "--rate MU", arguments.number, "of ema: what the newest counts, in (0, 1]")
+    between = "of slerp of two models: from 0, the first, to 1; default: 1/M, recursively"
+    flag(sub, "--t T", arguments.number, between)
+    end = "of slerp and liti: from 0, the base, to 1, the merge; default: 1; WARP has 0.3"
+    flag(sub, "--interpolation ETA", arguments.number, end)
+    flag(sub, "--group", GROUPS, "of slerp: what has an angle of its own; default: layer")
+    force = "merge models whose configurations or tokenizers differ; what differs is printed"
+    flag(sub, "--force", help=force)
     sub.set_defaults(command=main)
 
 

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 
 def add_parser(commands: Any) -> None:
@@ -14,39 +15,18 @@ def add_parser(commands: Any) -> None:
         description="Writes index.html, which opens from disk, and the PNGs and CSVs that are in "
         "it. Unfinished runs are used up to where they are.",
     )
-    sub.add_argument(
-        "runs", nargs="+", metavar="RUNS", type=arguments.path, help="runs, or folders of runs"
-    )
-    sub.add_argument(
-        "--out", metavar="DIR", type=arguments.path, help="folder, new or of an old report"
-    )
-    sub.add_argument(
-        "--baseline",
-        metavar="AGENT",
-        type=arguments.name,
-        help="the agent that others are compared with",
-    )
-    sub.add_argument(
-        "--denominator",
-        choices=("baseline", "human", "largest"),
-        default="baseline",
+    flag(sub, "runs RUNS", arguments.path, "runs, or folders of runs", nargs="+")
+    flag(sub, "--out DIR", arguments.path, "folder, new or of an old report")
+    flag(sub, "--baseline AGENT", arguments.name, "the agent that others are compared with")
+    flag(
+        *(sub, "--denominator", ("baseline", "human", "largest")),
         help="of improvements: baseline - random, human - random, or the larger; default: baseline",
+        default="baseline",
     )
-    sub.add_argument(
-        "--score",
-        choices=("training", "evaluation"),
-        default="training",
-        help="returns of the last 100 training episodes, or of the latest evaluation",
-    )
-    sub.add_argument(
-        "--steps",
-        metavar="N",
-        type=arguments.steps,
-        help="where to compare; default: where all have come",
-    )
-    sub.add_argument(
-        "--published", action="store_true", help="adds a table of the published aggregates"
-    )
+    score = "returns of the last 100 training episodes, or of the latest evaluation"
+    flag(sub, "--score", ("training", "evaluation"), score, default="training")
+    flag(sub, "--steps N", arguments.steps, "where to compare; default: where all have come")
+    flag(sub, "--published", help="adds a table of the published aggregates")
     sub.set_defaults(command=main)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from kullback.core import names
 from kullback.experiments import catalog
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 
 def add_parser(commands: Any) -> None:
@@ -16,20 +17,13 @@ def add_parser(commands: Any) -> None:
         description="Writes the data as CSV, the picture and the verdict. What was interrupted "
         "goes on when the same command is given again.",
     )
-    sub.add_argument("name", metavar="NAME", help="see kullback list")
-    sub.add_argument("--out", metavar="DIR", type=arguments.path)
-    sub.add_argument("--set", metavar="field=value", action="append", dest="settings", default=[])
-    sub.add_argument(
-        "--mdp", metavar="FILE", type=arguments.name, help="of theory: your own process, as .npz"
-    )
-    sub.add_argument("--full", action="store_true", help="the paper's size, where there is one")
-    sub.add_argument(
-        "--keep",
-        action="store_true",
-        help="copy CSV, pictures and verdict into results/reproduce/NAME of the checkout, in which "
-        "nothing may be changed",
-    )
-    sub.add_argument("--fields", action="store_true", help="the fields that --set takes; no run")
+    flag(sub, "name NAME", help="see kullback list")
+    flag(sub, "--out DIR", arguments.path)
+    arguments.add_settings(sub)
+    flag(sub, "--mdp FILE", arguments.name, "of theory: your own process, as .npz")
+    flag(sub, "--full", help="the paper's size, where there is one")
+    keep = "copy CSV, pictures and verdict into results/reproduce/NAME of the checkout, in which "
+    flag(sub, "--keep", help=f"{keep}nothing may be changed")
     sub.set_defaults(command=_reproduce)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from kullback.experiments import limits
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 
 
 def add_parser(commands: Any) -> None:
@@ -16,31 +17,18 @@ def add_parser(commands: Any) -> None:
         description="Checks and lists all runs, then does them side by side, a folder each. The "
         "same command goes on where it was interrupted, and adds what is new in FILE.",
     )
-    sub.add_argument(
-        "file", metavar="FILE.toml", type=arguments.path, help="see examples/sweep.toml"
-    )
-    sub.add_argument(
-        "--out", metavar="DIR", type=arguments.path, help="folder of the sweep; default: FILE's out"
-    )
-    sub.add_argument(
-        "--jobs",
-        metavar="N",
-        type=arguments.whole(1, limits.JOBS),
-        help="runs at a time; default: what the cores are enough for, or one an accelerator",
-    )
-    sub.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        type=arguments.name,
+    flag(sub, "file FILE.toml", arguments.path, "see examples/sweep.toml")
+    flag(sub, "--out DIR", arguments.path, "folder of the sweep; default: FILE's out")
+    jobs = "runs at a time; default: what the cores are enough for, or one an accelerator"
+    flag(sub, "--jobs N", arguments.whole(1, limits.JOBS), jobs)
+    flag(
+        *(sub, "--ray ADDRESS", arguments.name),
         help="of a Ray cluster that does the runs (auto, HOST:PORT); DIR must be on a file system "
         "that its machines share",
     )
-    sub.add_argument(
-        "--retry-diverged",
-        action="store_true",
-        help="do runs again that have diverged; else they are left as they are",
-    )
-    sub.add_argument("--dry-run", action="store_true", help="list the runs, and do none")
+    again = "do runs again that have diverged; else they are left as they are"
+    flag(sub, "--retry-diverged", help=again)
+    flag(sub, "--dry-run", help="list the runs, and do none")
     arguments.add_trust_code(sub)
     sub.set_defaults(command=main)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from kullback.experiments import catalog
 from kullback.experiments.commands import arguments
+from kullback.experiments.commands.arguments import flag
 from kullback.experiments.runs import plans
 
 AGAIN = ("accept_changes", "empty_replay")  # Options that go with --resume.
@@ -20,44 +21,34 @@ def add_parser(commands: Any) -> None:
         "ENVIRONMENT starts a run; kullback train --resume DIR [--steps N | --epochs N] goes on "
         "with one.",
     )
-    sub.add_argument("agent", nargs="?", metavar="AGENT", help="e.g. m-dqn; see kullback list")
-    sub.add_argument("environment", nargs="?", metavar="ENVIRONMENT", help="e.g. atari/pong")
-    sub.add_argument("--resume", metavar="DIR", type=arguments.path, help="the run to go on with")
-    sub.add_argument("--out", metavar="DIR", type=arguments.path, help="folder of the run, new")
-    for field, flag in plans.FLAGS.items():
+    flag(sub, "agent AGENT", help="e.g. m-dqn; see kullback list", nargs="?")
+    flag(sub, "environment ENVIRONMENT", help="e.g. atari/pong", nargs="?")
+    flag(sub, "--resume DIR", arguments.path, "the run to go on with")
+    flag(sub, "--out DIR", arguments.path, "folder of the run, new")
+    for field, entry in plans.FLAGS.items():
         if field == "control_tokens":
-            arguments.add_control_tokens(sub, flag.default)
+            arguments.add_control_tokens(sub, entry.default)
         else:
-            options = {"dest": field, "metavar": flag.metavar, "help": flag.help}
-            sub.add_argument(f"--{flag.name}", **options, **_reading(field, flag))
-    sub.add_argument(
-        "--overlong",
-        choices=("drop", "truncate-left", "error"),
-        help="what becomes of an example that is too long; default: error",
-    )
+            spelled = f"--{entry.name} {entry.metavar}"
+            flag(sub, spelled, help=entry.help, dest=field, **_reading(field, entry))
+    arguments.add_overlong(sub, "error")
     arguments.add_trust_code(sub)
     again = sub.add_argument_group("with --resume")
-    again.add_argument(
-        "--accept-changes",
-        action="store_true",
-        help="go on although config.json or the record is not as it was saved; says what differs",
-    )
-    again.add_argument(
-        "--empty-replay",
-        action="store_true",
-        help="go on without the transitions of a replay that is damaged",
-    )
+    changes = "go on although config.json or the record is not as it was saved; says what differs"
+    flag(again, "--accept-changes", help=changes)
+    damaged = "go on without the transitions of a replay that is damaged"
+    flag(again, "--empty-replay", help=damaged)
     sub.set_defaults(command=_train)
 
 
-def _reading(field: str, flag: plans.Flag) -> dict[str, Any]:
+def _reading(field: str, entry: plans.Flag) -> dict[str, Any]:
     """Returns the options by which `argparse` reads the values of a flag."""
-    if isinstance(flag.default, tuple):
+    if isinstance(entry.default, tuple):
         return {"action": "append"}
-    if isinstance(flag.default, str):
+    if isinstance(entry.default, str):
         return {"type": arguments.name}
     # 0 stands for a default, which a user leaves out.
-    return {"type": arguments.whole(0 if field == "seed" else 1, flag.most)}
+    return {"type": arguments.whole(0 if field == "seed" else 1, entry.most)}
 
 
 def _train(options: argparse.Namespace) -> int:
