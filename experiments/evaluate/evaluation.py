@@ -4,7 +4,6 @@ A quantity per token (nats, accuracy) is a sum over all tokens divided by their 
 are bootstrap intervals over prompts.
 """
 
-import dataclasses
 import json
 import math
 import pathlib
@@ -17,75 +16,53 @@ import numpy as np
 from kullback.core import files, types
 from kullback.experiments import statistics
 from kullback.experiments.evaluate import best_of, reports, reward_report
-from kullback.experiments.runs import language, models, opened, rewards, run_folder
-from kullback.lm import best_of_n, data, evaluation, splits, tasks, tuning
-from kullback.lm.control_tokens import Reading
+from kullback.experiments.evaluate.subjects import Subject
+from kullback.experiments.runs import rewards, run_folder
+from kullback.lm import best_of_n, data, evaluation
 
 
 def run(
-    path: pathlib.Path,
-    opened_run: opened.Opened | None,
-    task: str = "",
+    subject: Subject,
     *,
     count: int,
     num_samples: int,
-    seed: int | None = None,
-    best: bool = False,
     out: pathlib.Path | None = None,
     num_candidates: int = 0,
     reward: str = "",
-    control_tokens: Reading | None = None,
-    model_flags: Sequence[str] = (),
-    **lengths: Any,
 ) -> tuple[reports.Report, pathlib.Path | None]:
     """Returns the report on a run or a folder of weights, and the JSONL file of its answers.
 
     Args:
-      path, opened_run, task, seed, best, control_tokens, model_flags, **lengths: as for
-        `evaluator_of`.
+      subject: the model and the task.
       count, num_samples: as for `evaluate`.
       out: a new file; None is the next evaluation-NNN.jsonl of a run, and no file for weights.
       num_candidates: N of best-of-N by `reward`, which is evaluated too; 0 leaves it out.
       reward: see rewards.py; "" is the task's own rule.
 
     Raises:
-      ValueError: as `evaluator_of` and `rewards.parse` do, and if something is at `out`.
+      ValueError: as `Subject` and `rewards.parse` do, and if something is at `out`.
     """
-    if out is None and opened_run is not None:
-        out = run_folder.next_free(path / "evaluation", ".jsonl")
+    if out is None and subject.run is not None:
+        out = run_folder.next_free(subject.path / "evaluation", ".jsonl")
     if out is not None:
         files.check_new_file(out)
-    if opened_run is not None and opened_run.kind == "preferences":
+    if subject.run is not None and subject.run.kind == "preferences":
         if num_candidates:
-            raise ValueError(f"{path} is of a reward model, which answers nothing: no --best-of")
-        report = reward_report.report(
-            *(opened_run, task),
-            count=count,
-            seed=seed,
-            best=best,
-            control_tokens=control_tokens,
-            model_flags=model_flags,
-            **lengths,
-        )
+            raise ValueError(
+                f"{subject.path} is of a reward model, which answers nothing: no --best-of"
+            )
+        report = reward_report.report(subject, subject.run, count=count)
     else:
-        evaluator, checkpoint = evaluator_of(
-            *(path, opened_run, task),
-            seed=seed,
-            best=best,
-            control_tokens=control_tokens,
-            model_flags=model_flags,
-            **lengths,
-        )
-        acting, key = {"params": checkpoint.params}, jax.random.key(seed or 0)
+        evaluator, params = evaluator_of(subject), subject.checkpoint.params
+        acting, key, n = {"params": params}, jax.random.key(subject.seed or 0), num_candidates
         chosen_by = None
-        if num_candidates:
+        if n:
             chosen_by = rewards.parse(
                 reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids
             )
         report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
         report.notes.extend(evaluator.notices)
         if chosen_by is not None:
-            n = num_candidates
             measures = best_of.measures(evaluator, acting, chosen_by, n=n, count=count, key=key)
             report.estimates.update({k: statistics.ratio(x) for k, x in measures.items()})
             bound = statistics.Estimate(best_of_n.kl_bound(n))
@@ -96,50 +73,14 @@ def run(
     return report, out
 
 
-def evaluator_of(
-    path: pathlib.Path,
-    run: opened.Opened | None,
-    task: str = "",
-    *,
-    seed: int | None = None,
-    best: bool = False,
-    control_tokens: Reading | None = None,
-    model_flags: Sequence[str] = (),
-    **lengths: Any,
-) -> tuple[evaluation.Evaluator, models.Checkpoint]:
-    """Returns the evaluator of a model on the held-out examples of a task, and the model.
-
-    Args:
-      path: of a run, or of a folder of weights.
-      run: the run; None for weights.
-      task: "tokens/..."; "" is the run's own.
-      seed, best: as for `models.load`.
-      control_tokens: how a text that spells them is read; None is as the run has it.
-      model_flags: "field=value" each, as for `models.Checkpoint.computing`.
-      **lengths: max_prompt_length, max_new_tokens, overlong in place of the run's, or of
-        `tuning.Config`'s defaults.
+def evaluator_of(subject: Subject) -> evaluation.Evaluator:
+    """Returns the evaluator of a language model on the held-out examples of a task.
 
     Raises:
-      ValueError: for weights without a task, and as `models.load` does.
+      ValueError: as `Subject` does, and for lengths that exceed the model's context.
     """
-    learning = dataclasses.replace(tuning.Config(), **tasks.lengths(task))
-    if run is not None:
-        learning = models.algorithm_config(run).learning
-        task = task or run.plan.environment
-    if not task:
-        raise ValueError(f"{path} is no run, which would name its task: add one, tokens/...")
-    learning = dataclasses.replace(learning, **lengths)
-    # The run's own rule says which examples were held out.
-    rule = splits.RULE if run is None else splits.rule_of(run.config)
-    source = tasks.make(task, rule=rule)
-    recorded = "text" if run is None else run.plan.control_tokens
-    loaded = (
-        models.load(path, seed, best=best) if run is None else models.of_run(run, seed, best=best)
-    )
-    computed = loaded.computing(model_flags, str(path))
-    checkpoint = computed.reading(control_tokens or recorded)
-    limits = language.limits(learning, checkpoint.config)
-    given = {"max_prompt_length", "max_new_tokens"} & {*lengths}
+    learning, task, checkpoint = subject.learning, subject.task, subject.checkpoint
+    given = {"max_prompt_length", "max_new_tokens"} & {*subject.lengths}
     wanted = learning.max_prompt_length + learning.max_new_tokens
     if given and wanted > checkpoint.config.context_length:
         raise ValueError(
@@ -147,12 +88,11 @@ def evaluator_of(
             f"{learning.max_new_tokens} together exceed the model's context of "
             f"{checkpoint.config.context_length}"
         )
-    test, report = source.examples("test", checkpoint.tokenizer, limits)
-    evaluator = evaluation.Evaluator(
-        *(checkpoint.model, checkpoint.tokenizer, source, test, learning, checkpoint.divergence),
+    test, report = task.examples("test", checkpoint.tokenizer, subject.limits)
+    return evaluation.Evaluator(
+        *(checkpoint.model, checkpoint.tokenizer, task, test, learning, checkpoint.divergence),
         notices=tuple(data.notices({"test": report})),
     )
-    return evaluator, checkpoint
 
 
 def evaluate(

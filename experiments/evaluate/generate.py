@@ -262,46 +262,6 @@ class Writer:
             )
 
 
-def generate(
-    checkpoint: models.Checkpoint,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
-    seed: int = 0,
-    stop_tokens: Sequence[int] = (),
-    stop_texts: Sequence[str] = (),
-    on_text: OnText = lambda number, text: None,
-    on_cache: Callable[[int], Any] = lambda num_bytes: None,
-) -> list[Generated]:
-    """Returns completions of prompts, sampled side by side; Ctrl-C ends them where they are.
-
-    Args:
-      checkpoint: a trained model.
-      prompts: token ids of each, with the beginning-of-sequence id.
-      max_new_tokens: of a completion, at most; sampling stops once all completions have ended.
-      sampling: how tokens are drawn; None samples from the model itself.
-      seed: of the samples.
-      stop_tokens: ids that end a completion, beside the model's own.
-      stop_texts: a completion ends before the first of them.
-      on_text: receives the number of a prompt and its next piece of text, whole characters only.
-      on_cache: receives the bytes that the cache of keys and values will take.
-
-    Raises:
-      ValueError: for a model without parameters, no prompts, ids outside of the vocabulary, more
-        tokens than the model's context, or logits that are not finite.
-    """
-    writer = Writer(
-        checkpoint=checkpoint,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        stop_tokens=stop_tokens,
-        stop_texts=stop_texts,
-    )
-    return complete(writer, prompts, on_text=on_text, on_cache=on_cache)
-
-
 def complete(
     writer: Writer,
     prompts: Sequence[Sequence[int]],
@@ -309,7 +269,20 @@ def complete(
     on_text: OnText = lambda number, text: None,
     on_cache: Callable[[int], Any] = lambda num_bytes: None,
 ) -> list[Generated]:
-    """Returns completions of prompts, as `generate` does, by a writer whose programs are kept."""
+    """Returns completions of prompts, sampled side by side; Ctrl-C ends them where they are.
+
+    Sampling stops once all completions have ended.
+
+    Args:
+      writer: a trained model.
+      prompts: token ids of each, with the beginning-of-sequence id.
+      on_text: receives the number of a prompt and its next piece of text, whole characters only.
+      on_cache: receives the bytes that the cache of keys and values will take.
+
+    Raises:
+      ValueError: for no prompts, ids outside of the vocabulary, more tokens than the model's
+        context, or logits that are not finite.
+    """
     if not prompts:
         raise ValueError("no prompts to go on with")
     longest = max(map(len, prompts))

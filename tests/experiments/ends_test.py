@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core.sampling import Sampling
-from kullback.experiments.evaluate import evaluation, generate
+from kullback.experiments.evaluate import evaluation, generate, subjects
 from kullback.experiments.runs import language, models, opened, resolved, run_folder
 from kullback.lm import gemma, tokenizer
 from kullback.lm.formats import hugging_face
@@ -81,17 +81,14 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
     models.export(opened.open(tuned), tmp_path / "model")
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "model" / name).read_text())["eos_token_id"] == [1, 5]
-    report, _ = evaluation.run(
-        tuned, opened.open(tuned), count=2, num_samples=1, out=tmp_path / "written.jsonl"
-    )
+    subject = subjects.Subject(path=tuned, run=opened.open(tuned))
+    report, _ = evaluation.run(subject, count=2, num_samples=1, out=tmp_path / "written.jsonl")
     assert report.estimates["truncated_greedy"].mean == 0
-    evaluator, checkpoint = evaluation.evaluator_of(tuned, opened.open(tuned))
-    (completion,) = generate.generate(
-        checkpoint,
-        [evaluator.test[0].prompt],
-        max_new_tokens=6,
-        sampling=Sampling(temperature=0),
+    evaluator, checkpoint = evaluation.evaluator_of(subject), subject.checkpoint
+    writer = generate.Writer(
+        checkpoint=checkpoint, max_new_tokens=6, sampling=Sampling(temperature=0)
     )
+    (completion,) = generate.complete(writer, [evaluator.test[0].prompt])
     assert (completion.text, completion.ids[-1], completion.is_complete) == ("0", 5, True)
     greedy = evaluator.answers(
         {"params": checkpoint.params}, 1, jax.random.key(0), evaluator.greedy

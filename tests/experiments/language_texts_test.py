@@ -61,7 +61,8 @@ def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: p
     bpe = checkpoint.tokenizer
     prompts = [(bpe.bos_id, *bpe.encode(line["prompt"])) for line in lines[4:]]
     greedy = Sampling(temperature=0)
-    completions = generate.generate(checkpoint, prompts, max_new_tokens=4, sampling=greedy)
+    writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=4, sampling=greedy)
+    completions = generate.complete(writer, prompts)
     assert [line["completion"] for line in lines[4:]] == [row.text for row in completions]
     assert [line["done"] for line in lines[4:]] == [row.is_complete for row in completions]
 
@@ -105,7 +106,8 @@ def test_the_operator_goes_with_the_model(
     assert one.divergence == other.divergence == SPARSE
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     prompts = [(one.tokenizer.bos_id, *one.tokenizer.encode("1+2="))] * 8
-    both = [generate.generate(x, prompts, max_new_tokens=4) for x in (one, other)]
+    writers = [generate.Writer(checkpoint=x, max_new_tokens=4) for x in (one, other)]
+    both = [generate.complete(writer, prompts) for writer in writers]
     assert both[0] == both[1]
 
     capsys.readouterr()
@@ -198,8 +200,9 @@ def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
 def test_more_tokens_than_the_context_are_refused(sparse: pathlib.Path):
     checkpoint = models.load(sparse)
     short = checkpoint._replace(config=dataclasses.replace(checkpoint.config, context_length=6))
+    writer = generate.Writer(checkpoint=short, max_new_tokens=4)
     with pytest.raises(ValueError, match=r"3 tokens and 4 new ones exceed .* of 6; at most 3 fit"):
-        generate.generate(short, [[checkpoint.config.bos_id, 9, 9]], max_new_tokens=4)
+        generate.complete(writer, [[checkpoint.config.bos_id, 9, 9]])
 
 
 @pytest.mark.slow

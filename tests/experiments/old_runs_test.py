@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kullback import experiments
-from kullback.experiments.evaluate import evaluation
+from kullback.experiments.evaluate import evaluation, subjects
 from kullback.experiments.runs import acting, opened, run_folder
 from kullback.experiments.sweeps import sweeping
 
@@ -64,7 +64,8 @@ def test_an_old_run_goes_on_as_it_would_have(name: str, copies: pathlib.Path):
 def test_an_old_run_is_evaluated(name: str, copies: pathlib.Path):
     if MADE["RUNS"][name]["environment"].startswith("tokens/"):
         run = opened.open(copies / name)
-        report = evaluation.run(run.path, run, count=2, num_samples=1)
+        subject = subjects.Subject(path=run.path, run=run)
+        report = evaluation.run(subject, count=2, num_samples=1)
         assert report[0].estimates
     else:
         assert acting.load(name).evaluate(2).shape == (2,)

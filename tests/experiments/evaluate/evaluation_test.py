@@ -276,12 +276,12 @@ def test_a_model_that_is_not_finite_is_not_evaluated_and_writes_nothing(
         evaluator.answers({"params": broken}, 2, jax.random.key(0), evaluator.greedy)
     checkpoint = models.Checkpoint(evaluator.model.config, evaluator.tokenizer, broken)
     shown: list[str] = []
+    sampling = Sampling(temperature=temperature)
+    writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=3, sampling=sampling)
     with pytest.raises(ValueError, match=said):
-        generate.generate(
-            checkpoint,
+        generate.complete(
+            writer,
             [evaluator.test[0].prompt],
-            max_new_tokens=3,
-            sampling=Sampling(temperature=temperature),
             on_text=lambda number, text: shown.append(text),
         )
     assert not shown

@@ -40,14 +40,15 @@ def test_a_stop_text_ends_a_text_within_tokens_and_across_them(
     stop = whole.text[3:6]
     assert stop not in whole.text[:5]
     pieces: list[str] = []
-    (short,) = generate.generate(
-        checkpoint,
-        [prompt],
+    stopping = generate.Writer(
+        checkpoint=checkpoint,
         max_new_tokens=20,
         sampling=LETTERS,
         seed=3,
         stop_texts=("never", stop),
-        on_text=lambda number, text: pieces.append(text),
+    )
+    (short,) = generate.complete(
+        stopping, [prompt], on_text=lambda number, text: pieces.append(text)
     )
     assert short.text == "".join(pieces) == whole.text[:3] and short.is_complete
     assert short.ids == whole.ids[:6]

@@ -250,7 +250,8 @@ def test_generation_in_pieces_is_that_in_one(
     for size in (3, 12):
         monkeypatch.setattr(generate, "PIECE", size)
         seen = dict.fromkeys(seen, "")
-        completions = generate.generate(checkpoint, prompts, max_new_tokens=9, seed=1, on_text=note)
+        writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=9, seed=1)
+        completions = generate.complete(writer, prompts, on_text=note)
         texts[size] = [(row.text, row.ids) for row in completions]
         assert [row.text for row in completions] == list(seen.values())
         assert all(len(row.ids) <= 9 for row in completions)
@@ -264,9 +265,9 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path
     checkpoint = models.load(teacher)
     bpe, model = checkpoint.tokenizer, gemma.make(checkpoint.config)
     ids = [bpe.bos_id, *bpe.encode("31+4=")]
-    (completion,) = generate.generate(
-        checkpoint, [ids], max_new_tokens=4, sampling=Sampling(temperature=0)
-    )
+    greedy = Sampling(temperature=0)
+    writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=4, sampling=greedy)
+    (completion,) = generate.complete(writer, [ids])
     for token in completion.ids:
         logits = model.apply(checkpoint.params, np.array([ids], np.int32))
         assert token == int(np.argmax(logits[0, -1]))

@@ -11,7 +11,7 @@ import pytest
 from kullback import experiments
 from kullback.environments import tokens
 from kullback.experiments import cli
-from kullback.experiments.evaluate import reward_report
+from kullback.experiments.evaluate import reward_report, subjects
 from kullback.experiments.runs import (
     models,
     opened,
@@ -149,7 +149,8 @@ def test_a_population_is_reported_as_one_model_and_as_many(
     assert cli.main(["evaluate", str(population), "--episodes", "6"]) == 0
     shown = capsys.readouterr().out
     assert "6 held-out pairs" in shown and "calibration_error_of_ensemble" in shown
-    report = reward_report.report(opened.open(population), count=6)
+    run = opened.open(population)
+    report = reward_report.report(subjects.Subject(path=population, run=run), run, count=6)
     margins = []
     task = tasks.make(run_folder.RunFolder(population).config()["plan"]["environment"])
     checkpoint = reward_models.load(population)
@@ -172,7 +173,8 @@ def test_a_population_is_reported_as_one_model_and_as_many(
         reward_model.calibration(margins[0])[0], abs=1e-5
     )
     assert len(report.lines) == 6
-    alone = reward_report.report(opened.open(population), count=6, seed=1).estimates
+    member = subjects.Subject(path=population, run=run, seed=1)
+    alone = reward_report.report(member, run, count=6).estimates
     assert alone["accuracy"].mean == estimates["accuracy_of_seed_1"].mean
     assert "margin_of_ensemble" not in alone
 
@@ -253,5 +255,7 @@ def test_what_is_no_pair_and_no_checkpoint(
         ValueError, match=r"no checkpoint of step 3 to start from, only \[0, 2, 4\]"
     ):
         train(tmp_path / "b", task, "warm", settings=("starts=2,3",), **given)
+    run = opened.open(population)
+    subject = subjects.Subject(path=population, run=run, task_name="tokens/arithmetic")
     with pytest.raises(ValueError, match="a reward model judges pairs"):
-        reward_report.report(opened.open(population), "tokens/arithmetic", count=2)
+        reward_report.report(subject, run, count=2)
