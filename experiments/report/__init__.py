@@ -9,8 +9,8 @@ from kullback.core import files, names
 from kullback.experiments import plots
 from kullback.experiments.report import (
     aggregates,
+    chapters,
     collect,
-    figures,
     language,
     page,
     published,
@@ -91,10 +91,14 @@ def write(
         ours: list[dict[str, Any]] = []
         for family in families:
             comparisons = compared[family.name]
-            lines, rows = _family(
-                *(written, family, comparisons, score, baseline, denominator),
-                is_asked=steps is not None,
+            chapter = chapters.Chapter(
+                out=written,
+                family=family,
+                score=score,
+                baseline=baseline,
+                denominator=denominator,
             )
+            lines, rows = _write(chapter, comparisons, is_asked=steps is not None)
             for line in lines:
                 say(line)
             ours.extend(_beside_published(family, comparisons, rows))
@@ -135,32 +139,26 @@ def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[s
     """Compares agents over all games of a family that is aggregated, else on each environment."""
     if not family.series:
         return []
-    if family.name in collect.AGGREGATED:
+    if family.traits.is_aggregated:
         return [scores.compare(family.series, kind, steps)]
     series = [[s for s in family.series if s.environment == e] for e in family.environments]
     return [scores.compare(seeds, kind, steps) for seeds in series if seeds]
 
 
-def _family(
-    out: page.Page,
-    family: collect.Family,
-    compared: Sequence[scores.Comparison],
-    kind: str,
-    baseline: str | None,
-    denominator: str,
-    is_asked: bool,
+def _write(
+    chapter: chapters.Chapter, compared: Sequence[scores.Comparison], *, is_asked: bool
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """Adds a family's section; returns lines to say and rows of human-normalised aggregates.
 
     `is_asked` says whether the number of steps was given, or found.
     """
-    colour = figures.colours(family.labels)
-    out.section(family.title)
+    out, family = chapter.out, chapter.family
+    out.section(family.traits.title)
     lines = sections.seeds(out, family)
     for comparison in compared:
         cut = [s for s in comparison.used if s.last > comparison.steps]
         if cut:
-            where = f" on {cut[0].environment}" if family.name not in collect.AGGREGATED else ""
+            where = "" if family.traits.is_aggregated else f" on {cut[0].environment}"
             reason = "as asked for" if is_asked else "the most that all have done"
             text = f"scores{where} are read after {comparison.steps:,} steps, {reason}"
             lines.append(f"cut: {text}")
@@ -173,15 +171,15 @@ def _family(
             out.warning("Some seeds are not among the scores.", comparison.left_out)
             lines.extend(f"left out: {text}" for text in comparison.left_out)
     rows: list[dict[str, Any]] = []
-    if family.name in collect.AGGREGATED:
+    if family.traits.is_aggregated:
         for comparison in compared:
-            rows = aggregates.write(out, family, comparison, colour, baseline, denominator)
+            rows = aggregates.write(chapter, comparison)
     else:
         out.paragraph("Scores are raw, each environment by itself: none are put together.")
-    sections.environment_curves(out, family, colour, kind)
+    sections.environment_curves(chapter)
     sections.score_table(out, family.name, compared)
-    if family.name == "tokens":
-        language.write(out, family, colour)
+    if family.traits.has_texts:
+        language.write(chapter)
     sections.speed(out, family)
     sections.settings(out, family)
     sections.seed_table(out, family)
@@ -205,11 +203,12 @@ def _beside_published(
     rules = collect.protocol(comparison.used[0].run)
     flags = ", ".join(f"{k}={v}" for k, v in rules.items()) or "sticky actions"
     frames = comparison.used[0].run.frames_per_step
+    which = aggregates.set_of(games, family.traits.title)
     return [
         {
             "agent": row["agent"],
             "source": "this report",
-            "games": f"{aggregates.set_of(games, family.title)}; {flags}, {row['runs']} runs",
+            "games": f"{which}; {flags}, {row['runs']} runs",
             "frames": comparison.steps * frames,
             "human-normalised mean, %": 100 * float(row["mean"].mean),
             "human-normalised median, %": 100 * float(row["median"].mean),

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from kullback.experiments import statistics
-from kullback.experiments.report import collect, figures, page, scores
+from kullback.experiments.report import figures, scores
+from kullback.experiments.report.chapters import Chapter
 
 NAMED = 6  # Most games that a title names; of more it gives the number.
 THRESHOLDS = 101  # Points of a performance profile.
@@ -74,15 +75,9 @@ def scales(
             )
 
 
-def write(
-    out: page.Page,
-    family: collect.Family,
-    compared: scores.Comparison,
-    colour: figures.Colours,
-    baseline: str | None,
-    denominator: str,
-) -> list[dict[str, Any]]:
+def write(chapter: Chapter, compared: scores.Comparison) -> list[dict[str, Any]]:
     """Adds the section's parts; returns rows for the table of published results."""
+    out, family, baseline = chapter.out, chapter.family, chapter.baseline
     games = compared.shared()
     others = [name for name in family.environments if name not in games]
     if not games:
@@ -107,30 +102,25 @@ def write(
             "--baseline AGENT normalises by an agent of this report."
         )
     lacking = [game for game in games if not scores.has(game, human=True)]
-    if lacking and family.name == "atari":
+    if lacking and family.traits.has_human_scores:
         out.paragraph(f"Human scores are not published of {', '.join(lacking)}.")
     human_normalised: list[dict[str, Any]] = []
     for scale in usable:
-        rows = _scale(out, family, compared, colour, scale)
+        rows = _scale(chapter, compared, scale)
         if scale.name == "human":
             human_normalised = rows
-    _chances(out, family, compared, games, colour, baseline)
+    _chances(chapter, compared, games)
     if baseline in compared.labels:
-        _improvements(out, family, compared, games, baseline, denominator)
+        _improvements(chapter, compared, games, baseline)
     return human_normalised
 
 
-def _scale(
-    out: page.Page,
-    family: collect.Family,
-    compared: scores.Comparison,
-    colour: figures.Colours,
-    scale: Scale,
-) -> list[dict[str, Any]]:
+def _scale(chapter: Chapter, compared: scores.Comparison, scale: Scale) -> list[dict[str, Any]]:
     """Adds statistics, profile and sample efficiency on one scale; returns the table's rows."""
-    games, stem = scale.games, f"{family.name}-{scale.name}"
+    out, colour, games = chapter.out, chapter.colour, scale.games
+    stem = f"{chapter.family.name}-{scale.name}"
     unit = scale.unit[0].lower() + scale.unit[1:]  # Within a line.
-    which = set_of(games, family.title)
+    which = set_of(games, chapter.family.traits.title)
     normalised = {
         label: [scale.normalise(game, compared.scores[label][game]) for game in games]
         for label in compared.labels
@@ -158,33 +148,31 @@ def _scale(
         f"95% stratified bootstrap intervals over seeds, none where each game has one{scale.note}"
     )
     out.table(f"{stem}-aggregates", rows, f"{where}; {note}.")
-    out.begin_figures()
-    out.figure(
-        f"{stem}-aggregates",
-        figures.intervals(aggregates, colour, which, scale.unit),
-        f"{where}; {note}.",
-    )
-    thresholds = _thresholds(normalised)
-    profiles = {label: statistics.profile(normalised[label], thresholds) for label in normalised}
-    out.figure(
-        f"{stem}-profile",
-        figures.profiles(thresholds, profiles, colour, which, unit),
-        f"Performance profile: fraction of runs above a threshold. {where}.",
-        [
-            {"agent": label, "threshold": t, "fraction": statistics.Estimate(*estimate)}
-            for label, profile in profiles.items()
-            for t, *estimate in zip(thresholds, *profile, strict=True)
-        ],
-    )
-    curves = _sample_efficiency(compared, scale)
-    if curves:
+    with out.figures():
         out.figure(
-            f"{stem}-sample-efficiency",
-            figures.curves(curves, colour, which, f"IQM, {unit}", "agent steps"),
-            f"Sample efficiency: IQM at each checkpoint. {scale.unit}, {which}.",
-            figures.rows(curves, "IQM"),
+            f"{stem}-aggregates",
+            figures.intervals(aggregates, colour, which, scale.unit),
+            f"{where}; {note}.",
         )
-    out.end_figures()
+        thresholds = _thresholds(normalised)
+        profiles = {k: statistics.profile(values, thresholds) for k, values in normalised.items()}
+        out.figure(
+            f"{stem}-profile",
+            figures.profiles(thresholds, profiles, colour, which, unit),
+            f"Performance profile: fraction of runs above a threshold. {where}.",
+            [
+                {"agent": label, "threshold": t, "fraction": statistics.Estimate(*estimate)}
+                for label, profile in profiles.items()
+                for t, *estimate in zip(thresholds, *profile, strict=True)
+            ],
+        )
+        if curves := _sample_efficiency(compared, scale):
+            out.figure(
+                f"{stem}-sample-efficiency",
+                figures.curves(curves, colour, which, f"IQM, {unit}", "agent steps"),
+                f"Sample efficiency: IQM at each checkpoint. {scale.unit}, {which}.",
+                figures.rows(curves, "IQM"),
+            )
     return rows
 
 
@@ -223,15 +211,9 @@ def _sample_efficiency(compared: scores.Comparison, scale: Scale) -> dict[str, f
     }
 
 
-def _chances(
-    out: page.Page,
-    family: collect.Family,
-    compared: scores.Comparison,
-    games: Sequence[str],
-    colour: figures.Colours,
-    baseline: str | None,
-) -> None:
+def _chances(chapter: Chapter, compared: scores.Comparison, games: Sequence[str]) -> None:
     """Adds the probability of improvement of raw scores, which needs no normalisation."""
+    out, name, baseline = chapter.out, f"{chapter.family.name}-improvement", chapter.baseline
     labels = compared.labels
     pairs = [(x, y) for x, y in itertools.permutations(labels, 2) if y == baseline]
     pairs = pairs or list(itertools.combinations(labels, 2))
@@ -241,28 +223,24 @@ def _chances(
         (x, y): statistics.improvement(compared.per_game(x, games), compared.per_game(y, games))
         for x, y in pairs
     }
-    which = set_of(games, family.title)
+    which = set_of(games, chapter.family.traits.title)
     caption = (
         f"Probability that a run of one agent scores more than a run of the other, mean over "
         f"games, after {compared.steps:,} steps; {which}."
     )
     out.heading(f"Probability of improvement, {counted(games)}")
-    out.figure(f"{family.name}-improvement", figures.chances(chances, colour, which), caption)
+    out.figure(name, figures.chances(chances, chapter.colour, which), caption)
     rows = [
         {"agent": x, "over": y, "probability": estimate} for (x, y), estimate in chances.items()
     ]
-    out.table(f"{family.name}-improvement", rows, "The same, as numbers.")
+    out.table(name, rows, "The same, as numbers.")
 
 
 def _improvements(
-    out: page.Page,
-    family: collect.Family,
-    compared: scores.Comparison,
-    games: Sequence[str],
-    baseline: str,
-    denominator: str,
+    chapter: Chapter, compared: scores.Comparison, games: Sequence[str], baseline: str
 ) -> None:
     """Draws the improvement over a baseline as bars, as in the Munchausen paper."""
+    out, name, denominator = chapter.out, chapter.family.name, chapter.denominator
     means = {game: float(compared.scores[baseline][game].mean()) for game in games}
     units = {
         game: scores.denominator(game, means[game], denominator)
@@ -279,32 +257,31 @@ def _improvements(
     if not usable:
         out.paragraph(f"No game has the scores that {measure} takes.")
         return
-    which = set_of(usable, family.title)
+    which = set_of(usable, chapter.family.traits.title)
     table: dict[str, dict[str, Any]] = {game: {"game": game} for game in usable}
-    out.begin_figures()
-    for label in compared.labels:
-        if label == baseline:
-            continue
-        improvements = {
-            game: 100 * float(compared.scores[label][game].mean() - means[game]) / units[game]
-            for game in usable
-        }
-        values = list(improvements.values())
-        wins = sum(value > 0 for value in values)
-        out.figure(
-            f"{family.name}-{label}-over-{baseline}",
-            figures.bars(improvements, f"{label} over {baseline}\n{which}", f"% of {measure}"),
-            f"({label} - {baseline}) / {measure} after {compared.steps:,} steps: better on {wins} "
-            f"of {len(values)}, mean {np.mean(values):+.1f}%, median {np.median(values):+.1f}%; "
-            f"{which}.",
-        )
-        for game, value in improvements.items():
-            table[game][f"{label}, %"] = value
-    out.end_figures()
+    with out.figures():
+        for label in compared.labels:
+            if label == baseline:
+                continue
+            improvements = {
+                game: 100 * float(compared.scores[label][game].mean() - means[game]) / units[game]
+                for game in usable
+            }
+            values = list(improvements.values())
+            wins = sum(value > 0 for value in values)
+            out.figure(
+                f"{name}-{label}-over-{baseline}",
+                figures.bars(improvements, f"{label} over {baseline}\n{which}", f"% of {measure}"),
+                f"({label} - {baseline}) / {measure} after {compared.steps:,} steps: better on "
+                f"{wins} of {len(values)}, mean {np.mean(values):+.1f}%, median "
+                f"{np.median(values):+.1f}%; {which}.",
+            )
+            for game, value in improvements.items():
+                table[game][f"{label}, %"] = value
     left = [game for game in games if game not in usable]
     note = f" Left out, for {measure} is unknown or 0: {', '.join(left)}." if left else ""
     out.table(
-        f"{family.name}-over-{baseline}",
+        f"{name}-over-{baseline}",
         list(table.values()),
         f"Improvement over {baseline}.{note}",
     )

@@ -15,9 +15,22 @@ from kullback.experiments.sweeps import sweeping
 
 logger = logging.getLogger(__name__)
 
-# Families in which scores of several games are put together, so all must have one protocol.
-AGGREGATED = ("atari", "minatar")
-TITLES = {"atari": "Atari", "minatar": "MinAtar", "gym": "Gymnasium", "tokens": "Language models"}
+
+class Traits(NamedTuple):
+    """Facts of a family of environments."""
+
+    title: str  # The name as it is written in text.
+    is_aggregated: bool = False  # Whether games have one protocol, and one score over all of them.
+    has_human_scores: bool = False  # Whether scores of humans are published, of most games.
+    has_texts: bool = False  # Whether it is of language models.
+
+
+TRAITS = {
+    "atari": Traits("Atari", is_aggregated=True, has_human_scores=True),
+    "minatar": Traits("MinAtar", is_aggregated=True),
+    "gym": Traits("Gymnasium"),
+    "tokens": Traits("Language models", has_texts=True),
+}
 # Fields of a plan that do not tell agents apart. An agent of games has its settings in the
 # configuration; for language models the plan's other fields (model, teacher, ...) count.
 NO_SETTINGS = (
@@ -100,9 +113,9 @@ class Family:
     seeds: tuple[Missing, ...]  # A row a label and environment.
 
     @property
-    def title(self) -> str:
-        """The name as it is written in text."""
-        return TITLES.get(self.name, self.name)
+    def traits(self) -> Traits:
+        """Facts of all its environments."""
+        return traits_of(self.name)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -114,6 +127,11 @@ class Family:
         """Names, in alphabetical order."""
         runs = itertools.chain.from_iterable(self.runs.values())
         return tuple(sorted({run.plan.environment for run in runs}))
+
+
+def traits_of(family: str) -> Traits:
+    """Returns the facts of a family, known or not."""
+    return TRAITS.get(family, Traits(family))
 
 
 def families(paths: Iterable[pathlib.Path]) -> list[Family]:
@@ -237,7 +255,7 @@ def check_protocols(runs: Sequence[Run]) -> None:
     for run in runs:
         family = run.plan.environment.split("/")[0]
         flags = protocol(run)
-        scope = family if family in AGGREGATED else run.plan.environment
+        scope = family if traits_of(family).is_aggregated else run.plan.environment
         for kind, where, facts in (
             ("environment flags", scope, flags),
             ("observations or actions", run.plan.environment, _spec(run)),

@@ -6,6 +6,7 @@ from typing import Any
 
 from kullback.core import json_files
 from kullback.experiments.report import collect, figures, page, sections
+from kullback.experiments.report.chapters import Chapter
 
 SHOWN = 12  # Texts of an agent on a task.
 LONGEST = 4_000  # Characters of a text that are shown.
@@ -16,24 +17,24 @@ NO_CURVES = (
 )
 
 
-def write(out: page.Page, family: collect.Family, colour: figures.Colours) -> None:
+def write(chapter: Chapter) -> None:
     """Adds a curve of each column that some run has, and the newest texts of each agent."""
+    out, family = chapter.out, chapter.family
     for task in family.environments:
         series = [seed for seed in family.series if seed.environment == task]
         columns = dict.fromkeys(name for seed in series for name in seed.columns)
         out.heading(f"Measures of {task}")
-        out.begin_figures()
-        for column in sorted(set(columns) - set(NO_CURVES)):
-            curves = sections.curves([seed for seed in series if column in seed.columns], column)
-            if curves:
-                name = column.replace("_", " ")
-                out.figure(
-                    f"{task}-{column}",
-                    figures.curves(curves, colour, task, name, "learner steps"),
-                    f"{name}, {task}: mean over seeds with a 95% bootstrap band, seeds thin.",
-                    figures.rows(curves, column),
-                )
-        out.end_figures()
+        with out.figures():
+            for column in sorted(set(columns) - set(NO_CURVES)):
+                some = [seed for seed in series if column in seed.columns]
+                if curves := sections.curves(some, column):
+                    name = column.replace("_", " ")
+                    out.figure(
+                        f"{task}-{column}",
+                        figures.curves(curves, chapter.colour, task, name, "learner steps"),
+                        f"{name}, {task}: mean over seeds with a 95% bootstrap band, seeds thin.",
+                        figures.rows(curves, column),
+                    )
         for label in family.labels:
             runs = [run for run in family.runs[label] if run.plan.environment == task]
             _texts(out, label, task, runs)

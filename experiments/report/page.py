@@ -4,10 +4,11 @@ Pictures and tables are written beside it too, as PNG and CSV of the same name.
 """
 
 import base64
+import contextlib
 import html
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -20,42 +21,7 @@ LONG = 30  # Characters above which a cell gets more room on narrow screens.
 UNFOLDED = 12  # Lines of a warning that are shown; more are folded.
 MARK = '<meta name="generator" content="kullback report">'
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1rem; background: #fff; color: #1c1c1c;
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { font-size: 1.3rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1.1rem; margin-top: 1.6rem; }
-nav a { display: inline-block; margin-right: 1rem; padding: .4rem 0; }
-figure { margin: 1rem 0; max-width: 40rem; min-width: 0; }
-figure img { display: block; max-width: 100%; height: auto; }
-figcaption, .note { color: #444; font-size: .9rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr));
-  gap: 0 1.5rem; }
-/* A shadow where a table goes on: white covers it at the table's own ends. */
-.scroll { overflow-x: auto; max-width: 100%;
-  background: linear-gradient(to right, #fff 50%, #fff0) 0 / 2rem, linear-gradient(to left,
-  #fff 50%, #fff0) 100% / 2rem, linear-gradient(to right, #0003, #0000) 0 / .7rem,
-  linear-gradient(to left, #0003, #0000) 100% / .7rem; background-repeat: no-repeat;
-  background-attachment: local, local, scroll, scroll; }
-table { border-collapse: collapse; font-size: .9rem; overflow-wrap: normal; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: left;
-  vertical-align: top; white-space: nowrap; }
-th { background: #f3f3f3; white-space: normal; vertical-align: bottom; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-@media (max-width: 40rem) {
-  th, td { padding: .25rem .4rem; white-space: normal; }
-  td.number { white-space: nowrap; }
-  td.long { min-width: 9rem; }
-}
-.warning { border-left: .3rem solid #c60; padding: .2rem .8rem; background: #fff6ea; }
-details { margin: .4rem 0; }
-summary { cursor: pointer; padding: .3rem 0; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .6rem;
-  margin: .3rem 0; font-size: .85rem; }
-"""
+STYLE = pathlib.Path(__file__).with_name("page.css")
 
 
 class Page:
@@ -136,12 +102,11 @@ class Page:
             f'<a href="{_text(path.name)}">PNG</a>{link}</figcaption></figure>'
         )
 
-    def begin_figures(self) -> None:
-        """Begins a group of figures that stand side by side where there is room."""
+    @contextlib.contextmanager
+    def figures(self) -> Iterator[None]:
+        """Lets the figures of a block stand side by side where there is room."""
         self._parts.append('<div class="figures">')
-
-    def end_figures(self) -> None:
-        """Ends the group of `begin_figures`."""
+        yield
         self._parts.append("</div>")
 
     def folded(self, summary: str, text: str) -> None:
@@ -153,13 +118,13 @@ class Page:
     def write(self) -> None:
         """Writes index.html."""
         links = " ".join(f'<a href="#{a}">{_text(title)}</a>' for a, title in self._sections)
-        body = "\n".join(self._parts)
+        body, style = "\n".join(self._parts), STYLE.read_text("utf-8")
         (self._folder / INDEX).write_text(
             f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK}\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             # An empty icon, as a browser would fetch one from a server otherwise.
             '<link rel="icon" href="data:,">\n'
-            f"<title>{_text(self._title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f"<title>{_text(self._title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
             f"<h1>{_text(self._title)}</h1>\n<nav>{links}</nav>\n{body}\n</body>\n</html>\n",
             encoding="utf-8",
         )

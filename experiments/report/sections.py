@@ -8,6 +8,7 @@ import numpy as np
 
 from kullback.experiments import plots, statistics
 from kullback.experiments.report import collect, figures, page, scores
+from kullback.experiments.report.chapters import Chapter
 from kullback.experiments.runs import inputs
 
 CURVE_RESAMPLES = 2_000
@@ -80,34 +81,30 @@ def curves(series: Sequence[collect.Series], column: str) -> dict[str, figures.C
     return curves_by_label
 
 
-def environment_curves(
-    out: page.Page, family: collect.Family, colour: figures.Colours, kind: str
-) -> None:
+def environment_curves(chapter: Chapter) -> None:
     """Adds a learning curve of each environment, all agents in it."""
-    what = scores.KINDS[kind]
-    is_language = family.name == "tokens"
-    y_label = "score" if is_language else what.short
-    x_label = (plots.TEXTS if is_language else plots.GAMES).x
+    out, family, kind = chapter.out, chapter.family, chapter.kind
+    has_texts = family.traits.has_texts
+    labels = ("score", plots.TEXTS.x) if has_texts else (kind.short, plots.GAMES.x)
     by_environment = {
-        environment: curves([s for s in family.series if s.environment == environment], what.column)
+        environment: curves([s for s in family.series if s.environment == environment], kind.column)
         for environment in family.environments
     }
     if not any(by_environment.values()):  # Language models that sample nothing have losses only.
         return
     out.heading("Learning curves")
-    out.begin_figures()
-    for environment, curves_by_label in by_environment.items():
-        if not curves_by_label:
-            continue
-        counts = ", ".join(f"{len(one.seeds)} of {k}" for k, one in curves_by_label.items())
-        out.figure(
-            f"{environment}-curve",
-            figures.curves(curves_by_label, colour, environment, y_label, x_label),
-            f"{environment}, {what.meaning}, raw: mean over seeds with a 95% bootstrap band, "
-            f"seeds thin. Seeds: {counts}.",
-            figures.rows(curves_by_label, "score"),
-        )
-    out.end_figures()
+    with out.figures():
+        for environment, curves_by_label in by_environment.items():
+            if not curves_by_label:
+                continue
+            counts = ", ".join(f"{len(one.seeds)} of {k}" for k, one in curves_by_label.items())
+            out.figure(
+                f"{environment}-curve",
+                figures.curves(curves_by_label, chapter.colour, environment, *labels),
+                f"{environment}, {kind.meaning}, raw: mean over seeds with a 95% bootstrap band, "
+                f"seeds thin. Seeds: {counts}.",
+                figures.rows(curves_by_label, "score"),
+            )
 
 
 def score_table(out: page.Page, family: str, compared: Sequence[scores.Comparison]) -> None:
