@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 import struct
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from kullback.core import files, folders, json_files, trees
+from kullback.core import files, folders, json_files, mapped, trees
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # safetensors' name -> NumPy's; other types, such as those below a byte, are read as bytes.
@@ -65,7 +66,7 @@ def read(path: files.Path, *, writable: bool = False) -> dict[str, Tensor]:
     folders.check_regular(path)
     try:
         with safetensors.safe_open(path, "np"):  # It checks the header: offsets, sizes, overlaps.
-            memory = np.memmap(path, np.uint8, "c" if writable else "r").view(np.ndarray)
+            memory = mapped.open_bytes(path, writable=writable)
     except safetensors.SafetensorError as error:
         with path.open("rb") as file:
             is_pointer = file.read(len(json_files.LFS)) == json_files.LFS.encode()
@@ -128,23 +129,28 @@ def import_params(path: files.Path, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def write_ready(path: files.Path, params: Any) -> None:
+def write_ready(path: files.Path, like: Any, read: Callable[[str], Any]) -> None:
     """Writes parameters one after another, as `ready_params` has no need to copy them.
 
     The file is one of safetensors, with names as those of `export_params`.
+
+    Args:
+      path: of the file.
+      like: tree of arrays or `jax.ShapeDtypeStruct`s.
+      read: returns a leaf by its name; it is called once for each, so that one is in memory.
     """
     entries, end = {}, 0
-    named = trees.named_leaves(params)
+    named = trees.named_leaves(like)
     for name, leaf in named.items():
-        begin, end = end, end + leaf.nbytes
+        begin, end = end, end + trees.num_bytes(leaf)
         entry = {"dtype": _NAMES[str(leaf.dtype)], "shape": list(leaf.shape)}
         entries[name] = {**entry, "data_offsets": [begin, end]}
     header = json.dumps(entries).encode()
     header += b" " * (-(8 + len(header)) % _ALIGNMENT)
     with files.naming(path), open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
-        for leaf in named.values():
-            numbers = np.ascontiguousarray(trees.to_numpy(leaf))
+        for name in named:
+            numbers = np.ascontiguousarray(trees.to_numpy(read(name)))
             file.write(numbers.reshape(-1).view(np.uint8).data)
 
 

@@ -82,18 +82,22 @@ class Model(NamedTuple):
     num_ids: int  # Number of logits: rows of the embedding, or fewer (lm/shared_ids.py).
 
 
-def apart(params: types.Params) -> types.Params:
+def apart(params: types.Params, *, shared: bool = False) -> types.Params:
     """Returns parameters to decode with: those of large models on CPUs with each layer's apart.
 
-    A block is then a tuple of its periods, see `layers.scan`: copies of all weights but the
-    embedding. Small models, which compute faster than they compile, stay as they are, and so do
-    trees without blocks.
+    A block is then a tuple of its periods, see `layers.scan`. Small models, which compute faster
+    than they compile, stay as they are, and so do trees without blocks.
+
+    Args:
+      params: of the model.
+      shared: whether a period lies in the memory of `params`, which nothing learns then: JAX cannot
+        give that memory to a program any more. Else it is a copy.
     """
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
     if jax.default_backend() != "cpu" or num_bytes < layers.LARGE:
         return params
     return {
-        name: layers.unstacked(x) if name in gemma_config.BLOCKS else x
+        name: layers.unstacked(x, shared=shared) if name in gemma_config.BLOCKS else x
         for name, x in params.items()
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MASKED = -1e30  # A score with weight 0; finite, so that a row of masked scores is not NaN.
 LARGE = 2**26  # Bytes of a table of which copies are avoided.
@@ -295,10 +296,19 @@ def scan(step: Callable[..., Any], carry: Any, stacked: Any) -> Any:
     return jax.lax.scan(lambda c, item: (step(c, *item), None), carry, (indices, stacked))[0]
 
 
-def unstacked(stacked: Any) -> tuple[Any, ...]:
-    """Returns the items of a tree whose arrays have a layer axis, as arrays of their own."""
+def unstacked(stacked: Any, *, shared: bool = False) -> tuple[Any, ...]:
+    """Returns the items of a tree whose arrays have a layer axis, as arrays of their own.
+
+    Args:
+      stacked: the tree, on a CPU.
+      shared: whether they lie in its memory, where they begin at addresses that XLA takes.
+    """
     length = jax.tree.leaves(stacked)[0].shape[0]
-    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(length))
+
+    def item(x: jax.Array, i: int) -> jax.Array:
+        return jax.device_put(np.asarray(x)[i]) if shared else x[i]
+
+    return tuple(jax.tree.map(lambda x, i=i: item(x, i), stacked) for i in range(length))
 
 
 @jax.checkpoint  # The gradient stores the inputs, and no third array as large.

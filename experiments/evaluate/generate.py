@@ -88,7 +88,7 @@ class Writer:
     @functools.cached_property
     def acting(self) -> Any:
         """Parameters of the sampler's policy."""
-        return {"params": gemma.apart(self.checkpoint.params)}
+        return {"params": gemma.apart(self.checkpoint.params, shared=True)}
 
     def check_length(self, longest: int) -> None:
         """Raises ValueError unless a prompt of so many tokens and a text fit the context."""

@@ -27,7 +27,13 @@ from kullback.lm import (
     tokenizer,
     warm,
 )
-from kullback.lm.formats import gguf_files, gguf_gemma, hugging_face, hugging_face_config
+from kullback.lm.formats import (
+    gguf_files,
+    gguf_gemma,
+    hugging_face,
+    hugging_face_config,
+    stacked_layers,
+)
 
 NOTES = folder_meaning.NOTES
 MODEL = "model.json"  # The model's shape, beside config.json.
@@ -128,29 +134,45 @@ def load(
 
 def _of_gguf(path: pathlib.Path, mesh: sharding.Mesh | None = None) -> Checkpoint:
     file = gguf_files.read(path)
-    shardings = sharding.by_path(gguf_gemma.read_config(file), mesh)
-    config, params, _ = gguf_gemma.load(file, sharding=shardings)
-    divergence, notice = gguf_gemma.output_divergence(file), terms.of_gguf(file.metadata)
-    return Checkpoint(config, tokenizer.from_gguf(file), params, divergence, notice=notice)
+    checkpoint = _without_params(file)
+    shardings = sharding.by_path(checkpoint.config, mesh)
+    return checkpoint._replace(params=gguf_gemma.load(file, sharding=shardings)[1])
+
+
+def _without_params(file: gguf_files.File) -> Checkpoint:
+    """Returns the model of a GGUF file, whose tensors are not read."""
+    config, divergence = gguf_gemma.read_config(file), gguf_gemma.output_divergence(file)
+    notice = terms.of_gguf(file.metadata)
+    return Checkpoint(config, tokenizer.from_gguf(file), None, divergence, notice=notice)
 
 
 def _of_folder(path: pathlib.Path, mesh: sharding.Mesh | None) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise ValueError(_no_model(path))
+    # First, as what it needs meanwhile is freed before the parameters come.
+    its_tokenizer = tokenizer.load(path)
     shardings = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=shardings)
     divergence = folder_meaning.output_divergence(path)
     notice = terms.of_folder(path)
-    return Checkpoint(config, tokenizer.load(path), params, divergence, notice=notice)
+    return Checkpoint(config, its_tokenizer, params, divergence, notice=notice)
 
 
 def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the model of a GGUF file into a folder of the cache."""
-    checkpoint = _of_gguf(path)
+    """Writes the model of a GGUF file into a folder of the cache, a parameter at a time."""
+    file = gguf_files.read(path)
+    checkpoint = _without_params(file)
     folder.mkdir()
     save(checkpoint, folder)
     (folder / OPERATOR).write_text(json.dumps({"divergence": checkpoint.divergence}))
-    weights.write_ready(folder / PARAMS, checkpoint.params)
+    tensors, _ = gguf_gemma.open_rows(file, checkpoint.config)
+    leaves, like = stacked_layers.leaves(checkpoint.config)
+
+    def read(name: str) -> np.ndarray:
+        rows = [tensors[tensor] for tensor in leaves[name].names]
+        return stacked_layers.read(leaves[name], rows, like[name])
+
+    weights.write_ready(folder / PARAMS, stacked_layers.nest(like), read)
 
 
 def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:

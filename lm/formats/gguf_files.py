@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import files, folders, json_files
+from kullback.core import files, folders, json_files, mapped
 
 MAX_ENTRIES = 1 << 16  # Keys of metadata, and tensors; the largest models have some thousands.
 MAX_ITEMS = 1 << 24  # Of a list in the metadata: twice the largest vocabulary that we take.
@@ -70,6 +70,7 @@ class Tensor(NamedTuple):
         width = math.gcd(data.size // size, max(1, _GROUP // block)) * size
         with np.errstate(all="ignore"):  # What overflows is found below.
             numbers = gguf.quants.dequantize(data.reshape(-1, width), kind)
+        mapped.release(data)
         numbers = numbers.reshape(end - begin, *self.shape[1:])
         if not np.isfinite(numbers).all():
             raise ValueError(f"tensor {self.name} ({self.kind}) has numbers that are not finite")
@@ -93,8 +94,7 @@ def read(path: files.Path) -> File:
     """
     path = pathlib.Path(path)
     folders.check_regular(path)
-    size = path.stat().st_size
-    memory = np.memmap(path, np.uint8, "r").view(np.ndarray) if size else np.empty(0, np.uint8)
+    memory = mapped.open_bytes(path)
     cursor = _Cursor(memory.data, str(path))
     _check_beginning(cursor)
     num_tensors = cursor.count("number of tensors", 24, MAX_ENTRIES)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import files, finite, json_files, trees, types
+from kullback.core import files, finite, json_files, mapped, trees, types
 from kullback.lm import gemma, terms
 from kullback.lm.formats import hugging_face_config, stacked_layers, tensor_files
 
@@ -246,15 +246,18 @@ def _rows(folder: pathlib.Path, name: str, tensor: tensor_files.Tensor) -> stack
     The function raises ValueError for a number that float32 does not reach.
     """
     array = tensor.array
+    dtype = np.float32 if tensor.dtype == WIDE else array.dtype
 
-    def narrowed(rows: slice) -> np.ndarray:
+    def read(rows: slice) -> np.ndarray:
+        stored = array[rows]
         with np.errstate(over="ignore"):
-            numbers = array[rows].astype(np.float32)
-        if np.any(np.isinf(numbers) & np.isfinite(array[rows])):
+            numbers = stored.astype(dtype)
+        if tensor.dtype == WIDE and np.any(np.isinf(numbers) & np.isfinite(stored)):
             raise ValueError(f"{folder}: {name} has numbers of float64 that float32 does not reach")
+        mapped.release(stored)
         return numbers
 
-    return narrowed if tensor.dtype == WIDE else array.__getitem__
+    return read
 
 
 def _check_head(

@@ -6,16 +6,19 @@ along a layer axis (lm/gemma.py). The names are those of transformers.
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import trees, types
 from kullback.lm import gemma
 
 Rows = Callable[[slice], np.ndarray]  # A part of a tensor's first axis, as numbers.
+WHOLE = 1 << 26  # Bytes of a parameter that the host may hold beside its copy on a device.
+_PART = 1 << 23  # Numbers that are read at once.
 Sharding = Callable[[str], jax.sharding.Sharding | None]  # Of a parameter, by its path.
 
 # Ours -> (theirs, whether it is transposed).
@@ -67,7 +70,7 @@ def leaves(config: gemma.Config) -> tuple[dict[str, Leaf], dict[str, jax.ShapeDt
 def load(
     config: gemma.Config, tensors: Mapping[str, Rows], dtype: str, sharding: Sharding | None = None
 ) -> types.Params:
-    """Reads all parameters, so that the host holds no second copy of more than one.
+    """Reads all parameters, so that there is no second copy of more than `WHOLE` bytes.
 
     Args:
       config: of the model.
@@ -78,10 +81,33 @@ def load(
     paths, like = leaves(config)
     named = {}
     for path, leaf in paths.items():
-        array = read(leaf, [tensors[name] for name in leaf.names], like[path], dtype)
-        array = jax.device_put(array, sharding(path) if sharding else None)
+        rows = [tensors[name] for name in leaf.names]
+        shape = jax.ShapeDtypeStruct(like[path].shape, jnp.dtype(dtype))
+        place = sharding(path) if sharding else None
+        if trees.num_bytes(shape) > WHOLE:
+            array = _read_in_place(leaf, rows, shape, place)
+        else:
+            array = jax.device_put(read(leaf, rows, shape), place)
         named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
     return nest(named)
+
+
+def _read_in_place(
+    leaf: Leaf,
+    tensors: Sequence[Rows],
+    like: jax.ShapeDtypeStruct,
+    place: jax.sharding.Sharding | None,
+) -> jax.Array:
+    """Reads a large parameter into an array of JAX, which a learner may then give away."""
+    array = jnp.zeros(like.shape, like.dtype, device=place)
+    placed = jax.jit(_placed, donate_argnums=0, out_shardings=place)
+    for at, numbers in _parts(leaf, tensors):
+        array = placed(array, numbers, np.array(at, np.int32))
+    return array
+
+
+def _placed(array: jax.Array, part: jax.Array, at: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice(array, part.astype(array.dtype), at)
 
 
 def of_params(config: gemma.Config, params: types.Params) -> dict[str, Rows]:
@@ -104,26 +130,31 @@ def _rows(array: np.ndarray, part: slice) -> np.ndarray:
     return array[part]
 
 
-def read(leaf: Leaf, tensors: Sequence[Rows], like: jax.ShapeDtypeStruct, dtype: str) -> np.ndarray:
+def read(leaf: Leaf, tensors: Sequence[Rows], like: jax.ShapeDtypeStruct) -> np.ndarray:
     """Reads the numbers of one parameter.
 
     Args:
       leaf: which it is.
       tensors: of the file, in the order of `leaf.names`.
-      like: its shape.
-      dtype: in which it is returned.
+      like: its shape and type.
     """
-    target = np.empty(like.shape, jax.numpy.dtype(dtype))
-    for i, rows in enumerate(tensors):
-        part = target[i] if leaf.stacked else target
-        step = max(1, (1 << 24) // max(1, math.prod(leaf.shape[1:])))  # No second copy of all.
-        for row in range(0, leaf.shape[0], step):
-            numbers = rows(slice(row, row + step))
-            if leaf.transposed:
-                part[:, row : row + step] = numbers.T
-            else:
-                part[row : row + step] = numbers
+    target = np.empty(like.shape, like.dtype)
+    for at, numbers in _parts(leaf, tensors):
+        target[tuple(map(slice, at, np.add(at, numbers.shape)))] = numbers
     return target
+
+
+def _parts(leaf: Leaf, tensors: Sequence[Rows]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Yields parts of a parameter's numbers, and the index where each begins."""
+    num_rows, rest = leaf.shape[0], leaf.shape[1:]
+    step = max(1, _PART // max(1, math.prod(rest)))
+    for i, rows in enumerate(tensors):
+        for row in range(0, num_rows, step):
+            numbers = rows(slice(row, min(row + step, num_rows)))
+            at = (row, *(0 for _ in rest))
+            if leaf.transposed:
+                numbers, at = numbers.T, at[::-1]
+            yield ((i, *at), numbers[None]) if leaf.stacked else (at, numbers)
 
 
 def nest(named: dict[str, Any]) -> dict[str, Any]:

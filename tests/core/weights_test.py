@@ -126,7 +126,7 @@ def test_what_is_no_safetensors_is_refused(tmp_path: pathlib.Path):
 
 def test_ready_parameters_are_the_file_and_may_be_written_to(tmp_path: pathlib.Path):
     path = tmp_path / "params.safetensors"
-    weights.write_ready(path, params())
+    weights.write_ready(path, jax.eval_shape(params), trees.named_leaves(params()).__getitem__)
     assert set(safetensors_numpy.load_file(path)) == set(trees.named_leaves(params()))
     sound = path.read_bytes()
     got = weights.ready_params(path, jax.eval_shape(params))

@@ -86,3 +86,13 @@ def test_layers_of_large_models_are_decoded_apart(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(got, expected, atol=1e-5)
     monkeypatch.setattr(layers, "LARGE", 10**9)
     assert gemma.apart(params) is params
+
+
+def test_layers_apart_may_share_the_memory_of_their_stack():
+    stack = {"w": jnp.arange(64.0).reshape(4, 16)}  # Each item begins at a multiple of 64 bytes.
+    begin = stack["w"].unsafe_buffer_pointer()
+    for shared in (False, True):
+        items = layers.unstacked(stack, shared=shared)
+        np.testing.assert_array_equal([item["w"] for item in items], stack["w"])
+        offsets = [item["w"].unsafe_buffer_pointer() - begin for item in items]
+        assert (offsets == [0, 64, 128, 192]) == shared
