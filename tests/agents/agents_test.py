@@ -79,7 +79,8 @@ def test_every_agent_learns_from_a_batch_goes_on_from_a_checkpoint_and_acts(name
     saved, _, _ = checkpoints.restore_latest(
         tmp_path, jax.eval_shape(learner.init, jax.random.key(0))
     )
-    whole, resumed = (step(x, transitions(), None)[0] for x in (state, saved))
+    given = transitions(), types.NO_CONSTANTS
+    whole, resumed = (step(x, *given)[0] for x in (state, saved))
     assert int(resumed.steps) == 4
     assert not any(map(differ, jax.tree.leaves(whole), jax.tree.leaves(resumed)))
     params = agent(name).actor_params(resumed, np.asarray(0, np.int32), True, types.NO_CONSTANTS)
@@ -95,7 +96,7 @@ def differ(array: jax.Array, other: jax.Array) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("dqn", "m-dqn") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "m-dqn" else pytest.mark.slow)
         for name in sorted(agents.AGENTS)
     ],
 )

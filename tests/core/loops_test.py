@@ -96,8 +96,15 @@ def test_a_pace_that_does_not_fit_names_the_nearest_that_does():
         loops.pace(replay.Config(), 0)
 
 
-@pytest.mark.parametrize("kind", ["compiled", "host"])
-@pytest.mark.parametrize("num_envs", [1, 8])
+@pytest.mark.parametrize(
+    ("kind", "num_envs"),
+    [
+        ("compiled", 1),
+        ("host", 8),
+        pytest.param("compiled", 8, marks=pytest.mark.slow),
+        pytest.param("host", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_updates_are_one_in_four_agent_steps_after_the_warm_up(kind, num_envs):
     if kind == "compiled":
         loop = compiled_loop(num_envs=num_envs)
@@ -180,7 +187,7 @@ def test_both_loops_make_the_same_updates_of_the_same_data():
     on_host = learner.init(jax.random.key(0))
     step = jax.jit(learner.step, donate_argnums=0)
     for batch in batches:
-        on_host, _ = step(on_host, batch, None)
+        on_host, _ = step(on_host, batch, types.NO_CONSTANTS)
 
     @jax.jit
     def in_one_program(state, batches):
@@ -372,8 +379,15 @@ def test_a_row_needs_n_steps_of_the_capacity():
         loops.learning_begins(config, 512, sees_own_ticks=False)
 
 
-@pytest.mark.parametrize("changes", [("n_step=3",), PRIORITISED], ids=["uniform", "prioritised"])
-@pytest.mark.parametrize("kind", ["compiled", "host"])
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        pytest.param("compiled", PRIORITISED, id="compiled-prioritised"),
+        pytest.param("host", ("n_step=3",), id="host-uniform"),
+        pytest.param("compiled", ("n_step=3",), id="compiled-uniform", marks=pytest.mark.slow),
+        pytest.param("host", PRIORITISED, id="host-prioritised", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
     """Rows of 600: their first steps are many, and none has n of them yet."""
     built = agent("dqn", *changes)
@@ -390,8 +404,7 @@ def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
     assert np.isfinite(row["loss"])
 
 
-@pytest.mark.parametrize("kind", ["compiled", "seeds", "host"])
-@pytest.mark.parametrize("action", [0, 1])
+@pytest.mark.parametrize(("kind", "action"), [("compiled", 1), ("seeds", 0), ("host", 1)])
 def test_what_is_frozen_is_read_by_learner_and_policy(kind, action):
     """By its base alone this policy always goes one way, and this learner says which."""
 
