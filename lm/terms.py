@@ -5,6 +5,7 @@ merged, or distilled from it. What it writes is none of them. They ask for a fil
 beside the weights. A folder or a run that has such a file hands it on to what is made of it.
 """
 
+import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from kullback.core import files, folders, json_files
 
 NOTICE = "NOTICE"  # Name of the file.
+GGUF_NOTICE = "kullback.notice"  # Our own key of a GGUF file, of its text.
 _MOST = 1 << 16  # Bytes of a notice, and of a model card's beginning.
 
 
@@ -65,9 +67,16 @@ def of_folder(folder: files.Path) -> str | None:
 
 
 def of_gguf(metadata: json_files.Record) -> str | None:
-    """Returns the notice of a GGUF file, by the license in its metadata."""
+    """Returns the notice of a GGUF file: as its metadata have it, or that of their license.
+
+    Raises:
+      ValueError: if it is too large.
+    """
+    notice = metadata.get(GGUF_NOTICE, str, None)
+    if notice is not None and len(notice.encode()) > _MOST:
+        raise metadata.error(GGUF_NOTICE, f"a text of at most {_MOST} bytes")
     license = metadata.get("general.license", str, None)
-    return None if license is None else of_license(license)
+    return notice if notice is not None or license is None else of_license(license)
 
 
 def of_license(name: str) -> str | None:
@@ -76,9 +85,19 @@ def of_license(name: str) -> str | None:
     return None if terms is None else terms.notice
 
 
-def license_of(notice: str) -> str:
-    """Returns the name of the license that a notice is of; one that we do not know is its own."""
-    return next((x.name for x in _BY_LICENSE.values() if x.notice in notice), notice)
+def metadata(notice: str | None) -> dict[str, str]:
+    """Returns what a GGUF file says of the terms of its weights; nothing without a notice."""
+    if notice is None:
+        return {}
+    license = {"general.license": "other"}  # As model cards call one without a common name.
+    for terms in _BY_LICENSE.values():
+        if terms.notice in notice:
+            license = {
+                "general.license": terms.name,
+                "general.license.name": terms.title,
+                "general.license.link": terms.address,
+            }
+    return {**license, GGUF_NOTICE: notice}
 
 
 def joined(*notices: str | None) -> str | None:
@@ -91,6 +110,33 @@ def write(folder: pathlib.Path, notice: str | None) -> None:
     """Writes the notice of weights beside them, if they have one."""
     if notice is not None:
         files.atomic_write_text(folder / NOTICE, notice)
+
+
+def check_beside(file: pathlib.Path, notice: str | None) -> None:
+    """Checks that the notice of weights in one file can stand beside it.
+
+    Raises:
+      ValueError: if another notice stands there.
+    """
+    path = file.parent / NOTICE
+    if notice is None or not os.path.lexists(path):
+        return
+    if notice not in (of_folder(file.parent) or ""):
+        raise ValueError(
+            f"{path} is another notice than that of the weights, which must stand beside {file}: "
+            "write to another folder"
+        )
+
+
+def write_beside(file: pathlib.Path, notice: str | None) -> None:
+    """Writes the notice of weights in one file beside it, unless it stands there already.
+
+    Raises:
+      ValueError: as of `check_beside`.
+    """
+    check_beside(file, notice)
+    if not os.path.lexists(file.parent / NOTICE):
+        write(file.parent, notice)
 
 
 def _beginning(path: pathlib.Path) -> bytes:

@@ -17,8 +17,8 @@ def add_parser(commands: Any) -> None:
     sub = commands.add_parser(
         "export",
         help="write a run's parameters as safetensors, or a model for other programs",
-        description="MODEL is a run, a folder as Hugging Face has it, or a .gguf file. A run of "
-        "an agent becomes a file of safetensors.",
+        description="MODEL is a run, a folder as Hugging Face has it, a .gguf file, or "
+        "pretrained:NAME. A run of an agent becomes a file of safetensors.",
     )
     flag(sub, "model MODEL", arguments.path)
     flag(sub, "--seed S", arguments.seed, "which of a run's seeds")
@@ -47,19 +47,16 @@ def _export(options: argparse.Namespace) -> int:
     files.check_new_file(options.out)
     if options.format == "gguf":
         return _export_gguf(options.model, options.out, options)
-    from kullback.experiments.runs import exports, models, opened
+    from kullback.experiments.runs import exports, models
 
-    run = opened.find(options.model, trust_code=options.trust_code)
+    run = models.stored(options.model, options.seed, trust_code=options.trust_code).run
     if run is not None and run.kind == "games":
         from kullback.experiments.runs import acting
 
         acting.of_run(run, seed=options.seed).export(options.out)
         print(f"parameters: {options.out}")
         return 0
-    if run is not None:
-        models.export(run, options.out, options.seed)
-    else:
-        exports.write_folder(options.model, options.out, options.seed)
+    exports.write_folder(options.model, options.out, options.seed, trust_code=options.trust_code)
     print(f"model: {options.out}")
     return 0
 
@@ -67,11 +64,12 @@ def _export(options: argparse.Namespace) -> int:
 def _export_gguf(model: pathlib.Path, out: pathlib.Path, options: argparse.Namespace) -> int:
     from kullback.core import files
     from kullback.experiments.runs import exports
-    from kullback.lm.formats import gguf_writer
+    from kullback.lm import terms
 
     source = exports.open_source(model, options.seed, trust_code=options.trust_code)
     quantization = options.quantize or "f16"
     plan = exports.plan_gguf(source, quantization)
+    terms.check_beside(out, source.notice)
     files.require_disk(out, plan.num_bytes, "weights in GGUF")
     print(f"GGUF in {quantization}: {files.size(plan.num_bytes)}", flush=True)
     if source.divergence != "kl":
@@ -79,6 +77,8 @@ def _export_gguf(model: pathlib.Path, out: pathlib.Path, options: argparse.Names
             f"its operator is that of {source.divergence}, which the file notes for Kullback: "
             "other programs take the softmax, and draw other tokens"
         )
-    gguf_writer.write(out, plan, source.tensors())
+    exports.write_gguf(out, plan, source)
     print(f"model: {out}")
+    if source.notice is not None:
+        print(f"terms: {out.parent / terms.NOTICE}, which goes with every copy of it")
     return 0

@@ -98,20 +98,17 @@ def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) 
     Of a run, a GGUF file or a published model, it is written beside `out` until the stack ends.
     """
     from kullback.core import files
-    from kullback.experiments.runs import converted, exports, models, opened
+    from kullback.experiments.runs import exports, models
 
-    run = opened.find(path)
-    if run is None and not converted.is_converted(path):
+    place = models.find(path)
+    if place is None or place.form == "folder":
         return path
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     scratch = stack.enter_context(
         tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.absolute().parent)
     )
     home = pathlib.Path(scratch) / path.name
-    if run is None:
-        exports.write_folder(path, home)
-    else:
-        models.export(run, home)
+    exports.write_folder(path, home)
     return home
 
 

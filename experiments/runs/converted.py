@@ -65,8 +65,11 @@ def place_of(path: str | os.PathLike[str], convert: Convert) -> Place:
 
 
 def _published(name: str, model: pretrained.Published, convert: Convert) -> Place:
-    called = f"{pretrained.PREFIX}{name}"
+    called, key = f"{pretrained.PREFIX}{name}", f"{name}-{model.sha256[:12]}"
     license = model.license
+    folder = cache.whole_model(key)
+    if folder is None:
+        pretrained.require(name)  # Before anything is promised.
     cache.once(license.name, f"{called} is under the {license.title}: {license.address}")
 
     def fill(folder: pathlib.Path) -> None:
@@ -76,13 +79,14 @@ def _published(name: str, model: pretrained.Published, convert: Convert) -> Plac
             convert(whole, folder)
             terms.write(folder, license.notice)
 
-    folder = cache.model(
-        f"{name}-{model.sha256[:12]}",
-        fill,
-        description=f"{called}, converted from {model.kind}",
-        num_bytes=_num_bytes(model.config),
-        scratch_bytes=model.num_bytes,
-    )
+    if folder is None:
+        folder = cache.model(
+            key,
+            fill,
+            description=f"{called}, converted from {model.kind}",
+            num_bytes=_num_bytes(model.config),
+            scratch_bytes=model.num_bytes,
+        )
     return Place(folder, Origin(called, model.sha256), is_kept=True)
 
 

@@ -1,7 +1,7 @@
 """Models written for other programs: folders of Hugging Face, and GGUF files of llama.cpp.
 
-What is written is opened first, which reads no weights: a run of a language model, a folder, or a
-GGUF file. Tensors of the latter two are memory-mapped, and read as they are written.
+What is written is opened first: a run of a language model, a folder, a GGUF file, or a published
+model. Tensors of folders and files are memory-mapped, and read as they are written.
 """
 
 import pathlib
@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kullback.core import folders
-from kullback.experiments.runs import converted, models, opened, pretrained
+from kullback.experiments.runs import models, opened, pretrained
 from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer
 from kullback.lm.formats import (
     gguf_files,
@@ -19,7 +18,6 @@ from kullback.lm.formats import (
     hugging_face,
     hugging_face_config,
     stacked_layers,
-    tensor_files,
 )
 
 
@@ -39,54 +37,20 @@ def open_source(path: pathlib.Path, seed: int | None = None, *, trust_code: bool
     """Opens a model.
 
     Args:
-      path: of a run of a language model, of a folder in Hugging Face's format or of a GGUF file.
+      path: of a run of a language model, of a folder in Hugging Face's format or of a GGUF file; or
+        pretrained:NAME.
       seed: which of a run's seeds; None is the first.
       trust_code: as of `opened.open`.
 
     Raises:
       ValueError: if it is none of these, or a reward model, or has no such seed.
     """
-    run = opened.find(path, trust_code=trust_code)
+    form, _, run = models.stored(path, seed, trust_code=trust_code)
     if run is not None:
         return _of_run(run, seed)
-    if pretrained.is_name(path):
-        raise ValueError(f"{path} is published as a GGUF file; export it as a folder")
-    _check_model(path, seed)
-    if path.suffix == gguf_files.SUFFIX and path.is_file():
-        file = gguf_files.read(path)
-        config, own_tokenizer = gguf_gemma.read_config(file), tokenizer.from_gguf(file)
-        tensors, _ = gguf_gemma.open_rows(file, config)
-        return Source(
-            path.stem,
-            texts.with_all_ends(config, own_tokenizer),
-            own_tokenizer,
-            lambda: tensors,
-            gguf_gemma.output_divergence(file),
-            terms.of_gguf(file.metadata),
-        )
-    config, own_tokenizer = hugging_face_config.read(path), tokenizer.load(path)
-    tensors, _ = hugging_face.open_rows(path, config)
-    return Source(
-        path.name,
-        texts.with_all_ends(config, own_tokenizer),
-        own_tokenizer,
-        lambda: tensors,
-        folder_meaning.output_divergence(path),
-        terms.of_folder(path),
-    )
-
-
-def _check_model(path: pathlib.Path, seed: int | None) -> None:
-    """Raises ValueError for what is no run and neither a folder of weights nor a GGUF file."""
-    if seed is not None:
-        raise ValueError(f"{path} is no run of a language model: it has no seeds")
-    if not converted.is_converted(path) and not folders.present(
-        path, (tensor_files.WEIGHTS, tensor_files.INDEX)
-    ):
-        raise ValueError(
-            f"{path} is no run, and no model: expected a folder with config.json and weights, a "
-            "file of GGUF, or a run"
-        )
+    if form == "published":
+        return _of_published(path)
+    return _of_gguf(path) if form == "gguf" else _of_folder(path)
 
 
 def _of_run(run: opened.Opened, seed: int | None) -> Source:
@@ -108,6 +72,46 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
     )
 
 
+def _of_published(path: pathlib.Path) -> Source:
+    """Opens a published model as the cache keeps it: in float32, from which it is quantised."""
+    name, checkpoint = pretrained.named(path)[0], models.load(path)
+    return Source(
+        name,
+        checkpoint.config,
+        checkpoint.tokenizer,
+        lambda: stacked_layers.of_params(checkpoint.config, checkpoint.params),
+        checkpoint.divergence,
+        checkpoint.notice,
+    )
+
+
+def _of_gguf(path: pathlib.Path) -> Source:
+    file = gguf_files.read(path)
+    config, own_tokenizer = gguf_gemma.read_config(file), tokenizer.from_gguf(file)
+    tensors, _ = gguf_gemma.open_rows(file, config)
+    return Source(
+        path.stem,
+        texts.with_all_ends(config, own_tokenizer),
+        own_tokenizer,
+        lambda: tensors,
+        gguf_gemma.output_divergence(file),
+        terms.of_gguf(file.metadata),
+    )
+
+
+def _of_folder(path: pathlib.Path) -> Source:
+    config, own_tokenizer = hugging_face_config.read(path), tokenizer.load(path)
+    tensors, _ = hugging_face.open_rows(path, config)
+    return Source(
+        path.name,
+        texts.with_all_ends(config, own_tokenizer),
+        own_tokenizer,
+        lambda: tensors,
+        folder_meaning.output_divergence(path),
+        terms.of_folder(path),
+    )
+
+
 def plan_gguf(source: Source, quantization: str) -> gguf_writer.Plan:
     """Returns what a model's GGUF file will be, see `gguf_writer.plan`."""
     return gguf_writer.plan(
@@ -116,17 +120,35 @@ def plan_gguf(source: Source, quantization: str) -> gguf_writer.Plan:
         quantization,
         name=source.name,
         divergence=source.divergence,
-        license_notice=None if source.notice is None else terms.license_of(source.notice),
+        notice=source.notice,
     )
 
 
-def write_folder(path: pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
-    """Writes a model of a folder, a GGUF file or a package in float32, as one of Hugging Face.
+def write_gguf(out: pathlib.Path, plan: gguf_writer.Plan, source: Source) -> None:
+    """Writes a model's GGUF file, and the notice of its terms beside it.
+
+    Raises:
+      ValueError: as of `gguf_writer.write`, or if another notice stands there.
+    """
+    terms.check_beside(out, source.notice)
+    gguf_writer.write(out, plan, source.tensors())
+    terms.write_beside(out, source.notice)
+
+
+def write_folder(
+    path: pathlib.Path, out: pathlib.Path, seed: int | None = None, *, trust_code: bool = False
+) -> None:
+    """Writes a model, in float32, as a folder that Hugging Face's transformers load.
+
+    Arguments are those of `open_source`.
 
     Raises:
       ValueError: as of `open_source`.
     """
-    _check_model(path, seed)
+    run = models.stored(path, seed, trust_code=trust_code).run
+    if run is not None:
+        models.export(run, out, seed)
+        return
     checkpoint = models.load(path)
     with tempfile.TemporaryDirectory() as folder:
         models.write_folder(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -92,6 +92,54 @@ class Checkpoint(NamedTuple):
         return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
 
 
+class Stored(NamedTuple):
+    """A model where it is stored."""
+
+    form: Literal["run", "published", "gguf", "folder"]  # The last is Hugging Face's.
+    path: pathlib.Path  # Or pretrained:NAME.
+    run: opened.Opened | None = None
+
+
+def find(path: str | pathlib.Path, *, trust_code: bool = False) -> Stored | None:
+    """Returns what a path or name is of, which reads no weights; None if it is of no model.
+
+    Args:
+      path: of a run of any kind, a GGUF file or a folder; or pretrained:NAME.
+      trust_code: as of `opened.open`.
+
+    Raises:
+      ValueError: if a run's config.json is damaged.
+    """
+    path = pathlib.Path(path)
+    if pretrained.is_name(path):
+        return Stored("published", path)
+    if (run := opened.find(path, trust_code=trust_code)) is not None:
+        return Stored("run", path, run)
+    if converted.is_converted(path):
+        return Stored("gguf", path)
+    return Stored("folder", path) if (path / "config.json").is_file() else None
+
+
+def stored(
+    path: str | pathlib.Path,
+    seed: int | None = None,
+    *,
+    best: bool = False,
+    trust_code: bool = False,
+) -> Stored:
+    """Returns what a path or name is of, as `find` does.
+
+    Raises:
+      ValueError: if it is of no model; if it is no run, and a seed or the best is asked for.
+    """
+    place = find(path, trust_code=trust_code)
+    if (seed is not None or best) and (place is None or place.run is None):
+        raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
+    if place is None:
+        raise ValueError(_no_model(path))
+    return place
+
+
 def load(
     path: str | pathlib.Path,
     seed: int | None = None,
@@ -111,13 +159,11 @@ def load(
       ValueError: if it is none of these, or the run is of another kind of model; also as `of_run`
         and `converted.place_of`.
     """
-    run = opened.find(path)
+    form, _, run = stored(path, seed, best=best)
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
         return of_run(run, seed, best=best, mesh=mesh)
-    if seed is not None or best:
-        raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
     place = converted.place_of(path, _keep)
     if place.is_kept:
         kept = saved(place.path)
@@ -125,10 +171,10 @@ def load(
         divergence = json_files.read(place.path / OPERATOR).get("divergence", str)
         params = weights.ready_params(place.path / PARAMS, like)
         read = kept._replace(params=params, divergence=divergence)
-    elif converted.is_converted(place.path):
-        read = _of_gguf(place.path, mesh)
-    else:
+    elif form == "folder":
         read = _of_folder(place.path, mesh)
+    else:
+        read = _of_gguf(place.path, mesh)
     return read._replace(origin=place.origin).with_all_ends()
 
 
@@ -147,8 +193,6 @@ def _without_params(file: gguf_files.File) -> Checkpoint:
 
 
 def _of_folder(path: pathlib.Path, mesh: sharding.Mesh | None) -> Checkpoint:
-    if not (path / "config.json").is_file():
-        raise ValueError(_no_model(path))
     # First, as what it needs meanwhile is freed before the parameters come.
     its_tokenizer = tokenizer.load(path)
     shardings = sharding.by_path(hugging_face_config.read(path), mesh)
@@ -205,35 +249,22 @@ def preset_notice(name: str) -> str:
     )
 
 
-def notice_of(path: str | pathlib.Path) -> str | None:
-    """Returns the notice that copies of the weights of a run, folder or GGUF file carry.
-
-    None if they need none. No weights are read.
-
-    Raises:
-      ValueError: if its files cannot be read.
-    """
-    path = pathlib.Path(path)
-    if path.suffix == gguf_files.SUFFIX and path.is_file():
-        return terms.of_gguf(gguf_files.read(path).metadata)
-    return terms.of_folder(path)
-
-
 def shape(path: str | pathlib.Path) -> gemma.Config | None:
     """Reads the shape of the model that `load` would read; None if there is no model.
 
     Raises:
       ValueError: if it is damaged, or not a Gemma 3.
     """
-    if pretrained.is_name(path):
+    place = find(path)
+    if place is None:
+        return None
+    if place.run is not None:
+        return None if place.run.kind != "language" else saved_config(place.path)
+    if place.form == "published":
         return pretrained.named(path)[1].config
-    path = pathlib.Path(path)
-    run = opened.find(path)
-    if run is not None:
-        return None if run.kind != "language" else saved_config(run.path)
-    if path.suffix == gguf_files.SUFFIX and path.is_file():
-        return gguf_gemma.read_config(gguf_files.read(path))
-    return hugging_face_config.read(path) if (path / "config.json").is_file() else None
+    if place.form == "gguf":
+        return gguf_gemma.read_config(gguf_files.read(place.path))
+    return hugging_face_config.read(place.path)
 
 
 def of_run(

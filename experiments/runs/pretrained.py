@@ -91,10 +91,19 @@ def named(text: str | os.PathLike[str]) -> tuple[str, Published]:
 def is_installed(name: str) -> bool:
     """Returns whether the packages of a model of MODELS are there."""
     try:
-        _parts(name)
+        require(name)
     except ValueError:
         return False
     return True
+
+
+def require(name: str) -> None:
+    """Checks that the packages of a model of MODELS are there.
+
+    Raises:
+      ValueError: if a package or a part of it is missing, with the command that installs it.
+    """
+    _parts(name)
 
 
 def assemble(name: str, path: pathlib.Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files, finite, json_files
-from kullback.lm import gemma, tokenizer
+from kullback.lm import gemma, terms, tokenizer
 from kullback.lm.formats import gguf_files, gguf_gemma, gguf_pieces, stacked_layers
 
 ALIGNMENT = 32  # Bytes; the default of the format.
@@ -66,7 +66,7 @@ def plan(
     *,
     name: str,
     divergence: str = "kl",
-    license_notice: str | None = None,
+    notice: str | None = None,
 ) -> Plan:
     """Returns what a model's file will be; no weights are read.
 
@@ -76,7 +76,7 @@ def plan(
       quantization: of its matrices, one of QUANTIZATIONS.
       name: of the model, for readers.
       divergence: f of its softargmax_f, noted for ourselves; other programs take the softmax.
-      license_notice: terms that the weights are under.
+      notice: that copies of the weights carry, see lm/terms.py.
 
     Raises:
       ValueError: if llama.cpp computes another function of such weights, or has no such tokenizer.
@@ -99,7 +99,7 @@ def plan(
         "general.file_type": _FILE_TYPES[quantization],
         "general.quantization_version": 2,
         **({} if divergence == "kl" else {gguf_gemma.DIVERGENCE: divergence}),
-        **({} if license_notice is None else {"general.license": license_notice}),
+        **terms.metadata(notice),
         **{f"{gguf_gemma.ARCHITECTURE}.{key}": value for key, value in _shape(config).items()},
         **vocabulary,
     }

@@ -61,9 +61,31 @@ def test_metadata_name_the_license():
     assert of({}) is None
 
 
-def test_a_notice_has_a_license():
-    assert terms.license_of(f"Mine.\n\n{terms.GEMMA.notice}") == "gemma"
-    assert terms.license_of("Mine.") == "Mine."
+@pytest.mark.parametrize(
+    ("notice", "license"), [(f"Mine.\n\n{terms.GEMMA.notice}", "gemma"), ("Mine.", "other")]
+)
+def test_metadata_keep_a_notice_and_name_its_license(notice: str, license: str):
+    values = terms.metadata(notice)
+    assert values["general.license"] == license
+    assert terms.of_gguf(json_files.Record("m.gguf", (), values)) == notice
+    assert terms.metadata(None) == {}
+
+
+def test_a_notice_in_metadata_is_small():
+    values = {"kullback.notice": "x" * (1 << 17)}
+    with pytest.raises(ValueError, match=r"kullback\.notice must be a text of at most 65536 bytes"):
+        terms.of_gguf(json_files.Record("m.gguf", (), values))
+
+
+def test_a_notice_beside_a_file_replaces_no_other(tmp_path: pathlib.Path):
+    terms.write_beside(tmp_path / "m.gguf", None)
+    assert list(tmp_path.iterdir()) == []
+    terms.write_beside(tmp_path / "m.gguf", "Mine.\n")
+    (tmp_path / "NOTICE").write_text("Mine.\nAnd more.\n")
+    terms.write_beside(tmp_path / "n.gguf", "Mine.\n")
+    assert (tmp_path / "NOTICE").read_text() == "Mine.\nAnd more.\n"
+    with pytest.raises(ValueError, match="NOTICE is another notice than that of the weights"):
+        terms.check_beside(tmp_path / "n.gguf", "Yours.\n")
 
 
 def test_joined_notices_stand_once():

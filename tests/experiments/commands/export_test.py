@@ -11,7 +11,7 @@ from kullback.core import checkpoints, trees
 from kullback.experiments import cli
 from kullback.experiments.commands import export
 from kullback.experiments.runs import models, plans, run_folder
-from kullback.lm import gemma, tokenizer
+from kullback.lm import gemma, terms, tokenizer
 from kullback.lm.formats import gguf_files, gguf_writer, hugging_face
 from tests.lm import tokenizer_test
 from tests.lm.formats import gguf_gemma_test
@@ -89,9 +89,9 @@ def test_half_precision_is_the_default_and_operators_are_noted(home: pathlib.Pat
         ("folder --out x --quantize q8_0", "--quantize is of GGUF: add --format gguf"),
         ("folder --out notes.txt", "notes.txt exists; nothing is overwritten"),
         ("folder --seed 1 --out x", "folder is no run of a language model: it has no seeds"),
-        ("nowhere --out x", "nowhere is no run, and no model: expected"),
-        ("empty --out x.gguf --format gguf", "empty is no run, and no model: expected"),
-        ("notes.txt --out x.gguf --format gguf", "notes.txt is no run, and no model"),
+        ("nowhere --out x", "nowhere is no model: expected"),
+        ("empty --out x.gguf --format gguf", "empty is no model: expected"),
+        ("notes.txt --out x.gguf --format gguf", "notes.txt is no model"),
         ("compiled --out x.gguf --format gguf", "which is no language model"),
         ("reward_model --out x.gguf --format gguf", "reward_model is a run of a reward model"),
         ("run --seed 7 --out x.gguf --format gguf", "run has seeds 0 to 0, not 7"),
@@ -111,6 +111,23 @@ def test_what_cannot_be_written_is_refused_in_a_line(
     (line,) = said.err.splitlines()
     assert message in line and not said.out
     assert sorted(home.rglob("*")) == before
+
+
+def test_terms_go_with_a_file(home: pathlib.Path, capsys):
+    shutil.copytree(home / "folder", home / "derived")
+    terms.write(home / "derived", terms.GEMMA.notice)
+    (home / "out").mkdir()
+    line = ("export", "derived", "--format", "gguf", "--out")
+    assert cli.main((*line, "out/m.gguf")) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("terms: out/NOTICE, which goes")
+    assert (home / "out" / "NOTICE").read_text() == terms.GEMMA.notice
+    (home / "out" / "NOTICE").unlink()
+    assert cli.main(("export", "out/m.gguf", "--out", "of_derived")) == 0
+    assert (home / "of_derived" / "NOTICE").read_text() == terms.GEMMA.notice
+    (home / "out" / "NOTICE").write_text("Another one.")
+    assert cli.main((*line, "out/n.gguf")) == 2
+    assert "out/NOTICE is another notice than that of the weights" in capsys.readouterr().err
+    assert not (home / "out" / "n.gguf").exists()
 
 
 def test_names_are_those_of_the_format():

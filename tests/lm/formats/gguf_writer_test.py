@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kullback.core import files, trees
-from kullback.lm import gemma, tokenizer
+from kullback.lm import gemma, terms, tokenizer
 from kullback.lm.formats import gguf_files, gguf_gemma, gguf_writer, stacked_layers
 from tests.lm import tokenizer_test
 from tests.lm.formats import gguf_gemma_test
@@ -70,14 +70,15 @@ def dequantised(array: np.ndarray, kind: str) -> np.ndarray:
 
 
 def test_the_file_is_llama_cpps_for_another_reader(tmp_path: pathlib.Path):
-    write(tmp_path / "m.gguf", "q8_0", license_notice="terms")
+    write(tmp_path / "m.gguf", "q8_0", notice=f"Mine.\n{terms.GEMMA.notice}")
     reader = gguf.GGUFReader(tmp_path / "m.gguf")
     values = {name: field.contents() for name, field in reader.fields.items()}
     shape = {"block_count": 4, "embedding_length": 32, "attention.sliding_window": 8}
     shape |= {"attention.sliding_window_pattern": 3, "rope.freq_base_swa": 300.0}
     shape |= {"rope.freq_base": 1e6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
     assert {k: values[f"gemma3.{k}"] for k in shape} == shape
-    general = {"architecture": "gemma3", "name": "small", "file_type": 7, "license": "terms"}
+    general = {"architecture": "gemma3", "name": "small", "file_type": 7, "license": "gemma"}
+    general |= {"license.name": "Gemma Terms of Use", "license.link": terms.GEMMA.address}
     assert {k: values[f"general.{k}"] for k in general} == general
     # As in llama.cpp's constants: 4 unsigned, 6 float32, 7 boolean, 8 text, 9 list.
     types = {name: int(field.types[0]) for name, field in reader.fields.items()}
