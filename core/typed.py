@@ -47,6 +47,15 @@ def check(name: str, hint: Any, value: Any) -> Any:
         raise ValueError(f"{name} must be {describe(hint)}, got {shown(value)}") from None
 
 
+def is_of(hint: Any, text: str) -> bool:
+    """Returns whether `parse` reads a text as a value of type `hint`."""
+    try:
+        _read(hint, text.strip())
+    except ValueError:
+        return False
+    return True
+
+
 def describe(hint: Any) -> str:
     """Returns a type as a person reads it: "float", "huber or squared", "int | None"."""
     if hint is Any:

@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kullback import agents, environments, lm
@@ -192,15 +193,41 @@ def _flags(
     """Returns the constructor's arguments, all flags that JSON can hold, and notes."""
     known = environments.parameters(plan.environment)
     hints = {name: parameter.hint for name, parameter in known.items()}
-    given = settings.read(hints, plan.environment_flags, noun="flag", where=f"{plan.environment}: ")
+    assignments, notes = [*plan.environment_flags], []
+    if record.values and FLAGS not in record:
+        assignments, notes = _as_they_counted(hints, assignments)
+    given = settings.read(hints, assignments, noun="flag", where=f"{plan.environment}: ")
     today = environments.complete(plan.environment, {**_defaults(known), **given})
     if FLAGS not in record:
-        return given, today, []
+        return given, today, notes
     saved = record.get(FLAGS, dict)
     chosen = {name: today[name] for name in given if name in today and given[name] is not None}
     flags = {**_read(f"{record.file}: {FLAGS}", hints, saved, today), **chosen}
     changed = {name: value for name, value in flags.items() if not _same(value, today[name])}
     return {**given, **changed}, flags, _notes(saved, flags, today)
+
+
+def _as_they_counted(
+    hints: Mapping[str, Any], assignments: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Returns an old run's flags as they counted when it began, and notes.
+
+    Version 0.1 took any value for a boolean: a number other than 0, or any text, was true.
+    """
+    counted, notes = [], []
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        hint = hints.get(name.strip())
+        if bool in (hint, *typing.get_args(hint)) and not typed.is_of(hint, text):
+            is_zero = typed.is_number(text) and float(text) == 0
+            value = not is_zero and text.lower() not in ("", "none")
+            notes.append(
+                f"{assignment} counted as {str(value).lower()} when the run began, and does so "
+                "still; a new run takes true or false"
+            )
+            assignment = f"{name}={value}"
+        counted.append(assignment)
+    return counted, notes
 
 
 def _defaults(known: Mapping[str, environments.Parameter]) -> dict[str, Any]:

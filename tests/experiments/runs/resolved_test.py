@@ -296,3 +296,22 @@ def test_a_task_brings_the_lengths_that_it_needs():
     for chosen, expected in (((), (128, 64)), (("max_prompt_length=90",), (90, 64))):
         learning = resolved.resolve(plans.Plan(**given, settings=chosen)).config.learning
         assert (learning.max_prompt_length, learning.max_new_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("maybe", True), ("no", True), ("1", True), ("0", False), ("0.0", False), ("none", False)],
+)
+def test_a_boolean_of_an_old_run_counts_as_it_did(text: str, value: bool):
+    flags = (f"minimal_actions={text}",)
+    plan = plans.Plan(agent="dqn", environment="minatar/breakout", environment_flags=flags)
+    with pytest.raises(ValueError, match="minimal_actions must be True or False, got"):
+        resolved.resolve(plan)
+    old = resolved.resolve(plan, {"plan": plan.to_json()})
+    assert old.flags["minimal_actions"] is value
+    assert old.notes[0] == (
+        f"minimal_actions={text} counted as {str(value).lower()} when the run began, and does so "
+        "still; a new run takes true or false"
+    )
+    with pytest.raises(ValueError, match="minimal_actions must be True or False"):
+        resolved.resolve(plan, {"plan": plan.to_json(), resolved.FLAGS: {}})
