@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,24 +10,11 @@ from typing import NoReturn
 
 from kullback.core import typed
 from kullback.experiments import display, interrupts
-from kullback.experiments.commands import (
-    cache,
-    chat,
-    entailment,
-    evaluate,
-    export,
-    generate,
-    listing,
-    merge,
-    report,
-    reproduce,
-    sweep,
-    train,
-)
 
+# Modules of `commands/`, which are imported where Ctrl-C is heard.
 COMMANDS = (
-    *(listing, train, evaluate, generate, chat, export, reproduce, sweep, report, merge),
-    *(entailment, cache),
+    *("listing", "train", "evaluate", "generate", "chat", "export", "reproduce", "sweep", "report"),
+    *("merge", "entailment", "cache"),
 )
 
 
@@ -109,8 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(prints_only=False)  # True: a closed pipe ends the command.
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add_parser(commands)
+    for name in COMMANDS:
+        module = importlib.import_module(f"kullback.experiments.commands.{name}")
+        module.add_parser(commands)
     return parser
 
 

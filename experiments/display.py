@@ -38,6 +38,10 @@ class _Through(io.TextIOBase):
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._stream.encoding
 
+    @property
+    def errors(self) -> str | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.errors  # Without it, input() edits no line.
+
     def writable(self) -> bool:
         return True
 

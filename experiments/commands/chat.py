@@ -146,6 +146,9 @@ def _lines() -> Iterator[str]:
         except EOFError:
             print()
             return
+        except KeyboardInterrupt:
+            print()  # What is said of it has a line of its own.
+            raise
         if not is_typed and not line:
             return
         if not typed.is_unicode(line):

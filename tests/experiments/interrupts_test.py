@@ -123,13 +123,26 @@ def test_another_message_keeps_the_signal_and_pythons_own_is_sigints():
     assert interrupts.as_interrupted(KeyboardInterrupt()).status == 130
 
 
-def test_ctrl_c_while_libraries_clean_up_says_nothing():
-    program = (
+@pytest.mark.parametrize(
+    ("when", "status"),
+    [
+        ("atexit.register(os.kill, os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        ("sys.meta_path.insert(0, Finder)", 128 + signal.SIGINT),
+    ],
+    ids=["while libraries clean up", "while commands are imported"],
+)
+def test_ctrl_c_says_nothing(when: str, status: int):
+    code = (
         "import atexit, os, signal, sys\n"
         "from kullback.experiments import cli\n"
-        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'kullback.experiments.commands.train':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        f"{when}\n"
         "sys.argv = ['kullback', 'list']\n"
         "cli.program()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (-signal.SIGINT, "") and done.stdout
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert bool(done.stdout) == (status < 0)

@@ -125,6 +125,19 @@ LINES = {
         ),
         ("sft",),
     ),
+    # Nothing is typed: its input is empty.
+    "chat": Line(
+        ("chat",),
+        (),
+        (("--model", "converses"), ("--max-new-tokens", "2")),
+        (
+            *(("--model", "model"), ("--max-new-tokens", "count"), ("--context", "count")),
+            *(("--temperature", "number"), ("--top-k", "seed"), ("--top-p", "number")),
+            *(("--seed", "seed"), ("--stop-token", "seed"), ("--min-p", "number")),
+            *(("--repetition-penalty", "number"), ("--model-flag", "assignment")),
+        ),
+        ("converses",),
+    ),
     "export": Line(
         ("export", "sft"),
         ("in",),

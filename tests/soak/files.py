@@ -99,6 +99,11 @@ READERS = {
         ("model", "prompts.jsonl"),
         ("model/*", "model/*", "model/*", "prompts.jsonl"),
     ),
+    "chat": Reader(
+        "chat --model=converses --max-new-tokens=4",
+        ("converses",),
+        ("converses/*.json", "converses/tokenizer/*", f"converses/{PARTS[0]}"),
+    ),
     "generate gguf": Reader(
         "generate --model=model.gguf --prompt=1+1= --max-new-tokens=4",
         ("model.gguf",),

@@ -88,6 +88,10 @@ KINDS = {
         f"--set=learning_rate=1e-2 {TEXTS} {TINY}",
         ("rows.jsonl",),
     ),
+    "converses": Kind(
+        "train sft tokens/conversations --model=tiny --steps=4 --log-every=2 --checkpoint-every=2 "
+        f"--set=batch_size=2 {TINY}"
+    ),
     "gkd": Kind(
         "train gkd tokens/arithmetic --model=tiny --teacher={home}/sft --steps=6 --eval-every=2 "
         f"--eval-episodes=4 {TEXTS} {TINY}",

@@ -1,8 +1,17 @@
 """Tests of experiments/evaluate/conversation.py and of `kullback chat`."""
 
+import contextlib
+import fcntl
 import io
 import json
+import os
 import pathlib
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -221,3 +230,128 @@ def test_a_run_on_conversations_converses(
     models.export(opened.open(path), tmp_path / "model")
     assert (tmp_path / "model" / "chat_template.jinja").read_text() == chat.TEMPLATE
     assert talk(tmp_path / "model", "Hello!\n")[1] == printed
+
+
+# A program at a terminal, in which Ctrl-C reaches it: the first one that a session's leader opens.
+AT_A_TERMINAL = """
+import argparse, os, sys, time
+os.open(os.ttyname(0), os.O_RDWR)
+from kullback.experiments import cli, display, interrupts
+from kullback.experiments.commands import chat
+"""
+ECHO = """
+def command(options):
+    for line in chat._lines():
+        print(repr(line), flush=True)
+    return 0
+with display.plain():
+    sys.exit(cli._run(argparse.Namespace(command=command)))
+"""
+SLOWLY = """
+show = chat._show
+chat._show = lambda text: (show(text), time.sleep(0.5))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+class Terminal:
+    """A terminal of some width, and the program in it."""
+
+    def __init__(self, code: str, *arguments: str, width: int = 80) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        command = [sys.executable, "-c", AT_A_TERMINAL + code, *arguments]
+        self._program = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        self._shown = b""  # And not yet returned.
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def until(self, text: str) -> str:
+        """Returns what is shown next, up to a text and with it."""
+        while text.encode() not in self._shown:
+            assert self.read(), self._shown
+        shown, _, self._shown = self._shown.partition(text.encode())
+        return shown.decode() + text
+
+    def rest(self) -> str:
+        """Returns what is shown until the program ends."""
+        while self.read():
+            pass
+        return self._shown.decode()
+
+    def read(self) -> bool:
+        """Reads what is shown next; returns False if the program has ended."""
+        part = b""
+        with contextlib.suppress(OSError):
+            select.select([self._ours], [], [], 120)
+            part = os.read(self._ours, 4096)
+        self._shown += part
+        return bool(part)
+
+    def end(self) -> int:
+        status = self._program.wait(60)
+        os.close(self._ours)
+        return status
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._program.kill()
+        self._program.wait()
+
+
+@pytest.mark.parametrize("width", [80, 5, 0])
+def test_lines_are_edited_at_a_terminal_of_any_width(width: int):
+    with Terminal(ECHO, width=width) as terminal:
+        assert terminal.until("> ").endswith("> ")
+        terminal.type("ab\x01X\n")  # Ctrl-A leads to the line's beginning.
+        assert terminal.until("\n> ").endswith("'Xab'\r\n> ")
+        terminal.type("\x1b[A\n")  # An arrow, to the line before.
+        assert terminal.until("\n> ").endswith("'Xab'\r\n> ")
+        long = "a long text " * 20
+        terminal.type(f"{long}\n")
+        assert terminal.until("\n> ").endswith(f"{long.strip()!r}\r\n> ")
+        if width:
+            terminal.type("h")
+            terminal.until("h")
+            terminal.type("\x03")
+            assert terminal.rest() == "\r\nkullback: interrupted\r\n"
+            assert terminal.end() == 130
+        else:
+            terminal.type("\x04")
+            assert terminal.rest() == "\r\n"
+            assert terminal.end() == 0
+
+
+@pytest.mark.slow
+def test_a_conversation_at_a_terminal(converses: pathlib.Path, tmp_path: pathlib.Path):
+    arguments = ("chat", "--model", str(converses), "--max-new-tokens=40", "--top-k=20")
+    with Terminal(SLOWLY, *arguments) as terminal:
+        terminal.until("\r\n> ")
+        terminal.type("ab\n")
+        assert terminal.until("ab\r\n") == "ab\r\n"
+        first = terminal.until("\n> ").removesuffix("\r\n> ")
+        assert len(first) == 40
+        terminal.type("c\n")
+        terminal.until("c\r\n")
+        assert terminal.read()  # The answer has begun.
+        terminal.type("\x03")  # It ends the answer alone.
+        rest = terminal.until("\n> ")
+        assert "^C" in rest and len(rest) < 40
+        terminal.type("/save /proc/saved.jsonl\n")
+        assert "/proc/saved.jsonl" in terminal.until("\n> ").split("\r\n", 1)[1]
+        terminal.type(f"/save {tmp_path}/saved.jsonl\n")
+        assert "saved: " in terminal.until("\n> ")
+        terminal.type("d\n")
+        terminal.until("d\r\n")
+        assert len(terminal.until("\n> ").removesuffix("\r\n> ")) == 40
+        terminal.type("\x04")
+        assert terminal.rest() == "\r\n" and terminal.end() == 0
+    (line,) = (tmp_path / "saved.jsonl").read_text().splitlines()
+    contents = [message["content"] for message in json.loads(line)["messages"]]
+    assert contents[:3] == ["ab", first, "c"] and 0 < len(contents[3]) < 40
