@@ -3,7 +3,7 @@
     parameters     once, in float32
     moments        of the optimiser: twice the parameters for Adam; and target parameters
     frozen         models that are read: teacher, start
-    gradients      once; twice where they are accumulated over micro-batches
+    gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
 
@@ -50,12 +50,14 @@ class Needs(NamedTuple):
 class Setting:
     """The settings that decide how much memory a learner step takes."""
 
-    rows: int  # Sequences of a step.
+    rows: int  # Items of a step, which micro-batches share.
     width: int  # Tokens of a sequence.
     micro_batches: int
-    chunk: int  # Most tokens whose logits are in memory at a time.
+    chunk: int  # Most tokens whose logits are in memory at a time; 0 without logits.
     remat: bool  # Whether the backward pass recomputes each layer's activations.
-    networks: int = 1  # Networks of the model's size with gradients: two with a value network.
+    # Networks of the model's size with gradients: two with a value network, none if a head learns.
+    networks: int = 1
+    per_row: int = 1  # Sequences of an item: a pair of answers has two.
 
     def __str__(self) -> str:
         """Spells the flags of `kullback train` that have a say."""
@@ -81,13 +83,14 @@ def of_learning(
       setting: of the step.
     """
     parameters = trees.num_bytes(state.params)
-    rows = setting.rows // setting.micro_batches
+    rows = setting.rows // setting.micro_batches * setting.per_row
+    copies = (1 if setting.micro_batches == 1 else 2) if setting.networks else 0
     config = dataclasses.replace(config, remat=setting.remat)
     return Needs(
         parameters=parameters,
         moments=trees.num_bytes((state.opt_state, state.targets)),
         frozen=trees.num_bytes(constants),
-        gradients=parameters * (1 if setting.micro_batches == 1 else 2),
+        gradients=parameters * copies,
         activations=setting.networks * _activations(config, rows, setting.width),
         logits=LOGIT_ARRAYS
         * min(

@@ -23,10 +23,9 @@ import numpy as np
 
 from kullback.core import averaging, types
 from kullback.environments import tokens
-from kullback.lm import gemma, reward_model, tuning
+from kullback.lm import gemma, memory, reward_model, tuning
 
 _DRAW = 2**61  # Number of a stream of random bits that the order of batches does not use.
-_BYTES = 4  # Size of a number: parameters, gradients and moments are float32.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,9 +73,9 @@ class Member(NamedTuple):
 
 
 class Peak(NamedTuple):
-    """Peak memory in bytes, without activations."""
+    """Peak memory in bytes."""
 
-    training: int  # Parameters, gradients and moments.
+    training: int  # Of a learner step, or of all members' at once.
     averaging: int  # The mean so far, the next member, and their mean.
     ensemble: int  # All members.
 
@@ -166,15 +165,16 @@ def ensemble_scorer(model: reward_model.Model, members: types.Params) -> tokens.
     return tokens.Scorer("ensemble of reward models", score, members)
 
 
-def peak_bytes(config: gemma.Config, num_members: int, *, together: bool = False) -> Peak:
-    """Returns the peak memory of M members, from shapes alone.
+def peak_bytes(needs: memory.Needs, num_members: int, *, together: bool = False) -> Peak:
+    """Returns the peak memory of M members.
 
     Args:
-      config: of the decoder.
+      needs: of a member's learner step.
       num_members: M.
       together: whether all are trained at once, by vmap, or one after another.
     """
-    size = _BYTES * (gemma.num_params(config).total + config.embed_dim + 1)
-    at_once = num_members if together else 1
-    # Parameters, gradients, and Adam's two moments.
-    return Peak(training=4 * size * at_once, averaging=3 * size, ensemble=size * num_members)
+    return Peak(
+        training=needs.total * (num_members if together else 1),
+        averaging=needs.parameters * 3,
+        ensemble=needs.parameters * num_members,
+    )

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, loops, sequences, types
+from kullback.core import checkpoints, files, loops, platform, sequences, types
 from kullback.experiments import plots
 from kullback.experiments.runs import language, models, opened, plans, resolved, reward_models
 from kullback.experiments.runs.work import Abandons, Epoch, OnTexts, Work
-from kullback.lm import batches, data, gemma, preferences, reward_model, tasks, warm
+from kullback.lm import batches, data, gemma, memory, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that samples.jsonl has at each evaluation.
 
@@ -37,6 +37,7 @@ class Setup(Work):
     reports: dict[str, data.Report]
     rule: int  # The rule by which files are split, see `lm/splits.py`.
     begins_with: str  # The plan's model.
+    trains_decoder: bool  # Whether more than the head learns.
     num_swapped: int  # Pairs of `train` whose label is wrong on purpose.
     members: dict[int, warm.Member]  # The population by seed; empty without one.
     # The hash of the model that later seeds read again; None if no seed does.
@@ -53,15 +54,38 @@ class Setup(Work):
         return self.agent.config.learning
 
     def notes(self) -> Iterator[str]:
-        """Yields lines about rows of the data, and about the memory of a population."""
+        """Yields lines about rows of the data, and about the memory of learning."""
         yield from data.notices(self.reports)
+        needs = self._needs(self._setting)
+        yield f"memory: {needs}"
         if self.members:
-            peak = warm.peak_bytes(self.decoder.config, len(self.members))
+            peak = warm.peak_bytes(needs, len(self.members))
             yield (
-                f"{len(self.members)} reward models, one after another: training takes "
-                f"{_size(peak.training)}, their average {_size(peak.averaging)}, their ensemble "
-                f"{_size(peak.ensemble)}, activations aside"
+                f"{len(self.members)} reward models, one after another; their average takes "
+                f"{files.size(peak.averaging)}, their ensemble {files.size(peak.ensemble)}"
             )
+
+    @property
+    def _setting(self) -> memory.Setting:
+        """Settings that decide how much memory a learner step takes."""
+        c = self.learning
+        return memory.Setting(
+            rows=c.batch_size,
+            width=c.max_prompt_length + c.max_new_tokens,
+            micro_batches=c.micro_batches,
+            chunk=0,
+            remat=self.decoder.config.remat,
+            networks=1 if self.trains_decoder else 0,
+            per_row=2,
+        )
+
+    def _needs(self, setting: memory.Setting) -> memory.Needs:
+        state = jax.eval_shape(self.agent.learner.init, jax.random.key(0))
+        return memory.of_learning(self.decoder.config, state, types.NO_CONSTANTS, setting)
+
+    def check(self) -> None:
+        """Raises ValueError if a learner step does not fit into memory."""
+        memory.require(self._needs, self._setting, platform.available_memory())
 
     def beginning(self) -> Iterator[str]:
         """Yields a line if the decoder's weights are drawn."""
@@ -213,6 +237,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         reports={"train": train_report, "test": test_report},
         rule=named.rule,
         begins_with=plan.model,
+        trains_decoder=shared.trains == "all",
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
         start_sha256=start_sha256,
@@ -281,8 +306,3 @@ def _check_starts(
             raise ValueError(
                 f"{run.path} has no checkpoint of step {member.start} to start from, only {saved}"
             )
-
-
-def _size(num_bytes: int) -> str:
-    unit, name = (1e9, "GB") if num_bytes >= 1e9 else (1e6, "MB")
-    return f"{num_bytes / unit:.3g} {name}"

@@ -1,6 +1,7 @@
 """Tests of lm/memory.py."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from kullback.core import types
-from kullback.lm import chunked, gemma, layers, memory, sft, tuning
+from kullback.lm import (
+    chunked,
+    gemma,
+    layers,
+    memory,
+    preferences,
+    reward_model,
+    sft,
+    tuning,
+)
 from kullback.lm.batches import Sequences
 
 CONFIG = dataclasses.replace(gemma.PRESETS["tiny"], vocab_size=32_768, pattern=2, num_layers=4)
@@ -38,6 +48,45 @@ def test_the_sum_is_what_xla_reports(remat: bool, monkeypatch: pytest.MonkeyPatc
     assert 0.85 * reported < needs.total < 1.15 * reported
     assert 0 < needs.moments - 2 * needs.parameters < 64  # Besides Adam's moments its counts.
     assert needs.frozen == 0
+
+
+def reward_agent(config: gemma.Config, **fields: Any) -> types.Agent:
+    learning = tuning.Config(
+        batch_size=4, max_prompt_length=32, max_new_tokens=32, first_moment_dtype="bfloat16"
+    )
+    settings = reward_model.Config(learning=learning, **fields)
+    return reward_model.make(gemma.make(config), settings)
+
+
+PAIRS = dataclasses.replace(SETTING, rows=4, chunk=0, per_row=2)
+
+
+@pytest.mark.slow
+def test_the_sum_of_a_reward_model_is_what_xla_reports():
+    config = dataclasses.replace(CONFIG, vocab_size=512, num_layers=8)
+    agent = reward_agent(config)
+    state, rows = shapes(agent), np.zeros((4, 64), np.int32)
+    answer = Sequences(rows, rows > 0, rows, rows, np.zeros(4, np.int32))
+    batch = types.Batch.of(preferences.Pairs(answer, answer))
+    program = jax.jit(agent.learner.step, donate_argnums=0).lower(state, batch).compile()
+    analysis = program.memory_analysis()
+    assert analysis is not None
+    reported = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    needs = memory.of_learning(config, state, types.NO_CONSTANTS, PAIRS)
+    assert 0.85 * reported < needs.total < 1.15 * reported
+
+
+def test_what_learns_and_how_decide_the_memory_of_a_reward_model():
+    def needs(setting: memory.Setting, **fields: Any) -> memory.Needs:
+        state = shapes(reward_agent(CONFIG, **fields))
+        return memory.of_learning(CONFIG, state, types.NO_CONSTANTS, setting)
+
+    pairs, texts = needs(PAIRS), needs(dataclasses.replace(PAIRS, per_row=1))
+    assert pairs.activations == pytest.approx(2 * texts.activations, rel=0.01)
+    assert pairs.logits == 0 and pairs.gradients == pairs.parameters
+    assert 0 < pairs.moments - 1.5 * pairs.parameters < 64
+    head = needs(dataclasses.replace(PAIRS, networks=0), trains="head")
+    assert head.gradients == head.activations == 0 and head.moments < 1e-3 * head.parameters
 
 
 def test_frozen_models_and_target_parameters_count():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kullback.core import averaging
-from kullback.lm import gemma, reward_model, tuning, warm
+from kullback.lm import memory, reward_model, tuning, warm
 
 LEARNING = tuning.Config(batch_size=8, warmup_steps=0, learning_rate=4e-5, max_grad_norm=10.0)
 
@@ -128,12 +128,10 @@ def test_members_draw_all_there_is_and_the_same_again():
 
 
 def test_memory_is_known_before():
-    config = gemma.PRESETS["tiny"]
-    shapes = jax.eval_shape(reward_model.on_decoder(gemma.make(config)).init, jax.random.key(0))
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    assert warm.peak_bytes(config, 6) == warm.Peak(4 * size, 3 * size, 6 * size)
-    assert warm.peak_bytes(config, 6).total == 6 * size
-    assert warm.peak_bytes(config, 6, together=True).total == 24 * size
+    needs = memory.Needs(parameters=10, moments=20, frozen=0, gradients=10, activations=7, logits=0)
+    assert warm.peak_bytes(needs, 6) == warm.Peak(47, 30, 60)
+    assert warm.peak_bytes(needs, 6).total == 60
+    assert warm.peak_bytes(needs, 6, together=True).total == 6 * 47
 
 
 @pytest.mark.parametrize(

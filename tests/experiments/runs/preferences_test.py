@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
+from kullback.core import platform
 from kullback.environments import tokens
 from kullback.experiments import cli
 from kullback.experiments.evaluate import reward_report, subjects
@@ -132,15 +133,22 @@ def test_members_share_their_head_and_start_along_a_run(
         reward_models.load(start)
 
 
-def test_the_start_of_members(population: pathlib.Path, start: pathlib.Path):
+def test_the_start_of_members(
+    population: pathlib.Path, start: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
     setup = preferences.setup(resolved.of(opened.open(population)), population)
     first, second = setup.start(0), setup.start(1)
     jax.tree.map(np.testing.assert_array_equal, first["head"], second["head"])
     newest: Any = models.load(start).params
     jax.tree.map(np.testing.assert_array_equal, second["decoder"], newest)
     assert np.any(first["decoder"]["embedding"] != newest["embedding"])
-    (note,) = setup.notes()
-    assert note.startswith("2 reward models, one after")
+    needs, of_all = setup.notes()
+    assert needs.startswith("memory: ") and "moments" in needs and "activations" in needs
+    assert of_all.startswith("2 reward models, one after another; their average takes ")
+    setup.check()
+    monkeypatch.setattr(platform, "available_memory", lambda: 1_000)
+    with pytest.raises(ValueError, match=r"learning takes .* of memory, and 1.00 kB are free"):
+        setup.check()
 
 
 def test_a_population_is_reported_as_one_model_and_as_many(
