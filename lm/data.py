@@ -74,6 +74,46 @@ class Report(NamedTuple):
     first_unusable: str = ""  # "FILE:LINE: what is wrong" of the first of these.
 
 
+@dataclasses.dataclass
+class Tally:
+    """The counts of a `Report` while its records are read."""
+
+    rows: int = 0
+    dropped: int = 0
+    truncated: int = 0
+    ignored: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    spelled: int = 0
+    first_spelled: str = ""
+    unusable: int = 0
+    first_unusable: str = ""
+
+    def note_spelled(self, place: str) -> None:
+        """Counts a record whose text spells control tokens, at "FILE:LINE: TOKEN"."""
+        self.spelled += 1
+        self.first_spelled = self.first_spelled or place
+
+    def leave_out(self, error: ValueError, limits: Limits) -> None:
+        """Counts a record of which nothing can be learnt; raises the error if that is not to be."""
+        if limits.unusable == "error":
+            raise error
+        self.unusable += 1
+        self.first_unusable = self.first_unusable or str(error)
+
+    def report(self, examples: Iterable[Example]) -> Report:
+        """Returns the report on all records, of which these examples were kept."""
+        return Report(
+            rows=self.rows,
+            dropped=self.dropped,
+            truncated=self.truncated,
+            ignored_keys=dict(self.ignored),
+            tokens=sum(example.length for example in examples),
+            spelled=self.spelled,
+            first_spelled=self.first_spelled,
+            unusable=self.unusable,
+            first_unusable=self.first_unusable,
+        )
+
+
 def read_jsonl(
     path: files.Path, tokenizer: Tokenizer, limits: Limits | None = None
 ) -> tuple[list[Example], Report]:
@@ -129,44 +169,28 @@ def from_rows(
     limits = limits or Limits()
     vocab_size = min(tokenizer.vocab_size, limits.vocab_size or tokenizer.vocab_size)
     examples: list[Example] = []
-    ignored: collections.Counter[str] = collections.Counter()
-    num_rows = dropped = truncated = spelled = unusable = 0
-    first_spelled = first_unusable = ""
+    tally = Tally()
     for where, record in rows:
-        num_rows += 1
+        tally.rows += 1
         try:
-            demonstration = forms.demonstration(record)
-            example = encode(demonstration, tokenizer)
-            _check_ids((*example.prompt, *example.completion), vocab_size)
+            with located(where):
+                demonstration = forms.demonstration(record)
+                example = encode(demonstration, tokenizer)
+                _check_ids((*example.prompt, *example.completion), vocab_size)
         except ValueError as error:
-            if limits.unusable == "error":
-                raise ValueError(f"{where}: {error}") from error
-            unusable += 1
-            first_unusable = first_unusable or f"{where}: {error}"
+            tally.leave_out(error, limits)
             continue
-        ignored.update(record.keys() - forms.LEARNT - {forms.DOCUMENT})
+        tally.ignored.update(record.keys() - forms.LEARNT - {forms.DOCUMENT})
         said = [text for part in demonstration[:2] for text in forms.texts(part)]
         if (name := spelled_in(said, tokenizer)) is not None:
-            spelled += 1
-            first_spelled = first_spelled or f"{where}: {name}"
+            tally.note_spelled(f"{where}: {name}")
         with located(where):
             fitted = fit(example, limits, is_text=demonstration.prompt is None)
-        dropped += fitted is None
+        tally.dropped += fitted is None
         if fitted is not None:
-            truncated += fitted.length < example.length
+            tally.truncated += fitted.length < example.length
             examples.append(fitted)
-    tokens = sum(example.length for example in examples)
-    return examples, Report(
-        rows=num_rows,
-        dropped=dropped,
-        truncated=truncated,
-        ignored_keys=dict(ignored),
-        tokens=tokens,
-        spelled=spelled,
-        first_spelled=first_spelled,
-        unusable=unusable,
-        first_unusable=first_unusable,
-    )
+    return examples, tally.report(examples)
 
 
 def notices(reports: Mapping[str, Report]) -> Iterator[str]:

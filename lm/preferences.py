@@ -7,7 +7,6 @@ record is an error with its file and line, and so is a pair of equal answers.
 Shape letters: B pairs, T tokens of a row, N pairs of a data set.
 """
 
-import collections
 import fractions
 import functools
 import math
@@ -75,43 +74,26 @@ def from_rows(
     limits = limits or data.Limits()
     no_length = data.Limits(vocab_size=limits.vocab_size)  # Both are fitted together, below.
     pairs: list[Pair] = []
-    ignored: collections.Counter[str] = collections.Counter()
-    num_rows = dropped = truncated = spelled = unusable = 0
-    first_spelled = first_unusable = ""
+    tally = data.Tally()
     for where, record in rows:
-        num_rows += 1
+        tally.rows += 1
         try:
             pair, report = _pair(where, record, tokenizer, no_length)
         except ValueError as error:
-            if limits.unusable == "error":
-                raise
-            unusable += 1
-            first_unusable = first_unusable or str(error)
+            tally.leave_out(error, limits)
             continue
         if report.spelled:
-            spelled += 1
-            first_spelled = first_spelled or report.first_spelled
-        ignored.update(record.keys() - forms.COMPARED - {forms.DOCUMENT})
+            tally.note_spelled(report.first_spelled)
+        tally.ignored.update(record.keys() - forms.COMPARED - {forms.DOCUMENT})
         with data.located(where):
             fitted = data.fit(max(pair, key=lambda example: example.length), limits)
         if fitted is None:
-            dropped += 1
+            tally.dropped += 1
             continue
-        truncated += len(fitted.prompt) < len(pair.chosen.prompt)
+        tally.truncated += len(fitted.prompt) < len(pair.chosen.prompt)
         same = {"prompt": fitted.prompt, "answers": fitted.answers}
         pairs.append(Pair(pair.chosen._replace(**same), pair.rejected._replace(**same)))
-    tokens = sum(example.length for pair in pairs for example in pair)
-    return pairs, data.Report(
-        rows=num_rows,
-        dropped=dropped,
-        truncated=truncated,
-        ignored_keys=dict(ignored),
-        tokens=tokens,
-        spelled=spelled,
-        first_spelled=first_spelled,
-        unusable=unusable,
-        first_unusable=first_unusable,
-    )
+    return pairs, tally.report(example for pair in pairs for example in pair)
 
 
 def chosen_rows(

@@ -9,13 +9,13 @@ import dataclasses
 import importlib.util
 import operator
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from kullback.core import files, json_files, names
-from kullback.lm import batches, data, forms, preferences, splits
+from kullback.core import files, folders, json_files, names
+from kullback.lm import batches, data, forms, preferences, read_once, splits
 from kullback.lm.tokenizer import Tokenizer
 
 Split = Literal["train", "test"]
@@ -168,7 +168,7 @@ def arithmetic(config: Arithmetic) -> Task:
             for n, (a, b) in enumerate(problems)
         ]
 
-    return _task("tokens/arithmetic", rows, exact_match)
+    return _task("tokens/arithmetic", rows, exact_match, lambda: (config,))
 
 
 def summaries(config: Summaries) -> Task:
@@ -194,9 +194,16 @@ def summaries(config: Summaries) -> Task:
         return examples
 
     _aclsum()
+
     # Before the last empty line is the text of the paper that the model was shown, which may have
     # lost its beginning; after it the aspect.
-    return _task("tokens/summaries", rows, None)._replace(
+    def stamp() -> Hashable:
+        return (
+            config,
+            *(read_once.stamp(_aclsum() / f"{split}.jsonl") for split in ("train", "test")),
+        )
+
+    return _task("tokens/summaries", rows, None, stamp)._replace(
         document=lambda example, prompt: _first(prompt)
     )
 
@@ -209,7 +216,7 @@ def conversations(rule: int = splits.RULE) -> Task:
     not much else.
     """
     path = pathlib.Path(__file__).with_name("conversations.jsonl")
-    return _task(_CONVERSATIONS, _rows_of(path, _JSONL, rule), None)
+    return _of_path(_CONVERSATIONS, path, _rows_of(path, _JSONL, rule), rule)
 
 
 def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:
@@ -218,9 +225,10 @@ def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:
     Records are those of `lm/data.py`. One in ten of a file is in "test", by `lm/splits.py`.
 
     Raises:
-      ValueError: for a folder without both files, or neither file nor folder.
+      ValueError: for a folder without both files, or in which one is a link out of it; for neither
+        file nor folder.
     """
-    return _of_rule(_task(f"{_JSONL}{path}", _rows_of(path, _JSONL, rule), None), rule)
+    return _of_path(f"{_JSONL}{path}", path, _rows_of(path, _JSONL, rule), rule)
 
 
 def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
@@ -242,10 +250,13 @@ def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
     def pairs(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
     ) -> tuple[list[preferences.Pair], data.Report]:
-        return preferences.from_rows(rows(split, tokenizer), tokenizer, limits)
+        key = ("pairs", read_once.stamp(path), rule, split, read_once.reading(tokenizer), limits)
+        return read_once.once(
+            key, lambda: preferences.from_rows(rows(split, tokenizer), tokenizer, limits)
+        )
 
-    task = _task(f"{_PREFERENCES}{path}", chosen, None)
-    return _of_rule(task._replace(texts=texts, pairs=pairs), rule)
+    task = _of_path(f"{_PREFERENCES}{path}", path, chosen, rule)
+    return task._replace(texts=texts, pairs=pairs)
 
 
 def exact_match(generated: str, target: str) -> float:
@@ -253,7 +264,14 @@ def exact_match(generated: str, target: str) -> float:
     return float(generated.strip() == target.strip())
 
 
-def _task(name: str, rows: Rows, score: Callable[[str, str], float] | None) -> Task:
+def _task(
+    name: str,
+    rows: Rows,
+    score: Callable[[str, str], float] | None,
+    stamp: Callable[[], Hashable],
+) -> Task:
+    """Returns a task; as long as its stamp is the same, so are its rows."""
+
     def checked(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
         _check_split(split)
         return rows(split, tokenizer)
@@ -261,15 +279,22 @@ def _task(name: str, rows: Rows, score: Callable[[str, str], float] | None) -> T
     def examples(
         split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
     ) -> tuple[list[data.Example], data.Report]:
-        return data.from_rows(checked(split, tokenizer), tokenizer, limits)
+        key = (name, stamp(), split, read_once.reading(tokenizer), limits)
+        return read_once.once(
+            key, lambda: data.from_rows(checked(split, tokenizer), tokenizer, limits)
+        )
 
     return Task(
         name, lambda split: [_text(record) for _, record in checked(split, None)], examples, score
     )
 
 
-def _of_rule(task: Task, rule: int) -> Task:
-    """Returns the task for runs of a rule; rule 1 takes documents as in `summaries`."""
+def _of_path(name: str, path: files.Path, rows: Rows, rule: int) -> Task:
+    """Returns the task of a file or folder for runs of a rule.
+
+    Rule 1 takes documents as in `summaries`.
+    """
+    task = _task(name, rows, None, lambda: (rule, read_once.stamp(path)))
     if rule > 1:
         return task
     return task._replace(document=lambda example, prompt: example.document or _first(prompt))
@@ -287,16 +312,17 @@ def _rows_of(path: files.Path, prefix: str, rule: int) -> Rows:
       ValueError: if they do not exist.
     """
     path = pathlib.Path(path)
-    missing = [name for name in ("train.jsonl", "test.jsonl") if not (path / name).is_file()]
-    if path.is_dir() and missing:
-        raise ValueError(f"folder {path} lacks {missing[0]}; it needs train.jsonl and test.jsonl")
+    for name in ("train.jsonl", "test.jsonl") if path.is_dir() else ():
+        if not (path / name).is_file():
+            raise ValueError(f"folder {path} lacks {name}; it needs train.jsonl and test.jsonl")
+        folders.inside(path, name)  # A stranger's folder leads only into itself.
     if not path.exists():
         raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
 
     def rows(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
         _check_split(split)
         if path.is_dir():
-            return [*data.read_rows(path / f"{split}.jsonl")]
+            return [*data.read_rows(folders.inside(path, f"{split}.jsonl"))]
         chosen: list[Row] = [
             row for row in data.read_rows(path) if splits.is_on(row[1], split, tokenizer, rule)
         ]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.lm import tasks
+from kullback.lm import data, read_once, tasks
 from kullback.lm.data import Limits
-from kullback.lm.tokenizer import Tokenizer, train_bpe
+from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,17 @@ def write(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_a_folder_of_jsonl_leads_only_into_itself(tmp_path: pathlib.Path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(tmp_path / "secret.jsonl", [{"text": "abc"}])
+    write(folder / "train.jsonl", [{"text": "abc"}])
+    (folder / "test.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    for kind in ("jsonl", "preferences"):
+        with pytest.raises(ValueError, match=r"data/test\.jsonl is a link out of the folder, to "):
+            tasks.make(f"tokens/{kind}:{folder}")
+
+
 def test_a_folder_of_jsonl(tokenizer: Tokenizer, tmp_path: pathlib.Path):
     write(tmp_path / "train.jsonl", [{"text": "abc"}])
     with pytest.raises(ValueError, match=r"lacks test\.jsonl"):
@@ -241,3 +252,29 @@ def test_bad_arguments():
             tasks.Summaries(**{name: ("title",)})
         with pytest.raises(ValueError, match=f"{name} must be some of"):
             tasks.Summaries(**{name: ()})
+
+
+def test_data_are_read_once_until_they_change(
+    tokenizer: Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    reads, from_rows, path = [], data.from_rows, tmp_path / "rows.jsonl"
+
+    def counted(*given: Any) -> Any:
+        reads.append(given)
+        return from_rows(*given)
+
+    def examples(limits: Limits | None = None, of: Tokenizer = tokenizer) -> list[Any]:
+        return tasks.make(f"tokens/jsonl:{path}").examples("train", of, limits)[0]
+
+    monkeypatch.setattr(data, "from_rows", counted)
+    write(path, [{"prompt": f"{n}", "completion": "a"} for n in range(40)])
+    first = examples()
+    examples().append(None)  # Whoever reads may change the list.
+    assert examples() == first and len(reads) == 1
+    assert examples(Limits(max_length=20)) == first and len(reads) == 2
+    assert examples(None, reading(tokenizer, "parse")) == first and len(reads) == 3
+    write(path, [{"prompt": f"{n}", "completion": "b"} for n in range(40)])
+    assert examples() != first and len(reads) == 4
+    for n in range(read_once.MOST):
+        examples(Limits(max_length=30 + n))
+    assert len(read_once._KEPT) == read_once.MOST
