@@ -74,6 +74,8 @@ class Setup(Work):
     # For reinforcement learning: the actor, and the frozen supervised start.
     actor: episodes.Actor | None = None
     start: types.Params | None = None
+    # The hash of the model that later seeds read again; None if no seed does.
+    start_sha256: Callable[[], str | None] = lambda: None
     eval_episodes: int = 0  # The plan's held-out examples of an evaluation; 0: no evaluations.
     leaves_front: bool = False  # Whether it ends with WARP's front.
     axes: plots.Axes = plots.TEXTS
@@ -139,11 +141,11 @@ class Setup(Work):
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""
         teacher = None if self.teacher is None else models.fingerprint(self.teacher.params)
-        start = {} if self.start is None else {"start_sha256": models.fingerprint(self.start)}
+        start = self.start_sha256() if self.start is None else models.fingerprint(self.start)
         return {
             "loop": "host",
             "teacher_sha256": teacher,
-            **start,
+            **({} if start is None else {"start_sha256": start}),
             **models.origins(model=self.student, teacher=self.teacher),
             "data": data_details(self.rule, self.reports),
         }
@@ -385,9 +387,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         epoch = _epoch(train, c, experience, student.tokenizer.pad_id)
         named = epoch.in_steps(named)
         plan, config = named.plan, named.config
-    initial_params = None
+    initial_params, start_sha256 = None, lambda: None
     if plan.model not in gemma.PRESETS:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
+        if plan.num_seeds > 1:
+            start_sha256 = initial_params.sha256
     base = Setup(
         agent=make_agent(config=config),
         spec=spec_of(student.config),
@@ -401,6 +405,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             decoders[0], student.tokenizer, task, test, c, config.output_divergence, mesh
         ),
         initial_params=initial_params,
+        start_sha256=start_sha256,
         placement=sharding.placement(mesh, *(model.config for model in decoders)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
@@ -428,6 +433,10 @@ class _Initial:
         """Returns them; another seed of the run has them read anew."""
         params, self.params = self.params, None
         return self.read() if params is None else params
+
+    def sha256(self) -> str:
+        """Returns their fingerprint; they are read for it if they were handed over."""
+        return models.fingerprint(self.read() if self.params is None else self.params)
 
 
 def _with_actor(

@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -208,6 +209,16 @@ def created(
                     for child in path.iterdir() if existed else [path]:
                         files.remove(child)
             raise
+
+
+def slug(text: str) -> str:
+    """Returns a text as part of a folder's name, without characters that a shell reads."""
+    return re.sub(r"[^\w.,=+-]+", "-", text)
+
+
+def default_path(agent: str, environment: str) -> pathlib.Path:
+    """Returns the folder of a new run for which none is named: the next free one under runs/."""
+    return next_free(pathlib.Path("runs") / slug(f"{agent}-{environment}"))
 
 
 def next_free(stem: pathlib.Path, suffix: str = "") -> pathlib.Path:

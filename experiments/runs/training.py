@@ -62,8 +62,7 @@ def train(
         for note in named.notes:
             print(note)
     recipe = kinds.Recipe(named=named, make_agent=make_agent, make_environment=make_environment)
-    name = f"{plan.agent}-{plan.environment.replace('/', '-')}"
-    path = pathlib.Path(out) if out else run_folder.next_free(pathlib.Path("runs") / name)
+    path = pathlib.Path(out or run_folder.default_path(plan.agent, plan.environment))
     run_folder.check_free(path)
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(recipe.built())
@@ -152,13 +151,7 @@ def resume(
                     f"{run.plan.steps}; it can only grow"
                 )
             details = _details(work)
-            for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
-                key = f"{name}_sha256"
-                if details.get(key) != config.get(key):
-                    raise ValueError(
-                        f"the {name} {frozen} has changed since the run began (its SHA-256 "
-                        "differs); put the old one back, or start a new run"
-                    )
+            _check_frozen(plan, details, config)
             if changes or empty_replay:
                 entry = {"accepted": changes, "empty_replay": empty_replay}
                 config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
@@ -228,6 +221,19 @@ def _details(work: Work) -> dict[str, Any]:
     }
 
 
+def _check_frozen(
+    plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping[str, Any]
+) -> None:
+    """Raises ValueError if a model that is read anew is not the one with which the run began."""
+    for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
+        key = f"{name}_sha256"
+        if key in recorded and details.get(key) != recorded[key]:
+            raise ValueError(
+                f"the {name} {frozen} has changed since the run began (its SHA-256 differs); put "
+                "the old one back, or start a new run"
+            )
+
+
 def _differences(
     plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> Iterator[str]:
@@ -286,6 +292,7 @@ class _Run:
                 single = dataclasses.replace(plan, seed=seed, num_seeds=1)
                 empty_replay = self.empty_replay and record.standing(part, plan.steps) == "saved"
                 with self.recipe.built(folder.path) as seed_work:
+                    _check_frozen(plan, seed_work.details(), config)
                     self._drive(seed_work, part, single, (seed,), empty_replay)
             parts.append(part)
             folder.write_rows([row for p in parts for row in p.rows()])

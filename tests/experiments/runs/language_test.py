@@ -218,6 +218,28 @@ def test_a_run_watches_the_distance_to_its_teacher(
     np.testing.assert_allclose(rows[-1], expected, rtol=1e-4)
 
 
+def test_later_seeds_begin_with_the_model_that_the_first_began_with(
+    teacher: pathlib.Path, tmp_path: pathlib.Path
+):
+    start, path = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(teacher, start)
+    newest, elsewhere = max((start / "checkpoints").iterdir()), tmp_path / "newest"
+
+    def take_away(row: Any) -> None:  # While the first seed learns.
+        newest.rename(elsewhere)
+
+    given: dict[str, Any] = {"steps": 2, "num_seeds": 2, "model": str(start), "model_flags": ()}
+    with pytest.raises(ValueError, match=r"the start .*start has changed since the run began"):
+        train(path, callback=take_away, **given)
+    recorded = run_folder.RunFolder(path).config()["start_sha256"]
+    assert recorded == models.fingerprint(models.load(teacher).params)
+    with pytest.raises(ValueError, match=r"the start .* has changed since the run began"):
+        experiments.resume(path, quiet=True)
+    elsewhere.rename(newest)
+    experiments.resume(path, quiet=True)
+    assert {row["seed"] for row in run_folder.RunFolder(path).rows()} == {"0", "1"}
+
+
 def test_a_teacher_that_has_changed_is_refused(distilled: pathlib.Path, tmp_path: pathlib.Path):
     path = tmp_path / "run"
     shutil.copytree(distilled, path)

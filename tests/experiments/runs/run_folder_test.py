@@ -39,6 +39,23 @@ def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path: pathlib.Pa
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ("minatar/breakout", "dqn-minatar-breakout-002"),
+        ("gym/my.worlds:Maze-v0", "dqn-gym-my.worlds-Maze-v0-002"),
+        ("tokens/jsonl:/home/a b/x.jsonl", "dqn-tokens-jsonl-home-a-b-x.jsonl-002"),
+    ],
+)
+def test_a_run_without_a_name_gets_one_that_shells_take(
+    environment: str, name: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    first = run_folder.default_path("dqn", environment)
+    first.mkdir(parents=True)
+    assert run_folder.default_path("dqn", environment) == pathlib.Path("runs") / name
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_folder_appears_whole(
     is_there: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
