@@ -10,13 +10,12 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.core import loops, names, typed, types
-from kullback.experiments.runs import kinds, plans, resolved, simulators
+from kullback.experiments.runs import kinds, plans, resolved, run_folder, simulators
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
 GIVEN_ABOVE = ("agent", "environment", "family", "seed", "num_seeds", "trust_code", *SECTIONS)
@@ -145,6 +144,19 @@ def check(configuration: Configuration) -> Checked:
         raise ValueError(f"{configuration.name}: {error}") from error
 
 
+def in_steps_without_code(configuration: Configuration) -> Configuration:
+    """Returns a configuration with its epochs in steps, built without the reward that it names.
+
+    A reward has no say in how many steps an epoch has.
+
+    Raises:
+      ValueError: as of `check`.
+    """
+    harmless = {**configuration.fields, "reward": "length"}
+    steps = check(configuration._replace(fields=harmless)).configuration.fields["steps"]
+    return _in_steps(configuration, steps)
+
+
 def _in_steps(configuration: Configuration, steps: int) -> Configuration:
     fields = {name: value for name, value in configuration.fields.items() if name != "epochs"}
     return configuration._replace(fields={**fields, "steps": steps})
@@ -173,7 +185,7 @@ def _grid(
     varied = {axis[0][1] for axis in axes if len(axis) > 1}
     for point in itertools.product(*axes):
         fields: dict[str, Any] = {"agent": agent, "environment": environment}
-        name = _slug(f"{agent}-{environment}")
+        name = run_folder.slug(f"{agent}-{environment}")
         for section, key, value in point:
             text = _text(value)
             if section == "plan":
@@ -181,7 +193,7 @@ def _grid(
             else:
                 fields[section] = (*fields.get(section, ()), f"{key}={text}")
             if key in varied:
-                name += _slug(f",{key}={text}")
+                name += run_folder.slug(f",{key}={text}")
         if len(name.encode()) > NAME_BYTES:
             raise ValueError(f"{name} is too long for a folder: give shorter or fewer lists")
         yield Configuration(name, fields, seeds)
@@ -207,11 +219,6 @@ def _values(key: str, given: Any) -> list[Any]:
 
 def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _slug(text: str) -> str:
-    """Returns a text as part of a folder's name, without characters that a shell reads."""
-    return re.sub(r"[^\w.,=+-]+", "-", text)
 
 
 def _seeds(given: Any) -> tuple[int, ...]:

@@ -48,7 +48,8 @@ def runs(
       cores: of this machine.
       file: the sweep's file, for messages.
       trust_code: whether modules that it names may run.
-      dry_run: whether runs are only listed: a configuration that names a module is not built.
+      dry_run: whether runs are only listed: a configuration that names a module is not built, or
+        without it if its epochs are to be told in steps.
 
     Returns:
       {"runs": [{"name", "plan", "threads", "done", "diverged", "notes"}], "others": names of runs
@@ -79,11 +80,7 @@ def runs(
         if not (dry_run and first_plan.code):
             configuration, is_compiled = sweep_plan.check(configuration)
         elif first_plan.epochs:
-            raise ValueError(
-                f"{configuration.name}: --dry-run does not build a configuration whose "
-                f"{first_plan.code} would run code, and so cannot tell the steps of its epochs: "
-                "give steps"
-            )
+            configuration = sweep_plan.in_steps_without_code(configuration)
         for name, plan in _plans(configuration, is_compiled, existing, runs_code):
             threads = _threads(sweep, plan, is_compiled, cores)
             if name in existing:

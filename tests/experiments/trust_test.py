@@ -1,6 +1,7 @@
 """Tests of whose code runs: what a user types, not what a file names."""
 
 import json
+import math
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 from kullback.experiments.commands import sweep_child
 from kullback.experiments.runs import acting, plans, resolved, run_folder, training
 from kullback.experiments.sweeps import sweep_plan, sweep_runs, sweep_worker
+from kullback.lm import tasks, tokenizer
 
+OLD = pathlib.Path(__file__).parent / "fixtures" / "runs_of_0_1"
 EVIL = """
 import pathlib
 pathlib.Path(__file__).with_name("marker").write_text("ran")
@@ -145,6 +148,23 @@ def test_a_sweep_of_a_strangers_runs_no_code(stranger: pathlib.Path):
     assert not (stranger / "marker").exists()
     with pytest.raises(ValueError, match="trust_code"):
         sweep_plan.configurations({**sweep, "plan": {"trust_code": True}})
+
+
+def test_a_dry_run_tells_the_steps_of_epochs_without_a_strangers_code(stranger: pathlib.Path):
+    rows = OLD / "rows.jsonl"
+    plan = {"model": str(OLD / "sft"), "reward": REWARD, "epochs": 3}
+    sweep = {
+        "agents": ["rlhf"],
+        "environments": [f"tokens/jsonl:{rows}"],
+        "plan": plan,
+        "settings": {"batch_size": 8, "samples_per_prompt": 4},
+    }
+    arguments = (sweep, stranger / "runs", {}, 1, "sweep.toml")
+    (run,) = sweep_runs.runs(*arguments, trust_code=False, dry_run=True)["runs"]
+    task, tokens = tasks.make(f"tokens/jsonl:{rows}"), tokenizer.load(OLD / "sft" / "tokenizer")
+    num_prompts = len(task.examples("train", tokens, None)[0])
+    assert (run["plan"]["steps"], run["plan"]["reward"]) == (math.ceil(3 * num_prompts / 2), REWARD)
+    assert not (stranger / "marker").exists() and "evil" not in sys.modules
 
 
 def test_children_of_a_sweep_are_told(tmp_path: pathlib.Path):
