@@ -2,7 +2,7 @@
 
     parameters     once, in float32
     moments        of the optimiser: twice the parameters for Adam; and target parameters
-    frozen         models that are read: teacher, start
+    frozen         models that are read: teacher, start, a reward's
     gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
@@ -72,14 +72,14 @@ class Setting:
 
 
 def of_learning(
-    config: gemma.Config, state: types.LearnerState, constants: types.Constants, setting: Setting
+    config: gemma.Config, state: types.LearnerState, frozen: Any, setting: Setting
 ) -> Needs:
     """Computes the memory of a learner step, which is the most that a run takes.
 
     Args:
       config: of the model that learns.
       state: shapes of the learner's state.
-      constants: frozen parameters, or their shapes.
+      frozen: trees of parameters, or their shapes, that are read only.
       setting: of the step.
     """
     parameters = trees.num_bytes(state.params)
@@ -89,7 +89,7 @@ def of_learning(
     return Needs(
         parameters=parameters,
         moments=trees.num_bytes((state.opt_state, state.targets)),
-        frozen=trees.num_bytes(constants),
+        frozen=trees.num_bytes(frozen),
         gradients=parameters * copies,
         activations=setting.networks * _activations(config, rows, setting.width),
         logits=LOGIT_ARRAYS

@@ -128,14 +128,19 @@ class Setup(Work):
             networks=1 + has_value,
         )
 
+    @property
+    def _frozen(self) -> Any:
+        """Parameters that are read only, and are in memory already: a reward model's, too."""
+        return self.constants, () if self.actor is None else self.actor.reward.params
+
     def _needs(self, setting: memory.Setting) -> memory.Needs:
         state = jax.eval_shape(self.agent.learner.init, jax.random.key(0))
-        return memory.of_learning(self.student.config, state, self.constants, setting)
+        return memory.of_learning(self.student.config, state, self._frozen, setting)
 
     def check(self) -> None:
         """Raises ValueError if a learner step does not fit into memory."""
         if self.placement is None:
-            free = platform.available_memory() + trees.num_bytes(self.constants)
+            free = platform.available_memory() + trees.num_bytes(self._frozen)
             memory.require(self._needs, self._setting, free)
 
     def details(self) -> dict[str, Any]:

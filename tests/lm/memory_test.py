@@ -94,12 +94,12 @@ def test_frozen_models_and_target_parameters_count():
     state = shapes(agent)
     alone = memory.of_learning(CONFIG, state, types.NO_CONSTANTS, SETTING)
     frozen = types.Constants(teacher=jnp.zeros((1000,)), start=jnp.zeros((24,), jnp.bfloat16))
-    both = memory.of_learning(
-        CONFIG, state._replace(targets={"anchor": state.params}), frozen, SETTING
-    )
-    assert both.frozen == 4048
+    of_reward = (None, {"w": jnp.zeros((3,))})
+    anchored = state._replace(targets={"anchor": state.params})
+    both = memory.of_learning(CONFIG, anchored, (frozen, of_reward), SETTING)
+    assert both.frozen == 4060
     assert both.moments == alone.moments + alone.parameters
-    assert both.total == alone.total + 4048 + alone.parameters
+    assert both.total == alone.total + 4060 + alone.parameters
 
 
 def test_a_step_that_does_not_fit_is_refused_with_one_that_does():
