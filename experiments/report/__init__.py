@@ -72,22 +72,12 @@ def write(
     old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
     with files.atomic_path(folder) as temporary, plots.plain_text():
         temporary.mkdir()
-        written = page.Page(temporary, _title(families))
+        written = page.Page(temporary, _title(families), say)
         _introduction(written, families, labels, score)
         if to_come:
-            written.warning("Some runs of a sweep are not begun.", to_come)
-            for line in to_come:
-                say(f"not begun: {line}")
-        changed = [
-            line
-            for family in families
-            for run in itertools.chain.from_iterable(family.runs.values())
-            for line in run.changed
-        ]
-        if changed:
-            written.warning("Some runs are not as they were saved.", changed)
-            for line in changed:
-                say(f"changed: {line}")
+            written.warning("Some runs of a sweep are not begun.", to_come, "not begun")
+        if changed := [line for x in families for run in x.all_runs for line in run.changed]:
+            written.warning("Some runs are not as they were saved.", changed, "changed")
         ours: list[dict[str, Any]] = []
         for family in families:
             comparisons = compared[family.name]
@@ -98,9 +88,7 @@ def write(
                 baseline=baseline,
                 denominator=denominator,
             )
-            lines, rows = _write(chapter, comparisons, is_asked=steps is not None)
-            for line in lines:
-                say(line)
+            rows = _write(chapter, comparisons, is_asked=steps is not None)
             ours.extend(_beside_published(family, comparisons, rows))
         if with_published:
             written.section("Published results")
@@ -120,7 +108,7 @@ def write(
 
 
 def _title(families: Sequence[collect.Family]) -> str:
-    count = sum(len(runs) for family in families for runs in family.runs.values())
+    count = sum(len(family.all_runs) for family in families)
     return f"Report on {count} run{'s' * (count != 1)}"
 
 
@@ -147,29 +135,28 @@ def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[s
 
 def _write(
     chapter: chapters.Chapter, compared: Sequence[scores.Comparison], *, is_asked: bool
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Adds a family's section; returns lines to say and rows of human-normalised aggregates.
+) -> list[dict[str, Any]]:
+    """Adds a family's section; returns rows of human-normalised aggregates.
 
     `is_asked` says whether the number of steps was given, or found.
     """
     out, family = chapter.out, chapter.family
     out.section(family.traits.title)
-    lines = sections.seeds(out, family)
+    sections.seeds(out, family)
     for comparison in compared:
         cut = [s for s in comparison.used if s.last > comparison.steps]
         if cut:
             where = "" if family.traits.is_aggregated else f" on {cut[0].environment}"
             reason = "as asked for" if is_asked else "the most that all have done"
             text = f"scores{where} are read after {comparison.steps:,} steps, {reason}"
-            lines.append(f"cut: {text}")
+            out.say(f"cut: {text}")
             later = " --steps N reads them later, and leaves out what has done less."
             out.warning(
                 f"Of runs of different lengths, {text}.{'' if is_asked else later}",
                 _lengths(comparison.used),
             )
         if comparison.left_out:
-            out.warning("Some seeds are not among the scores.", comparison.left_out)
-            lines.extend(f"left out: {text}" for text in comparison.left_out)
+            out.warning("Some seeds are not among the scores.", comparison.left_out, "left out")
     rows: list[dict[str, Any]] = []
     if family.traits.is_aggregated:
         for comparison in compared:
@@ -183,7 +170,7 @@ def _write(
     sections.speed(out, family)
     sections.settings(out, family)
     sections.seed_table(out, family)
-    return lines, rows
+    return rows
 
 
 def _lengths(series: Sequence[collect.Series]) -> list[str]:

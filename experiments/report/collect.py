@@ -123,10 +123,14 @@ class Family:
         return tuple(sorted(self.runs))
 
     @property
+    def all_runs(self) -> tuple[Run, ...]:
+        """Runs of all agents."""
+        return tuple(itertools.chain.from_iterable(self.runs.values()))
+
+    @property
     def environments(self) -> tuple[str, ...]:
         """Names, in alphabetical order."""
-        runs = itertools.chain.from_iterable(self.runs.values())
-        return tuple(sorted({run.plan.environment for run in runs}))
+        return tuple(sorted({run.plan.environment for run in self.all_runs}))
 
 
 def traits_of(family: str) -> Traits:

@@ -8,7 +8,7 @@ import contextlib
 import html
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -30,8 +30,11 @@ class Page:
     Pictures and tables are written at once, into `folder`, which exists and is empty.
     """
 
-    def __init__(self, folder: pathlib.Path, title: str):
-        self._folder, self._title = folder, title
+    def __init__(
+        self, folder: pathlib.Path, title: str, say: Callable[[str], Any] = lambda line: None
+    ):
+        """Begins without a part; `say` prints a line."""
+        self._folder, self._title, self.say = folder, title, say
         self._parts: list[str] = []
         self._sections: list[tuple[str, str]] = []
         self._names: set[str] = set()
@@ -50,8 +53,13 @@ class Page:
         """Adds a paragraph."""
         self._parts.append(f"<p>{_text(text)}</p>")
 
-    def warning(self, summary: str, lines: Sequence[str] = ()) -> None:
-        """Adds a warning: a sentence and a list, folded if it is long."""
+    def warning(self, summary: str, lines: Sequence[str] = (), said: str = "") -> None:
+        """Adds a warning: a sentence and a list, folded if it is long.
+
+        Unless `said` is "", each line is printed too, with it in front.
+        """
+        for line in lines if said else ():
+            self.say(f"{said}: {line}")
         inner = f"<p>{_text(summary)}</p>"
         if lines:
             items = "".join(f"<li>{_text(line)}</li>" for line in lines)

@@ -14,8 +14,8 @@ from kullback.experiments.runs import inputs
 CURVE_RESAMPLES = 2_000
 
 
-def seeds(out: page.Page, family: collect.Family) -> list[str]:
-    """Adds what is missing or unfinished; returns it as lines for the terminal."""
+def seeds(out: page.Page, family: collect.Family) -> None:
+    """Adds what is missing, unfinished or has diverged."""
     missing = [
         f"{row.label} on {row.environment}: "
         + (f"seeds {collect.spans(row.missing)}" if row.present else "no run")
@@ -35,16 +35,13 @@ def seeds(out: page.Page, family: collect.Family) -> list[str]:
         for seed, reason in run.diverged.items()
     ]
     if missing:
-        out.warning("Seeds are missing; the rest is used.", missing)
+        out.warning("Seeds are missing; the rest is used.", missing, "missing")
     if unfinished:
-        out.warning("Some runs are not finished, and used up to where they are.", unfinished)
+        text = "Some runs are not finished, and used up to where they are."
+        out.warning(text, unfinished, "unfinished")
     if diverged:
-        out.warning("Some runs have diverged, and are used up to where they did.", diverged)
-    return [
-        *(f"missing: {m}" for m in missing),
-        *(f"unfinished: {u}" for u in unfinished),
-        *(f"diverged: {d}" for d in diverged),
-    ]
+        text = "Some runs have diverged, and are used up to where they did."
+        out.warning(text, diverged, "diverged")
 
 
 def seed_table(out: page.Page, family: collect.Family) -> None:
