@@ -12,6 +12,7 @@ from kullback.core import files
 
 if TYPE_CHECKING:
     import matplotlib.axes
+    import matplotlib.figure
 
 
 @contextlib.contextmanager
@@ -24,6 +25,22 @@ def plain_text() -> Iterator[None]:
 
     with matplotlib.rc_context({"text.parse_math": False}):
         yield
+
+
+def figure(width: float, height: float) -> "matplotlib.figure.Figure":
+    """Makes an empty figure that needs no display; sizes are in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(drawn)
+    return drawn
+
+
+def save(drawn: "matplotlib.figure.Figure", path: pathlib.Path) -> None:
+    """Writes a PNG or an SVG, as the path ends, whole or not at all."""
+    with files.atomic_path(path) as temporary:
+        drawn.savefig(temporary, format=path.suffix[1:])
 
 
 class Axes(NamedTuple):
@@ -57,8 +74,6 @@ def learning_curve(
       title: of the picture.
       axes: their labels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     column, labels = "return_mean", axes
@@ -66,9 +81,8 @@ def learning_curve(
         column = axes.instead
         labels = axes._replace(y=column)
     is_double = bool(axes.below and rows and axes.below in rows[0])
-    figure = Figure(figsize=(6.4, 6.4 if is_double else 4.0), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    pictures = figure.subplots(1 + is_double, squeeze=False, sharex=True)[:, 0]
+    drawn = figure(6.4, 6.4 if is_double else 4.0)
+    pictures = drawn.subplots(1 + is_double, squeeze=False, sharex=True)[:, 0]
     _draw(pictures[0], rows, column)
     seeds = sorted({int(row["seed"]) for row in rows})
     for k, seed in enumerate(seeds):
@@ -92,8 +106,7 @@ def learning_curve(
         plot.xaxis.set_major_formatter(EngFormatter(sep=""))
         if plot.get_legend_handles_labels()[0]:
             plot.legend(loc="best", frameon=True, framealpha=0.8, edgecolor="none")
-    with files.atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png")
+    save(drawn, path)
 
 
 def _draw(plot: "matplotlib.axes.Axes", rows: Sequence[Mapping[str, str]], column: str) -> None:

@@ -14,11 +14,10 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from kullback.core import files, json_files, names
-from kullback.experiments import catalog, checkout, interrupts, progress
+from kullback.experiments import catalog, checkout, interrupts, plots, progress
 from kullback.experiments.benchmarks import machine
 from kullback.experiments.runs import settings
 
@@ -136,8 +135,7 @@ def _crc32(rows: Rows) -> int:
 
 def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> Figure:
     """Makes an empty figure with a grid of axes; sizes are of one of them, in inches."""
-    drawn = Figure(figsize=(columns * width, rows * height), dpi=120, layout="constrained")
-    FigureCanvasAgg(drawn)
+    drawn = plots.figure(columns * width, rows * height)
     drawn.subplots(rows, columns, squeeze=False)
     for axes in drawn.axes:
         axes.grid(alpha=0.25)
@@ -197,8 +195,7 @@ def reproduce(
         files.write_csv(folder / f"{table}.csv", rows)
     for title, drawn in results.figures.items():
         for suffix in FORMATS:
-            with files.atomic_path(folder / f"{title}.{suffix}") as temporary:
-                drawn.savefig(temporary, format=suffix)
+            plots.save(drawn, folder / f"{title}.{suffix}")
     lines = [_verdict(check) for check in results.checks]
     checks = [check._asdict() for check in results.checks]
     verdict = {**described, "checks": checks, "machine": machine.describe()}

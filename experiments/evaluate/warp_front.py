@@ -10,7 +10,6 @@ the same random numbers. The run's folder then has
 any point of the front.
 """
 
-import io
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +17,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from kullback.core import averaging, files, types
+from kullback.experiments import plots
 from kullback.experiments.runs import episodes, models
 from kullback.lm import tokenizer, warp
 from kullback.lm.formats import hugging_face
@@ -83,8 +81,7 @@ def finish(
 def write(folder: pathlib.Path, points: Sequence[Point]) -> None:
     """Writes front.csv and front.png."""
     files.write_csv(folder / "front.csv", [point._asdict() for point in points])
-    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = plots.figure(6.4, 4.0)
     axes = figure.add_subplot()
     column = {name: [getattr(p, name) for p in points] for name in Point._fields}
     axes.errorbar(
@@ -102,6 +99,4 @@ def write(folder: pathlib.Path, points: Sequence[Point]) -> None:
     axes.set_xlabel("KL to the supervised start (nats of a text)")
     axes.set_ylabel("reward")
     axes.set_title("(1 - η) start + η merge, by η; bars: standard errors")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    files.atomic_write_bytes(folder / "front.png", buffer.getvalue())
+    plots.save(figure, folder / "front.png")
