@@ -252,14 +252,13 @@ def _encoder(
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, data[1])
         return losses, jnp.argmax(scores, -1) == data[1]
 
-    learner = _learner(config, {"layers": upper, "head": params["head"]}, loss)
     tuned = _learn(
         config,
-        learner,
-        lambda at: (pair_tokenizer.Rows(*(x[at] for x in rows)), labels[at]),
-        len(labels),
-        {"embeddings": params["embeddings"], "layers": lower},
-        quiet,
+        {"layers": upper, "head": params["head"]},
+        loss,
+        (rows, labels),
+        base={"embeddings": params["embeddings"], "layers": lower},
+        quiet=quiet,
     )
     layers = jax.tree.map(lambda *x: jnp.concatenate(x), lower, tuned["layers"])
     trained = classifier._replace(params={**params, "layers": layers, "head": tuned["head"]})
@@ -299,10 +298,7 @@ def _embeddings(
         return optax.sigmoid_binary_cross_entropy(logits, data[1]), (logits > 0) == (data[1] > 0)
 
     init = embeddings.head.init(jax.random.key(config.seed), features[:1])
-    learner = _learner(config, init, loss)
-    params = _learn(
-        config, learner, lambda at: (features[at], labels[at]), len(labels), None, quiet
-    )
+    params = _learn(config, init, loss, (features, labels), base=None, quiet=quiet)
     model = embeddings.Model(classifier, params)
     return (
         embeddings.probability(model),
@@ -328,12 +324,25 @@ def _fitting(
     return tokenizer.rows([text for text, _ in kept], length), np.array(labels, np.int32)
 
 
-def _learner(
+def _learn(
     config: Config,
     params: types.Params,
     loss: Callable[[types.Params, Any, Any], tuple[jax.Array, jax.Array]],
-) -> types.Learner:
-    """Makes AdamW on the mean loss; loss(params, data, base) -> losses, whether right, [B]."""
+    data: Any,
+    *,
+    base: types.Params,
+    quiet: bool,
+) -> types.Params:
+    """Returns parameters, trained by AdamW on the mean loss of consecutive rows, cyclically.
+
+    Args:
+      config: of the training.
+      params: to begin with.
+      loss: (params, rows of data, base) -> losses, and whether each is right, [B].
+      data: arrays [n, ...].
+      base: what is frozen.
+      quiet: whether nothing is printed.
+    """
 
     def mean(
         params: types.Params, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any
@@ -343,33 +352,22 @@ def _learner(
         feedback = types.Feedback({"accuracy": right.astype(jnp.float32)})
         return jnp.mean(batch.weights * losses), (aux, feedback)
 
-    steps = config.num_steps
+    steps, size = config.num_steps, config.batch_size
     rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, max(1, steps // 10), steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(rate, b2=0.98, weight_decay=config.weight_decay),
     )
-    return learners.sgd(lambda key: params, mean, optimizer)
-
-
-def _learn(
-    config: Config,
-    learner: types.Learner,
-    rows: Callable[[np.ndarray], Any],
-    num_rows: int,
-    base: types.Params,
-    quiet: bool,
-) -> types.Params:
-    """Trains on batches of consecutive rows, cyclically; returns the parameters."""
+    learner = learners.sgd(lambda key: params, mean, optimizer)
     # A copy, as the program reuses its buffers, and the caller's must stay.
-    state = learner.init(jax.random.key(config.seed))
-    state = jax.tree.map(jnp.copy, state)
-    step = jax.jit(learner.step, donate_argnums=0)
-    mean = 0.5
-    with progress.Progress(f"entailment, {config.kind}", 0, config.num_steps, quiet) as bar:
-        for n in range(config.num_steps):
-            at = np.arange(n * config.batch_size, (n + 1) * config.batch_size) % num_rows
-            state, feedback = step(state, types.Batch.of(rows(at)), types.Constants(base=base))
-            mean += 0.05 * (float(jnp.mean(feedback.metrics["accuracy"])) - mean)
-            bar.update(n + 1, mean, "accuracy")
+    state = jax.tree.map(jnp.copy, learner.init(jax.random.key(config.seed)))
+    step, num_rows = jax.jit(learner.step, donate_argnums=0), len(jax.tree.leaves(data)[0])
+    accuracy = 0.5
+    with progress.Progress(f"entailment, {config.kind}", 0, steps, quiet) as bar:
+        for n in range(steps):
+            at = np.arange(n * size, (n + 1) * size) % num_rows
+            batch = types.Batch.of(jax.tree.map(lambda x, at=at: x[at], data))
+            state, feedback = step(state, batch, types.Constants(base=base))
+            accuracy += 0.05 * (float(jnp.mean(feedback.metrics["accuracy"])) - accuracy)
+            bar.update(n + 1, accuracy, "accuracy")
     return state.params
