@@ -8,6 +8,7 @@ from typing import Any
 
 from kullback.core import typed
 from kullback.experiments import limits
+from kullback.lm.control_tokens import READINGS
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -115,7 +116,7 @@ def add_trust_code(parser: Any) -> None:
 def add_control_tokens(parser: Any, default: str) -> None:
     """Adds --control-tokens, which is None where it is not given; `default` is for its help."""
     flag(
-        *(parser, "--control-tokens", ("text", "parse")),
+        *(parser, "--control-tokens", READINGS),
         help="what <start_of_turn> and the like in a text are: the letters that they are, or the "
         f"tokens, as a chat template has written them; default: {default}",
     )
