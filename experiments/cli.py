@@ -14,7 +14,7 @@ from kullback.experiments import display, interrupts
 # Modules of `commands/`, which are imported where Ctrl-C is heard.
 COMMANDS = (
     *("listing", "train", "evaluate", "generate", "chat", "export", "reproduce", "sweep", "report"),
-    *("merge", "entailment", "cache"),
+    *("merge", "quantize", "entailment", "cache"),
 )
 
 

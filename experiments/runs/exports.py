@@ -149,6 +149,10 @@ def write_folder(
     if run is not None:
         models.export(run, out, seed)
         return
-    checkpoint = models.load(path)
+    write_checkpoint(models.load(path), out)
+
+
+def write_checkpoint(checkpoint: models.Checkpoint, out: pathlib.Path) -> None:
+    """Writes a model that is in memory in float32, as a folder of Hugging Face."""
     with tempfile.TemporaryDirectory() as folder:
         models.write_folder(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))

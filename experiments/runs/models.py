@@ -236,7 +236,7 @@ def _no_model(path: str | pathlib.Path) -> str:
         return f"{path} is a preset, a shape whose random weights kullback train draws{hint}"
     return (
         f"{path} is no model: expected a folder with config.json and weights, a file of GGUF, "
-        f"a run of a language model, or {pretrained.PREFIX}NAME ({', '.join(pretrained.MODELS)})"
+        f"a run, or {pretrained.PREFIX}NAME ({', '.join(pretrained.MODELS)})"
     )
 
 

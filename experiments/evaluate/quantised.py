@@ -1,0 +1,165 @@
+"""A model in few bits: bytes and error of each matrix, and what the text says of the loss.
+
+The matrices are replaced by what their codes hold, in float32, so that all that is measured is of
+the numbers that a program with such codes computes with.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import regularizers, trees, types
+from kullback.experiments import statistics
+from kullback.experiments.evaluate import evaluation as evaluations
+from kullback.experiments.evaluate import reports
+from kullback.experiments.evaluate.subjects import Subject
+from kullback.lm import answers, batches, evaluation, quantisation
+
+
+class Matrix(NamedTuple):
+    """A row of the table of matrices, for layers that are stacked one row."""
+
+    tensor: str  # Path among the parameters.
+    shape: str  # "18x640x2048".
+    bits: float  # A weight, with its share of scales.
+    num_bytes: int
+    relative_error: float  # ||Q(w) - w|| / ||w||.
+
+
+class Quantised(NamedTuple):
+    """A model whose matrices are those of a format."""
+
+    params: types.Params
+    matrices: list[Matrix]
+    num_bytes: int  # Of all parameters, norms and what is left out in float32.
+
+
+def quantise(params: types.Params, name: quantisation.Name, *, table: bool) -> Quantised:
+    """Returns a model in a format.
+
+    Args:
+      params: of `gemma`, float32.
+      name: of the format.
+      table: whether the table of tokens is in it too.
+
+    Raises:
+      ValueError: for a matrix that the format cannot hold, or with a number that is not finite.
+    """
+    matrices: list[Matrix] = []
+    saved = 0
+
+    def change(w: jax.Array, axis: int, path: tuple[str, ...]) -> jax.Array:
+        nonlocal saved
+        tensor = "/".join(path)
+        try:
+            num_bytes = quantisation.num_bytes(w.shape, name, axis)
+        except ValueError as error:
+            raise ValueError(f"{tensor}: {error}") from error
+        held, relative = _held(w, name, axis)
+        if not np.isfinite(relative):
+            raise ValueError(f"{tensor} has numbers that are not finite: no format holds them")
+        shape = "x".join(map(str, w.shape))
+        matrices.append(Matrix(tensor, shape, 8 * num_bytes / w.size, num_bytes, float(relative)))
+        saved += w.nbytes - num_bytes
+        return held
+
+    held = quantisation.map_matrices(change, params, table=table)
+    return Quantised(held, matrices, trees.num_bytes(params) - saved)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _held(w: jax.Array, name: quantisation.Name, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Returns what a format holds in place of a matrix, and its relative error."""
+    held = quantisation.round_trip(w, name, axis)
+    size = jnp.sum(w**2)
+    error = jnp.sqrt(jnp.sum((held - w) ** 2) / jnp.where(size == 0, 1, size))
+    return held, jnp.where(jnp.isfinite(size), error, jnp.nan)
+
+
+def divergences(
+    evaluator: evaluation.Evaluator, params: types.Params, held: types.Params, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns sums over held-out completions of KL(p || p_Q), nats, and numbers of tokens, [n]."""
+
+    def measure(logits: jax.Array, other: jax.Array, labels: jax.Array) -> jax.Array:
+        del labels
+        log_p, log_q = (regularizers.log_softargmax(x, evaluator.f) for x in (logits, other))
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+
+    @jax.jit
+    def sums(
+        params: types.Params, held: types.Params, rows: batches.Sequences
+    ) -> tuple[jax.Array, jax.Array]:
+        pair = (evaluator.model, params), (evaluator.model, held)
+        kl, is_answer = answers.per_token(measure, rows, *pair, chunk=evaluator.learning.chunk)
+        return jnp.sum(kl, 1), jnp.sum(is_answer, 1)
+
+    width = evaluator.learning.max_prompt_length + evaluator.learning.max_new_tokens
+    parts = [
+        sums(params, held, batches.pad(batch, width, evaluator.tokenizer.pad_id))
+        for batch in evaluator.parts(count)
+    ]
+    kept = evaluator.kept(count)
+    kl, tokens = (np.concatenate(column)[:kept] for column in zip(*parts, strict=True))
+    return kl, tokens
+
+
+def estimates(
+    evaluator: evaluation.Evaluator,
+    params: types.Params,
+    held: types.Params,
+    name: str,
+    count: int,
+) -> dict[str, statistics.Estimate]:
+    """Returns nats a token and perplexity of both models, and KL a token, over `count` examples."""
+    measured: dict[str, statistics.Estimate] = {}
+    for title, tree in (("float", params), (name, held)):
+        sums = evaluator.likelihoods({"params": tree}, count)
+        nats = statistics.ratio(sums.nats, sums.tokens)
+        measured[f"nats_per_token_{title}"] = nats
+        with np.errstate(over="ignore"):  # Too large a perplexity is infinite.
+            measured[f"perplexity_{title}"] = statistics.Estimate(*np.exp(nats).tolist())
+    measured["kl_per_token"] = statistics.ratio(*divergences(evaluator, params, held, count))
+    return measured
+
+
+def report(subject: Subject, quantised: Quantised, name: str, *, count: int) -> reports.Report:
+    """Returns perplexities of held-out completions before and after, and the KL between.
+
+    Args:
+      subject: the model, with its float parameters, and the task.
+      quantised: the same in a format.
+      name: of the format.
+      count: examples, at most: there may be fewer.
+
+    Raises:
+      ValueError: as `Subject` and `evaluation.evaluator_of` do, or for a model whose operator gives
+        some tokens the probability 0.
+    """
+    evaluator = evaluations.evaluator_of(subject)
+    if evaluator.f.is_sparse:
+        raise ValueError(
+            f"the operator of {evaluator.divergence} gives some tokens the probability 0: there is "
+            "no perplexity; leave out the task"
+        )
+    count = evaluator.kept(count)
+    params = subject.checkpoint.params
+    measured = estimates(evaluator, params, quantised.params, name, count)
+    title = (
+        f"{evaluator.task.name}, {count} held-out examples, float32 and {name}; "
+        "[95% intervals over examples]"
+    )
+    return reports.Report(title, measured, [*evaluator.notices], [])
+
+
+def rows(quantised: Quantised) -> list[dict[str, Any]]:
+    """Returns the table of matrices, for a CSV file."""
+    return [matrix._asdict() for matrix in quantised.matrices]
+
+
+def worst(quantised: Quantised) -> Matrix:
+    """Returns the matrix with the largest relative error."""
+    return max(quantised.matrices, key=lambda matrix: matrix.relative_error)
