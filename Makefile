@@ -8,6 +8,10 @@ DEV := .venv/.dev
 DOCS := .venv/.docs
 RAY := .venv/.ray
 PYTEST := $(BIN)/python -m pytest
+# What Python has compiled is kept, whatever the environment says: else each program compiles all of
+# JAX anew before it starts, the tests' many too.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help

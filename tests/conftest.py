@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import shutil
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -30,6 +31,10 @@ CACHE = {
 for name, value in CACHE.items():
     os.environ[name.upper()] = str(value)
     jax.config.update(name, value)
+# What Python has compiled is kept, see the Makefile: by the programs that tests start, too.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".cache" / "pycache"))
+sys.dont_write_bytecode = False
 # A checkpoint waits for the disk at each of its files. In memory nothing waits, and what tests that
 # pass have written is deleted at once (setup.cfg).
 MEMORY = pathlib.Path("/dev/shm")
