@@ -44,7 +44,8 @@ def target_of(name: str):
     if name == "labels":
         target = jnp.argmax(logits, -1)
     elif name == "sparse":
-        target = distillation_targets.sampled_targets(jax.random.key(0), log_probs, 3)
+        draw = jax.jit(distillation_targets.sampled_targets, static_argnums=2)
+        target = draw(jax.random.key(0), log_probs, 3)
     elif name == "top_k":
         target = distillation_targets.top_k_targets(log_probs, 2)
     else:
@@ -55,10 +56,10 @@ def target_of(name: str):
 @pytest.mark.parametrize(
     "name, chunk, is_answer",
     [
-        *((name, 4, None) for name in LOSSES),
+        *((name, 4, None) for name in LOSSES if name != "kl"),
         *((name, 3, IS_ANSWER) for name in ("sparse", "kl")),
-        *(("kl", chunk, None) for chunk in (1, 5, 99)),
-        *(("kl", chunk, IS_ANSWER) for chunk in (4, 99)),
+        *(("kl", chunk, None) for chunk in (1, 5)),
+        ("kl", 99, IS_ANSWER),
     ],
 )
 def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Array | None):
@@ -82,9 +83,13 @@ def test_equals_the_loss_of_all_logits(name: str, chunk: int, is_answer: jax.Arr
         )
         return losses, in_chunks(embedding, features)
 
-    (total, expected), expected_gradients = gradients(whole)(*arrays(0))
-    (value, got), got_gradients = gradients(in_chunks)(*arrays(0))
-    losses, (plain_value, plain) = jax.jit(values)(*arrays(0))
+    @jax.jit
+    def every_way(*heads):
+        return gradients(whole)(*heads), gradients(in_chunks)(*heads), values(*heads)
+
+    of_whole, in_parts, (losses, (plain_value, plain)) = every_way(*arrays(0))
+    (total, expected), expected_gradients = of_whole
+    (value, got), got_gradients = in_parts
     for result in (got, plain, losses):
         np.testing.assert_allclose(result, expected, atol=1e-6)
     np.testing.assert_allclose([value, plain_value], [total] * 2, rtol=1e-5, atol=1e-5)
@@ -104,7 +109,7 @@ def measured(loss):
 
 
 def gradients(loss):
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
 
 
 def test_targets_are_constants():
@@ -118,7 +123,7 @@ def test_targets_are_constants():
         losses = measured(distance)
         return chunked.weighted_loss(losses, WEIGHTS, student, teacher, chunk=4)[0]
 
-    for gradient in jax.grad(loss, argnums=(0, 1))(*arrays(1)):
+    for gradient in jax.jit(jax.grad(loss, argnums=(0, 1)))(*arrays(1)):
         assert not np.any(gradient)
 
 
@@ -131,7 +136,8 @@ def test_the_gradient_is_scaled_by_what_follows():
         )
         return scale * value
 
-    one, three = (jax.jit(jax.grad(loss, (0, 1)))(*arrays(0), scale) for scale in (1.0, 3.0))
+    gradient = jax.jit(jax.grad(loss, (0, 1)))
+    one, three = (gradient(*arrays(0), scale) for scale in (1.0, 3.0))
     for x, y in zip(one, three, strict=True):
         np.testing.assert_allclose(3 * x, y, rtol=1e-6)
 
@@ -147,9 +153,14 @@ def test_the_gradient_is_summed_in_blocks_of_rows(rows: int, monkeypatch: pytest
             measured(LOSSES["labels"]), WEIGHTS, student, labels, chunk=4, is_answer=IS_ANSWER
         )
 
-    (_, _), expected = gradients(loss)(*arrays(0))
-    monkeypatch.setattr(chunked, "BLOCK_BYTES", rows * D * 4)
-    (_, _), got = gradients(lambda *heads: loss(*heads))(*arrays(0))
+    @jax.jit
+    def both_ways(*heads):
+        expected = gradients(loss)(*heads)[1]
+        with monkeypatch.context() as patched:
+            patched.setattr(chunked, "BLOCK_BYTES", rows * D * 4)
+            return expected, gradients(lambda *heads: loss(*heads))(*heads)[1]
+
+    expected, got = both_ways(*arrays(0))
     for x, y in zip(got, expected, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-6)
 
@@ -162,7 +173,7 @@ def test_a_frozen_head_passes_its_gradient_to_the_features_alone():
                 measured(LOSSES["labels"]), WEIGHTS, student, jnp.arange(N) % V, chunk=4
             )
 
-        return gradients(loss)(*arrays(0))
+        return jax.jit(gradients(loss))(*arrays(0))
 
     (value, _), of_learnt = result(False)
     (same, _), of_frozen = result(True)

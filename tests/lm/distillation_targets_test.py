@@ -115,7 +115,7 @@ def test_a_certain_teacher_is_a_label(reading: distillation_targets.Reading):
     np.testing.assert_allclose(gradient, softmax(student) - np.exp(log_p), atol=1e-12)
 
 
-@pytest.mark.parametrize("vocab_size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("vocab_size", [1, 7, 1000])
 def test_draws_follow_the_teacher_and_leave_out_what_it_excludes(vocab_size: int):
     rng = np.random.default_rng(vocab_size)
     teacher = 2 * rng.normal(size=vocab_size)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kullback.lm import gemma
+from tests.states import fresh_params
 
 # Two periods and a layer more, each program small: local, global, local, global, local.
 SMALL = dataclasses.replace(
@@ -43,7 +44,7 @@ def model_of(config: gemma.Config) -> gemma.Model:
 @functools.cache
 def params_of(config: gemma.Config):
     """Returns random parameters, including the scales of the norms."""
-    leaves, tree = jax.tree.flatten(jax.jit(gemma.make(config).init)(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(fresh_params(gemma.make(config).init))
     random = np.random.default_rng(1)
     leaves = [x + 0.2 * random.normal(size=x.shape).astype(np.float32) for x in leaves]
     return jax.tree.unflatten(tree, leaves)
@@ -105,11 +106,15 @@ def oracle(config: gemma.Config, params, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "depth", [1, 5, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (8, 26))]
+    ("depth", "pattern"),
+    [
+        *((2, 3), (3, 3), (5, 2)),
+        *(pytest.param(n, 6, marks=pytest.mark.slow) for n in (1, 5, 6, 8, 26)),
+    ],
 )
-def test_oracle_at_depths_on_and_off_the_pattern(depth):
+def test_oracle_at_depths_on_and_off_the_pattern(depth, pattern):
     config = dataclasses.replace(
-        SMALL, num_layers=depth, pattern=6, global_rope_factor=8.0, global_rope_theta=100.0
+        SMALL, num_layers=depth, pattern=pattern, global_rope_factor=8.0, global_rope_theta=100.0
     )
     tokens = random_tokens(1, 9)
     got = model_of(config).apply(params_of(config), tokens)[0]
@@ -136,8 +141,8 @@ def test_parameters_are_counted_as_they_are_drawn(name: str):
 
 def test_the_program_does_not_grow_with_depth():
     def sizes(function, *args):
-        for depth in (12, 24, 48):
-            config = dataclasses.replace(SMALL, num_layers=depth, pattern=6)
+        for depth in (4, 8, 16):
+            config = dataclasses.replace(SMALL, num_layers=depth)
             model = gemma.make(config)
             params = jax.eval_shape(model.init, jax.random.key(0))
             yield len(jax.jit(function(model)).lower(params, *args, *cache(model)).as_text())
@@ -154,7 +159,7 @@ def test_the_program_does_not_grow_with_depth():
     assert max(decode) < 1.1 * min(decode)
 
 
-@pytest.mark.parametrize("chunks", [[12], [3, 9], [1] * 12, [5, 1, 6]])
+@pytest.mark.parametrize("chunks", [[12], [1] * 12, [5, 1, 6]])
 def test_cached_decoding_is_the_full_pass(chunks):
     # Rows shorter than the window, of its length and longer, beside one another.
     w, steps = SMALL.window, 6
@@ -225,7 +230,7 @@ def test_positions_matter_by_their_differences_alone():
 
 
 def test_the_factor_of_rope_divides_positions_of_global_layers():
-    config = dataclasses.replace(SMALL, num_layers=2, pattern=1)
+    config = dataclasses.replace(SMALL, num_layers=1, pattern=1)
     scaled = dataclasses.replace(config, global_rope_factor=8.0)
     params, tokens = params_of(config), random_tokens(1, 9)
     positions = np.arange(9)[None]
@@ -238,7 +243,7 @@ def test_the_factor_of_rope_divides_positions_of_global_layers():
 
 
 def test_grouped_queries_are_heads_that_share_keys():
-    config = dataclasses.replace(SMALL, num_layers=3)
+    config = dataclasses.replace(SMALL, num_layers=2)
     every = dataclasses.replace(config, num_kv_heads=config.num_heads)
     params, tokens = params_of(config), random_tokens(2, 9)
     repeats = config.num_heads // config.num_kv_heads
@@ -255,7 +260,7 @@ def test_grouped_queries_are_heads_that_share_keys():
 
 
 def test_norms_of_queries_and_keys_undo_a_scale_of_their_weights():
-    config = dataclasses.replace(SMALL, rms_epsilon=1e-30)
+    config = dataclasses.replace(SMALL, num_layers=2, rms_epsilon=1e-30)
     params, tokens = params_of(config), random_tokens(1, 9)
 
     def scale(path, leaf):
@@ -273,7 +278,8 @@ def test_bfloat16_is_near():
     assert features.dtype == jnp.bfloat16
     got = gemma.make(half).unembed(params, features)
     assert got.dtype == jnp.float32
-    expected = np.asarray(model_of(SMALL).apply(params, tokens))
+    whole = model_of(SMALL).features(params, tokens)
+    expected = np.asarray(gemma.make(SMALL).unembed(params, whole))
     assert np.abs(got - expected).mean() < 0.03 * np.abs(expected).mean()
 
 
@@ -304,11 +310,11 @@ def test_the_cache_has_the_bytes_of_the_formula():
     assert gemma.cache_bytes(gemma.PRESETS["gemma3-27b"], 1, 131_072, 2) == 2 * 5_586_812_928
 
 
-def test_variants_agree():
-    model, params = gemma.make(SMALL), params_of(SMALL)
+def test_models_side_by_side_are_each_by_itself():
+    config = dataclasses.replace(SMALL, num_layers=1)
+    model, params = gemma.make(config), params_of(config)
     tokens = random_tokens(2, 9)
-    expected = model_of(SMALL).apply(params, tokens)
-    np.testing.assert_allclose(model.apply(params, tokens), expected, atol=2e-5)
+    expected = model_of(config).apply(params, tokens)
     both = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
     got = jax.jit(jax.vmap(model.apply, (0, None)))(both, tokens)
     np.testing.assert_allclose(got[0], expected, atol=2e-5)
@@ -356,7 +362,7 @@ def test_configurations_that_make_no_sense_are_refused(change, message):
         dataclasses.replace(SMALL, **change)
 
 
-@pytest.mark.parametrize("num_layers, window", [(6, 2), (1, 8)])
+@pytest.mark.parametrize("num_layers, window", [(2, 2), (1, 8)])
 def test_a_token_beyond_the_cache_is_no_number(num_layers: int, window: int):
     """With a global layer, or with rings shorter than the window."""
     model = gemma.make(dataclasses.replace(SMALL, num_layers=num_layers, window=window))

@@ -23,6 +23,7 @@ from kullback.lm import (
     value_network,
 )
 from kullback.lm.data import Example
+from tests.states import begun, fresh_params
 
 SIZE, GROUP = 4, 2
 CONFIG = dataclasses.replace(
@@ -47,7 +48,7 @@ def config(**fields: Any) -> rlhf.Config:
 
 @functools.cache
 def params(seed: int) -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(seed))
+    return fresh_params(MODEL.init, seed)
 
 
 @functools.cache
@@ -86,11 +87,10 @@ def step(
     make: Any = rlef.make if isinstance(c, rlef.Config) else rlhf.make
     teacher = {"teacher": MODEL} if kwargs else {}
     agent = make(MODEL, config=c, **teacher)
-    state = agent.learner.init(jax.random.key(0))
+    own = params(seed)
     if agent.experience.has_value:
-        state = state._replace(params=value_network.with_value(params(seed)))
-    else:
-        state = state._replace(params=params(seed))
+        own = value_network.with_value(own)
+    state = begun(agent.learner, own)
     state = state._replace(targets={name: params(anchor) for name in state.targets})
     ones = np.ones(SIZE, np.float32)
     data = rollouts.Episodes(texts(), REWARDS, drawn(seed))

@@ -24,6 +24,7 @@ from kullback.lm import (
     shared_ids,
     tuning,
 )
+from tests.states import begun, fresh_params
 
 IDS, ROWS = 12, 19
 CONFIG = dataclasses.replace(gemma.PRESETS["tiny"], num_layers=1, embed_dim=8, vocab_size=IDS)
@@ -34,7 +35,7 @@ LEARNING = tuning.Config(batch_size=2, learning_rate=1e-2, warmup_steps=0, chunk
 
 @functools.cache
 def params(seed: int) -> types.Params:
-    return jax.tree.map(lambda x: 2.0 * x, gemma.make(CONFIG).init(jax.random.key(seed)))
+    return jax.tree.map(lambda x: 2.0 * x, fresh_params(gemma.make(CONFIG).init, seed))
 
 
 def padded(of: types.Params) -> types.Params:
@@ -48,8 +49,7 @@ def taught(teacher: types.Params) -> types.Constants:
 
 
 def step(agent: types.Agent, student: types.Params, constants: types.Constants, rows: Any) -> Any:
-    state = agent.learner.init(jax.random.key(0))
-    state = state._replace(params=student)
+    state = begun(agent.learner, student)
     ones = np.ones(2, np.float32)
     batch = types.Batch(rows, np.arange(2, dtype=np.int32), ones, ones)
     return jax.jit(agent.learner.step)(state, batch, constants)

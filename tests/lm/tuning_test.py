@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import scipy.special
 from kullback.core import regularizers, types
 from kullback.lm import batches, chunked, gemma, gkd, layers, sft, tuning
 from kullback.lm.data import Example
+from tests.states import begun, fresh_params
 
 SIZE = 4  # Rows of a batch.
 CONFIG = dataclasses.replace(
@@ -42,14 +44,24 @@ def rows(pack: bool = False) -> types.Batch:
 
 @functools.cache
 def params(seed: int) -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(seed))
+    return fresh_params(MODEL.init, seed)
+
+
+@functools.cache
+def sft_of(learning: tuning.Config) -> types.Agent:
+    return sft.make(MODEL, sft.Config(learning=learning))
+
+
+@functools.cache
+def program(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the compiled step of a learner, which tests of one agent share."""
+    return jax.jit(step)
 
 
 def step(agent: types.Agent, batch: types.Batch, teacher: Any = None, seed: int = 0) -> Any:
     """Returns state and feedback of one learner step from `params(seed)`."""
-    state = agent.learner.init(jax.random.key(0))._replace(params=params(seed))
-    constants = types.Constants(teacher=teacher)
-    return jax.jit(agent.learner.step)(state, batch, constants)
+    state = begun(agent.learner, params(seed))
+    return program(agent.learner.step)(state, batch, types.Constants(teacher=teacher))
 
 
 def close(a: Any, b: Any, atol: float) -> None:
@@ -59,7 +71,7 @@ def close(a: Any, b: Any, atol: float) -> None:
 def test_sft_is_cross_entropy_of_the_answers():
     """Oracle: the definition, a token at a time, in float64."""
     batch = rows()
-    logits = np.asarray(MODEL.apply(params(0), batch.data.tokens), np.float64)
+    logits = np.asarray(jax.jit(MODEL.apply)(params(0), batch.data.tokens), np.float64)
     log_p = logits - np.log(np.sum(np.exp(logits), -1, keepdims=True))
     means, right, lengths = [], [], []
     for b in range(SIZE):
@@ -70,7 +82,7 @@ def test_sft_is_cross_entropy_of_the_answers():
         )
         right.append(np.mean(logits[b, at - 1].argmax(-1) == tokens))
         lengths.append(len(at))
-    _, feedback = step(sft.make(MODEL, sft.Config(learning=LEARNING)), batch)
+    _, feedback = step(sft_of(LEARNING), batch)
     metrics = feedback.metrics
     np.testing.assert_allclose(metrics["loss"], np.mean(means), rtol=1e-5)
     np.testing.assert_allclose(metrics["accuracy"], right, atol=1e-6)
@@ -101,16 +113,16 @@ def test_bfloat16_computes_and_float32_learns():
 def test_a_row_without_its_end_counts_as_truncated():
     batch = rows()
     data = batch.data._replace(tokens=np.where(batch.data.tokens == 1, 5, batch.data.tokens))
-    _, feedback = step(sft.make(MODEL, sft.Config(learning=LEARNING)), batch._replace(data=data))
+    _, feedback = step(sft_of(LEARNING), batch._replace(data=data))
     np.testing.assert_array_equal(feedback.metrics["truncated"], np.ones(SIZE))
 
 
-@pytest.mark.parametrize("reduction", ["sequence", "token"])
+@pytest.mark.parametrize("reduction", ["sequence", pytest.param("token", marks=pytest.mark.slow)])
 def test_micro_batches_add_up_to_the_batch(reduction):
     ends = []
     for count in (1, 4):
         learning = dataclasses.replace(LEARNING, micro_batches=count, reduction=reduction)
-        state, feedback = step(sft.make(MODEL, sft.Config(learning=learning)), rows())
+        state, feedback = step(sft_of(learning), rows())
         ends.append((state.params, feedback.metrics))
     for end in ends[1:]:
         # Adam divides by the size of a gradient, so that the sign of a tiny one is all.
@@ -121,8 +133,8 @@ def test_micro_batches_add_up_to_the_batch(reduction):
 def test_packed_rows_learn_what_unpacked_ones_do():
     learning = dataclasses.replace(LEARNING, reduction="token")
     packed = dataclasses.replace(learning, batch_size=2)
-    one, plain = step(sft.make(MODEL, sft.Config(learning=learning)), rows())
-    other, dense = step(sft.make(MODEL, sft.Config(learning=packed)), rows(pack=True))
+    one, plain = step(sft_of(learning), rows())
+    other, dense = step(sft_of(packed), rows(pack=True))
     np.testing.assert_allclose(plain.metrics["loss"], dense.metrics["loss"], rtol=1e-5)
     close(one.params, other.params, 1e-4)
 
@@ -235,7 +247,7 @@ def test_a_student_samples_by_the_operator_of_its_loss(name: str, f: str):
 def test_gkd_brings_the_student_to_its_teacher():
     learning = dataclasses.replace(LEARNING, learning_rate=1e-2)
     agent = gkd.make(MODEL, MODEL, gkd.Config(learning=learning))
-    state = agent.learner.init(jax.random.key(0))._replace(params=params(0))
+    state = begun(agent.learner, params(0))
     learn = jax.jit(agent.learner.step)
     losses = []
     for _ in range(60):
@@ -246,7 +258,7 @@ def test_gkd_brings_the_student_to_its_teacher():
 
 def test_the_teacher_gets_no_gradient():
     agent = gkd.make(MODEL, MODEL, gkd.Config(learning=LEARNING))
-    state = agent.learner.init(jax.random.key(0))
+    state = begun(agent.learner, params(0))
 
     def loss(teacher: Any) -> jax.Array:
         constants = types.Constants(teacher=teacher)

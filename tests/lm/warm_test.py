@@ -26,6 +26,7 @@ LAYERS = reward_model.on_features(
     lambda key: {"w": jax.random.normal(key, (4, 3))}, linear, width=4
 )
 FIXED = reward_model.on_features(lambda key: {"w": jnp.zeros(0)}, lambda params, x: x, width=3)
+LAYERS, FIXED = (model._replace(rewards=jax.jit(model.rewards)) for model in (LAYERS, FIXED))
 
 
 def drawn(model: reward_model.Model, seed: int) -> Any:
