@@ -28,10 +28,27 @@ import numpy as np
 from kullback.core import types
 from kullback.lm import gemma_config
 
-__all__ = ["FORMATS", "Format", "Name", "decode", "encode", "num_bytes", "round_trip", "simulate"]
+__all__ = [
+    "FORMATS",
+    "Codes",
+    "Format",
+    "Kept",
+    "Name",
+    "Scheme",
+    "decode",
+    "encode",
+    "held",
+    "map_matrices",
+    "num_bytes",
+    "round_trip",
+    "simulate",
+    "simulated",
+]
 
 # Formats of weights by name.
 Name = Literal["int8", "int4", "q8_0", "q4_0", "sfp8"]
+# The same, or "none" of what stays float.
+Kept = Literal["none", "int8", "int4", "q8_0", "q4_0", "sfp8"]
 BLOCK = 32  # Weights of a block of llama.cpp's formats.
 MATRICES = ("query", "key", "value", "output", "gate", "up", "down")  # Of a layer.
 TABLE = "embedding"
@@ -227,24 +244,45 @@ def num_bytes(shape: tuple[int, ...], name: Name, axis: int = -2) -> int:
     return size * form.bits // 8 + scales * form.scale_bytes
 
 
-def axis_of(path: tuple[str, ...], *, table: bool = True) -> int | None:
-    """Returns the contraction axis of a leaf of `gemma`'s parameters; None of what stays float.
+class Scheme(NamedTuple):
+    """Formats of a model's matrices; norms stay float."""
 
-    Norms stay; so does the table of tokens unless `table`.
-    """
-    if path[0] == TABLE:
-        return -1 if table else None
-    return -2 if path[0] in gemma_config.BLOCKS and path[-1] in MATRICES else None
+    layers: Kept = "none"  # Of the matrices of layers.
+    table: Kept = "none"  # Of the table of tokens.
+
+    def of(self, path: tuple[str, ...]) -> tuple[Name, int] | None:
+        """Returns format and contraction axis of a leaf of `gemma`'s parameters, by its path.
+
+        None is of what stays float. A tree of several networks has those of the first alone.
+        """
+        name, axis = "none", -2
+        if path[0] == TABLE:
+            name, axis = self.table, -1
+        elif path[0] in gemma_config.BLOCKS and path[-1] in MATRICES:
+            name = self.layers
+        return None if name == "none" else (name, axis)
 
 
 def map_matrices(
-    change: Callable[[jax.Array, int, tuple[str, ...]], Any], params: types.Params, *, table: bool
+    change: Callable[[jax.Array, Name, int, tuple[str, ...]], Any],
+    params: types.Params,
+    scheme: Scheme,
 ) -> types.Params:
-    """Returns the parameters with change(w, contraction axis, path) of each matrix."""
+    """Returns the parameters with change(w, format, contraction axis, path) of each matrix."""
 
     def leaf(path: Any, w: jax.Array) -> Any:
         names = tuple(str(entry.key) for entry in path)
-        axis = axis_of(names, table=table)
-        return w if axis is None else change(w, axis, names)
+        place = scheme.of(names)
+        return w if place is None else change(w, *place, names)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def held(params: types.Params, scheme: Scheme) -> types.Params:
+    """Returns the parameters that a model has in these formats, `round_trip` of each matrix."""
+    return map_matrices(lambda w, name, axis, _: round_trip(w, name, axis), params, scheme)
+
+
+def simulated(params: types.Params, scheme: Scheme) -> types.Params:
+    """Returns `held`, with the gradient of the parameters themselves, see `simulate`."""
+    return map_matrices(lambda w, name, axis, _: simulate(w, name, axis), params, scheme)

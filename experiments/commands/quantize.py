@@ -23,7 +23,8 @@ def add_parser(commands: Any) -> None:
     flag(sub, "model MODEL", arguments.path)
     flag(sub, "task TASK", help="tokens/...", nargs="?")
     flag(sub, "--format F", FORMATS, "one of " + ", ".join(FORMATS), required=True)
-    flag(sub, "--float-table", help="leave the table of tokens in float32")
+    table = "of the table of tokens, or none; default: that of --format"
+    flag(sub, "--table F", ("none", *FORMATS), table)
     flag(sub, "--episodes N", arguments.episodes, "held-out examples; default: 64", default=64)
     flag(sub, "--seed S", arguments.seed, "which of the run's seeds")
     flag(sub, "--report FILE", arguments.path, "CSV of all matrices, new")
@@ -37,6 +38,7 @@ def _quantize(options: argparse.Namespace) -> int:
     from kullback.core import files, trees
     from kullback.experiments.evaluate import quantised, reports, subjects
     from kullback.experiments.runs import exports, opened
+    from kullback.lm import quantisation
 
     if options.report is not None:
         files.check_new_file(options.report, "--report")
@@ -49,7 +51,8 @@ def _quantize(options: argparse.Namespace) -> int:
         path=options.model, run=run, task_name=options.task or "", seed=options.seed
     )
     params = subject.checkpoint.params
-    result = quantised.quantise(params, options.format, table=not options.float_table)
+    scheme = quantisation.Scheme(options.format, options.table or options.format)
+    result = quantised.quantise(params, scheme)
     worst = quantised.worst(result)
     before, after = files.size(trees.num_bytes(params)), files.size(result.num_bytes)
     print(f"{options.format}: {after} in place of {before}")

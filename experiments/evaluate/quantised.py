@@ -37,21 +37,22 @@ class Quantised(NamedTuple):
     num_bytes: int  # Of all parameters, norms and what is left out in float32.
 
 
-def quantise(params: types.Params, name: quantisation.Name, *, table: bool) -> Quantised:
-    """Returns a model in a format.
+def quantise(params: types.Params, scheme: quantisation.Scheme) -> Quantised:
+    """Returns a model in a scheme's formats.
 
     Args:
       params: of `gemma`, float32.
-      name: of the format.
-      table: whether the table of tokens is in it too.
+      scheme: formats of its matrices.
 
     Raises:
-      ValueError: for a matrix that the format cannot hold, or with a number that is not finite.
+      ValueError: for a matrix that a format cannot hold, or with a number that is not finite.
     """
     matrices: list[Matrix] = []
     saved = 0
 
-    def change(w: jax.Array, axis: int, path: tuple[str, ...]) -> jax.Array:
+    def change(
+        w: jax.Array, name: quantisation.Name, axis: int, path: tuple[str, ...]
+    ) -> jax.Array:
         nonlocal saved
         tensor = "/".join(path)
         try:
@@ -66,7 +67,7 @@ def quantise(params: types.Params, name: quantisation.Name, *, table: bool) -> Q
         saved += w.nbytes - num_bytes
         return held
 
-    held = quantisation.map_matrices(change, params, table=table)
+    held = quantisation.map_matrices(change, params, scheme)
     return Quantised(held, matrices, trees.num_bytes(params) - saved)
 
 

@@ -143,21 +143,25 @@ def test_bytes_are_those_of_the_arrays(name: Any, axis: int):
     np.testing.assert_array_equal(decode(first, name, axis), round_trip(stack, name, axis)[0])
 
 
-def test_matrices_are_known_by_place():
+def test_matrices_are_known_by_their_place():
     config = gemma.PRESETS["gemma3-270m"]
     params = jax.eval_shape(gemma.make(config).init, jax.random.key(0))
-    seen: dict[str, tuple[int, int]] = {}
+    seen: dict[str, tuple[int, int, str]] = {}
 
-    def note(w: Any, axis: int, path: tuple[str, ...]) -> Any:
-        seen["/".join(path)] = (w.ndim, axis)
+    def note(w: Any, name: Any, axis: int, path: tuple[str, ...]) -> Any:
+        seen["/".join(path)] = (w.ndim, axis, name)
         return w
 
-    quantisation.map_matrices(note, params, table=False)
-    assert set(seen.values()) == {(3, -2)}
+    quantisation.map_matrices(note, params, quantisation.Scheme("int4"))
+    assert set(seen.values()) == {(3, -2, "int4")}
     layers = sum(depth for _, depth in config.blocks.values())
     assert len(seen) == layers * len(quantisation.MATRICES)
-    quantisation.map_matrices(note, params, table=True)
-    assert seen["embedding"] == (2, -1)
+    quantisation.map_matrices(note, params, quantisation.Scheme("int4", "q8_0"))
+    assert seen["embedding"] == (2, -1, "q8_0")
+    # Of a value network beside the policy nothing changes.
+    seen.clear()
+    quantisation.map_matrices(note, {"value": params}, quantisation.Scheme("int4", "q8_0"))
+    assert not seen
 
 
 def test_what_has_no_such_format_is_refused():

@@ -13,6 +13,7 @@ from kullback.experiments.evaluate import quantised
 from kullback.experiments.runs import exports, models
 from kullback.lm import gemma, quantisation, tasks, tokenizer, tuning
 from kullback.lm.evaluation import Evaluator
+from kullback.lm.quantisation import Scheme
 
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 BPE = tokenizer.train_bpe(SUMS.texts("train"), 300)
@@ -41,7 +42,7 @@ def params() -> dict:
 
 def test_the_bytes_are_those_of_codes_and_of_what_stays_float(params: dict):
     for table in (True, False):
-        result = quantised.quantise(params, "q4_0", table=table)
+        result = quantised.quantise(params, Scheme("q4_0", "q4_0" if table else "none"))
         leaves, changed = jax.tree.leaves(params), {m.tensor: m for m in result.matrices}
         assert ("embedding" in changed) == table
         in_bits = sum(x.size for x in leaves if x.ndim == 3) + table * params["embedding"].size
@@ -59,7 +60,7 @@ def test_perplexities_and_divergence_are_those_of_all_logits_at_once(params: dic
     test, _ = SUMS.examples("test", BPE, None)
     learning = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
     evaluator = Evaluator(MODEL, BPE, SUMS, test, learning)
-    held = quantised.quantise(params, "int4", table=True).params
+    held = quantised.quantise(params, Scheme("int4", "int4")).params
     ids = np.zeros((len(test), 9), int)
     for row, example in zip(ids, test, strict=True):
         row[: len(example.prompt) + len(example.completion)] = example.prompt + example.completion
@@ -87,10 +88,10 @@ def test_the_command_offers_all_formats():
 def test_what_no_format_holds_is_refused_by_name(params: dict):
     spoilt = params | {"embedding": params["embedding"].at[3, 3].set(np.nan)}
     with pytest.raises(ValueError, match="embedding has numbers that are not finite"):
-        quantised.quantise(spoilt, "int8", table=True)
+        quantised.quantise(spoilt, Scheme("int8", "int8"))
     short = params | {"embedding": params["embedding"][:, :24]}
     with pytest.raises(ValueError, match="embedding: q8_0 takes 32 weights at a time"):
-        quantised.quantise(short, "q8_0", table=True)
+        quantised.quantise(short, Scheme("int8", "q8_0"))
 
 
 def test_the_command_writes_a_model_of_the_numbers_that_are_held(
@@ -103,7 +104,7 @@ def test_the_command_writes_a_model_of_the_numbers_that_are_held(
     said = capsys.readouterr().out
     assert said.startswith("q4_0: ") and f"matrices: {table}" in said and "perplexity" not in said
     written = models.load(out).params
-    held = quantised.quantise(params, "q4_0", table=True).params
+    held = quantised.quantise(params, Scheme("q4_0", "q4_0")).params
     jax.tree.map(np.testing.assert_array_equal, written, held)
     lines = [*csv.DictReader(table.read_text().splitlines())]
     assert len(lines) == 1 + len(quantisation.MATRICES)
