@@ -61,11 +61,12 @@ def test_fields_are_what_set_takes(kullback: Command):
 
 
 def test_train_writes_a_run_and_says_where(kullback: Command):
-    status, out, err = kullback(
-        *("train", "dqn", "toy/chain", "--steps", "1e3", "--seed", "2", "--num-envs", "8"),
+    given = (
+        *("train", "dqn", "toy/chain", "--seed", "2", "--num-envs", "8"),
         *("--log-every", "500", "--set", "learning_rate=1e-3", "--set", "capacity=1000"),
         *("--environment-flag", "length=4", "--environment-flag", "slip=0.1"),
     )
+    status, out, err = kullback(*given, "--steps", "1e3")
     assert status == 0, err
     folder = run_folder.RunFolder(pathlib.Path("runs/dqn-toy-chain-001"))
     assert f"run: {folder.path}\n" in out and str(folder.curve_file) in out
@@ -79,7 +80,7 @@ def test_train_writes_a_run_and_says_where(kullback: Command):
     assert config["spec"]["shape"] == [4]
     assert config["plan"]["environment_flags"] == ["length=4", "slip=0.1"]
     # The next run takes the next name.
-    assert kullback("train", "dqn", "toy/chain", "--steps", "8", "--num-envs", "8")[0] == 0
+    assert kullback(*given, "--steps", "8")[0] == 0
     assert pathlib.Path("runs/dqn-toy-chain-002").is_dir()
 
 

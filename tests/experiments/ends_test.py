@@ -16,6 +16,7 @@ from kullback.experiments.evaluate import evaluation, generate, subjects
 from kullback.experiments.runs import language, models, opened, resolved, run_folder
 from kullback.lm import gemma, tokenizer
 from kullback.lm.formats import hugging_face
+from tests.states import fresh_params
 
 SETTINGS = ("batch_size=8", "max_prompt_length=20", "max_new_tokens=6", "learning_rate=3e-2")
 GIVEN: list[str] = []  # Texts that were handed to the reward.
@@ -40,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     )
     folder = tmp_path_factory.mktemp("base")
     files = tokenizer.save(bpe, folder / "words")
-    params = gemma.make(config).init(jax.random.key(0))
+    params = fresh_params(gemma.make(config).init)
     hugging_face.save(folder / "model", config, params, files)
     return folder / "model"
 
@@ -132,11 +133,9 @@ def test_a_run_that_began_with_fewer_ends_goes_on_so_and_says_it(
 ):
     path = tmp_path / "run"
     shutil.copytree(tuned, path)
-    experiments.resume(path, steps=41)
-    assert "end" not in capsys.readouterr().out.replace("env", "")
     shape = json.loads((path / "model.json").read_text())
     (path / "model.json").write_text(json.dumps({**shape, "eos_ids": [1]}))
-    experiments.resume(path, steps=42)
+    experiments.resume(path, steps=41)
     said = capsys.readouterr().out
     assert "this run's texts end with the ids [1] and do not with [5]" in said
     assert json.loads((path / "model.json").read_text())["eos_ids"] == [1]

@@ -108,7 +108,13 @@ def trained(tmp_path_factory) -> pathlib.Path:
     return train(Place, tmp_path_factory.mktemp("trained") / "run")
 
 
-@pytest.mark.parametrize("eval_every", [60, 120], ids=["in the middle", "at the end"])
+@pytest.mark.parametrize(
+    "eval_every",
+    [
+        pytest.param(60, id="in the middle"),
+        pytest.param(120, id="at the end", marks=pytest.mark.slow),
+    ],
+)
 def test_a_host_evaluation_that_is_stopped_is_done_again(eval_every, tmp_path):
     limit = {"eval_every": eval_every, "eval_max_steps": 50}
     whole = train(lambda n: Place(n, 10**9), tmp_path / "whole", **limit)
@@ -182,7 +188,7 @@ def test_a_picture_that_a_kill_left_behind_is_drawn_when_the_finished_run_is_tak
     assert curve.stat().st_mtime_ns == drawn, "it was up to date"
 
 
-@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize("num_seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_what_is_made_is_closed(num_seeds, tmp_path):
     run = train(Place, tmp_path / "run", num_seeds=num_seeds)
     assert Place.open == 0 and Place.instances == {1: 3, 2: 6}[num_seeds]  # One is only checked.

@@ -162,12 +162,12 @@ def test_a_population_is_reported_as_one_model_and_as_many(
     margins = []
     task = tasks.make(run_folder.RunFolder(population).config()["plan"]["environment"])
     checkpoint = reward_models.load(population)
-    model = reward_model.on_decoder(gemma.make(checkpoint.config))
+    rewards_of = jax.jit(reward_model.on_decoder(gemma.make(checkpoint.config)).rewards)
     assert task.pairs is not None
     pairs = task.pairs("test", checkpoint.tokenizer, None)[0][:6]
     for params in (checkpoint.params, *models.members(opened.open(population))):
         sides = [
-            model.rewards(params, batches.pad([getattr(p, side) for p in pairs], 16, 0))
+            rewards_of(params, batches.pad([getattr(p, side) for p in pairs], 16, 0))
             for side in ("chosen", "rejected")
         ]
         margins.append(np.asarray(sides[0] - sides[1]))
@@ -189,13 +189,14 @@ def test_a_population_is_reported_as_one_model_and_as_many(
 
 def test_both_scorers_of_a_population(population: pathlib.Path):
     scorers = [reward_models.scorer(population, ensemble=ensemble) for ensemble in (False, True)]
-    model = reward_model.on_decoder(gemma.make(models.saved_config(population)))
+    config = models.saved_config(population)
+    rewards_of = jax.jit(reward_model.on_decoder(gemma.make(config)).rewards)
     prompts = batches.pad_prompts([(2, 5), (2, 6, 7)], 4, 0)
     rows = batches.join(prompts, np.array([[8, 9], [9, 1]]), np.ones((2, 2), bool))
     members = [*models.members(opened.open(population))]
     expected = [
-        model.rewards(warm.average(members), rows),
-        np.mean([model.rewards(params, rows) for params in members], 0),
+        rewards_of(warm.average(members), rows),
+        np.mean([rewards_of(params, rows) for params in members], 0),
     ]
     completion = tokens.Completion(
         np.array([[8, 9], [9, 1]]),  # pyright: ignore[reportArgumentType]

@@ -24,7 +24,9 @@ from kullback.experiments.runs import driving, opened, owner, resolved, run_fold
 from kullback.experiments.runs.saver import Saver
 from tests.records import repeated, wait_for_checkpoint
 
+# The temperature is that of `chain_run`, whose programs these are.
 CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "10000", "--seed", "3")
+CHAIN = (*CHAIN, "--set", "temperature=0.05")
 OFTEN = ("--log-every", "250", "--checkpoint-every", "500")
 
 
@@ -99,7 +101,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(uninterrupted, t
 @pytest.mark.slow
 def test_a_finished_run_says_so_and_more_steps_extend_it(uninterrupted, tmp_path):
     folder = tmp_path / "run"
-    assert kullback(*CHAIN[:4], "1000", "--seed", "3", *OFTEN, "--out", folder).returncode == 0
+    assert kullback(*CHAIN, "--steps", "1000", *OFTEN, "--out", folder).returncode == 0
     again = kullback("train", "--resume", folder)
     assert again.returncode == 0 and "is finished" in again.stdout
     fewer = kullback("train", "--resume", folder, "--steps", "500")
