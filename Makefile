@@ -78,8 +78,11 @@ run: $(RUNTIME)  ## Trains M-DQN on MinAtar's Breakout and films it: a few minut
 	@$(BIN)/kullback train m-dqn minatar/breakout --steps 300000 --out $(DEMO)
 	@$(BIN)/kullback evaluate $(DEMO) --episodes 20 --video $(DEMO)/videos/breakout.gif
 
-bench: $(DEV)  ## Ours, the peer's and the ratio.
-	$(BIN)/python -m kullback.experiments.benchmarks
+# Names of benchmarks, and options: BENCH='published --out FILE --resume'; BENCH=--list has all.
+BENCH ?=
+
+bench: $(DEV)  ## Ours, the peer's and the ratio; BENCH=NAME is one of them.
+	$(BIN)/python -m kullback.experiments.benchmarks $(BENCH)
 
 PARITY := .parity/bin/python
 

@@ -12,9 +12,10 @@ Measure = Callable[[str, timing.Budget, bool], list[rows.Row]]
 
 
 def here(name: str, budget: timing.Budget, with_peers: bool) -> list[rows.Row]:
-    """Runs a benchmark in this process."""
+    """Runs a benchmark, MODULE or MODULE/CASE, in this process."""
+    name, *case = name.split("/")
     module = importlib.import_module(f"{__package__}.{name}")
-    return module.run(budget, peer.run if with_peers else peer.none)
+    return module.run(budget, peer.run if with_peers else peer.none, *case)
 
 
 def apart(name: str, budget: timing.Budget, with_peers: bool) -> list[rows.Row]:

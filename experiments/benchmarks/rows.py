@@ -1,4 +1,4 @@
-"""Results of benchmarks: rows, their table, and the dated file that keeps them."""
+"""Results of benchmarks: rows, their table, and the file that keeps them."""
 
 import dataclasses
 import json
@@ -8,7 +8,11 @@ from typing import Any
 
 import rich.table
 
-from kullback.core import files
+from kullback.core import files, json_files
+
+
+class Skipped(Exception):
+    """Nothing can be measured here, through nobody's fault; one line says what is missing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,8 @@ class Row:
     limit_share: float | None = None  # The share of the machine's limit, in [0, 1].
     target_limit_share: float | None = None
     details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    failure: str = ""  # Why the peer has no value although it was to have one, in one line.
+    benchmark: str = ""  # The name of the benchmark that measured it.
 
     @property
     def ratio(self) -> float | None:
@@ -98,3 +104,16 @@ def write(path: pathlib.Path, rows: Sequence[Row], **described: Any) -> None:
     """Writes rows and what describes their run as JSON, whole or not at all."""
     contents = {**described, "rows": [row.to_json() for row in rows]}
     files.atomic_write_text(path, json.dumps(contents, indent=2) + "\n")
+
+
+def read(path: pathlib.Path) -> list[Row]:
+    """Reads the rows that `write` wrote.
+
+    Raises:
+      ValueError: if the file is damaged.
+    """
+    names = {field.name for field in dataclasses.fields(Row)}
+    return [
+        Row(**{name: value for name, value in record.items() if name in names})
+        for record in json_files.read(path).records("rows")
+    ]

@@ -123,6 +123,7 @@ def test_the_best_window_counts_and_each_side_has_its_turn():
         ),
         (["replay", "--seconds", "0"], "seconds must be > 0, got 0.0"),
         (["replay", "--rounds", "0"], "rounds must be >= 1, got 0"),
+        (["replay", "--resume"], "--resume goes with --out FILE"),
     ],
 )
 def test_a_wrong_request_is_one_line(
@@ -163,6 +164,34 @@ def test_a_peer_that_fails_is_one_line(
     request = ["replay", "--seconds", "0.05", "--rounds", "1"]
     assert benchmarks.main(request, measuring.here) == 1
     assert capsys.readouterr().err == "benchmarks: no wheel of it\n"
+
+
+def test_rows_are_kept_as_they_come_and_a_call_goes_on_where_another_ended(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    out, order = tmp_path / "rows.json", []
+
+    def measure(name: str, budget: timing.Budget, with_peers: bool) -> list[rows.Row]:
+        order.append(name)
+        if name == "theory" and order.count(name) == 1:
+            raise RuntimeError("no memory")
+        is_killed = name == "startup" and order.count(name) == 1
+        failure = "the peer was killed" if is_killed else ""
+        return [rows.Row(name="a row", ours=float(len(order)), unit="s", failure=failure)]
+
+    request = ["startup", "theory", "replay", "--resume", "--out", str(out)]
+    assert benchmarks.main(request, measure) == 1
+    error = capsys.readouterr().err
+    assert "benchmarks: the peer was killed\n" in error and "theory: no memory\n" in error
+    kept = json.loads(out.read_text())["rows"]
+    assert [row["benchmark"] for row in kept] == ["startup", "replay"]
+    # Only those that failed are measured again: a peer's failure leaves a row, ours none.
+    assert benchmarks.main(request, measure) == 0
+    assert order == ["startup", "theory", "replay", "startup", "theory"]
+    again = rows.read(out)
+    assert [row.benchmark for row in again] == ["replay", "startup", "theory"]
+    assert not any(row.failure for row in again)
+    assert benchmarks.main(request, measure) == 0 and len(order) == 5
 
 
 @pytest.mark.slow
