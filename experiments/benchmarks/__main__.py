@@ -15,10 +15,15 @@ import rich.console
 from kullback.core import names
 from kullback.experiments.benchmarks import machine, measuring, peer, rows, timing
 
+PUBLISHED = (
+    *("generation-1", "generation-8", "generation-32", "prefill", "sft", "rloo"),
+    *("generate", "train-sft", "train-rlhf"),
+)
 BENCHMARKS = (
     *("gradient_step", "atari", "minatar", "replay", "startup"),
     *("agents", "generation", "tuning", "reinforce", "entailment", "merging"),
     *("operators", "theory"),
+    *(f"published/{case}" for case in PUBLISHED),
 )
 RESULTS = pathlib.Path("results") / "benchmarks"
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import numpy as np
 
+from kullback.core import loops
 from kullback.lm import batches, gemma
 from kullback.lm.formats import hugging_face_config
 
@@ -26,14 +28,37 @@ LONG = dataclasses.replace(SMALL, num_layers=6, window=512, context_length=2_048
 
 def tokens(config: gemma.Config, rows: int, length: int) -> np.ndarray:
     """Draws random text, int32 [rows, length], without special tokens."""
-    first = 1 + max(config.bos_id, config.pad_id, *config.eos_ids)
-    rng = np.random.default_rng(0)
-    return rng.integers(first, config.vocab_size, (rows, length), np.int32)
+    special = {config.bos_id, config.pad_id, *config.eos_ids}
+    others = np.setdiff1d(np.arange(config.vocab_size, dtype=np.int32), sorted(special))
+    return others[np.random.default_rng(0).integers(0, len(others), (rows, length), np.int32)]
 
 
 def prompts(config: gemma.Config, rows: int, length: int) -> batches.Prompts:
     """Draws prompts of random text, all of one length."""
     return batches.Prompts(tokens(config, rows, length), np.full(rows, length, np.int32))
+
+
+def answered(
+    config: gemma.Config, rows: int, length: int, num_prompt: int = 1
+) -> batches.Sequences:
+    """Draws rows of random text, all of one length, whose tokens are answers after `num_prompt`."""
+    text = tokens(config, rows, length)
+    place = np.broadcast_to(np.arange(length, dtype=np.int32), text.shape)
+    lengths = np.full(rows, length, np.int32)
+    return batches.Sequences(text, place >= num_prompt, place, np.ones_like(text), lengths)
+
+
+def stepper(loop: loops.Loop) -> Callable[[], float]:
+    """Makes a function that does one iteration of a loop and returns 1; one has been done."""
+    state = loop.init()
+
+    def work() -> float:
+        nonlocal state
+        state = loop.advance(state, loop.steps(state) + 1)
+        return 1
+
+    work()
+    return work
 
 
 def described(config: gemma.Config) -> str:

@@ -3,12 +3,14 @@
 import os
 import pathlib
 import platform
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import psutil
 
 from kullback.experiments.runs import run_folder
@@ -21,12 +23,17 @@ def describe() -> dict[str, Any]:
     """Describes processor, cores, memory, load, versions and revision."""
     return {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "load_average": psutil.getloadavg()[0],  # In the last minute; 0 if the machine was idle.
         "device": jax.devices()[0].device_kind,
         **run_folder.provenance(),
     }
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:
@@ -80,15 +87,40 @@ def bandwidth(num_bytes: int, name: str = "bandwidth") -> Callable[[], dict[str,
     return measure
 
 
-def peak_memory() -> int:
-    """Returns the peak memory of this process, in bytes.
+def reading(num_bytes: int, name: str = "reading") -> Callable[[], dict[str, float]]:
+    """Makes a measurement of memory: bytes a second that all cores read, and write nothing.
+
+    A copy's rate is lower where a cache fetches what is overwritten.
+    """
+    parts = np.array_split(np.ones(num_bytes // 4, np.float32), cores())
+
+    def read() -> float:
+        threads = [threading.Thread(target=part.max) for part in parts]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.perf_counter() - start
+
+    def measure() -> dict[str, float]:
+        return {name: sum(part.nbytes for part in parts) / min(read() for _ in range(TRIES))}
+
+    return measure
+
+
+def peak_memory(process: int | str = "self") -> int:
+    """Returns the peak memory of a process so far, in bytes.
 
     Only Linux reports it: getrusage's figure begins with the parent process'.
 
+    Args:
+      process: its id.
+
     Raises:
-      RuntimeError: elsewhere.
+      RuntimeError: elsewhere, and of a process that has ended.
     """
-    path = pathlib.Path("/proc/self/status")
+    path = pathlib.Path("/proc") / str(process) / "status"
     for line in path.read_text().splitlines() if path.is_file() else ():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

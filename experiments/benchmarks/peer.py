@@ -60,7 +60,8 @@ def run(name: str, program: str, *arguments: object) -> dict[str, float]:
     Raises:
       PeerError: if it cannot be installed, fails, or prints something else.
     """
-    return _numbers(python(name), str(FOLDER / f"{name}_{program}.py"), *arguments)
+    # -E: packages that PYTHONPATH has are ours, not the peer's.
+    return _numbers(python(name), "-E", FOLDER / f"{name}_{program}.py", *arguments)
 
 
 def ours(module: str, *arguments: object) -> dict[str, float]:

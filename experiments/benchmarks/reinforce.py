@@ -7,6 +7,7 @@ layers scores.
 import functools
 import json
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,67 +16,105 @@ from kullback.core import platform, sequences, types
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
 from kullback.lm import completions, gemma, reward_model, rlhf, rollouts, tuning
 
-PROMPTS, SAMPLES, PROMPT, NEW = 4, 4, 64, 64
-ROWS = PROMPTS * SAMPLES
+
+class Sizes(NamedTuple):
+    """The sizes of a step."""
+
+    prompts: int
+    samples: int  # Texts of each prompt.
+    prompt: int  # Tokens of a prompt.
+    new: int  # Tokens of a text after it.
+
+    @property
+    def rows(self) -> int:
+        """Texts of a step."""
+        return self.prompts * self.samples
+
+    @property
+    def config(self) -> rlhf.Config:
+        """Hyper-parameters of such a step."""
+        learning = tuning.Config(
+            batch_size=self.rows, max_prompt_length=self.prompt, max_new_tokens=self.new
+        )
+        return rlhf.Config(samples_per_prompt=self.samples, learning=learning)
+
+
+SIZES = Sizes(prompts=4, samples=4, prompt=64, new=64)
 SCORER = language_models.STUDENT
 TARGET_RATIO = 2.0  # Half of the peer's time.
 TARGET_SECONDS = 0.77  # For a step, on two cores.
-CONFIG = rlhf.Config(
-    samples_per_prompt=SAMPLES,
-    learning=tuning.Config(batch_size=ROWS, max_prompt_length=PROMPT, max_new_tokens=NEW),
-)
 
 
-def stepper() -> Callable[[], float]:
-    """Makes a function that does one iteration of the loop over sequences and returns 1."""
-    model, scorer = (gemma.make(c) for c in (language_models.SMALL, SCORER))
-    agent = rlhf.make(model, config=CONFIG)
-    scores = reward_model.on_decoder(scorer)
-    reward = reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))
-    sampler = completions.of_policy(agent.policy, model, NEW, SAMPLES)
-    write = jax.jit(functools.partial(rollouts.sample, sampler, reward.score))
-    prompts = language_models.prompts(model.config, PROMPTS, PROMPT)
-    params = jax.jit(model.init)(jax.random.key(0))
-    given = {"params": params}, prompts, jax.random.key(0), reward.params
+def stepper(
+    model: gemma.Model,
+    start: types.Params,
+    sizes: Sizes,
+    score: rollouts.Score,
+    score_params: Any = None,
+) -> Callable[[], float]:
+    """Makes a function that does one iteration of the loop over sequences and returns 1.
+
+    Args:
+      model: the policy.
+      start: its parameters before learning, which are the reference.
+      sizes: of a step.
+      score: gives the rewards.
+      score_params: parameters of `score`.
+    """
+    agent = rlhf.make(model, config=sizes.config)
+    sampler = completions.of_policy(agent.policy, model, sizes.new, sizes.samples)
+    sample = functools.partial(rollouts.sample, sampler, score)
+    prompts = language_models.prompts(model.config, sizes.prompts, sizes.prompt)
+    given = {"params": start}, prompts, jax.random.key(0), score_params
+    write = completions.compiled(sample)
     sampling = sequences.Sampling(
-        num_rows=lambda step: ROWS,
+        num_rows=lambda step: sizes.rows,
         prompts=lambda step, count: prompts,
-        sample=lambda acting, drawn, key: write(acting, drawn, key, reward.params),
+        sample=lambda acting, drawn, key: write(acting, drawn, key, score_params),
         score=lambda episodes, drawn: np.asarray(episodes.rewards),
     )
-    source = sequences.Source(ROWS, example=jax.eval_shape(write, *given), sampling=sampling)
-    constants = types.Constants(start=params)
-    loop = sequences.make(agent, source, 0, params=lambda: params, constants=constants)
-    state = loop.init()
-
-    def work() -> float:
-        nonlocal state
-        state = loop.advance(state, loop.steps(state) + 1)
-        return 1
-
-    work()
-    return work
+    example = jax.eval_shape(sample, *given)
+    source = sequences.Source(sizes.rows, example=example, sampling=sampling)
+    constants = types.Constants(start=start)
+    loop = sequences.make(agent, source, 0, params=lambda: start, constants=constants)
+    return language_models.stepper(loop)
 
 
-def cost() -> int:
-    """Counts the operations of a step: sampling, policy forward and backward, reference, reward."""
-    policy, both = language_models.SMALL, PROMPT + NEW
-    sampling = PROMPTS * flops.decoder(policy, range(PROMPT - 1))
-    sampling += ROWS * flops.decoder(policy, range(PROMPT - 1, both - 1))
+def small() -> Callable[[], float]:
+    """Makes the stepper of a small policy, whose texts a smaller model scores."""
+    model, scorer = (gemma.make(c) for c in (language_models.SMALL, SCORER))
+    scores = reward_model.on_decoder(scorer)
+    reward = reward_model.scorer(scores, jax.jit(scores.init)(jax.random.key(1)))
+    start = jax.jit(model.init)(jax.random.key(0))
+    return stepper(model, start, SIZES, reward.score, reward.params)
+
+
+def cost(policy: gemma.Config, sizes: Sizes, scorer: gemma.Config | None = None) -> int:
+    """Counts the operations of a step: sampling, policy forward and backward, reference, reward.
+
+    Args:
+      policy: its shape.
+      sizes: of the step.
+      scorer: shape of the model that scores; None is a rule, which costs nothing.
+    """
+    before, both = range(sizes.prompt - 1), sizes.prompt + sizes.new
+    sampling = sizes.prompts * flops.decoder(policy, before)
+    sampling += sizes.rows * flops.decoder(policy, range(sizes.prompt - 1, both - 1))
     heads = 1 + 3 + 1  # For the new tokens: sampled, learnt from, compared with.
-    learning = ROWS * ((3 + 1) * flops.decoder(policy, range(both)))
-    scoring = ROWS * flops.decoder(SCORER, range(both))
-    return sampling + learning + scoring + ROWS * NEW * heads * flops.unembedding(policy)
+    learning = (3 + 1) * flops.decoder(policy, range(both))
+    learning += sizes.new * heads * flops.unembedding(policy)
+    scoring = flops.decoder(scorer, range(both)) if scorer else 0
+    return sampling + sizes.rows * (learning + scoring)
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     """Measures ours beside TRL's RLOO trainer at the same work."""
     platform.run_large_programs()
-    ours = timing.rates({"step": stepper()}, budget.seconds)
+    ours = timing.rates({"step": small()}, budget.seconds)
 
     def theirs() -> dict[str, float]:
         shapes = map(language_models.described, (language_models.SMALL, SCORER))
-        sizes = json.dumps([PROMPTS, SAMPLES, PROMPT, NEW, CONFIG.kl_coefficient])
+        sizes = json.dumps([*SIZES, SIZES.config.kl_coefficient])
         result = run_peer("transformers", "reinforce", budget.seconds, sizes, *shapes)
         return {f"trl, {key}": 1 / seconds for key, seconds in result.items()}
 
@@ -94,7 +133,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             peer_value=None if value is None else 1 / value,
             target=TARGET_SECONDS,
             target_ratio=TARGET_RATIO,
-            limit_share=best["step"] * cost() / best["sgemm"],
+            limit_share=best["step"] * cost(language_models.SMALL, SIZES, SCORER) / best["sgemm"],
             details={"sgemm": best["sgemm"], **default},
         )
     ]

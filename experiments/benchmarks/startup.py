@@ -1,21 +1,16 @@
 """Seconds that a person waits: for the first learning step, for help, for the list."""
 
 import os
-import pathlib
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 
-from kullback.experiments.benchmarks import peer, rows, timing
+from kullback.experiments.benchmarks import commands, peer, rows, timing
 
 
 def seconds_of(*arguments: str) -> float:
     """Measures the wall time of one call of the command, nothing compiled before."""
-    command = shutil.which("kullback", path=pathlib.Path(sys.executable).parent)
-    if command is None:
-        raise FileNotFoundError("the kullback command is not installed beside this Python")
+    command = commands.path()
     cold = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
     start = time.perf_counter()
     subprocess.run([command, *arguments], check=True, capture_output=True, env=cold)

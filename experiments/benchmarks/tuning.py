@@ -15,7 +15,7 @@ import numpy as np
 
 from kullback.core import platform, sequences, types
 from kullback.experiments.benchmarks import flops, language_models, machine, peer, rows, timing
-from kullback.lm import batches, completions, gemma, gkd, sft, tuning
+from kullback.lm import completions, gemma, gkd, sft, tuning
 
 ROWS, PROMPT, NEW = 16, 64, 64
 KEEPING = "torch that keeps freed memory"
@@ -46,24 +46,13 @@ def stepper(case: str) -> Callable[[], float]:
     params = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
     constants = types.Constants(teacher=params)
     loop = sequences.make(learns, source(model, learns, case), 0, constants=constants)
-    state = loop.init()
-
-    def work() -> float:
-        nonlocal state
-        state = loop.advance(state, loop.steps(state) + 1)
-        return 1
-
-    work()
-    return work
+    return language_models.stepper(loop)
 
 
 def source(model: gemma.Model, learns: types.Agent, case: str) -> sequences.Source:
     """Makes a source of the same rows at each step, or of samples from the same prompts."""
-    text = language_models.tokens(model.config, ROWS, PROMPT + NEW)
-    place = np.broadcast_to(np.arange(PROMPT + NEW, dtype=np.int32), text.shape)
-    is_answer = place >= (1 if case == "sft" else PROMPT)
-    lengths = np.full(ROWS, PROMPT + NEW, np.int32)
-    stored = batches.Sequences(text, is_answer, place, np.ones_like(text), lengths)
+    num_prompt = 1 if case == "sft" else PROMPT
+    stored = language_models.answered(model.config, ROWS, PROMPT + NEW, num_prompt)
     prompts = language_models.prompts(model.config, ROWS, PROMPT)
     if case != "gkd, on-policy":
         return sequences.Source(ROWS, example=stored, stored=lambda step, count: stored)

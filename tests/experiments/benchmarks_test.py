@@ -93,11 +93,15 @@ def test_cost_of_learner_steps():
 
 
 def test_cost_of_a_step_of_reinforcement_learning():
-    policy, scorer = map(gemma.num_params, (language_models.SMALL, reinforce.SCORER))
+    shapes = language_models.SMALL, reinforce.SCORER
+    policy, scorer = map(gemma.num_params, shapes)
     sampled = 4 * 63 + 16 * 64  # Prompts are read once.
     of_policy = (sampled + 16 * 128 * 4) * policy.other + 16 * 64 * 5 * policy.embedding
     expected = 2 * (of_policy + 16 * 128 * scorer.other)
-    assert reinforce.cost() == pytest.approx(expected, rel=0.1)
+    cost = reinforce.cost(shapes[0], reinforce.SIZES, shapes[1])
+    assert cost == pytest.approx(expected, rel=0.1)
+    of_rule = cost - reinforce.cost(shapes[0], reinforce.SIZES)
+    assert of_rule == 16 * flops.decoder(reinforce.SCORER, range(128))
 
 
 def test_the_best_window_counts_and_each_side_has_its_turn():
@@ -194,6 +198,14 @@ def test_rows_are_kept_as_they_come_and_a_call_goes_on_where_another_ended(
     assert benchmarks.main(request, measure) == 0 and len(order) == 5
 
 
+def test_a_name_before_a_slash_is_all_of_its_cases():
+    assert benchmarks.select(["published/sft", "replay"]) == ["published/sft", "replay"]
+    assert benchmarks.select(["published", "published/sft"]) == [
+        name for name in benchmarks.BENCHMARKS if name.startswith("published/")
+    ]
+    assert benchmarks.select([]) == list(benchmarks.BENCHMARKS)
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_and_hands_back_rows_and_errors():
     budget = timing.Budget(seconds=0.05, rounds=1)
@@ -227,7 +239,7 @@ def test_language_models_do_the_work_they_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "STUDENTS", dict.fromkeys(tuning.CASES, tiny))
     assert tuning.stepper("gkd, on-policy")() == 1
     monkeypatch.setattr(reinforce, "SCORER", tiny)
-    assert reinforce.stepper()() == 1
+    assert reinforce.small()() == 1
 
 
 def test_data_of_learner_steps_are_those_of_peers():

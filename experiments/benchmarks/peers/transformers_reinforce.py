@@ -1,8 +1,10 @@
 """Seconds of a step of TRL's RLOO trainer: SECONDS, SIZES, shapes of policy and reward model.
 
 SIZES is a JSON list: prompts, texts of each, tokens of a prompt, new tokens, beta. The shapes are
-as config.json has them. A token is a word, so that texts of words have as many tokens as ours. The
-time is the better of two: as torch is, and keeping freed memory, which no user gets by default.
+as config.json has them; one argument in their place is the folder of a published policy, whose
+reward is the share of even ids. A token is a word, so that texts of words have as many tokens as
+ours. The time is the better of two: as torch is, and keeping freed memory, which no user gets by
+default. That of a published policy is of torch as it is.
 """
 
 import json
@@ -15,7 +17,7 @@ import torch
 import transformers
 import transformers_model
 from datasets import Dataset
-from rate import keep_freed_memory
+from rate import keep_freed_memory, peak_memory
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma3TextConfig, Gemma3TextForSequenceClassification
 from trl import RLOOConfig, RLOOTrainer
@@ -36,14 +38,15 @@ class Clock(transformers.TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ends it."""
-        enough = len(self.times) > 3 and time.perf_counter() - self.first > self.seconds
+        elapsed = time.perf_counter() - self.first
+        enough = len(self.times) > (3 if elapsed < 20 else 1) and elapsed > self.seconds
         control.should_training_stop = enough
 
 
 def word_tokenizer(vocab_size):
-    """Makes a tokenizer with a token for each word."""
-    special = {"<pad>": 0, "</s>": 1, "<s>": 2}
-    ids = special | {f"w{n}": n for n in range(3, vocab_size)}
+    """Makes a tokenizer with a token for each word; its end is one that no model writes."""
+    special = {"<pad>": 0, "</s>": vocab_size - 1, "<s>": 2}
+    ids = special | {f"w{n}": n for n in range(3, vocab_size - 1)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="w3"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
@@ -51,24 +54,31 @@ def word_tokenizer(vocab_size):
     )
 
 
-def best_step(seconds, sizes, policy_shape, reward_shape, folder):
-    """Returns the seconds of the fastest step."""
-    prompts, samples, prompt_tokens, new_tokens, beta = sizes
-    tokenizer = word_tokenizer(policy_shape["vocab_size"])
-    transformers_model.make(policy_shape).save_pretrained(folder)  # The reference is read again.
-    tokenizer.save_pretrained(folder)
+def scorer(shape):
+    """Makes a reward model."""
     torch.manual_seed(1)
-    config = Gemma3TextConfig(**reward_shape, num_labels=1)
+    config = Gemma3TextConfig(**shape, num_labels=1)
     config.pad_token_id = 0
-    scorer = Gemma3TextForSequenceClassification(config).float().eval()
-    ids = torch.randint(3, policy_shape["vocab_size"], (prompts, prompt_tokens)).tolist()
+    return Gemma3TextForSequenceClassification(config).float().eval()
+
+
+def share_of_even_ids(completion_ids, **columns):
+    """Returns the rewards of texts."""
+    return [sum(i % 2 == 0 for i in ids) / max(len(ids), 1) for ids in completion_ids]
+
+
+def best_step(seconds, sizes, policy, vocab_size, reward, reward_tokenizer, scratch):
+    """Returns the seconds of the fastest step; `policy` is a folder, which is read twice."""
+    prompts, samples, prompt_tokens, new_tokens, beta = sizes
+    tokenizer = word_tokenizer(vocab_size)
+    ids = torch.randint(3, vocab_size - 1, (prompts, prompt_tokens)).tolist()
     texts = [" ".join(f"w{n}" for n in row) for row in ids] * 1_000
     clock = Clock(seconds)
     trainer = RLOOTrainer(
-        model=str(folder),
-        reward_funcs=scorer,
+        model=str(policy),
+        reward_funcs=reward,
         args=RLOOConfig(
-            output_dir=str(folder / "out"),
+            output_dir=str(scratch / "out"),
             per_device_train_batch_size=prompts * samples,
             num_generations=samples,
             max_completion_length=new_tokens,
@@ -86,22 +96,37 @@ def best_step(seconds, sizes, policy_shape, reward_shape, folder):
         ),
         train_dataset=Dataset.from_dict({"prompt": texts}),
         processing_class=tokenizer,
-        reward_processing_classes=word_tokenizer(reward_shape["vocab_size"]),
+        reward_processing_classes=reward_tokenizer,
         callbacks=[clock],
     )
     trainer.train()
     return min(clock.times)
 
 
+def prepared(models, scratch):
+    """Returns policy, size of the vocabulary, reward and the reward's tokenizer."""
+    if len(models) == 1:
+        config = json.loads((pathlib.Path(models[0]) / "config.json").read_text())
+        return models[0], config["vocab_size"], share_of_even_ids, None
+    policy, reward = map(json.loads, models)
+    transformers_model.make(policy).save_pretrained(scratch / "policy")
+    word_tokenizer(policy["vocab_size"]).save_pretrained(scratch / "policy")
+    reward_tokenizer = word_tokenizer(reward["vocab_size"])
+    return scratch / "policy", policy["vocab_size"], scorer(reward), reward_tokenizer
+
+
 def main():
-    """Prints the seconds of a step."""
-    seconds, sizes, *shapes = float(sys.argv[1]), *map(json.loads, sys.argv[2:])
-    fastest = []
-    for prepare in (lambda: None, keep_freed_memory):
+    """Prints the seconds of a step, and the peak in bytes of torch as it comes."""
+    seconds, sizes, models = float(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+    fastest, peaks = [], []
+    for prepare in (lambda: None, keep_freed_memory)[: len(models)]:
         prepare()
         with tempfile.TemporaryDirectory() as folder:
-            fastest.append(best_step(seconds / 2, sizes, *shapes, pathlib.Path(folder)))
-    print(json.dumps({"seconds": min(fastest), "default_seconds": fastest[0]}))
+            scratch = pathlib.Path(folder)
+            fastest.append(best_step(seconds / 2, sizes, *prepared(models, scratch), scratch))
+        peaks.append(peak_memory())
+    figures = {"seconds": min(fastest), "default_seconds": fastest[0], "peak_bytes": peaks[0]}
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

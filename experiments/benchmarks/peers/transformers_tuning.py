@@ -17,14 +17,14 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 ROWS, PROMPT, NEW = 16, 64, 64
 
 
-def stepper(case, student_shape, teacher_shape):
-    """Makes a function that does one step."""
-    student = transformers_model.make(student_shape).train()
+def descender(student):
+    """Makes a function that does one step of a loss, or of SFT on the texts that it is given."""
     # The fused Adam is torch's fastest on a CPU.
     optimizer = torch.optim.Adam(student.parameters(), 3e-4, fused=True)
-    text = torch.randint(3, student_shape["vocab_size"], (ROWS, PROMPT + NEW))
 
-    def descend(loss):
+    def descend(text=None, loss=None):
+        if text is not None:
+            loss = student(input_ids=text, labels=text, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -32,8 +32,16 @@ def stepper(case, student_shape, teacher_shape):
         loss.item()
         return 1
 
+    return descend
+
+
+def stepper(case, student_shape, teacher_shape):
+    """Makes a function that does one step."""
+    student = transformers_model.make(student_shape).train()
+    descend = descender(student)
+    text = torch.randint(3, student_shape["vocab_size"], (ROWS, PROMPT + NEW))
     if case == "sft":
-        return lambda: descend(student(input_ids=text, labels=text, use_cache=False).loss)
+        return lambda: descend(text)
 
     from trl.experimental.gkd import GKDTrainer
 
@@ -52,7 +60,7 @@ def stepper(case, student_shape, teacher_shape):
         labels = rows.clone()
         labels[:, :PROMPT] = -100
         return descend(
-            GKDTrainer.generalized_jsd_loss(
+            loss=GKDTrainer.generalized_jsd_loss(
                 logits[:, :-1], of_teacher[:, :-1], labels=labels[:, 1:], beta=0.5
             )
         )

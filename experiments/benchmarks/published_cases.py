@@ -1,0 +1,147 @@
+"""What is measured of a published Gemma 3: sizes, the machine's bounds, and what is aimed at."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from kullback.experiments.benchmarks import flops, reinforce
+from kullback.experiments.runs import pretrained
+from kullback.lm import gemma
+
+NAME = "gemma3-270m"
+MODEL = f"{pretrained.PREFIX}{NAME}"
+CONFIG = pretrained.MODELS[NAME].config
+WEIGHT_BYTES = 4 * gemma.num_params(CONFIG).total
+PROMPT, NEW, LONG = 16, 48, 2_048  # Tokens of a prompt, after it, and of a long prompt.
+TEXTS, TOKENS = 4, 128  # Of a step of SFT.
+RLOO = reinforce.Sizes(prompts=2, samples=4, prompt=64, new=32)
+FLOAT32, BFLOAT16, LLAMA = "transformers", "transformers, bfloat16", "llama.cpp, Q4_K_M"
+GB = 1e9
+
+
+class Limits(NamedTuple):
+    """The most that the machine does."""
+
+    sgemm: float  # FLOP/s.
+    memory: float  # Bytes/s that are read, or read and written by a copy, whichever is more.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """Work whose rate is measured."""
+
+    name: str  # Of its rows.
+    kind: str  # A name of `published_work.WORK`.
+    sizes: Sequence[int]  # As that work takes them.
+    unit: str
+    peers: tuple[str, ...] = (FLOAT32,)
+    bound: Callable[[Limits], float]  # The highest rate that the machine allows.
+    target_ratio: float | None = None  # To the first peer.
+    target_limit_share: float | None = None
+
+
+class Command(NamedTuple):
+    """A command whose peak of the memory is measured, with all that it loads and saves."""
+
+    name: str  # Of its rows.
+    arguments: tuple[str, ...]  # But for the model, the texts and the run's folder.
+    target_bytes: float
+
+
+def generation_bound(limits: Limits, num_rows: int) -> float:
+    """Bounds new tokens a second; prompts are read, too, and weights once for each new token."""
+    total = PROMPT + NEW - 1  # The last token is not fed back.
+    of_text = flops.decoder(CONFIG, range(total)) + NEW * flops.unembedding(CONFIG)
+    seconds = max(num_rows * of_text / limits.sgemm, NEW * WEIGHT_BYTES / limits.memory)
+    return num_rows * NEW / seconds
+
+
+def prefill_bound(limits: Limits) -> float:
+    """Bounds the tokens of a long prompt that are read a second; no logits are needed."""
+    return limits.sgemm * (LONG - 1) / flops.decoder(CONFIG, range(LONG - 1))
+
+
+def sft_bound(limits: Limits) -> float:
+    """Bounds steps of SFT a second: forward, and gradients of weights and inputs."""
+    of_text = flops.decoder(CONFIG, range(TOKENS)) + (TOKENS - 1) * flops.unembedding(CONFIG)
+    return limits.sgemm / (3 * TEXTS * of_text)
+
+
+def rloo_bound(limits: Limits) -> float:
+    """Bounds steps of REINFORCE a second, by products alone."""
+    return limits.sgemm / reinforce.cost(CONFIG, RLOO)
+
+
+def _generation(num_rows: int, peers: tuple[str, ...] = (FLOAT32,), **targets: float) -> Case:
+    return Case(
+        name=f"{NAME}, {num_rows} text{'s' * (num_rows > 1)} written",
+        kind="generation",
+        sizes=(num_rows, PROMPT, NEW),
+        unit="tokens/s",
+        peers=peers,
+        bound=lambda limits: generation_bound(limits, num_rows),
+        target_ratio=targets.get("ratio"),
+        target_limit_share=targets.get("limit_share"),
+    )
+
+
+CASES = {
+    "generation-1": _generation(1, (FLOAT32, BFLOAT16, LLAMA), limit_share=0.7),
+    "generation-8": _generation(8, ratio=2.0),
+    "generation-32": _generation(32, limit_share=0.55),
+    "prefill": Case(
+        name=f"{NAME}, {LONG:,} tokens read",
+        kind="prefill",
+        sizes=(LONG,),
+        unit="tokens/s",
+        peers=(FLOAT32, LLAMA),
+        bound=prefill_bound,
+    ),
+    "sft": Case(
+        name=f"{NAME}, step of SFT",
+        kind="sft",
+        sizes=(TEXTS, TOKENS),
+        unit="steps/s",
+        bound=sft_bound,
+        target_ratio=1 / 0.9,
+    ),
+    "rloo": Case(
+        name=f"{NAME}, step of REINFORCE, leave-one-out",
+        kind="rloo",
+        sizes=RLOO,
+        unit="steps/s",
+        bound=rloo_bound,
+    ),
+}
+GENERATE = "generate"
+COMMANDS = {
+    GENERATE: Command(
+        f"{NAME}, kullback generate",
+        ("generate", "--prompt", "The capital of France is", "--max-new-tokens", "16"),
+        WEIGHT_BYTES + 0.5 * GB,
+    ),
+    "train-sft": Command(
+        f"{NAME}, kullback train sft",
+        (
+            *("train", "sft", "--steps", "2", "--set", f"batch_size={TEXTS}"),
+            *(
+                "--set",
+                f"max_prompt_length={TOKENS // 2}",
+                "--set",
+                f"max_new_tokens={TOKENS // 2}",
+            ),
+        ),
+        7.0 * GB,
+    ),
+    "train-rlhf": Command(
+        f"{NAME}, kullback train rlhf",
+        (
+            *("train", "rlhf", "--steps", "2", "--set", f"batch_size={RLOO.rows}"),
+            *("--set", f"samples_per_prompt={RLOO.samples}", "--reward", "length"),
+            *("--set", f"max_prompt_length={RLOO.prompt}", "--set", f"max_new_tokens={RLOO.new}"),
+            *("--overlong", "truncate-left"),
+        ),
+        8.5 * GB,
+    ),
+}
+FIRST_SECONDS = 6.0  # From the start of a command that has run before to its first token.
