@@ -113,7 +113,7 @@ class Evaluator:
 
     def likelihoods(self, acting: Any, count: int) -> Likelihoods:
         """Returns likelihoods of the completions of the first `count` examples, [kept(count)]."""
-        width = self.learning.max_prompt_length + self.learning.max_new_tokens
+        width = self.learning.width
         padded = (batches.pad(batch, width, self.tokenizer.pad_id) for batch in self.parts(count))
         measured = [self._measure(acting["params"], self.spread(rows)) for rows in padded]
         num_kept = self.kept(count)

@@ -89,6 +89,11 @@ class Config:
         optimizers.check(self.optimizer, self.weight_decay, self.first_moment_dtype)
 
     @property
+    def width(self) -> int:
+        """Tokens of a sequence: of the longest prompt with the longest completion."""
+        return self.max_prompt_length + self.max_new_tokens
+
+    @property
     def rate(self) -> optimizers.Rate:
         """The settings of the learning rate."""
         return optimizers.Rate(

@@ -81,8 +81,7 @@ def evaluator_of(subject: Subject) -> evaluation.Evaluator:
     """
     learning, task, checkpoint = subject.learning, subject.task, subject.checkpoint
     given = {"max_prompt_length", "max_new_tokens"} & {*subject.lengths}
-    wanted = learning.max_prompt_length + learning.max_new_tokens
-    if given and wanted > checkpoint.config.context_length:
+    if given and learning.width > checkpoint.config.context_length:
         raise ValueError(
             f"max_prompt_length={learning.max_prompt_length} and max_new_tokens="
             f"{learning.max_new_tokens} together exceed the model's context of "

@@ -35,10 +35,9 @@ def report(subject: Subject, run: opened.Opened, *, count: int) -> reports.Repor
     pairs, data_report = task.pairs("test", tokenizer, subject.limits)
     pairs = pairs[:count]
     rewards = jax.jit(reward_model.on_decoder(gemma.make(checkpoint.config)).rewards)
-    width = learning.max_prompt_length + learning.max_new_tokens
 
     def predict(params: Any) -> tuple[np.ndarray, np.ndarray]:
-        return reward_models.over_pairs(rewards, params, pairs, width, tokenizer.pad_id)
+        return reward_models.over_pairs(rewards, params, pairs, learning.width, tokenizer.pad_id)
 
     chosen, rejected = predict(checkpoint.params)
     by_name = estimates(chosen, rejected)

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kullback.experiments.runs import language, models, opened
+from kullback.experiments.runs import models, opened, text_work
 from kullback.lm import data, splits, tasks, tuning
 from kullback.lm.control_tokens import Reading
 
@@ -65,4 +65,4 @@ class Subject:
     @property
     def limits(self) -> data.Limits:
         """Lengths that examples must fit."""
-        return language.limits(self.learning, self.checkpoint.config)
+        return text_work.limits(self.learning, self.checkpoint.config)

@@ -162,7 +162,7 @@ class Actor:
             drawn = batches.indices(step, num_items=len(train), batch_size=num_prompts, seed=seed)
             return [train[i] for i in drawn.tolist()]
 
-        shape = (c.batch_size, c.max_prompt_length + c.max_new_tokens)
+        shape = (c.batch_size, c.width)
         by_text, by_token = (jax.ShapeDtypeStruct(x, np.float32) for x in (shape[:1], shape))
         return sequences.Source(
             num_rows=c.batch_size,

@@ -50,7 +50,7 @@ class Recipe:
             ) as work:
                 yield work
             return
-        from kullback.experiments.runs import language, preferences
+        from kullback.experiments.runs import language_setup, preferences
 
         platform.run_large_programs()  # Before JAX is used.
-        yield (preferences if kind == "preferences" else language).setup(self.named, home)
+        yield (preferences if kind == "preferences" else language_setup).setup(self.named, home)

@@ -14,49 +14,38 @@ import jax
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, loops, platform, sequences, types
-from kullback.experiments import plots
-from kullback.experiments.runs import language, models, opened, plans, resolved, reward_models
-from kullback.experiments.runs.work import Abandons, Epoch, OnTexts, Work
+from kullback.core import checkpoints, files, loops, sequences, types
+from kullback.experiments.runs import (
+    language_setup,
+    models,
+    opened,
+    plans,
+    resolved,
+    reward_models,
+    text_work,
+)
+from kullback.experiments.runs.text_work import Splits, TextWork
+from kullback.experiments.runs.work import Abandons, Epoch, OnTexts
 from kullback.lm import batches, data, gemma, memory, preferences, reward_model, tasks, warm
 
 SHOWN = 4  # Pairs that samples.jsonl has at each evaluation.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup(Work):
+class Setup(TextWork):
     """The agents, decoder and data of a run of reward models."""
 
-    spec: types.Spec
-    agent: types.Agent  # With the configuration of the whole run.
+    splits: Splits[preferences.Pair]
     member: Callable[[int], types.Agent]  # Seed -> its agent.
     start: Callable[[int], types.Params]  # Seed -> its parameters to begin with.
-    decoder: models.Checkpoint  # The decoder's shape and its tokenizer, without parameters.
-    train: list[preferences.Pair]
-    test: list[preferences.Pair]
-    reports: dict[str, data.Report]
-    rule: int  # The rule by which files are split, see `lm/splits.py`.
-    begins_with: str  # The plan's model.
     trains_decoder: bool  # Whether more than the head learns.
-    num_swapped: int  # Pairs of `train` whose label is wrong on purpose.
+    num_swapped: int  # Pairs that are learnt from whose label is wrong on purpose.
     members: dict[int, warm.Member]  # The population by seed; empty without one.
-    # The hash of the model that later seeds read again; None if no seed does.
-    start_sha256: Callable[[], str | None]
-    axes: plots.Axes = plots.TEXTS
-    has_texts: bool = True
-    seeds_together: bool = False
-    columns: Sequence[str] = ()
-    epoch: Epoch | None = None
-
-    @property
-    def learning(self) -> Any:
-        """Settings that all learners of language models share."""
-        return self.agent.config.learning
 
     def notes(self) -> Iterator[str]:
         """Yields lines about rows of the data, and about the memory of learning."""
-        yield from data.notices(self.reports)
-        needs = self._needs(self._setting)
+        yield from data.notices(self.splits.reports)
+        needs = self.needs(self.setting)
         yield f"memory: {needs}"
         if self.members:
             peak = warm.peak_bytes(needs, len(self.members))
@@ -66,31 +55,10 @@ class Setup(Work):
             )
 
     @property
-    def _setting(self) -> memory.Setting:
+    def setting(self) -> memory.Setting:
         """Settings that decide how much memory a learner step takes."""
-        c = self.learning
-        return memory.Setting(
-            rows=c.batch_size,
-            width=c.max_prompt_length + c.max_new_tokens,
-            micro_batches=c.micro_batches,
-            chunk=0,
-            remat=self.decoder.config.remat,
-            networks=1 if self.trains_decoder else 0,
-            per_row=2,
-        )
-
-    def _needs(self, setting: memory.Setting) -> memory.Needs:
-        state = jax.eval_shape(self.agent.learner.init, jax.random.key(0))
-        return memory.of_learning(self.decoder.config, state, types.NO_CONSTANTS, setting)
-
-    def check(self) -> None:
-        """Raises ValueError if a learner step does not fit into memory."""
-        memory.require(self._needs, self._setting, platform.available_memory())
-
-    def beginning(self) -> Iterator[str]:
-        """Yields a line if the decoder's weights are drawn."""
-        if self.begins_with in gemma.PRESETS:
-            yield models.preset_notice(self.begins_with)
+        networks = 1 if self.trains_decoder else 0
+        return dataclasses.replace(super().setting, chunk=0, networks=networks, per_row=2)
 
     def details(self) -> dict[str, Any]:
         """Returns reports on the data, and the settings that members drew, for config.json."""
@@ -98,15 +66,11 @@ class Setup(Work):
             "loop": "host",
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
-            **models.origins(model=self.decoder),
-            "data": language.data_details(self.rule, self.reports),
+            **models.origins(model=self.student),
+            "data": self.splits.details(),
             "swapped_pairs": self.num_swapped,
             "members": {str(seed): member._asdict() for seed, member in self.members.items()},
         }
-
-    def save(self, folder: pathlib.Path) -> None:
-        """Writes the decoder's shape and the tokenizer beside config.json."""
-        models.save(self.decoder, folder)
 
     def loop(
         self, seeds: Sequence[int], on_texts: OnTexts, every: int, abandons: Abandons
@@ -124,38 +88,37 @@ class Setup(Work):
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
         """Returns the first few held-out pairs and their rewards, for a reader."""
-        acting = self.agent.actor_params(learner, loops.count(steps), True, types.NO_CONSTANTS)
-        pairs = self.test[:SHOWN]
-        judged = zip(pairs, *self.rewards(acting["params"], pairs), strict=True)
-        return [reward_models.line(self.decoder.tokenizer, *one_pair) for one_pair in judged]
+        pairs = self.splits.test[:SHOWN]
+        judged = zip(
+            pairs, *self.rewards(self.acting(learner, steps)["params"], pairs), strict=True
+        )
+        return [reward_models.line(self.student.tokenizer, *one_pair) for one_pair in judged]
 
     def rewards(
         self, params: types.Params, pairs: list[preferences.Pair]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns rewards of chosen and rejected answers, [n] each."""
-        c = self.learning
-        width = c.max_prompt_length + c.max_new_tokens
-        return reward_models.over_pairs(
-            self._program, params, pairs, width, self.decoder.tokenizer.pad_id
-        )
+        width, pad_id = self.learning.width, self.student.tokenizer.pad_id
+        return reward_models.over_pairs(self._program, params, pairs, width, pad_id)
 
     @functools.cached_property
     def _program(self) -> Callable[..., jax.Array]:
-        return jax.jit(reward_model.on_decoder(gemma.make(self.decoder.config)).rewards)
+        return jax.jit(reward_model.on_decoder(gemma.make(self.student.config)).rewards)
 
     def _accuracies(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         del key  # Nothing is random here.
-        chosen, rejected = self.rewards(acting["params"], self.test[:count])
+        chosen, rejected = self.rewards(acting["params"], self.splits.test[:count])
         return reward_model.accuracy(chosen - rejected)
 
     def _source(self, seed: int) -> sequences.Source:
-        c, pad_id = self.learning, self.decoder.tokenizer.pad_id
+        c, train = self.learning, self.splits.train
+        pad_id = self.student.tokenizer.pad_id
         stored = preferences.sampler(
-            self.train,
+            train,
             batches.Config(batch_size=c.batch_size, batches_per_sort=c.batches_per_sort, seed=seed),
             pad_id,
         )
-        batch = preferences.pad(self.train[:1] * c.batch_size, self.train[0].length, pad_id)
+        batch = preferences.pad(train[:1] * c.batch_size, train[0].length, pad_id)
         return sequences.Source(
             num_rows=c.batch_size,
             example=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
@@ -195,12 +158,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             )
         decoder = models.decoder_of(run)
     else:
-        decoder = language.student_of(plan, task, None, None)._replace(params=None)
+        decoder = language_setup.student_of(plan, task, None, None)._replace(params=None)
     decoder = decoder.reading(plan.control_tokens)
-    limits = language.limits(config.learning, decoder.config)
-    train, train_report = task.pairs("train", decoder.tokenizer, limits)
-    test, test_report = task.pairs("test", decoder.tokenizer, limits)
-    for split, pairs in (("train", train), ("test", test)):
+    limits = text_work.limits(config.learning, decoder.config)
+    splits = text_work.read_splits(task.pairs, decoder.tokenizer, limits, named.rule)
+    for split, pairs in (("train", splits.train), ("test", splits.test)):
         if not pairs:
             raise ValueError(
                 f"no pair of {plan.environment} in {split} is short enough: they were dropped; "
@@ -208,12 +170,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             )
     epoch = None
     if plan.epochs:
-        epoch = Epoch(len(train), "pairs", config.learning.batch_size)
+        epoch = Epoch(len(splits.train), "pairs", config.learning.batch_size)
         named = epoch.in_steps(named)
         plan, config = named.plan, named.config
     population: warm.Config | None = config if entry.is_population else None
     shared: reward_model.Config = config if population is None else population.reward
-    train = preferences.corrupt(train, shared.corruption, plan.seed)
+    train = preferences.corrupt(splits.train, shared.corruption, plan.seed)
     model = gemma.make(decoder.config)
     members = {} if population is None else {s: warm.draw(population, s) for s in plan.seeds}
 
@@ -228,14 +190,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 
     return Setup(
         agent=entry.make(model, config),
-        spec=language.spec_of(decoder.config),
+        spec=text_work.spec_of(decoder.config),
         member=member,
         start=_starts(plan, run, decoder, train, shared, members),
-        decoder=decoder,
-        train=train,
-        test=test,
-        reports={"train": train_report, "test": test_report},
-        rule=named.rule,
+        student=decoder,
+        splits=splits._replace(train=train),
         begins_with=plan.model,
         trains_decoder=shared.trains == "all",
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
@@ -273,9 +232,9 @@ def _starts(
 
     def probed_head(params: types.Params) -> types.Params:
         c, features = config.learning, reward_model.on_decoder(model).features
-        width, pairs = c.max_prompt_length + c.max_new_tokens, train[: config.probe_pairs]
+        pairs, pad_id = train[: config.probe_pairs], decoder.tokenizer.pad_id
         chosen, rejected = reward_models.over_pairs(
-            jax.jit(features), params, pairs, width, decoder.tokenizer.pad_id
+            jax.jit(features), params, pairs, c.width, pad_id
         )
         return reward_model.probe(chosen, rejected, config.probe_penalty)
 

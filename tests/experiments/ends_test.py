@@ -13,7 +13,7 @@ import pytest
 from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments.evaluate import evaluation, generate, subjects
-from kullback.experiments.runs import language, models, opened, resolved, run_folder
+from kullback.experiments.runs import language_setup, models, opened, resolved, run_folder
 from kullback.lm import gemma, tokenizer
 from kullback.lm.formats import hugging_face
 from tests.states import fresh_params
@@ -114,11 +114,11 @@ def test_nothing_after_the_end_is_scored_or_learnt(
     assert GIVEN and GIVEN.count("0") > len(GIVEN) / 2, GIVEN
     rows = run_folder.RunFolder(path).rows()
     assert all(float(row["truncated"]) < 0.5 for row in rows)
-    setup = language.setup(resolved.of(opened.open(path, trust_code=True)), path)
+    setup = language_setup.setup(resolved.of(opened.open(path, trust_code=True)), path)
     assert setup.actor is not None
     assert [note.split(":")[0] for note in setup.notes()] == ["memory"]  # And none of ends.
     written = setup.actor.episodes(
-        {"params": models.load(path).params}, setup.train[:2], jax.random.key(1)
+        {"params": models.load(path).params}, setup.splits.train[:2], jax.random.key(1)
     )
     tokens, is_answer = (
         np.asarray(written.sequences.tokens),

@@ -41,7 +41,7 @@ import contextlib, io, json, pathlib, sys
 import jax, numpy as np
 from kullback.core import checkpoints, trees
 from kullback.experiments import cli
-from kullback.experiments.runs import language, models, plans, resolved
+from kullback.experiments.runs import language_setup, models, plans, resolved
 
 given = json.loads(sys.argv[1])
 root, results = pathlib.Path(given["root"]), {}
@@ -49,7 +49,7 @@ root, results = pathlib.Path(given["root"]), {}
 
 ends = {}
 for mesh in ("", "8x1", "4x2", "1x8"):
-    setup = language.setup(
+    setup = language_setup.setup(
         resolved.resolve(plans.Plan(
             agent="gkd",
             environment=given["task"],

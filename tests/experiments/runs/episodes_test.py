@@ -16,7 +16,16 @@ from kullback.core import trees
 from kullback.environments import tokens
 from kullback.experiments import cli
 from kullback.experiments.evaluate import warp_front
-from kullback.experiments.runs import language, models, opened, plans, resolved, rewards, run_folder
+from kullback.experiments.runs import (
+    language,
+    language_setup,
+    models,
+    opened,
+    plans,
+    resolved,
+    rewards,
+    run_folder,
+)
 from kullback.lm import answers, gemma, tasks, tokenizer, warp
 from kullback.lm.entailment import scorers
 from tests.records import as_killed, repeated
@@ -70,7 +79,7 @@ def equal(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 def setup(path: pathlib.Path) -> language.Setup:
-    return language.setup(resolved.of(opened.open(path, trust_code=True)), path)
+    return language_setup.setup(resolved.of(opened.open(path, trust_code=True)), path)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +187,7 @@ def test_log_probabilities_as_drawn_are_those_of_a_whole_pass(run: pathlib.Path)
     work = setup(run)
     actor, model, params = work.actor, work.evaluator.model, models.load(run).params
     assert actor is not None
-    examples = work.train[:2]
+    examples = work.splits.train[:2]
     written = actor.episodes({"params": params}, examples, jax.random.key(1))
     s = written.sequences
     expected = jax.jit(answers.log_probabilities, static_argnums=0)(model, params, s)
@@ -303,7 +312,9 @@ def test_plans_that_cannot_be_are_refused(
     settings = (*SHORT, *fields.get("settings", ()))
     given = {"model": str(start), **fields, "settings": settings}
     with pytest.raises(ValueError, match=message):
-        language.setup(resolved.resolve(plans.Plan(agent=algorithm, environment=TASK, **given)))
+        language_setup.setup(
+            resolved.resolve(plans.Plan(agent=algorithm, environment=TASK, **given))
+        )
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import language, models, opened, plans, resolved, run_folder
+from kullback.experiments.runs import language_setup, models, opened, plans, resolved, run_folder
 from kullback.lm import batches, gemma, power_law
 from tests.records import as_killed, repeated
 
@@ -204,7 +204,7 @@ def test_a_run_watches_the_distance_to_its_teacher(
     assert capsys.readouterr().err.count("warning: it departs") == 1
     rows = [float(row["teacher_distance"]) for row in repeated(path)]
     np.testing.assert_allclose(rows, seen[-1][1])
-    setup = language.setup(resolved.of(opened.open(path)), path)
+    setup = language_setup.setup(resolved.of(opened.open(path)), path)
     assert setup.teacher is not None
     held_out = batches.pad(setup.evaluator.test[:32], 12, 0)
     logs = []
@@ -380,4 +380,6 @@ def test_plans_of_the_other_tenant_are_refused(agent, environment, fields, messa
 )
 def test_what_cannot_be_set_up_is_refused_in_a_line(agent, environment, fields, message):
     with pytest.raises(ValueError, match=message):
-        language.setup(resolved.resolve(plans.Plan(agent=agent, environment=environment, **fields)))
+        language_setup.setup(
+            resolved.resolve(plans.Plan(agent=agent, environment=environment, **fields))
+        )

@@ -12,7 +12,15 @@ import pytest
 from kullback import experiments
 from kullback.core import files
 from kullback.experiments import cli
-from kullback.experiments.runs import language, models, opened, plans, pretrained, resolved
+from kullback.experiments.runs import (
+    language,
+    language_setup,
+    models,
+    opened,
+    plans,
+    pretrained,
+    resolved,
+)
 from kullback.lm import gemma, terms
 from kullback.lm.formats import gguf_files
 from tests.experiments.runs import models_test
@@ -172,7 +180,7 @@ def test_what_is_derived_from_it_carries_its_notice(
     def setup(agent: str, **fields: str) -> language.Setup:
         task = "tokens/arithmetic"
         plan = plans.Plan(agent=agent, environment=task, settings=settings, **fields)  # pyright: ignore[reportArgumentType]
-        return language.setup(resolved.resolve(plan))
+        return language_setup.setup(resolved.resolve(plan))
 
     run = tmp_path / "run"
     experiments.train(

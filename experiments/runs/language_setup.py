@@ -1,0 +1,247 @@
+"""Building runs of language models: the student, its teacher or reward, and the data of a plan."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+from kullback import lm
+from kullback.core import regularizers, types
+from kullback.experiments import plots
+from kullback.experiments.limits import STEPS
+from kullback.experiments.runs import (
+    episodes,
+    language,
+    models,
+    plans,
+    pretrained,
+    resolved,
+    rewards,
+    schedules,
+    settings,
+    text_work,
+)
+from kullback.experiments.runs.language import Setup
+from kullback.experiments.runs.work import Epoch
+from kullback.lm import (
+    chat,
+    completions,
+    data,
+    distillation,
+    evaluation,
+    gemma,
+    rlhf,
+    sharding,
+    shared_ids,
+    tasks,
+    terms,
+    texts,
+    tokenizer,
+    tuning,
+    value_network,
+)
+
+NEW_VOCABULARY = 512  # The most ids of a tokenizer that is trained on the task's texts.
+
+
+def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
+    """Builds what a plan names; a run that goes on has its model and tokenizer in `home`.
+
+    Raises:
+      ValueError: for an unknown name, a teacher that is missing, not wanted or of another
+        tokenizer, and data that do not fit.
+    """
+    plan, config = named.plan, named.config
+    entry = lm.ALGORITHMS[plan.agent]
+    has_teacher = entry.has_teacher or (entry.may_distil and config.distillation_weight > 0)
+    if has_teacher != bool(plan.teacher):
+        needs = "needs --teacher" if has_teacher else "takes no --teacher"
+        raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
+    mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
+    if mesh is not None:
+        sharding.check_batch(mesh, config.learning.batch_size)
+    task = tasks.make(plan.environment, rule=named.rule)
+    student, teacher, decoders = _models(plan, task, home, mesh)
+    c, num_ids = config.learning, decoders[0].num_ids
+    fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
+    splits = text_work.read_splits(task.examples, student.tokenizer, fitting, named.rule)
+    if home is None and any(data.is_conversation(x, student.tokenizer) for x in splits.train):
+        student = student._replace(tokenizer=chat.with_template(student.tokenizer))
+
+    make_agent = functools.partial(entry.make, *decoders)
+    if teacher is not None:
+        divergence = regularizers.named(teacher.divergence)
+        make_agent = functools.partial(make_agent, teacher_divergence=divergence)
+    epoch = None
+    if plan.epochs:
+        # Whatever the length of its schedule, an agent experiences the same.
+        longest = dataclasses.replace(plan, steps=STEPS, epochs=0)
+        experience = make_agent(config=schedules.planned(longest, config)).experience
+        epoch = _epoch(splits.train, c, experience, student.tokenizer.pad_id)
+        named = epoch.in_steps(named)
+        plan, config = named.plan, named.config
+    initial_params, start_sha256 = None, lambda: None
+    if plan.model not in gemma.PRESETS:
+        initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
+        if plan.num_seeds > 1:
+            start_sha256 = initial_params.sha256
+    base = Setup(
+        agent=make_agent(config=config),
+        spec=text_work.spec_of(student.config),
+        student=student._replace(params=None),
+        teacher=teacher,
+        splits=splits,
+        begins_with=plan.model,
+        evaluator=evaluation.Evaluator(
+            decoders[0], student.tokenizer, task, splits.test, c, config.output_divergence, mesh
+        ),
+        initial_params=initial_params,
+        start_sha256=start_sha256,
+        placement=sharding.placement(mesh, *(model.config for model in decoders)),
+        eval_episodes=plan.eval_episodes if plan.eval_every else 0,
+        leaves_front=entry.leaves_front,
+        columns=("teacher_distance",) if teacher is not None else (),
+        epoch=epoch,
+    )
+    base.evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
+    if not entry.takes_reward:
+        if plan.reward:
+            raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
+        return base
+    plan.require_trust()
+    reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids)
+    return _with_actor(base, plan, reward, student)
+
+
+def _models(
+    plan: plans.Plan, task: tasks.Task, home: pathlib.Path | None, mesh: sharding.Mesh | None
+) -> tuple[models.Checkpoint, models.Checkpoint | None, list[gemma.Model]]:
+    """Returns student and teacher, and the models of both over the ids that they share."""
+    teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
+    student = models.saved(home) if home else student_of(plan, task, teacher, mesh)
+    student = student.reading(plan.control_tokens)
+    if teacher is None:
+        return student, None, [student.model]
+    distillation.check_compatible(student.info, teacher.info)
+    student = student._replace(notice=terms.joined(student.notice, teacher.notice))
+    return student, teacher, shared_ids.shared([student.model, teacher.model])
+
+
+@dataclasses.dataclass
+class _Initial:
+    """Parameters to begin with; those that were read are handed over, and not kept."""
+
+    params: types.Params | None  # None: they are read when learning begins.
+    read: Callable[[], types.Params | None]
+
+    def __call__(self) -> types.Params:
+        """Returns them; another seed of the run has them read anew."""
+        params, self.params = self.params, None
+        return self.read() if params is None else params
+
+    def sha256(self) -> str:
+        """Returns their fingerprint; they are read for it if they were handed over."""
+        return models.fingerprint(self.read() if self.params is None else self.params)
+
+
+def _with_actor(
+    base: Setup, plan: plans.Plan, reward: rewards.Reward, student: models.Checkpoint
+) -> Setup:
+    """Returns the set-up of reinforcement learning from a supervised start.
+
+    That start is what the student was read as; a run that goes on reads it again.
+    """
+    if plan.model in gemma.PRESETS:
+        raise ValueError(
+            f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
+            f"{plan.model} has learnt nothing: its random weights are drawn; --model DIR"
+        )
+    if plan.mesh:
+        raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
+    if base.leaves_front:
+        base.agent.config.check(plan.steps)
+    start = models.load(plan.model) if student.params is None else student
+    if start.divergence != "kl":
+        raise ValueError(
+            f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
+            f"the operator of {start.divergence}"
+        )
+
+    on_policy: rlhf.OnPolicy = base.agent.experience
+
+    def initial_params() -> types.Params:
+        return value_network.with_value(start.params) if on_policy.has_value else start.params
+
+    return dataclasses.replace(
+        base,
+        initial_params=initial_params,
+        actor=episodes.Actor(
+            sampler=completions.of_policy(
+                base.agent.policy,
+                base.evaluator.model,
+                base.learning.max_new_tokens,
+                on_policy.samples_per_prompt,
+            ),
+            evaluator=base.evaluator,
+            reward=reward,
+            temperature=on_policy.temperature,
+        ),
+        start=start.params,
+        axes=plots.REWARDED,
+    )
+
+
+def _epoch(
+    train: Sequence[data.Example],
+    c: tuning.Config,
+    experience: tuning.Mixture | rlhf.OnPolicy,
+    pad_id: int,
+) -> Epoch:
+    """Returns a pass over the examples, or over their prompts if the policy answers all of them."""
+    if isinstance(experience, rlhf.OnPolicy):
+        return Epoch(len(train), "prompts", c.batch_size // experience.samples_per_prompt)
+    noun = "packed rows" if c.pack else "examples"
+    return Epoch(
+        language.stored_batches(train, c, experience, pad_id, 0).num_items, noun, c.batch_size
+    )
+
+
+def student_of(
+    plan: plans.Plan,
+    task: tasks.Task,
+    teacher: models.Checkpoint | None,
+    mesh: sharding.Mesh | None,
+) -> models.Checkpoint:
+    """Returns the model that a plan names, or a preset's shape, with its tokenizer.
+
+    Raises:
+      ValueError: if the plan names none, or changes the shape of a trained model.
+    """
+    if not plan.model:
+        raise ValueError(
+            f"{plan.agent} needs --model: a folder, a .gguf file, a run, pretrained:NAME "
+            f"({', '.join(pretrained.MODELS)}), or a preset whose weights are drawn "
+            f"({', '.join(gemma.PRESETS)})"
+        )
+    if plan.model not in gemma.PRESETS:
+        trained = models.load(plan.model, mesh=mesh)
+        if plan.tokenizer:
+            raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
+        return trained.computing(plan.model_flags, plan.model)
+    if teacher is not None and plan.tokenizer:
+        raise ValueError(f"--tokenizer goes with no teacher; {plan.teacher} brings its own")
+    if teacher is not None:
+        student_tokenizer = teacher.tokenizer
+    elif plan.tokenizer:
+        student_tokenizer = models.tokenizer_of(plan.tokenizer)
+    else:
+        student_tokenizer = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
+    preset = dataclasses.replace(
+        gemma.PRESETS[plan.model],
+        vocab_size=student_tokenizer.vocab_size,
+        bos_id=student_tokenizer.bos_id,
+        eos_ids=student_tokenizer.eos_ids,
+        pad_id=student_tokenizer.pad_id,
+    )
+    shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), student_tokenizer)
+    return models.Checkpoint(shape, student_tokenizer, None)

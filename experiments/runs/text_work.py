@@ -1,0 +1,132 @@
+"""What runs of texts share: those of language models, and those of reward models.
+
+Each seed has its own loop, on the host; shape and tokenizer of the model stand beside config.json.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from kullback.core import loops, platform, trees, types
+from kullback.experiments import plots
+from kullback.experiments.runs import models
+from kullback.experiments.runs.work import Epoch, Work
+from kullback.lm import data, gemma, memory, sharding, tuning
+from kullback.lm.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+
+class Splits(NamedTuple, Generic[T]):
+    """Examples, or pairs of answers, that are learnt from, and those that are held out."""
+
+    train: list[T]
+    test: list[T]
+    reports: dict[str, data.Report]
+    rule: int  # The rule by which files are split, see `lm/splits.py`.
+
+    def details(self) -> dict[str, Any]:
+        """Returns what config.json says of a run's data."""
+        return {"rule": self.rule, **{split: x._asdict() for split, x in self.reports.items()}}
+
+
+def read_splits(
+    read: Callable[..., tuple[list[T], data.Report]],
+    tokenizer: Tokenizer,
+    limits: data.Limits,
+    rule: int,
+) -> Splits[T]:
+    """Reads both splits of a task; `read` is its `examples` or its `pairs`."""
+    train, train_report = read("train", tokenizer, limits)
+    test, test_report = read("test", tokenizer, limits)
+    return Splits(train, test, {"train": train_report, "test": test_report}, rule)
+
+
+def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
+    """Returns the lengths that examples must fit."""
+    return data.Limits(
+        max_length=learning.width,
+        max_prompt_length=learning.max_prompt_length,
+        overlong=learning.overlong,
+        unusable=learning.unusable,
+        vocab_size=config.vocab_size,
+    )
+
+
+def spec_of(config: gemma.Config) -> types.Spec:
+    """Returns the spec of tokens, which a model observes and which are its actions."""
+    return types.Spec(shape=(), dtype=np.int32, num_actions=config.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextWork(Work):
+    """A model that learns from texts, and its data."""
+
+    agent: types.Agent  # With the configuration of the whole run.
+    spec: types.Spec
+    student: models.Checkpoint  # Shape and tokenizer of what learns, without parameters.
+    splits: Splits[Any]
+    begins_with: str  # The plan's model.
+    # The hash of the model that later seeds read again; None if no seed does.
+    start_sha256: Callable[[], str | None] = lambda: None
+    placement: sharding.Placement | None = None  # Over a mesh; None is one device.
+    axes: plots.Axes = plots.TEXTS
+    has_texts: bool = True
+    seeds_together: bool = False
+    columns: Sequence[str] = ()
+    epoch: Epoch | None = None
+
+    @property
+    def learning(self) -> tuning.Config:
+        """Settings that all learners of texts share."""
+        return self.agent.config.learning
+
+    @property
+    def constants(self) -> types.Constants:
+        """Frozen parameters that the learner and the policy read."""
+        return types.NO_CONSTANTS
+
+    @property
+    def frozen(self) -> Any:
+        """Parameters that are read only, and are in memory already."""
+        return self.constants
+
+    @property
+    def setting(self) -> memory.Setting:
+        """Settings that decide how much memory a learner step takes."""
+        c = self.learning
+        return memory.Setting(
+            rows=c.batch_size,
+            width=c.width,
+            micro_batches=c.micro_batches,
+            chunk=c.chunk,
+            remat=self.student.config.remat,
+        )
+
+    def needs(self, setting: memory.Setting) -> memory.Needs:
+        """Returns the memory that a learner step of some setting takes."""
+        state = jax.eval_shape(self.agent.learner.init, jax.random.key(0))
+        return memory.of_learning(self.student.config, state, self.frozen, setting)
+
+    def check(self) -> None:
+        """Raises ValueError if a learner step does not fit into memory."""
+        if self.placement is None:
+            free = platform.available_memory() + trees.num_bytes(self.frozen)
+            memory.require(self.needs, self.setting, free)
+
+    def beginning(self) -> Iterator[str]:
+        """Yields a line if the weights are drawn."""
+        if self.begins_with in gemma.PRESETS:
+            yield models.preset_notice(self.begins_with)
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the model's shape and the tokenizer beside config.json."""
+        models.save(self.student, folder)
+
+    def acting(self, learner: types.LearnerState, steps: int) -> Any:
+        """Returns the policy's parameters in an evaluation after so many learner steps."""
+        return self.agent.actor_params(learner, loops.count(steps), True, self.constants)
