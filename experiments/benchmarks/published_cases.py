@@ -1,4 +1,4 @@
-"""What is measured of a published Gemma 3: sizes, the machine's bounds, and what is aimed at."""
+"""Sizes of the work on a published Gemma 3, the machine's bounds, and the figures wanted."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
