@@ -1,12 +1,14 @@
 """Tests of lm/answers.py, against the logits of whole sequences at once."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kullback.lm import answers, batches, data, gemma
+from tests.states import fresh_params
 
 CONFIG = dataclasses.replace(gemma.PRESETS["tiny"], num_layers=2)
 EXAMPLES = [data.Example((2, 5, 6), (7, 8, 1)), data.Example((2, 9), (3, 1))]
@@ -14,7 +16,6 @@ EXAMPLES = [data.Example((2, 5, 6), (7, 8, 1)), data.Example((2, 9), (3, 1))]
 
 def test_oracle_all_logits_at_once():
     one, two = gemma.make(CONFIG), gemma.make(dataclasses.replace(CONFIG, num_layers=1))
-    params, others = one.init(jax.random.key(0)), two.init(jax.random.key(1))
     rows = batches.pad(EXAMPLES, 8, pad_id=0)
 
     def measure(
@@ -26,12 +27,18 @@ def test_oracle_all_logits_at_once():
             "both": jnp.stack([logits[:, 0], other_logits[:, 1]], -1),
         }
 
-    measures, is_answer = jax.jit(
-        lambda a, b: answers.per_token(measure, rows, (one, a), (two, b), chunk=3)
-    )(params, others)
-    inputs = rows.tokens, rows.positions, rows.segments
-    logits = np.asarray(one.apply(params, *inputs))[:, :-1]
-    other_logits = np.asarray(two.apply(others, *inputs))[:, :-1]
+    @jax.jit
+    def both_ways(params: Any, others: Any) -> tuple[Any, ...]:
+        inputs = rows.tokens, rows.positions, rows.segments
+        return (
+            *answers.per_token(measure, rows, (one, params), (two, others), chunk=3),
+            one.apply(params, *inputs)[:, :-1],
+            two.apply(others, *inputs)[:, :-1],
+        )
+
+    given = fresh_params(one.init), fresh_params(two.init, 1)
+    measures, is_answer, *whole = both_ways(*given)
+    logits, other_logits = map(np.asarray, whole)
     # What follows the prompt: tokens 3 to 5 of the first row, 2 and 3 of the second.
     expected = np.zeros((2, 7), bool)
     expected[0, 2:5] = expected[1, 1:3] = True

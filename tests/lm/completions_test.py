@@ -10,6 +10,7 @@ import pytest
 
 from kullback.core.sampling import Sampling
 from kullback.lm import batches, completions, gemma, layers
+from tests.states import fresh_params
 
 MODEL = gemma.make(
     gemma.Config(
@@ -25,7 +26,7 @@ MODEL = gemma.make(
         eos_ids=(1,),
     )
 )
-ACTING = {"params": jax.jit(MODEL.init)(jax.random.key(0))}
+ACTING = {"params": fresh_params(MODEL.init)}
 PROMPTS = batches.pad_prompts([[2, 3], [4], [5, 6, 2]], 3, pad_id=0)
 KEY, T = jax.random.key(1), 5
 
@@ -70,20 +71,18 @@ def test_ids_that_are_none_are_refused():
 
 
 def test_layers_of_large_models_are_decoded_apart(monkeypatch: pytest.MonkeyPatch):
-    """Here two periods and a layer after them, and the texts are the same."""
+    """The texts are the same; of two periods and a layer after them all are apart."""
     monkeypatch.setattr(layers, "LARGE", 0)
-    config = dataclasses.replace(MODEL.config, num_layers=5, pattern=2)
-    model = gemma.make(config)
-    params = jax.jit(model.init)(jax.random.key(0))
-    apart = gemma.apart(params)
+    deep = gemma.make(dataclasses.replace(MODEL.config, num_layers=5, pattern=2))
+    apart = gemma.apart(fresh_params(deep.init))
     assert [len(apart[name]) for name in ("periods", "remainder")] == [2, 1]
+    model = gemma.make(dataclasses.replace(MODEL.config, num_layers=2, pattern=1))
+    params = fresh_params(model.init)
     sampler = completions.sampler(model, T)
     whole = jax.jit(sampler.completions)({"params": params}, PROMPTS, KEY)
-    program = completions.compiled(sampler.completions)
-    np.testing.assert_array_equal(program({"params": params}, PROMPTS, KEY).tokens, whole.tokens)
-    rows = jnp.asarray(PROMPTS.tokens)
-    got, expected = (jax.jit(model.features)(tree, rows) for tree in (apart, params))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    got = completions.compiled(sampler.completions)({"params": params}, PROMPTS, KEY)
+    np.testing.assert_array_equal(got.tokens, whole.tokens)
+    np.testing.assert_allclose(got.log_probability, whole.log_probability, atol=1e-5)
     monkeypatch.setattr(layers, "LARGE", 10**9)
     assert gemma.apart(params) is params
 

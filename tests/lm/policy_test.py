@@ -12,6 +12,7 @@ from kullback.core import regularizers, rollout
 from kullback.core.sampling import Sampling
 from kullback.environments import dm, tokens
 from kullback.lm import batches, gemma, policy
+from tests.states import fresh_params
 
 # A local layer, whose window is shorter than the prompts, and a global one.
 MODEL = gemma.make(
@@ -28,7 +29,7 @@ MODEL = gemma.make(
         pattern=2,
     )
 )
-PARAMS = {"params": jax.jit(MODEL.init)(jax.random.key(7))}
+PARAMS = {"params": fresh_params(MODEL.init, 7)}
 STOP = (1, 2)
 P, T = 9, 12
 LENGTHS = np.array([1, 9, 4, 6], np.int32)

@@ -16,6 +16,7 @@ from kullback.core import types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, preferences, reward_model, tuning
 from kullback.lm.data import Example
+from tests.states import begun, fresh_params
 
 SIZE = 4  # Pairs of a batch.
 DECODER = gemma.make(
@@ -37,9 +38,9 @@ rewards = hnp.arrays(np.float32, (3,), elements=st.floats(-9, 9, width=32, allow
 @functools.cache
 def params(seed: int = 0) -> Any:
     """Returns random parameters with a head that is not 0."""
-    drawn = jax.jit(MODEL.init)(jax.random.key(seed))
     w = jax.random.normal(jax.random.key(seed + 1), (16,))
-    return {**drawn, "head": {"w": w, "b": jnp.float32(0.3)}}
+    head = {"w": w, "b": jnp.float32(0.3)}
+    return {"decoder": fresh_params(DECODER.init, seed), "head": head}
 
 
 @functools.cache
@@ -65,7 +66,7 @@ def batch() -> types.Batch:
 def step(config: reward_model.Config, start: Any = None, key: int = 0) -> Any:
     """Returns state and feedback of one learner step."""
     learner = reward_model.make(DECODER, config).learner
-    state = learner.init(jax.random.key(key))._replace(params=start or params())
+    state = begun(learner, start or params(), seed=key)
     return jax.jit(learner.step)(state, batch(), types.NO_CONSTANTS)
 
 
@@ -147,7 +148,8 @@ def test_probing_finds_the_one_minimum():
 
 def test_the_reward_is_of_the_last_token():
     rows = batch().data.chosen
-    every = DECODER.features(params()["decoder"], rows.tokens, rows.positions, rows.segments)
+    inputs = rows.tokens, rows.positions, rows.segments
+    every = jax.jit(DECODER.features)(params()["decoder"], *inputs)
     last = np.asarray(every, np.float64)[np.arange(SIZE), rows.lengths - 1]
     expected = last @ np.float64(params()["head"]["w"]) + 0.3
     got = rewards_of(params(), rows)

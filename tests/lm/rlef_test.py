@@ -14,6 +14,7 @@ import pytest
 from kullback.core import checkpoints, learners, types
 from kullback.lm import batches, gemma, rlef, rollouts, tuning, value_network
 from kullback.lm.data import Example
+from tests.states import fresh_params
 
 pytestmark = pytest.mark.slow  # Most of it is compilation.
 
@@ -47,7 +48,7 @@ def rows() -> batches.Sequences:
 
 @functools.cache
 def params(seed: int) -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(seed))
+    return fresh_params(MODEL.init, seed)
 
 
 @jax.jit

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from kullback.lm import gemma, value_network
+from tests.states import fresh_params
 
 MODEL = gemma.make(
     dataclasses.replace(
@@ -17,7 +18,7 @@ MODEL = gemma.make(
 
 
 def test_it_predicts_nothing_at_first_and_then_what_its_head_reads():
-    params = value_network.with_value(jax.jit(MODEL.init)(jax.random.key(0)))
+    params = value_network.with_value(fresh_params(MODEL.init))
     tokens = np.array([[2, 5, 3, 7], [2, 4, 6, 1]], np.int32)
 
     @jax.jit
