@@ -1,10 +1,12 @@
 """Tests of experiments/evaluate/evaluation.py, and of lm/evaluation.py on the same models."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -29,13 +31,31 @@ from kullback.lm import (
     tuning,
 )
 from kullback.lm.evaluation import Evaluator
+from tests.states import fresh_params
 
 # An untrained model on sums. With the task's rule answers have a score, without it ROUGE.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
 LEARNING = tuning.Config(max_prompt_length=6, max_new_tokens=3, chunk=7)
 
 
-def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
+@pytest.fixture(scope="module", autouse=True)
+def few_rows() -> Iterator[None]:
+    """Makes all programs of this module those of four rows."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("kullback.lm.evaluation.ROWS", 4)
+        yield
+
+
+def alike(evaluator: Evaluator, **changes: Any) -> Evaluator:
+    """Returns an evaluator of another task or of other examples, with the same programs."""
+    other = dataclasses.replace(evaluator, **changes)
+    programs = {name: getattr(evaluator, name) for name in ("greedy", "sampled", "_measure")}
+    vars(other).update(programs)
+    return other
+
+
+@functools.cache
+def evaluator_of(divergence: str) -> Evaluator:
     bpe = tokenizer.train_bpe(SUMS.texts("train"), 300)
     config = gemma.Config(
         vocab_size=bpe.vocab_size + 1,  # A row of the table that the tokenizer does not know.
@@ -51,8 +71,8 @@ def evaluator_of(divergence: str, task: tasks.Task = SUMS) -> Evaluator:
         eos_ids=bpe.eos_ids,
         pad_id=bpe.pad_id,
     )
-    test, _ = task.examples("test", bpe, None)
-    return Evaluator(gemma.make(config), bpe, task, test, LEARNING, divergence)
+    test, _ = SUMS.examples("test", bpe, None)
+    return Evaluator(gemma.make(config), bpe, SUMS, test, LEARNING, divergence)
 
 
 def actor_of(evaluator: Evaluator, reward: rewards.Reward) -> episodes.Actor:
@@ -63,7 +83,7 @@ def actor_of(evaluator: Evaluator, reward: rewards.Reward) -> episodes.Actor:
 @pytest.fixture(scope="module")
 def acting() -> dict[str, Any]:
     # Sharper than initial parameters, so that the sparse operator excludes tokens.
-    params = evaluator_of("kl").model.init(jax.random.key(0))
+    params = fresh_params(evaluator_of("kl").model.init)
     return {"params": jax.tree.map(lambda x: 3.0 * x, params)}
 
 
@@ -71,7 +91,7 @@ def acting() -> dict[str, Any]:
 def by_operator(acting: dict[str, Any]) -> dict[str, reports.Report]:
     evaluators = {
         "kl": evaluator_of("kl"),
-        "alpha-1.5": evaluator_of("alpha-1.5", SUMS._replace(score=None)),
+        "alpha-1.5": alike(evaluator_of("alpha-1.5"), task=SUMS._replace(score=None)),
     }
     return {
         name: evaluation.evaluate(evaluator, acting, count=50, num_samples=3, key=jax.random.key(1))
@@ -84,17 +104,23 @@ def test_likelihoods_are_those_of_the_operator(divergence: str, acting: dict[str
     evaluator = evaluator_of(divergence)
     sums = evaluator.likelihoods(acting, 3)
     assert sums.loss.shape == (3,)
+
+    @jax.jit
+    def of_all(params: Any, ids: jax.Array) -> tuple[jax.Array, ...]:
+        logits, labels = evaluator.model.apply(params, ids[None])[0, :-1], ids[1:]
+        p = regularizers.softargmax(logits, evaluator.f)
+        return logits, p, regularizers.loss(logits, labels, evaluator.f)
+
     for n, example in enumerate(evaluator.test[:3]):
         ids = np.array([*example.prompt, *example.completion], np.int32)
-        logits = evaluator.model.apply(acting["params"], ids[None])[0, :-1]
+        logits, p, loss = of_all(acting["params"], np.pad(ids, (0, 9 - len(ids))))
         at = np.arange(len(example.prompt) - 1, len(ids) - 1)
         labels = ids[at + 1]
-        p = np.asarray(regularizers.softargmax(logits, evaluator.f), np.float64)[at, labels]
         with np.errstate(divide="ignore"):
-            np.testing.assert_allclose(sums.nats[n], -np.log(p).sum(), rtol=2e-4)
-        loss = regularizers.loss(logits[at], labels, evaluator.f)
-        np.testing.assert_allclose(sums.loss[n], np.float64(loss).sum(), rtol=2e-4)
-        assert sums.right[n] == np.sum(np.argmax(logits[at], -1) == labels)
+            nats = -np.log(np.asarray(p, np.float64)[at, labels])
+        np.testing.assert_allclose(sums.nats[n], nats.sum(), rtol=2e-4)
+        np.testing.assert_allclose(sums.loss[n], np.asarray(loss, np.float64)[at].sum(), rtol=2e-4)
+        assert sums.right[n] == np.sum(np.argmax(np.asarray(logits)[at], -1) == labels)
         assert sums.tokens[n] == len(example.completion)
 
 
@@ -192,15 +218,12 @@ def test_what_is_no_language_model_takes_none_of_its_options(
 
 @pytest.mark.parametrize("score", [SUMS.score, None])
 @pytest.mark.parametrize("count", [2, 3, 10])
-def test_no_held_out_example_counts_twice(
-    score: Any, count: int, acting: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-):
+def test_no_held_out_example_counts_twice(score: Any, count: int, acting: dict[str, Any]):
     """A batch is filled up with examples from the beginning; each still has one score."""
-    monkeypatch.setattr("kullback.lm.evaluation.ROWS", 4)
-    evaluator = evaluator_of("kl", SUMS._replace(score=score))
-    three = dataclasses.replace(evaluator, test=evaluator.test[:3])
+    evaluator = alike(evaluator_of("kl"), task=SUMS._replace(score=score))
+    three = alike(evaluator, test=evaluator.test[:3])
     alone = [
-        dataclasses.replace(evaluator, test=[example]).scores(acting, 1, jax.random.key(0))
+        alike(evaluator, test=[example]).scores(acting, 1, jax.random.key(0))
         for example in three.test[:count]
     ]
     scores = three.scores(acting, count, jax.random.key(0))
@@ -212,7 +235,7 @@ def test_no_held_out_example_counts_twice(
 
 def test_rewards_of_held_out_prompts_are_of_each_one_once(acting: dict[str, Any]):
     evaluator = evaluator_of("kl")
-    three = dataclasses.replace(evaluator, test=evaluator.test[:3])
+    three = alike(evaluator, test=evaluator.test[:3])
     length = rewards.parse("length", SUMS, evaluator.tokenizer)
     actor = actor_of(three, length)
     written = actor.episodes(acting, three.parts(3)[0], jax.random.fold_in(jax.random.key(5), 0))
