@@ -15,10 +15,10 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup format check test test-all coverage soak run bench parity build docs
+.PHONY: help setup format check test test-all test-versions coverage soak run bench parity build docs
 
 help:  ## This list.
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 15
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,6 +62,16 @@ test: check  ## `check` and the fast tests.
 
 test-all: check $(RAY)  ## `check` and every test, the slow ones too, on new random examples.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --dist worksteal --durations=10
+
+# Not those of constraints.txt: what setup.cfg allows, and of JAX what there is.
+NEWEST := .versions/bin/pip install -qq --no-compile --disable-pip-version-check --upgrade
+
+test-versions:  ## The fast tests on PYTHON= and the newest JAX, in .versions.
+	$(PYTHON) -m venv .versions
+	$(NEWEST) --upgrade-strategy eager -e '.[dev]'
+	$(NEWEST) jax jaxlib
+	.versions/bin/python -c 'import platform, jax; print("Python", platform.python_version(), "JAX", jax.__version__)'
+	.versions/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 coverage: $(DEV)  ## Lines and branches that the fast tests run, .cache/coverage/html/index.html.
 	mkdir -p .cache/coverage
