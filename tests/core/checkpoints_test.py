@@ -469,7 +469,7 @@ for step in range(int(sys.argv[2]), 1 << 30):
 
 
 def test_sigkill_at_any_time_leaves_something_whole(tmp_path: pathlib.Path):
-    folders = [tmp_path / str(number) for number in range(4)]
+    folders = [tmp_path / str(number) for number in range(2)]
     workers = [
         subprocess.Popen([sys.executable, "-c", WORKER, folder, "1"], cwd=tmp_path)
         for folder in folders

@@ -96,6 +96,13 @@ def compiled(name: str) -> Compiled:
     return Compiled(*map(jax.jit, (*functions, jax.grad(loss))))
 
 
+# An operator that is called op by op compiles its solver anew at each call.
+softargmax = jax.jit(regularizers.softargmax, static_argnums=1)
+softmax = jax.jit(regularizers.softmax, static_argnums=1)
+loss_of = jax.jit(regularizers.loss, static_argnums=2)
+greedy = jax.jit(regularizers.greedy, static_argnums=(2, 3, 4))
+
+
 def entropy_like(name: str, p: np.ndarray, q: np.ndarray) -> np.ndarray:
     """Computes D_f(p, q) from the definition, p [..., V] inside the simplex."""
     return np.sum(q * F[name](p / q), -1)
@@ -104,9 +111,9 @@ def entropy_like(name: str, p: np.ndarray, q: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name, reference, p, value, loss", VECTORS)
 def test_golden(name, reference, p, value, loss):
     divergence = ALL[name]
-    np.testing.assert_allclose(regularizers.softargmax(THETA, divergence, reference), p, atol=6e-7)
-    np.testing.assert_allclose(regularizers.softmax(THETA, divergence, reference), value, atol=6e-7)
-    got = regularizers.loss(THETA, np.array(0), divergence, reference)
+    np.testing.assert_allclose(softargmax(THETA, divergence, reference), p, atol=6e-7)
+    np.testing.assert_allclose(softmax(THETA, divergence, reference), value, atol=6e-7)
+    got = loss_of(THETA, np.array(0), divergence, reference)
     if loss is None:
         assert divergence.loss_name.endswith("_without_constant")
         np.testing.assert_allclose(got, value - THETA[0], atol=6e-7)
@@ -223,7 +230,7 @@ def test_the_loss_is_that_of_fenchel_and_young(name, theta, q):
 def test_entropy_is_shannons(name):
     """Oracle: -sum_j p_j ln p_j of softargmax_f, a class without mass among them."""
     theta = jnp.asarray([[1.0, -2.0, 0.5, 0.4], [0.0, -jnp.inf, 3.0, 0.0]])
-    p = np.asarray(regularizers.softargmax(theta, regularizers.named(name)), np.float64)
+    p = np.asarray(softargmax(theta, regularizers.named(name)), np.float64)
     expected = [-sum(x * math.log(x) for x in row if x > 0) for row in p]
     np.testing.assert_allclose(
         regularizers.entropy(theta, regularizers.named(name)), expected, rtol=1e-5
@@ -233,12 +240,12 @@ def test_entropy_is_shannons(name):
 def test_kl_gives_softmax_and_cross_entropy():
     theta = np.random.default_rng(0).normal(size=(7, 11))
     labels = np.arange(7) % 11
-    np.testing.assert_allclose(regularizers.softargmax(theta), jax.nn.softmax(theta), atol=1e-15)
+    np.testing.assert_allclose(softargmax(theta), jax.nn.softmax(theta), atol=1e-15)
     expected = jax.nn.logsumexp(theta, -1) - theta[np.arange(7), labels]
-    np.testing.assert_allclose(regularizers.loss(theta, labels), expected, atol=1e-14)
+    np.testing.assert_allclose(loss_of(theta, labels), expected, atol=1e-14)
     q = np.random.default_rng(1).uniform(0.1, 1, 11)
     expected = jax.nn.softmax(theta + np.log(q))
-    np.testing.assert_allclose(regularizers.softargmax(theta, reference=q), expected, atol=1e-15)
+    np.testing.assert_allclose(softargmax(theta, reference=q), expected, atol=1e-15)
 
 
 def sparsemax(z: np.ndarray) -> np.ndarray:
@@ -262,15 +269,15 @@ def test_chi_squared_gives_sparsemax(theta):
 def test_scaling_f_scales_the_logits_and_limits_of_alpha(name):
     theta = np.random.default_rng(3).normal(size=(4, 6))
     if name == "jensen_shannon":  # Half of GAN's f.
-        expected = regularizers.softargmax(2 * theta, regularizers.gan)
-        np.testing.assert_allclose(regularizers.softargmax(theta, ALL[name]), expected, atol=1e-12)
+        expected = softargmax(2 * theta, regularizers.gan)
+        np.testing.assert_allclose(softargmax(theta, ALL[name]), expected, atol=1e-12)
     elif name == "hellinger":  # alpha = 1/2 is twice its f.
-        expected = regularizers.softargmax(2 * theta, regularizers.alpha(0.5))
-        np.testing.assert_allclose(regularizers.softargmax(theta, ALL[name]), expected, atol=1e-12)
+        expected = softargmax(2 * theta, regularizers.alpha(0.5))
+        np.testing.assert_allclose(softargmax(theta, ALL[name]), expected, atol=1e-12)
     elif name in ("kl", "reverse_kl"):
         near = regularizers.alpha(1 + 1e-6 if name == "kl" else 1e-6)
-        expected = regularizers.softargmax(theta, near)
-        np.testing.assert_allclose(regularizers.softargmax(theta, ALL[name]), expected, atol=1e-5)
+        expected = softargmax(theta, near)
+        np.testing.assert_allclose(softargmax(theta, ALL[name]), expected, atol=1e-5)
 
 
 @every
@@ -297,10 +304,10 @@ def test_many_classes_in_single_precision(name):
     divergence = ALL[name]
     theta = np.random.default_rng(0).normal(size=(2, 32_000)) * 4
     labels = np.argmax(theta, -1)
-    exact = np.asarray(regularizers.softargmax(theta, divergence))
-    exact_loss = np.asarray(regularizers.loss(theta, labels, divergence))
-    single = np.asarray(regularizers.softargmax(theta.astype(np.float32), divergence))
-    single_loss = np.asarray(regularizers.loss(theta.astype(np.float32), labels, divergence))
+    exact = np.asarray(softargmax(theta, divergence))
+    exact_loss = np.asarray(loss_of(theta, labels, divergence))
+    single = np.asarray(softargmax(theta.astype(np.float32), divergence))
+    single_loss = np.asarray(loss_of(theta.astype(np.float32), labels, divergence))
     assert single.dtype == single_loss.dtype == np.float32
     np.testing.assert_allclose(single.sum(-1, dtype=np.float64), 1, atol=1e-5)
     np.testing.assert_allclose(single, exact, atol=2e-5)
@@ -313,11 +320,11 @@ def test_many_classes_in_single_precision(name):
 def test_classes_that_are_masked_have_no_mass(name):
     divergence = ALL[name]
     theta = np.array([1.0, -np.inf, 0.5, -np.inf])
-    kept = np.asarray(regularizers.softargmax(np.array([1.0, 0.5]), divergence))
+    kept = np.asarray(softargmax(np.array([1.0, 0.5]), divergence))
     q = np.array([1.0, 0.0, 1.0, 0.0])
     for p in (
-        regularizers.softargmax(np.nan_to_num(theta, neginf=7.0), divergence, q),
-        regularizers.softargmax(theta, divergence, q),
+        softargmax(np.nan_to_num(theta, neginf=7.0), divergence, q),
+        softargmax(theta, divergence, q),
     ):
         np.testing.assert_allclose(p, [kept[0], 0, kept[1], 0], atol=1e-12)
 
@@ -385,9 +392,9 @@ def test_a_function_of_the_users(name):
 
     @functools.partial(jax.jit, static_argnums=0)
     def both(divergence):
-        p = regularizers.softargmax(theta, divergence, q)
-        jacobian = jax.jacobian(lambda t: regularizers.softargmax(t, divergence))(theta[0])
-        return p, regularizers.loss(theta, y, divergence, q), jacobian
+        p = softargmax(theta, divergence, q)
+        jacobian = jax.jacobian(lambda t: softargmax(t, divergence))(theta[0])
+        return p, loss_of(theta, y, divergence, q), jacobian
 
     for got, expected in zip(both(mine), both(ALL[name]), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-8)
@@ -398,7 +405,7 @@ def test_a_function_of_the_users(name):
 def test_greedy_by_kl_and_entropy(lambda_, tau):
     rng = np.random.default_rng(0)
     q, prior = rng.normal(size=(4, 3)), rng.dirichlet(np.ones(3), 4)
-    log_policy, value = map(np.asarray, regularizers.greedy(q, np.log(prior), lambda_, tau))
+    log_policy, value = map(np.asarray, greedy(q, np.log(prior), lambda_, tau))
     policy = np.exp(log_policy)
     np.testing.assert_allclose(policy.sum(-1), 1)
 
@@ -418,9 +425,7 @@ def test_greedy_by_other_divergences(name, kind):
     rng = np.random.default_rng(0)
     q, prior = rng.normal(size=(4, 3)), rng.dirichlet(np.ones(3), 4)
     temperatures = (0.5, 0.0) if kind == "prior" else (0.0, 0.5)
-    log_policy, value = map(
-        np.asarray, regularizers.greedy(q, np.log(prior), *temperatures, ALL[name])
-    )
+    log_policy, value = map(np.asarray, greedy(q, np.log(prior), *temperatures, ALL[name]))
     reference = prior if kind == "prior" else np.ones(3)
     # The entropy of a policy is 0 where it is deterministic.
     constant = (
@@ -443,20 +448,20 @@ def test_greedy_of_chi_squared_is_that_of_tsallis():
     threshold = (q / tau - policy)[policy > 0][0]
     z = (q / tau)[policy > 0]
     expected = tau * (0.5 + 0.5 * np.sum(z**2 - threshold**2))
-    _, value = regularizers.greedy(q, np.zeros(3), 0.0, tau, regularizers.chi_squared)
+    _, value = greedy(q, np.zeros(3), 0.0, tau, regularizers.chi_squared)
     np.testing.assert_allclose(value, expected, atol=1e-12)
 
 
 def test_greedy_limits():
     q = np.array([[1.0, 3.0, 3.0], [1e4, 1e4 - 1e-3, 0.0]])
     log_prior = np.log(np.array([0.2, 0.3, 0.5])) * np.ones((2, 1))
-    log_policy, value = regularizers.greedy(q, log_prior, 0.0, 0.0)
+    log_policy, value = greedy(q, log_prior, 0.0, 0.0)
     np.testing.assert_array_equal(np.exp(log_policy), [[0, 1, 0], [1, 0, 0]])
     np.testing.assert_array_equal(value, [3, 1e4])
-    _, soft = regularizers.greedy(q, log_prior, 0.0, 1e-3)
+    _, soft = greedy(q, log_prior, 0.0, 1e-3)
     assert np.all((np.asarray(soft) >= value) & (soft - value <= 1e-3 * np.log(3)))
     # A strong pull gives the prior, of the value of the prior.
-    pulled, mean = regularizers.greedy(q[:1], log_prior[:1], 1e9, 0.0)
+    pulled, mean = greedy(q[:1], log_prior[:1], 1e9, 0.0)
     np.testing.assert_allclose(np.exp(pulled), np.exp(log_prior[:1]), atol=1e-8)
     np.testing.assert_allclose(mean, [2.6], rtol=1e-6)
 
@@ -464,7 +469,7 @@ def test_greedy_limits():
 def test_greedy_keeps_the_support_of_the_prior():
     q, log_prior = np.array([5.0, 0.0, 1.0]), np.array([-np.inf, np.log(0.5), np.log(0.5)])
     for divergence in (regularizers.kl, regularizers.alpha(1.5), regularizers.hellinger):
-        log_policy, value = regularizers.greedy(q, log_prior, 0.7, 0.0, divergence)
+        log_policy, value = map(np.asarray, greedy(q, log_prior, 0.7, 0.0, divergence))
         assert log_policy[0] == -np.inf and np.isfinite(value)
         np.testing.assert_allclose(np.sum(np.exp(log_policy)), 1, atol=1e-12)
 
@@ -475,7 +480,7 @@ def test_temperatures_of_kl_may_be_traced():
     f = jax.vmap(lambda t: regularizers.greedy(q, log_prior, t[0], t[1]))
     log_policy, value = f(temperatures)
     for row, (lambda_, tau) in enumerate(temperatures.tolist()):
-        one_policy, one_value = regularizers.greedy(q, log_prior, lambda_, tau)
+        one_policy, one_value = greedy(q, log_prior, lambda_, tau)
         np.testing.assert_allclose(log_policy[row], one_policy, atol=1e-12)
         np.testing.assert_allclose(value[row], one_value, atol=1e-12)
 
@@ -484,13 +489,14 @@ def test_temperatures_of_kl_may_be_traced():
 def test_one_temperature_of_another_divergence_may_be_traced(name):
     q, log_prior = np.array([1.0, 2.0, 1.5]), np.log([0.3, 0.6, 0.1])
     kinds = {
-        "prior": lambda t: regularizers.greedy(q, log_prior, t, 0.0, ALL[name]),
-        "entropy": lambda t: regularizers.greedy(q, log_prior, 0.0, t, ALL[name]),
+        "prior": lambda function, t: function(q, log_prior, t, 0.0, ALL[name]),
+        "entropy": lambda function, t: function(q, log_prior, 0.0, t, ALL[name]),
     }
     for f in kinds.values():
-        log_policy, value = jax.vmap(f)(np.array([0.3, 2.0]))
+        traced = jax.jit(jax.vmap(functools.partial(f, regularizers.greedy)))
+        log_policy, value = traced(np.array([0.3, 2.0]))
         for row, temperature in enumerate((0.3, 2.0)):
-            one_policy, one_value = f(temperature)
+            one_policy, one_value = f(greedy, temperature)
             np.testing.assert_allclose(np.exp(log_policy[row]), np.exp(one_policy), atol=1e-12)
             np.testing.assert_allclose(value[row], one_value, atol=1e-12)
     with pytest.raises(ValueError, match="beside a traced one the other is the number 0"):
@@ -511,17 +517,17 @@ def test_one_temperature_of_another_divergence_may_be_traced(name):
 )
 def test_greedy_refuses_what_it_cannot_do(lambda_, tau, divergence, message):
     with pytest.raises(ValueError, match=message):
-        regularizers.greedy(np.zeros(2), np.log([0.5, 0.5]), lambda_, tau, divergence)
+        greedy(np.zeros(2), np.log([0.5, 0.5]), lambda_, tau, divergence)
 
 
 def test_shapes_that_would_broadcast_are_refused():
     theta, row = np.zeros((3, 3)), np.zeros((1, 3))
     with pytest.raises(AssertionError):
-        regularizers.greedy(theta, row, 0.1, 0.1)
+        greedy(theta, row, 0.1, 0.1)
     with pytest.raises(AssertionError):
-        regularizers.loss(theta, row)
+        loss_of(theta, row)
     with pytest.raises(AssertionError):
-        regularizers.loss(theta, np.zeros((3, 1), np.int32))
+        loss_of(theta, np.zeros((3, 1), np.int32))
 
 
 def test_names():
@@ -539,8 +545,8 @@ def test_names():
 @pytest.mark.parametrize("name", ["kl", "alpha-1.5", "hellinger", "jensen_shannon"])
 def test_the_loss_of_a_distribution_over_a_vocabulary_keeps_its_digits(name):
     theta = np.random.default_rng(0).normal(size=200_000).astype(np.float32) * 3
-    y = np.asarray(regularizers.softargmax(theta.astype(np.float64), ALL[name]))
-    got = regularizers.loss(theta, y.astype(np.float32), ALL[name])
+    y = np.asarray(softargmax(theta.astype(np.float64), ALL[name]))
+    got = loss_of(theta, y.astype(np.float32), ALL[name])
     assert abs(float(got)) < 2e-4  # 0 in exact arithmetic; f(0) times V is some 1e5.
 
 
