@@ -31,7 +31,6 @@ from kullback.lm import (
     tuning,
 )
 from kullback.lm.evaluation import Evaluator
-from tests.states import fresh_params
 
 # An untrained model on sums. With the task's rule answers have a score, without it ROUGE.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
@@ -83,7 +82,7 @@ def actor_of(evaluator: Evaluator, reward: rewards.Reward) -> episodes.Actor:
 @pytest.fixture(scope="module")
 def acting() -> dict[str, Any]:
     # Sharper than initial parameters, so that the sparse operator excludes tokens.
-    params = fresh_params(evaluator_of("kl").model.init)
+    params = jax.jit(evaluator_of("kl").model.init)(jax.random.key(0))
     return {"params": jax.tree.map(lambda x: 3.0 * x, params)}
 
 
