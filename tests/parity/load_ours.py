@@ -13,8 +13,9 @@ TOLERANCE = 1e-4
 
 def main(folder):
     """Prints a line a model; the exit status says whether all agree."""
-    agree = True
-    for expected in sorted(folder.glob("*.npz")):
+    paths = sorted(folder.glob("*.npz"))
+    agree = bool(paths)
+    for expected in paths:
         path = expected.with_suffix("")
         model, info = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, attn_implementation="eager"
