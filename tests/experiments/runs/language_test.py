@@ -22,6 +22,7 @@ from tests.records import as_killed, repeated
 pytestmark = pytest.mark.usefixtures("few_sums")
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
+FAST = ("learning_rate=1e-2", "warmup_steps=0")
 TASK = "tokens/arithmetic"
 
 
@@ -41,8 +42,9 @@ def train(path: pathlib.Path, algorithm: str = "sft", **fields: Any) -> pathlib.
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    out, fast = tmp_path_factory.mktemp("teacher") / "run", ("learning_rate=1e-2", "warmup_steps=0")
-    return train(out, eval_every=6, eval_episodes=2, settings=fast)
+    return train(
+        tmp_path_factory.mktemp("teacher") / "run", eval_every=6, eval_episodes=2, settings=FAST
+    )
 
 
 # With a seed that is far from the teacher's.
@@ -71,12 +73,8 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
 def test_random_weights_and_fewer_held_out_examples_than_asked_for_are_said_before_the_run(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
-    data = tmp_path / "data.jsonl"
-    lines = [json.dumps({"prompt": f"{n}+{n}=", "completion": str(2 * n)}) for n in range(40)]
-    data.write_text("\n".join(lines))
-    given: dict[str, Any] = {"steps": 2, "model": "tiny", "model_flags": MODEL, "settings": SHORT}
-    path = experiments.train(
-        "sft", f"tokens/jsonl:{data}", out=tmp_path / "run", eval_every=1, eval_episodes=99, **given
+    path = train(
+        tmp_path / "run", steps=2, settings=FAST, eval_every=2, eval_episodes=99, quiet=False
     )
     report = run_folder.RunFolder(path).config()["data"]["test"]
     printed = capsys.readouterr()
@@ -111,10 +109,16 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
 ):
     """`--model-flag` on a run: dtype and remat change how it computes, its shape stays."""
     flags = ("dtype=bfloat16", "remat=True")
-    path = train(tmp_path / "run", "sft", steps=2, model=str(teacher), model_flags=flags)
-    config = models.saved_config(path)
+    fields = {"model": str(teacher), "model_flags": flags, "settings": SHORT}
+    plan = plans.Plan(agent="sft", environment=TASK, **fields)
+    setup = language_setup.setup(resolved.resolve(plan))
+    config = setup.evaluator.model.config
     assert (config.dtype, config.remat) == ("bfloat16", True)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(models.load(path).params)} == {"float32"}
+    assert setup.initial_params is not None
+    leaves = jax.tree.leaves(setup.initial_params())
+    assert {leaf.dtype.name for leaf in leaves} == {"float32"}
+    setup.save(tmp_path)
+    assert models.saved_config(tmp_path) == config
     other = ("num_layers=2",)
     with pytest.raises(ValueError, match=r"changes the shape of a preset; .* but for dtype and"):
         train(tmp_path / "other", "sft", model=str(teacher), model_flags=other)
@@ -134,13 +138,22 @@ def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathl
             train(tmp_path / "no", algorithm, tokenizer=str(teacher), **given)
 
 
-def test_what_is_too_long_is_dropped_and_counted(tmp_path: pathlib.Path):
+def test_what_is_too_long_is_dropped_and_counted(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
     given = ["--model", "tiny", *(f"--model-flag={flag}" for flag in MODEL), "--steps", "1"]
-    given += ["--set=batch_size=4", "--set=max_prompt_length=6", "--set=max_new_tokens=4"]
+    short = ("batch_size=4", "max_prompt_length=6", "max_new_tokens=4")
     out = tmp_path / "run"
-    assert cli.main(["train", "sft", TASK, *given, "--out", str(out)]) == 2
-    assert cli.main(["train", "sft", TASK, *given, "--out", str(out), "--overlong", "drop"]) == 0
-    rows = json.loads((out / "config.json").read_text())["data"]["train"]
+    given += [*(f"--set={setting}" for setting in short), "--out", str(out)]
+    assert cli.main(["train", "sft", TASK, *given]) == 2
+    none = ["--set=max_prompt_length=2", "--set=max_new_tokens=1", "--overlong", "drop"]
+    capsys.readouterr()
+    assert cli.main(["train", "sft", TASK, *given, *none]) == 2
+    assert "is short enough: they were dropped" in capsys.readouterr().err
+    fields: dict[str, Any] = {"model": "tiny", "model_flags": MODEL}
+    plan = plans.Plan(agent="sft", environment=TASK, settings=(*short, "overlong=drop"), **fields)
+    of_config = language_setup.setup(resolved.resolve(plan)).details()  # In config.json.
+    rows = of_config["data"]["train"]
     assert 0 < rows["dropped"] < rows["rows"]
 
 
@@ -153,25 +166,20 @@ def assert_equal_runs(one: pathlib.Path, other: pathlib.Path) -> None:
 def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
     teacher: pathlib.Path, tmp_path: pathlib.Path
 ):
-    """Between two rows, and with texts of its own in each batch."""
-    settings = ("student_fraction=0.5", "mixing=row")
+    """Between two rows, with texts of its own in each batch and an optimiser of the user's.
+
+    Moments in bfloat16 and a rate that falls, as they are saved and read again.
+    """
+    settings = (
+        *("student_fraction=0.5", "mixing=row"),
+        *("optimizer=adamw", "weight_decay=0.1", "first_moment_dtype=bfloat16"),
+        *("schedule=cosine", "decay_steps=6", "warmup_steps=1"),
+    )
     whole = train(tmp_path / "whole", "gkd", teacher=str(teacher), settings=settings)
     part = as_killed(whole, tmp_path / "part", 3)
     experiments.resume(part, quiet=True)
     assert_equal_runs(part, whole)
     assert int(repeated(whole)[-1]["episodes"]) == 6 * 2
-
-
-def test_an_optimiser_of_the_users_goes_on_bit_by_bit(tmp_path: pathlib.Path):
-    """Moments in bfloat16 and a rate that falls, as they are saved and read again."""
-    given = ("optimizer=adamw", "weight_decay=0.1", "first_moment_dtype=bfloat16")
-    given = (*given, "schedule=cosine", "decay_steps=6", "warmup_steps=1")
-    whole = train(tmp_path / "whole", settings=given)
-    part = as_killed(whole, tmp_path / "part", 3)
-    experiments.resume(part, quiet=True)
-    assert repeated(part) == repeated(whole)
-    one, other = (models.load(path).params for path in (part, whole))
-    jax.tree.map(np.testing.assert_array_equal, one, other)
     with pytest.raises(ValueError, match="learning rate is 0 from step 6 on"):
         experiments.resume(part, steps=9, quiet=True)
     assert run_folder.RunFolder(part).config()["plan"]["steps"] == 6
