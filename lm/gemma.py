@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import gemma_config, layers
+from kullback.lm import attention, gemma_config, layers
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
 from kullback.lm.gemma_config import num_params as num_params
@@ -216,7 +216,12 @@ def _layers(
     masks, ropes = {False: causal & recent, True: causal}, _ropes(config, positions)
 
     def layer(params: types.Params, x: jax.Array, *, is_global: bool) -> jax.Array:
-        attend = functools.partial(layers.attend_all, mask=masks[is_global])
+        attend = functools.partial(
+            attention.full,
+            mask=masks[is_global],
+            window=None if is_global else config.window,
+            is_packed=segments is not None,
+        )
         return context.layer.apply(params, x, ropes[is_global], attend)[0]
 
     def period(x: jax.Array, stacked: types.Params, depth: int) -> jax.Array:
