@@ -37,6 +37,17 @@ def figure(width: float, height: float) -> "matplotlib.figure.Figure":
     return drawn
 
 
+def grid(
+    columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6
+) -> "matplotlib.figure.Figure":
+    """Makes an empty figure with a grid of axes; sizes are of one of them, in inches."""
+    drawn = figure(columns * width, rows * height)
+    drawn.subplots(rows, columns, squeeze=False)
+    for axes in drawn.axes:
+        axes.grid(alpha=0.25)
+    return drawn
+
+
 def save(drawn: "matplotlib.figure.Figure", path: pathlib.Path) -> None:
     """Writes a PNG or an SVG, as the path ends, whole or not at all."""
     with files.atomic_path(path) as temporary:

@@ -10,139 +10,19 @@ import importlib
 import json
 import pathlib
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
-
-from matplotlib.figure import Figure
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from kullback.core import files, json_files, names
 from kullback.experiments import catalog, checkout, interrupts, plots, progress
 from kullback.experiments.benchmarks import machine
+from kullback.experiments.reproductions import study
 from kullback.experiments.runs import settings
-
-Row = dict[str, Any]  # A row of a table by column; values are numbers and texts.
-Rows = list[Row]
 
 FORMATS = ("png", "svg")
 
 
-class Check(NamedTuple):
-    """One statement of a paper, and the evidence for it."""
-
-    claim: str  # The expected result, and how it is measured.
-    held: bool | None  # None: reported and not judged.
-    evidence: str  # The figures, with their interval.
-
-
-class Results(NamedTuple):
-    """Results of a reproduction."""
-
-    tables: Mapping[str, Rows]  # By name, a CSV each.
-    figures: Mapping[str, Figure]  # By name, a PNG and an SVG each.
-    checks: Sequence[Check]
-
-
-class Reproduction(Protocol):
-    """A claim that can be run again, as `reproductions.study.Study` is."""
-
-    @property
-    def claim(self) -> str:
-        """A sentence."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """The paper."""
-        ...
-
-    @property
-    def config(self) -> Any:
-        """A frozen dataclass with the default size; `--set` changes its fields."""
-        ...
-
-    @property
-    def seconds(self) -> Callable[[Any], float]:
-        """Estimator of the time that a configuration takes on 2 CPU cores."""
-        ...
-
-    def steps(self, config: Any) -> int:
-        """Returns the amount of work, in steps of its parts."""
-        ...
-
-    def run(self, config: Any, work: "Work") -> Results:
-        """Computes all parts, judges and draws."""
-        ...
-
-
-class Work:
-    """The work of `run`: keeps parts, and shows progress."""
-
-    def __init__(self, folder: pathlib.Path, bar: progress.Progress):
-        self._folder, self._bar, self._done = folder, bar, 0
-
-    def part(self, name: str, steps: int, compute: Callable[[], Iterable[Row]]) -> Rows:
-        """Returns the rows of one part, from the folder if they are there.
-
-        Args:
-          name: of the part; its file bears it.
-          steps: its amount of work.
-          compute: makes the rows.
-
-        Raises:
-          ValueError: if the part is in the folder, and is not as it was written.
-        """
-        path = self._folder / f"{name}.json"
-        if not path.is_file():
-            rows = list(compute())
-            kept = {"rows": rows, "crc32": _crc32(rows)}
-            files.atomic_write_text(path, json.dumps(kept))
-        rows = _kept_rows(path)  # The same numbers, whether kept or fresh.
-        self._done += steps
-        self._bar.update(self._done)
-        return rows
-
-    def kept(self, name: str) -> Rows:
-        """Returns the rows of a part that is done, for those that build on it."""
-        return _kept_rows(self._folder / f"{name}.json")
-
-    def path(self, name: str) -> pathlib.Path:
-        """Returns a path for the running part's state, which outlives an interruption."""
-        return self._folder / name
-
-    def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
-        """Shows that `steps` of the running part are done, and the metric that matters."""
-        self._bar.update(self._done + steps, value, metric)
-
-
-def _kept_rows(path: pathlib.Path) -> Rows:
-    """Reads a part; those of version 0.1 are a list of rows, without a checksum."""
-    try:
-        if path.read_bytes().startswith(b"["):
-            return [dict(row.items()) for row in json_files.read_list(path, nan=True)]
-        part = json_files.read(path, nan=True)
-        rows = [dict(row.items()) for row in part.records("rows")]
-        if _crc32(rows) != part.get("crc32", int):
-            raise ValueError(f"{path} has changed since it was written (its CRC-32 differs)")
-    except ValueError as error:
-        raise ValueError(f"{error}; remove it, and the part is computed again") from error
-    return rows
-
-
-def _crc32(rows: Rows) -> int:
-    return zlib.crc32(json.dumps(rows).encode())
-
-
-def figure(columns: int = 1, rows: int = 1, width: float = 4.6, height: float = 3.6) -> Figure:
-    """Makes an empty figure with a grid of axes; sizes are of one of them, in inches."""
-    drawn = plots.figure(columns * width, rows * height)
-    drawn.subplots(rows, columns, squeeze=False)
-    for axes in drawn.axes:
-        axes.grid(alpha=0.25)
-    return drawn
-
-
-def load(name: str) -> Reproduction:
+def load(name: str) -> study.Study:
     """Loads the reproduction `name`.
 
     Raises:
@@ -160,7 +40,7 @@ def reproduce(
     assignments: Sequence[str] = (),
     say: Callable[[str], None] = print,
     keep: bool = False,
-) -> list[Check]:
+) -> list[study.Check]:
     """Runs a reproduction and writes its tables, figures and verdict.
 
     Args:
@@ -187,7 +67,7 @@ def reproduce(
     files.atomic_write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
     try:
         with progress.Progress(name, 0, entry.steps(config)) as bar:
-            results = entry.run(config, Work(folder / "parts", bar))
+            results = entry.run(config, study.Work(folder / "parts", bar))
     except KeyboardInterrupt as error:
         kept = f"interrupted; its whole parts are in {folder}: the same command goes on from there"
         raise interrupts.as_interrupted(error, kept) from error
@@ -215,7 +95,7 @@ def reproduce(
     return list(results.checks)
 
 
-def _keep(folder: pathlib.Path, results: Results, kept_in: pathlib.Path) -> None:
+def _keep(folder: pathlib.Path, results: study.Results, kept_in: pathlib.Path) -> None:
     """Copies what a reproduction left behind, in place of what an earlier one did."""
     files.remove(kept_in)
     kept_in.mkdir(parents=True)
@@ -225,7 +105,7 @@ def _keep(folder: pathlib.Path, results: Results, kept_in: pathlib.Path) -> None
         shutil.copyfile(folder / written, kept_in / written)
 
 
-def _verdict(check: Check) -> str:
+def _verdict(check: study.Check) -> str:
     word = {True: "held", False: "DID NOT HOLD", None: "reported"}[check.held]
     return f"{word}: {check.claim}: {check.evidence}"
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from kullback.experiments import reproduce
+from kullback.experiments import plots
 from kullback.experiments.statistics import Estimate
 
 Colours = Mapping[str, object]  # By label.
@@ -77,7 +77,7 @@ def intervals(
     labels = list(next(iter(estimates.values())))
     columns = min(2, len(estimates))
     rows = -(-len(estimates) // columns)
-    figure = reproduce.figure(columns, rows, WIDTH / columns, 1.0 + 0.25 * len(labels))
+    figure = plots.grid(columns, rows, WIDTH / columns, 1.0 + 0.25 * len(labels))
     figure.set_dpi(DPI)
     figure.suptitle(title, fontsize="medium")
     for n, (axes, (statistic, by_label)) in enumerate(
@@ -153,7 +153,7 @@ def bars(improvements: Mapping[str, float], title: str, x_label: str) -> Figure:
 
 
 def _one(title: str, height: float = 3.4) -> tuple[Figure, Axes]:
-    figure = reproduce.figure(width=WIDTH, height=height)
+    figure = plots.grid(width=WIDTH, height=height)
     figure.set_dpi(DPI)
     axes = figure.axes[0]
     axes.set_title(title, fontsize="medium")

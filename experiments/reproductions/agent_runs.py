@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback import environments
-from kullback.experiments import catalog, reproduce
+from kullback.experiments import catalog
+from kullback.experiments.reproductions import study
 from kullback.experiments.runs import run_folder, training
 
 TAIL = 0.1  # Of a run's steps, over which `final` averages.
@@ -46,6 +47,35 @@ class Arm(NamedTuple):
         return f"{self.label}-{self.environment}".replace("/", "-").replace(" ", "-")
 
 
+def arms(
+    kinds: Mapping[str, Sequence[str]], games: Sequence[str], seeds: int, steps: int
+) -> list[Arm]:
+    """Returns an arm a game and kind, in this order.
+
+    Args:
+      kinds: an agent and its settings, by label.
+      games: environments.
+      seeds: of each arm.
+      steps: of each seed.
+    """
+    return [
+        Arm(label, agent, game, seeds, steps, tuple(settings))
+        for game in games
+        for label, (agent, *settings) in kinds.items()
+    ]
+
+
+def check(config: Any, *games: str) -> None:
+    """Checks the sizes of a study, and that of games the return of a random policy is known.
+
+    Raises:
+      ValueError: for one that is refused.
+    """
+    study.at_least(1, config, "seeds", "steps")
+    for game in games:
+        random_score(game)
+
+
 def seconds_of(arms: Sequence[Arm]) -> float:
     """Estimates how long they take on 2 CPU cores."""
 
@@ -56,7 +86,7 @@ def seconds_of(arms: Sequence[Arm]) -> float:
     return sum(arm.seeds * arm.steps / rate(arm) for arm in arms)
 
 
-def train(arm: Arm, work: reproduce.Work) -> reproduce.Rows:
+def train(arm: Arm, work: study.Work) -> study.Rows:
     """Runs an arm, or goes on with it, in a run folder among the parts.
 
     Returns:
@@ -107,8 +137,8 @@ def _number(text: str) -> float | None:
 class Runs:
     """The curves of all arms, by label and environment."""
 
-    def __init__(self, rows: reproduce.Rows):
-        self._rows: dict[tuple[str, str], reproduce.Rows] = {}
+    def __init__(self, rows: study.Rows):
+        self._rows: dict[tuple[str, str], study.Rows] = {}
         for row in rows:
             self._rows.setdefault((row["label"], row["environment"]), []).append(row)
 

@@ -1,14 +1,14 @@
 """Studies with agents: claims that set the runs of one arm against another's, and their panels."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.ticker import EngFormatter
 
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import agent_runs, study
+from kullback.experiments import statistics
+from kullback.experiments.reproductions import agent_runs, charts, study
 
 
 class Claim(NamedTuple):
@@ -22,7 +22,7 @@ class Claim(NamedTuple):
     threshold: float | None = 0.0  # None: the interval is reported, and no more.
     is_judged: bool = True
 
-    def check(self, runs: agent_runs.Runs, game: str) -> reproduce.Check:
+    def check(self, runs: agent_runs.Runs, game: str) -> study.Check:
         """Judges it on one environment."""
         better, over = (runs.measure(self.by, label, game) for label in (self.better, self.over))
         values = better / over if self.is_ratio else better - over
@@ -46,9 +46,9 @@ reported = functools.partial(Claim, threshold=None)
 
 def judge_claims(
     claims: Sequence[Claim], runs: agent_runs.Runs, learner: str | None, says_so: bool
-) -> list[reproduce.Check]:
+) -> list[study.Check]:
     """Judges claims on every environment, those whose arms ran there; see `make`."""
-    checks: list[reproduce.Check] = []
+    checks: list[study.Check] = []
     for game in runs.environments:
         labels = runs.labels(game)
         of_game = [c.check(runs, game) for c in claims if {c.better, c.over} <= {*labels}]
@@ -62,7 +62,7 @@ def judge_claims(
     return checks
 
 
-def not_learnt(runs: agent_runs.Runs, game: str, label: str) -> reproduce.Check:
+def not_learnt(runs: agent_runs.Runs, game: str, label: str) -> study.Check:
     """Reports that an arm has not learnt."""
     limit = f"{agent_runs.LEARNT:g}"
     name, score = label.upper(), float(runs.measure(agent_runs.END, label, game).mean())
@@ -79,7 +79,7 @@ def summary(
     runs: agent_runs.Runs,
     arms: Sequence[agent_runs.Arm],
     measures: Mapping[str, agent_runs.Measure] | None = None,
-) -> reproduce.Rows:
+) -> study.Rows:
     """Returns a row an arm: return at the end and over the run with 95% intervals, and means.
 
     Args:
@@ -87,34 +87,20 @@ def summary(
       arms: in the order of the rows.
       measures: by column, beside the gap of actions.
     """
-    rows: reproduce.Rows = []
-    for arm in arms:
-        at = arm.label, arm.environment
-        end, score = (
-            statistics.t_interval(runs.measure(m, *at)) for m in (agent_runs.END, agent_runs.SCORE)
-        )
-        rows.append(
-            {
-                "label": arm.label,
-                "environment": arm.environment,
-                "seeds": arm.seeds,
-                "steps": arm.steps,
-                "final_return": end.mean,
-                "final_low": end.low,
-                "final_high": end.high,
-                "mean_return": score.mean,
-                "mean_low": score.low,
-                "mean_high": score.high,
-                **{
-                    column: float(np.mean(runs.measure(measure, *at)))
-                    for column, measure in {
-                        "action_gap": agent_runs.GAP,
-                        **(measures or {}),
-                    }.items()
-                },
-            }
-        )
-    return rows
+
+    def row(arm: agent_runs.Arm) -> study.Row:
+        of = functools.partial(runs.measure, label=arm.label, environment=arm.environment)
+        size = {"environment": arm.environment, "seeds": arm.seeds, "steps": arm.steps}
+        returns: dict[str, float] = {}
+        for name, measure in {"final": agent_runs.END, "mean": agent_runs.SCORE}.items():
+            interval = statistics.t_interval(of(measure))
+            returns |= {f"{name}_return": interval.mean}
+            returns |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+        more = {"action_gap": agent_runs.GAP, **(measures or {})}
+        means = {column: float(np.mean(of(measure))) for column, measure in more.items()}
+        return {"label": arm.label, **size, **returns, **means}
+
+    return [row(arm) for arm in arms]
 
 
 def curves(
@@ -123,7 +109,7 @@ def curves(
     game: str,
     column: str = "return_mean",
     width: int = 5,
-) -> study.Panel:
+) -> charts.Panel:
     """Returns means over seeds against steps with 95% intervals, each over `width` rows of a log.
 
     Args:
@@ -134,16 +120,16 @@ def curves(
       width: rows of the log that are averaged.
     """
 
-    def line(k: int, label: str) -> study.Line:
+    def line(k: int, label: str) -> charts.Line:
         steps, values = runs.curve(label, game, column)
         smooth = smoothed(values, width)
         is_whole = np.all(np.isfinite(smooth), axis=0)
         intervals = [statistics.t_interval(values_at) for values_at in smooth[:, is_whole].T]
         mean, low, high = np.array(intervals, np.float64).reshape(-1, 3).T
         band = (low, high) if len(values) > 1 else None
-        return study.Line(steps[is_whole], mean, label, {"color": f"C{k}"}, band)
+        return charts.Line(steps[is_whole], mean, label, {"color": f"C{k}"}, band)
 
-    return study.Panel(
+    return charts.Panel(
         marks=[line(k, label) for k, label in enumerate(labels)],
         axes={
             "xlabel": "agent steps",
@@ -166,23 +152,24 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def grid(
-    runs: agent_runs.Runs, *rows: tuple[str, Sequence[str] | None], columns: int | None = None
-) -> study.Grid:
+    runs: agent_runs.Runs, *rows: str | tuple[str, Sequence[str]], columns: int | None = None
+) -> charts.Grid:
     """Returns a grid of curves: a column an environment, at most ten, and a row a column of logs.
 
     Args:
       runs: of all arms.
-      *rows: column of the log, and labels of the arms that are shown: None for all.
+      *rows: column of the log, alone or with the labels of the arms that are shown.
       columns: of the grid, if they are others.
     """
 
-    def panel(game: str, column: str, labels: Sequence[str] | None) -> study.Panel:
-        shown = [x for x in runs.labels(game) if labels is None or x in labels]
-        return curves(runs, shown, game, column)
+    def panel(game: str, row: str | tuple[str, Sequence[str]]) -> charts.Panel:
+        labels = runs.labels(game)
+        column, shown = (row, labels) if isinstance(row, str) else row
+        return curves(runs, [label for label in labels if label in shown], game, column)
 
     games = runs.environments
-    return study.Grid(
-        panels=[panel(game, *row) for row in rows for game in games],
+    return charts.Grid(
+        panels=[panel(game, row) for row in rows for game in games],
         columns=columns or min(len(games), 10),
     )
 
@@ -197,13 +184,15 @@ class Compared(Protocol):
 
 def make(
     figure: str,
-    claims: Callable[[Any, agent_runs.Runs], Sequence[Claim]],
-    panels: Callable[[Any, agent_runs.Runs], study.Grid],
+    claims: Callable[[Any, agent_runs.Runs], Iterable[Claim]] = lambda config, runs: (),
+    panels: Callable[[Any, agent_runs.Runs], charts.Grid] = lambda config, runs: grid(
+        runs, "return_mean"
+    ),
     learner: str | None = None,
     says_so: bool = False,
     measures: Mapping[str, agent_runs.Measure] | None = None,
     tables: Callable[[Any, agent_runs.Runs], study.Tables] = lambda config, runs: {},
-    checks: Callable[[Any, agent_runs.Runs], list[reproduce.Check]] = lambda config, runs: [],
+    checks: Callable[[Any, agent_runs.Runs], list[study.Check]] = lambda config, runs: [],
     **of_study: Any,
 ) -> study.Study:
     """Returns a study whose configuration names its arms.
@@ -211,7 +200,7 @@ def make(
     Args:
       figure: name of its picture.
       claims: (configuration, runs) -> claims of arms.
-      panels: (configuration, runs) -> the picture.
+      panels: (configuration, runs) -> the picture; unless it is given, of returns.
       learner: label of an arm; on environments where it has not learnt, no claim is judged.
       says_so: whether a check more says so there.
       measures: more columns of the table final.csv.
@@ -226,14 +215,15 @@ def make(
             for arm in config.arms()
         ]
 
-    def tables_of(config: Compared, rows: reproduce.Rows) -> study.Tables:
+    def tables_of(config: Compared, rows: study.Rows) -> study.Tables:
         runs = agent_runs.Runs(rows)
         final = summary(runs, config.arms(), measures)
         return {"curves": rows, "final": final, **tables(config, runs)}
 
-    def judged(config: Compared, tables: study.Tables) -> list[reproduce.Check]:
+    def judged(config: Compared, tables: study.Tables) -> list[study.Check]:
         runs = agent_runs.Runs(tables["curves"])
-        return judge_claims(claims(config, runs), runs, learner, says_so) + checks(config, runs)
+        of_arms = judge_claims([*claims(config, runs)], runs, learner, says_so)
+        return of_arms + checks(config, runs)
 
     return study.Study(
         arms=arms,

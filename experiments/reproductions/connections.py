@@ -10,7 +10,7 @@ polytope of the values of two states.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import regularizers, types
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, polytope, study
+from kullback.experiments.reproductions import charts, garnets, polytope, study
 from kullback.theory import bounds, conservative, convex, mirror, politex, run, scheme, solve
 from kullback.theory.mdp import MDP
 
@@ -41,16 +40,10 @@ class Config:
     twin_iterations: int = 50  # In which schemes and optimisers are compared.
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "twin_iterations", "samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if not self.rates or any(not 0 < rate <= 1 for rate in self.rates):
-            raise ValueError(f"rates must lie in (0, 1], got {self.rates}")
-        # Schemes and bounds take 1 / eta.
-        if not self.etas or any(not 1e-300 <= eta <= 1e300 for eta in self.etas):
-            raise ValueError(f"etas must lie in [1e-300, 1e300], got {self.etas}")
-        if any(m < 1 for m in self.backups):
-            raise ValueError(f"backups must be >= 1, got {self.backups}")
+        study.at_least(1, self, "iterations", "twin_iterations", "samples")
+        study.inside("(0, 1]", self, "rates")
+        study.inside("[1e-300, 1e300]", self, "etas")  # Schemes and bounds take 1 / eta.
+        study.inside("[1, inf)", self, "backups", may_be_empty=True)
 
     @property
     def eta(self) -> float:
@@ -91,7 +84,7 @@ def value(mdp: MDP, record: run.Record, optimal_v: Any) -> dict[str, Any]:
     return {"gap": garnets.most(optimal_v - v), "v": v}
 
 
-def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
+def exact(config: Config, processes: MDP, family: str) -> study.Rows:
     """Returns curves of a family with their bounds; how much a step may make any state worse."""
     make, parameter, values = families(config)[family]
     make = functools.partial(make, m=math.inf)
@@ -107,7 +100,7 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
     scale = garnets.of_largest(processes, v)[:, None]
     gamma = np.asarray(processes.discount)[:, None]
     k = np.arange(1, config.iterations + 1)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for i, label in enumerate(sizes(config, family)):
         gap = records["gap"][i]
         if family == CPI:
@@ -118,11 +111,9 @@ def exact(config: Config, processes: MDP, family: str) -> reproduce.Rows:
             bound = by_iteration(bounds.politex_regret, processes, config.iterations, values[i]) / k
             gap = np.concatenate([gap[:, :1], regret(v, records["v"][i]) / k], 1)
         fall = float(np.max(-np.diff(records["v"][i], axis=1) / scale[:, None]))
-        rows += study.tagged(
-            "curves",
-            garnets.curve(label, gap / scale, bound / scale, family=family, largest_fall=fall),
-        )
-    return rows
+        columns = {"family": family, "largest_fall": fall}
+        rows += garnets.curve(label, gap / scale, bound / scale, **columns)
+    return study.tagged("curves", rows)
 
 
 def by_iteration(
@@ -131,14 +122,13 @@ def by_iteration(
     """Returns a bound of every process at iterations 1 to K, [M, K]."""
     # Gaps do not change with a constant reward, so that rewards may begin at 0.
     r_max = np.ptp(np.asarray(processes.reward), axis=(-2, -1))
-    every = [
+    steps, actions = range(1, iterations + 1), processes.num_actions
+    return np.array(
         [
-            bound(n, processes.num_actions, float(r), float(gamma), parameter)
-            for n in range(1, iterations + 1)
+            [bound(n, actions, float(r), float(gamma), parameter) for n in steps]
+            for r, gamma in zip(r_max, np.asarray(processes.discount), strict=True)
         ]
-        for r, gamma in zip(r_max, np.asarray(processes.discount), strict=True)
-    ]
-    return np.array(every)
+    )
 
 
 def regret(optimal_v: types.Array, v: np.ndarray) -> np.ndarray:
@@ -152,7 +142,7 @@ def regret(optimal_v: types.Array, v: np.ndarray) -> np.ndarray:
     return np.max(np.cumsum(gaps[:, :-1], 1), -1)
 
 
-def variants(config: Config, processes: MDP) -> reproduce.Rows:
+def variants(config: Config, processes: MDP) -> study.Rows:
     """Returns curves with sampled evaluation, and of MD-MPI with other numbers of backups."""
     v = garnets.optimum(processes).v
     scale = garnets.of_largest(processes, v)[:, None]
@@ -164,7 +154,7 @@ def variants(config: Config, processes: MDP) -> reproduce.Rows:
         **{f"m = {m}": (md_pi(1 / config.eta, m), {}) for m in config.backups},
         "m = inf": (md_pi(1 / config.eta), {}),
     }
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for label, (algorithm, more) in compared.items():
         result = run.run(algorithm, processes, config.iterations, measure=value, context=v, **more)
         kind = "sampled" if more else "backups"
@@ -178,7 +168,7 @@ def objective(mdp: MDP, policy: Any) -> Any:
     return jnp.sum(mdp.initial * solve.linear_solve(matrix, jnp.sum(policy * mdp.reward, -1)))
 
 
-def twins(config: Config, processes: MDP) -> reproduce.Rows:
+def twins(config: Config, processes: MDP) -> study.Rows:
     """Returns each process's largest difference of a scheme's policies from its twin's."""
     iterations, lambda_ = config.twin_iterations, 1 / config.eta
     rate = min(config.rate, 0.5)  # A deterministic policy may never come to some state.
@@ -238,29 +228,21 @@ def twins(config: Config, processes: MDP) -> reproduce.Rows:
         }
 
     with jax.enable_x64(True):
-        distances = jax.tree.map(
-            np.asarray, jax.jit(functools.partial(jax.lax.map, one))(processes)
-        )
+        each = jax.jit(functools.partial(jax.lax.map, one))(processes)
+        distances = jax.tree.map(np.asarray, each)
     tie = distances.pop("distance of the best two actions")
     ways = {CPI: distances.pop("way of CPI"), MIRROR: distances.pop("way of mirror descent")}
-    return study.tagged(
-        "twins",
-        [
-            {
-                "pair": pair,
-                "process": i,
-                "largest_difference": float(x),
-                "is_tied": bool(tie[i] < TIE),
-                # Where all actions are alike policies stay uniform, and cannot differ.
-                "is_still": bool(ways[CPI if pair.startswith(CPI) else MIRROR][i] < TIE),
-            }
-            for pair, values in distances.items()
-            for i, x in enumerate(values)
-        ],
-    )
+    rows: study.Rows = []
+    for pair, values in distances.items():
+        way = ways[CPI if pair.startswith(CPI) else MIRROR]
+        for i, x in enumerate(values):
+            row = {"pair": pair, "process": i, "largest_difference": float(x)}
+            # Where all actions are alike policies stay uniform, and cannot differ.
+            rows.append({**row, "is_tied": bool(tie[i] < TIE), "is_still": bool(way[i] < TIE)})
+    return study.tagged("twins", rows)
 
 
-def ways(config: Config) -> reproduce.Rows:
+def ways(config: Config) -> study.Rows:
     """Returns three schemes on their way through the polytope of values."""
 
     def fading(k: Any) -> Any:
@@ -274,7 +256,7 @@ def ways(config: Config) -> reproduce.Rows:
     return polytope.rows(schemes, min(config.iterations, 40))
 
 
-def same(config: Config, pair: str, rows: reproduce.Rows) -> reproduce.Check:
+def same(config: Config, pair: str, rows: study.Rows) -> study.Check:
     """Judges whether the policies of a pair are the same, or are not, as theory has it."""
     if "Frank-Wolfe" in pair:
         rows = study.where(rows, is_tied=False) or rows
@@ -288,24 +270,24 @@ def same(config: Config, pair: str, rows: reproduce.Rows) -> reproduce.Check:
     if is_same:
         return study.small(claim, garnets.largest(off), 1e-10, said)
     least = float(np.min(off))
-    return reproduce.Check(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
+    return study.Check(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
 
 
-def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the correspondences, where they stop, and the bounds."""
     counted = garnets.counted(config.processes, config.iterations)
     twin_rows, curves = tables["twins"], tables["curves"]
-    pairs = dict.fromkeys(row["pair"] for row in twin_rows)
-    checks = [same(config, pair, study.where(twin_rows, pair=pair)) for pair in pairs]
+    for pair in study.distinct(twin_rows, "pair"):
+        yield same(config, pair, study.where(twin_rows, pair=pair))
     for family in (CPI, MIRROR, POLITEX):
         share = garnets.largest(study.column(curves, "largest_share", family=family))
-        checks.append(study.within(f"{family} keeps to its bound", share, counted))
+        yield study.within(f"{family} keeps to its bound", share, counted)
     fall = garnets.largest([0.0, *study.column(curves, "largest_fall")])
     claim = "with exact evaluation no step makes any state worse (by how much, relative)"
-    return [*checks, study.small(claim, fall, garnets.ROUNDING, counted)]
+    yield study.small(claim, fall, garnets.ROUNDING, counted)
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns three families with bounds; the polytope, sampled evaluation, numbers of backups."""
     gap = r"$\max (v_* - v_{\pi_k}) \,/\, \max |v_*|$"
     mean = (
@@ -313,19 +295,19 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
     )
     whole = (1, config.iterations)
 
-    def exact(family: str, ylabel: str, **axes: Any) -> study.Panel:
+    def exact(family: str, ylabel: str, **axes: Any) -> charts.Panel:
         rows = study.where(tables["curves"], family=family)
         marks = garnets.lines(rows, sizes(config, family), median=True)
         title = f"{family}, exact evaluation (dashed: bounds)"
         return garnets.panel(marks, title, ylabel, 3, xlim=whole, **axes)
 
-    def variant(kind: str, title: str, median: bool) -> study.Panel:
+    def variant(kind: str, title: str, median: bool) -> charts.Panel:
         rows = study.where(tables["variants"], kind=kind)
-        labels = dict.fromkeys(row["scheme"] for row in rows)
+        labels = study.distinct(rows, "scheme")
         return garnets.panel(garnets.lines(rows, labels, median=median), title, gap, 3, xlim=whole)
 
     sampled = f"Evaluation of {garnets.successors(config.samples)}"
-    return study.Grid(
+    return charts.Grid(
         panels=[
             exact(CPI, gap, ylim=(1e-12, None)),
             exact(MIRROR, gap),

@@ -9,13 +9,13 @@ Pirotta et al., ICML 2013, whose lower bounds of the gain are checked at every i
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
+from kullback.experiments.reproductions import charts, garnets, study
 from kullback.theory import bounds, conservative, run, solve
 from kullback.theory.mdp import MDP
 
@@ -33,15 +33,9 @@ class Config:
     exact_rate: float = 0.1  # The constant rate beside the adaptive ones, in (0, 1].
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "exact_iterations"):
-            if getattr(self, name) < 20:
-                raise ValueError(f"{name} must be >= 20, got {getattr(self, name)}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
-        if any(not 0 < rate <= 1 for rate in (*self.rates, self.exact_rate)) or not self.rates:
-            raise ValueError(
-                f"rates must lie in (0, 1], got {self.rates} and exact_rate={self.exact_rate}"
-            )
+        study.at_least(20, self, "iterations", "exact_iterations")
+        study.at_least(1, self, "samples")
+        study.inside("(0, 1]", self, "rates", "exact_rate")
 
 
 def adaptive_rates(config: Config) -> dict[str, Any]:
@@ -54,7 +48,7 @@ def adaptive_rates(config: Config) -> dict[str, Any]:
     }
 
 
-def sampled(config: Config, processes: MDP) -> reproduce.Rows:
+def sampled(config: Config, processes: MDP) -> study.Rows:
     """Returns curves of constant rates, and how good and how steady each process's policies are."""
     q = garnets.optimum(processes).q
     gaps = run.run(
@@ -66,7 +60,7 @@ def sampled(config: Config, processes: MDP) -> reproduce.Rows:
         measure=distance,
         context=q,
     ).records / garnets.of_mean(q)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for rate, gap in zip(config.rates, gaps, strict=True):
         late = gap[:, config.iterations // 2 :]
         rows += study.tagged("sampled", garnets.curve(named(rate), gap))
@@ -99,7 +93,7 @@ def progress(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str,
     }
 
 
-def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Rows:
+def exact(config: Config, processes: MDP, label: str, rate: Any) -> study.Rows:
     """Returns the curve of one rate with its bounds, and all gains beside theirs."""
     v = garnets.optimum(processes).v
 
@@ -130,22 +124,13 @@ def exact(config: Config, processes: MDP, label: str, rate: Any) -> reproduce.Ro
     curve = garnets.curve(label, records["gap"] / scale, bound / scale)
     used = promised["optimal" if is_optimal else "safe"]
     gains = {"gain": gain / scale, "promised": used / scale, "rate": now["rate"]}
-    return [
-        *study.tagged("exact", curve),
-        *study.tagged(
-            "gains",
-            [
-                {
-                    "scheme": label,
-                    "iteration": int(k) + 1,
-                    **{name: float(np.median(x[:, k])) for name, x in gains.items()},
-                    "largest_break": broken,
-                    "largest_fall": garnets.largest([0.0, np.max(-gain / scale)]),
-                }
-                for k in garnets.kept(config.exact_iterations - 1)
-            ],
-        ),
-    ]
+    fall = garnets.largest([0.0, np.max(-gain / scale)])
+    by_iteration: study.Rows = []
+    for k in garnets.kept(config.exact_iterations - 1):
+        medians = {name: float(np.median(x[:, k])) for name, x in gains.items()}
+        row = {"scheme": label, "iteration": int(k) + 1, **medians}
+        by_iteration.append({**row, "largest_break": broken, "largest_fall": fall})
+    return study.tagged("exact", curve) + study.tagged("gains", by_iteration)
 
 
 def named(rate: float) -> str:
@@ -153,135 +138,92 @@ def named(rate: float) -> str:
     return "a = 1 (AVI)" if rate == 1 else f"a = {rate:g}"
 
 
-def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the bounds, and what the paper says of constant rates."""
     counted = garnets.counted(config.processes, config.exact_iterations)
     gains, labels = tables["gains"], list(adaptive_rates(config))
-    share = garnets.largest(row["largest_share"] for row in tables["exact"])
-    broken = garnets.largest(row["largest_break"] for row in gains)
-    safe = [row["largest_fall"] for row in gains if row["scheme"] in labels[:3]]
-    checks = [
-        study.within(
-            "exact CPI contracts: max (v_* - v_k) is at most its start times the product of "
-            "1 - a (1 - gamma)",
-            share,
-            counted,
-        ),
-        study.small(
-            "no gain is below its lower bounds (of the mixture, of safe policy iteration, and of "
-            "the optimal rate; by how much, relative)",
-            broken,
-            garnets.ROUNDING,
-            counted,
-        ),
-        study.small(
-            "the adaptive rates never make the policy worse (by how much, relative)",
-            garnets.largest(safe),
-            garnets.ROUNDING,
-            counted,
-        ),
-    ]
+    yield study.within(
+        "exact CPI contracts: max (v_* - v_k) is at most its start times the product of "
+        "1 - a (1 - gamma)",
+        garnets.largest(row["largest_share"] for row in tables["exact"]),
+        counted,
+    )
+    broken = {
+        "no gain is below its lower bounds (of the mixture, of safe policy iteration, and of the "
+        "optimal rate; by how much, relative)": [row["largest_break"] for row in gains],
+        "the adaptive rates never make the policy worse (by how much, relative)": [
+            row["largest_fall"] for row in gains if row["scheme"] in labels[:3]
+        ],
+    }
+    for claim, by in broken.items():
+        yield study.small(claim, garnets.largest(by), garnets.ROUNDING, counted)
 
     def of(rate: float, name: str) -> np.ndarray:
         return study.column(tables["stability"], name, rate=rate)
 
     means = {rate: float(of(rate, "mean").mean()) for rate in config.rates}
     best, fast, slow = min(means, key=means.__getitem__), max(means), min(means)
-    if fast > slow:
-        said = ", ".join(f"{named(rate)} {mean:.3f}" for rate, mean in means.items())
-        is_finite = bool(np.all(np.isfinite(list(means.values()))))
-        is_between = is_finite and best not in (fast, slow)
-        checks += [
-            reproduce.Check(
-                "sampled, a rate between the largest and the smallest is best over the whole run",
-                is_between if len(of(best, "mean")) > 1 else None,  # A mean of one is no mean.
-                said,
-            ),
-            garnets.above(
-                f"{named(fast)} is worse than {named(best)}", of(fast, "mean") - of(best, "mean")
-            ),
-            garnets.above(
-                f"{named(fast)} is less steady (spread over the last half) than {named(best)}",
-                of(fast, "spread") - of(best, "spread"),
-            ),
-            garnets.above(
-                f"{named(slow)} is too slow: worse over the run than {named(best)}",
-                of(slow, "mean") - of(best, "mean"),
-            ),
-        ]
-    return checks
+    if fast <= slow:
+        return
+    is_finite = bool(np.all(np.isfinite(list(means.values()))))
+    is_between = is_finite and best not in (fast, slow)
+    yield study.Check(
+        "sampled, a rate between the largest and the smallest is best over the whole run",
+        is_between if len(of(best, "mean")) > 1 else None,  # A mean of one is no mean.
+        ", ".join(f"{named(rate)} {mean:.3f}" for rate, mean in means.items()),
+    )
+    for rate, what, name in (
+        (fast, "is worse than", "mean"),
+        (fast, "is less steady (spread over the last half) than", "spread"),
+        (slow, "is too slow: worse over the run than", "mean"),
+    ):
+        yield garnets.above(f"{named(rate)} {what} {named(best)}", of(rate, name) - of(best, name))
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
-    """Returns constant rates by iteration and against each other; adaptive rates, their gains."""
+def panels(config: Config, tables: study.Tables) -> Iterator[charts.Panel]:
+    """Yields constant rates by iteration and against each other; adaptive rates, their gains."""
     gap = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
     rates, labels = sorted(config.rates), list(adaptive_rates(config))
-    stability = [
-        garnets.means(
-            rates,
-            [study.column(tables["stability"], name, rate=rate) for rate in rates],
-            label,
-            marker="o",
-        )
-        for name, label in (("mean", "mean over the run"), ("spread", "spread over its last half"))
-    ]
 
-    def gain(label: str) -> study.Line:
+    def by_rate(name: str, label: str) -> charts.Line:
+        samples = [study.column(tables["stability"], name, rate=rate) for rate in rates]
+        return garnets.means(rates, samples, label, marker="o")
+
+    def gain(label: str) -> charts.Line:
         of = functools.partial(study.column, tables["gains"], scheme=label)
-        return study.Line(of("iteration"), of("gain"), label, {"lw": 1.4}, bound=of("promised"))
+        return charts.Line(of("iteration"), of("gain"), label, {"lw": 1.4}, bound=of("promised"))
 
-    return study.Grid(
-        panels=[
-            garnets.panel(
-                garnets.lines(tables["sampled"], [named(rate) for rate in config.rates]),
-                f"{garnets.successors(config.samples)}, one backup, m = 1 ({garnets.MEAN})",
-                gap,
-                3,
-                xlim=(1, config.iterations),
-            ),
-            garnets.panel(
-                stability,
-                f"Sampled: distance and steadiness ({garnets.MEAN})",
-                gap,
-                3,
-                xlabel="mixture rate a",
-                yscale="linear",
-            ),
-            garnets.panel(
-                garnets.lines(tables["exact"], labels, median=True),
-                f"Exact evaluation ({garnets.MEDIAN}; dashed: contraction)",
-                r"$\max (v_* - v_{\pi_k})$, relative",
-                2,
-                xscale="linear",
-                ylim=(1e-12, None),
-            ),
-            garnets.panel(
-                [gain(label) for label in labels],
-                "Gain of a step (median; dashed: bound of Pirotta et al.,\n"
-                r"$A^2 / (8 v_{\max})$ of the optimal rate)",
-                r"$\langle \mu, v_{\pi_k} - v_{\pi_{k-1}} \rangle$, relative",
-                2,
-                xscale="linear",
-                ylim=(1e-8, None),
-            ),
-        ],
-        columns=2,
-        width=5.4,
-        height=4.3,
-        title_size=11,
+    constant = garnets.lines(tables["sampled"], [named(rate) for rate in config.rates])
+    title = f"{garnets.successors(config.samples)}, one backup, m = 1 ({garnets.MEAN})"
+    yield garnets.panel(constant, title, gap, 3, xlim=(1, config.iterations))
+
+    lines = {"mean": "mean over the run", "spread": "spread over its last half"}
+    stability, axes = [by_rate(*line) for line in lines.items()], {"xlabel": "mixture rate a"}
+    title = f"Sampled: distance and steadiness ({garnets.MEAN})"
+    yield garnets.panel(stability, title, gap, 3, **axes, yscale="linear")
+
+    exactly = garnets.lines(tables["exact"], labels, median=True)
+    title = f"Exact evaluation ({garnets.MEDIAN}; dashed: contraction)"
+    gap, least = r"$\max (v_* - v_{\pi_k})$, relative", (1e-12, None)
+    yield garnets.panel(exactly, title, gap, 2, xscale="linear", ylim=least)
+
+    title = (
+        "Gain of a step (median; dashed: bound of Pirotta et al.,\n"
+        r"$A^2 / (8 v_{\max})$ of the optimal rate)"
     )
+    gains, least = [gain(label) for label in labels], (1e-8, None)
+    gained = r"$\langle \mu, v_{\pi_k} - v_{\pi_{k-1}} \rangle$, relative"
+    yield garnets.panel(gains, title, gained, 2, xscale="linear", ylim=least)
 
 
 def arms(config: Config) -> list[study.Arm]:
     """Returns the constant rates under sampling, then all rates with exact evaluation."""
-    rates = enumerate(adaptive_rates(config).items())
-    return [
-        garnets.arm(config, "constant", config.iterations * len(config.rates), sampled),
-        *(
-            garnets.arm(config, f"exact-{number}", config.exact_iterations, exact, *rate)
-            for number, rate in rates
-        ),
+    adaptive = [
+        garnets.arm(config, f"exact-{number}", config.exact_iterations, exact, *rate)
+        for number, rate in enumerate(adaptive_rates(config).items())
     ]
+    steps = config.iterations * len(config.rates)
+    return [garnets.arm(config, "constant", steps, sampled), *adaptive]
 
 
 STUDY = study.Study(
@@ -292,7 +234,9 @@ STUDY = study.Study(
     arms=arms,
     tables=lambda config, rows: study.split(rows, "sampled", "stability", "exact", "gains"),
     claims=claims,
-    figures=lambda config, tables: {"conservative": panels(config, tables)},
+    figures=lambda config, tables: {
+        "conservative": garnets.grid(panels(config, tables), height=4.3),
+    },
     seconds=lambda c: (
         garnets.seconds(c.processes, c.iterations * len(c.rates), 1)
         + garnets.seconds(c.processes, 5 * c.exact_iterations, len(adaptive_rates(c)))

@@ -9,10 +9,11 @@ of the log in the second half.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
-from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.experiments.reproductions import agent_runs, agent_studies, charts
 from kullback.experiments.reproductions.agent_studies import above
 
 GAME = "gym/CartPole-v1"
@@ -28,8 +29,7 @@ class Config:
     seeds: int = 5
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.steps) < 1:
-            raise ValueError("seeds and steps must be >= 1")
+        agent_runs.check(self)
         if list(self.rates) != sorted(set(self.rates), reverse=True) or self.rates[0] != 1:
             raise ValueError(f"rates must descend from 1, got {self.rates}")
         if len(self.rates) < 3 or self.rates[-1] <= 0:
@@ -37,16 +37,11 @@ class Config:
 
     def arms(self) -> list[agent_runs.Arm]:
         """Returns all that is run."""
-
-        def arm(label: str, agent: str, *settings: str) -> agent_runs.Arm:
-            return agent_runs.Arm(label, agent, GAME, self.seeds, self.steps, settings)
-
-        adaptive = [arm("dcpi adaptive", "dcpi", "rate=normalised", "mixture_rate=1.0")]
-        return [
-            arm("dqn", "dqn"),
-            *(arm(f"dcpi {a:g}", "dcpi", f"mixture_rate={a}") for a in self.rates),
-            *(adaptive if self.adaptive else []),
-        ]
+        kinds = {"dqn": ["dqn"]}
+        kinds |= {f"dcpi {a:g}": ["dcpi", f"mixture_rate={a}"] for a in self.rates}
+        if self.adaptive:
+            kinds["dcpi adaptive"] = ["dcpi", "rate=normalised", "mixture_rate=1.0"]
+        return agent_runs.arms(kinds, [GAME], self.seeds, self.steps)
 
 
 def unsteadiness(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -57,39 +52,35 @@ def unsteadiness(steps: np.ndarray, values: np.ndarray) -> np.ndarray:
 SCORE, UNSTEADINESS = agent_runs.SCORE, agent_runs.Measure("return_mean", unsteadiness)
 
 
-def claims(config: Config, runs: agent_runs.Runs) -> list[agent_studies.Claim]:
-    """Returns the claims of the best rate between: against 1, DQN and the smallest."""
+def claims(config: Config, runs: agent_runs.Runs) -> Iterator[agent_studies.Claim]:
+    """Yields the claims of the best rate between: against 1, DQN and the smallest."""
     between = [f"dcpi {rate:g}" for rate in config.rates[1:-1]]
     best = max(between, key=lambda label: float(runs.measure(SCORE, label, GAME).mean()))
     scores = "{better}, the best between, scores above {over}"
-    compared = [
-        above(best, over, scores, SCORE) for over in ("dcpi 1", "dqn", f"dcpi {config.rates[-1]:g}")
-    ]
-    compared += [
-        above(other, best, "{over} is steadier than {better}, in returns", UNSTEADINESS)
-        for other in ("dcpi 1", "dqn")
-    ]
+    for over in ("dcpi 1", "dqn", f"dcpi {config.rates[-1]:g}"):
+        yield above(best, over, scores, SCORE)
+    for other in ("dcpi 1", "dqn"):
+        yield above(other, best, "{over} is steadier than {better}, in returns", UNSTEADINESS)
     follows = "a rate that follows the advantage scores above DQN"
-    compared.append(above("dcpi adaptive", "dqn", follows, SCORE))
-    return compared
+    yield above("dcpi adaptive", "dqn", follows, SCORE)
 
 
-def panels(config: Config, runs: agent_runs.Runs) -> study.Grid:
+def panels(config: Config, runs: agent_runs.Runs) -> charts.Grid:
     """Draws learning curves, then score and unsteadiness against the rate, with DQN's as lines."""
 
-    def by_rate(name: str, measure: agent_runs.Measure) -> study.Panel:
+    def by_rate(name: str, measure: agent_runs.Measure) -> charts.Panel:
         samples = [runs.measure(measure, f"dcpi {rate:g}", GAME) for rate in config.rates]
         of_dqn = float(np.mean(runs.measure(measure, "dqn", GAME)))
-        return study.Panel(
+        return charts.Panel(
             marks=[
-                study.Bars(config.rates, samples, "dcpi"),
-                study.Level(of_dqn, {"color": "k", "linestyle": "--", "label": "dqn"}),
+                charts.Bars(config.rates, samples, "dcpi"),
+                charts.Level(of_dqn, {"color": "k", "linestyle": "--", "label": "dqn"}),
             ],
             axes={"xscale": "log", "xlabel": "mixture rate a", "ylabel": name},
             legend={"fontsize": "small"},
         )
 
-    return study.Grid(
+    return charts.Grid(
         panels=[
             agent_studies.curves(runs, runs.labels(GAME), GAME),
             by_rate("mean return over the run", SCORE),

@@ -10,10 +10,10 @@ with six actions; `temperature` makes it more.
 """
 
 import dataclasses
-import itertools
+from collections.abc import Iterator
 
 from kullback.agents import munchausen
-from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.experiments.reproductions import agent_runs, agent_studies, charts
 from kullback.experiments.reproductions.agent_studies import above, reported, wider
 
 PAPERS = "kl"
@@ -30,26 +30,19 @@ class Config:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.steps) < 1:
-            raise ValueError("seeds and steps must be >= 1")
+        agent_runs.check(self, *self.games)
         if not self.regularizers or PAPERS in self.regularizers:
             raise ValueError(f"regularizers are those beside {PAPERS}, got {self.regularizers}")
         for name in self.regularizers:
             munchausen.Config(regularizer=name, temperature=self.temperature)
-        for game in self.games:
-            agent_runs.random_score(game)
 
     def arms(self) -> list[agent_runs.Arm]:
         """Returns all that is run."""
-        kinds = [("dqn", "dqn", ())] + [
-            (labelled(name), "m-dqn", (f"regularizer={name}", f"temperature={self.temperature}"))
-            for name in (PAPERS, *self.regularizers)
-        ]
-        return [
-            agent_runs.Arm(label, agent, game, self.seeds, self.steps, settings)
-            for game in self.games
-            for label, agent, settings in kinds
-        ]
+        kinds = {"dqn": ["dqn"]}
+        for name in (PAPERS, *self.regularizers):
+            settings = f"regularizer={name}", f"temperature={self.temperature}"
+            kinds[labelled(name)] = ["m-dqn", *settings]
+        return agent_runs.arms(kinds, self.games, self.seeds, self.steps)
 
 
 def labelled(regularizer: str) -> str:
@@ -57,34 +50,24 @@ def labelled(regularizer: str) -> str:
     return f"m-dqn {regularizer}"
 
 
-def claims(config: Config) -> list[agent_studies.Claim]:
-    """Returns the claims of each f against DQN and against KL."""
+def claims(config: Config, runs: agent_runs.Runs) -> Iterator[agent_studies.Claim]:
+    """Yields the claims of each f against DQN and against KL."""
+    del runs
     scores, kl = agent_runs.SCORE, labelled(PAPERS)
-    compared = (
-        (
-            above(f, "dqn", "{game}: {better} scores above {over} over the run", scores),
-            wider(f, over="dqn"),
-            # 1 / f'' at 1 / A, what a policy near the uniform one moves by, is larger than KL's.
-            above(
-                kl,
-                f,
-                "{game}: policies of {over} are nearer to one action than KL's, in nats",
-                agent_runs.ENTROPY,
-            ),
-            reported(f, kl, "{game}: {better} less {over}, mean return over the run", scores),
-        )
-        for f in map(labelled, config.regularizers)
-    )
-    return list(itertools.chain.from_iterable(compared))
+    for f in map(labelled, config.regularizers):
+        yield above(f, "dqn", "{game}: {better} scores above {over} over the run", scores)
+        yield wider(f, over="dqn")
+        # 1 / f'' at 1 / A, what a policy near the uniform one moves by, is larger than KL's.
+        nearer = "{game}: policies of {over} are nearer to one action than KL's, in nats"
+        yield above(kl, f, nearer, agent_runs.ENTROPY)
+        yield reported(f, kl, "{game}: {better} less {over}, mean return over the run", scores)
 
 
-def panels(config: Config, runs: agent_runs.Runs) -> study.Grid:
+def panels(config: Config, runs: agent_runs.Runs) -> charts.Grid:
     """Returns a column a game: returns, gaps of actions, entropies of the policies."""
     # DQN evaluates the greedy policy, whose entropy is nothing.
     munchausen_dqn = [labelled(name) for name in (PAPERS, *config.regularizers)]
-    return agent_studies.grid(
-        runs, ("return_mean", None), ("action_gap", None), ("policy_entropy", munchausen_dqn)
-    )
+    return agent_studies.grid(runs, "return_mean", "action_gap", ("policy_entropy", munchausen_dqn))
 
 
 STUDY = agent_studies.make(
@@ -93,7 +76,7 @@ STUDY = agent_studies.make(
     config=Config(),
     figure="divergences_minatar",
     learner="dqn",
-    claims=lambda config, runs: claims(config),
+    claims=claims,
     panels=panels,
     measures={"policy_entropy": agent_runs.ENTROPY},
 )

@@ -70,24 +70,15 @@ class Sizes:
 
     def __post_init__(self) -> None:
         study.at_least(1, self, *GROUPS, "least", "start_steps", "steps", "prompts")
-        if not self.least <= self.most <= self.num_shown:
-            raise ValueError(
-                f"most must lie in least={self.least} to {self.num_shown}, the sentences of a "
-                f"prompt, got {self.most}"
-            )
+        study.inside("[least, num_shown]", self, "most")
         if any(pool < shown for pool, shown in zip(self.pools, self.groups, strict=True)):
             raise ValueError(
                 f"pools must hold what prompts show, {self.groups} sentences of {GROUPS}, got "
                 f"pools of {self.pools}"
             )
-        if self.others_pool > MOST_OTHERS:
-            raise ValueError(
-                f"others_pool must be <= {MOST_OTHERS}, one a paper, got {self.others_pool}"
-            )
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"noise must lie in [0, 1], got {self.noise}")
-        if not 0 < self.min_probability < 1:
-            raise ValueError(f"min_probability must lie in (0, 1), got {self.min_probability}")
+        study.inside(f"[0, {MOST_OTHERS}]", self, "others_pool")  # One a paper.
+        study.inside("[0, 1]", self, "noise")
+        study.inside("(0, 1)", self, "min_probability")
         if self.aggregation not in ("mean", "min"):
             raise ValueError(f"aggregation must be mean or min, got {self.aggregation!r}")
 
@@ -170,7 +161,8 @@ def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
         [s for s in paper.sentences if _fits(s) and s not in end]
         for paper, end in zip(all_papers, ends, strict=True)
     ]
-    kept: list[tuple[int, list[str]]] = []
+    kept: list[int] = []
+    pools: list[list[str]] = []
     for n, end in enumerate(ends):
         inside = [s for s in end if _fits(s)]
         if len(inside) < sizes.inside or len(elsewhere[n]) < sizes.elsewhere:
@@ -181,17 +173,17 @@ def read(split: faithfulness.Split, sizes: Sizes) -> Papers:
         for texts, size in zip((inside, elsewhere[n], others), sizes.pools, strict=True):
             drawn = [texts[i] for i in rng.permutation(len(texts))[:size]]
             pool += [*drawn, *[""] * (size - len(drawn))]
-        kept.append((n, pool))
-    documents = [" ".join(ends[n]) for n, _ in kept]
-    resting = [{s for _, some in all_papers[n].summaries for s in some} for n, _ in kept]
-    pools = [pool for _, pool in kept]
+        kept.append(n)
+        pools.append(pool)
+    documents, papers = [" ".join(ends[n]) for n in kept], [all_papers[n] for n in kept]
+    resting = [{s for _, some in paper.summaries for s in some} for paper in papers]
     group = np.repeat(np.arange(len(GROUPS)), sizes.pools)
     is_behind = [[s in some for s in pool] for pool, some in zip(pools, resting, strict=True)]
     levels = [[marks(text, s) for s in pool] for text, pool in zip(documents, pools, strict=True)]
     return Papers(
-        names=[all_papers[n].name for n, _ in kept],
+        names=[paper.name for paper in papers],
         documents=documents,
-        references=[" ".join(text for text, _ in all_papers[n].summaries) for n, _ in kept],
+        references=[" ".join(text for text, _ in paper.summaries) for paper in papers],
         sentences=pools,
         is_there=np.array([[bool(s) for s in pool] for pool in pools]),
         group=group,

@@ -19,8 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from kullback.core import regularizers
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import gaussian_classes, setups, students, study
+from kullback.experiments import statistics
+from kullback.experiments.reproductions import charts, gaussian_classes, setups, students, study
 
 WITHIN = 0.015  # Of test accuracies of the classifier, from cross-entropy's.
 WAYS = "fine-tuning", "distillation"
@@ -59,19 +59,19 @@ def arms(config: Config) -> list[study.Arm]:
     problem = students.texts("text", config.text)
     sizes, seeds = config.text, range(config.seeds)
 
-    def classify(name: str, work: reproduce.Work) -> reproduce.Rows:
+    def classify(name: str, work: study.Work) -> study.Rows:
         del work  # A seed is one compiled call.
         measure = gaussian_classes.classifier(config.classification, regularizers.named(name))
         return [{"divergence": name, "seed": seed, **measure(seed)} for seed in seeds]
 
-    def learn(way: str, name: str, work: reproduce.Work) -> reproduce.Rows:
+    def learn(way: str, name: str, work: study.Work) -> study.Rows:
         setup, teacher = problem.setup(0), None
         if way == "fine-tuning":
             trainer = students.tuner(setup, setup.student, name)
         else:
             trainer = students.supervised_distiller(setup, f"fenchel_young-{name}")
             teacher = problem.teacher(work)
-        rows: reproduce.Rows = []
+        rows: study.Rows = []
         for seed in seeds:
             how = {
                 "teacher": teacher,
@@ -93,7 +93,7 @@ def arms(config: Config) -> list[study.Arm]:
     return [*classifiers, *problem.arms, *learners]
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges accuracies by cross-entropy's, and supports; reports what all divergences reach."""
     classified, learnt = tables["classification"], tables["text"]
     of = functools.partial(study.column, classified)
@@ -128,7 +128,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
             yield study.reported(f"{way}: {title}", compared)
 
 
-def beside_kl(rows: reproduce.Rows, column: str, names: Sequence[str]) -> str:
+def beside_kl(rows: study.Rows, column: str, names: Sequence[str]) -> str:
     """Returns means, with the interval of the difference to KL; pairs have seeds in common."""
     baseline = study.column(rows, column, divergence="kl")
     means = [f"kl {baseline.mean():.4g}"]
@@ -140,14 +140,14 @@ def beside_kl(rows: reproduce.Rows, column: str, names: Sequence[str]) -> str:
     return "; ".join(means)
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns accuracies and, below, supports; a dot a seed, a bar their mean."""
     kinds = [("Classifier", tables["classification"], config.classifiers, "test_accuracy")]
     for way in WAYS:
         rows = study.where(tables["text"], way=way)
         kinds.append((f"Sums, {way}", rows, config.divergences, "accuracy"))
 
-    def bars(rows: reproduce.Rows, names: Sequence[str], column: str, **labels: str) -> study.Panel:
+    def bars(rows: study.Rows, names: Sequence[str], column: str, **labels: str) -> charts.Panel:
         samples = [study.column(rows, column, divergence=name) for name in names]
         places, style = np.arange(len(names)), {"color": "tab:blue", "alpha": 0.5}
         least = min(sample.min() for sample in samples)
@@ -161,8 +161,8 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
             axes.grid(visible=False, axis="y")
             axes.xaxis.label.set_fontsize(9)
 
-        return study.Panel(
-            marks=[study.SeedBars(places, samples, None, style, horizontal=True, dot=4)],
+        return charts.Panel(
+            marks=[charts.SeedBars(places, samples, None, style, horizontal=True, dot=4)],
             axes={**labels, **limits},
             legend=None,
             finish=finish,
@@ -176,7 +176,7 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
         bars(rows, names, "support", xlabel="classes of positive probability")
         for _, rows, names, _ in kinds
     ]
-    return study.Grid(
+    return charts.Grid(
         panels=[*accuracies, *supports], columns=3, width=4.0, height=3.2, title_size=10
     )
 

@@ -19,9 +19,9 @@ import numpy as np
 import scipy.stats
 
 from kullback.core import types
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import study
-from kullback.theory import convex, garnet, mdp, run, solve
+from kullback.experiments import statistics
+from kullback.experiments.reproductions import charts, study
+from kullback.theory import bounds, convex, garnet, mdp, run, solve
 from kullback.theory.mdp import MDP
 
 ROUNDING = 1e-11  # Of values, relative to the largest: what float64 is off by after long sums.
@@ -43,8 +43,7 @@ class Config:
     garnet: GarnetConfig = dataclasses.field(default_factory=GarnetConfig)
 
     def __post_init__(self) -> None:
-        if self.num_garnets < 1:
-            raise ValueError(f"num_garnets must be >= 1, got {self.num_garnets}")
+        study.at_least(1, self, "num_garnets")
         if not self.mdp:
             return
         if not pathlib.Path(self.mdp).is_file():
@@ -89,7 +88,7 @@ def part(config: Config, name: str) -> str:
 
 
 def arm(
-    config: Any, name: str, steps: int, rows: Callable[..., reproduce.Rows], *of_arm: Any
+    config: Any, name: str, steps: int, rows: Callable[..., study.Rows], *of_arm: Any
 ) -> study.Arm:
     """Returns the arm that computes `rows(config, processes, *of_arm)`.
 
@@ -101,7 +100,7 @@ def arm(
       *of_arm: what it takes besides.
     """
 
-    def compute(work: reproduce.Work) -> reproduce.Rows:
+    def compute(work: study.Work) -> study.Rows:
         del work  # A scheme is one compiled call, which tells nothing on the way.
         return rows(config, make(config.processes), *of_arm)
 
@@ -157,6 +156,31 @@ def each(function: Callable[..., types.Array], *arguments: types.Array) -> np.nd
         return np.asarray(jax.jit(jax.vmap(function))(*arguments))
 
 
+def entropy_bound(
+    processes: MDP,
+    errors: np.ndarray,
+    best: "Optimum",
+    weight: float,
+    lambda_: float,
+    tau: float,
+) -> np.ndarray:
+    """Returns the bound of DA-VI(lambda, tau) by the norms of its averaged errors, [M, K].
+
+    Args:
+      processes: M of them.
+      errors: eps_1, ..., eps_K, [M, K, S, A].
+      best: the optimum with entropy tau.
+      weight: of the moving average, lambda / (lambda + tau).
+      lambda_, tau: temperatures, in units of reward.
+    """
+
+    def bound(errors: types.Array, r_max: float, gamma: float) -> types.Array:
+        norms = jnp.max(abs(bounds.moving_average(errors, weight)), (-2, -1))
+        return bounds.entropy_gap_norm(norms, processes.num_actions, r_max, gamma, lambda_, tau)
+
+    return each(bound, errors, best.r_max, processes.discount)
+
+
 class Optimum(NamedTuple):
     """Optimal values, and what errors and gaps are measured by."""
 
@@ -200,7 +224,7 @@ def curve(
     *,
     first: int = 0,
     **columns: Any,
-) -> reproduce.Rows:
+) -> study.Rows:
     """Returns rows of a curve, over processes.
 
     Args:
@@ -255,7 +279,7 @@ def share(
     return np.where(np.isfinite(excess) & np.isfinite(bound), shares, np.nan)
 
 
-def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
+def ends(scheme: str, end: types.Array, **columns: Any) -> study.Rows:
     """Returns rows of one number a process, [M]; a column is one value for all, or a list of M."""
 
     def of(i: int) -> dict[str, Any]:
@@ -264,24 +288,24 @@ def ends(scheme: str, end: types.Array, **columns: Any) -> reproduce.Rows:
     return [{"scheme": scheme, "process": i, "end": float(x), **of(i)} for i, x in enumerate(end)]
 
 
-def above(claim: str, values: study.Numbers, threshold: float = 0) -> reproduce.Check:
+def above(claim: str, values: study.Numbers, threshold: float = 0) -> study.Check:
     """Judges whether the 95% interval of the mean over processes, [M], lies above a threshold."""
     return study.above(claim, values, threshold, units=("process", "processes"))
 
 
 def line(
-    rows: reproduce.Rows,
+    rows: study.Rows,
     label: str | None,
     *,
     median: bool = False,
     bound: bool = True,
     **style: Any,
-) -> study.Line:
+) -> charts.Line:
     """Returns one curve, its band and, if wanted, its bound; of a median its median."""
     centre = "median" if median else "mean"
     edges = ("quartile_low", "quartile_high") if median else ("mean_low", "mean_high")
     is_many, has_bound = rows[0]["processes"] > 1, bound and "bound" in rows[0]
-    return study.Line(
+    return charts.Line(
         study.column(rows, "iteration"),
         study.column(rows, centre),
         label,
@@ -291,26 +315,26 @@ def line(
     )
 
 
-def lines(rows: reproduce.Rows, labels: Iterable[str], **how: Any) -> list[study.Line]:
+def lines(rows: study.Rows, labels: Iterable[str], **how: Any) -> list[charts.Line]:
     """Returns the curves of schemes, in the order of their labels; see `line`."""
     return [line(study.where(rows, scheme=label), label, **how) for label in labels]
 
 
 def means(
     x: Sequence[float], samples: Sequence[np.ndarray], label: str | None, **style: Any
-) -> study.Line:
+) -> charts.Line:
     """Returns means over processes against x, with the bands of their intervals."""
     intervals = [statistics.t_interval(sample) for sample in samples]
     band = ([i.low for i in intervals], [i.high for i in intervals])
     is_many = len(samples[0]) > 1
-    return study.Line(
+    return charts.Line(
         x, [float(np.mean(s)) for s in samples], label, style, band if is_many else None
     )
 
 
 def panel(
-    marks: Sequence[study.Mark], title: str, ylabel: str, legend: int = 4, **axes: Any
-) -> study.Panel:
+    marks: Sequence[charts.Mark], title: str, ylabel: str, legend: int = 4, **axes: Any
+) -> charts.Panel:
     """Returns a panel of iterations, both axes logarithmic unless `axes` says otherwise.
 
     Args:
@@ -323,7 +347,12 @@ def panel(
     common = {"xlabel": "iterations k", "xscale": "log", "yscale": "log"}
     below = {"fontsize": 8, "loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": legend}
     axes = {"title": title, "ylabel": ylabel, **common, **axes}
-    return study.Panel(marks=marks, axes=axes, legend=below)
+    return charts.Panel(marks=marks, axes=axes, legend=below)
+
+
+def grid(panels: Iterable[charts.Panel], height: float = 4.2) -> charts.Grid:
+    """Returns a grid of two columns; the height is of one panel, in inches."""
+    return charts.Grid(panels=[*panels], columns=2, width=5.4, height=height, title_size=11)
 
 
 def counted(config: Config, num_iterations: int) -> str:

@@ -21,8 +21,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import setups, students, study, token_line
+from kullback.experiments.reproductions import charts, setups, students, study, token_line
 from kullback.lm import distillation
 
 LINE = token_line.Sizes()
@@ -83,8 +82,7 @@ class Config:
             raise ValueError(
                 f"student_fractions must lie in [0, 1], both ends among them, got {fractions}"
             )
-        if not 0 < self.start <= 1:
-            raise ValueError(f"start must lie in (0, 1], got {self.start}; the paper's is good")
+        study.inside("(0, 1]", self, "start")  # The paper's is good.
         for divergence in self.divergences:
             distillation.named(divergence, self.temperature)
 
@@ -111,9 +109,7 @@ def distilled(config: Config, task: str, problem: students.Problem, seeds: int) 
     )
     measure = functools.cache(lambda divergence: students.distance(problem.setup(0), divergence))
 
-    def compute(
-        seed: int, divergence: str, fraction: float | None, work: reproduce.Work
-    ) -> reproduce.Rows:
+    def compute(seed: int, divergence: str, fraction: float | None, work: study.Work) -> study.Rows:
         setup, params = problem.setup(seed), problem.start(seed, work)
         teacher = problem.teacher(work)
         if fraction is not None:
@@ -141,13 +137,13 @@ def distilled(config: Config, task: str, problem: students.Problem, seeds: int) 
     return arms
 
 
-def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns a table a task."""
     summaries = ["summaries"] if config.with_summaries else []
     return study.split(rows, "line", "arithmetic", *summaries)
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges whether each end of lambda is the best where it learns; reports the rest."""
     for divergence in config.divergences:
         yield from nearest(config, tables["line"], divergence)
@@ -158,62 +154,56 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
         yield from reports("summaries", rows, config.divergences[0], OF_SUMMARIES)
 
 
-def nearest(config: Config, rows: reproduce.Rows, divergence: str) -> Iterator[reproduce.Check]:
+def nearest(config: Config, rows: study.Rows, divergence: str) -> Iterator[study.Check]:
     """Judges each end of lambda against the others; pairs of arms share seeds."""
+    of = functools.partial(study.column, rows, divergence=divergence)
     for best, column, whose in (
         (0.0, "after_teachers_prefixes", "the teacher's"),
         (1.0, "after_own_prefixes", "the student's own"),
     ):
+        nearer = of(column, student_fraction=best)
         for other in config.student_fractions:
             if other != best:
-                farther, nearer = (
-                    study.column(rows, column, divergence=divergence, student_fraction=f)
-                    for f in (other, best)
-                )
                 yield study.above(
                     f"line, {divergence}: after {whose} prefixes lambda {best:g} is nearer to the "
                     f"teacher than {other:g} (difference, nats a token)",
-                    farther - nearer,
+                    of(column, student_fraction=other) - nearer,
                 )
 
 
 def reports(
-    task: str, rows: reproduce.Rows, divergence: str, columns: Mapping[str, str]
-) -> Iterator[reproduce.Check]:
+    task: str, rows: study.Rows, divergence: str, columns: Mapping[str, str]
+) -> Iterator[study.Check]:
     """Reports means over seeds by lambda; `columns` are those of the table, with their titles."""
+    of = functools.partial(study.column, rows, divergence=divergence)
     for column, title in columns.items():
         means: list[str] = []
-        for fraction in dict.fromkeys(row["student_fraction"] for row in rows):
-            values = study.column(rows, column, divergence=divergence, student_fraction=fraction)
+        for fraction in study.distinct(rows, "student_fraction"):
             label = "start" if fraction == "start" else f"lambda {fraction:g}"
-            means.append(f"{label} {study.mean(values)}")
+            means.append(f"{label} {study.mean(of(column, student_fraction=fraction))}")
         yield study.reported(f"{task}, {divergence}: {title}", ", ".join(means))
 
 
-def panels(config: Config, rows: reproduce.Rows, columns: Mapping[str, str]) -> study.Grid:
+def panels(config: Config, rows: study.Rows, columns: Mapping[str, str]) -> charts.Grid:
     """Returns columns over lambda; thin lines are seeds, a thick one their mean."""
     fractions = sorted(config.student_fractions)
     dots = {"marker": "o", "markersize": 3, "lw": 0.8, "alpha": 0.5}
 
-    def seeds(column: str, number: int, divergence: str) -> study.Seeds:
-        of = functools.partial(study.column, rows, column, divergence=divergence)
-        y = np.stack([of(student_fraction=fraction) for fraction in fractions], 1)
-        return study.Seeds(fractions, y, divergence, {"color": f"C{number}"}, dots, {"lw": 2})
-
-    def panel(column: str, title: str) -> study.Panel:
+    def panel(column: str, title: str) -> charts.Panel:
         before = study.column(rows, column, student_fraction="start").mean()
-        return study.Panel(
-            marks=[seeds(column, *numbered) for numbered in enumerate(config.divergences)],
-            axes={
-                "title": f"{title}\n(before: {before:.3g})",
-                "xlabel": "lambda: share of steps on own sequences",
-                "xticks": fractions,
-            },
-            legend={"fontsize": 8} if column == next(iter(columns)) else None,
-        )
+        marks: list[charts.Seeds] = []
+        for number, divergence in enumerate(config.divergences):
+            of = functools.partial(study.column, rows, column, divergence=divergence)
+            y = np.stack([of(student_fraction=fraction) for fraction in fractions], 1)
+            styles = {"color": f"C{number}"}, dots, {"lw": 2}
+            marks.append(charts.Seeds(fractions, y, divergence, *styles))
+        axes = {"title": f"{title}\n(before: {before:.3g})", "xticks": fractions}
+        axes["xlabel"] = "lambda: share of steps on own sequences"
+        is_first = column == next(iter(columns))
+        return charts.Panel(marks=marks, axes=axes, legend={"fontsize": 8} if is_first else None)
 
     titled = [panel(*item) for item in columns.items()]
-    return study.Grid(panels=titled, width=3.6, title_size=8)
+    return charts.Grid(panels=titled, width=3.6, title_size=8)
 
 
 def seconds(config: Config) -> float:

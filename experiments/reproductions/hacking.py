@@ -7,7 +7,6 @@ B rows, P tokens of a prompt, T of a completion.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, types
-from kullback.experiments import reproduce
 from kullback.experiments.reproductions import setups, small_models, study
 from kullback.lm import batches, distillation, gemma, gkd, power_law, sft, tuning
 
@@ -58,21 +56,11 @@ class Config:
     def __post_init__(self) -> None:
         positive = "seeds oracle_samples evaluation_prompts epochs prompt_length"
         study.at_least(1, self, *positive.split())
-        if self.vocab_size < tuning.TOP_K:  # A metric of the learner looks at so many tokens.
-            raise ValueError(f"vocab_size must be >= {tuning.TOP_K}, got {self.vocab_size}")
-        if self.prompts < self.batch_size:
-            raise ValueError(
-                f"prompts must be >= batch_size={self.batch_size}, got {self.prompts}: an epoch "
-                "has a learner step at least"
-            )
-        for name, most in (("diversity", self.prompts), ("budget", self.prompts)):
-            if not all(1 <= value <= most for value in getattr(self, name)):
-                raise ValueError(f"{name} must lie in 1 to {most}, got {getattr(self, name)}")
-        if not 4 <= self.checkpoints <= self.epochs:
-            raise ValueError(
-                f"checkpoints must lie in 4 to epochs={self.epochs}, got {self.checkpoints}; a "
-                "power law is fitted to them"
-            )
+        # A metric of the learner looks at so many tokens.
+        study.at_least(tuning.TOP_K, self, "vocab_size")
+        study.inside("[batch_size, inf)", self, "prompts")  # An epoch has a step at least.
+        study.inside("[1, prompts]", self, "diversity", "budget", may_be_empty=True)
+        study.inside("[4, epochs]", self, "checkpoints")  # A power law is fitted to them.
         distillation.named(self.divergence)
 
     @property
@@ -154,17 +142,17 @@ def make_models(config: Config) -> Models:
     )
     settings = gkd.Config(divergence=config.divergence, learning=config.learning)
     learner = gkd.make(student, teacher, settings).learner
-    rows: dict[Source, Callable[..., batches.Sequences]] = {
-        "offline": learners.stored,
-        "online-teacher": lambda state, constants, prompts, key: writers(teacher, "kl")(
-            {"params": constants.teacher}, prompts, key
-        ),
-        "online-student": lambda state, constants, prompts, key: writers(student, "kl")(
-            {"params": state.params}, prompts, key
-        ),
-    }
+
+    def of_teacher(state: Any, constants: types.Constants, prompts: Any, key: Any) -> Any:
+        return writers(teacher, "kl")({"params": constants.teacher}, prompts, key)
+
+    def of_student(state: types.LearnerState, constants: Any, prompts: Any, key: Any) -> Any:
+        return writers(student, "kl")({"params": state.params}, prompts, key)
+
     distil: dict[Source, small_models.Trainer] = {
-        source: small_models.trainer(learner, rows[source]) for source in rows
+        "offline": small_models.trainer(learner),
+        "online-teacher": small_models.trainer(learner, of_teacher),
+        "online-student": small_models.trainer(learner, of_student),
     }
     return Models(oracle, teacher, student, writers, tune_teacher, tune_student, distil)
 
@@ -245,8 +233,8 @@ def completed(models: Models, prepared: Prepared, arm: Arm, key: types.Key) -> b
 
 
 def distil(
-    config: Config, models: Models, prepared: Prepared, arm: Arm, seed: int, work: reproduce.Work
-) -> reproduce.Rows:
+    config: Config, models: Models, prepared: Prepared, arm: Arm, seed: int, work: study.Work
+) -> study.Rows:
     """Returns distances and training loss of an arm at its checkpoints, a row each."""
     key, offline_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
     data: Any = prepared.prompts
@@ -254,7 +242,7 @@ def distil(
         data = completed(models, prepared, arm, offline_key)
     learner, run = models.distil[arm.source]
     state = learners.with_params(learner.init(jax.random.key(seed)), prepared.student)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     measured, even = checkpoints(config)
     losses = jnp.full(1, jnp.nan)
     for epoch in range(config.epochs + 1):
@@ -264,28 +252,17 @@ def distil(
             constants = types.Constants(teacher=prepared.teacher)
             state, losses = run(state, constants, items, key)
         if epoch in measured:
-            golden, proxy = (
-                float(distance(models.student, state.params, *reference))
-                for reference in (prepared.golden, prepared.proxy)
-            )
-            rows.append(
-                {
-                    "arm": arm.name,
-                    "seed": seed,
-                    "epoch": epoch,
-                    "step": epoch * config.epoch_steps,
-                    "is_evenly_spaced": epoch in even,
-                    "golden": golden,
-                    "proxy": proxy,
-                    "train_loss": float(jnp.mean(losses)),
-                    "golden_of_teacher": prepared.golden_of_teacher,
-                }
-            )
-            work.tick(epoch * config.epoch_steps, golden, "golden")
+            row = {"arm": arm.name, "seed": seed, "epoch": epoch}
+            row |= {"step": epoch * config.epoch_steps, "is_evenly_spaced": epoch in even}
+            for name, reference in {"golden": prepared.golden, "proxy": prepared.proxy}.items():
+                row[name] = float(distance(models.student, state.params, *reference))
+            row |= {"train_loss": float(jnp.mean(losses))}
+            rows.append({**row, "golden_of_teacher": prepared.golden_of_teacher})
+            work.tick(epoch * config.epoch_steps, row["golden"], "golden")
     return rows
 
 
-def end(rows: reproduce.Rows, arm: str, seed: int) -> dict[str, Any]:
+def end(rows: study.Rows, arm: str, seed: int) -> dict[str, Any]:
     """Returns where an arm ended, and whether its proxy left its power law."""
     measurements = study.where(rows, arm=arm, seed=seed)
     golden, proxy, steps = (

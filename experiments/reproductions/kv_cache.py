@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 from matplotlib.axes import Axes
 
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import study
+from kullback.experiments.reproductions import charts, study
 from kullback.lm import gemma
 
 GLOBAL_ONLY = 0  # Local layers for each global one.
 DTYPES = ("bfloat16", "float32")
+SHAPE = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "hidden_dim")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,27 +43,14 @@ class Config:
     allocated_contexts: tuple[int, ...] = (4, 8, 64, 500)  # Of the caches that are made, B = 2.
 
     def __post_init__(self) -> None:
-        study.at_least(1, self, "ratios", "windows", "contexts", "allocated_contexts")
-        study.at_least(1, self, "prefill", "itemsize")
-        if max(self.ratios) >= self.num_layers:
-            raise ValueError(
-                f"ratios must be < num_layers={self.num_layers}, got {self.ratios}; a model needs "
-                "a global layer"
-            )
+        study.at_least(1, self, "windows", "contexts", "allocated_contexts", "prefill", "itemsize")
+        study.inside("[1, num_layers)", self, "ratios")  # A model needs a global layer.
         self.model(GLOBAL_ONLY, self.windows[0])
 
     def model(self, ratio: int, window: int) -> gemma.Config:
         """Returns the model with `ratio` local layers before each global one."""
-        return gemma.Config(
-            num_layers=self.num_layers,
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            hidden_dim=self.hidden_dim,
-            window=window,
-            pattern=ratio + 1,
-        )
+        shape = {name: getattr(self, name) for name in SHAPE}
+        return gemma.Config(**shape, window=window, pattern=ratio + 1)
 
     @property
     def layouts(self) -> list[tuple[int, int]]:
@@ -93,54 +80,46 @@ def arms(config: Config) -> list[study.Arm]:
     cases = list(itertools.product(layouts, config.allocated_contexts, DTYPES))
     narrow = {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "hidden_dim": 8}
 
-    def compute(work: reproduce.Work) -> reproduce.Rows:
-        rows: reproduce.Rows = []
+    def compute(work: study.Work) -> study.Rows:
+        rows: study.Rows = []
         for layout, context, dtype in cases:
             small = {"vocab_size": 8, **narrow, "dtype": dtype}
             model = dataclasses.replace(config.model(*layout), **small)
-            allocated = allocated_bytes(model, 2, context)
-            by_formula = gemma.cache_bytes(model, 2, context, jnp.dtype(dtype).itemsize)
             row = {"layout": name(*layout), "dtype": dtype, "context": context}
-            rows.append({**row, "allocated_bytes": allocated, "formula_bytes": by_formula})
-            work.tick(len(rows), float(allocated - by_formula), "bytes off")
+            row["allocated_bytes"] = allocated = allocated_bytes(model, 2, context)
+            formula = gemma.cache_bytes(model, 2, context, jnp.dtype(dtype).itemsize)
+            rows.append({**row, "formula_bytes": formula})
+            work.tick(len(rows), float(allocated - formula), "bytes off")
         return rows
 
     return [study.Arm("allocated", len(cases), compute)]
 
 
-def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns bytes by formula, alone and beside the weights, and those that were allocated."""
-    memory = [
-        {
-            "layout": name(*layout),
-            "local_layers_to_a_global_one": layout[0],
-            "window": layout[1],
-            "context": context,
-            "bytes": config.cache_bytes(layout, context),
-        }
-        for layout, context in itertools.product(config.layouts, config.contexts)
-    ]
-    overhead: reproduce.Rows = []
+    memory: study.Rows = []
+    overhead: study.Rows = []
+    whole = config.cache_bytes(config.layouts[0], config.prefill)
     for layout in config.layouts:
+        ratio, window = layout
+        row = {"layout": name(*layout), "local_layers_to_a_global_one": ratio, "window": window}
+        for context in config.contexts:
+            in_bytes = config.cache_bytes(layout, context)
+            memory.append({**row, "context": context, "bytes": in_bytes})
         cache = config.cache_bytes(layout, config.prefill)
         weights = gemma.num_params(config.model(*layout)).total * config.itemsize
+        row = {"layout": name(*layout), "weights_bytes": weights, "cache_bytes": cache}
         overhead.append(
-            {
-                "layout": name(*layout),
-                "weights_bytes": weights,
-                "cache_bytes": cache,
-                "cache_of_weights": cache / weights,
-                "of_global_only": cache / config.cache_bytes(config.layouts[0], config.prefill),
-            }
+            {**row, "cache_of_weights": cache / weights, "of_global_only": cache / whole}
         )
     return {"memory": memory, "overhead": overhead, "allocated": rows}
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the formula, what is saved and in which order; reports caches beside the weights."""
     allocated = tables["allocated"]
     right = [row["allocated_bytes"] == row["formula_bytes"] for row in allocated]
-    yield reproduce.Check(
+    yield study.Check(
         "the caches that are allocated have the formula's bytes",
         all(right),
         f"{sum(right)} of {len(right)} sizes, to the byte",
@@ -152,7 +131,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
     limit = config.num_layers / (config.num_layers // (ratio + 1))
     short = [context for context in config.contexts if context <= window]
     is_same = all(config.cache_bytes(whole, n) == config.cache_bytes(local, n) for n in short)
-    yield reproduce.Check(
+    yield study.Check(
         f"{ratio}:1 with window {window} costs what global layers do up to the window, and at "
         f"{longest:,} tokens over 0.9 of the most that it may save (figure 6)",
         is_same and before / after > 0.9 * limit,
@@ -166,7 +145,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
         *(((r, v), (r, w)) for r in ratios[1:] for w, v in itertools.pairwise(windows)),
     ]
     is_more = [cache[name(*more)] > cache[name(*less)] for more, less in neighbours]
-    yield reproduce.Check(
+    yield study.Check(
         f"at {config.prefill:,} tokens more local layers and shorter windows both take less "
         "(figure 5)",
         all(is_more),
@@ -194,49 +173,32 @@ class Shares(NamedTuple):
         axes.grid(visible=False, axis="y")
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns caches over the context, and beside the weights."""
-    lines: list[study.Mark] = []
+    lines: list[charts.Mark] = []
     for ratio in (GLOBAL_ONLY, *config.ratios):
         layout = name(ratio, min(config.windows))
         of = functools.partial(study.column, tables["memory"], layout=layout)
         dots = {"marker": "o", "markersize": 3.5}
-        lines.append(study.Line(of("context"), of("bytes") / 1e6, layout, dots))
+        lines.append(charts.Line(of("context"), of("bytes") / 1e6, layout, dots))
 
     def finish(axes: Axes) -> None:
         ticks = sorted(config.contexts)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{t // 1024}K" if t % 1024 == 0 else str(t) for t in ticks])
 
+    megabytes = f"KV cache, MB ({8 * config.itemsize} bits a number)"
+    axes = {"xlabel": "context, tokens", "ylabel": megabytes, "title": "Cache of one row"}
     overhead = tables["overhead"]
-    shares = Shares(
-        [row["layout"] for row in overhead], [100 * row["cache_of_weights"] for row in overhead]
-    )
-    return study.Grid(
-        panels=[
-            study.Panel(
-                marks=lines,
-                axes={
-                    "xlabel": "context, tokens",
-                    "ylabel": f"KV cache, MB ({8 * config.itemsize} bits a number)",
-                    "title": "Cache of one row",
-                },
-                legend={"fontsize": 8},
-                finish=finish,
-            ),
-            study.Panel(
-                marks=[shares],
-                axes={
-                    "xlabel": "cache, % of the weights",
-                    "title": f"Beside the model, at {config.prefill:,} tokens",
-                },
-                legend=None,
-            ),
-        ],
-        width=5.2,
-        height=3.9,
-        title_size=10,
-    )
+    percents = [100 * row["cache_of_weights"] for row in overhead]
+    shares = Shares([row["layout"] for row in overhead], percents)
+    beside = f"Beside the model, at {config.prefill:,} tokens"
+    beside_axes = {"xlabel": "cache, % of the weights", "title": beside}
+    panels = [
+        charts.Panel(marks=lines, axes=axes, legend={"fontsize": 8}, finish=finish),
+        charts.Panel(marks=[shares], axes=beside_axes, legend=None),
+    ]
+    return charts.Grid(panels=panels, width=5.2, height=3.9, title_size=10)
 
 
 STUDY = study.Study(

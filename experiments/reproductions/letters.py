@@ -43,13 +43,8 @@ class Sizes:
     start_rate: float = 3e-3
 
     def __post_init__(self) -> None:
-        if not 2 <= self.letters <= MOST:
-            raise ValueError(f"letters must lie in 2 to {MOST}, got {self.letters}")
-        if not 1 <= self.held_out < self.letters**2:
-            raise ValueError(
-                f"held_out must lie in 1 to {self.letters**2 - 1}, all prompts but one, "
-                f"got {self.held_out}"
-            )
+        study.inside(f"[2, {MOST}]", self, "letters")
+        study.inside(f"[1, {self.letters**2 - 1}]", self, "held_out")  # All prompts but one.
         study.at_least(1, self, "horizon", "texts")
         self.learning(self.start_batch, self.start_rate)
 

@@ -7,7 +7,9 @@ DA-VI(lambda, tau). Beta is lambda / (lambda + tau).
 """
 
 import dataclasses
+import functools
 import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
+from kullback.experiments.reproductions import charts, garnets, study
 from kullback.theory import bounds, convex, iteration, mirror, run
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import State
@@ -41,26 +42,15 @@ class Config:
     component_processes: int = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.component_iterations <= self.iterations:
-            raise ValueError(
-                f"component_iterations must lie in [1, iterations={self.iterations}], got "
-                f"{self.component_iterations}"
-            )
-        if self.component_processes < 1:
-            raise ValueError(f"component_processes must be >= 1, got {self.component_processes}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
-        if not self.lambdas or min(self.lambdas) <= 0:
-            raise ValueError(f"lambdas must be > 0, got {self.lambdas}")
-        if not self.betas or min(self.betas) < 0 or max(self.betas) >= 1:
-            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be > 0, got {self.tau}")
+        study.at_least(1, self, "component_processes", "samples")
+        study.inside("[1, iterations]", self, "component_iterations")
+        study.inside("(0, inf)", self, "lambdas", "tau")
+        study.inside("[0, 1)", self, "betas")
 
 
 def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
     """Returns `with_policy`, and how far a step of MD-VI leads from one of DA-VI."""
-    measures = garnets.measure(mdp, record, context)
+    measures = with_policy(mdp, record, context)
     state, zeros = record.state, jnp.zeros_like(record.state.q)
     temperatures = context["lambda_"], context["tau"]
     averaged = mirror.da_vi(*temperatures).step(mdp, state, zeros)
@@ -68,7 +58,7 @@ def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, 
         mdp, State(state.q, convex.Point(state.log_policy, state.steps)), zeros
     )
     off = garnets.most(abs(averaged.q - mirrored.q))
-    return {**measures, "log_policy": state.log_policy, "twin_off": off}
+    return {**measures, "twin_off": off}
 
 
 def with_policy(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
@@ -81,59 +71,46 @@ def simulate(
     config: Config, processes: MDP, lambda_: float | None, tau: float, optimal_q: types.Array
 ) -> dict[str, np.ndarray]:
     """Returns records of DA-VI(lambda, tau), or of AVI, [M, K + 1, ...]."""
-
-    def simulated(scheme: Any, measured: Any, **more: Any) -> Any:
-        context = garnets.context(optimal_q, tau)
-        context["lambda_"] = np.full(len(optimal_q), lambda_ or 0.0)
-        return run.run(
-            scheme,
-            processes,
-            config.iterations,
-            **garnets.sampling(config),
-            measure=measured,
-            context=context,
-            clip=tau == 0,  # Theorem 1 asks for it.
-            **more,
-        ).records
-
+    of_process = np.full(len(optimal_q), lambda_ or 0.0)
+    how = garnets.sampling(config) | {
+        "context": {**garnets.context(optimal_q, tau), "lambda_": of_process},
+        "clip": tau == 0,  # Theorem 1 asks for it.
+    }
     if lambda_ is None:
-        return simulated(iteration.value_iteration(), with_policy)
-    given = {"lambda_": np.array([lambda_]), "tau": np.array([tau])}  # Compiled once for all.
-    records = simulated(mirror.da_vi, measure, parameters=given)
+        avi = iteration.value_iteration()
+        return run.run(avi, processes, config.iterations, measure=with_policy, **how).records
+    how["parameters"] = {"lambda_": np.array([lambda_]), "tau": np.array([tau])}  # Compiled once.
+    records = run.run(mirror.da_vi, processes, config.iterations, measure=measure, **how).records
     return {name: x[0] for name, x in records.items()}
 
 
-def averaged(config: Config, processes: MDP, lambda_: float | None) -> reproduce.Rows:
+def averaged(config: Config, processes: MDP, lambda_: float | None) -> study.Rows:
     """Returns rows of DA-VI(lambda, 0) with theorem 1, or of AVI with its bound."""
     best = garnets.measured_by(processes)
     records = simulate(config, processes, lambda_, 0.0, best.q)
     if lambda_ is None:
         norms = np.max(np.abs(records["error"][:, 1:]), (-2, -1))
         bound = garnets.each(bounds.mpi_gap, norms, best.largest[:, 0], processes.discount)
-        share = float(garnets.share(records["largest_gap"][:, 1:], bound, best.largest).max())
+        shares = garnets.share(records["largest_gap"][:, 1:], bound, best.largest)
     else:
-        bound, shares = theorem_1(processes, best, records, lambda_)
-        share = float(shares.max())
-    label = AVI if lambda_ is None else f"lambda = {lambda_:g}"
+        bound, shares = by_component(bounds.kl_gap, processes, best, records, lambda_)
+    share, label = float(shares.max()), AVI if lambda_ is None else f"lambda = {lambda_:g}"
     return rows_of("lambda", label, best, records, bound, share, share)
 
 
-def regularized(config: Config, processes: MDP, beta: float) -> reproduce.Rows:
+def regularized(config: Config, processes: MDP, beta: float) -> study.Rows:
     """Returns rows of DA-VI(lambda, tau) with theorem 2; what is drawn is its corollary."""
     lambda_, tau = beta / (1 - beta) * config.tau, config.tau
     best = garnets.measured_by(processes, tau)
     records = simulate(config, processes, lambda_, tau, best.q)
-
-    def promised(errors: types.Array, r_max: float, gamma: float) -> types.Array:
-        norms = jnp.max(abs(bounds.moving_average(errors, beta)), (-2, -1))
-        actions = processes.num_actions
-        return bounds.entropy_gap_norm(norms, actions, r_max, gamma, lambda_, tau)
-
-    bound = garnets.each(promised, records["error"][:, 1:], best.r_max, processes.discount)
+    errors = records["error"][:, 1:]
+    bound = garnets.entropy_bound(processes, errors, best, beta, lambda_, tau)
     by_norm = garnets.share(records["largest_gap"][:, 1:], bound, best.largest)
-    by_component = theorem_2(processes, best, records, lambda_, config)
-    label = f"beta = {beta:g}"
-    return rows_of("beta", label, best, records, bound, float(by_norm.max()), by_component)
+    first = {name: x[:, : config.component_iterations + 1] for name, x in records.items()}
+    few = jax.tree.map(lambda x: x[: config.component_processes], (processes, best, first))
+    _, shares = by_component(bounds.entropy_gap, *few, lambda_, tau)
+    worst = float(by_norm.max()), float(shares.max())
+    return rows_of("beta", f"beta = {beta:g}", best, records, bound, *worst)
 
 
 def rows_of(
@@ -144,7 +121,7 @@ def rows_of(
     bound: np.ndarray,
     share: float,
     share_by_component: float,
-) -> reproduce.Rows:
+) -> study.Rows:
     """Returns the curve of a scheme, and of every process how it begins and ends."""
     gap = records["gap"] / best.mean
     last = garnets.ends(
@@ -160,66 +137,37 @@ def rows_of(
     return study.tagged("curves", curve) + study.tagged("ends", last)
 
 
-def theorem_1(
-    processes: MDP, optimum: garnets.Optimum, records: dict[str, np.ndarray], lambda_: float
+def by_component(
+    theorem: Callable[..., types.Array],
+    processes: MDP,
+    best: garnets.Optimum,
+    records: dict[str, np.ndarray],
+    *temperatures: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the bound's mean over components, and the largest share a gap has of it; [M, K]."""
+    """Returns a bound's mean over components, and the largest share a gap has of it; [M, K]."""
+    later = (records[name][:, 1:] for name in ("log_policy", "error", "gaps"))
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, _shares_1(_given(processes, optimum, records), lambda_))
-
-
-def theorem_2(
-    processes: MDP,
-    optimum: garnets.Optimum,
-    records: dict[str, np.ndarray],
-    lambda_: float,
-    config: Config,
-) -> float:
-    """Returns the largest share that any component of a gap has of its bound."""
-    few = slice(config.component_processes)
-    processes, optimum, records = jax.tree.map(lambda x: x[few], (processes, optimum, records))
-    given = _given(processes, optimum, records, config.component_iterations)
-    with jax.enable_x64(True):
-        return float(np.max(_shares_2(given, lambda_, config.tau)))
-
-
-def _given(
-    processes: MDP,
-    optimum: garnets.Optimum,
-    records: dict[str, np.ndarray],
-    num_iterations: int | None = None,
-) -> tuple[Any, ...]:
-    """Returns processes, their optimal policies, policies, errors and gaps, for the theorems."""
-    names = ("log_policy", "error", "gaps")
-    later = (records[name][:, 1:][:, :num_iterations] for name in names)
-    return processes, optimum.log_policy, *later
+        given = processes, best.log_policy, *later
+        return jax.tree.map(np.asarray, _by_component(theorem, given, *temperatures))
 
 
 # One process after the other: the theorems hold a system of S equations for each iteration.
-@jax.jit
-def _shares_1(given: tuple[Any, ...], lambda_: types.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnums=0)
+def _by_component(
+    theorem: Callable[..., types.Array], given: tuple[Any, ...], *temperatures: types.Array
+) -> tuple[jax.Array, jax.Array]:
     def one(given: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        mdp, log_optimal, log_policies, errors, gaps = given
-        bound = bounds.kl_gap(mdp, log_optimal, log_policies, errors, lambda_)  # pyright: ignore[reportArgumentType]  # Traced.
+        *of_theorem, gaps = given
+        bound = jnp.asarray(theorem(*of_theorem, *temperatures))
         return bound.mean((-2, -1)), garnets.most(gaps / bound, (-2, -1))
 
     return jax.lax.map(one, given)
 
 
-@jax.jit
-def _shares_2(given: tuple[Any, ...], lambda_: types.Array, tau: types.Array) -> jax.Array:
-    def one(given: tuple[Any, ...]) -> jax.Array:
-        mdp, log_optimal, log_policies, errors, gaps = given
-        bound = bounds.entropy_gap(mdp, log_optimal, log_policies, errors, lambda_, tau)
-        return garnets.most(gaps / bound)
-
-    return jax.lax.map(one, given)
-
-
-def rates(config: Config, processes: MDP) -> reproduce.Rows:
+def rates(config: Config, processes: MDP) -> study.Rows:
     """Returns the rate g2(k) of theorem 2, of the first process."""
     r_max, gamma = float(np.max(np.abs(processes.reward[0]))), float(processes.discount[0])
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for beta in config.betas:
         g2 = bounds.entropy_start(
             config.iterations,
@@ -236,7 +184,7 @@ def rates(config: Config, processes: MDP) -> reproduce.Rows:
     return rows
 
 
-def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the paper's statements, each of the runs of this configuration."""
     ends, counted = tables["ends"], garnets.counted(config.processes, config.iterations)
 
@@ -246,90 +194,75 @@ def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
     def largest(name: str, *panels: str) -> float:
         return garnets.largest(row[name] for row in ends if row["panel"] in panels)
 
-    few = (
-        f"over {min(len(of(AVI)), config.component_processes)} processes and "
-        f"{config.component_iterations} iterations"
+    yield study.small(
+        "a step of MD-VI leads from every iterate of DA-VI to its next q (proposition 1)",
+        largest("twin_off", "lambda", "beta"),
+        1e-10,
+        counted,
     )
-    checks = [
-        study.small(
-            "a step of MD-VI leads from every iterate of DA-VI to its next q (proposition 1)",
-            largest("twin_off", "lambda", "beta"),
-            1e-10,
-            counted,
-        ),
-        study.within(
+    few = min(len(of(AVI)), config.component_processes)
+    few = f"over {few} processes and {config.component_iterations} iterations"
+    component = "largest_share_by_component"
+    for claim, share, where in (
+        (
             "AVI and DA-VI(lambda, 0) keep to their bounds, the latter by component (theorem 1)",
             largest("largest_share", "lambda"),
             counted,
         ),
-        study.within(
-            "DA-VI(lambda, tau) keeps to theorem 2 by component",
-            largest("largest_share_by_component", "beta"),
-            few,
-        ),
-        study.within(
-            "and to its corollary in the supremum norm", largest("largest_share", "beta"), counted
-        ),
-    ]
+        ("DA-VI(lambda, tau) keeps to theorem 2 by component", largest(component, "beta"), few),
+        ("and to its corollary in the supremum norm", largest("largest_share", "beta"), counted),
+    ):
+        yield study.within(claim, share, where)
     lambdas = [f"lambda = {value:g}" for value in sorted(config.lambdas)]
     betas = [f"beta = {value:g}" for value in sorted(config.betas)]
     for label in lambdas:
         claim = f"{label} ends nearer than AVI, which does not converge"
-        checks.append(garnets.above(claim, of(AVI) - of(label)))
+        yield garnets.above(claim, of(AVI) - of(label))
     for small, large in itertools.pairwise(lambdas):
         claim = f"{large} is slower than {small} (difference over iterations 1 to 10)"
-        checks.append(garnets.above(claim, of(large, "early") - of(small, "early")))
+        yield garnets.above(claim, of(large, "early") - of(small, "early"))
     for small, large in itertools.pairwise(betas):
-        checks.append(garnets.above(f"{large} ends nearer than {small}", of(small) - of(large)))
+        yield garnets.above(f"{large} ends nearer than {small}", of(small) - of(large))
     # The last row of each beta that is not after it.
     halfway = {row["beta"]: row for row in tables["rates"] if row["iteration"] <= HALFWAY}
     k = halfway[config.betas[0]]["iteration"]
     ordered = [halfway[beta]["g2"] for beta in sorted(config.betas)]
+    yield study.Check(
+        f"the larger beta, the slower the rate g2(k), what theorem 2 is without errors in the "
+        f"first process (k = {k})",
+        all(a < b for a, b in itertools.pairwise(ordered)),
+        ", ".join(f"{value:.3g}" for value in ordered),
+    )
     starts = ", ".join(f"{label} {of(label, 'early').mean():.3f}" for label in betas)
-    return [
-        *checks,
-        reproduce.Check(
-            f"the larger beta, the slower the rate g2(k), what theorem 2 is without errors in the "
-            f"first process (k = {k})",
-            all(a < b for a, b in itertools.pairwise(ordered)),
-            ", ".join(f"{value:.3g}" for value in ordered),
-        ),
-        study.reported("mean distance over iterations 1 to 10", starts),
-    ]
+    yield study.reported("mean distance over iterations 1 to 10", starts)
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns the three panels of figure 1, with the bounds."""
     betas = [f"beta = {value:g}" for value in config.betas]
     lambdas = [AVI, *(f"lambda = {value:g}" for value in config.lambdas)]
-    g2 = [
-        study.Line(study.column(rows, "iteration"), study.column(rows, "g2"), label, {"lw": 1.4})
-        for label, beta in zip(betas, config.betas, strict=True)
-        for rows in [study.where(tables["rates"], beta=beta)]
-    ]
-    whole = (1, config.iterations)
-    return study.Grid(
-        panels=[
-            garnets.panel(
-                garnets.lines(tables["curves"], lambdas),
-                r"DA-VI($\lambda$, 0), theorem 1",
-                r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$",
-                xlim=whole,
-            ),
-            garnets.panel(
-                g2,
-                r"Theorem 2 without errors, first process",
-                r"rate $g_2(k)$, units of reward",
-                xlim=whole,
-                ylim=(1e-4, None),
-            ),
-            garnets.panel(
-                garnets.lines(tables["curves"], betas),
-                rf"DA-VI($\lambda$, $\tau$ = {config.tau:g}), theorem 2",
-                r"$\Vert q_*^\tau - q_{\pi_k}^\tau \Vert_1 \,/\, \Vert q_*^\tau \Vert_1$",
-                xlim=whole,
-            ),
-        ],
+    panel = functools.partial(garnets.panel, xlim=(1, config.iterations))
+
+    def left() -> charts.Panel:
+        distance = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
+        curves = garnets.lines(tables["curves"], lambdas)
+        return panel(curves, r"DA-VI($\lambda$, 0), theorem 1", distance)
+
+    def middle() -> charts.Panel:
+        marks: list[charts.Line] = []
+        for label, beta in zip(betas, config.betas, strict=True):
+            of = functools.partial(study.column, tables["rates"], beta=beta)
+            marks.append(charts.Line(of("iteration"), of("g2"), label, {"lw": 1.4}))
+        rate, least = r"rate $g_2(k)$, units of reward", (1e-4, None)
+        return panel(marks, "Theorem 2 without errors, first process", rate, ylim=least)
+
+    def right() -> charts.Panel:
+        distance = r"$\Vert q_*^\tau - q_{\pi_k}^\tau \Vert_1 \,/\, \Vert q_*^\tau \Vert_1$"
+        title = rf"DA-VI($\lambda$, $\tau$ = {config.tau:g}), theorem 2"
+        return panel(garnets.lines(tables["curves"], betas), title, distance)
+
+    return charts.Grid(
+        panels=[left(), middle(), right()],
         width=4.8,
         height=4.2,
         title=f"{garnets.successors(config.samples)}; {garnets.MEAN}, dashed: mean of the bounds",
@@ -338,17 +271,11 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
 
 def arms(config: Config) -> list[study.Arm]:
     """Returns the runs of both panels; AVI has no temperature."""
-    temperatures = {AVI: None, **{f"lambda-{x:g}": x for x in config.lambdas}}
-    return [
-        *(
-            garnets.arm(config, name, config.iterations, averaged, x)
-            for name, x in temperatures.items()
-        ),
-        *(
-            garnets.arm(config, f"beta-{x:g}", config.iterations, regularized, x)
-            for x in config.betas
-        ),
-    ]
+    compared: list[tuple[str, Callable[..., study.Rows], float | None]]
+    compared = [(AVI, averaged, None)]
+    compared += [(f"lambda-{x:g}", averaged, x) for x in config.lambdas]
+    compared += [(f"beta-{x:g}", regularized, x) for x in config.betas]
+    return [garnets.arm(config, name, config.iterations, rows, x) for name, rows, x in compared]
 
 
 STUDY = study.Study(

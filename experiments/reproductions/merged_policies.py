@@ -8,11 +8,9 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
-from kullback.core import averaging, types
-from kullback.experiments import reproduce
+from kullback.core import averaging, trees, types
 from kullback.experiments.reproductions import letters, mlp_policy, rewarded, study
 from kullback.lm import gemma, merging, rlhf, tuning, warp
 
@@ -105,8 +103,8 @@ def make(
 
 
 def anchored(
-    policies: Policies, seed: int, records: int, arm: str, work: reproduce.Work
-) -> Iterator[reproduce.Row]:
+    policies: Policies, seed: int, records: int, arm: str, work: study.Work
+) -> Iterator[study.Row]:
     """Trains with a fixed anchor; yields reward and KL on the way."""
     steps = policies.algorithm.member_steps
     for done, params in rewarded.records(policies.fixed[arm], seed, LEARNING, steps, records):
@@ -115,8 +113,8 @@ def anchored(
 
 
 def averaged(
-    policies: Policies, seed: int, records: int, iterations: int, work: reproduce.Work
-) -> Iterator[reproduce.Row]:
+    policies: Policies, seed: int, records: int, iterations: int, work: study.Work
+) -> Iterator[study.Row]:
     """Trains by WARP; yields the curve of its first run, merges, and fronts to the start."""
     points, merges = iterate(policies, seed, records, iterations, work)
     first, start = merges[0], policies.world.start(seed)
@@ -135,8 +133,8 @@ def averaged(
 
 
 def iterate(
-    policies: Policies, seed: int, records: int, iterations: int, work: reproduce.Work
-) -> tuple[reproduce.Rows, list[Merge]]:
+    policies: Policies, seed: int, records: int, iterations: int, work: study.Work
+) -> tuple[study.Rows, list[Merge]]:
     """Trains by WARP's learner; returns the curve of its first member, and each iteration's merge.
 
     What the learner keeps are merges. So the last stretch of each member is run twice, by the
@@ -222,8 +220,11 @@ def identity_error(one: Merge) -> float:
     group_of = merging.gemma_groups("tensor")
     slerp = averaging.slerp(one.members, one.init, t=0.5, group_of=group_of)
     cosines = averaging.cosines(one.members, one.init, group_of)
-    trees = slerp, averaging.mean(one.members), one.init
-    spherical, linear, base = (_by_path(tree) for tree in trees)
+    policies = slerp, averaging.mean(one.members), one.init
+    spherical, linear, base = (
+        {path: np.asarray(leaf, np.float64) for path, leaf in trees.named_leaves(policy).items()}
+        for policy in policies
+    )
     error, scale = 0.0, 0.0
     for path, begin in base.items():
         cosine = np.atleast_1d(cosines[group_of(path).name][..., 0, 1])
@@ -232,11 +233,3 @@ def identity_error(one: Merge) -> float:
         error = max(error, float(np.max(np.abs(spherical[path] - begin - moved))))
         scale = max(scale, float(np.max(np.abs(moved))))
     return error / scale if scale else float("nan")
-
-
-def _by_path(params: types.Params) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float64)
-        for path, leaf in leaves
-    }

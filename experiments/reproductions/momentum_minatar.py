@@ -7,6 +7,7 @@ MinAtar, with the weight b fixed or approaching 1 as that of a plain mean does.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 from kullback.experiments.reproductions import agent_runs, agent_studies
 from kullback.experiments.reproductions.agent_studies import above, reported
@@ -22,36 +23,24 @@ class Config:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.steps) < 1:
-            raise ValueError("seeds and steps must be >= 1")
-        for game in self.games:
-            agent_runs.random_score(game)
+        agent_runs.check(self, *self.games)
 
     def arms(self) -> list[agent_runs.Arm]:
         """Returns all that is run."""
-        kinds = [
-            ("dqn", "dqn", ()),
-            ("mo-dqn", "mo-dqn", ()),
-            *(
-                (f"mo-dqn b={b:g}", "mo-dqn", (f"momentum_max={b}", "momentum_copies=0"))
-                for b in self.fixed
-            ),
-        ]
-        return [
-            agent_runs.Arm(label, agent, game, self.seeds, self.steps, settings)
-            for game in self.games
-            for label, agent, settings in kinds
-        ]
+        kinds = {agent: [agent] for agent in ("dqn", "mo-dqn")}
+        for b in self.fixed:
+            kinds[f"mo-dqn b={b:g}"] = ["mo-dqn", f"momentum_max={b}", "momentum_copies=0"]
+        return agent_runs.arms(kinds, self.games, self.seeds, self.steps)
 
 
-def claims(config: Config) -> list[agent_studies.Claim]:
-    """Returns the claims of momentum against DQN, over the run, and of its weights."""
+def claims(config: Config, runs: agent_runs.Runs) -> Iterator[agent_studies.Claim]:
+    """Yields the claims of momentum against DQN, over the run, and of its weights."""
+    del runs
     scores = agent_runs.SCORE
-    rises = "{game}: a weight that rises against b=%g, mean return over the run"
-    return [
-        above("mo-dqn", "dqn", "{game}: {better} scores above {over} over the run", scores),
-        *(reported("mo-dqn", f"mo-dqn b={b:g}", rises % b, scores) for b in config.fixed),
-    ]
+    yield above("mo-dqn", "dqn", "{game}: {better} scores above {over} over the run", scores)
+    for b in config.fixed:
+        rises = f"{{game}}: a weight that rises against b={b:g}, mean return over the run"
+        yield reported("mo-dqn", f"mo-dqn b={b:g}", rises, scores)
 
 
 STUDY = agent_studies.make(
@@ -60,6 +49,5 @@ STUDY = agent_studies.make(
     config=Config(),
     figure="momentum_minatar",
     learner="dqn",
-    claims=lambda config, runs: claims(config),
-    panels=lambda config, runs: agent_studies.grid(runs, ("return_mean", None)),
+    claims=claims,
 )

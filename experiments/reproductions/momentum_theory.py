@@ -8,13 +8,12 @@ iteration, and of MD-VI(lambda, 0), which averages too.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from kullback.core import types
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
+from kullback.experiments.reproductions import charts, garnets, study
 from kullback.theory import bounds, iteration, mirror, momentum, run
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme
@@ -36,14 +35,10 @@ class Config:
     lambda_: float = 0.03  # Temperature > 0 of MD-VI, in units of reward.
 
     def __post_init__(self) -> None:
-        if self.iterations < 20:
-            raise ValueError(f"iterations must be >= 20, got {self.iterations}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
-        if any(not 0 < weight < 1 for weight in self.weights):
-            raise ValueError(f"weights must lie in (0, 1), got {self.weights}; 0 is AVI")
-        if not self.lambda_ > 0:
-            raise ValueError(f"lambda_ must be > 0, got {self.lambda_}; {SPEEDY} is its limit")
+        study.at_least(20, self, "iterations")
+        study.at_least(1, self, "samples")
+        study.inside("(0, 1)", self, "weights", may_be_empty=True)  # 0 would be AVI.
+        study.inside("(0, inf)", self, "lambda_")  # Speedy Q-learning is its limit.
 
 
 def schemes(config: Config) -> dict[str, Scheme]:
@@ -62,10 +57,10 @@ def constant(weight: float) -> str:
     return f"constant b = {weight:g}"
 
 
-def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> reproduce.Rows:
+def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> study.Rows:
     """Returns curves of one scheme, exact and sampled, and where it ended in each process."""
-    best = garnets.measured_by(processes)
-    rows: reproduce.Rows = []
+    best, discounts = garnets.measured_by(processes), np.asarray(processes.discount)
+    rows: study.Rows = []
     for kind in ("exact", "sampled"):
         noise = garnets.sampling(config) if kind == "sampled" else {}
         records = run.run(
@@ -81,8 +76,17 @@ def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> repro
         norms = np.max(np.abs(errors), (-2, -1))  # [M, K]
         counts = np.arange(1, config.iterations + 1)
         average_norms = np.max(np.abs(np.cumsum(errors, 1)), (-2, -1)) / counts
-        bound = promised(config, processes, label, norms, average_norms, best)
-        discounted = _discounted(norms, np.asarray(processes.discount))
+        discounted = _discounted(norms, discounts)
+        bound = None  # Of max (q_* - q_pi), where one is proved.
+        if label == AVI:  # q_0 = 0 is max |q_*| from q_*.
+            bound = garnets.each(bounds.mpi_gap, norms, best.largest[:, 0], discounts)
+        elif label == MIRROR:
+            bound = garnets.each(
+                lambda norms, r_max, gamma: bounds.kl_gap_norm(
+                    norms, processes.num_actions, r_max, gamma, config.lambda_
+                ),
+                *(average_norms, best.r_max, discounts),
+            )
         last: dict[str, Any] = {
             "largest_share": 0.0,
             "average_norm": average_norms[:, -1].tolist(),
@@ -102,33 +106,6 @@ def compare(config: Config, processes: MDP, label: str, scheme: Scheme) -> repro
     return rows
 
 
-def promised(
-    config: Config,
-    processes: MDP,
-    label: str,
-    norms: np.ndarray,
-    average_norms: np.ndarray,
-    best: garnets.Optimum,
-) -> np.ndarray | None:
-    """Returns the scheme's bound of max (q_* - q_pi), [M, K]; None where none is proved here.
-
-    Args:
-      config, processes, label: of what it is the bound.
-      norms, average_norms: max |eps_k|, and that of the average of eps_1, ..., eps_k; [M, K].
-      best: the optimum; max |q_*| is how far q_0 = 0 is from q_*.
-    """
-    discounts = np.asarray(processes.discount)
-    if label == AVI:
-        return garnets.each(bounds.mpi_gap, norms, best.largest[:, 0], discounts)
-    if label == MIRROR:
-
-        def bound(x: types.Array, r_max: float, gamma: float) -> types.Array:
-            return bounds.kl_gap_norm(x, processes.num_actions, r_max, gamma, config.lambda_)
-
-        return garnets.each(bound, average_norms, best.r_max, discounts)
-    return None
-
-
 def _discounted(norms: np.ndarray, discount: np.ndarray) -> np.ndarray:
     """Returns (1 - gamma) sum_{j <= k} gamma^{k-j} ||eps_j||, [M, K]: AVI's bound is made of it."""
     total, sums = np.zeros(len(norms)), []
@@ -145,7 +122,7 @@ def _slope(values: np.ndarray) -> float:
     return float(np.polyfit(np.log(k[late]), np.log(values[late]), 1)[0]) if late.any() else 0.0
 
 
-def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the paper's statements."""
     counted = garnets.counted(config.processes, config.iterations)
     # Of value iteration without errors theory allows this to be left, relative to max |q_*|.
@@ -155,78 +132,58 @@ def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
     def end(scheme: str, kind: str, column: str = "end") -> np.ndarray:
         return study.column(tables["ends"], column, scheme=scheme, kind=kind)
 
-    checks = [
-        study.small(
-            "without errors AVI ends at the optimum (relative distance)",
-            end(AVI, "exact").max(),
-            1e-10,
-            counted,
-            remaining,
-        ),
-        study.small(
-            "without errors MoVI converges: its old values weigh ever less (relative distance)",
-            end(MOVI, "exact").max(),
-            1e-4,
-            f"and a median of {np.median(end(MOVI, 'exact')):.2g} {counted}",
-            remaining,
-        ),
-        garnets.above(
-            "sampled, MoVI ends nearer to the optimum than AVI (difference)",
-            end(AVI, "sampled") - end(MOVI, "sampled"),
-        ),
-        garnets.above(
-            "sampled, it ends at less than a tenth of AVI's distance (that less MoVI's)",
-            end(AVI, "sampled") / 10 - end(MOVI, "sampled"),
-        ),
-        garnets.above(
-            "the average of the errors has shrunk to less than a quarter of their discounted norms "
-            "(a quarter of these less the norm of that)",
-            end(MOVI, "sampled", "discounted_norm") / 4 - end(MOVI, "sampled", "average_norm"),
-        ),
-    ]
+    claim = "without errors AVI ends at the optimum (relative distance)"
+    yield study.small(claim, end(AVI, "exact").max(), 1e-10, counted, remaining)
+    claim = "without errors MoVI converges: its old values weigh ever less (relative distance)"
+    late = end(MOVI, "exact")
+    and_median = f"and a median of {np.median(late):.2g} {counted}"
+    yield study.small(claim, late.max(), 1e-4, and_median, remaining)
+    avi, movi = end(AVI, "sampled"), end(MOVI, "sampled")
+    claim = "sampled, MoVI ends nearer to the optimum than AVI (difference)"
+    yield garnets.above(claim, avi - movi)
+    claim = "sampled, it ends at less than a tenth of AVI's distance (that less MoVI's)"
+    yield garnets.above(claim, avi / 10 - movi)
+    yield garnets.above(
+        "the average of the errors has shrunk to less than a quarter of their discounted norms "
+        "(a quarter of these less the norm of that)",
+        end(MOVI, "sampled", "discounted_norm") / 4 - end(MOVI, "sampled", "average_norm"),
+    )
     for scheme in (AVI, MIRROR):
         shares = (end(scheme, kind, "largest_share").max() for kind in ("exact", "sampled"))
-        claim = f"{scheme} keeps to its bound"
-        checks.append(study.within(claim, garnets.largest(shares), counted))
+        yield study.within(f"{scheme} keeps to its bound", garnets.largest(shares), counted)
     slopes = {s: end(s, "sampled", "slope")[0] for s in (AVI, MOVI, SPEEDY, MIRROR)}
-    return [
-        *checks,
-        study.reported(
-            "distance of the policy as a power of k; the values of an average near theirs as "
-            "k^-1/2, and policies are nearer than values",
-            ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()),
-        ),
-    ]
+    yield study.reported(
+        "distance of the policy as a power of k; the values of an average near theirs as "
+        "k^-1/2, and policies are nearer than values",
+        ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()),
+    )
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns sampled and exact curves, and the two measures of the errors."""
     distance = r"$\Vert q_* - q_{\pi_k} \Vert_1 \,/\, \Vert q_* \Vert_1$"
-    whole, late = (1, config.iterations), (2, config.iterations)  # The first error is 0, as q_0 is.
-    titles = [
-        f"{garnets.successors(config.samples)} ({garnets.MEAN}; dashed: bounds)",
-        f"Errors of MoVI's evaluations ({garnets.MEAN})",
-        f"No errors ({garnets.MEDIAN}; dashed: bounds)",
-    ]
+    sampled = f"{garnets.successors(config.samples)} ({garnets.MEAN}; dashed: bounds)"
+    of_errors = f"Errors of MoVI's evaluations ({garnets.MEAN})"
+    none = f"No errors ({garnets.MEDIAN}; dashed: bounds)"
 
-    def curves(kind: str, median: bool) -> list[study.Line]:
+    def curves(kind: str, title: str, median: bool) -> charts.Panel:
         named = {MIRROR: f"{MIRROR}, lambda = {config.lambda_:g}"}
         rows = study.where(tables["curves"], kind=kind)
-        return [
+        marks = [
             garnets.line(study.where(rows, scheme=label), named.get(label, label), median=median)
             for label in schemes(config)
         ]
+        return garnets.panel(marks, title, distance, 2, xlim=(1, config.iterations))
 
-    sampled, exact = curves("sampled", median=False), curves("exact", median=True)
     errors = garnets.lines(tables["errors"], (AVERAGE, SUM))
+    late = 2, config.iterations  # The first error is 0, as q_0 is.
     # Below rounding there is nothing to see. The upper end is that of a linear axis.
-    exact = garnets.panel(exact, titles[2], distance, 2, xlim=whole)
-    exact = dataclasses.replace(exact, axes={"ylim": (1e-12, None), **exact.axes})
-    return study.Grid(
+    exact = curves("exact", none, median=True)
+    return charts.Grid(
         panels=[
-            garnets.panel(sampled, titles[0], distance, 2, xlim=whole),
-            garnets.panel(errors, titles[1], "units of reward", 1, xlim=late),
-            exact,
+            curves("sampled", sampled, median=False),
+            garnets.panel(errors, of_errors, "units of reward", 1, xlim=late),
+            dataclasses.replace(exact, axes={"ylim": (1e-12, None), **exact.axes}),
         ],
         width=4.8,
         height=4.2,
@@ -241,9 +198,9 @@ STUDY = study.Study(
     config=Config(),
     arms=lambda config: [
         garnets.arm(
-            config, label.lower().replace(" ", "-"), 2 * config.iterations, compare, label, scheme
+            config, item[0].lower().replace(" ", "-"), 2 * config.iterations, compare, *item
         )
-        for label, scheme in schemes(config).items()
+        for item in schemes(config).items()
     ],
     tables=lambda config, rows: study.split(rows, "curves", "ends", "errors"),
     claims=claims,

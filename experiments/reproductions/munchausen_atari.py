@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments import catalog, reproduce
+from kullback.experiments import catalog
 from kullback.experiments.reproductions import agent_runs, agent_studies, study
 
 AGENTS = ("dqn", "m-dqn", "c51", "rainbow", "iqn", "m-iqn")
@@ -34,8 +34,7 @@ class Config:
     seeds: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.steps) < 1:
-            raise ValueError("seeds and steps must be >= 1")
+        agent_runs.check(self)
         for name, given, known in (("agents", self.agents, AGENTS), ("games", self.games, GAMES)):
             if unknown := sorted(set(given) - set(known)):
                 raise ValueError(f"{name} are {', '.join(known)}, got {unknown[0]}")
@@ -44,11 +43,8 @@ class Config:
         """Returns all that is run."""
         agents, games = (AGENTS, GAMES) if self.full else (self.agents, self.games)
         seeds, steps = (SEEDS, STEPS) if self.full else (self.seeds, self.steps)
-        return [
-            agent_runs.Arm(agent, agent, game, seeds, steps, log_every=1_000)
-            for game in games
-            for agent in agents
-        ]
+        plain = agent_runs.arms({agent: [agent] for agent in agents}, games, seeds, steps)
+        return [arm._replace(log_every=1_000) for arm in plain]
 
 
 def cost(runs: agent_runs.Runs, arm: agent_runs.Arm) -> dict[str, Any]:
@@ -71,7 +67,7 @@ def costs(config: Config, runs: agent_runs.Runs) -> study.Tables:
     return {"cost": [cost(runs, arm) for arm in config.arms()]}
 
 
-def checks(config: Config, runs: agent_runs.Runs) -> list[reproduce.Check]:
+def checks(config: Config, runs: agent_runs.Runs) -> list[study.Check]:
     """Judges the published protocol, game by game; reports what it would take."""
     judged = [
         study.above(
@@ -104,8 +100,6 @@ STUDY = agent_studies.make(
     source="Vieillard, Pietquin & Geist 2020",
     config=Config(),
     figure="munchausen_atari",
-    claims=lambda config, runs: [],
     checks=checks,
-    panels=lambda config, runs: agent_studies.grid(runs, ("return_mean", None)),
     tables=costs,
 )

@@ -8,9 +8,8 @@ No claim is judged on a game where DQN stays under five times a random policy.
 """
 
 import dataclasses
-import itertools
 
-from kullback.experiments.reproductions import agent_runs, agent_studies
+from kullback.experiments.reproductions import agent_runs, agent_studies, study
 from kullback.experiments.reproductions.agent_studies import above, wider
 
 SCALAR = ("dqn", "soft-dqn", "al-dqn", "m-dqn")
@@ -35,22 +34,17 @@ class Config:
         for game in (*self.games, *self.quantile_games):
             if game not in GAMES:
                 raise ValueError(f"games are {', '.join(GAMES)}, got {game}")
-        if min(self.seeds, self.quantile_seeds, self.steps) < 1:
-            raise ValueError("seeds, quantile_seeds and steps must be >= 1")
+        study.at_least(1, self, "seeds", "quantile_seeds", "steps")
 
     def arms(self) -> list[agent_runs.Arm]:
         """Returns all that is run."""
-        games = GAMES if self.full else self.games
-        quantile_games = GAMES if self.full else self.quantile_games
         scalar = (*SCALAR, "rainbow") if self.full else SCALAR
-        pairs = [
-            *((agent, game, self.seeds) for game, agent in itertools.product(games, scalar)),
-            *(
-                (agent, game, self.quantile_seeds)
-                for game, agent in itertools.product(quantile_games, QUANTILE)
-            ),
+        games, few = (GAMES, GAMES) if self.full else (self.games, self.quantile_games)
+        plain, quantile = ({agent: [agent] for agent in some} for some in (scalar, QUANTILE))
+        return [
+            *agent_runs.arms(plain, games, self.seeds, self.steps),
+            *agent_runs.arms(quantile, few, self.quantile_seeds, self.steps),
         ]
-        return [agent_runs.Arm(agent, agent, game, n, self.steps) for agent, game, n in pairs]
 
 
 CLAIMS = [
@@ -68,7 +62,6 @@ PANELS = [
     ("return_mean", QUANTILE),
     ("action_gap", SCALAR),
 ]
-
 
 STUDY = agent_studies.make(
     claim="a scaled log-policy in the reward of DQN is worth more than an entropy bonus",

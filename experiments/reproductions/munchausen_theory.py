@@ -8,15 +8,14 @@ the paper is remembered to print; the figure has both.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import types
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
-from kullback.theory import bounds, mirror, munchausen, run
+from kullback.experiments.reproductions import charts, garnets, study
+from kullback.theory import mirror, munchausen, run
 from kullback.theory.mdp import MDP
 
 
@@ -33,25 +32,19 @@ class Config:
     alphas: tuple[float, ...] = (0.0, 0.5, 0.9, 0.95)  # In [0, 1).
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "exact_iterations"):
-            if getattr(self, name) < 20:
-                raise ValueError(f"{name} must be >= 20, got {getattr(self, name)}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
-        if not self.alphas or min(self.alphas) < 0 or max(self.alphas) >= 1:
-            raise ValueError(f"alphas must lie in [0, 1), got {self.alphas}")
-        if not self.tau > 0:
-            raise ValueError(f"tau must be > 0, got {self.tau}")
+        study.at_least(20, self, "iterations", "exact_iterations")
+        study.at_least(1, self, "samples")
+        study.inside("[0, 1)", self, "alphas")
+        study.inside("(0, inf)", self, "tau")
+
+    def parameters(self, alpha: float) -> dict[str, np.ndarray]:
+        """Returns parameters of M-VI, for the one program of all alphas."""
+        return {"alpha": np.array([alpha]), "tau": np.array([self.tau])}
 
 
 def printed_ratio(alpha: float) -> float:
     """Returns the limit of the action gaps' ratio as the paper is remembered to print it."""
     return (1 + alpha) / (1 - alpha)
-
-
-def scheme(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
-    """Returns rows of one alpha: the sampled run and its twin, and the exact one."""
-    return [*sampled(config, processes, alpha), *exact(config, processes, alpha)]
 
 
 def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
@@ -61,13 +54,7 @@ def measure(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, 
     return {**garnets.measure(mdp, record, context), "mirrored": mirrored}
 
 
-def values(mdp: MDP, record: run.Record, context: Any) -> types.Array:
-    """Returns the action values q_k alone."""
-    del mdp, context
-    return record.state.q
-
-
-def sampled(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
+def sampled(config: Config, processes: MDP, alpha: float) -> study.Rows:
     """Returns curves of M-VI under sampling with their bound; the difference from MD-VI."""
     entropy = (1 - alpha) * config.tau
     best = garnets.measured_by(processes, entropy)
@@ -78,7 +65,7 @@ def sampled(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
         munchausen.munchausen_vi,
         processes,
         config.iterations,
-        parameters={"alpha": np.array([alpha]), "tau": np.array([config.tau])},
+        parameters=config.parameters(alpha),
         **garnets.sampling(config),
         measure=measure,
         context=context,
@@ -90,24 +77,17 @@ def sampled(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
         config.iterations,
         parameters={"lambda_": np.array([alpha * config.tau]), "tau": np.array([entropy])},
         errors=records["error"][:, 1:],
-        measure=values,
+        measure=lambda mdp, record, context: record.state.q,
     ).records[0]
     off = np.max(np.abs(twin - records["mirrored"]), (-2, -1))
-
-    def promised(errors: types.Array, r_max: float, gamma: float) -> types.Array:
-        norms = jnp.max(abs(bounds.moving_average(errors, alpha)), (-2, -1))
-        temperatures = alpha * config.tau, entropy
-        return bounds.entropy_gap_norm(norms, processes.num_actions, r_max, gamma, *temperatures)
-
-    bound = garnets.each(promised, records["error"][:, 1:], best.r_max, processes.discount)
+    temperatures = alpha * config.tau, entropy
+    errors = records["error"][:, 1:]
+    bound = garnets.entropy_bound(processes, errors, best, alpha, *temperatures)
     share = garnets.share(records["largest_gap"][:, 1:], bound, best.largest)
     label, gap = named(alpha), records["gap"] / best.mean
-    end = garnets.ends(
-        label,
-        gap[:, -(config.iterations // 10) :].mean(1),
-        largest_share=share.max(1).tolist(),
-        off=off.max(1).tolist(),
-    )
+    late = gap[:, -(config.iterations // 10) :].mean(1)
+    by_process = {"largest_share": share.max(1).tolist(), "off": off.max(1).tolist()}
+    end = garnets.ends(label, late, **by_process)
     return [
         *study.tagged("curves", garnets.curve(label, gap, bound / best.mean)),
         *study.tagged("twins", garnets.curve(label, off)),
@@ -118,26 +98,22 @@ def sampled(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
 def gaps(mdp: MDP, record: run.Record, context: dict[str, Any]) -> dict[str, Any]:
     """Returns how much wider the gaps of q_k are than those of the soft optimal values."""
     del mdp
-    wide = munchausen.action_gap(record.state.q)
-    narrow = context["gap"]
+    wide, narrow = munchausen.action_gap(record.state.q), context["gap"]
     ratio = jnp.sum(wide) / jnp.sum(narrow)
     return {"ratio": ratio, "off": garnets.most(abs(wide - narrow * context["limit"]))}
 
 
-def exact(config: Config, processes: MDP, alpha: float) -> reproduce.Rows:
+def exact(config: Config, processes: MDP, alpha: float) -> study.Rows:
     """Returns the ratio of the gaps without errors, by iteration and at the end."""
     best = garnets.measured_by(processes, (1 - alpha) * config.tau)
-    limit = munchausen.action_gap_ratio(alpha)
+    limit, narrow = (munchausen.action_gap_ratio(alpha), np.asarray(munchausen.action_gap(best.q)))
     records = run.run(
         munchausen.munchausen_vi,
         processes,
         config.exact_iterations,
-        parameters={"alpha": np.array([alpha]), "tau": np.array([config.tau])},
+        parameters=config.parameters(alpha),
         measure=gaps,
-        context={
-            "gap": np.asarray(munchausen.action_gap(best.q)),
-            "limit": np.full(len(best.q), limit),
-        },
+        context={"gap": narrow, "limit": np.full(len(best.q), limit)},
     ).records
     ratio = records["ratio"][0]
     last = garnets.ends(
@@ -165,7 +141,7 @@ def remaining(config: Config, alpha: float, gamma: float) -> float:
     return config.exact_iterations * max(alpha, gamma) ** config.exact_iterations
 
 
-def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the two theorems, and what they are for."""
     counted = garnets.counted(config.processes, config.iterations)
     processes = garnets.make(config.processes)
@@ -184,127 +160,96 @@ def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
     exact_counted = f"over {len(of(config.alphas[0]))} processes"
     if far:
         exact_counted += f" (too few iterations for alpha = {', '.join(far)})"
-    checks = [
-        study.small(
-            "M-VI(alpha, tau) is MD-VI(alpha tau, (1 - alpha) tau), errors and all (theorem 1)",
-            garnets.largest(row["off"] for row in ends),
-            1e-10,
-            counted,
-        ),
-        study.within(
-            "M-VI keeps to MD-VI's bound",
-            garnets.largest(row["largest_share"] for row in ends),
-            counted,
-        ),
-        study.small(
-            "without errors every action gap becomes 1 / (1 - alpha) times that of the soft "
-            "optimal values (theorem 2 as derived; in units of the largest value)",
-            garnets.largest(row["off_by_action"] for row in limits),
-            1e-6,
-            exact_counted,
-            left,
-        ),
-    ]
+    yield study.small(
+        "M-VI(alpha, tau) is MD-VI(alpha tau, (1 - alpha) tau), errors and all (theorem 1)",
+        garnets.largest(row["off"] for row in ends),
+        1e-10,
+        counted,
+    )
+    largest_share = garnets.largest(row["largest_share"] for row in ends)
+    yield study.within("M-VI keeps to MD-VI's bound", largest_share, counted)
+    yield study.small(
+        "without errors every action gap becomes 1 / (1 - alpha) times that of the soft "
+        "optimal values (theorem 2 as derived; in units of the largest value)",
+        garnets.largest(row["off_by_action"] for row in limits),
+        1e-6,
+        exact_counted,
+        left,
+    )
     if apart:
         # The paper's factor, were it right, would fit as closely.
         wrong = -garnets.largest(-abs(row["end"] / row["printed"] - 1) for row in apart)
         right = garnets.largest(abs(row["end"] / row["derived"] - 1) for row in apart)
         alpha = max(row["alpha"] for row in apart)
         ratio = [row["end"] for row in apart if row["alpha"] == alpha]
-        checks.append(
-            reproduce.Check(
-                "the factor is 1 / (1 - alpha) and not (1 + alpha) / (1 - alpha), as remembered",
-                bool(right < 1e-3 < wrong) if near else None,
-                f"for alpha = {alpha:g} it is {np.mean(ratio):.6g}, derived "
-                f"{munchausen.action_gap_ratio(alpha):.6g}, remembered {printed_ratio(alpha):.6g}; "
-                f"off by {right:.1g} of the one at most, by {wrong:.2g} of the other at least",
-            )
+        yield study.Check(
+            "the factor is 1 / (1 - alpha) and not (1 + alpha) / (1 - alpha), as remembered",
+            bool(right < 1e-3 < wrong) if near else None,
+            f"for alpha = {alpha:g} it is {np.mean(ratio):.6g}, derived "
+            f"{munchausen.action_gap_ratio(alpha):.6g}, remembered {printed_ratio(alpha):.6g}; "
+            f"off by {right:.1g} of the one at most, by {wrong:.2g} of the other at least",
         )
     small, large = min(config.alphas), max(config.alphas)
     if small < large:
-        checks.append(
-            garnets.above(
-                f"sampled, {named(large)} ends nearer to its optimum than {named(small)}",
-                of(small) - of(large),
-            )
-        )
-    return checks
+        nearer = f"sampled, {named(large)} ends nearer to its optimum than {named(small)}"
+        yield garnets.above(nearer, of(small) - of(large))
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
-    """Returns error propagation, the twins' difference, the gaps by iteration and their limit."""
+def panels(config: Config, tables: study.Tables) -> Iterator[charts.Panel]:
+    """Yields error propagation, the twins' difference, the gaps by iteration and their limit."""
     labels = [named(alpha) for alpha in config.alphas]
     sampled = garnets.lines(tables["curves"], labels)
     twins = garnets.lines(tables["twins"], labels, median=True)
-    level = study.Level(1e-10, {"color": "k", "ls": "--", "lw": 0.9, "label": "1e-10"})
-    ratios: list[study.Mark] = []
+    gap = r"$\Vert q_*^{(1-\alpha)\tau} - q_{\pi_k}^{(1-\alpha)\tau} \Vert_1$, relative"
+    title = f"M-VI, {garnets.successors(config.samples)} ({garnets.MEAN}; dashed: bounds)"
+    xlim = 1, config.iterations
+    yield garnets.panel(sampled, title, gap, 5, xlim=xlim)
+
+    level = charts.Level(1e-10, {"color": "k", "ls": "--", "lw": 0.9, "label": "1e-10"})
+    title = rf"M-VI less MD-VI($\alpha\tau$, $(1-\alpha)\tau$) ({garnets.MEDIAN})"
+    limited = {"xlim": xlim, "ylim": (1e-17, 1e-9)}
+    yield garnets.panel([*twins, level], title, "largest difference", 5, **limited)
+
+    ratios: list[charts.Mark] = []
     for number, line in enumerate(garnets.lines(tables["ratios"], labels, median=True)):
         limit = munchausen.action_gap_ratio(config.alphas[number])
-        ratios += [line, study.Level(limit, {"ls": "--", "lw": 0.9, "color": f"C{number}"})]
-    linear = {"xlabel": r"$\alpha$", "xscale": "linear"}
-    xlim = 1, config.iterations
-    return study.Grid(
-        panels=[
-            garnets.panel(
-                sampled,
-                f"M-VI, {garnets.successors(config.samples)} ({garnets.MEAN}; dashed: bounds)",
-                r"$\Vert q_*^{(1-\alpha)\tau} - q_{\pi_k}^{(1-\alpha)\tau} \Vert_1$, relative",
-                5,
-                xlim=xlim,
-            ),
-            garnets.panel(
-                [*twins, level],
-                rf"M-VI less MD-VI($\alpha\tau$, $(1-\alpha)\tau$) ({garnets.MEDIAN})",
-                "largest difference",
-                5,
-                xlim=xlim,
-                ylim=(1e-17, 1e-9),
-            ),
-            garnets.panel(
-                ratios,
-                f"Action gaps, no errors ({garnets.MEDIAN}; dashed: derived limit)",
-                r"gap of $q_k$ / gap of $q_*^{(1-\alpha)\tau}$",
-                5,
-                xlim=(2, config.exact_iterations),
-                ylim=(0.3, None),
-            ),
-            garnets.panel(
-                limits(config, tables["limits"]),
-                "Action gap, theorem 2",
-                "limit of the ratio",
-                2,
-                **linear,
-            ),
-        ],
-        columns=2,
-        width=5.4,
-        height=4.2,
-        title_size=11,
-    )
+        ratios += [line, charts.Level(limit, {"ls": "--", "lw": 0.9, "color": f"C{number}"})]
+    ratio = r"gap of $q_k$ / gap of $q_*^{(1-\alpha)\tau}$"
+    title = f"Action gaps, no errors ({garnets.MEDIAN}; dashed: derived limit)"
+    limited = {"xlim": (2, config.exact_iterations), "ylim": (0.3, None)}
+    yield garnets.panel(ratios, title, ratio, 5, **limited)
+
+    by_alpha, linear = limits(config, tables["limits"]), {"xlabel": r"$\alpha$", "xscale": "linear"}
+    yield garnets.panel(by_alpha, "Action gap, theorem 2", "limit of the ratio", 2, **linear)
 
 
-def limits(config: Config, rows: reproduce.Rows) -> list[study.Line]:
+def limits(config: Config, rows: study.Rows) -> list[charts.Line]:
     """Returns the measured limits of the gaps' ratios, and both formulae."""
     dots = {"ls": "", "marker": "o", "color": "k", "markersize": 5}
-    measured = [
-        study.Line(
-            np.full(len(ends), alpha),
-            ends,
-            "measured, every process" if number == 0 else None,
-            dots,
-        )
-        for number, alpha in enumerate(config.alphas)
-        for ends in [study.column(rows, "end", scheme=named(alpha))]
-    ]
+    measured: list[charts.Line] = []
+    for number, alpha in enumerate(config.alphas):
+        ends = study.column(rows, "end", scheme=named(alpha))
+        label = None if number else "measured, every process"
+        measured.append(charts.Line(np.full(len(ends), alpha), ends, label, dots))
     alphas = np.linspace(0, max(*config.alphas, 0.5), 200)
     derived = [munchausen.action_gap_ratio(alpha) for alpha in alphas]
     printed = [printed_ratio(alpha) for alpha in alphas]
     remembered = r"remembered of the paper: $(1 + \alpha) / (1 - \alpha)$"
     return [
         *measured,
-        study.Line(alphas, derived, r"derived: $1 / (1 - \alpha)$"),
-        study.Line(alphas, printed, remembered, {"ls": "--"}),
+        charts.Line(alphas, derived, r"derived: $1 / (1 - \alpha)$"),
+        charts.Line(alphas, printed, remembered, {"ls": "--"}),
     ]
+
+
+def arms(config: Config) -> list[study.Arm]:
+    """Returns an arm an alpha: the sampled run and its twin, and the exact one."""
+
+    def rows(config: Config, processes: MDP, alpha: float) -> study.Rows:
+        return [*sampled(config, processes, alpha), *exact(config, processes, alpha)]
+
+    steps = 2 * config.iterations + config.exact_iterations
+    return [garnets.arm(config, f"alpha-{a:g}", steps, rows, a) for a in config.alphas]
 
 
 STUDY = study.Study(
@@ -312,18 +257,9 @@ STUDY = study.Study(
     "widens the gaps between actions by 1 / (1 - alpha).",
     source="Vieillard et al. 2020, arXiv:2007.14430",
     config=Config(),
-    arms=lambda config: [
-        garnets.arm(
-            config,
-            f"alpha-{alpha:g}",
-            2 * config.iterations + config.exact_iterations,
-            scheme,
-            alpha,
-        )
-        for alpha in config.alphas
-    ],
+    arms=arms,
     tables=lambda config, rows: study.split(rows, "curves", "twins", "ratios", "limits", "ends"),
     claims=claims,
-    figures=lambda config, tables: {"munchausen": panels(config, tables)},
+    figures=lambda config, tables: {"munchausen": garnets.grid(panels(config, tables))},
     seconds=lambda c: garnets.seconds(c.processes, 2 * c.iterations, len(c.alphas)) + 8,
 )

@@ -7,8 +7,7 @@ deterministic in one state.
 
 import numpy as np
 
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
+from kullback.experiments.reproductions import charts, garnets, study
 from kullback.theory import mdp, run, solve
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme
@@ -20,10 +19,10 @@ def two_states() -> MDP:
     return mdp.make(probabilities, np.array([[-0.1, 0.5], [0.1, 0.0]]), 0.8)
 
 
-def rows(schemes: dict[str, Scheme], iterations: int) -> reproduce.Rows:
+def rows(schemes: dict[str, Scheme], iterations: int) -> study.Rows:
     """Returns values of both states, of the edges of the polytope and of iterates of schemes."""
     process = two_states()
-    points: reproduce.Rows = []
+    points: study.Rows = []
 
     def add(what: str, log_policies: np.ndarray) -> None:
         for k, log_policy in enumerate(log_policies):
@@ -43,15 +42,15 @@ def rows(schemes: dict[str, Scheme], iterations: int) -> reproduce.Rows:
     return points
 
 
-def panel(rows: reproduce.Rows) -> study.Panel:
+def panel(rows: study.Rows) -> charts.Panel:
     """Returns edges as lines, iterates as points."""
-    marks: list[study.Line] = []
+    marks: list[charts.Line] = []
     for number, what in enumerate(dict.fromkeys(row["what"] for row in rows)):
         x, y = (study.column(rows, name, what=what) for name in ("v1", "v2"))
         if what.startswith("edge"):
             label = None if number else "one state deterministic"
-            marks.append(study.Line(x, y, label, {"color": "0.5", "lw": 1}))
+            marks.append(charts.Line(x, y, label, {"color": "0.5", "lw": 1}))
         else:
-            marks.append(study.Line(x, y, what, {"marker": "o", "markersize": 3, "lw": 1}))
+            marks.append(charts.Line(x, y, what, {"marker": "o", "markersize": 3, "lw": 1}))
     axes = {"xlabel": r"$v_\pi(s_1)$", "xscale": "linear", "yscale": "linear"}
     return garnets.panel(marks, "Ways through the values", r"$v_\pi(s_2)$", 1, **axes)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import regularizers
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
+from kullback.experiments.reproductions import charts, garnets, study
 from kullback.theory import bounds, convex, iteration, run, solve
 from kullback.theory.mdp import MDP
 
@@ -38,19 +38,15 @@ class Config:
     taus: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # Of the loss, > 0.
 
     def __post_init__(self) -> None:
-        if self.iterations < 2:
-            raise ValueError(f"iterations must be >= 2, got {self.iterations}")
+        study.at_least(2, self, "iterations")
         if not self.divergences:
             raise ValueError("divergences must name one at least, such as kl")
         for name in self.divergences:
             if not math.isfinite(regularizers.named(name).at_zero):
                 raise ValueError(f"{name} has no entropy, as f(0) is infinite; e.g. kl has one")
-        if not self.tau > 0 or not self.taus or min(self.taus) <= 0:
-            raise ValueError(f"temperatures must be > 0, got tau={self.tau}, taus={self.taus}")
-        if not self.noise >= 0:
-            raise ValueError(f"noise must be >= 0, got {self.noise}")
-        if any(m < 2 for m in self.backups):
-            raise ValueError(f"backups must be >= 2, got {self.backups}")
+        study.inside("(0, inf)", self, "tau", "taus")
+        study.inside("[0, inf)", self, "noise")
+        study.inside("[2, inf)", self, "backups", may_be_empty=True)
 
 
 def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str) -> dict[str, Any]:
@@ -65,7 +61,7 @@ def measure(mdp: MDP, record: run.Record, context: Any, *, tau: float, name: str
     }
 
 
-def regularised(config: Config, processes: MDP, name: str) -> reproduce.Rows:
+def regularised(config: Config, processes: MDP, name: str) -> study.Rows:
     """Returns rows of one regulariser."""
     divergence = regularizers.named(name)
     q = config.tau * optimum(processes, config.tau, divergence).q
@@ -74,7 +70,7 @@ def regularised(config: Config, processes: MDP, name: str) -> reproduce.Rows:
     shape = (len(size), config.iterations, *processes.reward.shape[-2:])
     errors = config.noise * np.random.default_rng(config.noise_seed).normal(size=shape)
     judged = functools.partial(measure, tau=config.tau, name=name)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for m in (1, *config.backups, math.inf):
         # Without errors m = 1 is shown, in the program that is compiled for it anyway.
         kinds = {backups(m): errors} | ({"exact": np.zeros(shape)} if m == 1 else {})
@@ -107,21 +103,18 @@ def backups(m: float) -> str:
 
 def largest_entropy(name: str, num_actions: int) -> float:
     """Returns H_f of the uniform policy, the range of H_f: D_f(e, 1) - D_f(u, 1)."""
-    u = np.full((1, num_actions), -math.log(num_actions))
     with jax.enable_x64(True):
-        entropy = -convex.penalty(
-            jnp.asarray(u), jnp.asarray(u), 0.0, 1.0, regularizers.named(name)
-        )
-        return float(entropy[0])
+        u = jnp.asarray(np.full((1, num_actions), -math.log(num_actions)))
+        return -float(convex.penalty(u, u, 0.0, 1.0, regularizers.named(name))[0])
 
 
-def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
+def losses(config: Config, processes: MDP, name: str) -> study.Rows:
     """Returns the losses of the optimal regularised policies, and how many actions they take."""
     divergence = regularizers.named(name)
     v = garnets.optimum(processes).v
     scale = garnets.of_largest(processes, v)
     gamma = np.asarray(processes.discount)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for tau in config.taus:
         solution = optimum(processes, tau, divergence)
         lost = np.max(v - solve.policy_values(processes, solution.log_policy)[0], -1)
@@ -137,11 +130,11 @@ def losses(config: Config, processes: MDP, name: str) -> reproduce.Rows:
     return rows
 
 
-def two_actions(config: Config) -> reproduce.Rows:
+def two_actions(config: Config) -> study.Rows:
     """Returns the probability of the first of two actions over how much better it is."""
     gaps = np.linspace(-4, 4, 161)
     q = np.stack([gaps, np.zeros_like(gaps)], -1)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for name in config.divergences:
         with jax.enable_x64(True):
             divergence = regularizers.named(name)
@@ -154,44 +147,39 @@ def two_actions(config: Config) -> reproduce.Rows:
     return rows
 
 
-def claims(config: Config, tables: study.Tables) -> list[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges contraction, propagation of errors and the loss; reports which policies are sparse."""
     curves, lost = tables["curves"], tables["losses"]
     counted = garnets.counted(config.processes, config.iterations)
     exact = study.where(curves, kind="exact")
     noisy = [row for row in curves if row["kind"] != "exact"]
-    checks = [
-        study.within(
-            "regularised value iteration contracts: max |q_* - q_k| is at most gamma^k its start",
-            garnets.largest(row["largest_share"] for row in exact),
-            counted,
-        ),
-        study.within(
-            "with errors, regularised MPI of any m keeps to the bound of modified policy iteration",
-            garnets.largest(row["largest_share"] for row in noisy),
-            counted,
-        ),
-        study.within(
-            "an optimal regularised policy loses at most tau max H_f / (1 - gamma)",
-            garnets.largest(row["share"] for row in lost),
-            f"over {len(lost):,} processes, regularisers and temperatures",
-        ),
-    ]
+    contracts = "contracts: max |q_* - q_k| is at most gamma^k its start"
+    keeps = "keeps to the bound of modified policy iteration"
+    for claim, rows in (
+        (f"regularised value iteration {contracts}", exact),
+        (f"with errors, regularised MPI of any m {keeps}", noisy),
+    ):
+        share = garnets.largest(row["largest_share"] for row in rows)
+        yield study.within(claim, share, counted)
+    yield study.within(
+        "an optimal regularised policy loses at most tau max H_f / (1 - gamma)",
+        garnets.largest(row["share"] for row in lost),
+        f"over {len(lost):,} processes, regularisers and temperatures",
+    )
     least = min(config.taus)
     for name in config.divergences:
         # Shannon's policies are positive, though the least probabilities may round to 0.
         kind = "sparse" if regularizers.named(name).is_sparse else "dense"
         taken = study.column(lost, "actions", scheme=name, tau=least)
-        claim = (
+        yield study.reported(
             f"{name}: actions with a positive probability, of a state, tau = {least:g} ({kind} by "
-            "theory)"
+            "theory)",
+            f"{taken.mean():.3g} on average",
         )
-        checks.append(study.reported(claim, f"{taken.mean():.3g} on average"))
-    return checks
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
-    """Returns two actions, contraction, errors, loss."""
+def panels(config: Config, tables: study.Tables) -> Iterator[charts.Panel]:
+    """Yields two actions, contraction, errors, loss."""
     names, taus = config.divergences, sorted(config.taus)
     styles: dict[str, dict[str, Any]] = {
         name: {"color": f"C{number}"} for number, name in enumerate(names)
@@ -199,15 +187,15 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
     shown = [backups(m) for m in (1, *config.backups, math.inf)]
     dashes = dict(zip(shown, itertools.cycle("- : -.".split()), strict=False))
 
-    def curve(name: str, kind: str, label: str, **how: Any) -> study.Line:
+    def curve(name: str, kind: str, label: str, **how: Any) -> charts.Line:
         rows = study.where(tables["curves"], scheme=name, kind=kind)
         return garnets.line(rows, label, **how, **styles[name])
 
-    def two(name: str) -> study.Line:
+    def two(name: str) -> charts.Line:
         of = functools.partial(study.column, tables["two_actions"], scheme=name)
-        return study.Line(of("gap"), of("probability"), name, styles[name])
+        return charts.Line(of("gap"), of("probability"), name, styles[name])
 
-    def lost(name: str) -> list[study.Line]:
+    def lost(name: str) -> list[charts.Line]:
         rows = study.where(tables["losses"], scheme=name)
 
         def by_tau(column: str) -> list[np.ndarray]:
@@ -218,55 +206,33 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
         bound = [float(np.mean(x)) for x in by_tau("bound")]
         return [
             garnets.means(taus, by_tau("end"), name, **dots),
-            study.Line(taus, bound, None, dashed),
+            charts.Line(taus, bound, None, dashed),
         ]
 
-    return study.Grid(
-        panels=[
-            garnets.panel(
-                [two(name) for name in names],
-                "Regularised greedy policy of two actions",
-                r"$\pi(a_1)$",
-                3,
-                xlabel=r"$(q(a_1) - q(a_2)) / \tau$",
-                xscale="linear",
-                yscale="linear",
-            ),
-            garnets.panel(
-                [curve(name, "exact", name, median=True) for name in names],
-                rf"Reg-VI, no errors, $\tau$ = {config.tau:g} ({garnets.MEDIAN}; "
-                r"dashed: $\gamma^k$)",
-                r"$\Vert q_{*,\Omega} - q_k \Vert_\infty$, relative",
-                3,
-                xscale="linear",
-                ylim=(1e-13, None),
-            ),
-            garnets.panel(
-                [
-                    curve(name, m, f"{name}, {m}", ls=dash, bound=m == shown[0])
-                    for name in names
-                    for m, dash in dashes.items()
-                ],
-                f"Reg-MPI, errors of deviation {config.noise:g} ({garnets.MEAN};\n"
-                "dashed: bound, for m = 1)",
-                r"$\max (q_{*,\Omega} - q_{\pi_k,\Omega})$, relative",
-                3,
-                xlim=(1, config.iterations),
-            ),
-            garnets.panel(
-                [line for name in names for line in lost(name)],
-                f"Loss of regularising ({garnets.MEAN};\n"
-                r"dashed: $\tau \max H_f / (1 - \gamma)$)",
-                r"$\max (v_* - v_{\pi_{*,\Omega}})$, relative",
-                3,
-                xlabel=r"temperature $\tau$, units of reward",
-            ),
-        ],
-        columns=2,
-        width=5.4,
-        height=4.3,
-        title_size=11,
-    )
+    apart = r"$(q(a_1) - q(a_2)) / \tau$"
+    of_two, title = [two(name) for name in names], "Regularised greedy policy of two actions"
+    linear: dict[str, Any] = {"xscale": "linear", "yscale": "linear"}
+    yield garnets.panel(of_two, title, r"$\pi(a_1)$", 3, xlabel=apart, **linear)
+
+    exact = [curve(name, "exact", name, median=True) for name in names]
+    title = rf"Reg-VI, no errors, $\tau$ = {config.tau:g} ({garnets.MEDIAN}; dashed: $\gamma^k$)"
+    value = r"$\Vert q_{*,\Omega} - q_k \Vert_\infty$, relative"
+    yield garnets.panel(exact, title, value, 3, xscale="linear", ylim=(1e-13, None))
+
+    noisy = [
+        curve(name, m, f"{name}, {m}", ls=dash, bound=m == shown[0])
+        for name in names
+        for m, dash in dashes.items()
+    ]
+    title = f"Reg-MPI, errors of deviation {config.noise:g} ({garnets.MEAN};"
+    title += "\ndashed: bound, for m = 1)"
+    gap = r"$\max (q_{*,\Omega} - q_{\pi_k,\Omega})$, relative"
+    yield garnets.panel(noisy, title, gap, 3, xlim=(1, config.iterations))
+
+    losses = [line for name in names for line in lost(name)]
+    title = f"Loss of regularising ({garnets.MEAN};\n" r"dashed: $\tau \max H_f / (1 - \gamma)$)"
+    value = r"$\max (v_* - v_{\pi_{*,\Omega}})$, relative"
+    yield garnets.panel(losses, title, value, 3, xlabel=r"temperature $\tau$, units of reward")
 
 
 STUDY = study.Study(
@@ -283,7 +249,9 @@ STUDY = study.Study(
         "two_actions": two_actions(config),
     },
     claims=claims,
-    figures=lambda config, tables: {"regularizers": panels(config, tables)},
+    figures=lambda config, tables: {
+        "regularizers": garnets.grid(panels(config, tables), height=4.3),
+    },
     seconds=lambda c: garnets.seconds(
         c.processes, 4 * c.iterations, len(c.divergences) * (3 + len(c.backups))
     ),

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import sampling, types
-from kullback.experiments import reproduce
 from kullback.experiments.reproductions import curves, letters, reward_models, rewarded, study
 from kullback.experiments.reproductions.reward_models import Data, proxies, split
 from kullback.lm import (
@@ -66,15 +65,9 @@ class Sizes:
     samples: int = 16  # Texts of each held-out prompt, of which gold and KL are means.
 
     def __post_init__(self) -> None:
-        if not 1 <= self.singles <= self.members or self.members < 2:
-            raise ValueError(
-                f"singles must lie in 1 to members={self.members}, at least 2, got {self.singles}"
-            )
-        if self.policy_steps % self.records:
-            raise ValueError(
-                f"policy_steps must be a multiple of records={self.records}, "
-                f"got {self.policy_steps}"
-            )
+        study.at_least(2, self, "members")
+        study.inside("[1, members]", self, "singles")
+        study.multiples("records", self, "policy_steps")
         if not self.corruptions:
             raise ValueError("corruptions must have one value at least, got ()")
         if self.prompts > self.language.held_out:
@@ -82,8 +75,7 @@ class Sizes:
                 f"prompts must be <= held_out={self.language.held_out} of the language, "
                 f"got {self.prompts}"
             )
-        if not all(1 <= n <= self.draws for n in self.counts):
-            raise ValueError(f"counts must lie in 1 to draws={self.draws}, got {self.counts}")
+        study.inside("[1, draws]", self, "counts")
         self.population()
         self.policy()
 
@@ -199,8 +191,8 @@ def margins(
 
 
 def rank(
-    experiment: Letters, corruption: float, seed: int, work: reproduce.Work
-) -> Iterator[reproduce.Row]:
+    experiment: Letters, corruption: float, seed: int, work: study.Work
+) -> Iterator[study.Row]:
     """Tunes a population; yields what lies between its members, and how it ranks pairs."""
     del work  # It takes little time.
     data, members = tune(experiment, corruption, seed)
@@ -229,14 +221,14 @@ def connected(experiment: Letters, members: types.Params, data: Data) -> float:
     return float(np.mean(gaps))
 
 
-def move(experiment: Letters, seed: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
+def move(experiment: Letters, seed: int, work: study.Work) -> Iterator[study.Row]:
     """Moves the policy toward what models say that learnt of the most wrong labels."""
     _, members = tune(experiment, max(experiment.sizes.corruptions), seed)
     yield from study.tagged("best_of", best_of(experiment, members, seed))
     yield from climbs(experiment, members, seed, work)
 
 
-def best_of(experiment: Letters, members: types.Params, seed: int) -> reproduce.Rows:
+def best_of(experiment: Letters, members: types.Params, seed: int) -> study.Rows:
     """Returns rows of best of N of held-out prompts.
 
     The bound of the KL is that of N alone; the other KL is that of the draws as a distribution,
@@ -263,8 +255,8 @@ def best_of(experiment: Letters, members: types.Params, seed: int) -> reproduce.
 
 
 def climbs(
-    experiment: Letters, members: types.Params, seed: int, work: reproduce.Work
-) -> Iterator[reproduce.Row]:
+    experiment: Letters, members: types.Params, seed: int, work: study.Work
+) -> Iterator[study.Row]:
     """Yields records of REINFORCE up each reward, and who writes the better texts at the end."""
     sizes, ends = experiment.sizes, {}
     known = proxies(members) | {"gold": ("gold", experiment.world.language(seed).tables)}

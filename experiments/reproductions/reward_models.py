@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, trees, types
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import curves
+from kullback.experiments.reproductions import curves, study
 from kullback.lm import batches, preferences, reward_model, tuning, warm
 
 Pairs = tuple[Any, Any]  # Inputs of a model, [N, ...] each: the better of two, and the other.
@@ -146,7 +145,7 @@ def accuracies(data: Data, margin_of: Callable[[Pairs], types.Array]) -> dict[st
 
 def ranked(
     data: Data, members: types.Params, margins: Callable[[str, types.Params, Pairs], types.Array]
-) -> reproduce.Rows:
+) -> study.Rows:
     """Returns accuracies of each member, of the mean of their predictions and of their weights.
 
     Args:
@@ -165,7 +164,7 @@ def best_of(
     gold: np.ndarray,
     counts: Sequence[int],
     distance: Callable[[np.ndarray, int], dict[str, float]] = lambda proxy, count: {},
-) -> reproduce.Rows:
+) -> study.Rows:
     """Returns rows of best of N: gold and proxy of what each model picks, means over prompts.
 
     Args:
@@ -174,7 +173,7 @@ def best_of(
       counts: N.
       distance: (proxy [P, n], N) -> columns that say how far away the picks are.
     """
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for name, proxy in {**proxies, "gold": gold}.items():
         by_proxy, by_gold = (
             np.mean([curves.best_of(p, x, counts) for p, x in zip(proxy, of, strict=True)], 0)

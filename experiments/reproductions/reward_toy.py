@@ -23,7 +23,6 @@ import numpy as np
 import optax
 
 from kullback.core import averaging, learners, types
-from kullback.experiments import reproduce
 from kullback.experiments.reproductions import reward_models, study
 from kullback.experiments.reproductions.reward_models import Data, accuracies, split
 from kullback.lm import reward_model, warm
@@ -61,14 +60,9 @@ class Sizes:
     evaluation: int = 4_096  # Responses.
 
     def __post_init__(self) -> None:
-        if self.climbs % self.climb_every:
-            raise ValueError(
-                f"climbs must be a multiple of climb_every={self.climb_every}, got {self.climbs}"
-            )
-        if self.members < 2:
-            raise ValueError(f"members must be >= 2, got {self.members}")
-        if self.evaluation < max(COUNTS):
-            raise ValueError(f"evaluation must be >= {max(COUNTS)}, got {self.evaluation}")
+        study.multiples("climb_every", self, "climbs")
+        study.at_least(2, self, "members")
+        study.at_least(max(COUNTS), self, "evaluation")
         self.population()
 
     def population(self) -> warm.Config:
@@ -190,7 +184,7 @@ def margins_of(kind: str, params: types.Params, pairs: reward_models.Pairs) -> j
     return margins(params, pairs)
 
 
-def connected(data: Data, members: types.Params) -> Iterator[reproduce.Row]:
+def connected(data: Data, members: types.Params) -> Iterator[study.Row]:
     """Yields accuracy between two members: of mean weights, mean predictions, and the mean."""
     first, second = split(members)[:2]
     ends = [accuracies(data, functools.partial(margins, one)) for one in (first, second)]
@@ -267,7 +261,7 @@ def _climbers(sizes: Sizes) -> dict[str, Callable[..., Climb]]:
     }
 
 
-def climbs(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> Iterator[reproduce.Row]:
+def climbs(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> Iterator[study.Row]:
     """Climbs each member, both averages, gold, and the average held back; yields the records."""
     key, programs = jax.random.fold_in(jax.random.key(seed), 4), _climbers(sizes)
     alone = split(programs["members"](members, gold, key))
@@ -281,7 +275,7 @@ def climbs(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> Iterat
             yield {**row, **Climb(*record)._asdict()}
 
 
-def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> reproduce.Rows:
+def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> study.Rows:
     """Returns rows of best of N from the supervised policy."""
     key = jax.random.fold_in(jax.random.key(seed), 5)
     x = jax.random.normal(key, (sizes.evaluation, DIMENSIONS))
@@ -293,7 +287,7 @@ def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> repro
     return reward_models.best_of(proxies, np.asarray(worth(gold, x))[None], COUNTS)
 
 
-def compare(sizes: Sizes, seed: int, work: reproduce.Work) -> Iterator[reproduce.Row]:
+def compare(sizes: Sizes, seed: int, work: study.Work) -> Iterator[study.Row]:
     """Yields all tables of a seed."""
     del work  # It takes no time.
     gold_key, net_key = jax.random.split(jax.random.key(seed))

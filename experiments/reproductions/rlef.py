@@ -24,8 +24,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kullback.experiments import entailment, reproduce
-from kullback.experiments.reproductions import extractive, study, summarisers
+from kullback.experiments import entailment
+from kullback.experiments.reproductions import charts, extractive, study, summarisers
 from kullback.lm import best_of_n, rlef
 
 ROLES: dict[str, Literal["encoder", "embeddings"]] = {"reward": "encoder", "control": "embeddings"}
@@ -144,14 +144,14 @@ def arms(config: Config) -> Iterator[study.Arm]:
             yield study.Arm(f"alpha-{alpha:g}-{seed}", sizes.steps, rows, "rlef")
 
 
-def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns measurements, and what the models of entailment think of papers."""
     by_table = study.split(rows, "rlef", "asked")
     judges = [*summarisers.opinions(by_table["asked"], config.sizes)]
     return {"rlef": by_table["rlef"], "judges": judges}
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges whether entailment grows as alpha falls; pairs of arms share seeds."""
     rows = [row for row in tables["rlef"] if row["step"] in (0, config.sizes.steps)]
     end = {
@@ -172,25 +172,25 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
         yield study.reported(what, study.means({a: x[column] for a, x in end.items()}, "; "))
 
 
-def panel(config: Config, rows: reproduce.Rows, y: str) -> study.Panel:
+def panel(config: Config, rows: study.Rows, y: str) -> charts.Panel:
     """Returns what policies gain or lose on their way from the start, and best of N; means."""
     x, title = PANELS[y]
 
     def means(arm: str) -> np.ndarray:
         return np.array([study.by_seed(rows, column, arm=arm).mean(0) for column in (x, y)])
 
-    marks: list[study.Mark] = []
+    marks: list[charts.Mark] = []
     start = means("start")
     for number, arm in enumerate(config.order[1:]):
         style = {"marker": "o", "color": f"C{number}", "markersize": 3}
-        marks.append(study.Line(*np.hstack([start, means(arm)]), label=arm, style=style))
+        marks.append(charts.Line(*np.hstack([start, means(arm)]), label=arm, style=style))
     best = np.hstack([means(f"best of {n}") for n in config.counts])
     points = {"color": "k", "ls": "None"}
-    marks.append(study.Line(*best, label="best of N", style={**points, "marker": "^", "ms": 5}))
+    marks.append(charts.Line(*best, label="best of N", style={**points, "marker": "^", "ms": 5}))
     beside = {"xytext": (-5, 2), "textcoords": "offset points", "fontsize": 7, "ha": "right"}
-    marks.append(study.Notes(*best, texts=[str(n) for n in config.counts], style=beside))
-    marks.append(study.Line(*start, label="start", style={**points, "marker": "s", "ms": 6}))
-    return study.Panel(
+    marks.append(charts.Notes(*best, texts=[str(n) for n in config.counts], style=beside))
+    marks.append(charts.Line(*start, label="start", style={**points, "marker": "s", "ms": 6}))
+    return charts.Panel(
         marks=marks,
         axes={"xlabel": X_LABELS[x], "title": title},
         legend={"fontsize": 7} if y == "entailment" else None,
@@ -198,10 +198,10 @@ def panel(config: Config, rows: reproduce.Rows, y: str) -> study.Panel:
     )
 
 
-def figures(config: Config, tables: study.Tables) -> dict[str, study.Grid]:
+def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
     """Returns a panel a measure."""
     panels = [panel(config, tables["rlef"], column) for column in PANELS]
-    return {"rlef": study.Grid(panels=panels, columns=3, width=4.0, height=3.2, title_size=9)}
+    return {"rlef": charts.Grid(panels=panels, columns=3, width=4.0, height=3.2, title_size=9)}
 
 
 def seconds(config: Config) -> float:

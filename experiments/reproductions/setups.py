@@ -38,9 +38,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "teacher_steps", "student_steps", "steps", "evaluation")
-        for name in ("teacher_width", "student_width"):
-            if getattr(self, name) % 8:
-                raise ValueError(f"{name} must be a multiple of 8, got {getattr(self, name)}")
+        study.multiples(8, self, "teacher_width", "student_width")
 
     @property
     def length(self) -> int:

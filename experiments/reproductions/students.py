@@ -12,13 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, regularizers, types
-from kullback.experiments import reproduce
 from kullback.experiments.reproductions import setups, small_models, study
 from kullback.experiments.reproductions.setups import Setup
 from kullback.lm import batches, distillation, gemma, gkd, sft
 
 STRETCH = 100  # Learner steps of a compiled call, at most.
-Tick = Callable[[int, float], None]  # (steps done, loss); see reproduce.Work.
+Tick = Callable[[int, float], None]  # (steps done, loss); see study.Work.
 
 
 def ignore(steps: int, loss: float) -> None:
@@ -30,10 +29,10 @@ class Problem(NamedTuple):
 
     sizes: Any  # With `student_steps`, and `steps` of distillation.
     setup: Callable[[int], Setup]  # Of a seed.
-    teacher: Callable[[reproduce.Work], types.Params]
-    start: Callable[[int, reproduce.Work], types.Params]  # A seed's student.
+    teacher: Callable[[study.Work], types.Params]
+    start: Callable[[int, study.Work], types.Params]  # A seed's student.
     # (student's parameters, seed, its loss, work) -> the worth of its sequences, by measure.
-    quality: Callable[[types.Params, int, str, reproduce.Work], dict[str, float]]
+    quality: Callable[[types.Params, int, str, study.Work], dict[str, float]]
     arms: Sequence[study.Arm] = ()  # Computed before those of students.
 
 
@@ -49,15 +48,15 @@ def texts(name: str, sizes: setups.Sizes, good: float = 1.0) -> Problem:
     tune = functools.cache(lambda: tuner(setup(), setup().student))
 
     @functools.cache
-    def teacher(work: reproduce.Work) -> types.Params:
+    def teacher(work: study.Work) -> types.Params:
         trainer = tuner(setup(), setup().teacher)
         return learn(setup(), trainer, sizes.teacher_steps, 0, tick=work.tick)
 
-    def measure_teacher(work: reproduce.Work) -> reproduce.Rows:
+    def measure_teacher(work: study.Work) -> study.Rows:
         return [quality(setup(), setup().teacher, teacher(work), 0)]
 
     @functools.cache
-    def start(seed: int, work: reproduce.Work) -> types.Params:
+    def start(seed: int, work: study.Work) -> types.Params:
         [of_teacher] = work.kept(part)
         evaluator, key = setup().evaluator(setup().student, "kl"), jax.random.key(seed)
 
@@ -71,7 +70,7 @@ def texts(name: str, sizes: setups.Sizes, good: float = 1.0) -> Problem:
         return learn(setup(), tune(), steps, seed, tick=work.tick, is_enough=is_good)
 
     def beside_teacher(
-        params: types.Params, seed: int, divergence: str, work: reproduce.Work
+        params: types.Params, seed: int, divergence: str, work: study.Work
     ) -> dict[str, float]:
         [of_teacher] = work.kept(part)
         of_student = quality(setup(), setup().student, params, seed, f_of(divergence))

@@ -5,19 +5,97 @@ intervals over seeds or processes (never by one alone); and panels, grids of lin
 """
 
 import dataclasses
+import json
+import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kullback.core import types
-from kullback.experiments import reproduce, statistics
+from kullback.core import files, json_files
+from kullback.experiments import progress, statistics
+from kullback.experiments.reproductions import charts
 
-Tables = Mapping[str, reproduce.Rows]
+Row = dict[str, Any]  # A row of a table by column; values are numbers and texts.
+Rows = list[Row]
+Tables = Mapping[str, Rows]
 Numbers = Sequence[float] | np.ndarray
-BAND = 0.2  # Opacity of an interval.
+
+
+class Check(NamedTuple):
+    """One statement of a paper, and the evidence for it."""
+
+    claim: str  # The expected result, and how it is measured.
+    held: bool | None  # None: reported and not judged.
+    evidence: str  # The figures, with their interval.
+
+
+class Results(NamedTuple):
+    """Results of a reproduction."""
+
+    tables: Mapping[str, Rows]  # By name, a CSV each.
+    figures: Mapping[str, Figure]  # By name, a PNG and an SVG each.
+    checks: Sequence[Check]
+
+
+class Work:
+    """The work of `run`: keeps parts, and shows progress."""
+
+    def __init__(self, folder: pathlib.Path, bar: progress.Progress):
+        self._folder, self._bar, self._done = folder, bar, 0
+
+    def part(self, name: str, steps: int, compute: Callable[[], Iterable[Row]]) -> Rows:
+        """Returns the rows of one part, from the folder if they are there.
+
+        Args:
+          name: of the part; its file bears it.
+          steps: its amount of work.
+          compute: makes the rows.
+
+        Raises:
+          ValueError: if the part is in the folder, and is not as it was written.
+        """
+        path = self._folder / f"{name}.json"
+        if not path.is_file():
+            rows = list(compute())
+            kept = {"rows": rows, "crc32": _crc32(rows)}
+            files.atomic_write_text(path, json.dumps(kept))
+        rows = _kept_rows(path)  # The same numbers, whether kept or fresh.
+        self._done += steps
+        self._bar.update(self._done)
+        return rows
+
+    def kept(self, name: str) -> Rows:
+        """Returns the rows of a part that is done, for those that build on it."""
+        return _kept_rows(self._folder / f"{name}.json")
+
+    def path(self, name: str) -> pathlib.Path:
+        """Returns a path for the running part's state, which outlives an interruption."""
+        return self._folder / name
+
+    def tick(self, steps: int, value: float | None = None, metric: str = "loss") -> None:
+        """Shows that `steps` of the running part are done, and the metric that matters."""
+        self._bar.update(self._done + steps, value, metric)
+
+
+def _kept_rows(path: pathlib.Path) -> Rows:
+    """Reads a part; those of version 0.1 are a list of rows, without a checksum."""
+    try:
+        if path.read_bytes().startswith(b"["):
+            return [dict(row.items()) for row in json_files.read_list(path, nan=True)]
+        part = json_files.read(path, nan=True)
+        rows = [dict(row.items()) for row in part.records("rows")]
+        if _crc32(rows) != part.get("crc32", int):
+            raise ValueError(f"{path} has changed since it was written (its CRC-32 differs)")
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and the part is computed again") from error
+    return rows
+
+
+def _crc32(rows: Rows) -> int:
+    return zlib.crc32(json.dumps(rows).encode())
 
 
 class Arm(NamedTuple):
@@ -25,7 +103,7 @@ class Arm(NamedTuple):
 
     part: str  # Its file's name.
     steps: int  # Amount of work.
-    compute: Callable[[reproduce.Work], Iterable[reproduce.Row]]
+    compute: Callable[[Work], Iterable[Row]]
     # To which its rows go; "": they say so themselves, see `split`, or there is one. None: to none,
     # but later arms read them.
     table: str | None = ""
@@ -45,12 +123,49 @@ def at_least(least: int, config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be {numbers}>= {least}, got {value}")
 
 
+def inside(interval: str, config: Any, *names: str, may_be_empty: bool = False) -> None:
+    """Checks that fields, or each entry of those that are tuples, lie in an interval.
+
+    Args:
+      interval: such as "(0, 1]", or "[1, members]", up to another field.
+      config: of the fields.
+      *names: theirs.
+      may_be_empty: whether tuples may be.
+
+    Raises:
+      ValueError: if one does not, or is nan.
+    """
+    ends = interval[1:-1].split(", ")
+    known = {end: getattr(config, end) for end in ends if hasattr(config, end)}
+    low, high = (float(known.get(end, end)) for end in ends)
+    said = ", ".join(f"{end}={known[end]}" if end in known else end for end in ends)
+    for name in names:
+        values = np.asarray(getattr(config, name), np.float64)
+        is_above = values > low if interval[0] == "(" else values >= low
+        is_below = values < high if interval[-1] == ")" else values <= high
+        if not np.all(is_above & is_below) or not (values.size or may_be_empty):
+            said = f"{interval[0]}{said}{interval[-1]}"
+            raise ValueError(f"{name} must lie in {said}, got {getattr(config, name)}")
+
+
+def multiples(of: str | int, config: Any, *names: str) -> None:
+    """Checks that fields are multiples of a number, or of another field.
+
+    Raises:
+      ValueError: if one is not.
+    """
+    number, said = (getattr(config, of), f"{of}=") if isinstance(of, str) else (of, "")
+    for name in names:
+        if (value := getattr(config, name)) % number:
+            raise ValueError(f"{name} must be a multiple of {said}{number}, got {value}")
+
+
 # Tables.
 
 
-def run(arms: Iterable[Arm], work: reproduce.Work) -> reproduce.Rows:
+def run(arms: Iterable[Arm], work: Work) -> Rows:
     """Returns the rows of all arms, in their order; those that are kept are not computed again."""
-    rows: reproduce.Rows = []
+    rows: Rows = []
     for arm in arms:
         part = work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
         if arm.table is not None:
@@ -59,35 +174,35 @@ def run(arms: Iterable[Arm], work: reproduce.Work) -> reproduce.Rows:
     return rows
 
 
-def tagged(table: str, rows: Iterable[Mapping[str, Any]]) -> reproduce.Rows:
+def tagged(table: str, rows: Iterable[Mapping[str, Any]]) -> Rows:
     """Returns rows that say to which table they go; `split` sorts them."""
     return [{"table": table, **row} for row in rows]
 
 
-def split(rows: reproduce.Rows, *tables: str) -> dict[str, reproduce.Rows]:
+def split(rows: Rows, *tables: str) -> dict[str, Rows]:
     """Sorts `tagged` rows of several tables into those."""
-    by_table: dict[str, reproduce.Rows] = {name: [] for name in tables}
+    by_table: dict[str, Rows] = {name: [] for name in tables}
     for row in rows:
         by_table[row["table"]].append({k: v for k, v in row.items() if k != "table"})
     return by_table
 
 
-def where(rows: reproduce.Rows, **columns: Any) -> reproduce.Rows:
+def where(rows: Rows, **columns: Any) -> Rows:
     """Returns the rows with these values."""
     return [row for row in rows if all(row[name] == value for name, value in columns.items())]
 
 
-def column(rows: reproduce.Rows, name: str, **columns: Any) -> np.ndarray:
+def column(rows: Rows, name: str, **columns: Any) -> np.ndarray:
     """Returns a column of the rows with these values, [rows]: a number a seed or a process."""
     return np.array([row[name] for row in where(rows, **columns)])
 
 
-def distinct(rows: reproduce.Rows, name: str) -> list[Any]:
+def distinct(rows: Rows, name: str) -> list[Any]:
     """Returns a column's values, each once, in their order."""
     return list(dict.fromkeys(row[name] for row in rows))
 
 
-def by_seed(rows: reproduce.Rows, name: str, **columns: Any) -> np.ndarray:
+def by_seed(rows: Rows, name: str, **columns: Any) -> np.ndarray:
     """Returns a column of the rows with these values, [seeds, n]; each seed has as many."""
     rows = where(rows, **columns)
     return np.array([column(rows, name, seed=seed) for seed in distinct(rows, "seed")])
@@ -101,7 +216,7 @@ def above(
     values: Numbers,
     threshold: float = 0.0,
     units: tuple[str, str] = ("seed", "seeds"),
-) -> reproduce.Check:
+) -> Check:
     """Judges whether the 95% interval of the mean lies above the threshold.
 
     Args:
@@ -112,26 +227,26 @@ def above(
     """
     one, many = units
     if len(values) < 2:
-        return reproduce.Check(claim, None, f"{values[0]:.4g}; one {one} has no interval")
+        return Check(claim, None, f"{values[0]:.4g}; one {one} has no interval")
     interval = statistics.t_interval(values)
     evidence = f"{interval} over {len(values)} {many}, against {threshold:g}"
-    return reproduce.Check(claim, bool(interval.low > threshold), evidence)
+    return Check(claim, bool(interval.low > threshold), evidence)
 
 
-def every(claim: str, held: Sequence[bool] | np.ndarray, evidence: str) -> reproduce.Check:
+def every(claim: str, held: Sequence[bool] | np.ndarray, evidence: str) -> Check:
     """Judges whether something was so with every seed, [seeds]."""
-    return reproduce.Check(claim, all(held), f"{sum(held)} of {len(held)} seeds; {evidence}")
+    return Check(claim, all(held), f"{sum(held)} of {len(held)} seeds; {evidence}")
 
 
-def within(claim: str, largest_share: float, counted: str) -> reproduce.Check:
+def within(claim: str, largest_share: float, counted: str) -> Check:
     """Judges whether a bound was never broken; `largest_share` is the largest value / bound."""
     evidence = f"at most {largest_share:.3g} of it {counted}"
-    return reproduce.Check(claim, bool(0 <= largest_share <= 1), evidence)
+    return Check(claim, bool(0 <= largest_share <= 1), evidence)
 
 
 def small(
     claim: str, difference: float, limit: float, counted: str, remaining: float = 0.0
-) -> reproduce.Check:
+) -> Check:
     """Judges whether numbers that should be equal differ by `limit` at most.
 
     Args:
@@ -145,9 +260,9 @@ def small(
     evidence = f"at most {difference:.2g} {counted}, against {limit:g}"
     if remaining > limit and np.isfinite(difference):
         few = f"; not judged: after so few iterations {remaining:.2g} may be left"
-        return reproduce.Check(claim, None, evidence + few)
+        return Check(claim, None, evidence + few)
     held = bool(np.isfinite(difference) and difference <= limit)
-    return reproduce.Check(claim, held, evidence)
+    return Check(claim, held, evidence)
 
 
 def mean(values: Numbers) -> str:
@@ -160,178 +275,14 @@ def means(values: Mapping[str, Numbers], separator: str = ", ") -> str:
     return separator.join(f"{name} {statistics.t_interval(x)}" for name, x in values.items())
 
 
-def reported(claim: str, evidence: object) -> reproduce.Check:
+def reported(claim: str, evidence: object) -> Check:
     """Returns figures that are not judged."""
-    return reproduce.Check(claim, None, str(evidence))
+    return Check(claim, None, str(evidence))
 
 
-def unjudged(check: reproduce.Check) -> reproduce.Check:
+def unjudged(check: Check) -> Check:
     """Returns a check as a report, whatever its interval says."""
     return check._replace(held=None)
-
-
-# Panels.
-
-
-class Line(NamedTuple):
-    """Values against x, [n]; with a band around them, and a bound dashed in the same colour."""
-
-    x: types.Array | Sequence[float]
-    y: types.Array | Sequence[float]
-    label: str | None = None
-    style: Mapping[str, Any] = {}  # As matplotlib's `plot` takes it.
-    band: tuple[Any, Any] | None = None  # The lower edge and the upper.
-    bound: Any = None
-
-    def draw(self, axes: Axes) -> None:
-        """Draws it."""
-        (line,) = axes.plot(self.x, self.y, label=self.label, **self.style)
-        if self.band:
-            axes.fill_between(self.x, *self.band, color=line.get_color(), alpha=BAND, lw=0)
-        if self.bound is not None:
-            axes.plot(self.x, self.bound, "--", color=line.get_color(), lw=0.9)
-
-
-class Bars(NamedTuple):
-    """Means of samples against x, with their 95% intervals as bars where there is more than one."""
-
-    x: Sequence[float]
-    samples: Sequence[np.ndarray]  # Of each x, [seeds].
-    label: str
-
-    def draw(self, axes: Axes) -> None:
-        """Draws them."""
-        intervals = [statistics.t_interval(sample) for sample in self.samples]
-        means = [i.mean for i in intervals]
-        errors = [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]]
-        if len(self.samples[0]) > 1:
-            axes.errorbar(self.x, means, errors, marker="o", capsize=3, label=self.label)
-        else:
-            axes.plot(self.x, means, marker="o", label=self.label)
-
-
-class Seeds(NamedTuple):
-    """Values of every seed against x as thin lines, [seeds, n], and their mean as a thick one."""
-
-    x: types.Array | Sequence[float] | Sequence[Sequence[float]]  # [n], or each seed's.
-    y: types.Array | Sequence[Sequence[float]]
-    label: str | None = None
-    style: Mapping[str, Any] = {}  # As matplotlib's `plot` takes it; of all lines.
-    thin: Mapping[str, Any] = {}  # Of those of seeds, beside it.
-    thick: Mapping[str, Any] = {}  # Of the mean's, beside it.
-
-    def draw(self, axes: Axes) -> None:
-        """Draws them."""
-        alone, mean = np.transpose(self.x), np.mean(np.atleast_2d(self.x), axis=0)
-        axes.plot(alone, np.transpose(self.y), **{"lw": 0.7, **self.style, **self.thin})
-        axes.plot(
-            mean,
-            np.mean(self.y, axis=0),
-            label=self.label,
-            **{"lw": 1.8, **self.style, **self.thick},
-        )
-
-
-class SeedBars(NamedTuple):
-    """Means of samples as bars at x, and a dot for each seed."""
-
-    x: types.Array | Sequence[float]
-    samples: Sequence[np.ndarray]  # Of each x, [seeds].
-    label: str | None = None
-    style: Mapping[str, Any] = {}  # As matplotlib's `bar` takes it.
-    horizontal: bool = False  # Bars stand at heights x then.
-    dot: float = 3  # Size of a dot, in points.
-
-    def draw(self, axes: Axes) -> None:
-        """Draws them."""
-        means = [sample.mean() for sample in self.samples]
-        (axes.barh if self.horizontal else axes.bar)(self.x, means, label=self.label, **self.style)
-        for x, sample in zip(self.x, self.samples, strict=True):
-            dots = np.full(len(sample), x), sample
-            axes.plot(*(dots[::-1] if self.horizontal else dots), "k.", markersize=self.dot)
-
-
-class Level(NamedTuple):
-    """A horizontal line, or a vertical one."""
-
-    at: float
-    style: Mapping[str, Any]
-    is_vertical: bool = False
-
-    def draw(self, axes: Axes) -> None:
-        """Draws it."""
-        (axes.axvline if self.is_vertical else axes.axhline)(self.at, **self.style)
-
-
-class Notes(NamedTuple):
-    """Texts beside points, [n]."""
-
-    x: types.Array | Sequence[float]
-    y: types.Array | Sequence[float]
-    texts: Sequence[str]
-    style: Mapping[str, Any] = {}  # As matplotlib's `annotate` takes it.
-
-    def draw(self, axes: Axes) -> None:
-        """Draws them."""
-        for x, y, text in zip(self.x, self.y, self.texts, strict=True):
-            axes.annotate(text, (x, y), **self.style)
-
-
-class Mark(Protocol):
-    """A mark on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, `Notes`, or a study's own."""
-
-    def draw(self, axes: Axes) -> None:
-        """Draws it."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Panel:
-    """Marks on axes; without any, an empty place in the grid."""
-
-    marks: Sequence[Mark] = ()
-    axes: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # As `Axes.set` takes it.
-    legend: Mapping[str, Any] | None = dataclasses.field(
-        default_factory=dict
-    )  # None: there is none.
-    finish: Callable[[Axes], object] = lambda axes: None  # Sets the rest, such as formatters.
-
-    def draw(self, axes: Axes) -> None:
-        """Draws it."""
-        if not self.marks:
-            axes.set_axis_off()
-            return
-        for mark in self.marks:
-            mark.draw(axes)
-        axes.set(**self.axes)
-        self.finish(axes)
-        if self.legend is not None:
-            axes.legend(**self.legend)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Panels in the order of reading; sizes are of one of them, in inches."""
-
-    panels: Sequence[Panel]
-    columns: int = 0  # As many as panels, if it is not said.
-    width: float = 4.6
-    height: float = 3.6
-    title: str = ""
-    title_size: float | None = None  # Of each panel's title, in points.
-
-    def draw(self) -> Figure:
-        """Draws it."""
-        columns = self.columns or len(self.panels)
-        rows = -(-len(self.panels) // columns)
-        figure = reproduce.figure(columns, rows, self.width, self.height)
-        for axes, panel in zip(figure.axes, self.panels, strict=False):
-            panel.draw(axes)
-            if self.title_size:
-                axes.title.set_fontsize(self.title_size)
-        if self.title:
-            figure.suptitle(self.title, fontsize=10)
-        return figure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,18 +293,18 @@ class Study:
     source: str  # The paper.
     config: Any  # A frozen dataclass with the default size; `--set` changes its fields.
     arms: Callable[[Any], Iterable[Arm]]  # C -> what is run.
-    tables: Callable[[Any, reproduce.Rows], Tables]  # (C, rows of all arms) -> a CSV each.
-    claims: Callable[[Any, Tables], Iterable[reproduce.Check]]
-    figures: Callable[[Any, Tables], Mapping[str, Grid]]  # By the name of its files.
+    tables: Callable[[Any, Rows], Tables]  # (C, rows of all arms) -> a CSV each.
+    claims: Callable[[Any, Tables], Iterable[Check]]
+    figures: Callable[[Any, Tables], Mapping[str, charts.Grid]]  # By the name of its files.
     seconds: Callable[[Any], float]  # C -> estimate, on 2 CPU cores.
 
     def steps(self, config: Any) -> int:
         """Returns the amount of work of all arms."""
         return sum(arm.steps for arm in self.arms(config))
 
-    def run(self, config: Any, work: reproduce.Work) -> reproduce.Results:
+    def run(self, config: Any, work: Work) -> Results:
         """Runs all arms, then judges and draws what they show."""
         tables = self.tables(config, run(self.arms(config), work))
         checks = list(self.claims(config, tables))
         figures = {name: grid.draw() for name, grid in self.figures(config, tables).items()}
-        return reproduce.Results(tables, figures, checks)
+        return Results(tables, figures, checks)

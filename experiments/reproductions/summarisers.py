@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import files, learners, types
-from kullback.experiments import entailment, reproduce
+from kullback.experiments import entailment
 from kullback.experiments.reproductions import extractive, small_models, study
 from kullback.lm import (
     answers,
@@ -35,8 +35,8 @@ def ask_about_pools(
     folder: str,
     settings: entailment.Config,
     sizes: extractive.Sizes,
-    work: reproduce.Work,
-) -> reproduce.Rows:
+    work: study.Work,
+) -> study.Rows:
     """Returns P of each paper's pool by a model of entailment, trained first where none is given.
 
     What was trained is deleted once it has said all that it will be asked.
@@ -47,7 +47,7 @@ def ask_about_pools(
         if not trained.exists():
             entailment.train(trained, settings, quiet=True)
     model = scorers.load(folder or trained)
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for split in SPLITS:
         papers = extractive.read(split, sizes)
         before = done + len(rows)
@@ -61,14 +61,12 @@ def ask_about_pools(
     return rows
 
 
-def opinions(rows: reproduce.Rows, sizes: extractive.Sizes) -> Iterator[reproduce.Row]:
+def opinions(rows: study.Rows, sizes: extractive.Sizes) -> Iterator[study.Row]:
     """Yields the mean P of each model of entailment, by where the sentences are from."""
     for model in study.distinct(rows, "model"):
         for split in SPLITS:
-            p, papers = (
-                study.column(rows, "p", model=model, split=split),
-                extractive.read(split, sizes),
-            )
+            p = study.column(rows, "p", model=model, split=split)
+            papers = extractive.read(split, sizes)
             for number, group in enumerate(extractive.GROUPS):
                 of_group = p[papers.is_there & (papers.group == number)]
                 row = {"model": model, "split": split, "sentences": group, "count": len(of_group)}
@@ -103,7 +101,7 @@ def make(
     sizes: extractive.Sizes,
     roles: Sequence[str],
     algorithms: Mapping[float, rlef.Config],
-    work: reproduce.Work,
+    work: study.Work,
 ) -> Summarisers:
     """Returns the summarisers, once the models of entailment have been asked.
 
@@ -155,7 +153,7 @@ def supervised(
     papers: extractive.Papers,
     sizes: extractive.Sizes,
     seed: int,
-    work: reproduce.Work,
+    work: study.Work,
 ) -> types.Params:
     """Returns a decoder that was drawn, and has learnt noisy choices."""
     rng = np.random.default_rng([seed, 0])
@@ -189,15 +187,14 @@ def trainer(summarisers: Summarisers, learner: types.Learner) -> small_models.Tr
 
 
 def learn(
-    summarisers: Summarisers, alpha: float, seed: int, measurements: int, work: reproduce.Work
-) -> Iterator[reproduce.Row]:
+    summarisers: Summarisers, alpha: float, seed: int, measurements: int, work: study.Work
+) -> Iterator[study.Row]:
     """Trains a policy by RLEF; yields a row a measurement."""
     sizes, start = summarisers.sizes, summarisers.start(seed)
     learner, run = summarisers.trainers[alpha]
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    state = learners.with_params(
-        learner.init(jax.random.key(seed)), value_network.with_value(start)
-    )
+    fresh = learner.init(jax.random.key(seed))
+    state = learners.with_params(fresh, value_network.with_value(start))
     stretch = sizes.steps // measurements
     for number in range(measurements):
         rng = np.random.default_rng([seed, 1, number])
@@ -215,8 +212,8 @@ def learn(
 
 
 def start_and_best(
-    summarisers: Summarisers, seed: int, counts: Sequence[int], work: reproduce.Work
-) -> Iterator[reproduce.Row]:
+    summarisers: Summarisers, seed: int, counts: Sequence[int], work: study.Work
+) -> Iterator[study.Row]:
     """Yields rows of the start, and of the best of N of its texts by the reward.
 
     Args:
@@ -232,9 +229,8 @@ def start_and_best(
     key = jax.random.fold_in(jax.random.key(seed), 2)
     texts: list[tuple[np.ndarray, ...]] = []
     for n in range(counts[-1]):  # One of each prompt at a time.
-        one = summarisers.sample(
-            {"params": params}, summarisers.prompts, jax.random.fold_in(key, n)
-        )
+        of_n = jax.random.fold_in(key, n)
+        one = summarisers.sample({"params": params}, summarisers.prompts, of_n)
         places, is_choice = extractive.choices(one, sizes)
         scores = extractive.reward(summarisers.of_sentences["reward"], places, is_choice, sizes)
         texts.append((np.asarray(scores), np.asarray(places), np.asarray(is_choice)))
@@ -243,11 +239,8 @@ def start_and_best(
             np.stack(x, 1).reshape(n * sizes.prompts, -1) for x in zip(*texts[:n], strict=True)
         )
         best = best_of_n.choose(scores[:, 0], n)
-        row = {
-            "arm": f"best of {n}",
-            **empty,
-            **describe(summarisers, places[best], is_choice[best]),
-        }
+        row = {"arm": f"best of {n}", **empty}
+        row |= describe(summarisers, places[best], is_choice[best])
         yield {**row, "kl": best_of_n.kl_bound(n)}
 
 

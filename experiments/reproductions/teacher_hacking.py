@@ -23,8 +23,8 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import hacking, study
+from kullback.experiments import statistics
+from kullback.experiments.reproductions import charts, hacking, study
 from kullback.experiments.reproductions.hacking import Config
 
 
@@ -33,7 +33,7 @@ def arms(config: Config) -> list[study.Arm]:
     models = functools.cache(lambda: hacking.make_models(config))
     prepared = functools.cache(lambda seed: hacking.prepare(config, models(), seed))
 
-    def compute(seed: int, arm: hacking.Arm, work: reproduce.Work) -> reproduce.Rows:
+    def compute(seed: int, arm: hacking.Arm, work: study.Work) -> study.Rows:
         return hacking.distil(config, models(), prepared(seed), arm, seed, work)
 
     return [
@@ -42,17 +42,17 @@ def arms(config: Config) -> list[study.Arm]:
     ]
 
 
-def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns curves, and where each of them ended."""
     ends = itertools.product(hacking.arms(config), range(config.seeds))
     return {"curves": rows, "summary": [hacking.end(rows, arm.name, s) for arm, s in ends]}
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges the paper's statements, each over the seeds; pairs of arms have seeds in common."""
     of = functools.partial(study.column, tables["summary"])
 
-    def less(adjective: str, arm: str, than: str, column: str) -> reproduce.Check:
+    def less(adjective: str, arm: str, than: str, column: str) -> study.Check:
         difference = of(column, arm=than) - of(column, arm=arm)
         return study.above(f"{arm}: {adjective} than {than} (difference)", difference)
 
@@ -99,25 +99,25 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
     yield study.reported("golden of the teacher", statistics.t_interval(of_teacher))
 
 
-def panels(config: Config, tables: study.Tables) -> study.Grid:
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns golden over proxy, and golden, proxy and training loss over steps; a line a seed."""
-    over: list[study.Mark] = []
-    along: dict[str, list[study.Mark]] = {"golden": [], "proxy": [], "train_loss": []}
+    over: list[charts.Mark] = []
+    along: dict[str, list[charts.Mark]] = {"golden": [], "proxy": [], "train_loss": []}
     for number, arm in enumerate(hacking.arms(config)):
         for seed in range(config.seeds):
             of = functools.partial(study.column, tables["curves"], arm=arm.name, seed=seed)
             style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.85, "lw": 1.2}
             dot = {"ls": "None", "marker": "o", "markersize": 4, **style}
             proxy, golden, label = of("proxy"), of("golden"), None if seed else arm.name
-            over.append(study.Line(proxy, golden, label, style))
-            over.append(study.Line(proxy[-1:], golden[-1:], style=dot))
+            over.append(charts.Line(proxy, golden, label, style))
+            over.append(charts.Line(proxy[-1:], golden[-1:], style=dot))
             for column, marks in along.items():
-                marks.append(study.Line(of("step")[1:], of(column)[1:], style=style))
+                marks.append(charts.Line(of("step")[1:], of(column)[1:], style=style))
     along["proxy"] += [
         law(row, config.steps) for row in tables["summary"] if row["left_power_law_at_step"] >= 0
     ]
     step, sequence = "learner step", "nats a sequence"
-    return study.Grid(
+    return charts.Grid(
         panels=[
             panel(over, "Golden over proxy (a dot: the end)", "proxy, nats", "golden, nats"),
             panel(along["golden"], "Golden: distance to the oracle", step, sequence),
@@ -132,15 +132,15 @@ def panels(config: Config, tables: study.Tables) -> study.Grid:
     )
 
 
-def law(end: dict[str, Any], last: int) -> study.Line:
+def law(end: dict[str, Any], last: int) -> charts.Line:
     """Returns the power law that a curve left, with a cross where it did."""
     at = np.array([0.05 * last, end["left_power_law_at_step"], last])
     cross = {"marker": "x", "markevery": [1], "markersize": 5}
     values = end["law_scale"] * at ** -end["law_exponent"]
-    return study.Line(at, values, style={"color": "k", "ls": ":", "lw": 1, **cross})
+    return charts.Line(at, values, style={"color": "k", "ls": ":", "lw": 1, **cross})
 
 
-def panel(marks: list[study.Mark], title: str, x: str, y: str) -> study.Panel:
+def panel(marks: list[charts.Mark], title: str, x: str, y: str) -> charts.Panel:
     """Returns a panel whose axes are logarithmic, and say their numbers in full."""
     is_over_proxy, has_decades = x.startswith("proxy"), y.endswith("token")
 
@@ -152,7 +152,7 @@ def panel(marks: list[study.Mark], title: str, x: str, y: str) -> study.Panel:
             axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
         axes.tick_params(axis="both", which="both", labelsize=7)
 
-    return study.Panel(
+    return charts.Panel(
         marks=marks,
         axes={"title": title, "xlabel": x, "ylabel": y, "xscale": "log", "yscale": "log"},
         legend={"fontsize": 8} if is_over_proxy else None,

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.experiments import reproduce
 from kullback.experiments.reproductions import setups, small_models, students, study
 from kullback.experiments.reproductions.setups import Setup
 from kullback.lm import gemma, tuning
@@ -151,11 +150,11 @@ def problem(sizes: Sizes) -> students.Problem:
     tune = functools.cache(lambda: students.tuner(setup(0), setup(0).student))
 
     @functools.cache
-    def start(seed: int, work: reproduce.Work) -> types.Params:
+    def start(seed: int, work: study.Work) -> types.Params:
         return students.learn(setup(seed), tune(), sizes.student_steps, seed, tick=work.tick)
 
     def quality(
-        params: types.Params, seed: int, divergence: str, work: reproduce.Work
+        params: types.Params, seed: int, divergence: str, work: study.Work
     ) -> dict[str, float]:
         del work  # Nothing is compared with the teacher's.
         f, of_seed = students.f_of(divergence), setup(seed)

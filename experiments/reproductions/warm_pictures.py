@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback.experiments import reproduce
-from kullback.experiments.reproductions import curves, study
+from kullback.experiments.reproductions import charts, curves, study
 from kullback.lm import best_of_n
 
 MODELS = ("single", "ensemble", "average")
@@ -40,7 +39,7 @@ def kind_of(name: str) -> str:
     return "single" if name.startswith("single-") else name
 
 
-def values(rows: reproduce.Rows, model: str, value: str, column: str = "model") -> np.ndarray:
+def values(rows: study.Rows, model: str, value: str, column: str = "model") -> np.ndarray:
     """Returns a value by seed, [seeds]; of "single" the mean over members."""
     of_model = [row for row in rows if kind_of(row[column]) == model]
     return study.by_seed(of_model, value).mean(1)
@@ -54,7 +53,7 @@ class Ways(NamedTuple):
     gold: np.ndarray
 
 
-def climbs(rows: reproduce.Rows, *kinds: str) -> dict[str, Ways]:
+def climbs(rows: study.Rows, *kinds: str) -> dict[str, Ways]:
     """Returns the ways up rewards of these kinds, by name."""
     names = [name for name in study.distinct(rows, "reward") if kind_of(name) in kinds]
     return {n: Ways(*(study.by_seed(rows, c, reward=n) for c in Ways._fields)) for n in names}
@@ -71,12 +70,12 @@ def along(ways: Sequence[Ways], most: float) -> tuple[np.ndarray, np.ndarray]:
     return at, np.mean(gold, 0)
 
 
-def bars(rows: reproduce.Rows, world: str, share: float) -> study.Panel:
+def bars(rows: study.Rows, world: str, share: float) -> charts.Panel:
     """Returns accuracies by kind of pair, with a share of wrong labels."""
     kinds = [kind for kind in KINDS if share or kind != "corrupted"]
     places = np.arange(len(kinds))
     marks = [
-        study.SeedBars(
+        charts.SeedBars(
             places + 0.26 * (number - 1),
             [values(rows, model, kind) for kind in kinds],
             LABELS[model],
@@ -86,12 +85,12 @@ def bars(rows: reproduce.Rows, world: str, share: float) -> study.Panel:
     ]
     axes = {"xticks": places, "xticklabels": [KINDS[kind] for kind in kinds]}
     axes |= {"ylabel": "accuracy", "title": f"{world}: {share:.0%} of labels wrong"}
-    return study.Panel(
+    return charts.Panel(
         marks=marks, axes={**axes, "ylim": (0, 1.02)}, legend={"fontsize": 7, "loc": "lower right"}
     )
 
 
-def models(tables: study.Tables, of_toy: float, of_letters: Sequence[float]) -> study.Grid:
+def models(tables: study.Tables, of_toy: float, of_letters: Sequence[float]) -> charts.Grid:
     """Returns accuracies by kind of pair, between two members, and by share of wrong labels.
 
     Args:
@@ -102,7 +101,7 @@ def models(tables: study.Tables, of_toy: float, of_letters: Sequence[float]) -> 
     letters, most, points = tables["letters_accuracies"], max(of_letters), {"markersize": 4}
     path = study.where(tables["toy_path"], pairs="far")
     between = [
-        study.Line(
+        charts.Line(
             study.distinct(path, "share"),
             study.by_seed(path, column).mean(0),
             label,
@@ -114,30 +113,30 @@ def models(tables: study.Tables, of_toy: float, of_letters: Sequence[float]) -> 
             ("mean_accuracy", "mean of accuracies", "single"),
         )
     ]
-    memory: list[study.Mark] = []
+    memory: list[charts.Mark] = []
     for kind, line in (("corrupted", "--"), ("near", "-")):
         shares = [share for share in sorted(of_letters) if share or kind != "corrupted"]
         for model in MODELS:
             of_share = [study.where(letters, corruption=share) for share in shares]
             means = [values(rows, model, kind).mean() for rows in of_share]
             style = {"marker": "o", "ls": line, "color": COLORS[model], **points}
-            memory.append(study.Line(shares, means, f"{LABELS[model]}, {KINDS[kind]}", style))
+            memory.append(charts.Line(shares, means, f"{LABELS[model]}, {KINDS[kind]}", style))
     xlabel, ylabel = "share of the second member", "accuracy, held out, far"
     axes = {"xlabel": "share of wrong labels", "ylabel": "accuracy", "title": "letters: by noise"}
     panels = [
         bars(tables["toy_accuracies"], "toy", of_toy),
-        study.Panel(
+        charts.Panel(
             marks=between,
             axes={"xlabel": xlabel, "ylabel": ylabel, "title": "toy: between two members"},
             legend={"fontsize": 7},
         ),
         bars(study.where(letters, corruption=most), "letters", most),
-        study.Panel(marks=memory, axes=axes, legend={"fontsize": 6}),
+        charts.Panel(marks=memory, axes=axes, legend={"fontsize": 6}),
     ]
-    return study.Grid(panels=panels, columns=2, width=5.2, height=3.6, title_size=10)
+    return charts.Grid(panels=panels, columns=2, width=5.2, height=3.6, title_size=10)
 
 
-def ways(tables: study.Tables, most: float) -> study.Grid:
+def ways(tables: study.Tables, most: float) -> charts.Grid:
     """Returns gold over KL, of policy gradients and of best of N; a world a row.
 
     Args:
@@ -145,30 +144,30 @@ def ways(tables: study.Tables, most: float) -> study.Grid:
       most: nats up to which the toy's climbs are shown, whose gold falls without end.
     """
     panels = [panel for world in ("toy", "letters") for panel in _ways(tables, world, most)]
-    return study.Grid(panels=panels, columns=2, width=5.2, height=3.8, title_size=10)
+    return charts.Grid(panels=panels, columns=2, width=5.2, height=3.8, title_size=10)
 
 
-def _ways(tables: study.Tables, world: str, most: float) -> Iterator[study.Panel]:
-    steps: list[study.Mark] = []
+def _ways(tables: study.Tables, world: str, most: float) -> Iterator[charts.Panel]:
+    steps: list[charts.Mark] = []
     for kind in ("single", "average-held-back", "ensemble", "average", "gold"):
         by_name = climbs(tables[f"{world}_climbs"], kind)
         if by_name:
             label = f"{LABELS[kind]}{' (mean over members)' if kind == 'single' else ''}"
             at, gold = along([*by_name.values()], most)
             styles = {"color": COLORS[kind]}, {"lw": 0.6, "alpha": 0.35}
-            steps.append(study.Seeds(at, gold, label, *styles))
+            steps.append(charts.Seeds(at, gold, label, *styles))
     rows = tables[f"{world}_best_of"]
     counts = sorted(study.distinct(rows, "n"))
     kl = [best_of_n.kl_bound(n) for n in counts]
-    best: list[study.Mark] = []
+    best: list[charts.Mark] = []
     for kind in (*MODELS, "gold"):
         gold = [values(study.where(rows, n=n), kind, "gold", "reward") for n in counts]
         styles = {"color": COLORS[kind]}, {"lw": 0.6, "alpha": 0.5}
         thick = {"lw": None, "marker": "o", "markersize": 3}
-        best.append(study.Seeds(kl, np.transpose(gold), LABELS[kind], *styles, thick))
+        best.append(charts.Seeds(kl, np.transpose(gold), LABELS[kind], *styles, thick))
     for marks, title, xlabel in (
         (steps, "policy gradients; thin lines are seeds", "KL to the supervised policy, nats"),
         (best, f"best of {counts[0]} to {counts[-1]}", "KL: log N - (N - 1) / N, nats"),
     ):
         axes = {"xlabel": xlabel, "ylabel": "gold reward", "title": f"{world}: {title}"}
-        yield study.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "framealpha": 0.5})
+        yield charts.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "framealpha": 0.5})

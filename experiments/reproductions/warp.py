@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import curves, letters, merged_policies, study
+from kullback.experiments import statistics
+from kullback.experiments.reproductions import charts, curves, letters, merged_policies, study
 from kullback.experiments.reproductions.merged_policies import LAMBDAS, MOVING, Sizes
 from kullback.lm import rlhf, warp
 
@@ -79,8 +79,7 @@ class Config:
                 raise ValueError(
                     f"member_steps must be a multiple of records={self.records}, got {steps}"
                 )
-        if not self.reference_kl > 0:
-            raise ValueError(f"reference_kl must be > 0 nats, got {self.reference_kl}")
+        study.inside("(0, inf)", self, "reference_kl")
 
     @property
     def betas(self) -> dict[str, float]:
@@ -130,15 +129,15 @@ def arms(config: Config) -> Iterator[study.Arm]:
             yield study.Arm(f"{name}-warp-{seed}", steps, run)
 
 
-def tables(config: Config, rows: reproduce.Rows) -> study.Tables:
+def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns points, merges, and the area of each curve and front."""
     by_table = study.split(rows, "points", "merges")
     return {**by_table, "areas": areas(config, by_table["points"])}
 
 
-def areas(config: Config, points: reproduce.Rows) -> reproduce.Rows:
+def areas(config: Config, points: study.Rows) -> study.Rows:
     """Returns the area of each curve and front, and of fronts that above their chord."""
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for policy in study.distinct(points, "policy"):
         of = {arm: curves_of(points, policy, arm) for arm in fronts(points)}
         for seed, arm in itertools.product(range(config.seeds), of):
@@ -151,12 +150,12 @@ def areas(config: Config, points: reproduce.Rows) -> reproduce.Rows:
     return rows
 
 
-def fronts(points: reproduce.Rows) -> list[str]:
+def fronts(points: study.Rows) -> list[str]:
     """Returns the arms that are runs and fronts; merges by lambda are neither."""
     return [arm for arm in study.distinct(points, "arm") if not arm.endswith("-by-lambda")]
 
 
-def curves_of(points: reproduce.Rows, policy: str, arm: str) -> np.ndarray:
+def curves_of(points: study.Rows, policy: str, arm: str) -> np.ndarray:
     """Returns KL and reward of a run or a front, [seeds, 2, n]."""
     of_arm = study.where(points, policy=policy, arm=arm)
     return np.stack([study.by_seed(of_arm, name) for name in ("kl", "reward")], 1)
@@ -173,7 +172,7 @@ def gain(front: np.ndarray, other: np.ndarray, most: float | None = None) -> np.
     return np.stack([at, np.interp(at, *front) - np.interp(at, *other)])
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     """Judges what needs no orthogonality, of the first iteration; yields the rest as reports."""
     points = tables["points"]
     for policy in study.distinct(tables["merges"], "policy"):
@@ -189,20 +188,13 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
             of("reward_slerp") - (of("reward_one") + of("reward_two")) / 2,
             -0.02,
         )
-        yield study.above(
-            f"{policy}: nor more than 0.01 below the linear merge's (difference)",
-            of("reward_slerp") - of("reward_lerp"),
-            -0.01,
-        )
-        yield study.above(
-            f"{policy}: the spherical merge is farther from the start (nats more than the linear)",
-            of("kl_slerp") - of("kl_lerp"),
-        )
-        yield study.above(
-            f"{policy}: the front from the start to the merge lies above its chord (reward times "
-            "nats)",
-            study.column(areas, "above_chord", arm="slerp-1"),
-        )
+        claim = f"{policy}: nor more than 0.01 below the linear merge's (difference)"
+        yield study.above(claim, of("reward_slerp") - of("reward_lerp"), -0.01)
+        claim = "the spherical merge is farther from the start (nats more than the linear)"
+        yield study.above(f"{policy}: {claim}", of("kl_slerp") - of("kl_lerp"))
+        claim = "the front from the start to the merge lies above its chord (reward times nats)"
+        above = study.column(areas, "above_chord", arm="slerp-1")
+        yield study.above(f"{policy}: {claim}", above)
         yield study.every(
             f"{policy}: half-way, a spherical task vector is the linear one over cos(Omega/2)",
             (errors < 1e-4).tolist(),
@@ -214,81 +206,80 @@ def claims(config: Config, tables: study.Tables) -> Iterator[reproduce.Check]:
             f"{of('cosine_least').min():.2f} to {of('cosine_most').max():.2f}: orthogonality "
             f"{'is' if abs(cosines).max() < ORTHOGONAL else 'is not'} reproduced",
         )
-        yield study.reported(
-            f"{policy}: area of each front up to {config.reference_kl:g} nats, above the reward "
-            "of the start",
-            ", ".join(f"{NAMES.get(a, a)} {statistics.t_interval(x)}" for a, x in area.items()),
-        )
+        most = f"up to {config.reference_kl:g} nats, above the reward of the start"
+        named = {f"{NAMES.get(arm, arm)}": x for arm, x in area.items()}
+        yield study.reported(f"{policy}: area of each front {most}", study.means(named))
         differences = {
             f"{what}, area": area[one] - area[other] for what, one, other in COMPARED if one in area
         }
         if "slerp-2" in area:
-            ends = [curves_of(points, policy, arm) for arm in ("slerp-2", "slerp-1")]
-            gains = np.array([gain(*pair)[1].mean() for pair in zip(*ends, strict=True)])
+            second, first = (curves_of(points, policy, arm) for arm in ("slerp-2", "slerp-1"))
+            more = second[:, 1, -1] - first[:, 1, -1]
+            gains = [gain(*pair)[1].mean() for pair in zip(second, first, strict=True)]
+            of_second = "the second iteration's"
             differences |= {
-                "reward of the second iteration's merge, above the first's": ends[0][:, 1, -1]
-                - ends[1][:, 1, -1],
-                "the second iteration's front above the first's, mean at equal KL": gains,
+                f"reward of {of_second} merge, above the first's": more,
+                f"{of_second} front above the first's, mean at equal KL": np.array(gains),
             }
         for what, values in differences.items():
             yield study.reported(f"{policy}: {what} (difference)", statistics.t_interval(values))
 
 
-def figures(config: Config, tables: study.Tables) -> dict[str, study.Grid]:
+def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
     """Returns fronts and merges, a policy a row."""
     points = tables["points"]
     policies = study.distinct(points, "policy")
     of_fronts = [panel for name in policies for panel in panels(config, points, name)]
     of_merges = [panel for name in policies for panel in panels_of_merges(points, name)]
-    grid = functools.partial(study.Grid, columns=2, title_size=10)
+    grid = functools.partial(charts.Grid, columns=2, title_size=10)
     return {
         "fronts": grid(panels=of_fronts, width=5.2, height=3.9),
         "merges": grid(panels=of_merges, width=4.6, height=3.2),
     }
 
 
-def panels(config: Config, points: reproduce.Rows, policy: str) -> Iterator[study.Panel]:
+def panels(config: Config, points: study.Rows, policy: str) -> Iterator[charts.Panel]:
     """Yields runs and a front, reward over KL, and what fronts have above one run's."""
     of = {arm: curves_of(points, policy, arm) for arm in fronts(points)}
     color = {arm: {"color": f"C{[*NAMES, arm].index(arm)}"} for arm in of}
     thin = {"lw": 0.7, "alpha": 0.35}
-    runs: list[study.Mark] = []
+    runs: list[charts.Mark] = []
     for arm in (*config.betas, MOVING, "slerp-1"):
         thick = {"marker": "o" if arm == "slerp-1" else ".", "lw": 1.6, "markersize": 4}
         kl, reward = of[arm].swapaxes(0, 1)
-        runs.append(study.Seeds(kl, reward, NAMES[arm], color[arm], thin, thick))
-    runs.append(study.Level(config.reference_kl, {"color": "0.6", "lw": 0.8, "ls": ":"}, True))
+        runs.append(charts.Seeds(kl, reward, NAMES[arm], color[arm], thin, thick))
+    runs.append(charts.Level(config.reference_kl, {"color": "0.6", "lw": 0.8, "ls": ":"}, True))
     zero = {**color["one-1"], "lw": 1.2, "label": NAMES["one-1"]}
-    gains: list[study.Mark] = [study.Level(0, zero)]
+    gains: list[charts.Mark] = [charts.Level(0, zero)]
     least = of["one-1"][:, 0, -1].min()
     for arm in [arm for arm in of if arm.startswith(("lerp", "slerp"))]:
         pairs = [*zip(of[arm], of["one-1"], strict=True)]
-        gains += [study.Line(*gain(*pair), style={**color[arm], **thin}) for pair in pairs]
+        gains += [charts.Line(*gain(*pair), style={**color[arm], **thin}) for pair in pairs]
         mean = np.mean([gain(*pair, least) for pair in pairs], 0)
         style = {**color[arm], "lw": 1.8}
-        gains.append(study.Line(*mean, label=NAMES.get(arm, arm), style=style))
+        gains.append(charts.Line(*mean, label=NAMES.get(arm, arm), style=style))
     for marks, title, ylabel in (
         (runs, "runs by learner steps, a front by eta", "reward"),
         (gains, "fronts from the start to the merge", "reward above that of one run, at equal KL"),
     ):
         axes = {"xlabel": "KL to the supervised start, nats of a text", "ylabel": ylabel}
         axes["title"] = f"{policy}: {title}"
-        yield study.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "loc": "best"})
+        yield charts.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "loc": "best"})
 
 
-def panels_of_merges(points: reproduce.Rows, policy: str) -> Iterator[study.Panel]:
+def panels_of_merges(points: study.Rows, policy: str) -> Iterator[charts.Panel]:
     """Yields reward and KL of merges by lambda, less the line between both runs."""
     thick = {"marker": "o", "lw": None, "markersize": 4}
     for column, ylabel in {"reward": "reward", "kl": "KL to the start, nats"}.items():
-        marks: list[study.Mark] = []
+        marks: list[charts.Mark] = []
         for way, label, color in (("slerp", "spherical", "C5"), ("lerp", "linear", "C4")):
             values = study.by_seed(points, column, policy=policy, arm=f"{way}-by-lambda")
             line = values[:, :1] + np.array(LAMBDAS)[None] * (values[:, -1:] - values[:, :1])
             styles = {"color": color}, {"alpha": 0.35}, thick
-            marks.append(study.Seeds(LAMBDAS, values - line, label, *styles))
+            marks.append(charts.Seeds(LAMBDAS, values - line, label, *styles))
         axes = {"xlabel": "lambda, from the first run to the second", "ylabel": ylabel}
         axes["title"] = f"{policy}: above the line between the runs"
-        yield study.Panel(marks=marks, axes=axes, legend={"fontsize": 8})
+        yield charts.Panel(marks=marks, axes=axes, legend={"fontsize": 8})
 
 
 def seconds(config: Config) -> float:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from kullback.core import files
-from kullback.experiments import catalog, checkout, cli, reproduce, statistics
+from kullback.experiments import catalog, checkout, cli, plots, reproduce, statistics
+from kullback.experiments.reproductions import study
 from tests import damage
 
 
@@ -33,11 +34,11 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Registers a reproduction `coin`; returns a list that takes the seeds it computes."""
     computed: list[int] = []
 
-    def run(config: Config, work: reproduce.Work) -> reproduce.Results:
-        rows: reproduce.Rows = []
+    def run(config: Config, work: study.Work) -> study.Results:
+        rows: study.Rows = []
         for seed in range(config.seeds):
 
-            def compute(seed: int = seed) -> reproduce.Rows:
+            def compute(seed: int = seed) -> study.Rows:
                 if seed == 2 and computed == [0, 1]:
                     computed.append(-1)
                     raise KeyboardInterrupt  # Once, in the third part.
@@ -47,15 +48,15 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
                 return [{"seed": seed, "heads": heads.mean()}]
 
             rows += work.part(f"seed-{seed}", config.throws, compute)
-        drawn = reproduce.figure()
+        drawn = plots.grid()
         drawn.axes[0].plot([row["heads"] for row in rows])
         interval = statistics.t_interval(row["heads"] for row in rows)
         checks = [
-            reproduce.Check("half are heads", interval.low <= 0.5 <= interval.high, str(interval)),
-            reproduce.Check("all are heads", interval.low > 0.9, str(interval)),
-            reproduce.Check("of the throws", None, str(config.throws)),
+            study.Check("half are heads", interval.low <= 0.5 <= interval.high, str(interval)),
+            study.Check("all are heads", interval.low > 0.9, str(interval)),
+            study.Check("of the throws", None, str(config.throws)),
         ]
-        return reproduce.Results({"coin": rows}, {"coin": drawn}, checks)
+        return study.Results({"coin": rows}, {"coin": drawn}, checks)
 
     entry = types.SimpleNamespace(
         claim="A coin is fair.",

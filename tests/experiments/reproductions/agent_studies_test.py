@@ -6,17 +6,17 @@ import pathlib
 import numpy as np
 import pytest
 
-from kullback.experiments import progress, reproduce
-from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.experiments import progress
+from kullback.experiments.reproductions import agent_runs, agent_studies, charts, study
 from kullback.experiments.runs import run_folder, training
 
 
 @pytest.fixture
-def work(tmp_path: pathlib.Path) -> reproduce.Work:
-    return reproduce.Work(tmp_path, progress.Progress("test", 0, 4_000, quiet=True))
+def work(tmp_path: pathlib.Path) -> study.Work:
+    return study.Work(tmp_path, progress.Progress("test", 0, 4_000, quiet=True))
 
 
-def run(work: reproduce.Work) -> reproduce.Rows:
+def run(work: study.Work) -> study.Rows:
     arm = agent_runs.Arm("a label", "dqn", "toy/chain", 2, 2_000)
     part = study.Arm(arm.part, 4_000, functools.partial(agent_runs.train, arm))
     return study.run([part], work)
@@ -24,7 +24,7 @@ def run(work: reproduce.Work) -> reproduce.Rows:
 
 @pytest.mark.slow
 def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
-    work: reproduce.Work, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    work: study.Work, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = work.path("a-label-toy-chain.run")
     # What a part leaves that was stopped half-way: the run, and no rows.
@@ -35,7 +35,7 @@ def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
     config["plan"]["steps"] = 2_000
     run_folder.RunFolder(path).write_config(config)
     rows = without_wall_time(run(work))
-    fresh = reproduce.Work(tmp_path / "fresh", progress.Progress("test", 0, 1, quiet=True))
+    fresh = study.Work(tmp_path / "fresh", progress.Progress("test", 0, 1, quiet=True))
     assert rows == without_wall_time(run(fresh))
     assert {row["seed"] for row in rows} == {0, 1}
     assert max(row["steps"] for row in rows) == 2_000
@@ -45,11 +45,11 @@ def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
     assert without_wall_time(run(work)) == rows
 
 
-def without_wall_time(rows: reproduce.Rows) -> reproduce.Rows:
+def without_wall_time(rows: study.Rows) -> study.Rows:
     return [{n: x for n, x in row.items() if n != "wall_seconds"} for row in rows]
 
 
-def rows_of(values: np.ndarray, label: str = "a") -> reproduce.Rows:
+def rows_of(values: np.ndarray, label: str = "a") -> study.Rows:
     return [
         {
             "label": label,
@@ -81,7 +81,7 @@ def test_the_curve_drawn_is_the_mean_over_seeds_and_rows():
     values[1, 5] = np.nan
     runs = agent_runs.Runs(rows_of(values))
     panel = agent_studies.curves(runs, ["a"], "minatar/breakout", width=3)
-    axes = study.Grid(panels=[panel]).draw().axes[0]
+    axes = charts.Grid(panels=[panel]).draw().axes[0]
     x, y = axes.lines[0].get_data()
     assert np.asarray(x).tolist() == [100 * (t + 1) for t in range(1, 12)]
     expected = [

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.experiments import reproduce
 from kullback.experiments.reproductions import (
     action_gap,
     agent_runs,
     conservative_cartpole,
     momentum_minatar,
     munchausen_atari,
+    study,
 )
 
 
@@ -23,7 +23,7 @@ def made_up(
     value: Callable[[agent_runs.Arm], float],
     gap: Callable[[agent_runs.Arm], float] = lambda arm: 1.0,
     noise: Callable[[agent_runs.Arm], float] = lambda arm: 0.0,
-) -> reproduce.Rows:
+) -> study.Rows:
     """Returns flat curves, with `noise` of alternating sign; seeds differ by a little."""
     return [
         {
@@ -41,11 +41,11 @@ def made_up(
     ]
 
 
-def held(module: types.ModuleType, config: Any, rows: reproduce.Rows) -> dict[str, bool | None]:
+def held(module: types.ModuleType, config: Any, rows: study.Rows) -> dict[str, bool | None]:
     return {c.claim: c.held for c in module.STUDY.claims(config, {"curves": rows})}
 
 
-def drawn(module: types.ModuleType, config: Any, rows: reproduce.Rows) -> list[int]:
+def drawn(module: types.ModuleType, config: Any, rows: study.Rows) -> list[int]:
     """Returns the number of lines of each panel."""
     [grid] = module.STUDY.figures(config, {"curves": rows}).values()
     return [len(axes.lines) for axes in grid.draw().axes]

@@ -72,5 +72,5 @@ def test_where_nothing_can_differ_nothing_is_judged() -> None:
     families = (connections.CPI, connections.MIRROR, connections.POLITEX)
     curves = [{"family": f, "largest_share": 0.0, "largest_fall": 0.0} for f in families]
     tables = {"twins": study.split(rows, "twins")["twins"], "curves": curves}
-    checks = connections.claims(config, tables)
+    checks = [*connections.claims(config, tables)]
     assert [check.held for check in checks[:6]] == [None] * 6

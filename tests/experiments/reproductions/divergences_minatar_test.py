@@ -7,15 +7,15 @@ import pathlib
 import pytest
 
 from kullback.core import regularizers
-from kullback.experiments import progress, reproduce
-from kullback.experiments.reproductions import divergences_minatar
+from kullback.experiments import progress
+from kullback.experiments.reproductions import divergences_minatar, study
 from kullback.experiments.runs import run_folder
 
 GAME = "minatar/breakout"
 CONFIG = dataclasses.replace(divergences_minatar.Config(), games=(GAME,))
 
 
-def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> reproduce.Rows:
+def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> study.Rows:
     """Returns flat curves: seeds differ a little, higher labels have sparser policies."""
     labels = ["dqn", "m-dqn kl", "m-dqn alpha-1.5", "m-dqn alpha-2"]
     return [
@@ -34,7 +34,7 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> 
     ]
 
 
-def judged(rows: reproduce.Rows) -> dict[str, bool | None]:
+def judged(rows: study.Rows) -> dict[str, bool | None]:
     return {
         check.claim.removeprefix(f"{GAME}: "): check.held
         for check in divergences_minatar.STUDY.claims(CONFIG, {"curves": rows})
@@ -78,7 +78,7 @@ def test_every_arm_is_the_agent_with_its_regularizer():
         ({"regularizers": ("alpha",)}, "unknown divergence"),
         ({"temperature": 0.0}, "temperature must be > 0"),
         ({"games": ("gym/CartPole-v1",)}, "random policy"),
-        ({"seeds": 0}, "seeds and steps"),
+        ({"seeds": 0}, "seeds must be >= 1"),
     ],
 )
 def test_refusals(change: dict[str, object], match: str):
@@ -89,7 +89,7 @@ def test_refusals(change: dict[str, object], match: str):
 @pytest.mark.slow
 def test_runs_tiny(tmp_path: pathlib.Path):
     config = dataclasses.replace(CONFIG, regularizers=("alpha-1.5",), steps=5_400, seeds=2)
-    work = reproduce.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+    work = study.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
     result = divergences_minatar.STUDY.run(config, work)
     labels = [row["label"] for row in result.tables["final"]]
     assert labels == ["dqn", "m-dqn kl", "m-dqn alpha-1.5"]

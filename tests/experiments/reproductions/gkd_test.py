@@ -140,7 +140,7 @@ def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
     [check] = gkd.reports("line", rows, "kl", {"after_teachers_prefixes": "distance"})
     interval = str(statistics.t_interval([1.0, 1.001, 1.002]))
     expected = f"start {interval}, lambda 0 {interval}, lambda 1 {interval}"
-    assert check == reproduce.Check("line, kl: distance", None, expected)
+    assert check == study.Check("line, kl: distance", None, expected)
 
 
 @pytest.mark.slow

@@ -58,5 +58,5 @@ def test_a_formula_that_is_wrong_is_seen(tmp_path: pathlib.Path, monkeypatch: py
 
 
 def test_ratios_without_a_global_layer_are_refused():
-    with pytest.raises(ValueError, match="ratios must be < num_layers=4"):
+    with pytest.raises(ValueError, match=r"ratios must lie in \[1, num_layers=4\)"):
         kv_cache.Config(num_layers=4)

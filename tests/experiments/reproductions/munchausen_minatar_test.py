@@ -7,14 +7,14 @@ import pathlib
 import numpy as np
 import pytest
 
-from kullback.experiments import cli, reproduce
-from kullback.experiments.reproductions import agent_runs, agent_studies, munchausen_minatar
+from kullback.experiments import cli
+from kullback.experiments.reproductions import agent_runs, agent_studies, munchausen_minatar, study
 
 GAME = "minatar/breakout"
 CONFIG = dataclasses.replace(munchausen_minatar.Config(), games=(GAME,), steps=2_000)
 
 
-def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> reproduce.Rows:
+def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> study.Rows:
     """Returns flat curves; seeds differ by a little."""
     return [
         {
@@ -34,7 +34,7 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> reproduce.Rows
 RETURNS = {"dqn": 5.0, "soft-dqn": 5.0, "al-dqn": 6.0, "m-dqn": 7.0, "iqn": 8.0, "m-iqn": 7.0}
 
 
-def verdicts_of(rows: reproduce.Rows) -> dict[str, bool | None]:
+def verdicts_of(rows: study.Rows) -> dict[str, bool | None]:
     return {
         check.claim: check.held
         for check in munchausen_minatar.STUDY.claims(CONFIG, {"curves": rows})

@@ -11,7 +11,7 @@ import pytest
 import scipy.special
 
 from kullback.experiments import entailment, reproduce, statistics
-from kullback.experiments.reproductions import extractive, rlef
+from kullback.experiments.reproductions import extractive, rlef, study
 from kullback.lm import batches
 from kullback.lm.entailment import scorers
 
@@ -212,7 +212,7 @@ def test_each_sentence_of_a_pool_is_questions_about_once():
     np.testing.assert_allclose(probabilities, [[0.1, 0, 0.2], [0.1, 0.2, 0]])
 
 
-def rows(values: dict[str, float]) -> reproduce.Rows:
+def rows(values: dict[str, float]) -> study.Rows:
     """Returns measurements by arm; entailment differs, all else is the same."""
     measured = []
     for (arm, p), seed in ((pair, seed) for pair in values.items() for seed in range(3)):
@@ -247,8 +247,8 @@ def test_entailment_has_to_grow_as_alpha_falls():
         (lambda: rlef.Config(best_of=(0,)), "best of N takes N >= 1"),
         (lambda: rlef.Config(reward_steps=0), "steps must be >="),
         (lambda: extractive.Sizes(inside_pool=1), "pools must hold what prompts show"),
-        (lambda: extractive.Sizes(others_pool=60), "others_pool must be <= 40"),
-        (lambda: extractive.Sizes(most=9), "most must lie in least=2 to 8, the sentences"),
+        (lambda: extractive.Sizes(others_pool=60), r"others_pool must lie in \[0, 40\]"),
+        (lambda: extractive.Sizes(most=9), r"most must lie in \[least=2, num_shown=8\]"),
         (lambda: extractive.Sizes(noise=2.0), "noise must lie in"),
         (lambda: extractive.Sizes(min_probability=0.0), "min_probability must lie in"),
         (lambda: extractive.Sizes(aggregation="whole"), "must be mean or min"),  # pyright: ignore[reportArgumentType]

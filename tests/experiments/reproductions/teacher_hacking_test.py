@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import hacking, teacher_hacking
+from kullback.experiments.reproductions import hacking, study, teacher_hacking
 
 TINY: dict[str, Any] = {
     "seeds": 2,
@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 
 
 class Silent:
-    """Takes the place of `reproduce.Work`; an arm only tells it how far it is."""
+    """Takes the place of `study.Work`; an arm only tells it how far it is."""
 
     def tick(self, *said: Any) -> None:
         """Does nothing: nobody listens."""
@@ -88,7 +88,7 @@ def test_offline_data_stay_and_online_data_change(models: hacking.Models):
     np.testing.assert_array_equal(prompts[:8], prepared.prompts.tokens[:8])
 
 
-def curve(golden: list[float], proxy: list[float], arm: str, seed: int) -> reproduce.Rows:
+def curve(golden: list[float], proxy: list[float], arm: str, seed: int) -> study.Rows:
     return [
         {
             "arm": arm,
@@ -114,7 +114,7 @@ def test_a_curve_that_hacks_is_judged_so_and_one_that_does_not_is_not():
 
     def held(offline: tuple[list[float], list[float]]) -> dict[str, bool | None]:
         curves = {"offline": offline, "online-student": (falling, law)}
-        rows: reproduce.Rows = []
+        rows: study.Rows = []
         for (arm, (golden, proxy)), seed in itertools.product(curves.items(), (0, 1)):
             rows += curve(golden, proxy, arm, seed)
         ends = teacher_hacking.tables(config, rows)["summary"]
@@ -149,9 +149,9 @@ def test_it_runs(tmp_path: pathlib.Path):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"prompts": 8}, "prompts must be >= batch_size=64"),
-        ({"checkpoints": 3}, "checkpoints must lie in 4 to epochs=100"),
-        ({"diversity": (0,)}, "diversity must lie in 1 to 512"),
+        ({"prompts": 8}, r"prompts must lie in \[batch_size=64, inf\)"),
+        ({"checkpoints": 3}, r"checkpoints must lie in \[4, epochs=100\]"),
+        ({"diversity": (0,)}, r"diversity must lie in \[1, prompts=512\]"),
         ({"divergence": "kll"}, "unknown distillation loss 'kll'"),
         ({"vocab_size": 15}, "vocab_size must be >= 16"),
     ],

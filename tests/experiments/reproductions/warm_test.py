@@ -17,6 +17,7 @@ from kullback.experiments.reproductions import (
     reward_letters,
     reward_models,
     reward_toy,
+    study,
     warm,
 )
 
@@ -149,9 +150,9 @@ def test_pairs_of_letters_are_labelled_by_gold_and_swapped_where_said():
     assert not train & held_out and near == far == held_out
 
 
-def accuracies(average: float, corruption: float | None = None) -> reproduce.Rows:
+def accuracies(average: float, corruption: float | None = None) -> study.Rows:
     """Returns rows of three seeds: the average differs from all others in what it remembers."""
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for seed in range(3):
         for model, wrong, far in (
             ("single-0", 0.6, 0.7),
@@ -177,7 +178,7 @@ def test_models_are_judged(good: bool):
 
 @pytest.mark.parametrize("good", [True, False])
 def test_climbs_are_judged(good: bool):
-    rows: reproduce.Rows = []
+    rows: study.Rows = []
     for seed in range(3):
         for name, peak in (("single-0", 2.0), ("single-1", 2.4), ("average", 3.0), ("gold", 9.0)):
             peak = peak if good else 5 - peak
@@ -224,10 +225,10 @@ def test_it_runs(tmp_path: pathlib.Path):
         (lambda: reward_toy.Sizes(climbs=5), "climbs must be a multiple of climb_every=10"),
         (lambda: reward_toy.Sizes(members=1), "members must be >= 2"),
         (lambda: reward_toy.Sizes(evaluation=100), "evaluation must be >= 256"),
-        (lambda: reward_letters.Sizes(singles=7), "singles must lie in 1 to members=6"),
+        (lambda: reward_letters.Sizes(singles=7), r"singles must lie in \[1, members=6\]"),
         (lambda: reward_letters.Sizes(policy_steps=5), "multiple of records=10"),
         (lambda: reward_letters.Sizes(corruptions=()), "corruptions must have one value"),
-        (lambda: reward_letters.Sizes(counts=(1_000,)), "counts must lie in 1 to draws=512"),
+        (lambda: reward_letters.Sizes(counts=(1_000,)), r"counts must lie in \[1, draws=512\]"),
         (lambda: reward_letters.Sizes(prompts=17), "prompts must be <= held_out=16"),
         (lambda: warm.Config(seeds=0), "seeds must be >= 1"),
     ],

@@ -11,7 +11,7 @@ import pytest
 
 from kullback.core import averaging
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import letters, merged_policies, warp
+from kullback.experiments.reproductions import letters, merged_policies, study, warp
 from kullback.lm import merging
 
 LANGUAGE = letters.Sizes(letters=4, horizon=3, held_out=5, texts=32, start_steps=2, start_batch=8)
@@ -27,14 +27,14 @@ CONFIG = warp.Config(
 
 
 class Silent:
-    """Takes the place of `reproduce.Work`; an arm only tells it how far it is."""
+    """Takes the place of `study.Work`; an arm only tells it how far it is."""
 
     def tick(self, *said: Any) -> None:
         """Takes it, and nobody listens."""
 
 
 @functools.cache
-def iterated() -> tuple[merged_policies.Policies, reproduce.Rows, list[merged_policies.Merge]]:
+def iterated() -> tuple[merged_policies.Policies, study.Rows, list[merged_policies.Merge]]:
     model, algorithm = CONFIG.toy.model(LANGUAGE), CONFIG.algorithm("toy")
     policies = merged_policies.make("toy", model, LANGUAGE, {}, algorithm, CONFIG.samples)
     silent: Any = Silent()
@@ -79,10 +79,10 @@ def test_ends_of_merges_are_the_members_and_the_identity_holds():
     assert not merged_policies.identity_error(wrong) < 1e-4
 
 
-def rows(slerp: float, bend: float) -> tuple[reproduce.Rows, reproduce.Rows]:
+def rows(slerp: float, bend: float) -> tuple[study.Rows, study.Rows]:
     """Returns points of fronts and one merge a seed; the runs have rewards 1.6 and 1.8."""
-    merges: reproduce.Rows = []
-    points: reproduce.Rows = []
+    merges: study.Rows = []
+    points: study.Rows = []
     for seed in range(3):
         jitter = 1e-3 * seed
         merges.append(
@@ -148,7 +148,7 @@ def test_it_runs(tmp_path: pathlib.Path):
     [
         ({"records": 7}, "member_steps must be a multiple of records=7"),
         ({"seeds": 0}, "seeds must be >= 1"),
-        ({"reference_kl": 0.0}, "reference_kl must be > 0"),
+        ({"reference_kl": 0.0}, r"reference_kl must lie in \(0, inf\)"),
         ({"next_start": 0.0}, "next_start"),
     ],
 )
