@@ -55,6 +55,7 @@ def rollout(
     key: types.Key,
     length: int,
     start_tick: jax.Array | int = 0,
+    limit: jax.Array | int | None = None,
 ) -> tuple[Trajectory, ActorState]:
     """Acts for `length` ticks, or until every row of a non-resetting environment has finished.
 
@@ -67,11 +68,18 @@ def rollout(
       length: T, static.
       start_tick: ticks that earlier calls made with this key, so that pieces with one key equal
         one long call. Calls with new keys leave it 0.
+      limit: ticks that are made, at most T, of an environment that does not reset; it may be
+        traced, so that one program makes pieces of many lengths. None is T.
 
     Returns:
-      The trajectory, [T, B, ...], and the state after it. If all rows finish early, the rest of
-      the trajectory is zeros with `valid` False.
+      The trajectory, [T, B, ...], and the state after it. If all rows finish early, or the limit
+      comes before, the rest of the trajectory is zeros with `valid` False.
+
+    Raises:
+      ValueError: for a limit where rows reset themselves.
     """
+    if limit is not None and environment.auto_reset:
+        raise ValueError("a limit of ticks is for environments that do not reset themselves")
 
     def tick(state: ActorState, t: jax.Array) -> tuple[ActorState, Trajectory]:
         action, memory, extras = policy.step(
@@ -102,9 +110,10 @@ def rollout(
         trajectory = jax.tree.map(lambda all_, x: all_.at[t].set(x), trajectory, item)
         return t + 1, state, trajectory
 
+    last = length if limit is None else jnp.minimum(limit, length)
     # One flag for all rows: a batched predicate would select the whole carry at each tick.
     _, state, trajectory = jax.lax.while_loop(
-        lambda carry: (carry[0] < length) & ~jnp.all(carry[1].done),
+        lambda carry: (carry[0] < last) & ~jnp.all(carry[1].done),
         body,
         (jnp.zeros((), jnp.int32), state, empty),
     )

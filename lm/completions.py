@@ -41,18 +41,15 @@ class Sampler:
             stop_tokens=self.stop_tokens,
         )
 
-    def start(
-        self, acting: Any, prompts: batches.Prompts, key: types.Key, spare: int = 0
-    ) -> rollout.ActorState:
+    def start(self, acting: Any, prompts: batches.Prompts, key: types.Key) -> rollout.ActorState:
         """Returns the state before the first token.
 
         Args:
           acting: parameters of the policy.
           prompts: [B, P].
           key: of the environment, which is not random.
-          spare: tokens beyond the horizon for which the policy's memory has room.
         """
-        length = prompts.tokens.shape[1] + self.horizon + spare
+        length = prompts.tokens.shape[1] + self.horizon
         environment = self.environment(prompts)
         return rollout.start(self.policy, environment, acting, key, prompts, length)
 
@@ -76,14 +73,17 @@ class Sampler:
         key: types.Key,
         length: int,
         start_tick: jax.Array | int = 0,
+        limit: jax.Array | int | None = None,
     ) -> tuple[rollout.Trajectory, rollout.ActorState]:
         """Returns the next `length` tokens, [length, B G], and the state after them.
 
         Calls with one key, whose `start_tick` counts the tokens before, give the same tokens as a
-        single call; see `rollout.rollout`.
+        single call; of all tokens the first `limit` are sampled. See `rollout.rollout`.
         """
         environment = self.environment(prompts)
-        return rollout.rollout(self.policy, environment, acting, state, key, length, start_tick)
+        return rollout.rollout(
+            self.policy, environment, acting, state, key, length, start_tick, limit
+        )
 
     def completions(
         self, acting: Any, prompts: batches.Prompts, key: types.Key

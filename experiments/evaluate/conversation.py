@@ -21,7 +21,7 @@ from kullback.experiments import interrupts
 from kullback.experiments.evaluate import generate
 from kullback.lm import batches, chat, gemma, policy
 
-PIECE = 4  # Tokens that are sampled before their text is shown.
+PIECE = 4  # Tokens that are sampled before their text is shown, at most.
 PARTS = (256, 64, 16, 4, 1)  # Tokens that are read at once.
 CONTEXT = 4_096  # Tokens that are remembered unless the user says otherwise.
 
@@ -78,7 +78,7 @@ class Conversation:
     def cache_bytes(self) -> int:
         """Bytes of keys and values."""
         config = self.writer.checkpoint.config
-        return gemma.cache_bytes(config, 1, self._length, jnp.dtype(config.dtype).itemsize)
+        return gemma.cache_bytes(config, 1, self.context, jnp.dtype(config.dtype).itemsize)
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -162,8 +162,8 @@ class Conversation:
         last = batches.Prompts(jnp.array([ids[-1:]], jnp.int32), jnp.ones(1, jnp.int32))
         state = self.writer.resume(last, read.memory)
         known = [*ids]
-        for tick in range(0, self.writer.max_new_tokens, PIECE):
-            sampled, state = self.writer.proceed(last, state, key, tick, PIECE)
+        for tick, limit in generate.pieces(self.writer.max_new_tokens, PIECE):
+            sampled, state = self.writer.proceed(last, state, key, tick, limit)
             drawn = sampled.of_row(0)
             known += drawn
             self._read = Read(tuple(known[:-1]), state.policy)  # The last is read with the next.
@@ -183,14 +183,10 @@ class Conversation:
             read = self._read = Read(tuple(ids[: begin + part]), memory)
         return read
 
-    @property
-    def _length(self) -> int:
-        return self.context + PIECE
-
     def _empty(self) -> policy.Memory:
         settings = self.writer.sampling or Sampling()
         lengths = jnp.ones(1, jnp.int32)
-        return policy.empty_memory(self.writer.model, settings, 1, self._length, lengths, 1)
+        return policy.empty_memory(self.writer.model, settings, 1, self.context, lengths, 1)
 
 
 def parts(length: int, sizes: Sequence[int] = PARTS) -> Iterator[int]:

@@ -6,7 +6,7 @@ Shape letters: B texts, T tokens of a piece.
 import dataclasses
 import functools
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +20,7 @@ from kullback.experiments import interrupts
 from kullback.experiments.runs import models
 from kullback.lm import batches, completions, gemma, policy, texts, tokenizer
 
-PIECE = 16  # Tokens that are sampled before their text is handed over.
+PIECE = 16  # Tokens that are sampled before their text is handed over, at most.
 
 OnText = Callable[[int, str], Any]  # Receives the number of a prompt, and the next text of it.
 
@@ -103,8 +103,7 @@ class Writer:
     def cache_bytes(self, num_rows: int, longest: int) -> int:
         """Returns the bytes of keys and values of texts whose longest prompt has so many tokens."""
         config = self.checkpoint.config
-        # The last piece may go on beyond the end: what it writes there is unused, and needs room.
-        length = batches.width(longest) + self.max_new_tokens + PIECE
+        length = batches.width(longest) + self.max_new_tokens
         return gemma.cache_bytes(config, num_rows, length, jnp.dtype(config.dtype).itemsize)
 
     def completion(self) -> "Completion":
@@ -121,17 +120,18 @@ class Writer:
         state: rollout.ActorState,
         key: types.Key,
         tick: int,
-        piece: int = PIECE,
+        limit: int,
     ) -> tuple[Sampled, rollout.ActorState]:
-        """Samples the next `piece` tokens, of which `tick` came before; returns the state, too.
+        """Samples the next `limit` tokens, at most PIECE; `tick` came before them.
+
+        Returns:
+          Them, and the state after them. One program samples any number.
 
         Raises:
           ValueError: for logits that are not finite.
         """
-        start_tick = jnp.asarray(tick, jnp.int32)
-        actions, valid, drawn, state = self._proceed(
-            self.acting, padded, state, key, start_tick, piece
-        )
+        ticks = jnp.asarray([tick, limit], jnp.int32)
+        actions, valid, drawn, state = self._proceed(self.acting, padded, state, key, ticks)
         finite.require(drawn, self.checkpoint.params, "the model's log-probabilities")
         return Sampled(np.asarray(actions), np.asarray(valid)), state
 
@@ -155,22 +155,21 @@ class Writer:
         @jax.jit
         def start(acting: Any, padded: batches.Prompts) -> rollout.ActorState:
             # The environment is not random.
-            return self.sampler.start(acting, padded, jax.random.key(0), spare=PIECE)
+            return self.sampler.start(acting, padded, jax.random.key(0))
 
         return start
 
     @functools.cached_property
     def _proceed(self) -> Callable[..., Any]:
-        @functools.partial(jax.jit, static_argnums=5)
+        @jax.jit
         def proceed(
             acting: Any,
             padded: batches.Prompts,
             state: rollout.ActorState,
             key: types.Key,
-            tick: jax.Array,
-            piece: int,
+            ticks: jax.Array,
         ) -> Any:
-            trajectory, state = self.sampler.proceed(acting, padded, state, key, piece, tick)
+            trajectory, state = self.sampler.proceed(acting, padded, state, key, PIECE, *ticks)
             # NaN if a logit is NaN.
             drawn = jnp.where(trajectory.valid, trajectory.extras["log_probability"], 0)
             return trajectory.action, trajectory.valid, drawn, state
@@ -215,9 +214,9 @@ class Writer:
             is_idle[number] = True
 
         try:
-            for tick in range(0, self.max_new_tokens, PIECE):
+            for tick, limit in pieces(self.max_new_tokens):
                 state = state._replace(done=state.done | is_idle)
-                sampled, state = self.proceed(padded, state, key, tick)
+                sampled, state = self.proceed(padded, state, key, tick, limit)
                 has_ended = np.asarray(state.done)
                 for number in np.flatnonzero(~is_idle).tolist():
                     if text := rows[number].add(sampled.of_row(number)):
@@ -260,6 +259,18 @@ class Writer:
                 num_rows=num_rows,
                 on_end=lambda row, generated, numbers=numbers: on_end(numbers[row], generated),
             )
+
+
+def pieces(num_tokens: int, most: int = PIECE) -> Iterator[tuple[int, int]]:
+    """Yields (tokens before, tokens of the piece) of a text: the first is there soon.
+
+    It has one token; each other one twice as many as the last, up to `most`.
+    """
+    tick, size = 0, 1
+    while tick < num_tokens:
+        size = min(size, most, num_tokens - tick)
+        yield tick, size
+        tick, size = tick + size, 2 * size
 
 
 def complete(

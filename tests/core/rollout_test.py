@@ -109,6 +109,23 @@ def test_pieces_of_one_key_are_the_whole(auto_reset):
     jax.tree.map(np.testing.assert_array_equal, end, state)
 
 
+def test_a_limit_ends_a_piece():
+    environment, policy = counter(False), recurrent()
+    run = jax.jit(
+        lambda state, limit: rollout.rollout(
+            policy, environment, None, state, jax.random.key(3), 4, 0, limit
+        )
+    )
+    first = rollout.start(policy, environment, None, jax.random.key(0), jnp.zeros(3, jnp.int32))
+    whole, _ = run(first, 9)  # Beyond its length.
+    part, state = run(first, 1)
+    assert part.valid.sum(0).tolist() == [1, 1, 1] and state.policy.tolist() == [1, 1, 1]
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:1], y[:1]), part, whole)
+    assert whole.valid.sum(0).tolist() == [2, 4, 3]
+    with pytest.raises(ValueError, match="a limit of ticks is for environments that do not reset"):
+        rollout.rollout(policy, counter(True), None, first, jax.random.key(3), 4, 0, 1)
+
+
 def test_ticks_draw_different_numbers():
     trajectory, _ = play(True, [8])
     assert len(np.unique(trajectory.extras["log_probability"])) == 24

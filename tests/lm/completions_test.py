@@ -1,13 +1,13 @@
 """Tests of lm/completions.py."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kullback.core import rollout
 from kullback.core.sampling import Sampling
 from kullback.lm import batches, completions, gemma, layers
 from tests.states import fresh_params
@@ -48,11 +48,19 @@ def test_samples_of_a_prompt_stand_together_after_it():
 def test_pieces_are_the_whole():
     sampler = completions.sampler(MODEL, T, stop_tokens=())
     whole = jax.jit(sampler.completions)(ACTING, PROMPTS, KEY)
-    state = jax.jit(functools.partial(sampler.start, spare=1))(ACTING, PROMPTS, KEY)
-    proceed, parts = jax.jit(sampler.proceed, static_argnums=4), []
-    for tick in (0, 2, 4):  # The last one goes on beyond the horizon.
-        part, state = proceed(ACTING, PROMPTS, state, KEY, 2, tick)
-        parts.append(part.action.T)
+    state = jax.jit(sampler.start)(ACTING, PROMPTS, KEY)
+    traces, parts = [], []
+
+    @jax.jit
+    def proceed(state: rollout.ActorState, tick: jax.Array, limit: jax.Array):
+        traces.append(limit)
+        return sampler.proceed(ACTING, PROMPTS, state, KEY, 3, tick, limit)
+
+    for tick, limit in ((0, 1), (1, 3), (4, 3)):  # The last one goes on beyond the horizon.
+        part, state = proceed(state, tick, limit)
+        assert not part.valid[limit:].any()
+        parts.append(part.action[:limit].T)
+    assert len(traces) == 1
     np.testing.assert_array_equal(jnp.concatenate(parts, 1)[:, :T], whole.tokens)
     assert np.asarray(whole.length).tolist() == [T] * 3 and np.asarray(whole.truncated).all()
 

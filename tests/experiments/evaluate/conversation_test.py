@@ -115,7 +115,7 @@ def test_a_signal_ends_an_answer_where_it_is(writer: generate.Writer, begins: li
 
     talk = conversation.Conversation(writer=writer, context=CONTEXT)
     before = read_anew(talk, "a")
-    assert talk.answer("a", interrupt) == before[: conversation.PIECE]
+    assert talk.answer("a", interrupt) == before[:1]
     before = read_anew(talk, "b")
     begins.clear()
     assert talk.answer("b", silent) == before and not begins

@@ -82,6 +82,16 @@ def test_prompts_in_batches_are_those_one_at_a_time(
         assert [ended[number]] == generate.complete(greedy, [prompt])
 
 
+@pytest.mark.parametrize(
+    ("num_tokens", "most", "sizes"),
+    [(1, 16, [1]), (40, 16, [1, 2, 4, 8, 16, 9]), (12, 3, [1, 2, 3, 3, 3])],
+)
+def test_the_first_piece_is_a_token(num_tokens: int, most: int, sizes: list[int]):
+    ticks, got = zip(*generate.pieces(num_tokens, most), strict=True)
+    assert [*got] == sizes
+    assert [*ticks] == [sum(sizes[:n]) for n in range(len(sizes))]
+
+
 def test_a_signal_ends_texts_where_they_are(checkpoint: models.Checkpoint, greedy: generate.Writer):
     prompts = ids(checkpoint, *PROMPTS[:2])
     ended: dict[int, generate.Generated] = {}
