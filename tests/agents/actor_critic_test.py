@@ -156,7 +156,7 @@ def nothing(step: actor_critic.Step) -> jax.Array:
 @pytest.mark.slow
 def test_the_target_moves_no_actor_and_the_greedy_step_no_values():
     state = agent_of(nothing).learner.init(jax.random.key(0))
-    without, _ = agent_of(nothing).learner.step(state, everywhere(), types.NO_CONSTANTS)
+    without, _ = jax.jit(agent_of(nothing).learner.step)(state, everywhere(), types.NO_CONSTANTS)
     jax.tree.map(np.testing.assert_array_equal, without.params["actor"], state.params["actor"])
     both, feedback = agent_of(lambda step: jnp.sum(step.q_tm1 * step.actor_tm1)).learner.step(
         state, everywhere(), types.NO_CONSTANTS
@@ -176,7 +176,7 @@ def test_weights_count_in_both_losses_and_both_are_of_their_networks():
     state = agent.learner.init(jax.random.key(0))
     other = agent_of(lambda step: step.actor_tm1[0]).learner.init(jax.random.key(1)).params
     state = state._replace(targets={"periodic": other})
-    _, feedback = agent.learner.step(state, everywhere(weights), types.NO_CONSTANTS)
+    _, feedback = jax.jit(agent.learner.step)(state, everywhere(weights), types.NO_CONSTANTS)
 
     network = networks.action_values(networks.torso("mlp_small", SPEC), A)
     t = everywhere().data

@@ -138,7 +138,7 @@ def test_loss_and_priorities_are_those_of_the_definition(double):
         -np.sum(project(t.reward[i] + t.discount[i] * Z, p_t[i, chosen[i]]) * np.log(p[i]))
         for i in range(8)
     ]
-    after, feedback = agent.learner.step(state, batch_of(t, weights), types.NO_CONSTANTS)
+    after, feedback = jax.jit(agent.learner.step)(state, batch_of(t, weights), types.NO_CONSTANTS)
     np.testing.assert_allclose(feedback.metrics["loss"], np.mean(weights * losses), rtol=1e-4)
     assert feedback.priorities is not None
     np.testing.assert_allclose(feedback.priorities, losses, rtol=1e-4)
@@ -152,11 +152,12 @@ def test_rainbow_without_its_parts_is_c51_to_the_bit():
     config = rainbow.Config(atoms=ATOMS, hidden=0, learning=learning)
     theirs = rainbow.make(None, SPEC, config)
     states = [agent.learner.init(jax.random.key(3)) for agent in (ours, theirs)]
+    steps = [jax.jit(agent.learner.step) for agent in (ours, theirs)]
     for i in range(3):
         batch = batch_of(transitions(i))
         states = [
-            agent.learner.step(state, batch, types.NO_CONSTANTS)[0]
-            for agent, state in zip((ours, theirs), states, strict=True)
+            step(state, batch, types.NO_CONSTANTS)[0]
+            for step, state in zip(steps, states, strict=True)
         ]
     jax.tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
 
@@ -168,7 +169,7 @@ def test_what_a_prioritised_replay_draws_is_weighted_by_importance():
     state = agent.learner.init(jax.random.key(0))
     probabilities = np.array([4, 1, 1, 1, 1, 1, 1, 1], np.float32) / 11
     batch = batch_of(transitions())._replace(probabilities=probabilities)
-    _, feedback = agent.learner.step(state, batch, types.NO_CONSTANTS)
+    _, feedback = jax.jit(agent.learner.step)(state, batch, types.NO_CONSTANTS)
     weights = np.array([0.5, 1, 1, 1, 1, 1, 1, 1])  # (1/11 over 4/11) to the power of 1/2.
     assert feedback.priorities is not None
     expected = np.mean(weights * np.asarray(feedback.priorities))
