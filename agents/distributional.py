@@ -11,27 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from kullback.agents import q_learning
-from kullback.core import networks, types
-from kullback.core.replay import Config as ReplayConfig
+from kullback.core import types
 
 __all__ = ["Config", "metrics", "presets"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """The settings of `q_learning.Config`, without its choice of loss; see there."""
-
-    torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
-    learning_rate: float = 5e-5  # Step size of Adam.
-    adam_epsilon: float = 0.01 / 32  # > 0, added to the root of the second moment.
-    target_period: int = 2_000  # Learner steps between two target copies.
-    epsilon: float = 0.01  # Probability of a random action, once annealed.
-    epsilon_decay_env_steps: int = 250_000  # Agent steps from epsilon 1, linearly.
-    epsilon_evaluate: float = 0.001  # Probability of a random action in evaluation.
-    replay: ReplayConfig = ReplayConfig()
-
-    def __post_init__(self) -> None:
-        q_learning.check(self)
+class Config(q_learning.Learning):
+    """Settings of agents whose loss is the distribution's own."""
 
 
 def presets(family: q_learning.Family) -> Config:

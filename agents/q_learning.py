@@ -21,6 +21,7 @@ from kullback.core.replay import Config as ReplayConfig
 __all__ = [
     "Config",
     "Family",
+    "Learning",
     "Target",
     "action_gap",
     "assemble",
@@ -39,13 +40,15 @@ Target = Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of a Q-learner; the defaults are the Munchausen paper's for Atari, DQN (Adam)."""
+class Learning:
+    """Settings of a Q-learner but for its loss; the defaults are the Munchausen paper's for Atari.
+
+    They are those of its DQN with Adam.
+    """
 
     torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
     learning_rate: float = 5e-5  # Step size of Adam.
     adam_epsilon: float = 0.01 / 32  # > 0, added to the root of the second moment.
-    loss: Literal["huber", "squared"] = "huber"  # Huber's threshold is 1; both halve the square.
     target_period: int = 2_000  # Learner steps between two target copies.
     epsilon: float = 0.01  # Probability of a random action, once annealed.
     epsilon_decay_env_steps: int = 250_000  # Agent steps from epsilon 1, linearly.
@@ -53,26 +56,31 @@ class Config:
     replay: ReplayConfig = ReplayConfig()
 
     def __post_init__(self) -> None:
-        check(self)
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        if not self.adam_epsilon > 0:
+            raise ValueError(f"adam_epsilon must be > 0, got {self.adam_epsilon}")
+        if self.target_period < 1:
+            raise ValueError(f"target_period must be >= 1 learner step, got {self.target_period}")
+        for name in ("epsilon", "epsilon_evaluate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.epsilon_decay_env_steps < 0:
+            raise ValueError(
+                f"epsilon_decay_env_steps must be >= 0, got {self.epsilon_decay_env_steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Learning):
+    """Settings of a Q-learner."""
+
+    loss: Literal["huber", "squared"] = "huber"  # Huber's threshold is 1; both halve the square.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.loss not in ("huber", "squared"):
             raise ValueError(f"loss must be huber or squared, got {self.loss}")
-
-
-def check(config: Any) -> None:
-    """Raises ValueError for invalid settings of the optimiser, the targets or exploration."""
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate must be > 0, got {config.learning_rate}")
-    if not config.adam_epsilon > 0:
-        raise ValueError(f"adam_epsilon must be > 0, got {config.adam_epsilon}")
-    if config.target_period < 1:
-        raise ValueError(f"target_period must be >= 1 learner step, got {config.target_period}")
-    for name in ("epsilon", "epsilon_evaluate"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
-    if config.epsilon_decay_env_steps < 0:
-        raise ValueError(
-            f"epsilon_decay_env_steps must be >= 0, got {config.epsilon_decay_env_steps}"
-        )
 
 
 def presets(family: Family) -> Config:
@@ -217,7 +225,7 @@ def assemble(
     init_params: Callable[[types.Key], types.Params],
     loss: learners.Loss,
     policy: types.Policy,
-    config: Any,
+    config: Learning,
     algorithm: Any = None,
     init_aux: Callable[[types.Params], Any] = lambda params: None,
     evaluated: Callable[[types.Params], types.Params] = lambda params: params,
@@ -230,7 +238,7 @@ def assemble(
       init_params: key -> parameters of the online network.
       loss: as `learners.sgd` takes it; it must heed `batch.weights`.
       policy: its parameters are {"params", "epsilon"}.
-      config: `Config` or `distributional.Config`.
+      config: settings of learning.
       algorithm: as for `make`.
       init_aux: params -> the state that the loss carries from step to step.
       evaluated: online parameters -> the parameters that act in evaluation.
@@ -269,7 +277,7 @@ def action_gap(q: jax.Array) -> jax.Array:
 
 
 def _online(
-    config: Any, evaluated: Callable[[types.Params], types.Params]
+    config: Learning, evaluated: Callable[[types.Params], types.Params]
 ) -> Callable[[types.LearnerState, types.Array, bool, types.Constants], Any]:
     """Returns `Agent.actor_params`: online parameters, and epsilon annealed as in Dopamine.
 

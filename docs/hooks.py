@@ -87,7 +87,7 @@ def comment_of(node: ast.stmt, said: dict[int, tuple[str, bool]]) -> str:
 
 
 def fields(config: str) -> Iterator[Field]:
-    """Yields the fields of a configuration `kullback.ROOM.MODULE.CLASS`.
+    """Yields the fields of a configuration `kullback.ROOM.MODULE.CLASS`, its bases' too.
 
     Raises:
       ValueError: if there is no such class.
@@ -104,6 +104,9 @@ def fields(config: str) -> Iterator[Field]:
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
+    for base in map(ast.unparse, class_.bases):  # Their fields come first.
+        prefix, dot, last = base.rpartition(".")
+        yield from fields(f"{imported[prefix]}.{last}" if dot else f"{module}.{base}")
     for node in class_.body:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue

@@ -95,13 +95,14 @@ CONFIGS = sorted({c for text in PAGES.values() for c in HOOKS["markers"](text, "
 def test_settings_are_those_of_the_class(config: str):
     # The table is read from the source; here Python says what it means.
     name, _, kind = config.rpartition(".")
-    module = importlib.import_module(name)
+    class_ = getattr(importlib.import_module(name), kind)
     read = list(HOOKS["fields"](config))
-    real = dataclasses.fields(getattr(module, kind))
-    assert [field.name for field in read] == [field.name for field in real]
-    defaults = getattr(module, kind)()
+    assert [field.name for field in read] == [x.name for x in dataclasses.fields(class_)]
+    defaults, known = class_(), {}
+    for base in class_.__mro__:
+        known |= vars(importlib.import_module(base.__module__))
     for field in read:
-        assert eval(field.default, vars(module).copy()) == getattr(defaults, field.name), field.name
+        assert eval(field.default, known.copy()) == getattr(defaults, field.name), field.name
         assert (field.config is not None) == dataclasses.is_dataclass(getattr(defaults, field.name))
 
 
