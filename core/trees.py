@@ -46,6 +46,12 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return named
 
 
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Returns the nested dict with the leaves of both, which have no path in common."""
+    both = {name: joined(one[name], x) if name in one else x for name, x in other.items()}
+    return {**one, **both}
+
+
 def describe(name: str, leaf: Any) -> Leaf:
     """Describes a leaf.
 

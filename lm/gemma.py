@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import attention, gemma_config, layers
+from kullback.lm import attention, gemma_config, layers, lora
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
 from kullback.lm.gemma_config import num_params as num_params
@@ -53,11 +53,12 @@ class Cache(NamedTuple):
 class Model(NamedTuple):
     """A Gemma 3 model as pure functions; each may be jitted.
 
-    `features(params, tokens, positions=None, segments=None)` is the full causal pass, for
-    right-padded rows of training: tokens int32 [B, T] -> [B, T, D] in the compute type, after the
-    final norm. `positions` int32 [B, T] count from 0 unless given. For rows with several packed
+    `features(params, tokens, positions=None, segments=None, keys=None)` is the full causal pass,
+    for right-padded rows of training: tokens int32 [B, T] -> [B, T, D] in the compute type, after
+    the final norm. `positions` int32 [B, T] count from 0 unless given. For rows with several packed
     texts, `segments` int32 [B, T] numbers the text of each token; tokens attend to their own text,
-    with which `positions` should restart. `with_head(params, tokens, ...)` returns features and the
+    with which `positions` should restart. `keys` [B] draw what adapters leave out of their inputs;
+    None leaves nothing out. `with_head(params, tokens, ...)` returns features and the
     parameters of `unembed`, for losses: the gradient through both uses of the tied embedding takes
     the memory of one.
 
@@ -128,18 +129,24 @@ class _Context:
     layer: hk.Transformed  # `layers.layer`, of one layer's parameters.
 
 
-def make(config: Config) -> Model:
-    """Returns the model of a configuration."""
+def make(config: Config, adapters: lora.Config = lora.Config()) -> Model:
+    """Returns the model of a configuration.
+
+    With adapters, `init` draws these alone, and other functions take parameters that have theirs
+    beside those of the base, see lm/adapters.py.
+    """
     names = "num_heads num_kv_heads head_dim hidden_dim query_scale rms_epsilon".split()
     settings = {name: getattr(config, name) for name in names}
+    layer = functools.partial(layers.layer, **settings, adapters=adapters)
     context = _Context(
         config=config,
         dtype=jnp.dtype(config.dtype),
-        layer=hk.without_apply_rng(hk.transform(functools.partial(layers.layer, **settings))),
+        layer=hk.without_apply_rng(hk.transform(layer)),
     )
+    of_adapters = functools.partial(lora.init, config, adapters)
     return Model(
         config=config,
-        init=functools.partial(_init, context),
+        init=of_adapters if adapters else functools.partial(_init, context),
         features=functools.partial(_features, context),
         with_head=functools.partial(_with_head, context),
         unembed=functools.partial(_unembed, context),
@@ -188,13 +195,13 @@ def _ropes(config: Config, positions: jax.Array) -> dict[bool, tuple[jax.Array, 
 
 
 def _features(
-    context: _Context, params: types.Params, tokens: types.Array, *places: types.Array | None
+    context: _Context, params: types.Params, tokens: types.Array, *places: Any
 ) -> jax.Array:
     return _layers(context, params, params["embedding"][tokens], *places)
 
 
 def _with_head(
-    context: _Context, params: types.Params, tokens: types.Array, *places: types.Array | None
+    context: _Context, params: types.Params, tokens: types.Array, *places: Any
 ) -> tuple[jax.Array, types.Params]:
     embedded, table = layers.lookup(params["embedding"], jnp.asarray(tokens))
     return _layers(context, params, embedded, *places), {"embedding": table}
@@ -206,6 +213,7 @@ def _layers(
     embedded: jax.Array,
     positions: types.Array | None = None,
     segments: types.Array | None = None,
+    keys: types.Key | None = None,
 ) -> jax.Array:
     config, index = context.config, jnp.arange(embedded.shape[1])
     positions = index[None] if positions is None else jnp.asarray(positions)
@@ -215,26 +223,34 @@ def _layers(
     recent = (index[None, :] > index[:, None] - config.window)[None]
     masks, ropes = {False: causal & recent, True: causal}, _ropes(config, positions)
 
-    def layer(params: types.Params, x: jax.Array, *, is_global: bool) -> jax.Array:
+    def layer(
+        params: types.Params, x: jax.Array, keys: types.Key | None, *, is_global: bool
+    ) -> jax.Array:
         attend = functools.partial(
             attention.full,
             mask=masks[is_global],
             window=None if is_global else config.window,
             is_packed=segments is not None,
         )
-        return context.layer.apply(params, x, ropes[is_global], attend)[0]
+        return context.layer.apply(params, x, ropes[is_global], attend, keys)[0]
 
-    def period(x: jax.Array, stacked: types.Params, depth: int) -> jax.Array:
-        for j in range(depth):
+    def period(x: jax.Array, i: Any, stacked: types.Params, of_period: Any) -> jax.Array:
+        for j in range(len(stacked)):
             step = functools.partial(layer, is_global=config.is_global(j))
             step = jax.checkpoint(step) if config.remat else step
-            x = step(stacked[f"layer_{j}"], x)
+            x = step(stacked[f"layer_{j}"], x, _folded(_folded(of_period, j), i))
         return x
 
     x = _scaled(context, embedded)
-    for block, (_, depth) in config.blocks.items():
-        x = layers.scan(lambda x, i, p, depth=depth: period(x, p, depth), x, params[block])
+    for number, block in enumerate(config.blocks):
+        of_period = functools.partial(period, of_period=_folded(keys, number))
+        x = layers.scan(of_period, x, params[block])
     return layers.rms_norm(x, params["final_norm"], config.rms_epsilon)
+
+
+def _folded(keys: types.Key | None, number: Any) -> types.Key | None:
+    """Folds a number into each key, [B], if there are keys."""
+    return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 def _unembed(context: _Context, params: types.Params, features: jax.Array) -> jax.Array:

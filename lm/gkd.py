@@ -42,6 +42,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_targets()
+        if self.student_fraction > 0:
+            self.learning.lora.check_sampling()
         if self.mixture().student_fraction > 0 and self.learning.pack:
             raise ValueError(
                 f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kullback.lm import lora
+
 MASKED = -1e30  # A score with weight 0; finite, so that a row of masked scores is not NaN.
 LARGE = 2**26  # Bytes of a table of which copies are avoided.
 Caches = tuple[jax.Array, jax.Array]
@@ -222,6 +224,7 @@ def layer(
     x: jax.Array,
     rope: tuple[jax.Array, jax.Array],
     attend: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]],
+    keys: jax.Array | None = None,
     *,
     num_heads: int,
     num_kv_heads: int,
@@ -229,6 +232,7 @@ def layer(
     hidden_dim: int,
     query_scale: float,
     rms_epsilon: float,
+    adapters: lora.Config,
 ) -> tuple[jax.Array, Any]:
     """Applies one layer; to be called inside `hk.transform`.
 
@@ -239,9 +243,11 @@ def layer(
       x: [B, T, D].
       rope: the layer's table, [B or 1, T, H / 2] each.
       attend: (q [B, T, N, H], k, v [B, T, K, H]) -> ([B, T, N * H], extra).
+      keys: [B], of the dropout of adapters' inputs; None leaves none out.
       num_heads, num_kv_heads, head_dim, hidden_dim: N, K, H, F.
       query_scale: q k^T is divided by its square root.
       rms_epsilon: of all norms.
+      adapters: of the matrices, see lm/lora.py.
 
     Returns:
       x [B, T, D], and the extra result of `attend`.
@@ -256,7 +262,12 @@ def layer(
         init = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
         w = hk.get_parameter(name, (x.shape[-1], size), init=init)
         # One matrix product of all tokens is fastest on CPUs.
-        return (x.reshape(b * t, -1) @ w.astype(x.dtype)).reshape(b, t, size)
+        y = x.reshape(b * t, -1) @ w.astype(x.dtype)
+        if adapters.adapts(name):
+            x = x if keys is None else lora.dropped(x, keys, name, adapters)
+            with hk.name_scope(name):
+                y = y + lora.update(x.reshape(b * t, -1), size, adapters)
+        return y.reshape(b, t, size)
 
     def heads(x: jax.Array, name: str, number: int) -> jax.Array:
         x = linear(x, name, number * head_dim)

@@ -1,8 +1,8 @@
 """The memory that learning takes, computed from shapes before anything runs.
 
-    parameters     once, in float32
+    parameters     once, in float32; of adapters, if there are some
     moments        of the optimiser: twice the parameters for Adam; and target parameters
-    frozen         models that are read: teacher, start, a reward's
+    frozen         models that are read: teacher, start, a reward's, the base of adapters
     gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import files, trees, types
-from kullback.lm import chunked, gemma
+from kullback.lm import chunked, gemma, lora
 
 LOGIT_ARRAYS = 3  # Arrays of a chunk's logits that are in memory at a time.
 
@@ -55,6 +55,7 @@ class Setting:
     micro_batches: int
     chunk: int  # Most tokens whose logits are in memory at a time; 0 without logits.
     remat: bool  # Whether the backward pass recomputes each layer's activations.
+    adapters: lora.Config = lora.Config()
     # Networks of the model's size with gradients: two with a value network, none if a head learns.
     networks: int = 1
     per_row: int = 1  # Sequences of an item: a pair of answers has two.
@@ -91,7 +92,7 @@ def of_learning(
         moments=trees.num_bytes((state.opt_state, state.targets)),
         frozen=trees.num_bytes(frozen),
         gradients=parameters * copies,
-        activations=setting.networks * _activations(config, rows, setting.width),
+        activations=setting.networks * _activations(config, setting.adapters, rows, setting.width),
         logits=LOGIT_ARRAYS
         * min(
             chunked.LOGIT_BYTES,
@@ -125,16 +126,25 @@ def require(needs: Callable[[Setting], Needs], setting: Setting, free: int) -> N
 
 
 @functools.cache
-def _activations(config: gemma.Config, rows: int, width: int) -> int:
+def _activations(config: gemma.Config, settings: lora.Config, rows: int, width: int) -> int:
     """Returns bytes of the arrays that the backward pass of a micro-batch reads."""
-    model = gemma.make(config)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    model, keys = gemma.make(config, settings), jax.random.key(0)
+    base, frozen = jax.eval_shape(gemma.make(config).init, keys), {}
+    learnt = base
+    if settings:
+        learnt, frozen = jax.eval_shape(model.init, keys), base
+        if settings.shared_a:
+            shared = functools.partial(lora.shared_factors, config, settings)
+            frozen = trees.joined(base, jax.eval_shape(shared, keys))
     tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
 
-    def residuals(params: types.Params, tokens: jax.Array) -> Any:
-        return jax.vjp(lambda params: model.features(params, tokens), params)[1]
+    def residuals(learnt: types.Params, frozen: types.Params, tokens: jax.Array) -> Any:
+        def features(learnt: types.Params) -> jax.Array:
+            return model.features(trees.joined(frozen, learnt), tokens)
 
-    stored = trees.num_bytes(jax.eval_shape(residuals, params, tokens))
+        return jax.vjp(features, learnt)[1]
+
+    stored = trees.num_bytes(jax.eval_shape(residuals, learnt, frozen, tokens))
     # Weights are among them, and are not stored anew.
-    weights = {name: x for name, x in params.items() if name in config.blocks}
+    weights = {name: x for name, x in trees.joined(frozen, learnt).items() if name in config.blocks}
     return max(stored - trees.num_bytes(weights), 0)

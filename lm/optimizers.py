@@ -160,7 +160,8 @@ def decays(params: types.Params) -> Any:
     """
 
     def decayed(path: tuple[Any, ...], leaf: Any) -> bool:
-        del leaf
+        if leaf.ndim > 2:  # A stack of matrices, such as the "b" of adapters.
+            return True
         name = jax.tree_util.keystr(path[-1:], simple=True)
         return name not in SPARED and not name.endswith("norm")
 

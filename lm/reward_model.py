@@ -23,7 +23,7 @@ import optax
 
 from kullback.core import learners, types
 from kullback.environments import tokens
-from kullback.lm import batches, completions, gemma, tuning
+from kullback.lm import adapters, batches, completions, gemma, tuning
 
 __all__ = [
     "Config",
@@ -72,6 +72,10 @@ class Config:
                 f"probe_penalty must be > 0, got {self.probe_penalty}: of pairs that a head tells "
                 "apart wholly there would be no best one"
             )
+        if self.learning.lora and self.trains == "head":
+            raise ValueError(
+                f"trains=head leaves no use for lora.rank={self.learning.lora.rank}: take rank 0"
+            )
         if self.learning.pack:
             raise ValueError("a reward is of a whole row: pack must be False")
 
@@ -84,15 +88,15 @@ class Model(NamedTuple):
     """
 
     init: Callable[[types.Key], types.Params]  # key -> parameters, with a head of zeros.
-    # (decoder's parameters, inputs) -> float32 [B, D].
-    features: Callable[[types.Params, Any], jax.Array]
+    # (decoder's parameters, inputs) -> float32 [B, D]; keys [B] follow for adapters with dropout.
+    features: Callable[..., jax.Array]
     # (all parameters, inputs) -> float32 [B], without dropout.
     rewards: Callable[[types.Params, Any], jax.Array]
 
 
 def on_features(
     init: Callable[[types.Key], types.Params],
-    features: Callable[[types.Params, Any], jax.Array],
+    features: Callable[..., jax.Array],
     width: int,
 ) -> Model:
     """Returns the reward model on any network's features.
@@ -112,9 +116,11 @@ def on_features(
 def on_decoder(model: gemma.Model) -> Model:
     """Returns the reward model on a language model's last token; padding may be on either side."""
 
-    def features(params: types.Params, sequences: batches.Sequences) -> jax.Array:
+    def features(
+        params: types.Params, sequences: batches.Sequences, keys: types.Key | None = None
+    ) -> jax.Array:
         token_features = model.features(
-            params, sequences.tokens, sequences.positions, sequences.segments
+            params, sequences.tokens, sequences.positions, sequences.segments, keys
         )
         is_token = jnp.asarray(sequences.segments) > 0  # [B, T]
         last = is_token.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], 1)
@@ -239,7 +245,7 @@ def learner(
     """Returns the learner from batches of `preferences.Pairs`, or any (chosen, rejected) inputs.
 
     Args:
-      model: on any features.
+      model: on any features; one with adapters if the settings have some.
       config: settings.
       dropout: rate in place of the configuration's.
       rate_scale: factor of the learning rate. Both may be traced, so that members of a population
@@ -252,10 +258,13 @@ def learner(
         pairs, weights, keys = data
         # One pass of the network for both answers.
         inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pairs)
-        features = model.features(params["decoder"], inputs)
+        answer_keys = jax.vmap(jax.random.split, out_axes=1)(keys).reshape(-1)
+        row_keys = ()
+        if config.learning.lora.dropout:  # Apart from those of the features.
+            row_keys = (jax.vmap(lambda key: jax.random.fold_in(key, 1))(answer_keys),)
+        features = model.features(params["decoder"], inputs, *row_keys)
         if trains_head:
             features = jax.lax.stop_gradient(features)
-        answer_keys = jax.vmap(jax.random.split, out_axes=1)(keys).reshape(-1)
         features = _dropout(features, answer_keys, dropout_rate)
         chosen, rejected = jnp.split(apply_head(params["head"], features), 2)
         losses = bradley_terry(chosen, rejected, config.margin)
@@ -293,7 +302,15 @@ def learner(
             {"learnt": optimizer, "frozen": optax.set_to_zero()},
             {"decoder": "frozen", "head": "learnt"},
         )
-    return learners.sgd(init_params=model.init, loss=loss, optimizer=optimizer)
+    of_learnt = learnt(config).loss(loss)
+    return learners.sgd(init_params=model.init, loss=of_learnt, optimizer=optimizer)
+
+
+def learnt(config: Config) -> adapters.Learnt:
+    """Returns what is learnt of a reward model: with adapters, these and the head."""
+    return adapters.Learnt(
+        settings=config.learning.lora, frozen=lambda decoder: {"decoder": decoder}
+    )
 
 
 def presets(family: str) -> Config:
@@ -305,6 +322,8 @@ def presets(family: str) -> Config:
 def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
     """Returns the agent that learns a reward model on a decoder from `preferences.Pairs`.
 
+    With adapters the decoder's parameters are the learner's constant `base`.
+
     `actor_params` are {"params": of the reward model}, to score answers; its policy raises.
     """
     config = config or Config()
@@ -314,8 +333,8 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[None]:
 
     return types.Agent(
         policy=types.Policy(refuse, refuse),
-        learner=learner(on_decoder(model), config),
-        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
+        learner=learner(on_decoder(adapters.adapted(model, config.learning.lora)), config),
+        actor_params=learnt(config).actor_params,
         experience=None,
         config=config,
     )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from kullback.core import learners, regularizers, sampling, types
 from kullback.environments import tokens
 from kullback.lm import (
+    adapters,
     answers,
     batches,
     chunked,
@@ -98,6 +99,12 @@ class Config:
                 "pack and reduction are of stored examples; here normalisation says how tokens "
                 "count: leave pack=False and reduction=sequence"
             )
+        c.learning.lora.check_sampling()
+        if c.reference == "moving-average" and c.learning.lora and not c.learning.lora.shared_a:
+            raise ValueError(
+                "reference=moving-average averages policies, and the average of adapters is that "
+                "of their factors only with one A: --set lora.shared_a=true"
+            )
         # Traced only, as a configuration may be made before JAX's platform is chosen.
         jax.eval_shape(lambda: policy_gradient.kl_estimate(jnp.zeros(()), c.kl_estimator))
         learners.moving_average(c.anchor_rate)
@@ -146,11 +153,12 @@ def make(
 ) -> types.Agent[OnPolicy]:
     """Returns the REINFORCE agent of `model`.
 
-    The learner's constants are the parameters before learning (`start`), and the teacher's if there
-    is one. A batch's data are `rollouts.Episodes` of the agent's policy. Metrics are means over
-    texts: kl_start and kl_reference are k1 of whole texts, nats (the reference is that before this
-    step), answer_tokens the length, entropy that of a token, and diversity the share of distinct
-    bigrams among the samples of a prompt.
+    The learner's constants are the parameters before learning (`start`; with adapters their `base`,
+    one copy for policy, reference and value), and the teacher's if there is one. A batch's data are
+    `rollouts.Episodes` of the agent's policy. Metrics are means over texts: kl_start and
+    kl_reference are k1 of whole texts, nats (the reference is that before this step), answer_tokens
+    the length, entropy that of a token, and diversity the share of distinct bigrams among the
+    samples of a prompt.
 
     Args:
       model: the policy.
@@ -170,9 +178,11 @@ def make(
         )
     if teacher is not None:
         model, teacher = shared_ids.shared([model, teacher])
+    start, model = model, adapters.adapted(model, c.learning.lora)
     context = _Context(
         config=c,
         model=model,
+        start=start,
         teacher=teacher,
         divergence=c.token_divergence(teacher_divergence),
     )
@@ -183,7 +193,7 @@ def make(
             samples_per_prompt=c.samples_per_prompt,
         ),
         learner=_learner(context),
-        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
+        actor_params=context.learnt.actor_params,
         experience=OnPolicy(c.samples_per_prompt, c.temperature, context.has_value),
         config=algorithm or c,
     )
@@ -194,7 +204,8 @@ class _Context:
     """The settings and models that the losses share."""
 
     config: Config
-    model: gemma.Model
+    model: gemma.Model  # With adapters, if any.
+    start: gemma.Model  # The same without them.
     teacher: gemma.Model | None
     divergence: distillation.TokenLoss  # D of policy and teacher.
 
@@ -202,6 +213,14 @@ class _Context:
     def has_value(self) -> bool:
         """Whether a value network is the baseline."""
         return self.config.baseline == value_network.KEY
+
+    @property
+    def learnt(self) -> adapters.Learnt:
+        """The learnt part of the parameters of policy and value."""
+        settings = self.config.learning.lora
+        if self.has_value:
+            return adapters.Learnt(settings=settings, frozen=value_network.frozen)
+        return adapters.Learnt(settings=settings)
 
 
 def _learner(context: _Context) -> types.Learner:
@@ -213,9 +232,11 @@ def _learner(context: _Context) -> types.Learner:
     anchor = {"anchor": learners.moving_average(c.anchor_rate)}
     return learners.sgd(
         init_params=(
-            (lambda key: value_network.with_value(init(key))) if context.has_value else init
+            (lambda key: value_network.with_value(init(key), context.model.config.embed_dim))
+            if context.has_value
+            else init
         ),
-        loss=functools.partial(_loss, context),
+        loss=context.learnt.loss(functools.partial(_loss, context)),
         optimizer=optimizer,
         targets=anchor if c.reference == "moving-average" else None,
     )
@@ -254,13 +275,14 @@ def _prepare(
     log_pi, is_answer = jnp.asarray(episodes.log_probability)[:, 1:], s.is_answer[:, 1:]
     log_probabilities = functools.partial(
         answers.log_probabilities,
-        context.model,
         temperature=c.temperature,
         chunk=c.learning.chunk,
     )
-    start = log_probabilities(constants.start, s)
+    # The base of adapters is what learning starts from.
+    start_params = constants.base if c.learning.lora else constants.start
+    start = log_probabilities(context.start, start_params, s)
     # The moving average before this step's update.
-    anchor = log_probabilities(targets["anchor"], s) if targets else start
+    anchor = log_probabilities(context.model, targets["anchor"], s) if targets else start
     log_ratio = jnp.where(is_answer, log_pi - anchor, 0)
     length = jnp.sum(is_answer, 1)
     is_done = jnp.any(tokens.is_stop(s.tokens[:, 1:], context.model.config.eos_ids) & is_answer, 1)
@@ -318,7 +340,8 @@ def _micro_batch_loss(
     if context.has_value:
         advantages, value_loss, errors = _value_loss(context, params, data)
         metrics["value_error"] = _mean(errors, is_answer)
-    heads = [chunked.Head(context.model.unembed, head, _flat(features))]
+    is_frozen = bool(context.config.learning.lora)
+    heads = [chunked.Head(context.model.unembed, head, _flat(features), is_frozen)]
     if context.teacher is not None:
         teacher_features = context.teacher.features(constants.teacher, *inputs)[:, :-1]
         heads.append(

@@ -16,7 +16,7 @@ from kullback.core.sharding import Placement as Placement
 from kullback.core.sharding import check_batch as check_batch
 from kullback.core.sharding import make_mesh as make_mesh
 from kullback.core.sharding import of_rows as of_rows
-from kullback.lm import gemma
+from kullback.lm import gemma, lora
 
 
 def rules(config: gemma.Config) -> tuple[Rule, ...]:
@@ -36,6 +36,15 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
         Rule(rf"{layer}/attention/output", 3, (heads, None)),
         Rule(rf"{layer}/feed_forward/(gate|up)", 3, (None, MODEL)),
         Rule(rf"{layer}/feed_forward/down", 3, (MODEL, None)),
+        # Factors of adapters are cut as the matrix is, and never along their rank.
+        Rule(rf"{layer}/attention/(query|key|value)/a", 3, (None, None)),
+        Rule(rf"{layer}/attention/query/b", 3, (None, heads)),
+        Rule(rf"{layer}/attention/(key|value)/b", 3, (None, kv_heads)),
+        Rule(rf"{layer}/attention/output/a", 3, (heads, None)),
+        Rule(rf"{layer}/feed_forward/(gate|up)/a", 3, (None, None)),
+        Rule(rf"{layer}/feed_forward/(gate|up)/b", 3, (None, MODEL)),
+        Rule(rf"{layer}/feed_forward/down/a", 3, (MODEL, None)),
+        Rule(rf"{layer}/(attention/output|feed_forward/down)/b", 3, (None, None)),
     )
 
 
@@ -49,12 +58,24 @@ def placement(
     return Placement(mesh=mesh, rules=rules(config), teacher_rules=teacher_rules)
 
 
-def shapes(config: gemma.Config, mesh: Mesh | None) -> types.Params:
-    """Returns `jax.ShapeDtypeStruct`s of a model's parameters; with a mesh they have shardings."""
-    leaves = jax.eval_shape(gemma.make(config).init, jax.random.key(0))
+def shapes(
+    config: gemma.Config, mesh: Mesh | None, adapters: lora.Config = lora.Config()
+) -> types.Params:
+    """Returns `jax.ShapeDtypeStruct`s of a model's parameters; with a mesh they have shardings.
+
+    With adapters they are those of these alone.
+    """
+    leaves = jax.eval_shape(gemma.make(config, adapters).init, jax.random.key(0))
     if mesh is None:
         return leaves
     return sharding.annotated(leaves, sharding.of_params(rules(config), leaves, mesh))
+
+
+def placed(config: gemma.Config, params: types.Params, mesh: Mesh | None) -> types.Params:
+    """Returns parameters of a model, or adapters of it, on the devices of a mesh, if any."""
+    if mesh is None:
+        return params
+    return jax.device_put(params, sharding.of_params(rules(config), params, mesh))
 
 
 def by_path(

@@ -16,7 +16,17 @@ import optax
 
 from kullback.core import learners, regularizers, types
 from kullback.environments import tokens
-from kullback.lm import batches, chunked, data, distillation, gemma, optimizers, policy
+from kullback.lm import (
+    adapters,
+    batches,
+    chunked,
+    data,
+    distillation,
+    gemma,
+    optimizers,
+    policy,
+)
+from kullback.lm.lora import Config as Lora
 
 __all__ = ["Config", "TokenLoss", "make", "optimizer"]
 
@@ -66,6 +76,8 @@ class Config:
     reduction: distillation.Reduction = "sequence"
     micro_batches: int = 1  # Parts of a batch whose gradients are accumulated; the sum is exact.
     chunk: int = 512  # Most tokens whose logits are in memory at a time; fewer above 128 MB.
+    # Adapters, which are learnt in place of the weights of a frozen base, see lora.py.
+    lora: Lora = Lora()
 
     def __post_init__(self) -> None:
         names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
@@ -139,7 +151,7 @@ def make(
 
     Args:
       token_loss: of a chunk of tokens, see `TokenLoss`.
-      model: the student.
+      model: the student; with adapters their base, whose parameters are the constants' `base`.
       config: settings.
       algorithm: the algorithm's own configuration, saved beside the results.
       teacher: a frozen model, whose parameters are among the learner's constants; None if the
@@ -148,6 +160,9 @@ def make(
       divergence: f of the student's softargmax_f, from which it samples.
       teacher_divergence: f of the teacher's softargmax_f.
     """
+    learnt, model = adapters.Learnt(settings=config.lora), adapters.adapted(model, config.lora)
+    if mixture is not None and mixture.student_fraction > 0:
+        config.lora.check_sampling()
     objective = _Objective(
         token_loss=token_loss,
         model=model,
@@ -158,13 +173,13 @@ def make(
     )
     learner = learners.sgd(
         init_params=model.init,
-        loss=functools.partial(_loss, objective),
+        loss=learnt.loss(functools.partial(_loss, objective)),
         optimizer=optimizer(config),
     )
     return types.Agent(
         policy=policy.language_model(model, divergence=divergence),
         learner=learner,
-        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
+        actor_params=learnt.actor_params,
         experience=mixture or Mixture(),
         config=algorithm,
     )
@@ -215,13 +230,16 @@ def _micro_batch_loss(
     rows, weights, keys = data
     sequences, answers = jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
     inputs = rows.tokens, rows.positions, rows.segments
-    student_features, head = model.with_head(params, *inputs)
+    row_keys = None
+    if config.lora.dropout:  # Apart from the keys of tokens.
+        row_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 0])
+    student_features, head = model.with_head(params, *inputs, row_keys)
     features = [student_features]  # [B, T, D] each.
     if teacher is not None:
         features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
     features, labels, is_answer = distillation.align(features, sequences, answers)
     flat = [x.reshape(-1, x.shape[-1]) for x in features]
-    heads = [chunked.Head(model.unembed, head, flat[0])]
+    heads = [chunked.Head(model.unembed, head, flat[0], is_frozen=bool(config.lora))]
     if teacher is not None:
         heads.append(chunked.Head(teacher.unembed, constants.teacher, flat[1]))
     shares = distillation.token_weights(is_answer, weights, config.reduction, total)

@@ -7,18 +7,28 @@ import optax
 from kullback.core import types
 from kullback.lm import gemma
 
-__all__ = ["KEY", "beside", "predict", "with_value"]
+__all__ = ["KEY", "beside", "frozen", "predict", "with_value"]
 
 KEY = "value"  # Of its parameters, beside the policy's.
 
 
-def with_value(params: types.Params) -> types.Params:
+def with_value(params: types.Params, width: int | None = None) -> types.Params:
     """Adds the parameters of a value network to those of a policy.
 
     The network is a copy of the decoder with a head of zeros, [D], so that it predicts 0 at first.
+
+    Args:
+      params: of the policy, or its adapters.
+      width: D, which adapters do not tell; None is the policy's.
     """
-    head = jnp.zeros(params["final_norm"].shape, jnp.float32)
+    shape = params["final_norm"].shape if width is None else (width,)
+    head = jnp.zeros(shape, jnp.float32)
     return {**params, KEY: {"decoder": jax.tree.map(jnp.copy, params), "head": head}}
+
+
+def frozen(base: types.Params) -> types.Params:
+    """Returns the frozen part of `with_value`'s parameters: one base for policy and value."""
+    return {**base, KEY: {"decoder": base}}
 
 
 def predict(model: gemma.Model, params: types.Params, *inputs: types.Array) -> jax.Array:

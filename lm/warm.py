@@ -53,6 +53,15 @@ class Config:
             )
         if self.reward.dropout != plain.dropout:
             raise ValueError("dropout is drawn from dropouts: set these, one value for all alike")
+        if self.learning.lora and not self.learning.lora.shared_a:
+            raise ValueError(
+                "warm averages reward models, and the average of adapters is that of their factors "
+                "only with one A: --set lora.shared_a=true"
+            )
+        if self.learning.lora and self.starts:
+            raise ValueError(
+                f"members with adapters share one base, got starts={self.starts}; leave it empty"
+            )
         for rate in self.learning_rates:
             dataclasses.replace(self.reward.learning, learning_rate=rate)  # Raises.
         for dropout in self.dropouts:
@@ -172,9 +181,11 @@ def peak_bytes(needs: memory.Needs, num_members: int, *, together: bool = False)
       needs: of a member's learner step.
       num_members: M.
       together: whether all are trained at once, by vmap, or one after another.
+      adapters: of the members, if they learn these alone.
     """
+    # Adapters are merged into a copy of their base, which is frozen; there is none without them.
     return Peak(
         training=needs.total * (num_members if together else 1),
-        averaging=needs.parameters * 3,
-        ensemble=needs.parameters * num_members,
+        averaging=needs.parameters * 3 + needs.frozen * 2,
+        ensemble=needs.parameters * num_members + needs.frozen * (num_members + 1),
     )

@@ -56,6 +56,11 @@ class Config:
             raise ValueError(f"group must be one of {merging.GROUPS}, got {self.group!r}")
         if self.member.baseline == value_network.KEY:
             raise ValueError("warp averages policies: baseline value has a network beside")
+        if self.learning.lora and not self.learning.lora.shared_a:
+            raise ValueError(
+                "warp averages policies, and the average of adapters is that of their factors only "
+                "with one A: --set lora.shared_a=true"
+            )
         if self.member.distillation_weight:
             raise ValueError("warp has no teacher: distillation_weight must be 0")
 

@@ -13,6 +13,7 @@ from kullback.lm import (
     chunked,
     gemma,
     layers,
+    lora,
     memory,
     preferences,
     reward_model,
@@ -87,6 +88,27 @@ def test_what_learns_and_how_decide_the_memory_of_a_reward_model():
     assert 0 < pairs.moments - 1.5 * pairs.parameters < 64
     head = needs(dataclasses.replace(PAIRS, networks=0), trains="head")
     assert head.gradients == head.activations == 0 and head.moments < 1e-3 * head.parameters
+
+
+def test_the_sum_of_adapters_is_what_xla_reports(monkeypatch: pytest.MonkeyPatch):
+    """The base is there once, and neither gradients nor moments are of its size."""
+    monkeypatch.setattr(layers, "LARGE", 2**20)
+    monkeypatch.setattr(chunked, "LOGIT_BYTES", 2**20)
+    settings = lora.Config(rank=4)
+    learning = tuning.Config(batch_size=8, max_prompt_length=32, max_new_tokens=32, lora=settings)
+    agent = sft.make(gemma.make(CONFIG), config=sft.Config(learning=learning))
+    state, rows = shapes(agent), np.zeros((8, 64), np.int32)
+    batch = types.Batch.of(Sequences(rows, rows > 0, rows, rows, np.zeros(8, np.int32)))
+    constants = types.Constants(base=jax.eval_shape(gemma.make(CONFIG).init, jax.random.key(0)))
+    step = jax.jit(agent.learner.step, donate_argnums=0)
+    analysis = step.lower(state, batch, constants).compile().memory_analysis()
+    assert analysis is not None
+    reported = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    setting = dataclasses.replace(SETTING, adapters=settings)
+    needs = memory.of_learning(CONFIG, state, constants, setting)
+    assert needs.parameters == 4 * lora.num_params(CONFIG, settings)
+    assert needs.gradients < needs.frozen / 10
+    assert 0.8 * reported < needs.total < 1.2 * reported
 
 
 def test_frozen_models_and_target_parameters_count():

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from kullback.core import sharding as meshes
 from kullback.core import trees
-from kullback.lm import gemma, sharding
+from kullback.lm import gemma, lora, sharding
 from kullback.lm.formats import hugging_face
 
 
@@ -52,6 +52,17 @@ def test_heads_stay_whole(caplog: pytest.LogCaptureFixture):
     assert all(set(spec) == {None} for spec in attention)
     assert specs["periods/layer_5/feed_forward/gate"] == (None, None, "model")
     assert "4 parts do not divide by 8 (model)" in caplog.text and "1 parts do not" in caplog.text
+
+
+def test_factors_are_cut_as_their_matrix_and_never_along_the_rank():
+    config, mesh = gemma.PRESETS["tiny"], AbstractMesh((1, 2), meshes.AXES)
+    shapes = sharding.shapes(config, None, lora.Config(rank=2))
+    homes = meshes.of_params(sharding.rules(config), shapes, mesh)
+    factors = {path: tuple(home.spec) for path, home in trees.named_leaves(homes).items()}
+    for path, spec in cuts(config, 1, 2).items():
+        if path.rpartition("/")[2] in lora.TARGETS:
+            assert factors[f"{path}/a"] == (None, spec[1], None)
+            assert factors[f"{path}/b"] == (None, None, spec[2])
 
 
 def test_without_a_mesh_nothing_is_placed():

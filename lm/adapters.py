@@ -1,0 +1,73 @@
+"""Learners of adapters: a frozen base among the constants, and what is learnt beside it.
+
+A learner's state has the adapters alone, with their moments and averages. Its loss, its policy and
+its evaluations see whole parameters: the base of `Constants` joined with what is learnt, of which
+nothing is copied. See lm/lora.py for the adapters themselves.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from kullback.core import learners, trees, types
+from kullback.lm import gemma, lora, shared_ids
+
+__all__ = ["Learnt", "adapted"]
+
+
+def adapted(model: gemma.Model, settings: lora.Config) -> gemma.Model:
+    """Returns the model with adapters, whose `init` draws these alone; without any, the model.
+
+    Its other functions take the base's parameters joined with the adapters, see `Learnt`.
+    """
+    if not settings:
+        return model
+    return shared_ids.over(gemma.make(model.config, settings), model.num_ids)
+
+
+def _same(base: types.Params) -> types.Params:
+    return base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """The parameters that a learner learns, and the whole ones that are made of them.
+
+    Without adapters they are the same.
+    """
+
+    settings: lora.Config
+    # Base -> the frozen part of all networks' parameters, such as {"decoder": base}.
+    frozen: Callable[[types.Params], types.Params] = _same
+
+    def whole(self, learnt: types.Params, constants: types.Constants) -> types.Params:
+        """Returns the parameters of all networks; nothing is copied."""
+        if not self.settings:
+            return learnt
+        return trees.joined(self.frozen(constants.base), learnt)
+
+    def loss(self, of_whole: learners.Loss) -> learners.Loss:
+        """Returns the loss of what is learnt, from that of whole parameters."""
+
+        def loss(
+            learnt: types.Params,
+            targets: dict[str, types.Params],
+            aux: Any,
+            batch: types.Batch,
+            key: types.Key,
+            constants: types.Constants,
+        ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
+            whole_targets = {name: self.whole(x, constants) for name, x in targets.items()}
+            params = self.whole(learnt, constants)
+            return of_whole(params, whole_targets, aux, batch, key, constants)
+
+        return loss
+
+    def actor_params(
+        self, state: types.LearnerState, steps: types.Array, evaluate: bool, constants: Any
+    ) -> dict[str, types.Params]:
+        """Returns the parameters that act, see `types.Agent`."""
+        del steps, evaluate
+        return {"params": self.whole(state.params, constants)}
