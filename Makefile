@@ -101,6 +101,7 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 	.parity/bin/pip install -qq --disable-pip-version-check -r tests/parity/requirements.txt
 	$(PARITY) tests/parity/write_fixtures.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_bert.py tests/lm/fixtures
+	$(PARITY) tests/parity/peft_adapters.py write tests/lm/fixtures
 	TRL_EXPERIMENTAL_SILENCE=1 $(PARITY) tests/parity/trl_gkd.py tests/lm/fixtures
 	$(PARITY) tests/parity/entmax_reference.py tests/core/fixtures
 	$(PYTEST) tests/lm/formats tests/lm/entailment tests/lm/distillation_test.py \
@@ -108,6 +109,9 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 	rm -rf .cache/parity
 	$(BIN)/python tests/parity/write_ours.py .cache/parity
 	$(PARITY) tests/parity/load_ours.py .cache/parity
+	rm -rf .cache/parity_adapters
+	$(BIN)/python tests/parity/write_adapters.py .cache/parity_adapters
+	$(PARITY) tests/parity/peft_adapters.py load .cache/parity_adapters
 	rm -rf .cache/parity_gguf
 	PYTHONPATH=. $(BIN)/python tests/parity/write_gguf.py .cache/parity_gguf
 	$(PARITY) tests/parity/run_gguf.py .cache/parity_gguf
