@@ -8,6 +8,7 @@ from typing import Any
 
 from kullback.core import typed
 from kullback.experiments import limits
+from kullback.experiments.runs import plans
 from kullback.lm.control_tokens import READINGS
 
 
@@ -126,6 +127,20 @@ def add_model_flag(parser: Any) -> None:
     """Adds --model-flag of a model that is trained already."""
     meaning = "how the model is computed: dtype=bfloat16"
     several(parser, "--model-flag field=value", "model_flags", help=meaning)
+
+
+def add_adapters(parser: Any, *, adapter: bool = True) -> None:
+    """Adds --base, and --adapter if the model may have one, see `with_adapter`."""
+    moved = "where the base of a run's adapters is now, if it has moved"
+    flag(parser, "--base MODEL", name, moved)
+    if adapter:
+        folder = "adapters as peft writes them, which are merged into the model"
+        flag(parser, "--adapter DIR", path, folder)
+
+
+def with_adapter(model: pathlib.Path | str, adapter: pathlib.Path | None) -> Any:
+    """Returns the name of a model, of the type that it has, with its --adapter if there is one."""
+    return model if adapter is None else type(model)(f"{model}{plans.ADAPTER}{adapter}")
 
 
 def add_writing(parser: Any) -> None:

@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
         required=True,
     )
     arguments.add_model_flag(sub)
+    arguments.add_adapters(sub)
     flag(sub, "--system TEXT", help="instructions before all turns", default="")
     flag(
         *(sub, "--context N", arguments.tokens),
@@ -52,7 +53,10 @@ def _chat(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import models
 
     programs.keep()
-    checkpoint = models.load(options.model).computing(options.model_flags, options.model)
+    read = models.load(
+        arguments.with_adapter(options.model, options.adapter), base=options.base or ""
+    )
+    checkpoint = read.computing(options.model_flags, options.model)
     _require_template(checkpoint, options.model)
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     most = min(conversation.CONTEXT, checkpoint.config.context_length)

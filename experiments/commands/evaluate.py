@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
     flag(language, "--max-new-tokens N", arguments.tokens, "of an answer; default: the run's")
     arguments.add_overlong(language, "the run's")
     arguments.add_model_flag(language)
+    arguments.add_adapters(language)
     arguments.add_control_tokens(language, "the run's, of weights text")
     sub.set_defaults(command=_evaluate)
 
@@ -59,6 +60,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
     given += [f"--{n.replace('_', '-')}" for n in language_only if getattr(options, n) is not None]
     given += ["--model-flag"] if options.model_flags else []
+    given += ["--base"] if options.base else ["--adapter"] if options.adapter else []
     if given:
         raise ValueError(f"{given[0]} is for language models, and {options.run} is none")
     from kullback.experiments import video
@@ -106,8 +108,18 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         raise ValueError("--max-steps is for games; of a text it is --max-new-tokens")
     if options.reward is not None and options.best_of is None:
         raise ValueError("--reward goes with --best-of N, which chooses by it")
+    if options.base:
+        from kullback.experiments.runs import learnt
+
+        if run is None:
+            raise ValueError(f"--base is of a run of adapters, and {options.run} is none")
+        run = learnt.beside(run, options.base)
+    if run is not None and options.adapter:
+        raise ValueError(
+            f"--adapter is merged into weights, and {options.run} is a run: export it first"
+        )
     subject = subjects.Subject(
-        path=options.run,
+        path=arguments.with_adapter(options.run, options.adapter),
         run=run,
         task_name=options.task or "",
         seed=options.seed,

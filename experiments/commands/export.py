@@ -7,7 +7,7 @@ from typing import Any
 from kullback.experiments.commands import arguments
 from kullback.experiments.commands.arguments import flag
 
-FORMATS = ("hugging-face", "gguf")
+FORMATS = ("hugging-face", "gguf", "peft")
 QUANTIZATIONS = ("f32", "f16", "q8_0", "q4_0")
 SUFFIX = ".gguf"
 
@@ -26,11 +26,13 @@ def add_parser(commands: Any) -> None:
     flag(
         *(sub, "--format", FORMATS),
         help="of a language model: a folder that transformers loads, or a file FILE.gguf that "
-        "llama.cpp, Ollama and LM Studio run; default: hugging-face",
+        "llama.cpp, Ollama and LM Studio run; or a run's adapters alone, which peft loads; "
+        "default: hugging-face",
         default=FORMATS[0],
     )
     bits = "of gguf: type of the matrices; in q4_0 the embedding has 8 bits; default: f16"
     flag(sub, "--quantize", QUANTIZATIONS, bits)
+    arguments.add_adapters(sub)
     arguments.add_trust_code(sub)
     sub.set_defaults(command=_export)
 
@@ -45,18 +47,24 @@ def _export(options: argparse.Namespace) -> int:
         what = f"--out {options.out}" if options.quantize is None else "--quantize"
         raise ValueError(f"{what} is of GGUF: add --format gguf")
     files.check_new_file(options.out)
+    model = arguments.with_adapter(options.model, options.adapter)
     if options.format == "gguf":
-        return _export_gguf(options.model, options.out, options)
+        return _export_gguf(model, options.out, options)
     from kullback.experiments.runs import exports, models
 
-    run = models.stored(options.model, options.seed, trust_code=options.trust_code).run
-    if run is not None and run.kind == "games":
+    if options.format == "peft":
+        exports.write_adapters(model, options.out, options.seed)
+        print(f"adapters: {options.out}")
+        return 0
+    given = {"trust_code": options.trust_code, "base": options.base or ""}
+    place = None if options.adapter else models.stored(model, options.seed, **given)
+    if place is not None and place.run is not None and place.run.kind == "games":
         from kullback.experiments.runs import acting
 
-        acting.of_run(run, seed=options.seed).export(options.out)
+        acting.of_run(place.run, seed=options.seed).export(options.out)
         print(f"parameters: {options.out}")
         return 0
-    exports.write_folder(options.model, options.out, options.seed, trust_code=options.trust_code)
+    exports.write_folder(model, options.out, options.seed, **given)
     print(f"model: {options.out}")
     return 0
 
@@ -66,7 +74,9 @@ def _export_gguf(model: pathlib.Path, out: pathlib.Path, options: argparse.Names
     from kullback.experiments.runs import exports
     from kullback.lm import terms
 
-    source = exports.open_source(model, options.seed, trust_code=options.trust_code)
+    source = exports.open_source(
+        model, options.seed, trust_code=options.trust_code, base=options.base or ""
+    )
     quantization = options.quantize or "f16"
     plan = exports.plan_gguf(source, quantization)
     terms.check_beside(out, source.notice)

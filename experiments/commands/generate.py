@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
     model = "a folder, a .gguf file, a run, or pretrained:NAME"
     flag(sub, "--model MODEL", arguments.name, model, required=True)
     arguments.add_model_flag(sub)
+    arguments.add_adapters(sub)
     what = sub.add_mutually_exclusive_group(required=True)
     flag(what, "--prompt TEXT")
     prompts = "JSONL of {prompt} or {messages}; of a .txt file each line is a prompt"
@@ -48,7 +49,10 @@ def _generate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import models
 
     programs.keep()
-    loaded = models.load(options.model).computing(options.model_flags, options.model)
+    read = models.load(
+        arguments.with_adapter(options.model, options.adapter), base=options.base or ""
+    )
+    loaded = read.computing(options.model_flags, options.model)
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)

@@ -6,10 +6,14 @@ import pathlib
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from kullback.experiments import limits
 from kullback.experiments.commands import arguments
 from kullback.experiments.commands.arguments import flag
+
+if TYPE_CHECKING:
+    from kullback.lm import merging
 
 METHODS = ("mean", "ema", "slerp", "liti")
 GROUPS = ("layer", "tensor", "all")
@@ -24,7 +28,8 @@ def add_parser(commands: Any) -> None:
         "files, or pretrained:NAME. "
         "mean: by --weights; ema: a moving average in the order given; slerp: spherical "
         "interpolation of their differences to --base (WARP), or without one of themselves; "
-        "liti: from --base toward their mean.",
+        "liti: from --base toward their mean. MODELS that are all folders of adapters as peft has "
+        "them become one such folder, by the same methods; their base is no option.",
     )
     flag(sub, "models MODEL", arguments.path, nargs="+")
     flag(sub, "--method", METHODS, required=True)
@@ -38,6 +43,8 @@ def add_parser(commands: Any) -> None:
     end = "of slerp and liti: from 0, the base, to 1, the merge; default: 1; WARP has 0.3"
     flag(sub, "--interpolation ETA", arguments.number, end)
     flag(sub, "--group", GROUPS, "of slerp: what has an angle of its own; default: layer")
+    rank = "of adapters: the most columns of the result; what is lost is said; default: exact"
+    flag(sub, "--rank R", arguments.whole(1, limits.ROWS), rank)
     force = "merge models whose configurations or tokenizers differ; what differs is printed"
     flag(sub, "--force", help=force)
     sub.set_defaults(command=main)
@@ -62,6 +69,10 @@ def main(options: argparse.Namespace) -> int:
         interpolation=1.0 if options.interpolation is None else options.interpolation,
         group=options.group,
     )
+    if any((path / "adapter_config.json").is_file() for path in options.models):
+        return _merge_adapters(options, config)
+    if options.rank is not None:
+        raise ValueError("--rank is of adapters, folders with adapter_config.json")
     config.check(len(options.models), has_base=options.base is not None)
     given = [*options.models, *([] if options.base is None else [options.base])]
     # Runs are exported first, and files converted, which takes a while.
@@ -89,6 +100,29 @@ def main(options: argparse.Namespace) -> int:
     )
     if report.grams:
         print(_angles(report.grams))
+    return 0
+
+
+def _merge_adapters(options: argparse.Namespace, config: "merging.Config") -> int:
+    """Merges folders of adapters, and prints where the result is and what of it is lost."""
+    from kullback.lm import adapter_merging
+
+    if options.base is not None:
+        raise ValueError(
+            f"--base is of whole models, and adapters are beside theirs: {options.base}"
+        )
+    report = adapter_merging.merge(
+        options.models, options.out, config, rank=options.rank, force=options.force
+    )
+    if report.lost:
+        print(
+            f"truncated to rank {report.rank}: {report.lost:.2%} of the updates' squared norm is "
+            f"lost, and {report.worst:.2%} of that of {report.worst_at}"
+        )
+    print(
+        f"adapters: {options.out} ({report.num_matrices} matrices, rank {report.rank}, of "
+        f"{len(options.models)} folders)"
+    )
     return 0
 
 

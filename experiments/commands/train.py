@@ -8,7 +8,7 @@ from kullback.experiments.commands import arguments
 from kullback.experiments.commands.arguments import flag
 from kullback.experiments.runs import plans
 
-AGAIN = ("accept_changes", "empty_replay")  # Options that go with --resume.
+AGAIN = ("accept_changes", "empty_replay", "base")  # Options that go with --resume.
 LENGTH = ("steps", "epochs")  # Options that may.
 
 
@@ -33,11 +33,14 @@ def add_parser(commands: Any) -> None:
             flag(sub, spelled, help=entry.help, dest=field, **_reading(field, entry))
     arguments.add_overlong(sub, "error")
     arguments.add_trust_code(sub)
+    adapter = "of --model: adapters as peft writes them, which are merged into it"
+    flag(sub, "--adapter DIR", arguments.path, adapter)
     again = sub.add_argument_group("with --resume")
     changes = "go on although config.json or the record is not as it was saved; says what differs"
     flag(again, "--accept-changes", help=changes)
     damaged = "go on without the transitions of a replay that is damaged"
     flag(again, "--empty-replay", help=damaged)
+    arguments.add_adapters(again, adapter=False)
     sub.set_defaults(command=_train)
 
 
@@ -73,6 +76,7 @@ def _train(options: argparse.Namespace) -> int:
             trust_code=options.trust_code,
             accept_changes=options.accept_changes,
             empty_replay=options.empty_replay,
+            base=options.base or "",
         )
     else:
         if again:
@@ -83,6 +87,10 @@ def _train(options: argparse.Namespace) -> int:
         from kullback.experiments.runs import training
 
         given |= {name: value for name in LENGTH if (value := getattr(options, name)) is not None}
+        if (adapter := given.pop("adapter", None)) is not None:
+            if "model" not in given:
+                raise ValueError(f"--adapter {adapter} goes with --model, which it was trained for")
+            given["model"] = arguments.with_adapter(given["model"], adapter)
         if overlong := given.pop("overlong", None):
             given["settings"] = [*given.get("settings", ()), f"overlong={overlong}"]
         path = training.train(given.pop("agent"), given.pop("environment"), **given)

@@ -12,7 +12,7 @@ any point of the front.
 
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,6 +25,15 @@ from kullback.lm import tokenizer, warp
 from kullback.lm.formats import hugging_face
 
 PROMPTS = 256  # Held-out ones, at most.
+
+
+class Ends(NamedTuple):
+    """The ends of the front, in what is learnt: adapters, where there are some."""
+
+    start: types.Params  # theta_sft.
+    merged: types.Params  # theta_slerp.
+    # What is learnt -> the parameters that act.
+    acts_by: Callable[[types.Params], types.Params] = lambda learnt: learnt
 
 
 class Point(NamedTuple):
@@ -40,8 +49,7 @@ class Point(NamedTuple):
 
 def front(
     actor: episodes.Actor,
-    start: types.Params,
-    merged: types.Params,
+    ends: Ends,
     *,
     etas: Sequence[float] = warp.ETAS,
     count: int,
@@ -49,9 +57,9 @@ def front(
 ) -> list[Point]:
     """Returns the points of (1 - eta) start + eta merged, on the first `count` held-out prompts."""
     count = actor.evaluator.kept(count)
-    points = []
+    points, start = [], ends.acts_by(ends.start)
     for eta in etas:
-        acting = {"params": averaging.liti(start, merged, eta)}
+        acting = {"params": ends.acts_by(averaging.liti(ends.start, ends.merged, eta))}
         held_out = actor.held_out(acting, start, count, key)
         errors = [float(np.std(x) / np.sqrt(count)) for x in (held_out.rewards, held_out.kl_start)]
         means = [float(np.mean(x)) for x in held_out]
@@ -63,19 +71,28 @@ def finish(
     folder: pathlib.Path,
     actor: episodes.Actor,
     student: models.Checkpoint,
-    start: types.Params,
-    learner: types.LearnerState,
+    ends: Ends,
+    merged: Callable[[], types.Params],
+    steps: int,
 ) -> None:
-    """Writes the front of a run that is over, once; each file whole or not at all."""
-    out = folder / f"merged-{int(learner.steps):06d}"
+    """Writes the front of a run that is over, once; each file whole or not at all.
+
+    Args:
+      folder: of the run.
+      actor: writes texts.
+      student: shape, tokenizer and notice of the policy.
+      ends: of the front.
+      merged: () -> the whole parameters of theta_slerp.
+      steps: learner steps of the run.
+    """
+    out = folder / f"merged-{steps:06d}"
     if out.exists():
         return
-    merged = learner.aux.merged
-    points = front(actor, start, merged, count=PROMPTS, key=jax.random.key(0))
+    points = front(actor, ends, count=PROMPTS, key=jax.random.key(0))
     write(folder, points)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer_files = tokenizer.save(student.tokenizer, scratch)
-        hugging_face.save(out, student.config, merged, tokenizer_files, notice=student.notice)
+        hugging_face.save(out, student.config, merged(), tokenizer_files, notice=student.notice)
 
 
 def write(folder: pathlib.Path, points: Sequence[Point]) -> None:

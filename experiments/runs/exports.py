@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kullback.experiments.runs import models, opened, pretrained
+from kullback.experiments.runs import learnt, models, opened, plans, pretrained
 from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer
 from kullback.lm.formats import (
     gguf_files,
@@ -17,6 +17,7 @@ from kullback.lm.formats import (
     gguf_writer,
     hugging_face,
     hugging_face_config,
+    peft_files,
     stacked_layers,
 )
 
@@ -33,23 +34,28 @@ class Source(NamedTuple):
     notice: str | None  # That copies of its weights carry, see lm/terms.py.
 
 
-def open_source(path: pathlib.Path, seed: int | None = None, *, trust_code: bool = False) -> Source:
+def open_source(
+    path: pathlib.Path, seed: int | None = None, *, trust_code: bool = False, base: str = ""
+) -> Source:
     """Opens a model.
 
     Args:
       path: of a run of a language model, of a folder in Hugging Face's format or of a GGUF file; or
-        pretrained:NAME.
+        pretrained:NAME; with adapters behind it or not, as of `models.load`.
       seed: which of a run's seeds; None is the first.
       trust_code: as of `opened.open`.
+      base: as for `models.stored`.
 
     Raises:
       ValueError: if it is none of these, or a reward model, or has no such seed.
     """
-    form, _, run = models.stored(path, seed, trust_code=trust_code)
+    if plans.ADAPTER in str(path):
+        return _of_checkpoint(path.name, models.load(path, seed, base=base))
+    form, _, run = models.stored(path, seed, trust_code=trust_code, base=base)
     if run is not None:
         return _of_run(run, seed)
-    if form == "published":
-        return _of_published(path)
+    if form == "published":  # As the cache keeps it: in float32, from which it is quantised.
+        return _of_checkpoint(pretrained.named(path)[0], models.load(path))
     return _of_gguf(path) if form == "gguf" else _of_folder(path)
 
 
@@ -72,9 +78,7 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
     )
 
 
-def _of_published(path: pathlib.Path) -> Source:
-    """Opens a published model as the cache keeps it: in float32, from which it is quantised."""
-    name, checkpoint = pretrained.named(path)[0], models.load(path)
+def _of_checkpoint(name: str, checkpoint: models.Checkpoint) -> Source:
     return Source(
         name,
         checkpoint.config,
@@ -136,7 +140,12 @@ def write_gguf(out: pathlib.Path, plan: gguf_writer.Plan, source: Source) -> Non
 
 
 def write_folder(
-    path: pathlib.Path, out: pathlib.Path, seed: int | None = None, *, trust_code: bool = False
+    path: pathlib.Path,
+    out: pathlib.Path,
+    seed: int | None = None,
+    *,
+    trust_code: bool = False,
+    base: str = "",
 ) -> None:
     """Writes a model, in float32, as a folder that Hugging Face's transformers load.
 
@@ -145,14 +154,37 @@ def write_folder(
     Raises:
       ValueError: as of `open_source`.
     """
-    run = models.stored(path, seed, trust_code=trust_code).run
-    if run is not None:
-        models.export(run, out, seed)
+    has_adapters = plans.ADAPTER in str(path)
+    stored = None if has_adapters else models.stored(path, seed, trust_code=trust_code, base=base)
+    if stored is not None and stored.run is not None:
+        models.export(stored.run, out, seed)
         return
-    write_checkpoint(models.load(path), out)
+    read = models.load(path, seed, base=base) if has_adapters else models.load(path)
+    write_checkpoint(read, out)
 
 
 def write_checkpoint(checkpoint: models.Checkpoint, out: pathlib.Path) -> None:
     """Writes a model that is in memory in float32, as a folder of Hugging Face."""
     with tempfile.TemporaryDirectory() as folder:
         models.write_folder(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))
+
+
+def write_adapters(path: pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
+    """Writes the adapters of a run as a folder that peft loads beside the base's, a model of text.
+
+    Raises:
+      ValueError: if it is no run of a language model, or has no adapters.
+    """
+    run = opened.find(path)
+    if run is None:
+        raise ValueError(f"{path} is no run, whose adapters may be written")
+    decoder = models.decoder_of(run)
+    factors = learnt.factors(run, decoder.config, seed)
+    peft_files.save(
+        out,
+        decoder.config,
+        learnt.adapters_of(run),
+        factors,
+        base=run.plan.model,
+        notice=decoder.notice,
+    )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import loops, regularizers, sequences, types
+from kullback.core import loops, regularizers, sequences, trees, types
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import episodes, models
 from kullback.experiments.runs.text_work import Splits, TextWork
@@ -27,6 +27,7 @@ from kullback.lm import (
     distillation,
     evaluation,
     kl_excursions,
+    lora,
     memory,
     power_law,
     tuning,
@@ -82,6 +83,7 @@ class Setup(TextWork):
             "loop": "host",
             "teacher_sha256": teacher,
             **({} if start is None else {"start_sha256": start}),
+            **self.base_details(),
             **models.origins(model=self.student, teacher=self.teacher),
             "data": self.splits.details(),
         }
@@ -110,7 +112,7 @@ class Setup(TextWork):
     def constants(self) -> types.Constants:
         """Frozen parameters that the learner and the policy read."""
         teacher = None if self.teacher is None else self.teacher.params
-        return types.Constants(teacher=teacher, start=self.start)
+        return super().constants._replace(teacher=teacher, start=self.start)
 
     @property
     def frozen(self) -> Any:
@@ -162,8 +164,24 @@ class Setup(TextWork):
 
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
         """Writes the front of a run of WARP."""
-        if self.actor is not None and self.leaves_front:
-            warp_front.finish(folder, self.actor, self.student, self.start, learner)
+        if self.actor is None or not self.leaves_front:
+            return
+        start, merged, settings = self.start, learner.aux.merged, self.learning.lora
+        if settings:  # It begins with updates of 0.
+            start = jax.tree.map(jnp.zeros_like, merged)
+
+        def acts_by(learnt: types.Params) -> types.Params:
+            state = learner._replace(params=learnt)
+            return self.acting(state, int(learner.steps))["params"]
+
+        def parameters() -> types.Params:
+            if not settings:
+                return merged
+            factors = trees.joined(self.shared, merged)
+            return lora.merged(self.student.config, settings, self.base, factors)
+
+        ends, steps = warp_front.Ends(start, merged, acts_by), int(learner.steps)
+        warp_front.finish(folder, self.actor, self.student, ends, parameters, steps)
 
     def loop(
         self,

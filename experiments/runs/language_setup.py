@@ -10,6 +10,7 @@ from kullback.core import regularizers, types
 from kullback.experiments import plots
 from kullback.experiments.limits import STEPS
 from kullback.experiments.runs import (
+    adapter_files,
     episodes,
     language,
     models,
@@ -24,6 +25,7 @@ from kullback.experiments.runs import (
 from kullback.experiments.runs.language import Setup
 from kullback.experiments.runs.work import Epoch
 from kullback.lm import (
+    adapters,
     chat,
     completions,
     data,
@@ -61,6 +63,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     if mesh is not None:
         sharding.check_batch(mesh, config.learning.batch_size)
     task = tasks.make(plan.environment, rule=named.rule)
+    if config.learning.lora:
+        adapter_files.check_base(plan)
     student, teacher, decoders = _models(plan, task, home, mesh)
     c, num_ids = config.learning, decoders[0].num_ids
     fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
@@ -80,8 +84,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         epoch = _epoch(splits.train, c, experience, student.tokenizer.pad_id)
         named = epoch.in_steps(named)
         plan, config = named.plan, named.config
-    initial_params, start_sha256 = None, lambda: None
-    if plan.model not in gemma.PRESETS:
+    initial_params, start_sha256, frozen = None, lambda: None, None
+    if c.lora:
+        read = student if student.params is not None else models.load(plan.model, mesh=mesh)
+        frozen = read.params
+    elif plan.model not in gemma.PRESETS:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
         if plan.num_seeds > 1:
             start_sha256 = initial_params.sha256
@@ -93,10 +100,15 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         splits=splits,
         begins_with=plan.model,
         evaluator=evaluation.Evaluator(
-            decoders[0], student.tokenizer, task, splits.test, c, config.output_divergence, mesh
+            adapters.adapted(decoders[0], c.lora),
+            *(student.tokenizer, task, splits.test, c, config.output_divergence, mesh),
         ),
         initial_params=initial_params,
         start_sha256=start_sha256,
+        base=frozen,
+        shared=sharding.placed(
+            student.config, adapter_files.shared(student.config, c.lora, plan.seed, home), mesh
+        ),
         placement=sharding.placement(mesh, *(model.config for model in decoders)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
@@ -160,7 +172,11 @@ def _with_actor(
         raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
     if base.leaves_front:
         base.agent.config.check(plan.steps)
-    start = models.load(plan.model) if student.params is None else student
+    start = student
+    if base.base is not None:  # What adapters start from is their base.
+        start = student._replace(params=base.base)
+    elif student.params is None:
+        start = models.load(plan.model)
     if start.divergence != "kl":
         raise ValueError(
             f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
@@ -174,7 +190,7 @@ def _with_actor(
 
     return dataclasses.replace(
         base,
-        initial_params=initial_params,
+        initial_params=initial_params if base.base is None else None,
         actor=episodes.Actor(
             sampler=completions.of_policy(
                 base.agent.policy,
@@ -186,7 +202,7 @@ def _with_actor(
             reward=reward,
             temperature=on_policy.temperature,
         ),
-        start=start.params,
+        start=start.params if base.base is None else None,
         axes=plots.REWARDED,
     )
 

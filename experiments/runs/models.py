@@ -7,19 +7,26 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from kullback import lm
-from kullback.core import checkpoints, files, folders, json_files, trees, types, weights
-from kullback.experiments.runs import converted, opened, pretrained, resolved, settings
+from kullback.core import files, folders, json_files, trees, types, weights
+from kullback.experiments.runs import (
+    converted,
+    learnt,
+    opened,
+    plans,
+    pretrained,
+    resolved,
+    settings,
+)
 from kullback.lm import (
     chat,
     control_tokens,
     distillation,
     folder_meaning,
     gemma,
-    reward_model,
+    lora,
     sharding,
     shared_ids,
     terms,
@@ -32,12 +39,14 @@ from kullback.lm.formats import (
     gguf_gemma,
     hugging_face,
     hugging_face_config,
+    peft_files,
     stacked_layers,
 )
 
 NOTES = folder_meaning.NOTES
 MODEL = "model.json"  # The model's shape, beside config.json.
 TOKENIZER = "tokenizer"  # A folder.
+BASE = "base_sha256"  # Key of config.json: of the parameters of adapters' base.
 PARAMS, OPERATOR = "params.safetensors", "operator.json"  # Of a folder of the cache.
 
 
@@ -125,19 +134,28 @@ def stored(
     seed: int | None = None,
     *,
     best: bool = False,
+    base: str = "",
     trust_code: bool = False,
 ) -> Stored:
     """Returns what a path or name is of, as `find` does.
 
+    Args:
+      path, trust_code: as of `find`.
+      seed, best: asked for.
+      base: where the base of a run of adapters is now; "" is where it was.
+
     Raises:
-      ValueError: if it is of no model; if it is no run, and a seed or the best is asked for.
+      ValueError: if it is of no model; if it is no run, and a seed or the best is asked for; if it
+        has no adapters, and a base is given.
     """
     place = find(path, trust_code=trust_code)
     if (seed is not None or best) and (place is None or place.run is None):
         raise ValueError(f"{path} is no run of a language model: it has no seeds and no best")
     if place is None:
         raise ValueError(_no_model(path))
-    return place
+    if base and place.run is None:
+        raise ValueError(f"{path} is no run of adapters, and has no use for a base, got {base}")
+    return place if place.run is None else place._replace(run=learnt.beside(place.run, base))
 
 
 def load(
@@ -146,20 +164,26 @@ def load(
     *,
     best: bool = False,
     mesh: sharding.Mesh | None = None,
+    base: str = "",
 ) -> Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
 
+    Any of them may have "+adapter:FOLDER" behind it, a folder of peft's, which is merged into it.
     Its texts end with all ids that its configuration or its tokenizer names as ends.
 
     Args:
       path: of the folder, the file or the run; or the name of a published model.
       seed, best, mesh: as for `of_run`; a folder or file has no seeds and no best.
+      base: as for `stored`.
 
     Raises:
       ValueError: if it is none of these, or the run is of another kind of model; also as `of_run`
         and `converted.place_of`.
     """
-    form, _, run = stored(path, seed, best=best)
+    name, _, adapter = str(path).partition(plans.ADAPTER)
+    if adapter:
+        return _with_adapter(load(name, seed, best=best, mesh=mesh, base=base), name, adapter)
+    form, _, run = stored(path, seed, best=best, base=base)
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
@@ -176,6 +200,17 @@ def load(
     else:
         read = _of_gguf(place.path, mesh)
     return read._replace(origin=place.origin).with_all_ends()
+
+
+def _with_adapter(checkpoint: Checkpoint, name: str, folder: str) -> Checkpoint:
+    """Returns a model with the updates of a folder of peft's merged into it."""
+    try:
+        read = peft_files.read(folder, checkpoint.config)
+    except ValueError as error:
+        raise ValueError(f"adapters for {name}: {error}") from None
+    params = lora.merged(checkpoint.config, read.settings, checkpoint.params, read.factors)
+    notice = terms.joined(checkpoint.notice, terms.of_folder(folder))
+    return checkpoint._replace(params=params, notice=notice)
 
 
 def _of_gguf(path: pathlib.Path, mesh: sharding.Mesh | None = None) -> Checkpoint:
@@ -255,6 +290,7 @@ def shape(path: str | pathlib.Path) -> gemma.Config | None:
     Raises:
       ValueError: if it is damaged, or not a Gemma 3.
     """
+    path = str(path).partition(plans.ADAPTER)[0]
     place = find(path)
     if place is None:
         return None
@@ -276,6 +312,8 @@ def of_run(
 ) -> Checkpoint:
     """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
+    Adapters are merged into their base.
+
     Args:
       run: of a language model or a reward model.
       seed: which of its seeds; None is the first, or the average of all if they are a population.
@@ -283,16 +321,19 @@ def of_run(
       mesh: shards a language model's parameters as they are read; None is one device.
 
     Raises:
-      ValueError: if the run has no such seed, or no checkpoint with a score.
+      ValueError: if the run has no such seed, or no checkpoint with a score; as `base_of` does.
     """
     decoder = decoder_of(run)
     if run.kind == "language":
         run.folder(seed)  # Raises for an unknown seed before any work.
-        params = _params(run, sharding.shapes(decoder.config, mesh), seed, best)
-        return decoder._replace(params=params, divergence=algorithm_config(run).output_divergence)
-    if seed is None and is_population(run):
-        return decoder._replace(params=warm.average(members(run, best=best)))
-    return decoder._replace(params=_params(run, _with_head(decoder.config), seed, best))
+        decoder = decoder._replace(divergence=algorithm_config(run).output_divergence)
+    like = learnt.shapes(run, decoder.config, mesh)
+    if run.kind == "preferences" and seed is None and is_population(run):
+        params = warm.average(learnt.read(run, like, member, best=best) for member in run.seeds)
+    else:
+        params = learnt.read(run, like, seed, best=best)
+    whole = learnt.whole(run, decoder.config, base_of(run, mesh), params)
+    return decoder._replace(params=whole)
 
 
 def is_population(run: opened.Opened) -> bool:
@@ -302,22 +343,50 @@ def is_population(run: opened.Opened) -> bool:
 
 def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
     """Yields the parameters of each seed of a run of reward models, one at a time."""
-    like = _with_head(saved_config(run.path))
+    config = saved_config(run.path)
+    like, base = learnt.shapes(run, config), base_of(run)
     for seed in run.seeds:
-        yield _params(run, like, seed, best)
+        yield learnt.whole(run, config, base, learnt.read(run, like, seed, best=best))
 
 
-def _with_head(config: gemma.Config) -> Any:
-    """Returns the shapes of a reward model's parameters."""
-    init = reward_model.on_decoder(gemma.make(config)).init
-    return jax.eval_shape(init, jax.random.key(0))
+def base_of(run: opened.Opened, mesh: sharding.Mesh | None = None) -> types.Params:
+    """Reads the base of a run's adapters; None if it has none.
+
+    Args:
+      run: of a language model or a reward model.
+      mesh: as for `of_run`.
+
+    Raises:
+      ValueError: if it is no model, or not the one that the run began with, by its SHA-256.
+    """
+    if not learnt.adapters_of(run):
+        return None
+    learnt.check_bases(run)
+    try:
+        params = base_params(run.plan.model, mesh)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the base of {run.path}'s adapters cannot be read: {error}; --base says where it is"
+        ) from None
+    if fingerprint(params) != run.config.get(BASE):
+        raise ValueError(
+            f"{run.plan.model} is not the base that {run.path}'s adapters were trained beside (its "
+            "SHA-256 differs): put the old one back, or say by --base where it is"
+        )
+    return params
 
 
-def _params(run: opened.Opened, like: Any, seed: int | None, best: bool) -> types.Params:
-    """Reads nothing but the parameters of a seed's newest whole checkpoint, or of its best."""
-    folder, tree = run.folder(seed).checkpoints, {"learner": {"params": like}}
-    saved, _, _ = checkpoints.restore_latest(folder, tree, part=True, best=best)
-    return saved["learner"]["params"]
+def base_params(name: str, mesh: sharding.Mesh | None = None) -> types.Params:
+    """Reads a model to be the base of adapters; of a reward model, its decoder.
+
+    Raises:
+      ValueError: as `load` and `of_run` do.
+    """
+    run = opened.find(name)
+    if run is not None and run.kind == "preferences":
+        params: types.Params = of_run(run).params
+        return params["decoder"]
+    return load(name, mesh=mesh).params
 
 
 def decoder_of(run: opened.Opened) -> Checkpoint:

@@ -12,6 +12,7 @@ from kullback.core import files, json_files, names, typed
 from kullback.experiments import limits
 from kullback.lm.control_tokens import READINGS, Reading
 
+ADAPTER = "+adapter:"  # Between a model and a folder of peft's, whose updates are merged into it.
 CUSTOM = "custom"  # Stands in config.json for an agent or environment handed over in Python.
 
 Kind = Literal["games", "language", "preferences"]  # The last trains reward models.

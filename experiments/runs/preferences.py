@@ -16,6 +16,7 @@ import numpy as np
 from kullback import lm
 from kullback.core import checkpoints, files, loops, sequences, types
 from kullback.experiments.runs import (
+    adapter_files,
     language_setup,
     models,
     opened,
@@ -26,7 +27,17 @@ from kullback.experiments.runs import (
 )
 from kullback.experiments.runs.text_work import Splits, TextWork
 from kullback.experiments.runs.work import Abandons, Epoch, OnTexts
-from kullback.lm import batches, data, gemma, memory, preferences, reward_model, tasks, warm
+from kullback.lm import (
+    adapters,
+    batches,
+    data,
+    gemma,
+    memory,
+    preferences,
+    reward_model,
+    tasks,
+    warm,
+)
 
 SHOWN = 4  # Pairs that samples.jsonl has at each evaluation.
 
@@ -66,6 +77,7 @@ class Setup(TextWork):
             "loop": "host",
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
+            **self.base_details(),
             **models.origins(model=self.student),
             "data": self.splits.details(),
             "swapped_pairs": self.num_swapped,
@@ -83,6 +95,7 @@ class Setup(TextWork):
             self._source(seed),
             seed,
             params=lambda: self.start(seed),
+            constants=self.constants,
             evaluate=self._accuracies,
         )
 
@@ -103,7 +116,8 @@ class Setup(TextWork):
 
     @functools.cached_property
     def _program(self) -> Callable[..., jax.Array]:
-        return jax.jit(reward_model.on_decoder(gemma.make(self.student.config)).rewards)
+        model = adapters.adapted(gemma.make(self.student.config), self.learning.lora)
+        return jax.jit(reward_model.on_decoder(model).rewards)
 
     def _accuracies(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         del key  # Nothing is random here.
@@ -179,8 +193,13 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     model = gemma.make(decoder.config)
     members = {} if population is None else {s: warm.draw(population, s) for s in plan.seeds}
 
+    lora_settings, base = config.learning.lora, None
+    if lora_settings:
+        adapter_files.check_base(plan)
+        base = models.base_params(plan.model)
+
     def start_sha256() -> str | None:
-        if plan.num_seeds == 1 or plan.model in gemma.PRESETS:
+        if base is not None or plan.num_seeds == 1 or plan.model in gemma.PRESETS:
             return None
         started = models.load(plan.model) if run is None else models.of_run(run)
         return models.fingerprint(started.params)
@@ -192,7 +211,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         agent=entry.make(model, config),
         spec=text_work.spec_of(decoder.config),
         member=member,
-        start=_starts(plan, run, decoder, train, shared, members),
+        start=_starts(plan, run, decoder, train, shared, members, base),
         student=decoder,
         splits=splits._replace(train=train),
         begins_with=plan.model,
@@ -200,6 +219,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         num_swapped=int(preferences.is_swapped(len(train), shared.corruption, plan.seed).sum()),
         members=members,
         start_sha256=start_sha256,
+        base=base,
+        shared=adapter_files.shared(decoder.config, lora_settings, plan.seed, home),
         epoch=epoch,
     )
 
@@ -211,17 +232,22 @@ def _starts(
     train: list[preferences.Pair],
     config: reward_model.Config,
     members: dict[int, warm.Member],
+    base: types.Params | None,
 ) -> Callable[[int], types.Params]:
     """Returns a function from a seed to its initial parameters.
 
     Members of a population have one head, a linear probe of the decoder that `plan.model` names.
-    `run` is the run of that name; None if it names a preset or a folder of weights.
+    `run` is the run of that name; None if it names a preset or a folder of weights. `base` is that
+    decoder if adapters are learnt; else None.
     """
     model = gemma.make(decoder.config)
+    adapted = adapters.adapted(model, config.learning.lora)
     if any(member.start is not None for member in members.values()):
         _check_starts(plan, run, members)
 
     def decoder_params(seed: int, step: int | None = None) -> types.Params:
+        if base is not None:
+            return base
         if plan.model in gemma.PRESETS:
             return jax.jit(model.init)(jax.random.key(seed))
         if step is None or run is None:
@@ -238,15 +264,23 @@ def _starts(
         )
         return reward_model.probe(chosen, rejected, config.probe_penalty)
 
+    def learnt(params: types.Params, seed: int) -> types.Params:
+        """Returns what is learnt of a reward model: all of it, or adapters and the head."""
+        if base is None:
+            return params
+        return {**params, "decoder": jax.jit(adapted.init)(jax.random.key(seed))}
+
     def start(seed: int) -> types.Params:
         if run is not None and run.kind == "preferences":
-            return models.of_run(run).params
+            return learnt(models.of_run(run).params, seed)
         first = decoder_params(plan.seed if members else seed)
         params = reward_model.with_head(first, decoder.config.embed_dim)
         if config.probe_pairs:
             params["head"] = probed_head(first)
         step = members[seed].start if members else None
-        return params if step is None else {**params, "decoder": decoder_params(seed, step)}
+        if step is None:
+            return learnt(params, seed)
+        return {**params, "decoder": decoder_params(seed, step)}
 
     return start
 

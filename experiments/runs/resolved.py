@@ -24,6 +24,7 @@ CONFIG, FLAGS, BY_SIZE = "config", "environment_flags", "by_size"  # Keys of con
 LATER = frozenset(
     "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable".split()
 )
+LATER_GROUPS = ("lora",)  # Groups of settings of which the same is true.
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.
 
 
@@ -256,7 +257,7 @@ def _notes(
 ) -> list[str]:
     """Returns lines on differences between saved values, those that are used, and today's."""
     notes = []
-    new = [name for name in used if name not in saved and _bare(name) not in LATER]
+    new = [name for name in used if name not in saved and not _is_later(name)]
     if new:
         notes.append(
             f"the run began before there was {settings.shown(used, new)}: this is today's default"
@@ -284,6 +285,11 @@ def _notes(
             f"{settings.shown(saved, overruled)}"
         )
     return notes
+
+
+def _is_later(name: str) -> bool:
+    groups = name.split(".")[:-1]
+    return _bare(name) in LATER or any(group in groups for group in LATER_GROUPS)
 
 
 def _bare(name: str) -> str:

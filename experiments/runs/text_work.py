@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback.core import loops, platform, trees, types
 from kullback.experiments import plots
-from kullback.experiments.runs import models
+from kullback.experiments.runs import adapter_files, models, run_folder
 from kullback.experiments.runs.work import Epoch, Work
 from kullback.lm import data, gemma, memory, sharding, tuning
 from kullback.lm.tokenizer import Tokenizer
@@ -73,6 +73,9 @@ class TextWork(Work):
     begins_with: str  # The plan's model.
     # The hash of the model that later seeds read again; None if no seed does.
     start_sha256: Callable[[], str | None] = lambda: None
+    # Of adapters: the frozen model, and every A that the models of the run share.
+    base: types.Params | None = None
+    shared: types.Params = dataclasses.field(default_factory=dict)
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
     axes: plots.Axes = plots.TEXTS
     has_texts: bool = True
@@ -88,7 +91,13 @@ class TextWork(Work):
     @property
     def constants(self) -> types.Constants:
         """Frozen parameters that the learner and the policy read."""
-        return types.NO_CONSTANTS
+        if self.base is None:
+            return types.NO_CONSTANTS
+        return types.Constants(base=trees.joined(self.base, self.shared))
+
+    def base_details(self) -> dict[str, Any]:
+        """Returns the hash of the base of adapters for config.json, if there is one."""
+        return {} if self.base is None else {run_folder.BASE: models.fingerprint(self.base)}
 
     @property
     def frozen(self) -> Any:
@@ -105,6 +114,7 @@ class TextWork(Work):
             micro_batches=c.micro_batches,
             chunk=c.chunk,
             remat=self.student.config.remat,
+            adapters=c.lora,
         )
 
     def needs(self, setting: memory.Setting) -> memory.Needs:
@@ -126,6 +136,7 @@ class TextWork(Work):
     def save(self, folder: pathlib.Path) -> None:
         """Writes the model's shape and the tokenizer beside config.json."""
         models.save(self.student, folder)
+        adapter_files.save(folder, self.shared)
 
     def acting(self, learner: types.LearnerState, steps: int) -> Any:
         """Returns the policy's parameters in an evaluation after so many learner steps."""

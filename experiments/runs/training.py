@@ -94,6 +94,7 @@ def resume(
     quiet: bool = False,
     empty_replay: bool = False,
     accept_changes: bool = False,
+    base: str = "",
 ) -> pathlib.Path:
     """Goes on with a run from its newest whole checkpoint; begins a run that has none.
 
@@ -107,6 +108,7 @@ def resume(
       empty_replay: goes on without the transitions of a damaged replay; config.json notes it.
       accept_changes: goes on although config.json or the record has changed since the newest
         checkpoint was saved; the changes are printed, and config.json notes them.
+      base: where the base of a run of adapters is now; config.json keeps it. "" is where it was.
 
     Raises:
       ValueError: if this is no run, it names code that is not trusted, another process trains it,
@@ -119,6 +121,10 @@ def resume(
     with owner.held(folder.path):
         run = opened.open(folder.path, trust_code=trust_code)
         config, plan = dict(run.config), run.plan
+        if base:
+            from kullback.experiments.runs import learnt  # Which imports JAX.
+
+            plan = learnt.beside(run, base).plan
         if steps is not None and steps < plan.steps:
             raise ValueError(f"steps={steps} is less than the run's {plan.steps}; it can only grow")
         if epochs is not None and epochs < 1:
@@ -225,7 +231,8 @@ def _check_frozen(
     plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> None:
     """Raises ValueError if a model that is read anew is not the one with which the run began."""
-    for name, frozen in (("teacher", plan.teacher), ("start", plan.model)):
+    read_anew = ("teacher", plan.teacher), ("start", plan.model), ("base", plan.model)
+    for name, frozen in read_anew:
         key = f"{name}_sha256"
         if key in recorded and details.get(key) != recorded[key]:
             raise ValueError(

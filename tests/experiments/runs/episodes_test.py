@@ -226,9 +226,8 @@ def test_warp_goes_on_in_the_middle_and_ends_with_its_front(
     assert merged.tokenizer.fingerprint == models.load(start).tokenizer.fingerprint
     actor = setup(whole).actor
     assert actor is not None
-    again = warp_front.front(
-        actor, models.load(start).params, merged.params, etas=(1.0,), count=8, key=jax.random.key(0)
-    )
+    ends = warp_front.Ends(models.load(start).params, merged.params)
+    again = warp_front.front(actor, ends, etas=(1.0,), count=8, key=jax.random.key(0))
     np.testing.assert_allclose(again[0], list(front[-1].values()), rtol=1e-4)
 
 

@@ -1,0 +1,86 @@
+"""Parameters that a run of a language model or a reward model has learnt, or adapters of a base.
+
+The base itself is read by models.py, which may be a run, too.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from kullback.core import checkpoints, trees, types
+from kullback.experiments.runs import adapter_files, opened, resolved
+from kullback.lm import adapters, gemma, lora, reward_model, sharding
+
+
+def adapters_of(run: opened.Opened) -> lora.Config:
+    """Returns the settings of a run's adapters; without any, those of rank 0."""
+    return lora.Config() if run.kind == "games" else resolved.of(run).config.learning.lora
+
+
+def beside(run: opened.Opened, base: str) -> opened.Opened:
+    """Returns a run of adapters whose base is elsewhere now; "" leaves it as it is.
+
+    Raises:
+      ValueError: if the run has no adapters.
+    """
+    if not base:
+        return run
+    if not adapters_of(run):
+        raise ValueError(f"{run.path} has no adapters, and no use for a base, got {base}")
+    return dataclasses.replace(run, plan=dataclasses.replace(run.plan, model=base))
+
+
+def check_bases(run: opened.Opened) -> None:
+    """Raises ValueError if the base of a run's base, and so on, is the run itself."""
+    seen: list[pathlib.Path] = []
+    at: opened.Opened | None = run
+    while at is not None and adapters_of(at):
+        if at.path.resolve() in seen:
+            raise ValueError(f"{run.path}: the adapters of {at.path} are their own base")
+        seen.append(at.path.resolve())
+        at = opened.find(at.plan.model)
+
+
+def shapes(run: opened.Opened, config: gemma.Config, mesh: sharding.Mesh | None = None) -> Any:
+    """Returns the shapes of what a run has learnt: all parameters, or adapters (and a head)."""
+    if run.kind == "language":
+        return sharding.shapes(config, mesh, adapters_of(run))
+    model = adapters.adapted(gemma.make(config), adapters_of(run))
+    return jax.eval_shape(reward_model.on_decoder(model).init, jax.random.key(0))
+
+
+def read(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:
+    """Reads nothing but the parameters of a seed's newest whole checkpoint, or of its best."""
+    folder, tree = run.folder(seed).checkpoints, {"learner": {"params": like}}
+    saved, _, _ = checkpoints.restore_latest(folder, tree, part=True, best=best)
+    return saved["learner"]["params"]
+
+
+def whole(
+    run: opened.Opened, config: gemma.Config, base: types.Params, learnt: types.Params
+) -> types.Params:
+    """Returns the parameters of a model: what was learnt, or its base with adapters merged."""
+    settings = adapters_of(run)
+    if not settings:
+        return learnt
+    shared = adapter_files.read(run.path, config, settings)
+    if run.kind == "language":
+        return lora.merged(config, settings, base, trees.joined(shared, learnt))
+    factors = trees.joined(shared, learnt["decoder"])
+    return {**learnt, "decoder": lora.merged(config, settings, base, factors)}
+
+
+def factors(run: opened.Opened, config: gemma.Config, seed: int | None = None) -> types.Params:
+    """Returns the adapters of a seed of a run of a language model, as `lora.init` draws them.
+
+    Raises:
+      ValueError: if it is no such run, or has no adapters.
+    """
+    if run.kind != "language":
+        raise ValueError(f"{run.path} is no run of a language model, whose adapters are written")
+    if not (settings := adapters_of(run)):
+        raise ValueError(f"{run.path} has no adapters: it has learnt all weights")
+    shared = adapter_files.read(run.path, config, settings)
+    return trees.joined(shared, read(run, shapes(run, config), seed))
