@@ -18,6 +18,7 @@ from kullback.experiments.runs import (
     plans,
     pretrained,
     resolved,
+    run_folder,
     settings,
 )
 from kullback.lm import (
@@ -46,7 +47,6 @@ from kullback.lm.formats import (
 NOTES = folder_meaning.NOTES
 MODEL = "model.json"  # The model's shape, beside config.json.
 TOKENIZER = "tokenizer"  # A folder.
-BASE = "base_sha256"  # Key of config.json: of the parameters of adapters' base.
 PARAMS, OPERATOR = "params.safetensors", "operator.json"  # Of a folder of the cache.
 
 
@@ -368,7 +368,7 @@ def base_of(run: opened.Opened, mesh: sharding.Mesh | None = None) -> types.Para
         raise ValueError(
             f"the base of {run.path}'s adapters cannot be read: {error}; --base says where it is"
         ) from None
-    if fingerprint(params) != run.config.get(BASE):
+    if fingerprint(params) != run.config.get(run_folder.BASE):
         raise ValueError(
             f"{run.plan.model} is not the base that {run.path}'s adapters were trained beside (its "
             "SHA-256 differs): put the old one back, or say by --base where it is"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from kullback.core import checkpoints, files, json_files, typed
 from kullback.experiments.runs import events
-from kullback.experiments.runs.run_folder import RunFolder
+from kullback.experiments.runs.run_folder import BASE, RunFolder
 
 METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config"
 
@@ -188,11 +188,16 @@ def _checked(marks: Any, folder: RunFolder) -> Marks | None:
 
 
 def config_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns the differences between two contents of config.json; steps may grow."""
+    """Returns the differences between two contents of config.json.
+
+    Steps may grow, and the base of adapters may move: it is known by its hash.
+    """
     old, new = (dict(json_files.leaves(config)) for config in (before, now))
     steps = "plan.steps"
     if isinstance(new.get(steps), int) and new[steps] >= old.get(steps, 0):
         old[steps] = new[steps]
+    if BASE in new and old.get(BASE) == new[BASE]:
+        old["plan.model"] = new.get("plan.model", _MISSING)
     return [
         f"{key} was {_shown(old.get(key, _MISSING))} and is {_shown(new.get(key, _MISSING))}"
         for key in dict.fromkeys((*old, *new))
