@@ -213,7 +213,7 @@ def _check_claims(
 
 def _check(
     folder: pathlib.Path,
-    leaves: dict[str, stacked_layers.Leaf],
+    leaves: Mapping[str, stacked_layers.Leaf],
     text: dict[str, str],
     tensors: dict[str, tensor_files.Tensor],
 ) -> None:
@@ -272,7 +272,7 @@ def _check_head(
 
 
 def _write(
-    path: pathlib.Path, leaves: dict[str, stacked_layers.Leaf], named: dict[str, Any]
+    path: pathlib.Path, leaves: Mapping[str, stacked_layers.Leaf], named: dict[str, Any]
 ) -> None:
     """Writes a safetensors file one tensor after another; the library wants all in memory."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -48,7 +48,8 @@ class Leaf(NamedTuple):
     stacked: bool
 
 
-def leaves(config: gemma.Config) -> tuple[dict[str, Leaf], dict[str, jax.ShapeDtypeStruct]]:
+@functools.cache  # A model is traced for the shapes, and a load asks more than once.
+def leaves(config: gemma.Config) -> tuple[Mapping[str, Leaf], Mapping[str, jax.ShapeDtypeStruct]]:
     """Returns every parameter by its path, as the file has it and as we have it."""
     like = trees.named_leaves(jax.eval_shape(gemma.make(config).init, jax.random.key(0)))
     leaves = {
@@ -157,7 +158,7 @@ def _parts(leaf: Leaf, tensors: Sequence[Rows]) -> Iterator[tuple[tuple[int, ...
             yield ((i, *at), numbers[None]) if leaf.stacked else (at, numbers)
 
 
-def nest(named: dict[str, Any]) -> dict[str, Any]:
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
     """Nests a tree by the slashes of its names: {"a/b": x} -> {"a": {"b": x}}."""
     tree: dict[str, Any] = {}
     for path, leaf in named.items():
