@@ -1,4 +1,4 @@
-"""What runs of texts share: those of language models, and those of reward models.
+"""The parts that runs of language models and runs of reward models share.
 
 Each seed has its own loop, on the host; shape and tokenizer of the model stand beside config.json.
 """

@@ -87,10 +87,10 @@ def step(
     make: Any = rlef.make if isinstance(c, rlef.Config) else rlhf.make
     teacher = {"teacher": MODEL} if kwargs else {}
     agent = make(MODEL, config=c, **teacher)
-    own = params(seed)
+    initial = params(seed)
     if agent.experience.has_value:
-        own = value_network.with_value(own)
-    state = begun(agent.learner, own)
+        initial = value_network.with_value(initial)
+    state = begun(agent.learner, initial)
     state = state._replace(targets={name: params(anchor) for name in state.targets})
     ones = np.ones(SIZE, np.float32)
     data = rollouts.Episodes(texts(), REWARDS, drawn(seed))
