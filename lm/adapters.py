@@ -3,6 +3,10 @@
 A learner's state has the adapters alone, with their moments and averages. Its loss, its policy and
 its evaluations see whole parameters: the base of `Constants` joined with what is learnt, of which
 nothing is copied. See lm/lora.py for the adapters themselves.
+
+Where matrices have a format of few bits, and no adapters, what is learnt stays in float32, and the
+loss and the policy see the numbers that the format holds (quantisation-aware training); a base of
+adapters is in its format already.
 """
 
 import dataclasses
@@ -12,7 +16,7 @@ from typing import Any
 import jax
 
 from kullback.core import learners, trees, types
-from kullback.lm import gemma, lora, shared_ids
+from kullback.lm import gemma, lora, quantisation, shared_ids
 
 __all__ = ["Learnt", "adapted"]
 
@@ -39,13 +43,14 @@ class Learnt:
     """
 
     settings: lora.Config
+    scheme: quantisation.Scheme = quantisation.FLOAT  # Formats of what is learnt.
     # Base -> the frozen part of all networks' parameters, such as {"decoder": base}.
     frozen: Callable[[types.Params], types.Params] = _same
 
     def whole(self, learnt: types.Params, constants: types.Constants) -> types.Params:
-        """Returns the parameters of all networks; nothing is copied."""
+        """Returns the parameters of all networks; nothing is copied that has no format."""
         if not self.settings:
-            return learnt
+            return quantisation.simulated(learnt, self.scheme)
         return trees.joined(self.frozen(constants.base), learnt)
 
     def loss(self, of_whole: learners.Loss) -> learners.Loss:

@@ -2,7 +2,8 @@
 
     parameters     once, in float32; of adapters, if there are some
     moments        of the optimiser: twice the parameters for Adam; and target parameters
-    frozen         models that are read: teacher, start, a reward's, the base of adapters
+    frozen         models that are read: teacher, start, a reward's, the base of adapters; and what
+                   a format of few bits holds in place of the parameters
     gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
@@ -56,6 +57,7 @@ class Setting:
     chunk: int  # Most tokens whose logits are in memory at a time; 0 without logits.
     remat: bool  # Whether the backward pass recomputes each layer's activations.
     adapters: lora.Config = lora.Config()
+    is_quantized: bool = False  # Whether there are the numbers of a format beside those learnt.
     # Networks of the model's size with gradients: two with a value network, none if a head learns.
     networks: int = 1
     per_row: int = 1  # Sequences of an item: a pair of answers has two.
@@ -90,7 +92,7 @@ def of_learning(
     return Needs(
         parameters=parameters,
         moments=trees.num_bytes((state.opt_state, state.targets)),
-        frozen=trees.num_bytes(frozen),
+        frozen=trees.num_bytes(frozen) + parameters * setting.is_quantized,
         gradients=parameters * copies,
         activations=setting.networks * _activations(config, setting.adapters, rows, setting.width),
         logits=LOGIT_ARRAYS

@@ -18,6 +18,7 @@ define theirs.
 Shape letters: P layers, I contraction axis, O other axis of a matrix.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -250,6 +251,10 @@ class Scheme(NamedTuple):
     layers: Kept = "none"  # Of the matrices of layers.
     table: Kept = "none"  # Of the table of tokens.
 
+    def __bool__(self) -> bool:
+        """Returns whether anything has a format."""
+        return (self.layers, self.table) != ("none", "none")
+
     def of(self, path: tuple[str, ...]) -> tuple[Name, int] | None:
         """Returns format and contraction axis of a leaf of `gemma`'s parameters, by its path.
 
@@ -261,6 +266,9 @@ class Scheme(NamedTuple):
         elif path[0] in gemma_config.BLOCKS and path[-1] in MATRICES:
             name = self.layers
         return None if name == "none" else (name, axis)
+
+
+FLOAT = Scheme()  # No format: all stays float.
 
 
 def map_matrices(
@@ -278,6 +286,7 @@ def map_matrices(
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def held(params: types.Params, scheme: Scheme) -> types.Params:
     """Returns the parameters that a model has in these formats, `round_trip` of each matrix."""
     return map_matrices(lambda w, name, axis, _: round_trip(w, name, axis), params, scheme)

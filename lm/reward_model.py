@@ -76,6 +76,10 @@ class Config:
             raise ValueError(
                 f"trains=head leaves no use for lora.rank={self.learning.lora.rank}: take rank 0"
             )
+        if self.learning.scheme:
+            raise ValueError(
+                "a reward model computes in float32: quantize and quantize_table must be none"
+            )
         if self.learning.pack:
             raise ValueError("a reward is of a whole row: pack must be False")
 

@@ -217,10 +217,10 @@ class _Context:
     @property
     def learnt(self) -> adapters.Learnt:
         """The learnt part of the parameters of policy and value."""
-        settings = self.config.learning.lora
+        c = self.config.learning
         if self.has_value:
-            return adapters.Learnt(settings=settings, frozen=value_network.frozen)
-        return adapters.Learnt(settings=settings)
+            return adapters.Learnt(settings=c.lora, scheme=c.scheme, frozen=value_network.frozen)
+        return adapters.Learnt(settings=c.lora, scheme=c.scheme)
 
 
 def _learner(context: _Context) -> types.Learner:

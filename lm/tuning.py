@@ -25,6 +25,7 @@ from kullback.lm import (
     gemma,
     optimizers,
     policy,
+    quantisation,
 )
 from kullback.lm.lora import Config as Lora
 
@@ -78,6 +79,10 @@ class Config:
     chunk: int = 512  # Most tokens whose logits are in memory at a time; fewer above 128 MB.
     # Adapters, which are learnt in place of the weights of a frozen base, see lora.py.
     lora: Lora = Lora()
+    # Formats of the layers' matrices and of the table of tokens that a model computes with, as it
+    # learns and as it acts, see quantisation.py; of adapters, those of the base. "none" is float32.
+    quantize: quantisation.Kept = "none"
+    quantize_table: quantisation.Kept = "none"
 
     def __post_init__(self) -> None:
         names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
@@ -104,6 +109,11 @@ class Config:
     def width(self) -> int:
         """Tokens of a sequence: of the longest prompt with the longest completion."""
         return self.max_prompt_length + self.max_new_tokens
+
+    @property
+    def scheme(self) -> quantisation.Scheme:
+        """The settings of formats."""
+        return quantisation.Scheme(self.quantize, self.quantize_table)
 
     @property
     def rate(self) -> optimizers.Rate:
@@ -160,7 +170,8 @@ def make(
       divergence: f of the student's softargmax_f, from which it samples.
       teacher_divergence: f of the teacher's softargmax_f.
     """
-    learnt, model = adapters.Learnt(settings=config.lora), adapters.adapted(model, config.lora)
+    learnt = adapters.Learnt(settings=config.lora, scheme=config.scheme)
+    model = adapters.adapted(model, config.lora)
     if mixture is not None and mixture.student_fraction > 0:
         config.lora.check_sampling()
     objective = _Objective(

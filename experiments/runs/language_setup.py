@@ -32,6 +32,7 @@ from kullback.lm import (
     distillation,
     evaluation,
     gemma,
+    quantisation,
     rlhf,
     sharding,
     shared_ids,
@@ -84,10 +85,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         epoch = _epoch(splits.train, c, experience, student.tokenizer.pad_id)
         named = epoch.in_steps(named)
         plan, config = named.plan, named.config
-    initial_params, start_sha256, frozen = None, lambda: None, None
+    initial_params, start_sha256, frozen, base_sha256 = None, lambda: None, None, ""
     if c.lora:
         read = student if student.params is not None else models.load(plan.model, mesh=mesh)
         frozen = read.params
+        if c.scheme:
+            base_sha256, frozen = models.fingerprint(frozen), quantisation.held(frozen, c.scheme)
     elif plan.model not in gemma.PRESETS:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
         if plan.num_seeds > 1:
@@ -106,6 +109,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         initial_params=initial_params,
         start_sha256=start_sha256,
         base=frozen,
+        base_sha256=base_sha256,
         shared=sharding.placed(
             student.config, adapter_files.shared(student.config, c.lora, plan.seed, home), mesh
         ),

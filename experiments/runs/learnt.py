@@ -11,7 +11,7 @@ import jax
 
 from kullback.core import checkpoints, trees, types
 from kullback.experiments.runs import adapter_files, opened, resolved
-from kullback.lm import adapters, gemma, lora, reward_model, sharding
+from kullback.lm import adapters, gemma, lora, quantisation, reward_model, sharding
 
 
 def adapters_of(run: opened.Opened) -> lora.Config:
@@ -61,10 +61,15 @@ def read(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False)
 def whole(
     run: opened.Opened, config: gemma.Config, base: types.Params, learnt: types.Params
 ) -> types.Params:
-    """Returns the parameters of a model: what was learnt, or its base with adapters merged."""
+    """Returns the parameters of a model: what was learnt, or its base with adapters merged.
+
+    Where it was learnt for a format of few bits, they are the numbers that the format holds.
+    """
     settings = adapters_of(run)
+    scheme = resolved.of(run).config.learning.scheme
     if not settings:
-        return learnt
+        return quantisation.held(learnt, scheme) if scheme else learnt
+    base = quantisation.held(base, scheme) if scheme else base
     shared = adapter_files.read(run.path, config, settings)
     if run.kind == "language":
         return lora.merged(config, settings, base, trees.joined(shared, learnt))

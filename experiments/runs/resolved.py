@@ -22,7 +22,8 @@ from kullback.lm import splits, tasks
 CONFIG, FLAGS, BY_SIZE = "config", "environment_flags", "by_size"  # Keys of config.json.
 # Settings, by bare name, that came after the first version, whose default is what it did.
 LATER = frozenset(
-    "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable".split()
+    "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable "
+    "quantize quantize_table".split()
 )
 LATER_GROUPS = ("lora",)  # Groups of settings of which the same is true.
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.

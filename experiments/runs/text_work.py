@@ -75,6 +75,7 @@ class TextWork(Work):
     start_sha256: Callable[[], str | None] = lambda: None
     # Of adapters: the frozen model, and every A that the models of the run share.
     base: types.Params | None = None
+    base_sha256: str = ""  # Of the base before its matrices got a format; "" if they have none.
     shared: types.Params = dataclasses.field(default_factory=dict)
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
     axes: plots.Axes = plots.TEXTS
@@ -97,7 +98,9 @@ class TextWork(Work):
 
     def base_details(self) -> dict[str, Any]:
         """Returns the hash of the base of adapters for config.json, if there is one."""
-        return {} if self.base is None else {run_folder.BASE: models.fingerprint(self.base)}
+        if self.base is None:
+            return {}
+        return {run_folder.BASE: self.base_sha256 or models.fingerprint(self.base)}
 
     @property
     def frozen(self) -> Any:
@@ -115,6 +118,7 @@ class TextWork(Work):
             chunk=c.chunk,
             remat=self.student.config.remat,
             adapters=c.lora,
+            is_quantized=bool(c.scheme) and not c.lora,
         )
 
     def needs(self, setting: memory.Setting) -> memory.Needs:

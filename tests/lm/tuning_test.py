@@ -12,7 +12,7 @@ import pytest
 import scipy.special
 
 from kullback.core import regularizers, types
-from kullback.lm import batches, chunked, gemma, gkd, layers, sft, tuning
+from kullback.lm import batches, chunked, gemma, gkd, layers, quantisation, sft, tuning
 from kullback.lm.data import Example
 from tests.states import begun, fresh_params
 
@@ -322,3 +322,25 @@ def test_a_step_takes_its_gradients_and_little_more(monkeypatch: pytest.MonkeyPa
     after, _ = temporaries()
     assert before > 2 * size
     assert after < 1.3 * size + 3 * 2**18
+
+
+@pytest.mark.parametrize("formats", [("int4", "none"), ("sfp8", "int8")])
+def test_learning_in_few_bits_is_that_of_float_numbers_at_what_is_held(formats: tuple[Any, Any]):
+    plain = dataclasses.replace(LEARNING, optimizer="sgd", max_grad_norm=1e9, learning_rate=0.1)
+    few_bits = dataclasses.replace(plain, quantize=formats[0], quantize_table=formats[1])
+    held = quantisation.held(params(0), few_bits.scheme)
+    assert few_bits.scheme == formats and not np.array_equal(
+        *(tree["remainder"]["layer_0"]["feed_forward"]["up"] for tree in (held, params(0)))
+    )
+    moved, losses = [], []
+    for learning, start in ((few_bits, params(0)), (plain, held)):
+        agent = sft_of(learning)
+        state = begun(agent.learner, start)
+        acting = agent.actor_params(state, jnp.int32(0), False, types.Constants())["params"]
+        close(acting, held, 0)  # It acts by the numbers with which it learns.
+        after, feedback = program(agent.learner.step)(state, rows(), types.Constants())
+        moved.append(jax.tree.map(lambda x, y: x - y, after.params, start))
+        losses.append(np.asarray(feedback.metrics["loss"]))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    close(moved[0], moved[1], 1e-7)
+    assert np.abs(moved[0]["remainder"]["layer_0"]["feed_forward"]["up"]).max() > 1e-5
