@@ -152,6 +152,16 @@ LINES = {
         (("--out", "out"), ("--seed", "seed"), ("--format", "choice"), ("--quantize", "choice")),
         ("model",),
     ),
+    "quantize": Line(
+        ("quantize", "sft", "tokens/arithmetic"),
+        ("in", "task"),
+        (("--format", "int8"), ("--episodes", "2"), ("--out", "new"), ("--report", "new.csv")),
+        (
+            *(("--format", "choice"), ("--table", "choice"), ("--episodes", "count")),
+            *(("--seed", "seed"), ("--out", "out"), ("--report", "out")),
+        ),
+        ("sft",),
+    ),
     "merge": Line(
         ("merge", "model", "model"),
         ("model", "model"),

@@ -123,6 +123,11 @@ READERS = {
         ("model.gguf",),
         ("model.gguf",),
     ),
+    "quantize": Reader(
+        "quantize sft --format=int8 --episodes=2 --out=new",
+        ("sft",),
+        ("sft/*.json", "sft/tokenizer/*", f"sft/{PARTS[0]}"),
+    ),
     "merge": Reader(
         "merge model sft --method=mean --out=new",
         ("model", "sft"),

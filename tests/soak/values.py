@@ -60,6 +60,9 @@ CLASHES = {
         "--quantize=q4_0 --quantize=q8_0 --quantize=Q8_0 --seed=1 --format=hugging-face --out=new "
         "--trust-code=1 second"
     ).split(),
+    "quantize": (
+        "--format=q4_0 --format=int2 --table=int2 --seed=9 toy/chain --trust-code=1"
+    ).split(),
     "merge": ("--rate=0.5 --t=0.5 --weights=1 --base=toy --interpolation=2 --group=layer").split(),
     "merge_slerp": ("--rate=0.5 --t=2 --t=-1 --weights=1 --interpolation=-0.1").split(),
     "report": ("--baseline=nobody --steps=1 --out=notes.txt").split(),
