@@ -214,7 +214,7 @@ class Writer:
             is_idle[number] = True
 
         try:
-            for tick, limit in pieces(self.max_new_tokens):
+            for tick, limit in pieces(self.max_new_tokens, PIECE):
                 state = state._replace(done=state.done | is_idle)
                 sampled, state = self.proceed(padded, state, key, tick, limit)
                 has_ended = np.asarray(state.done)
@@ -261,7 +261,7 @@ class Writer:
             )
 
 
-def pieces(num_tokens: int, most: int = PIECE) -> Iterator[tuple[int, int]]:
+def pieces(num_tokens: int, most: int) -> Iterator[tuple[int, int]]:
     """Yields (tokens before, tokens of the piece) of a text: the first is there soon.
 
     It has one token; each other one twice as many as the last, up to `most`.

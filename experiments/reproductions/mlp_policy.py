@@ -69,8 +69,14 @@ def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
     def empty(batch: int) -> tuple[jax.Array, jax.Array]:
         return jnp.zeros((batch, prompt_length), jnp.int32), jnp.zeros((batch, width))
 
-    def features(params: types.Params, tokens: Any, positions: Any = None, segments: Any = None):
-        del positions, segments  # A row is one text.
+    def features(
+        params: types.Params,
+        tokens: Any,
+        positions: Any = None,
+        segments: Any = None,
+        keys: Any = None,
+    ) -> jax.Array:
+        del positions, segments, keys  # A row is one text.
         tokens = jnp.asarray(tokens)
         columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return advance(params, tokens, columns, *empty(len(tokens)))[0]

@@ -84,8 +84,10 @@ def teacher(config: gemma.Config) -> gemma.Model:
     Texts may be packed into rows. Prompts to decode after are padded on the left, as anywhere.
     """
 
-    def features(params: Any, tokens: Any, positions: Any = None, segments: Any = None) -> Any:
-        del params, segments  # A text begins where its positions do.
+    def features(
+        params: Any, tokens: Any, positions: Any = None, segments: Any = None, keys: Any = None
+    ) -> Any:
+        del params, segments, keys  # A text begins where its positions do.
         columns = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         positions = columns if positions is None else positions
         first = jnp.take_along_axis(jnp.asarray(tokens), columns - positions, axis=1)

@@ -134,6 +134,7 @@ def test_another_message_keeps_the_signal_and_pythons_own_is_sigints():
 def test_ctrl_c_says_nothing(when: str, status: int):
     code = (
         "import atexit, os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # Shells ignore it for `&`.
         "from kullback.experiments import cli\n"
         "class Finder:\n"
         "    def find_spec(name, path=None, target=None):\n"

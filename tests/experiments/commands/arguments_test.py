@@ -30,6 +30,7 @@ PLAY = ("evaluate", "{game}")
 JUDGE = ("evaluate", "{text}", "tokens/arithmetic", "--out", "new")
 TELL = ("generate", "--model", "{text}", "--prompt", "1+1=")
 TALK = ("chat", "--model", "{text}")
+QUANTIZE = ("quantize", "{text}", "--format", "int8")
 MERGE = ("merge", "{text}", "{text}", "--out", "new", "--method", "slerp")
 COUNTS = {
     CHAIN: (
@@ -41,12 +42,22 @@ COUNTS = {
     JUDGE: ("episodes", "samples", "best-of", "max-prompt-length", "max-new-tokens"),
     TELL: ("max-new-tokens", "batch-size"),
     TALK: ("max-new-tokens", "context"),
+    QUANTIZE: ("episodes",),
     ("report", "{game}", "--out", "new"): ("steps",),
     ("sweep", "sweep.toml"): ("jobs",),
 }
 SEEDS = {
     line: ("seed",)
-    for line in (CHAIN, SFT, PLAY, JUDGE, TELL, TALK, ("export", "{text}", "--out", "new"))
+    for line in (
+        CHAIN,
+        SFT,
+        PLAY,
+        JUDGE,
+        TELL,
+        TALK,
+        QUANTIZE,
+        ("export", "{text}", "--out", "new"),
+    )
 } | {("entailment", "--out", "new"): ("seed",)}
 DRAWN = ("temperature", "top-p", "min-p", "repetition-penalty")
 NUMBERS = {TELL: DRAWN, TALK: DRAWN, MERGE: ("t", "interpolation", "weights", "rate")}
