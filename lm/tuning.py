@@ -79,10 +79,10 @@ class Config:
     chunk: int = 512  # Most tokens whose logits are in memory at a time; fewer above 128 MB.
     # Adapters, which are learnt in place of the weights of a frozen base, see lora.py.
     lora: Lora = Lora()
-    # Formats of the layers' matrices and of the table of tokens that a model computes with, as it
-    # learns and as it acts, see quantisation.py; of adapters, those of the base. "none" is float32.
+    # Format of the layers' matrices that a model computes with, as it learns and as it acts, see
+    # quantisation.py; of adapters, that of the base. "none" is float32.
     quantize: quantisation.Kept = "none"
-    quantize_table: quantisation.Kept = "none"
+    quantize_table: quantisation.Kept = "none"  # Format of the table of tokens, likewise.
 
     def __post_init__(self) -> None:
         names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
