@@ -6,7 +6,7 @@ Probabilities are always those of the softargmax_f that the model was trained wi
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -113,13 +113,17 @@ class Evaluator:
 
     def likelihoods(self, acting: Any, count: int) -> Likelihoods:
         """Returns likelihoods of the completions of the first `count` examples, [kept(count)]."""
-        width = self.learning.width
-        padded = (batches.pad(batch, width, self.tokenizer.pad_id) for batch in self.parts(count))
-        measured = [self._measure(acting["params"], self.spread(rows)) for rows in padded]
+        measured = [self._measure(acting["params"], rows) for rows in self.sequences(count)]
         num_kept = self.kept(count)
         likelihoods = jax.tree.map(lambda *columns: np.concatenate(columns)[:num_kept], *measured)
         finite.require(likelihoods, acting["params"], "log-probabilities of held-out completions")
         return likelihoods
+
+    def sequences(self, count: int) -> Iterator[batches.Sequences]:
+        """Yields the first `count` examples with their completions, `parts` padded to one width."""
+        for batch in self.parts(count):
+            rows = batches.pad(batch, self.learning.width, self.tokenizer.pad_id)
+            yield self.spread(rows)
 
     # Compiled once, however often a run is evaluated.
 

@@ -49,7 +49,7 @@ __all__ = [
 # Formats of weights by name.
 Name = Literal["int8", "int4", "q8_0", "q4_0", "sfp8"]
 # The same, or "none" of what stays float.
-Kept = Literal["none", "int8", "int4", "q8_0", "q4_0", "sfp8"]
+Kept = Literal["none", Name]
 BLOCK = 32  # Weights of a block of llama.cpp's formats.
 MATRICES = ("query", "key", "value", "output", "gate", "up", "down")  # Of a layer.
 TABLE = "embedding"

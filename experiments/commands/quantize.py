@@ -50,6 +50,8 @@ def _quantize(options: argparse.Namespace) -> int:
     subject = subjects.Subject(
         path=options.model, run=run, task_name=options.task or "", seed=options.seed
     )
+    has_task = run is not None or options.task is not None
+    evaluator = quantised.evaluator_of(subject) if has_task else None  # Raises before any work.
     params = subject.checkpoint.params
     scheme = quantisation.Scheme(options.format, options.table or options.format)
     result = quantised.quantise(params, scheme)
@@ -60,8 +62,8 @@ def _quantize(options: argparse.Namespace) -> int:
     if options.report is not None:
         files.write_csv(options.report, quantised.rows(result))
         print(f"matrices: {options.report}")
-    if run is not None or options.task is not None:
-        report = quantised.report(subject, result, options.format, count=options.episodes)
+    if evaluator is not None:
+        report = quantised.report(evaluator, params, result, options.format, count=options.episodes)
         print(reports.show(report))
     if options.out is not None:
         exports.write_checkpoint(subject.checkpoint._replace(params=result.params), options.out)

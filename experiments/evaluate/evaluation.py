@@ -180,12 +180,16 @@ def _likelihoods(
             "token"
         )
     else:
-        nats = statistics.ratio(sums.nats, sums.tokens)
-        estimates["nats_per_token"] = nats
-        with np.errstate(over="ignore"):  # Too large a perplexity is infinite.
-            estimates["perplexity"] = statistics.Estimate(*np.exp(nats).tolist())
+        estimates["nats_per_token"], estimates["perplexity"] = perplexity(sums)
     estimates["accuracy"] = statistics.ratio(sums.right, sums.tokens)
     return estimates, notes
+
+
+def perplexity(sums: evaluation.Likelihoods) -> tuple[statistics.Estimate, statistics.Estimate]:
+    """Returns nats a token and their exponential; too large a one is infinite."""
+    nats = statistics.ratio(sums.nats, sums.tokens)
+    with np.errstate(over="ignore"):
+        return nats, statistics.Estimate(*np.exp(nats).tolist())
 
 
 def _answer_estimates(

@@ -98,11 +98,7 @@ def divergences(
         kl, is_answer = answers.per_token(measure, rows, *pair, chunk=evaluator.learning.chunk)
         return jnp.sum(kl, 1), jnp.sum(is_answer, 1)
 
-    width = evaluator.learning.max_prompt_length + evaluator.learning.max_new_tokens
-    parts = [
-        sums(params, held, batches.pad(batch, width, evaluator.tokenizer.pad_id))
-        for batch in evaluator.parts(count)
-    ]
+    parts = [sums(params, held, rows) for rows in evaluator.sequences(count)]
     kept = evaluator.kept(count)
     kl, tokens = (np.concatenate(column)[:kept] for column in zip(*parts, strict=True))
     return kl, tokens
@@ -119,22 +115,14 @@ def estimates(
     measured: dict[str, statistics.Estimate] = {}
     for title, tree in (("float", params), (name, held)):
         sums = evaluator.likelihoods({"params": tree}, count)
-        nats = statistics.ratio(sums.nats, sums.tokens)
-        measured[f"nats_per_token_{title}"] = nats
-        with np.errstate(over="ignore"):  # Too large a perplexity is infinite.
-            measured[f"perplexity_{title}"] = statistics.Estimate(*np.exp(nats).tolist())
+        nats, perplexity = evaluations.perplexity(sums)
+        measured |= {f"nats_per_token_{title}": nats, f"perplexity_{title}": perplexity}
     measured["kl_per_token"] = statistics.ratio(*divergences(evaluator, params, held, count))
     return measured
 
 
-def report(subject: Subject, quantised: Quantised, name: str, *, count: int) -> reports.Report:
-    """Returns perplexities of held-out completions before and after, and the KL between.
-
-    Args:
-      subject: the model, with its float parameters, and the task.
-      quantised: the same in a format.
-      name: of the format.
-      count: examples, at most: there may be fewer.
+def evaluator_of(subject: Subject) -> evaluation.Evaluator:
+    """Returns the evaluator of a model whose perplexity is to be measured.
 
     Raises:
       ValueError: as `Subject` and `evaluation.evaluator_of` do, or for a model whose operator gives
@@ -146,8 +134,27 @@ def report(subject: Subject, quantised: Quantised, name: str, *, count: int) -> 
             f"the operator of {evaluator.divergence} gives some tokens the probability 0: there is "
             "no perplexity; leave out the task"
         )
+    return evaluator
+
+
+def report(
+    evaluator: evaluation.Evaluator,
+    params: types.Params,
+    quantised: Quantised,
+    name: str,
+    *,
+    count: int,
+) -> reports.Report:
+    """Returns perplexities of held-out completions before and after, and the KL between.
+
+    Args:
+      evaluator: as of `evaluator_of`.
+      params: of the model, float.
+      quantised: the same in a format.
+      name: of the format.
+      count: examples, at most: there may be fewer.
+    """
     count = evaluator.kept(count)
-    params = subject.checkpoint.params
     measured = estimates(evaluator, params, quantised.params, name, count)
     title = (
         f"{evaluator.task.name}, {count} held-out examples, float32 and {name}; "

@@ -30,6 +30,7 @@ from kullback.lm import (
     lora,
     memory,
     power_law,
+    quantisation,
     tuning,
 )
 
@@ -166,7 +167,8 @@ class Setup(TextWork):
         """Writes the front of a run of WARP."""
         if self.actor is None or not self.leaves_front:
             return
-        start, merged, settings = self.start, learner.aux.merged, self.learning.lora
+        start, merged = self.start, learner.aux.merged
+        settings, scheme = self.learning.lora, self.learning.scheme
         if settings:  # It begins with updates of 0.
             start = jax.tree.map(jnp.zeros_like, merged)
 
@@ -176,7 +178,7 @@ class Setup(TextWork):
 
         def parameters() -> types.Params:
             if not settings:
-                return merged
+                return quantisation.held(merged, scheme) if scheme else merged
             factors = trees.joined(self.shared, merged)
             return lora.merged(self.student.config, settings, self.base, factors)
 

@@ -69,6 +69,26 @@ def test_of_adapters_the_base_alone_has_a_format(start: pathlib.Path, tmp_path: 
     assert up.endswith("/up") and np.linalg.matrix_rank(changed[up][0], tol=1e-5) == 2
 
 
+def letters(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
+    """Rewards each text by its letters."""
+    del prompts, references
+    return [sum(map(ord, text)) / 100 for text in texts]
+
+
+@pytest.mark.slow
+def test_the_average_of_policies_is_written_in_the_format(
+    start: pathlib.Path, tmp_path: pathlib.Path
+):
+    path = train(
+        tmp_path / "run",
+        *(*FEW_BITS, "samples_per_prompt=2", "members=2", "member_steps=2"),
+        agent="warp",
+        model=str(start),
+        reward=f"python:{__name__}:letters",
+    )
+    assert largest_error(params_of(path / "merged-000004")) < 1e-6
+
+
 def test_a_reward_model_has_no_format(start: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match="a reward model computes in float32"):
         train(
