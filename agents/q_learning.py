@@ -98,11 +98,12 @@ def presets(family: Family) -> Config:
             # Young & Tian's network. Ceron & Castro ("Revisiting Rainbow") have no hidden layer
             # and pad ("minatar_linear").
             torso="minatar",
-            # Ceron & Castro: Adam at 2.5e-4, the squared loss (Young & Tian: RMSProp, Huber), a
-            # target copy every 1,000 updates (Young & Tian; Ceron & Castro: 1,000 agent steps).
+            # Ceron & Castro: Adam at 2.5e-4, the squared loss (Young & Tian: RMSProp, Huber).
             learning_rate=2.5e-4,
             loss="squared",
-            target_period=1_000,
+            # A target copy every 1,000 agent steps, both: Ceron & Castro count agent steps, and
+            # Young & Tian updates, one an agent step. At one update for four agent steps that is
+            target_period=250,  # learner steps.
             # Young & Tian anneal over 100,000 steps, to 0.1; Ceron & Castro over 250,000 to 0.01.
             epsilon_decay_env_steps=100_000,
             # Both: 100,000 transitions, batches of 32. Young & Tian start after 5,000 steps and
