@@ -11,6 +11,7 @@ at once.
 """
 
 import contextlib
+import contextvars
 import datetime
 import errno
 import fcntl
@@ -31,6 +32,7 @@ TAG = "CACHEDIR.TAG"  # By which backups know a cache, https://bford.info/cached
 _TAGGED = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by kullback; see kullback cache.\n"
 VERSION = 1  # Of what `fill` writes; a folder of another one is made anew.
 _ENDS = 1 << 23  # Bytes at either end of a file whose checksum is compared at each use.
+_is_filling = contextvars.ContextVar("_is_filling", default=False)  # Whether `fill` is at work.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)  # On some network disks.
 
 
@@ -73,16 +75,20 @@ def model(
 
     Args:
       name: of the folder, which stands for all that its contents depend on.
-      fill: writes the folder, given its path; the folder does not exist yet.
+      fill: writes the folder, given its path; the folder does not exist yet. What it needs of the
+        cache is asked for before: it would wait for itself.
       description: of the model, for the list.
       num_bytes: of the folder, about.
       scratch_bytes: needed on the same disk while it is written.
 
     Raises:
       ValueError: if there is no room for it, or the cache cannot be written.
+      RuntimeError: if it is called by a `fill`, and has something to write.
     """
     if (whole := whole_model(name)) is not None:
         return whole
+    if _is_filling.get():
+        raise RuntimeError(f"the model {name} is asked for while another one is written")
     folder = root() / MODELS / name
     files.check_writable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +102,11 @@ def model(
         files.require_disk(folder, num_bytes + scratch_bytes, description)
         say(f"{description} is kept in {folder}, {files.size(num_bytes)}; see kullback cache")
         with files.atomic_path(folder) as temporary:
-            fill(temporary)
+            token = _is_filling.set(True)
+            try:
+                fill(temporary)
+            finally:
+                _is_filling.reset(token)
             _seal(temporary, description)
     return folder
 

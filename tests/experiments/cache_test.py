@@ -51,6 +51,19 @@ def test_a_model_is_written_once_and_said_before(home, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
 
 
+def test_a_model_that_is_made_of_another_one_does_not_wait_for_itself(home):
+    with pytest.raises(RuntimeError, match="inner is asked for while another one is written"):
+        model(lambda folder: model(fill, "inner") and None)
+    assert cache.entries() == []
+    inner = model(fill, "inner")
+
+    def refill(folder: pathlib.Path) -> None:
+        assert model(refuse, "inner") == inner
+        fill(folder)
+
+    assert model(refill) == home / "models" / "m"
+
+
 @pytest.mark.parametrize("name", ["large", "inner/small"])
 @pytest.mark.parametrize("damage", ["byte", "cut", "gone"])
 def test_a_damaged_model_is_made_anew(
