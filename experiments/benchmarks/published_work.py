@@ -21,7 +21,7 @@ from kullback.environments import tokens
 from kullback.experiments import cache, programs
 from kullback.experiments.benchmarks import language_models, machine, reinforce, timing
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import exports, models, pretrained
+from kullback.experiments.runs import exports, model_files, models, pretrained
 from kullback.lm import batches, gemma, sft, tuning
 
 Figures = dict[str, float]
@@ -160,7 +160,7 @@ def unending(config: gemma.Config) -> gemma.Config:
     return dataclasses.replace(config, eos_ids=(config.vocab_size - 1,))
 
 
-def endless(checkpoint: models.Checkpoint) -> models.Checkpoint:
+def endless(checkpoint: model_files.Checkpoint) -> model_files.Checkpoint:
     """Returns a model whose texts have as many tokens as they may have."""
     return checkpoint._replace(config=unending(checkpoint.config))
 

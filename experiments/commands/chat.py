@@ -13,7 +13,7 @@ from kullback.experiments.commands.arguments import flag
 
 if TYPE_CHECKING:
     from kullback.experiments.evaluate import conversation
-    from kullback.experiments.runs import models
+    from kullback.experiments.runs import model_files
 
 _HELP = (
     "/reset begins anew, /save FILE writes the conversation, /quit ends, // begins a text with /"
@@ -73,7 +73,7 @@ def _chat(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_template(checkpoint: "models.Checkpoint", name: str) -> None:
+def _require_template(checkpoint: "model_files.Checkpoint", name: str) -> None:
     """Raises ValueError for a base model, with the command that tunes it."""
     from kullback.lm import chat
 

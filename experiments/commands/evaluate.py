@@ -1,7 +1,6 @@
 """`kullback evaluate`: plays episodes with a trained agent, or evaluates a language model."""
 
 import argparse
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
@@ -54,7 +53,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import opened
 
     run = opened.find(options.run, trust_code=options.trust_code)
-    if _has_weights(options.run) if run is None else run.kind != "games":
+    if run is None:
+        from kullback.experiments.runs import models
+
+        is_language = models.find(options.run) is not None
+    else:
+        is_language = run.kind != "games"
+    if is_language:
         return _evaluate_language(options, run)
     given = ["TASK"] if options.task is not None else []
     language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
@@ -90,13 +95,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         count = video.write(trained.frames(), options.video)
         print(f"video: {options.video} ({count} frames)")
     return 0
-
-
-def _has_weights(path: pathlib.Path) -> bool:
-    """Returns whether a path names a language model that is no run."""
-    from kullback.experiments.runs.converted import is_converted
-
-    return is_converted(path) or any(path.glob("*.safetensors"))
 
 
 def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None") -> int:

@@ -17,7 +17,7 @@ from kullback.core import finite, regularizers, rollout, types
 from kullback.core.sampling import Sampling
 from kullback.environments import tokens
 from kullback.experiments import interrupts
-from kullback.experiments.runs import models
+from kullback.experiments.runs import model_files
 from kullback.lm import batches, completions, gemma, policy, texts, tokenizer
 
 PIECE = 16  # Tokens that are sampled before their text is handed over, at most.
@@ -48,7 +48,7 @@ class Sampled(NamedTuple):
 class Writer:
     """A trained model that writes texts, as one user wants them; it compiles its programs once."""
 
-    checkpoint: models.Checkpoint
+    checkpoint: model_files.Checkpoint
     max_new_tokens: int  # Of a text, at most.
     sampling: Sampling | None = None  # Way of drawing tokens; None is from the model itself.
     seed: int = 0  # Seed of the samples.

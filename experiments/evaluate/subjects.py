@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kullback.experiments.runs import models, opened, text_work
+from kullback.experiments.runs import model_files, models, opened, text_work
 from kullback.lm import data, splits, tasks, tuning
 from kullback.lm.control_tokens import Reading
 
@@ -21,7 +21,7 @@ class Subject:
     seed: int | None = None  # As for `models.load`.
     best: bool = False  # Likewise.
     control_tokens: Reading | None = None  # How a text that spells them is read; None: as recorded.
-    model_flags: Sequence[str] = ()  # "field=value" each, as for `models.Checkpoint.computing`.
+    model_flags: Sequence[str] = ()  # "field=value" each, as of `Checkpoint.computing`.
     # Values for max_prompt_length, max_new_tokens and overlong in place of the run's, or of
     # `tuning.Config`'s defaults.
     lengths: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -52,7 +52,7 @@ class Subject:
         return tasks.make(self.task_name, rule=splits.RULE)
 
     @functools.cached_property
-    def checkpoint(self) -> models.Checkpoint:
+    def checkpoint(self) -> model_files.Checkpoint:
         """The model, with its parameters."""
         if self.run is None:
             loaded, recorded = models.load(self.path, self.seed, best=self.best), "text"

@@ -20,7 +20,7 @@ import numpy as np
 
 from kullback.core import averaging, files, types
 from kullback.experiments import plots
-from kullback.experiments.runs import episodes, models
+from kullback.experiments.runs import episodes, model_files
 from kullback.lm import tokenizer, warp
 from kullback.lm.formats import hugging_face
 
@@ -70,7 +70,7 @@ def front(
 def finish(
     folder: pathlib.Path,
     actor: episodes.Actor,
-    student: models.Checkpoint,
+    student: model_files.Checkpoint,
     ends: Ends,
     merged: Callable[[], types.Params],
     steps: int,

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kullback.experiments.runs import learnt, models, opened, plans, pretrained
+from kullback.experiments.runs import learnt, model_files, models, opened, plans, pretrained
 from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer
 from kullback.lm.formats import (
     gguf_files,
@@ -78,7 +78,7 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
     )
 
 
-def _of_checkpoint(name: str, checkpoint: models.Checkpoint) -> Source:
+def _of_checkpoint(name: str, checkpoint: model_files.Checkpoint) -> Source:
     return Source(
         name,
         checkpoint.config,
@@ -163,7 +163,7 @@ def write_folder(
     write_checkpoint(read, out)
 
 
-def write_checkpoint(checkpoint: models.Checkpoint, out: pathlib.Path) -> None:
+def write_checkpoint(checkpoint: model_files.Checkpoint, out: pathlib.Path) -> None:
     """Writes a model that is in memory in float32, as a folder of Hugging Face."""
     with tempfile.TemporaryDirectory() as folder:
         models.write_folder(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))

@@ -16,7 +16,7 @@ import numpy as np
 
 from kullback.core import loops, regularizers, sequences, trees, types
 from kullback.experiments.evaluate import warp_front
-from kullback.experiments.runs import episodes, models
+from kullback.experiments.runs import episodes, model_files
 from kullback.experiments.runs.text_work import Splits, TextWork
 from kullback.experiments.runs.work import Abandons, OnTexts
 from kullback.lm import (
@@ -40,7 +40,7 @@ class Setup(TextWork):
     """The agent, models, data and evaluator of a run of a language model."""
 
     splits: Splits[data.Example]
-    teacher: models.Checkpoint | None
+    teacher: model_files.Checkpoint | None
     evaluator: evaluation.Evaluator
     # Parameters to begin with; None: those that the learner draws.
     initial_params: Callable[[], types.Params] | None
@@ -52,7 +52,7 @@ class Setup(TextWork):
 
     def notes(self) -> Iterator[str]:
         """Yields lines about ends of text, data, evaluated examples, and the memory of learning."""
-        if (ends := models.ends_notice(self.student)) is not None:
+        if (ends := model_files.ends_notice(self.student)) is not None:
             yield ends
         yield from data.notices(self.splits.reports)
         kept = self.evaluator.kept(self.eval_episodes)
@@ -78,14 +78,14 @@ class Setup(TextWork):
 
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""
-        teacher = None if self.teacher is None else models.fingerprint(self.teacher.params)
-        start = self.start_sha256() if self.start is None else models.fingerprint(self.start)
+        teacher = None if self.teacher is None else model_files.fingerprint(self.teacher.params)
+        start = self.start_sha256() if self.start is None else model_files.fingerprint(self.start)
         return {
             "loop": "host",
             "teacher_sha256": teacher,
             **({} if start is None else {"start_sha256": start}),
             **self.base_details(),
-            **models.origins(model=self.student, teacher=self.teacher),
+            **model_files.origins(model=self.student, teacher=self.teacher),
             "data": self.splits.details(),
         }
 

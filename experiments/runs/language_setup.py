@@ -13,6 +13,7 @@ from kullback.experiments.runs import (
     adapter_files,
     episodes,
     language,
+    model_files,
     models,
     plans,
     pretrained,
@@ -90,7 +91,10 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         read = student if student.params is not None else models.load(plan.model, mesh=mesh)
         frozen = read.params
         if c.scheme:
-            base_sha256, frozen = models.fingerprint(frozen), quantisation.held(frozen, c.scheme)
+            base_sha256, frozen = (
+                model_files.fingerprint(frozen),
+                quantisation.held(frozen, c.scheme),
+            )
     elif plan.model not in gemma.PRESETS:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
         if plan.num_seeds > 1:
@@ -131,10 +135,10 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 
 def _models(
     plan: plans.Plan, task: tasks.Task, home: pathlib.Path | None, mesh: sharding.Mesh | None
-) -> tuple[models.Checkpoint, models.Checkpoint | None, list[gemma.Model]]:
+) -> tuple[model_files.Checkpoint, model_files.Checkpoint | None, list[gemma.Model]]:
     """Returns student and teacher, and the models of both over the ids that they share."""
     teacher = models.load(plan.teacher, mesh=mesh) if plan.teacher else None
-    student = models.saved(home) if home else student_of(plan, task, teacher, mesh)
+    student = model_files.saved(home) if home else student_of(plan, task, teacher, mesh)
     student = student.reading(plan.control_tokens)
     if teacher is None:
         return student, None, [student.model]
@@ -157,11 +161,11 @@ class _Initial:
 
     def sha256(self) -> str:
         """Returns their fingerprint; they are read for it if they were handed over."""
-        return models.fingerprint(self.read() if self.params is None else self.params)
+        return model_files.fingerprint(self.read() if self.params is None else self.params)
 
 
 def _with_actor(
-    base: Setup, plan: plans.Plan, reward: rewards.Reward, student: models.Checkpoint
+    base: Setup, plan: plans.Plan, reward: rewards.Reward, student: model_files.Checkpoint
 ) -> Setup:
     """Returns the set-up of reinforcement learning from a supervised start.
 
@@ -229,9 +233,9 @@ def _epoch(
 def student_of(
     plan: plans.Plan,
     task: tasks.Task,
-    teacher: models.Checkpoint | None,
+    teacher: model_files.Checkpoint | None,
     mesh: sharding.Mesh | None,
-) -> models.Checkpoint:
+) -> model_files.Checkpoint:
     """Returns the model that a plan names, or a preset's shape, with its tokenizer.
 
     Raises:
@@ -264,4 +268,4 @@ def student_of(
         pad_id=student_tokenizer.pad_id,
     )
     shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), student_tokenizer)
-    return models.Checkpoint(shape, student_tokenizer, None)
+    return model_files.Checkpoint(shape, student_tokenizer, None)

@@ -1,37 +1,30 @@
 """Language models on disk: folders in Hugging Face's format, GGUF files, and runs."""
 
-import dataclasses
-import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kullback import lm
-from kullback.core import files, folders, json_files, trees, types, weights
+from kullback.core import folders, json_files, types, weights
 from kullback.experiments.runs import (
     converted,
     learnt,
+    model_files,
     opened,
     plans,
     pretrained,
     resolved,
     run_folder,
-    settings,
 )
 from kullback.lm import (
-    chat,
-    control_tokens,
-    distillation,
     folder_meaning,
     gemma,
     lora,
     sharding,
-    shared_ids,
     terms,
-    texts,
     tokenizer,
     warm,
 )
@@ -45,60 +38,7 @@ from kullback.lm.formats import (
 )
 
 NOTES = folder_meaning.NOTES
-MODEL = "model.json"  # The model's shape, beside config.json.
-TOKENIZER = "tokenizer"  # A folder.
 PARAMS, OPERATOR = "params.safetensors", "operator.json"  # Of a folder of the cache.
-
-
-class Checkpoint(NamedTuple):
-    """A model with its tokenizer, trained or not."""
-
-    config: gemma.Config  # Its `eos_ids` are all ids that end a text.
-    tokenizer: tokenizer.Tokenizer
-    params: types.Params | None  # None: they are drawn when learning begins.
-    divergence: str = "kl"  # f of the operator that it was trained with.
-    origin: converted.Origin | None = None  # Of a published model or a GGUF file.
-    notice: str | None = None  # That copies of its weights carry, see lm/terms.py.
-
-    @property
-    def model(self) -> gemma.Model:
-        """The model over the ids of its tokenizer; other rows of its table are padding."""
-        return shared_ids.over(gemma.make(self.config), self.tokenizer.vocab_size)
-
-    @property
-    def info(self) -> distillation.TokenizerInfo:
-        """The facts of a tokenizer that teacher and student must share."""
-        t = self.tokenizer
-        return distillation.TokenizerInfo(
-            t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
-        )
-
-    def with_all_ends(self) -> "Checkpoint":
-        """Returns the model whose texts end with all that its tokenizer, too, names as ends."""
-        return self._replace(config=texts.with_all_ends(self.config, self.tokenizer))
-
-    def computing(self, assignments: Sequence[str], name: str) -> "Checkpoint":
-        """Returns the model with another `dtype` or `remat`, which decide how it is computed.
-
-        Args:
-          assignments: "field=value" each.
-          name: of the model, for messages.
-
-        Raises:
-          ValueError: for another field, which would change what is computed.
-        """
-        compute = {field: getattr(self.config, field) for field in folder_meaning.COMPUTE}
-        config = settings.apply(self.config, assignments)
-        if dataclasses.replace(config, **compute) != self.config:
-            raise ValueError(
-                f"--model-flag changes the shape of a preset; {name} is as it was trained, "
-                f"but for {' and '.join(compute)}"
-            )
-        return self._replace(config=config)
-
-    def reading(self, how: control_tokens.Reading) -> "Checkpoint":
-        """Returns the model with a tokenizer that reads control tokens in a text as `how` says."""
-        return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
 
 
 class Stored(NamedTuple):
@@ -165,7 +105,7 @@ def load(
     best: bool = False,
     mesh: sharding.Mesh | None = None,
     base: str = "",
-) -> Checkpoint:
+) -> model_files.Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
 
     Any of them may have "+adapter:FOLDER" behind it, a folder of peft's, which is merged into it.
@@ -190,7 +130,7 @@ def load(
         return of_run(run, seed, best=best, mesh=mesh)
     place = converted.place_of(path, _keep)
     if place.is_kept:
-        kept = saved(place.path)
+        kept = model_files.saved(place.path)
         like = sharding.shapes(kept.config, mesh)
         divergence = json_files.read(place.path / OPERATOR).get("divergence", str)
         params = weights.ready_params(place.path / PARAMS, like)
@@ -202,7 +142,9 @@ def load(
     return read._replace(origin=place.origin).with_all_ends()
 
 
-def _with_adapter(checkpoint: Checkpoint, name: str, folder: str) -> Checkpoint:
+def _with_adapter(
+    checkpoint: model_files.Checkpoint, name: str, folder: str
+) -> model_files.Checkpoint:
     """Returns a model with the updates of a folder of peft's merged into it."""
     try:
         read = peft_files.read(folder, checkpoint.config)
@@ -213,28 +155,30 @@ def _with_adapter(checkpoint: Checkpoint, name: str, folder: str) -> Checkpoint:
     return checkpoint._replace(params=params, notice=notice)
 
 
-def _of_gguf(path: pathlib.Path, mesh: sharding.Mesh | None = None) -> Checkpoint:
+def _of_gguf(path: pathlib.Path, mesh: sharding.Mesh | None = None) -> model_files.Checkpoint:
     file = gguf_files.read(path)
     checkpoint = _without_params(file)
     shardings = sharding.by_path(checkpoint.config, mesh)
     return checkpoint._replace(params=gguf_gemma.load(file, sharding=shardings)[1])
 
 
-def _without_params(file: gguf_files.File) -> Checkpoint:
+def _without_params(file: gguf_files.File) -> model_files.Checkpoint:
     """Returns the model of a GGUF file, whose tensors are not read."""
     config, divergence = gguf_gemma.read_config(file), gguf_gemma.output_divergence(file)
     notice = terms.of_gguf(file.metadata)
-    return Checkpoint(config, tokenizer.from_gguf(file), None, divergence, notice=notice)
+    return model_files.Checkpoint(
+        config, tokenizer.from_gguf(file), None, divergence, notice=notice
+    )
 
 
-def _of_folder(path: pathlib.Path, mesh: sharding.Mesh | None) -> Checkpoint:
+def _of_folder(path: pathlib.Path, mesh: sharding.Mesh | None) -> model_files.Checkpoint:
     # First, as what it needs meanwhile is freed before the parameters come.
     its_tokenizer = tokenizer.load(path)
     shardings = sharding.by_path(hugging_face_config.read(path), mesh)
     config, params, _ = hugging_face.load(path, sharding=shardings)
     divergence = folder_meaning.output_divergence(path)
     notice = terms.of_folder(path)
-    return Checkpoint(config, its_tokenizer, params, divergence, notice=notice)
+    return model_files.Checkpoint(config, its_tokenizer, params, divergence, notice=notice)
 
 
 def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
@@ -242,7 +186,7 @@ def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
     file = gguf_files.read(path)
     checkpoint = _without_params(file)
     folder.mkdir()
-    save(checkpoint, folder)
+    model_files.save(checkpoint, folder)
     (folder / OPERATOR).write_text(json.dumps({"divergence": checkpoint.divergence}))
     tensors, _ = gguf_gemma.open_rows(file, checkpoint.config)
     leaves, like = stacked_layers.leaves(checkpoint.config)
@@ -261,7 +205,7 @@ def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:
       ValueError: as of `tokenizer.load` and `converted.place_of`.
     """
     place = converted.place_of(path, _keep)
-    return tokenizer.load(place.path / TOKENIZER if place.is_kept else place.path)
+    return tokenizer.load(place.path / model_files.TOKENIZER if place.is_kept else place.path)
 
 
 def _no_model(path: str | pathlib.Path) -> str:
@@ -295,7 +239,7 @@ def shape(path: str | pathlib.Path) -> gemma.Config | None:
     if place is None:
         return None
     if place.run is not None:
-        return None if place.run.kind != "language" else saved_config(place.path)
+        return None if place.run.kind != "language" else model_files.saved_config(place.path)
     if place.form == "published":
         return pretrained.named(path)[1].config
     if place.form == "gguf":
@@ -309,7 +253,7 @@ def of_run(
     *,
     best: bool = False,
     mesh: sharding.Mesh | None = None,
-) -> Checkpoint:
+) -> model_files.Checkpoint:
     """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
     Adapters are merged into their base.
@@ -343,7 +287,7 @@ def is_population(run: opened.Opened) -> bool:
 
 def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
     """Yields the parameters of each seed of a run of reward models, one at a time."""
-    config = saved_config(run.path)
+    config = model_files.saved_config(run.path)
     like, base = learnt.shapes(run, config), base_of(run)
     for seed in run.seeds:
         yield learnt.whole(run, config, base, learnt.read(run, like, seed, best=best))
@@ -368,7 +312,7 @@ def base_of(run: opened.Opened, mesh: sharding.Mesh | None = None) -> types.Para
         raise ValueError(
             f"the base of {run.path}'s adapters cannot be read: {error}; --base says where it is"
         ) from None
-    if fingerprint(params) != run.config.get(run_folder.BASE):
+    if model_files.fingerprint(params) != run.config.get(run_folder.BASE):
         raise ValueError(
             f"{run.plan.model} is not the base that {run.path}'s adapters were trained beside (its "
             "SHA-256 differs): put the old one back, or say by --base where it is"
@@ -389,74 +333,19 @@ def base_params(name: str, mesh: sharding.Mesh | None = None) -> types.Params:
     return load(name, mesh=mesh).params
 
 
-def decoder_of(run: opened.Opened) -> Checkpoint:
+def decoder_of(run: opened.Opened) -> model_files.Checkpoint:
     """Reads shape and tokenizer of a run's decoder, without parameters."""
     if run.kind == "games":
         raise ValueError(
             f"{run.path} is a run of {run.plan.agent} on {run.plan.environment}, "
             "which is no language model"
         )
-    return saved(run.path).with_all_ends()
-
-
-def origins(**models: Checkpoint | None) -> dict[str, Any]:
-    """Returns, for config.json, the published files that models were read from, by their role."""
-    by_role = {
-        role: checkpoint.origin._asdict()
-        for role, checkpoint in models.items()
-        if checkpoint is not None and checkpoint.origin is not None
-    }
-    return {"origins": by_role} if by_role else {}
+    return model_files.saved(run.path).with_all_ends()
 
 
 def algorithm_config(run: opened.Opened) -> Any:
     """Returns the algorithm's configuration of a run of texts, as it was recorded."""
     return resolved.of(run).config
-
-
-def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
-    """Writes model, tokenizer and notice, without parameters, beside the config.json of a run."""
-    shape = dataclasses.asdict(checkpoint.config)
-    files.atomic_write_text(folder / MODEL, json.dumps(shape, indent=2))
-    tokenizer.save(checkpoint.tokenizer, folder / TOKENIZER)
-    terms.write(folder, checkpoint.notice)
-
-
-def saved(home: pathlib.Path) -> Checkpoint:
-    """Reads what `save` wrote, which has no parameters: a run keeps its ends of text."""
-    loaded = tokenizer.load(folders.subfolder(home, TOKENIZER))
-    return Checkpoint(saved_config(home), loaded, None, notice=terms.of_folder(home))
-
-
-def ends_notice(checkpoint: Checkpoint) -> str | None:
-    """Returns a line for a run that began when texts ended with fewer ids than today, or None."""
-    config = checkpoint.config
-    missing = set(checkpoint.with_all_ends().config.eos_ids) - set(config.eos_ids)
-    if not missing:
-        return None
-    return (
-        f"this run's texts end with the ids {sorted(config.eos_ids)} and do not with "
-        f"{sorted(missing)}, which its tokenizer has as ends too: it goes on as it began; a new "
-        "run from it, evaluate, generate and export take all of them"
-    )
-
-
-def saved_config(home: pathlib.Path) -> gemma.Config:
-    """Reads the model's shape as `save` wrote it.
-
-    Raises:
-      ValueError: if model.json is missing or damaged.
-    """
-    return json_files.read(home / MODEL).build(gemma.Config)
-
-
-def fingerprint(params: types.Params) -> str:
-    """Returns the SHA-256 of names, shapes and numbers of parameters."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(trees.named_leaves(params).items()):
-        digest.update(f"{name} {trees.describe(name, leaf)}".encode())
-        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> None:
@@ -469,13 +358,13 @@ def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> No
       ValueError: if it is a reward model; also as `of_run`.
     """
     checkpoint = load(run.path, seed) if run.kind == "preferences" else of_run(run, seed)
-    tokenizer_folder = folders.subfolder(run.path, TOKENIZER)
+    tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
     present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
     write_folder(checkpoint, out, present.values())
 
 
 def write_folder(
-    checkpoint: Checkpoint, out: pathlib.Path, tokenizer_files: Iterable[pathlib.Path]
+    checkpoint: model_files.Checkpoint, out: pathlib.Path, tokenizer_files: Iterable[pathlib.Path]
 ) -> None:
     """Writes a model as a folder that Hugging Face's transformers load, with its operator noted."""
     hugging_face.save(

@@ -18,6 +18,7 @@ from kullback.core import checkpoints, files, loops, sequences, types
 from kullback.experiments.runs import (
     adapter_files,
     language_setup,
+    model_files,
     models,
     opened,
     plans,
@@ -78,7 +79,7 @@ class Setup(TextWork):
             "teacher_sha256": None,
             "start_sha256": self.start_sha256(),
             **self.base_details(),
-            **models.origins(model=self.student),
+            **model_files.origins(model=self.student),
             "data": self.splits.details(),
             "swapped_pairs": self.num_swapped,
             "members": {str(seed): member._asdict() for seed, member in self.members.items()},
@@ -164,7 +165,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         )
     run = opened.find(plan.model)
     if home is not None:
-        decoder = models.saved(home)
+        decoder = model_files.saved(home)
     elif run is not None and run.kind == "preferences":
         if plan.model_flags or plan.tokenizer:
             raise ValueError(
@@ -202,7 +203,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         if base is not None or plan.num_seeds == 1 or plan.model in gemma.PRESETS:
             return None
         started = models.load(plan.model) if run is None else models.of_run(run)
-        return models.fingerprint(started.params)
+        return model_files.fingerprint(started.params)
 
     def member(seed: int) -> types.Agent:
         return entry.make(model, config, *(() if population is None else (seed,)))
@@ -228,7 +229,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
 def _starts(
     plan: plans.Plan,
     run: opened.Opened | None,
-    decoder: models.Checkpoint,
+    decoder: model_files.Checkpoint,
     train: list[preferences.Pair],
     config: reward_model.Config,
     members: dict[int, warm.Member],

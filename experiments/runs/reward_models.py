@@ -9,7 +9,7 @@ import numpy as np
 
 from kullback.core import finite, types
 from kullback.environments import tokens
-from kullback.experiments.runs import models, opened
+from kullback.experiments.runs import model_files, models, opened
 from kullback.lm import gemma, preferences, reward_model, warm
 from kullback.lm.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ ROWS = 32  # Sequences in a batch.
 
 def load(
     path: str | pathlib.Path, seed: int | None = None, *, best: bool = False
-) -> models.Checkpoint:
+) -> model_files.Checkpoint:
     """Reads the reward model of a run, with parameters as `reward_model.on_decoder` has them.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kullback.core import loops, platform, trees, types
 from kullback.experiments import plots
-from kullback.experiments.runs import adapter_files, models, run_folder
+from kullback.experiments.runs import adapter_files, model_files, models, run_folder
 from kullback.experiments.runs.work import Epoch, Work
 from kullback.lm import data, gemma, memory, sharding, tuning
 from kullback.lm.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ class TextWork(Work):
 
     agent: types.Agent  # With the configuration of the whole run.
     spec: types.Spec
-    student: models.Checkpoint  # Shape and tokenizer of what learns, without parameters.
+    student: model_files.Checkpoint  # Shape and tokenizer of what learns, without parameters.
     splits: Splits[Any]
     begins_with: str  # The plan's model.
     # The hash of the model that later seeds read again; None if no seed does.
@@ -100,7 +100,7 @@ class TextWork(Work):
         """Returns the hash of the base of adapters for config.json, if there is one."""
         if self.base is None:
             return {}
-        return {run_folder.BASE: self.base_sha256 or models.fingerprint(self.base)}
+        return {run_folder.BASE: self.base_sha256 or model_files.fingerprint(self.base)}
 
     @property
     def frozen(self) -> Any:
@@ -139,7 +139,7 @@ class TextWork(Work):
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes the model's shape and the tokenizer beside config.json."""
-        models.save(self.student, folder)
+        model_files.save(self.student, folder)
         adapter_files.save(folder, self.shared)
 
     def acting(self, learner: types.LearnerState, steps: int) -> Any:

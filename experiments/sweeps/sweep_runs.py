@@ -208,15 +208,15 @@ def _shape(plan: plans.Plan, run: opened.Opened | None) -> dict[str, Any]:
     """Returns fields of a language model by name: all of a preset, else those that are set."""
     if plan.kind == "games":
         return {}
-    from kullback.experiments.runs import models
+    from kullback.experiments.runs import model_files
     from kullback.lm import gemma
 
     if plan.model not in gemma.PRESETS:
         hints = {name: hint for name, hint, _ in settings.fields(gemma.PRESETS["tiny"])}
         given = settings.read(hints, plan.model_flags)
         return {f"model.{name}": value for name, value in given.items()}
-    if run is not None and (run.path / models.MODEL).is_file():
-        shape = models.saved_config(run.path)
+    if run is not None and (run.path / model_files.MODEL).is_file():
+        shape = model_files.saved_config(run.path)
     else:
         shape = settings.apply(gemma.PRESETS[plan.model], plan.model_flags)
     return {

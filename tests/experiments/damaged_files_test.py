@@ -8,7 +8,7 @@ import pytest
 
 from kullback.core import files
 from kullback.experiments.report import collect, language, page, sections
-from kullback.experiments.runs import models, opened, record, run_folder
+from kullback.experiments.runs import model_files, opened, record, run_folder
 from kullback.experiments.sweeps import sweeping
 from tests import damage
 
@@ -50,7 +50,7 @@ def test_config(name: str, most: int | None, old: pathlib.Path):
 
 
 def test_models_shape(old: pathlib.Path):
-    damage.check(old / "rlhf" / "model.json", lambda: models.saved_config(old / "rlhf"))
+    damage.check(old / "rlhf" / "model.json", lambda: model_files.saved_config(old / "rlhf"))
 
 
 def test_texts(old: pathlib.Path):

@@ -11,7 +11,7 @@ import pytest
 
 from kullback.core import archives, checkpoints, json_files, weights
 from kullback.experiments import cli
-from kullback.experiments.runs import models, plans, run_folder
+from kullback.experiments.runs import model_files, plans, run_folder
 from kullback.experiments.sweeps import sweeping
 from kullback.lm import data, gemma, tokenizer
 from kullback.lm.formats import hugging_face
@@ -34,7 +34,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     hugging_face.save(folder / "model", config, params, tokenizer.save(bpe, folder / "words"))
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic")
     run_folder.RunFolder(folder / "run").write_config({"plan": plan.to_json()})
-    models.save(models.Checkpoint(config, bpe, None), folder / "run")
+    model_files.save(model_files.Checkpoint(config, bpe, None), folder / "run")
     checkpoints.save(folder / "run" / "checkpoints", 1, {"learner": {"params": params}}, {})
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 from kullback.core import checkpoints, trees
 from kullback.experiments import cli
 from kullback.experiments.commands import export
-from kullback.experiments.runs import models, plans, run_folder
+from kullback.experiments.runs import model_files, models, plans, run_folder
 from kullback.lm import gemma, terms, tokenizer
 from kullback.lm.formats import gguf_files, gguf_writer, hugging_face
 from tests.lm import tokenizer_test
@@ -33,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, root: pathlib.Path) -> pathli
     hugging_face.save(home / "sparse", CONFIG, PARAMS, names, sparse)
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic")
     run_folder.RunFolder(home / "run").write_config({"plan": plan.to_json()})
-    models.save(models.Checkpoint(CONFIG, BPE, None), home / "run")
+    model_files.save(model_files.Checkpoint(CONFIG, BPE, None), home / "run")
     checkpoints.save(home / "run" / "checkpoints", 1, {"learner": {"params": PARAMS}}, {})
     stored = root / "tests" / "experiments" / "fixtures" / "runs_of_0_1"
     for name in ("compiled", "reward_model", "sft"):

@@ -12,7 +12,7 @@ import pytest
 
 from kullback.core import averaging, checkpoints
 from kullback.experiments.commands import merge
-from kullback.experiments.runs import models, plans, run_folder
+from kullback.experiments.runs import model_files, models, plans, run_folder
 from kullback.lm import gemma, merging, tokenizer
 from kullback.lm.formats import hugging_face
 
@@ -81,7 +81,7 @@ def test_a_run_is_a_model(folders, tmp_path):
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
     run_folder.RunFolder(run).write_config({"plan": plan.to_json()})
     bpe = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
-    models.save(models.Checkpoint(CONFIG, bpe, None), run)
+    model_files.save(model_files.Checkpoint(CONFIG, bpe, None), run)
     checkpoints.save(run / "checkpoints", 1, {"learner": {"params": random_params(7)}}, {})
     out = tmp_path / "out"
     assert kullback_merge(str(run), folders[0], "--method", "mean", "--out", str(out)) == 0
@@ -156,7 +156,9 @@ def test_where_nothing_can_be_written_is_said_before_a_run_is_exported(folders, 
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
     run_folder.RunFolder(run).write_config({"plan": dataclasses.asdict(plan)})
     bpe = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
-    models.save(models.Checkpoint(CONFIG, bpe, None), run)  # It has nothing to be exported.
+    model_files.save(
+        model_files.Checkpoint(CONFIG, bpe, None), run
+    )  # It has nothing to be exported.
     (tmp_path / "file").write_text("")
     for out, said in ((tmp_path / "file" / "out", "cannot be written"), (tmp_path, "not empty")):
         with pytest.raises(ValueError, match=said):

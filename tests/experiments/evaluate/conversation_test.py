@@ -23,7 +23,7 @@ from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
 from kullback.experiments.evaluate import conversation, generate
-from kullback.experiments.runs import models, opened
+from kullback.experiments.runs import model_files, models, opened
 from kullback.lm import chat, data
 
 LETTERS = Sampling(top_k=20, repetition_penalty=1.3)
@@ -31,12 +31,12 @@ CONTEXT = 128  # Of all conversations with a writer, whose programs they share.
 
 
 @pytest.fixture(scope="module")
-def checkpoint(converses: pathlib.Path) -> models.Checkpoint:
+def checkpoint(converses: pathlib.Path) -> model_files.Checkpoint:
     return models.load(converses)
 
 
 @pytest.fixture(scope="module")
-def writer(checkpoint: models.Checkpoint) -> generate.Writer:
+def writer(checkpoint: model_files.Checkpoint) -> generate.Writer:
     return generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
 
 
@@ -88,7 +88,7 @@ def test_what_was_said_is_not_read_again(writer: generate.Writer, begins: list[i
 
 
 def test_an_answer_ends_at_a_stop_token_and_a_stop_text(
-    checkpoint: models.Checkpoint, begins: list[int]
+    checkpoint: model_files.Checkpoint, begins: list[int]
 ):
     letters = checkpoint.tokenizer.encode("abcd")
     ends = generate.Writer(
@@ -151,7 +151,7 @@ def test_the_oldest_turns_are_left_out_where_they_do_not_fit(
         conversation.Conversation(writer=writer, context=300)
 
 
-def test_an_empty_answer_is_forgotten_with_its_text(checkpoint: models.Checkpoint):
+def test_an_empty_answer_is_forgotten_with_its_text(checkpoint: model_files.Checkpoint):
     stops = range(checkpoint.config.vocab_size)
     writer = generate.Writer(
         checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS, stop_tokens=stops

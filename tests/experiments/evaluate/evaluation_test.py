@@ -20,7 +20,7 @@ from kullback.core.sampling import Sampling
 from kullback.environments import tokens
 from kullback.experiments import cli
 from kullback.experiments.evaluate import best_of, evaluation, generate, reports
-from kullback.experiments.runs import episodes, models, reward_models, rewards
+from kullback.experiments.runs import episodes, model_files, reward_models, rewards
 from kullback.lm import (
     data,
     gemma,
@@ -296,7 +296,7 @@ def test_a_model_that_is_not_finite_is_not_evaluated_and_writes_nothing(
         evaluator.likelihoods({"params": broken}, 2)
     with pytest.raises(ValueError, match=said):
         evaluator.answers({"params": broken}, 2, jax.random.key(0), evaluator.greedy)
-    checkpoint = models.Checkpoint(evaluator.model.config, evaluator.tokenizer, broken)
+    checkpoint = model_files.Checkpoint(evaluator.model.config, evaluator.tokenizer, broken)
     shown: list[str] = []
     sampling = Sampling(temperature=temperature)
     writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=3, sampling=sampling)

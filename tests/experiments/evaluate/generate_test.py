@@ -10,37 +10,37 @@ import pytest
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import models
+from kullback.experiments.runs import model_files, models
 
 PROMPTS = ("abca", "bcbcb", "abcabc")  # Of one width, hence of one program.
 LETTERS = Sampling(top_k=20)  # All that is drawn is a letter or a digit, hence a token each.
 
 
 @pytest.fixture(scope="module")
-def checkpoint(untuned: pathlib.Path) -> models.Checkpoint:
+def checkpoint(untuned: pathlib.Path) -> model_files.Checkpoint:
     return models.load(untuned)
 
 
 @pytest.fixture(scope="module")
-def writer(checkpoint: models.Checkpoint) -> generate.Writer:
+def writer(checkpoint: model_files.Checkpoint) -> generate.Writer:
     return generate.Writer(checkpoint=checkpoint, max_new_tokens=20, sampling=LETTERS, seed=3)
 
 
 @pytest.fixture(scope="module")
-def greedy(checkpoint: models.Checkpoint) -> generate.Writer:
+def greedy(checkpoint: model_files.Checkpoint) -> generate.Writer:
     """Writes greedily, as commands below do, whose programs these are."""
     return generate.Writer(
         checkpoint=checkpoint, max_new_tokens=18, sampling=Sampling(temperature=0)
     )
 
 
-def ids(checkpoint: models.Checkpoint, *texts: str) -> list[tuple[int, ...]]:
+def ids(checkpoint: model_files.Checkpoint, *texts: str) -> list[tuple[int, ...]]:
     bpe = checkpoint.tokenizer
     return [(bpe.bos_id, *bpe.encode(text)) for text in texts]
 
 
 def test_a_stop_text_ends_a_text_within_tokens_and_across_them(
-    checkpoint: models.Checkpoint, writer: generate.Writer
+    checkpoint: model_files.Checkpoint, writer: generate.Writer
 ):
     (prompt,) = ids(checkpoint, "abc")
     (whole,) = generate.complete(writer, [prompt])
@@ -65,7 +65,7 @@ def test_a_stop_text_ends_a_text_within_tokens_and_across_them(
 
 
 def test_prompts_in_batches_are_those_one_at_a_time(
-    checkpoint: models.Checkpoint, greedy: generate.Writer
+    checkpoint: model_files.Checkpoint, greedy: generate.Writer
 ):
     """Greedily: rows that are idle, and other prompts beside one, do not matter."""
     prompts = ids(checkpoint, *PROMPTS)
@@ -92,7 +92,9 @@ def test_the_first_piece_is_a_token(num_tokens: int, most: int, sizes: list[int]
     assert [*ticks] == [sum(sizes[:n]) for n in range(len(sizes))]
 
 
-def test_a_signal_ends_texts_where_they_are(checkpoint: models.Checkpoint, greedy: generate.Writer):
+def test_a_signal_ends_texts_where_they_are(
+    checkpoint: model_files.Checkpoint, greedy: generate.Writer
+):
     prompts = ids(checkpoint, *PROMPTS[:2])
     ended: dict[int, generate.Generated] = {}
 

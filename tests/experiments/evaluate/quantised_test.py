@@ -10,7 +10,7 @@ import pytest
 from kullback.experiments import cli
 from kullback.experiments.commands import quantize
 from kullback.experiments.evaluate import quantised
-from kullback.experiments.runs import exports, models
+from kullback.experiments.runs import exports, model_files, models
 from kullback.lm import gemma, quantisation, tasks, tokenizer, tuning
 from kullback.lm.evaluation import Evaluator
 from kullback.lm.quantisation import Scheme
@@ -98,7 +98,7 @@ def test_the_command_writes_a_model_of_the_numbers_that_are_held(
     params: dict, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
     start, out, table = tmp_path / "start", tmp_path / "out", tmp_path / "table.csv"
-    exports.write_checkpoint(models.Checkpoint(CONFIG, BPE, params), start)
+    exports.write_checkpoint(model_files.Checkpoint(CONFIG, BPE, params), start)
     command = ["quantize", str(start), "--format", "q4_0", "--report", str(table)]
     assert cli.main([*command, "--out", str(out)]) == 0
     said = capsys.readouterr().out

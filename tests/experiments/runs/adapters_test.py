@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core import trees
-from kullback.experiments.runs import exports, models, opened, plans, reward_models
+from kullback.experiments.runs import exports, model_files, models, opened, plans, reward_models
 from tests.records import as_killed, repeated
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
@@ -72,7 +72,7 @@ def test_a_run_of_adapters_is_its_base_with_updates_of_low_rank(
     run: pathlib.Path, base: pathlib.Path
 ):
     config = json.loads((run / "config.json").read_text())
-    assert config["base_sha256"] == models.fingerprint(params_of(base))
+    assert config["base_sha256"] == model_files.fingerprint(params_of(base))
     assert config["config"]["learning"]["lora"]["rank"] == 2
     contents = json.loads((run / "checkpoints" / f"{4:012d}" / "contents.json").read_text())
     saved = [name for name in contents["leaves"] if name.startswith("learner/params")]
@@ -176,7 +176,9 @@ def test_a_run_of_adapters_teaches_and_is_a_base(run: pathlib.Path, tmp_path: pa
     student = train(tmp_path / "gkd", "gkd", run, **fields)
     assert float(repeated(student)[0]["teacher_distance"]) < 1e-2
     config = json.loads((student / "config.json").read_text())
-    assert config["base_sha256"] == config["teacher_sha256"] == models.fingerprint(params_of(run))
+    assert (
+        config["base_sha256"] == config["teacher_sha256"] == model_files.fingerprint(params_of(run))
+    )
 
 
 @pytest.mark.slow

@@ -14,7 +14,15 @@ from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import language_setup, models, opened, plans, resolved, run_folder
+from kullback.experiments.runs import (
+    language_setup,
+    model_files,
+    models,
+    opened,
+    plans,
+    resolved,
+    run_folder,
+)
 from kullback.lm import batches, gemma, power_law
 from tests.records import as_killed, repeated
 
@@ -66,7 +74,7 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     config = json.loads((teacher / "config.json").read_text())
     assert config["data"]["train"]["rows"] == 200 and config["data"]["train"]["dropped"] == 0
     checkpoint = models.load(teacher)
-    assert checkpoint.config == models.saved_config(teacher)
+    assert checkpoint.config == model_files.saved_config(teacher)
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
 
 
@@ -118,7 +126,7 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
     leaves = jax.tree.leaves(setup.initial_params())
     assert {leaf.dtype.name for leaf in leaves} == {"float32"}
     setup.save(tmp_path)
-    assert models.saved_config(tmp_path) == config
+    assert model_files.saved_config(tmp_path) == config
     other = ("num_layers=2",)
     with pytest.raises(ValueError, match=r"changes the shape of a preset; .* but for dtype and"):
         train(tmp_path / "other", "sft", model=str(teacher), model_flags=other)
@@ -240,7 +248,7 @@ def test_later_seeds_begin_with_the_model_that_the_first_began_with(
     with pytest.raises(ValueError, match=r"the start .*start has changed since the run began"):
         train(path, callback=take_away, **given)
     recorded = run_folder.RunFolder(path).config()["start_sha256"]
-    assert recorded == models.fingerprint(models.load(teacher).params)
+    assert recorded == model_files.fingerprint(models.load(teacher).params)
     with pytest.raises(ValueError, match=r"the start .* has changed since the run began"):
         experiments.resume(path, quiet=True)
     elsewhere.rename(newest)

@@ -14,6 +14,7 @@ from kullback.environments import tokens
 from kullback.experiments import cli
 from kullback.experiments.evaluate import reward_report, subjects
 from kullback.experiments.runs import (
+    model_files,
     models,
     opened,
     preferences,
@@ -189,7 +190,7 @@ def test_a_population_is_reported_as_one_model_and_as_many(
 
 def test_both_scorers_of_a_population(population: pathlib.Path):
     scorers = [reward_models.scorer(population, ensemble=ensemble) for ensemble in (False, True)]
-    config = models.saved_config(population)
+    config = model_files.saved_config(population)
     rewards_of = jax.jit(reward_model.on_decoder(gemma.make(config)).rewards)
     prompts = batches.pad_prompts([(2, 5), (2, 6, 7)], 4, 0)
     rows = batches.join(prompts, np.array([[8, 9], [9, 1]]), np.ones((2, 2), bool))
@@ -211,7 +212,7 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
 
 
 def test_a_reward_model_has_the_ids_that_the_policy_writes(population: pathlib.Path):
-    config, bpe = models.saved_config(population), tokenizer.load(population / "tokenizer")
+    config, bpe = model_files.saved_config(population), tokenizer.load(population / "tokenizer")
     name, task = f"reward-model:{population}", tasks.make("tokens/arithmetic")
     rewards.parse(name, task, bpe, config.vocab_size)
     said = f"has {config.vocab_size} rows in its table and the policy writes"

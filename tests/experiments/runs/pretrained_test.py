@@ -15,6 +15,7 @@ from kullback.experiments import cli
 from kullback.experiments.runs import (
     language,
     language_setup,
+    model_files,
     models,
     opened,
     plans,
@@ -111,7 +112,7 @@ def test_its_terms_are_shown_once_and_it_is_converted_once(
     assert again.config == first.config == direct.config
     assert again.notice == terms.GEMMA.notice
     assert again.origin == ("pretrained:small", hashlib.sha256(whole).hexdigest())
-    assert models.fingerprint(again.params) == models.fingerprint(direct.params)
+    assert model_files.fingerprint(again.params) == model_files.fingerprint(direct.params)
 
 
 def test_it_is_exported_as_a_file_and_as_a_folder(
@@ -194,7 +195,7 @@ def test_what_is_derived_from_it_carries_its_notice(
     )
     origin = {"name": "pretrained:small", "sha256": hashlib.sha256(whole).hexdigest()}
     assert json.loads((run / "config.json").read_text())["origins"] == {"model": origin}
-    assert models.saved(run).notice == terms.GEMMA.notice
+    assert model_files.saved(run).notice == terms.GEMMA.notice
     models.export(opened.open(run), tmp_path / "exported")
     assert (tmp_path / "exported" / "NOTICE").read_text() == terms.GEMMA.notice
     derived = [
@@ -206,7 +207,7 @@ def test_what_is_derived_from_it_carries_its_notice(
         folder = tmp_path / f"saved {n}"
         folder.mkdir()
         setup(agent, **given).save(folder)
-        assert models.saved(folder).notice == terms.GEMMA.notice
+        assert model_files.saved(folder).notice == terms.GEMMA.notice
     plain = setup("sft", model="tiny")
     assert plain.student.notice is None and "origins" not in plain.details()
     merged = tmp_path / "merged"

@@ -1,0 +1,133 @@
+"""A language model with its tokenizer and origin, and what a run writes of it: all but weights."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kullback.core import files, folders, json_files, trees, types
+from kullback.experiments.runs import converted, settings
+from kullback.lm import (
+    chat,
+    control_tokens,
+    distillation,
+    folder_meaning,
+    gemma,
+    shared_ids,
+    terms,
+    texts,
+    tokenizer,
+)
+
+MODEL = "model.json"  # The model's shape, beside config.json.
+TOKENIZER = "tokenizer"  # A folder.
+
+
+class Checkpoint(NamedTuple):
+    """A model with its tokenizer, trained or not."""
+
+    config: gemma.Config  # Its `eos_ids` are all ids that end a text.
+    tokenizer: tokenizer.Tokenizer
+    params: types.Params | None  # None: they are drawn when learning begins.
+    divergence: str = "kl"  # f of the operator that it was trained with.
+    origin: converted.Origin | None = None  # Of a published model or a GGUF file.
+    notice: str | None = None  # That copies of its weights carry, see lm/terms.py.
+
+    @property
+    def model(self) -> gemma.Model:
+        """The model over the ids of its tokenizer; other rows of its table are padding."""
+        return shared_ids.over(gemma.make(self.config), self.tokenizer.vocab_size)
+
+    @property
+    def info(self) -> distillation.TokenizerInfo:
+        """The facts of a tokenizer that teacher and student must share."""
+        t = self.tokenizer
+        return distillation.TokenizerInfo(
+            t.vocab_size, t.fingerprint, t.eos_ids, chat.template_fingerprint(t)
+        )
+
+    def with_all_ends(self) -> "Checkpoint":
+        """Returns the model whose texts end with all that its tokenizer, too, names as ends."""
+        return self._replace(config=texts.with_all_ends(self.config, self.tokenizer))
+
+    def computing(self, assignments: Sequence[str], name: str) -> "Checkpoint":
+        """Returns the model with another `dtype` or `remat`, which decide how it is computed.
+
+        Args:
+          assignments: "field=value" each.
+          name: of the model, for messages.
+
+        Raises:
+          ValueError: for another field, which would change what is computed.
+        """
+        compute = {field: getattr(self.config, field) for field in folder_meaning.COMPUTE}
+        config = settings.apply(self.config, assignments)
+        if dataclasses.replace(config, **compute) != self.config:
+            raise ValueError(
+                f"--model-flag changes the shape of a preset; {name} is as it was trained, "
+                f"but for {' and '.join(compute)}"
+            )
+        return self._replace(config=config)
+
+    def reading(self, how: control_tokens.Reading) -> "Checkpoint":
+        """Returns the model with a tokenizer that reads control tokens in a text as `how` says."""
+        return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
+
+
+def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
+    """Writes model, tokenizer and notice, without parameters, beside the config.json of a run."""
+    shape = dataclasses.asdict(checkpoint.config)
+    files.atomic_write_text(folder / MODEL, json.dumps(shape, indent=2))
+    tokenizer.save(checkpoint.tokenizer, folder / TOKENIZER)
+    terms.write(folder, checkpoint.notice)
+
+
+def saved(home: pathlib.Path) -> Checkpoint:
+    """Reads what `save` wrote, which has no parameters: a run keeps its ends of text."""
+    loaded = tokenizer.load(folders.subfolder(home, TOKENIZER))
+    return Checkpoint(saved_config(home), loaded, None, notice=terms.of_folder(home))
+
+
+def saved_config(home: pathlib.Path) -> gemma.Config:
+    """Reads the model's shape as `save` wrote it.
+
+    Raises:
+      ValueError: if model.json is missing or damaged.
+    """
+    return json_files.read(home / MODEL).build(gemma.Config)
+
+
+def ends_notice(checkpoint: Checkpoint) -> str | None:
+    """Returns a line for a run that began when texts ended with fewer ids than today, or None."""
+    config = checkpoint.config
+    missing = set(checkpoint.with_all_ends().config.eos_ids) - set(config.eos_ids)
+    if not missing:
+        return None
+    return (
+        f"this run's texts end with the ids {sorted(config.eos_ids)} and do not with "
+        f"{sorted(missing)}, which its tokenizer has as ends too: it goes on as it began; a new "
+        "run from it, evaluate, generate and export take all of them"
+    )
+
+
+def origins(**models: Checkpoint | None) -> dict[str, Any]:
+    """Returns, for config.json, the published files that models were read from, by their role."""
+    by_role = {
+        role: checkpoint.origin._asdict()
+        for role, checkpoint in models.items()
+        if checkpoint is not None and checkpoint.origin is not None
+    }
+    return {"origins": by_role} if by_role else {}
+
+
+def fingerprint(params: types.Params) -> str:
+    """Returns the SHA-256 of names, shapes and numbers of parameters."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(trees.named_leaves(params).items()):
+        digest.update(f"{name} {trees.describe(name, leaf)}".encode())
+        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
