@@ -44,11 +44,17 @@ def main(
     parser.add_argument(
         "--resume", action="store_true", help="measure what --out does not have whole already"
     )
+    parser.add_argument(
+        "--show", type=pathlib.Path, metavar="FILE", help="print a kept JSON as a Markdown table"
+    )
     options = parser.parse_args(arguments)
     if options.list:
         print("\n".join(BENCHMARKS))
         return 0
     try:
+        if options.show is not None:
+            print(rows.markdown(rows.read(options.show)), end="")
+            return 0
         chosen = select(options.names)
         budget = timing.Budget(seconds=options.seconds, rounds=options.rounds)
         results = _earlier(options.out) if options.resume else []

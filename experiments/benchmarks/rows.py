@@ -63,25 +63,36 @@ class Row:
         return {**dataclasses.asdict(self), "ratio": self.ratio, "met": self.met}
 
 
+_COLUMNS = ("benchmark", "ours", "peer", "ratio", "of the limit", "target", "met")
+
+
 def table(rows: Sequence[Row]) -> rich.table.Table:
     """Formats rows as a table for a terminal."""
     shown = rich.table.Table(title="Ours, the peer's and the ratio (above 1: ours is better)")
-    shown.add_column("benchmark")
-    for column in ("ours", "peer", "ratio", "of the limit"):
-        shown.add_column(column, justify="right")
-    shown.add_column("target")
-    shown.add_column("met")
+    for column in _COLUMNS:
+        is_number = column in ("ours", "peer", "ratio", "of the limit")
+        shown.add_column(column, justify="right" if is_number else "left")
     for row in rows:
-        shown.add_row(
-            row.name,
-            f"{_number(row.ours)} {row.unit}",
-            f"{_number(row.peer_value)} {row.peer}" if row.peer else "",
-            "" if row.ratio is None else f"{row.ratio:.2f}",
-            "" if row.limit_share is None else f"{row.limit_share:.1%}",
-            _targets(row),
-            {None: "", True: "yes", False: "no"}[row.met],
-        )
+        shown.add_row(*_cells(row))
     return shown
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Formats rows as a table in Markdown; a ratio above 1 says that ours is better."""
+    lines = [_COLUMNS, ["---"] * len(_COLUMNS), *map(_cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.name,
+        f"{_number(row.ours)} {row.unit}",
+        f"{_number(row.peer_value)} {row.peer}" if row.peer else "",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        "" if row.limit_share is None else f"{row.limit_share:.1%}",
+        _targets(row),
+        {None: "", True: "yes", False: "no"}[row.met],
+    ]
 
 
 def _number(value: float | None) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -26,6 +27,7 @@ from kullback.experiments.benchmarks import (
 )
 from kullback.lm import gemma
 
+ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = sorted(peer.FOLDER.glob("*.py"))
 
 
@@ -278,3 +280,13 @@ def test_programs_of_peers_compile_and_never_import_ours(program: pathlib.Path):
 def test_versions_of_peers_are_pinned(requirements: pathlib.Path):
     lines = requirements.read_text().split()
     assert lines and all(line.count("==") == 1 for line in lines)
+
+
+def test_the_page_of_results_shows_the_files_as_they_are(capsys: pytest.CaptureFixture[str]):
+    folder = ROOT / "results" / "benchmarks"
+    page = (folder / "README.md").read_text()
+    files = re.findall(r"^\[([\w-]+\.json)\]", page, re.M)
+    assert len(files) >= 5
+    for name in files:
+        assert benchmarks.main(["--show", str(folder / name)]) == 0
+        assert capsys.readouterr().out in page, name
