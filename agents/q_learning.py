@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 import rlax
 
-from kullback.core import learners, networks, policies, prioritized, types
+from kullback.core import learners, networks, policies, prioritized, spectral, types
 from kullback.core.replay import Config as ReplayConfig
 
 __all__ = [
@@ -49,9 +49,15 @@ class Learning:
     torso: networks.TorsoName = "auto"  # "auto" picks by the shape of the observation.
     learning_rate: float = 5e-5  # Step size of Adam.
     adam_epsilon: float = 0.01 / 32  # > 0, added to the root of the second moment.
+    max_gradient_norm: float | None = None  # Of all parameters together, to which it is clipped.
     target_period: int = 2_000  # Learner steps between two target copies.
     epsilon: float = 0.01  # Probability of a random action, once annealed.
-    epsilon_decay_env_steps: int = 250_000  # Agent steps from epsilon 1, linearly.
+    # From 1, linearly once learning begins; or exponentially from the first step, towards it.
+    epsilon_decay: Literal["linear", "exponential"] = "linear"
+    # Agent steps of that: all of a linear decay, the time constant of an exponential one.
+    epsilon_decay_env_steps: int = 250_000
+    # Agent steps from which no action is random, in evaluation either; None: never.
+    epsilon_zero_env_steps: int | None = None
     epsilon_evaluate: float = 0.001  # Probability of a random action in evaluation.
     replay: ReplayConfig = ReplayConfig()
 
@@ -60,6 +66,10 @@ class Learning:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
         if not self.adam_epsilon > 0:
             raise ValueError(f"adam_epsilon must be > 0, got {self.adam_epsilon}")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise ValueError(
+                f"max_gradient_norm must be > 0 or None, got {self.max_gradient_norm}; BTR: 10"
+            )
         if self.target_period < 1:
             raise ValueError(f"target_period must be >= 1 learner step, got {self.target_period}")
         for name in ("epsilon", "epsilon_evaluate"):
@@ -68,6 +78,14 @@ class Learning:
         if self.epsilon_decay_env_steps < 0:
             raise ValueError(
                 f"epsilon_decay_env_steps must be >= 0, got {self.epsilon_decay_env_steps}"
+            )
+        if self.epsilon_decay not in ("linear", "exponential"):
+            raise ValueError(
+                f"epsilon_decay must be linear or exponential, got {self.epsilon_decay}"
+            )
+        if self.epsilon_zero_env_steps is not None and self.epsilon_zero_env_steps < 0:
+            raise ValueError(
+                f"epsilon_zero_env_steps must be >= 0 or None, got {self.epsilon_zero_env_steps}"
             )
 
 
@@ -244,12 +262,17 @@ def assemble(
       init_aux: params -> the state that the loss carries from step to step.
       evaluated: online parameters -> the parameters that act in evaluation.
     """
+    optimizer = optax.adam(config.learning_rate, eps=config.adam_epsilon)
+    if config.max_gradient_norm is not None:
+        clip = optax.clip_by_global_norm(config.max_gradient_norm)
+        optimizer = optax.chain(clip, optimizer)
     learner = learners.sgd(
         init_params=init_params,
         loss=loss,
-        optimizer=optax.adam(config.learning_rate, eps=config.adam_epsilon),
+        optimizer=optimizer,
         targets={"periodic": learners.periodic(config.target_period)},
         init_aux=init_aux,
+        advance=spectral.iterate,
     )
     replay: ReplayConfig = config.replay
     if replay.priority_exponent:
@@ -280,18 +303,8 @@ def action_gap(q: jax.Array) -> jax.Array:
 def _online(
     config: Learning, evaluated: Callable[[types.Params], types.Params]
 ) -> Callable[[types.LearnerState, types.Array, bool, types.Constants], Any]:
-    """Returns `Agent.actor_params`: online parameters, and epsilon annealed as in Dopamine.
-
-    epsilon is 1 while the replay fills.
-    """
-    schedule = optax.linear_schedule(
-        init_value=1.0,
-        end_value=config.epsilon,
-        transition_steps=max(config.epsilon_decay_env_steps, 1),
-        transition_begin=config.replay.min_replay_size,
-    )
-    if config.epsilon_decay_env_steps == 0:
-        schedule = optax.constant_schedule(config.epsilon)
+    """Returns `Agent.actor_params`: online parameters, and epsilon as it is annealed."""
+    schedule = _epsilon(config)
 
     def actor_params(
         state: types.LearnerState,
@@ -301,7 +314,28 @@ def _online(
     ) -> Any:
         del constants
         epsilon = config.epsilon_evaluate if evaluate else schedule(env_steps)
+        if config.epsilon_zero_env_steps is not None:
+            epsilon = jnp.where(env_steps < config.epsilon_zero_env_steps, epsilon, 0.0)
         params = evaluated(state.params) if evaluate else state.params
         return {"params": params, "epsilon": jnp.asarray(epsilon, jnp.float32)}
 
     return actor_params
+
+
+def _epsilon(config: Learning) -> optax.Schedule:
+    """Returns epsilon of the agent steps taken, before it is zero.
+
+    Linearly, as in Dopamine, it is 1 while the replay fills.
+    """
+    decay = config.epsilon_decay_env_steps
+    if decay == 0:
+        return optax.constant_schedule(config.epsilon)
+    if config.epsilon_decay == "exponential":
+        above = 1 - config.epsilon
+        return lambda steps: config.epsilon + above * jnp.exp(-jnp.asarray(steps) / decay)
+    return optax.linear_schedule(
+        init_value=1.0,
+        end_value=config.epsilon,
+        transition_steps=decay,
+        transition_begin=config.replay.min_replay_size,
+    )

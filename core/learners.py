@@ -71,6 +71,7 @@ def sgd(
     optimizer: optax.GradientTransformation,
     targets: Mapping[str, TargetRule] | None = None,
     init_aux: Callable[[types.Params], Any] = lambda params: None,
+    advance: Callable[[types.Params], types.Params] = lambda params: params,
 ) -> types.Learner:
     """Returns a learner that descends the gradient of `loss`.
 
@@ -81,6 +82,8 @@ def sgd(
       optimizer: optax transformation; two networks are one tree under `optax.multi_transform`.
       targets: rule by name; each tree starts as a copy of the parameters.
       init_aux: params -> the state that the loss carries from step to step.
+      advance: params -> params, after the optimiser's update and before targets follow; it moves
+        leaves that have no gradient, such as those of spectral.py.
     """
     rules = dict(targets or {})
 
@@ -108,7 +111,7 @@ def sgd(
             state.params, state.targets, state.aux, batch, key, constants
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = advance(optax.apply_updates(state.params, updates))
         steps = state.steps + 1
         state = state._replace(
             params=params,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import convolution, types
+from kullback.core import convolution, impala, layers, types
 
 __all__ = ["Network", "Torso", "TorsoName", "action_values", "mlp", "torso"]
 
@@ -28,6 +28,8 @@ TorsoName = Literal[
     "minatar",
     "minatar_linear",
     "minatar_conv",
+    "impala",
+    "impala_small",
     "mlp",
     "mlp_small",
 ]
@@ -44,21 +46,29 @@ def action_values(torso: Torso, num_actions: int) -> Network:
     """Makes a network of q(s, a): observations [B, ...] -> [B, A]."""
 
     def forward(observation: jax.Array) -> jax.Array:
-        return linear(num_actions)(torso(observation))
+        return layers.linear(num_actions)(torso(observation))
 
     transformed = hk.without_apply_rng(hk.transform(forward))
     return Network(transformed.init, transformed.apply)
 
 
-def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
+def torso(
+    name: TorsoName,
+    spec: types.Spec,
+    *,
+    hidden: bool = True,
+    residual: impala.Config | None = None,
+) -> Torso:
     """Returns the torso of a name, for observations of `spec`.
 
     Args:
       name: "auto" picks by the observation's shape: frames of at least 36 x 36 are for Nature's
         network, other grids for MinAtar's, vectors for layers.
       spec: of the environment.
-      hidden: whether "auto" picks an image torso with a hidden layer; pass False for a head that
-        has one.
+      hidden: whether "auto" picks an image torso with a hidden layer, and "impala" has one; pass
+        False for a head that has one.
+      residual: settings of "impala" and "impala_small"; None is the defaults of the first and
+        `impala.SMALL` for the second.
 
     Raises:
       ValueError: if the name is unknown, or the torso cannot take such observations.
@@ -70,13 +80,13 @@ def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
         name = _by_rank(spec) if is_old else _fitting(spec)
         if not hidden and name in ("nature", "minatar"):
             name = "nature_conv" if name == "nature" else "minatar_conv"
-    if not is_old or len(spec.shape) != _RANKS[name.split("_")[0]]:
+    if not is_old or len(spec.shape) != _RANKS[_kind(name)]:
         _check(name, spec)
     # Version 0.1 read bytes as they are but in Nature's network, channels first always, and took
     # bounds of any width as a scale.
     largest = spec.largest_byte
     if is_old:
-        largest = 255 if name.startswith("nature") else 1
+        largest = 255 if _kind(name) == "nature" else 1
     first = is_old or len(spec.shape) != 3 or has_channels_first(spec.shape)
     frames = functools.partial(nature_cnn, channels_first=first, largest=largest)
     grid = functools.partial(minatar_cnn, largest=largest)
@@ -90,13 +100,34 @@ def torso(name: TorsoName, spec: types.Spec, *, hidden: bool = True) -> Torso:
         "minatar": grid,
         "minatar_conv": functools.partial(grid, hidden=0),
         "minatar_linear": functools.partial(grid, padding="SAME", hidden=0),
+        "impala": functools.partial(
+            impala.features,
+            config=residual or impala.Config(),
+            blocks=impala.BLOCKS["impala"],
+            hidden=512 if hidden else 0,
+            channels_first=first,
+            largest=largest,
+        ),
+        "impala_small": functools.partial(
+            impala.features,
+            config=residual or impala.SMALL,
+            blocks=impala.BLOCKS["impala_small"],
+            hidden=128 if hidden else 0,
+            largest=largest,
+        ),
         "mlp": vector,
         "mlp_small": functools.partial(vector, sizes=(64, 64)),
     }[name]
 
 
 _RANKS = {"nature": 3, "minatar": 3, "mlp": 1}
+_LIKE = {"impala": "nature", "impala_small": "minatar"}  # Torsos that take what others take.
 _SMALLEST_FRAME = 36  # Of which Nature's convolutions, without padding, leave one pixel.
+
+
+def _kind(name: TorsoName) -> str:
+    """Returns the first of the torsos that take the same observations: nature, minatar or mlp."""
+    return _LIKE.get(name, name).split("_")[0]
 
 
 def has_channels_first(shape: tuple[int, ...]) -> bool:
@@ -143,7 +174,7 @@ def _as_frames(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _check(name: TorsoName, spec: types.Spec) -> None:
     """Raises ValueError unless the torso takes observations of `spec`."""
-    kind, shape = name.split("_")[0], spec.shape
+    kind, shape = _kind(name), spec.shape
     fault = ""
     if len(shape) != _RANKS[kind]:
         fault = f"takes observations of rank {_RANKS[kind]}, got shape {shape}"
@@ -184,12 +215,12 @@ def nature_cnn(
     (7,744). With `hidden` 0 there is no hidden layer, and these features are returned. Frames are
     uint8 and divided by `largest`; without `channels_first` they are [B, 84, 84, 4].
     """
-    first = Conv2D(32, 8, 4, padding)
+    first = layers.Conv2D(32, 8, 4, padding)
     x = jax.nn.relu(first(observation, channels_first=channels_first, largest=largest))
-    x = jax.nn.relu(Conv2D(64, 4, 2, padding)(x))
-    x = jax.nn.relu(Conv2D(64, 3, 1, padding)(x))
+    x = jax.nn.relu(layers.Conv2D(64, 4, 2, padding)(x))
+    x = jax.nn.relu(layers.Conv2D(64, 3, 1, padding)(x))
     x = hk.Flatten()(x)
-    return jax.nn.relu(linear(hidden)(x)) if hidden else x
+    return jax.nn.relu(layers.linear(hidden)(x)) if hidden else x
 
 
 def minatar_cnn(
@@ -204,9 +235,9 @@ def minatar_cnn(
     Ceron & Castro 2021 pad SAME and have no hidden layer (`hidden` 0): [B, 1600]. Bytes are
     divided by `largest`, which is 1 for planes of zeros and ones.
     """
-    x = jax.nn.relu(Conv2D(16, 3, 1, padding)(_numbers(observation, largest)))
+    x = jax.nn.relu(layers.Conv2D(16, 3, 1, padding)(_numbers(observation, largest)))
     x = hk.Flatten()(x)
-    return jax.nn.relu(linear(hidden)(x)) if hidden else x
+    return jax.nn.relu(layers.linear(hidden)(x)) if hidden else x
 
 
 # Widest bounds to scale by. Declared bounds are often the largest floats, and scaled by a wider
@@ -236,7 +267,7 @@ def mlp(
         is_apart = np.isin(np.arange(x.shape[-1]), apart)[None]
         x = jnp.where(is_apart, x, scaled) if apart else scaled
     for size in sizes:
-        x = jax.nn.relu(linear(size)(x))
+        x = jax.nn.relu(layers.linear(size)(x))
     return x
 
 
@@ -266,40 +297,3 @@ def _numbers(observation: jax.Array, largest: int) -> jax.Array:
     """Returns float32; bytes are divided by the largest."""
     x = observation.astype(jnp.float32)
     return x / largest if observation.dtype == jnp.uint8 and largest != 1 else x
-
-
-def uniform_fan_in(fan_in: int) -> hk.initializers.Initializer:
-    """Returns the initialiser U(-1/sqrt(n), 1/sqrt(n)) of DQN Zoo and the Lua DQN."""
-    bound = 1 / np.sqrt(fan_in)
-    return hk.initializers.RandomUniform(-bound, bound)
-
-
-def linear(size: int) -> Callable[[jax.Array], jax.Array]:
-    """Makes a dense layer with DQN's initialisation."""
-
-    def apply(x: jax.Array) -> jax.Array:
-        init = uniform_fan_in(x.shape[-1])
-        return hk.Linear(size, w_init=init, b_init=init)(x)
-
-    return apply
-
-
-class Conv2D(hk.Module):
-    """A convolution with DQN's initialisation; weights "w" [k, k, C, O] and "b" [O]."""
-
-    def __init__(self, filters: int, kernel: int, stride: int, padding: convolution.Padding):
-        super().__init__(name="conv2_d")
-        self.filters, self.kernel, self.stride = filters, kernel, stride
-        self.padding: convolution.Padding = padding
-
-    def __call__(self, x: jax.Array, channels_first: bool = False, largest: int = 255) -> jax.Array:
-        """Maps [B, H, W, C] (or [B, C, H, W]) to [B, H', W', O]; bytes are divided by `largest`."""
-        channels = x.shape[1 if channels_first else -1]
-        init = uniform_fan_in(self.kernel * self.kernel * channels)
-        shape = (self.kernel, self.kernel, channels, self.filters)
-        w = hk.get_parameter("w", shape, jnp.float32, init=init)
-        b = hk.get_parameter("b", (self.filters,), jnp.float32, init=init)
-        if x.dtype == jnp.uint8:  # Scales the weights, which are few, and moves bytes.
-            w = w / largest
-        y = convolution.conv2d(x, w, self.stride, self.padding, channels_first=channels_first)
-        return y + b[None, None, None]

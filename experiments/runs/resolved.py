@@ -23,7 +23,7 @@ CONFIG, FLAGS, BY_SIZE = "config", "environment_flags", "by_size"  # Keys of con
 # Settings, by bare name, that came after the first version, whose default is what it did.
 LATER = frozenset(
     "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable "
-    "quantize quantize_table".split()
+    "quantize quantize_table max_gradient_norm epsilon_decay epsilon_zero_env_steps".split()
 )
 LATER_GROUPS = ("lora",)  # Groups of settings of which the same is true.
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.

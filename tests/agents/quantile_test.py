@@ -139,7 +139,9 @@ def test_the_learner_follows_the_definition(name):
 
     def z(params, observation):
         fractions = network.fractions(jax.random.key(0), 8, n)
-        return np.asarray(network.apply(params, observation, fractions), np.float64)
+        return np.asarray(
+            network.apply(params, jax.random.key(0), observation, fractions), np.float64
+        )
 
     z_tm1, old_tm1, old_t = (
         z(state.params, t.observation),
@@ -166,6 +168,79 @@ def test_the_learner_follows_the_definition(name):
     acting["epsilon"] = np.float32(0)
     action, _, _ = agent.policy.step(acting, t.observation, None, jax.random.key(0))
     np.testing.assert_array_equal(action, z_tm1.mean(1).argmax(1))
+
+
+def test_priorities_may_be_absolute_errors():
+    # y - z is 2, 4 and 1, 3: their means are 3 and 2.
+    z, y = jnp.array([0.0, 1.0]), jnp.array([2.0, 4.0])
+    assert quantile.absolute_error(z, y) == 5
+
+
+@pytest.mark.parametrize("bonus_of", ["target", "online"])
+@pytest.mark.parametrize("shares_samples", [False, True])
+def test_each_pass_has_its_network_its_fractions_and_its_noise(bonus_of, shares_samples):
+    """A network of three numbers, z = p observation (u + noise): what is learnt shows the draws."""
+    counts = quantile.Samples(online=2, target=3, policy=4)
+    network = heads.QuantileNetwork(
+        init=lambda key, observation: jnp.ones(4),
+        apply=lambda p, key, observation, u: (
+            (p[None, None] + jnp.sum(observation, 1)[:, None, None])
+            * (u[:, :, None] + jax.random.normal(key, (1, 1, 1)))
+        ),
+        fractions=lambda key, rows, count: jax.random.uniform(key, (rows, count)),
+        without_noise=lambda p: p,
+    )
+
+    def target(z_t, q_tm1, a_tm1, r_t, discount_t, q_t):
+        return r_t + q_tm1[a_tm1] + discount_t * (z_t[:, 0] + 3 * q_t[1])
+
+    agent = quantile.make(
+        target,
+        network,
+        SPEC,
+        small(),
+        samples=counts,
+        kappa=1.0,
+        bonus_of=bonus_of,
+        shares_samples=shares_samples,
+        priority="error",
+    )
+    state = agent.learner.init(jax.random.key(0))
+    params, old = np.arange(4, dtype=np.float32), np.array([1, -1, 3, 0], np.float32)
+    state = state._replace(params=jnp.asarray(params), targets={"periodic": jnp.asarray(old)})
+    items = batch()
+    _, feedback = jax.jit(agent.learner.step)(state, items, None)
+
+    key = jax.random.fold_in(state.key, 0)
+    keys = jax.random.split(key, 4)
+    noises = jax.random.split(jax.random.fold_in(key, quantile.NOISE))
+
+    def z(p, observation, key, noise, count):
+        u = np.asarray(jax.random.uniform(key, (8, count)), np.float64)
+        at = p[None, None] + observation.sum(1)[:, None, None]
+        drawn = np.asarray(jax.random.normal(noise, (1, 1, 1)), np.float64)
+        return at * (u[:, :, None] + drawn)
+
+    t = items.data
+    online, target_net = (params, noises[0]), (old, noises[1])
+    of_bonus = online if bonus_of == "online" else target_net
+    z_tm1 = z(online[0], t.observation, keys[0], online[1], 2)
+    z_t = z(target_net[0], t.next_observation, keys[1], target_net[1], 3)
+    q_tm1 = z(of_bonus[0], t.observation, keys[2], of_bonus[1], 4).mean(1)
+    q_t = z(target_net[0], t.next_observation, keys[3], target_net[1], 4).mean(1)
+    q_t = z_t.mean(1) if shares_samples else q_t
+    errors = [
+        np.abs(
+            t.reward[i]
+            + q_tm1[i, t.action[i]]
+            + t.discount[i] * (z_t[i, :, 0] + 3 * q_t[i, 1])
+            - z_tm1[i, :, None, t.action[i]]
+        )
+        .mean(1)
+        .sum()
+        for i in range(8)
+    ]
+    np.testing.assert_allclose(feedback.priorities, errors, rtol=1e-4)
 
 
 def test_iqn_draws_new_fractions_to_act_and_to_learn():

@@ -60,6 +60,7 @@ EQUATIONS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (politex_dqn.averaging_loss, (VECTOR, VECTOR, VECTOR, NUMBER), PULLS),
     (politex_dqn.log_policy, (VECTOR, NUMBER), PULLS),
     (q_learning.action_gap, (VECTOR,), {}),
+    (quantile.absolute_error, (VECTOR, VECTOR), {}),
     (quantile.quantile_loss, (VECTOR, VECTOR, VECTOR), {"kappa": 1.0}),
 ]
 

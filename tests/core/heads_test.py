@@ -1,5 +1,7 @@
 """Tests of core/heads.py and of the torsos without a hidden layer."""
 
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -63,7 +65,54 @@ def test_fixed_quantiles_stand_in_the_middles_of_equal_parts():
     fractions = network.fractions(KEY, 6, 99)
     np.testing.assert_allclose(fractions, np.tile([0.1, 0.3, 0.5, 0.7, 0.9], (6, 1)), rtol=1e-6)
     params = network.init(KEY, SPEC.zeros())
-    assert network.apply(params, OBSERVATION, fractions).shape == (6, 5, 4)
+    assert network.apply(params, KEY, OBSERVATION, fractions).shape == (6, 5, 4)
+
+
+def test_noise_of_many_quantiles_is_that_of_one_row_each():
+    """Weights are formed where x has rows of quantiles, and not where it has rows: one result."""
+    layer = hk.transform(lambda x: heads.noisy_linear(3, 0.5)(x))
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    params = layer.init(KEY, x[0])
+    jax.tree.map(np.testing.assert_array_equal, params, layer.init(KEY, x))
+    expected = layer.apply(params, jax.random.key(1), x.reshape(10, 4)).reshape(2, 5, 3)
+    got = layer.apply(params, jax.random.key(1), x)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    assert np.max(np.abs(got - layer.apply(params, jax.random.key(2), x))) > 0.1
+
+
+@pytest.mark.parametrize(("make", "hidden"), [("implicit_quantiles", 9), ("quantiles", 0)])
+def test_dueling_quantiles_are_the_value_and_advantages_of_no_mean(make, hidden):
+    """Noise is one draw a key, whatever rows and fractions; without it the means are left."""
+    fixed = make == "quantiles"
+    build = functools.partial(
+        getattr(heads, make),
+        TORSO,
+        4,
+        hidden=hidden,
+        dueling=True,
+        **({"num_quantiles": 2} if fixed else {"num_cosines": 8}),
+    )
+    network, plain = build(noise=0.5), build()
+    params = jax.jit(network.init)(KEY, SPEC.zeros())
+    u = jnp.asarray(np.random.default_rng(1).random((6, 2), np.float32))
+    apply, apply_plain = jax.jit(network.apply), jax.jit(plain.apply)
+    z = apply(params, KEY, OBSERVATION, u)
+    assert z.shape == (6, 2, 4)
+    swapped = apply(params, KEY, OBSERVATION[::-1], u[::-1])
+    np.testing.assert_allclose(z, swapped[::-1], rtol=1e-4, atol=1e-5)
+    assert np.max(np.abs(z - apply(params, jax.random.key(1), OBSERVATION, u))) > 1e-3
+    still = network.without_noise(params)
+    means = apply(still, KEY, OBSERVATION, u)
+    np.testing.assert_array_equal(means, apply(still, jax.random.key(1), OBSERVATION, u))
+    # The same layers without noise; the last of each stream moves all actions alike, or not at all.
+    mu = {name: leaves for name, leaves in params.items() if not name.startswith("noise")}
+    np.testing.assert_allclose(means, apply_plain(mu, KEY, OBSERVATION, u), rtol=1e-4, atol=1e-5)
+    last = len(mu) - 1
+    for at, is_value in ((last, True), (last - 1 - (hidden > 0), False)):
+        layer = mu[f"linear_{at}"]
+        raised = {**mu, f"linear_{at}": {**layer, "b": layer["b"] + 1}}
+        moved = apply_plain(raised, KEY, OBSERVATION, u) - means
+        np.testing.assert_allclose(moved, np.full((6, 2, 4), float(is_value)), atol=1e-5)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -72,7 +121,7 @@ def test_implicit_quantiles_are_those_of_the_paper(first, hidden):
     network = heads.implicit_quantiles(TORSO, 4, hidden=hidden, num_cosines=8, first_cosine=first)
     params = network.init(KEY, SPEC.zeros())
     u = np.random.default_rng(1).random((6, 2), np.float32)
-    got = network.apply(params, OBSERVATION, jnp.asarray(u))
+    got = network.apply(params, KEY, OBSERVATION, jnp.asarray(u))
     features = np.asarray(hk.without_apply_rng(hk.transform(TORSO)).apply(params, OBSERVATION))
     layers = [params[name] for name in sorted(params)][2:]  # Those after the torso's two.
     for b in range(6):
