@@ -14,6 +14,7 @@ def _entry(module: str, description: str, **more: Any) -> Entry:
 # Entries by name; each makes an agent from (torso or None, spec, config).
 AGENTS: dict[str, Entry] = {
     "al-dqn": _entry("advantage_learning", "Advantage learning, Bellemare et al. 2016"),
+    "btr": _entry("btr", "Beyond the Rainbow, Clark et al. 2025", num_envs={"atari": 64}),
     "c51": _entry("c51", "Distribution of the return on 51 atoms, Bellemare et al. 2017"),
     "dcpi": _entry("dcpi", "Deep conservative policy iteration, Vieillard et al. 2020"),
     "double-dqn": _entry("double_dqn", "Double DQN, van Hasselt et al. 2016"),

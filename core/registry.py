@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -13,6 +13,8 @@ class Entry:
     module: str  # Dotted name of the module with `make` and the presets.
     description: str  # A line.
     presets_name: str = "presets"  # Of the module's function.
+    # Environments side by side, by family, where the algorithm's protocol has a number of its own.
+    num_envs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def presets(self) -> Callable[[Any], Any]:

@@ -164,7 +164,10 @@ class Plan:
             least, value = min(flag.default, 1) if flag.most else 0, getattr(self, name)
             if flag.most and name != "seed" and not least <= value <= flag.most:
                 raise ValueError(f"{name} must lie in [{least}, {flag.most:,}], got {value}")
-        for name, value in dataclasses.asdict(DEFAULTS[family]).items():
+        defaults = dataclasses.asdict(DEFAULTS[family])
+        if self.agent in known:
+            defaults["num_envs"] = known[self.agent].num_envs.get(family, defaults["num_envs"])
+        for name, value in defaults.items():
             if name != "steps" or not self.epochs:
                 object.__setattr__(self, name, getattr(self, name) or value)
         if self.eval_max_steps and self.kind != "games":

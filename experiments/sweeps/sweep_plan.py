@@ -1,6 +1,6 @@
 """Configurations that a sweep's file asks for, checked and named.
 
-    agents x environments x seeds x every field that is given a list of values
+    agents x environments x arms x seeds x every field that is given a list of values
 
 `configurations` returns that product; `check` builds each of them, so that a sweep of days does not
 end at a misspelt field. `sweep_runs.py` then compares them with the runs on disk.
@@ -24,7 +24,7 @@ PLAN_FIELDS = {
     for name, hint in typing.get_type_hints(plans.Plan).items()
     if name not in GIVEN_ABOVE and name in {field.name for field in dataclasses.fields(plans.Plan)}
 }
-TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "environment")
+TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "environment", "arm")
 # Limits of one file, all of whose configurations are built before the first one runs.
 MOST_CONFIGURATIONS = 10_000
 MOST_SEEDS = 10_000
@@ -67,7 +67,8 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
       sweep: the contents of the file. `agents` and `environments` are lists of names, `seeds` a
         number or a list. The tables `plan`, `settings`, `environment_flags` and `model_flags` hold
         fields; a list of values is an axis of the grid, and a list within it one value ("64,64").
-        Such tables under `agent.NAME` or `environment.NAME` are for that one alone, and win.
+        Such tables under `agent.NAME` or `environment.NAME` are for that one alone, and win. Those
+        under `arm.NAME` win over all: each arm is a point of one more axis, an ablation say.
 
     Raises:
       ValueError: for what is unknown, missing, given twice, or of another type.
@@ -78,6 +79,9 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
         _known(kind, _table(sweep, kind), listed)
         for name, table in _table(sweep, kind).items():
             _known(f"key of {kind}.{name}", _mapping(f"{kind}.{name}", table), SECTIONS)
+    arms = _table(sweep, "arm") or {"": {}}
+    for name, table in arms.items():
+        _known(f"key of arm.{name}", _mapping(f"arm.{name}", table), SECTIONS)
     seeds = _seeds(sweep.get("seeds", 1))
     base = {section: _table(sweep, section) for section in SECTIONS}
     if "steps" in sweep:
@@ -85,17 +89,22 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
             raise ValueError("steps is given twice: at the top and in [plan]")
         base["plan"] = {"steps": sweep["steps"], **base["plan"]}
     grids = {}
-    for agent, environment in itertools.product(agents, environments):
+    for agent, environment, arm in itertools.product(agents, environments, arms):
         for_agent = _table(sweep, "agent").get(agent, {})
         for_environment = _table(sweep, "environment").get(environment, {})
-        grids[agent, environment] = {
-            name: {**fields, **_table(for_agent, name), **_table(for_environment, name)}
+        grids[agent, environment, arm] = {
+            name: {
+                **fields,
+                **_table(for_agent, name),
+                **_table(for_environment, name),
+                **_table(arms[arm], name),
+            }
             for name, fields in base.items()
         }
     _check_size(grids.values(), len(seeds))
     by_name: dict[str, Configuration] = {}
-    for (agent, environment), tables in grids.items():
-        for configuration in _grid(agent, environment, tables, seeds):
+    for (agent, environment, arm), tables in grids.items():
+        for configuration in _grid(agent, environment, arm, tables, seeds):
             if configuration.name in by_name:
                 raise ValueError(f"{configuration.name} is asked for twice")
             by_name[configuration.name] = configuration
@@ -173,6 +182,7 @@ def _environment_facts(environment: str, flags: tuple[str, ...]) -> tuple[types.
 def _grid(
     agent: str,
     environment: str,
+    arm: str,
     tables: Mapping[str, Mapping[str, Any]],
     seeds: tuple[int, ...],
 ) -> Iterable[Configuration]:
@@ -185,7 +195,7 @@ def _grid(
     varied = {axis[0][1] for axis in axes if len(axis) > 1}
     for point in itertools.product(*axes):
         fields: dict[str, Any] = {"agent": agent, "environment": environment}
-        name = run_folder.slug(f"{agent}-{environment}")
+        name = run_folder.slug(f"{agent}-{environment}{',' if arm else ''}{arm}")
         for section, key, value in point:
             text = _text(value)
             if section == "plan":

@@ -1,12 +1,15 @@
 """Tests of agents/q_learning.py: what DQN and M-DQN share."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kullback import agents
-from kullback.agents import dqn, munchausen, q_learning
+from kullback.agents import btr, dqn, munchausen, q_learning
 from kullback.core import types
 
 SPEC = types.Spec(shape=(3,), dtype=np.float32, num_actions=4)
@@ -123,6 +126,34 @@ def test_epsilon_follows_dopamines_schedule():
     np.testing.assert_allclose(epsilon(0, evaluate=True), 0.001, rtol=1e-5)
 
 
+def test_epsilon_may_fall_exponentially_from_the_first_step_and_be_zero_later():
+    config = btr.presets("atari").learning
+    config = dataclasses.replace(config, torso="mlp_small")
+    agent = dqn.make(None, SPEC, dqn.Config(learning=q_learning.Config(**vars(config))))
+    state = agent.learner.init(jax.random.key(0))
+    steps = np.array([0, 200_000, 2_000_000, 24_999_999, 25_000_000])
+    expected = [0.01 + 0.99 * np.exp(-t / 2e6) for t in steps[:-1]] + [0]
+    for evaluate, values in ((False, expected), (True, 4 * [0.01] + [0])):
+        got = [
+            agent.actor_params(state, step, evaluate, types.NO_CONSTANTS)["epsilon"]
+            for step in steps
+        ]
+        np.testing.assert_allclose(got, values, rtol=1e-5)
+    np.testing.assert_allclose(expected[:3], [1, 0.9058, 0.3742], atol=1e-4)
+
+
+def test_gradients_are_clipped_to_their_norm_over_all_parameters():
+    norms = []
+    for most in (None, 0.125, 1e3):
+        agent = make("dqn", max_gradient_norm=most)
+        state = agent.learner.init(jax.random.key(0))
+        after, _ = jax.jit(agent.learner.step)(state, batch(), types.NO_CONSTANTS)
+        moment = optax.tree.get(after.opt_state, "mu")  # After a step a tenth of the gradient.
+        norms.append(10 * float(optax.tree.norm(moment)))
+    assert norms[0] > 0.25
+    np.testing.assert_allclose(norms[1:], [0.125, norms[0]], rtol=1e-5)
+
+
 def test_every_agent_has_presets_for_every_family():
     for entry in agents.AGENTS.values():
         for family in ("atari", "minatar", "gym", "toy"):
@@ -140,6 +171,9 @@ def test_every_agent_has_presets_for_every_family():
         ({"target_period": 0}, "target_period must be >= 1"),
         ({"epsilon": 1.5}, "epsilon must lie in"),
         ({"epsilon_decay_env_steps": -1}, "epsilon_decay_env_steps must be >= 0"),
+        ({"epsilon_decay": "cosine"}, "epsilon_decay must be linear or exponential"),
+        ({"epsilon_zero_env_steps": -1}, "epsilon_zero_env_steps must be >= 0 or None"),
+        ({"max_gradient_norm": 0.0}, "max_gradient_norm must be > 0 or None"),
     ],
 )
 def test_settings_are_checked(fields, message):

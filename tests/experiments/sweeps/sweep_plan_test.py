@@ -1,10 +1,12 @@
 """Tests of experiments/sweeps/sweep_plan.py: the product that a file asks for, and its errors."""
 
+import pathlib
 import tomllib
 from typing import Any
 
 import pytest
 
+from kullback.experiments.runs import resolved
 from kullback.experiments.sweeps import sweep_plan
 
 EXAMPLE = """
@@ -56,6 +58,33 @@ def test_the_product_is_written_out():
     assert (other.steps, other.num_envs, other.environment_flags) == (5_000, 8, ())
 
 
+def test_arms_are_an_axis_that_changes_several_fields_and_wins():
+    arms = {"whole": {}, "small": {"settings": {"hidden": 8, "n_step": 1}, "plan": {"steps": 9}}}
+    agent = {"dqn": {"settings": {"n_step": [2, 3]}}}
+    table = {**SMALL, "steps": 7, "agent": agent, "arm": arms}
+    configurations = sweep_plan.configurations(table)
+    assert [configuration.name for configuration in configurations] == [
+        "dqn-toy-chain,whole,n_step=2",
+        "dqn-toy-chain,whole,n_step=3",
+        "dqn-toy-chain,small",
+    ]
+    settings = [configuration.fields["settings"] for configuration in configurations]
+    assert settings == [("n_step=2",), ("n_step=3",), ("n_step=1", "hidden=8")]
+    assert [configuration.fields["steps"] for configuration in configurations] == [7, 7, 9]
+
+
+@pytest.mark.parametrize(
+    "file", ["examples/btr_ablations.toml", "results/minatar/btr.toml"], ids=["atari", "minatar"]
+)
+def test_arms_of_btr_are_settings_that_it_has(file: str, root: pathlib.Path):
+    configurations = sweep_plan.configurations(tomllib.loads((root / file).read_text()))
+    kept = set()
+    for configuration in configurations:
+        named = resolved.resolve(configuration.plan(configuration.seeds[:1]))
+        kept.add((named.plan.environment, named.plan.agent, str(named.config)))
+    assert len(kept) == len(configurations)  # No two are one.
+
+
 def test_seeds_are_counted_from_0_and_fields_of_the_plan_vary_too():
     configurations = sweep_plan.configurations({**SMALL, "seeds": 3, "plan": {"num_envs": [2, 4]}})
     assert [configuration.name for configuration in configurations] == [
@@ -75,6 +104,8 @@ def test_seeds_are_counted_from_0_and_fields_of_the_plan_vary_too():
         ({"agent": {"m-dqn": {}}}, "unknown agent 'm-dqn'"),
         ({"agent": {"dqn": {"setings": {}}}}, "did you mean settings"),
         ({"agent": {"dqn": 3}}, "agent.dqn must be a table of fields, got 3"),
+        ({"arm": {"no-noise": {"setings": {}}}}, "key of arm.no-noise 'setings'; did you mean"),
+        ({"arm": 3}, "arm must be a table of fields, got 3"),
         ({"agents": []}, "agents must be a list of names, got []"),
         ({"agents": "dqn"}, "agents must be a list of names, got 'dqn'"),
         ({"agents": ["dqn", "dqn"]}, "agents has a name twice"),
