@@ -18,6 +18,8 @@ from kullback.core import folders, json_files, typed
 TEMPORARY = ".tmp-"  # Begins the name of whatever is not whole yet, or is about to go.
 MANIFEST = "manifest.json"
 _FORMULAS = "=+-@\t\r\n"  # Begin what a spreadsheet runs, or what it leaves out before that.
+_CONSTANTS = {"": None, "True": True, "False": False}  # Cells of tables.
+_MOST_CSV_BYTES = 1 << 26  # 64 MiB: two hundred times the largest table of a reproduction.
 
 Path = str | os.PathLike[str]
 
@@ -81,6 +83,41 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     lines = [dict(zip(rows[0], rows[0], strict=True)), *rows] if rows else []
     atomic_write_text(path, "".join(_line(row, list(rows[0])) for row in lines))
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Reads a table that `write_csv` wrote: numbers, booleans and texts; an empty cell is None.
+
+    Raises:
+      ValueError: for a file beyond 64 MiB, or one that is no table in UTF-8.
+    """
+    try:
+        if pathlib.Path(path).stat().st_size > _MOST_CSV_BYTES:
+            raise ValueError(f"{path} is no table: it has more than {size(_MOST_CSV_BYTES)}")
+        text = pathlib.Path(path).read_bytes().decode()
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table: {error}") from error
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError(f"{path} is no table: its rows are not equally long")
+    return [{_text(column): _value(cell) for column, cell in row.items()} for row in rows]
+
+
+def _value(cell: str) -> Any:
+    """Returns what a cell of a table stands for."""
+    if cell in _CONSTANTS:
+        return _CONSTANTS[cell]
+    if not typed.is_number(cell):
+        return _text(cell)
+    try:
+        return int(cell)
+    except ValueError:
+        return float(cell)
+
+
+def _text(cell: str) -> str:
+    """Returns a text as it was before `_plain`."""
+    return cell[1:] if len(cell) > 2 and cell[0] == "'" and cell[1] in _FORMULAS else cell
 
 
 def _line(row: Mapping[str, Any], columns: Sequence[str]) -> str:

@@ -24,6 +24,8 @@ def add_parser(commands: Any) -> None:
     flag(sub, "--full", help="the paper's size, where there is one")
     keep = "copy CSV, pictures and verdict into results/reproduce/NAME of the checkout, in which "
     flag(sub, "--keep", help=f"{keep}nothing may be changed")
+    again = "run nothing: judge the tables of such a folder anew, and write its verdict.json"
+    flag(sub, "--judge DIR", arguments.path, again)
     sub.set_defaults(command=_reproduce)
 
 
@@ -35,6 +37,13 @@ def _reproduce(options: argparse.Namespace) -> int:
     from kullback.experiments import reproduce
     from kullback.experiments.runs import settings
 
+    if options.judge:
+        given = {"--out": options.out, "--set": options.settings, "--mdp": options.mdp}
+        given |= {"--full": options.full, "--keep": options.keep, "--fields": options.fields}
+        if refused := [name for name, value in given.items() if value]:
+            raise ValueError(f"--judge takes the settings of its folder; leave {refused[0]} out")
+        reproduce.judge_again(options.name, options.judge)
+        return 0
     config = reproduce.load(options.name).config
     if options.fields:
         arguments.print_fields(settings.fields(config))

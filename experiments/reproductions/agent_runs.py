@@ -36,10 +36,11 @@ class Arm(NamedTuple):
     label: str
     agent: str
     environment: str
-    seeds: int  # 0 .. seeds - 1.
+    seeds: int  # How many, from first_seed on.
     steps: int  # Agent steps of each.
     settings: tuple[str, ...] = ()  # field=value, as `kullback train --set` takes them.
     log_every: int | None = None  # As the plan has it, if None.
+    first_seed: int = 0
 
     @property
     def part(self) -> str:
@@ -48,7 +49,11 @@ class Arm(NamedTuple):
 
 
 def arms(
-    kinds: Mapping[str, Sequence[str]], games: Sequence[str], seeds: int, steps: int
+    kinds: Mapping[str, Sequence[str]],
+    games: Sequence[str],
+    seeds: int,
+    steps: int,
+    first_seed: int,
 ) -> list[Arm]:
     """Returns an arm a game and kind, in this order.
 
@@ -57,9 +62,10 @@ def arms(
       games: environments.
       seeds: of each arm.
       steps: of each seed.
+      first_seed: the lowest.
     """
     return [
-        Arm(label, agent, game, seeds, steps, tuple(settings))
+        Arm(label, agent, game, seeds, steps, tuple(settings), first_seed=first_seed)
         for game in games
         for label, (agent, *settings) in kinds.items()
     ]
@@ -72,6 +78,7 @@ def check(config: Any, *games: str) -> None:
       ValueError: for one that is refused.
     """
     study.at_least(1, config, "seeds", "steps")
+    study.at_least(0, config, "first_seed")
     for game in games:
         random_score(game)
 
@@ -98,7 +105,9 @@ def train(arm: Arm, work: study.Work) -> study.Rows:
 
     def tick(row: Mapping[str, Any]) -> None:
         steps = row["steps"]
-        done = steps * arm.seeds if is_compiled else row["seed"] * arm.steps + steps
+        done = (
+            steps * arm.seeds if is_compiled else (row["seed"] - arm.first_seed) * arm.steps + steps
+        )
         work.tick(done, row["recent_return"], "return")
 
     if path.exists():
@@ -111,6 +120,7 @@ def train(arm: Arm, work: study.Work) -> study.Rows:
             quiet=True,
             callback=tick,
             steps=arm.steps,
+            seed=arm.first_seed,
             num_seeds=arm.seeds,
             settings=arm.settings,
             checkpoint_every=max(arm.steps // 10, 1),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import regularizers, types
-from kullback.experiments.reproductions import charts, garnets, polytope, study
+from kullback.experiments.reproductions import charts, garnets, judging, polytope, study
 from kullback.theory import bounds, conservative, convex, mirror, politex, run, scheme, solve
 from kullback.theory.mdp import MDP
 
@@ -256,7 +256,7 @@ def ways(config: Config) -> study.Rows:
     return polytope.rows(schemes, min(config.iterations, 40))
 
 
-def same(config: Config, pair: str, rows: study.Rows) -> study.Check:
+def same(config: Config, pair: str, rows: study.Rows) -> judging.Check:
     """Judges whether the policies of a pair are the same, or are not, as theory has it."""
     if "Frank-Wolfe" in pair:
         rows = study.where(rows, is_tied=False) or rows
@@ -266,14 +266,14 @@ def same(config: Config, pair: str, rows: study.Rows) -> study.Check:
     claim = f"{pair}: {'the same' if is_same else 'different'} policies"
     if not len(off):
         nothing = "every action is as good as any other, so that no policy changes"
-        return study.reported(claim, nothing)
+        return judging.reported(claim, nothing)
     if is_same:
-        return study.small(claim, garnets.largest(off), 1e-10, said)
+        return judging.small(claim, garnets.largest(off), 1e-10, said)
     least = float(np.min(off))
-    return study.Check(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
+    return judging.exactly(claim, bool(least > 1e-6), f"by {least:.2g} at least {said}")
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the correspondences, where they stop, and the bounds."""
     counted = garnets.counted(config.processes, config.iterations)
     twin_rows, curves = tables["twins"], tables["curves"]
@@ -281,10 +281,10 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         yield same(config, pair, study.where(twin_rows, pair=pair))
     for family in (CPI, MIRROR, POLITEX):
         share = garnets.largest(study.column(curves, "largest_share", family=family))
-        yield study.within(f"{family} keeps to its bound", share, counted)
+        yield judging.within(f"{family} keeps to its bound", share, counted)
     fall = garnets.largest([0.0, *study.column(curves, "largest_fall")])
     claim = "with exact evaluation no step makes any state worse (by how much, relative)"
-    yield study.small(claim, fall, garnets.ROUNDING, counted)
+    yield judging.small(claim, fall, garnets.ROUNDING, counted)
 
 
 def panels(config: Config, tables: study.Tables) -> charts.Grid:

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.experiments.reproductions import charts, garnets, study
+from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, conservative, run, solve
 from kullback.theory.mdp import MDP
 
@@ -138,11 +138,11 @@ def named(rate: float) -> str:
     return "a = 1 (AVI)" if rate == 1 else f"a = {rate:g}"
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the bounds, and what the paper says of constant rates."""
     counted = garnets.counted(config.processes, config.exact_iterations)
     gains, labels = tables["gains"], list(adaptive_rates(config))
-    yield study.within(
+    yield judging.within(
         "exact CPI contracts: max (v_* - v_k) is at most its start times the product of "
         "1 - a (1 - gamma)",
         garnets.largest(row["largest_share"] for row in tables["exact"]),
@@ -156,7 +156,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         ],
     }
     for claim, by in broken.items():
-        yield study.small(claim, garnets.largest(by), garnets.ROUNDING, counted)
+        yield judging.small(claim, garnets.largest(by), garnets.ROUNDING, counted)
 
     def of(rate: float, name: str) -> np.ndarray:
         return study.column(tables["stability"], name, rate=rate)
@@ -167,11 +167,13 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         return
     is_finite = bool(np.all(np.isfinite(list(means.values()))))
     is_between = is_finite and best not in (fast, slow)
-    yield study.Check(
+    between = judging.exactly(
         "sampled, a rate between the largest and the smallest is best over the whole run",
-        is_between if len(of(best, "mean")) > 1 else None,  # A mean of one is no mean.
+        is_between,
         ", ".join(f"{named(rate)} {mean:.3f}" for rate, mean in means.items()),
     )
+    # A mean of one is no mean.
+    yield between if len(of(best, "mean")) > 1 else between._replace(verdict="undecided")
     for rate, what, name in (
         (fast, "is worse than", "mean"),
         (fast, "is less steady (spread over the last half) than", "spread"),

@@ -20,7 +20,7 @@ import scipy.stats
 
 from kullback.core import types
 from kullback.experiments import statistics
-from kullback.experiments.reproductions import charts, study
+from kullback.experiments.reproductions import charts, effects, judging, study
 from kullback.theory import bounds, convex, garnet, mdp, run, solve
 from kullback.theory.mdp import MDP
 
@@ -288,9 +288,10 @@ def ends(scheme: str, end: types.Array, **columns: Any) -> study.Rows:
     return [{"scheme": scheme, "process": i, "end": float(x), **of(i)} for i, x in enumerate(end)]
 
 
-def above(claim: str, values: study.Numbers, threshold: float = 0) -> study.Check:
-    """Judges whether the 95% interval of the mean over processes, [M], lies above a threshold."""
-    return study.above(claim, values, threshold, units=("process", "processes"))
+def above(claim: str, values: effects.Numbers, threshold: float = 0) -> judging.Check:
+    """Judges whether a mean over processes, [M], lies above a threshold; see judging.above."""
+    units, shared = ("process", "processes"), "their processes"
+    return judging.above(claim, values, threshold, units, shared)
 
 
 def line(

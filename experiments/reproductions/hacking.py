@@ -25,6 +25,7 @@ class Config:
     """Sizes of models and data; all arms make the same number of learner steps."""
 
     seeds: int = 3
+    first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
     vocab_size: int = 16
     prompt_length: int = 4  # Tokens, drawn uniformly.
     horizon: int = 12  # Tokens of each completion.
@@ -56,6 +57,7 @@ class Config:
     def __post_init__(self) -> None:
         positive = "seeds oracle_samples evaluation_prompts epochs prompt_length"
         study.at_least(1, self, *positive.split())
+        study.at_least(0, self, "first_seed")
         # A metric of the learner looks at so many tokens.
         study.at_least(tuning.TOP_K, self, "vocab_size")
         study.inside("[batch_size, inf)", self, "prompts")  # An epoch has a step at least.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from matplotlib.axes import Axes
 
-from kullback.experiments.reproductions import charts, study
+from kullback.experiments.reproductions import charts, judging, study
 from kullback.lm import gemma
 
 GLOBAL_ONLY = 0  # Local layers for each global one.
@@ -115,11 +115,11 @@ def tables(config: Config, rows: study.Rows) -> study.Tables:
     return {"memory": memory, "overhead": overhead, "allocated": rows}
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the formula, what is saved and in which order; reports caches beside the weights."""
     allocated = tables["allocated"]
     right = [row["allocated_bytes"] == row["formula_bytes"] for row in allocated]
-    yield study.Check(
+    yield judging.exactly(
         "the caches that are allocated have the formula's bytes",
         all(right),
         f"{sum(right)} of {len(right)} sizes, to the byte",
@@ -131,7 +131,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     limit = config.num_layers / (config.num_layers // (ratio + 1))
     short = [context for context in config.contexts if context <= window]
     is_same = all(config.cache_bytes(whole, n) == config.cache_bytes(local, n) for n in short)
-    yield study.Check(
+    yield judging.exactly(
         f"{ratio}:1 with window {window} costs what global layers do up to the window, and at "
         f"{longest:,} tokens over 0.9 of the most that it may save (figure 6)",
         is_same and before / after > 0.9 * limit,
@@ -145,14 +145,14 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         *(((r, v), (r, w)) for r in ratios[1:] for w, v in itertools.pairwise(windows)),
     ]
     is_more = [cache[name(*more)] > cache[name(*less)] for more, less in neighbours]
-    yield study.Check(
+    yield judging.exactly(
         f"at {config.prefill:,} tokens more local layers and shorter windows both take less "
         "(figure 5)",
         all(is_more),
         f"{sum(is_more)} of {len(is_more)} neighbours in that order",
     )
     # The report names neither the model's shape nor the bytes of a number, so this is no verdict.
-    yield study.reported(
+    yield judging.reported(
         "cache over weights; the report: about 60% global only, below 15% at 3:1 with window 1024",
         ", ".join(f"{row['layout']} {row['cache_of_weights']:.1%}" for row in tables["overhead"]),
     )

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments.reproductions import charts, garnets, study
+from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, convex, iteration, mirror, run
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import State
@@ -184,7 +184,7 @@ def rates(config: Config, processes: MDP) -> study.Rows:
     return rows
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the paper's statements, each of the runs of this configuration."""
     ends, counted = tables["ends"], garnets.counted(config.processes, config.iterations)
 
@@ -194,7 +194,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     def largest(name: str, *panels: str) -> float:
         return garnets.largest(row[name] for row in ends if row["panel"] in panels)
 
-    yield study.small(
+    yield judging.small(
         "a step of MD-VI leads from every iterate of DA-VI to its next q (proposition 1)",
         largest("twin_off", "lambda", "beta"),
         1e-10,
@@ -212,7 +212,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         ("DA-VI(lambda, tau) keeps to theorem 2 by component", largest(component, "beta"), few),
         ("and to its corollary in the supremum norm", largest("largest_share", "beta"), counted),
     ):
-        yield study.within(claim, share, where)
+        yield judging.within(claim, share, where)
     lambdas = [f"lambda = {value:g}" for value in sorted(config.lambdas)]
     betas = [f"beta = {value:g}" for value in sorted(config.betas)]
     for label in lambdas:
@@ -227,14 +227,14 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     halfway = {row["beta"]: row for row in tables["rates"] if row["iteration"] <= HALFWAY}
     k = halfway[config.betas[0]]["iteration"]
     ordered = [halfway[beta]["g2"] for beta in sorted(config.betas)]
-    yield study.Check(
+    yield judging.exactly(
         f"the larger beta, the slower the rate g2(k), what theorem 2 is without errors in the "
         f"first process (k = {k})",
         all(a < b for a, b in itertools.pairwise(ordered)),
         ", ".join(f"{value:.3g}" for value in ordered),
     )
     starts = ", ".join(f"{label} {of(label, 'early').mean():.3f}" for label in betas)
-    yield study.reported("mean distance over iterations 1 to 10", starts)
+    yield judging.reported("mean distance over iterations 1 to 10", starts)
 
 
 def panels(config: Config, tables: study.Tables) -> charts.Grid:

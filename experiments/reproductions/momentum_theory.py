@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments.reproductions import charts, garnets, study
+from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, iteration, mirror, momentum, run
 from kullback.theory.mdp import MDP
 from kullback.theory.scheme import Scheme
@@ -122,7 +122,7 @@ def _slope(values: np.ndarray) -> float:
     return float(np.polyfit(np.log(k[late]), np.log(values[late]), 1)[0]) if late.any() else 0.0
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the paper's statements."""
     counted = garnets.counted(config.processes, config.iterations)
     # Of value iteration without errors theory allows this to be left, relative to max |q_*|.
@@ -133,11 +133,11 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         return study.column(tables["ends"], column, scheme=scheme, kind=kind)
 
     claim = "without errors AVI ends at the optimum (relative distance)"
-    yield study.small(claim, end(AVI, "exact").max(), 1e-10, counted, remaining)
+    yield judging.small(claim, end(AVI, "exact").max(), 1e-10, counted, remaining)
     claim = "without errors MoVI converges: its old values weigh ever less (relative distance)"
     late = end(MOVI, "exact")
     and_median = f"and a median of {np.median(late):.2g} {counted}"
-    yield study.small(claim, late.max(), 1e-4, and_median, remaining)
+    yield judging.small(claim, late.max(), 1e-4, and_median, remaining)
     avi, movi = end(AVI, "sampled"), end(MOVI, "sampled")
     claim = "sampled, MoVI ends nearer to the optimum than AVI (difference)"
     yield garnets.above(claim, avi - movi)
@@ -150,9 +150,9 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     )
     for scheme in (AVI, MIRROR):
         shares = (end(scheme, kind, "largest_share").max() for kind in ("exact", "sampled"))
-        yield study.within(f"{scheme} keeps to its bound", garnets.largest(shares), counted)
+        yield judging.within(f"{scheme} keeps to its bound", garnets.largest(shares), counted)
     slopes = {s: end(s, "sampled", "slope")[0] for s in (AVI, MOVI, SPEEDY, MIRROR)}
-    yield study.reported(
+    yield judging.reported(
         "distance of the policy as a power of k; the values of an average near theirs as "
         "k^-1/2, and policies are nearer than values",
         ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()),

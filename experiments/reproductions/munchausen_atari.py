@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kullback.experiments import catalog
-from kullback.experiments.reproductions import agent_runs, agent_studies, study
+from kullback.experiments.reproductions import agent_runs, agent_studies, judging, study
 
 AGENTS = ("dqn", "m-dqn", "c51", "rainbow", "iqn", "m-iqn")
 # All that the catalogue lists: the 57 usual games without Defender and Surround, and five more.
@@ -32,6 +32,7 @@ class Config:
     games: tuple[str, ...] = ("atari/pong",)
     steps: int = 25_000  # Learning begins after 20,000.
     seeds: int = 1
+    first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
         agent_runs.check(self)
@@ -43,7 +44,8 @@ class Config:
         """Returns all that is run."""
         agents, games = (AGENTS, GAMES) if self.full else (self.agents, self.games)
         seeds, steps = (SEEDS, STEPS) if self.full else (self.seeds, self.steps)
-        plain = agent_runs.arms({agent: [agent] for agent in agents}, games, seeds, steps)
+        kinds = {agent: [agent] for agent in agents}
+        plain = agent_runs.arms(kinds, games, seeds, steps, self.first_seed)
         return [arm._replace(log_every=1_000) for arm in plain]
 
 
@@ -67,10 +69,10 @@ def costs(config: Config, runs: agent_runs.Runs) -> study.Tables:
     return {"cost": [cost(runs, arm) for arm in config.arms()]}
 
 
-def checks(config: Config, runs: agent_runs.Runs) -> list[study.Check]:
+def checks(config: Config, runs: agent_runs.Runs) -> list[judging.Check]:
     """Judges the published protocol, game by game; reports what it would take."""
     judged = [
-        study.above(
+        judging.above(
             f"{better} ends above {worse} on more than half of the games (53 and 40 of 60)",
             [wins(runs, better, worse, game) for game in GAMES],
             0.5,
@@ -80,7 +82,7 @@ def checks(config: Config, runs: agent_runs.Runs) -> list[study.Check]:
         if config.full
     ]
     return judged + [
-        study.reported(
+        judging.reported(
             f"{row['agent']} on {len(GAMES)} games, {SEEDS} seeds, 200M frames, on this machine",
             f"{row['days_of_all_games']:,.0f} days at {row['steps_per_second']:,.0f} agent steps/s "
             f"on {row['environment']}",

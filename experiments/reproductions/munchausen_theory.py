@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.experiments.reproductions import charts, garnets, study
+from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import mirror, munchausen, run
 from kullback.theory.mdp import MDP
 
@@ -141,7 +141,7 @@ def remaining(config: Config, alpha: float, gamma: float) -> float:
     return config.exact_iterations * max(alpha, gamma) ** config.exact_iterations
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the two theorems, and what they are for."""
     counted = garnets.counted(config.processes, config.iterations)
     processes = garnets.make(config.processes)
@@ -160,15 +160,15 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
     exact_counted = f"over {len(of(config.alphas[0]))} processes"
     if far:
         exact_counted += f" (too few iterations for alpha = {', '.join(far)})"
-    yield study.small(
+    yield judging.small(
         "M-VI(alpha, tau) is MD-VI(alpha tau, (1 - alpha) tau), errors and all (theorem 1)",
         garnets.largest(row["off"] for row in ends),
         1e-10,
         counted,
     )
     largest_share = garnets.largest(row["largest_share"] for row in ends)
-    yield study.within("M-VI keeps to MD-VI's bound", largest_share, counted)
-    yield study.small(
+    yield judging.within("M-VI keeps to MD-VI's bound", largest_share, counted)
+    yield judging.small(
         "without errors every action gap becomes 1 / (1 - alpha) times that of the soft "
         "optimal values (theorem 2 as derived; in units of the largest value)",
         garnets.largest(row["off_by_action"] for row in limits),
@@ -182,13 +182,14 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         right = garnets.largest(abs(row["end"] / row["derived"] - 1) for row in apart)
         alpha = max(row["alpha"] for row in apart)
         ratio = [row["end"] for row in apart if row["alpha"] == alpha]
-        yield study.Check(
+        factor = judging.exactly(
             "the factor is 1 / (1 - alpha) and not (1 + alpha) / (1 - alpha), as remembered",
-            bool(right < 1e-3 < wrong) if near else None,
+            bool(right < 1e-3 < wrong),
             f"for alpha = {alpha:g} it is {np.mean(ratio):.6g}, derived "
             f"{munchausen.action_gap_ratio(alpha):.6g}, remembered {printed_ratio(alpha):.6g}; "
             f"off by {right:.1g} of the one at most, by {wrong:.2g} of the other at least",
         )
+        yield factor if near else factor._replace(verdict="undecided")
     small, large = min(config.alphas), max(config.alphas)
     if small < large:
         nearer = f"sampled, {named(large)} ends nearer to its optimum than {named(small)}"

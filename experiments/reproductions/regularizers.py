@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import regularizers
-from kullback.experiments.reproductions import charts, garnets, study
+from kullback.experiments.reproductions import charts, garnets, judging, study
 from kullback.theory import bounds, convex, iteration, run, solve
 from kullback.theory.mdp import MDP
 
@@ -147,7 +147,7 @@ def two_actions(config: Config) -> study.Rows:
     return rows
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges contraction, propagation of errors and the loss; reports which policies are sparse."""
     curves, lost = tables["curves"], tables["losses"]
     counted = garnets.counted(config.processes, config.iterations)
@@ -160,8 +160,8 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         (f"with errors, regularised MPI of any m {keeps}", noisy),
     ):
         share = garnets.largest(row["largest_share"] for row in rows)
-        yield study.within(claim, share, counted)
-    yield study.within(
+        yield judging.within(claim, share, counted)
+    yield judging.within(
         "an optimal regularised policy loses at most tau max H_f / (1 - gamma)",
         garnets.largest(row["share"] for row in lost),
         f"over {len(lost):,} processes, regularisers and temperatures",
@@ -171,7 +171,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
         # Shannon's policies are positive, though the least probabilities may round to 0.
         kind = "sparse" if regularizers.named(name).is_sparse else "dense"
         taken = study.column(lost, "actions", scheme=name, tau=least)
-        yield study.reported(
+        yield judging.reported(
             f"{name}: actions with a positive probability, of a state, tau = {least:g} ({kind} by "
             "theory)",
             f"{taken.mean():.3g} on average",

@@ -10,9 +10,12 @@ learn on the papers that the models of entailment learnt from too, and are measu
 start imitates choices of which 40% are wrong, so that there is room. Best of N stands beside them,
 at several N and at the one that draws as many texts from the start as a policy draws to learn.
 
-That entailment grows as alpha falls is judged. The price in ROUGE is not seen here: most of what is
-not entailed is of other papers, and who leaves it out comes nearer to the experts' summaries too.
-What ROUGE, length, copying and the control do is reported.
+That the reward grows as alpha falls is what it is climbed for, and is reported. Two headlines are
+judged: that policies have more of the control, which they never learn from, than best of N at equal
+KL (whose KL is at most ln N - (N - 1) / N, and is taken for that, which favours the policies where
+texts repeat), and that ROUGE is the price.
+There is no such price where most of what is not entailed is of other papers: who leaves it out
+comes nearer to the experts' summaries too. What length and copying do is reported.
 """
 
 import dataclasses
@@ -25,10 +28,11 @@ from typing import Any, Literal
 import numpy as np
 
 from kullback.experiments import entailment
-from kullback.experiments.reproductions import charts, extractive, study, summarisers
+from kullback.experiments.reproductions import charts, extractive, judging, study, summarisers
 from kullback.lm import best_of_n, rlef
 
 ROLES: dict[str, Literal["encoder", "embeddings"]] = {"reward": "encoder", "control": "embeddings"}
+SHARED = "the start and its prompts"  # Of arms with one seed.
 PAPERS = 200  # Of both splits, a step each.
 # Columns that are reported, and what they are.
 COLUMNS = {
@@ -64,8 +68,9 @@ class Config:
     """Settings of all that is varied, models of entailment, and sizes."""
 
     seeds: int = 3
+    first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
     regularisations: tuple[float, ...] = (0.1, 0.5)  # alpha in [0, 1].
-    best_of: tuple[int, ...] = (4, 16)  # N, beside the one of equal budget.
+    best_of: tuple[int, ...] = (2, 4, 8, 16, 32)  # N, beside the one of equal budget.
     # Folders of `kullback entailment`; "" trains one here, by so many steps.
     reward: str = ""
     control: str = ""
@@ -76,6 +81,7 @@ class Config:
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "seeds", "measurements")
+        study.at_least(0, self, "first_seed")
         if self.sizes.steps % self.measurements:
             raise ValueError(
                 f"measurements={self.measurements} must divide sizes.steps={self.sizes.steps}"
@@ -136,7 +142,7 @@ def arms(config: Config) -> Iterator[study.Arm]:
     def rows_of(compute: Callable[..., Any], *given: Any) -> Callable[..., Any]:
         return lambda work: compute(make(work), *given, work)
 
-    for seed in range(config.seeds):
+    for seed in study.seeds_of(config):
         rows = rows_of(summarisers.start_and_best, seed, config.counts)
         yield study.Arm(f"start-{seed}", sizes.start_steps, rows, "rlef")
         for alpha in config.regularisations:
@@ -151,25 +157,48 @@ def tables(config: Config, rows: study.Rows) -> study.Tables:
     return {"rlef": by_table["rlef"], "judges": judges}
 
 
-def claims(config: Config, tables: study.Tables) -> Iterator[study.Check]:
-    """Judges whether entailment grows as alpha falls; pairs of arms share seeds."""
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
+    """Judges policies by the control against best of N, and by ROUGE; reports the rest."""
     rows = [row for row in tables["rlef"] if row["step"] in (0, config.sizes.steps)]
     end = {
         arm: {column: study.column(rows, column, arm=arm) for column in COLUMNS}
         for arm in study.distinct(rows, "arm")
     }
+    best = [end[arm] for arm in ("start", *(f"best of {n}" for n in config.counts))]
+    for arm in config.order[1:]:
+        claim = f"{arm}: P by the control is above that of best of N at equal KL (difference)"
+        least, most = 0.0, float(best[-1]["kl"].min())
+        if is_between := bool(np.all((end[arm]["kl"] >= least) & (end[arm]["kl"] <= most))):
+            check = judging.above(claim, end[arm]["control"] - at_kl(best, end[arm]), shared=SHARED)
+        else:
+            check = judging.reported(f"{arm}: its KL, beyond that of best of N", end[arm]["kl"])
+        yield judging.headline(check) if is_between else check
+        rouge = end["start"]["rouge_l"] - end[arm]["rouge_l"]
+        claim = f"{arm}: ROUGE-L falls from the start (difference)"
+        yield judging.headline(judging.above(claim, rouge, shared=SHARED))
     for less, more in itertools.pairwise(config.order):
-        yield study.above(
+        yield judging.reported(
             f"{more} entails more than {less} (difference of mean P by the reward)",
-            end[more]["entailment"] - end[less]["entailment"],
+            judging.mean(end[more]["entailment"] - end[less]["entailment"]),
         )
     for arm in config.order[1:]:
         of_role = {"reward": "entailment", "control": "control"}
         growth = {role: end[arm][c] - end["start"][c] for role, c in of_role.items()}
         claim = f"{arm}: growth of P since the start, which the control should share in part"
-        yield study.reported(claim, study.means(growth, "; "))
+        yield judging.reported(claim, judging.means(growth, "; "))
     for column, what in COLUMNS.items():
-        yield study.reported(what, study.means({a: x[column] for a, x in end.items()}, "; "))
+        yield judging.reported(what, judging.means({a: x[column] for a, x in end.items()}, "; "))
+
+
+def at_kl(best: list[dict[str, np.ndarray]], policy: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns P by the control of best of N at the KL of a policy, [seeds].
+
+    Between two N it is a line over the root of KL, as what is gained grows about with it: Gao,
+    Schulman & Hilton, "Scaling laws for reward model overoptimization", ICML 2023.
+    """
+    kl, control = (np.stack([arm[name] for arm in best], 1) for name in ("kl", "control"))
+    each = zip(np.sqrt(policy["kl"]), np.sqrt(kl), control, strict=True)
+    return np.array([np.interp(at, x, y) for at, x, y in each])
 
 
 def panel(config: Config, rows: study.Rows, y: str) -> charts.Panel:

@@ -15,21 +15,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kullback.core import files, json_files
-from kullback.experiments import progress, statistics
-from kullback.experiments.reproductions import charts
+from kullback.experiments import progress
+from kullback.experiments.reproductions import charts, judging
 
 Row = dict[str, Any]  # A row of a table by column; values are numbers and texts.
 Rows = list[Row]
 Tables = Mapping[str, Rows]
-Numbers = Sequence[float] | np.ndarray
-
-
-class Check(NamedTuple):
-    """One statement of a paper, and the evidence for it."""
-
-    claim: str  # The expected result, and how it is measured.
-    held: bool | None  # None: reported and not judged.
-    evidence: str  # The figures, with their interval.
 
 
 class Results(NamedTuple):
@@ -37,7 +28,7 @@ class Results(NamedTuple):
 
     tables: Mapping[str, Rows]  # By name, a CSV each.
     figures: Mapping[str, Figure]  # By name, a PNG and an SVG each.
-    checks: Sequence[Check]
+    checks: Sequence[judging.Check]
 
 
 class Work:
@@ -108,6 +99,15 @@ class Arm(NamedTuple):
     # but later arms read them.
     table: str | None = ""
     columns: Mapping[str, Any] = {}  # That its rows have besides; they stand in front.
+
+
+# Fields that came after results were committed, and what these had.
+EARLIER: Mapping[str, Any] = {"first_seed": 0}
+
+
+def seeds_of(config: Any) -> range:
+    """Returns the seeds of a configuration with `first_seed` and `seeds`."""
+    return range(config.first_seed, config.first_seed + config.seeds)
 
 
 def at_least(least: int, config: Any, *names: str) -> None:
@@ -208,83 +208,6 @@ def by_seed(rows: Rows, name: str, **columns: Any) -> np.ndarray:
     return np.array([column(rows, name, seed=seed) for seed in distinct(rows, "seed")])
 
 
-# Claims.
-
-
-def above(
-    claim: str,
-    values: Numbers,
-    threshold: float = 0.0,
-    units: tuple[str, str] = ("seed", "seeds"),
-) -> Check:
-    """Judges whether the 95% interval of the mean lies above the threshold.
-
-    Args:
-      claim: the sentence.
-      values: one a unit, [units].
-      threshold: what the interval must exceed.
-      units: what there is one and many of.
-    """
-    one, many = units
-    if len(values) < 2:
-        return Check(claim, None, f"{values[0]:.4g}; one {one} has no interval")
-    interval = statistics.t_interval(values)
-    evidence = f"{interval} over {len(values)} {many}, against {threshold:g}"
-    return Check(claim, bool(interval.low > threshold), evidence)
-
-
-def every(claim: str, held: Sequence[bool] | np.ndarray, evidence: str) -> Check:
-    """Judges whether something was so with every seed, [seeds]."""
-    return Check(claim, all(held), f"{sum(held)} of {len(held)} seeds; {evidence}")
-
-
-def within(claim: str, largest_share: float, counted: str) -> Check:
-    """Judges whether a bound was never broken; `largest_share` is the largest value / bound."""
-    evidence = f"at most {largest_share:.3g} of it {counted}"
-    return Check(claim, bool(0 <= largest_share <= 1), evidence)
-
-
-def small(
-    claim: str, difference: float, limit: float, counted: str, remaining: float = 0.0
-) -> Check:
-    """Judges whether numbers that should be equal differ by `limit` at most.
-
-    Args:
-      claim: the sentence.
-      difference: the largest that was seen.
-      limit: the largest that may be.
-      counted: where it was looked for, in words.
-      remaining: what theory allows to be left of the difference after the iterations that were
-        run; where it is more than the limit, these are too few to judge by.
-    """
-    evidence = f"at most {difference:.2g} {counted}, against {limit:g}"
-    if remaining > limit and np.isfinite(difference):
-        few = f"; not judged: after so few iterations {remaining:.2g} may be left"
-        return Check(claim, None, evidence + few)
-    held = bool(np.isfinite(difference) and difference <= limit)
-    return Check(claim, held, evidence)
-
-
-def mean(values: Numbers) -> str:
-    """Returns the mean over seeds with its interval, in words; of one seed its value."""
-    return str(statistics.t_interval(values)) if len(values) > 1 else f"{values[0]:.4g}"
-
-
-def means(values: Mapping[str, Numbers], separator: str = ", ") -> str:
-    """Returns means over seeds with their intervals, by name."""
-    return separator.join(f"{name} {statistics.t_interval(x)}" for name, x in values.items())
-
-
-def reported(claim: str, evidence: object) -> Check:
-    """Returns figures that are not judged."""
-    return Check(claim, None, str(evidence))
-
-
-def unjudged(check: Check) -> Check:
-    """Returns a check as a report, whatever its interval says."""
-    return check._replace(held=None)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """A paper's claim, and all that is needed to run it again; C is the class of `config`."""
@@ -294,7 +217,7 @@ class Study:
     config: Any  # A frozen dataclass with the default size; `--set` changes its fields.
     arms: Callable[[Any], Iterable[Arm]]  # C -> what is run.
     tables: Callable[[Any, Rows], Tables]  # (C, rows of all arms) -> a CSV each.
-    claims: Callable[[Any, Tables], Iterable[Check]]
+    claims: Callable[[Any, Tables], Iterable[judging.Check]]
     figures: Callable[[Any, Tables], Mapping[str, charts.Grid]]  # By the name of its files.
     seconds: Callable[[Any], float]  # C -> estimate, on 2 CPU cores.
 

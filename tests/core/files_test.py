@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import math
 import pathlib
 from typing import Any
 
@@ -197,3 +198,27 @@ def test_of_a_link_the_link_is_removed(tmp_path: pathlib.Path):
     files.remove(tmp_path / "link")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (tmp_path / "folder" / "file").read_text() == "kept"
+
+
+def test_a_table_reads_back_what_was_written(tmp_path: pathlib.Path):
+    path = tmp_path / "table.csv"
+    rows = [
+        {"=arm": "start", "n": 3, "x": 0.1 + 0.2, "is": True, "none": None},
+        {"=arm": "-a\r\nb", "n": -(10**20), "x": math.inf, "is": False, "none": 1e-300},
+    ]
+    files.write_csv(path, rows)
+    assert files.read_csv(path) == rows
+    assert [type(x) for x in files.read_csv(path)[0].values()] == [
+        str,
+        int,
+        float,
+        bool,
+        type(None),
+    ]
+    for text, match in (("a,b\n1\n", "equally long"), ('a\n"b', "no table")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=match):
+            files.read_csv(path)
+    path.write_bytes(b"a\n\xff\n")
+    with pytest.raises(ValueError, match="no table"):
+        files.read_csv(path)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import types
 
@@ -12,7 +13,7 @@ import pytest
 
 from kullback.core import files
 from kullback.experiments import catalog, checkout, cli, plots, reproduce, statistics
-from kullback.experiments.reproductions import study
+from kullback.experiments.reproductions import judging, study
 from tests import damage
 
 
@@ -34,6 +35,14 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Registers a reproduction `coin`; returns a list that takes the seeds it computes."""
     computed: list[int] = []
 
+    def claims(config: Config, tables: study.Tables) -> list[judging.Check]:
+        interval = statistics.t_interval(row["heads"] for row in tables["coin"])
+        return [
+            judging.exactly("half are heads", interval.low <= 0.5 <= interval.high, str(interval)),
+            judging.exactly("all are heads", interval.low > 0.9, str(interval)),
+            judging.reported("of the throws", config.throws),
+        ]
+
     def run(config: Config, work: study.Work) -> study.Results:
         rows: study.Rows = []
         for seed in range(config.seeds):
@@ -50,13 +59,7 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             rows += work.part(f"seed-{seed}", config.throws, compute)
         drawn = plots.grid()
         drawn.axes[0].plot([row["heads"] for row in rows])
-        interval = statistics.t_interval(row["heads"] for row in rows)
-        checks = [
-            study.Check("half are heads", interval.low <= 0.5 <= interval.high, str(interval)),
-            study.Check("all are heads", interval.low > 0.9, str(interval)),
-            study.Check("of the throws", None, str(config.throws)),
-        ]
-        return study.Results({"coin": rows}, {"coin": drawn}, checks)
+        return study.Results({"coin": rows}, {"coin": drawn}, claims(config, {"coin": rows}))
 
     entry = types.SimpleNamespace(
         claim="A coin is fair.",
@@ -65,6 +68,7 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         steps=lambda config: config.seeds * config.throws,
         seconds=lambda config: 600.0,
         run=run,
+        claims=claims,
     )
     monkeypatch.setattr(reproduce, "load", lambda name: entry)
     monkeypatch.setitem(catalog.REPRODUCTIONS, "coin", "a coin")
@@ -85,7 +89,7 @@ def test_what_was_interrupted_goes_on_from_its_last_part(
     said: list[str] = []
     checks = reproduce.reproduce("coin", say=said.append)
     assert thrown == [0, 1, -1, 2]  # The first two seeds were not thrown again.
-    assert [check.held for check in checks] == [True, False, None]
+    assert [check.verdict for check in checks] == ["held", "contradicted", "reported"]
     with open(folder / "coin.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     wanted = [np.random.default_rng(seed).integers(0, 2, 50).mean() for seed in range(3)]
@@ -93,12 +97,58 @@ def test_what_was_interrupted_goes_on_from_its_last_part(
     assert (folder / "coin.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (folder / "coin.svg").read_text()
     verdict = json.loads((folder / "verdict.json").read_text())
-    assert [check["held"] for check in verdict["checks"]] == [True, False, None]
+    assert [check["verdict"] for check in verdict["checks"]] == ["held", "contradicted", "reported"]
     assert verdict["machine"]["cpu"]
     assert said[0] == "claim: A coin is fair. (Bernoulli 1713)"
     assert "about 10 minutes" in said[1]
-    assert said[2].startswith("held: half are heads: ")
-    assert said[3].startswith("DID NOT HOLD: all are heads: ")
+    assert said[2].startswith("CONTRADICTED: all are heads: ")
+    assert said[3].startswith("held: half are heads: ")
+    assert said[4].startswith("reported: of the throws: 50")
+    assert said[5] == "of 3: 1 contradicted, 1 held"
+
+
+def test_tables_are_judged_again(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thrown[:] = [-1]  # Nothing interrupts it.
+    monkeypatch.chdir(tmp_path)
+    folder, said = pathlib.Path("out"), []
+    before = reproduce.reproduce("coin", folder, ["throws=20"], say=lambda line: None)
+    assert reproduce.judge_again("coin", folder, say=said.append) == before
+    assert not any("it was" in line for line in said) and said[-1] == "of 3: 1 contradicted, 1 held"
+    # A verdict of an old version, whose tables say otherwise.
+    verdict = json.loads((folder / "verdict.json").read_text())
+    old = [{"claim": c.claim, "held": False, "evidence": "e"} for c in before]
+    (folder / "verdict.json").write_text(json.dumps({**verdict, "checks": old}))
+    files.write_csv(folder / "coin.csv", [{"seed": n, "heads": 1.0} for n in range(3)])
+    _, heads, throws = reproduce.judge_again("coin", folder, say=said.append)
+    assert heads.verdict == "held" and throws.evidence == "20"
+    assert any(line.startswith("held (it was undecided): all are heads: 1 [") for line in said)
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert [c["verdict"] for c in verdict["checks"]] == ["contradicted", "held", "reported"]
+    assert verdict["machine"]["cpu"] and "judged_by" in verdict
+    files.write_csv(folder / "coin.csv", [{"seed": 0, "tails": 1.0}])
+    with pytest.raises(ValueError, match=r"not what today's claims of coin need \(KeyError.*again"):
+        reproduce.judge_again("coin", folder)
+    (folder / "config.json").write_text('{"reproduction": "coin", "config": {"sides": [], "x": 1}}')
+    with pytest.raises(ValueError, match="does not know x"):
+        reproduce.judge_again("coin", folder)
+    (folder / "config.json").write_text('{"reproduction": "dice"}')
+    with pytest.raises(ValueError, match="out is of dice, not of coin"):
+        reproduce.judge_again("coin", folder)
+    assert cli.main(["reproduce", "coin", "--judge", "out", "--set", "throws=1"]) == 2
+
+
+@pytest.mark.parametrize("name", ["gkd", "warm", "munchausen-minatar"])
+def test_what_is_committed_can_be_judged_again(name: str, tmp_path: pathlib.Path) -> None:
+    root = pathlib.Path(__file__).parents[2]
+    folder = shutil.copytree(root / "results" / "reproduce" / name, tmp_path / name)
+    lines: list[str] = []
+    checks = reproduce.judge_again(name, folder, say=lines.append)
+    assert lines[0].startswith("headline, ") and any(c.is_headline for c in checks)
+    kept = json.loads((root / "results" / "reproduce" / name / "verdict.json").read_text())
+    again = json.loads((folder / "verdict.json").read_text())
+    assert again["checks"] == kept["checks"] and again["machine"] == kept["machine"]
 
 
 def test_other_settings_go_to_another_folder(

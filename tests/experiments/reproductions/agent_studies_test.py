@@ -108,4 +108,4 @@ def test_a_claim_of_arms_that_did_not_run_is_none():
     runs = agent_runs.Runs(rows_of(np.ones((3, 20)), "dqn") + rows_of(np.ones((3, 20)) * 2, "b"))
     claims = [agent_studies.above("b", "dqn"), agent_studies.above("b", "c")]
     [check] = agent_studies.judge_claims(claims, runs, None, says_so=False)
-    assert check.claim == "minatar/breakout: b ends above dqn" and check.held
+    assert check.claim == "minatar/breakout: b ends above dqn" and check.verdict

@@ -26,14 +26,15 @@ def run_small(tmp_path: pathlib.Path) -> Callable[..., Checks]:
             with open(path, encoding="utf-8") as file:
                 assert list(csv.DictReader(file)), path
         checks = json.loads((folder / "verdict.json").read_text())["checks"]
-        return {check["claim"]: check["held"] for check in checks}
+        is_held = {"held": True, "contradicted": False}
+        return {check["claim"]: is_held.get(check["verdict"]) for check in checks}
 
     return run
 
 
 @pytest.fixture
 def held() -> Callable[[Checks, str], bool | None]:
-    """Returns a function that says whether the one claim that has a phrase held."""
+    """Returns a function that says whether the one claim that has a phrase held; else None."""
 
     def find(checks: Checks, phrase: str) -> bool | None:
         (verdict,) = [value for claim, value in checks.items() if phrase in claim]

@@ -34,31 +34,34 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float] | None = None) -> 
     ]
 
 
-def judged(rows: study.Rows) -> dict[str, bool | None]:
+def judged(rows: study.Rows) -> dict[str, str]:
     return {
-        check.claim.removeprefix(f"{GAME}: "): check.held
+        check.claim.removeprefix(f"{GAME}: "): check.verdict
         for check in divergences_minatar.STUDY.claims(CONFIG, {"curves": rows})
     }
 
 
 def test_what_it_judges():
-    verdicts = judged(rows_of({"m-dqn alpha-1.5": 6.0}, {"m-dqn alpha-2": 3.0}))
-    assert verdicts["m-dqn alpha-1.5 scores above dqn over the run"] is True
-    assert verdicts["m-dqn alpha-2 scores above dqn over the run"] is False
-    assert verdicts["m-dqn alpha-2 widens the gap of actions, in times DQN's"] is True
-    assert verdicts["m-dqn alpha-1.5 widens the gap of actions, in times DQN's"] is False
-    assert (
-        verdicts["policies of m-dqn alpha-1.5 are nearer to one action than KL's, in nats"] is True
+    verdicts = judged(
+        rows_of(
+            {"m-dqn alpha-1.5": 6.0, "m-dqn alpha-2": 4.9},
+            {"m-dqn alpha-2": 3.0, "m-dqn alpha-1.5": 0.5},
+        )
     )
-    assert (
-        verdicts["policies of m-dqn alpha-2 are nearer to one action than KL's, in nats"] is False
-    )
-    assert verdicts["m-dqn alpha-2 less m-dqn kl, mean return over the run"] is None
+    assert verdicts["m-dqn alpha-1.5 scores above dqn over the run"] == "held"
+    assert verdicts["m-dqn alpha-2 scores above dqn over the run"] == "contradicted"
+    assert verdicts["m-dqn alpha-2 widens the gap of actions, in times DQN's"] == "held"
+    assert verdicts["m-dqn alpha-1.5 widens the gap of actions, in times DQN's"] == "contradicted"
+    alike = "m-dqn alpha-{} scores as m-dqn kl does, within 15%, over the run"
+    assert verdicts[alike.format(2)] == "held"
+    assert verdicts[alike.format(1.5)] == "contradicted"
+    phrase = "policies of m-dqn alpha-2 are nearer to one action than KL's, in nats"
+    assert verdicts[phrase] == "reported"
 
 
 def test_where_dqn_has_not_learnt_nothing_is_judged():
     verdicts = judged(rows_of({"dqn": 1.0, "m-dqn alpha-1.5": 6.0}))
-    assert len(verdicts) == 8 and set(verdicts.values()) == {None}
+    assert len(verdicts) == 8 and set(verdicts.values()) == {"reported"}
 
 
 def test_every_arm_is_the_agent_with_its_regularizer():

@@ -32,21 +32,31 @@ def test_few_noiseless_points_are_learnt_exactly():
     np.testing.assert_allclose([measured["loss"], measured["support"]], [0.0, 1.0], atol=1e-4)
 
 
-@pytest.mark.parametrize("gap, held", [(0.002, True), (0.03, False)])
-def test_accuracies_are_judged_by_their_distance(gap: float, held: bool):
+@pytest.mark.parametrize(
+    ("gap", "verdicts"),
+    [
+        (0.002, ["held", "held"]),
+        (0.03, ["held", "contradicted"]),
+        (-0.002, ["contradicted", "held"]),
+    ],
+)
+def test_accuracies_are_judged_by_their_difference(gap: float, verdicts: list[str]):
     config = f_divergences.Config(divergences=("kl",), alphas=(1.5,))
     rows = [
         {
             "divergence": name,
             "seed": seed,
-            "test_accuracy": 0.9 + gap * (name != "kl") + 1e-4 * seed * (name != "kl"),
+            "test_accuracy": 0.9 + (name != "kl") * (gap + 1e-4 * seed),
             "support": 20.0 if name == "kl" else 2.0 + 0.1 * seed,
         }
         for name in ("kl", "alpha-1.5")
         for seed in range(3)
     ]
-    checks = f_divergences.claims(config, {"classification": rows, "text": []})
-    assert [check.held for check in itertools.islice(checks, 3)] == [held, True, None]
+    claims = f_divergences.claims(config, {"classification": rows, "text": []})
+    checks = [*itertools.islice(claims, 3)]
+    assert [check.verdict for check in checks] == [*verdicts, "reported"]
+    assert [check.is_headline for check in checks] == [True, False, False]
+    assert "share the start" in checks[0].test
 
 
 @pytest.mark.slow
@@ -57,7 +67,7 @@ def test_it_runs(tmp_path: pathlib.Path):
     settings += [f"classification.{x}" for x in classes.split()]
     settings += ["seeds=2", "divergences=kl,alpha-1.5", "alphas=1.5"]
     checks = reproduce.reproduce("f-divergences", tmp_path / "out", settings, lambda line: None)
-    assert len(checks) == 3 + 2 * (1 + 3)
+    assert len(checks) == 4 + 2 * (1 + 3)
     with open(tmp_path / "out" / "text.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2

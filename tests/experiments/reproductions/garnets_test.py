@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import garnets, study
+from kullback.experiments.reproductions import garnets, judging
 from kullback.theory import garnet, mdp, worlds
 
 
@@ -27,24 +27,24 @@ def test_a_curve_has_mean_band_and_the_largest_share_of_its_bound_so_far() -> No
 
 def test_one_process_has_no_interval() -> None:
     assert "mean_low" not in garnets.curve("x", np.ones((1, 3)))[0]
-    assert garnets.above("c", [1.0]).held is None
+    assert garnets.above("c", [1.0]).verdict == "undecided"
 
 
 def test_a_broken_bound_is_seen_and_rounding_is_not() -> None:
     assert garnets.share(1.0, 0.9) > 1
     assert garnets.share(1e-13, 0.0) == 0
     assert garnets.share(1e-9, 0.0) == np.inf
-    assert study.within("c", 1.01, "").held is False
-    assert study.small("c", 1e-9, 1e-10, "").held is False
-    assert garnets.above("c", [0.9, 1.1], 1.0).held is False
+    assert judging.within("c", 1.01, "").verdict == "contradicted"
+    assert judging.small("c", 1e-9, 1e-10, "").verdict == "contradicted"
+    assert garnets.above("c", [0.9, 1.1], 1.0).verdict == "undecided"
 
 
 def test_what_is_not_finite_never_holds() -> None:
     nan, inf = float("nan"), float("inf")
-    assert study.within("c", nan, "").held is False
-    assert study.small("c", nan, 1.0, "").held is False
-    assert study.small("c", -inf, 1.0, "").held is False
-    assert garnets.above("c", [nan, 1.0, 1.1]).held is False
+    assert judging.within("c", nan, "").verdict == "contradicted"
+    assert judging.small("c", nan, 1.0, "").verdict == "contradicted"
+    assert judging.small("c", -inf, 1.0, "").verdict == "contradicted"
+    assert garnets.above("c", [nan, 1.0, 1.1]).verdict == "undecided"
     # Python's max is 0.5 of each of these.
     assert np.isnan(garnets.largest([0.5, nan])) and np.isnan(garnets.largest([nan, 0.5]))
     for values, bound in ((nan, 1.0), (nan, 0.0), (0.5, nan), (0.5, inf), (inf, 1.0)):
@@ -53,15 +53,18 @@ def test_what_is_not_finite_never_holds() -> None:
     values[1, 2] = nan
     rows = garnets.curve("x", values, np.full((2, 4), 2.0))
     assert rows[1]["largest_share"] == pytest.approx(0.5)
-    assert study.within("c", garnets.largest(r["largest_share"] for r in rows), "").held is False
+    assert (
+        judging.within("c", garnets.largest(r["largest_share"] for r in rows), "").verdict
+        == "contradicted"
+    )
     for x in (np.array([0.5, nan, 1.0]), np.array([-inf, 0.0])):
         assert np.isnan(jax.jit(garnets.most)(x))
     np.testing.assert_array_equal(garnets.most(np.array([[1.0, 2.0], [3.0, inf]]), -1), [2, nan])
 
 
 def test_too_few_iterations_are_not_judged() -> None:
-    assert study.small("c", 1e-3, 1e-6, "", remaining=1e-5).held is None
-    assert study.small("c", 1e-3, 1e-6, "", remaining=1e-7).held is False
+    assert judging.small("c", 1e-3, 1e-6, "", remaining=1e-5).verdict == "undecided"
+    assert judging.small("c", 1e-3, 1e-6, "", remaining=1e-7).verdict == "contradicted"
 
 
 def test_a_users_process_is_a_batch_of_one_and_its_parts_are_of_its_file(

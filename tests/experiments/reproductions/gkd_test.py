@@ -12,7 +12,7 @@ import pytest
 
 from kullback.core import types
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import gkd, setups, students, study, token_line
+from kullback.experiments.reproductions import gkd, judging, setups, students, token_line
 from kullback.lm import batches
 
 TINY = setups.Sizes(
@@ -123,16 +123,20 @@ def row(fraction: float | str, seed: int, teacher: float, student: float) -> dic
     }
 
 
-@pytest.mark.parametrize("swap", [False, True])
-def test_the_diagonal_is_judged(swap: bool):
-    config = gkd.Config()
-    values = {"start": (2.0, 2.0), 0.0: (0.1, 0.9), 0.5: (0.2, 0.6), 1.0: (0.4, 0.5)}
-    if swap:
-        values[0.0], values[1.0] = values[1.0], values[0.0]
-    rows = [row(f, seed, *pair) for f, pair in values.items() for seed in range(3)]
-    checks = list(gkd.nearest(config, rows, "kl"))
-    assert [c.held for c in checks] == ([False] * 4 if swap else [True] * 4)
-    assert next(gkd.nearest(config, study.where(rows, seed=0), "kl")).held is None
+@pytest.mark.parametrize("verdict", ["held", "contradicted"])
+def test_the_worth_of_sequences_is_judged_and_distances_are_reported(verdict: str):
+    config = gkd.Config(with_summaries=False)
+    gain = 0.2 if verdict == "held" else -0.2
+    rows = [
+        {**row(fraction, seed, 1.0, 2.0), "near_the_line": 0.5 + gain * share + 0.01 * seed * share}
+        for fraction, share in (("start", 0.0), (0.0, 0.0), (0.5, 0.5), (1.0, 1.0))
+        for seed in range(3)
+    ]
+    on_sums = dict.fromkeys([*gkd.ON_SUMS, "share_of_teachers_score"], 0.5)
+    sums = [{**on_sums, **r, "score_greedy": r["near_the_line"]} for r in rows]
+    checks = [*gkd.claims(config, {"line": rows, "arithmetic": sums})]
+    assert [c.verdict for c in checks if c.is_headline] == [verdict] * 2
+    assert {c.verdict for c in checks if not c.is_headline} == {"reported"}
 
 
 def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
@@ -140,7 +144,7 @@ def test_what_is_reported_has_the_means_of_each_lambda_and_no_verdict():
     [check] = gkd.reports("line", rows, "kl", {"after_teachers_prefixes": "distance"})
     interval = str(statistics.t_interval([1.0, 1.001, 1.002]))
     expected = f"start {interval}, lambda 0 {interval}, lambda 1 {interval}"
-    assert check == study.Check("line, kl: distance", None, expected)
+    assert check == judging.reported("line, kl: distance", expected)
 
 
 @pytest.mark.slow
@@ -155,8 +159,11 @@ def test_it_runs_on_all_tasks(tmp_path: pathlib.Path):
     settings += [f"line.{name}={value}" for name, value in {**on_line, "steps": 2}.items()]
     settings += ["seeds=2", "student_fractions=0,1"]
     checks = reproduce.reproduce("gkd", tmp_path / "out", settings, lambda line: None)
-    assert [c.claim.split(",")[0] for c in checks if c.held is not None] == ["line"] * 2
-    assert len(checks) == 2 + 4 + 6 + 2
+    assert [c.claim.split(",")[0] for c in checks if c.verdict != "reported"] == [
+        "line",
+        "arithmetic",
+    ]
+    assert len(checks) == 2 + 2 + 4 + 6 + 2
     tables = {}
     for name in ("line", "arithmetic", "summaries"):
         with open(tmp_path / "out" / f"{name}.csv") as file:

@@ -42,7 +42,7 @@ def test_it_runs(tmp_path: pathlib.Path):
     said: list[str] = []
     settings = ["allocated_contexts=4,64", "ratios=1,5", "num_layers=6"]
     checks = reproduce.reproduce("kv-cache", tmp_path / "out", settings, said.append)
-    assert [check.held for check in checks] == [True, True, True, None]
+    assert [check.verdict for check in checks] == ["held"] * 3 + ["reported"]
     with open(tmp_path / "out" / "memory.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 8
@@ -54,7 +54,7 @@ def test_a_formula_that_is_wrong_is_seen(tmp_path: pathlib.Path, monkeypatch: py
     monkeypatch.setattr(gemma, "cache_bytes", lambda c, b, s, i: right(c, b, s, i) + (s > 60))
     settings = ["allocated_contexts=4,64", "ratios=1,5", "num_layers=6"]
     checks = reproduce.reproduce("kv-cache", tmp_path / "out", settings, lambda line: None)
-    assert checks[0].held is False and "14 of 28 sizes" in checks[0].evidence
+    assert checks[0].verdict == "contradicted" and "14 of 28 sizes" in checks[0].evidence
 
 
 def test_ratios_without_a_global_layer_are_refused():

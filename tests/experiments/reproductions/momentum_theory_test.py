@@ -48,7 +48,10 @@ def test_of_one_process_and_few_iterations_little_is_judged() -> None:
             tables["ends"].append({**row, "average_norm": 0.1, "discounted_norm": 1.0})
     few = momentum_theory.Config(processes=garnets.Config(num_garnets=1), iterations=60)
     checks = list(momentum_theory.claims(few, tables))
-    assert [check.held for check in checks] == [None] * 5 + [True, True, None]
+    assert [check.verdict for check in checks] == ["undecided"] * 5 + ["held"] * 2 + ["reported"]
     tables["ends"] = tables["ends"] * 2  # Two processes, and iterations enough.
     checks = list(momentum_theory.claims(dataclasses.replace(few, iterations=400), tables))
-    assert [check.held for check in checks] == [False] * 4 + [True] * 3 + [None]
+    verdicts = [check.verdict for check in checks]
+    assert verdicts == ["contradicted"] * 2 + ["undecided", "contradicted"] + ["held"] * 3 + [
+        "reported"
+    ]

@@ -34,28 +34,28 @@ def rows_of(returns: dict[str, float], gaps: dict[str, float]) -> study.Rows:
 RETURNS = {"dqn": 5.0, "soft-dqn": 5.0, "al-dqn": 6.0, "m-dqn": 7.0, "iqn": 8.0, "m-iqn": 7.0}
 
 
-def verdicts_of(rows: study.Rows) -> dict[str, bool | None]:
+def verdicts_of(rows: study.Rows) -> dict[str, str]:
     return {
-        check.claim: check.held
+        check.claim: check.verdict
         for check in munchausen_minatar.STUDY.claims(CONFIG, {"curves": rows})
     }
 
 
 def test_what_it_judges():
     verdicts = verdicts_of(rows_of(RETURNS, {"m-dqn": 3.0, "al-dqn": 0.5}))
-    assert verdicts[f"{GAME}: m-dqn ends above dqn"] is True
-    assert verdicts[f"{GAME}: m-dqn ends above al-dqn"] is True
-    assert verdicts[f"{GAME}: al-dqn ends above dqn"] is None
-    assert verdicts[f"{GAME}: m-iqn ends above iqn"] is None
-    assert verdicts[f"{GAME}: m-dqn widens the gap of actions, in times DQN's"] is True
-    assert verdicts[f"{GAME}: al-dqn widens the gap of actions, in times DQN's"] is False
+    assert verdicts[f"{GAME}: m-dqn ends above dqn"] == "held"
+    assert verdicts[f"{GAME}: m-dqn ends above al-dqn"] == "held"
+    assert verdicts[f"{GAME}: al-dqn ends above dqn"] == "held"
+    assert verdicts[f"{GAME}: m-iqn ends above iqn"] == "contradicted"
+    assert verdicts[f"{GAME}: m-dqn widens the gap of actions, in times DQN's"] == "held"
+    assert verdicts[f"{GAME}: al-dqn widens the gap of actions, in times DQN's"] == "contradicted"
     worse = verdicts_of(rows_of({**RETURNS, "m-dqn": 4.0}, {}))
-    assert worse[f"{GAME}: m-dqn ends above dqn"] is False
+    assert worse[f"{GAME}: m-dqn ends above dqn"] == "contradicted"
 
 
 def test_where_dqn_has_not_learnt_nothing_is_judged():
     verdicts = verdicts_of(rows_of({**RETURNS, "dqn": 2.0}, {"m-dqn": 3.0}))
-    assert set(verdicts.values()) == {None}
+    assert set(verdicts.values()) == {"reported"}
     assert any("DQN stays under 5 times" in claim for claim in verdicts)
 
 

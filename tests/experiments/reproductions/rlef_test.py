@@ -1,6 +1,7 @@
 """Tests of experiments/reproductions/{extractive,summarisers,rlef}.py."""
 
 import csv
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from kullback.experiments import entailment, reproduce, statistics
+from kullback.experiments import entailment, reproduce
 from kullback.experiments.reproductions import extractive, rlef, study
 from kullback.lm import batches
 from kullback.lm.entailment import scorers
@@ -212,30 +213,30 @@ def test_each_sentence_of_a_pool_is_questions_about_once():
     np.testing.assert_allclose(probabilities, [[0.1, 0, 0.2], [0.1, 0.2, 0]])
 
 
-def rows(values: dict[str, float]) -> study.Rows:
-    """Returns measurements by arm; entailment differs, all else is the same."""
+def rows(controls: dict[str, float]) -> study.Rows:
+    """Returns measurements by arm: the control and ROUGE differ; KL is 1 a policy."""
     measured = []
-    for (arm, p), seed in ((pair, seed) for pair in values.items() for seed in range(3)):
+    for (arm, p), seed in ((pair, seed) for pair in controls.items() for seed in range(3)):
         row: dict[str, Any] = dict.fromkeys(rlef.COLUMNS, 1.0)
         step = 400 if arm.startswith("alpha") else 0
-        row |= {"arm": arm, "seed": seed, "step": step, "entailment": p + 0.01 * seed}
+        row |= {"arm": arm, "seed": seed, "step": step, "control": p + 0.01 * seed * (step > 0)}
+        row |= {"kl": {"start": 0.0, "best of 4": 4.0}.get(arm, 1.0), "rouge_l": 0.5 - p / 2}
         # On the way, which counts in no verdict.
-        measured += [{**row, "step": 200, "entailment": 9.0}, row] if step else [row]
+        measured += [{**row, "step": 200, "control": 9.0}, row] if step else [row]
     return measured
 
 
-def test_entailment_has_to_grow_as_alpha_falls():
-    config = rlef.Config()
-    values = {"start": 0.2, "best of 4": 0.4, "alpha 0.5": 0.3, "alpha 0.1": 0.5}
-    checks = [*rlef.claims(config, {"rlef": rows(values)})]
-    assert [c.held for c in checks if c.held is not None] == [True, True]
-    interval = statistics.t_interval([0.5, 0.51, 0.52])
-    assert f"alpha 0.1 {interval}" in checks[4].evidence
-    values["alpha 0.1"] = 0.29
-    checks = [*rlef.claims(config, {"rlef": rows(values)})]
-    assert [c.held for c in checks if c.held is not None] == [True, False]
+def test_the_control_is_judged_against_best_of_n_at_equal_kl_and_rouge():
+    sizes = dataclasses.replace(rlef.extractive.SIZES, steps=400, batch_size=8, prompts=800)
+    config = rlef.Config(best_of=(4,), sizes=sizes)
+    assert config.counts == [4]
+    # At a KL of 1 best of 4 has half of what it gains at 4: 0.4.
+    values = {"start": 0.2, "best of 4": 0.6, "alpha 0.5": 0.5, "alpha 0.1": 0.3}
+    checks = [c for c in rlef.claims(config, {"rlef": rows(values)}) if c.is_headline]
+    assert [c.verdict for c in checks] == ["held", "held", "contradicted", "held"]
+    assert "0.11 [" in checks[0].evidence  # 0.51 on average, less 0.4.
     one = [row for row in rows(values) if row["seed"] == 0]
-    assert all(c.held is None for c in rlef.claims(config, {"rlef": one}))
+    assert {c.verdict for c in rlef.claims(config, {"rlef": one})} == {"undecided", "reported"}
 
 
 @pytest.mark.parametrize(

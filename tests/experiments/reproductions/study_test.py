@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from kullback.experiments import progress
-from kullback.experiments.reproductions import charts, study
+from kullback.experiments.reproductions import charts, judging, study
 
 
 def test_rows_of_tables_come_back_by_table_and_by_column():
@@ -21,21 +21,6 @@ def test_rows_of_tables_come_back_by_table_and_by_column():
     rows = [{"seed": s, "arm": a, "x": 10 * s + k} for k in range(2) for s in (7, 3) for a in "ab"]
     assert study.distinct(rows, "seed") == [7, 3]
     assert study.by_seed(rows, "x", arm="b").tolist() == [[70, 71], [30, 31]]
-
-
-def test_an_interval_judges_and_one_value_does_not():
-    # Of 1, 2, 3 the interval is 2 -+ 2.484.
-    assert study.above("c", [1.0, 2.0, 3.0], -0.5).held is True
-    assert study.above("c", [1.0, 2.0, 3.0], -0.4).held is False
-    one = study.above("c", [5.0], units=("game", "games"))
-    assert one == ("c", None, "5; one game has no interval")
-    assert study.every("c", [True, False], "x") == ("c", False, "1 of 2 seeds; x")
-    assert study.unjudged(study.above("c", [1.0, 1.0])).held is None
-
-
-def test_means_are_named():
-    values = {"a": [1.0, 2.0, 3.0], "b": [5.0]}
-    assert study.means(values, "; ") == "a 2 [-0.4841, 4.484]; b 5 (no interval of one)"
 
 
 def test_limits_of_fields_are_checked():
@@ -89,7 +74,7 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
             for k in range(count)
         ],
         tables=lambda count, rows: study.split(rows, "t"),
-        claims=lambda count, tables: [study.reported("rows", len(tables["t"]))],
+        claims=lambda count, tables: [judging.reported("rows", len(tables["t"]))],
         figures=lambda count, tables: {
             "f": charts.Grid(panels=[charts.Panel(marks=[charts.Line([0], [1], "a")])])
         },
@@ -104,7 +89,7 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         result = entry.run(2, work)
         assert result.tables == {"t": [{"arm": 0, "k": 0}, {"arm": -1, "k": 1}]}
         assert work.kept("part-1") == [{"k": 1}]
-        assert result.checks == [("rows", None, "2")] and list(result.figures) == ["f"]
+        assert result.checks == [judging.reported("rows", 2)] and list(result.figures) == ["f"]
     assert ran == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "part-0.json",

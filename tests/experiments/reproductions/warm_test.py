@@ -169,7 +169,7 @@ def accuracies(average: float, corruption: float | None = None) -> study.Rows:
 def test_models_are_judged(good: bool):
     gap = 0.1 if good else -0.1
     checks = warm.claims_of_models("toy", 0.25, accuracies(gap), [gap, gap, gap + 1e-3])
-    assert [c.held for c in checks] == [good] * 5
+    assert [c.verdict for c in checks] == ["held" if good else "contradicted"] * 5
     assert len([*warm.claims_of_models("toy", 0.0, accuracies(gap), [gap, gap])]) == 4
     np.testing.assert_allclose(
         warm.values(accuracies(gap), "single", "corrupted"), [0.7, 0.701, 0.702]
@@ -181,15 +181,19 @@ def test_climbs_are_judged(good: bool):
     rows: study.Rows = []
     for seed in range(3):
         for name, peak in (("single-0", 2.0), ("single-1", 2.4), ("average", 3.0), ("gold", 9.0)):
-            peak = peak if good else 5 - peak
+            peak = peak if good or name == "gold" else 5 - peak
             curve = [0.0, peak + 1e-3 * seed, peak - 1] if good else [0.0, peak / 2, peak]
             proxy = [0.0, 1.0, 2.0] if good else [0.0, 2.0, 1.0]
             for step, (kl, value, climbed) in enumerate(zip((0, 8, 30), curve, proxy, strict=True)):
                 row = {"seed": seed, "reward": name, "step": step, "kl": float(kl)}
                 rows.append({**row, "proxy": climbed, "gold": value})
     checks = [*warm.claims_of_climbs("toy", rows)]
-    assert [c.held for c in checks] == [good] * 4
-    assert "at 20 nats" in checks[-1].claim and "3 proxies" in checks[0].evidence
+    peaks = ["held"] * 3 if good else ["undecided", "contradicted", "contradicted"]
+    assert [c.verdict for c in checks] == ["reported", *peaks]
+    assert "at 20 nats" in checks[-1].claim and checks[2].is_headline
+    np.testing.assert_allclose(
+        warm.falls(np.array([[0, 3, 1], [1, 2, 0], [4, 2, 1.0]])), [-1, 2, 1]
+    )
 
 
 @pytest.mark.slow
@@ -203,7 +207,7 @@ def test_it_runs(tmp_path: pathlib.Path):
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 settings.append(f"{world}.{field.name}={text}")
     checks = reproduce.reproduce("warm", tmp_path / "out", settings, lambda line: None)
-    assert sum(c.held is not None for c in checks) == 2 * (5 + 4) + 2
+    assert sum(c.verdict != "reported" for c in checks) == 2 * (5 + 4) + 2
     tables = {}
     for path in (tmp_path / "out").glob("*.csv"):
         with open(path) as file:

@@ -112,11 +112,16 @@ def rows(slerp: float, bend: float) -> tuple[study.Rows, study.Rows]:
 @pytest.mark.parametrize("good", [True, False])
 def test_what_is_judged(good: bool):
     points, merges = rows(*((1.72, 0.2) if good else (1.5, -0.2)))
-    config = warp.Config()
+    config = warp.Config(first_seed=0)
     areas = warp.areas(config, points)
     tables = {"points": points, "merges": merges, "areas": areas}
     checks = [*warp.claims(config, tables)]
-    assert [c.held for c in checks if c.held is not None] == [good] * 5
+    verdict = "held" if good else "contradicted"
+    judged = [c for c in checks if c.verdict != "reported"]
+    assert [c.verdict for c in judged[:3]] == [verdict] * 3
+    # All fronts are the same here.
+    assert {c.verdict for c in judged[3:]} == {"undecided"}
+    assert sum(c.is_headline for c in judged) == 2
     assert sum("is not reproduced" in c.evidence for c in checks) == 1
     # Triangles up to the bend, 2 from there to 30 nats.
     by_hand = 5 * (1.2 / 2) + 5 * (3.2 / 2) + 20 * 2 if good else 5 * 0.4 + 5 * 1.4 + 20 * 2
@@ -131,7 +136,7 @@ def test_it_runs(tmp_path: pathlib.Path):
     settings += ["language.texts=32", "language.start_steps=2", "language.start_batch=8"]
     settings += [f"{p}.{n}={v}" for p in ("toy", "decoder") for n, v in SMALL.items()]
     checks = reproduce.reproduce("warp", tmp_path / "out", settings, lambda line: None)
-    assert sum(c.held is not None for c in checks) == 2 * 5
+    assert sum(c.verdict != "reported" for c in checks) == 2 * 5
     tables = {}
     for name in ("points", "merges", "areas"):
         with open(tmp_path / "out" / f"{name}.csv") as file:
