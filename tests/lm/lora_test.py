@@ -32,17 +32,24 @@ CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"],
     **dict(vocab_size=24, num_layers=2, pattern=1, embed_dim=16, hidden_dim=12, window=4),
 )
-LORA = lora.Config(rank=2, alpha=3.0)
+IDS = 6, 3
+LORA = lora.Config(rank=2, alpha=3.0, train_tokens=IDS)
 BASE, MODEL = gemma.make(CONFIG), gemma.make(CONFIG, LORA)
 LEARNING = tuning.Config(
     batch_size=4, max_prompt_length=4, max_new_tokens=6, warmup_steps=0, chunk=8, lora=LORA
 )
-TOKENS = np.random.default_rng(1).integers(3, 24, (2, 9))
+TOKENS = np.random.default_rng(1).integers(3, 24, (2, 9))  # Some of them are IDS.
 
 
 @functools.cache
 def base() -> Any:
     return jax.jit(BASE.init)(jax.random.key(0))
+
+
+@functools.cache
+def frozen() -> Any:
+    """Returns the constants: the base, and which rows learn."""
+    return trees.joined(base(), lora.row_ids(IDS))
 
 
 @functools.cache
@@ -71,15 +78,17 @@ def rows() -> types.Batch:
 
 
 def test_at_first_the_model_is_its_base_bit_for_bit():
-    joined = trees.joined(base(), drawn())
+    joined = trees.joined(frozen(), drawn())
     expected = jax.jit(BASE.apply)(base(), TOKENS)
     np.testing.assert_array_equal(jax.jit(MODEL.apply)(joined, TOKENS), expected)
-    changed = jax.jit(MODEL.apply)(trees.joined(base(), trained()), TOKENS)
+    changed = jax.jit(MODEL.apply)(trees.joined(frozen(), trained()), TOKENS)
     assert np.abs(changed - expected).max() > 0.1
 
 
 def test_merged_equals_factored():
-    joined, merged = trees.joined(base(), trained()), lora.merged(CONFIG, LORA, base(), trained())
+    joined = trees.joined(frozen(), trained())
+    of_adapters = trees.joined(lora.row_ids(IDS), trained())
+    merged = lora.merged(CONFIG, LORA, base(), of_adapters)
     expected = jax.jit(MODEL.apply)(joined, TOKENS)
     got = jax.jit(BASE.apply)(merged, TOKENS)
     np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
@@ -106,7 +115,7 @@ def test_gradients_at_first_are_those_of_the_definition():
     """dB = s A^T x^T g, from the gradient x^T g of the whole matrix; dA = 0 as B = 0."""
 
     def of_adapters(learnt: Any) -> Any:
-        return jnp.sum(jnp.square(MODEL.features(trees.joined(base(), learnt), TOKENS)))
+        return jnp.sum(jnp.square(MODEL.features(trees.joined(frozen(), learnt), TOKENS)))
 
     def of_base(params: Any) -> Any:
         return jnp.sum(jnp.square(BASE.features(params, TOKENS)))
@@ -126,7 +135,7 @@ def test_gradients_at_first_are_those_of_the_definition():
 
 def test_a_is_drawn_as_peft_draws_it_and_b_is_zero():
     for path, leaf in trees.named_leaves(drawn()).items():
-        if path.endswith("/b"):
+        if path.endswith(("/b", "/update")):
             assert not np.any(leaf)
             continue
         bound = 1 / np.sqrt(leaf.shape[1])
@@ -136,7 +145,7 @@ def test_a_is_drawn_as_peft_draws_it_and_b_is_zero():
 
 def test_parameters_are_counted_from_shapes():
     assert lora.num_params(CONFIG, LORA) == sum(x.size for x in jax.tree.leaves(drawn()))
-    some = dataclasses.replace(LORA, targets=("value", "down"))
+    some = dataclasses.replace(LORA, targets=("value", "down"), train_tokens=())
     few = jax.eval_shape(gemma.make(CONFIG, some).init, jax.random.key(0))
     assert lora.num_params(CONFIG, some) == sum(x.size for x in jax.tree.leaves(few))
     # 501,760 a layer, 26 layers: counted by hand from the published widths.
@@ -146,7 +155,7 @@ def test_parameters_are_counted_from_shapes():
 def test_only_adapters_are_learnt():
     learning = dataclasses.replace(LEARNING, micro_batches=2)
     agent = sft.make(BASE, sft.Config(learning=learning))
-    constants = types.Constants(base=base())
+    constants = types.Constants(base=frozen())
     state = agent.learner.init(jax.random.key(3))
     assert jax.tree.structure(state.params) == jax.tree.structure(drawn())
     step, first = jax.jit(agent.learner.step), state.params
@@ -177,16 +186,42 @@ def test_the_gradient_is_that_of_whole_parameters():
     batch, rate = rows(), LEARNING.learning_rate
 
     def loss(learnt: Any) -> Any:
-        logits = MODEL.apply(trees.joined(base(), learnt), batch.data.tokens)[:, :-1]
+        logits = MODEL.apply(trees.joined(frozen(), learnt), batch.data.tokens)[:, :-1]
         labels, answers = batch.data.tokens[:, 1:], batch.data.is_answer[:, 1:]
         of_labels = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
         return -jnp.mean(jnp.sum(of_labels * answers, 1) / answers.sum(1))
 
     gradient = jax.jit(jax.grad(loss))(trained())
     norm = np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(gradient)))
-    after, _ = jax.jit(agent.learner.step)(state, batch, types.Constants(base=base()))
+    after, _ = jax.jit(agent.learner.step)(state, batch, types.Constants(base=frozen()))
     for new, old, g in zip(*map(jax.tree.leaves, (after.params, trained(), gradient)), strict=True):
         np.testing.assert_allclose(old - new, rate * g / max(norm, 1.0), atol=2e-6)
+
+
+def test_rows_that_learn_are_read_and_written_and_all_others_are_the_bases():
+    """The head's row of a token is the row that reads it, and gradients are those of whole rows."""
+
+    constants = frozen()
+
+    def of_rows(learnt: Any) -> Any:
+        return jnp.sum(jnp.sin(MODEL.apply(trees.joined(constants, learnt), TOKENS)))
+
+    def of_base(params: Any) -> Any:
+        return jnp.sum(jnp.sin(BASE.apply(params, TOKENS)))
+
+    assert set(IDS) <= set(TOKENS.reshape(-1))
+    got = jax.jit(jax.grad(of_rows))(drawn())[lora.ROWS]["update"]
+    whole = jax.jit(jax.grad(of_base))(base())["embedding"]
+    np.testing.assert_allclose(got, LORA.scale * whole[np.asarray(IDS)], rtol=1e-3, atol=1e-4)
+    assert np.abs(whole[np.asarray(IDS)]).max() > 0.1
+    of_adapters = trees.joined(lora.row_ids(IDS), trained())
+    table = lora.merged(CONFIG, LORA, base(), of_adapters)["embedding"]
+    changed = np.any(table != base()["embedding"], 1)
+    assert sorted(IDS) == list(np.flatnonzero(changed))
+    update = LORA.scale * trained()[lora.ROWS]["update"]
+    np.testing.assert_allclose(
+        table[np.asarray(IDS)] - base()["embedding"][np.asarray(IDS)], update, atol=1e-6
+    )
 
 
 def test_dropout_is_of_the_adapters_inputs_alone():
@@ -199,7 +234,7 @@ def test_dropout_is_of_the_adapters_inputs_alone():
     other = lora.dropped(x, keys[0], "down", settings)
     assert np.any(other != dropped[0]) and np.any(dropped[0, 0] != dropped[0, 1])
     learning = dataclasses.replace(LEARNING, lora=settings)
-    agent, constants = sft.make(BASE, sft.Config(learning=learning)), types.Constants(base=base())
+    agent, constants = sft.make(BASE, sft.Config(learning=learning)), types.Constants(base=frozen())
     state, step = agent.learner.init(jax.random.key(3)), jax.jit(agent.learner.step)
     losses = [
         float(
@@ -239,6 +274,7 @@ def test_both_factors_decay():
         ({"targets": ()}, "got none"),
         ({"targets": ("query", "query")}, "each once"),
         ({"targets": ("embedding",)}, "some of query, key"),
+        ({"train_tokens": ("<eos>", 7)}, r"train_tokens=<eos>,7 .* set lora.rank"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], message: str):
@@ -246,7 +282,7 @@ def test_settings_without_a_meaning_are_refused(settings: dict[str, Any], messag
         lora.Config(**settings)
 
 
-SHARED = lora.Config(rank=3, alpha=6.0, shared_a=True)
+SHARED = lora.Config(rank=3, alpha=6.0, shared_a=True, train_tokens=IDS)
 
 
 @functools.cache
@@ -254,12 +290,17 @@ def one_a() -> Any:
     return lora.shared_factors(CONFIG, SHARED, jax.random.key(5))
 
 
+@functools.cache
+def shared() -> Any:
+    return trees.joined(one_a(), lora.row_ids(IDS))
+
+
 def test_one_a_has_orthonormal_columns_and_b_alone_is_learnt():
     for leaf in jax.tree.leaves(one_a()):
         products = np.einsum("pir,pis->prs", leaf, leaf)
         np.testing.assert_allclose(products, np.broadcast_to(np.eye(3), products.shape), atol=1e-6)
     learnt = jax.eval_shape(gemma.make(CONFIG, SHARED).init, jax.random.key(0))
-    assert {path.rpartition("/")[2] for path in trees.named_leaves(learnt)} == {"b"}
+    assert {path.rpartition("/")[2] for path in trees.named_leaves(learnt)} == {"b", "update"}
     assert lora.num_params(CONFIG, SHARED) == sum(x.size for x in jax.tree.leaves(learnt))
     with pytest.raises(ValueError, match="no orthonormal columns of 12 inputs"):
         lora.shared_factors(CONFIG, dataclasses.replace(SHARED, rank=13), jax.random.key(0))
@@ -272,7 +313,7 @@ def test_averages_of_b_are_averages_of_models(group: str):
     one, other = (jax.tree.map(lambda x: rng.normal(size=x.shape), start) for _ in range(2))
 
     def model(b: Any) -> Any:
-        return lora.merged(CONFIG, SHARED, base(), trees.joined(one_a(), b))
+        return lora.merged(CONFIG, SHARED, base(), trees.joined(shared(), b))
 
     group_of = merging.gemma_groups(group)
     pairs = {
