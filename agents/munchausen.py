@@ -35,6 +35,16 @@ class Config:
 
 def check(config: Any) -> None:
     """Raises ValueError for an invalid temperature, scale, floor or f of the bonus."""
+    check_bonus(config)
+    if not math.isfinite(regularizers.named(config.regularizer).at_zero):
+        raise ValueError(
+            f"regularizer must have a finite f(0), got {config.regularizer}, whose policies have "
+            "an infinite entropy; choose kl, alpha-1.5, chi_squared, hellinger, gan, ..."
+        )
+
+
+def check_bonus(config: Any) -> None:
+    """Raises ValueError for an invalid temperature, scale or floor of the bonus."""
     if not config.temperature > 0:
         raise ValueError(f"temperature must be > 0, got {config.temperature}; the paper: 0.03")
     if not 0 <= config.log_policy_scale <= 1:
@@ -43,11 +53,6 @@ def check(config: Any) -> None:
         )
     if not config.log_policy_min < 0:
         raise ValueError(f"log_policy_min must be < 0, got {config.log_policy_min}; the paper: -1")
-    if not math.isfinite(regularizers.named(config.regularizer).at_zero):
-        raise ValueError(
-            f"regularizer must have a finite f(0), got {config.regularizer}, whose policies have "
-            "an infinite entropy; choose kl, alpha-1.5, chi_squared, hellinger, gan, ..."
-        )
 
 
 def presets(family: q_learning.Family) -> Config:

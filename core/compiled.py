@@ -1,4 +1,4 @@
-"""The compiled loop: act, step, add, sample and learn in one XLA program, for K seeds at once."""
+"""The compiled loop: act, step, keep and learn in one XLA program, for K seeds at once."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import loops, metrics, platform, replay, rollout, types
+from kullback.core import experience, loops, metrics, platform, replay, rollout, types
 
 EVALUATION_TICKS = 250  # Ticks of evaluation that share a key.
 
@@ -19,7 +19,7 @@ class RunState(NamedTuple):
 
     env_steps: jax.Array  # int32, []: agent steps over all environments.
     learner: types.LearnerState
-    replay: replay.State
+    replay: replay.State | None  # None where an agent learns from its present policy alone.
     actor: rollout.ActorState
     key: types.Key  # Key of acting and sampling; each iteration folds env_steps in.
     metrics: metrics.Metrics
@@ -40,18 +40,15 @@ _SEED_AXES = RunState(
 class _Context:
     """The constants of a loop, which its functions share."""
 
-    agent: types.Agent[replay.Config]
+    agent: types.Agent[experience.Kind]
     environment: types.Environment
     num_seeds: int
     constants: types.Constants
-    pace: loops.Pace
-    begins: int  # Agent steps after which iterations learn.
-    store: replay.Replay
-    names: dict[str, Any]  # Names of the learner's metrics, as keys.
+    source: experience.Source
 
 
 def make(
-    agent: types.Agent[replay.Config],
+    agent: types.Agent[experience.Kind],
     environment: types.Environment,
     seeds: Sequence[int],
     evaluation: Callable[[int], types.Environment] | None = None,
@@ -72,23 +69,19 @@ def make(
       ValueError: if the number of environments fits neither `samples_per_update` nor the capacity.
     """
     platform.keep_freed_memory()
-    config, num_envs = agent.experience, environment.num_envs
     context = _Context(
         agent=agent,
         environment=environment,
         num_seeds=len(seeds),
         constants=constants,
-        pace=loops.pace(config, num_envs),
-        begins=loops.learning_begins(config, num_envs, sees_own_ticks=True),
-        store=replay.device(environment.spec, config, num_envs),
-        names=loops.feedback_names(agent, environment.spec, constants),
+        source=experience.source(agent, environment, constants),
     )
     over_seeds = functools.partial(_over_seeds, len(seeds))
     keys = _stack([jax.random.key(seed) for seed in seeds], len(seeds))
     begin = functools.partial(_init_seed, context)
     init = jax.jit(over_seeds(begin, (None, 0), _SEED_AXES))
     next_interval = jax.jit(over_seeds(metrics.next_interval, 0, 0))
-    warm_up, train = _program(context, 0), _program(context, context.pace.updates)
+    warm_up, train = _program(context, False), _program(context, True)
 
     @functools.cache
     def make_evaluator(episodes: int) -> Callable[..., loops.Episodes]:
@@ -103,7 +96,9 @@ def make(
     return loops.Loop(
         seeds=tuple(seeds),
         init=lambda: init(constants, keys),
-        advance=functools.partial(_advance, context, warm_up, train, loops.ChunkSize(32)),
+        advance=functools.partial(
+            _advance, context, warm_up, train, loops.ChunkSize(max(1, 32 // context.source.ticks))
+        ),
         steps=lambda state: int(state.env_steps),
         rows=functools.partial(_metrics_rows, context, next_interval),
         evaluate=evaluate,
@@ -129,52 +124,34 @@ def _init_seed(context: _Context, constants: types.Constants, key: types.Key) ->
     return RunState(
         env_steps=env_steps,
         learner=learner,
-        replay=context.store.init(),
+        replay=context.source.init(),
         actor=rollout.start(agent.policy, context.environment, params, environment_key),
         key=key,
-        metrics=metrics.init(context.environment.num_envs, context.names),
+        metrics=metrics.init(context.environment.num_envs, context.source.names),
     )
 
 
 def _iteration(
-    context: _Context, updates: int, constants: types.Constants, state: RunState
+    context: _Context, learns: bool, constants: types.Constants, state: RunState
 ) -> RunState:
-    """Returns the state of one seed after an iteration with `updates` learner steps."""
-    agent, environment, store = context.agent, context.environment, context.store
+    """Returns the state of one seed after an iteration."""
+    agent, environment, source = context.agent, context.environment, context.source
     key = jax.random.fold_in(state.key, state.env_steps)
     act_key, sample_key = jax.random.split(key)
     params = agent.actor_params(state.learner, state.env_steps, False, constants)
     trajectory, actor = rollout.rollout(
-        agent.policy, environment, params, state.actor, act_key, context.pace.ticks
+        agent.policy, environment, params, state.actor, act_key, source.ticks
     )
-
-    def add(carry: Any, item: rollout.Trajectory) -> tuple[Any, None]:
-        contents, sums = carry
-        contents = store.add(contents, item.observation, item.action, item.timestep)
-        return (contents, metrics.observe(sums, item.timestep)), None
-
-    def learn(carry: Any, key: types.Key) -> tuple[Any, None]:
-        learner, sums, priorities = carry
-        current = contents._replace(priorities=priorities)
-        batch = store.sample(current, key)
-        learner, feedback = agent.learner.step(learner, batch, constants)
-        priorities = store.update(current, batch.indices, feedback.priorities).priorities
-        return (learner, metrics.learn(sums, feedback), priorities), None
-
-    (contents, sums), _ = jax.lax.scan(add, (state.replay, state.metrics), trajectory)
-    learner = state.learner
-    if updates:
-        keys = jax.random.split(sample_key, updates)
-        carry = (learner, sums, contents.priorities)  # All that updates change of the replay.
-        (learner, sums, priorities), _ = jax.lax.scan(learn, carry, keys)
-        contents = contents._replace(priorities=priorities)
-    env_steps = state.env_steps + context.pace.env_steps(environment.num_envs)
-    return RunState(env_steps, learner, contents, actor, state.key, sums)
+    kept, learner, sums = (source.learn if learns else source.keep)(
+        state.replay, state.learner, state.metrics, params, trajectory, sample_key, constants
+    )
+    env_steps = state.env_steps + source.ticks * environment.num_envs
+    return RunState(env_steps, learner, kept, actor, state.key, sums)
 
 
-def _program(context: _Context, updates: int) -> Callable[[RunState, jax.Array], RunState]:
+def _program(context: _Context, learns: bool) -> Callable[[RunState, jax.Array], RunState]:
     """Returns the compiled (state, count) -> state after `count` iterations; state is donated."""
-    step = functools.partial(_iteration, context, updates)
+    step = functools.partial(_iteration, context, learns)
     step = _over_seeds(context.num_seeds, step, (None, _SEED_AXES), _SEED_AXES)
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -193,10 +170,10 @@ def _advance(
     until: int,
 ) -> RunState:
     env_steps = int(state.env_steps)
-    warming = env_steps < context.begins
+    warming = env_steps < context.source.begins
     if warming:
-        until = min(until, context.begins)
-    per_iteration = context.pace.env_steps(context.environment.num_envs)
+        until = min(until, context.source.begins)
+    per_iteration = context.source.ticks * context.environment.num_envs
     count = min(loops.iterations(env_steps, until, per_iteration), chunk.size)
     with chunk.timed(count):
         state = (warm_up if warming else train)(state, jnp.asarray(count, jnp.int32))

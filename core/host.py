@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import (
+    experience,
     loops,
     metrics,
     platform,
@@ -125,7 +126,7 @@ def make(
         seed=seed,
         constants=constants,
         pace=loops.pace(config, num_envs),
-        begins=loops.learning_begins(config, num_envs, sees_own_ticks=False),
+        begins=experience.learning_begins(config, num_envs, is_compiled=False),
         store=replay.host(spec, config, num_envs),
         names=loops.feedback_names(agent, spec, constants),
         init_learner=jax.jit(functools.partial(_init_learner, agent.learner)),

@@ -19,19 +19,22 @@ __all__ = ["Network", "Torso", "TorsoName", "action_values", "mlp", "torso"]
 
 Torso = Callable[[jax.Array], jax.Array]  # [B, ...] -> [B, D], called inside `hk.transform`.
 
-# Torsos by name, see `torso`.
+# Torsos by name, see `torso`; "_ln" normalises layers, as PQN does.
 TorsoName = Literal[
     "auto",
     "nature",
     "nature_same",
     "nature_conv",
+    "nature_ln",
     "minatar",
     "minatar_linear",
     "minatar_conv",
+    "minatar_ln",
     "impala",
     "impala_small",
     "mlp",
     "mlp_small",
+    "mlp_ln",
 ]
 
 
@@ -42,11 +45,14 @@ class Network(NamedTuple):
     apply: Callable[[types.Params, Any], jax.Array]  # (params, observation [B, ...]) -> output.
 
 
-def action_values(torso: Torso, num_actions: int) -> Network:
-    """Makes a network of q(s, a): observations [B, ...] -> [B, A]."""
+def action_values(torso: Torso, num_actions: int, output: layers.Style = layers.DQN) -> Network:
+    """Makes a network of q(s, a): observations [B, ...] -> [B, A].
+
+    `output` is the style of the output layer.
+    """
 
     def forward(observation: jax.Array) -> jax.Array:
-        return layers.linear(num_actions)(torso(observation))
+        return layers.linear(num_actions, output)(torso(observation))
 
     transformed = hk.without_apply_rng(hk.transform(forward))
     return Network(transformed.init, transformed.apply)
@@ -97,6 +103,7 @@ def torso(
         "nature": functools.partial(frames, padding="VALID"),
         "nature_same": functools.partial(frames, padding="SAME"),
         "nature_conv": functools.partial(frames, hidden=0),
+        "nature_ln": functools.partial(frames, padding="VALID", style=layers.NORMALIZED),
         "minatar": grid,
         "minatar_conv": functools.partial(grid, hidden=0),
         "minatar_linear": functools.partial(grid, padding="SAME", hidden=0),
@@ -115,8 +122,10 @@ def torso(
             hidden=128 if hidden else 0,
             largest=largest,
         ),
+        "minatar_ln": functools.partial(grid, style=layers.NORMALIZED),
         "mlp": vector,
         "mlp_small": functools.partial(vector, sizes=(64, 64)),
+        "mlp_ln": functools.partial(vector, sizes=(128, 128), style=layers.NORMALIZED),
     }[name]
 
 
@@ -208,6 +217,7 @@ def nature_cnn(
     *,
     channels_first: bool = True,
     largest: int = 255,
+    style: layers.Style = layers.DQN,
 ) -> jax.Array:
     """Applies the network of Mnih et al. 2015: frames [B, 4, 84, 84], oldest first -> [B, 512].
 
@@ -215,12 +225,12 @@ def nature_cnn(
     (7,744). With `hidden` 0 there is no hidden layer, and these features are returned. Frames are
     uint8 and divided by `largest`; without `channels_first` they are [B, 84, 84, 4].
     """
-    first = layers.Conv2D(32, 8, 4, padding)
-    x = jax.nn.relu(first(observation, channels_first=channels_first, largest=largest))
-    x = jax.nn.relu(layers.Conv2D(64, 4, 2, padding)(x))
-    x = jax.nn.relu(layers.Conv2D(64, 3, 1, padding)(x))
+    first = layers.Conv2D(32, 8, 4, padding, style)
+    x = style.activate(first(observation, channels_first=channels_first, largest=largest))
+    x = style.activate(layers.Conv2D(64, 4, 2, padding, style)(x))
+    x = style.activate(layers.Conv2D(64, 3, 1, padding, style)(x))
     x = hk.Flatten()(x)
-    return jax.nn.relu(layers.linear(hidden)(x)) if hidden else x
+    return style.activate(layers.linear(hidden, style)(x)) if hidden else x
 
 
 def minatar_cnn(
@@ -229,15 +239,16 @@ def minatar_cnn(
     hidden: int = 128,
     *,
     largest: int = 255,
+    style: layers.Style = layers.DQN,
 ) -> jax.Array:
     """Applies the network of Young & Tian 2019: [B, 10, 10, C] -> [B, 128].
 
     Ceron & Castro 2021 pad SAME and have no hidden layer (`hidden` 0): [B, 1600]. Bytes are
     divided by `largest`, which is 1 for planes of zeros and ones.
     """
-    x = jax.nn.relu(layers.Conv2D(16, 3, 1, padding)(_numbers(observation, largest)))
-    x = hk.Flatten()(x)
-    return jax.nn.relu(layers.linear(hidden)(x)) if hidden else x
+    convolved = layers.Conv2D(16, 3, 1, padding, style)(layers.numbers(observation, largest))
+    x = hk.Flatten()(style.activate(convolved))
+    return style.activate(layers.linear(hidden, style)(x)) if hidden else x
 
 
 # Widest bounds to scale by. Declared bounds are often the largest floats, and scaled by a wider
@@ -252,6 +263,7 @@ def mlp(
     *,
     widest: float | None = WIDEST,
     largest: int = 255,
+    style: layers.Style = layers.DQN,
 ) -> jax.Array:
     """Applies ReLU layers over a vector, [B, n] -> [B, sizes[-1]].
 
@@ -259,7 +271,7 @@ def mlp(
     entries whose bounds are `unscalable` stay as they are (none, if `widest` is None). Bytes are
     divided by `largest`.
     """
-    x = _numbers(hk.Flatten()(observation), largest)
+    x = layers.numbers(hk.Flatten()(observation), largest)
     if bounds is not None:
         apart = [] if widest is None else unscalable(bounds, widest)
         low, high = (_in_place_of(apart, bound, n) for n, bound in enumerate(bounds))
@@ -267,7 +279,7 @@ def mlp(
         is_apart = np.isin(np.arange(x.shape[-1]), apart)[None]
         x = jnp.where(is_apart, x, scaled) if apart else scaled
     for size in sizes:
-        x = jax.nn.relu(layers.linear(size)(x))
+        x = style.activate(layers.linear(size, style)(x))
     return x
 
 
@@ -291,9 +303,3 @@ def _in_place_of(apart: list[int], bound: tuple[float, ...], value: float) -> ja
         replaced = np.asarray(bound, np.float32)
     replaced[apart] = value
     return jnp.asarray(replaced)[None]
-
-
-def _numbers(observation: jax.Array, largest: int) -> jax.Array:
-    """Returns float32; bytes are divided by the largest."""
-    x = observation.astype(jnp.float32)
-    return x / largest if observation.dtype == jnp.uint8 and largest != 1 else x

@@ -20,6 +20,7 @@ __all__ = [
     "epsilon_greedy_of_random",
     "epsilon_softmax",
     "softmax",
+    "with_values",
 ]
 
 ActionValues = Callable[[types.Params, types.Array], jax.Array]  # (params, [B, ...]) -> [B, A].
@@ -37,6 +38,21 @@ def epsilon_greedy(action_values: ActionValues) -> types.Policy:
             action_values(acting["params"], observation), acting["epsilon"]
         )
     )
+
+
+def with_values(
+    policy: Callable[[ActionValues], types.Policy], values: ActionValues
+) -> types.Policy:
+    """Returns a policy over action values whose extras hold these as `action_values`, [B, A]."""
+
+    def step(
+        params: types.Params, observation: types.Array, state: None, key: types.Key
+    ) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+        q = values(params["params"], observation)
+        action, state, extras = policy(lambda p, o: q).step(params, observation, state, key)
+        return action, state, {**extras, "action_values": q}
+
+    return types.Policy(lambda params, context, max_length: None, step)
 
 
 def epsilon_greedy_of_random(action_values: RandomValues) -> types.Policy:

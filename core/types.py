@@ -230,7 +230,7 @@ class Policy(NamedTuple):
     step: Callable[[Params, Array, Any, Key], tuple[jax.Array, Any, dict[str, jax.Array]]]
 
 
-Experience = TypeVar("Experience")
+Experience = TypeVar("Experience", covariant=True)
 
 
 class Agent(NamedTuple, Generic[Experience]):

@@ -15,8 +15,16 @@ from kullback.experiments import catalog
 
 # By family: the first environment of the catalogue.
 FAMILIES = {row.name.split("/")[0]: row.name for row in reversed(catalog.ENVIRONMENTS)}
+# Agents without replay, which learn in compiled environments alone, and their settings.
+ONLINE = dict.fromkeys(("m-pqn", "pqn"), ("length=4", "batch_size=8"))
+COMPILED = ("minatar", "toy")
 PAIRS = [
-    *((agent, name) for name in FAMILIES.values() for agent in catalog.AGENTS),
+    *(
+        (agent, name)
+        for family, name in FAMILIES.items()
+        for agent in catalog.AGENTS
+        if agent not in ONLINE or family in COMPILED
+    ),
     *(("m-dqn", row.name) for row in catalog.ENVIRONMENTS if row.name not in FAMILIES.values()),
 ]
 TINY = ("min_replay_size=32", "batch_size=8", "capacity=256")
@@ -31,7 +39,7 @@ def test_an_agent_trains_is_saved_and_goes_on(agent: str, environment: str, tmp_
         steps=64,
         num_envs=4,
         log_every=16,
-        settings=TINY,
+        settings=ONLINE.get(agent, TINY),
         out=tmp_path / "run",
         quiet=True,
     )

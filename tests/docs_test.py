@@ -8,12 +8,10 @@ import pathlib
 import re
 import runpy
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from kullback import agents
-from kullback.core import types
+from kullback.core import experience, types
 from kullback.environments import toy
 from kullback.experiments import catalog
 
@@ -127,14 +125,10 @@ EVERY = set(re.findall(r"^\| `(\w+)` \|", PAGES["docs/metrics.md"].split("## Of 
 
 @pytest.mark.parametrize("name", list(catalog.AGENTS))
 def test_an_agents_page_has_the_columns_that_it_reports(name: str):
-    entry, spec = agents.AGENTS[name], toy.chain(1).spec
-    agent = entry.make(None, spec, entry.presets("toy"))
-    zeros, numbers = jnp.zeros((2, *spec.shape)), jnp.zeros(2)
-    data = types.Transition(zeros, jnp.zeros(2, jnp.int32), numbers, numbers, zeros)
-    batch = types.Batch(data, jnp.zeros(2, jnp.int32), numbers + 1, numbers + 1)
-    state = jax.eval_shape(agent.learner.init, jax.random.key(0))
-    _, feedback = jax.eval_shape(agent.learner.step, state, batch, None)
-    assert {*feedback.metrics, "epsilon"} == columns_of(f"docs/agents/{name}.md")
+    entry, environment = agents.AGENTS[name], toy.chain(4)
+    agent = entry.make(None, environment.spec, entry.presets("toy"))
+    names = experience.source(agent, environment, types.NO_CONSTANTS).names
+    assert {*names, "epsilon"} == columns_of(f"docs/agents/{name}.md")
 
 
 # Columns that are there with a setting alone, or came later than the runs of the fixtures.

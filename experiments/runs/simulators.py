@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import compiled, host, loops, playing, replay, rollout, types
+from kullback.core import compiled, experience, host, loops, playing, rollout, types
 from kullback.environments.checked import AnyEnvironment
 from kullback.experiments.runs.work import MakeEnvironment
 
@@ -29,15 +29,15 @@ class Simulator(NamedTuple):
     frames: Callable[[types.Agent, types.LearnerState, int, int, int], Iterator[np.ndarray]]
     close: Callable[[], None]  # Frees threads and emulators.
 
-    def learning_begins(self, config: replay.Config) -> int:
+    def learning_begins(self, kind: experience.Kind) -> int:
         """Returns the agent steps before the first learner step.
 
         Raises:
-          ValueError: if a batch can never be drawn.
+          ValueError: if a batch can never be drawn, or the environment is not of this kind.
         """
+        # Seeds run together where the environment is compiled.
         num_envs = self.environment.num_envs
-        loops.pace(config, num_envs)
-        return loops.learning_begins(config, num_envs, sees_own_ticks=self.seeds_together)
+        return experience.learning_begins(kind, num_envs, is_compiled=self.seeds_together)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.core import loops, names, typed, types
+from kullback.core import experience, names, typed, types
 from kullback.experiments.runs import kinds, plans, resolved, run_folder, simulators
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
@@ -147,7 +147,8 @@ def check(configuration: Configuration) -> Checked:
                 steps = recipe.in_steps(work, quiet=True).named.plan.steps
                 return Checked(_in_steps(configuration, steps), work.seeds_together)
         spec, seeds_together = _environment_facts(plan.environment, plan.environment_flags)
-        loops.pace(named.make_agent(spec).experience, plan.num_envs)
+        kind = named.make_agent(spec).experience
+        experience.learning_begins(kind, plan.num_envs, is_compiled=seeds_together)
         return Checked(configuration, seeds_together)
     except (ValueError, TypeError) as error:  # The latter for a flag's value.
         raise ValueError(f"{configuration.name}: {error}") from error

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kullback import agents
-from kullback.core import checkpoints, compiled, loops, replay, trees, types
+from kullback.core import checkpoints, compiled, loops, online, replay, rollout, trees, types
 from kullback.environments import toy
 
 SLIP = 0.1
@@ -66,20 +66,38 @@ def transitions() -> types.Batch:
     return store.sample(contents, jax.random.key(1))
 
 
+@functools.cache
+def labelled(name: str) -> types.Batch:
+    """Makes a batch of an agent without replay: what it has just done, labelled."""
+    begun, environment, key = agent(name), chain(4), jax.random.key(0)
+    state = begun.learner.init(key)
+    acting = begun.actor_params(state, np.asarray(0, np.int32), False, types.NO_CONSTANTS)
+
+    @jax.jit
+    def items():
+        actor = rollout.start(begun.policy, environment, acting, key)
+        trajectory, _ = rollout.rollout(begun.policy, environment, acting, actor, key, 8)
+        return begun.experience.label(acting, trajectory)
+
+    return types.Batch.of(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), items()))
+
+
 @pytest.mark.parametrize("name", sorted(agents.AGENTS))
 def test_every_agent_learns_from_a_batch_goes_on_from_a_checkpoint_and_acts(name: str, tmp_path):
     learner = agent(name).learner
     step = jax.jit(learner.step)
     begun = state = learner.init(jax.random.key(5))
+    is_online = isinstance(agent(name).experience, online.Experience)
+    batch = labelled(name) if is_online else transitions()
     for _ in range(3):
-        state, feedback = step(state, transitions(), types.NO_CONSTANTS)
+        state, feedback = step(state, batch, types.NO_CONSTANTS)
         assert np.isfinite(feedback.metrics["loss"])
     assert all(map(differ, jax.tree.leaves(state.params), jax.tree.leaves(begun.params)))
     checkpoints.save(tmp_path, 3, state, {})
     saved, _, _ = checkpoints.restore_latest(
         tmp_path, jax.eval_shape(learner.init, jax.random.key(0))
     )
-    given = transitions(), types.NO_CONSTANTS
+    given = batch, types.NO_CONSTANTS
     whole, resumed = (step(x, *given)[0] for x in (state, saved))
     assert int(resumed.steps) == 4
     assert not any(map(differ, jax.tree.leaves(whole), jax.tree.leaves(resumed)))
@@ -137,13 +155,14 @@ def test_every_agent_learns_the_chain(name: str):
 )
 def test_every_run_goes_on_from_a_checkpoint_bit_by_bit(name: str, tmp_path):
     first = loop_of(name, (5,))
-    state = to_end(first, first.init(), 540)  # Ten updates.
+    state = to_end(first, first.init(), 540)  # Ten updates of agents with replay.
     checkpoints.save(tmp_path, 540, first.snapshot(state), {})
     fresh = loop_of(name, (5,))
     saved, _, _ = checkpoints.restore_latest(tmp_path, fresh.template())
     whole = to_end(first, state, 580)
     resumed = to_end(fresh, fresh.restore(saved), 580)
-    assert int(resumed.learner.steps) == 20
+    is_online = isinstance(agent(name).experience, online.Experience)
+    assert is_online or int(resumed.learner.steps) == 20
     assert not any(map(differ, jax.tree.leaves(resumed), jax.tree.leaves(whole)))
 
 

@@ -161,3 +161,24 @@ def test_a_run_of_version_0_1_is_scaled_as_it_was():
 def test_the_largest_byte_is_one(value):
     with pytest.raises(ValueError, match=r"largest_byte must lie in \[1, 255\]"):
         spec(3, largest_byte=value)
+
+
+def layer_norm(x: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-6)
+
+
+def test_normalised_layers_are_those_of_pqn():
+    of = spec(5, 5, 2, dtype=np.bool_)
+    network = hk.without_apply_rng(hk.transform(networks.torso("minatar_ln", of)))
+    params = network.init(KEY, of.zeros())
+    observation = np.random.default_rng(0).integers(0, 2, (3, 5, 5, 2)).astype(bool)
+    w = np.asarray(params["conv2_d"]["w"])  # [3, 3, C, 16]
+    patches = np.lib.stride_tricks.sliding_window_view(observation, (3, 3), axis=(1, 2))
+    x = np.einsum("bhwcij,ijco->bhwo", patches.astype(np.float32), w)  # Biases begin at 0.
+    x = np.maximum(layer_norm(x), 0).reshape(3, -1)  # Over channels alone.
+    x = np.maximum(layer_norm(x @ np.asarray(params["linear"]["w"])), 0)
+    np.testing.assert_allclose(network.apply(params, observation), x, 1e-4, 1e-5)
+    assert np.std(params["linear"]["w"]) == pytest.approx(np.sqrt(2 / 144), rel=0.05)
+    biases = [p["b"] for name, p in params.items() if "b" in p]
+    assert len(biases) == 2 and all(np.all(np.asarray(b) == 0) for b in biases)

@@ -70,3 +70,17 @@ def test_epsilon_softmax_draws_as_its_definition_says():
     cold = {**acting, "temperature": jnp.float32(1e-6), "epsilon": jnp.float32(0)}
     counts, _ = frequencies(policy, cold)
     np.testing.assert_allclose(counts, [[0, 1, 0], [0.5, 0.5, 0]], atol=0.03)
+
+
+def test_values_are_kept_beside_the_action_that_they_give():
+    plain, keeping = (
+        policies.epsilon_greedy(values),
+        policies.with_values(policies.epsilon_greedy, values),
+    )
+    acting = {"params": {"scale": jnp.float32(2)}, "epsilon": jnp.float32(0.3)}
+    key = jax.random.key(0)
+    action, _, extras = plain.step(acting, Q, None, key)
+    same, _, more = keeping.step(acting, Q, None, key)
+    np.testing.assert_array_equal(action, same)
+    np.testing.assert_array_equal(more.pop("action_values"), 2 * Q)
+    np.testing.assert_array_equal(more["log_probability"], extras["log_probability"])
