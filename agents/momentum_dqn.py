@@ -5,6 +5,7 @@ https://arxiv.org/abs/1910.09322. theory/momentum.py is the exact scheme, MoVI.
 """
 
 import dataclasses
+from typing import Literal
 
 import chex
 import jax
@@ -26,6 +27,8 @@ class Config:
     momentum_max: float = 0.99  # b_max in [0, 1), which b_n reaches; 0 is DQN.
     # N_0 >= 0, in target copies: 1 gives the mean of all copies until b_max, 0 is a fixed b.
     momentum_copies: float = 1.0
+    # At which actions of a state h is fitted: "all", as MoVI averages, or the one "taken" alone.
+    averaged_actions: Literal["all", "taken"] = "all"
     learning: q_learning.Config = q_learning.Config()
 
     def __post_init__(self) -> None:
@@ -33,6 +36,8 @@ class Config:
             raise ValueError(f"momentum_max must lie in [0, 1), got {self.momentum_max}")
         if not self.momentum_copies >= 0:
             raise ValueError(f"momentum_copies must be >= 0, got {self.momentum_copies}")
+        if self.averaged_actions not in ("all", "taken"):
+            raise ValueError(f"averaged_actions must be all or taken, got {self.averaged_actions}")
 
 
 def presets(family: q_learning.Family) -> Config:
@@ -77,20 +82,18 @@ def averaging_loss(
     h_tm1: jax.Array,
     target_h_tm1: jax.Array,
     q_tm1: jax.Array,
-    a_tm1: jax.Array,
     b: types.Array | float,
 ) -> jax.Array:
-    """Returns the Huber loss of h at the action taken, towards the running average, [].
+    """Returns the Huber loss of h at each action, towards the running average, [A].
 
         h_{k+1}(a) = b h_k(a) + (1 - b) q_{k+1}(a)
 
-    Args: h_tm1, target_h_tm1, q_tm1: [A]; a_tm1: int, []; b: momentum, [].
+    Args: h_tm1, target_h_tm1, q_tm1: [A]; b: momentum, [].
     """
-    chex.assert_rank([h_tm1, target_h_tm1, q_tm1, a_tm1, b], [1, 1, 1, 0, 0])
-    chex.assert_type(a_tm1, int)
+    chex.assert_rank([h_tm1, target_h_tm1, q_tm1, b], [1, 1, 1, 0])
     chex.assert_equal_shape([h_tm1, target_h_tm1, q_tm1])
-    average = b * target_h_tm1[a_tm1] + (1 - b) * q_tm1[a_tm1]
-    return jnp.asarray(rlax.huber_loss(average - h_tm1[a_tm1]))
+    average = b * target_h_tm1 + (1 - b) * q_tm1
+    return jnp.asarray(rlax.huber_loss(average - h_tm1))
 
 
 def make(
@@ -109,9 +112,8 @@ def make(
 
     def greedy_loss(step: actor_critic.Step) -> jax.Array:
         momentum = step.scalars["momentum"]
-        return averaging_loss(
-            step.actor_tm1, step.target_actor_tm1, step.q_tm1, step.a_tm1, momentum
-        )
+        losses = averaging_loss(step.actor_tm1, step.target_actor_tm1, step.q_tm1, momentum)
+        return losses[step.a_tm1] if config.averaged_actions == "taken" else jnp.mean(losses)
 
     def scalars(copies: jax.Array) -> dict[str, jax.Array]:
         return {"momentum": momentum_weight(copies, config.momentum_max, config.momentum_copies)}

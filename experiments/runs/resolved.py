@@ -25,6 +25,8 @@ LATER = frozenset(
     "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable "
     "quantize quantize_table max_gradient_norm epsilon_decay epsilon_zero_env_steps".split()
 )
+# Settings, by bare name, that came later with another default, and what was done before.
+EARLIER: Mapping[str, Any] = {"averaged_actions": "taken"}
 LATER_GROUPS = ("lora",)  # Groups of settings of which the same is true.
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.
 
@@ -182,7 +184,8 @@ def _config(presets: Any, plan: plans.Plan, record: json_files.Record) -> tuple[
     of_size = {k: v for k, v in record.get(BY_SIZE, dict, {}).items() if k in values}
     values = _read(f"{record.file}: {BY_SIZE}", hints, of_size, values)
     nested = json_files.leaves(record.get(CONFIG, dict), values.keys())
-    saved = {name: value for name, value in nested if name in values or value != {}}
+    earlier = {name: EARLIER[_bare(name)] for name in values if _bare(name) in EARLIER}
+    saved = earlier | {name: value for name, value in nested if name in values or value != {}}
     recorded = _read(f"{record.file}: {CONFIG}", hints, saved, values)
     config = settings.apply(settings.replace(today, recorded), assignments)
     now = {name: value for name, _, value in settings.fields(config)}

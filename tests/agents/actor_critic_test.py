@@ -106,7 +106,8 @@ def test_iterates_of_the_exact_scheme_are_where_learning_rests(name: str, k: int
         h = states.point.memory
         target, online = table(q[k], h[k]), table(q[k + 1], h[k + 1])
         config = momentum_dqn.Config(momentum_max=B, momentum_copies=0.0, learning=LEARNING)
-        agents = [momentum_dqn.make(identity, SPEC, config)]
+        other = dataclasses.replace(config, averaged_actions="taken")
+        agents = [momentum_dqn.make(identity, SPEC, c) for c in (config, other)]
     else:
         tau = TAU if kind == "da" and name != "da-sum" else 0.0
         h = [

@@ -50,7 +50,7 @@ EQUATIONS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (iqn.iqn_target, (TABLE, *TRANSITION), {}),
     (md_dqn.direct_loss, (VECTOR, VECTOR, VECTOR), PULLS),
     (md_dqn.indirect_loss, (VECTOR, VECTOR, VECTOR), PULLS),
-    (momentum_dqn.averaging_loss, (VECTOR, VECTOR, VECTOR, ACTION, NUMBER), {}),
+    (momentum_dqn.averaging_loss, (VECTOR, VECTOR, VECTOR, NUMBER), {}),
     (momentum_dqn.momentum_target, (NUMBER, NUMBER, VECTOR, VECTOR), {}),
     (munchausen.munchausen_target, TRANSITION, BONUS),
     (munchausen.policy_entropy, (VECTOR,), {"tau": 0.03}),

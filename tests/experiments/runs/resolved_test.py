@@ -142,6 +142,21 @@ def test_what_a_record_lacks_and_what_nobody_knows_is_said(tmp_path: pathlib.Pat
     )
 
 
+def test_a_setting_that_came_later_has_what_was_done_before():
+    plan = plans.Plan(agent="mo-dqn", environment="toy/chain", steps=100)
+    begun = resolved.resolve(plan)
+    assert begun.config.averaged_actions == "all"
+    record = {"config": dataclasses.asdict(begun.config), **begun.to_json()}
+    assert resolved.resolve(plan, record).config == begun.config
+    del record["config"]["averaged_actions"]
+    again = resolved.resolve(plan, record)
+    assert again.config == dataclasses.replace(begun.config, averaged_actions="taken")
+    assert again.notes == (
+        "the run goes on with averaged_actions=taken, as it began; today's presets have "
+        "averaged_actions=all",
+    )
+
+
 def test_what_a_plan_asks_for_wins_over_its_record(tmp_path: pathlib.Path):
     named = edited(tmp_path, lambda config: config["config"].update(temperature=0.5))
     assert named.config.temperature == 0.05
