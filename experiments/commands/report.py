@@ -23,9 +23,12 @@ def add_parser(commands: Any) -> None:
         help="of improvements: baseline - random, human - random, or the larger; default: baseline",
         default="baseline",
     )
-    score = "returns of the last 100 training episodes, or of the latest evaluation"
-    flag(sub, "--score", ("training", "evaluation"), score, default="training")
+    score = "returns of the last 100 training episodes, of the last tenth of the steps, or of the "
+    score += "latest evaluation"
+    flag(sub, "--score", ("training", "last-tenth", "evaluation"), score, default="training")
     flag(sub, "--steps N", arguments.steps, "where to compare; default: where all have come")
+    pair = "two agents, such as m-dqn:dqn, over the games of both; may be given again"
+    flag(sub, "--compare AGENT:AGENT", arguments.name, pair, action="append", default=[])
     flag(sub, "--published", help="adds a table of the published aggregates")
     sub.set_defaults(command=main)
 
@@ -41,6 +44,7 @@ def main(options: argparse.Namespace) -> int:
         denominator=options.denominator,
         score=options.score,
         steps=options.steps,
+        compare=options.compare,
         with_published=options.published,
     )
     return 0

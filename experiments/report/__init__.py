@@ -11,6 +11,7 @@ from kullback.experiments.report import (
     aggregates,
     chapters,
     collect,
+    comparisons,
     language,
     page,
     published,
@@ -30,6 +31,7 @@ def write(
     denominator: str = "baseline",
     score: str = "training",
     steps: int | None = None,
+    compare: Sequence[str] = (),
     with_published: bool = False,
     say: Callable[[str], Any] = print,
 ) -> pathlib.Path:
@@ -42,15 +44,18 @@ def write(
       baseline: the agent that others are compared with, by its name in the report.
       denominator: what improvements are measured in: "baseline" is |b - random|, "human"
         |human - random|, "largest" the larger of both.
-      score: "training", returns of the last 100 training episodes; or "evaluation".
+      score: "training", returns of the last 100 training episodes; "last-tenth", those of the last
+        tenth of the steps; or "evaluation".
       steps: number at which agents are compared; None is the fewest that a run has done, over all
         games in Atari and MinAtar, else for each environment.
+      compare: pairs of agents, each "AGENT:AGENT", which are compared over the games of both,
+        beside all others over the baseline.
       with_published: adds the published aggregates, in a table.
       say: prints a line.
 
     Raises:
       ValueError: if there is no run, runs have different rules, a seed is there twice, the
-        baseline is unknown, or `out` holds something else.
+        baseline or an agent that is compared is unknown, or `out` holds something else.
     """
     folder = run_folder.next_free(pathlib.Path("runs/report")) if out is None else pathlib.Path(out)
     page.check_folder(folder)
@@ -60,6 +65,10 @@ def write(
     labels = sorted({label for family in families for label in family.runs})
     if baseline is not None and baseline not in labels:
         raise ValueError(names.unknown("baseline", baseline, labels, show_all=True))
+    declared = [comparisons.parse(text) for text in compare]
+    for label in itertools.chain.from_iterable(declared):
+        if label not in labels:
+            raise ValueError(names.unknown("agent to compare", label, labels, show_all=True))
     if denominator not in scores.DENOMINATORS:
         raise ValueError(
             f"denominator must be one of {', '.join(scores.DENOMINATORS)}, got {denominator!r}"
@@ -80,7 +89,6 @@ def write(
             written.warning("Some runs are not as they were saved.", changed, "changed")
         ours: list[dict[str, Any]] = []
         for family in families:
-            comparisons = compared[family.name]
             chapter = chapters.Chapter(
                 out=written,
                 family=family,
@@ -88,8 +96,8 @@ def write(
                 baseline=baseline,
                 denominator=denominator,
             )
-            rows = _write(chapter, comparisons, is_asked=steps is not None)
-            ours.extend(_beside_published(family, comparisons, rows))
+            rows = _write(chapter, compared[family.name], declared, steps)
+            ours.extend(_beside_published(family, compared[family.name], rows))
         if with_published:
             written.section("Published results")
             written.table(
@@ -134,12 +142,20 @@ def _comparisons(family: collect.Family, kind: str, steps: int | None) -> list[s
 
 
 def _write(
-    chapter: chapters.Chapter, compared: Sequence[scores.Comparison], *, is_asked: bool
+    chapter: chapters.Chapter,
+    compared: Sequence[scores.Comparison],
+    declared: Sequence[comparisons.Pair],
+    steps: int | None,
 ) -> list[dict[str, Any]]:
     """Adds a family's section; returns rows of human-normalised aggregates.
 
-    `is_asked` says whether the number of steps was given, or found.
+    Args:
+      chapter: of the family.
+      compared: over all its games, or on each.
+      declared: pairs of agents.
+      steps: at which agents are compared, if they were given, and not found.
     """
+    is_asked = steps is not None
     out, family = chapter.out, chapter.family
     out.section(family.traits.title)
     sections.seeds(out, family)
@@ -161,6 +177,7 @@ def _write(
     if family.traits.is_aggregated:
         for comparison in compared:
             rows = aggregates.write(chapter, comparison)
+        comparisons.write(chapter, declared, steps)
     else:
         out.paragraph("Scores are raw, each environment by itself: none are put together.")
     sections.environment_curves(chapter)

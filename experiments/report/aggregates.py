@@ -184,11 +184,11 @@ def _thresholds(normalised: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
 
 def _sample_efficiency(compared: scores.Comparison, scale: Scale) -> dict[str, figures.Curve]:
     """Computes the IQM at each checkpoint at which every run has a score."""
-    column = scores.KINDS[compared.kind].column
+    kind = scores.KINDS[compared.kind]
     steps = scores.checkpoints(compared.used, compared.steps)
     curves = {
         label: [
-            scale.normalise(game, scores.curve(seeds, steps, column))
+            scale.normalise(game, scores.curve(seeds, steps, kind.column, kind.share))
             for game in scale.games
             if (seeds := [s for s in compared.used if (s.label, s.environment) == (label, game)])
         ]

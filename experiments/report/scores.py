@@ -1,8 +1,9 @@
 """The score of a run, defined once, and the scores it is compared with.
 
 The score after t steps is the mean undiscounted return of the last 100 training episodes that had
-ended by then (`recent_return`), or the latest evaluation (`evaluation`). Published Atari scores
-are returns of training too (Vieillard et al. 2020, https://arxiv.org/abs/2007.14430).
+ended by then (`recent_return`), or that of the last tenth of these steps (`return_mean`, its mean
+over rows of the log), or the latest evaluation (`evaluation`). Published Atari scores are returns
+of training too (Vieillard et al. 2020, https://arxiv.org/abs/2007.14430).
 """
 
 import dataclasses
@@ -21,10 +22,12 @@ class Kind(NamedTuple):
     column: str  # A column of metrics.csv.
     meaning: str
     short: str  # For an axis.
+    share: float = 0.0  # Of the steps so far, of whose rows it is the mean; 0: the last known row.
 
 
 KINDS = {
     "training": Kind("recent_return", "mean return of the last 100 training episodes", "return"),
+    "last-tenth": Kind("return_mean", "mean return of the last tenth of the steps", "return", 0.1),
     "evaluation": Kind("evaluation", "mean return of the latest evaluation", "evaluation"),
 }
 # |b - random|, |human - random|, and the larger of both.
@@ -63,21 +66,31 @@ class Comparison:
         return [self.scores[label][environment] for environment in environments]
 
 
-def at(series: collect.Series, steps: np.ndarray, column: str) -> np.ndarray:
-    """Returns a column's last known value at each of `steps`, [G]; NaN before the first."""
+def at(series: collect.Series, steps: np.ndarray, column: str, share: float = 0.0) -> np.ndarray:
+    """Returns a column's last known value at each of `steps`, [G]; NaN before the first.
+
+    With a `share` of the steps it is the mean of the known values of their last part, if it has
+    any.
+    """
     values = series.columns.get(column)
     if values is None:
         return np.full(len(steps), np.nan)
     known = np.flatnonzero(np.isfinite(values))
     place = np.searchsorted(series.steps[known], steps, side="right") - 1  # [G]
-    return np.where(place >= 0, values[known][place] if len(known) else np.nan, np.nan)
+    if not len(known):
+        return np.full(len(steps), np.nan)
+    first = np.searchsorted(series.steps[known], (1 - share) * steps, side="right")
+    first = np.minimum(first, place) if share else place
+    sums = np.concatenate([[0.0], np.cumsum(values[known])])
+    means = (sums[place + 1] - sums[first]) / np.maximum(place + 1 - first, 1)
+    return np.where(place > first, means, np.where(place >= 0, values[known][place], np.nan))
 
 
 def check_kind(series: Iterable[collect.Series], kind: str) -> None:
     """Raises ValueError where training returns are not those of whole games."""
     for seed in series:
         flags = collect.protocol(seed.run) if seed.environment.startswith("atari/") else {}
-        if kind == "training" and flags.get("life_loss") == "true":
+        if kind != "evaluation" and flags.get("life_loss") == "true":
             raise ValueError(
                 f"{seed.run.folder}: a training episode is a life there, not a game, so its return "
                 "is no score; compare evaluations, by --score evaluation"
@@ -110,7 +123,7 @@ def compare(
     scores: dict[str, dict[str, list[float]]] = {}
     for seed in series:
         name = f"seed {seed.seed} of {seed.label} on {seed.environment}"
-        score = float(at(seed, np.array([common]), KINDS[kind].column)[0])
+        score = float(at(seed, np.array([common]), KINDS[kind].column, KINDS[kind].share)[0])
         if seed.last < common:
             left_out.append(f"{name}: it has done {seed.last:,} steps")
         elif np.isnan(score):
@@ -143,9 +156,11 @@ def checkpoints(series: Sequence[collect.Series], end: int | None = None) -> np.
     return rows[places]
 
 
-def curve(series: Sequence[collect.Series], steps: np.ndarray, column: str) -> np.ndarray:
-    """Returns a column of several series at checkpoints, [G, N]."""
-    return np.stack([at(seed, steps, column) for seed in series], axis=-1)
+def curve(
+    series: Sequence[collect.Series], steps: np.ndarray, column: str, share: float = 0.0
+) -> np.ndarray:
+    """Returns a column of several series at checkpoints, [G, N]; see `at`."""
+    return np.stack([at(seed, steps, column, share) for seed in series], axis=-1)
 
 
 def human_normalised(environment: str, scores: Any) -> Any:

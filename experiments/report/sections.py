@@ -61,13 +61,15 @@ def seed_table(out: page.Page, family: collect.Family) -> None:
     )
 
 
-def curves(series: Sequence[collect.Series], column: str) -> dict[str, figures.Curve]:
+def curves(
+    series: Sequence[collect.Series], column: str, share: float = 0.0
+) -> dict[str, figures.Curve]:
     """Averages a column over seeds, by agent, up to the step that all its seeds have reached."""
     curves_by_label = {}
     for label in sorted({seed.label for seed in series}):
         seeds = [seed for seed in series if seed.label == label]
         steps = scores.checkpoints(seeds)
-        values = scores.curve(seeds, steps, column)  # [G, N]
+        values = scores.curve(seeds, steps, column, share)  # [G, N]
         known = np.isfinite(values).all(axis=-1)
         if known.any():
             mean = statistics.stratified(
@@ -84,7 +86,9 @@ def environment_curves(chapter: Chapter) -> None:
     has_texts = family.traits.has_texts
     labels = ("score", plots.TEXTS.x) if has_texts else (kind.short, plots.GAMES.x)
     by_environment = {
-        environment: curves([s for s in family.series if s.environment == environment], kind.column)
+        environment: curves(
+            [s for s in family.series if s.environment == environment], kind.column, kind.share
+        )
         for environment in family.environments
     }
     if not any(by_environment.values()):  # Language models that sample nothing have losses only.

@@ -26,6 +26,24 @@ def test_a_score_is_the_last_that_is_known(tmp_path: pathlib.Path, write_run: Wr
     np.testing.assert_array_equal(scores.at(one, np.array([400]), "no_column"), [math.nan])
 
 
+def test_a_score_may_be_the_mean_of_the_last_tenth(tmp_path: pathlib.Path, write_run: WriteRun):
+    values = {**{100 * n: float(n) for n in range(1, 31)}, 2900: math.nan}
+    run = write_run(
+        tmp_path / "run",
+        "dqn",
+        BREAKOUT,
+        steps=[*values],
+        seeds=(0,),
+        extra=lambda seed, step: {"return_mean": values[step]},
+    )
+    (one,) = series_of(run)
+    # Rows after 0.9 of the steps: 19, 20; 28, 30; none of 500's, so the last; none known.
+    got = scores.at(one, np.array([2_000, 3_000, 550, 50]), "return_mean", 0.1)
+    np.testing.assert_array_equal(got, [19.5, 29, 5, math.nan])
+    compared = scores.compare([one], "last-tenth", 2_900)
+    np.testing.assert_array_equal(compared.scores["dqn"][BREAKOUT], [27.5])  # 27 and 28.
+
+
 def test_agents_are_compared_where_all_have_come(tmp_path: pathlib.Path, write_run: WriteRun):
     write_run(tmp_path / "a", "dqn", BREAKOUT)  # Its score is seed + step.
     write_run(tmp_path / "b", "m-dqn", BREAKOUT, steps=(100, 250), seeds=(0,))
@@ -53,7 +71,9 @@ def test_evaluations_are_scores_if_asked_for(tmp_path: pathlib.Path, write_run: 
     np.testing.assert_array_equal(compared.scores["dqn"][BREAKOUT], [9, 10, 11])
     assert compared.labels == ("dqn",) and len(compared.left_out) == 3
     assert "no mean return of the latest evaluation" in compared.left_out[0]
-    with pytest.raises(ValueError, match="score must be one of training, evaluation, got 'best'"):
+    with pytest.raises(
+        ValueError, match="score must be one of training, last-tenth, evaluation, got 'best'"
+    ):
         scores.compare(series_of(tmp_path), "best")
 
 
