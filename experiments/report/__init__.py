@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kullback import agents
 from kullback.core import files, names
 from kullback.experiments import plots
 from kullback.experiments.report import (
@@ -67,7 +68,7 @@ def write(
         raise ValueError(names.unknown("baseline", baseline, labels, show_all=True))
     declared = [comparisons.parse(text) for text in compare]
     for label in itertools.chain.from_iterable(declared):
-        if label not in labels:
+        if label not in labels and label not in agents.AGENTS:  # Its runs may be to come.
             raise ValueError(names.unknown("agent to compare", label, labels, show_all=True))
     if denominator not in scores.DENOMINATORS:
         raise ValueError(

@@ -40,7 +40,7 @@ def parse(text: str) -> Pair:
 
 
 def pairs(labels: Sequence[str], baseline: str | None, declared: Sequence[Pair]) -> list[Pair]:
-    """Returns pairs that are declared for, then all others over the baseline; each once."""
+    """Returns pairs that are declared, then all others over the baseline; each once."""
     others = [Pair(label, baseline) for label in labels if baseline not in (None, label)]
     return list(dict.fromkeys([*declared, *others])) if baseline in labels else list(declared)
 
@@ -54,10 +54,9 @@ def write(chapter: Chapter, declared: Sequence[Pair], steps: int | None) -> None
       steps: at which runs are compared; None is the most that the runs of both are planned for.
     """
     out, family = chapter.out, chapter.family
-    known = [pair for pair in declared if {*pair} <= {*family.labels}]
     rows: list[dict[str, Any]] = []
     waiting: list[str] = []
-    for pair in pairs(family.labels, chapter.baseline, known):
+    for pair in pairs(family.labels, chapter.baseline, declared):
         row = compare(family.series, pair, chapter.baseline, chapter.score, steps)
         if row is None:
             waiting.append(f"{pair}: no game on which runs of both are whole")
@@ -99,7 +98,7 @@ def compare(
     Returns:
       A row of the table; None if there is no game on which both, and the baseline, are whole.
     """
-    planned = {label: _planned(series, label) for label in pair}
+    planned = {label: _planned(series, label) for label in pair}  # 0 of one without runs.
     steps = min(planned.values()) if steps is None else steps
     of = {label: _whole(series, label, kind, steps) for label in (*pair, baseline or pair.over)}
     unit = of[baseline or pair.over]

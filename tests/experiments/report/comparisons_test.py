@@ -42,7 +42,7 @@ def rows_of(index: pathlib.Path) -> dict[tuple[str, str], dict[str, str]]:
 def test_each_pair_has_its_games_and_its_steps(sweep: pathlib.Path, tmp_path: pathlib.Path):
     said: list[str] = []
     index = report.write(
-        [sweep], tmp_path / "out", baseline="dqn", compare=["iqn:m-dqn"], say=said.append
+        [sweep], tmp_path / "out", baseline="dqn", compare=["iqn:m-dqn", "c51:dqn"], say=said.append
     )
     rows = rows_of(index)
     assert list(rows) == [("iqn", "dqn"), ("m-dqn", "dqn")]
@@ -58,7 +58,8 @@ def test_each_pair_has_its_games_and_its_steps(sweep: pathlib.Path, tmp_path: pa
     row = rows["iqn", "dqn"]
     assert (row["games"], row["steps"], row["verdict"]) == ("1", "200", "below")
     assert float(row["difference of IQM"]) == pytest.approx(5 / 1_000 - 1)
-    assert "not compared: iqn over m-dqn: no game on which runs of both are whole" in said
+    for pair in ("iqn over m-dqn", "c51 over dqn"):
+        assert f"not compared: {pair}: no game on which runs of both are whole" in said
 
 
 def test_scores_are_in_units_of_the_baseline_or_of_the_other(

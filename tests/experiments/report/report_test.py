@@ -277,7 +277,7 @@ def test_an_old_report_is_replaced_and_nothing_else_is(
     "options, message",
     [
         ({"baseline": "c51"}, "unknown baseline 'c51'; expected one of m-dqn"),
-        ({"compare": ["m-dqn:c51"]}, "unknown agent to compare 'c51'; expected one of m-dqn"),
+        ({"compare": ["m-dqn:c52"]}, "unknown agent to compare 'c52'; expected one of m-dqn"),
         ({"compare": ["m-dqn"]}, "--compare takes AGENT:AGENT, such as m-dqn:dqn, got 'm-dqn'"),
         ({"denominator": "c51"}, "denominator must be one of"),
         ({"score": "best"}, "score must be one of training, last-tenth, evaluation"),
