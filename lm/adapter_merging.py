@@ -9,6 +9,9 @@ and the nearest one of a lower rank follows from the singular values of a small 
 factors are decomposed by QR. Angles between updates, for slerp, need inner products alone:
 
     <D_m, D_n> = s_m s_n sum (A_m A_n^T) * (B_m^T B_n)
+
+Rows of the embedding that learnt stand in the files in place of the base's, which is not at hand:
+those of the same tokens have a mean, and no update that slerp could turn.
 """
 
 import pathlib
@@ -64,7 +67,9 @@ def merge(
             f"adapters of different bases, {', '.join(dict.fromkeys(bases))}, have no average; if "
             "these are one model by several names, add --force"
         )
-    members = [peft_files.read_pairs(folder) for folder in folders]
+    contents = [peft_files.read_any(folder) for folder in folders]
+    rows = _averaged_rows(folders, [x.rows for x in contents], config)
+    members = [x.pairs for x in contents]
     _check_shapes(folders, members)
     weights = _weights(members, config)
     merged: peft_files.Pairs = {}
@@ -87,7 +92,8 @@ def merge(
     settings = lora.Config(rank=width, alpha=float(width), targets=targets)
     notice = terms.joined(*(terms.of_folder(folder) for folder in folders))
     padded = {at: _padded(pair, width) for at, pair in merged.items()}
-    peft_files.write(out, padded, settings, base=bases[0], notice=notice)
+    merged_contents = peft_files.Contents(padded, rows)
+    peft_files.write(out, merged_contents, settings, base=bases[0], notice=notice)
     return Report(len(merged), width, lost / total if total else 0.0, worst, worst_at)
 
 
@@ -126,6 +132,36 @@ def _joined(pairs: Sequence[tuple[peft_files.Pair, float]]) -> peft_files.Pair:
     a = np.concatenate([pair.a for pair, _ in pairs])
     b = np.concatenate([np.float32(w * pair.scale) * pair.b for pair, w in pairs], 1)
     return peft_files.Pair(a, b)
+
+
+def _averaged_rows(
+    folders: Sequence[files.Path], members: Sequence[peft_files.Rows], config: merging.Config
+) -> peft_files.Rows:
+    """Returns the averages of rows of the embedding.
+
+    Raises:
+      ValueError: for members with rows of other tokens, or a method that needs the base's rows.
+    """
+    first = members[0]
+    for folder, rows in zip(folders, members, strict=True):
+        if rows.keys() != first.keys():
+            raise ValueError(
+                f"{folder} has rows of the embedding of the tokens {sorted(rows)}, and "
+                f"{folders[0]} of {sorted(first)}; those of the base are not at hand: merge whole "
+                "models"
+            )
+    if first and config.method in ("slerp", "liti"):
+        raise ValueError(
+            f"{config.method} needs the base's rows of the embedding, of which {folders[0]} has "
+            f"other ones for the tokens {sorted(first)}: take mean or ema, or merge whole models"
+        )
+    weights = config.model_weights(len(members)) if first else ()
+    return {
+        i: np.sum([w * rows[i] for w, rows in zip(weights, members, strict=True)], 0).astype(
+            np.float32
+        )
+        for i in first
+    }
 
 
 def _padded(pair: peft_files.Pair, rank: int) -> peft_files.Pair:

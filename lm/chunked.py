@@ -112,7 +112,7 @@ def weighted_loss(
     heads, params, inputs = _split(student, targets)
     weights = jax.lax.stop_gradient(weights)
     unembed, frozen = student.unembed, params[0] if student.is_frozen else None
-    chunk = _num_tokens(student, chunk)
+    chunk = _num_tokens(student, chunk, sum(unembed is not None for unembed in heads))
     fixed = _Fixed(frozen, params[1:], [weights, *inputs[1:]], is_answer)
 
     def compute(
@@ -228,10 +228,15 @@ def _split(student: Head, targets: tuple[Any, ...]) -> tuple[list[Any], list[Any
     )
 
 
-def _num_tokens(head: Head, chunk: int) -> int:
-    """Returns n, the tokens of a chunk."""
+def _num_tokens(head: Head, chunk: int, num_heads: int = 1) -> int:
+    """Returns n, the tokens of a chunk.
+
+    Where the head is frozen, the logits of all heads have LOGIT_BYTES together: small chunks cost
+    nothing then. Otherwise each adds to a gradient that is as large as the head.
+    """
     logits = jax.eval_shape(head.unembed, head.params, head.features[:1])
-    return min(chunk, max(1, LOGIT_BYTES // max(1, logits.size * logits.dtype.itemsize)))
+    num_bytes = logits.size * logits.dtype.itemsize * (num_heads if head.is_frozen else 1)
+    return min(chunk, max(1, LOGIT_BYTES // max(1, num_bytes)))
 
 
 def _constant(target: Any) -> Any:

@@ -60,7 +60,8 @@ class Model(NamedTuple):
     with which `positions` should restart. `keys` [B] draw what adapters leave out of their inputs;
     None leaves nothing out. `with_head(params, tokens, ...)` returns features and the
     parameters of `unembed`, for losses: the gradient through both uses of the tied embedding takes
-    the memory of one.
+    the memory of one. Where rows of a frozen embedding learn (lm/lora.py), what they add to
+    their logits follows the features, [B, T, D + n], and the parameters have no gradient.
 
     `unembed(params, features [..., D])` gives logits float32 [..., V] by the tied embedding, and
     `apply(params, tokens, ...)` is both in one.
@@ -125,6 +126,7 @@ class _Context:
     """The constants of a model, which its functions share."""
 
     config: Config
+    adapters: lora.Config
     dtype: Any  # Of the computation.
     layer: hk.Transformed  # `layers.layer`, of one layer's parameters.
 
@@ -140,6 +142,7 @@ def make(config: Config, adapters: lora.Config = lora.Config()) -> Model:
     layer = functools.partial(layers.layer, **settings, adapters=adapters)
     context = _Context(
         config=config,
+        adapters=adapters,
         dtype=jnp.dtype(config.dtype),
         layer=hk.without_apply_rng(hk.transform(layer)),
     )
@@ -197,14 +200,30 @@ def _ropes(config: Config, positions: jax.Array) -> dict[bool, tuple[jax.Array, 
 def _features(
     context: _Context, params: types.Params, tokens: types.Array, *places: Any
 ) -> jax.Array:
-    return _layers(context, params, params["embedding"][tokens], *places)
+    embedded = _learnt_rows(context, params, params["embedding"][tokens], tokens)
+    return _layers(context, params, embedded, *places)
 
 
 def _with_head(
     context: _Context, params: types.Params, tokens: types.Array, *places: Any
 ) -> tuple[jax.Array, types.Params]:
     embedded, table = layers.lookup(params["embedding"], jnp.asarray(tokens))
-    return _layers(context, params, embedded, *places), {"embedding": table}
+    embedded = _learnt_rows(context, params, embedded, tokens)
+    features, head = _layers(context, params, embedded, *places), {"embedding": table}
+    if not context.adapters.train_tokens:
+        return features, head
+    rows = params[lora.ROWS]
+    updates = lora.of_logits(features, rows, context.adapters).astype(features.dtype)
+    return jnp.concatenate([features, updates], -1), {**head, lora.ROWS: {"ids": rows["ids"]}}
+
+
+def _learnt_rows(
+    context: _Context, params: types.Params, embedded: jax.Array, tokens: types.Array
+) -> jax.Array:
+    """Returns embedded tokens, of which those whose rows learn have these."""
+    if not context.adapters.train_tokens:
+        return embedded
+    return lora.looked_up(embedded, jnp.asarray(tokens), params[lora.ROWS], context.adapters)
 
 
 def _layers(
@@ -254,8 +273,18 @@ def _folded(keys: types.Key | None, number: Any) -> types.Key | None:
 
 
 def _unembed(context: _Context, params: types.Params, features: jax.Array) -> jax.Array:
+    features, settings = features.astype(context.dtype), context.adapters
+    if not settings.train_tokens:
+        return _logits(context, params, features)
+    features, updates = jnp.split(features, [context.config.embed_dim], -1)
+    rows = params[lora.ROWS]
+    if not updates.shape[-1]:  # Features that are not `_with_head`'s.
+        updates = lora.of_logits(features, rows, settings)
+    return lora.added_to_logits(_logits(context, params, features), updates, rows["ids"])
+
+
+def _logits(context: _Context, params: types.Params, features: jax.Array) -> jax.Array:
     embedding = params["embedding"].astype(context.dtype)
-    features = features.astype(context.dtype)
     return jnp.einsum("...d,vd->...v", features, embedding, preferred_element_type=jnp.float32)
 
 
@@ -324,7 +353,7 @@ def _decode(
             keys, values = keys | {name: cached[0]}, values | {name: cached[1]}
         return x, keys, values
 
-    x = _scaled(context, params["embedding"][tokens])
+    x = _scaled(context, _learnt_rows(context, params, params["embedding"][tokens], tokens))
     keys, values = dict(cache.keys), dict(cache.values)
     for block in config.blocks:
         # The caches are carried, not scanned over: a step then writes its token in place

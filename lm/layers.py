@@ -8,6 +8,7 @@ Functions that attend to a cache take q [B, T, N, H] and k, v [B, T, K, H] of th
 store k and v at index `period`, and return the output [B, T, N * H] and the cache.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,10 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + epsilon)
     scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
     return (y * (1 + scale)).astype(x.dtype)
+
+
+# The same, of which the gradient stores the input alone. That of a frozen scale needs no more.
+_stored_once = functools.partial(jax.checkpoint, static_argnums=2)(rms_norm)
 
 
 def rope_table(
@@ -256,17 +261,22 @@ def layer(
 
     def norm(x: jax.Array, name: str) -> jax.Array:
         scale = hk.get_parameter(name, x.shape[-1:], init=jnp.zeros)
-        return rms_norm(x, scale, rms_epsilon)
+        return (_stored_once if adapters else rms_norm)(x, scale, rms_epsilon)
 
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(b * t, -1)
+
+    # One matrix product of all tokens is fastest on CPUs. Matrices that read the same tokens are
+    # handed one array, so that the gradient stores it once.
     def linear(x: jax.Array, name: str, size: int) -> jax.Array:
         init = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
         w = hk.get_parameter(name, (x.shape[-1], size), init=init)
-        # One matrix product of all tokens is fastest on CPUs.
-        y = x.reshape(b * t, -1) @ w.astype(x.dtype)
+        y = x @ w.astype(x.dtype)
         if adapters.adapts(name):
-            x = x if keys is None else lora.dropped(x, keys, name, adapters)
+            if keys is not None:
+                x = flat(lora.dropped(x.reshape(b, t, -1), keys, name, adapters))
             with hk.name_scope(name):
-                y = y + lora.update(x.reshape(b * t, -1), size, adapters)
+                y = y + lora.update(x, size, adapters)
         return y.reshape(b, t, size)
 
     def heads(x: jax.Array, name: str, number: int) -> jax.Array:
@@ -274,17 +284,17 @@ def layer(
         return x.reshape(b, t, number, head_dim)
 
     with hk.name_scope("attention"):
-        h = norm(x, "pre_norm")
+        h = flat(norm(x, "pre_norm"))
         q = norm(heads(h, "query", num_heads), "query_norm")
         k = norm(heads(h, "key", num_kv_heads), "key_norm")
         v = heads(h, "value", num_kv_heads)
         q = rotate(q, rope, 1 / math.sqrt(query_scale))
         out, extra = attend(q, rotate(k, rope), v)
-        x = x + norm(linear(out, "output", d), "post_norm")
+        x = x + norm(linear(flat(out), "output", d), "post_norm")
     with hk.name_scope("feed_forward"):
-        h = norm(x, "pre_norm")
+        h = flat(norm(x, "pre_norm"))
         h = _gated(linear(h, "gate", hidden_dim), linear(h, "up", hidden_dim))
-        x = x + norm(linear(h, "down", d), "post_norm")
+        x = x + norm(linear(flat(h), "down", d), "post_norm")
     return x, extra
 
 

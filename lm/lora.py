@@ -13,17 +13,25 @@ updates s A B are linear in B, and inner products of updates are s^2 times those
 means, moving averages and spherical interpolations of B are those of whole models, at fixed rank.
 What is given up is the subspace of inputs, which is drawn once for a run and never learnt.
 
+Rows of the embedding may learn beside them, such as that of the end of a turn, which a pretrained
+model has never seen. They are updates, too, of rows E_v of a frozen table,
+
+    e_v = E_v + s u_v,  u_v [D]
+
+zero at first, so that all of the above is true of them. The head is tied, and has the same rows.
+
 Adapters are a tree beside the base's, whose leaves have other paths than the base's:
 
     periods/layer_J/attention/query/a [P, in, r], .../b [P, r, out];  and so of every target
+    rows/ids int32 [n], constants;  rows/update [n, D]
 
-Shape letters: P periods, r rank.
+Shape letters: P periods, r rank, n rows that learn, D width.
 """
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import haiku as hk
@@ -35,12 +43,17 @@ from kullback.core import types
 from kullback.lm import gemma_config
 
 __all__ = [
+    "ROWS",
     "TARGETS",
     "Config",
+    "added_to_logits",
     "dropped",
     "init",
+    "looked_up",
     "merged",
     "num_params",
+    "of_logits",
+    "row_ids",
     "shared_factors",
     "sizes",
     "update",
@@ -57,6 +70,7 @@ TARGETS = {
     "up": "feed_forward",
     "down": "feed_forward",
 }
+ROWS = "rows"  # Of the tree: rows of the embedding that learn.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +89,18 @@ class Config:
     # Whether A is one of orthonormal columns for all of a run's models, is frozen, and B alone is
     # learnt; averages of models are then exact, and need it.
     shared_a: bool = False
+    # Tokens whose rows of the embedding learn, too, such as <end_of_turn>: each is a text that is
+    # one token, or a number, its id.
+    train_tokens: tuple[int | str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"lora.rank must be >= 0 (0 trains all weights), got {self.rank}")
+        if self.train_tokens and not self.rank:
+            raise ValueError(
+                f"lora.train_tokens={','.join(map(str, self.train_tokens))} learns rows beside "
+                "adapters, and without them all rows learn: set lora.rank"
+            )
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ValueError(f"lora.alpha must be > 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
@@ -130,11 +152,12 @@ def sizes(config: gemma_config.Config) -> dict[str, tuple[int, int]]:
 def num_params(config: gemma_config.Config, settings: Config) -> int:
     """Counts the parameters that a model's adapters learn.
 
-    They are r (in + out) of each matrix, and r out where A is shared.
+    They are r (in + out) of each matrix, and r out where A is shared; and D of each row.
     """
     pairs = [sizes(config)[name] for name in settings.targets]
     of_layer = sum(out if settings.shared_a else num_in + out for num_in, out in pairs)
-    return config.num_layers * settings.rank * of_layer
+    of_rows = len(settings.train_tokens) * config.embed_dim
+    return config.num_layers * settings.rank * of_layer + of_rows
 
 
 def init(config: gemma_config.Config, settings: Config, key: types.Key) -> types.Params:
@@ -157,7 +180,19 @@ def init(config: gemma_config.Config, settings: Config, key: types.Key) -> types
         shape = length, num_in, settings.rank
         return {"a": jax.random.uniform(a_key, shape, minval=-bound, maxval=bound), **b}
 
-    return _by_target(config, settings, lambda length, name: pair(length, *sizes(config)[name]))
+    drawn = _by_target(config, settings, lambda length, name: pair(length, *sizes(config)[name]))
+    if not settings.train_tokens:
+        return drawn
+    return {**drawn, ROWS: {"update": jnp.zeros((len(settings.train_tokens), config.embed_dim))}}
+
+
+def row_ids(ids: Sequence[int]) -> types.Params:
+    """Returns the constants that say which rows learn, for the base; an empty tree without any.
+
+    Args:
+      ids: of the tokens of `Config.train_tokens`, in its order.
+    """
+    return {ROWS: {"ids": jnp.asarray(ids, jnp.int32)}} if ids else {}
 
 
 def shared_factors(config: gemma_config.Config, settings: Config, key: types.Key) -> types.Params:
@@ -204,6 +239,34 @@ def update(x: jax.Array, size: int, settings: Config) -> jax.Array:
     return (settings.scale * (x @ a.astype(x.dtype))) @ b.astype(x.dtype)
 
 
+def looked_up(
+    embedded: jax.Array, tokens: jax.Array, rows: types.Params, settings: Config
+) -> jax.Array:
+    """Adds to embedded tokens the updates of those rows that learn.
+
+    Args:
+      embedded: rows of the frozen table, [..., D].
+      tokens: int, [...].
+      rows: `ids` and `update`.
+      settings: of the adapters.
+    """
+    ids = jnp.expand_dims(rows["ids"], range(tokens.ndim))
+    is_learnt = tokens[..., None] == ids  # [..., n]
+    update = settings.scale * rows["update"][jnp.argmax(is_learnt, -1)]
+    return embedded + jnp.where(jnp.any(is_learnt, -1, keepdims=True), update, 0)
+
+
+def of_logits(features: jax.Array, rows: types.Params, settings: Config) -> jax.Array:
+    """Returns the updates of logits of the rows that learn, [..., n], of features [..., D]."""
+    update = (settings.scale * rows["update"]).astype(features.dtype)
+    return jnp.einsum("...d,nd->...n", features, update, preferred_element_type=jnp.float32)
+
+
+def added_to_logits(logits: jax.Array, updates: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns logits [..., V], to which the updates [..., n] of ids [n] are added."""
+    return logits.at[..., ids].add(updates.astype(logits.dtype))
+
+
 def dropped(x: jax.Array, keys: types.Key, name: str, settings: Config) -> jax.Array:
     """Returns inputs with some left out, and the others larger, [B, T, in] as they were.
 
@@ -226,11 +289,13 @@ def merged(
 ) -> types.Params:
     """Returns the base with W + s A B in place of each adapted matrix, in the types of the base.
 
+    Rows that learn are E_v + s u_v.
+
     Args:
       config: of the base.
       settings: of the adapters.
       base: parameters of the model, as lm/gemma.py has them.
-      adapters: as `init` draws them, with every A.
+      adapters: as `init` draws them, with every A, and the ids of rows.
     """
 
     def of_layer(base: types.Params, adapters: types.Params) -> types.Params:
@@ -248,7 +313,12 @@ def merged(
         }
         for block in config.blocks
     }
-    return {**base, **blocks}
+    table = base["embedding"]
+    if ROWS in adapters:
+        rows = adapters[ROWS]
+        update = jnp.asarray(settings.scale * rows["update"], table.dtype)
+        table = jnp.asarray(table).at[jnp.asarray(rows["ids"])].add(update)
+    return {**base, **blocks, "embedding": table}
 
 
 def _path(name: str) -> str:

@@ -134,10 +134,11 @@ def _activations(config: gemma.Config, settings: lora.Config, rows: int, width: 
     base, frozen = jax.eval_shape(gemma.make(config).init, keys), {}
     learnt = base
     if settings:
-        learnt, frozen = jax.eval_shape(model.init, keys), base
+        ids = jax.eval_shape(lambda: lora.row_ids([0] * len(settings.train_tokens)))
+        learnt, frozen = jax.eval_shape(model.init, keys), trees.joined(base, ids)
         if settings.shared_a:
             shared = functools.partial(lora.shared_factors, config, settings)
-            frozen = trees.joined(base, jax.eval_shape(shared, keys))
+            frozen = trees.joined(frozen, jax.eval_shape(shared, keys))
     tokens = jax.ShapeDtypeStruct((rows, width), jnp.int32)
 
     def residuals(learnt: types.Params, frozen: types.Params, tokens: jax.Array) -> Any:

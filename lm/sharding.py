@@ -45,6 +45,8 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
         Rule(rf"{layer}/feed_forward/(gate|up)/b", 3, (None, MODEL)),
         Rule(rf"{layer}/feed_forward/down/a", 3, (MODEL, None)),
         Rule(rf"{layer}/(attention/output|feed_forward/down)/b", 3, (None, None)),
+        Rule("rows/ids", 1, (None,)),
+        Rule("rows/update", 2, (None, None)),
     )
 
 

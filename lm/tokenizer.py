@@ -78,6 +78,29 @@ class Tokenizer:
         return _bytes(self, ids).decode("utf-8", "replace")
 
 
+def id_of(tokenizer: Tokenizer, token: int | str) -> int:
+    """Returns the id of a token by its text, of control tokens by their names; an id is itself.
+
+    Raises:
+      ValueError: for a text that is not one token, or an id outside [0, V).
+    """
+    if isinstance(token, int):
+        if 0 <= token < tokenizer.vocab_size:
+            return token
+        raise ValueError(
+            f"token id {token} lies outside the vocabulary, [0, {tokenizer.vocab_size})"
+        )
+    if token in tokenizer.controls:
+        return tokenizer.controls[token]
+    ids = tokenizer.encode(token)
+    if len(ids) != 1:
+        raise ValueError(
+            f"{token!r} is {len(ids)} tokens of this vocabulary, with the ids {ids[:8]}; name one "
+            f"token, or one of {', '.join(tokenizer.controls)}"
+        )
+    return ids[0]
+
+
 class Stream(NamedTuple):
     """The state of decoding in chunks."""
 

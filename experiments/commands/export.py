@@ -53,7 +53,7 @@ def _export(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import exports, models
 
     if options.format == "peft":
-        exports.write_adapters(model, options.out, options.seed)
+        exports.write_adapters(model, options.out, options.seed, options.base or "")
         print(f"adapters: {options.out}")
         return 0
     given = {"trust_code": options.trust_code, "base": options.base or ""}

@@ -12,7 +12,7 @@ import numpy as np
 
 from kullback.core import averaging, trees, types
 from kullback.experiments.reproductions import letters, mlp_policy, rewarded, study
-from kullback.lm import gemma, merging, rlhf, tuning, warp
+from kullback.lm import gemma, lora, merging, rlhf, tuning, warp
 
 MOVING = "moving"  # The arm that is a run with a moving anchor.
 ETAS = tuple(n / 10 for n in range(11))  # Of fronts.
@@ -31,10 +31,18 @@ class Sizes:
     samples_per_prompt: int = 4
     learning_rate: float = 1e-3
     member_steps: int = 300  # Learner steps of each run, T.
+    # Of adapters, which share one A and are learnt in place of a decoder's weights; 0: there are
+    # none.
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank and self.kind != "decoder":
+            raise ValueError(f"a {self.kind} has no adapters: rank must be 0, got {self.rank}")
 
     def learning(self, language: letters.Sizes) -> tuning.Config:
         """Returns settings of a learner."""
-        return language.learning(self.batch_size, self.learning_rate)
+        learning = language.learning(self.batch_size, self.learning_rate)
+        return dataclasses.replace(learning, lora=lora.Config(rank=self.rank, shared_a=True))
 
     def model(self, language: letters.Sizes) -> gemma.Model:
         """Returns the policy."""
@@ -86,7 +94,7 @@ def make(
       algorithm: settings of WARP.
       samples: texts of each held-out prompt, of which rewards and KL are means.
     """
-    world = rewarded.world(model, language)
+    world = rewarded.adapted(rewarded.world(model, language), algorithm.learning.lora)
 
     def climber(agent: types.Agent) -> rewarded.Climber:
         return rewarded.climber(world, agent, rewarded.GOLD)
@@ -117,7 +125,7 @@ def averaged(
 ) -> Iterator[study.Row]:
     """Trains by WARP; yields the curve of its first run, merges, and fronts to the start."""
     points, merges = iterate(policies, seed, records, iterations, work)
-    first, start = merges[0], policies.world.start(seed)
+    first, start = merges[0], policies.member.begin(seed).params
     for way in ("slerp", "lerp"):
         for share in LAMBDAS:
             merged = merge(first, way, share)

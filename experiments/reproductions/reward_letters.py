@@ -20,10 +20,12 @@ from kullback.core import sampling, types
 from kullback.experiments.reproductions import curves, letters, reward_models, rewarded, study
 from kullback.experiments.reproductions.reward_models import Data, proxies, split
 from kullback.lm import (
+    adapters,
     batches,
     best_of_n,
     completions,
     gemma,
+    lora,
     preferences,
     reward_model,
     rlhf,
@@ -50,6 +52,9 @@ class Sizes:
     steps: int = 480  # Of reward models.
     learning_rates: tuple[float, ...] = (3e-4, 5e-4, 1e-3)
     dropouts: tuple[float, ...] = (0.05, 0.1)
+    # Of adapters, which share one A and are learnt in place of the decoder's weights; 0: there are
+    # none.
+    rank: int = 0
     # Best of N.
     prompts: int = 16  # Held-out ones.
     draws: int = 512  # Texts of each, n.
@@ -79,9 +84,15 @@ class Sizes:
         self.population()
         self.policy()
 
+    @property
+    def adapters(self) -> lora.Config:
+        """The settings of reward models' adapters."""
+        return lora.Config(rank=self.rank, shared_a=True)
+
     def population(self) -> warm.Config:
         """Returns settings of reward models."""
-        return reward_models.settings(self.batch_size, self.learning_rates, self.dropouts)
+        drawn = self.learning_rates, self.dropouts
+        return reward_models.settings(self.batch_size, *drawn, self.adapters)
 
     def policy(self) -> rlhf.Config:
         """Returns settings of REINFORCE."""
@@ -101,7 +112,9 @@ class Letters:
 
     sizes: Sizes
     world: rewarded.World
+    tuned: rewarded.World  # The same, with the adapters of reward models.
     reward: reward_model.Model
+    learner: reward_model.Model  # The same, with adapters.
     # (acting params, prompts, key) -> two texts a prompt, by temperature.
     write: dict[float, Callable[..., batches.Sequences]]
     rewards: dict[str, Callable[..., jax.Array]]  # Of "single" (or average) and "ensemble".
@@ -116,6 +129,7 @@ def make(sizes: Sizes) -> Letters:
     language = sizes.language
     model = gemma.make(language.decoder(sizes.width, sizes.num_layers))
     reward = reward_model.on_decoder(model)
+    with_adapters = reward_model.on_decoder(adapters.adapted(model, sizes.adapters))
     world = rewarded.world(model, language)
     agent = rlhf.make(model, config=sizes.policy())
     scorers = {
@@ -132,7 +146,9 @@ def make(sizes: Sizes) -> Letters:
     return Letters(
         sizes=sizes,
         world=world,
+        tuned=rewarded.adapted(world, sizes.adapters),
         reward=reward,
+        learner=with_adapters,
         write={temperature: write(temperature) for temperature in (1.0, FAR)},
         rewards={
             "single": jax.jit(reward.rewards),
@@ -178,8 +194,12 @@ def tune(experiment: Letters, corruption: float, seed: int) -> tuple[Data, types
     sizes, decoder = experiment.sizes, experiment.world.start(seed)
     data = reward_models.with_errors(draw(experiment, seed), corruption, seed)
     start = reward_models.probed(experiment.features, decoder, data)
-    given = sizes.population(), seed, sizes.members, sizes.steps
-    return data, reward_models.train(experiment.reward, [start], data.train, *given)
+    if sizes.adapters:
+        start = {**experiment.learner.init(jax.random.key(seed)), "head": start["head"]}
+    given = sizes.population(), seed, sizes.members, sizes.steps, experiment.tuned.constants(seed)
+    members = reward_models.train(experiment.learner, [start], data.train, *given)
+    whole = jax.vmap(functools.partial(experiment.tuned.whole, seed))
+    return data, {**members, "decoder": whole(members["decoder"])}
 
 
 def margins(

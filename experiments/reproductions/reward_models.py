@@ -14,7 +14,7 @@ import numpy as np
 
 from kullback.core import learners, trees, types
 from kullback.experiments.reproductions import curves, study
-from kullback.lm import batches, preferences, reward_model, tuning, warm
+from kullback.lm import batches, lora, preferences, reward_model, tuning, warm
 
 Pairs = tuple[Any, Any]  # Inputs of a model, [N, ...] each: the better of two, and the other.
 
@@ -37,12 +37,14 @@ def with_errors(right: Data, corruption: float, seed: int) -> Data:
 
 
 def settings(
-    batch_size: int, learning_rates: tuple[float, ...], dropouts: tuple[float, ...]
+    batch_size: int,
+    learning_rates: tuple[float, ...],
+    dropouts: tuple[float, ...],
+    adapters: lora.Config = lora.Config(),
 ) -> warm.Config:
     """Returns settings of a population, of which each member draws a rate and a dropout."""
-    learning = tuning.Config(
-        batch_size=batch_size, warmup_steps=0, learning_rate=4e-5, max_grad_norm=10.0
-    )
+    rates = {"warmup_steps": 0, "learning_rate": 4e-5, "max_grad_norm": 10.0}
+    learning = tuning.Config(batch_size=batch_size, lora=adapters, **rates)
     return warm.Config(
         learning_rates=learning_rates,
         dropouts=dropouts,
@@ -64,6 +66,7 @@ def train(
     seed: int,
     members: int,
     steps: int,
+    constants: types.Constants = types.NO_CONSTANTS,
 ) -> types.Params:
     """Tunes M members of a small network at once, whose data are in memory.
 
@@ -75,9 +78,10 @@ def train(
       seed: of all; members have seeds of their own.
       members: M.
       steps: K learner steps.
+      constants: of their learners; the base of adapters.
 
     Returns:
-      The members' parameters, stacked, [M, ...].
+      What the members have learnt, stacked, [M, ...].
     """
     seeds = [1_000 * seed + m for m in range(members)]
     base, drawn = config.reward, [warm.draw(config, seed) for seed in seeds]
@@ -96,15 +100,21 @@ def train(
         return jax.tree.map(lambda x: jnp.asarray(x)[rows], pairs)
 
     def one(
-        seed: jax.Array, scale: jax.Array, dropout: jax.Array, start: types.Params, order: jax.Array
+        constants: types.Constants,
+        seed: jax.Array,
+        scale: jax.Array,
+        dropout: jax.Array,
+        start: types.Params,
+        order: jax.Array,
     ) -> types.Params:
         learner = reward_model.learner(model, base, dropout=dropout, rate_scale=scale)
         state = learner.init(jax.random.key(seed))._replace(params=start)
         run = learners.scan(learner, take, report=lambda feedback, data: None)
-        return run(state, types.NO_CONSTANTS, order, state.key)[0].params
+        return run(state, constants, order, state.key)[0].params
 
     rates = np.array([member.learning_rate for member in drawn], np.float32)
-    return jax.jit(jax.vmap(one))(
+    return jax.jit(jax.vmap(one, (None, *[0] * 5)))(
+        constants,
         np.asarray(seeds, np.uint32),
         rates / np.float32(base.learning.learning_rate),
         np.array([member.dropout for member in drawn], np.float32),

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, types
+from kullback.core import learners, trees, types
 from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
-from kullback.lm import batches, completions, gemma, rlhf, rollouts, sft
+from kullback.lm import batches, completions, gemma, lora, rlhf, rollouts, sft
 
 GOLD = letters.scorer(None)  # Tables are an argument of all programs.
+SHARED = 2**31 - 1  # The stream of random numbers of what adapters share.
 
 
 class Evaluation(NamedTuple):
@@ -27,12 +28,36 @@ class Evaluation(NamedTuple):
     kl: jax.Array  # KL(pi || start) of next tokens after what it wrote, summed; nats of a text.
 
 
+def _no_factors(seed: int) -> types.Params:
+    del seed
+    return {}
+
+
+Evaluate = Callable[..., Evaluation]  # See `evaluator`.
+
+
 class World(NamedTuple):
     """Languages of letters and a model that writes them, of all seeds."""
 
     model: gemma.Model
     language: Callable[[int], letters.Language]  # Of a seed.
     start: Callable[[int], types.Params]  # Of a seed: the model, once it has learnt the language.
+    # Settings of what is learnt from there on in place of all weights, see `adapted`.
+    adapters: lora.Config = lora.Config()
+    factors: Callable[[int], types.Params] = _no_factors  # Of a seed: every A that is shared.
+
+    def constants(self, seed: int) -> types.Constants:
+        """Returns the parameters that a learner reads."""
+        if not self.adapters:
+            return types.Constants(start=self.start(seed))
+        return types.Constants(base=trees.joined(self.start(seed), self.factors(seed)))
+
+    def whole(self, seed: int, learnt: types.Params) -> types.Params:
+        """Returns all weights of a model: what is learnt, or the start with adapters merged."""
+        if not self.adapters:
+            return learnt
+        pairs = trees.joined(self.factors(seed), learnt)
+        return lora.merged(self.model.config, self.adapters, self.start(seed), pairs)
 
 
 def world(model: gemma.Model, sizes: letters.Sizes) -> World:
@@ -52,8 +77,19 @@ def world(model: gemma.Model, sizes: letters.Sizes) -> World:
     return World(model, language, start)
 
 
-def evaluator(world: World, horizon: int, samples_per_prompt: int) -> Callable[..., Evaluation]:
-    """Returns (params, seed, stream, prompts [n, P]) -> what the policy writes, compiled.
+def adapted(world: World, adapters: lora.Config) -> World:
+    """Returns the world in which adapters of the start are learnt; of rank 0, the world itself."""
+
+    @functools.cache
+    def factors(seed: int) -> types.Params:
+        return lora.shared_factors(world.model.config, adapters, stream_key(seed, SHARED))
+
+    shared = factors if adapters and adapters.shared_a else _no_factors
+    return world._replace(adapters=adapters, factors=shared)
+
+
+def evaluator(world: World, horizon: int, samples_per_prompt: int) -> Evaluate:
+    """Returns (learnt, seed, stream, prompts [n, P]) -> what the policy writes, compiled.
 
     All policies of a seed are given the same random numbers, those of `stream`. The KL has no draw
     in it but that of the prefixes: after each it is the sum over all tokens.
@@ -82,7 +118,8 @@ def evaluator(world: World, horizon: int, samples_per_prompt: int) -> Callable[.
     ) -> Evaluation:
         language = world.language(seed)
         given = language.held_out if prompts is None else prompts
-        return measure(params, world.start(seed), language.tables, given, stream_key(seed, stream))
+        whole, start = world.whole(seed, params), world.start(seed)
+        return measure(whole, start, language.tables, given, stream_key(seed, stream))
 
     return evaluate
 
@@ -95,7 +132,8 @@ def stream_key(seed: int, stream: int) -> types.Key:
 class Climber(NamedTuple):
     """An agent that climbs a reward by texts that it writes; compiled, for all seeds."""
 
-    begin: Callable[[int], types.LearnerState]  # Of a seed: it starts from the supervised model.
+    # Of a seed: it starts from the supervised model; a number more draws other adapters.
+    begin: Callable[..., types.LearnerState]
     # (state, seed, stream, steps, parameters of the scorer) -> the state so many steps later, and
     # the mean metrics of each.
     advance: Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
@@ -115,7 +153,7 @@ def climber(world: World, agent: types.Agent[rlhf.OnPolicy], scorer: tokens.Scor
     @jax.jit
     def run(
         state: types.LearnerState,
-        start: types.Params,
+        constants: types.Constants,
         scorers: types.Params,
         prompts: jax.Array,
         key: types.Key,
@@ -130,11 +168,12 @@ def climber(world: World, agent: types.Agent[rlhf.OnPolicy], scorer: tokens.Scor
             return jax.tree.map(jnp.mean, feedback.metrics)
 
         learn = learners.scan(agent.learner, rows, report)
-        return learn(state, types.Constants(start=start), prompts, key)
+        return learn(state, constants, prompts, key)
 
-    def begin(seed: int) -> types.LearnerState:
-        state = agent.learner.init(jax.random.key(seed))
-        return learners.with_params(state, world.start(seed))
+    def begin(seed: int, number: int = 0) -> types.LearnerState:
+        key = jax.random.key(seed)
+        state = agent.learner.init(jax.random.fold_in(key, number) if number else key)
+        return state if world.adapters else learners.with_params(state, world.start(seed))
 
     def advance(
         state: types.LearnerState, seed: int, stream: int, steps: int, scorers: types.Params = None
@@ -142,7 +181,7 @@ def climber(world: World, agent: types.Agent[rlhf.OnPolicy], scorer: tokens.Scor
         language, size = world.language(seed), learning.batch_size // samples
         prompts = small_models.take(language.train, steps, size, seed, int(state.steps))
         given = language.tables if scorers is None else scorers
-        return run(state, world.start(seed), given, prompts, stream_key(seed, stream))
+        return run(state, world.constants(seed), given, prompts, stream_key(seed, stream))
 
     return Climber(begin, advance)
 

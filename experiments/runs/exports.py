@@ -169,22 +169,33 @@ def write_checkpoint(checkpoint: model_files.Checkpoint, out: pathlib.Path) -> N
         models.write_folder(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))
 
 
-def write_adapters(path: pathlib.Path, out: pathlib.Path, seed: int | None = None) -> None:
+def write_adapters(
+    path: pathlib.Path, out: pathlib.Path, seed: int | None = None, base: str = ""
+) -> None:
     """Writes the adapters of a run as a folder that peft loads beside the base's, a model of text.
 
+    Args:
+      path: of the run.
+      out: new.
+      seed: which of its seeds; None is the first.
+      base: where the base is now; "" is where it was.
+
     Raises:
-      ValueError: if it is no run of a language model, or has no adapters.
+      ValueError: if it is no run of a language model, or has no adapters; as `models.base_of` does
+        if rows of the base's embedding learn.
     """
     run = opened.find(path)
     if run is None:
         raise ValueError(f"{path} is no run, whose adapters may be written")
+    run = learnt.beside(run, base)
     decoder = models.decoder_of(run)
-    factors = learnt.factors(run, decoder.config, seed)
+    factors, settings = learnt.factors(run, decoder.config, seed), learnt.adapters_of(run)
     peft_files.save(
         out,
         decoder.config,
-        learnt.adapters_of(run),
+        settings,
         factors,
         base=run.plan.model,
+        table=models.base_of(run)["embedding"] if settings.train_tokens else None,
         notice=decoder.notice,
     )

@@ -115,7 +115,9 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         base=frozen,
         base_sha256=base_sha256,
         shared=sharding.placed(
-            student.config, adapter_files.shared(student.config, c.lora, plan.seed, home), mesh
+            student.config,
+            adapter_files.shared(student.config, c.lora, student.tokenizer, plan.seed, home),
+            mesh,
         ),
         placement=sharding.placement(mesh, *(model.config for model in decoders)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,

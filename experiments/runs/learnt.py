@@ -4,14 +4,15 @@ The base itself is read by models.py, which may be a run, too.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
 
-from kullback.core import checkpoints, trees, types
-from kullback.experiments.runs import adapter_files, opened, resolved
-from kullback.lm import adapters, gemma, lora, quantisation, reward_model, sharding
+from kullback.core import checkpoints, folders, trees, types
+from kullback.experiments.runs import adapter_files, model_files, opened, resolved
+from kullback.lm import adapters, gemma, lora, quantisation, reward_model, sharding, tokenizer
 
 
 def adapters_of(run: opened.Opened) -> lora.Config:
@@ -70,7 +71,7 @@ def whole(
     if not settings:
         return quantisation.held(learnt, scheme) if scheme else learnt
     base = quantisation.held(base, scheme) if scheme else base
-    shared = adapter_files.read(run.path, config, settings)
+    shared = _shared(run, config, settings)
     if run.kind == "language":
         return lora.merged(config, settings, base, trees.joined(shared, learnt))
     factors = trees.joined(shared, learnt["decoder"])
@@ -87,5 +88,11 @@ def factors(run: opened.Opened, config: gemma.Config, seed: int | None = None) -
         raise ValueError(f"{run.path} is no run of a language model, whose adapters are written")
     if not (settings := adapters_of(run)):
         raise ValueError(f"{run.path} has no adapters: it has learnt all weights")
-    shared = adapter_files.read(run.path, config, settings)
+    shared = _shared(run, config, settings)
     return trees.joined(shared, read(run, shapes(run, config), seed))
+
+
+def _shared(run: opened.Opened, config: gemma.Config, settings: lora.Config) -> types.Params:
+    """Returns constants beside the base that the models of a run share."""
+    folder = functools.partial(folders.subfolder, run.path, model_files.TOKENIZER)
+    return adapter_files.read(run.path, config, settings, lambda: tokenizer.load(folder()))

@@ -22,7 +22,6 @@ from kullback.experiments.runs import (
 from kullback.lm import (
     folder_meaning,
     gemma,
-    lora,
     sharding,
     terms,
     tokenizer,
@@ -150,7 +149,7 @@ def _with_adapter(
         read = peft_files.read(folder, checkpoint.config)
     except ValueError as error:
         raise ValueError(f"adapters for {name}: {error}") from None
-    params = lora.merged(checkpoint.config, read.settings, checkpoint.params, read.factors)
+    params = read.merged(checkpoint.config, checkpoint.params)
     notice = terms.joined(checkpoint.notice, terms.of_folder(folder))
     return checkpoint._replace(params=params, notice=notice)
 

@@ -221,7 +221,9 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         members=members,
         start_sha256=start_sha256,
         base=base,
-        shared=adapter_files.shared(decoder.config, lora_settings, plan.seed, home),
+        shared=adapter_files.shared(
+            decoder.config, lora_settings, decoder.tokenizer, plan.seed, home
+        ),
         epoch=epoch,
     )
 

@@ -2,7 +2,8 @@
 
 Of a matrix W [in, out] theirs are lora_A [r, in] = A^T and lora_B [out, r] = B^T, one a layer; ours
 are stacked along a layer axis (lm/lora.py). Ranks and scales may differ from matrix to matrix: all
-are read as adapters of the largest rank, with the quotient of the scales in B.
+are read as adapters of the largest rank, with the quotient of the scales in B. Rows of the
+embedding that learnt stand there whole, in place of the base's, with their ids in the settings.
 """
 
 import json
@@ -12,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
@@ -29,7 +31,7 @@ _IGNORED = frozenset(
     "eva_config exclude_modules inference_mode init_lora_weights layers_pattern "
     "layers_to_transform loftq_config lora_alpha lora_dropout megatron_config megatron_core "
     "peft_type peft_version qalora_group_size r rank_pattern revision runtime_config "
-    "target_modules task_type use_rslora".split()
+    "target_modules task_type trainable_token_indices use_rslora".split()
 )
 # Ways to begin that change the base's own weights, unless the adapter was converted.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq")
@@ -37,6 +39,11 @@ _PREFIXES = (
     "base_model.model.model.language_model.",
     "base_model.model.language_model.model.",
     "base_model.model.model.",
+)
+# Ids of rows that learnt, and the tensor of these, named a "delta", in whose place they stand.
+_IDS, _TABLE, _ROWS = (
+    *("trainable_token_indices", "embed_tokens"),
+    "embed_tokens.token_adapter.trainable_tokens_delta",
 )
 _NAME = re.compile(r"layers\.(\d{1,5})\.([a-z_]+\.[a-z_]+)\.lora_(A|B)\.weight")
 # Our names by theirs, "self_attn.q_proj" and "q_proj".
@@ -54,6 +61,15 @@ class Pair(NamedTuple):
 
 
 Pairs = dict[tuple[int, str], Pair]  # By number of the layer and name of the matrix in it.
+# Rows of the embedding that replace the base's, float32 [D], by their ids.
+Rows = dict[int, np.ndarray]
+
+
+class Contents(NamedTuple):
+    """The contents of a folder of adapters, whatever their base."""
+
+    pairs: Pairs
+    rows: Rows
 
 
 class Adapters(NamedTuple):
@@ -61,6 +77,16 @@ class Adapters(NamedTuple):
 
     settings: lora.Config  # Of a scale of 1.
     factors: types.Params  # As `lora.init` draws them, float32.
+    rows: Rows
+
+    def merged(self, config: gemma.Config, base: types.Params) -> types.Params:
+        """Returns the parameters of a base with the adapters merged into it."""
+        params = lora.merged(config, self.settings, base, self.factors)
+        if not self.rows:
+            return params
+        table = jnp.asarray(params["embedding"])
+        values = jnp.asarray(np.stack(list(self.rows.values())), table.dtype)
+        return {**params, "embedding": table.at[np.asarray(list(self.rows))].set(values)}
 
 
 def save(
@@ -70,6 +96,7 @@ def save(
     factors: types.Params,
     *,
     base: str,
+    table: types.Array | None = None,
     notice: str | None = None,
 ) -> None:
     """Writes adapters as a folder that peft loads beside a model of text, whole or not at all.
@@ -78,12 +105,13 @@ def save(
       folder: made here; it must not exist, or be empty.
       config: of the base.
       settings: of the adapters.
-      factors: as `lora.init` draws them, with every A.
+      factors: as `lora.init` draws them, with every A and the ids of rows.
       base: name of the base, for its reader.
+      table: the embedding of the base, [V, D], if rows of it learn.
       notice: text of the file NOTICE, see `lm/terms.py`.
 
     Raises:
-      ValueError: if something is in the folder, or a number is not finite.
+      ValueError: if something is in the folder, a number is not finite, or the table is missing.
     """
     pairs = {}
     for layer, block, j, p in _layers(config):
@@ -91,12 +119,20 @@ def save(
             stacks = factors[block][f"layer_{j}"][f"{lora.TARGETS[name]}/{name}"]
             a, b = (np.asarray(stacks[kind])[p].T for kind in "ab")
             pairs[layer, name] = Pair(a, b, settings.scale)
-    write(folder, pairs, settings, base=base, notice=notice)
+    rows: Rows = {}
+    if settings.train_tokens:
+        if table is None:
+            raise ValueError("rows of the embedding that learnt are written whole: give its table")
+        learnt = {name: np.asarray(x) for name, x in factors[lora.ROWS].items()}
+        base_rows = np.asarray(jnp.asarray(table)[learnt["ids"]], np.float32)
+        whole = base_rows + np.float32(settings.scale) * learnt["update"]
+        rows = dict(zip(learnt["ids"].tolist(), whole, strict=True))
+    write(folder, Contents(pairs, rows), settings, base=base, notice=notice)
 
 
 def write(
     folder: files.Path,
-    pairs: Pairs,
+    contents: Contents,
     settings: lora.Config,
     *,
     base: str,
@@ -106,16 +142,17 @@ def write(
     folder = pathlib.Path(folder)
     files.check_new_folder(folder)
     tensors: dict[str, np.ndarray] = {}
-    for (layer, name), pair in pairs.items():
+    for (layer, name), pair in contents.pairs.items():
         for kind, array in (("A", pair.a), ("B", pair.b)):
-            tensor = f"{_PREFIXES[-1]}layers.{layer}.{_theirs(name)}.lora_{kind}.weight"
-            if not finite.is_finite(array):
-                raise ValueError(
-                    f"tensor {finite.describe(tensor, array)}: the adapters are not written"
-                )
-            tensors[tensor] = np.ascontiguousarray(array)
+            tensors[f"layers.{layer}.{_theirs(name)}.lora_{kind}.weight"] = array
+    if contents.rows:
+        tensors[_ROWS] = np.stack(list(contents.rows.values()))
+    tensors = {_PREFIXES[-1] + name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    for name, array in tensors.items():
+        if not finite.is_finite(array):
+            raise ValueError(f"tensor {finite.describe(name, array)}: the adapters are not written")
     alpha = settings.alpha
-    contents = {
+    record = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -127,10 +164,11 @@ def write(
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
+        **({_IDS: list(contents.rows)} if contents.rows else {}),
     }
     with files.atomic_path(folder) as temporary:
         temporary.mkdir()
-        (temporary / CONFIG).write_text(json.dumps(contents, indent=2) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(record, indent=2) + "\n")
         safetensors_numpy.save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
         terms.write(temporary, notice)
 
@@ -146,13 +184,19 @@ def read(folder: files.Path, config: gemma.Config) -> Adapters:
       ValueError: for settings and tensors that are no LoRA of the base's matrices, each by name.
       CorruptError: if the file of tensors cannot be read.
     """
-    pairs, sizes = read_pairs(folder), lora.sizes(config)
+    (pairs, rows), sizes = read_any(folder), lora.sizes(config)
     for (layer, name), pair in pairs.items():
         num_in, num_out = sizes[name]
         if layer >= config.num_layers or (pair.a.shape[1], len(pair.b)) != (num_in, num_out):
             raise ValueError(
                 f"{folder} adapts {_theirs(name)} [{len(pair.b)}, {pair.a.shape[1]}] of layer "
                 f"{layer}; the base has {config.num_layers} layers, and it is [{num_out}, {num_in}]"
+            )
+    for i, row in rows.items():
+        if i >= config.vocab_size or len(row) != config.embed_dim:
+            raise ValueError(
+                f"{folder} has row {i} of the embedding, [{len(row)}]; that of the base is "
+                f"[{config.vocab_size}, {config.embed_dim}]"
             )
     rank = max(len(pair.a) for pair in pairs.values())
     targets = tuple(name for name in lora.TARGETS if any(name == at[1] for at in pairs))
@@ -164,7 +208,7 @@ def read(folder: files.Path, config: gemma.Config) -> Adapters:
                 stacks = factors[block][f"layer_{j}"][f"{lora.TARGETS[name]}/{name}"]
                 stacks["a"][p, :, : len(a)] = a.T
                 stacks["b"][p, : len(a)] = scale * b.T
-    return Adapters(lora.Config(rank=rank, alpha=float(rank), targets=targets), factors)
+    return Adapters(lora.Config(rank=rank, alpha=float(rank), targets=targets), factors, rows)
 
 
 def is_adapters(folder: files.Path) -> bool:
@@ -178,16 +222,18 @@ def base_of(folder: files.Path) -> str:
     return record.get("base_model_name_or_path", str, None) or ""
 
 
-def read_pairs(folder: files.Path) -> Pairs:
+def read_any(folder: files.Path) -> Contents:
     """Reads the adapters of a folder, whatever their base; raises as `read` does."""
     folder = pathlib.Path(folder)
     for name in (CONFIG, WEIGHTS):
         if name not in folders.present(folder, (name,)):
             raise ValueError(f"{folder / name} is missing: expected a folder of adapters of peft")
-    scale = _scale(json_files.read(folders.inside(folder, CONFIG)))
-    return {
-        at: pair._replace(scale=scale(at[1], len(pair.a))) for at, pair in _pairs(folder).items()
-    }
+    record = json_files.read(folders.inside(folder, CONFIG))
+    scale, tensors = _scale(record), _tensors(folder)
+    rows = _rows(folder, record, tensors.pop(_ROWS, None))
+    pairs = _pairs(folder, tensors)
+    scaled = {at: pair._replace(scale=scale(at[1], len(pair.a))) for at, pair in pairs.items()}
+    return Contents(scaled, rows)
 
 
 def _theirs(name: str) -> str:
@@ -237,26 +283,66 @@ def _scale(record: json_files.Record) -> Scale:
     return lambda name, rank: alphas[name] / (math.sqrt(rank) if is_root else rank)
 
 
-def _pairs(folder: pathlib.Path) -> Pairs:
+def _tensors(folder: pathlib.Path) -> dict[str, weights.Tensor]:
+    """Returns the tensors of a folder by their names in the model of text.
+
+    Raises:
+      ValueError: for one of another part, or two of one name.
+    """
+    tensors: dict[str, weights.Tensor] = {}
+    for tensor, contents in weights.read(folders.inside(folder, WEIGHTS)).items():
+        prefix = next((p for p in _PREFIXES if tensor.startswith(p)), None)
+        name = tensor.removeprefix(prefix or "")
+        if prefix is None or not (name == _ROWS or _NAME.fullmatch(name)):
+            raise ValueError(
+                f"{folder / WEIGHTS} has {tensor}, which adapts no matrix of a layer of text: "
+                f"{', '.join(_OURS)}"
+            )
+        if name in tensors:
+            raise ValueError(f"{folder / WEIGHTS} has {name} twice, with two prefixes")
+        tensors[name] = contents
+    return tensors
+
+
+def _rows(folder: pathlib.Path, record: json_files.Record, tensor: weights.Tensor | None) -> Rows:
+    """Returns the rows of the embedding that replace the base's.
+
+    Raises:
+      ValueError: for ids without rows, rows without ids, or ids of another table.
+    """
+    ids = record.get(_IDS, (list, dict), None)
+    if isinstance(ids, dict):
+        if set(ids) != {_TABLE}:
+            raise record.error(_IDS, f"ids of {_TABLE} alone, to which the head is tied")
+        ids = ids[_TABLE]
+    if not ids and tensor is None:
+        return {}
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        raise record.error(_IDS, "a list of ids")
+    rows = np.zeros((0, 0)) if tensor is None else _array(folder, _ROWS, tensor)
+    if len(rows) != len(ids) or len(set(ids)) < len(ids):
+        raise ValueError(
+            f"{folder / WEIGHTS} has {len(rows)} rows of the embedding, and {CONFIG} names "
+            f"{len(set(ids))} for them in {_IDS}"
+        )
+    return dict(zip(ids, rows, strict=True))
+
+
+def _pairs(folder: pathlib.Path, tensors: dict[str, weights.Tensor]) -> Pairs:
     """Returns the factors of every matrix.
 
     Raises:
       ValueError: for a tensor that is unknown, alone, of another shape or not finite.
     """
-    tensors = weights.read(folders.inside(folder, WEIGHTS))
     halves: dict[tuple[int, str], dict[str, str]] = {}
     for tensor in tensors:
-        prefix = next((p for p in _PREFIXES if tensor.startswith(p)), "")
-        match = _NAME.fullmatch(tensor.removeprefix(prefix)) if prefix else None
+        match = _NAME.fullmatch(tensor)
         if match is None or match[2] not in _OURS:
             raise ValueError(
                 f"{folder / WEIGHTS} has {tensor}, which adapts no matrix of a layer of text: "
                 f"{', '.join(_OURS)}"
             )
-        half = halves.setdefault((int(match[1]), _OURS[match[2]]), {})
-        if match[3] in half:
-            raise ValueError(f"{folder / WEIGHTS} has both {half[match[3]]} and {tensor}")
-        half[match[3]] = tensor
+        halves.setdefault((int(match[1]), _OURS[match[2]]), {})[match[3]] = tensor
     if not halves:
         raise ValueError(f"{folder / WEIGHTS} has no tensor")
     pairs = {}

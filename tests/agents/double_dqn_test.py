@@ -62,10 +62,11 @@ def test_the_learner_selects_by_online_values_of_the_next_observation_without_a_
         return 0.5 * ((y - q) ** 2).mean()
 
     batch = types.Batch(t, ones.astype(np.int32), ones, ones)
-    _, feedback = agent.learner.step(state, batch, types.NO_CONSTANTS)
+    step = jax.jit(agent.learner.step)
+    _, feedback = step(state, batch, types.NO_CONSTANTS)
     np.testing.assert_allclose(feedback.metrics["loss"], expected(state.params), rtol=1e-5)
     # The first step of Adam is the sign of the gradient: all of it that of the regression.
-    after, _ = agent.learner.step(state, batch, types.NO_CONSTANTS)
+    after, _ = step(state, batch, types.NO_CONSTANTS)
     grads = jax.grad(expected)(state.params)
     moved = jax.tree.map(lambda a, b: np.asarray(b - a), state.params, after.params)
     for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(moved), strict=True):

@@ -82,7 +82,7 @@ def test_it_acts_greedily_on_the_average_which_starts_as_the_values():
     assert set(acting) == {"params", "epsilon"}
     acting["epsilon"] = np.float32(0)
     x = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
-    action, _, _ = agent.policy.step(acting, x, None, jax.random.key(1))
+    action, _, _ = jax.jit(agent.policy.step)(acting, x, None, jax.random.key(1))
     best = {
         name: (x @ np.asarray(p["linear"]["w"]) + np.asarray(p["linear"]["b"])).argmax(1)
         for name, p in state.params.items()

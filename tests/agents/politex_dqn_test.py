@@ -131,7 +131,7 @@ def test_it_acts_at_the_temperature_of_its_policy(tau):
     np.testing.assert_allclose(temperature, tau or 0.6 / 3, rtol=1e-6)
     x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     acting["epsilon"] = jnp.zeros(())
-    action, _, extras = agent.policy.step(acting, x, None, jax.random.key(1))
+    action, _, extras = jax.jit(agent.policy.step)(acting, x, None, jax.random.key(1))
     layer = state.params["actor"]["linear"]
     h = x @ np.asarray(layer["w"]) + np.asarray(layer["b"])
     expected = [

@@ -61,7 +61,7 @@ def test_loss_is_the_mean_over_weights_of_the_error_to_the_target(name, loss):
     state = state._replace(params=jax.tree.map(lambda x: x + 0.01, state.params))
     weights = np.linspace(0, 2, 8).astype(np.float32)
     items = batch(weights=weights)
-    _, feedback = agent.learner.step(state, items, types.NO_CONSTANTS)
+    _, feedback = jax.jit(agent.learner.step)(state, items, types.NO_CONSTANTS)
 
     def values(params, observation):  # The policy's own network, by acting greedily on it.
         from kullback.core import networks

@@ -159,14 +159,14 @@ def test_the_learner_follows_the_definition(name):
             v = (np.exp(log_pi) * (old_t[i] - 0.1 * log_pi)).sum(1)
             y = t.reward[i] + 0.9 * np.clip(bonus, -1, 0) + t.discount[i] * v
         losses.append(definition(z_tm1[i][:, t.action[i]], u, y))
-    after, feedback = agent.learner.step(state, items, types.NO_CONSTANTS)
+    after, feedback = jax.jit(agent.learner.step)(state, items, types.NO_CONSTANTS)
     np.testing.assert_allclose(feedback.metrics["loss"], np.mean(weights * losses), rtol=1e-4)
     assert feedback.priorities is not None
     np.testing.assert_allclose(feedback.priorities, losses, rtol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, after.targets["periodic"], old)
     acting = agent.actor_params(state, np.asarray(0), True, types.NO_CONSTANTS)
     acting["epsilon"] = np.float32(0)
-    action, _, _ = agent.policy.step(acting, t.observation, None, jax.random.key(0))
+    action, _, _ = jax.jit(agent.policy.step)(acting, t.observation, None, jax.random.key(0))
     np.testing.assert_array_equal(action, z_tm1.mean(1).argmax(1))
 
 

@@ -1,9 +1,11 @@
 """Tests of experiments/entailment.py: a tiny BERT learns pairs of made-up papers."""
 
+import functools
 import itertools
 import json
 import math
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ SMALL: dict[str, Any] = {
     "train_per_paper": 40,
     "test_per_paper": 10,
 }
+Trained = Callable[[str], tuple[pathlib.Path, dict[str, Any]]]
 STEPS = {"encoder": 60, "embeddings": 300}
 
 
@@ -45,9 +48,11 @@ PAPERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def made_up_papers(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(faithfulness, "read_papers", PAPERS.__getitem__)
+@pytest.fixture(scope="module", autouse=True)
+def made_up_papers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(faithfulness, "read_papers", PAPERS.__getitem__)
+        yield
 
 
 def train(out: pathlib.Path, kind: Any, **fields: Any) -> dict[str, Any]:
@@ -55,20 +60,36 @@ def train(out: pathlib.Path, kind: Any, **fields: Any) -> dict[str, Any]:
     return experiment.train(out, config, base=TINY, quiet=True)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trains a model of a kind once; returns its folder and report."""
+
+    @functools.cache
+    def of(kind: str) -> tuple[pathlib.Path, dict[str, Any]]:
+        out = tmp_path_factory.mktemp(kind) / "new" / "model"
+        return out, train(out, kind)
+
+    return of
+
+
 def pairs_of(split: str, seed: int, per_paper: int) -> list[faithfulness.Pair]:
     return faithfulness.pairs(PAPERS[split], seed, per_paper=per_paper)
 
 
+@functools.cache
+def loaded(folder: pathlib.Path) -> scorers.Entailment:
+    return scorers.load(folder, SHORT)
+
+
 def p_of(folder: pathlib.Path, pairs: list[faithfulness.Pair]) -> np.ndarray:
-    model = scorers.load(folder, SHORT)
+    model = loaded(folder)
     columns = [pair.premise for pair in pairs], [pair.hypothesis for pair in pairs]
     return np.exp(np.float64(model.log_probability(*columns)))
 
 
 @pytest.mark.parametrize("kind", experiment.KINDS)
-def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, tmp_path: pathlib.Path):
-    out = tmp_path / "new" / "model"
-    report = train(out, kind)
+def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, trained: Trained):
+    out, report = trained(kind)
     learnt = pairs_of("train", experiment.KINDS.index(kind), 40)
     assert report["train_pairs"] + report["left_pairs"] == len(learnt) == 160
     assert report["train_pairs"] > 120
@@ -96,9 +117,8 @@ def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, tmp_pa
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(tmp_path: pathlib.Path):
-    train(tmp_path / "model", "encoder", steps=3)
-    old, new = bert_folder.load(TINY, experiment.LABELS), bert_folder.load(tmp_path / "model")
+def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(trained: Trained):
+    old, new = bert_folder.load(TINY, experiment.LABELS), bert_folder.load(trained("encoder")[0])
     assert new.model.config.labels == experiment.LABELS
     jax.tree.map(np.testing.assert_array_equal, old.params["embeddings"], new.params["embeddings"])
     for layer in range(3):

@@ -45,7 +45,7 @@ def folders(tmp_path: pathlib.Path) -> list[pathlib.Path]:
             rank=len(pair.a), alpha=pair.scale * len(pair.a), targets=("query", "down")
         )
         out.append(tmp_path / f"member{number}")
-        peft_files.write(out[-1], member, settings, base="one")
+        peft_files.write(out[-1], peft_files.Contents(member, {}), settings, base="one")
     return out
 
 
@@ -77,7 +77,7 @@ def test_without_a_rank_averages_are_those_of_the_updates(
         expected = averaging.slerp(tasks, t=config.t, group_of=groups[config.groups])
     else:
         expected = averaging.mean(tasks, config.model_weights(3).tolist())
-    for at, pair in peft_files.read_pairs(tmp_path / "out").items():
+    for at, pair in peft_files.read_any(tmp_path / "out").pairs.items():
         wanted = config.interpolation * expected[f"{at[0]}/{at[1]}"]
         np.testing.assert_allclose(delta(pair, at), wanted, atol=1e-5)
 
@@ -88,7 +88,7 @@ def test_a_truncated_average_is_the_nearest_and_says_what_it_lost(
     report = adapter_merging.merge(folders, tmp_path / "out", merging.Config(method="mean"), rank=2)
     assert report.rank == 2
     lost = total = 0.0
-    read = peft_files.read_pairs(tmp_path / "out")
+    read = peft_files.read_any(tmp_path / "out").pairs
     shares = {}
     for at in SIZES:
         exact = np.mean([delta(member.get(at), at) for member in MEMBERS], 0)
@@ -113,13 +113,42 @@ def test_inner_products_of_factors_are_those_of_updates():
 def test_adapters_of_other_bases_are_refused(folders: list[pathlib.Path], tmp_path: pathlib.Path):
     other = tmp_path / "other"
     settings = lora.Config(rank=2, targets=("query",))
-    peft_files.write(other, {(0, "query"): MEMBERS[0][0, "query"]}, settings, base="another")
+    peft_files.write(
+        other,
+        peft_files.Contents({(0, "query"): MEMBERS[0][0, "query"]}, {}),
+        settings,
+        base="another",
+    )
     config = merging.Config(method="mean")
     with pytest.raises(ValueError, match="different bases, one, another, have no average"):
         adapter_merging.merge([folders[0], other], tmp_path / "out", config)
     adapter_merging.merge([folders[0], other], tmp_path / "forced", config, force=True)
     wide = MEMBERS[0][0, "query"]._replace(a=np.ones((2, 7), np.float32))
-    peft_files.write(tmp_path / "wide", {(0, "query"): wide}, settings, base="one")
+    peft_files.write(
+        tmp_path / "wide", peft_files.Contents({(0, "query"): wide}, {}), settings, base="one"
+    )
     with pytest.raises(ValueError, match=r"\[5, 7\], and .* as \[5, 6\]"):
         adapter_merging.merge([folders[0], tmp_path / "wide"], tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_embedding_have_a_mean_and_need_the_base_for_anything_else(
+    tmp_path: pathlib.Path,
+):
+    rng, folders = np.random.default_rng(0), [tmp_path / name for name in "abc"]
+    rows = [
+        {i: rng.normal(size=6).astype(np.float32) for i in ids} for ids in ((7, 3), (3, 7), (3,))
+    ]
+    for folder, of_tokens in zip(folders, rows, strict=True):
+        contents = peft_files.Contents(MEMBERS[0], of_tokens)
+        peft_files.write(folder, contents, lora.Config(rank=2), base="one")
+    config = merging.Config(method="mean", weights=(1.0, 3.0))
+    adapter_merging.merge(folders[:2], tmp_path / "out", config)
+    read = peft_files.read_any(tmp_path / "out").rows
+    assert set(read) == {3, 7}
+    for i, row in read.items():
+        np.testing.assert_allclose(row, 0.25 * rows[0][i] + 0.75 * rows[1][i], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"c has rows .* tokens \[3\], and .*a of \[3, 7\]"):
+        adapter_merging.merge(folders, tmp_path / "other", merging.Config(method="mean"))
+    with pytest.raises(ValueError, match="slerp needs the base's rows"):
+        adapter_merging.merge(folders[:2], tmp_path / "other", merging.Config(method="slerp"))

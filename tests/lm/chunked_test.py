@@ -194,6 +194,22 @@ def test_a_chunk_has_fewer_tokens_where_the_vocabulary_is_large(monkeypatch: pyt
     assert losses.shape == (N,) and set(shapes) == {(3, V)}
 
 
+@pytest.mark.parametrize(("is_frozen", "tokens"), [(True, 2), (False, 5)])
+def test_the_logits_of_all_heads_share_the_memory_where_one_is_frozen(
+    is_frozen: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(chunked, "LOGIT_BYTES", 5 * V * 4)
+    shapes = []
+
+    def measure(logits, teacher):
+        shapes.append(logits.shape)
+        return jnp.sum(logits * teacher, -1), {}
+
+    heads = (chunked.Head(unembed, *arrays(n), is_frozen and n == 0) for n in (0, 1))
+    jax.eval_shape(lambda: chunked.weighted_loss(measure, WEIGHTS, *heads, chunk=9))
+    assert set(shapes) == {(tokens, V)}
+
+
 def test_trees_of_several_targets():
     embedding, features = arrays(0)
     teacher = chunked.Head(unembed, *arrays(1))

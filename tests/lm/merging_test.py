@@ -63,7 +63,11 @@ def shard(folder: pathlib.Path, out: pathlib.Path, names: list[list[str]]) -> pa
 
 @pytest.mark.parametrize(
     ("group", "like"),
-    [*((group, np.asarray) for group in merging.GROUPS), ("layer", jnp.asarray)],
+    # Of JAX, each operation of each shape is compiled.
+    [
+        *((group, np.asarray) for group in merging.GROUPS),
+        pytest.param("layer", jnp.asarray, marks=pytest.mark.slow),
+    ],
     ids=[*merging.GROUPS, "layer, jax"],
 )
 def test_slerp_in_memory_is_slerp_of_the_exported_folders(group, like, folders, tmp_path):

@@ -1,6 +1,6 @@
 """Adapters of peft beside the models of `write_fixtures.py`: write FIXTURES, or load FOLDER.
 
-`write` makes FIXTURES/peft, an adapter of `one_period` with ranks and scales of its own, and
+`write` makes FIXTURES/peft, an adapter of `one_period` with ranks, scales and rows of its own, and
 FIXTURES/peft.npz, its tokens int32 [B, T] and logits float32 [B, T, V]. `load` has peft load the
 adapter that `write_adapters.py` wrote beside its base, and compares logits.
 """
@@ -37,12 +37,13 @@ def write(fixtures):
             rank_pattern={"q_proj": 2},
             alpha_pattern={"down_proj": 7},
             use_rslora=True,
+            trainable_token_indices=[9, 4],
         )
         torch.manual_seed(0)
         model = get_peft_model(model_of(base), config)
         with torch.no_grad():
             for path, weight in model.named_parameters():
-                if "lora_B" in path:
+                if "lora_B" in path or "trainable_tokens" in path:
                     weight.copy_(torch.randn_like(weight) * 0.3)
             tokens = torch.from_numpy(np.load(fixtures / "one_period.npz")["tokens"]).long()
             logits = model(input_ids=tokens, use_cache=False).logits

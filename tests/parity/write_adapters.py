@@ -8,13 +8,16 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import trees
 from kullback.lm import gemma, lora
 from kullback.lm.formats import hugging_face, peft_files
 
-CONFIG, SETTINGS = gemma.PRESETS["tiny"], lora.Config(rank=4, alpha=6.5, rslora=True)
+IDS = 17, 5
+CONFIG = gemma.PRESETS["tiny"]
+SETTINGS = lora.Config(rank=4, alpha=6.5, rslora=True, train_tokens=IDS)
 
 
 def main(folder: pathlib.Path) -> None:
@@ -26,10 +29,12 @@ def main(folder: pathlib.Path) -> None:
     leaves, tree = jax.tree.flatten(adapters)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noisy = [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    adapters = jax.tree.unflatten(tree, noisy)
+    adapters = trees.joined(lora.row_ids(IDS), jax.tree.unflatten(tree, noisy))
     tokens = jax.random.randint(jax.random.key(3), (2, 24), 0, CONFIG.vocab_size)
+    tokens = tokens.at[0, :2].set(jnp.asarray(IDS))
     hugging_face.save(folder / "base", CONFIG, base)
-    peft_files.save(folder / "peft", CONFIG, SETTINGS, adapters, base=str(folder / "base"))
+    given, table = (folder / "peft", CONFIG, SETTINGS, adapters), base["embedding"]
+    peft_files.save(*given, base=str(folder / "base"), table=table)
     logits = model.apply(trees.joined(base, adapters), tokens)
     np.savez(folder / "expected.npz", tokens=tokens, logits=logits)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kullback.core import trees
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import (
     letters,
@@ -125,8 +126,26 @@ def test_of_linear_rewards_both_averages_climb_alike():
 
 
 @functools.cache
-def small_letters() -> reward_letters.Letters:
-    return reward_letters.make(LETTERS)
+def small_letters(rank: int = 0) -> reward_letters.Letters:
+    return reward_letters.make(dataclasses.replace(LETTERS, rank=rank))
+
+
+@pytest.mark.slow
+def test_reward_models_with_adapters_differ_from_their_decoder_in_one_subspace():
+    experiment = small_letters(2)
+    _, members = reward_letters.tune(experiment, 0.25, 0)
+    start, factors = (of(0) for of in (experiment.world.start, experiment.tuned.factors))
+    before, after = (trees.named_leaves(tree) for tree in (start, members["decoder"]))
+    changed = {
+        path: np.asarray(x - before[path]) for path, x in after.items() if np.any(x != before[path])
+    }
+    a = {path.removesuffix("/a"): np.asarray(x) for path, x in trees.named_leaves(factors).items()}
+    # "periods/layer_0/attention/query/a" is of ".../attention/query".
+    assert len(changed) == 7 and changed.keys() == a.keys()
+    for path, delta in changed.items():  # [M, P, in, out]
+        assert np.max(np.abs(delta[0] - delta[1])) > 1e-5
+        inside = np.einsum("pir,pjr,mpjo->mpio", a[path], a[path], delta)
+        np.testing.assert_allclose(inside, delta, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -197,8 +216,9 @@ def test_climbs_are_judged(good: bool):
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: pathlib.Path):
-    settings = ["seeds=2", "toy_seeds=2"]
+@pytest.mark.parametrize("rank", [0, 2])
+def test_it_runs(tmp_path: pathlib.Path, rank: int):
+    settings = ["seeds=2", "toy_seeds=2", f"letters.rank={rank}"]
     for world, sizes in (("toy", TOY), ("letters", LETTERS), ("letters.language", LANGUAGE)):
         default = type(sizes)()
         for field in dataclasses.fields(sizes):

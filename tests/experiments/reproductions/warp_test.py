@@ -22,7 +22,7 @@ CONFIG = warp.Config(
     samples=4,
     language=LANGUAGE,
     toy=merged_policies.Sizes(kind="perceptron", **SMALL),
-    decoder=merged_policies.Sizes(kind="decoder", **SMALL),
+    decoder=merged_policies.Sizes(kind="decoder", rank=2, **SMALL),
 )
 
 
@@ -34,9 +34,13 @@ class Silent:
 
 
 @functools.cache
-def iterated() -> tuple[merged_policies.Policies, study.Rows, list[merged_policies.Merge]]:
-    model, algorithm = CONFIG.toy.model(LANGUAGE), CONFIG.algorithm("toy")
-    policies = merged_policies.make("toy", model, LANGUAGE, {}, algorithm, CONFIG.samples)
+def iterated(
+    name: str = "toy",
+) -> tuple[merged_policies.Policies, study.Rows, list[merged_policies.Merge]]:
+    """Returns two iterations of a perceptron, or of a decoder's adapters."""
+    sizes: merged_policies.Sizes = getattr(CONFIG, name)
+    model, algorithm = sizes.model(LANGUAGE), CONFIG.algorithm(name)
+    policies = merged_policies.make(name, model, LANGUAGE, {}, algorithm, CONFIG.samples)
     silent: Any = Silent()
     return policies, *merged_policies.iterate(
         policies, 0, CONFIG.records, CONFIG.iterations, silent
@@ -48,11 +52,12 @@ def near(one: Any, other: Any) -> None:
 
 
 @pytest.mark.slow
-def test_members_are_those_of_the_learner_of_warp():
+@pytest.mark.parametrize("name", warp.POLICIES)
+def test_members_are_those_of_the_learner_of_warp(name: str):
     """The merges of its own state are those of the weights that the member's learner found."""
-    policies, curve, merges = iterated()
+    policies, curve, merges = iterated(name)
     first, second = merges
-    near(first.init, policies.world.start(0))
+    near(policies.world.whole(0, first.init), policies.world.start(0))
     for one in merges:
         near(
             one.merged,
@@ -65,6 +70,21 @@ def test_members_are_those_of_the_learner_of_warp():
     assert abs(curve[0]["kl"]) < 1e-5 < curve[-1]["kl"]
     of_member = merged_policies.point(policies, 0, "moving", 4, first.members[0])
     assert curve[-1] == of_member
+
+
+@pytest.mark.slow
+def test_averages_of_adapters_are_those_of_the_policies_that_they_make():
+    policies, _, [one, _] = iterated("decoder")
+    whole = functools.partial(policies.world.whole, 0)
+    start, members = whole(one.init), [whole(member) for member in one.members]
+    assert {len(jax.tree.leaves(tree)) for tree in one.members} == {7}  # B of each matrix.
+    near(whole(merged_policies.merge(one, "lerp")), averaging.mean(members))
+    group_of = merging.gemma_groups("layer")
+    near(whole(one.merged), averaging.slerp(members, start, group_of=group_of))
+    near(
+        whole(averaging.liti(one.init, one.merged, 0.3)),
+        averaging.liti(start, whole(one.merged), 0.3),
+    )
 
 
 @pytest.mark.slow
@@ -130,11 +150,13 @@ def test_what_is_judged(good: bool):
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("rank", [0, 2])
+def test_it_runs(tmp_path: pathlib.Path, rank: int):
     settings = ["seeds=2", "records=2", "samples=4"]
     settings += [f"language.{n}={getattr(LANGUAGE, n)}" for n in ("letters", "horizon", "held_out")]
     settings += ["language.texts=32", "language.start_steps=2", "language.start_batch=8"]
     settings += [f"{p}.{n}={v}" for p in ("toy", "decoder") for n, v in SMALL.items()]
+    settings += [f"decoder.rank={rank}"]
     checks = reproduce.reproduce("warp", tmp_path / "out", settings, lambda line: None)
     assert sum(c.verdict != "reported" for c in checks) == 2 * 5
     tables = {}
@@ -160,3 +182,8 @@ def test_it_runs(tmp_path: pathlib.Path):
 def test_refusals(field: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         warp.Config(**field)
+
+
+def test_a_perceptron_has_no_adapters():
+    with pytest.raises(ValueError, match="perceptron has no adapters: rank must be 0, got 2"):
+        merged_policies.Sizes(kind="perceptron", rank=2)

@@ -18,6 +18,7 @@ from tests.records import as_killed, repeated
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4", "warmup_steps=0")
 ADAPTERS = ("lora.rank=2", "lora.targets=query,down", "learning_rate=1e-2")
+ROWS = "lora.train_tokens=<end_of_turn>,1"  # The second is an id.
 TASK = "tokens/arithmetic"
 pytestmark = pytest.mark.usefixtures("few_sums")
 
@@ -53,7 +54,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def run(base: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    return train(tmp_path_factory.mktemp("adapters") / "run", "sft", base)
+    path = tmp_path_factory.mktemp("adapters") / "run"
+    return train(path, "sft", base, settings=(*ADAPTERS, ROWS))
 
 
 def params_of(path: pathlib.Path) -> Any:
@@ -68,7 +70,7 @@ def equal(one: pathlib.Path, other: pathlib.Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, params_of(one), params_of(other))
 
 
-def test_a_run_of_adapters_is_its_base_with_updates_of_low_rank(
+def test_a_run_of_adapters_is_its_base_with_updates_of_low_rank_and_rows_that_learn(
     run: pathlib.Path, base: pathlib.Path
 ):
     config = json.loads((run / "config.json").read_text())
@@ -78,12 +80,18 @@ def test_a_run_of_adapters_is_its_base_with_updates_of_low_rank(
     saved = [name for name in contents["leaves"] if name.startswith("learner/params")]
     layer = "learner/params/remainder/layer_0"
     names = ("attention/query", "feed_forward/down")
-    assert saved == [f"{layer}/{name}/{factor}" for name in names for factor in "ab"]
+    assert saved == [
+        *(f"{layer}/{name}/{factor}" for name in names for factor in "ab"),
+        "learner/params/rows/update",
+    ]
+    ids = models.load(run).tokenizer.end_of_turn_id, 1
     changed = set()
     old, new = trees.named_leaves(params_of(base)), trees.named_leaves(params_of(run))
     for path, leaf in old.items():
         difference = np.asarray(new[path] - leaf)
-        if np.any(difference):
+        if path == "embedding":  # No text has an end of a turn: the head alone learns it.
+            assert set(np.flatnonzero(np.any(difference, 1))) == set(ids)
+        elif np.any(difference):
             changed.add(path.rpartition("/")[2])
             assert np.linalg.matrix_rank(difference[0], tol=1e-5) == 2
     assert changed == {"query", "down"}
@@ -138,6 +146,22 @@ def test_a_run_goes_on_beside_a_base_that_has_moved(
 def test_drawn_weights_are_no_base(refused: Any):
     given = ("train", "sft", TASK, "--model", "tiny", "--set", "lora.rank=2")
     assert "weights of the preset tiny are drawn" in refused(*given)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ("good-day", "'good-day' is 8 tokens of this vocabulary"),
+        ("<eos>,1", "lora.train_tokens has <eos> and 1, both of id 1"),
+        ("512", r"token id 512 lies outside the vocabulary"),
+    ],
+)
+def test_what_is_not_one_token_is_refused(
+    tokens: str, message: str, base: pathlib.Path, tmp_path: pathlib.Path
+):
+    with pytest.raises(ValueError, match=message):
+        settings = (*ADAPTERS, f"lora.train_tokens={tokens}")
+        train(tmp_path / "run", "sft", base, settings=settings)
 
 
 def test_peft_is_written_and_read_beside_the_base(

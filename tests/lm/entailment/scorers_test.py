@@ -72,7 +72,7 @@ def test_no_token_of_a_hypothesis_is_unread(kind: str, monkeypatch: pytest.Monke
             assert windows == [document[begin:end] for begin, end in cuts]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["bert", pytest.param("roberta", marks=pytest.mark.slow)])
 def test_least_over_pieces_of_the_most_over_windows_by_single_calls(kind: str):
     classifier = bert_folder.load(FIXTURES / kind)
     tokenizer, logits_of = classifier.tokenizer, jax.jit(classifier.model.logits)

@@ -21,6 +21,7 @@ CONFIG = dataclasses.replace(
 )
 LORA = lora.Config(rank=2, alpha=6.0, targets=("query", "down"))
 QUERY = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+ROWS = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def test_what_is_written_is_read(folder: pathlib.Path):
 
 
 def test_logits_with_an_adapter_are_those_of_peft(tmp_path: pathlib.Path):
-    """By tests/parity/peft_adapters.py: ranks 3 and 2, two alphas, rsLoRA."""
+    """By tests/parity/peft_adapters.py: ranks 3 and 2, two alphas, rsLoRA, rows of two tokens."""
     fixtures = pathlib.Path(__file__).parents[1] / "fixtures"
     shutil.copyfile(fixtures / "one_period.json", tmp_path / "config.json")
     shutil.copyfile(fixtures / "one_period.safetensors", tmp_path / "model.safetensors")
@@ -76,7 +77,8 @@ def test_logits_with_an_adapter_are_those_of_peft(tmp_path: pathlib.Path):
     assert read.settings.rank == 3 and set(read.settings.targets) == set(lora.TARGETS)
     expected = np.load(fixtures / "peft.npz")
     model = jax.jit(gemma.make(config).apply)
-    merged = lora.merged(config, read.settings, params, read.factors)
+    assert list(read.rows) == [9, 4]
+    merged = read.merged(config, params)
     np.testing.assert_allclose(model(merged, expected["tokens"]), expected["logits"], atol=1e-4)
     change = np.abs(model(params, expected["tokens"]) - expected["logits"]).max()
     assert change > 0.5
@@ -137,7 +139,9 @@ def test_the_language_part_of_a_multimodal_model_is_read(folder: pathlib.Path, p
         ({"modules_to_save": ["lm_head"]}, "modules_to_save.* is not supported"),
         ({"lora_bias": True}, "lora_bias.* is not supported"),
         ({"bias": "all"}, "bias.* is not supported"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices.* is not supported"),
+        ({"trainable_token_indices": {"lm_head": [1]}}, "ids of embed_tokens alone"),
+        ({"trainable_token_indices": [-1]}, "trainable_token_indices must be a list of ids"),
+        ({"trainable_token_indices": [1]}, "has 0 rows of the embedding, and .* names 1"),
         ({"layer_replication": [[0, 2]]}, "layer_replication.* is not supported"),
         ({"of_tomorrow": 1}, "of_tomorrow.* is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, "leaves the base's weights as they are"),
@@ -168,6 +172,7 @@ def test_settings_that_are_not_supported_are_refused_by_name(
         (QUERY, (0, 16), r"expected \[r, in\]"),
         (QUERY, (2,), "expected a matrix of floats"),
         (QUERY, None, "is nan at"),
+        (ROWS, (2, 16), "trainable_token_indices must be a list of ids"),
     ],
 )
 def test_tensors_of_something_else_are_refused_by_name(
@@ -177,6 +182,30 @@ def test_tensors_of_something_else_are_refused_by_name(
     rewrite(folder, {**tensors(folder), name: numbers.astype(np.float32)})
     with pytest.raises(ValueError, match=message):
         peft_files.read(folder, CONFIG)
+
+
+def test_rows_of_the_embedding_replace_those_of_the_base(tmp_path: pathlib.Path):
+    settings, rng = dataclasses.replace(LORA, train_tokens=("<eos>", 3)), np.random.default_rng(1)
+    base = jax.jit(gemma.make(CONFIG).init)(jax.random.key(0))
+    update = rng.normal(size=(2, 16)).astype(np.float32)
+    learnt = {**factors(), "rows": {"ids": np.array([5, 3]), "update": update}}
+    given = (tmp_path / "peft", CONFIG, settings, learnt)
+    with pytest.raises(ValueError, match="written whole: give its table"):
+        peft_files.save(*given, base="mine")
+    peft_files.save(*given, base="mine", table=base["embedding"])
+    read = peft_files.read(tmp_path / "peft", CONFIG)
+    assert list(read.rows) == [5, 3] and tensors(tmp_path / "peft")[ROWS].shape == (2, 16)
+    for i, row in zip((5, 3), update, strict=True):
+        np.testing.assert_allclose(read.rows[i], base["embedding"][i] + 3 * row, rtol=1e-6)
+    table = read.merged(CONFIG, base)["embedding"]
+    ours = lora.merged(CONFIG, settings, base, learnt)["embedding"]
+    np.testing.assert_allclose(table, ours, atol=1e-6)
+    assert set(np.flatnonzero(np.any(table != base["embedding"], 1))) == {3, 5}
+    changed(tmp_path / "peft", trainable_token_indices={"embed_tokens": [5, 3]})
+    assert list(peft_files.read(tmp_path / "peft", CONFIG).rows) == [5, 3]
+    changed(tmp_path / "peft", trainable_token_indices=[5, CONFIG.vocab_size])
+    with pytest.raises(ValueError, match=r"has row 128 of the embedding, \[16\]"):
+        peft_files.read(tmp_path / "peft", CONFIG)
 
 
 def test_adapters_of_a_deeper_model_are_refused(folder: pathlib.Path):
