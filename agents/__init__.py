@@ -11,6 +11,8 @@ def _entry(module: str, description: str, **more: Any) -> Entry:
     return Entry(f"kullback.agents.{module}", description, **more)
 
 
+MANY = {"atari": 128, "minatar": 128}  # PQN's rows.
+
 # Entries by name; each makes an agent from (torso or None, spec, config).
 AGENTS: dict[str, Entry] = {
     "al-dqn": _entry("advantage_learning", "Advantage learning, Bellemare et al. 2016"),
@@ -22,7 +24,9 @@ AGENTS: dict[str, Entry] = {
     "iqn": _entry("iqn", "Implicit quantile networks, Dabney et al. 2018"),
     "m-dqn": _entry("munchausen", "Munchausen DQN, Vieillard et al. 2020"),
     "m-iqn": _entry("munchausen_iqn", "Munchausen IQN, Vieillard et al. 2020"),
-    "m-pqn": _entry("munchausen_pqn", "PQN with Munchausen's log-policy in its reward; ours"),
+    "m-pqn": _entry(
+        "munchausen_pqn", "PQN with Munchausen's log-policy in its reward; ours", num_envs=MANY
+    ),
     "md-dqn": _entry(
         "md_dqn", "Mirror descent: KL to the last policy, and entropy; Vieillard et al. 2020"
     ),
@@ -32,7 +36,9 @@ AGENTS: dict[str, Entry] = {
     "politex-dqn": _entry(
         "politex_dqn", "Dual averaging: softmax of an average of values; Vieillard et al. 2020"
     ),
-    "pqn": _entry("pqn", "Parallelised Q-learning without replay, Gallici et al. 2024"),
+    "pqn": _entry(
+        "pqn", "Parallelised Q-learning without replay, Gallici et al. 2024", num_envs=MANY
+    ),
     "qr-dqn": _entry("qr_dqn", "Quantile regression DQN, Dabney et al. 2018"),
     "rainbow": _entry("rainbow", "C51, three steps, prioritised replay; Hessel et al. 2018"),
     "soft-dqn": _entry(

@@ -60,8 +60,8 @@ class Config:
 def presets(family: q_learning.Family) -> Config:
     """Returns settings for "atari", "minatar", "gym" or "toy"; comments give the sources.
 
-    The authors have 128 rows (`--num-envs 128`); with fewer, iterations are smaller and come as
-    much more often.
+    The authors have 128 rows, as the registry says; with fewer (`--num-envs`), iterations are
+    smaller and come as much more often.
     """
     if family == "atari":  # purejaxql's pqn_atari.yaml.
         return Config()
