@@ -20,7 +20,7 @@ PUBLISHED = (
     *("generate", "train-sft", "train-rlhf"),
 )
 BENCHMARKS = (
-    *("gradient_step", "atari", "minatar", "replay", "startup"),
+    *("gradient_step", "atari", "minatar", "btr", "btr_atari", "replay", "startup"),
     *("agents", "generation", "tuning", "reinforce", "entailment", "merging"),
     *("operators", "theory"),
     *(f"published/{case}" for case in PUBLISHED),

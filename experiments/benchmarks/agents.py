@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 from kullback import agents
 from kullback.agents import quantile
-from kullback.core import host
+from kullback.core import host, impala
 from kullback.environments import gym
 from kullback.experiments.benchmarks import flops, machine, minatar, peer, rows, timing
 from kullback.experiments.runs import settings
 
 ACTIONS, CHANNELS, FEATURES = 6, 4, 8 * 8 * 16
-IMPLICIT = ("iqn", "m-iqn")
+IMPLICIT = ("btr", "iqn", "m-iqn")
 UNIFORM = ("priority_exponent=0",)
 MOST_OF_PRIORITIES = 1.1  # Time of a step with priorities, in times that without.
 
@@ -31,25 +31,43 @@ def host_runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], fl
     return minatar.advancing(loop)
 
 
+def torso(name: str) -> tuple[flops.Layer, ...]:
+    """Returns the layers of an agent's torso on MinAtar's 10 x 10 cells."""
+    if name != "btr":
+        return (flops.Layer(FEATURES, 3 * 3 * CHANNELS),)
+    layers, inputs, cells = [], CHANNELS, 10 * 10
+    for channels, halves in impala.BLOCKS["impala_small"]:
+        layers.append(flops.Layer(cells * channels, 9 * inputs))
+        inputs, cells = channels, cells // 4 if halves else cells
+        layers += 4 * [flops.Layer(cells * channels, 9 * channels)]
+    return tuple(layers)
+
+
 def implicit_flops(name: str) -> float:
-    """Counts the operations of IQN or M-IQN on MinAtar per agent step: acting, and its learning."""
+    """Counts the operations of IQN, M-IQN or BTR on MinAtar per agent step: acting and learning."""
     config = agents.AGENTS[name].presets("minatar")
     samples: quantile.Samples = config.samples
-    hidden, batch = config.network.hidden, config.learning.replay.batch_size
-    torso = flops.Layer(FEATURES, 3 * 3 * CHANNELS).flops
+    hidden, replay = config.network.hidden, config.learning.replay
+    layers, is_btr = torso(name), name == "btr"
+    pass_of_torso = flops.forward(layers)
+    features = 5 * 5 * 32 if is_btr else FEATURES
+    streams = 2 if is_btr else 1  # The second has one output, the value.
     head = (
-        flops.Layer(FEATURES, config.network.num_cosines),
-        flops.Layer(hidden, FEATURES),
-        flops.Layer(ACTIONS, hidden),
+        flops.Layer(features, config.network.num_cosines),
+        flops.Layer(streams * hidden, features),
+        flops.Layer(ACTIONS + streams - 1, hidden),
     )
     each = flops.forward(head)  # For one quantile.
-    # Forward at s, and its gradient: of the cosines' layer by its weights alone.
-    online = samples.online * (2 * each + flops.forward(head[1:])) + 2 * torso
-    target = (samples.target + samples.policy) * each + torso
-    if name == "m-iqn":
-        target += samples.policy * each + torso  # The policy at s.
-    learning = batch * (online + target) / config.learning.replay.samples_per_update
-    return learning + samples.policy * each + torso
+    # Forward at s, and its gradient: of the first layers by their weights alone.
+    online = samples.online * (2 * each + flops.forward(head[1:]))
+    online += 2 * pass_of_torso + flops.forward(layers[1:])
+    target = samples.target * each + pass_of_torso
+    if not is_btr:  # Its policy at s' is of the same quantiles.
+        target += samples.policy * each
+    if name != "iqn":  # The policy at s, which for BTR is the online network's.
+        target += samples.policy * each + (0 if is_btr else pass_of_torso)
+    learning = replay.batch_size * (online + target) / replay.samples_per_update
+    return learning + samples.policy * each + pass_of_torso
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:

@@ -71,13 +71,25 @@ def test_the_network_has_the_papers_number_of_parameters(num_actions, expected):
     assert vectors == {f"conv2_d_{i}" for i in range(15) if i % 5}
 
 
-def test_without_the_last_maximum_all_cells_are_left():
-    """The paper's ablation has 77% more parameters... in its linear layers 7,744 for 2,304."""
-    torso = networks.torso("impala", FRAMES, hidden=False, residual=impala.Config(adaptive_pool=0))
-    for built, size in ((torso, 7_744), (networks.torso("impala", FRAMES, hidden=False), 2_304)):
-        transformed = hk.without_apply_rng(hk.transform(built))
-        params = jax.eval_shape(transformed.init, KEY, FRAMES.zeros())
-        assert jax.eval_shape(transformed.apply, params, FRAMES.zeros()).shape == (1, size)
+GRID = types.Spec(shape=(10, 10, 10), dtype=np.bool_, num_actions=6)  # Channels come last.
+ALL_CELLS = impala.Config(adaptive_pool=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "of", "fields", "expected"),
+    [
+        ("impala", FRAMES, {}, 512),
+        ("impala", FRAMES, {"hidden": False}, 36 * 64),
+        ("impala", FRAMES, {"hidden": False, "residual": ALL_CELLS}, 11 * 11 * 64),
+        ("impala_small", GRID, {}, 128),
+        ("impala_small", GRID, {"hidden": False}, 5 * 5 * 32),
+    ],
+)
+def test_features_are_those_of_the_last_maximum_or_of_a_hidden_layer(name, of, fields, expected):
+    transformed = hk.without_apply_rng(hk.transform(networks.torso(name, of, **fields)))
+    params = jax.eval_shape(transformed.init, KEY, of.zeros())
+    assert params["conv2_d"]["w"].shape[2] == (4 if of is FRAMES else 10)
+    assert jax.eval_shape(transformed.apply, params, of.zeros()).shape == (1, expected)
 
 
 def convolved(x: np.ndarray, leaves: dict) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from kullback.agents import munchausen
 from kullback.experiments.benchmarks import __main__ as benchmarks
 from kullback.experiments.benchmarks import (
+    btr,
     flops,
     generation,
     gradient_step,
@@ -60,6 +61,20 @@ def test_all_targets_must_be_met(fields: dict[str, float], met: bool | None):
 def test_flops_of_a_step_are_those_of_the_specification():
     step = flops.gradient_step(flops.nature(6), 32, gradient_step.FORWARDS["m-dqn"])
     assert step / 1e9 == pytest.approx(2.78, abs=0.01)
+
+
+def test_layers_of_btr_are_those_of_its_network():
+    # Weights of the convolutions are used at each pixel; of the head at each quantile.
+    places = [84**2, *(4 * [42**2]), 42**2, *(4 * [21**2]), 21**2, *(4 * [11**2])]
+    torso = zip(btr.torso(), places, strict=True)
+    weights = sum(layer.flops // 2 // place for layer, place in torso)
+    biases = 5 * (32 + 64 + 64) + 36 * 64 + 2 * 512 + 7
+    assert weights + flops.forward(btr.head()) // 2 + biases == btr.NUM_PARAMETERS
+
+
+@pytest.mark.slow
+def test_a_step_of_btr_is_a_learner_step():
+    assert btr.stepper(2)() == 1
 
 
 def test_flops_of_a_decoder_are_those_of_its_weights_and_of_what_it_attends_to():

@@ -27,6 +27,14 @@ FIELDS: dict[str, Any] = {
 }
 
 
+def test_an_agent_may_have_its_own_number_of_environments_in_a_family():
+    def rows(agent: str, environment: str, **fields: int) -> int:
+        return plans.Plan(agent=agent, environment=environment, **fields).num_envs  # pyright: ignore[reportArgumentType]
+
+    assert rows("btr", "atari/pong") == 64 and rows("m-iqn", "atari/pong") == 4
+    assert rows("btr", "atari/pong", num_envs=32) == 32 and rows("btr", "minatar/breakout") == 16
+
+
 def change_presets(monkeypatch: pytest.MonkeyPatch, agent: str, **changes: Any) -> None:
     """Makes today's presets of an agent others than they were."""
     entry = {**agents.AGENTS, **lm.ALGORITHMS}[agent]

@@ -1,0 +1,121 @@
+"""One learner step of BTR on Atari frames, alone: 256 items of 84 x 84 x 4 bytes, six actions.
+
+Beside the same step in torch, our own form of it, and beside XLA's convolutions. On CPUs a step
+takes seconds. btr_atari.py has the loop around it.
+"""
+
+import functools
+import unittest.mock
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from kullback import agents
+from kullback.core import convolution, platform, types
+from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
+from kullback.experiments.runs import settings
+
+BATCH, ACTIONS = 256, 6
+XLA = "XLA's convolutions"  # On a TPU these are ours.
+QUANTILES, COSINES, HIDDEN, FEATURES = 8, 64, 512, 36 * 64
+# Passes of the torso: online at s, whose gradient is taken, and target at s'.
+FORWARDS = 2
+NUM_PARAMETERS = 2_902_695  # Of the network, means of noisy layers alone.
+
+
+def torso() -> tuple[flops.Layer, ...]:
+    """Returns the layers of the torso, twice as wide as IMPALA's, for 4 frames of 84 x 84."""
+    layers, inputs, size = [], 4, 84
+    for channels in (32, 64, 64):
+        layers.append(flops.Layer(size * size * channels, 9 * inputs))
+        size, inputs = -(-size // 2), channels
+        layers += 4 * [flops.Layer(size * size * channels, 9 * channels)]
+    return tuple(layers)
+
+
+def head() -> tuple[flops.Layer, ...]:
+    """Returns the layers of one quantile: its embedding, and two streams."""
+    return (
+        flops.Layer(FEATURES, COSINES),
+        flops.Layer(2 * HIDDEN, FEATURES),
+        flops.Layer(ACTIONS + 1, HIDDEN),
+    )
+
+
+def cost(batch_size: int) -> int:
+    """Counts the operations of a learner step.
+
+    Quantiles are asked of the online network for the loss, with their gradient, and for the bonus,
+    and of the target network.
+    """
+    of_head = flops.gradient_step(head(), QUANTILES * batch_size, forwards=3)
+    return flops.gradient_step(torso(), batch_size, FORWARDS) + of_head
+
+
+def stepper(batch_size: int = BATCH, assignments: tuple[str, ...] = ()) -> Callable[[], float]:
+    """Makes a function that does one learner step, compiled as in the host loop, and returns 1.
+
+    Args:
+      batch_size: items of the batch.
+      assignments: changes of the presets for Atari, as of `--set`.
+    """
+    spec = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=ACTIONS, frame_stack=4)
+    entry = agents.AGENTS["btr"]
+    agent = entry.make(None, spec, settings.apply(entry.presets("atari"), assignments))
+    rng = np.random.default_rng(0)
+
+    def frames() -> np.ndarray:
+        return rng.integers(0, 256, (batch_size, 4, 84, 84), np.uint8)
+
+    ones = np.ones(batch_size, np.float32)
+    actions = rng.integers(0, ACTIONS, batch_size, np.int32)
+    data = types.Transition(frames(), actions, ones, np.float32(0.997**3) * ones, frames())
+    batch = types.Batch(data, np.zeros(batch_size, np.int32), ones / batch_size, ones)
+    batch = jax.device_put(batch)  # Its transfer is the loop's, not the step's.
+    step = jax.jit(agent.learner.step, donate_argnums=0)
+    state = jax.jit(agent.learner.init)(jax.random.key(0))
+
+    def work() -> float:
+        nonlocal state
+        state, _ = step(state, batch, types.NO_CONSTANTS)
+        jax.block_until_ready(state.params)
+        return 1
+
+    work()
+    return work
+
+
+def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
+    """Measures a learner step beside torch's faster layout, XLA's convolutions, and sgemm."""
+    platform.keep_freed_memory()
+    steppers = {"ours": stepper()}
+    with unittest.mock.patch.object(convolution, "prefers_product", lambda: False):
+        steppers[XLA] = stepper()
+    ours = timing.rates(steppers, budget.seconds)
+    theirs = functools.partial(run_peer, "torch", "btr", budget.seconds, BATCH)
+    best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
+    layouts = {name: rate for name, rate in best.items() if name.startswith("torch ")}
+    if layouts and best["parameters"] != NUM_PARAMETERS:
+        raise peer.PeerError(f"torch's network has {best['parameters']:.0f} parameters")
+    fastest = max(layouts, key=layouts.__getitem__, default="")
+    return [
+        rows.Row(
+            name="learner step, btr",
+            ours=best["ours"],
+            unit="steps/s",
+            peer=fastest,
+            peer_value=layouts.get(fastest),
+            target_ratio=1.0,
+            limit_share=best["ours"] * cost(BATCH) / best["sgemm"],
+            details={**layouts, "sgemm_flops": best["sgemm"]},
+        ),
+        rows.Row(
+            name="learner step, btr",
+            ours=best["ours"],
+            unit="steps/s",
+            peer=XLA,
+            peer_value=best[XLA],
+            target_ratio=1.0,
+        ),
+    ]
