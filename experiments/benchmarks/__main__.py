@@ -16,8 +16,9 @@ from kullback.core import names
 from kullback.experiments.benchmarks import machine, measuring, peer, rows, timing
 
 PUBLISHED = (
-    *("generation-1", "generation-8", "generation-32", "prefill", "sft", "rloo"),
+    *("generation-1", "generation-8", "generation-32", "prefill", "sft", "lora", "rloo"),
     *("generate", "train-sft", "train-rlhf"),
+    *("train-sft-lora", "train-gkd-lora", "train-rlhf-lora"),
 )
 BENCHMARKS = (
     *("gradient_step", "atari", "minatar", "btr", "btr_atari", "replay", "startup"),

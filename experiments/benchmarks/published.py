@@ -27,7 +27,14 @@ from kullback.experiments.benchmarks import (
     rows,
     timing,
 )
-from kullback.experiments.benchmarks.published_cases import CASES, COMMANDS, GB, Case, Limits
+from kullback.experiments.benchmarks.published_cases import (
+    CASES,
+    COMMANDS,
+    GB,
+    LOGIT_DIFFERENCE,
+    Case,
+    Limits,
+)
 from kullback.experiments.runs import pretrained
 
 KEEPING = "transformers that keeps freed memory"
@@ -129,13 +136,14 @@ def compared(
         details=limits._asdict(),
     )
     results = beside(rate, sides, "rate")
-    for key, name, unit, scale in (
-        ("first_seconds", "to the first token", "s", 1.0),
-        ("peak_bytes", "peak memory", "GB", GB),
+    for key, name, unit, scale, target in (
+        ("first_seconds", "to the first token", "s", 1.0, None),
+        ("peak_bytes", "peak memory", "GB", GB, None),
+        ("logit_difference", "merged against factored", "nats", 1.0, LOGIT_DIFFERENCE),
     ):
         if key in ours:
             value, called = ours[key] / scale, f"{case.name}, {name}"
-            row = rows.Row(name=called, ours=value, unit=unit, lower_is_better=True)
+            row = rows.Row(name=called, ours=value, unit=unit, lower_is_better=True, target=target)
             results += beside(row, sides, key, scale)
     return results
 
@@ -172,7 +180,7 @@ def beside(
 def of_command(case: str) -> list[rows.Row]:
     """Measures a command of COMMANDS; no other program takes part."""
     command, model = COMMANDS[case], ("--model", published_cases.MODEL)
-    is_generate = case == published_cases.GENERATE
+    saved, is_generate = 0, case == published_cases.GENERATE
     peer.ENVIRONMENTS.mkdir(exist_ok=True)  # A disk, where /tmp may be memory.
     with tempfile.TemporaryDirectory(dir=peer.ENVIRONMENTS) as folder:
         if is_generate:
@@ -184,6 +192,8 @@ def of_command(case: str) -> list[rows.Row]:
             kind, agent, *rest = command.arguments
             arguments = [kind, agent, f"tokens/jsonl:{texts}", *rest, *model, "--out", str(run)]
         watched = commands.watch(arguments)
+        if command.checkpoint_bytes is not None:
+            saved = _last_checkpoint(pathlib.Path(folder) / "run")
     memory = rows.Row(
         name=f"{command.name}, peak memory",
         ours=watched.peak_bytes / GB,
@@ -199,7 +209,22 @@ def of_command(case: str) -> list[rows.Row]:
         lower_is_better=True,
         target=published_cases.FIRST_SECONDS,
     )
-    return [first, memory] if is_generate else [memory]
+    if command.checkpoint_bytes is None:
+        return [first, memory] if is_generate else [memory]
+    checkpoint = rows.Row(
+        name=f"{command.name}, its last checkpoint",
+        ours=saved / 1e6,
+        unit="MB",
+        lower_is_better=True,
+        target=command.checkpoint_bytes / 1e6,
+    )
+    return [memory, checkpoint]
+
+
+def _last_checkpoint(run: pathlib.Path) -> int:
+    """Returns the bytes of the newest checkpoint of a run."""
+    newest = max((run / "checkpoints").glob("[0-9]*"))
+    return sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
 
 
 def _texts() -> str:

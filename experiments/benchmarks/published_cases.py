@@ -14,8 +14,11 @@ CONFIG = pretrained.MODELS[NAME].config
 WEIGHT_BYTES = 4 * gemma.num_params(CONFIG).total
 PROMPT, NEW, LONG = 16, 48, 2_048  # Tokens of a prompt, after it, and of a long prompt.
 TEXTS, TOKENS = 4, 128  # Of a step of SFT.
+RANK = 16  # Of adapters.
 RLOO = reinforce.Sizes(prompts=2, samples=4, prompt=64, new=32)
 FLOAT32, BFLOAT16, LLAMA = "transformers", "transformers, bfloat16", "llama.cpp, Q4_K_M"
+PEFT = "transformers with peft"
+LOGIT_DIFFERENCE = 1e-4  # Most, between adapters that are merged and beside their base.
 GB = 1e9
 
 
@@ -46,6 +49,7 @@ class Command(NamedTuple):
     name: str  # Of its rows.
     arguments: tuple[str, ...]  # But for the model, the texts and the run's folder.
     target_bytes: float
+    checkpoint_bytes: float | None = None  # Wanted of its last checkpoint.
 
 
 def generation_bound(limits: Limits, num_rows: int) -> float:
@@ -63,8 +67,18 @@ def prefill_bound(limits: Limits) -> float:
 
 def sft_bound(limits: Limits) -> float:
     """Bounds steps of SFT a second: forward, and gradients of weights and inputs."""
+    return limits.sgemm / (3 * _pass())
+
+
+def lora_bound(limits: Limits) -> float:
+    """Bounds steps of adapters a second: forward, and gradients of inputs, of the base alone."""
+    return limits.sgemm / (2 * _pass())
+
+
+def _pass() -> int:
+    """Counts the operations of the texts of a step, once."""
     of_text = flops.decoder(CONFIG, range(TOKENS)) + (TOKENS - 1) * flops.unembedding(CONFIG)
-    return limits.sgemm / (3 * TEXTS * of_text)
+    return TEXTS * of_text
 
 
 def rloo_bound(limits: Limits) -> float:
@@ -105,6 +119,15 @@ CASES = {
         bound=sft_bound,
         target_ratio=1 / 0.9,
     ),
+    "lora": Case(
+        name=f"{NAME}, step of SFT by LoRA of rank {RANK}",
+        kind="lora",
+        sizes=(TEXTS, TOKENS, RANK),
+        unit="steps/s",
+        peers=(PEFT,),
+        bound=lora_bound,
+        target_ratio=1 / 0.9,
+    ),
     "rloo": Case(
         name=f"{NAME}, step of REINFORCE, leave-one-out",
         kind="rloo",
@@ -113,6 +136,20 @@ CASES = {
         bound=rloo_bound,
     ),
 }
+
+
+def _training(*settings: str) -> tuple[str, ...]:
+    """Returns arguments of two steps with some settings."""
+    return "--steps", "2", *(x for setting in settings for x in ("--set", setting))
+
+
+_SFT = f"batch_size={TEXTS}", f"max_prompt_length={TOKENS // 2}", f"max_new_tokens={TOKENS // 2}"
+_RLOO = (
+    *(f"batch_size={RLOO.rows}", f"samples_per_prompt={RLOO.samples}"),
+    *(f"max_prompt_length={RLOO.prompt}", f"max_new_tokens={RLOO.new}"),
+)
+_REWARDED = "--reward", "length", "--overlong", "truncate-left"
+_LORA = f"lora.rank={RANK}"
 GENERATE = "generate"
 COMMANDS = {
     GENERATE: Command(
@@ -121,27 +158,28 @@ COMMANDS = {
         WEIGHT_BYTES + 0.5 * GB,
     ),
     "train-sft": Command(
-        f"{NAME}, kullback train sft",
-        (
-            *("train", "sft", "--steps", "2", "--set", f"batch_size={TEXTS}"),
-            *(
-                "--set",
-                f"max_prompt_length={TOKENS // 2}",
-                "--set",
-                f"max_new_tokens={TOKENS // 2}",
-            ),
-        ),
-        7.0 * GB,
+        f"{NAME}, kullback train sft", ("train", "sft", *_training(*_SFT)), 7.0 * GB
     ),
     "train-rlhf": Command(
         f"{NAME}, kullback train rlhf",
-        (
-            *("train", "rlhf", "--steps", "2", "--set", f"batch_size={RLOO.rows}"),
-            *("--set", f"samples_per_prompt={RLOO.samples}", "--reward", "length"),
-            *("--set", f"max_prompt_length={RLOO.prompt}", "--set", f"max_new_tokens={RLOO.new}"),
-            *("--overlong", "truncate-left"),
-        ),
+        ("train", "rlhf", *_training(*_RLOO), *_REWARDED),
         8.5 * GB,
+    ),
+    "train-sft-lora": Command(
+        f"{NAME}, kullback train sft, LoRA of rank {RANK}",
+        ("train", "sft", *_training(*_SFT, _LORA)),
+        3.0 * GB,
+        checkpoint_bytes=60e6,
+    ),
+    "train-gkd-lora": Command(  # A frozen teacher of the same size takes 1.5 GB.
+        f"{NAME}, kullback train gkd, LoRA of rank {RANK}",
+        ("train", "gkd", "--teacher", MODEL, *_training(*_SFT, _LORA)),
+        4.5 * GB,
+    ),
+    "train-rlhf-lora": Command(
+        f"{NAME}, kullback train rlhf, LoRA of rank {RANK}",
+        ("train", "rlhf", *_training(*_RLOO, _LORA), *_REWARDED),
+        3.8 * GB,
     ),
 }
 FIRST_SECONDS = 6.0  # From the start of a command that has run before to its first token.

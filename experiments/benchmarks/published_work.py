@@ -16,16 +16,17 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from kullback.core import platform, sequences, types
+from kullback.core import platform, sequences, trees, types
 from kullback.environments import tokens
 from kullback.experiments import cache, programs
 from kullback.experiments.benchmarks import language_models, machine, reinforce, timing
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import exports, model_files, models, pretrained
-from kullback.lm import batches, gemma, sft, tuning
+from kullback.lm import batches, gemma, lora, sft, tuning
 
 Figures = dict[str, float]
 FOLDER, FILE = "transformers", "model.gguf"  # In the folder that peers read.
+NOISE = 0.01  # Of adapters that are merged, as after some hundred steps.
 
 
 def generation(model: str, seconds: float, sizes: Sequence[int]) -> Figures:
@@ -98,18 +99,59 @@ def supervised(model: str, seconds: float, sizes: Sequence[int]) -> Figures:
       sizes: texts of a step, tokens of each, all of them learnt but for the first.
     """
     rows, length = sizes
+    return {"rate": timing.best_rate(_tuner(model, rows, length), seconds)}
+
+
+def adapted(model: str, seconds: float, sizes: Sequence[int]) -> Figures:
+    """Measures steps of supervised fine-tuning by adapters, and merges what they may become.
+
+    Args:
+      model, seconds: as for `generation`.
+      sizes: those of `supervised`, and the rank.
+    """
+    rows, length, rank = sizes
+    settings = lora.Config(rank=rank, alpha=float(rank))
+    rate = timing.best_rate(_tuner(model, rows, length, settings), seconds)
+    peak = machine.peak_memory()
+    difference = logit_difference(shape(model), settings, parameters(model))
+    return {"rate": rate, "peak_bytes": peak, "logit_difference": difference}
+
+
+def _tuner(
+    model: str, rows: int, length: int, settings: lora.Config = lora.Config()
+) -> Callable[[], float]:
+    """Makes a function that takes one step of supervised fine-tuning, see `stepper`."""
     learning = tuning.Config(
         batch_size=rows,
         max_prompt_length=length // 2,
         max_new_tokens=length - length // 2,
         reduction="token",
+        lora=settings,
     )
     config = shape(model)
     agent = sft.make(gemma.make(config), sft.Config(learning=learning))
     stored = language_models.answered(config, rows, length)
     source = sequences.Source(rows, example=stored, stored=lambda step, count: stored)
+    if settings:
+        constants = types.Constants(base=parameters(model))
+        return language_models.stepper(sequences.make(agent, source, 0, constants=constants))
     loop = sequences.make(agent, source, 0, params=lambda: parameters(model))
-    return {"rate": timing.best_rate(language_models.stepper(loop), seconds)}
+    return language_models.stepper(loop)
+
+
+def logit_difference(config: gemma.Config, settings: lora.Config, base: types.Params) -> float:
+    """Returns the largest difference of logits between merged adapters and those beside the base.
+
+    They are drawn at NOISE around those that a run begins with.
+    """
+    model, key = gemma.make(config, settings), jax.random.key(0)
+    leaves, tree = jax.tree.flatten(model.init(key))
+    keys = jax.random.split(key, len(leaves))
+    noisy = [x + NOISE * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    factors, text = jax.tree.unflatten(tree, noisy), language_models.tokens(config, 1, 32)
+    beside = jax.jit(model.apply)(trees.joined(base, factors), text)
+    merged = lora.merged(config, settings, base, factors)
+    return float(jnp.max(jnp.abs(jax.jit(gemma.make(config).apply)(merged, text) - beside)))
 
 
 def reinforced(model: str, seconds: float, sizes: Sequence[int]) -> Figures:
@@ -134,6 +176,7 @@ WORK: dict[str, Callable[[str, float, Sequence[int]], Figures]] = {
     "generation": generation,
     "prefill": prefill,
     "sft": supervised,
+    "lora": adapted,
     "rloo": reinforced,
 }
 
@@ -196,7 +239,7 @@ def main() -> None:
     programs.keep()
     kind, seconds, sizes, model = sys.argv[1:]
     figures = WORK[kind](model, float(seconds), json.loads(sizes))
-    print(json.dumps(figures | {"peak_bytes": machine.peak_memory()}))
+    print(json.dumps({"peak_bytes": machine.peak_memory()} | figures))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,32 @@ def test_one_text_is_bound_by_memory_and_many_by_products():
 def test_a_step_costs_three_passes():
     passes = 3 * 2 * 268_098_176 * 4 * 128
     assert 300e9 / published_cases.sft_bound(LIMITS) == pytest.approx(passes, rel=0.02)
+    # Weights of a frozen base have no gradient.
+    assert published_cases.lora_bound(LIMITS) == 1.5 * published_cases.sft_bound(LIMITS)
+
+
+def test_adapters_have_rows_of_their_merge_and_their_checkpoint(monkeypatch: pytest.MonkeyPatch):
+    ours = {"rate": 1.0, "peak_bytes": 2.5e9, "logit_difference": 3e-5}
+    sides = {"transformers with peft": published.Side({"rate": 0.8, "peak_bytes": 4e9})}
+    rate, memory, merged = published.compared(CASES["lora"], ours, sides, LIMITS)
+    assert (rate.met, memory.ratio, merged.met) == (True, 1.6, True)
+    assert published.request(CASES["lora"], rate.peer, 5.0, pathlib.Path("folder"))[3:5] == (
+        *("lora", "[4, 128, 16]"),
+    )
+
+    def watch(arguments: list[str]) -> commands.Watched:
+        run = pathlib.Path(arguments[-1]) / "checkpoints"
+        for step, size in ((0, 10), (2, 70_000_000)):
+            (run / f"{step:012d}" / "learner").mkdir(parents=True)
+            with (run / f"{step:012d}" / "learner" / "data").open("wb") as file:
+                file.truncate(size)
+        return commands.Watched(1.0, 2.0, 29 * 10**8)
+
+    monkeypatch.setattr(commands, "watch", watch)
+    memory, checkpoint = published.of_command("train-sft-lora")
+    assert (memory.ours, memory.met) == (2.9, True)
+    assert (checkpoint.ours, checkpoint.unit, checkpoint.met) == (70.0, "MB", False)
+    assert [len(published.of_command(f"train-{name}-lora")) for name in ("gkd", "rlhf")] == [1, 1]
 
 
 def test_each_peer_has_a_row_of_each_figure_and_the_first_one_the_targets():
@@ -122,7 +148,7 @@ def test_a_model_that_is_not_installed_is_skipped_by_name(
         return published.run(budget, peer.none, name.removeprefix("published/"))
 
     assert benchmarks.main(["published", "--out", str(tmp_path / "rows.json")], here) == 0
-    assert capsys.readouterr().out.count("is skipped: pretrained:gemma3-270m needs") == 9
+    assert capsys.readouterr().out.count("is skipped: pretrained:gemma3-270m needs") == 13
 
 
 def test_a_case_that_is_unknown_is_refused():
@@ -172,7 +198,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sizes"),
-    [("generation", [2, 4, 17]), ("prefill", [9]), ("sft", [2, 8]), ("rloo", [1, 2, 4, 3])],
+    [
+        *[("generation", [2, 4, 17]), ("prefill", [9]), ("sft", [2, 8]), ("lora", [2, 8, 2])],
+        ("rloo", [1, 2, 4, 3]),
+    ],
 )
 def test_our_side_does_the_work_it_says(
     kind: str,
@@ -187,5 +216,6 @@ def test_our_side_does_the_work_it_says(
     published_work.main()
     figures = json.loads(capsys.readouterr().out)
     assert all(x > 0 for x in figures.values())
-    writes = {"first_seconds"} if kind in ("generation", "prefill") else set()
-    assert set(figures) == {"rate", "peak_bytes"} | writes
+    others = {name: {"first_seconds"} for name in ("generation", "prefill")}
+    others["lora"] = {"logit_difference"}
+    assert set(figures) == {"rate", "peak_bytes"} | others.get(kind, set())

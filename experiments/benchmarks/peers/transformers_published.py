@@ -5,6 +5,7 @@ KIND and SIZES, a JSON list, are
     generation  texts, tokens of a prompt, new tokens: rate of new tokens, seconds to the first
     prefill     tokens of a prompt: rate of its tokens, seconds to the first new one
     sft         texts, tokens of each, all of them learnt but for the first: rate of steps
+    lora        the same, and the rank of peft's adapters beside all matrices of layers
 
 What is compared is torch as it comes; "kept_rate" is that where it keeps freed memory.
 """
@@ -85,12 +86,20 @@ def sft(model, seconds, rows, length):
     return figures
 
 
+def lora(model, seconds, rows, length, rank):
+    """Measures steps of supervised fine-tuning by peft's adapters."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules="all-linear")
+    return sft(get_peft_model(model, config), seconds, rows, length)
+
+
 def main():
     """Prints the figures of a kind of work."""
     seconds, kind, sizes = float(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     model = load(*sys.argv[4:])
-    if kind == "sft":
-        figures = sft(model.train(), seconds, *sizes)
+    if kind in ("sft", "lora"):
+        figures = {"sft": sft, "lora": lora}[kind](model.train(), seconds, *sizes)
     else:
         measure = {"generation": generation, "prefill": prefill}[kind]
         figures = measure(model.eval(), seconds, *sizes)
