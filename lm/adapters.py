@@ -73,6 +73,8 @@ class Learnt:
     def actor_params(
         self, state: types.LearnerState, steps: types.Array, evaluate: bool, constants: Any
     ) -> dict[str, types.Params]:
-        """Returns the parameters that act, see `types.Agent`."""
+        """Returns the parameters that act, see `types.Agent`; they need no gradient."""
         del steps, evaluate
+        if self.scheme and not self.settings:
+            return {"params": quantisation.held(state.params, self.scheme)}
         return {"params": self.whole(state.params, constants)}

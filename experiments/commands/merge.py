@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kullback.experiments import limits
@@ -28,8 +28,9 @@ def add_parser(commands: Any) -> None:
         "files, or pretrained:NAME. "
         "mean: by --weights; ema: a moving average in the order given; slerp: spherical "
         "interpolation of their differences to --base (WARP), or without one of themselves; "
-        "liti: from --base toward their mean. MODELS that are all folders of adapters as peft has "
-        "them become one such folder, by the same methods; their base is no option.",
+        "liti: from --base toward their mean. Runs of adapters beside one base know it. MODELS "
+        "that are all folders of adapters as peft has them become one such folder, by the same "
+        "methods; their base is no option.",
     )
     flag(sub, "models MODEL", arguments.path, nargs="+")
     flag(sub, "--method", METHODS, required=True)
@@ -73,14 +74,17 @@ def main(options: argparse.Namespace) -> int:
         return _merge_adapters(options, config)
     if options.rank is not None:
         raise ValueError("--rank is of adapters, folders with adapter_config.json")
-    config.check(len(options.models), has_base=options.base is not None)
-    given = [*options.models, *([] if options.base is None else [options.base])]
+    base_path = options.base
+    if base_path is None and options.method in ("slerp", "liti"):
+        base_path = _base_of_adapters(options.models)
+    config.check(len(options.models), has_base=base_path is not None)
+    given = [*options.models, *([] if base_path is None else [base_path])]
     # Runs are exported first, and files converted, which takes a while.
     folders = [path for path in given if not is_converted(path)]
     merging.check_places(options.out, folders)
     with contextlib.ExitStack() as stack:
         models = [_folder(path, options.out, stack) for path in options.models]
-        base = None if options.base is None else _folder(options.base, options.out, stack)
+        base = None if base_path is None else _folder(base_path, options.out, stack)
         report = merging.merge(
             models,
             options.out,
@@ -92,6 +96,8 @@ def main(options: argparse.Namespace) -> int:
         )
     for line in report.overridden:
         print(f"overridden: {line}")
+    if base_path != options.base:
+        print(f"base: {base_path}, of all of these adapters")
     if report.left_out:
         print(f"not copied, as it is code: {', '.join(report.left_out)}")
     print(
@@ -124,6 +130,21 @@ def _merge_adapters(options: argparse.Namespace, config: "merging.Config") -> in
         f"{len(options.models)} folders)"
     )
     return 0
+
+
+def _base_of_adapters(paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
+    """Returns the base of runs of adapters, if all were trained beside one; else None.
+
+    That it still is what it was is checked when the runs are read.
+    """
+    from kullback.experiments.runs import learnt, opened, run_folder
+
+    runs = [run for path in paths if (run := opened.find(path)) is not None]
+    if len(runs) < len(paths) or not all(learnt.adapters_of(run) for run in runs):
+        return None
+    if len({run.config.get(run_folder.BASE) for run in runs}) > 1:
+        return None
+    return pathlib.Path(runs[0].plan.model)
 
 
 def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:

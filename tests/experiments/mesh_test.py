@@ -74,6 +74,27 @@ for mesh in ("", "8x1", "4x2", "1x8"):
     shapes = {name: x.addressable_shards[0].data.shape for name, x in arrays.items()}
     results[mesh], ends[mesh] = {"losses": losses, **shapes}, (loop, state)
 
+# Adapters beside the teacher, which is cut as it is when it learns itself.
+for mesh in ("", "4x2"):
+    setup = language_setup.setup(
+        resolved.resolve(plans.Plan(
+            agent="sft",
+            environment=given["task"],
+            model=given["teacher"],
+            settings=(*given["settings"][:4], "lora.rank=2", "lora.train_tokens=<eos>"),
+            mesh=mesh,
+        ))
+    )
+    loop, losses = setup.loop((0,)), []
+    state = loop.init()
+    while loop.steps(state) < 5:
+        state = loop.advance(state, loop.steps(state) + 1)
+        state, (row,) = loop.rows(state)
+        losses.append(row["loss"])
+    factor = state.learner.params["periods"]["layer_0"]["attention/query"]["b"]
+    shape = factor.addressable_shards[0].data.shape
+    results[f"adapters {mesh}"] = {"losses": losses, "factor": shape}
+
 model = [f"--model-flag={flag}" for flag in given["flags"]]
 settings = [f"--set={setting}" for setting in given["settings"]]
 train = ["train", "gkd", given["task"], "--model", "tiny", "--teacher", given["teacher"]]
@@ -151,6 +172,14 @@ def test_losses_over_a_mesh_are_those_of_one_device(results: dict[str, Any], mes
     model = int(mesh[-1])
     assert results[mesh]["embedding"] == results[mesh]["moment"] == [264 // model, 32]
     assert results[mesh]["teacher"] == [2, 32, 64 // model]
+
+
+@pytest.mark.slow
+def test_adapters_over_a_mesh_learn_as_on_one_device(results: dict[str, Any]):
+    expected, got = results["adapters "], results["adapters 4x2"]
+    assert len(set(expected["losses"])) == 5
+    np.testing.assert_allclose(got["losses"], expected["losses"], rtol=1e-4)
+    assert got["factor"] == [2, 2, 32] and expected["factor"] == [2, 2, 64]
 
 
 @pytest.mark.parametrize(

@@ -56,13 +56,14 @@ def test_heads_stay_whole(caplog: pytest.LogCaptureFixture):
 
 def test_factors_are_cut_as_their_matrix_and_never_along_the_rank():
     config, mesh = gemma.PRESETS["tiny"], AbstractMesh((1, 2), meshes.AXES)
-    shapes = sharding.shapes(config, None, lora.Config(rank=2))
+    shapes = sharding.shapes(config, None, lora.Config(rank=2, train_tokens=(3,)))
     homes = meshes.of_params(sharding.rules(config), shapes, mesh)
     factors = {path: tuple(home.spec) for path, home in trees.named_leaves(homes).items()}
     for path, spec in cuts(config, 1, 2).items():
         if path.rpartition("/")[2] in lora.TARGETS:
             assert factors[f"{path}/a"] == (None, spec[1], None)
             assert factors[f"{path}/b"] == (None, None, spec[2])
+    assert factors["rows/update"] == (None, None)
 
 
 def test_without_a_mesh_nothing_is_placed():

@@ -180,6 +180,19 @@ def test_peft_is_written_and_read_beside_the_base(
         exports.write_adapters(base, tmp_path / "other")
 
 
+def test_merges_know_the_base_of_runs_of_adapters(
+    run: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path, kullback: Any, refused: Any
+):
+    given = ("--method", "liti", "--interpolation", "0.25")
+    status, out, _ = kullback("merge", run, run, *given, "--out", tmp_path / "merged")
+    assert status == 0 and f"base: {base}, of all of these adapters" in out
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    old, new = params_of(base), params_of(run)
+    between = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, new)
+    jax.tree.map(close, params_of(tmp_path / "merged"), between)
+    assert "base" in refused("merge", run, base, *given, "--out", tmp_path / "other")
+
+
 @pytest.mark.slow
 def test_policy_reference_and_value_share_one_base(base: pathlib.Path, tmp_path: pathlib.Path):
     settings = (*ADAPTERS, "samples_per_prompt=2", "baseline=value", "value_learning_rate=1e-2")
