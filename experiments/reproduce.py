@@ -184,8 +184,14 @@ def _folder(name: str, out: pathlib.Path | None, described: dict[str, Any]) -> p
     """Returns the folder to write to: a new one, or one in which the same work was begun."""
 
     def is_ours(path: pathlib.Path) -> bool:
-        saved = path / CONFIG
-        return saved.is_file() and dict(json_files.read(saved, nan=True).items()) == described
+        if not (path / CONFIG).is_file():
+            return False
+        saved = dict(json_files.read(path / CONFIG, nan=True).items())
+        config = saved.get("config")
+        if isinstance(config, dict):  # What it was before there was a field.
+            earlier = {k: x for k, x in study.EARLIER.items() if k in described["config"]}
+            saved["config"] = earlier | config
+        return saved == described
 
     if out is not None:
         files.check_writable(out / CONFIG)

@@ -4,7 +4,8 @@ What the log-policy of Vieillard, Pietquin & Geist, "Munchausen Reinforcement Le
 2020, https://arxiv.org/abs/2007.14430, becomes for the regularisers of Roulet et al. 2025,
 https://arxiv.org/abs/2501.18537, is in theory/munchausen_f.py: that theory promises of every f the
 same average of errors and the same widening of gaps, 1 / (1 - alpha), and so gives no reason for
-one to score above another. Here that is run on MinAtar with networks, beside DQN. Targets of KL
+one to score above another: that they score alike, within 15%, is judged. Here that is run on
+MinAtar with networks, beside DQN. Targets of KL
 and of alpha-divergences of 1 or more differ by at most tau ln A, 0.05 at the paper's tau = 0.03
 with six actions; `temperature` makes it more.
 """

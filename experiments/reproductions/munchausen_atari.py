@@ -72,11 +72,13 @@ def costs(config: Config, runs: agent_runs.Runs) -> study.Tables:
 def checks(config: Config, runs: agent_runs.Runs) -> list[judging.Check]:
     """Judges the published protocol, game by game; reports what it would take."""
     judged = [
-        judging.above(
-            f"{better} ends above {worse} on more than half of the games (53 and 40 of 60)",
-            [wins(runs, better, worse, game) for game in GAMES],
-            0.5,
-            ("game", "games"),
+        judging.headline(
+            judging.above(
+                f"{better} ends above {worse} on more than half of the games (53 and 40 of 60)",
+                [wins(runs, better, worse, game) for game in GAMES],
+                0.5,
+                ("game", "games"),
+            )
         )
         for better, worse in (("m-dqn", "dqn"), ("m-iqn", "iqn"))
         if config.full

@@ -164,6 +164,21 @@ def test_other_settings_go_to_another_folder(
         reproduce.reproduce("coin", taken, ["seeds=2"])
 
 
+def test_what_an_old_version_began_goes_on_with_its_seeds(
+    thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thrown[:] = [-1]  # Nothing interrupts it.
+    monkeypatch.setattr(study, "EARLIER", {"throws": 50, "unknown": 1})
+    reproduce.reproduce("coin", tmp_path / "out", say=lambda line: None)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    del config["config"]["throws"]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    assert reproduce.reproduce("coin", tmp_path / "out", say=lambda line: None)
+    assert thrown == [-1, 0, 1, 2]
+    with pytest.raises(ValueError, match="no coin with these settings"):
+        reproduce.reproduce("coin", tmp_path / "out", ["throws=60"])
+
+
 def test_a_folder_that_was_never_begun_is_taken(
     thrown: list[int], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

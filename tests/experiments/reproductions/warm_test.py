@@ -227,7 +227,7 @@ def test_it_runs(tmp_path: pathlib.Path, rank: int):
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 settings.append(f"{world}.{field.name}={text}")
     checks = reproduce.reproduce("warm", tmp_path / "out", settings, lambda line: None)
-    assert sum(c.verdict != "reported" for c in checks) == 2 * (5 + 4) + 2
+    assert sum(c.verdict != "reported" for c in checks) == 2 * (5 + 1 + 3)
     tables = {}
     for path in (tmp_path / "out").glob("*.csv"):
         with open(path) as file:

@@ -158,7 +158,7 @@ def test_it_runs(tmp_path: pathlib.Path, rank: int):
     settings += [f"{p}.{n}={v}" for p in ("toy", "decoder") for n, v in SMALL.items()]
     settings += [f"decoder.rank={rank}"]
     checks = reproduce.reproduce("warp", tmp_path / "out", settings, lambda line: None)
-    assert sum(c.verdict != "reported" for c in checks) == 2 * 5
+    assert sum(c.verdict != "reported" for c in checks) == 2 * 9
     tables = {}
     for name in ("points", "merges", "areas"):
         with open(tmp_path / "out" / f"{name}.csv") as file:
