@@ -59,8 +59,7 @@ def decide(
     evidence = f"{interval} over {effect.num_seeds} {units}, against {threshold:g}"
     if verdict == "undecided":
         evidence += f"; from {least:.2g} beyond it would have been seen"
-    known = least if np.isfinite(least) else None
-    return Check(claim, verdict, evidence, False, effect.test, effect.num_seeds, known)
+    return Check(claim, verdict, evidence, False, effect.test, effect.num_seeds, _finite(least))
 
 
 def above(
@@ -122,7 +121,7 @@ def times(
     if check.verdict == "undecided":
         evidence += f"; from {least:.3g} times that it would have been seen"
     test = "Welch's t of logarithms"
-    return check._replace(evidence=evidence, test=test, smallest_effect=least)
+    return check._replace(evidence=evidence, test=test, smallest_effect=_finite(least))
 
 
 def trend(claim: str, x: effects.Numbers, samples: Sequence[effects.Numbers]) -> Check:
@@ -209,7 +208,8 @@ def equal(
     evidence = f"{wide} over {effect.num_seeds} seeds, within {margin:g} of 0"
     if verdict == "undecided":
         evidence += f"; a margin of {least:.2g} would have been met"
-    return Check(claim, verdict, evidence, False, f"{effect.test}, TOST", effect.num_seeds, least)
+    test, least = f"{effect.test}, TOST", _finite(least)
+    return Check(claim, verdict, evidence, False, test, effect.num_seeds, least)
 
 
 def alike(claim: str, share: float, one: effects.Numbers, other: effects.Numbers) -> Check:
@@ -231,7 +231,7 @@ def alike(claim: str, share: float, one: effects.Numbers, other: effects.Numbers
     evidence += f"seeds, within {share:.0%} of 1"
     if check.verdict == "undecided":
         evidence += f"; a share of {least:.0%} would have been met"
-    return check._replace(evidence=evidence, smallest_effect=least)
+    return check._replace(evidence=evidence, smallest_effect=_finite(least))
 
 
 def mostly(claim: str, held: Sequence[bool] | np.ndarray, evidence: str) -> Check:
@@ -296,6 +296,10 @@ def unjudged(check: Check) -> Check:
 def headline(check: Check) -> Check:
     """Returns a check as one of what the paper is read for."""
     return check._replace(is_headline=True)
+
+
+def _finite(number: float) -> float | None:
+    return number if np.isfinite(number) else None
 
 
 def _few(claim: str, *samples: effects.Numbers, units: tuple[str, str] = SEEDS) -> Check | None:
