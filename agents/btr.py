@@ -8,7 +8,8 @@ batches of many emulators. Each part is a field, so that an ablation is a settin
 
 Where the authors' code differs from the text, the defaults are the code's, which drew the published
 curves: the bonus has the online network's log-policy (text: the target's), priorities are absolute
-errors, the importance exponent stays at 0.2, and epsilon falls exponentially.
+errors, not losses, the importance exponent is that of the priorities, and epsilon falls
+exponentially (text: linearly).
 """
 
 import dataclasses
@@ -63,8 +64,8 @@ class Config:
             samples_per_update=64,  # One gradient step a tick of 64 emulators.
             n_step=3,
             discount=0.997,
-            # The text lets the importance exponent rise from 0.45; the code raises to -0.2 always.
             priority_exponent=0.2,
+            # The code has a setting of 0.45, reads it nowhere, and raises to -0.2 throughout.
             importance_exponent=0.2,
             importance_exponent_final=0.2,
         ),

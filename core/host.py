@@ -16,6 +16,7 @@ import numpy as np
 
 from kullback.core import (
     experience,
+    frames,
     loops,
     metrics,
     platform,
@@ -46,6 +47,7 @@ class RunState(NamedTuple):
     key: types.Key  # Key of acting; each tick folds env_steps in.
     metrics: metrics.Metrics
     pending: Pending | None = None  # None where draws are uniform.
+    frames: jax.Array | None = None  # Copy of the replay's on the device; see frames.py.
 
 
 class Saved(NamedTuple):
@@ -183,14 +185,17 @@ def _learn(
     sums: metrics.Metrics,
     batches: types.Batch,
     constants: types.Constants,
+    copied: jax.Array | None,
 ) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
     """Takes a learner step for each of U batches, [U, ...]; returns the new priorities too, [U, B].
 
-    It is one program, as on a GPU starting an update takes longer than the update itself.
+    It is one program, as on a GPU starting an update takes longer than the update itself. Where
+    there is a copy of the frames, the batches have rows of it.
     """
 
     def update(carry: Any, batch: types.Batch) -> tuple[Any, jax.Array | None]:
         learner, sums = carry
+        batch = frames.gathered(copied, batch)
         learner, feedback = agent.learner.step(learner, batch, constants)
         priorities = feedback.priorities if agent.experience.priority_exponent else None
         return (learner, metrics.learn(sums, feedback)), priorities
@@ -226,16 +231,24 @@ def _fresh_memory(context: _Context, learner: types.LearnerState, env_steps: int
 def _init(context: _Context) -> RunState:
     """Returns the state before step 0; the environment is reset."""
     learner, key = context.init_learner(jax.random.key(context.seed))
+    contents = context.store.init()
     return RunState(
         env_steps=0,
         learner=learner,
-        replay=context.store.init(),
+        replay=contents,
         observation=np.asarray(context.environment.reset(context.seed).observation),
         memory=_fresh_memory(context, learner, 0),
         key=key,
         metrics=metrics.init(context.environment.num_envs, context.names),
         pending=_nothing_pending(context),
+        frames=_copied(context, contents),
     )
+
+
+def _copied(context: _Context, contents: replay.State) -> jax.Array | None:
+    """Returns the copy of the replay's frames on the device, if the configuration asks for it."""
+    on_device = context.agent.experience.frames_on == "device"
+    return frames.copy(np.asarray(contents.frames)) if on_device else None
 
 
 def _iteration(context: _Context, state: RunState) -> RunState:
@@ -243,7 +256,7 @@ def _iteration(context: _Context, state: RunState) -> RunState:
     environment, store = context.environment, context.store
     learner, sums, contents = state.learner, state.metrics, state.replay
     observation, memory, env_steps = state.observation, state.memory, state.env_steps
-    pending = state.pending
+    pending, copied = state.pending, state.frames
     for tick in range(context.pace.ticks):
         action, memory = context.act(
             learner, np.int32(env_steps), context.constants, observation, memory, state.key
@@ -255,13 +268,15 @@ def _iteration(context: _Context, state: RunState) -> RunState:
             # Drawn and copied while the updates of the last iteration, whose parameters act, may
             # still run. A generator is made for each draw, so that checkpoints need not hold any.
             generator = np.random.default_rng([context.seed, env_steps, 0])
-            drawn = store.sample(contents, generator, context.pace.updates)
+            updates = context.pace.updates
+            drawn = store.sample(contents, generator, updates, with_frames=copied is None)
             batches = jax.device_put(drawn)
         action = np.asarray(action)
         environment.send(action)
         priorities = None
         if batches is not None:  # The call returns before the device is done.
-            learner, sums, priorities = context.learn(learner, sums, batches, context.constants)
+            given = batches, context.constants, copied
+            learner, sums, priorities = context.learn(learner, sums, *given)
         if pending is not None:
             # These priorities are computed for sure, as the parameters of the same updates have
             # acted. They are stored while environments and learner work, always one tick late.
@@ -270,14 +285,19 @@ def _iteration(context: _Context, state: RunState) -> RunState:
             if drawn is not None:
                 pending = Pending(drawn.indices, priorities)
         timestep = environment.recv()
+        rows = store.next_rows(contents)
         contents = store.add(contents, observation, action, timestep)
+        if copied is not None:
+            copied = frames.write(copied, rows, contents.frames[rows])
         sums = _observe(sums, timestep._replace(observation=None, next_observation=None))
         if memory is not None and np.any(timestep.last()):
             fresh = _fresh_memory(context, learner, env_steps)
             memory = rollout.reset_memory(fresh, memory, timestep.last())
         observation = np.asarray(timestep.observation)
         env_steps += environment.num_envs
-    return RunState(env_steps, learner, contents, observation, memory, state.key, sums, pending)
+    return RunState(
+        env_steps, learner, contents, observation, memory, state.key, sums, pending, copied
+    )
 
 
 def _advance(context: _Context, state: RunState, until: int) -> RunState:
@@ -370,4 +390,5 @@ def _restore(
         key=saved.key,
         metrics=jax.tree.map(jnp.asarray, sums),
         pending=pending,
+        frames=_copied(context, contents),
     )

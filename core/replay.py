@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,9 @@ class Config:
     importance_exponent: float = 0.4  # beta of the learner's importance weights, at first;
     importance_exponent_final: float = 1.0  # beta at the end; it is linear in learner steps.
     importance_learner_steps: int = 12_500_000  # Learner steps between the two: 200 million frames.
+    # The memory that batches are gathered from, where environments are on the host: its own, or the
+    # accelerator's, which then holds a copy of all frames. Batches are the same.
+    frames_on: Literal["host", "device"] = "host"
 
     def __post_init__(self) -> None:
         for name in ("capacity", "min_replay_size", "batch_size", "samples_per_update", "n_step"):
@@ -65,6 +68,8 @@ class Config:
         for name in ("priority_exponent", "importance_exponent", "importance_exponent_final"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.frames_on not in ("host", "device"):
+            raise ValueError(f"frames_on must be host or device, got {self.frames_on}")
         if self.importance_learner_steps < 1:
             raise ValueError(
                 f"importance_learner_steps must be >= 1, got {self.importance_learner_steps}; for "
@@ -103,8 +108,10 @@ class Replay(NamedTuple):
 
     init: Callable[[], State]
     add: Callable[[State, Any, Any, types.TimeStep], State]  # (state, observation, action, ..).
-    # (state, key or NumPy generator, U=None) -> one batch, or U of them on a leading axis.
+    # (state, key or NumPy generator, U=None) -> one batch, or U of them on a leading axis; with
+    # with_frames=False their observations are rows of `State.frames`, int32.
     sample: Callable[..., types.Batch]
+    next_rows: Callable[[State], Any]  # state -> int32, [2 E]: rows of frames that `add` writes.
     cut: Callable[[State], State]  # state -> state, with running episodes truncated.
     # (state, indices, priorities [B]) -> state, for a batch that was drawn at most one `add` ago.
     update: Callable[[State, Any, Any], State]
@@ -202,6 +209,7 @@ def _make(xp: Any, spec: types.Spec, config: Config, num_envs: int) -> Replay:
         init=functools.partial(_init, rings),
         add=functools.partial(_add, rings),
         sample=functools.partial(_sample, rings),
+        next_rows=functools.partial(_next_rows, rings),
         cut=functools.partial(_cut, rings),
         update=functools.partial(_update, rings),
     )
@@ -230,12 +238,17 @@ def _init(rings: _Rings) -> State:
     )
 
 
+def _next_rows(rings: _Rings, state: State) -> Any:
+    """Returns the rows of the frames of the next transition, at its start and at its end, [2 E]."""
+    positions = [state.cursor, state.cursor + 1]
+    return rings.xp.concatenate([rings.start + position % rings.length for position in positions])
+
+
 def _add(
     rings: _Rings, state: State, observation: Any, action: Any, timestep: types.TimeStep
 ) -> State:
     xp, last = rings.xp, timestep.last()
     row = rings.start + state.cursor % rings.length  # [E]
-    next_row = rings.start + (state.cursor + 1) % rings.length
     # Both frames are written: the next one is needed at once, and if the episode goes on, the next
     # call writes it again.
     frames = [observation, timestep.next_observation]
@@ -243,7 +256,7 @@ def _add(
         frames = [frame[:, -1] for frame in frames]
     frames = xp.concatenate(frames)
     state = state._replace(
-        frames=_put(state.frames, xp.concatenate([row, next_row]), frames),
+        frames=_put(state.frames, _next_rows(rings, state), frames),
         action=_put(state.action, row, action),
         reward=_put(state.reward, row, timestep.reward),
         discount=_put(state.discount, row, timestep.discount),
@@ -324,7 +337,14 @@ def _draw(rings: _Rings, state: State, key: Any, num_batches: int) -> tuple[Any,
     return base, position, xp.full(len(draw), 1 / ends[-1].astype(np.float32))
 
 
-def _sample(rings: _Rings, state: State, key: Any, num_batches: int | None = None) -> types.Batch:
+def _sample(
+    rings: _Rings,
+    state: State,
+    key: Any,
+    num_batches: int | None = None,
+    *,
+    with_frames: bool = True,
+) -> types.Batch:
     config = rings.config
     base, position, probabilities = _draw(rings, state, key, num_batches or 1)
     steps_on = np.arange(config.n_step, dtype=np.int32)[None]  # [1, n]
@@ -337,7 +357,8 @@ def _sample(rings: _Rings, state: State, key: Any, num_batches: int | None = Non
         config.reward_clip,
     )
     row = steps[:, 0]
-    observation, next_observation = _observations(rings, state, base, position, m)
+    frames_of = functools.partial(_frames, rings, state) if with_frames else lambda rows: rows
+    observation, next_observation = _observations(rings, state, base, position, m, frames_of)
     data = types.Transition(observation, state.action[row], reward, discount, next_observation)
     batch = types.Batch(data, row, probabilities, np.ones(len(row), np.float32))
     if num_batches is None:
@@ -346,12 +367,19 @@ def _sample(rings: _Rings, state: State, key: Any, num_batches: int | None = Non
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
 
 
-def _observations(rings: _Rings, state: State, base: Any, position: Any, m: Any) -> tuple[Any, Any]:
+def _frames(rings: _Rings, state: State, rows: Any) -> Any:
+    """Returns the frames of rows [B], or stacks of them, [B, S]."""
+    return state.frames[rows] if rings.spec.frame_stack == 1 else state.frames.take(rows, axis=0)
+
+
+def _observations(
+    rings: _Rings, state: State, base: Any, position: Any, m: Any, frames_of: Callable[[Any], Any]
+) -> tuple[Any, Any]:
     """Returns stacks of frames at `position` and m steps later, with zeros before the episode."""
     length, stack = rings.length, rings.spec.frame_stack
     row = base + position % length
     if stack == 1:
-        return state.frames[row], state.frames[base + (position + m) % length]
+        return frames_of(row), frames_of(base + (position + m) % length)
     age = state.age[row]
 
     def read(newest: int, position: Any, age: Any) -> Any:  # [B, stack + newest, ...]
@@ -359,7 +387,7 @@ def _observations(rings: _Rings, state: State, base: Any, position: Any, m: Any)
         offset = np.arange(1 - stack, 1 + newest, dtype=np.int32)[None]
         rows = base[:, None] + (position[:, None] + offset) % length
         rows = rings.xp.where(age[:, None] >= -offset, rows, rings.num_rows)
-        return state.frames.take(rows, axis=0)
+        return frames_of(rows)
 
     if rings.config.n_step == 1:  # The two overlap in all but one frame: read each once.
         frames = read(1, position, age)

@@ -1,6 +1,6 @@
 """Pong from end to end: emulator, acting, replay, and one gradient step of 32 per 4 agent steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kullback import agents
 from kullback.core import host
@@ -13,12 +13,14 @@ PEER_NUM_ENVS = (1, 4, 16)
 WARM_UP, CAPACITY = 1_000, 10_000
 
 
-def runner(name: str, num_envs: int, warm_up: int = WARM_UP) -> Callable[[], float]:
+def runner(
+    name: str, num_envs: int, warm_up: int = WARM_UP, assignments: Sequence[str] = ()
+) -> Callable[[], float]:
     """Makes a function that does one iteration of the host loop and returns its agent steps."""
     entry = agents.AGENTS[name]
     environment = atari.make("pong", num_envs)
-    changes = [f"min_replay_size={warm_up}", f"capacity={max(CAPACITY, warm_up)}"]
-    config = settings.apply(entry.presets("atari"), changes)
+    sizes = [f"min_replay_size={warm_up}", f"capacity={max(CAPACITY, warm_up)}"]
+    config = settings.apply(entry.presets("atari"), [*sizes, *assignments])
     loop = host.make(entry.make(None, environment.spec, config), environment, 0)
     state = loop.init()
 

@@ -23,7 +23,8 @@ CONFIG, FLAGS, BY_SIZE = "config", "environment_flags", "by_size"  # Keys of con
 # Settings, by bare name, that came after the first version, whose default is what it did.
 LATER = frozenset(
     "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable "
-    "quantize quantize_table max_gradient_norm epsilon_decay epsilon_zero_env_steps".split()
+    "quantize quantize_table max_gradient_norm epsilon_decay epsilon_zero_env_steps "
+    "frames_on".split()
 )
 # Settings, by bare name, that came later with another default, and what was done before.
 EARLIER: Mapping[str, Any] = {"averaged_actions": "taken"}

@@ -11,6 +11,6 @@ game=${1:-breakout}
 out=runs/atari_btr
 python -m kullback.experiments.benchmarks btr btr_atari --out "$out/speed.json"
 timeout --signal=INT 720 kullback train btr "atari/$game" --out "$out/$game" \
-    --environment-flag max_noops=30 --set min_replay_size=10000 \
+    --environment-flag max_noops=30 --set min_replay_size=10000 --set frames_on=device \
     --log-every 20000 --checkpoint-every 10000000 || test $? -eq 124
 kullback report "$out/$game" --out "$out/report"

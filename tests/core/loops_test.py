@@ -245,6 +245,26 @@ def test_a_host_run_hands_priorities_back_and_restores_them(num_envs, tmp_path):
     assert int(resumed.learner.steps) == steps + 10
 
 
+def test_a_host_run_is_the_same_with_its_frames_on_the_device():
+    def loop(frames_on: str) -> loops.Loop:
+        changes = (*PRIORITISED, f"frames_on={frames_on}")
+        return host.make(agent("m-dqn", *changes), OnHost(toy.chain(4)), 0)
+
+    ends, resumed = {}, {}
+    for frames_on in ("host", "device"):
+        one = loop(frames_on)
+        begun = to_end(one, one.init(), 540)
+        assert (begun.frames is not None) == (frames_on == "device")
+        # Copies: the loop goes on in the arrays of its state.
+        snapshot = jax.tree.map(jnp.copy, one.snapshot(begun))
+        added = {name: np.array(rows) for name, rows in spans.span(begun.replay, None).items()}
+        ends[frames_on] = to_end(one, begun, 600)._replace(frames=None)
+        resumed[frames_on] = to_end(one, one.restore(snapshot, [added]), 600)._replace(frames=None)
+    assert int(ends["host"].learner.steps) == 25
+    equal(ends["host"], ends["device"])
+    equal(resumed["host"], resumed["device"])
+
+
 def test_evaluation_needs_an_environment_on_the_host():
     loop = host.make(agent(), OnHost(toy.chain(4)), 0)
     with pytest.raises(ValueError, match="no environment to evaluate in"):
