@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ _DTYPES = {
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
 }
 _NAMES = {numpy: name for name, numpy in _DTYPES.items()}
+_CHUNK = 1 << 23  # Numbers that are read at once.
 _ALIGNMENT = 64  # Bytes: JAX uses memory as it is on a CPU if it begins at a multiple of them.
 
 
@@ -173,6 +174,28 @@ def ready_params(path: files.Path, like: Any) -> Any:
         for name, leaf in named.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def chunks(path: files.Path, like: Any) -> dict[str, Iterator[np.ndarray]]:
+    """Returns parameters as `write_ready` wrote them, by name, in pieces along their first axis.
+
+    Pages of the file that were read are given back.
+
+    Args:
+      path: of the file.
+      like: as for `import_params`.
+
+    Raises:
+      ValueError: as of `ready_params`.
+    """
+    return {name: _chunks(tensor.array) for name, tensor in _alike(path, like).items()}
+
+
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    step = max(1, _CHUNK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
+        mapped.release(array[start : start + step])
 
 
 def checked(path: files.Path, like: Any) -> dict[str, np.ndarray]:

@@ -15,7 +15,8 @@ from kullback.lm import chat, texts, tokenizer
 from kullback.lm.formats import hugging_face_config
 
 NOTES = "kullback"  # Key of our own notes in a config.json that we export.
-COMPUTE = ("dtype", "remat")  # Fields of `gemma.Config` that change how it computes, not what.
+# Fields of `gemma.Config` that change how it computes, not what.
+COMPUTE = ("dtype", "storage", "remat")
 # Keys of other models' config.json that do not change what a model computes.
 IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", NOTES)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt")

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import attention, gemma_config, layers, lora
+from kullback.lm import attention, gemma_config, layers, lora, narrow_weights
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
 from kullback.lm.gemma_config import num_params as num_params
@@ -200,7 +200,8 @@ def _ropes(config: Config, positions: jax.Array) -> dict[bool, tuple[jax.Array, 
 def _features(
     context: _Context, params: types.Params, tokens: types.Array, *places: Any
 ) -> jax.Array:
-    embedded = _learnt_rows(context, params, params["embedding"][tokens], tokens)
+    embedded = narrow_weights.rows(params["embedding"], tokens)
+    embedded = _learnt_rows(context, params, embedded, tokens)
     return _layers(context, params, embedded, *places)
 
 
@@ -274,18 +275,14 @@ def _folded(keys: types.Key | None, number: Any) -> types.Key | None:
 
 def _unembed(context: _Context, params: types.Params, features: jax.Array) -> jax.Array:
     features, settings = features.astype(context.dtype), context.adapters
+    table = params["embedding"]
     if not settings.train_tokens:
-        return _logits(context, params, features)
+        return narrow_weights.logits(features, table)
     features, updates = jnp.split(features, [context.config.embed_dim], -1)
     rows = params[lora.ROWS]
     if not updates.shape[-1]:  # Features that are not `_with_head`'s.
         updates = lora.of_logits(features, rows, settings)
-    return lora.added_to_logits(_logits(context, params, features), updates, rows["ids"])
-
-
-def _logits(context: _Context, params: types.Params, features: jax.Array) -> jax.Array:
-    embedding = params["embedding"].astype(context.dtype)
-    return jnp.einsum("...d,vd->...v", features, embedding, preferred_element_type=jnp.float32)
+    return lora.added_to_logits(narrow_weights.logits(features, table), updates, rows["ids"])
 
 
 def _apply(
@@ -353,7 +350,8 @@ def _decode(
             keys, values = keys | {name: cached[0]}, values | {name: cached[1]}
         return x, keys, values
 
-    x = _scaled(context, _learnt_rows(context, params, params["embedding"][tokens], tokens))
+    embedded = narrow_weights.rows(params["embedding"], tokens)
+    x = _scaled(context, _learnt_rows(context, params, embedded, tokens))
     keys, values = dict(cache.keys), dict(cache.values)
     for block in config.blocks:
         # The caches are carried, not scanned over: a step then writes its token in place

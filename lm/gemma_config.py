@@ -4,10 +4,13 @@ Gemma Team 2025, https://arxiv.org/abs/2503.19786. Shape letters are those of lm
 """
 
 import dataclasses
+import typing
 from typing import Literal, NamedTuple
 
 from kullback.lm import sizes
 
+# Formats of matrices in memory: float32, or one of lm/quantisation.py.
+Storage = Literal["float32", "int8", "int4", "q8_0", "q4_0", "sfp8", "bfloat16"]
 BLOCKS = "periods", "remainder"  # Names of the parameters that have a layer axis.
 
 
@@ -34,6 +37,8 @@ class Config:
     eos_ids: tuple[int, ...] = (1,)  # Ids that end a text; tuned models add end_of_turn, 106.
     pad_id: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # Type of the computation, not of params.
+    # Format in memory of the matrices of a model that learns nothing, see lm/narrow_weights.py.
+    storage: Storage = "float32"
     remat: bool = False  # Whether the backward pass recomputes each layer's activations.
 
     def __post_init__(self) -> None:
@@ -60,6 +65,8 @@ class Config:
                 )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+        if self.storage not in (formats := typing.get_args(Storage)):
+            raise ValueError(f"storage must be one of {', '.join(formats)}, got {self.storage!r}")
 
     @property
     def num_periods(self) -> int:

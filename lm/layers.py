@@ -18,29 +18,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.lm import lora
+from kullback.lm import lora, narrow_weights
 
 MASKED = -1e30  # A score with weight 0; finite, so that a row of masked scores is not NaN.
 LARGE = 2**26  # Bytes of a table of which copies are avoided.
 Caches = tuple[jax.Array, jax.Array]
 
 
-@jax.custom_vjp
-def lookup(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+def lookup(table: narrow_weights.Matrix, ids: jax.Array) -> tuple[jax.Array, narrow_weights.Matrix]:
     """Returns rows of a table, [..., D], and the table itself, to be used once more.
 
     The gradient of the table's further use is there before that of the rows, which is added to it,
-    in place if the table is large. Else there would be two arrays of its size, and their sum.
+    in place if the table is large. Else there would be two arrays of its size, and their sum. A
+    narrow table gets no gradient.
 
     Args:
       table: [V, D].
       ids: int, [...].
     """
+    if isinstance(table, narrow_weights.Narrow):
+        return narrow_weights.rows(table, ids), table
+    return _lookup(table, ids)
+
+
+@jax.custom_vjp
+def _lookup(table: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     return table[ids], table
 
 
 def _lookup_forward(table: jax.Array, ids: jax.Array) -> tuple[Any, jax.Array]:
-    return lookup(table, ids), ids
+    return _lookup(table, ids), ids
 
 
 def _lookup_backward(ids: jax.Array, cotangents: tuple[jax.Array, jax.Array]) -> Any:
@@ -60,7 +67,7 @@ def _lookup_backward(ids: jax.Array, cotangents: tuple[jax.Array, jax.Array]) ->
     return jax.lax.fori_loop(0, len(ids), add, of_table), None
 
 
-lookup.defvjp(_lookup_forward, _lookup_backward)
+_lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
@@ -271,7 +278,7 @@ def layer(
     def linear(x: jax.Array, name: str, size: int) -> jax.Array:
         init = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
         w = hk.get_parameter(name, (x.shape[-1], size), init=init)
-        y = x @ w.astype(x.dtype)
+        y = narrow_weights.product(x, w)
         if adapters.adapts(name):
             if keys is not None:
                 x = flat(lora.dropped(x.reshape(b, t, -1), keys, name, adapters))

@@ -2,8 +2,9 @@
 
     parameters     once, in float32; of adapters, if there are some
     moments        of the optimiser: twice the parameters for Adam; and target parameters
-    frozen         models that are read: teacher, start, a reward's, the base of adapters; and what
-                   a format of few bits holds in place of the parameters
+    frozen         models that are read: teacher, start, a reward's, the base of adapters; of those
+                   in few bits the codes, and the block that is open; and what a format of few bits
+                   holds in place of the parameters
     gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import files, trees, types
-from kullback.lm import chunked, gemma, lora
+from kullback.lm import chunked, gemma, lora, narrow_weights
 
 LOGIT_ARRAYS = 3  # Arrays of a chunk's logits that are in memory at a time.
 
@@ -92,7 +93,9 @@ def of_learning(
     return Needs(
         parameters=parameters,
         moments=trees.num_bytes((state.opt_state, state.targets)),
-        frozen=trees.num_bytes(frozen) + parameters * setting.is_quantized,
+        frozen=trees.num_bytes(frozen)
+        + narrow_weights.opened_bytes(frozen)
+        + parameters * setting.is_quantized,
         gradients=parameters * copies,
         activations=setting.networks * _activations(config, setting.adapters, rows, setting.width),
         logits=LOGIT_ARRAYS

@@ -9,6 +9,7 @@ decode one layer at a time.
     q4_0        d = m / -8,  q = clip(trunc(w / d + 8.5), 0, 15),  w~ = (q - 8) float16(d),
                 m the largest of 32 weights with its sign                     (llama.cpp's)
     sfp8        the nearest number of 8 bits of gemma.cpp, times a scale of each output channel
+    bfloat16    the nearest number of 16 bits, half to even; it needs no scale
 
 Channels and blocks are of the contraction axis: -2 of a weight [in, out], and -1 of the table
 [V, D], a row of which is an output channel of the head that it also is. Sources: Gemma Team 2025,
@@ -47,7 +48,7 @@ __all__ = [
 ]
 
 # Formats of weights by name.
-Name = Literal["int8", "int4", "q8_0", "q4_0", "sfp8"]
+Name = Literal["int8", "int4", "q8_0", "q4_0", "sfp8", "bfloat16"]
 # The same, or "none" of what stays float.
 Kept = Literal["none", Name]
 BLOCK = 32  # Weights of a block of llama.cpp's formats.
@@ -58,8 +59,11 @@ TABLE = "embedding"
 class Codes(NamedTuple):
     """A matrix in few bits, its contraction axis last."""
 
-    codes: jax.Array  # uint8 or int8, [..., O, I], or I / 2 where a byte holds two.
-    scales: jax.Array  # [..., O, 1], float32; [..., O, I / 32], float16, of blocks.
+    # uint8 or int8, [..., O, I], or I / 2 where a byte holds two. A bfloat16's bits are uint16: on
+    # CPUs, XLA turns a whole stack of bfloat16 into float32 before it takes a part.
+    codes: jax.Array
+    # [..., O, 1], float32; [..., O, I / 32], float16, of blocks; [..., O, 0] of bfloat16.
+    scales: jax.Array
 
 
 class Format(NamedTuple):
@@ -69,7 +73,7 @@ class Format(NamedTuple):
     decode: Callable[[Codes], jax.Array]  # The inverse, float32.
     bits: int  # Of a code.
     block: int | None  # Weights that share a scale; None is a whole channel.
-    scale_bytes: int  # Of a scale.
+    scale_bytes: int  # Of a scale; 0 without scales.
 
 
 def _largest(w: jax.Array) -> jax.Array:
@@ -175,6 +179,16 @@ def _decode_sfp8(stored: Codes) -> jax.Array:
     return jnp.where(stored.codes >= 128, -size, size) * stored.scales
 
 
+def _encode_bfloat16(w: jax.Array) -> Codes:
+    bits = jax.lax.bitcast_convert_type(w.astype(jnp.bfloat16), jnp.uint16)
+    return Codes(bits, jnp.zeros((*w.shape[:-1], 0), jnp.float32))
+
+
+def _decode_bfloat16(stored: Codes) -> jax.Array:
+    # It is the upper half of a float32.
+    return jax.lax.bitcast_convert_type(stored.codes.astype(jnp.uint32) << 16, jnp.float32)
+
+
 # Formats by name.
 FORMATS: dict[Name, Format] = {
     "int8": Format(_encode_int8, _decode_int8, 8, None, 4),
@@ -182,6 +196,7 @@ FORMATS: dict[Name, Format] = {
     "q8_0": Format(_encode_q8_0, _decode_q8_0, 8, BLOCK, 2),
     "q4_0": Format(_encode_q4_0, _decode_q4_0, 4, BLOCK, 2),
     "sfp8": Format(_encode_sfp8, _decode_sfp8, 8, None, 4),
+    "bfloat16": Format(_encode_bfloat16, _decode_bfloat16, 16, None, 0),
 }
 
 
@@ -191,7 +206,7 @@ def _check(shape: tuple[int, ...], name: Name, axis: int) -> Format:
     if axis not in (-1, -2) or len(shape) < 2:
         raise ValueError(f"expected a matrix, and axis -1 or -2; got {shape} and axis {axis}")
     form = FORMATS[name]
-    multiple = form.block or 8 // form.bits
+    multiple = form.block or max(1, 8 // form.bits)
     if shape[axis] % multiple:
         raise ValueError(
             f"{name} takes {multiple} weights at a time: {shape[axis]} of shape {shape}, "
@@ -269,6 +284,11 @@ class Scheme(NamedTuple):
 
 
 FLOAT = Scheme()  # No format: all stays float.
+
+
+def of_storage(storage: gemma_config.Storage) -> Scheme:
+    """Returns the scheme of a model whose matrices all have one format, or stay float32."""
+    return FLOAT if storage == "float32" else Scheme(storage, storage)
 
 
 def map_matrices(

@@ -125,7 +125,10 @@ def add_control_tokens(parser: Any, default: str) -> None:
 
 def add_model_flag(parser: Any) -> None:
     """Adds --model-flag of a model that is trained already."""
-    meaning = "how the model is computed: dtype=bfloat16"
+    meaning = (
+        "how the model is computed: dtype=bfloat16 in half precision; storage=bfloat16, int8, int4 "
+        "or q4_0 with weights that stay in so many bits in memory, which on CPUs is no faster"
+    )
     several(parser, "--model-flag field=value", "model_flags", help=meaning)
 
 

@@ -53,10 +53,11 @@ def _chat(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import models
 
     programs.keep()
-    read = models.load(
-        arguments.with_adapter(options.model, options.adapter), base=options.base or ""
+    checkpoint = models.load(
+        arguments.with_adapter(options.model, options.adapter),
+        base=options.base or "",
+        flags=options.model_flags,
     )
-    checkpoint = read.computing(options.model_flags, options.model)
     _require_template(checkpoint, options.model)
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     most = min(conversation.CONTEXT, checkpoint.config.context_length)

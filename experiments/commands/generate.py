@@ -49,10 +49,11 @@ def _generate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import models
 
     programs.keep()
-    read = models.load(
-        arguments.with_adapter(options.model, options.adapter), base=options.base or ""
+    loaded = models.load(
+        arguments.with_adapter(options.model, options.adapter),
+        base=options.base or "",
+        flags=options.model_flags,
     )
-    loaded = read.computing(options.model_flags, options.model)
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)

@@ -7,14 +7,14 @@ from kullback.experiments.commands import arguments
 from kullback.experiments.commands.arguments import flag
 
 # Those of `lm/quantisation.py`, which is read when there is work.
-FORMATS = ("int8", "int4", "q8_0", "q4_0", "sfp8")
+FORMATS = ("int8", "int4", "q8_0", "q4_0", "sfp8", "bfloat16")
 
 
 def add_parser(commands: Any) -> None:
     """Adds what `argparse` needs of it."""
     sub = commands.add_parser(
         "quantize",
-        help="a language model in 4 or 8 bits: bytes, error, perplexity",
+        help="a language model in 4 to 16 bits: bytes, error, perplexity",
         description="MODEL is a run, a folder of weights, a .gguf file or pretrained:NAME. Its "
         "matrices are put into a format and read again; with a TASK (default: a run's own), the "
         "perplexity of held-out completions is measured before and after. On CPUs few bits save "

@@ -55,12 +55,14 @@ class Subject:
     def checkpoint(self) -> model_files.Checkpoint:
         """The model, with its parameters."""
         if self.run is None:
-            loaded, recorded = models.load(self.path, self.seed, best=self.best), "text"
+            flags = self.model_flags
+            loaded = models.load(self.path, self.seed, best=self.best, flags=flags)
+            recorded = "text"
         else:
-            loaded = models.of_run(self.run, self.seed, best=self.best)
+            read = models.of_run(self.run, self.seed, best=self.best)
+            loaded = read.computing(self.model_flags, str(self.path))
             recorded = self.run.plan.control_tokens
-        computed = loaded.computing(self.model_flags, str(self.path))
-        return computed.reading(self.control_tokens or recorded)
+        return loaded.reading(self.control_tokens or recorded)
 
     @property
     def limits(self) -> data.Limits:

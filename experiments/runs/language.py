@@ -29,6 +29,7 @@ from kullback.lm import (
     kl_excursions,
     lora,
     memory,
+    narrow_weights,
     power_law,
     quantisation,
     tuning,
@@ -78,8 +79,10 @@ class Setup(TextWork):
 
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""
-        teacher = None if self.teacher is None else model_files.fingerprint(self.teacher.params)
-        start = self.start_sha256() if self.start is None else model_files.fingerprint(self.start)
+        teacher = None if self.teacher is None else self.teacher.fingerprint
+        start = self.start_sha256()
+        if start is None and self.start is not None:
+            start = model_files.fingerprint(self.start)
         return {
             "loop": "host",
             "teacher_sha256": teacher,
@@ -180,7 +183,8 @@ class Setup(TextWork):
             if not settings:
                 return quantisation.held(merged, scheme) if scheme else merged
             factors = trees.joined(self.shared, merged)
-            return lora.merged(self.student.config, settings, self.base, factors)
+            base = narrow_weights.whole(self.base)
+            return lora.merged(self.student.config, settings, base, factors)
 
         ends, steps = warp_front.Ends(start, merged, acts_by), int(learner.steps)
         warp_front.finish(folder, self.actor, self.student, ends, parameters, steps)

@@ -62,6 +62,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         needs = "needs --teacher" if has_teacher else "takes no --teacher"
         raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
     mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
+    _check_frozen(named, has_teacher)
     if mesh is not None:
         sharding.check_batch(mesh, config.learning.batch_size)
     task = tasks.make(plan.environment, rule=named.rule)
@@ -91,10 +92,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         read = student if student.params is not None else models.load(plan.model, mesh=mesh)
         frozen = read.params
         if c.scheme:
-            base_sha256, frozen = (
-                model_files.fingerprint(frozen),
-                quantisation.held(frozen, c.scheme),
-            )
+            base_sha256 = model_files.fingerprint(frozen)
+            frozen = quantisation.held(frozen, c.scheme)
+        elif plan.frozen != "float32":
+            narrow = read.frozen(plan.frozen)
+            base_sha256, frozen = narrow.sha256, narrow.params
+        student = student._replace(params=None)
     elif plan.model not in gemma.PRESETS:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
         if plan.num_seeds > 1:
@@ -131,8 +134,31 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
         return base
     plan.require_trust()
-    reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids)
+    reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids, plan.frozen)
     return _with_actor(base, plan, reward, student)
+
+
+def _check_frozen(named: resolved.Resolved, has_teacher: bool) -> None:
+    """Raises ValueError if a plan has few bits for what there is not, or for what is learnt."""
+    plan, c = named.plan, named.config.learning
+    entry = lm.ALGORITHMS[plan.agent]
+    if plan.frozen == "float32":
+        return
+    if not (has_teacher or entry.takes_reward or c.lora):
+        raise ValueError(
+            f"--frozen {plan.frozen} is of a teacher, a reference, a reward model or the base of "
+            f"adapters, and this run of {plan.agent} has none"
+        )
+    if entry.leaves_front and not c.lora:
+        raise ValueError(
+            f"--frozen {plan.frozen} goes with adapters here (lora.rank): {plan.agent} merges its "
+            "models with its start"
+        )
+    if c.lora and c.scheme:
+        raise ValueError(
+            f"--frozen {plan.frozen} and quantize both give the base of adapters a format: leave "
+            "one out"
+        )
 
 
 def _models(
@@ -144,6 +170,7 @@ def _models(
     student = student.reading(plan.control_tokens)
     if teacher is None:
         return student, None, [student.model]
+    teacher = teacher.frozen(plan.frozen)
     distillation.check_compatible(student.info, teacher.info)
     student = student._replace(notice=terms.joined(student.notice, teacher.notice))
     return student, teacher, shared_ids.shared([student.model, teacher.model])
@@ -187,6 +214,10 @@ def _with_actor(
         start = student._replace(params=base.base)
     elif student.params is None:
         start = models.load(plan.model)
+    reference, begin = start, lambda: start.params
+    if base.base is None and plan.frozen != "float32":
+        # It is another copy, and the policy's is handed over.
+        reference, begin = start.frozen(plan.frozen), base.initial_params or begin
     if start.divergence != "kl":
         raise ValueError(
             f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
@@ -196,7 +227,7 @@ def _with_actor(
     on_policy: rlhf.OnPolicy = base.agent.experience
 
     def initial_params() -> types.Params:
-        return value_network.with_value(start.params) if on_policy.has_value else start.params
+        return value_network.with_value(begin()) if on_policy.has_value else begin()
 
     return dataclasses.replace(
         base,
@@ -212,7 +243,8 @@ def _with_actor(
             reward=reward,
             temperature=on_policy.temperature,
         ),
-        start=start.params if base.base is None else None,
+        start=reference.params if base.base is None else None,
+        start_sha256=lambda: reference.sha256 or None,
         axes=plots.REWARDED,
     )
 
@@ -250,10 +282,9 @@ def student_of(
             f"({', '.join(gemma.PRESETS)})"
         )
     if plan.model not in gemma.PRESETS:
-        trained = models.load(plan.model, mesh=mesh)
         if plan.tokenizer:
             raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
-        return trained.computing(plan.model_flags, plan.model)
+        return _learns(models.load(plan.model, mesh=mesh, flags=plan.model_flags))
     if teacher is not None and plan.tokenizer:
         raise ValueError(f"--tokenizer goes with no teacher; {plan.teacher} brings its own")
     if teacher is not None:
@@ -270,4 +301,18 @@ def student_of(
         pad_id=student_tokenizer.pad_id,
     )
     shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), student_tokenizer)
-    return model_files.Checkpoint(shape, student_tokenizer, None)
+    return _learns(model_files.Checkpoint(shape, student_tokenizer, None))
+
+
+def _learns(checkpoint: model_files.Checkpoint) -> model_files.Checkpoint:
+    """Returns a model that is to learn.
+
+    Raises:
+      ValueError: if its weights are stored as those of one that does not.
+    """
+    if (storage := checkpoint.config.storage) != "float32":
+        raise ValueError(
+            f"what learns stays float32 in memory, got storage={storage}; --frozen {storage} is of "
+            "what a run only reads"
+        )
+    return checkpoint

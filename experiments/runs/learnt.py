@@ -70,6 +70,7 @@ def whole(
     scheme = resolved.of(run).config.learning.scheme
     if not settings:
         return quantisation.held(learnt, scheme) if scheme else learnt
+    scheme = scheme or quantisation.of_storage(run.plan.frozen)
     base = quantisation.held(base, scheme) if scheme else base
     shared = _shared(run, config, settings)
     if run.kind == "language":

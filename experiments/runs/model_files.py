@@ -17,6 +17,9 @@ from kullback.lm import (
     distillation,
     folder_meaning,
     gemma,
+    gemma_config,
+    narrow_weights,
+    quantisation,
     shared_ids,
     terms,
     texts,
@@ -36,6 +39,7 @@ class Checkpoint(NamedTuple):
     divergence: str = "kl"  # f of the operator that it was trained with.
     origin: converted.Origin | None = None  # Of a published model or a GGUF file.
     notice: str | None = None  # That copies of its weights carry, see lm/terms.py.
+    sha256: str = ""  # Of the parameters before their matrices got few bits, if a run records it.
 
     @property
     def model(self) -> gemma.Model:
@@ -54,8 +58,26 @@ class Checkpoint(NamedTuple):
         """Returns the model whose texts end with all that its tokenizer, too, names as ends."""
         return self._replace(config=texts.with_all_ends(self.config, self.tokenizer))
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters, or of what they were before they got few bits."""
+        return self.sha256 or fingerprint(self.params)
+
+    def frozen(self, storage: gemma_config.Storage) -> "Checkpoint":
+        """Returns a model that learns nothing in this run, its matrices in a format of few bits."""
+        if storage == "float32":
+            return self
+        return self._stored(storage)._replace(sha256=self.fingerprint)
+
+    def _stored(self, storage: gemma_config.Storage) -> "Checkpoint":
+        config = dataclasses.replace(self.config, storage=storage)
+        if self.params is None or storage == self.config.storage:
+            return self._replace(config=config)
+        params = narrow_weights.narrowed(self.params, quantisation.of_storage(storage))
+        return self._replace(config=config, params=params)
+
     def computing(self, assignments: Sequence[str], name: str) -> "Checkpoint":
-        """Returns the model with another `dtype` or `remat`, which decide how it is computed.
+        """Returns the model with other fields of COMPUTE, which decide how it is computed.
 
         Args:
           assignments: "field=value" each.
@@ -67,11 +89,13 @@ class Checkpoint(NamedTuple):
         compute = {field: getattr(self.config, field) for field in folder_meaning.COMPUTE}
         config = settings.apply(self.config, assignments)
         if dataclasses.replace(config, **compute) != self.config:
+            *fields, last = compute
             raise ValueError(
                 f"--model-flag changes the shape of a preset; {name} is as it was trained, "
-                f"but for {' and '.join(compute)}"
+                f"but for {', '.join(fields)} and {last}"
             )
-        return self._replace(config=config)
+        changed = dataclasses.replace(config, storage=self.config.storage)
+        return self._replace(config=changed)._stored(config.storage)
 
     def reading(self, how: control_tokens.Reading) -> "Checkpoint":
         """Returns the model with a tokenizer that reads control tokens in a text as `how` says."""

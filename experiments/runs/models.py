@@ -2,13 +2,13 @@
 
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from kullback import lm
-from kullback.core import folders, json_files, types, weights
+from kullback.core import folders, json_files, trees, types, weights
 from kullback.experiments.runs import (
     converted,
     learnt,
@@ -22,6 +22,8 @@ from kullback.experiments.runs import (
 from kullback.lm import (
     folder_meaning,
     gemma,
+    narrow_weights,
+    quantisation,
     sharding,
     terms,
     tokenizer,
@@ -104,6 +106,7 @@ def load(
     best: bool = False,
     mesh: sharding.Mesh | None = None,
     base: str = "",
+    flags: Sequence[str] = (),
 ) -> model_files.Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
 
@@ -114,6 +117,8 @@ def load(
       path: of the folder, the file or the run; or the name of a published model.
       seed, best, mesh: as for `of_run`; a folder or file has no seeds and no best.
       base: as for `stored`.
+      flags: how it is computed, as for `Checkpoint.computing`. A model of one device whose storage
+        has few bits is read so, without a float copy of the whole; of a run there is one meanwhile.
 
     Raises:
       ValueError: if it is none of these, or the run is of another kind of model; also as `of_run`
@@ -121,23 +126,20 @@ def load(
     """
     name, _, adapter = str(path).partition(plans.ADAPTER)
     if adapter:
-        return _with_adapter(load(name, seed, best=best, mesh=mesh, base=base), name, adapter)
+        read = load(name, seed, best=best, mesh=mesh, base=base)
+        return _with_adapter(read, name, adapter).computing(flags, name)
     form, _, run = stored(path, seed, best=best, base=base)
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
-        return of_run(run, seed, best=best, mesh=mesh)
+        return of_run(run, seed, best=best, mesh=mesh).computing(flags, str(path))
     place = converted.place_of(path, _keep)
     if place.is_kept:
-        kept = model_files.saved(place.path)
-        like = sharding.shapes(kept.config, mesh)
-        divergence = json_files.read(place.path / OPERATOR).get("divergence", str)
-        params = weights.ready_params(place.path / PARAMS, like)
-        read = kept._replace(params=params, divergence=divergence)
+        read = _of_cache(place.path, mesh, flags, str(path))
     elif form == "folder":
-        read = _of_folder(place.path, mesh)
+        read = _of_folder(place.path, mesh, flags)
     else:
-        read = _of_gguf(place.path, mesh)
+        read = _of_gguf(place.path, mesh, flags)
     return read._replace(origin=place.origin).with_all_ends()
 
 
@@ -154,11 +156,34 @@ def _with_adapter(
     return checkpoint._replace(params=params, notice=notice)
 
 
-def _of_gguf(path: pathlib.Path, mesh: sharding.Mesh | None = None) -> model_files.Checkpoint:
+def _of_cache(
+    folder: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str], name: str
+) -> model_files.Checkpoint:
+    kept = model_files.saved(folder).computing(flags, name)
+    divergence = json_files.read(folder / OPERATOR).get("divergence", str)
+    like, path = sharding.shapes(kept.config, mesh), folder / PARAMS
+    if scheme := quantisation.of_storage(kept.config.storage):
+        shapes, chunks = trees.named_leaves(like), weights.chunks(path, like)
+        params = stacked_layers.nest(
+            {
+                name: narrow_weights.read(name, leaf.shape, chunks[name], scheme)
+                for name, leaf in shapes.items()
+            }
+        )
+    else:
+        params = weights.ready_params(path, like)
+    return kept._replace(params=params, divergence=divergence)
+
+
+def _of_gguf(
+    path: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str]
+) -> model_files.Checkpoint:
     file = gguf_files.read(path)
-    checkpoint = _without_params(file)
+    checkpoint = _without_params(file).computing(flags, str(path))
     shardings = sharding.by_path(checkpoint.config, mesh)
-    return checkpoint._replace(params=gguf_gemma.load(file, sharding=shardings)[1])
+    storage = checkpoint.config.storage
+    _, params, _ = gguf_gemma.load(file, sharding=shardings, storage=storage)
+    return checkpoint._replace(params=params)
 
 
 def _without_params(file: gguf_files.File) -> model_files.Checkpoint:
@@ -170,14 +195,18 @@ def _without_params(file: gguf_files.File) -> model_files.Checkpoint:
     )
 
 
-def _of_folder(path: pathlib.Path, mesh: sharding.Mesh | None) -> model_files.Checkpoint:
+def _of_folder(
+    path: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str]
+) -> model_files.Checkpoint:
     # First, as what it needs meanwhile is freed before the parameters come.
     its_tokenizer = tokenizer.load(path)
-    shardings = sharding.by_path(hugging_face_config.read(path), mesh)
-    config, params, _ = hugging_face.load(path, sharding=shardings)
-    divergence = folder_meaning.output_divergence(path)
-    notice = terms.of_folder(path)
-    return model_files.Checkpoint(config, its_tokenizer, params, divergence, notice=notice)
+    divergence, notice = folder_meaning.output_divergence(path), terms.of_folder(path)
+    config = hugging_face_config.read(path)
+    read = model_files.Checkpoint(config, its_tokenizer, None, divergence, notice=notice)
+    read = read.computing(flags, str(path))
+    shardings = sharding.by_path(config, mesh)
+    _, params, _ = hugging_face.load(path, sharding=shardings, storage=read.config.storage)
+    return read._replace(params=params)
 
 
 def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from kullback import agents, lm
 from kullback.core import files, json_files, names, typed
 from kullback.experiments import limits
+from kullback.lm import gemma_config
 from kullback.lm.control_tokens import READINGS, Reading
 
 ADAPTER = "+adapter:"  # Between a model and a folder of peft's, whose updates are merged into it.
@@ -124,6 +125,13 @@ class Plan:
         "of reinforcement learning: exact, length, reward-model:DIR, entailment:DIR, "
         'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
     )
+    frozen: gemma_config.Storage = _flag(  # noqa: RUF009  # A text, which is immutable.
+        "float32",
+        "FORMAT",
+        "of the matrices that a language run only reads, in memory: of teacher, reference, reward "
+        "model, base of adapters; bfloat16, int8, int4, q4_0, q8_0 or sfp8, which on CPUs save "
+        "memory and are no faster; default: float32",
+    )
     # How a text that spells control tokens is read; other commands have the same flag.
     control_tokens: Reading = _flag("text", "")  # noqa: RUF009  # A text, which is immutable.
     mesh: str = _flag(
@@ -209,6 +217,9 @@ class Plan:
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
             if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
+        if self.frozen != "float32" and (is_game or self.mesh):
+            other = "--mesh" if self.mesh else self.environment
+            raise ValueError(f"--frozen {self.frozen} does not go with {other}")
         if self.control_tokens not in READINGS:
             raise ValueError(f"control_tokens must be text or parse, got {self.control_tokens!r}")
         if self.control_tokens != "text" and is_game:

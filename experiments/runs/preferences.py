@@ -34,7 +34,9 @@ from kullback.lm import (
     data,
     gemma,
     memory,
+    narrow_weights,
     preferences,
+    quantisation,
     reward_model,
     tasks,
     warm,
@@ -194,10 +196,18 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     model = gemma.make(decoder.config)
     members = {} if population is None else {s: warm.draw(population, s) for s in plan.seeds}
 
-    lora_settings, base = config.learning.lora, None
+    lora_settings, base, base_sha256 = config.learning.lora, None, ""
     if lora_settings:
         adapter_files.check_base(plan)
         base = models.base_params(plan.model)
+        if scheme := quantisation.of_storage(plan.frozen):
+            base_sha256 = model_files.fingerprint(base)
+            base = narrow_weights.narrowed(base, scheme)
+    elif plan.frozen != "float32":
+        raise ValueError(
+            f"--frozen {plan.frozen} is of the base of adapters, of which {plan.agent} has none: "
+            "--set lora.rank=N"
+        )
 
     def start_sha256() -> str | None:
         if base is not None or plan.num_seeds == 1 or plan.model in gemma.PRESETS:
@@ -221,6 +231,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         members=members,
         start_sha256=start_sha256,
         base=base,
+        base_sha256=base_sha256,
         shared=adapter_files.shared(
             decoder.config, lora_settings, decoder.tokenizer, plan.seed, home
         ),

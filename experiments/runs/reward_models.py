@@ -10,7 +10,15 @@ import numpy as np
 from kullback.core import finite, types
 from kullback.environments import tokens
 from kullback.experiments.runs import model_files, models, opened
-from kullback.lm import gemma, preferences, reward_model, warm
+from kullback.lm import (
+    gemma,
+    gemma_config,
+    narrow_weights,
+    preferences,
+    quantisation,
+    reward_model,
+    warm,
+)
 from kullback.lm.tokenizer import Tokenizer
 
 ROWS = 32  # Sequences in a batch.
@@ -43,19 +51,28 @@ def opened_run(path: str | pathlib.Path) -> opened.Opened:
     return run
 
 
-def scorer(path: str | pathlib.Path, *, ensemble: bool = False) -> tokens.Scorer:
+def scorer(
+    path: str | pathlib.Path,
+    *,
+    ensemble: bool = False,
+    storage: gemma_config.Storage = "float32",
+) -> tokens.Scorer:
     """Returns a scorer of texts by the reward model of a run, for use in a compiled program.
 
     Args:
       path: of the run; a population scores by the average of its parameters.
       ensemble: scores by the mean of all members' rewards instead, at the cost of all of them.
+      storage: format of the matrices in memory; of an ensemble they are float32.
     """
     run = opened_run(path)
     checkpoint = models.of_run(run)
     model = reward_model.on_decoder(gemma.make(checkpoint.config))
     if ensemble:
         return warm.ensemble_scorer(model, warm.stacked([*models.members(run)]))
-    return reward_model.scorer(model, checkpoint.params)
+    params: Any = checkpoint.params
+    scheme = quantisation.of_storage(storage)
+    decoder = narrow_weights.narrowed(params["decoder"], scheme)
+    return reward_model.scorer(model, {**params, "decoder": decoder})
 
 
 def over_pairs(

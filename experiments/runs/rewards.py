@@ -26,7 +26,7 @@ import numpy as np
 from kullback.core import modules, names, types
 from kullback.environments import tokens
 from kullback.experiments import interrupts
-from kullback.lm import batches, tasks, tokenizer
+from kullback.lm import batches, gemma_config, tasks, tokenizer
 from kullback.lm.tokenizer import Tokenizer
 
 KINDS = ("exact", "length", "reward-model:DIR", "entailment:DIR", "python:MODULE:FUNCTION")
@@ -127,7 +127,13 @@ class Reward:
         return total
 
 
-def parse(text: str, task: tasks.Task, policy_tokenizer: Tokenizer, num_ids: int = 0) -> Reward:
+def parse(
+    text: str,
+    task: tasks.Task,
+    policy_tokenizer: Tokenizer,
+    num_ids: int = 0,
+    storage: gemma_config.Storage = "float32",
+) -> Reward:
     """Returns the reward of a name or a sum.
 
     Args:
@@ -135,6 +141,7 @@ def parse(text: str, task: tasks.Task, policy_tokenizer: Tokenizer, num_ids: int
       task: of the texts.
       policy_tokenizer: a reward model must have the same.
       num_ids: ids of the policy, which a reward model's table must have; 0 is any.
+      storage: format of a reward model's matrices in memory.
 
     Raises:
       ValueError: for an unknown name, a rule that the task lacks, or what cannot be loaded.
@@ -148,7 +155,7 @@ def parse(text: str, task: tasks.Task, policy_tokenizer: Tokenizer, num_ids: int
         if kind == "length" and not rest:
             jax_terms.append((weight, tokens.Scorer("length", _length)))
         elif kind == "reward-model" and rest:
-            jax_terms.append((weight, _reward_model(rest, policy_tokenizer, num_ids)))
+            jax_terms.append((weight, _reward_model(rest, policy_tokenizer, num_ids, storage)))
         elif kind == "exact" and not rest:
             python_terms.append((weight, name, _exact(task)))
         elif kind == "entailment" and rest:
@@ -220,17 +227,19 @@ def _entailment(path: str) -> PythonScorer:
     return lambda batch: model.log_probability(batch.documents, batch.texts)
 
 
-def _reward_model(path: str, policy_tokenizer: Tokenizer, num_ids: int) -> tokens.Scorer:
+def _reward_model(
+    path: str, policy_tokenizer: Tokenizer, num_ids: int, storage: gemma_config.Storage
+) -> tokens.Scorer:
     from kullback.experiments.runs import reward_models
 
-    scorer = reward_models.scorer(path)
+    scorer = reward_models.scorer(path, storage=storage)
     model_tokenizer = tokenizer.load(pathlib.Path(path) / "tokenizer")
     if model_tokenizer.fingerprint != policy_tokenizer.fingerprint:
         raise ValueError(
             f"reward-model:{path} reads other tokens than the policy writes; train it from the "
             "policy's own supervised start"
         )
-    num_rows = len(scorer.params["decoder"]["embedding"])
+    num_rows = scorer.params["decoder"]["embedding"].shape[0]
     if num_rows < num_ids:  # XLA would read the last row in place of one that does not exist.
         raise ValueError(
             f"reward-model:{path} has {num_rows} rows in its table and the policy writes {num_ids} "

@@ -5,6 +5,7 @@ there. Norms are stored as 1 + w. Numbers become float32: those of 4 to 8 bits a
 which bfloat16 does not hold.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kullback.core import files, json_files, regularizers, types
-from kullback.lm import gemma
+from kullback.lm import gemma, gemma_config
 from kullback.lm.formats import gguf_files, hugging_face, stacked_layers, tensor_files
 
 ARCHITECTURE = "gemma3"
@@ -49,13 +50,16 @@ _FIXED = {
 
 
 def load(
-    file: gguf_files.File, dtype: str = "float32", sharding: stacked_layers.Sharding | None = None
+    file: gguf_files.File,
+    dtype: str = "float32",
+    sharding: stacked_layers.Sharding | None = None,
+    storage: gemma_config.Storage = "float32",
 ) -> tuple[gemma.Config, types.Params, hugging_face.Report]:
     """Reads a Gemma 3 of a GGUF file; one tensor at a time is dequantised.
 
     Args:
       file: as it was opened.
-      dtype, sharding: as of `hugging_face.load`.
+      dtype, sharding, storage: as of `hugging_face.load`.
 
     Returns:
       The configuration, the parameters, and a summary of the tensors.
@@ -64,7 +68,7 @@ def load(
       ValueError: as of `read_config`, and if a tensor is missing, unknown or of another shape.
       CorruptError: if a tensor has numbers that are not finite.
     """
-    config = read_config(file, dtype)
+    config = dataclasses.replace(read_config(file, dtype), storage=storage)
     tensors, report = open_rows(file, config)
     return config, stacked_layers.load(config, tensors, dtype, sharding), report
 

@@ -5,6 +5,7 @@ along a layer axis (lm/gemma.py). Loading goes tensor by tensor, so that the hos
 parameters and one stacked tensor at most.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files, finite, json_files, mapped, trees, types
-from kullback.lm import gemma, terms
+from kullback.lm import gemma, gemma_config, terms
 from kullback.lm.formats import hugging_face_config, stacked_layers, tensor_files
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,10 @@ class Report(NamedTuple):
 
 
 def load(
-    folder: files.Path, dtype: str = "float32", sharding: stacked_layers.Sharding | None = None
+    folder: files.Path,
+    dtype: str = "float32",
+    sharding: stacked_layers.Sharding | None = None,
+    storage: gemma_config.Storage = "float32",
 ) -> tuple[gemma.Config, types.Params, Report]:
     """Reads a Gemma 3, the text part of a multimodal one too.
 
@@ -54,6 +58,7 @@ def load(
         bfloat16 with float32 parameters, replace the latter.
       sharding: path of a parameter ("periods/layer_0/attention/query") -> its sharding;
         `gemma.make(config).init` gives the shapes, `hugging_face_config.read` the config.
+      storage: of the configuration: format of the matrices in memory.
 
     Returns:
       The configuration, the parameters, and a summary of the tensors.
@@ -64,6 +69,7 @@ def load(
       CorruptError: if a file cannot be read.
     """
     config = hugging_face_config.read(folder, dtype)
+    config = dataclasses.replace(config, storage=storage)
     tensors, report = open_rows(folder, config)
     return config, stacked_layers.load(config, tensors, dtype, sharding), report
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import trees, types
-from kullback.lm import gemma
+from kullback.lm import gemma, narrow_weights, quantisation
 
 Rows = Callable[[slice], np.ndarray]  # A part of a tensor's first axis, as numbers.
 WHOLE = 1 << 26  # Bytes of a parameter that the host may hold beside its copy on a device.
@@ -73,6 +73,8 @@ def load(
 ) -> types.Params:
     """Reads all parameters, so that there is no second copy of more than `WHOLE` bytes.
 
+    Matrices are in the format of `config.storage`, see lm/narrow_weights.py.
+
     Args:
       config: of the model.
       tensors: of a file, by transformers' names without prefix.
@@ -80,9 +82,13 @@ def load(
       sharding: path of a parameter ("periods/layer_0/attention/query") -> its sharding.
     """
     paths, like = leaves(config)
-    named = {}
+    named, scheme = {}, quantisation.of_storage(config.storage)
     for path, leaf in paths.items():
         rows = [tensors[name] for name in leaf.names]
+        if scheme.of(tuple(path.split("/"))) is not None:
+            chunks = _chunks(leaf, rows)
+            named[path] = narrow_weights.read(path, like[path].shape, chunks, scheme)
+            continue
         shape = jax.ShapeDtypeStruct(like[path].shape, jnp.dtype(dtype))
         place = sharding(path) if sharding else None
         if trees.num_bytes(shape) > WHOLE:
@@ -143,6 +149,16 @@ def read(leaf: Leaf, tensors: Sequence[Rows], like: jax.ShapeDtypeStruct) -> np.
     for at, numbers in _parts(leaf, tensors):
         target[tuple(map(slice, at, np.add(at, numbers.shape)))] = numbers
     return target
+
+
+def _chunks(leaf: Leaf, tensors: Sequence[Rows]) -> Iterator[np.ndarray]:
+    """Yields a parameter's numbers along its first axis: a layer, or some rows, at a time."""
+    if not leaf.stacked:
+        yield from (numbers for _, numbers in _parts(leaf, tensors))
+        return
+    shape = leaf.shape[::-1] if leaf.transposed else leaf.shape
+    for rows in tensors:
+        yield read(leaf, [rows], jax.ShapeDtypeStruct((1, *shape), jnp.float32))
 
 
 def _parts(leaf: Leaf, tensors: Sequence[Rows]) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:

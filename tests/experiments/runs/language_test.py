@@ -128,7 +128,9 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
     setup.save(tmp_path)
     assert model_files.saved_config(tmp_path) == config
     other = ("num_layers=2",)
-    with pytest.raises(ValueError, match=r"changes the shape of a preset; .* but for dtype and"):
+    with pytest.raises(
+        ValueError, match=r"changes the shape of a preset; .* but for dtype, storage"
+    ):
         train(tmp_path / "other", "sft", model=str(teacher), model_flags=other)
 
 

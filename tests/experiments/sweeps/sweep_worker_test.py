@@ -31,6 +31,7 @@ TEXTS: dict[str, Any] = {
     "tokenizer": "folder with a space",
     "teacher": "runs/x",
     "reward": "exact-0.01*length",
+    "frozen": "bfloat16",
     "control_tokens": "parse",
     "mesh": "4x2",
 }
