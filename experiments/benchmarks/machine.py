@@ -52,17 +52,22 @@ def cpu_model() -> str:
 
 def sgemm() -> Callable[[], dict[str, float]]:
     """Makes a measurement of the fastest float32 product of 2,048 x 2,048 matrices, in FLOP/s."""
-    a = jnp.ones((SIZE, SIZE), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
+    return product("float32", "sgemm")
+
+
+def product(dtype: str, name: str = "product") -> Callable[[], dict[str, float]]:
+    """Makes a measurement of the fastest product of 2,048 x 2,048 matrices, in FLOP/s."""
+    a = jnp.ones((SIZE, SIZE), dtype)
+    multiply = jax.jit(jnp.matmul)
+    multiply(a, a).block_until_ready()
 
     def measure() -> dict[str, float]:
         best = 0.0
         for _ in range(TRIES):
             start = time.perf_counter()
-            product(a, a).block_until_ready()
+            multiply(a, a).block_until_ready()
             best = max(best, 2 * SIZE**3 / (time.perf_counter() - start))
-        return {"sgemm": best}
+        return {name: best}
 
     return measure
 

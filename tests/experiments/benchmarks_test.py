@@ -25,6 +25,7 @@ from kullback.experiments.benchmarks import (
     rows,
     timing,
     tuning,
+    utilisation,
 )
 from kullback.lm import gemma
 
@@ -305,3 +306,24 @@ def test_the_page_of_results_shows_the_files_as_they_are(capsys: pytest.CaptureF
     for name in files:
         assert benchmarks.main(["--show", str(folder / name)]) == 0
         assert capsys.readouterr().out in page, name
+
+
+TINY = ("--preset=tiny", "--rows=2", "--length=8", "--prompt=4", "--new=4", "--seconds=0.01")
+
+
+def test_the_share_of_a_peak_is_of_the_products_of_the_shapes(capsys: pytest.CaptureFixture[str]):
+    arguments = [*TINY, "--dtype=float32", "--peak=1e9", "--bandwidth=1e9", "--work=forward"]
+    assert utilisation.main(arguments) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert "tiny in float32" in head and "0.001 TFLOP/s and 1 GB/s" in head
+    rate = float(line.split()[1].replace(",", ""))
+    # Of seven layers: 2 D (N + 2 K) H + 2 N H D + 6 D F, scores and values; and a row's logits.
+    products = 7 * 8 * (2 * 32 * 64 + 2 * 32 * 32 + 6 * 32 * 64) + 7 * 36 * 4 * 32 + 2 * 128 * 32
+    assert float(line.split()[3].rstrip("%")) == pytest.approx(rate * products / 8 / 1e7, abs=0.2)
+
+
+@pytest.mark.slow
+def test_the_utilisation_of_all_work_is_said(capsys: pytest.CaptureFixture[str]):
+    assert utilisation.main([*TINY]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(utilisation.WORK)
