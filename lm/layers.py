@@ -311,11 +311,12 @@ def scan(step: Callable[..., Any], carry: Any, stacked: Any) -> Any:
     On CPUs a scan copies each layer's weights out of the stack, in each of its calls. A tuple of
     items, see `unstacked`, is gone through without a scan: the program grows with depth, and copies
     nothing. Slices of a stack in the program itself would not do: XLA copies all of them before the
-    loop over tokens.
+    loop over tokens. The step is traced once for all items.
     """
     if isinstance(stacked, tuple):
+        step = jax.jit(step)
         for i, item in enumerate(stacked):
-            carry = step(carry, i, item)
+            carry = step(carry, jnp.int32(i), item)
         return carry
     length = jax.tree.leaves(stacked)[0].shape[0]
     if length == 1:  # Without a scan nothing is copied.
