@@ -16,7 +16,7 @@ from kullback.lm.formats import hugging_face_config
 
 NOTES = "kullback"  # Key of our own notes in a config.json that we export.
 # Fields of `gemma.Config` that change how it computes, not what.
-COMPUTE = ("dtype", "storage", "remat")
+COMPUTE = ("dtype", "storage", "cache", "remat")
 # Keys of other models' config.json that do not change what a model computes.
 IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", NOTES)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt")

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import attention, gemma_config, layers, lora, narrow_weights
+from kullback.lm import attention, cached, gemma_config, layers, lora, narrow_weights
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
 from kullback.lm.gemma_config import num_params as num_params
@@ -46,7 +46,8 @@ class Cache(NamedTuple):
 
     slot: jax.Array  # int32, []: next slot to write; features are NaN past max_length.
     start: jax.Array  # int32, [B]: slot of the row's first token, prompt_length - length.
-    keys: Any  # {block: {layer: [P, B, K, S, H]}}, in the compute type, rotated by RoPE.
+    # {block: {layer: [P, B, K, S, H]}}, rotated by RoPE; in the compute type, or `cached.Codes`.
+    keys: Any
     values: Any  # The same.
 
 
@@ -107,18 +108,20 @@ def apart(params: types.Params, *, shared: bool = False) -> types.Params:
 def cache_bytes(config: Config, batch: int, max_length: int, itemsize: int) -> int:
     """Returns the bytes of keys and values of a `Cache`.
 
-        B itemsize 2 K H (num_global S + num_local min(S, W)),  S = max_length
+        B 2 K h (num_global S + num_local min(S, W)),  S = max_length
+        h = itemsize H, or H + 2 in 8 bits
 
     Args:
       config: of the model.
       batch: B.
       max_length: slots of a global layer.
-      itemsize: bytes of a number: 4 for float32, 2 for bfloat16.
+      itemsize: bytes of a number that is not in 8 bits: 4 for float32, 2 for bfloat16.
     """
     num_global = config.num_periods
     slots = num_global * max_length
     slots += (config.num_layers - num_global) * min(config.window, max_length)
-    return batch * itemsize * 2 * config.num_kv_heads * config.head_dim * slots
+    of_head = cached.num_bytes(config.head_dim, itemsize, config.cache)
+    return batch * 2 * config.num_kv_heads * of_head * slots
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,10 +309,10 @@ def _init_cache(
     if jnp.shape(lengths) != (batch,):
         raise ValueError(f"lengths must be of shape ({batch},), got {jnp.shape(lengths)}")
 
-    def zeros(length: int, j: int) -> jax.Array:
+    def zeros(length: int, j: int) -> cached.Stored:
         slots = max_length if config.is_global(j) else min(config.window, max_length)
         shape = length, batch, config.num_kv_heads, slots, config.head_dim
-        return jnp.zeros(shape, context.dtype)
+        return cached.empty(shape, context.dtype, config.cache)
 
     def empty() -> Any:
         return {
@@ -367,7 +370,7 @@ def _decode(
 def _room(config: Config, cache: Cache) -> int | None:
     """Returns the slots of a cache; None if all its layers are rings of a whole window."""
     slots = {
-        (config.is_global(j), cache.keys[block][f"layer_{j}"].shape[3])
+        (config.is_global(j), jax.tree.leaves(cache.keys[block][f"layer_{j}"])[0].shape[3])
         for block, (_, depth) in config.blocks.items()
         for j in range(depth)
     }

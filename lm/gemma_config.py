@@ -37,6 +37,8 @@ class Config:
     eos_ids: tuple[int, ...] = (1,)  # Ids that end a text; tuned models add end_of_turn, 106.
     pad_id: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # Type of the computation, not of params.
+    # Keys and values that decoding remembers: in the type of the computation, or in 8 bits.
+    cache: Literal["float", "int8"] = "float"
     # Format in memory of the matrices of a model that learns nothing, see lm/narrow_weights.py.
     storage: Storage = "float32"
     remat: bool = False  # Whether the backward pass recomputes each layer's activations.
@@ -65,6 +67,8 @@ class Config:
                 )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype must be 'float32' or 'bfloat16', got {self.dtype!r}")
+        if self.cache not in ("float", "int8"):
+            raise ValueError(f"cache must be 'float' or 'int8', got {self.cache!r}")
         if self.storage not in (formats := typing.get_args(Storage)):
             raise ValueError(f"storage must be one of {', '.join(formats)}, got {self.storage!r}")
 

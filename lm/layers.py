@@ -3,7 +3,8 @@
 Shape letters: B rows, T tokens, S keys, N query heads, K key-value heads, H width of a head,
 W window, P length of the layer axis of a cache.
 
-A cache is (keys, values), [P, B, K, S, H] each, for all layers at the same place in their period.
+A cache is (keys, values), [P, B, K, S, H] each, for all layers at the same place in their period;
+in 8 bits they are trees of such arrays, see lm/cached.py.
 Functions that attend to a cache take q [B, T, N, H] and k, v [B, T, K, H] of the T newest tokens,
 store k and v at index `period`, and return the output [B, T, N * H] and the cache.
 """
@@ -18,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.lm import lora, narrow_weights
+from kullback.lm import cached, lora, narrow_weights
 
 MASKED = -1e30  # A score with weight 0; finite, so that a row of masked scores is not NaN.
 LARGE = 2**26  # Bytes of a table of which copies are avoided.
-Caches = tuple[jax.Array, jax.Array]
+Caches = tuple[cached.Stored, cached.Stored]
 
 
 def lookup(table: narrow_weights.Matrix, ids: jax.Array) -> tuple[jax.Array, narrow_weights.Matrix]:
@@ -176,12 +177,12 @@ def cached_global(
     """
     at = (period, 0, 0, slots[0], 0)
     keys, values = (
-        jax.lax.dynamic_update_slice(cache, x.swapaxes(1, 2)[None], at)
+        _written(cache, cached.stored(x.swapaxes(1, 2), cache), at)
         for cache, x in zip(caches, (k, v), strict=True)
     )
-    stored = jnp.arange(keys.shape[3])
+    stored = jnp.arange(_num_slots(keys))
     mask = _visible(stored, slots, start)
-    return attend(q, _at(keys, period), _at(values, period), mask), (keys, values)
+    return attend(q, *_opened((keys, values), period, q.dtype), mask), (keys, values)
 
 
 def cached_local(
@@ -199,37 +200,37 @@ def cached_local(
 
     Arguments are those of `cached_global`, and `window`, W.
     """
-    new = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
-    length, ring = new[0].shape[2], caches[0].shape[3]
+    # [B, K, T, H] each.
+    new = tuple(
+        cached.stored(x.swapaxes(1, 2), cache) for x, cache in zip((k, v), caches, strict=True)
+    )
+    length, ring = k.shape[1], _num_slots(caches[0])
     places = jnp.arange(ring)
     if length == 1:
         # The slot that is overwritten is the one that has just left the window.
         at = (period, 0, 0, slots[0] % ring, 0)
-        keys, values = (
-            jax.lax.dynamic_update_slice(cache, x[None], at)
-            for cache, x in zip(caches, new, strict=True)
-        )
+        keys, values = (_written(cache, x, at) for cache, x in zip(caches, new, strict=True))
         stored = slots[0] - (slots[0] - places) % ring
         mask = _visible(stored, slots, start) & (stored > slots[0] - window)[None, None]
-        return attend(q, _at(keys, period), _at(values, period), mask), (keys, values)
+        return attend(q, *_opened((keys, values), period, q.dtype), mask), (keys, values)
 
     # The first tokens of a chunk still need keys that its last tokens overwrite: attend to the old
     # ring and to the chunk, then store.
     last = slots[0] - 1
     stored = jnp.concatenate([last - (last - places) % ring, slots])
     recent = stored[None, :] > slots[:, None] - window
-    old = tuple(_at(cache, period) for cache in caches)
-    all_keys, all_values = (jnp.concatenate(pair, 2) for pair in zip(old, new, strict=True))
+    old = _at(caches, period)
+    both = jax.tree.map(lambda before, x: jnp.concatenate([before, x], 2), old, new)
+    all_keys, all_values = (cached.opened(x, q.dtype) for x in both)
     out = attend(q, all_keys, all_values, _visible(stored, slots, start) & recent[None])
     num_stored = min(length, ring)
     where = slots[-num_stored:] % ring
-    keys, values = (
-        jax.lax.dynamic_update_index_in_dim(
-            cache, before.at[:, :, where].set(x[:, :, -num_stored:]), period, 0
-        )
-        for cache, before, x in zip(caches, old, new, strict=True)
-    )
-    return out, (keys, values)
+
+    def place(cache: jax.Array, before: jax.Array, x: jax.Array) -> jax.Array:
+        last = before.at[:, :, where].set(x[:, :, -num_stored:])
+        return jax.lax.dynamic_update_index_in_dim(cache, last, period, 0)
+
+    return out, jax.tree.map(place, caches, old, new)
 
 
 def layer(
@@ -351,5 +352,21 @@ def _visible(stored: jax.Array, slots: jax.Array, start: jax.Array) -> jax.Array
     return causal[None] & (stored[None, :] >= start[:, None])[:, None]
 
 
-def _at(cache: jax.Array, period: Any) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(cache, period, 0, keepdims=False)
+def _num_slots(cache: cached.Stored) -> int:
+    return jax.tree.leaves(cache)[0].shape[3]
+
+
+def _written(cache: cached.Stored, new: cached.Stored, at: tuple[Any, ...]) -> cached.Stored:
+    """Returns keys or values [P, B, K, S, H] with new ones [B, K, T, H] from an index on."""
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y[None], at), cache, new)
+
+
+def _at(cache: cached.Stored, period: Any) -> cached.Stored:
+    """Returns keys or values of a period, [B, K, S, H]."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, period, 0, keepdims=False), cache)
+
+
+def _opened(caches: Caches, period: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values of a period as numbers, [B, K, S, H]."""
+    keys, values = (cached.opened(_at(cache, period), dtype) for cache in caches)
+    return keys, values

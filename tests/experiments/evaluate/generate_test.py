@@ -154,7 +154,10 @@ def test_half_precision_and_filters_are_flags(
     wholes = said.split(": ")[-1]
     assert float(wholes.split()[0]) == pytest.approx(2 * float(halves.split()[0]), rel=0.01)
     for wrong, message in (
-        ("--model-flag=num_layers=3", "is as it was trained, but for dtype, storage and remat"),
+        (
+            "--model-flag=num_layers=3",
+            "is as it was trained, but for dtype, storage, cache and remat",
+        ),
         ("--model-flag=storage=int3", "storage must be float32 or int8 or int4 or q8_0"),
         ("--model-flag=storage=q4_0", "embedding: q4_0 takes 32 weights at a time"),
         ("--model-flag=dtype=int8", "dtype must be float32 or bfloat16, got 'int8'"),
