@@ -89,7 +89,8 @@ def apart(params: types.Params, *, shared: bool = False) -> types.Params:
     """Returns parameters to decode with: those of large models on CPUs with each layer's apart.
 
     A block is then a tuple of its periods, see `layers.scan`. Small models, which compute faster
-    than they compile, stay as they are, and so do trees without blocks.
+    than they compile, stay as they are, and so do trees without blocks, and models in few bits, of
+    which a scan copies a period's codes only.
 
     Args:
       params: of the model.
@@ -97,7 +98,8 @@ def apart(params: types.Params, *, shared: bool = False) -> types.Params:
         give that memory to a program any more. Else it is a copy.
     """
     num_bytes = sum(x.nbytes for x in jax.tree.leaves(params))
-    if jax.default_backend() != "cpu" or num_bytes < layers.LARGE:
+    is_small = num_bytes < layers.LARGE or narrow_weights.is_any(params)
+    if jax.default_backend() != "cpu" or is_small:
         return params
     return {
         name: layers.unstacked(x, shared=shared) if name in gemma_config.BLOCKS else x

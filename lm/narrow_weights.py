@@ -95,9 +95,10 @@ def read(
         raise ValueError(f"{path}: {error}") from None
     stored, start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like), 0
     for chunk in chunks:
-        stored = _placed(stored, chunk, jnp.int32(start), *form)
+        # A chunk may be pages of a file, which are given back once they were read.
+        stored = jax.block_until_ready(_placed(stored, chunk, jnp.int32(start), *form))
         start += len(chunk)
-    return Narrow(jax.block_until_ready(stored), *form)
+    return Narrow(stored, *form)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4), donate_argnums=0)
@@ -165,6 +166,11 @@ def opened_bytes(trees: Any) -> int:
         if isinstance(w, Narrow):
             sizes.append(4 * _block_size(w) * w.shape[w.axis])
     return max(sizes)
+
+
+def is_any(params: types.Params) -> bool:
+    """Returns whether a parameter is narrow."""
+    return any(map(_is_narrow, jax.tree.leaves(params, is_leaf=_is_narrow)))
 
 
 def whole(params: types.Params) -> types.Params:

@@ -61,8 +61,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     if has_teacher != bool(plan.teacher):
         needs = "needs --teacher" if has_teacher else "takes no --teacher"
         raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
-    mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
     _check_frozen(named, has_teacher)
+    mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
     if mesh is not None:
         sharding.check_batch(mesh, config.learning.batch_size)
     task = tasks.make(plan.environment, rule=named.rule)
@@ -144,6 +144,8 @@ def _check_frozen(named: resolved.Resolved, has_teacher: bool) -> None:
     entry = lm.ALGORITHMS[plan.agent]
     if plan.frozen == "float32":
         return
+    if plan.mesh:
+        raise ValueError(f"--frozen {plan.frozen} does not go with --mesh {plan.mesh}")
     if not (has_teacher or entry.takes_reward or c.lora):
         raise ValueError(
             f"--frozen {plan.frozen} is of a teacher, a reference, a reward model or the base of "

@@ -217,9 +217,8 @@ class Plan:
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
             if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
-        if self.frozen != "float32" and (is_game or self.mesh):
-            other = "--mesh" if self.mesh else self.environment
-            raise ValueError(f"--frozen {self.frozen} does not go with {other}")
+        if self.frozen != "float32" and is_game:
+            raise ValueError(f"frozen is for language models, not for {self.environment}")
         if self.control_tokens not in READINGS:
             raise ValueError(f"control_tokens must be text or parse, got {self.control_tokens!r}")
         if self.control_tokens != "text" and is_game:
