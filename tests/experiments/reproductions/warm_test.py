@@ -136,9 +136,8 @@ def test_reward_models_with_adapters_differ_from_their_decoder_in_one_subspace()
     _, members = reward_letters.tune(experiment, 0.25, 0)
     start, factors = (of(0) for of in (experiment.world.start, experiment.tuned.factors))
     before, after = (trees.named_leaves(tree) for tree in (start, members["decoder"]))
-    changed = {
-        path: np.asarray(x - before[path]) for path, x in after.items() if np.any(x != before[path])
-    }
+    deltas = {path: np.asarray(x) - np.asarray(before[path]) for path, x in after.items()}
+    changed = {path: delta for path, delta in deltas.items() if np.any(delta)}
     a = {path.removesuffix("/a"): np.asarray(x) for path, x in trees.named_leaves(factors).items()}
     # "periods/layer_0/attention/query/a" is of ".../attention/query".
     assert len(changed) == 7 and changed.keys() == a.keys()
