@@ -1,6 +1,9 @@
 """Tests of agents/categorical.py, c51.py and rainbow.py."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -176,16 +179,25 @@ def test_what_a_prioritised_replay_draws_is_weighted_by_importance():
     np.testing.assert_allclose(feedback.metrics["loss"], expected, rtol=1e-5)
 
 
+FULL = rainbow.full(dataclasses.replace(rainbow.presets("toy"), hidden=8))
+
+
+@functools.cache
+def full() -> tuple[types.Agent, types.LearnerState, Callable[..., Any]]:
+    """Returns the full Rainbow, its first state on the host, and how it acts as a program."""
+    agent = rainbow.make(None, SPEC, FULL)
+    state = jax.jit(agent.learner.init)(jax.random.key(0))
+    state = state._replace(params=jax.tree.map(np.asarray, state.params))
+    return agent, state, jax.jit(agent.policy.step)
+
+
 @pytest.mark.slow
 def test_the_full_rainbow_draws_noise_to_act_and_to_learn():
-    config = rainbow.full(dataclasses.replace(rainbow.presets("toy"), hidden=8))
-    assert config.dueling and config.double and config.noise == 0.5
-    assert config.learning.replay.importance_exponent_final == 1.0
-    agent = rainbow.make(None, SPEC, config)
-    state = agent.learner.init(jax.random.key(0))
+    assert FULL.dueling and FULL.double and FULL.noise == 0.5
+    assert FULL.learning.replay.importance_exponent_final == 1.0
+    agent, state, step = full()
     acting = agent.actor_params(state, np.asarray(0), False, types.NO_CONSTANTS)
     assert acting["epsilon"] == 0
-    step = jax.jit(agent.policy.step)
     observation = np.zeros((32, 3), np.float32)
     actions = [np.asarray(step(acting, observation, None, jax.random.key(k))[0]) for k in range(9)]
     assert all(len(np.unique(a)) == 1 for a in actions)  # One draw for all rows,
@@ -195,15 +207,13 @@ def test_the_full_rainbow_draws_noise_to_act_and_to_learn():
         learn(state._replace(key=jax.random.key(k)), batch_of(transitions()), None) for k in (1, 2)
     ]
     assert losses[0][1].metrics["loss"] != losses[1][1].metrics["loss"]
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), losses[0][0].params, state.params)
+    after = jax.tree.map(np.asarray, losses[0][0].params)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after, state.params)
     assert min(jax.tree.leaves(moved)) > 0  # Noise's scales are learnt too.
 
 
 def test_the_full_rainbow_is_evaluated_by_the_means_of_its_noisy_layers():
-    config = rainbow.full(dataclasses.replace(rainbow.presets("toy"), hidden=8))
-    agent = rainbow.make(None, SPEC, config)
-    state = agent.learner.init(jax.random.key(0))
-    step = jax.jit(agent.policy.step)
+    agent, state, step = full()
     observation = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)
 
     def actions(evaluate: bool) -> np.ndarray:
