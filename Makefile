@@ -60,7 +60,7 @@ check: $(DEV)  ## Lint, format and types.
 test: check  ## `check` and the fast tests.
 	$(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
 
-test-all: check $(RAY)  ## `check` and every test, the slow ones too, on new random examples.
+test-all: check $(RAY)  ## `check` and every test, slow ones too, on new random examples: hours.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --dist worksteal --durations=10
 
 # Not those of constraints.txt: what setup.cfg allows, and of JAX what there is.

@@ -81,6 +81,16 @@ def bounded_memory() -> Iterator[None]:
         LIMIT[0] = max(LIMIT[0], process.memory_info().rss + ROOM)
 
 
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Compiles a test's programs as users do, whatever JAX_DISABLE_MOST_OPTIMIZATIONS says."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
     """Returns the checkout's folder."""

@@ -50,6 +50,7 @@ def agree(name: str, folder: pathlib.Path) -> None:
             assert same or close, f"{column} at step {old['steps']}: {value}, not {wanted}"
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("name", KINDS)
 def test_an_old_run_goes_on_as_it_would_have(name: str, copies: pathlib.Path):
     assert MADE["fingerprint"](name) == FACTS["sha256"][name]

@@ -74,6 +74,7 @@ def both(window: int | None, is_packed: bool, num_kv_heads: int):
     ]
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize(
     ("window", "is_packed"), [(None, False), (3, False), (T + 1, False), (3, True)]
