@@ -113,8 +113,8 @@ def adapted(model: str, seconds: float, sizes: Sequence[int]) -> Figures:
     settings = lora.Config(rank=rank, alpha=float(rank))
     rate = timing.best_rate(_tuner(model, rows, length, settings), seconds)
     peak = machine.peak_memory()
-    difference = logit_difference(shape(model), settings, parameters(model))
-    return {"rate": rate, "peak_bytes": peak, "logit_difference": difference}
+    differences = logit_differences(shape(model), settings, parameters(model))
+    return {"rate": rate, "peak_bytes": peak, **differences}
 
 
 def _tuner(
@@ -139,19 +139,25 @@ def _tuner(
     return language_models.stepper(loop)
 
 
-def logit_difference(config: gemma.Config, settings: lora.Config, base: types.Params) -> float:
-    """Returns the largest difference of logits between merged adapters and those beside the base.
+def logit_differences(
+    config: gemma.Config, settings: lora.Config, base: types.Params
+) -> dict[str, float]:
+    """Returns how far logits of merged adapters are from those beside the base, at most.
 
-    They are drawn at NOISE around those that a run begins with.
+    Adapters are drawn at NOISE around those that a run begins with. "rounding" is the same between
+    one row and two rows of one text, of the base alone.
     """
     model, key = gemma.make(config, settings), jax.random.key(0)
     leaves, tree = jax.tree.flatten(model.init(key))
     keys = jax.random.split(key, len(leaves))
     noisy = [x + NOISE * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     factors, text = jax.tree.unflatten(tree, noisy), language_models.tokens(config, 1, 32)
+    apply = jax.jit(gemma.make(config).apply)
     beside = jax.jit(model.apply)(trees.joined(base, factors), text)
-    merged = lora.merged(config, settings, base, factors)
-    return float(jnp.max(jnp.abs(jax.jit(gemma.make(config).apply)(merged, text) - beside)))
+    merged = apply(lora.merged(config, settings, base, factors), text)
+    alone, twice = apply(base, text), apply(base, jnp.concatenate([text, text]))[:1]
+    pairs = {"logit_difference": (merged, beside), "rounding": (alone, twice)}
+    return {name: float(jnp.max(jnp.abs(one - other))) for name, (one, other) in pairs.items()}
 
 
 def reinforced(model: str, seconds: float, sizes: Sequence[int]) -> Figures:

@@ -49,10 +49,11 @@ def test_a_step_costs_three_passes():
 
 
 def test_adapters_have_rows_of_their_merge_and_their_checkpoint(monkeypatch: pytest.MonkeyPatch):
-    ours = {"rate": 1.0, "peak_bytes": 2.5e9, "logit_difference": 3e-5}
+    ours = {"rate": 1.0, "peak_bytes": 2.5e9, "logit_difference": 3e-5, "rounding": 1e-4}
     sides = {"transformers with peft": published.Side({"rate": 0.8, "peak_bytes": 4e9})}
     rate, memory, merged = published.compared(CASES["lora"], ours, sides, LIMITS)
     assert (rate.met, memory.ratio, merged.met) == (True, 1.6, True)
+    assert merged.details == {"rounding": 1e-4}
     assert published.request(CASES["lora"], rate.peer, 5.0, pathlib.Path("folder"))[3:5] == (
         *("lora", "[4, 128, 16]"),
     )
@@ -215,7 +216,7 @@ def test_our_side_does_the_work_it_says(
     monkeypatch.setattr(published_work.platform, "run_large_programs", lambda: None)
     published_work.main()
     figures = json.loads(capsys.readouterr().out)
-    assert all(x > 0 for x in figures.values())
+    assert all(x > 0 for name, x in figures.items() if name != "rounding")
     others = {name: {"first_seconds"} for name in ("generation", "prefill")}
-    others["lora"] = {"logit_difference"}
+    others["lora"] = {"logit_difference", "rounding"}
     assert set(figures) == {"rate", "peak_bytes"} | others.get(kind, set())
