@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback.core import trees
 from kullback.experiments import reproduce
 from kullback.experiments.reproductions import few_bits, quantisation, students, study, token_line
 from kullback.lm.quantisation import Kept
@@ -87,7 +86,7 @@ def test_arms_that_are_compared_learn_as_many_steps():
 
 
 @pytest.mark.slow
-def test_perplexity_is_that_of_the_next_tokens_and_own_targets_teach_nothing_in_float():
+def test_perplexity_is_that_of_the_teachers_next_tokens():
     first = few_bits.Stage("labels", "none", 2, 1e-2)
     params = few_bits.learnt(TINY, 0, (first,))
     names: dict[Kept, str] = {"none": "float", "int4": "rounded"}
@@ -102,15 +101,6 @@ def test_perplexity_is_that_of_the_next_tokens_and_own_targets_teach_nothing_in_
         expected = np.exp(-np.sum(p * log_q, -1).mean())
         np.testing.assert_allclose(row["perplexity"], expected, rtol=1e-5)
     assert rows[1]["perplexity"] != rows[0]["perplexity"]
-    same, other = (
-        trees.named_leaves(few_bits.learnt(TINY, 0, (first, few_bits.Stage("own", f, 2, 1e-2))))
-        for f in ("none", "int4")
-    )
-    before = trees.named_leaves(params)
-    moved = {name: float(np.max(np.abs(same[name] - x))) for name, x in before.items()}
-    # Adam makes a step of the rate of any gradient, however small: these are of rounding alone.
-    assert max(moved.values()) < 1e-6, moved
-    assert max(float(np.max(np.abs(other[name] - x))) for name, x in before.items()) > 1e-3
 
 
 @pytest.mark.slow
