@@ -57,8 +57,10 @@ check: $(DEV)  ## Lint, format and types.
 	$(BIN)/basedpyright
 
 # worksteal: a worker does neighbours, which share fixtures and programs, and then what others have.
+# Most of the time of fast tests is XLA's compilation, which takes half as long without most of its
+# optimisations; test-all compiles as users do.
 test: check  ## `check` and the fast tests.
-	$(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
 
 test-all: check $(RAY)  ## `check` and every test, slow ones too, on new random examples: hours.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --dist worksteal --durations=10
