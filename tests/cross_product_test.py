@@ -16,7 +16,7 @@ from kullback.experiments import catalog
 # By family: the first environment of the catalogue.
 FAMILIES = {row.name.split("/")[0]: row.name for row in reversed(catalog.ENVIRONMENTS)}
 # Agents without replay, which learn in compiled environments alone, and their settings.
-ONLINE = dict.fromkeys(("m-pqn", "pqn"), ("length=4", "batch_size=8"))
+ONLINE: dict[str, tuple[str, ...]] = dict.fromkeys(("m-pqn", "pqn"), ("length=4", "batch_size=8"))
 COMPILED = ("minatar", "toy")
 PAIRS = [
     *(

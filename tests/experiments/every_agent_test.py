@@ -16,7 +16,7 @@ from kullback.experiments.runs import plans, resolved
 # Small enough for a test; what is learnt from begins early and few frames are kept.
 SMALL = ("capacity=400", "min_replay_size=64", "batch_size=4", "target_period=5")
 # Agents without replay, which learn in compiled environments alone, and their settings.
-ONLINE = dict.fromkeys(("m-pqn", "pqn"), ("length=4", "batch_size=8"))
+ONLINE: dict[str, tuple[str, ...]] = dict.fromkeys(("m-pqn", "pqn"), ("length=4", "batch_size=8"))
 ENVIRONMENTS = ("minatar/breakout", "gym/CartPole-v1", "atari/pong")
 FAST = {("m-dqn", "gym/CartPole-v1"), ("dcpi", "gym/CartPole-v1")}  # What compiles soonest.
 SEEDS = (3, 4)
