@@ -173,6 +173,7 @@ def test_each_group_has_an_angle_of_its_own(group_of):
         np.testing.assert_allclose(given[0, 1], cosine, atol=1e-9)
 
 
+@pytest.mark.usefixtures("optimized")  # Digits are compared.
 @pytest.mark.parametrize("group_of", GROUPINGS)
 @pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_jax_gives_what_numpy_gives_and_keeps_its_arrays(variant, group_of):

@@ -141,7 +141,7 @@ def test_the_best_window_counts_and_each_side_has_its_turn():
     [
         (
             ["replya"],
-            "unknown benchmark 'replya'; expected one of agents, atari, entailment, generation, ",
+            "unknown benchmark 'replya'; expected one of agents, atari, btr, btr_atari, ",
         ),
         (["replay", "--seconds", "0"], "seconds must be > 0, got 0.0"),
         (["replay", "--rounds", "0"], "rounds must be >= 1, got 0"),

@@ -64,6 +64,7 @@ def close(a: Any, b: Any) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
 
 
+@pytest.mark.usefixtures("optimized")  # Digits are compared.
 def test_oracle_is_the_algorithm_as_it_is_written():
     """Two iterations, plain loops; each member has a new optimiser and a new anchor."""
     one, key = member(), warp.learner(member(), CONFIG).init(jax.random.key(0)).key

@@ -37,7 +37,8 @@ def test_every_option_is_handed_on(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(report, "write", write)
     text = (
-        "a b --out c --baseline dqn --denominator human --score evaluation --steps 5e3 --published"
+        "a b --out c --baseline dqn --denominator human --score evaluation --steps 5e3 --published "
+        "--compare m-dqn:al-dqn"
     )
     options = parse(*text.split())
     assert options.command(options) == 0
@@ -48,6 +49,7 @@ def test_every_option_is_handed_on(monkeypatch: pytest.MonkeyPatch):
         "denominator": "human",
         "score": "evaluation",
         "steps": 5_000,
+        "compare": ["m-dqn:al-dqn"],
         "with_published": True,
     }
 
