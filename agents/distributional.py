@@ -41,8 +41,4 @@ def metrics(q: jax.Array, action: types.Array, entropy: jax.Array) -> dict[str, 
       entropy: of the policy that the target evaluates, in nats, [B] or [].
     """
     q_a = jnp.take_along_axis(q, action[:, None], axis=1)
-    return {
-        "mean_q": jnp.mean(q_a),
-        "action_gap": jnp.mean(jax.vmap(q_learning.action_gap)(q)),
-        "policy_entropy": jnp.mean(entropy),
-    }
+    return q_learning.metrics(q, q_a, entropy)

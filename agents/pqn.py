@@ -234,28 +234,13 @@ def assemble(
         q = network.apply(params, seen.observation)  # [B, A]
         q_a = rlax.batched_index(q, seen.action)
         error = jax.lax.stop_gradient(seen.labels.target) - q_a
-        metrics = {
-            "mean_q": jnp.mean(q_a),
-            "action_gap": jnp.mean(jax.vmap(q_learning.action_gap)(q)),
-            "policy_entropy": jnp.mean(jax.vmap(entropy)(q)),
-            **seen.labels.metrics,
-        }
+        metrics = q_learning.metrics(q, q_a, jax.vmap(entropy)(q)) | seen.labels.metrics
         return jnp.mean(rlax.l2_loss(error)), (aux, types.Feedback(metrics))
 
     rate = config.learning_rate
     if config.decay_learner_steps:
         rate = optax.linear_schedule(rate, 0.0, config.decay_learner_steps)
     epsilons = optax.linear_schedule(1.0, config.epsilon, max(config.epsilon_decay_env_steps, 1))
-
-    def actor_params(
-        state: types.LearnerState,
-        env_steps: types.Array,
-        evaluate: bool,
-        constants: types.Constants,
-    ) -> Any:
-        del constants
-        epsilon = config.epsilon_evaluate if evaluate else epsilons(env_steps)
-        return {"params": state.params, "epsilon": jnp.asarray(epsilon, jnp.float32)}
 
     return types.Agent(
         policy=policies.with_values(policies.epsilon_greedy, network.apply),
@@ -266,7 +251,7 @@ def assemble(
                 optax.clip_by_global_norm(config.max_gradient_norm), optax.radam(rate)
             ),
         ),
-        actor_params=actor_params,
+        actor_params=q_learning.acting(epsilons, lambda steps: config.epsilon_evaluate),
         experience=online.Experience(config.iteration, items),
         config=config if algorithm is None else algorithm,
     )

@@ -224,12 +224,8 @@ def make(
         q_a_tm1 = rlax.batched_index(q_tm1, t.action)
         td_error = jax.lax.stop_gradient(target_tm1) - q_a_tm1
         losses = batch.weights * regression_loss(td_error)  # [B]
-        metrics = {
-            "mean_q": jnp.mean(q_a_tm1),
-            "action_gap": jnp.mean(jax.vmap(action_gap)(q_tm1)),
-            "policy_entropy": jnp.mean(jax.vmap(entropy)(q_tm1)),
-        }
-        return jnp.mean(losses), (aux, types.Feedback(metrics, jnp.abs(td_error)))
+        reported = metrics(q_tm1, q_a_tm1, jax.vmap(entropy)(q_tm1))
+        return jnp.mean(losses), (aux, types.Feedback(reported, jnp.abs(td_error)))
 
     return assemble(
         lambda key: network.init(key, spec.zeros()),
@@ -285,7 +281,11 @@ def assemble(
     return types.Agent(
         policy=policy,
         learner=learner,
-        actor_params=_online(config, evaluated),
+        actor_params=acting(
+            _until_zero(config, _epsilon(config)),
+            _until_zero(config, lambda steps: config.epsilon_evaluate),
+            evaluated,
+        ),
         experience=replay,
         config=config if algorithm is None else algorithm,
     )
@@ -300,11 +300,32 @@ def action_gap(q: jax.Array) -> jax.Array:
     return jnp.max(q) - jnp.max(others)
 
 
-def _online(
-    config: Learning, evaluated: Callable[[types.Params], types.Params]
+def metrics(q: jax.Array, q_a: Any, entropy: jax.Array) -> dict[str, jax.Array]:
+    """Returns the metrics of a batch by name, [] each.
+
+    Args:
+      q: action values, [B, A].
+      q_a: of the actions taken, [B] or [B, 1].
+      entropy: of the policy that the target evaluates, in nats, [B] or [].
+    """
+    return {
+        "mean_q": jnp.mean(q_a),
+        "action_gap": jnp.mean(jax.vmap(action_gap)(q)),
+        "policy_entropy": jnp.mean(entropy),
+    }
+
+
+def acting(
+    exploring: optax.Schedule,
+    evaluating: optax.Schedule,
+    evaluated: Callable[[types.Params], types.Params] = lambda params: params,
 ) -> Callable[[types.LearnerState, types.Array, bool, types.Constants], Any]:
-    """Returns `Agent.actor_params`: online parameters, and epsilon as it is annealed."""
-    schedule = _epsilon(config)
+    """Returns `Agent.actor_params`: online parameters, and epsilon.
+
+    Args:
+      exploring, evaluating: agent steps taken -> epsilon, [], in training and in evaluation.
+      evaluated: online parameters -> the parameters that act in evaluation.
+    """
 
     def actor_params(
         state: types.LearnerState,
@@ -313,13 +334,19 @@ def _online(
         constants: types.Constants,
     ) -> Any:
         del constants
-        epsilon = config.epsilon_evaluate if evaluate else schedule(env_steps)
-        if config.epsilon_zero_env_steps is not None:
-            epsilon = jnp.where(env_steps < config.epsilon_zero_env_steps, epsilon, 0.0)
+        epsilon = (evaluating if evaluate else exploring)(env_steps)
         params = evaluated(state.params) if evaluate else state.params
         return {"params": params, "epsilon": jnp.asarray(epsilon, jnp.float32)}
 
     return actor_params
+
+
+def _until_zero(config: Learning, schedule: optax.Schedule) -> optax.Schedule:
+    """Returns a schedule of epsilon that is 0 from the agent steps on that `config` names."""
+    end = config.epsilon_zero_env_steps
+    if end is None:
+        return schedule
+    return lambda steps: jnp.where(jnp.asarray(steps) < end, schedule(steps), 0.0)
 
 
 def _epsilon(config: Learning) -> optax.Schedule:

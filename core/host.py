@@ -285,7 +285,7 @@ def _iteration(context: _Context, state: RunState) -> RunState:
             if drawn is not None:
                 pending = Pending(drawn.indices, priorities)
         timestep = environment.recv()
-        rows = store.next_rows(contents)
+        rows = None if copied is None else store.next_rows(contents)
         contents = store.add(contents, observation, action, timestep)
         if copied is not None:
             copied = frames.write(copied, rows, contents.frames[rows])

@@ -13,11 +13,10 @@ import numpy as np
 
 from kullback import agents
 from kullback.core import convolution, platform, types
-from kullback.experiments.benchmarks import flops, machine, peer, rows, timing
+from kullback.experiments.benchmarks import flops, gradient_step, machine, peer, rows, timing
 from kullback.experiments.runs import settings
 
-BATCH, ACTIONS = 256, 6
-XLA = "XLA's convolutions"  # On a TPU these are ours.
+BATCH, ACTIONS = 256, gradient_step.ACTIONS
 QUANTILES, COSINES, HIDDEN, FEATURES = 8, 64, 512, 36 * 64
 # Passes of the torso: online at s, whose gradient is taken, and target at s'.
 FORWARDS = 2
@@ -63,27 +62,8 @@ def stepper(batch_size: int = BATCH, assignments: tuple[str, ...] = ()) -> Calla
     spec = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=ACTIONS, frame_stack=4)
     entry = agents.AGENTS["btr"]
     agent = entry.make(None, spec, settings.apply(entry.presets("atari"), assignments))
-    rng = np.random.default_rng(0)
-
-    def frames() -> np.ndarray:
-        return rng.integers(0, 256, (batch_size, 4, 84, 84), np.uint8)
-
-    ones = np.ones(batch_size, np.float32)
-    actions = rng.integers(0, ACTIONS, batch_size, np.int32)
-    data = types.Transition(frames(), actions, ones, np.float32(0.997**3) * ones, frames())
-    batch = types.Batch(data, np.zeros(batch_size, np.int32), ones / batch_size, ones)
-    batch = jax.device_put(batch)  # Its transfer is the loop's, not the step's.
-    step = jax.jit(agent.learner.step, donate_argnums=0)
-    state = jax.jit(agent.learner.init)(jax.random.key(0))
-
-    def work() -> float:
-        nonlocal state
-        state, _ = step(state, batch, types.NO_CONSTANTS)
-        jax.block_until_ready(state.params)
-        return 1
-
-    work()
-    return work
+    batch = gradient_step.batch_of(batch_size, 0.997**3)
+    return gradient_step.stepping(agent, jax.device_put(batch))  # The transfer is the loop's.
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
@@ -91,7 +71,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
     platform.keep_freed_memory()
     steppers = {"ours": stepper()}
     with unittest.mock.patch.object(convolution, "prefers_product", lambda: False):
-        steppers[XLA] = stepper()
+        steppers[gradient_step.XLA] = stepper()
     ours = timing.rates(steppers, budget.seconds)
     theirs = functools.partial(run_peer, "torch", "btr", budget.seconds, BATCH)
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
@@ -114,8 +94,8 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             name="learner step, btr",
             ours=best["ours"],
             unit="steps/s",
-            peer=XLA,
-            peer_value=best[XLA],
+            peer=gradient_step.XLA,
+            peer_value=best[gradient_step.XLA],
             target_ratio=1.0,
         ),
     ]

@@ -21,17 +21,26 @@ def stepper(name: str) -> Callable[[], float]:
     spec = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=ACTIONS, frame_stack=4)
     entry = agents.AGENTS[name]
     agent = entry.make(None, spec, entry.presets("atari"))
+    return stepping(agent, batch_of(BATCH, 0.99))
+
+
+def batch_of(size: int, discount: float) -> types.Batch:
+    """Makes a batch of random frames, and of rewards of 1."""
     rng = np.random.default_rng(0)
 
     def frames() -> np.ndarray:
-        return rng.integers(0, 256, (BATCH, 4, 84, 84), np.uint8)
+        return rng.integers(0, 256, (size, 4, 84, 84), np.uint8)
 
-    ones = np.ones(BATCH, np.float32)
-    actions = rng.integers(0, ACTIONS, BATCH, np.int32)
-    data = types.Transition(frames(), actions, ones, np.float32(0.99) * ones, frames())
-    batch = types.Batch(data, np.zeros(BATCH, np.int32), ones, ones)
+    ones = np.ones(size, np.float32)
+    actions = rng.integers(0, ACTIONS, size, np.int32)
+    data = types.Transition(frames(), actions, ones, np.float32(discount) * ones, frames())
+    return types.Batch(data, np.zeros(size, np.int32), ones / size, ones)
+
+
+def stepping(agent: types.Agent, batch: types.Batch) -> Callable[[], float]:
+    """Makes a function that does one learner step on a batch, and returns 1."""
     step = jax.jit(agent.learner.step, donate_argnums=0)
-    state = agent.learner.init(jax.random.key(0))
+    state = jax.jit(agent.learner.init)(jax.random.key(0))
 
     def work() -> float:
         nonlocal state

@@ -109,10 +109,8 @@ def times(
       better, over: one a run, [n] and [m].
       threshold: what the quotient must exceed, > 0.
     """
-    if few := _few(claim, better, over):
-        return few
-    if min(np.min(better), np.min(over)) <= 0:
-        return Check(claim, "undecided", "a value is not positive, and has no logarithm")
+    if unknown := _few(claim, better, over) or _without_logarithm(claim, better, over):
+        return unknown
     effect = effects.difference(np.log(better), np.log(over))
     check = decide(claim, effect, float(np.log(threshold)))
     least = float(np.exp(effect.smallest()))
@@ -220,10 +218,8 @@ def alike(claim: str, share: float, one: effects.Numbers, other: effects.Numbers
       share: > 0; the quotient of geometric means should lie in [1 / (1 + share), 1 + share].
       one, other: one a run, [n] and [m], > 0; their runs share nothing.
     """
-    if few := _few(claim, one, other):
-        return few
-    if min(np.min(one), np.min(other)) <= 0:
-        return Check(claim, "undecided", "a value is not positive, and has no logarithm")
+    if unknown := _few(claim, one, other) or _without_logarithm(claim, one, other):
+        return unknown
     check = equal(claim, float(np.log1p(share)), np.log(one), np.log(other))
     effect = effects.difference(np.log(one), np.log(other))
     least = float(np.expm1(check.smallest_effect or np.nan))
@@ -308,6 +304,13 @@ def _few(claim: str, *samples: effects.Numbers, units: tuple[str, str] = SEEDS) 
         return None
     means = " against ".join(f"{np.mean(sample):.4g}" for sample in samples)
     return Check(claim, "undecided", f"{means}; one {units[0]} has no interval", num_seeds=1)
+
+
+def _without_logarithm(claim: str, *samples: effects.Numbers) -> Check | None:
+    """Returns that nothing can be decided of quotients, if a value is not positive."""
+    if min(np.min(sample) for sample in samples) > 0:
+        return None
+    return Check(claim, "undecided", "a value is not positive, and has no logarithm")
 
 
 # Words, and files.
