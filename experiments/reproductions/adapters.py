@@ -18,6 +18,7 @@ in [-2, 2].
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Iterator
 
 import numpy as np
@@ -156,7 +157,7 @@ def panels(points: study.Rows) -> charts.Grid:
     shown: list[tuple[adapted_policies.Way, str]] = [(way, "mean") for way in NAMES]
     shown.append(("free", NAIVE))
     samples = [ends(points, way, arm) - members(points, way) for way, arm in shown]
-    labels = [f"{NAMES[way]},\n{MERGES[arm]}" for way, arm in shown]
+    labels = [textwrap.fill(f"{NAMES[way]}, {MERGES[arm]}", 16) for way, arm in shown]
     beside = charts.SeedBars(range(len(shown)), samples, style={"color": "C0"})
     on_fronts = {"xlabel": "KL to the supervised start, nats of a text", "ylabel": "reward"}
     on_bars = {"ylabel": "reward above that of members", "xticks": range(len(shown))}

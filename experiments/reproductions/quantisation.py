@@ -206,12 +206,12 @@ def panels(config: Config, rows: study.Rows) -> charts.Grid:
     return charts.Grid(
         panels=[
             panel([*cost, zero], config.formats, "What a format costs", "perplexity above float"),
-            panel(shares, config.four_bits, "What is won back", "share of the cost"),
+            panel(shares, config.four_bits, "What is won back", "share of the cost", headroom=0.5),
             panel(
                 [*order, zero],
                 config.four_bits,
                 "Distillation and four bits",
-                "perplexity above the distilled student in float",
+                "perplexity above the student in float",
             ),
         ],
         title_size=10,
@@ -226,12 +226,21 @@ def bars(number: int, count: int, samples: list[np.ndarray], label: str) -> char
 
 
 def panel(
-    marks: list[charts.Mark], formats: tuple[str, ...], title: str, ylabel: str
+    marks: list[charts.Mark],
+    formats: tuple[str, ...],
+    title: str,
+    ylabel: str,
+    headroom: float = 0.05,
 ) -> charts.Panel:
-    """Returns a panel of formats."""
+    """Returns a panel of formats; its legend has room above, a share of the data's span."""
     axes = {"title": title, "ylabel": ylabel, "xticks": range(len(formats))}
     axes["xticklabels"] = formats
-    return charts.Panel(marks=marks, axes=axes, legend={"fontsize": 7})
+    return charts.Panel(
+        marks=marks,
+        axes=axes,
+        finish=lambda drawn: drawn.margins(y=headroom),
+        legend={"fontsize": 7},
+    )
 
 
 def seconds(config: Config) -> float:
