@@ -229,9 +229,8 @@ def read_any(folder: files.Path) -> Contents:
         if name not in folders.present(folder, (name,)):
             raise ValueError(f"{folder / name} is missing: expected a folder of adapters of peft")
     record = json_files.read(folders.inside(folder, CONFIG))
-    scale, tensors = _scale(record), _tensors(folder)
-    rows = _rows(folder, record, tensors.pop(_ROWS, None))
-    pairs = _pairs(folder, tensors)
+    scale, (halves, tensor) = _scale(record), _tensors(folder)
+    rows, pairs = _rows(folder, record, tensor), _pairs(folder, halves)
     scaled = {at: pair._replace(scale=scale(at[1], len(pair.a))) for at, pair in pairs.items()}
     return Contents(scaled, rows)
 
@@ -283,25 +282,38 @@ def _scale(record: json_files.Record) -> Scale:
     return lambda name, rank: alphas[name] / (math.sqrt(rank) if is_root else rank)
 
 
-def _tensors(folder: pathlib.Path) -> dict[str, weights.Tensor]:
-    """Returns the tensors of a folder by their names in the model of text.
+# A factor's tensor with its name, by the letter of the factor, by layer and matrix.
+_Halves = dict[tuple[int, str], dict[str, tuple[str, weights.Tensor]]]
+
+
+def _tensors(folder: pathlib.Path) -> tuple[_Halves, weights.Tensor | None]:
+    """Returns the tensors of a folder: factors of matrices, and rows of the embedding.
 
     Raises:
-      ValueError: for one of another part, or two of one name.
+      ValueError: for one of another part, or two of one place.
     """
-    tensors: dict[str, weights.Tensor] = {}
+    halves: _Halves = {}
+    rows: tuple[str, weights.Tensor] | None = None
     for tensor, contents in weights.read(folders.inside(folder, WEIGHTS)).items():
         prefix = next((p for p in _PREFIXES if tensor.startswith(p)), None)
         name = tensor.removeprefix(prefix or "")
-        if prefix is None or not (name == _ROWS or _NAME.fullmatch(name)):
+        match = _NAME.fullmatch(name)
+        is_factor = match is not None and match[2] in _OURS
+        if prefix is None or not (is_factor or name == _ROWS):
             raise ValueError(
                 f"{folder / WEIGHTS} has {tensor}, which adapts no matrix of a layer of text: "
                 f"{', '.join(_OURS)}"
             )
-        if name in tensors:
-            raise ValueError(f"{folder / WEIGHTS} has {name} twice, with two prefixes")
-        tensors[name] = contents
-    return tensors
+        before = rows
+        if match is not None:
+            half = halves.setdefault((int(match[1]), _OURS[match[2]]), {})
+            before = half.get(match[3])
+            half[match[3]] = tensor, contents
+        else:
+            rows = tensor, contents
+        if before is not None:
+            raise ValueError(f"{folder / WEIGHTS} has both {before[0]} and {tensor}")
+    return halves, None if rows is None else rows[1]
 
 
 def _rows(folder: pathlib.Path, record: json_files.Record, tensor: weights.Tensor | None) -> Rows:
@@ -328,31 +340,23 @@ def _rows(folder: pathlib.Path, record: json_files.Record, tensor: weights.Tenso
     return dict(zip(ids, rows, strict=True))
 
 
-def _pairs(folder: pathlib.Path, tensors: dict[str, weights.Tensor]) -> Pairs:
+def _pairs(folder: pathlib.Path, halves: _Halves) -> Pairs:
     """Returns the factors of every matrix.
 
     Raises:
-      ValueError: for a tensor that is unknown, alone, of another shape or not finite.
+      ValueError: for a tensor that is alone, of another shape or not finite; if there is none.
     """
-    halves: dict[tuple[int, str], dict[str, str]] = {}
-    for tensor in tensors:
-        match = _NAME.fullmatch(tensor)
-        if match is None or match[2] not in _OURS:
-            raise ValueError(
-                f"{folder / WEIGHTS} has {tensor}, which adapts no matrix of a layer of text: "
-                f"{', '.join(_OURS)}"
-            )
-        halves.setdefault((int(match[1]), _OURS[match[2]]), {})[match[3]] = tensor
     if not halves:
         raise ValueError(f"{folder / WEIGHTS} has no tensor")
     pairs = {}
     for at, half in halves.items():
         if len(half) < 2:
-            raise ValueError(f"{folder / WEIGHTS} has {next(iter(half.values()))} without its twin")
-        a, b = (_array(folder, half[kind], tensors[half[kind]]) for kind in "AB")
+            [(name, _)] = half.values()
+            raise ValueError(f"{folder / WEIGHTS} has {name} without its twin")
+        a, b = (_array(folder, *half[kind]) for kind in "AB")
         if not len(a) or len(a) != b.shape[1]:
             raise ValueError(
-                f"{folder / WEIGHTS}: {half['A']} and its twin are {list(a.shape)} and "
+                f"{folder / WEIGHTS}: {half['A'][0]} and its twin are {list(a.shape)} and "
                 f"{list(b.shape)}, expected [r, in] and [out, r]"
             )
         pairs[at] = Pair(a, b)

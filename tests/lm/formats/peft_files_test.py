@@ -168,6 +168,8 @@ def test_settings_that_are_not_supported_are_refused_by_name(
         ),
         (QUERY.replace(".1.", ".3."), (2, 16), "without its twin"),
         (QUERY.replace("q_proj", "k_proj"), (2, 16), "without its twin"),
+        (QUERY.replace(".1.", ".01."), (2, 16), r"has both .*A.weight and .*A.weight"),
+        (QUERY.replace(".model.layers", ".language_model.model.layers"), (2, 16), "has both"),
         (QUERY, (2, 17), r"adapts self_attn.q_proj \[32, 17\] of layer 1.* \[32, 16\]"),
         (QUERY, (0, 16), r"expected \[r, in\]"),
         (QUERY, (2,), "expected a matrix of floats"),
