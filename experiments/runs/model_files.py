@@ -102,6 +102,16 @@ class Checkpoint(NamedTuple):
         return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))
 
 
+def read_flags(assignments: Sequence[str]) -> dict[str, Any]:
+    """Returns the values of --model-flag by name; no model is needed.
+
+    Raises:
+      ValueError: for a field that no model has, or a value of a wrong type.
+    """
+    hints = {name: hint for name, hint, _ in settings.fields(gemma.PRESETS["tiny"])}
+    return settings.read(hints, assignments)
+
+
 def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
     """Writes model, tokenizer and notice, without parameters, beside the config.json of a run."""
     shape = dataclasses.asdict(checkpoint.config)

@@ -124,6 +124,7 @@ def load(
       ValueError: if it is none of these, or the run is of another kind of model; also as `of_run`
         and `converted.place_of`.
     """
+    model_files.read_flags(flags)  # Raises before a file is converted.
     name, _, adapter = str(path).partition(plans.ADAPTER)
     if adapter:
         read = load(name, seed, best=best, mesh=mesh, base=base)

@@ -212,8 +212,7 @@ def _shape(plan: plans.Plan, run: opened.Opened | None) -> dict[str, Any]:
     from kullback.lm import gemma
 
     if plan.model not in gemma.PRESETS:
-        hints = {name: hint for name, hint, _ in settings.fields(gemma.PRESETS["tiny"])}
-        given = settings.read(hints, plan.model_flags)
+        given = model_files.read_flags(plan.model_flags)
         return {f"model.{name}": value for name, value in given.items()}
     if run is not None and (run.path / model_files.MODEL).is_file():
         shape = model_files.saved_config(run.path)

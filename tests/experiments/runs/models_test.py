@@ -82,6 +82,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert "m.gguf is converted for this command alone: " in capsys.readouterr().err
 
 
+def test_flags_are_read_before_a_file_is(tmp_path: pathlib.Path):
+    with pytest.raises(ValueError, match=r"storage must be float32 or int8 .* got 'int3'"):
+        models.load(tmp_path / "missing.gguf", flags=("storage=int3",))
+    with pytest.raises(ValueError, match="unknown field 'stroage'"):
+        models.load(tmp_path / "missing.gguf", flags=("stroage=int8",))
+
+
 def test_a_preset_is_no_trained_model():
     with pytest.raises(ValueError, match=r"random weights .*; pretrained:gemma3-270m has"):
         models.load("gemma3-270m")
