@@ -245,6 +245,6 @@ class Agent(NamedTuple, Generic[Experience]):
     learner: Learner
     actor_params: Callable[[LearnerState, Array, bool, Constants], Params]
     # Settings of the data to learn from: in games `replay.Config`; in language models the source of
-    # texts, `tuning.Mixture` or `rlhf.OnPolicy`; None where the agent leaves them to its caller.
+    # texts, `tuning.Mixture` or `rollouts.OnPolicy`; None where the agent leaves it to its caller.
     experience: Experience
     config: Any = None  # The algorithm's frozen dataclass, saved beside the results.

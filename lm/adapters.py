@@ -70,11 +70,15 @@ class Learnt:
 
         return loss
 
+    def acting(self, learnt: types.Params, constants: types.Constants) -> types.Params:
+        """Returns the whole parameters that a policy acts by; they need no gradient."""
+        if self.scheme and not self.settings:
+            return quantisation.held(learnt, self.scheme)
+        return self.whole(learnt, constants)
+
     def actor_params(
         self, state: types.LearnerState, steps: types.Array, evaluate: bool, constants: Any
     ) -> dict[str, types.Params]:
-        """Returns the parameters that act, see `types.Agent`; they need no gradient."""
+        """Returns the parameters that act, see `types.Agent`."""
         del steps, evaluate
-        if self.scheme and not self.settings:
-            return {"params": quantisation.held(state.params, self.scheme)}
-        return {"params": self.whole(state.params, constants)}
+        return {"params": self.acting(state.params, constants)}

@@ -106,7 +106,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     program = jax.jit(function)
 
     def call(acting: Any, *arguments: Any) -> Any:
-        return program({**acting, "params": gemma.apart(acting["params"])}, *arguments)
+        return program({name: gemma.apart(x) for name, x in acting.items()}, *arguments)
 
     return call
 

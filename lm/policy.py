@@ -6,6 +6,8 @@ prefilled, and every step is alike: it observes a token and draws the next.
 Shape letters: B rows, P tokens of a padded prompt, V vocabulary.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -14,6 +16,15 @@ import jax.numpy as jnp
 
 from kullback.core import regularizers, sampling, types
 from kullback.lm import batches, gemma
+
+POLICY = "params"  # Name of the acting parameters that a policy reads.
+
+
+class Draws(NamedTuple):
+    """Texts that one set of the acting parameters writes to each prompt."""
+
+    texts: int  # >= 1.
+    params: str = POLICY  # Name of the set.
 
 
 class Memory(NamedTuple):
@@ -93,6 +104,54 @@ def language_model(
             unfiltered = sampling.log_probability(logits, action, divergence)
         extras = {"log_probability": log_probability, "model_log_probability": unfiltered}
         return action, state, extras
+
+    return types.Policy(initial_state, step)
+
+
+def of_sets(
+    model: gemma.Model, draws: Sequence[Draws], settings: sampling.Sampling | None = None
+) -> types.Policy:
+    """Returns the policy by which several parameters of one model write texts to each prompt.
+
+    Its params have a tree for each set that `draws` names, and its state is a tuple of `Memory`.
+    The rows of a prompt are adjacent, in the order of `draws`; extras are each row's under the
+    parameters that write it. For the rest see `language_model`.
+
+    Args:
+      model: its functions are pure.
+      draws: texts of each prompt by the set that writes them, one or more.
+      settings: how tokens are drawn; None is from the models' own distributions.
+    """
+    members = [language_model(model, settings, samples_per_prompt=x.texts) for x in draws]
+    total, ends = sum(x.texts for x in draws), list(itertools.accumulate(x.texts for x in draws))
+
+    def of_set(params: types.Params, number: int) -> types.Params:
+        return {POLICY: params[draws[number].params]}
+
+    def initial_state(
+        params: types.Params, context: batches.Prompts | None, max_length: int
+    ) -> tuple[Memory, ...]:
+        return tuple(
+            member.initial_state(of_set(params, n), context, max_length)
+            for n, member in enumerate(members)
+        )
+
+    def step(
+        params: types.Params, observation: types.Array, state: tuple[Memory, ...], key: types.Key
+    ) -> tuple[jax.Array, tuple[Memory, ...], dict[str, jax.Array]]:
+        by_set = jnp.split(jnp.asarray(observation).reshape(-1, total), ends[:-1], 1)
+        keys = jax.random.split(key, len(draws))
+        results = [
+            member.step(of_set(params, n), by_set[n].reshape(-1), state[n], keys[n])
+            for n, member in enumerate(members)
+        ]
+        actions, states, extras = zip(*results, strict=True)
+
+        def joined(*parts: jax.Array) -> jax.Array:
+            rows = [x.reshape(-1, d.texts, *x.shape[1:]) for x, d in zip(parts, draws, strict=True)]
+            return jnp.concatenate(rows, 1).reshape(-1, *parts[0].shape[1:])
+
+        return joined(*actions), states, jax.tree.map(joined, *extras)
 
     return types.Policy(initial_state, step)
 

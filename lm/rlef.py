@@ -19,7 +19,7 @@ Any reward may take the place of r_NLI. A text that the horizon cuts is scored a
 import dataclasses
 
 from kullback.core import types
-from kullback.lm import gemma, rlhf, tuning
+from kullback.lm import gemma, rlhf, rollouts, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.OnPolicy]:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rollouts.OnPolicy]:
     """Returns the RLEF agent of `model`; constants and metrics are those of `rlhf.make`."""
     config = config or Config()
     return rlhf.make(model, config=config.objective(), algorithm=config)

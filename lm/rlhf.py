@@ -30,21 +30,13 @@ from kullback.lm import (
     gemma,
     policy,
     policy_gradient,
+    rollouts,
     shared_ids,
     tuning,
     value_network,
 )
 
 __all__ = ["Config", "make", "presets"]
-
-
-@dataclasses.dataclass(frozen=True)
-class OnPolicy:
-    """On-policy samples: the `Agent.experience` of reinforcement learning."""
-
-    samples_per_prompt: int  # G.
-    temperature: float = 1.0  # Temperature of policy and reference.
-    has_value: bool = False  # Whether parameters are those of `value_network.with_value`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +142,7 @@ def make(
     *,
     teacher_divergence: regularizers.Divergence = regularizers.kl,
     algorithm: Any = None,
-) -> types.Agent[OnPolicy]:
+) -> types.Agent[rollouts.OnPolicy]:
     """Returns the REINFORCE agent of `model`.
 
     The learner's constants are the parameters before learning (`start`; with adapters their `base`,
@@ -194,7 +186,11 @@ def make(
         ),
         learner=_learner(context),
         actor_params=context.learnt.actor_params,
-        experience=OnPolicy(c.samples_per_prompt, c.temperature, context.has_value),
+        experience=rollouts.OnPolicy(
+            draws=(policy.Draws(c.samples_per_prompt),),
+            temperature=c.temperature,
+            has_value=context.has_value,
+        ),
         config=algorithm or c,
     )
 

@@ -4,6 +4,7 @@ Shape letters: B texts, those of a prompt adjacent; G texts of a prompt; P token
 tokens of a row.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,11 +12,28 @@ import jax.numpy as jnp
 
 from kullback.core import types
 from kullback.environments import tokens
-from kullback.lm import batches, completions
+from kullback.lm import batches, completions, policy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """Texts that models of the run write: the `Agent.experience` of reinforcement learning."""
+
+    draws: tuple[policy.Draws, ...]  # Of each prompt, by who writes them; the policy's come first.
+    temperature: float = 1.0  # Temperature of policy and reference.
+    has_value: bool = False  # Whether parameters are those of `value_network.with_value`.
+    # Texts of a prompt that a gradient is taken of, where micro-batches are of whole prompts; 0:
+    # they are of texts, and all are learnt from.
+    learnt_per_prompt: int = 0
+
+    @property
+    def samples_per_prompt(self) -> int:
+        """Texts of a prompt, whoever writes them, G."""
+        return sum(draws.texts for draws in self.draws)
 
 
 class Episodes(NamedTuple):
-    """Texts that the policy sampled, and their rewards; those of a prompt are adjacent."""
+    """Texts that a policy's parameters wrote, and their rewards; those of a prompt are adjacent."""
 
     sequences: batches.Sequences  # [B, T].
     rewards: types.Array  # float32, [B]: rewards of whole texts, as the scorer gave them.

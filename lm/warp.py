@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import averaging, types
-from kullback.lm import gemma, merging, rlhf, tuning, value_network
+from kullback.lm import gemma, merging, rlhf, rollouts, tuning, value_network
 
 ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Points of the front; the paper's.
 
@@ -107,7 +107,7 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rlhf.OnPolicy]:
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rollouts.OnPolicy]:
     """Returns the WARP agent of `model`; constants are those of `rlhf.make`.
 
     Metrics are its too, and the number of the iteration. The member that learns acts; between two

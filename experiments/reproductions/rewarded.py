@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from kullback.core import learners, trees, types
 from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
-from kullback.lm import batches, completions, gemma, lora, rlhf, rollouts, sft
+from kullback.lm import batches, completions, gemma, lora, rollouts, sft
 
 GOLD = letters.scorer(None)  # Tables are an argument of all programs.
 SHARED = 2**31 - 1  # The stream of random numbers of what adapters share.
@@ -139,7 +139,7 @@ class Climber(NamedTuple):
     advance: Callable[..., tuple[types.LearnerState, dict[str, jax.Array]]]
 
 
-def climber(world: World, agent: types.Agent[rlhf.OnPolicy], scorer: tokens.Scorer) -> Climber:
+def climber(world: World, agent: types.Agent[rollouts.OnPolicy], scorer: tokens.Scorer) -> Climber:
     """Returns many learner steps of an agent of `rlhf` or `warp` as one compiled program.
 
     Args:

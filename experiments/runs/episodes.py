@@ -11,7 +11,16 @@ import numpy as np
 
 from kullback.core import sequences, types
 from kullback.experiments.runs import rewards
-from kullback.lm import answers, batches, completions, data, evaluation, policy_gradient, rollouts
+from kullback.lm import (
+    answers,
+    batches,
+    completions,
+    data,
+    evaluation,
+    policy,
+    policy_gradient,
+    rollouts,
+)
 
 # (acting params, prompts, key, params of scorers) -> Episodes, by what JAX scores.
 Program = Callable[..., rollouts.Episodes]
@@ -42,11 +51,19 @@ class Actor:
     evaluator: evaluation.Evaluator
     reward: rewards.Reward
     temperature: float = 1.0  # The policy's, and that of the start it is compared with.
+    # Texts of each prompt by who writes them, the policy's first; None: they are all its own.
+    draws: tuple[policy.Draws, ...] | None = None
 
     @property
     def samples(self) -> int:
         """Texts of each prompt, G."""
         return self.sampler.samples_per_prompt
+
+    @property
+    def writers(self) -> list[str]:
+        """Names of the acting parameters that write the texts of a prompt, [G]."""
+        draws = self.draws or (policy.Draws(self.samples),)
+        return [x.params for x in draws for _ in range(x.texts)]
 
     @functools.cached_property
     def program(self) -> Program:
@@ -85,7 +102,7 @@ class Actor:
     def scores(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         """Returns the mean reward of G texts of each of the first `count` held-out prompts, [n].
 
-        There may be fewer than `count`, see `Evaluator.kept`.
+        All are the policy's. There may be fewer than `count`, see `Evaluator.kept`.
         """
 
         def columns(written: rollouts.Episodes, examples: Any) -> dict[str, np.ndarray]:
@@ -120,6 +137,11 @@ class Actor:
             )
         )
 
+    def of_policy(self, values: types.Array) -> np.ndarray:
+        """Returns the values of the texts that the policy wrote, of those of all, [P G]."""
+        by_prompt = np.asarray(values).reshape(-1, self.samples)
+        return by_prompt[:, [name == policy.POLICY for name in self.writers]].reshape(-1)
+
     def prompt_means(self, values: types.Array) -> np.ndarray:
         """Returns the mean over the texts of each prompt, float64 [P], of their values, [P G]."""
         return np.asarray(values, np.float64).reshape(-1, self.samples).mean(1)
@@ -134,11 +156,12 @@ class Actor:
         """Returns measures of the first `count` held-out prompts by name, [n] each.
 
         Args:
-          acting: parameters of the policy.
+          acting: parameters of the policy, which writes all of the texts.
           count: prompts, at most, see `Evaluator.kept`.
           key: of the texts.
           columns: (G texts of each of P examples, the examples) -> measures by name, [P] each.
         """
+        acting = dict.fromkeys(self.writers, acting[policy.POLICY])
         measured: dict[str, list[np.ndarray]] = {}
         for number, examples in enumerate(self.evaluator.parts(count)):
             written = self.episodes(acting, examples, jax.random.fold_in(key, number))
@@ -171,12 +194,19 @@ class Actor:
                 num_rows=lambda step: c.batch_size,
                 prompts=prompts,
                 sample=self.episodes,
-                score=lambda episodes, examples: np.asarray(episodes.rewards),
+                score=lambda episodes, examples: self.of_policy(episodes.rewards),
             ),
         )
 
     def lines(
         self, written: rollouts.Episodes, examples: list[data.Example], scores: np.ndarray
     ) -> list[dict[str, Any]]:
-        """Returns the first few texts of a batch for a reader, JSON-able."""
-        return self.evaluator.lines(written.sequences, self.repeated(examples), scores)
+        """Returns the first few texts of a batch for a reader, JSON-able.
+
+        Where several models write, each line says who.
+        """
+        del scores  # They are of the policy's texts.
+        lines = self.evaluator.lines(written.sequences, self.repeated(examples), written.rewards)
+        if len(set(self.writers)) == 1:
+            return lines
+        return [{"writer": self.writers[n % self.samples], **x} for n, x in enumerate(lines)]

@@ -32,6 +32,7 @@ from kullback.lm import (
     narrow_weights,
     power_law,
     quantisation,
+    rollouts,
     tuning,
 )
 
@@ -74,8 +75,14 @@ class Setup(TextWork):
     @property
     def setting(self) -> memory.Setting:
         """Settings that decide how much memory a learner step takes."""
-        has_value = self.actor is not None and self.agent.experience.has_value
-        return dataclasses.replace(super().setting, networks=1 + has_value)
+        setting = super().setting
+        if self.actor is None:
+            return setting
+        experience: rollouts.OnPolicy = self.agent.experience
+        if learnt := experience.learnt_per_prompt:
+            prompts = setting.rows // experience.samples_per_prompt
+            setting = dataclasses.replace(setting, rows=prompts, per_row=learnt)
+        return dataclasses.replace(setting, networks=1 + experience.has_value)
 
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""

@@ -34,7 +34,7 @@ from kullback.lm import (
     evaluation,
     gemma,
     quantisation,
-    rlhf,
+    rollouts,
     sharding,
     shared_ids,
     tasks,
@@ -226,7 +226,7 @@ def _with_actor(
             f"the operator of {start.divergence}"
         )
 
-    on_policy: rlhf.OnPolicy = base.agent.experience
+    on_policy: rollouts.OnPolicy = base.agent.experience
 
     def initial_params() -> types.Params:
         return value_network.with_value(begin()) if on_policy.has_value else begin()
@@ -244,6 +244,7 @@ def _with_actor(
             evaluator=base.evaluator,
             reward=reward,
             temperature=on_policy.temperature,
+            draws=on_policy.draws,
         ),
         start=reference.params if base.base is None else None,
         start_sha256=lambda: reference.sha256 or None,
@@ -254,11 +255,11 @@ def _with_actor(
 def _epoch(
     train: Sequence[data.Example],
     c: tuning.Config,
-    experience: tuning.Mixture | rlhf.OnPolicy,
+    experience: tuning.Mixture | rollouts.OnPolicy,
     pad_id: int,
 ) -> Epoch:
     """Returns a pass over the examples, or over their prompts if the policy answers all of them."""
-    if isinstance(experience, rlhf.OnPolicy):
+    if isinstance(experience, rollouts.OnPolicy):
         return Epoch(len(train), "prompts", c.batch_size // experience.samples_per_prompt)
     noun = "packed rows" if c.pack else "examples"
     return Epoch(

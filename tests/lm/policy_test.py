@@ -273,3 +273,31 @@ def test_refuses():
         language_model.initial_state(PARAMS, None, 20)
     with pytest.raises(ValueError, match="got max_length=9 and width=9"):
         language_model.initial_state(PARAMS, make_prompts(0), P)
+
+
+def test_several_parameters_write_to_one_prompt():
+    """Each row is what its own parameters write alone, in the order of the draws."""
+    given = {"params": PARAMS["params"], "anchor": fresh_params(MODEL.init, 8)}
+    draws = (policy.Draws(1), policy.Draws(2, "anchor"))
+    prompts = make_prompts(3)
+
+    def write(acts, acting, samples):
+        repeated = policy.repeat_prompts(prompts, samples)
+        environment = tokens.make_batch(*repeated, horizon=T, vocab_size=37, stop_tokens=STOP)
+        state = rollout.start(acts, environment, acting, jax.random.key(0), prompts, P + T)
+        trajectory, _ = rollout.rollout(acts, environment, acting, state, jax.random.key(0), T)
+        completion = tokens.completions(trajectory, STOP)
+        return completion.tokens, completion.log_probability
+
+    together = write(policy.of_sets(MODEL, draws, GREEDY), given, 3)
+    alone = [
+        write(policy.language_model(MODEL, GREEDY, samples_per_prompt=n), {"params": given[x]}, n)
+        for n, x in draws
+    ]
+    for both, of_policy, of_anchor in zip(together, *alone, strict=True):
+        by_prompt = both.reshape(len(LENGTHS), 3, T)
+        np.testing.assert_allclose(by_prompt[:, 0], of_policy, atol=1e-5)
+        np.testing.assert_allclose(by_prompt[:, 1:].reshape(-1, T), of_anchor, atol=1e-5)
+    assert np.any(alone[0][0] != alone[1][0][::2]), "the two models differ"
+    texts = write(policy.of_sets(MODEL, draws), given, 3)[0].reshape(-1, 3, T)
+    assert np.any(texts[:, 1] != texts[:, 2]), "samples differ"
