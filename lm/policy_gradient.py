@@ -21,6 +21,7 @@ from kullback.core import names
 
 __all__ = [
     "group",
+    "has_equal",
     "kl_estimate",
     "lambda_returns",
     "leave_one_out",
@@ -31,9 +32,9 @@ __all__ = [
 Baseline = Literal["leave-one-out", "group", "value"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Placement = Literal["reward", "loss"]  # Place of the KL penalty.
-# Divisor of each token's loss: B (the gradient above); B and the length of its text (GRPO); or the
-# number of tokens of the batch (DAPO).
-Normalisation = Literal["none", "length", "tokens"]
+# Divisor of each token's loss: B (the gradient above); B and the length of its text (GRPO); the
+# number of tokens of the batch (DAPO); or B and the longest length there may be (Dr. GRPO).
+Normalisation = Literal["none", "length", "tokens", "constant"]
 
 EPSILON = 1e-4  # Added to a group's standard deviation.
 
@@ -111,6 +112,21 @@ def kl_estimate(log_ratio: jax.Array, estimator: KlEstimator) -> jax.Array:
     raise ValueError(names.unknown("KL estimator", estimator, get_args(KlEstimator), show_all=True))
 
 
+def has_equal(returns: jax.Array, group_size: int) -> jax.Array:
+    """Returns whether all texts of a text's prompt have the same return, bool, [B].
+
+    Args:
+      returns: R, [B].
+      group_size: G >= 2, divides B.
+
+    Raises:
+      ValueError: for another G.
+    """
+    groups = _groups(returns, group_size)
+    is_equal = jnp.max(groups, 1, keepdims=True) == jnp.min(groups, 1, keepdims=True)
+    return jnp.broadcast_to(is_equal, groups.shape).reshape(-1)
+
+
 def token_rewards(scores: jax.Array, is_answer: jax.Array) -> jax.Array:
     """Returns the score of each text as the reward of its last token, 0 elsewhere, [B, T].
 
@@ -149,23 +165,29 @@ def lambda_returns(
 
 
 def token_weights(
-    is_answer: jax.Array, weights: jax.Array, normalisation: Normalisation
+    is_answer: jax.Array,
+    weights: jax.Array,
+    normalisation: Normalisation,
+    max_length: int | None = None,
 ) -> jax.Array:
     """Returns the weight of each token in the loss, a sum, [B, T]; see `Normalisation`.
 
     Args:
-      is_answer: bool, [B, T].
+      is_answer: bool, [B, T]; a text without any counts in B, and its tokens do not.
       weights: of the texts, [B].
-      normalisation: "none", "length" or "tokens".
+      normalisation: "none", "length", "tokens" or "constant".
+      max_length: the most tokens of a text, for "constant"; None is T.
 
     Raises:
       ValueError: for another name.
     """
+    chex.assert_rank([is_answer, weights], [2, 1])
     counts = jnp.sum(is_answer, 1, keepdims=True)
     divisors = {
         "none": jnp.full_like(counts, len(is_answer)),
         "length": len(is_answer) * jnp.maximum(counts, 1),
         "tokens": jnp.full_like(counts, 1) * jnp.maximum(jnp.sum(counts), 1),
+        "constant": jnp.full_like(counts, len(is_answer) * (max_length or is_answer.shape[1])),
     }
     if normalisation not in divisors:
         raise ValueError(names.unknown("normalisation", normalisation, divisors, show_all=True))

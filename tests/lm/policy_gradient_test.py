@@ -135,6 +135,12 @@ def test_lambda_returns_are_their_recursion(variant: Any, lambda_: float):
             np.testing.assert_allclose(got[b, t], following, atol=1e-5)
 
 
+def test_groups_of_equal_reward():
+    returns = jnp.array([1.0, 1.0, 0.0, 1.0, -2.0, -2.0])
+    got = policy_gradient.has_equal(returns, 2)
+    np.testing.assert_array_equal(got, [True, True, False, False, True, True])
+
+
 def test_a_text_is_rewarded_at_its_last_token():
     is_answer = np.array([[False, True, True, False], [False, False, False, True]])
     got = policy_gradient.token_rewards(jnp.array([2.0, 3.0]), jnp.asarray(is_answer))
@@ -144,9 +150,14 @@ def test_a_text_is_rewarded_at_its_last_token():
 def test_how_tokens_count():
     is_answer = jnp.array([[True, True, True, False], [True, False, False, False]])
     ones = jnp.ones(2)
-    expected = {"none": (1 / 2, 1 / 2), "length": (1 / 6, 1 / 2), "tokens": (1 / 4, 1 / 4)}
+    expected = {
+        "none": (1 / 2, 1 / 2),
+        "length": (1 / 6, 1 / 2),
+        "tokens": (1 / 4, 1 / 4),
+        "constant": (1 / 6, 1 / 6),  # Of texts of 3 tokens at most.
+    }
     for name, (first, second) in expected.items():
-        got = policy_gradient.token_weights(is_answer, ones, name)  # pyright: ignore[reportArgumentType]
+        got = policy_gradient.token_weights(is_answer, ones, name, 3)  # pyright: ignore[reportArgumentType]
         np.testing.assert_allclose(got, [[first] * 3 + [0], [second, 0, 0, 0]])
 
 
