@@ -177,7 +177,7 @@ class Evaluator:
         if self.task.score is None:
             return np.full(len(examples), np.nan, np.float32)
         pairs = zip(self.answer_texts(sequences), examples, strict=True)
-        scores = [self.task.score(text, self._target(example)) for text, example in pairs]
+        scores = [self.task.score(text, self.target(example)) for text, example in pairs]
         return np.array(scores, np.float32)
 
     def lines(
@@ -203,7 +203,7 @@ class Evaluator:
 
     def example_texts(self, example: data.Example) -> dict[str, Any]:
         """Returns prompt and target of an example as texts."""
-        return {"prompt": self.tokenizer.decode(example.prompt), "target": self._target(example)}
+        return {"prompt": self.tokenizer.decode(example.prompt), "target": self.target(example)}
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
         """Returns the prompts of examples, padded on the left to one width."""
@@ -217,7 +217,7 @@ class Evaluator:
             for answer, mask in zip(completion.tokens, completion.is_answer, strict=True)
         ]
         answer_texts = [self.tokenizer.decode(text_ids) for text_ids in ids]
-        targets = map(self._target, examples)
+        targets = map(self.target, examples)
         lines = [self.measures(*pair) for pair in zip(answer_texts, targets, strict=True)]
         nats = -np.asarray(completion.log_probability, np.float64).sum(1)
         measures = {name: np.array([line[name] for line in lines]) for name in lines[0]}
@@ -238,7 +238,8 @@ class Evaluator:
     def _text(self, ids: Sequence[int]) -> str:
         return texts.answer(ids, self.tokenizer, self.model.config.eos_ids)
 
-    def _target(self, example: data.Example) -> str:
+    def target(self, example: data.Example) -> str:
+        """Returns the completion of an example as a text."""
         return self._text(example.completion)
 
     def kept(self, count: int) -> int:

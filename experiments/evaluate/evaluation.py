@@ -60,6 +60,7 @@ def run(
             chosen_by = rewards.parse(
                 reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids
             )
+            chosen_by.check_references(map(evaluator.target, evaluator.test))
         report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
         report.notes.extend(evaluator.notices)
         if chosen_by is not None:

@@ -135,6 +135,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         return base
     plan.require_trust()
     reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids, plan.frozen)
+    reward.check_references(map(base.evaluator.target, (*splits.train, *splits.test)))
     return _with_actor(base, plan, reward, student)
 
 

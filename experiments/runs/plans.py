@@ -122,8 +122,9 @@ class Plan:
     reward: str = _flag(
         "",
         "NAME",
-        "of reinforcement learning: exact, length, reward-model:DIR, entailment:DIR, "
-        'python:MODULE:FUNCTION, or a sum of them, "0.8*exact-0.01*length"; default: exact',
+        "of reinforcement learning: exact, math, format:REGEX, length, reward-model:DIR, "
+        "entailment:DIR, python:MODULE:FUNCTION, or a sum of them, "
+        '"0.8*exact-0.01*length"; default: exact',
     )
     frozen: gemma_config.Storage = _flag(  # noqa: RUF009  # A text, which is immutable.
         "float32",

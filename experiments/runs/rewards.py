@@ -1,6 +1,10 @@
-"""Rewards of texts by name: "exact", "0.8*exact+0.2*python:my.module:f".
+r"""Rewards of texts by name: "exact", "0.8*exact+0.2*python:my.module:f".
 
     exact                   the score of an answer and its target by the task's own rule
+    math                    1 if the answer's number equals the reference's, exactly, else 0: it is
+                            the last, or that of a \boxed{...} or after "answer is"
+    format:REGEX            1 if the expression matches the whole of the answer, else 0; in a time
+                            that is bounded by the lengths alone, so that it is a regular one
     length                  tokens of the answer, its end-of-sequence token included
     reward-model:DIR        a reward model, trained on preferences: a run of reward-model
     entailment:DIR          log-probability that the document entails the answer, by a classifier;
@@ -9,14 +13,15 @@
     python:MODULE:FUNCTION  (prompts, texts, references), lists of B strings -> B floats; the module
                             is installed, or in the folder that the program was started in
 
-Terms are joined by "+" or, before a weight, by "-": "exact-0.01*length".
+Terms are joined by "+" or, before a weight, by "-": "exact-0.01*length". White space around a term
+is not part of it: an expression ends in a space as "[ ]".
 """
 
 import dataclasses
 import pathlib
 import re
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,10 +31,18 @@ import numpy as np
 from kullback.core import modules, names, types
 from kullback.environments import tokens
 from kullback.experiments import interrupts
-from kullback.lm import batches, gemma_config, tasks, tokenizer
+from kullback.lm import batches, final_answers, gemma_config, linear_patterns, tasks, tokenizer
 from kullback.lm.tokenizer import Tokenizer
 
-KINDS = ("exact", "length", "reward-model:DIR", "entailment:DIR", "python:MODULE:FUNCTION")
+KINDS = (
+    "exact",
+    "math",
+    "format:REGEX",
+    "length",
+    "reward-model:DIR",
+    "entailment:DIR",
+    "python:MODULE:FUNCTION",
+)
 _KNOWN = "|".join(kind.partition(":")[0] for kind in KINDS)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _WEIGHT = rf"[+-]?\s*{_NUMBER}\s*\*\s*"
@@ -111,6 +124,21 @@ class Reward:
                 total += np.float32(weight) * scores
         return total
 
+    def check_references(self, references: Iterable[str]) -> None:
+        """Checks the references of all examples, before work starts.
+
+        Raises:
+          ValueError: for one without a number, to which "math" compares.
+        """
+        if all(name != "math" for _, name, _ in self.python_terms):
+            return
+        for reference in references:
+            if final_answers.number(reference) is None:
+                raise ValueError(
+                    f"reward 'math' compares numbers, and a reference has none: {reference!r:.80}; "
+                    "take exact, or leave the example out"
+                )
+
     def checked(self, total: types.Array) -> types.Array:
         """Returns the sum of all terms, [B], unchanged.
 
@@ -158,6 +186,10 @@ def parse(
             jax_terms.append((weight, _reward_model(rest, policy_tokenizer, num_ids, storage)))
         elif kind == "exact" and not rest:
             python_terms.append((weight, name, _exact(task)))
+        elif kind == "math" and not rest:
+            python_terms.append((weight, name, _math))
+        elif kind == "format" and rest:
+            python_terms.append((weight, name, _format(rest)))
         elif kind == "entailment" and rest:
             python_terms.append((weight, name, _entailment(rest)))
         elif kind == "python" and rest:
@@ -198,6 +230,18 @@ def _exact(task: tasks.Task) -> PythonScorer:
         )
 
     return lambda batch: [*map(score, batch.texts, batch.references)]
+
+
+def _math(batch: TextBatch) -> Sequence[float]:
+    return [*map(final_answers.same_number, batch.texts, batch.references)]
+
+
+def _format(pattern: str) -> PythonScorer:
+    try:
+        matches = linear_patterns.whole(pattern)
+    except ValueError as error:
+        raise ValueError(f"reward format:REGEX: {error}") from error
+    return lambda batch: [*map(float, map(matches, batch.texts))]
 
 
 def _python(path: str) -> PythonScorer:

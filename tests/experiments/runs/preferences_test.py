@@ -188,6 +188,16 @@ def test_a_population_is_reported_as_one_model_and_as_many(
     assert "margin_of_ensemble" not in alone
 
 
+def two_answers() -> tokens.Completion:
+    return tokens.Completion(
+        np.array([[8, 9], [9, 1]]),  # pyright: ignore[reportArgumentType]
+        np.ones((2, 2), bool),  # pyright: ignore[reportArgumentType]
+        np.array([2, 2]),  # pyright: ignore[reportArgumentType]
+        np.array([True, False]),  # pyright: ignore[reportArgumentType]
+        np.zeros((2, 2)),  # pyright: ignore[reportArgumentType]
+    )
+
+
 def test_both_scorers_of_a_population(population: pathlib.Path):
     scorers = [reward_models.scorer(population, ensemble=ensemble) for ensemble in (False, True)]
     config = model_files.saved_config(population)
@@ -199,16 +209,24 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
         rewards_of(warm.average(members), rows),
         np.mean([rewards_of(params, rows) for params in members], 0),
     ]
-    completion = tokens.Completion(
-        np.array([[8, 9], [9, 1]]),  # pyright: ignore[reportArgumentType]
-        np.ones((2, 2), bool),  # pyright: ignore[reportArgumentType]
-        np.array([2, 2]),  # pyright: ignore[reportArgumentType]
-        np.array([True, False]),  # pyright: ignore[reportArgumentType]
-        np.zeros((2, 2)),  # pyright: ignore[reportArgumentType]
-    )
+    completion = two_answers()
     for scorer, given in zip(scorers, expected, strict=True):
         got = jax.jit(scorer.score)(scorer.params, completion, prompts)
         np.testing.assert_allclose(got, given, atol=1e-5)
+
+
+def test_a_sum_has_several_reward_models(population: pathlib.Path):
+    bpe, task = tokenizer.load(population / "tokenizer"), tasks.make("tokens/arithmetic")
+    name = f"reward-model:{population}"
+    reward = rewards.parse(f"2*{name}-0.5*{name}-0.01*length", task, bpe)
+    first, second, _ = reward.params
+    second = jax.tree.map(lambda x: 1.5 * x, second)  # Another model.
+    completion, prompts = two_answers(), batches.pad_prompts([(2, 5), (2, 6, 7)], 4, 0)
+    one = rewards.parse(name, task, bpe)
+    a, b = (np.asarray(one.jax_score((x,), completion, prompts)) for x in (first, second))
+    assert np.all(np.abs(a - b) > 1e-3)
+    got = jax.jit(reward.jax_score)((first, second, None), completion, prompts)
+    np.testing.assert_allclose(got, 2 * a - 0.5 * b - 0.02, atol=1e-5)
 
 
 def test_a_reward_model_has_the_ids_that_the_policy_writes(population: pathlib.Path):

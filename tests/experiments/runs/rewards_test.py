@@ -40,6 +40,8 @@ def parse(text: str) -> rewards.Reward:
         ("entailment:seed-1-1*exact", [(1, "entailment:seed-1"), (-1, "exact")]),
         ("entailment:a+exactly", [(1, "entailment:a+exactly")]),
         ("entailment:a+0.2*entailment:b-c", [(1, "entailment:a"), (0.2, "entailment:b-c")]),
+        ("math-0.01*length", [(1, "math"), (-0.01, "length")]),
+        ("0.2*format:a+b*c?-2{3}+math", [(0.2, "format:a+b*c?-2{3}"), (1, "math")]),
     ],
 )
 def test_terms_of_a_sum(text: str, terms: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch):
@@ -54,7 +56,7 @@ def test_terms_of_a_sum(text: str, terms: list[tuple[float, str]], monkeypatch: 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("exat", "unknown reward 'exat'; expected one of entailment:DIR, exact, length"),
+        ("exat", "unknown reward 'exat'; expected one of entailment:DIR, exact, format:REGEX"),
         ("2*exat+length", "unknown reward 'exat'"),
         ("exact+lenght", r"unknown reward 'exact\+lenght'"),
         ("exact-length", "unknown reward 'exact-length'"),  # A minus is of a weight.
@@ -69,6 +71,10 @@ def test_terms_of_a_sum(text: str, terms: list[tuple[float, str]], monkeypatch: 
         ("python:json:no_such", "reward python:json:no_such: .*no attribute 'no_such'"),
         ("python:json", "reward python:json"),
         ("python:json:__name__", "must be a function, got str"),
+        ("math:3", "unknown reward 'math:3'"),
+        ("format:", "unknown reward 'format:'"),
+        ("format:(a", r"reward format:REGEX: '\(a' is no regular expression: missing \)"),
+        (r"format:(a)\1", r"reward format:REGEX: .* at character 4: only what is regular"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(text: str, said: str):
@@ -183,6 +189,21 @@ def test_answers_are_held_against_the_document_that_the_data_names(
     seen.clear()
     reward.python_score(prompts, ["a", "b"], ["", ""])
     assert seen == [(prompts[0], "a"), (prompts[1], "b")]
+
+
+def test_verifiable_rewards():
+    reward = parse(r"math+0.5*format:(?s).*#### -?\d+")
+    texts = ["#### 1000", "12 - 2\n#### 10", "1,000.0", "#### none", ""]
+    scores = reward.python_score([""] * 5, texts, ["1000"] * 5)
+    np.testing.assert_array_equal(scores, [1.5, 0.5, 1, 0, 0])
+
+
+def test_references_are_numbers_where_numbers_are_compared():
+    reward = parse("exact+0.1*math")
+    reward.check_references(["1", "#### 2"])
+    with pytest.raises(ValueError, match="'math' compares numbers, and a reference has none: 'x'"):
+        reward.check_references(["1", "x"])
+    parse("exact").check_references(["x"])
 
 
 def test_terms_of_jax_have_their_parameters_as_arguments():
