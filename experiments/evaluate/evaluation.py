@@ -18,7 +18,7 @@ from kullback.experiments import statistics
 from kullback.experiments.evaluate import best_of, reports, reward_report
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.runs import rewards, run_folder
-from kullback.lm import best_of_n, data, evaluation
+from kullback.lm import best_of_n, data, evaluation, final_answers, votes
 
 
 def run(
@@ -120,7 +120,10 @@ def evaluate(
     if evaluator.task.score is not None:
         right = sum((answers.measures["score"] == 1).astype(int) for answers in samples)
         for k in sorted({1, num_samples}):
-            estimates[f"pass@{k}"] = statistics.ratio(pass_at_k(np.asarray(right), num_samples, k))
+            chances = votes.pass_at_k(np.asarray(right), num_samples, k)
+            estimates[f"pass@{k}"] = statistics.ratio(chances)
+        if num_samples > 1:
+            estimates[f"majority@{num_samples}"] = statistics.ratio(majority_scores(samples))
     nats, tokens = (sum(getattr(a, name) for a in samples) for name in ("nats", "tokens"))
     # The mean of minus the log-probability of samples estimates the entropy.
     estimates["entropy_temperature_1"] = statistics.ratio(np.asarray(nats), np.asarray(tokens))
@@ -137,23 +140,6 @@ def evaluate(
         f"temperature 1, operator of {evaluator.divergence}; [95% intervals over examples]"
     )
     return reports.Report(title, estimates, notes, lines)
-
-
-def pass_at_k(right: np.ndarray, num_samples: int, k: int) -> np.ndarray:
-    """Returns unbiased estimates of the probability that at least one of k answers is right, [n].
-
-        1 - C(n - c, k) / C(n, k),  n answers of which c are right
-
-    Chen et al., "Evaluating Large Language Models Trained on Code", 2021, equation 1,
-    https://arxiv.org/abs/2107.03374.
-
-    Raises:
-      ValueError: for k outside [1, num_samples].
-    """
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k must lie in [1, {num_samples}], the number of samples, got {k}")
-    wrong = [math.comb(num_samples - int(c), k) for c in right]
-    return 1 - np.array(wrong, np.float64) / math.comb(num_samples, k)
 
 
 def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
@@ -184,6 +170,14 @@ def _likelihoods(
         estimates["nats_per_token"], estimates["perplexity"] = perplexity(sums)
     estimates["accuracy"] = statistics.ratio(sums.right, sums.tokens)
     return estimates, notes
+
+
+def majority_scores(samples: Sequence[evaluation.Answers]) -> np.ndarray:
+    """Returns the score of the answer that most of K samples gave, by prompt, [n]."""
+    texts = zip(*(answers.texts for answers in samples), strict=True)
+    (codes,) = votes.encode([[*map(final_answers.wording, row)] for row in texts])
+    scores = np.stack([answers.measures["score"] for answers in samples], 1)  # [n, K]
+    return scores[np.arange(len(scores)), votes.majority(codes).winners]
 
 
 def perplexity(sums: evaluation.Likelihoods) -> tuple[statistics.Estimate, statistics.Estimate]:

@@ -2,18 +2,15 @@
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import hypothesis
 import jax
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 
 from kullback.core import regularizers
 from kullback.core.sampling import Sampling
@@ -30,7 +27,7 @@ from kullback.lm import (
     tokenizer,
     tuning,
 )
-from kullback.lm.evaluation import Evaluator
+from kullback.lm.evaluation import Answers, Evaluator
 
 # An untrained model on sums. With the task's rule answers have a score, without it ROUGE.
 SUMS = tasks.arithmetic(tasks.Arithmetic(digits=1, num_train=50, num_test=9))
@@ -151,6 +148,7 @@ def test_a_report_of_softmax_on_a_task_with_a_rule(by_operator: dict[str, report
     assert low < mean < high
     assert estimates["pass@1"].mean == pytest.approx(estimates["score_temperature_1"].mean)
     assert estimates["pass@1"].mean <= estimates["pass@3"].mean
+    assert 0 <= estimates["majority@3"].mean <= estimates["pass@3"].mean
     assert 0 < estimates["entropy_temperature_1"].mean < math.log(300)
     assert not report.notes and not any("rouge" in name or "loss" in name for name in estimates)
     assert "9 held-out examples, 3 samples" in report.title  # Fewer than were asked for.
@@ -178,23 +176,14 @@ def test_a_report_of_a_sparse_operator_refuses_perplexity(by_operator: dict[str,
     json.dumps(report.lines, allow_nan=False)
 
 
-def test_pass_at_k_golden():
-    # Of 4 answers 1 is right: 2 drawn miss it in C(3, 2) = 3 of C(4, 2) = 6 cases.
-    got = evaluation.pass_at_k(np.array([0, 1, 3, 4]), 4, 2)
-    np.testing.assert_allclose(got, [0, 0.5, 1, 1])
-    for k in (0, 5):
-        with pytest.raises(ValueError, match=r"k must lie in \[1, 4\]"):
-            evaluation.pass_at_k(np.array([1]), 4, k)
-
-
-@hypothesis.settings(deadline=None, max_examples=25)
-@hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=7), st.integers(1, 7))
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(right: list[bool], k: int):
-    k = min(k, len(right))
-    subsets = list(itertools.combinations(right, k))
-    expected = np.mean([any(subset) for subset in subsets])
-    got = evaluation.pass_at_k(np.array([sum(right)]), len(right), k)
-    np.testing.assert_allclose(got, [expected])
+def test_the_majority_is_scored_by_the_answer_that_most_samples_gave():
+    # Of the first prompt "7" has two votes, of the second all answers differ: the first counts.
+    texts, scores = [["7", "8"], ["3", "9"], [" 7\n", "1"]], [[0.5, 0], [0, 1], [0.5, 1]]
+    samples = [
+        Answers(x, [], *[np.zeros(2)] * 3, {"score": np.array(y)})
+        for x, y in zip(texts, scores, strict=True)
+    ]
+    np.testing.assert_array_equal(evaluation.majority_scores(samples), [0.5, 0])
 
 
 def test_distinct_golden():
