@@ -16,6 +16,7 @@ from kullback.core import averaging, trees, types
 __all__ = [
     "Loss",
     "TargetRule",
+    "fixed",
     "moving_average",
     "periodic",
     "scan",
@@ -32,6 +33,11 @@ class TargetRule(NamedTuple):
     """How a target tree follows the parameters after each learner step."""
 
     update: Callable[[types.Params, types.Params, jax.Array], types.Params]  # (new, old, steps).
+
+
+def fixed() -> TargetRule:
+    """Returns the rule by which a target stays the parameters before learning."""
+    return TargetRule(lambda params, target, steps: target)
 
 
 def periodic(period: int) -> TargetRule:

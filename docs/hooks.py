@@ -111,7 +111,8 @@ def fields(config: str) -> Iterator[Field]:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         hint = ast.unparse(node.annotation)
-        prefix, dot, last = hint.rpartition(".")  # Of a module, or imported itself.
+        # Of a module, or imported itself; of several, the default is the first.
+        prefix, dot, last = hint.partition(" | ")[0].rpartition(".")
         dotted = f"{imported.get(prefix, '')}.{last}" if dot else imported.get(hint, "")
         is_nested = dotted.startswith("kullback.") and dotted.rpartition(".")[2] in CONFIGS
         nested = dotted if is_nested else None

@@ -44,9 +44,21 @@ ALGORITHMS: dict[str, Entry] = {
         "Actor and critic for entailed summaries, Roit et al. 2023",
         takes_reward=True,
     ),
+    "bond": _entry(
+        "bond",
+        "The best of N of a moving anchor by comparisons alone, Sessa et al. 2024",
+        takes_reward=True,
+    ),
     "warp": _entry(
         "warp",
         "Policies averaged while, between and after they learn, Rame et al. 2024",
+        takes_reward=True,
+        leaves_front=True,
+    ),
+    "warp-bond": _entry(
+        "warp",
+        "WARP, whose members learn by BOND instead",
+        presets_name="bond_presets",
         takes_reward=True,
         leaves_front=True,
     ),

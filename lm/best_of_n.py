@@ -64,6 +64,51 @@ def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np
       ValueError: for n < 1, other shapes, invalid probabilities, or rewards that are NaN.
     """
     _check(n)
+    p, level, mass = _levels(probabilities, rewards)
+    below = np.concatenate([[0], np.cumsum(mass)])
+    best = below[1:] ** n - below[:-1] ** n
+    share = np.divide(p, mass[level], out=np.zeros_like(p), where=p > 0)
+    return best[level] * share
+
+
+def log_quantile(probabilities: types.Array, rewards: types.Array, n: int) -> np.ndarray:
+    """Returns the reward whose regularised optimum is the best of N, float64 [Y].
+
+        r(y) = log F(r) + 1 / (N - 1) log sum_{i=1..N} (F_-(r) / F(r))^(i - 1)
+
+    p exp((N - 1) r) is the best of N, and sums to 1 by itself. Sessa et al., "BOND", 2024,
+    equation 8, https://arxiv.org/abs/2407.14622. Texts of probability 0 below all others have none,
+    -inf.
+
+    Args:
+      probabilities, rewards: as for `distribution`.
+      n: N >= 2.
+
+    Raises:
+      ValueError: as `distribution` does, and for n < 2.
+    """
+    if n < 2:
+        raise ValueError(f"a log-quantile of the best of N takes N >= 2, got {n}")
+    _, level, mass = _levels(probabilities, rewards)
+    below = np.concatenate([[0], np.cumsum(mass)])
+    at_most, less = below[1:][level], below[:-1][level]
+    with np.errstate(divide="ignore"):
+        log_at_most = np.log(at_most)
+    ratio = np.divide(less, at_most, out=np.zeros_like(at_most), where=at_most > 0)
+    return log_at_most + np.log(np.sum(ratio[:, None] ** np.arange(n), 1)) / (n - 1)
+
+
+def kl(probabilities: types.Array, rewards: types.Array, n: int) -> float:
+    """Returns the exact KL(best of N || policy), in nats; arguments are those of `distribution`."""
+    p, q = np.asarray(probabilities, np.float64), distribution(probabilities, rewards, n)
+    inside = q > 0
+    return float(np.sum(q[inside] * np.log(q[inside] / p[inside])))
+
+
+def _levels(
+    probabilities: types.Array, rewards: types.Array
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns probabilities and the level of each reward, [Y] each, and masses of levels, [L]."""
     p, r = np.asarray(probabilities, np.float64), np.asarray(rewards)
     if p.ndim != 1 or p.shape != r.shape:
         raise ValueError(f"expected one reward a probability, [Y] both, got {p.shape}, {r.shape}")
@@ -74,18 +119,7 @@ def distribution(probabilities: types.Array, rewards: types.Array, n: int) -> np
         )
     _check_no_nan("reward", r)
     _, level = np.unique(r, return_inverse=True)
-    mass = np.bincount(level, p)  # Probability of each reward, from the lowest.
-    below = np.concatenate([[0], np.cumsum(mass)])
-    best = below[1:] ** n - below[:-1] ** n
-    share = np.divide(p, mass[level], out=np.zeros_like(p), where=p > 0)
-    return best[level] * share
-
-
-def kl(probabilities: types.Array, rewards: types.Array, n: int) -> float:
-    """Returns the exact KL(best of N || policy), in nats; arguments are those of `distribution`."""
-    p, q = np.asarray(probabilities, np.float64), distribution(probabilities, rewards, n)
-    inside = q > 0
-    return float(np.sum(q[inside] * np.log(q[inside] / p[inside])))
+    return p, level, np.bincount(level, p)  # The lowest reward comes first.
 
 
 def _check(n: int) -> None:

@@ -4,7 +4,8 @@ Rame et al., "WARP: On the Benefits of Weight Averaged Rewarded Policies", 2024,
 https://arxiv.org/abs/2406.16768, algorithm 1. An iteration trains M members, one after another,
 from the same start theta_init; they differ in the prompts that they see:
 
-    each member     REINFORCE, with a KL penalty to a moving average of its own weights (EMA)
+    each member     REINFORCE, with a KL penalty to a moving average of its own weights (EMA);
+                    or BOND, whose anchor is such an average
     theta_slerp     spherical interpolation of the members' task vectors theta_m - theta_init
     theta_init  <-  (1 - eta) theta_init + eta theta_slerp (LITI), where the next iteration starts
 
@@ -17,20 +18,41 @@ two trees suffice for any number of members.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from kullback.core import averaging, types
-from kullback.lm import gemma, merging, rlhf, rollouts, tuning, value_network
+from kullback.lm import bond, gemma, merging, rlhf, rollouts, tuning, value_network
 
 ETAS = (0.0, 0.1, 0.3, 0.5, 0.8, 1.0)  # Points of the front; the paper's.
 
 
+def _check_rlhf(member: rlhf.Config) -> None:
+    if member.baseline == value_network.KEY:
+        raise ValueError("warp averages policies: baseline value has a network beside")
+    if member.distillation_weight:
+        raise ValueError("warp has no teacher: distillation_weight must be 0")
+
+
+class _Kind(NamedTuple):
+    """An algorithm that a member may learn by."""
+
+    make: Callable[..., types.Agent[rollouts.OnPolicy]]  # (model, config=, algorithm=) -> agent.
+    check: Callable[[Any], None]  # Raises ValueError for settings that a member cannot have.
+
+
+KINDS: Mapping[type, _Kind] = {
+    rlhf.Config: _Kind(rlhf.make, _check_rlhf),
+    bond.Config: _Kind(bond.make, lambda member: None),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Hyper-parameters of WARP; those of a member are REINFORCE's."""
+    """Hyper-parameters of WARP; those of a member are REINFORCE's or BOND's."""
 
     members: int = 2  # M.
     # T, learner steps of a member, the same in all iterations. The paper: 9,000 in the first, then
@@ -39,8 +61,8 @@ class Config:
     next_start: float = 0.3  # eta of LITI in (0, 1], by which the next iteration's start moves.
     group: Literal["layer", "tensor", "all"] = "layer"  # Parameters that slerp takes as one vector.
     # Settings of each member, with the paper's beta and mu; the paper samples 128 texts at
-    # temperature 0.9, and has a learning rate of 1e-6.
-    member: rlhf.Config = dataclasses.field(
+    # temperature 0.9, and has a learning rate of 1e-6. Those of `warp-bond` are of BOND.
+    member: rlhf.Config | bond.Config = dataclasses.field(
         default_factory=lambda: rlhf.Config(
             kl_coefficient=0.1, reference="moving-average", anchor_rate=0.01
         )
@@ -54,15 +76,12 @@ class Config:
             raise ValueError(f"next_start (eta) must lie in (0, 1], got {self.next_start}")
         if self.group not in merging.GROUPS:
             raise ValueError(f"group must be one of {merging.GROUPS}, got {self.group!r}")
-        if self.member.baseline == value_network.KEY:
-            raise ValueError("warp averages policies: baseline value has a network beside")
+        KINDS[type(self.member)].check(self.member)
         if self.learning.lora and not self.learning.lora.shared_a:
             raise ValueError(
                 "warp averages policies, and the average of adapters is that of their factors only "
                 "with one A: --set lora.shared_a=true"
             )
-        if self.member.distillation_weight:
-            raise ValueError("warp has no teacher: distillation_weight must be 0")
 
     @property
     def learning(self) -> tuning.Config:
@@ -107,14 +126,19 @@ def presets(family: str) -> Config:
     return Config()
 
 
-def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rollouts.OnPolicy]:
-    """Returns the WARP agent of `model`; constants are those of `rlhf.make`.
+def bond_presets(family: str) -> Config:
+    """Returns settings for "tokens" whose members learn by J-BOND."""
+    return Config(member=bond.presets(family))
 
-    Metrics are its too, and the number of the iteration. The member that learns acts; between two
-    iterations that is the next one's start.
+
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rollouts.OnPolicy]:
+    """Returns the WARP agent of `model`; constants are those of its members.
+
+    Metrics are theirs too, and the number of the iteration. The member that learns acts; between
+    two iterations that is the next one's start.
     """
     config = config or Config()
-    agent = rlhf.make(model, config=config.member, algorithm=config)
+    agent = KINDS[type(config.member)].make(model, config=config.member, algorithm=config)
     return agent._replace(learner=learner(agent.learner, config))
 
 

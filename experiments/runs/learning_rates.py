@@ -7,6 +7,7 @@ reproductions train; they would wreck a published model. Those here are rules of
                                                   guide to tuning all of Gemma 3 270M
     supervised, more                       2e-5   TRL's SFTConfig, and Zephyr's Gemma 7B
     from rewards, 100M and more            1e-6   TRL's RLOOConfig, and the paper on WARP
+    by BOND, the same                      3e-6   its paper, for Gemma 2B and 7B
     their value network                    9e-6   OpenRLHF's examples
 
     adapters, supervised, 100M and more    2e-4   QLoRA, for models up to 13B
@@ -21,6 +22,8 @@ from kullback import lm
 from kullback.experiments.runs import models, resolved, settings
 from kullback.lm import gemma
 
+# Rates of what learns from rewards and has its own, by algorithm: of whole weights, of adapters.
+REWARDED = {"bond": (3e-6, 3e-5), "warp-bond": (3e-6, 3e-5)}
 SMALL, MIDDLE = 100_000_000, 500_000_000  # Parameters.
 
 
@@ -36,9 +39,10 @@ def by_size(algorithm: str, num_params: int, *, adapters: bool = False) -> dict[
     if num_params < SMALL or entry.reads_pairs:
         return {}
     if entry.takes_reward:
+        whole, of_adapters = REWARDED.get(algorithm, (1e-6, 1e-5))
         if adapters:
-            return {"learning_rate": 1e-5, "value_learning_rate": 9e-5}
-        return {"learning_rate": 1e-6, "value_learning_rate": 9e-6}
+            return {"learning_rate": of_adapters, "value_learning_rate": 9e-5}
+        return {"learning_rate": whole, "value_learning_rate": 9e-6}
     if adapters:
         return {"learning_rate": 2e-4}
     return {"learning_rate": 5e-5 if num_params <= MIDDLE else 2e-5}

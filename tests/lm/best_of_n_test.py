@@ -74,3 +74,21 @@ def test_probabilities_in_float32_are_a_distribution():
     p = np.random.default_rng(0).dirichlet(np.ones(100_000)).astype(np.float32)
     got = best_of_n.distribution(p, np.arange(len(p)), 2)
     np.testing.assert_allclose(got.sum(), 1, atol=1e-4)
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(weights=positive, rewards=some_rewards, n=st.integers(2, 6))
+def test_by_the_log_quantile_as_a_reward_the_best_of_n_is_the_regularised_optimum(
+    weights: np.ndarray, rewards: np.ndarray, n: int
+):
+    """It sums to 1 without a normaliser; the correction beyond log F is at most log N / (N - 1)."""
+    p = weights / weights.sum()
+    quantiles = best_of_n.log_quantile(p, rewards, n)
+    optimum = p * np.exp((n - 1) * quantiles)
+    assert abs(optimum.sum() - 1) < 1e-12
+    np.testing.assert_allclose(optimum, best_of_n.distribution(p, rewards, n), atol=1e-12)
+    at_most = np.array([p[rewards <= r].sum() for r in rewards])
+    correction = quantiles - np.log(at_most)
+    assert np.all((correction > -1e-12) & (correction < np.log(n) / (n - 1) + 1e-12))
+    with pytest.raises(ValueError, match="N >= 2, got 1"):
+        best_of_n.log_quantile(p, rewards, 1)

@@ -106,6 +106,10 @@ def test_a_member_begins_where_its_iteration_did():
         (lambda: warp.Config(group="row"), "group must be one of"),  # pyright: ignore[reportArgumentType]
         (lambda: warp.Config(member=rlhf.Config(baseline="value")), "warp averages policies"),
         (
+            lambda: warp.Config(member=rlhf.Config(distillation_weight=0.5)),
+            "warp has no teacher",
+        ),
+        (
             lambda: CONFIG.check(7),
             "whole iterations of 3 members of 2 steps, got 7; the next is 12",
         ),

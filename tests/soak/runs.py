@@ -103,6 +103,10 @@ KINDS = {
         ("sft",),
     ),
     "rlef": Kind(f"train rlef tokens/arithmetic {SFT} --steps=6 --reward=exact {TEXTS}", ("sft",)),
+    "bond": Kind(
+        f"train bond tokens/arithmetic {SFT} --steps=6 --reward=length {TEXTS} --set=batch_size=6",
+        ("sft",),
+    ),
     "warp": Kind(
         f"train warp tokens/arithmetic {SFT} --steps=8 --reward=length {ACTED} --set=members=2 "
         "--set=member_steps=2",

@@ -24,6 +24,7 @@ def plan(agent: str, *assignments: str, **fields: Any) -> plans.Plan:
         ("sft", 268_098_176, {"learning_rate": 5e-5}),
         ("gkd", 999_885_952, {"learning_rate": 2e-5}),
         ("rlef", 268_098_176, {"learning_rate": 1e-6, "value_learning_rate": 9e-6}),
+        ("bond", 268_098_176, {"learning_rate": 3e-6, "value_learning_rate": 9e-6}),
         ("reward-model", 268_098_176, {}),
         ("warm", 268_098_176, {}),
     ],
