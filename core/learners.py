@@ -15,6 +15,8 @@ from kullback.core import averaging, trees, types
 
 __all__ = [
     "Loss",
+    "Passes",
+    "Prepare",
     "TargetRule",
     "fixed",
     "moving_average",
@@ -27,6 +29,17 @@ __all__ = [
 
 # loss(params, targets, aux, batch, key, constants) -> (mean loss [], (aux, Feedback)).
 Loss = Callable[..., tuple[jax.Array, tuple[Any, types.Feedback]]]
+# prepare(params, targets, batch, constants) -> (batch as the loss reads it, metrics of it).
+Prepare = Callable[..., tuple[types.Batch, dict[str, jax.Array]]]
+
+
+class Passes(NamedTuple):
+    """The optimiser steps of one learner step: passes over its batch, each in parts."""
+
+    epochs: int  # Passes, >= 1.
+    minibatches: int  # Parts of a pass, which divide the rows and are drawn anew for each.
+    # Metrics of U = epochs minibatches optimiser steps, [U, ...] each -> metrics of the step.
+    report: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda metrics: metrics
 
 
 class TargetRule(NamedTuple):
@@ -78,8 +91,13 @@ def sgd(
     targets: Mapping[str, TargetRule] | None = None,
     init_aux: Callable[[types.Params], Any] = lambda params: None,
     advance: Callable[[types.Params], types.Params] = lambda params: params,
+    prepare: Prepare | None = None,
+    passes: Passes | None = None,
 ) -> types.Learner:
     """Returns a learner that descends the gradient of `loss`.
+
+    A learner step may take several optimiser steps, `passes`; `steps` counts learner steps, and
+    targets follow once, at their end. A loss then has no priorities.
 
     Args:
       init_params: key -> parameters.
@@ -90,6 +108,9 @@ def sgd(
       init_aux: params -> the state that the loss carries from step to step.
       advance: params -> params, after the optimiser's update and before targets follow; it moves
         leaves that have no gradient, such as those of spectral.py.
+      prepare: makes what the loss reads of a batch, once a learner step, by the parameters before
+        it; None leaves the batch as it is.
+      passes: over a batch; None is one optimiser step with all of it.
     """
     rules = dict(targets or {})
 
@@ -111,24 +132,80 @@ def sgd(
         batch: types.Batch,
         constants: types.Constants = types.NO_CONSTANTS,
     ) -> tuple[types.LearnerState, types.Feedback]:
-        gradient = jax.value_and_grad(loss, has_aux=True)
         key = jax.random.fold_in(state.key, state.steps)
-        (value, (aux, feedback)), grads = gradient(
-            state.params, state.targets, state.aux, batch, key, constants
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = advance(optax.apply_updates(state.params, updates))
+        metrics: dict[str, jax.Array] = {}
+        if prepare is not None:
+            batch, metrics = prepare(state.params, state.targets, batch, constants)
+
+        def update(learnt: _Learnt, batch: types.Batch, key: types.Key) -> Any:
+            """Takes an optimiser step; returns what is learnt, and feedback."""
+            gradient = jax.value_and_grad(loss, has_aux=True)
+            (value, (aux, feedback)), grads = gradient(
+                learnt.params, state.targets, learnt.aux, batch, key, constants
+            )
+            updates, opt_state = optimizer.update(grads, learnt.opt_state, learnt.params)
+            params = advance(optax.apply_updates(learnt.params, updates))
+            feedback = feedback._replace(metrics={"loss": value, **feedback.metrics})
+            return _Learnt(params, opt_state, aux), feedback
+
+        learnt = _Learnt(state.params, state.opt_state, state.aux)
+        if passes is None:
+            learnt, feedback = update(learnt, batch, key)
+        else:
+            learnt, feedback = _over(passes, update, learnt, batch, key)
         steps = state.steps + 1
         state = state._replace(
-            params=params,
-            opt_state=opt_state,
-            targets={n: rules[n].update(params, old, steps) for n, old in state.targets.items()},
+            **learnt._asdict(),
+            targets={
+                n: rules[n].update(learnt.params, old, steps) for n, old in state.targets.items()
+            },
             steps=steps,
-            aux=aux,
         )
-        return state, feedback._replace(metrics={"loss": value, **feedback.metrics})
+        return state, feedback._replace(metrics=feedback.metrics | metrics)
 
     return types.Learner(init, step)
+
+
+class _Learnt(NamedTuple):
+    """The parts of the state that an optimiser step changes."""
+
+    params: types.Params
+    opt_state: Any
+    aux: Any
+
+
+def _over(
+    passes: Passes,
+    update: Callable[[_Learnt, types.Batch, types.Key], tuple[_Learnt, types.Feedback]],
+    learnt: _Learnt,
+    batch: types.Batch,
+    key: types.Key,
+) -> tuple[_Learnt, types.Feedback]:
+    """Takes the optimiser steps of some passes over a batch of B rows, one after another.
+
+    Raises:
+      ValueError: for parts that do not divide B, or a loss with priorities.
+    """
+    num_rows, count = len(batch.weights), passes.epochs * passes.minibatches
+    if num_rows % passes.minibatches:
+        raise ValueError(f"minibatches={passes.minibatches} must divide {num_rows} rows")
+    order_key, key = jax.random.split(key)
+    rows = jnp.broadcast_to(jnp.arange(num_rows), (passes.epochs, num_rows))
+    if passes.minibatches > 1:
+        keys = jax.random.split(order_key, passes.epochs)
+        rows = jax.vmap(jax.random.permutation)(keys, rows)
+
+    def body(learnt: _Learnt, item: tuple[jax.Array, jax.Array]) -> tuple[_Learnt, Any]:
+        number, places = item
+        part = jax.tree.map(lambda x: jnp.asarray(x)[places], batch)
+        learnt, feedback = update(learnt, part, jax.random.fold_in(key, number))
+        if feedback.priorities is not None:
+            raise ValueError("a batch that is learnt from in passes has no priorities")
+        return learnt, feedback.metrics
+
+    items = jnp.arange(count), rows.reshape(count, -1)
+    learnt, metrics = jax.lax.scan(body, learnt, items)
+    return learnt, types.Feedback(passes.report(metrics))
 
 
 def scan(

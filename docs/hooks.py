@@ -96,14 +96,17 @@ def fields(config: str) -> Iterator[Field]:
     source = path_of(module).read_text()
     tree, said = ast.parse(source), comments(source)
     (class_,) = [x for x in tree.body if isinstance(x, ast.ClassDef) and x.name == name] or [None]
-    if class_ is None:
-        raise ValueError(f"no class {name} in {module}")
     imported = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in tree.body
         if isinstance(node, ast.ImportFrom) and node.module
         for alias in node.names
     }
+    if class_ is None and imported.get(name, "").startswith("kullback."):
+        yield from fields(imported[name])
+        return
+    if class_ is None:
+        raise ValueError(f"no class {name} in {module}")
     for base in map(ast.unparse, class_.bases):  # Their fields come first.
         prefix, dot, last = base.rpartition(".")
         yield from fields(f"{imported[prefix]}.{last}" if dot else f"{module}.{base}")
@@ -124,9 +127,12 @@ CONFIGS = ("Config", "Atoms", "Samples", "Implicit")  # Classes that configurati
 
 
 def _made(value: ast.expr) -> ast.expr:
-    """Returns what `dataclasses.field(default_factory=...)` makes, or the value as it is."""
+    """Returns what `dataclasses.field` takes or makes as the default, or the value as it is."""
     if isinstance(value, ast.Call) and ast.unparse(value.func) == "dataclasses.field":
-        factory = value.keywords[0].value
+        given = {keyword.arg: keyword.value for keyword in value.keywords}
+        if "default" in given:
+            return given["default"]
+        factory = given["default_factory"]
         return factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
     return value
 

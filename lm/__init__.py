@@ -35,7 +35,7 @@ ALGORITHMS: dict[str, Entry] = {
     ),
     "rlhf": _entry(
         "rlhf",
-        "REINFORCE with a KL to the start or a moving average, Ahmadian et al. 2024",
+        "REINFORCE, PPO, GRPO and kin with a KL to a start or average, Ahmadian et al. 2024",
         takes_reward=True,
         may_distil=True,
     ),

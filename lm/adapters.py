@@ -64,11 +64,30 @@ class Learnt:
             key: types.Key,
             constants: types.Constants,
         ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
-            whole_targets = {name: self.whole(x, constants) for name, x in targets.items()}
-            params = self.whole(learnt, constants)
+            params, whole_targets = self._all(learnt, targets, constants)
             return of_whole(params, whole_targets, aux, batch, key, constants)
 
         return loss
+
+    def prepare(self, of_whole: learners.Prepare) -> learners.Prepare:
+        """Returns what prepares a batch by what is learnt, from what does by whole parameters."""
+
+        def prepare(
+            learnt: types.Params,
+            targets: dict[str, types.Params],
+            batch: types.Batch,
+            constants: types.Constants,
+        ) -> tuple[types.Batch, dict[str, jax.Array]]:
+            return of_whole(*self._all(learnt, targets, constants), batch, constants)
+
+        return prepare
+
+    def _all(
+        self, learnt: types.Params, targets: dict[str, types.Params], constants: types.Constants
+    ) -> tuple[types.Params, dict[str, types.Params]]:
+        """Returns whole parameters and whole target trees."""
+        whole_targets = {name: self.whole(x, constants) for name, x in targets.items()}
+        return self.whole(learnt, constants), whole_targets
 
     def acting(self, learnt: types.Params, constants: types.Constants) -> types.Params:
         """Returns the whole parameters that a policy acts by; they need no gradient."""

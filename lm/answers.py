@@ -3,6 +3,7 @@
 Shape letters: B sequences, T tokens, n tokens of a chunk, V vocabulary.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,17 @@ def per_token(
     return jax.tree.map(lambda x: x.reshape(*labels.shape, *x.shape[1:]), measures), is_answer
 
 
+def log_probability(logits: jax.Array, labels: jax.Array, temperature: float) -> jax.Array:
+    """Returns log-probabilities of tokens under a softmax, at least float32, [n].
+
+    Args:
+      logits: [n, V].
+      labels: token ids, int, [n].
+      temperature: > 0, divides the logits.
+    """
+    return sampling.log_probability(regularizers.promote(logits) / temperature, labels)
+
+
 def log_probabilities(
     model: gemma.Model,
     params: types.Params,
@@ -72,9 +84,6 @@ def log_probabilities(
       temperature: > 0, divides the logits.
       chunk: tokens whose logits are in memory at a time.
     """
-
-    def measure(logits: jax.Array, labels: jax.Array) -> jax.Array:
-        return sampling.log_probability(regularizers.promote(logits) / temperature, labels)
-
-    log_probability, _ = per_token(measure, sequences, (model, params), chunk=chunk)
-    return jax.lax.stop_gradient(log_probability)
+    measure = functools.partial(log_probability, temperature=temperature)
+    measured, _ = per_token(measure, sequences, (model, params), chunk=chunk)
+    return jax.lax.stop_gradient(measured)

@@ -25,8 +25,10 @@ __all__ = [
     "kl_estimate",
     "lambda_returns",
     "leave_one_out",
+    "overlong",
     "token_rewards",
     "token_weights",
+    "unequal_first",
 ]
 
 Baseline = Literal["leave-one-out", "group", "value"]
@@ -125,6 +127,33 @@ def has_equal(returns: jax.Array, group_size: int) -> jax.Array:
     groups = _groups(returns, group_size)
     is_equal = jnp.max(groups, 1, keepdims=True) == jnp.min(groups, 1, keepdims=True)
     return jnp.broadcast_to(is_equal, groups.shape).reshape(-1)
+
+
+def unequal_first(is_equal: jax.Array, group_size: int) -> jax.Array:
+    """Returns an order of texts in which those of prompts that differ come first, int, [B].
+
+    Prompts stay in order otherwise, and their texts adjacent.
+
+    Args:
+      is_equal: bool, [B], by `has_equal`.
+      group_size: G, divides B.
+    """
+    prompts = jnp.argsort(is_equal.reshape(-1, group_size)[:, 0], stable=True)
+    return (prompts[:, None] * group_size + jnp.arange(group_size)[None]).reshape(-1)
+
+
+def overlong(lengths: jax.Array, max_length: int, fraction: float) -> jax.Array:
+    """Returns how far texts are in the last part of the longest length, in [0, 1], [B].
+
+    Yu et al., "DAPO", 2025, https://arxiv.org/abs/2503.14476, equation 13, without its sign.
+
+    Args:
+      lengths: tokens of each text, [B].
+      max_length: of the longest text there may be.
+      fraction: share of it that is the last part, in (0, 1].
+    """
+    part = fraction * max_length
+    return jnp.clip((lengths - (max_length - part)) / part, 0, 1)
 
 
 def token_rewards(scores: jax.Array, is_answer: jax.Array) -> jax.Array:

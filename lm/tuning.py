@@ -340,11 +340,22 @@ def over_micro_batches(
     return value, {name: x.swapaxes(0, 1).reshape(-1) for name, x in metrics.items()}
 
 
-def optimizer(config: Config) -> optax.GradientTransformation:
-    """Returns the optimiser that the settings name; raises as `optimizers.schedule` does."""
+def optimizer(config: Config, updates: int = 1) -> optax.GradientTransformation:
+    """Returns the optimiser that the settings name; raises as `optimizers.schedule` does.
+
+    Args:
+      config: settings; its learning rate is one by learner steps.
+      updates: optimiser steps of a learner step, which all take its learning rate.
+    """
+    rate = by_learner_step = optimizers.schedule(config.rate)
+    if updates > 1:
+
+        def rate(count: Any) -> Any:
+            return by_learner_step(count // updates)
+
     return optimizers.make(
         config.optimizer,
-        optimizers.schedule(config.rate),
+        rate,
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         first_moment_dtype=config.first_moment_dtype,

@@ -24,7 +24,9 @@ CONFIG, FLAGS, BY_SIZE = "config", "environment_flags", "by_size"  # Keys of con
 LATER = frozenset(
     "schedule decay_steps final_fraction optimizer weight_decay first_moment_dtype unusable "
     "quantize quantize_table max_gradient_norm epsilon_decay epsilon_zero_env_steps "
-    "frames_on".split()
+    "frames_on variant overlong_fraction mask_truncated epochs minibatches ratio detach_ratio "
+    "clip_low clip_high ratio_limit correction correction_limit drop_equal oversample "
+    "value_clip".split()
 )
 # Settings, by bare name, that came later with another default, and what was done before.
 EARLIER: Mapping[str, Any] = {"averaged_actions": "taken"}
@@ -188,7 +190,9 @@ def _config(presets: Any, plan: plans.Plan, record: json_files.Record) -> tuple[
     earlier = {name: EARLIER[_bare(name)] for name in values if _bare(name) in EARLIER}
     saved = earlier | {name: value for name, value in nested if name in values or value != {}}
     recorded = _read(f"{record.file}: {CONFIG}", hints, saved, values)
-    config = settings.apply(settings.replace(today, recorded), assignments)
+    # The record has what a named row gave when the run began.
+    given = settings.read(hints, assignments)
+    config = settings.replace(settings.replace(today, recorded), given)
     now = {name: value for name, _, value in settings.fields(config)}
     return config, _notes(saved, now, values)
 

@@ -12,6 +12,9 @@ from kullback.core import names, typed
 
 Config = TypeVar("Config")
 
+# Key of a field's metadata: rows of values for the fields beside it, by the value of the field.
+ROWS = "rows"
+
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yields dotted name, type and value of each leaf field of a nested dataclass."""
@@ -30,14 +33,26 @@ def apply(config: Config, assignments: Iterable[str]) -> Config:
     Args:
       config: a frozen dataclass, whose fields may be such dataclasses.
       assignments: each "field=value", the field dotted ("learning.replay.capacity") or bare
-        where only one has that name ("capacity").
+        where only one has that name ("capacity"). One whose value names a row of others, such as
+        `variant` of rlhf, gives these too, but for those that are assigned themselves.
 
     Raises:
       ValueError: for an unknown or ambiguous field, a value of a wrong type, or one that the
         configuration itself refuses.
     """
     leaves = {name: hint for name, hint, _ in fields(config)}
-    return replace(config, read(leaves, assignments))
+    values = read(leaves, assignments)
+    return replace(config, {**dict(_of_rows(config, values)), **values})
+
+
+def _of_rows(config: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted names and values of the rows that values name."""
+    for field in dataclasses.fields(config):
+        name, inner = prefix + field.name, getattr(config, field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from _of_rows(inner, values, name + ".")
+        elif ROWS in field.metadata and name in values:
+            yield from ((prefix + n, x) for n, x in field.metadata[ROWS][values[name]].items())
 
 
 def read(

@@ -126,3 +126,62 @@ def test_a_scan_is_as_many_steps_and_its_stretches_are_the_whole():
     np.testing.assert_allclose(last.params["w"], state.params["w"], rtol=1e-5)
     _, losses = learners.scan(learner, learners.stored)(start, noise(1.0), items, key)
     assert losses.shape == (6,)
+
+
+def in_passes(epochs: int, minibatches: int, **targets) -> types.Learner:
+    """Returns a learner of w^2 / 2 + w x, whose optimiser steps tell of their rows and keys."""
+
+    def loss(params, targets, aux, batch, key, constants):
+        told = {"rows": batch.data["x"], "key": jax.random.uniform(key), "start": batch.data["w"]}
+        value = 0.5 * params["w"] ** 2 + params["w"] * jnp.mean(batch.data["x"])
+        return value, (aux, types.Feedback(told))
+
+    def prepare(params, targets, batch, constants):
+        data = {"x": batch.data, "w": jnp.broadcast_to(params["w"], batch.data.shape)}
+        return batch._replace(data=data), {"prepared": params["w"]}
+
+    return learners.sgd(
+        init_params=lambda key: {"w": jnp.float32(3)},
+        loss=loss,
+        optimizer=optax.sgd(0.1),
+        targets=targets,
+        prepare=prepare,
+        passes=learners.Passes(epochs, minibatches),
+    )
+
+
+def test_passes_over_a_batch_are_optimiser_steps_of_one_learner_step():
+    learner = in_passes(3, 2, average=learners.moving_average(0.5))
+    state = learner.init(jax.random.key(0))
+    items = types.Batch.of(np.array([1.0, 2.0, 4.0, 8.0], np.float32))
+    state, feedback = jax.jit(learner.step)(state, items, types.NO_CONSTANTS)
+    rows = np.asarray(feedback.metrics["rows"])
+    assert rows.shape == (6, 2)
+    for epoch in rows.reshape(3, 4):
+        assert sorted(epoch) == [1, 2, 4, 8], "an epoch has each row once"
+    assert len({tuple(epoch) for epoch in rows.reshape(3, 4)}) > 1, "parts are drawn anew"
+    w = 3.0
+    for part in rows:
+        w -= 0.1 * (w + part.mean())
+    np.testing.assert_allclose(state.params["w"], w, rtol=1e-6)
+    # A batch is prepared once, and targets follow once.
+    np.testing.assert_array_equal(feedback.metrics["start"], np.full((6, 2), 3))
+    assert float(feedback.metrics["prepared"]) == 3
+    np.testing.assert_allclose(state.targets["average"]["w"], (3 + w) / 2, rtol=1e-6)
+    assert int(state.steps) == 1 and len(set(feedback.metrics["key"].tolist())) == 6
+    _, following = jax.jit(learner.step)(state, items, types.NO_CONSTANTS)
+    assert not set(following.metrics["key"].tolist()) & set(feedback.metrics["key"].tolist())
+
+
+def test_one_pass_over_all_of_a_batch_is_a_step():
+    state = in_passes(1, 1).init(jax.random.key(0))
+    items = types.Batch.of(np.array([1.0, 2.0], np.float32))
+    state, feedback = in_passes(1, 1).step(state, items, types.NO_CONSTANTS)
+    np.testing.assert_allclose(state.params["w"], 3 - 0.1 * (3 + 1.5), rtol=1e-6)
+    np.testing.assert_array_equal(feedback.metrics["rows"], [[1, 2]])
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused():
+    learner = in_passes(1, 3)
+    with pytest.raises(ValueError, match="minibatches=3 must divide 4 rows"):
+        learner.step(learner.init(jax.random.key(0)), types.Batch.of(np.zeros(4)))

@@ -139,6 +139,8 @@ def test_groups_of_equal_reward():
     returns = jnp.array([1.0, 1.0, 0.0, 1.0, -2.0, -2.0])
     got = policy_gradient.has_equal(returns, 2)
     np.testing.assert_array_equal(got, [True, True, False, False, True, True])
+    order = policy_gradient.unequal_first(got, 2)
+    np.testing.assert_array_equal(order, [2, 3, 0, 1, 4, 5])
 
 
 def test_a_text_is_rewarded_at_its_last_token():

@@ -111,3 +111,29 @@ def test_of_two_values_the_last_holds_and_what_was_given_stays_as_it_was():
     given = Outer()
     assert settings.apply(given, ["left.size=2", "left.size=3"]).left.size == 3
     assert given == Outer() == settings.apply(given, [])
+
+
+ROWS = {"small": {"rate": 0.2, "size": 3}, "large": {"rate": 0.4, "size": 9}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named(Inner):
+    row: Literal["small", "large"] = dataclasses.field(
+        default="small", metadata={settings.ROWS: ROWS}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outside:
+    inner: Named = Named()
+    rate: float = 7.0
+
+
+def test_a_named_row_gives_the_fields_beside_it_but_those_that_are_assigned():
+    for assignments in (["row=large", "inner.rate=0.5"], ["inner.rate=0.5", "inner.row=large"]):
+        changed = settings.apply(Outside(), assignments)
+        assert changed == Outside(inner=Named(row="large", rate=0.5, size=9))
+    assert settings.apply(Named(size=5), ["rate=0.3"]) == Named(size=5, rate=0.3)
+    # Back to the first one: all of its row.
+    large = settings.apply(Named(), ["row=large"])
+    assert settings.apply(large, ["row=small"]) == Named(rate=0.2, size=3)
