@@ -347,15 +347,14 @@ def optimizer(config: Config, updates: int = 1) -> optax.GradientTransformation:
       config: settings; its learning rate is one by learner steps.
       updates: optimiser steps of a learner step, which all take its learning rate.
     """
-    rate = by_learner_step = optimizers.schedule(config.rate)
-    if updates > 1:
+    of_learner_step = optimizers.schedule(config.rate)
 
-        def rate(count: Any) -> Any:
-            return by_learner_step(count // updates)
+    def rate(count: Any) -> Any:
+        return of_learner_step(count // updates)
 
     return optimizers.make(
         config.optimizer,
-        rate,
+        of_learner_step if updates == 1 else rate,
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         first_moment_dtype=config.first_moment_dtype,

@@ -184,4 +184,6 @@ def test_one_pass_over_all_of_a_batch_is_a_step():
 def test_parts_that_do_not_divide_a_batch_are_refused():
     learner = in_passes(1, 3)
     with pytest.raises(ValueError, match="minibatches=3 must divide 4 rows"):
-        learner.step(learner.init(jax.random.key(0)), types.Batch.of(np.zeros(4)))
+        learner.step(
+            learner.init(jax.random.key(0)), types.Batch.of(np.zeros(4)), types.NO_CONSTANTS
+        )

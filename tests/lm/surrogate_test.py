@@ -208,8 +208,8 @@ def test_weights_of_texts_make_expectations_those_of_the_policy():
     log_pi, log_sampler = (x - np.log(np.exp(x).sum()) for x in logits)
     f = RNG.normal(size=6)
     ones = jnp.ones((6, 1), bool)
-    inputs = (jnp.asarray(x, jnp.float32)[:, None] for x in (log_pi, log_sampler))
-    weights = surrogate.corrected(*inputs, ones, "mask", 1e6).weights[:, 0]
+    policy, sampler = (jnp.asarray(x, jnp.float32)[:, None] for x in (log_pi, log_sampler))
+    weights = surrogate.corrected(policy, sampler, ones, "mask", 1e6).weights[:, 0]
     got = np.sum(np.exp(log_sampler) * np.asarray(weights) * f)
     np.testing.assert_allclose(got, np.sum(np.exp(log_pi) * f), rtol=1e-5)
 

@@ -143,7 +143,7 @@ def oracle(c: rlhf.Config) -> Any:
 
     def loss(of: Any) -> jax.Array:
         log_rho = jnp.where(MASK, rlhf_test.log_probabilities(of) - old, 0)
-        total = 0.0
+        total = jnp.zeros(())
         for b in range(SIZE):
             places = np.flatnonzero(MASK[b])
             if c.ratio == "sequence":
