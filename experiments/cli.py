@@ -13,8 +13,8 @@ from kullback.experiments import display, interrupts
 
 # Modules of `commands/`, which are imported where Ctrl-C is heard.
 COMMANDS = (
-    *("listing", "train", "evaluate", "generate", "chat", "export", "reproduce", "sweep", "report"),
-    *("merge", "quantize", "entailment", "cache"),
+    *("listing", "train", "evaluate", "answer", "generate", "chat", "export", "reproduce"),
+    *("sweep", "report", "merge", "quantize", "entailment", "cache"),
 )
 
 

@@ -32,10 +32,14 @@ os.register_at_fork(after_in_child=_forget)
 
 
 @contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[None]:
+def held(folder: pathlib.Path, doing: str = "trained") -> Iterator[None]:
     """Holds the lock of a run's folder within a block; child processes do not inherit it.
 
     On a disk without locks it prints a warning, and goes on.
+
+    Args:
+      folder: of a run, or of other work.
+      doing: with it, for messages.
 
     Raises:
       ValueError: if another process, or another call of this one, holds it.
@@ -48,7 +52,7 @@ def held(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{folder} is being trained by {_holder(path)}; wait for it, or stop it"
+                f"{folder} is being {doing} by {_holder(path)}; wait for it, or stop it"
             ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:

@@ -22,9 +22,9 @@ def test_equal_answers_have_one_code():
     assert codes.tolist() == [[0, 1, -1, 0], [-1] * 4]
     assert greedy.tolist() == [1, -1]
     assert references.tolist() == [2, 0]
-    for wrong in (([["a"], []],), ([["a"]], []), ([],)):
+    for samples, others in (([["a"], []], []), ([["a"]], [[]]), ([], [])):
         with pytest.raises(ValueError, match="equally many samples"):
-            votes.encode(*wrong)
+            votes.encode(samples, *others)
 
 
 def test_majority_by_enumeration_of_all_votes():

@@ -112,6 +112,18 @@ LINES = {
         ),
         ("sft",),
     ),
+    "answer": Line(
+        ("answer", "sft", "rows.jsonl"),
+        ("model", "in"),
+        (("--samples", "2"), ("--limit", "2"), ("--out", "new"), ("--max-new-tokens", "2")),
+        (
+            *(("--samples", "count"), ("--limit", "count"), ("--batch-size", "count")),
+            *(("--out", "out"), ("--max-new-tokens", "count"), ("--temperature", "number")),
+            *(("--validation", "in"), ("--reward", "reward"), ("--seed", "seed")),
+            *(("--answers", "choice"), ("--top-p", "number")),
+        ),
+        ("sft", "rows.jsonl"),
+    ),
     "generate": Line(
         ("generate",),
         (),

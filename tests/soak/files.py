@@ -114,6 +114,11 @@ READERS = {
         ("model", "rows.jsonl"),
         ("model/*", "rows.jsonl"),
     ),
+    "answer": Reader(
+        "answer model rows.jsonl --samples=2 --limit=4 --answers=text --out=new --max-new-tokens=4",
+        ("model", "rows.jsonl"),
+        ("model/*", "rows.jsonl"),
+    ),
     "export": Reader("export sft --out=new", ("sft",), ("sft/*.json", "sft/tokenizer/*")),
     "export gguf": Reader(
         "export model --format=gguf --quantize=f16 --out=new.gguf", ("model",), ("model/*",)

@@ -50,6 +50,10 @@ CLASHES = {
         "--video=film.gif --seed=7 --max-steps=3 toy/chain --max-prompt-length=1 "
         "--max-new-tokens=999999"
     ).split(),
+    "answer": (
+        "--route=auto --route=3 --temperature=0 --run-seed=9 toy/chain --max-new-tokens=1000000 "
+        "--best=1"
+    ).split(),
     "generate": (
         "--prompts=prompts.jsonl --top-p=2 --top-p=0 --temperature=-1 --stop-token=99999 "
         f"--top-k=-1 --prompt={NO_TEXT} --max-new-tokens=1000000"

@@ -28,6 +28,7 @@ CHAIN = ("train", "dqn", "toy/chain", "--out", "new")
 SFT = ("train", "sft", "tokens/arithmetic", "--model", "tiny", "--out", "new")
 PLAY = ("evaluate", "{game}")
 JUDGE = ("evaluate", "{text}", "tokens/arithmetic", "--out", "new")
+ANSWER = ("answer", "{text}", "questions.jsonl")
 TELL = ("generate", "--model", "{text}", "--prompt", "1+1=")
 TALK = ("chat", "--model", "{text}")
 QUANTIZE = ("quantize", "{text}", "--format", "int8")
@@ -40,6 +41,7 @@ COUNTS = {
     ("train", "--resume", "{game}"): ("steps", "epochs"),
     PLAY: ("episodes", "max-steps"),
     JUDGE: ("episodes", "samples", "best-of", "max-prompt-length", "max-new-tokens"),
+    ANSWER: ("samples", "limit", "batch-size", "max-new-tokens"),
     TELL: ("max-new-tokens", "batch-size"),
     TALK: ("max-new-tokens", "context"),
     QUANTIZE: ("episodes",),
@@ -53,6 +55,7 @@ SEEDS = {
         SFT,
         PLAY,
         JUDGE,
+        ANSWER,
         TELL,
         TALK,
         QUANTIZE,
@@ -60,7 +63,12 @@ SEEDS = {
     )
 } | {("entailment", "--out", "new"): ("seed",)}
 DRAWN = ("temperature", "top-p", "min-p", "repetition-penalty")
-NUMBERS = {TELL: DRAWN, TALK: DRAWN, MERGE: ("t", "interpolation", "weights", "rate")}
+NUMBERS = {
+    TELL: DRAWN,
+    ANSWER: ("temperature", "top-p"),
+    TALK: DRAWN,
+    MERGE: ("t", "interpolation", "weights", "rate"),
+}
 LINES = [
     (*line, f"--{flag}={value}")
     for flags, values in ((COUNTS, NO_COUNTS), (SEEDS, NO_SEEDS), (NUMBERS, NO_NUMBERS))
