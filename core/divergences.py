@@ -36,6 +36,8 @@ class Divergence:
     # over the classes of a vocabulary keeps its digits.
     excess: Callable[[Any, Any], jax.Array] = dataclasses.field(repr=False)
     derivative: Scalars = dataclasses.field(repr=False)  # u > 0 -> f'(u).
+    # ln u -> f'(u), for ratios of texts' probabilities, which are no floats.
+    derivative_of_log: Scalars = dataclasses.field(repr=False)
     inverse: Scalars = dataclasses.field(repr=False)  # v -> the u with f'(u) = v.
     # v -> f*(v) + f(0), again without an infinite f(0).
     conjugate: Scalars = dataclasses.field(repr=False)
@@ -95,6 +97,14 @@ def _gan_excess(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     return _times(p, log_p - _log_mean(p, q)) - of_q
 
 
+def _gan_derivative_of_log(x: jax.Array) -> jax.Array:
+    """Computes ln(2 u / (1 + u)) of x = ln u, which is exactly 0 at 0."""
+    # Of u <= 1 and of u > 1 apart, so that neither exponential overflows.
+    low, high = jnp.where(x > 0, 0, x), jnp.where(x > 0, x, 0)
+    small = low - jnp.log1p(jnp.expm1(low) / 2)
+    return jnp.where(x > 0, -jnp.log1p(jnp.expm1(-high) / 2), small)
+
+
 def _log_mean(p: jax.Array, q: jax.Array) -> jax.Array:
     """Returns log((p + q) / 2), and 0 where both are 0: its gradient there is 0 too."""
     mean = (p + q) / 2
@@ -123,6 +133,7 @@ kl = Divergence(
     term=_kl_term,
     excess=_kl_excess,
     derivative=jnp.log,
+    derivative_of_log=lambda x: x,
     inverse=jnp.exp,
     conjugate=jnp.exp,
     curvature=lambda u: u,
@@ -133,6 +144,7 @@ reverse_kl = Divergence(
     term=lambda log_p, log_q: _kl_term(log_q, log_p),
     excess=lambda log_p, log_q: _kl_term(log_q, log_p),
     derivative=lambda u: 1 - 1 / u,
+    derivative_of_log=lambda x: -jnp.expm1(-x),
     inverse=lambda v: 1 / (1 - v),
     conjugate=lambda v: -jnp.log1p(-v),
     curvature=jnp.square,
@@ -143,6 +155,7 @@ jeffreys = Divergence(
     term=_jeffreys_term,
     excess=_jeffreys_term,
     derivative=lambda u: jnp.log(u) + 1 - 1 / u,
+    derivative_of_log=lambda x: x - jnp.expm1(-x),
     inverse=_jeffreys_inverse,
     conjugate=lambda v: 1 / _jeffreys_inverse(v) + _jeffreys_inverse(v) + v - 2,
     curvature=lambda u: u * u / (1 + u),
@@ -153,6 +166,7 @@ gan = Divergence(
     term=_gan_term,
     excess=_gan_excess,
     derivative=lambda u: jnp.log(2 * u / (1 + u)),
+    derivative_of_log=_gan_derivative_of_log,
     inverse=lambda v: jnp.exp(v) / (2 - jnp.exp(v)),
     conjugate=lambda v: -jnp.log1p(-jnp.exp(v) / 2),
     curvature=lambda u: u * (1 + u),
@@ -163,6 +177,7 @@ jensen_shannon = Divergence(
     term=lambda log_p, log_q: _gan_term(log_p, log_q) / 2,
     excess=lambda log_p, log_q: _gan_excess(log_p, log_q) / 2,
     derivative=lambda u: jnp.log(2 * u / (1 + u)) / 2,
+    derivative_of_log=lambda x: _gan_derivative_of_log(x) / 2,
     inverse=lambda v: gan.inverse(2 * v),
     conjugate=lambda v: gan.conjugate(2 * v) / 2,
     curvature=lambda u: 2 * u * (1 + u),
@@ -173,6 +188,7 @@ hellinger = Divergence(
     term=_hellinger_term,
     excess=lambda log_p, log_q: jnp.exp(log_p) - 2 * jnp.exp((log_p + log_q) / 2),
     derivative=lambda u: 1 - 1 / jnp.sqrt(u),
+    derivative_of_log=lambda x: -jnp.expm1(-x / 2),
     inverse=lambda v: 1 / jnp.square(1 - v),
     conjugate=lambda v: 1 / (1 - v),
     curvature=lambda u: 2 * u * jnp.sqrt(u),
@@ -218,6 +234,7 @@ def alpha(a: float) -> Divergence:
         term=term,
         excess=excess,
         derivative=lambda u: (_power(u, a - 1) - 1) / (a - 1),
+        derivative_of_log=lambda x: jnp.expm1((a - 1) * x) / (a - 1),
         inverse=lambda v: _power(base(v), 1 / (a - 1)),
         conjugate=lambda v: _power(base(v), a / (a - 1)) / a,
         curvature=lambda u: _power(u, 2 - a),
@@ -301,6 +318,7 @@ def from_function(
         term=term,
         excess=excess,
         derivative=derivative,
+        derivative_of_log=lambda x: derivative(jnp.exp(x)),
         inverse=inverse,
         conjugate=conjugate,
         curvature=curvature,

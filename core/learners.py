@@ -18,6 +18,7 @@ __all__ = [
     "Passes",
     "Prepare",
     "TargetRule",
+    "every",
     "fixed",
     "moving_average",
     "periodic",
@@ -59,14 +60,7 @@ def periodic(period: int) -> TargetRule:
     Raises:
       ValueError: unless period >= 1.
     """
-    if period < 1:
-        raise ValueError(f"target period must be >= 1 learner step, got {period}")
-
-    def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
-        # `steps` is the same for all seeds, so this stays a branch when seeds are vmapped.
-        return jax.lax.cond(steps % period == 0, lambda: params, lambda: target)
-
-    return TargetRule(update)
+    return every(period, TargetRule(lambda params, target, steps: params))
 
 
 def moving_average(rate: float) -> TargetRule:
@@ -80,6 +74,24 @@ def moving_average(rate: float) -> TargetRule:
     def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
         del steps
         return averaging.ema(target, params, rate)
+
+    return TargetRule(update)
+
+
+def every(period: int, rule: TargetRule) -> TargetRule:
+    """Returns the rule that is followed every `period` learner steps; between, nothing moves.
+
+    Raises:
+      ValueError: unless period >= 1.
+    """
+    if period < 1:
+        raise ValueError(f"target period must be >= 1 learner step, got {period}")
+
+    def update(params: types.Params, target: types.Params, steps: jax.Array) -> types.Params:
+        # `steps` is the same for all seeds, so this stays a branch when seeds are vmapped.
+        return jax.lax.cond(
+            steps % period == 0, lambda: rule.update(params, target, steps), lambda: target
+        )
 
     return TargetRule(update)
 

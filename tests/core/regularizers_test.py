@@ -140,6 +140,9 @@ def test_the_table_of_a_divergence_agrees_with_its_f(name):
     step = 1e-6
     slope = (f(u + step) - f(u - step)) / (2 * step)
     np.testing.assert_allclose(divergence.derivative(u), slope, atol=1e-6)
+    by_log = np.asarray(divergence.derivative_of_log(jnp.log(u)))
+    np.testing.assert_allclose(by_log, divergence.derivative(u), atol=1e-12)
+    assert divergence.derivative_of_log(jnp.zeros(())) == 0
     bend = (f(u + 1e-4) - 2 * f(u) + f(u - 1e-4)) / 1e-8
     np.testing.assert_allclose(divergence.curvature(u), 1 / bend, rtol=1e-3)
     v = divergence.derivative(u)
@@ -406,6 +409,21 @@ def test_a_function_of_the_users(name):
     for got, expected in zip(both(mine), both(ALL[name]), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-8)
     assert mine.is_sparse == ALL[name].is_sparse
+    x = np.linspace(-3, 3, 7)
+    by_log = [jax.jit(d.derivative_of_log)(x) for d in (mine, ALL[name])]
+    np.testing.assert_allclose(*by_log, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["kl", "gan", "jensen_shannon"])
+def test_derivatives_of_ratios_that_are_no_floats(name):
+    """ln u = -700 and 700 in float32: f'(u) and its slope there are finite."""
+    x = np.array([-700, 0, 700], np.float32)
+    expected = {"kl": x, "gan": np.array([np.log(2) - 700, 0, np.log(2)])}
+    expected["jensen_shannon"] = expected["gan"] / 2
+    slopes = {"kl": [1, 1, 1], "gan": [1, 0.5, 0], "jensen_shannon": [0.5, 0.25, 0]}
+    of_log = ALL[name].derivative_of_log
+    np.testing.assert_allclose(of_log(x), expected[name], rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(of_log))(x), slopes[name], atol=1e-6)
 
 
 @pytest.mark.parametrize("lambda_, tau", [(0.5, 0.0), (0.0, 0.5), (0.3, 0.2)])

@@ -1,0 +1,402 @@
+"""Direct preference optimisation (DPO): a policy learns from pairs, without a reward model.
+
+Rafailov et al., NeurIPS 2023, https://arxiv.org/abs/2305.18290; with any f-divergence, Wang et al.,
+ICLR 2024, https://arxiv.org/abs/2309.16240. The policy that maximises E[r] - beta D_f(pi || ref)
+has r(x, y) = beta f'(pi / ref) + c(x) where no probability is 0, so that a policy is a reward
+model, too, and learns a pair of answers to x, of which y+ was chosen, by Bradley and Terry's loss:
+
+    h(x, y) = f'(pi(y | x) / ref(y | x)),  d = h(x, y+) - h(x, y-)
+    loss = -ln sigmoid(beta d)
+
+f is that of KL in DPO, h = ln pi - ln ref, sums over the tokens of the answer and its end. Other
+losses of d, `pair_losses`, take wrong labels into account, or stop at a margin.
+
+Shape letters: B pairs, T tokens of a row, D features, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from kullback.core import learners, regularizers, sampling, types
+from kullback.lm import (
+    adapters,
+    answers,
+    batches,
+    chunked,
+    distillation,
+    gemma,
+    policy,
+    preferences,
+    tuning,
+)
+
+__all__ = ["Config", "Objective", "make", "presets"]
+
+Loss = Literal["sigmoid", "robust", "ipo", "ipo-mean", "hinge"]
+REFERENCE = "reference"  # Name of the parameters of a reference that follows the policy.
+FAR = 40.0  # Nats beyond which f' of a ratio goes on along its tangent.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A loss of pairs of answers, and its reference."""
+
+    # Loss of d: "sigmoid", DPO's; "robust" against labels of which a share is wrong; "ipo";
+    # "ipo-mean", IPO with the mean of the log-ratio over tokens in place of its sum, as TRL has it;
+    # "hinge", SLiC's.
+    loss: Loss = "sigmoid"
+    # beta > 0, in units of reward a nat: the weight of the divergence; TRL's. For IPO it is tau, of
+    # which the margin is 1 / (2 tau).
+    beta: float = 0.1
+    # Share in [0, 1/2) of labels that are taken to be wrong, by "sigmoid" and "robust".
+    label_smoothing: float = 0.0
+    # f of the divergence from the reference, by a name of core/divergences.py: "kl" is DPO's
+    # KL(pi || ref), "reverse_kl" is KL(ref || pi). Not for IPO.
+    divergence: str = "kl"
+    # Weight >= 0 of the chosen answer's negative log-likelihood, nats a token (RPO; its paper: 1).
+    nll_weight: float = 0.0
+    # Reference: "fixed", the policy before it learns, or one that follows it, "moving" (TR-DPO).
+    reference: Literal["fixed", "moving"] = "fixed"
+    # Share in (0, 1] of the policy in a moving reference, each time that it moves; TRL's. At 1 it
+    # is a copy.
+    reference_rate: float = 0.6
+    reference_period: int = 512  # Learner steps >= 1 from one move to the next; TRL's.
+
+    def __post_init__(self) -> None:
+        for name, kind in (("loss", Loss), ("reference", Literal["fixed", "moving"])):
+            distillation.check_choice(name, getattr(self, name), kind)
+        if not self.beta > 0:
+            raise ValueError(f"beta must be > 0, got {self.beta}; 0.1 is usual")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 1/2), got {self.label_smoothing}")
+        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} is of loss=sigmoid and robust, and "
+                f"{self.loss} has none: leave it 0"
+            )
+        if not self.nll_weight >= 0:
+            raise ValueError(f"nll_weight must be >= 0, got {self.nll_weight}")
+        self.check_divergence()
+        self.rule()
+
+    def check_divergence(self) -> None:
+        """Raises ValueError for a divergence by which a policy is no reward model."""
+        f = self.f
+        if f.is_sparse:
+            raise ValueError(
+                f"divergence={self.divergence} has a finite f'(0), so that the best policy may "
+                "give answers the probability 0, and then its rewards are not those of f'(pi / "
+                "ref); kl, reverse_kl, jeffreys, gan, jensen_shannon, hellinger and alpha-A with "
+                "A < 1 do not"
+            )
+        if self.loss.startswith("ipo") and f is not regularizers.kl:
+            raise ValueError(
+                f"loss={self.loss} is of log-ratios, divergence=kl, got {self.divergence!r}"
+            )
+
+    @property
+    def f(self) -> regularizers.Divergence:
+        """The divergence from the reference."""
+        return regularizers.named(self.divergence)
+
+    def rule(self) -> learners.TargetRule:
+        """Returns how a moving reference follows the policy."""
+        average = learners.moving_average(self.reference_rate)
+        return learners.every(self.reference_period, average)
+
+    @property
+    def targets(self) -> dict[str, learners.TargetRule]:
+        """The reference's rule, if it moves."""
+        return {REFERENCE: self.rule()} if self.reference == "moving" else {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Hyper-parameters of DPO; batch_size is a number of pairs."""
+
+    objective: Objective = Objective()
+    corruption: float = 0.0  # Share of training pairs whose label is swapped, to study robustness.
+    # The default rate is for some millions of parameters. `reduction` is not used: each loss says
+    # how tokens count.
+    learning: tuning.Config = tuning.Config(learning_rate=1e-5)
+
+    def __post_init__(self) -> None:
+        preferences.is_swapped(0, self.corruption, 0)
+        check_learning(self.objective, self.learning)
+
+    @property
+    def output_divergence(self) -> str:
+        """Name of f of the policy's softargmax_f: KL, for softmax."""
+        return "kl"
+
+
+def check_learning(objective: Objective, learning: tuning.Config) -> None:
+    """Raises ValueError for settings of learning that do not go with pairs or a reference."""
+    if learning.pack:
+        raise ValueError("a loss of pairs is of whole answers: pack must be False")
+    is_mean = objective.reference == "moving" and objective.reference_rate < 1
+    if is_mean and learning.lora and not learning.lora.shared_a:
+        raise ValueError(
+            "reference=moving averages policies, and the average of adapters is that of their "
+            "factors only with one A: --set lora.shared_a=true, or reference_rate=1"
+        )
+
+
+class Scores(NamedTuple):
+    """Log-probabilities of B answers, sums over their tokens; [B] each."""
+
+    log_pi: jax.Array  # Under the policy, nats.
+    log_reference: jax.Array  # Under the reference.
+    num_tokens: jax.Array  # Tokens of an answer with its end.
+
+
+class Referred(NamedTuple):
+    """A batch's data: pairs, with what a fixed reference says of them."""
+
+    pairs: preferences.Pairs
+    # Log-probabilities of chosen and rejected answers under the reference, float32 [B, 2]; None if
+    # the reference moves, and is among the learner's targets.
+    log_reference: types.Array | None
+
+
+def implicit_rewards(log_ratio: jax.Array, divergence: regularizers.Divergence) -> jax.Array:
+    """Returns h = f'(pi / ref) of ln(pi / ref), [...], in nats for KL.
+
+    Beyond `FAR` nats it goes on along its tangent: f' of the ratio of a long text may be no float,
+    and a gradient of 0 would never bring the text back.
+    """
+    near = jnp.clip(log_ratio, -FAR, FAR)
+    value, beyond = jax.jvp(divergence.derivative_of_log, (near,), (log_ratio - near,))
+    return value + beyond
+
+
+def pair_losses(d: jax.Array, loss: Loss, *, beta: float, smoothing: float = 0.0) -> jax.Array:
+    """Returns the loss of each difference d = h+ - h-, [...].
+
+        sigmoid     -(1 - e) ln s(beta d) - e ln s(-beta d)
+        robust      [-(1 - e) ln s(beta d) + e ln s(-beta d)] / (1 - 2 e)
+        ipo         (d - 1 / (2 beta))^2
+        hinge       max(0, 1 - beta d)
+
+    s is the sigmoid. "robust" (Chowdhury, Kini & Natarajan 2024, https://arxiv.org/abs/2403.00409)
+    is unbiased: if a share e of labels is swapped by chance, its mean is the loss without. IPO:
+    Azar et al. 2023, https://arxiv.org/abs/2310.12036; hinge: Zhao et al. 2023,
+    https://arxiv.org/abs/2305.10425.
+
+    Args:
+      d: float, [...].
+      loss: name; "ipo-mean" is "ipo", of another d.
+      beta: > 0.
+      smoothing: e in [0, 1/2).
+    """
+    if loss in ("ipo", "ipo-mean"):
+        return (d - 1 / (2 * beta)) ** 2
+    if loss == "hinge":
+        return jax.nn.relu(1 - beta * d)
+    right, wrong = jax.nn.softplus(-beta * d), jax.nn.softplus(beta * d)
+    if loss == "robust":
+        return ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
+    return (1 - smoothing) * right + smoothing * wrong
+
+
+def differences(objective: Objective, chosen: Scores, rejected: Scores) -> jax.Array:
+    """Returns d = h+ - h- of each pair, [B]; of "ipo-mean" the h are means over tokens."""
+    chex.assert_rank([*chosen, *rejected], 1)
+    chex.assert_equal_shape([*chosen, *rejected])
+
+    def h(scores: Scores) -> jax.Array:
+        log_ratio = scores.log_pi - scores.log_reference
+        if objective.loss == "ipo-mean":
+            return log_ratio / scores.num_tokens
+        return implicit_rewards(log_ratio, objective.f)
+
+    return h(chosen) - h(rejected)
+
+
+def losses(
+    objective: Objective, chosen: Scores, rejected: Scores
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of each pair, [B], with the chosen answer's, and metrics, [B] each."""
+    d = differences(objective, chosen, rejected)
+    value = pair_losses(d, objective.loss, beta=objective.beta, smoothing=objective.label_smoothing)
+    value = value - objective.nll_weight * chosen.log_pi / chosen.num_tokens
+    return value, {
+        "implicit_accuracy": (jnp.sign(d) + 1) / 2,
+        "margin": objective.beta * d,
+        "chosen_log_probability": chosen.log_pi,
+        "rejected_log_probability": rejected.log_pi,
+    }
+
+
+def presets(family: str) -> Config:
+    """Returns settings for "tokens"."""
+    del family
+    return Config()
+
+
+def make(model: gemma.Model, config: Config | None = None) -> types.Agent[tuning.Mixture]:
+    """Returns the agent that learns from batches of `Referred`.
+
+    With adapters the base's parameters are the learner's constant `base`. No reference is kept in
+    memory but a moving one, the target `REFERENCE`. Metrics are means over pairs: `margin` is
+    beta d, and a pair is right if it is > 0, a tie by half.
+
+    Args:
+      model: the policy.
+      config: hyper-parameters.
+    """
+    c = config or Config()
+    context = Context(model=adapters.adapted(model, c.learning.lora), config=c)
+    return types.Agent(
+        policy=policy.language_model(context.model),
+        learner=context.learner(functools.partial(_loss, context)),
+        actor_params=context.learnt.actor_params,
+        experience=tuning.Mixture(),
+        config=c,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """The model and settings that losses of pairs share."""
+
+    model: gemma.Model  # With adapters, if any.
+    config: Any  # Has an `objective` and `learning`.
+
+    @property
+    def learnt(self) -> adapters.Learnt:
+        """The learnt part of the policy's parameters."""
+        c = self.config.learning
+        return adapters.Learnt(settings=c.lora, scheme=c.scheme)
+
+    def learner(self, loss: learners.Loss) -> types.Learner:
+        """Returns the learner of a loss of whole parameters."""
+        return learners.sgd(
+            init_params=self.model.init,
+            loss=self.learnt.loss(loss),
+            optimizer=tuning.optimizer(self.config.learning),
+            targets=self.config.objective.targets,
+        )
+
+
+def log_probabilities(
+    model: gemma.Model, params: types.Params, rows: batches.Sequences, chunk: int
+) -> jax.Array:
+    """Returns ln pi(y | x), sums over the tokens of each answer, float32 [B]; no gradient.
+
+    Args:
+      model, params: of the policy or a reference.
+      rows: prompts with answers, [B, T].
+      chunk: tokens whose logits are in memory at a time.
+    """
+    return jnp.sum(answers.log_probabilities(model, params, rows, chunk=chunk), 1)
+
+
+def loss_of_pairs(
+    context: Context, params: types.Params, data: Referred, weights: jax.Array, key: types.Key
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the mean loss of a batch, [], and metrics of its pairs, [B] each.
+
+    Args:
+      context: model and settings.
+      params: whole ones, of the policy.
+      data: pairs, with the log-probabilities under the reference.
+      weights: of the pairs, [B].
+      key: of dropout.
+    """
+    keys = jax.random.split(key, 2 * weights.shape[0]).reshape(-1, 2)  # One an answer.
+    return tuning.over_micro_batches(
+        functools.partial(_micro_batch_loss, context),
+        params,
+        (data, weights / weights.shape[0], keys),
+        context.config.learning.micro_batches,
+    )
+
+
+def referred(
+    context: Context, reference: types.Params, pairs: preferences.Pairs, model: gemma.Model
+) -> Referred:
+    """Returns pairs with their log-probabilities under a model's parameters."""
+    rows = _interleaved(pairs)
+    log_reference = log_probabilities(model, reference, rows, context.config.learning.chunk)
+    return Referred(pairs, log_reference.reshape(-1, 2))
+
+
+def _loss(
+    context: Context,
+    params: types.Params,
+    targets: dict[str, types.Params],
+    aux: None,
+    batch: types.Batch,
+    key: types.Key,
+    constants: types.Constants,
+) -> tuple[jax.Array, tuple[None, types.Feedback]]:
+    """Returns the loss of a batch whose data are `Referred`, and its metrics."""
+    del constants
+    data: Referred = batch.data
+    if targets:  # The reference before this step's update.
+        data = referred(context, targets[REFERENCE], data.pairs, context.model)
+    value, metrics = loss_of_pairs(context, params, data, jnp.asarray(batch.weights), key)
+    return value, (aux, types.Feedback(metrics))
+
+
+def _interleaved(pairs: preferences.Pairs) -> batches.Sequences:
+    """Returns chosen and rejected answers by turns, [2 B, T]: a mesh that cuts pairs cuts these."""
+    return jax.tree.map(
+        lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), pairs.chosen, pairs.rejected
+    )
+
+
+def _micro_batch_loss(
+    context: Context,
+    params: types.Params,
+    data: tuple[Referred, jax.Array, jax.Array],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns a micro-batch's summand of the loss, [], and metrics of its pairs, [B] each.
+
+    The weight of a token's log-probability is known once those of both answers are. So the head is
+    read twice, a chunk of logits in memory at a time: for the answers, and for the gradient.
+    """
+    (pairs, log_reference), weights, keys = data
+    model, learning, objective = context.model, context.config.learning, context.config.objective
+    rows = _interleaved(pairs)
+    row_keys = None
+    if learning.lora.dropout:
+        row_keys = keys.reshape(-1)
+    features, head = model.with_head(params, rows.tokens, rows.positions, rows.segments, row_keys)
+    features, labels, is_answer = distillation.align(features, rows.tokens, rows.is_answer)
+    flat = features.reshape(-1, features.shape[-1])
+    student = chunked.Head(model.unembed, head, flat, is_frozen=bool(learning.lora))
+    # Stopped here: what is behind would be linearised for nothing.
+    frozen = chunked.Head(model.unembed, *jax.lax.stop_gradient((head, flat)))
+    given = {"chunk": learning.chunk, "is_answer": is_answer.reshape(-1)}
+    per_token = chunked.token_losses(_log_probability, frozen, labels.reshape(-1), **given)
+    log_pi = jnp.sum(per_token.reshape(labels.shape), 1)
+    counts = jnp.sum(is_answer, 1)
+
+    def total(log_pi: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        scores = Scores(log_pi, jnp.asarray(log_reference).reshape(-1), counts)
+        chosen, rejected = (Scores(*(x[n::2] for x in scores)) for n in (0, 1))
+        values, metrics = losses(objective, chosen, rejected)
+        return jnp.sum(weights * values), metrics
+
+    (value, metrics), slopes = jax.value_and_grad(total, has_aux=True)(log_pi)
+    by_token = jnp.where(is_answer, slopes[:, None], 0)
+    linear, _ = chunked.weighted_loss(
+        lambda logits, labels: (_log_probability(logits, labels), ()),
+        by_token.reshape(-1),
+        student,
+        labels.reshape(-1),
+        **given,
+    )
+    # Its gradient is that of the loss, by the chain rule, and its value is none.
+    return value + linear - jax.lax.stop_gradient(linear), metrics
+
+
+def _log_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return sampling.log_probability(regularizers.promote(logits), labels)
