@@ -123,7 +123,7 @@ def fields(config: str) -> Iterator[Field]:
         yield Field(node.target.id, hint, default, comment_of(node, said), nested)
 
 
-CONFIGS = ("Config", "Atoms", "Samples", "Implicit")  # Classes that configurations hold.
+CONFIGS = ("Config", "Objective", "Atoms", "Samples", "Implicit")  # Classes that configurations hold.
 
 
 def _made(value: ast.expr) -> ast.expr:

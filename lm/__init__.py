@@ -14,7 +14,8 @@ class Entry(registry.Entry):
 
     has_teacher: bool = False  # Whether it always has a teacher.
     may_distil: bool = False  # Whether a weight of distillation > 0 gives it a teacher.
-    reads_pairs: bool = False  # Whether it learns a reward model from preferences.
+    reads_pairs: bool = False  # Whether it learns from pairs of answers.
+    is_judge: bool = False  # Whether it learns a reward model, and no policy.
     takes_reward: bool = False  # Whether it learns from rewards of its own samples.
     is_population: bool = False  # Whether its seeds are members, to be averaged into one model.
     leaves_front: bool = False  # Whether it runs whole iterations, and ends in a front of policies.
@@ -62,15 +63,22 @@ ALGORITHMS: dict[str, Entry] = {
         takes_reward=True,
         leaves_front=True,
     ),
+    "dpo": _entry(
+        "dpo",
+        "Direct preference optimisation with any f-divergence, Rafailov et al. 2023",
+        reads_pairs=True,
+    ),
     "reward-model": _entry(
         "reward_model",
         "Rewards of preferences: a head on a decoder, Bradley & Terry 1952",
         reads_pairs=True,
+        is_judge=True,
     ),
     "warm": _entry(
         "warm",
         "Weight-averaged reward models, a member a seed; Rame et al. 2024",
         reads_pairs=True,
+        is_judge=True,
         is_population=True,
     ),
 }

@@ -119,7 +119,7 @@ class Objective:
 class Config:
     """Hyper-parameters of DPO; batch_size is a number of pairs."""
 
-    objective: Objective = Objective()
+    objective: Objective = Objective()  # Loss and reference.
     corruption: float = 0.0  # Share of training pairs whose label is swapped, to study robustness.
     # The default rate is for some millions of parameters. `reduction` is not used: each loss says
     # how tokens count.

@@ -9,6 +9,7 @@ Shape letters: B pairs, T tokens of a row, N pairs of a data set.
 
 import fractions
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -150,12 +151,19 @@ def pad(pairs: Sequence[Pair], length: int, pad_id: int) -> Pairs:
     return Pairs(batches.pad(chosen, length, pad_id), batches.pad(rejected, length, pad_id))
 
 
-def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Callable[[int], Pairs]:
-    """Returns (step, from 0) -> training batch, drawn as those of `batches.make`.
+class Batched(NamedTuple):
+    """Batches of a data set of pairs."""
+
+    indices: Callable[[int], np.ndarray]  # Step, from 0 -> numbers of its pairs, [B].
+    padded: Callable[[np.ndarray], Pairs]  # Numbers of pairs, [B] -> their rows.
+
+
+def batched(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Batched:
+    """Returns training batches, drawn as those of `batches.make`.
 
     Args:
       pairs: N >= 1 of them.
-      config: shapes and order, without packing, as a reward is that of a whole row.
+      config: shapes and order, without packing, as a pair is of whole rows.
       pad_id: id of the padding.
 
     Raises:
@@ -182,12 +190,27 @@ def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Calla
         batches_per_sort=config.batches_per_sort,
     )
 
-    def sample(step: int) -> Pairs:
-        chosen = [pairs[i] for i in draw(step)]
+    def padded(indices: np.ndarray) -> Pairs:
+        chosen = [pairs[i] for i in indices]
         width = max(pair.length for pair in chosen)
         return pad(chosen, next(n for n in lengths if n >= width), pad_id)
 
-    return sample
+    return Batched(draw, padded)
+
+
+def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Callable[[int], Pairs]:
+    """Returns (step, from 0) -> training batch; arguments and errors are those of `batched`."""
+    stored = batched(pairs, config, pad_id)
+    return lambda step: stored.padded(stored.indices(step))
+
+
+def fingerprint(pairs: Iterable[Pair]) -> str:
+    """Returns the SHA-256 of the ids of pairs, in their order."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        for ids in (pair.chosen.prompt, pair.chosen.completion, pair.rejected.completion):
+            digest.update(np.array([len(ids), *ids], np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def _pair(

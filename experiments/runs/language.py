@@ -12,17 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kullback.core import loops, regularizers, sequences, trees, types
 from kullback.experiments.evaluate import warp_front
 from kullback.experiments.runs import episodes, model_files
+from kullback.experiments.runs.lessons import Lessons
 from kullback.experiments.runs.text_work import Splits, TextWork
 from kullback.experiments.runs.work import Abandons, OnTexts
 from kullback.lm import (
     answers,
     batches,
-    completions,
     data,
     distillation,
     evaluation,
@@ -33,7 +32,6 @@ from kullback.lm import (
     power_law,
     quantisation,
     rollouts,
-    tuning,
 )
 
 
@@ -41,7 +39,8 @@ from kullback.lm import (
 class Setup(TextWork):
     """The agent, models, data and evaluator of a run of a language model."""
 
-    splits: Splits[data.Example]
+    splits: Splits[Any]
+    lessons: Lessons
     teacher: model_files.Checkpoint | None
     evaluator: evaluation.Evaluator
     # Parameters to begin with; None: those that the learner draws.
@@ -75,7 +74,7 @@ class Setup(TextWork):
     @property
     def setting(self) -> memory.Setting:
         """Settings that decide how much memory a learner step takes."""
-        setting = super().setting
+        setting = dataclasses.replace(super().setting, per_row=self.lessons.per_row)
         if self.actor is None:
             return setting
         experience: rollouts.OnPolicy = self.agent.experience
@@ -97,7 +96,13 @@ class Setup(TextWork):
             **self.base_details(),
             **model_files.origins(model=self.student, teacher=self.teacher),
             "data": self.splits.details(),
+            **self.lessons.details(),
         }
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the model's shape and tokenizer, and what its data have, beside config.json."""
+        super().save(folder)
+        self.lessons.save(folder)
 
     @functools.cached_property
     def _distance(self) -> Callable[..., jax.Array]:
@@ -210,12 +215,7 @@ class Setup(TextWork):
         resumed run shows the same texts. `abandons` is as for `sequences.make`.
         """
         (seed,) = seeds
-        if self.actor is None:
-            source, evaluate = self.source(seed), self.evaluator.scores
-            lines = self.evaluator.lines
-        else:
-            source, evaluate = self.actor.source(self.splits.train, seed), self.actor.scores
-            lines = self.actor.lines
+        source, lines = self.lessons.source(seed), self.lessons.lines
 
         def on_sampled(step: int, sampled: Any, examples: Any, scores: Any) -> None:
             if _is_last_sampled(source.sampling, step, every):
@@ -228,63 +228,11 @@ class Setup(TextWork):
             seed,
             params=self.initial_params,
             constants=self.constants,
-            evaluate=evaluate,
+            evaluate=self.lessons.scores,
             placement=self.placement,
             abandons=abandons,
             on_sampled=on_sampled,
         )
-
-    def source(self, seed: int) -> sequences.Source:
-        """Returns batches of the data set, and of sequences that the policy samples."""
-        c, mixture = self.learning, self.agent.experience
-        stored = stored_batches(self.splits.train, c, mixture, self.student.tokenizer.pad_id, seed)
-        share = round(mixture.student_fraction * c.batch_size)
-        sampler = completions.of_policy(self.agent.policy, self.evaluator.model, c.max_new_tokens)
-        program = completions.compiled(sampler.sequences)
-
-        def num_sampled(step: int) -> int:
-            if mixture.mixing == "row":
-                return share
-            coin = np.random.default_rng([seed, step]).random()  # In [0, 1).
-            return c.batch_size if coin < mixture.student_fraction else 0
-
-        def prompts(step: int, rows: int) -> list[data.Example]:
-            drawn = batches.indices(
-                step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
-            )
-            return [self.splits.train[i] for i in drawn[-rows:].tolist()]
-
-        def sample(acting: Any, examples: list[data.Example], key: types.Key) -> batches.Sequences:
-            return program(acting, self.evaluator.spread(self.evaluator.prompts(examples)), key)
-
-        return sequences.Source(
-            num_rows=c.batch_size,
-            example=episodes.sequence_shapes(c.batch_size, c.width),
-            stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
-            sampling=sequences.Sampling(
-                num_rows=num_sampled,
-                prompts=prompts,
-                sample=sample,
-                score=self.evaluator.task_scores,
-                max_age=mixture.max_age,
-            ),
-        )
-
-
-def stored_batches(
-    train: Sequence[data.Example], c: tuning.Config, mixture: tuning.Mixture, pad_id: int, seed: int
-) -> batches.Sampler:
-    """Returns batches of the data set."""
-    is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
-    config = batches.Config(
-        batch_size=c.batch_size,
-        # A mixed batch has one width; else several widths need less padding.
-        lengths=(c.width,) if is_mixed or c.pack else None,
-        pack=c.pack,
-        batches_per_sort=c.batches_per_sort,
-        seed=seed,
-    )
-    return batches.make(train, config, pad_id)
 
 
 def _is_last_sampled(sampling: sequences.Sampling | None, step: int, every: int) -> bool:

@@ -5,6 +5,8 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from kullback import lm
 from kullback.core import regularizers, types
 from kullback.experiments import plots
@@ -12,9 +14,10 @@ from kullback.experiments.limits import STEPS
 from kullback.experiments.runs import (
     adapter_files,
     episodes,
-    language,
+    lessons,
     model_files,
     models,
+    pairs,
     plans,
     pretrained,
     resolved,
@@ -33,6 +36,7 @@ from kullback.lm import (
     distillation,
     evaluation,
     gemma,
+    preferences,
     quantisation,
     rollouts,
     sharding,
@@ -71,8 +75,10 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     student, teacher, decoders = _models(plan, task, home, mesh)
     c, num_ids = config.learning, decoders[0].num_ids
     fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
-    splits = text_work.read_splits(task.examples, student.tokenizer, fitting, named.rule)
-    if home is None and any(data.is_conversation(x, student.tokenizer) for x in splits.train):
+    read_rows = text_work.reader_of_pairs(plan, task) if entry.reads_pairs else task.examples
+    splits = text_work.read_splits(read_rows, student.tokenizer, fitting, named.rule)
+    answered = pairs.chosen(splits) if entry.reads_pairs else splits
+    if home is None and any(data.is_conversation(x, student.tokenizer) for x in answered.train):
         student = student._replace(tokenizer=chat.with_template(student.tokenizer))
 
     make_agent = functools.partial(entry.make, *decoders)
@@ -84,7 +90,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         # Whatever the length of its schedule, an agent experiences the same.
         longest = dataclasses.replace(plan, steps=STEPS, epochs=0)
         experience = make_agent(config=schedules.planned(longest, config)).experience
-        epoch = _epoch(splits.train, c, experience, student.tokenizer.pad_id)
+        noun = "pairs" if entry.reads_pairs else "examples"
+        epoch = _epoch(answered.train, c, experience, student.tokenizer.pad_id, noun)
         named = epoch.in_steps(named)
         plan, config = named.plan, named.config
     initial_params, start_sha256, frozen, base_sha256 = None, lambda: None, None, ""
@@ -102,17 +109,20 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         initial_params = _Initial(student.params, lambda: models.load(plan.model, mesh=mesh).params)
         if plan.num_seeds > 1:
             start_sha256 = initial_params.sha256
+    agent = make_agent(config=config)
+    evaluator = evaluation.Evaluator(
+        adapters.adapted(decoders[0], c.lora),
+        *(student.tokenizer, task, answered.test, c, config.output_divergence, mesh),
+    )
     base = Setup(
-        agent=make_agent(config=config),
+        agent=agent,
         spec=text_work.spec_of(student.config),
         student=student._replace(params=None),
         teacher=teacher,
         splits=splits,
         begins_with=plan.model,
-        evaluator=evaluation.Evaluator(
-            adapters.adapted(decoders[0], c.lora),
-            *(student.tokenizer, task, splits.test, c, config.output_divergence, mesh),
-        ),
+        lessons=lessons.Examples(agent=agent, evaluator=evaluator, train=answered.train),
+        evaluator=evaluator,
         initial_params=initial_params,
         start_sha256=start_sha256,
         base=frozen,
@@ -128,10 +138,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         columns=("teacher_distance",) if teacher is not None else (),
         epoch=epoch,
     )
-    base.evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
+    evaluator.parts(1)  # Raises now, rather than at the first evaluation, without examples.
     if not entry.takes_reward:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
+        if entry.reads_pairs:
+            return _with_pairs(base, plan, student, decoders[0], initial_params, home)
         return base
     plan.require_trust()
     reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids, plan.frozen)
@@ -191,9 +203,81 @@ class _Initial:
         params, self.params = self.params, None
         return self.read() if params is None else params
 
+    def shown(self) -> types.Params | None:
+        """Returns them without handing them over; they are read anew if they were."""
+        return self.read() if self.params is None else self.params
+
     def sha256(self) -> str:
         """Returns their fingerprint; they are read for it if they were handed over."""
-        return model_files.fingerprint(self.read() if self.params is None else self.params)
+        return model_files.fingerprint(self.shown())
+
+
+def _require_start(plan: plans.Plan) -> None:
+    """Raises ValueError if a policy that keeps near its start would start from a preset."""
+    if plan.model in gemma.PRESETS:
+        raise ValueError(
+            f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
+            f"{plan.model} has learnt nothing: its random weights are drawn; --model DIR"
+        )
+
+
+def _require_softmax(plan: plans.Plan, start: model_files.Checkpoint) -> None:
+    """Raises ValueError for a start that samples by another operator."""
+    if start.divergence != "kl":
+        raise ValueError(
+            f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
+            f"the operator of {start.divergence}"
+        )
+
+
+def _with_pairs(
+    base: Setup,
+    plan: plans.Plan,
+    student: model_files.Checkpoint,
+    decoder: gemma.Model,
+    initial: _Initial | None,
+    home: pathlib.Path | None,
+) -> Setup:
+    """Returns the set-up of a policy that learns from pairs, and begins as its reference.
+
+    Args:
+      base: with the pairs as they were read.
+      plan: of the run.
+      student: as it was read.
+      decoder: the model without adapters.
+      initial: parameters that the policy begins with; None: adapters of the base.
+      home: folder of a run that goes on.
+    """
+    _require_start(plan)
+    _require_softmax(plan, student)
+    text_work.require_both(plan, base.splits)
+    config, test = base.agent.config, base.splits.test
+    train = preferences.corrupt(base.splits.train, config.corruption, plan.seed)
+
+    def log_probabilities(of: list[preferences.Pair]) -> np.ndarray:
+        params = base.base
+        if initial is not None:
+            params = quantisation.held(initial.shown(), config.learning.scheme)
+        program = pairs.program(decoder, config.learning.chunk)
+        return pairs.over_pairs(base.evaluator, program, params, of)
+
+    judged = {"train": train, "test": test}
+    if config.objective.targets:  # The learner's own reference moves.
+        del judged["train"]
+    known = None if home is None else pairs.read(home, judged)
+    swapped = preferences.is_swapped(len(train), config.corruption, plan.seed)
+    return dataclasses.replace(
+        base,
+        splits=base.splits._replace(train=train),
+        lessons=pairs.Pairs(
+            objective=config.objective,
+            evaluator=base.evaluator,
+            train=train,
+            test=test,
+            reference=pairs.Reference(judged, log_probabilities, known),
+            num_swapped=int(swapped.sum()),
+        ),
+    )
 
 
 def _with_actor(
@@ -203,11 +287,7 @@ def _with_actor(
 
     That start is what the student was read as; a run that goes on reads it again.
     """
-    if plan.model in gemma.PRESETS:
-        raise ValueError(
-            f"{plan.agent} starts from a supervised model, a folder or a run, and the preset "
-            f"{plan.model} has learnt nothing: its random weights are drawn; --model DIR"
-        )
+    _require_start(plan)
     if plan.mesh:
         raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
     if base.leaves_front:
@@ -221,32 +301,29 @@ def _with_actor(
     if base.base is None and plan.frozen != "float32":
         # It is another copy, and the policy's is handed over.
         reference, begin = start.frozen(plan.frozen), base.initial_params or begin
-    if start.divergence != "kl":
-        raise ValueError(
-            f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
-            f"the operator of {start.divergence}"
-        )
-
+    _require_softmax(plan, start)
     on_policy: rollouts.OnPolicy = base.agent.experience
 
     def initial_params() -> types.Params:
         return value_network.with_value(begin()) if on_policy.has_value else begin()
 
+    actor = episodes.Actor(
+        sampler=completions.of_policy(
+            base.agent.policy,
+            base.evaluator.model,
+            base.learning.max_new_tokens,
+            on_policy.samples_per_prompt,
+        ),
+        evaluator=base.evaluator,
+        reward=reward,
+        temperature=on_policy.temperature,
+        draws=on_policy.draws,
+    )
     return dataclasses.replace(
         base,
         initial_params=initial_params if base.base is None else None,
-        actor=episodes.Actor(
-            sampler=completions.of_policy(
-                base.agent.policy,
-                base.evaluator.model,
-                base.learning.max_new_tokens,
-                on_policy.samples_per_prompt,
-            ),
-            evaluator=base.evaluator,
-            reward=reward,
-            temperature=on_policy.temperature,
-            draws=on_policy.draws,
-        ),
+        actor=actor,
+        lessons=lessons.Prompts(actor=actor, train=base.splits.train),
         start=reference.params if base.base is None else None,
         start_sha256=lambda: reference.sha256 or None,
         axes=plots.REWARDED,
@@ -258,13 +335,14 @@ def _epoch(
     c: tuning.Config,
     experience: tuning.Mixture | rollouts.OnPolicy,
     pad_id: int,
+    noun: str,
 ) -> Epoch:
     """Returns a pass over the examples, or over their prompts if the policy answers all of them."""
     if isinstance(experience, rollouts.OnPolicy):
         return Epoch(len(train), "prompts", c.batch_size // experience.samples_per_prompt)
-    noun = "packed rows" if c.pack else "examples"
+    noun = "packed rows" if c.pack else noun
     return Epoch(
-        language.stored_batches(train, c, experience, pad_id, 0).num_items, noun, c.batch_size
+        lessons.stored_batches(train, c, experience, pad_id, 0).num_items, noun, c.batch_size
     )
 
 

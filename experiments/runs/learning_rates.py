@@ -8,10 +8,11 @@ reproductions train; they would wreck a published model. Those here are rules of
     supervised, more                       2e-5   TRL's SFTConfig, and Zephyr's Gemma 7B
     from rewards, 100M and more            1e-6   TRL's RLOOConfig, and the paper on WARP
     by BOND, the same                      3e-6   its paper, for Gemma 2B and 7B
+    policies from pairs, 100M and more     1e-6   TRL's DPOConfig
     their value network                    9e-6   OpenRLHF's examples
 
     adapters, supervised, 100M and more    2e-4   QLoRA, for models up to 13B
-    adapters, from rewards                 10 times the rates of whole weights
+    adapters, from rewards or pairs        10 times the rates of whole weights
 
 Reward models keep their default at every size: it is that of the paper on WARM.
 """
@@ -36,9 +37,9 @@ def by_size(algorithm: str, num_params: int, *, adapters: bool = False) -> dict[
       adapters: whether these alone are learnt.
     """
     entry = lm.ALGORITHMS[algorithm]
-    if num_params < SMALL or entry.reads_pairs:
+    if num_params < SMALL or entry.is_judge:
         return {}
-    if entry.takes_reward:
+    if entry.takes_reward or entry.reads_pairs:
         whole, of_adapters = REWARDED.get(algorithm, (1e-6, 1e-5))
         if adapters:
             return {"learning_rate": of_adapters, "value_learning_rate": 9e-5}

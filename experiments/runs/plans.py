@@ -195,7 +195,7 @@ class Plan:
         if not self.environment.startswith("tokens/"):
             return "games"
         entry = lm.ALGORITHMS.get(self.agent)
-        return "preferences" if entry is not None and entry.reads_pairs else "language"
+        return "preferences" if entry is not None and entry.is_judge else "language"
 
     def _check_kind(self) -> None:
         from kullback.core import sharding

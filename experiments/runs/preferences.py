@@ -161,10 +161,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
     task = tasks.make(plan.environment, rule=named.rule)
-    if task.pairs is None:
-        raise ValueError(
-            f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
-        )
+    read = text_work.reader_of_pairs(plan, task)
     run = opened.find(plan.model)
     if home is not None:
         decoder = model_files.saved(home)
@@ -178,13 +175,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         decoder = language_setup.student_of(plan, task, None, None)._replace(params=None)
     decoder = decoder.reading(plan.control_tokens)
     limits = text_work.limits(config.learning, decoder.config)
-    splits = text_work.read_splits(task.pairs, decoder.tokenizer, limits, named.rule)
-    for split, pairs in (("train", splits.train), ("test", splits.test)):
-        if not pairs:
-            raise ValueError(
-                f"no pair of {plan.environment} in {split} is short enough: they were dropped; "
-                "raise max_prompt_length or max_new_tokens"
-            )
+    splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule)
+    text_work.require_both(plan, splits)
     epoch = None
     if plan.epochs:
         epoch = Epoch(len(splits.train), "pairs", config.learning.batch_size)

@@ -86,7 +86,7 @@ def over_pairs(
 
     Args:
       program: (params, sequences of B rows) -> [B, ...].
-      params: of the reward model.
+      params: of the program's model.
       pairs: n of them.
       width: to which answers are padded.
       pad_id: of the tokenizer.
@@ -103,7 +103,7 @@ def over_pairs(
         for column, sequences in zip(columns, preferences.pad(batch, width, pad_id), strict=True):
             column.append(np.asarray(program(params, sequences)))
     chosen, rejected = (np.concatenate(column)[: len(pairs)] for column in columns)
-    finite.require((chosen, rejected), params, "what the reward model makes of pairs")
+    finite.require((chosen, rejected), params, "what the model makes of pairs")
     return chosen, rejected
 
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from kullback.core import loops, platform, trees, types
 from kullback.experiments import plots
-from kullback.experiments.runs import adapter_files, model_files, models, run_folder
+from kullback.experiments.runs import adapter_files, model_files, models, plans, run_folder
 from kullback.experiments.runs.work import Epoch, Work
-from kullback.lm import data, gemma, memory, sharding, tuning
+from kullback.lm import data, gemma, memory, preferences, sharding, tasks, tuning
 from kullback.lm.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -44,6 +44,31 @@ def read_splits(
     train, train_report = read("train", tokenizer, limits)
     test, test_report = read("test", tokenizer, limits)
     return Splits(train, test, {"train": train_report, "test": test_report}, rule)
+
+
+def reader_of_pairs(
+    plan: plans.Plan, task: tasks.Task
+) -> Callable[..., tuple[list[preferences.Pair], data.Report]]:
+    """Returns what reads the pairs of a task.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if task.pairs is None:
+        raise ValueError(
+            f"{plan.agent} learns from pairs, tokens/preferences:PATH, got {plan.environment}"
+        )
+    return task.pairs
+
+
+def require_both(plan: plans.Plan, splits: Splits[Any]) -> None:
+    """Raises ValueError if either split of the plan's pairs is empty."""
+    for split, pairs in (("train", splits.train), ("test", splits.test)):
+        if not pairs:
+            raise ValueError(
+                f"no pair of {plan.environment} in {split} is short enough: they were dropped; "
+                "raise max_prompt_length or max_new_tokens"
+            )
 
 
 def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:

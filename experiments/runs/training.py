@@ -230,8 +230,11 @@ def _details(work: Work) -> dict[str, Any]:
 def _check_frozen(
     plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> None:
-    """Raises ValueError if a model that is read anew is not the one with which the run began."""
-    read_anew = ("teacher", plan.teacher), ("start", plan.model), ("base", plan.model)
+    """Raises ValueError if models or pairs that are read anew are not those of its beginning."""
+    read_anew = (
+        *(("teacher", plan.teacher), ("start", plan.model), ("base", plan.model)),
+        ("data", plan.environment),
+    )
     for name, frozen in read_anew:
         key = f"{name}_sha256"
         if key in recorded and details.get(key) != recorded[key]:

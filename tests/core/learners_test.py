@@ -69,6 +69,14 @@ def test_init_differs_between_keys_and_targets_start_as_copies():
     assert one.params["w"] == one.targets["periodic"]["w"]
 
 
+def test_golden_a_rule_that_is_followed_at_every_second_step():
+    """1 -> 0.5 -> 0.25, and the average of 4 with a half of what is there at the second step."""
+    rule = learners.every(2, learners.moving_average(0.5))
+    first = rule.update({"w": jnp.float32(0.5)}, {"w": jnp.float32(4)}, jnp.int32(1))
+    second = rule.update({"w": jnp.float32(0.25)}, first, jnp.int32(2))
+    assert (float(first["w"]), float(second["w"])) == (4, 2.125)
+
+
 def test_periodic_stays_a_branch_under_vmap_over_seeds():
     learner = make(periodic=learners.periodic(3))
     branches = {}
@@ -85,7 +93,12 @@ def test_periodic_stays_a_branch_under_vmap_over_seeds():
 
 
 @pytest.mark.parametrize(
-    "make_rule", [lambda: learners.periodic(0), lambda: learners.moving_average(0.0)]
+    "make_rule",
+    [
+        lambda: learners.periodic(0),
+        lambda: learners.moving_average(0.0),
+        lambda: learners.every(0, learners.moving_average(0.5)),
+    ],
 )
 def test_rules_are_checked(make_rule):
     with pytest.raises(ValueError, match="got 0"):

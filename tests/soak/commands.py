@@ -79,6 +79,13 @@ LINES = {
         (*TEXT, ("--reward", "reward")),
         ("sft",),
     ),
+    "train_dpo": Line(
+        ("train", "dpo", "tokens/preferences:pairs.jsonl"),
+        ("agent", "task"),
+        (*SHORT, ("--model", "sft")),
+        TEXT,
+        ("sft", "pairs.jsonl"),
+    ),
     "train_rewards": Line(
         ("train", "reward-model", "tokens/preferences:pairs.jsonl"),
         ("agent", "task"),
@@ -232,6 +239,7 @@ FAMILIES = {
     "train_sft": ("sft", "tokens"),
     "train_gkd": ("gkd", "tokens"),
     "train_rlhf": ("rlhf", "tokens"),
+    "train_dpo": ("dpo", "tokens"),
     "train_rewards": ("reward-model", "tokens"),
     "reproduce": ("reproduce", "connections", "--fields"),
     "entailment": ("entailment", "--fields"),

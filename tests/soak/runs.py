@@ -112,6 +112,11 @@ KINDS = {
         "--set=member_steps=2",
         ("sft",),
     ),
+    "dpo": Kind(
+        f"train dpo tokens/preferences:{{home}}/pairs.jsonl {SFT} --steps=6 {TEXTS} "
+        "--set=learning_rate=1e-2 --set=corruption=0.1",
+        ("sft", "pairs.jsonl"),
+    ),
     "reward_model": Kind(
         f"train reward-model tokens/preferences:{{home}}/pairs.jsonl {SFT} --steps=6 {TEXTS} "
         "--set=probe_pairs=16 --set=dropout=0.1",

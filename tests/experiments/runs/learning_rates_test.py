@@ -26,6 +26,7 @@ def plan(agent: str, *assignments: str, **fields: Any) -> plans.Plan:
         ("rlef", 268_098_176, {"learning_rate": 1e-6, "value_learning_rate": 9e-6}),
         ("bond", 268_098_176, {"learning_rate": 3e-6, "value_learning_rate": 9e-6}),
         ("reward-model", 268_098_176, {}),
+        ("dpo", 268_098_176, {"learning_rate": 1e-6, "value_learning_rate": 9e-6}),
         ("warm", 268_098_176, {}),
     ],
 )
