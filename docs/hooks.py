@@ -116,14 +116,17 @@ def fields(config: str) -> Iterator[Field]:
         hint = ast.unparse(node.annotation)
         # Of a module, or imported itself; of several, the default is the first.
         prefix, dot, last = hint.partition(" | ")[0].rpartition(".")
-        dotted = f"{imported.get(prefix, '')}.{last}" if dot else imported.get(hint, "")
+        dotted = (
+            f"{imported.get(prefix, '')}.{last}" if dot else imported.get(hint, f"{module}.{hint}")
+        )
         is_nested = dotted.startswith("kullback.") and dotted.rpartition(".")[2] in CONFIGS
         nested = dotted if is_nested else None
         default = "" if node.value is None else ast.unparse(_made(node.value))
         yield Field(node.target.id, hint, default, comment_of(node, said), nested)
 
 
-CONFIGS = ("Config", "Objective", "Atoms", "Samples", "Implicit")  # Classes that configurations hold.
+# Classes that configurations hold.
+CONFIGS = ("Config", "Objective", "Atoms", "Samples", "Implicit")
 
 
 def _made(value: ast.expr) -> ast.expr:

@@ -7,6 +7,7 @@ import importlib
 import pathlib
 import re
 import runpy
+from typing import Any
 
 import jax
 import pytest
@@ -16,7 +17,7 @@ from kullback.core import experience, types
 from kullback.environments import toy
 from kullback.experiments import catalog
 from kullback.experiments.runs import episodes
-from kullback.lm import bond, gemma, rollouts
+from kullback.lm import dpo, gemma, preferences, rollouts
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -144,13 +145,29 @@ ON_DEMAND |= {"sampler_kl", "sampler_ratio", "sampler_cut"}
 ALGORITHMS = [name for name, entry in lm.ALGORITHMS.items() if entry.presets_name == "presets"]
 
 
-def columns_of_bond() -> set[str]:
-    """Returns the metrics of a learner step, of whose algorithm version 0.1 has no run."""
-    agent = bond.make(gemma.make(gemma.PRESETS["tiny"]))
-    state = jax.eval_shape(agent.learner.init, jax.random.key(0))
-    rows, width = agent.config.learning.batch_size, agent.config.learning.width
+def texts_with_rewards(rows: int, width: int) -> Any:
+    """Returns the shapes of a batch of reinforcement learning."""
     numbers = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((rows,), (rows, width)))
-    data = rollouts.Episodes(episodes.sequence_shapes(rows, width), *numbers)  # pyright: ignore[reportArgumentType]
+    return rollouts.Episodes(episodes.sequence_shapes(rows, width), *numbers)  # pyright: ignore[reportArgumentType]
+
+
+def pairs_with_reference(rows: int, width: int) -> Any:
+    """Returns the shapes of a batch of pairs."""
+    of_answers = episodes.sequence_shapes(rows, width)
+    log_reference = jax.ShapeDtypeStruct((rows, 2), "float32")
+    return dpo.Referred(preferences.Pairs(of_answers, of_answers), log_reference)  # pyright: ignore[reportArgumentType]
+
+
+# Algorithms of which version 0.1 has no run.
+SHAPES = {"bond": texts_with_rewards, "dpo": pairs_with_reference}
+
+
+def columns_of_a_step(name: str) -> set[str]:
+    """Returns the metrics of a learner step, of which nothing is computed."""
+    entry = lm.ALGORITHMS[name]
+    agent = entry.make(gemma.make(gemma.PRESETS["tiny"]), config=entry.presets("tokens"))
+    state = jax.eval_shape(agent.learner.init, jax.random.key(0))
+    data = SHAPES[name](agent.config.learning.batch_size, agent.config.learning.width)
     batch = jax.eval_shape(types.Batch.of, data)
     constants = types.Constants(start=state.params)
     return set(jax.eval_shape(agent.learner.step, state, batch, constants)[1].metrics)
@@ -158,8 +175,8 @@ def columns_of_bond() -> set[str]:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_algorithms_page_has_the_columns_that_it_reports(name: str):
-    if name == "bond":
-        reported = columns_of_bond()
+    if name in SHAPES:
+        reported = columns_of_a_step(name)
     else:
         runs = ROOT / "tests" / "experiments" / "fixtures" / "runs_of_0_1"
         with (runs / name.replace("-", "_") / "metrics.csv").open() as lines:
