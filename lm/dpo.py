@@ -369,7 +369,9 @@ def _micro_batch_loss(
     if learning.lora.dropout:
         row_keys = keys.reshape(-1)
     features, head = model.with_head(params, rows.tokens, rows.positions, rows.segments, row_keys)
-    features, labels, is_answer = distillation.align(features, rows.tokens, rows.is_answer)
+    features, labels, is_answer = distillation.align(
+        features, jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
+    )
     flat = features.reshape(-1, features.shape[-1])
     student = chunked.Head(model.unembed, head, flat, is_frozen=bool(learning.lora))
     # Stopped here: what is behind would be linearised for nothing.

@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-
-import numpy as np
+from typing import Any
 
 from kullback import lm
 from kullback.core import regularizers, types
@@ -36,7 +35,6 @@ from kullback.lm import (
     distillation,
     evaluation,
     gemma,
-    preferences,
     quantisation,
     rollouts,
     sharding,
@@ -75,9 +73,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     student, teacher, decoders = _models(plan, task, home, mesh)
     c, num_ids = config.learning, decoders[0].num_ids
     fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
-    read_rows = text_work.reader_of_pairs(plan, task) if entry.reads_pairs else task.examples
-    splits = text_work.read_splits(read_rows, student.tokenizer, fitting, named.rule)
-    answered = pairs.chosen(splits) if entry.reads_pairs else splits
+    splits, answered = _splits(plan, task, student, fitting, named.rule)
     if home is None and any(data.is_conversation(x, student.tokenizer) for x in answered.train):
         student = student._replace(tokenizer=chat.with_template(student.tokenizer))
 
@@ -143,12 +139,32 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         if plan.reward:
             raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
         if entry.reads_pairs:
-            return _with_pairs(base, plan, student, decoders[0], initial_params, home)
+            _require_start(plan)
+            _require_softmax(plan, student)
+            # What adapters start from is their base.
+            start = initial_params.shown if initial_params is not None else lambda: frozen
+            return pairs.with_pairs(base, plan, decoders[0], start, home)
         return base
     plan.require_trust()
     reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids, plan.frozen)
     reward.check_references(map(base.evaluator.target, (*splits.train, *splits.test)))
     return _with_actor(base, plan, reward, student)
+
+
+def _splits(
+    plan: plans.Plan,
+    task: tasks.Task,
+    student: model_files.Checkpoint,
+    fitting: data.Limits,
+    rule: int,
+) -> tuple[text_work.Splits[Any], text_work.Splits[data.Example]]:
+    """Returns pairs or examples to learn from, and examples that are answered: these, or chosen."""
+    if not lm.ALGORITHMS[plan.agent].reads_pairs:
+        examples = text_work.read_splits(task.examples, student.tokenizer, fitting, rule)
+        return examples, examples
+    read = text_work.reader_of_pairs(plan, task)
+    splits = text_work.read_splits(read, student.tokenizer, fitting, rule)
+    return splits, pairs.chosen(splits)
 
 
 def _check_frozen(named: resolved.Resolved, has_teacher: bool) -> None:
@@ -228,56 +244,6 @@ def _require_softmax(plan: plans.Plan, start: model_files.Checkpoint) -> None:
             f"{plan.agent} is of models that sample by softmax, and {plan.model} was trained with "
             f"the operator of {start.divergence}"
         )
-
-
-def _with_pairs(
-    base: Setup,
-    plan: plans.Plan,
-    student: model_files.Checkpoint,
-    decoder: gemma.Model,
-    initial: _Initial | None,
-    home: pathlib.Path | None,
-) -> Setup:
-    """Returns the set-up of a policy that learns from pairs, and begins as its reference.
-
-    Args:
-      base: with the pairs as they were read.
-      plan: of the run.
-      student: as it was read.
-      decoder: the model without adapters.
-      initial: parameters that the policy begins with; None: adapters of the base.
-      home: folder of a run that goes on.
-    """
-    _require_start(plan)
-    _require_softmax(plan, student)
-    text_work.require_both(plan, base.splits)
-    config, test = base.agent.config, base.splits.test
-    train = preferences.corrupt(base.splits.train, config.corruption, plan.seed)
-
-    def log_probabilities(of: list[preferences.Pair]) -> np.ndarray:
-        params = base.base
-        if initial is not None:
-            params = quantisation.held(initial.shown(), config.learning.scheme)
-        program = pairs.program(decoder, config.learning.chunk)
-        return pairs.over_pairs(base.evaluator, program, params, of)
-
-    judged = {"train": train, "test": test}
-    if config.objective.targets:  # The learner's own reference moves.
-        del judged["train"]
-    known = None if home is None else pairs.read(home, judged)
-    swapped = preferences.is_swapped(len(train), config.corruption, plan.seed)
-    return dataclasses.replace(
-        base,
-        splits=base.splits._replace(train=train),
-        lessons=pairs.Pairs(
-            objective=config.objective,
-            evaluator=base.evaluator,
-            train=train,
-            test=test,
-            reference=pairs.Reference(judged, log_probabilities, known),
-            num_swapped=int(swapped.sum()),
-        ),
-    )
 
 
 def _with_actor(

@@ -15,10 +15,19 @@ import jax
 import numpy as np
 
 from kullback.core import folders, sequences, types, weights
-from kullback.experiments.runs import reward_models
+from kullback.experiments.runs import language, plans, reward_models, text_work
 from kullback.experiments.runs.lessons import Lessons
 from kullback.experiments.runs.text_work import Splits
-from kullback.lm import batches, data, dpo, evaluation, gemma, preferences, reward_model
+from kullback.lm import (
+    batches,
+    data,
+    dpo,
+    evaluation,
+    gemma,
+    preferences,
+    quantisation,
+    reward_model,
+)
 
 REFERENCE = "reference.safetensors"  # Beside config.json.
 DATA = "data_sha256"  # Key of config.json.
@@ -164,3 +173,53 @@ class Pairs(Lessons):
     def save(self, folder: pathlib.Path) -> None:
         """Writes what the reference says of the pairs."""
         weights.export_params(folder / REFERENCE, self.reference.table)
+
+
+def with_pairs(
+    base: language.Setup,
+    plan: plans.Plan,
+    decoder: gemma.Model,
+    start: Callable[[], types.Params | None],
+    home: pathlib.Path | None,
+) -> language.Setup:
+    """Returns the set-up of a policy that learns from pairs, and begins as its reference.
+
+    Args:
+      base: with the pairs as they were read.
+      plan: of the run.
+      decoder: the model without adapters.
+      start: () -> its parameters before anything is learnt; called if nobody has computed what
+        they say of the pairs.
+      home: folder of a run that goes on.
+
+    Raises:
+      ValueError: without a pair to learn from, or to hold out; as `read` does.
+    """
+    text_work.require_both(plan, base.splits)
+    config, test = base.agent.config, base.splits.test
+    train = preferences.corrupt(base.splits.train, config.corruption, plan.seed)
+
+    def log_probabilities(of: list[preferences.Pair]) -> np.ndarray:
+        params = start()
+        if not config.learning.lora:
+            params = quantisation.held(params, config.learning.scheme)
+        compiled = program(decoder, config.learning.chunk)
+        return over_pairs(base.evaluator, compiled, params, of)
+
+    judged = {"train": train, "test": test}
+    if config.objective.targets:  # The learner's own reference moves.
+        del judged["train"]
+    known = None if home is None else read(home, judged)
+    swapped = preferences.is_swapped(len(train), config.corruption, plan.seed)
+    return dataclasses.replace(
+        base,
+        splits=base.splits._replace(train=train),
+        lessons=Pairs(
+            objective=config.objective,
+            evaluator=base.evaluator,
+            train=train,
+            test=test,
+            reference=Reference(judged, log_probabilities, known),
+            num_swapped=int(swapped.sum()),
+        ),
+    )
