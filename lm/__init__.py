@@ -68,6 +68,11 @@ ALGORITHMS: dict[str, Entry] = {
         "Direct preference optimisation with any f-divergence, Rafailov et al. 2023",
         reads_pairs=True,
     ),
+    "online-dpo": _entry(
+        "online_dpo",
+        "DPO on the policy's own answers, ranked by a reward; Guo et al. 2024",
+        takes_reward=True,
+    ),
     "reward-model": _entry(
         "reward_model",
         "Rewards of preferences: a head on a decoder, Bradley & Terry 1952",

@@ -16,6 +16,7 @@ Shape letters: B pairs, T tokens of a row, D features, V vocabulary.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -251,10 +252,10 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[tuning
       config: hyper-parameters.
     """
     c = config or Config()
-    context = Context(model=adapters.adapted(model, c.learning.lora), config=c)
+    context = Context(model=adapters.adapted(model, c.learning.lora), start=model, config=c)
     return types.Agent(
         policy=policy.language_model(context.model),
-        learner=context.learner(functools.partial(_loss, context)),
+        learner=context.learner(_prepare if c.objective.targets else None),
         actor_params=context.learnt.actor_params,
         experience=tuning.Mixture(),
         config=c,
@@ -266,6 +267,7 @@ class Context:
     """The model and settings that losses of pairs share."""
 
     model: gemma.Model  # With adapters, if any.
+    start: gemma.Model  # The same without them.
     config: Any  # Has an `objective` and `learning`.
 
     @property
@@ -274,13 +276,20 @@ class Context:
         c = self.config.learning
         return adapters.Learnt(settings=c.lora, scheme=c.scheme)
 
-    def learner(self, loss: learners.Loss) -> types.Learner:
-        """Returns the learner of a loss of whole parameters."""
+    def learner(self, prepare: Callable[..., Any] | None) -> types.Learner:
+        """Returns the learner of batches of `Referred`.
+
+        Args:
+          prepare: (context, whole parameters, targets, batch, constants) -> such a batch, and
+            metrics of it; None: it is one already.
+        """
+        of_whole = None if prepare is None else functools.partial(prepare, self)
         return learners.sgd(
             init_params=self.model.init,
-            loss=self.learnt.loss(loss),
+            loss=self.learnt.loss(functools.partial(_loss, self)),
             optimizer=tuning.optimizer(self.config.learning),
             targets=self.config.objective.targets,
+            prepare=None if of_whole is None else self.learnt.prepare(of_whole),
         )
 
 
@@ -297,34 +306,26 @@ def log_probabilities(
     return jnp.sum(answers.log_probabilities(model, params, rows, chunk=chunk), 1)
 
 
-def loss_of_pairs(
-    context: Context, params: types.Params, data: Referred, weights: jax.Array, key: types.Key
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the mean loss of a batch, [], and metrics of its pairs, [B] each.
-
-    Args:
-      context: model and settings.
-      params: whole ones, of the policy.
-      data: pairs, with the log-probabilities under the reference.
-      weights: of the pairs, [B].
-      key: of dropout.
-    """
-    keys = jax.random.split(key, 2 * weights.shape[0]).reshape(-1, 2)  # One an answer.
-    return tuning.over_micro_batches(
-        functools.partial(_micro_batch_loss, context),
-        params,
-        (data, weights / weights.shape[0], keys),
-        context.config.learning.micro_batches,
-    )
-
-
-def referred(
-    context: Context, reference: types.Params, pairs: preferences.Pairs, model: gemma.Model
-) -> Referred:
-    """Returns pairs with their log-probabilities under a model's parameters."""
+def of_both(
+    context: Context, model: gemma.Model, params: types.Params, pairs: preferences.Pairs
+) -> jax.Array:
+    """Returns log-probabilities of chosen and rejected answers under a model, float32 [B, 2]."""
     rows = _interleaved(pairs)
-    log_reference = log_probabilities(model, reference, rows, context.config.learning.chunk)
-    return Referred(pairs, log_reference.reshape(-1, 2))
+    return log_probabilities(model, params, rows, context.config.learning.chunk).reshape(-1, 2)
+
+
+def _prepare(
+    context: Context,
+    params: types.Params,
+    targets: dict[str, types.Params],
+    batch: types.Batch,
+    constants: types.Constants,
+) -> tuple[types.Batch, dict[str, jax.Array]]:
+    """Returns a batch with the log-probabilities of the reference before this step's update."""
+    del params, constants
+    pairs = batch.data.pairs
+    log_reference = of_both(context, context.model, targets[REFERENCE], pairs)
+    return batch._replace(data=Referred(pairs, log_reference)), {}
 
 
 def _loss(
@@ -336,12 +337,16 @@ def _loss(
     key: types.Key,
     constants: types.Constants,
 ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-    """Returns the loss of a batch whose data are `Referred`, and its metrics."""
-    del constants
-    data: Referred = batch.data
-    if targets:  # The reference before this step's update.
-        data = referred(context, targets[REFERENCE], data.pairs, context.model)
-    value, metrics = loss_of_pairs(context, params, data, jnp.asarray(batch.weights), key)
+    """Returns the mean loss of a batch of B pairs, whose data are `Referred`, and its metrics."""
+    del targets, constants
+    weights = jnp.asarray(batch.weights)
+    keys = jax.random.split(key, 2 * len(weights)).reshape(-1, 2)  # Of dropout, one an answer.
+    value, metrics = tuning.over_micro_batches(
+        functools.partial(_micro_batch_loss, context),
+        params,
+        (batch.data, weights / len(weights), keys),
+        context.config.learning.micro_batches,
+    )
     return value, (aux, types.Feedback(metrics))
 
 
@@ -377,8 +382,8 @@ def _micro_batch_loss(
     # Stopped here: what is behind would be linearised for nothing.
     frozen = chunked.Head(model.unembed, *jax.lax.stop_gradient((head, flat)))
     given = {"chunk": learning.chunk, "is_answer": is_answer.reshape(-1)}
-    per_token = chunked.token_losses(_log_probability, frozen, labels.reshape(-1), **given)
-    log_pi = jnp.sum(per_token.reshape(labels.shape), 1)
+    measured = chunked.token_losses(_measures, frozen, labels.reshape(-1), **given)
+    log_pi, entropy = (jnp.sum(x.reshape(labels.shape), 1) for x in measured)
     counts = jnp.sum(is_answer, 1)
 
     def total(log_pi: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -397,7 +402,13 @@ def _micro_batch_loss(
         **given,
     )
     # Its gradient is that of the loss, by the chain rule, and its value is none.
-    return value + linear - jax.lax.stop_gradient(linear), metrics
+    entropy = jnp.mean((entropy / jnp.maximum(counts, 1)).reshape(-1, 2), 1)
+    return value + linear - jax.lax.stop_gradient(linear), metrics | {"entropy": entropy}
+
+
+def _measures(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probabilities of tokens, and entropies, [n] each."""
+    return _log_probability(logits, labels), regularizers.entropy(logits)
 
 
 def _log_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -159,7 +159,11 @@ def pairs_with_reference(rows: int, width: int) -> Any:
 
 
 # Algorithms of which version 0.1 has no run.
-SHAPES = {"bond": texts_with_rewards, "dpo": pairs_with_reference}
+SHAPES = {
+    "bond": texts_with_rewards,
+    "dpo": pairs_with_reference,
+    "online-dpo": texts_with_rewards,
+}
 
 
 def columns_of_a_step(name: str) -> set[str]:

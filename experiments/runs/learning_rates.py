@@ -8,7 +8,7 @@ reproductions train; they would wreck a published model. Those here are rules of
     supervised, more                       2e-5   TRL's SFTConfig, and Zephyr's Gemma 7B
     from rewards, 100M and more            1e-6   TRL's RLOOConfig, and the paper on WARP
     by BOND, the same                      3e-6   its paper, for Gemma 2B and 7B
-    policies from pairs, 100M and more     1e-6   TRL's DPOConfig
+    policies by pairs, 100M and more       1e-6   TRL's DPOConfig
     their value network                    9e-6   OpenRLHF's examples
 
     adapters, supervised, 100M and more    2e-4   QLoRA, for models up to 13B

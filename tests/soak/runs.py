@@ -117,6 +117,9 @@ KINDS = {
         "--set=learning_rate=1e-2 --set=corruption=0.1",
         ("sft", "pairs.jsonl"),
     ),
+    "online_dpo": Kind(
+        f"train online-dpo tokens/arithmetic {SFT} --steps=6 --reward=length {TEXTS}", ("sft",)
+    ),
     "reward_model": Kind(
         f"train reward-model tokens/preferences:{{home}}/pairs.jsonl {SFT} --steps=6 {TEXTS} "
         "--set=probe_pairs=16 --set=dropout=0.1",

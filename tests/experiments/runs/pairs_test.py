@@ -183,6 +183,24 @@ def test_seeds_share_one_reference(task: str, start: pathlib.Path, tmp_path: pat
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), *ends)))
 
 
+def test_online_dpo_from_the_command_line(
+    task: str, start: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = (*SHORT, "learning_rate=1e-2", "warmup_steps=0", "reference=moving")
+    line = ["train", "online-dpo", task, "--model", str(start), "--reward=length", "--steps", "4"]
+    line += ["--log-every", "2", "--checkpoint-every", "2", "--eval-every", "4"]
+    line += ["--eval-episodes", "4", *(f"--set={x}" for x in settings)]
+    assert cli.main([*line, "--out", str(tmp_path / "run")]) == 0
+    (first, _) = repeated(tmp_path / "run")
+    assert abs(float(first["kl_reference"]) - float(first["kl_start"])) < 1e-3
+    part = as_killed(tmp_path / "run", tmp_path / "part", 2)
+    experiments.resume(part, quiet=True)
+    assert repeated(part) == repeated(tmp_path / "run")
+    one, other = (models.load(tmp_path / name).params for name in ("part", "run"))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    capsys.readouterr()
+
+
 def test_data_or_a_reference_that_changed(
     run: pathlib.Path, task: str, start: pathlib.Path, tmp_path: pathlib.Path
 ):
