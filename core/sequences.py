@@ -129,7 +129,7 @@ def make(
       seed: decides the run.
       params: () -> initial parameters, of a model that was trained before; called when a run
         begins, not when it is resumed. None initialises the learner at random.
-      constants: frozen parameters that the learner reads; of these base and teacher are sharded.
+      constants: frozen parameters that the learner reads; over a mesh they are sharded.
       evaluate: (acting params, number of sequences, key) -> their scores, [number]; None refuses.
       placement: over a mesh of devices; None is one device.
       abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
@@ -144,14 +144,13 @@ def make(
     if placement is not None:
         sharding.check_batch(placement.mesh, source.num_rows)
         learner_init, learn_step = sharding.over_mesh(agent.learner, placement)
-        base, teacher = (
-            jax.device_put(frozen, sharding.of_params(rules, frozen, placement.mesh))
-            for rules, frozen in (
-                (placement.rules, constants.base),
-                (placement.teacher_rules, constants.teacher),
+        rules = types.Constants(placement.rules, placement.teacher_rules, placement.rules)
+        constants = types.Constants(
+            *(
+                jax.device_put(frozen, sharding.of_params(table, frozen, placement.mesh))
+                for table, frozen in zip(rules, constants, strict=True)
             )
         )
-        constants = constants._replace(base=base, teacher=teacher)
 
     @jax.jit
     def init_learner(key: types.Key) -> tuple[types.LearnerState, types.Key]:

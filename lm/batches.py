@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +41,9 @@ class Prompts(NamedTuple):
 
     tokens: types.Array  # int32, [B, P].
     lengths: types.Array  # int32, [B], >= 1.
+
+
+Rows = TypeVar("Rows", Sequences, Prompts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, names, regularizers, sampling, types
+from kullback.core import learners, names, regularizers, sampling, sharding, types
 from kullback.environments import tokens
 from kullback.lm import (
     adapters,
@@ -315,8 +315,10 @@ def _prepare(
 ) -> tuple[_MicroBatch, dict[str, jax.Array]]:
     """Returns what is learnt from, with its weights, and metrics of the prompts, [P] each."""
     c, group = context.config, 1 + context.config.anchor_samples
-    by_prompt = jax.tree.map(
-        lambda x: jnp.asarray(x).reshape(-1, group, *x.shape[1:]), batch.data.sequences
+    by_prompt = sharding.spread(
+        jax.tree.map(
+            lambda x: jnp.asarray(x).reshape(-1, group, *x.shape[1:]), batch.data.sequences
+        )
     )
     rewards = jnp.asarray(batch.data.rewards).reshape(-1, group)
     policy_rewards, anchor_rewards = rewards[:, 0], rewards[:, 1:]

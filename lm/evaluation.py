@@ -76,11 +76,9 @@ class Evaluator:
     mesh: sharding.Mesh | None = None  # Mesh over whose data axis rows are cut; None: one device.
     notices: tuple[str, ...] = ()  # Remarks on the examples, for a reader.
 
-    def spread(self, rows: Any) -> Any:
+    def spread(self, rows: batches.Rows) -> batches.Rows:
         """Cuts prompts or sequences over the devices of the mesh."""
-        if self.mesh is None:
-            return rows
-        return jax.device_put(rows, sharding.of_rows(self.mesh, len(rows.tokens)))
+        return sharding.spread(rows, self.mesh)
 
     @functools.cached_property
     def f(self) -> regularizers.Divergence:

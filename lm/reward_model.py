@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kullback.core import learners, types
+from kullback.core import learners, sharding, types
 from kullback.environments import tokens
 from kullback.lm import adapters, batches, completions, gemma, tuning
 
@@ -261,7 +261,7 @@ def learner(
     def micro_batch_loss(params: types.Params, data: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
         pairs, weights, keys = data
         # One pass of the network for both answers.
-        inputs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pairs)
+        inputs = sharding.spread(jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *pairs))
         answer_keys = jax.vmap(jax.random.split, out_axes=1)(keys).reshape(-1)
         row_keys = ()
         if config.learning.lora.dropout:  # Apart from those of the features.

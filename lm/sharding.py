@@ -16,20 +16,25 @@ from kullback.core.sharding import Placement as Placement
 from kullback.core.sharding import check_batch as check_batch
 from kullback.core.sharding import make_mesh as make_mesh
 from kullback.core.sharding import of_rows as of_rows
-from kullback.lm import gemma, lora
+from kullback.lm import batches, gemma, lora
 
 
 def rules(config: gemma.Config) -> tuple[Rule, ...]:
     """Returns the sharding rules of a model's parameters; for their shapes see lm/gemma.py.
 
-    A head is never cut, as its norm is over the whole of it; where the axis does not divide the
-    heads (a single key-value head), every device holds all.
+    They are of a value network beside it, too (value_network.py), and of a reward model on it
+    (reward_model.py), whose heads of one number are on every device.
+
+    A head of attention is never cut, as its norm is over the whole of it; where the axis does not
+    divide the heads (a single key-value head), every device holds all.
     """
     heads, kv_heads = (MODEL, config.num_heads), (MODEL, config.num_kv_heads)
-    layer = r"(periods|remainder)/layer_\d+"  # A layer axis leads each array of rank 2 or 3.
+    network = "((value/)?decoder/)?"
+    # A layer axis leads each array of rank 2 or 3.
+    layer = rf"{network}(periods|remainder)/layer_\d+"
     return (
-        Rule("embedding", 2, (MODEL, None)),
-        Rule("final_norm", 1, (None,)),
+        Rule(f"{network}embedding", 2, (MODEL, None)),
+        Rule(f"{network}final_norm", 1, (None,)),
         Rule(rf"{layer}/.*_norm", 2, (None,)),
         Rule(rf"{layer}/attention/query", 3, (None, heads)),
         Rule(rf"{layer}/attention/(key|value)", 3, (None, kv_heads)),
@@ -45,8 +50,10 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
         Rule(rf"{layer}/feed_forward/(gate|up)/b", 3, (None, MODEL)),
         Rule(rf"{layer}/feed_forward/down/a", 3, (MODEL, None)),
         Rule(rf"{layer}/(attention/output|feed_forward/down)/b", 3, (None, None)),
-        Rule("rows/ids", 1, (None,)),
-        Rule("rows/update", 2, (None, None)),
+        Rule(f"{network}rows/ids", 1, (None,)),
+        Rule(f"{network}rows/update", 2, (None, None)),
+        Rule("value/head|head/w", 1, (None,)),
+        Rule("head/b", 0, ()),
     )
 
 
@@ -68,16 +75,28 @@ def shapes(
     With adapters they are those of these alone.
     """
     leaves = jax.eval_shape(gemma.make(config, adapters).init, jax.random.key(0))
+    return annotated(config, leaves, mesh)
+
+
+def annotated(config: gemma.Config, shapes: types.Params, mesh: Mesh | None) -> types.Params:
+    """Adds shardings to shapes of a model's or a reward model's parameters, if there is a mesh."""
     if mesh is None:
-        return leaves
-    return sharding.annotated(leaves, sharding.of_params(rules(config), leaves, mesh))
+        return shapes
+    return sharding.annotated(shapes, sharding.of_params(rules(config), shapes, mesh))
 
 
 def placed(config: gemma.Config, params: types.Params, mesh: Mesh | None) -> types.Params:
-    """Returns parameters of a model, or adapters of it, on the devices of a mesh, if any."""
+    """Returns parameters of a model or a reward model, or adapters, on the devices of a mesh."""
     if mesh is None:
         return params
     return jax.device_put(params, sharding.of_params(rules(config), params, mesh))
+
+
+def spread(rows: batches.Rows, mesh: Mesh | None) -> batches.Rows:
+    """Cuts prompts or sequences over the devices of a mesh, if any; see `of_rows`."""
+    if mesh is None:
+        return rows
+    return jax.device_put(rows, of_rows(mesh, len(rows.tokens)))
 
 
 def by_path(

@@ -79,7 +79,7 @@ class Actor:
         Raises:
           ValueError: for a reward that is not finite.
         """
-        prompts = self.evaluator.prompts(examples)
+        prompts = self.evaluator.spread(self.evaluator.prompts(examples))
         written = self.program(acting, prompts, key, self.reward.params)
         if not self.reward.python_terms:
             self.reward.checked(written.rewards)

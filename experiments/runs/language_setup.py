@@ -63,10 +63,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     if has_teacher != bool(plan.teacher):
         needs = "needs --teacher" if has_teacher else "takes no --teacher"
         raise ValueError(f"{plan.agent} {needs} (a folder, or a run), got {plan.teacher!r}")
+    mesh = text_work.mesh_of(plan, config.learning)
     _check_frozen(named, has_teacher)
-    mesh = sharding.make_mesh(plan.mesh) if plan.mesh else None
-    if mesh is not None:
-        sharding.check_batch(mesh, config.learning.batch_size)
     task = tasks.make(plan.environment, rule=named.rule)
     if config.learning.lora:
         adapter_files.check_base(plan)
@@ -146,7 +144,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             return pairs.with_pairs(base, plan, decoders[0], start, home)
         return base
     plan.require_trust()
-    reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids, plan.frozen)
+    reward = rewards.parse(plan.reward, task, student.tokenizer, num_ids, plan.frozen, mesh)
     reward.check_references(map(base.evaluator.target, (*splits.train, *splits.test)))
     return _with_actor(base, plan, reward, student)
 
@@ -173,8 +171,6 @@ def _check_frozen(named: resolved.Resolved, has_teacher: bool) -> None:
     entry = lm.ALGORITHMS[plan.agent]
     if plan.frozen == "float32":
         return
-    if plan.mesh:
-        raise ValueError(f"--frozen {plan.frozen} does not go with --mesh {plan.mesh}")
     if not (has_teacher or entry.takes_reward or c.lora):
         raise ValueError(
             f"--frozen {plan.frozen} is of a teacher, a reference, a reward model or the base of "
@@ -254,15 +250,13 @@ def _with_actor(
     That start is what the student was read as; a run that goes on reads it again.
     """
     _require_start(plan)
-    if plan.mesh:
-        raise ValueError(f"{plan.agent} runs on one device, got --mesh {plan.mesh}")
     if base.leaves_front:
         base.agent.config.check(plan.steps)
     start = student
     if base.base is not None:  # What adapters start from is their base.
         start = student._replace(params=base.base)
     elif student.params is None:
-        start = models.load(plan.model)
+        start = models.load(plan.model, mesh=base.evaluator.mesh)
     reference, begin = start, lambda: start.params
     if base.base is None and plan.frozen != "float32":
         # It is another copy, and the policy's is handed over.

@@ -49,7 +49,8 @@ def shapes(run: opened.Opened, config: gemma.Config, mesh: sharding.Mesh | None 
     if run.kind == "language":
         return sharding.shapes(config, mesh, adapters_of(run))
     model = adapters.adapted(gemma.make(config), adapters_of(run))
-    return jax.eval_shape(reward_model.on_decoder(model).init, jax.random.key(0))
+    leaves = jax.eval_shape(reward_model.on_decoder(model).init, jax.random.key(0))
+    return sharding.annotated(config, leaves, mesh)
 
 
 def read(run: opened.Opened, like: Any, seed: int | None, *, best: bool = False) -> types.Params:

@@ -291,7 +291,7 @@ def of_run(
       run: of a language model or a reward model.
       seed: which of its seeds; None is the first, or the average of all if they are a population.
       best: the checkpoint of the highest score in place of the newest.
-      mesh: shards a language model's parameters as they are read; None is one device.
+      mesh: shards the parameters as they are read, but for a population's; None is one device.
 
     Raises:
       ValueError: if the run has no such seed, or no checkpoint with a score; as `base_of` does.
@@ -357,7 +357,7 @@ def base_params(name: str, mesh: sharding.Mesh | None = None) -> types.Params:
     """
     run = opened.find(name)
     if run is not None and run.kind == "preferences":
-        params: types.Params = of_run(run).params
+        params: types.Params = of_run(run, mesh=mesh).params
         return params["decoder"]
     return load(name, mesh=mesh).params
 

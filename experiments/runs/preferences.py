@@ -38,6 +38,7 @@ from kullback.lm import (
     preferences,
     quantisation,
     reward_model,
+    sharding,
     tasks,
     warm,
 )
@@ -60,7 +61,8 @@ class Setup(TextWork):
         """Yields lines about rows of the data, and about the memory of learning."""
         yield from data.notices(self.splits.reports)
         needs = self.needs(self.setting)
-        yield f"memory: {needs}"
+        if self.placement is None:
+            yield f"memory: {needs}"
         if self.members:
             peak = warm.peak_bytes(needs, len(self.members))
             yield (
@@ -100,6 +102,7 @@ class Setup(TextWork):
             params=lambda: self.start(seed),
             constants=self.constants,
             evaluate=self._accuracies,
+            placement=self.placement,
         )
 
     def texts(self, learner: types.LearnerState, steps: int) -> list[dict[str, Any]]:
@@ -120,7 +123,8 @@ class Setup(TextWork):
     @functools.cached_property
     def _program(self) -> Callable[..., jax.Array]:
         model = adapters.adapted(gemma.make(self.student.config), self.learning.lora)
-        return jax.jit(reward_model.on_decoder(model).rewards)
+        mesh = None if self.placement is None else self.placement.mesh
+        return _over(mesh, reward_model.on_decoder(model).rewards)
 
     def _accuracies(self, acting: Any, count: int, key: types.Key) -> np.ndarray:
         del key  # Nothing is random here.
@@ -147,19 +151,20 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     """Builds what a plan names; a run that goes on has its model and tokenizer in `home`.
 
     Raises:
-      ValueError: for a task without pairs, a teacher, a reward or a mesh, a population of one,
-        starts that are no checkpoints, and data that do not fit.
+      ValueError: for a task without pairs, a teacher or a reward, a population of one,
+        starts that are no checkpoints, a mesh that does not fit, and data that do not.
     """
     plan, config = named.plan, named.config
     entry = lm.ALGORITHMS[plan.agent]
     # Older runs with a --reward, which was ignored before it was refused, go on.
-    for name in ("teacher", "mesh", *(("reward",) if home is None else ())):
+    for name in ("teacher", *(("reward",) if home is None else ())):
         if getattr(plan, name):
             raise ValueError(f"{plan.agent} takes no --{name}, got {getattr(plan, name)!r}")
     if entry.is_population and plan.num_seeds < 2:
         raise ValueError(
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
+    mesh = text_work.mesh_of(plan, config.learning)
     task = tasks.make(plan.environment, rule=named.rule)
     read = text_work.reader_of_pairs(plan, task)
     run = opened.find(plan.model)
@@ -172,7 +177,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             )
         decoder = models.decoder_of(run)
     else:
-        decoder = language_setup.student_of(plan, task, None, None)._replace(params=None)
+        decoder = language_setup.student_of(plan, task, None, mesh)._replace(params=None)
     decoder = decoder.reading(plan.control_tokens)
     limits = text_work.limits(config.learning, decoder.config)
     splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule)
@@ -191,7 +196,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     lora_settings, base, base_sha256 = config.learning.lora, None, ""
     if lora_settings:
         adapter_files.check_base(plan)
-        base = models.base_params(plan.model)
+        base = models.base_params(plan.model, mesh)
         if scheme := quantisation.of_storage(plan.frozen):
             base_sha256 = model_files.fingerprint(base)
             base = narrow_weights.narrowed(base, scheme)
@@ -214,7 +219,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         agent=entry.make(model, config),
         spec=text_work.spec_of(decoder.config),
         member=member,
-        start=_starts(plan, run, decoder, train, shared, members, base),
+        start=_starts(plan, run, decoder, train, shared, members, base, mesh),
         student=decoder,
         splits=splits._replace(train=train),
         begins_with=plan.model,
@@ -224,9 +229,12 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         start_sha256=start_sha256,
         base=base,
         base_sha256=base_sha256,
-        shared=adapter_files.shared(
-            decoder.config, lora_settings, decoder.tokenizer, plan.seed, home
+        shared=sharding.placed(
+            decoder.config,
+            adapter_files.shared(decoder.config, lora_settings, decoder.tokenizer, plan.seed, home),
+            mesh,
         ),
+        placement=sharding.placement(mesh, decoder.config),
         epoch=epoch,
     )
 
@@ -239,8 +247,9 @@ def _starts(
     config: reward_model.Config,
     members: dict[int, warm.Member],
     base: types.Params | None,
+    mesh: sharding.Mesh | None,
 ) -> Callable[[int], types.Params]:
-    """Returns a function from a seed to its initial parameters.
+    """Returns a function from a seed to its initial parameters, on the mesh if there is one.
 
     Members of a population have one head, a linear probe of the decoder that `plan.model` names.
     `run` is the run of that name; None if it names a preset or a folder of weights. `base` is that
@@ -257,17 +266,16 @@ def _starts(
         if plan.model in gemma.PRESETS:
             return jax.jit(model.init)(jax.random.key(seed))
         if step is None or run is None:
-            return models.load(plan.model).params
-        like = {"learner": {"params": jax.eval_shape(model.init, jax.random.key(0))}}
+            return models.load(plan.model, mesh=mesh).params
+        like = {"learner": {"params": sharding.shapes(decoder.config, mesh)}}
         folder = run.folder().checkpoints
         return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
 
     def probed_head(params: types.Params) -> types.Params:
         c, features = config.learning, reward_model.on_decoder(model).features
         pairs, pad_id = train[: config.probe_pairs], decoder.tokenizer.pad_id
-        chosen, rejected = reward_models.over_pairs(
-            jax.jit(features), params, pairs, c.width, pad_id
-        )
+        program = _over(mesh, features)
+        chosen, rejected = reward_models.over_pairs(program, params, pairs, c.width, pad_id)
         return reward_model.probe(chosen, rejected, config.probe_penalty)
 
     def learnt(params: types.Params, seed: int) -> types.Params:
@@ -278,7 +286,7 @@ def _starts(
 
     def start(seed: int) -> types.Params:
         if run is not None and run.kind == "preferences":
-            return learnt(models.of_run(run).params, seed)
+            return learnt(models.of_run(run, mesh=mesh).params, seed)
         first = decoder_params(plan.seed if members else seed)
         params = reward_model.with_head(first, decoder.config.embed_dim)
         if config.probe_pairs:
@@ -288,7 +296,13 @@ def _starts(
             return learnt(params, seed)
         return {**params, "decoder": decoder_params(seed, step)}
 
-    return start
+    return lambda seed: sharding.placed(decoder.config, start(seed), mesh)
+
+
+def _over(mesh: sharding.Mesh | None, function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Compiles a function of parameters and sequences, whose rows are cut over a mesh, if any."""
+    program = jax.jit(function)
+    return lambda params, rows: program(params, sharding.spread(rows, mesh))
 
 
 def _check_starts(

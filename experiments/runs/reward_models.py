@@ -17,6 +17,7 @@ from kullback.lm import (
     preferences,
     quantisation,
     reward_model,
+    sharding,
     warm,
 )
 from kullback.lm.tokenizer import Tokenizer
@@ -56,6 +57,7 @@ def scorer(
     *,
     ensemble: bool = False,
     storage: gemma_config.Storage = "float32",
+    mesh: sharding.Mesh | None = None,
 ) -> tokens.Scorer:
     """Returns a scorer of texts by the reward model of a run, for use in a compiled program.
 
@@ -63,13 +65,14 @@ def scorer(
       path: of the run; a population scores by the average of its parameters.
       ensemble: scores by the mean of all members' rewards instead, at the cost of all of them.
       storage: format of the matrices in memory; of an ensemble they are float32.
+      mesh: over which the parameters are sharded; None is one device, as of an ensemble.
     """
     run = opened_run(path)
-    checkpoint = models.of_run(run)
+    checkpoint = models.of_run(run, mesh=mesh)
     model = reward_model.on_decoder(gemma.make(checkpoint.config))
     if ensemble:
         return warm.ensemble_scorer(model, warm.stacked([*models.members(run)]))
-    params: Any = checkpoint.params
+    params: Any = sharding.placed(checkpoint.config, checkpoint.params, mesh)
     scheme = quantisation.of_storage(storage)
     decoder = narrow_weights.narrowed(params["decoder"], scheme)
     return reward_model.scorer(model, {**params, "decoder": decoder})

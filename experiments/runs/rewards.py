@@ -31,7 +31,15 @@ import numpy as np
 from kullback.core import modules, names, types
 from kullback.environments import tokens
 from kullback.experiments import interrupts
-from kullback.lm import batches, final_answers, gemma_config, linear_patterns, tasks, tokenizer
+from kullback.lm import (
+    batches,
+    final_answers,
+    gemma_config,
+    linear_patterns,
+    sharding,
+    tasks,
+    tokenizer,
+)
 from kullback.lm.tokenizer import Tokenizer
 
 KINDS = (
@@ -161,6 +169,7 @@ def parse(
     policy_tokenizer: Tokenizer,
     num_ids: int = 0,
     storage: gemma_config.Storage = "float32",
+    mesh: sharding.Mesh | None = None,
 ) -> Reward:
     """Returns the reward of a name or a sum.
 
@@ -170,6 +179,7 @@ def parse(
       policy_tokenizer: a reward model must have the same.
       num_ids: ids of the policy, which a reward model's table must have; 0 is any.
       storage: format of a reward model's matrices in memory.
+      mesh: over which a reward model is sharded; None is one device.
 
     Raises:
       ValueError: for an unknown name, a rule that the task lacks, or what cannot be loaded.
@@ -183,7 +193,8 @@ def parse(
         if kind == "length" and not rest:
             jax_terms.append((weight, tokens.Scorer("length", _length)))
         elif kind == "reward-model" and rest:
-            jax_terms.append((weight, _reward_model(rest, policy_tokenizer, num_ids, storage)))
+            scorer = _reward_model(rest, policy_tokenizer, num_ids, storage, mesh)
+            jax_terms.append((weight, scorer))
         elif kind == "exact" and not rest:
             python_terms.append((weight, name, _exact(task)))
         elif kind == "math" and not rest:
@@ -272,11 +283,15 @@ def _entailment(path: str) -> PythonScorer:
 
 
 def _reward_model(
-    path: str, policy_tokenizer: Tokenizer, num_ids: int, storage: gemma_config.Storage
+    path: str,
+    policy_tokenizer: Tokenizer,
+    num_ids: int,
+    storage: gemma_config.Storage,
+    mesh: sharding.Mesh | None,
 ) -> tokens.Scorer:
     from kullback.experiments.runs import reward_models
 
-    scorer = reward_models.scorer(path, storage=storage)
+    scorer = reward_models.scorer(path, storage=storage, mesh=mesh)
     model_tokenizer = tokenizer.load(pathlib.Path(path) / "tokenizer")
     if model_tokenizer.fingerprint != policy_tokenizer.fingerprint:
         raise ValueError(

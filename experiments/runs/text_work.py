@@ -82,6 +82,22 @@ def limits(learning: tuning.Config, config: gemma.Config) -> data.Limits:
     )
 
 
+def mesh_of(plan: plans.Plan, learning: tuning.Config) -> sharding.Mesh | None:
+    """Returns the mesh that a plan names; None is one device.
+
+    Raises:
+      ValueError: if there are not as many devices, if it does not divide the batch, or if models
+        stay in few bits, which are on one device.
+    """
+    if not plan.mesh:
+        return None
+    mesh = sharding.make_mesh(plan.mesh)
+    sharding.check_batch(mesh, learning.batch_size)
+    if plan.frozen != "float32":
+        raise ValueError(f"--frozen {plan.frozen} does not go with --mesh {plan.mesh}")
+    return mesh
+
+
 def spec_of(config: gemma.Config) -> types.Spec:
     """Returns the spec of tokens, which a model observes and which are its actions."""
     return types.Spec(shape=(), dtype=np.int32, num_actions=config.vocab_size)

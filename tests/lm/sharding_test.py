@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -15,7 +16,7 @@ from jax.sharding import AbstractMesh
 
 from kullback.core import sharding as meshes
 from kullback.core import trees
-from kullback.lm import gemma, lora, sharding
+from kullback.lm import gemma, lora, reward_model, sharding, value_network
 from kullback.lm.formats import hugging_face
 
 
@@ -64,6 +65,28 @@ def test_factors_are_cut_as_their_matrix_and_never_along_the_rank():
             assert factors[f"{path}/a"] == (None, spec[1], None)
             assert factors[f"{path}/b"] == (None, None, spec[2])
     assert factors["rows/update"] == (None, None)
+
+
+@pytest.mark.parametrize("settings", [lora.Config(), lora.Config(rank=2, train_tokens=(3,))])
+def test_value_networks_and_reward_models_are_cut_as_their_decoder(settings: lora.Config):
+    config, mesh = gemma.PRESETS["tiny"], AbstractMesh((2, 2), meshes.AXES)
+    model = gemma.make(config, settings)
+
+    def both(key: jax.Array) -> dict[str, Any]:
+        with_value = value_network.with_value(model.init(key), config.embed_dim)
+        return {"policy": with_value, "judge": reward_model.on_decoder(model).init(key)}
+
+    shapes = jax.eval_shape(both, jax.random.key(0))
+    specs = {}
+    for name, tree in shapes.items():
+        homes = trees.named_leaves(meshes.of_params(sharding.rules(config), tree, mesh))
+        specs[name] = {path: home.spec for path, home in homes.items()}
+    for path, spec in specs["judge"].items():
+        if path.startswith("decoder/"):
+            assert specs["policy"][f"value/{path}"] == spec
+            assert specs["policy"][path.removeprefix("decoder/")] == spec
+    assert any("model" in spec for spec in specs["judge"].values())
+    assert tuple(specs["judge"]["head/w"]) == (None,) and tuple(specs["judge"]["head/b"]) == ()
 
 
 def test_without_a_mesh_nothing_is_placed():

@@ -255,7 +255,7 @@ def test_a_reward_model_goes_on_from_another(
         ("warm", {}, "warm averages a model a seed: add --num-seeds M"),
         ("reward-model", {"teacher": "x"}, "reward-model takes no --teacher, got 'x'"),
         ("warm", {"reward": "exact", "num_seeds": 2}, "warm takes no --reward, got 'exact'"),
-        ("reward-model", {"mesh": "1x1"}, "reward-model takes no --mesh"),
+        ("reward-model", {"mesh": "3x5"}, "mesh 3x5 is of 15 devices"),
         ("reward-model", {"model": ""}, "reward-model needs --model"),
         ("warm", {"num_seeds": 2, "settings": ("starts=3",)}, "starts are checkpoints of one run"),
         (
