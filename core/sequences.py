@@ -18,6 +18,8 @@ import numpy as np
 
 from kullback.core import learners, loops, metrics, platform, sharding, types
 
+DROPPED = "dropped"  # Metric: the share of rows whose weight is 0, where rows have weights.
+
 
 class Sampling(NamedTuple):
     """The sampling of rows by the policy; `step` is the number of learner steps before."""
@@ -47,6 +49,8 @@ class Source(NamedTuple):
     # (learner steps before, number of rows) -> rows of the data set, NumPy; None: all are sampled.
     stored: Callable[[int, int], Any] | None = None
     sampling: Sampling | None = None  # None: all rows are stored.
+    # rows [B, ...] -> their weights, float32 [B], 0 for rows that are dropped; None: all are ones.
+    weights: Callable[[Any], Any] | None = None
 
     @property
     def keeps(self) -> bool:
@@ -208,6 +212,7 @@ def _shapes(
     batch = jax.eval_shape(types.Batch.of, source.example)
     _, feedback = jax.eval_shape(learn_step, state, batch, constants)
     names = feedback.metrics | ({"sample_age": None} if source.keeps else {})
+    names |= {DROPPED: None} if source.weights is not None else {}
     steps = jax.ShapeDtypeStruct((), np.int64)
     return RunState(
         steps=steps,  # pyright: ignore[reportArgumentType]
@@ -289,10 +294,14 @@ def _sample(
 def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
     """Takes a learner step; the state before it cannot be used again, as it is donated."""
     num_rows, kept = context.source.num_rows, drawn.kept
-    batch = types.Batch.of(drawn.data)
+    batch, dropped = types.Batch.of(drawn.data), {}
+    if context.source.weights is not None:
+        weights = np.asarray(context.source.weights(drawn.data), np.float32)
+        batch, dropped = batch._replace(weights=weights), {DROPPED: jnp.mean(weights == 0)}
     if context.placement is not None:
         batch = jax.device_put(batch, sharding.of_rows(context.placement.mesh, num_rows))
     learner, feedback = context.learn_step(state.learner, batch, context.constants)
+    feedback = feedback._replace(metrics=feedback.metrics | dropped)
     if kept is not None:
         age = state.steps - int(kept.made_at) if drawn.num_sampled else 0
         ages = {"sample_age": jnp.asarray(age, jnp.float32)}

@@ -39,6 +39,9 @@ class Episodes(NamedTuple):
     rewards: types.Array  # float32, [B]: rewards of whole texts, as the scorer gave them.
     # float32, [B, T]: log-probability of each answer token as it was drawn, 0 elsewhere.
     log_probability: types.Array
+    # float32, [B]: 0 for texts that are not learnt from, as the reward of one of their prompt is
+    # missing; None: all count.
+    weights: types.Array | None = None
 
 
 # (params, completions, the prompt of each) -> rewards, float32 [B]; in JAX.

@@ -208,6 +208,11 @@ class Respondent:
         """Returns all answers to some prompts, those of a prompt one after another."""
         episodes = actor.episodes(acting, examples, key)
         finite.require(episodes.log_probability, acting["params"], "log-probabilities of answers")
+        if episodes.weights is not None and not np.all(episodes.weights):
+            raise interrupts.Failure(
+                f"reward {self.settings.reward!r}: a server gave no reward for some texts; the "
+                "same command asks again"
+            )
         texts = self.evaluator.answer_texts(episodes.sequences)
         nats = -np.asarray(episodes.log_probability, np.float64).sum(1)
         lengths = np.asarray(episodes.sequences.is_answer).sum(1)

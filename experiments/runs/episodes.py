@@ -76,12 +76,14 @@ class Actor:
     ) -> rollouts.Episodes:
         """Returns G texts of each example's prompt, with all of their reward.
 
+        Where a server gave no reward for one of them, all have the weight and the reward 0.
+
         Raises:
           ValueError: for a reward that is not finite.
         """
         prompts = self.evaluator.spread(self.evaluator.prompts(examples))
         written = self.program(acting, prompts, key, self.reward.params)
-        if not self.reward.python_terms:
+        if not self.reward.reads_texts:
             self.reward.checked(written.rewards)
             return written
         repeated = self.repeated(examples)
@@ -93,7 +95,14 @@ class Actor:
             [text["target"] for text in texts],
             [*map(self.evaluator.task.document, repeated, prompt_texts)],
         )
-        return written._replace(rewards=self.reward.checked(written.rewards + python_score))
+        if not self.reward.servers:
+            return written._replace(rewards=self.reward.checked(written.rewards + python_score))
+        is_missing = np.isnan(python_score).reshape(-1, self.samples)
+        is_whole = np.repeat(~np.any(is_missing, axis=1), self.samples)
+        total = np.where(is_whole, np.asarray(written.rewards) + python_score, 0)
+        return written._replace(
+            rewards=self.reward.checked(total), weights=is_whole.astype(np.float32)
+        )
 
     def repeated(self, examples: list[data.Example]) -> list[data.Example]:
         """Returns the example of each text: G times each."""
@@ -160,15 +169,21 @@ class Actor:
           count: prompts, at most, see `Evaluator.kept`.
           key: of the texts.
           columns: (G texts of each of P examples, the examples) -> measures by name, [P] each.
+
+        Returns:
+          Those of prompts whose texts all have a reward; a server may give none.
         """
         acting = dict.fromkeys(self.writers, acting[policy.POLICY])
         measured: dict[str, list[np.ndarray]] = {}
+        weights: list[np.ndarray] = []
         for number, examples in enumerate(self.evaluator.parts(count)):
             written = self.episodes(acting, examples, jax.random.fold_in(key, number))
             for name, values in columns(written, examples).items():
                 measured.setdefault(name, []).append(values)
+            weights.append(self.prompt_means(_weights(written)))
         kept = self.evaluator.kept(count)
-        return {name: np.concatenate(values)[:kept] for name, values in measured.items()}
+        counts = np.concatenate(weights)[:kept] > 0
+        return {name: np.concatenate(values)[:kept][counts] for name, values in measured.items()}
 
     def source(self, train: list[data.Example], seed: int) -> sequences.Source:
         """Returns batches of texts that the policy writes.
@@ -187,15 +202,24 @@ class Actor:
 
         shape = (c.batch_size, c.width)
         by_text, by_token = (jax.ShapeDtypeStruct(x, np.float32) for x in (shape[:1], shape))
+        has_weights = bool(self.reward.servers)
         return sequences.Source(
             num_rows=c.batch_size,
-            example=rollouts.Episodes(sequence_shapes(*shape), by_text, by_token),  # pyright: ignore[reportArgumentType]
+            example=rollouts.Episodes(
+                sequence_shapes(*shape),
+                by_text,  # pyright: ignore[reportArgumentType]
+                by_token,  # pyright: ignore[reportArgumentType]
+                by_text if has_weights else None,  # pyright: ignore[reportArgumentType]
+            ),
             sampling=sequences.Sampling(
                 num_rows=lambda step: c.batch_size,
                 prompts=prompts,
                 sample=self.episodes,
-                score=lambda episodes, examples: self.of_policy(episodes.rewards),
+                score=lambda episodes, examples: self.of_policy(episodes.rewards)[
+                    self.of_policy(_weights(episodes)) > 0
+                ],
             ),
+            weights=_weights if has_weights else None,
         )
 
     def lines(
@@ -210,3 +234,10 @@ class Actor:
         if len(set(self.writers)) == 1:
             return lines
         return [{"writer": self.writers[n % self.samples], **x} for n, x in enumerate(lines)]
+
+
+def _weights(written: rollouts.Episodes) -> np.ndarray:
+    """Returns the weight of each text, float32 [B]."""
+    if written.weights is None:
+        return np.ones(len(written.rewards), np.float32)
+    return np.asarray(written.weights)

@@ -178,6 +178,11 @@ class Setup(TextWork):
         lines = self.evaluator.greedy_lines(self.acting(learner, steps), jax.random.key(steps))
         return [{"greedy": True, **line} for line in lines]
 
+    def keep(self, folder: pathlib.Path) -> None:
+        """Records what servers say of texts."""
+        if self.actor is not None:
+            self.actor.reward.keep(folder)
+
     def finish(self, folder: pathlib.Path, learner: types.LearnerState) -> None:
         """Writes the front of a run of WARP."""
         if self.actor is None or not self.leaves_front:

@@ -123,7 +123,7 @@ class Plan:
         "",
         "NAME",
         "of reinforcement learning: exact, math, format:REGEX, length, reward-model:DIR, "
-        "entailment:DIR, python:MODULE:FUNCTION, or a sum of them, "
+        "entailment:DIR, python:MODULE:FUNCTION, http://HOST/PATH, or a sum of them, "
         '"0.8*exact-0.01*length"; default: exact',
     )
     frozen: gemma_config.Storage = _flag(  # noqa: RUF009  # A text, which is immutable.
@@ -263,8 +263,8 @@ class Plan:
 
     @property
     def code(self) -> str:
-        """The reward or the environment, if it names a module that would be run; else ""."""
-        if "python:" in self.reward.lower():
+        """The reward or the environment, if it names a module or a server that is used; else ""."""
+        if any(kind in self.reward.lower() for kind in ("python:", "http:", "https:")):
             return f"reward {self.reward!r}"
         if ":" in self.environment and self.kind == "games":  # gymnasium's MODULE:ID.
             return f"environment {self.environment!r}"
@@ -282,7 +282,8 @@ class Plan:
         if self.code and not self.trust_code:
             raise ValueError(
                 f"{file}: its {self.code} would run code of that module, found on this machine or "
-                "in this folder; if you know it, add --trust-code (trust_code=True in Python)"
+                "in this folder, or send texts to that server; if you know it, add --trust-code "
+                "(trust_code=True in Python)"
             )
 
 

@@ -2,8 +2,8 @@
 
 A checkpoint holds the configuration, and size and CRC-32 of each file of the record at that step
 (`marks`). When a run goes on, they are compared first (`complaints`); what was written after the
-checkpoint is dropped, and made again. Checkpoints of older versions have no marks: rows are kept by
-their step.
+checkpoint is dropped, and made again, but for what servers said of texts (rewards.jsonl): they are
+not asked again. Checkpoints of older versions have no marks: rows are kept by their step.
 """
 
 import csv
@@ -19,6 +19,8 @@ from kullback.experiments.runs import events
 from kullback.experiments.runs.run_folder import BASE, RunFolder
 
 METRICS, SAMPLES, CONFIG = "metrics.csv", "samples.jsonl", "config"
+
+REWARDS = "rewards.jsonl"  # What a server said of texts: remote_rewards.py writes it.
 
 Marks = Mapping[str, Any]  # JSON-able; under `META` of a checkpoint's meta.
 
@@ -88,7 +90,11 @@ class Record:
     def marks(self) -> Marks:
         """Returns the marks of the record as it is now, for a checkpoint."""
         texts = {} if self._texts is None else {SAMPLES: self._texts.mark}
-        return {CONFIG: self._config, METRICS: self._metrics.mark, **texts}
+        path, told = self._folder.path / REWARDS, {}
+        if path.is_file():
+            data = path.read_bytes()
+            told = {REWARDS: {"bytes": len(data), "crc32": zlib.crc32(data)}}
+        return {CONFIG: self._config, METRICS: self._metrics.mark, **texts, **told}
 
 
 class _Lines:
@@ -163,7 +169,11 @@ def complaints(folder: RunFolder, config: Mapping[str, Any], log_every: int) -> 
             return [f"{folder.metrics_file} has no rows, and step {saved:,} was saved"]
         return []
     lines = [f"{folder.config_file}: {text}" for text in config_changes(marks[CONFIG], config)]
-    for path, mark in ((folder.metrics_file, METRICS), (folder.samples_file, SAMPLES)):
+    for path, mark in (
+        (folder.metrics_file, METRICS),
+        (folder.samples_file, SAMPLES),
+        (folder.path / REWARDS, REWARDS),
+    ):
         if mark in marks and _prefix(path, marks[mark]) is None:
             lines.append(_difference(path, marks[mark]["bytes"]))
     return lines
@@ -180,7 +190,7 @@ def _checked(marks: Any, folder: RunFolder) -> Marks | None:
     file = f"{folder.checkpoints}: contents.json"
     record = json_files.Record(file, ("meta",), {META: marks}).record(META)
     record.record(CONFIG).record("plan", {}).get("steps", int, 0)
-    for name in (METRICS, SAMPLES):
+    for name in (METRICS, SAMPLES, REWARDS):
         mark = record.record(name, {})
         if name in record and mark.get("bytes", int) + mark.get("crc32", int) < 0:
             raise record.error(name, "of numbers >= 0")

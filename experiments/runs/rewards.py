@@ -10,6 +10,7 @@ r"""Rewards of texts by name: "exact", "0.8*exact+0.2*python:my.module:f".
     entailment:DIR          log-probability that the document entails the answer, by a classifier;
                             the document is the data's (a field "document", or the task's own),
                             else the whole prompt
+    http://HOST/PATH        a server, or https://: what it says of each text, see remote_rewards.py
     python:MODULE:FUNCTION  (prompts, texts, references), lists of B strings -> B floats; the module
                             is installed, or in the folder that the program was started in
 
@@ -31,6 +32,7 @@ import numpy as np
 from kullback.core import modules, names, types
 from kullback.environments import tokens
 from kullback.experiments import interrupts
+from kullback.experiments.runs import record, remote_rewards
 from kullback.lm import (
     batches,
     final_answers,
@@ -50,6 +52,8 @@ KINDS = (
     "reward-model:DIR",
     "entailment:DIR",
     "python:MODULE:FUNCTION",
+    "http://HOST/PATH",
+    "https://HOST/PATH",
 )
 _KNOWN = "|".join(kind.partition(":")[0] for kind in KINDS)
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
@@ -79,11 +83,26 @@ class Reward:
     name: str
     jax_terms: tuple[tuple[float, tokens.Scorer], ...]  # Weight, scorer.
     python_terms: tuple[tuple[float, str, PythonScorer], ...]  # Weight, name, function.
+    servers: tuple[tuple[float, remote_rewards.Server], ...] = ()  # Weight, server.
 
     @property
     def params(self) -> tuple[types.Params, ...]:
         """Parameters of the scorers in JAX, which are an argument of the program."""
         return tuple(scorer.params for _, scorer in self.jax_terms)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether it has terms that are no part of the program that samples."""
+        return bool(self.python_terms or self.servers)
+
+    def keep(self, folder: pathlib.Path) -> None:
+        """Writes into a run's folder what servers say, and takes from it what they have said.
+
+        Raises:
+          ValueError: for a damaged file.
+        """
+        for _, server in self.servers:
+            server.keep(folder / record.REWARDS)
 
     def jax_score(
         self,
@@ -106,13 +125,15 @@ class Reward:
     ) -> np.ndarray:
         """Returns the sum of the terms in Python, float32 [B].
 
+        Those of servers are part of it, and NaN where one of them gave none.
+
         Args:
           prompts, texts, references: B each.
           documents: B; None takes the prompts.
 
         Raises:
           ValueError: for a scorer that gives another number of rewards, or one that is not finite.
-          interrupts.Failure: for a user's function that raises.
+          interrupts.Failure: for a user's function that raises, or a server that gives nothing.
         """
         total = np.zeros(len(texts), np.float32)
         batch = TextBatch(prompts, texts, references, prompts if documents is None else documents)
@@ -130,6 +151,10 @@ class Reward:
                 )
             with np.errstate(over="ignore", invalid="ignore"):  # `checked` names it.
                 total += np.float32(weight) * scores
+        for weight, server in self.servers:
+            given = server.rewards(prompts, texts, references).astype(np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                total += np.float32(weight) * given
         return total
 
     def check_references(self, references: Iterable[str]) -> None:
@@ -186,6 +211,7 @@ def parse(
     """
     jax_terms: list[tuple[float, tokens.Scorer]] = []
     python_terms: list[tuple[float, str, PythonScorer]] = []
+    servers: list[tuple[float, remote_rewards.Server]] = []
     for weight, name in _terms(text.strip() or "exact"):
         if abs(weight) > float(np.finfo(np.float32).max):
             raise ValueError(f"the weight of reward {name!r} must be below 3.4e38, got {weight:g}")
@@ -203,11 +229,13 @@ def parse(
             python_terms.append((weight, name, _format(rest)))
         elif kind == "entailment" and rest:
             python_terms.append((weight, name, _entailment(rest)))
+        elif kind in remote_rewards.SCHEMES and rest:
+            servers.append((weight, remote_rewards.Server(name)))
         elif kind == "python" and rest:
             python_terms.append((weight, name, _python(rest)))
         else:
             raise ValueError(names.unknown("reward", name, KINDS, show_all=True))
-    return Reward(text or "exact", tuple(jax_terms), tuple(python_terms))
+    return Reward(text or "exact", tuple(jax_terms), tuple(python_terms), tuple(servers))
 
 
 def _terms(text: str) -> list[tuple[float, str]]:

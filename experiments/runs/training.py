@@ -344,6 +344,7 @@ class _Run:
         signals = interrupts.Interrupts()
         with signals, contextlib.ExitStack() as stack:
             with signals.at_once():  # Nothing would be lost yet.
+                work.keep(folder.path)
                 loop = work.loop(
                     seeds,
                     lambda steps, texts: written.write_texts(steps, seeds[0], texts),

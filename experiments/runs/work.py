@@ -101,6 +101,13 @@ class Work(Protocol):
     def save(self, folder: pathlib.Path) -> None:
         """Writes the files that stand beside config.json from the beginning."""
 
+    def keep(self, folder: pathlib.Path) -> None:
+        """Keeps in the folder of a run, or of a seed, what the loop is told from outside.
+
+        Raises:
+          ValueError: if what it recorded before is damaged.
+        """
+
     def measures(self, learner: types.LearnerState, steps: int) -> dict[str, float]:
         """Returns values of `columns`, measured at an evaluation."""
         return {}

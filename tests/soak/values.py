@@ -21,6 +21,7 @@ TASKS += ("tokens/jsonl:notes.txt", "tokens/preferences:rows.jsonl", f"tokens/js
 REWARDS = ("", "nothing", "exact+", "*exact", "nan*exact", "1e999*exact", "exact exact", "python:")
 REWARDS += ("python:nowhere:f", "python:json:nothing", "reward-model:nowhere", "entailment:empty")
 REWARDS += ("math:1", "format:", "format:(a", r"format:(a)\1", "format:a{9999}")
+REWARDS += ("http://", "http:nowhere", "http://me:secret@localhost/", "https://localhost:99999/")
 REWARDS += ("reward-model:sft", "entailment:notes.txt", "exact*2*length", "exact-", "0.5", NO_TEXT)
 MESHES = ("", "1", "0x1", "x", "2x2x2", "-1x1", "1e3x1", "abc", "3x1")
 MODELS = (*MISSING, "toy", "notes.txt", "full", "rows.jsonl")
