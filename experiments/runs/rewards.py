@@ -151,6 +151,8 @@ class Reward:
                 )
             with np.errstate(over="ignore", invalid="ignore"):  # `checked` names it.
                 total += np.float32(weight) * scores
+        if self.servers:
+            self.checked(total)  # Below NaN means that a server gave none.
         for weight, server in self.servers:
             given = server.rewards(prompts, texts, references).astype(np.float32)
             with np.errstate(over="ignore", invalid="ignore"):
