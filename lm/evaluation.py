@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import finite, regularizers, sampling, sharding, types
+from kullback.core import finite, regularizers, sampling, types
 from kullback.environments import tokens
 from kullback.lm import (
     answers,
@@ -23,6 +23,7 @@ from kullback.lm import (
     gemma,
     layers,
     rouge,
+    sharding,
     tasks,
     texts,
     tokenizer,

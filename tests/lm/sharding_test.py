@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh
 
 from kullback.core import sharding as meshes
 from kullback.core import trees
-from kullback.lm import gemma, lora, reward_model, sharding, value_network
+from kullback.lm import batches, evaluation, gemma, lora, reward_model, sharding, value_network
 from kullback.lm.formats import hugging_face
 
 
@@ -87,6 +87,18 @@ def test_value_networks_and_reward_models_are_cut_as_their_decoder(settings: lor
             assert specs["policy"][path.removeprefix("decoder/")] == spec
     assert any("model" in spec for spec in specs["judge"].values())
     assert tuple(specs["judge"]["head/w"]) == (None,) and tuple(specs["judge"]["head/b"]) == ()
+
+
+def test_rows_are_cut_over_the_mesh_by_whoever_evaluates():
+    mesh = jax.make_mesh((1, 1), meshes.AXES)
+    prompts = batches.pad_prompts([(3, 4)] * 8, 4, 0)
+    placed: Any = sharding.spread(prompts, mesh)
+    assert placed.tokens.sharding == placed.lengths.sharding == sharding.of_rows(mesh, 8)
+    assert sharding.spread(prompts, None) is prompts
+    nothing: Any = None
+    evaluator = evaluation.Evaluator(nothing, nothing, nothing, [], nothing, mesh=mesh)
+    spread: Any = evaluator.spread(prompts)
+    assert spread.tokens.sharding == placed.tokens.sharding
 
 
 def test_without_a_mesh_nothing_is_placed():
