@@ -12,6 +12,7 @@ import pytest
 
 from kullback.core import types
 from kullback.lm import (
+    lora,
     policy_gradient,
     rlhf,
     rollouts,
@@ -304,3 +305,28 @@ def test_warp_averages_members_of_several_epochs():
 def test_settings_are_checked(make: Any, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": lora.Config(rank=2)},
+        {"quantize": "int8"},
+        {"micro_batches": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_ratio_is_1_at_first_whatever_is_learnt(changes: dict[str, Any]):
+    """Of adapters, of numbers in few bits, and a part at a time."""
+    c = config("ppo" if "micro_batches" in changes else "gspo", epochs=2)
+    c = dataclasses.replace(c, learning=dataclasses.replace(FAST, **changes))
+    agent = rlhf.make(MODEL, config=c)
+    state = agent.learner.init(jax.random.key(0))
+    data = rollouts.Episodes(texts(), REWARDS, drawn(0))
+    batch = types.Batch(data, np.arange(SIZE, dtype=np.int32), ONES / SIZE, ONES)
+    constants = types.Constants(start=params(1), base=params(0))
+    for _ in range(2):  # At first B of adapters is 0.
+        state, feedback = jax.jit(agent.learner.step)(state, batch, constants)
+        assert float(feedback.metrics["ratio_error"]) < 1e-5
+    assert float(feedback.metrics["ratio_max"]) > 1.0001
