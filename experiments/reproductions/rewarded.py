@@ -60,8 +60,18 @@ class World(NamedTuple):
         return lora.merged(self.model.config, self.adapters, self.start(seed), pairs)
 
 
-def world(model: gemma.Model, sizes: letters.Sizes) -> World:
-    """Returns the world of a model; each seed is drawn and learnt when it is first asked for."""
+def world(
+    model: gemma.Model,
+    sizes: letters.Sizes,
+    corpus: Callable[[letters.Language, letters.Sizes, int], batches.Sequences] = letters.corpus,
+) -> World:
+    """Returns the world of a model; each seed is drawn and learnt when it is first asked for.
+
+    Args:
+      model: the policy.
+      sizes: of the language, and of how its start learns.
+      corpus: (language, sizes, seed) -> the texts that the start learns.
+    """
     language = functools.cache(functools.partial(letters.make, sizes))
     config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
     learner = sft.make(model, config).learner
@@ -69,7 +79,7 @@ def world(model: gemma.Model, sizes: letters.Sizes) -> World:
 
     @functools.cache
     def start(seed: int) -> types.Params:
-        rows = letters.corpus(language(seed), sizes, seed)
+        rows = corpus(language(seed), sizes, seed)
         items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
         key = jax.random.key(seed)
         return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
