@@ -225,13 +225,14 @@ def _prepare(
     """
     c, metrics = context.config, {}
     batch = batch._replace(data=jax.tree.map(jnp.asarray, batch.data))
-    is_kept: Any = True
+    is_kept = jnp.asarray(batch.weights) > 0  # Prompts whose rewards are missing weigh 0.
     if context.has_groups and (c.drop_equal or context.objective.has_ratios):
         is_equal = policy_gradient.has_equal(batch.data.rewards, c.samples_per_prompt)
         metrics["equal_rewards"] = is_equal.astype(jnp.float32)
         if c.drop_equal:
-            rows = policy_gradient.unequal_first(is_equal, c.samples_per_prompt)[: c.num_learnt]
-            batch, is_kept = jax.tree.map(lambda x: jnp.asarray(x)[rows], batch), ~is_equal[rows]
+            is_kept = is_kept & ~is_equal
+            rows = policy_gradient.unequal_first(~is_kept, c.samples_per_prompt)[: c.num_learnt]
+            batch, is_kept = jax.tree.map(lambda x: jnp.asarray(x)[rows], (batch, is_kept))
     episodes, s = batch.data, batch.data.sequences
     log_pi, is_answer = episodes.log_probability[:, 1:], s.is_answer[:, 1:]
     log_probabilities = functools.partial(

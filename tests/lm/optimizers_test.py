@@ -207,6 +207,19 @@ def test_two_networks_decay_each_by_its_own_rate():
         np.testing.assert_allclose(update, -rate * 0.5 * leaf, rtol=1e-6)
 
 
+def test_optimiser_steps_of_a_learner_step_share_its_learning_rate():
+    """Warm-up of 4 learner steps, of 3 updates each."""
+    learning = tuning.Config(warmup_steps=4, learning_rate=0.4, optimizer="sgd", max_grad_norm=9.0)
+    transformation = tuning.optimizer(learning, 3)
+    params = {"w": jnp.ones(1)}
+    state, rates = transformation.init(params), []
+    for _ in range(15):
+        updates, state = transformation.update({"w": jnp.ones(1)}, state, params)
+        rates.append(-float(updates["w"][0]))
+    expected = np.repeat([0.0, 0.1, 0.2, 0.3, 0.4], 3)
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

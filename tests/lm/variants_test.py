@@ -191,6 +191,13 @@ def test_prompts_whose_texts_are_equal_are_left_out():
     close(state.params, chosen.params)
     np.testing.assert_array_equal(kept["answer_tokens"], MASK.sum(1)[2:])
     np.testing.assert_array_equal(kept["equal_rewards"], [1, 1, 0, 0])
+    # So are prompts of no weight, whose rewards are missing, and their tokens do not count.
+    half = np.array([0, 0, 1, 1], np.float32)
+    missing, _ = stepped(config("dapo", **fields), weights=half)
+    close(state.params, missing.params)
+    chosen, (kept,) = stepped(config("dapo", **fields, oversample=2), weights=half)
+    close(state.params, chosen.params)
+    np.testing.assert_array_equal(kept["answer_tokens"], MASK.sum(1)[2:])
     nothing, _ = stepped(config("dapo", **fields), rewards=np.ones(SIZE, np.float32))
     close(nothing.params, params(0), atol=0)
 

@@ -40,7 +40,10 @@ CLASHES = {
         "--model-flag=pattern=0"
     ).split(),
     "train_gkd": ("--teacher=toy --teacher= --reward=exact --set=student_fraction=2").split(),
-    "train_rlhf": ("--teacher=sft --num-envs=3 --set=samples_per_prompt=1").split(),
+    "train_rlhf": (
+        "--teacher=sft --num-envs=3 --set=samples_per_prompt=1 --set=epochs=2 --set=variant=ppo "
+        "--set=ratio=none --set=oversample=3"
+    ).split(),
     "train_rewards": ("--reward=exact --set=dropout=1").split(),
     "resume": ("--seed=1 --set=epsilon=0 --out=new --steps=1 --num-seeds=2").split(),
     "evaluate": (
