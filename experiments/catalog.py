@@ -33,6 +33,7 @@ REPRODUCTIONS: dict[str, str] = {
     "teacher-hacking": "distillation nears the teacher and leaves the truth",
     "warm": "averages of reward models' weights, against wrong labels and hacking",
     "warp": "averages of policies' weights, and the reward that they buy at which KL",
+    "bond": "the best of N samples, learnt by comparisons; against REINFORCE",
     "adapters": "averages of policies that learn adapters: of one A, and of both factors",
     "grpo-lengths": "which variants of GRPO drift in length when reward does not depend on it",
     "rlef": "entailment as the reward of summaries, against the pull to the start",

@@ -99,7 +99,7 @@ class Config:
             raise ValueError(f"regularisation (gamma) must be >= 0, got {c.regularisation}")
         if not c.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {c.temperature}")
-        _anchor_rule(c)
+        anchor_rule(c)
         self._check_batch()
         c.learning.lora.check_sampling()
         if c.anchor == "moving-average" and c.learning.lora and not c.learning.lora.shared_a:
@@ -203,6 +203,32 @@ def policy_weights(
     return b * (n - 1) * returns - gamma * log_ratios
 
 
+class Compared(NamedTuple):
+    """Comparisons of the texts of P prompts, and what a step makes of them."""
+
+    best: jax.Array  # int32, [P]: which of the anchor's texts is the best; the first of equals.
+    log_quantiles: jax.Array  # [P]: estimates of the policy's texts.
+    weights: (
+        jax.Array
+    )  # [P, 2]: factors of log pi that a step climbs, of the policy's and the best.
+
+
+def compared(c: Config, rewards: jax.Array, log_ratios: jax.Array) -> Compared:
+    """Compares the texts of each prompt; of rewards nothing but their order enters.
+
+    Args:
+      c: hyper-parameters.
+      rewards: [P, 1 + k], the policy's text first.
+      log_ratios: log (pi(y) / q(y)) of the policy's texts, nats, [P].
+    """
+    chex.assert_shape(rewards, (*log_ratios.shape, 1 + c.anchor_samples))
+    best = jnp.argmax(rewards[:, 1 : 1 + c.best_of], 1)
+    log_quantiles = ESTIMATORS[c.estimator](rewards[:, 0], rewards[:, 1:])
+    b, gamma = c.backward_weight, c.regularisation
+    weights = policy_weights(log_quantiles, log_ratios, b=b, gamma=gamma, n=c.best_of)
+    return Compared(best, log_quantiles, jnp.stack([weights, jnp.full_like(weights, 1 - b)], 1))
+
+
 class _MicroBatch(NamedTuple):
     """The data of a micro-batch: of each prompt the policy's text and the anchor's best."""
 
@@ -265,7 +291,7 @@ def make(
             init_params=context.model.init,
             loss=context.learnt.loss(functools.partial(_loss, context)),
             optimizer=tuning.optimizer(c.learning),
-            targets={ANCHOR: _anchor_rule(c)},
+            targets={ANCHOR: anchor_rule(c)},
         ),
         actor_params=context.actor_params,
         experience=rollouts.OnPolicy(draws=draws, temperature=c.temperature, learnt_per_prompt=2),
@@ -273,7 +299,12 @@ def make(
     )
 
 
-def _anchor_rule(c: Config) -> learners.TargetRule:
+def anchor_rule(c: Config) -> learners.TargetRule:
+    """Returns how the anchor follows the policy.
+
+    Raises:
+      ValueError: for an unknown name, or a rate or period that is none.
+    """
     rules = {
         "moving-average": learners.moving_average(c.anchor_rate),
         "periodic": learners.periodic(c.anchor_period),
@@ -321,14 +352,7 @@ def _prepare(
         )
     )
     rewards = jnp.asarray(batch.data.rewards).reshape(-1, group)
-    policy_rewards, anchor_rewards = rewards[:, 0], rewards[:, 1:]
-    best = jnp.argmax(anchor_rewards[:, : c.best_of], 1)  # The first of equals.
-    places = jnp.stack([jnp.zeros_like(best), 1 + best], 1)  # [P, 2]
-    chosen = jax.tree.map(
-        lambda x: jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), 1),
-        by_prompt,
-    )
-    s = jax.tree.map(lambda x: x[:, 0], chosen)
+    s = jax.tree.map(lambda x: x[:, 0], by_prompt)
     # By one function, so that the ratio of equal parameters is 1 to the last bit.
     log_probabilities = functools.partial(
         answers.log_probabilities, temperature=c.temperature, chunk=c.learning.chunk
@@ -337,11 +361,14 @@ def _prepare(
     start_params = constants.base if c.learning.lora else constants.start
     log_ratios = jnp.sum(log_pi - log_probabilities(context.model, anchor, s), 1)
     kl_start = jnp.sum(log_pi - log_probabilities(context.start, start_params, s), 1)
-    log_quantiles = ESTIMATORS[c.estimator](policy_rewards, anchor_rewards)
-    b, gamma = c.backward_weight, c.regularisation
-    weights = policy_weights(log_quantiles, log_ratios, b=b, gamma=gamma, n=c.best_of)
-    weights = jnp.stack([weights, jnp.full_like(weights, 1 - b)], 1)
+    best, log_quantiles, weights = compared(c, rewards, log_ratios)
+    places = jnp.stack([jnp.zeros_like(best), 1 + best], 1)  # [P, 2]
+    chosen = jax.tree.map(
+        lambda x: jnp.take_along_axis(x, places.reshape(*places.shape, *(1,) * (x.ndim - 2)), 1),
+        by_prompt,
+    )
     weights = weights * jnp.asarray(batch.weights).reshape(-1, group)[:, :1] / len(weights)
+    policy_rewards, anchor_rewards = rewards[:, 0], rewards[:, 1:]
     is_answer = s.is_answer[:, 1:]
     is_end = tokens.is_stop(s.tokens[:, 1:], context.model.config.eos_ids) & is_answer
     metrics = {
