@@ -32,6 +32,7 @@ REPRODUCTIONS: dict[str, str] = {
     "gkd": "GKD: whose sequences a student should learn from",
     "teacher-hacking": "distillation nears the teacher and leaves the truth",
     "warm": "averages of reward models' weights, against wrong labels and hacking",
+    "preferences": "policies of pairs, of which a share is wrong: DPO, its kin, and reward models",
     "warp": "averages of policies' weights, and the reward that they buy at which KL",
     "bond": "the best of N samples, learnt by comparisons; against REINFORCE",
     "adapters": "averages of policies that learn adapters: of one A, and of both factors",
