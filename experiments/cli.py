@@ -14,7 +14,7 @@ from kullback.experiments import display, interrupts
 # Modules of `commands/`, which are imported where Ctrl-C is heard.
 COMMANDS = (
     *("listing", "train", "evaluate", "answer", "generate", "chat", "export", "reproduce"),
-    *("sweep", "report", "merge", "quantize", "entailment", "cache"),
+    *("sweep", "report", "merge", "quantize", "label", "pipeline", "entailment", "cache"),
 )
 
 
@@ -35,6 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     outlives = contextlib.nullcontext() if vars(options).pop("prints_only") else display.outliving()
     with display.plain(), outlives:
         return _run(options)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Reads a command line, and runs nothing.
+
+    Raises:
+      ValueError: for what is no command, or not one of its arguments.
+    """
+    return _parser(_Checking).parse_args(arguments)
 
 
 def program() -> NoReturn:
@@ -89,8 +98,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{_line(message)}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+class _Checking(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raises an error in place of ending the process."""
+        raise ValueError(message)
+
+
+def _parser(kind: type[argparse.ArgumentParser] = _Parser) -> argparse.ArgumentParser:
+    parser = kind(
         prog="kullback",
         description="Deep reinforcement learning as regularised policy updates.",
         epilog="Each command has its own --help.",

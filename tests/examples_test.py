@@ -11,6 +11,7 @@ import pytest
 
 from kullback import experiments
 from kullback.environments import toy
+from kullback.experiments.pipelines import running, stages
 from kullback.experiments.reproductions import munchausen_atari
 from kullback.experiments.runs import run_folder
 from kullback.experiments.sweeps import sweep_plan
@@ -130,3 +131,18 @@ def test_the_benchmark_on_atari_is_that_of_the_reproduction(root: pathlib.Path):
     for entry in entries:
         if entry.fields["environment"] == "atari/pong":
             assert not sweep_plan.check(entry).seeds_together, "a program for each seed"
+
+
+@pytest.mark.parametrize("name", ["gemma3_post", "flywheel"])
+def test_the_pipelines_can_be_run(root: pathlib.Path, tmp_path: pathlib.Path, name: str):
+    file, lines = root / "examples" / f"{name}.toml", list[str]()
+    running.run(file, out=tmp_path / "out", dry_run=True, say=lines.append)
+    assert len(lines) == len(stages.read(file).stages) and not (tmp_path / "out").exists()
+
+
+def test_stages_of_a_pipeline_can_be_left_out(root: pathlib.Path, tmp_path: pathlib.Path):
+    file = root / "examples" / "gemma3_post.toml"
+    for left_out in ("distilled", "rewards", "policy", "bits"):
+        running.run(file, out=tmp_path, without=[left_out], dry_run=True, quiet=True)
+    with pytest.raises(ValueError, match="pairs cannot be left out"):
+        running.run(file, out=tmp_path, without=["pairs"], dry_run=True, quiet=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kullback import agents
-from kullback.core import files, names
+from kullback.core import names
 from kullback.experiments import plots
 from kullback.experiments.report import (
     aggregates,
@@ -79,9 +79,7 @@ def write(
     if steps is not None and not any(comparison.used for comparison in all_compared):
         reasons = [line for comparison in all_compared for line in comparison.left_out]
         raise ValueError(f"nothing can be compared after {steps:,} steps: {reasons[0]}")
-    old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
-    with files.atomic_path(folder) as temporary, plots.plain_text():
-        temporary.mkdir()
+    with page.replaced(folder) as temporary, plots.plain_text():
         written = page.Page(temporary, _title(families), say)
         _introduction(written, families, labels, score)
         if to_come:
@@ -108,10 +106,6 @@ def write(
                 "ours where the table says so: such numbers cannot be compared.",
             )
         written.write()
-        if folder.exists():
-            files.remove(old)
-            folder.rename(old)
-    files.remove(old)
     say(f"report: {folder / page.INDEX}")
     return folder / page.INDEX
 

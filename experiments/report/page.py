@@ -166,6 +166,19 @@ def check_folder(folder: pathlib.Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def replaced(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty folder, which takes the place of an old report, whole or not at all."""
+    old = folder.with_name(f"{files.TEMPORARY}old-{folder.name}")
+    with files.atomic_path(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            files.remove(old)
+            folder.rename(old)
+    files.remove(old)
+
+
 def _text(text: object) -> str:
     return html.escape(str(text), quote=True)
 

@@ -240,6 +240,16 @@ def parse(
     return Reward(text or "exact", tuple(jax_terms), tuple(python_terms), tuple(servers))
 
 
+def named_folders(text: str) -> list[str]:
+    """Returns the folders that a reward's name has; [] for what is no reward."""
+    try:
+        terms = _terms(text)
+    except ValueError:
+        return []
+    parts = [name.partition(":") for _, name in terms]
+    return [rest for kind, _, rest in parts if kind in ("reward-model", "entailment") and rest]
+
+
 def _terms(text: str) -> list[tuple[float, str]]:
     """Returns weights and names of a sum's terms."""
     matches = [*_TERM.finditer(text)]

@@ -1,6 +1,6 @@
 """One run of a sweep in a process of its own, on this machine or on one of a Ray cluster.
 
-The child process, `commands/sweep_child.py`, goes on with its run or begins it by the command
+The child process, `commands/child.py`, goes on with its run or begins it by the command
 `kullback train`, and writes all its output to a log.
 """
 
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from kullback.experiments.runs import plans
 
 POLL_SECONDS = 0.2
+CHILD = "kullback.experiments.commands.child"
 TRUST = "--trust-code"
 
 
@@ -61,11 +62,11 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(job.threads)
     limits = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    arguments = [job.folder, str(job.total), *_train_arguments(job)]
+    command = ["train", *_train_arguments(job)]
     with log.open("ab") as file:
         return subprocess.Popen(
             # -P: a file in that folder which is called as a library is not run.
-            [sys.executable, "-P", "-m", "kullback.experiments.commands.sweep_child", *arguments],
+            [sys.executable, "-P", "-m", CHILD, *command],
             stdin=subprocess.PIPE,  # Ends when this process does.
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kullback.experiments.commands import sweep_child
+from kullback.experiments.commands import child
 from kullback.experiments.runs import acting, plans, resolved, run_folder, training
 from kullback.experiments.sweeps import sweep_plan, sweep_runs, sweep_worker
 from kullback.lm import tasks, tokenizer
@@ -186,7 +186,7 @@ def test_children_of_a_sweep_are_told(tmp_path: pathlib.Path):
         new = sweep_worker._train_arguments(job)
         assert ("--trust-code" in new) == trusted
         run.metrics_file.touch()
-        going_on = sweep_child.command_of(run.path, "9", new)
+        going_on = child.command_of(["train", *new])
         assert going_on[:2] == ["train", "--resume"]
         assert ("--trust-code" in going_on) == trusted
 

@@ -215,6 +215,24 @@ LINES = {
         (("--jobs", "count"), ("--out", "shared"), ("--ray", "choice")),
         ("sweep.toml",),
     ),
+    "label": Line(
+        ("label", "sft", "tokens/arithmetic"),
+        ("model", "task"),
+        (("--prompts", "4"), ("--reward", "length"), ("--out", "new")),
+        (
+            *(("--prompts", "count"), ("--swapped", "number"), ("--earlier", "in")),
+            *(("--out", "out"), ("--reward", "reward"), ("--seed", "seed")),
+            *(("--max-prompt-length", "count"), ("--max-new-tokens", "count")),
+        ),
+        ("sft",),
+    ),
+    "pipeline": Line(
+        ("pipeline", "pipeline.toml"),
+        ("in",),
+        (("--out", "new"),),
+        (("--out", "shared"), ("--without", "agent")),
+        ("pipeline.toml",),
+    ),
     "reproduce": Line(
         ("reproduce", "connections"),
         ("agent",),

@@ -169,6 +169,14 @@ READERS = {
         ("sweep.toml", "sweep"),
         ("sweep.toml", "sweep.toml", "sweep/sweep.json", "sweep/*/config.json"),
     ),
+    "pipeline": Reader(
+        "pipeline pipeline.toml --out=new --dry-run", ("pipeline.toml",), ("pipeline.toml",)
+    ),
+    "label": Reader(
+        "label model tokens/arithmetic --reward=length --prompts=4 --earlier=pairs.jsonl --out=new",
+        ("model", "pairs.jsonl"),
+        ("model/*", "pairs.jsonl"),
+    ),
     "plan": Reader("sweep sweep.toml --dry-run --out=new", ("sweep.toml",), ("sweep.toml",)),
     "reproduce": Reader(
         "reproduce connections --out=theory --set=num_garnets=2",

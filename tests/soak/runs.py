@@ -43,8 +43,21 @@ min_replay_size = 32
 batch_size = 8
 learning_rate = [1e-3, 2e-3]
 """
+PIPELINE = """
+[stage.start]
+run = "train"
+agent = "sft"
+environment = "tokens/jsonl:rows.jsonl"
+model = "tiny"
+steps = 1
+model_flags = { num_layers = 1 }
+[stage.bits]
+run = "quantize"
+model = "{start}"
+format = "int8"
+"""
 PROMPTS = "".join(json.dumps({"prompt": f"{n}+1="}) + "\n" for n in range(4))
-TEXT_FILES = {"sweep.toml": SWEEP, "prompts.jsonl": PROMPTS}
+TEXT_FILES = {"sweep.toml": SWEEP, "pipeline.toml": PIPELINE, "prompts.jsonl": PROMPTS}
 DATA = ("rows.jsonl", "pairs.jsonl", *TEXT_FILES)
 
 GoesOn = Literal["resumes", "again", "anew"]

@@ -76,6 +76,8 @@ CLASHES = {
     "merge_slerp": ("--rate=0.5 --t=2 --t=-1 --weights=1 --interpolation=-0.1").split(),
     "report": ("--baseline=nobody --steps=1 --out=notes.txt").split(),
     "sweep": ("--jobs=1.5 --ray=nowhere:1 second.toml").split(),
+    "label": ("--swapped=2 --swapped=-1 --earlier=notes.txt --reward=exactly toy/chain").split(),
+    "pipeline": ("--without=nothing second.toml").split(),
     "reproduce": ("--set=num_garnets=0 --mdp=notes.txt --set=discount=1 --set=rates=").split(),
     "entailment": ("--set=steps=0 --set=max_length=1 --set=learning_rate=nan").split(),
     "fields": ("toy").split(),

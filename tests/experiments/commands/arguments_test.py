@@ -32,6 +32,7 @@ ANSWER = ("answer", "{text}", "questions.jsonl")
 TELL = ("generate", "--model", "{text}", "--prompt", "1+1=")
 TALK = ("chat", "--model", "{text}")
 QUANTIZE = ("quantize", "{text}", "--format", "int8")
+LABEL = ("label", "{text}", "tokens/arithmetic", "--out", "new")
 MERGE = ("merge", "{text}", "{text}", "--out", "new", "--method", "slerp")
 COUNTS = {
     CHAIN: (
@@ -45,6 +46,7 @@ COUNTS = {
     TELL: ("max-new-tokens", "batch-size"),
     TALK: ("max-new-tokens", "context"),
     QUANTIZE: ("episodes",),
+    LABEL: ("prompts", "max-prompt-length", "max-new-tokens"),
     ("report", "{game}", "--out", "new"): ("steps",),
     ("sweep", "sweep.toml"): ("jobs",),
 }
@@ -233,7 +235,7 @@ def test_the_table_has_every_command():
     commands = {line[0] for line in LINES}
     parser = cli._parser()
     action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    assert commands | {"cache", "fields", "list", "reproduce"} == set(action.choices)
+    assert commands | {"cache", "fields", "list", "pipeline", "reproduce"} == set(action.choices)
     for name, command in action.choices.items():
         for option in command._actions:  # None reads a number, or a path, by a type of its own.
             assert option.type not in (int, float, pathlib.Path), (name, option.dest)

@@ -1,0 +1,158 @@
+"""Running a pipeline: its stages one after another, each a process of its own.
+
+What is finished is left alone, and what was interrupted goes on. Each stage shows the progress of
+its command. `stages.py` says what a file holds, `outputs.py` where everything is.
+"""
+
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kullback.core import files, folders
+from kullback.experiments import interrupts
+from kullback.experiments.pipelines import outputs, stages
+from kullback.experiments.runs import owner
+
+CHILD = "kullback.experiments.commands.child"
+_WAIT_SECONDS = 60.0  # For a process of an interrupted pipeline that is still saving.
+
+
+class Failed(RuntimeError):
+    """A stage failed; those before it are finished."""
+
+
+def run(
+    source: str | pathlib.Path | Mapping[str, Any],
+    *,
+    out: str | pathlib.Path | None = None,
+    without: Sequence[str] = (),
+    dry_run: bool = False,
+    trust_code: bool = False,
+    quiet: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> pathlib.Path:
+    """Does all stages that a file asks for, and reports on them; returns the pipeline's folder.
+
+    Args:
+      source: a TOML file, or its contents as a mapping.
+      out: folder of the pipeline; it wins over the file's `out`.
+      without: names of stages that are left out; in their place stands what they begin with, or
+        their `instead`.
+      dry_run: only lists the stages.
+      trust_code: whether modules that a file names (of rewards) may run; those that a mapping names
+        may.
+      quiet: prints no list of stages.
+      say: prints a line; None is `print`, at once.
+
+    Raises:
+      ValueError: for an invalid file or option, or for what was changed, before any stage starts.
+      Failed: if a stage failed.
+      KeyboardInterrupt: after Ctrl-C, once the stage has saved what it has.
+    """
+    from kullback.experiments.pipelines import summary
+
+    # The stages print too, and are not to overtake it.
+    say = say or functools.partial(print, flush=True)
+    given = stages.read(source)
+    pipeline = given.without(tuple(without))
+    trust_code = trust_code or isinstance(source, Mapping)
+    out = out or pipeline.out
+    if out is None:
+        raise ValueError("out must be the folder of the pipeline: give it or --out")
+    folder = pathlib.Path(out)
+    for stage in pipeline.stages.values():
+        stages.check(stage, trust_code=trust_code)
+    report = summary.settings(pipeline, trust_code=trust_code)
+    if folder.exists():
+        folders.check_links(folder, (outputs.RECORDS,))
+    planned = outputs.plan(pipeline, folder)
+    states = {name: outputs.state(one) for name, one in planned.items()}
+    for number, (name, one) in enumerate(planned.items(), 1):
+        if not quiet:
+            say(f"{number} of {len(planned)}, {one.label}: {one.stage.command}, {states[name]}")
+    if dry_run:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    files.check_writable(folder)
+    try:
+        with owner.held(folder):
+            for number, one in enumerate(planned.values(), 1):
+                if outputs.recorded(one) is None:
+                    if not quiet:
+                        say(f"{number} of {len(planned)}, {one.label}:")
+                    _do(one, trust_code)
+            summary.write(planned, tuple(without), report, folder, say=say)
+    except KeyboardInterrupt as error:
+        name = "" if isinstance(source, Mapping) else str(source)
+        flags = ["--out", str(out), *(word for stage in without for word in ("--without", stage))]
+        again = " ".join(["kullback pipeline", name, *flags]) if name else "the same call"
+        saved = f"interrupted, and saved; go on with: {again}"
+        raise interrupts.as_interrupted(error, saved) from error
+    return folder
+
+
+def _do(planned: outputs.Planned, trust_code: bool) -> None:
+    """Does a stage, or goes on with it, and writes its record.
+
+    Raises:
+      Failed: if it failed.
+    """
+    path, is_run = planned.path, planned.stage.command == "train"
+    if is_run:
+        _wait_for(path)
+    elif path.exists():  # It was made by a process that was killed before its record was written.
+        files.remove(path)
+    begun = time.monotonic()
+    # Other commands take what they are told as typed, and this file was checked.
+    trust = ["--trust-code"] if trust_code and is_run else []
+    status = _process([*planned.arguments, *trust])
+    if status:
+        end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        raise Failed(
+            f"stage {planned.stage.name} ended with {end}, see above; the stages before it are "
+            "finished, and the same command goes on"
+        )
+    if not path.exists():
+        raise Failed(f"stage {planned.stage.name} has made nothing at {path}")
+    outputs.write_record(planned, time.monotonic() - begun)
+
+
+def _process(command: Sequence[str]) -> int:
+    """Runs a command of `kullback` to its end; returns its status, negative for a signal.
+
+    On KeyboardInterrupt it is asked to save, and waited for; a second one asks again.
+    """
+    process = subprocess.Popen(
+        # -P: a file in this folder which is called as a library is not run.
+        [sys.executable, "-P", "-m", CHILD, *command],
+        stdin=subprocess.PIPE,  # Ends when this process does.
+        # This process may have memory of the accelerator once it has reported.
+        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+        start_new_session=True,  # Ctrl-C reaches it once, by `terminate`.
+    )
+    interruption: KeyboardInterrupt | None = None
+    while True:
+        try:
+            process.wait()
+            break
+        except KeyboardInterrupt as error:
+            interruption = error
+            process.terminate()
+    if process.stdin is not None:
+        process.stdin.close()
+    if interruption is not None:
+        raise interruption
+    return process.returncode
+
+
+def _wait_for(path: pathlib.Path) -> None:
+    """Waits until no process trains a run, as one of a killed pipeline still may."""
+    until = time.monotonic() + _WAIT_SECONDS
+    while path.exists() and owner.is_held(path) and time.monotonic() < until:
+        time.sleep(0.2)

@@ -1,0 +1,276 @@
+"""The report on a pipeline: what each stage gave, in reward, distance, length, diversity and texts.
+
+It has what was done with all stages, and beside it each of the pipelines from which a stage was
+left out, as far as they were run in the same folder.
+"""
+
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kullback.core import files, json_files
+from kullback.experiments import plots, statistics
+from kullback.experiments.pipelines import measures, outputs, stages
+from kullback.experiments.report import page
+
+VARIANTS = "variants.json"  # Beside the records: files of measures, by what was left out.
+REPORT = "report"
+
+
+def settings(pipeline: stages.Pipeline, *, trust_code: bool) -> measures.Settings | None:
+    """Returns the settings of the report; None if there is none.
+
+    Raises:
+      ValueError: for unknown fields, values of another type, or code that is not trusted.
+    """
+    if not pipeline.report:
+        return None
+    try:
+        given = measures.Settings(**pipeline.report)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"report: {error}") from error
+    if not trust_code and "python:" in f"{given.reward}{given.gold}".lower():
+        raise ValueError("report: its reward would run code; if you know it, add --trust-code")
+    return given
+
+
+def write(
+    planned: Mapping[str, outputs.Planned],
+    left_out: Sequence[str],
+    given: measures.Settings | None,
+    out: pathlib.Path,
+    *,
+    say: Callable[[str], Any],
+) -> None:
+    """Measures each finished model that was not measured before, and writes the report's page.
+
+    Args:
+      planned: stages, all finished.
+      left_out: stages that this pipeline goes without.
+      given: settings; None writes none.
+      out: the pipeline's folder.
+      say: prints a line.
+    """
+    if given is None:
+        return
+    by_stage = _measured(planned, given, out, say)
+    if not by_stage:
+        say("no report: no stage has made a language model")
+        return
+    records = out / outputs.RECORDS
+    variants = _variants(records)
+    variants[_label(left_out)] = {name: file.name for name, file in by_stage.items()}
+    files.atomic_write_text(records / VARIANTS, json.dumps(variants, indent=2) + "\n")
+    folder = out / REPORT
+    page.check_folder(folder)
+    read = {name: measures.read(file) for name, file in by_stage.items()}
+    with page.replaced(folder) as temporary, plots.plain_text():
+        written = page.Page(temporary, f"Pipeline {out.name}, {_label(left_out)}", say)
+        _stages(written, planned, read, given)
+        _gains(written, planned, read)
+        _picture(written, read, bool(given.gold))
+        _left_out(written, records, variants)
+        _texts(written, read)
+        written.write()
+    say(f"report: {folder / page.INDEX}")
+
+
+def _measured(
+    planned: Mapping[str, outputs.Planned],
+    given: measures.Settings,
+    out: pathlib.Path,
+    say: Callable[[str], Any],
+) -> dict[str, pathlib.Path]:
+    """Returns files of measures by stage, of the stages that have made a language model."""
+    subjects = {
+        name: subject
+        for name, one in planned.items()
+        if one.stage.command in ("train", "merge", "quantize")
+        and (subject := measures.subject(one.path, given)) is not None
+    }
+    if not subjects:
+        return {}
+
+    def of_path(text: str) -> str:
+        return stages.filled(text, lambda name: str(planned[name].path))
+
+    start_text = given.start or f"{{{next(iter(subjects))}}}"
+    keyed = stages.filled(start_text, lambda name: planned[name].key)
+    facts = [
+        *(stages.filled(x, lambda n: planned[n].key) for x in (given.reward, given.gold)),
+        keyed,
+        *(given.task, given.episodes, given.samples, given.seed, given.lengths),
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
+    filled = measures.Settings(
+        **{
+            **{name: getattr(given, name) for name in measures.Settings.__dataclass_fields__},
+            "reward": of_path(given.reward),
+            "gold": of_path(given.gold),
+            "start": of_path(start_text),
+        }
+    )
+    start_subject = measures.subject(pathlib.Path(filled.start), filled)
+    if start_subject is None:
+        raise ValueError(f"report: start must be a language model, got {filled.start}")
+    measured: dict[str, pathlib.Path] = {}
+    for name, subject in subjects.items():
+        file = out / outputs.RECORDS / f"{planned[name].label}.measures-{digest}.json"
+        if not file.is_file():
+            say(f"measuring {planned[name].label}")
+            measures.write(file, measures.measure(subject, start_subject.checkpoint, filled))
+        measured[name] = file
+    return measured
+
+
+def _variants(records: pathlib.Path) -> dict[str, dict[str, str]]:
+    file = records / VARIANTS
+    if not file.is_file():
+        return {}
+    saved = json_files.read(file)
+    return {label: saved.record(label).each(str) for label in saved.values}
+
+
+def _label(left_out: Sequence[str]) -> str:
+    return f"without {', '.join(sorted(left_out))}" if left_out else "all stages"
+
+
+def _estimates(measured: measures.Measured) -> dict[str, statistics.Estimate]:
+    """Estimates the columns that are known."""
+    return {
+        name: statistics.ratio(measured.columns[name])
+        for name in measures.COLUMNS
+        if not np.all(np.isnan(measured.columns[name]))
+    }
+
+
+def _even(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns rows with the same keys each; an estimate that a row lacks is not known, NaN."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    unknown = statistics.Estimate(math.nan)
+    return [{key: row.get(key, unknown) for key in keys} for row in rows]
+
+
+def _stages(
+    out: page.Page,
+    planned: Mapping[str, outputs.Planned],
+    read: Mapping[str, measures.Measured],
+    given: measures.Settings,
+) -> None:
+    out.section("Stages")
+    rows = []
+    for name, one in planned.items():
+        record = outputs.recorded(one)
+        row = {
+            "stage": name,
+            "command": " ".join(one.stage.arguments(lambda n: f"{{{n}}}", one.path.name)),
+            "made of": ", ".join(one.parents),
+            "seconds": 0.0 if record is None else record.seconds,
+        }
+        rows.append({**row, **(_estimates(read[name]) if name in read else {})})
+    gold = f"; gold is {given.gold}" if given.gold else ""
+    out.table(
+        "stages",
+        _even(rows),
+        f"{given.samples} answers at temperature 1 to each of at most {given.episodes} held-out "
+        f"prompts of {given.task}; 95% intervals over prompts. The reward is "
+        f"{given.reward or 'exact'}{gold}; kl_start is in nats of a text, diversity the share of "
+        "distinct bigrams among the answers to a prompt.",
+    )
+
+
+def _gains(
+    out: page.Page,
+    planned: Mapping[str, outputs.Planned],
+    read: Mapping[str, measures.Measured],
+) -> None:
+    """Adds the differences of each stage to the one that it began with, prompt by prompt."""
+    rows = []
+    for name, measured in read.items():
+        begun_with = stages.references(planned[name].stage.begins_with)
+        before = next((read[parent] for parent in begun_with if parent in read), None)
+        if before is None:
+            continue
+        gains = {
+            column: statistics.ratio(measured.columns[column] - before.columns[column])
+            for column in measures.COLUMNS
+            if not np.all(np.isnan(measured.columns[column] - before.columns[column]))
+        }
+        rows.append({"stage": name, "beyond": begun_with[0], **gains})
+    if rows:
+        out.section("What each stage gave")
+        caption = "Differences on the same prompts, with the same random numbers; 95% intervals."
+        out.table("gains", _even(rows), caption)
+
+
+def _picture(out: page.Page, read: Mapping[str, measures.Measured], has_gold: bool) -> None:
+    columns = ("reward", "gold") if has_gold else ("reward",)
+    figure = plots.grid(len(columns), 1)
+    for axes, column in zip(figure.axes, columns, strict=True):
+        for number, (name, measured) in enumerate(read.items()):
+            x, y = _estimates(measured).get("kl_start"), statistics.ratio(measured.columns[column])
+            if x is None:
+                continue
+            axes.errorbar(
+                x.mean,
+                y.mean,
+                xerr=[[x.mean - x.low], [x.high - x.mean]],
+                yerr=[[y.mean - y.low], [y.high - y.mean]],
+                fmt="o",
+                color=f"C{number % 10}",
+                capsize=2,
+                label=name,
+            )
+        axes.set_xlabel("KL to the start (nats of a text)")
+        axes.set_ylabel(column)
+        axes.legend(fontsize="small")
+    out.section("Reward and distance")
+    out.figure("front", figure, "Means over held-out prompts by stage, with 95% intervals.")
+
+
+def _left_out(
+    out: page.Page, records: pathlib.Path, variants: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Adds the last model of each pipeline that was run here, beside that with all stages."""
+    present = {
+        label: measures.read(records / by_stage[last])
+        for label, by_stage in variants.items()
+        if by_stage and (records / by_stage[last := list(by_stage)[-1]]).is_file()
+    }
+    if len(present) < 2:
+        return
+    rows: list[dict[str, Any]] = []
+    whole = present.get(_label(()))
+    for label, measured in present.items():
+        row: dict[str, Any] = {"pipeline": label, **_estimates(measured)}
+        for column in ("reward", "gold"):
+            if whole is not None and measured is not whole and column in row:
+                difference = whole.columns[column] - measured.columns[column]
+                row[f"{column} that was lost"] = statistics.ratio(difference)
+        rows.append(row)
+    out.section("Stages left out")
+    out.table(
+        "left-out",
+        _even(rows),
+        "The last model of each pipeline that was run in this folder; what was lost is that of all "
+        "stages less this one's, prompt by prompt.",
+    )
+
+
+def _texts(out: page.Page, read: Mapping[str, measures.Measured]) -> None:
+    out.section("Answers side by side")
+    firsts = next(iter(read.values())).texts
+    rows = [
+        {
+            "prompt": text["prompt"],
+            "target": text["target"],
+            **{name: measured.texts[n]["answer"] for name, measured in read.items()},
+        }
+        for n, text in enumerate(firsts)
+    ]
+    out.table("texts", rows, "Greedy answers to the first held-out prompts.")
