@@ -24,6 +24,7 @@ from kullback.lm import batches, data, evaluation, final_answers, tasks
 
 SETTINGS, SAMPLES = "settings.json", "samples.jsonl"
 
+GREEDY = Sampling(temperature=0)
 _NO_REWARD = rewards.Reward("", (), ())
 
 
@@ -162,7 +163,7 @@ class Respondent:
         """The actors that write samples, and greedy answers."""
         evaluator, settings = self.evaluator, self.settings
         sampler = evaluator.sampler(settings.sampling, settings.samples)
-        greedy = evaluator.sampler(Sampling(temperature=0))
+        greedy = evaluator.sampler(GREEDY)
         return (
             episodes.Actor(sampler=sampler, evaluator=evaluator, reward=self.reward),
             episodes.Actor(sampler=greedy, evaluator=evaluator, reward=_NO_REWARD),
@@ -187,7 +188,7 @@ class Respondent:
         acting = {"params": self.subject.checkpoint.params}
         suffixes = (self.settings.thought, self.settings.direct)
         written = [
-            self._written(actor, acting, [self.examples(suffix)[n] for n in filled], key)
+            write(actor, acting, [self.examples(suffix)[n] for n in filled], key)
             for actor, suffix in zip(self._actors, suffixes, strict=True)
         ]
         samples, greedy = written
@@ -202,23 +203,29 @@ class Respondent:
             for row, n in enumerate(numbers)
         ]
 
-    def _written(
-        self, actor: episodes.Actor, acting: Any, examples: list[data.Example], key: types.Key
-    ) -> list[Answer]:
-        """Returns all answers to some prompts, those of a prompt one after another."""
-        episodes = actor.episodes(acting, examples, key)
-        finite.require(episodes.log_probability, acting["params"], "log-probabilities of answers")
-        if episodes.weights is not None and not np.all(episodes.weights):
-            raise interrupts.Failure(
-                f"reward {self.settings.reward!r}: a server gave no reward for some texts; the "
-                "same command asks again"
-            )
-        texts = self.evaluator.answer_texts(episodes.sequences)
-        nats = -np.asarray(episodes.log_probability, np.float64).sum(1)
-        lengths = np.asarray(episodes.sequences.is_answer).sum(1)
-        rewards = np.asarray(episodes.rewards, np.float64)
-        columns = texts, lengths.tolist(), nats.tolist(), rewards.tolist()
-        return [Answer(*row) for row in zip(*columns, strict=True)]
+
+def write(
+    actor: episodes.Actor, acting: Any, examples: list[data.Example], key: types.Key
+) -> list[Answer]:
+    """Returns the answers of an actor to some prompts, those of a prompt one after another.
+
+    Raises:
+      ValueError: for log-probabilities that are not finite.
+      interrupts.Failure: if a server gave no reward for one of them.
+    """
+    written = actor.episodes(acting, examples, key)
+    finite.require(written.log_probability, acting["params"], "log-probabilities of answers")
+    if written.weights is not None and not np.all(written.weights):
+        raise interrupts.Failure(
+            f"reward {actor.reward.name!r}: a server gave no reward for some texts; the same "
+            "command asks again"
+        )
+    texts = actor.evaluator.answer_texts(written.sequences)
+    nats = -np.asarray(written.log_probability, np.float64).sum(1)
+    lengths = np.asarray(written.sequences.is_answer).sum(1)
+    rewards = np.asarray(written.rewards, np.float64)
+    columns = texts, lengths.tolist(), nats.tolist(), rewards.tolist()
+    return [Answer(*row) for row in zip(*columns, strict=True)]
 
 
 def default_folder(model: pathlib.Path, name: str) -> pathlib.Path:
