@@ -34,7 +34,9 @@ class Config:
 
     seeds: int = 20
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
-    steps: int = 2_000  # Learner steps of BOND; REINFORCE has half as many again.
+    steps: int = 2_000  # Learner steps of BOND with counted quantiles, by which it has arrived.
+    # Those of J-BOND, before its policy writes one answer alone; REINFORCE has half as many again.
+    moving_steps: int = 400
     records: int = 20  # Points of a curve.
     betas: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # Of REINFORCE, in units of reward a nat.
     samples: int = 2  # G of REINFORCE; the paper's.
@@ -52,7 +54,7 @@ class Config:
         study.at_least(1, self, "seeds", "records", "anchor_period")
         study.at_least(0, self, "first_seed")
         study.at_least(2, self, "samples", "best_of")
-        study.multiples(2 * self.records, self, "steps")
+        study.multiples(2 * self.records, self, "steps", "moving_steps")
         study.inside("(0, inf)", self, "reference_kl", "gamma", "betas")
         study.inside("[2, anchor_samples]", self, "best_of", "larger")
         if not {0.0, 0.5, 1.0} <= set(self.weights):
@@ -97,10 +99,11 @@ def arms(config: Config) -> Iterator[study.Arm]:
     """Yields each run, with all seeds of it."""
     for name, settings in config.bonds().items():
         learner = enumerated.bonded(config.sizes, settings)
-        yield arm(config, name, learner, config.steps, 1 + settings.anchor_samples)
+        steps = config.moving_steps if settings.estimator == "j-bond" else config.steps
+        yield arm(config, name, learner, steps, 1 + settings.anchor_samples)
     for beta in config.betas:
         learner = enumerated.reinforced(config.sizes, beta, config.samples)
-        yield arm(config, by_beta(beta), learner, 3 * config.steps // 2, config.samples)
+        yield arm(config, by_beta(beta), learner, 3 * config.moving_steps // 2, config.samples)
 
 
 def arm(config: Config, name: str, learner: types.Learner, steps: int, texts: int) -> study.Arm:
@@ -246,9 +249,8 @@ def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
 def seconds(config: Config) -> float:
     """Estimates compiling, and steps by their draws."""
     draws = sum(1 + c.anchor_samples for c in config.bonds().values())
-    draws += 1.5 * config.samples * len(config.betas)
     numbers = config.seeds * config.sizes.prompts * config.sizes.answers
-    return 30 + config.steps * draws * numbers * 2e-8
+    return 180 + config.steps * draws * numbers * 5e-8
 
 
 STUDY = study.Study(

@@ -16,6 +16,7 @@ SIZES = enumerated.Sizes(prompts=4, answers=6, learning_rate=0.05)
 CONFIG = bond.Config(
     seeds=2,
     steps=8,
+    moving_steps=8,
     records=2,
     betas=(0.1, 1.0),
     anchor_samples=4,
@@ -108,7 +109,15 @@ def test_claims_are_judged_by_what_the_tables_say():
 
 def test_it_runs_in_small_and_says_how_long_in_large(tmp_path: pathlib.Path):
     settings = [
-        *("seeds=2", "steps=8", "records=2", "betas=0.1,1.0", "anchor_samples=4", "larger=3"),
+        *(
+            "seeds=2",
+            "steps=8",
+            "moving_steps=8",
+            "records=2",
+            "betas=0.1,1.0",
+            "anchor_samples=4",
+            "larger=3",
+        ),
         *("anchor_period=2", "prompts=4", "answers=6"),
     ]
     checks = reproduce.reproduce("bond", tmp_path / "out", settings, lambda line: None)
