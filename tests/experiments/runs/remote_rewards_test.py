@@ -327,7 +327,7 @@ def test_a_dropped_group_changes_nothing_that_is_learnt(
     (one, row), (other, _), (third, _) = (
         run("a", None, 5.0),
         run("b", None, -7.0),
-        run("c", 3.0, 5.0),
+        run("c", 0.0, 0.0),  # As the dropped ones, but for the weight: the KL penalty acts.
     )
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert float(row["dropped"]) == 0.5
