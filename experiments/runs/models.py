@@ -228,11 +228,13 @@ def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:
-    """Reads the tokenizer of a folder, one of its files, a GGUF file, or a published model.
+    """Reads the tokenizer of a folder, one of its files, a GGUF file, a run, or a published model.
 
     Raises:
       ValueError: as of `tokenizer.load` and `converted.place_of`.
     """
+    if run_folder.RunFolder(pathlib.Path(path)).is_run():
+        return tokenizer.load(folders.subfolder(path, model_files.TOKENIZER))
     place = converted.place_of(path, _keep)
     return tokenizer.load(place.path / model_files.TOKENIZER if place.is_kept else place.path)
 

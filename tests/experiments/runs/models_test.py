@@ -92,3 +92,9 @@ def test_flags_are_read_before_a_file_is(tmp_path: pathlib.Path):
 def test_a_preset_is_no_trained_model():
     with pytest.raises(ValueError, match=r"random weights .*; pretrained:gemma3-270m has"):
         models.load("gemma3-270m")
+
+
+def test_a_run_has_a_tokenizer_for_other_models(root: pathlib.Path):
+    run = root / "tests" / "experiments" / "fixtures" / "runs_of_0_1" / "sft"
+    trained = models.load(run).tokenizer
+    assert models.tokenizer_of(run).fingerprint == trained.fingerprint
