@@ -34,7 +34,6 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import learners, names, regularizers, sampling, sharding, types
-from kullback.environments import tokens
 from kullback.lm import (
     adapters,
     answers,
@@ -369,8 +368,7 @@ def _prepare(
     )
     weights = weights * jnp.asarray(batch.weights).reshape(-1, group)[:, :1] / len(weights)
     policy_rewards, anchor_rewards = rewards[:, 0], rewards[:, 1:]
-    is_answer = s.is_answer[:, 1:]
-    is_end = tokens.is_stop(s.tokens[:, 1:], context.model.config.eos_ids) & is_answer
+    by_text = rollouts.text_metrics(batch.data.sequences, context.model.config.eos_ids, group)
     metrics = {
         "kl_start": kl_start,
         "kl_anchor": log_ratios,
@@ -378,13 +376,8 @@ def _prepare(
         "won": jnp.mean((1 + jnp.sign(policy_rewards[:, None] - anchor_rewards)) / 2, 1),
         "reward_anchor": jnp.mean(anchor_rewards, 1),
         "reward_best": jnp.take_along_axis(anchor_rewards, best[:, None], 1)[:, 0],
-        "answer_tokens": jnp.sum(is_answer, 1).astype(jnp.float32),
-        "truncated": 1.0 - jnp.any(is_end, 1),
-        "diversity": policy_gradient.distinct_bigrams(
-            jnp.asarray(batch.data.sequences.tokens)[:, 1:],
-            jnp.asarray(batch.data.sequences.is_answer)[:, 1:],
-            group,
-        ),
+        "diversity": by_text["diversity"],
+        **{name: by_text[name][::group] for name in ("answer_tokens", "truncated")},
     }
     return _MicroBatch(chosen, weights), metrics
 

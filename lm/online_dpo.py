@@ -14,14 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.environments import tokens
 from kullback.lm import (
     adapters,
     batches,
     dpo,
     gemma,
     policy,
-    policy_gradient,
     preferences,
     rollouts,
     tuning,
@@ -131,9 +129,6 @@ def _prepare(
     start = log_reference = dpo.of_both(context, context.start, start_params, pairs)
     if targets:  # The reference before this step's update.
         log_reference = dpo.of_both(context, context.model, targets[dpo.REFERENCE], pairs)
-    s = episodes.sequences
-    is_answer = s.is_answer[:, 1:]
-    is_end = tokens.is_stop(s.tokens[:, 1:], context.model.config.eos_ids) & is_answer
     drawn = jnp.sum(episodes.log_probability, 1).reshape(-1, 2)
     drawn = jnp.take_along_axis(drawn, places, 1)  # [P, 2], as the pairs are.
     weights = jnp.asarray(batch.weights).reshape(-1, 2)[:, 0]
@@ -142,7 +137,5 @@ def _prepare(
         "kl_start": (drawn - start).reshape(-1),
         "kl_reference": (drawn - log_reference).reshape(-1),
         "equal_rewards": is_tie.astype(jnp.float32),
-        "answer_tokens": jnp.sum(is_answer, 1).astype(jnp.float32),
-        "truncated": 1.0 - jnp.any(is_end, 1),
-        "diversity": policy_gradient.distinct_bigrams(s.tokens[:, 1:], is_answer, 2),
+        **rollouts.text_metrics(episodes.sequences, context.model.config.eos_ids, 2),
     }

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import learners, regularizers, sampling, types
-from kullback.environments import tokens
 from kullback.lm import (
     adapters,
     answers,
@@ -246,8 +245,8 @@ def _prepare(
     # The moving average before this step's update.
     anchor = log_probabilities(context.model, targets["anchor"], s) if targets else start
     log_ratio = jnp.where(is_answer, log_pi - anchor, 0)
-    length = jnp.sum(is_answer, 1)
-    is_done = jnp.any(tokens.is_stop(s.tokens[:, 1:], context.model.config.eos_ids) & is_answer, 1)
+    metrics |= rollouts.text_metrics(s, context.model.config.eos_ids, c.samples_per_prompt)
+    length, is_done = jnp.sum(is_answer, 1), metrics["truncated"] == 0
     rewards = policy_gradient.token_rewards(
         _scores(c, episodes.rewards, length, is_done), is_answer
     )
@@ -286,11 +285,6 @@ def _prepare(
     return batch._replace(data=rows), metrics | {
         "kl_start": jnp.sum(jnp.where(is_answer, log_pi - start, 0), 1),
         "kl_reference": jnp.sum(log_ratio, 1),
-        "answer_tokens": length.astype(jnp.float32),
-        "truncated": 1.0 - is_done,
-        "diversity": policy_gradient.distinct_bigrams(
-            s.tokens[:, 1:], is_answer, c.samples_per_prompt
-        ),
     }
 
 

@@ -5,14 +5,15 @@ tokens of a row.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from kullback.core import types
 from kullback.environments import tokens
-from kullback.lm import batches, completions, policy
+from kullback.lm import batches, completions, policy, policy_gradient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,27 @@ class Episodes(NamedTuple):
 
 # (params, completions, the prompt of each) -> rewards, float32 [B]; in JAX.
 Score = Callable[[Any, tokens.Completion, batches.Prompts], types.Array]
+
+
+def text_metrics(
+    sequences: batches.Sequences, eos_ids: Sequence[int], group_size: int
+) -> dict[str, jax.Array]:
+    """Measures texts: answer_tokens and truncated, [B] each, and diversity, [B / G].
+
+    Truncated is 1 of a text that no stop token ended, else 0; diversity is the share of distinct
+    bigrams among the texts of a prompt.
+
+    Args:
+      sequences: [B, T]; the texts of a prompt are adjacent.
+      eos_ids: of the model.
+      group_size: G.
+    """
+    ids, is_answer = (jnp.asarray(x)[:, 1:] for x in (sequences.tokens, sequences.is_answer))
+    return {
+        "answer_tokens": jnp.sum(is_answer, 1).astype(jnp.float32),
+        "truncated": 1.0 - jnp.any(tokens.is_stop(ids, eos_ids) & is_answer, 1),
+        "diversity": policy_gradient.distinct_bigrams(ids, is_answer, group_size),
+    }
 
 
 def sample(
