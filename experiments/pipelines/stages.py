@@ -21,11 +21,11 @@ that name has made: a run, a folder or a file.
 import dataclasses
 import pathlib
 import re
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.core import folders, names
+from kullback.core import names
+from kullback.experiments import toml_files
 
 # A name in braces; numbers in braces are of regular expressions, which rewards may have.
 _REFERENCE = re.compile(r"\{([A-Za-z][\w-]*)\}")
@@ -166,20 +166,20 @@ def read(source: str | pathlib.Path | Mapping[str, Any]) -> Pipeline:
       ValueError: for a file that is no TOML; for what is unknown, missing or of another type; for a
         reference to a stage that does not come before.
     """
-    contents, place = _contents(source)
-    _known("key", contents, TOP)
-    tables = _table(contents, "stage")
+    contents, file = toml_files.read(source)
+    toml_files.check_known("key", contents, TOP)
+    tables = toml_files.table(contents, "stage")
     if not tables:
-        raise ValueError(f"{place}: no stage; expected tables [stage.NAME]")
+        raise ValueError(f"{file or 'the pipeline'}: no stage; expected tables [stage.NAME]")
     stages: dict[str, Stage] = {}
     for name, table in tables.items():
         if not _NAME.fullmatch(name):
             raise ValueError(f"stage {name!r} must be a letter, then letters, digits, _ or -")
-        stages[name] = _stage(name, _mapping(f"stage.{name}", table), stages)
+        stages[name] = _stage(name, toml_files.mapping(f"stage.{name}", table), stages)
     out = contents.get("out")
     if out is not None and not isinstance(out, str):
         raise ValueError(f"out must be the folder of the pipeline, got {out!r}")
-    report = _table(contents, "report")
+    report = toml_files.table(contents, "report")
     for text in _texts(report):
         _check_references("report", text, stages)
     return Pipeline(stages=stages, out=out, report=report)
@@ -264,16 +264,6 @@ def _check_references(where: str, text: str, before: Mapping[str, Stage]) -> Non
             )
 
 
-def _contents(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    if isinstance(source, Mapping):
-        return source, "pipeline"
-    folders.check_regular(source)
-    try:
-        return tomllib.loads(pathlib.Path(source).read_text("utf-8")), str(source)
-    except ValueError as error:  # Not TOML, or not UTF-8.
-        raise ValueError(f"{source} is no TOML file: {error}") from error
-
-
 def _filled(fields: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
     """Returns fields with what `place` says for each name in braces."""
 
@@ -302,19 +292,3 @@ def _listed(value: Any) -> list[Any]:
 
 def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _table(tables: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return _mapping(key, tables.get(key, {}))
-
-
-def _mapping(key: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{key} must be a table of fields, got {given!r}")
-    return given
-
-
-def _known(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(names.unknown(kind, name, known))

@@ -14,7 +14,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.core import experience, names, typed, types
+from kullback.core import experience, typed, types
+from kullback.experiments import toml_files
 from kullback.experiments.runs import kinds, plans, resolved, run_folder, simulators
 
 SECTIONS = ("plan", "settings", "environment_flags", "model_flags")
@@ -73,31 +74,35 @@ def configurations(sweep: Mapping[str, Any]) -> list[Configuration]:
     Raises:
       ValueError: for what is unknown, missing, given twice, or of another type.
     """
-    _known("key", sweep, (*TOP, *SECTIONS))
+    toml_files.check_known("key", sweep, (*TOP, *SECTIONS))
     agents, environments = (_names(sweep, key) for key in ("agents", "environments"))
     for kind, listed in (("agent", agents), ("environment", environments)):
-        _known(kind, _table(sweep, kind), listed)
-        for name, table in _table(sweep, kind).items():
-            _known(f"key of {kind}.{name}", _mapping(f"{kind}.{name}", table), SECTIONS)
-    arms = _table(sweep, "arm") or {"": {}}
+        toml_files.check_known(kind, toml_files.table(sweep, kind), listed)
+        for name, table in toml_files.table(sweep, kind).items():
+            toml_files.check_known(
+                f"key of {kind}.{name}", toml_files.mapping(f"{kind}.{name}", table), SECTIONS
+            )
+    arms = toml_files.table(sweep, "arm") or {"": {}}
     for name, table in arms.items():
-        _known(f"key of arm.{name}", _mapping(f"arm.{name}", table), SECTIONS)
+        toml_files.check_known(
+            f"key of arm.{name}", toml_files.mapping(f"arm.{name}", table), SECTIONS
+        )
     seeds = _seeds(sweep.get("seeds", 1))
-    base = {section: _table(sweep, section) for section in SECTIONS}
+    base = {section: toml_files.table(sweep, section) for section in SECTIONS}
     if "steps" in sweep:
         if "steps" in base["plan"]:
             raise ValueError("steps is given twice: at the top and in [plan]")
         base["plan"] = {"steps": sweep["steps"], **base["plan"]}
     grids = {}
     for agent, environment, arm in itertools.product(agents, environments, arms):
-        for_agent = _table(sweep, "agent").get(agent, {})
-        for_environment = _table(sweep, "environment").get(environment, {})
+        for_agent = toml_files.table(sweep, "agent").get(agent, {})
+        for_environment = toml_files.table(sweep, "environment").get(environment, {})
         grids[agent, environment, arm] = {
             name: {
                 **fields,
-                **_table(for_agent, name),
-                **_table(for_environment, name),
-                **_table(arms[arm], name),
+                **toml_files.table(for_agent, name),
+                **toml_files.table(for_environment, name),
+                **toml_files.table(arms[arm], name),
             }
             for name, fields in base.items()
         }
@@ -187,7 +192,7 @@ def _grid(
     tables: Mapping[str, Mapping[str, Any]],
     seeds: tuple[int, ...],
 ) -> Iterable[Configuration]:
-    _known("field of [plan]", tables["plan"], PLAN_FIELDS)
+    toml_files.check_known("field of [plan]", tables["plan"], PLAN_FIELDS)
     axes = [
         [(section, key, value) for value in _values(f"{section}.{key}", given)]
         for section in SECTIONS
@@ -252,19 +257,3 @@ def _names(sweep: Mapping[str, Any], key: str) -> list[str]:
     if len(set(given)) < len(given):
         raise ValueError(f"{key} has a name twice: {', '.join(given)}")
     return given
-
-
-def _table(tables: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return _mapping(key, tables.get(key, {}))
-
-
-def _mapping(key: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{key} must be a table of fields, got {given!r}")
-    return given
-
-
-def _known(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(names.unknown(kind, name, known))

@@ -17,12 +17,11 @@ import pathlib
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from kullback.core import files, folders, json_files
-from kullback.experiments import interrupts, limits, progress
+from kullback.experiments import interrupts, limits, progress, toml_files
 from kullback.experiments.sweeps import sweep_local, sweep_watch, sweep_worker
 from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
 
@@ -73,7 +72,7 @@ def sweep(
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be >= 1, got {jobs}")
-    contents, name = _read(source)
+    contents, name = toml_files.read(source)
     out = out or contents.get("out")
     if not isinstance(out, str | os.PathLike):
         raise ValueError(f"out must be the folder of the sweep, got {out!r}: give it or --out")
@@ -161,17 +160,6 @@ def recorded(folder: pathlib.Path) -> Recorded:
 def _check_threads(record: json_files.Record, key: str, threads: int) -> None:
     if not 1 <= threads <= limits.JOBS:
         raise record.error(key, f"in [1, {limits.JOBS}]")
-
-
-def _read(source: str | pathlib.Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Returns the contents of a sweep's file, and its name; "" for a mapping."""
-    if isinstance(source, Mapping):
-        return source, ""
-    folders.check_regular(source)
-    try:
-        return tomllib.loads(pathlib.Path(source).read_text("utf-8")), str(source)
-    except ValueError as error:  # Not TOML, or not UTF-8.
-        raise ValueError(f"{source} is no TOML file: {error}") from error
 
 
 def _check(**arguments: Any) -> dict[str, Any]:
