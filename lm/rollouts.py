@@ -5,7 +5,7 @@ tokens of a row.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +50,7 @@ Score = Callable[[Any, tokens.Completion, batches.Prompts], types.Array]
 
 
 def text_metrics(
-    sequences: batches.Sequences, eos_ids: Sequence[int], group_size: int
+    sequences: batches.Sequences, eos_ids: tuple[int, ...], group_size: int
 ) -> dict[str, jax.Array]:
     """Measures texts: answer_tokens and truncated, [B] each, and diversity, [B / G].
 

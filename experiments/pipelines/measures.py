@@ -19,7 +19,7 @@ from kullback.core import files, json_files, typed
 from kullback.experiments.evaluate import evaluation
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.runs import episodes, model_files, models, opened, rewards
-from kullback.lm import answers, data, policy_gradient, rollouts
+from kullback.lm import answers, data, rollouts
 
 SHOWN = 8  # Prompts whose answers are shown side by side.
 COLUMNS = ("reward", "gold", "kl_start", "tokens", "diversity")
@@ -115,14 +115,12 @@ def measure(subject: Subject, start: model_files.Checkpoint | None, settings: Se
             drawn = jnp.asarray(written.log_probability)[:, 1:]
             ratio = drawn - start_log_probabilities(start.params, s)
             kl = jnp.sum(jnp.where(jnp.asarray(s.is_answer)[:, 1:], ratio, 0), 1)
-        bigrams = policy_gradient.distinct_bigrams(
-            jnp.asarray(s.tokens)[:, 1:], jnp.asarray(s.is_answer)[:, 1:], settings.samples
-        )
+        of_texts = rollouts.text_metrics(s, evaluator.model.config.eos_ids, settings.samples)
         return {
             "reward": scored.prompt_means(written.rewards),
             "kl_start": scored.prompt_means(kl),
-            "tokens": scored.prompt_means(np.asarray(s.is_answer).sum(1)),
-            "diversity": np.asarray(bigrams, np.float64),
+            "tokens": scored.prompt_means(of_texts["answer_tokens"]),
+            "diversity": np.asarray(of_texts["diversity"], np.float64),
         }
 
     measured = scored.measured(acting, count, key, columns)

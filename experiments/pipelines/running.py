@@ -4,6 +4,7 @@ What is finished is left alone, and what was interrupted goes on. Each stage sho
 its command. `stages.py` says what a file holds, `outputs.py` where everything is.
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -20,6 +21,7 @@ from kullback.experiments.pipelines import outputs, stages
 from kullback.experiments.runs import owner
 
 CHILD = "kullback.experiments.commands.child"
+LOG = ".log"
 _WAIT_SECONDS = 60.0  # For a process of an interrupted pipeline that is still saving.
 
 
@@ -47,7 +49,7 @@ def run(
       dry_run: only lists the stages.
       trust_code: whether modules that a file names (of rewards) may run; those that a mapping names
         may.
-      quiet: prints no list of stages.
+      quiet: prints no list of stages; what they print goes to a log beside each one's record.
       say: prints a line; None is `print`, at once.
 
     Raises:
@@ -86,7 +88,7 @@ def run(
                 if outputs.recorded(one) is None:
                     if not quiet:
                         say(f"{number} of {len(planned)}, {one.label}:")
-                    _do(one, trust_code)
+                    _do(one, trust_code, one.record_file.with_suffix(LOG) if quiet else None)
             summary.write(planned, tuple(without), report, folder, say=say)
     except KeyboardInterrupt as error:
         name = "" if isinstance(source, Mapping) else str(source)
@@ -97,8 +99,13 @@ def run(
     return folder
 
 
-def _do(planned: outputs.Planned, trust_code: bool) -> None:
+def _do(planned: outputs.Planned, trust_code: bool, log: pathlib.Path | None) -> None:
     """Does a stage, or goes on with it, and writes its record.
+
+    Args:
+      planned: the stage.
+      trust_code: whether modules that it names may run.
+      log: takes what it prints; None: the terminal does.
 
     Raises:
       Failed: if it failed.
@@ -111,31 +118,36 @@ def _do(planned: outputs.Planned, trust_code: bool) -> None:
     begun = time.monotonic()
     # Other commands take what they are told as typed, and this file was checked.
     trust = ["--trust-code"] if trust_code and is_run else []
-    status = _process([*planned.arguments, *trust])
+    status = _process([*planned.arguments, *trust], log)
     if status:
         end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise Failed(
-            f"stage {planned.stage.name} ended with {end}, see above; the stages before it are "
-            "finished, and the same command goes on"
+            f"stage {planned.stage.name} ended with {end}, see {log or 'above'}; the stages before "
+            "it are finished, and the same command goes on"
         )
     if not path.exists():
         raise Failed(f"stage {planned.stage.name} has made nothing at {path}")
     outputs.write_record(planned, time.monotonic() - begun)
 
 
-def _process(command: Sequence[str]) -> int:
+def _process(command: Sequence[str], log: pathlib.Path | None) -> int:
     """Runs a command of `kullback` to its end; returns its status, negative for a signal.
 
     On KeyboardInterrupt it is asked to save, and waited for; a second one asks again.
     """
-    process = subprocess.Popen(
-        # -P: a file in this folder which is called as a library is not run.
-        [sys.executable, "-P", "-m", CHILD, *command],
-        stdin=subprocess.PIPE,  # Ends when this process does.
-        # This process may have memory of the accelerator once it has reported.
-        env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-        start_new_session=True,  # Ctrl-C reaches it once, by `terminate`.
-    )
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if log is None else log.open("ab") as file:
+        process = subprocess.Popen(
+            # -P: a file in this folder which is called as a library is not run.
+            [sys.executable, "-P", "-m", CHILD, *command],
+            stdin=subprocess.PIPE,  # Ends when this process does.
+            stdout=file,
+            stderr=None if file is None else subprocess.STDOUT,
+            # This process may have memory of the accelerator once it has reported.
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+            start_new_session=True,  # Ctrl-C reaches it once, by `terminate`.
+        )
     interruption: KeyboardInterrupt | None = None
     while True:
         try:

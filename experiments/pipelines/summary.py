@@ -68,16 +68,33 @@ def write(
     files.atomic_write_text(records / VARIANTS, json.dumps(variants, indent=2) + "\n")
     folder = out / REPORT
     page.check_folder(folder)
-    read = {name: measures.read(file) for name, file in by_stage.items()}
+    measured = read(out, left_out)
     with page.replaced(folder) as temporary, plots.plain_text():
         written = page.Page(temporary, f"Pipeline {out.name}, {_label(left_out)}", say)
-        _stages(written, planned, read, given)
-        _gains(written, planned, read)
-        _picture(written, read, bool(given.gold))
+        _stages(written, planned, measured, given)
+        _gains(written, planned, measured)
+        _picture(written, measured, bool(given.gold))
         _left_out(written, records, variants)
-        _texts(written, read)
+        _texts(written, measured)
         written.write()
     say(f"report: {folder / page.INDEX}")
+
+
+def read(out: pathlib.Path, left_out: Sequence[str] = ()) -> dict[str, measures.Measured]:
+    """Returns measures by stage of a pipeline that was run, in the order of its stages.
+
+    Args:
+      out: the pipeline's folder.
+      left_out: stages that it went without.
+
+    Raises:
+      ValueError: if it was not run, or has no report.
+    """
+    records, label = out / outputs.RECORDS, _label(left_out)
+    variants = _variants(records)
+    if label not in variants:
+        raise ValueError(f"{out} has no report of a pipeline with {label}")
+    return {name: measures.read(records / file) for name, file in variants[label].items()}
 
 
 def _measured(
@@ -159,7 +176,7 @@ def _even(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _stages(
     out: page.Page,
     planned: Mapping[str, outputs.Planned],
-    read: Mapping[str, measures.Measured],
+    by_stage: Mapping[str, measures.Measured],
     given: measures.Settings,
 ) -> None:
     out.section("Stages")
@@ -172,7 +189,7 @@ def _stages(
             "made of": ", ".join(one.parents),
             "seconds": 0.0 if record is None else record.seconds,
         }
-        rows.append({**row, **(_estimates(read[name]) if name in read else {})})
+        rows.append({**row, **(_estimates(by_stage[name]) if name in by_stage else {})})
     gold = f"; gold is {given.gold}" if given.gold else ""
     out.table(
         "stages",
@@ -187,13 +204,13 @@ def _stages(
 def _gains(
     out: page.Page,
     planned: Mapping[str, outputs.Planned],
-    read: Mapping[str, measures.Measured],
+    by_stage: Mapping[str, measures.Measured],
 ) -> None:
     """Adds the differences of each stage to the one that it began with, prompt by prompt."""
     rows = []
-    for name, measured in read.items():
+    for name, measured in by_stage.items():
         begun_with = stages.references(planned[name].stage.begins_with)
-        before = next((read[parent] for parent in begun_with if parent in read), None)
+        before = next((by_stage[p] for p in begun_with if p in by_stage), None)
         if before is None:
             continue
         gains = {
@@ -208,11 +225,11 @@ def _gains(
         out.table("gains", _even(rows), caption)
 
 
-def _picture(out: page.Page, read: Mapping[str, measures.Measured], has_gold: bool) -> None:
+def _picture(out: page.Page, by_stage: Mapping[str, measures.Measured], has_gold: bool) -> None:
     columns = ("reward", "gold") if has_gold else ("reward",)
     figure = plots.grid(len(columns), 1)
     for axes, column in zip(figure.axes, columns, strict=True):
-        for number, (name, measured) in enumerate(read.items()):
+        for number, (name, measured) in enumerate(by_stage.items()):
             x, y = _estimates(measured).get("kl_start"), statistics.ratio(measured.columns[column])
             if x is None:
                 continue
@@ -262,14 +279,14 @@ def _left_out(
     )
 
 
-def _texts(out: page.Page, read: Mapping[str, measures.Measured]) -> None:
+def _texts(out: page.Page, by_stage: Mapping[str, measures.Measured]) -> None:
     out.section("Answers side by side")
-    firsts = next(iter(read.values())).texts
+    firsts = next(iter(by_stage.values())).texts
     rows = [
         {
             "prompt": text["prompt"],
             "target": text["target"],
-            **{name: measured.texts[n]["answer"] for name, measured in read.items()},
+            **{name: measured.texts[n]["answer"] for name, measured in by_stage.items()},
         }
         for n, text in enumerate(firsts)
     ]
