@@ -13,6 +13,7 @@ from kullback.experiments.commands import arguments
 from kullback.experiments.commands.arguments import flag
 
 if TYPE_CHECKING:
+    from kullback.experiments.runs import opened
     from kullback.lm import merging
 
 METHODS = ("mean", "ema", "slerp", "liti")
@@ -28,13 +29,14 @@ def add_parser(commands: Any) -> None:
         "files, or pretrained:NAME. "
         "mean: by --weights; ema: a moving average in the order given; slerp: spherical "
         "interpolation of their differences to --base (WARP), or without one of themselves; "
-        "liti: from --base toward their mean. Runs of adapters beside one base know it. MODELS "
-        "that are all folders of adapters as peft has them become one such folder, by the same "
-        "methods; their base is no option.",
+        "liti: from --base toward their mean. Runs of adapters beside one base know it; --base "
+        "says where it is if it has moved. MODELS that are all folders of adapters as peft has "
+        "them become one such folder, by the same methods; their base is no option.",
     )
     flag(sub, "models MODEL", arguments.path, nargs="+")
     flag(sub, "--method", METHODS, required=True)
-    flag(sub, "--base DIR", arguments.path, "what the models were trained from")
+    base = "what the models were trained from; of runs of adapters, where their base is now"
+    flag(sub, "--base DIR", arguments.path, base)
     flag(sub, "--out DIR", arguments.path, "new", required=True)
     weights = "of mean and liti: one a model, of any sum; default: uniform"
     flag(sub, "--weights W", arguments.number, weights, nargs="+")
@@ -74,16 +76,23 @@ def main(options: argparse.Namespace) -> int:
         return _merge_adapters(options, config)
     if options.rank is not None:
         raise ValueError("--rank is of adapters, folders with adapter_config.json")
+    beside = _runs_of_adapters(options.models)
     base_path = options.base
-    if base_path is None and options.method in ("slerp", "liti"):
-        base_path = _base_of_adapters(options.models)
+    if options.method in ("slerp", "liti"):
+        base_path = base_path or _base_of_adapters(options.models, beside)
+    elif beside:
+        base_path = None  # Updates are merged into it, and no difference is taken from it.
     config.check(len(options.models), has_base=base_path is not None)
     given = [*options.models, *([] if base_path is None else [base_path])]
     # Runs are exported first, and files converted, which takes a while.
     folders = [path for path in given if not is_converted(path)]
     merging.check_places(options.out, folders)
+    moved = "" if options.base is None else str(options.base)
     with contextlib.ExitStack() as stack:
-        models = [_folder(path, options.out, stack) for path in options.models]
+        models = [
+            _folder(path, options.out, stack, moved if path in beside else "")
+            for path in options.models
+        ]
         base = None if base_path is None else _folder(base_path, options.out, stack)
         report = merging.merge(
             models,
@@ -96,7 +105,7 @@ def main(options: argparse.Namespace) -> int:
         )
     for line in report.overridden:
         print(f"overridden: {line}")
-    if base_path != options.base:
+    if base_path is not None and options.base is None:
         print(f"base: {base_path}, of all of these adapters")
     if report.left_out:
         print(f"not copied, as it is code: {', '.join(report.left_out)}")
@@ -132,25 +141,49 @@ def _merge_adapters(options: argparse.Namespace, config: "merging.Config") -> in
     return 0
 
 
-def _base_of_adapters(paths: Sequence[pathlib.Path]) -> pathlib.Path | None:
-    """Returns the base of runs of adapters, if all were trained beside one; else None.
+def _runs_of_adapters(paths: Sequence[pathlib.Path]) -> "dict[pathlib.Path, opened.Opened]":
+    """Returns those models, by path, that are runs of adapters."""
+    from kullback.experiments.runs import learnt, opened
+
+    runs = {path: run for path in paths if (run := opened.find(path)) is not None}
+    return {path: run for path, run in runs.items() if learnt.adapters_of(run)}
+
+
+def _base_of_adapters(
+    paths: Sequence[pathlib.Path], beside: "dict[pathlib.Path, opened.Opened]"
+) -> pathlib.Path | None:
+    """Returns the base of runs of adapters, if all models were trained beside one; else None.
 
     That it still is what it was is checked when the runs are read.
+
+    Args:
+      paths: of the models.
+      beside: those of them that are runs of adapters.
+
+    Raises:
+      ValueError: if it is no model now.
     """
-    from kullback.experiments.runs import learnt, opened, run_folder
+    from kullback.experiments.runs import models, run_folder
 
-    runs = [run for path in paths if (run := opened.find(path)) is not None]
-    if len(runs) < len(paths) or not all(learnt.adapters_of(run) for run in runs):
+    if len({run.config.get(run_folder.BASE) for run in beside.values()}) != 1:
         return None
-    if len({run.config.get(run_folder.BASE) for run in runs}) > 1:
+    if any(path not in beside for path in paths):
         return None
-    return pathlib.Path(runs[0].plan.model)
+    base = pathlib.Path(beside[paths[0]].plan.model)
+    if models.find(base) is None:
+        raise ValueError(
+            f"{base}, the base of these adapters, is no model: --base says where it is"
+        )
+    return base
 
 
-def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) -> pathlib.Path:
+def _folder(
+    path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack, moved: str = ""
+) -> pathlib.Path:
     """Returns the folder of a model.
 
     Of a run, a GGUF file or a published model, it is written beside `out` until the stack ends.
+    `moved` is where the base of a run of adapters is now, if it has moved.
     """
     from kullback.core import files
     from kullback.experiments.runs import exports, models
@@ -163,7 +196,7 @@ def _folder(path: pathlib.Path, out: pathlib.Path, stack: contextlib.ExitStack) 
         tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.absolute().parent)
     )
     home = pathlib.Path(scratch) / path.name
-    exports.write_folder(path, home)
+    exports.write_folder(path, home, base=moved)
     return home
 
 

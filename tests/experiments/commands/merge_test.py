@@ -154,7 +154,7 @@ def test_what_is_overridden_is_printed(folders, tmp_path, capsys: pytest.Capture
 def test_where_nothing_can_be_written_is_said_before_a_run_is_exported(folders, tmp_path):
     run = tmp_path / "run"
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic", seed=3)
-    run_folder.RunFolder(run).write_config({"plan": dataclasses.asdict(plan)})
+    run_folder.RunFolder(run).write_config({"plan": plan.to_json()})
     bpe = tokenizer.train_bpe(["a b c d"] * 4, vocab_size=CONFIG.vocab_size)
     model_files.save(
         model_files.Checkpoint(CONFIG, bpe, None), run

@@ -193,6 +193,39 @@ def test_merges_know_the_base_of_runs_of_adapters(
     assert "base" in refused("merge", run, base, *given, "--out", tmp_path / "other")
 
 
+def test_merges_find_a_base_that_has_moved(
+    run: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path, kullback: Any, refused: Any
+):
+    """It is where the runs' adapters are merged, and what differences are taken from."""
+    moved, other, lost = tmp_path / "moved", tmp_path / "other", tmp_path / "lost"
+    shutil.copytree(base, moved)
+    train(other, "sft", base, steps=1, settings=())
+    shutil.copytree(run, lost)
+    config = json.loads((run / "config.json").read_text())
+    config["plan"]["model"] = str(tmp_path / "nowhere")
+    (lost / "config.json").write_text(json.dumps(config))
+    liti, mean = ("--method", "liti", "--interpolation", "0.25"), ("--method", "mean")
+    new = ("--out", tmp_path / "new")
+    assert "nowhere, the base of these adapters, is no model: --base says" in refused(
+        "merge", lost, lost, *liti, *new
+    )
+    assert "nowhere is no model" in refused("merge", lost, lost, *mean, *new)
+    for method in (liti, mean):
+        wrong = refused("merge", lost, lost, *method, "--base", other, *new)
+        assert f"{other} is not the base that {lost}'s adapters were trained beside" in wrong
+    assert "mean takes no base" in refused("merge", base, base, *mean, "--base", base, *new)
+    old, learnt = params_of(base), params_of(run)
+    expected = {
+        liti: jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, old, learnt),
+        mean: jax.tree.map(lambda a, b: (a + b) / 2, learnt, old),
+    }
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    for method, second in ((liti, lost), (mean, base)):  # The second mean has a whole model.
+        out = tmp_path / method[1]
+        assert kullback("merge", lost, second, *method, "--base", moved, "--out", out)[0] == 0
+        jax.tree.map(close, params_of(out), expected[method])
+
+
 @pytest.mark.slow
 def test_policy_reference_and_value_share_one_base(base: pathlib.Path, tmp_path: pathlib.Path):
     settings = (*ADAPTERS, "samples_per_prompt=2", "baseline=value", "value_learning_rate=1e-2")
