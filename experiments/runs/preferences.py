@@ -34,9 +34,7 @@ from kullback.lm import (
     data,
     gemma,
     memory,
-    narrow_weights,
     preferences,
-    quantisation,
     reward_model,
     sharding,
     tasks,
@@ -196,10 +194,9 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     lora_settings, base, base_sha256 = config.learning.lora, None, ""
     if lora_settings:
         adapter_files.check_base(plan)
-        base = models.base_params(plan.model, mesh)
-        if scheme := quantisation.of_storage(plan.frozen):
-            base_sha256 = model_files.fingerprint(base)
-            base = narrow_weights.narrowed(base, scheme)
+        whole = decoder._replace(params=models.base_params(plan.model, mesh))
+        frozen = whole.frozen(plan.frozen)
+        base, base_sha256 = frozen.params, frozen.sha256
     elif plan.frozen != "float32":
         raise ValueError(
             f"--frozen {plan.frozen} is of the base of adapters, of which {plan.agent} has none: "

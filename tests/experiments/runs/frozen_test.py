@@ -18,6 +18,7 @@ from kullback.experiments.runs import (
     model_files,
     models,
     plans,
+    preferences,
     resolved,
 )
 from kullback.lm import narrow_weights, quantisation
@@ -103,6 +104,23 @@ def test_models_that_are_read_have_few_bits_and_the_hash_of_what_was_read(
     jax.tree.map(np.testing.assert_array_equal, built.initial_params(), params)
 
 
+def test_the_base_of_a_reward_models_adapters_has_few_bits_and_the_hash_of_what_was_read(
+    base: pathlib.Path, tmp_path: pathlib.Path
+):
+    environment = f"tokens/preferences:{pairs(tmp_path)}"
+    given = plans.Plan(
+        agent="reward-model",
+        environment=environment,
+        model=str(base),
+        settings=(*SHORT, *ADAPTERS),
+        frozen="int8",
+    )
+    built, params = preferences.setup(resolved.resolve(given)), models.load(base).params
+    narrow = narrow_weights.narrowed(params, quantisation.of_storage("int8"))
+    jax.tree.map(np.testing.assert_array_equal, built.base, narrow)
+    assert built.details()["base_sha256"] == model_files.fingerprint(params)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "fields"),
@@ -146,11 +164,11 @@ def test_what_has_nothing_frozen_takes_no_format(base: pathlib.Path, tmp_path: p
     refuses(
         r"of which reward-model has none: --set lora.rank",
         "reward-model",
-        environment="tokens/preferences:" + str(preferences(tmp_path)),
+        environment="tokens/preferences:" + str(pairs(tmp_path)),
     )
 
 
-def preferences(folder: pathlib.Path) -> pathlib.Path:
+def pairs(folder: pathlib.Path) -> pathlib.Path:
     path = folder / "pairs.jsonl"
     pair = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
     path.write_text("".join(json.dumps(pair | {"prompt": f"{i}+1="}) + "\n" for i in range(40)))
