@@ -209,20 +209,31 @@ def _gains(
     """Adds the differences of each stage to the one that it began with, prompt by prompt."""
     rows = []
     for name, measured in by_stage.items():
-        begun_with = stages.references(planned[name].stage.begins_with)
-        before = next((by_stage[p] for p in begun_with if p in by_stage), None)
-        if before is None:
+        parent = _measured_before(planned[name], by_stage)
+        if parent is None:
             continue
+        before = by_stage[parent]
         gains = {
             column: statistics.ratio(measured.columns[column] - before.columns[column])
             for column in measures.COLUMNS
             if not np.all(np.isnan(measured.columns[column] - before.columns[column]))
         }
-        rows.append({"stage": name, "beyond": begun_with[0], **gains})
+        rows.append({"stage": name, "beyond": parent, **gains})
     if rows:
         out.section("What each stage gave")
         caption = "Differences on the same prompts, with the same random numbers; 95% intervals."
         out.table("gains", _even(rows), caption)
+
+
+def _measured_before(
+    planned: outputs.Planned, by_stage: Mapping[str, measures.Measured]
+) -> str | None:
+    """Returns the nearest stage with measures of those that a stage began with, or None."""
+    for name in stages.references(planned.stage.begins_with)[:1]:
+        if name in by_stage:
+            return name
+        return _measured_before(planned.parents[name], by_stage)
+    return None
 
 
 def _picture(out: page.Page, by_stage: Mapping[str, measures.Measured], has_gold: bool) -> None:

@@ -134,6 +134,8 @@ class Server:
             connection.request("POST", target, body, headers)
             response = connection.getresponse()
             status, data = response.status, response.read(most + 1)
+        except TimeoutError as error:  # Of a read, which may be noticed before the timer is.
+            raise _late(seconds) from error
         except (OSError, http.client.HTTPException) as error:
             if is_late.is_set():
                 raise _late(seconds) from error

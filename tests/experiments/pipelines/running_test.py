@@ -26,9 +26,12 @@ def contents(**changes: Any) -> dict[str, Any]:
         "settings": {"batch_size": 4, **LENGTHS},
         "model_flags": {"num_layers": 1},
     }
-    bits = {"run": "quantize", "model": "{start}", "format": "int8"}
+    # Of a folder, which names no task: nothing is evaluated.
+    folder = {"run": "export", "model": "{start}"}
+    bits = {"run": "quantize", "model": "{folder}", "format": "int8"}
     report = {"task": SUMS, "reward": "length", "episodes": 4, "samples": 2, **LENGTHS}
-    return {"stage": {"start": {**start, **changes}, "bits": bits}, "report": report}
+    tables = {"start": {**start, **changes}, "folder": folder, "bits": bits}
+    return {"stage": tables, "report": report}
 
 
 def written(out: pathlib.Path) -> dict[str, int]:
@@ -45,15 +48,16 @@ def test_a_pipeline_runs_once_and_redoes_what_changed(tmp_path: pathlib.Path):
     given = contents()
     assert running.run(given, out=out, say=said.append) == out
     before = written(out)
-    assert [name.split("-")[0] for name in sorted(before)] == ["bits", "start"]
+    assert [name.split("-")[0] for name in sorted(before)] == ["bits", "folder", "start"]
     assert (out / "report" / "index.html").is_file()
     rows = files.read_csv(out / "report" / "stages.csv")
-    assert [row["stage"] for row in rows] == ["start", "bits"]
-    assert abs(rows[0]["kl_start"]) < 1e-5 < abs(rows[1]["kl_start"])
+    assert [row["stage"] for row in rows] == ["start", "folder", "bits"]
+    assert abs(rows[0]["kl_start"]) < 1e-5 < abs(rows[2]["kl_start"])
+    assert rows[1]["kl_start"] != rows[1]["kl_start"]  # It was not measured.
     gains = files.read_csv(out / "report" / "gains.csv")
     assert [(row["stage"], row["beyond"]) for row in gains] == [("bits", "start")]
-    assert gains[0]["kl_start"] == pytest.approx(rows[1]["kl_start"], abs=1e-5)
-    assert any("2 of 2, bits-" in line and "quantize, new" in line for line in said)
+    assert gains[0]["kl_start"] == pytest.approx(rows[2]["kl_start"], abs=1e-5)
+    assert any("3 of 3, bits-" in line and "quantize, new" in line for line in said)
     # The same again does nothing; another format does that stage alone.
     running.run(given, out=out, quiet=True, say=said.append)
     assert written(out) == before
