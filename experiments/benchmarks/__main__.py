@@ -20,10 +20,12 @@ PUBLISHED = (
     *("generate", "train-sft", "train-rlhf"),
     *("train-sft-lora", "train-gkd-lora", "train-rlhf-lora"),
 )
+POST_TRAINING = ("grpo", "ppo", "dpo")
 BENCHMARKS = (
     *("gradient_step", "atari", "minatar", "btr", "btr_atari", "replay", "startup"),
     *("agents", "generation", "tuning", "reinforce", "entailment", "merging"),
     *("operators", "theory"),
+    *(f"post_training/{case}" for case in POST_TRAINING),
     *(f"published/{case}" for case in PUBLISHED),
 )
 RESULTS = pathlib.Path("results") / "benchmarks"

@@ -42,9 +42,13 @@ def answered(
     config: gemma.Config, rows: int, length: int, num_prompt: int = 1
 ) -> batches.Sequences:
     """Draws rows of random text, all of one length, whose tokens are answers after `num_prompt`."""
-    text = tokens(config, rows, length)
-    place = np.broadcast_to(np.arange(length, dtype=np.int32), text.shape)
-    lengths = np.full(rows, length, np.int32)
+    return whole(tokens(config, rows, length), num_prompt)
+
+
+def whole(text: np.ndarray, num_prompt: int) -> batches.Sequences:
+    """Returns rows without padding, int32 [rows, length], answers after `num_prompt` tokens."""
+    place = np.broadcast_to(np.arange(text.shape[1], dtype=np.int32), text.shape)
+    lengths = np.full(len(text), text.shape[1], np.int32)
     return batches.Sequences(text, place >= num_prompt, place, np.ones_like(text), lengths)
 
 

@@ -111,7 +111,7 @@ def request(
         _, *sizes = (1, published_cases.LONG, 0) if case.kind == "prefill" else case.sizes
         return "llamacpp", "published", seconds, json.dumps(sizes), file
     if case.kind == "rloo":
-        sizes = [*case.sizes, published_cases.RLOO.config.kl_coefficient]
+        sizes = [*case.sizes, published_cases.RLOO.settings().kl_coefficient]
         return "transformers", "reinforce", seconds, json.dumps(sizes), weights
     dtype = "bfloat16" if name == published_cases.BFLOAT16 else "float32"
     sizes = json.dumps(case.sizes)
