@@ -56,15 +56,23 @@ Matrix = jax.Array | Narrow
 def narrowed(params: types.Params, scheme: quantisation.Scheme) -> types.Params:
     """Returns a model's parameters with its matrices in a scheme's formats.
 
+    The other leaves are copied: they may be parts of a mapped file, whose pages would all stay.
+
     Raises:
       ValueError: as of `read`.
     """
+    if not scheme:
+        return params
 
     def change(w: jax.Array, name: quantisation.Name, axis: int, path: tuple[str, ...]) -> Matrix:
         del name, axis
         return read("/".join(path), w.shape, _chunks(w), scheme)
 
-    return quantisation.map_matrices(change, params, scheme) if scheme else params
+    def copied(w: Any) -> Any:
+        return w if _is_narrow(w) else jnp.array(w)
+
+    changed = quantisation.map_matrices(change, params, scheme)
+    return jax.tree.map(copied, changed, is_leaf=_is_narrow)
 
 
 def read(

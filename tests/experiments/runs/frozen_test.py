@@ -1,7 +1,9 @@
 """Tests of runs, and of models that are read, whose frozen weights have few bits in memory."""
 
+import gc
 import json
 import pathlib
+import weakref
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import trees
+from kullback.core import mapped, trees
 from kullback.experiments import cli
 from kullback.experiments.runs import (
     converted,
@@ -119,6 +121,41 @@ def test_the_base_of_a_reward_models_adapters_has_few_bits_and_the_hash_of_what_
     narrow = narrow_weights.narrowed(params, quantisation.of_storage("int8"))
     jax.tree.map(np.testing.assert_array_equal, built.base, narrow)
     assert built.details()["base_sha256"] == model_files.fingerprint(params)
+
+
+def test_the_float_weights_of_a_base_in_few_bits_are_garbage_with_their_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All of them: a norm alone would keep all pages of a file of the cache."""
+    monkeypatch.setenv("KULLBACK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(converted, "LEAST_BYTES", 1)
+    gguf = models_test.write_gguf(tmp_path / "m.gguf")
+    models.load(gguf)  # Which writes it into the cache.
+    load, open_bytes = models.load, mapped.open_bytes
+    leaves, files = [], []
+
+    def loaded(*given: Any, **fields: Any) -> model_files.Checkpoint:
+        checkpoint = load(*given, **fields)
+        leaves.extend(map(weakref.ref, jax.tree.leaves(checkpoint.params)))
+        return checkpoint
+
+    def opened(*given: Any, **fields: Any) -> np.ndarray:
+        memory = open_bytes(*given, **fields)
+        files.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(models, "load", loaded)
+    monkeypatch.setattr(mapped, "open_bytes", opened)
+    given = {"agent": "sft", "model": str(gguf), "settings": (*SHORT, *ADAPTERS)}
+    whole = setup(**given)
+    gc.collect()
+    assert whole.base is not None and all(ref() is not None for ref in leaves)
+    assert any(ref() is not None for ref in files)  # On a CPU the float base is its file's pages.
+    del whole
+    narrow = setup(**given, frozen="bfloat16")
+    gc.collect()
+    assert narrow.base is not None
+    assert not [x for ref in (*leaves, *files) if (x := ref()) is not None]
 
 
 @pytest.mark.slow
