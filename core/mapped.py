@@ -2,8 +2,12 @@
 
 import mmap
 import pathlib
+import weakref
 
 import numpy as np
+
+# Memory of files that arrays still use, by its address.
+_OPEN: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()
 
 
 def open_bytes(path: pathlib.Path, *, writable: bool = False) -> np.ndarray:
@@ -20,7 +24,14 @@ def open_bytes(path: pathlib.Path, *, writable: bool = False) -> np.ndarray:
         return np.empty(0, np.uint8)
     access = mmap.ACCESS_COPY if writable else mmap.ACCESS_READ
     with path.open("rb") as file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8)
+        memory = np.frombuffer(mmap.mmap(file.fileno(), 0, access=access), np.uint8)
+    _OPEN[memory.ctypes.data] = memory
+    return memory
+
+
+def holds(address: int) -> bool:
+    """Returns whether memory is that of a file that `open_bytes` has mapped, and is in use."""
+    return any(0 <= address - start < array.nbytes for start, array in _OPEN.items())
 
 
 def release(array: np.ndarray) -> None:

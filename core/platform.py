@@ -4,9 +4,12 @@ import ctypes
 import functools
 import platform
 import threading
+from typing import Any
 
 import jax
 import psutil
+
+from kullback.core import mapped
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # Of glibc's malloc.h.
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # What JAX says then.
@@ -75,6 +78,21 @@ def available_memory() -> int:
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return psutil.virtual_memory().available
+
+
+def mapped_bytes(arrays: Any) -> int:
+    """Returns the bytes of arrays that are pages of files, which count as available memory.
+
+    Args:
+      arrays: a tree of arrays, each of them on one device.
+    """
+    if jax.default_backend() != "cpu":
+        return 0
+    return sum(
+        x.nbytes
+        for x in jax.tree.leaves(arrays)
+        if isinstance(x, jax.Array) and mapped.holds(x.unsafe_buffer_pointer())
+    )
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -3,14 +3,16 @@
     parameters     once, in float32; of adapters, if there are some
     moments        of the optimiser: twice the parameters for Adam; and target parameters
     frozen         models that are read: teacher, start, a reward's, the base of adapters; of those
-                   in few bits the codes, and the block that is open; and what a format of few bits
-                   holds in place of the parameters
+                   in few bits the codes, and the block that is open; pages of a file too, as each
+                   step reads them all; and what a format of few bits holds in place of the
+                   parameters
     gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
 
 Weights that the backward pass reads are the parameters themselves. XLA needs less where it fuses,
-and somewhat more where pieces of memory do not fit: tests hold the sum to what it reports.
+and somewhat more where pieces of memory do not fit: tests hold the sum to what it reports. Before
+learning, what gets few bits is read as float32, which is beside its codes until all are made.
 """
 
 import dataclasses
@@ -78,7 +80,7 @@ class Setting:
 def of_learning(
     config: gemma.Config, state: types.LearnerState, frozen: Any, setting: Setting
 ) -> Needs:
-    """Computes the memory of a learner step, which is the most that a run takes.
+    """Computes the memory of a learner step, which is the most that learning takes.
 
     Args:
       config: of the model that learns.

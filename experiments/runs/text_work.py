@@ -170,7 +170,10 @@ class TextWork(Work):
     def check(self) -> None:
         """Raises ValueError if a learner step does not fit into memory."""
         if self.placement is None:
-            free = platform.available_memory() + trees.num_bytes(self.frozen)
+            # What is frozen has taken its memory already, but for pages of files: the system counts
+            # these as available still.
+            taken = trees.num_bytes(self.frozen) - platform.mapped_bytes(self.frozen)
+            free = platform.available_memory() + taken
             memory.require(self.needs, self.setting, free)
 
     def beginning(self) -> Iterator[str]:

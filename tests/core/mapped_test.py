@@ -40,3 +40,16 @@ def test_what_was_written_to_memory_is_kept(tmp_path: pathlib.Path):
     assert not any(path.read_bytes())
     (tmp_path / "empty").touch()
     assert mapped.open_bytes(tmp_path / "empty").size == 0
+
+
+def test_memory_of_files_is_known_while_it_is_used(tmp_path: pathlib.Path):
+    path = tmp_path / "x"
+    path.write_bytes(bytes(2**16))
+    array, ours = mapped.open_bytes(path), np.zeros(2**16, np.uint8)
+    first = array.ctypes.data
+    part = array[8:]
+    del array
+    assert mapped.holds(part.ctypes.data) and mapped.holds(first + 2**16 - 1)
+    assert not mapped.holds(first + 2**16) and not mapped.holds(ours.ctypes.data)
+    del part
+    assert not mapped.holds(first)

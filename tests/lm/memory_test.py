@@ -12,10 +12,13 @@ from kullback.core import trees, types
 from kullback.lm import (
     chunked,
     gemma,
+    gemma_config,
     layers,
     lora,
     memory,
+    narrow_weights,
     preferences,
+    quantisation,
     reward_model,
     sft,
     tuning,
@@ -128,6 +131,32 @@ def test_frozen_models_and_target_parameters_count():
     assert both.frozen == 4060
     assert both.moments == alone.moments + alone.parameters
     assert both.total == alone.total + 4060 + alone.parameters
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "q4_0"])
+def test_a_base_in_few_bits_counts_its_codes_and_the_block_that_is_open(
+    storage: gemma_config.Storage,
+):
+    """Codes, scales and norms are there; of the float matrices nothing but the largest block."""
+    config = dataclasses.replace(CONFIG, embed_dim=32, hidden_dim=64)
+    settings = lora.Config(rank=4)
+    state = shapes(sft.make(gemma.make(config, settings)))
+    base = jax.tree.map(
+        lambda x: jnp.zeros(x.shape), jax.eval_shape(gemma.make(config).init, jax.random.key(0))
+    )
+    narrow = narrow_weights.narrowed(base, quantisation.of_storage(storage))
+    setting = dataclasses.replace(SETTING, adapters=settings)
+    whole, few = (
+        memory.of_learning(config, state, types.Constants(base=x), setting) for x in (base, narrow)
+    )
+    numbers = sum(x.size for x in jax.tree.leaves(base))
+    assert whole.frozen == 4 * numbers
+    norms = sum(x.size for x in jax.tree.leaves(base) if x.size <= 4 * 32 * 2)
+    bits = {"bfloat16": 16, "int8": 8, "q4_0": 4}[storage]
+    codes = bits * (numbers - norms) // 8
+    table = 4 * 32 * 32_768 // 2  # The table in two blocks, of float32.
+    assert 0 < few.frozen - codes - table < 0.2 * codes
+    assert few._replace(frozen=0) == whole._replace(frozen=0)
 
 
 def test_a_step_that_does_not_fit_is_refused_with_one_that_does():

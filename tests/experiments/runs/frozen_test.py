@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kullback import experiments
-from kullback.core import mapped, trees
+from kullback.core import mapped, platform, trees
 from kullback.experiments import cli
 from kullback.experiments.runs import (
     converted,
@@ -151,8 +151,25 @@ def test_the_float_weights_of_a_base_in_few_bits_are_garbage_with_their_file(
     gc.collect()
     assert whole.base is not None and all(ref() is not None for ref in leaves)
     assert any(ref() is not None for ref in files)  # On a CPU the float base is its file's pages.
+
+    def available(free: int) -> None:
+        monkeypatch.setattr(platform, "available_memory", lambda: free)
+
+    # Pages of a file are available memory as the system counts it.
+    pages = platform.mapped_bytes(whole.frozen)
+    odd = trees.num_bytes(whole.frozen) - pages  # Leaves that the file has at odd places.
+    assert odd < 0.2 * pages
+    least = whole.needs(whole.setting).total - odd
+    available(least)
+    whole.check()
+    available(least - 1)
+    with pytest.raises(ValueError, match="learning takes"):
+        whole.check()
     del whole
     narrow = setup(**given, frozen="bfloat16")
+    assert platform.mapped_bytes(narrow.frozen) == 0
+    available(narrow.needs(narrow.setting).total - trees.num_bytes(narrow.frozen))
+    narrow.check()
     gc.collect()
     assert narrow.base is not None
     assert not [x for ref in (*leaves, *files) if (x := ref()) is not None]
