@@ -99,12 +99,13 @@ def make(
     def climber(agent: types.Agent) -> rewarded.Climber:
         return rewarded.climber(world, agent, rewarded.GOLD)
 
+    member_kind = warp.KINDS[type(algorithm.member)]
     return Policies(
         name=name,
         algorithm=algorithm,
         world=world,
         fixed={arm: climber(rlhf.make(model, config=config)) for arm, config in fixed.items()},
-        member=climber(rlhf.make(model, config=algorithm.member)),
+        member=climber(member_kind.make(model, config=algorithm.member)),
         whole=climber(warp.make(model, algorithm)),
         evaluate=rewarded.evaluator(world, language.horizon, samples),
     )

@@ -215,7 +215,7 @@ def test_optimiser_steps_of_a_learner_step_share_its_learning_rate():
     state, rates = transformation.init(params), []
     for _ in range(15):
         updates, state = transformation.update({"w": jnp.ones(1)}, state, params)
-        rates.append(-float(updates["w"][0]))
+        rates.append(-float(jax.tree.leaves(updates)[0][0]))
     expected = np.repeat([0.0, 0.1, 0.2, 0.3, 0.4], 3)
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 

@@ -180,7 +180,7 @@ def test_the_majority_is_scored_by_the_answer_that_most_samples_gave():
     # Of the first prompt "7" has two votes, of the second all answers differ: the first counts.
     texts, scores = [["7", "8"], ["3", "9"], [" 7\n", "1"]], [[0.5, 0], [0, 1], [0.5, 1]]
     samples = [
-        Answers(x, [], *[np.zeros(2)] * 3, {"score": np.array(y)})
+        Answers(x, [], np.zeros(2), np.zeros(2), np.zeros(2), {"score": np.array(y)})
         for x, y in zip(texts, scores, strict=True)
     ]
     np.testing.assert_array_equal(evaluation.majority_scores(samples), [0.5, 0])

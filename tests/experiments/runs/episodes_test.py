@@ -26,7 +26,7 @@ from kullback.experiments.runs import (
     rewards,
     run_folder,
 )
-from kullback.lm import answers, gemma, tasks, tokenizer, warp
+from kullback.lm import answers, gemma, rlhf, tasks, tokenizer, warp
 from kullback.lm.entailment import scorers
 from tests.records import as_killed, repeated
 
@@ -389,8 +389,9 @@ def test_rewards_rise(tmp_path: pathlib.Path):
 
 
 def test_presets_are_what_the_papers_have():
-    assert warp.Config().member.reference == "moving-average"
-    assert (warp.Config().member.kl_coefficient, warp.Config().member.anchor_rate) == (0.1, 0.01)
+    member = warp.Config().member
+    assert isinstance(member, rlhf.Config) and member.reference == "moving-average"
+    assert (member.kl_coefficient, member.anchor_rate) == (0.1, 0.01)
     assert gemma.PRESETS["tiny"].eos_ids == (1,)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core import checkpoints
+from kullback.experiments import toml_files
 from kullback.experiments.commands import sweep
 from kullback.experiments.runs import run_folder
 from kullback.experiments.sweeps import sweeping
@@ -233,7 +234,7 @@ def test_a_ray_cluster_does_the_same(tmp_path: pathlib.Path):
     assert done.returncode == 0, done.stderr
     assert f"{BAD}: the loss is not finite at step" in done.stdout
     local = sweeping.sweep(
-        {**sweeping._read(file)[0], "settings": {"learning_rate": 1e-3}},
+        {**toml_files.read(file)[0], "settings": {"learning_rate": 1e-3}},
         out=tmp_path / "local",
         quiet=True,
     )
