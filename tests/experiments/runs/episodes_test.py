@@ -220,7 +220,8 @@ def test_warp_goes_on_in_the_middle_and_ends_with_its_front(
     with (whole / "front.csv").open() as file:
         front = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert [point["eta"] for point in front] == list(warp.ETAS)
-    assert abs(front[0]["kl_start"]) < 1e-4 < front[-1]["kl_start"]
+    # Of so few texts the estimate may be below 0.
+    assert abs(front[0]["kl_start"]) < 1e-4 < abs(front[-1]["kl_start"])
     assert (whole / "front.png").stat().st_size > 1_000
     # A point is made of the folder of the merge, and the start.
     merged = models.load(whole / "merged-000012")
