@@ -189,11 +189,11 @@ def claims_of_climbs(world: str, rows: study.Rows) -> Iterator[judging.Check]:
             "(mean over proxies)",
             np.mean([falls(of_proxy) for of_proxy in gold], 0),
         )
-    peak = judging.above(
+    peak = of_what_gold_gains(
         f"{world}: the peak of gold is higher with the average in weights than with members "
         "(difference of means, of what gold itself gains)",
-        gained(lambda kl, gold, at: gold.max()) / gains(climbs(rows, "gold")["gold"].gold),
-        shared=SHARED,
+        gained(lambda kl, gold, at: gold.max()),
+        gains(climbs(rows, "gold")["gold"].gold),
     )
     yield judging.headline(peak)
     yield judging.above(
@@ -216,6 +216,14 @@ def falls(gold: np.ndarray) -> np.ndarray:
 def gains(gold: np.ndarray) -> np.ndarray:
     """Returns how far gold rises, [seeds], from the start of a curve to its peak, [seeds, n]."""
     return gold.max(1) - gold[:, 0]
+
+
+def of_what_gold_gains(claim: str, values: np.ndarray, gained: np.ndarray) -> judging.Check:
+    """Judges whether shares of what gold itself gains lie above 0, [seeds] each."""
+    if np.min(gained) <= 0:
+        evidence = "gold itself gains nothing for a seed, and there is no share of it"
+        return judging.Check(claim, "undecided", evidence, num_seeds=len(values))
+    return judging.above(claim, values / gained, shared=SHARED)
 
 
 def dose(rows: study.Rows) -> judging.Check:

@@ -214,6 +214,13 @@ def test_climbs_are_judged(good: bool):
     )
 
 
+def test_a_share_of_nothing_is_undecided():
+    values, gained = np.array([0.1, 0.11]), np.array([1.0, 1.1])
+    assert warm.of_what_gold_gains("more", values, gained).verdict == "held"
+    check = warm.of_what_gold_gains("more", values, np.array([1.0, 0.0]))
+    assert check.verdict == "undecided" and "gains nothing" in check.evidence
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_it_runs(tmp_path: pathlib.Path, rank: int):
