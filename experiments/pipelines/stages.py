@@ -194,13 +194,21 @@ def check(stage: Stage, *, trust_code: bool) -> None:
     """
     try:
         _check_command(stage)
-        code = [t for t in _texts(stage.fields) if "python:" in t.lower()]
-        if code and not trust_code:
-            raise ValueError(
-                f"{code[0]!r} would run code of that module; if you know it, add --trust-code"
-            )
+        for text in _texts(stage.fields):
+            check_trust(text, trust_code=trust_code)
     except (ValueError, TypeError) as error:
         raise ValueError(f"stage {stage.name}: {error}") from error
+
+
+def check_trust(reward: str, *, trust_code: bool) -> None:
+    """Raises ValueError for a reward that runs code or asks a server, unless it may."""
+    from kullback.experiments.runs import plans
+
+    if plans.names_code(reward) and not trust_code:
+        raise ValueError(
+            f"{reward!r} would run code of that module, or send texts to that server; if you know "
+            "it, add --trust-code"
+        )
 
 
 def references(text: str) -> list[str]:

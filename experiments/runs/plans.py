@@ -264,7 +264,7 @@ class Plan:
     @property
     def code(self) -> str:
         """The reward or the environment, if it names a module or a server that is used; else ""."""
-        if any(kind in self.reward.lower() for kind in ("python:", "http:", "https:")):
+        if names_code(self.reward):
             return f"reward {self.reward!r}"
         if ":" in self.environment and self.kind == "games":  # gymnasium's MODULE:ID.
             return f"environment {self.environment!r}"
@@ -285,6 +285,11 @@ class Plan:
                 "in this folder, or send texts to that server; if you know it, add --trust-code "
                 "(trust_code=True in Python)"
             )
+
+
+def names_code(reward: str) -> bool:
+    """Returns whether a reward's name has a module or a server, which need a user's trust."""
+    return any(kind in reward.lower() for kind in ("python:", "http:", "https:"))
 
 
 def _flags() -> dict[str, Flag]:

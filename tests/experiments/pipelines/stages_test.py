@@ -82,6 +82,7 @@ def test_a_file_must_be_toml_of_stages(tmp_path: pathlib.Path):
         ({"environment": "toy/chain", "agent": "dqn", "model": ""}, "stage a"),
         ({"num_seeds": 2}, "one model"),
         ({"agent": "rlhf", "reward": "python:a:b"}, "--trust-code"),
+        ({"agent": "rlhf", "reward": "exact+http://a/b"}, "--trust-code"),
     ],
 )
 def test_a_wrong_command_is_refused_with_its_stage(fields: dict[str, Any], message: str):
