@@ -23,7 +23,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, regularizers, sampling, types
+from kullback.core import learners, regularizers, types
 from kullback.lm import (
     adapters,
     answers,
@@ -395,7 +395,7 @@ def _micro_batch_loss(
     (value, metrics), slopes = jax.value_and_grad(total, has_aux=True)(log_pi)
     by_token = jnp.where(is_answer, slopes[:, None], 0)
     linear, _ = chunked.weighted_loss(
-        lambda logits, labels: (_log_probability(logits, labels), ()),
+        lambda logits, labels: (answers.log_probability(logits, labels, 1.0), ()),
         by_token.reshape(-1),
         student,
         labels.reshape(-1),
@@ -408,8 +408,4 @@ def _micro_batch_loss(
 
 def _measures(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns log-probabilities of tokens, and entropies, [n] each."""
-    return _log_probability(logits, labels), regularizers.entropy(logits)
-
-
-def _log_probability(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return sampling.log_probability(regularizers.promote(logits), labels)
+    return answers.log_probability(logits, labels, 1.0), regularizers.entropy(logits)
