@@ -175,16 +175,7 @@ def _subject(options: argparse.Namespace) -> "subjects.Subject":
     run = opened.find(options.model, trust_code=options.trust_code)
     if run is not None and run.kind != "language":
         raise ValueError(f"{options.model} is no run of a language model, which answers questions")
-    if options.base:
-        from kullback.experiments.runs import learnt
-
-        if run is None:
-            raise ValueError(f"--base is of a run of adapters, and {options.model} is none")
-        run = learnt.beside(run, options.base)
-    if run is not None and options.adapter:
-        raise ValueError(
-            f"--adapter is merged into weights, and {options.model} is a run: export it first"
-        )
+    run = arguments.beside_base(run, options.model, options)
     new_tokens = options.max_new_tokens
     return subjects.Subject(
         path=arguments.with_adapter(options.model, options.adapter),

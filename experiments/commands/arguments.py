@@ -4,12 +4,15 @@ import argparse
 import contextlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kullback.core import typed
 from kullback.experiments import limits
 from kullback.experiments.runs import plans
 from kullback.lm.control_tokens import READINGS
+
+if TYPE_CHECKING:
+    from kullback.experiments.runs import opened
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
@@ -144,6 +147,30 @@ def add_adapters(parser: Any, *, adapter: bool = True) -> None:
 def with_adapter(model: pathlib.Path | str, adapter: pathlib.Path | None) -> Any:
     """Returns the name of a model, of the type that it has, with its --adapter if there is one."""
     return model if adapter is None else type(model)(f"{model}{plans.ADAPTER}{adapter}")
+
+
+def beside_base(
+    run: "opened.Opened | None", named: pathlib.Path, options: argparse.Namespace
+) -> "opened.Opened | None":
+    """Returns a run with its --base, if that is given; refuses flags of `add_adapters` for others.
+
+    Args:
+      run: of the model; None if it is none.
+      named: the model as the user named it.
+      options: of the command.
+
+    Raises:
+      ValueError: for a --base without a run, or an --adapter of one; as `learnt.beside` does.
+    """
+    if options.base:
+        from kullback.experiments.runs import learnt
+
+        if run is None:
+            raise ValueError(f"--base is of a run of adapters, and {named} is none")
+        run = learnt.beside(run, options.base)
+    if run is not None and options.adapter:
+        raise ValueError(f"--adapter is merged into weights, and {named} is a run: export it first")
+    return run
 
 
 def add_writing(parser: Any) -> None:

@@ -106,16 +106,7 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         raise ValueError("--max-steps is for games; of a text it is --max-new-tokens")
     if options.reward is not None and options.best_of is None:
         raise ValueError("--reward goes with --best-of N, which chooses by it")
-    if options.base:
-        from kullback.experiments.runs import learnt
-
-        if run is None:
-            raise ValueError(f"--base is of a run of adapters, and {options.run} is none")
-        run = learnt.beside(run, options.base)
-    if run is not None and options.adapter:
-        raise ValueError(
-            f"--adapter is merged into weights, and {options.run} is a run: export it first"
-        )
+    run = arguments.beside_base(run, options.run, options)
     subject = subjects.Subject(
         path=arguments.with_adapter(options.run, options.adapter),
         run=run,
