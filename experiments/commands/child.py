@@ -10,13 +10,43 @@ import os
 import pathlib
 import signal
 import stat
+import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
+MODULE = "kullback.experiments.commands.child"
 TRUST = "--trust-code"
 LENGTH = ("--steps=", "--epochs=")  # Flags by which a run may grow.
 _OUT = "--out="
+
+
+def start(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    output: BinaryIO | None,
+    home: str | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts the process of a command of `kullback`; `terminate` asks it to save and end.
+
+    Args:
+      command: without "kullback".
+      environment: variables beside this process's.
+      output: takes all that it prints; None: this process's terminal does.
+      home: the folder that relative paths start from; None is this process's.
+    """
+    return subprocess.Popen(
+        # -P: a file in that folder which is called as a library is not run.
+        [sys.executable, "-P", "-m", MODULE, *command],
+        stdin=subprocess.PIPE,  # Ends when this process does.
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        env={**os.environ, **environment},
+        cwd=home,
+        start_new_session=True,  # Ctrl-C reaches it once, by `terminate`.
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ and of the keys of the stages that it needs. So a changed field gives new keys t
 depend on it, and to no other; what was made before stays where it is.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -55,10 +56,10 @@ def plan(pipeline: Pipeline, out: pathlib.Path) -> dict[str, Planned]:
       ValueError: for a file from outside that cannot be read.
     """
     planned: dict[str, Planned] = {}
-
+    hashed = functools.cache(fingerprint)  # Several stages may name one file.
     for name, stage in pipeline.stages.items():
         inputs = {
-            path: fingerprint(pathlib.Path(path))
+            path: hashed(pathlib.Path(path))
             for text in stage.named_paths(lambda name: f"{{{name}}}")
             for path in _paths_in(text)
         }
@@ -78,13 +79,22 @@ def plan(pipeline: Pipeline, out: pathlib.Path) -> dict[str, Planned]:
     return planned
 
 
+def read(planned: Planned) -> Record | None:
+    """Returns the record of a stage as it was written; None if it is not finished."""
+    if not planned.record_file.is_file():
+        return None
+    saved = json_files.read(planned.record_file)
+    parents = saved.record("parents").each(str)
+    return Record(saved.get("sha256", str), parents, saved.get("seconds", float))
+
+
 def recorded(planned: Planned) -> Record | None:
-    """Returns the record of a stage; None if it is not finished.
+    """Returns the record of a stage, held against the bytes that are there; None without one.
 
     Raises:
       ValueError: if what it made, or was made from, is not what it was.
     """
-    record = _read(planned)
+    record = read(planned)
     if record is None:
         return None
     again = f"remove {planned.record_file} and {planned.path} to make it again"
@@ -96,7 +106,7 @@ def recorded(planned: Planned) -> Record | None:
             f"it back, or {again}"
         )
     for name, parent in planned.parents.items():
-        record_of_parent = _read(parent)
+        record_of_parent = read(parent)
         if record_of_parent is not None and record_of_parent.sha256 != record.parents.get(name):
             raise ValueError(
                 f"stage {planned.stage.name} was made from another {parent.path} than is there "
@@ -107,7 +117,7 @@ def recorded(planned: Planned) -> Record | None:
 
 def write_record(planned: Planned, seconds: float) -> None:
     """Writes down that a stage is finished, and what it made from what."""
-    records = {name: _read(parent) for name, parent in planned.parents.items()}
+    records = {name: read(parent) for name, parent in planned.parents.items()}
     record = {
         "stage": planned.stage.name,
         "key": planned.key,
@@ -119,14 +129,6 @@ def write_record(planned: Planned, seconds: float) -> None:
     }
     planned.record_file.parent.mkdir(parents=True, exist_ok=True)
     files.atomic_write_text(planned.record_file, json.dumps(record, indent=2) + "\n")
-
-
-def _read(planned: Planned) -> Record | None:
-    if not planned.record_file.is_file():
-        return None
-    saved = json_files.read(planned.record_file)
-    parents = saved.record("parents").each(str)
-    return Record(saved.get("sha256", str), parents, saved.get("seconds", float))
 
 
 def fingerprint(path: pathlib.Path) -> str:

@@ -6,21 +6,18 @@ its command. `stages.py` says what a file holds, `outputs.py` where everything i
 
 import contextlib
 import functools
-import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kullback.core import files, folders
 from kullback.experiments import interrupts
+from kullback.experiments.commands import child
 from kullback.experiments.pipelines import outputs, stages
 from kullback.experiments.runs import owner
 
-CHILD = "kullback.experiments.commands.child"
 LOG = ".log"
 _WAIT_SECONDS = 60.0  # For a process of an interrupted pipeline that is still saving.
 
@@ -74,10 +71,10 @@ def run(
     if folder.exists():
         folders.check_links(folder, (outputs.RECORDS,))
     planned = outputs.plan(pipeline, folder)
-    states = {name: outputs.state(one) for name, one in planned.items()}
-    for number, (name, one) in enumerate(planned.items(), 1):
+    states = [outputs.state(one) for one in planned.values()]
+    for number, (one, state) in enumerate(zip(planned.values(), states, strict=True), 1):
         if not quiet:
-            say(f"{number} of {len(planned)}, {one.label}: {one.stage.command}, {states[name]}")
+            say(f"{number} of {len(planned)}, {one.label}: {one.stage.command}, {state}")
     if dry_run:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +82,7 @@ def run(
     try:
         with owner.held(folder):
             for number, one in enumerate(planned.values(), 1):
-                if outputs.recorded(one) is None:
+                if outputs.read(one) is None:
                     if not quiet:
                         say(f"{number} of {len(planned)}, {one.label}:")
                     _do(one, trust_code, one.record_file.with_suffix(LOG) if quiet else None)
@@ -117,7 +114,7 @@ def _do(planned: outputs.Planned, trust_code: bool, log: pathlib.Path | None) ->
         files.remove(path)
     begun = time.monotonic()
     # Other commands take what they are told as typed, and this file was checked.
-    trust = ["--trust-code"] if trust_code and is_run else []
+    trust = [child.TRUST] if trust_code and is_run else []
     status = _process([*planned.arguments, *trust], log)
     if status:
         end = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
@@ -138,16 +135,9 @@ def _process(command: Sequence[str], log: pathlib.Path | None) -> int:
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if log is None else log.open("ab") as file:
-        process = subprocess.Popen(
-            # -P: a file in this folder which is called as a library is not run.
-            [sys.executable, "-P", "-m", CHILD, *command],
-            stdin=subprocess.PIPE,  # Ends when this process does.
-            stdout=file,
-            stderr=None if file is None else subprocess.STDOUT,
-            # This process may have memory of the accelerator once it has reported.
-            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
-            start_new_session=True,  # Ctrl-C reaches it once, by `terminate`.
-        )
+        # This process may have memory of the accelerator once it has reported.
+        variables = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        process = child.start(command, variables, output=file)
     interruption: KeyboardInterrupt | None = None
     while True:
         try:

@@ -4,6 +4,7 @@ It has what was done with all stages, and beside it each of the pipelines from w
 left out, as far as they were run in the same folder.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -113,25 +114,15 @@ def _measured(
     if not subjects:
         return {}
 
-    def of_path(text: str) -> str:
-        return stages.filled(text, lambda name: str(planned[name].path))
+    given = dataclasses.replace(given, start=given.start or f"{{{next(iter(subjects))}}}")
 
-    start_text = given.start or f"{{{next(iter(subjects))}}}"
-    keyed = stages.filled(start_text, lambda name: planned[name].key)
-    facts = [
-        *(stages.filled(x, lambda n: planned[n].key) for x in (given.reward, given.gold)),
-        keyed,
-        *(given.task, given.episodes, given.samples, given.seed, given.lengths),
-    ]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:8]
-    filled = measures.Settings(
-        **{
-            **{name: getattr(given, name) for name in measures.Settings.__dataclass_fields__},
-            "reward": of_path(given.reward),
-            "gold": of_path(given.gold),
-            "start": of_path(start_text),
-        }
-    )
+    def with_stages(place: Callable[[str], str]) -> measures.Settings:
+        names = {x: stages.filled(getattr(given, x), place) for x in ("reward", "gold", "start")}
+        return dataclasses.replace(given, **names)
+
+    keyed = dataclasses.asdict(with_stages(lambda name: planned[name].key))
+    digest = hashlib.sha256(json.dumps(keyed).encode()).hexdigest()[:8]
+    filled = with_stages(lambda name: str(planned[name].path))
     start_subject = measures.subject(pathlib.Path(filled.start), filled)
     if start_subject is None:
         raise ValueError(f"report: start must be a language model, got {filled.start}")
@@ -182,7 +173,7 @@ def _stages(
     out.section("Stages")
     rows = []
     for name, one in planned.items():
-        record = outputs.recorded(one)
+        record = outputs.read(one)
         row = {
             "stage": name,
             "command": " ".join(one.stage.arguments(lambda n: f"{{{n}}}", one.path.name)),

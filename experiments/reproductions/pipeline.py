@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kullback.experiments.pipelines import measures, running, summary
+from kullback.experiments.pipelines import running, summary
 from kullback.experiments.reproductions import charts, judging, study
 
 TASK = "tokens/arithmetic"
@@ -120,7 +120,7 @@ def contents(config: Config, seed: int) -> dict[str, Any]:
             "bits": {"run": "quantize", "model": "{policy}", "format": "q4_0", "table": "q8_0"},
         },
         "report": {
-            **{"task": TASK, "reward": "exact", "gold": "exact", "start": "{start}"},
+            **{"task": TASK, "reward": "exact", "start": "{start}"},
             **{"episodes": config.episodes, "samples": 2, **LENGTHS},
         },
     }
@@ -134,13 +134,17 @@ def compare(config: Config, seed: int, work: study.Work) -> Iterator[study.Row]:
         running.run(given, out=folder, without=left_out, quiet=True, say=lambda line: None)
         by_stage = summary.read(folder, left_out)
         for stage, measured in by_stage.items():
-            means = {column: float(np.mean(measured.columns[column])) for column in COLUMNS}
+            means = {
+                column: float(np.mean(measured.columns[measure]))
+                for column, measure in COLUMNS.items()
+            }
             yield {"without": name, "stage": stage, **means}
-        last = float(np.mean([*by_stage.values()][-1].columns["gold"]))
+        last = float(np.mean([*by_stage.values()][-1].columns["reward"]))
         work.tick((number + 1) * STEPS // len(LEFT_OUT), last, "gold")
 
 
-COLUMNS = tuple(name for name in measures.COLUMNS if name != "reward")  # It is gold here.
+# Columns of the table, and their measures: the report's reward is gold here.
+COLUMNS = {"gold": "reward", **{name: name for name in ("kl_start", "tokens", "diversity")}}
 STEPS = 20  # Processes of a seed, about.
 
 

@@ -5,20 +5,17 @@ The child process, `commands/child.py`, goes on with its run or begins it by the
 """
 
 import dataclasses
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from kullback.experiments.commands import child
 from kullback.experiments.runs import plans
 
 POLL_SECONDS = 0.2
-CHILD = "kullback.experiments.commands.child"
-TRUST = "--trust-code"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,17 +59,12 @@ def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = str(job.threads)
     limits = {"NPROC": threads, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
-    command = ["train", *_train_arguments(job)]
     with log.open("ab") as file:
-        return subprocess.Popen(
-            # -P: a file in that folder which is called as a library is not run.
-            [sys.executable, "-P", "-m", CHILD, *command],
-            stdin=subprocess.PIPE,  # Ends when this process does.
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **limits, **environment},
-            cwd=job.home,
-            start_new_session=True,  # Ctrl-C reaches it once, by `stop`.
+        return child.start(
+            ["train", *_train_arguments(job)],
+            {**limits, **environment},
+            output=file,
+            home=job.home,
         )
 
 
@@ -111,7 +103,7 @@ def _train_arguments(job: Job) -> list[str]:
         job.plan["agent"],
         job.plan["environment"],
         f"--out={job.folder}",
-        *([TRUST] if job.trust_code else []),
+        *([child.TRUST] if job.trust_code else []),
         *(f"--{name}={value}" for name, value in given if value and not isinstance(value, list)),
         *(f"--{name}={text}" for name, texts in lists for text in texts),
     ]
