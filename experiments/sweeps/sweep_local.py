@@ -20,14 +20,18 @@ def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers
     Args:
       checked: as `sweep_runs.runs` returns it.
       jobs: runs at a time; None: on CPUs as many as have a core for each of their threads, on
-        CUDA one a device, on other accelerators one.
+        CUDA one a device or the file's `runs_per_gpu`, on other accelerators one. With
+        `runs_per_gpu` there are never more than it has room for.
       cores: of this machine.
     """
     platform, devices = checked["platform"], checked["devices"]
     # A run over a mesh needs all devices. CUDA alone lets us choose the device of a process.
     is_pinned = platform == "gpu" and not any(run["plan"]["mesh"] for run in checked["runs"])
+    per_gpu = checked["runs_per_gpu"] if is_pinned else None
     if jobs is None and platform != "cpu":
-        jobs = devices if is_pinned else 1
+        jobs = devices * (per_gpu or 1) if is_pinned else 1
+    elif jobs is not None and per_gpu is not None:
+        jobs = min(jobs, devices * per_gpu)
 
     def has_room(job: Job, running: Mapping[Job, _Handle]) -> bool:
         if jobs is not None:
@@ -39,7 +43,7 @@ def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers
             return _Handle(sweep_worker.start(job, {}), None)
         taken = [handle.device for handle in running.values()]
         device = min(range(devices), key=taken.count)
-        variables = _device_variables(device, sharing=-(-jobs // devices))
+        variables = _device_variables(device, sharing=per_gpu or -(-jobs // devices))
         return _Handle(sweep_worker.start(job, variables), device)
 
     return Workers(
@@ -53,7 +57,5 @@ def workers(checked: Mapping[str, Any], jobs: int | None, cores: int) -> Workers
 def _device_variables(number: int, *, sharing: int) -> dict[str, str]:
     """Returns variables of the environment by which a process sees one GPU, shared by `sharing`."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    variables = {"CUDA_VISIBLE_DEVICES": visible.split(",")[number] if visible else str(number)}
-    if sharing > 1:  # By default the first process takes 75% of the memory.
-        variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 / sharing:.3f}"
-    return variables
+    device = visible.split(",")[number] if visible else str(number)
+    return {"CUDA_VISIBLE_DEVICES": device, **sweep_worker.gpu_memory(sharing)}

@@ -25,7 +25,10 @@ PLAN_FIELDS = {
     for name, hint in typing.get_type_hints(plans.Plan).items()
     if name not in GIVEN_ABOVE and name in {field.name for field in dataclasses.fields(plans.Plan)}
 }
-TOP = ("out", "agents", "environments", "seeds", "steps", "threads", "agent", "environment", "arm")
+TOP = (
+    *("out", "agents", "environments", "seeds", "steps", "threads", "runs_per_gpu"),
+    *("agent", "environment", "arm"),
+)
 # Limits of one file, all of whose configurations are built before the first one runs.
 MOST_CONFIGURATIONS = 10_000
 MOST_SEEDS = 10_000

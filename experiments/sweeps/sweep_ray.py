@@ -19,7 +19,8 @@ CONNECT_SECONDS = 10.0
 def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Workers:
     """Returns workers that are tasks of a cluster.
 
-    Each thread of a run takes one of Ray's CPUs; on CUDA each run takes a GPU.
+    Each thread of a run takes one of Ray's CPUs; on CUDA each run takes a GPU, or its part of one
+    if the file says `runs_per_gpu`.
 
     Args:
       checked: as `sweep_runs.runs` returns it.
@@ -47,7 +48,10 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
                 "reads for 'auto' alone, needs RAY_AUTH_MODE=token here"
             ) from error
     threads = max(run["threads"] for run in checked["runs"])
-    num_gpus = int(checked["platform"] == "gpu")
+    num_gpus, variables = 0.0, dict[str, str]()
+    if checked["platform"] == "gpu":  # Ray counts GPUs in steps of 1/10,000.
+        sharing = checked["runs_per_gpu"] or 1
+        num_gpus, variables = int(10_000 / sharing) / 10_000, sweep_worker.gpu_memory(sharing)
     sizes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     if max(sizes, default=0) < threads:
         raise ValueError(
@@ -60,7 +64,7 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
     task = ray.remote(num_gpus=num_gpus, max_retries=3, runtime_env=runtime_env)(sweep_worker.work)
 
     def start(job: Job, running: Mapping[Job, Any]) -> Any:
-        return task.options(num_cpus=job.threads, name=job.name).remote(job, {})
+        return task.options(num_cpus=job.threads, name=job.name).remote(job, variables)
 
     def poll(job: Job, handle: Any) -> Outcome | None:
         if not ray.wait([handle], timeout=0)[0]:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from kullback.core import checkpoints
+from kullback.experiments import limits
 from kullback.experiments.runs import mends, opened, plans, resolved, run_folder, settings
 from kullback.experiments.sweeps import sweep_plan
 
@@ -54,8 +55,9 @@ def runs(
     Returns:
       {"runs": [{"name", "plan", "threads", "done", "diverged", "notes"}], "others": names of runs
       in the folder that are not of the sweep, "untrusted": names of modules that may not run,
-      "platform", "devices"}; `done` counts agent steps of a seed, `diverged` is the reason if the
-      run has diverged, else "", and `notes` say what is computed differently since it began.
+      "platform", "devices", "runs_per_gpu": None where the file does not say}; `done` counts agent
+      steps of a seed, `diverged` is the reason if the run has diverged, else "", and `notes` say
+      what is computed differently since it began.
 
     Raises:
       ValueError: if a run is impossible or not trusted, or has changed since it was begun.
@@ -108,6 +110,7 @@ def runs(
         "untrusted": list(untrusted),
         "platform": jax.default_backend(),
         "devices": jax.local_device_count(),
+        "runs_per_gpu": _runs_per_gpu(sweep, described),
     }
 
 
@@ -292,6 +295,27 @@ def _threads(sweep: Mapping[str, Any], plan: plans.Plan, is_compiled: bool, core
     if is_compiled:  # Small matrices: a second thread waits for the first.
         return 1
     return HOST_THREADS if plan.kind == "games" else cores
+
+
+def _runs_per_gpu(sweep: Mapping[str, Any], described: Iterable[Mapping[str, Any]]) -> int | None:
+    """Returns the runs that share a GPU; None where the file does not say.
+
+    It may change between two calls: a run's numbers do not depend on it.
+    """
+    if "runs_per_gpu" not in sweep:
+        return None
+    count = sweep["runs_per_gpu"]
+    if type(count) is not int or not 1 <= count <= limits.JOBS:
+        raise ValueError(
+            f"runs_per_gpu must be a whole number in [1, {limits.JOBS:,}], got {count!r}"
+        )
+    over_mesh = next((run["name"] for run in described if run["plan"]["mesh"]), None)
+    if over_mesh is not None and count > 1:
+        raise ValueError(
+            f"runs_per_gpu={count} and a mesh do not go together: {over_mesh} takes all GPUs; "
+            "leave one of them out"
+        )
+    return count
 
 
 def _steps(folder: pathlib.Path, plan: plans.Plan) -> int:

@@ -53,6 +53,13 @@ class Workers(NamedTuple):
     stop: Callable[[Any], None]  # Asks a run to save and end; a second call, to end at once.
 
 
+def gpu_memory(sharing: int) -> dict[str, str]:
+    """Returns the variables by which a process takes its part of a GPU that `sharing` share."""
+    if sharing == 1:
+        return {}  # JAX's default: 75% of the memory.
+    return {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / sharing:.4f}"}
+
+
 def start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Starts the run's process with additional variables in its environment."""
     log = pathlib.Path(job.log)

@@ -213,6 +213,8 @@ def _listing(checked: Mapping[str, Any], folder: pathlib.Path, retry_diverged: b
     lines.append(
         f"{len(checked['runs'])} runs in {folder}, {count} of them finished; {to_go:,} steps to go"
     )
+    if (per_gpu := checked["runs_per_gpu"]) is not None and checked["platform"] != "gpu":
+        lines.append(f"runs_per_gpu={per_gpu} has no effect: JAX has no CUDA here")
     lines += [f"needs --trust-code: {code}" for code in checked["untrusted"]]
     if checked["others"]:
         lines.append(f"not of this sweep, and left as they are: {', '.join(checked['others'])}")

@@ -13,8 +13,11 @@ def job(threads: int = 1) -> Job:
     return Job(name="", folder="", log="", plan={}, threads=threads, done=0, home="")
 
 
-def checked(platform: str, devices: int, mesh: str = "") -> dict[str, Any]:
-    return {"platform": platform, "devices": devices, "runs": [{"plan": {"mesh": mesh}}]}
+def checked(
+    platform: str, devices: int, mesh: str = "", runs_per_gpu: int | None = None
+) -> dict[str, Any]:
+    facts = {"platform": platform, "devices": devices, "runs_per_gpu": runs_per_gpu}
+    return {**facts, "runs": [{"plan": {"mesh": mesh}}]}
 
 
 def started(
@@ -60,7 +63,26 @@ def test_more_runs_than_gpus_share_their_memory(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     given = started(monkeypatch, checked("gpu", 2), 9, jobs=3)
     assert [shown["CUDA_VISIBLE_DEVICES"] for shown in given] == ["0", "1", "0"]
-    assert {shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] for shown in given} == {"0.450"}
+    assert {shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] for shown in given} == {"0.4500"}
+
+
+def test_a_file_says_how_many_runs_share_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given = started(monkeypatch, checked("gpu", 2, runs_per_gpu=4), 20)
+    assert [shown["CUDA_VISIBLE_DEVICES"] for shown in given] == ["0", "1"] * 4
+    # A run's part does not depend on how many others there are just then.
+    assert {shown["XLA_PYTHON_CLIENT_MEM_FRACTION"] for shown in given} == {"0.2250"}
+    fewer = started(monkeypatch, checked("gpu", 2, runs_per_gpu=4), 20, jobs=3)
+    assert fewer == given[:3]
+    assert started(monkeypatch, checked("gpu", 2, runs_per_gpu=4), 20, jobs=9) == given
+    alone = started(monkeypatch, checked("gpu", 2, runs_per_gpu=1), 20)
+    assert alone == [{"CUDA_VISIBLE_DEVICES": number} for number in ("0", "1")]
+
+
+def test_elsewhere_than_on_cuda_runs_per_gpu_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    assert started(monkeypatch, checked("tpu", 4, runs_per_gpu=4), 9) == [{}]
+    workers = sweep_local.workers(checked("cpu", 1, runs_per_gpu=4), None, cores=4)
+    assert [workers.has_room(job(1), {job(1): None for _ in range(n)}) for n in (3, 4)] == [1, 0]
 
 
 @pytest.mark.parametrize("runs", [checked("tpu", 4), checked("gpu", 4, mesh="4x1")])

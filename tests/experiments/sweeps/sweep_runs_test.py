@@ -105,6 +105,8 @@ def test_seeds_are_added_and_steps_grow(tmp_path: pathlib.Path):
             "the file asks for 189,981 configurations times seeds, and a sweep has at most 100,000",
         ),
         ({"threads": 0}, "threads must be a whole number >= 1, got 0"),
+        ({"runs_per_gpu": 0}, "runs_per_gpu must be a whole number in [1, 1,024], got 0"),
+        ({"runs_per_gpu": 0.5}, "runs_per_gpu must be a whole number in [1, 1,024], got 0.5"),
     ],
 )
 def test_refuses_what_has_changed_by_name(
@@ -126,6 +128,17 @@ def test_runs_are_compared_by_values(tmp_path: pathlib.Path):
     assert named(runs(tmp_path, **table)) == {"ours": 250}
     table["environment_flags"] = {"sticky_action_prob": 0.2}
     assert runs(tmp_path, **table)["others"] == ["ours"]
+
+
+def test_runs_that_share_a_gpu_are_no_other_runs(tmp_path: pathlib.Path):
+    begin(tmp_path, "dqn-toy-chain,seeds=0-2", saved=250)
+    alone, shared = runs(tmp_path), runs(tmp_path, runs_per_gpu=4)
+    assert (alone["runs_per_gpu"], shared["runs_per_gpu"]) == (None, 4)
+    assert alone["runs"] == shared["runs"] and named(shared) == {"dqn-toy-chain,seeds=0-2": 250}
+    over_mesh = [{"name": "sft-x", "plan": {"mesh": "4x1"}}]
+    assert sweep_runs._runs_per_gpu({"runs_per_gpu": 1}, over_mesh) == 1
+    with pytest.raises(ValueError, match=r"runs_per_gpu=2 and a mesh .* sft-x takes all GPUs"):
+        sweep_runs._runs_per_gpu({"runs_per_gpu": 2}, over_mesh)
 
 
 def test_threads_of_an_environment_are_handed_on_and_not_compared(tmp_path: pathlib.Path):

@@ -193,6 +193,60 @@ def test_where_no_cluster_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatc
         assert address in str(error.value) and "\n" not in str(error.value)
 
 
+def test_runs_per_gpu_is_said_to_do_nothing_where_there_is_no_cuda(tmp_path: pathlib.Path):
+    checked = {"platform": "cpu", "runs": [], "untrusted": [], "others": [], "runs_per_gpu": 4}
+    assert sweeping._listing(checked, tmp_path, retry_diverged=False)[-1] == (
+        "runs_per_gpu=4 has no effect: JAX has no CUDA here"
+    )
+    for facts in ({"runs_per_gpu": None}, {"platform": "gpu"}):
+        assert len(sweeping._listing({**checked, **facts}, tmp_path, retry_diverged=False)) == 1
+
+
+@pytest.mark.slow
+def test_runs_of_a_cluster_share_a_gpu(tmp_path: pathlib.Path):
+    """Ray counts GPUs as it is told to: four runs wait for one another on the only one."""
+    pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
+    program = """if True:
+    import json, pathlib, sys, time
+    import ray
+    from kullback.experiments.sweeps import sweep_ray, sweep_worker
+    from kullback.experiments.sweeps.sweep_worker import Job, Outcome
+
+    def work(job, environment):
+        import ray
+        here = pathlib.Path(job.folder)
+        (here / job.name).touch()
+        end = time.monotonic() + 60
+        while len(list(here.iterdir())) < 4 and time.monotonic() < end:
+            time.sleep(0.05)
+        beside = len(list(here.iterdir()))
+        return Outcome(0, json.dumps([beside, environment, ray.get_gpu_ids()]))
+
+    sweep_worker.work = work
+    ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False)
+    jobs = [Job(name=str(n), folder=sys.argv[1], log="", plan={}, threads=1, done=0, home="")
+            for n in range(4)]
+    checked = {"platform": "gpu", "devices": 1, "runs_per_gpu": 4, "runs": [{"threads": 1}]}
+    workers = sweep_ray.workers(checked, None, "auto")
+    handles = [workers.start(job, {}) for job in jobs]
+    ended = []
+    while len(ended) < 4:
+        ended = [x for x in (workers.poll(*pair) for pair in zip(jobs, handles)) if x is not None]
+        time.sleep(0.1)
+    print("\\n".join(outcome.error for outcome in ended))
+    """
+    (folder := tmp_path / "beside").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)],
+        env={**os.environ, "HOME": str(tmp_path)},  # Where Ray writes its token.
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines()[-4:]]
+    assert said == [[4, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2250"}, [0]]] * 4
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: pathlib.Path):
     file, out = tmp_path / "sweep.toml", tmp_path / "out"
