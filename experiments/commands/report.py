@@ -29,7 +29,9 @@ def add_parser(commands: Any) -> None:
     flag(sub, "--steps N", arguments.steps, "where to compare; default: where all have come")
     pair = "two agents, such as m-dqn:dqn, over the games of both; may be given again"
     flag(sub, "--compare AGENT:AGENT", arguments.name, pair, action="append", default=[])
-    flag(sub, "--published", help="adds a table of the published aggregates")
+    names = ("munchausen", "dopamine", "btr")
+    beside = f"draws published results beside ours, of {', '.join(names)}; may be given again"
+    flag(sub, "--published NAME", names, beside, action="append", default=[])
     sub.set_defaults(command=main)
 
 

@@ -16,12 +16,17 @@ from kullback.experiments.report import (
     language,
     page,
     published,
+    published_curves,
     scores,
     sections,
+    standing,
 )
 from kullback.experiments.runs import run_folder
 
-__all__ = ["write"]
+__all__ = ["PUBLICATIONS", "write"]
+
+# What `--published` takes: a table of aggregates, and curves.
+PUBLICATIONS = (published.NAME, *published_curves.SOURCES)
 
 
 def write(
@@ -33,7 +38,7 @@ def write(
     score: str = "training",
     steps: int | None = None,
     compare: Sequence[str] = (),
-    with_published: bool = False,
+    with_published: Sequence[str] = (),
     say: Callable[[str], Any] = print,
 ) -> pathlib.Path:
     """Writes index.html, self-contained, with its PNGs and CSVs, and returns its path.
@@ -51,7 +56,8 @@ def write(
         games in Atari and MinAtar, else for each environment.
       compare: pairs of agents, each "AGENT:AGENT", which are compared over the games of both,
         beside all others over the baseline.
-      with_published: adds the published aggregates, in a table.
+      with_published: of PUBLICATIONS: "munchausen" adds its aggregates, in a table; "dopamine" and
+        "btr" have curves, which are drawn beside ours on Atari.
       say: prints a line.
 
     Raises:
@@ -70,6 +76,9 @@ def write(
     for label in itertools.chain.from_iterable(declared):
         if label not in labels and label not in agents.AGENTS:  # Its runs may be to come.
             raise ValueError(names.unknown("agent to compare", label, labels, show_all=True))
+    for publication in with_published:
+        if publication not in PUBLICATIONS:
+            raise ValueError(names.unknown("publication", publication, PUBLICATIONS, show_all=True))
     if denominator not in scores.DENOMINATORS:
         raise ValueError(
             f"denominator must be one of {', '.join(scores.DENOMINATORS)}, got {denominator!r}"
@@ -96,8 +105,10 @@ def write(
                 denominator=denominator,
             )
             rows = _write(chapter, compared[family.name], declared, steps)
+            if family.name == "atari":
+                _stand(chapter, [x for x in published_curves.SOURCES if x in with_published])
             ours.extend(_beside_published(family, compared[family.name], rows))
-        if with_published:
+        if published.NAME in with_published:
             written.section("Published results")
             written.table(
                 "published",
@@ -183,6 +194,12 @@ def _write(
     sections.settings(out, family)
     sections.seed_table(out, family)
     return rows
+
+
+def _stand(chapter: chapters.Chapter, drawn: Sequence[str]) -> None:
+    """Adds where runs on Atari stand beside published curves, which are drawn if asked for."""
+    for source in drawn or list(published_curves.SOURCES)[:1]:
+        standing.write(chapter, source, is_drawn=bool(drawn))
 
 
 def _lengths(series: Sequence[collect.Series]) -> list[str]:

@@ -17,6 +17,7 @@ from kullback.experiments.statistics import Estimate
 
 Colours = Mapping[str, object]  # By label.
 WIDTH, DPI = 4.8, 160  # Inches, so that letters can be read where the picture fills a phone.
+SHORT = 0.1  # Share of the published frames below which the axis of frames is logarithmic.
 LINEAR_PERCENT = 100  # Beyond it an axis of bars is logarithmic, if one bar is far longer.
 
 
@@ -48,18 +49,45 @@ def curves(
 ) -> Figure:
     """Draws estimates with their bands against steps, over thin lines of single seeds."""
     figure, axes = _one(title)
-    for label, curve in curves_by_label.items():
-        for steps, values in curve.seeds if len(curve.seeds) > 1 else ():
-            axes.plot(steps, values, color=colour[label], alpha=0.25, linewidth=0.7)
-        low, high = np.asarray(curve.estimate.low), np.asarray(curve.estimate.high)
-        axes.fill_between(curve.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
-        dot = "o" if len(curve.steps) == 1 else None  # No line goes through one point.
-        style = {"color": colour[label], "linewidth": 1.8, "marker": dot, "markersize": 5}
-        axes.plot(curve.steps, curve.estimate.mean, label=label, **style)
+    _lines(axes, curves_by_label, colour)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     _legend(axes, len(curves_by_label))
+    return figure
+
+
+def beside(
+    ours: Mapping[str, Curve],
+    published: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    colour: Colours,
+    title: str,
+    y_label: str,
+) -> Figure:
+    """Draws our curves with their bands over published ones, which are dashed, against frames.
+
+    Args:
+      ours: curves, whose steps are frames.
+      published: frames and scores, [G] each, by label.
+      colour: of our labels; the published ones have a palette of their own.
+      title: names the environment.
+      y_label: names the score.
+    """
+    count = len(ours) + len(published)
+    figure, axes = _one(title, height=3.4 + 0.11 * count)
+    _lines(axes, ours, colour)
+    palette = matplotlib.colormaps["Dark2"]
+    for n, (label, (frames, means)) in enumerate(published.items()):
+        style = {"color": palette(n % palette.N), "linewidth": 1.2, "zorder": 1.5}
+        axes.plot(frames, means, linestyle="--", label=label, **style)
+    ends = [float(curve.steps[-1]) for curve in ours.values()]
+    if ends and max(ends) < SHORT * max(frames[-1] for frames, _ in published.values()):
+        axes.set_xscale("log")  # Ours would be a line at the edge.
+    axes.set_xlabel("frames of the emulator")
+    axes.set_ylabel(y_label)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    # Below: published curves leave no corner free.
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
 
 
@@ -158,6 +186,17 @@ def _one(title: str, height: float = 3.4) -> tuple[Figure, Axes]:
     axes = figure.axes[0]
     axes.set_title(title, fontsize="medium")
     return figure, axes
+
+
+def _lines(axes: Axes, curves_by_label: Mapping[str, Curve], colour: Colours) -> None:
+    for label, curve in curves_by_label.items():
+        for steps, values in curve.seeds if len(curve.seeds) > 1 else ():
+            axes.plot(steps, values, color=colour[label], alpha=0.25, linewidth=0.7)
+        low, high = np.asarray(curve.estimate.low), np.asarray(curve.estimate.high)
+        axes.fill_between(curve.steps, low, high, color=colour[label], alpha=0.2, linewidth=0)
+        dot = "o" if len(curve.steps) == 1 else None  # No line goes through one point.
+        style = {"color": colour[label], "linewidth": 1.8, "marker": dot, "markersize": 5}
+        axes.plot(curve.steps, curve.estimate.mean, label=label, **style)
 
 
 def _interval(axes: Axes, place: float, estimate: Estimate, colour: Any) -> None:

@@ -1,8 +1,9 @@
-"""Published results, to stand in a table beside ours, never on an axis with other games."""
+"""Published aggregates, to stand in a table beside ours, never on an axis with other games."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+NAME = "munchausen"  # Of this table, for `--published`.
 SOURCE = "published"
 WHERE = "Vieillard, Pietquin & Geist 2020, Table 1, https://arxiv.org/abs/2007.14430"
 GAMES = "60 games of Atari, sticky actions, 3 seeds"

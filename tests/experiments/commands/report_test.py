@@ -37,8 +37,8 @@ def test_every_option_is_handed_on(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(report, "write", write)
     text = (
-        "a b --out c --baseline dqn --denominator human --score evaluation --steps 5e3 --published "
-        "--compare m-dqn:al-dqn"
+        "a b --out c --baseline dqn --denominator human --score evaluation --steps 5e3 "
+        "--published btr --compare m-dqn:al-dqn"
     )
     options = parse(*text.split())
     assert options.command(options) == 0
@@ -50,7 +50,7 @@ def test_every_option_is_handed_on(monkeypatch: pytest.MonkeyPatch):
         "score": "evaluation",
         "steps": 5_000,
         "compare": ["m-dqn:al-dqn"],
-        "with_published": True,
+        "with_published": ["btr"],
     }
 
 
@@ -67,3 +67,11 @@ def test_a_number_of_steps_is_one(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         parse("a", "--steps", "many")
     assert "expected a whole number from 1 to 2,000,000,000, got 'many'" in capsys.readouterr().err
+
+
+def test_publications_are_those_of_the_report(capsys: pytest.CaptureFixture[str]):
+    for name in report.PUBLICATIONS:
+        assert parse("a", "--published", name).published == [name]
+    with pytest.raises(SystemExit):
+        parse("a", "--published", "deepmind")
+    assert "munchausen, dopamine, btr" in capsys.readouterr().err.replace("'", "")

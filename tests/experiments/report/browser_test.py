@@ -73,7 +73,11 @@ def page(tmp_path_factory: pytest.TempPathFactory, write_run: WriteRun) -> pathl
     texts = record.Record(run_folder.RunFolder(run), has_texts=True)
     texts.write_texts(400, 0, [{"greedy": True, "prompt": "1+1=", "completion": "x" * 3_000}])
     return report.write(
-        [folder / "runs"], folder / "out", baseline="dqn", with_published=True, say=lambda _: None
+        [folder / "runs"],
+        folder / "out",
+        baseline="dqn",
+        with_published=["munchausen", "dopamine"],
+        say=lambda _: None,
     )
 
 

@@ -172,7 +172,7 @@ def test_human_scores_and_what_is_published(tmp_path: pathlib.Path, write_run: W
                 planned_steps=1_000,
             )
     parsed, folder, said = write(
-        [tmp_path / "runs"], tmp_path / "out", baseline="dqn", with_published=True
+        [tmp_path / "runs"], tmp_path / "out", baseline="dqn", with_published=["munchausen"]
     )
     by_agent = {row["agent"]: row for row in rows(folder / "atari-human-aggregates.csv")}
     assert [float(by_agent["m-dqn"][name]) for name in ("mean", "median", "IQM")] == pytest.approx(
