@@ -29,6 +29,9 @@ NAMES = (
     "<start_of_image>",
     "<end_of_image>",
     "<image_soft_token>",
+    "<start_of_audio>",
+    "<end_of_audio>",
+    "<audio_soft_token>",
 )
 
 

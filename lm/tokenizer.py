@@ -19,7 +19,7 @@ import hashlib
 import json
 import operator
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import tokenizers
@@ -188,22 +188,31 @@ def reading(tokenizer: Tokenizer, how: control_tokens.Reading) -> Tokenizer:
     return dataclasses.replace(tokenizer, encode=encode, reads_controls=True)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) -> Tokenizer:
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    min_frequency: int = 2,
+    further_controls: Sequence[str] = (),
+) -> Tokenizer:
     """Trains a byte-level BPE on `texts`; each digit is a token, as in Gemma's vocabulary.
 
     Args:
       texts: to learn the pieces from.
-      vocab_size: largest V, at least 262 (six special tokens and each byte). Few texts give fewer
-        pieces; see `Tokenizer.vocab_size`.
+      vocab_size: largest V, at least 262 (six special tokens and each byte) and the further ones.
+        Few texts give fewer pieces; see `Tokenizer.vocab_size`.
       min_frequency: number of times that two pieces must be adjacent to be merged.
+      further_controls: control tokens beside SPECIAL_TOKENS, such as those of images
+        (lm/blocks.py); they follow these.
 
     Raises:
       ValueError: if `vocab_size` leaves no room for the bytes.
     """
-    least = len(SPECIAL_TOKENS) + 256
+    special = [*SPECIAL_TOKENS, *further_controls]
+    least = len(special) + 256
     if vocab_size < least:
         raise ValueError(
-            f"vocab_size must be >= {least} (each byte and {len(SPECIAL_TOKENS)} special tokens), "
+            f"vocab_size must be >= {least} (each byte and {len(special)} special tokens), "
             f"got {vocab_size}"
         )
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -214,7 +223,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, min_frequency: int = 2) 
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=special,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
