@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kullback.core import json_files
+from kullback.lm import blocks, interleaved
 from kullback.lm.tokenizer import TEMPLATE_FILE, TOKENIZER_CONFIG, Tokenizer
 
 TEMPLATE = """\
@@ -33,18 +34,35 @@ TEMPLATE = """\
 {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
 """
 
+# TEMPLATE of a model that takes images: a content is a text, or a list of texts and images.
+IMAGE_TEMPLATE = TEMPLATE.replace(
+    "{% set prefix = messages[0]['content'] + '\\n\\n' %}",
+    """\
+{% set content = messages[0]['content'] %}\
+{% set prefix = (content if content is string else content[0]['text']) + '\\n\\n' %}""",
+).replace(
+    "{{ message['content'] | trim }}",
+    """\
+{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}\
+{% for item in message['content'] %}\
+{% if item['type'] == 'image' %}{{ '<start_of_image>' }}{% else %}{{ item['text'] | trim }}\
+{% endif %}{% endfor %}{% endif %}""",
+)
+
 
 class Segment(NamedTuple):
     """A part of a rendered conversation."""
 
     ids: tuple[int, ...]
     is_model_turn: bool  # Whether the model says it, the end of its turn included: it is learnt.
+    media: tuple[interleaved.Medium, ...] = ()  # Of the images in it, with their crops, in order.
 
 
 def chat(
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     *,
+    images: Sequence[interleaved.Image] = (),
     add_generation_prompt: bool = False,
 ) -> list[Segment]:
     r"""Renders a conversation in Gemma's template, as segments whose ids are to be concatenated.
@@ -55,26 +73,35 @@ def chat(
     user turn, with an empty line between. White space around a turn's text is dropped. The text of
     a model's turn is encoded apart from the turn's opening, as it is when the model generates it.
 
+    A content is a text, or a list of items, {"type": "text", "text"} or {"type": "image"}, between
+    which nothing stands; white space around the text of an item is dropped. An image in the user's
+    turn becomes delimiters and soft tokens (`interleaved.encode`); its name in a text stays text.
+
     Args:
       messages: {"role", "content"} each: optionally "system", then "user" and "model" (or
         "assistant") in turn, beginning with "user".
       tokenizer: one with Gemma's special tokens.
+      images: those of the items, in order.
       add_generation_prompt: whether to open a turn of the model at the end.
 
     Raises:
       ValueError: for another role or order, naming the message; if a turn of the model is to be
-        opened after another; or if the vocabulary lacks the tokens of a turn.
+        opened after another; if the vocabulary lacks the tokens of a turn, or of images; unless
+        there are as many images as items of them, all in turns of the user's.
     """
     start, end = _delimiters(tokenizer)
+    _check_count(messages, images)
     prefix = ""
     if messages and messages[0]["role"] == "system":
-        prefix = messages[0]["content"] + "\n\n"
+        prefix = _system(messages[0]["content"]) + "\n\n"
         messages = messages[1:]
     if not messages:
         raise ValueError("a conversation needs a message of the user's, got none")
     newline = tokenizer.encode("\n")
     segments = []
+    unseen = iter(images)
     before = [tokenizer.bos_id]  # Ids since the model's last turn.
+    media: list[interleaved.Medium] = []  # Of images since then.
     for n, message in enumerate(messages):
         expected = ("user", "model")[n % 2]
         role = "model" if message["role"] == "assistant" else message["role"]
@@ -83,15 +110,17 @@ def chat(
                 f"turn {n + 1} has role {message['role']!r}, expected {expected!r}: after an "
                 "optional 'system', 'user' and 'model' take turns"
             )
-        text = message["content"].strip()
         if role == "user":
-            text = prefix + text if n == 0 else text
-            before += _user_turn(text, tokenizer)
+            items = _items(message["content"])
+            parts = [next(unseen) if item is None else item for item in items]
+            turn = _user_turn([prefix if n == 0 else "", *parts], tokenizer)
+            before, media = before + turn.ids, media + turn.media
         else:
+            text = "".join(_texts(message["content"], f"turn {n + 1}, of the model's,"))
             before += [start, *tokenizer.encode("model\n")]
-            segments += [Segment(tuple(before), False)]
+            segments += [Segment(tuple(before), False, tuple(media))]
             segments += [Segment((*tokenizer.encode(text), end), True)]
-            before = list(newline)
+            before, media = list(newline), []
     if add_generation_prompt and len(messages) % 2 == 0:
         raise ValueError(
             "the last message is the model's, and a second turn of its own would be opened after "
@@ -99,7 +128,7 @@ def chat(
         )
     if add_generation_prompt:
         before += [start, *tokenizer.encode("model\n")]
-    return [*segments, Segment(tuple(before), False)]
+    return [*segments, Segment(tuple(before), False, tuple(media))]
 
 
 class Turn(NamedTuple):
@@ -107,10 +136,15 @@ class Turn(NamedTuple):
 
     text: str
     answer: tuple[int, ...]  # Ids as they were drawn, without the end of the turn.
+    images: tuple[interleaved.Image, ...] = ()  # They stand before the text.
 
 
 def continued(
-    turns: Sequence[Turn], text: str, tokenizer: Tokenizer, system: str = ""
+    turns: Sequence[Turn],
+    text: str,
+    tokenizer: Tokenizer,
+    system: str = "",
+    images: Sequence[interleaved.Image] = (),
 ) -> list[int]:
     """Returns the ids after which a model answers `text`, as `chat` renders the conversation.
 
@@ -122,19 +156,21 @@ def continued(
       text: the user's next, as all texts of his not empty.
       tokenizer: one with Gemma's special tokens.
       system: the system's text; "" is none.
+      images: of the user's next turn, before its text. The soft vectors of the row are those of
+        each turn's images and of these, in order, see `interleaved.views`.
 
     Raises:
-      ValueError: if the vocabulary lacks the tokens of a turn.
+      ValueError: if the vocabulary lacks the tokens of a turn, or of images.
     """
     start, end = _delimiters(tokenizer)
     prefix = f"{system}\n\n" if system else ""
     opening = [start, *tokenizer.encode("model\n")]
     ids = [tokenizer.bos_id]
     for turn in turns:
-        ids += [*_user_turn(prefix + turn.text.strip(), tokenizer), *opening]
-        ids += [*turn.answer, end, *tokenizer.encode("\n")]
+        ids += _user_turn([prefix, *turn.images, turn.text.strip()], tokenizer).ids
+        ids += [*opening, *turn.answer, end, *tokenizer.encode("\n")]
         prefix = ""
-    return [*ids, *_user_turn(prefix + text.strip(), tokenizer), *opening]
+    return [*ids, *_user_turn([prefix, *images, text.strip()], tokenizer).ids, *opening]
 
 
 def has_template(tokenizer: Tokenizer) -> bool:
@@ -151,11 +187,17 @@ def has_template(tokenizer: Tokenizer) -> bool:
     return "chat_template" in config
 
 
-def with_template(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns the tokenizer with a chat template among its files: its own, or else TEMPLATE."""
+def with_template(tokenizer: Tokenizer, *, images: bool = False) -> Tokenizer:
+    """Returns the tokenizer with a chat template among its files: its own, or else ours.
+
+    Args:
+      tokenizer: of the model.
+      images: whether the model takes them: IMAGE_TEMPLATE, not TEMPLATE.
+    """
     if has_template(tokenizer):
         return tokenizer
-    sources = {**tokenizer.sources, TEMPLATE_FILE: TEMPLATE.encode()}
+    template = IMAGE_TEMPLATE if images else TEMPLATE
+    sources = {**tokenizer.sources, TEMPLATE_FILE: template.encode()}
     return dataclasses.replace(tokenizer, sources=sources)
 
 
@@ -184,7 +226,55 @@ def _delimiters(tokenizer: Tokenizer) -> tuple[int, int]:
     return start, end
 
 
-def _user_turn(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids of a user's turn, whose text is stripped already."""
+def _user_turn(parts: Sequence[str | interleaved.Image], tokenizer: Tokenizer) -> interleaved.Row:
+    """Returns a user's turn, whose texts are stripped already."""
     start, end = _delimiters(tokenizer)
-    return [start, *tokenizer.encode("user\n" + text), end, *tokenizer.encode("\n")]
+    has_images = any(isinstance(part, interleaved.Image) for part in parts)
+    markers = blocks.markers_of(tokenizer) if has_images else None
+    segments = [(start,), "user\n", *parts, (end,), "\n"]
+    return interleaved.encode(segments, tokenizer.encode, markers)
+
+
+def _items(content: Any) -> list[str | None]:
+    """Returns the texts of a content's items, without white space around them; None is an image."""
+    if isinstance(content, str):
+        return [content.strip()]
+    return [None if is_image(item) else item["text"].strip() for item in content]
+
+
+def _texts(content: Any, where: str) -> list[str]:
+    """Returns the items of a content without images."""
+    items = [item for item in _items(content) if item is not None]
+    if len(items) < len(_items(content)):
+        raise ValueError(f"{where} has an image; images stand in turns of the user's alone")
+    return items
+
+
+def _system(content: Any) -> str:
+    """Returns the system's text: of a list, as the published template has it, the first item's."""
+    if isinstance(content, str):
+        return content
+    _texts(content, "the system's message")
+    if len(content) != 1:
+        raise ValueError(
+            f"the system's message has {len(content)} items, of which the template reads the first "
+            "alone; join them"
+        )
+    return content[0]["text"]
+
+
+def is_image(item: Mapping[str, Any]) -> bool:
+    """Returns whether an item of a content stands for an image."""
+    return item["type"] == "image"
+
+
+def _check_count(
+    messages: Sequence[Mapping[str, Any]], images: Sequence[interleaved.Image]
+) -> None:
+    contents = [message["content"] for message in messages]
+    lists = [content for content in contents if not isinstance(content, str)]
+    count = sum(is_image(item) for content in lists for item in content)
+    if count != len(images):
+        raise ValueError(
+            f"the messages have {count} images and {len(images)} were given; give one for each"
+        )

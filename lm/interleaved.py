@@ -84,7 +84,9 @@ class Layout(NamedTuple):
 
 
 def encode(
-    segments: Sequence[Segment], encode_text: Callable[[str], list[int]], markers: blocks.Markers
+    segments: Sequence[Segment],
+    encode_text: Callable[[str], list[int]],
+    markers: blocks.Markers | None,
 ) -> Row:
     """Returns segments as ids, and what their blocks are computed from.
 
@@ -93,17 +95,18 @@ def encode(
     Args:
       segments: in order.
       encode_text: of a string, without special ids, as `Tokenizer.encode`.
-      markers: of the model.
+      markers: of the model; None takes text and ids alone.
 
     Raises:
       ValueError: for a block without tokens, a video whose times are not as many as its frames or
         fall, audio where the model takes none, and ids of blocks among the ids of a segment.
     """
-    special = {i for delimiters in markers.kinds for i in delimiters}
+    special = {i for kind in (markers.kinds if markers else ()) for i in kind}
     ids: list[int] = []
     media: list[Medium] = []
     text = ""
-    for part in _parts(segments, encode_text, markers):
+    parts = segments if markers is None else _parts(segments, encode_text, markers)
+    for part in parts:
         if isinstance(part, str):
             text += part
             continue
@@ -114,6 +117,10 @@ def encode(
             ids += [begin, *[soft] * part.medium.tokens, end]
             media.append(part.medium)
             continue
+        if isinstance(part, Image | Video | Audio):
+            raise ValueError(
+                "this model takes text alone, and an image, a video or a clip was given"
+            )
         if special & set(part):
             raise ValueError(
                 f"a segment of ids has {min(special & set(part))}, which is part of an image or a "
@@ -180,6 +187,11 @@ def shortened(row: Layout, most: int, markers: blocks.Markers) -> Layout:
     return of_ids(ids, row.media[num_dropped:], markers)
 
 
+def views(image: Image) -> list[Medium]:
+    """Returns what the blocks of an image are computed from: the whole of it, then its crops."""
+    return [Medium(image.source, n, image.tokens) for n in range(1 + image.crops)]
+
+
 def frame_indices(num_frames: int, count: int = FRAMES) -> list[int]:
     """Returns equally spaced frames of a video: the middles of `count` equal parts, rounded down.
 
@@ -219,13 +231,12 @@ def _parts(
     }[markers.around]
     for segment in segments:
         match segment:
-            case Image(source, crops, tokens):
-                views = [_Soft(markers.image, Medium(source, n, tokens)) for n in range(1 + crops)]
-                for n, view in enumerate(views):
-                    if crops:
+            case Image():
+                for n, view in enumerate(views(segment)):
+                    if segment.crops:
                         yield (_WHOLE, _CROPS, " ")[min(n, 2)]
-                    _check_tokens(tokens)
-                    yield from (around, view, around)
+                    _check_tokens(segment.tokens)
+                    yield from (around, _Soft(markers.image, view), around)
             case Video(sources, times, tokens):
                 _check_times(sources, times)
                 _check_tokens(tokens)

@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+from typing import Any
 
 import pytest
 import tokenizers
 
-from kullback.lm import chat
+from kullback.lm import blocks, chat, interleaved
 from kullback.lm.tokenizer import Tokenizer, load, save, train_bpe
 
 MESSAGES = [
@@ -111,6 +112,8 @@ def test_a_template_is_a_file_of_the_tokenizer(tokenizer: Tokenizer, tmp_path: p
     templated = chat.with_template(tokenizer)
     assert chat.has_template(templated) and chat.with_template(templated) is templated
     assert templated.fingerprint == tokenizer.fingerprint
+    sighted = chat.with_template(tokenizer, images=True)
+    assert b"<start_of_image>" in sighted.sources["chat_template.jinja"]
     save(templated, tmp_path)
     assert chat.has_template(load(tmp_path))
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
@@ -119,6 +122,106 @@ def test_a_template_is_a_file_of_the_tokenizer(tokenizer: Tokenizer, tmp_path: p
     # As older folders have it.
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{a}}"}))
     assert chat.has_template(load(tmp_path))
+
+
+REFERENCE = json.loads((pathlib.Path(__file__).parent / "fixtures" / "layouts.json").read_text())
+IMAGE = {"type": "image"}
+CAT, DOG = (interleaved.Image(name, 0, REFERENCE["soft_tokens"]) for name in ("cat", "dog"))
+
+
+def item(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+@pytest.fixture(scope="module")
+def sighted(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Returns the tokenizer of the conversations that transformers' processor has rendered."""
+    folder = tmp_path_factory.mktemp("sighted")
+    (folder / "tokenizer.json").write_text(json.dumps(REFERENCE["tokenizer"]))
+    return load(folder)
+
+
+@pytest.mark.parametrize(
+    "number, content, images",
+    [
+        (0, [IMAGE, item(" What is this?\n")], [CAT]),
+        (1, [item("What is "), IMAGE, item("\nthis?")], [CAT]),
+        (3, [IMAGE, IMAGE, item("How many?")], [CAT, DOG]),
+        (5, [item("What is"), IMAGE, item("?")], [CAT._replace(crops=3)]),
+    ],
+)
+def test_images_are_written_as_transformers_writes_them(
+    sighted: Tokenizer, number: int, content: list[Any], images: list[interleaved.Image]
+):
+    case = REFERENCE["cases"][number]
+    messages = [{"role": "user", "content": content}]
+    segments = chat.chat(messages, sighted, images=images, add_generation_prompt=number == 1)
+    expected = case["ids"]
+    if number == 5:  # There the text before the image ends in a space.
+        expected = interleaved.encode(
+            [(2, 4), "user\nWhat is", *images, "?", (5,), "\n"],
+            sighted.encode,
+            blocks.markers_of(sighted),
+        ).ids
+        assert len(expected) == len(case["ids"]) - 1
+    assert flat(segments) == expected
+    views = [view for image in images for view in interleaved.views(image)]
+    assert [medium for segment in segments for medium in segment.media] == views
+
+
+def test_images_of_several_turns_are_in_order(sighted: Tokenizer):
+    messages = [
+        {"role": "system", "content": [item("Here ")]},
+        {"role": "user", "content": [IMAGE, item("this?")]},
+        {"role": "model", "content": [item(" red "), item(" is")]},
+        {"role": "user", "content": [item("<start_of_image>"), IMAGE]},
+    ]
+    segments = chat.chat(messages, sighted, images=[CAT, DOG], add_generation_prompt=True)
+    assert [[medium.source for medium in segment.media] for segment in segments] == [
+        ["cat"],
+        [],
+        ["dog"],
+    ]
+    ids = flat(segments)
+    assert len(blocks.find(ids, blocks.markers_of(sighted))) == 2
+    assert sighted.decode(ids) == (
+        "user\nHere \n\n\n\n\n\nthis?\nmodel\nredis\nuser\n<start_of_image>\n\n\n\n\nmodel\n"
+    )
+    turn = chat.Turn("this?", tuple(sighted.encode("redis")), (CAT,))
+    given = chat.continued([turn], "", sighted, "Here ", [DOG])
+    messages[3]["content"] = [IMAGE]
+    again = chat.chat(messages, sighted, images=[CAT, DOG], add_generation_prompt=True)
+    assert given == flat(again)
+
+
+@pytest.mark.parametrize(
+    "contents, count, message",
+    [
+        (["Hi"], 1, "the messages have 0 images and 1 were given"),
+        ([[IMAGE, IMAGE]], 1, "the messages have 2 images and 1 were given"),
+        ([[IMAGE]], 0, "the messages have 1 images and 0 were given"),
+        (["Hi", [IMAGE]], 1, "turn 2, of the model's, has an image"),
+    ],
+)
+def test_images_out_of_place_are_refused(
+    sighted: Tokenizer, contents: list[Any], count: int, message: str
+):
+    roles = ("user", "model")
+    messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
+    with pytest.raises(ValueError, match=message):
+        chat.chat(messages, sighted, images=[CAT] * count)
+
+
+def test_the_systems_items_are_refused_where_the_template_reads_one(
+    sighted: Tokenizer, tokenizer: Tokenizer
+):
+    user = {"role": "user", "content": "Hi"}
+    with pytest.raises(ValueError, match="has 2 items, of which the template reads the first"):
+        chat.chat([{"role": "system", "content": [item("a"), item("b")]}, user], sighted)
+    with pytest.raises(ValueError, match="the system's message has an image"):
+        chat.chat([{"role": "system", "content": [IMAGE]}, user], sighted, images=[CAT])
+    with pytest.raises(ValueError, match="has no <start_of_image>"):
+        chat.chat([{"role": "user", "content": [IMAGE]}], tokenizer, images=[CAT])
 
 
 def test_the_template_renders_as_we_do():
@@ -135,3 +238,12 @@ def test_the_template_renders_as_we_do():
     assert opened == ("<bos><start_of_turn>user\nWhat is 1+2?<end_of_turn>\n<start_of_turn>model\n")
     with pytest.raises(ValueError, match="take turns"):
         template.render(messages=MESSAGES[2:], **given)
+    template = environment.from_string(chat.IMAGE_TEMPLATE)
+    assert template.render(messages=MESSAGES, **given) == RENDERED % "<end_of_turn>"
+    items = [
+        {"role": "system", "content": [item("Be brief.")]},
+        {"role": "user", "content": [item(" What is "), IMAGE, item(" 1+2?\n")]},
+    ]
+    assert template.render(messages=items, **given) == (
+        "<bos><start_of_turn>user\nBe brief.\n\nWhat is<start_of_image>1+2?<end_of_turn>\n"
+    )
