@@ -2,8 +2,9 @@
 
 A record is one JSON object in a form of `lm/forms.py`: {prompt, completion}, {text} (all of it is
 learnt), {messages} (the model's turns are learnt). Each may give the `document` that its prompt is
-about, for rewards that compare answers with it. A malformed record is an error with its file and
-line; nothing is guessed.
+about, for rewards that compare answers with it, and name images (lm/image_rows.py); an example that
+is too long is dropped, not shortened, where it would lose one. A malformed record is an error with
+its file and line; nothing is guessed.
 """
 
 import codecs
@@ -11,13 +12,13 @@ import collections
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from kullback.core import files, folders, json_files
-from kullback.lm import forms
+from kullback.lm import blocks, forms, image_rows, interleaved
 from kullback.lm.examples import Example as Example
-from kullback.lm.examples import encode, spelled_in
+from kullback.lm.examples import Question, encode, question_of, spelled_in
 from kullback.lm.examples import prompt_of as prompt_of
 from kullback.lm.tokenizer import Tokenizer
 
@@ -115,17 +116,20 @@ class Tally:
 
 
 def read_jsonl(
-    path: files.Path, tokenizer: Tokenizer, limits: Limits | None = None
+    path: files.Path,
+    tokenizer: Tokenizer,
+    limits: Limits | None = None,
+    images: image_rows.Reader | None = None,
 ) -> tuple[list[Example], Report]:
     """Reads the examples of a JSONL file, in order, and reports what was left out.
 
     Raises:
       ValueError: with file and line, for a record that is not UTF-8, no JSON object, has a key
         twice, not the keys of exactly one form, values of another type, nothing to learn, an id
-        outside the vocabulary, an end of sequence within a completion, or too many tokens; unless
-        `limits` say otherwise. For a file without records.
+        outside the vocabulary, an end of sequence within a completion, an image that cannot be
+        read, or too many tokens; unless `limits` say otherwise. For a file without records.
     """
-    return from_rows(read_rows(path), tokenizer, limits)
+    return from_rows(read_rows(path), tokenizer, limits, images)
 
 
 def read_rows(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -155,6 +159,7 @@ def from_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]],
     tokenizer: Tokenizer,
     limits: Limits | None = None,
+    images: image_rows.Reader | None = None,
 ) -> tuple[list[Example], Report]:
     """Makes examples of records, as `read_jsonl` does.
 
@@ -162,6 +167,7 @@ def from_rows(
       rows: (place, record) each; errors begin with the place.
       tokenizer: of the model.
       limits: of the examples; None has none.
+      images: those that rows may name; None reads text alone.
 
     Raises:
       ValueError: as `read_jsonl` does.
@@ -174,9 +180,11 @@ def from_rows(
         tally.rows += 1
         try:
             with located(where):
-                demonstration = forms.demonstration(record)
-                example = encode(demonstration, tokenizer)
-                _check_ids((*example.prompt, *example.completion), vocab_size)
+                record, pictured = _pictured(record, images)
+                demonstration = forms.demonstration(record, images=images is not None)
+                example = encode(demonstration, tokenizer, pictured)
+                soft_ids = _soft_ids(example.media, tokenizer)
+                _check_ids((*example.prompt, *example.completion), vocab_size, soft_ids)
         except ValueError as error:
             tally.leave_out(error, limits)
             continue
@@ -186,6 +194,8 @@ def from_rows(
             tally.note_spelled(f"{where}: {name}")
         with located(where):
             fitted = fit(example, limits, is_text=demonstration.prompt is None)
+            if fitted is not None and _cuts_images(example, fitted, tokenizer):
+                fitted = None
         tally.dropped += fitted is None
         if fitted is not None:
             tally.truncated += fitted.length < example.length
@@ -246,26 +256,50 @@ def read_prompts(
     Raises:
       ValueError: as `read_jsonl` does, and always for a prompt that is too long.
     """
+    questions = read_questions(
+        path,
+        tokenizer,
+        max_prompt_length,
+        vocab_size=vocab_size,
+        as_turns=as_turns,
+        on_spelled=on_spelled,
+    )
+    return [question.ids for question in questions]
+
+
+def read_questions(
+    path: files.Path,
+    tokenizer: Tokenizer,
+    max_prompt_length: int | None = None,
+    *,
+    images: image_rows.Reader | None = None,
+    vocab_size: int | None = None,
+    as_turns: bool = False,
+    on_spelled: Callable[[str, str], Any] = lambda where, name: None,
+) -> list[Question]:
+    """Reads prompts with the images that they may name; otherwise as `read_prompts`."""
     most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
-    prompts = []
+    questions = []
     is_text = pathlib.Path(path).suffix == ".txt"
     for where, record in _lines(path) if is_text else read_rows(path):
         with located(where):
-            value = forms.unanswered(record)
+            record, pictured = _pictured(record, images)
+            value = forms.unanswered(record, images=images is not None)
             if as_turns and not forms.is_messages(value):
                 forms.check_string("prompt", value)
                 value = [{"role": "user", "content": value}]
-            prompt = prompt_of(value, tokenizer)
-            _check_ids(prompt, most)
+            question = question_of(value, tokenizer, pictured)
+            _check_ids(question.ids, most, _soft_ids(question.media, tokenizer))
             if (name := spelled_in(forms.texts(value), tokenizer)) is not None:
                 on_spelled(where, name)
-            if max_prompt_length is not None and len(prompt) > max_prompt_length:
+            length = len(question.ids)
+            if max_prompt_length is not None and length > max_prompt_length:
                 raise ValueError(
-                    f"the prompt has {len(prompt)} tokens, more than max_prompt_length="
+                    f"the prompt has {length} tokens, more than max_prompt_length="
                     f"{max_prompt_length}; shorten it"
                 )
-        prompts.append(prompt)
-    return prompts
+        questions.append(question)
+    return questions
 
 
 def _lines(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -333,7 +367,31 @@ def located(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _check_ids(ids: Iterable[int], vocab_size: int) -> None:
+def _pictured(
+    record: Mapping[str, Any], images: image_rows.Reader | None
+) -> tuple[Mapping[str, Any], list[interleaved.Image]]:
+    """Returns a record whose items of images name no file, and these images, read once."""
+    if images is None:
+        return record, []
+    separated = image_rows.separate(record)
+    return separated.record, [images.image(name) for name in separated.names]
+
+
+def _cuts_images(whole: Example, fitted: Example, tokenizer: Tokenizer) -> bool:
+    """Returns whether an image was lost, in part or whole, as an example was shortened."""
+    if not whole.media or len(fitted.prompt) == len(whole.prompt):
+        return False
+    cut = 1 + len(whole.prompt) - len(fitted.prompt)
+    return blocks.find(whole.prompt, blocks.markers_of(tokenizer))[0].begin < cut
+
+
+def _check_ids(ids: Iterable[int], vocab_size: int, soft_ids: frozenset[int]) -> None:
+    """Refuses ids that no table has, but for soft ones, which are never looked up."""
     for i in ids:
-        if not 0 <= i < vocab_size:
+        if not 0 <= i < vocab_size and i not in soft_ids:
             raise ValueError(f"token id {i} lies outside the vocabulary, [0, {vocab_size})")
+
+
+def _soft_ids(media: Sequence[interleaved.Medium], tokenizer: Tokenizer) -> frozenset[int]:
+    kinds = blocks.markers_of(tokenizer).kinds if media else ()
+    return frozenset(kind.soft for kind in kinds)

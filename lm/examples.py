@@ -7,7 +7,7 @@ its end.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from kullback.lm import chat, control_tokens, forms
+from kullback.lm import blocks, chat, control_tokens, forms, interleaved
 from kullback.lm.tokenizer import Tokenizer
 
 
@@ -19,6 +19,7 @@ class Example(NamedTuple):
     # Spans [begin, end) of the prompt that are earlier turns of the model: they are learnt too.
     answers: tuple[tuple[int, int], ...] = ()
     document: str = ""  # Text that the prompt is about, if given; whole, even if the prompt is cut.
+    media: tuple[interleaved.Medium, ...] = ()  # Of the blocks of the prompt, in order: its images.
 
     @property
     def length(self) -> int:
@@ -26,18 +27,39 @@ class Example(NamedTuple):
         return len(self.prompt) + len(self.completion)
 
 
-def encode(demonstration: forms.Demonstration, tokenizer: Tokenizer) -> Example:
+class Question(NamedTuple):
+    """A prompt as token ids."""
+
+    ids: tuple[int, ...]  # From BOS; never empty.
+    media: tuple[interleaved.Medium, ...] = ()  # Of its blocks, in order.
+
+
+def encode(
+    demonstration: forms.Demonstration,
+    tokenizer: Tokenizer,
+    images: Sequence[interleaved.Image] = (),
+) -> Example:
     """Returns the example of a prompt and its answer.
 
     All turns of the model in an answer of messages are learnt, none of those in the prompt.
 
+    Args:
+      demonstration: prompt and answer.
+      tokenizer: of the model.
+      images: of the messages' items of images, in order.
+
     Raises:
       ValueError: for an answer with nothing to learn, or an end of sequence within; for messages
-        whose roles do not take turns, or that do not end with the model's.
+        whose roles do not take turns, or that do not end with the model's, or with other than
+        `images`.
     """
     prompt, answer, key, document = demonstration
     if forms.is_messages(answer):
-        return _conversation(prompt, answer, tokenizer)._replace(document=document)
+        example = _conversation(prompt, answer, tokenizer, images)
+        if example.media:  # No image stands, whole or in part, where something is learnt.
+            row = [*example.prompt, *example.completion]
+            interleaved.of_ids(row, example.media, blocks.markers_of(tokenizer))
+        return example._replace(document=document)
     begin = (tokenizer.bos_id,) if prompt is None else prompt_of(prompt, tokenizer)
     return Example(begin, _completion(key, answer, tokenizer), document=document)
 
@@ -50,10 +72,21 @@ def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     Raises:
       ValueError: for another type, BOS after the start, or messages whose roles do not take turns.
     """
-    value = forms.content("prompt", value)
+    return question_of(forms.content("prompt", value), tokenizer).ids
+
+
+def question_of(
+    value: Any, tokenizer: Tokenizer, images: Sequence[interleaved.Image] = ()
+) -> Question:
+    """Returns a prompt that `forms` has checked, with its images; otherwise as `prompt_of`."""
     if forms.is_messages(value):
-        segments = chat.chat(value, tokenizer, add_generation_prompt=True)
-        return tuple(i for segment in segments for i in segment.ids)
+        segments = chat.chat(value, tokenizer, images=images, add_generation_prompt=True)
+        ids, media = joined(segments)
+        if media:
+            blocks.check_prompt(ids, blocks.markers_of(tokenizer))
+        return Question(ids, media)
+    if images:
+        raise ValueError("images need messages, in whose contents they stand")
     ids = _ids(value, tokenizer)
     if ids[:1] == [tokenizer.bos_id]:
         ids = ids[1:]
@@ -61,7 +94,16 @@ def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
         raise ValueError(
             f"prompt has the beginning of sequence, {tokenizer.bos_id}, within; it stands first"
         )
-    return (tokenizer.bos_id, *ids)
+    return Question((tokenizer.bos_id, *ids))
+
+
+def joined(
+    segments: Iterable[chat.Segment],
+) -> tuple[tuple[int, ...], tuple[interleaved.Medium, ...]]:
+    """Returns the ids of a conversation, and the media of their blocks."""
+    segments = list(segments)
+    ids = (i for segment in segments for i in segment.ids)
+    return tuple(ids), tuple(medium for segment in segments for medium in segment.media)
 
 
 def spelled_in(texts: Iterable[str], tokenizer: Tokenizer) -> str | None:
@@ -73,7 +115,10 @@ def spelled_in(texts: Iterable[str], tokenizer: Tokenizer) -> str | None:
 
 
 def _conversation(
-    prompt: Sequence[Mapping[str, str]], answer: Sequence[Mapping[str, str]], tokenizer: Tokenizer
+    prompt: Sequence[Mapping[str, Any]],
+    answer: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    images: Sequence[interleaved.Image],
 ) -> Example:
     if answer[-1]["role"] not in forms.MODEL:
         raise ValueError(
@@ -84,7 +129,7 @@ def _conversation(
         if message["role"] in forms.MODEL and not message["content"].strip():
             raise ValueError(f"message {n} of the model's is empty; there is nothing to learn")
     # The newline at the end is not learnt.
-    *earlier, last, _ = chat.chat([*prompt, *answer], tokenizer)
+    *earlier, last, _ = chat.chat([*prompt, *answer], tokenizer, images=images)
     special = (tokenizer.bos_id, *tokenizer.eos_ids)
     num_given = sum(message["role"] in forms.MODEL for message in prompt)
     ids: list[int] = []
@@ -96,7 +141,8 @@ def _conversation(
         if segment.is_model_turn:
             spans.append((len(ids), len(ids) + len(segment.ids)))
         ids += segment.ids
-    return Example(tuple(ids), last.ids, tuple(spans[num_given:]))
+    media = joined(earlier)[1]
+    return Example(tuple(ids), last.ids, tuple(spans[num_given:]), media=media)
 
 
 def _completion(name: str, value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -48,8 +48,13 @@ class Demonstration(NamedTuple):
     document: str  # Text that the prompt is about, or "".
 
 
-def demonstration(record: Mapping[str, Any]) -> Demonstration:
+def demonstration(record: Mapping[str, Any], *, images: bool = False) -> Demonstration:
     """Returns the prompt and the answer of a record that is to be learnt.
+
+    Args:
+      record: one row.
+      images: whether the user's messages may have items {"type": "image"} (lm/image_rows.py); their
+        contents stay lists then.
 
     Raises:
       ValueError: unless the record has one of the forms, and values of their types.
@@ -61,7 +66,7 @@ def demonstration(record: Mapping[str, Any]) -> Demonstration:
         check_string("text", record["text"])
         return Demonstration(None, record["text"], "text", document)
     if keys in ({"messages"}, {"messages", "prompt"}):
-        turns = messages(record["messages"])
+        turns = messages(record["messages"], images=images)
         if "prompt" in keys:
             _check_prompt(record["prompt"], turns, "messages")
         return Demonstration([], turns, "messages", document)
@@ -71,7 +76,8 @@ def demonstration(record: Mapping[str, Any]) -> Demonstration:
         raise ValueError(
             f"keys {sorted(record)}; expected those of one form: {DEMONSTRATIONS}{hint}"
         )
-    prompt, answer = content("prompt", record["prompt"]), content(key, record[key])
+    prompt = content("prompt", record["prompt"], images=images)
+    answer = content(key, record[key])
     if is_messages(prompt) and isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
     if is_messages(prompt) != is_messages(answer):
@@ -112,10 +118,10 @@ def answers(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {"messages": value, **common} for name, value in turns.items()}
 
 
-def unanswered(record: Mapping[str, Any]) -> Any:
+def unanswered(record: Mapping[str, Any], *, images: bool = False) -> Any:
     """Returns the prompt to be answered that a record has, with or without an answer.
 
-    Messages end with the user's, whose answer is left out.
+    Messages end with the user's, whose answer is left out. Arguments are those of `demonstration`.
 
     Raises:
       ValueError: if there is none, or its type is not one of a prompt.
@@ -127,8 +133,8 @@ def unanswered(record: Mapping[str, Any]) -> Any:
             "pair"
         )
     if turns is None:
-        return content("prompt", prompt)
-    turns = messages(turns)
+        return content("prompt", prompt, images=images)
+    turns = messages(turns, images=images)
     if "prompt" in record:
         _check_prompt(prompt, turns, "messages")
     return turns[:-1] if turns[-1]["role"] in MODEL else turns
@@ -171,18 +177,19 @@ def is_messages(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
 
 
-def content(name: str, value: Any) -> Any:
+def content(name: str, value: Any, *, images: bool = False) -> Any:
     """Returns a prompt or an answer: a text, ids, or messages whose contents are texts.
 
     Args:
       name: of the value, for messages of errors.
       value: of JSON.
+      images: as of `demonstration`.
 
     Raises:
       ValueError: for another type.
     """
     if is_messages(value):
-        return messages(value)
+        return messages(value, images=images)
     if isinstance(value, list):
         for i in value:
             if isinstance(i, bool) or not isinstance(i, int):
@@ -196,11 +203,12 @@ def content(name: str, value: Any) -> Any:
     return value
 
 
-def messages(value: Any) -> list[dict[str, str]]:
-    """Returns messages with a text as the content of each.
+def messages(value: Any, *, images: bool = False) -> list[dict[str, Any]]:
+    """Returns messages with a text as the content of each, or a list of parts if it has images.
 
     Raises:
-      ValueError: for another type, or a part of a content that is no text.
+      ValueError: for another type, or a part of a content that is no text; with `images`, for one
+        that is neither text nor an image of the user's.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"messages must be a list of at least one message, got {_kind(value)}")
@@ -209,9 +217,17 @@ def messages(value: Any) -> list[dict[str, str]]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"message {n} must be an object with role and content")
         check_string(f"role of message {n}", message["role"])
-        _check_parts(f"content of message {n}", message["content"])
-        turns.append({"role": message["role"], "content": text_of(message["content"])})
+        said, takes_images = message["content"], images and message["role"] == "user"
+        _check_parts(f"content of message {n}", said, takes_images)
+        kept = said if has_images(said) else text_of(said)
+        turns.append({"role": message["role"], "content": kept})
     return turns
+
+
+def has_images(value: Any) -> bool:
+    """Returns whether a message's content has an image, unchecked."""
+    parts = value if isinstance(value, list) else []
+    return any(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
 
 
 def text_of(value: Any) -> Any:
@@ -270,11 +286,11 @@ def _with_prompt(name: str, value: Any) -> list[Any]:
     return turns
 
 
-def _check_prompt(prompt: Any, turns: Sequence[Mapping[str, str]], key: str) -> None:
+def _check_prompt(prompt: Any, turns: Sequence[Mapping[str, Any]], key: str) -> None:
     """Refuses a prompt beside messages that do not hold it."""
     if not isinstance(prompt, str):
         raise ValueError(f"prompt beside {key} must be a string, got {_kind(prompt)}")
-    questions = (turn["content"] for turn in turns if turn["role"] == "user")
+    questions = (text_of(turn["content"]) for turn in turns if turn["role"] == "user")
     if _folded(prompt) not in map(_folded, questions):
         raise ValueError(
             f"prompt is {_kind(prompt)}, and no message of the user's in {key} says it; leave it "
@@ -282,7 +298,7 @@ def _check_prompt(prompt: Any, turns: Sequence[Mapping[str, str]], key: str) -> 
         )
 
 
-def _check_parts(name: str, value: Any) -> None:
+def _check_parts(name: str, value: Any, takes_images: bool) -> None:
     if not isinstance(value, list):
         if not isinstance(value, str):
             raise ValueError(
@@ -293,11 +309,13 @@ def _check_parts(name: str, value: Any) -> None:
         raise ValueError(f"{name} must have at least one part of text, got []")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "image" and takes_images:
+            continue
         if kind != "text":
             problem = f"the type {_kind(kind)}" if kind is not None else "no type"
             raise ValueError(
                 f'{name} has a part of {problem}; expected {{"type": "text", "text": ...}}: '
-                "nothing but text is read"
+                f"nothing but text{' and images' if takes_images else ''} is read"
             )
         check_string(f"text of a part in {name}", part.get("text"))
 

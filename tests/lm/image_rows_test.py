@@ -1,0 +1,198 @@
+"""Tests of lm/image_rows.py, and of rows with images in lm/data.py."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from kullback.lm import blocks, data, image_rows, pictures
+from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
+
+IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "How many?"}
+ANSWER = {"role": "assistant", "content": "2"}
+NUM_SOFT = 3
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    texts = [*["user\n\n\nHow many?\n\n\nmodel 2"] * 20, "ZQ", "ZQ"]  # ZQ is the last piece.
+    return train_bpe(texts, 330, further_controls=blocks.IMAGE_TOKENS)
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "deeper").mkdir()
+    PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    PIL.Image.new("RGB", (40, 8), "blue").save(tmp_path / "deeper" / "b.png")
+    return tmp_path
+
+
+def reader(folder: pathlib.Path, **settings: Any) -> image_rows.Reader:
+    config = pictures.Config(side=8, min_crop_side=4, **settings)
+    return image_rows.Reader(folder=folder, config=config, tokens=NUM_SOFT)
+
+
+def written(folder: pathlib.Path, *records: dict[str, Any]) -> pathlib.Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+EQUAL = [  # One image before the question.
+    {"prompt": "How many?", "images": ["a.png"], "completion": "2"},
+    {"prompt": "How many?", "image": "a.png", "completion": "2"},
+    {"prompt": [IMAGE, TEXT], "images": ["./a.png"], "completion": "2"},
+    {"prompt": [{**IMAGE, "path": "a.png"}, TEXT], "completion": "2"},
+    {"prompt": [user([IMAGE, TEXT])], "images": ["a.png"], "completion": [ANSWER]},
+    {"prompt": [user("How many?")], "images": ["a.png"], "completion": [ANSWER]},
+    {"messages": [user([IMAGE, TEXT]), ANSWER], "images": [{"bytes": None, "path": "a.png"}]},
+    {"messages": [user([{**IMAGE, "image": "a.png"}, TEXT]), ANSWER]},
+    {"messages": [user([{**IMAGE, "url": "a.png"}, TEXT]), ANSWER]},
+    {"messages": [user([TEXT]), ANSWER], "images": ["a.png"]},
+    {"messages": [user("How many?"), ANSWER], "image": {"path": "a.png"}},
+    {"messages": [user([IMAGE, TEXT]), ANSWER], "images": ["a.png"], "prompt": "How many?"},
+]
+
+
+@pytest.mark.parametrize("record", EQUAL)
+def test_a_row_is_the_same_in_every_form(
+    record: dict[str, Any], folder: pathlib.Path, tokenizer: Tokenizer
+):
+    examples, report = data.read_jsonl(written(folder, record), tokenizer, images=reader(folder))
+    (example,) = examples
+    assert tokenizer.decode(example.prompt) == "user\n\n\n\n\nHow many?\nmodel\n"
+    assert tokenizer.decode(example.completion) == "2"
+    (block,) = blocks.find(example.prompt, blocks.markers_of(tokenizer))
+    assert block.end - block.begin == NUM_SOFT + 2
+    (medium,) = example.media
+    assert medium.source.endswith("a.png") and pathlib.Path(medium.source).is_file()
+    assert not report.ignored_keys
+    (question,) = data.read_questions(folder / "rows.jsonl", tokenizer, images=reader(folder))
+    assert (question.ids, question.media) == (example.prompt, example.media)
+
+
+def test_images_of_a_conversation_are_in_order(folder: pathlib.Path, tokenizer: Tokenizer):
+    turns = [user([TEXT, IMAGE, IMAGE]), ANSWER, user([IMAGE, TEXT]), ANSWER]
+    record = {"messages": turns, "images": ["deeper/b.png", "a.png", "a.png"]}
+    path = written(folder, record)
+    (example,) = data.read_jsonl(path, tokenizer, images=reader(folder, pan_and_scan=True))[0]
+    views = [(pathlib.Path(m.source).name, m.view) for m in example.media]
+    crops = [("b.png", n) for n in range(5)]  # 40 x 8 has four crops.
+    assert views == [*crops, ("a.png", 0), ("a.png", 0)]
+    ((begin, end),) = example.answers
+    spans = blocks.find(example.prompt, blocks.markers_of(tokenizer))
+    assert len(spans) == 7 and spans[5].end <= begin and end <= spans[6].begin
+
+
+REFUSED = [
+    ({"prompt": "a", "images": ["none.png"], "completion": "2"}, r"none\.png is missing"),
+    ({"prompt": "a", "images": ["../a.png"], "completion": "2"}, r"'\.\./a\.png' must be a name"),
+    ({"prompt": "a", "images": ["/etc/passwd"], "completion": "2"}, "must be a name inside"),
+    ({"prompt": "a", "images": ["link.png"], "completion": "2"}, "is a link out of the folder"),
+    ({"prompt": "a", "images": ["rows.jsonl"], "completion": "2"}, "is no image that we read"),
+    ({"prompt": "a", "images": ["http://x/a.png"], "completion": "2"}, "is no file; fetch it"),
+    ({"prompt": "a", "images": "a.png", "completion": "2"}, "images must be a list"),
+    ({"prompt": "a", "images": [3], "completion": "2"}, r"must be the name of a file, got 3"),
+    ({"prompt": "a", "image": {"bytes": "Qk0="}, "completion": "2"}, "must be the name of a file"),
+    ({"prompt": "a", "images": [], "image": "a.png", "completion": "2"}, "images or image, not"),
+    ({"prompt": [IMAGE, TEXT], "completion": "2"}, "have 1 images and 0 files are named"),
+    (
+        {"prompt": [IMAGE, TEXT, IMAGE], "images": ["a.png"], "completion": "2"},
+        "have 2 images and 1 files are named",
+    ),
+    (
+        {"prompt": [{**IMAGE, "path": "a.png"}, IMAGE, TEXT], "completion": "2"},
+        "have 2 images and 0 files are named",
+    ),
+    (
+        {"prompt": [{**IMAGE, "path": "a.png"}], "images": ["a.png"], "completion": "2"},
+        "named by items and by a column",
+    ),
+    ({"text": "a", "images": ["a.png"]}, "images need messages, or a prompt"),
+    ({"prompt": [1, 2], "images": ["a.png"], "completion": [3]}, "images need messages"),
+    ({"messages": [ANSWER], "images": ["a.png"]}, "need a message of the user's"),
+    (
+        {"messages": [user("a"), {"role": "model", "content": [{**IMAGE, "path": "a.png"}]}]},
+        "content of message 2 has a part of the type .*: nothing but text is read",
+    ),
+    (
+        {"messages": [user([{"type": "audio"}, {**IMAGE, "path": "a.png"}]), ANSWER]},
+        "content of message 1 has a part of .*: nothing but text and images is read",
+    ),
+]
+
+
+@pytest.mark.parametrize("record, message", REFUSED)
+def test_other_rows_are_refused_with_file_and_line(
+    record: dict[str, Any],
+    message: str,
+    folder: pathlib.Path,
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    outside = tmp_path_factory.mktemp("outside") / "a.png"
+    PIL.Image.new("RGB", (8, 8)).save(outside)
+    os.symlink(outside, folder / "link.png")
+    path = written(folder, EQUAL[0], record)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{message}") as caught:
+        data.read_jsonl(path, tokenizer, images=reader(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_a_reader_images_are_refused(folder: pathlib.Path, tokenizer: Tokenizer):
+    path = written(folder, EQUAL[7])
+    with pytest.raises(ValueError, match=r'rows\.jsonl:1: .*type "image".*nothing but text is'):
+        data.read_jsonl(path, tokenizer)
+
+
+def test_an_example_that_would_lose_an_image_is_dropped(folder: pathlib.Path, tokenizer: Tokenizer):
+    turns = [user([TEXT, IMAGE]), ANSWER, user([TEXT]), ANSWER]
+    path = written(folder, {"messages": turns, "images": ["a.png"]})
+    (whole,) = data.read_jsonl(path, tokenizer, images=reader(folder))[0]
+    (block,) = blocks.find(whole.prompt, blocks.markers_of(tokenizer))
+    for max_length in range(whole.length - block.begin - 3, whole.length + 1):
+        limits = data.Limits(max_length=max_length, overlong="truncate-left")
+        examples, report = data.read_jsonl(path, tokenizer, limits, reader(folder))
+        # BOS stays, so that all before the image but BOS may go.
+        is_kept = whole.length - max_length <= block.begin - 1
+        assert (len(examples), report.dropped) == ((1, 0) if is_kept else (0, 1))
+        assert not examples or len(examples[0].media) == 1
+
+
+def test_names_in_texts_stay_text(folder: pathlib.Path, tokenizer: Tokenizer):
+    record = {"prompt": "<start_of_image>?", "images": ["a.png"], "completion": "2"}
+    (example,) = data.read_jsonl(written(folder, record), tokenizer, images=reader(folder))[0]
+    assert "<start_of_image>?" in tokenizer.decode(example.prompt)
+    assert len(blocks.find(example.prompt, blocks.markers_of(tokenizer))) == 1
+    with pytest.raises(ValueError, match="begins an image, a frame or a clip that is not whole"):
+        data.read_jsonl(folder / "rows.jsonl", reading(tokenizer, "parse"), images=reader(folder))
+
+
+def test_soft_ids_may_lie_beyond_the_embedding(folder: pathlib.Path, tokenizer: Tokenizer):
+    path, last = written(folder, EQUAL[0]), tokenizer.vocab_size - 1
+    controls = {**tokenizer.controls, "<image_soft_token>": last}
+    other = dataclasses.replace(tokenizer, controls=controls)
+    (example,) = data.read_jsonl(path, other, data.Limits(vocab_size=last), reader(folder))[0]
+    assert example.prompt.count(last) == NUM_SOFT
+    beyond = {"prompt": [last], "completion": "2"}
+    with pytest.raises(ValueError, match=f"token id {last} lies outside"):
+        data.read_jsonl(written(folder, beyond), other, data.Limits(vocab_size=last))
+
+
+def test_each_file_is_read_once(
+    folder: pathlib.Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    names: list[str] = []
+    read = pictures.read
+    monkeypatch.setattr(pictures, "read", lambda path: names.append(path.name) or read(path))
+    path = written(folder, *EQUAL)
+    data.read_jsonl(path, tokenizer, images=reader(folder))
+    assert names == ["a.png"]
