@@ -10,7 +10,8 @@ its front of reward against KL lies above those of REINFORCE, at equal numbers o
 three texts of each prompt a step against two.
 
 The optimum of REINFORCE with a KL penalty has the most reward of all policies at its KL, and tables
-of logits can become it. So the last claim is about learning here, and not about optima.
+of logits can become it. So the last claim is about learning here, and not about optima; it is asked
+of a small decoder too, which has not seen the prompts that it is measured by (bonded_letters.py).
 """
 
 import dataclasses
@@ -21,11 +22,20 @@ from typing import Any
 import numpy as np
 
 from kullback.core import types
-from kullback.experiments.reproductions import charts, curves, enumerated, judging, study
+from kullback.experiments.reproductions import (
+    bonded_letters,
+    charts,
+    curves,
+    enumerated,
+    judging,
+    study,
+)
+from kullback.experiments.reproductions.enumerated import J_BOND, by_beta
 from kullback.lm import bond, tuning
 
-J_BOND, REGULARISED, COPIES, ITERATIVE = "j-bond", "j-bond, gamma", "copies", "iterative"
+REGULARISED, COPIES, ITERATIVE = "j-bond, gamma", "copies", "iterative"
 SHARED = "the world"  # Of arms with one seed.
+ENUMERATED, DECODER = "bond", "decoder"  # Tables, of enumerated answers and of a decoder.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +59,7 @@ class Config:
     anchor_period: int = 200  # Of iterative BOND, with N = 2.
     reference_kl: float = 2.0  # Of areas under fronts: beyond this KL, nats, nothing counts.
     sizes: enumerated.Sizes = dataclasses.field(default_factory=enumerated.Sizes)
+    decoder: bonded_letters.Sizes = dataclasses.field(default_factory=bonded_letters.Sizes)
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "seeds", "records", "anchor_period")
@@ -90,11 +101,6 @@ def by_weight(b: float) -> str:
     return f"b = {b:g}"
 
 
-def by_beta(beta: float) -> str:
-    """Returns the name of a run of REINFORCE."""
-    return f"beta = {beta:g}"
-
-
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields each run, with all seeds of it."""
     for name, settings in config.bonds().items():
@@ -104,6 +110,7 @@ def arms(config: Config) -> Iterator[study.Arm]:
     for beta in config.betas:
         learner = enumerated.reinforced(config.sizes, beta, config.samples)
         yield arm(config, by_beta(beta), learner, 3 * config.moving_steps // 2, config.samples)
+    yield from bonded_letters.arms(config.decoder, DECODER, config.first_seed, config.anchor_rate)
 
 
 def arm(config: Config, name: str, learner: types.Learner, steps: int, texts: int) -> study.Arm:
@@ -128,15 +135,15 @@ def arm(config: Config, name: str, learner: types.Learner, steps: int, texts: in
                 }
 
     part = name.replace(" ", "").replace(",", "-").replace("=", "-")
-    return study.Arm(part, steps, compute)
+    return study.Arm(part, steps, compute, table=ENUMERATED)
 
 
-def areas(config: Config, rows: study.Rows, name: str) -> np.ndarray:
+def areas(rows: study.Rows, name: str, reference_kl: float) -> np.ndarray:
     """Returns the area under a run's front, above the reference's reward, of each seed."""
     kl, reward = (study.by_seed(rows, column, arm=name) for column in ("kl", "reward"))
     return np.array(
         [
-            curves.front_area(*curves.filled(k, r), (config.reference_kl, float(r[0])))
+            curves.front_area(*curves.filled(k, r), (reference_kl, float(r[0])))
             for k, r in zip(kl, reward, strict=True)
         ]
     )
@@ -144,7 +151,7 @@ def areas(config: Config, rows: study.Rows, name: str) -> np.ndarray:
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges both divergences by b, what saturates, anchors, the line of KL, and fronts."""
-    rows = tables["bond"]
+    rows = tables[ENUMERATED]
 
     def at(name: str, column: str, record: int = -1) -> np.ndarray:
         return study.by_seed(rows, column, arm=name)[:, record]
@@ -189,26 +196,38 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     share = at(J_BOND, "kl", half) / at(J_BOND, "kl") / (half / config.records)
     yield above("J-BOND's KL half-way is at least 0.8 of a line's", share, 0.8)
     yield above("and at most 1.2 of it (1.2 less the share)", 1.2 - share)
-    front = areas(config, rows, J_BOND)
-    fronts = {by_beta(beta): areas(config, rows, by_beta(beta)) for beta in config.betas}
-    name = max(fronts, key=lambda name: fronts[name].mean())
+    yield from fronts(rows, config.betas, config.reference_kl, "")
+    of_decoder = config.decoder
+    yield from fronts(tables[DECODER], of_decoder.betas, of_decoder.reference_kl, "a decoder: ")
+
+
+def fronts(
+    rows: study.Rows, betas: tuple[float, ...], reference_kl: float, of: str
+) -> Iterator[judging.Check]:
+    """Judges the front of J-BOND against that of the best REINFORCE; `of` says whose they are."""
+    front = areas(rows, J_BOND, reference_kl)
+    others = {by_beta(beta): areas(rows, by_beta(beta), reference_kl) for beta in betas}
+    name = max(others, key=lambda name: others[name].mean())
     yield judging.headline(
-        above(
-            "J-BOND's front above that of the best REINFORCE, at equal tokens, area",
-            front - fronts[name],
+        judging.above(
+            f"{of}J-BOND's front above that of the best REINFORCE, at equal tokens, area",
+            front - others[name],
+            shared=SHARED,
         )
     )
     yield judging.reported(
-        f"area of each front up to {config.reference_kl:g} nats, reward times nats",
-        judging.means({J_BOND: front, **fronts}),
+        f"{of}area of each front up to {reference_kl:g} nats, reward times nats",
+        judging.means({J_BOND: front, **others}),
     )
 
 
 def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
     """Returns fronts, KL over steps, both divergences, and what saturates."""
-    rows = tables["bond"]
+    rows = tables[ENUMERATED]
 
-    def marks(x: str, y: str, names: list[str], dash: str = "-") -> list[charts.Mark]:
+    def marks(
+        x: str, y: str, names: list[str], dash: str = "-", rows: study.Rows = rows
+    ) -> list[charts.Mark]:
         return [
             charts.Seeds(
                 study.by_seed(rows, x, arm=name),
@@ -221,6 +240,7 @@ def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
         ]
 
     runs = [J_BOND, REGULARISED, COPIES, *map(by_beta, config.betas)]
+    of_decoder = [J_BOND, *map(by_beta, config.decoder.betas)]
     by_b = [by_weight(b) for b in config.weights]
     fixed = [by_weight(0.5), *(f"fixed N = {n}" for n in config.larger), ITERATIVE]
     kl, of_best = "KL to the reference, nats", f"the best of {config.best_of}"
@@ -234,6 +254,12 @@ def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
             "KL, nats",
         ),
         (marks("steps", "reward", fixed), "fixed N and iterative", "learner steps", "reward"),
+        (
+            marks("kl", "reward", of_decoder, rows=tables[DECODER]),
+            "fronts of a decoder",
+            kl,
+            "gold reward",
+        ),
     )
     panels = [
         charts.Panel(
@@ -250,7 +276,8 @@ def seconds(config: Config) -> float:
     """Estimates compiling, and steps by their draws."""
     draws = sum(1 + c.anchor_samples for c in config.bonds().values())
     numbers = config.seeds * config.sizes.prompts * config.sizes.answers
-    return 180 + config.steps * draws * numbers * 5e-8
+    decoder = config.decoder.seeds * config.decoder.steps * (1 + 1.5 * len(config.decoder.betas))
+    return 240 + config.steps * draws * numbers * 5e-8 + decoder / 40
 
 
 STUDY = study.Study(
@@ -259,7 +286,7 @@ STUDY = study.Study(
     source="Sessa et al. 2024, arXiv:2407.14622",
     config=Config(),
     arms=arms,
-    tables=lambda config, rows: {"bond": rows},
+    tables=lambda config, rows: study.split(rows, ENUMERATED, DECODER),
     claims=claims,
     figures=figures,
     seconds=seconds,

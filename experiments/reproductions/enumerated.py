@@ -20,6 +20,13 @@ from kullback.core import learners, types
 from kullback.experiments.reproductions import study
 from kullback.lm import best_of_n, bond, policy_gradient
 
+J_BOND = "j-bond"  # The name of its run.
+
+
+def by_beta(beta: float) -> str:
+    """Returns the name of a run of REINFORCE."""
+    return f"beta = {beta:g}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:

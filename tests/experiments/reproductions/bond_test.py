@@ -1,4 +1,4 @@
-"""Tests of experiments/reproductions/{bond,enumerated}.py."""
+"""Tests of experiments/reproductions/{bond,bonded_letters,enumerated}.py."""
 
 import csv
 import dataclasses
@@ -9,10 +9,22 @@ import numpy as np
 import pytest
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import bond, enumerated, study
+from kullback.experiments.reproductions import bond, bonded_letters, enumerated, letters, study
 from kullback.lm import best_of_n
 
 SIZES = enumerated.Sizes(prompts=4, answers=6, learning_rate=0.05)
+LANGUAGE = letters.Sizes(letters=4, horizon=3, held_out=4, texts=16, start_steps=2, start_batch=4)
+DECODER = bonded_letters.Sizes(
+    seeds=2,
+    language=LANGUAGE,
+    width=8,
+    num_layers=1,
+    prompts=4,
+    steps=4,
+    records=2,
+    betas=(0.1,),
+    samples=2,
+)
 CONFIG = bond.Config(
     seeds=2,
     steps=8,
@@ -23,6 +35,7 @@ CONFIG = bond.Config(
     larger=(3,),
     anchor_period=2,
     sizes=SIZES,
+    decoder=DECODER,
 )
 SEEDS = range(3, 5)
 
@@ -65,11 +78,11 @@ def test_a_fixed_anchor_leads_to_its_best_of_n_and_reinforce_to_its_optimum():
         assert near < far / 5, (near, far)
 
 
-def rows(config: bond.Config, ends: dict[str, dict[str, float]]) -> study.Rows:
+def tables(config: bond.Config, ends: dict[str, dict[str, float]]) -> study.Tables:
     """Returns curves that are lines to their ends, those of all runs; seeds differ a little."""
-    names = [*config.bonds(), *map(bond.by_beta, config.betas)]
+    names = [*config.bonds(), *map(enumerated.by_beta, config.betas)]
     columns = {"reward": 1.0, "kl": 1.0, "forward": 1.0, "backward": 1.0}
-    return [
+    rows = [
         {
             "arm": name,
             "seed": seed,
@@ -84,6 +97,7 @@ def rows(config: bond.Config, ends: dict[str, dict[str, float]]) -> study.Rows:
         for seed in range(3)
         for record in range(config.records + 1)
     ]
+    return {"bond": rows, "decoder": rows}
 
 
 def test_claims_are_judged_by_what_the_tables_say():
@@ -91,42 +105,47 @@ def test_claims_are_judged_by_what_the_tables_say():
         bond.by_weight(0.0): {"backward": 2.0},
         bond.by_weight(1.0): {"forward": 2.0},
         bond.by_weight(0.5): {"reward": 0.5},
-        bond.J_BOND: {"reward": 3.0},
+        enumerated.J_BOND: {"reward": 3.0},
         bond.COPIES: {"kl": 2.0},
         bond.REGULARISED: {"kl": 0.5},
     }
-    checks = [*bond.claims(CONFIG, {"bond": rows(CONFIG, as_said)})]
+    checks = [*bond.claims(CONFIG, tables(CONFIG, as_said))]
     assert {check.verdict for check in checks} == {"held", "reported"}
-    assert len([check for check in checks if check.is_headline]) == 4
+    assert len([check for check in checks if check.is_headline]) == 5
     against = {
         bond.by_weight(0.5): {"reward": 2.0, "forward": 3.0, "backward": 3.0},
-        bond.J_BOND: {"reward": 0.5, "kl": 3.0},
+        enumerated.J_BOND: {"reward": 0.5, "kl": 3.0},
         bond.REGULARISED: {"kl": 4.0},
     }
-    checks = [*bond.claims(CONFIG, {"bond": rows(CONFIG, against)})]
-    assert [check.verdict for check in checks].count("contradicted") == 7
+    checks = [*bond.claims(CONFIG, tables(CONFIG, against))]
+    assert [check.verdict for check in checks].count("contradicted") == 8
+
+
+def changed(config: Any, default: Any, prefix: str = "") -> list[str]:
+    """Returns settings, as a user writes them, that make a configuration of the default one."""
+    settings = []
+    for field in dataclasses.fields(config):
+        value, old = (getattr(c, field.name) for c in (config, default))
+        if dataclasses.is_dataclass(value):
+            settings += changed(value, old, f"{prefix}{field.name}.")
+        elif value != old:
+            said = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            settings.append(f"{prefix}{field.name}={said}")
+    return settings
 
 
 def test_it_runs_in_small_and_says_how_long_in_large(tmp_path: pathlib.Path):
-    settings = [
-        *(
-            "seeds=2",
-            "steps=8",
-            "moving_steps=8",
-            "records=2",
-            "betas=0.1,1.0",
-            "anchor_samples=4",
-            "larger=3",
-        ),
-        *("anchor_period=2", "prompts=4", "answers=6"),
-    ]
+    settings = changed(CONFIG, bond.Config())
     checks = reproduce.reproduce("bond", tmp_path / "out", settings, lambda line: None)
     assert {check.num_seeds for check in checks if check.verdict != "reported"} == {2}
+    with open(tmp_path / "out" / "decoder.csv") as file:
+        texts = {row["arm"]: int(row["texts"]) for row in csv.DictReader(file)}
+    assert texts == {enumerated.J_BOND: 4 * 3 * 4, enumerated.by_beta(0.1): 6 * 2 * 4}
     with open(tmp_path / "out" / "bond.csv") as file:
         table: Any = [*csv.DictReader(file)]
     assert len(table) == (len(CONFIG.bonds()) + 2) * 2 * 3
     tokens = {row["arm"]: int(row["tokens"]) for row in table}
-    assert tokens[bond.J_BOND] == tokens[bond.by_beta(0.1)] == 8 * 3 * 4
+    assert tokens[enumerated.J_BOND] == tokens[enumerated.by_beta(0.1)] == 8 * 3 * 4
     assert (tmp_path / "out" / "bond.png").stat().st_size > 10_000
     assert bond.seconds(bond.Config()) < 30 * 60
 
