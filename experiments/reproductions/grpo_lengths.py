@@ -69,8 +69,8 @@ VARIANTS: dict[str, Variant] = {
 class Config:
     """Seeds and sizes."""
 
-    seeds: int = 5
-    first_seed: int = 100  # Lower ones have chosen rates, and are not judged.
+    seeds: int = 20
+    first_seed: int = 200  # Lower ones have chosen rates and this number, and are not judged.
     language: letters.Sizes = LANGUAGE
     stop: float = 0.2  # Probability in (0, 1) that a text of the source ends after a letter.
     width: int = 32
@@ -231,8 +231,8 @@ STUDY = study.Study(
         90
         + config.seeds
         * (
-            config.language.start_steps * 0.05
-            + len(VARIANTS) * config.steps * 0.1 * config.batch_size / 64
+            config.language.start_steps * 0.02
+            + len(VARIANTS) * config.steps * 0.025 * config.batch_size / 64
         )
     ),
 )

@@ -14,7 +14,9 @@ so that the log-ratios of DPO and every KL are exact. All ways are plain gradien
 0, compared at equal KL along the way: beta scales how far DPO goes, and not whither. The baseline
 of a batch is its mean, which is leave-one-out but for a factor of (B - 1) / B. Where the papers
 have language models, the rewards that such policies stand for are linear, and gold is not; a
-perceptron that judges first has the richer class.
+perceptron that judges first has the richer class. So all is asked once more of a small decoder,
+which direct ways, reward models and policies share (preferred_letters.py), with the most wrong
+labels.
 """
 
 import dataclasses
@@ -31,6 +33,7 @@ from kullback.experiments.reproductions import (
     charts,
     curves,
     judging,
+    preferred_letters,
     reward_models,
     reward_toy,
     study,
@@ -47,6 +50,7 @@ NAMES = {
 }
 DIRECT = ("dpo", "robust", "ipo")
 JUDGED = tuple(name for name in NAMES if name != "gold")
+POINTS, DECODER = "ways", "decoder"  # Tables, of points and of a decoder.
 SHARED = "gold, pairs and members"  # Of ways with one seed.
 # Claims, and the way that is above the other.
 COMPARED = (
@@ -74,6 +78,7 @@ class Config:
     descent_rate: float = 0.05
     kl: float = 4.0  # Nats > 0 at which ways are compared, if all of them go so far.
     toy: reward_toy.Sizes = reward_toy.SIZES
+    decoder: preferred_letters.Sizes = dataclasses.field(default_factory=preferred_letters.Sizes)
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "seeds")
@@ -201,7 +206,12 @@ def arms(config: Config) -> Iterator[study.Arm]:
     for corruption, seed in itertools.product(config.corruptions, study.seeds_of(config)):
         columns = {"corruption": corruption, "seed": seed}
         run = functools.partial(compare, config, corruption, seed)
-        yield study.Arm(f"{corruption:g}-{seed}", steps(config), run, columns=columns)
+        part = f"{corruption:g}-{seed}"
+        yield study.Arm(part, steps(config), run, table=POINTS, columns=columns)
+    most = max(config.corruptions)
+    objectives = {name: config.objective(name, most) for name in DIRECT}
+    given = config.decoder, DECODER, config.first_seed, most, objectives
+    yield from preferred_letters.arms(*given)
 
 
 def steps(config: Config) -> int:
@@ -212,16 +222,16 @@ def steps(config: Config) -> int:
 
 
 def at_kl(
-    config: Config, rows: study.Rows, corruption: float, names: tuple[str, ...] = JUDGED
+    rows: study.Rows, most: float, corruption: float, names: tuple[str, ...] = JUDGED
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Returns the KL where ways are compared, [seeds], and gold of each there, [seeds].
 
-    It is `config.kl`, or as far as the shortest way of a seed goes; of members, their mean.
+    It is `most`, or as far as the shortest way of a seed goes; of members, their mean.
     """
     values: dict[str, np.ndarray] = {}
     ways = {name: curves_of(rows, corruption, name) for name in names}
     reach = np.min([kl.max(2).min(1) for kl, _ in ways.values()], 0)
-    at = np.minimum(config.kl, reach)
+    at = np.minimum(most, reach)
     for name, (kl, gold) in ways.items():
         by_member = [
             [curves.value_at(*way, at=where) for way in zip(one_kl, one_gold, strict=True)]
@@ -244,43 +254,61 @@ def curves_of(rows: study.Rows, corruption: float, name: str) -> tuple[np.ndarra
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges ways at equal KL, with each share of wrong labels, and what these cost."""
-    rows = tables["ways"]
-    by_share = {share: at_kl(config, rows, share) for share in config.corruptions}
-    for share, (at, gold) in by_share.items():
-        ends = " to ".join(dict.fromkeys(f"{x:.3g}" for x in (at.min(), at.max())))
-        where = f"{share:.0%} of labels wrong, gold at {ends} nats"
-        for claim, one, other in COMPARED:
-            if share or "robust" not in (one, other):  # It is DPO where no label is wrong.
-                check = judging.above(f"{claim} ({where})", gold[one] - gold[other], shared=SHARED)
-                is_headline = claim in HEADLINES and share == max(config.corruptions)
-                yield judging.headline(check) if is_headline else check
-        yield judging.reported(where, judging.means({NAMES[n]: x for n, x in gold.items()}))
+    rows, most = tables[POINTS], max(config.corruptions)
+    by_share = {share: at_kl(rows, config.kl, share) for share in config.corruptions}
+    for share, values in by_share.items():
+        yield from compared(f"{share:.0%} of labels wrong", values, share, share == most)
     if len(by_share) > 1:
-        least, most = min(by_share), max(by_share)
+        least = min(by_share)
         for name in JUDGED:
             yield judging.above(
                 f"{NAMES[name]}: wrong labels cost gold (at {least:.0%} less at {most:.0%})",
                 by_share[least][1][name] - by_share[most][1][name],
                 shared=SHARED,
             )
+    values = at_kl(tables[DECODER], config.decoder.kl, most)
+    yield from compared(f"a decoder, {most:.0%} of labels wrong", values, most, True)
+
+
+def compared(
+    of: str, values: tuple[np.ndarray, dict[str, np.ndarray]], share: float, has_headlines: bool
+) -> Iterator[judging.Check]:
+    """Judges the claims of ways at equal KL.
+
+    Args:
+      of: what they are ways of.
+      values: from `at_kl`.
+      share: of wrong labels.
+      has_headlines: whether the papers' headlines are asked of it.
+    """
+    at, gold = values
+    ends = " to ".join(dict.fromkeys(f"{x:.3g}" for x in (at.min(), at.max())))
+    where = f"{of}, gold at {ends} nats"
+    for claim, one, other in COMPARED:
+        if share or "robust" not in (one, other):  # It is DPO where no label is wrong.
+            check = judging.above(f"{claim} ({where})", gold[one] - gold[other], shared=SHARED)
+            is_headline = has_headlines and claim in HEADLINES
+            yield judging.headline(check) if is_headline else check
+    yield judging.reported(where, judging.means({NAMES[n]: x for n, x in gold.items()}))
 
 
 def figures(config: Config, tables: study.Tables) -> dict[str, charts.Grid]:
-    """Returns gold over KL, a panel for each share of wrong labels."""
-    return {
-        "preferences": charts.Grid(
-            panels=[_panel(config, tables["ways"], share) for share in config.corruptions],
-            width=5.2,
-            height=3.8,
-        )
-    }
+    """Returns gold over KL, a panel for each share of wrong labels, and one of the decoder."""
+    panels = [
+        _panel(tables[POINTS], share, config.kl, f"{share:.0%} of labels wrong")
+        for share in config.corruptions
+    ]
+    most = max(config.corruptions)
+    titled = f"a decoder, {most:.0%} of labels wrong"
+    panels.append(_panel(tables[DECODER], most, config.decoder.kl, titled))
+    return {"preferences": charts.Grid(panels=panels, width=5.2, height=3.8)}
 
 
-def _panel(config: Config, rows: study.Rows, share: float) -> charts.Panel:
+def _panel(rows: study.Rows, share: float, most: float, title: str) -> charts.Panel:
     marks: list[charts.Mark] = []
     for number, name in enumerate(NAMES):
         kl, gold = curves_of(rows, share, name)
-        at = np.linspace(0, min(2 * config.kl, kl.max(2).min()), 100)
+        at = np.linspace(0, min(2 * most, kl.max(2).min()), 100)
         values = [
             np.mean([[curves.value_at(*x, k) for k in at] for x in zip(*way, strict=True)], 0)
             for way in zip(kl, gold, strict=True)
@@ -290,9 +318,15 @@ def _panel(config: Config, rows: study.Rows, share: float) -> charts.Panel:
     axes = {
         "xlabel": "KL to the reference, nats",
         "ylabel": "gold reward",
-        "title": f"{share:.0%} of labels wrong; thin lines are seeds",
+        "title": f"{title}; thin lines are seeds",
     }
     return charts.Panel(marks=marks, axes=axes, legend={"fontsize": 7, "framealpha": 0.5})
+
+
+def seconds(config: Config) -> float:
+    """Estimates compiling, steps on points, and those of the decoder."""
+    points = config.seeds * len(config.corruptions) * steps(config)
+    return 120 + points * 0.015 + config.decoder.seeds * config.decoder.work * 0.05
 
 
 STUDY = study.Study(
@@ -301,8 +335,8 @@ STUDY = study.Study(
     source="Rafailov et al. 2023, arXiv:2305.18290; Chowdhury et al. 2024, arXiv:2403.00409",
     config=Config(),
     arms=arms,
-    tables=lambda config, rows: {"ways": rows},
+    tables=lambda config, rows: study.split(rows, POINTS, DECODER),
     claims=claims,
     figures=figures,
-    seconds=lambda config: 60 + config.seeds * len(config.corruptions) * steps(config) * 0.015,
+    seconds=seconds,
 )

@@ -274,6 +274,28 @@ def best_of(experiment: Letters, members: types.Params, seed: int) -> study.Rows
     return reward_models.best_of(by_model, gold, sizes.counts, distance)
 
 
+def climb(
+    experiment: Letters, proxy: tuple[str, types.Params], seed: int
+) -> Iterator[tuple[study.Row, np.ndarray]]:
+    """Yields records of REINFORCE up a reward: a row, and the gold of each of its texts, [B].
+
+    Args:
+      experiment: of the policy.
+      proxy: "single", "ensemble" or "gold", and its parameters; see `reward_models.proxies`.
+      seed: of all.
+    """
+    (kind, scorer), sizes = proxy, experiment.sizes
+    steps = sizes.policy_steps, sizes.records
+    climber = experiment.climbers[kind]
+    for step, params in rewarded.records(climber, seed, LEARNING, *steps, scorer):
+        texts = experiment.evaluate(params, seed, EVALUATION)
+        gold = np.asarray(texts.reward)
+        is_gold = kind == "gold"
+        seen = gold if is_gold else np.asarray(experiment.rewards[kind](scorer, texts.rows))
+        means = {"kl": texts.kl, "proxy": seen, "gold": gold}
+        yield {"step": step, **{column: float(np.mean(x)) for column, x in means.items()}}, gold
+
+
 def climbs(
     experiment: Letters, members: types.Params, seed: int, work: study.Work
 ) -> Iterator[study.Row]:
@@ -282,19 +304,9 @@ def climbs(
     known = proxies(members) | {"gold": ("gold", experiment.world.language(seed).tables)}
     kept = [f"single-{m}" for m in range(sizes.singles)]
     for number, name in enumerate((*kept, "ensemble", "average", "gold"), 1):
-        kind, scorer = known[name]
-        steps = sizes.policy_steps, sizes.records
-        for step, params in rewarded.records(
-            experiment.climbers[kind], seed, LEARNING, *steps, scorer
-        ):
-            texts = experiment.evaluate(params, seed, EVALUATION)
-            ends[name] = gold = np.asarray(texts.reward)
-            proxy = (
-                gold if kind == "gold" else np.asarray(experiment.rewards[kind](scorer, texts.rows))
-            )
-            means = {"kl": texts.kl, "proxy": proxy, "gold": gold}
-            row = {column: float(np.mean(x)) for column, x in means.items()}
-            yield {"table": "climbs", "reward": name, "step": step, **row}
+        for row, gold in climb(experiment, known[name], seed):
+            ends[name] = gold
+            yield {"table": "climbs", "reward": name, **row}
         work.tick(number * sizes.policy_steps, float(np.mean(ends[name])), "gold")
     pairs = [(name, "start") for name in ends]
     ends["start"] = np.asarray(

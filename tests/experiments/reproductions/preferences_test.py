@@ -25,6 +25,17 @@ TOY = reward_toy.Sizes(
     evaluation=256,
 )
 CONFIG = preferences.Config(seeds=2, toy=TOY)
+SMALL_MODELS = [
+    *(f"decoder.models.{name}" for name in ("members=2", "singles=2", "pairs=16", "held_out=16")),
+    *(f"decoder.models.{name}" for name in ("batch_size=4", "steps=2", "policy_steps=4")),
+    *(f"decoder.models.{name}" for name in ("policy_batch=8", "samples=2", "records=2")),
+    *(f"decoder.models.{name}" for name in ("width=8", "num_layers=1", "prompts=4", "draws=4")),
+    *(
+        f"decoder.models.{name}"
+        for name in ("counts=1,2", "language.texts=16", "language.horizon=3")
+    ),
+    *(f"decoder.models.language.{name}" for name in ("start_steps=2", "start_batch=4")),
+]
 
 
 @pytest.mark.parametrize("name", preferences.DIRECT)
@@ -67,7 +78,6 @@ def test_the_robust_loss_knows_the_share_of_wrong_labels():
 
 def test_ways_are_compared_where_all_of_them_are():
     """Two seeds; the shortest way of the second ends at 1 nat; members are averaged."""
-    config = dataclasses.replace(CONFIG, kl=2.0)
     rows = [
         {"corruption": 0.0, "seed": seed, "way": way, "member": m, "kl": kl, "gold": scale * kl}
         for seed, most in ((100, 4.0), (101, 1.0))
@@ -75,7 +85,7 @@ def test_ways_are_compared_where_all_of_them_are():
         for m, scale in enumerate(members)
         for kl in (0.0, most if way == "dpo" else 8.0)
     ]
-    at, gold = preferences.at_kl(config, rows, 0.0, ("dpo", "reward-model"))
+    at, gold = preferences.at_kl(rows, 2.0, 0.0, ("dpo", "reward-model"))
     np.testing.assert_allclose(at, [2, 1])
     np.testing.assert_allclose(gold["dpo"], [2, 1])
     np.testing.assert_allclose(gold["reward-model"], [4, 2])
@@ -93,7 +103,8 @@ def test_a_reward_is_in_units_of_its_spread():
 
 @pytest.mark.slow
 def test_it_runs(tmp_path: pathlib.Path):
-    settings = ["seeds=2"]
+    settings = ["seeds=2", "decoder.seeds=2", "decoder.steps=4", "decoder.records=2"]
+    settings += ["decoder.batch_size=8", *SMALL_MODELS]
     for field in dataclasses.fields(TOY):
         value = getattr(TOY, field.name)
         if value != getattr(reward_toy.SIZES, field.name):
@@ -101,13 +112,21 @@ def test_it_runs(tmp_path: pathlib.Path):
     checks = reproduce.reproduce("preferences", tmp_path / "out", settings, lambda line: None)
     # Without wrong labels the robust loss is DPO's, and has no claims.
     judged = [check for check in checks if check.verdict != "reported"]
-    assert len(judged) == 6 + 4 + 5 and sum(check.is_headline for check in judged) == 2
-    with open(tmp_path / "out" / "ways.csv") as file:
-        rows = list(csv.DictReader(file))
+    assert len(judged) == 6 + 4 + 5 + 6 and sum(check.is_headline for check in judged) == 4
+    tables = {}
+    for name in ("ways", "decoder"):
+        with open(tmp_path / "out" / f"{name}.csv") as file:
+            tables[name] = list(csv.DictReader(file))
     records = TOY.climbs // TOY.climb_every + 1
     ways = len(preferences.NAMES) + TOY.members - 1
-    assert len(rows) == 2 * 2 * ways * records
-    starts = [row for row in rows if row["step"] == "0"]
+    assert len(tables["ways"]) == 2 * 2 * ways * records
+    assert len(tables["decoder"]) == 2 * (len(preferences.NAMES) + 1) * 3
+    starts = [row for row in tables["ways"] if row["step"] == "0"]
     assert {row["kl"] for row in starts} == {"0.0"}
     one_seed = {row["gold"] for row in starts if row["seed"] == "100"}
     assert len(one_seed) == 1 or max(map(float, one_seed)) - min(map(float, one_seed)) < 0.5
+    # All ways of a decoder begin at one policy; no pair is ranked by a log-ratio of 0.
+    starts = [row for row in tables["decoder"] if row["step"] == "0" and row["seed"] == "100"]
+    assert len({row["gold"] for row in starts}) == 1
+    assert all(abs(float(row["kl"])) < 1e-5 for row in starts)
+    assert {row["proxy"] for row in starts if row["way"] in preferences.DIRECT} == {"0.5"}
