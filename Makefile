@@ -105,11 +105,13 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 	$(PARITY) tests/parity/write_bert.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_pictures.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_layouts.py tests/lm/fixtures
+	$(PARITY) tests/parity/write_audio.py tests/lm/fixtures
 	$(PARITY) tests/parity/peft_adapters.py write tests/lm/fixtures
 	TRL_EXPERIMENTAL_SILENCE=1 $(PARITY) tests/parity/trl_gkd.py tests/lm/fixtures
 	$(PARITY) tests/parity/entmax_reference.py tests/core/fixtures
 	$(PYTEST) tests/lm/formats tests/lm/entailment tests/lm/distillation_test.py \
-	    tests/lm/pictures_test.py tests/lm/interleaved_test.py tests/core/regularizers_parity_test.py
+	    tests/lm/pictures_test.py tests/lm/interleaved_test.py tests/lm/audio_test.py \
+	    tests/core/regularizers_parity_test.py
 	rm -rf .cache/parity
 	$(BIN)/python tests/parity/write_ours.py .cache/parity
 	$(PARITY) tests/parity/load_ours.py .cache/parity
