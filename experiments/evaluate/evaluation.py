@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from kullback import lm
 from kullback.core import files, types
 from kullback.experiments import statistics
 from kullback.experiments.evaluate import best_of, reports, reward_report
 from kullback.experiments.evaluate.subjects import Subject
-from kullback.experiments.runs import rewards, run_folder
+from kullback.experiments.runs import language_setup, opened, resolved, rewards, run_folder
 from kullback.lm import best_of_n, data, evaluation, final_answers, votes
 
 
@@ -63,6 +64,8 @@ def run(
             chosen_by.check_references(map(evaluator.target, evaluator.test))
         report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
         report.notes.extend(evaluator.notices)
+        if subject.run is not None and not subject.task_name:
+            report.estimates.update(of_pairs(subject.run, acting, count=count))
         if chosen_by is not None:
             measures = best_of.measures(evaluator, acting, chosen_by, n=n, count=count, key=key)
             report.estimates.update({k: statistics.ratio(x) for k, x in measures.items()})
@@ -72,6 +75,21 @@ def run(
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in report.lines]
         files.atomic_write_text(out, "".join(lines))
     return report, out
+
+
+def of_pairs(run: opened.Opened, acting: Any, *, count: int) -> dict[str, statistics.Estimate]:
+    """Returns the implicit accuracy of a policy of pairs, of its held-out ones; of others nothing.
+
+    Args:
+      run: of the policy, whose folder has what its reference says of the pairs.
+      acting: parameters of the policy.
+      count: pairs, at most.
+    """
+    if not lm.ALGORITHMS[run.plan.agent].reads_pairs:
+        return {}
+    lessons = language_setup.setup(resolved.of(run), run.path).lessons
+    scores = lessons.scores(acting, count, jax.random.key(0))  # Nothing is random there.
+    return {"implicit_accuracy": statistics.ratio(scores)}
 
 
 def evaluator_of(subject: Subject) -> evaluation.Evaluator:

@@ -12,6 +12,7 @@ import pytest
 from kullback import experiments
 from kullback.core import weights
 from kullback.experiments import cli
+from kullback.experiments.evaluate import evaluation, subjects
 from kullback.experiments.runs import (
     language_setup,
     models,
@@ -116,6 +117,16 @@ def test_a_run_of_dpo(run: pathlib.Path, task: str, start: pathlib.Path):
     ranked = np.diff(log_pi(run, test) - kept["test"])[:, 0]
     assert np.abs(ranked).min() > 1e-4  # No tie by rounding.
     assert float(rows[-1]["evaluation"]) == pytest.approx(np.mean(ranked < 0))
+
+
+def test_evaluations_say_the_implicit_accuracy(run: pathlib.Path, tmp_path: pathlib.Path):
+    """It is that of the run's last record, whose parameters are the newest."""
+    known = opened.open(run)
+    subject, count = subjects.Subject(path=run, run=known), known.plan.eval_episodes
+    report, _ = evaluation.run(subject, count=count, num_samples=1, out=tmp_path / "a.jsonl")
+    expected = float(repeated(run)[-1]["evaluation"])
+    assert report.estimates["implicit_accuracy"].mean == pytest.approx(expected)
+    assert 0 < expected <= 1 and report.estimates["nats_per_token"].mean > 0
 
 
 def test_a_policy_that_is_its_reference_ranks_nothing(run: pathlib.Path, start: pathlib.Path):
