@@ -63,6 +63,7 @@ def full(
     mask: jax.Array,
     window: int | None,
     is_packed: bool,
+    looks_ahead: bool = False,
 ) -> tuple[jax.Array, None]:
     """Attends to the tokens of the same pass.
 
@@ -72,14 +73,17 @@ def full(
       mask: bool, [B or 1, T, T]: what `window` says, and texts of a row apart.
       window: W of a layer that attends to the last W tokens; None is all before.
       is_packed: whether the mask says more than window and order.
+      looks_ahead: whether it says what order would hide, as an image's tokens see later ones.
 
     Returns:
       [B, T, N * H], and None: nothing is stored.
     """
-    chosen = kernel(device(), q.dtype, q.shape[-1], q.shape[1], is_packed=is_packed)
+    is_biased = is_packed or looks_ahead
+    chosen = kernel(device(), q.dtype, q.shape[-1], q.shape[1], is_packed=is_biased)
     if chosen is None:
         return layers.attend_all(q, k, v, mask)
-    return by_kernel(chosen, q, k, v, mask if is_packed else None, window), None
+    given = mask if is_biased else None
+    return by_kernel(chosen, q, k, v, given, window, looks_ahead=looks_ahead), None
 
 
 def by_kernel(
@@ -89,6 +93,8 @@ def by_kernel(
     v: jax.Array,
     mask: jax.Array | None,
     window: int | None,
+    *,
+    looks_ahead: bool = False,
 ) -> jax.Array:
     """Returns what `layers.attend_all` does, by a kernel of JAX; mask None is order and window."""
     length = q.shape[1]
@@ -99,7 +105,7 @@ def by_kernel(
         v,
         mask=None if mask is None else mask[:, None],
         scale=1.0,
-        is_causal=True,
+        is_causal=not looks_ahead,
         local_window_size=(window - 1, 0) if is_local and window is not None else None,
         implementation=chosen,
     )

@@ -1,10 +1,10 @@
-"""Gemma 3, the text decoder: full causal pass, and decoding with a key-value cache.
+"""Gemma 3, the decoder: full causal pass, and decoding with a key-value cache.
 
 Gemma Team 2025, https://arxiv.org/abs/2503.19786. Logits equal those of the published
 implementations for the same weights (lm/formats/hugging_face.py reads them).
 
 Shape letters: B rows, T tokens, S keys, V vocabulary, D width, N query heads, K key-value heads,
-H width of a head, F feed-forward width, L layers, W window, P periods.
+H width of a head, F feed-forward width, L layers, W window, P periods, I soft tokens of a row.
 
 Layers come in periods of `pattern`: local ones, then a global one. The parameters are
 
@@ -28,7 +28,16 @@ import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import attention, cached, gemma_config, layers, lora, narrow_weights
+from kullback.lm import (
+    attention,
+    cached,
+    cached_attention,
+    gemma_config,
+    layers,
+    lora,
+    narrow_weights,
+    soft_tokens,
+)
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
 from kullback.lm.gemma_config import num_params as num_params
@@ -64,6 +73,13 @@ class Model(NamedTuple):
     the memory of one. Where rows of a frozen embedding learn (lm/lora.py), what they add to
     their logits follows the features, [B, T, D + n], and the parameters have no gradient.
 
+    Rows with images give `soft` [B, I, D] and `groups` int32 [B, T] besides, both or neither, see
+    lm/soft_tokens.py: a soft vector stands where the group is no text's. Soft tokens of an image
+    see each other; as in transformers 5.24 the window of a local layer ends how far they look
+    back, not how far they look ahead:
+
+        global: k <= q or same image,  local: (k <= q or same image) and k > q - W
+
     `unembed(params, features [..., D])` gives logits float32 [..., V] by the tied embedding, and
     `apply(params, tokens, ...)` is both in one.
 
@@ -71,7 +87,8 @@ class Model(NamedTuple):
     prompts: lengths int32 [B] <= prompt_length <= max_length. `decode(params, tokens, cache)`
     takes the next T tokens of all rows, int32 [B, T] (a step of generation, or a chunk of the
     prompt of any length), and returns features [B, T, D] and the updated cache. Features of
-    padding are meaningless.
+    padding are meaningless. A chunk with images takes `soft` and `groups` of its tokens, and an
+    image lies in one chunk whole: keys of a later one would come too late.
     """
 
     config: Config
@@ -81,7 +98,7 @@ class Model(NamedTuple):
     unembed: Callable[[types.Params, jax.Array], jax.Array]
     apply: Callable[..., jax.Array]
     init_cache: Callable[[int, int, types.Array, int], Cache]
-    decode: Callable[[types.Params, types.Array, Cache], tuple[jax.Array, Cache]]
+    decode: Callable[..., tuple[jax.Array, Cache]]
     num_ids: int  # Number of logits: rows of the embedding, or fewer (lm/shared_ids.py).
 
 
@@ -203,19 +220,21 @@ def _ropes(config: Config, positions: jax.Array) -> dict[bool, tuple[jax.Array, 
 
 
 def _features(
-    context: _Context, params: types.Params, tokens: types.Array, *places: Any
+    context: _Context, params: types.Params, tokens: types.Array, *places: Any, **images: Any
 ) -> jax.Array:
+    tokens = soft_tokens.looked_up(tokens, **images)
     embedded = narrow_weights.rows(params["embedding"], tokens)
     embedded = _learnt_rows(context, params, embedded, tokens)
-    return _layers(context, params, embedded, *places)
+    return _layers(context, params, embedded, *places, **images)
 
 
 def _with_head(
-    context: _Context, params: types.Params, tokens: types.Array, *places: Any
+    context: _Context, params: types.Params, tokens: types.Array, *places: Any, **images: Any
 ) -> tuple[jax.Array, types.Params]:
+    tokens = soft_tokens.looked_up(tokens, **images)
     embedded, table = layers.lookup(params["embedding"], jnp.asarray(tokens))
     embedded = _learnt_rows(context, params, embedded, tokens)
-    features, head = _layers(context, params, embedded, *places), {"embedding": table}
+    features, head = _layers(context, params, embedded, *places, **images), {"embedding": table}
     if not context.adapters.train_tokens:
         return features, head
     rows = params[lora.ROWS]
@@ -239,10 +258,15 @@ def _layers(
     positions: types.Array | None = None,
     segments: types.Array | None = None,
     keys: types.Key | None = None,
+    *,
+    soft: jax.Array | None = None,
+    groups: types.Array | None = None,
 ) -> jax.Array:
     config, index = context.config, jnp.arange(embedded.shape[1])
     positions = index[None] if positions is None else jnp.asarray(positions)
     causal = (index[None, :] <= index[:, None])[None]  # [1, T, S]
+    if groups is not None:
+        causal = causal | soft_tokens.of_one_image(groups, groups)
     if segments is not None:
         causal = causal & (segments[:, :, None] == segments[:, None, :])
     recent = (index[None, :] > index[:, None] - config.window)[None]
@@ -256,6 +280,7 @@ def _layers(
             mask=masks[is_global],
             window=None if is_global else config.window,
             is_packed=segments is not None,
+            looks_ahead=groups is not None,
         )
         return context.layer.apply(params, x, ropes[is_global], attend, keys)[0]
 
@@ -266,7 +291,7 @@ def _layers(
             x = step(stacked[f"layer_{j}"], x, _folded(_folded(of_period, j), i))
         return x
 
-    x = _scaled(context, embedded)
+    x = soft_tokens.written(_scaled(context, embedded), soft, groups)
     for number, block in enumerate(config.blocks):
         of_period = functools.partial(period, of_period=_folded(keys, number))
         x = layers.scan(of_period, x, params[block])
@@ -296,8 +321,10 @@ def _apply(
     tokens: types.Array,
     positions: types.Array | None = None,
     segments: types.Array | None = None,
+    **images: Any,
 ) -> jax.Array:
-    return _unembed(context, params, _features(context, params, tokens, positions, segments))
+    features = _features(context, params, tokens, positions, segments, **images)
+    return _unembed(context, params, features)
 
 
 def _init_cache(
@@ -327,7 +354,13 @@ def _init_cache(
 
 
 def _decode(
-    context: _Context, params: types.Params, tokens: types.Array, cache: Cache
+    context: _Context,
+    params: types.Params,
+    tokens: types.Array,
+    cache: Cache,
+    *,
+    soft: jax.Array | None = None,
+    groups: types.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
     config, length = context.config, tokens.shape[1]
     room = _room(config, cache)
@@ -338,25 +371,28 @@ def _decode(
         )
     slots = cache.slot + jnp.arange(length, dtype=jnp.int32)
     ropes = _ropes(config, slots[None] - cache.start[:, None])
-    local = functools.partial(layers.cached_local, window=config.window)
+    local = functools.partial(cached_attention.of_window, window=config.window)
 
     def period(carry: Any, i: Any, stacked: types.Params) -> Any:
         x, keys, values = carry
         for j in range(len(stacked)):
             name, is_global = f"layer_{j}", config.is_global(j)
             attend = functools.partial(
-                layers.cached_global if is_global else local,
+                cached_attention.of_all if is_global else local,
                 caches=(keys[name], values[name]),
                 period=i,
                 slots=slots,
                 start=cache.start,
+                groups=groups,
             )
             x, cached = context.layer.apply(stacked[name], x, ropes[is_global], attend)
             keys, values = keys | {name: cached[0]}, values | {name: cached[1]}
         return x, keys, values
 
+    tokens = soft_tokens.looked_up(tokens, soft, groups)
     embedded = narrow_weights.rows(params["embedding"], tokens)
     x = _scaled(context, _learnt_rows(context, params, embedded, tokens))
+    x = soft_tokens.written(x, soft, groups)
     keys, values = dict(cache.keys), dict(cache.values)
     for block in config.blocks:
         # The caches are carried, not scanned over: a step then writes its token in place

@@ -1,12 +1,6 @@
-"""A layer of Gemma 3: norms, rotary embeddings, and grouped-query attention, local and global.
+"""A layer of Gemma 3: norms, rotary embeddings, and grouped-query attention.
 
-Shape letters: B rows, T tokens, S keys, N query heads, K key-value heads, H width of a head,
-W window, P length of the layer axis of a cache.
-
-A cache is (keys, values), [P, B, K, S, H] each, for all layers at the same place in their period;
-in 8 bits they are trees of such arrays, see lm/cached.py.
-Functions that attend to a cache take q [B, T, N, H] and k, v [B, T, K, H] of the T newest tokens,
-store k and v at index `period`, and return the output [B, T, N * H] and the cache.
+Shape letters: B rows, T tokens, S keys, N query heads, K key-value heads, H width of a head.
 """
 
 import functools
@@ -19,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.lm import cached, lora, narrow_weights
+from kullback.lm import lora, narrow_weights
 
 MASKED = -1e30  # A score with weight 0; finite, so that a row of masked scores is not NaN.
 LARGE = 2**26  # Bytes of a table of which copies are avoided.
-Caches = tuple[cached.Stored, cached.Stored]
 
 
 def lookup(table: narrow_weights.Matrix, ids: jax.Array) -> tuple[jax.Array, narrow_weights.Matrix]:
@@ -86,6 +79,17 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
 
 # The same, of which the gradient stores the input alone. That of a frozen scale needs no more.
 _stored_once = functools.partial(jax.checkpoint, static_argnums=2)(rms_norm)
+
+
+def layer_norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
+    """Applies the layer norm over the last axis, in float32 at least, and casts back.
+
+        (x - mean(x)) / sqrt(var(x) + epsilon) scale + offset,  the variance biased
+
+    To be called inside `hk.transform`. Ba et al. 2016, https://arxiv.org/abs/1607.06450.
+    """
+    norm = hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
+    return norm(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
 
 def rope_table(
@@ -151,86 +155,41 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return out.reshape(b, num_kv, t, -1, h).swapaxes(1, 2).reshape(b, t, n * h)
 
 
+def attend_in_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, most: int
+) -> jax.Array:
+    """Returns what `attend` does, by blocks of at most `most` queries, whose scores alone are kept.
+
+    Blocks are of equal size, the last filled up with queries whose results are dropped. The
+    gradient computes a block's scores again.
+
+    Args:
+      q, k, v: as of `attend`.
+      mask: bool, [B or 1, T or 1, S or 1].
+      most: queries of a block, >= 1.
+    """
+    b, t, n, h = q.shape
+    num_blocks = -(-t // most)
+    if num_blocks <= 1:
+        return attend(q, k, v, mask)
+    size = -(-t // num_blocks)
+
+    def blocks(x: jax.Array) -> jax.Array:
+        filled = jnp.pad(x, ((0, 0), (0, num_blocks * size - t), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(filled.reshape(x.shape[0], num_blocks, size, *x.shape[2:]), 1, 0)
+
+    if mask.shape[1] == 1:
+        of_block = jax.checkpoint(lambda q: attend(q, k, v, mask))
+        out = jax.lax.map(of_block, blocks(q))
+    else:
+        of_block = jax.checkpoint(lambda pair: attend(pair[0], k, v, pair[1]))
+        out = jax.lax.map(of_block, (blocks(q), blocks(mask)))
+    return jnp.moveaxis(out, 0, 1).reshape(b, num_blocks * size, n * h)[:, :t]
+
+
 def attend_all(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
     """Attends to the tokens of the same pass; q [B, T, N, H], k and v [B, T, K, H]."""
     return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask), None
-
-
-def cached_global(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    caches: Caches,
-    period: Any,
-    slots: jax.Array,
-    start: jax.Array,
-) -> tuple[jax.Array, Caches]:
-    """Attends to all slots so far, in a cache that has one for each.
-
-    Args:
-      q, k, v: of the newest tokens, see above.
-      caches: keys and values.
-      period: int, [].
-      slots: int32, [T]: consecutive slots of the tokens.
-      start: int32, [B]: first slot that is attended to.
-    """
-    at = (period, 0, 0, slots[0], 0)
-    keys, values = (
-        _written(cache, cached.stored(x.swapaxes(1, 2), cache), at)
-        for cache, x in zip(caches, (k, v), strict=True)
-    )
-    stored = jnp.arange(_num_slots(keys))
-    mask = _visible(stored, slots, start)
-    return attend(q, *_opened((keys, values), period, q.dtype), mask), (keys, values)
-
-
-def cached_local(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    caches: Caches,
-    period: Any,
-    slots: jax.Array,
-    start: jax.Array,
-    window: int,
-) -> tuple[jax.Array, Caches]:
-    """Attends to the last W slots, in a ring of min(W, max_length) where slot s is at s % S.
-
-    Arguments are those of `cached_global`, and `window`, W.
-    """
-    # [B, K, T, H] each.
-    new = tuple(
-        cached.stored(x.swapaxes(1, 2), cache) for x, cache in zip((k, v), caches, strict=True)
-    )
-    length, ring = k.shape[1], _num_slots(caches[0])
-    places = jnp.arange(ring)
-    if length == 1:
-        # The slot that is overwritten is the one that has just left the window.
-        at = (period, 0, 0, slots[0] % ring, 0)
-        keys, values = (_written(cache, x, at) for cache, x in zip(caches, new, strict=True))
-        stored = slots[0] - (slots[0] - places) % ring
-        mask = _visible(stored, slots, start) & (stored > slots[0] - window)[None, None]
-        return attend(q, *_opened((keys, values), period, q.dtype), mask), (keys, values)
-
-    # The first tokens of a chunk still need keys that its last tokens overwrite: attend to the old
-    # ring and to the chunk, then store.
-    last = slots[0] - 1
-    stored = jnp.concatenate([last - (last - places) % ring, slots])
-    recent = stored[None, :] > slots[:, None] - window
-    old = _at(caches, period)
-    both = jax.tree.map(lambda before, x: jnp.concatenate([before, x], 2), old, new)
-    all_keys, all_values = (cached.opened(x, q.dtype) for x in both)
-    out = attend(q, all_keys, all_values, _visible(stored, slots, start) & recent[None])
-    num_stored = min(length, ring)
-    where = slots[-num_stored:] % ring
-
-    def place(cache: jax.Array, before: jax.Array, x: jax.Array) -> jax.Array:
-        last = before.at[:, :, where].set(x[:, :, -num_stored:])
-        return jax.lax.dynamic_update_index_in_dim(cache, last, period, 0)
-
-    return out, jax.tree.map(place, caches, old, new)
 
 
 def layer(
@@ -344,29 +303,3 @@ def unstacked(stacked: Any, *, shared: bool = False) -> tuple[Any, ...]:
 @jax.checkpoint  # The gradient stores the inputs, and no third array as large.
 def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
     return jax.nn.gelu(gate, approximate=True) * up
-
-
-def _visible(stored: jax.Array, slots: jax.Array, start: jax.Array) -> jax.Array:
-    """Returns which keys, by slot [S], the queries at `slots` [T] may attend to; bool [B, T, S]."""
-    causal = stored[None, :] <= slots[:, None]  # [T, S]
-    return causal[None] & (stored[None, :] >= start[:, None])[:, None]
-
-
-def _num_slots(cache: cached.Stored) -> int:
-    return jax.tree.leaves(cache)[0].shape[3]
-
-
-def _written(cache: cached.Stored, new: cached.Stored, at: tuple[Any, ...]) -> cached.Stored:
-    """Returns keys or values [P, B, K, S, H] with new ones [B, K, T, H] from an index on."""
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice(x, y[None], at), cache, new)
-
-
-def _at(cache: cached.Stored, period: Any) -> cached.Stored:
-    """Returns keys or values of a period, [B, K, S, H]."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, period, 0, keepdims=False), cache)
-
-
-def _opened(caches: Caches, period: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns keys and values of a period as numbers, [B, K, S, H]."""
-    keys, values = (cached.opened(_at(cache, period), dtype) for cache in caches)
-    return keys, values

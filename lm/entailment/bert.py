@@ -148,12 +148,6 @@ def _depth(stacked: types.Params) -> int:
     return len(jax.tree.leaves(stacked)[0])
 
 
-def _norm(x: jax.Array, name: str, epsilon: float) -> jax.Array:
-    """Normalises the last axis (layer norm, biased variance) in float32 at least."""
-    norm = hk.LayerNorm(-1, True, True, eps=epsilon, name=name)
-    return norm(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
-
-
 def _gelu(x: jax.Array) -> jax.Array:
     """Computes GELU by erf, as published."""
     return x * (0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5)))
@@ -192,7 +186,7 @@ def _embed(
         )
     ids = {"token": token_ids, "position": position, "type": token_types}
     x = functools.reduce(jnp.add, [tables[name][jnp.asarray(ids[name])] for name in ids])
-    return _norm(x, "norm", config.norm_epsilon)
+    return layers.layer_norm(x, "norm", config.norm_epsilon)
 
 
 def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = False) -> jax.Array:
@@ -212,10 +206,10 @@ def _layer(x: jax.Array, mask: jax.Array, *, config: Config, first_only: bool = 
         )
         out, _ = layers.attend_all(q / math.sqrt(width), k, v, mask[:, None])
         out = _linear(out.reshape(-1, d), d, "output")
-        x = _norm(x + out, "norm", config.norm_epsilon)
+        x = layers.layer_norm(x + out, "norm", config.norm_epsilon)
     with hk.name_scope("feed_forward"):
         h = _gelu(_linear(x, config.hidden_dim, "up"))
-        x = _norm(x + _linear(h, d, "down"), "norm", config.norm_epsilon)
+        x = layers.layer_norm(x + _linear(h, d, "down"), "norm", config.norm_epsilon)
     return x.reshape(b, -1, d)
 
 
