@@ -21,6 +21,8 @@ MOST = {
     "head_dim": 1 << 14,
     "num_positions": 1 << 24,
     "num_types": 1 << 10,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 10,
     "window": INT32,
     "pattern": INT32,
     "context_length": INT32,
