@@ -104,6 +104,7 @@ parity: $(DEV)  ## What other libraries compute, written anew by them and compar
 	$(PARITY) tests/parity/write_fixtures.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_bert.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_pictures.py tests/lm/fixtures
+	$(PARITY) tests/parity/write_vision.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_layouts.py tests/lm/fixtures
 	$(PARITY) tests/parity/write_audio.py tests/lm/fixtures
 	$(PARITY) tests/parity/peft_adapters.py write tests/lm/fixtures

@@ -21,8 +21,13 @@ def main(folder):
             path, output_loading_info=True, attn_implementation="eager"
         )
         arrays = np.load(expected)
+        tokens, given = torch.from_numpy(arrays["tokens"]).long(), {}
+        if "images" in arrays:
+            given["pixel_values"] = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
+            # Without them the mask would be causal.
+            given["token_type_ids"] = (tokens == model.config.image_token_id).long()
         with torch.no_grad():
-            logits = model(torch.from_numpy(arrays["tokens"]).long(), use_cache=False).logits
+            logits = model(tokens, use_cache=False, **given).logits
         difference = float(np.abs(logits.numpy() - arrays["logits"]).max())
         complaints = {key: sorted(value) for key, value in info.items() if value}
         fields = json.loads((path / "generation_config.json").read_text())
