@@ -84,20 +84,30 @@ class Sampler(NamedTuple):
     prompts: Callable[[int], Prompts]  # step -> prompts of the same examples, in the same order.
 
 
-def make(examples: Sequence[Example], config: Config, pad_id: int) -> Sampler:
+def make(
+    examples: Sequence[Example],
+    config: Config,
+    pad_id: int,
+    mixed: Callable[[int], np.ndarray] | None = None,
+) -> Sampler:
     """Returns the sampler of batches of `examples`.
 
     Args:
       examples: N >= 1 of them.
       config: shapes, order, packing.
       pad_id: id of the padding, whose value does not matter.
+      mixed: step -> examples of its batch, int64 [B], see `mixtures.Mixture.rows`; None draws all
+        equally often. It is neither packed nor sorted.
 
     Raises:
-      ValueError: without examples, or for one longer than every length. The sampler's `prompts`
+      ValueError: without examples, for one longer than every length, or a mixture of packed or
+        sorted rows. The sampler's `prompts`
         raises it if rows are packed, as a row then has several prompts.
     """
     if not examples:
         raise ValueError("no examples to make batches of; was everything dropped?")
+    if mixed is not None and (config.pack or config.batches_per_sort > 1):
+        raise ValueError("a mixture's rows are drawn one by one: pack=False, batches_per_sort=1")
     longest = max(example.length for example in examples)
     lengths = config.lengths or powers_of_two(longest)
     if longest > lengths[-1]:
@@ -109,7 +119,7 @@ def make(examples: Sequence[Example], config: Config, pad_id: int) -> Sampler:
     rows = pack_rows([e.length for e in examples], lengths[-1]) if config.pack else None
     num_items = len(examples) if rows is None else len(rows)
     row_lengths = None if config.pack else np.array([e.length for e in examples])
-    draw = functools.partial(
+    draw = mixed or functools.partial(
         indices,
         num_items=num_items,
         batch_size=config.batch_size,
@@ -175,16 +185,16 @@ def indices(
         raise ValueError(f"step must be >= 0, got {step}")
     window = 1 if lengths is None else max(1, min(batches_per_sort, num_items // batch_size))
     if lengths is None or window == 1:
-        return _stream(step * batch_size, batch_size, num_items, seed)
+        return stream(step * batch_size, batch_size, num_items, seed)
     number, place = divmod(step, window)
     size = window * batch_size
-    items = _stream(number * size, size, num_items, seed)
+    items = stream(number * size, size, num_items, seed)
     items = items[np.argsort(lengths[items], kind="stable")].reshape(window, batch_size)
     # 2^63 keeps these permutations apart from those of the epochs.
     return items[permutation(window, seed, 2**63 + number)[place]]
 
 
-@functools.lru_cache(maxsize=4)  # The current epoch, the next, and two orders of batches.
+@functools.lru_cache(maxsize=16)  # Of each data set the epoch and the next; orders of batches.
 def permutation(size: int, seed: int, number: int) -> np.ndarray:
     """Returns permutation `number` of `seed`, int64, [size].
 
@@ -330,12 +340,20 @@ def _bucket(length: int, lengths: Sequence[int]) -> int:
     return lengths[bisect.bisect_left(lengths, length)]
 
 
-def _stream(begin: int, size: int, num_items: int, seed: int) -> np.ndarray:
-    """Returns items `begin` to `begin + size` of the epochs' concatenated permutations."""
+def stream(begin: int, size: int, num_items: int, seed: int, *, first: int = 0) -> np.ndarray:
+    """Returns items `begin` to `begin + size` of the epochs' concatenated permutations, int64.
+
+    Args:
+      begin: items drawn before, >= 0.
+      size: number of items >= 1.
+      num_items: N.
+      seed: of the permutations.
+      first: number of the first epoch's permutation, which keeps data sets of a seed apart.
+    """
     slices = []
     while size:
         epoch, offset = divmod(begin, num_items)
-        items = permutation(num_items, seed, epoch)[offset : offset + size]
+        items = permutation(num_items, seed, first + epoch)[offset : offset + size]
         slices.append(items)
         begin, size = begin + len(items), size - len(items)
     return np.concatenate(slices)
