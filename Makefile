@@ -7,6 +7,7 @@ RUNTIME := .venv/.runtime
 DEV := .venv/.dev
 DOCS := .venv/.docs
 RAY := .venv/.ray
+GYMNAX := .venv/.gymnax
 PYTEST := $(BIN)/python -m pytest
 # What Python has compiled is kept, whatever the environment says: else each program compiles all of
 # JAX anew before it starts, the tests' many too.
@@ -45,6 +46,11 @@ $(RAY): $(RUNTIME)
 	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	touch $@
 
+# Tests of gymnax's own environments skip without it.
+$(GYMNAX): $(RUNTIME)
+	$(BIN)/pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e '.[gymnax]'
+	touch $@
+
 setup: $(DEV)  ## Makes .venv with everything that development needs.
 
 format: $(DEV)  ## Formats, and mends what the linter can.
@@ -62,7 +68,7 @@ check: $(DEV)  ## Lint, format and types.
 test: check  ## `check` and the fast tests.
 	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
 
-test-all: check $(RAY)  ## `check` and every test, slow ones too, on new random examples: hours.
+test-all: check $(RAY) $(GYMNAX)  ## `check` and every test, slow ones too, on new random examples: hours.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --dist worksteal --durations=10
 
 # Not those of constraints.txt: what setup.cfg allows, and of JAX what there is.

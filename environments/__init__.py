@@ -16,6 +16,7 @@ from typing import Any
 from kullback.core import typed, types
 from kullback.core.names import alike, unknown
 from kullback.environments.checked import checked as checked
+from kullback.environments.gymnax import from_gymnax, from_navix
 
 __all__ = [
     "FAMILIES",
@@ -23,6 +24,8 @@ __all__ = [
     "Parameter",
     "check_name",
     "complete",
+    "from_gymnax",
+    "from_navix",
     "make",
     "names",
     "parameters",
@@ -33,10 +36,14 @@ FAMILIES = {
     "atari": "kullback.environments.atari",
     "minatar": "kullback.environments.minatar",
     "gym": "kullback.environments.gym",
+    "gymnax": "kullback.environments.gymnax",
     "toy": "kullback.environments.toy",
 }
 # Largest B. On the host each row is an object or an emulator.
-MOST_ROWS = {"atari": 1 << 12, "minatar": 1 << 20, "gym": 1 << 14, "toy": 1 << 20}
+MOST_ROWS = {
+    **{"atari": 1 << 12, "gym": 1 << 14},
+    **dict.fromkeys(("minatar", "gymnax", "toy"), 1 << 20),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,8 @@ def make(name: str, num_envs: int = 1, **flags: Any) -> types.Environment | type
 
     Args:
       name: One of `names()`, or `gym/` and any other id that gymnasium knows; `gym/MODULE:ID`
-        imports the module, which registers the id.
+        imports the module, which registers the id; `gymnax/` and an id of gymnax or Craftax, where
+        they are installed.
       num_envs: B, at least 1 and at most MOST_ROWS of the family.
       **flags: The family's own, see `parameters`.
 

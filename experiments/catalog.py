@@ -115,9 +115,9 @@ def _model(name: str, config: gemma_config.Config, description: str) -> Model:
 def check(agent: str, environment: str) -> None:
     """Raises ValueError, with the nearest names, unless both are known by name or by family."""
     check_agent(agent)
-    # Other ids of gymnasium than those listed are looked up in its own registry.
+    # Ids of gymnasium and gymnax are looked up in their own registries.
     known = [*(row.name for row in ENVIRONMENTS), *TASKS]
-    open_ended = ("gym/", "tokens/jsonl:", "tokens/preferences:")
+    open_ended = ("gym/", "gymnax/", "tokens/jsonl:", "tokens/preferences:")
     if environment not in known and not environment.startswith(open_ended):
         raise ValueError(names.unknown("environment", environment, known))
 

@@ -36,6 +36,7 @@ def test_every_example_has_a_test_and_fits_a_page(root: pathlib.Path):
         "custom_environment",
         "custom_loss",
         "custom_torso",
+        "gymnax_environment",
         "theory_plot",
     ]
     for path in files:
@@ -49,6 +50,14 @@ def test_custom_environment(root: pathlib.Path, tmp_path: pathlib.Path):
     assert np.all(run.evaluate(50) == 1), "a ball was missed"
     # From the middle of five columns chance catches a ball now and then.
     assert -0.9 < run.evaluate_random(200).mean() < -0.2
+
+
+@pytest.mark.slow
+def test_an_environment_of_gymnax(root: pathlib.Path, tmp_path: pathlib.Path):
+    pytest.importorskip("gymnax", reason="the extra kullback[gymnax] is not installed")
+    run = example(root, "gymnax_environment").main(steps=20_000, out=tmp_path / "run")
+    assert run.evaluate(100).mean() > 0.8
+    assert run.evaluate_random(100).mean() < 0
 
 
 def test_the_environment_ends_where_the_ball_lands(root: pathlib.Path):

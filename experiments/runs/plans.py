@@ -59,6 +59,17 @@ DEFAULTS = {
 }
 
 
+def family_of(environment: str) -> str:
+    """Returns the family whose presets and defaults an environment has.
+
+    Of gymnax's environments, MinAtar's games have MinAtar's and all others those of "gym".
+    """
+    family, _, game = environment.partition("/")
+    if family != "gymnax":
+        return family
+    return "minatar" if game.endswith("-MinAtar") else "gym"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """A run, by names and numbers; steps are agent steps over all environments of one seed.
@@ -165,7 +176,7 @@ class Plan:
                 raise ValueError(
                     f"{given[0]!r}: the {name} was handed over in Python; set it there"
                 )
-        family = self.family or self.environment.split("/")[0]
+        family = self.family or family_of(self.environment)
         if family not in DEFAULTS:
             raise ValueError(names.unknown("family", family, DEFAULTS))
         object.__setattr__(self, "family", family)

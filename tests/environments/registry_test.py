@@ -107,7 +107,7 @@ def test_makes(name: str, flags: dict):
     "name, message",
     [
         ("atri/png", "unknown family 'atri'; did you mean atari"),
-        ("png", "unknown family 'png'; expected one of atari, gym, minatar, toy"),
+        ("png", "unknown family 'png'; expected one of atari, gym, gymnax, minatar, toy"),
         ("atari", "unknown environment 'atari'; "),
         ("pong", "did you mean atari/pong?"),
         ("ALE/Pong-v5", "unknown environment 'ALE/Pong-v5'; did you mean atari/pong?"),

@@ -37,7 +37,15 @@ def test_the_action_counts_are_those_of_the_environments(family: str, every: int
 
 
 def test_every_family_has_defaults():
-    assert set(plans.DEFAULTS) == {*environments.FAMILIES, "tokens", plans.CUSTOM}
+    families = {plans.family_of(f"{family}/x") for family in environments.FAMILIES}
+    assert set(plans.DEFAULTS) == {*families, "tokens", plans.CUSTOM}
+
+
+def test_games_of_gymnax_have_the_defaults_of_what_they_are_like():
+    catalog.check("dqn", "gymnax/Breakout-MinAtar")
+    assert plans.family_of("gymnax/Breakout-MinAtar") == "minatar"
+    assert plans.family_of("gymnax/CartPole-v1") == "gym"
+    assert plans.Plan(agent="pqn", environment="gymnax/Breakout-MinAtar").num_envs == 128
 
 
 def test_published_scores():

@@ -15,7 +15,14 @@ ASSIGNMENTS = ("", "=", "x", "=1", "nothing=1", "a.b.c=1", f"{NO_TEXT}=1", "clas
 CHOICES = ("abc", "", "None", NO_TEXT)
 AGENTS = ("", "nobody", "DQN ", "dqn/x", NO_TEXT, "minatar/breakout", "custom")
 PLACES = ("", "nowhere", "toy/nowhere", "toy/", "/chain", "atari/", "gym/Nothing-v0", "toy/chain/x")
-PLACES += ("ALE/Pong-v5", "gym/ALE/Pong-v5", "gym/nowhere:Id-v0", "minatar/pong", NO_TEXT)
+PLACES += (
+    "gymnax/x",
+    "ALE/Pong-v5",
+    "gym/ALE/Pong-v5",
+    "gym/nowhere:Id-v0",
+    "minatar/pong",
+    NO_TEXT,
+)
 TASKS = ("tokens/", "tokens/nothing", "tokens/jsonl:", "tokens/jsonl:nowhere", "tokens/jsonl:empty")
 TASKS += ("tokens/jsonl:notes.txt", "tokens/preferences:rows.jsonl", f"tokens/jsonl:{NO_TEXT}")
 REWARDS = ("", "nothing", "exact+", "*exact", "nan*exact", "1e999*exact", "exact exact", "python:")
