@@ -194,7 +194,7 @@ def from_rows(
             tally.note_spelled(f"{where}: {name}")
         with located(where):
             fitted = fit(example, limits, is_text=demonstration.prompt is None)
-            if fitted is not None and _cuts_images(example, fitted, tokenizer):
+            if fitted is not None and cuts_images(example, fitted, tokenizer):
                 fitted = None
         tally.dropped += fitted is None
         if fitted is not None:
@@ -377,8 +377,14 @@ def _pictured(
     return separated.record, [images.image(name) for name in separated.names]
 
 
-def _cuts_images(whole: Example, fitted: Example, tokenizer: Tokenizer) -> bool:
-    """Returns whether an image was lost, in part or whole, as an example was shortened."""
+def cuts_images(whole: Example, fitted: Example, tokenizer: Tokenizer) -> bool:
+    """Returns whether an image was lost, in part or whole, as `fit` shortened an example.
+
+    Args:
+      whole: before.
+      fitted: after.
+      tokenizer: of both.
+    """
     if not whole.media or len(fitted.prompt) == len(whole.prompt):
         return False
     cut = 1 + len(whole.prompt) - len(fitted.prompt)

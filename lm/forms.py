@@ -27,6 +27,7 @@ PAIRS = (
     "messages, perhaps with the prompt, a text, that they hold; {chosen, rejected} of dialogues, "
     "texts of turns that begin with Human: or Assistant: after an empty line"
 )
+IMAGES = ("images", "image")  # Keys of the files of images, see lm/image_rows.py.
 DOCUMENT = "document"  # Key of the text that a prompt is about.
 _ANSWERS = ("completion", "target")
 LEARNT = {"prompt", "text", "messages", *_ANSWERS}  # Keys of `DEMONSTRATIONS`.
@@ -88,11 +89,11 @@ def demonstration(record: Mapping[str, Any], *, images: bool = False) -> Demonst
     return Demonstration(prompt, answer, key, document)
 
 
-def answers(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def answers(record: Mapping[str, Any], *, images: bool = False) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer of a pair, as records of one answer each.
 
     Messages of both answers, or their dialogues, hold the prompt: all but the last turn. That they
-    are the same is not checked here.
+    are the same is not checked here. With `images` both have the pair's (lm/image_rows.py).
 
     Raises:
       ValueError: unless the record has one of the forms. `demonstration` checks the answers.
@@ -100,7 +101,8 @@ def answers(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     keys = record.keys() & COMPARED
     if not {"chosen", "rejected"} <= keys:
         raise ValueError(f"keys {sorted(record)}; expected those of one form: {PAIRS}")
-    common = {key: record[key] for key in (DOCUMENT,) if key in record}
+    kept = (DOCUMENT, *IMAGES) if images else (DOCUMENT,)
+    common = {key: record[key] for key in kept if key in record}
     both = {name: record[name] for name in ("chosen", "rejected")}
     prompt = record.get("prompt")
     holds_prompt = "prompt" not in keys or (
@@ -114,7 +116,7 @@ def answers(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     turns = {name: _with_prompt(name, answer) for name, answer in both.items()}
     if "prompt" in keys:
         for name, value in turns.items():
-            _check_prompt(prompt, messages(value), name)
+            _check_prompt(prompt, messages(value, images=images), name)
     return {name: {"messages": value, **common} for name, value in turns.items()}
 
 
@@ -154,7 +156,9 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     entries = value if isinstance(value, list) else []
-    contents = (text_of(m.get("content")) for m in entries if isinstance(m, Mapping))
+    # An item of a prompt with images (lm/image_rows.py) is no message.
+    entries = [m for m in entries if isinstance(m, Mapping)]
+    contents = (text_of([m] if "type" in m else m.get("content")) for m in entries)
     return [text for text in contents if isinstance(text, str)]
 
 

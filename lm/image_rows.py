@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from kullback.core import folders
 from kullback.lm import forms, interleaved, pictures
 
-COLUMNS = ("images", "image")
 _NAMES = ("path", "image", "url")  # Keys of an item by which it names its file.
 
 
@@ -33,13 +32,19 @@ class Separated(NamedTuple):
     names: list[str]  # Of files, in the order of the items.
 
 
+class Settings(NamedTuple):
+    """How a model takes images."""
+
+    config: pictures.Config  # How they are prepared.
+    tokens: int  # Soft tokens of an image, M.
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reader:
     """The images that rows may name; each file is read once."""
 
     folder: pathlib.Path  # Of the rows.
-    config: pictures.Config  # How images are prepared: crops are blocks of their own.
-    tokens: int  # Soft tokens of an image, M.
+    settings: Settings  # Crops are blocks of their own.
     notes: list[str] = dataclasses.field(default_factory=list)  # About what was left out.
     known: dict[str, interleaved.Image] = dataclasses.field(default_factory=dict)
 
@@ -58,10 +63,10 @@ class Reader:
             path = folders.inside(self.folder, name)
             picture = pictures.read(path)
             height, width, _ = picture.pixels.shape
-            config = self.config
+            config, tokens = self.settings
             boxes = pictures.crop_boxes(width, height, config) if config.pan_and_scan else []
             self.notes.extend([picture.note] if picture.note else [])
-            self.known[name] = interleaved.Image(str(path), len(boxes), self.tokens)
+            self.known[name] = interleaved.Image(str(path), len(boxes), tokens)
         return self.known[name]
 
 
@@ -74,7 +79,7 @@ def separate(record: Mapping[str, Any]) -> Separated:
       ValueError: for files that are not named by texts, as many items as files, or both by items
         and a column; for images without a turn of the user's.
     """
-    rest = {key: value for key, value in record.items() if key not in COLUMNS}
+    rest = {key: value for key, value in record.items() if key not in forms.IMAGES}
     column = _column(record)
     prompt = rest.get("prompt")
     is_items = _is_items(prompt)
@@ -105,9 +110,21 @@ def separate(record: Mapping[str, Any]) -> Separated:
     return Separated({**rest, key: turns}, [name for name in names if name])
 
 
+def names(record: Mapping[str, Any]) -> list[str]:
+    """Returns the names of the files of a row's images, of a pair those of its chosen answer's.
+
+    Raises:
+      ValueError: as `separate` does.
+    """
+    chosen = record.get("chosen")
+    if "prompt" not in record and forms.is_messages(chosen):
+        record = {**record, "messages": chosen}
+    return separate(record).names
+
+
 def _column(record: Mapping[str, Any]) -> list[str]:
     """Returns the names of files in a row's column of images; [] without one."""
-    present = [key for key in COLUMNS if record.get(key) is not None]
+    present = [key for key in forms.IMAGES if record.get(key) is not None]
     if len(present) > 1:
         raise ValueError("a row has images or image, not both")
     if not present:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files
-from kullback.lm import batches, data, forms
+from kullback.lm import batches, data, forms, image_rows
 from kullback.lm.tokenizer import Tokenizer
 
 _LEAVE_OUT = "leave the row out, or all such rows by unusable=drop"
@@ -44,7 +44,10 @@ class Pairs(NamedTuple):
 
 
 def read_jsonl(
-    path: files.Path, tokenizer: Tokenizer, limits: data.Limits | None = None
+    path: files.Path,
+    tokenizer: Tokenizer,
+    limits: data.Limits | None = None,
+    images: image_rows.Reader | None = None,
 ) -> tuple[list[Pair], data.Report]:
     """Reads the pairs of a JSONL file, in order, and reports what was left out.
 
@@ -52,22 +55,25 @@ def read_jsonl(
       ValueError: with file and line, for a record that is no pair, as `data.read_jsonl` does for an
         answer that is no completion, and for equal answers.
     """
-    return from_rows(data.read_rows(path), tokenizer, limits)
+    return from_rows(data.read_rows(path), tokenizer, limits, images)
 
 
 def from_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]],
     tokenizer: Tokenizer,
     limits: data.Limits | None = None,
+    images: image_rows.Reader | None = None,
 ) -> tuple[list[Pair], data.Report]:
     """Makes pairs of records, as `read_jsonl` does.
 
-    If one answer of a pair is too long, the pair is dropped, or both prompts are shortened alike.
+    If one answer of a pair is too long, the pair is dropped, or both prompts are shortened alike,
+    unless they would lose an image.
 
     Args:
       rows: (place, record) each; errors begin with the place.
       tokenizer: of the model.
       limits: of the examples; None has none.
+      images: those that rows may name; None reads text alone.
 
     Raises:
       ValueError: as `read_jsonl` does.
@@ -79,16 +85,18 @@ def from_rows(
     for where, record in rows:
         tally.rows += 1
         try:
-            pair, report = _pair(where, record, tokenizer, no_length)
+            pair, report = _pair(where, record, tokenizer, no_length, images)
         except ValueError as error:
             tally.leave_out(error, limits)
             continue
         if report.spelled:
             tally.note_spelled(report.first_spelled)
-        tally.ignored.update(record.keys() - forms.COMPARED - {forms.DOCUMENT})
+        read = {forms.DOCUMENT, *(forms.IMAGES if images else ())}
+        tally.ignored.update(record.keys() - forms.COMPARED - read)
+        longer = max(pair, key=lambda example: example.length)
         with data.located(where):
-            fitted = data.fit(max(pair, key=lambda example: example.length), limits)
-        if fitted is None:
+            fitted = data.fit(longer, limits)
+        if fitted is None or data.cuts_images(longer, fitted, tokenizer):
             tally.dropped += 1
             continue
         tally.truncated += len(fitted.prompt) < len(pair.chosen.prompt)
@@ -98,14 +106,16 @@ def from_rows(
 
 
 def chosen_rows(
-    rows: Iterable[tuple[str, Mapping[str, Any]]],
+    rows: Iterable[tuple[str, Mapping[str, Any]]], *, images: bool = False
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Yields the chosen answers as records of `lm/data.py`, for supervised fine-tuning.
 
-    Args: rows: (place, record) each.
+    Args:
+      rows: (place, record) each.
+      images: whether they keep their images.
     """
     for where, record in rows:
-        yield where, _answers(where, record)["chosen"]
+        yield where, _answers(where, record, images)["chosen"]
 
 
 def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
@@ -214,10 +224,14 @@ def fingerprint(pairs: Iterable[Pair]) -> str:
 
 
 def _pair(
-    where: str, record: Mapping[str, Any], tokenizer: Tokenizer, limits: data.Limits
+    where: str,
+    record: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    limits: data.Limits,
+    images: image_rows.Reader | None,
 ) -> tuple[Pair, data.Report]:
     """Returns the pair of a record, of any length, and the report on its two answers."""
-    answers = _answers(where, record)
+    answers = _answers(where, record, images is not None)
     count = {name: len(answer.get("messages", ())) for name, answer in answers.items()}
     if count["chosen"] != count["rejected"]:
         raise ValueError(
@@ -225,9 +239,9 @@ def _pair(
             f"differ in number ({count['chosen']} and {count['rejected']}); {_LEAVE_OUT}"
         )
     named = [(f"{where}, {name}", answer) for name, answer in answers.items()]
-    examples, report = data.from_rows(named, tokenizer, limits)
+    examples, report = data.from_rows(named, tokenizer, limits, images)
     pair = Pair(*examples)
-    if pair.chosen.prompt != pair.rejected.prompt:
+    if (pair.chosen.prompt, pair.chosen.media) != (pair.rejected.prompt, pair.rejected.media):
         raise ValueError(
             f"{where}: the messages of chosen and rejected must be the same but for the last; they "
             f"differ in an earlier one; {_LEAVE_OUT}"
@@ -240,7 +254,9 @@ def _pair(
     return pair, report
 
 
-def _answers(where: str, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _answers(
+    where: str, record: Mapping[str, Any], images: bool = False
+) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer as records of `lm/data.py`."""
     with data.located(where):
-        return forms.answers(record)
+        return forms.answers(record, images=images)

@@ -7,6 +7,9 @@ normaliser drops; a text and its ids; a conversation and the text, or the ids, t
 makes of it. Conversations that begin with the same question are in one split, as a longer one holds
 the answer to a shorter.
 
+Where images are read, a row is on the side of its first image, by its name: the same question is
+asked of many images, and no held-out image is learnt from with another question.
+
 A run keeps the rule that it began with, config.json's `data.rule`.
 """
 
@@ -17,7 +20,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from kullback.lm import forms
+from kullback.lm import forms, image_rows
 from kullback.lm.tokenizer import Tokenizer
 
 RULE = 2  # Newest rule; 1, of runs that name none, hashes the JSON of the prompt.
@@ -38,13 +41,26 @@ def rule_of(config: Mapping[str, Any]) -> int:
 
 
 def is_on(
-    record: Mapping[str, Any], split: str, tokenizer: Tokenizer | None, rule: int = RULE
+    record: Mapping[str, Any],
+    split: str,
+    tokenizer: Tokenizer | None,
+    rule: int = RULE,
+    *,
+    images: bool = False,
 ) -> bool:
     """Returns whether a record is on the side "train" or "test"; arguments are those of `side`.
 
     A record whose prompt is neither text nor a list is on both, so that whoever reads one refuses
-    it: by itself, its side would change with what is wrong with it.
+    it: by itself, its side would change with what is wrong with it. With `images` so is one whose
+    images are not named as lm/image_rows.py says.
     """
+    if images:
+        try:
+            names = image_rows.names(record)
+        except ValueError:
+            return True
+        if names:
+            return _side(names[0].removeprefix("./")) == split
     prompt = forms.question(record)
     return not isinstance(prompt, str | list) or side(record, tokenizer, rule) == split
 
@@ -62,7 +78,11 @@ def side(record: Mapping[str, Any], tokenizer: Tokenizer | None, rule: int = RUL
         if tokenizer is None and isinstance(prompt, list) and not _is_conversation(prompt):
             return None
         prompt = question(prompt, tokenizer)
-    digest = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
+    return _side(prompt)
+
+
+def _side(key: Any) -> str:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") % 10 == 0 else "train"
 
 

@@ -9,43 +9,21 @@ import dataclasses
 import importlib.util
 import operator
 import pathlib
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, Literal
 
 import numpy as np
 
-from kullback.core import files, folders, json_files, names
-from kullback.lm import batches, data, forms, preferences, read_once, splits
+from kullback.core import json_files, names
+from kullback.lm import batches, data, image_rows, read_once, splits, task_files
+from kullback.lm.task_files import JSONL, PREFERENCES, Row, Rows
+from kullback.lm.task_files import Split as Split
+from kullback.lm.task_files import Task as Task
+from kullback.lm.task_files import jsonl as jsonl
+from kullback.lm.task_files import preference_pairs as preference_pairs
 from kullback.lm.tokenizer import Tokenizer
 
-Split = Literal["train", "test"]
-Row = tuple[str, Mapping[str, Any]]  # Place, for messages, and record of `lm/data.py`.
-# Rows of a split; without a tokenizer those whose prompts are ids are left out.
-Rows = Callable[[Split, Tokenizer | None], list[Row]]
 _CONVERSATIONS = "tokens/conversations"
-_JSONL = "tokens/jsonl:"
-_PREFERENCES = "tokens/preferences:"
-
-
-class Task(NamedTuple):
-    """A data set, and the measures of answers to it."""
-
-    name: str
-    texts: Callable[[Split], list[str]]  # Prompt and completion of each example, joined.
-    examples: Callable[
-        [Split, Tokenizer, data.Limits | None], tuple[list[data.Example], data.Report]
-    ]
-    # (generated text, target text) -> score in [0, 1]; None if there is no rule for a score.
-    score: Callable[[str, str], float] | None
-    # Pairs of a chosen and a rejected answer; None if each prompt has one answer.
-    pairs: (
-        Callable[[Split, Tokenizer, data.Limits | None], tuple[list[preferences.Pair], data.Report]]
-        | None
-    ) = None
-    # (example, its prompt as text) -> document to which an answer should be faithful.
-    document: Callable[[data.Example, str], str] = lambda example, prompt: (
-        example.document or prompt
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +84,7 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
     Raises:
       ValueError: for an unknown name, or settings of another task.
     """
-    for prefix, make_task in ((_JSONL, jsonl), (_PREFERENCES, preference_pairs)):
+    for prefix, make_task in ((JSONL, jsonl), (PREFERENCES, preference_pairs)):
         if name.startswith(prefix):
             if config is not None:
                 raise ValueError(f"{name} has no settings, got {type(config).__name__}")
@@ -120,7 +98,7 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
         "tokens/summaries": (summaries, Summaries),
     }
     if name not in known:
-        everything = (*known, _CONVERSATIONS, _JSONL + "PATH", _PREFERENCES + "PATH")
+        everything = (*known, _CONVERSATIONS, JSONL + "PATH", PREFERENCES + "PATH")
         raise ValueError(names.unknown("task", name, everything, show_all=True))
     function, config_type = known[name]
     config = config_type() if config is None else config
@@ -140,7 +118,7 @@ def lengths(name: str) -> dict[str, int]:
 
 def names_path(name: str) -> bool:
     """Returns whether a task's name has the path of a file or folder."""
-    return name.startswith((_JSONL, _PREFERENCES))
+    return name.startswith((JSONL, PREFERENCES))
 
 
 def names_folder(name: str) -> bool:
@@ -204,7 +182,7 @@ def summaries(config: Summaries) -> Task:
         )
 
     return _task("tokens/summaries", rows, None, stamp)._replace(
-        document=lambda example, prompt: _first(prompt)
+        document=lambda example, prompt: task_files.lead(prompt)
     )
 
 
@@ -216,47 +194,7 @@ def conversations(rule: int = splits.RULE) -> Task:
     not much else.
     """
     path = pathlib.Path(__file__).with_name("conversations.jsonl")
-    return _of_path(_CONVERSATIONS, path, _rows_of(path, _JSONL, rule), rule)
-
-
-def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:
-    """Returns the task of a JSONL file, or a folder with train.jsonl and test.jsonl.
-
-    Records are those of `lm/data.py`. One in ten of a file is in "test", by `lm/splits.py`.
-
-    Raises:
-      ValueError: for a folder without both files, or in which one is a link out of it; for neither
-        file nor folder.
-    """
-    return _of_path(f"{_JSONL}{path}", path, _rows_of(path, _JSONL, rule), rule)
-
-
-def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
-    """Returns the task of pairs of answers, in a JSONL file or folder; see `lm/preferences.py`.
-
-    Its examples are the chosen answers, for supervised fine-tuning.
-
-    Raises:
-      ValueError: as `jsonl` does.
-    """
-    rows = _rows_of(path, _PREFERENCES, rule)
-
-    def chosen(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
-        return [*preferences.chosen_rows(rows(split, tokenizer))]
-
-    def texts(split: Split) -> list[str]:
-        return ["\n".join(forms.texts_of_pair(record)) for _, record in rows(split, None)]
-
-    def pairs(
-        split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
-    ) -> tuple[list[preferences.Pair], data.Report]:
-        key = ("pairs", read_once.stamp(path), rule, split, read_once.reading(tokenizer), limits)
-        return read_once.once(
-            key, lambda: preferences.from_rows(rows(split, tokenizer), tokenizer, limits)
-        )
-
-    task = _of_path(f"{_PREFERENCES}{path}", path, chosen, rule)
-    return task._replace(texts=texts, pairs=pairs)
+    return task_files.of_path(_CONVERSATIONS, path, task_files.rows_of(path, JSONL, rule), rule)
 
 
 def exact_match(generated: str, target: str) -> float:
@@ -273,85 +211,31 @@ def _task(
     """Returns a task; as long as its stamp is the same, so are its rows."""
 
     def checked(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
-        _check_split(split)
+        task_files.check_split(split)
         return rows(split, tokenizer)
 
     def examples(
-        split: Split, tokenizer: Tokenizer, limits: data.Limits | None = None
+        split: Split,
+        tokenizer: Tokenizer,
+        limits: data.Limits | None = None,
+        images: image_rows.Settings | None = None,
     ) -> tuple[list[data.Example], data.Report]:
+        del images  # Rows that are no file's name none.
         key = (name, stamp(), split, read_once.reading(tokenizer), limits)
         return read_once.once(
             key, lambda: data.from_rows(checked(split, tokenizer), tokenizer, limits)
         )
 
     return Task(
-        name, lambda split: [_text(record) for _, record in checked(split, None)], examples, score
+        name,
+        lambda split: [task_files.text_of(record) for _, record in checked(split, None)],
+        examples,
+        score,
     )
-
-
-def _of_path(name: str, path: files.Path, rows: Rows, rule: int) -> Task:
-    """Returns the task of a file or folder for runs of a rule.
-
-    Rule 1 takes documents as in `summaries`.
-    """
-    task = _task(name, rows, None, lambda: (rule, read_once.stamp(path)))
-    if rule > 1:
-        return task
-    return task._replace(document=lambda example, prompt: example.document or _first(prompt))
-
-
-def _first(prompt: str) -> str:
-    """Returns the text before the last empty line, or all of it if there is none."""
-    return prompt.rpartition("\n\n")[0] or prompt
-
-
-def _rows_of(path: files.Path, prefix: str, rule: int) -> Rows:
-    """Returns the function of a file's or folder's rows.
-
-    Raises:
-      ValueError: if they do not exist.
-    """
-    path = pathlib.Path(path)
-    for name in ("train.jsonl", "test.jsonl") if path.is_dir() else ():
-        if not (path / name).is_file():
-            raise ValueError(f"folder {path} lacks {name}; it needs train.jsonl and test.jsonl")
-        folders.inside(path, name)  # A stranger's folder leads only into itself.
-    if not path.exists():
-        raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
-
-    def rows(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
-        _check_split(split)
-        if path.is_dir():
-            return [*data.read_rows(folders.inside(path, f"{split}.jsonl"))]
-        chosen: list[Row] = [
-            row for row in data.read_rows(path) if splits.is_on(row[1], split, tokenizer, rule)
-        ]
-        if not chosen:
-            raise ValueError(
-                f"{path} has no row in {split}, which gets about one in ten or the others; use a "
-                "folder with train.jsonl and test.jsonl"
-            )
-        return chosen
-
-    return rows
-
-
-def _check_split(split: Split) -> None:
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be train or test, got {split!r}")
 
 
 def _row(where: str, prompt: str, completion: str) -> Row:
     return where, {"prompt": prompt, "completion": completion}
-
-
-def _text(record: Mapping[str, Any]) -> str:
-    """Returns the whole text of a record, without ids."""
-    values = [record[key] for key in ("text", "prompt", "completion", "target") if key in record]
-    if isinstance(record.get("messages"), list):
-        values = [record["messages"]]
-    between = "\n" if any(map(forms.is_messages, values)) else ""
-    return between.join(text for value in values for text in forms.texts(value))
 
 
 def _operands(config: Arithmetic) -> tuple[np.ndarray, np.ndarray]:

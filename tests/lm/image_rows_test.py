@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from kullback.lm import blocks, data, image_rows, pictures
+from kullback.lm import blocks, data, image_rows, pictures, preferences, splits, tasks
 from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "How many?"}
@@ -35,9 +35,12 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
+def how(**settings: Any) -> image_rows.Settings:
+    return image_rows.Settings(pictures.Config(side=8, min_crop_side=4, **settings), NUM_SOFT)
+
+
 def reader(folder: pathlib.Path, **settings: Any) -> image_rows.Reader:
-    config = pictures.Config(side=8, min_crop_side=4, **settings)
-    return image_rows.Reader(folder=folder, config=config, tokens=NUM_SOFT)
+    return image_rows.Reader(folder=folder, settings=how(**settings))
 
 
 def written(folder: pathlib.Path, *records: dict[str, Any]) -> pathlib.Path:
@@ -196,3 +199,90 @@ def test_each_file_is_read_once(
     path = written(folder, *EQUAL)
     data.read_jsonl(path, tokenizer, images=reader(folder))
     assert names == ["a.png"]
+
+
+def pairs() -> list[dict[str, Any]]:
+    """Returns one pair of answers about one image in each form."""
+    before = [user([IMAGE, TEXT])]
+    chosen, rejected = [ANSWER], [{"role": "assistant", "content": "3"}]
+    named = [user([{**IMAGE, "path": "a.png"}, TEXT])]
+    return [
+        {"prompt": "How many?", "images": ["a.png"], "chosen": "2", "rejected": "3"},
+        {"prompt": before, "images": ["a.png"], "chosen": chosen, "rejected": rejected},
+        {"prompt": named, "chosen": chosen, "rejected": rejected},
+        {"images": ["a.png"], "chosen": before + chosen, "rejected": before + rejected},
+        {"chosen": named + chosen, "rejected": named + rejected},
+        {
+            "prompt": "How many?",
+            "image": "a.png",
+            "chosen": before + chosen,
+            "rejected": before + rejected,
+        },
+    ]
+
+
+@pytest.mark.parametrize("record", pairs())
+def test_a_pair_has_the_image_of_its_prompt(
+    record: dict[str, Any], folder: pathlib.Path, tokenizer: Tokenizer
+):
+    read, report = preferences.read_jsonl(written(folder, record), tokenizer, images=reader(folder))
+    (pair,) = read
+    (expected,) = data.read_jsonl(written(folder, EQUAL[0]), tokenizer, images=reader(folder))[0]
+    assert pair.chosen == expected
+    assert pair.rejected == expected._replace(completion=pair.rejected.completion)
+    assert tokenizer.decode(pair.rejected.completion) == "3"
+    assert not report.ignored_keys
+    (block,) = blocks.find(pair.chosen.prompt, blocks.markers_of(tokenizer))
+    limits = data.Limits(max_length=pair.length - block.begin, overlong="truncate-left")
+    path = written(folder, record)
+    assert preferences.read_jsonl(path, tokenizer, limits, reader(folder))[1].dropped == 1
+
+
+def test_a_pair_of_different_images_is_refused(folder: pathlib.Path, tokenizer: Tokenizer):
+    one, other = ([user([{**IMAGE, "path": n}, TEXT])] for n in ("a.png", "deeper/b.png"))
+    record = {"chosen": [*one, ANSWER], "rejected": [*other, {**ANSWER, "content": "3"}]}
+    with pytest.raises(ValueError, match="must be the same but for the last"):
+        preferences.read_jsonl(written(folder, record), tokenizer, images=reader(folder))
+
+
+def test_an_image_is_on_one_side_with_all_of_its_questions(
+    folder: pathlib.Path, tokenizer: Tokenizer
+):
+    sides = {}
+    for n in range(60):
+        name = f"{n}.png"
+        rows = [
+            {"prompt": "How many?", "images": [name], "completion": "2"},
+            {"prompt": f"Are there {n}?", "image": f"./{name}", "completion": "2"},
+            {"messages": [user([{**IMAGE, "path": name}, TEXT]), ANSWER]},
+            {"chosen": [user([{**IMAGE, "path": name}, TEXT]), ANSWER], "rejected": []},
+        ]
+        on_test = {splits.is_on(row, "test", tokenizer, images=True) for row in rows}
+        assert len(on_test) == 1
+        sides[name] = on_test.pop()
+    assert 0 < sum(sides.values()) < 20
+    # Read as text the question decides, as before.
+    rows = [{"prompt": "How many?", "images": [name], "completion": "2"} for name in sides]
+    assert len({splits.is_on(row, "test", tokenizer) for row in rows}) == 1
+    malformed = {"prompt": "How many?", "images": [3], "completion": "2"}
+    assert all(splits.is_on(malformed, side, tokenizer, images=True) for side in ("train", "test"))
+    for name in sides:
+        PIL.Image.new("RGB", (2, 2)).save(folder / name)
+    task = tasks.jsonl(written(folder, *rows))
+    train, test = (task.examples(side, tokenizer, None, how())[0] for side in ("train", "test"))
+    assert len(test) == sum(sides.values()) and len(train) == 60 - len(test)
+    held_out = {pathlib.Path(example.media[0].source).name for example in test}
+    assert held_out == {name for name, on_test in sides.items() if on_test}
+    assert task.texts("train") == ["How many?2"] * 60
+
+
+def test_pairs_of_a_folder_have_images(folder: pathlib.Path, tokenizer: Tokenizer):
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(pairs()[0]) + "\n")
+    task = tasks.preference_pairs(folder)
+    assert task.pairs is not None
+    (pair,), _ = task.pairs("train", tokenizer, None, how())
+    assert len(pair.chosen.media) == 1
+    (example,), _ = task.examples("test", tokenizer, None, how())
+    assert example == pair.chosen
+    assert not task.pairs("train", tokenizer, None)[0][0].chosen.media
