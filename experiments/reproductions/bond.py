@@ -43,7 +43,7 @@ class Config:
     """Settings of all that is varied, and the sizes."""
 
     seeds: int = 20
-    first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
+    first_seed: int = 200  # Lower ones have chosen settings, and are not judged.
     steps: int = 2_000  # Learner steps of BOND with counted quantiles, by which it has arrived.
     # Those of J-BOND, before its policy writes one answer alone; REINFORCE has half as many again.
     moving_steps: int = 400

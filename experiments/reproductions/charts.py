@@ -170,6 +170,8 @@ class Grid:
             panel.draw(axes)
             if self.title_size:
                 axes.title.set_fontsize(self.title_size)
+        for axes in figure.axes[len(self.panels) :]:  # Of the last row, if it is not full.
+            axes.remove()
         if self.title:
             figure.suptitle(self.title, fontsize=10)
         return figure

@@ -13,13 +13,13 @@ def test_a_panel_draws_lines_bands_bounds_levels_and_notes():
     panel = charts.Panel(marks=[line, *levels, notes], axes={"title": "t"})
     grid = charts.Grid(panels=[panel, charts.Panel(), panel], columns=2, title="all")
     figure = grid.draw()
-    full, empty, _, unused = figure.axes
+    full, empty, _ = figure.axes
     assert [axis.get_color() for axis in full.lines] == ["r", "r", "k", "g"]
     assert full.lines[3].get_xdata() == [6, 6]
     assert [text.get_text() for text in full.texts] == ["x", "y"]
     assert np.asarray(full.lines[1].get_ydata()).tolist() == [6, 7]
     assert len(full.collections) == 1 and full.get_title() == "t"
-    assert not empty.axison and unused.axison
+    assert not empty.axison
 
 
 @pytest.mark.parametrize("x", [[0, 1, 2], [[-1, 1, 2], [1, 1, 2]]])
