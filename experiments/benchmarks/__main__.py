@@ -22,7 +22,7 @@ PUBLISHED = (
 )
 POST_TRAINING = ("grpo", "ppo", "dpo")
 BENCHMARKS = (
-    *("gradient_step", "atari", "minatar", "btr", "btr_atari", "replay", "startup"),
+    *("gradient_step", "atari", "minatar", "btr", "btr_atari", "replay", "startup", "score"),
     *("agents", "generation", "tuning", "reinforce", "entailment", "merging"),
     *("operators", "theory"),
     *(f"post_training/{case}" for case in POST_TRAINING),
