@@ -1,5 +1,6 @@
 """Trees of arrays as flat dicts by name, and back: the form of everything on disk."""
 
+import hashlib
 import math
 from typing import Any, NamedTuple
 
@@ -44,6 +45,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
             raise ValueError(f"two leaves are named {name!r}; a key of a dict may not contain '/'")
         named[name] = leaf
     return named
+
+
+def fingerprint(tree: Any) -> str:
+    """Returns the SHA-256 of names, shapes and numbers of a tree's leaves."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(tree).items()):
+        digest.update(f"{name} {describe(name, leaf)}".encode())
+        digest.update(np.ascontiguousarray(to_numpy(leaf)).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

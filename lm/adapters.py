@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from kullback.core import learners, trees, types
-from kullback.lm import gemma, lora, quantisation, shared_ids
+from kullback.lm import gemma, lora, quantisation, shared_ids, sight
 
 __all__ = ["Learnt", "adapted"]
 
@@ -28,7 +28,10 @@ def adapted(model: gemma.Model, settings: lora.Config) -> gemma.Model:
     """
     if not settings:
         return model
-    return shared_ids.over(gemma.make(model.config, settings), model.num_ids)
+    decoder = gemma.make(model.config, settings)
+    if model.sees_by is not None:  # The projector is the base's.
+        decoder = sight.seeing(decoder, model.sees_by, draws=False)
+    return shared_ids.over(decoder, model.num_ids)
 
 
 def _same(base: types.Params) -> types.Params:

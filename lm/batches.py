@@ -5,7 +5,8 @@ middle of an epoch continues exactly, and nothing but the step is saved. An epoc
 of the examples; epochs follow each other without a gap, so every batch is full, and may hold the
 end of one epoch and the beginning of the next.
 
-Shape letters: B rows, T tokens of a row, P tokens of a prompt, N examples.
+Shape letters: B rows, T tokens of a row, P tokens of a prompt, N examples, I images of a row at
+most, M soft tokens of an image, E width of their features.
 """
 
 import bisect
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
+from kullback.lm import interleaved
 from kullback.lm.data import Example
 
 
@@ -34,6 +36,12 @@ class Sequences(NamedTuple):
     positions: types.Array  # int32, [B, T]: from 0 in each example; 0 in the padding.
     segments: types.Array  # int32, [B, T]: number of the row's example, from 1; 0 is padding.
     lengths: types.Array  # int32, [B]: number of tokens that are not padding.
+    pooled: types.Array | None = None  # Of the rows' images, as of `Prompts`.
+
+    @property
+    def images(self) -> dict[str, types.Array]:
+        """Arguments of the functions of a model that sees (lm/sight.py); {} of rows of text."""
+        return {} if self.pooled is None else {"pooled": self.pooled}
 
 
 class Prompts(NamedTuple):
@@ -41,9 +49,14 @@ class Prompts(NamedTuple):
 
     tokens: types.Array  # int32, [B, P].
     lengths: types.Array  # int32, [B], >= 1.
+    # Features of the images of a row in order, float [B, I, M, E] (lm/sight.py); rows with fewer
+    # than I have zeros after them. None: no row of any batch has images.
+    pooled: types.Array | None = None
 
 
 Rows = TypeVar("Rows", Sequences, Prompts)
+# Images -> their features, float [n, M, E], as `encoded.Images.features` gives them.
+Features = Callable[[Sequence[interleaved.Medium]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,7 @@ def make(
     config: Config,
     pad_id: int,
     mixed: Callable[[int], np.ndarray] | None = None,
+    features: Features | None = None,
 ) -> Sampler:
     """Returns the sampler of batches of `examples`.
 
@@ -98,16 +112,20 @@ def make(
       pad_id: id of the padding, whose value does not matter.
       mixed: step -> examples of its batch, int64 [B], see `mixtures.Mixture.rows`; None draws all
         equally often. It is neither packed nor sorted.
+      features: of images, where examples have some.
 
     Raises:
-      ValueError: without examples, for one longer than every length, or a mixture of packed or
-        sorted rows. The sampler's `prompts`
-        raises it if rows are packed, as a row then has several prompts.
+      ValueError: without examples, for one longer than every length, a mixture of packed or sorted
+        rows, and for images without `features`. The sampler's `prompts` raises it if rows are
+        packed, as a row then has several prompts.
     """
     if not examples:
         raise ValueError("no examples to make batches of; was everything dropped?")
     if mixed is not None and (config.pack or config.batches_per_sort > 1):
         raise ValueError("a mixture's rows are drawn one by one: pack=False, batches_per_sort=1")
+    sees = any(example.media for example in examples)
+    if sees and features is None:
+        raise ValueError("examples have images, which this model does not read; take one that sees")
     longest = max(example.length for example in examples)
     lengths = config.lengths or powers_of_two(longest)
     if longest > lengths[-1]:
@@ -131,10 +149,14 @@ def make(
     def sequences(step: int) -> types.Batch:
         items = draw(step)
         if rows is None:
-            chosen = [examples[i] for i in items]
-            data = pad(chosen, _bucket(max(e.length for e in chosen), lengths), pad_id)
+            chosen = [[examples[i]] for i in items]
+            longest = max(example.length for (example,) in chosen)
+            data = pack(chosen, _bucket(longest, lengths), pad_id)
         else:
-            data = pack([[examples[i] for i in rows[n]] for n in items], lengths[-1], pad_id)
+            chosen = [[examples[i] for i in rows[n]] for n in items]
+            data = pack(chosen, lengths[-1], pad_id)
+        if sees and features is not None:
+            data = data._replace(pooled=pad_features(chosen, features))
         shape = (config.batch_size,)
         return types.Batch(
             data=data,
@@ -149,8 +171,13 @@ def make(
                 "packed rows hold several prompts, and generation needs one a row: on-policy "
                 "learning takes pack=False"
             )
-        chosen = [examples[i].prompt for i in draw(step)]
-        return pad_prompts(chosen, _bucket(max(map(len, chosen)), prompt_lengths), pad_id)
+        chosen = [examples[i] for i in draw(step)]
+        longest = max(len(example.prompt) for example in chosen)
+        ids = [example.prompt for example in chosen]
+        padded = pad_prompts(ids, _bucket(longest, prompt_lengths), pad_id)
+        if not sees or features is None:
+            return padded
+        return padded._replace(pooled=pad_features([[example] for example in chosen], features))
 
     return Sampler(num_items, sequences, prompts)
 
@@ -305,6 +332,26 @@ def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> P
     return Prompts(tokens, lengths)
 
 
+def pad_features(rows: Sequence[Sequence[Example]], features: Features) -> np.ndarray:
+    """Returns the features of rows' images, float [B, I, M, E], with zeros after a row's last one.
+
+    I is the smallest power of two that holds the images of each row.
+
+    Args:
+      rows: the examples of each row.
+      features: of images; of none it gives their shape, [0, M, E].
+    """
+    media = [[medium for example in row for medium in example.media] for row in rows]
+    given = features([medium for of_row in media for medium in of_row])  # [n, M, E]
+    most = powers_of_two(max(map(len, media)), 1)[-1]
+    pooled = np.zeros((len(rows), most, *given.shape[1:]), given.dtype)
+    begin = 0
+    for row, of_row in enumerate(media):
+        pooled[row, : len(of_row)] = given[begin : begin + len(of_row)]
+        begin += len(of_row)
+    return pooled
+
+
 def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Sequences:
     """Joins prompts and their completions to rows of `Sequences`, [B, P + T]; works under jit.
 
@@ -333,6 +380,7 @@ def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Seque
         positions=jnp.where(is_token, columns, 0),
         segments=is_token.astype(jnp.int32),
         lengths=lengths[:, 0],
+        pooled=prompts.pooled,
     )
 
 

@@ -37,6 +37,7 @@ from kullback.lm import (
     lora,
     narrow_weights,
     soft_tokens,
+    vision,
 )
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
@@ -100,6 +101,7 @@ class Model(NamedTuple):
     init_cache: Callable[[int, int, types.Array, int], Cache]
     decode: Callable[..., tuple[jax.Array, Cache]]
     num_ids: int  # Number of logits: rows of the embedding, or fewer (lm/shared_ids.py).
+    sees_by: vision.Config | None = None  # Of a model that sees, see lm/sight.py.
 
 
 def apart(params: types.Params, *, shared: bool = False) -> types.Params:

@@ -1,7 +1,9 @@
 """A language model as a policy: its key-value cache is the state, prefill the `initial_state`.
 
 The reset of `environments/tokens.py` observes the last token of the prompt, so all others are
-prefilled, and every step is alike: it observes a token and draws the next.
+prefilled, and every step is alike: it observes a token and draws the next. Prompts with images are
+prefilled in one call, as an image's tokens see each other, and rows have theirs at different
+places; a prompt ends in text (`blocks.check_prompt`). What begins an image is never drawn.
 
 Shape letters: B rows, P tokens of a padded prompt, V vocabulary.
 """
@@ -54,7 +56,7 @@ def language_model(
       model: its functions are pure.
       settings: how tokens are drawn; None is from the model's own distribution.
       divergence: f of the softargmax_f that the model was trained with.
-      prefill_chunk: tokens of the prompt in one call of the model; bounds the memory.
+      prefill_chunk: tokens of a prompt of text in one call of the model; bounds the memory.
       samples_per_prompt: G adjacent rows continue each prompt of the context, which is prefilled
         once.
 
@@ -63,6 +65,7 @@ def language_model(
         or one that does not fit in max_length.
     """
     options = settings or sampling.Sampling()
+    unwritten = model.sees_by.unwritten_ids if model.sees_by else ()
     if prefill_chunk < 1:
         raise ValueError(f"prefill_chunk must be >= 1 token, got {prefill_chunk}")
     if samples_per_prompt < 1:
@@ -84,7 +87,10 @@ def language_model(
             )
         memory = empty_memory(model, options, num_rows, max_length, context.lengths, width)
         prefix = jnp.asarray(context.tokens, jnp.int32)[:, :-1]
-        memory = _prefill(model, params["params"], prefix, memory, prefill_chunk)
+        if context.pooled is None:
+            memory = _prefill(model, params["params"], prefix, memory, prefill_chunk)
+        elif width > 1:
+            _, memory = read(model, params["params"], prefix, memory, pooled=context.pooled)
         return _repeated(memory, samples_per_prompt)
 
     def step(
@@ -97,10 +103,11 @@ def language_model(
         if state.is_present is not None:
             penalty = options.repetition_penalty
             penalised = sampling.penalise_repetition(logits, state.is_present, penalty)
+        penalised = _without(penalised, unwritten)
         filtered = sampling.filter_logits(penalised, options, divergence)
         action, log_probability = sampling.sample(key, filtered, divergence)
         unfiltered = log_probability
-        if not options.is_on_policy:
+        if unwritten or not options.is_on_policy:
             unfiltered = sampling.log_probability(logits, action, divergence)
         extras = {"log_probability": log_probability, "model_log_probability": unfiltered}
         return action, state, extras
@@ -163,7 +170,7 @@ def repeat_prompts(prompts: batches.Prompts, times: int) -> batches.Prompts:
     """
     if times == 1:
         return prompts
-    return batches.Prompts(*(jnp.repeat(jnp.asarray(x), times, 0) for x in prompts))
+    return jax.tree.map(lambda x: jnp.repeat(jnp.asarray(x), times, 0), prompts)
 
 
 def empty_memory(
@@ -190,16 +197,35 @@ def empty_memory(
 
 
 def read(
-    model: gemma.Model, params: types.Params, tokens: jax.Array, memory: Memory
+    model: gemma.Model,
+    params: types.Params,
+    tokens: jax.Array,
+    memory: Memory,
+    pooled: types.Array | None = None,
 ) -> tuple[jax.Array, Memory]:
-    """Reads the next tokens of all texts, int32 [B, T]; returns their features and the memory."""
-    features, cache = model.decode(params, tokens, memory.cache)
+    """Reads the next tokens of all texts; returns their features and the memory.
+
+    Args:
+      model: of the policy.
+      params: its parameters.
+      tokens: int32, [B, T].
+      memory: of the tokens before.
+      pooled: of the images in these tokens, see `sight.seeing`.
+    """
+    images = {} if pooled is None else {"pooled": pooled}
+    features, cache = model.decode(params, tokens, memory.cache, **images)
     is_present = memory.is_present
     if is_present is not None:
         slots = memory.cache.slot + jnp.arange(tokens.shape[1])
         valid = slots[None] >= cache.start[:, None]  # Padding is no part of a text.
         is_present = sampling.mark_present(is_present, tokens, valid)
     return features, Memory(cache, is_present)
+
+
+def _without(logits: jax.Array, ids: Sequence[int]) -> jax.Array:
+    """Returns logits [B, V] by which none of some ids is drawn."""
+    present = [i for i in ids if i < logits.shape[-1]]
+    return logits.at[:, jnp.array(present)].set(-jnp.inf) if present else logits
 
 
 def _prefill(

@@ -52,6 +52,8 @@ def rules(config: gemma.Config) -> tuple[Rule, ...]:
         Rule(rf"{layer}/(attention/output|feed_forward/down)/b", 3, (None, None)),
         Rule(f"{network}rows/ids", 1, (None,)),
         Rule(f"{network}rows/update", 2, (None, None)),
+        Rule(f"{network}projector/norm", 1, (None,)),
+        Rule(f"{network}projector/weight", 2, (None, None)),
         Rule("value/head|head/w", 1, (None,)),
         Rule("head/b", 0, ()),
     )

@@ -244,10 +244,11 @@ def _micro_batch_loss(
     row_keys = None
     if config.lora.dropout:  # Apart from the keys of tokens.
         row_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 0])
-    student_features, head = model.with_head(params, *inputs, row_keys)
+    student_features, head = model.with_head(params, *inputs, row_keys, **rows.images)
     features = [student_features]  # [B, T, D] each.
     if teacher is not None:
-        features.append(jax.lax.stop_gradient(teacher.features(constants.teacher, *inputs)))
+        of_teacher = teacher.features(constants.teacher, *inputs, **rows.images)
+        features.append(jax.lax.stop_gradient(of_teacher))
     features, labels, is_answer = distillation.align(features, sequences, answers)
     flat = [x.reshape(-1, x.shape[-1]) for x in features]
     heads = [chunked.Head(model.unembed, head, flat[0], is_frozen=bool(config.lora))]

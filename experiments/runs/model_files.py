@@ -1,15 +1,13 @@
 """A language model with its tokenizer and origin, and what a run writes of it: all but weights."""
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from kullback.core import files, folders, json_files, trees, types
+from kullback.core import files, folders, json_files, types
+from kullback.core.trees import fingerprint as fingerprint
 from kullback.experiments.runs import converted, settings
 from kullback.lm import (
     chat,
@@ -156,12 +154,3 @@ def origins(**models: Checkpoint | None) -> dict[str, Any]:
         if checkpoint is not None and checkpoint.origin is not None
     }
     return {"origins": by_role} if by_role else {}
-
-
-def fingerprint(params: types.Params) -> str:
-    """Returns the SHA-256 of names, shapes and numbers of parameters."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(trees.named_leaves(params).items()):
-        digest.update(f"{name} {trees.describe(name, leaf)}".encode())
-        digest.update(np.ascontiguousarray(trees.to_numpy(leaf)).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

@@ -35,7 +35,7 @@ def test_a_padded_batch():
     np.testing.assert_array_equal(got.positions, [[0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 4, 0]])
     np.testing.assert_array_equal(got.segments, [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
     np.testing.assert_array_equal(got.lengths, [4, 5])
-    assert [x.dtype for x in got] == [np.int32, bool, np.int32, np.int32, np.int32]
+    assert [x.dtype for x in got[:5]] == [np.int32, bool, np.int32, np.int32, np.int32]
     with pytest.raises(ValueError, match="a row has 5 tokens, more than its length, 4"):
         batches.pad(rows, 4, PAD)
 

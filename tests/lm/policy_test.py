@@ -54,7 +54,7 @@ def generator(
     language_model = policy.language_model(MODEL, settings, divergence)
 
     def environment(prompts):
-        return tokens.make_batch(*prompts, horizon=T, vocab_size=37, stop_tokens=stop_tokens)
+        return tokens.make_batch(*prompts[:2], horizon=T, vocab_size=37, stop_tokens=stop_tokens)
 
     @jax.jit
     def start(prompts):
@@ -247,7 +247,7 @@ def test_stepped_by_hand_through_dm_env_a_row_is_what_it_is_in_a_batch():
     n = int(LENGTHS[2])
     prompts = batches.Prompts(all_.tokens[2:3, P - n :], all_.lengths[2:3])
     language_model = policy.language_model(MODEL, GREEDY)
-    view = dm.as_dm_env(tokens.make_batch(*prompts, horizon=T, vocab_size=37, stop_tokens=STOP))
+    view = dm.as_dm_env(tokens.make_batch(*prompts[:2], horizon=T, vocab_size=37, stop_tokens=STOP))
     state = jax.jit(language_model.initial_state, static_argnums=2)(PARAMS, prompts, n + T)
     step = jax.jit(language_model.step)
     timestep, written, log_probability = view.reset(), [], []
@@ -283,7 +283,7 @@ def test_several_parameters_write_to_one_prompt():
 
     def write(acts, acting, samples):
         repeated = policy.repeat_prompts(prompts, samples)
-        environment = tokens.make_batch(*repeated, horizon=T, vocab_size=37, stop_tokens=STOP)
+        environment = tokens.make_batch(*repeated[:2], horizon=T, vocab_size=37, stop_tokens=STOP)
         state = rollout.start(acts, environment, acting, jax.random.key(0), prompts, P + T)
         trajectory, _ = rollout.rollout(acts, environment, acting, state, jax.random.key(0), T)
         completion = tokens.completions(trajectory, STOP)

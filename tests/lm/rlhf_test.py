@@ -262,7 +262,7 @@ def test_several_samples_prefill_a_prompt_once_and_are_those_of_repeated_prompts
     completions = []
     for context, samples in ((prompts, 3), (repeated, 1)):
         acts = policy.language_model(MODEL, samples_per_prompt=samples)
-        environment = tokens.make_batch(*repeated, horizon=6, vocab_size=24, stop_tokens=(1,))
+        environment = tokens.make_batch(*repeated[:2], horizon=6, vocab_size=24, stop_tokens=(1,))
         acting, key = {"params": params(0)}, jax.random.key(5)
         state = rollout.start(acts, environment, acting, key, context, 10)
         assert state.policy.cache.start.shape == (6,)

@@ -60,7 +60,7 @@ def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
         state = trainer.learner.init(jax.random.key(9))._replace(params=student)
         # Two steps: the rate of the first is 0.
         taken, prompts = (
-            [np.asarray(x[:8]).reshape(2, 4, *x.shape[1:]) for x in data]
+            [np.asarray(x[:8]).reshape(2, 4, *x.shape[1:]) for x in jax.tree.leaves(data)]
             for data in (setup.rows, setup.prompts)
         )
         is_sampled = jnp.full(2, fraction == 1)
@@ -108,7 +108,7 @@ def test_distance_is_0_from_a_model_to_itself_and_a_mean_over_sequences(setup: s
 
 def _single(rows: batches.Sequences) -> list[list[np.ndarray]]:
     """Returns the first two rows, one by one."""
-    return [[np.asarray(x)[n : n + 1] for x in rows] for n in range(2)]
+    return [[np.asarray(x)[n : n + 1] for x in jax.tree.leaves(rows)] for n in range(2)]
 
 
 def row(fraction: float | str, seed: int, teacher: float, student: float) -> dict[str, Any]:

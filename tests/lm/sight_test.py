@@ -1,0 +1,212 @@
+"""Tests of lm/sight.py, and of policies and learners over rows with images."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.core import types
+from kullback.core.sampling import Sampling
+from kullback.lm import (
+    adapters,
+    batches,
+    blocks,
+    completions,
+    gemma,
+    interleaved,
+    lora,
+    policy,
+    sft,
+    sight,
+    siglip,
+    tuning,
+    vision,
+)
+from kullback.lm.data import Example
+from tests.states import begun, fresh_params
+
+IDS = blocks.Delimiters(begin=29, soft=28, end=30)
+M, E, HORIZON = 4, 6, 5
+VISION = vision.Config(
+    encoder=siglip.Config(
+        image_size=8, patch_size=2, embed_dim=E, num_layers=1, num_heads=2, hidden_dim=8
+    ),
+    num_soft=M,
+    ids=IDS,
+)
+DECODER = gemma.make(
+    gemma.Config(
+        vocab_size=32,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        hidden_dim=24,
+        window=3,
+        query_scale=8.0,
+        pattern=2,
+    )
+)
+MODEL = sight.seeing(DECODER, VISION)
+IMAGE = [IDS.begin, *[IDS.soft] * M, IDS.end]
+PROMPTS = [[2, 5, *IMAGE, 7, *IMAGE, 8, 9], [2, *IMAGE, 4, 6], [2, 11, 3]]
+apply = jax.jit(MODEL.apply)
+
+
+@pytest.fixture(autouse=True)
+def precise():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@functools.cache
+def params():
+    """Returns random parameters, also of norms: else every text would echo its last token."""
+    projector = vision.init_projector(jax.random.key(1), VISION, 16)
+    random = np.random.default_rng(1)
+
+    def noisy(path, x):
+        is_norm = path[-1].key.endswith("norm")
+        return x + 3 * random.normal(size=x.shape).astype(np.float32) if is_norm else x
+
+    decoder = jax.tree_util.tree_map_with_path(noisy, fresh_params(DECODER.init))
+    return {**decoder, vision.PROJECTOR: projector}
+
+
+def medium(number: int) -> interleaved.Medium:
+    return interleaved.Medium(number, 0, M)
+
+
+def features(media) -> np.ndarray:
+    """Returns random features of images, by their number."""
+    of = [np.random.default_rng(m.source).normal(size=(M, E)).astype(np.float32) for m in media]
+    return np.stack(of) if of else np.zeros((0, M, E), np.float32)
+
+
+def examples() -> list[Example]:
+    media = [(medium(0), medium(1)), (medium(2),), ()]
+    return [Example(tuple(p), (12, 1), media=m) for p, m in zip(PROMPTS, media, strict=True)]
+
+
+def prompts() -> batches.Prompts:
+    pooled = batches.pad_features([[example] for example in examples()], features)
+    return batches.pad_prompts(PROMPTS, 18, 0)._replace(pooled=pooled)
+
+
+def greedy_texts(model: gemma.Model, acting, given: batches.Prompts, samples: int):
+    sampler = completions.sampler(
+        model, HORIZON, sampling=Sampling(temperature=0), samples_per_prompt=samples
+    )
+    write = jax.jit(
+        lambda acting: sampler.completions({"params": acting}, given, jax.random.key(0))
+    )
+    return write(acting)
+
+
+def full_pass(acting, completion) -> tuple[batches.Sequences, jax.Array]:
+    """Returns two texts of each prompt as rows, and the logits of a full pass over them."""
+    rows = completions.joined(policy.repeat_prompts(prompts(), 2), completion)
+    assert rows.pooled is not None
+    return rows, apply(acting, rows.tokens, rows.positions, rows.segments, **rows.images)
+
+
+def test_greedy_texts_of_a_policy_are_those_of_the_full_pass():
+    """The prompt is read once, with its images, for both samples of it."""
+    got = greedy_texts(MODEL, params(), prompts(), 2)
+    rows, logits = full_pass(params(), got)
+    logits = logits.at[..., IDS.begin].set(-jnp.inf)
+    best = np.asarray(jnp.argmax(logits, -1))[:, :-1]
+    is_answer = np.asarray(rows.is_answer)[:, 1:]
+    np.testing.assert_array_equal(best[is_answer], np.asarray(rows.tokens)[:, 1:][is_answer])
+    # They depend on the images.
+    blind = prompts()._replace(pooled=0 * np.asarray(prompts().pooled))
+    other = greedy_texts(MODEL, params(), blind, 2)
+    assert np.any(other.tokens[:4] != got.tokens[:4])
+    np.testing.assert_array_equal(other.tokens[4:], got.tokens[4:])
+
+
+def test_what_begins_an_image_is_never_drawn():
+    p = {**params(), "embedding": params()["embedding"].at[IDS.begin].mul(50.0)}
+    got = greedy_texts(MODEL, p, prompts(), 2)
+    assert not np.any(got.tokens == IDS.begin)
+    rows, logits = full_pass(p, got)
+    is_best = np.argmax(logits, -1)[:, :-1] == IDS.begin
+    assert np.any(is_best[np.asarray(rows.is_answer)[:, 1:]])
+
+
+def test_text_alone_is_that_of_the_decoder():
+    row = np.arange(9, dtype=np.int32)[None]
+    np.testing.assert_array_equal(apply(params(), row), jax.jit(DECODER.apply)(params(), row))
+    with pytest.raises(AssertionError):
+        MODEL.apply(params(), row, pooled=np.zeros((1, 1, M, E + 1), np.float32))
+
+
+def test_batches_carry_features_in_the_order_of_the_images():
+    config = batches.Config(batch_size=3, lengths=(32,))
+    sampler = batches.make(examples(), config, 0, features=features)
+    batch = sampler.sequences(0)
+    assert batch.data.pooled.shape == (3, 2, M, E)
+    for row, i in enumerate(batch.indices):
+        media = examples()[i].media
+        np.testing.assert_array_equal(batch.data.pooled[row, : len(media)], features(media))
+        assert not np.any(batch.data.pooled[row, len(media) :])
+    np.testing.assert_array_equal(sampler.prompts(0).pooled, batch.data.pooled)
+    packing = batches.Config(batch_size=1, lengths=(64,), pack=True)
+    packed = batches.make(examples(), packing, 0, features=features)
+    assert packed.sequences(0).data.pooled.shape == (1, 4, M, E)
+    assert batches.make(examples()[2:], config, 0).sequences(0).data.pooled is None
+    only_text = batches.pad_features([[examples()[2]]], features)
+    assert only_text.shape == (1, 1, M, E)
+    with pytest.raises(ValueError, match="examples have images, which this model does not read"):
+        batches.make(examples(), config, 0)
+
+
+def test_packed_rows_are_learnt_as_rows_of_their_own():
+    one = batches.pad(examples(), 20, 0)
+    one = one._replace(pooled=batches.pad_features([[e] for e in examples()], features))
+    packed = batches.pack([examples()], 64, 0)
+    packed = packed._replace(pooled=batches.pad_features([examples()], features))
+    got, expected = (
+        np.asarray(apply(params(), x.tokens, x.positions, x.segments, **x.images))
+        for x in (packed, one)
+    )
+    begin = 0
+    for row, example in enumerate(examples()):
+        of_packed = got[0, begin : begin + example.length]
+        np.testing.assert_allclose(of_packed, expected[row, : example.length], atol=5e-5)
+        begin += example.length
+
+
+LEARNING = tuning.Config(
+    batch_size=8, max_prompt_length=16, max_new_tokens=2, warmup_steps=0, learning_rate=1e-2
+)
+
+
+def test_sft_learns_to_say_what_an_image_is_and_guesses_where_images_are_shuffled():
+    """The images alone tell the answer; the projector learns with the decoder."""
+    data = [Example((2, *IMAGE, 4), (12 + n % 2, 1), media=(medium(n),)) for n in range(8)]
+    batch = batches.make(
+        data, batches.Config(batch_size=8, lengths=(16,)), 0, features=features
+    ).sequences(0)
+    agent = sft.make(MODEL, sft.Config(learning=LEARNING))
+    state, step = begun(agent.learner, params()), jax.jit(agent.learner.step)
+    for _ in range(60):
+        state, _ = step(state, batch, types.Constants())
+    _, feedback = step(state, batch, types.Constants())
+    assert np.mean(feedback.metrics["accuracy"]) == 1
+    moved = jax.tree.map(lambda a, b: np.any(a != b), state.params, params())
+    assert all(jax.tree.leaves(moved[vision.PROJECTOR]))
+    others = features([medium(i ^ 1) for i in batch.indices])[:, None]  # Of the other answer.
+    wrong = batch._replace(data=batch.data._replace(pooled=others))
+    _, feedback = step(state, wrong, types.Constants())
+    np.testing.assert_array_equal(feedback.metrics["accuracy"], 0.5)  # The end of the text.
+
+
+def test_adapters_learn_beside_a_projector_that_is_the_bases():
+    settings = lora.Config(rank=2)
+    model = adapters.adapted(MODEL, settings)
+    learnt = jax.eval_shape(model.init, jax.random.key(0))
+    assert model.sees_by == VISION and vision.PROJECTOR not in learnt
