@@ -56,17 +56,17 @@ def test_what_has_no_score_is_an_error(install, tmp_path: pathlib.Path):
 
 def test_each_agent_has_a_row_and_the_best_has_the_target(monkeypatch: pytest.MonkeyPatch):
     values = {"dqn": 3.0, "m-dqn": 21.0, "pqn": 7.0, "m-pqn": 1.0}
-    asked = {}
+    calls = {}
 
     def after(seconds: float, agent: str, settings: tuple[str, ...]) -> score.Score:
-        asked[agent] = (seconds, settings)
+        calls[agent] = (seconds, settings)
         return score.Score(values[agent], 10)
 
     monkeypatch.setattr(score, "after", after)
     rows = score.run(score.timing.Budget(), peer.none)
     assert [row.ours for row in rows] == [3.0, 21.0, 7.0, 1.0, 21.0]
     assert [row.met for row in rows] == [None] * 4 + [True]
-    assert {seconds for seconds, _ in asked.values()} == {120.0}
+    assert {seconds for seconds, _ in calls.values()} == {120.0}
     assert "m-pqn" in rows[3].name and "after 120 s" in rows[3].name
 
 
