@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from kullback.core import files, json_files, trees
+from kullback.core import files, json_files, processes, trees
 from kullback.core.files import CorruptError as CorruptError
 from kullback.core.files import atomic_write_bytes as atomic_write_bytes
 from kullback.core.files import atomic_write_text as atomic_write_text
@@ -57,11 +57,21 @@ def _orbax() -> "ocp.Checkpointer":
     logging.getLogger("asyncio").addFilter(lambda record: "OCDBT" not in record.getMessage())
     sys.unraisablehook = functools.partial(_report, sys.unraisablehook)
     # A save returns when all is written, so arrays need not be copied before.
+    # Of several processes each acts for itself: it waits for no other, and writes all that it has.
+    alone = ocp.options.MultiprocessingOptions()
+    if processes.count() > 1:
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"alone{index}"
+        )
     handlers = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
-        (jax.Array, ocp.type_handlers.ArrayHandler()),
+        (jax.Array, ocp.type_handlers.ArrayHandler(primary_host=alone.primary_host)),
     )
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers))
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=handlers, multiprocessing_options=alone
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 class _Contents(NamedTuple):

@@ -69,7 +69,7 @@ class Watch:
                 self._await_others(_HEARD_SECONDS)
 
     def finish(self) -> None:
-        """Leaves when all is done: the first process last, as the service ends with it."""
+        """Departs when all is done: the first process last, as the service ends with it."""
         self.client.wait_at_barrier("kullback/end", _LONG)
         self._end()
         if self.index == 0:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed  # Its client; jax.distributed hands out none.
 from jax.experimental import multihost_utils
@@ -82,7 +83,7 @@ def start(
         _initialize(coordinator, num_processes, process_id)
     state = distributed.global_state
     client, count, index = state.client, state.num_processes, state.process_id
-    if count < 2:
+    if count < 2 or client is None:
         return
     client.key_value_set(f"{_WHO}/{index}", f"{socket.gethostname()}, pid {os.getpid()}")
     who = [client.blocking_key_value_get(f"{_WHO}/{n}", 1000 * JOIN_SECONDS) for n in range(count)]
@@ -191,7 +192,7 @@ def put(tree: Any, shardings: Any) -> Any:
 def _put(leaf: Any, home: jax.sharding.Sharding | None) -> jax.Array:
     if home is None or home.is_fully_addressable or _spans(leaf):
         return jax.device_put(leaf, home)
-    if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         wrap, impl = jax.random.wrap_key_data, jax.random.key_impl(leaf)
         numbers = _put(jax.random.key_data(leaf), home)
         return jax.jit(lambda x: wrap(x, impl=impl), out_shardings=home)(numbers)
@@ -211,7 +212,7 @@ def fetch(tree: Any) -> Any:
 def _fetch(leaf: Any) -> Any:
     if not _spans(leaf):
         return leaf
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         numbers = _fetch(jax.random.key_data(leaf))
         return jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(leaf))
     return multihost_utils.process_allgather(leaf, tiled=True)

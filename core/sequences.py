@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import learners, loops, metrics, platform, sharding, types
+from kullback.core import learners, loops, metrics, platform, processes, sharding, types
 
 DROPPED = "dropped"  # Metric: the share of rows whose weight is 0, where rows have weights.
 
@@ -151,7 +151,7 @@ def make(
         rules = types.Constants(placement.rules, placement.teacher_rules, placement.rules)
         constants = types.Constants(
             *(
-                jax.device_put(frozen, sharding.of_params(table, frozen, placement.mesh))
+                processes.put(frozen, sharding.of_params(table, frozen, placement.mesh))
                 for table, frozen in zip(rules, constants, strict=True)
             )
         )
@@ -234,7 +234,7 @@ def _placed(context: _Context, state: RunState) -> RunState:
     """Shards the state over the mesh, if there is one."""
     if context.shardings is None:
         return state
-    return RunState(state.steps, *jax.device_put(state[1:], context.shardings[1:]))
+    return RunState(state.steps, *processes.put(state[1:], context.shardings[1:]))
 
 
 def _init(context: _Context, learner: types.LearnerState, key: types.Key) -> RunState:
@@ -267,7 +267,7 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
                 padded = jax.tree.map(lambda x: _padded(x, source.num_rows), rows)
                 kept = Kept(padded, np.asarray(state.steps, np.int64))
         else:
-            parts.append(jax.tree.map(lambda x: x[:count], kept.rows))
+            parts.append(jax.tree.map(lambda x: x[:count], processes.fetch(kept.rows)))
     if source.stored is not None and count < source.num_rows:
         parts.append(source.stored(state.steps, source.num_rows - count))
     data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
@@ -299,7 +299,8 @@ def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
         weights = np.asarray(context.source.weights(drawn.data), np.float32)
         batch, dropped = batch._replace(weights=weights), {DROPPED: jnp.mean(weights == 0)}
     if context.placement is not None:
-        batch = jax.device_put(batch, sharding.of_rows(context.placement.mesh, num_rows))
+        processes.check_equal(drawn.data, f"the batch of step {state.steps:,}")
+        batch = processes.put(batch, sharding.of_rows(context.placement.mesh, num_rows))
     learner, feedback = context.learn_step(state.learner, batch, context.constants)
     feedback = feedback._replace(metrics=feedback.metrics | dropped)
     if kept is not None:
@@ -312,15 +313,19 @@ def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
 
 
 def _advance(context: _Context, state: RunState, until: int) -> RunState:
+    # Clocks differ between processes, which must return at the same step.
+    seconds = loops.CHUNK_SECONDS if processes.count() == 1 else 0
     start = time.perf_counter()
-    while state.steps < until and time.perf_counter() - start < loops.CHUNK_SECONDS:
+    while state.steps < until:
         try:
             with context.abandons():
                 drawn = _draw(context, state)
         except (Exception, KeyboardInterrupt) as error:
-            raise loops.Abandoned(state) from error
+            raise loops.Abandoned(state) from processes.shared(error)
         state = _learn(context, state, drawn)
         jax.block_until_ready(state.metrics.updates)
+        if time.perf_counter() - start >= seconds:
+            break
     return state
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from kullback.core import trees, types
+from kullback.core import processes, trees, types
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,11 @@ def make_mesh(text: str) -> Mesh:
       ValueError: unless the mesh has as many devices as there are.
     """
     data, model = shape_of(text)
+    if jax.process_count() != processes.count():
+        raise ValueError(
+            f"mesh {text} would span {jax.process_count()} processes that jax.distributed has "
+            "joined: call core.processes.start() first, in each of them"
+        )
     if data * model != jax.device_count():
         raise ValueError(
             f"mesh {text} is of {data * model} devices, and there are {jax.device_count()}; "

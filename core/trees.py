@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kullback.core import processes
+
 
 class Leaf(NamedTuple):
     """How a leaf is described; JSON-able."""
@@ -87,8 +89,11 @@ def num_bytes(tree: Any) -> int:
 
 
 def to_numpy(leaf: Any) -> np.ndarray:
-    """Returns the numbers of a leaf on the host; those of a typed key are its data."""
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    """Returns the numbers of a leaf on the host; those of a typed key are its data.
+
+    Of one over several processes every process must ask.
+    """
+    return np.asarray(processes.fetch(jax.random.key_data(leaf) if _is_key(leaf) else leaf))
 
 
 def stored_as(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -112,7 +117,7 @@ def from_numpy(array: np.ndarray, saved: Leaf, like: Any) -> Any:
         return array  # int64 without x64: NumPy keeps what JAX would cut.
     # An array that JAX may place anywhere stays so: committed, it would compile everything again.
     sharding = like.sharding if getattr(like, "committed", True) else None
-    return jax.device_put(array, sharding)
+    return processes.put(array, sharding)
 
 
 def check_alike(

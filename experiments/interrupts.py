@@ -43,12 +43,16 @@ class Interrupts:
     An exception in a handler is lost if Python happens to run code whose errors nobody can catch (a
     callback of its garbage collector). Such a signal is sent again a moment later.
 
+    A run over several processes, of which one may be asked to end, heeds a signal only where all
+    can: with `at_steps`, `at_once` does nothing.
+
     Outside of the main thread no signal is handled, and the caller's handlers stay. SIGHUP stays
     ignored if it was when the program began (nohup).
     """
 
-    def __init__(self, *, raises: bool = False) -> None:
+    def __init__(self, *, raises: bool = False, at_steps: bool = False) -> None:
         """Handles no signal before the context begins; with `raises` the first one raises, too."""
+        self._at_steps = at_steps
         self.received = 0  # The number of the first signal; 0 is none.
         self._raises = raises
         self._is_again = False  # Whether the next signal is one that was lost.
@@ -96,6 +100,9 @@ class Interrupts:
         Raises:
           Interrupted: on a signal.
         """
+        if self._at_steps:
+            yield
+            return
         if self.received:
             raise Interrupted(number=self.received)
         raised_before, self._raises = self._raises, True

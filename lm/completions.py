@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kullback.core import regularizers, rollout, sampling, types
+from kullback.core import processes, regularizers, rollout, sampling, types
 from kullback.environments import tokens
 from kullback.lm import batches, gemma, policy
 from kullback.lm.policy import Memory
@@ -106,7 +106,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     program = jax.jit(function)
 
     def call(acting: Any, *arguments: Any) -> Any:
-        return program({name: gemma.apart(x) for name, x in acting.items()}, *arguments)
+        apart = {name: gemma.apart(x) for name, x in acting.items()}
+        return processes.fetch(program(apart, *arguments))
 
     return call
 

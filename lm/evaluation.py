@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import finite, regularizers, sampling, types
+from kullback.core import finite, processes, regularizers, sampling, types
 from kullback.environments import tokens
 from kullback.lm import (
     answers,
@@ -112,7 +112,9 @@ class Evaluator:
 
     def likelihoods(self, acting: Any, count: int) -> Likelihoods:
         """Returns likelihoods of the completions of the first `count` examples, [kept(count)]."""
-        measured = [self._measure(acting["params"], rows) for rows in self.sequences(count)]
+        measured = [
+            processes.fetch(self._measure(acting["params"], rows)) for rows in self.sequences(count)
+        ]
         num_kept = self.kept(count)
         likelihoods = jax.tree.map(lambda *columns: np.concatenate(columns)[:num_kept], *measured)
         finite.require(likelihoods, acting["params"], "log-probabilities of held-out completions")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax
 
-from kullback.core import sharding, trees, types
+from kullback.core import processes, sharding, trees, types
 from kullback.core.sharding import MODEL, Rule
 from kullback.core.sharding import Mesh as Mesh
 from kullback.core.sharding import Placement as Placement
@@ -91,14 +91,14 @@ def placed(config: gemma.Config, params: types.Params, mesh: Mesh | None) -> typ
     """Returns parameters of a model or a reward model, or adapters, on the devices of a mesh."""
     if mesh is None:
         return params
-    return jax.device_put(params, sharding.of_params(rules(config), params, mesh))
+    return processes.put(params, sharding.of_params(rules(config), params, mesh))
 
 
 def spread(rows: batches.Rows, mesh: Mesh | None) -> batches.Rows:
     """Cuts prompts or sequences over the devices of a mesh, if any; see `of_rows`."""
     if mesh is None:
         return rows
-    return jax.device_put(rows, of_rows(mesh, len(rows.tokens)))
+    return processes.put(rows, of_rows(mesh, len(rows.tokens)))
 
 
 def by_path(

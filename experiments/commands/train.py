@@ -1,15 +1,18 @@
 """`kullback train`."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from kullback.experiments import catalog
+from kullback.experiments import catalog, interrupts, limits
 from kullback.experiments.commands import arguments
 from kullback.experiments.commands.arguments import flag
 from kullback.experiments.runs import plans
 
 AGAIN = ("accept_changes", "empty_replay", "base")  # Options that go with --resume.
 LENGTH = ("steps", "epochs")  # Options that may.
+JOINED = ("coordinator", "num_processes", "process_id", "distributed")
 
 
 def add_parser(commands: Any) -> None:
@@ -35,6 +38,16 @@ def add_parser(commands: Any) -> None:
     arguments.add_trust_code(sub)
     adapter = "of --model: adapters as peft writes them, which are merged into it"
     flag(sub, "--adapter DIR", arguments.path, adapter)
+    together = sub.add_argument_group(
+        "over several processes",
+        "of a language model with --mesh; each is started with the same command, and its own id",
+    )
+    listens = "where process 0 listens, an address of its machine that the others reach"
+    flag(together, "--coordinator HOST:PORT", arguments.name, listens)
+    flag(together, "--num-processes N", arguments.whole(2, limits.JOBS), "processes of the run")
+    number = arguments.whole(0, limits.JOBS - 1)
+    flag(together, "--process-id I", number, "of this process, 0 to N-1; 0 writes the folder")
+    flag(together, "--distributed", help="take all three from the cluster: SLURM, MPI, GKE")
     again = sub.add_argument_group("with --resume")
     changes = "go on although config.json or the record is not as it was saved; says what differs"
     flag(again, "--accept-changes", help=changes)
@@ -54,11 +67,42 @@ def _reading(field: str, entry: plans.Flag) -> dict[str, Any]:
     return {"type": arguments.whole(0 if field == "seed" else 1, entry.most)}
 
 
+@contextlib.contextmanager
+def _joined(options: argparse.Namespace) -> Iterator[bool]:
+    """Joins the processes that the options name; yields whether this is the first.
+
+    Raises:
+      ValueError: for options that do not fit, or processes that do not meet.
+      interrupts.Failure: if another process ends, so that this one cannot go on.
+    """
+    given = (options.coordinator, options.num_processes, options.process_id)
+    if not options.distributed and all(x is None for x in given):
+        yield True
+        return
+    if options.distributed and any(x is not None for x in given):
+        raise ValueError("--distributed asks the cluster: leave the other flags of processes out")
+    if not options.distributed and any(x is None for x in given):
+        raise ValueError("--coordinator, --num-processes and --process-id go together")
+    from kullback.core import processes  # Which imports JAX.
+
+    try:
+        with processes.joined(*given):
+            yield processes.is_first()
+    except processes.Gone as error:
+        raise interrupts.Failure(str(error)) from error
+
+
 def _train(options: argparse.Namespace) -> int:
+    with _joined(options) as is_first:
+        return _trained(options, is_first)
+
+
+def _trained(options: argparse.Namespace, is_first: bool) -> int:
+    left_out = ("command", "resume", *LENGTH, "trust_code", *AGAIN, *JOINED)
     given = {
         name: value
         for name, value in vars(options).items()
-        if name not in ("command", "resume", *LENGTH, "trust_code", *AGAIN) and value is not None
+        if name not in left_out and value is not None
     }
     again = [name for name in AGAIN if getattr(options, name)]
     if options.resume is not None:
@@ -94,6 +138,8 @@ def _train(options: argparse.Namespace) -> int:
         if overlong := given.pop("overlong", None):
             given["settings"] = [*given.get("settings", ()), f"overlong={overlong}"]
         path = training.train(given.pop("agent"), given.pop("environment"), **given)
+    if not is_first:
+        return 0
     print(f"run: {path}\nlearning curve: {path / 'learning_curve.png'}")
     for file in sorted((*path.glob("samples.jsonl"), *path.glob("seed_*/samples.jsonl"))):
         print(f"samples: {file}")

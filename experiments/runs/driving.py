@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import files, loops
+from kullback.core import files, loops, processes
 from kullback.experiments import interrupts, progress
 from kullback.experiments.runs import plans, run_folder
-from kullback.experiments.runs.record import Record
+from kullback.experiments.runs.record import Record, Silent
 from kullback.experiments.runs.saver import Saver
 from kullback.experiments.runs.work import Work
 
@@ -76,7 +76,7 @@ class Drive:
     home: pathlib.Path  # The folder that a user resumes: `folder`, or the one around it.
     plan: plans.Plan
     work: Work
-    record: Record
+    record: Record | Silent
     signals: interrupts.Interrupts
     callback: Callback | None
     quiet: bool
@@ -92,19 +92,24 @@ class Drive:
         """
         steps = self.loop.steps(state)
         if not is_unfinished(self.plan, steps, notes):
-            if self.folder.is_curve_behind:  # Killed between the last checkpoint and the picture.
+            # Killed between the last checkpoint and the picture.
+            if processes.is_first() and self.folder.is_curve_behind:
                 self.folder.draw(title(self.plan), self.work.axes)
             self._finish(state)
-            print(f"{self.folder.path} is finished: {steps:,} steps; a larger --steps extends it")
+            if processes.is_first():
+                path = self.folder.path
+                print(f"{path} is finished: {steps:,} steps; a larger --steps extends it")
             return
         label = f"{self.plan.agent} {self.plan.environment}"
         with progress.Progress(label, steps, self.plan.steps, self.quiet) as bar:
             self.saved_at = steps
-            files.remove(self.folder.diverged_file)
+            if processes.is_first():
+                files.remove(self.folder.diverged_file)
             try:
                 state = self._to_the_end(state, notes, bar)
             except ArithmeticError as error:
-                self.folder.write_diverged(str(error))
+                if processes.is_first():
+                    self.folder.write_diverged(str(error))
                 raise
             except OSError as error:  # The disk is full, or gone, or not ours.
                 reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -134,15 +139,16 @@ class Drive:
                     with self.signals.at_once():
                         assessment = self._assess(state, steps, due.evaluate)
                 except (Exception, KeyboardInterrupt) as error:  # The state is unchanged.
-                    notes[SINCE], stop = begun, error
+                    notes[SINCE], stop = begun, processes.shared(error)
             if stop is None:
                 self._note(assessment, steps, notes, bar)
                 if assessment.scores is not None or due.log:
                     state = self._log(state, assessment, notes, clock.lap(steps), bar)
                     score = _score(plan, assessment, notes)
                 bar.update(steps, *_shown(notes, self.work.axes.instead))
-                if self.signals.received and not due.finished:
-                    stop = interrupts.Interrupted(number=self.signals.received)
+                received = processes.agreed(self.signals.received)
+                if received and not due.finished:
+                    stop = interrupts.Interrupted(number=received)
             is_best = bool(
                 plan.eval_every and score is not None and score > notes.get(BEST, -math.inf)
             )
@@ -154,7 +160,7 @@ class Drive:
                 self.saved_at = steps
                 self._draw(clock, now=stop is not None or due.finished)
         if stop is not None:
-            raise self._saved(stop, steps)
+            raise processes.share(self._saved(stop, steps))
         return state
 
     def _advance(self, state: Any, until: int) -> Any:
@@ -235,6 +241,8 @@ class Drive:
 
     def _draw(self, clock: _Clock, *, now: bool) -> None:
         """Draws the learning curve, unless it has just been drawn and is not wanted now."""
+        if not processes.is_first():
+            return
         if now or time.monotonic() - clock.drawn > DRAW_SECONDS:
             self.folder.draw(title(self.plan), self.work.axes)
             clock.drawn = time.monotonic()

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import sequences, types
+from kullback.core import processes, sequences, types
+from kullback.experiments import interrupts
 from kullback.experiments.runs import rewards
 from kullback.lm import (
     answers,
@@ -89,11 +90,16 @@ class Actor:
         repeated = self.repeated(examples)
         texts = [self.evaluator.example_texts(example) for example in repeated]
         prompt_texts = [text["prompt"] for text in texts]
-        python_score = self.reward.python_score(
+        columns = (
             prompt_texts,
             self.evaluator.answer_texts(written.sequences),
             [text["target"] for text in texts],
             [*map(self.evaluator.task.document, repeated, prompt_texts)],
+        )
+        # One process asks: another might be told something else.
+        python_score = np.asarray(
+            processes.told(lambda: self.reward.python_score(*columns).tolist(), interrupts.Failure),
+            np.float32,
         )
         if not self.reward.servers:
             return written._replace(rewards=self.reward.checked(written.rewards + python_score))

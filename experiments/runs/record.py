@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from kullback.core import checkpoints, files, json_files, typed
+from kullback.core import checkpoints, files, json_files, processes, typed
 from kullback.experiments.runs import events
 from kullback.experiments.runs.run_folder import BASE, RunFolder
 
@@ -95,6 +95,28 @@ class Record:
             data = path.read_bytes()
             told = {REWARDS: {"bytes": len(data), "crc32": zlib.crc32(data)}}
         return {CONFIG: self._config, METRICS: self._metrics.mark, **texts, **told}
+
+
+class Silent:
+    """The record in a process beside the first, which writes it."""
+
+    def begin(self, steps: int, marks: Marks | None = None) -> None:
+        """Does nothing."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_texts(self, steps: int, seed: int, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Does nothing."""
+
+    def marks(self) -> Marks:
+        """Returns none."""
+        return {}
+
+
+def of(folder: RunFolder, *, has_texts: bool) -> Record | Silent:
+    """Returns the record of a run, as this process keeps it."""
+    return Record(folder, has_texts=has_texts) if processes.is_first() else Silent()
 
 
 class _Lines:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kullback.core import finite, types
+from kullback.core import finite, processes, types
 from kullback.environments import tokens
 from kullback.experiments.runs import model_files, models, opened
 from kullback.lm import (
@@ -104,7 +104,7 @@ def over_pairs(
         # The last batch is filled up, so that the program is compiled for one size.
         batch = [pairs[(begin + i) % len(pairs)] for i in range(ROWS)]
         for column, sequences in zip(columns, preferences.pad(batch, width, pad_id), strict=True):
-            column.append(np.asarray(program(params, sequences)))
+            column.append(np.asarray(processes.fetch(program(params, sequences))))
     chosen, rejected = (np.concatenate(column)[: len(pairs)] for column in columns)
     finite.require((chosen, rejected), params, "what the model makes of pairs")
     return chosen, rejected

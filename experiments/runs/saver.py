@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kullback.core import checkpoints, loops, replay, trees
+from kullback.core import checkpoints, loops, processes, replay, trees
 from kullback.experiments.runs import record, run_folder
 
 # The newest checkpoints stay: this many, or as many as take no more bytes, and one at least. The
@@ -62,7 +62,7 @@ class Saver:
         notes: dict[str, Any],
         marks: record.Marks | None = None,
     ) -> None:
-        """Writes a checkpoint.
+        """Writes a checkpoint; of several processes the first does, of the arrays of all.
 
         Args:
           state: of the loop.
@@ -73,14 +73,24 @@ class Saver:
         Raises:
           ArithmeticError: if a parameter is not finite; older checkpoints stay.
         """
+        snapshot = processes.gathered(self._loop.snapshot(state))
+        processes.told(lambda: self._write(state, snapshot, score, notes, marks))
+
+    def _write(
+        self,
+        state: Any,
+        snapshot: Any,
+        score: float | None,
+        notes: dict[str, Any],
+        marks: record.Marks | None,
+    ) -> None:
         step = self._loop.steps(state)
-        for leaf in jax.tree.leaves(state.learner.params):
+        for leaf in jax.tree.leaves(snapshot.learner.params):
             if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
                 raise ArithmeticError(f"a parameter is not finite at step {step}")
         meta: dict[str, Any] = {"score": score, "notes": notes, "segments": []}
         if marks is not None:
             meta[record.META] = marks
-        snapshot = self._loop.snapshot(state)
         if (host_replay := self._loop.host_replay) is not None:
             at = host_replay.cursors(snapshot)
             span = {"end": np.asarray(at.cursor).tolist()}

@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kullback.core import files, json_files
+import numpy as np
+
+from kullback.core import files, json_files, processes
 from kullback.experiments import interrupts
 from kullback.experiments.interrupts import Interrupted as Interrupted
 from kullback.experiments.runs import (
@@ -21,6 +23,7 @@ from kullback.experiments.runs import (
     record,
     resolved,
     run_folder,
+    run_processes,
 )
 from kullback.experiments.runs.driving import Callback
 from kullback.experiments.runs.saver import Saver
@@ -53,6 +56,9 @@ def train(
     agent_name, make_agent = _named(agent)
     environment_name, make_environment = _named(environment)
     plan = plans.Plan(agent=agent_name, environment=environment_name, **fields)
+    run_processes.check(plan)
+    if not processes.is_first():
+        quiet, callback = True, None
     named = resolved.resolve(plan, with_environment=make_environment is None)
     if plan.kind == "language":
         from kullback.experiments.runs import learning_rates  # Which imports JAX.
@@ -62,8 +68,7 @@ def train(
         for note in named.notes:
             print(note)
     recipe = kinds.Recipe(named=named, make_agent=make_agent, make_environment=make_environment)
-    path = pathlib.Path(out or run_folder.default_path(plan.agent, plan.environment))
-    run_folder.check_free(path)
+    path = run_processes.free_path(plan, out)
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(recipe.built())
         work.check()
@@ -73,10 +78,11 @@ def train(
             **_details(work),
             **named.to_json(),
             **run_folder.provenance(),
+            **run_processes.of_now(),
         }
         for line in () if quiet else work.beginning():
             print(line, file=sys.stderr)
-        with run_folder.created(path, config, work.save) as folder:
+        with run_processes.created(path, config, work) as folder:
             run = _Run(recipe=recipe, folder=folder, callback=callback, quiet=quiet)
             run.go(work, stack.close)
     return path
@@ -118,9 +124,12 @@ def resume(
     folder = run_folder.RunFolder(pathlib.Path(path))
     # Before the lock is written: it must be a run, and one that may go on.
     opened.open(folder.path, trust_code=trust_code).plan.require_trust(folder.config_file)
-    with owner.held(folder.path):
+    if not processes.is_first():
+        quiet, callback = True, None
+    with run_processes.held(folder.path):
         run = opened.open(folder.path, trust_code=trust_code)
         config, plan = dict(run.config), run.plan
+        run_processes.check(plan)
         if base:
             from kullback.experiments.runs import learnt  # Which imports JAX.
 
@@ -138,7 +147,7 @@ def resume(
                 f"{'; '.join(changes)}; put back what was there, or go on with it as it is by "
                 "--accept-changes"
             )
-        for change in changes:
+        for change in changes if processes.is_first() else ():
             print(f"accepted: {change}")
         named = resolved.resolve(
             plan, config, file=folder.config_file, with_environment=environment is None
@@ -161,7 +170,7 @@ def resume(
             if changes or empty_replay:
                 entry = {"accepted": changes, "empty_replay": empty_replay}
                 config[record.HISTORY] = [*config.get(record.HISTORY, []), entry]
-            config_of_now = {**config, "plan": plan.to_json()}
+            config_of_now = run_processes.with_accepted({**config, "plan": plan.to_json()})
             if not quiet:
                 for note in (*recipe.named.notes, *_differences(plan, details, config)):
                     print(f"{folder.path}: {note}")
@@ -188,6 +197,7 @@ def _changes(run: opened.Opened, plan: plans.Plan) -> list[str]:
         for name in sorted(path.parent.name for path in run.path.glob("seed_*/config.json"))
         if name not in {f"seed_{seed}" for seed in run.seeds}
     ]
+    lines += run_processes.changes(run.path, run.config)
     apart = {seed for seed, part in run.folders.items() if part.path != run.path}
     if run.config.get("loop") == "host" and run.plan.num_seeds > 1:
         for seed in sorted({int(row["seed"]) for row in run_folder.RunFolder(run.path).rows()}):
@@ -336,15 +346,21 @@ class _Run:
         `folder` and `plan` are the run's, or those of one of its seeds; `accept` is the run's, if
         the folder is.
         """
-        standing = record.standing(folder, plan.steps)
+        is_first = processes.is_first()
+        standing = processes.told(lambda: record.standing(folder, plan.steps))
+        processes.say_how_to_go_on(f"kullback train --resume {self.folder.path}")
         if standing == "finished":
-            accept()
-            print(f"{folder.path} is finished: it has no checkpoints, and its rows are all there")
+            if is_first:
+                accept()
+                print(
+                    f"{folder.path} is finished: it has no checkpoints, and its rows are all there"
+                )
             return
-        signals = interrupts.Interrupts()
+        signals = interrupts.Interrupts(at_steps=processes.count() > 1)
         with signals, contextlib.ExitStack() as stack:
             with signals.at_once():  # Nothing would be lost yet.
-                work.keep(folder.path)
+                if is_first:
+                    work.keep(folder.path)
                 loop = work.loop(
                     seeds,
                     lambda steps, texts: written.write_texts(steps, seeds[0], texts),
@@ -355,17 +371,21 @@ class _Run:
                 saver = Saver(folder, loop)
                 if standing == "saved":
                     state, notes, marks = saver.load(empty_replay=empty_replay)
-                    accept()
-                    written = record.Record(folder, has_texts=work.has_texts)
+                    processes.check_equal(np.int64(loop.steps(state)), "the newest checkpoint")
+                    if is_first:  # All have read what is changed now.
+                        accept()
+                    written = record.of(folder, has_texts=work.has_texts)
                     if driving.is_unfinished(plan, loop.steps(state), notes):
                         written.begin(loop.steps(state), marks)
                 else:
-                    disk = saver.require_disk()
-                    accept()
-                    written = record.Record(folder, has_texts=work.has_texts)
+                    disk = processes.told(saver.require_disk)
+                    processes.barrier()
+                    if is_first:
+                        accept()
+                        saver.discard()
+                    written = record.of(folder, has_texts=work.has_texts)
                     if not self.quiet:
                         print(f"{folder.path}: checkpoints take at most {files.size(disk)}")
-                    saver.discard()
                     state, notes = loop.init(), {}
                     written.begin(0)
                     saver.save(state, None, notes, written.marks())

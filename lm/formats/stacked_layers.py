@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import trees, types
+from kullback.core import processes, trees, types
 from kullback.lm import gemma, narrow_weights, quantisation
 
 Rows = Callable[[slice], np.ndarray]  # A part of a tensor's first axis, as numbers.
@@ -94,7 +94,7 @@ def load(
         if trees.num_bytes(shape) > WHOLE:
             array = _read_in_place(leaf, rows, shape, place)
         else:
-            array = jax.device_put(read(leaf, rows, shape), place)
+            array = processes.put(read(leaf, rows, shape), place)
         named[path] = jax.block_until_ready(array)  # Or several host copies would be alive.
     return nest(named)
 

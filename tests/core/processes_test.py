@@ -80,7 +80,7 @@ def test_two_processes_are_one():
     assert (first["part"], other["part"][0][0][1]) == ([[[1.0, -0.0]]], 4.0)
     for said in (first, other):
         # Bits, as a sum with zeros would lose the sign of zero.
-        bits = np.float32([[1, -0.0], [np.nan, 4]]).view(np.uint32)
+        bits = np.array([[1, -0.0], [np.nan, 4]], np.float32).view(np.uint32)
         assert said["again"] and said["bits"] == bits.tolist()
         assert said["key"] == jax.random.key_data(jax.random.key(7)).tolist()
         assert said["fetched"] == ["ndarray", "ndarray"] and said["to_numpy"] == [2, 2]

@@ -38,7 +38,8 @@ STRAY = ("--nothing", "--out", "--set", "--best=1", "--help=1", "-x", "--seed=",
 CLASHES = {
     "train": (
         "--model=tiny --teacher=sft --reward=exact --tokenizer=x --mesh=1x1 --resume=toy "
-        "--accept-changes --empty-replay --overlong=drop --model-flag=a=1"
+        "--accept-changes --empty-replay --overlong=drop --model-flag=a=1 --num-processes=2 "
+        "--process-id=1"
     ).split(),
     "train_sft": (
         "--teacher=model --reward=exact --environment-flag=length=3 --num-envs=2 --empty-replay "
