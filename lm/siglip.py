@@ -90,7 +90,9 @@ class Model(NamedTuple):
 def make(config: Config) -> Model:
     """Returns the encoder of a configuration."""
     embedding = hk.without_apply_rng(hk.transform(functools.partial(_embed, config=config)))
-    layer = hk.without_apply_rng(hk.transform(functools.partial(_layer, config=config)))
+    names = "num_heads hidden_dim norm_epsilon query_block".split()
+    sizes_of_layer = {name: getattr(config, name) for name in names}
+    layer = hk.without_apply_rng(hk.transform(functools.partial(encoder_layer, **sizes_of_layer)))
     norm = hk.without_apply_rng(
         hk.transform(lambda x: layers.layer_norm(x, "norm", config.norm_epsilon))
     )
@@ -102,15 +104,18 @@ def make(config: Config) -> Model:
         x = jnp.zeros((1, 1, config.embed_dim))
         return {
             "embedding": embedding.init(embedding_key, jnp.zeros((1, size, size, CHANNELS))),
-            "layers": jax.vmap(lambda key: layer.init(key, x))(keys),
+            "layers": jax.vmap(lambda key: layer.init(key, x, jnp.ones((1, 1, 1), bool)))(keys),
             "final": norm.init(norm_key, x),
         }
 
     def apply(params: types.Params, images: types.Array) -> jax.Array:
         chex.assert_shape(images, (None, config.image_size, config.image_size, CHANNELS))
         x = embedding.apply(params["embedding"], images)
+        seen = jnp.ones((1, 1, 1), bool)
         step = jax.checkpoint(layer.apply) if config.remat else layer.apply
-        x, _ = jax.lax.scan(lambda x, of_layer: (step(of_layer, x), None), x, params["layers"])
+        x, _ = jax.lax.scan(
+            lambda x, of_layer: (step(of_layer, x, seen), None), x, params["layers"]
+        )
         return norm.apply(params["final"], x)
 
     return Model(config, init, apply)
@@ -124,7 +129,8 @@ def patches(images: jax.Array, size: int) -> jax.Array:
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(number, -1, size * size * channels)
 
 
-def _linear(x: jax.Array, size: int, name: str) -> jax.Array:
+def linear(x: jax.Array, size: int, name: str) -> jax.Array:
+    """Applies a product with a bias to [..., E]; to be called inside `hk.transform`."""
     init = hk.initializers.VarianceScaling(1.0, "fan_in", "truncated_normal")
     with hk.name_scope(name):
         w = hk.get_parameter("w", (x.shape[-1], size), init=init)
@@ -137,7 +143,7 @@ def _linear(x: jax.Array, size: int, name: str) -> jax.Array:
 def _embed(images: jax.Array, *, config: Config) -> jax.Array:
     """Returns patches through the convolution, which is a matrix product, with their positions."""
     x = patches(images.astype(config.dtype), config.patch_size)
-    x = _linear(x, config.embed_dim, "patch")
+    x = linear(x, config.embed_dim, "patch")
     shape = config.num_patches, config.embed_dim
     init = hk.initializers.RandomNormal(1 / math.sqrt(config.embed_dim))
     with hk.name_scope("table"):
@@ -145,25 +151,42 @@ def _embed(images: jax.Array, *, config: Config) -> jax.Array:
     return (x + positions[None]).astype(config.dtype)
 
 
-def _layer(x: jax.Array, *, config: Config) -> jax.Array:
-    """Applies one layer, in which every patch sees all.
+def encoder_layer(
+    x: jax.Array,
+    seen: jax.Array,
+    *,
+    num_heads: int,
+    hidden_dim: int,
+    norm_epsilon: float,
+    query_block: int,
+) -> jax.Array:
+    """Applies one layer of an encoder, whose tokens see each other whatever their order.
 
-    x = x + attention(norm(x)),  x = x + gelu(norm(x) W_up) W_down,  gelu by its tanh approximation
+        x = x + attention(norm(x)),  x = x + gelu(norm(x) W_up) W_down
+
+    The gelu is its tanh approximation. To be called inside `hk.transform`.
+
+    Args:
+      x: [N, P, E].
+      seen: bool, [N or 1, 1, P or 1]: tokens that are there.
+      num_heads: divides E.
+      hidden_dim: F.
+      norm_epsilon: of the layer norms.
+      query_block: tokens whose scores are in memory at once.
     """
     number, length, width = x.shape
 
     def heads(h: jax.Array, name: str) -> jax.Array:
-        return _linear(h, width, name).reshape(number, length, config.num_heads, -1)
+        return linear(h, width, name).reshape(number, length, num_heads, -1)
 
     with hk.name_scope("attention"):
-        h = layers.layer_norm(x, "norm", config.norm_epsilon)
+        h = layers.layer_norm(x, "norm", norm_epsilon)
         q, k, v = (heads(h, name) for name in ("query", "key", "value"))
         q = q / math.sqrt(q.shape[-1])
-        seen = jnp.ones((1, 1, 1), bool)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        out = layers.attend_in_blocks(q, k, v, seen, config.query_block)
-        x = x + _linear(out, width, "output")
+        out = layers.attend_in_blocks(q, k, v, seen, query_block)
+        x = x + linear(out, width, "output")
     with hk.name_scope("feed_forward"):
-        h = layers.layer_norm(x, "norm", config.norm_epsilon)
-        h = jax.nn.gelu(_linear(h, config.hidden_dim, "up"), approximate=True)
-        return x + _linear(h, width, "down")
+        h = layers.layer_norm(x, "norm", norm_epsilon)
+        h = jax.nn.gelu(linear(h, hidden_dim, "up"), approximate=True)
+        return x + linear(h, width, "down")
