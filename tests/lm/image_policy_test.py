@@ -53,7 +53,9 @@ def generator(scale: float) -> Any:
 
     @jax.jit
     def run(key: jax.Array) -> Any:
-        environment = tokens.make_batch(*CONTEXT, horizon=T, vocab_size=IDS.total, stop_tokens=STOP)
+        environment = tokens.make_batch(
+            CONTEXT.tokens, CONTEXT.lengths, horizon=T, vocab_size=IDS.total, stop_tokens=STOP
+        )
         state = rollout.start(writer, environment, PARAMS, key, context, P + T)
         trajectory, _ = rollout.rollout(writer, environment, PARAMS, state, key, T)
         return tokens.completions(trajectory, STOP), trajectory.extras
