@@ -2,6 +2,7 @@
 
     models/NAME/   a published model or a GGUF file, ready to be used
     programs/      what XLA has compiled (experiments/programs.py)
+    images/        features of images, by hashes of their pixels and their encoder (lm/encoded.py)
     terms/NAME     terms that were shown
 
 It is $KULLBACK_CACHE, else $XDG_CACHE_HOME/kullback, else ~/.cache/kullback. A folder appears
@@ -26,7 +27,7 @@ from typing import NamedTuple
 from kullback.core import files, json_files, names
 from kullback.experiments import display
 
-MODELS, PROGRAMS, TERMS = "models", "programs", "terms"
+MODELS, PROGRAMS, IMAGES, TERMS = "models", "programs", "images", "terms"
 SEAL = "kullback-cache.json"
 TAG = "CACHEDIR.TAG"  # By which backups know a cache, https://bford.info/cachedir/.
 _TAGGED = "Signature: 8a477f597d28d172789f06886806bc55\n# Made by kullback; see kullback cache.\n"
@@ -156,6 +157,7 @@ def entries() -> list[Entry]:
             listed.append(Entry(folder.name, folder, _num_bytes(folder), description))
     for name, description in (
         (PROGRAMS, "compiled programs"),
+        (IMAGES, "features of images"),
         (TERMS, "terms that were shown"),
     ):
         if _is_begun(root() / name):

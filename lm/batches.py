@@ -156,7 +156,8 @@ def make(
             chosen = [[examples[i] for i in rows[n]] for n in items]
             data = pack(chosen, lengths[-1], pad_id)
         if sees and features is not None:
-            data = data._replace(pooled=pad_features(chosen, features))
+            media = [[medium for example in row for medium in example.media] for row in chosen]
+            data = data._replace(pooled=pad_features(media, features))
         shape = (config.batch_size,)
         return types.Batch(
             data=data,
@@ -177,7 +178,7 @@ def make(
         padded = pad_prompts(ids, _bucket(longest, prompt_lengths), pad_id)
         if not sees or features is None:
             return padded
-        return padded._replace(pooled=pad_features([[example] for example in chosen], features))
+        return padded._replace(pooled=pad_features([e.media for e in chosen], features))
 
     return Sampler(num_items, sequences, prompts)
 
@@ -332,19 +333,18 @@ def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> P
     return Prompts(tokens, lengths)
 
 
-def pad_features(rows: Sequence[Sequence[Example]], features: Features) -> np.ndarray:
+def pad_features(media: Sequence[Sequence[interleaved.Medium]], features: Features) -> np.ndarray:
     """Returns the features of rows' images, float [B, I, M, E], with zeros after a row's last one.
 
     I is the smallest power of two that holds the images of each row.
 
     Args:
-      rows: the examples of each row.
+      media: images of each row, in order.
       features: of images; of none it gives their shape, [0, M, E].
     """
-    media = [[medium for example in row for medium in example.media] for row in rows]
     given = features([medium for of_row in media for medium in of_row])  # [n, M, E]
     most = powers_of_two(max(map(len, media)), 1)[-1]
-    pooled = np.zeros((len(rows), most, *given.shape[1:]), given.dtype)
+    pooled = np.zeros((len(media), most, *given.shape[1:]), given.dtype)
     begin = 0
     for row, of_row in enumerate(media):
         pooled[row, : len(of_row)] = given[begin : begin + len(of_row)]

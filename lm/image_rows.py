@@ -70,6 +70,25 @@ class Reader:
         return self.known[name]
 
 
+def of_file(
+    path: pathlib.Path, config: pictures.Config, tokens: int
+) -> tuple[interleaved.Image, str]:
+    """Returns an image, whose source is the path of its file, and a note, see `pictures.Picture`.
+
+    Args:
+      path: of the file, which is read.
+      config: how images are prepared.
+      tokens: soft tokens of an image, M.
+
+    Raises:
+      ValueError: as `pictures.read` does.
+    """
+    picture = pictures.read(path)
+    height, width, _ = picture.pixels.shape
+    boxes = pictures.crop_boxes(width, height, config) if config.pan_and_scan else []
+    return interleaved.Image(str(path), len(boxes), tokens), picture.note
+
+
 def separate(record: Mapping[str, Any]) -> Separated:
     """Takes the images out of a row; one without is as it was.
 

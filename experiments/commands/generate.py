@@ -13,6 +13,8 @@ from kullback.experiments.commands.arguments import flag
 
 if TYPE_CHECKING:
     from kullback.experiments.evaluate import generate
+    from kullback.experiments.runs import model_files
+    from kullback.lm import examples
 
 
 def add_parser(commands: Any) -> None:
@@ -24,6 +26,8 @@ def add_parser(commands: Any) -> None:
     arguments.add_adapters(sub)
     what = sub.add_mutually_exclusive_group(required=True)
     flag(what, "--prompt TEXT")
+    seen = "an image before the text of --prompt, for a multimodal model; may be given again"
+    arguments.several(sub, "--image FILE", "images", arguments.path, seen)
     prompts = "JSONL of {prompt} or {messages}; of a .txt file each line is a prompt"
     flag(what, "--prompts FILE", arguments.path, prompts)
     rows = "prompts of FILE that are completed side by side; default: 8"
@@ -43,6 +47,8 @@ def _generate(options: argparse.Namespace) -> int:
         if options.prompts is None:
             raise ValueError("--out goes with --prompts FILE; of one prompt the text is printed")
         files.check_new_file(options.out)
+    if options.images and options.prompt is None:
+        raise ValueError("--image goes with --prompt TEXT")
     settings = arguments.writing(options)
     from kullback.experiments import programs
     from kullback.experiments.evaluate import generate
@@ -53,6 +59,7 @@ def _generate(options: argparse.Namespace) -> int:
         arguments.with_adapter(options.model, options.adapter),
         base=options.base or "",
         flags=options.model_flags,
+        images=bool(options.images),
     )
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
@@ -62,25 +69,48 @@ def _generate(options: argparse.Namespace) -> int:
 def _write_one(options: argparse.Namespace, writer: "generate.Writer") -> int:
     """Prints the completion of --prompt as it comes."""
     from kullback.experiments.evaluate import generate
-    from kullback.lm import chat, control_tokens, data
+    from kullback.lm import control_tokens, data
 
     tokenizer = writer.checkpoint.tokenizer
-    if options.chat:
-        prompt = chat.continued((), options.prompt, tokenizer)
-    else:
-        prompt = data.prompt_of(options.prompt, tokenizer)
+    question = _question(options, writer.checkpoint)
     if not tokenizer.reads_controls:
         name = control_tokens.spelled(options.prompt, tokenizer.controls)
         if name is not None:
             print(data.spelled_notice("--prompt", name), file=sys.stderr)
     generate.complete(
         writer,
-        [prompt],
+        [question.ids],
+        media=[question.media],
         on_text=lambda number, text: print(text, end="", flush=True),
         on_cache=lambda count: _say_cache(1, count),
     )
     print()
     return 0
+
+
+def _question(
+    options: argparse.Namespace, checkpoint: "model_files.Checkpoint"
+) -> "examples.Question":
+    """Returns --prompt after its images, as ids and what their soft tokens are made of."""
+    from kullback.lm import blocks, chat, examples, image_rows, interleaved
+
+    tokenizer, shown = checkpoint.tokenizer, list[interleaved.Image]()
+    for path in options.images:
+        sees = checkpoint.images
+        assert sees is not None, "the model was read with what it sees by"
+        image, note = image_rows.of_file(path, sees.preparation, sees.config.num_soft)
+        shown.append(image)
+        if note:
+            print(note, file=sys.stderr)
+    media = tuple(view for image in shown for view in interleaved.views(image))
+    if options.chat:
+        ids = chat.continued((), options.prompt, tokenizer, images=shown)
+        return examples.Question(tuple(ids), media)
+    if not shown:
+        return examples.Question(examples.prompt_of(options.prompt, tokenizer))
+    markers = blocks.markers_of(tokenizer)
+    row = interleaved.encode([*shown, options.prompt], tokenizer.encode, markers)
+    return examples.Question((tokenizer.bos_id, *row.ids), media)
 
 
 def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:

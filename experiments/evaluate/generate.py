@@ -18,7 +18,7 @@ from kullback.core.sampling import Sampling
 from kullback.environments import tokens
 from kullback.experiments import interrupts
 from kullback.experiments.runs import model_files
-from kullback.lm import batches, completions, gemma, policy, texts, tokenizer
+from kullback.lm import batches, completions, gemma, interleaved, policy, texts, tokenizer
 
 PIECE = 16  # Tokens that are sampled before their text is handed over, at most.
 
@@ -181,6 +181,7 @@ class Writer:
         prompts: Sequence[Sequence[int]],
         key: types.Key,
         *,
+        media: Sequence[Sequence[interleaved.Medium]] = (),
         num_rows: int | None = None,
         on_text: OnText = lambda number, text: None,
         on_end: Callable[[int, Generated], Any] = lambda number, generated: None,
@@ -190,6 +191,7 @@ class Writer:
         Args:
           prompts: token ids of each, with the beginning-of-sequence id.
           key: of the samples.
+          media: images of each prompt in order, if any has some.
           num_rows: rows of the program, of which those beyond the prompts are idle.
           on_text: receives the next text of a prompt, whole characters only.
           on_end: receives the number of a prompt and its completion once it has ended.
@@ -202,6 +204,8 @@ class Writer:
         filled = [*prompts, *[prompts[-1]] * (num_rows - len(prompts))]
         width = batches.width(max(map(len, prompts)))
         padded = batches.pad_prompts(filled, width, self.checkpoint.tokenizer.pad_id)
+        if any(media):
+            padded = padded._replace(pooled=self._pooled(media, num_rows))
         self.sampler.environment(padded)  # It refuses ids outside of the vocabulary.
         rows = [self.completion() for _ in prompts]
         is_idle = np.arange(num_rows) >= len(prompts)
@@ -230,6 +234,13 @@ class Writer:
                 end(number)
             raise
         return [row.generated for row in rows]
+
+    def _pooled(self, media: Sequence[Sequence[interleaved.Medium]], num_rows: int) -> np.ndarray:
+        """Returns features of the images of prompts, and of idle rows like the last of them."""
+        if self.checkpoint.images is None:
+            raise ValueError("this model reads no images; take a multimodal folder")
+        filled = [*media, *[media[-1]] * (num_rows - len(media))]
+        return batches.pad_features(filled, self.checkpoint.images.features)
 
     def write_all(
         self,
@@ -277,6 +288,7 @@ def complete(
     writer: Writer,
     prompts: Sequence[Sequence[int]],
     *,
+    media: Sequence[Sequence[interleaved.Medium]] = (),
     on_text: OnText = lambda number, text: None,
     on_cache: Callable[[int], Any] = lambda num_bytes: None,
 ) -> list[Generated]:
@@ -287,6 +299,7 @@ def complete(
     Args:
       writer: a trained model.
       prompts: token ids of each, with the beginning-of-sequence id.
+      media: images of each prompt in order, if any has some.
       on_text: receives the number of a prompt and its next piece of text, whole characters only.
       on_cache: receives the bytes that the cache of keys and values will take.
 
@@ -302,7 +315,7 @@ def complete(
     ended: dict[int, Generated] = {}
     key = jax.random.key(writer.seed)
     try:
-        writer.write(prompts, key, on_text=on_text, on_end=ended.__setitem__)
+        writer.write(prompts, key, media=media, on_text=on_text, on_end=ended.__setitem__)
     except KeyboardInterrupt as error:
         if isinstance(error, interrupts.Interrupted) and error.number != signal.SIGINT:
             raise  # After SIGTERM nobody is there to read.

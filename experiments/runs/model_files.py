@@ -13,12 +13,14 @@ from kullback.lm import (
     chat,
     control_tokens,
     distillation,
+    encoded,
     folder_meaning,
     gemma,
     gemma_config,
     narrow_weights,
     quantisation,
     shared_ids,
+    sight,
     terms,
     texts,
     tokenizer,
@@ -37,12 +39,17 @@ class Checkpoint(NamedTuple):
     divergence: str = "kl"  # f of the operator that it was trained with.
     origin: converted.Origin | None = None  # Of a published model or a GGUF file.
     notice: str | None = None  # That copies of its weights carry, see lm/terms.py.
+    # What its images are seen by, if it was read with it: its parameters then have a projector.
+    images: encoded.Images | None = None
     sha256: str = ""  # Of the parameters before their matrices got few bits, if a run records it.
 
     @property
     def model(self) -> gemma.Model:
         """The model over the ids of its tokenizer; other rows of its table are padding."""
-        return shared_ids.over(gemma.make(self.config), self.tokenizer.vocab_size)
+        model = gemma.make(self.config)
+        if self.images is not None:
+            model = sight.seeing(model, self.images.config)
+        return shared_ids.over(model, self.tokenizer.vocab_size)
 
     @property
     def info(self) -> distillation.TokenizerInfo:

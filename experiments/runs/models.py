@@ -1,5 +1,6 @@
 """Language models on disk: folders in Hugging Face's format, GGUF files, and runs."""
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import folders, json_files, trees, types, weights
+from kullback.experiments import cache
 from kullback.experiments.runs import (
     converted,
     learnt,
@@ -20,6 +22,8 @@ from kullback.experiments.runs import (
     run_folder,
 )
 from kullback.lm import (
+    blocks,
+    encoded,
     folder_meaning,
     gemma,
     narrow_weights,
@@ -27,6 +31,7 @@ from kullback.lm import (
     sharding,
     terms,
     tokenizer,
+    vision,
     warm,
 )
 from kullback.lm.formats import (
@@ -35,7 +40,9 @@ from kullback.lm.formats import (
     hugging_face,
     hugging_face_config,
     peft_files,
+    preprocessor_config,
     stacked_layers,
+    vision_files,
 )
 
 NOTES = folder_meaning.NOTES
@@ -107,6 +114,7 @@ def load(
     mesh: sharding.Mesh | None = None,
     base: str = "",
     flags: Sequence[str] = (),
+    images: bool = False,
 ) -> model_files.Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
 
@@ -119,17 +127,23 @@ def load(
       base: as for `stored`.
       flags: how it is computed, as for `Checkpoint.computing`. A model of one device whose storage
         has few bits is read so, without a float copy of the whole; of a run there is one meanwhile.
+      images: whether it is read with what it sees images by.
 
     Raises:
-      ValueError: if it is none of these, or the run is of another kind of model; also as `of_run`
-        and `converted.place_of`.
+      ValueError: if it is none of these, the run is of another kind of model, or images are asked
+        for where there is no multimodal folder; also as `of_run` and `converted.place_of`.
     """
     model_files.read_flags(flags)  # Raises before a file is converted.
     name, _, adapter = str(path).partition(plans.ADAPTER)
     if adapter:
-        read = load(name, seed, best=best, mesh=mesh, base=base)
+        read = load(name, seed, best=best, mesh=mesh, base=base, images=images)
         return _with_adapter(read, name, adapter).computing(flags, name)
     form, _, run = stored(path, seed, best=best, base=base)
+    if images and form != "folder":
+        raise ValueError(
+            f"{path} reads no images: they need a multimodal folder of Hugging Face, with "
+            "vision_config in its config.json"
+        )
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
@@ -138,7 +152,7 @@ def load(
     if place.is_kept:
         read = _of_cache(place.path, mesh, flags, str(path))
     elif form == "folder":
-        read = _of_folder(place.path, mesh, flags)
+        read = _of_folder(place.path, mesh, flags, images=images)
     else:
         read = _of_gguf(place.path, mesh, flags)
     return read._replace(origin=place.origin).with_all_ends()
@@ -197,7 +211,7 @@ def _without_params(file: gguf_files.File) -> model_files.Checkpoint:
 
 
 def _of_folder(
-    path: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str]
+    path: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str], *, images: bool
 ) -> model_files.Checkpoint:
     # First, as what it needs meanwhile is freed before the parameters come.
     its_tokenizer = tokenizer.load(path)
@@ -206,8 +220,32 @@ def _of_folder(
     read = model_files.Checkpoint(config, its_tokenizer, None, divergence, notice=notice)
     read = read.computing(flags, str(path))
     shardings = sharding.by_path(config, mesh)
-    _, params, _ = hugging_face.load(path, sharding=shardings, storage=read.config.storage)
-    return read._replace(params=params)
+    storage = read.config.storage
+    _, params, _ = hugging_face.load(path, sharding=shardings, storage=storage, sees=images)
+    return _seeing(read, params, path) if images else read._replace(params=params)
+
+
+def _seeing(
+    checkpoint: model_files.Checkpoint, params: dict[str, Any], path: pathlib.Path
+) -> model_files.Checkpoint:
+    """Returns the model of a multimodal folder with what it sees images by."""
+    eye = vision_files.load(path, checkpoint.config.embed_dim)
+    preparation, num_soft = preprocessor_config.read(path)
+    ids = blocks.markers_of(checkpoint.tokenizer).image
+    if (num_soft, ids) != (eye.config.num_soft, eye.config.ids):
+        raise ValueError(
+            f"{path}: an image is {eye.config.num_soft} soft tokens of the ids "
+            f"{tuple(eye.config.ids)} in config.json, and {num_soft} of {tuple(ids)} in "
+            "preprocessor_config.json and the tokenizer; mend one of them"
+        )
+    images = encoded.Images(
+        config=eye.config,
+        params=eye.encoder,
+        preparation=preparation,
+        folder=cache.begun(cache.IMAGES),
+    )
+    both = {**params, vision.PROJECTOR: eye.projector}
+    return checkpoint._replace(params=both, images=images)
 
 
 def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
@@ -398,10 +436,16 @@ def write_folder(
     checkpoint: model_files.Checkpoint, out: pathlib.Path, tokenizer_files: Iterable[pathlib.Path]
 ) -> None:
     """Writes a model as a folder that Hugging Face's transformers load, with its operator noted."""
-    hugging_face.save(
+    save, params = hugging_face.save, checkpoint.params
+    if (images := checkpoint.images) is not None and params is not None:
+        params, projector = dict(params), params[vision.PROJECTOR]
+        del params[vision.PROJECTOR]
+        eye = vision.Eye(images.config, images.params, projector)
+        save = functools.partial(vision_files.save, eye=eye)
+    save(
         out,
         checkpoint.config,
-        checkpoint.params,
+        params,
         tokenizer_files=tokenizer_files,
         extra={NOTES: {"divergence": checkpoint.divergence}},
         notice=checkpoint.notice,

@@ -92,7 +92,7 @@ def examples() -> list[Example]:
 
 
 def prompts() -> batches.Prompts:
-    pooled = batches.pad_features([[example] for example in examples()], features)
+    pooled = batches.pad_features([e.media for e in examples()], features)
     return batches.pad_prompts(PROMPTS, 18, 0)._replace(pooled=pooled)
 
 
@@ -158,7 +158,7 @@ def test_batches_carry_features_in_the_order_of_the_images():
     packed = batches.make(examples(), packing, 0, features=features)
     assert packed.sequences(0).data.pooled.shape == (1, 4, M, E)
     assert batches.make(examples()[2:], config, 0).sequences(0).data.pooled is None
-    only_text = batches.pad_features([[examples()[2]]], features)
+    only_text = batches.pad_features([()], features)
     assert only_text.shape == (1, 1, M, E)
     with pytest.raises(ValueError, match="examples have images, which this model does not read"):
         batches.make(examples(), config, 0)
@@ -166,9 +166,11 @@ def test_batches_carry_features_in_the_order_of_the_images():
 
 def test_packed_rows_are_learnt_as_rows_of_their_own():
     one = batches.pad(examples(), 20, 0)
-    one = one._replace(pooled=batches.pad_features([[e] for e in examples()], features))
+    one = one._replace(pooled=batches.pad_features([e.media for e in examples()], features))
     packed = batches.pack([examples()], 64, 0)
-    packed = packed._replace(pooled=batches.pad_features([examples()], features))
+    packed = packed._replace(
+        pooled=batches.pad_features([[m for e in examples() for m in e.media]], features)
+    )
     got, expected = (
         np.asarray(apply(params(), x.tokens, x.positions, x.segments, **x.images))
         for x in (packed, one)

@@ -1,16 +1,21 @@
 """Tests of experiments/evaluate/generate.py and of `kullback generate`."""
 
+import argparse
 import json
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
+from kullback.experiments.commands import generate as generate_command
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import model_files, models
+from kullback.lm import blocks, chat, interleaved
 
 PROMPTS = ("abca", "bcbcb", "abcabc")  # Of one width, hence of one program.
 LETTERS = Sampling(top_k=20)  # All that is drawn is a letter or a digit, hence a token each.
@@ -167,3 +172,56 @@ def test_half_precision_and_filters_are_flags(
     ):
         status, _, said = run(capsys, *given, wrong)
         assert status == 2 and message in said and said.count("\n") == 1
+
+
+def test_a_model_that_sees_answers_about_images(
+    sees: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    """Its greedy text is that of full passes."""
+    paths = []
+    for n in range(2):
+        pixels = np.random.default_rng(n).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        paths.append(str(tmp_path / f"{n}.png"))
+        Image.fromarray(pixels).save(paths[-1])
+    command = ["generate", f"--model={sees}", "--prompt=ab", "--max-new-tokens=4", "--chat"]
+    assert cli.main([*command, "--temperature=0", *(f"--image={path}" for path in paths)]) == 0
+    text = capsys.readouterr().out.rstrip("\n")
+    checkpoint = models.load(sees, images=True)
+    bpe, seen = checkpoint.tokenizer, checkpoint.images
+    assert seen is not None and checkpoint.params is not None
+    images = [interleaved.Image(path, 0, 4) for path in paths]
+    ids = chat.continued((), "ab", bpe, images=images)
+    media = [view for image in images for view in interleaved.views(image)]
+    options = argparse.Namespace(images=paths, prompt="ab", chat=False)
+    row = interleaved.encode([*images, "ab"], bpe.encode, blocks.markers_of(bpe))
+    assert generate_command._question(options, checkpoint) == ((bpe.bos_id, *row.ids), (*media,))
+    out = tmp_path / "out"
+    models.write_folder(checkpoint, out, sorted(sees.glob("*token*")))
+    again = models.load(out, images=True)
+    jax.tree.map(np.testing.assert_array_equal, again.params, checkpoint.params)
+    assert again.images is not None and again.images.config == seen.config
+    pooled = seen.features(media)[None]
+    apply = jax.jit(checkpoint.model.apply)
+    for _ in range(4):
+        padded = np.array([ids + [bpe.pad_id] * (32 - len(ids))], np.int32)
+        logits = apply(checkpoint.params, padded, pooled=pooled)[0, len(ids) - 1]
+        logits = logits.at[np.array(seen.config.unwritten_ids)].set(-np.inf)
+        ids.append(int(np.argmax(logits)))
+    assert bpe.decode(ids[-4:]) == text
+
+
+def test_images_are_for_models_that_see(
+    sees: pathlib.Path,
+    untuned: pathlib.Path,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    missing = f"--image={tmp_path / 'none.png'}"
+    for arguments, message in (
+        ([f"--model={untuned}", "--prompt=a", missing], "has no vision_config"),
+        ([f"--model={sees}", "--prompt=a", missing], "none.png is missing"),
+        ([f"--model={sees}", "--prompts=a.txt", missing], "--image goes with --prompt TEXT"),
+    ):
+        assert cli.main(["generate", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
