@@ -9,12 +9,14 @@ All of this is done on the host, once an image. Shape letters: H height, W width
 with its crops, S the side that the model takes; rows from top to bottom, channels R, G, B.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import chex
@@ -87,6 +89,20 @@ def read(path: files.Path) -> Picture:
       ValueError: naming the file, if it is missing, no regular file, of another format than
         `FORMATS`, damaged or truncated, or has more than `MOST_BYTES` or `MOST_PIXELS`.
     """
+    with opened(path) as image:
+        num_frames = num_frames_of(image)
+        pixels = upright(image)
+    note = f"{path} has {num_frames} frames; the first is read" if num_frames > 1 else ""
+    return Picture(pixels, note)
+
+
+@contextlib.contextmanager
+def opened(path: files.Path) -> Iterator[Image.Image]:
+    """Yields an image file, whose size is checked; what fails inside is told of the file.
+
+    Raises:
+      ValueError: as `read` does.
+    """
     data = _bytes(pathlib.Path(path))
     with warnings.catch_warnings():
         # Pillow warns of sizes that are refused below, and of EXIF that it skips.
@@ -103,16 +119,23 @@ def read(path: files.Path) -> Picture:
         if width * height > MOST_PIXELS:  # Before anything is decoded.
             raise ValueError(_too_large(path, f"{width} x {height},"))
         try:
-            num_frames = int(getattr(image, "n_frames", 1))  # Formats of one frame have no such.
-            image.seek(0)
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            yield image
         except Exception as error:  # As above.
             raise ValueError(
                 f"{path} cannot be decoded ({_one_line(error)}); it is damaged or cut short: "
                 "fetch it again"
             ) from error
-    note = f"{path} has {num_frames} frames; the first is read" if num_frames > 1 else ""
-    return Picture(np.ascontiguousarray(pixels), note)
+
+
+def num_frames_of(image: Image.Image) -> int:
+    """Returns the number of an open image's frames."""
+    return int(getattr(image, "n_frames", 1))  # Formats of one frame have no such attribute.
+
+
+def upright(image: Image.Image, frame: int = 0) -> np.ndarray:
+    """Returns a frame of an open image as `read` does, uint8 [H, W, 3]."""
+    image.seek(frame)
+    return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 
 
 def crop_boxes(width: int, height: int, config: Config) -> list[Box]:

@@ -1,16 +1,19 @@
 """Tests of lm/image_policy.py."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from kullback.core import rollout
+from kullback.core import learners, rollout, types
 from kullback.core.sampling import Sampling
 from kullback.environments import tokens
-from kullback.lm import batches, gemma, image_grammar, image_policy, policy
+from kullback.lm import batches, gemma, image_codes, image_grammar, image_policy, policy
 from tests.states import fresh_params
 
 IDS = image_grammar.ids_of(20, 6, 4)
@@ -127,3 +130,73 @@ def test_another_use_is_refused():
     with pytest.raises(ValueError, match="a language model starts from"):
         plain.initial_state(PARAMS, None, P + T)
     assert policy.POLICY in PARAMS
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_draw_what_a_word_names():
+    """Four kinds of noisy pictures, by codes learnt of them, with guidance and without."""
+    rng = np.random.default_rng(0)
+    patterns = rng.choice([-0.8, 0.8], (4, 8, 8, 1))
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        kinds = rng.integers(0, 4, count)
+        noise = rng.normal(size=(count, 8, 8, 1)) * 0.1
+        return (patterns[kinds] + noise).astype(np.float32), kinds
+
+    sizes = image_codes.Config(patch=4, num_codes=16, code_dim=4, hidden=32, learning_rate=5e-3)
+    coder = image_codes.make(sizes)
+    coded, learn = coder.learner.init(jax.random.key(0)), jax.jit(coder.learner.step)
+    for _ in range(200):
+        coded, feedback = learn(coded, types.Batch.of(draw(32)[0]))
+        del feedback
+    encode = jax.jit(coder.encode)
+
+    text = dataclasses.replace(MODEL.config, vocab_size=20)
+    ids = image_grammar.ids_of(20, sizes.num_codes, sizes.length)
+    model = gemma.make(image_grammar.extended_config(text, ids))
+    words = 5  # Ids 5 to 8 name the kinds.
+
+    def init(key: jax.Array) -> types.Params:
+        return image_grammar.extended_params(gemma.make(text).init(key), ids, key)
+
+    def loss(params, targets, aux, batch, key, constants):
+        del targets, key, constants
+        logits = model.apply(params, batch.data[:, :-1])[:, 1:]  # After the word.
+        labels = batch.data[:, 2:]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.mean(losses), (aux, types.Feedback({}))
+
+    learner = learners.sgd(init, loss, optax.adam(5e-3))
+    state, step = learner.init(jax.random.key(1)), jax.jit(learner.step)
+    for _ in range(200):
+        images, kinds = draw(32)
+        written = image_grammar.written(encode(coded.params, coded.aux, images), ids)
+        ends = np.stack([np.full(32, 2), words + kinds, np.full(32, 1)], 1)
+        rows = np.concatenate([ends[:, :2], written, ends[:, 2:]], 1).astype(np.int32)
+        state, _ = step(state, types.Batch.of(rows))
+
+    kinds = np.arange(64) % 4
+    prompts = batches.pad_prompts([[2, words + kind] for kind in kinds.tolist()], 2, 0)
+    nothing = batches.pad_prompts([[2, 0]] * 64, 2, 0)
+    for scale, context in ((1.0, prompts), (2.0, image_policy.Guidance(prompts, nothing))):
+        writer = image_policy.language_model(model, ids, guidance_scale=scale)
+        place = tokens.make_batch(
+            prompts.tokens, prompts.lengths, horizon=8, vocab_size=ids.total, stop_tokens=STOP
+        )
+        acting, key = {"params": state.params}, jax.random.key(2)
+        start = rollout.start(writer, place, acting, key, context, 10)
+        trajectory, _ = jax.jit(
+            lambda start, writer=writer, place=place, acting=acting, key=key: rollout.rollout(
+                writer, place, acting, start, key, 8
+            )
+        )(start)
+        completion = tokens.completions(trajectory, STOP)
+        drawn = [
+            image_grammar.images(np.asarray(row)[np.asarray(is_answer)].tolist(), ids)
+            for row, is_answer in zip(completion.tokens, completion.is_answer, strict=True)
+        ]
+        assert np.mean([len(codes) == 1 for codes in drawn]) > 0.9
+        first = np.stack([codes[0] if len(codes) else np.zeros(4, int) for codes in drawn])
+        pixels = np.asarray(coder.decode(coded.params, coded.aux, first))
+        distances = ((pixels[:, None] - patterns[None]) ** 2).sum((2, 3, 4))
+        assert np.mean(distances.argmin(1) == kinds) > 0.9
