@@ -154,7 +154,7 @@ def test_a_model_learns_to_draw_what_a_word_names():
     text = dataclasses.replace(MODEL.config, vocab_size=20)
     ids = image_grammar.ids_of(20, sizes.num_codes, sizes.length)
     model = gemma.make(image_grammar.extended_config(text, ids))
-    words = 5  # Ids 5 to 8 name the kinds.
+    first_word = 5  # Ids 5 to 8 name the kinds.
 
     def init(key: jax.Array) -> types.Params:
         return image_grammar.extended_params(gemma.make(text).init(key), ids, key)
@@ -171,12 +171,12 @@ def test_a_model_learns_to_draw_what_a_word_names():
     for _ in range(200):
         images, kinds = draw(32)
         written = image_grammar.written(encode(coded.params, coded.aux, images), ids)
-        ends = np.stack([np.full(32, 2), words + kinds, np.full(32, 1)], 1)
+        ends = np.stack([np.full(32, 2), first_word + kinds, np.full(32, 1)], 1)
         rows = np.concatenate([ends[:, :2], written, ends[:, 2:]], 1).astype(np.int32)
         state, _ = step(state, types.Batch.of(rows))
 
     kinds = np.arange(64) % 4
-    prompts = batches.pad_prompts([[2, words + kind] for kind in kinds.tolist()], 2, 0)
+    prompts = batches.pad_prompts([[2, first_word + kind] for kind in kinds.tolist()], 2, 0)
     nothing = batches.pad_prompts([[2, 0]] * 64, 2, 0)
     for scale, context in ((1.0, prompts), (2.0, image_policy.Guidance(prompts, nothing))):
         writer = image_policy.language_model(model, ids, guidance_scale=scale)
