@@ -177,10 +177,13 @@ def batched(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Batch
       pad_id: id of the padding.
 
     Raises:
-      ValueError: without pairs, for one longer than every length, or with packing.
+      ValueError: without pairs, for one longer than every length, with packing, or for images,
+        which no loss of pairs reads yet.
     """
     if not pairs:
         raise ValueError("no pairs to make batches of; was everything dropped?")
+    if any(pair.chosen.media for pair in pairs):
+        raise ValueError("pairs have images, which no loss of pairs reads; read them as text")
     if config.pack:
         raise ValueError("a reward is of a whole row: preferences take pack=False")
     longest = max(pair.length for pair in pairs)

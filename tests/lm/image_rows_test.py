@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from kullback.lm import blocks, data, image_rows, pictures, preferences, splits, tasks
+from kullback.lm import batches, blocks, data, image_rows, pictures, preferences, splits, tasks
 from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "How many?"}
@@ -286,3 +286,5 @@ def test_pairs_of_a_folder_have_images(folder: pathlib.Path, tokenizer: Tokenize
     (example,), _ = task.examples("test", tokenizer, None, how())
     assert example == pair.chosen
     assert not task.pairs("train", tokenizer, None)[0][0].chosen.media
+    with pytest.raises(ValueError, match="pairs have images, which no loss of pairs reads"):
+        preferences.batched([pair], batches.Config(batch_size=1), 0)
