@@ -123,9 +123,7 @@ def make(
         raise ValueError("no examples to make batches of; was everything dropped?")
     if mixed is not None and (config.pack or config.batches_per_sort > 1):
         raise ValueError("a mixture's rows are drawn one by one: pack=False, batches_per_sort=1")
-    sees = any(example.media for example in examples)
-    if sees and features is None:
-        raise ValueError("examples have images, which this model does not read; take one that sees")
+    features = of_images(examples, features)
     longest = max(example.length for example in examples)
     lengths = config.lengths or powers_of_two(longest)
     if longest > lengths[-1]:
@@ -155,7 +153,7 @@ def make(
         else:
             chosen = [[examples[i] for i in rows[n]] for n in items]
             data = pack(chosen, lengths[-1], pad_id)
-        if sees and features is not None:
+        if features is not None:
             media = [[medium for example in row for medium in example.media] for row in chosen]
             data = data._replace(pooled=pad_features(media, features))
         shape = (config.batch_size,)
@@ -176,7 +174,7 @@ def make(
         longest = max(len(example.prompt) for example in chosen)
         ids = [example.prompt for example in chosen]
         padded = pad_prompts(ids, _bucket(longest, prompt_lengths), pad_id)
-        if not sees or features is None:
+        if features is None:
             return padded
         return padded._replace(pooled=pad_features([e.media for e in chosen], features))
 
@@ -331,6 +329,19 @@ def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> P
     for row, prompt in zip(tokens, prompts, strict=True):
         row[length - len(prompt) :] = prompt
     return Prompts(tokens, lengths)
+
+
+def of_images(examples: Sequence[Example], features: Features | None) -> Features | None:
+    """Returns features where an example has an image, None where all are text.
+
+    Raises:
+      ValueError: for images without features.
+    """
+    if not any(example.media for example in examples):
+        return None
+    if features is None:
+        raise ValueError("examples have images, which this model does not read; take one that sees")
+    return features
 
 
 def pad_features(media: Sequence[Sequence[interleaved.Medium]], features: Features) -> np.ndarray:

@@ -388,7 +388,7 @@ def _micro_batch_loss(
     """Returns a micro-batch's summand of the loss, [], and metrics of the policy's texts, [P]."""
     c = context.config
     s = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.sequences)
-    features, head = context.model.with_head(params, s.tokens, s.positions, s.segments)
+    features, head = context.model.with_head(params, s.tokens, s.positions, s.segments, **s.images)
     features, labels, is_answer = distillation.align(features, s.tokens, s.is_answer)
     weights = jnp.where(is_answer, data.weights.reshape(-1, 1), 0)
     value, entropy = chunked.weighted_loss(

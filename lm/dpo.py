@@ -373,7 +373,8 @@ def _micro_batch_loss(
     row_keys = None
     if learning.lora.dropout:
         row_keys = keys.reshape(-1)
-    features, head = model.with_head(params, rows.tokens, rows.positions, rows.segments, row_keys)
+    inputs = rows.tokens, rows.positions, rows.segments, row_keys
+    features, head = model.with_head(params, *inputs, **rows.images)
     features, labels, is_answer = distillation.align(
         features, jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
     )

@@ -79,7 +79,7 @@ def of_rows(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a micro-batch's summand of the loss, [], and metrics of its texts, [B] each."""
     s, inputs = rows.sequences, _inputs(rows.sequences)
-    features, head = objective.model.with_head(params, *inputs)
+    features, head = objective.model.with_head(params, *inputs, **s.images)
     features, labels, is_answer = distillation.align(
         features, jnp.asarray(s.tokens), jnp.asarray(s.is_answer)
     )
@@ -90,10 +90,9 @@ def of_rows(
     policy = chunked.Head(objective.model.unembed, head, _flat(features), objective.is_frozen)
     heads = [policy]
     if objective.teacher is not None:
-        teacher_features = objective.teacher.features(constants.teacher, *inputs)[:, :-1]
-        heads.append(
-            chunked.Head(objective.teacher.unembed, constants.teacher, _flat(teacher_features))
-        )
+        teacher = objective.teacher
+        of_teacher = teacher.features(constants.teacher, *inputs, **s.images)[:, :-1]
+        heads.append(chunked.Head(teacher.unembed, constants.teacher, _flat(of_teacher)))
     value, per_token = chunked.weighted_loss(
         functools.partial(_token_losses, objective),
         rows.weights.reshape(-1),
@@ -190,7 +189,7 @@ def _value_loss(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns advantages, [B, T - 1], the value's loss, [], and its squared errors, [B, T - 1]."""
     is_answer = jnp.asarray(rows.sequences.is_answer)[:, 1:]
-    values = value_network.predict(objective.model, params, *_inputs(rows.sequences))
+    values = value_network.predict(objective.model, params, rows.sequences)
     old = jax.lax.stop_gradient(values) if rows.old_values is None else rows.old_values
     returns = policy_gradient.lambda_returns(rows.rewards, old, is_answer, objective.return_lambda)
     targets = policy_gradient.lambda_returns(rows.rewards, old, is_answer, objective.value_lambda)

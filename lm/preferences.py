@@ -151,14 +151,26 @@ def corrupt(pairs: Sequence[Pair], fraction: float, seed: int) -> list[Pair]:
     return [Pair(*pair[::-1]) if swap else pair for pair, swap in zip(pairs, swapped, strict=True)]
 
 
-def pad(pairs: Sequence[Pair], length: int, pad_id: int) -> Pairs:
+def pad(
+    pairs: Sequence[Pair], length: int, pad_id: int, features: batches.Features | None = None
+) -> Pairs:
     """Pads pairs on the right to rows, [B, length] each.
+
+    Args:
+      pairs: whose answers are to one prompt each, with its images.
+      length: of the rows.
+      pad_id: id of the padding.
+      features: of images; None of pairs of text, and where no pair of a data set has images.
 
     Raises:
       ValueError: for a pair longer than `length`.
     """
     chosen, rejected = zip(*pairs, strict=True)
-    return Pairs(batches.pad(chosen, length, pad_id), batches.pad(rejected, length, pad_id))
+    padded = Pairs(batches.pad(chosen, length, pad_id), batches.pad(rejected, length, pad_id))
+    if features is None:
+        return padded
+    pooled = batches.pad_features([example.media for example in chosen], features)
+    return Pairs(*(sequences._replace(pooled=pooled) for sequences in padded))
 
 
 class Batched(NamedTuple):
@@ -168,22 +180,27 @@ class Batched(NamedTuple):
     padded: Callable[[np.ndarray], Pairs]  # Numbers of pairs, [B] -> their rows.
 
 
-def batched(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Batched:
+def batched(
+    pairs: Sequence[Pair],
+    config: batches.Config,
+    pad_id: int,
+    features: batches.Features | None = None,
+) -> Batched:
     """Returns training batches, drawn as those of `batches.make`.
 
     Args:
       pairs: N >= 1 of them.
       config: shapes and order, without packing, as a pair is of whole rows.
       pad_id: id of the padding.
+      features: of images, where pairs have some.
 
     Raises:
-      ValueError: without pairs, for one longer than every length, with packing, or for images,
-        which no loss of pairs reads yet.
+      ValueError: without pairs, for one longer than every length, with packing, and for images
+        without `features`.
     """
     if not pairs:
         raise ValueError("no pairs to make batches of; was everything dropped?")
-    if any(pair.chosen.media for pair in pairs):
-        raise ValueError("pairs have images, which no loss of pairs reads; read them as text")
+    features = batches.of_images([pair.chosen for pair in pairs], features)
     if config.pack:
         raise ValueError("a reward is of a whole row: preferences take pack=False")
     longest = max(pair.length for pair in pairs)
@@ -206,7 +223,7 @@ def batched(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Batch
     def padded(indices: np.ndarray) -> Pairs:
         chosen = [pairs[i] for i in indices]
         width = max(pair.length for pair in chosen)
-        return pad(chosen, next(n for n in lengths if n >= width), pad_id)
+        return pad(chosen, next(n for n in lengths if n >= width), pad_id, features)
 
     return Batched(draw, padded)
 

@@ -123,9 +123,8 @@ def on_decoder(model: gemma.Model) -> Model:
     def features(
         params: types.Params, sequences: batches.Sequences, keys: types.Key | None = None
     ) -> jax.Array:
-        token_features = model.features(
-            params, sequences.tokens, sequences.positions, sequences.segments, keys
-        )
+        inputs = sequences.tokens, sequences.positions, sequences.segments, keys
+        token_features = model.features(params, *inputs, **sequences.images)
         is_token = jnp.asarray(sequences.segments) > 0  # [B, T]
         last = is_token.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], 1)
         last_features = jnp.take_along_axis(token_features, last[:, None, None], axis=1)[:, 0]

@@ -271,7 +271,7 @@ def _prepare(
         metrics["sampler_cut"] = policy_loss.text_mean(corrected.is_cut, is_answer)
     old_values = None
     if c.updates > 1 and context.has_value:
-        old_values = value_network.predict(context.model, params, s.tokens, s.positions, s.segments)
+        old_values = value_network.predict(context.model, params, s)
     rows = policy_loss.Rows(
         sequences=s,
         # A minibatch is a share of the batch, whose sums its own stand for.

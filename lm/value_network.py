@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from kullback.core import types
-from kullback.lm import gemma
+from kullback.lm import batches, gemma
 
 __all__ = ["KEY", "beside", "frozen", "predict", "with_value"]
 
@@ -31,15 +31,16 @@ def frozen(base: types.Params) -> types.Params:
     return {**base, KEY: {"decoder": base}}
 
 
-def predict(model: gemma.Model, params: types.Params, *inputs: types.Array) -> jax.Array:
+def predict(model: gemma.Model, params: types.Params, sequences: batches.Sequences) -> jax.Array:
     """Returns the value of each prefix but the whole text, float32, [B, T - 1].
 
     Args:
       model: the policy's, whose shape the network has.
       params: as of `with_value`.
-      *inputs: tokens, positions and segments, as for `gemma.Model.features`; int32, [B, T] each.
+      sequences: [B, T].
     """
-    hidden = model.features(params[KEY]["decoder"], *inputs)[:, :-1]
+    inputs = sequences.tokens, sequences.positions, sequences.segments
+    hidden = model.features(params[KEY]["decoder"], *inputs, **sequences.images)[:, :-1]
     return jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[KEY]["head"])
 
 

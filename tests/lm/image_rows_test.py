@@ -286,5 +286,5 @@ def test_pairs_of_a_folder_have_images(folder: pathlib.Path, tokenizer: Tokenize
     (example,), _ = task.examples("test", tokenizer, None, how())
     assert example == pair.chosen
     assert not task.pairs("train", tokenizer, None)[0][0].chosen.media
-    with pytest.raises(ValueError, match="pairs have images, which no loss of pairs reads"):
+    with pytest.raises(ValueError, match="examples have images, which this model does not read"):
         preferences.batched([pair], batches.Config(batch_size=1), 0)

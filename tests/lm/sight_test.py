@@ -11,17 +11,24 @@ from kullback.core import types
 from kullback.core.sampling import Sampling
 from kullback.lm import (
     adapters,
+    answers,
     batches,
     blocks,
     completions,
+    dpo,
     gemma,
     interleaved,
     lora,
     policy,
+    preferences,
+    reward_model,
+    rlhf,
+    rollouts,
     sft,
     sight,
     siglip,
     tuning,
+    value_network,
     vision,
 )
 from kullback.lm.data import Example
@@ -212,3 +219,82 @@ def test_adapters_learn_beside_a_projector_that_is_the_bases():
     model = adapters.adapted(MODEL, settings)
     learnt = jax.eval_shape(model.init, jax.random.key(0))
     assert model.sees_by == VISION and vision.PROJECTOR not in learnt
+
+
+def seen_rows() -> batches.Sequences:
+    """Returns two answers to each of two prompts with images, and the images' features."""
+    completed = [(12, 7, 1), (13, 1), (14, 1), (12, 9, 5, 1)]
+    first, second, _ = examples()
+    of = [first, first, second, second]
+    rows = [e._replace(completion=a) for e, a in zip(of, completed, strict=True)]
+    padded = batches.pad(rows, 22, 0)
+    return padded._replace(pooled=batches.pad_features([e.media for e in rows], features))
+
+
+def test_measures_and_rewards_of_answers_see_the_images():
+    rows = seen_rows()
+    model = reward_model.on_decoder(MODEL)
+    random = np.random.default_rng(3).normal(size=16).astype(np.float32)
+    head = {"w": random, "b": np.float32(0)}
+
+    @jax.jit
+    def all_three(decoder, rows):
+        measured, mask = answers.per_token(
+            lambda logits, labels: answers.log_probability(logits, labels, 1.0),
+            rows,
+            (MODEL, decoder),
+            chunk=16,
+        )
+        value = {"decoder": decoder, "head": random}
+        predicted = value_network.predict(MODEL, {**decoder, value_network.KEY: value}, rows)
+        return measured, mask, model.rewards({"decoder": decoder, "head": head}, rows), predicted
+
+    measured, mask, rewards, predicted = all_three(params(), rows)
+    logits = apply(params(), rows.tokens, rows.positions, rows.segments, **rows.images)
+    log_p = jax.nn.log_softmax(logits)[:, :-1]
+    expected = jnp.take_along_axis(log_p, jnp.asarray(rows.tokens)[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(measured, np.where(mask, expected, 0), atol=5e-4)
+    blind = all_three(params(), rows._replace(pooled=0 * np.asarray(rows.pooled)))
+    for one, other in zip((measured, rewards, predicted), (blind[0], *blind[2:]), strict=True):
+        assert np.all(np.max(np.abs(one - other).reshape(4, -1), 1) > 1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["rlhf", "dpo", "reward-model"])
+def test_learners_of_rewards_and_pairs_move_the_projector(algorithm: str):
+    rows, ones = seen_rows(), np.ones(4, np.float32)
+    learning = tuning.Config(batch_size=4, max_prompt_length=18, max_new_tokens=4, warmup_steps=0)
+    pairs = preferences.Pairs(rows, jax.tree.map(lambda x: np.roll(x, 1, 0), rows))
+    if algorithm == "rlhf":
+        agent = rlhf.make(MODEL, config=rlhf.Config(samples_per_prompt=2, learning=learning))
+        drawn = np.zeros(rows.tokens.shape, np.float32)
+        data = rollouts.Episodes(rows, np.array([1, 0, 0, 2], np.float32), drawn)
+        initial = params()
+    elif algorithm == "dpo":
+        agent = dpo.make(MODEL, dpo.Config(learning=learning))
+        data, initial = dpo.Referred(pairs, np.zeros((4, 2), np.float32)), params()
+    else:
+        agent = reward_model.make(MODEL, reward_model.Config(learning=learning))
+        head = {"w": np.ones(16, np.float32), "b": np.zeros((), np.float32)}
+        data, initial = pairs, {"decoder": params(), "head": head}
+    batch = types.Batch(data, np.arange(4, dtype=np.int32), ones / 4, ones)
+    state = begun(agent.learner, initial)
+    state, _ = jax.jit(agent.learner.step)(state, batch, types.Constants(start=params()))
+    before = initial["decoder"] if "decoder" in initial else initial
+    after = state.params["decoder"] if "decoder" in state.params else state.params
+    moved = jax.tree.map(
+        lambda a, b: np.any(a != b), *(x[vision.PROJECTOR] for x in (before, after))
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_pairs_carry_features_of_their_prompt():
+    first = examples()[0]
+    pair = preferences.Pair(first, first._replace(completion=(14, 1)))
+    batched = preferences.batched([pair], batches.Config(batch_size=1), 0, features)
+    got = batched.padded(np.array([0]))
+    assert got.chosen.pooled is not None
+    np.testing.assert_array_equal(got.chosen.pooled[0], features(first.media))
+    np.testing.assert_array_equal(got.rejected.pooled, got.chosen.pooled)
+    with pytest.raises(ValueError, match="examples have images, which this model does not read"):
+        preferences.batched([pair], batches.Config(batch_size=1), 0)

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import optax
 
-from kullback.lm import gemma, value_network
+from kullback.lm import batches, gemma, value_network
+from kullback.lm.data import Example
 from tests.states import fresh_params
 
 MODEL = gemma.make(
@@ -19,12 +20,12 @@ MODEL = gemma.make(
 
 def test_it_predicts_nothing_at_first_and_then_what_its_head_reads():
     params = value_network.with_value(fresh_params(MODEL.init))
-    tokens = np.array([[2, 5, 3, 7], [2, 4, 6, 1]], np.int32)
+    rows = batches.pad([Example((2, 5), (3, 7)), Example((2, 4), (6, 1))], 4, 0)
 
     @jax.jit
     def both(params):
-        features = MODEL.features(params[value_network.KEY]["decoder"], tokens)
-        return value_network.predict(MODEL, params, tokens), features
+        features = MODEL.features(params[value_network.KEY]["decoder"], rows.tokens)
+        return value_network.predict(MODEL, params, rows), features
 
     np.testing.assert_array_equal(both(params)[0], np.zeros((2, 3)))
     head = np.random.default_rng(0).normal(size=8).astype(np.float32)

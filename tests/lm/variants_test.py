@@ -223,12 +223,10 @@ def test_values_before_the_batch_stay_the_targets_of_ppo():
     fields = {"value_lambda": 1.0, "return_lambda": 1.0, "kl_coefficient": 0.0, "epochs": 3}
     free, _ = stepped(config("ppo", **fields, value_clip=0.0, value_learning_rate=0.05))
     held, _ = stepped(config("ppo", **fields, value_clip=1e-4, value_learning_rate=0.05))
-    rows = texts()
-    inputs = rows.tokens, rows.positions, rows.segments
 
     def largest(state: types.LearnerState) -> float:
         return float(
-            jnp.max(jnp.where(MASK, value_network.predict(MODEL, state.params, *inputs), 0))
+            jnp.max(jnp.where(MASK, value_network.predict(MODEL, state.params, texts()), 0))
         )
 
     assert largest(free) > largest(held) > 0
