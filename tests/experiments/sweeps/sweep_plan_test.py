@@ -74,9 +74,11 @@ def test_arms_are_an_axis_that_changes_several_fields_and_wins():
 
 
 @pytest.mark.parametrize(
-    "file", ["examples/btr_ablations.toml", "results/minatar/btr.toml"], ids=["atari", "minatar"]
+    "file",
+    ["examples/btr_ablations.toml", "results/minatar/btr.toml", "results/minatar/pqn.toml"],
+    ids=["atari", "minatar", "pqn"],
 )
-def test_arms_of_btr_are_settings_that_it_has(file: str, root: pathlib.Path):
+def test_arms_are_settings_that_the_agent_has(file: str, root: pathlib.Path):
     configurations = sweep_plan.configurations(tomllib.loads((root / file).read_text()))
     kept = set()
     for configuration in configurations:
