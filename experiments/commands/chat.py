@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kullback.experiments.runs import model_files
 
 _HELP = (
-    "/reset begins anew, /save FILE writes the conversation, /quit ends, // begins a text with /"
+    "/image FILE shows an image with the next text, /reset begins anew, /save FILE writes the "
+    "conversation, /quit ends, // begins a text with /"
 )
 
 
@@ -53,10 +54,9 @@ def _chat(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import models
 
     programs.keep()
+    named = arguments.with_adapter(options.model, options.adapter)
     checkpoint = models.load(
-        arguments.with_adapter(options.model, options.adapter),
-        base=options.base or "",
-        flags=options.model_flags,
+        named, base=options.base or "", flags=options.model_flags, images=models.sees(named)
     )
     _require_template(checkpoint, options.model)
     writer = generate.Writer(checkpoint=checkpoint, **settings)
@@ -101,6 +101,8 @@ def _obey(talk: "conversation.Conversation", line: str) -> bool:
             case "/reset":
                 talk.reset()
                 _note("the conversation begins anew")
+            case "/image":
+                _show_image(talk, argument.strip())
             case "/save":
                 _save(talk, argument.strip())
             case _:
@@ -122,6 +124,19 @@ def _obey(talk: "conversation.Conversation", line: str) -> bool:
     return True
 
 
+def _show_image(talk: "conversation.Conversation", name: str) -> None:
+    """Puts an image before the next text."""
+    if not name:
+        _note("expected /image FILE")
+        return
+    try:
+        note = talk.show(pathlib.Path(name))
+    except (OSError, ValueError) as error:
+        _note(str(error))
+        return
+    _note(note or f"{name} is shown with the next text")
+
+
 def _save(talk: "conversation.Conversation", name: str) -> None:
     """Writes the conversation as a record of a data set, JSONL, in a new file."""
     if not name or not talk.turns:
@@ -130,7 +145,10 @@ def _save(talk: "conversation.Conversation", name: str) -> None:
     path = pathlib.Path(name)
     try:
         files.check_new_file(path, "file")
-        line = json.dumps({"messages": talk.messages}, ensure_ascii=False)
+        record: dict[str, Any] = {"messages": talk.messages}
+        if talk.images:
+            record["images"] = talk.images
+        line = json.dumps(record, ensure_ascii=False)
         files.atomic_write_text(path, line + "\n")
     except (OSError, ValueError) as error:
         _note(str(error))

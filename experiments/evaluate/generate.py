@@ -136,12 +136,17 @@ class Writer:
         return Sampled(np.asarray(actions), np.asarray(valid)), state
 
     @functools.cached_property
-    def read(self) -> Callable[[Any, jax.Array, policy.Memory], policy.Memory]:
-        """The program of (parameters, next tokens [B, T], memory) -> memory of them, too."""
+    def read(self) -> Callable[..., policy.Memory]:
+        """The program of (parameters, next tokens [B, T], memory) -> memory of them, too.
+
+        Tokens with images take their features besides, see `policy.read`.
+        """
 
         @jax.jit
-        def read(acting: Any, ids: jax.Array, memory: policy.Memory) -> policy.Memory:
-            return policy.read(self.model, acting["params"], ids, memory)[1]
+        def read(
+            acting: Any, ids: jax.Array, memory: policy.Memory, pooled: types.Array | None = None
+        ) -> policy.Memory:
+            return policy.read(self.model, acting["params"], ids, memory, pooled)[1]
 
         return read
 

@@ -106,6 +106,18 @@ def stored(
     return place if place.run is None else place._replace(run=learnt.beside(place.run, base))
 
 
+def sees(path: str | pathlib.Path) -> bool:
+    """Returns whether a model, of adapters their base, is a multimodal folder of Hugging Face.
+
+    Raises:
+      ValueError: as `find` does, and for a damaged config.json.
+    """
+    place = find(str(path).partition(plans.ADAPTER)[0])
+    if place is None or place.form != "folder" or place.run is not None:
+        return False
+    return vision_files.read_config(place.path) is not None
+
+
 def load(
     path: str | pathlib.Path,
     seed: int | None = None,

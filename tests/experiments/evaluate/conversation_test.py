@@ -17,14 +17,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
 from kullback.experiments.evaluate import conversation, generate
 from kullback.experiments.runs import model_files, models, opened
-from kullback.lm import chat, data
+from kullback.lm import chat, data, interleaved
 
 LETTERS = Sampling(top_k=20, repetition_penalty=1.3)
 CONTEXT = 128  # Of all conversations with a writer, whose programs they share.
@@ -160,6 +162,50 @@ def test_an_empty_answer_is_forgotten_with_its_text(checkpoint: model_files.Chec
     assert talk.answer("a", silent) == "" and not talk.messages
 
 
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_an_image_is_seen_and_read_once(
+    sees: pathlib.Path, picture: pathlib.Path, begins: list[int]
+):
+    """Each answer is that of a writer which is given the whole row with its images at once."""
+    checkpoint = models.load(sees, images=True)
+    writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
+    talk = conversation.Conversation(writer=writer, context=CONTEXT)
+    blind = conversation.Conversation(writer=writer, context=CONTEXT)
+    dark = picture.parent / "dark.png"
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(dark)
+    for text, paths in (("ab", [picture]), ("c", []), ("d", [dark, picture])):
+        for path in paths:
+            assert talk.show(path) == ""
+        shown = tuple(talk.shown)
+        turns = [chat.Turn(x.text, x.ids, x.images) for x in talk.turns]
+        ids = chat.continued(turns, text, checkpoint.tokenizer, images=shown)
+        media = [m for x in (*talk.turns, talk) for i in _images(x) for m in interleaved.views(i)]
+        key = jax.random.fold_in(jax.random.key(0), talk.num_answers)
+        before = writer.write([ids], key, media=[media])[0].text
+        if not talk.turns:  # With the same key.
+            assert blind.answer(text, silent) != before
+        assert talk.answer(text, silent) == before and not talk.shown
+    assert begins == [0, 0]  # Each conversation was read once.
+    assert talk.images == [str(picture), str(dark), str(picture)]
+    assert talk.messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "ab"}]
+    with pytest.raises(conversation.TooLongError, match="the text and its images have"):
+        talk.show(picture)
+        talk.answer("x" * 120, silent)
+    talk.reset()
+    assert not talk.shown and not talk.images
+
+
+def _images(of: Any) -> tuple[interleaved.Image, ...]:
+    return tuple(of.shown if isinstance(of, conversation.Conversation) else of.images)
+
+
 def test_parts_are_of_few_lengths():
     for length in (0, 1, 3, 255, 256, 600, 1023):
         assert sum(conversation.parts(length)) == length
@@ -202,6 +248,25 @@ def test_lines_are_answered_and_a_conversation_is_saved_as_data(
     assert len(example.answers) == 1
     status, again, said = talk(converses, "x" * 400 + "\nab", "--system= Be brief. ")
     assert status == 0 and again.splitlines() == answers[:1] and "say it in parts" in said
+
+
+def test_images_are_shown_by_a_command_and_saved_as_data(
+    sees: pathlib.Path,
+    converses: pathlib.Path,
+    picture: pathlib.Path,
+    tmp_path: pathlib.Path,
+    talk: Talk,
+):
+    saved = picture.parent / "saved.jsonl"
+    lines = f"/image\n/image {tmp_path / 'no.png'}\n/image {picture}\nab\nc\n/save {saved}\n"
+    status, printed, said = talk(sees, lines)
+    assert status == 0 and len(printed.splitlines()) == 2
+    for part in ("expected /image FILE", "no.png is missing", "a.png is shown with the next text"):
+        assert part in said
+    record = json.loads(saved.read_text())
+    assert record["images"] == [str(picture)] and len(record["messages"]) == 4
+    status, _, said = talk(converses, f"/image {picture}\n")
+    assert status == 0 and "this model reads no images" in said
 
 
 def test_a_base_model_is_refused_by_the_command_that_tunes_it(
