@@ -16,9 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import learners, loops, metrics, platform, processes, sharding, types
+from kullback.core import (
+    learners,
+    loops,
+    metrics,
+    platform,
+    processes,
+    sampling_ahead,
+    sequence_rows,
+    sharding,
+    types,
+)
 
 DROPPED = "dropped"  # Metric: the share of rows whose weight is 0, where rows have weights.
+WAITED = "wait_seconds"  # Metric: how long a step waited for rows that are sampled ahead.
 
 
 class Sampling(NamedTuple):
@@ -30,6 +41,9 @@ class Sampling(NamedTuple):
     sample: Callable[[Any, Any, types.Key], Any]
     score: Callable[[Any, Any], Any]  # (rows, prompts) -> return of each row, float32, [n].
     max_age: int = 0  # Further learner steps that reuse a step's samples.
+    # (rows, prompts) -> rows with all that is not made by a compiled program, such as a reward.
+    complete: Callable[[Any, Any], Any] = lambda rows, prompts: rows
+    ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # With a lag, all rows are sampled.
 
     def samples_at(self, step: int) -> bool:
         """Returns whether the policy samples rows at a step, which the step alone decides.
@@ -80,6 +94,8 @@ class _Drawn(NamedTuple):
     metrics: metrics.Metrics
     kept: Kept | None
     num_sampled: int
+    acted: tuple[types.Params, ...] | None = None
+    seconds: float = 0.0  # How long learning waited for rows that are sampled ahead.
 
 
 class RunState(NamedTuple):
@@ -90,6 +106,9 @@ class RunState(NamedTuple):
     key: types.Key  # Key of sampling; each step folds its number in.
     metrics: metrics.Metrics  # Sums, in which an episode is a sequence that the policy sampled.
     kept: Kept | None = None  # None where no samples are learnt from again.
+    # Parameters before each of the last D steps, oldest first; None where rows are not sampled
+    # ahead.
+    acted: tuple[types.Params, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,11 +125,13 @@ class _Context:
     ]
     abandons: Callable[[], contextlib.AbstractContextManager[Any]]
     on_sampled: OnSampled
+    ahead: sampling_ahead.Sampler | None  # None where rows are not sampled ahead.
     shapes: RunState  # Shapes and dtypes of the state.
     shardings: RunState | None  # Sharding of each leaf; None on one device.
 
 
 _observe, _add_feedback = jax.jit(metrics.observe), jax.jit(metrics.learn)
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def make(
@@ -123,6 +144,7 @@ def make(
     placement: sharding.Placement | None = None,
     abandons: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     on_sampled: OnSampled = ignore,
+    workers: int | None = None,
 ) -> loops.Loop:
     """Returns the loop of `agent`, whose learner reads the batches of `source`.
 
@@ -139,9 +161,11 @@ def make(
       abandons: () -> a context in which data are drawn and the policy samples; what it raises ends
         `advance` by `loops.Abandoned`, before the step has changed anything.
       on_sampled: is called within `abandons` with the policy's samples, once they are scored.
+      workers: threads that sample ahead, which change no number of the run; None: one a shard.
 
     Raises:
-      ValueError: if the mesh does not divide the rows, or a parameter has no sharding rule.
+      ValueError: if rows are sampled ahead over a mesh or beside stored ones; if the mesh does not
+        divide the rows, or a parameter has no sharding rule.
     """
     platform.run_large_programs()
     learner_init, learn_step = agent.learner.init, jax.jit(agent.learner.step, donate_argnums=0)
@@ -174,6 +198,7 @@ def make(
 
         return init_from(jax.random.key(seed), params())
 
+    ahead = _ahead(source, placement, workers)
     # A compiled function is traced once for its shapes and its calls.
     step = agent.learner.step if placement is not None else learn_step
     shapes = _shapes(step, source, constants, init_learner)
@@ -185,6 +210,7 @@ def make(
         learn_step=learn_step,
         abandons=abandons,
         on_sampled=on_sampled,
+        ahead=ahead,
         shapes=shapes,
         shardings=None if placement is None else _shardings(placement, shapes),
     )
@@ -198,6 +224,28 @@ def make(
         snapshot=lambda state: state._replace(steps=np.asarray(state.steps, np.int64)),
         template=lambda: _template(context),
         restore=lambda saved, spans=(): _restore(context, saved),
+        close=lambda: None if ahead is None else ahead.close(),
+    )
+
+
+def _ahead(
+    source: Source, placement: sharding.Placement | None, workers: int | None
+) -> sampling_ahead.Sampler | None:
+    """Returns what samples rows ahead of learning; None without a lag."""
+    sampling, num_rows = source.sampling, source.num_rows
+    if sampling is None or not sampling.ahead.lag:
+        return None
+    if placement is not None:
+        raise ValueError(f"lag={sampling.ahead.lag} does not go with a mesh yet: leave one out")
+    if source.keeps or sampling.num_rows(0) != num_rows:
+        raise ValueError(
+            f"lag={sampling.ahead.lag} is of batches that the policy samples whole, once each"
+        )
+    return sampling_ahead.sampler(
+        sampling.ahead,
+        lambda step: sampling.prompts(step, num_rows),
+        sampling.sample,
+        workers,
     )
 
 
@@ -213,6 +261,8 @@ def _shapes(
     _, feedback = jax.eval_shape(learn_step, state, batch, constants)
     names = feedback.metrics | ({"sample_age": None} if source.keeps else {})
     names |= {DROPPED: None} if source.weights is not None else {}
+    lag = 0 if source.sampling is None else source.sampling.ahead.lag
+    names |= {"sample_age": None, WAITED: None} if lag else {}
     steps = jax.ShapeDtypeStruct((), np.int64)
     return RunState(
         steps=steps,  # pyright: ignore[reportArgumentType]
@@ -220,6 +270,7 @@ def _shapes(
         key=key,
         metrics=jax.eval_shape(lambda: metrics.init(source.num_rows, names)),
         kept=Kept(source.example, steps) if source.keeps else None,
+        acted=(state.params,) * lag or None,
     )
 
 
@@ -241,7 +292,11 @@ def _init(context: _Context, learner: types.LearnerState, key: types.Key) -> Run
     """Returns the state before step 0."""
     sums = metrics.init(context.source.num_rows, context.shapes.metrics.learner)
     kept = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), context.shapes.kept)
-    return _placed(context, RunState(0, learner, key, sums, kept))
+    acted = None
+    if context.ahead is not None:
+        context.ahead.forget()
+        acted = (_copy(learner.params),) * context.ahead.ahead.lag
+    return _placed(context, RunState(0, learner, key, sums, kept, acted))
 
 
 def _template(context: _Context) -> RunState:
@@ -252,26 +307,48 @@ def _template(context: _Context) -> RunState:
 
 def _restore(context: _Context, saved: RunState) -> RunState:
     learner, key, sums = jax.tree.map(jnp.asarray, saved[1:4])
-    return _placed(context, RunState(int(saved.steps), learner, key, sums, saved.kept))
+    acted = jax.tree.map(jnp.asarray, saved.acted)
+    if context.ahead is not None:
+        context.ahead.forget()
+    return _placed(context, RunState(int(saved.steps), learner, key, sums, saved.kept, acted))
 
 
 def _draw(context: _Context, state: RunState) -> _Drawn:
     """Draws the data of a learner step; the state stays as it is."""
     source, sampling = context.source, context.source.sampling
     sums, kept, count, parts = state.metrics, state.kept, 0, []
+    if context.ahead is not None and sampling is not None:
+        return _draw_ahead(context, context.ahead, sampling, state)
     if sampling is not None and (count := sampling.num_rows(state.steps)):
         if kept is None or sampling.samples_at(state.steps):
             rows, sums = _sample(context, sampling, state, count)
             parts.append(rows)
             if kept is not None:
-                padded = jax.tree.map(lambda x: _padded(x, source.num_rows), rows)
+                padded = jax.tree.map(lambda x: sequence_rows.padded(x, source.num_rows), rows)
                 kept = Kept(padded, np.asarray(state.steps, np.int64))
         else:
             parts.append(jax.tree.map(lambda x: x[:count], processes.fetch(kept.rows)))
     if source.stored is not None and count < source.num_rows:
         parts.append(source.stored(state.steps, source.num_rows - count))
-    data = parts[0] if len(parts) == 1 else jax.tree.map(_join, *parts)
+    data = parts[0] if len(parts) == 1 else jax.tree.map(sequence_rows.join, *parts)
     return _Drawn(data, sums, kept, count)
+
+
+def _draw_ahead(
+    context: _Context, ahead: sampling_ahead.Sampler, sampling: Sampling, state: RunState
+) -> _Drawn:
+    """Takes the rows of a learner step, and lets those of the next steps be sampled meanwhile."""
+    # The learner gives its parameters away at this step.
+    versions = (*(state.acted or ()), _copy(state.learner.params))
+    for n, params in enumerate(versions):
+        version = max(state.steps + n - ahead.ahead.lag, 0)
+        before = state._replace(steps=version, learner=state.learner._replace(params=params))
+        ahead.begin(
+            state.steps + n, functools.partial(_acting, context, before, evaluate=False), state.key
+        )
+    taken = ahead.take(state.steps)
+    rows, sums = _scored(context, sampling, state, taken.rows, taken.prompts)
+    return _Drawn(rows, sums, state.kept, len(taken.prompts), versions[1:], taken.seconds)
 
 
 def _acting(context: _Context, state: RunState, *, evaluate: bool) -> Any:
@@ -286,9 +363,17 @@ def _sample(
     acting = _acting(context, state, evaluate=False)
     prompts = sampling.prompts(state.steps, count)
     rows = sampling.sample(acting, prompts, jax.random.fold_in(state.key, state.steps))
+    return _scored(context, sampling, state, rows, prompts)
+
+
+def _scored(
+    context: _Context, sampling: Sampling, state: RunState, rows: Any, prompts: Any
+) -> tuple[Any, metrics.Metrics]:
+    """Returns sampled rows with all that they lack, and the metrics with their scores."""
+    rows = sampling.complete(rows, prompts)
     scores = sampling.score(rows, prompts)
     context.on_sampled(state.steps, rows, prompts, scores)
-    return rows, _observe(state.metrics, _ended(scores, context.source.num_rows))
+    return rows, _observe(state.metrics, sequence_rows.ended(scores, context.source.num_rows))
 
 
 def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
@@ -303,13 +388,16 @@ def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
         batch = processes.put(batch, sharding.of_rows(context.placement.mesh, num_rows))
     learner, feedback = context.learn_step(state.learner, batch, context.constants)
     feedback = feedback._replace(metrics=feedback.metrics | dropped)
+    if context.ahead is not None:
+        ages = {"sample_age": min(state.steps, context.ahead.ahead.lag), WAITED: drawn.seconds}
+        ages = {name: jnp.asarray(x, jnp.float32) for name, x in ages.items()}
+        feedback = feedback._replace(metrics=feedback.metrics | ages)
     if kept is not None:
         age = state.steps - int(kept.made_at) if drawn.num_sampled else 0
         ages = {"sample_age": jnp.asarray(age, jnp.float32)}
         feedback = feedback._replace(metrics=feedback.metrics | ages)
-    return RunState(
-        state.steps + 1, learner, state.key, _add_feedback(drawn.metrics, feedback), kept
-    )
+    sums = _add_feedback(drawn.metrics, feedback)
+    return RunState(state.steps + 1, learner, state.key, sums, kept, drawn.acted)
 
 
 def _advance(context: _Context, state: RunState, until: int) -> RunState:
@@ -346,26 +434,3 @@ def _evaluate(
     key = loops.evaluation_key(state.key, state.steps)
     scores = np.asarray(score(acting, episodes, key))[None]
     return loops.Episodes(scores, np.zeros(scores.shape, bool))  # A text is always whole.
-
-
-def _padded(rows: Any, num_rows: int) -> np.ndarray:
-    """Returns the rows, and zeros after them, [num_rows, ...]."""
-    rows = np.asarray(rows)
-    return np.concatenate([rows, np.zeros((num_rows - len(rows), *rows.shape[1:]), rows.dtype)])
-
-
-def _join(sampled: Any, stored: Any) -> jax.Array:
-    return jnp.concatenate([jnp.asarray(sampled), jnp.asarray(stored)])
-
-
-def _ended(score: Any, num_rows: int) -> types.TimeStep:
-    """Returns a timestep of B rows, the first n of which end with `score`, [n], as reward."""
-    score = jnp.asarray(score, jnp.float32)
-    is_last = jnp.arange(num_rows) < len(score)
-    return types.TimeStep(
-        step_type=jnp.where(is_last, types.LAST, types.MID).astype(jnp.int8),
-        reward=jnp.zeros(num_rows, jnp.float32).at[: len(score)].set(score),
-        discount=jnp.zeros(num_rows, jnp.float32),
-        observation=None,  # pyright: ignore[reportArgumentType]  # Nobody looks.
-        next_observation=None,  # pyright: ignore[reportArgumentType]
-    )

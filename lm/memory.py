@@ -1,7 +1,8 @@
 """The memory that learning takes, computed from shapes before anything runs.
 
     parameters     once, in float32; of adapters, if there are some
-    moments        of the optimiser: twice the parameters for Adam; and target parameters
+    moments        of the optimiser: twice the parameters for Adam; and target parameters, and
+                   copies by which texts are written ahead
     frozen         models that are read: teacher, start, a reward's, the base of adapters; of those
                    in few bits the codes, and the block that is open; pages of a file too, as each
                    step reads them all; and what a format of few bits holds in place of the
@@ -64,6 +65,7 @@ class Setting:
     # Networks of the model's size with gradients: two with a value network, none if a head learns.
     networks: int = 1
     per_row: int = 1  # Sequences of an item: a pair of answers has two.
+    versions: int = 0  # Copies of the parameters, by which texts are written ahead.
 
     def __str__(self) -> str:
         """Spells the flags of `kullback train` that have a say."""
@@ -94,7 +96,7 @@ def of_learning(
     config = dataclasses.replace(config, remat=setting.remat)
     return Needs(
         parameters=parameters,
-        moments=trees.num_bytes((state.opt_state, state.targets)),
+        moments=trees.num_bytes((state.opt_state, state.targets)) + parameters * setting.versions,
         frozen=trees.num_bytes(frozen)
         + narrow_weights.opened_bytes(frozen)
         + parameters * setting.is_quantized,

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, regularizers, sampling, types
+from kullback.core import learners, regularizers, sampling, sampling_ahead, types
 from kullback.lm import (
     adapters,
     answers,
@@ -102,6 +102,7 @@ def make(
             draws=(policy.Draws(c.samples_per_prompt),),
             temperature=c.temperature,
             has_value=context.has_value,
+            ahead=sampling_ahead.Ahead(c.lag, c.shards),
         ),
         config=algorithm or c,
     )
@@ -244,7 +245,12 @@ def _prepare(
     start = log_probabilities(context.start, start_params, s)
     # The moving average before this step's update.
     anchor = log_probabilities(context.model, targets["anchor"], s) if targets else start
-    log_ratio = jnp.where(is_answer, log_pi - anchor, 0)
+    old_log_pi = None
+    if c.updates > 1 or c.correction != "none":
+        old_log_pi = log_probabilities(context.model, params, s)
+    # The policy whose distance is penalised and reported is the one that learns.
+    policy_log_pi = old_log_pi if c.lag and old_log_pi is not None else log_pi
+    log_ratio = jnp.where(is_answer, policy_log_pi - anchor, 0)
     metrics |= rollouts.text_metrics(s, context.model.config.eos_ids, c.samples_per_prompt)
     length, is_done = jnp.sum(is_answer, 1), metrics["truncated"] == 0
     rewards = policy_gradient.token_rewards(
@@ -258,9 +264,6 @@ def _prepare(
     weights = policy_gradient.token_weights(
         is_active, jnp.asarray(batch.weights), c.normalisation, c.learning.max_new_tokens
     )
-    old_log_pi = None
-    if c.updates > 1 or c.correction != "none":
-        old_log_pi = log_probabilities(context.model, params, s)
     if old_log_pi is not None and c.correction != "none":
         corrected = surrogate.corrected(
             old_log_pi, log_pi, is_answer, c.correction, c.correction_limit
@@ -283,7 +286,7 @@ def _prepare(
         old_values=old_values,
     )
     return batch._replace(data=rows), metrics | {
-        "kl_start": jnp.sum(jnp.where(is_answer, log_pi - start, 0), 1),
+        "kl_start": jnp.sum(jnp.where(is_answer, policy_log_pi - start, 0), 1),
         "kl_reference": jnp.sum(log_ratio, 1),
     }
 

@@ -59,6 +59,11 @@ class Config:
     # Weights pi / sampler where the sampler was not the policy, such as a rounded one.
     correction: surrogate.Correction = "none"
     correction_limit: float = 2.0  # C >= 1 of these weights; TRL: 2 for tokens, 3 for texts.
+    # D, learner steps by which the policy that writes a batch is older than the one that learns
+    # from it, so that the next batch is written meanwhile; with a correction. 0: on-policy.
+    lag: int = 0
+    # Parts of a batch's prompts, each written apart, as many at a time; with a lag (ours).
+    shards: int = 1
     drop_equal: bool = False  # Whether prompts whose texts have equal rewards are left out (DAPO).
     # Batches' worth of texts sampled for one that is learnt from, which has the prompts whose texts
     # differ in reward first; with drop_equal.
@@ -114,6 +119,7 @@ class Config:
         surrogate.check_correction(c.correction, c.correction_limit)
         _ = self.rule
         self._check_passes()
+        self._check_lag()
 
     def _check_passes(self) -> None:
         """Raises ValueError for texts that cannot be chosen or cut as the settings say."""
@@ -145,6 +151,24 @@ class Config:
                 f"minibatches={c.minibatches} times micro_batches={micro_batches} must divide the "
                 f"{self.num_learnt} texts that are learnt from"
             )
+
+    def _check_lag(self) -> None:
+        """Raises ValueError for texts that cannot be written ahead, or not be learnt from then."""
+        if self.lag < 0:
+            raise ValueError(f"lag must be >= 0, got {self.lag}; 1 overlaps sampling and learning")
+        if self.lag and self.correction == "none":
+            raise ValueError(
+                f"lag={self.lag} learns from texts of an older policy: set correction=truncate, "
+                "which weighs them by the ratio of the two"
+            )
+        prompts = self.learning.batch_size // self.samples_per_prompt
+        if self.shards < 1 or prompts % self.shards:
+            raise ValueError(
+                f"shards must be >= 1 and divide the {prompts} prompts of a batch, got "
+                f"{self.shards}"
+            )
+        if self.shards > 1 and not self.lag:
+            raise ValueError(f"shards={self.shards} are of texts that are written ahead: set lag=1")
 
     @property
     def num_learnt(self) -> int:

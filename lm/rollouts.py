@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import types
+from kullback.core import sampling_ahead, types
 from kullback.environments import tokens
 from kullback.lm import batches, completions, policy, policy_gradient
 
@@ -26,6 +26,7 @@ class OnPolicy:
     # Texts of a prompt that a gradient is taken of, where micro-batches are of whole prompts; 0:
     # they are of texts, and all are learnt from.
     learnt_per_prompt: int = 0
+    ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # How far ahead of learning.
 
     @property
     def samples_per_prompt(self) -> int:

@@ -35,6 +35,8 @@ def _check_rlhf(member: rlhf.Config) -> None:
         raise ValueError("warp averages policies: baseline value has a network beside")
     if member.distillation_weight:
         raise ValueError("warp has no teacher: distillation_weight must be 0")
+    if member.lag:
+        raise ValueError(f"warp's members begin anew at times: lag must be 0, got {member.lag}")
 
 
 class _Kind(NamedTuple):

@@ -138,7 +138,7 @@ def test_an_agents_page_has_the_columns_that_it_reports(name: str):
 # Columns that are there with a setting alone, or came later than the runs of the fixtures.
 ON_DEMAND = {"sample_age", "teacher_distance", "value_error", "distance", "kl_runaway"}
 ON_DEMAND |= {"equal_rewards", "ratio_max", "ratio_error", "clip_fraction", "kl_old"}
-ON_DEMAND |= {"sampler_kl", "sampler_ratio", "sampler_cut", "dropped"}
+ON_DEMAND |= {"sampler_kl", "sampler_ratio", "sampler_cut", "dropped", "wait_seconds"}
 
 
 # Others are presets of these.

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import processes, sequences, types
+from kullback.core import processes, sampling_ahead, sequences, types
 from kullback.experiments import interrupts
 from kullback.experiments.runs import rewards
 from kullback.lm import (
@@ -54,6 +54,7 @@ class Actor:
     temperature: float = 1.0  # The policy's, and that of the start it is compared with.
     # Texts of each prompt by who writes them, the policy's first; None: they are all its own.
     draws: tuple[policy.Draws, ...] | None = None
+    ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # How far ahead of learning it writes.
 
     @property
     def samples(self) -> int:
@@ -77,13 +78,28 @@ class Actor:
     ) -> rollouts.Episodes:
         """Returns G texts of each example's prompt, with all of their reward.
 
-        Where a server gave no reward for one of them, all have the weight and the reward 0.
+        Raises:
+          ValueError: for a reward that is not finite.
+        """
+        return self.rewarded(self.written(acting, examples, key), examples)
+
+    def written(
+        self, acting: Any, examples: Sequence[data.Example], key: types.Key
+    ) -> rollouts.Episodes:
+        """Returns G texts of each example's prompt, with the reward of its terms in JAX."""
+        prompts = self.evaluator.spread(self.evaluator.prompts([*examples]))
+        return self.program(acting, prompts, key, self.reward.params)
+
+    def rewarded(
+        self, written: rollouts.Episodes, examples: list[data.Example]
+    ) -> rollouts.Episodes:
+        """Returns texts with all of their reward.
+
+        Where a server gave no reward for one of a prompt, all have the weight and the reward 0.
 
         Raises:
           ValueError: for a reward that is not finite.
         """
-        prompts = self.evaluator.spread(self.evaluator.prompts(examples))
-        written = self.program(acting, prompts, key, self.reward.params)
         if not self.reward.reads_texts:
             self.reward.checked(written.rewards)
             return written
@@ -220,7 +236,9 @@ class Actor:
             sampling=sequences.Sampling(
                 num_rows=lambda step: c.batch_size,
                 prompts=prompts,
-                sample=self.episodes,
+                sample=self.written,
+                complete=self.rewarded,
+                ahead=self.ahead,
                 score=lambda episodes, examples: self.of_policy(episodes.rewards)[
                     self.of_policy(_weights(episodes)) > 0
                 ],

@@ -81,7 +81,9 @@ class Setup(TextWork):
         if learnt := experience.learnt_per_prompt:
             prompts = setting.rows // experience.samples_per_prompt
             setting = dataclasses.replace(setting, rows=prompts, per_row=learnt)
-        return dataclasses.replace(setting, networks=1 + experience.has_value)
+        lag = experience.ahead.lag
+        versions = lag + 1 if lag else 0
+        return dataclasses.replace(setting, networks=1 + experience.has_value, versions=versions)
 
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""

@@ -263,6 +263,10 @@ def _with_actor(
         reference, begin = start.frozen(plan.frozen), base.initial_params or begin
     _require_softmax(plan, start)
     on_policy: rollouts.OnPolicy = base.agent.experience
+    if on_policy.ahead.lag and plan.mesh:
+        raise ValueError(
+            f"lag={on_policy.ahead.lag} does not go with --mesh {plan.mesh} yet: leave one out"
+        )
 
     def initial_params() -> types.Params:
         return value_network.with_value(begin()) if on_policy.has_value else begin()
@@ -278,6 +282,7 @@ def _with_actor(
         reward=reward,
         temperature=on_policy.temperature,
         draws=on_policy.draws,
+        ahead=on_policy.ahead,
     )
     return dataclasses.replace(
         base,

@@ -26,7 +26,8 @@ CONFIG = "config.json"
 DIVERGED = "diverged.json"
 BASE = "base_sha256"  # Key of config.json, of the parameters of the base of a run of adapters.
 _BUILDING = f"{files.TEMPORARY}run"  # In an empty folder that becomes a run.
-WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds")  # All other columns repeat exactly.
+# All other columns repeat exactly.
+WALL_TIME_COLUMNS = ("steps_per_second", "wall_seconds", "wait_seconds")
 
 
 @dataclasses.dataclass(frozen=True)

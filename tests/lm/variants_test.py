@@ -337,3 +337,40 @@ def test_the_ratio_is_1_at_first_whatever_is_learnt(changes: dict[str, Any]):
     for metrics in (first.metrics, feedback.metrics):
         assert float(metrics["ratio_error"]) < 1e-5
     assert float(feedback.metrics["ratio_max"]) > 1.0001
+
+
+@pytest.mark.slow
+def test_texts_written_ahead_are_weighed_and_the_penalty_is_of_the_policy_that_learns():
+    """`params(3)` wrote them some steps ago, `params(0)` learns, `params(1)` is the start."""
+    fields: dict[str, Any] = {"correction": "truncate", "epochs": 1}
+    _, (behind,) = stepped(config("rloo", **fields), sampler=3)
+    _, (ahead,) = stepped(config("rloo", **fields, lag=1), sampler=3)
+    for metrics, policy in ((behind, 3), (ahead, 0)):
+        distance = np.where(MASK, drawn(policy)[:, 1:] - drawn(1)[:, 1:], 0).sum(1)
+        np.testing.assert_allclose(metrics["kl_start"], distance, atol=1e-4)
+    for name in ("sampler_kl", "sampler_ratio", "sampler_cut"):
+        np.testing.assert_array_equal(behind[name], ahead[name])
+    # Whoever wrote them now learns from them: nothing is weighed, and nothing differs.
+    same, _ = stepped(config("rloo", **fields, lag=1))
+    on_policy, _ = stepped(config("rloo", **fields))
+    close(same.params, on_policy.params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lag": -1}, "lag must be >= 0, got -1"),
+        ({"lag": 1}, "lag=1 learns from texts of an older policy: set correction=truncate"),
+        ({"lag": 1, "correction": "mask", "shards": 3}, "divide the 2 prompts of a batch, got 3"),
+        ({"shards": 2}, "shards=2 are of texts that are written ahead: set lag=1"),
+    ],
+)
+def test_a_lag_needs_what_makes_up_for_it(fields: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        config("rloo", **fields)
+
+
+def test_members_of_warp_are_not_written_ahead():
+    member = dataclasses.replace(warp.Config().member, lag=1, correction="truncate")
+    with pytest.raises(ValueError, match="lag must be 0, got 1"):
+        warp.Config(member=member)

@@ -1,0 +1,198 @@
+"""Tests of core/sampling_ahead.py, through the loop that samples by it."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kullback.core import (
+    checkpoints,
+    learners,
+    loops,
+    policies,
+    sampling_ahead,
+    sequences,
+    trees,
+    types,
+)
+
+ROWS, LENGTH, TOKENS, STEPS = 4, 5, 3, 6
+
+
+def agent() -> types.Agent:
+    """Learns to repeat what it samples, so that any other sample leads elsewhere."""
+
+    def loss(params: Any, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any):
+        losses = -jnp.mean(jax.nn.log_softmax(params)[batch.data], -1)  # [B]
+        return jnp.mean(batch.weights * losses), (aux, types.Feedback({}))
+
+    learner = learners.sgd(
+        init_params=lambda key: jax.random.normal(key, (TOKENS,)),
+        loss=loss,
+        optimizer=optax.adam(0.1),
+    )
+    nobody = policies.softmax(lambda params, observation: jnp.asarray(observation))  # Not asked.
+    return types.Agent(
+        policy=nobody,
+        learner=learner,
+        actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
+        experience=None,
+    )
+
+
+def prompts(step: int, rows: int = ROWS) -> list[int]:
+    return [100 * step + n for n in range(rows)]
+
+
+@jax.jit
+def program(params: Any, given: Any, key: Any) -> Any:
+    """Returns a token of each place, as the prompt and the parameters say."""
+    keys = jax.vmap(lambda prompt: jax.random.fold_in(key, prompt))(given)
+    return jax.vmap(lambda k: jax.random.categorical(k, params, shape=(LENGTH,)))(keys)
+
+
+def sample(acting: Any, given: list[int], key: Any) -> Any:
+    return program(acting["params"], np.asarray(given), key)
+
+
+def make(
+    lag: int, shards: int = 2, workers: int | None = None, sample: Any = sample, **more: Any
+) -> loops.Loop:
+    source = sequences.Source(
+        num_rows=ROWS,
+        example=jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32),
+        sampling=sequences.Sampling(
+            num_rows=lambda step: ROWS,
+            prompts=prompts,
+            sample=sample,
+            score=lambda rows, prompts: np.asarray(rows)[:, 0],
+            ahead=sampling_ahead.Ahead(lag, shards),
+        ),
+    )
+    return sequences.make(agent(), source, seed=5, workers=workers, **more)
+
+
+@contextlib.contextmanager
+def closed(loop: loops.Loop) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        loop.close()
+
+
+def run(loop: loops.Loop, state: Any, until: int = STEPS) -> Any:
+    while loop.steps(state) < until:
+        state = loop.advance(state, until)
+    return state
+
+
+def done(loop: loops.Loop) -> Any:
+    with closed(loop):
+        return run(loop, loop.init())
+
+
+def equal(one: sequences.RunState, other: sequences.RunState) -> None:
+    """Compares two states to the last bit, but for seconds."""
+    emptied = ({**x.metrics.learner, sequences.WAITED: 0} for x in (one, other))
+    sums = (x.metrics._replace(learner=y) for x, y in zip((one, other), emptied, strict=True))
+    pair = (x._replace(metrics=y) for x, y in zip((one, other), sums, strict=True))
+    for a, b in zip(*map(jax.tree.leaves, pair), strict=True):
+        np.testing.assert_array_equal(trees.to_numpy(a), trees.to_numpy(b))
+
+
+@pytest.mark.parametrize(("lag", "shards"), [(1, 1), (1, 2), (3, 4)])
+def test_rows_are_those_of_the_policy_so_many_steps_before(lag: int, shards: int):
+    """The definition, in a loop that samples when it learns, and keeps all parameters."""
+    state = done(make(lag, shards))
+    learner, _, key = agent().learner, None, jax.random.split(jax.random.key(5))
+    learnt, key = learner.init(key[0]), key[1]
+    step, versions = jax.jit(learner.step), [learnt.params]
+    for n in range(STEPS):
+        params = versions[max(n - lag, 0)]
+        size, of_step = ROWS // shards, jax.random.fold_in(key, n)
+        parts = [
+            program(
+                params,
+                np.asarray(prompts(n)[k * size : (k + 1) * size]),
+                jax.random.fold_in(of_step, k),
+            )
+            for k in range(shards)
+        ]
+        rows = np.concatenate([*map(np.asarray, parts)])
+        learnt, _ = step(learnt, types.Batch.of(rows), types.NO_CONSTANTS)
+        versions.append(learnt.params)
+    np.testing.assert_array_equal(state.learner.params, learnt.params)
+    for kept, version in zip(state.acted, versions[STEPS - lag : STEPS], strict=True):
+        np.testing.assert_array_equal(kept, version)
+    assert len({np.asarray(x).tobytes() for x in versions}) == STEPS + 1
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    one, two, four = (done(make(1, 4, workers)) for workers in (1, 2, 4))
+    equal(one, two)
+    equal(one, four)
+
+
+def test_without_a_lag_nothing_is_sampled_ahead():
+    state = done(make(0))
+    assert state.acted is None and sequences.WAITED not in state.metrics.learner
+
+
+def test_rows_in_flight_are_made_again_after_a_kill(tmp_path: Any):
+    whole, first, second = done(make(2)), make(2), make(2)
+    with closed(first):
+        checkpoints.save(tmp_path, 3, first.snapshot(run(first, first.init(), 3)), {})
+    with closed(second):
+        saved, _, _ = checkpoints.restore_latest(tmp_path, second.template())
+        equal(run(second, second.restore(saved)), whole)
+
+
+def test_a_state_gone_back_to_forgets_what_was_sampled_ahead():
+    loop = make(1)
+    with closed(loop):
+        equal(run(loop, loop.init()), run(loop, loop.init()))
+
+
+def test_the_next_rows_are_sampled_while_these_are_learnt_from():
+    begun = [threading.Event() for _ in range(STEPS + 2)]
+
+    def noting(acting: Any, given: list[int], key: Any) -> Any:
+        begun[given[0] // 100].set()
+        return sample(acting, given, key)
+
+    def on_sampled(step: int, *more: Any) -> None:
+        assert begun[step + 1].wait(60), "nobody samples the rows of the next step"
+
+    done(make(1, sample=noting, on_sampled=on_sampled))
+
+
+def test_an_error_of_a_thread_ends_the_step_that_learns_from_its_rows():
+    broken = [True]
+
+    def failing(acting: Any, given: list[int], key: Any) -> Any:
+        if given[0] // 100 == 3 and broken[0]:
+            raise KeyError("no text")
+        return sample(acting, given, key)
+
+    loop = make(1, sample=failing)
+    with closed(loop), pytest.raises(loops.Abandoned) as abandoned:
+        run(loop, loop.init())
+    state = abandoned.value.state
+    assert state.steps == 3 and isinstance(abandoned.value.__cause__, KeyError)
+    broken[0] = False
+    again = make(1)
+    with closed(again):
+        equal(run(again, again.restore(loop.snapshot(state))), done(make(1)))
+
+
+def test_refuses_what_does_not_divide():
+    loop = make(1, shards=3)
+    with closed(loop), pytest.raises(loops.Abandoned) as abandoned:
+        loop.advance(loop.init(), 1)
+    assert str(abandoned.value.__cause__) == "shards=3 must divide the 4 prompts of a step"
