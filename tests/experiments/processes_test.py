@@ -33,13 +33,13 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...], dict[str, str]]] = {
         "gkd",
         "2x1",
         (*SETTINGS, "batch_size=8", "student_fraction=0.5", "mixing=row"),
-        {"teacher": "START"},
+        {"teacher": "TEACHER"},
     ),
     "aged": (
         "gkd",
         "1x2",
         (*SETTINGS, "batch_size=8", "student_fraction=1", "max_age=1"),
-        {"teacher": "START"},
+        {"teacher": "TEACHER"},
     ),
     "judge": ("reward-model", "2x1", (*SETTINGS, "batch_size=8", "probe_pairs=8"), {}),
     "dpo": ("dpo", "2x1", (*SETTINGS, "batch_size=8"), {}),
@@ -86,7 +86,7 @@ with processes.joined(*several) if several else contextlib.nullcontext():
             settings=settings,
             mesh=mesh,
             steps=given["steps"],
-            **{key: value.replace("START", given["start"]) for key, value in fields.items()},
+            **{key: value.replace("TEACHER", given["teacher"]) for key, value in fields.items()},
         ))
         build = preferences.setup if named.plan.kind == "preferences" else language_setup.setup
         work = build(named)
@@ -111,7 +111,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Returns a folder with a model, "start", and pairs of answers."""
+    """Returns a folder with two models, "start" and "teacher", and pairs of answers."""
     root = tmp_path_factory.mktemp("several")
     bpe = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
     tokenizer.save(bpe, root / "words")
@@ -130,8 +130,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         eos_ids=bpe.eos_ids,
         pad_id=bpe.pad_id,
     )
-    params = gemma.make(config).init(jax.random.key(1))
-    hugging_face.save(root / "start", config, params, sorted((root / "words").iterdir()))
+    for seed, name in enumerate(("start", "teacher")):
+        params = gemma.make(config).init(jax.random.key(seed))
+        hugging_face.save(root / name, config, params, sorted((root / "words").iterdir()))
     rows = [
         {"prompt": f"{n}+{m}=", "chosen": str(n + m), "rejected": str(n + m + 1)}
         for n in range(8)
@@ -148,6 +149,7 @@ def test_two_processes_learn_as_one_over_the_same_mesh(root: pathlib.Path, group
         "task": TASK,
         "pairs": f"tokens/preferences:{root / 'pairs.jsonl'}",
         "start": str(root / "start"),
+        "teacher": str(root / "teacher"),
         "steps": STEPS,
         "runs": {name: RUNS[name] for name in GROUPS[group]},
     }
