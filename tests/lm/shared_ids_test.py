@@ -117,7 +117,7 @@ def test_what_is_measured_and_what_is_drawn():
         acts, acting = policy.language_model(model), {"params": of}
         prompts = batches.pad_prompts([(2, 5), (2, 9, 3)], 4, 0)
         environment = tokens.make_batch(
-            *prompts, horizon=16, vocab_size=model.config.vocab_size, stop_tokens=()
+            *prompts[:2], horizon=16, vocab_size=model.config.vocab_size, stop_tokens=()
         )
         key = jax.random.key(3)
         state = rollout.start(acts, environment, acting, key, prompts, 20)
