@@ -410,7 +410,8 @@ def test_what_overflows_in_the_merge_is_said(tmp_path: pathlib.Path):
 def test_an_export_is_finite(tmp_path: pathlib.Path):
     params = random_params(0)
     params["periods"]["layer_1"]["feed_forward"]["up"][1, 2, 3] = np.inf  # Ours is [in, out].
-    with pytest.raises(ValueError, match=r"'layers.3.mlp.up_proj.weight' is inf at \[2, 3\]: the"):
+    # As the file names it, and at the place in the file, whose matrices are [out, in].
+    with pytest.raises(ValueError, match=r"'model.layers.3.mlp.up_proj.weight' is inf at \[3, 2\]"):
         hugging_face.save(tmp_path / "out", CONFIG, params)
     assert not (tmp_path / "out").exists()
 

@@ -71,7 +71,7 @@ def test_the_better_of_two_texts_is_chosen():
     assert bool(jnp.all(margins >= 0)) and bool(jnp.any(margins > 0.1))
     swapped = letters.labelled(tables, two, one)
     differ = np.asarray(margins) > 0
-    for a, b in zip(pairs.chosen, swapped.chosen, strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (pairs.chosen, swapped.chosen)), strict=True):
         np.testing.assert_array_equal(np.asarray(a)[differ], np.asarray(b)[differ])
 
 
