@@ -16,7 +16,7 @@ mel bins, K = A / 16 soft tokens of a clip, E width of the encoder, D width of t
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import haiku as hk
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import types
-from kullback.lm import audio, blocks, gemma, layers, siglip, sizes
+from kullback.lm import audio, blocks, gemma, layers, senses, siglip, sizes
 
 HEARING = "hearing"  # Of a decoder's parameters.
 _STRIDE = 4  # Frames, and then groups of frames, that become one; twice, as FRAMES_PER_TOKEN says.
@@ -144,36 +144,16 @@ def hearing(model: gemma.Model, config: Config, markers: blocks.Markers) -> gemm
     if markers.audio is None:
         raise ValueError("a model that hears needs ids of audio: markers.audio is None")
 
-    def given(params: types.Params, tokens: types.Array, clips: Clips | None) -> dict[str, Any]:
-        if clips is None:
-            return {}
+    def given(params: types.Params, tokens: types.Array, clips: Clips) -> jax.Array:
+        del tokens  # Clips say how many rows there are.
         soft = soft_vectors(params[HEARING], config, clips)
-        soft = soft.astype(jnp.dtype(model.config.dtype))
-        return {"soft": soft, "groups": blocks.groups(jnp.asarray(tokens), markers, jnp)}
+        return soft.astype(jnp.dtype(model.config.dtype))
 
     def init_both(key: types.Key) -> types.Params:
         key, hearing_key = jax.random.split(key)
         return {**model.init(key), HEARING: init(hearing_key, config, model.config.embed_dim)}
 
-    def hears(function: Any) -> Any:
-        def of_rows(
-            params: types.Params,
-            tokens: types.Array,
-            *others: Any,
-            clips: Clips | None = None,
-            **named: Any,
-        ) -> Any:
-            return function(params, tokens, *others, **given(params, tokens, clips), **named)
-
-        return of_rows
-
-    return model._replace(
-        init=init_both,
-        features=hears(model.features),
-        with_head=hears(model.with_head),
-        apply=hears(model.apply),
-        decode=hears(model.decode),
-    )
+    return senses.sensing(model, "clips", given, markers)._replace(init=init_both)
 
 
 @functools.lru_cache(maxsize=8)

@@ -4,14 +4,12 @@ Shape letters: B rows, T tokens, I images of a row at most, M soft tokens of an 
 the encoder, D width of the decoder.
 """
 
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
 
 from kullback.core import types
-from kullback.lm import blocks, gemma, vision
+from kullback.lm import blocks, gemma, senses, vision
 
 __all__ = ["seeing"]
 
@@ -30,16 +28,12 @@ def seeing(model: gemma.Model, config: vision.Config, *, draws: bool = True) -> 
       config: of the vision.
       draws: whether `init` draws a projector, too: not where it draws adapters alone.
     """
-    markers = blocks.Markers(image=config.ids)
 
-    def given(params: types.Params, tokens: types.Array, pooled: types.Array | None) -> Any:
-        if pooled is None:
-            return {}
+    def soft_vectors(params: types.Params, tokens: types.Array, pooled: types.Array) -> jax.Array:
         chex.assert_shape(pooled, (len(tokens), None, config.num_soft, config.encoder.embed_dim))
         pooled = jnp.asarray(pooled, jnp.dtype(model.config.dtype))
         soft = vision.project(config, params[vision.PROJECTOR], pooled)
-        soft = soft.reshape(len(tokens), -1, soft.shape[-1])  # [B, I M, D]
-        return {"soft": soft, "groups": blocks.groups(jnp.asarray(tokens), markers, jnp)}
+        return soft.reshape(len(tokens), -1, soft.shape[-1])  # [B, I M, D]
 
     def init(key: types.Key) -> types.Params:
         if not draws:
@@ -48,23 +42,6 @@ def seeing(model: gemma.Model, config: vision.Config, *, draws: bool = True) -> 
         projector = vision.init_projector(projector_key, config, model.config.embed_dim)
         return {**model.init(key), vision.PROJECTOR: projector}
 
-    def sees(function: Any) -> Any:
-        def of_rows(
-            params: types.Params,
-            tokens: types.Array,
-            *others: Any,
-            pooled: types.Array | None = None,
-            **named: Any,
-        ) -> Any:
-            return function(params, tokens, *others, **given(params, tokens, pooled), **named)
-
-        return of_rows
-
-    return model._replace(
-        init=init,
-        features=sees(model.features),
-        with_head=sees(model.with_head),
-        apply=sees(model.apply),
-        decode=sees(model.decode),
-        sees_by=config,
-    )
+    markers = blocks.Markers(image=config.ids)
+    sees = senses.sensing(model, "pooled", soft_vectors, markers)
+    return sees._replace(init=init, sees_by=config)
