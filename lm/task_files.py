@@ -107,6 +107,32 @@ def of_path(name: str, path: files.Path, rows: FileRows, rule: int) -> Task:
 
     Rule 1 takes documents as in `summaries`.
     """
+    task = of_rows(
+        name,
+        rows,
+        stamp=lambda: (read_once.stamp(path), rule),
+        reader=lambda images: _reader(path, images),
+    )
+    if rule > 1:
+        return task
+    return task._replace(document=lambda example, prompt: example.document or lead(prompt))
+
+
+def of_rows(
+    name: str,
+    rows: FileRows,
+    *,
+    stamp: Callable[[], Hashable],
+    reader: Callable[[image_rows.Settings | None], image_rows.Reader | None],
+) -> Task:
+    """Returns a task without a score; as long as its stamp is the same, so are its rows.
+
+    Args:
+      name: of the task.
+      rows: of a split.
+      stamp: () -> what the rows depend on.
+      reader: of the images that rows may name, for settings of them; None reads none.
+    """
 
     def examples(
         split: Split,
@@ -114,11 +140,11 @@ def of_path(name: str, path: files.Path, rows: FileRows, rule: int) -> Task:
         limits: data.Limits | None = None,
         images: image_rows.Settings | None = None,
     ) -> tuple[list[data.Example], data.Report]:
-        key = (name, *_read_by(path, rule, split, tokenizer, limits, images))
+        key = (name, stamp(), split, read_once.reading(tokenizer), limits, images)
 
         def read() -> tuple[list[data.Example], data.Report]:
             given = rows(split, tokenizer, images is not None)
-            return data.from_rows(given, tokenizer, limits, _reader(path, images))
+            return data.from_rows(given, tokenizer, limits, reader(images))
 
         check_split(split)
         return read_once.once(key, read)
@@ -126,10 +152,7 @@ def of_path(name: str, path: files.Path, rows: FileRows, rule: int) -> Task:
     def texts(split: Split) -> list[str]:
         return [text_of(record) for _, record in rows(split, None, False)]
 
-    task = Task(name, texts, examples, None)
-    if rule > 1:
-        return task
-    return task._replace(document=lambda example, prompt: example.document or lead(prompt))
+    return Task(name, texts, examples, None)
 
 
 def lead(prompt: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kullback.core import json_files, names
-from kullback.lm import batches, data, image_rows, read_once, splits, task_files
+from kullback.lm import batches, data, read_once, splits, task_files
 from kullback.lm.task_files import JSONL, PREFERENCES, Row, Rows
 from kullback.lm.task_files import Split as Split
 from kullback.lm.task_files import Task as Task
@@ -210,28 +210,13 @@ def _task(
 ) -> Task:
     """Returns a task; as long as its stamp is the same, so are its rows."""
 
-    def checked(split: Split, tokenizer: Tokenizer | None) -> list[Row]:
+    def checked(split: Split, tokenizer: Tokenizer | None, images: bool) -> list[Row]:
+        del images  # Rows that are no file's name none.
         task_files.check_split(split)
         return rows(split, tokenizer)
 
-    def examples(
-        split: Split,
-        tokenizer: Tokenizer,
-        limits: data.Limits | None = None,
-        images: image_rows.Settings | None = None,
-    ) -> tuple[list[data.Example], data.Report]:
-        del images  # Rows that are no file's name none.
-        key = (name, stamp(), split, read_once.reading(tokenizer), limits)
-        return read_once.once(
-            key, lambda: data.from_rows(checked(split, tokenizer), tokenizer, limits)
-        )
-
-    return Task(
-        name,
-        lambda split: [task_files.text_of(record) for _, record in checked(split, None)],
-        examples,
-        score,
-    )
+    task = task_files.of_rows(name, checked, stamp=stamp, reader=lambda images: None)
+    return task._replace(score=score)
 
 
 def _row(where: str, prompt: str, completion: str) -> Row:
