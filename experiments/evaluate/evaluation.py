@@ -185,7 +185,7 @@ def _likelihoods(
             "token"
         )
     else:
-        estimates["nats_per_token"], estimates["perplexity"] = perplexity(sums)
+        estimates["nats_per_token"], estimates["perplexity"] = perplexity(sums.nats, sums.tokens)
     estimates["accuracy"] = statistics.ratio(sums.right, sums.tokens)
     return estimates, notes
 
@@ -198,11 +198,17 @@ def majority_scores(samples: Sequence[evaluation.Answers]) -> np.ndarray:
     return scores[np.arange(len(scores)), votes.majority(codes).winners]
 
 
-def perplexity(sums: evaluation.Likelihoods) -> tuple[statistics.Estimate, statistics.Estimate]:
-    """Returns nats a token and their exponential; too large a one is infinite."""
-    nats = statistics.ratio(sums.nats, sums.tokens)
+def perplexity(
+    nats: np.ndarray, tokens: np.ndarray
+) -> tuple[statistics.Estimate, statistics.Estimate]:
+    """Returns nats a token and their exponential; too large a one is infinite.
+
+    Args:
+      nats, tokens: sums of each completion, [n].
+    """
+    a_token = statistics.ratio(nats, tokens)
     with np.errstate(over="ignore"):
-        return nats, statistics.Estimate(*np.exp(nats).tolist())
+        return a_token, statistics.Estimate(*np.exp(a_token).tolist())
 
 
 def _answer_estimates(

@@ -5,18 +5,19 @@ the numbers that a program with such codes computes with.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kullback.core import regularizers, trees, types
+from kullback.core import finite, regularizers, trees, types
 from kullback.experiments import statistics
 from kullback.experiments.evaluate import evaluation as evaluations
 from kullback.experiments.evaluate import reports
 from kullback.experiments.evaluate.subjects import Subject
-from kullback.lm import answers, batches, evaluation, quantisation
+from kullback.lm import answers, batches, evaluation, gemma, quantisation
 
 
 class Matrix(NamedTuple):
@@ -80,28 +81,68 @@ def _held(w: jax.Array, name: quantisation.Name, axis: int) -> tuple[jax.Array, 
     return held, jnp.where(jnp.isfinite(size), error, jnp.nan)
 
 
-def divergences(
-    evaluator: evaluation.Evaluator, params: types.Params, held: types.Params, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns sums over held-out completions of KL(p || p_Q), nats, and numbers of tokens, [n]."""
+class Compared(NamedTuple):
+    """Sums over the tokens of each completion, of two models of the same tokens, [n]."""
 
-    def measure(logits: jax.Array, other: jax.Array, labels: jax.Array) -> jax.Array:
-        del labels
-        log_p, log_q = (regularizers.log_softargmax(x, evaluator.f) for x in (logits, other))
-        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+    kl: np.ndarray  # KL(p || q), nats; p of the first.
+    nats: np.ndarray  # Minus the log-probability by the first,
+    other_nats: np.ndarray  # and by the second.
+    tokens: np.ndarray
+
+
+def comparison(
+    model: gemma.Model,
+    other: gemma.Model,
+    *,
+    divergence: regularizers.Divergence = regularizers.kl,
+    chunk: int,
+) -> Callable[[types.Params, types.Params, batches.Sequences], Compared]:
+    """Compiles the comparison of two models on rows: (params, other params, rows) -> [B] each.
+
+    Args:
+      model, other: the two.
+      divergence: f of the softargmax_f of both.
+      chunk: tokens whose logits are in memory at a time.
+    """
+
+    def measure(logits: jax.Array, others: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+        log_p, log_q = (regularizers.log_softargmax(x, divergence) for x in (logits, others))
+        of_labels = (-jnp.take_along_axis(x, labels[:, None], 1)[:, 0] for x in (log_p, log_q))
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1), *of_labels
 
     @jax.jit
-    def sums(
-        params: types.Params, held: types.Params, rows: batches.Sequences
-    ) -> tuple[jax.Array, jax.Array]:
-        pair = (evaluator.model, params), (evaluator.model, held)
-        kl, is_answer = answers.per_token(measure, rows, *pair, chunk=evaluator.learning.chunk)
-        return jnp.sum(kl, 1), jnp.sum(is_answer, 1)
+    def sums(params: types.Params, other_params: types.Params, rows: batches.Sequences) -> Compared:
+        pair = (model, params), (other, other_params)
+        measured, is_answer = answers.per_token(measure, rows, *pair, chunk=chunk)
+        return Compared(*(jnp.sum(x, 1) for x in measured), jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
 
+    return sums
+
+
+def compared(
+    evaluator: evaluation.Evaluator, params: types.Params, held: types.Params, count: int
+) -> Compared:
+    """Compares a model with what a format holds, on the first `count` held-out completions.
+
+    Args:
+      evaluator: as of `evaluator_of`.
+      params: of the model, float.
+      held: what the format holds.
+      count: examples, at most: there may be fewer.
+
+    Raises:
+      ValueError: for log-probabilities that are not finite.
+    """
+    sums = comparison(
+        *(evaluator.model, evaluator.model),
+        divergence=evaluator.f,
+        chunk=evaluator.learning.chunk,
+    )
     parts = [sums(params, held, rows) for rows in evaluator.sequences(count)]
     kept = evaluator.kept(count)
-    kl, tokens = (np.concatenate(column)[:kept] for column in zip(*parts, strict=True))
-    return kl, tokens
+    whole = Compared(*(np.concatenate(column)[:kept] for column in zip(*parts, strict=True)))
+    finite.require(whole, held, "log-probabilities of held-out completions")
+    return whole
 
 
 def estimates(
@@ -113,11 +154,11 @@ def estimates(
 ) -> dict[str, statistics.Estimate]:
     """Returns nats a token and perplexity of both models, and KL a token, over `count` examples."""
     measured: dict[str, statistics.Estimate] = {}
-    for title, tree in (("float", params), (name, held)):
-        sums = evaluator.likelihoods({"params": tree}, count)
-        nats, perplexity = evaluations.perplexity(sums)
-        measured |= {f"nats_per_token_{title}": nats, f"perplexity_{title}": perplexity}
-    measured["kl_per_token"] = statistics.ratio(*divergences(evaluator, params, held, count))
+    sums = compared(evaluator, params, held, count)
+    for title, nats in (("float", sums.nats), (name, sums.other_nats)):
+        a_token, perplexity = evaluations.perplexity(nats, sums.tokens)
+        measured |= {f"nats_per_token_{title}": a_token, f"perplexity_{title}": perplexity}
+    measured["kl_per_token"] = statistics.ratio(sums.kl, sums.tokens)
     return measured
 
 
