@@ -55,17 +55,21 @@ def reproduce(
         checkout, in which nothing may be changed.
 
     Raises:
-      ValueError: for an unknown name or field, a refused value, a folder of something else, or a
-        damaged one; to keep, for a checkout with changes, or none.
+      ValueError: for an unknown name or field, a refused value, something that it needs and that is
+        not there, a folder of something else, or a damaged one; to keep, for a checkout with
+        changes, or none.
     """
     entry = load(name)
     kept_in = checkout.clean_root() / "results" / "reproduce" / name if keep else None
     revision = checkout.revision()
     config = settings.apply(entry.config, assignments)
     described = {"reproduction": name, "config": json.loads(json.dumps(dataclasses.asdict(config)))}
+    prepared = [*entry.before(config)]
     folder = _folder(name, out, described)
     say(f"claim: {entry.claim} ({entry.source})")
     say(f"cost: about {_duration(entry.seconds(config))} on 2 CPU cores; into {folder}")
+    for line in prepared:
+        say(line)
     files.atomic_write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n")
     try:
         with progress.Progress(name, 0, entry.steps(config)) as bar:

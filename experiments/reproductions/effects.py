@@ -35,6 +35,15 @@ class Effect(NamedTuple):
         return _noncentrality(freedom, confidence) * self.error
 
 
+def smallest_of(count: int) -> float:
+    """Returns what the mean of `count` >= 2 independent values shows with probability `POWER`.
+
+    It is known before anything is run: the distance from a threshold, in standard deviations of a
+    value, from which on a 95% interval lies beyond it.
+    """
+    return _noncentrality(float(count - 1), statistics.CONFIDENCE) / np.sqrt(count)
+
+
 @functools.cache
 def _noncentrality(freedom: float, confidence: float) -> float:
     """Returns the effect, in standard errors, whose lower end lies above 0 as often as `POWER`."""

@@ -99,6 +99,7 @@ class Arm(NamedTuple):
     # but later arms read them.
     table: str | None = ""
     columns: Mapping[str, Any] = {}  # That its rows have besides; they stand in front.
+    scratch: str = ""  # A folder of the work, which goes once the part is kept; "" is none.
 
 
 # Fields that came after results were committed, and what these had.
@@ -168,6 +169,8 @@ def run(arms: Iterable[Arm], work: Work) -> Rows:
     rows: Rows = []
     for arm in arms:
         part = work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
+        if arm.scratch:
+            files.remove(work.path(arm.scratch))
         if arm.table is not None:
             part = [{**arm.columns, **row} for row in part]
             rows += tagged(arm.table, part) if arm.table else part
@@ -220,6 +223,9 @@ class Study:
     claims: Callable[[Any, Tables], Iterable[judging.Check]]
     figures: Callable[[Any, Tables], Mapping[str, charts.Grid]]  # By the name of its files.
     seconds: Callable[[Any], float]  # C -> estimate, on 2 CPU cores.
+    # C -> what is said before work: memory, disk, what can be shown. Raises ValueError where
+    # something is not there that it needs.
+    before: Callable[[Any], Iterable[str]] = lambda config: ()
 
     def steps(self, config: Any) -> int:
         """Returns the amount of work of all arms."""

@@ -49,6 +49,18 @@ def is_converted(path: str | os.PathLike[str]) -> bool:
     return pretrained.is_name(path) or is_file
 
 
+def require(path: str | os.PathLike[str]) -> None:
+    """Checks that the weights of `pretrained:NAME` are in the cache, or its packages installed.
+
+    Raises:
+      ValueError: for an unknown name, or if a package is missing, with the command that installs
+        it.
+    """
+    name, model = pretrained.named(path)
+    if cache.whole_model(_key(name, model)) is None:
+        pretrained.require(name)
+
+
 def place_of(path: str | os.PathLike[str], convert: Convert) -> Place:
     """Returns where the model of a folder, a GGUF file or `pretrained:NAME` is read from.
 
@@ -65,7 +77,7 @@ def place_of(path: str | os.PathLike[str], convert: Convert) -> Place:
 
 
 def _published(name: str, model: pretrained.Published, convert: Convert) -> Place:
-    called, key = f"{pretrained.PREFIX}{name}", f"{name}-{model.sha256[:12]}"
+    called, key = f"{pretrained.PREFIX}{name}", _key(name, model)
     license = model.license
     folder = cache.whole_model(key)
     if folder is None:
@@ -113,6 +125,11 @@ def _of_file(path: pathlib.Path, convert: Convert) -> Place:
             num_bytes=num_bytes,
         )
     return Place(folder, here.origin, is_kept=True)
+
+
+def _key(name: str, model: pretrained.Published) -> str:
+    """Returns the name of a published model's folder in the cache."""
+    return f"{name}-{model.sha256[:12]}"
 
 
 def _num_bytes(config: gemma_config.Config) -> int:

@@ -67,6 +67,7 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         config=Config(),
         steps=lambda config: config.seeds * config.throws,
         seconds=lambda config: 600.0,
+        before=lambda config: [f"{config.seeds} seeds can show little"],
         run=run,
         claims=claims,
     )
@@ -100,11 +101,11 @@ def test_what_was_interrupted_goes_on_from_its_last_part(
     assert [check["verdict"] for check in verdict["checks"]] == ["held", "contradicted", "reported"]
     assert verdict["machine"]["cpu"]
     assert said[0] == "claim: A coin is fair. (Bernoulli 1713)"
-    assert "about 10 minutes" in said[1]
-    assert said[2].startswith("CONTRADICTED: all are heads: ")
-    assert said[3].startswith("held: half are heads: ")
-    assert said[4].startswith("reported: of the throws: 50")
-    assert said[5] == "of 3: 1 contradicted, 1 held"
+    assert "about 10 minutes" in said[1] and said[2] == "3 seeds can show little"
+    assert said[3].startswith("CONTRADICTED: all are heads: ")
+    assert said[4].startswith("held: half are heads: ")
+    assert said[5].startswith("reported: of the throws: 50")
+    assert said[6] == "of 3: 1 contradicted, 1 held"
 
 
 def test_tables_are_judged_again(

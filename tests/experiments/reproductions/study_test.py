@@ -63,6 +63,7 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     def arm(k: int, work: study.Work) -> Iterator[study.Row]:
         ran.append(k)
         work.tick(1)
+        work.path("scratch").mkdir()
         yield {"k": k}
 
     of_two = study.Study(
@@ -70,7 +71,13 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         source="s",
         config=2,
         arms=lambda count: [
-            study.Arm(f"part-{k}", 10 * (k + 1), lambda work, k=k: arm(k, work), "t", {"arm": -k})
+            study.Arm(
+                f"part-{k}",
+                10 * (k + 1),
+                lambda work, k=k: arm(k, work),
+                "t",
+                *({"arm": -k}, "scratch"),
+            )
             for k in range(count)
         ],
         tables=lambda count, rows: study.split(rows, "t"),
