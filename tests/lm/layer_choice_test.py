@@ -1,0 +1,83 @@
+"""Tests of lm/layer_choice.py."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kullback.lm import gemma, layer_choice
+
+CONFIG = dataclasses.replace(gemma.PRESETS["tiny"], vocab_size=32, num_layers=8, pattern=4)
+TOKENS = np.random.default_rng(0).integers(0, 32, (2, 12)).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    """Returns random parameters, norms among them."""
+    drawn = gemma.make(CONFIG).init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(drawn)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def logits(config: gemma.Config, params: Any) -> np.ndarray:
+    return np.asarray(gemma.make(config).apply(params, TOKENS))
+
+
+def without(params: Any, dropped: set[int]) -> Any:
+    """Returns the model whose dropped layers add nothing: a norm's scale is 1 + w."""
+    params = jax.tree.map(jnp.copy, params)
+    for layer in dropped:
+        period, place = divmod(layer, CONFIG.pattern)
+        for branch in ("attention", "feed_forward"):
+            norm = params["periods"][f"layer_{place}"][branch]
+            norm["post_norm"] = norm["post_norm"].at[period].set(-1.0)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("layers", "pattern"), [([1, 3, 5, 7], 2), ([0, 2, 3, 4, 5, 7], 3), ([0, 1, 2], 4), ([3], 1)]
+)
+def test_a_shallower_model_is_one_whose_other_layers_add_nothing(
+    params: Any, layers: list[int], pattern: int
+):
+    config, kept = layer_choice.choose(CONFIG, params, layers)
+    assert (config.num_layers, config.pattern) == (len(layers), pattern)
+    assert jax.tree.map(jnp.shape, kept) == jax.tree.map(
+        jnp.shape, jax.eval_shape(gemma.make(config).init, jax.random.key(0))
+    )
+    expected = logits(CONFIG, without(params, {*range(8)} - {*layers}))
+    np.testing.assert_allclose(logits(config, kept), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_all_layers_are_the_model_itself(params: Any):
+    config, kept = layer_choice.choose(CONFIG, params, range(8))
+    assert config == CONFIG
+    jax.tree.map(np.testing.assert_array_equal, kept, params)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([], "must be numbers from 0 on that rise"),
+        ([2, 1], "that rise"),
+        ([1, 1], "that rise"),
+        ([-1, 3], "from 0 on"),
+        ([3, 8], "must lie below 8"),
+        ([0, 3, 6, 5], "that rise"),
+        ([2, 3, 7], "no regular distance"),
+    ],
+)
+def test_refusals(layers: list[int], message: str):
+    with pytest.raises(ValueError, match=message):
+        layer_choice.chosen_config(CONFIG, layers)
+
+
+def test_the_270m_halves_to_every_other_layer():
+    config = layer_choice.chosen_config(gemma.PRESETS["gemma3-270m"], range(1, 18, 2))
+    assert (config.num_layers, config.pattern) == (9, 3)
+    assert [config.is_global(n) for n in range(9)] == [False, False, True] * 3
