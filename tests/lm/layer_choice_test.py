@@ -69,7 +69,7 @@ def test_all_layers_are_the_model_itself(params: Any):
         ([-1, 3], "from 0 on"),
         ([3, 8], "must lie below 8"),
         ([0, 3, 6, 5], "that rise"),
-        ([2, 3, 7], "no regular distance"),
+        ([2, 3, 7], "at a regular distance, got"),
     ],
 )
 def test_refusals(layers: list[int], message: str):
