@@ -35,6 +35,7 @@ def run(
     trust_code: bool = False,
     quiet: bool = False,
     say: Callable[[str], None] | None = None,
+    tick: Callable[[int, int], None] | None = None,
 ) -> pathlib.Path:
     """Does all stages that a file asks for, and reports on them; returns the pipeline's folder.
 
@@ -48,6 +49,7 @@ def run(
         may.
       quiet: prints no list of stages; what they print goes to a log beside each one's record.
       say: prints a line; None is `print`, at once.
+      tick: is called after each stage, with the number of those that are finished and of all.
 
     Raises:
       ValueError: for an invalid file or option, or for what was changed, before any stage starts.
@@ -86,6 +88,8 @@ def run(
                     if not quiet:
                         say(f"{number} of {len(planned)}, {one.label}:")
                     _do(one, trust_code, one.record_file.with_suffix(LOG) if quiet else None)
+                if tick is not None:
+                    tick(number, len(planned))
             summary.write(planned, tuple(without), report, folder, say=say)
     except KeyboardInterrupt as error:
         name = "" if isinstance(source, Mapping) else str(source)

@@ -128,10 +128,20 @@ def contents(config: Config, seed: int) -> dict[str, Any]:
 
 def compare(config: Config, seed: int, work: study.Work) -> Iterator[study.Row]:
     """Yields the stages of all pipelines of a seed; what they share is done once."""
-    folder = work.path(f"pipelines-{seed}")
+    folder, share = work.path(f"pipelines-{seed}"), STEPS // len(LEFT_OUT)
     for number, (name, left_out) in enumerate(LEFT_OUT.items()):
-        given = contents(config, seed)
-        running.run(given, out=folder, without=left_out, quiet=True, say=lambda line: None)
+
+        def tick(stages: int, of: int, number: int = number) -> None:
+            work.tick(number * share + stages * share // of)
+
+        running.run(
+            contents(config, seed),
+            out=folder,
+            without=left_out,
+            quiet=True,
+            say=lambda line: None,
+            tick=tick,
+        )
         by_stage = summary.read(folder, left_out)
         for stage, measured in by_stage.items():
             means = {
@@ -140,7 +150,7 @@ def compare(config: Config, seed: int, work: study.Work) -> Iterator[study.Row]:
             }
             yield {"without": name, "stage": stage, **means}
         last = float(np.mean([*by_stage.values()][-1].columns["reward"]))
-        work.tick((number + 1) * STEPS // len(LEFT_OUT), last, "gold")
+        work.tick((number + 1) * share, last, "gold")
 
 
 # Columns of the table, and their measures: the report's reward is gold here.

@@ -44,9 +44,12 @@ def written(out: pathlib.Path) -> dict[str, int]:
 
 
 def test_a_pipeline_runs_once_and_redoes_what_changed(tmp_path: pathlib.Path):
-    out, said = tmp_path / "out", list[str]()
+    out, said, ticks = tmp_path / "out", list[str](), list[tuple[int, int]]()
     given = contents()
-    assert running.run(given, out=out, say=said.append) == out
+    assert (
+        running.run(given, out=out, say=said.append, tick=lambda *done: ticks.append(done)) == out
+    )
+    assert ticks == [(1, 3), (2, 3), (3, 3)]
     before = written(out)
     assert [name.split("-")[0] for name in sorted(before)] == ["bits", "folder", "start"]
     assert (out / "report" / "index.html").is_file()
