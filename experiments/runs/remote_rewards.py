@@ -2,10 +2,11 @@
 
     POST {"prompts": [...], "texts": [...], "references": [...]}  ->  {"rewards": [0.5, null, ...]}
 
-The lists have a text each, `SIZE` at most; null is a text that the server cannot judge. A reply
-that is late, refused, too large, or not of this form is asked for again, with growing pauses; after
-the last attempt its texts have no reward. A server that knows no such address, or refuses whoever
-asks (a status from 400 to 499), is not asked again.
+The lists have a text each; null is a text that the server cannot judge. A reply that is late,
+refused, too large, or not of this form is asked for again, with growing pauses; after the last
+attempt its texts have no reward. A server that knows no such address, or refuses whoever asks (a
+status from 400 to 499), is not asked again. What a slow server needs stands behind its URL, which it
+does not see: http://HOST/PATH#seconds=600&attempts=3&texts=8.
 
 A server may say another thing when it is asked again. So that a run goes on exactly as it was, each
 batch is recorded under the hash of what was asked, and asked once.
@@ -29,7 +30,6 @@ from kullback.core import checked_lines, json_files
 from kullback.experiments import interrupts
 
 SCHEMES = ("http", "https")
-SIZE = 64  # Texts of one request.
 BYTES_OF_NUMBER = 64  # Of a reply, for each reward, at most; a float64 has 24 digits and signs.
 BYTES_BESIDE = 4_096  # Of a reply, beside its numbers.
 AGAIN = (408, 425, 429)  # Statuses below 500 after which the same may be asked again.
@@ -37,27 +37,27 @@ AGAIN = (408, 425, 429)  # Statuses below 500 after which the same may be asked 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience:
-    """The time that a server has."""
+    """Size of a server's requests, and the time that it has for them."""
 
-    seconds: float = 60.0  # For a whole reply, from the first byte that is sent.
-    attempts: int = 5
+    seconds: float = 60.0  # For a whole reply, from the first byte that is sent; (0, 86400].
+    attempts: int = 5  # At each request, [1, 100].
+    texts: int = 64  # Of a request at most, [1, 4096].
     pause_seconds: float = 1.0  # Before the second attempt; twice as long before each other.
-
-
-PATIENCE = Patience()
 
 
 class Server:
     """A server at a URL, and the record of what it said."""
 
     def __init__(self, url: str, patience: Patience | None = None):
-        """Asks nothing yet.
+        """Asks nothing yet; without `patience` it has what stands behind # in the URL.
 
         Raises:
-          ValueError: for a URL that is none of HTTP, or that holds a name or password.
+          ValueError: for a URL that is none of HTTP, or that holds a name or password; for
+            something else behind #.
         """
-        self.url, self._patience = url, patience or PATIENCE
         self._address = _address(url)
+        self.url, _ = urllib.parse.urldefrag(url)
+        self._patience = patience or _patience(url)
         self._path: pathlib.Path | None = None
         self._known: dict[str, np.ndarray] = {}
 
@@ -84,9 +84,10 @@ class Server:
         columns = {"prompts": prompts, "texts": texts, "references": references}
         name = hashlib.sha256(json.dumps([self.url, columns]).encode()).hexdigest()
         if name not in self._known:
+            size = self._patience.texts
             parts = [
-                self._ask({key: [*x[i : i + SIZE]] for key, x in columns.items()})
-                for i in range(0, len(texts), SIZE)
+                self._ask({key: [*x[i : i + size]] for key, x in columns.items()})
+                for i in range(0, len(texts), size)
             ]
             rewards = np.concatenate([numbers for numbers, _ in parts])
             if len(texts) and np.all(np.isnan(rewards)):
@@ -195,9 +196,36 @@ def _address(url: str) -> urllib.parse.SplitResult:
             f"{wanted}, without a name or password before the host: config.json would show them to "
             "whoever has the run; let the server know this machine by other means"
         )
-    if address.fragment:
-        raise ValueError(f"{wanted}, without #{address.fragment[:20]}")
     return address
+
+
+def _patience(url: str) -> Patience:
+    """Returns what stands behind the # of a URL: seconds=600&attempts=3&texts=8, or some of them.
+
+    Raises:
+      ValueError: for anything else.
+    """
+    types = {"seconds": float, "attempts": int, "texts": int}
+    parts = [
+        part.partition("=") for part in urllib.parse.urldefrag(url).fragment.split("&") if part
+    ]
+    try:
+        given = {name: types[name](value) for name, _, value in parts}
+        patience = Patience(**given)  # pyright: ignore[reportArgumentType]  # Each as its type.
+        if len(given) < len(parts) or not (
+            0 < patience.seconds <= 86_400
+            and 1 <= patience.attempts <= 100
+            and 1 <= patience.texts <= 4_096
+        ):
+            patience = None
+    except (KeyError, ValueError):
+        patience = None
+    if patience is None:
+        raise ValueError(
+            f"reward {_hidden(url)}: expected behind its # some of seconds=(0, 86400], "
+            "attempts=[1, 100] and texts=[1, 4096], joined by &"
+        )
+    return patience
 
 
 def _hidden(url: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from kullback import experiments
 from kullback.experiments import interrupts
-from kullback.experiments.runs import models, remote_rewards, rewards
+from kullback.experiments.runs import models, rewards
 from kullback.experiments.runs.remote_rewards import Patience, Server
 from kullback.lm import tasks
 from tests.records import as_killed, repeated
@@ -217,6 +217,27 @@ def test_what_was_said_is_recorded_and_not_asked_again(tmp_path: pathlib.Path):
         Server(server.url).keep(file)
 
 
+def test_what_a_slow_server_needs_stands_behind_its_url(tmp_path: pathlib.Path):
+    with serving(letters) as server:
+        url = f"{server.url}#texts=40&attempts=2"
+        reward = rewards.parse(f"exact+0.5*{url}", tasks.make(TASK), None)  # pyright: ignore[reportArgumentType]
+        ((weight, client),) = reward.servers
+        assert (weight, client.url) == (0.5, server.url)
+        client.keep(tmp_path / "rewards.jsonl")
+        ask(client, 100)
+        assert [len(read["texts"]) for read in server.seen] == [40, 40, 20]
+        # More patience is no other question: what was said is not asked again.
+        patient = Server(f"{server.url}#seconds=600")
+        patient.keep(tmp_path / "rewards.jsonl")
+        np.testing.assert_array_equal(ask(patient, 100), np.arange(100))
+        assert len(server.seen) == 3
+    with serving(lambda read, number: hang) as server:
+        hasty = Server(f"{server.url}#seconds=0.1&attempts=1")
+        with pytest.raises(interrupts.Failure, match=r"had not replied after 0\.1 seconds"):
+            ask(hasty)
+        assert len(server.seen) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -231,7 +252,12 @@ def test_what_was_said_is_recorded_and_not_asked_again(tmp_path: pathlib.Path):
         ("http://host/a b", "in ASCII without spaces"),
         ("http://host/é", "in ASCII without spaces"),
         ("http://host/\r\nX: y", "in ASCII without spaces"),
-        ("http://host/x#part", "without #part"),
+        ("http://host/x#part", "expected behind its # some of seconds=(0, 86400]"),
+        ("http://host/x#seconds=0", "expected behind its # some of"),
+        ("http://host/x#seconds=nan", "expected behind its # some of"),
+        ("http://host/x#seconds=1&attempts=1.5", "expected behind its # some of"),
+        ("http://host/x#texts=8&texts=9", "expected behind its # some of"),
+        ("http://host/x#texts=4097", "expected behind its # some of"),
     ],
 )
 def test_urls_that_cannot_be_are_refused(url: str, said: str):
@@ -269,9 +295,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def test_a_run_goes_on_by_what_the_server_said_and_drops_groups(
-    start: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    start: pathlib.Path, tmp_path: pathlib.Path
 ):
-    monkeypatch.setattr(remote_rewards, "PATIENCE", HASTY)
     random = np.random.default_rng(0)
 
     def fickle(read: dict[str, Any], number: int) -> Any:
@@ -311,9 +336,8 @@ def test_a_run_goes_on_by_what_the_server_said_and_drops_groups(
 
 
 def test_a_dropped_group_changes_nothing_that_is_learnt(
-    start: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    start: pathlib.Path, tmp_path: pathlib.Path
 ):
-    monkeypatch.setattr(remote_rewards, "PATIENCE", HASTY)
 
     def run(name: str, first: float | None, second: float) -> Any:
         def half(read: dict[str, Any], number: int) -> Any:
