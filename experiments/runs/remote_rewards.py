@@ -5,8 +5,8 @@
 The lists have a text each; null is a text that the server cannot judge. A reply that is late,
 refused, too large, or not of this form is asked for again, with growing pauses; after the last
 attempt its texts have no reward. A server that knows no such address, or refuses whoever asks (a
-status from 400 to 499), is not asked again. What a slow server needs stands behind its URL, which it
-does not see: http://HOST/PATH#seconds=600&attempts=3&texts=8.
+status from 400 to 499), is not asked again. What a slow server needs stands behind its URL, and is
+not sent: http://HOST/PATH#seconds=600&attempts=3&texts=8.
 
 A server may say another thing when it is asked again. So that a run goes on exactly as it was, each
 batch is recorded under the hash of what was asked, and asked once.
