@@ -77,6 +77,7 @@ def test_the_environment_ends_where_the_ball_lands(root: pathlib.Path):
     assert np.all(np.asarray(t.observation)[:, 0] == 1), "the next ball is at the top"
 
 
+@pytest.mark.slow
 def test_custom_torso(
     root: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

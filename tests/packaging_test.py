@@ -133,6 +133,7 @@ def test_the_wheel_imports(
     assert python(IMPORT, cwd, wheel) == str(wheel / "kullback" / "core" / "types.py")
 
 
+@pytest.mark.slow
 def test_a_strict_editable_install_imports(source: pathlib.Path, tmp_path: pathlib.Path):
     # Into a folder of its own: the install that the tests run from stays as it is.
     target = tmp_path / "target"

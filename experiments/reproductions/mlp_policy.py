@@ -18,6 +18,11 @@ from kullback.core import types
 from kullback.lm import gemma
 
 
+def unembed(params: types.Params, features: jax.Array) -> jax.Array:
+    """Computes logits, [..., V], of features, [..., D]."""
+    return jnp.einsum("...d,vd->...v", features, params["embedding"])
+
+
 def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
     """Returns the policy, of the width, hidden width and vocabulary of `config`.
 
@@ -98,9 +103,6 @@ def make(config: gemma.Config, prompt_length: int) -> gemma.Model:
         next_features, prompt, total = advanced
         slot = cache.slot + ids.shape[1]
         return next_features, gemma.Cache(slot, cache.start, prompt[None], total[None])
-
-    def unembed(params: types.Params, features: jax.Array) -> jax.Array:
-        return jnp.einsum("...d,vd->...v", features, params["embedding"])
 
     def apply(params: types.Params, *inputs: Any) -> jax.Array:
         return unembed(params, features(params, *inputs))

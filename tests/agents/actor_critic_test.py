@@ -74,7 +74,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("k", [0, 3])
+@pytest.mark.parametrize("k", [pytest.param(0, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("name", list(SCHEMES))
 def test_iterates_of_the_exact_scheme_are_where_learning_rests(name: str, k: int):
     """Targets at iterate k, parameters at iterate k + 1: the gradient of the whole loss is 0."""
@@ -235,6 +235,7 @@ def test_copies_are_counted_by_the_period_and_set_the_temperature_of_acting():
     assert seen == [0.0] * 5 + [1.0] * 5 + [2.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dcpi", "politex"])
 def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates(name: str):
     learning = q_learning.Config(torso="mlp_small", learning_rate=1e-2, target_period=4)

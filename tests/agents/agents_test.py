@@ -111,13 +111,8 @@ def differ(array: jax.Array, other: jax.Array) -> bool:
     return not np.array_equal(trees.to_numpy(array), trees.to_numpy(other))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "m-dqn" else pytest.mark.slow)
-        for name in sorted(agents.AGENTS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(agents.AGENTS))
 def test_every_agent_learns_the_chain(name: str):
     """Eight seeds, 6,000 agent steps: greedily they lose 5% of the largest value on average.
 
@@ -146,13 +141,8 @@ def test_every_agent_learns_the_chain(name: str):
         assert row["epsilon"] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "m-dqn" else pytest.mark.slow)
-        for name in sorted(agents.AGENTS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(agents.AGENTS))
 def test_every_run_goes_on_from_a_checkpoint_bit_by_bit(name: str, tmp_path):
     first = loop_of(name, (5,))
     state = to_end(first, first.init(), 540)  # Ten updates of agents with replay.

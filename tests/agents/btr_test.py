@@ -54,6 +54,7 @@ def differing(one: Any, other: Any) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bonus", [True, False], ids=["m-iqn", "iqn"])
 def test_without_its_parts_it_is_m_iqn_and_without_the_bonus_iqn(bonus):
     ours = btr.make(None, SPEC, dataclasses.replace(PLAIN, munchausen_bonus=bonus))
@@ -94,6 +95,7 @@ def test_without_bonus_and_quantiles_its_loss_is_half_of_dqns():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(2 * a, b, atol=1e-7), *moments)
 
 
+@pytest.mark.slow
 def test_the_torso_stays_normalised_follows_to_the_target_and_goes_on_from_a_checkpoint(tmp_path):
     """The vectors of the power iteration are parameters; here of one block of the torso."""
     learning = dataclasses.replace(btr.presets("minatar").learning, target_period=10)

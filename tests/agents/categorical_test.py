@@ -212,6 +212,7 @@ def test_the_full_rainbow_draws_noise_to_act_and_to_learn():
     assert min(jax.tree.leaves(moved)) > 0  # Noise's scales are learnt too.
 
 
+@pytest.mark.slow
 def test_the_full_rainbow_is_evaluated_by_the_means_of_its_noisy_layers():
     agent, state, step = full()
     observation = np.random.default_rng(0).normal(size=(32, 3)).astype(np.float32)

@@ -88,6 +88,7 @@ def test_loss_is_the_mean_over_weights_of_the_error_to_the_target(name, loss):
     np.testing.assert_allclose(feedback.priorities, error, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap_equal_runs_one_by_one_over_ten_updates():
     agent = make("m-dqn", target_period=4)
     keys = [jax.random.key(seed) for seed in range(3)]

@@ -243,6 +243,7 @@ def test_each_pass_has_its_network_its_fractions_and_its_noise(bonus_of, shares_
     np.testing.assert_allclose(feedback.priorities, errors, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_iqn_draws_new_fractions_to_act_and_to_learn():
     config = iqn.Config(
         samples=quantile.Samples(online=3, target=4, policy=2),

@@ -175,7 +175,13 @@ def test_each_group_has_an_angle_of_its_own(group_of):
 
 @pytest.mark.usefixtures("optimized")  # Digits are compared.
 @pytest.mark.parametrize("group_of", GROUPINGS)
-@pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(lambda f: f, id="eager", marks=pytest.mark.slow),
+        pytest.param(jax.jit, id="jit"),
+    ],
+)
 def test_jax_gives_what_numpy_gives_and_keeps_its_arrays(variant, group_of):
     base, one, two = (tree(seed) for seed in range(3))
     merge = variant(lambda a, b, c: averaging.slerp([a, b], c, t=0.3, group_of=group_of))

@@ -10,17 +10,22 @@ from kullback.core import convolution
 SHAPES = pytest.mark.parametrize(
     ("size", "kernel", "stride", "channels", "padding"),
     [
-        (84, 8, 4, 4, "VALID"),  # The three layers of the Nature network,
-        (20, 4, 2, 32, "VALID"),
-        (9, 3, 1, 64, "VALID"),
-        (84, 8, 4, 4, "SAME"),  # as Dopamine pads them,
-        (21, 4, 2, 32, "SAME"),
-        (11, 3, 1, 64, "SAME"),
-        (10, 3, 1, 4, "VALID"),  # and MinAtar's.
+        (84, 8, 4, 4, "VALID"),  # Of the layers of the Nature network the first,
+        (11, 3, 1, 64, "SAME"),  # and the last, as Dopamine pads it.
         (11, 4, 2, 3, "VALID"),  # A column that no patch reaches.
-        (7, 5, 5, 2, "VALID"),  # One patch.
         (9, 3, 2, 3, "VALID"),  # A stride that does not divide the kernel.
-        (6, 1, 1, 3, "VALID"),
+        *(
+            pytest.param(*shape, marks=pytest.mark.slow)
+            for shape in (
+                (20, 4, 2, 32, "VALID"),  # The other layers.
+                (9, 3, 1, 64, "VALID"),
+                (84, 8, 4, 4, "SAME"),
+                (21, 4, 2, 32, "SAME"),
+                (10, 3, 1, 4, "VALID"),  # MinAtar's.
+                (7, 5, 5, 2, "VALID"),  # One patch.
+                (6, 1, 1, 3, "VALID"),
+            )
+        ),
     ],
 )
 
@@ -73,6 +78,7 @@ def test_bytes_give_what_their_floats_give(size, kernel, stride, channels, paddi
     np.testing.assert_array_equal(y, convolution.conv2d(jnp.float32(x), w, stride, padding))
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_equal_one_by_one():
     x, w = drawn(4, 3, 10, 10, 4), drawn(4, 3, 3, 4, 16, seed=1)
 

@@ -110,7 +110,7 @@ def convolved(x: np.ndarray, leaves: dict) -> np.ndarray:
     return y
 
 
-@pytest.mark.parametrize("name", ["impala", "impala_small"])
+@pytest.mark.parametrize("name", [pytest.param("impala", marks=pytest.mark.slow), "impala_small"])
 def test_the_torso_is_that_of_the_paper(name):
     shape = (36, 38, 3) if name == "impala" else (6, 5, 10)
     of = types.Spec(shape=shape, dtype=np.uint8, num_actions=2, largest_byte=63)

@@ -99,8 +99,8 @@ def test_a_pace_that_does_not_fit_names_the_nearest_that_does():
 @pytest.mark.parametrize(
     ("kind", "num_envs"),
     [
-        ("compiled", 1),
-        ("host", 8),
+        pytest.param("host", 8, marks=pytest.mark.slow),
+        pytest.param("compiled", 1, marks=pytest.mark.slow),
         pytest.param("compiled", 8, marks=pytest.mark.slow),
         pytest.param("host", 1, marks=pytest.mark.slow),
     ],
@@ -140,7 +140,7 @@ def test_how_a_run_is_cut_into_calls_changes_no_number_and_nor_does_evaluation(k
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param((), marks=pytest.mark.slow), PRIORITISED],
+    [(), pytest.param(PRIORITISED, marks=pytest.mark.slow)],
     ids=["uniform", "prioritised"],
 )
 def test_seeds_in_one_program_equal_runs_one_by_one(changes):
@@ -215,7 +215,11 @@ def _values(state) -> np.ndarray:
     return np.asarray(network.apply(state.learner.params, np.eye(8, dtype=np.float32)))
 
 
-@pytest.mark.parametrize("num_envs", [4, 1], ids=["one tick", "four ticks"])
+@pytest.mark.parametrize(
+    "num_envs",
+    [4, pytest.param(1, marks=pytest.mark.slow)],
+    ids=["one tick", "four ticks"],
+)
 def test_a_host_run_hands_priorities_back_and_restores_them(num_envs, tmp_path):
     def loop():
         return host.make(agent("m-dqn", *PRIORITISED), OnHost(toy.chain(num_envs)), 0)
@@ -297,8 +301,15 @@ def endless(num_envs: int) -> types.Environment:
     return types.Environment(toy.chain(1).spec, num_envs, reset, step)
 
 
-@pytest.mark.parametrize("limit", [13, 300])
-@pytest.mark.parametrize("kind", ["compiled", "host"])
+@pytest.mark.parametrize(
+    ("kind", "limit"),
+    [
+        ("compiled", 300),
+        ("host", 13),
+        pytest.param("compiled", 13, marks=pytest.mark.slow),
+        pytest.param("host", 300, marks=pytest.mark.slow),
+    ],
+)
 def test_an_episode_without_an_end_is_cut_and_counted(kind, limit):
     if kind == "compiled":
         loop = compiled.make(agent(), toy.chain(4), (0, 1), endless, evaluation_limit=limit)
@@ -402,7 +413,7 @@ def test_a_row_needs_n_steps_of_the_capacity():
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        pytest.param("compiled", PRIORITISED, id="compiled-prioritised"),
+        pytest.param("compiled", PRIORITISED, id="compiled-prioritised", marks=pytest.mark.slow),
         pytest.param("host", ("n_step=3",), id="host-uniform"),
         pytest.param("compiled", ("n_step=3",), id="compiled-uniform", marks=pytest.mark.slow),
         pytest.param("host", PRIORITISED, id="host-prioritised", marks=pytest.mark.slow),
@@ -424,7 +435,10 @@ def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
     assert np.isfinite(row["loss"])
 
 
-@pytest.mark.parametrize(("kind", "action"), [("compiled", 1), ("seeds", 0), ("host", 1)])
+@pytest.mark.parametrize(
+    ("kind", "action"),
+    [("seeds", 0), ("host", 1), pytest.param("compiled", 1, marks=pytest.mark.slow)],
+)
 def test_what_is_frozen_is_read_by_learner_and_policy(kind, action):
     """By its base alone this policy always goes one way, and this learner says which."""
 

@@ -34,14 +34,16 @@ def names_of(torso) -> tuple:
     ("of", "expected"),
     [
         (spec(4, 84, 84, frame_stack=4), "nature"),  # Ours.
-        (spec(4, 84, 84), "nature"),  # gymnasium's FrameStackObservation.
-        (spec(84, 84, 4), "nature"),
-        (spec(64, 64, 3), "nature"),
-        (spec(210, 160, 3), "nature"),
-        (spec(3, 64, 64, dtype=np.float32), "nature"),
+        pytest.param(  # gymnasium's FrameStackObservation.
+            spec(4, 84, 84), "nature", marks=pytest.mark.slow
+        ),
+        pytest.param(spec(84, 84, 4), "nature", marks=pytest.mark.slow),
+        pytest.param(spec(64, 64, 3), "nature", marks=pytest.mark.slow),
+        pytest.param(spec(210, 160, 3), "nature", marks=pytest.mark.slow),
+        pytest.param(spec(3, 64, 64, dtype=np.float32), "nature", marks=pytest.mark.slow),
         (spec(4, 20, 20, frame_stack=4), "nature_same"),
         (spec(10, 10, 4, dtype=np.bool_), "minatar"),  # MinAtar's.
-        (spec(40, 40, 4, dtype=np.bool_), "minatar"),
+        pytest.param(spec(40, 40, 4, dtype=np.bool_), "minatar", marks=pytest.mark.slow),
         (spec(7, 7, 3, largest_byte=10), "minatar"),  # A grid of categories.
         (spec(2, 10, 3), "minatar_linear"),
         (spec(128), "mlp"),
@@ -80,6 +82,7 @@ def test_a_torso_that_does_not_fit_names_shape_layout_and_one_that_does(name, of
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_frames_with_channels_last_are_the_same_frames():
     frames = np.random.default_rng(0).integers(0, 256, (3, 40, 44, 4), np.uint8)
     last, first = spec(40, 44, 4), spec(4, 40, 44)

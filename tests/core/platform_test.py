@@ -34,6 +34,7 @@ def faults(prepare: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_large_temporaries_are_kept():
     assert faults("platform.keep_freed_memory()") > 10_000  # So that the program shows it.
@@ -67,6 +68,7 @@ print(gap <= libc.malloc(small) < gap + size)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the order of free pieces is glibc's")
 def test_after_a_long_compilation_small_pieces_leave_the_gap_of_temporaries_alone():
     def is_in_gap(compilation: str) -> bool:

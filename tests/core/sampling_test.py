@@ -112,6 +112,7 @@ def chi_square(draw, logits, calls, rows=16):
     return (((counts - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees)
 
 
+@pytest.mark.slow
 def test_chi_square_of_8192_tokens():
     logits = hard_logits("zipf", 8192)
     assert abs(chi_square(sampling.categorical, logits, calls=5_000)) < 4

@@ -200,6 +200,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_a_learner_over_eight_devices():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     program = [sys.executable, "-W", "error", "-c", PROGRAM]

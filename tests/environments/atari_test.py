@@ -38,7 +38,11 @@ def test_sixty_games_have_roms():
 # Cuts at times when some games, but not all, have ended by themselves (Pong's are longer).
 @pytest.mark.parametrize(
     "game, max_frames, length",
-    [("pong", 1_200, 1_000), ("breakout", 800, 1_000), ("space_invaders", 1_200, 2_000)],
+    [
+        ("breakout", 800, 1_000),
+        pytest.param("pong", 1_200, 1_000, marks=pytest.mark.slow),
+        pytest.param("space_invaders", 1_200, 2_000, marks=pytest.mark.slow),
+    ],
 )
 def test_equals_gymnasium(game: str, max_frames: int, length: int):
     """Returns observations, raw rewards and ends, where nothing is random."""
@@ -103,6 +107,7 @@ def test_no_transition_joins_two_episodes(protocol):
     environment.close()
 
 
+@pytest.mark.slow
 def test_sticky_actions_by_their_frequency():
     """Each frame of the emulator repeats the action before with probability 1/4.
 

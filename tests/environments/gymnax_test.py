@@ -349,6 +349,7 @@ def installed_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnax", module)
 
 
+@pytest.mark.slow
 def test_an_agent_learns_in_an_environment_by_name(installed: None, tmp_path: Any):
     del installed
     assert environments.is_compiled("gymnax/Counter-v1")

@@ -213,7 +213,13 @@ def snapshot(oracle) -> dict[str, float]:
     return numbers
 
 
-@pytest.mark.parametrize("ramping", [True, False], ids=["ramping", "steady"])
+@pytest.mark.parametrize(
+    "ramping",
+    [
+        pytest.param(True, id="ramping", marks=pytest.mark.slow),
+        pytest.param(False, id="steady"),
+    ],
+)
 @pytest.mark.parametrize("name", GAMES)
 def test_random_actions_lead_where_they_do_in_minatar(name, ramping):
     _, record = compare(name, ramping=ramping, steps=STEPS if ramping else STEPS // 4)
@@ -280,6 +286,7 @@ def test_space_invaders_when_it_is_hard():
     assert seen["enemy_move_interval"].min() == 12 and seen["alien_map"].min() < 5
 
 
+@pytest.mark.slow
 def test_seaquest_when_it_is_hard():
     # Six divers and the bonus, divers < 0 after it, both ramps to their ends, several enemies in
     # one cell, a cell's first enemy shot, two divers and two bullets at a time, two hits at once.
@@ -321,6 +328,7 @@ def test_seaquest_when_it_is_hard():
     assert seen["e_fish"].max() >= 10 and seen["e_subs"].max() >= 5
 
 
+@pytest.mark.slow
 def test_seaquest_where_order_matters():
     # A submarine and a fish come to a bullet at once: the submarine, which comes first, is hit, and
     # shoots all the same. Two divers meet the player, who has room for one: the younger's.

@@ -37,6 +37,7 @@ def copied(state: host.RunState) -> host.RunState:
     return jax.tree.map(np.array, state._replace(learner=learner, key=None))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_its_learner_and_replay(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):

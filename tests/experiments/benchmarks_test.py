@@ -311,6 +311,7 @@ def test_the_page_of_results_shows_the_files_as_they_are(capsys: pytest.CaptureF
 TINY = ("--preset=tiny", "--rows=2", "--length=8", "--prompt=4", "--new=4", "--seconds=0.01")
 
 
+@pytest.mark.slow
 def test_the_share_of_a_peak_is_of_the_products_of_the_shapes(capsys: pytest.CaptureFixture[str]):
     arguments = [*TINY, "--dtype=float32", "--peak=1e9", "--bandwidth=1e9", "--work=forward"]
     assert utilisation.main(arguments) == 0

@@ -25,7 +25,7 @@ def shell(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     "reader",
     [
-        pytest.param("2>&1 | true; exit ${PIPESTATUS[0]}", id="gone"),
+        pytest.param("2>&1 | true; exit ${PIPESTATUS[0]}", id="gone", marks=pytest.mark.slow),
         pytest.param("> /dev/full 2>&1", id="full", marks=pytest.mark.slow),
         pytest.param(">&- 2>&-", id="closed", marks=pytest.mark.slow),
     ],

@@ -73,6 +73,7 @@ def tuned(
     return train("sft", conversations, out, base, steps=40)
 
 
+@pytest.mark.slow
 def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
     base: pathlib.Path, tuned: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -97,6 +98,7 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
     assert greedy.texts == [completion.text]
 
 
+@pytest.mark.slow
 def test_nothing_after_the_end_is_scored_or_learnt(
     tuned: pathlib.Path, conversations: str, tmp_path: pathlib.Path
 ):
@@ -128,6 +130,7 @@ def test_nothing_after_the_end_is_scored_or_learnt(
         assert not set(row[mask][:-1].tolist()) & {1, 5}
 
 
+@pytest.mark.slow
 def test_a_run_that_began_with_fewer_ends_goes_on_so_and_says_it(
     tuned: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -26,6 +26,7 @@ def test_products_are_those_of_the_weights_and_of_what_is_attended_to():
     assert entailment.cost() == 2 * 128 * weights + 2 * (head - biases) + attention
 
 
+@pytest.mark.slow
 def test_the_shape_is_that_of_minilm_and_all_pairs_are_scored(monkeypatch: pytest.MonkeyPatch):
     shape = dataclasses.asdict(entailment.CONFIG)
     minilm = {"vocab_size": 30_522, "num_layers": 6, "embed_dim": 384, "num_heads": 12}

@@ -87,7 +87,11 @@ def p_of(folder: pathlib.Path, pairs: list[faithfulness.Pair]) -> np.ndarray:
     return np.exp(np.float64(model.log_probability(*columns)))
 
 
-@pytest.mark.parametrize("kind", experiment.KINDS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [k if k == "embeddings" else pytest.param(k, marks=pytest.mark.slow) for k in experiment.KINDS],
+)
 def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, trained: Trained):
     out, report = trained(kind)
     learnt = pairs_of("train", experiment.KINDS.index(kind), 40)
@@ -117,6 +121,7 @@ def test_training_lowers_the_loss_and_the_folder_has_the_model(kind: str, traine
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(trained: Trained):
     old, new = bert_folder.load(TINY, experiment.LABELS), bert_folder.load(trained("encoder")[0])
     assert new.model.config.labels == experiment.LABELS
@@ -131,6 +136,7 @@ def test_the_upper_layers_and_the_head_learn_and_nothing_else_does(trained: Trai
     assert not np.array_equal(old.params["head"]["output"]["w"], new.params["head"]["output"]["w"])
 
 
+@pytest.mark.slow
 def test_the_encoder_of_embeddings_is_not_tuned_and_a_seed_decides(tmp_path: pathlib.Path):
     runs = [("a", 0), ("b", 0), ("c", 1)]
     for name, seed in runs:

@@ -18,7 +18,7 @@ SMALL = ("capacity=400", "min_replay_size=64", "batch_size=4", "target_period=5"
 # Agents without replay, which learn in compiled environments alone, and their settings.
 ONLINE: dict[str, tuple[str, ...]] = dict.fromkeys(("m-pqn", "pqn"), ("length=4", "batch_size=8"))
 ENVIRONMENTS = ("minatar/breakout", "gym/CartPole-v1", "atari/pong")
-FAST = {("m-dqn", "gym/CartPole-v1"), ("dcpi", "gym/CartPole-v1")}  # What compiles soonest.
+FAST = {("m-dqn", "gym/CartPole-v1")}  # What compiles soonest.
 SEEDS = (3, 4)
 
 _compiled: list[str] = []  # An entry a program that XLA made, in this process.

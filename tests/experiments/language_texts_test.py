@@ -49,6 +49,7 @@ def texts(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_samples_nothing_writes_greedy_texts_at_evaluations(sparse: pathlib.Path):
     lines = texts(sparse)
     assert [line["step"] for line in lines] == [2] * 4 + [4] * 4
@@ -97,6 +98,7 @@ def test_a_run_that_is_broken_off_has_the_texts_of_one_that_is_not(
     assert sampled == [step for step in expected[mixing] for _ in range(counts[mixing])]
 
 
+@pytest.mark.slow
 def test_the_operator_goes_with_the_model(
     sparse: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -164,6 +166,7 @@ def test_operators_of_algorithms(config: Any, expected: str):
     assert config.output_divergence == expected
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
     sparse: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -197,6 +200,7 @@ def test_the_best_checkpoint_is_that_of_the_highest_evaluation(
         models.load(path, best=True)
 
 
+@pytest.mark.slow
 def test_more_tokens_than_the_context_are_refused(sparse: pathlib.Path):
     checkpoint = models.load(sparse)
     short = checkpoint._replace(config=dataclasses.replace(checkpoint.config, context_length=6))

@@ -19,7 +19,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 OLD = FIXTURES / "runs_of_0_1"
 MADE: dict[str, Any] = runpy.run_path(str(FIXTURES / "make_runs.py"))
 FACTS = json.loads((OLD / "facts.json").read_text())
-QUICK = ("compiled", "sft")  # In `make test`; the others are slow.
+QUICK = ("compiled",)  # In `make test`; the others are slow.
 KINDS = [
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MADE["RUNS"]
 ]

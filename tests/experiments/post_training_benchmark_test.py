@@ -111,6 +111,7 @@ def test_losses_of_dpo_must_agree():
     assert loss.met is False
 
 
+@pytest.mark.slow
 def test_rows_without_a_peer_and_of_one_that_fails(
     tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ):
@@ -132,6 +133,7 @@ def test_rows_without_a_peer_and_of_one_that_fails(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_peer_of_dpo_reads_our_weights_and_pairs(tiny: None, tmp_path: pathlib.Path):
     _, case, sizes, folder = post_training.request("dpo", 0.01, tmp_path)
     assert (case, json.loads(str(sizes)), folder) == ("dpo", [2, 3, 0.1], tmp_path)
@@ -143,6 +145,7 @@ def test_the_peer_of_dpo_reads_our_weights_and_pairs(tiny: None, tmp_path: pathl
         jax.tree.map(np.testing.assert_array_equal, read, wanted)
 
 
+@pytest.mark.slow
 def test_the_first_loss_of_dpo_is_that_of_its_definition(tiny: None):
     drawn, model = post_training.pairs(TINY), gemma.make(TINY)
     sums = []

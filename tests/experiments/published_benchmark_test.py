@@ -190,7 +190,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = dataclasses.replace(
         gemma.PRESETS["tiny"], vocab_size=ids.vocab_size, num_layers=2, eos_ids=ids.eos_ids
     )
-    params = gemma.make(config).init(jax.random.key(0))
+    params = jax.jit(gemma.make(config).init)(jax.random.key(0))
     saved = tokenizer.save(ids, folder / "tokenizer")
     models.write_folder(model_files.Checkpoint(config, ids, params), folder / "model", saved)
     return str(folder / "model")

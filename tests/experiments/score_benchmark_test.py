@@ -33,6 +33,7 @@ def install_fixture(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     return install
 
 
+@pytest.mark.slow
 def test_a_score_is_the_last_that_is_there_by_then(install, tmp_path: pathlib.Path):
     install(TRAINS.format(first="1.5"))
     assert score.after(0.6, "dqn", environment="toy/chain") == score.Score(1.5, 2_000)

@@ -30,7 +30,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         **{"num_layers": 1, "embed_dim": 16, "hidden_dim": 16, "window": 16},
         vocab_size=bpe.vocab_size,
     )
-    params = gemma.make(config).init(jax.random.key(0))
+    params = jax.jit(gemma.make(config).init)(jax.random.key(0))
     hugging_face.save(folder / "model", config, params, tokenizer.save(bpe, folder / "words"))
     plan = plans.Plan(agent="sft", environment="tokens/arithmetic")
     run_folder.RunFolder(folder / "run").write_config({"plan": plan.to_json()})

@@ -77,7 +77,13 @@ def both(window: int | None, is_packed: bool, num_kv_heads: int):
 @pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("num_kv_heads", [1, 2])
 @pytest.mark.parametrize(
-    ("window", "is_packed"), [(None, False), (3, False), (T + 1, False), (3, True)]
+    ("window", "is_packed"),
+    [
+        (3, True),
+        pytest.param(None, False, marks=pytest.mark.slow),
+        pytest.param(3, False, marks=pytest.mark.slow),
+        pytest.param(T + 1, False, marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_and_gradients_are_ours(window: int | None, is_packed: bool, num_kv_heads: int):
     with jax.default_matmul_precision("highest"):
@@ -85,6 +91,7 @@ def test_outputs_and_gradients_are_ours(window: int | None, is_packed: bool, num
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), got, expected)
 
 
+@pytest.mark.slow
 def test_a_model_may_go_through_it(monkeypatch: pytest.MonkeyPatch):
     """Features of whole rows and of packed ones, with local and global layers."""
     config = dataclasses.replace(gemma.PRESETS["tiny"], num_layers=3, pattern=2, window=3)

@@ -39,7 +39,13 @@ def decoded(chunks: list[int]) -> np.ndarray:
     return np.concatenate(parts, 1)
 
 
-@pytest.mark.parametrize("chunks", [[9, 1, 1, 1, 1, 1], [1] * 14], ids=["chunk", "tokens"])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param([9, 1, 1, 1, 1, 1], id="chunk", marks=pytest.mark.slow),
+        pytest.param([1] * 14, id="tokens"),
+    ],
+)
 def test_decoding_is_the_full_pass_over_rounded_keys_and_values(
     chunks: list[int], monkeypatch: pytest.MonkeyPatch
 ):

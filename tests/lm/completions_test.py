@@ -45,6 +45,7 @@ def test_samples_of_a_prompt_stand_together_after_it():
     np.testing.assert_array_equal(written.truncated, np.logical_not(stopped))
 
 
+@pytest.mark.slow
 def test_pieces_are_the_whole():
     sampler = completions.sampler(MODEL, T, stop_tokens=())
     whole = jax.jit(sampler.completions)(ACTING, PROMPTS, KEY)
@@ -78,6 +79,7 @@ def test_ids_that_are_none_are_refused():
         sampler.environment(wrong)
 
 
+@pytest.mark.slow
 def test_layers_of_large_models_are_decoded_apart(monkeypatch: pytest.MonkeyPatch):
     """The texts are the same; of two periods and a layer after them all are apart."""
     monkeypatch.setattr(layers, "LARGE", 0)

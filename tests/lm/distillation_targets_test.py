@@ -49,6 +49,7 @@ def dense(targets: distillation_targets.SparseTargets, vocab_size: int) -> np.nd
     return result
 
 
+@pytest.mark.slow
 def test_sampled_targets_of_counts_are_unbiased_and_the_others_are_not():
     vocab_size, num_samples, draws = 50, 8, 20_000
     student, teacher = 1.5 * np.random.default_rng(2).normal(size=(2, vocab_size))

@@ -332,6 +332,7 @@ def test_sequence_loss():
         distillation.sequence_loss(per_token, is_answer, weights, "mean")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sequence", "token"])
 def test_micro_batches_add_up(reduction: distillation.Reduction):
     rng = np.random.default_rng(11)

@@ -305,6 +305,7 @@ def test_a_reference_that_follows_the_policy():
     close(second.targets[dpo.REFERENCE], mean)
 
 
+@pytest.mark.slow
 def test_adapters_begin_at_their_base():
     """The reference of adapters is the base: at the start the loss is ln 2, and they learn."""
     c = config(lora=lora.Config(rank=2))

@@ -104,6 +104,7 @@ def test_perplexity_counts_the_codes_in_use():
     np.testing.assert_allclose(of(jnp.array([1, 1, 1, 0]), 2), 1.7548, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_few_images_are_learnt_and_drawn_again():
     config = Config(side=4, num_codes=16, code_dim=4, hidden=16, learning_rate=1e-2)
     coder = image_codes.make(config)

@@ -79,7 +79,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum())
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 2.5])
 def test_every_image_is_closed_and_probabilities_are_those_of_the_definition(scale: float):
     num_images = 0
     for seed in range(2):

@@ -97,6 +97,7 @@ def loss_of(logits: jax.Array) -> jax.Array:
     return -jnp.mean(jnp.sum(of_labels * answers, 1) / answers.sum(1))
 
 
+@pytest.mark.slow
 def test_at_first_the_model_is_its_base_bit_for_bit():
     joined = trees.joined(frozen(), drawn())
     expected = apply_base(base(), TOKENS)
@@ -171,6 +172,7 @@ def test_parameters_are_counted_from_shapes():
     assert lora.num_params(gemma.PRESETS["gemma3-1b"], lora.Config(rank=16)) == 13_045_760
 
 
+@pytest.mark.slow
 def test_only_adapters_are_learnt():
     learns, first, step = learner()
     constants = types.Constants(base=frozen())
@@ -212,6 +214,7 @@ def test_the_gradient_is_that_of_whole_parameters():
         np.testing.assert_allclose(m, expected, rtol=1e-3, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_rows_that_learn_are_read_and_written_and_all_others_are_the_bases():
     """The head's row of a token is the row that reads it, and gradients are those of whole rows."""
 
@@ -236,6 +239,7 @@ def test_rows_that_learn_are_read_and_written_and_all_others_are_the_bases():
     np.testing.assert_allclose((table - old)[np.asarray(IDS)], update, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dropout_is_of_the_adapters_inputs_alone():
     """Its mean over many keys is the update without it, row by row, and the base is left whole."""
     settings = dataclasses.replace(LORA, dropout=0.5)

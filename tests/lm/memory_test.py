@@ -93,6 +93,7 @@ def test_what_learns_and_how_decide_the_memory_of_a_reward_model():
     assert head.gradients == head.activations == 0 and head.moments < 1e-3 * head.parameters
 
 
+@pytest.mark.slow
 def test_the_sum_of_adapters_is_what_xla_reports(monkeypatch: pytest.MonkeyPatch):
     """The base is there once, and neither gradients nor moments are of its size.
 

@@ -117,6 +117,7 @@ def test_gradients_are_clipped_as_optax_does(
     assert norm == pytest.approx(1.0 if scale > 1 else float(optax.tree.norm(gradients)), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_adafactor_is_optaxs_with_adams_learning_rates():
     params = {"embedding": RNG.normal(size=(130, 128)), "final_norm": RNG.normal(size=128)}
     grads = float32(jax.tree.map(lambda x: 0.01 * RNG.normal(size=x.shape), params))

@@ -113,8 +113,15 @@ def log_filtered(x: np.ndarray) -> np.ndarray:
     "settings, divergence, log_drawn, log_model",
     [
         (None, regularizers.kl, log_softmax, log_softmax),
-        (Sampling(temperature=0.7, top_k=9, top_p=0.8), regularizers.kl, log_filtered, log_softmax),
-        (Sampling(temperature=0.5), SPARSE, lambda x: log_sparse(x / 0.5), log_sparse),
+        pytest.param(
+            *(Sampling(temperature=0.7, top_k=9, top_p=0.8), regularizers.kl),
+            *(log_filtered, log_softmax),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(Sampling(temperature=0.5), SPARSE, lambda x: log_sparse(x / 0.5), log_sparse),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["model", "filtered", "sparse"],
 )
@@ -143,6 +150,7 @@ def test_a_teacher_forced_pass_gives_the_same_log_probabilities(
     assert len(lengths_seen) > 1 or settings is not None  # Some rows stopped, others did not.
 
 
+@pytest.mark.slow
 def test_temperature_zero_is_the_argmax_of_the_full_pass():
     generate = generator(GREEDY)
     prompts = make_prompts(0)
@@ -190,6 +198,7 @@ def test_samples_of_a_prompt_share_what_it_says():
     np.testing.assert_array_equal(twice.is_present, np.repeat(alone.is_present, 2, 0))
 
 
+@pytest.mark.slow
 def test_it_stops_when_every_row_has_stopped():
     stop_tokens = tuple(range(1, 37, 2))
     generate = generator(stop_tokens=stop_tokens)
@@ -204,6 +213,7 @@ def test_it_stops_when_every_row_has_stopped():
     np.testing.assert_array_equal(trajectory.extras["log_probability"][ticks:], 0)
 
 
+@pytest.mark.slow
 def test_pieces_are_the_whole_text():
     prompts, key = make_prompts(2), jax.random.key(5)
     whole, end = generator()(prompts, key)
@@ -240,6 +250,7 @@ def test_a_prompt_of_one_token_needs_no_prefill():
     assert int(state.cache.slot) == 0
 
 
+@pytest.mark.slow
 def test_stepped_by_hand_through_dm_env_a_row_is_what_it_is_in_a_batch():
     """It depends neither on its neighbours nor on its padding; the loop is dm_env's own."""
     all_ = make_prompts(1)
@@ -275,6 +286,7 @@ def test_refuses():
         language_model.initial_state(PARAMS, make_prompts(0), P)
 
 
+@pytest.mark.slow
 def test_several_parameters_write_to_one_prompt():
     """Each row is what its own parameters write alone, in the order of the draws."""
     given = {"params": PARAMS["params"], "anchor": fresh_params(MODEL.init, 8)}

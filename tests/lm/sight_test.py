@@ -120,6 +120,7 @@ def full_pass(acting, completion) -> tuple[batches.Sequences, jax.Array]:
     return rows, apply(acting, rows.tokens, rows.positions, rows.segments, **rows.images)
 
 
+@pytest.mark.slow
 def test_greedy_texts_of_a_policy_are_those_of_the_full_pass():
     """The prompt is read once, with its images, for both samples of it."""
     got = greedy_texts(MODEL, params(), prompts(), 2)
@@ -194,6 +195,7 @@ LEARNING = tuning.Config(
 )
 
 
+@pytest.mark.slow
 def test_sft_learns_to_say_what_an_image_is_and_guesses_where_images_are_shuffled():
     """The images alone tell the answer; the projector learns with the decoder."""
     data = [Example((2, *IMAGE, 4), (12 + n % 2, 1), media=(medium(n),)) for n in range(8)]

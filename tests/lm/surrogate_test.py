@@ -100,7 +100,13 @@ def objective(log_pi: np.ndarray, ratio: str, normalisation: str) -> float:
     return total
 
 
-@pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(lambda f: f, id="eager", marks=pytest.mark.slow),
+        pytest.param(jax.jit, id="jit"),
+    ],
+)
 @pytest.mark.parametrize(
     ("ratio", "normalisation"),
     [

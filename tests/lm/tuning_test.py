@@ -130,6 +130,7 @@ def test_micro_batches_add_up_to_the_batch(reduction):
         close(end[0], ends[0][0], 1e-4)
 
 
+@pytest.mark.slow
 def test_packed_rows_learn_what_unpacked_ones_do():
     learning = dataclasses.replace(LEARNING, reduction="token")
     packed = dataclasses.replace(learning, batch_size=2)
@@ -313,6 +314,7 @@ def temporaries() -> tuple[int, int]:
     return analysis.temp_size_in_bytes, sum(4 * x.size for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.slow
 def test_a_step_takes_its_gradients_and_little_more(monkeypatch: pytest.MonkeyPatch):
     """The embedding is nearly all of this model; its gradient comes of two uses."""
     before, size = temporaries()
@@ -324,6 +326,7 @@ def test_a_step_takes_its_gradients_and_little_more(monkeypatch: pytest.MonkeyPa
     assert after < 1.3 * size + 3 * 2**18
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formats", [("int4", "none"), ("sfp8", "int8")])
 def test_learning_in_few_bits_is_that_of_float_numbers_at_what_is_held(formats: tuple[Any, Any]):
     plain = dataclasses.replace(LEARNING, optimizer="sgd", max_grad_norm=1e9, learning_rate=0.1)

@@ -98,7 +98,11 @@ def test_golden_rows(name: str):
     assert (c.clip_low, c.clip_high) == bounds.get(name, (0.2, 0.2))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Two between them take all ways: a value network and lambda returns; groups, and texts that cost.
+LEARN = [n if n in ("ppo", "dapo") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+
+
+@pytest.mark.parametrize("name", LEARN)
 def test_a_variant_learns_a_little(name: str):
     """The better text of each prompt becomes more probable than the other."""
     fields: dict[str, Any] = {"kl_coefficient": 0.0, "epochs": 1 if name == "reinforce" else 2}
@@ -171,7 +175,7 @@ def oracle(c: rlhf.Config) -> Any:
     ("name", "fields"),
     [
         ("grpo", {"kl_coefficient": 0.0, "clip_low": 0.03, "clip_high": 0.05}),
-        ("gspo", {"clip_low": 0.02, "clip_high": 0.03}),
+        pytest.param("gspo", {"clip_low": 0.02, "clip_high": 0.03}, marks=pytest.mark.slow),
     ],
 )
 def test_oracle_of_several_epochs(name: Any, fields: dict[str, Any]):
@@ -181,6 +185,7 @@ def test_oracle_of_several_epochs(name: Any, fields: dict[str, Any]):
     close(state.params, oracle(c), 2e-4)
 
 
+@pytest.mark.slow
 def test_prompts_whose_texts_are_equal_are_left_out():
     """The other prompt is what is learnt from, as if it were the batch."""
     rewards = np.array([1.0, 1.0, 0.25, 2.0], np.float32)
@@ -202,6 +207,7 @@ def test_prompts_whose_texts_are_equal_are_left_out():
     close(nothing.params, params(0), atol=0)
 
 
+@pytest.mark.slow
 def test_minibatches_sum_to_the_batch():
     """By plain gradient descent that does not move: the mean of the parts is the whole."""
     still = dataclasses.replace(FAST, optimizer="sgd", learning_rate=1e-4)
@@ -232,7 +238,7 @@ def test_values_before_the_batch_stay_the_targets_of_ppo():
     assert largest(free) > largest(held) > 0
 
 
-@pytest.mark.parametrize("correction", ["truncate", "mask"])
+@pytest.mark.parametrize("correction", ["truncate", pytest.param("mask", marks=pytest.mark.slow)])
 def test_texts_of_another_sampler_are_weighed(correction: Any):
     """`params(3)` wrote them: ratios differ from 1, and what is too far away is cut."""
     fields: dict[str, Any] = {"kl_coefficient": 0.0, "epochs": 1}
@@ -257,10 +263,13 @@ def test_texts_of_another_sampler_are_weighed(correction: Any):
     close(state.params, weighed.params)
 
 
-def test_long_texts_cost_and_cut_ones_are_masked():
+def test_long_texts_cost():
     got = policy_gradient.overlong(jnp.array([2, 8, 9, 10]), 10, 0.2)
     np.testing.assert_allclose(got, [0, 0, 0.5, 1])
-    # None of these texts is cut, so that masking those changes nothing.
+
+
+@pytest.mark.slow
+def test_masking_cut_texts_changes_nothing_where_none_is_cut():
     fields: dict[str, Any] = {"kl_coefficient": 0.0, "epochs": 1}
     one, _ = stepped(config("grpo", **fields))
     masked, _ = stepped(config("grpo", **fields, mask_truncated=True))

@@ -30,7 +30,7 @@ LAYERS, FIXED = (model._replace(rewards=jax.jit(model.rewards)) for model in (LA
 
 
 def drawn(model: reward_model.Model, seed: int) -> Any:
-    params = model.init(jax.random.key(seed))
+    params = jax.jit(model.init)(jax.random.key(seed))
     width = len(params["head"]["w"])
     w = jax.random.normal(jax.random.key(seed + 100), (width,))
     return {**params, "head": {"w": w, "b": jnp.float32(seed)}}

@@ -118,6 +118,7 @@ def test_kl_and_entropy_average_errors(seed: int, discount: float, scale: float,
     assert np.all(np.max(bound, (1, 2)) <= norm_bound * (1 + 1e-12) + SLACK)
 
 
+@pytest.mark.slow
 @property_test
 @hypothesis.given(
     seed=seeds, discount=discounts, scale=scales, alpha=st.sampled_from([0.0, 0.5, 0.95])
@@ -148,7 +149,14 @@ def mpi(m: float, name: str):
 
 
 @pytest.mark.parametrize(
-    "m, name", [(1, "kl"), (4, "kl"), (math.inf, "kl"), (1, "chi_squared"), (4, "alpha-1.5")]
+    "m, name",
+    [
+        (4, "kl"),
+        *(
+            pytest.param(*both, marks=pytest.mark.slow)
+            for both in ((1, "kl"), (math.inf, "kl"), (1, "chi_squared"), (4, "alpha-1.5"))
+        ),
+    ],
 )
 @property_test
 @hypothesis.given(seed=seeds, discount=discounts, scale=scales)
@@ -301,6 +309,7 @@ def test_politex_keeps_its_regret(seed: int, discount: float, scale: float, step
         assert regret <= bound + SLACK
 
 
+@pytest.mark.slow
 @property_test
 @hypothesis.given(seed=seeds, discount=discounts, tau=st.sampled_from([0.01, 0.1, 1.0]))
 def test_entropy_costs_no_more_than_its_bias(seed: int, discount: float, tau: float):

@@ -119,6 +119,7 @@ def test_the_scheme_of_deep_cpi_converges(garnets: MDP, optimum: solve.Solution)
     np.testing.assert_allclose(np.sum(np.exp(final.log_policy), -1), 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_line_search_is_the_best_of_its_rates(garnets: MDP):
     rates = np.array([0.0, *(2.0 ** np.arange(-10, 1))])
     every = run.run(conservative.cpi, garnets, 1, parameters={"rate": rates}, measure=objective)

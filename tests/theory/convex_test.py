@@ -94,7 +94,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", list(PAIRS))
+@pytest.mark.parametrize(
+    "name",
+    [n if n == "md-mpi" else pytest.param(n, marks=pytest.mark.slow) for n in PAIRS],
+)
 def test_a_scheme_is_its_method_with_evaluation_as_the_oracle(garnet: MDP, name: str):
     method, size, scheme = PAIRS[name]
     points = convex.minimize(method, minus_values(garnet), UNIFORM, size, NUM_ITERATIONS)
@@ -131,6 +134,7 @@ def test_md_mpi_is_mirror_descent_on_the_objective_where_occupancy_weighs_the_di
     assert largest > 0.01  # Without the weights the correspondence stops.
 
 
+@pytest.mark.slow
 def test_where_mirror_descent_and_dual_averaging_part():
     """They agree for KL, a constant step size and a uniform start; each of the three matters."""
     uniform = np.full((2, 3), -np.log(3))

@@ -158,12 +158,14 @@ def test_limits_of_the_temperatures(garnets: MDP, errors: np.ndarray):
     np.testing.assert_array_equal(history(mirror.md_vi(0.0), garnets, errors).q, plain)
 
 
+@pytest.mark.slow
 def test_soft_policy_iteration_reaches_the_soft_optimum(garnets: MDP):
     state = run.run(iteration.policy_iteration(0.1), garnets, 12).final
     optimum = solve.policy_iteration(garnets, tau=0.1, tolerance=1e-11)
     np.testing.assert_allclose(state.q, optimum.q, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_any_divergence_pulls(garnets: MDP, optimum: solve.Solution):
     for divergence in (regularizers.jensen_shannon, regularizers.chi_squared):
         scheme_ = mirror.md_mpi(0.1, m=math.inf, regularized=False, divergence=divergence)

@@ -39,6 +39,7 @@ def test_without_momentum_it_is_value_iteration(garnets: MDP, errors: np.ndarray
     np.testing.assert_allclose(h[:, 1:], 0.8 * h[:, :-1] + 0.2 * fixed.q[:, 1:], atol=1e-13)
 
 
+@pytest.mark.slow
 def test_it_averages_the_noise_of_sampling():
     """Where value iteration does not converge: the experiment of the papers."""
     mdps = garnet.make(jax.random.split(jax.random.key(0), 10))

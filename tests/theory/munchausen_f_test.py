@@ -36,11 +36,11 @@ def projection(z: Any) -> np.ndarray:
     ("name", "alpha", "tau", "outside"),
     [
         ("alpha-1.5", 0.9, 0.3, "threshold"),
-        ("alpha-1.5", 0.9, 0.3, "slope"),
-        ("chi_squared", 1.0, 0.2, "threshold"),
         ("chi_squared", 1.0, 0.2, "slope"),
-        ("hellinger", 0.5, 0.1, "slope"),
-        ("kl", 0.9, 0.1, "threshold"),
+        pytest.param("alpha-1.5", 0.9, 0.3, "slope", marks=pytest.mark.slow),
+        pytest.param("chi_squared", 1.0, 0.2, "threshold", marks=pytest.mark.slow),
+        pytest.param("hellinger", 0.5, 0.1, "slope", marks=pytest.mark.slow),
+        pytest.param("kl", 0.9, 0.1, "threshold", marks=pytest.mark.slow),
     ],
 )
 def test_it_is_mirror_descent_seen_through_a_change_of_variable(
@@ -119,6 +119,7 @@ def test_of_kl_it_is_munchausen_value_iteration(garnets: MDP, errors: np.ndarray
     )
 
 
+@pytest.mark.slow
 def test_without_the_bonus_it_is_value_iteration_regularised_by_f(garnets, errors):
     plain = history(iteration.value_iteration(0.1, divergence=ENTMAX), garnets, errors)
     for outside in OUTSIDE:
@@ -126,6 +127,7 @@ def test_without_the_bonus_it_is_value_iteration_regularised_by_f(garnets, error
         np.testing.assert_allclose(history(make, garnets, errors).q, plain.q, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_as_tau_vanishes_one_choice_is_advantage_learning_the_other_value_iteration(
     garnets, errors
 ):
@@ -137,7 +139,7 @@ def test_as_tau_vanishes_one_choice_is_advantage_learning_the_other_value_iterat
     assert np.max(np.abs(al.q - vi.q)) > 1
 
 
-@pytest.mark.parametrize("alpha", [0.7, 1.0])
+@pytest.mark.parametrize("alpha", [pytest.param(0.7, marks=pytest.mark.slow), 1.0])
 def test_averages_are_value_iteration_with_averaged_errors(
     garnets: MDP, errors: np.ndarray, alpha: float
 ):
@@ -157,6 +159,7 @@ def test_averages_are_value_iteration_with_averaged_errors(
         np.testing.assert_allclose(alpha * z[k] + q[:, k + 1], expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_gap_widens_outside_the_support_too_unless_it_is_floored(garnets: MDP):
     alpha, tau = 0.9, 0.3
     optimum = solve.policy_iteration(
@@ -175,6 +178,7 @@ def test_the_gap_widens_outside_the_support_too_unless_it_is_floored(garnets: MD
     assert np.all(ratios["slope"][is_out] < 10 - 1e-6)
 
 
+@pytest.mark.slow
 def test_only_the_threshold_averages_errors(garnets: MDP, optimum: solve.Solution):
     few, steps, tau = jax.tree.map(lambda x: x[:4], garnets), 400, 0.1
     errors = 0.5 * np.random.default_rng(5).normal(size=(4, steps, 12, 3))

@@ -61,6 +61,7 @@ def test_advantage_learning_is_its_limit(garnets: MDP, errors: np.ndarray):
     np.testing.assert_allclose(al.q, vi.q, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_action_gap_widens_by_one_over_one_minus_alpha(garnets: MDP):
     alphas, tau = np.array([0.5, 0.9]), 0.3
     parameters = {"alpha": alphas, "tau": np.full(2, tau)}

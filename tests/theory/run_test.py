@@ -28,7 +28,15 @@ EVERY = {name: entry.make(**entry.defaults) for name, entry in theory.SCHEMES.it
 LOOSE = {"cpi-optimal": 1.0, "soft-vi": 0.2, "soft-pi": 0.2, "soft-mpi": 0.2}
 
 
-@pytest.mark.parametrize("name", list(theory.SCHEMES))
+# Others are of a constructor of these with other arguments, or run below.
+SHOWN = {"vi", "soft-vi", "cpi-optimal", "cpi-adaptive", "md-mpi-1", "md-vi", "da-vi", "politex"}
+SHOWN |= {"m-vi-f", "speedy"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in SHOWN else pytest.param(n, marks=pytest.mark.slow) for n in theory.SCHEMES],
+)
 def test_every_scheme_gets_better(garnets: MDP, optimum: solve.Solution, name: str):
     few = jax.tree.map(lambda x: x[:4], garnets)
     entry = theory.SCHEMES[name]
@@ -66,8 +74,8 @@ def sampled_and_more(key: jax.Array, mdp: MDP) -> tuple[MDP, types.Array]:
     return mdp.sample(sample_key, 2), 1e-3 * jax.random.normal(key, mdp.reward.shape)
 
 
-# One of each kind of step is always looked at; the rest takes a minute to compile.
-QUICK = {"cpi-adaptive", "md-mpi-1", "m-vi", "movi", "al"}
+# Some kinds of steps are always looked at; the rest takes minutes to compile.
+QUICK = {"m-vi", "movi", "al"}
 SOME = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY]
 
 
@@ -93,7 +101,7 @@ def test_recorded_errors_make_the_same_run(garnets: MDP, name: str):
     np.testing.assert_allclose(np.exp(state.log_policy), policies[0, 3], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["adaptive", "line-search"])
+@pytest.mark.parametrize("name", ["adaptive", pytest.param("line-search", marks=pytest.mark.slow)])
 def test_errors_are_those_of_the_policy_that_was_evaluated(garnets: MDP, name: str):
     scheme = EVERY["cpi-" + name]
     seen = run.run(scheme, garnets, 5, noise=run.sampled(), key=jax.random.key(2)).records
@@ -103,6 +111,7 @@ def test_errors_are_those_of_the_policy_that_was_evaluated(garnets: MDP, name: s
     assert np.std(seen.error[:, 1:]) > 0.01
 
 
+@pytest.mark.slow
 def test_clipping_is_part_of_the_error(garnets: MDP):
     scheme = mirror.da_mpi(0.1, 0.05, m=3)
     first = run.run(scheme, garnets, 20, noise=run.sampled(2), key=jax.random.key(1), clip=True)
@@ -162,7 +171,11 @@ def test_a_temperature_of_zero_is_the_number(garnets: MDP):
 
 
 @pytest.mark.parametrize(
-    "make, name", [(iteration.value_iteration, "tau"), (mirror.md_mpi, "lambda_")]
+    "make, name",
+    [
+        (iteration.value_iteration, "tau"),
+        pytest.param(mirror.md_mpi, "lambda_", marks=pytest.mark.slow),
+    ],
 )
 def test_the_one_temperature_of_another_divergence_may_be_many(garnets: MDP, make, name: str):
     make_chi_squared = functools.partial(make, divergence=regularizers.chi_squared)
@@ -173,6 +186,7 @@ def test_the_one_temperature_of_another_divergence_may_be_many(garnets: MDP, mak
     assert np.max(np.abs(many.q[0] - many.q[1])) > 0.01
 
 
+@pytest.mark.slow
 def test_sampled_evaluation_is_right_on_average(garnets: MDP):
     one = jax.tree.map(lambda x: x[0], garnets)
     state = run.run(mirror.md_vi(0.1, 0.1), one, 30).final

@@ -128,6 +128,7 @@ def test_the_gradient_of_the_objective_is_the_slope(garnets: MDP, direction: np.
     np.testing.assert_allclose((objective(1e-5) - objective(-1e-5)) / 2e-5, slope, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_states():
     process = garnet.make(jax.random.key(0), garnet.Config(num_states=20_000, discount=0.99))
     solution = solve.value_iteration(process, num_sweeps=5)

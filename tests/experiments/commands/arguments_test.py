@@ -4,6 +4,7 @@ Each is refused in one line, with status 2, before anything is compiled or writt
 """
 
 import argparse
+import functools
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -101,11 +102,16 @@ def test_numbers_and_seeds_of_no_use_are_refused_by_the_parser_of_every_command(
 
 def _parse(line: tuple[str, ...]) -> None:
     """Raises argparse's error, where the command would print it and end."""
-    parser = cli._parser()
-    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    command = commands.choices[line[0]]
+    command = _commands().choices[line[0]]
     command.exit_on_error = False
     command.parse_args(line[1:])
+
+
+@functools.cache
+def _commands() -> argparse._SubParsersAction:
+    """Returns the parsers of all commands, made once."""
+    actions = cli._parser()._actions
+    return next(a for a in actions if isinstance(a, argparse._SubParsersAction))
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_image_is_seen_and_read_once(
     sees: pathlib.Path, picture: pathlib.Path, begins: list[int]
 ):
@@ -388,7 +389,7 @@ class Terminal:
         self._program.wait()
 
 
-@pytest.mark.parametrize("width", [80, 5, 0])
+@pytest.mark.parametrize("width", [80, 0, pytest.param(5, marks=pytest.mark.slow)])
 def test_lines_are_edited_at_a_terminal_of_any_width(width: int):
     with Terminal(ECHO, width=width) as terminal:
         assert terminal.until("> ").endswith("> ")

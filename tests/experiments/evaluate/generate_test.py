@@ -69,6 +69,7 @@ def test_a_stop_text_ends_a_text_within_tokens_and_across_them(
         generate.Writer(checkpoint=checkpoint, max_new_tokens=1, stop_texts=("",))
 
 
+@pytest.mark.slow
 def test_prompts_in_batches_are_those_one_at_a_time(
     checkpoint: model_files.Checkpoint, greedy: generate.Writer
 ):
@@ -147,6 +148,7 @@ def test_a_file_is_completed_line_by_line_and_kept(
     assert status == 2 and "--out goes with --prompts FILE" in said
 
 
+@pytest.mark.slow
 def test_half_precision_and_filters_are_flags(
     untuned: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -174,6 +176,7 @@ def test_half_precision_and_filters_are_flags(
         assert status == 2 and message in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_answers_about_images(
     sees: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -52,6 +52,7 @@ def test_the_better_answer_is_chosen(untuned: pathlib.Path, tmp_path: pathlib.Pa
         assert [*pair.rejected.completion] == row["rejected"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ends")
 def test_wrong_labels_and_earlier_pairs(
     untuned: pathlib.Path, tmp_path: pathlib.Path, few_sums: None

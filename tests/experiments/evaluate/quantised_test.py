@@ -37,7 +37,7 @@ MODEL = gemma.make(CONFIG)
 @pytest.fixture(scope="module")
 def params() -> dict:
     # Sharper than initial parameters, so that few bits are seen.
-    return jax.tree.map(lambda x: 3.0 * x, MODEL.init(jax.random.key(0)))
+    return jax.jit(lambda key: jax.tree.map(lambda x: 3.0 * x, MODEL.init(key)))(jax.random.key(0))
 
 
 def test_the_bytes_are_those_of_codes_and_of_what_stays_float(params: dict):

@@ -43,6 +43,7 @@ def written(out: pathlib.Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_a_pipeline_runs_once_and_redoes_what_changed(tmp_path: pathlib.Path):
     out, said, ticks = tmp_path / "out", list[str](), list[tuple[int, int]]()
     given = contents()
@@ -90,6 +91,7 @@ def test_nothing_is_done_before_all_is_checked(tmp_path: pathlib.Path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_is_named(tmp_path: pathlib.Path):
     given = contents(settings={"batch_size": 4, "max_prompt_length": 2, "overlong": "error"})
     with pytest.raises(running.Failed, match="stage start ended with status 2"):

@@ -134,6 +134,7 @@ def changed(config: Any, default: Any, prefix: str = "") -> list[str]:
     return settings
 
 
+@pytest.mark.slow
 def test_it_runs_in_small_and_says_how_long_in_large(tmp_path: pathlib.Path):
     settings = changed(CONFIG, bond.Config())
     checks = reproduce.reproduce("bond", tmp_path / "out", settings, lambda line: None)

@@ -64,6 +64,7 @@ def test_what_is_not_a_number_does_not_hold() -> None:
     assert judged(nan, nan, nan) == [False] * 7
 
 
+@pytest.mark.slow
 def test_where_nothing_can_differ_nothing_is_judged() -> None:
     sizes = garnet.Config(num_states=4, num_actions=1, branching=2)
     config = connections.Config(

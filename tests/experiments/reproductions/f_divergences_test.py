@@ -14,6 +14,7 @@ from kullback.experiments.reproductions import f_divergences, gaussian_classes
 CLASSES = gaussian_classes.Config(classes=5, dimension=4, num_train=200, num_test=200, steps=60)
 
 
+@pytest.mark.slow
 def test_a_classifier_learns_and_sparse_operators_support_few_classes():
     measured = {
         name: gaussian_classes.classifier(CLASSES, regularizers.named(name))(0)

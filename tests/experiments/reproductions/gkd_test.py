@@ -51,7 +51,7 @@ def test_lambda_0_learns_from_the_data_set_alone_and_lambda_1_from_none_of_it(
     setup: setups.Setup,
 ):
     trainer = students.distiller(setup, "kl")
-    student, teacher = (setup.student.init(jax.random.key(n)) for n in (0, 1))
+    student, teacher = (jax.jit(setup.student.init)(jax.random.key(n)) for n in (0, 1))
     rows = np.asarray(setup.rows.tokens)
     broken = np.where(setup.rows.is_answer, (rows + 1) % 200, rows)  # Other completions.
     other = setup._replace(rows=setup.rows._replace(tokens=broken))
@@ -85,20 +85,21 @@ def test_the_coins_follow_lambda(setup: setups.Setup, monkeypatch: pytest.Monkey
         return state, np.zeros(1)
 
     trainer = students.distiller(setup, "kl")._replace(run=run)
-    params = setup.student.init(jax.random.key(0))
+    params = jax.jit(setup.student.init)(jax.random.key(0))
     for fraction, low, high in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
         coins.clear()
         students.learn(setup, trainer, 200, 3, start=params, fraction=fraction)
         assert len(coins) == 200 and low <= sum(coins) <= high
 
 
+@pytest.mark.slow
 def test_distance_is_0_from_a_model_to_itself_and_a_mean_over_sequences(setup: setups.Setup):
     same = setup._replace(teacher=setup.student)
-    params = setup.student.init(jax.random.key(1))
+    params = jax.jit(setup.student.init)(jax.random.key(1))
     rows = students.prefixes(same, setup.student, params, seed=0)
     value, entropy = students.distance(same, "kl")(params, params, rows)
     assert abs(float(value)) < 1e-6 and 4 < float(entropy) < np.log(262)
-    other = setup.student.init(jax.random.key(2))
+    other = jax.jit(setup.student.init)(jax.random.key(2))
     measure = students.distance(same, "kl")
     each = [float(measure(params, other, batches.Sequences(*row))[0]) for row in _single(rows)]
     two = jax.tree.map(lambda x: x[:2], rows)

@@ -52,6 +52,7 @@ def test_the_first_letter_decides_and_an_empty_text_teaches_nothing():
     assert float(reward[2]) == pytest.approx(float(jnp.mean(reward[:4])), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_lengths_of_a_policy_of_uniform_tokens():
     """Of 6 ids 4 are letters and one ends: letters of n more tokens are 4 (1 - (5/6)^n) on mean."""
     model, language = gemma.make(LANGUAGE.decoder(8, 1)), letters.make(LANGUAGE, 0)

@@ -83,7 +83,7 @@ def perceptron() -> gemma.Model:
 @pytest.mark.slow
 def test_the_perceptron_is_one_function_in_both_passes():
     model = perceptron()
-    params = model.init(jax.random.key(1))
+    params = jax.jit(model.init)(jax.random.key(1))
     rows = np.random.default_rng(0).integers(0, 6, (3, 5))
     whole = jax.jit(model.features)(params, rows)
     decode = jax.jit(model.decode)
@@ -102,7 +102,7 @@ def test_the_perceptron_is_one_function_in_both_passes():
 
 def test_the_perceptron_sees_the_past_and_not_the_future():
     model = perceptron()
-    params = model.init(jax.random.key(1))
+    params = jax.jit(model.init)(jax.random.key(1))
     features = jax.jit(model.features)
     rows = np.array([[2, 3, 4, 5, 2]])
     base = features(params, rows)
@@ -143,6 +143,7 @@ def test_reinforce_raises_gold_and_leaves_the_start():
         jax.tree.map(close, records[at][1], expected)
 
 
+@pytest.mark.slow
 def test_the_kl_agrees_with_that_of_all_texts():
     """Oracle: all 6^3 ways to go on from each held-out prompt, with their probabilities."""
     model, start = perceptron(), world().start(0)

@@ -26,6 +26,7 @@ def test_it_runs_and_its_checks_can_fail(
     assert held(broken, "(theorem 1)")
 
 
+@pytest.mark.slow
 def test_a_users_process_has_no_interval(run_small: Any, held: Any, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "chain.npz"
     mdp.save(path, worlds.chain(4, slip=0.2, discount=0.9))

@@ -9,6 +9,7 @@ from kullback.experiments.reproductions import reward_models, reward_toy
 from kullback.lm import batches, reward_model, warm
 
 
+@pytest.mark.slow
 def test_members_are_learners_of_their_own_settings():
     """Oracle: the plain learner with a member's own configuration, step by step."""
     config = reward_models.settings(8, (1e-2, 1e-3), (0.05, 0.1))

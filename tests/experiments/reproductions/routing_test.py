@@ -26,6 +26,7 @@ def test_golden_chains():
     assert routing.carries((27, 58)) and not routing.carries((27, 52))
 
 
+@pytest.mark.slow
 def test_chains_mislead_where_units_carry_and_as_often_as_they_should():
     config = routing.Config(chains=4)
     problems = routing.problems("train")
@@ -62,6 +63,7 @@ def test_all_texts_fit():
         assert len(example.completion) <= config.learning.max_new_tokens
 
 
+@pytest.mark.slow
 def test_it_runs_small(tmp_path: pathlib.Path):
     said: list[str] = []
     checks = reproduce.reproduce("routing", tmp_path / "out", SMALL, said.append)

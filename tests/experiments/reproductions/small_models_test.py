@@ -94,7 +94,7 @@ def model(width: int = 8, layers: int = 2) -> gemma.Model:
 
 def test_all_layers_see_the_whole_context():
     decoder = model()
-    params = decoder.init(jax.random.key(0))
+    params = jax.jit(decoder.init)(jax.random.key(0))
     tokens = np.array([[1, 2, 3, 4, 5, 1, 2]])
     other = np.array([[3, 2, 3, 4, 5, 1, 2]])
     apply = jax.jit(decoder.apply)
@@ -108,16 +108,16 @@ def test_an_untied_model():
     tokens = jax.random.randint(jax.random.key(1), (40, 7), 0, 6)
     wide = gemma.make(small_models.decoder(6, 64, 2, 7))
     random = small_models.untied(wide, scale=2.5)
-    logits = random.apply(random.init(jax.random.key(0)), tokens)
+    logits = random.apply(jax.jit(random.init)(jax.random.key(0)), tokens)
     assert 2 < logits.std() < 3  # Of N(0, 2.5), six heads drawn.
     # Without branches nothing but the last token counts.
     simple = small_models.untied(wide, scale=2.5, branch=0.0)
-    logits = np.asarray(simple.apply(simple.init(jax.random.key(0)), tokens))
+    logits = np.asarray(simple.apply(jax.jit(simple.init)(jax.random.key(0)), tokens))
     for token in range(6):
         same = logits[np.asarray(tokens) == token]
         np.testing.assert_allclose(same, np.broadcast_to(same[:1], same.shape), atol=1e-4)
     # The cache unembeds by the same head.
-    acting, rows = {"params": random.init(jax.random.key(0))}, np.asarray(tokens)
+    acting, rows = {"params": jax.jit(random.init)(jax.random.key(0))}, np.asarray(tokens)
     greedy = completions.sampler(random, 3, sampling=Sampling(temperature=0), stop_tokens=())
     prompts = batches.Prompts(rows[:, :4], np.full(40, 4))
     written = greedy.sequences(acting, prompts, jax.random.key(2)).tokens

@@ -51,13 +51,14 @@ def test_the_diversity_arms_have_equal_data_and_the_budget_arms_grow():
     assert [n * k for n, k in arms[:3]] == [512] * 3
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_the_oracle_has_golden_equal_to_proxy(models: hacking.Models):
     config = hacking.Config(**TINY)
-    oracle = models.oracle.init(jax.random.key(3))
+    oracle = jax.jit(models.oracle.init)(jax.random.key(3))
     same = models._replace(teacher=models.oracle)
     prompts = hacking.draw_prompts(config, jax.random.key(1), 32)
     golden, proxy = hacking.references(same, oracle, oracle, prompts, jax.random.key(2))
-    student = models.student.init(jax.random.key(4))
+    student = jax.jit(models.student.init)(jax.random.key(4))
     measured = [float(hacking.distance(models.student, student, *x)) for x in (golden, proxy)]
     assert measured[0] == measured[1] > 0
     np.testing.assert_array_equal(golden[0].tokens, proxy[0].tokens)

@@ -81,6 +81,7 @@ def test_the_model_is_the_function_in_both_passes():
         np.testing.assert_array_equal(decoded[b, pad:], expected[b, : 7 - pad])
 
 
+@pytest.mark.slow
 def test_texts_in_one_row_follow_their_own_lines():
     model = token_line.teacher(small_models.decoder(32, 8, 1, 12))
     one, two = np.array([[3, 4, 9]]), np.array([[20, 20]])
@@ -129,7 +130,7 @@ def test_sizes_are_checked(field: str, value: int):
 
 @pytest.mark.slow
 def test_distances_are_after_whose_prefixes_they_say(setup: setups.Setup):
-    student = setup.student.init(jax.random.key(0))
+    student = jax.jit(setup.student.init)(jax.random.key(0))
     measure = students.distance(setup, "kl")
     measured = students.measured(setup, measure, student, {}, seed=1, divergence="kl")
     for model, params, name in (

@@ -91,6 +91,7 @@ def test_pairs_are_as_gold_labels_them_and_wrong_ones_are_known():
     assert reward_models.accuracies(right, margins)["corrupted"] is None
 
 
+@pytest.mark.slow
 def test_a_climb_is_of_a_known_slope():
     """Up r(x) = c . x it goes on; with a price alpha of a nat it stays at mu = c / alpha."""
     sizes = dataclasses.replace(TOY, climbs=400, climb_batch=2_048, evaluation=4_096)

@@ -140,6 +140,7 @@ def test_what_no_name_stands_for_must_be_handed_over_again(tmp_path: pathlib.Pat
     assert experiments.load(path, environment=toy.chain).spec.shape == (8,)
 
 
+@pytest.mark.slow
 def test_a_host_run_is_loaded_evaluated_and_filmed(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):

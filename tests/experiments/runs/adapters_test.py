@@ -104,6 +104,7 @@ def test_a_run_that_was_killed_goes_on_bit_by_bit(run: pathlib.Path, tmp_path: p
     assert repeated(part) == repeated(run)
 
 
+@pytest.mark.slow
 def test_a_base_that_has_changed_is_refused(
     run: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -193,6 +194,7 @@ def test_merges_know_the_base_of_runs_of_adapters(
     assert "base" in refused("merge", run, base, *given, "--out", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_merges_find_a_base_that_has_moved(
     run: pathlib.Path, base: pathlib.Path, tmp_path: pathlib.Path, kullback: Any, refused: Any
 ):

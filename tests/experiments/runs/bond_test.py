@@ -86,6 +86,7 @@ def test_what_a_run_logs(run: pathlib.Path):
         assert line["score"] == value([], [line["completion"]], [])[0]
 
 
+@pytest.mark.slow
 def test_returns_are_those_of_the_policys_texts(run: pathlib.Path):
     """The policy stands before those of its anchor, and alone writes in an evaluation."""
     work = setup(run)
@@ -110,6 +111,7 @@ def test_the_anchor_counts_in_memory(run: pathlib.Path):
     assert (work.setting.rows, work.setting.per_row) == (2, 2), "of three texts two are learnt"
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_goes_on_bit_by_bit(run: pathlib.Path, tmp_path: pathlib.Path):
     part = as_killed(run, tmp_path / "part", 2)
     experiments.resume(part, quiet=True, trust_code=True)
@@ -117,6 +119,7 @@ def test_a_run_that_is_interrupted_goes_on_bit_by_bit(run: pathlib.Path, tmp_pat
     assert repeated(part) == repeated(run)
 
 
+@pytest.mark.slow
 def test_a_monotone_change_of_the_reward_leaves_a_run_as_it_is(
     run: pathlib.Path, start: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -170,6 +173,7 @@ def test_members_of_warp_learn_by_it(
     assert names[0] == names[1]
 
 
+@pytest.mark.slow
 def test_rewards_rise(start: pathlib.Path, tmp_path: pathlib.Path):
     """Letters that are worth much, in 60 steps; two seeds."""
     for seed in (0, 1):

@@ -108,6 +108,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
     return train(Place, tmp_path_factory.mktemp("trained") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "eval_every",
     [
@@ -134,6 +135,7 @@ def test_a_host_evaluation_that_is_stopped_is_done_again(eval_every, tmp_path):
     assert len(repeated(run)) == len(repeated(whole))
 
 
+@pytest.mark.slow
 def test_a_compiled_evaluation_that_is_stopped_is_done_again(tmp_path):
     evaluated_in = []  # One is made before training, to be checked; the second is evaluated in.
 
@@ -188,7 +190,8 @@ def test_a_picture_that_a_kill_left_behind_is_drawn_when_the_finished_run_is_tak
     assert curve.stat().st_mtime_ns == drawn, "it was up to date"
 
 
-@pytest.mark.parametrize("num_seeds", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [1, 2])
 def test_what_is_made_is_closed(num_seeds, tmp_path):
     run = train(Place, tmp_path / "run", num_seeds=num_seeds)
     assert Place.open == 0 and Place.instances == {1: 3, 2: 6}[num_seeds]  # One is only checked.

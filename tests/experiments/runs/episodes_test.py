@@ -119,8 +119,9 @@ def sure(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     ("rate", "runs_away"),
-    [("5e-2", True), pytest.param("1e-4", False, marks=pytest.mark.slow)],
+    [("5e-2", True), ("1e-4", False)],
 )
+@pytest.mark.slow
 def test_a_policy_that_runs_away_is_said_once(
     rate: str,
     runs_away: bool,
@@ -339,6 +340,7 @@ def test_the_command_line_of_rlef_and_of_the_combined_objective(
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_the_best_of_some_answers(
     run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -45,11 +45,13 @@ def run(start: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathli
     return train(tmp_path_factory.mktemp("few") / "run", *FEW_BITS, model=str(start))
 
 
+@pytest.mark.slow
 def test_its_model_has_the_numbers_of_the_format(run: pathlib.Path, start: pathlib.Path):
     assert largest_error(params_of(start)) > 1e-3
     assert largest_error(params_of(run)) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_bit_by_bit(run: pathlib.Path, tmp_path: pathlib.Path):
     part = as_killed(run, tmp_path / "part", 2)
     experiments.resume(part, quiet=True)

@@ -79,6 +79,7 @@ def test_adapters_are_learnt_beside_a_base_in_few_bits(run: pathlib.Path, base: 
     assert trees.num_bytes(narrow) < 0.3 * trees.num_bytes(params)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_bit_by_bit(run: pathlib.Path, tmp_path: pathlib.Path):
     part = as_killed(run, tmp_path / "part", 2)
     experiments.resume(part, quiet=True)

@@ -63,6 +63,7 @@ def with_old_config(folder) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_what_is_not_scaled_is_said_once(tmp_path, capsys):
     experiments.train("dqn", make(), out=tmp_path / "run", **OPTIONS)
     note = "note: 1 of 2 dimensions of the observation are not scaled (0): their declared bounds"
@@ -85,7 +86,7 @@ def test_a_grid_of_bytes_that_may_be_categories_is_said():
     assert not said(4, 20, 20, frame_stack=4)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("dtype", [np.uint8, pytest.param(np.float32, marks=pytest.mark.slow)])
 def test_a_run_of_version_0_1_goes_on_reading_as_it_did_and_says_so(dtype, tmp_path, capsys):
     folder = experiments.train("dqn", make(HUGE, dtype), out=tmp_path / "run", **OPTIONS)
     now = experiments.load(folder, environment=make(HUGE, dtype))

@@ -78,6 +78,7 @@ def test_a_run_folder_of_a_language_model(teacher: pathlib.Path):
     assert checkpoint.tokenizer.vocab_size == checkpoint.config.vocab_size
 
 
+@pytest.mark.slow
 def test_random_weights_and_fewer_held_out_examples_than_asked_for_are_said_before_the_run(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -134,6 +135,7 @@ def test_a_trained_model_may_compute_otherwise_and_be_no_other(
         train(tmp_path / "other", "sft", model=str(teacher), model_flags=other)
 
 
+@pytest.mark.slow
 def test_packed_data_of_another_tokenizer(teacher: pathlib.Path, tmp_path: pathlib.Path):
     """Rows of 24 tokens hold two sums or more."""
     settings = ("pack=True", "reduction=token", "max_prompt_length=12", "max_new_tokens=12")
@@ -173,6 +175,7 @@ def assert_equal_runs(one: pathlib.Path, other: pathlib.Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
     teacher: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -195,6 +198,7 @@ def test_a_student_that_is_interrupted_goes_on_bit_by_bit(
     assert run_folder.RunFolder(part).config()["plan"]["steps"] == 6
 
 
+@pytest.mark.slow
 def test_a_run_watches_the_distance_to_its_teacher(
     teacher: pathlib.Path,
     distilled: pathlib.Path,
@@ -236,6 +240,7 @@ def test_a_run_watches_the_distance_to_its_teacher(
     np.testing.assert_allclose(rows[-1], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_later_seeds_begin_with_the_model_that_the_first_began_with(
     teacher: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -258,6 +263,7 @@ def test_later_seeds_begin_with_the_model_that_the_first_began_with(
     assert {row["seed"] for row in run_folder.RunFolder(path).rows()} == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_changed_is_refused(distilled: pathlib.Path, tmp_path: pathlib.Path):
     path = tmp_path / "run"
     shutil.copytree(distilled, path)
@@ -267,6 +273,7 @@ def test_a_teacher_that_has_changed_is_refused(distilled: pathlib.Path, tmp_path
         experiments.resume(path, steps=8, quiet=True, accept_changes=True)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_no_part_of_a_checkpoint(distilled: pathlib.Path):
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(models.load(distilled).params))
     (newest,) = (distilled / "checkpoints").glob("*6")
@@ -314,6 +321,7 @@ def test_greedy_generation_is_the_argmax_of_the_whole_pass(teacher: pathlib.Path
         ids = [*ids, token]
 
 
+@pytest.mark.slow
 def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path: pathlib.Path):
     # The first step's learning rate is 0, that of a warm-up from nothing.
     given: dict[str, Any] = {"model": str(teacher), "model_flags": (), "num_seeds": 2, "steps": 1}

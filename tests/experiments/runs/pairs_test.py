@@ -144,6 +144,7 @@ def test_an_epoch_is_of_pairs(task: str, start: pathlib.Path):
     assert setup.epoch == (len(setup.splits.train), "pairs", 4)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_by_bit_without_its_start(
     run: pathlib.Path, tmp_path: pathlib.Path, start: pathlib.Path
 ):
@@ -194,6 +195,7 @@ def test_seeds_share_one_reference(task: str, start: pathlib.Path, tmp_path: pat
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), *ends)))
 
 
+@pytest.mark.slow
 def test_online_dpo_from_the_command_line(
     task: str, start: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -198,6 +198,7 @@ def two_answers() -> tokens.Completion:
     )
 
 
+@pytest.mark.slow
 def test_both_scorers_of_a_population(population: pathlib.Path):
     scorers = [reward_models.scorer(population, ensemble=ensemble) for ensemble in (False, True)]
     config = model_files.saved_config(population)
@@ -215,6 +216,7 @@ def test_both_scorers_of_a_population(population: pathlib.Path):
         np.testing.assert_allclose(got, given, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sum_has_several_reward_models(population: pathlib.Path):
     bpe, task = tokenizer.load(population / "tokenizer"), tasks.make("tokens/arithmetic")
     name = f"reward-model:{population}"
@@ -238,6 +240,7 @@ def test_a_reward_model_has_the_ids_that_the_policy_writes(population: pathlib.P
         rewards.parse(name, task, bpe, config.vocab_size + 1)
 
 
+@pytest.mark.slow
 def test_a_reward_model_goes_on_from_another(
     population: pathlib.Path, task: str, tmp_path: pathlib.Path
 ):

@@ -173,6 +173,7 @@ def test_an_unknown_name_is_a_line(capsys: pytest.CaptureFixture[str]):
     )
 
 
+@pytest.mark.slow
 def test_what_is_derived_from_it_carries_its_notice(
     site, whole: bytes, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -294,6 +294,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return train(tmp_path_factory.mktemp("start") / "run", "sft", "tiny", model_flags=flags)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_by_what_the_server_said_and_drops_groups(
     start: pathlib.Path, tmp_path: pathlib.Path
 ):
@@ -335,6 +336,7 @@ def test_a_run_goes_on_by_what_the_server_said_and_drops_groups(
         experiments.resume(as_killed(whole, tmp_path / "strange", 3), quiet=True)
 
 
+@pytest.mark.slow
 def test_a_dropped_group_changes_nothing_that_is_learnt(
     start: pathlib.Path, tmp_path: pathlib.Path
 ):

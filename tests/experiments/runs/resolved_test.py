@@ -58,6 +58,7 @@ def _leaves(tree: Any) -> list[Any]:
     return [tree]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_it_began_when_presets_change(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -182,6 +182,7 @@ def both(tmp_path_factory) -> pathlib.Path:
     return experiments.train("m-dqn", "gym/CartPole-v1", num_seeds=2, out=out, **HOST)
 
 
+@pytest.mark.slow
 def test_seeds_of_a_host_run_have_folders_of_their_own_and_a_seed_decides_a_run(both, alone):
     assert repeated(both / "seed_1") == repeated(alone)
     assert repeated(both) == repeated(both / "seed_0") + repeated(both / "seed_1")
@@ -237,6 +238,7 @@ def drawable(state: host.RunState) -> dict[tuple[int, int], np.ndarray]:
     return drawable
 
 
+@pytest.mark.slow
 def test_what_was_handed_over_in_python_is_handed_over_again_to_resume(tmp_path):
     def agent(spec: types.Spec) -> types.Agent:
         return munchausen.make(None, spec, munchausen.presets("toy"))
@@ -324,6 +326,7 @@ def test_a_run_that_has_no_checkpoint_and_no_row_is_begun(tmp_path):
     assert experiments.load(tmp_path / "copy").env_steps == 1_000
 
 
+@pytest.mark.slow
 def test_a_checkpoint_has_a_score_only_if_it_was_evaluated_then_and_the_best_is_saved(tmp_path):
     returns = iter([0.5, 1.0, 1.0, 0.2])
 
@@ -377,6 +380,7 @@ def test_a_damaged_replay_is_left_out_on_demand(alone, tmp_path):
     experiments.resume(path, steps=2_400, quiet=True)  # What it has filled since is whole.
 
 
+@pytest.mark.slow
 def test_a_seed_that_cannot_go_on_is_known_before_another_has_worked(both, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(both, path)

@@ -34,6 +34,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return train(path, "sft", "tiny", model_flags=MODEL, settings=SHORT[:3])
 
 
+@pytest.mark.slow
 def test_ppo_with_epochs_and_minibatches_goes_on_bit_by_bit(
     start: pathlib.Path, tmp_path: pathlib.Path
 ):

@@ -84,6 +84,7 @@ def test_an_epoch_is_of_what_is_batched(
     assert rate.decay_steps == (steps if "schedule=cosine" in settings else 0)
 
 
+@pytest.mark.slow
 def test_a_run_of_epochs_says_its_steps_and_is_prolonged(
     folder: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):

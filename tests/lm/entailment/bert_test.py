@@ -71,7 +71,7 @@ def test_padding_on_the_right_and_other_rows_change_nothing(kind):
 @pytest.mark.slow
 def test_tokens_before_padding_do_matter():
     model = bert.make(CONFIG)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     ids, mask, kinds = rows(1, 6)
     changed = ids.copy()
     changed[0, 5] = (ids[0, 5] + 1) % 20
@@ -84,7 +84,7 @@ def test_tokens_before_padding_do_matter():
 @pytest.mark.slow
 def test_layers_in_two_parts_are_all_layers_and_jit_changes_nothing():
     model = bert.make(dataclasses.replace(CONFIG, num_layers=3))
-    params = model.init(jax.random.key(1))
+    params = jax.jit(model.init)(jax.random.key(1))
     inputs = rows(4, 10)
     x = model.embed(params["embeddings"], *inputs)
     for part in (slice(0, 1), slice(1, 3)):
@@ -118,7 +118,7 @@ def test_the_program_is_of_one_size_whatever_the_depth():
 @pytest.mark.slow
 def test_a_bfloat16_model_is_near():
     model = bert.make(CONFIG)
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     inputs = rows(2, 5)
     logits = model.logits(half, *inputs)

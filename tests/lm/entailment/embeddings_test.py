@@ -80,6 +80,7 @@ def test_each_sentence_is_read_once():
     np.testing.assert_allclose(got[1], expected)
 
 
+@pytest.mark.slow
 def test_how_many_pairs_are_asked_at_once_changes_nothing():
     probability = embeddings.probability(model(), 4)
     pairs = [(a, b) for a in TEXTS for b in TEXTS if b][:9]
