@@ -47,10 +47,12 @@ os.environ["KULLBACK_CACHE"] = str(ROOT / ".cache" / "kullback")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # `make test` draws its examples from the tests' names: it fails for what was changed, never by
-# chance. `make test-all` draws new ones, and a failure prints the line that repeats it. Numbers
-# that reach XLA are never subnormal: it flushes them to zero where NumPy does not.
-hypothesis.settings.register_profile("repeatable", derandomize=True, print_blob=True)
-hypothesis.settings.register_profile("random", derandomize=False, print_blob=True)
+# chance. `make test-all` draws more, and new ones; a failure prints the line that repeats it.
+# Numbers that reach XLA are never subnormal: it flushes them to zero where NumPy does not.
+hypothesis.settings.register_profile(
+    "repeatable", derandomize=True, print_blob=True, max_examples=10
+)
+hypothesis.settings.register_profile("random", derandomize=False, print_blob=True, max_examples=25)
 hypothesis.settings.load_profile(os.environ.get("KULLBACK_TEST_EXAMPLES", "repeatable"))
 
 

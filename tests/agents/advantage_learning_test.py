@@ -24,7 +24,7 @@ def test_golden():
     np.testing.assert_allclose(target(q_tm1, 1, 1.0, 0.5, q_t, alpha=0.9), 4.0, rtol=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(q_tm1=q_values, q_t=q_values, action=st.integers(0, 2))
 def test_oracle_and_limits(q_tm1, q_t, action):
     got = target(q_tm1, action, 1.0, 0.99, q_t, alpha=0.9)

@@ -78,7 +78,7 @@ def test_golden():
 
 # rlax's own cross-entropy says that it will go.
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     logits_tm1=all_logits,
     logits_t=all_logits,
@@ -100,7 +100,7 @@ def test_target_and_loss_are_those_of_the_definition_and_of_rlax(
     np.testing.assert_allclose(theirs, expected, rtol=1e-4, atol=1e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(logits_t=all_logits, reward=st.floats(-1, 1, width=32, allow_subnormal=False))
 def test_where_nothing_is_clipped_the_mean_of_the_target_is_the_target_of_dqn(logits_t, reward):
     q = (softmax(logits_t) @ Z).astype(np.float32)
@@ -121,7 +121,10 @@ def test_divergence_is_the_cross_entropy_less_the_entropy_and_none_of_equal_mass
     )
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["single", "double"])
+@pytest.mark.parametrize(
+    "double",
+    [pytest.param(False, id="single", marks=pytest.mark.slow), pytest.param(True, id="double")],
+)
 def test_loss_and_priorities_are_those_of_the_definition(double):
     config = rainbow.Config(atoms=ATOMS, hidden=0, double=double, learning=small())
     agent = rainbow.make(None, SPEC, config)

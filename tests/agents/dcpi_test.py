@@ -52,7 +52,7 @@ def test_golden():
     np.testing.assert_allclose(loss["reverse"](flat, mixed), 0.0204110, rtol=1e-4)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(q=values, actor=values, old=values, rate=rates)
 def test_oracle(q, actor, old, rate):
     prior, pi = softmax(old), softmax(actor)
@@ -67,14 +67,14 @@ def test_oracle(q, actor, old, rate):
     np.testing.assert_allclose(loss["reverse"](actor, got), reverse, rtol=1e-4, atol=2e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(q=values, actor=values)
 def test_with_rate_one_and_a_greedy_actor_it_is_dqn(q, actor):
     greedy = jnp.log(mixture(q, jax.nn.log_softmax(actor), 1.0))
     np.testing.assert_allclose(target(0.7, 0.9, q, greedy), plain(q, 0, 0.7, 0.9, q), atol=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(actor=values)
 def test_losses_are_least_at_the_mixture(actor):
     mixed = softmax(actor).astype(np.float32)
@@ -96,7 +96,7 @@ def test_gradients_are_finite_where_the_mixture_has_one_action():
     assert np.abs(gradient["reverse"](actor, certain)[0]) < 1e-6
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(actor=values, q=values, rate=rates, count=st.integers(1, 20))
 def test_exact_updates_approach_the_greedy_action_at_the_rate(actor, q, rate, count):
     first = policy = softmax(actor)
@@ -135,7 +135,10 @@ def test_rates_are_those_of_the_exact_schemes():
     assert dcpi.cpi_rate(jnp.float32(1e9), 0.9, 1.0) == 1
 
 
-@pytest.mark.parametrize("rate", ["constant", "cpi", "spi", "normalised"])
+@pytest.mark.parametrize(
+    "rate",
+    ["constant", "spi", *(pytest.param(x, marks=pytest.mark.slow) for x in ("cpi", "normalised"))],
+)
 def test_the_learner_mixes_at_the_rate_of_its_batch(rate):
     spec = types.Spec(shape=(3,), dtype=np.float32, num_actions=4)
     learning = q_learning.Config(learning_rate=1e-2)

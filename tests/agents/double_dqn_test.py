@@ -22,7 +22,7 @@ def test_golden():
     assert target(q, 0, 1.0, 0.5, q, online) == 1 + 0.5 * 5
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(q_tm1=q_values, q_t=q_values, online=q_values, action=st.integers(0, 2))
 def test_it_is_the_target_of_rlax_and_never_above_that_of_dqn(q_tm1, q_t, online, action):
     got = target(q_tm1, action, 0.7, 0.9, q_t, online)

@@ -29,7 +29,7 @@ def test_golden():
     np.testing.assert_allclose(losses, [1.5 - 0.5, 5 - 0.5, 0.25**2 / 2])
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     q=values,
     h=values,
@@ -44,7 +44,7 @@ def test_oracle(q, h, old, b):
     np.testing.assert_allclose(loss(h, old, q, b), huber, rtol=1e-4, atol=1e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(q=values)
 def test_without_momentum_it_is_dqn(q):
     assert momentum_dqn.momentum_weight(3.0, 0.0, 1.0) == 0

@@ -35,7 +35,7 @@ def test_golden():
     np.testing.assert_allclose(floored, [0.95, 0.95], rtol=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(z_t=quantiles, q_tm1=q_values, q_t=q_values, action=st.integers(0, 2))
 def test_oracle(z_t, q_tm1, q_t, action):
     tau, alpha, l_0 = 0.03, 0.9, -1.0
@@ -48,7 +48,7 @@ def test_oracle(z_t, q_tm1, q_t, action):
     np.testing.assert_allclose(got, 1 + bonus + 0.99 * np.array(values), atol=2e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(z_t=quantiles, q_tm1=q_values, action=st.integers(0, 2))
 def test_where_the_policy_is_of_the_same_quantiles_its_mean_is_the_target_of_m_dqn(
     z_t, q_tm1, action
@@ -61,7 +61,7 @@ def test_where_the_policy_is_of_the_same_quantiles_its_mean_is_the_target_of_m_d
     np.testing.assert_allclose(same, scalar(q_tm1, action, 1.0, 0.99, z_t[0], **PAPER), atol=2e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(z_t=quantiles, q_tm1=q_values, action=st.integers(0, 2))
 def test_without_bonus_and_as_tau_vanishes_it_is_the_target_of_iqn(z_t, q_tm1, action):
     q_t = np.array([0.5, 2.0, -1.0], np.float32)  # No ties: at these pi is one action.

@@ -98,7 +98,7 @@ def test_without_bonus_and_as_tau_vanishes_it_is_the_target_of_dqn(variant):
         assert np.all(above >= -1e-6) and np.all(above <= tau * np.log(3) + 1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     q_tm1=q_values, q_t=q_values, shift=st.floats(-5, 5, width=32, allow_subnormal=False)
 )
@@ -155,7 +155,7 @@ def greedy_by_bisection(name, q, tau):
 
 
 @pytest.mark.parametrize("name", list(BY_HAND))
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     q_tm1=q_values, q_t=q_values, action=st.integers(0, 2), scale=st.sampled_from([0.01, 1.0])
 )

@@ -48,7 +48,7 @@ def test_golden():
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.2])
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(h=values, old=values, q=values, copies=st.integers(0, 1000))
 def test_oracle(tau, h, old, q, copies):
     loss, _, policy = functions(tau)
@@ -97,7 +97,7 @@ def test_the_mean_of_a_hundred_thousand_copies_keeps_its_digits():
     np.testing.assert_allclose(h, expected, atol=5e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(q=values)
 def test_without_a_pull_the_policy_is_that_of_soft_dqn(q):
     settings = {"lambda_": 0.0, "tau": 0.2}

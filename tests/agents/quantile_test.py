@@ -58,7 +58,7 @@ def test_golden():
     np.testing.assert_allclose(got, 0.75 * 0.125, rtol=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     z=values, y=values, seed=st.integers(0, 99), kappa=st.sampled_from([0.5, 1.0, 2.0])
 )
@@ -77,7 +77,7 @@ def test_a_quantile_moves_up_with_its_fraction_and_rests_where_the_fraction_lies
     assert not np.any(grad(jnp.full(2, 5.0), u, y))
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     z_tm1=hnp.arrays(
         np.float32, (4, 3), elements=st.floats(-9, 9, width=32, allow_subnormal=False)
@@ -98,7 +98,7 @@ def test_target_and_loss_are_those_of_rlax(z_tm1, z_t, others, action):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     z_t=hnp.arrays(np.float32, (1, 3), elements=st.floats(-9, 9, width=32, allow_subnormal=False)),
     r=st.floats(-1, 1, width=32, allow_subnormal=False),
@@ -176,8 +176,15 @@ def test_priorities_may_be_absolute_errors():
     assert quantile.absolute_error(z, y) == 5
 
 
-@pytest.mark.parametrize("bonus_of", ["target", "online"])
-@pytest.mark.parametrize("shares_samples", [False, True])
+@pytest.mark.parametrize(
+    ("shares_samples", "bonus_of"),
+    [
+        (False, "online"),
+        (True, "target"),
+        pytest.param(False, "target", marks=pytest.mark.slow),
+        pytest.param(True, "online", marks=pytest.mark.slow),
+    ],
+)
 def test_each_pass_has_its_network_its_fractions_and_its_noise(bonus_of, shares_samples):
     """A network of three numbers, z = p observation (u + noise): what is learnt shows the draws."""
     counts = quantile.Samples(online=2, target=3, policy=4)

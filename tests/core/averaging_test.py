@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from kullback.core import averaging, flat_arrays, learners
 
-SETTINGS = hypothesis.settings(deadline=None, max_examples=25)
+SETTINGS = hypothesis.settings(deadline=None)
 # Multiples of 1/8: what is moved by 1 is moved exactly.
 vectors = hnp.arrays(np.int32, (3, 6), elements=st.integers(-72, 72)).map(
     lambda x: (x / 8).astype(np.float32)

@@ -16,8 +16,15 @@ OBSERVATION = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 KEY = jax.random.key(0)
 
 
-@pytest.mark.parametrize("hidden", [0, 7])
-@pytest.mark.parametrize("dueling", [False, True], ids=["one", "dueling"])
+@pytest.mark.parametrize(
+    ("dueling", "hidden"),
+    [
+        (False, 0),
+        (True, 7),
+        pytest.param(False, 7, marks=pytest.mark.slow),
+        pytest.param(True, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_without_noise_logits_need_no_key(hidden, dueling):
     network = heads.categorical(TORSO, 4, 5, hidden=hidden, dueling=dueling)
     params = network.init(KEY, SPEC.zeros())
@@ -115,8 +122,15 @@ def test_dueling_quantiles_are_the_value_and_advantages_of_no_mean(make, hidden)
         np.testing.assert_allclose(moved, np.full((6, 2, 4), float(is_value)), atol=1e-5)
 
 
-@pytest.mark.parametrize("first", [0, 1])
-@pytest.mark.parametrize("hidden", [0, 9])
+@pytest.mark.parametrize(
+    ("hidden", "first"),
+    [
+        (0, 0),
+        (9, 1),
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(9, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_implicit_quantiles_are_those_of_the_paper(first, hidden):
     network = heads.implicit_quantiles(TORSO, 4, hidden=hidden, num_cosines=8, first_cosine=first)
     params = network.init(KEY, SPEC.zeros())

@@ -22,7 +22,7 @@ def pooled(x: np.ndarray) -> np.ndarray:
     return y
 
 
-@pytest.mark.parametrize("size", [(5, 8), (1, 2)])
+@pytest.mark.parametrize("size", [(5, 8), pytest.param((1, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sign", [0, 1, -1], ids=["constant", "positive", "negative"])
 def test_max_pool_pads_what_is_never_the_maximum(size, sign):
     drawn = np.abs(np.random.default_rng(0).normal(size=(2, *size, 3))).astype(np.float32)

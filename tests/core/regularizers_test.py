@@ -172,7 +172,7 @@ def test_the_table_of_a_divergence_agrees_with_its_f(name):
 
 
 @every
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(theta=logits, q=measures)
 def test_the_operator_attains_the_maximum(name, theta, q):
     """Oracle: no distribution of many, near and far, does better, and the value is what it is."""
@@ -267,7 +267,7 @@ def sparsemax(z: np.ndarray) -> np.ndarray:
     return np.maximum(z - (sums[size - 1] - 1) / size, 0)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(theta=logits)
 def test_chi_squared_gives_sparsemax(theta):
     with jax.enable_x64(True):
@@ -359,7 +359,7 @@ def test_bfloat16_is_promoted_and_variants_agree():
 
 
 @every
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(theta=logits, other=logits)
 def test_a_divergence_is_positive_and_zero_between_equals(name, theta, other):
     divergence = ALL[name]

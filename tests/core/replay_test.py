@@ -96,7 +96,7 @@ def stores(n_step: int, clip: float | None, exponent: float = 0.0):
     return settings, replay.host(SPEC, settings, ENVS), jitted
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 10_000),
     ticks=st.integers(4, 40),
@@ -164,7 +164,7 @@ class NaivePriorities:
         return masses
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 10_000),
     ticks=st.integers(4, 40),

@@ -106,7 +106,10 @@ def equal(one: sequences.RunState, other: sequences.RunState) -> None:
         np.testing.assert_array_equal(trees.to_numpy(a), trees.to_numpy(b))
 
 
-@pytest.mark.parametrize(("lag", "shards"), [(1, 1), (1, 2), (3, 4)])
+@pytest.mark.parametrize(
+    ("lag", "shards"),
+    [(3, 4), *(pytest.param(1, n, marks=pytest.mark.slow) for n in (1, 2))],
+)
 def test_rows_are_those_of_the_policy_so_many_steps_before(lag: int, shards: int):
     """The definition, in a loop that samples when it learns, and keeps all parameters."""
     state = done(make(lag, shards))

@@ -14,7 +14,7 @@ from kullback.experiments import statistics
 
 QUICK = 200  # Resamples, where the interval itself is not looked at.
 scores = hnp.arrays(np.float64, (3, 4), elements=st.floats(-50, 50, width=32))  # [M, N]
-settings = hypothesis.settings(deadline=None, max_examples=25)
+settings = hypothesis.settings(deadline=None)
 
 
 def test_a_t_interval_is_students():

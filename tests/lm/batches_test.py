@@ -50,7 +50,7 @@ def test_a_packed_batch():
     np.testing.assert_array_equal(got.lengths, [7])
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(examples=examples_)
 def test_packing_keeps_every_example(examples: list[Example]):
     rows = batches.pack_rows([e.length for e in examples], 20)
@@ -83,7 +83,7 @@ def test_prompts_end_in_one_column():
             batches.pad_prompts([prompt], 4, PAD)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(data=st.data())
 @pytest.mark.parametrize("variant", [batches.join, join], ids=["eager", "jit"])
 def test_joined_rows_are_those_of_the_data(variant: Any, data: st.DataObject):
@@ -107,7 +107,7 @@ def test_joined_rows_are_those_of_the_data(variant: Any, data: st.DataObject):
     np.testing.assert_array_equal(np.asarray(got.tokens)[real], expected.tokens[real])
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(num_items=st.integers(1, 30), size=st.integers(1, 9), seed=st.integers(0, 2**40))
 def test_every_item_comes_once_an_epoch(num_items: int, size: int, seed: int):
     def draw(step: int) -> np.ndarray:

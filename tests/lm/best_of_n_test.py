@@ -14,7 +14,7 @@ positive = hnp.arrays(np.float64, 5, elements=st.floats(0.05, 1))
 some_rewards = hnp.arrays(np.float64, 5, elements=st.integers(0, 3))  # With ties.
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(weights=positive, rewards=some_rewards)
 def test_oracle_by_enumeration_of_all_draws(weights: np.ndarray, rewards: np.ndarray):
     p = weights / weights.sum()
@@ -28,7 +28,7 @@ def test_oracle_by_enumeration_of_all_draws(weights: np.ndarray, rewards: np.nda
     np.testing.assert_allclose(best_of_n.distribution(p, rewards, 1), p)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(weights=positive, rewards=some_rewards)
 def test_the_best_of_two_of_the_best_of_two_is_the_best_of_four(
     weights: np.ndarray, rewards: np.ndarray
@@ -76,7 +76,7 @@ def test_probabilities_in_float32_are_a_distribution():
     np.testing.assert_allclose(got.sum(), 1, atol=1e-4)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(weights=positive, rewards=some_rewards, n=st.integers(2, 6))
 def test_by_the_log_quantile_as_a_reward_the_best_of_n_is_the_regularised_optimum(
     weights: np.ndarray, rewards: np.ndarray, n: int

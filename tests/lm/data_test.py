@@ -157,7 +157,7 @@ def test_a_text_loses_its_beginning(tokenizer: Tokenizer, write: Write):
     assert example == Example((BOS,), (*tokenizer.encode("ef"), EOS)) and report.truncated == 1
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(draw=st.data(), limit=st.integers(5, 12))
 def test_truncation_moves_the_models_turns_along(draw: st.DataObject, limit: int):
     prompt = (BOS, *range(10, 10 + draw.draw(st.integers(3, 12))))

@@ -40,7 +40,7 @@ VECTORS = {
 every_loss = pytest.mark.parametrize("name", NAMES)
 every_divergence = pytest.mark.parametrize("name", list(DIVERGENCES))
 logits = hnp.arrays(np.float64, (5,), elements=st.floats(-6, 6, allow_subnormal=False))
-examples = hypothesis.settings(deadline=None, max_examples=25)
+examples = hypothesis.settings(deadline=None)
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,8 @@ LEARNING = tuning.Config(
     max_grad_norm=1e9,
 )
 DENSE = [name for name, f in regularizers.DIVERGENCES.items() if not f.is_sparse]
+QUICK = {"kl", "reverse_kl", "alpha-0.5"}
+SOME = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in (*DENSE, "alpha-0.5")]
 # f'(u) by the definition, float64.
 SLOPES = {
     "kl": np.log,
@@ -129,7 +131,7 @@ def oracle(d: np.ndarray, loss: str, beta: float, e: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "robust", "ipo", "hinge"])
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(d=numbers, beta=st.floats(0.05, 2), e=st.floats(0, 0.4))
 def test_losses_of_differences(loss: Any, d: np.ndarray, beta: float, e: float):
     with jax.enable_x64(True):
@@ -145,7 +147,7 @@ def test_losses_of_differences(loss: Any, d: np.ndarray, beta: float, e: float):
         np.testing.assert_allclose(slope(jnp.zeros(2)), at_start[loss], rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", [*DENSE, "alpha-0.5"])
+@pytest.mark.parametrize("name", SOME)
 def test_differences_of_any_divergence(name: str):
     """By f'(pi / ref) in float64, and what is added to both log-probabilities changes nothing."""
     rng = np.random.default_rng(0)
@@ -166,7 +168,7 @@ def test_differences_of_any_divergence(name: str):
             np.testing.assert_allclose(dpo.differences(objective, *moved), got, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", [*DENSE, "alpha-0.5"])
+@pytest.mark.parametrize("name", SOME)
 def test_ratios_of_long_texts(name: str):
     """Of ln u = -300 and 300, float32: finite, monotone, with a slope that brings -300 back."""
     f = regularizers.named(name)
@@ -323,7 +325,10 @@ def test_adapters_begin_at_their_base():
     np.testing.assert_allclose(dpo.log_probabilities(model, whole, rows, 8), by_answers)
 
 
-@pytest.mark.parametrize("name", ["kl", "jensen_shannon", "reverse_kl"])
+@pytest.mark.parametrize(
+    "name",
+    ["kl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("jensen_shannon", "reverse_kl"))],
+)
 def test_exact_pairs_of_a_bandit_lead_to_the_best_policy(name: str):
     """The policy that maximises E[r] - beta D_f(pi || ref), of pairs of Bradley and Terry's.
 

@@ -105,7 +105,7 @@ def test_golden_advantages():
 leave_one_out = jax.jit(functools.partial(policy_gradient.leave_one_out, group_size=4))
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     returns=hnp.arrays(np.float32, 8, elements=st.floats(-9, 9, width=32, allow_subnormal=False))
 )
@@ -116,7 +116,13 @@ def test_advantages_of_a_prompt_add_up_to_nothing(returns: np.ndarray):
     np.testing.assert_allclose(advantages.ravel(), returns - others, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(lambda f: f, id="eager", marks=pytest.mark.slow),
+        pytest.param(jax.jit, id="jit"),
+    ],
+)
 @pytest.mark.parametrize("lambda_", [0.0, 0.4, 1.0])
 def test_lambda_returns_are_their_recursion(variant: Any, lambda_: float):
     """Oracle: float64, one row and token at a time, rows that end early among them."""

@@ -10,7 +10,7 @@ from kullback.lm import power_law
 STEPS = np.arange(1, 31) * 40
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(exponent=st.floats(-2, 3), log_scale=st.floats(-9, 9))
 def test_of_an_exact_law_the_exponent_comes_back(exponent: float, log_scale: float):
     values = np.exp(log_scale) * STEPS**-exponent

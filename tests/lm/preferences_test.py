@@ -159,7 +159,7 @@ def test_both_answers_are_fitted_alike(tokenizer: Tokenizer):
     assert not pairs and report.dropped == 1
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     count=st.integers(0, 60), fraction=st.integers(0, 100), seed=st.integers(0, 2**31)
 )

@@ -85,7 +85,7 @@ def test_equal_rewards_cost_ln_2():
 gradients = jax.jit(jax.grad(lambda *r: jnp.mean(reward_model.bradley_terry(*r)), argnums=(0, 1)))
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(chosen=rewards, rejected=rewards, offset=rewards)
 def test_bradley_terry_is_of_differences(chosen: Any, rejected: Any, offset: Any):
     """Oracle in float64; an offset of both says nothing; a swapped label turns the gradient."""

@@ -172,6 +172,7 @@ def test_batches_carry_features_in_the_order_of_the_images():
         batches.make(examples(), config, 0)
 
 
+@pytest.mark.slow
 def test_packed_rows_are_learnt_as_rows_of_their_own():
     one = batches.pad(examples(), 20, 0)
     one = one._replace(pooled=batches.pad_features([e.media for e in examples()], features))
@@ -216,6 +217,7 @@ def test_sft_learns_to_say_what_an_image_is_and_guesses_where_images_are_shuffle
     np.testing.assert_array_equal(feedback.metrics["accuracy"], 0.5)  # The end of the text.
 
 
+@pytest.mark.slow
 def test_adapters_learn_beside_a_projector_that_is_the_bases():
     settings = lora.Config(rank=2)
     model = adapters.adapted(MODEL, settings)

@@ -143,7 +143,7 @@ def test_oracle_is_the_objective_of_the_papers_and_its_differences(
         np.testing.assert_allclose(value, objective(NEW, ratio, normalisation), rtol=1e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     log_rho=st.floats(-2, 2, width=32), advantage=st.floats(-3, 3, width=32, allow_subnormal=False)
 )
@@ -164,7 +164,7 @@ def test_where_all_tokens_have_one_ratio_gspo_is_the_ratio_of_tokens(
         )
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(rho=st.floats(0.01, 50), advantage=st.floats(-3, 3))
 def test_the_surrogate_is_no_better_than_without_bounds(rho: float, advantage: float):
     free = surrogate.Rule(clip_low=0.0, clip_high=0.0)

@@ -100,7 +100,7 @@ def test_special_ids_are_gemmas(tokenizer: Tokenizer):
     assert tokenizer.eos_ids == (1, 5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     # A surrogate is no character, and UTF-8 has none.
     text=st.text(st.characters(exclude_characters="\u2581", exclude_categories=("Cs",))),
@@ -117,7 +117,7 @@ def test_text_comes_back_whole_and_in_chunks(tokenizer: Tokenizer, text: str, cu
     assert text.startswith(first)  # Nothing is said that must be taken back.
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(data=st.data())
 def test_chunks_of_any_ids_join_to_the_whole(tokenizer: Tokenizer, data: st.DataObject):
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))

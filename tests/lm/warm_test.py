@@ -46,7 +46,7 @@ def inputs() -> jax.Array:
     return jax.random.normal(jax.random.key(7), (6, 3))
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(share=st.floats(0, 1, width=32, allow_subnormal=False), seed=st.integers(0, 5))
 def test_of_a_linear_model_both_averages_are_one(share: float, seed: int):
     one, other = drawn(FIXED, seed), drawn(FIXED, seed + 10)
@@ -56,7 +56,7 @@ def test_of_a_linear_model_both_averages_are_one(share: float, seed: int):
     np.testing.assert_allclose(averaged, ensembled, atol=1e-5)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(share=st.floats(0, 1, width=32, allow_subnormal=False), seed=st.integers(0, 5))
 def test_of_two_layers_they_differ_by_the_product_of_differences(share: float, seed: int):
     """WA - ENS = -lambda (1 - lambda) (w_1 - w_2)' (W_1 - W_2) x, exactly."""

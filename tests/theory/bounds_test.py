@@ -31,7 +31,7 @@ SLACK = 1e-10  # Rounding.
 seeds = st.integers(0, 2**31 - 1)
 discounts = st.sampled_from([0.5, 0.9, 0.99])
 scales = st.sampled_from([0.0, 0.01, 0.3, 3.0])
-property_test = hypothesis.settings(deadline=None, max_examples=25)
+property_test = hypothesis.settings(deadline=None)
 
 
 def draw(seed: int, discount: float, scale: float) -> tuple[mdp.MDP, np.ndarray]:

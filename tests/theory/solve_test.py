@@ -99,7 +99,7 @@ def test_values_with_entropy_are_their_definition(garnets: MDP):
     np.testing.assert_allclose(occupancy @ reward / 0.1, one.initial @ v, rtol=1e-12)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(tolerance=st.sampled_from([10.0, 1.0, 0.1, 1e-3, 1e-6]))
 def test_the_certificate_holds(garnets: MDP, optimum: solve.Solution, tolerance: float):
     solution = solve.value_iteration(garnets, tolerance=tolerance)
@@ -113,7 +113,7 @@ def test_giving_up_shows(garnets: MDP):
     assert np.all(solution.num_iterations == 3) and np.all(solution.error_bound > 1e-8)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(
     direction=hnp.arrays(np.float64, (12, 3), elements=st.floats(-1, 1, allow_subnormal=False))
 )

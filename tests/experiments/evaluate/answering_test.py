@@ -1,11 +1,14 @@
 """Tests of evaluate/answering.py, answer_report.py and `kullback answer`."""
 
 import collections
+import contextlib
 import csv
+import io
 import itertools
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +18,7 @@ import pytest
 from kullback import experiments
 from kullback.core import files
 from kullback.core.sampling import Sampling
+from kullback.experiments import cli
 from kullback.experiments.evaluate import answer_report, answering, subjects
 from kullback.lm import votes
 
@@ -59,14 +63,31 @@ def command(model: pathlib.Path, questions: pathlib.Path, *more: object) -> list
     return ["answer", model, questions, *SHORT, *flags, *more]
 
 
+@pytest.fixture(scope="module")
+def asked(
+    model: pathlib.Path, questions: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, str]:
+    """Answers the questions once; returns the folder and what was printed."""
+    folder = tmp_path_factory.mktemp("asked")
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+    with (
+        contextlib.chdir(folder),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        status = cli.main([*map(str, command(model, questions, "--out", "done"))])
+    printed, said = (file.buffer.getvalue().decode() for file in (out, err))
+    assert status == 0, said
+    assert "test.jsonl: 8 of 8 questions" in said
+    return folder / "done", printed
+
+
 @pytest.fixture
-def answered(
-    model: pathlib.Path, questions: pathlib.Path, kullback: Callable[..., tuple[int, str, str]]
-) -> str:
-    status, out, err = kullback(*command(model, questions, "--out", "done"))
-    assert status == 0, err
-    assert "test.jsonl: 8 of 8 questions" in err
-    return out
+def answered(asked: tuple[pathlib.Path, str], kullback: Callable[..., tuple[int, str, str]]) -> str:
+    """Copies the answers into the folder of a test, `done`."""
+    del kullback  # It has entered the test's folder.
+    shutil.copytree(asked[0], "done")
+    return asked[1]
 
 
 def lines_of(path: str) -> list[dict[str, Any]]:

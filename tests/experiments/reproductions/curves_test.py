@@ -26,7 +26,7 @@ def test_the_area_of_a_front_by_hand():
         curves.front_area(kl, reward[1:], (5.0, 1.0))
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(kl=column, reward=column)
 def test_the_area_agrees_with_a_count_of_cells(kl: np.ndarray, reward: np.ndarray):
     kl = kl + 3
@@ -57,7 +57,7 @@ def test_the_value_on_the_way():
     assert math.isnan(curves.value_at(kl, reward, 3.5))
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(gold=column, order=st.permutations(range(6)))
 def test_the_best_of_n_is_the_mean_over_all_sets(gold: np.ndarray, order: list[int]):
     proxy, counts = np.array(order, float), (1, 2, 3, 5, 6)

@@ -49,7 +49,7 @@ def test_vectors_are_means_over_tokens_of_norm_1():
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-6)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(deadline=None)
 @hypothesis.given(seed=st.integers(0, 999), count=st.integers(1, 6))
 def test_features_by_definition(seed: int, count: int):
     rng = np.random.default_rng(seed)
