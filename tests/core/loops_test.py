@@ -305,7 +305,7 @@ def endless(num_envs: int) -> types.Environment:
     ("kind", "limit"),
     [
         ("compiled", 300),
-        ("host", 13),
+        pytest.param("host", 13, marks=pytest.mark.slow),
         pytest.param("compiled", 13, marks=pytest.mark.slow),
         pytest.param("host", 300, marks=pytest.mark.slow),
     ],
@@ -437,7 +437,11 @@ def test_nothing_is_learnt_from_slots_that_are_empty(kind, changes):
 
 @pytest.mark.parametrize(
     ("kind", "action"),
-    [("seeds", 0), ("host", 1), pytest.param("compiled", 1, marks=pytest.mark.slow)],
+    [
+        ("seeds", 0),
+        pytest.param("host", 1, marks=pytest.mark.slow),
+        pytest.param("compiled", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_frozen_is_read_by_learner_and_policy(kind, action):
     """By its base alone this policy always goes one way, and this learner says which."""

@@ -173,6 +173,7 @@ def layer_norm(x: np.ndarray) -> np.ndarray:
     return centred / np.sqrt(np.mean(centred**2, -1, keepdims=True) + 1e-6)
 
 
+@pytest.mark.slow
 def test_normalised_layers_are_those_of_pqn():
     of = spec(5, 5, 2, dtype=np.bool_)
     network = hk.without_apply_rng(hk.transform(networks.torso("minatar_ln", of)))

@@ -164,6 +164,7 @@ class NaivePriorities:
         return masses
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None)
 @hypothesis.given(
     seed=st.integers(0, 10_000),

@@ -493,6 +493,7 @@ def test_minimal_actions_are_those_of_minatar():
     assert shown(timesteps.observation)[0, :, 1].tolist() == [0, 3, 5]
 
 
+@pytest.mark.slow
 def test_a_key_determines_all_and_seeds_run_side_by_side():
     environment = minatar.make("asterix", 4)
     actions = np.random.default_rng(0).integers(0, 6, (300, 1), dtype=np.int32).repeat(4, 1)

@@ -33,6 +33,7 @@ def shapes(agent: types.Agent) -> types.LearnerState:
     return jax.eval_shape(agent.learner.init, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_sum_is_what_xla_reports(remat: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(layers, "LARGE", 2**20)

@@ -117,6 +117,7 @@ def test_a_row_without_its_end_counts_as_truncated():
     np.testing.assert_array_equal(feedback.metrics["truncated"], np.ones(SIZE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["sequence", pytest.param("token", marks=pytest.mark.slow)])
 def test_micro_batches_add_up_to_the_batch(reduction):
     ends = []

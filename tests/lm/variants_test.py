@@ -238,6 +238,7 @@ def test_values_before_the_batch_stay_the_targets_of_ppo():
     assert largest(free) > largest(held) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correction", ["truncate", pytest.param("mask", marks=pytest.mark.slow)])
 def test_texts_of_another_sampler_are_weighed(correction: Any):
     """`params(3)` wrote them: ratios differ from 1, and what is too far away is cut."""

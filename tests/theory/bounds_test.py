@@ -92,6 +92,7 @@ def test_kl_averages_errors(seed: int, discount: float, scale: float):
     assert np.all(np.max(bound, (1, 2)) <= norm_bound + SLACK)
 
 
+@pytest.mark.slow
 @property_test
 @hypothesis.example(seed=1, discount=0.5, scale=0.3, beta=0.0)  # Breaks it with a plus.
 @hypothesis.given(
@@ -175,6 +176,7 @@ def test_modified_policy_iteration_discounts_errors(
     assert np.all(loss <= bound + SLACK)
 
 
+@pytest.mark.slow
 @property_test
 @hypothesis.given(seed=seeds, discount=discounts, lambda_=st.sampled_from([0.01, 0.3, 5.0]))
 def test_mirror_descent_policy_iteration_improves_at_its_rate(
@@ -219,7 +221,9 @@ def facts(process: mdp.MDP, record: run.Record, context: None):
     }
 
 
-@pytest.mark.parametrize("name", list(CPI))
+@pytest.mark.parametrize(
+    "name", ["adaptive", *(pytest.param(n, marks=pytest.mark.slow) for n in CPI if n != "adaptive")]
+)
 @property_test
 @hypothesis.given(seed=seeds, discount=discounts, rate=st.sampled_from([0.01, 0.3, 1.0]))
 def test_conservative_policy_iteration_gains_and_contracts(

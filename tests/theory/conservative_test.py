@@ -58,7 +58,10 @@ def measured(garnets: MDP) -> dict[Any, dict[str, np.ndarray]]:
     return every
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.5, 1.0, "optimal", "adaptive"])
+@pytest.mark.parametrize(
+    "rate",
+    [0.5, "adaptive", *(pytest.param(x, marks=pytest.mark.slow) for x in (0.05, 1.0, "optimal"))],
+)
 def test_gains_and_gaps_keep_their_bounds(garnets, optimum, measured, rate):
     seen = measured[rate]
     before = {name: x[:, :-1] for name, x in seen.items()}
@@ -105,13 +108,14 @@ def test_golden_rates(garnets: MDP, measured, name: str):
     assert 0 < expected < 1
 
 
-@pytest.mark.parametrize("m", [1, math.inf])
+@pytest.mark.parametrize("m", [1, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_a_rate_of_one_is_modified_policy_iteration(garnets, errors, m: float):
     cpi = run.run(conservative.cpi(1.0, m=m), garnets, 60, errors=errors).records.state
     mpi = run.run(iteration.modified_policy_iteration(m), garnets, 60, errors=errors)
     np.testing.assert_allclose(cpi.q, mpi.records.state.q, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_the_scheme_of_deep_cpi_converges(garnets: MDP, optimum: solve.Solution):
     final = run.run(conservative.cpi(0.1, m=1), garnets, 500).final
     np.testing.assert_allclose(final.q, optimum.q, atol=1e-10)
@@ -128,6 +132,7 @@ def test_the_line_search_is_the_best_of_its_rates(garnets: MDP):
     np.testing.assert_allclose(result.records[:, 1], best, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_rate_of_frank_wolfe(garnets: MDP):
     state = run.run(conservative.cpi(conservative.harmonic), garnets, 3).records.state
     best = np.argmax(state.q, -1)  # [M, 4, S]

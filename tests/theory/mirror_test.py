@@ -143,6 +143,7 @@ def test_lemmas_of_kl_and_entropy(garnets: MDP, errors: np.ndarray, with_tau: sc
             np.testing.assert_allclose(left, right, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_limits_of_the_temperatures(garnets: MDP, errors: np.ndarray):
     plain = history(iteration.value_iteration(), garnets, errors).q
     soft = history(iteration.value_iteration(0.1), garnets, errors).q

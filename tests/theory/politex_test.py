@@ -24,7 +24,7 @@ def test_it_is_exponential_weights(garnets: MDP):
     np.testing.assert_allclose(state.q[:, -1], q, rtol=1e-12)
 
 
-@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.slow), 10.0])
 def test_its_regret_keeps_its_bound(garnets: MDP, optimum: solve.Solution, scale: float):
     count, r_max = 200, float(np.max(garnets.reward))
     eta = scale * politex.step_size(count, 3, bounds.v_max(r_max, 0.9))

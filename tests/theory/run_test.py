@@ -170,6 +170,7 @@ def test_a_temperature_of_zero_is_the_number(garnets: MDP):
     np.testing.assert_allclose(fading.final.q[0], movi.q, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, name",
     [

@@ -58,7 +58,7 @@ def test_optimal_values_are_those_of_the_best_deterministic_policy():
     [
         (0.0, None, 4),
         (0.1, None, 1),
-        (0.1, regularizers.chi_squared, 3),
+        pytest.param(0.1, regularizers.chi_squared, 3, marks=pytest.mark.slow),
     ],
 )
 def test_the_two_solvers_agree(garnets: MDP, tau: float, divergence, num_sweeps: int):
@@ -74,7 +74,7 @@ def test_the_two_solvers_agree(garnets: MDP, tau: float, divergence, num_sweeps:
     np.testing.assert_allclose(q, by_policies.q, atol=1e-10)
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.1])
+@pytest.mark.parametrize("tau", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_where_policies_begin_changes_how_many_there_are_alone(garnets: MDP, tau: float):
     far, near = (solve.policy_iteration(garnets, tau=tau, num_backups=n) for n in (0, 10))
     np.testing.assert_allclose(near.v, far.v, atol=1e-8)
