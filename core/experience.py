@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kullback.core import loops, metrics, online, replay, rollout, types
+from kullback.core import chunks, loops, metrics, online, replay, rollout, types
 
-__all__ = ["Kind", "Source", "learning_begins", "source"]
+__all__ = ["Kind", "Source", "learning_begins", "schedule", "source"]
 
 # Settings of an agent's experience.
 Kind = replay.Config | online.Experience
@@ -49,8 +49,28 @@ def learning_begins(kind: Kind, num_envs: int, *, is_compiled: bool) -> int:
             )
         kind.config.num_items(num_envs)
         return 0
+    schedule(kind, num_envs, is_compiled=is_compiled)
     loops.pace(kind, num_envs)
     return loops.learning_begins(kind, num_envs, sees_own_ticks=is_compiled)
+
+
+def schedule(kind: Kind, num_envs: int, *, is_compiled: bool) -> chunks.Schedule | None:
+    """Returns how a run on the host is cut into chunks; None in a compiled environment.
+
+    Raises:
+      ValueError: for shards that do not fit, or that nobody would act.
+    """
+    if isinstance(kind, online.Experience):
+        return None
+    if not is_compiled:
+        return chunks.schedule(kind, num_envs)
+    if (kind.shards, kind.lag, kind.chunk_ticks) != (1, 0, 0):
+        raise ValueError(
+            f"shards={kind.shards}, lag={kind.lag} and chunk_ticks={kind.chunk_ticks} are for "
+            "environments on the host (atari/..., gym/...); a compiled one acts in the program "
+            "that learns: leave them at 1, 0 and 0"
+        )
+    return None
 
 
 def source(

@@ -1,21 +1,24 @@
 """The host loop: environments step in their own threads while the learner runs.
 
 One iteration is a fixed number of ticks and of learner steps. The updates run during the first
-tick, so the parameters that act always lag by that tick: the seed alone decides a run.
+chunk of ticks, so the parameters that act always lag by those: the seed alone decides a run.
+
+A run is acted by a crew (crews.py): by the thread that learns, or shard by shard by workers.
 """
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import (
-    experience,
+    acting,
+    crews,
     frames,
     loops,
     metrics,
@@ -23,30 +26,21 @@ from kullback.core import (
     playing,
     prioritized,
     replay,
-    rollout,
+    replayed,
     spans,
     types,
 )
 
 
-class Pending(NamedTuple):
-    """The priorities of the last U updates, before the replay has received them."""
-
-    indices: Any  # int32, [U, B].
-    priorities: Any  # float32, [U, B]; the learner may still be computing them.
-
-
 class RunState(NamedTuple):
-    """The state of a run, but for the environment itself; B environments."""
+    """The state of a run, but for environments and what acts in them; B environments."""
 
     env_steps: int  # Agent steps over all environments.
     learner: types.LearnerState
     replay: replay.State  # NumPy; changed in place.
-    observation: np.ndarray  # [B, ...], to act on.
-    memory: Any  # The policy's state; None for a policy without memory.
     key: types.Key  # Key of acting; each tick folds env_steps in.
     metrics: metrics.Metrics
-    pending: Pending | None = None  # None where draws are uniform.
+    pending: replayed.Pending | None = None  # None where draws are uniform.
     frames: jax.Array | None = None  # Copy of the replay's on the device; see frames.py.
 
 
@@ -59,7 +53,7 @@ class Saved(NamedTuple):
     key: types.Key
     metrics: metrics.Metrics
     priorities: prioritized.State | None  # All priorities of the replay: each update changes some.
-    pending: Pending | None
+    pending: replayed.Pending | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,16 +61,14 @@ class _Context:
     """The constants of a loop, which its functions share."""
 
     agent: types.Agent[replay.Config]
-    environment: types.HostEnvironment
+    spec: types.Spec
+    num_envs: int  # B.
     seed: int
     constants: types.Constants
-    pace: loops.Pace
-    begins: int  # Transitions in the replay after which iterations learn.
-    store: replay.Replay
-    names: dict[str, Any]  # Names of the learner's metrics, as keys.
+    learning: replayed.Learning
+    crew: crews.Crew
+    on_begin: Callable[[int], None]
     init_learner: Callable[[types.Key], tuple[types.LearnerState, types.Key]]  # Compiled.
-    act: Callable[..., tuple[jax.Array, Any]]  # `_act`, compiled.
-    learn: Callable[..., Any]  # `_learn`, compiled; the learner's state is donated.
     evaluation: Callable[[int], types.HostEnvironment] | None
     evaluation_limit: int
     # Environments that `evaluation` made, by number of rows; closed with the loop.
@@ -85,16 +77,7 @@ class _Context:
     @property
     def ring_length(self) -> int:
         """Slots of each ring of the replay, L."""
-        environment = self.environment
-        return replay.ring_length(environment.spec, self.agent.experience, environment.num_envs)
-
-    @property
-    def num_slots(self) -> int:
-        """Slots of all rings together."""
-        return self.environment.num_envs * self.ring_length
-
-
-_observe = jax.jit(metrics.observe)
+        return replay.ring_length(self.spec, self.agent.experience, self.num_envs)
 
 
 def make(
@@ -104,36 +87,48 @@ def make(
     evaluation: Callable[[int], types.HostEnvironment] | None = None,
     evaluation_limit: int = 0,
     constants: types.Constants = types.NO_CONSTANTS,
+    workers: Callable[[acting.Program], crews.Workers] | None = None,
+    on_begin: Callable[[int], None] = lambda env_steps: None,
+    on_restart: Callable[[crews.Restart], None] = lambda restart: None,
 ) -> loops.Loop:
     """Returns the loop of `agent` in `environment`.
 
     Args:
       agent: as its algorithm's `make` returns it.
-      environment: B rows; the loop steps it, the caller closes it.
+      environment: B rows; the loop steps it, the caller closes it. Where workers act, only its spec
+        and its number of rows are read.
       seed: decides the run, with the environment's own determinism.
       evaluation: B -> the environment to evaluate in, of B rows, which the loop closes; None
         refuses evaluation.
       evaluation_limit: as for `loops.evaluation_limit`.
       constants: frozen parameters that the learner and the policy read.
+      workers: the acting of the agent -> who acts its shards; None is this thread, for one shard
+        without a lag.
+      on_begin: is told of the agent steps after which all emulators begin anew.
+      on_restart: is told of a shard whose emulators begin anew, as their worker was lost.
 
     Raises:
-      ValueError: if the number of environments fits neither `samples_per_update` nor the capacity,
-        or the replay does not fit into memory.
+      ValueError: if the number of environments fits neither `samples_per_update` nor the capacity
+        nor the shards, or the replay does not fit into memory.
     """
     platform.keep_freed_memory()
     config, num_envs, spec = agent.experience, environment.num_envs, environment.spec
+    learning = replayed.learning(agent, spec, num_envs, seed, constants)
+    plan, acts = learning.plan, acting.program(agent, constants)
+    if workers is None:
+        crew: crews.Crew = crews.alone(plan, acts, environment, seed)
+    else:
+        crew = crews.many(plan, acts, workers(acts), spec, num_envs, seed, on_restart)
     context = _Context(
         agent=agent,
-        environment=environment,
+        spec=spec,
+        num_envs=num_envs,
         seed=seed,
         constants=constants,
-        pace=loops.pace(config, num_envs),
-        begins=experience.learning_begins(config, num_envs, is_compiled=False),
-        store=replay.host(spec, config, num_envs),
-        names=loops.feedback_names(agent, spec, constants),
+        learning=learning,
+        crew=crew,
+        on_begin=on_begin,
         init_learner=jax.jit(functools.partial(_init_learner, agent.learner)),
-        act=jax.jit(functools.partial(_act, agent)),
-        learn=jax.jit(functools.partial(_learn, agent), donate_argnums=0),
         evaluation=evaluation,
         evaluation_limit=evaluation_limit,
     )
@@ -163,86 +158,27 @@ def _init_learner(learner: types.Learner, key: types.Key) -> tuple[types.Learner
     return learner.init(learner_key), key
 
 
-def _act(
-    agent: types.Agent,
-    learner: types.LearnerState,
-    env_steps: jax.Array,
-    constants: types.Constants,
-    observation: jax.Array,
-    memory: Any,
-    key: types.Key,
-) -> tuple[jax.Array, Any]:
-    """Returns the actions of a tick, [B], and the policy's memory after them."""
-    params = agent.actor_params(learner, env_steps, False, constants)
-    key = jax.random.fold_in(key, env_steps)
-    action, memory, _ = agent.policy.step(params, observation, memory, key)
-    return action, memory
-
-
-def _learn(
-    agent: types.Agent,
-    learner: types.LearnerState,
-    sums: metrics.Metrics,
-    batches: types.Batch,
-    constants: types.Constants,
-    copied: jax.Array | None,
-) -> tuple[types.LearnerState, metrics.Metrics, jax.Array | None]:
-    """Takes a learner step for each of U batches, [U, ...]; returns the new priorities too, [U, B].
-
-    It is one program, as on a GPU starting an update takes longer than the update itself. Where
-    there is a copy of the frames, the batches have rows of it.
-    """
-
-    def update(carry: Any, batch: types.Batch) -> tuple[Any, jax.Array | None]:
-        learner, sums = carry
-        batch = frames.gathered(copied, batch)
-        learner, feedback = agent.learner.step(learner, batch, constants)
-        priorities = feedback.priorities if agent.experience.priority_exponent else None
-        return (learner, metrics.learn(sums, feedback)), priorities
-
-    (learner, sums), priorities = jax.lax.scan(update, (learner, sums), batches)
-    return learner, sums, priorities
-
-
-def _nothing_pending(context: _Context) -> Pending | None:
-    """Returns priorities of no existing slot, in the shape of others; None for uniform draws."""
-    config = context.agent.experience
-    if not config.priority_exponent:
-        return None
-    shape = (context.pace.updates, config.batch_size)
-    return Pending(np.full(shape, context.num_slots, np.int32), np.zeros(shape, np.float32))
-
-
-def _update_priorities(
-    store: replay.Replay, contents: replay.State, pending: Pending
-) -> replay.State:
-    """Hands the replay its new priorities."""
-    for indices, new in zip(*map(np.asarray, pending), strict=True):
-        contents = store.update(contents, indices, new)
-    return contents
-
-
-def _fresh_memory(context: _Context, learner: types.LearnerState, env_steps: int) -> Any:
-    agent, steps = context.agent, loops.count(env_steps)
-    params = agent.actor_params(learner, steps, False, context.constants)
-    return agent.policy.initial_state(params, None, 0)
-
-
 def _init(context: _Context) -> RunState:
-    """Returns the state before step 0; the environment is reset."""
+    """Returns the state before step 0; environments begin with the first chunk."""
     learner, key = context.init_learner(jax.random.key(context.seed))
-    contents = context.store.init()
+    contents = context.learning.store.init()
+    _begin(context, 0, learner, key)
     return RunState(
         env_steps=0,
         learner=learner,
         replay=contents,
-        observation=np.asarray(context.environment.reset(context.seed).observation),
-        memory=_fresh_memory(context, learner, 0),
         key=key,
-        metrics=metrics.init(context.environment.num_envs, context.names),
-        pending=_nothing_pending(context),
+        metrics=metrics.init(context.num_envs, context.learning.names),
+        pending=context.learning.nothing_pending(),
         frames=_copied(context, contents),
     )
+
+
+def _begin(context: _Context, env_steps: int, learner: types.LearnerState, key: types.Key) -> None:
+    """Begins all emulators anew, acted by the parameters of now."""
+    context.on_begin(env_steps)
+    context.crew.begin(env_steps, key)
+    context.crew.publish(learner)
 
 
 def _copied(context: _Context, contents: replay.State) -> jax.Array | None:
@@ -251,52 +187,43 @@ def _copied(context: _Context, contents: replay.State) -> jax.Array | None:
     return frames.copy(np.asarray(contents.frames)) if on_device else None
 
 
+def _nothing() -> None:
+    """Does nothing: the learner steps of an iteration run during its first chunk."""
+
+
 def _iteration(context: _Context, state: RunState) -> RunState:
     """Returns the state after an iteration; the replay's arrays change in place."""
-    environment, store = context.environment, context.store
-    learner, sums, contents = state.learner, state.metrics, state.replay
-    observation, memory, env_steps = state.observation, state.memory, state.env_steps
-    pending, copied = state.pending, state.frames
-    for tick in range(context.pace.ticks):
-        action, memory = context.act(
-            learner, np.int32(env_steps), context.constants, observation, memory, state.key
-        )
-        drawn = batches = None
-        # Transitions added to the replay: env_steps, unless a replay was lost and begun anew.
-        gathered = int(np.sum(contents.newest, dtype=np.int64))
-        if tick == 0 and gathered >= context.begins:
-            # Drawn and copied while the updates of the last iteration, whose parameters act, may
-            # still run. A generator is made for each draw, so that checkpoints need not hold any.
-            generator = np.random.default_rng([context.seed, env_steps, 0])
-            updates = context.pace.updates
-            drawn = store.sample(contents, generator, updates, with_frames=copied is None)
-            batches = jax.device_put(drawn)
-        action = np.asarray(action)
-        environment.send(action)
-        priorities = None
-        if batches is not None:  # The call returns before the device is done.
-            given = batches, context.constants, copied
-            learner, sums, priorities = context.learn(learner, sums, *given)
-        if pending is not None:
-            # These priorities are computed for sure, as the parameters of the same updates have
-            # acted. They are stored while environments and learner work, always one tick late.
-            contents = _update_priorities(store, contents, pending)
-            pending = _nothing_pending(context)
-            if drawn is not None:
-                pending = Pending(drawn.indices, priorities)
-        timestep = environment.recv()
-        rows = None if copied is None else store.next_rows(contents)
-        contents = store.add(contents, observation, action, timestep)
-        if copied is not None:
-            copied = frames.write(copied, rows, contents.frames[rows])
-        sums = _observe(sums, timestep._replace(observation=None, next_observation=None))
-        if memory is not None and np.any(timestep.last()):
-            fresh = _fresh_memory(context, learner, env_steps)
-            memory = rollout.reset_memory(fresh, memory, timestep.last())
-        observation = np.asarray(timestep.observation)
-        env_steps += environment.num_envs
+    now = replayed.Iteration(
+        learning=context.learning,
+        env_steps=state.env_steps,
+        learner=state.learner,
+        sums=state.metrics,
+        contents=state.replay,
+        pending=state.pending,
+        copied=state.frames,
+    )
+    seconds = 0.0
+    for part in range(len(context.learning.plan.parts)):
+        during = (now.draw, now.learn) if part == 0 else (_nothing, _nothing)
+        chunk = context.crew.take(*during)
+        seconds += chunk.seconds
+        if chunk.cut is not None:
+            now.cut(chunk.cut)
+        for n, tick in enumerate(chunk.ticks):
+            if part or n:
+                now.tell()
+            now.add(tick)
+        if part == 0:
+            context.crew.publish(now.learner)
+    now.note_waiting(seconds)
     return RunState(
-        env_steps, learner, contents, observation, memory, state.key, sums, pending, copied
+        env_steps=now.env_steps,
+        learner=now.learner,
+        replay=now.contents,
+        key=state.key,
+        metrics=now.sums,
+        pending=now.pending,
+        frames=now.copied,
     )
 
 
@@ -320,12 +247,13 @@ def _evaluate(context: _Context, state: RunState, episodes: int) -> loops.Episod
         context.opened[episodes] = context.evaluation(episodes)
     environment = context.opened[episodes]
     limit = loops.evaluation_limit(environment.spec, context.evaluation_limit)
-    acting = context.agent, environment, state.learner, state.env_steps, context.seed
-    episode_batch = playing.play(*acting, limit=limit, constants=context.constants)
+    player = context.agent, environment, state.learner, state.env_steps, context.seed
+    episode_batch = playing.play(*player, limit=limit, constants=context.constants)
     return loops.Episodes(episode_batch.returns[None], episode_batch.cut[None])
 
 
 def _close(context: _Context) -> None:
+    context.crew.close()
     while context.opened:
         context.opened.popitem()[1].close()
 
@@ -344,16 +272,17 @@ def _snapshot(state: RunState) -> Saved:
 
 def _template(context: _Context) -> Saved:
     learner, key = jax.eval_shape(context.init_learner, jax.random.key(context.seed))
-    num_envs, exponent = context.environment.num_envs, context.agent.experience.priority_exponent
+    num_envs, num_slots = context.num_envs, context.learning.num_slots
+    exponent = context.agent.experience.priority_exponent
     counts = jax.ShapeDtypeStruct((num_envs,), np.int32)
     return Saved(
         env_steps=jax.ShapeDtypeStruct((), np.int64),  # pyright: ignore[reportArgumentType]
         learner=learner,
         replay=replay.Cursors(counts, counts, counts, counts),  # pyright: ignore[reportArgumentType]
         key=key,
-        metrics=jax.eval_shape(lambda: metrics.init(num_envs, context.names)),
-        priorities=(prioritized.make(np, context.num_slots, exponent).init() if exponent else None),
-        pending=_nothing_pending(context),
+        metrics=jax.eval_shape(lambda: metrics.init(num_envs, context.learning.names)),
+        priorities=(prioritized.make(np, num_slots, exponent).init() if exponent else None),
+        pending=context.learning.nothing_pending(),
     )
 
 
@@ -368,9 +297,9 @@ def _restore(
       added: the spans of the replay, in order; None where it is lost, so that it is filled anew
         before iterations learn.
     """
-    contents, pending = context.store.init(), saved.pending
+    contents, pending = context.learning.store.init(), saved.pending
     if added is None:
-        pending = _nothing_pending(context)
+        pending = context.learning.nothing_pending()
     else:
         for arrays in added:
             spans.load_span(contents, arrays)
@@ -378,15 +307,13 @@ def _restore(
         contents = contents._replace(priorities=jax.tree.map(np.array, saved.priorities))
     env_steps = int(saved.env_steps)
     learner = jax.tree.map(jnp.asarray, saved.learner)
-    running_return = jnp.zeros(context.environment.num_envs, jnp.float32)
+    running_return = jnp.zeros(context.num_envs, jnp.float32)
     sums = saved.metrics._replace(running_return=running_return)
-    timestep = context.environment.reset(context.seed + env_steps)
+    _begin(context, env_steps, learner, saved.key)
     return RunState(
         env_steps=env_steps,
         learner=learner,
-        replay=context.store.cut(contents),
-        observation=np.asarray(timestep.observation),
-        memory=_fresh_memory(context, learner, env_steps),
+        replay=context.learning.store.cut(contents),
         key=saved.key,
         metrics=jax.tree.map(jnp.asarray, sums),
         pending=pending,

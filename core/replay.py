@@ -46,6 +46,15 @@ class Config:
     # The memory that batches are gathered from, where environments are on the host: its own, or the
     # accelerator's, which then holds a copy of all frames. Batches are the same.
     frames_on: Literal["host", "device"] = "host"
+    # Parts of the rows, of one size, that act apart where environments are on the host; a run's
+    # numbers depend on it, as each has its own key and seed. Ours, as are the next two.
+    shards: int = 1
+    # Iterations by which the parameters that act are behind, >= 0: 0 acts while they learn from
+    # what came before, 1 also while a slow shard is awaited.
+    lag: int = 0
+    # Ticks that a shard acts by one version of the parameters, and those of an iteration: the more,
+    # the fewer messages to workers on other machines. 0: as samples_per_update says, 1 at least.
+    chunk_ticks: int = 0
 
     def __post_init__(self) -> None:
         for name in ("capacity", "min_replay_size", "batch_size", "samples_per_update", "n_step"):
@@ -70,6 +79,9 @@ class Config:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.frames_on not in ("host", "device"):
             raise ValueError(f"frames_on must be host or device, got {self.frames_on}")
+        for name, least in (("shards", 1), ("lag", 0), ("chunk_ticks", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.importance_learner_steps < 1:
             raise ValueError(
                 f"importance_learner_steps must be >= 1, got {self.importance_learner_steps}; for "
@@ -112,7 +124,8 @@ class Replay(NamedTuple):
     # with_frames=False their observations are rows of `State.frames`, int32.
     sample: Callable[..., types.Batch]
     next_rows: Callable[[State], Any]  # state -> int32, [2 E]: rows of frames that `add` writes.
-    cut: Callable[[State], State]  # state -> state, with running episodes truncated.
+    # (state, bool [E] or None for all) -> state, with the running episodes of rows truncated.
+    cut: Callable[..., State]
     # (state, indices, priorities [B]) -> state, for a batch that was drawn at most one `add` ago.
     update: Callable[[State, Any, Any], State]
 
@@ -281,13 +294,15 @@ def _forget(rings: _Rings, state: State) -> Any:
     return oldest.astype(np.int32)
 
 
-def _cut(rings: _Rings, state: State) -> State:
+def _cut(rings: _Rings, state: State, rows: Any = None) -> State:
     running = state.next_age > 0
+    if rows is not None:
+        running = running & rows
     row = rings.start + (state.cursor - 1) % rings.length
     state = state._replace(
         last=_put(state.last, row, state.last[row] | running),
         cursor=state.cursor + running,
-        next_age=rings.xp.zeros_like(state.next_age),
+        next_age=rings.xp.where(running, 0, state.next_age).astype(np.int32),
     )
     return _settle(rings, state, False)
 

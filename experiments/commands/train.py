@@ -12,6 +12,7 @@ from kullback.experiments.runs import plans
 
 AGAIN = ("accept_changes", "empty_replay", "base")  # Options that go with --resume.
 LENGTH = ("steps", "epochs")  # Options that may.
+STAFF = ("workers",)  # Options of who acts.
 JOINED = ("coordinator", "num_processes", "process_id", "distributed")
 
 
@@ -38,6 +39,8 @@ def add_parser(commands: Any) -> None:
     arguments.add_trust_code(sub)
     adapter = "of --model: adapters as peft writes them, which are merged into it"
     flag(sub, "--adapter DIR", arguments.path, adapter)
+    acts = "processes of this machine that act the shards of a game on the host; default: threads"
+    flag(sub, "--workers N", arguments.whole(1, limits.JOBS), acts)
     together = sub.add_argument_group(
         "over several processes",
         "of a language model with --mesh; each is started with the same command, and its own id",
@@ -98,12 +101,13 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _trained(options: argparse.Namespace, is_first: bool) -> int:
-    left_out = ("command", "resume", *LENGTH, "trust_code", *AGAIN, *JOINED)
+    left_out = ("command", "resume", *LENGTH, "trust_code", *AGAIN, *STAFF, *JOINED)
     given = {
         name: value
         for name, value in vars(options).items()
         if name not in left_out and value is not None
     }
+    staff = {name: value for name in STAFF if (value := getattr(options, name)) is not None}
     again = [name for name in AGAIN if getattr(options, name)]
     if options.resume is not None:
         if given:
@@ -121,6 +125,7 @@ def _trained(options: argparse.Namespace, is_first: bool) -> int:
             accept_changes=options.accept_changes,
             empty_replay=options.empty_replay,
             base=options.base or "",
+            **staff,
         )
     else:
         if again:
@@ -137,7 +142,7 @@ def _trained(options: argparse.Namespace, is_first: bool) -> int:
             given["model"] = arguments.with_adapter(given["model"], adapter)
         if overlong := given.pop("overlong", None):
             given["settings"] = [*given.get("settings", ()), f"overlong={overlong}"]
-        path = training.train(given.pop("agent"), given.pop("environment"), **given)
+        path = training.train(given.pop("agent"), given.pop("environment"), **given, **staff)
     if not is_first:
         return 0
     print(f"run: {path}\nlearning curve: {path / 'learning_curve.png'}")

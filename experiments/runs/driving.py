@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kullback.core import files, loops, processes
+from kullback.core import crews, files, loops, processes
 from kullback.experiments import interrupts, progress
 from kullback.experiments.runs import plans, run_folder
 from kullback.experiments.runs.record import Record, Silent
@@ -164,7 +164,13 @@ class Drive:
         return state
 
     def _advance(self, state: Any, until: int) -> Any:
-        state = self.loop.advance(state, until)
+        try:
+            state = self.loop.advance(state, until)
+        except crews.Lost as error:
+            raise interrupts.Failure(
+                f"{error}; what was saved by step {self.saved_at:,} stays: go on with: "
+                f"kullback train --resume {self.home}"
+            ) from error
         if not np.all(np.isfinite(np.asarray(state.metrics.learner["loss"]))):
             raise ArithmeticError(
                 f"the loss is not finite at step {self.loop.steps(state):,}; the last good "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kullback.core import platform
-from kullback.experiments.runs import games, resolved
+from kullback.experiments.runs import games, resolved, staffing
 from kullback.experiments.runs.work import MakeAgent, MakeEnvironment, Work
 
 
@@ -19,6 +19,7 @@ class Recipe:
     make_agent: MakeAgent | None = None
     make_environment: MakeEnvironment | None = None
     recorded: Mapping[str, Any] | None = None  # config.json of a run that goes on.
+    staff: staffing.Staff = staffing.NOBODY  # Who acts, in games.
 
     def in_steps(self, work: Work, quiet: bool) -> "Recipe":
         """Returns the recipe with the plan's epochs as steps, and says how many these are.
@@ -46,10 +47,11 @@ class Recipe:
         kind = self.named.plan.kind
         if kind == "games":
             with games.built(
-                self.named, self.make_agent, self.make_environment, self.recorded
+                self.named, self.make_agent, self.make_environment, self.recorded, self.staff
             ) as work:
                 yield work
             return
+        self.staff.check(None)
         from kullback.experiments.runs import language_setup, preferences
 
         platform.run_large_programs()  # Before JAX is used.

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,6 @@ import numpy as np
 
 from kullback.core import compiled, experience, host, loops, playing, rollout, types
 from kullback.environments.checked import AnyEnvironment
-from kullback.experiments.runs.work import MakeEnvironment
 
 
 class Simulator(NamedTuple):
@@ -21,8 +20,9 @@ class Simulator(NamedTuple):
     name: str  # The kind's name in config.json.
     seeds_together: bool  # Whether one program runs all seeds; also, whether it sees its own ticks.
     steps_dtype: Any  # The type of agent steps in a checkpoint.
-    # (agent, seeds, make_eval_environment, limit of steps of an evaluation's episode) -> the loop.
-    loop: Callable[[types.Agent, Sequence[int], MakeEnvironment, int], loops.Loop]
+    # (agent, seeds, make_eval_environment, limit of steps of an evaluation's episode) -> the loop;
+    # on the host also who acts, see `staffing.crew`.
+    loop: Callable[..., loops.Loop]
     # (agent, learner's state, agent steps, seed, limit) -> an episode per row, cut after `limit`.
     play: Callable[[types.Agent, types.LearnerState, int, int, int], loops.Episodes]
     # The same -> pictures of one episode, RGB uint8 [H, W, 3], at most `limit`.
@@ -68,7 +68,9 @@ def _of(environment: AnyEnvironment) -> Simulator:
         name="host",
         seeds_together=False,
         steps_dtype=np.int64,
-        loop=lambda agent, seeds, *rest: host.make(agent, environment, seeds[0], *rest),
+        loop=lambda agent, seeds, *rest, **crew: host.make(
+            agent, environment, seeds[0], *rest, **crew
+        ),
         play=lambda agent, *rest: playing.play(agent, environment, *rest),
         frames=functools.partial(_host_frames, environment),
         close=environment.close,

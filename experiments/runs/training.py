@@ -24,6 +24,7 @@ from kullback.experiments.runs import (
     resolved,
     run_folder,
     run_processes,
+    staffing,
 )
 from kullback.experiments.runs.driving import Callback
 from kullback.experiments.runs.saver import Saver
@@ -37,6 +38,7 @@ def train(
     out: str | pathlib.Path | None = None,
     callback: Callback | None = None,
     quiet: bool = False,
+    workers: int = 0,
     **fields: Any,
 ) -> pathlib.Path:
     """Trains an agent and returns the run's folder.
@@ -47,6 +49,8 @@ def train(
       out: folder of the run, which must not exist; None takes the next free one under runs/.
       callback: receives each row of metrics.csv, a mapping, as it is written.
       quiet: prints no progress.
+      workers: processes that act the shards of a run of games on the host; 0: threads of this one.
+        A run is the same with any number of them.
       **fields: of `plans.Plan`: steps, seed, num_seeds, num_envs, eval_every, settings, ...
 
     Raises:
@@ -67,7 +71,12 @@ def train(
     if not quiet:
         for note in named.notes:
             print(note)
-    recipe = kinds.Recipe(named=named, make_agent=make_agent, make_environment=make_environment)
+    recipe = kinds.Recipe(
+        named=named,
+        make_agent=make_agent,
+        make_environment=make_environment,
+        staff=staffing.Staff(workers),
+    )
     path = run_processes.free_path(plan, out)
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(recipe.built())
@@ -101,6 +110,7 @@ def resume(
     empty_replay: bool = False,
     accept_changes: bool = False,
     base: str = "",
+    workers: int = 0,
 ) -> pathlib.Path:
     """Goes on with a run from its newest whole checkpoint; begins a run that has none.
 
@@ -115,6 +125,7 @@ def resume(
       accept_changes: goes on although config.json or the record has changed since the newest
         checkpoint was saved; the changes are printed, and config.json notes them.
       base: where the base of a run of adapters is now; config.json keeps it. "" is where it was.
+      workers: as for `train`; they may be others than before.
 
     Raises:
       ValueError: if this is no run, it names code that is not trusted, another process trains it,
@@ -153,7 +164,11 @@ def resume(
             plan, config, file=folder.config_file, with_environment=environment is None
         )
         recipe = kinds.Recipe(
-            named=named, make_agent=agent, make_environment=environment, recorded=config
+            named=named,
+            make_agent=agent,
+            make_environment=environment,
+            recorded=config,
+            staff=staffing.Staff(workers),
         )
         with contextlib.ExitStack() as stack:
             work = stack.enter_context(recipe.built(folder.path))

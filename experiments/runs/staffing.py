@@ -1,0 +1,125 @@
+"""Who acts for a run of games on the host: this process, others of this machine, or Ray's machines.
+
+They are no part of a plan: a run is the same whoever acts.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import psutil
+
+from kullback import environments
+from kullback.core import (
+    acting,
+    actor_process,
+    checked_lines,
+    chunks,
+    crews,
+    files,
+    platform,
+    types,
+)
+from kullback.experiments.runs import resolved
+from kullback.experiments.runs.work import MakeAgent, MakeEnvironment
+
+RESTARTS = "restarts.jsonl"  # Where emulators began anew, as their worker was lost.
+
+
+class Staff(NamedTuple):
+    """Who acts, by the words of a user."""
+
+    workers: int = 0  # Processes; 0: threads of this one.
+
+    def check(self, plan: chunks.Schedule | None) -> None:
+        """Raises ValueError if it is named for a run that it cannot act."""
+        if self.workers and plan is None:
+            raise ValueError(
+                f"workers={self.workers} act in environments on the host (atari/..., gym/...), for "
+                "an agent with a replay; this run acts in the program that learns"
+            )
+
+
+NOBODY = Staff()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a worker in another process makes what it acts with; it is pickled."""
+
+    named: resolved.Resolved
+    make_agent: MakeAgent | None
+    make_environment: MakeEnvironment | None
+    spec: types.Spec
+    rows: int  # Of a shard, b.
+
+    def __call__(self) -> acting.Local:
+        """Makes the agent; its environments are made by the first chunk of each shard."""
+        platform.keep_freed_memory()
+        agent = (self.make_agent or self.named.make_agent)(self.spec)
+        return acting.Local(program=acting.program(agent), spec=self.spec, make=self.make)
+
+    @functools.cached_property
+    def make(self) -> Callable[[], types.HostEnvironment]:
+        """Makes the environment of a shard."""
+        given = self.make_environment
+        make: Any = self.named.make_environment if given is None else environments.checked(given)
+        return functools.partial(make, self.rows)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Restarts:
+    """The file that says where emulators began anew within a run, as their worker was lost.
+
+    A run is a function of its seed, of this file, and of where it was resumed.
+    """
+
+    path: pathlib.Path | None = None  # None before the run has a folder.
+
+    def begin(self, env_steps: int) -> None:
+        """Drops what a run that goes on from a checkpoint will do again, or not at all."""
+        if self.path is None or not self.path.exists():
+            return
+        kept = [
+            line
+            for line, record in zip(
+                self.path.read_bytes().splitlines(keepends=True),
+                checked_lines.begin(self.path),
+                strict=False,  # The last line may have been cut.
+            )
+            if record.get("steps", int) < env_steps
+        ]
+        files.atomic_write_bytes(self.path, b"".join(kept))
+
+    def write(self, restart: crews.Restart) -> None:
+        """Writes a line, and says so."""
+        if self.path is not None:
+            checked_lines.append(self.path, [restart._asdict()])
+        print(
+            f"{restart.cause}: shard {restart.shard} began anew at step {restart.steps:,}",
+            file=sys.stderr,
+        )
+
+
+def crew(
+    staff: Staff, plan: chunks.Schedule | None, recipe: Recipe, restarts: Restarts
+) -> dict[str, Any]:
+    """Returns arguments of `host.make` that say who acts; none for the thread that learns.
+
+    Raises:
+      ValueError: if somebody is named for a run that nobody else can act.
+    """
+    staff.check(plan)
+    if plan is None or (plan.is_plain and not staff.workers):
+        return {}
+
+    def workers(program: acting.Program) -> crews.Workers:
+        if staff.workers:
+            return actor_process.workers(staff.workers, recipe)
+        count = min(plan.shards, psutil.cpu_count() or 1)
+        return crews.threads(count, program, recipe.spec, recipe.make)
+
+    return {"workers": workers, "on_begin": restarts.begin, "on_restart": restarts.write}

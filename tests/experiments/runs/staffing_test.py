@@ -1,0 +1,111 @@
+"""Tests of experiments/runs/staffing.py: who acts for a run of games."""
+
+import json
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+import pytest
+
+from kullback import experiments
+from kullback.core import acting, checked_lines, checkpoints, crews
+from kullback.experiments.runs import plans, resolved, staffing
+
+PLAN: dict[str, Any] = {
+    "agent": "dqn",
+    "environment": "gym/CartPole-v1",
+    "num_envs": 4,
+    "steps": 240,
+    "seed": 3,
+    "settings": ("shards=2", "lag=1", "min_replay_size=40", "batch_size=8", "torso=mlp_small"),
+}
+
+
+def test_a_recipe_makes_elsewhere_what_a_named_run_acts_with():
+    named = resolved.resolve(plans.Plan(**PLAN))
+    spec = named.make_environment(1).spec
+    recipe = staffing.Recipe(named=named, make_agent=None, make_environment=None, spec=spec, rows=2)
+    local = pickle.loads(pickle.dumps(recipe))()
+    learner = named.make_agent(spec).learner.init(jax.random.key(0))
+    key = np.asarray(jax.random.key_data(jax.random.key(1)))
+    leaves = acting.read(local.program, learner)
+    ticks = local.act(acting.Ask(1, 3, 8, 4, key, seed=5), leaves)
+    assert [tick.action.shape for tick in ticks] == [(2,)] * 3
+    local.close()
+
+
+def test_restarts_are_kept_up_to_a_checkpoint(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tmp_path / staffing.RESTARTS
+    restarts = staffing.Restarts(path=path)
+    restarts.begin(0)
+    for steps in (40, 80, 120):
+        restarts.write(crews.Restart(1, steps, "worker 0 (here, pid 5) is gone"))
+    assert "pid 5) is gone: shard 1 began anew at step 120\n" in capsys.readouterr().err
+    with path.open("a") as file:
+        file.write('{"shard": 1, "st')  # A kill.
+    restarts.begin(120)
+    kept = [(line.get("shard", int), line.get("steps", int)) for line in checked_lines.begin(path)]
+    assert kept == [(1, 40), (1, 80)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"environment": "toy/chain", "settings": ()}, "workers=2 act in environments on the host"),
+        ({"settings": ("min_replay_size=40", "batch_size=8")}, r"must lie in \[1, 1\]"),
+        ({"settings": ("shards=3",)}, "shards=3 must divide num_envs=4"),
+        ({"environment": "toy/chain", "settings": ("shards=2",)}, "are for environments on the ho"),
+    ],
+)
+def test_refuses_what_nobody_can_act(fields: dict[str, Any], message: str, tmp_path: pathlib.Path):
+    plan = PLAN | fields
+    agent, environment = plan.pop("agent"), plan.pop("environment")
+    with pytest.raises(ValueError, match=message):
+        experiments.train(agent, environment, out=tmp_path / "run", workers=2, **plan)
+
+
+@pytest.mark.slow
+def test_a_run_with_processes_is_that_with_threads_and_outlives_a_worker(tmp_path: pathlib.Path):
+    settings = (f"--set={setting}" for setting in PLAN["settings"])
+    command = [
+        *(sys.executable, "-m", "kullback.experiments.cli", "train", "dqn", PLAN["environment"]),
+        *("--num-envs=4", "--seed=3", "--log-every=40", "--checkpoint-every=400", *settings),
+    ]
+
+    def ended(name: str, *more: str) -> str:
+        done = subprocess.run([*command, f"--out={tmp_path / name}", *more], capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        columns = rows[0].split(",")
+        exact = [n for n, column in enumerate(columns) if "second" not in column]
+        return "\n".join(",".join(row.split(",")[n] for n in exact) for row in rows)
+
+    assert ended("threads", "--steps=240") == ended("processes", "--steps=240", "--workers=2")
+    out = tmp_path / "killed"
+    with subprocess.Popen(
+        [*command, f"--out={out}", "--steps=20000", "--workers=2"],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        deadline = time.monotonic() + 300
+        while not checkpoints.steps(out / "checkpoints") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        children = psutil.Process(run.pid).children()
+        workers = [x.pid for x in children if "kullback.core.actor_process" in x.cmdline()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        _, errors = run.communicate()
+    assert run.returncode == 0, errors
+    (line,) = map(json.loads, (out / staffing.RESTARTS).read_text().splitlines())
+    assert f"pid {workers[0]}) was ended by SIGKILL" in line["cause"] and line["steps"] > 0
+    assert line["cause"] in errors
