@@ -1,15 +1,24 @@
-"""The part of a report on language models: curves of all metrics, and texts."""
+"""The part of a report on language models: curves of all metrics, and texts with their images."""
 
+import contextlib
+import io
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from PIL import Image
+
 from kullback.core import json_files
 from kullback.experiments.report import collect, figures, page, sections
 from kullback.experiments.report.chapters import Chapter
+from kullback.lm import pictures
 
 SHOWN = 12  # Texts of an agent on a task.
 LONGEST = 4_000  # Characters of a text that are shown.
+PICTURES, SIDE = (
+    4,
+    192,
+)  # Images of a text that are shown, and pixels of their longer side, at most.
 # Columns that count, repeat the score, or say how fast it went; all others are curves.
 NO_CURVES = (
     *("frames", "episodes", "return_mean", "return_min", "return_max", "recent_return"),
@@ -52,7 +61,24 @@ def _texts(out: page.Page, label: str, task: str, runs: Sequence[collect.Run]) -
         first = " ".join(str(line.get("prompt", "")).split())[:60]
         rest = {k: v for k, v in line.items() if k not in (*known, "greedy")}
         whole = "\n\n".join(f"{key}:\n{_cut(str(value))}" for key, value in rest.items())
-        out.folded(f"{first} ({facts})", whole)
+        out.folded(f"{first} ({facts})", whole, thumbnails(line.get("images")))
+
+
+def thumbnails(named: Any) -> dict[str, bytes]:
+    """Returns the first images of a text as small PNGs by their paths.
+
+    Those that are no longer there, or were replaced by what is no image, are left out: their paths
+    are in the text.
+    """
+    small: dict[str, bytes] = {}
+    names = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    for name in names[:PICTURES]:
+        with contextlib.suppress(OSError, ValueError):
+            image = Image.fromarray(pictures.read(name).pixels)
+            image.thumbnail((SIDE, SIDE))
+            image.save(written := io.BytesIO(), format="PNG")
+            small[name] = written.getvalue()
+    return small
 
 
 def newest(folder: pathlib.Path) -> list[dict[str, Any]]:

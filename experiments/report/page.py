@@ -117,10 +117,21 @@ class Page:
         yield
         self._parts.append("</div>")
 
-    def folded(self, summary: str, text: str) -> None:
-        """Adds preformatted text behind a line that unfolds it."""
+    def folded(self, summary: str, text: str, pictures: Mapping[str, bytes] | None = None) -> None:
+        """Adds preformatted text behind a line that unfolds it.
+
+        Args:
+          summary: the line.
+          text: behind it.
+          pictures: PNGs that stand before the text, by their alternative texts.
+        """
+        shown = "".join(
+            f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" '
+            f'alt="{_text(name)}" title="{_text(name)}"> '
+            for name, png in (pictures or {}).items()
+        )
         self._parts.append(
-            f"<details><summary>{_text(summary)}</summary><pre>{_text(text)}</pre></details>"
+            f"<details><summary>{_text(summary)}</summary>{shown}<pre>{_text(text)}</pre></details>"
         )
 
     def write(self) -> None:
