@@ -6,7 +6,8 @@ nothing is copied. See lm/lora.py for the adapters themselves.
 
 Where matrices have a format of few bits, and no adapters, what is learnt stays in float32, and the
 loss and the policy see the numbers that the format holds (quantisation-aware training); a base of
-adapters is in its format already.
+adapters is in its format already. A model that learns all weights but a projector of images
+(lm/sight.py) has that alone as its base.
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ def _same(base: types.Params) -> types.Params:
 class Learnt:
     """The parameters that a learner learns, and the whole ones that are made of them.
 
-    Without adapters they are the same.
+    Without a base they are the same.
     """
 
     settings: lora.Config
@@ -53,8 +54,8 @@ class Learnt:
     def whole(self, learnt: types.Params, constants: types.Constants) -> types.Params:
         """Returns the parameters of all networks; nothing is copied that has no format."""
         if not self.settings:
-            return quantisation.simulated(learnt, self.scheme)
-        return trees.joined(self.frozen(constants.base), learnt)
+            learnt = quantisation.simulated(learnt, self.scheme)
+        return self._with_base(learnt, constants)
 
     def loss(self, of_whole: learners.Loss) -> learners.Loss:
         """Returns the loss of what is learnt, from that of whole parameters."""
@@ -95,8 +96,13 @@ class Learnt:
     def acting(self, learnt: types.Params, constants: types.Constants) -> types.Params:
         """Returns the whole parameters that a policy acts by; they need no gradient."""
         if self.scheme and not self.settings:
-            return quantisation.held(learnt, self.scheme)
+            return self._with_base(quantisation.held(learnt, self.scheme), constants)
         return self.whole(learnt, constants)
+
+    def _with_base(self, learnt: types.Params, constants: types.Constants) -> types.Params:
+        if constants.base is None:
+            return learnt
+        return trees.joined(self.frozen(constants.base), learnt)
 
     def actor_params(
         self, state: types.LearnerState, steps: types.Array, evaluate: bool, constants: Any

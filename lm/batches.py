@@ -73,10 +73,11 @@ class Config:
     # Batches whose examples are sorted by length together; 1 does not sort. More of them save
     # padding, but make batches less alike.
     batches_per_sort: int = 1
+    least_images: int = 1  # Images of a row >= 1 for which there is room at least, I.
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches_per_sort"):
+        for name in ("batch_size", "batches_per_sort", "least_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**64:
@@ -155,7 +156,7 @@ def make(
             data = pack(chosen, lengths[-1], pad_id)
         if features is not None:
             media = [[medium for example in row for medium in example.media] for row in chosen]
-            data = data._replace(pooled=pad_features(media, features))
+            data = data._replace(pooled=pad_features(media, features, config.least_images))
         shape = (config.batch_size,)
         return types.Batch(
             data=data,
@@ -176,7 +177,8 @@ def make(
         padded = pad_prompts(ids, _bucket(longest, prompt_lengths), pad_id)
         if features is None:
             return padded
-        return padded._replace(pooled=pad_features([e.media for e in chosen], features))
+        media = [example.media for example in chosen]
+        return padded._replace(pooled=pad_features(media, features, config.least_images))
 
     return Sampler(num_items, sequences, prompts)
 
@@ -344,17 +346,20 @@ def of_images(examples: Sequence[Example], features: Features | None) -> Feature
     return features
 
 
-def pad_features(media: Sequence[Sequence[interleaved.Medium]], features: Features) -> np.ndarray:
+def pad_features(
+    media: Sequence[Sequence[interleaved.Medium]], features: Features, least: int = 1
+) -> np.ndarray:
     """Returns the features of rows' images, float [B, I, M, E], with zeros after a row's last one.
 
-    I is the smallest power of two that holds the images of each row.
+    I is the smallest power of two that holds the images of each row, and `least`.
 
     Args:
       media: images of each row, in order.
       features: of images; of none it gives their shape, [0, M, E].
+      least: images >= 1 of a row for which there is room, so that batches have one shape.
     """
     given = features([medium for of_row in media for medium in of_row])  # [n, M, E]
-    most = powers_of_two(max(map(len, media)), 1)[-1]
+    most = powers_of_two(max(least, *map(len, media)), 1)[-1]
     pooled = np.zeros((len(media), most, *given.shape[1:]), given.dtype)
     begin = 0
     for row, of_row in enumerate(media):

@@ -12,14 +12,16 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
+import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import trees, types, weights
-from kullback.lm import interleaved, pictures, vision
+from kullback.lm import image_rows, interleaved, pictures, vision
 
 __all__ = ["Images", "fingerprint"]
 
@@ -52,6 +54,8 @@ class Images:
     batch_size: int = 4  # Images >= 1 that are encoded at once. Ours.
     known: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # By their hash.
     hashes: dict[interleaved.Medium, str] = dataclasses.field(default_factory=dict)
+    # Threads that write texts ahead ask for the same images; one encodes them.
+    lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -61,6 +65,11 @@ class Images:
                 f"images are prepared with a side of {self.preparation.side} pixels, and the "
                 f"encoder takes {self.config.encoder.image_size}: see preprocessor_config.json"
             )
+
+    @property
+    def rows(self) -> image_rows.Settings:
+        """How rows that name images are read."""
+        return image_rows.Settings(self.preparation, self.config.num_soft)
 
     def features(self, media: Sequence[interleaved.Medium]) -> np.ndarray:
         """Returns pooled features of images, float32 [N, M, E]; N may be 0.
@@ -72,11 +81,12 @@ class Images:
           ValueError: as `pictures.read` does; for a crop that an image has not; for a kept file
             that is damaged, which may be deleted.
         """
-        new: dict[str, np.ndarray] = {}  # What the encoder sees, by its hash.
-        for medium in dict.fromkeys(media):
-            if medium not in self.hashes:
-                new |= self._read(medium)
-        self._encode({name: x for name, x in new.items() if not self._load(name)})
+        with self.lock:
+            new: dict[str, np.ndarray] = {}  # What the encoder sees, by its hash.
+            for medium in dict.fromkeys(media):
+                if medium not in self.hashes:
+                    new |= self._read(medium)
+            self._encode({name: x for name, x in new.items() if not self._load(name)})
         shape = self.config.num_soft, self.config.encoder.embed_dim
         rows = [self.known[self.hashes[medium]] for medium in media]
         return np.stack(rows) if rows else np.zeros((0, *shape), np.float32)
@@ -92,7 +102,7 @@ class Images:
             )
         by_hash = {}
         for view, x in enumerate(seen):
-            digest = hashlib.sha256(f"{self._encoder} {x.shape} ".encode() + x.tobytes())
+            digest = hashlib.sha256(f"{self.fingerprint} {x.shape} ".encode() + x.tobytes())
             self.hashes[medium._replace(view=view)] = digest.hexdigest()
             by_hash[digest.hexdigest()] = x
         return by_hash
@@ -122,8 +132,15 @@ class Images:
                     weights.export_params(self.folder / f"{name}.safetensors", {_NAME: x})
 
     @functools.cached_property
-    def _encoder(self) -> str:
-        return fingerprint(self.config, self.params)
+    def fingerprint(self) -> str:
+        """SHA-256 of all that features of pixels follow from: the encoder, and its numbers' scale.
+
+        Models of one fingerprint share the features of images that are prepared alike.
+        """
+        c = self.preparation
+        scale = f"{c.rescale_factor} {c.mean} {c.std}"
+        encoder = fingerprint(self.config, self.params)
+        return hashlib.sha256(f"{encoder} {scale}".encode()).hexdigest()
 
     @functools.cached_property
     def _program(self) -> Callable[[types.Params, np.ndarray], jax.Array]:

@@ -21,6 +21,7 @@ from kullback.lm import (
     completions,
     data,
     gemma,
+    interleaved,
     layers,
     rouge,
     sharding,
@@ -76,6 +77,15 @@ class Evaluator:
     divergence: str = "kl"  # f of the model's softargmax_f.
     mesh: sharding.Mesh | None = None  # Mesh over whose data axis rows are cut; None: one device.
     notices: tuple[str, ...] = ()  # Remarks on the examples, for a reader.
+    features: batches.Features | None = None  # Of images; None: no example has any.
+    most_images: int = 1  # Images of an example, at most, crops counted; rows have room for them.
+
+    def seeing(self, features: batches.Features, examples: Sequence[data.Example]) -> "Evaluator":
+        """Returns the evaluator of prompts with images, with room for those of all `examples`."""
+        most = max((len(example.media) for example in examples), default=0)
+        if not most:
+            return self
+        return dataclasses.replace(self, features=features, most_images=most)
 
     def spread(self, rows: batches.Rows) -> batches.Rows:
         """Cuts prompts or sequences over the devices of the mesh."""
@@ -123,8 +133,26 @@ class Evaluator:
     def sequences(self, count: int) -> Iterator[batches.Sequences]:
         """Yields the first `count` examples with their completions, `parts` padded to one width."""
         for batch in self.parts(count):
-            rows = batches.pad(batch, self.learning.width, self.tokenizer.pad_id)
-            yield self.spread(rows)
+            yield self.rows(batch)
+
+    def rows(self, examples: Sequence[data.Example]) -> batches.Sequences:
+        """Returns examples with their completions, padded on the right to one width."""
+        rows = batches.pad(examples, self.learning.width, self.tokenizer.pad_id)
+        return self.spread(rows._replace(pooled=self._pooled(examples)))
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of the features of a row's images, [I, M, E]; () if no example has any."""
+        if self.features is None:
+            return ()
+        return batches.pad_features([[]], self.features, self.most_images).shape[1:]
+
+    def _pooled(self, examples: Sequence[data.Example]) -> np.ndarray | None:
+        """Returns features of the images of examples, [B, I, M, E]."""
+        if self.features is None:
+            return None
+        media = [example.media for example in examples]
+        return batches.pad_features(media, self.features, self.most_images)
 
     # Compiled once, however often a run is evaluated.
 
@@ -203,13 +231,15 @@ class Evaluator:
         return [{**self.example_texts(self.test[n]), **shown.line(n)} for n in range(count)]
 
     def example_texts(self, example: data.Example) -> dict[str, Any]:
-        """Returns prompt and target of an example as texts."""
-        return {"prompt": self.tokenizer.decode(example.prompt), "target": self.target(example)}
+        """Returns prompt and target of an example as texts, and the files of its images."""
+        texts = {"prompt": self.tokenizer.decode(example.prompt), "target": self.target(example)}
+        return {**texts, "images": files} if (files := interleaved.files(example.media)) else texts
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
         """Returns the prompts of examples, padded on the left to one width."""
-        prompts = [example.prompt for example in examples]
-        return batches.pad_prompts(prompts, self.learning.max_prompt_length, self.tokenizer.pad_id)
+        ids = [example.prompt for example in examples]
+        width, pad_id = self.learning.max_prompt_length, self.tokenizer.pad_id
+        return batches.pad_prompts(ids, width, pad_id)._replace(pooled=self._pooled(examples))
 
     def _read(self, completion: tokens.Completion, examples: list[data.Example]) -> Answers:
         """Returns texts and measures of completions, NumPy."""

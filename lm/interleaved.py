@@ -83,6 +83,11 @@ class Layout(NamedTuple):
     media: tuple[Medium, ...]
 
 
+def files(media: Sequence[Medium]) -> list[str]:
+    """Returns the sources of media as texts, each once: of images the paths of their files."""
+    return [*dict.fromkeys(str(medium.source) for medium in media)]
+
+
 def encode(
     segments: Sequence[Segment],
     encode_text: Callable[[str], list[int]],

@@ -228,9 +228,14 @@ def batched(
     return Batched(draw, padded)
 
 
-def sampler(pairs: Sequence[Pair], config: batches.Config, pad_id: int) -> Callable[[int], Pairs]:
+def sampler(
+    pairs: Sequence[Pair],
+    config: batches.Config,
+    pad_id: int,
+    features: batches.Features | None = None,
+) -> Callable[[int], Pairs]:
     """Returns (step, from 0) -> training batch; arguments and errors are those of `batched`."""
-    stored = batched(pairs, config, pad_id)
+    stored = batched(pairs, config, pad_id, features)
     return lambda step: stored.padded(stored.indices(step))
 
 

@@ -26,7 +26,7 @@ def seeing(model: gemma.Model, config: vision.Config, *, draws: bool = True) -> 
     Args:
       model: the decoder.
       config: of the vision.
-      draws: whether `init` draws a projector, too: not where it draws adapters alone.
+      draws: whether `init` draws a projector, too: not where that is frozen, as of adapters.
     """
 
     def soft_vectors(params: types.Params, tokens: types.Array, pooled: types.Array) -> jax.Array:

@@ -83,6 +83,9 @@ class Config:
     # quantisation.py; of adapters, that of the base. "none" is float32.
     quantize: quantisation.Kept = "none"
     quantize_table: quantisation.Kept = "none"  # Format of the table of tokens, likewise.
+    # Whether the projector of a model that sees learns with its decoder, as Gemma 3's did; if not
+    # it is frozen, as the encoder always is, and as adapters' is.
+    learns_projector: bool = False
 
     def __post_init__(self) -> None:
         names = "batch_size max_prompt_length max_new_tokens micro_batches chunk batches_per_sort"
@@ -102,6 +105,11 @@ class Config:
             )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps must be >= 0, got {self.warmup_steps}")
+        if self.learns_projector and self.lora:
+            raise ValueError(
+                "learns_projector=True does not go with adapters, whose base keeps its projector: "
+                "leave one out"
+            )
         self.rate.check()
         optimizers.check(self.optimizer, self.weight_decay, self.first_moment_dtype)
 

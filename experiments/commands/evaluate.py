@@ -43,6 +43,8 @@ def add_parser(commands: Any) -> None:
     flag(language, "--max-prompt-length N", arguments.tokens, "tokens; default: the run's")
     flag(language, "--max-new-tokens N", arguments.tokens, "of an answer; default: the run's")
     arguments.add_overlong(language, "the run's")
+    seen = "read the images that rows name, as a run that learnt with --images does"
+    flag(language, "--images", help=seen)
     arguments.add_model_flag(language)
     arguments.add_adapters(language)
     arguments.add_control_tokens(language, "the run's, of weights text")
@@ -64,6 +66,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     given = ["TASK"] if options.task is not None else []
     language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
     given += [f"--{n.replace('_', '-')}" for n in language_only if getattr(options, n) is not None]
+    given += ["--images"] if options.images else []
     given += ["--model-flag"] if options.model_flags else []
     given += ["--base"] if options.base else ["--adapter"] if options.adapter else []
     if given:
@@ -114,6 +117,7 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         seed=options.seed,
         best=options.best,
         control_tokens=options.control_tokens,
+        images=options.images,
         model_flags=options.model_flags,
         lengths={n: value for n in LENGTHS if (value := getattr(options, n)) is not None},
     )

@@ -33,7 +33,7 @@ def add_parser(commands: Any) -> None:
         if field == "control_tokens":
             arguments.add_control_tokens(sub, entry.default)
         else:
-            spelled = f"--{entry.name} {entry.metavar}"
+            spelled = f"--{entry.name} {entry.metavar}".rstrip()
             flag(sub, spelled, help=entry.help, dest=field, **_reading(field, entry))
     arguments.add_overlong(sub, "error")
     arguments.add_trust_code(sub)
@@ -64,6 +64,8 @@ def _reading(field: str, entry: plans.Flag) -> dict[str, Any]:
     """Returns the options by which `argparse` reads the values of a flag."""
     if isinstance(entry.default, tuple):
         return {"action": "append"}
+    if isinstance(entry.default, bool):
+        return {"default": None}
     if isinstance(entry.default, str):
         return {"type": arguments.name}
     # 0 stands for a default, which a user leaves out.

@@ -59,7 +59,8 @@ def run(
         chosen_by = None
         if n:
             chosen_by = rewards.parse(
-                reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids
+                *(reward, evaluator.task, evaluator.tokenizer, evaluator.model.num_ids),
+                images=subject.checkpoint.images,
             )
             chosen_by.check_references(map(evaluator.target, evaluator.test))
         report = evaluate(evaluator, acting, count=count, num_samples=num_samples, key=key)
@@ -106,11 +107,14 @@ def evaluator_of(subject: Subject) -> evaluation.Evaluator:
             f"{learning.max_new_tokens} together exceed the model's context of "
             f"{checkpoint.config.context_length}"
         )
-    test, report = task.examples("test", checkpoint.tokenizer, subject.limits)
-    return evaluation.Evaluator(
+    test, report = task.examples("test", checkpoint.tokenizer, subject.limits, subject.rows)
+    evaluator = evaluation.Evaluator(
         *(checkpoint.model, checkpoint.tokenizer, task, test, learning, checkpoint.divergence),
         notices=tuple(data.notices({"test": report})),
     )
+    if checkpoint.images is None:
+        return evaluator
+    return evaluator.seeing(checkpoint.images.features, test)
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from kullback.experiments import statistics
 from kullback.experiments.evaluate import reports
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.runs import models, opened, reward_models
-from kullback.lm import data, gemma, reward_model
+from kullback.lm import batches, data, reward_model
 
 
 def report(subject: Subject, run: opened.Opened, *, count: int) -> reports.Report:
@@ -32,19 +32,24 @@ def report(subject: Subject, run: opened.Opened, *, count: int) -> reports.Repor
         raise ValueError(f"a reward model judges pairs, tokens/preferences:PATH, got {task.name}")
     checkpoint = subject.checkpoint
     tokenizer = checkpoint.tokenizer
-    pairs, data_report = task.pairs("test", tokenizer, subject.limits)
+    pairs, data_report = task.pairs("test", tokenizer, subject.limits, subject.rows)
     pairs = pairs[:count]
-    rewards = jax.jit(reward_model.on_decoder(gemma.make(checkpoint.config)).rewards)
+    rewards = jax.jit(reward_model.on_decoder(checkpoint.model).rewards)
+    features = None if checkpoint.images is None else checkpoint.images.features
+    features = batches.of_images([pair.chosen for pair in pairs], features)
 
     def predict(params: Any) -> tuple[np.ndarray, np.ndarray]:
-        return reward_models.over_pairs(rewards, params, pairs, learning.width, tokenizer.pad_id)
+        width, pad_id = learning.width, tokenizer.pad_id
+        return reward_models.over_pairs(rewards, params, pairs, width, pad_id, features)
 
     chosen, rejected = predict(checkpoint.params)
     by_name = estimates(chosen, rejected)
     notes = _reliability(chosen - rejected)
     notes += data.notices({"test": data_report})
     if subject.seed is None and models.is_population(run):
-        members = [predict(params) for params in models.members(run, best=subject.best)]
+        sees = checkpoint.images is not None
+        each = models.members(run, best=subject.best, images=sees)
+        members = [predict(params) for params in each]
         ensemble = tuple(np.mean(column, axis=0) for column in zip(*members, strict=True))
         by_name |= {f"{name}_of_ensemble": x for name, x in estimates(*ensemble).items()}
         for number, member in zip(run.seeds, members, strict=True):

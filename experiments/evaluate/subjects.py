@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kullback.experiments.runs import model_files, models, opened, text_work
-from kullback.lm import data, splits, tasks, tuning
+from kullback.lm import data, image_rows, splits, tasks, tuning
 from kullback.lm.control_tokens import Reading
 
 
@@ -21,6 +21,7 @@ class Subject:
     seed: int | None = None  # As for `models.load`.
     best: bool = False  # Likewise.
     control_tokens: Reading | None = None  # How a text that spells them is read; None: as recorded.
+    images: bool = False  # Whether rows have the images that they name, as a run's with images do.
     model_flags: Sequence[str] = ()  # "field=value" each, as of `Checkpoint.computing`.
     # Values for max_prompt_length, max_new_tokens and overlong in place of the run's, or of
     # `tuning.Config`'s defaults.
@@ -56,13 +57,22 @@ class Subject:
         """The model, with its parameters."""
         if self.run is None:
             flags = self.model_flags
-            loaded = models.load(self.path, self.seed, best=self.best, flags=flags)
+            loaded = models.load(
+                self.path, self.seed, best=self.best, flags=flags, images=self.images
+            )
             recorded = "text"
         else:
-            read = models.of_run(self.run, self.seed, best=self.best)
+            images = self.images or self.run.plan.images
+            read = models.of_run(self.run, self.seed, best=self.best, images=images)
             loaded = read.computing(self.model_flags, str(self.path))
             recorded = self.run.plan.control_tokens
         return loaded.reading(self.control_tokens or recorded)
+
+    @property
+    def rows(self) -> image_rows.Settings | None:
+        """How rows with images are read; None reads text alone."""
+        sees = self.checkpoint.images
+        return None if sees is None else sees.rows
 
     @property
     def limits(self) -> data.Limits:

@@ -20,9 +20,8 @@ import numpy as np
 
 from kullback.core import averaging, files, types
 from kullback.experiments import plots
-from kullback.experiments.runs import episodes, model_files
+from kullback.experiments.runs import episodes, model_files, models
 from kullback.lm import tokenizer, warp
-from kullback.lm.formats import hugging_face
 
 PROMPTS = 256  # Held-out ones, at most.
 
@@ -80,7 +79,7 @@ def finish(
     Args:
       folder: of the run.
       actor: writes texts.
-      student: shape, tokenizer and notice of the policy.
+      student: shape, tokenizer, notice and sight of the policy.
       ends: of the front.
       merged: () -> the whole parameters of theta_slerp.
       steps: learner steps of the run.
@@ -92,7 +91,7 @@ def finish(
     write(folder, points)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer_files = tokenizer.save(student.tokenizer, scratch)
-        hugging_face.save(out, student.config, merged(), tokenizer_files, notice=student.notice)
+        models.write_folder(student._replace(params=merged()), out, tokenizer_files)
 
 
 def write(folder: pathlib.Path, points: Sequence[Point]) -> None:

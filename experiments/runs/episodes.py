@@ -18,6 +18,7 @@ from kullback.lm import (
     completions,
     data,
     evaluation,
+    interleaved,
     policy,
     policy_gradient,
     rollouts,
@@ -37,11 +38,18 @@ class HeldOut(NamedTuple):
     lengths: np.ndarray  # Tokens.
 
 
-def sequence_shapes(num_rows: int, width: int) -> batches.Sequences:
-    """Returns shapes and types of sequences of one width."""
+def sequence_shapes(num_rows: int, width: int, images: tuple[int, ...] = ()) -> batches.Sequences:
+    """Returns shapes and types of sequences of one width.
+
+    Args:
+      num_rows: B.
+      width: T.
+      images: shape of the features of a row's images, [I, M, E]; () of rows of text.
+    """
     ids, is_answer = (jax.ShapeDtypeStruct((num_rows, width), t) for t in (np.int32, np.bool_))
     lengths = jax.ShapeDtypeStruct((num_rows,), np.int32)
-    return batches.Sequences(ids, is_answer, ids, ids, lengths)  # pyright: ignore[reportArgumentType]
+    pooled = jax.ShapeDtypeStruct((num_rows, *images), np.float32) if images else None
+    return batches.Sequences(ids, is_answer, ids, ids, lengths, pooled)  # pyright: ignore[reportArgumentType]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +119,7 @@ class Actor:
             self.evaluator.answer_texts(written.sequences),
             [text["target"] for text in texts],
             [*map(self.evaluator.task.document, repeated, prompt_texts)],
+            [interleaved.files(example.media) for example in repeated],
         )
         # One process asks: another might be told something else.
         python_score = np.asarray(
@@ -228,7 +237,7 @@ class Actor:
         return sequences.Source(
             num_rows=c.batch_size,
             example=rollouts.Episodes(
-                sequence_shapes(*shape),
+                sequence_shapes(*shape, self.evaluator.image_shape),
                 by_text,  # pyright: ignore[reportArgumentType]
                 by_token,  # pyright: ignore[reportArgumentType]
                 by_text if has_weights else None,  # pyright: ignore[reportArgumentType]

@@ -159,7 +159,7 @@ def write_folder(
     if stored is not None and stored.run is not None:
         models.export(stored.run, out, seed)
         return
-    read = models.load(path, seed, base=base) if has_adapters else models.load(path)
+    read = models.load(path, seed, base=base, images=models.sees(path))
     write_checkpoint(read, out)
 
 

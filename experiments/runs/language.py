@@ -15,13 +15,12 @@ import jax.numpy as jnp
 
 from kullback.core import loops, regularizers, sequences, trees, types
 from kullback.experiments.evaluate import warp_front
-from kullback.experiments.runs import episodes, model_files
+from kullback.experiments.runs import episodes, model_files, sights
 from kullback.experiments.runs.lessons import Lessons
 from kullback.experiments.runs.text_work import Splits, TextWork
 from kullback.experiments.runs.work import Abandons, OnTexts
 from kullback.lm import (
     answers,
-    batches,
     data,
     distillation,
     evaluation,
@@ -135,7 +134,8 @@ class Setup(TextWork):
     @property
     def frozen(self) -> Any:
         """Parameters that are read only, and are in memory already: a reward model's, too."""
-        return self.constants, () if self.actor is None else self.actor.reward.params
+        reward = () if self.actor is None else self.actor.reward.params
+        return self.constants, self.encoder, reward
 
     def measures(self, learner: types.LearnerState, steps: int) -> dict[str, float]:
         """Returns the loss's divergence from the teacher on held-out completions.
@@ -146,9 +146,8 @@ class Setup(TextWork):
             return {}
         acting = self.acting(learner, steps)
         examples = self.evaluator.test[: evaluation.ROWS]
-        padded = batches.pad(examples, self.learning.width, self.student.tokenizer.pad_id)
-        padded = self.evaluator.spread(padded)
-        distance = self._distance(acting["params"], self.teacher.params, padded)
+        rows = self.evaluator.rows(examples)
+        distance = self._distance(acting["params"], self.teacher.params, rows)
         return {"teacher_distance": float(distance)}
 
     def remember(
@@ -193,6 +192,8 @@ class Setup(TextWork):
         settings, scheme = self.learning.lora, self.learning.scheme
         if settings:  # It begins with updates of 0.
             start = jax.tree.map(jnp.zeros_like, merged)
+        elif self.projector:
+            start, _ = sights.apart(start)
 
         def acts_by(learnt: types.Params) -> types.Params:
             state = learner._replace(params=learnt)
@@ -200,10 +201,10 @@ class Setup(TextWork):
 
         def parameters() -> types.Params:
             if not settings:
-                return quantisation.held(merged, scheme) if scheme else merged
+                return self.whole(quantisation.held(merged, scheme) if scheme else merged)
             factors = trees.joined(self.shared, merged)
             base = narrow_weights.whole(self.base)
-            return lora.merged(self.student.config, settings, base, factors)
+            return self.whole(lora.merged(self.student.config, settings, base, factors))
 
         ends, steps = warp_front.Ends(start, merged, acts_by), int(learner.steps)
         warp_front.finish(folder, self.actor, self.student, ends, parameters, steps)

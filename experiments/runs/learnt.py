@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from kullback.core import checkpoints, folders, trees, types
-from kullback.experiments.runs import adapter_files, model_files, opened, resolved
+from kullback.experiments.runs import adapter_files, model_files, opened, plans, resolved
 from kullback.lm import adapters, gemma, lora, quantisation, reward_model, sharding, tokenizer
 
 
@@ -20,15 +20,20 @@ def adapters_of(run: opened.Opened) -> lora.Config:
     return lora.Config() if run.kind == "games" else resolved.of(run).config.learning.lora
 
 
+def has_base(run: opened.Opened) -> bool:
+    """Returns whether a run reads what it began with anew: a base, or what images are seen by."""
+    return bool(adapters_of(run)) or run.plan.images
+
+
 def beside(run: opened.Opened, base: str) -> opened.Opened:
-    """Returns a run of adapters whose base is elsewhere now; "" leaves it as it is.
+    """Returns a run whose base is elsewhere now; "" leaves it as it is.
 
     Raises:
-      ValueError: if the run has no adapters.
+      ValueError: if the run has none.
     """
     if not base:
         return run
-    if not adapters_of(run):
+    if not has_base(run):
         raise ValueError(f"{run.path} has no adapters, and no use for a base, got {base}")
     return dataclasses.replace(run, plan=dataclasses.replace(run.plan, model=base))
 
@@ -37,11 +42,11 @@ def check_bases(run: opened.Opened) -> None:
     """Raises ValueError if the base of a run's base, and so on, is the run itself."""
     seen: list[pathlib.Path] = []
     at: opened.Opened | None = run
-    while at is not None and adapters_of(at):
+    while at is not None and has_base(at):
         if at.path.resolve() in seen:
-            raise ValueError(f"{run.path}: the adapters of {at.path} are their own base")
+            raise ValueError(f"{run.path}: {at.path} is its own base")
         seen.append(at.path.resolve())
-        at = opened.find(at.plan.model)
+        at = opened.find(at.plan.model.partition(plans.ADAPTER)[0])
 
 
 def shapes(run: opened.Opened, config: gemma.Config, mesh: sharding.Mesh | None = None) -> Any:

@@ -53,7 +53,7 @@ class Examples(Lessons):
     def source(self, seed: int) -> sequences.Source:
         """Returns batches of the data set, and of sequences that the policy samples."""
         evaluator, c, mixture = self.evaluator, self.evaluator.learning, self.agent.experience
-        stored = stored_batches(self.train, c, mixture, evaluator.tokenizer.pad_id, seed)
+        stored = stored_batches(self.train, mixture, evaluator, seed)
         share = round(mixture.student_fraction * c.batch_size)
         sampler = completions.of_policy(self.agent.policy, evaluator.model, c.max_new_tokens)
         program = completions.compiled(sampler.sequences)
@@ -75,7 +75,7 @@ class Examples(Lessons):
 
         return sequences.Source(
             num_rows=c.batch_size,
-            example=episodes.sequence_shapes(c.batch_size, c.width),
+            example=episodes.sequence_shapes(c.batch_size, c.width, evaluator.image_shape),
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
             sampling=sequences.Sampling(
                 num_rows=num_sampled,
@@ -116,9 +116,13 @@ class Prompts(Lessons):
 
 
 def stored_batches(
-    train: Sequence[data.Example], c: tuning.Config, mixture: tuning.Mixture, pad_id: int, seed: int
+    train: Sequence[data.Example],
+    mixture: tuning.Mixture,
+    evaluator: evaluation.Evaluator,
+    seed: int,
 ) -> batches.Sampler:
-    """Returns batches of the data set."""
+    """Returns batches of the data set, which are learnt from as the evaluator is told."""
+    c = evaluator.learning
     is_mixed = 0 < mixture.student_fraction < 1 and mixture.mixing == "row"
     config = batches.Config(
         batch_size=c.batch_size,
@@ -126,6 +130,8 @@ def stored_batches(
         lengths=(c.width,) if is_mixed or c.pack else None,
         pack=c.pack,
         batches_per_sort=c.batches_per_sort,
+        least_images=evaluator.most_images,  # One shape, as a program is compiled for each.
         seed=seed,
     )
-    return batches.make(train, config, pad_id)
+    pad_id, features = evaluator.tokenizer.pad_id, evaluator.features
+    return batches.make(train, config, pad_id, features=features)

@@ -46,9 +46,13 @@ class Checkpoint(NamedTuple):
     @property
     def model(self) -> gemma.Model:
         """The model over the ids of its tokenizer; other rows of its table are padding."""
+        return self.learner_model()
+
+    def learner_model(self, *, projector: bool = True) -> gemma.Model:
+        """Returns the model, whose `init` draws what learns: the projector only if it does."""
         model = gemma.make(self.config)
         if self.images is not None:
-            model = sight.seeing(model, self.images.config)
+            model = sight.seeing(model, self.images.config, draws=projector)
         return shared_ids.over(model, self.tokenizer.vocab_size)
 
     @property

@@ -10,7 +10,6 @@ import numpy as np
 
 from kullback import lm
 from kullback.core import folders, json_files, trees, types, weights
-from kullback.experiments import cache
 from kullback.experiments.runs import (
     converted,
     learnt,
@@ -20,10 +19,9 @@ from kullback.experiments.runs import (
     pretrained,
     resolved,
     run_folder,
+    sights,
 )
 from kullback.lm import (
-    blocks,
-    encoded,
     folder_meaning,
     gemma,
     narrow_weights,
@@ -40,7 +38,6 @@ from kullback.lm.formats import (
     hugging_face,
     hugging_face_config,
     peft_files,
-    preprocessor_config,
     stacked_layers,
     vision_files,
 )
@@ -107,14 +104,18 @@ def stored(
 
 
 def sees(path: str | pathlib.Path) -> bool:
-    """Returns whether a model, of adapters their base, is a multimodal folder of Hugging Face.
+    """Returns whether a model sees images: a multimodal folder, or a run that learnt with images.
+
+    Of adapters it is their base that does.
 
     Raises:
       ValueError: as `find` does, and for a damaged config.json.
     """
     place = find(str(path).partition(plans.ADAPTER)[0])
-    if place is None or place.form != "folder" or place.run is not None:
+    if place is None or place.form not in ("folder", "run"):
         return False
+    if place.run is not None:
+        return place.run.plan.images
     return vision_files.read_config(place.path) is not None
 
 
@@ -127,6 +128,7 @@ def load(
     base: str = "",
     flags: Sequence[str] = (),
     images: bool = False,
+    says_ignored: bool = True,
 ) -> model_files.Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
 
@@ -140,31 +142,35 @@ def load(
       flags: how it is computed, as for `Checkpoint.computing`. A model of one device whose storage
         has few bits is read so, without a float copy of the whole; of a run there is one meanwhile.
       images: whether it is read with what it sees images by.
+      says_ignored: whether a line says so of a multimodal folder whose images are ignored.
 
     Raises:
       ValueError: if it is none of these, the run is of another kind of model, or images are asked
-        for where there is no multimodal folder; also as `of_run` and `converted.place_of`.
+        for of what sees none; also as `of_run` and `converted.place_of`.
     """
     model_files.read_flags(flags)  # Raises before a file is converted.
     name, _, adapter = str(path).partition(plans.ADAPTER)
     if adapter:
-        read = load(name, seed, best=best, mesh=mesh, base=base, images=images)
+        how: dict[str, Any] = {"images": images, "says_ignored": says_ignored}
+        read = load(name, seed, best=best, mesh=mesh, base=base, **how)
         return _with_adapter(read, name, adapter).computing(flags, name)
     form, _, run = stored(path, seed, best=best, base=base)
-    if images and form != "folder":
+    if images and form not in ("folder", "run"):
         raise ValueError(
             f"{path} reads no images: they need a multimodal folder of Hugging Face, with "
-            "vision_config in its config.json"
+            "vision_config in its config.json, or a run that was trained with --images"
         )
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
-        return of_run(run, seed, best=best, mesh=mesh).computing(flags, str(path))
+        read = of_run(run, seed, best=best, mesh=mesh, images=images)
+        return read.computing(flags, str(path))
     place = converted.place_of(path, _keep)
     if place.is_kept:
         read = _of_cache(place.path, mesh, flags, str(path))
     elif form == "folder":
-        read = _of_folder(place.path, mesh, flags, images=images)
+        quiet = images or not says_ignored
+        read = _of_folder(place.path, mesh, flags, images=images, quiet=quiet)
     else:
         read = _of_gguf(place.path, mesh, flags)
     return read._replace(origin=place.origin).with_all_ends()
@@ -223,7 +229,12 @@ def _without_params(file: gguf_files.File) -> model_files.Checkpoint:
 
 
 def _of_folder(
-    path: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str], *, images: bool
+    path: pathlib.Path,
+    mesh: sharding.Mesh | None,
+    flags: Sequence[str],
+    *,
+    images: bool,
+    quiet: bool,
 ) -> model_files.Checkpoint:
     # First, as what it needs meanwhile is freed before the parameters come.
     its_tokenizer = tokenizer.load(path)
@@ -233,7 +244,7 @@ def _of_folder(
     read = read.computing(flags, str(path))
     shardings = sharding.by_path(config, mesh)
     storage = read.config.storage
-    _, params, _ = hugging_face.load(path, sharding=shardings, storage=storage, sees=images)
+    _, params, _ = hugging_face.load(path, sharding=shardings, storage=storage, sees=quiet)
     return _seeing(read, params, path) if images else read._replace(params=params)
 
 
@@ -241,23 +252,9 @@ def _seeing(
     checkpoint: model_files.Checkpoint, params: dict[str, Any], path: pathlib.Path
 ) -> model_files.Checkpoint:
     """Returns the model of a multimodal folder with what it sees images by."""
-    eye = vision_files.load(path, checkpoint.config.embed_dim)
-    preparation, num_soft = preprocessor_config.read(path)
-    ids = blocks.markers_of(checkpoint.tokenizer).image
-    if (num_soft, ids) != (eye.config.num_soft, eye.config.ids):
-        raise ValueError(
-            f"{path}: an image is {eye.config.num_soft} soft tokens of the ids "
-            f"{tuple(eye.config.ids)} in config.json, and {num_soft} of {tuple(ids)} in "
-            "preprocessor_config.json and the tokenizer; mend one of them"
-        )
-    images = encoded.Images(
-        config=eye.config,
-        params=eye.encoder,
-        preparation=preparation,
-        folder=cache.begun(cache.IMAGES),
-    )
-    both = {**params, vision.PROJECTOR: eye.projector}
-    return checkpoint._replace(params=both, images=images)
+    sight = sights.of_folder(path, checkpoint.tokenizer)
+    both = {**params, vision.PROJECTOR: sight.projector}
+    return checkpoint._replace(params=both, images=sight.images)
 
 
 def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
@@ -334,6 +331,7 @@ def of_run(
     *,
     best: bool = False,
     mesh: sharding.Mesh | None = None,
+    images: bool = False,
 ) -> model_files.Checkpoint:
     """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
@@ -344,9 +342,11 @@ def of_run(
       seed: which of its seeds; None is the first, or the average of all if they are a population.
       best: the checkpoint of the highest score in place of the newest.
       mesh: shards the parameters as they are read, but for a population's; None is one device.
+      images: whether it is read with what it sees images by.
 
     Raises:
-      ValueError: if the run has no such seed, or no checkpoint with a score; as `base_of` does.
+      ValueError: if the run has no such seed, or no checkpoint with a score; as `base_of` and
+        `sights.of_run` do.
     """
     decoder = decoder_of(run)
     if run.kind == "language":
@@ -358,7 +358,20 @@ def of_run(
     else:
         params = learnt.read(run, like, seed, best=best)
     whole = learnt.whole(run, decoder.config, base_of(run, mesh), params)
-    return decoder._replace(params=whole)
+    if not images:
+        return decoder._replace(params=whole)
+    sight = sights.of_run(run, seed, best=best)
+    both = _beside_projector(run, whole, sight)
+    return decoder._replace(params=both, images=sight.images)
+
+
+def _beside_projector(
+    run: opened.Opened, params: types.Params, sight: sights.Sight
+) -> types.Params:
+    """Returns the parameters of a run's model with the projector of its decoder."""
+    if run.kind == "preferences":
+        return {**params, "decoder": {**params["decoder"], vision.PROJECTOR: sight.projector}}
+    return {**params, vision.PROJECTOR: sight.projector}
 
 
 def is_population(run: opened.Opened) -> bool:
@@ -366,12 +379,19 @@ def is_population(run: opened.Opened) -> bool:
     return lm.ALGORITHMS[run.plan.agent].is_population
 
 
-def members(run: opened.Opened, *, best: bool = False) -> Iterator[types.Params]:
-    """Yields the parameters of each seed of a run of reward models, one at a time."""
+def members(
+    run: opened.Opened, *, best: bool = False, images: bool = False
+) -> Iterator[types.Params]:
+    """Yields the parameters of each seed of a run of reward models, one at a time.
+
+    Arguments are those of `of_run`.
+    """
     config = model_files.saved_config(run.path)
     like, base = learnt.shapes(run, config), base_of(run)
+    sight = sights.of_run(run) if images else None
     for seed in run.seeds:
-        yield learnt.whole(run, config, base, learnt.read(run, like, seed, best=best))
+        params = learnt.whole(run, config, base, learnt.read(run, like, seed, best=best))
+        yield params if sight is None else _beside_projector(run, params, sight)
 
 
 def base_of(run: opened.Opened, mesh: sharding.Mesh | None = None) -> types.Params:
@@ -388,7 +408,7 @@ def base_of(run: opened.Opened, mesh: sharding.Mesh | None = None) -> types.Para
         return None
     learnt.check_bases(run)
     try:
-        params = base_params(run.plan.model, mesh)
+        params = base_params(run.plan.model, mesh, says_ignored=not run.plan.images)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the base of {run.path}'s adapters cannot be read: {error}; --base says where it is"
@@ -401,8 +421,12 @@ def base_of(run: opened.Opened, mesh: sharding.Mesh | None = None) -> types.Para
     return params
 
 
-def base_params(name: str, mesh: sharding.Mesh | None = None) -> types.Params:
+def base_params(
+    name: str, mesh: sharding.Mesh | None = None, *, says_ignored: bool = True
+) -> types.Params:
     """Reads a model to be the base of adapters; of a reward model, its decoder.
+
+    Arguments are those of `load`.
 
     Raises:
       ValueError: as `load` and `of_run` do.
@@ -411,7 +435,7 @@ def base_params(name: str, mesh: sharding.Mesh | None = None) -> types.Params:
     if run is not None and run.kind == "preferences":
         params: types.Params = of_run(run, mesh=mesh).params
         return params["decoder"]
-    return load(name, mesh=mesh).params
+    return load(name, mesh=mesh, says_ignored=says_ignored).params
 
 
 def decoder_of(run: opened.Opened) -> model_files.Checkpoint:
@@ -433,12 +457,15 @@ def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> No
     """Writes the newest model of a run as a folder that Hugging Face's transformers load.
 
     Its operator stands in a key of config.json that other programs ignore. A notice of terms goes
-    with it (lm/terms.py).
+    with it (lm/terms.py), and what it sees images by, if it learnt with images.
 
     Raises:
       ValueError: if it is a reward model; also as `of_run`.
     """
-    checkpoint = load(run.path, seed) if run.kind == "preferences" else of_run(run, seed)
+    if run.kind == "preferences":
+        checkpoint = load(run.path, seed)
+    else:
+        checkpoint = of_run(run, seed, images=run.plan.images)
     tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
     present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
     write_folder(checkpoint, out, present.values())
@@ -453,7 +480,7 @@ def write_folder(
         params, projector = dict(params), params[vision.PROJECTOR]
         del params[vision.PROJECTOR]
         eye = vision.Eye(images.config, images.params, projector)
-        save = functools.partial(vision_files.save, eye=eye)
+        save = functools.partial(vision_files.save, eye=eye, preparation=images.preparation)
     save(
         out,
         checkpoint.config,

@@ -105,7 +105,8 @@ def over_pairs(
     def spread(params: types.Params, rows: batches.Sequences) -> jax.Array:
         return program(params, evaluator.spread(rows))
 
-    return np.stack(reward_models.over_pairs(spread, params, pairs, width, pad_id), 1)
+    both = reward_models.over_pairs(spread, params, pairs, width, pad_id, evaluator.features)
+    return np.stack(both, 1)
 
 
 def program(model: gemma.Model, chunk: int) -> Callable[..., jax.Array]:
@@ -132,6 +133,7 @@ class Pairs(Lessons):
             self.train,
             batches.Config(batch_size=c.batch_size, batches_per_sort=c.batches_per_sort, seed=seed),
             pad_id,
+            self.evaluator.features,
         )
         log_reference = None if self.objective.targets else self.reference.table["train"]
 
@@ -200,7 +202,7 @@ def with_pairs(
     train = preferences.corrupt(base.splits.train, config.corruption, plan.seed)
 
     def log_probabilities(of: list[preferences.Pair]) -> np.ndarray:
-        params = start()
+        params = base.whole(start() or {})
         if not config.learning.lora:
             params = quantisation.held(params, config.learning.scheme)
         compiled = program(decoder, config.learning.chunk)

@@ -25,7 +25,8 @@ class Flag(NamedTuple):
     name: str  # Without "--"; "" is the field's.
     metavar: str
     help: str | None
-    default: Any  # Its type is the flag's: a tuple takes the flag several times.
+    # Its type is the flag's: a tuple takes the flag several times, and a bool is a switch.
+    default: Any
     most: int  # The largest value of a number.
 
 
@@ -146,6 +147,12 @@ class Plan:
     )
     # How a text that spells control tokens is read; other commands have the same flag.
     control_tokens: Reading = _flag("text", "")  # noqa: RUF009  # A text, which is immutable.
+    images: bool = _flag(
+        False,
+        "",
+        "read the images that rows name: the model, and a teacher's, is a multimodal folder or a "
+        "run of one",
+    )
     mesh: str = _flag(
         "",
         "DATAxMODEL",
@@ -229,6 +236,10 @@ class Plan:
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
             if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
+        if self.images and is_game:
+            raise ValueError(f"images is for language models, not for {self.environment}")
+        if self.images and self.mesh:
+            raise ValueError(f"--images does not go with --mesh {self.mesh} yet: leave one out")
         if self.frozen != "float32" and is_game:
             raise ValueError(f"frozen is for language models, not for {self.environment}")
         if self.control_tokens not in READINGS:

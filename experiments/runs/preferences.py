@@ -17,13 +17,14 @@ from kullback import lm
 from kullback.core import checkpoints, files, loops, sequences, types
 from kullback.experiments.runs import (
     adapter_files,
-    language_setup,
     model_files,
     models,
     opened,
     plans,
     resolved,
     reward_models,
+    sights,
+    starts,
     text_work,
 )
 from kullback.experiments.runs.text_work import Splits, TextWork
@@ -38,6 +39,7 @@ from kullback.lm import (
     reward_model,
     sharding,
     tasks,
+    vision,
     warm,
 )
 
@@ -116,11 +118,12 @@ class Setup(TextWork):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns rewards of chosen and rejected answers, [n] each."""
         width, pad_id = self.learning.width, self.student.tokenizer.pad_id
-        return reward_models.over_pairs(self._program, params, pairs, width, pad_id)
+        features = None if self.sight is None else self.sight.images.features
+        return reward_models.over_pairs(self._program, params, pairs, width, pad_id, features)
 
     @functools.cached_property
     def _program(self) -> Callable[..., jax.Array]:
-        model = adapters.adapted(gemma.make(self.student.config), self.learning.lora)
+        model = adapters.adapted(self.student.model, self.learning.lora)
         mesh = None if self.placement is None else self.placement.mesh
         return _over(mesh, reward_model.on_decoder(model).rewards)
 
@@ -132,12 +135,14 @@ class Setup(TextWork):
     def _source(self, seed: int) -> sequences.Source:
         c, train = self.learning, self.splits.train
         pad_id = self.student.tokenizer.pad_id
+        features = None if self.sight is None else self.sight.images.features
         stored = preferences.sampler(
             train,
             batches.Config(batch_size=c.batch_size, batches_per_sort=c.batches_per_sort, seed=seed),
             pad_id,
+            features,
         )
-        batch = preferences.pad(train[:1] * c.batch_size, train[0].length, pad_id)
+        batch = preferences.pad(train[:1] * c.batch_size, train[0].length, pad_id, features)
         return sequences.Source(
             num_rows=c.batch_size,
             example=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch),
@@ -162,24 +167,20 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         raise ValueError(
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
+    text_work.check_images(plan, config.learning)
     mesh = text_work.mesh_of(plan, config.learning)
     task = tasks.make(plan.environment, rule=named.rule)
     read = text_work.reader_of_pairs(plan, task)
     run = opened.find(plan.model)
-    if home is not None:
-        decoder = model_files.saved(home)
-    elif run is not None and run.kind == "preferences":
-        if plan.model_flags or plan.tokenizer:
-            raise ValueError(
-                f"--model-flag and --tokenizer go with a preset; {plan.model} brings its own"
-            )
-        decoder = models.decoder_of(run)
-    else:
-        decoder = language_setup.student_of(plan, task, None, mesh)._replace(params=None)
-    decoder = decoder.reading(plan.control_tokens)
+    decoder = _decoder(plan, task, run, home, mesh)
+    sight = sights.of_model(plan.model) if plan.images else None
+    decoder = decoder._replace(images=None if sight is None else sight.images)
     limits = text_work.limits(config.learning, decoder.config)
-    splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule)
+    splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule, sight)
     text_work.require_both(plan, splits)
+    shown = [pair.chosen for pair in (*splits.train, *splits.test)] if sight is not None else []
+    if sight is not None:
+        text_work.require_images(plan, [pair.chosen for pair in splits.train])
     epoch = None
     if plan.epochs:
         epoch = Epoch(len(splits.train), "pairs", config.learning.batch_size)
@@ -188,13 +189,14 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     population: warm.Config | None = config if entry.is_population else None
     shared: reward_model.Config = config if population is None else population.reward
     train = preferences.corrupt(splits.train, shared.corruption, plan.seed)
-    model = gemma.make(decoder.config)
+    model = decoder.learner_model(projector=False)
     members = {} if population is None else {s: warm.draw(population, s) for s in plan.seeds}
 
     lora_settings, base, base_sha256 = config.learning.lora, None, ""
     if lora_settings:
         adapter_files.check_base(plan)
-        whole = decoder._replace(params=models.base_params(plan.model, mesh))
+        params = models.base_params(plan.model, mesh, says_ignored=sight is None)
+        whole = decoder._replace(params=params)
         frozen = whole.frozen(plan.frozen)
         base, base_sha256 = frozen.params, frozen.sha256
     elif plan.frozen != "float32":
@@ -206,7 +208,10 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     def start_sha256() -> str | None:
         if base is not None or plan.num_seeds == 1 or plan.model in gemma.PRESETS:
             return None
-        started = models.load(plan.model) if run is None else models.of_run(run)
+        if run is None:
+            started = starts.read_again(plan, None, learns_projector=False)
+        else:
+            started = models.of_run(run)
         return model_files.fingerprint(started.params)
 
     def member(seed: int) -> types.Agent:
@@ -216,7 +221,9 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         agent=entry.make(model, config),
         spec=text_work.spec_of(decoder.config),
         member=member,
-        start=_starts(plan, run, decoder, train, shared, members, base, mesh),
+        start=_starts(plan, run, decoder, train, shared, members, base, mesh, sight),
+        sight=sight,
+        shown=shown,
         student=decoder,
         splits=splits._replace(train=train),
         begins_with=plan.model,
@@ -236,6 +243,27 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     )
 
 
+def _decoder(
+    plan: plans.Plan,
+    task: tasks.Task,
+    run: opened.Opened | None,
+    home: pathlib.Path | None,
+    mesh: sharding.Mesh | None,
+) -> model_files.Checkpoint:
+    """Returns shape and tokenizer of the decoder that a plan names, which `run` is of, if any."""
+    if home is not None:
+        decoder = model_files.saved(home)
+    elif run is not None and run.kind == "preferences":
+        if plan.model_flags or plan.tokenizer:
+            raise ValueError(
+                f"--model-flag and --tokenizer go with a preset; {plan.model} brings its own"
+            )
+        decoder = models.decoder_of(run)
+    else:
+        decoder = starts.student_of(plan, task, None, mesh)._replace(params=None)
+    return decoder.reading(plan.control_tokens)
+
+
 def _starts(
     plan: plans.Plan,
     run: opened.Opened | None,
@@ -245,14 +273,17 @@ def _starts(
     members: dict[int, warm.Member],
     base: types.Params | None,
     mesh: sharding.Mesh | None,
+    sight: sights.Sight | None,
 ) -> Callable[[int], types.Params]:
     """Returns a function from a seed to its initial parameters, on the mesh if there is one.
 
     Members of a population have one head, a linear probe of the decoder that `plan.model` names.
     `run` is the run of that name; None if it names a preset or a folder of weights. `base` is that
-    decoder if adapters are learnt; else None.
+    decoder if adapters are learnt; else None. By the `sight` the decoder sees.
     """
-    model = gemma.make(decoder.config)
+    model = decoder.learner_model(projector=False)
+    projector = {} if sight is None else {vision.PROJECTOR: sight.projector}
+    image_features = None if sight is None else sight.images.features
     adapted = adapters.adapted(model, config.learning.lora)
     if any(member.start is not None for member in members.values()):
         _check_starts(plan, run, members)
@@ -263,7 +294,7 @@ def _starts(
         if plan.model in gemma.PRESETS:
             return jax.jit(model.init)(jax.random.key(seed))
         if step is None or run is None:
-            return models.load(plan.model, mesh=mesh).params
+            return starts.read_again(plan, mesh, learns_projector=False).params
         like = {"learner": {"params": sharding.shapes(decoder.config, mesh)}}
         folder = run.folder().checkpoints
         return checkpoints.restore(folder, step, like, part=True)[0]["learner"]["params"]
@@ -272,7 +303,9 @@ def _starts(
         c, features = config.learning, reward_model.on_decoder(model).features
         pairs, pad_id = train[: config.probe_pairs], decoder.tokenizer.pad_id
         program = _over(mesh, features)
-        chosen, rejected = reward_models.over_pairs(program, params, pairs, c.width, pad_id)
+        chosen, rejected = reward_models.over_pairs(
+            program, {**params, **projector}, pairs, c.width, pad_id, image_features
+        )
         return reward_model.probe(chosen, rejected, config.probe_penalty)
 
     def learnt(params: types.Params, seed: int) -> types.Params:

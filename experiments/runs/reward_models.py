@@ -9,10 +9,12 @@ import numpy as np
 
 from kullback.core import finite, processes, types
 from kullback.environments import tokens
-from kullback.experiments.runs import model_files, models, opened
+from kullback.experiments.runs import model_files, models, opened, sights
 from kullback.lm import (
-    gemma,
+    batches,
+    encoded,
     gemma_config,
+    interleaved,
     narrow_weights,
     preferences,
     quantisation,
@@ -26,18 +28,22 @@ ROWS = 32  # Sequences in a batch.
 
 
 def load(
-    path: str | pathlib.Path, seed: int | None = None, *, best: bool = False
+    path: str | pathlib.Path,
+    seed: int | None = None,
+    *,
+    best: bool = False,
+    images: bool = False,
 ) -> model_files.Checkpoint:
     """Reads the reward model of a run, with parameters as `reward_model.on_decoder` has them.
 
     Args:
       path: of the run.
-      seed, best: as for `models.of_run`.
+      seed, best, images: as for `models.of_run`.
 
     Raises:
       ValueError: if it is no run of reward models, or has no such seed or checkpoint.
     """
-    return models.of_run(opened_run(path), seed, best=best)
+    return models.of_run(opened_run(path), seed, best=best, images=images)
 
 
 def opened_run(path: str | pathlib.Path) -> opened.Opened:
@@ -58,6 +64,7 @@ def scorer(
     ensemble: bool = False,
     storage: gemma_config.Storage = "float32",
     mesh: sharding.Mesh | None = None,
+    images: encoded.Images | None = None,
 ) -> tokens.Scorer:
     """Returns a scorer of texts by the reward model of a run, for use in a compiled program.
 
@@ -66,12 +73,25 @@ def scorer(
       ensemble: scores by the mean of all members' rewards instead, at the cost of all of them.
       storage: format of the matrices in memory; of an ensemble they are float32.
       mesh: over which the parameters are sharded; None is one device, as of an ensemble.
+      images: by which the policy sees, whose features it reads; None: of texts alone.
+
+    Raises:
+      ValueError: for a policy that sees, and a reward model that does not, or by another encoder.
     """
     run = opened_run(path)
-    checkpoint = models.of_run(run, mesh=mesh)
-    model = reward_model.on_decoder(gemma.make(checkpoint.config))
+    if images is not None and not run.plan.images:
+        raise ValueError(
+            f"reward-model:{path} was trained without --images, and would judge answers to images "
+            "that it does not see"
+        )
+    checkpoint = models.of_run(run, mesh=mesh, images=images is not None)
+    if images is not None:
+        sights.check_shared(f"reward-model:{path}", checkpoint.images, "the policy", images)
+    model = reward_model.on_decoder(checkpoint.model)
     if ensemble:
-        return warm.ensemble_scorer(model, warm.stacked([*models.members(run)]))
+        return warm.ensemble_scorer(
+            model, warm.stacked([*models.members(run, images=images is not None)])
+        )
     params: Any = sharding.placed(checkpoint.config, checkpoint.params, mesh)
     scheme = quantisation.of_storage(storage)
     decoder = narrow_weights.narrowed(params["decoder"], scheme)
@@ -84,6 +104,7 @@ def over_pairs(
     pairs: list[preferences.Pair],
     width: int,
     pad_id: int,
+    features: batches.Features | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the results of a compiled program on chosen and rejected answers, [n, ...] each.
 
@@ -93,6 +114,7 @@ def over_pairs(
       pairs: n of them.
       width: to which answers are padded.
       pad_id: of the tokenizer.
+      features: of images, if pairs have some.
 
     Raises:
       ValueError: without pairs, or where a number is NaN.
@@ -103,7 +125,8 @@ def over_pairs(
     for begin in range(0, len(pairs), ROWS):
         # The last batch is filled up, so that the program is compiled for one size.
         batch = [pairs[(begin + i) % len(pairs)] for i in range(ROWS)]
-        for column, sequences in zip(columns, preferences.pad(batch, width, pad_id), strict=True):
+        padded = preferences.pad(batch, width, pad_id, features)
+        for column, sequences in zip(columns, padded, strict=True):
             column.append(np.asarray(processes.fetch(program(params, sequences))))
     chosen, rejected = (np.concatenate(column)[: len(pairs)] for column in columns)
     finite.require((chosen, rejected), params, "what the model makes of pairs")
@@ -114,8 +137,10 @@ def line(
     tokenizer: Tokenizer, pair: preferences.Pair, chosen: Any, rejected: Any
 ) -> dict[str, Any]:
     """Returns a pair and its rewards for a reader, JSON-able."""
+    files = interleaved.files(pair.chosen.media)
     return {
         "prompt": tokenizer.decode(pair.chosen.prompt),
+        **({"images": files} if files else {}),
         "chosen": tokenizer.decode(pair.chosen.completion),
         "rejected": tokenizer.decode(pair.rejected.completion),
         "reward_chosen": float(chosen),

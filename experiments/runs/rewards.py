@@ -12,13 +12,15 @@ r"""Rewards of texts by name: "exact", "0.8*exact+0.2*python:my.module:f".
                             else the whole prompt
     http://HOST/PATH        a server, or https://: what it says of each text, see remote_rewards.py
     python:MODULE:FUNCTION  (prompts, texts, references), lists of B strings -> B floats; the module
-                            is installed, or in the folder that the program was started in
+                            is installed, or in the folder that the program was started in; a
+                            function with a parameter `images` gets the paths of each prompt's
 
 Terms are joined by "+" or, before a weight, by "-": "exact-0.01*length". White space around a term
 is not part of it: an expression ends in a space as "[ ]".
 """
 
 import dataclasses
+import inspect
 import pathlib
 import re
 import traceback
@@ -35,6 +37,7 @@ from kullback.experiments import interrupts
 from kullback.experiments.runs import record, remote_rewards
 from kullback.lm import (
     batches,
+    encoded,
     final_answers,
     gemma_config,
     linear_patterns,
@@ -69,11 +72,13 @@ class TextBatch(NamedTuple):
     texts: list[str]
     references: list[str]
     documents: list[str]  # The sources that texts are to be faithful to.
+    images: list[list[str]]  # Paths of the images of each prompt, in order.
 
 
 PythonScorer = Callable[[TextBatch], Sequence[float] | np.ndarray]
-# A user's function: (prompts, texts, references), B strings each -> B numbers.
-UserFunction = Callable[[list[str], list[str], list[str]], Sequence[float] | np.ndarray]
+# A user's function: (prompts, texts, references), B strings each -> B numbers; by keyword it may
+# take `images`, B lists of paths.
+UserFunction = Callable[..., Sequence[float] | np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Reward:
         texts: list[str],
         references: list[str],
         documents: list[str] | None = None,
+        images: list[list[str]] | None = None,
     ) -> np.ndarray:
         """Returns the sum of the terms in Python, float32 [B].
 
@@ -130,13 +136,16 @@ class Reward:
         Args:
           prompts, texts, references: B each.
           documents: B; None takes the prompts.
+          images: paths of each prompt's, B lists; None: no prompt has any.
 
         Raises:
           ValueError: for a scorer that gives another number of rewards, or one that is not finite.
           interrupts.Failure: for a user's function that raises, or a server that gives nothing.
         """
         total = np.zeros(len(texts), np.float32)
-        batch = TextBatch(prompts, texts, references, prompts if documents is None else documents)
+        documents = prompts if documents is None else documents
+        images = [[] for _ in texts] if images is None else images
+        batch = TextBatch(prompts, texts, references, documents, images)
         for weight, name, function in self.python_terms:
             given = function(batch)
             wanted = f"reward {name!r} must give {len(texts)} finite numbers, one a text, got "
@@ -197,6 +206,7 @@ def parse(
     num_ids: int = 0,
     storage: gemma_config.Storage = "float32",
     mesh: sharding.Mesh | None = None,
+    images: encoded.Images | None = None,
 ) -> Reward:
     """Returns the reward of a name or a sum.
 
@@ -207,6 +217,7 @@ def parse(
       num_ids: ids of the policy, which a reward model's table must have; 0 is any.
       storage: format of a reward model's matrices in memory.
       mesh: over which a reward model is sharded; None is one device.
+      images: by which the policy sees, and so must a reward model; None: it reads texts alone.
 
     Raises:
       ValueError: for an unknown name, a rule that the task lacks, or what cannot be loaded.
@@ -221,7 +232,7 @@ def parse(
         if kind == "length" and not rest:
             jax_terms.append((weight, tokens.Scorer("length", _length)))
         elif kind == "reward-model" and rest:
-            scorer = _reward_model(rest, policy_tokenizer, num_ids, storage, mesh)
+            scorer = _reward_model(rest, policy_tokenizer, num_ids, storage, mesh, images)
             jax_terms.append((weight, scorer))
         elif kind == "exact" and not rest:
             python_terms.append((weight, name, _exact(task)))
@@ -303,16 +314,26 @@ def _python(path: str) -> PythonScorer:
         raise ValueError(f"reward python:{path}: {error}; expected MODULE:FUNCTION") from error
     if not callable(function):
         raise ValueError(f"reward python:{path} must be a function, got {type(function).__name__}")
+    takes_images = _has_parameter(function, "images")
 
     def scorer(batch: TextBatch) -> Sequence[float] | np.ndarray:
+        named = {"images": batch.images} if takes_images else {}
         try:
-            return function(batch.prompts, batch.texts, batch.references)
+            return function(batch.prompts, batch.texts, batch.references, **named)
         except (Exception, SystemExit) as error:  # A user's code may raise anything.
             last = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{pathlib.Path(last.filename).name}, line {last.lineno}"
             raise interrupts.Failure(f"reward python:{path} raised {error!r} ({place})") from error
 
     return scorer
+
+
+def _has_parameter(function: UserFunction, name: str) -> bool:
+    """Returns whether a function declares a parameter of a name; not all in C say so."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _entailment(path: str) -> PythonScorer:
@@ -328,10 +349,11 @@ def _reward_model(
     num_ids: int,
     storage: gemma_config.Storage,
     mesh: sharding.Mesh | None,
+    images: encoded.Images | None,
 ) -> tokens.Scorer:
     from kullback.experiments.runs import reward_models
 
-    scorer = reward_models.scorer(path, storage=storage, mesh=mesh)
+    scorer = reward_models.scorer(path, storage=storage, mesh=mesh, images=images)
     model_tokenizer = tokenizer.load(pathlib.Path(path) / "tokenizer")
     if model_tokenizer.fingerprint != policy_tokenizer.fingerprint:
         raise ValueError(

@@ -13,9 +13,16 @@ import numpy as np
 
 from kullback.core import loops, platform, trees, types
 from kullback.experiments import plots
-from kullback.experiments.runs import adapter_files, model_files, models, plans, run_folder
+from kullback.experiments.runs import (
+    adapter_files,
+    model_files,
+    models,
+    plans,
+    run_folder,
+    sights,
+)
 from kullback.experiments.runs.work import Epoch, Work
-from kullback.lm import data, gemma, memory, preferences, sharding, tasks, tuning
+from kullback.lm import data, gemma, memory, preferences, sharding, tasks, tuning, vision
 from kullback.lm.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -39,10 +46,15 @@ def read_splits(
     tokenizer: Tokenizer,
     limits: data.Limits,
     rule: int,
+    sight: sights.Sight | None = None,
 ) -> Splits[T]:
-    """Reads both splits of a task; `read` is its `examples` or its `pairs`."""
-    train, train_report = read("train", tokenizer, limits)
-    test, test_report = read("test", tokenizer, limits)
+    """Reads both splits of a task; `read` is its `examples` or its `pairs`.
+
+    With a `sight` rows have the images that they name.
+    """
+    images = None if sight is None else sight.images.rows
+    train, train_report = read("train", tokenizer, limits, images)
+    test, test_report = read("test", tokenizer, limits, images)
     return Splits(train, test, {"train": train_report, "test": test_report}, rule)
 
 
@@ -98,6 +110,25 @@ def mesh_of(plan: plans.Plan, learning: tuning.Config) -> sharding.Mesh | None:
     return mesh
 
 
+def require_images(plan: plans.Plan, train: Sequence[data.Example]) -> None:
+    """Raises ValueError if no example that is learnt from has an image."""
+    if train and not any(example.media for example in train):
+        raise ValueError(
+            f"no row of {plan.environment} that is learnt from has an image: name some in a column "
+            "images, or leave --images out"
+        )
+
+
+def check_images(plan: plans.Plan, learning: tuning.Config) -> None:
+    """Raises ValueError for a projector that is to learn without images, or of a reward model."""
+    if learning.learns_projector and plan.kind == "preferences":
+        raise ValueError(f"learns_projector=True is of policies, not of {plan.agent} yet")
+    if learning.learns_projector and not plan.images:
+        raise ValueError(
+            "learns_projector=True is of a model that sees: add --images, or leave it out"
+        )
+
+
 def spec_of(config: gemma.Config) -> types.Spec:
     """Returns the spec of tokens, which a model observes and which are its actions."""
     return types.Spec(shape=(), dtype=np.int32, num_actions=config.vocab_size)
@@ -118,6 +149,8 @@ class TextWork(Work):
     base: types.Params | None = None
     base_sha256: str = ""  # Of the base before its matrices got a format; "" if they have none.
     shared: types.Params = dataclasses.field(default_factory=dict)
+    sight: sights.Sight | None = None  # As the run begins; None of texts alone.
+    shown: Sequence[data.Example] = ()  # All examples, if some have images.
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
     axes: plots.Axes = plots.TEXTS
     has_texts: bool = True
@@ -133,20 +166,41 @@ class TextWork(Work):
     @property
     def constants(self) -> types.Constants:
         """Frozen parameters that the learner and the policy read."""
-        if self.base is None:
-            return types.NO_CONSTANTS
-        return types.Constants(base=trees.joined(self.base, self.shared))
+        base = None if self.base is None else trees.joined(self.base, self.shared)
+        if frozen := self.projector:
+            base = frozen if base is None else trees.joined(base, frozen)
+        return types.Constants(base=base)
+
+    @property
+    def projector(self) -> types.Params:
+        """The projector of images, by its name, if it is frozen; else nothing."""
+        if self.sight is None or self.learning.learns_projector:
+            return {}
+        return {vision.PROJECTOR: self.sight.projector}
+
+    def whole(self, decoder: types.Params) -> types.Params:
+        """Returns the parameters of a decoder with those that are frozen beside it."""
+        return {**decoder, **self.projector}
 
     def base_details(self) -> dict[str, Any]:
-        """Returns the hash of the base of adapters for config.json, if there is one."""
+        """Returns hashes for config.json: of the base of adapters, and of what sees images."""
+        hashes = {}
+        if self.sight is not None:
+            hashes = self.sight.details(learns=self.learning.learns_projector)
+            hashes[sights.IMAGES] = sights.fingerprint(self.shown)
         if self.base is None:
-            return {}
-        return {run_folder.BASE: self.base_sha256 or model_files.fingerprint(self.base)}
+            return hashes
+        return {**hashes, run_folder.BASE: self.base_sha256 or model_files.fingerprint(self.base)}
 
     @property
     def frozen(self) -> Any:
         """Parameters that are read only, and are in memory already."""
-        return self.constants
+        return self.constants, self.encoder
+
+    @property
+    def encoder(self) -> Any:
+        """Parameters of the encoder of images."""
+        return () if self.sight is None else self.sight.images.params
 
     @property
     def setting(self) -> memory.Setting:
@@ -160,7 +214,16 @@ class TextWork(Work):
             remat=self.student.config.remat,
             adapters=c.lora,
             is_quantized=bool(c.scheme) and not c.lora,
+            images=self._image_bytes,
         )
+
+    @property
+    def _image_bytes(self) -> int:
+        """Bytes of the features of all images, and of those of a batch."""
+        if self.sight is None:
+            return 0
+        most = max((len(example.media) for example in self.shown), default=0)
+        return self.sight.num_bytes(self.shown, self.learning.batch_size * most)
 
     def needs(self, setting: memory.Setting) -> memory.Needs:
         """Returns the memory that a learner step of some setting takes."""

@@ -258,7 +258,8 @@ def _check_frozen(
     """Raises ValueError if models or pairs that are read anew are not those of its beginning."""
     read_anew = (
         *(("teacher", plan.teacher), ("start", plan.model), ("base", plan.model)),
-        ("data", plan.environment),
+        *(("encoder", plan.model), ("projector", plan.model)),
+        *(("data", plan.environment), ("images", plan.environment)),
     )
     for name, frozen in read_anew:
         key = f"{name}_sha256"

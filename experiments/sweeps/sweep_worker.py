@@ -106,12 +106,13 @@ def _train_arguments(job: Job) -> list[str]:
     """Returns the arguments of `kullback train` that begin the run."""
     given = [(flag.name, job.plan[field]) for field, flag in plans.FLAGS.items()]
     lists = [(name, texts) for name, texts in given if isinstance(texts, list)]
+    values = [(name, x) for name, x in given if x and not isinstance(x, list)]
     return [
         job.plan["agent"],
         job.plan["environment"],
         f"--out={job.folder}",
         *([child.TRUST] if job.trust_code else []),
-        *(f"--{name}={value}" for name, value in given if value and not isinstance(value, list)),
+        *(f"--{name}" if value is True else f"--{name}={value}" for name, value in values),
         *(f"--{name}={text}" for name, texts in lists for text in texts),
     ]
 

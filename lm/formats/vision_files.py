@@ -156,12 +156,14 @@ def save(
     tokenizer_files: Iterable[files.Path] = (),
     extra: Mapping[str, Any] | None = None,
     notice: str | None = None,
+    preparation: pictures.Config | None = None,
 ) -> None:
     """Writes a folder that transformers loads as Gemma3ForConditionalGeneration, whole or not.
 
     Args:
       folder, config, params, tokenizer_files, extra, notice: as of `hugging_face.save`.
       eye: what the decoder sees by.
+      preparation: how images are prepared; None is as Gemma 3's are.
 
     Raises:
       ValueError: as `hugging_face.save`, and if the eye's parameters are not those of its
@@ -183,7 +185,7 @@ def save(
         for ours, leaf in leaves.items()
         for i, name in enumerate(leaf.names)
     ]
-    prepared = pictures.Config(side=eye.config.encoder.image_size)
+    prepared = preparation or pictures.Config(side=eye.config.encoder.image_size)
     write_files = functools.partial(
         preprocessor_config.write, config=prepared, soft_tokens=eye.config.num_soft
     )

@@ -11,6 +11,7 @@ import pytest
 from kullback import experiments
 from kullback.experiments import cli
 from kullback.lm import tasks
+from tests import small_models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,12 @@ def few_sums() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tasks, "Arithmetic", FewSums)
         yield
+
+
+@pytest.fixture(scope="session")
+def sees(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Returns the folder of a model that sees images of 8 pixels, 4 soft tokens each."""
+    return small_models.that_sees(tmp_path_factory.mktemp("sees"))
 
 
 COMPILED: list[str] = []  # Grows with each program that XLA compiles.

@@ -126,7 +126,7 @@ def test_a_base_that_has_changed_is_refused(
         models.load(lost)
     config["plan"]["model"] = str(lost)
     (lost / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="are their own base"):
+    with pytest.raises(ValueError, match="is its own base"):
         models.load(lost)
 
 

@@ -35,9 +35,15 @@ TEXTS: dict[str, Any] = {
     "control_tokens": "parse",
     "mesh": "4x2",
 }
+SIGHT: dict[str, Any] = {
+    "agent": "sft",
+    "environment": "tokens/jsonl:rows.jsonl",
+    "model": "sees",
+    "images": True,
+}
 
 
-@pytest.mark.parametrize("fields", [GAME, TEXTS], ids=["game", "texts"])
+@pytest.mark.parametrize("fields", [GAME, TEXTS, SIGHT], ids=["game", "texts", "sight"])
 def test_the_command_line_of_a_run_has_its_plan(fields: dict[str, Any]):
     plan = plans.Plan(**fields, steps=700)
     job = sweep_worker.Job(

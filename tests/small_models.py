@@ -1,0 +1,66 @@
+"""Folders of small models that write letters; one sees images."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from kullback.lm import blocks, chat, gemma, siglip, tokenizer, vision
+from kullback.lm.formats import hugging_face, vision_files
+
+
+def write(
+    folder: pathlib.Path,
+    bpe: tokenizer.Tokenizer,
+    eye: vision.Eye | None = None,
+    seed: int = 0,
+    embed_dim: int = 16,
+) -> pathlib.Path:
+    """Writes an untrained model, of which top-k draws letters, digits and signs only."""
+    config = gemma.Config(
+        vocab_size=bpe.vocab_size,
+        num_layers=2,
+        embed_dim=embed_dim,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        hidden_dim=16,
+        window=8,
+        query_scale=8.0,
+        pattern=2,
+        context_length=256,
+        bos_id=bpe.bos_id,
+        eos_ids=bpe.eos_ids,
+        pad_id=bpe.pad_id,
+    )
+    params = jax.jit(gemma.make(config).init)(jax.random.key(seed))
+    is_sign = np.array([piece.isascii() and piece.isalnum() for piece in bpe.pieces])
+    params["embedding"] = params["embedding"] * is_sign[:, None]  # Else logits are 0.
+    files = tokenizer.save(bpe, folder / "tokenizer")
+    if eye is None:
+        hugging_face.save(folder / "model", config, params, files)
+    else:
+        vision_files.save(folder / "model", config, params, eye, files)
+    return folder / "model"
+
+
+def that_sees(folder: pathlib.Path, seed: int = 0, embed_dim: int = 16) -> pathlib.Path:
+    """Writes a model that sees images of 8 pixels, 4 soft tokens each; the encoder is always one.
+
+    Args:
+      folder: in which a folder of the model is made.
+      seed: of decoder and projector.
+      embed_dim: of the decoder.
+    """
+    text = ["user\nmodel\n\n\n"]
+    bpe = tokenizer.train_bpe(text, 265, further_controls=blocks.IMAGE_TOKENS)
+    bpe = chat.with_template(bpe, images=True)
+    encoder = siglip.Config(
+        image_size=8, patch_size=2, embed_dim=6, num_layers=1, num_heads=2, hidden_dim=8
+    )
+    config = vision.Config(encoder=encoder, num_soft=4, ids=blocks.markers_of(bpe).image)
+    random = np.random.default_rng(0)
+    like = jax.eval_shape(siglip.make(encoder).init, jax.random.key(0))
+    params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), like)
+    projector = vision.init_projector(jax.random.key(1 + seed), config, embed_dim)
+    return write(folder, bpe, vision.Eye(config, params, projector), seed, embed_dim)
