@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,10 @@ def add_parser(commands: Any) -> None:
     flag(what, "--prompt TEXT")
     seen = "an image before the text of --prompt, for a multimodal model; may be given again"
     arguments.several(sub, "--image FILE", "images", arguments.path, seen)
-    prompts = "JSONL of {prompt} or {messages}; of a .txt file each line is a prompt"
+    prompts = (
+        "JSONL of {prompt} or {messages}, with images for a model that sees; of a .txt file each "
+        "line is a prompt"
+    )
     flag(what, "--prompts FILE", arguments.path, prompts)
     rows = "prompts of FILE that are completed side by side; default: 8"
     flag(sub, "--batch-size N", arguments.whole(1, limits.ROWS), rows, default=8)
@@ -55,15 +59,26 @@ def _generate(options: argparse.Namespace) -> int:
     from kullback.experiments.runs import models
 
     programs.keep()
-    loaded = models.load(
-        arguments.with_adapter(options.model, options.adapter),
-        base=options.base or "",
-        flags=options.model_flags,
-        images=bool(options.images),
-    )
+    named = arguments.with_adapter(options.model, options.adapter)
+    images = bool(options.images) or (_names_images(options.prompts) and models.sees(named))
+    loaded = models.load(named, base=options.base or "", flags=options.model_flags, images=images)
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)
+
+
+def _names_images(path: pathlib.Path | None) -> bool:
+    """Returns whether a row of prompts names an image; malformed rows are refused later."""
+    if path is None or path.suffix == ".txt":
+        return False
+    from kullback.lm import data, image_rows
+
+    def names(record: dict[str, Any]) -> bool:
+        with contextlib.suppress(ValueError):
+            return bool(image_rows.names(record))
+        return False
+
+    return any(names(record) for _, record in data.read_rows(path))
 
 
 def _write_one(options: argparse.Namespace, writer: "generate.Writer") -> int:
@@ -116,19 +131,26 @@ def _question(
 def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
     """Prints the completions of --prompts, a line each, as they end."""
     from kullback.experiments import interrupts
-    from kullback.lm import data
+    from kullback.lm import data, image_rows, interleaved
 
-    tokenizer = writer.checkpoint.tokenizer
+    tokenizer, sees = writer.checkpoint.tokenizer, writer.checkpoint.images
     spelled: list[tuple[str, str]] = []  # (place, control token) of texts that spell one.
-    prompts = data.read_prompts(
+    reader = None
+    if sees is not None:
+        reader = image_rows.Reader(folder=options.prompts.parent, settings=sees.rows)
+    questions = data.read_questions(
         options.prompts,
         tokenizer,
+        images=reader,
         vocab_size=writer.checkpoint.config.vocab_size,
         as_turns=options.chat,
         on_spelled=lambda *place_and_name: spelled.append(place_and_name),
     )
     if spelled:
         print(data.spelled_notice(*spelled[0], len(spelled) - 1), file=sys.stderr)
+    for note in reader.notes if reader is not None else ():
+        print(note, file=sys.stderr)
+    prompts = [question.ids for question in questions]
     longest = max(map(len, prompts))
     writer.check_length(longest)
     num_rows = min(options.batch_size, len(prompts))
@@ -139,8 +161,10 @@ def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
         def on_end(number: int, generated: "generate.Generated") -> None:
             nonlocal num_ended
             num_ended += generated.is_complete or len(generated.ids) >= writer.max_new_tokens
+            files = interleaved.files(questions[number].media)
             line = {
                 "number": number + 1,
+                **({"images": files} if files else {}),
                 "prompt": tokenizer.decode(prompts[number]),
                 "completion": generated.text,
                 "done": generated.is_complete,
@@ -148,7 +172,8 @@ def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
             write(json.dumps(line, ensure_ascii=False) + "\n")
 
         try:
-            writer.write_all(prompts, options.batch_size, on_end)
+            media = [question.media for question in questions]
+            writer.write_all(prompts, options.batch_size, on_end, media if reader else ())
         except KeyboardInterrupt as error:
             message = f"interrupted: {num_ended} of {len(prompts)} prompts were completed"
             raise interrupts.as_interrupted(error, message) from error

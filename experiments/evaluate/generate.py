@@ -252,6 +252,7 @@ class Writer:
         prompts: Sequence[Sequence[int]],
         batch_size: int,
         on_end: Callable[[int, Generated], Any],
+        media: Sequence[Sequence[interleaved.Medium]] = (),
     ) -> None:
         """Completes any number of prompts, `batch_size` at a time; the shortest come first.
 
@@ -261,6 +262,7 @@ class Writer:
           prompts: token ids of each, with the beginning-of-sequence id.
           batch_size: B.
           on_end: receives the number of a prompt and its completion once it has ended.
+          media: images of each prompt in order, if any has some.
 
         Raises:
           ValueError, KeyboardInterrupt: as for `write`.
@@ -272,6 +274,7 @@ class Writer:
             self.write(
                 [prompts[number] for number in numbers],
                 jax.random.fold_in(jax.random.key(self.seed), begin),
+                media=[media[number] for number in numbers] if media else (),
                 num_rows=num_rows,
                 on_end=lambda row, generated, numbers=numbers: on_end(numbers[row], generated),
             )

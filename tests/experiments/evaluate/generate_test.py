@@ -213,6 +213,33 @@ def test_a_model_that_sees_answers_about_images(
     assert bpe.decode(ids[-4:]) == text
 
 
+def test_rows_of_prompts_name_their_images(
+    sees: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+):
+    """Side by side, each is answered as alone; a row without an image stands between."""
+    for n in range(2):
+        pixels = np.random.default_rng(n).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{n}.png")
+    rows: list[dict[str, Any]] = [{"prompt": "ab", "images": [f"{n}.png"]} for n in range(2)]
+    rows.insert(1, {"prompt": [{"role": "user", "content": "ab"}]})
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["generate", f"--model={sees}", "--max-new-tokens=4", "--temperature=0"]
+    assert cli.main([*command, f"--prompts={file}"]) == 0
+    lines = sorted(
+        map(json.loads, capsys.readouterr().out.splitlines()), key=lambda line: line["number"]
+    )
+    assert [line.get("images") for line in lines] == [
+        [str(tmp_path / "0.png")],
+        None,
+        [str(tmp_path / "1.png")],
+    ]
+    for n, number in ((0, 0), (1, 2)):
+        alone = [*command, "--prompt=ab", "--chat", f"--image={tmp_path / f'{n}.png'}"]
+        assert cli.main(alone) == 0
+        assert capsys.readouterr().out == lines[number]["completion"] + "\n"
+
+
 def test_images_are_for_models_that_see(
     sees: pathlib.Path,
     untuned: pathlib.Path,
