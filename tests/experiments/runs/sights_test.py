@@ -121,10 +121,11 @@ def test_the_loss_of_a_run_is_that_of_the_model_and_the_images(
     example = evaluator.test[0]
     ids = np.array([[*example.prompt, *example.completion]], np.int32)
     pooled = checkpoint.images.features(example.media)[None]
+    apply = jax.jit(checkpoint.model.apply)
 
     def nats(pooled: np.ndarray) -> float:
-        logits = checkpoint.model.apply(checkpoint.params, ids, pooled=pooled)[0]
-        log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
+        logits = np.float64(apply(checkpoint.params, ids, pooled=pooled)[0])
+        log_p = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
         at = np.arange(len(example.prompt) - 1, ids.shape[1] - 1)
         return -float(np.sum(log_p[at, ids[0, at + 1]]))
 
