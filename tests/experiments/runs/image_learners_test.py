@@ -135,7 +135,7 @@ def test_a_reward_model_that_sees_nothing_judges_no_policy_that_sees(
         ("rlhf", ("samples_per_prompt=2", "drop_equal=true", "lag=1"), {}),
         ("rlhf", ("samples_per_prompt=2", "lora.rank=2"), {"frozen": "int8"}),
         ("rlef", ("learns_projector=true",), {}),
-        ("bond", ("anchor_samples=3", "best_of=2"), {}),
+        ("bond", ("anchor_samples=3", "best_of=2", "estimator=counted"), {}),
         ("warp", ("members=2", "member_steps=1"), {}),
         ("online-dpo", (), {}),
         ("dpo", ("lora.rank=2",), {}),
