@@ -1,4 +1,4 @@
-"""What models on disk see images by: a frozen encoder, and the projector of a decoder.
+"""The sight of models on disk: a frozen encoder of images, and the projector of a decoder.
 
 Both are read from a multimodal folder of Hugging Face. A run that learns with images begins with
 one, or with such a run. It keeps neither the encoder nor a projector that does not learn, as a run
@@ -23,7 +23,7 @@ ENCODER, PROJECTOR, IMAGES = "encoder_sha256", "projector_sha256", "images_sha25
 
 
 class Sight(NamedTuple):
-    """What a model sees images by."""
+    """The parts by which a model sees images."""
 
     images: encoded.Images  # Has the encoder.
     projector: types.Params  # To the width of the decoder.
@@ -137,8 +137,8 @@ def check(name: str, recorded: Mapping[str, Any], sight: Sight) -> None:
     Raises:
       ValueError: if it differs.
     """
-    for key, found in sight.details(learns=PROJECTOR not in recorded).items():
-        if found != recorded.get(key):
+    for key, digest in sight.details(learns=PROJECTOR not in recorded).items():
+        if digest != recorded.get(key):
             noun = key.partition("_")[0]
             raise ValueError(
                 f"the {noun} of images of {name} is not the one that the run began with (its "

@@ -21,7 +21,7 @@ SEEN: list[list[str]] = []  # Paths that the reward below was told.
 def names_its_image(
     prompts: list[str], texts: list[str], references: list[str], images: list[list[str]]
 ) -> list[float]:
-    """Rewards texts that have the number of their image; some is given by luck alone."""
+    """Returns 1 for texts that have the number of their image, and a tenth for each letter."""
     SEEN.extend(images)
     return [
         float(any(pathlib.Path(name).stem in text for name in named)) + 0.1 * len(text)
@@ -176,14 +176,14 @@ def test_learners_with_images_go_on_bit_by_bit(
 def test_a_policy_climbs_a_reward_model_that_sees(
     data: pathlib.Path, sees: pathlib.Path, tmp_path: pathlib.Path
 ):
-    judge = train(tmp_path / "judge", "reward-model", data, sees)
+    reward = train(tmp_path / "reward", "reward-model", data, sees)
     settings = ("samples_per_prompt=2",)
     path = train(
         *(tmp_path / "run", "rlhf", data, sees),
-        **{"reward": f"reward-model:{judge}", "settings": settings, "eval_every": 2},
+        **{"reward": f"reward-model:{reward}", "settings": settings, "eval_every": 2},
     )
     assert np.isfinite(float(repeated(path)[-1]["evaluation"]))
     from kullback.experiments import cli
 
-    assert cli.main(["evaluate", str(judge), "--episodes=1"]) == 0
+    assert cli.main(["evaluate", str(reward), "--episodes=1"]) == 0
     assert cli.main(["evaluate", str(path), "--episodes=1", "--samples=1"]) == 0
