@@ -114,7 +114,8 @@ def comparison(
     def sums(params: types.Params, other_params: types.Params, rows: batches.Sequences) -> Compared:
         pair = (model, params), (other, other_params)
         measured, is_answer = answers.per_token(measure, rows, *pair, chunk=chunk)
-        return Compared(*(jnp.sum(x, 1) for x in measured), jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
+        kl, nats, other_nats = (jnp.sum(x, 1) for x in measured)
+        return Compared(kl, nats, other_nats, jnp.sum(is_answer, 1))  # pyright: ignore[reportArgumentType]  # Traced.
 
     return sums
 

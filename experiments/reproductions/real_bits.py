@@ -119,15 +119,16 @@ def compare(
     """Yields nats of each held-out text by the model and by an arm in a format."""
     of_task = task(config, work)
     lengths = {**config.lengths, "overlong": "truncate-left"}
+    names = [paper.name for paper in faithfulness.read_papers("test")]
+    about: study.Row
     if arm == LEARNT:
         given = {"learnt": stage(config, form, of_task)}
         path = real_models.run(given, work.path(f"learnt-{form}"))["learnt"]
-    evaluator, params = real_models.loaded(config.model, of_task, **lengths)
-    names = [paper.name for paper in faithfulness.read_papers("test")]
-    if arm == LEARNT:
+        evaluator, params = real_models.loaded(config.model, of_task, **lengths)
         held = real_models.subject(path, of_task, **lengths).checkpoint.params
         about = {"seconds": real_models.seconds(path)}
     else:
+        evaluator, params = real_models.loaded(config.model, of_task, **lengths)
         result = quantised.quantise(params, config.scheme(form))
         held, worst = result.params, quantised.worst(result)
         about = {"bytes": result.num_bytes, "float_bytes": trees.num_bytes(params)}
