@@ -1,0 +1,338 @@
+"""`kullback reproduce real-gkd`: a smaller student of a real model, and whose texts it learns from.
+
+Agarwal et al., "On-Policy Distillation of Language Models" (GKD), ICLR 2024,
+https://arxiv.org/abs/2306.13649. The teacher is the published Gemma 3 270M, tuned to sums of
+numbers of three digits. The student is made of its layers 1, 3, ..., 17, the global ones among them
+(lm/layer_choice.py), and learns sums until it answers a part of what the teacher does. From there
+it is distilled with a share lambda of steps on texts that it writes itself, the others on the data
+set. Shares are compared at equal time of learning: a step on texts of its own takes longer, by a
+factor that was measured, and those arms have fewer steps.
+
+Teacher and start are one each, and seeds draw batches and texts: intervals say what another draw
+would give, not another teacher. What is judged is the share of held-out sums that are right,
+greedily; distances to the teacher are reported. With a GPU:
+
+    kullback reproduce real-gkd --set steps=2000 --set batch_size=128 --set seeds=10 \
+        --set prompts=1000
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from kullback.core import files
+from kullback.experiments.evaluate import quantised
+from kullback.experiments.reproductions import (
+    charts,
+    judging,
+    real_models,
+    real_sums,
+    study,
+)
+from kullback.experiments.runs import exports, models
+from kullback.lm import layer_choice
+
+SHARED = "teacher, start and data"
+TEACHER, START = "teacher", "start"
+# Columns of the table, and what they are.
+COLUMNS = {
+    "right_greedy": "sums that are right, greedily",
+    "right_drawn": "sums that are right at temperature 1",
+    "kl_data": "KL from the teacher after the data's prefixes, nats a token",
+    "kl_own": "KL from the teacher after its own prefixes, nats a token",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Seeds, shares and sizes."""
+
+    model: str = real_models.PUBLISHED
+    seeds: int = 3
+    first_seed: int = 100
+    student_fractions: tuple[float, ...] = (0.0, 0.5, 1.0)  # lambda.
+    layers: tuple[int, ...] = tuple(range(1, 18, 2))  # Of the teacher, that the student begins as.
+    digits: int = 3
+    rank: int = 16  # Of the teacher's adapters.
+    teacher_steps: int = 60  # Of a stage of learning, and so below.
+    teacher_share: float = 0.8  # Of sums that the teacher answers rightly, at least.
+    student_steps: int = 40
+    student_share: float = 0.3  # Of what the teacher answers, at which a student is distilled.
+    most_stages: int = 8  # Of learning, before the study gives up.
+    steps: int = 60  # Of distillation on the data set; fewer where it writes texts itself.
+    own_cost: float = 2.0  # Time of a step on its own texts, by that of one on the data set.
+    batch_size: int = 32
+    teacher_rate: float = 2e-4
+    student_rate: float = 5e-5  # All weights of the student learn.
+    prompts: int = 200  # Held-out sums.
+
+    def __post_init__(self) -> None:
+        study.at_least(1, self, "seeds", "digits", "rank", "teacher_steps", "student_steps")
+        study.at_least(1, self, "most_stages", "steps", "batch_size", "prompts")
+        study.at_least(0, self, "first_seed", "layers")
+        study.inside("(0, inf)", self, "teacher_rate", "student_rate", "own_cost")
+        study.inside("[0, 1]", self, "student_fractions", "teacher_share", "student_share")
+        if not {0.0, 1.0} <= {*self.student_fractions}:
+            raise ValueError(
+                f"student_fractions must have both ends, 0 and 1, got {self.student_fractions}"
+            )
+
+    def steps_of(self, fraction: float) -> int:
+        """Returns the steps that take as long as `steps` on the data set do."""
+        return max(1, round(self.steps / (1 - fraction + fraction * self.own_cost)))
+
+
+def teacher_stage(config: Config, of_task: str) -> Any:
+    """Returns (model, number) -> the stage by which the teacher learns."""
+    settings = {
+        "batch_size": config.batch_size,
+        "learning_rate": config.teacher_rate,
+        "lora.rank": config.rank,
+    }
+    given = config.digits, config.teacher_steps, config.first_seed, settings
+    return real_sums.supervised(of_task, *given)
+
+
+def student_stage(config: Config, of_task: str) -> Any:
+    """Returns (model, number) -> the stage by which the student learns before distillation."""
+    settings = {"batch_size": config.batch_size, "learning_rate": config.student_rate}
+    given = config.digits, config.student_steps, config.first_seed, settings
+    return real_sums.supervised(of_task, *given)
+
+
+def distillation_stage(
+    config: Config, of_task: str, start: str, teacher: str, fraction: float, seed: int
+) -> dict[str, Any]:
+    """Returns the stage that distils."""
+    settings = {
+        **real_sums.lengths(config.digits),
+        "student_fraction": fraction,
+        "batch_size": config.batch_size,
+        "learning_rate": config.student_rate,
+    }
+    begin = "gkd", of_task, start, config.steps_of(fraction), seed
+    return real_models.train(*begin, teacher=teacher, settings=settings)
+
+
+def teach(config: Config, work: study.Work) -> study.Rows:
+    """Returns how many stages the teacher took, and its score."""
+    of_task = real_sums.task(config.digits, work)
+    count, _ = real_models.until(
+        teacher_stage(config, of_task),
+        lambda path: real_sums.score(path, of_task, config.digits, config.prompts),
+        config.model,
+        work.path(TEACHER),
+        least=config.teacher_share,
+        most_stages=config.most_stages,
+    )
+    path = teacher_path(config, of_task, count, work)
+    of, params = real_sums.evaluator(path, of_task, config.digits)
+    scores = {
+        f"right_{how}": float(
+            real_sums.right(of, params, config.prompts, greedy=how == "greedy").mean()
+        )
+        for how in ("greedy", "drawn")
+    }
+    return [{"arm": TEACHER, "seed": None, "stages": count, **scores}]
+
+
+def teacher_path(config: Config, of_task: str, count: int, work: study.Work) -> pathlib.Path:
+    """Returns the teacher's run, whose stages are done."""
+    given = real_models.chain(teacher_stage(config, of_task), config.model, count)
+    return real_models.run(given, work.path(TEACHER))[real_models.last(count)]
+
+
+def student_folder(config: Config, teacher: pathlib.Path, work: study.Work) -> pathlib.Path:
+    """Returns the folder of the teacher's chosen layers, which is written once."""
+    folder = work.path("student-layers")
+    if not folder.exists():
+        checkpoint = models.load(teacher)
+        shape, params = layer_choice.choose(checkpoint.config, checkpoint.params, config.layers)
+        with files.atomic_path(folder) as temporary:
+            exports.write_checkpoint(checkpoint._replace(config=shape, params=params), temporary)
+    return folder
+
+
+def begin(config: Config, work: study.Work) -> study.Rows:
+    """Returns how many stages the student took before distillation, and its measures."""
+    of_task = real_sums.task(config.digits, work)
+    (of_teacher,) = work.kept(TEACHER)
+    teacher = teacher_path(config, of_task, of_teacher["stages"], work)
+    count, _ = real_models.until(
+        student_stage(config, of_task),
+        lambda path: real_sums.score(path, of_task, config.digits, config.prompts),
+        str(student_folder(config, teacher, work)),
+        work.path(START),
+        least=config.student_share * of_teacher["right_greedy"],
+        most_stages=config.most_stages,
+    )
+    path = start_path(config, of_task, teacher, count, work)
+    row = {"arm": START, "seed": None, "stages": count}
+    return [{**row, **measures(config, of_task, path, teacher)}]
+
+
+def start_path(
+    config: Config, of_task: str, teacher: pathlib.Path, count: int, work: study.Work
+) -> pathlib.Path:
+    """Returns the run of the student before distillation, whose stages are done."""
+    model = str(student_folder(config, teacher, work))
+    given = real_models.chain(student_stage(config, of_task), model, count)
+    return real_models.run(given, work.path(START))[real_models.last(count)]
+
+
+def distil(config: Config, fraction: float, seed: int, work: study.Work) -> study.Rows:
+    """Returns the measures of a student that was distilled."""
+    of_task = real_sums.task(config.digits, work)
+    (of_teacher,), (of_start,) = work.kept(TEACHER), work.kept(START)
+    teacher = teacher_path(config, of_task, of_teacher["stages"], work)
+    start = start_path(config, of_task, teacher, of_start["stages"], work)
+    given = distillation_stage(config, of_task, str(start), str(teacher), fraction, seed)
+    path = real_models.run({"distilled": given}, work.path(scratch(fraction, seed)))["distilled"]
+    row = {"arm": name_of(fraction), "seed": seed, "stages": 1}
+    row |= {"steps": config.steps_of(fraction), "seconds": real_models.seconds(path)}
+    return [{**row, **measures(config, of_task, path, teacher)}]
+
+
+def measures(
+    config: Config, of_task: str, path: pathlib.Path, teacher: pathlib.Path
+) -> dict[str, float]:
+    """Returns the columns of COLUMNS of a student."""
+    student, params = real_sums.evaluator(path, of_task, config.digits)
+    of_teacher, teacher_params = real_sums.evaluator(teacher, of_task, config.digits)
+    measured = {
+        f"right_{how}": float(
+            real_sums.right(student, params, config.prompts, greedy=how == "greedy").mean()
+        )
+        for how in ("greedy", "drawn")
+    }
+    sample = jax.jit(student.sampler().sequences)
+    compare = quantised.comparison(of_teacher.model, student.model, chunk=student.learning.chunk)
+    sums: dict[str, list[np.ndarray]] = {"kl_data": [], "kl_own": []}
+    parts = zip(student.parts(config.prompts), student.sequences(config.prompts), strict=True)
+    for number, (examples, stored) in enumerate(parts):
+        written = sample({"params": params}, student.prompts(examples), jax.random.key(number))
+        for name, rows in (("kl_data", stored), ("kl_own", written)):
+            of_rows = compare(teacher_params, params, rows)
+            sums[name].append(np.stack([of_rows.kl, of_rows.tokens], 1))
+    for name, of_parts in sums.items():
+        kl, tokens = np.sum(np.concatenate(of_parts)[: student.kept(config.prompts)], 0)
+        measured[name] = float(kl / tokens)
+    return measured
+
+
+def name_of(fraction: float) -> str:
+    """Returns the name of an arm."""
+    return f"lambda {fraction:g}"
+
+
+def scratch(fraction: float, seed: int) -> str:
+    """Returns the name of an arm's folder."""
+    return f"lambda-{fraction:g}-{seed}"
+
+
+def arms(config: Config) -> Iterator[study.Arm]:
+    """Yields the teacher, the start, and students."""
+    origin = functools.partial(real_models.origin, config.model)
+    yield study.Arm("base", 1, lambda work: [origin()], "base")
+    teach_it, begin_it = functools.partial(teach, config), functools.partial(begin, config)
+    yield study.Arm(TEACHER, 10 + config.teacher_steps, teach_it, "students")
+    yield study.Arm(START, 10 + config.student_steps, begin_it, "students")
+    for seed in study.seeds_of(config):
+        for fraction in config.student_fractions:
+            compute, where = (
+                functools.partial(distil, config, fraction, seed),
+                scratch(fraction, seed),
+            )
+            yield study.Arm(where, 10 + config.steps, compute, "students", {}, where)
+
+
+def tables(config: Config, rows: study.Rows) -> study.Tables:
+    """Returns the base, and all models, with the same columns each."""
+    by_table = study.split(rows, "base", "students")
+    columns = dict.fromkeys(("arm", "seed", "stages", "steps", "seconds", *COLUMNS))
+    even = [{name: row.get(name) for name in columns} for row in by_table["students"]]
+    return {**by_table, "students": even}
+
+
+def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
+    """Judges the share of right sums by lambda; reports distances."""
+    (base,), rows = tables["base"], tables["students"]
+    yield judging.reported("base", f"{base['model']}, SHA-256 {base['sha256']}")
+    of = functools.partial(study.column, rows, "right_greedy")
+    ends = {fraction: of(arm=name_of(fraction)) for fraction in config.student_fractions}
+    before = of(arm=START)[0]
+    for fraction, share in ends.items():
+        if fraction:
+            claim = f"{name_of(fraction)}: more sums are right than by the data set alone (share)"
+            check = judging.above(claim, share - ends[0.0], shared=SHARED)
+            yield judging.headline(check) if fraction == 1 else check
+    for fraction, share in ends.items():
+        claim = f"{name_of(fraction)}: more sums are right than before distillation (share)"
+        yield judging.above(claim, share - before, shared=SHARED)
+    once = {TEACHER: of(arm=TEACHER), START: of(arm=START)}
+    said = ", ".join(f"{name} {x[0]:.3f}" for name, x in once.items())
+    yield judging.reported("sums that are right, of one model each", said)
+    for column, what in COLUMNS.items():
+        named = {arm: study.column(rows, column, arm=arm) for arm in map(name_of, ends)}
+        yield judging.reported(what, judging.means(named))
+    took = {arm: study.column(rows, "seconds", arm=arm) for arm in map(name_of, ends)}
+    yield judging.reported("seconds of learning, its start included", judging.means(took))
+
+
+def panels(config: Config, tables: study.Tables) -> charts.Grid:
+    """Returns columns over lambda; a dot is a seed."""
+    rows, fractions = tables["students"], sorted(config.student_fractions)
+    shown = []
+    for column, title in COLUMNS.items():
+        samples = [study.column(rows, column, arm=name_of(x)) for x in fractions]
+        start = float(study.column(rows, column, arm=START)[0])
+        marks: list[charts.Mark] = [
+            charts.SeedBars(range(len(fractions)), samples, style={"color": "C0"}),
+            charts.Level(start, {"color": "0.3", "ls": ":", "label": "before"}),
+        ]
+        axes = {"title": title, "xticks": range(len(fractions)), "xticklabels": fractions}
+        shown.append(charts.Panel(marks=marks, axes={**axes, "xlabel": "lambda"}))
+    return charts.Grid(panels=shown, columns=2, title_size=8)
+
+
+def seconds(config: Config) -> float:
+    """Estimates steps by their tokens, with two stages of teacher and start each, and measures."""
+    width = sum(real_sums.lengths(config.digits).values())
+    tokens = config.batch_size * width
+    learning = 2 * (config.teacher_steps + config.student_steps)
+    learning += config.seeds * len(config.student_fractions) * 1.5 * config.steps
+    models = 4 + config.seeds * len(config.student_fractions)
+    return tokens * 0.016 * learning + models * (60 + 0.5 * config.prompts)
+
+
+def before(config: Config) -> Iterator[str]:
+    """Yields memory, disk, and what can be shown.
+
+    Raises:
+      ValueError: for a model that is not there, or that cannot be cut so.
+    """
+    shape = real_models.require(config.model)
+    student = layer_choice.chosen_config(shape, config.layers)
+    tokens = config.batch_size * sum(real_sums.lengths(config.digits).values())
+    yield real_models.memory(shape, 5, tokens)
+    yield real_models.disk(student, runs=3)
+    yield real_models.power(config.seeds, "seeds")
+
+
+STUDY = study.Study(
+    claim="A student of half the layers of a real model learns more from texts that it writes "
+    "itself than from a data set, in equal time.",
+    source="Agarwal et al. 2024, arXiv:2306.13649",
+    config=Config(),
+    arms=arms,
+    tables=tables,
+    claims=claims,
+    figures=lambda config, tables: {"real-gkd": panels(config, tables)},
+    seconds=seconds,
+    before=before,
+)

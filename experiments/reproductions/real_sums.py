@@ -1,0 +1,85 @@
+"""Sums for a real model: the task, a start that has learnt some, and what answers are worth.
+
+The model reads "123+456=" and writes digits, one token each. Its adapters learn in stages until it
+answers as many as a study asks for.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from kullback.experiments.evaluate import evaluation as evaluations
+from kullback.experiments.reproductions import real_models, study
+from kullback.lm import evaluation, tasks
+
+REWARD = "python:kullback.experiments.reproductions.real_sums:closeness"
+EXACT = "math"  # Whether an answer's number equals the reference's.
+_NUMBER = re.compile(r"\s*(\d{1,15})\s*")
+
+
+def task(digits: int, work: study.Work) -> str:
+    """Returns the task of sums, which is written into the work's folder first."""
+    sums = tasks.arithmetic(tasks.Arithmetic(digits=digits))
+
+    def rows(split: tasks.Split) -> list[study.Row]:
+        parts = [text.partition("=") for text in sums.texts(split)]
+        return [{"prompt": question + sign, "completion": said} for question, sign, said in parts]
+
+    splits: tuple[tasks.Split, ...] = ("train", "test")
+    by_split = {split: rows(split) for split in splits}
+    return real_models.write_rows(work.path(f"sums-{digits}"), by_split)
+
+
+def lengths(digits: int) -> dict[str, int]:
+    """Returns lengths of prompts and answers, if a digit is a token: with their BOS and end."""
+    return {"max_prompt_length": 2 * digits + 3, "max_new_tokens": digits + 2}
+
+
+def closeness(prompts: list[str], texts: list[str], references: list[str]) -> list[float]:
+    """Returns a continuous reward of answers: 1 / (1 + |answer - sum|), 0 for what is no number.
+
+    Args:
+      prompts: not used.
+      texts: answers.
+      references: sums.
+    """
+    del prompts
+    return [_closeness(*pair) for pair in zip(texts, references, strict=True)]
+
+
+def _closeness(text: str, reference: str) -> float:
+    match = _NUMBER.fullmatch(text)
+    return 1 / (1 + abs(int(match[1]) - int(reference))) if match else 0.0
+
+
+def evaluator(path: Any, of_task: str, digits: int) -> tuple[evaluation.Evaluator, Any]:
+    """Returns the evaluator of a model on sums, and its parameters."""
+    subject = real_models.subject(path, of_task, **lengths(digits))
+    return evaluations.evaluator_of(subject), subject.checkpoint.params
+
+
+def right(of: evaluation.Evaluator, params: Any, count: int, *, greedy: bool) -> np.ndarray:
+    """Returns whether answers to the first `count` held-out sums are right, float [n]."""
+    program = of.greedy if greedy else of.sampled
+    written = of.answers({"params": params}, count, jax.random.key(0), program)
+    targets = map(of.target, of.test)
+    pairs = zip(written.texts, targets, strict=False)
+    return np.array([tasks.exact_match(*pair) for pair in pairs])
+
+
+def score(path: Any, of_task: str, digits: int, count: int, *, greedy: bool = True) -> float:
+    """Returns the share of held-out sums that a model answers rightly."""
+    of, params = evaluator(path, of_task, digits)
+    return float(right(of, params, count, greedy=greedy).mean())
+
+
+def supervised(of_task: str, digits: int, steps: int, seed: int, settings: dict[str, Any]) -> Any:
+    """Returns (model, number) -> a stage of `real_models.until` that learns sums."""
+
+    def stage(model: str, number: int) -> dict[str, Any]:
+        begin = "sft", of_task, model, steps, seed + 1_000 * number
+        return real_models.train(*begin, settings={**lengths(digits), **settings})
+
+    return stage
