@@ -106,7 +106,7 @@ def test_it_runs(tmp_path: pathlib.Path):
     except ValueError as error:
         pytest.skip(str(error))
     given = [f"model={base}", "seeds=1", "rank=2", "sft_steps=1", "steps=1", "batch_size=4"]
-    given += ["best_of=2,4", "papers=2", "max_prompt_length=16", "max_new_tokens=4"]
+    given += ["best_of=2,4", "papers=2", "max_prompt_length=260", "max_new_tokens=4"]
     given += ["entailment_steps=2", "control_steps=2"]
     out = tmp_path / "out"
     checks = reproduce.reproduce("real-rl", out, given, lambda line: None)

@@ -160,7 +160,7 @@ def test_it_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
         quiet=True,
     )
     given = [f"model={base}", "seeds=1", "ranks=0", "rank=2", "steps=2", "batch_size=2"]
-    given += ["papers=2", "max_prompt_length=16", "max_new_tokens=4"]
+    given += ["papers=2", "max_prompt_length=260", "max_new_tokens=4"]
     out = tmp_path / "out"
     checks = reproduce.reproduce("real-sft", out, given, lambda line: None)
     assert sum(check.is_headline for check in checks) == 3
