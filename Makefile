@@ -62,11 +62,13 @@ check: $(DEV)  ## Lint, format and types.
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
+# Most of the time of fast tests is XLA's compilation, which takes far less without most of its
+# optimisations and by its older way of writing fused loops; test-all compiles as users do.
+SOON := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+
 # worksteal: a worker does neighbours, which share fixtures and programs, and then what others have.
-# Most of the time of fast tests is XLA's compilation, which takes half as long without most of its
-# optimisations; test-all compiles as users do.
 test: check  ## `check` and the fast tests.
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
+	$(SOON) $(PYTEST) -n 2 --dist worksteal -m "not slow" --durations=10
 
 test-all: check $(RAY) $(GYMNAX)  ## `check` and every test, slow ones too, on new random examples: hours.
 	KULLBACK_TEST_EXAMPLES=random $(PYTEST) -n 2 --dist worksteal --durations=10
@@ -83,7 +85,7 @@ test-versions:  ## The fast tests on PYTHON= and the newest JAX, in .versions.
 
 coverage: $(DEV)  ## Lines and branches that the fast tests run, .cache/coverage/html/index.html.
 	mkdir -p .cache/coverage
-	$(PYTEST) -n 2 --dist worksteal -m "not slow" --cov --cov-report=html --cov-report=term
+	$(SOON) $(PYTEST) -n 2 --dist worksteal -m "not slow" --cov --cov-report=html --cov-report=term
 
 # A piece of it; the next goes on where it ended, and all pieces of a seed are one table.
 MINUTES ?= 10

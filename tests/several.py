@@ -36,7 +36,7 @@ def running(
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "XLA_FLAGS": FAST,
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FAST}",
         **environment,
     }
     with contextlib.ExitStack() as stack:
