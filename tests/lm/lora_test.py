@@ -131,6 +131,7 @@ def test_a_product_is_that_of_the_definition():
     np.testing.assert_allclose(got, x @ (w + 5 / 2 * a @ b), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradients_at_first_are_those_of_the_definition():
     """dB = s A^T x^T g, from the gradient x^T g of the whole matrix; dA = 0 as B = 0."""
 

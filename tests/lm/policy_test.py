@@ -231,6 +231,7 @@ def test_pieces_are_the_whole_text():
     assert len(np.unique(whole.action)) > 5
 
 
+@pytest.mark.slow
 def test_chunks_of_the_prefill_do_not_matter():
     """In one call, and in chunks with a rest."""
     prompts = make_prompts(0)

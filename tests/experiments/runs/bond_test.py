@@ -73,6 +73,7 @@ def setup(path: pathlib.Path) -> language.Setup:
     return language_setup.setup(resolved.of(opened.open(path, trust_code=True)), path)
 
 
+@pytest.mark.slow
 def test_what_a_run_logs(run: pathlib.Path):
     table = repeated(run)
     wanted = {"return_mean", "kl_start", "kl_anchor", "won", "log_quantile", "reward_best"}
@@ -104,6 +105,7 @@ def test_returns_are_those_of_the_policys_texts(run: pathlib.Path):
     assert len(work.actor.scores({"params": acting["params"]}, 2, jax.random.key(2))) == 2
 
 
+@pytest.mark.slow
 def test_the_anchor_counts_in_memory(run: pathlib.Path):
     work = setup(run)
     needs = work.needs(work.setting)

@@ -91,6 +91,7 @@ def test_the_average_of_policies_is_written_in_the_format(
     assert largest_error(params_of(path / "merged-000004")) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_reward_model_has_no_format(start: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(ValueError, match="a reward model computes in float32"):
         train(

@@ -283,6 +283,7 @@ def test_the_teacher_is_no_part_of_a_checkpoint(distilled: pathlib.Path):
     assert num_bytes / 4 * 3 <= numbers < num_bytes / 4 * 3 + 500
 
 
+@pytest.mark.slow
 def test_generation_in_pieces_is_that_in_one(
     teacher: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -251,6 +251,7 @@ def test_a_noisy_run_is_told_that_it_is_evaluated_otherwise(noise: float, said: 
     assert len([line for line in lines if "means of noisy layers" in line]) == said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("life_loss=true",), ("protocol=classic",)])
 def test_atari_is_evaluated_in_whole_games(flags: tuple[str, ...]):
     plan = plans.Plan(

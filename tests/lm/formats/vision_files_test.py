@@ -67,6 +67,7 @@ def assert_equal(one, two):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.slow
 def test_features_logits_and_greedy_texts_are_those_of_transformers(folder):
     config, params, _ = hugging_face.load(folder, sees=True)
     eye = vision_files.load(folder, config.embed_dim)
