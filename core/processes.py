@@ -29,7 +29,7 @@ import numpy as np
 from jax._src import distributed  # Its client; jax.distributed hands out none.
 from jax.experimental import multihost_utils
 
-from kullback.core import departures
+from kullback.core import departures, platform
 
 T = TypeVar("T")
 
@@ -91,6 +91,10 @@ def start(
     watch = departures.Watch(client=client, coordinator=address, index=index, who=who)
     _group = _Group(client=client, count=count, index=index, watch=watch)
     watch.begin()
+    # The devices connect while all processes are here: later one of them may be late, and gloo
+    # waits for 30 seconds where devices first meet. What JAX is told of large programs comes first.
+    platform.run_large_programs()
+    barrier()
 
 
 def _initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
