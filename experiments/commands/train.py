@@ -14,6 +14,7 @@ AGAIN = ("accept_changes", "empty_replay", "base")  # Options that go with --res
 LENGTH = ("steps", "epochs")  # Options that may.
 STAFF = ("workers",)  # Options of who acts.
 JOINED = ("coordinator", "num_processes", "process_id", "distributed")
+GANG = ("ray", "processes")
 
 
 def add_parser(commands: Any) -> None:
@@ -51,6 +52,9 @@ def add_parser(commands: Any) -> None:
     number = arguments.whole(0, limits.JOBS - 1)
     flag(together, "--process-id I", number, "of this process, 0 to N-1; 0 writes the folder")
     flag(together, "--distributed", help="take all three from the cluster: SLURM, MPI, GKE")
+    cluster = "start --processes N on a Ray cluster, and all of them anew if one ends"
+    flag(together, "--ray ADDRESS", arguments.name, cluster)
+    flag(together, "--processes N", arguments.whole(2, limits.JOBS), "with --ray; one a GPU")
     again = sub.add_argument_group("with --resume")
     changes = "go on although config.json or the record is not as it was saved; says what differs"
     flag(again, "--accept-changes", help=changes)
@@ -98,12 +102,58 @@ def _joined(options: argparse.Namespace) -> Iterator[bool]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.ray is not None or options.processes is not None:
+        return _gang(options)
     with _joined(options) as is_first:
         return _trained(options, is_first)
 
 
+def _gang(options: argparse.Namespace) -> int:
+    """Has a Ray cluster start the processes of a language run.
+
+    Raises:
+      ValueError: for options that do not fit, or a plan that processes cannot run together.
+    """
+    if options.ray is None or options.processes is None:
+        raise ValueError("--ray ADDRESS and --processes N go together")
+    if any(getattr(options, name) for name in JOINED):
+        raise ValueError("--ray starts the processes: leave the other flags of processes out")
+    if options.resume is None and not options.mesh:
+        raise ValueError(
+            f"--processes {options.processes} run one language model over a mesh of all their "
+            f"devices: add --mesh, such as {options.processes}x1 for one device each"
+        )
+    from kullback.experiments import gang_ray
+    from kullback.experiments.runs import run_folder
+
+    path = options.resume or options.out
+    if path is None:
+        path = run_folder.default_path(options.agent, options.environment)
+    if options.resume is None:
+        run_folder.check_free(path)
+    place = ["--resume", str(path)] if options.resume else [f"--out={path}"]
+    again = f"kullback train --resume {path} --ray {options.ray} --processes {options.processes}"
+    gang_ray.run(options.ray, options.processes, _words(options, place), path, again)
+    print(f"run: {path}")
+    return 0
+
+
+def _words(options: argparse.Namespace, place: list[str]) -> list[str]:
+    """Returns the words of the command of one process, without the flags of all together."""
+    positional = ("agent", "environment")
+    command = ["train", *(word for name in positional if (word := getattr(options, name)))]
+    left_out = (*positional, "command", "resume", "out", *JOINED, *GANG)
+    for name, value in vars(options).items():
+        if name in left_out or value is None or value is False:
+            continue
+        spelled = plans.FLAGS[name].name if name in plans.FLAGS else name.replace("_", "-")
+        values = value if isinstance(value, list) else [value]
+        command += [f"--{spelled}" if x is True else f"--{spelled}={x}" for x in values]
+    return [*command, *place]
+
+
 def _trained(options: argparse.Namespace, is_first: bool) -> int:
-    left_out = ("command", "resume", *LENGTH, "trust_code", *AGAIN, *STAFF, *JOINED)
+    left_out = ("command", "resume", *LENGTH, "trust_code", *AGAIN, *STAFF, *JOINED, *GANG)
     given = {
         name: value
         for name, value in vars(options).items()

@@ -4,16 +4,12 @@ A task is `sweep_worker.work`, so a run is the same process with the same log as
 machines must have Kullback installed and see the sweep's folder under the same path.
 """
 
-import importlib
-import socket
 from collections.abc import Mapping
 from typing import Any
 
-from kullback.experiments import interrupts
+from kullback.experiments import ray_cluster
 from kullback.experiments.sweeps import sweep_worker
 from kullback.experiments.sweeps.sweep_worker import Job, Outcome, Workers
-
-CONNECT_SECONDS = 10.0
 
 
 def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Workers:
@@ -32,21 +28,7 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
       ValueError: if Ray is not installed, the cluster is not found, or no machine of it is large
         enough.
     """
-    try:
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise ValueError("--ray needs Ray: pip install 'kullback[ray]'") from error
-    if not ray.is_initialized():
-        _check_reachable(address)
-        try:
-            with interrupts.kept():
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except Exception as error:  # Ray has a class for each way to find no cluster.
-            first = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"no Ray cluster at {address!r}: {first}; one that wants its token, which Ray "
-                "reads for 'auto' alone, needs RAY_AUTH_MODE=token here"
-            ) from error
+    ray = ray_cluster.connected(address)
     threads = max(run["threads"] for run in checked["runs"])
     num_gpus, variables = 0.0, dict[str, str]()
     if checked["platform"] == "gpu":  # Ray counts GPUs in steps of 1/10,000.
@@ -81,14 +63,3 @@ def workers(checked: Mapping[str, Any], jobs: int | None, address: str) -> Worke
         poll,
         lambda handle: ray.cancel(handle, force=False),
     )
-
-
-def _check_reachable(address: str) -> None:
-    """Raises ValueError where nobody listens; Ray itself tries for minutes."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if not host:
-        return  # "auto" or "local".
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no Ray cluster at {address!r}: {error}") from error

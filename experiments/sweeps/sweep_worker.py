@@ -82,7 +82,7 @@ def poll(job: Job, process: subprocess.Popen[bytes]) -> Outcome | None:
         return None
     if process.stdin is not None:
         process.stdin.close()
-    return Outcome(status, _error_in(pathlib.Path(job.log), status) if status else "")
+    return Outcome(status, error_in(pathlib.Path(job.log), status) if status else "")
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -117,7 +117,7 @@ def _train_arguments(job: Job) -> list[str]:
     ]
 
 
-def _error_in(log: pathlib.Path, status: int) -> str:
+def error_in(log: pathlib.Path, status: int) -> str:
     """Returns our error message of the last line of a log, or else the status and that line."""
     lines = log.read_text("utf-8", errors="replace").rstrip().splitlines()
     last = next((line for line in reversed(lines) if line.strip()), "")

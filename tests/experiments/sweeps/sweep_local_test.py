@@ -99,4 +99,4 @@ def test_the_error_of_a_run_is_found_in_its_log(tmp_path: pathlib.Path):
         ("", 1, "it ended with status 1; its last line: (none: is the disk full?)"),
     ]:
         log.write_text(text)
-        assert sweep_worker._error_in(log, status) == error
+        assert sweep_worker.error_in(log, status) == error
