@@ -70,7 +70,7 @@ def test_without_steps_rounding_alone_is_judged():
 def test_a_format_is_learnt_from_the_models_own_probabilities():
     stage = real_bits.stage(CONFIG, "q4_0", "tokens/jsonl:texts")
     assert stage["teacher"] == stage["model"] == "pretrained:gemma3-270m"
-    assert stage["steps"] == 200 and stage["checkpoint_every"] == 25
+    assert stage["steps"] == 50 and stage["checkpoint_every"] == 7
     (read,) = stages.read({"stage": {"learnt": stage}}).stages.values()
     stages.check(read, trust_code=False)
 
