@@ -1,6 +1,7 @@
 """Learners of rewards and of pairs, and reward models, with images (experiments/runs/sights.py)."""
 
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -14,6 +15,7 @@ from kullback.lm import vision
 from tests.experiments.runs.sights_test import draw, write_rows
 from tests.records import as_killed, repeated
 
+pytestmark = pytest.mark.slow  # Each compiles programs of its own.
 SHORT = ("batch_size=4", "max_prompt_length=64", "max_new_tokens=4", "warmup_steps=0")
 SEEN: list[list[str]] = []  # Paths that the reward below was told.
 
@@ -83,7 +85,10 @@ def test_a_policy_is_rewarded_for_what_it_says_of_images(
     assert {len(named) for named in SEEN} == {1, 2} and SEEN[0] == SEEN[1]
     assert all(pathlib.Path(name).is_file() for named in SEEN for name in named)
     rows = repeated(path)
-    assert abs(float(rows[0]["kl_start"])) < 1e-4
+    # It never draws two of the 265 ids, which have nearly equal probabilities: those that begin an
+    # image, or are part of one. So each of four tokens is more probable than by the start.
+    expected = 4 * math.log(265 / 263)
+    np.testing.assert_allclose(float(rows[0]["kl_start"]), expected, atol=5e-3)
     assert abs(float(rows[-1]["kl_start"])) > abs(float(rows[0]["kl_start"]))
     line = json.loads((path / "samples.jsonl").read_text().splitlines()[0])
     assert line["images"] and not line["greedy"]
@@ -128,7 +133,6 @@ def test_a_reward_model_that_sees_nothing_judges_no_policy_that_sees(
         train(tmp_path / "run", "rlhf", data, sees, reward=reward)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "settings", "fields"),
     [
@@ -172,7 +176,6 @@ def test_learners_with_images_go_on_bit_by_bit(
         assert merged.images is not None and (whole / "front.csv").is_file()
 
 
-@pytest.mark.slow
 def test_a_policy_climbs_a_reward_model_that_sees(
     data: pathlib.Path, sees: pathlib.Path, tmp_path: pathlib.Path
 ):
