@@ -100,14 +100,11 @@ def test_a_reward_model_judges_answers_to_images(
     path = train(tmp_path / "run", "reward-model", data, sees, steps=2)
     config = json.loads((path / "config.json").read_text())
     assert {sights.ENCODER, sights.PROJECTOR, sights.IMAGES} <= config.keys()
-    start = models.load(sees, images=True)
-    checkpoint = reward_models.load(path, images=True)
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        checkpoint.params["decoder"][vision.PROJECTOR],
-        start.params[vision.PROJECTOR],
-    )
-    blind = reward_models.load(path).params
+    start: Any = models.load(sees, images=True).params
+    seeing: Any = reward_models.load(path, images=True).params
+    blind: Any = reward_models.load(path).params
+    got = seeing["decoder"][vision.PROJECTOR]
+    jax.tree.map(np.testing.assert_array_equal, got, start[vision.PROJECTOR])
     assert vision.PROJECTOR not in blind["decoder"]
     with pytest.raises(ValueError, match="learns_projector=True is of policies"):
         train(tmp_path / "no", "reward-model", data, sees, settings=("learns_projector=True",))

@@ -21,7 +21,7 @@ from tests.records import as_killed, repeated
 
 SHORT = ("batch_size=4", "max_prompt_length=64", "max_new_tokens=4", "warmup_steps=0")
 FAST = ("learning_rate=1e-2",)
-EVALUATED = {"eval_every": 4, "eval_episodes": 2}
+EVALUATED: dict[str, Any] = {"eval_every": 4, "eval_episodes": 2}
 
 
 def draw(path: pathlib.Path, seed: int) -> None:
@@ -84,9 +84,14 @@ def tuned(
     return train(tmp_path_factory.mktemp("tuned") / "run", rows, sees, **EVALUATED)
 
 
+def learnt(path: pathlib.Path, images: bool = True) -> Any:
+    """Returns the parameters of a model or run."""
+    return models.load(path, images=images).params
+
+
 def equal(one: pathlib.Path, other: pathlib.Path) -> None:
     """Checks that two runs have learnt the same, to the last bit."""
-    got, expected = (models.load(path, images=True).params for path in (one, other))
+    got, expected = (learnt(path) for path in (one, other))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
     assert repeated(one) == repeated(other)
 
@@ -96,13 +101,13 @@ def test_a_decoder_learns_beside_what_it_sees_by(tuned: pathlib.Path, sees: path
     start, end = models.load(sees, images=True), models.load(tuned, images=True)
     assert config["plan"]["images"] and start.images is not None and end.images is not None
     assert config[sights.ENCODER] == start.images.fingerprint == end.images.fingerprint
-    assert config[sights.PROJECTOR] == trees.fingerprint(start.params[vision.PROJECTOR])
+    assert config[sights.PROJECTOR] == trees.fingerprint(learnt(sees)[vision.PROJECTOR])
     equal_leaves = jax.tree.map(
         lambda a, b: bool(np.all(np.asarray(a) == np.asarray(b))), start.params, end.params
     )
     assert all(jax.tree.leaves(equal_leaves[vision.PROJECTOR]))
     assert not equal_leaves["embedding"]
-    assert vision.PROJECTOR not in models.load(tuned).params, "text alone needs no projector"
+    assert vision.PROJECTOR not in learnt(tuned, images=False), "text alone needs no projector"
     losses = [float(row["loss"]) for row in repeated(tuned)]
     assert losses[-1] < losses[0]
     lines = [json.loads(line) for line in (tuned / "samples.jsonl").read_text().splitlines()]
@@ -202,13 +207,13 @@ def test_a_projector_learns_if_it_is_asked_to(
     path = train(tmp_path / "run", rows, sees, settings=("learns_projector=True",), steps=2)
     config = json.loads((path / "config.json").read_text())
     assert sights.ENCODER in config and sights.PROJECTOR not in config
-    start, end = (models.load(x, images=True).params for x in (sees, path))
+    start, end = (learnt(x) for x in (sees, path))
     for name, leaf in start[vision.PROJECTOR].items():
         assert np.any(np.asarray(end[vision.PROJECTOR][name]) != np.asarray(leaf)), name
-    assert vision.PROJECTOR not in models.load(path).params
+    assert vision.PROJECTOR not in learnt(path, images=False)
     # A run that begins with it sees by what it has learnt.
     again = train(tmp_path / "again", rows, path, steps=1)
-    got = models.load(again, images=True).params[vision.PROJECTOR]
+    got = learnt(again)[vision.PROJECTOR]
     jax.tree.map(np.testing.assert_array_equal, got, end[vision.PROJECTOR])
 
 
