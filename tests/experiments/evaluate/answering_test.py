@@ -64,11 +64,11 @@ def command(model: pathlib.Path, questions: pathlib.Path, *more: object) -> list
 
 
 @pytest.fixture(scope="module")
-def asked(
+def printed_answers(
     model: pathlib.Path, questions: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pathlib.Path, str]:
     """Answers the questions once; returns the folder and what was printed."""
-    folder = tmp_path_factory.mktemp("asked")
+    folder = tmp_path_factory.mktemp("printed_answers")
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with (
         contextlib.chdir(folder),
@@ -83,11 +83,13 @@ def asked(
 
 
 @pytest.fixture
-def answered(asked: tuple[pathlib.Path, str], kullback: Callable[..., tuple[int, str, str]]) -> str:
+def answered(
+    printed_answers: tuple[pathlib.Path, str], kullback: Callable[..., tuple[int, str, str]]
+) -> str:
     """Copies the answers into the folder of a test, `done`."""
     del kullback  # It has entered the test's folder.
-    shutil.copytree(asked[0], "done")
-    return asked[1]
+    shutil.copytree(printed_answers[0], "done")
+    return printed_answers[1]
 
 
 def lines_of(path: str) -> list[dict[str, Any]]:
