@@ -373,7 +373,7 @@ class Terminal:
     def interrupt(self) -> None:
         """Types Ctrl-C, once more where it came just before Python began to wait for a key."""
         self.type("\x03")
-        if not self._shows(20):
+        if not self._shows(5):
             self.type("\x03")
 
     def end(self) -> int:
