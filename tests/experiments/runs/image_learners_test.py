@@ -72,7 +72,8 @@ def train(
     given |= {"images": True, "model": str(model), **fields}
     if not reads_pairs:
         given.setdefault("reward", REWARD)
-    settings = (*SHORT, "learning_rate=1e-3", *given.pop("settings", ()))
+    rate = "learning_rates=1e-3" if algorithm == "warm" else "learning_rate=1e-3"
+    settings = (*SHORT, rate, *given.pop("settings", ()))
     return experiments.train(algorithm, task, out=out, settings=settings, **given)
 
 
@@ -160,7 +161,7 @@ def test_learners_with_images_go_on_bit_by_bit(
         assert len([*models.members(models.opened.open(whole), images=True)]) == 2
         return
     part = as_killed(whole, tmp_path / "part", 2)
-    experiments.resume(part, quiet=True)
+    experiments.resume(part, quiet=True, trust_code=True)
     assert repeated(part) == repeated(whole)
     if algorithm == "reward-model":
         of_run = reward_models.load

@@ -93,12 +93,13 @@ def test_a_run_with_processes_is_that_with_threads_and_outlives_a_worker(tmp_pat
     assert ended("threads", "--steps=240") == ended("processes", "--steps=240", "--workers=2")
     out = tmp_path / "killed"
     with subprocess.Popen(
-        [*command, f"--out={out}", "--steps=20000", "--workers=2"],
+        [*command, f"--out={out}", "--steps=4000", "--workers=2"],
         stderr=subprocess.PIPE,
         text=True,
     ) as run:
         deadline = time.monotonic() + 300
-        while not checkpoints.steps(out / "checkpoints") and time.monotonic() < deadline:
+        # A worker that is killed before its first chunk is replaced, and nothing was lost.
+        while not any(checkpoints.steps(out / "checkpoints")) and time.monotonic() < deadline:
             time.sleep(0.2)
         children = psutil.Process(run.pid).children()
         workers = [x.pid for x in children if "kullback.core.actor_process" in x.cmdline()]
