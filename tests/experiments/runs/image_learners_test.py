@@ -134,7 +134,7 @@ def test_a_reward_model_that_sees_nothing_judges_no_policy_that_sees(
 @pytest.mark.parametrize(
     ("algorithm", "settings", "fields"),
     [
-        ("rlhf", ("samples_per_prompt=2", "drop_equal=true", "lag=1"), {}),
+        ("rlhf", ("samples_per_prompt=2", "drop_equal=true", "lag=1", "correction=truncate"), {}),
         ("rlhf", ("samples_per_prompt=2", "lora.rank=2"), {"frozen": "int8"}),
         ("rlef", ("learns_projector=true",), {}),
         ("bond", ("anchor_samples=3", "best_of=2", "estimator=counted"), {}),
