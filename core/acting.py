@@ -93,7 +93,7 @@ def _learner(structure: Any, is_read: Sequence[bool], leaves: Sequence[Any]) -> 
     return structure.unflatten([next(given) if is_read_leaf else None for is_read_leaf in is_read])
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Does nothing."""
 
 
@@ -119,8 +119,8 @@ class Local:
         self,
         ask: Ask,
         version: Sequence[Any],
-        prepare: Callable[[], None] = _nothing,
-        meanwhile: Callable[[], None] = _nothing,
+        prepare: Callable[[], None] = nothing,
+        meanwhile: Callable[[], None] = nothing,
     ) -> list[Tick]:
         """Acts a chunk.
 

@@ -187,10 +187,6 @@ def _copied(context: _Context, contents: replay.State) -> jax.Array | None:
     return frames.copy(np.asarray(contents.frames)) if on_device else None
 
 
-def _nothing() -> None:
-    """Does nothing: the learner steps of an iteration run during its first chunk."""
-
-
 def _iteration(context: _Context, state: RunState) -> RunState:
     """Returns the state after an iteration; the replay's arrays change in place."""
     now = replayed.Iteration(
@@ -204,7 +200,8 @@ def _iteration(context: _Context, state: RunState) -> RunState:
     )
     seconds = 0.0
     for part in range(len(context.learning.plan.parts)):
-        during = (now.draw, now.learn) if part == 0 else (_nothing, _nothing)
+        # The learner steps of an iteration run during its first chunk.
+        during = (now.draw, now.learn) if part == 0 else (acting.nothing, acting.nothing)
         chunk = context.crew.take(*during)
         seconds += chunk.seconds
         if chunk.cut is not None:

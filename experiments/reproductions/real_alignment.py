@@ -196,8 +196,7 @@ def scratch(name: str, seed: int) -> str:
 
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the start, and policies by seed."""
-    origin = functools.partial(real_models.origin, config.model)
-    yield study.Arm("base", 1, lambda work: [origin()], "base")
+    yield real_models.base(config.model)
     yield study.Arm(START, 10 + config.start_steps, functools.partial(begin, config))
     for seed in study.seeds_of(config):
         for name in config.algorithms:
@@ -216,8 +215,8 @@ def tables(config: Config, rows: study.Rows) -> study.Tables:
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges rewards of policies beside RLOO's, and above the start's; reports the rest."""
-    (base,), (start,), rows = tables["base"], tables["start"], tables["policies"]
-    yield judging.reported("base", f"{base['model']}, SHA-256 {base['sha256']}")
+    (start,), rows = tables["start"], tables["policies"]
+    yield real_models.reported_base(tables)
     share = float(start["share"])
     said = f"{share:.3f} of sums at temperature 1 after {start['stages']} stages"
     outside = "" if share <= config.most_share else f", more than {config.most_share:g}"

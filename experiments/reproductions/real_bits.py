@@ -144,7 +144,7 @@ def compare(
 
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the base, each format as it is, and after learning in it."""
-    yield study.Arm("base", 1, lambda work: [real_models.origin(config.model)], "base")
+    yield real_models.base(config.model)
     for arm in (ROUNDED, *((LEARNT,) if config.steps else ())):
         for form in config.formats:
             compute = functools.partial(compare, config, arm, form)
@@ -191,8 +191,7 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
 
 def reports(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Yields figures that are not judged."""
-    (base,) = tables["base"]
-    yield judging.reported("base", f"{base['model']}, SHA-256 {base['sha256']}")
+    yield real_models.reported_base(tables)
     rows, first = tables["papers"], config.formats[0]
     in_float = study.where(rows, arm=ROUNDED, format=first)
     count = int(study.column(in_float, "tokens").sum())

@@ -35,7 +35,7 @@ from kullback.experiments.reproductions import (
     study,
 )
 from kullback.experiments.runs import exports, models
-from kullback.lm import layer_choice
+from kullback.lm import evaluation, layer_choice
 
 SHARED = "teacher, start and data"
 TEACHER, START = "teacher", "start"
@@ -132,13 +132,17 @@ def teach(config: Config, work: study.Work) -> study.Rows:
     )
     path = teacher_path(config, of_task, count, work)
     of, params = real_sums.evaluator(path, of_task, config.digits)
-    scores = {
-        f"right_{how}": float(
-            real_sums.right(of, params, config.prompts, greedy=how == "greedy").mean()
-        )
-        for how in ("greedy", "drawn")
-    }
+    scores = shares(of, params, config.prompts)
     return [{"arm": TEACHER, "seed": None, "stages": count, **scores}]
+
+
+def shares(of: evaluation.Evaluator, params: Any, count: int) -> dict[str, float]:
+    """Returns the shares of `count` held-out sums that are right, greedily and drawn."""
+    right = functools.partial(real_sums.right, of, params, count)
+    return {
+        "right_greedy": float(right(greedy=True).mean()),
+        "right_drawn": float(right(greedy=False).mean()),
+    }
 
 
 def teacher_path(config: Config, of_task: str, count: int, work: study.Work) -> pathlib.Path:
@@ -204,12 +208,7 @@ def measures(
     """Returns the columns of COLUMNS of a student."""
     student, params = real_sums.evaluator(path, of_task, config.digits)
     of_teacher, teacher_params = real_sums.evaluator(teacher, of_task, config.digits)
-    measured = {
-        f"right_{how}": float(
-            real_sums.right(student, params, config.prompts, greedy=how == "greedy").mean()
-        )
-        for how in ("greedy", "drawn")
-    }
+    measured = shares(student, params, config.prompts)
     sample = jax.jit(student.sampler().sequences)
     compare = quantised.comparison(of_teacher.model, student.model, chunk=student.learning.chunk)
     sums: dict[str, list[np.ndarray]] = {"kl_data": [], "kl_own": []}
@@ -237,8 +236,7 @@ def scratch(fraction: float, seed: int) -> str:
 
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the teacher, the start, and students."""
-    origin = functools.partial(real_models.origin, config.model)
-    yield study.Arm("base", 1, lambda work: [origin()], "base")
+    yield real_models.base(config.model)
     teach_it, begin_it = functools.partial(teach, config), functools.partial(begin, config)
     yield study.Arm(TEACHER, 10 + config.teacher_steps, teach_it, "students")
     yield study.Arm(START, 10 + config.student_steps, begin_it, "students")
@@ -261,8 +259,8 @@ def tables(config: Config, rows: study.Rows) -> study.Tables:
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Judges the share of right sums by lambda; reports distances."""
-    (base,), rows = tables["base"], tables["students"]
-    yield judging.reported("base", f"{base['model']}, SHA-256 {base['sha256']}")
+    rows = tables["students"]
+    yield real_models.reported_base(tables)
     of = functools.partial(study.column, rows, "right_greedy")
     ends = {fraction: of(arm=name_of(fraction)) for fraction in config.student_fractions}
     before = of(arm=START)[0]

@@ -18,7 +18,7 @@ from kullback.core import files
 from kullback.experiments.evaluate import evaluation as evaluations
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.pipelines import outputs, running, stages
-from kullback.experiments.reproductions import effects, study
+from kullback.experiments.reproductions import effects, judging, study
 from kullback.experiments.runs import converted, models, pretrained, saver
 from kullback.lm import evaluation, gemma_config
 from kullback.lm.entailment import faithfulness
@@ -58,6 +58,17 @@ def origin(model: str) -> study.Row:
         return {"model": model, "sha256": pretrained.named(model)[1].sha256}
     path = pathlib.Path(model)
     return {"model": path.name, "sha256": outputs.fingerprint(path)}
+
+
+def base(model: str) -> study.Arm:
+    """Returns the arm that notes the base of a study, the table `base`."""
+    return study.Arm("base", 1, lambda work: [origin(model)], "base")
+
+
+def reported_base(tables: study.Tables) -> judging.Check:
+    """Returns what a verdict says of the base."""
+    (row,) = tables["base"]
+    return judging.reported("base", f"{row['model']}, SHA-256 {row['sha256']}")
 
 
 def train(agent: str, task: str, model: str, steps: int, seed: int, **more: Any) -> dict[str, Any]:

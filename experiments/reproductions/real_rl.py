@@ -232,8 +232,7 @@ def best(n: int) -> str:
 
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields models of entailment, the start with best of N, and policies."""
-    origin = functools.partial(real_models.origin, config.model)
-    yield study.Arm("base", 1, lambda work: [origin()], "base")
+    yield real_models.base(config.model)
     for role in real_summaries.ROLES:
         given, steps = getattr(config, role), getattr(config, f"{role}_steps")
         ask = functools.partial(real_summaries.ask_judge, role, given, steps)
@@ -289,8 +288,8 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
 
 def reports(tables: study.Tables) -> Iterator[judging.Check]:
     """Yields figures that are not judged."""
-    (base,), rows = tables["base"], tables["summaries"]
-    yield judging.reported("base", f"{base['model']}, SHA-256 {base['sha256']}")
+    rows = tables["summaries"]
+    yield real_models.reported_base(tables)
     said = "; ".join(
         f"{x['role']}: accuracy {x['accuracy']:.3f}, area {x['auc']:.3f}" for x in tables["judges"]
     )

@@ -149,8 +149,7 @@ def scratch(rank: int, seed: int) -> str:
 
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the judge, the base, and tuned models."""
-    base = functools.partial(real_models.origin, config.model)
-    yield study.Arm("base", 1, lambda work: [base()], "base")
+    yield real_models.base(config.model)
     ask = functools.partial(
         real_summaries.ask_judge, "entailment", config.entailment, config.entailment_steps
     )
@@ -202,8 +201,8 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
 
 def reports(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     """Yields figures that are not judged."""
-    (base,), (judged,) = tables["base"], tables["judges"]
-    yield judging.reported("base", f"{base['model']}, SHA-256 {base['sha256']}")
+    (judged,) = tables["judges"]
+    yield real_models.reported_base(tables)
     said = f"accuracy {judged['accuracy']:.3f}, area {judged['auc']:.3f}, on pairs of other papers"
     yield judging.reported("model of entailment", said)
     rows = tables["summaries"]
