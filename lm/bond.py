@@ -44,6 +44,7 @@ from kullback.lm import (
     policy,
     policy_gradient,
     rollouts,
+    shared_prompts,
     tuning,
 )
 
@@ -75,6 +76,9 @@ class Config:
     # J-BOND with copies every 50.
     anchor_period: int = 1_000
     temperature: float = 1.0  # > 0, of policy and anchor alike; the paper's.
+    # Whether both texts of a prompt are one row of a gradient, which has the prompt once: the same
+    # but for the order of sums, sooner where prompts are long (ours).
+    share_prompts: bool = False
     # Step size and batch are ours: the paper has 128 prompts, 384 texts, and 3e-6 for Gemma 2B and
     # 7B. Its warm-up is 100 steps.
     learning: tuning.Config = tuning.Config(batch_size=48, learning_rate=1e-5, warmup_steps=100)
@@ -293,7 +297,12 @@ def make(
             targets={ANCHOR: anchor_rule(c)},
         ),
         actor_params=context.actor_params,
-        experience=rollouts.OnPolicy(draws=draws, temperature=c.temperature, learnt_per_prompt=2),
+        experience=rollouts.OnPolicy(
+            draws=draws,
+            temperature=c.temperature,
+            learnt_per_prompt=2,
+            shares_prompts=c.share_prompts,
+        ),
         config=algorithm or c,
     )
 
@@ -387,15 +396,17 @@ def _micro_batch_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a micro-batch's summand of the loss, [], and metrics of the policy's texts, [P]."""
     c = context.config
-    s = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.sequences)
-    features, head = context.model.with_head(params, s.tokens, s.positions, s.segments, **s.images)
+    s, model = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.sequences), context.model
+    if c.share_prompts:
+        model = shared_prompts.model(model, 2, c.learning.max_new_tokens)
+    features, head = model.with_head(params, s.tokens, s.positions, s.segments, **s.images)
     features, labels, is_answer = distillation.align(features, s.tokens, s.is_answer)
     weights = jnp.where(is_answer, data.weights.reshape(-1, 1), 0)
     value, entropy = chunked.weighted_loss(
         functools.partial(_token_loss, c.temperature),
         weights.reshape(-1),
         chunked.Head(
-            context.model.unembed,
+            model.unembed,
             head,
             features.reshape(-1, features.shape[-1]),
             is_frozen=bool(c.learning.lora),

@@ -33,6 +33,7 @@ from kullback.lm import (
     gemma,
     policy,
     preferences,
+    shared_prompts,
     tuning,
 )
 
@@ -122,6 +123,9 @@ class Config:
 
     objective: Objective = Objective()  # Loss and reference.
     corruption: float = 0.0  # Share of training pairs whose label is swapped, to study robustness.
+    # Whether both answers are one row of a learner step, which has the prompt once: the same but
+    # for the order of sums, sooner where prompts are long (ours).
+    share_prompts: bool = False
     # The default rate is for some millions of parameters. `reduction` is not used: each loss says
     # how tokens count.
     learning: tuning.Config = tuning.Config(learning_rate=1e-5)
@@ -129,6 +133,11 @@ class Config:
     def __post_init__(self) -> None:
         preferences.is_swapped(0, self.corruption, 0)
         check_learning(self.objective, self.learning)
+        if self.share_prompts and self.learning.lora.dropout:
+            raise ValueError(
+                "share_prompts computes a prompt once, and lora.dropout draws for each answer: "
+                "lora.dropout=0"
+            )
 
     @property
     def output_divergence(self) -> str:
@@ -268,13 +277,19 @@ class Context:
 
     model: gemma.Model  # With adapters, if any.
     start: gemma.Model  # The same without them.
-    config: Any  # Has an `objective` and `learning`.
+    config: Any  # Has an `objective`, `learning` and `share_prompts`.
 
     @property
     def learnt(self) -> adapters.Learnt:
         """The learnt part of the policy's parameters."""
         c = self.config.learning
         return adapters.Learnt(settings=c.lora, scheme=c.scheme)
+
+    def of_pairs(self, model: gemma.Model) -> gemma.Model:
+        """Returns a model whose full pass takes the answers to a prompt by turns."""
+        if not self.config.share_prompts:
+            return model
+        return shared_prompts.model(model, 2, self.config.learning.max_new_tokens)
 
     def learner(self, prepare: Callable[..., Any] | None) -> types.Learner:
         """Returns the learner of batches of `Referred`.
@@ -310,8 +325,8 @@ def of_both(
     context: Context, model: gemma.Model, params: types.Params, pairs: preferences.Pairs
 ) -> jax.Array:
     """Returns log-probabilities of chosen and rejected answers under a model, float32 [B, 2]."""
-    rows = _interleaved(pairs)
-    return log_probabilities(model, params, rows, context.config.learning.chunk).reshape(-1, 2)
+    rows, chunk = _interleaved(pairs), context.config.learning.chunk
+    return log_probabilities(context.of_pairs(model), params, rows, chunk).reshape(-1, 2)
 
 
 def _prepare(
@@ -368,8 +383,8 @@ def _micro_batch_loss(
     read twice, a chunk of logits in memory at a time: for the answers, and for the gradient.
     """
     (pairs, log_reference), weights, keys = data
-    model, learning, objective = context.model, context.config.learning, context.config.objective
-    rows = _interleaved(pairs)
+    learning, objective = context.config.learning, context.config.objective
+    model, rows = context.of_pairs(context.model), _interleaved(pairs)
     row_keys = None
     if learning.lora.dropout:
         row_keys = keys.reshape(-1)

@@ -68,10 +68,11 @@ class Model(NamedTuple):
     for right-padded rows of training: tokens int32 [B, T] -> [B, T, D] in the compute type, after
     the final norm. `positions` int32 [B, T] count from 0 unless given. For rows with several packed
     texts, `segments` int32 [B, T] numbers the text of each token; tokens attend to their own text,
-    with which `positions` should restart. `keys` [B] draw what adapters leave out of their inputs;
-    None leaves nothing out. `with_head(params, tokens, ...)` returns features and the
-    parameters of `unembed`, for losses: the gradient through both uses of the tied embedding takes
-    the memory of one. Where rows of a frozen embedding learn (lm/lora.py), what they add to
+    with which `positions` should restart, and to segment -1, a beginning of the row from which the
+    `positions` of all texts go on (lm/shared_prompts.py). `keys` [B] draw what adapters leave out
+    of their inputs; None leaves nothing out. `with_head(params, tokens, ...)` returns features and
+    the parameters of `unembed`, for losses: the gradient through both uses of the tied embedding
+    takes the memory of one. Where rows of a frozen embedding learn (lm/lora.py), what they add to
     their logits follows the features, [B, T, D + n], and the parameters have no gradient.
 
     Rows with images give `soft` [B, I, D] and `groups` int32 [B, T] besides, both or neither, see
@@ -269,9 +270,12 @@ def _layers(
     causal = (index[None, :] <= index[:, None])[None]  # [1, T, S]
     if groups is not None:
         causal = causal | soft_tokens.of_one_image(groups, groups)
-    if segments is not None:
-        causal = causal & (segments[:, :, None] == segments[:, None, :])
     recent = (index[None, :] > index[:, None] - config.window)[None]
+    if segments is not None:
+        seen = jnp.asarray(segments)[:, None, :]  # [B, 1, S]
+        causal = causal & ((jnp.asarray(segments)[:, :, None] == seen) | (seen < 0))
+        # Texts of a row that go on from one beginning are far from it in columns alone.
+        recent = positions[:, None, :] > positions[:, :, None] - config.window
     masks, ropes = {False: causal & recent, True: causal}, _ropes(config, positions)
 
     def layer(

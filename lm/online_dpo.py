@@ -33,6 +33,7 @@ class Config:
     """Hyper-parameters of online DPO; batch_size is a number of texts, two a prompt."""
 
     objective: dpo.Objective = dpo.Objective()  # Loss and reference.
+    share_prompts: bool = False  # As of `dpo.Config`.
     # The default rate is for some millions of parameters.
     learning: tuning.Config = tuning.Config(learning_rate=1e-5)
 
@@ -82,7 +83,9 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rollou
         policy=policy.language_model(context.model, samples_per_prompt=2),
         learner=context.learner(_prepare),
         actor_params=context.learnt.actor_params,
-        experience=rollouts.OnPolicy(draws=draws, learnt_per_prompt=2),
+        experience=rollouts.OnPolicy(
+            draws=draws, learnt_per_prompt=2, shares_prompts=c.share_prompts
+        ),
         config=c,
     )
 

@@ -30,6 +30,7 @@ from kullback.lm import (
     policy_loss,
     rollouts,
     shared_ids,
+    shared_prompts,
     surrogate,
     tuning,
     value_network,
@@ -84,11 +85,13 @@ def make(
         model, teacher = shared_ids.shared([model, teacher])
     start, model = model, adapters.adapted(model, c.learning.lora)
     divergence = c.token_divergence(teacher_divergence)
+    learnt, start, teacher = (_of_groups(c, x) for x in (model, start, teacher))
+    assert learnt is not None and start is not None
     context = _Context(
         config=c,
-        model=model,
+        model=learnt,
         start=start,
-        objective=_objective(c, model, teacher, divergence),
+        objective=_objective(c, learnt, teacher, divergence),
     )
     return types.Agent(
         policy=policy.language_model(
@@ -102,10 +105,18 @@ def make(
             draws=(policy.Draws(c.samples_per_prompt),),
             temperature=c.temperature,
             has_value=context.has_value,
+            shares_prompts=c.share_prompts,
             ahead=sampling_ahead.Ahead(c.lag, c.shards),
         ),
         config=algorithm or c,
     )
+
+
+def _of_groups(c: Config, model: gemma.Model | None) -> gemma.Model | None:
+    """Returns a model whose full pass is over all texts of a prompt, if they share it."""
+    if model is None or not c.share_prompts:
+        return model
+    return shared_prompts.model(model, c.samples_per_prompt, c.learning.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,11 +214,13 @@ def _loss(
 ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
     """Returns the loss of a batch whose data are `policy_loss.Rows`, and its metrics."""
     del targets, key  # The sampler drew the texts, and `_prepare` read the reference.
+    c = context.config
     value, metrics = tuning.over_micro_batches(
         functools.partial(policy_loss.of_rows, context.objective, constants),
         params,
         batch.data,
-        context.config.learning.micro_batches,
+        c.learning.micro_batches,
+        together=c.samples_per_prompt if c.share_prompts else 1,
     )
     return value, (aux, types.Feedback(metrics))
 

@@ -49,6 +49,9 @@ class Config:
     # truncation_penalty, linearly up to all of it; DAPO's soft punishment. 0 is none.
     overlong_fraction: float = 0.0
     mask_truncated: bool = False  # Whether texts without a stop token are not learnt from (DAPO).
+    # Whether the texts of a prompt are one row of a learner step, which has the prompt once: the
+    # same gradients but for the order of sums, sooner where prompts are long (ours).
+    share_prompts: bool = False
     epochs: int = 1  # Times that a learner step learns from its batch.
     minibatches: int = 1  # Parts of the batch in an epoch, an optimiser step each.
     ratio: surrogate.Ratio = "none"  # To the policy before the batch; "none" needs one epoch.
@@ -150,6 +153,16 @@ class Config:
             raise ValueError(
                 f"minibatches={c.minibatches} times micro_batches={micro_batches} must divide the "
                 f"{self.num_learnt} texts that are learnt from"
+            )
+        if c.share_prompts and c.minibatches > 1:
+            raise ValueError(
+                "share_prompts keeps the texts of a prompt together, and minibatches="
+                f"{c.minibatches} draws them one by one: minibatches=1"
+            )
+        if c.share_prompts and self.num_learnt % (c.samples_per_prompt * micro_batches):
+            raise ValueError(
+                f"share_prompts cuts a batch between prompts: micro_batches={micro_batches} must "
+                f"divide the {self.num_learnt // c.samples_per_prompt} that are learnt from"
             )
 
     def _check_lag(self) -> None:

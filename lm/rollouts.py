@@ -26,6 +26,7 @@ class OnPolicy:
     # Texts of a prompt that a gradient is taken of, where micro-batches are of whole prompts; 0:
     # they are of texts, and all are learnt from.
     learnt_per_prompt: int = 0
+    shares_prompts: bool = False  # Whether these are one row of a gradient, see shared_prompts.py.
     ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # How far ahead of learning.
 
     @property

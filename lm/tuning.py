@@ -323,6 +323,8 @@ def over_micro_batches(
     params: types.Params,
     data: Any,
     micro_batches: int,
+    *,
+    together: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Sums a loss over micro-batches, one after another, [], and concatenates its metrics, [B].
 
@@ -330,14 +332,18 @@ def over_micro_batches(
       loss: (params, micro-batch) -> its summand of the loss, [], and metrics of its rows.
       params: parameters with respect to which the loss is differentiated.
       data: of the batch, a tree of arrays [B, ...].
-      micro_batches: their number, which divides B.
+      micro_batches: their number, which divides B / together.
+      together: adjacent rows that stay in one micro-batch.
     """
     if micro_batches == 1:
         return loss(params, data)
+
+    def cut(x: jax.Array) -> jax.Array:
+        rows = x.reshape(-1, micro_batches, together, *x.shape[1:]).swapaxes(0, 1)
+        return rows.reshape(micro_batches, -1, *x.shape[1:])
+
     # Every m-th row, so that rows that are cut over devices stay spread in each micro-batch.
-    stacked = jax.tree.map(
-        lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), data
-    )
+    stacked = jax.tree.map(cut, data)
     # The backward pass recomputes one micro-batch's features, and adds gradients in place.
     recomputed = jax.checkpoint(loss)
 
@@ -346,7 +352,11 @@ def over_micro_batches(
         return value + summand, metrics
 
     value, metrics = jax.lax.scan(body, jnp.zeros(()), stacked)
-    return value, {name: x.swapaxes(0, 1).reshape(-1) for name, x in metrics.items()}
+
+    def restored(x: jax.Array) -> jax.Array:
+        return x.reshape(micro_batches, -1, together).swapaxes(0, 1).reshape(-1)
+
+    return value, jax.tree.map(restored, metrics)
 
 
 def optimizer(config: Config, updates: int = 1) -> optax.GradientTransformation:

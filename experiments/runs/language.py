@@ -75,14 +75,24 @@ class Setup(TextWork):
         """Settings that decide how much memory a learner step takes."""
         setting = dataclasses.replace(super().setting, per_row=self.lessons.per_row)
         if self.actor is None:
-            return setting
+            return (
+                self._sharing(setting, setting.per_row) if self.lessons.shares_prompts else setting
+            )
         experience: rollouts.OnPolicy = self.agent.experience
         if learnt := experience.learnt_per_prompt:
             prompts = setting.rows // experience.samples_per_prompt
             setting = dataclasses.replace(setting, rows=prompts, per_row=learnt)
+        if experience.shares_prompts:
+            setting = self._sharing(setting, learnt or experience.samples_per_prompt)
         lag = experience.ahead.lag
         versions = lag + 1 if lag else 0
         return dataclasses.replace(setting, networks=1 + experience.has_value, versions=versions)
+
+    def _sharing(self, setting: memory.Setting, texts: int) -> memory.Setting:
+        """Returns the setting of rows that have so many texts of a prompt each."""
+        width = self.learning.max_prompt_length + texts * self.learning.max_new_tokens
+        rows = setting.rows * setting.per_row // texts
+        return dataclasses.replace(setting, rows=rows, width=width, per_row=1)
 
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""

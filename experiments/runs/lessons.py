@@ -21,6 +21,7 @@ class Lessons(Protocol):
     """The data of a run of a language model; methods with a body may be left out."""
 
     per_row: int = 1  # Sequences of an item of a batch.
+    shares_prompts: bool = False  # Whether these are one row of a gradient, see shared_prompts.py.
 
     def source(self, seed: int) -> sequences.Source:
         """Returns the batches of a seed."""

@@ -124,6 +124,7 @@ class Pairs(Lessons):
     test: list[preferences.Pair]
     reference: Reference  # Of both splits; of those held out alone if the learner's own moves.
     num_swapped: int  # Pairs that are learnt from whose label is wrong on purpose.
+    shares_prompts: bool
     per_row: int = 2
 
     def source(self, seed: int) -> sequences.Source:
@@ -223,5 +224,6 @@ def with_pairs(
             test=test,
             reference=Reference(judged, log_probabilities, known),
             num_swapped=int(swapped.sum()),
+            shares_prompts=config.share_prompts,
         ),
     )

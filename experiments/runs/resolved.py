@@ -26,7 +26,7 @@ LATER = frozenset(
     "quantize quantize_table max_gradient_norm epsilon_decay epsilon_zero_env_steps "
     "frames_on variant overlong_fraction mask_truncated epochs minibatches ratio detach_ratio "
     "clip_low clip_high ratio_limit correction correction_limit drop_equal oversample "
-    "value_clip lag shards chunk_ticks learns_projector".split()
+    "value_clip share_prompts lag shards chunk_ticks learns_projector".split()
 )
 # Settings, by bare name, that came later with another default, and what was done before.
 EARLIER: Mapping[str, Any] = {"averaged_actions": "taken"}

@@ -137,6 +137,29 @@ def test_a_policy_that_is_its_reference_ranks_nothing(run: pathlib.Path, start: 
     assert setup.setting.per_row == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("agent", ["dpo", "online-dpo", "rlhf", "bond"])
+def test_runs_that_take_a_prompt_once_learn_the_same(
+    agent: str, task: str, start: pathlib.Path, tmp_path: pathlib.Path
+):
+    """The announced memory is of prompts with all their texts."""
+    settings = ("batch_size=12", "learning_rate=1e-2", "warmup_steps=0", "max_new_tokens=3")
+    fields = {} if agent == "dpo" else {"reward": "exact", "environment": "tokens/arithmetic"}
+    widths, rows = [], []
+    for shares in ("false", "true"):
+        flags = given(start, *settings, f"share_prompts={shares}", **fields)
+        out = tmp_path / shares
+        environment = flags.pop("environment", task)
+        run = experiments.train(agent, environment, out=out, **flags)
+        setup = language_setup.setup(resolved.of(opened.open(run)), run)
+        widths.append((setup.setting.rows * setup.setting.per_row, setup.setting.width))
+        rows.append([row["loss"] for row in repeated(run)])
+    np.testing.assert_allclose(*(np.array(x, float) for x in rows), rtol=1e-3, atol=1e-4)
+    texts = {"dpo": (12, 2, 24), "online-dpo": (6, 2, 12), "rlhf": (3, 4, 12), "bond": (4, 2, 8)}
+    prompts, of_prompt, all_texts = texts[agent]
+    assert widths == [(all_texts, 11), (prompts, 8 + 3 * of_prompt)]
+
+
 def test_an_epoch_is_of_pairs(task: str, start: pathlib.Path):
     fields = {**given(start, epochs=2, steps=0), "agent": "dpo", "environment": task}
     del fields["quiet"]
