@@ -99,15 +99,11 @@ class Config:
         }
 
 
-def start_stage(config: Config, of_task: str) -> Any:
-    """Returns (model, number) -> the stage by which the start learns."""
-    settings = {
-        "batch_size": config.batch_size,
-        "learning_rate": config.start_rate,
-        "lora.rank": config.rank,
-    }
-    given = config.digits, config.start_steps, config.first_seed, settings
-    return real_sums.supervised(of_task, *given)
+def start_chain(config: Config, of_task: str, work: study.Work) -> real_models.Chain:
+    """Returns the stages by which the start learns."""
+    given = config.model, config.start_steps, config.start_rate
+    settings = {"lora.rank": config.rank}
+    return real_sums.chain(config, of_task, work.path(START), *given, **settings)
 
 
 def stage(config: Config, name: str, of_task: str, start: str, seed: int) -> dict[str, Any]:
@@ -131,31 +127,23 @@ def stage(config: Config, name: str, of_task: str, start: str, seed: int) -> dic
 def begin(config: Config, work: study.Work) -> Iterator[study.Row]:
     """Yields how many stages the start took, and its measures."""
     of_task = real_sums.task(config.digits, work)
-    count, share = real_models.until(
-        start_stage(config, of_task),
+    chain = start_chain(config, of_task, work)
+    count, share = chain.until(
         lambda path: real_sums.score(path, of_task, config.digits, config.prompts, greedy=False),
-        config.model,
-        work.path(START),
         least=config.start_share,
         most_stages=config.most_stages,
     )
-    path = start_path(config, of_task, count, work)
+    path = chain.last(count)
     measured = measure(config, of_task, path, path)
     yield {"table": "policies", "arm": START, "seed": None, **measured}
     yield {"table": "start", "stages": count, "share": share}
-
-
-def start_path(config: Config, of_task: str, count: int, work: study.Work) -> pathlib.Path:
-    """Returns the start's run, whose stages are done."""
-    given = real_models.chain(start_stage(config, of_task), config.model, count)
-    return real_models.run(given, work.path(START))[real_models.last(count)]
 
 
 def align(config: Config, name: str, seed: int, work: study.Work) -> Iterator[study.Row]:
     """Yields the measures of a policy, and WARP's front."""
     of_task = real_sums.task(config.digits, work)
     (of_start,) = study.where(work.kept(START), table="start")
-    start = start_path(config, of_task, of_start["stages"], work)
+    start = start_chain(config, of_task, work).last(of_start["stages"])
     given = stage(config, name, of_task, str(start), seed)
     path = real_models.run({"policy": given}, work.path(scratch(name, seed)))["policy"]
     took = {"seconds": real_models.seconds(path)}
@@ -208,9 +196,8 @@ def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns base and start, policies with the same columns each, and WARP's front."""
     del config
     by_table = study.split(rows, "base", "start", "policies", "front")
-    columns = ("arm", "seed", *COLUMNS, "seconds")
-    even = [{name: row.get(name) for name in columns} for row in by_table["policies"]]
-    return {**by_table, "policies": even}
+    policies = study.even(by_table["policies"], "arm", "seed", *COLUMNS, "seconds")
+    return {**by_table, "policies": policies}
 
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:

@@ -156,9 +156,7 @@ def arms(config: Config) -> Iterator[study.Arm]:
 def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns the base, nats by paper, and what formats take."""
     by_table = study.split(rows, "base", "papers", "formats")
-    columns = dict.fromkeys(name for row in by_table["formats"] for name in row)
-    even = [{name: row.get(name) for name in columns} for row in by_table["formats"]]
-    return {**by_table, "formats": even}
+    return {**by_table, "formats": study.even(by_table["formats"])}
 
 
 def cost(rows: study.Rows, arm: str, form: str) -> np.ndarray:

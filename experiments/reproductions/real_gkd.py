@@ -87,22 +87,20 @@ class Config:
         return max(1, round(self.steps / (1 - fraction + fraction * self.own_cost)))
 
 
-def teacher_stage(config: Config, of_task: str) -> Any:
-    """Returns (model, number) -> the stage by which the teacher learns."""
-    settings = {
-        "batch_size": config.batch_size,
-        "learning_rate": config.teacher_rate,
-        "lora.rank": config.rank,
-    }
-    given = config.digits, config.teacher_steps, config.first_seed, settings
-    return real_sums.supervised(of_task, *given)
+def teacher_chain(config: Config, of_task: str, work: study.Work) -> real_models.Chain:
+    """Returns the stages by which the teacher learns."""
+    given = config.model, config.teacher_steps, config.teacher_rate
+    settings = {"lora.rank": config.rank}
+    return real_sums.chain(config, of_task, work.path(TEACHER), *given, **settings)
 
 
-def student_stage(config: Config, of_task: str) -> Any:
-    """Returns (model, number) -> the stage by which the student learns before distillation."""
-    settings = {"batch_size": config.batch_size, "learning_rate": config.student_rate}
-    given = config.digits, config.student_steps, config.first_seed, settings
-    return real_sums.supervised(of_task, *given)
+def start_chain(
+    config: Config, of_task: str, teacher: pathlib.Path, work: study.Work
+) -> real_models.Chain:
+    """Returns the stages by which the student learns before distillation."""
+    layers = str(student_folder(config, teacher, work))
+    given = layers, config.student_steps, config.student_rate
+    return real_sums.chain(config, of_task, work.path(START), *given)
 
 
 def distillation_stage(
@@ -122,16 +120,13 @@ def distillation_stage(
 def teach(config: Config, work: study.Work) -> study.Rows:
     """Returns how many stages the teacher took, and its score."""
     of_task = real_sums.task(config.digits, work)
-    count, _ = real_models.until(
-        teacher_stage(config, of_task),
+    chain = teacher_chain(config, of_task, work)
+    count, _ = chain.until(
         lambda path: real_sums.score(path, of_task, config.digits, config.prompts),
-        config.model,
-        work.path(TEACHER),
         least=config.teacher_share,
         most_stages=config.most_stages,
     )
-    path = teacher_path(config, of_task, count, work)
-    of, params = real_sums.evaluator(path, of_task, config.digits)
+    of, params = real_sums.evaluator(chain.last(count), of_task, config.digits)
     scores = shares(of, params, config.prompts)
     return [{"arm": TEACHER, "seed": None, "stages": count, **scores}]
 
@@ -143,12 +138,6 @@ def shares(of: evaluation.Evaluator, params: Any, count: int) -> dict[str, float
         "right_greedy": float(right(greedy=True).mean()),
         "right_drawn": float(right(greedy=False).mean()),
     }
-
-
-def teacher_path(config: Config, of_task: str, count: int, work: study.Work) -> pathlib.Path:
-    """Returns the teacher's run, whose stages are done."""
-    given = real_models.chain(teacher_stage(config, of_task), config.model, count)
-    return real_models.run(given, work.path(TEACHER))[real_models.last(count)]
 
 
 def student_folder(config: Config, teacher: pathlib.Path, work: study.Work) -> pathlib.Path:
@@ -166,35 +155,23 @@ def begin(config: Config, work: study.Work) -> study.Rows:
     """Returns how many stages the student took before distillation, and its measures."""
     of_task = real_sums.task(config.digits, work)
     (of_teacher,) = work.kept(TEACHER)
-    teacher = teacher_path(config, of_task, of_teacher["stages"], work)
-    count, _ = real_models.until(
-        student_stage(config, of_task),
+    teacher = teacher_chain(config, of_task, work).last(of_teacher["stages"])
+    chain = start_chain(config, of_task, teacher, work)
+    count, _ = chain.until(
         lambda path: real_sums.score(path, of_task, config.digits, config.prompts),
-        str(student_folder(config, teacher, work)),
-        work.path(START),
         least=config.student_share * of_teacher["right_greedy"],
         most_stages=config.most_stages,
     )
-    path = start_path(config, of_task, teacher, count, work)
     row = {"arm": START, "seed": None, "stages": count}
-    return [{**row, **measures(config, of_task, path, teacher)}]
-
-
-def start_path(
-    config: Config, of_task: str, teacher: pathlib.Path, count: int, work: study.Work
-) -> pathlib.Path:
-    """Returns the run of the student before distillation, whose stages are done."""
-    model = str(student_folder(config, teacher, work))
-    given = real_models.chain(student_stage(config, of_task), model, count)
-    return real_models.run(given, work.path(START))[real_models.last(count)]
+    return [{**row, **measures(config, of_task, chain.last(count), teacher)}]
 
 
 def distil(config: Config, fraction: float, seed: int, work: study.Work) -> study.Rows:
     """Returns the measures of a student that was distilled."""
     of_task = real_sums.task(config.digits, work)
     (of_teacher,), (of_start,) = work.kept(TEACHER), work.kept(START)
-    teacher = teacher_path(config, of_task, of_teacher["stages"], work)
-    start = start_path(config, of_task, teacher, of_start["stages"], work)
+    teacher = teacher_chain(config, of_task, work).last(of_teacher["stages"])
+    start = start_chain(config, of_task, teacher, work).last(of_start["stages"])
     given = distillation_stage(config, of_task, str(start), str(teacher), fraction, seed)
     path = real_models.run({"distilled": given}, work.path(scratch(fraction, seed)))["distilled"]
     row = {"arm": name_of(fraction), "seed": seed, "stages": 1}
@@ -242,19 +219,16 @@ def arms(config: Config) -> Iterator[study.Arm]:
     yield study.Arm(START, 10 + config.student_steps, begin_it, "students")
     for seed in study.seeds_of(config):
         for fraction in config.student_fractions:
-            compute, where = (
-                functools.partial(distil, config, fraction, seed),
-                scratch(fraction, seed),
-            )
+            where = scratch(fraction, seed)
+            compute = functools.partial(distil, config, fraction, seed)
             yield study.Arm(where, 10 + config.steps, compute, "students", {}, where)
 
 
 def tables(config: Config, rows: study.Rows) -> study.Tables:
     """Returns the base, and all models, with the same columns each."""
     by_table = study.split(rows, "base", "students")
-    columns = dict.fromkeys(("arm", "seed", "stages", "steps", "seconds", *COLUMNS))
-    even = [{name: row.get(name) for name in columns} for row in by_table["students"]]
-    return {**by_table, "students": even}
+    columns = ("arm", "seed", "stages", "steps", "seconds", *COLUMNS)
+    return {**by_table, "students": study.even(by_table["students"], *columns)}
 
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:

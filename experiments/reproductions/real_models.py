@@ -10,7 +10,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -146,52 +146,46 @@ def write_rows(folder: pathlib.Path, by_split: Mapping[str, Iterable[study.Row]]
     return f"tokens/jsonl:{folder}"
 
 
-def until(
-    stage_of: Callable[[str, int], dict[str, Any]],
-    score: Callable[[pathlib.Path], float],
-    model: str,
-    folder: pathlib.Path,
-    *,
-    least: float,
-    most_stages: int,
-) -> tuple[int, float]:
-    """Tunes a model in stages, each from the last one's, until its score is high enough.
+class Chain(NamedTuple):
+    """Stages that tune a model, each from the last one's, as many as its score asks for."""
 
-    Args:
-      stage_of: (model to begin with, number from 0) -> stage.
-      score: of what a stage has made.
-      model: the first begins with.
-      folder: of the stages.
-      least: score that is enough.
-      most_stages: the most that are tried.
+    stage_of: Callable[[str, int], dict[str, Any]]  # (model, number from 0) -> stage.
+    model: str  # With which the first begins.
+    folder: pathlib.Path
 
-    Returns:
-      Number of stages, with which `chain` names them again; the score of the last.
+    def last(self, count: int) -> pathlib.Path:
+        """Returns what the last of `count` stages made; those that are not done are done first."""
+        names = [f"tuned-{n}" for n in range(1, count + 1)]
+        models = [self.model, *(f"{{{name}}}" for name in names)]
+        stages = {name: self.stage_of(models[n], n) for n, name in enumerate(names)}
+        return run(stages, self.folder)[names[-1]]
 
-    Raises:
-      ValueError: if so many are not enough.
-    """
-    reached = -np.inf
-    for count in range(1, most_stages + 1):
-        reached = score(run(chain(stage_of, model, count), folder)[last(count)])
-        if reached >= least:
-            return count, reached
-    raise ValueError(
-        f"{folder.name}: after {most_stages} stages of learning the score is {reached:.3g}, and "
-        f"{least:g} is needed; more stages, more steps or a higher rate may reach it"
-    )
+    def until(
+        self, score: Callable[[pathlib.Path], float], *, least: float, most_stages: int
+    ) -> tuple[int, float]:
+        """Does stages until the score of the last is high enough.
 
+        Args:
+          score: of what a stage has made.
+          least: score that is enough.
+          most_stages: the most that are tried.
 
-def chain(
-    stage_of: Callable[[str, int], dict[str, Any]], model: str, count: int
-) -> dict[str, dict[str, Any]]:
-    """Returns the stages of `until`; arguments are its own."""
-    return {last(n + 1): stage_of(f"{{{last(n)}}}" if n else model, n) for n in range(count)}
+        Returns:
+          Number of stages, by which `last` finds it; its score.
 
-
-def last(count: int) -> str:
-    """Returns the name of the last of `count` stages of `until`."""
-    return f"tuned-{count}"
+        Raises:
+          ValueError: if so many are not enough.
+        """
+        reached = -np.inf
+        for count in range(1, most_stages + 1):
+            reached = score(self.last(count))
+            if reached >= least:
+                return count, reached
+        raise ValueError(
+            f"{self.folder.name}: after {most_stages} stages of learning the score is "
+            f"{reached:.3g}, and {least:g} is needed; more stages, more steps or a higher rate may "
+            "reach it"
+        )
 
 
 def memory(shape: gemma_config.Config, copies: float, tokens: int, chunk: int = 0) -> str:

@@ -4,6 +4,7 @@ The model reads "123+456=" and writes digits, one token each. Its adapters learn
 answers as many as a study asks for.
 """
 
+import pathlib
 import re
 from typing import Any
 
@@ -75,11 +76,30 @@ def score(path: Any, of_task: str, digits: int, count: int, *, greedy: bool = Tr
     return float(right(of, params, count, greedy=greedy).mean())
 
 
-def supervised(of_task: str, digits: int, steps: int, seed: int, settings: dict[str, Any]) -> Any:
-    """Returns (model, number) -> a stage of `real_models.until` that learns sums."""
+def chain(
+    config: Any,
+    of_task: str,
+    folder: pathlib.Path,
+    model: str,
+    steps: int,
+    rate: float,
+    **settings: Any,
+) -> real_models.Chain:
+    """Returns the stages by which a model learns sums.
+
+    Args:
+      config: of a study, with digits, first_seed and batch_size.
+      of_task: see `task`.
+      folder: of the stages.
+      model: that learns.
+      steps: of each stage.
+      rate: of learning.
+      **settings: further ones of a stage.
+    """
+    given = {**lengths(config.digits), "batch_size": config.batch_size, "learning_rate": rate}
 
     def stage(model: str, number: int) -> dict[str, Any]:
-        begin = "sft", of_task, model, steps, seed + 1_000 * number
-        return real_models.train(*begin, settings={**lengths(digits), **settings})
+        begin = "sft", of_task, model, steps, config.first_seed + 1_000 * number
+        return real_models.train(*begin, settings={**given, **settings})
 
-    return stage
+    return real_models.Chain(stage, model, folder)

@@ -190,6 +190,12 @@ def split(rows: Rows, *tables: str) -> dict[str, Rows]:
     return by_table
 
 
+def even(rows: Rows, *columns: str) -> Rows:
+    """Returns rows with these columns each, or with all that any has; None where one has none."""
+    names = columns or dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows]
+
+
 def where(rows: Rows, **columns: Any) -> Rows:
     """Returns the rows with these values."""
     return [row for row in rows if all(row[name] == value for name, value in columns.items())]

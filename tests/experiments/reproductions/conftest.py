@@ -1,4 +1,4 @@
-"""A small run of a theory paper's reproduction, which their tests share."""
+"""Shared by tests of reproductions: a small run of a theory paper's, and a model to begin with."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kullback import experiments
 from kullback.experiments import reproduce
 
 Checks = dict[str, bool | None]
@@ -41,3 +42,16 @@ def held() -> Callable[[Checks, str], bool | None]:
         return verdict
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Trains a tiny model for a step, in place of a real one."""
+    return experiments.train(
+        *("sft", "tokens/arithmetic"),
+        model="tiny",
+        steps=1,
+        settings=("max_prompt_length=8", "max_new_tokens=4", "batch_size=4"),
+        out=tmp_path_factory.mktemp("base") / "run",
+        quiet=True,
+    )

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kullback import experiments
 from kullback.core import files
 from kullback.experiments import progress, reproduce
 from kullback.experiments.pipelines import stages
@@ -129,16 +128,8 @@ def test_texts_are_a_task(tmp_path: pathlib.Path):
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: pathlib.Path):
-    base = experiments.train(
-        *("sft", "tokens/arithmetic"),
-        model="tiny",
-        steps=1,
-        settings=("max_prompt_length=8", "max_new_tokens=4", "batch_size=4"),
-        out=tmp_path / "base",
-        quiet=True,
-    )
-    given = [f"model={base}", "steps=2", "papers=3", "length=16", "four_bits=int4"]
+def test_it_runs(tiny_base: pathlib.Path, tmp_path: pathlib.Path):
+    given = [f"model={tiny_base}", "steps=2", "papers=3", "length=16", "four_bits=int4"]
     out, said = tmp_path / "out", []
     checks = reproduce.reproduce("real-bits", out, [*given, "eight_bits=int8"], said.append)
     assert sum(check.is_headline for check in checks) == 2 and said[2].startswith("memory: ")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback import experiments
 from kullback.core import files
 from kullback.experiments import reproduce
 from kullback.experiments.pipelines import stages
@@ -90,22 +89,14 @@ def test_refusals(field: dict[str, Any], message: str):
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: pathlib.Path):
+def test_it_runs(tiny_base: pathlib.Path, tmp_path: pathlib.Path):
     """Judges learn for two steps, if what they are tuned from is installed."""
     real_models = real_rl.real_models
-    base = experiments.train(
-        *("sft", "tokens/arithmetic"),
-        model="tiny",
-        steps=1,
-        settings=("max_prompt_length=8", "max_new_tokens=4", "batch_size=4"),
-        out=tmp_path / "base",
-        quiet=True,
-    )
     try:
-        real_models.require(str(base), *real_summaries.PACKAGES)
+        real_models.require(str(tiny_base), *real_summaries.PACKAGES)
     except ValueError as error:
         pytest.skip(str(error))
-    given = [f"model={base}", "seeds=1", "rank=2", "sft_steps=1", "steps=1", "batch_size=4"]
+    given = [f"model={tiny_base}", "seeds=1", "rank=2", "sft_steps=1", "steps=1", "batch_size=4"]
     given += ["best_of=2,4", "papers=2", "max_prompt_length=260", "max_new_tokens=4"]
     given += ["entailment_steps=2", "control_steps=2"]
     out = tmp_path / "out"

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback import experiments
 from kullback.experiments import progress, reproduce
 from kullback.experiments.pipelines import stages
 from kullback.experiments.reproductions import real_sft, real_summaries, study
@@ -146,20 +145,12 @@ def test_summaries_are_measured_beside_their_documents():
 
 
 @pytest.mark.slow
-def test_it_runs(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_it_runs(tiny_base: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     """A judge that is no model stands in for the one that takes minutes."""
     monkeypatch.setattr(real_summaries, "ask_judge", lambda role, *given: [judged(role)])
     monkeypatch.setattr(real_sft.scorers, "load", lambda folder: Judge())
     monkeypatch.setattr(real_summaries, "PACKAGES", ("aclsum",))
-    base = experiments.train(
-        *("sft", "tokens/arithmetic"),
-        model="tiny",
-        steps=1,
-        settings=("max_prompt_length=8", "max_new_tokens=4", "batch_size=4"),
-        out=tmp_path / "base",
-        quiet=True,
-    )
-    given = [f"model={base}", "seeds=1", "ranks=0", "rank=2", "steps=2", "batch_size=2"]
+    given = [f"model={tiny_base}", "seeds=1", "ranks=0", "rank=2", "steps=2", "batch_size=2"]
     given += ["papers=2", "max_prompt_length=260", "max_new_tokens=4"]
     out = tmp_path / "out"
     checks = reproduce.reproduce("real-sft", out, given, lambda line: None)

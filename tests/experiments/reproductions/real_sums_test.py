@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kullback import experiments
 from kullback.core import files
 from kullback.experiments import progress, reproduce
 from kullback.experiments.pipelines import stages
@@ -62,14 +61,18 @@ def test_a_model_learns_until_it_is_good_enough(
 
     monkeypatch.setattr(real_models, "run", run)
     scores = {"tuned-1": 0.1, "tuned-2": 0.25, "tuned-3": 0.5}
-    given: Any = (lambda model, number: {"model": model, "number": number},)
-    given += (lambda path: scores[path.name], "base", tmp_path)
-    assert real_models.until(*given, least=0.2, most_stages=3) == (2, 0.25)
+    chain = real_models.Chain(lambda model, number: {"model": model}, "base", tmp_path)
+
+    def score(path: pathlib.Path) -> float:
+        return scores[path.name]
+
+    assert chain.until(score, least=0.2, most_stages=3) == (2, 0.25)
     assert ran == [["base"], ["base", "{tuned-1}"]]
+    assert chain.last(3) == tmp_path / "tuned-3"
     with pytest.raises(
         ValueError, match=r"after 2 stages of learning the score is 0\.25, and 0\.4"
     ):
-        real_models.until(*given, least=0.4, most_stages=2)
+        chain.until(score, least=0.4, most_stages=2)
 
 
 def gkd_tables(gain: float) -> study.Tables:
@@ -106,16 +109,20 @@ def test_students_learn_for_equal_time():
     assert spent == [60, 60, 60]
 
 
-def test_every_stage_can_be_run():
+def test_every_stage_can_be_run(work: study.Work, tmp_path: pathlib.Path):
     task = "tokens/jsonl:sums"
+    work.path("student-layers").mkdir()  # Which are not chosen of a teacher, then.
+    student = real_gkd.start_chain(GKD, task, tmp_path / "teacher", work)
+    assert student.model == str(work.path("student-layers"))
     given = {
-        "teacher": real_gkd.teacher_stage(GKD, task)("pretrained:gemma3-270m", 0),
-        "student": real_gkd.student_stage(GKD, task)("{teacher}", 1),
+        "teacher": real_gkd.teacher_chain(GKD, task, work).stage_of("pretrained:gemma3-270m", 0),
+        "student": student.stage_of("{teacher}", 1),
     }
     for fraction in GKD.student_fractions:
         name = f"distilled-{10 * fraction:.0f}"
         given[name] = real_gkd.distillation_stage(GKD, task, "{student}", "{teacher}", fraction, 7)
-    given["start"] = real_alignment.start_stage(ALIGNMENT, task)("pretrained:gemma3-270m", 2)
+    start = real_alignment.start_chain(ALIGNMENT, task, work)
+    given["start"] = start.stage_of(start.model, 2)
     for name in ALIGNMENT.algorithms:
         policy = real_alignment.stage(ALIGNMENT, name, task, "{start}", 7)
         given[real_alignment.scratch(name, 7)] = policy
@@ -171,22 +178,9 @@ def test_refusals(make: Any, field: dict[str, Any], message: str):
         make(**field)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Trains a tiny model for a step."""
-    return experiments.train(
-        *("sft", "tokens/arithmetic"),
-        model="tiny",
-        steps=1,
-        settings=("max_prompt_length=8", "max_new_tokens=4", "batch_size=4"),
-        out=tmp_path_factory.mktemp("base") / "run",
-        quiet=True,
-    )
-
-
 @pytest.mark.slow
-def test_students_run(base: pathlib.Path, tmp_path: pathlib.Path):
-    given = [f"model={base}", "seeds=2", "student_fractions=0,1", "layers=1,3,5", "rank=2"]
+def test_students_run(tiny_base: pathlib.Path, tmp_path: pathlib.Path):
+    given = [f"model={tiny_base}", "seeds=2", "student_fractions=0,1", "layers=1,3,5", "rank=2"]
     given += ["digits=1", "teacher_steps=1", "student_steps=1", "teacher_share=0"]
     given += ["student_share=0", "steps=2", "batch_size=4", "prompts=8"]
     out = tmp_path / "out"
@@ -204,9 +198,9 @@ def test_students_run(base: pathlib.Path, tmp_path: pathlib.Path):
 
 
 @pytest.mark.slow
-def test_policies_run(base: pathlib.Path, tmp_path: pathlib.Path):
-    given = [f"model={base}", "seeds=1", "rank=2", "digits=1", "start_steps=1", "start_share=0"]
-    given += ["steps=2", "batch_size=12", "prompts=8"]
+def test_policies_run(tiny_base: pathlib.Path, tmp_path: pathlib.Path):
+    given = [f"model={tiny_base}", "seeds=1", "rank=2", "digits=1", "start_steps=1"]
+    given += ["start_share=0", "steps=2", "batch_size=12", "prompts=8"]
     out = tmp_path / "out"
     checks = reproduce.reproduce("real-alignment", out, given, lambda line: None)
     assert sum(check.is_headline for check in checks) == 3

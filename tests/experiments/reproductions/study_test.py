@@ -19,6 +19,8 @@ def test_rows_of_tables_come_back_by_table_and_by_column():
     assert tables["b"] == [{"seed": 0, "y": 3}]
     assert study.column(tables["a"], "x", seed=1).tolist() == [2]
     rows = [{"seed": s, "arm": a, "x": 10 * s + k} for k in range(2) for s in (7, 3) for a in "ab"]
+    assert study.even([{"x": 1}, {"y": 2}]) == [{"x": 1, "y": None}, {"x": None, "y": 2}]
+    assert study.even([{"x": 1}, {"y": 2}], "y") == [{"y": None}, {"y": 2}]
     assert study.distinct(rows, "seed") == [7, 3]
     assert study.by_seed(rows, "x", arm="b").tolist() == [[70, 71], [30, 31]]
 
