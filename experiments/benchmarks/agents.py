@@ -28,7 +28,7 @@ def host_runner(name: str, assignments: tuple[str, ...] = ()) -> Callable[[], fl
     environment = gym.make("CartPole-v1", 4)
     config = settings.apply(entry.presets("gym"), assignments)
     loop = host.make(entry.make(None, environment.spec, config), environment, 0)
-    return minatar.advancing(loop)
+    return timing.advancing(loop, minatar.PIECE, 3 * minatar.WARM_UP)
 
 
 def torso(name: str) -> tuple[flops.Layer, ...]:

@@ -22,17 +22,7 @@ def runner(
     sizes = [f"min_replay_size={warm_up}", f"capacity={max(CAPACITY, warm_up)}"]
     config = settings.apply(entry.presets("atari"), [*sizes, *assignments])
     loop = host.make(entry.make(None, environment.spec, config), environment, 0)
-    state = loop.init()
-
-    def work() -> float:
-        nonlocal state
-        before = loop.steps(state)
-        state = loop.advance(state, before + 1)
-        return loop.steps(state) - before
-
-    while loop.steps(state) < WARM_UP + 100:
-        work()
-    return work
+    return timing.advancing(loop, 1, WARM_UP + 100)
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:

@@ -72,14 +72,13 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             name=f"entailment of {PAIRS} pairs of {TOKENS} tokens",
             ours=best["pairs"],
             unit="pairs/s",
-            peer="" if value is None else name,
-            peer_value=value,
+            **rows.of_peer(best, key, name),
             target_ratio=wanted,
             limit_share=best["pairs"] * cost() / best["sgemm"],
             details={"sgemm": best["sgemm"]},
         )
-        for value, name, wanted in (
-            (best.get("peer, pairs"), "transformers", TARGET_RATIO),
-            (best.get("peer, kept_pairs"), "transformers that keeps freed memory", None),
+        for key, name, wanted in (
+            ("peer, pairs", "transformers", TARGET_RATIO),
+            ("peer, kept_pairs", "transformers that keeps freed memory", None),
         )
     ]

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 
 import numpy as np
 
-from kullback.core import loops
 from kullback.lm import batches, gemma
 from kullback.lm.formats import hugging_face_config
 
@@ -50,19 +48,6 @@ def whole(text: np.ndarray, num_prompt: int) -> batches.Sequences:
     place = np.broadcast_to(np.arange(text.shape[1], dtype=np.int32), text.shape)
     lengths = np.full(len(text), text.shape[1], np.int32)
     return batches.Sequences(text, place >= num_prompt, place, np.ones_like(text), lengths)
-
-
-def stepper(loop: loops.Loop) -> Callable[[], float]:
-    """Makes a function that does one iteration of a loop and returns 1; one has been done."""
-    state = loop.init()
-
-    def work() -> float:
-        nonlocal state
-        state = loop.advance(state, loop.steps(state) + 1)
-        return 1
-
-    work()
-    return work
 
 
 def described(config: gemma.Config) -> str:

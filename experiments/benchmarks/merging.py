@@ -158,8 +158,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             ours=seconds[method],
             unit="s",
             lower_is_better=True,
-            peer=other if key in seconds else "",
-            peer_value=seconds.get(key),
+            **rows.of_peer(seconds, key, other),
             target_ratio=target,
             details={"copy": seconds["copy"], **memory},
         )
@@ -169,18 +168,16 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             ("slerp with a base", "a copy", "copy", 1 / TARGET_COPY),
         )
     ]
+    gigabytes = {name: num_bytes / 1e9 for name, num_bytes in memory.items()}
     return [
         *compared,
         *(
             rows.Row(
                 name=f"anonymous memory of {method} {what}",
-                ours=memory[method] / 1e9,
+                ours=gigabytes[method],
                 unit="GB",
                 lower_is_better=True,
-                peer=PEER if f"{PEER} {method}" in memory else "",
-                peer_value=memory[f"{PEER} {method}"] / 1e9
-                if f"{PEER} {method}" in memory
-                else None,
+                **rows.of_peer(gigabytes, f"{PEER} {method}", PEER),
                 target=TARGET_MEMORY,
             )
             for method in METHODS

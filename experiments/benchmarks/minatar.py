@@ -4,12 +4,13 @@ import functools
 from collections.abc import Callable, Sequence
 
 from kullback import agents
-from kullback.core import compiled, loops
+from kullback.core import compiled
 from kullback.environments import minatar
 from kullback.experiments.benchmarks import machine, peer, rows, timing
 from kullback.experiments.runs import settings
 
 NUM_ENVS, SEEDS, WARM_UP = 16, 4, 1_000
+PIECE = 100_000  # Steps that are asked for; the loop cuts them to half a second or so.
 
 
 def runner(seeds: int, name: str = "m-dqn", assignments: Sequence[str] = ()) -> Callable[[], float]:
@@ -19,22 +20,7 @@ def runner(seeds: int, name: str = "m-dqn", assignments: Sequence[str] = ()) -> 
     assignments = [f"min_replay_size={WARM_UP}", *assignments]
     config = settings.apply(entry.presets("minatar"), assignments)
     agent = entry.make(None, environment.spec, config)
-    return advancing(compiled.make(agent, environment, range(seeds)))
-
-
-def advancing(loop: loops.Loop) -> Callable[[], float]:
-    """Makes a function that advances a warm loop once; it returns the steps of each seed."""
-    state = loop.init()
-
-    def work() -> float:
-        nonlocal state
-        before = loop.steps(state)
-        state = loop.advance(state, before + 100_000)  # Cut by the loop to half a second or so.
-        return loop.steps(state) - before
-
-    while loop.steps(state) < 3 * WARM_UP:
-        work()
-    return work
+    return timing.advancing(compiled.make(agent, environment, range(seeds)), PIECE, 3 * WARM_UP)
 
 
 def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
@@ -47,8 +33,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             name="minatar/breakout, m-dqn",
             ours=best["one"],
             unit="steps/s",
-            peer="SB3 DQN" if "sb3" in best else "",
-            peer_value=best.get("sb3"),
+            **rows.of_peer(best, "sb3", "SB3 DQN"),
             target=4_000,
         ),
         rows.Row(

@@ -120,7 +120,7 @@ def adapted(model: str, seconds: float, sizes: Sequence[int]) -> Figures:
 def _tuner(
     model: str, rows: int, length: int, settings: lora.Config = lora.Config()
 ) -> Callable[[], float]:
-    """Makes a function that takes one step of supervised fine-tuning, see `stepper`."""
+    """Makes a function that takes one step of supervised fine-tuning."""
     learning = tuning.Config(
         batch_size=rows,
         max_prompt_length=length // 2,
@@ -134,9 +134,9 @@ def _tuner(
     source = sequences.Source(rows, example=stored, stored=lambda step, count: stored)
     if settings:
         constants = types.Constants(base=parameters(model))
-        return language_models.stepper(sequences.make(agent, source, 0, constants=constants))
+        return timing.advancing(sequences.make(agent, source, 0, constants=constants), 1)
     loop = sequences.make(agent, source, 0, params=lambda: parameters(model))
-    return language_models.stepper(loop)
+    return timing.advancing(loop, 1)
 
 
 def logit_differences(

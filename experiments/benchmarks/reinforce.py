@@ -99,7 +99,7 @@ def stepper(
 
     constants = types.Constants(start=start)
     loop = sequences.make(agent, source, 0, params=begin, constants=constants)
-    return language_models.stepper(loop)
+    return timing.advancing(loop, 1)
 
 
 def small(
@@ -155,18 +155,16 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         return {f"trl, {key}": 1 / seconds for key, seconds in result.items()}
 
     best = timing.interleave([machine.sgemm(), ours, theirs], budget.rounds)
-    value = best.get("trl, seconds")
+    seconds = {key: 1 / rate for key, rate in best.items() if key.startswith("trl, ")}
     # TRL as it comes, where the peer's value is the better of that and of torch that keeps memory.
-    key = "trl, default_seconds"
-    default = {} if value is None else {key: 1 / best[key]}
+    default = {key: x for key, x in seconds.items() if key == "trl, default_seconds"}
     return [
         rows.Row(
             name="step of REINFORCE, leave-one-out",
             ours=1 / best["step"],
             unit="s",
             lower_is_better=True,
-            peer="" if value is None else "trl",
-            peer_value=None if value is None else 1 / value,
+            **rows.of_peer(seconds, "trl, seconds", "trl"),
             target=TARGET_SECONDS,
             target_ratio=TARGET_RATIO,
             limit_share=best["step"] * cost(language_models.SMALL, SIZES, SCORER) / best["sgemm"],

@@ -56,8 +56,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer, capacity: int = CAPACITY) ->
             name=f"replay batches, beside {name}",
             ours=best["ours"],
             unit="batches/s",
-            peer=name if name in best else "",
-            peer_value=best.get(name),
+            **rows.of_peer(best, name),
             target=8_000,
         )
         for name in PEERS

@@ -63,6 +63,11 @@ class Row:
         return {**dataclasses.asdict(self), "ratio": self.ratio, "met": self.met}
 
 
+def of_peer(rates: Mapping[str, float], key: str, name: str = "") -> dict[str, Any]:
+    """Returns the fields of a row that are a peer's: none if it did not run."""
+    return {"peer": name or key, "peer_value": rates[key]} if key in rates else {}
+
+
 _COLUMNS = ("benchmark", "ours", "peer", "ratio", "of the limit", "target", "met")
 
 

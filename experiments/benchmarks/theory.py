@@ -62,8 +62,7 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
             name=f"Garnets of 50 states solved to 1e-8 by {method.replace('_', ' ')}",
             ours=best[method],
             unit="processes/s",
-            peer=PEER if f"{PEER} {method}" in best else "",
-            peer_value=best.get(f"{PEER} {method}"),
+            **rows.of_peer(best, f"{PEER} {method}", PEER),
             target_ratio=target,
         )
         for method, target in TARGETS.items()

@@ -4,6 +4,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from kullback.core import loops
+
 Side = Callable[[], Mapping[str, float]]  # Measures rates, by name.
 WINDOW_SECONDS = 0.5  # Disturbances last longer; the best window is the least disturbed.
 
@@ -43,6 +45,27 @@ def best_rate(work: Callable[[], float], seconds: float) -> float:
 def rates(work: Mapping[str, Callable[[], float]], seconds: float) -> Side:
     """Makes a measurement of `best_rate` of several kinds of work, by name."""
     return lambda: {name: best_rate(do, seconds) for name, do in work.items()}
+
+
+def advancing(loop: loops.Loop, until: int, warm_up: int = 1) -> Callable[[], float]:
+    """Makes a function that advances a loop once and returns the steps that it did, of each seed.
+
+    Args:
+      loop: of games or of sequences.
+      until: steps after those that are done, for which the loop is asked; it may do fewer.
+      warm_up: steps that are done first, at least.
+    """
+    state = loop.init()
+
+    def work() -> float:
+        nonlocal state
+        before = loop.steps(state)
+        state = loop.advance(state, before + until)
+        return loop.steps(state) - before
+
+    while loop.steps(state) < warm_up:
+        work()
+    return work
 
 
 def interleave(sides: Sequence[Side], rounds: int) -> dict[str, float]:

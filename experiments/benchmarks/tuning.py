@@ -46,7 +46,7 @@ def stepper(case: str) -> Callable[[], float]:
     params = None if case == "sft" else jax.jit(teacher.init)(jax.random.key(1))
     constants = types.Constants(teacher=params)
     loop = sequences.make(learns, source(model, learns, case), 0, constants=constants)
-    return language_models.stepper(loop)
+    return timing.advancing(loop, 1)
 
 
 def source(model: gemma.Model, learns: types.Agent, case: str) -> sequences.Source:
@@ -105,14 +105,12 @@ def run(budget: timing.Budget, run_peer: peer.Peer) -> list[rows.Row]:
         if f"{of_peer}peak_bytes" in best:
             memory["peer_peak_bytes"] = best[f"{of_peer}peak_bytes"]
         for key, name, wanted in (("steps", "torch", target), ("kept_steps", KEEPING, None)):
-            value = best.get(of_peer + key)
             results.append(
                 rows.Row(
                     name=f"step of {case}",
                     ours=best[case],
                     unit="steps/s",
-                    peer="" if value is None else name,
-                    peer_value=value,
+                    **rows.of_peer(best, of_peer + key, name),
                     target_ratio=wanted,
                     limit_share=best[case] * cost(case) / best["sgemm"],
                     details={**memory, "sgemm": best["sgemm"]},

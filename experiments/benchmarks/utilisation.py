@@ -21,7 +21,6 @@ import numpy as np
 from kullback.core import platform, trees, types
 from kullback.experiments.benchmarks import flops, language_models, machine, timing
 from kullback.lm import completions, gemma, sft, tuning
-from kullback.lm.batches import Sequences
 
 
 class Peak(NamedTuple):
@@ -87,10 +86,7 @@ def step(case: Case) -> Work:
         batch_size=case.rows, max_prompt_length=case.length // 2, max_new_tokens=case.length // 2
     )
     learner = sft.make(gemma.make(case.config), config=sft.Config(learning=learning)).learner
-    text = language_models.tokens(case.config, case.rows, case.length)
-    place = np.broadcast_to(np.arange(case.length, dtype=np.int32), text.shape)
-    lengths = np.full(case.rows, case.length, np.int32)
-    batch = types.Batch.of(Sequences(text, place >= 1, place, np.ones_like(text), lengths))
+    batch = types.Batch.of(language_models.answered(case.config, case.rows, case.length))
     state: Any = jax.jit(learner.init)(jax.random.key(0))
     program = jax.jit(learner.step, donate_argnums=0)
 
