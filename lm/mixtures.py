@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kullback.lm import batches
+from kullback.lm import epochs
 
 _STREAM = 2**62  # Keeps the bits of a mixture apart from those of epochs.
 _EPOCHS = 40  # Bits of the number of an epoch; above them is the data set's.
@@ -90,13 +90,13 @@ class Mixture:
         # As many steps as a power of two, so that a run counts few times.
         before, counts = _cumulated(self, 1 << step.bit_length())
         items = [
-            batches.stream(int(begin), int(count), size, self.seed, first=source << _EPOCHS)
+            epochs.stream(int(begin), int(count), size, self.seed, first=source << _EPOCHS)
             for source, (begin, count, size) in enumerate(
                 zip(before[step], counts[step], self.sizes, strict=True)
             )
             if count
         ]
-        order = batches.permutation(self.batch_size, self.seed, _STREAM + 1 + step)
+        order = epochs.permutation(self.batch_size, self.seed, _STREAM + 1 + step)
         sources = np.repeat(np.arange(len(self.sizes)), counts[step])
         return Draw(sources[order], np.concatenate(items)[order])
 

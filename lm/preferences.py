@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files
-from kullback.lm import batches, data, forms, image_rows
+from kullback.lm import batches, data, epochs, forms, image_rows
 from kullback.lm.tokenizer import Tokenizer
 
 _LEAVE_OUT = "leave the row out, or all such rows by unusable=drop"
@@ -133,7 +133,7 @@ def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
         raise ValueError(f"fraction of pairs to swap must lie in [0, 1], got {fraction}")
     count = math.floor(fractions.Fraction(str(float(fraction))) * num_pairs)
     swapped = np.zeros(num_pairs, bool)
-    swapped[batches.permutation(num_pairs, seed, _CORRUPTION)[:count]] = True
+    swapped[epochs.permutation(num_pairs, seed, _CORRUPTION)[:count]] = True
     return swapped
 
 
@@ -212,7 +212,7 @@ def batched(
         )
     sizes = np.array([pair.length for pair in pairs])
     draw = functools.partial(
-        batches.indices,
+        epochs.indices,
         num_items=len(pairs),
         batch_size=config.batch_size,
         seed=config.seed,

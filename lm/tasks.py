@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kullback.core import json_files, names
-from kullback.lm import batches, data, read_once, splits, task_files
+from kullback.lm import data, epochs, read_once, splits, task_files
 from kullback.lm.task_files import JSONL, PREFERENCES, Row, Rows
 from kullback.lm.task_files import Split as Split
 from kullback.lm.task_files import Task as Task
@@ -227,7 +227,7 @@ def _operands(config: Arithmetic) -> tuple[np.ndarray, np.ndarray]:
     """Returns different pairs of numbers in random order, int64, [n] each."""
     base = 10**config.digits
     if config.digits <= 3:  # All pairs.
-        pairs = batches.permutation(base**2, config.seed, 0)
+        pairs = epochs.permutation(base**2, config.seed, 0)
         return pairs // base, pairs % base
     draws = 2 * config.num_train + 20 * config.num_test + 1_000
     bits = np.random.Philox(key=np.array([config.seed, 0], np.uint64)).random_raw(2 * draws)

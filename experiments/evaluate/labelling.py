@@ -20,7 +20,7 @@ from kullback.core import files
 from kullback.experiments.evaluate import evaluation
 from kullback.experiments.evaluate.subjects import Subject
 from kullback.experiments.runs import episodes, rewards
-from kullback.lm import batches, data, preferences, rollouts
+from kullback.lm import data, epochs, preferences, rollouts
 
 
 class Labelled(NamedTuple):
@@ -71,7 +71,7 @@ def label(
     train, _ = task.examples("train", tokenizer, subject.limits)
     if not train:
         raise ValueError(f"no training example of {task.name} is short enough to be answered")
-    order = batches.permutation(len(train), seed, 0)[:count]
+    order = epochs.permutation(len(train), seed, 0)[:count]
     answered = [train[i] for i in order.tolist()]
     actor = episodes.Actor(
         sampler=evaluator.sampler(samples_per_prompt=2),

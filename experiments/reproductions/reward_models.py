@@ -14,7 +14,7 @@ import numpy as np
 
 from kullback.core import learners, trees, types
 from kullback.experiments.reproductions import curves, study
-from kullback.lm import batches, lora, preferences, reward_model, tuning, warm
+from kullback.lm import epochs, lora, preferences, reward_model, tuning, warm
 
 Pairs = tuple[Any, Any]  # Inputs of a model, [N, ...] each: the better of two, and the other.
 
@@ -89,7 +89,7 @@ def train(
     (num_pairs,) = {len(leaf) for leaf in jax.tree.leaves(pairs)}
     orders = [
         [
-            batches.indices(step, num_items=num_pairs, batch_size=size, seed=seed)
+            epochs.indices(step, num_items=num_pairs, batch_size=size, seed=seed)
             for step in range(steps)
         ]
         for seed in seeds

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, regularizers, types
-from kullback.lm import batches, distillation, gemma, tuning
+from kullback.lm import batches, distillation, epochs, gemma, tuning
 
 
 def learning(
@@ -103,7 +103,7 @@ def take(data: Any, steps: int, batch_size: int, seed: int, first: int = 0) -> A
     num = len(jax.tree.leaves(data)[0])
     indices = np.stack(
         [
-            batches.indices(step, num_items=num, batch_size=batch_size, seed=seed)
+            epochs.indices(step, num_items=num, batch_size=batch_size, seed=seed)
             for step in range(first, first + steps)
         ]
     )

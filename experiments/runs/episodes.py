@@ -17,6 +17,7 @@ from kullback.lm import (
     batches,
     completions,
     data,
+    epochs,
     evaluation,
     interleaved,
     policy,
@@ -228,7 +229,7 @@ class Actor:
 
         def prompts(step: int, rows: int) -> list[data.Example]:
             del rows
-            drawn = batches.indices(step, num_items=len(train), batch_size=num_prompts, seed=seed)
+            drawn = epochs.indices(step, num_items=len(train), batch_size=num_prompts, seed=seed)
             return [train[i] for i in drawn.tolist()]
 
         shape = (c.batch_size, c.width)

@@ -14,7 +14,7 @@ import numpy as np
 
 from kullback.core import sequences, types
 from kullback.experiments.runs import episodes
-from kullback.lm import batches, completions, data, evaluation, tuning
+from kullback.lm import batches, completions, data, epochs, evaluation, tuning
 
 
 class Lessons(Protocol):
@@ -66,7 +66,7 @@ class Examples(Lessons):
             return c.batch_size if coin < mixture.student_fraction else 0
 
         def prompts(step: int, rows: int) -> list[data.Example]:
-            drawn = batches.indices(
+            drawn = epochs.indices(
                 step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
             )
             return [self.train[i] for i in drawn[-rows:].tolist()]

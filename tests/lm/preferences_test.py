@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from kullback.lm import batches, data, preferences, tasks
+from kullback.lm import batches, data, epochs, preferences, tasks
 from kullback.lm.tokenizer import Tokenizer, train_bpe
 
 
@@ -188,7 +188,7 @@ def test_batches_are_of_one_width_and_in_the_order_of_the_seed():
     sample = preferences.sampler(pairs, config, pad_id=0)
     for step in (0, 4):
         batch = sample(step)
-        drawn = batches.indices(step, num_items=7, batch_size=3, seed=5)
+        drawn = epochs.indices(step, num_items=7, batch_size=3, seed=5)
         for rows, side in zip(batch, ("chosen", "rejected"), strict=True):
             assert rows.tokens.shape == (3, 6)
             for b, i in enumerate(drawn):

@@ -6,7 +6,7 @@ import pytest
 
 from kullback.core import types
 from kullback.experiments.reproductions import reward_models, reward_toy
-from kullback.lm import batches, reward_model, warm
+from kullback.lm import epochs, reward_model, warm
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_members_are_learners_of_their_own_settings():
     learner = reward_model.learner(model, warm.member_config(config, 1))
     state, step = learner.init(jax.random.key(1))._replace(params=start), jax.jit(learner.step)
     for number in range(10):
-        rows = batches.indices(number, num_items=40, batch_size=8, seed=1)
+        rows = epochs.indices(number, num_items=40, batch_size=8, seed=1)
         batch = types.Batch.of((chosen[rows], rejected[rows]))
         state, _ = step(state, batch, types.NO_CONSTANTS)
     alone = reward_models.split(members)

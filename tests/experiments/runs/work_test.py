@@ -10,7 +10,7 @@ import pytest
 from kullback import experiments
 from kullback.experiments.runs import kinds, plans, resolved, run_folder, work
 from kullback.experiments.sweeps import sweep_plan
-from kullback.lm import batches
+from kullback.lm.epochs import indices
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
 SHORT = ("warmup_steps=1", "batch_size=4", "max_prompt_length=8", "max_new_tokens=8")
@@ -51,8 +51,7 @@ def test_every_item_comes_as_often_as_there_are_epochs(epochs: int, num_items: i
 
     def least(num_steps: int) -> int:
         drawn = [
-            batches.indices(n, num_items=num_items, batch_size=per_step, seed=1)
-            for n in range(num_steps)
+            indices(n, num_items=num_items, batch_size=per_step, seed=1) for n in range(num_steps)
         ]
         return np.bincount(np.concatenate(drawn), minlength=num_items).min() if drawn else 0
 
