@@ -20,7 +20,7 @@ import numpy as np
 
 from kullback.core import averaging, files, types
 from kullback.experiments import plots
-from kullback.experiments.runs import episodes, model_files, models
+from kullback.experiments.runs import episodes, exports, model_files
 from kullback.lm import tokenizer, warp
 
 PROMPTS = 256  # Held-out ones, at most.
@@ -91,7 +91,7 @@ def finish(
     write(folder, points)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer_files = tokenizer.save(student.tokenizer, scratch)
-        models.write_folder(student._replace(params=merged()), out, tokenizer_files)
+        exports.save(student._replace(params=merged()), out, tokenizer_files)
 
 
 def write(folder: pathlib.Path, points: Sequence[Point]) -> None:

@@ -4,13 +4,15 @@ What is written is opened first: a run of a language model, a folder, a GGUF fil
 model. Tensors of folders and files are memory-mapped, and read as they are written.
 """
 
+import functools
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
+from kullback.core import folders
 from kullback.experiments.runs import learnt, model_files, models, opened, plans, pretrained
-from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer
+from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer, vision
 from kullback.lm.formats import (
     gguf_files,
     gguf_gemma,
@@ -19,6 +21,7 @@ from kullback.lm.formats import (
     hugging_face_config,
     peft_files,
     stacked_layers,
+    vision_files,
 )
 
 
@@ -157,16 +160,51 @@ def write_folder(
     has_adapters = plans.ADAPTER in str(path)
     stored = None if has_adapters else models.stored(path, seed, trust_code=trust_code, base=base)
     if stored is not None and stored.run is not None:
-        models.export(stored.run, out, seed)
+        _write_run(stored.run, out, seed)
         return
     read = models.load(path, seed, base=base, images=models.sees(path))
     write_checkpoint(read, out)
 
 
+def _write_run(run: opened.Opened, out: pathlib.Path, seed: int | None) -> None:
+    """Writes the newest model of a run with its tokenizer's own files."""
+    if run.kind == "preferences":
+        checkpoint = models.load(run.path, seed)
+    else:
+        checkpoint = models.of_run(run, seed, images=run.plan.images)
+    tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
+    present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
+    save(checkpoint, out, present.values())
+
+
+def save(
+    checkpoint: model_files.Checkpoint, out: pathlib.Path, tokenizer_files: Iterable[pathlib.Path]
+) -> None:
+    """Writes a model as a folder that Hugging Face's transformers load.
+
+    Its operator stands in a key of config.json that other programs ignore. A notice of terms goes
+    with it (lm/terms.py), and what it sees images by, if it was read with that.
+    """
+    save, params = hugging_face.save, checkpoint.params
+    if (images := checkpoint.images) is not None and params is not None:
+        params, projector = dict(params), params[vision.PROJECTOR]
+        del params[vision.PROJECTOR]
+        eye = vision.Eye(images.config, images.params, projector)
+        save = functools.partial(vision_files.save, eye=eye, preparation=images.preparation)
+    save(
+        out,
+        checkpoint.config,
+        params,
+        tokenizer_files=tokenizer_files,
+        extra={folder_meaning.NOTES: {"divergence": checkpoint.divergence}},
+        notice=checkpoint.notice,
+    )
+
+
 def write_checkpoint(checkpoint: model_files.Checkpoint, out: pathlib.Path) -> None:
     """Writes a model that is in memory in float32, as a folder of Hugging Face."""
     with tempfile.TemporaryDirectory() as folder:
-        models.write_folder(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))
+        save(checkpoint, out, tokenizer.save(checkpoint.tokenizer, folder))
 
 
 def write_adapters(

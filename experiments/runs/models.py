@@ -1,17 +1,14 @@
 """Language models on disk: folders in Hugging Face's format, GGUF files, and runs."""
 
-import functools
-import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
 from kullback import lm
-from kullback.core import folders, json_files, trees, types, weights
+from kullback.core import folders, types
 from kullback.experiments.runs import (
     converted,
+    imported,
     learnt,
     model_files,
     opened,
@@ -21,29 +18,8 @@ from kullback.experiments.runs import (
     run_folder,
     sights,
 )
-from kullback.lm import (
-    folder_meaning,
-    gemma,
-    narrow_weights,
-    quantisation,
-    sharding,
-    terms,
-    tokenizer,
-    vision,
-    warm,
-)
-from kullback.lm.formats import (
-    gguf_files,
-    gguf_gemma,
-    hugging_face,
-    hugging_face_config,
-    peft_files,
-    stacked_layers,
-    vision_files,
-)
-
-NOTES = folder_meaning.NOTES
-PARAMS, OPERATOR = "params.safetensors", "operator.json"  # Of a folder of the cache.
+from kullback.lm import gemma, sharding, tokenizer, vision, warm
+from kullback.lm.formats import gguf_files, gguf_gemma, hugging_face_config, vision_files
 
 
 class Stored(NamedTuple):
@@ -153,7 +129,7 @@ def load(
     if adapter:
         how: dict[str, Any] = {"images": images, "says_ignored": says_ignored}
         read = load(name, seed, best=best, mesh=mesh, base=base, **how)
-        return _with_adapter(read, name, adapter).computing(flags, name)
+        return imported.with_adapter(read, name, adapter).computing(flags, name)
     form, _, run = stored(path, seed, best=best, base=base)
     if images and form not in ("folder", "run"):
         raise ValueError(
@@ -165,113 +141,15 @@ def load(
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
         read = of_run(run, seed, best=best, mesh=mesh, images=images)
         return read.computing(flags, str(path))
-    place = converted.place_of(path, _keep)
+    place = converted.place_of(path, imported.keep)
     if place.is_kept:
-        read = _of_cache(place.path, mesh, flags, str(path))
+        read = imported.of_cache(place.path, mesh, flags, str(path))
     elif form == "folder":
         quiet = images or not says_ignored
-        read = _of_folder(place.path, mesh, flags, images=images, quiet=quiet)
+        read = imported.of_folder(place.path, mesh, flags, images=images, quiet=quiet)
     else:
-        read = _of_gguf(place.path, mesh, flags)
+        read = imported.of_gguf(place.path, mesh, flags)
     return read._replace(origin=place.origin).with_all_ends()
-
-
-def _with_adapter(
-    checkpoint: model_files.Checkpoint, name: str, folder: str
-) -> model_files.Checkpoint:
-    """Returns a model with the updates of a folder of peft's merged into it."""
-    try:
-        read = peft_files.read(folder, checkpoint.config)
-    except ValueError as error:
-        raise ValueError(f"adapters for {name}: {error}") from None
-    params = read.merged(checkpoint.config, checkpoint.params)
-    notice = terms.joined(checkpoint.notice, terms.of_folder(folder))
-    return checkpoint._replace(params=params, notice=notice)
-
-
-def _of_cache(
-    folder: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str], name: str
-) -> model_files.Checkpoint:
-    kept = model_files.saved(folder).computing(flags, name)
-    divergence = json_files.read(folder / OPERATOR).get("divergence", str)
-    like, path = sharding.shapes(kept.config, mesh), folder / PARAMS
-    if scheme := quantisation.of_storage(kept.config.storage):
-        shapes, chunks = trees.named_leaves(like), weights.chunks(path, like)
-        params = stacked_layers.nest(
-            {
-                name: narrow_weights.read(name, leaf.shape, chunks[name], scheme)
-                for name, leaf in shapes.items()
-            }
-        )
-    else:
-        params = weights.ready_params(path, like)
-    return kept._replace(params=params, divergence=divergence)
-
-
-def _of_gguf(
-    path: pathlib.Path, mesh: sharding.Mesh | None, flags: Sequence[str]
-) -> model_files.Checkpoint:
-    file = gguf_files.read(path)
-    checkpoint = _without_params(file).computing(flags, str(path))
-    shardings = sharding.by_path(checkpoint.config, mesh)
-    storage = checkpoint.config.storage
-    _, params, _ = gguf_gemma.load(file, sharding=shardings, storage=storage)
-    return checkpoint._replace(params=params)
-
-
-def _without_params(file: gguf_files.File) -> model_files.Checkpoint:
-    """Returns the model of a GGUF file, whose tensors are not read."""
-    config, divergence = gguf_gemma.read_config(file), gguf_gemma.output_divergence(file)
-    notice = terms.of_gguf(file.metadata)
-    return model_files.Checkpoint(
-        config, tokenizer.from_gguf(file), None, divergence, notice=notice
-    )
-
-
-def _of_folder(
-    path: pathlib.Path,
-    mesh: sharding.Mesh | None,
-    flags: Sequence[str],
-    *,
-    images: bool,
-    quiet: bool,
-) -> model_files.Checkpoint:
-    # First, as what it needs meanwhile is freed before the parameters come.
-    its_tokenizer = tokenizer.load(path)
-    divergence, notice = folder_meaning.output_divergence(path), terms.of_folder(path)
-    config = hugging_face_config.read(path)
-    read = model_files.Checkpoint(config, its_tokenizer, None, divergence, notice=notice)
-    read = read.computing(flags, str(path))
-    shardings = sharding.by_path(config, mesh)
-    storage = read.config.storage
-    _, params, _ = hugging_face.load(path, sharding=shardings, storage=storage, sees=quiet)
-    return _seeing(read, params, path) if images else read._replace(params=params)
-
-
-def _seeing(
-    checkpoint: model_files.Checkpoint, params: dict[str, Any], path: pathlib.Path
-) -> model_files.Checkpoint:
-    """Returns the model of a multimodal folder with what it sees images by."""
-    sight = sights.of_folder(path, checkpoint.tokenizer)
-    both = {**params, vision.PROJECTOR: sight.projector}
-    return checkpoint._replace(params=both, images=sight.images)
-
-
-def _keep(path: pathlib.Path, folder: pathlib.Path) -> None:
-    """Writes the model of a GGUF file into a folder of the cache, a parameter at a time."""
-    file = gguf_files.read(path)
-    checkpoint = _without_params(file)
-    folder.mkdir()
-    model_files.save(checkpoint, folder)
-    (folder / OPERATOR).write_text(json.dumps({"divergence": checkpoint.divergence}))
-    tensors, _ = gguf_gemma.open_rows(file, checkpoint.config)
-    leaves, like = stacked_layers.leaves(checkpoint.config)
-
-    def read(name: str) -> np.ndarray:
-        rows = [tensors[tensor] for tensor in leaves[name].names]
-        return stacked_layers.read(leaves[name], rows, like[name])
-
-    weights.write_ready(folder / PARAMS, stacked_layers.nest(like), read)
 
 
 def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:
@@ -282,7 +160,7 @@ def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:
     """
     if run_folder.RunFolder(pathlib.Path(path)).is_run():
         return tokenizer.load(folders.subfolder(path, model_files.TOKENIZER))
-    place = converted.place_of(path, _keep)
+    place = converted.place_of(path, imported.keep)
     return tokenizer.load(place.path / model_files.TOKENIZER if place.is_kept else place.path)
 
 
@@ -451,41 +329,3 @@ def decoder_of(run: opened.Opened) -> model_files.Checkpoint:
 def algorithm_config(run: opened.Opened) -> Any:
     """Returns the algorithm's configuration of a run of texts, as it was recorded."""
     return resolved.of(run).config
-
-
-def export(run: opened.Opened, out: pathlib.Path, seed: int | None = None) -> None:
-    """Writes the newest model of a run as a folder that Hugging Face's transformers load.
-
-    Its operator stands in a key of config.json that other programs ignore. A notice of terms goes
-    with it (lm/terms.py), and what it sees images by, if it learnt with images.
-
-    Raises:
-      ValueError: if it is a reward model; also as `of_run`.
-    """
-    if run.kind == "preferences":
-        checkpoint = load(run.path, seed)
-    else:
-        checkpoint = of_run(run, seed, images=run.plan.images)
-    tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
-    present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
-    write_folder(checkpoint, out, present.values())
-
-
-def write_folder(
-    checkpoint: model_files.Checkpoint, out: pathlib.Path, tokenizer_files: Iterable[pathlib.Path]
-) -> None:
-    """Writes a model as a folder that Hugging Face's transformers load, with its operator noted."""
-    save, params = hugging_face.save, checkpoint.params
-    if (images := checkpoint.images) is not None and params is not None:
-        params, projector = dict(params), params[vision.PROJECTOR]
-        del params[vision.PROJECTOR]
-        eye = vision.Eye(images.config, images.params, projector)
-        save = functools.partial(vision_files.save, eye=eye, preparation=images.preparation)
-    save(
-        out,
-        checkpoint.config,
-        params,
-        tokenizer_files=tokenizer_files,
-        extra={NOTES: {"divergence": checkpoint.divergence}},
-        notice=checkpoint.notice,
-    )

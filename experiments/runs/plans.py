@@ -252,6 +252,10 @@ class Plan:
                 "--set batch_size=N"
             )
 
+    def of_seed(self, seed: int) -> "Plan":
+        """Returns the plan of one seed alone, of several that run in turn."""
+        return dataclasses.replace(self, seed=seed, num_seeds=1)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as config.json keeps them."""
         saved = dataclasses.asdict(self)

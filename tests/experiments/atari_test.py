@@ -12,7 +12,7 @@ import pytest
 
 from kullback import experiments
 from kullback.core import host, replay
-from kullback.experiments.runs import record, run_folder, saver, training
+from kullback.experiments.runs import record, run_folder, saver, seeds, training
 
 # Small, but the game, its protocol, the network and the algorithm are those of the preset.
 TINY = ("min_replay_size=16", "batch_size=4", "capacity=64", "target_period=2")
@@ -60,7 +60,7 @@ def test_a_stopped_run_goes_on_with_its_learner_and_replay(
             loaded.append(copied(checkpoint.state))
             return checkpoint
 
-    monkeypatch.setattr(training, "Saver", Watched)
+    monkeypatch.setattr(seeds, "Saver", Watched)
 
     def stop(row: Mapping[str, Any]) -> None:
         if row["steps"] == 32:

@@ -13,7 +13,14 @@ import pytest
 from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments.evaluate import evaluation, generate, subjects
-from kullback.experiments.runs import language_setup, models, opened, resolved, run_folder
+from kullback.experiments.runs import (
+    exports,
+    language_setup,
+    models,
+    opened,
+    resolved,
+    run_folder,
+)
 from kullback.lm import gemma, tokenizer
 from kullback.lm.formats import hugging_face
 from tests.states import fresh_params
@@ -80,7 +87,7 @@ def test_a_model_ends_its_texts_where_its_configuration_or_its_tokenizer_says(
     for path in (base, tuned):
         assert models.load(path).config.eos_ids == (1, 5)
     assert json.loads((tuned / "model.json").read_text())["eos_ids"] == [1, 5]
-    models.export(opened.open(tuned), tmp_path / "model")
+    exports.write_folder(tuned, tmp_path / "model")
     for name in ("config.json", "generation_config.json"):
         assert json.loads((tmp_path / "model" / name).read_text())["eos_token_id"] == [1, 5]
     subject = subjects.Subject(path=tuned, run=opened.open(tuned))

@@ -15,8 +15,8 @@ from kullback.core import checkpoints
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import models, opened, run_folder
-from kullback.lm import gkd, sft
+from kullback.experiments.runs import exports, models, run_folder
+from kullback.lm import folder_meaning, gkd, sft
 
 TASK = "tokens/arithmetic"
 pytestmark = pytest.mark.usefixtures("few_sums")
@@ -143,14 +143,14 @@ def test_the_operator_goes_with_the_model(
 def test_an_operator_that_is_none_is_refused(
     sparse: pathlib.Path, tmp_path: pathlib.Path, notes: Any, message: str
 ):
-    models.export(opened.open(sparse), tmp_path / "model")
+    exports.write_folder(sparse, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
-    assert config[models.NOTES] == {"divergence": SPARSE}
-    file.write_text(json.dumps(config | {models.NOTES: notes}))
+    assert config[folder_meaning.NOTES] == {"divergence": SPARSE}
+    file.write_text(json.dumps(config | {folder_meaning.NOTES: notes}))
     with pytest.raises(ValueError, match=message):
         models.load(tmp_path / "model")
-    file.write_text(json.dumps({k: v for k, v in config.items() if k != models.NOTES}))
+    file.write_text(json.dumps({k: v for k, v in config.items() if k != folder_meaning.NOTES}))
     assert models.load(tmp_path / "model").divergence == "kl"
 
 

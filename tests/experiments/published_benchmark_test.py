@@ -18,7 +18,7 @@ from kullback.experiments.benchmarks import (
     timing,
 )
 from kullback.experiments.benchmarks.published_cases import CASES, COMMANDS, Limits
-from kullback.experiments.runs import model_files, models, pretrained
+from kullback.experiments.runs import exports, model_files, pretrained
 from kullback.lm import gemma, tokenizer
 
 BUDGET = timing.Budget(seconds=0.01, rounds=1)
@@ -192,7 +192,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     )
     params = jax.jit(gemma.make(config).init)(jax.random.key(0))
     saved = tokenizer.save(ids, folder / "tokenizer")
-    models.write_folder(model_files.Checkpoint(config, ids, params), folder / "model", saved)
+    exports.save(model_files.Checkpoint(config, ids, params), folder / "model", saved)
     return str(folder / "model")
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from kullback.core import averaging, checkpoints
 from kullback.experiments.commands import merge
-from kullback.experiments.runs import model_files, models, plans, run_folder
-from kullback.lm import gemma, merging, tokenizer
+from kullback.experiments.runs import model_files, plans, run_folder
+from kullback.lm import folder_meaning, gemma, merging, tokenizer
 from kullback.lm.formats import hugging_face
 
 CONFIG = dataclasses.replace(
@@ -28,7 +28,7 @@ def random_params(seed: int):
 
 
 def export(folder: pathlib.Path, seed: int, divergence: str = "kl") -> pathlib.Path:
-    notes = {models.NOTES: {"divergence": divergence}}
+    notes = {folder_meaning.NOTES: {"divergence": divergence}}
     hugging_face.save(folder, CONFIG, random_params(seed), extra=notes)
     return folder
 

@@ -25,7 +25,7 @@ from kullback import experiments
 from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
 from kullback.experiments.evaluate import conversation, generate
-from kullback.experiments.runs import model_files, models, opened
+from kullback.experiments.runs import exports, model_files, models
 from kullback.lm import chat, data, interleaved
 
 LETTERS = Sampling(top_k=20, repetition_penalty=1.3)
@@ -302,7 +302,7 @@ def test_a_run_on_conversations_converses(
     assert config["data"]["train"]["dropped"] == 0
     status, printed, _ = talk(path, "Hello!\n")
     assert status == 0 and printed
-    models.export(opened.open(path), tmp_path / "model")
+    exports.write_folder(path, tmp_path / "model")
     assert (tmp_path / "model" / "chat_template.jinja").read_text() == chat.TEMPLATE
     assert talk(tmp_path / "model", "Hello!\n")[1] == printed
 

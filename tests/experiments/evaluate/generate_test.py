@@ -14,7 +14,7 @@ from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
 from kullback.experiments.commands import generate as generate_command
 from kullback.experiments.evaluate import generate
-from kullback.experiments.runs import model_files, models
+from kullback.experiments.runs import exports, model_files, models
 from kullback.lm import blocks, chat, interleaved
 
 PROMPTS = ("abca", "bcbcb", "abcabc")  # Of one width, hence of one program.
@@ -199,7 +199,7 @@ def test_a_model_that_sees_answers_about_images(
     row = interleaved.encode([*images, "ab"], bpe.encode, blocks.markers_of(bpe))
     assert generate_command._question(options, checkpoint) == ((bpe.bos_id, *row.ids), (*media,))
     out = tmp_path / "out"
-    models.write_folder(checkpoint, out, sorted(sees.glob("*token*")))
+    exports.save(checkpoint, out, sorted(sees.glob("*token*")))
     again = models.load(out, images=True)
     jax.tree.map(np.testing.assert_array_equal, again.params, checkpoint.params)
     assert again.images is not None and again.images.config == seen.config

@@ -15,6 +15,7 @@ from kullback.core.sampling import Sampling
 from kullback.experiments import cli
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import (
+    exports,
     language_setup,
     model_files,
     models,
@@ -334,7 +335,7 @@ def test_every_seed_starts_from_the_model_given(teacher: pathlib.Path, tmp_path:
 
 
 def test_what_is_exported_is_read_again(teacher: pathlib.Path, tmp_path: pathlib.Path):
-    models.export(opened.open(teacher), tmp_path / "model")
+    exports.write_folder(teacher, tmp_path / "model")
     one, other = models.load(teacher), models.load(tmp_path / "model")
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.info == other.info

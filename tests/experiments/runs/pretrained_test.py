@@ -13,11 +13,11 @@ from kullback import experiments
 from kullback.core import files
 from kullback.experiments import cli
 from kullback.experiments.runs import (
+    exports,
     language,
     language_setup,
     model_files,
     models,
-    opened,
     plans,
     pretrained,
     resolved,
@@ -197,7 +197,7 @@ def test_what_is_derived_from_it_carries_its_notice(
     origin = {"name": "pretrained:small", "sha256": hashlib.sha256(whole).hexdigest()}
     assert json.loads((run / "config.json").read_text())["origins"] == {"model": origin}
     assert model_files.saved(run).notice == terms.GEMMA.notice
-    models.export(opened.open(run), tmp_path / "exported")
+    exports.write_folder(run, tmp_path / "exported")
     assert (tmp_path / "exported" / "NOTICE").read_text() == terms.GEMMA.notice
     derived = [
         ("distill", {"model": "tiny", "teacher": str(run)}),
