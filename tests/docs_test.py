@@ -59,7 +59,10 @@ def test_the_reference_shows_the_public_modules_and_no_others():
     public = [
         m for m in modules() if re.search(r"^__all__ = ", HOOKS["path_of"](m).read_text(), re.M)
     ]
-    assert shown == sorted(public)
+    assert shown == sorted(public), (
+        "modules with __all__ stand in docs/reference/ROOM.md as ::: NAME, and no others: "
+        f"{sorted({*shown} ^ {*public})}"
+    )
 
 
 def test_what_is_public_is_there_and_is_described():
@@ -115,11 +118,12 @@ def test_every_setting_says_its_unit_range_or_source():
         for field in HOOKS["fields"](config)
         if not field.comment and not field.config and not field.hint.startswith("Literal")
     }
-    assert silent == set(), silent
+    assert not silent, f"settings need a comment with unit, range or source: {sorted(silent)}"
 
 
 def columns_of(page: str) -> set[str]:
     """Returns the metrics that a page explains."""
+    assert page in PAGES, f"{page} is missing: an algorithm's page is as docs/agents/dqn.md"
     (names,) = HOOKS["markers"](PAGES[page], "metrics")
     return set(names.split())
 
@@ -132,7 +136,8 @@ def test_an_agents_page_has_the_columns_that_it_reports(name: str):
     entry, environment = agents.AGENTS[name], toy.chain(4)
     agent = entry.make(None, environment.spec, entry.presets("toy"))
     names = experience.source(agent, environment, types.NO_CONSTANTS).names
-    assert {*names, "epsilon"} == columns_of(f"docs/agents/{name}.md")
+    page, reported = f"docs/agents/{name}.md", {*names, "epsilon"}
+    assert columns_of(page) == reported, f"{page}: {{{{ metrics: {' '.join(sorted(reported))} }}}}"
 
 
 # Columns that are there with a setting alone, or came later than the runs of the fixtures.
@@ -211,7 +216,9 @@ def test_metrics_of_every_run_are_those_of_every_file():
 
 def test_pages_are_in_the_contents():
     listed = re.findall(r"([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(f"docs/{page}" for page in listed) == sorted(PAGES)
+    missing = {*PAGES} ^ {f"docs/{page}" for page in listed}
+    assert not missing, f"`nav` of mkdocs.yml lists each page of docs/ once: {sorted(missing)}"
+    assert len(listed) == len({*listed})
 
 
 def slugs(text: str) -> set[str]:
@@ -246,11 +253,20 @@ def test_commands_name_what_there_is():
         assert name in catalog.REPRODUCTIONS, name
 
 
+def test_files_that_pages_include_are_there():
+    # A formatter once took the line for Python, and the page had it instead of the file.
+    for page, text in PAGES.items():
+        for line in text.splitlines():
+            if "--8" in line:
+                included = re.fullmatch(r'--8<-- "([^":]+)(:\w+)?"', line)
+                assert included and (ROOT / included[1]).is_file(), f"{page}: {line}"
+
+
 def test_every_algorithm_has_a_page():
-    for name in catalog.AGENTS:
-        assert f"docs/agents/{name}.md" in PAGES
-    for name in ALGORITHMS:
-        assert f"docs/lm/{name}.md" in PAGES
+    pages = [f"docs/agents/{name}.md" for name in catalog.AGENTS]
+    pages += [f"docs/lm/{name}.md" for name in ALGORITHMS]
+    missing = {*pages} - {*PAGES}
+    assert not missing, f"write {sorted(missing)} as docs/agents/dqn.md or docs/lm/gkd.md"
 
 
 def test_a_comment_is_that_of_its_field(tmp_path: pathlib.Path):
