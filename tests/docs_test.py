@@ -7,6 +7,7 @@ import importlib
 import pathlib
 import re
 import runpy
+import shlex
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 from kullback import agents, lm
 from kullback.core import experience, types
 from kullback.environments import toy
-from kullback.experiments import catalog
+from kullback.experiments import catalog, cli
 from kullback.experiments.runs import episodes
 from kullback.lm import dpo, gemma, preferences, rollouts
 
@@ -251,6 +252,22 @@ def test_commands_name_what_there_is():
         )
     for name in re.findall(r"kullback reproduce ([a-z][a-z-]*)", text):
         assert name in catalog.REPRODUCTIONS, name
+
+
+def typed_commands(text: str) -> list[str]:
+    """Returns the lines of a page's code that begin with `kullback`, variables filled in."""
+    text = text.replace("\\\n", " ")
+    variables = dict(re.findall(r'^    (\w+)=("[^"]*"|\S+)$', text, re.MULTILINE))
+    lines = re.findall(r"^(?:    )?(?:\$ |srun |CUDA\S+ )?(kullback .*)$", text, re.MULTILINE)
+    for name, value in variables.items():
+        lines = [line.replace(f"${name}", value.strip('"')) for line in lines]
+    return [line.partition(" < ")[0] for line in lines]
+
+
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_commands_can_be_typed(page: str):
+    for line in typed_commands(TEXTS[page]):
+        cli.parse(shlex.split(line, comments=True)[1:])
 
 
 def test_files_that_pages_include_are_there():
