@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not typed.is_unicode(argument):  # Records could not hold it.
             return _fail(f"arguments must be UTF-8, got {argument!a}", 2)
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # Of the command, whose --help has its arguments.
+        parser.prog += f" {next(word for word in arguments if not word.startswith('-'))}"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     outlives = contextlib.nullcontext() if vars(options).pop("prints_only") else display.outliving()
     with display.plain(), outlives:
         return _run(options)

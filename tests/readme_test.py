@@ -1,4 +1,4 @@
-"""Tests that README.md's example runs, and that its names and links exist."""
+"""Tests that README.md's example runs; docs_test.py has its links, names and commands."""
 
 import pathlib
 import re
@@ -6,7 +6,6 @@ import re
 import pytest
 
 from kullback import experiments
-from kullback.experiments import catalog
 
 
 def test_the_example_runs(
@@ -24,11 +23,3 @@ def test_the_example_runs(
     shown = capsys.readouterr().out.splitlines()
     assert any(line.startswith("500 ") for line in shown), shown
     assert (tmp_path / "breakout.safetensors").is_file()
-
-
-def test_the_commands_name_what_there_is(root: pathlib.Path):
-    text = (root / "README.md").read_text()
-    named = re.findall(r"kullback train ([a-z][a-z-]*) ([a-z]+/[\w-]+)", text)
-    assert len(named) >= 6
-    for agent, environment in named:
-        catalog.check(agent, environment)

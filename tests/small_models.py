@@ -1,4 +1,4 @@
-"""Folders of small models that write letters; one sees images."""
+"""Small models: folders of models that write letters, one of which sees images, and a shape."""
 
 import pathlib
 
@@ -7,6 +7,25 @@ import numpy as np
 
 from kullback.lm import blocks, chat, gemma, siglip, tokenizer, vision
 from kullback.lm.formats import hugging_face, vision_files
+
+
+def divisible(bpe: tokenizer.Tokenizer) -> gemma.Config:
+    """Returns the shape of a model that two devices divide, whatever is cut."""
+    return gemma.Config(
+        vocab_size=264,  # Two more than the tokenizer has.
+        num_layers=2,
+        pattern=1,
+        embed_dim=16,
+        hidden_dim=32,
+        window=4,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        query_scale=8.0,
+        bos_id=bpe.bos_id,
+        eos_ids=bpe.eos_ids,
+        pad_id=bpe.pad_id,
+    )
 
 
 def write(

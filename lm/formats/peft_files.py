@@ -211,11 +211,6 @@ def read(folder: files.Path, config: gemma.Config) -> Adapters:
     return Adapters(lora.Config(rank=rank, alpha=float(rank), targets=targets), factors, rows)
 
 
-def is_adapters(folder: files.Path) -> bool:
-    """Returns whether a folder has the file by which peft knows adapters."""
-    return (pathlib.Path(folder) / CONFIG).is_file()
-
-
 def base_of(folder: files.Path) -> str:
     """Returns the name of the base that the adapters of a folder were trained beside, or ""."""
     record = json_files.read(folders.inside(folder, CONFIG))

@@ -149,7 +149,7 @@ CHAIN = ("train", "m-dqn", "toy/chain")
         ),
         ((*CHAIN, "--seed", "-1"), "--seed: expected a whole number from 0 to"),
         ((*CHAIN, "--num-seeds", "0"), "--num-seeds: expected a whole number from 1 to 10,000"),
-        ((*CHAIN, "--stesp", "5"), "unrecognized arguments: --stesp"),
+        ((*CHAIN, "--stesp", "5"), "unrecognized arguments: --stesp 5; see kullback train --help"),
         ((*CHAIN, "--environment-flag", "lenght=4"), "unknown flag 'lenght'"),
         ((*CHAIN, "--environment-flag", "length"), "expected flag=value"),
         ((*CHAIN, "--environment-flag", "slip=0.7"), "slip must lie in [0, 0.5), got 0.7"),

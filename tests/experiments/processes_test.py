@@ -17,7 +17,7 @@ from kullback.experiments import cli
 from kullback.experiments.runs import models, plans, run_processes
 from kullback.lm import gemma, tasks, tokenizer
 from kullback.lm.formats import hugging_face
-from tests import several
+from tests import several, small_models
 from tests.records import repeated, wait_for_checkpoint
 
 TASK = "tokens/arithmetic"
@@ -115,21 +115,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     root = tmp_path_factory.mktemp("several")
     bpe = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
     tokenizer.save(bpe, root / "words")
-    config = gemma.Config(
-        vocab_size=264,  # Two more than the tokenizer has: two devices divide it.
-        num_layers=2,
-        pattern=1,
-        embed_dim=16,
-        hidden_dim=32,
-        window=4,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        query_scale=8.0,
-        bos_id=bpe.bos_id,
-        eos_ids=bpe.eos_ids,
-        pad_id=bpe.pad_id,
-    )
+    config = small_models.divisible(bpe)
     for seed, name in enumerate(("start", "teacher")):
         params = gemma.make(config).init(jax.random.key(seed))
         hugging_face.save(root / name, config, params, sorted((root / "words").iterdir()))

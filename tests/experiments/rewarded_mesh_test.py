@@ -14,6 +14,7 @@ import pytest
 from kullback.experiments.runs import models
 from kullback.lm import gemma, tasks, tokenizer
 from kullback.lm.formats import hugging_face
+from tests import small_models
 
 TASK = "tokens/arithmetic"
 STEPS = 4
@@ -127,21 +128,7 @@ def results(root: pathlib.Path) -> dict[str, Any]:
     """Returns the results of a process with four devices, over a mesh and on one of them."""
     bpe = tokenizer.train_bpe(tasks.make(TASK).texts("train"), 512)
     tokenizer.save(bpe, root / "words")
-    config = gemma.Config(
-        vocab_size=264,  # Two more than the tokenizer has: two devices divide it.
-        num_layers=2,
-        pattern=1,
-        embed_dim=16,
-        hidden_dim=32,
-        window=4,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        query_scale=8.0,
-        bos_id=bpe.bos_id,
-        eos_ids=bpe.eos_ids,
-        pad_id=bpe.pad_id,
-    )
+    config = small_models.divisible(bpe)
     params = gemma.make(config).init(jax.random.key(1))
     hugging_face.save(root / "start", config, params, sorted((root / "words").iterdir()))
     rows = [
