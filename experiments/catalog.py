@@ -47,6 +47,7 @@ REPRODUCTIONS: dict[str, str] = {
     "real-alignment": "RLOO, GRPO, J-BOND and WARP of the published Gemma 3 270M, on sums",
     "real-bits": "what few bits cost the published Gemma 3 270M, and what learning wins back",
     "routing": "Gemini: chains of thought where they agree, else the greedy answer",
+    "sight-shapes": "a small decoder that sees: counting, by demonstrations and then by reward",
     "kv-cache": "Gemma 3: the memory that local layers save",
     "connections": "CPI is Frank-Wolfe, MD-MPI mirror descent, Politex dual averaging",
     "leverage-the-average": "KL regularisation averages errors",

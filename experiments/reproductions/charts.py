@@ -118,8 +118,19 @@ class Notes(NamedTuple):
             axes.annotate(text, (x, y), **self.style)
 
 
+class Pixels(NamedTuple):
+    """A picture alone on its axes, uint8 [H, W, 3]."""
+
+    pixels: np.ndarray
+
+    def draw(self, axes: Axes) -> None:
+        """Draws it."""
+        axes.imshow(self.pixels, interpolation="nearest")
+        axes.set_axis_off()
+
+
 class Mark(Protocol):
-    """A mark on axes: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, `Notes`, or a study's own."""
+    """A mark: `Line`, `Bars`, `Seeds`, `SeedBars`, `Level`, `Notes`, `Pixels`, or a study's own."""
 
     def draw(self, axes: Axes) -> None:
         """Draws it."""

@@ -1,0 +1,191 @@
+"""Small models that see: a frozen encoder, and a decoder whose projector learns with it.
+
+Rows are those of runs with images (lm/interleaved.py), of one image each, before the text:
+
+    <bos> begin soft ... soft end text
+
+N pictures, B rows, S pixels of a side, M soft tokens of an image, E width of the encoder, P tokens
+of a prompt.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kullback.core import types
+from kullback.environments import tokens
+from kullback.experiments.reproductions import small_models, study
+from kullback.lm import (
+    batches,
+    blocks,
+    data,
+    gemma,
+    interleaved,
+    pictures,
+    sight,
+    siglip,
+    tokenizer,
+    vision,
+)
+
+BATCH = 500  # Pictures that are encoded at once.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of an encoder and of a decoder that sees by it."""
+
+    side: int  # Pixels of a picture's side, S, a multiple of `patch`.
+    patch: int  # Pixels of a patch's side.
+    num_soft: int  # M, the square of a divisor of the patches of a side.
+    encoder_width: int = 48  # E, a multiple of 4.
+    encoder_layers: int = 2
+    width: int = 64  # Of the decoder, a multiple of 8.
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        study.at_least(1, self, "encoder_layers", "layers")
+        study.multiples(4, self, "encoder_width")
+        study.multiples(8, self, "width")
+        self.vision(blocks.IMAGE)
+
+    @property
+    def encoder(self) -> siglip.Config:
+        """The encoder's shape."""
+        return siglip.Config(
+            image_size=self.side,
+            patch_size=self.patch,
+            embed_dim=self.encoder_width,
+            num_layers=self.encoder_layers,
+            num_heads=4,
+            hidden_dim=2 * self.encoder_width,
+        )
+
+    def vision(self, ids: blocks.Delimiters) -> vision.Config:
+        """Returns the vision of a model in whose vocabulary images have these ids."""
+        return vision.Config(encoder=self.encoder, num_soft=self.num_soft, ids=ids)
+
+
+class Seer(NamedTuple):
+    """A decoder that sees, with its tokenizer."""
+
+    tokenizer: tokenizer.Tokenizer
+    vision: vision.Config
+    decoder: gemma.Model  # As of `sight.seeing`; its projector is drawn, and learns.
+    markers: blocks.Markers
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """Returns the ids of an image and a text behind it."""
+        image = interleaved.Image("", tokens=self.vision.num_soft)
+        segments = [(self.tokenizer.bos_id,), image, text]
+        return tuple(interleaved.encode(segments, self.tokenizer.encode, self.markers).ids)
+
+    def examples(self, texts: Iterable[tuple[str, str]]) -> list[data.Example]:
+        """Returns questions about an image each, with their answers, as ids."""
+        prompt = functools.cache(self.prompt)
+        eos = self.tokenizer.eos_id
+        return [
+            data.Example(prompt(question), (*self.tokenizer.encode(answer), eos))
+            for question, answer in texts
+        ]
+
+
+def make(sizes: Sizes, texts: Iterable[str], length: int) -> Seer:
+    """Trains a tokenizer on texts, and returns a decoder that sees.
+
+    Args:
+      sizes: of encoder and decoder.
+      texts: questions and answers.
+      length: tokens of the longest row.
+    """
+    bpe = tokenizer.train_bpe(texts, 512, further_controls=blocks.IMAGE_TOKENS)
+    markers = dataclasses.replace(blocks.markers_of(bpe), around="none")
+    shape = small_models.decoder(bpe.vocab_size, sizes.width, sizes.layers, length)
+    ends = {name: getattr(bpe, name) for name in ("bos_id", "eos_ids", "pad_id")}
+    sees_by = sizes.vision(markers.image)
+    decoder = sight.seeing(gemma.make(dataclasses.replace(shape, **ends)), sees_by)
+    return Seer(bpe, sees_by, decoder, markers)
+
+
+def normalized(pixels: np.ndarray) -> np.ndarray:
+    """Returns pictures as the encoder takes them, float32 [N, S, S, 3], of bytes."""
+    return pictures.normalized(pixels, pictures.Config(side=pixels.shape[1]))
+
+
+def encoded(config: vision.Config, encoder: types.Params, pixels: np.ndarray) -> np.ndarray:
+    """Returns the features of pictures, float32 [N, 1, M, E], the image of each row.
+
+    Args:
+      config: of the vision.
+      encoder: its parameters.
+      pixels: uint8, [N, S, S, 3].
+    """
+    program = _program(config)
+    parts: list[np.ndarray] = []
+    for first in range(0, len(pixels), BATCH):
+        part = pixels[first : first + BATCH]
+        filled = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), 0)])
+        features = np.asarray(program(encoder, normalized(filled)))
+        parts.append(features[: len(part), None])
+    return np.concatenate(parts)
+
+
+@functools.cache
+def _program(config: vision.Config):
+    return jax.jit(functools.partial(vision.pooled, config))
+
+
+def sequences(
+    seer: Seer, examples: Sequence[data.Example], pooled: np.ndarray, length: int
+) -> batches.Sequences:
+    """Returns rows of examples with an image each, [B, length]."""
+    rows = batches.pad(examples, length, seer.tokenizer.pad_id)
+    return rows._replace(pooled=pooled)
+
+
+def prompts(
+    seer: Seer, examples: Sequence[data.Example], pooled: np.ndarray, length: int
+) -> batches.Prompts:
+    """Returns the prompts of examples with an image each, [B, length]."""
+    ids = [example.prompt for example in examples]
+    return batches.pad_prompts(ids, length, seer.tokenizer.pad_id)._replace(pooled=pooled)
+
+
+def is_right(seer: Seer, params: types.Params, rows: batches.Sequences) -> jax.Array:
+    """Returns whether greedy answers are those of the rows, bool [B].
+
+    A greedy answer is right if, after each prefix of the right one, its next token is the most
+    probable: so that nothing needs to be decoded.
+    """
+    inputs = rows.tokens, rows.positions, rows.segments
+    logits = seer.decoder.apply(params, *inputs, **rows.images)[:, :-1]
+    is_best = jnp.argmax(logits, -1) == jnp.asarray(rows.tokens)[:, 1:]
+    return jnp.all(is_best | ~jnp.asarray(rows.is_answer)[:, 1:], 1)
+
+
+class Prompted(NamedTuple):
+    """Prompts and their answers, see `exact`."""
+
+    prompts: batches.Prompts
+    answers: types.Array
+
+
+def exact(
+    answers: types.Array, completion: tokens.Completion, prompts: batches.Prompts
+) -> jax.Array:
+    """Returns 1 of completions that are the answer of their prompt, else 0, float32 [B G].
+
+    Args:
+      answers: ids of each prompt's, its end included and zeros behind it, int32 [B, T].
+      completion: of each sample, [B G, T].
+      prompts: of each sample.
+    """
+    del prompts
+    group = len(completion.tokens) // len(answers)
+    right = jnp.asarray(completion.tokens) == jnp.repeat(jnp.asarray(answers), group, 0)
+    return jnp.all(right, 1).astype(jnp.float32)
