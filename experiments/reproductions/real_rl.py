@@ -107,6 +107,7 @@ def stages(config: Config, classifier: pathlib.Path, seed: int) -> dict[str, dic
     settings = {
         **config.sft.lengths,
         "samples_per_prompt": SAMPLES,
+        "share_prompts": True,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "kl_coefficient": config.kl_coefficient,
@@ -329,6 +330,12 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
     return charts.Grid(panels=shown, columns=2, title_size=9)
 
 
+def tokens(config: Config) -> int:
+    """Returns the tokens of a step, which has each prompt once."""
+    prompts = config.batch_size // SAMPLES
+    return prompts * (config.max_prompt_length + SAMPLES * config.max_new_tokens)
+
+
 def seconds(config: Config) -> float:
     """Estimates models of entailment, the start, steps by their tokens, and texts."""
     sft = config.sft
@@ -336,7 +343,8 @@ def seconds(config: Config) -> float:
     judged = 0.0 if config.entailment else 1.4 * config.entailment_steps
     judged += 0.0 if config.control else 50 + 0.003 * config.control_steps
     start = sft.steps * sft.batch_size * width * 0.012
-    policy = config.steps * config.batch_size * (width * 0.014 + sft.max_new_tokens * 0.015)
+    written = config.batch_size * sft.max_new_tokens * 0.015
+    policy = config.steps * (tokens(config) * 0.014 + written)
     texts = sft.examples * sft.max_new_tokens * 0.02 * (config.best_of[-1] + config.seeds)
     return judged + start + config.seeds * (60 + policy) + texts
 
@@ -349,8 +357,7 @@ def before(config: Config) -> Iterator[str]:
     shape = real_models.require(
         config.model, *(packages[:1] if config.entailment and config.control else packages)
     )
-    width = config.max_prompt_length + config.max_new_tokens
-    yield real_models.memory(shape, 2, config.batch_size * width)
+    yield real_models.memory(shape, 2, tokens(config))
     yield real_models.power(config.papers, PAPERS[1])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kullback.core import types
@@ -148,7 +149,7 @@ LEARNING = tuning.Config(
 
 
 def learnt(make: Any, config: Any) -> tuple[Any, Any]:
-    """Returns Adam's first moment and the metrics of a step of texts that `params` drew."""
+    """Returns Adam's first moments and the metrics of a step of texts that `params` drew."""
     agent = make(MODEL, config=config)
     initial = value_network.with_value(params()) if agent.experience.has_value else params()
     state = begun(agent.learner, initial)
@@ -162,7 +163,7 @@ def learnt(make: Any, config: Any) -> tuple[Any, Any]:
     )
     start = fresh_params(MODEL.init, 1)
     state, feedback = jax.jit(agent.learner.step)(state, batch, types.Constants(start=start))
-    return state.opt_state[1][0].mu, feedback.metrics
+    return optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu"), feedback.metrics
 
 
 @pytest.mark.parametrize(
