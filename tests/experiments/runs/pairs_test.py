@@ -143,7 +143,7 @@ def test_runs_that_take_a_prompt_once_learn_the_same(
     agent: str, task: str, start: pathlib.Path, tmp_path: pathlib.Path
 ):
     """The announced memory is of prompts with all their texts."""
-    # A small rate: Adam makes steps of a gradient's sign, which the order of sums decides near 0, and
+    # A small rate: Adam steps by a gradient's sign, which the order of sums decides near 0, and
     # another policy would write other texts.
     settings = ("batch_size=12", "learning_rate=1e-5", "warmup_steps=0", "max_new_tokens=3")
     fields = {} if agent == "dpo" else {"reward": "exact", "environment": "tokens/arithmetic"}
