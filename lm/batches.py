@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +50,7 @@ class Prompts(NamedTuple):
 
 
 Rows = TypeVar("Rows", Sequences, Prompts)
+Widths = Literal["steps", "powers"]
 # Images -> their features, float [n, M, E], as `encoded.Images.features` gives them.
 Features = Callable[[Sequence[interleaved.Medium]], np.ndarray]
 
@@ -59,9 +60,10 @@ class Config:
     """Settings of batches: shapes, order and packing."""
 
     batch_size: int = 16  # B.
-    # Static lengths, the powers of two if None: T and P are the smallest that hold the batch.
+    # Static lengths, those of `widths` if None: T and P are the smallest that hold the batch.
     # Programs are compiled once for each.
     lengths: tuple[int, ...] | None = None
+    widths: Widths = "powers"  # Rule of the lengths, see `static_lengths`.
     # Whether a row, of the greatest of `lengths`, holds several examples; not for on-policy
     # learning.
     pack: bool = False
@@ -121,13 +123,14 @@ def make(
         raise ValueError("a mixture's rows are drawn one by one: pack=False, batches_per_sort=1")
     features = of_images(examples, features)
     longest = max(example.length for example in examples)
-    lengths = config.lengths or powers_of_two(longest)
+    lengths = config.lengths or static_lengths(longest, config.widths)
     if longest > lengths[-1]:
         raise ValueError(
             f"an example has {longest} tokens, more than the greatest of lengths={lengths}; add "
             "a length, or drop or truncate what is longer"
         )
-    prompt_lengths = config.lengths or powers_of_two(max(len(e.prompt) for e in examples))
+    longest_prompt = max(len(example.prompt) for example in examples)
+    prompt_lengths = config.lengths or static_lengths(longest_prompt, config.widths)
     rows = pack_rows([e.length for e in examples], lengths[-1]) if config.pack else None
     num_items = len(examples) if rows is None else len(rows)
     row_lengths = None if config.pack else np.array([e.length for e in examples])
@@ -176,6 +179,21 @@ def make(
         return padded._replace(pooled=pad_features(media, features, config.least_images))
 
     return Sampler(num_items, sequences, prompts)
+
+
+def static_lengths(longest: int, widths: Widths) -> tuple[int, ...]:
+    """Returns the lengths that rows are padded to, which increase; the last holds the longest row.
+
+    Args:
+      longest: tokens of the longest row.
+      widths: "powers" of two; "steps" has the middles between those beyond 64 too, and ends with
+        the first multiple of 8 that holds the longest row.
+    """
+    powers = powers_of_two(longest)
+    if widths == "powers" or longest <= 64:
+        return powers
+    rungs = sorted({*powers, *(3 * power // 2 for power in powers if power >= 64)})
+    return (*(n for n in rungs if n < longest), -(-longest // 8) * 8)
 
 
 def powers_of_two(longest: int, shortest: int = 16) -> tuple[int, ...]:

@@ -204,7 +204,7 @@ def batched(
     if config.pack:
         raise ValueError("a reward is of a whole row: preferences take pack=False")
     longest = max(pair.length for pair in pairs)
-    lengths = config.lengths or batches.powers_of_two(longest)
+    lengths = config.lengths or batches.static_lengths(longest, config.widths)
     if longest > lengths[-1]:
         raise ValueError(
             f"a pair has {longest} tokens, more than the greatest of lengths={lengths}; add a "

@@ -75,6 +75,9 @@ class Config:
     # Reduction of token-level losses. "sequence": the mean over sequences of the mean over each
     # one's tokens (the GKD paper). "token": the mean over all tokens of the batch (TRL).
     reduction: distillation.Reduction = "sequence"
+    # Static lengths that stored rows and prompts are padded to: "powers" of two, or "steps" that
+    # leave less padding where rows are long (ours), see batches.py. A program is compiled for each.
+    widths: batches.Widths = "steps"
     micro_batches: int = 1  # Parts of a batch whose gradients are accumulated; the sum is exact.
     chunk: int = 512  # Most tokens whose logits are in memory at a time; fewer above 128 MB.
     # Adapters, which are learnt in place of the weights of a frozen base, see lora.py.
@@ -96,6 +99,7 @@ class Config:
             raise ValueError(
                 f"micro_batches={self.micro_batches} must divide batch_size={self.batch_size}"
             )
+        distillation.check_choice("widths", self.widths, batches.Widths)
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")

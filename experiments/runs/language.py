@@ -21,6 +21,7 @@ from kullback.experiments.runs.text_work import Splits, TextWork
 from kullback.experiments.runs.work import Abandons, OnTexts
 from kullback.lm import (
     answers,
+    batches,
     data,
     distillation,
     evaluation,
@@ -73,12 +74,15 @@ class Setup(TextWork):
     @property
     def setting(self) -> memory.Setting:
         """Settings that decide how much memory a learner step takes."""
+        c = self.learning
         setting = dataclasses.replace(super().setting, per_row=self.lessons.per_row)
         if self.actor is None:
             return (
                 self._sharing(setting, setting.per_row) if self.lessons.shares_prompts else setting
             )
         experience: rollouts.OnPolicy = self.agent.experience
+        width = batches.static_lengths(c.max_prompt_length, c.widths)[-1] + c.max_new_tokens
+        setting = dataclasses.replace(setting, width=width)
         if learnt := experience.learnt_per_prompt:
             prompts = setting.rows // experience.samples_per_prompt
             setting = dataclasses.replace(setting, rows=prompts, per_row=learnt)
@@ -90,7 +94,7 @@ class Setup(TextWork):
 
     def _sharing(self, setting: memory.Setting, texts: int) -> memory.Setting:
         """Returns the setting of rows that have so many texts of a prompt each."""
-        width = self.learning.max_prompt_length + texts * self.learning.max_new_tokens
+        width = setting.width + (texts - 1) * self.learning.max_new_tokens
         rows = setting.rows * setting.per_row // texts
         return dataclasses.replace(setting, rows=rows, width=width, per_row=1)
 

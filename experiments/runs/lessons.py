@@ -129,6 +129,7 @@ def stored_batches(
         batch_size=c.batch_size,
         # A mixed batch has one width; else several widths need less padding.
         lengths=(c.width,) if is_mixed or c.pack else None,
+        widths=c.widths,
         pack=c.pack,
         batches_per_sort=c.batches_per_sort,
         least_images=evaluator.most_images,  # One shape, as a program is compiled for each.

@@ -132,7 +132,12 @@ class Pairs(Lessons):
         c, pad_id = self.evaluator.learning, self.evaluator.tokenizer.pad_id
         drawn = preferences.batched(
             self.train,
-            batches.Config(batch_size=c.batch_size, batches_per_sort=c.batches_per_sort, seed=seed),
+            batches.Config(
+                batch_size=c.batch_size,
+                widths=c.widths,
+                batches_per_sort=c.batches_per_sort,
+                seed=seed,
+            ),
             pad_id,
             self.evaluator.features,
         )

@@ -138,7 +138,12 @@ class Setup(TextWork):
         features = None if self.sight is None else self.sight.images.features
         stored = preferences.sampler(
             train,
-            batches.Config(batch_size=c.batch_size, batches_per_sort=c.batches_per_sort, seed=seed),
+            batches.Config(
+                batch_size=c.batch_size,
+                widths=c.widths,
+                batches_per_sort=c.batches_per_sort,
+                seed=seed,
+            ),
             pad_id,
             features,
         )

@@ -29,7 +29,7 @@ LATER = frozenset(
     "value_clip share_prompts lag shards chunk_ticks learns_projector".split()
 )
 # Settings, by bare name, that came later with another default, and what was done before.
-EARLIER: Mapping[str, Any] = {"averaged_actions": "taken"}
+EARLIER: Mapping[str, Any] = {"averaged_actions": "taken", "widths": "powers"}
 LATER_GROUPS = ("lora",)  # Groups of settings of which the same is true.
 WITHOUT_EFFECT = ("num_threads",)  # Flags of environments that change no number of a run.
 

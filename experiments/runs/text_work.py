@@ -22,7 +22,17 @@ from kullback.experiments.runs import (
     sights,
 )
 from kullback.experiments.runs.work import Epoch, Work
-from kullback.lm import data, gemma, memory, preferences, sharding, tasks, tuning, vision
+from kullback.lm import (
+    batches,
+    data,
+    gemma,
+    memory,
+    preferences,
+    sharding,
+    tasks,
+    tuning,
+    vision,
+)
 from kullback.lm.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -208,7 +218,7 @@ class TextWork(Work):
         c = self.learning
         return memory.Setting(
             rows=c.batch_size,
-            width=c.width,
+            width=batches.static_lengths(c.width, c.widths)[-1],
             micro_batches=c.micro_batches,
             chunk=c.chunk,
             remat=self.student.config.remat,

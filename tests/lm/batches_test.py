@@ -169,6 +169,25 @@ def test_little_of_a_long_prompt_is_padding(longest: int, width: int):
     assert batches.width(longest) == width
 
 
+def test_steps_leave_less_padding_than_powers():
+    assert batches.static_lengths(300, "powers") == (16, 32, 64, 128, 256, 512)
+    assert batches.static_lengths(300, "steps") == (16, 32, 64, 96, 128, 192, 256, 304)
+    assert batches.static_lengths(97, "steps") == (16, 32, 64, 96, 104)
+    assert batches.static_lengths(96, "steps") == (16, 32, 64, 96)
+    for longest in (1, 16, 64):  # Of short rows there is little to save.
+        assert batches.static_lengths(longest, "steps") == batches.powers_of_two(longest)
+    waste = {
+        widths: np.mean(
+            [
+                next(m for m in batches.static_lengths(1000, widths) if m >= n) / n
+                for n in range(65, 1001)
+            ]
+        )
+        for widths in ("steps", "powers")
+    }
+    assert waste["steps"] < 1.25 < 1.35 < waste["powers"]
+
+
 def test_powers_of_two():
     assert batches.powers_of_two(16) == (16,)
     assert batches.powers_of_two(65) == (16, 32, 64, 128)

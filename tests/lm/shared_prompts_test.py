@@ -163,7 +163,8 @@ def learnt(make: Any, config: Any) -> tuple[Any, Any]:
     )
     start = fresh_params(MODEL.init, 1)
     state, feedback = jax.jit(agent.learner.step)(state, batch, types.Constants(start=start))
-    return optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu"), feedback.metrics
+    moments = [x for _, x in optax.tree_utils.tree_get_all_with_path(state.opt_state, "mu")]
+    return moments, feedback.metrics
 
 
 @pytest.mark.parametrize(

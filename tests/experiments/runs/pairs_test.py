@@ -159,7 +159,8 @@ def test_runs_that_take_a_prompt_once_learn_the_same(
     np.testing.assert_allclose(*(np.array(x, float) for x in rows), rtol=1e-3, atol=1e-4)
     texts = {"dpo": (12, 2, 24), "online-dpo": (6, 2, 12), "rlhf": (3, 4, 12), "bond": (4, 2, 8)}
     prompts, of_prompt, all_texts = texts[agent]
-    assert widths == [(all_texts, 11), (prompts, 8 + 3 * of_prompt)]
+    width = 16 if agent == "dpo" else 16 + 3  # Of a pair, or of a prompt and its text.
+    assert widths == [(all_texts, width), (prompts, width + 3 * (of_prompt - 1))]
 
 
 def test_an_epoch_is_of_pairs(task: str, start: pathlib.Path):

@@ -120,16 +120,27 @@ def test_a_language_model_is_judged_as_it_was_trained(monkeypatch: pytest.Monkey
     change_presets(monkeypatch, "sft", micro_batches=2, warmup_steps=3)
     assert models.algorithm_config(run) == before
     (note,) = (note for note in resolved.of(run).notes if "as it began" in note)
-    assert "learning.warmup_steps=20, learning.micro_batches=1" in note
+    assert "learning.warmup_steps=20, learning.widths=powers, learning.micro_batches=1" in note
 
 
 @pytest.mark.parametrize("name", [p.parent.name for p in sorted(OLD.glob("*/config.json"))])
 def test_an_old_record_is_what_todays_presets_give(name: str):
+    """But for what came later with another default, of which a line says so."""
     named = resolved.of(opened.open(OLD / name))
-    assert named.config == resolved.resolve(named.plan).config
+    today = resolved.resolve(named.plan).config
+    changed = {
+        field: resolved.EARLIER[bare]
+        for field, _, _ in settings.fields(today)
+        if (bare := field.rpartition(".")[2]) in resolved.EARLIER
+    }
+    assert named.config == settings.replace(today, changed)
     kept = [note for note in named.notes if "as when the run began" in note]
     assert bool(kept) == (named.rule == 1 and "data.rule" in named.facts())
-    assert {*named.notes} - {*kept} <= {mend.line for mend in mends.MENDS}
+    began = [note for note in named.notes if "as it began" in note]
+    assert len(began) == bool(changed)
+    for note in began:
+        assert all(f"{field}={value}" in note for field, value in changed.items())
+    assert {*named.notes} - {*kept, *began} <= {mend.line for mend in mends.MENDS}
 
 
 def edited(tmp_path: pathlib.Path, edit: Any) -> resolved.Resolved:
