@@ -36,7 +36,7 @@ class Packed(NamedTuple):
 
 
 def packed(
-    tokens: jax.Array, is_token: jax.Array, samples_per_prompt: int, answer_length: int
+    tokens: types.Array, is_token: types.Array, samples_per_prompt: int, answer_length: int
 ) -> Packed:
     """Packs rows of which G adjacent ones begin with the same prompt.
 
@@ -51,6 +51,7 @@ def packed(
     """
     chex.assert_rank([tokens, is_token], 2)
     chex.assert_equal_shape([tokens, is_token])
+    tokens, is_token = jnp.asarray(tokens), jnp.asarray(is_token)
     (rows, length), group, answer = tokens.shape, samples_per_prompt, answer_length
     prompt = length - answer
     if rows % group:

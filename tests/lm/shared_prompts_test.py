@@ -96,7 +96,8 @@ def test_a_prompt_is_there_once_and_answers_do_not_see_each_other():
         np.testing.assert_array_equal(
             packed.positions[n // GROUP][at[n, here]], np.flatnonzero(here)
         )
-    changed = ROWS.tokens.at[1, 7].set((ROWS.tokens[1, 7] + 1) % 24)
+    tokens = jnp.asarray(ROWS.tokens)
+    changed = tokens.at[1, 7].set((tokens[1, 7] + 1) % 24)
     features = jax.jit(SHARED.features)
     one, other = (np.asarray(features(params(), x, *INPUTS[1:])) for x in (ROWS.tokens, changed))
     differs = np.any(one != other, -1)
