@@ -1,7 +1,9 @@
 """Rates as the other side measures them, the best window of half a second, and memory."""
 
 import ctypes
+import json
 import pathlib
+import sys
 import time
 
 
@@ -16,6 +18,29 @@ def best_rate(work, seconds):
             end = time.perf_counter()
         best = max(best, done / (end - window_start))
     return best
+
+
+def print_cases(make):
+    """Prints the rate of each of CASES, given after SECONDS; `make(*case)` returns its work."""
+    seconds, cases = float(sys.argv[1]), json.loads(sys.argv[2])
+    rates = {}
+    for name, case in cases.items():
+        work = make(*case)
+        work()
+        rates[name] = best_rate(work, seconds)
+    print(json.dumps(rates))
+
+
+def both_ways(work, seconds):
+    """Returns the rate as torch comes, and where it keeps freed memory; and the former's peak."""
+    rates, peaks = [], []
+    for prepare in (lambda: None, keep_freed_memory):
+        prepare()
+        for _ in range(2):
+            work()
+        rates.append(best_rate(work, seconds / 2))
+        peaks.append(peak_memory())
+    return *rates, peaks[0]
 
 
 def peak_memory():

@@ -8,7 +8,7 @@ import os
 import sys
 
 import torch
-from rate import best_rate, keep_freed_memory
+from rate import both_ways
 from transformers import BertConfig, BertForSequenceClassification
 
 
@@ -32,14 +32,8 @@ def scorer(pairs, tokens, shape):
 def main():
     """Prints the rates."""
     seconds, pairs, tokens = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    work = scorer(pairs, tokens, json.loads(sys.argv[4]))
-    rates = []
-    for prepare in (lambda: None, keep_freed_memory):
-        prepare()
-        for _ in range(2):
-            work()
-        rates.append(best_rate(work, seconds / 2))
-    print(json.dumps({"pairs": rates[0], "kept_pairs": rates[1]}))
+    rate, kept, _ = both_ways(scorer(pairs, tokens, json.loads(sys.argv[4])), seconds)
+    print(json.dumps({"pairs": rate, "kept_pairs": kept}))
 
 
 if __name__ == "__main__":

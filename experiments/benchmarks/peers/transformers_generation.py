@@ -3,12 +3,9 @@
 CASES is JSON: name -> [config.json, rows, tokens of the prompt, new tokens].
 """
 
-import json
-import sys
-
 import torch
 import transformers_model
-from rate import best_rate
+from rate import print_cases
 
 
 def sampler(shape, rows, prompt_tokens, new_tokens):
@@ -25,16 +22,5 @@ def sampler(shape, rows, prompt_tokens, new_tokens):
     return work
 
 
-def main():
-    """Prints rates by case."""
-    seconds, cases = float(sys.argv[1]), json.loads(sys.argv[2])
-    rates = {}
-    for name, case in cases.items():
-        work = sampler(*case)
-        work()
-        rates[name] = best_rate(work, seconds)
-    print(json.dumps(rates))
-
-
 if __name__ == "__main__":
-    main()
+    print_cases(sampler)

@@ -17,7 +17,7 @@ import time
 
 import torch
 import transformers_model
-from rate import best_rate, keep_freed_memory, peak_memory
+from rate import best_rate, both_ways, peak_memory
 from transformers import Gemma3ForCausalLM
 from transformers_tuning import descender
 
@@ -77,13 +77,8 @@ def prefill(model, seconds, prompt_tokens):
 def sft(model, seconds, rows, length):
     """Measures steps of supervised fine-tuning with all logits in memory, as trainers have them."""
     text, descend = random_text(model, rows, length), descender(model)
-    figures = {}
-    for name, prepare in (("rate", lambda: None), ("kept_rate", keep_freed_memory)):
-        prepare()
-        descend(text)
-        figures[name] = best_rate(lambda: descend(text), seconds / 2)
-        figures.setdefault("peak_bytes", peak_memory())
-    return figures
+    rate, kept, peak = both_ways(lambda: descend(text), seconds)
+    return {"rate": rate, "kept_rate": kept, "peak_bytes": peak}
 
 
 def lora(model, seconds, rows, length, rank):

@@ -11,7 +11,7 @@ import sys
 
 import torch
 import transformers_model
-from rate import best_rate, keep_freed_memory, peak_memory
+from rate import both_ways
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 ROWS, PROMPT, NEW = 16, 64, 64
@@ -71,15 +71,8 @@ def stepper(case, student_shape, teacher_shape):
 def main():
     """Prints the rate and the peak in bytes."""
     seconds, case, *shapes = float(sys.argv[1]), sys.argv[2], *map(json.loads, sys.argv[3:])
-    step = stepper(case, *shapes)
-    rates, peak = [], 0
-    for prepare in (lambda: None, keep_freed_memory):
-        prepare()
-        for _ in range(2):
-            step()
-        rates.append(best_rate(step, seconds / 2))
-        peak = peak or peak_memory()
-    print(json.dumps({"steps": rates[0], "kept_steps": rates[1], "peak_bytes": peak}))
+    rate, kept, peak = both_ways(stepper(case, *shapes), seconds)
+    print(json.dumps({"steps": rate, "kept_steps": kept, "peak_bytes": peak}))
 
 
 if __name__ == "__main__":
