@@ -19,7 +19,7 @@ Any reward may take the place of r_NLI. A text that the horizon cuts is scored a
 import dataclasses
 
 from kullback.core import types
-from kullback.lm import gemma, rlhf, rollouts, tuning
+from kullback.lm import gemma, rlhf, rollouts, surrogate, tuning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,11 @@ class Config:
     value_lambda: float = 0.0  # lambda of the value's targets; 0 is one step, 1 is G_n.
     value_learning_rate: float = 1e-4  # Step size of the value's Adam; ours.
     truncation_penalty: float = 0.0  # Cost of a cut text, in units of (1 - alpha) r_NLI.
+    # Texts that an older policy wrote, while the one before this learnt; as of `rlhf.Config`.
+    correction: surrogate.Correction = "none"
+    correction_limit: float = 2.0
+    lag: int = 0
+    shards: int = 1
     learning: tuning.Config = tuning.Config(learning_rate=1e-5)  # Ours.
 
     def __post_init__(self) -> None:
@@ -69,6 +74,10 @@ class Config:
             value_lambda=self.value_lambda,
             value_learning_rate=self.value_learning_rate,
             truncation_penalty=self.truncation_penalty,
+            correction=self.correction,
+            correction_limit=self.correction_limit,
+            lag=self.lag,
+            shards=self.shards,
             learning=self.learning,
         )
 

@@ -31,9 +31,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.slow
-def test_a_killed_run_writes_what_was_in_flight_again(start: pathlib.Path, tmp_path: pathlib.Path):
+@pytest.mark.parametrize("algorithm", ["rlhf", "rlef"])
+def test_a_killed_run_writes_what_was_in_flight_again(
+    algorithm: str, start: pathlib.Path, tmp_path: pathlib.Path
+):
     reward = "python:tests.experiments.runs.lag_test:any_number"
-    whole = train(tmp_path / "whole", "rlhf", start, settings=AHEAD, reward=reward)
+    ahead = [x for x in AHEAD if algorithm == "rlhf" or not x.startswith("samples_per_prompt")]
+    whole = train(tmp_path / "whole", algorithm, start, settings=ahead, reward=reward)
     table = repeated(whole)
     assert [float(row["sample_age"]) for row in table] == [0, 1, 1, 1]
     ratios = [float(row["sampler_ratio"]) for row in table]
