@@ -63,8 +63,10 @@ check: $(DEV)  ## Lint, format and types.
 	$(BIN)/basedpyright
 
 # Most of the time of fast tests is XLA's compilation, which takes far less without most of its
-# optimisations and by its older way of writing fused loops; test-all compiles as users do.
-SOON := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS=--xla_cpu_use_fusion_emitters=false
+# optimisations, by its older way of writing fused loops, and of each program in one piece, as the
+# cores have tests enough; test-all compiles as users do.
+SOON := JAX_DISABLE_MOST_OPTIMIZATIONS=1 \
+    XLA_FLAGS='--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 
 # worksteal: a worker does neighbours, which share fixtures and programs, and then what others have.
 test: check  ## `check` and the fast tests.

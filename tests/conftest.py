@@ -1,18 +1,21 @@
 """Settings of every test: strict shapes, programs kept between runs, and bounded memory."""
 
 import ctypes
+import functools
 import gc
 import os
 import pathlib
 import platform
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 
 import hypothesis
 import jax
 import psutil
 import pytest
+from jax._src.interpreters import mlir  # Makes contexts; nothing public does.
 
 from kullback.experiments.runs import pretrained
 
@@ -64,6 +67,20 @@ LIMIT = [1_400_000_000]
 ROOM = 500_000_000
 
 
+# A fifth of what a small program costs is the MLIR context that JAX makes to lower it in: those of
+# a test module share one.
+_make_context = mlir.make_ir_context
+
+
+@functools.lru_cache(maxsize=8)
+def _context_of(thread: int) -> mlir.ir.Context:
+    del thread  # Two threads may lower at once.
+    return _make_context()
+
+
+mlir.make_ir_context = lambda: _context_of(threading.get_ident())
+
+
 def pytest_collection_finish() -> None:
     """Lets the collector pass over what importing has made, which nobody will free."""
     gc.collect()
@@ -74,6 +91,7 @@ def pytest_collection_finish() -> None:
 def bounded_memory() -> Iterator[None]:
     """Frees the programs that a worker has compiled, once they and what they hold are large."""
     yield
+    _context_of.cache_clear()  # It keeps the constants of programs.
     process = psutil.Process()
     if process.memory_info().rss > LIMIT[0]:
         jax.clear_caches()
