@@ -28,6 +28,17 @@ def fresh_params(init: Callable[[types.Key], types.Params], seed: int = 0) -> ty
     return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0)))
 
 
+def random_params(init: Callable[..., types.Params], *arguments: Any) -> types.Params:
+    """Returns parameters of any network, of the sizes that `init` draws; NumPy draws biases too."""
+    random = np.random.default_rng(0)
+
+    def leaf(like: jax.ShapeDtypeStruct) -> np.ndarray:
+        scale = 1 / math.sqrt(math.prod(like.shape[:-1]))
+        return (scale * random.normal(size=like.shape)).astype(like.dtype)
+
+    return jax.tree.map(leaf, jax.eval_shape(init, *arguments))
+
+
 def begun(learner: types.Learner, params: types.Params, seed: int = 0) -> types.LearnerState:
     """Returns the state before the first step from these parameters; draws no others."""
 

@@ -4,16 +4,17 @@ import functools
 
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kullback.core import heads, networks, types
+from tests.states import random_params
 
 SPEC = types.Spec(shape=(3,), dtype=np.float32, num_actions=4)
 TORSO = networks.torso("mlp_small", SPEC)
 OBSERVATION = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 KEY = jax.random.key(0)
+FEATURES = jax.jit(hk.without_apply_rng(hk.transform(TORSO)).apply)
 
 
 @pytest.mark.parametrize(
@@ -27,22 +28,22 @@ KEY = jax.random.key(0)
 )
 def test_without_noise_logits_need_no_key(hidden, dueling):
     network = heads.categorical(TORSO, 4, 5, hidden=hidden, dueling=dueling)
-    params = network.init(KEY, SPEC.zeros())
-    logits = network.apply(params, KEY, OBSERVATION)
+    params, apply = random_params(network.init, KEY, SPEC.zeros()), jax.jit(network.apply)
+    logits = apply(params, KEY, OBSERVATION)
     assert logits.shape == (6, 4, 5)
-    np.testing.assert_array_equal(logits, network.apply(params, jax.random.key(1), OBSERVATION))
+    np.testing.assert_array_equal(logits, apply(params, jax.random.key(1), OBSERVATION))
 
 
 def test_dueling_logits_are_the_value_and_advantages_of_no_mean():
     plain = heads.categorical(TORSO, 4, 5)
     dueling = heads.categorical(TORSO, 4, 5, dueling=True)
-    params = dueling.init(KEY, SPEC.zeros())
+    params = random_params(dueling.init, KEY, SPEC.zeros())
     *shared, value = sorted(params)  # linear, linear_1: the torso; linear_2: A; linear_3: V.
-    advantages = plain.apply({name: params[name] for name in shared}, KEY, OBSERVATION)
-    features = hk.without_apply_rng(hk.transform(TORSO)).apply(params, OBSERVATION)
-    v = np.asarray(features) @ params[value]["w"] + np.asarray(params[value]["b"])[None]
+    of_actions = {name: params[name] for name in shared}
+    advantages = np.asarray(jax.jit(plain.apply)(of_actions, KEY, OBSERVATION))
+    v = FEATURES(params, OBSERVATION) @ params[value]["w"] + params[value]["b"][None]
     expected = v[:, None] + advantages - np.mean(advantages, axis=1, keepdims=True)
-    got = dueling.apply(params, KEY, OBSERVATION)
+    got = jax.jit(dueling.apply)(params, KEY, OBSERVATION)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     np.testing.assert_allclose(np.mean(got, axis=1), v, atol=1e-5)
 
@@ -50,41 +51,42 @@ def test_dueling_logits_are_the_value_and_advantages_of_no_mean():
 def test_noise_has_the_mean_and_the_spread_of_its_parameters():
     layer = hk.transform(lambda x: heads.noisy_linear(3, 0.5)(x))
     x = np.array([[1.0, -2.0, 0.5, 3.0]], np.float32)
-    params = layer.init(KEY, x)
+    params = jax.tree.map(np.asarray, jax.jit(layer.init)(KEY, x))
     scales = params["noise"]
     np.testing.assert_allclose(scales["w"], 0.25)  # 0.5 over the root of 4 inputs.
     np.testing.assert_allclose(scales["b"], 0.25)
-    draws = jax.jit(jax.vmap(layer.apply, in_axes=(None, 0, None)))(
-        params, jax.random.split(KEY, 20_000), x
-    )[:, 0]  # [20000, 3]
-    mean = x @ np.asarray(params["linear"]["w"]) + np.asarray(params["linear"]["b"])
+    rows = jax.vmap(layer.apply, in_axes=(None, 0, None))
+    draw = jax.jit(lambda params: rows(params, jax.random.split(KEY, 20_000), x)[:, 0])
+    draws = np.asarray(draw(params))  # [20000, 3]
+    mean = x @ params["linear"]["w"] + params["linear"]["b"]
     # E f(e)^2 = E|e| = sqrt(2 / pi): each of the four products has the square of that as variance.
     second = np.sqrt(2 / np.pi)
     deviation = 0.25 * np.sqrt(second**2 * np.sum(x**2) + second)
     np.testing.assert_allclose(np.mean(draws, 0), mean[0], atol=4 * deviation / np.sqrt(20_000))
     np.testing.assert_allclose(np.std(draws, axis=0), deviation, rtol=0.05)
     still = {**params, "noise": jax.tree.map(np.zeros_like, scales)}
-    np.testing.assert_allclose(layer.apply(still, KEY, x), mean, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(layer.apply)(still, KEY, x), mean, rtol=1e-5)
 
 
 def test_fixed_quantiles_stand_in_the_middles_of_equal_parts():
     network = heads.quantiles(TORSO, 4, 5)
-    fractions = network.fractions(KEY, 6, 99)
+    fractions = np.asarray(network.fractions(KEY, 6, 99))
     np.testing.assert_allclose(fractions, np.tile([0.1, 0.3, 0.5, 0.7, 0.9], (6, 1)), rtol=1e-6)
-    params = network.init(KEY, SPEC.zeros())
-    assert network.apply(params, KEY, OBSERVATION, fractions).shape == (6, 5, 4)
+    params = jax.eval_shape(network.init, KEY, SPEC.zeros())
+    assert jax.eval_shape(network.apply, params, KEY, OBSERVATION, fractions).shape == (6, 5, 4)
 
 
 def test_noise_of_many_quantiles_is_that_of_one_row_each():
     """Weights are formed where x has rows of quantiles, and not where it has rows: one result."""
     layer = hk.transform(lambda x: heads.noisy_linear(3, 0.5)(x))
     x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
-    params = layer.init(KEY, x[0])
-    jax.tree.map(np.testing.assert_array_equal, params, layer.init(KEY, x))
-    expected = layer.apply(params, jax.random.key(1), x.reshape(10, 4)).reshape(2, 5, 3)
-    got = layer.apply(params, jax.random.key(1), x)
+    params, apply = random_params(layer.init, KEY, x[0]), jax.jit(layer.apply)
+    jax.tree.map(np.testing.assert_array_equal, params, random_params(layer.init, KEY, x))
+    keys = jax.random.key(1), jax.random.key(2)
+    got, other = (np.asarray(apply(params, key, x)) for key in keys)
+    expected = np.asarray(apply(params, keys[0], x.reshape(10, 4))).reshape(2, 5, 3)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    assert np.max(np.abs(got - layer.apply(params, jax.random.key(2), x))) > 0.1
+    assert np.max(np.abs(got - other)) > 0.1
 
 
 @pytest.mark.parametrize(("make", "hidden"), [("implicit_quantiles", 9), ("quantiles", 0)])
@@ -100,9 +102,11 @@ def test_dueling_quantiles_are_the_value_and_advantages_of_no_mean(make, hidden)
         **({"num_quantiles": 2} if fixed else {"num_cosines": 8}),
     )
     network, plain = build(noise=0.5), build()
-    params = jax.jit(network.init)(KEY, SPEC.zeros())
-    u = jnp.asarray(np.random.default_rng(1).random((6, 2), np.float32))
-    apply, apply_plain = jax.jit(network.apply), jax.jit(plain.apply)
+    params = random_params(network.init, KEY, SPEC.zeros())
+    u = np.random.default_rng(1).random((6, 2), np.float32)
+    run, run_plain = jax.jit(network.apply), jax.jit(plain.apply)
+    apply = lambda *given: np.asarray(run(*given))  # noqa: E731  # As its sibling.
+    apply_plain = lambda *given: np.asarray(run_plain(*given))  # noqa: E731
     z = apply(params, KEY, OBSERVATION, u)
     assert z.shape == (6, 2, 4)
     swapped = apply(params, KEY, OBSERVATION[::-1], u[::-1])
@@ -133,10 +137,10 @@ def test_dueling_quantiles_are_the_value_and_advantages_of_no_mean(make, hidden)
 )
 def test_implicit_quantiles_are_those_of_the_paper(first, hidden):
     network = heads.implicit_quantiles(TORSO, 4, hidden=hidden, num_cosines=8, first_cosine=first)
-    params = network.init(KEY, SPEC.zeros())
+    params = random_params(network.init, KEY, SPEC.zeros())
     u = np.random.default_rng(1).random((6, 2), np.float32)
-    got = network.apply(params, KEY, OBSERVATION, jnp.asarray(u))
-    features = np.asarray(hk.without_apply_rng(hk.transform(TORSO)).apply(params, OBSERVATION))
+    got = np.asarray(jax.jit(network.apply)(params, KEY, OBSERVATION, u))
+    features = np.asarray(FEATURES(params, OBSERVATION))
     layers = [params[name] for name in sorted(params)][2:]  # Those after the torso's two.
     for b in range(6):
         for n in range(2):

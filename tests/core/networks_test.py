@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kullback.core import networks, types
+from tests.states import random_params
 
 KEY = jax.random.key(0)
 HUGE = float(np.finfo(np.float32).max)
@@ -20,7 +21,7 @@ def spec(*shape: int, dtype: Any = np.uint8, **fields: Any) -> types.Spec:
 
 def features(name, of: types.Spec, observation, params=None, hidden=True) -> np.ndarray:
     network = hk.without_apply_rng(hk.transform(networks.torso(name, of, hidden=hidden)))
-    params = network.init(KEY, of.zeros()) if params is None else params
+    params = random_params(network.init, KEY, of.zeros()) if params is None else params
     return np.asarray(jax.jit(network.apply)(params, observation))
 
 
@@ -56,7 +57,9 @@ def test_auto_picks_by_the_shape_and_the_features_depend_on_the_observation(of, 
     observation = rng.integers(0, 2 if of.dtype == np.bool_ else 11, (2, *of.shape))
     x = features("auto", of, observation.astype(of.dtype))
     assert x.ndim == 2 and not np.array_equal(x[0], x[1])
-    features("auto", of, observation.astype(of.dtype), hidden=False)
+    without = networks.torso("auto", of, hidden=False)
+    begin = hk.without_apply_rng(hk.transform(without)).init
+    assert jax.eval_shape(begin, KEY, of.zeros())
 
 
 @pytest.mark.parametrize(
@@ -139,14 +142,14 @@ def test_only_sensible_widths_scale():
     of = spec(7, dtype=np.float32, bounds=BOUNDS)
     x = np.random.default_rng(0).normal(size=(4, 7)).astype(np.float32)
     network = hk.without_apply_rng(hk.transform(networks.torso("mlp_small", of)))
-    params = network.init(KEY, of.zeros())
-    got = np.asarray(network.apply(params, x))
+    params = random_params(network.init, KEY, of.zeros())
+    got = np.asarray(jax.jit(network.apply)(params, x))
     scaled = x.copy()
     scaled[:, 0] = (x[:, 0] + 1) / 2 - 1
     scaled[:, 1] = x[:, 1] * 2 / 2**24 - 1
     plain = spec(7, dtype=np.float32)
     np.testing.assert_allclose(got, features("mlp_small", plain, scaled, params), rtol=1e-4)
-    grads = jax.grad(lambda p: network.apply(p, x).sum())(params)
+    grads = jax.jit(jax.grad(lambda p: network.apply(p, x).sum()))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
     # Different observations are different to the network.
     assert len({row.tobytes() for row in got}) == 4

@@ -107,12 +107,18 @@ class Newer(Counter):
         return state.time >= params.limit
 
 
-def play(environment: types.Environment, ticks: int, seed: int = 0) -> types.TimeStep:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def program(environment: types.Environment, ticks: int, seed: int = 0) -> types.TimeStep:
     """Returns the reset and `ticks` steps of action 1, [T, B, ...]."""
     state, first = environment.reset(jax.random.key(seed))
     actions = jnp.ones((ticks, environment.num_envs), jnp.int32)
     _, t = jax.lax.scan(environment.step, state, actions)
     return jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, t)
+
+
+def play(environment: types.Environment, ticks: int, seed: int = 0) -> types.TimeStep:
+    """Returns them in NumPy: what a test then computes of them compiles nothing."""
+    return jax.tree.map(np.asarray, program(environment, ticks, seed))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +152,8 @@ def test_the_same_key_is_the_same_run_whatever_the_rows():
     np.testing.assert_array_equal(play(two, 9).observation, play(two, 9).observation)
     assert not np.array_equal(play(two, 9).observation, play(two, 9, seed=1).observation)
     assert one.num_envs == 1 and one.spec == two.spec
-    seeds = jax.vmap(lambda key: two.reset(key)[1].observation)(jax.random.split(jax.random.key(0)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
+    seeds = jax.eval_shape(jax.vmap(lambda key: two.reset(key)[1].observation), keys)
     assert seeds.shape == (2, 2, 2)
 
 
@@ -169,7 +176,7 @@ def test_a_spec_is_what_the_environment_gives():
         rows = gymnax.from_gymnax(Counter(), observation=lambda seen, f=observe: f(seen[0]))
         assert (rows.spec.shape, rows.spec.dtype) == (expected[0], np.dtype(expected[1]))
         assert rows.spec.bounds is None
-        t = jax.eval_shape(functools.partial(play, rows, 2))
+        t = jax.eval_shape(functools.partial(program, rows, 2))
         assert (t.observation.shape, t.observation.dtype) == ((3, 1, *expected[0]), expected[1])
 
 
@@ -219,11 +226,13 @@ def test_it_is_the_chain_that_it_describes():
 
     chain = toy.chain(5, length=length, max_episode_steps=limit)
     ours = gymnax.from_gymnax(Chain(), Params(limit), 5)
-    actions = jax.random.bernoulli(jax.random.key(1), 0.5, (300, 5)).astype(jnp.int32)
-    timesteps = [
-        jax.lax.scan(rows.step, rows.reset(jax.random.key(0))[0], actions)[1]
-        for rows in (chain, ours)
-    ]
+    actions = np.random.default_rng(1).integers(0, 2, (300, 5), np.int32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def walk(rows: types.Environment) -> types.TimeStep:
+        return jax.lax.scan(rows.step, rows.reset(jax.random.key(0))[0], actions)[1]
+
+    timesteps = [jax.tree.map(np.asarray, walk(rows)) for rows in (chain, ours)]
     jax.tree.map(np.testing.assert_array_equal, *timesteps)
     cuts = timesteps[0].last() & (timesteps[0].discount == 1)
     assert cuts.any() and (timesteps[0].discount == 0).any()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from kullback.lm import attention, cached, gemma
+from tests.states import fresh_params
 
 FLOAT = dataclasses.replace(gemma.PRESETS["tiny"], num_layers=3, pattern=2, window=4, vocab_size=97)
 CONFIG = dataclasses.replace(FLOAT, cache="int8")
@@ -21,7 +22,7 @@ decode = jax.jit(MODEL.decode)
 
 @functools.cache
 def params() -> Any:
-    return jax.jit(MODEL.init)(jax.random.key(0))
+    return fresh_params(MODEL.init)
 
 
 def rounded(x: jax.Array) -> jax.Array:

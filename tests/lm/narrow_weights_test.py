@@ -11,6 +11,7 @@ import pytest
 
 from kullback.core import trees
 from kullback.lm import adapters, gemma, gemma_config, layers, lora, narrow_weights, quantisation
+from tests.states import fresh_params
 
 CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"], num_layers=3, pattern=2, vocab_size=97, head_dim=16, query_scale=16.0
@@ -23,8 +24,12 @@ SCHEME = quantisation.Scheme("int4", "q8_0")
 @functools.cache
 def params() -> Any:
     """Returns random parameters, those of norms included."""
-    drawn = jax.jit(MODEL.init)(jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.01 * jnp.arange(x.size).reshape(x.shape) / x.size, drawn)
+
+    def raised(x: jax.Array) -> jax.Array:
+        more = 0.01 * np.arange(x.size).reshape(x.shape) / x.size
+        return jnp.asarray(np.asarray(x) + more.astype(np.float32))
+
+    return jax.tree.map(raised, fresh_params(MODEL.init))
 
 
 def of_matrix(w: jax.Array, name: Any, axis: int, _: Any) -> Any:

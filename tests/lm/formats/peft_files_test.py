@@ -15,6 +15,7 @@ from safetensors import numpy as safetensors_numpy
 from kullback.core import trees
 from kullback.lm import gemma, lora
 from kullback.lm.formats import hugging_face, peft_files
+from tests.states import fresh_params
 
 CONFIG = dataclasses.replace(
     gemma.PRESETS["tiny"], num_layers=3, pattern=2, embed_dim=16, hidden_dim=12
@@ -188,7 +189,7 @@ def test_tensors_of_something_else_are_refused_by_name(
 
 def test_rows_of_the_embedding_replace_those_of_the_base(tmp_path: pathlib.Path):
     settings, rng = dataclasses.replace(LORA, train_tokens=("<eos>", 3)), np.random.default_rng(1)
-    base = jax.jit(gemma.make(CONFIG).init)(jax.random.key(0))
+    base = fresh_params(gemma.make(CONFIG).init)
     update = rng.normal(size=(2, 16)).astype(np.float32)
     learnt = {**factors(), "rows": {"ids": np.array([5, 3]), "update": update}}
     given = (tmp_path / "peft", CONFIG, settings, learnt)
