@@ -174,8 +174,8 @@ SHAPES = {
 
 def columns_of_a_step(name: str) -> set[str]:
     """Returns the metrics of a learner step, of which nothing is computed."""
-    entry = lm.ALGORITHMS[name]
-    agent = entry.make(gemma.make(gemma.PRESETS["tiny"]), config=entry.presets("tokens"))
+    entry, small = lm.ALGORITHMS[name], dataclasses.replace(gemma.PRESETS["tiny"], num_layers=1)
+    agent = entry.make(gemma.make(small), config=entry.presets("tokens"))
     state = jax.eval_shape(agent.learner.init, jax.random.key(0))
     data = SHAPES[name](agent.config.learning.batch_size, agent.config.learning.width)
     batch = jax.eval_shape(types.Batch.of, data)

@@ -63,13 +63,14 @@ def test_an_environment_of_gymnax(root: pathlib.Path, tmp_path: pathlib.Path):
 def test_the_environment_ends_where_the_ball_lands(root: pathlib.Path):
     module = example(root, "custom_environment")
     environment = module.catch(64)
-    state, t = environment.reset(jax.random.key(0))
+    state, t = jax.jit(environment.reset)(jax.random.key(0))
+    step = jax.jit(environment.step)
     columns = np.asarray(t.observation).reshape(64, 3, -1)[:, 1].argmax(-1)
     assert set(columns) == set(range(module.COLUMNS))
     for tick in range(module.ROWS - 1):
         assert not np.any(t.last())
         np.testing.assert_array_equal(t.discount, np.ones(64))
-        state, t = environment.step(state, np.ones(64, np.int32))  # The paddle stays.
+        state, t = step(state, np.ones(64, np.int32))  # The paddle stays.
         assert np.all(np.asarray(t.next_observation)[:, tick + 1] == 1), "the ball falls"
     assert np.all(t.last())
     np.testing.assert_array_equal(t.reward, np.where(columns == 2, 1.0, -1.0))

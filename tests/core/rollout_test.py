@@ -1,5 +1,7 @@
 """Tests of core/rollout.py: games that reset themselves, tokens that do not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from kullback.core import rollout, types
 
-LENGTHS = jnp.array([2, 5, 3])  # Of the episodes of three rows.
+LENGTHS = np.array([2, 5, 3])  # Of the episodes of three rows.
 SPEC = types.Spec(shape=(), dtype=np.int32, num_actions=7)
 
 
@@ -47,13 +49,30 @@ def recurrent() -> types.Policy:
     return types.Policy(initial_state, step)
 
 
-def play(auto_reset: bool, lengths: list[int], context=None):
+ZEROS = np.zeros(3, np.int32)  # A memory to start from.
+
+
+@functools.cache
+def program(auto_reset: bool, length: int):
+    """Compiles (state, key, start, limit) -> the rollout, which tests of one length share."""
     environment, policy = counter(auto_reset), recurrent()
-    state = rollout.start(policy, environment, None, jax.random.key(0), context)
-    parts = []
+
+    def run(state, key, start=0, limit=None):
+        return rollout.rollout(policy, environment, None, state, key, length, start, limit)
+
+    return jax.jit(run)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def started(auto_reset: bool, context):
+    key = jax.random.key(0)
+    return rollout.start(recurrent(), counter(auto_reset), None, key, context)
+
+
+def play(auto_reset: bool, lengths: list[int], context=None):
+    state, parts = started(auto_reset, context), []
     for i, length in enumerate(lengths):
-        run = jax.jit(lambda s, k, n=length: rollout.rollout(policy, environment, None, s, k, n))
-        part, state = run(state, jax.random.key(i))
+        part, state = program(auto_reset, length)(state, jax.random.key(i))
         parts.append(part)
     return jax.tree.map(lambda *x: np.concatenate(x), *parts), state
 
@@ -69,7 +88,7 @@ def test_a_game_restarts_and_the_policys_memory_with_it():
 
 
 def test_tokens_stop_when_every_row_has_finished_and_finished_rows_are_marked():
-    trajectory, state = play(False, [9], context=jnp.array([1, 1, 1]))
+    trajectory, state = play(False, [9], context=ZEROS + 1)
     np.testing.assert_array_equal(trajectory.valid.sum(0), LENGTHS)
     np.testing.assert_array_equal(trajectory.action[:2, 0], [1, 2])  # From the context on.
     # Nothing was computed after the longest row: zeros, where extras are never zero.
@@ -92,38 +111,27 @@ def test_in_pieces_it_is_the_same_but_for_the_keys(auto_reset):
 
 @pytest.mark.parametrize("auto_reset", [True, False])
 def test_pieces_of_one_key_are_the_whole(auto_reset):
-    environment, policy = counter(auto_reset), recurrent()
-    run = jax.jit(
-        lambda state, length, start: rollout.rollout(
-            policy, environment, None, state, jax.random.key(3), length, start
-        ),
-        static_argnums=1,
-    )
-    first = rollout.start(policy, environment, None, jax.random.key(0), jnp.zeros(3, jnp.int32))
-    whole, end = run(first, 6, 0)
-    a, state = run(first, 2, 0)
-    b, state = run(state, 2, 2)
-    c, state = run(state, 2, 4)
-    pieces = jax.tree.map(lambda *x: jnp.concatenate(x), a, b, c)
+    key, first = jax.random.key(3), started(auto_reset, ZEROS)
+    whole, end = program(auto_reset, 6)(first, key, 0)
+    state, pieces = first, []
+    for start in (0, 2, 4):
+        piece, state = program(auto_reset, 2)(state, key, start)
+        pieces.append(piece)
+    pieces = jax.tree.map(lambda *x: np.concatenate(x), *pieces)
     jax.tree.map(np.testing.assert_array_equal, whole, pieces)
     jax.tree.map(np.testing.assert_array_equal, end, state)
 
 
 def test_a_limit_ends_a_piece():
-    environment, policy = counter(False), recurrent()
-    run = jax.jit(
-        lambda state, limit: rollout.rollout(
-            policy, environment, None, state, jax.random.key(3), 4, 0, limit
-        )
-    )
-    first = rollout.start(policy, environment, None, jax.random.key(0), jnp.zeros(3, jnp.int32))
-    whole, _ = run(first, 9)  # Beyond its length.
-    part, state = run(first, 1)
+    key, first = jax.random.key(3), started(False, ZEROS)
+    whole, _ = program(False, 4)(first, key, 0, 9)  # Beyond its length.
+    part, state = jax.tree.map(np.asarray, program(False, 4)(first, key, 0, 1))
+    whole = jax.tree.map(np.asarray, whole)
     assert part.valid.sum(0).tolist() == [1, 1, 1] and state.policy.tolist() == [1, 1, 1]
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[:1], y[:1]), part, whole)
     assert whole.valid.sum(0).tolist() == [2, 4, 3]
     with pytest.raises(ValueError, match="a limit of ticks is for environments that do not reset"):
-        rollout.rollout(policy, counter(True), None, first, jax.random.key(3), 4, 0, 1)
+        program(True, 4)(first, key, 0, 1)
 
 
 def test_ticks_draw_different_numbers():
