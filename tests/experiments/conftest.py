@@ -10,7 +10,7 @@ import pytest
 
 from kullback import experiments
 from kullback.experiments import cli
-from kullback.lm import tasks
+from kullback.lm import tasks, tokenizer
 from tests import small_models
 
 
@@ -56,6 +56,13 @@ def few_sums() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tasks, "Arithmetic", FewSums)
         yield
+
+
+@pytest.fixture(scope="session")
+def untuned(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Returns the folder of a model that writes letters, without a chat template."""
+    bpe = tokenizer.train_bpe(["user\nmodel\n"], 262)
+    return small_models.write(tmp_path_factory.mktemp("untuned"), bpe)
 
 
 @pytest.fixture(scope="session")

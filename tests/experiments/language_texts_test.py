@@ -141,9 +141,11 @@ def test_the_operator_goes_with_the_model(
     [({"divergence": "alpha-x"}, "unknown divergence"), ("alpha-1.5", "must be an object")],
 )
 def test_an_operator_that_is_none_is_refused(
-    sparse: pathlib.Path, tmp_path: pathlib.Path, notes: Any, message: str
+    untuned: pathlib.Path, tmp_path: pathlib.Path, notes: Any, message: str
 ):
-    exports.write_folder(sparse, tmp_path / "model")
+    checkpoint = models.load(untuned)._replace(divergence=SPARSE)
+    exports.write_checkpoint(checkpoint, tmp_path / "model")
+    assert models.load(tmp_path / "model").divergence == SPARSE
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
     assert config[folder_meaning.NOTES] == {"divergence": SPARSE}

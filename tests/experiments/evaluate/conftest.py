@@ -1,4 +1,4 @@
-"""Folders of a small model that writes letters, with a chat template and without one."""
+"""The folder of a small model that writes letters, with a chat template."""
 
 import pathlib
 
@@ -6,12 +6,6 @@ import pytest
 
 from kullback.lm import chat, tokenizer
 from tests.small_models import write
-
-
-@pytest.fixture(scope="session")
-def untuned(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    bpe = tokenizer.train_bpe(["user\nmodel\n"], 262)
-    return write(tmp_path_factory.mktemp("untuned"), bpe)
 
 
 @pytest.fixture(scope="session")

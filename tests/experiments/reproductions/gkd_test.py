@@ -12,8 +12,16 @@ import pytest
 
 from kullback.core import types
 from kullback.experiments import reproduce, statistics
-from kullback.experiments.reproductions import gkd, judging, setups, students, token_line
+from kullback.experiments.reproductions import (
+    gkd,
+    judging,
+    setups,
+    small_models,
+    students,
+    token_line,
+)
 from kullback.lm import batches
+from tests.states import begun, fresh_params
 
 TINY = setups.Sizes(
     batch_size=4,
@@ -84,8 +92,9 @@ def test_the_coins_follow_lambda(setup: setups.Setup, monkeypatch: pytest.Monkey
         coins.extend(np.asarray(items.is_sampled).tolist())
         return state, np.zeros(1)
 
-    trainer = students.distiller(setup, "kl")._replace(run=run)
-    params = jax.jit(setup.student.init)(jax.random.key(0))
+    learner, params = students.distiller(setup, "kl").learner, fresh_params(setup.student.init)
+    state = begun(learner, params)  # To draw parameters takes seconds, and they count for nothing.
+    trainer = small_models.Trainer(learner._replace(init=lambda key: state), run)
     for fraction, low, high in ((0.0, 0, 0), (0.5, 80, 120), (1.0, 200, 200)):
         coins.clear()
         students.learn(setup, trainer, 200, 3, start=params, fraction=fraction)

@@ -71,7 +71,8 @@ def train(path: pathlib.Path, algorithm: str, model: Any, **fields: Any) -> path
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("start") / "run"
-    return train(path, "sft", "tiny", model_flags=MODEL, settings=("learning_rate=1e-2",))
+    # The program of other modules' starts.
+    return train(path, "sft", "tiny", model_flags=MODEL, settings=("warmup_steps=0",))
 
 
 def equal(one: pathlib.Path, other: pathlib.Path) -> None:

@@ -27,7 +27,9 @@ def train(path: pathlib.Path, algorithm: str, model: Any, **fields: Any) -> path
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("start") / "run"
-    return train(path, "sft", "tiny", model_flags=MODEL, settings=SHORT[:3])
+    # The program of other modules' starts.
+    settings = ("batch_size=4", *SHORT[1:3], "warmup_steps=0")
+    return train(path, "sft", "tiny", model_flags=MODEL, settings=settings)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from kullback.lm import answers, batches, preferences, tasks
 from tests.records import as_killed, repeated
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
-SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=8")
+SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4")
 ADAPTERS = ("lora.rank=2", "learning_rate=1e-2", "warmup_steps=0")
 
 
@@ -52,7 +52,7 @@ def start(task: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         steps=2,
         model="tiny",
         model_flags=MODEL,
-        settings=SHORT,
+        settings=(*SHORT, "warmup_steps=0"),  # The program of other modules' starts.
         quiet=True,
     )
 

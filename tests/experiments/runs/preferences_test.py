@@ -27,7 +27,7 @@ from kullback.lm import batches, gemma, reward_model, tasks, tokenizer, warm
 from tests.records import repeated
 
 MODEL = ("num_layers=1", "embed_dim=16", "hidden_dim=16", "window=4")
-SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=8", "probe_pairs=32")
+SHORT = ("batch_size=4", "max_prompt_length=8", "max_new_tokens=4", "probe_pairs=32")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def train(path: pathlib.Path, task: str, algorithm: str = "reward-model", **fiel
 def start(task: str, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Trains a run of supervised tuning on chosen answers, with three checkpoints."""
     path = tmp_path_factory.mktemp("start") / "run"
-    settings = SHORT[:3]
+    settings = (*SHORT[:3], "warmup_steps=0")  # The program of other modules' starts.
     return experiments.train(
         "sft",
         task,

@@ -1,9 +1,11 @@
 """Tests of experiments/runs/sights.py and starts.py: runs that learn with images."""
 
 import json
+import os
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from kullback import experiments
 from kullback.core import trees
 from kullback.experiments import cli
 from kullback.experiments.evaluate import evaluation, subjects
-from kullback.experiments.runs import language_setup, models, opened, resolved, sights
+from kullback.experiments.runs import language_setup, models, opened, plans, resolved, sights
 from kullback.lm import vision
 from tests import small_models
 from tests.records import as_killed, repeated
@@ -78,10 +80,44 @@ def train(
 
 
 @pytest.fixture(scope="module")
-def tuned(
-    tmp_path_factory: pytest.TempPathFactory, rows: pathlib.Path, sees: pathlib.Path
-) -> pathlib.Path:
-    return train(tmp_path_factory.mktemp("tuned") / "run", rows, sees, **EVALUATED)
+def counts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
+    """Returns a list that gets the number of images each time that some are encoded."""
+    counts: list[int] = []
+    encode = sights.encoded.Images._encode
+
+    def counted(images: Any, new: dict[str, Any]) -> None:
+        counts.append(len(new))
+        encode(images, new)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KULLBACK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patched.setattr(sights.encoded.Images, "_encode", counted)
+        yield counts
+
+
+class Tuned(NamedTuple):
+    """A finished run."""
+
+    path: pathlib.Path
+    num_encoded: int  # Images that it encoded.
+    num_kept: int  # Of which the features are on disk.
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: pathlib.Path,
+    sees: pathlib.Path,
+    counts: list[int],
+) -> Tuned:
+    path = train(tmp_path_factory.mktemp("tuned") / "run", rows, sees, **EVALUATED)
+    features = pathlib.Path(os.environ["KULLBACK_CACHE"], "images").glob("*.safetensors")
+    return Tuned(path, sum(counts), len(list(features)))
+
+
+@pytest.fixture(scope="module")
+def tuned(finished: Tuned) -> pathlib.Path:
+    return finished.path
 
 
 def learnt(path: pathlib.Path, images: bool = True) -> Any:
@@ -149,24 +185,9 @@ def test_the_memory_that_is_announced_has_encoder_and_features(tuned: pathlib.Pa
     assert "images 1.34 kB" in str(needs)
 
 
-def test_no_image_is_encoded_twice(
-    rows: pathlib.Path, sees: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_no_image_is_encoded_twice(finished: Tuned):
     """Two files of one picture are one; learning and evaluations share the features."""
-    counts: list[int] = []
-    encode = sights.encoded.Images._encode
-
-    def counted(images: Any, new: dict[str, Any]) -> None:
-        counts.append(len(new))
-        encode(images, new)
-
-    monkeypatch.setenv("KULLBACK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sights.encoded.Images, "_encode", counted)
-    path = train(tmp_path / "run", rows, sees, steps=3, **EVALUATED)
-    assert sum(counts) == 5 == len(list((tmp_path / "cache" / "images").glob("*.safetensors")))
-    counts.clear()
-    experiments.resume(path, steps=4, quiet=True)
-    assert sum(counts) == 0, "they are on disk"
+    assert finished.num_encoded == 5 == finished.num_kept
 
 
 @pytest.mark.slow
@@ -195,9 +216,13 @@ def test_runs_with_images_go_on_bit_by_bit(
     equal(part, whole)
 
 
-def test_a_run_that_was_killed_goes_on_bit_by_bit(tuned: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_run_that_was_killed_goes_on_bit_by_bit(
+    tuned: pathlib.Path, tmp_path: pathlib.Path, counts: list[int]
+):
     part = as_killed(tuned, tmp_path / "part", 2)
+    counts.clear()
     experiments.resume(part, quiet=True)
+    assert sum(counts) == 0, "the features are on disk"
     equal(part, tuned)
 
 
@@ -212,9 +237,11 @@ def test_a_projector_learns_if_it_is_asked_to(
         assert np.any(np.asarray(end[vision.PROJECTOR][name]) != np.asarray(leaf)), name
     assert vision.PROJECTOR not in learnt(path, images=False)
     # A run that begins with it sees by what it has learnt.
-    again = train(tmp_path / "again", rows, path, steps=1)
-    got = learnt(again)[vision.PROJECTOR]
-    jax.tree.map(np.testing.assert_array_equal, got, end[vision.PROJECTOR])
+    given = {"model": str(path), "images": True, "settings": SHORT, "steps": 1}
+    plan = plans.Plan(agent="sft", environment=f"tokens/jsonl:{rows}", **given)
+    again = language_setup.setup(resolved.resolve(plan))
+    assert again.sight is not None
+    jax.tree.map(np.testing.assert_array_equal, again.sight.projector, end[vision.PROJECTOR])
 
 
 @pytest.mark.slow

@@ -320,7 +320,7 @@ def test_a_run_that_has_no_checkpoint_and_no_row_is_begun(tmp_path):
 
         patched.setattr(Saver, "save", stops)
         with pytest.raises(Killed):
-            experiments.train("dqn", "toy/chain", steps=1_000, out=folder, quiet=True)
+            experiments.train(*CHAIN[1:3], steps=1_000, settings=CHAIN[-1:], out=folder, quiet=True)
     assert not folder.exists()
     experiments.resume(tmp_path / "copy", quiet=True)
     assert experiments.load(tmp_path / "copy").env_steps == 1_000
