@@ -1,5 +1,6 @@
 """Tests of experiments/runs/pairs.py and lessons.py: runs of policies that learn from pairs."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -89,13 +90,9 @@ def read_pairs(task: str, start: pathlib.Path, split: Any) -> list[preferences.P
 def log_pi(model: pathlib.Path, of: list[preferences.Pair]) -> np.ndarray:
     """Computes log-probabilities of both answers of pairs, [n, 2]."""
     checkpoint = models.load(model)
-    columns = [
-        answers.log_probabilities(
-            checkpoint.model, checkpoint.params, batches.pad([x[side] for x in of], 16, 0)
-        ).sum(1)
-        for side in (0, 1)
-    ]
-    return np.stack(columns, 1)
+    program = jax.jit(functools.partial(answers.log_probabilities, checkpoint.model))
+    rows = batches.pad([side for pair in of for side in pair], 16, 0)
+    return np.asarray(program(checkpoint.params, rows)).sum(1).reshape(-1, 2)
 
 
 def test_a_run_of_dpo(run: pathlib.Path, task: str, start: pathlib.Path):
