@@ -62,7 +62,7 @@ class Config:
     most: int = 4  # Of a colour in these; at least 3, for a picture of nine.
     largest: int = 7  # Of a shape in these, and of a colour where a policy learns by its reward.
     policy_pictures: int = 8_000
-    policy_steps: int = 200
+    policy_steps: int = 300
     policy_batch: int = 256  # Texts: prompts times samples of each.
     samples_per_prompt: int = 8
     policy_rate: float = 3e-4
@@ -87,9 +87,16 @@ class Config:
             )
         _ = self.policy(8, 2)
 
-    def learning(self, prompt: int, horizon: int) -> tuning.Config:
-        """Returns the settings of SFT on rows of so many tokens."""
-        return small_models.learning(self.batch_size, prompt, horizon, self.learning_rate)
+    def learning(self, prompt: int, horizon: int, *, longer: bool = False) -> tuning.Config:
+        """Returns the settings of SFT on rows of so many tokens; its rate falls to 0, linearly.
+
+        What goes on for longer begins at the rate of the policy.
+        """
+        rate, steps = self.learning_rate, self.steps
+        if longer:
+            rate, steps = self.policy_rate, self.longer_steps
+        falls = {"schedule": "linear", "decay_steps": steps, "warmup_steps": min(20, steps // 10)}
+        return small_models.learning(self.batch_size, prompt, horizon, rate, **falls)
 
     def policy(self, prompt: int, horizon: int) -> rlhf.Config:
         """Returns the settings of reinforcement learning."""
@@ -126,10 +133,18 @@ class World:
         every = self.seer.examples([(q, a) for q in shapes.questions() for a in shapes.ANSWERS])
         self.width = max(len(example.prompt) for example in every)
         self.horizon = max(len(example.completion) for example in every)
-        learning = config.learning(self.width, self.horizon)
-        tuned = sft.make(self.seer.decoder, sft.Config(learning=learning))
-        self.tuner = small_models.trainer(tuned.learner)
         self.is_right = jax.jit(functools.partial(small_sight.is_right, self.seer))
+
+    @functools.cached_property
+    def tuners(self) -> dict[str, small_models.Trainer]:
+        """The trainers of SFT, and of what goes on for longer."""
+
+        def tuner(*, longer: bool) -> small_models.Trainer:
+            learning = self.config.learning(self.width, self.horizon, longer=longer)
+            tuned = sft.make(self.seer.decoder, sft.Config(learning=learning))
+            return small_models.trainer(tuned.learner)
+
+        return {SFT: tuner(longer=False), LONGER: tuner(longer=True)}
 
     @functools.cached_property
     def agent(self) -> types.Agent[rollouts.OnPolicy]:
@@ -189,14 +204,6 @@ class World:
         """Tokens of a row."""
         return self.width + self.horizon
 
-    def prompted(self, rows: Rows) -> small_sight.Prompted:
-        """Returns prompts with answers."""
-        answers = np.zeros((len(rows.examples), self.horizon), np.int32)
-        for row, example in zip(answers, rows.examples, strict=True):
-            row[: len(example.completion)] = example.completion
-        prompts = small_sight.prompts(self.seer, rows.examples, rows.pooled, self.width)
-        return small_sight.Prompted(prompts, answers)
-
     def right(self, params: types.Params, rows: Rows, *, shuffled: bool = False) -> np.ndarray:
         """Returns which greedy answers are right, bool [N]; shuffled ones see the next picture."""
         pooled = np.roll(rows.pooled, 1, 0) if shuffled else rows.pooled
@@ -208,7 +215,8 @@ def learn_policy(
     world: World, start: types.Params, rows: Rows, seed: int, tick: students.Tick
 ) -> tuple[types.Params, study.Rows]:
     """Returns a policy that has learnt by reward, and rows of reward and distance on its way."""
-    config, items = world.config, world.prompted(rows)
+    config, size = world.config, (world.width, world.horizon)
+    items = small_sight.prompted(world.seer, rows.examples, rows.pooled, *size)
     state = learners.with_params(world.agent.learner.init(jax.random.key(seed)), start)
     constants, key = types.Constants(start=start), jax.random.fold_in(jax.random.key(seed), 1)
     stretch = config.policy_steps // config.records
@@ -240,9 +248,9 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
     yield from study.tagged("encoder", [{"cells_right": learnt.right}])
     shown = shapes.learnt(random("learnt"), config.pictures, *limits)
     setup, done = world.setup(world.encode(encoder, shown, [seed, 10])), config.encoder.steps
-    start = students.learn(setup, world.tuner, config.steps, seed, tick=after(done))
+    start = students.learn(setup, world.tuners[SFT], config.steps, seed, tick=after(done))
     done, more = done + config.steps, config.longer_steps
-    longer = students.learn(setup, world.tuner, more, seed, start=start, tick=after(done))
+    longer = students.learn(setup, world.tuners[LONGER], more, seed, start=start, tick=after(done))
     done, draws = done + more, random("policy")
     further = shapes.counts_up_to(draws, config.policy_pictures, *limits)
     rewarded = world.encode(encoder, further, [seed, 11])

@@ -175,6 +175,16 @@ class Prompted(NamedTuple):
     answers: types.Array
 
 
+def prompted(
+    seer: Seer, examples: Sequence[data.Example], pooled: np.ndarray, length: int, horizon: int
+) -> Prompted:
+    """Returns the prompts, [B, length], and the answers, [B, horizon], of examples."""
+    answers = np.zeros((len(examples), horizon), np.int32)
+    for row, example in zip(answers, examples, strict=True):
+        row[: len(example.completion)] = example.completion
+    return Prompted(prompts(seer, examples, pooled, length), answers)
+
+
 def exact(
     answers: types.Array, completion: tokens.Completion, prompts: batches.Prompts
 ) -> jax.Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import shapes, sight_shapes, small_sight, study
+from kullback.experiments.reproductions import sight_shapes, small_sight, study
 
 SMALL = ("sight.patch=8", "sight.encoder_width=8", "sight.encoder_layers=1", "sight.width=8")
 SMALL += ("sight.layers=1", "encoder.pictures=8", "encoder.held_out=4", "encoder.steps=2")
@@ -132,10 +132,3 @@ def test_all_questions_and_answers_fit():
     assert world.horizon == 2, "an answer is one token, and the end"
     assert world.width <= 1 + 2 + 16 + 8
     assert world.seer.decoder.config.context_length >= world.length
-    questions = [shapes.Row(np.full(16, -1), shapes.IN_ALL, "7", "total", 7)] * 2
-    rows = sight_shapes.Rows(
-        questions, world.seer.examples([(x.question, x.answer) for x in questions]), np.zeros(2)
-    )
-    prompted = world.prompted(rows)
-    (seven,) = world.seer.tokenizer.encode("7")
-    assert prompted.answers.tolist() == [[seven, world.seer.tokenizer.eos_id]] * 2

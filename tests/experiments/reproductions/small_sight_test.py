@@ -82,6 +82,14 @@ def test_right_answers_are_those_that_are_decoded_greedily(seer: small_sight.See
     assert np.abs(logits - rolled)[:, -1].max() > 1e-3
 
 
+def test_answers_of_prompts_have_zeros_behind_their_end(seer: small_sight.Seer):
+    examples = seer.examples([("ab?", "a"), ("b?", "ba")])
+    got = small_sight.prompted(seer, examples, features(2), 12, 4)
+    (a,), ba, eos = seer.tokenizer.encode("a"), seer.tokenizer.encode("ba"), seer.tokenizer.eos_id
+    assert got.answers.tolist() == [[a, eos, 0, 0], [*ba, eos, *[0] * (3 - len(ba))]]
+    assert got.prompts.lengths.tolist() == [len(x.prompt) for x in examples]
+
+
 def test_golden_rewards():
     ids = np.array([[5, 1], [5, 0], [7, 1], [1, 0]], np.int32)
     none = np.zeros(0)
