@@ -43,7 +43,7 @@ def reproduce(
     say: Callable[[str], None] = print,
     keep: bool = False,
 ) -> list[judging.Check]:
-    """Runs a reproduction and writes its tables, figures and verdict.
+    """Runs a reproduction and writes its tables, figures, films and verdict.
 
     Args:
       name: of `catalog.REPRODUCTIONS`.
@@ -82,9 +82,12 @@ def reproduce(
     for title, drawn in results.figures.items():
         for suffix in FORMATS:
             plots.save(drawn, folder / f"{title}.{suffix}")
+    for title, film in results.films.items():
+        files.atomic_write_bytes(folder / f"{title}.gif", film.read_bytes())
     _write_verdict(folder, {**described, "machine": machine.describe()}, results.checks)
     _tell(results.checks, say)
-    for written in (*(f"{n}.csv" for n in results.tables), *(f"{n}.png" for n in results.figures)):
+    pictures = *(f"{n}.png" for n in results.figures), *(f"{n}.gif" for n in results.films)
+    for written in (*(f"{n}.csv" for n in results.tables), *pictures):
         say(f"written: {folder / written}")
     if kept_in:
         if checkout.revision() != revision:
@@ -180,7 +183,8 @@ def _keep(folder: pathlib.Path, results: study.Results, kept_in: pathlib.Path) -
     kept_in.mkdir(parents=True)
     figures = (f"{title}.{suffix}" for title in results.figures for suffix in FORMATS)
     tables = (f"{table}.csv" for table in results.tables)
-    for written in (*tables, *figures, CONFIG, VERDICT):
+    films = (f"{title}.gif" for title in results.films)
+    for written in (*tables, *figures, *films, CONFIG, VERDICT):
         shutil.copyfile(folder / written, kept_in / written)
 
 

@@ -29,6 +29,7 @@ class Results(NamedTuple):
     tables: Mapping[str, Rows]  # By name, a CSV each.
     figures: Mapping[str, Figure]  # By name, a PNG and an SVG each.
     checks: Sequence[judging.Check]
+    films: Mapping[str, pathlib.Path] = {}  # By name, a GIF each, as an arm wrote it.
 
 
 class Work:
@@ -232,6 +233,8 @@ class Study:
     # C -> what is said before work: memory, disk, what can be shown. Raises ValueError where
     # something is not there that it needs.
     before: Callable[[Any], Iterable[str]] = lambda config: ()
+    # C -> names of films, which an arm writes to `Work.path("NAME.gif")`.
+    films: Callable[[Any], Iterable[str]] = lambda config: ()
 
     def steps(self, config: Any) -> int:
         """Returns the amount of work of all arms."""
@@ -242,4 +245,5 @@ class Study:
         tables = self.tables(config, run(self.arms(config), work))
         checks = list(self.claims(config, tables))
         figures = {name: grid.draw() for name, grid in self.figures(config, tables).items()}
-        return Results(tables, figures, checks)
+        films = {name: work.path(f"{name}.gif") for name in self.films(config)}
+        return Results(tables, figures, checks, films)

@@ -59,7 +59,10 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             rows += work.part(f"seed-{seed}", config.throws, compute)
         drawn = plots.grid()
         drawn.axes[0].plot([row["heads"] for row in rows])
-        return study.Results({"coin": rows}, {"coin": drawn}, claims(config, {"coin": rows}))
+        film = work.path("thrown.gif")
+        film.write_bytes(b"GIF89a")
+        checks = claims(config, {"coin": rows})
+        return study.Results({"coin": rows}, {"coin": drawn}, checks, {"thrown": film})
 
     entry = types.SimpleNamespace(
         claim="A coin is fair.",
@@ -97,6 +100,7 @@ def test_what_was_interrupted_goes_on_from_its_last_part(
     assert [float(row["heads"]) for row in rows] == wanted
     assert (folder / "coin.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (folder / "coin.svg").read_text()
+    assert (folder / "thrown.gif").read_bytes() == b"GIF89a"
     verdict = json.loads((folder / "verdict.json").read_text())
     assert [check["verdict"] for check in verdict["checks"]] == ["held", "contradicted", "reported"]
     assert verdict["machine"]["cpu"]
@@ -303,7 +307,7 @@ def test_what_is_kept_is_copied_into_a_checkout_without_changes(
     said: list[str] = []
     reproduce.reproduce("coin", out, ["seeds=2"], said.append, keep=True)
     assert said[-1] == f"kept: {kept}"
-    names = {"coin.csv", "coin.png", "coin.svg", "config.json", "verdict.json"}
+    names = {"coin.csv", "coin.png", "coin.svg", "thrown.gif", "config.json", "verdict.json"}
     assert {path.name for path in kept.iterdir()} == names
     assert all((kept / name).read_bytes() == (out / name).read_bytes() for name in names)
     # Now it has changes: what was kept.
