@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kullback.agents import double_dqn, dqn, q_learning
 from kullback.core import networks, types
+from tests.states import random_params
 
 target = jax.jit(double_dqn.double_dqn_target)
 peer = jax.jit(rlax.double_q_learning)
@@ -50,13 +51,16 @@ def test_the_learner_selects_by_online_values_of_the_next_observation_without_a_
     )
     ones = np.ones(8, np.float32)
     state = agent.learner.init(jax.random.key(0))
-    other = network.init(jax.random.key(1), spec.zeros())
+    other = random_params(network.init, jax.random.key(1), spec.zeros())
     state = state._replace(targets={"periodic": other})
+    apply = jax.jit(network.apply)
 
-    online, q_t = (np.asarray(network.apply(p, t.next_observation)) for p in (state.params, other))
+    online, q_t = (np.asarray(apply(p, t.next_observation)) for p in (state.params, other))
     assert np.any(online.argmax(1) != q_t.argmax(1))
     y = t.reward + t.discount * q_t[np.arange(8), online.argmax(1)]
 
+    @jax.jit
+    @jax.value_and_grad
     def expected(params):
         q = network.apply(params, t.observation)[np.arange(8), t.action]
         return 0.5 * ((y - q) ** 2).mean()
@@ -64,11 +68,11 @@ def test_the_learner_selects_by_online_values_of_the_next_observation_without_a_
     batch = types.Batch(t, ones.astype(np.int32), ones, ones)
     step = jax.jit(agent.learner.step)
     _, feedback = step(state, batch, types.NO_CONSTANTS)
-    np.testing.assert_allclose(feedback.metrics["loss"], expected(state.params), rtol=1e-5)
+    loss, grads = expected(state.params)
+    np.testing.assert_allclose(feedback.metrics["loss"], loss, rtol=1e-5)
     # The first step of Adam is the sign of the gradient: all of it that of the regression.
     after, _ = step(state, batch, types.NO_CONSTANTS)
-    grads = jax.grad(expected)(state.params)
-    moved = jax.tree.map(lambda a, b: np.asarray(b - a), state.params, after.params)
-    for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(moved), strict=True):
-        large = np.abs(g) > 1e-3
-        np.testing.assert_array_equal(np.sign(d[large]), -np.sign(np.asarray(g)[large]))
+    ends = (map(np.asarray, jax.tree.leaves(x)) for x in (grads, state.params, after.params))
+    for gradient, before, moved in zip(*ends, strict=True):
+        large = np.abs(gradient) > 1e-3
+        np.testing.assert_array_equal(np.sign((moved - before)[large]), -np.sign(gradient[large]))

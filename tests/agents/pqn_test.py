@@ -10,6 +10,7 @@ import rlax
 from kullback.agents import pqn
 from kullback.core import compiled, loops, online, rollout, types
 from kullback.environments import toy
+from tests.states import begun, random_params
 
 # By hand, gamma 0.9 and lambda 0.5: see `hand`.
 Q = np.array([[1, 0], [2, 1.5], [0.5, 3], [4, 1]], np.float32)  # q(s_0) to q(s_3).
@@ -66,9 +67,9 @@ CONFIG = pqn.Config(
 def test_labels_are_those_of_the_acting_parameters_and_clipped_rewards():
     environment = toy.chain(2)
     agent = pqn.make(None, environment.spec, CONFIG)
-    acting = agent.actor_params(
-        agent.learner.init(jax.random.key(0)), loops.count(0), False, types.NO_CONSTANTS
-    )
+    params = random_params(lambda key: agent.learner.init(key).params, jax.random.key(0))
+    state = begun(agent.learner, params)
+    acting = agent.actor_params(state, loops.count(0), False, types.NO_CONSTANTS)
 
     @jax.jit
     def act(key: types.Key):
@@ -83,9 +84,8 @@ def test_labels_are_those_of_the_acting_parameters_and_clipped_rewards():
     )
     items = jax.jit(agent.experience.label)(acting, trajectory._replace(timestep=timestep))
     seen = np.asarray(timestep.next_observation)
-    q = np.stack(
-        [agent.policy.step(acting, x, None, jax.random.key(0))[2]["action_values"] for x in seen]
-    )
+    step = jax.jit(agent.policy.step)
+    q = np.stack([step(acting, x, None, jax.random.key(0))[2]["action_values"] for x in seen])
     for row in range(2):
         expected = plain(
             np.clip(timestep.reward[:, row], -1, 1),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kullback.core import heads, impala, networks, spectral, types
+from tests.states import random_params
 
 KEY = jax.random.key(0)
 FRAMES = types.Spec(shape=(4, 84, 84), dtype=np.uint8, num_actions=18, frame_stack=4)
@@ -22,17 +23,21 @@ def pooled(x: np.ndarray) -> np.ndarray:
     return y
 
 
+max_pool = jax.jit(impala.max_pool)
+adaptive_max_pool = jax.jit(impala.adaptive_max_pool, static_argnums=1)
+
+
 @pytest.mark.parametrize("size", [(5, 8), pytest.param((1, 2), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sign", [0, 1, -1], ids=["constant", "positive", "negative"])
 def test_max_pool_pads_what_is_never_the_maximum(size, sign):
     drawn = np.abs(np.random.default_rng(0).normal(size=(2, *size, 3))).astype(np.float32)
     x = sign * drawn if sign else np.full_like(drawn, -2)
-    np.testing.assert_array_equal(impala.max_pool(jnp.asarray(x)), pooled(x))
+    np.testing.assert_array_equal(max_pool(x), pooled(x))
 
 
 def test_the_gradient_of_max_pool_goes_to_the_maxima():
     x = np.random.default_rng(0).permutation(35).reshape(1, 5, 7, 1).astype(np.float32)
-    grads = jax.grad(lambda x: jnp.sum(impala.max_pool(x)))(x)
+    grads = jax.jit(jax.grad(lambda x: jnp.sum(impala.max_pool(x))))(x)
     expected = np.zeros_like(x)
     for maximum in pooled(x).ravel():  # No two pixels are equal.
         expected[x == maximum] += 1
@@ -51,7 +56,7 @@ def test_adaptive_max_pool_has_the_bins_of_pytorch(size, bins):
         ]  # fmt: skip
     for i, j in np.ndindex(bins, bins):
         expected[:, i, j] = x[:, starts[i] : ends[i], starts[j] : ends[j]].max((1, 2))
-    np.testing.assert_array_equal(impala.adaptive_max_pool(jnp.asarray(x), bins), expected)
+    np.testing.assert_array_equal(adaptive_max_pool(x, bins), expected)
 
 
 def network(num_actions: int, config: impala.Config = impala.Config()) -> heads.QuantileNetwork:
@@ -117,7 +122,7 @@ def test_the_torso_is_that_of_the_paper(name):
     config = impala.Config(width=1, adaptive_pool=2)
     built = networks.torso(name, of, hidden=False, residual=config)
     transformed = hk.without_apply_rng(hk.transform(built))
-    params = jax.jit(transformed.init)(KEY, of.zeros())
+    params = random_params(transformed.init, KEY, of.zeros())
     x = np.random.default_rng(0).integers(0, 64, (2, *shape), np.uint8)
     left = [params["conv2_d" + (f"_{i}" if i else "")] for i in range(len(params))]
     y = x / 63
@@ -128,7 +133,7 @@ def test_the_torso_is_that_of_the_paper(name):
         for _ in range(2):
             inner = convolved(np.maximum(y, 0), left.pop(0))
             y = y + convolved(np.maximum(inner, 0), left.pop(0))
-    y = np.asarray(impala.adaptive_max_pool(jnp.asarray(np.maximum(y, 0)), 2))
+    y = np.asarray(adaptive_max_pool(np.maximum(y, 0), 2))
     got = jax.jit(transformed.apply)(params, x)
     np.testing.assert_allclose(got, y.reshape(2, -1), rtol=1e-3, atol=1e-4)
     assert not left and np.std(got) > 1e-3

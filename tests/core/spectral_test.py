@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_w_over_its_norm_and_the_vector_has_none():
     def loss(w, u):
         return jnp.sum(out * spectral.normalised(w, u))
 
-    gradient, of_vector = jax.grad(loss, (0, 1))(w, u)
+    gradient, of_vector = jax.jit(jax.grad(loss, (0, 1)))(w, u)
     assert not np.any(of_vector)
     differences = np.zeros((6, 5))
     for at in np.ndindex(6, 5):
