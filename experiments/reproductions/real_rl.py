@@ -73,12 +73,14 @@ class Config:
     control: str = ""
     entailment_steps: int = 240
     control_steps: int = 3_000
+    least_area: float = 0.65  # Of both under the ROC curve; a study without judges ends.
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "seeds", "steps")
         study.at_least(2, self, "entailment_steps", "control_steps")
         study.inside("(0, inf)", self, "learning_rate")
         study.inside("[0, inf)", self, "kl_coefficient")
+        study.inside("[0, 1]", self, "least_area")
         study.multiples(SAMPLES, self, "batch_size")
         if [*self.best_of] != sorted({*self.best_of}) or not self.best_of or self.best_of[0] < 2:
             raise ValueError(f"best_of must be numbers >= 2 that rise, got {self.best_of}")
@@ -235,8 +237,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
     """Yields models of entailment, the start with best of N, and policies."""
     yield real_models.base(config.model)
     for role in real_summaries.ROLES:
-        given, steps = getattr(config, role), getattr(config, f"{role}_steps")
-        ask = functools.partial(real_summaries.ask_judge, role, given, steps)
+        given = getattr(config, role), getattr(config, f"{role}_steps"), config.least_area
+        ask = functools.partial(real_summaries.ask_judge, role, *given)
         yield study.Arm(f"{role}-judge", 10, ask, "judges")
     compute = functools.partial(start_and_best, config)
     columns = {"seed": config.first_seed}

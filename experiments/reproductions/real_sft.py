@@ -60,6 +60,7 @@ class Config:
     max_new_tokens: int = 64
     entailment: str = ""  # Folder of `kullback entailment`; "" trains one here.
     entailment_steps: int = 240
+    least_area: float = 0.65  # Of that model under the ROC curve; a study without it ends.
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "seeds", "rank", "steps", "batch_size", "max_new_tokens")
@@ -67,6 +68,7 @@ class Config:
         study.inside("[0, inf]", self, "ranks", may_be_empty=True)
         study.at_least(2, self, "max_prompt_length", "entailment_steps")
         study.inside("[2, 100]", self, "papers")
+        study.inside("[0, 1]", self, "least_area")
         study.inside("(0, inf)", self, "learning_rate", "whole_rate")
         if self.rank in self.ranks:
             raise ValueError(f"ranks are others than rank={self.rank}, got {self.ranks}")
@@ -151,7 +153,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the judge, the base, and tuned models."""
     yield real_models.base(config.model)
     ask = functools.partial(
-        real_summaries.ask_judge, "entailment", config.entailment, config.entailment_steps
+        real_summaries.ask_judge,
+        *("entailment", config.entailment, config.entailment_steps, config.least_area),
     )
     yield study.Arm("entailment-judge", 10, ask, "judges")
     before = functools.partial(measure, config, BASE, config.model)

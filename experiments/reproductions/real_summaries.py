@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-from kullback.core import json_files
 from kullback.experiments import entailment
 from kullback.experiments.reproductions import fragments, study
 from kullback.lm import data, evaluation, rouge
@@ -39,19 +38,23 @@ def judge_folder(role: str, given: str, work: study.Work) -> pathlib.Path:
     return pathlib.Path(given) if given else work.path(f"{role}-model")
 
 
-def ask_judge(role: str, given: str, steps: int, work: study.Work) -> study.Rows:
+def ask_judge(role: str, given: str, steps: int, least_area: float, work: study.Work) -> study.Rows:
     """Returns how a model of entailment judges new pairs; it is trained first where none is given.
 
     Args:
       role: of ROLES.
       given: folder of `kullback entailment`, or "".
       steps: of its training.
+      least_area: see `entailment.require_learnt`.
       work: in whose folder it is.
+
+    Raises:
+      ValueError: if it has not learnt.
     """
     folder, kind = judge_folder(role, given, work), ROLES[role]
     if not given and not folder.exists():
         entailment.train(folder, entailment.Config(kind=kind, steps=steps), quiet=True)
-    report = json_files.read(folder / entailment.REPORT)
+    report = entailment.require_learnt(folder, least_area)
     measured = {name: report.get(name, float) for name in ("accuracy", "auc")}
     return [{"role": role, "kind": kind, **measured}]
 

@@ -76,12 +76,14 @@ class Config:
     control: str = ""
     reward_steps: int = 240
     control_steps: int = 3_000
+    least_area: float = 0.65  # Of both under the ROC curve; a study without judges ends.
     measurements: int = 8  # Of each policy as it learns, evenly spaced.
     sizes: extractive.Sizes = extractive.SIZES
 
     def __post_init__(self) -> None:
         study.at_least(1, self, "seeds", "measurements")
         study.at_least(0, self, "first_seed")
+        study.inside("[0, 1]", self, "least_area")
         if self.sizes.steps % self.measurements:
             raise ValueError(
                 f"measurements={self.measurements} must divide sizes.steps={self.sizes.steps}"
@@ -134,7 +136,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
                 f"train one here, got {folder}"
             )
         steps = PAPERS + (0 if folder else settings.num_steps)
-        ask = functools.partial(summarisers.ask_about_pools, role, folder, settings, sizes)
+        given = role, folder, settings, config.least_area, sizes
+        ask = functools.partial(summarisers.ask_about_pools, *given)
         yield study.Arm(role, steps, ask, "asked", {"model": role})
     algorithms = {alpha: config.algorithm(alpha) for alpha in config.regularisations}
     make = functools.cache(functools.partial(summarisers.make, sizes, [*ROLES], algorithms))

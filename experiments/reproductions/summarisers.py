@@ -34,18 +34,23 @@ def ask_about_pools(
     role: str,
     folder: str,
     settings: entailment.Config,
+    least_area: float,
     sizes: extractive.Sizes,
     work: study.Work,
 ) -> study.Rows:
     """Returns P of each paper's pool by a model of entailment, trained first where none is given.
 
     What was trained is deleted once it has said all that it will be asked.
+
+    Raises:
+      ValueError: if it has not learnt, see `entailment.require_learnt`.
     """
     trained, done = work.path(f"{role}-model"), 0
     if not folder:
         done = settings.num_steps
         if not trained.exists():
             entailment.train(trained, settings, quiet=True)
+    entailment.require_learnt(folder or trained, least_area)
     model = scorers.load(folder or trained)
     rows: study.Rows = []
     for split in SPLITS:

@@ -204,6 +204,13 @@ def test_accuracy_and_the_area_under_the_curve_by_brute_force():
     }
 
 
+def test_a_study_has_no_judge_that_judges_by_chance(tmp_path: pathlib.Path):
+    (tmp_path / experiment.REPORT).write_text('{"auc": 0.52}')
+    assert experiment.require_learnt(tmp_path, 0.5).get("auc", float) == 0.52
+    with pytest.raises(ValueError, match=r"an area of 0\.520 .* least_area=0\.65 is needed"):
+        experiment.require_learnt(tmp_path, 0.65)
+
+
 def test_the_area_of_what_knows_all_and_nothing():
     pairs = [pair_of("sentence", True), pair_of("number", False), pair_of("order", False)]
     for p, area in [([0.9, 0.1, 0.2], 1), ([0.1, 0.9, 0.2], 0), ([0.5] * 3, 0.5)]:
@@ -265,6 +272,8 @@ def test_what_fits_no_row_is_refused(tmp_path: pathlib.Path):
 
 
 def test_defaults():
+    rates = [experiment.Config(kind=kind).highest_rate for kind in ("encoder", "embeddings")]
+    assert rates == [1e-4, 3e-4]
     assert [experiment.Config(kind=kind).num_steps for kind in ("encoder", "embeddings")] == [
         240,
         3_000,

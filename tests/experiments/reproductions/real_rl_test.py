@@ -98,7 +98,7 @@ def test_it_runs(tiny_base: pathlib.Path, tmp_path: pathlib.Path):
         pytest.skip(str(error))
     given = [f"model={tiny_base}", "seeds=1", "rank=2", "sft_steps=1", "steps=1", "batch_size=4"]
     given += ["best_of=2,4", "papers=2", "max_prompt_length=260", "max_new_tokens=4"]
-    given += ["entailment_steps=2", "control_steps=2"]
+    given += ["entailment_steps=2", "control_steps=2", "least_area=0"]
     out = tmp_path / "out"
     checks = reproduce.reproduce("real-rl", out, given, lambda line: None)
     assert sum(check.is_headline for check in checks) >= 2
