@@ -40,8 +40,8 @@ class Config:
     seed: int = 0  # Seed of the pairs, their order and a new head.
     steps: int | None = None  # Learner steps; None: 240 for the encoder, 3,000 for the embeddings.
     batch_size: int = 32  # Pairs.
-    # The highest; it rises over a tenth of the steps, then falls to 0. None: 3e-4 for embeddings, and
-    # 1e-4 for the encoder, whose accuracy at 3e-4 stays at 1/2 on some machines.
+    # The highest; it rises over a tenth of the steps, then falls to 0. None: 3e-4 for embeddings,
+    # and 1e-4 for the encoder, whose accuracy at 3e-4 stays at 1/2 on some machines.
     learning_rate: float | None = None
     weight_decay: float = 0.01
     tuned_layers: int = 4  # The upper layers of the encoder; the others are frozen.
