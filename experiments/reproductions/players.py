@@ -240,7 +240,7 @@ def _acting(
 class Improvement:
     """Settings of reinforcement learning in the game."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
     trace_decay: float = 0.95  # lambda in [0, 1] of the advantages.
     value_weight: float = 0.5  # Of the value's squared error.
     entropy_weight: float = 0.01  # >= 0, in units of standardised advantages a nat.
