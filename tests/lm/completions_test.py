@@ -33,12 +33,15 @@ KEY, T = jax.random.key(1), 5
 
 def test_samples_of_a_prompt_stand_together_after_it():
     sampler = completions.sampler(MODEL, T, samples_per_prompt=2)
-    rows = jax.jit(sampler.sequences)(ACTING, PROMPTS, KEY)
-    written = jax.jit(sampler.completions)(ACTING, PROMPTS, KEY)
+    rows, written = jax.tree.map(  # In NumPy: what is read of them below compiles nothing.
+        np.asarray,
+        [jax.jit(f)(ACTING, PROMPTS, KEY) for f in (sampler.sequences, sampler.completions)],
+    )
     assert rows.tokens.shape == (6, 3 + T) and written.tokens.shape == (6, T)
+    prompts = jax.tree.map(np.asarray, PROMPTS)
     for n, (ids, is_answer) in enumerate(zip(rows.tokens, rows.is_answer, strict=True)):
-        length = PROMPTS.lengths[n // 2]
-        np.testing.assert_array_equal(ids[:length], PROMPTS.tokens[n // 2, -length:])
+        length = prompts.lengths[n // 2]
+        np.testing.assert_array_equal(ids[:length], prompts.tokens[n // 2, -length:])
         np.testing.assert_array_equal(ids[is_answer], written.tokens[n, : written.length[n]])
     assert (written.tokens[::2] != written.tokens[1::2]).any(), "samples of a prompt differ"
     stopped = [1 in row for row in np.asarray(written.tokens).tolist()]

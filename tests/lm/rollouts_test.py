@@ -1,10 +1,12 @@
 """Tests of lm/rollouts.py: measures of texts. `episodes_test.py` samples and scores some."""
 
+import jax
 import numpy as np
 
 from kullback.lm import batches, rollouts
 
 END = 1
+text_metrics = jax.jit(rollouts.text_metrics, static_argnums=(1, 2))
 
 
 def test_measures_of_texts_by_hand():
@@ -14,7 +16,7 @@ def test_measures_of_texts_by_hand():
     column = np.arange(5)[None]
     is_answer = (column >= 1) & (column < lengths[:, None])
     rows = batches.Sequences(ids, is_answer, column + 0 * ids, ids * 0, lengths)
-    measured = rollouts.text_metrics(rows, (END,), 2)
+    measured = text_metrics(rows, (END,), 2)
     np.testing.assert_array_equal(measured["answer_tokens"], [3, 4, 1, 4])
     np.testing.assert_array_equal(measured["truncated"], [0, 1, 0, 0])
     # 23 31 | 23 32 23: three of five differ; 44 44 41 and nothing: two of three.
@@ -25,5 +27,5 @@ def test_an_end_within_a_prompt_ends_nothing():
     ids = np.array([[END, 2, 3], [END, 2, END]])
     is_answer = np.array([[False, True, True]] * 2)
     rows = batches.Sequences(ids, is_answer, ids * 0, ids * 0, np.array([3, 3]))
-    measured = rollouts.text_metrics(rows, (END,), 2)
+    measured = text_metrics(rows, (END,), 2)
     np.testing.assert_array_equal(measured["truncated"], [1, 0])

@@ -25,7 +25,7 @@ from kullback.experiments.runs.saver import Saver
 from tests.records import repeated, wait_for_checkpoint
 
 # The temperature is that of `chain_run`, whose programs these are.
-CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "10000", "--seed", "3")
+CHAIN = ("train", "m-dqn", "toy/chain", "--steps", "6000", "--seed", "3")
 CHAIN = (*CHAIN, "--set", "temperature=0.05")
 OFTEN = ("--log-every", "250", "--checkpoint-every", "500")
 
@@ -76,7 +76,7 @@ def test_an_interrupted_compiled_run_goes_on_bit_by_bit(number, uninterrupted, t
         assert process.returncode == 130
         assert f"go on with: kullback train --resume {folder}" in output
     steps = checkpoints.steps(folder / "checkpoints")
-    assert 2_000 <= steps[-1] < 10_000, "the run was over before it could be interrupted"
+    assert 2_000 <= steps[-1] < 6_000, "the run was over before it could be interrupted"
     experiments.resume(folder, quiet=True)
     assert repeated(folder) == repeated(uninterrupted)
     ours, theirs = arrays_of(folder), arrays_of(uninterrupted)
@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(uninterrupted, t
     folder = tmp_path / "run"
     done = kullback(*CHAIN, *OFTEN, "--out", folder)
     assert done.returncode == 0
-    newest = folder / "checkpoints" / f"{10_000:012d}"
+    newest = folder / "checkpoints" / f"{6_000:012d}"
     victim = max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     victim.write_bytes(victim.read_bytes()[:-10])
     resumed = kullback("train", "--resume", folder)
@@ -278,21 +278,19 @@ def test_what_was_changed_or_lost_is_found_before_work_and_accepted_on_demand(
     shutil.move(folder / "metrics.csv", tmp_path / "metrics.csv")
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"plan\.seed was 3 and is 4; .*metrics\.csv is missing"):
-        experiments.resume(folder, steps=10_500, quiet=True)
+        experiments.resume(folder, steps=6_500, quiet=True)
     assert {p: p.read_bytes() for p in files if p.name != ".lock"} == {
         p: data for p, data in files.items() if p.name != ".lock"
     }
     altered(folder, "plan", "seed", 3)
-    experiments.resume(folder, steps=10_500, quiet=True, accept_changes=True)
+    experiments.resume(folder, steps=6_500, quiet=True, accept_changes=True)
     assert f"accepted: {folder}/metrics.csv is missing" in capsys.readouterr().out
     (entry,) = run_folder.RunFolder(folder).config()["resumed"]
     assert "metrics.csv is missing" in entry["accepted"][0]
-    assert [row["steps"] for row in run_folder.RunFolder(folder).rows()][-1] == "10500"
+    assert [row["steps"] for row in run_folder.RunFolder(folder).rows()][-1] == "6500"
     shutil.rmtree(folder / "checkpoints")
-    with pytest.raises(
-        ValueError, match=r"checkpoints is missing or empty, and .* up to step 10,5"
-    ):
-        experiments.resume(folder, steps=11_000, quiet=True)
+    with pytest.raises(ValueError, match=r"checkpoints is missing or empty, and .* up to step 6,5"):
+        experiments.resume(folder, steps=7_000, quiet=True)
     experiments.resume(folder, quiet=True)
     assert "is finished" in capsys.readouterr().out
 
@@ -303,8 +301,8 @@ def test_a_run_that_is_running_is_not_resumed_and_can_be_read(uninterrupted, tmp
     with owner.held(folder):
         with pytest.raises(ValueError, match=rf"is being trained by process {os.getpid()} on"):
             experiments.resume(folder, steps=20_000, quiet=True)
-        assert experiments.load(folder).env_steps == 10_000
-    assert run_folder.RunFolder(folder).config()["plan"]["steps"] == 10_000
+        assert experiments.load(folder).env_steps == 6_000
+    assert run_folder.RunFolder(folder).config()["plan"]["steps"] == 6_000
 
 
 def test_a_run_that_has_no_checkpoint_and_no_row_is_begun(tmp_path):
@@ -400,7 +398,7 @@ def test_what_has_no_replay_of_its_own_cannot_leave_it_out(uninterrupted, tmp_pa
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     with pytest.raises(ValueError, match="has no replay beside its checkpoints"):
-        experiments.resume(folder, steps=11_000, quiet=True, empty_replay=True)
+        experiments.resume(folder, steps=7_000, quiet=True, empty_replay=True)
 
 
 @contextlib.contextmanager
@@ -424,7 +422,7 @@ def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_was_saved(
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
     (folder / "learning_curve.png").unlink()
-    go_on = ["train", "--resume", str(folder), "--steps", "12000"]
+    go_on = ["train", "--resume", str(folder), "--steps", "8000"]
     with largest_file(20_000):  # A checkpoint has more.
         assert cli.main(go_on) == 1
     failed = capsys.readouterr().err

@@ -12,6 +12,7 @@ from safetensors import numpy as safetensors_numpy
 
 from kullback.core import files
 from kullback.lm.entailment import bert_folder, embeddings, scorers
+from tests.states import random_params
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "bert"
 CLASSIFIER = bert_folder.load(FOLDER)
@@ -21,7 +22,7 @@ TEXTS = ["The cat sat on the mat.", "A dog.", "Dogs do not like 12 cats, which s
 
 def model() -> embeddings.Model:
     x = np.zeros((1, 2 * DIM + 2), np.float32)
-    return embeddings.Model(CLASSIFIER, embeddings.head.init(jax.random.key(0), x))
+    return embeddings.Model(CLASSIFIER, random_params(embeddings.head.init, jax.random.key(0), x))
 
 
 def test_sentences():
