@@ -71,7 +71,8 @@ def test_loss_is_the_sum_over_quantiles_of_means_over_targets(z, y, seed, kappa)
 def test_a_quantile_moves_up_with_its_fraction_and_rests_where_the_fraction_lies_below():
     # Far off (more than kappa) the gradient of z is -u below the target and 1 - u above it.
     grad = jax.jit(jax.grad(lambda z, u, y: quantile.quantile_loss(z, u, y, 1.0).sum()))
-    u, y, ones = np.float32([0.2, 0.7]), np.float32([5.0]), np.ones(2, np.float32)
+    u, y = np.array([0.2, 0.7], np.float32), np.array([5.0], np.float32)
+    ones = np.ones(2, np.float32)
     np.testing.assert_allclose(grad(0 * ones, u, y), [-0.2, -0.7], rtol=1e-6)
     np.testing.assert_allclose(grad(9 * ones, u, y), [0.8, 0.3], rtol=1e-6)
     assert not np.any(grad(5 * ones, u, y))

@@ -226,7 +226,7 @@ def test_it_is_the_chain_that_it_describes():
 
     chain = toy.chain(5, length=length, max_episode_steps=limit)
     ours = gymnax.from_gymnax(Chain(), Params(limit), 5)
-    actions = np.random.default_rng(1).integers(0, 2, (300, 5), np.int32)
+    actions = jnp.asarray(np.random.default_rng(1).integers(0, 2, (300, 5), np.int32))
 
     @functools.partial(jax.jit, static_argnums=0)
     def walk(rows: types.Environment) -> types.TimeStep:

@@ -387,13 +387,14 @@ def test_align():
     is_answer = np.array([[False, False, True, True]])
     # A model that knows the next token: what stands at t-1 says it.
     outputs = {"logits": np.eye(8)[[[5, 6, 2, 0]]], "value": tokens}
-    outputs, targets, is_target = jax.jit(distillation.align)(outputs, tokens, is_answer)
+    align: Any = jax.jit(distillation.align)
+    outputs, targets, is_target = align(outputs, tokens, is_answer)
     np.testing.assert_array_equal(np.argmax(outputs["logits"], -1), targets)
     np.testing.assert_array_equal(targets, [[5, 6, 2]])
     np.testing.assert_array_equal(outputs["value"], [[7, 5, 6]])
     np.testing.assert_array_equal(is_target, [[False, True, True]])
     with pytest.raises(AssertionError):
-        distillation.align(np.zeros((1, 3, 8)), tokens, is_answer)
+        align(np.zeros((1, 3, 8)), tokens, is_answer)
 
 
 # Compatibility.
