@@ -237,8 +237,13 @@ def learn(c: bond.Config) -> Any:
     return step, agent
 
 
+@functools.cache
+def fresh(c: bond.Config) -> types.LearnerState:
+    return begun(learn(c)[1].learner, params(0))
+
+
 def begin(c: bond.Config, anchor: int) -> types.LearnerState:
-    state = begun(learn(c)[1].learner, params(0))
+    state = fresh(c)
     return state._replace(targets={"anchor": params(anchor)})
 
 
@@ -254,8 +259,12 @@ def equal(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+# Of the tests that may have any setting: they share its program.
+ANY = config(backward_weight=0.3, regularisation=0.7, anchor_rate=1.0)
+
+
 def test_the_gradient_is_that_of_the_definition_and_metrics_are_of_the_policy():
-    c = config(backward_weight=0.3, regularisation=0.7, anchor_rate=1.0)
+    c = ANY
     before = begin(c, anchor=2)
     state, metrics = learn(c)[0](before, SCORES)
     log_pi, log_q, log_start = (np.asarray(likelihoods(params(n)))[::GROUP] for n in (0, 2, 1))
@@ -289,12 +298,11 @@ def test_without_the_backward_part_it_is_supervised_tuning_on_the_best_of_two():
 
 
 def test_a_monotone_change_of_the_reward_changes_no_bit():
-    c = config(regularisation=0.5)
     ends = []
     for rewards in (SCORES, np.exp(3 * SCORES) - 7, SCORES[::-1].copy()):
-        state = begin(c, anchor=0)
+        state = begin(ANY, anchor=0)
         for _ in range(3):
-            state, _ = learn(c)[0](state, rewards)
+            state, _ = learn(ANY)[0](state, rewards)
         ends.append(state)
     equal(ends[0].params, ends[1].params)
     equal(ends[0].targets, ends[1].targets)
@@ -319,8 +327,7 @@ def test_micro_batches_add_up_and_anchors_follow_as_they_are_told():
 
 
 def test_who_acts():
-    c = config()
-    agent, state = learn(c)[1], begin(c, anchor=2)
+    agent, state = learn(ANY)[1], begin(ANY, anchor=2)
     acting = agent.actor_params(state, jnp.zeros(()), False, types.NO_CONSTANTS)
     equal(acting, {"params": params(0), "anchor": params(2)})
     evaluated = agent.actor_params(state, jnp.zeros(()), True, types.NO_CONSTANTS)

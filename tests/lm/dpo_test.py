@@ -97,16 +97,22 @@ def batch(reference: Any, swap: bool = False) -> types.Batch:
     return types.Batch(data, np.arange(SIZE, dtype=np.int32), ones / SIZE, ones)
 
 
+@functools.cache
+def learner(c: dpo.Config) -> tuple[types.LearnerState, Any]:
+    """Returns a state before the first step, and the step as a program."""
+    learns = dpo.make(MODEL, c).learner
+    return begun(learns, params(0)), jax.jit(learns.step)
+
+
 def step(
     c: dpo.Config, policy: Any, reference: Any, swap: bool = False
 ) -> tuple[types.LearnerState, dict[str, np.ndarray]]:
     """Returns state and metrics of one learner step of `policy`."""
-    agent = dpo.make(MODEL, c)
-    state = begun(agent.learner, policy)
-    given = both(reference)
+    fresh, learn = learner(c)
+    state, given = fresh._replace(params=policy), both(reference)
     if c.objective.targets:
         state, given = state._replace(targets={dpo.REFERENCE: reference}), None
-    state, feedback = jax.jit(agent.learner.step)(state, batch(given, swap), types.NO_CONSTANTS)
+    state, feedback = learn(state, batch(given, swap), types.NO_CONSTANTS)
     return state, {name: np.asarray(x) for name, x in feedback.metrics.items()}
 
 
@@ -294,10 +300,8 @@ def test_micro_batches_add_up_to_the_batch():
 def test_a_reference_that_follows_the_policy():
     """Each second step it moves by a quarter of the way; its loss is of the one before."""
     fields = {"reference": "moving", "reference_rate": 0.25, "reference_period": 2}
-    agent = dpo.make(MODEL, config(fields))
-    state = begun(agent.learner, params(0))
-    state = state._replace(targets={dpo.REFERENCE: params(0)})
-    learn = jax.jit(agent.learner.step)
+    fresh, learn = learner(config(fields))
+    state = fresh._replace(targets={dpo.REFERENCE: params(0)})
     first, feedback = learn(state, batch(None), types.NO_CONSTANTS)
     np.testing.assert_allclose(feedback.metrics["loss"], np.log(2), rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, first.targets[dpo.REFERENCE], params(0))
