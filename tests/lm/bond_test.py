@@ -106,27 +106,30 @@ def test_an_expected_step_is_the_gradient_of_the_objective():
         backward = to_anchor + jnp.sum(jnp.exp(log_pi) * better**2 * np.log(16))
         return (1 - b) * forward + b * backward + gamma * to_anchor
 
-    expected = -jax.grad(objective)(policy)
-    np.testing.assert_allclose(expected_step(policy, anchor, b, gamma), expected, atol=1e-12)
+    expected = -np.asarray(jax.jit(jax.grad(objective))(policy))
+    got = jax.jit(expected_step)(policy, anchor, b, gamma)
+    np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")
 def test_by_exact_log_quantiles_the_backward_step_is_that_of_the_best_of_n():
     """Its direction is minus the gradient of KL(pi || best of N), with N = 4."""
     q, n = softmax(REFERENCE), 4
-    logits = jnp.asarray(np.random.default_rng(2).normal(size=ARMS))
-    log_pi = jax.nn.log_softmax(logits)
+    logits = np.random.default_rng(2).normal(size=ARMS)
+    log_pi = np.log(softmax(logits))
     rewards = best_of_n.log_quantile(q, REWARDS, n)
     weigh = functools.partial(bond.policy_weights, b=1.0, gamma=0.0, n=n)
-    weights = jax.vmap(weigh)(jnp.asarray(rewards)[:, None], (log_pi - np.log(q))[:, None])[:, 0]
-    got = (jnp.exp(log_pi) * weights) @ (jnp.eye(ARMS) - jnp.exp(log_pi)[None])
+    each = jax.jit(jax.vmap(weigh))(rewards[:, None], (log_pi - np.log(q))[:, None])
+    weights = np.asarray(each)[:, 0]
+    got = (np.exp(log_pi) * weights) @ (np.eye(ARMS) - np.exp(log_pi)[None])
     log_best = np.log(best_of_n.distribution(q, REWARDS, n))
 
     def distance(logits: jax.Array) -> jax.Array:
         log_pi = jax.nn.log_softmax(logits)
         return jnp.sum(jnp.exp(log_pi) * (log_pi - log_best))
 
-    np.testing.assert_allclose(got, -jax.grad(distance)(logits), atol=1e-12)
+    expected = -np.asarray(jax.jit(jax.grad(distance))(logits))
+    np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
 @pytest.mark.usefixtures("float64")
@@ -140,8 +143,9 @@ def test_the_baseline_is_of_the_other_prompts_and_changes_no_expectation():
     ratios, score = np.array([0.4, -0.2, 0.1]), np.eye(3) - p
     pairs = np.array(list(itertools.product(range(3), repeat=2)))
     weigh = functools.partial(bond.policy_weights, b=0.5, gamma=0.3, n=2)
-    both = jax.vmap(weigh)(jnp.asarray(quantiles[pairs]), jnp.asarray(ratios[pairs]))
-    single = jax.vmap(weigh)(jnp.asarray(quantiles)[:, None], jnp.asarray(ratios)[:, None])
+    weigh_all = jax.jit(jax.vmap(weigh))
+    both = weigh_all(quantiles[pairs], ratios[pairs])
+    single = weigh_all(quantiles[:, None], ratios[:, None])
     got = np.einsum("n,nr,nra->a", p[pairs].prod(1), both, score[pairs]) / 2
     np.testing.assert_allclose(got, p @ (np.asarray(single) * score), atol=1e-12)
 

@@ -136,21 +136,30 @@ def oracle(d: np.ndarray, loss: str, beta: float, e: float) -> np.ndarray:
     }[loss]
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def pair_losses(d: jax.Array, loss: Any, beta: float, smoothing: float) -> jax.Array:
+    return dpo.pair_losses(d, loss, beta=beta, smoothing=smoothing)
+
+
+pair_slopes = jax.jit(jax.grad(lambda *given: jnp.sum(pair_losses(*given))), static_argnums=1)
+differences = jax.jit(dpo.differences, static_argnums=0)
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "robust", "ipo", "hinge"])
 @hypothesis.settings(deadline=None)
 @hypothesis.given(d=numbers, beta=st.floats(0.05, 2), e=st.floats(0, 0.4))
 def test_losses_of_differences(loss: Any, d: np.ndarray, beta: float, e: float):
     with jax.enable_x64(True):
-        got = dpo.pair_losses(jnp.asarray(d), loss, beta=beta, smoothing=e)
+        got = np.asarray(pair_losses(jnp.asarray(d), loss, beta, e))
         np.testing.assert_allclose(got, oracle(d, loss, beta, e), rtol=1e-9, atol=1e-12)
         if loss == "robust":  # Unbiased: over labels that are swapped with probability e.
-            swapped = dpo.pair_losses(jnp.asarray(-d), loss, beta=beta, smoothing=e)
+            swapped = np.asarray(pair_losses(jnp.asarray(-d), loss, beta, e))
             mean = (1 - e) * got + e * swapped
             np.testing.assert_allclose(mean, oracle(d, "sigmoid", beta, 0), rtol=1e-9)
-        slope = jax.grad(lambda x: jnp.sum(dpo.pair_losses(x, loss, beta=beta, smoothing=e)))
+        slope = pair_slopes(np.zeros(2), loss, beta, e)
         at_start = {"sigmoid": -beta / 2 * (1 - 2 * e), "robust": -beta / 2 / (1 - 2 * e)}
         at_start |= {"ipo": -1 / beta, "hinge": -beta}
-        np.testing.assert_allclose(slope(jnp.zeros(2)), at_start[loss], rtol=1e-9)
+        np.testing.assert_allclose(slope, at_start[loss], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -162,27 +171,27 @@ def test_differences_of_any_divergence(name: str):
     objective = dpo.Objective(divergence=name)
     with jax.enable_x64(True):
         scores = [dpo.Scores(*map(jnp.asarray, (*x, counts))) for x in (chosen, rejected)]
-        got = dpo.differences(objective, *scores)
+        got = np.asarray(differences(objective, *scores))
         h = [SLOPES[name](np.exp(x[0] - x[1])) for x in (chosen, rejected)]
         np.testing.assert_allclose(got, h[0] - h[1], rtol=1e-9)
         moved = [x._replace(log_pi=x.log_pi + 5, log_reference=x.log_reference + 5) for x in scores]
-        np.testing.assert_allclose(dpo.differences(objective, *moved), got, rtol=1e-9)
-        np.testing.assert_allclose(dpo.differences(objective, *scores[::-1]), -got, rtol=1e-9)
+        np.testing.assert_allclose(differences(objective, *moved), got, rtol=1e-9)
+        np.testing.assert_allclose(differences(objective, *scores[::-1]), -got, rtol=1e-9)
         # A constant of the prompt in the policy alone is no preference either, for log-ratios.
         moved = [x._replace(log_pi=x.log_pi + 5) for x in scores]
         if name == "kl":
-            np.testing.assert_allclose(dpo.differences(objective, *moved), got, rtol=1e-9)
+            np.testing.assert_allclose(differences(objective, *moved), got, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_ratios_of_long_texts(name: str):
     """Of ln u = -300 and 300, float32: finite, monotone, with a slope that brings -300 back."""
     f = regularizers.named(name)
-    x = jnp.array([-300.0, -41, -40, -39, 0, 39, 41, 300])
-    h = jax.jit(lambda x: dpo.implicit_rewards(x, f))(x)
+    x = np.array([-300.0, -41, -40, -39, 0, 39, 41, 300], np.float32)
+    h = np.asarray(jax.jit(lambda x: dpo.implicit_rewards(x, f))(x))
     assert np.all(np.isfinite(h)) and np.all(np.diff(h) >= 0) and h[4] == 0
-    slope = jax.vmap(jax.grad(lambda x: dpo.implicit_rewards(x, f)))(x)
-    inside = jax.vmap(jax.grad(f.derivative_of_log))(jnp.clip(x, -dpo.FAR, dpo.FAR))
+    slope = np.asarray(jax.jit(jax.vmap(jax.grad(lambda x: dpo.implicit_rewards(x, f))))(x))
+    inside = jax.jit(jax.vmap(jax.grad(f.derivative_of_log)))(np.clip(x, -dpo.FAR, dpo.FAR))
     np.testing.assert_allclose(slope, inside, rtol=1e-5)
     assert slope[0] > 0.4
     if name == "kl":
