@@ -142,14 +142,12 @@ def _extras(
 class Distillation:
     """Settings of GKD from an agent of games."""
 
-    student_fraction: float = 1.0  # lambda in [0, 1]: share of the games that the student plays.
     divergence: str = "kl"  # D, as of `distillation.named`.
     temperature: float = 0.03  # tau > 0 of the teacher's softmax(q / tau), in units of reward.
     learning_rate: float = 1e-3
     iteration: online.Config = online.Config(length=8, epochs=1, batch_size=128)
 
     def __post_init__(self) -> None:
-        study.inside("[0, 1]", self, "student_fraction")
         study.inside("(0, inf)", self, "temperature", "learning_rate")
         distillation.named(self.divergence)
 
@@ -162,7 +160,7 @@ class Taught(NamedTuple):
 
 
 def distilled(
-    player: Player, teacher: Values, config: Distillation, num_envs: int
+    player: Player, teacher: Values, config: Distillation, num_own: int
 ) -> types.Agent[online.Experience]:
     """Returns the agent that learns its teacher's next token on games of both.
 
@@ -173,12 +171,9 @@ def distilled(
       player: the student.
       teacher: its values.
       config: settings.
-      num_envs: B, of which a share lambda, rounded, is the student's.
+      num_own: games of the student's, lambda B; 0 is behaviour cloning.
     """
-    num_own, divergence = (
-        round(config.student_fraction * num_envs),
-        distillation.named(config.divergence),
-    )
+    divergence = distillation.named(config.divergence)
 
     def step(
         acting: types.Params, observation: types.Array, state: None, key: types.Key

@@ -62,7 +62,7 @@ class Config:
     scale: int = 1  # Pixels of a cell's side.
     num_envs: int = 64  # Games side by side, B.
     steps: int = 150_000  # Frames that each student is distilled on.
-    distillation: players.Distillation = DISTILLATION  # `student_fraction` is the arms'.
+    distillation: players.Distillation = DISTILLATION
     policy_steps: int = 400_000  # Frames of reinforcement learning.
     improvement: players.Improvement = IMPROVEMENT
     episodes: int = 64  # Of an evaluation.
@@ -171,9 +171,9 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
         )
         yield from study.tagged("curves", [{"player": label, **row} for row in rows])
 
-    for label, fraction in {CLONED: 0.0, GKD: 1.0}.items():
-        how = dataclasses.replace(config.distillation, student_fraction=fraction)
-        agent = players.distilled(world.player, teacher.values, how, config.num_envs)
+    for label, num_own in {CLONED: 0, GKD: config.num_envs}.items():
+        how = config.distillation
+        agent = players.distilled(world.player, teacher.values, how, num_own)
         yield from learn(label, agent, config.steps, teacher=teacher.params)
         done += config.steps
         acting = {"params": learnt[label], "encoder": encoder}

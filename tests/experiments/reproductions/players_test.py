@@ -109,9 +109,8 @@ def test_actions_are_drawn_by_the_words_probabilities(
     np.testing.assert_allclose(blind, np.roll(of_each, 1, 0), atol=1e-5)
 
 
-@pytest.mark.parametrize(("fraction", "num_own"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+@pytest.mark.parametrize("num_own", [0, 2, BATCH])
 def test_a_share_of_the_games_is_the_students(
-    fraction: float,
     num_own: int,
     player: players.Player,
     encoder: types.Params,
@@ -119,8 +118,8 @@ def test_a_share_of_the_games_is_the_students(
     params: types.Params,
 ):
     """The teacher always takes action 3, the student never."""
-    config = players.Distillation(student_fraction=fraction, iteration=SHORT)
-    agent = players.distilled(player, teacher, config, BATCH)
+    config = players.Distillation(iteration=SHORT)
+    agent = players.distilled(player, teacher, config, num_own)
     embedding = params["embedding"].at[player.actions[3]].set(0)
     features = jax.jit(player.features)(params, encode(frames(1)))[0]
     embedding = embedding.at[player.actions[2]].set(1e3 * features)
@@ -252,7 +251,6 @@ def test_both_learn_in_the_compiled_loop(
 @pytest.mark.parametrize(
     ("config", "fields", "said"),
     [
-        (players.Distillation, {"student_fraction": 1.5}, "student_fraction"),
         (players.Distillation, {"temperature": 0.0}, "temperature"),
         (players.Distillation, {"divergence": "none"}, "unknown distillation loss"),
         (players.Improvement, {"clip": 1.0}, "clip"),
