@@ -36,9 +36,11 @@ class Config:
     truncation_penalty: float = 0.0  # Cost of a cut text, in units of (1 - alpha) r_NLI.
     # Texts that an older policy wrote, while the one before this learnt; as of `rlhf.Config`.
     correction: surrogate.Correction = "none"
-    correction_limit: float = 2.0
-    lag: int = 0
-    shards: int = 1
+    correction_limit: float = 2.0  # C >= 1 of the weights that correct for it.
+    lag: int = (
+        0  # Learner steps >= 0 by which the policy that writes is older than that which learns.
+    )
+    shards: int = 1  # Parts >= 1 of a batch's prompts, each written apart; with a lag (ours).
     learning: tuning.Config = tuning.Config(learning_rate=1e-5)  # Ours.
 
     def __post_init__(self) -> None:
