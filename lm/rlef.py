@@ -37,9 +37,8 @@ class Config:
     # Texts that an older policy wrote, while the one before this learnt; as of `rlhf.Config`.
     correction: surrogate.Correction = "none"
     correction_limit: float = 2.0  # C >= 1 of the weights that correct for it.
-    lag: int = (
-        0  # Learner steps >= 0 by which the policy that writes is older than that which learns.
-    )
+    # Learner steps >= 0 by which the policy that writes a batch is older than the one that learns.
+    lag: int = 0
     shards: int = 1  # Parts >= 1 of a batch's prompts, each written apart; with a lag (ours).
     learning: tuning.Config = tuning.Config(learning_rate=1e-5)  # Ours.
 
