@@ -344,9 +344,9 @@ def seconds(config: Config) -> float:
     width = sft.max_prompt_length + sft.max_new_tokens
     judged = 0.0 if config.entailment else 1.4 * config.entailment_steps
     judged += 0.0 if config.control else 50 + 0.003 * config.control_steps
-    start = sft.steps * sft.batch_size * width * 0.012
+    start = sft.steps * sft.batch_size * width * real_sft.OF_TOKEN
     written = config.batch_size * sft.max_new_tokens * 0.015
-    policy = config.steps * (tokens(config) * 0.014 + written)
+    policy = config.steps * (tokens(config) * 1.4 * real_sft.OF_TOKEN + written)
     texts = sft.examples * sft.max_new_tokens * 0.02 * (config.best_of[-1] + config.seeds)
     return judged + start + config.seeds * (60 + policy) + texts
 
