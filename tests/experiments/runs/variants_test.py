@@ -65,7 +65,8 @@ def test_a_name_gives_settings_and_those_beside_it_win():
 
 def test_a_record_decides_what_a_name_gave():
     today = resolved.resolve(plan("variant=dapo", "epochs=2"))
-    recorded = {"config": {"variant": "dapo", "clip_high": 0.3, "epochs": 2}}
+    record = {"variant": "dapo", "clip_high": 0.3, "epochs": 2, "learning": {"widths": "steps"}}
+    recorded = {"config": record}
     named = resolved.resolve(plan("variant=dapo", "epochs=2"), recorded)
     assert named.config == rlhf.of_variant("dapo", epochs=2, clip_high=0.3)
     assert today.config.clip_high == 0.28
