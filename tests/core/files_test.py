@@ -124,7 +124,7 @@ def test_a_size_is_said_in_the_unit_that_suits_it(count: int, text: str):
         ("new/" + "a" * 300, "File name too long"),
         ("a" * 300 + "/new", "File name too long"),
         ("a" * 252, "File name too long"),  # It is written under a longer name first.
-        ("a\0b", "null byte"),
+        ("a\0b", "null (byte|character)"),
         ("a\udcff", "names are UTF-8"),
         ("/proc/nothing/out", "No such file or directory"),
     ],
