@@ -139,7 +139,8 @@ def train(
     report = {
         "config": {
             **dataclasses.asdict(config),
-            **{"steps": config.num_steps, "learning_rate": config.highest_rate},
+            "steps": config.num_steps,
+            "learning_rate": config.highest_rate,
         },
         "train_pairs": num_learnt,
         "left_pairs": len(pairs) - num_learnt,  # Too long for the encoder's rows.

@@ -396,9 +396,9 @@ def _micro_batch_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a micro-batch's summand of the loss, [], and metrics of the policy's texts, [P]."""
     c = context.config
-    s, model = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.sequences), context.model
-    if c.share_prompts:
-        model = shared_prompts.model(model, 2, c.learning.max_new_tokens)
+    s = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.sequences)
+    texts = 2 if c.share_prompts else 1
+    model = shared_prompts.model(context.model, texts, c.learning.max_new_tokens)
     features, head = model.with_head(params, s.tokens, s.positions, s.segments, **s.images)
     features, labels, is_answer = distillation.align(features, s.tokens, s.is_answer)
     weights = jnp.where(is_answer, data.weights.reshape(-1, 1), 0)

@@ -287,9 +287,8 @@ class Context:
 
     def of_pairs(self, model: gemma.Model) -> gemma.Model:
         """Returns a model whose full pass takes the answers to a prompt by turns."""
-        if not self.config.share_prompts:
-            return model
-        return shared_prompts.model(model, 2, self.config.learning.max_new_tokens)
+        texts, learning = 2 if self.config.share_prompts else 1, self.config.learning
+        return shared_prompts.model(model, texts, learning.max_new_tokens)
 
     def learner(self, prepare: Callable[..., Any] | None) -> types.Learner:
         """Returns the learner of batches of `Referred`.

@@ -85,13 +85,17 @@ def make(
         model, teacher = shared_ids.shared([model, teacher])
     start, model = model, adapters.adapted(model, c.learning.lora)
     divergence = c.token_divergence(teacher_divergence)
-    learnt, start, teacher = (_of_groups(c, x) for x in (model, start, teacher))
-    assert learnt is not None and start is not None
+    sharing = functools.partial(
+        shared_prompts.model,
+        samples_per_prompt=c.texts_per_row,
+        answer_length=c.learning.max_new_tokens,
+    )
+    learnt, taught_by = sharing(model), None if teacher is None else sharing(teacher)
     context = _Context(
         config=c,
         model=learnt,
-        start=start,
-        objective=_objective(c, learnt, teacher, divergence),
+        start=sharing(start),
+        objective=_objective(c, learnt, taught_by, divergence),
     )
     return types.Agent(
         policy=policy.language_model(
@@ -110,13 +114,6 @@ def make(
         ),
         config=algorithm or c,
     )
-
-
-def _of_groups(c: Config, model: gemma.Model | None) -> gemma.Model | None:
-    """Returns a model whose full pass is over all texts of a prompt, if they share it."""
-    if model is None or not c.share_prompts:
-        return model
-    return shared_prompts.model(model, c.samples_per_prompt, c.learning.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,7 +217,7 @@ def _loss(
         params,
         batch.data,
         c.learning.micro_batches,
-        together=c.samples_per_prompt if c.share_prompts else 1,
+        together=c.texts_per_row,
     )
     return value, (aux, types.Feedback(metrics))
 

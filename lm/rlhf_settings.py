@@ -184,6 +184,11 @@ class Config:
             raise ValueError(f"shards={self.shards} are of texts that are written ahead: set lag=1")
 
     @property
+    def texts_per_row(self) -> int:
+        """Texts of a prompt that are one row of a learner step."""
+        return self.samples_per_prompt if self.share_prompts else 1
+
+    @property
     def num_learnt(self) -> int:
         """Texts of a batch that are learnt from."""
         return self.learning.batch_size // self.oversample

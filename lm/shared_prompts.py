@@ -93,9 +93,11 @@ def model(whole: gemma.Model, samples_per_prompt: int, answer_length: int) -> ge
 
     Args:
       whole: computes a pass.
-      samples_per_prompt: G, of all passes.
+      samples_per_prompt: G, of all passes; with 1 there is nothing to share.
       answer_length: A, of all passes.
     """
+    if samples_per_prompt == 1:
+        return whole
 
     def once(
         run: Callable[..., tuple[jax.Array, Any]],

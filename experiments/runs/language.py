@@ -76,10 +76,10 @@ class Setup(TextWork):
         """Settings that decide how much memory a learner step takes."""
         c = self.learning
         setting = dataclasses.replace(super().setting, per_row=self.lessons.per_row)
+        if self.lessons.shares_prompts:
+            return self._sharing(setting, setting.per_row)
         if self.actor is None:
-            return (
-                self._sharing(setting, setting.per_row) if self.lessons.shares_prompts else setting
-            )
+            return setting
         experience: rollouts.OnPolicy = self.agent.experience
         width = batches.static_lengths(c.max_prompt_length, c.widths)[-1] + c.max_new_tokens
         setting = dataclasses.replace(setting, width=width)
