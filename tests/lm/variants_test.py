@@ -340,7 +340,8 @@ def test_the_ratio_is_1_at_first_whatever_is_learnt(changes: dict[str, Any]):
     state = agent.learner.init(jax.random.key(0))
     data = rollouts.Episodes(texts(), REWARDS, drawn(0))
     batch = types.Batch(data, np.arange(SIZE, dtype=np.int32), ONES / SIZE, ONES)
-    constants = types.Constants(start=params(1), base=params(0))
+    base = params(0) if c.learning.lora else None  # What is joined to what learns.
+    constants = types.Constants(start=params(1), base=base)
     step = jax.jit(agent.learner.step)
     state, first = step(state, batch, constants)
     _, feedback = step(state, batch, constants)  # At first B of adapters is 0.
