@@ -221,21 +221,12 @@ def assemble(
         labels = over_rows(s, trajectory.action, trajectory.extras["log_probability"])
         return Items(trajectory.observation, trajectory.action, labels)
 
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: None,
-        batch: types.Batch,
-        key: types.Key,
-        constants: types.Constants,
-    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del targets, key, constants  # There is no target network, and nothing is random.
-        seen: Items = batch.data
+    def loss(params: types.Params, seen: Items) -> tuple[jax.Array, dict[str, jax.Array]]:
         q = network.apply(params, seen.observation)  # [B, A]
         q_a = rlax.batched_index(q, seen.action)
         error = jax.lax.stop_gradient(seen.labels.target) - q_a
         metrics = q_learning.metrics(q, q_a, jax.vmap(entropy)(q)) | seen.labels.metrics
-        return jnp.mean(rlax.l2_loss(error)), (aux, types.Feedback(metrics))
+        return jnp.mean(rlax.l2_loss(error)), metrics
 
     rate = config.learning_rate
     if config.decay_learner_steps:
@@ -246,7 +237,7 @@ def assemble(
         policy=policies.with_values(policies.epsilon_greedy, network.apply),
         learner=learners.sgd(
             init_params=lambda key: network.init(key, spec.zeros()),
-            loss=loss,
+            loss=learners.plain(loss),
             optimizer=optax.chain(
                 optax.clip_by_global_norm(config.max_gradient_norm), optax.radam(rate)
             ),

@@ -22,6 +22,7 @@ __all__ = [
     "fixed",
     "moving_average",
     "periodic",
+    "plain",
     "scan",
     "sgd",
     "stored",
@@ -94,6 +95,27 @@ def every(period: int, rule: TargetRule) -> TargetRule:
         )
 
     return TargetRule(update)
+
+
+def plain(
+    loss: Callable[[types.Params, Any], tuple[jax.Array, dict[str, jax.Array]]],
+) -> Loss:
+    """Returns the loss of `sgd` that a loss of parameters and data alone is.
+
+    Nothing is random in it, and it knows no targets, constants or weights of rows.
+
+    Args:
+      loss: (params, data of a batch) -> (mean loss [], metrics).
+    """
+
+    def of_batch(
+        params: types.Params, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any
+    ) -> tuple[jax.Array, tuple[Any, types.Feedback]]:
+        del targets, key, constants
+        value, metrics = loss(params, batch.data)
+        return value, (aux, types.Feedback(metrics))
+
+    return of_batch
 
 
 def sgd(

@@ -192,26 +192,17 @@ def distilled(
         del acting
         return Taught(*(trajectory.extras[name] for name in Taught._fields))
 
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: None,
-        batch: types.Batch,
-        key: types.Key,
-        constants: types.Constants,
-    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del targets, key, constants  # Nothing is random in this loss.
-        x: Taught = batch.data
+    def loss(params: types.Params, x: Taught) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits = player.logits(params, player.features(params, x.pooled))
         distance = jnp.mean(divergence(logits, x.teacher_logits))
         entropy = jnp.mean(regularizers.entropy(jax.lax.stop_gradient(logits)))
-        return distance, (aux, types.Feedback({"entropy": entropy}))
+        return distance, {"entropy": entropy}
 
     return types.Agent(
         policy=types.Policy(_no_memory, step),
         learner=learners.sgd(
             init_params=player.seer.decoder.init,
-            loss=loss,
+            loss=learners.plain(loss),
             optimizer=tuning.optimizer(tuning.Config(learning_rate=config.learning_rate)),
         ),
         actor_params=_acting,
@@ -311,16 +302,7 @@ def improved(player: Player, config: Improvement) -> types.Agent[online.Experien
         target = gained + values[:-1]
         return Played(extras["pooled"], trajectory.action, drawn, standardised, target)
 
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: None,
-        batch: types.Batch,
-        key: types.Key,
-        constants: types.Constants,
-    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del targets, key, constants  # Nothing is random in this loss.
-        x: Played = batch.data
+    def loss(params: types.Params, x: Played) -> tuple[jax.Array, dict[str, jax.Array]]:
         features = player.features(params["params"], x.pooled)
         log_policy = jax.nn.log_softmax(player.logits(params["params"], features))
         log_pi = jnp.take_along_axis(log_policy, x.action[:, None], 1)[:, 0]
@@ -330,8 +312,7 @@ def improved(player: Player, config: Improvement) -> types.Agent[online.Experien
         entropy = -jnp.sum(jnp.exp(log_policy) * log_policy, -1)
         total = losses + config.value_weight * error - config.entropy_weight * entropy
         measured = {"entropy": entropy, "value_error": error, "clip_fraction": is_clipped}
-        means = {name: jnp.mean(x) for name, x in measured.items()}
-        return jnp.mean(total), (aux, types.Feedback(means))
+        return jnp.mean(total), jax.tree.map(jnp.mean, measured)
 
     def acting(
         state: types.LearnerState,
@@ -346,7 +327,7 @@ def improved(player: Player, config: Improvement) -> types.Agent[online.Experien
         policy=acts,
         learner=learners.sgd(
             init_params=lambda key: with_value(player.seer.decoder.init(key), width),
-            loss=loss,
+            loss=learners.plain(loss),
             optimizer=tuning.optimizer(tuning.Config(learning_rate=config.learning_rate)),
         ),
         actor_params=acting,

@@ -77,21 +77,12 @@ def learner(sizes: small_sight.Sizes, rate: float) -> types.Learner:
         }
         return {"encoder": encoder.init(encoder_key), "heads": heads}
 
-    def loss(
-        params: types.Params,
-        targets: dict[str, types.Params],
-        aux: None,
-        batch: types.Batch,
-        key: types.Key,
-        constants: types.Constants,
-    ) -> tuple[jax.Array, tuple[None, types.Feedback]]:
-        del targets, key, constants  # Nothing is random in this loss.
-        x: Labelled = batch.data
+    def loss(params: types.Params, x: Labelled) -> tuple[jax.Array, dict[str, jax.Array]]:
         images = jnp.asarray(x.pixels, jnp.float32) / 127.5 - 1  # As `small_sight.normalized`.
         pooled = vision.pool(encoder.apply(params["encoder"], images), CELLS)
-        return labelled_loss(pooled, params["heads"], x.kinds), (aux, types.Feedback({}))
+        return labelled_loss(pooled, params["heads"], x.kinds), {}
 
-    return learners.sgd(init_params=init, loss=loss, optimizer=optax.adam(rate))
+    return learners.sgd(init_params=init, loss=learners.plain(loss), optimizer=optax.adam(rate))
 
 
 @functools.cache

@@ -52,6 +52,26 @@ def test_golden_a_step_of_gradient_descent_halves_the_distance():
     assert int(state.steps) == float(state.aux) == 2
 
 
+def test_a_plain_loss_is_descended_and_hands_what_is_carried_on():
+    def distance(params: dict, data: np.ndarray):
+        error = params["w"] - data
+        return 0.5 * jnp.mean(error**2), {"error": error}
+
+    learner = learners.sgd(
+        init_params=lambda key: {"w": jnp.float32(4)},
+        loss=learners.plain(distance),
+        optimizer=optax.sgd(0.5),
+        init_aux=lambda params: jnp.float32(7),
+    )
+    items = types.Batch.of(np.array([1.0, 3.0], np.float32))
+    state, feedback = jax.jit(learner.step)(learner.init(jax.random.key(0)), items)
+    assert float(feedback.metrics["loss"]) == 2.5  # (3^2 + 1^2) / 4.
+    np.testing.assert_array_equal(feedback.metrics["error"], [3, 1])
+    assert feedback.priorities is None
+    assert float(state.params["w"]) == 3  # 4 - 0.5 * (3 + 1) / 2.
+    assert float(state.aux) == 7
+
+
 def test_each_step_has_randomness_of_its_own_that_the_state_decides():
     learner = make()
     state = learner.init(jax.random.key(1))

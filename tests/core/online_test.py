@@ -65,13 +65,13 @@ def walker(label: Any = None) -> types.Agent[online.Experience]:
         del params, key
         return jnp.full(len(observation), toy.RIGHT), state, {}
 
-    def loss(params: Any, targets: Any, aux: Any, batch: types.Batch, key: Any, constants: Any):
-        del targets, key, constants
-        return jnp.mean((params - batch.data) ** 2), (aux, types.Feedback({}))
-
     return types.Agent(
         policy=types.Policy(lambda params, context, length: None, act),
-        learner=learners.sgd(lambda key: jnp.zeros(()), loss, optax.sgd(0.1)),
+        learner=learners.sgd(
+            init_params=lambda key: jnp.zeros(()),
+            loss=learners.plain(lambda params, data: (jnp.mean((params - data) ** 2), {})),
+            optimizer=optax.sgd(0.1),
+        ),
         actor_params=lambda state, steps, evaluate, constants: {"params": state.params},
         experience=online.Experience(
             CONFIG, label or (lambda acting, trajectory: trajectory.timestep.reward)

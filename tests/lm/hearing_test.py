@@ -150,13 +150,12 @@ def test_tones_are_told_apart():
         ids = jnp.broadcast_to(jnp.asarray(row.ids), (len(clips.frames), len(row.ids)))
         return model.apply(params, ids, clips=clips)[:, -1]  # [B, V]
 
-    def loss(params, targets, aux, batch, key, constants):
-        del targets, key, constants
-        clips, tones = batch.data
+    def loss(params, data):
+        clips, tones = data
         losses = optax.softmax_cross_entropy_with_integer_labels(answers(params, clips), tones)
-        return jnp.mean(losses), (aux, types.Feedback({}))
+        return jnp.mean(losses), {}
 
-    learner = learners.sgd(model.init, loss, optax.adam(3e-3))
+    learner = learners.sgd(model.init, learners.plain(loss), optax.adam(3e-3))
     state, step = learner.init(jax.random.key(0)), jax.jit(learner.step)
     for _ in range(80):
         state, _ = step(state, types.Batch.of(draw(32)))

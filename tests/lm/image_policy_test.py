@@ -159,14 +159,13 @@ def test_a_model_learns_to_draw_what_a_word_names():
     def init(key: jax.Array) -> types.Params:
         return image_grammar.extended_params(gemma.make(text).init(key), ids, key)
 
-    def loss(params, targets, aux, batch, key, constants):
-        del targets, key, constants
-        logits = model.apply(params, batch.data[:, :-1])[:, 1:]  # After the word.
-        labels = batch.data[:, 2:]
+    def loss(params, rows):
+        logits = model.apply(params, rows[:, :-1])[:, 1:]  # After the word.
+        labels = rows[:, 2:]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(losses), (aux, types.Feedback({}))
+        return jnp.mean(losses), {}
 
-    learner = learners.sgd(init, loss, optax.adam(5e-3))
+    learner = learners.sgd(init, learners.plain(loss), optax.adam(5e-3))
     state, step = learner.init(jax.random.key(1)), jax.jit(learner.step)
     for _ in range(200):
         images, kinds = draw(32)
