@@ -113,6 +113,7 @@ class Local:
     program: Program
     spec: types.Spec
     make: Callable[[], types.HostEnvironment]  # Makes the environment of a shard, of b rows.
+    name: str = "this thread"  # For messages.
     shards: dict[int, _Shard] = dataclasses.field(default_factory=dict)
 
     def act(

@@ -24,6 +24,7 @@ import numpy as np
 from kullback.core import acting, chunks, types
 
 LOSSES, LOSS_SECONDS = 5, 60.0  # So many lost workers within so long a time end a run.
+LATE_SECONDS = 60.0  # Who lets the learner wait for longer is named, once a chunk.
 
 
 class Lost(Exception):
@@ -32,6 +33,11 @@ class Lost(Exception):
 
 class Worker(Protocol):
     """Acts shards, here or elsewhere; one thread calls it."""
+
+    @property
+    def name(self) -> str:
+        """Who it is and where, for messages."""
+        ...
 
     def act(self, ask: acting.Ask, version: Any) -> list[acting.Tick]:
         """Acts a chunk by what `Workers.publish` returned.
@@ -138,12 +144,23 @@ class _Post:
     anew: dict[int, str] = dataclasses.field(default_factory=dict)
     shards: Sequence[int] = ()
 
+    @property
+    def name(self) -> str:
+        """Who acts here, for messages."""
+        worker = self.worker
+        return f"worker {self.number}, which begins," if worker is None else worker.name
+
     def begin(self) -> None:
         """Begins all shards anew; no chunk is under way."""
         self.anew = dict.fromkeys(self.shards, "")
 
     def act(self, ask: acting.Ask, version: Any) -> tuple[list[acting.Tick], str]:
-        """Acts a chunk, by another worker if one is lost; returns why emulators began anew, too."""
+        """Acts a chunk, by another worker if one is lost; returns why emulators began anew, too.
+
+        Raises:
+          Lost: if too many are.
+        """
+        losses = 0
         while True:
             cause = self.anew.get(ask.shard)
             seed = None if cause is None else self.seed_of(ask)
@@ -158,6 +175,11 @@ class _Post:
                 for shard in self.shards:  # One that has not begun since has lost nothing more.
                     self.anew.setdefault(shard, str(error))
                 self.count_loss(str(error))
+                losses += 1
+                if losses == LOSSES:  # However long each of them took to begin.
+                    raise Lost(
+                        f"{LOSSES} workers were lost over the same chunk, the last: {error}"
+                    ) from error
                 continue
             self.anew.pop(ask.shard, None)
             return ticks, cause or ""
@@ -181,6 +203,7 @@ class Many:
     stride: int  # B.
     posts: list[_Post]
     on_restart: Callable[[Restart], None]
+    on_late: Callable[[str], None]
     keys: list[np.ndarray] = dataclasses.field(default_factory=list)
     begun: int = 0
     version: int = -1  # The newest.
@@ -217,7 +240,7 @@ class Many:
         prepare()
         meanwhile()
         begun = time.perf_counter()
-        results = [flight.result() for flight in self.flights[0]]
+        results = [self._awaited(*flight) for flight in enumerate(self.flights[0])]
         seconds = time.perf_counter() - begun
         self.flights.popleft()
         steps = self.begun + self.plan.ticks_before(self.taken) * self.stride
@@ -230,6 +253,15 @@ class Many:
         cut = np.repeat(np.array([cause != "" for cause in causes]), rows)
         ticks = [_joined(self.spec, x) for x in zip(*(ticks for ticks, _ in results), strict=True)]
         return Chunk(ticks, cut if cut.any() else None, seconds)
+
+    def _awaited(
+        self, shard: int, flight: concurrent.futures.Future[Any]
+    ) -> tuple[list[acting.Tick], str]:
+        """Returns what a post acted of a shard, and says once who is late."""
+        if concurrent.futures.wait([flight], LATE_SECONDS).not_done:
+            post = self.posts[shard % len(self.posts)]
+            self.on_late(f"{post.name} has let shard {shard} wait for {LATE_SECONDS:.0f} seconds")
+        return flight.result()
 
     def _drop(self) -> None:
         """Throws away what was asked for, once each thread has done what it is at."""
@@ -281,6 +313,15 @@ def alone(
     return Alone(plan=plan, seed=seed, program=acts, local=local, stride=environment.num_envs)
 
 
+def check(workers: int, plan: chunks.Schedule) -> None:
+    """Raises ValueError for a number of workers that a run's shards have no work for."""
+    if not 1 <= workers <= plan.shards:
+        raise ValueError(
+            f"workers={workers} must lie in [1, {plan.shards}], the number of shards: a "
+            f"shard is acted by one worker; a new run may set shards={workers}"
+        )
+
+
 def many(
     plan: chunks.Schedule,
     acts: acting.Program,
@@ -289,6 +330,7 @@ def many(
     num_envs: int,
     seed: int,
     on_restart: Callable[[Restart], None],
+    on_late: Callable[[str], None],
 ) -> Many:
     """Returns the crew of a run whose shards workers act.
 
@@ -300,15 +342,12 @@ def many(
       num_envs: B.
       seed: of the run.
       on_restart: is told of emulators that began anew, as their chunk is taken.
+      on_late: is told who lets the learner wait for LATE_SECONDS.
 
     Raises:
       ValueError: for more workers than shards.
     """
-    if not 1 <= workers.number <= plan.shards:
-        raise ValueError(
-            f"workers={workers.number} must lie in [1, {plan.shards}], the number of shards: a "
-            f"shard is acted by one worker; a new run may set shards={workers.number}"
-        )
+    check(workers.number, plan)
     times, lock = collections.deque[float](maxlen=LOSSES), threading.Lock()
 
     def count_loss(cause: str) -> None:
@@ -339,6 +378,7 @@ def many(
         stride=num_envs,
         posts=posts,
         on_restart=on_restart,
+        on_late=on_late,
     )
 
 
@@ -357,6 +397,6 @@ def threads(
     copied = jax.jit(functools.partial(jax.tree.map, jnp.copy))
     return Workers(
         count,
-        lambda number: acting.Local(program=acts, spec=spec, make=make),
+        lambda number: acting.Local(program=acts, spec=spec, make=make, name=f"thread {number}"),
         lambda version, leaves: copied(leaves),
     )

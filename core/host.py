@@ -90,6 +90,7 @@ def make(
     workers: Callable[[acting.Program], crews.Workers] | None = None,
     on_begin: Callable[[int], None] = lambda env_steps: None,
     on_restart: Callable[[crews.Restart], None] = lambda restart: None,
+    on_late: Callable[[str], None] = lambda who: None,
 ) -> loops.Loop:
     """Returns the loop of `agent` in `environment`.
 
@@ -106,6 +107,7 @@ def make(
         without a lag.
       on_begin: is told of the agent steps after which all emulators begin anew.
       on_restart: is told of a shard whose emulators begin anew, as their worker was lost.
+      on_late: is told who lets the learner wait for long, see `crews.LATE_SECONDS`.
 
     Raises:
       ValueError: if the number of environments fits neither `samples_per_update` nor the capacity
@@ -118,7 +120,7 @@ def make(
     if workers is None:
         crew: crews.Crew = crews.alone(plan, acts, environment, seed)
     else:
-        crew = crews.many(plan, acts, workers(acts), spec, num_envs, seed, on_restart)
+        crew = crews.many(plan, acts, workers(acts), spec, num_envs, seed, on_restart, on_late)
     context = _Context(
         agent=agent,
         spec=spec,

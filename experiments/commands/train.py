@@ -12,7 +12,7 @@ from kullback.experiments.runs import plans
 
 AGAIN = ("accept_changes", "empty_replay", "base")  # Options that go with --resume.
 LENGTH = ("steps", "epochs")  # Options that may.
-STAFF = ("workers",)  # Options of who acts.
+STAFF = ("workers", "ray")  # Options of who acts.
 JOINED = ("coordinator", "num_processes", "process_id", "distributed")
 GANG = ("ray", "processes")
 
@@ -40,8 +40,10 @@ def add_parser(commands: Any) -> None:
     arguments.add_trust_code(sub)
     adapter = "of --model: adapters as peft writes them, which are merged into it"
     flag(sub, "--adapter DIR", arguments.path, adapter)
-    acts = "processes of this machine that act the shards of a game on the host; default: threads"
+    acts = "processes that act the shards of a game on the host; default: threads"
     flag(sub, "--workers N", arguments.whole(1, limits.JOBS), acts)
+    cluster = "of a Ray cluster: has --workers N, or starts --processes N, all anew if one ends"
+    flag(sub, "--ray ADDRESS", arguments.name, cluster)
     together = sub.add_argument_group(
         "over several processes",
         "of a language model with --mesh; each is started with the same command, and its own id",
@@ -52,8 +54,6 @@ def add_parser(commands: Any) -> None:
     number = arguments.whole(0, limits.JOBS - 1)
     flag(together, "--process-id I", number, "of this process, 0 to N-1; 0 writes the folder")
     flag(together, "--distributed", help="take all three from the cluster: SLURM, MPI, GKE")
-    cluster = "start --processes N on a Ray cluster, and all of them anew if one ends"
-    flag(together, "--ray ADDRESS", arguments.name, cluster)
     flag(together, "--processes N", arguments.whole(2, limits.JOBS), "with --ray; one a GPU")
     again = sub.add_argument_group("with --resume")
     changes = "go on although config.json or the record is not as it was saved; says what differs"
@@ -102,7 +102,7 @@ def _joined(options: argparse.Namespace) -> Iterator[bool]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    if options.ray is not None or options.processes is not None:
+    if options.processes is not None or (options.ray is not None and options.workers is None):
         return _gang(options)
     with _joined(options) as is_first:
         return _trained(options, is_first)
@@ -115,7 +115,12 @@ def _gang(options: argparse.Namespace) -> int:
       ValueError: for options that do not fit, or a plan that processes cannot run together.
     """
     if options.ray is None or options.processes is None:
-        raise ValueError("--ray ADDRESS and --processes N go together")
+        raise ValueError(
+            "--ray ADDRESS goes with --processes N, of a language run, or with --workers N, which "
+            "act for a game"
+        )
+    if options.workers is not None:
+        raise ValueError("--workers act for games, and --processes run a language model: name one")
     if any(getattr(options, name) for name in JOINED):
         raise ValueError("--ray starts the processes: leave the other flags of processes out")
     if options.resume is None and not options.mesh:

@@ -23,6 +23,7 @@ from kullback.core import (
     platform,
     types,
 )
+from kullback.experiments import actors_ray, ray_cluster
 from kullback.experiments.runs import resolved
 from kullback.experiments.runs.work import MakeAgent, MakeEnvironment
 
@@ -33,14 +34,19 @@ class Staff(NamedTuple):
     """Who acts, by the words of a user."""
 
     workers: int = 0  # Processes; 0: threads of this one.
+    ray: str = ""  # Address of the Ray cluster that has them; "": this machine has.
 
     def check(self, plan: chunks.Schedule | None) -> None:
         """Raises ValueError if it is named for a run that it cannot act."""
+        if self.ray and not self.workers:
+            raise ValueError(f"a cluster (ray={self.ray!r}) acts by workers=N, which says how many")
         if self.workers and plan is None:
             raise ValueError(
                 f"workers={self.workers} act in environments on the host (atari/..., gym/...), for "
                 "an agent with a replay; this run acts in the program that learns"
             )
+        if self.workers and plan is not None:
+            crews.check(self.workers, plan)
 
 
 NOBODY = Staff()
@@ -110,16 +116,28 @@ def crew(
     """Returns arguments of `host.make` that say who acts; none for the thread that learns.
 
     Raises:
-      ValueError: if somebody is named for a run that nobody else can act.
+      ValueError: if somebody is named for a run that nobody else can act, or the cluster is not
+        found or too small.
     """
     staff.check(plan)
     if plan is None or (plan.is_plain and not staff.workers):
         return {}
+    ray: Any = None
+    if staff.ray:
+        ray = ray_cluster.connected(staff.ray)
+        actors_ray.check_room(ray, staff.workers)
 
     def workers(program: acting.Program) -> crews.Workers:
+        if ray is not None:
+            return actors_ray.workers(ray, staff.workers, recipe)
         if staff.workers:
             return actor_process.workers(staff.workers, recipe)
         count = min(plan.shards, psutil.cpu_count() or 1)
         return crews.threads(count, program, recipe.spec, recipe.make)
 
-    return {"workers": workers, "on_begin": restarts.begin, "on_restart": restarts.write}
+    return {
+        "workers": workers,
+        "on_begin": restarts.begin,
+        "on_restart": restarts.write,
+        "on_late": lambda who: print(who, file=sys.stderr),
+    }

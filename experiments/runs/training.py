@@ -33,6 +33,7 @@ def train(
     callback: Callback | None = None,
     quiet: bool = False,
     workers: int = 0,
+    ray: str = "",
     **fields: Any,
 ) -> pathlib.Path:
     """Trains an agent and returns the run's folder.
@@ -45,6 +46,7 @@ def train(
       quiet: prints no progress.
       workers: processes that act the shards of a run of games on the host; 0: threads of this one.
         A run is the same with any number of them.
+      ray: address of a Ray cluster whose machines have the workers ("auto", HOST:PORT, "local").
       **fields: of `plans.Plan`: steps, seed, num_seeds, num_envs, eval_every, settings, ...
 
     Raises:
@@ -69,7 +71,7 @@ def train(
         named=named,
         make_agent=make_agent,
         make_environment=make_environment,
-        staff=staffing.Staff(workers),
+        staff=staffing.Staff(workers, ray),
     )
     path = run_processes.free_path(plan, out)
     with contextlib.ExitStack() as stack:
@@ -105,6 +107,7 @@ def resume(
     accept_changes: bool = False,
     base: str = "",
     workers: int = 0,
+    ray: str = "",
 ) -> pathlib.Path:
     """Goes on with a run from its newest whole checkpoint; begins a run that has none.
 
@@ -119,7 +122,7 @@ def resume(
       accept_changes: goes on although config.json or the record has changed since the newest
         checkpoint was saved; the changes are printed, and config.json notes them.
       base: where the base of a run of adapters is now; config.json keeps it. "" is where it was.
-      workers: as for `train`; they may be others than before.
+      workers, ray: as for `train`; they may be others than before.
 
     Raises:
       ValueError: if this is no run, it names code that is not trusted, another process trains it,
@@ -157,7 +160,7 @@ def resume(
             make_agent=agent,
             make_environment=environment,
             recorded=config,
-            staff=staffing.Staff(workers),
+            staff=staffing.Staff(workers, ray),
         )
         with contextlib.ExitStack() as stack:
             work = stack.enter_context(recipe.built(folder.path))

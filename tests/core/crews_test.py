@@ -1,12 +1,11 @@
-"""Tests of core/crews.py, core/chunks.py and core/actor_process.py, through the host loop."""
+"""Tests of who acts for the host loop: core/crews.py, chunks.py, actor_process.py and so on."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+import time
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import pytest
 
 from kullback.core import (
     acting,
+    acting_elsewhere,
     actor_process,
     checkpoints,
     chunks,
@@ -23,96 +23,32 @@ from kullback.core import (
     host,
     loops,
     replay,
-    replayed,
     spans,
-    trees,
     types,
 )
 from tests import on_host
-
-SEED, ROWS, STEPS = 3, 4, 64
-SHARDED: dict[str, Any] = {"shards": 4, "lag": 1}
-
-
-Places = list[tuple[int, int]]  # Chunks, by shard and agent steps before.
-
-
-class Lossy:
-    """A worker that is lost before it acts some chunks, each once."""
-
-    def __init__(self, worker: crews.Worker, lost: Places, lose: Callable[..., None]):
-        self.worker, self._lost, self._lose = worker, lost, lose
-
-    def act(self, ask: acting.Ask, version: Any) -> list[acting.Tick]:
-        if (ask.shard, ask.env_steps) in self._lost:
-            self._lost.remove((ask.shard, ask.env_steps))
-            self._lose(self.worker)
-        return self.worker.act(ask, version)
-
-    def close(self) -> None:
-        self.worker.close()
-
-
-def gone(worker: crews.Worker) -> None:
-    raise crews.Lost("it is gone")
+from tests.crewed import (
+    ROWS,
+    SEED,
+    SHARDED,
+    Lossy,
+    digest,
+    done,
+    gone,
+    losing,
+    making,
+    run,
+    threads,
+)
 
 
 def killed(worker: Any) -> None:
     os.kill(worker._process.pid, signal.SIGKILL)
 
 
-def threads(count: int, rows: int = ROWS, **more: Any) -> Any:
-    """Returns what `host.make` takes of threads."""
-    return lambda program: crews.threads(
-        count, program, on_host.SPEC, lambda: on_host.recipe(rows, **more).make()
-    )
-
-
 def processes(count: int, rows: int, **more: Any) -> Any:
     recipe = functools.partial(on_host.recipe, rows, **more)
     return lambda program: actor_process.workers(count, recipe)
-
-
-def losing(workers: Any, lost: Places, lose: Callable[..., None]) -> Any:
-    """Returns workers who are lost before they act chunks of (shard, agent steps)."""
-    left = [*lost]
-
-    def of(program: acting.Program) -> crews.Workers:
-        given = workers(program)
-        return given._replace(hire=lambda number: Lossy(given.hire(number), left, lose))
-
-    return of
-
-
-@contextlib.contextmanager
-def making(
-    workers: Any = None, on_restart: Callable[..., None] = print, **changes: Any
-) -> Iterator[loops.Loop]:
-    """Makes the loop of an agent with some settings of the replay."""
-    agent, environment = on_host.agent(**changes), on_host.Walk(ROWS)
-    loop = host.make(agent, environment, SEED, workers=workers, on_restart=on_restart)
-    try:
-        yield loop
-    finally:
-        loop.close()
-
-
-def run(loop: loops.Loop, state: Any, until: int = STEPS) -> Any:
-    while state.env_steps < until:
-        state = loop.advance(state, until)
-    return state
-
-
-def done(**more: Any) -> host.RunState:
-    with making(**more) as loop:
-        return run(loop, loop.init())
-
-
-def digest(state: host.RunState) -> str:
-    """Returns a hash of all that a run computed, but for seconds."""
-    learner = {k: x for k, x in state.metrics.learner.items() if k != replayed.WAITED}
-    sums = state.metrics._replace(learner=learner)
-    return trees.fingerprint(state._replace(metrics=sums, env_steps=np.int64(state.env_steps)))
 
 
 @dataclasses.dataclass
@@ -237,6 +173,41 @@ def test_workers_that_are_lost_again_and_again_end_the_run():
         pytest.raises(crews.Lost, match="5 workers were lost within a minute, the last: it is go"),
     ):
         run(loop, loop.init())
+
+
+def test_workers_that_are_lost_over_one_chunk_end_the_run_however_late(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(crews, "LOSS_SECONDS", 0.0)
+    lost = [(0, 40)] * 5
+    with (
+        making(**SHARDED, workers=losing(threads(2, 1), lost, gone)) as loop,
+        pytest.raises(crews.Lost, match="5 workers were lost over the same chunk, the last: it is"),
+    ):
+        run(loop, loop.init())
+
+
+def test_who_lets_the_learner_wait_is_named_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crews, "LATE_SECONDS", 0.05)
+    late: list[str] = []
+    slow = losing(threads(2, 1), [(1, 40)], lambda worker: time.sleep(0.5))
+    assert digest(done(workers=slow, on_late=late.append, **SHARDED)) == digest(
+        done(workers=threads(4, 1), **SHARDED)
+    )
+    assert "thread 1 has let shard 1 wait for 0 seconds" in late
+
+
+@pytest.mark.parametrize("size", [1, 10_000_000])  # The latter waits in the socket.
+def test_a_process_that_hangs_is_lost(size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acting_elsewhere, "SECONDS", 1.0)
+    monkeypatch.setattr(actor_process, "_END_SECONDS", 0.1)
+    worker = actor_process.Remote(0, functools.partial(on_host.recipe, 1))
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    ask = acting.Ask(0, 1, 0, 1, np.zeros(2, np.uint32), seed=1)
+    with pytest.raises(crews.Lost, match=r"worker 0 \(.*, pid \d+\) gave no chunk for 1 seconds"):
+        worker.act(ask, (0, [np.zeros(size, np.float32)]))
+    worker.close()
+    assert worker._process.returncode == -signal.SIGKILL
 
 
 def test_an_error_of_an_environment_ends_the_run_whoever_steps_it():

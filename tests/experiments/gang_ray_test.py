@@ -13,7 +13,7 @@ import pytest
 from kullback.core import checkpoints
 from kullback.experiments import cli, gang_ray
 from kullback.experiments.commands import train
-from tests import several
+from tests import ray_here, several
 from tests.records import wait_for_checkpoint
 
 TASK = "tokens/arithmetic"
@@ -39,7 +39,9 @@ def test_each_process_is_told_of_the_run_and_not_of_the_gang(tmp_path: pathlib.P
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--ray", "auto"], "--ray ADDRESS and --processes N go together"),
+        (["--ray", "auto"], "--ray ADDRESS goes with --processes N, of a language run, or with"),
+        (["--processes", "2"], "--ray ADDRESS goes with --processes N, of a language run, or with"),
+        (["--ray", "auto", "--processes", "2", "--workers", "2"], "and --processes run a language"),
         (["--ray", "auto", "--processes", "2"], "add --mesh, such as 2x1 for one device each"),
         (
             ["--ray", "auto", "--processes", "2", "--mesh", "2x1", "--distributed"],
@@ -97,22 +99,16 @@ def test_a_gang_begins_anew_when_a_process_is_killed(tmp_path: pathlib.Path):
     out = tmp_path / "run"
     model = ("--model=tiny", "--model-flag=num_layers=1", "--model-flag=embed_dim=16")
     settings = ("batch_size=8", "max_prompt_length=8", "max_new_tokens=4")
-    program = (
-        "import sys, ray\n"
-        "from kullback.experiments import cli\n"
-        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
     command = [
-        *(sys.executable, "-c", program, "train", "sft", TASK, *model, "--mesh=2x1"),
+        *(sys.executable, "-c", ray_here.program(2), "train", "sft", TASK, *model, "--mesh=2x1"),
         *(f"--set={setting}" for setting in settings),
         *("--steps=400", "--log-every=10", "--checkpoint-every=20", f"--out={out}"),
         *("--ray=auto", "--processes=2"),
     ]
-    variables = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": several.FAST}
+    variables = {"JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": several.FAST}
     with subprocess.Popen(
         command,
-        env={**os.environ, "HOME": str(tmp_path), **variables},  # Where Ray writes its token.
+        env={**ray_here.variables(tmp_path), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

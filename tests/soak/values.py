@@ -39,7 +39,7 @@ CLASHES = {
     "train": (
         "--model=tiny --teacher=sft --reward=exact --tokenizer=x --mesh=1x1 --resume=toy "
         "--accept-changes --empty-replay --overlong=drop --model-flag=a=1 --num-processes=2 "
-        "--process-id=1 --workers=2"
+        "--process-id=1 --workers=2 --ray=nowhere:1"
     ).split(),
     "train_sft": (
         "--teacher=model --reward=exact --environment-flag=length=3 --num-envs=2 --empty-replay "

@@ -4,10 +4,11 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,10 @@ import psutil
 import pytest
 
 from kullback import experiments
-from kullback.core import acting, checked_lines, checkpoints, crews
+from kullback.core import acting, checked_lines, crews
 from kullback.experiments.runs import plans, resolved, staffing
+from tests import ray_here
+from tests.records import repeated, wait_for_checkpoint
 
 PLAN: dict[str, Any] = {
     "agent": "dqn",
@@ -65,48 +68,68 @@ def test_restarts_are_kept_up_to_a_checkpoint(
         ({"settings": ("min_replay_size=40", "batch_size=8")}, r"must lie in \[1, 1\]"),
         ({"settings": ("shards=3",)}, "shards=3 must divide num_envs=4"),
         ({"environment": "toy/chain", "settings": ("shards=2",)}, "are for environments on the ho"),
+        (
+            {"environment": "toy/chain", "settings": (), "ray": "auto"},
+            "in environments on the host",
+        ),
+        ({"workers": 0, "ray": "auto"}, "acts by workers=N, which says how many"),
+        ({"workers": 3, "ray": "auto"}, r"workers=3 must lie in \[1, 2\]"),
     ],
 )
 def test_refuses_what_nobody_can_act(fields: dict[str, Any], message: str, tmp_path: pathlib.Path):
-    plan = PLAN | fields
+    plan = PLAN | {"workers": 2} | fields
     agent, environment = plan.pop("agent"), plan.pop("environment")
     with pytest.raises(ValueError, match=message):
-        experiments.train(agent, environment, out=tmp_path / "run", workers=2, **plan)
+        experiments.train(agent, environment, out=tmp_path / "run", **plan)
+    assert not any(tmp_path.iterdir())
+
+
+# Who acts: the arguments of Python that run a command, its further flags, and a word of the command
+# line of each worker.
+WHERE = {
+    "here": (("-m", "kullback.experiments.cli"), ("--workers=2",), "kullback.core.actor_process"),
+    "cluster": (("-c", ray_here.program(2)), ("--workers=2", "--ray=auto"), "ray::Actor"),
+}
 
 
 @pytest.mark.slow
-def test_a_run_with_processes_is_that_with_threads_and_outlives_a_worker(tmp_path: pathlib.Path):
+@pytest.mark.parametrize("where", WHERE)
+def test_a_run_with_workers_is_that_with_threads_and_outlives_one(
+    where: str, tmp_path: pathlib.Path
+):
+    if where == "cluster":
+        pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
+    program, more, word = WHERE[where]
+    variables = ray_here.variables(tmp_path)
     settings = (f"--set={setting}" for setting in PLAN["settings"])
     command = [
-        *(sys.executable, "-m", "kullback.experiments.cli", "train", "dqn", PLAN["environment"]),
-        *("--num-envs=4", "--seed=3", "--log-every=40", "--checkpoint-every=400", *settings),
+        *("train", "dqn", PLAN["environment"], "--num-envs=4", "--seed=3", "--log-every=40"),
+        *("--checkpoint-every=400", *settings),
     ]
 
-    def ended(name: str, *more: str) -> str:
-        done = subprocess.run([*command, f"--out={tmp_path / name}", *more], capture_output=True)
+    def ended(name: str, program: Sequence[str], *more: str) -> list[dict[str, str]]:
+        out = (f"--out={tmp_path / name}", "--steps=240")
+        line = [sys.executable, *program, *command, *out, *more]
+        done = subprocess.run(line, capture_output=True, env=variables)
         assert done.returncode == 0, done.stderr.decode()
-        rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
-        columns = rows[0].split(",")
-        exact = [n for n, column in enumerate(columns) if "second" not in column]
-        return "\n".join(",".join(row.split(",")[n] for n in exact) for row in rows)
+        return repeated(tmp_path / name)
 
-    assert ended("threads", "--steps=240") == ended("processes", "--steps=240", "--workers=2")
+    assert ended("threads", WHERE["here"][0]) == ended("workers", program, *more) != []
     out = tmp_path / "killed"
     with subprocess.Popen(
-        [*command, f"--out={out}", "--steps=4000", "--workers=2"],
+        [sys.executable, *program, *command, f"--out={out}", "--steps=4000", *more],
         stderr=subprocess.PIPE,
+        env=variables,
         text=True,
     ) as run:
-        deadline = time.monotonic() + 300
         # A worker that is killed before its first chunk is replaced, and nothing was lost.
-        while not any(checkpoints.steps(out / "checkpoints")) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        children = psutil.Process(run.pid).children()
-        workers = [x.pid for x in children if "kullback.core.actor_process" in x.cmdline()]
+        wait_for_checkpoint(out, 400, run, 300)
+        children = psutil.Process(run.pid).children(recursive=True)
+        workers = [x.pid for x in children if word in " ".join(x.cmdline())]
         assert len(workers) == 2
         os.kill(workers[0], signal.SIGKILL)
         _, errors = run.communicate()
     assert run.returncode == 0, errors
     (line,) = map(json.loads, (out / staffing.RESTARTS).read_text().splitlines())
-    assert f"pid {workers[0]}) was ended by SIGKILL" in line["cause"] and line["steps"] > 0
-    assert line["cause"] in errors
+    assert re.search(rf"pid {workers[0]}\) (was ended by SIGKILL|is gone: )", line["cause"])
+    assert line["steps"] > 0 and line["cause"] in errors

@@ -1,0 +1,115 @@
+"""Acting in another process: what makes it there, what passes between, and how it fails.
+
+A worker that is no thread of the process that learns gets a recipe, and makes agent and
+environments of it; then it gets a chunk's `acting.Ask` and numbers, and gives arrays. How these
+travel is the worker's own matter: a socket (actor_process.py), or a cluster.
+"""
+
+import dataclasses
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kullback.core import acting
+
+START_SECONDS = 300.0  # For a worker to be there.
+SECONDS = 600.0  # A chunk that takes longer is that of a worker that is lost.
+
+# Makes the acting of a worker and its shards; it must be picklable, so a function of a module.
+Recipe = Callable[[], acting.Local]
+
+
+class Said(NamedTuple):
+    """What a worker answers: a chunk, or why it cannot act."""
+
+    chunk: acting.Packed | None
+    error: str = ""  # If there is none.
+
+
+def numbers(leaves: Sequence[Any]) -> list[np.ndarray]:
+    """Returns parameters as other processes take them.
+
+    Raises:
+      ValueError: if acting reads a random key, which is no number.
+    """
+    try:
+        return [np.asarray(leaf) for leaf in leaves]
+    except TypeError as error:
+        raise ValueError(
+            "this agent acts by a random key of its learner, so it acts in the process that learns"
+        ) from error
+
+
+def pickled(recipe: Recipe) -> bytes:
+    """Returns a recipe, and where Python looks for modules here, as `Host` takes them.
+
+    Raises:
+      ValueError: if the recipe names a function that no other process can import.
+    """
+    path = [os.path.abspath(place) for place in sys.path]  # "" is the folder of now.
+    try:
+        return pickle.dumps((path, pickle.dumps(recipe)))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            "workers in other processes import agent and environment: hand over functions of a "
+            f"module, not of a function or a notebook ({error})"
+        ) from error
+
+
+def late(name: str) -> str:
+    """Returns why a worker that answers no more counts as lost."""
+    return f"{name} gave no chunk for {SECONDS:.0f} seconds"
+
+
+def ticks(said: Said) -> list[acting.Tick]:
+    """Returns the ticks that a worker acted.
+
+    Raises:
+      ValueError: for an error of the environment or the agent.
+    """
+    if said.chunk is None:
+        raise ValueError(said.error)
+    return acting.unpacked(said.chunk)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Host:
+    """The shards that this process acts for another one."""
+
+    given: bytes  # As `pickled` returns it.
+    local: acting.Local | None = None
+
+    def act(self, ask: acting.Ask, leaves: Sequence[np.ndarray]) -> Said:
+        """Acts a chunk; the first one makes agent and environment."""
+        try:
+            if self.local is None:
+                self.local = _made(self.given)
+            chunk = acting.packed(self.local.spec, self.local.act(ask, leaves))
+            return Said(chunk)
+        except Exception as error:
+            return Said(None, _described(error))
+
+    def close(self) -> None:
+        """Closes the environments."""
+        if self.local is not None:
+            self.local.close()
+
+
+def _made(given: bytes) -> acting.Local:
+    """Returns what the recipe of the process that learns makes."""
+    path, recipe = pickle.loads(given)
+    # Another machine may have its packages elsewhere.
+    sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
+    return pickle.loads(recipe)()
+
+
+def _described(error: Exception) -> str:
+    """Returns an error of the environment as a line, and any other with its trace."""
+    if isinstance(error, ValueError):
+        return str(error)
+    return "".join(traceback.format_exception(error)).rstrip()
