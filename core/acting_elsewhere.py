@@ -25,7 +25,7 @@ Recipe = Callable[[], acting.Local]
 
 
 class Said(NamedTuple):
-    """What a worker answers: a chunk, or why it cannot act."""
+    """The answer of a worker: a chunk, or why it cannot act."""
 
     chunk: acting.Packed | None
     error: str = ""  # If there is none.

@@ -95,7 +95,7 @@ def test_a_worker_that_hangs_or_finds_no_room_is_said(ray: Any, monkeypatch: pyt
         worker.act(ask, ray.put([]))
     worker.close()
     monkeypatch.setattr(acting_elsewhere, "START_SECONDS", 2.0)
-    busy = ray.remote(time.sleep).options(num_cpus=4).remote(600)
+    busy = ray.remote(num_cpus=4)(lambda: time.sleep(600)).remote()
     with pytest.raises(ValueError, match="has no room for worker 1 within 2 seconds, of one CPU"):
         actors_ray.Remote(ray, 1, given)
     ray.cancel(busy, force=True)

@@ -77,7 +77,7 @@ def test_restarts_are_kept_up_to_a_checkpoint(
     ],
 )
 def test_refuses_what_nobody_can_act(fields: dict[str, Any], message: str, tmp_path: pathlib.Path):
-    plan = PLAN | {"workers": 2} | fields
+    plan: dict[str, Any] = PLAN | {"workers": 2} | fields
     agent, environment = plan.pop("agent"), plan.pop("environment")
     with pytest.raises(ValueError, match=message):
         experiments.train(agent, environment, out=tmp_path / "run", **plan)
@@ -103,12 +103,12 @@ def test_a_run_with_workers_is_that_with_threads_and_outlives_one(
     variables = ray_here.variables(tmp_path)
     settings = (f"--set={setting}" for setting in PLAN["settings"])
     command = [
-        *("train", "dqn", PLAN["environment"], "--num-envs=4", "--seed=3", "--log-every=40"),
+        *("train", "dqn", PLAN["environment"], "--num-envs=4", "--seed=3"),
         *("--checkpoint-every=400", *settings),
     ]
 
     def ended(name: str, program: Sequence[str], *more: str) -> list[dict[str, str]]:
-        out = (f"--out={tmp_path / name}", "--steps=240")
+        out = (f"--out={tmp_path / name}", "--steps=240", "--log-every=40")
         line = [sys.executable, *program, *command, *out, *more]
         done = subprocess.run(line, capture_output=True, env=variables)
         assert done.returncode == 0, done.stderr.decode()
@@ -117,7 +117,15 @@ def test_a_run_with_workers_is_that_with_threads_and_outlives_one(
     assert ended("threads", WHERE["here"][0]) == ended("workers", program, *more) != []
     out = tmp_path / "killed"
     with subprocess.Popen(
-        [sys.executable, *program, *command, f"--out={out}", "--steps=4000", *more],
+        [
+            sys.executable,
+            *program,
+            *command,
+            f"--out={out}",
+            "--steps=4000",
+            "--log-every=400",
+            *more,
+        ],
         stderr=subprocess.PIPE,
         env=variables,
         text=True,
