@@ -1,9 +1,11 @@
 """Rows that the policy samples beside learning: by parameters some steps old, on threads.
 
 The rows of learner step n are made by the parameters of step max(n - D, 0), D the lag. So those of
-the next D steps can be made while this one is learnt from. Which parameters make a row, and by
-which key, is a function of the step and of the row's shard, never of a clock: any number of threads
-gives the same bits, and rows that a kill has lost are made again.
+the next D steps can be made while this one is learnt from. Where parameters begin anew from others
+every T steps, a step has no rows of those before: the first D of each such period are made by the
+parameters that it begins with. Which parameters make a row, and by which key, is a function of the
+step and of the row's shard, never of a clock: any number of threads gives the same bits, and rows
+that a kill has lost are made again.
 """
 
 import concurrent.futures
@@ -25,6 +27,39 @@ class Ahead(NamedTuple):
     # Parts of a step's prompts, of one size, that are sampled apart: at most so many at a time. A
     # run's numbers depend on it, as each has its own key.
     shards: int = 1
+    period: int = 0  # T, learner steps after which parameters begin anew; 0: they never do.
+
+    def version(self, step: int) -> int:
+        """Returns the learner step whose parameters make the rows of a step."""
+        return max(step - self.lag, step - step % self.period if self.period else 0)
+
+    def check(self, num_prompts: int) -> None:
+        """Checks the settings.
+
+        Args:
+          num_prompts: of a learner step.
+
+        Raises:
+          ValueError: for a negative lag, or shards that are not asked for or do not divide.
+        """
+        if self.lag < 0:
+            raise ValueError(f"lag must be >= 0, got {self.lag}; 1 overlaps sampling and learning")
+        if self.shards < 1 or num_prompts % self.shards:
+            raise ValueError(
+                f"shards must be >= 1 and divide the {num_prompts} prompts of a batch, got "
+                f"{self.shards}"
+            )
+        if self.shards > 1 and not self.lag:
+            raise ValueError(f"shards={self.shards} are of texts that are written ahead: set lag=1")
+
+    def check_mesh(self, mesh: str) -> None:
+        """Raises ValueError if there is a lag, as a run over a mesh cannot have one."""
+        if self.lag:
+            raise ValueError(
+                f"lag={self.lag} does not go with {mesh}: programs that run beside the learner's "
+                "could begin in another order on each device, and those that wait for one another "
+                "would do so for ever; leave one out"
+            )
 
 
 NONE = Ahead()
@@ -43,7 +78,8 @@ class Sampler:
     """Threads that sample the rows of coming steps."""
 
     ahead: Ahead
-    prompts: Callable[[int], Sequence[Any]]  # Of a step; the shards divide their number.
+    # Of a step; the shards divide their number. None are no rows.
+    prompts: Callable[[int], Sequence[Any]]
     # (acting params, prompts, key) -> rows, those of a prompt adjacent; called on several threads.
     sample: Callable[[Any, Sequence[Any], types.Key], Any]
     pool: concurrent.futures.ThreadPoolExecutor
@@ -59,9 +95,10 @@ class Sampler:
           acting: () -> the parameters that act; nothing changes or frees them meanwhile.
           key: of sampling.
         """
-        if step in self.flights:
+        prompts = self.prompts(step)
+        if step in self.flights or not prompts:
             return
-        params, prompts, count = acting(), self.prompts(step), self.ahead.shards
+        params, count = acting(), self.ahead.shards
         if len(prompts) % count:
             raise ValueError(f"shards={count} must divide the {len(prompts)} prompts of a step")
         size, of_step = len(prompts) // count, jax.random.fold_in(key, step)

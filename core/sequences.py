@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ class Sampling(NamedTuple):
     max_age: int = 0  # Further learner steps that reuse a step's samples.
     # (rows, prompts) -> rows with all that is not made by a compiled program, such as a reward.
     complete: Callable[[Any, Any], Any] = lambda rows, prompts: rows
-    ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # With a lag, all rows are sampled.
+    ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # How far ahead of learning.
 
     def samples_at(self, step: int) -> bool:
         """Returns whether the policy samples rows at a step, which the step alone decides.
@@ -164,8 +164,8 @@ def make(
       workers: threads that sample ahead, which change no number of the run; None: one a shard.
 
     Raises:
-      ValueError: if rows are sampled ahead over a mesh or beside stored ones; if the mesh does not
-        divide the rows, or a parameter has no sharding rule.
+      ValueError: if rows are sampled ahead over a mesh, or are learnt from again, too; if the mesh
+        does not divide the rows, or a parameter has no sharding rule.
     """
     platform.run_large_programs()
     learner_init, learn_step = agent.learner.init, jax.jit(agent.learner.step, donate_argnums=0)
@@ -232,21 +232,22 @@ def _ahead(
     source: Source, placement: sharding.Placement | None, workers: int | None
 ) -> sampling_ahead.Sampler | None:
     """Returns what samples rows ahead of learning; None without a lag."""
-    sampling, num_rows = source.sampling, source.num_rows
+    sampling = source.sampling
     if sampling is None or not sampling.ahead.lag:
         return None
     if placement is not None:
-        raise ValueError(f"lag={sampling.ahead.lag} does not go with a mesh yet: leave one out")
-    if source.keeps or sampling.num_rows(0) != num_rows:
+        sampling.ahead.check_mesh("a mesh")
+    if source.keeps:
         raise ValueError(
-            f"lag={sampling.ahead.lag} is of batches that the policy samples whole, once each"
+            f"lag={sampling.ahead.lag} and max_age={sampling.max_age} both learn from older rows, "
+            "in two ways: leave one out"
         )
-    return sampling_ahead.sampler(
-        sampling.ahead,
-        lambda step: sampling.prompts(step, num_rows),
-        sampling.sample,
-        workers,
-    )
+
+    def prompts(step: int) -> Sequence[Any]:
+        count = sampling.num_rows(step)
+        return sampling.prompts(step, count) if count else ()
+
+    return sampling_ahead.sampler(sampling.ahead, prompts, sampling.sample, workers)
 
 
 def _shapes(
@@ -315,12 +316,17 @@ def _restore(context: _Context, saved: RunState) -> RunState:
 
 def _draw(context: _Context, state: RunState) -> _Drawn:
     """Draws the data of a learner step; the state stays as it is."""
-    source, sampling = context.source, context.source.sampling
-    sums, kept, count, parts = state.metrics, state.kept, 0, []
-    if context.ahead is not None and sampling is not None:
-        return _draw_ahead(context, context.ahead, sampling, state)
+    source, sampling, ahead = context.source, context.source.sampling, context.ahead
+    sums, kept, acted, seconds, count, parts = state.metrics, state.kept, state.acted, 0.0, 0, []
+    if ahead is not None:
+        acted = _begin_ahead(context, ahead, state)
     if sampling is not None and (count := sampling.num_rows(state.steps)):
-        if kept is None or sampling.samples_at(state.steps):
+        if ahead is not None:
+            taken = ahead.take(state.steps)
+            rows, sums = _scored(context, sampling, state, taken.rows, taken.prompts)
+            seconds = taken.seconds
+            parts.append(rows)
+        elif kept is None or sampling.samples_at(state.steps):
             rows, sums = _sample(context, sampling, state, count)
             parts.append(rows)
             if kept is not None:
@@ -331,24 +337,24 @@ def _draw(context: _Context, state: RunState) -> _Drawn:
     if source.stored is not None and count < source.num_rows:
         parts.append(source.stored(state.steps, source.num_rows - count))
     data = parts[0] if len(parts) == 1 else jax.tree.map(sequence_rows.join, *parts)
-    return _Drawn(data, sums, kept, count)
+    return _Drawn(data, sums, kept, count, acted, seconds)
 
 
-def _draw_ahead(
-    context: _Context, ahead: sampling_ahead.Sampler, sampling: Sampling, state: RunState
-) -> _Drawn:
-    """Takes the rows of a learner step, and lets those of the next steps be sampled meanwhile."""
-    # The learner gives its parameters away at this step.
+def _begin_ahead(
+    context: _Context, ahead: sampling_ahead.Sampler, state: RunState
+) -> tuple[types.Params, ...]:
+    """Lets rows of this and the next steps be sampled; returns the parameters to be kept."""
+    lag = ahead.ahead.lag
+    # Of the last D steps and this one, at which the learner gives its parameters away.
     versions = (*(state.acted or ()), _copy(state.learner.params))
-    for n, params in enumerate(versions):
-        version = max(state.steps + n - ahead.ahead.lag, 0)
+    for step in range(state.steps, state.steps + lag + 1):
+        version = ahead.ahead.version(step)
+        if version > state.steps:  # Not yet learnt: parameters begin anew before this step.
+            break
+        params = versions[version - (state.steps - lag)]
         before = state._replace(steps=version, learner=state.learner._replace(params=params))
-        ahead.begin(
-            state.steps + n, functools.partial(_acting, context, before, evaluate=False), state.key
-        )
-    taken = ahead.take(state.steps)
-    rows, sums = _scored(context, sampling, state, taken.rows, taken.prompts)
-    return _Drawn(rows, sums, state.kept, len(taken.prompts), versions[1:], taken.seconds)
+        ahead.begin(step, functools.partial(_acting, context, before, evaluate=False), state.key)
+    return versions[1:]
 
 
 def _acting(context: _Context, state: RunState, *, evaluate: bool) -> Any:
@@ -389,7 +395,8 @@ def _learn(context: _Context, state: RunState, drawn: _Drawn) -> RunState:
     learner, feedback = context.learn_step(state.learner, batch, context.constants)
     feedback = feedback._replace(metrics=feedback.metrics | dropped)
     if context.ahead is not None:
-        ages = {"sample_age": min(state.steps, context.ahead.ahead.lag), WAITED: drawn.seconds}
+        age = state.steps - context.ahead.ahead.version(state.steps) if drawn.num_sampled else 0
+        ages = {"sample_age": age, WAITED: drawn.seconds}
         ages = {name: jnp.asarray(x, jnp.float32) for name, x in ages.items()}
         feedback = feedback._replace(metrics=feedback.metrics | ages)
     if kept is not None:

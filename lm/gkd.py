@@ -6,7 +6,9 @@ ICLR 2024, https://arxiv.org/abs/2306.13649.
     L = (1 - lambda) E_{(x, y) ~ data} D(p_T || p_S)(y | x)
         + lambda E_x E_{y ~ p_S(. | x)} D(p_T || p_S)(y | x)
 
-No gradient flows through the sampling of y. lambda = 0 is distillation on fixed sequences.
+No gradient flows through the sampling of y. lambda = 0 is distillation on fixed sequences. With a
+lag, y is of a student some steps older: of another distribution of prefixes, under which D is as
+good a loss, so that nothing is weighed by a ratio.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ from typing import Literal
 
 import jax
 
-from kullback.core import regularizers, types
+from kullback.core import regularizers, sampling_ahead, types
 from kullback.lm import distillation, distillation_targets, gemma, shared_ids, tuning
 
 Targets = Literal["full", "set", "counts", "top-k"]
@@ -32,6 +34,11 @@ class Config:
     # Further learner steps that reuse the student's sequences, unlike the paper, as sampling takes
     # most of a step's time. Their age is logged as sample_age.
     max_age: int = 0
+    # D, learner steps by which the student that writes is older than the one that learns, so that
+    # the next sequences are written meanwhile. 0: on-policy. Not with max_age (ours).
+    lag: int = 0
+    # Parts of a batch's prompts, each written apart, as many at a time; with a lag (ours).
+    shards: int = 1
     temperature: float = 1.0  # Divisor of both logits inside D; sampling has its own, which is 1.
     # Part of the teacher's distribution that D sees: "full"; num_targets tokens that are drawn from
     # it, by either reading of Gemma 3 ("set", "counts"); its num_targets most probable tokens and
@@ -44,6 +51,7 @@ class Config:
         self._check_targets()
         if self.student_fraction > 0:
             self.learning.lora.check_sampling()
+        self._check_lag()
         if self.mixture().student_fraction > 0 and self.learning.pack:
             raise ValueError(
                 f"pack=True needs student_fraction=0, got {self.student_fraction}: a packed row "
@@ -80,10 +88,27 @@ class Config:
             )
         distillation.token_divergence(self.divergence)
 
+    def _check_lag(self) -> None:
+        """Raises ValueError for sequences that cannot be written ahead."""
+        mixture = self.mixture()
+        mixture.ahead.check(mixture.num_sampled(self.learning.batch_size, coin=0.0))
+        if self.lag and not self.student_fraction:
+            raise ValueError(
+                f"lag={self.lag} is of the student's own sequences: student_fraction=0"
+            )
+        if self.lag and self.max_age:
+            raise ValueError(
+                f"lag={self.lag} and max_age={self.max_age} both learn from older sequences: leave "
+                "one out"
+            )
+
     def mixture(self) -> tuning.Mixture:
         """Returns the mixture of the data set's and the student's sequences."""
         return tuning.Mixture(
-            student_fraction=self.student_fraction, mixing=self.mixing, max_age=self.max_age
+            student_fraction=self.student_fraction,
+            mixing=self.mixing,
+            max_age=self.max_age,
+            ahead=sampling_ahead.Ahead(self.lag, self.shards),
         )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, regularizers, sampling, sampling_ahead, types
+from kullback.core import learners, regularizers, sampling, types
 from kullback.lm import (
     adapters,
     answers,
@@ -110,7 +110,7 @@ def make(
             temperature=c.temperature,
             has_value=context.has_value,
             shares_prompts=c.share_prompts,
-            ahead=sampling_ahead.Ahead(c.lag, c.shards),
+            ahead=c.ahead,
         ),
         config=algorithm or c,
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, names, regularizers
+from kullback.core import learners, names, regularizers, sampling_ahead
 from kullback.lm import (
     distillation,
     policy_gradient,
@@ -167,21 +167,17 @@ class Config:
 
     def _check_lag(self) -> None:
         """Raises ValueError for texts that cannot be written ahead, or not be learnt from then."""
-        if self.lag < 0:
-            raise ValueError(f"lag must be >= 0, got {self.lag}; 1 overlaps sampling and learning")
+        self.ahead.check(self.learning.batch_size // self.samples_per_prompt)
         if self.lag and self.correction == "none":
             raise ValueError(
                 f"lag={self.lag} learns from texts of an older policy: set correction=truncate, "
                 "which weighs them by the ratio of the two"
             )
-        prompts = self.learning.batch_size // self.samples_per_prompt
-        if self.shards < 1 or prompts % self.shards:
-            raise ValueError(
-                f"shards must be >= 1 and divide the {prompts} prompts of a batch, got "
-                f"{self.shards}"
-            )
-        if self.shards > 1 and not self.lag:
-            raise ValueError(f"shards={self.shards} are of texts that are written ahead: set lag=1")
+
+    @property
+    def ahead(self) -> sampling_ahead.Ahead:
+        """How far ahead of learning texts are written."""
+        return sampling_ahead.Ahead(self.lag, self.shards)
 
     @property
     def texts_per_row(self) -> int:

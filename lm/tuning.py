@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kullback.core import learners, regularizers, types
+from kullback.core import learners, regularizers, sampling_ahead, types
 from kullback.environments import tokens
 from kullback.lm import (
     adapters,
@@ -148,6 +148,7 @@ class Mixture:
     # takes the same share of each batch.
     mixing: Literal["batch", "row"] = "batch"
     max_age: int = 0  # Further learner steps that reuse the student's samples; 0 is on-policy.
+    ahead: sampling_ahead.Ahead = sampling_ahead.NONE  # How far ahead of learning it samples.
 
     def __post_init__(self) -> None:
         if not 0 <= self.student_fraction <= 1:
@@ -156,6 +157,17 @@ class Mixture:
             raise ValueError(f"max_age must be >= 0 learner steps, got {self.max_age}")
         if self.mixing not in ("batch", "row"):
             raise ValueError(f"mixing must be batch or row, got {self.mixing!r}")
+
+    def num_sampled(self, batch_size: int, coin: float) -> int:
+        """Returns the sequences of a batch that the student samples.
+
+        Args:
+          batch_size: B.
+          coin: of the batch, in [0, 1).
+        """
+        if self.mixing == "row":
+            return round(self.student_fraction * batch_size)
+        return batch_size if coin < self.student_fraction else 0
 
 
 def make(

@@ -35,8 +35,6 @@ def _check_rlhf(member: rlhf.Config) -> None:
         raise ValueError("warp averages policies: baseline value has a network beside")
     if member.distillation_weight:
         raise ValueError("warp has no teacher: distillation_weight must be 0")
-    if member.lag:
-        raise ValueError(f"warp's members begin anew at times: lag must be 0, got {member.lag}")
 
 
 class _Kind(NamedTuple):
@@ -141,7 +139,13 @@ def make(model: gemma.Model, config: Config | None = None) -> types.Agent[rollou
     """
     config = config or Config()
     agent = KINDS[type(config.member)].make(model, config=config.member, algorithm=config)
-    return agent._replace(learner=learner(agent.learner, config))
+    on_policy = agent.experience
+    # No member learns from texts of another one, which had other parameters.
+    ahead = on_policy.ahead._replace(period=config.member_steps)
+    return agent._replace(
+        learner=learner(agent.learner, config),
+        experience=dataclasses.replace(on_policy, ahead=ahead),
+    )
 
 
 def learner(member: types.Learner, config: Config) -> types.Learner:

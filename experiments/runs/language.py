@@ -78,6 +78,8 @@ class Setup(TextWork):
         setting = dataclasses.replace(super().setting, per_row=self.lessons.per_row)
         if self.lessons.shares_prompts:
             return self._sharing(setting, setting.per_row)
+        lag = self.agent.experience.ahead.lag
+        setting = dataclasses.replace(setting, versions=lag + 1 if lag else 0)
         if self.actor is None:
             return setting
         experience: rollouts.OnPolicy = self.agent.experience
@@ -88,9 +90,7 @@ class Setup(TextWork):
             setting = dataclasses.replace(setting, rows=prompts, per_row=learnt)
         if experience.shares_prompts:
             setting = self._sharing(setting, learnt or experience.samples_per_prompt)
-        lag = experience.ahead.lag
-        versions = lag + 1 if lag else 0
-        return dataclasses.replace(setting, networks=1 + experience.has_value, versions=versions)
+        return dataclasses.replace(setting, networks=1 + experience.has_value)
 
     def _sharing(self, setting: memory.Setting, texts: int) -> memory.Setting:
         """Returns the setting of rows that have so many texts of a prompt each."""

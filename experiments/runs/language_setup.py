@@ -105,6 +105,8 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         if plan.num_seeds > 1:
             start_sha256 = initial_params.sha256
     agent = make_agent(config=config)
+    if plan.mesh:
+        agent.experience.ahead.check_mesh(f"--mesh {plan.mesh}")
     base = Setup(
         agent=agent,
         spec=text_work.spec_of(student.config),
@@ -254,10 +256,6 @@ def _with_actor(
         reference, begin = start.frozen(plan.frozen), base.initial_params or begin
     _require_softmax(plan, start)
     on_policy: rollouts.OnPolicy = base.agent.experience
-    if on_policy.ahead.lag and plan.mesh:
-        raise ValueError(
-            f"lag={on_policy.ahead.lag} does not go with --mesh {plan.mesh} yet: leave one out"
-        )
 
     def initial_params() -> types.Params:
         return value_network.with_value(begin()) if on_policy.has_value else begin()

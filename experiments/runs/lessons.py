@@ -55,15 +55,11 @@ class Examples(Lessons):
         """Returns batches of the data set, and of sequences that the policy samples."""
         evaluator, c, mixture = self.evaluator, self.evaluator.learning, self.agent.experience
         stored = stored_batches(self.train, mixture, evaluator, seed)
-        share = round(mixture.student_fraction * c.batch_size)
         sampler = completions.of_policy(self.agent.policy, evaluator.model, c.max_new_tokens)
         program = completions.compiled(sampler.sequences)
 
         def num_sampled(step: int) -> int:
-            if mixture.mixing == "row":
-                return share
-            coin = np.random.default_rng([seed, step]).random()  # In [0, 1).
-            return c.batch_size if coin < mixture.student_fraction else 0
+            return mixture.num_sampled(c.batch_size, np.random.default_rng([seed, step]).random())
 
         def prompts(step: int, rows: int) -> list[data.Example]:
             drawn = epochs.indices(
@@ -84,6 +80,7 @@ class Examples(Lessons):
                 sample=sample,
                 score=evaluator.task_scores,
                 max_age=mixture.max_age,
+                ahead=mixture.ahead,
             ),
         )
 

@@ -61,18 +61,41 @@ def sample(acting: Any, given: list[int], key: Any) -> Any:
     return program(acting["params"], np.asarray(given), key)
 
 
+def stored(step: int, rows: int) -> np.ndarray:
+    """Returns rows that nobody samples."""
+    return np.random.default_rng(step).integers(0, TOKENS, (rows, LENGTH), np.int32)
+
+
+def always(step: int) -> int:
+    return ROWS
+
+
+def sometimes(step: int) -> int:
+    """Returns the rows that are sampled at a step, of which there may be none."""
+    return (2, 0, ROWS)[step % 3]
+
+
 def make(
-    lag: int, shards: int = 2, workers: int | None = None, sample: Any = sample, **more: Any
+    lag: int,
+    shards: int = 2,
+    workers: int | None = None,
+    sample: Any = sample,
+    period: int = 0,
+    counts: Any = always,
+    max_age: int = 0,
+    **more: Any,
 ) -> loops.Loop:
     source = sequences.Source(
         num_rows=ROWS,
         example=jax.ShapeDtypeStruct((ROWS, LENGTH), np.int32),
+        stored=None if counts is always else stored,
         sampling=sequences.Sampling(
-            num_rows=lambda step: ROWS,
+            num_rows=counts,
             prompts=prompts,
             sample=sample,
             score=lambda rows, prompts: np.asarray(rows)[:, 0],
-            ahead=sampling_ahead.Ahead(lag, shards),
+            ahead=sampling_ahead.Ahead(lag, shards, period),
+            max_age=max_age,
         ),
     )
     return sequences.make(agent(), source, seed=5, workers=workers, **more)
@@ -107,31 +130,42 @@ def equal(one: sequences.RunState, other: sequences.RunState) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lag", "shards"),
-    [(3, 4), *(pytest.param(1, n, marks=pytest.mark.slow) for n in (1, 2))],
+    ("lag", "shards", "period", "counts"),
+    [
+        (3, 4, 0, always),
+        (2, 2, 4, sometimes),
+        *(pytest.param(1, n, 0, always, marks=pytest.mark.slow) for n in (1, 2)),
+        pytest.param(9, 2, 3, always, marks=pytest.mark.slow),
+    ],
 )
-def test_rows_are_those_of_the_policy_so_many_steps_before(lag: int, shards: int):
+def test_rows_are_those_of_the_policy_so_many_steps_before(
+    lag: int, shards: int, period: int, counts: Any
+):
     """The definition, in a loop that samples when it learns, and keeps all parameters."""
-    state = done(make(lag, shards))
+    state = done(make(lag, shards, period=period, counts=counts))
     learner, _, key = agent().learner, None, jax.random.split(jax.random.key(5))
     learnt, key = learner.init(key[0]), key[1]
-    step, versions = jax.jit(learner.step), [learnt.params]
+    step, versions, ages = jax.jit(learner.step), [learnt.params], []
     for n in range(STEPS):
-        params = versions[max(n - lag, 0)]
-        size, of_step = ROWS // shards, jax.random.fold_in(key, n)
+        begun = period * (n // period) if period else 0
+        params = versions[max(n - lag, begun)]
+        count, of_step = counts(n), jax.random.fold_in(key, n)
+        size = count // shards
         parts = [
             program(
                 params,
                 np.asarray(prompts(n)[k * size : (k + 1) * size]),
                 jax.random.fold_in(of_step, k),
             )
-            for k in range(shards)
+            for k in range(shards if count else 0)
         ]
-        rows = np.concatenate([*map(np.asarray, parts)])
+        rows = np.concatenate([*map(np.asarray, parts), stored(n, ROWS - count)])
         learnt, _ = step(learnt, types.Batch.of(rows), types.NO_CONSTANTS)
         versions.append(learnt.params)
+        ages.append(min(lag, n - begun) if count else 0)
     np.testing.assert_array_equal(state.learner.params, learnt.params)
-    for kept, version in zip(state.acted, versions[STEPS - lag : STEPS], strict=True):
+    assert float(state.metrics.learner["sample_age"]) == sum(ages) > 0
+    for kept, version in zip(state.acted[-STEPS:], versions[-lag - 1 : -1], strict=True):
         np.testing.assert_array_equal(kept, version)
     assert len({np.asarray(x).tobytes() for x in versions}) == STEPS + 1
 
@@ -147,10 +181,12 @@ def test_without_a_lag_nothing_is_sampled_ahead():
     assert state.acted is None and sequences.WAITED not in state.metrics.learner
 
 
-def test_rows_in_flight_are_made_again_after_a_kill(tmp_path: Any):
-    whole, first, second = done(make(2)), make(2), make(2)
+@pytest.mark.parametrize("step", [3, 4])
+def test_rows_in_flight_are_made_again_after_a_kill(step: int, tmp_path: Any):
+    given: dict[str, Any] = {"period": 4, "counts": sometimes}
+    whole, first, second = (done(make(2, **given)), make(2, **given), make(2, **given))
     with closed(first):
-        checkpoints.save(tmp_path, 3, first.snapshot(run(first, first.init(), 3)), {})
+        checkpoints.save(tmp_path, step, first.snapshot(run(first, first.init(), step)), {})
     with closed(second):
         saved, _, _ = checkpoints.restore_latest(tmp_path, second.template())
         equal(run(second, second.restore(saved)), whole)
@@ -192,6 +228,14 @@ def test_an_error_of_a_thread_ends_the_step_that_learns_from_its_rows():
     again = make(1)
     with closed(again):
         equal(run(again, again.restore(loop.snapshot(state))), done(make(1)))
+
+
+def test_no_mesh_and_no_second_way_to_older_rows():
+    with pytest.raises(ValueError, match="lag=1 does not go with a mesh: programs that run beside"):
+        sampling_ahead.Ahead(1).check_mesh("a mesh")
+    sampling_ahead.NONE.check_mesh("a mesh")
+    with pytest.raises(ValueError, match="lag=1 and max_age=2 both learn from older rows"):
+        make(1, max_age=2)
 
 
 def test_refuses_what_does_not_divide():

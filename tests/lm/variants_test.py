@@ -12,6 +12,7 @@ import pytest
 
 from kullback.core import types
 from kullback.lm import (
+    gkd,
     lora,
     policy_gradient,
     rlhf,
@@ -381,7 +382,23 @@ def test_a_lag_needs_what_makes_up_for_it(fields: Any, message: str):
         config("rloo", **fields)
 
 
-def test_members_of_warp_are_not_written_ahead():
-    member = dataclasses.replace(warp.Config().member, lag=1, correction="truncate")
-    with pytest.raises(ValueError, match="lag must be 0, got 1"):
-        warp.Config(member=member)
+def test_no_member_of_warp_learns_from_texts_of_another():
+    member = dataclasses.replace(warp.Config().member, lag=2, correction="truncate")
+    agent = warp.make(MODEL, warp.Config(member=member, member_steps=4))
+    ahead = agent.experience.ahead
+    assert [ahead.version(n) for n in range(10)] == [0, 0, 0, 1, 4, 4, 4, 5, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lag": -1}, "lag must be >= 0, got -1"),
+        ({"lag": 1, "student_fraction": 0.0}, "of the student's own sequences: student_fraction=0"),
+        ({"lag": 1, "max_age": 2}, "lag=1 and max_age=2 both learn from older sequences"),
+        ({"lag": 1, "mixing": "row", "shards": 3}, "shards must be >= 1 and divide the 8 prompts"),
+        ({"shards": 2}, "shards=2 are of texts that are written ahead: set lag=1"),
+    ],
+)
+def test_a_student_that_writes_ahead_does_so_in_one_way(fields: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        gkd.Config(**fields)
