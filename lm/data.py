@@ -231,42 +231,6 @@ def spelled_notice(where: str, name: str, num_more: int = 0) -> str:
     )
 
 
-def read_prompts(
-    path: files.Path,
-    tokenizer: Tokenizer,
-    max_prompt_length: int | None = None,
-    *,
-    vocab_size: int | None = None,
-    as_turns: bool = False,
-    on_spelled: Callable[[str, str], Any] = lambda where, name: None,
-) -> list[tuple[int, ...]]:
-    """Reads the prompts of a JSONL file: {prompt}, {messages} or pairs, other keys ignored.
-
-    After a last message of the user the model's turn is opened; a last message of the model is left
-    out. Of a .txt file each line that is not blank is a prompt.
-
-    Args:
-      path: of the file.
-      tokenizer: of the model.
-      max_prompt_length: most tokens of a prompt; None is no limit.
-      vocab_size: rows of the model's embedding, if fewer than the tokenizer's V.
-      as_turns: whether the text of a {prompt} is a turn of the user's, in the chat template.
-      on_spelled: called with place and name of each control token that a text spells.
-
-    Raises:
-      ValueError: as `read_jsonl` does, and always for a prompt that is too long.
-    """
-    questions = read_questions(
-        path,
-        tokenizer,
-        max_prompt_length,
-        vocab_size=vocab_size,
-        as_turns=as_turns,
-        on_spelled=on_spelled,
-    )
-    return [question.ids for question in questions]
-
-
 def read_questions(
     path: files.Path,
     tokenizer: Tokenizer,
@@ -277,7 +241,23 @@ def read_questions(
     as_turns: bool = False,
     on_spelled: Callable[[str, str], Any] = lambda where, name: None,
 ) -> list[Question]:
-    """Reads prompts with the images that they may name; otherwise as `read_prompts`."""
+    """Reads the prompts of a JSONL file: {prompt}, {messages} or pairs, other keys ignored.
+
+    After a last message of the user the model's turn is opened; a last message of the model is left
+    out. Of a .txt file each line that is not blank is a prompt.
+
+    Args:
+      path: of the file.
+      tokenizer: of the model.
+      max_prompt_length: most tokens of a prompt; None is no limit.
+      images: reads those that rows name; None: they name none.
+      vocab_size: rows of the model's embedding, if fewer than the tokenizer's V.
+      as_turns: whether the text of a {prompt} is a turn of the user's, in the chat template.
+      on_spelled: called with place and name of each control token that a text spells.
+
+    Raises:
+      ValueError: as `read_jsonl` does, and always for a prompt that is too long.
+    """
     most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
     questions = []
     is_text = pathlib.Path(path).suffix == ".txt"

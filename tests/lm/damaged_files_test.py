@@ -144,7 +144,7 @@ def test_rows(form: str, tokenizer: Tokenizer, tmp_path: pathlib.Path):
     def read() -> None:
         data.read_jsonl(path, tokenizer)
         if form in ("completion", "messages"):
-            data.read_prompts(path, tokenizer)
+            data.read_questions(path, tokenizer)
 
     damage.check(path, read, line=1)
 

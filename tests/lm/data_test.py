@@ -173,14 +173,15 @@ def test_truncation_moves_the_models_turns_along(draw: st.DataObject, limit: int
 def test_prompts_to_generate_from(tokenizer: Tokenizer, write: Write):
     user, model = {"role": "user", "content": "a"}, {"role": "model", "content": "b"}
     path = write({"prompt": "ab", "id": 3}, {"messages": [user]}, {"messages": [user, model]})
-    prompts = data.read_prompts(path, tokenizer, max_prompt_length=18)
+    questions = data.read_questions(path, tokenizer, max_prompt_length=18)
+    prompts = [question.ids for question in questions]
     assert prompts[0] == (BOS, *tokenizer.encode("ab"))
     assert prompts[1] == prompts[2] and prompts[1][:2] == (BOS, START)
     assert tokenizer.decode(prompts[1]) == "user\na\nmodel\n"
     with pytest.raises(ValueError, match=rf":2: the prompt has {len(prompts[1])} tokens"):
-        data.read_prompts(path, tokenizer, max_prompt_length=3)
+        data.read_questions(path, tokenizer, max_prompt_length=3)
     with pytest.raises(ValueError, match=r":1: .*expected prompt, messages, or"):
-        data.read_prompts(write({"text": "a"}), tokenizer)
+        data.read_questions(write({"text": "a"}), tokenizer)
 
 
 def test_prompts_are_turns_on_request_and_lines_of_a_text_file(
@@ -188,20 +189,20 @@ def test_prompts_are_turns_on_request_and_lines_of_a_text_file(
 ):
     user = {"role": "user", "content": "a"}
     path = write({"prompt": "a"}, {"messages": [user]})
-    one, other = data.read_prompts(path, tokenizer, as_turns=True)
+    one, other = (x.ids for x in data.read_questions(path, tokenizer, as_turns=True))
     assert one == other and tokenizer.decode(one) == "user\na\nmodel\n"
     with pytest.raises(ValueError, match=r":1: prompt must be a string, got \[100\]"):
-        data.read_prompts(write({"prompt": [100]}), tokenizer, as_turns=True)
+        data.read_questions(write({"prompt": [100]}), tokenizer, as_turns=True)
     lines = tmp_path / "lines.txt"
     lines.write_bytes(b'\xef\xbb\xbfab\r\n\n {"c"}\n')
-    prompts = data.read_prompts(lines, tokenizer)
+    prompts = [question.ids for question in data.read_questions(lines, tokenizer)]
     assert prompts == [(BOS, *tokenizer.encode(text)) for text in ("ab", ' {"c"}')]
     lines.write_bytes(b"a\n\xff\n")
     with pytest.raises(ValueError, match=r"lines\.txt:2: 'utf-8' codec"):
-        data.read_prompts(lines, tokenizer)
+        data.read_questions(lines, tokenizer)
     lines.write_text("\n \n")
     with pytest.raises(ValueError, match=r"lines\.txt has no lines; expected a prompt in each"):
-        data.read_prompts(lines, tokenizer)
+        data.read_questions(lines, tokenizer)
 
 
 def test_a_conversation_has_turns_in_whichever_form(tokenizer: Tokenizer, write: Write):
@@ -217,13 +218,13 @@ def test_a_conversation_has_turns_in_whichever_form(tokenizer: Tokenizer, write:
 
 def test_prompts_to_generate_from_are_checked_before_work(tokenizer: Tokenizer, write: Write):
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: token id 290 lies outside .* \[0, 262\)"):
-        data.read_prompts(write({"prompt": "a"}, {"prompt": [290]}), tokenizer)
+        data.read_questions(write({"prompt": "a"}, {"prompt": [290]}), tokenizer)
     path = write({"prompt": [200]})
     with pytest.raises(ValueError, match=r"token id 200 lies outside the vocabulary, \[0, 200\)"):
-        data.read_prompts(path, tokenizer, vocab_size=200)
+        data.read_questions(path, tokenizer, vocab_size=200)
     turns = [{"role": r, "content": "a"} for r in ("user", "model", "assistant")]
     with pytest.raises(ValueError, match=r":1: the last message is the model's, and a second"):
-        data.read_prompts(write({"messages": turns}), tokenizer)
+        data.read_questions(write({"messages": turns}), tokenizer)
     with pytest.raises(ValueError, match="turn 3 has role 'assistant', expected 'user'"):
         data.read_jsonl(write({"messages": turns}), tokenizer)
 
@@ -282,7 +283,7 @@ def test_text_that_carries_a_template_is_said(tokenizer: Tokenizer, write: Write
     assert report.spelled == 0 and not [*data.notices({"train": report})]
     spelled: list[tuple[str, str]] = []
     path = write({"prompt": RENDERED[1]})
-    data.read_prompts(path, tokenizer, on_spelled=lambda *said: spelled.append(said))
+    data.read_questions(path, tokenizer, on_spelled=lambda *said: spelled.append(said))
     assert spelled == [(f"{path}:1", "<start_of_turn>")]
 
 
@@ -295,7 +296,8 @@ def test_text_that_carries_a_template_is_read_on_request(tokenizer: Tokenizer, w
         assert example == chat
     (example,), _ = data.read_jsonl(write({"text": RENDERED[0]}), read)
     assert (*example.prompt, *example.completion) == (*chat.prompt, *chat.completion)
-    assert data.read_prompts(write({"prompt": RENDERED[1]}), read) == [chat.prompt]
+    (question,) = data.read_questions(write({"prompt": RENDERED[1]}), read)
+    assert question.ids == chat.prompt
     for row, message in (
         ({"prompt": "a", "completion": "b<end_of_turn>c"}, "special id 5 before its end"),
         ({"text": "a<bos>b"}, "special id 2 before its end"),

@@ -159,9 +159,10 @@ def test_prompts_are_read_in_every_form(tokenizer: Tokenizer, tmp_path: pathlib.
     ]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    (first, *others) = data.read_prompts(path, tokenizer)
+    (first, *others) = (question.ids for question in data.read_questions(path, tokenizer))
     assert tokenizer.decode(first) == "user\nHi\nmodel\nYes\nuser\nSure?\nmodel\n"
     assert others == [first] * len(others)
     # A text beside texts is itself, as it is learnt from.
     path.write_text(json.dumps({"prompt": "a", "chosen": DIALOGUE, "rejected": "c"}))
-    assert data.read_prompts(path, tokenizer) == [(tokenizer.bos_id, *tokenizer.encode("a"))]
+    (question,) = data.read_questions(path, tokenizer)
+    assert question.ids == (tokenizer.bos_id, *tokenizer.encode("a"))
