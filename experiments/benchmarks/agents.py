@@ -35,12 +35,7 @@ def torso(name: str) -> tuple[flops.Layer, ...]:
     """Returns the layers of an agent's torso on MinAtar's 10 x 10 cells."""
     if name != "btr":
         return (flops.Layer(FEATURES, 3 * 3 * CHANNELS),)
-    layers, inputs, cells = [], CHANNELS, 10 * 10
-    for channels, halves in impala.BLOCKS["impala_small"]:
-        layers.append(flops.Layer(cells * channels, 9 * inputs))
-        inputs, cells = channels, cells // 4 if halves else cells
-        layers += 4 * [flops.Layer(cells * channels, 9 * channels)]
-    return tuple(layers)
+    return flops.impala(CHANNELS, 10, impala.BLOCKS["impala_small"])
 
 
 def implicit_flops(name: str) -> float:

@@ -25,12 +25,7 @@ NUM_PARAMETERS = 2_902_695  # Of the network, means of noisy layers alone.
 
 def torso() -> tuple[flops.Layer, ...]:
     """Returns the layers of the torso, twice as wide as IMPALA's, for 4 frames of 84 x 84."""
-    layers, inputs, size = [], 4, 84
-    for channels in (32, 64, 64):
-        layers.append(flops.Layer(size * size * channels, 9 * inputs))
-        size, inputs = -(-size // 2), channels
-        layers += 4 * [flops.Layer(size * size * channels, 9 * channels)]
-    return tuple(layers)
+    return flops.impala(4, 84, [(32, True), (64, True), (64, True)])
 
 
 def head() -> tuple[flops.Layer, ...]:

@@ -3,7 +3,7 @@
 Two for each product in a convolution, a dense layer or attention; the rest is not counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kullback.lm import gemma
@@ -39,6 +39,22 @@ def minatar(channels: int, num_actions: int) -> tuple[Layer, ...]:
         Layer(128, 8 * 8 * 16),
         Layer(num_actions, 128),
     )
+
+
+def impala(channels: int, side: int, blocks: Iterable[tuple[int, bool]]) -> tuple[Layer, ...]:
+    """Returns the layers of IMPALA's torso for side x side x channels.
+
+    Args:
+      channels: of the observation.
+      side: of the observation.
+      blocks: channels of each, and whether it halves the side.
+    """
+    layers: list[Layer] = []
+    for wide, halves in blocks:
+        layers.append(Layer(side * side * wide, 9 * channels))
+        channels, side = wide, -(-side // 2) if halves else side
+        layers += 4 * [Layer(side * side * wide, 9 * wide)]
+    return tuple(layers)
 
 
 def forward(layers: Sequence[Layer]) -> int:

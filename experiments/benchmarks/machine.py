@@ -58,18 +58,7 @@ def sgemm() -> Callable[[], dict[str, float]]:
 def product(dtype: str, name: str = "product") -> Callable[[], dict[str, float]]:
     """Makes a measurement of the fastest product of 2,048 x 2,048 matrices, in FLOP/s."""
     a = jnp.ones((SIZE, SIZE), dtype)
-    multiply = jax.jit(jnp.matmul)
-    multiply(a, a).block_until_ready()
-
-    def measure() -> dict[str, float]:
-        best = 0.0
-        for _ in range(TRIES):
-            start = time.perf_counter()
-            multiply(a, a).block_until_ready()
-            best = max(best, 2 * SIZE**3 / (time.perf_counter() - start))
-        return {name: best}
-
-    return measure
+    return _fastest(jax.jit(jnp.matmul), (a, a), 2 * SIZE**3, name)
 
 
 def bandwidth(num_bytes: int, name: str = "bandwidth") -> Callable[[], dict[str, float]]:
@@ -78,15 +67,21 @@ def bandwidth(num_bytes: int, name: str = "bandwidth") -> Callable[[], dict[str,
     What is read again and again lies in a cache if it fits, which is why the size matters.
     """
     x = jnp.ones(num_bytes // 4, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    copy(x).block_until_ready()
+    return _fastest(jax.jit(lambda x: x + 1), (x,), 2 * num_bytes, name)
+
+
+def _fastest(
+    program: Callable[..., jax.Array], given: tuple[jax.Array, ...], amount: float, name: str
+) -> Callable[[], dict[str, float]]:
+    """Makes a measurement of the amount of work a second, in the fastest of TRIES calls."""
+    program(*given).block_until_ready()
 
     def measure() -> dict[str, float]:
         best = 0.0
         for _ in range(TRIES):
             start = time.perf_counter()
-            copy(x).block_until_ready()
-            best = max(best, 2 * num_bytes / (time.perf_counter() - start))
+            program(*given).block_until_ready()
+            best = max(best, amount / (time.perf_counter() - start))
         return {name: best}
 
     return measure
