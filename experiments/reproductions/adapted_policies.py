@@ -18,8 +18,6 @@ from kullback.lm import gemma, lora, merging, rlhf
 
 # All weights; adapters with one frozen A; adapters each with an A of its own, which is learnt.
 Way = Literal["full", "shared", "free"]
-ETAS = tuple(n / 10 for n in range(11))  # Of fronts.
-LEARNING, EVALUATION = 2, 3  # Streams of random numbers.
 NAIVE = "naive"  # The mean of both factors, each by itself.
 
 
@@ -97,7 +95,7 @@ def compare(policies: Policies, seed: int, work: study.Work) -> Iterator[study.R
         # The number of the step says which prompts are next.
         state = begun._replace(steps=jnp.asarray(number * sizes.member_steps, jnp.int32))
         for record in range(1, sizes.records + 1):
-            state, _ = policies.climber.advance(state, seed, LEARNING, stretch)
+            state, _ = policies.climber.advance(state, seed, rewarded.LEARNING, stretch)
             done = number * sizes.member_steps + record * stretch
             work.tick(done)
             if number == 0:
@@ -114,15 +112,15 @@ def compare(policies: Policies, seed: int, work: study.Work) -> Iterator[study.R
     for number, member in enumerate(members):
         yield point(policies, seed, "member", number, member)
     for arm, end in ends.items():
-        for eta in ETAS:
-            yield point(policies, seed, arm, eta, averaging.liti(start, end, eta))
+        for at_eta in rewarded.front(start, end):
+            yield point(policies, seed, arm, *at_eta)
     where = {"table": "merges", "way": policies.way, "seed": seed}
     yield {**where, **geometry(start, members, of_factors)}
 
 
 def point(policies: Policies, seed: int, arm: str, at: float, params: types.Params) -> study.Row:
     """Returns reward and KL of a policy: the same prompts and numbers for all of a seed."""
-    evaluation = policies.evaluate(params, seed, EVALUATION)
+    evaluation = policies.evaluate(params, seed, rewarded.EVALUATION)
     of = {"way": policies.way, "seed": seed, "arm": arm, "at": at}
     means = {"kl": evaluation.kl, "reward": evaluation.reward}
     return {"table": "points", **of, **{name: float(np.mean(x)) for name, x in means.items()}}

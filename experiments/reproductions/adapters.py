@@ -169,7 +169,7 @@ def panels(points: study.Rows) -> charts.Grid:
                 legend={"fontsize": 7},
             ),
             charts.Panel(
-                marks=[beside, charts.Level(0, {"color": "0.3", "lw": 0.8})],
+                marks=[beside, charts.ZERO],
                 axes={"title": "Averages beside their members", **on_bars, "xticklabels": labels},
                 finish=lambda axes: axes.tick_params(axis="x", labelsize=7),
                 legend=None,

@@ -15,8 +15,6 @@ from kullback.experiments.reproductions import letters, rewarded, study
 from kullback.experiments.reproductions.enumerated import J_BOND, by_beta
 from kullback.lm import bond, gemma, rlhf
 
-LEARNING, EVALUATION = 2, 3  # Streams of random numbers.
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -69,8 +67,10 @@ def arms(sizes: Sizes, table: str, first_seed: int, anchor_rate: float) -> Itera
     def learn(name: str, seed: int, work: study.Work) -> Iterator[study.Row]:
         agent, steps = agents[name]
         texts = sizes.prompts * agent.experience.samples_per_prompt
-        for step, params in rewarded.records(climbers[name], seed, LEARNING, steps, sizes.records):
-            written = evaluate(params, seed, EVALUATION)
+        for step, params in rewarded.records(
+            climbers[name], seed, rewarded.LEARNING, steps, sizes.records
+        ):
+            written = evaluate(params, seed, rewarded.EVALUATION)
             reward, kl = (float(np.mean(x)) for x in (written.reward, written.kl))
             work.tick(step, reward, "reward")
             yield {"steps": step, "texts": step * texts, "reward": reward, "kl": kl}

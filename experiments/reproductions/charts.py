@@ -92,6 +92,32 @@ class SeedBars(NamedTuple):
             axes.plot(*(dots[::-1] if self.horizontal else dots), "k.", markersize=self.dot)
 
 
+def beside(
+    number: int,
+    count: int,
+    samples: Sequence[np.ndarray],
+    label: str | None = None,
+    *,
+    at: types.Array | None = None,
+    span: float = 0.8,
+    dot: float = 3,
+) -> SeedBars:
+    """Returns the bars of one of `count` arms, all of which stand side by side at each x.
+
+    Args:
+      number: of the arm, from 0; it has a colour of its own.
+      count: of arms.
+      samples: of each x, [seeds].
+      label: of the arm.
+      at: x; None is 0, 1, 2, ...
+      span: width of the bars of all arms at an x.
+      dot: size of a dot, in points.
+    """
+    width = span / count
+    x = (np.arange(len(samples)) if at is None else at) + (number - (count - 1) / 2) * width
+    return SeedBars(x, samples, label, {"width": width, "color": f"C{number}"}, dot=dot)
+
+
 class Level(NamedTuple):
     """A horizontal line, or a vertical one."""
 
@@ -102,6 +128,9 @@ class Level(NamedTuple):
     def draw(self, axes: Axes) -> None:
         """Draws it."""
         (axes.axvline if self.is_vertical else axes.axhline)(self.at, **self.style)
+
+
+ZERO = Level(0, {"color": "0.3", "lw": 0.8})
 
 
 class Notes(NamedTuple):

@@ -33,7 +33,6 @@ from kullback.experiments.reproductions import (
 )
 from kullback.lm import gemma, rlhf
 
-LEARNING, EVALUATION = 2, 3  # Streams of random numbers.
 MARGIN = 0.25  # Of letters; a drift that is smaller is none here.
 SHARED = "the start and the prompts"  # Of arms with one seed.
 LANGUAGE = letters.Sizes(horizon=12, start_steps=500)
@@ -118,9 +117,9 @@ def arms(config: Config) -> Iterator[study.Arm]:
 
     def learn(name: str, seed: int, work: study.Work) -> Iterator[study.Row]:
         language, start = world.language(seed), world.start(seed)
-        key = rewarded.stream_key(seed, EVALUATION)
+        key = rewarded.stream_key(seed, rewarded.EVALUATION)
         for step, params in rewarded.records(
-            climbers[name], seed, LEARNING, config.steps, config.records
+            climbers[name], seed, rewarded.LEARNING, config.steps, config.records
         ):
             lengths = measure(params, start, language.tables, language.held_out, key)
             work.tick(step, float(lengths.accuracy), "accuracy")
@@ -194,7 +193,7 @@ def panels(rows: study.Rows) -> charts.Grid:
     return charts.Grid(
         panels=[
             charts.Panel(
-                marks=[*drifts, charts.Level(0, {"color": "0.3", "lw": 0.8})],
+                marks=[*drifts, charts.ZERO],
                 axes={
                     "title": "Growth of wrong beyond right answers",
                     "xlabel": "learner steps",

@@ -210,8 +210,7 @@ def prepare(config: Config, models: Models, seed: int) -> Prepared:
     tune_steps = config.teacher_epochs * config.oracle_samples // config.batch_size
 
     def tuned(trainer: small_models.Trainer, key: Any, steps: int) -> types.Params:
-        items = small_models.take(samples, steps, config.batch_size, seed)
-        return trainer.run(trainer.learner.init(key), types.NO_CONSTANTS, items, key)[0].params
+        return small_models.trained(trainer, samples, steps, config.batch_size, seed, key)
 
     teacher = tuned(models.tune_teacher, keys["teacher"], tune_steps)
     student = tuned(models.tune_student, keys["student"], config.student_steps)

@@ -15,9 +15,7 @@ from kullback.experiments.reproductions import letters, mlp_policy, rewarded, st
 from kullback.lm import gemma, lora, merging, rlhf, tuning, warp
 
 MOVING = "moving"  # The arm that is a run with a moving anchor.
-ETAS = tuple(n / 10 for n in range(11))  # Of fronts.
 LAMBDAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # Of merges.
-LEARNING, EVALUATION = 2, 3  # Streams of random numbers.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,9 @@ def anchored(
 ) -> Iterator[study.Row]:
     """Trains with a fixed anchor; yields reward and KL on the way."""
     steps = policies.algorithm.member_steps
-    for done, params in rewarded.records(policies.fixed[arm], seed, LEARNING, steps, records):
+    for done, params in rewarded.records(
+        policies.fixed[arm], seed, rewarded.LEARNING, steps, records
+    ):
         yield (row := point(policies, seed, arm, done, params))
         work.tick(done, row["reward"], "reward")
 
@@ -134,8 +134,7 @@ def averaged(
     ends = {"one-1": first.members[0], "lerp-1": merge(first, "lerp")}
     ends |= {f"slerp-{n}": one.merged for n, one in enumerate(merges, 1)}
     for arm, end in ends.items():
-        for eta in ETAS:
-            points.append(point(policies, seed, arm, eta, averaging.liti(start, end, eta)))
+        points += [point(policies, seed, arm, *at_eta) for at_eta in rewarded.front(start, end)]
     yield from study.tagged("points", points)
     for number, one in enumerate(merges, 1):
         yield {"table": "merges", **compare(policies, seed, number, one)}
@@ -158,11 +157,11 @@ def iterate(
         for _ in range(policies.algorithm.members):
             for record in range(1, records + 1):
                 before = state
-                state, _ = policies.whole.advance(before, seed, LEARNING, stretch)
+                state, _ = policies.whole.advance(before, seed, rewarded.LEARNING, stretch)
                 done = int(state.steps)
                 if record == records:
                     alone = before._replace(aux=None)
-                    end, _ = policies.member.advance(alone, seed, LEARNING, stretch)
+                    end, _ = policies.member.advance(alone, seed, rewarded.LEARNING, stretch)
                     members.append(end.params)
                 if done <= size:
                     params = members[0] if done == size else state.params
@@ -183,7 +182,7 @@ def point(
     policies: Policies, seed: int, arm: str, at: float, params: types.Params
 ) -> dict[str, Any]:
     """Returns reward and KL of a policy: the same prompts and numbers for all of a seed."""
-    evaluation = policies.evaluate(params, seed, EVALUATION)
+    evaluation = policies.evaluate(params, seed, rewarded.EVALUATION)
     reward, kl = (np.asarray(x, np.float64) for x in (evaluation.reward, evaluation.kl))
     return {
         "policy": policies.name,

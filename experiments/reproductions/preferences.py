@@ -135,13 +135,7 @@ def descent(config: Config, objective: dpo.Objective) -> Any:
             gradient = jax.grad(lambda mu: jnp.mean(loss(differences(mu))))(mu)
             return mu - config.descent_rate * gradient / slope, None
 
-        def stretch(mu: jax.Array, _: None) -> tuple[jax.Array, reward_toy.Climb]:
-            mu, _ = jax.lax.scan(step, mu, length=sizes.climb_every)
-            return mu, record(mu)
-
-        mu = jnp.zeros(reward_toy.DIMENSIONS)
-        _, later = jax.lax.scan(stretch, mu, length=sizes.climbs // sizes.climb_every)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), record(mu), later)
+        return reward_toy.way(sizes, step, record)
 
     return run
 
@@ -196,9 +190,8 @@ def compare(config: Config, corruption: float, seed: int, work: study.Work) -> I
         climb = programs[name](given[name], bent, key)
         ways = reward_models.split(climb) if name == "reward-model" else [climb]
         for member, way in enumerate(ways):
-            for n, record in enumerate(zip(*(np.asarray(x).tolist() for x in way), strict=True)):
-                row = {"way": name, "member": member, "step": n * sizes.climb_every}
-                yield {**row, **reward_toy.Climb(*record)._asdict()}
+            for record in reward_toy.records(sizes, way):
+                yield {"way": name, "member": member, **record}
 
 
 def arms(config: Config) -> Iterator[study.Arm]:

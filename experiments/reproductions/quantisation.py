@@ -192,23 +192,28 @@ def panels(config: Config, rows: study.Rows) -> charts.Grid:
     for number, (arm, label) in enumerate(after.items()):
         forms = config.four_bits if arm in ("labels", "teacher") else config.formats
         y = [of(arm, form) - of("float") for form in forms]
-        cost.append(bars(number, len(after), y, label))
+        cost.append(charts.beside(number, len(after), y, label))
         if arm != ROUNDED:
             y = [won_back(rows, arm, form) for form in config.four_bits]
-            shares.append(bars(number, len(after), y, label))
+            shares.append(charts.beside(number, len(after), y, label))
     for number, arm in enumerate((DISTILLED, NANO, BITS_FIRST)):
         y = [of(arm, form) - of(DISTILLED) for form in config.four_bits]
-        order.append(bars(number, 3, y, "distilled, then rounded" if number == 0 else arm))
-    zero = charts.Level(0, {"color": "0.3", "lw": 0.8})
+        label = arm if number else "distilled, then rounded"
+        order.append(charts.beside(number, 3, y, label))
     whole = {"color": "0.3", "lw": 0.8, "label": "all of it"}
     published = {"color": "0.3", "lw": 0.8, "ls": ":", "label": f"published, q4_0: {PUBLISHED:g}"}
     shares += [charts.Level(1, whole), charts.Level(PUBLISHED, published)]
     return charts.Grid(
         panels=[
-            panel([*cost, zero], config.formats, "What a format costs", "perplexity above float"),
+            panel(
+                [*cost, charts.ZERO],
+                config.formats,
+                "What a format costs",
+                "perplexity above float",
+            ),
             panel(shares, config.four_bits, "What is won back", "share of the cost", headroom=0.5),
             panel(
-                [*order, zero],
+                [*order, charts.ZERO],
                 config.four_bits,
                 "Distillation and four bits",
                 "perplexity above the student in float",
@@ -216,13 +221,6 @@ def panels(config: Config, rows: study.Rows) -> charts.Grid:
         ],
         title_size=10,
     )
-
-
-def bars(number: int, count: int, samples: list[np.ndarray], label: str) -> charts.SeedBars:
-    """Returns bars of one arm, beside those of others, a format each."""
-    width = 0.8 / count
-    x = np.arange(len(samples)) + (number - (count - 1) / 2) * width
-    return charts.SeedBars(x, samples, label, {"width": width, "color": f"C{number}"})
 
 
 def panel(

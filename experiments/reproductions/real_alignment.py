@@ -128,11 +128,7 @@ def begin(config: Config, work: study.Work) -> Iterator[study.Row]:
     """Yields how many stages the start took, and its measures."""
     of_task = real_sums.task(config.digits, work)
     chain = start_chain(config, of_task, work)
-    count, share = chain.until(
-        lambda path: real_sums.score(path, of_task, config.digits, config.prompts, greedy=False),
-        least=config.start_share,
-        most_stages=config.most_stages,
-    )
+    count, share = real_sums.until(chain, config, of_task, config.start_share, greedy=False)
     path = chain.last(count)
     measured = measure(config, of_task, path, path)
     yield {"table": "policies", "arm": START, "seed": None, **measured}
@@ -245,17 +241,15 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
 
 def seconds(config: Config) -> float:
     """Estimates steps by their tokens, three stages of the start, and measures."""
-    tokens = config.batch_size * sum(real_sums.lengths(config.digits).values())
     runs = config.seeds * len(config.algorithms)
     learning = 3 * config.start_steps + 2.5 * runs * config.steps
-    return tokens * 0.012 * learning + (runs + 4) * (60 + 0.6 * config.prompts)
+    return real_sums.tokens(config) * 0.012 * learning + (runs + 4) * (60 + 0.6 * config.prompts)
 
 
 def before(config: Config) -> Iterator[str]:
     """Yields memory, and what can be shown."""
     shape = real_models.require(config.model)
-    tokens = config.batch_size * sum(real_sums.lengths(config.digits).values())
-    yield real_models.memory(shape, 3, tokens)
+    yield real_models.memory(shape, 3, real_sums.tokens(config))
     yield real_models.power(config.seeds, "seeds")
 
 

@@ -222,15 +222,12 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns what formats cost, rounded and learnt; a dot is a paper."""
     rows = tables["papers"]
     arms = study.distinct(rows, "arm")
-    width = 0.8 / len(arms)
     marks: list[charts.Mark] = []
     for number, arm in enumerate(arms):
-        x = np.arange(len(config.formats)) + (number - (len(arms) - 1) / 2) * width
         samples = [cost(rows, arm, form) for form in config.formats]
         label = {ROUNDED: "rounded", LEARNT: f"after {config.steps} steps in it"}[arm]
-        style = {"width": width, "color": f"C{number}"}
-        marks.append(charts.SeedBars(x, samples, label, style, dot=2))
-    marks.append(charts.Level(0, {"color": "0.3", "lw": 0.8}))
+        marks.append(charts.beside(number, len(arms), samples, label, dot=2))
+    marks.append(charts.ZERO)
     axes = {"title": "What a format costs", "ylabel": "nats a token above float"}
     axes |= {"xticks": range(len(config.formats)), "xticklabels": config.formats}
     return charts.Grid(panels=[charts.Panel(marks=marks, axes=axes)], width=6)

@@ -121,11 +121,7 @@ def teach(config: Config, work: study.Work) -> study.Rows:
     """Returns how many stages the teacher took, and its score."""
     of_task = real_sums.task(config.digits, work)
     chain = teacher_chain(config, of_task, work)
-    count, _ = chain.until(
-        lambda path: real_sums.score(path, of_task, config.digits, config.prompts),
-        least=config.teacher_share,
-        most_stages=config.most_stages,
-    )
+    count, _ = real_sums.until(chain, config, of_task, config.teacher_share)
     of, params = real_sums.evaluator(chain.last(count), of_task, config.digits)
     scores = shares(of, params, config.prompts)
     return [{"arm": TEACHER, "seed": None, "stages": count, **scores}]
@@ -157,11 +153,8 @@ def begin(config: Config, work: study.Work) -> study.Rows:
     (of_teacher,) = work.kept(TEACHER)
     teacher = teacher_chain(config, of_task, work).last(of_teacher["stages"])
     chain = start_chain(config, of_task, teacher, work)
-    count, _ = chain.until(
-        lambda path: real_sums.score(path, of_task, config.digits, config.prompts),
-        least=config.student_share * of_teacher["right_greedy"],
-        most_stages=config.most_stages,
-    )
+    least = config.student_share * of_teacher["right_greedy"]
+    count, _ = real_sums.until(chain, config, of_task, least)
     row = {"arm": START, "seed": None, "stages": count}
     return [{**row, **measures(config, of_task, chain.last(count), teacher)}]
 
@@ -274,12 +267,10 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
 
 def seconds(config: Config) -> float:
     """Estimates steps by their tokens, with two stages of teacher and start each, and measures."""
-    width = sum(real_sums.lengths(config.digits).values())
-    tokens = config.batch_size * width
     learning = 2 * (config.teacher_steps + config.student_steps)
     learning += config.seeds * len(config.student_fractions) * 1.5 * config.steps
     models = 4 + config.seeds * len(config.student_fractions)
-    return tokens * 0.016 * learning + models * (60 + 0.5 * config.prompts)
+    return real_sums.tokens(config) * 0.016 * learning + models * (60 + 0.5 * config.prompts)
 
 
 def before(config: Config) -> Iterator[str]:
@@ -290,8 +281,7 @@ def before(config: Config) -> Iterator[str]:
     """
     shape = real_models.require(config.model)
     student = layer_choice.chosen_config(shape, config.layers)
-    tokens = config.batch_size * sum(real_sums.lengths(config.digits).values())
-    yield real_models.memory(shape, 5, tokens)
+    yield real_models.memory(shape, 5, real_sums.tokens(config))
     yield real_models.disk(student, runs=3)
     yield real_models.power(config.seeds, "seeds")
 

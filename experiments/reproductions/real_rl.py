@@ -237,9 +237,7 @@ def arms(config: Config) -> Iterator[study.Arm]:
     """Yields models of entailment, the start with best of N, and policies."""
     yield real_models.base(config.model)
     for role in real_summaries.ROLES:
-        given = getattr(config, role), getattr(config, f"{role}_steps"), config.least_area
-        ask = functools.partial(real_summaries.ask_judge, role, *given)
-        yield study.Arm(f"{role}-judge", 10, ask, "judges")
+        yield real_summaries.judge_arm(role, config)
     compute = functools.partial(start_and_best, config)
     columns = {"seed": config.first_seed}
     yield study.Arm(START, 20 + config.sft_steps, compute, "summaries", columns)
@@ -301,12 +299,8 @@ def reports(tables: study.Tables) -> Iterator[judging.Check]:
     for column, what in MEASURES.items():
         named = {arm: real_summaries.by_paper(rows, column, arm=arm) for arm in arms}
         yield judging.reported(what, judging.means(named))
-    policies = study.where(rows, arm=POLICY)
-    by_seed = (
-        f"{float(np.mean(study.column(policies, 'control', seed=seed))):.4g}"
-        for seed in study.distinct(policies, "seed")
-    )
-    yield judging.reported("P by the control, by seed", ", ".join(by_seed))
+    by_seed = real_summaries.by_seed(rows, "control", POLICY)
+    yield judging.reported("P by the control, by seed", by_seed)
 
 
 def panels(config: Config, tables: study.Tables) -> charts.Grid:

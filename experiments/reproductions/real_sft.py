@@ -153,11 +153,7 @@ def scratch(rank: int, seed: int) -> str:
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the judge, the base, and tuned models."""
     yield real_models.base(config.model)
-    ask = functools.partial(
-        real_summaries.ask_judge,
-        *("entailment", config.entailment, config.entailment_steps, config.least_area),
-    )
-    yield study.Arm("entailment-judge", 10, ask, "judges")
+    yield real_summaries.judge_arm("entailment", config)
     before = functools.partial(measure, config, BASE, config.model)
     yield study.Arm("before", 10, before, "", {"seed": None})
     for rank in (config.rank, *config.ranks):
@@ -216,12 +212,8 @@ def reports(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     for column, what in named.items():
         of_arms = {arm: real_summaries.by_paper(rows, column, arm=arm) for arm in arms}
         yield judging.reported(what, judging.means(of_arms))
-    judged = study.where(rows, arm=name_of(config.rank))
-    by_seed = [
-        f"{float(np.mean(study.column(judged, 'a_token', seed=seed))):.4g}"
-        for seed in study.distinct(judged, "seed")
-    ]
-    yield judging.reported("nats a token by seed", ", ".join(by_seed))
+    by_seed = real_summaries.by_seed(rows, "a_token", name_of(config.rank))
+    yield judging.reported("nats a token by seed", by_seed)
     said = "; ".join(
         f"{row['arm']}: {row['memory']}, {row['seconds']:.0f} s, checkpoint "
         f"{files.size(int(row['checkpoint_bytes']))}"

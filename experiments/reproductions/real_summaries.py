@@ -5,9 +5,10 @@ its outcome in a sentence. A summary is measured by ROUGE against the experts', 
 entailment say of it and the abstract, and by its length and what it copies.
 """
 
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,6 +60,12 @@ def ask_judge(role: str, given: str, steps: int, least_area: float, work: study.
     return [{"role": role, "kind": kind, **measured}]
 
 
+def judge_arm(role: str, config: Any) -> study.Arm:
+    """Returns the arm of `ask_judge`, with ROLE, ROLE_steps and least_area of a configuration."""
+    given = getattr(config, role), getattr(config, f"{role}_steps"), config.least_area
+    return study.Arm(f"{role}-judge", 10, functools.partial(ask_judge, role, *given), "judges")
+
+
 def check_judge(role: str, given: str) -> None:
     """Raises ValueError for a folder that `kullback entailment` has not written."""
     if given and not (pathlib.Path(given) / entailment.REPORT).is_file():
@@ -101,6 +108,14 @@ def describe(
         row |= {"coverage": copied.coverage, "density": copied.density}
         rows.append({**row, **{name: values[n] for name, values in p.items()}})
     return rows
+
+
+def by_seed(rows: study.Rows, column: str, arm: str) -> str:
+    """Returns the mean of an arm's column for each of its seeds, in words."""
+    of_arm = study.where(rows, arm=arm)
+    seeds = study.distinct(of_arm, "seed")
+    means = (float(np.mean(study.column(of_arm, column, seed=seed))) for seed in seeds)
+    return ", ".join(f"{mean:.4g}" for mean in means)
 
 
 def by_paper(rows: study.Rows, column: str, **columns: str | int | float) -> np.ndarray:

@@ -4,6 +4,7 @@ The model reads "123+456=" and writes digits, one token each. Its adapters learn
 answers as many as a study asks for.
 """
 
+import functools
 import pathlib
 import re
 from typing import Any
@@ -76,6 +77,11 @@ def score(path: Any, of_task: str, digits: int, count: int, *, greedy: bool = Tr
     return float(right(of, params, count, greedy=greedy).mean())
 
 
+def tokens(config: Any) -> int:
+    """Returns the tokens of a step of a study with digits and batch_size."""
+    return config.batch_size * sum(lengths(config.digits).values())
+
+
 def chain(
     config: Any,
     of_task: str,
@@ -103,3 +109,12 @@ def chain(
         return real_models.train(*begin, settings={**given, **settings})
 
     return real_models.Chain(stage, model, folder)
+
+
+def until(
+    chain: real_models.Chain, config: Any, of_task: str, least: float, *, greedy: bool = True
+) -> tuple[int, float]:
+    """Does stages as `Chain.until` until a share of a study's held-out sums is right."""
+    given = {"digits": config.digits, "count": config.prompts, "greedy": greedy}
+    share = functools.partial(score, of_task=of_task, **given)
+    return chain.until(share, least=least, most_stages=config.most_stages)

@@ -236,16 +236,40 @@ def climber(sizes: Sizes, reward: Callable[[Any, jax.Array], jax.Array], alpha: 
             ascent = jnp.mean((rewards - jnp.mean(rewards))[:, None] * noise, 0) - alpha * mu
             return mu + sizes.climb_rate * ascent, None
 
-        def stretch(mu: jax.Array, keys: types.Key) -> tuple[jax.Array, Climb]:
-            mu, _ = jax.lax.scan(step, mu, keys)
-            return mu, record(mu)
-
-        mu = jnp.zeros(DIMENSIONS)
         keys = jax.random.split(key, (sizes.climbs // sizes.climb_every, sizes.climb_every))
-        _, later = jax.lax.scan(stretch, mu, keys)
-        return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), record(mu), later)
+        return way(sizes, step, record, keys)
 
     return climb
+
+
+def way(
+    sizes: Sizes,
+    step: Callable[[jax.Array, Any], tuple[jax.Array, None]],
+    record: Callable[[jax.Array], Climb],
+    keys: types.Key | None = None,
+) -> Climb:
+    """Returns the worth of mu at 0, and after each stretch of `climb_every` steps.
+
+    Args:
+      sizes: of the climb.
+      step: (mu, its key) -> mu.
+      record: mu -> its worth, of which a climb is made.
+      keys: of each step, [K, climb_every]; None: there is no chance in them.
+    """
+
+    def stretch(mu: jax.Array, keys: types.Key | None) -> tuple[jax.Array, Climb]:
+        mu, _ = jax.lax.scan(step, mu, keys, length=sizes.climb_every)
+        return mu, record(mu)
+
+    mu = jnp.zeros(DIMENSIONS)
+    _, later = jax.lax.scan(stretch, mu, keys, length=sizes.climbs // sizes.climb_every)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), record(mu), later)
+
+
+def records(sizes: Sizes, climb: Climb) -> Iterator[study.Row]:
+    """Yields the records of a climb as rows, with their step."""
+    for n, record in enumerate(zip(*(np.asarray(x).tolist() for x in climb), strict=True)):
+        yield {"step": n * sizes.climb_every, **Climb(*record)._asdict()}
 
 
 @functools.cache
@@ -270,9 +294,8 @@ def climbs(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> Iterat
     params = {"ensemble": members, "average": mean, "average-held-back": mean, "gold": gold}
     ways |= {name: programs[name](given, gold, key) for name, given in params.items()}
     for name, climb in ways.items():
-        for n, record in enumerate(zip(*(np.asarray(x).tolist() for x in climb), strict=True)):
-            row = {"reward": name, "step": n * sizes.climb_every}
-            yield {**row, **Climb(*record)._asdict()}
+        for record in records(sizes, climb):
+            yield {"reward": name, **record}
 
 
 def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> study.Rows:

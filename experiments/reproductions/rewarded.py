@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kullback.core import learners, trees, types
+from kullback.core import averaging, learners, trees, types
 from kullback.environments import tokens
 from kullback.experiments.reproductions import letters, small_models
 from kullback.lm import batches, completions, gemma, lora, rollouts, sft
 
 GOLD = letters.scorer(None)  # Tables are an argument of all programs.
-SHARED = 2**31 - 1  # The stream of random numbers of what adapters share.
+LEARNING, EVALUATION = 2, 3  # Streams of random numbers.
+SHARED = 2**31 - 1  # That of what adapters share.
+ETAS = tuple(n / 10 for n in range(11))  # Of fronts.
 
 
 class Evaluation(NamedTuple):
@@ -74,15 +76,12 @@ def world(
     """
     language = functools.cache(functools.partial(letters.make, sizes))
     config = sft.Config(learning=sizes.learning(sizes.start_batch, sizes.start_rate))
-    learner = sft.make(model, config).learner
-    run = jax.jit(learners.scan(learner, learners.stored))
+    trainer = small_models.trainer(sft.make(model, config).learner)
 
     @functools.cache
     def start(seed: int) -> types.Params:
-        rows = corpus(language(seed), sizes, seed)
-        items = small_models.take(rows, sizes.start_steps, sizes.start_batch, seed)
-        key = jax.random.key(seed)
-        return run(learner.init(key), types.NO_CONSTANTS, items, key)[0].params
+        rows, key = corpus(language(seed), sizes, seed), jax.random.key(seed)
+        return small_models.trained(trainer, rows, sizes.start_steps, sizes.start_batch, seed, key)
 
     return World(model, language, start)
 
@@ -194,6 +193,12 @@ def climber(world: World, agent: types.Agent[rollouts.OnPolicy], scorer: tokens.
         return run(state, world.constants(seed), given, prompts, stream_key(seed, stream))
 
     return Climber(begin, advance)
+
+
+def front(start: types.Params, end: types.Params) -> Iterator[tuple[float, types.Params]]:
+    """Yields eta, from 0 to 1, and the policy so far on the way from a start to an end (LITI)."""
+    for eta in ETAS:
+        yield eta, averaging.liti(start, end, eta)
 
 
 def records(

@@ -130,24 +130,14 @@ class World:
         shape = small_models.decoder(
             self.tokenizer.vocab_size, config.width, config.layers, sizes.length
         )
-        ends = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_ids", "pad_id")}
-        self.model = gemma.make(dataclasses.replace(shape, **ends))
+        self.model = gemma.make(small_models.speaking(shape, self.tokenizer))
         self.learning = sizes.learning(config.learning_rate)
         train = [self.example(*text) for text in texts]
         prompts = batches.pad_prompts(
             [x.prompt for x in train], sizes.max_prompt_length, self.tokenizer.pad_id
         )
-        # Nothing is distilled: teacher and student are one.
-        self.setup = setups.Setup(
-            fine_tuning=self.learning,
-            distillation=self.learning,
-            rows=batches.pad(train, sizes.length, self.tokenizer.pad_id),
-            prompts=prompts,
-            held_out=prompts,
-            teacher=self.model,
-            student=self.model,
-            writers=setups.writers(sizes.max_new_tokens, self.tokenizer.eos_ids),
-        )
+        rows = batches.pad(train, sizes.length, self.tokenizer.pad_id)
+        self.setup = setups.alone(self.model, self.learning, rows, prompts)
         task = tasks.arithmetic(tasks.Arithmetic())
         self.evaluator = evaluation.Evaluator(self.model, self.tokenizer, task, [], self.learning)
         self.trainer = students.tuner(self.setup, self.model)

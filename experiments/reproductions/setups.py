@@ -94,6 +94,25 @@ def writers(horizon: int, stop_tokens: tuple[int, ...]) -> Writers:
     return of_model
 
 
+def alone(
+    model: gemma.Model,
+    learning: tuning.Config,
+    rows: batches.Sequences,
+    prompts: batches.Prompts,
+) -> Setup:
+    """Returns the set-up of a model that learns rows, and of which nothing is distilled."""
+    return Setup(
+        fine_tuning=learning,
+        distillation=learning,
+        rows=rows,
+        prompts=prompts,
+        held_out=prompts,
+        teacher=model,
+        student=model,
+        writers=writers(learning.max_new_tokens, model.config.eos_ids),
+    )
+
+
 def uniform_prompts(key: types.Key, count: int, length: int, vocab_size: int) -> batches.Prompts:
     """Draws prompts of tokens, each as probable as the others, [count, length]."""
     tokens = jax.random.randint(key, (count, length), 0, vocab_size, jnp.int32)
@@ -110,8 +129,7 @@ def make(sizes: Sizes) -> Setup:
 
     def model(width: int, layers: int) -> gemma.Model:
         config = small_models.decoder(of_task.vocab_size, width, layers, sizes.length)
-        special = {"bos_id": of_task.bos_id, "eos_ids": of_task.eos_ids, "pad_id": of_task.pad_id}
-        return gemma.make(dataclasses.replace(config, **special))
+        return gemma.make(small_models.speaking(config, of_task))
 
     def prompts(examples: Sequence[data.Example]) -> batches.Prompts:
         ids = [example.prompt for example in examples]

@@ -247,10 +247,9 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
     bars: list[charts.Mark] = []
     for n, way in enumerate((DRAWN, GREEDY, BLIND)):
         present = [p for p in LABELS if study.where(rows, player=p, acts=way)]
-        places = np.array([list(LABELS).index(p) for p in present]) + 0.27 * (n - 1)
+        at = np.array([list(LABELS).index(p) for p in present])
         samples = [returns(rows, player, way) for player in present]
-        style = {"width": 0.27, "color": f"C{n}"}
-        bars.append(charts.SeedBars(places, samples, way, style))
+        bars.append(charts.beside(n, 3, samples, way, at=at, span=0.81))
     lines: list[charts.Mark] = []
     for n, player in enumerate((CLONED, GKD, RL)):
         frames, y = (

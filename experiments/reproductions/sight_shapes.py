@@ -185,19 +185,12 @@ class World:
         return Rows(questions, examples, np.concatenate(parts))
 
     def setup(self, rows: Rows) -> setups.Setup:
-        """Returns the set-up of SFT on rows; nothing is distilled: teacher and student are one."""
-        prompts = small_sight.prompts(self.seer, rows.examples, rows.pooled, self.width)
+        """Returns the set-up of SFT on rows; their prompts alone are not read, and see nothing."""
+        given = self.seer, rows.examples, rows.pooled
+        prompts = small_sight.prompts(*given, self.width)._replace(pooled=None)
         learning = self.config.learning(self.width, self.horizon)
-        return setups.Setup(
-            fine_tuning=learning,
-            distillation=learning,
-            rows=small_sight.sequences(self.seer, rows.examples, rows.pooled, self.length),
-            prompts=prompts._replace(pooled=None),
-            held_out=prompts,
-            teacher=self.seer.decoder,
-            student=self.seer.decoder,
-            writers=setups.writers(self.horizon, self.seer.tokenizer.eos_ids),
-        )
+        learnt = small_sight.sequences(*given, self.length)
+        return setups.alone(self.seer.decoder, learning, learnt, prompts)
 
     @property
     def length(self) -> int:
@@ -361,14 +354,12 @@ def pictures(config: Config) -> charts.Grid:
 def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns right answers by kind, with and without the right picture, and by the count."""
     rows, counts, policy = tables["answers"], tables["counts"], tables["policy"]
-    places = np.arange(len(KINDS))
     bars: list[charts.Mark] = []
     for n, (column, label) in enumerate(
         {"right": "its picture", "shuffled": "another", "guessed": "none: the best guess"}.items()
     ):
         samples = [study.column(rows, column, model=SFT, questions=kind) for kind in KINDS]
-        style = {"width": 0.27, "color": f"C{n}"}
-        bars.append(charts.SeedBars(places + 0.27 * (n - 1), samples, label, style))
+        bars.append(charts.beside(n, 3, samples, label, span=0.81))
     lines: list[charts.Mark] = [charts.Level(config.most + 0.5, {"color": "0.6"}, True)]
     for n, (model, label) in enumerate(MODELS.items()):
         y = study.by_seed(counts, "right", model=model)
@@ -376,7 +367,7 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
         lines.append(charts.Seeds(range(config.largest + 1), y, label, style, {"alpha": 0.4}))
     steps, rewards = (study.by_seed(policy, name) for name in ("step", "reward"))
     axes = {"title": "SFT, new pictures", "ylabel": "right answers", "ylim": (0, 1.02)}
-    axes |= {"xticks": places, "xticklabels": KINDS}
+    axes |= {"xticks": range(len(KINDS)), "xticklabels": KINDS}
     over = {"title": "how many of a colour", "xlabel": f"count; SFT saw {config.most} at most"}
     climbing = {"title": "RLOO", "xlabel": "learner steps", "ylabel": "reward"}
     return charts.Grid(

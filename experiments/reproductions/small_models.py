@@ -4,6 +4,7 @@ An arm learns in one compiled program a stretch: `learners.scan` takes learner s
 are stored, or sampled within the scan. B rows, P tokens of a prompt, T of a completion, n steps.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import learners, regularizers, types
-from kullback.lm import batches, distillation, epochs, gemma, tuning
+from kullback.lm import batches, distillation, epochs, gemma, tokenizer, tuning
 
 
 def learning(
@@ -52,6 +53,12 @@ def decoder(vocab_size: int, width: int, num_layers: int, context: int) -> gemma
         pattern=num_layers,  # One period, so that no layer's weights are copied out of a stack.
         context_length=context,
     )
+
+
+def speaking(config: gemma.Config, its_tokenizer: tokenizer.Tokenizer) -> gemma.Config:
+    """Returns the configuration of a model with a tokenizer's special ids."""
+    x = its_tokenizer
+    return dataclasses.replace(config, bos_id=x.bos_id, eos_ids=x.eos_ids, pad_id=x.pad_id)
 
 
 def untied(model: gemma.Model, scale: float, branch: float = 1.0) -> gemma.Model:
@@ -96,6 +103,14 @@ class Trainer(NamedTuple):
 def trainer(learner: types.Learner, rows: Callable[..., Any] = learners.stored) -> Trainer:
     """Returns the trainer of a learner; for `rows` see `learners.scan`."""
     return Trainer(learner, jax.jit(learners.scan(learner, rows)))
+
+
+def trained(
+    trainer: Trainer, rows: Any, steps: int, batch_size: int, seed: int, key: types.Key
+) -> types.Params:
+    """Returns parameters that were drawn by a key, and have learnt stored rows, [N, ...]."""
+    items = take(rows, steps, batch_size, seed)
+    return trainer.run(trainer.learner.init(key), types.NO_CONSTANTS, items, key)[0].params
 
 
 def take(data: Any, steps: int, batch_size: int, seed: int, first: int = 0) -> Any:

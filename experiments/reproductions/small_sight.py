@@ -106,9 +106,8 @@ def make(sizes: Sizes, texts: Iterable[str], length: int) -> Seer:
     bpe = tokenizer.train_bpe(texts, 512, further_controls=blocks.IMAGE_TOKENS)
     markers = dataclasses.replace(blocks.markers_of(bpe), around="none")
     shape = small_models.decoder(bpe.vocab_size, sizes.width, sizes.layers, length)
-    ends = {name: getattr(bpe, name) for name in ("bos_id", "eos_ids", "pad_id")}
     sees_by = sizes.vision(markers.image)
-    decoder = sight.seeing(gemma.make(dataclasses.replace(shape, **ends)), sees_by)
+    decoder = sight.seeing(gemma.make(small_models.speaking(shape, bpe)), sees_by)
     return Seer(bpe, sees_by, decoder, markers)
 
 

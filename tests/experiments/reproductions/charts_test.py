@@ -52,6 +52,19 @@ def test_bars_of_seeds_are_means_with_a_dot_each(horizontal: bool):
         assert [np.asarray(x).tolist() for x in ordered] == [places, values]
 
 
+def test_bars_of_arms_stand_side_by_side_around_their_places():
+    samples = [np.array([1.0, 3.0]), np.array([2.0])]
+    left, right = (charts.beside(n, 2, samples, span=0.8) for n in range(2))
+    np.testing.assert_allclose(left.x, [-0.2, 0.8])
+    np.testing.assert_allclose(right.x, [0.2, 1.2])
+    assert (left.style, right.style) == (
+        {"width": 0.4, "color": "C0"},
+        {"width": 0.4, "color": "C1"},
+    )
+    (alone,) = np.asarray(charts.beside(1, 3, samples[:1], at=np.array([5]), span=0.81).x)
+    assert alone == 5  # The one in the middle.
+
+
 @pytest.mark.parametrize(("seeds", "containers"), [(1, 0), (3, 1)])
 def test_bars_are_of_more_than_one_seed(seeds: int, containers: int):
     bars = charts.Bars([1.0, 2.0], [np.arange(seeds), np.arange(seeds) + 1.0], "a")
