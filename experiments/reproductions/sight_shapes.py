@@ -185,12 +185,9 @@ class World:
         return Rows(questions, examples, np.concatenate(parts))
 
     def setup(self, rows: Rows) -> setups.Setup:
-        """Returns the set-up of SFT on rows; their prompts alone are not read, and see nothing."""
-        given = self.seer, rows.examples, rows.pooled
-        prompts = small_sight.prompts(*given, self.width)._replace(pooled=None)
+        """Returns the set-up of SFT on rows."""
         learning = self.config.learning(self.width, self.horizon)
-        learnt = small_sight.sequences(*given, self.length)
-        return setups.alone(self.seer.decoder, learning, learnt, prompts)
+        return small_sight.setup(self.seer, learning, rows.examples, rows.pooled)
 
     @property
     def length(self) -> int:

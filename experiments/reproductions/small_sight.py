@@ -19,17 +19,19 @@ import numpy as np
 
 from kullback.core import types
 from kullback.environments import tokens
-from kullback.experiments.reproductions import small_models, study
+from kullback.experiments.reproductions import setups, small_models, study
 from kullback.lm import (
     batches,
     blocks,
     data,
     gemma,
+    image_grammar,
     interleaved,
     pictures,
     sight,
     siglip,
     tokenizer,
+    tuning,
     vision,
 )
 
@@ -78,6 +80,7 @@ class Seer(NamedTuple):
     vision: vision.Config
     decoder: gemma.Model  # As of `sight.seeing`; its projector is drawn, and learns.
     markers: blocks.Markers
+    writes: image_grammar.Ids | None = None  # Of images that it writes, if it does.
 
     def prompt(self, text: str) -> tuple[int, ...]:
         """Returns the ids of an image and a text behind it."""
@@ -95,20 +98,27 @@ class Seer(NamedTuple):
         ]
 
 
-def make(sizes: Sizes, texts: Iterable[str], length: int) -> Seer:
+def make(
+    sizes: Sizes, texts: Iterable[str], length: int, codes: tuple[int, int] | None = None
+) -> Seer:
     """Trains a tokenizer on texts, and returns a decoder that sees.
 
     Args:
       sizes: of encoder and decoder.
       texts: questions and answers.
       length: tokens of the longest row.
+      codes: of images that it writes (lm/image_codes.py): how many there are, and those of an
+        image. None: it writes text alone.
     """
     bpe = tokenizer.train_bpe(texts, 512, further_controls=blocks.IMAGE_TOKENS)
     markers = dataclasses.replace(blocks.markers_of(bpe), around="none")
     shape = small_models.decoder(bpe.vocab_size, sizes.width, sizes.layers, length)
+    writes = image_grammar.ids_of(bpe.vocab_size, *codes) if codes else None
+    if writes:
+        shape = image_grammar.extended_config(shape, writes)
     sees_by = sizes.vision(markers.image)
     decoder = sight.seeing(gemma.make(small_models.speaking(shape, bpe)), sees_by)
-    return Seer(bpe, sees_by, decoder, markers)
+    return Seer(bpe, sees_by, decoder, markers, writes)
 
 
 def normalized(pixels: np.ndarray) -> np.ndarray:
@@ -153,6 +163,26 @@ def prompts(
     """Returns the prompts of examples with an image each, [B, length]."""
     ids = [example.prompt for example in examples]
     return batches.pad_prompts(ids, length, seer.tokenizer.pad_id)._replace(pooled=pooled)
+
+
+def setup(
+    seer: Seer, learning: tuning.Config, examples: Sequence[data.Example], pooled: np.ndarray
+) -> setups.Setup:
+    """Returns the set-up of what learns from examples with an image each, as long as `learning`'s.
+
+    Their prompts alone are not read, and see nothing. A teacher is not part of it: one has the same
+    ids and sees the same features.
+
+    Args:
+      seer: the decoder.
+      learning: settings.
+      examples: N of them.
+      pooled: features of their images, [N, 1, M, E].
+    """
+    given = seer, examples, pooled
+    alone = prompts(*given, learning.max_prompt_length)._replace(pooled=None)
+    rows = sequences(*given, learning.width)
+    return setups.alone(seer.decoder, learning, rows, alone)
 
 
 def is_right(seer: Seer, params: types.Params, rows: batches.Sequences) -> jax.Array:
