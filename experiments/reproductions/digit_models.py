@@ -31,7 +31,13 @@ CODER = image_codes.Config(side=digits.SIDE, patch=2, num_codes=32, hidden=32)
 JUDGE, CONTROL = digits.Judging(), digits.Judging(hidden=128, weight_decay=1.0)
 READ = "digit?"
 PLAIN, GUIDED = "plain", "guided"
-JUDGES = {"judge": "the judge, its reward", "control": "the control"}
+MANY, FEW, CONTROL_JUDGE = "many", "few", "control"
+JUDGES = {
+    MANY: "the judge of many digits",
+    FEW: "the judge of few",
+    CONTROL_JUDGE: "the control",
+}
+CLIMBED = (MANY, FEW)  # Judges that policies learn by.
 STREAMS = {name: n for n, name in enumerate(("split", "varied", "any"), 1)}
 
 
@@ -41,10 +47,11 @@ class Config:
 
     sight: small_sight.Sizes = SIGHT
     coder: image_codes.Config = CODER
-    rewarding: digits.Judging = JUDGE  # The judge that the policy learns by.
+    rewarding: digits.Judging = JUDGE  # The judges that policies learn by.
     control: digits.Judging = CONTROL  # And the one that nothing learns by.
     learnt: int = 800  # Digits that decoder and codebook learn from.
-    judged: int = 300  # That the judge does.
+    judged: int = 300  # That the judge of many does.
+    few: int = 30  # Of these, those that the judge of few does.
     controlled: int = 400  # That the control does.
     held_out: int = 297  # Of which answers are judged.
     copies: int = 20  # Variants of each digit that the decoder learns from.
@@ -55,7 +62,7 @@ class Config:
     learning_rate: float = 2e-3
     unasked: float = 0.15  # Share of drawings that are learnt behind "draw any".
     guidance: float = 2.0  # Scale of classifier-free guidance; 1 is none.
-    policy_steps: int = 300
+    policy_steps: int = 200  # By each judge.
     policy_batch: int = 256  # Drawings: prompts times samples of each.
     samples_per_prompt: int = 16
     policy_rate: float = 3e-4
@@ -70,6 +77,7 @@ class Config:
         study.at_least(1, self, "coder_batch", "steps", "policy_steps", "records", "seeds")
         study.at_least(2, self, "held_out", "drawn")
         study.at_least(0, self, "first_seed")
+        study.inside("[1, judged]", self, "few")
         study.inside("(0, 1)", self, "unasked")
         study.inside("(1, inf)", self, "guidance")
         study.multiples("records", self, "policy_steps")
@@ -168,8 +176,9 @@ class World:
         mine, judged, controlled, held_out = digits.split(self.digits, config.shares, random)
         learnt = digits.varied(mine, config.copies, _random(seed, "varied"))
         judges = {
-            "judge": digits.train_judge(config.rewarding, judged, seed, 1),
-            "control": digits.train_judge(config.control, controlled, seed, 2),
+            MANY: digits.train_judge(config.rewarding, judged, seed, 1),
+            FEW: digits.train_judge(config.rewarding, judged.part(slice(config.few)), seed, 1),
+            CONTROL_JUDGE: digits.train_judge(config.control, controlled, seed, 2),
         }
         sizes = {"steps": config.coder_steps, "batch_size": config.coder_batch}
         paper = drawings.paper(config.coder, learnt.pixels, **sizes, seed=seed, tick=tick)
@@ -222,13 +231,16 @@ def _random(seed: int, stream: str) -> np.random.Generator:
 
 
 def judged(parts: Parts, codes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Returns what both judges say of pictures, and how these are spread.
+    """Returns what all judges say of pictures, and how these are spread.
 
     `distance` is Frechet's to the held-out digits, of the control's hidden features; `distinct` the
     share of the drawings that differ from all before, `copied` that of those which are, code by
     code, a picture that was learnt from.
     """
-    pictures, control = digits.Digits(parts.paper.pixels(codes), labels), parts.judges["control"]
+    pictures, control = (
+        digits.Digits(parts.paper.pixels(codes), labels),
+        parts.judges[CONTROL_JUDGE],
+    )
     row = {
         f"{name}_{what}": value
         for name, rater in parts.judges.items()
@@ -243,9 +255,14 @@ def judged(parts: Parts, codes: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
 
 def learn_policy(
-    world: World, start: types.Params, parts: Parts, seed: int, tick: students.Tick
+    world: World,
+    start: types.Params,
+    parts: Parts,
+    by: str,
+    seed: int,
+    tick: students.Tick = students.ignore,
 ) -> tuple[types.Params, study.Rows]:
-    """Returns a policy that has learnt by the judge, and rows of its drawings on the way."""
+    """Returns a policy that has learnt by one of the judges, and rows of its drawings meanwhile."""
     config, climber = world.config, world.climber
     state = learners.with_params(climber.learner.init(jax.random.key(seed)), start)
     constants, key = types.Constants(start=start), jax.random.fold_in(jax.random.key(seed), 1)
@@ -255,7 +272,7 @@ def learn_policy(
     items = drawings.Asked(
         jax.tree.map(lambda x: x[repeats], world.requests), repeats.astype(np.int32)
     )
-    drawn_with, rater = (parts.paper.params, parts.paper.book), parts.judges["judge"]
+    drawn_with, rater = (parts.paper.params, parts.paper.book), parts.judges[by]
     drawn = np.arange(config.drawn) % digits.NUM_DIGITS
 
     def row(step: int, kl: float) -> study.Row:

@@ -2,9 +2,9 @@
 
 All stand behind a picture of coloured shapes (shapes.py), and the answer is one of four colours:
 
-    retrieval  "c2?"      the colour of the shape in that cell of the picture
-    facts      "n217?"    the colour of a number, drawn once a seed; only what was learnt has it
-    reasoning  "c2+3+1?"  the colour so many steps on from that cell's, round the ring of four
+    retrieval  "c2?"    the colour of the shape in that cell of the picture
+    facts      "n217?"  the colour of a number, drawn once a seed; only what was learnt has it
+    reasoning  "c2+3?"  the colour so many steps on from that cell's, round the ring of four
 
 So that without knowing anything a quarter of each kind is right. Pictures are always new, and those
 before a fact say nothing of it.
@@ -29,7 +29,7 @@ class Sizes:
     """How many questions there are."""
 
     facts: int = 500  # Numbers that have a colour.
-    terms: int = 2  # Numbers of steps that are added, 0 to 3 each.
+    terms: int = 1  # Numbers of steps that are added, 0 to 3 each.
     learnt: int = 12_000  # Rows that are learnt from, of all kinds alike.
     held_out: int = 1_000  # Of each kind; of facts, those that were learnt.
 

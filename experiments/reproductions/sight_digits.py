@@ -5,11 +5,12 @@ Gemini takes images among text, and writes them as discrete tokens of the same s
 shape of it in small, on real digits of 8 x 8 pixels (digits.py): one decoder learns "digit?" behind
 soft tokens of a picture, and "draw 7", behind which the codes of a picture come (drawings.py).
 
-Four parts of the digits share none: what the decoder and its codebook learn from, what each of two
-judges does, and what is held out. Drawings are judged by the control, which the decoder never
-meets. Then the decoder learns on by REINFORCE with leave-one-out baselines; its reward is the log-
-probability that the other judge, a linear one, gives to the digit that was asked for. Whether this
-is hacked is seen by the control: what the judge comes to believe, and the control does not.
+Four parts of the digits share none: what the decoder and its codebook learn from, what the judges
+do, what the control does, and what is held out. Drawings are judged by the control, of which
+nothing learns. Then the decoder learns on by REINFORCE with leave-one-out baselines; its reward is
+the log-probability that a linear judge gives to the digit that was asked for: one that has learnt
+from many digits, or from few of the same. Whether a judge is hacked is seen by the control: what
+the one takes for the digit, and the other does not.
 """
 
 import functools
@@ -26,11 +27,21 @@ from kullback.experiments.reproductions import (
     students,
     study,
 )
-from kullback.experiments.reproductions.digit_models import GUIDED, JUDGES, PLAIN, Config
+from kullback.experiments.reproductions.digit_models import (
+    CLIMBED,
+    CONTROL_JUDGE,
+    FEW,
+    GUIDED,
+    JUDGES,
+    MANY,
+    PLAIN,
+    Config,
+)
 
-REAL, CODED, SFT, RLOO = "real", "coded", "sft", "rloo"
-MODELS = {REAL: "held out", SFT: "SFT", RLOO: "RLOO"}
-PICTURES = ((REAL, CODED), (SFT, PLAIN), (SFT, GUIDED), (RLOO, PLAIN), (RLOO, GUIDED))
+REAL, CODED, SFT = "real", "coded", "sft"
+# By the judge that one learnt from, or how else it came.
+MODELS = {REAL: "held out", SFT: "SFT", MANY: "RLOO, many", FEW: "RLOO, few"}
+PICTURES = ((REAL, CODED), (SFT, PLAIN), (SFT, GUIDED), (MANY, PLAIN), (FEW, PLAIN))
 SPREAD = {  # See `judged`.
     "distance": "Frechet distance to held-out digits, of the control's hidden features",
     "distinct": "share of different pictures",
@@ -53,18 +64,21 @@ def compute(
     setup, done = world.setup(parts, seed), config.coder_steps
     start = students.learn(setup, world.tuner, config.steps, seed, tick=after(done))
     done += config.steps
-    policy, records = digit_models.learn_policy(world, start, parts, seed, after(done, "reward"))
-    yield from study.tagged("policy", records)
+    models = {SFT: start}
+    for by in CLIMBED:
+        tick = after(done, "reward")
+        models[by], records = digit_models.learn_policy(world, start, parts, by, seed, tick)
+        yield from study.tagged("policy", [{"model": by, **row} for row in records])
+        done += config.policy_steps
     guessed = float(np.mean(parts.held_out.labels == np.bincount(parts.learnt.labels).argmax()))
-    for model, params in {SFT: start, RLOO: policy}.items():
+    for model, params in models.items():
         row = {"model": model, "right": world.right(params, parts), "guessed": guessed}
         row["shuffled"] = world.right(params, parts, shuffled=True)
         yield from study.tagged("readings", [row])
     labels = np.arange(config.drawn) % digits.NUM_DIGITS
     drawn = {(REAL, CODED): (parts.paper.codes(parts.held_out.pixels), parts.held_out.labels)}
-    for model, params in {SFT: start, RLOO: policy}.items():
-        for way in world.writers:
-            drawn[model, way] = world.draw(params, parts, way, seed), labels
+    for model, way in PICTURES[1:]:
+        drawn[model, way] = world.draw(models[model], parts, way, seed), labels
     for (model, way), (codes, shown) in drawn.items():
         at = {"model": model, "way": way}
         yield from study.tagged("drawings", [{**at, **digit_models.judged(parts, codes, shown)}])
@@ -82,7 +96,7 @@ def _strip(paper: drawings.Paper, codes: np.ndarray) -> str:
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields an arm a seed."""
     world = functools.cache(lambda: digit_models.World(config))
-    steps = config.coder_steps + config.steps + config.policy_steps
+    steps = config.coder_steps + config.steps + len(CLIMBED) * config.policy_steps
 
     def run(seed: int, work: study.Work) -> Iterator[study.Row]:
         return compute(config, world(), seed, work)
@@ -92,10 +106,23 @@ def arms(config: Config) -> Iterator[study.Arm]:
         yield study.Arm(f"seed-{seed}", steps, part, columns={"seed": seed})
 
 
-def risen(policy: study.Rows, name: str) -> np.ndarray:
-    """Returns by how many nats the log-probability of a judge rose in RLOO, [seeds]."""
-    nats = study.by_seed(policy, f"{name}_nats")
+def risen(policy: study.Rows, model: str, judge_name: str) -> np.ndarray:
+    """Returns by how many nats a judge's log-probability rose as a policy learnt, [seeds]."""
+    nats = study.by_seed(policy, f"{judge_name}_nats", model=model)
     return nats[:, 0] - nats[:, -1]
+
+
+def hacked(policy: study.Rows, model: str) -> np.ndarray:
+    """Returns the share of a policy's drawings that its judge alone takes for the digit, [seeds].
+
+    It is the share by its judge, less that by the control. Of real digits the control tells more,
+    so that this is no lack of the control's.
+    """
+    of_judge, of_control = (
+        study.by_seed(policy, f"{name}_right", model=model)[:, -1]
+        for name in (model, CONTROL_JUDGE)
+    )
+    return of_judge - of_control
 
 
 def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
@@ -115,15 +142,19 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
     claim = "guidance has more of them show it, by the control (difference)"
     more = guided - by_control(model=SFT, way=PLAIN)
     yield judging.above(claim, more, shared="the decoder")
-    claim = "RLOO raises its judge's log-probability (nats)"
-    yield judging.above(claim, risen(policy, "judge"), shared="the decoder")
-    of_judge, of_control = (study.by_seed(policy, f"{name}_right") for name in JUDGES)
-    # Of real digits the judge tells fewer, so that this is no lack of the control's.
-    claim = "hacking: after RLOO more drawings show the digit by its judge than by the control"
-    gap = of_judge[:, -1] - of_control[:, -1]
-    yield judging.headline(judging.above(f"{claim} (share more)", gap, shared="the drawings"))
-    claim = "RLOO has more drawings show the digit, by the control (difference)"
-    yield judging.above(claim, of_control[:, -1] - of_control[:, 0], shared="the decoder")
+    for by in CLIMBED:
+        claim = f"by {JUDGES[by]}: RLOO raises its log-probability (nats)"
+        yield judging.above(claim, risen(policy, by, by), shared="the decoder")
+        claim = f"by {JUDGES[by]}: after RLOO it takes more drawings for the digit than the control"
+        check = judging.above(f"{claim} (share more)", hacked(policy, by), shared="the drawings")
+        yield judging.headline(check) if by == FEW else check
+        claim = f"by {JUDGES[by]}: RLOO has more drawings show the digit, by the control"
+        right = study.by_seed(policy, "control_right", model=by)
+        more = right[:, -1] - right[:, 0]
+        yield judging.above(f"{claim} (difference)", more, shared="the decoder")
+    claim = "the judge of few digits is hacked more than the one of many (share more)"
+    more = hacked(policy, FEW) - hacked(policy, MANY)
+    yield judging.above(claim, more, shared="decoder and digits")
     yield from reports(tables)
 
 
@@ -132,8 +163,8 @@ def reports(tables: study.Tables) -> Iterator[judging.Check]:
     drawn, policy = tables["drawings"], tables["policy"]
     told = {name: study.column(tables["judges"], "right", judge=name) for name in JUDGES}
     yield judging.reported("held-out digits that judges tell", judging.means(told))
-    after = study.column(tables["readings"], "right", model=RLOO)
-    yield judging.reported("held-out digits that are read after RLOO", judging.mean(after))
+    after = {MODELS[by]: study.column(tables["readings"], "right", model=by) for by in CLIMBED}
+    yield judging.reported("held-out digits that are read after RLOO", judging.means(after))
     for name, label in JUDGES.items():
         shares = {
             f"{MODELS[model]}, {way}": study.column(drawn, f"{name}_right", model=model, way=way)
@@ -146,10 +177,12 @@ def reports(tables: study.Tables) -> Iterator[judging.Check]:
             for model, way in PICTURES
         }
         yield judging.reported(said, judging.means(values))
-    rises = {label: risen(policy, name) for name, label in JUDGES.items()}
-    yield judging.reported("nats by which RLOO raises log-probabilities", judging.means(rises))
-    last = study.by_seed(policy, "kl")[:, -1]
-    yield judging.reported("RLOO: KL to its start at the end, nats a drawing", judging.mean(last))
+    for by in CLIMBED:
+        rises = {label: risen(policy, by, name) for name, label in JUDGES.items()}
+        claim = f"{MODELS[by]}: nats by which log-probabilities rise"
+        yield judging.reported(claim, judging.means(rises))
+    last = {MODELS[by]: study.by_seed(policy, "kl", model=by)[:, -1] for by in CLIMBED}
+    yield judging.reported("KL to the start at the end, nats a drawing", judging.means(last))
 
 
 def pictures(tables: study.Tables) -> charts.Grid:
@@ -170,20 +203,16 @@ def panels(tables: study.Tables) -> charts.Grid:
     columns = {"right": "its picture", "shuffled": "another", "guessed": "none"}
     samples = [study.column(readings, name, model=SFT) for name in columns]
     read: list[charts.Mark] = [charts.SeedBars(range(len(columns)), samples)]
-    bars, lines = list[charts.Mark](), list[charts.Mark]()
+    bars = list[charts.Mark]()
     for n, (name, label) in enumerate(JUDGES.items()):
         samples = [
             study.column(drawn, f"{name}_right", model=model, way=way) for model, way in PICTURES
         ]
         bars.append(charts.beside(n, len(JUDGES), samples, label))
-        style = {"color": f"C{n}"}
-        steps, nats = (study.by_seed(policy, column) for column in ("step", f"{name}_nats"))
-        lines.append(charts.Seeds(steps[0], -nats, label, style, {"alpha": 0.4}))
     share = {"ylim": (0, 1.02)}
     of_read = {"title": "digits that are read", "xticks": range(3), **share}
     of_drawn = {"title": "pictures that show their digit", "xticks": range(len(PICTURES)), **share}
     names = [f"{MODELS[model]},\n{way}" for model, way in PICTURES]
-    of_policy = {"title": "RLOO", "xlabel": "learner steps", "ylabel": "log-probability, nats"}
     return charts.Grid(
         panels=[
             charts.Panel(
@@ -195,18 +224,32 @@ def panels(tables: study.Tables) -> charts.Grid:
                 finish=lambda axes: axes.tick_params("x", labelsize=7),
                 legend={"fontsize": 8, "loc": "lower left"},
             ),
-            charts.Panel(marks=lines, axes=of_policy, legend={"fontsize": 8}),
+            *(climb(policy, by) for by in CLIMBED),
         ],
+        columns=2,
         title_size=10,
     )
+
+
+def climb(policy: study.Rows, by: str) -> charts.Panel:
+    """Returns the share of drawings that show their digit by each judge, as a policy learns."""
+    lines = list[charts.Mark]()
+    for n, (name, label) in enumerate(JUDGES.items()):
+        steps, right = (
+            study.by_seed(policy, column, model=by) for column in ("step", f"{name}_right")
+        )
+        style = {"color": f"C{n}"}
+        lines.append(charts.Seeds(steps[0], right, label, style, {"alpha": 0.4}))
+    axes = {"title": f"{MODELS[by]}: drawings that show their digit", "xlabel": "learner steps"}
+    return charts.Panel(marks=lines, axes=axes, legend={"fontsize": 8})
 
 
 def seconds(config: Config) -> float:
     """Estimates compiling, and steps by their rows, on 2 CPU cores."""
     coder = 0.03 * config.coder_batch / 64 * config.coder_steps
     tuned = 0.075 * config.batch_size / 64 * config.steps
-    policy = 0.25 * config.policy_batch / 256 * config.policy_steps
-    return 60 + config.seeds * (30 + coder + tuned + policy)
+    policy = 0.3 * config.policy_batch / 256 * config.policy_steps
+    return 90 + config.seeds * (40 + coder + tuned + len(CLIMBED) * policy)
 
 
 def before(config: Config) -> Iterator[str]:

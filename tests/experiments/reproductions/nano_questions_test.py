@@ -5,7 +5,7 @@ import pytest
 
 from kullback.experiments.reproductions import nano_questions, shapes
 
-SIZES = nano_questions.Sizes(facts=7, learnt=60, held_out=40)
+SIZES = nano_questions.Sizes(facts=7, terms=2, learnt=60, held_out=40)
 WORLD = nano_questions.world(SIZES, np.random.default_rng(0))
 NAMES = [*shapes.COLOURS]
 

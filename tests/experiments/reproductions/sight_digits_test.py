@@ -12,7 +12,14 @@ from kullback.experiments.reproductions import digit_models, sight_digits, study
 
 SMALL = ("sight.encoder_width=8", "sight.width=8", "sight.layers=1", "coder.hidden=8")
 SMALL += ("coder.patch=4", "coder.num_codes=6", "coder_steps=2", "coder_batch=4", "copies=1")
-SMALL += ("rewarding.steps=2", "control.steps=2", "control.hidden=4", "learnt=20", "judged=10")
+SMALL += (
+    "rewarding.steps=2",
+    "control.steps=2",
+    "control.hidden=4",
+    "learnt=20",
+    "judged=10",
+    "few=5",
+)
 SMALL += ("controlled=10", "held_out=10", "steps=2", "batch_size=4", "policy_steps=2")
 SMALL += ("policy_batch=8", "samples_per_prompt=2", "drawn=10", "records=1", "seeds=2")
 
@@ -23,8 +30,8 @@ def test_it_runs_small(tmp_path: pathlib.Path):
     said: list[str] = []
     out = tmp_path / "out"
     checks = reproduce.reproduce("sight-digits", out, SMALL, said.append)
-    assert len(checks) == 16 and sum(check.is_headline for check in checks) == 4
-    sizes = {"judges": 2 * 2, "readings": 2 * 2, "drawings": 2 * 5, "policy": 2 * 2, "shown": 5}
+    assert len(checks) == 22 and sum(check.is_headline for check in checks) == 4
+    sizes = {"judges": 2 * 3, "readings": 2 * 3, "drawings": 2 * 5, "policy": 2 * 4, "shown": 5}
     for name, size in sizes.items():
         with (out / f"{name}.csv").open(newline="") as file:
             rows = [*csv.DictReader(file)]
@@ -49,18 +56,20 @@ def tables(noise: float = 0.002) -> study.Tables:
         at = {"seed": seed}
         for name in digit_models.JUDGES:
             rows += study.tagged("judges", [{**at, "judge": name, **drawn(right=0.95, nats=0.2)}])
-        for model in ("sft", "rloo"):
+        for model in ("sft", *digit_models.CLIMBED):
             row = {**at, "model": model, **drawn(right=0.95, shuffled=0.1, guessed=0.1)}
             rows += study.tagged("readings", [row])
         for model, way in sight_digits.PICTURES:
-            right = rights[way]
-            values = drawn(judge_right=right, control_right=right, judge_nats=0.3, control_nats=0.3)
-            row = {**at, "model": model, "way": way, **values, **drawn(**spread)}
+            shares = {f"{name}_right": rights[way] for name in digit_models.JUDGES}
+            row = {**at, "model": model, "way": way, **drawn(**shares), **drawn(**spread)}
             rows += study.tagged("drawings", [row])
-        for step, nats, judged, control in ((0, 0.6, 0.75, 0.8), (9, 0.1, 0.98, 0.85)):
-            values = drawn(judge_nats=nats, control_nats=0.4, kl=1.0)
-            values |= drawn(judge_right=judged, control_right=control)
-            rows += study.tagged("policy", [{**at, "step": step, **values}])
+        for model, gap in {"many": 0.05, "few": 0.2}.items():
+            for step, nats, right in ((0, 0.6, 0.75), (9, 0.1, 0.8)):
+                values = {f"{name}_nats": nats for name in digit_models.JUDGES}
+                values |= {f"{name}_right": right for name in digit_models.JUDGES}
+                values[f"{model}_right"] += gap
+                row = {**at, "model": model, "step": step, **drawn(**values, kl=1.0)}
+                rows += study.tagged("policy", [row])
     return study.split(rows, "judges", "readings", "drawings", "policy")
 
 
@@ -81,7 +90,7 @@ def changed(table: str, column: str, value: float, **where: Any) -> study.Tables
 
 
 def test_claims_of_a_decoder_that_reads_and_draws():
-    assert verdicts(tables()) == ["held"] * 7 + ["reported"] * 9
+    assert verdicts(tables()) == ["held"] * 11 + ["reported"] * 11
 
 
 @pytest.mark.parametrize(
@@ -109,9 +118,21 @@ def test_claims_of_a_decoder_that_reads_and_draws():
                 "way": "plain",
             },
         ),
-        (4, {"table": "policy", "column": "judge_nats", "value": 0.9, "step": 9}),
-        (5, {"table": "policy", "column": "judge_right", "value": 0.8, "step": 9}),
-        (6, {"table": "policy", "column": "control_right", "value": 0.6, "step": 9}),
+        (4, {"table": "policy", "column": "many_nats", "value": 0.9, "model": "many", "step": 9}),
+        (5, {"table": "policy", "column": "many_right", "value": 0.7, "model": "many", "step": 9}),
+        (
+            6,
+            {
+                "table": "policy",
+                "column": "control_right",
+                "value": 0.7,
+                "model": "many",
+                "step": 9,
+            },
+        ),
+        (7, {"table": "policy", "column": "few_nats", "value": 0.9, "model": "few", "step": 9}),
+        (8, {"table": "policy", "column": "few_right", "value": 0.7, "model": "few", "step": 9}),
+        (10, {"table": "policy", "column": "few_right", "value": 0.81, "model": "few", "step": 9}),
     ],
 )
 def test_a_claim_fails_where_its_number_does(number: int, change: dict[str, Any]):
@@ -122,6 +143,7 @@ def test_a_claim_fails_where_its_number_does(number: int, change: dict[str, Any]
     ("fields", "said"),
     [
         ({"learnt": 1_000}, r"1797 that there are, got 1000 \+ 300 \+ 400 \+ 297"),
+        ({"few": 301}, r"few must lie in \[1, judged=300\]"),
         ({"guidance": 1.0}, r"guidance must lie in \(1, inf\)"),
         ({"drawn": 105}, "drawn must be a multiple of 10"),
         ({"unasked": 0.0}, r"unasked must lie in \(0, 1\)"),
