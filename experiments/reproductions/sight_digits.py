@@ -246,9 +246,9 @@ def climb(policy: study.Rows, by: str) -> charts.Panel:
 
 def seconds(config: Config) -> float:
     """Estimates compiling, and steps by their rows, on 2 CPU cores."""
-    coder = 0.03 * config.coder_batch / 64 * config.coder_steps
+    coder = 0.015 * config.coder_batch / 64 * config.coder_steps
     tuned = 0.075 * config.batch_size / 64 * config.steps
-    policy = 0.3 * config.policy_batch / 256 * config.policy_steps
+    policy = 0.35 * config.policy_batch / 256 * config.policy_steps
     return 90 + config.seeds * (40 + coder + tuned + len(CLIMBED) * policy)
 
 
