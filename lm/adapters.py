@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from kullback.core import learners, trees, types
-from kullback.lm import gemma, lora, quantisation, shared_ids, sight
+from kullback.lm import gemma, lora, quantisation, shared_ids
 
 __all__ = ["Learnt", "adapted"]
 
@@ -30,8 +30,8 @@ def adapted(model: gemma.Model, settings: lora.Config) -> gemma.Model:
     if not settings:
         return model
     decoder = gemma.make(model.config, settings)
-    if model.sees_by is not None:  # The projector is the base's.
-        decoder = sight.seeing(decoder, model.sees_by, draws=False)
+    if model.sense is not None:  # Its parameters are the base's.
+        decoder = model.sense(decoder)
     return shared_ids.over(decoder, model.num_ids)
 
 

@@ -35,7 +35,7 @@ def per_token(
     shared = shared_ids.shared([model for model, _ in models])
     inputs = sequences.tokens, sequences.positions, sequences.segments
     features, labels, is_answer = distillation.align(
-        [model.features(params, *inputs, **sequences.images) for model, params in models],
+        [model.features(params, *inputs, **sequences.senses) for model, params in models],
         jnp.asarray(sequences.tokens),
         jnp.asarray(sequences.is_answer),
     )

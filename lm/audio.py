@@ -26,7 +26,8 @@ from kullback.core import files, folders
 SAMPLE_RATE = 16_000  # Samples a second.
 FRAME, HOP, FFT = 512, 160, 1024  # Samples: 32 ms, 10 ms, and a frame with zeros behind it.
 MOST_SAMPLES = 480_000  # 30 seconds.
-FRAMES_PER_TOKEN = 16  # A soft token is 160 ms, as in Gemma 3n: 188 of 30 seconds.
+FRAMES_PER_TOKEN = 16  # As in Gemma 3n: 188 soft tokens of 30 seconds.
+TOKEN_MS = 1000 * FRAMES_PER_TOKEN * HOP // SAMPLE_RATE  # Of a soft token: 160.
 _PRE_EMPHASIS = 0.97
 _FIX = "convert it: ffmpeg -i IN -ar 16000 -ac 1 -c:a pcm_s16le OUT.wav"
 
@@ -85,6 +86,8 @@ def read_wav(path: files.Path) -> np.ndarray:
                     f"{path} has {count / SAMPLE_RATE:.1f} seconds, more than "
                     f"{MOST_SAMPLES // SAMPLE_RATE}; cut it in parts"
                 )
+            if width > 4:
+                raise ValueError(f"{path} has samples of {width} bytes, expected 1 to 4; {_FIX}")
             data = sound.readframes(count)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing; expected a WAV file") from None
@@ -93,8 +96,8 @@ def read_wav(path: files.Path) -> np.ndarray:
     except (wave.Error, EOFError) as error:
         problem = str(error) or "it ends too early"
         raise ValueError(f"{path} is no WAV file that we read ({problem}); {_FIX}") from None
-    if width > 4 or len(data) != count * width:
-        raise ValueError(f"{path} is cut short, or has samples of {width} bytes; fetch it again")
+    if len(data) != count * width:
+        raise ValueError(f"{path} is cut short; fetch it again")
     return _samples(data, width)
 
 

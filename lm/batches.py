@@ -1,7 +1,7 @@
 """Batches of padded token sequences in a few static shapes; epochs.py says of which examples.
 
-Shape letters: B rows, T tokens of a row, P tokens of a prompt, N examples, I images of a row at
-most, M soft tokens of an image, E width of their features.
+Shape letters: B rows, T tokens of a row, P tokens of a prompt, N examples, I media of a row at
+most: its images, or its clips of sound.
 """
 
 import bisect
@@ -9,8 +9,9 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,12 +32,12 @@ class Sequences(NamedTuple):
     positions: types.Array  # int32, [B, T]: from 0 in each example; 0 in the padding.
     segments: types.Array  # int32, [B, T]: number of the row's example, from 1; 0 is padding.
     lengths: types.Array  # int32, [B]: number of tokens that are not padding.
-    pooled: types.Array | None = None  # Of the rows' images, as of `Prompts`.
+    sensed: Any = None  # Features of the rows' media, as of `Prompts`.
 
     @property
-    def images(self) -> dict[str, types.Array]:
-        """Arguments of the functions of a model that sees (lm/sight.py); {} of rows of text."""
-        return {} if self.pooled is None else {"pooled": self.pooled}
+    def senses(self) -> dict[str, Any]:
+        """Arguments of the functions of a model that senses (lm/senses.py); {} of rows of text."""
+        return {} if self.sensed is None else {"sensed": self.sensed}
 
 
 class Prompts(NamedTuple):
@@ -44,15 +45,16 @@ class Prompts(NamedTuple):
 
     tokens: types.Array  # int32, [B, P].
     lengths: types.Array  # int32, [B], >= 1.
-    # Features of the images of a row in order, float [B, I, M, E] (lm/sight.py); rows with fewer
-    # than I have zeros after them. None: no row of any batch has images.
-    pooled: types.Array | None = None
+    # Features of the media of a row in order, a tree of arrays [B, I, ...]: those of images are
+    # float [B, I, M, E] (lm/sight.py), those of clips a `hearing.Clips`. Rows with fewer than I
+    # have zeros after them. None: no row of any batch has media.
+    sensed: Any = None
 
 
 Rows = TypeVar("Rows", Sequences, Prompts)
 Widths = Literal["steps", "powers"]
-# Images -> their features, float [n, M, E], as `encoded.Images.features` gives them.
-Features = Callable[[Sequence[interleaved.Medium]], np.ndarray]
+# Media -> their features, a tree of arrays [n, ...], as `senses.Sense.features` gives them.
+Features = Callable[[Sequence[interleaved.Medium]], Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,11 +72,11 @@ class Config:
     # Batches whose examples are sorted by length together; 1 does not sort. More of them save
     # padding, but make batches less alike.
     batches_per_sort: int = 1
-    least_images: int = 1  # Images of a row >= 1 for which there is room at least, I.
+    least_media: int = 1  # Media of a row >= 1 for which there is room at least, I.
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches_per_sort", "least_images"):
+        for name in ("batch_size", "batches_per_sort", "least_media"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**64:
@@ -110,18 +112,18 @@ def make(
       pad_id: id of the padding, whose value does not matter.
       mixed: step -> examples of its batch, int64 [B], see `mixtures.Mixture.rows`; None draws all
         equally often. It is neither packed nor sorted.
-      features: of images, where examples have some.
+      features: of media, where examples have some.
 
     Raises:
       ValueError: without examples, for one longer than every length, a mixture of packed or sorted
-        rows, and for images without `features`. The sampler's `prompts` raises it if rows are
+        rows, and for media without `features`. The sampler's `prompts` raises it if rows are
         packed, as a row then has several prompts.
     """
     if not examples:
         raise ValueError("no examples to make batches of; was everything dropped?")
     if mixed is not None and (config.pack or config.batches_per_sort > 1):
         raise ValueError("a mixture's rows are drawn one by one: pack=False, batches_per_sort=1")
-    features = of_images(examples, features)
+    features = of_media(examples, features)
     longest = max(example.length for example in examples)
     lengths = config.lengths or static_lengths(longest, config.widths)
     if longest > lengths[-1]:
@@ -154,7 +156,7 @@ def make(
             data = pack(chosen, lengths[-1], pad_id)
         if features is not None:
             media = [[medium for example in row for medium in example.media] for row in chosen]
-            data = data._replace(pooled=pad_features(media, features, config.least_images))
+            data = data._replace(sensed=pad_features(media, features, config.least_media))
         shape = (config.batch_size,)
         return types.Batch(
             data=data,
@@ -176,7 +178,7 @@ def make(
         if features is None:
             return padded
         media = [example.media for example in chosen]
-        return padded._replace(pooled=pad_features(media, features, config.least_images))
+        return padded._replace(sensed=pad_features(media, features, config.least_media))
 
     return Sampler(num_items, sequences, prompts)
 
@@ -294,39 +296,46 @@ def pad_prompts(prompts: Sequence[Sequence[int]], length: int, pad_id: int) -> P
     return Prompts(tokens, lengths)
 
 
-def of_images(examples: Sequence[Example], features: Features | None) -> Features | None:
-    """Returns features where an example has an image, None where all are text.
+def of_media(examples: Sequence[Example], features: Features | None) -> Features | None:
+    """Returns features where an example has an image or a clip, None where all are text.
 
     Raises:
-      ValueError: for images without features.
+      ValueError: for media without features.
     """
     if not any(example.media for example in examples):
         return None
     if features is None:
-        raise ValueError("examples have images, which this model does not read; take one that sees")
+        raise ValueError(
+            "examples have images or clips, which this model does not read; take one that sees, or "
+            "hears"
+        )
     return features
 
 
 def pad_features(
     media: Sequence[Sequence[interleaved.Medium]], features: Features, least: int = 1
-) -> np.ndarray:
-    """Returns the features of rows' images, float [B, I, M, E], with zeros after a row's last one.
+) -> Any:
+    """Returns features of rows' media, a tree of [B, I, ...], with zeros after a row's last one.
 
-    I is the smallest power of two that holds the images of each row, and `least`.
+    I is the smallest power of two that holds the media of each row, and `least`.
 
     Args:
-      media: images of each row, in order.
-      features: of images; of none it gives their shape, [0, M, E].
-      least: images >= 1 of a row for which there is room, so that batches have one shape.
+      media: of each row, in order.
+      features: of media; of none it gives their shapes, [0, ...].
+      least: media >= 1 of a row for which there is room, so that batches have one shape.
     """
-    given = features([medium for of_row in media for medium in of_row])  # [n, M, E]
+    given = features([medium for of_row in media for medium in of_row])  # [n, ...]
     most = powers_of_two(max(least, *map(len, media)), 1)[-1]
-    pooled = np.zeros((len(media), most, *given.shape[1:]), given.dtype)
-    begin = 0
-    for row, of_row in enumerate(media):
-        pooled[row, : len(of_row)] = given[begin : begin + len(of_row)]
-        begin += len(of_row)
-    return pooled
+
+    def padded(given: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(media), most, *given.shape[1:]), given.dtype)
+        begin = 0
+        for row, of_row in enumerate(media):
+            rows[row, : len(of_row)] = given[begin : begin + len(of_row)]
+            begin += len(of_row)
+        return rows
+
+    return jax.tree.map(padded, given)
 
 
 def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Sequences:
@@ -357,7 +366,7 @@ def join(prompts: Prompts, tokens: types.Array, is_answer: types.Array) -> Seque
         positions=jnp.where(is_token, columns, 0),
         segments=is_token.astype(jnp.int32),
         lengths=lengths[:, 0],
-        pooled=prompts.pooled,
+        sensed=prompts.sensed,
     )
 
 

@@ -38,8 +38,8 @@ IMAGE = Delimiters(255_999, 262_144, 256_000)  # Of Gemma 3.
 class Markers:
     """How a model writes what is not text; the ids of images are Gemma 3's."""
 
-    image: Delimiters = IMAGE
-    audio: Delimiters | None = None  # None: the model takes no audio.
+    image: Delimiters | None = IMAGE  # None: the model takes no images.
+    audio: Delimiters | None = None  # None: it takes no audio.
     around: Around = "joined"
     # Whether the soft tokens of a clip see each other, as those of an image do, or what came before
     # alone. Gemini 1.0's are not published.
@@ -47,6 +47,8 @@ class Markers:
 
     def __post_init__(self) -> None:
         ids = [i for one in self.kinds for i in one]
+        if not ids:
+            raise ValueError("markers need ids of images or of audio; of text alone there are none")
         if len(set(ids)) < len(ids) or min(ids) < 0:
             raise ValueError(
                 f"ids of delimiters and soft tokens must differ and be >= 0, got {ids}"
@@ -57,7 +59,7 @@ class Markers:
     @property
     def kinds(self) -> tuple[Delimiters, ...]:
         """The ids of images, then those of audio if there are any."""
-        return (self.image,) if self.audio is None else (self.image, self.audio)
+        return tuple(kind for kind in (self.image, self.audio) if kind is not None)
 
 
 class Block(NamedTuple):
@@ -69,25 +71,53 @@ class Block(NamedTuple):
 
 
 def markers_of(tokenizer: Tokenizer, around: Around = "joined") -> Markers:
-    """Returns the ids of a vocabulary that has Gemma's names of them, with audio's if it has those.
+    """Returns the ids of a vocabulary that has names of images, as Gemma's, of audio, or of both.
 
     Raises:
-      ValueError: if it has no ids of images.
+      ValueError: if it has neither.
     """
-    missing = [name for name in IMAGE_TOKENS if name not in tokenizer.controls]
-    if missing:
+    image, audio = (_ids(tokenizer, names) for names in (IMAGE_TOKENS, AUDIO_TOKENS))
+    if audio is None:
+        image = image_ids(tokenizer)
+    return Markers(image=image, audio=audio, around=around)
+
+
+def image_ids(tokenizer: Tokenizer) -> Delimiters:
+    """Returns the ids of images in a vocabulary.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if (ids := _ids(tokenizer, IMAGE_TOKENS)) is None:
+        raise ValueError(f"{_missing(tokenizer, IMAGE_TOKENS)}, hence no images; {_MULTIMODAL}")
+    return ids
+
+
+def audio_ids(tokenizer: Tokenizer) -> Delimiters:
+    """Returns the ids of clips of sound in a vocabulary.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if (ids := _ids(tokenizer, AUDIO_TOKENS)) is None:
         raise ValueError(
-            f"this vocabulary has no {' and no '.join(missing)}, hence no images; take the "
-            "tokenizer of a multimodal model"
+            f"{_missing(tokenizer, AUDIO_TOKENS)}, hence no audio; a preset that is trained with "
+            "--audio gets one that has them, and so has a run of it"
         )
-    image, audio = (
-        [tokenizer.controls[name] for name in names if name in tokenizer.controls]
-        for names in (IMAGE_TOKENS, AUDIO_TOKENS)
-    )
-    is_heard = len(audio) == len(AUDIO_TOKENS)
-    return Markers(
-        image=Delimiters(*image), audio=Delimiters(*audio) if is_heard else None, around=around
-    )
+    return ids
+
+
+_MULTIMODAL = "take the tokenizer of a multimodal model"
+
+
+def _ids(tokenizer: Tokenizer, names: Sequence[str]) -> Delimiters | None:
+    ids = [tokenizer.controls[name] for name in names if name in tokenizer.controls]
+    return Delimiters(*ids) if len(ids) == len(names) else None
+
+
+def _missing(tokenizer: Tokenizer, names: Sequence[str]) -> str:
+    missing = [name for name in names if name not in tokenizer.controls]
+    return f"this vocabulary has no {' and no '.join(missing)}"
 
 
 def find(ids: Sequence[int], markers: Markers) -> list[Block]:

@@ -399,7 +399,7 @@ def _micro_batch_loss(
     s = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.sequences)
     texts = 2 if c.share_prompts else 1
     model = shared_prompts.model(context.model, texts, c.learning.max_new_tokens)
-    features, head = model.with_head(params, s.tokens, s.positions, s.segments, **s.images)
+    features, head = model.with_head(params, s.tokens, s.positions, s.segments, **s.senses)
     features, labels, is_answer = distillation.align(features, s.tokens, s.is_answer)
     weights = jnp.where(is_answer, data.weights.reshape(-1, 1), 0)
     value, entropy = chunked.weighted_loss(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kullback.core import json_files
-from kullback.lm import blocks, interleaved
+from kullback.lm import blocks, forms, interleaved
 from kullback.lm.tokenizer import TEMPLATE_FILE, TOKENIZER_CONFIG, Tokenizer
 
 TEMPLATE = """\
@@ -34,7 +34,8 @@ TEMPLATE = """\
 {% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}
 """
 
-# TEMPLATE of a model that takes images: a content is a text, or a list of texts and images.
+# TEMPLATE of a model that takes images: a content is a text, or a list of texts and images. That of
+# a model that takes audio has the other name.
 IMAGE_TEMPLATE = TEMPLATE.replace(
     "{% set prefix = messages[0]['content'] + '\\n\\n' %}",
     """\
@@ -55,14 +56,14 @@ class Segment(NamedTuple):
 
     ids: tuple[int, ...]
     is_model_turn: bool  # Whether the model says it, the end of its turn included: it is learnt.
-    media: tuple[interleaved.Medium, ...] = ()  # Of the images in it, with their crops, in order.
+    media: tuple[interleaved.Medium, ...] = ()  # Of its images, with their crops, or clips.
 
 
 def chat(
     messages: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
     *,
-    images: Sequence[interleaved.Image] = (),
+    shown: Sequence[interleaved.Shown] = (),
     add_generation_prompt: bool = False,
 ) -> list[Segment]:
     r"""Renders a conversation in Gemma's template, as segments whose ids are to be concatenated.
@@ -73,24 +74,25 @@ def chat(
     user turn, with an empty line between. White space around a turn's text is dropped. The text of
     a model's turn is encoded apart from the turn's opening, as it is when the model generates it.
 
-    A content is a text, or a list of items, {"type": "text", "text"} or {"type": "image"}, between
-    which nothing stands; white space around the text of an item is dropped. An image in the user's
-    turn becomes delimiters and soft tokens (`interleaved.encode`); its name in a text stays text.
+    A content is a text, or a list of items, {"type": "text", "text"}, {"type": "image"} or
+    {"type": "audio"}, between which nothing stands; white space around the text of an item is
+    dropped. An image or a clip in the user's turn becomes delimiters and soft tokens
+    (`interleaved.encode`); its name in a text stays text.
 
     Args:
       messages: {"role", "content"} each: optionally "system", then "user" and "model" (or
         "assistant") in turn, beginning with "user".
       tokenizer: one with Gemma's special tokens.
-      images: those of the items, in order.
+      shown: images and clips of the items, in order.
       add_generation_prompt: whether to open a turn of the model at the end.
 
     Raises:
       ValueError: for another role or order, naming the message; if a turn of the model is to be
-        opened after another; if the vocabulary lacks the tokens of a turn, or of images; unless
-        there are as many images as items of them, all in turns of the user's.
+        opened after another; if the vocabulary lacks the tokens of a turn, or of images or clips;
+        unless there are as many of these as items, all in turns of the user's.
     """
     start, end = _delimiters(tokenizer)
-    _check_count(messages, images)
+    _check_count(messages, shown)
     prefix = ""
     if messages and messages[0]["role"] == "system":
         prefix = _system(messages[0]["content"]) + "\n\n"
@@ -99,9 +101,9 @@ def chat(
         raise ValueError("a conversation needs a message of the user's, got none")
     newline = tokenizer.encode("\n")
     segments = []
-    unseen = iter(images)
+    unseen = iter(shown)
     before = [tokenizer.bos_id]  # Ids since the model's last turn.
-    media: list[interleaved.Medium] = []  # Of images since then.
+    media: list[interleaved.Medium] = []  # Of what was shown since then.
     for n, message in enumerate(messages):
         expected = ("user", "model")[n % 2]
         role = "model" if message["role"] == "assistant" else message["role"]
@@ -136,7 +138,7 @@ class Turn(NamedTuple):
 
     text: str
     answer: tuple[int, ...]  # Ids as they were drawn, without the end of the turn.
-    images: tuple[interleaved.Image, ...] = ()  # They stand before the text.
+    shown: tuple[interleaved.Shown, ...] = ()  # They stand before the text.
 
 
 def continued(
@@ -144,7 +146,7 @@ def continued(
     text: str,
     tokenizer: Tokenizer,
     system: str = "",
-    images: Sequence[interleaved.Image] = (),
+    shown: Sequence[interleaved.Shown] = (),
 ) -> list[int]:
     """Returns the ids after which a model answers `text`, as `chat` renders the conversation.
 
@@ -156,8 +158,8 @@ def continued(
       text: the user's next, as all texts of his not empty.
       tokenizer: one with Gemma's special tokens.
       system: the system's text; "" is none.
-      images: of the user's next turn, before its text. The soft vectors of the row are those of
-        each turn's images and of these, in order, see `interleaved.views`.
+      shown: in the user's next turn, before its text. The soft vectors of the row are those of
+        what each turn shows and of these, in order, see `interleaved.views`.
 
     Raises:
       ValueError: if the vocabulary lacks the tokens of a turn, or of images.
@@ -167,10 +169,10 @@ def continued(
     opening = [start, *tokenizer.encode("model\n")]
     ids = [tokenizer.bos_id]
     for turn in turns:
-        ids += _user_turn([prefix, *turn.images, turn.text.strip()], tokenizer).ids
+        ids += _user_turn([prefix, *turn.shown, turn.text.strip()], tokenizer).ids
         ids += [*opening, *turn.answer, end, *tokenizer.encode("\n")]
         prefix = ""
-    return [*ids, *_user_turn([prefix, *images, text.strip()], tokenizer).ids, *opening]
+    return [*ids, *_user_turn([prefix, *shown, text.strip()], tokenizer).ids, *opening]
 
 
 def has_template(tokenizer: Tokenizer) -> bool:
@@ -187,16 +189,18 @@ def has_template(tokenizer: Tokenizer) -> bool:
     return "chat_template" in config
 
 
-def with_template(tokenizer: Tokenizer, *, images: bool = False) -> Tokenizer:
+def with_template(tokenizer: Tokenizer, medium: forms.Kind | None = None) -> Tokenizer:
     """Returns the tokenizer with a chat template among its files: its own, or else ours.
 
     Args:
       tokenizer: of the model.
-      images: whether the model takes them: IMAGE_TEMPLATE, not TEMPLATE.
+      medium: kind of media that the model takes; None is of text alone.
     """
     if has_template(tokenizer):
         return tokenizer
-    template = IMAGE_TEMPLATE if images else TEMPLATE
+    template = TEMPLATE
+    if medium is not None:
+        template = IMAGE_TEMPLATE.replace(forms.IMAGES.item, medium.item)
     sources = {**tokenizer.sources, TEMPLATE_FILE: template.encode()}
     return dataclasses.replace(tokenizer, sources=sources)
 
@@ -226,27 +230,29 @@ def _delimiters(tokenizer: Tokenizer) -> tuple[int, int]:
     return start, end
 
 
-def _user_turn(parts: Sequence[str | interleaved.Image], tokenizer: Tokenizer) -> interleaved.Row:
+def _user_turn(parts: Sequence[str | interleaved.Shown], tokenizer: Tokenizer) -> interleaved.Row:
     """Returns a user's turn, whose texts are stripped already."""
     start, end = _delimiters(tokenizer)
-    has_images = any(isinstance(part, interleaved.Image) for part in parts)
-    markers = blocks.markers_of(tokenizer) if has_images else None
+    is_text = all(isinstance(part, str) for part in parts)
+    markers = None if is_text else blocks.markers_of(tokenizer)
     segments = [(start,), "user\n", *parts, (end,), "\n"]
     return interleaved.encode(segments, tokenizer.encode, markers)
 
 
 def _items(content: Any) -> list[str | None]:
-    """Returns the texts of a content's items, without white space around them; None is an image."""
+    """Returns the texts of a content's items, without white space around them; None is no text."""
     if isinstance(content, str):
         return [content.strip()]
-    return [None if is_image(item) else item["text"].strip() for item in content]
+    return [None if is_shown(item) else item["text"].strip() for item in content]
 
 
 def _texts(content: Any, where: str) -> list[str]:
-    """Returns the items of a content without images."""
+    """Returns the items of a content of text alone."""
     items = [item for item in _items(content) if item is not None]
     if len(items) < len(_items(content)):
-        raise ValueError(f"{where} has an image; images stand in turns of the user's alone")
+        raise ValueError(
+            f"{where} has an image or a clip; these stand in turns of the user's alone"
+        )
     return items
 
 
@@ -263,18 +269,20 @@ def _system(content: Any) -> str:
     return content[0]["text"]
 
 
-def is_image(item: Mapping[str, Any]) -> bool:
-    """Returns whether an item of a content stands for an image."""
-    return item["type"] == "image"
+def is_shown(item: Mapping[str, Any]) -> bool:
+    """Returns whether an item of a content stands for an image or a clip."""
+    return item["type"] != "text"
 
 
 def _check_count(
-    messages: Sequence[Mapping[str, Any]], images: Sequence[interleaved.Image]
+    messages: Sequence[Mapping[str, Any]],
+    shown: Sequence[interleaved.Shown],
 ) -> None:
     contents = [message["content"] for message in messages]
     lists = [content for content in contents if not isinstance(content, str)]
-    count = sum(is_image(item) for content in lists for item in content)
-    if count != len(images):
+    count = sum(is_shown(item) for content in lists for item in content)
+    if count != len(shown):
         raise ValueError(
-            f"the messages have {count} images and {len(images)} were given; give one for each"
+            f"the messages have {count} images or clips and {len(shown)} were given; give one for "
+            "each"
         )

@@ -2,7 +2,7 @@
 
 A record is one JSON object in a form of `lm/forms.py`: {prompt, completion}, {text} (all of it is
 learnt), {messages} (the model's turns are learnt). Each may give the `document` that its prompt is
-about, for rewards that compare answers with it, and name images (lm/image_rows.py); an example that
+about, for rewards that compare answers with it, and name media (lm/media_rows.py); an example that
 is too long is dropped, not shortened, where it would lose one. A malformed record is an error with
 its file and line; nothing is guessed.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from kullback.core import files, folders, json_files
-from kullback.lm import blocks, forms, image_rows, interleaved
+from kullback.lm import blocks, forms, interleaved, media_rows
 from kullback.lm.examples import Example as Example
 from kullback.lm.examples import Question, encode, question_of, spelled_in
 from kullback.lm.examples import prompt_of as prompt_of
@@ -119,17 +119,18 @@ def read_jsonl(
     path: files.Path,
     tokenizer: Tokenizer,
     limits: Limits | None = None,
-    images: image_rows.Reader | None = None,
+    media: media_rows.Reader | None = None,
 ) -> tuple[list[Example], Report]:
     """Reads the examples of a JSONL file, in order, and reports what was left out.
 
     Raises:
       ValueError: with file and line, for a record that is not UTF-8, no JSON object, has a key
         twice, not the keys of exactly one form, values of another type, nothing to learn, an id
-        outside the vocabulary, an end of sequence within a completion, an image that cannot be
-        read, or too many tokens; unless `limits` say otherwise. For a file without records.
+        outside the vocabulary, an end of sequence within a completion, an image or a clip that
+        cannot be read, or too many tokens; unless `limits` say otherwise. For a file without
+        records.
     """
-    return from_rows(read_rows(path), tokenizer, limits, images)
+    return from_rows(read_rows(path), tokenizer, limits, media)
 
 
 def read_rows(path: files.Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -159,7 +160,7 @@ def from_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]],
     tokenizer: Tokenizer,
     limits: Limits | None = None,
-    images: image_rows.Reader | None = None,
+    media: media_rows.Reader | None = None,
 ) -> tuple[list[Example], Report]:
     """Makes examples of records, as `read_jsonl` does.
 
@@ -167,22 +168,23 @@ def from_rows(
       rows: (place, record) each; errors begin with the place.
       tokenizer: of the model.
       limits: of the examples; None has none.
-      images: those that rows may name; None reads text alone.
+      media: those that rows may name; None reads text alone.
 
     Raises:
       ValueError: as `read_jsonl` does.
     """
     limits = limits or Limits()
     vocab_size = min(tokenizer.vocab_size, limits.vocab_size or tokenizer.vocab_size)
+    medium = None if media is None else media.settings.medium
     examples: list[Example] = []
     tally = Tally()
     for where, record in rows:
         tally.rows += 1
         try:
             with located(where):
-                record, pictured = _pictured(record, images)
-                demonstration = forms.demonstration(record, images=images is not None)
-                example = encode(demonstration, tokenizer, pictured)
+                record, shown = _shown(record, media)
+                demonstration = forms.demonstration(record, medium=medium)
+                example = encode(demonstration, tokenizer, shown)
                 soft_ids = _soft_ids(example.media, tokenizer)
                 _check_ids((*example.prompt, *example.completion), vocab_size, soft_ids)
         except ValueError as error:
@@ -194,7 +196,7 @@ def from_rows(
             tally.note_spelled(f"{where}: {name}")
         with located(where):
             fitted = fit(example, limits, is_text=demonstration.prompt is None)
-            if fitted is not None and cuts_images(example, fitted, tokenizer):
+            if fitted is not None and cuts_media(example, fitted, tokenizer):
                 fitted = None
         tally.dropped += fitted is None
         if fitted is not None:
@@ -236,7 +238,7 @@ def read_questions(
     tokenizer: Tokenizer,
     max_prompt_length: int | None = None,
     *,
-    images: image_rows.Reader | None = None,
+    media: media_rows.Reader | None = None,
     vocab_size: int | None = None,
     as_turns: bool = False,
     on_spelled: Callable[[str, str], Any] = lambda where, name: None,
@@ -250,7 +252,7 @@ def read_questions(
       path: of the file.
       tokenizer: of the model.
       max_prompt_length: most tokens of a prompt; None is no limit.
-      images: reads those that rows name; None: they name none.
+      media: reads those that rows name; None: they name none.
       vocab_size: rows of the model's embedding, if fewer than the tokenizer's V.
       as_turns: whether the text of a {prompt} is a turn of the user's, in the chat template.
       on_spelled: called with place and name of each control token that a text spells.
@@ -258,17 +260,18 @@ def read_questions(
     Raises:
       ValueError: as `read_jsonl` does, and always for a prompt that is too long.
     """
+    medium = None if media is None else media.settings.medium
     most = min(tokenizer.vocab_size, vocab_size or tokenizer.vocab_size)
     questions = []
     is_text = pathlib.Path(path).suffix == ".txt"
     for where, record in _lines(path) if is_text else read_rows(path):
         with located(where):
-            record, pictured = _pictured(record, images)
-            value = forms.unanswered(record, images=images is not None)
+            record, shown = _shown(record, media)
+            value = forms.unanswered(record, medium=medium)
             if as_turns and not forms.is_messages(value):
                 forms.check_string("prompt", value)
                 value = [{"role": "user", "content": value}]
-            question = question_of(value, tokenizer, pictured)
+            question = question_of(value, tokenizer, shown)
             _check_ids(question.ids, most, _soft_ids(question.media, tokenizer))
             if (name := spelled_in(forms.texts(value), tokenizer)) is not None:
                 on_spelled(where, name)
@@ -347,18 +350,18 @@ def located(where: str) -> Iterator[None]:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _pictured(
-    record: Mapping[str, Any], images: image_rows.Reader | None
-) -> tuple[Mapping[str, Any], list[interleaved.Image]]:
-    """Returns a record whose items of images name no file, and these images, read once."""
-    if images is None:
+def _shown(
+    record: Mapping[str, Any], media: media_rows.Reader | None
+) -> tuple[Mapping[str, Any], list[interleaved.Shown]]:
+    """Returns a record whose items of media name no file, and these media, read once."""
+    if media is None:
         return record, []
-    separated = image_rows.separate(record)
-    return separated.record, [images.image(name) for name in separated.names]
+    separated = media_rows.separate(record, media.settings.medium)
+    return separated.record, [media.segment(name) for name in separated.names]
 
 
-def cuts_images(whole: Example, fitted: Example, tokenizer: Tokenizer) -> bool:
-    """Returns whether an image was lost, in part or whole, as `fit` shortened an example.
+def cuts_media(whole: Example, fitted: Example, tokenizer: Tokenizer) -> bool:
+    """Returns whether an image or a clip was lost, in part or whole, as `fit` shortened an example.
 
     Args:
       whole: before.

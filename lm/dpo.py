@@ -388,7 +388,7 @@ def _micro_batch_loss(
     if learning.lora.dropout:
         row_keys = keys.reshape(-1)
     inputs = rows.tokens, rows.positions, rows.segments, row_keys
-    features, head = model.with_head(params, *inputs, **rows.images)
+    features, head = model.with_head(params, *inputs, **rows.senses)
     features, labels, is_answer = distillation.align(
         features, jnp.asarray(rows.tokens), jnp.asarray(rows.is_answer)
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import trees, types, weights
-from kullback.lm import image_rows, interleaved, pictures, vision
+from kullback.lm import interleaved, media_rows, pictures, vision
 
 __all__ = ["Images", "fingerprint"]
 
@@ -67,9 +67,18 @@ class Images:
             )
 
     @property
-    def rows(self) -> image_rows.Settings:
+    def rows(self) -> media_rows.Images:
         """How rows that name images are read."""
-        return image_rows.Settings(self.preparation, self.config.num_soft)
+        return media_rows.Images(self.preparation, self.config.num_soft)
+
+    def fitted(self, media: Sequence[interleaved.Medium]) -> "Images":
+        """Returns itself, as all images have features of one shape."""
+        del media
+        return self
+
+    def num_bytes(self, num_media: int) -> int:
+        """Returns the bytes of the features of so many images."""
+        return 4 * num_media * self.config.num_soft * self.config.encoder.embed_dim
 
     def features(self, media: Sequence[interleaved.Medium]) -> np.ndarray:
         """Returns pooled features of images, float32 [N, M, E]; N may be 0.

@@ -20,10 +20,12 @@ from kullback.lm import (
     batches,
     completions,
     data,
+    forms,
     gemma,
     interleaved,
     layers,
     rouge,
+    senses,
     sharding,
     tasks,
     texts,
@@ -77,15 +79,20 @@ class Evaluator:
     divergence: str = "kl"  # f of the model's softargmax_f.
     mesh: sharding.Mesh | None = None  # Mesh over whose data axis rows are cut; None: one device.
     notices: tuple[str, ...] = ()  # Remarks on the examples, for a reader.
-    features: batches.Features | None = None  # Of images; None: no example has any.
-    most_images: int = 1  # Images of an example, at most, crops counted; rows have room for them.
+    features: batches.Features | None = None  # Of images or clips; None: no example has any.
+    # Images, crops counted, or clips of an example, at most; rows have room for them.
+    most_media: int = 1
+    medium: forms.Kind = forms.IMAGES  # Kind of the media.
 
-    def seeing(self, features: batches.Features, examples: Sequence[data.Example]) -> "Evaluator":
-        """Returns the evaluator of prompts with images, with room for those of all `examples`."""
+    def sensing(self, sense: senses.Sense, examples: Sequence[data.Example]) -> "Evaluator":
+        """Returns the evaluator of prompts with media, with room for those of all `examples`."""
         most = max((len(example.media) for example in examples), default=0)
         if not most:
             return self
-        return dataclasses.replace(self, features=features, most_images=most)
+        fitted = sense.fitted([medium for example in examples for medium in example.media])
+        return dataclasses.replace(
+            self, features=fitted.features, most_media=most, medium=sense.rows.medium
+        )
 
     def spread(self, rows: batches.Rows) -> batches.Rows:
         """Cuts prompts or sequences over the devices of the mesh."""
@@ -138,21 +145,22 @@ class Evaluator:
     def rows(self, examples: Sequence[data.Example]) -> batches.Sequences:
         """Returns examples with their completions, padded on the right to one width."""
         rows = batches.pad(examples, self.learning.width, self.tokenizer.pad_id)
-        return self.spread(rows._replace(pooled=self._pooled(examples)))
+        return self.spread(rows._replace(sensed=self._sensed(examples)))
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The shape of the features of a row's images, [I, M, E]; () if no example has any."""
+    def sensed_shapes(self) -> Any:
+        """Shapes of the features of a row's media, [I, ...]; None if no example has any."""
         if self.features is None:
-            return ()
-        return batches.pad_features([[]], self.features, self.most_images).shape[1:]
+            return None
+        padded = batches.pad_features([[]], self.features, self.most_media)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), padded)
 
-    def _pooled(self, examples: Sequence[data.Example]) -> np.ndarray | None:
-        """Returns features of the images of examples, [B, I, M, E]."""
+    def _sensed(self, examples: Sequence[data.Example]) -> Any:
+        """Returns features of the media of examples, a tree of [B, I, ...]."""
         if self.features is None:
             return None
         media = [example.media for example in examples]
-        return batches.pad_features(media, self.features, self.most_images)
+        return batches.pad_features(media, self.features, self.most_media)
 
     # Compiled once, however often a run is evaluated.
 
@@ -231,15 +239,16 @@ class Evaluator:
         return [{**self.example_texts(self.test[n]), **shown.line(n)} for n in range(count)]
 
     def example_texts(self, example: data.Example) -> dict[str, Any]:
-        """Returns prompt and target of an example as texts, and the files of its images."""
+        """Returns prompt and target of an example as texts, and the files of its media."""
         texts = {"prompt": self.tokenizer.decode(example.prompt), "target": self.target(example)}
-        return {**texts, "images": files} if (files := interleaved.files(example.media)) else texts
+        files = interleaved.files(example.media)
+        return {**texts, self.medium.name: files} if files else texts
 
     def prompts(self, examples: list[data.Example]) -> batches.Prompts:
         """Returns the prompts of examples, padded on the left to one width."""
         ids = [example.prompt for example in examples]
         width, pad_id = self.learning.max_prompt_length, self.tokenizer.pad_id
-        return batches.pad_prompts(ids, width, pad_id)._replace(pooled=self._pooled(examples))
+        return batches.pad_prompts(ids, width, pad_id)._replace(sensed=self._sensed(examples))
 
     def _read(self, completion: tokens.Completion, examples: list[data.Example]) -> Answers:
         """Returns texts and measures of completions, NumPy."""

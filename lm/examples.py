@@ -19,7 +19,7 @@ class Example(NamedTuple):
     # Spans [begin, end) of the prompt that are earlier turns of the model: they are learnt too.
     answers: tuple[tuple[int, int], ...] = ()
     document: str = ""  # Text that the prompt is about, if given; whole, even if the prompt is cut.
-    media: tuple[interleaved.Medium, ...] = ()  # Of the blocks of the prompt, in order: its images.
+    media: tuple[interleaved.Medium, ...] = ()  # Of the blocks of the prompt, in order.
 
     @property
     def length(self) -> int:
@@ -37,7 +37,7 @@ class Question(NamedTuple):
 def encode(
     demonstration: forms.Demonstration,
     tokenizer: Tokenizer,
-    images: Sequence[interleaved.Image] = (),
+    shown: Sequence[interleaved.Shown] = (),
 ) -> Example:
     """Returns the example of a prompt and its answer.
 
@@ -46,17 +46,17 @@ def encode(
     Args:
       demonstration: prompt and answer.
       tokenizer: of the model.
-      images: of the messages' items of images, in order.
+      shown: of the messages' items that are no texts, in order.
 
     Raises:
       ValueError: for an answer with nothing to learn, or an end of sequence within; for messages
         whose roles do not take turns, or that do not end with the model's, or with other than
-        `images`.
+        those `shown`.
     """
     prompt, answer, key, document = demonstration
     if forms.is_messages(answer):
-        example = _conversation(prompt, answer, tokenizer, images)
-        if example.media:  # No image stands, whole or in part, where something is learnt.
+        example = _conversation(prompt, answer, tokenizer, shown)
+        if example.media:  # None stands, whole or in part, where something is learnt.
             row = [*example.prompt, *example.completion]
             interleaved.of_ids(row, example.media, blocks.markers_of(tokenizer))
         return example._replace(document=document)
@@ -76,17 +76,19 @@ def prompt_of(value: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def question_of(
-    value: Any, tokenizer: Tokenizer, images: Sequence[interleaved.Image] = ()
+    value: Any,
+    tokenizer: Tokenizer,
+    shown: Sequence[interleaved.Shown] = (),
 ) -> Question:
-    """Returns a prompt that `forms` has checked, with its images; otherwise as `prompt_of`."""
+    """Returns a prompt that `forms` has checked, with its media; otherwise as `prompt_of`."""
     if forms.is_messages(value):
-        segments = chat.chat(value, tokenizer, images=images, add_generation_prompt=True)
+        segments = chat.chat(value, tokenizer, shown=shown, add_generation_prompt=True)
         ids, media = joined(segments)
         if media:
             blocks.check_prompt(ids, blocks.markers_of(tokenizer))
         return Question(ids, media)
-    if images:
-        raise ValueError("images need messages, in whose contents they stand")
+    if shown:
+        raise ValueError("images and clips need messages, in whose contents they stand")
     ids = _ids(value, tokenizer)
     if ids[:1] == [tokenizer.bos_id]:
         ids = ids[1:]
@@ -118,7 +120,7 @@ def _conversation(
     prompt: Sequence[Mapping[str, Any]],
     answer: Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer,
-    images: Sequence[interleaved.Image],
+    shown: Sequence[interleaved.Shown],
 ) -> Example:
     if answer[-1]["role"] not in forms.MODEL:
         raise ValueError(
@@ -129,7 +131,7 @@ def _conversation(
         if message["role"] in forms.MODEL and not message["content"].strip():
             raise ValueError(f"message {n} of the model's is empty; there is nothing to learn")
     # The newline at the end is not learnt.
-    *earlier, last, _ = chat.chat([*prompt, *answer], tokenizer, images=images)
+    *earlier, last, _ = chat.chat([*prompt, *answer], tokenizer, shown=shown)
     special = (tokenizer.bos_id, *tokenizer.eos_ids)
     num_given = sum(message["role"] in forms.MODEL for message in prompt)
     ids: list[int] = []

@@ -27,7 +27,6 @@ PAIRS = (
     "messages, perhaps with the prompt, a text, that they hold; {chosen, rejected} of dialogues, "
     "texts of turns that begin with Human: or Assistant: after an empty line"
 )
-IMAGES = ("images", "image")  # Keys of the files of images, see lm/image_rows.py.
 DOCUMENT = "document"  # Key of the text that a prompt is about.
 _ANSWERS = ("completion", "target")
 LEARNT = {"prompt", "text", "messages", *_ANSWERS}  # Keys of `DEMONSTRATIONS`.
@@ -35,6 +34,19 @@ COMPARED = {"prompt", "chosen", "rejected"}  # Keys of `PAIRS`.
 MODEL = ("model", "assistant")  # Roles of the model.
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+
+
+class Kind(NamedTuple):
+    """A kind of media that a row may have beside text, see lm/media_rows.py."""
+
+    name: str  # Of the flag that reads them, and where a run names their files.
+    item: str  # Type of the items of a content that stand for one: {"type": item}.
+    keys: tuple[str, str]  # Columns of the names of files: a list, and one.
+    nouns: str  # Of several, for messages.
+
+
+IMAGES = Kind("images", "image", ("images", "image"), "images")
+AUDIO = Kind("audio", "audio", ("audios", "audio"), "clips")
 
 
 class Demonstration(NamedTuple):
@@ -49,13 +61,13 @@ class Demonstration(NamedTuple):
     document: str  # Text that the prompt is about, or "".
 
 
-def demonstration(record: Mapping[str, Any], *, images: bool = False) -> Demonstration:
+def demonstration(record: Mapping[str, Any], *, medium: Kind | None = None) -> Demonstration:
     """Returns the prompt and the answer of a record that is to be learnt.
 
     Args:
       record: one row.
-      images: whether the user's messages may have items {"type": "image"} (lm/image_rows.py); their
-        contents stay lists then.
+      medium: kind of the media that the user's messages may have as items (lm/media_rows.py);
+        their contents stay lists then. None reads text alone.
 
     Raises:
       ValueError: unless the record has one of the forms, and values of their types.
@@ -67,7 +79,7 @@ def demonstration(record: Mapping[str, Any], *, images: bool = False) -> Demonst
         check_string("text", record["text"])
         return Demonstration(None, record["text"], "text", document)
     if keys in ({"messages"}, {"messages", "prompt"}):
-        turns = messages(record["messages"], images=images)
+        turns = messages(record["messages"], medium=medium)
         if "prompt" in keys:
             _check_prompt(record["prompt"], turns, "messages")
         return Demonstration([], turns, "messages", document)
@@ -77,7 +89,7 @@ def demonstration(record: Mapping[str, Any], *, images: bool = False) -> Demonst
         raise ValueError(
             f"keys {sorted(record)}; expected those of one form: {DEMONSTRATIONS}{hint}"
         )
-    prompt = content("prompt", record["prompt"], images=images)
+    prompt = content("prompt", record["prompt"], medium=medium)
     answer = content(key, record[key])
     if is_messages(prompt) and isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
@@ -89,11 +101,11 @@ def demonstration(record: Mapping[str, Any], *, images: bool = False) -> Demonst
     return Demonstration(prompt, answer, key, document)
 
 
-def answers(record: Mapping[str, Any], *, images: bool = False) -> dict[str, dict[str, Any]]:
+def answers(record: Mapping[str, Any], *, medium: Kind | None = None) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer of a pair, as records of one answer each.
 
     Messages of both answers, or their dialogues, hold the prompt: all but the last turn. That they
-    are the same is not checked here. With `images` both have the pair's (lm/image_rows.py).
+    are the same is not checked here. Both have the pair's media, if these are read.
 
     Raises:
       ValueError: unless the record has one of the forms. `demonstration` checks the answers.
@@ -101,7 +113,7 @@ def answers(record: Mapping[str, Any], *, images: bool = False) -> dict[str, dic
     keys = record.keys() & COMPARED
     if not {"chosen", "rejected"} <= keys:
         raise ValueError(f"keys {sorted(record)}; expected those of one form: {PAIRS}")
-    kept = (DOCUMENT, *IMAGES) if images else (DOCUMENT,)
+    kept = (DOCUMENT, *(medium.keys if medium else ()))
     common = {key: record[key] for key in kept if key in record}
     both = {name: record[name] for name in ("chosen", "rejected")}
     prompt = record.get("prompt")
@@ -116,11 +128,11 @@ def answers(record: Mapping[str, Any], *, images: bool = False) -> dict[str, dic
     turns = {name: _with_prompt(name, answer) for name, answer in both.items()}
     if "prompt" in keys:
         for name, value in turns.items():
-            _check_prompt(prompt, messages(value, images=images), name)
+            _check_prompt(prompt, messages(value, medium=medium), name)
     return {name: {"messages": value, **common} for name, value in turns.items()}
 
 
-def unanswered(record: Mapping[str, Any], *, images: bool = False) -> Any:
+def unanswered(record: Mapping[str, Any], *, medium: Kind | None = None) -> Any:
     """Returns the prompt to be answered that a record has, with or without an answer.
 
     Messages end with the user's, whose answer is left out. Arguments are those of `demonstration`.
@@ -135,8 +147,8 @@ def unanswered(record: Mapping[str, Any], *, images: bool = False) -> Any:
             "pair"
         )
     if turns is None:
-        return content("prompt", prompt, images=images)
-    turns = messages(turns, images=images)
+        return content("prompt", prompt, medium=medium)
+    turns = messages(turns, medium=medium)
     if "prompt" in record:
         _check_prompt(prompt, turns, "messages")
     return turns[:-1] if turns[-1]["role"] in MODEL else turns
@@ -156,7 +168,7 @@ def texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     entries = value if isinstance(value, list) else []
-    # An item of a prompt with images (lm/image_rows.py) is no message.
+    # An item of a prompt with media (lm/media_rows.py) is no message.
     entries = [m for m in entries if isinstance(m, Mapping)]
     contents = (text_of([m] if "type" in m else m.get("content")) for m in entries)
     return [text for text in contents if isinstance(text, str)]
@@ -181,19 +193,19 @@ def is_messages(value: Any) -> TypeGuard[list[Any]]:
     return isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
 
 
-def content(name: str, value: Any, *, images: bool = False) -> Any:
+def content(name: str, value: Any, *, medium: Kind | None = None) -> Any:
     """Returns a prompt or an answer: a text, ids, or messages whose contents are texts.
 
     Args:
       name: of the value, for messages of errors.
       value: of JSON.
-      images: as of `demonstration`.
+      medium: as of `demonstration`.
 
     Raises:
       ValueError: for another type.
     """
     if is_messages(value):
-        return messages(value, images=images)
+        return messages(value, medium=medium)
     if isinstance(value, list):
         for i in value:
             if isinstance(i, bool) or not isinstance(i, int):
@@ -207,12 +219,12 @@ def content(name: str, value: Any, *, images: bool = False) -> Any:
     return value
 
 
-def messages(value: Any, *, images: bool = False) -> list[dict[str, Any]]:
-    """Returns messages with a text as the content of each, or a list of parts if it has images.
+def messages(value: Any, *, medium: Kind | None = None) -> list[dict[str, Any]]:
+    """Returns messages with a text as the content of each, or a list of parts if it has media.
 
     Raises:
-      ValueError: for another type, or a part of a content that is no text; with `images`, for one
-        that is neither text nor an image of the user's.
+      ValueError: for another type, or a part of a content that is no text; with a `medium`, for one
+        that is neither text nor of that kind in a message of the user's.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"messages must be a list of at least one message, got {_kind(value)}")
@@ -221,17 +233,17 @@ def messages(value: Any, *, images: bool = False) -> list[dict[str, Any]]:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ValueError(f"message {n} must be an object with role and content")
         check_string(f"role of message {n}", message["role"])
-        said, takes_images = message["content"], images and message["role"] == "user"
-        _check_parts(f"content of message {n}", said, takes_images)
-        kept = said if has_images(said) else text_of(said)
+        said, taken = message["content"], medium if message["role"] == "user" else None
+        _check_parts(f"content of message {n}", said, taken)
+        kept = said if taken and has_media(said, taken) else text_of(said)
         turns.append({"role": message["role"], "content": kept})
     return turns
 
 
-def has_images(value: Any) -> bool:
-    """Returns whether a message's content has an image, unchecked."""
+def has_media(value: Any, medium: Kind) -> bool:
+    """Returns whether a message's content has an item of a kind, unchecked."""
     parts = value if isinstance(value, list) else []
-    return any(isinstance(part, Mapping) and part.get("type") == "image" for part in parts)
+    return any(isinstance(part, Mapping) and part.get("type") == medium.item for part in parts)
 
 
 def text_of(value: Any) -> Any:
@@ -302,7 +314,7 @@ def _check_prompt(prompt: Any, turns: Sequence[Mapping[str, Any]], key: str) -> 
         )
 
 
-def _check_parts(name: str, value: Any, takes_images: bool) -> None:
+def _check_parts(name: str, value: Any, medium: Kind | None) -> None:
     if not isinstance(value, list):
         if not isinstance(value, str):
             raise ValueError(
@@ -313,13 +325,13 @@ def _check_parts(name: str, value: Any, takes_images: bool) -> None:
         raise ValueError(f"{name} must have at least one part of text, got []")
     for part in value:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image" and takes_images:
+        if medium is not None and kind == medium.item:
             continue
         if kind != "text":
             problem = f"the type {_kind(kind)}" if kind is not None else "no type"
             raise ValueError(
                 f'{name} has a part of {problem}; expected {{"type": "text", "text": ...}}: '
-                f"nothing but text{' and images' if takes_images else ''} is read"
+                f"nothing but text{f' and {medium.nouns}' if medium else ''} is read"
             )
         check_string(f"text of a part in {name}", part.get("text"))
 

@@ -37,7 +37,6 @@ from kullback.lm import (
     lora,
     narrow_weights,
     soft_tokens,
-    vision,
 )
 from kullback.lm.gemma_config import PRESETS as PRESETS
 from kullback.lm.gemma_config import Config as Config
@@ -102,7 +101,10 @@ class Model(NamedTuple):
     init_cache: Callable[[int, int, types.Array, int], Cache]
     decode: Callable[..., tuple[jax.Array, Cache]]
     num_ids: int  # Number of logits: rows of the embedding, or fewer (lm/shared_ids.py).
-    sees_by: vision.Config | None = None  # Of a model that sees, see lm/sight.py.
+    unwritten_ids: tuple[int, ...] = ()  # Ids that a policy never samples.
+    # Of a model that sees or hears (lm/senses.py): gives another decoder of its shape that sense,
+    # whose parameters are frozen and no part of what `init` draws.
+    sense: "Callable[[Model], Model] | None" = None
 
 
 def apart(params: types.Params, *, shared: bool = False) -> types.Params:

@@ -16,6 +16,7 @@ mel bins, K = A / 16 soft tokens of a clip, E width of the encoder, D width of t
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -56,33 +57,32 @@ class Config:
             )
 
 
+def sized(embed_dim: int) -> Config:
+    """Returns the sizes of an encoder for a decoder of the width D: half of it, but at least 64."""
+    width = max(64, embed_dim // 8 * 4)
+    return Config(embed_dim=width, hidden_dim=4 * width)
+
+
 class Clips(NamedTuple):
-    """Sounds of some rows, in the order of each row's blocks."""
+    """Sounds of some rows, in the order of each row's blocks; or n of them, [n, ...]."""
 
     features: types.Array  # float, [B, C, A, M]: log-mel, with zeros after a clip's frames.
     frames: types.Array  # int32, [B, C]: frames of each clip; 0 where a row has fewer clips.
 
 
-def pad(rows: list[list[np.ndarray]], bins: int) -> Clips:
-    """Returns the clips of rows, each float [frames, M] as `audio.log_mel` gives it.
+def stacked(clips: Sequence[np.ndarray], num_tokens: int, bins: int) -> Clips:
+    """Returns n clips of one length, [n, A, M], with A = 16 `num_tokens`; n may be 0.
 
-    C and A are the smallest that hold all, and A a multiple of 16.
-
-    Raises:
-      ValueError: without a clip.
+    Args:
+      clips: float [frames, M] each, as `audio.log_mel` gives it.
+      num_tokens: K, soft tokens of the longest clip, or more.
+      bins: M.
     """
-    lengths = [[len(clip) for clip in row] for row in rows]
-    if not any(lengths):
-        raise ValueError("no row has a clip; text alone needs no clips")
-    most = max(map(len, lengths))
-    longest = max(max(row, default=0) for row in lengths)
-    longest = audio.FRAMES_PER_TOKEN * -(-longest // audio.FRAMES_PER_TOKEN)
-    features = np.zeros((len(rows), most, longest, bins), np.float32)
-    frames = np.zeros((len(rows), most), np.int32)
-    for b, row in enumerate(rows):
-        for c, clip in enumerate(row):
-            chex.assert_shape(clip, (None, bins))
-            features[b, c, : len(clip)], frames[b, c] = clip, len(clip)
+    features = np.zeros((len(clips), audio.FRAMES_PER_TOKEN * num_tokens, bins), np.float32)
+    frames = np.array([len(clip) for clip in clips], np.int32)
+    for n, clip in enumerate(clips):
+        chex.assert_shape(clip, (None, bins))
+        features[n, : len(clip)] = clip
     return Clips(features, frames)
 
 
@@ -112,7 +112,7 @@ def soft_vectors(params: types.Params, config: Config, clips: Clips) -> jax.Arra
     if length % each or length // each > config.most_tokens:
         raise ValueError(
             f"clips must have a multiple of {each} frames, at most {each * config.most_tokens}, "
-            f"got {length}; pad makes the first"
+            f"got {length}; stacked makes the first"
         )
     num_tokens = -(-frames // each)  # [B, C]
     is_there = jnp.arange(length // each)[None, None] < num_tokens[..., None]  # [B, C, K]
@@ -126,17 +126,21 @@ def soft_vectors(params: types.Params, config: Config, clips: Clips) -> jax.Arra
     return jnp.take_along_axis(soft, order[..., None], 1)
 
 
-def hearing(model: gemma.Model, config: Config, markers: blocks.Markers) -> gemma.Model:
+def hearing(
+    model: gemma.Model, config: Config, markers: blocks.Markers, *, draws: bool = True
+) -> gemma.Model:
     """Returns the model of rows that may have clips of sound.
 
-    Its functions take `clips`, a `Clips`, by keyword; None is text alone, of which nothing changes.
-    Where vectors go follows from the ids, as `blocks.groups` says. The parameters are the decoder's
-    with `HEARING` beside them, and all of them learn.
+    Its functions take `sensed`, a `Clips`, by keyword; None is text alone, of which nothing
+    changes. Where vectors go follows from the ids, as `blocks.groups` says. The parameters are the
+    decoder's with `HEARING` beside them, and all of them learn; a policy of it samples nothing that
+    begins a clip, or is part of one.
 
     Args:
       model: the decoder.
       config: of the encoder.
       markers: with the ids of audio.
+      draws: whether `init` draws the encoder, too: not where that is frozen, as of adapters.
 
     Raises:
       ValueError: for markers without ids of audio.
@@ -150,10 +154,16 @@ def hearing(model: gemma.Model, config: Config, markers: blocks.Markers) -> gemm
         return soft.astype(jnp.dtype(model.config.dtype))
 
     def init_both(key: types.Key) -> types.Params:
+        if not draws:
+            return model.init(key)
         key, hearing_key = jax.random.split(key)
         return {**model.init(key), HEARING: init(hearing_key, config, model.config.embed_dim)}
 
-    return senses.sensing(model, "clips", given, markers)._replace(init=init_both)
+    return senses.sensing(model, given, markers)._replace(
+        init=init_both,
+        unwritten_ids=(markers.audio.begin, markers.audio.soft),
+        sense=functools.partial(hearing, config=config, markers=markers, draws=False),
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -54,6 +54,7 @@ class Audio(NamedTuple):
     tokens: int  # See `audio.num_tokens`.
 
 
+Shown = Image | Audio  # What a turn of the user's may have beside text.
 # A text, ids that are no text (such as the delimiters of turns), or what is not text.
 Segment = str | tuple[int, ...] | Image | Video | Audio
 
@@ -192,9 +193,14 @@ def shortened(row: Layout, most: int, markers: blocks.Markers) -> Layout:
     return of_ids(ids, row.media[num_dropped:], markers)
 
 
-def views(image: Image) -> list[Medium]:
-    """Returns what the blocks of an image are computed from: the whole of it, then its crops."""
-    return [Medium(image.source, n, image.tokens) for n in range(1 + image.crops)]
+def views(shown: Shown) -> list[Medium]:
+    """Returns what the blocks of an image or a clip are made from: all of it, then its crops."""
+    match shown:
+        case Image():
+            crops = shown.crops
+        case Audio():
+            crops = 0
+    return [Medium(shown.source, n, shown.tokens) for n in range(1 + crops)]
 
 
 def frame_indices(num_frames: int, count: int = FRAMES) -> list[int]:
@@ -237,17 +243,18 @@ def _parts(
     for segment in segments:
         match segment:
             case Image():
+                of_image = _image(markers)
                 for n, view in enumerate(views(segment)):
                     if segment.crops:
                         yield (_WHOLE, _CROPS, " ")[min(n, 2)]
                     _check_tokens(segment.tokens)
-                    yield from (around, _Soft(markers.image, view), around)
+                    yield from (around, _Soft(of_image, view), around)
             case Video(sources, times, tokens):
                 _check_times(sources, times)
                 _check_tokens(tokens)
                 for n, (source, time) in enumerate(zip(sources, times, strict=True)):
                     yield f"{' ' if n else ''}{clock(time)} "
-                    yield _Soft(markers.image, Medium(source, 0, tokens))
+                    yield _Soft(_image(markers), Medium(source, 0, tokens))
             case Audio(source, tokens):
                 if markers.audio is None:
                     raise ValueError("this model takes no audio: its markers have no ids of it")
@@ -255,6 +262,13 @@ def _parts(
                 yield from (around, _Soft(markers.audio, Medium(source, 0, tokens)), around)
             case _:
                 yield segment
+
+
+def _image(markers: blocks.Markers) -> blocks.Delimiters:
+    """Returns the ids of images."""
+    if markers.image is None:
+        raise ValueError("this model takes no images: its markers have no ids of them")
+    return markers.image
 
 
 def _check_tokens(tokens: int) -> None:

@@ -10,7 +10,7 @@
     gradients      once; twice where they are accumulated over micro-batches; none of what is frozen
     activations    that the backward pass reads, of one micro-batch
     logits         three arrays of a chunk: logits, and temporaries of the loss and its gradient
-    images         features of all images of the data, which are kept, and those of a batch
+    media          features of all images or clips of the data, which are kept, and of a batch
 
 Weights that the backward pass reads are the parameters themselves. XLA needs less where it fuses,
 and somewhat more where pieces of memory do not fit: tests hold the sum to what it reports. Before
@@ -40,7 +40,7 @@ class Needs(NamedTuple):
     gradients: int
     activations: int
     logits: int
-    images: int = 0
+    media: int = 0
 
     @property
     def total(self) -> int:
@@ -68,7 +68,7 @@ class Setting:
     networks: int = 1
     per_row: int = 1  # Sequences of an item: a pair of answers has two.
     versions: int = 0  # Copies of the parameters, by which texts are written ahead.
-    images: int = 0  # Bytes of the features of images, in memory at once.
+    media: int = 0  # Bytes of the features of images or clips, in memory at once.
 
     def __str__(self) -> str:
         """Spells the flags of `kullback train` that have a say."""
@@ -110,7 +110,7 @@ def of_learning(
             chunked.LOGIT_BYTES,
             4 * config.vocab_size * min(setting.chunk, rows * setting.width),
         ),
-        images=setting.images,
+        media=setting.media,
     )
 
 

@@ -1,16 +1,16 @@
 """A language model as a policy: its key-value cache is the state, prefill the `initial_state`.
 
 The reset of `environments/tokens.py` observes the last token of the prompt, so all others are
-prefilled, and every step is alike: it observes a token and draws the next. Prompts with images are
+prefilled, and every step is alike: it observes a token and draws the next. Prompts with media are
 prefilled in one call, as an image's tokens see each other, and rows have theirs at different
-places; a prompt ends in text (`blocks.check_prompt`). What begins an image is never drawn.
+places; a prompt ends in text (`blocks.check_prompt`). What begins an image or clip is never drawn.
 
 Shape letters: B rows, P tokens of a padded prompt, V vocabulary.
 """
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -65,7 +65,7 @@ def language_model(
         or one that does not fit in max_length.
     """
     options = settings or sampling.Sampling()
-    unwritten = model.sees_by.unwritten_ids if model.sees_by else ()
+    unwritten = model.unwritten_ids
     if prefill_chunk < 1:
         raise ValueError(f"prefill_chunk must be >= 1 token, got {prefill_chunk}")
     if samples_per_prompt < 1:
@@ -87,10 +87,10 @@ def language_model(
             )
         memory = empty_memory(model, options, num_rows, max_length, context.lengths, width)
         prefix = jnp.asarray(context.tokens, jnp.int32)[:, :-1]
-        if context.pooled is None:
+        if context.sensed is None:
             memory = _prefill(model, params["params"], prefix, memory, prefill_chunk)
         elif width > 1:
-            _, memory = read(model, params["params"], prefix, memory, pooled=context.pooled)
+            _, memory = read(model, params["params"], prefix, memory, sensed=context.sensed)
         return _repeated(memory, samples_per_prompt)
 
     def step(
@@ -201,7 +201,7 @@ def read(
     params: types.Params,
     tokens: jax.Array,
     memory: Memory,
-    pooled: types.Array | None = None,
+    sensed: Any = None,
 ) -> tuple[jax.Array, Memory]:
     """Reads the next tokens of all texts; returns their features and the memory.
 
@@ -210,10 +210,10 @@ def read(
       params: its parameters.
       tokens: int32, [B, T].
       memory: of the tokens before.
-      pooled: of the images in these tokens, see `sight.seeing`.
+      sensed: features of the images or clips in these tokens, see `batches.Prompts`.
     """
-    images = {} if pooled is None else {"pooled": pooled}
-    features, cache = model.decode(params, tokens, memory.cache, **images)
+    senses = {} if sensed is None else {"sensed": sensed}
+    features, cache = model.decode(params, tokens, memory.cache, **senses)
     is_present = memory.is_present
     if is_present is not None:
         slots = memory.cache.slot + jnp.arange(tokens.shape[1])

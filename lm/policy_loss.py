@@ -79,7 +79,7 @@ def of_rows(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a micro-batch's summand of the loss, [], and metrics of its texts, [B] each."""
     s, inputs = rows.sequences, _inputs(rows.sequences)
-    features, head = objective.model.with_head(params, *inputs, **s.images)
+    features, head = objective.model.with_head(params, *inputs, **s.senses)
     features, labels, is_answer = distillation.align(
         features, jnp.asarray(s.tokens), jnp.asarray(s.is_answer)
     )
@@ -91,7 +91,7 @@ def of_rows(
     heads = [policy]
     if objective.teacher is not None:
         teacher = objective.teacher
-        of_teacher = teacher.features(constants.teacher, *inputs, **s.images)[:, :-1]
+        of_teacher = teacher.features(constants.teacher, *inputs, **s.senses)[:, :-1]
         heads.append(chunked.Head(teacher.unembed, constants.teacher, _flat(of_teacher)))
     value, per_token = chunked.weighted_loss(
         functools.partial(_token_losses, objective),

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kullback.core import files
-from kullback.lm import batches, data, epochs, forms, image_rows
+from kullback.lm import batches, data, epochs, forms, media_rows
 from kullback.lm.tokenizer import Tokenizer
 
 _LEAVE_OUT = "leave the row out, or all such rows by unusable=drop"
@@ -47,7 +47,7 @@ def read_jsonl(
     path: files.Path,
     tokenizer: Tokenizer,
     limits: data.Limits | None = None,
-    images: image_rows.Reader | None = None,
+    media: media_rows.Reader | None = None,
 ) -> tuple[list[Pair], data.Report]:
     """Reads the pairs of a JSONL file, in order, and reports what was left out.
 
@@ -55,25 +55,25 @@ def read_jsonl(
       ValueError: with file and line, for a record that is no pair, as `data.read_jsonl` does for an
         answer that is no completion, and for equal answers.
     """
-    return from_rows(data.read_rows(path), tokenizer, limits, images)
+    return from_rows(data.read_rows(path), tokenizer, limits, media)
 
 
 def from_rows(
     rows: Iterable[tuple[str, Mapping[str, Any]]],
     tokenizer: Tokenizer,
     limits: data.Limits | None = None,
-    images: image_rows.Reader | None = None,
+    media: media_rows.Reader | None = None,
 ) -> tuple[list[Pair], data.Report]:
     """Makes pairs of records, as `read_jsonl` does.
 
     If one answer of a pair is too long, the pair is dropped, or both prompts are shortened alike,
-    unless they would lose an image.
+    unless they would lose an image or a clip.
 
     Args:
       rows: (place, record) each; errors begin with the place.
       tokenizer: of the model.
       limits: of the examples; None has none.
-      images: those that rows may name; None reads text alone.
+      media: those that rows may name; None reads text alone.
 
     Raises:
       ValueError: as `read_jsonl` does.
@@ -85,18 +85,18 @@ def from_rows(
     for where, record in rows:
         tally.rows += 1
         try:
-            pair, report = _pair(where, record, tokenizer, no_length, images)
+            pair, report = _pair(where, record, tokenizer, no_length, media)
         except ValueError as error:
             tally.leave_out(error, limits)
             continue
         if report.spelled:
             tally.note_spelled(report.first_spelled)
-        read = {forms.DOCUMENT, *(forms.IMAGES if images else ())}
+        read = {forms.DOCUMENT, *(media.settings.medium.keys if media else ())}
         tally.ignored.update(record.keys() - forms.COMPARED - read)
         longer = max(pair, key=lambda example: example.length)
         with data.located(where):
             fitted = data.fit(longer, limits)
-        if fitted is None or data.cuts_images(longer, fitted, tokenizer):
+        if fitted is None or data.cuts_media(longer, fitted, tokenizer):
             tally.dropped += 1
             continue
         tally.truncated += len(fitted.prompt) < len(pair.chosen.prompt)
@@ -106,16 +106,16 @@ def from_rows(
 
 
 def chosen_rows(
-    rows: Iterable[tuple[str, Mapping[str, Any]]], *, images: bool = False
+    rows: Iterable[tuple[str, Mapping[str, Any]]], *, medium: forms.Kind | None = None
 ) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Yields the chosen answers as records of `lm/data.py`, for supervised fine-tuning.
 
     Args:
       rows: (place, record) each.
-      images: whether they keep their images.
+      medium: kind of the media that they keep.
     """
     for where, record in rows:
-        yield where, _answers(where, record, images)["chosen"]
+        yield where, _answers(where, record, medium)["chosen"]
 
 
 def is_swapped(num_pairs: int, fraction: float, seed: int) -> np.ndarray:
@@ -160,7 +160,7 @@ def pad(
       pairs: whose answers are to one prompt each, with its images.
       length: of the rows.
       pad_id: id of the padding.
-      features: of images; None of pairs of text, and where no pair of a data set has images.
+      features: of media; None of pairs of text, and where no pair of a data set has media.
 
     Raises:
       ValueError: for a pair longer than `length`.
@@ -169,8 +169,8 @@ def pad(
     padded = Pairs(batches.pad(chosen, length, pad_id), batches.pad(rejected, length, pad_id))
     if features is None:
         return padded
-    pooled = batches.pad_features([example.media for example in chosen], features)
-    return Pairs(*(sequences._replace(pooled=pooled) for sequences in padded))
+    sensed = batches.pad_features([example.media for example in chosen], features)
+    return Pairs(*(sequences._replace(sensed=sensed) for sequences in padded))
 
 
 class Batched(NamedTuple):
@@ -192,15 +192,15 @@ def batched(
       pairs: N >= 1 of them.
       config: shapes and order, without packing, as a pair is of whole rows.
       pad_id: id of the padding.
-      features: of images, where pairs have some.
+      features: of media, where pairs have some.
 
     Raises:
-      ValueError: without pairs, for one longer than every length, with packing, and for images
+      ValueError: without pairs, for one longer than every length, with packing, and for media
         without `features`.
     """
     if not pairs:
         raise ValueError("no pairs to make batches of; was everything dropped?")
-    features = batches.of_images([pair.chosen for pair in pairs], features)
+    features = batches.of_media([pair.chosen for pair in pairs], features)
     if config.pack:
         raise ValueError("a reward is of a whole row: preferences take pack=False")
     longest = max(pair.length for pair in pairs)
@@ -253,10 +253,10 @@ def _pair(
     record: Mapping[str, Any],
     tokenizer: Tokenizer,
     limits: data.Limits,
-    images: image_rows.Reader | None,
+    media: media_rows.Reader | None,
 ) -> tuple[Pair, data.Report]:
     """Returns the pair of a record, of any length, and the report on its two answers."""
-    answers = _answers(where, record, images is not None)
+    answers = _answers(where, record, None if media is None else media.settings.medium)
     count = {name: len(answer.get("messages", ())) for name, answer in answers.items()}
     if count["chosen"] != count["rejected"]:
         raise ValueError(
@@ -264,7 +264,7 @@ def _pair(
             f"differ in number ({count['chosen']} and {count['rejected']}); {_LEAVE_OUT}"
         )
     named = [(f"{where}, {name}", answer) for name, answer in answers.items()]
-    examples, report = data.from_rows(named, tokenizer, limits, images)
+    examples, report = data.from_rows(named, tokenizer, limits, media)
     pair = Pair(*examples)
     if (pair.chosen.prompt, pair.chosen.media) != (pair.rejected.prompt, pair.rejected.media):
         raise ValueError(
@@ -280,8 +280,8 @@ def _pair(
 
 
 def _answers(
-    where: str, record: Mapping[str, Any], images: bool = False
+    where: str, record: Mapping[str, Any], medium: forms.Kind | None = None
 ) -> dict[str, dict[str, Any]]:
     """Returns the chosen and the rejected answer as records of `lm/data.py`."""
     with data.located(where):
-        return forms.answers(record, images=images)
+        return forms.answers(record, medium=medium)

@@ -124,7 +124,7 @@ def on_decoder(model: gemma.Model) -> Model:
         params: types.Params, sequences: batches.Sequences, keys: types.Key | None = None
     ) -> jax.Array:
         inputs = sequences.tokens, sequences.positions, sequences.segments, keys
-        token_features = model.features(params, *inputs, **sequences.images)
+        token_features = model.features(params, *inputs, **sequences.senses)
         is_token = jnp.asarray(sequences.segments) > 0  # [B, T]
         last = is_token.shape[1] - 1 - jnp.argmax(is_token[:, ::-1], 1)
         last_features = jnp.take_along_axis(token_features, last[:, None, None], axis=1)[:, 0]

@@ -4,6 +4,8 @@ Shape letters: B rows, T tokens, I images of a row at most, M soft tokens of an 
 the encoder, D width of the decoder.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ __all__ = ["seeing"]
 def seeing(model: gemma.Model, config: vision.Config, *, draws: bool = True) -> gemma.Model:
     """Returns the model of rows that may have images.
 
-    Its functions take `pooled` float [B, I, M, E] by keyword: features of a row's images
+    Its functions take `sensed` float [B, I, M, E] by keyword: features of a row's images
     (`vision.pooled`) in order, of which those beyond its images are not read. None is text alone,
     of which nothing changes. Where they go follows from the ids, as `blocks.groups` says. The
     parameters are the decoder's, with `vision.PROJECTOR` beside them; a policy of it samples none
@@ -43,5 +45,9 @@ def seeing(model: gemma.Model, config: vision.Config, *, draws: bool = True) -> 
         return {**model.init(key), vision.PROJECTOR: projector}
 
     markers = blocks.Markers(image=config.ids)
-    sees = senses.sensing(model, "pooled", soft_vectors, markers)
-    return sees._replace(init=init, sees_by=config)
+    sees = senses.sensing(model, soft_vectors, markers)
+    return sees._replace(
+        init=init,
+        unwritten_ids=config.unwritten_ids,
+        sense=functools.partial(seeing, config=config, draws=False),
+    )

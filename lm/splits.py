@@ -8,7 +8,7 @@ makes of it. Conversations that begin with the same question are in one split, a
 the answer to a shorter.
 
 Where images are read, a row is on the side of its first image, by its name: the same question is
-asked of many images, and no held-out image is learnt from with another question.
+asked of many images, and no held-out image is learnt from with another question. Clips likewise.
 
 A run keeps the rule that it began with, config.json's `data.rule`.
 """
@@ -20,7 +20,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from kullback.lm import forms, image_rows
+from kullback.lm import forms, media_rows
 from kullback.lm.tokenizer import Tokenizer
 
 RULE = 2  # Newest rule; 1, of runs that name none, hashes the JSON of the prompt.
@@ -46,17 +46,17 @@ def is_on(
     tokenizer: Tokenizer | None,
     rule: int = RULE,
     *,
-    images: bool = False,
+    medium: forms.Kind | None = None,
 ) -> bool:
     """Returns whether a record is on the side "train" or "test"; arguments are those of `side`.
 
     A record whose prompt is neither text nor a list is on both, so that whoever reads one refuses
-    it: by itself, its side would change with what is wrong with it. With `images` so is one whose
-    images are not named as lm/image_rows.py says.
+    it: by itself, its side would change with what is wrong with it. So is one whose media of the
+    kind that is read are not named as lm/media_rows.py says.
     """
-    if images:
+    if medium is not None:
         try:
-            names = image_rows.names(record)
+            names = media_rows.names(record, medium)
         except ValueError:
             return True
         if names:

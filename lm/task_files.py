@@ -1,7 +1,7 @@
 """Tasks of files: examples or pairs in a JSONL file, or in a folder's train.jsonl and test.jsonl.
 
-`lm/tasks.py` has tasks by name. Where a model sees, rows may name images, which lie beside the file
-(lm/image_rows.py).
+`lm/tasks.py` has tasks by name. Where a model sees or hears, rows may name media, which lie beside
+the file (lm/media_rows.py).
 """
 
 import pathlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from kullback.core import files, folders
-from kullback.lm import data, forms, image_rows, preferences, read_once, splits
+from kullback.lm import data, forms, media_rows, preferences, read_once, splits
 from kullback.lm.tokenizer import Tokenizer
 
 JSONL, PREFERENCES = "tokens/jsonl:", "tokens/preferences:"
@@ -17,15 +17,15 @@ Split = Literal["train", "test"]
 Row = tuple[str, Mapping[str, Any]]  # Place, for messages, and record of `lm/data.py`.
 # Rows of a split; without a tokenizer those whose prompts are ids are left out.
 Rows = Callable[[Split, Tokenizer | None], list[Row]]
-# The same of a file or folder: the third argument is whether images are read.
-FileRows = Callable[[Split, Tokenizer | None, bool], list[Row]]
+# The same of a file or folder: the third argument is the kind of media that are read, if any are.
+FileRows = Callable[[Split, Tokenizer | None, forms.Kind | None], list[Row]]
 Item = TypeVar("Item")
 
 
 class Reads(Protocol[Item]):
-    """A function that reads the items of a split, with the images that they name if it is told how.
+    """A function that reads the items of a split, with the media that they name if it is told how.
 
-    Without `images` rows are read as text alone.
+    Without `media` rows are read as text alone.
     """
 
     def __call__(
@@ -33,7 +33,7 @@ class Reads(Protocol[Item]):
         split: Split,
         tokenizer: Tokenizer,
         limits: data.Limits | None = None,
-        images: image_rows.Settings | None = None,
+        media: media_rows.Settings | None = None,
         /,
     ) -> tuple[list[Item], data.Report]:
         """Reads them, and reports what was left out."""
@@ -78,23 +78,23 @@ def preference_pairs(path: files.Path, rule: int = splits.RULE) -> Task:
     """
     rows = rows_of(path, PREFERENCES, rule)
 
-    def chosen(split: Split, tokenizer: Tokenizer | None, images: bool) -> list[Row]:
-        return [*preferences.chosen_rows(rows(split, tokenizer, images), images=images)]
+    def chosen(split: Split, tokenizer: Tokenizer | None, medium: forms.Kind | None) -> list[Row]:
+        return [*preferences.chosen_rows(rows(split, tokenizer, medium), medium=medium)]
 
     def texts(split: Split) -> list[str]:
-        return ["\n".join(forms.texts_of_pair(record)) for _, record in rows(split, None, False)]
+        return ["\n".join(forms.texts_of_pair(record)) for _, record in rows(split, None, None)]
 
     def pairs(
         split: Split,
         tokenizer: Tokenizer,
         limits: data.Limits | None = None,
-        images: image_rows.Settings | None = None,
+        media: media_rows.Settings | None = None,
     ) -> tuple[list[preferences.Pair], data.Report]:
-        key = ("pairs", *_read_by(path, rule, split, tokenizer, limits, images))
+        key = ("pairs", *_read_by(path, rule, split, tokenizer, limits, media))
 
         def read() -> tuple[list[preferences.Pair], data.Report]:
-            given = rows(split, tokenizer, images is not None)
-            return preferences.from_rows(given, tokenizer, limits, _reader(path, images))
+            given = rows(split, tokenizer, None if media is None else media.medium)
+            return preferences.from_rows(given, tokenizer, limits, _reader(path, media))
 
         return read_once.once(key, read)
 
@@ -111,7 +111,7 @@ def of_path(name: str, path: files.Path, rows: FileRows, rule: int) -> Task:
         name,
         rows,
         stamp=lambda: (read_once.stamp(path), rule),
-        reader=lambda images: _reader(path, images),
+        reader=lambda media: _reader(path, media),
     )
     if rule > 1:
         return task
@@ -123,7 +123,7 @@ def of_rows(
     rows: FileRows,
     *,
     stamp: Callable[[], Hashable],
-    reader: Callable[[image_rows.Settings | None], image_rows.Reader | None],
+    reader: Callable[[media_rows.Settings | None], media_rows.Reader | None],
 ) -> Task:
     """Returns a task without a score; as long as its stamp is the same, so are its rows.
 
@@ -131,26 +131,26 @@ def of_rows(
       name: of the task.
       rows: of a split.
       stamp: () -> what the rows depend on.
-      reader: of the images that rows may name, for settings of them; None reads none.
+      reader: of the media that rows may name, for settings of them; None reads none.
     """
 
     def examples(
         split: Split,
         tokenizer: Tokenizer,
         limits: data.Limits | None = None,
-        images: image_rows.Settings | None = None,
+        media: media_rows.Settings | None = None,
     ) -> tuple[list[data.Example], data.Report]:
-        key = (name, stamp(), split, read_once.reading(tokenizer), limits, images)
+        key = (name, stamp(), split, read_once.reading(tokenizer), limits, media)
 
         def read() -> tuple[list[data.Example], data.Report]:
-            given = rows(split, tokenizer, images is not None)
-            return data.from_rows(given, tokenizer, limits, reader(images))
+            given = rows(split, tokenizer, None if media is None else media.medium)
+            return data.from_rows(given, tokenizer, limits, reader(media))
 
         check_split(split)
         return read_once.once(key, read)
 
     def texts(split: Split) -> list[str]:
-        return [text_of(record) for _, record in rows(split, None, False)]
+        return [text_of(record) for _, record in rows(split, None, None)]
 
     return Task(name, texts, examples, None)
 
@@ -174,14 +174,14 @@ def rows_of(path: files.Path, prefix: str, rule: int) -> FileRows:
     if not path.exists():
         raise ValueError(f"no file or folder at {path}, which {prefix}PATH names")
 
-    def rows(split: Split, tokenizer: Tokenizer | None, images: bool) -> list[Row]:
+    def rows(split: Split, tokenizer: Tokenizer | None, medium: forms.Kind | None) -> list[Row]:
         check_split(split)
         if path.is_dir():
             return [*data.read_rows(folders.inside(path, f"{split}.jsonl"))]
         chosen: list[Row] = [
             row
             for row in data.read_rows(path)
-            if splits.is_on(row[1], split, tokenizer, rule, images=images)
+            if splits.is_on(row[1], split, tokenizer, rule, medium=medium)
         ]
         if not chosen:
             raise ValueError(
@@ -211,12 +211,12 @@ def text_of(record: Mapping[str, Any]) -> str:
 def _read_by(
     path: files.Path, rule: int, split: Split, tokenizer: Tokenizer, *how: Hashable
 ) -> tuple:
-    """Returns all that the items of a file or folder depend on, but for the files of images."""
+    """Returns all that the items of a file or folder depend on, but for the files of media."""
     return read_once.stamp(path), rule, split, read_once.reading(tokenizer), *how
 
 
-def _reader(path: files.Path, images: image_rows.Settings | None) -> image_rows.Reader | None:
-    """Returns the reader of the images that rows of a file or folder name."""
+def _reader(path: files.Path, media: media_rows.Settings | None) -> media_rows.Reader | None:
+    """Returns the reader of the media that rows of a file or folder name."""
     path = pathlib.Path(path)
     folder = path if path.is_dir() else path.parent
-    return None if images is None else image_rows.Reader(folder=folder, settings=images)
+    return None if media is None else media_rows.Reader(folder=folder, settings=media)

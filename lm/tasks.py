@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kullback.core import json_files, names
-from kullback.lm import data, epochs, read_once, splits, task_files
+from kullback.lm import data, epochs, forms, read_once, splits, task_files
 from kullback.lm.task_files import JSONL, PREFERENCES, Row, Rows
 from kullback.lm.task_files import Split as Split
 from kullback.lm.task_files import Task as Task
@@ -210,12 +210,12 @@ def _task(
 ) -> Task:
     """Returns a task; as long as its stamp is the same, so are its rows."""
 
-    def checked(split: Split, tokenizer: Tokenizer | None, images: bool) -> list[Row]:
-        del images  # Rows that are no file's name none.
+    def checked(split: Split, tokenizer: Tokenizer | None, medium: forms.Kind | None) -> list[Row]:
+        del medium  # Rows that are no file's name none.
         task_files.check_split(split)
         return rows(split, tokenizer)
 
-    task = task_files.of_rows(name, checked, stamp=stamp, reader=lambda images: None)
+    task = task_files.of_rows(name, checked, stamp=stamp, reader=lambda media: None)
     return task._replace(score=score)
 
 

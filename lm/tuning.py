@@ -268,10 +268,10 @@ def _micro_batch_loss(
     row_keys = None
     if config.lora.dropout:  # Apart from the keys of tokens.
         row_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys[:, 0])
-    student_features, head = model.with_head(params, *inputs, row_keys, **rows.images)
+    student_features, head = model.with_head(params, *inputs, row_keys, **rows.senses)
     features = [student_features]  # [B, T, D] each.
     if teacher is not None:
-        of_teacher = teacher.features(constants.teacher, *inputs, **rows.images)
+        of_teacher = teacher.features(constants.teacher, *inputs, **rows.senses)
         features.append(jax.lax.stop_gradient(of_teacher))
     features, labels, is_answer = distillation.align(features, sequences, answers)
     flat = [x.reshape(-1, x.shape[-1]) for x in features]

@@ -40,7 +40,7 @@ def predict(model: gemma.Model, params: types.Params, sequences: batches.Sequenc
       sequences: [B, T].
     """
     inputs = sequences.tokens, sequences.positions, sequences.segments
-    hidden = model.features(params[KEY]["decoder"], *inputs, **sequences.images)[:, :-1]
+    hidden = model.features(params[KEY]["decoder"], *inputs, **sequences.senses)[:, :-1]
     return jnp.einsum("btd,d->bt", hidden.astype(jnp.float32), params[KEY]["head"])
 
 

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import numpy as np
 
-from kullback.lm import blocks, chat, gemma, siglip, tokenizer, vision
+from kullback.lm import blocks, chat, forms, gemma, siglip, tokenizer, vision
 from kullback.lm.formats import hugging_face, vision_files
 
 
@@ -73,11 +73,11 @@ def that_sees(folder: pathlib.Path, seed: int = 0, embed_dim: int = 16) -> pathl
     """
     text = ["user\nmodel\n\n\n"]
     bpe = tokenizer.train_bpe(text, 265, further_controls=blocks.IMAGE_TOKENS)
-    bpe = chat.with_template(bpe, images=True)
+    bpe = chat.with_template(bpe, forms.IMAGES)
     encoder = siglip.Config(
         image_size=8, patch_size=2, embed_dim=6, num_layers=1, num_heads=2, hidden_dim=8
     )
-    config = vision.Config(encoder=encoder, num_soft=4, ids=blocks.markers_of(bpe).image)
+    config = vision.Config(encoder=encoder, num_soft=4, ids=blocks.image_ids(bpe))
     random = np.random.default_rng(0)
     like = jax.eval_shape(siglip.make(encoder).init, jax.random.key(0))
     params = jax.tree.map(lambda x: random.normal(size=x.shape).astype(np.float32), like)

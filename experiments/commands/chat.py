@@ -56,7 +56,7 @@ def _chat(options: argparse.Namespace) -> int:
     programs.keep()
     named = arguments.with_adapter(options.model, options.adapter)
     checkpoint = models.load(
-        named, base=options.base or "", flags=options.model_flags, images=models.sees(named)
+        named, base=options.base or "", flags=options.model_flags, medium=models.medium_of(named)
     )
     _require_template(checkpoint, options.model)
     writer = generate.Writer(checkpoint=checkpoint, **settings)

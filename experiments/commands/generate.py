@@ -15,7 +15,7 @@ from kullback.experiments.commands.arguments import flag
 if TYPE_CHECKING:
     from kullback.experiments.evaluate import generate
     from kullback.experiments.runs import model_files
-    from kullback.lm import examples
+    from kullback.lm import examples, forms
 
 
 def add_parser(commands: Any) -> None:
@@ -29,9 +29,11 @@ def add_parser(commands: Any) -> None:
     flag(what, "--prompt TEXT")
     seen = "an image before the text of --prompt, for a multimodal model; may be given again"
     arguments.several(sub, "--image FILE", "images", arguments.path, seen)
+    heard = "a clip, WAV, before the text of --prompt, for a run that learnt with --audio; likewise"
+    arguments.several(sub, "--audio FILE", "clips", arguments.path, heard)
     prompts = (
-        "JSONL of {prompt} or {messages}, with images for a model that sees; of a .txt file each "
-        "line is a prompt"
+        "JSONL of {prompt} or {messages}, with images or audio for a model that takes them; of a "
+        ".txt file each line is a prompt"
     )
     flag(what, "--prompts FILE", arguments.path, prompts)
     rows = "prompts of FILE that are completed side by side; default: 8"
@@ -51,31 +53,37 @@ def _generate(options: argparse.Namespace) -> int:
         if options.prompts is None:
             raise ValueError("--out goes with --prompts FILE; of one prompt the text is printed")
         files.check_new_file(options.out)
-    if options.images and options.prompt is None:
-        raise ValueError("--image goes with --prompt TEXT")
+    for name, given in (("image", options.images), ("audio", options.clips)):
+        if given and options.prompt is None:
+            raise ValueError(f"--{name} goes with --prompt TEXT")
+    if options.images and options.clips:
+        raise ValueError("--image does not go with --audio yet: leave one out")
     settings = arguments.writing(options)
     from kullback.experiments import programs
     from kullback.experiments.evaluate import generate
     from kullback.experiments.runs import models
+    from kullback.lm import forms
 
     programs.keep()
     named = arguments.with_adapter(options.model, options.adapter)
-    images = bool(options.images) or (_names_images(options.prompts) and models.sees(named))
-    loaded = models.load(named, base=options.base or "", flags=options.model_flags, images=images)
+    medium = forms.IMAGES if options.images else forms.AUDIO if options.clips else None
+    if medium is None and (taken := models.medium_of(named)) is not None:
+        medium = taken if _names_media(options.prompts, taken) else None
+    loaded = models.load(named, base=options.base or "", flags=options.model_flags, medium=medium)
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)
 
 
-def _names_images(path: pathlib.Path | None) -> bool:
-    """Returns whether a row of prompts names an image; malformed rows are refused later."""
+def _names_media(path: pathlib.Path | None, medium: "forms.Kind") -> bool:
+    """Returns whether a row of prompts names such media; malformed rows are refused later."""
     if path is None or path.suffix == ".txt":
         return False
-    from kullback.lm import data, image_rows
+    from kullback.lm import data, media_rows
 
     def names(record: dict[str, Any]) -> bool:
         with contextlib.suppress(ValueError):
-            return bool(image_rows.names(record))
+            return bool(media_rows.names(record, medium))
         return False
 
     return any(names(record) for _, record in data.read_rows(path))
@@ -106,20 +114,20 @@ def _write_one(options: argparse.Namespace, writer: "generate.Writer") -> int:
 def _question(
     options: argparse.Namespace, checkpoint: "model_files.Checkpoint"
 ) -> "examples.Question":
-    """Returns --prompt after its images, as ids and what their soft tokens are made of."""
-    from kullback.lm import blocks, chat, examples, image_rows, interleaved
+    """Returns --prompt after its media, as ids and what their soft tokens are made of."""
+    from kullback.lm import blocks, chat, examples, interleaved
 
-    tokenizer, shown = checkpoint.tokenizer, list[interleaved.Image]()
-    for path in options.images:
-        sees = checkpoint.images
-        assert sees is not None, "the model was read with what it sees by"
-        image, note = image_rows.of_file(path, sees.preparation, sees.config.num_soft)
-        shown.append(image)
+    tokenizer, shown = checkpoint.tokenizer, list[interleaved.Shown]()
+    for path in (*options.images, *options.clips):
+        sense = checkpoint.sense
+        assert sense is not None, "the model was read with what it takes media by"
+        segment, note = sense.rows.open(path)
+        shown.append(segment)
         if note:
             print(note, file=sys.stderr)
-    media = tuple(view for image in shown for view in interleaved.views(image))
+    media = tuple(view for segment in shown for view in interleaved.views(segment))
     if options.chat:
-        ids = chat.continued((), options.prompt, tokenizer, images=shown)
+        ids = chat.continued((), options.prompt, tokenizer, shown=shown)
         return examples.Question(tuple(ids), media)
     if not shown:
         return examples.Question(examples.prompt_of(options.prompt, tokenizer))
@@ -131,17 +139,17 @@ def _question(
 def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
     """Prints the completions of --prompts, a line each, as they end."""
     from kullback.experiments import interrupts
-    from kullback.lm import data, image_rows, interleaved
+    from kullback.lm import data, interleaved, media_rows
 
-    tokenizer, sees = writer.checkpoint.tokenizer, writer.checkpoint.images
+    tokenizer, sense = writer.checkpoint.tokenizer, writer.checkpoint.sense
     spelled: list[tuple[str, str]] = []  # (place, control token) of texts that spell one.
     reader = None
-    if sees is not None:
-        reader = image_rows.Reader(folder=options.prompts.parent, settings=sees.rows)
+    if sense is not None:
+        reader = media_rows.Reader(folder=options.prompts.parent, settings=sense.rows)
     questions = data.read_questions(
         options.prompts,
         tokenizer,
-        images=reader,
+        media=reader,
         vocab_size=writer.checkpoint.config.vocab_size,
         as_turns=options.chat,
         on_spelled=lambda *place_and_name: spelled.append(place_and_name),
@@ -164,7 +172,7 @@ def _write_all(options: argparse.Namespace, writer: "generate.Writer") -> int:
             files = interleaved.files(questions[number].media)
             line = {
                 "number": number + 1,
-                **({"images": files} if files else {}),
+                **({reader.settings.medium.name: files} if reader and files else {}),
                 "prompt": tokenizer.decode(prompts[number]),
                 "completion": generated.text,
                 "done": generated.is_complete,

@@ -21,7 +21,7 @@ from kullback.core import types
 from kullback.core.sampling import Sampling
 from kullback.experiments import interrupts
 from kullback.experiments.evaluate import generate
-from kullback.lm import batches, blocks, chat, gemma, image_rows, interleaved, policy
+from kullback.lm import batches, blocks, chat, gemma, interleaved, policy
 
 PIECE = 4  # Tokens that are sampled before their text is shown, at most.
 PARTS = (256, 64, 16, 4, 1)  # Tokens that are read at once.
@@ -45,7 +45,7 @@ class Said(NamedTuple):
     text: str
     answer: str
     ids: tuple[int, ...]  # The answer's, without the end of the turn.
-    images: tuple[interleaved.Image, ...] = ()  # Before the text.
+    images: tuple[interleaved.Shown, ...] = ()  # Before the text.
 
 
 class _Before(NamedTuple):
@@ -64,7 +64,7 @@ class Conversation:
     system: str = ""  # Text before the user's first.
     turns: list[Said] = dataclasses.field(default_factory=list)
     # Images that stand before the next text of the user's.
-    shown: list[interleaved.Image] = dataclasses.field(default_factory=list)
+    shown: list[interleaved.Shown] = dataclasses.field(default_factory=list)
     num_forgotten: int = 0  # Oldest turns that the model is no longer shown.
     num_answers: int = 0  # Answers that were drawn, forgotten ones too: no two draw alike.
     _read: Read | None = None
@@ -121,12 +121,12 @@ class Conversation:
         """Puts an image before the next text of the user's; returns a note about it, or "".
 
         Raises:
-          ValueError: for a model of text alone, and as `image_rows.of_file` does.
+          ValueError: for a model of text alone, and as `media_rows.Images.open` does.
         """
         sees = self.writer.checkpoint.images
         if sees is None:
             raise ValueError("this model reads no images; a multimodal folder does")
-        image, note = image_rows.of_file(path, sees.preparation, sees.config.num_soft)
+        image, note = sees.rows.open(path)
         self.shown.append(image)
         return note
 
@@ -225,11 +225,11 @@ class Conversation:
         if read is None or tuple(ids[: len(read.ids)]) != read.ids:
             read = Read((), self._empty())
         for begin, end, medium in self._spans(before, len(read.ids)):
-            pooled = None
+            sensed = None
             if medium is not None and self.writer.checkpoint.images is not None:
-                pooled = self.writer.checkpoint.images.features([medium])[None]
+                sensed = self.writer.checkpoint.images.features([medium])[None]
             tokens = jnp.array([ids[begin:end]], jnp.int32)
-            memory = self.writer.read(self.writer.acting, tokens, read.memory, pooled)
+            memory = self.writer.read(self.writer.acting, tokens, read.memory, sensed)
             read = self._read = Read(tuple(ids[:end]), memory)
         return read
 

@@ -112,9 +112,7 @@ def evaluator_of(subject: Subject) -> evaluation.Evaluator:
         *(checkpoint.model, checkpoint.tokenizer, task, test, learning, checkpoint.divergence),
         notices=tuple(data.notices({"test": report})),
     )
-    if checkpoint.images is None:
-        return evaluator
-    return evaluator.seeing(checkpoint.images.features, test)
+    return evaluator if checkpoint.sense is None else evaluator.sensing(checkpoint.sense, test)
 
 
 def evaluate(

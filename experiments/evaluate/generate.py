@@ -139,14 +139,14 @@ class Writer:
     def read(self) -> Callable[..., policy.Memory]:
         """The program of (parameters, next tokens [B, T], memory) -> memory of them, too.
 
-        Tokens with images take their features besides, see `policy.read`.
+        Tokens with media take their features besides, see `policy.read`.
         """
 
         @jax.jit
         def read(
-            acting: Any, ids: jax.Array, memory: policy.Memory, pooled: types.Array | None = None
+            acting: Any, ids: jax.Array, memory: policy.Memory, sensed: Any = None
         ) -> policy.Memory:
-            return policy.read(self.model, acting["params"], ids, memory, pooled)[1]
+            return policy.read(self.model, acting["params"], ids, memory, sensed)[1]
 
         return read
 
@@ -196,7 +196,7 @@ class Writer:
         Args:
           prompts: token ids of each, with the beginning-of-sequence id.
           key: of the samples.
-          media: images of each prompt in order, if any has some.
+          media: of each prompt in order, if any has some.
           num_rows: rows of the program, of which those beyond the prompts are idle.
           on_text: receives the next text of a prompt, whole characters only.
           on_end: receives the number of a prompt and its completion once it has ended.
@@ -210,7 +210,7 @@ class Writer:
         width = batches.width(max(map(len, prompts)))
         padded = batches.pad_prompts(filled, width, self.checkpoint.tokenizer.pad_id)
         if any(media):
-            padded = padded._replace(pooled=self._pooled(media, num_rows))
+            padded = padded._replace(sensed=self._sensed(media, num_rows))
         self.sampler.environment(padded)  # It refuses ids outside of the vocabulary.
         rows = [self.completion() for _ in prompts]
         is_idle = np.arange(num_rows) >= len(prompts)
@@ -240,12 +240,16 @@ class Writer:
             raise
         return [row.generated for row in rows]
 
-    def _pooled(self, media: Sequence[Sequence[interleaved.Medium]], num_rows: int) -> np.ndarray:
-        """Returns features of the images of prompts, and of idle rows like the last of them."""
-        if self.checkpoint.images is None:
-            raise ValueError("this model reads no images; take a multimodal folder")
+    def _sensed(self, media: Sequence[Sequence[interleaved.Medium]], num_rows: int) -> Any:
+        """Returns features of the media of prompts, and of idle rows like the last of them."""
+        if (sense := self.checkpoint.sense) is None:
+            raise ValueError(
+                "this model reads text alone; take a multimodal folder, or a run that learnt with "
+                "images or audio"
+            )
         filled = [*media, *[media[-1]] * (num_rows - len(media))]
-        return batches.pad_features(filled, self.checkpoint.images.features)
+        fitted = sense.fitted([medium for of_row in media for medium in of_row])
+        return batches.pad_features(filled, fitted.features)
 
     def write_all(
         self,
@@ -262,7 +266,7 @@ class Writer:
           prompts: token ids of each, with the beginning-of-sequence id.
           batch_size: B.
           on_end: receives the number of a prompt and its completion once it has ended.
-          media: images of each prompt in order, if any has some.
+          media: of each prompt in order, if any has some.
 
         Raises:
           ValueError, KeyboardInterrupt: as for `write`.
@@ -307,7 +311,7 @@ def complete(
     Args:
       writer: a trained model.
       prompts: token ids of each, with the beginning-of-sequence id.
-      media: images of each prompt in order, if any has some.
+      media: of each prompt in order, if any has some.
       on_text: receives the number of a prompt and its next piece of text, whole characters only.
       on_cache: receives the bytes that the cache of keys and values will take.
 

@@ -36,7 +36,7 @@ def report(subject: Subject, run: opened.Opened, *, count: int) -> reports.Repor
     pairs = pairs[:count]
     rewards = jax.jit(reward_model.on_decoder(checkpoint.model).rewards)
     features = None if checkpoint.images is None else checkpoint.images.features
-    features = batches.of_images([pair.chosen for pair in pairs], features)
+    features = batches.of_media([pair.chosen for pair in pairs], features)
 
     def predict(params: Any) -> tuple[np.ndarray, np.ndarray]:
         width, pad_id = learning.width, tokenizer.pad_id

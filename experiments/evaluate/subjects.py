@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kullback.experiments.runs import model_files, models, opened, text_work
-from kullback.lm import data, image_rows, splits, tasks, tuning
+from kullback.lm import data, forms, media_rows, splits, tasks, tuning
 from kullback.lm.control_tokens import Reading
 
 
@@ -21,7 +21,7 @@ class Subject:
     seed: int | None = None  # As for `models.load`.
     best: bool = False  # Likewise.
     control_tokens: Reading | None = None  # How a text that spells them is read; None: as recorded.
-    images: bool = False  # Whether rows have the images that they name, as a run's with images do.
+    images: bool = False  # Whether rows have the images that they name; a run's have its own media.
     model_flags: Sequence[str] = ()  # "field=value" each, as of `Checkpoint.computing`.
     # Values for max_prompt_length, max_new_tokens and overlong in place of the run's, or of
     # `tuning.Config`'s defaults.
@@ -56,23 +56,21 @@ class Subject:
     def checkpoint(self) -> model_files.Checkpoint:
         """The model, with its parameters."""
         if self.run is None:
-            flags = self.model_flags
-            loaded = models.load(
-                self.path, self.seed, best=self.best, flags=flags, images=self.images
-            )
+            flags, medium = self.model_flags, forms.IMAGES if self.images else None
+            loaded = models.load(self.path, self.seed, best=self.best, flags=flags, medium=medium)
             recorded = "text"
         else:
-            images = self.images or self.run.plan.images
-            read = models.of_run(self.run, self.seed, best=self.best, images=images)
+            medium = forms.IMAGES if self.images else self.run.plan.medium
+            read = models.of_run(self.run, self.seed, best=self.best, medium=medium)
             loaded = read.computing(self.model_flags, str(self.path))
             recorded = self.run.plan.control_tokens
         return loaded.reading(self.control_tokens or recorded)
 
     @property
-    def rows(self) -> image_rows.Settings | None:
-        """How rows with images are read; None reads text alone."""
-        sees = self.checkpoint.images
-        return None if sees is None else sees.rows
+    def rows(self) -> media_rows.Settings | None:
+        """How rows with media are read; None reads text alone."""
+        sense = self.checkpoint.sense
+        return None if sense is None else sense.rows
 
     @property
     def limits(self) -> data.Limits:

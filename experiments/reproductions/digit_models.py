@@ -17,6 +17,7 @@ from kullback.experiments.reproductions import (
     drawings,
     setups,
     small_models,
+    small_senses,
     small_sight,
     students,
     study,
@@ -142,7 +143,7 @@ class World:
         self.requests = drawings.prompts(self.seer, drawings.DRAW)  # [10, P].
         self.prompt = max(len(self.seer.prompt(READ)), self.requests.tokens.shape[1])
         self.horizon = config.coder.length + 1
-        self.is_right = jax.jit(functools.partial(small_sight.is_right, self.seer))
+        self.is_right = jax.jit(functools.partial(small_senses.is_right, self.seer))
 
     @property
     def length(self) -> int:
@@ -216,7 +217,7 @@ class World:
         pooled = self.pooled(parts.encoder, parts.held_out)
         pooled = np.roll(pooled, 1, 0) if shuffled else pooled
         examples = self.readings(parts.held_out.labels)
-        given = small_sight.sequences(self.seer, examples, pooled, self.length)
+        given = small_senses.sequences(self.seer, examples, pooled, self.length)
         return float(np.mean(np.asarray(self.is_right(params, given))))
 
     def draw(self, params: types.Params, parts: Parts, way: str, seed: int) -> np.ndarray:

@@ -58,7 +58,7 @@ class Player(NamedTuple):
         tokens = jnp.broadcast_to(
             jnp.array(self.prompt, jnp.int32), (len(pooled), len(self.prompt))
         )
-        return self.seer.decoder.features(params, tokens, pooled=pooled)[:, -1]
+        return self.seer.decoder.features(params, tokens, sensed=pooled)[:, -1]
 
     def logits(self, params: types.Params, features: jax.Array) -> jax.Array:
         """Returns the logits of the actions' words alone, [N, A]."""

@@ -31,6 +31,7 @@ from kullback.experiments.reproductions import (
     setups,
     shapes,
     small_models,
+    small_senses,
     small_sight,
     students,
     study,
@@ -122,7 +123,7 @@ class World:
         self.width = max(len(seer.prompt(text)) for text in texts)
         self.horizon = 1 + max(len(seer.tokenizer.encode(x)) for x in nano_questions.COLOURS)
         self.are_right = {
-            name: jax.jit(functools.partial(small_sight.is_right, x))
+            name: jax.jit(functools.partial(small_senses.is_right, x))
             for name, x in self.seers.items()
         }
 
@@ -168,7 +169,7 @@ class World:
     def right(self, model: str, params: types.Params, given: Rows) -> float:
         """Returns the share of greedy answers that are right."""
         seer, length = self.seers[model], self.width + self.horizon
-        rows = small_sight.sequences(seer, given.examples, given.pooled, length)
+        rows = small_senses.sequences(seer, given.examples, given.pooled, length)
         return float(np.mean(self.are_right[model](params, rows)))
 
 

@@ -32,6 +32,7 @@ from kullback.experiments.reproductions import (
     shape_encoder,
     shapes,
     small_models,
+    small_senses,
     small_sight,
     students,
     study,
@@ -133,7 +134,7 @@ class World:
         every = self.seer.examples([(q, a) for q in shapes.questions() for a in shapes.ANSWERS])
         self.width = max(len(example.prompt) for example in every)
         self.horizon = max(len(example.completion) for example in every)
-        self.is_right = jax.jit(functools.partial(small_sight.is_right, self.seer))
+        self.is_right = jax.jit(functools.partial(small_senses.is_right, self.seer))
 
     @functools.cached_property
     def tuners(self) -> dict[str, small_models.Trainer]:
@@ -197,7 +198,7 @@ class World:
     def right(self, params: types.Params, rows: Rows, *, shuffled: bool = False) -> np.ndarray:
         """Returns which greedy answers are right, bool [N]; shuffled ones see the next picture."""
         pooled = np.roll(rows.pooled, 1, 0) if shuffled else rows.pooled
-        given = small_sight.sequences(self.seer, rows.examples, pooled, self.length)
+        given = small_senses.sequences(self.seer, rows.examples, pooled, self.length)
         return np.asarray(self.is_right(params, given))
 
 

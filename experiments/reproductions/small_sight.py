@@ -19,7 +19,7 @@ import numpy as np
 
 from kullback.core import types
 from kullback.environments import tokens
-from kullback.experiments.reproductions import setups, small_models, study
+from kullback.experiments.reproductions import setups, small_models, small_senses, study
 from kullback.lm import (
     batches,
     blocks,
@@ -90,12 +90,7 @@ class Seer(NamedTuple):
 
     def examples(self, texts: Iterable[tuple[str, str]]) -> list[data.Example]:
         """Returns questions about an image each, with their answers, as ids."""
-        prompt = functools.cache(self.prompt)
-        eos = self.tokenizer.eos_id
-        return [
-            data.Example(prompt(question), (*self.tokenizer.encode(answer), eos))
-            for question, answer in texts
-        ]
+        return small_senses.examples(self, self.prompt, texts)
 
 
 def make(
@@ -116,7 +111,7 @@ def make(
     writes = image_grammar.ids_of(bpe.vocab_size, *codes) if codes else None
     if writes:
         shape = image_grammar.extended_config(shape, writes)
-    sees_by = sizes.vision(markers.image)
+    sees_by = sizes.vision(blocks.image_ids(bpe))
     decoder = sight.seeing(gemma.make(small_models.speaking(shape, bpe)), sees_by)
     return Seer(bpe, sees_by, decoder, markers, writes)
 
@@ -149,20 +144,12 @@ def _program(config: vision.Config):
     return jax.jit(functools.partial(vision.pooled, config))
 
 
-def sequences(
-    seer: Seer, examples: Sequence[data.Example], pooled: np.ndarray, length: int
-) -> batches.Sequences:
-    """Returns rows of examples with an image each, [B, length]."""
-    rows = batches.pad(examples, length, seer.tokenizer.pad_id)
-    return rows._replace(pooled=pooled)
-
-
 def prompts(
     seer: Seer, examples: Sequence[data.Example], pooled: np.ndarray, length: int
 ) -> batches.Prompts:
     """Returns the prompts of examples with an image each, [B, length]."""
     ids = [example.prompt for example in examples]
-    return batches.pad_prompts(ids, length, seer.tokenizer.pad_id)._replace(pooled=pooled)
+    return batches.pad_prompts(ids, length, seer.tokenizer.pad_id)._replace(sensed=pooled)
 
 
 def setup(
@@ -179,22 +166,9 @@ def setup(
       examples: N of them.
       pooled: features of their images, [N, 1, M, E].
     """
-    given = seer, examples, pooled
-    alone = prompts(*given, learning.max_prompt_length)._replace(pooled=None)
-    rows = sequences(*given, learning.width)
+    alone = prompts(seer, examples, pooled, learning.max_prompt_length)._replace(sensed=None)
+    rows = small_senses.sequences(seer, examples, pooled, learning.width)
     return setups.alone(seer.decoder, learning, rows, alone)
-
-
-def is_right(seer: Seer, params: types.Params, rows: batches.Sequences) -> jax.Array:
-    """Returns whether greedy answers are those of the rows, bool [B].
-
-    A greedy answer is right if, after each prefix of the right one, its next token is the most
-    probable: so that nothing needs to be decoded.
-    """
-    inputs = rows.tokens, rows.positions, rows.segments
-    logits = seer.decoder.apply(params, *inputs, **rows.images)[:, :-1]
-    is_best = jnp.argmax(logits, -1) == jnp.asarray(rows.tokens)[:, 1:]
-    return jnp.all(is_best | ~jnp.asarray(rows.is_answer)[:, 1:], 1)
 
 
 class Prompted(NamedTuple):

@@ -39,18 +39,18 @@ class HeldOut(NamedTuple):
     lengths: np.ndarray  # Tokens.
 
 
-def sequence_shapes(num_rows: int, width: int, images: tuple[int, ...] = ()) -> batches.Sequences:
+def sequence_shapes(num_rows: int, width: int, sensed: Any = None) -> batches.Sequences:
     """Returns shapes and types of sequences of one width.
 
     Args:
       num_rows: B.
       width: T.
-      images: shape of the features of a row's images, [I, M, E]; () of rows of text.
+      sensed: shapes of the features of a row's media, [I, ...]; None of rows of text.
     """
     ids, is_answer = (jax.ShapeDtypeStruct((num_rows, width), t) for t in (np.int32, np.bool_))
     lengths = jax.ShapeDtypeStruct((num_rows,), np.int32)
-    pooled = jax.ShapeDtypeStruct((num_rows, *images), np.float32) if images else None
-    return batches.Sequences(ids, is_answer, ids, ids, lengths, pooled)  # pyright: ignore[reportArgumentType]
+    of_rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num_rows, *x.shape), x.dtype), sensed)
+    return batches.Sequences(ids, is_answer, ids, ids, lengths, of_rows)  # pyright: ignore[reportArgumentType]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class Actor:
         return sequences.Source(
             num_rows=c.batch_size,
             example=rollouts.Episodes(
-                sequence_shapes(*shape, self.evaluator.image_shape),
+                sequence_shapes(*shape, self.evaluator.sensed_shapes),
                 by_text,  # pyright: ignore[reportArgumentType]
                 by_token,  # pyright: ignore[reportArgumentType]
                 by_text if has_weights else None,  # pyright: ignore[reportArgumentType]

@@ -70,6 +70,7 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
         )
     decoder = models.decoder_of(run)  # Raises for a game.
     run.folder(seed)  # Raises for an unknown seed.
+    _check_deaf(run)
 
     def tensors() -> Mapping[str, stacked_layers.Rows]:
         checkpoint = models.of_run(run, seed)
@@ -162,7 +163,7 @@ def write_folder(
     if stored is not None and stored.run is not None:
         _write_run(stored.run, out, seed)
         return
-    read = models.load(path, seed, base=base, images=models.sees(path))
+    read = models.load(path, seed, base=base, medium=models.medium_of(path))
     write_checkpoint(read, out)
 
 
@@ -171,10 +172,20 @@ def _write_run(run: opened.Opened, out: pathlib.Path, seed: int | None) -> None:
     if run.kind == "preferences":
         checkpoint = models.load(run.path, seed)
     else:
-        checkpoint = models.of_run(run, seed, images=run.plan.images)
+        _check_deaf(run)
+        checkpoint = models.of_run(run, seed, medium=run.plan.medium)
     tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
     present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
     save(checkpoint, out, present.values())
+
+
+def _check_deaf(run: opened.Opened) -> None:
+    """Raises ValueError for a run of a model that hears."""
+    if run.plan.audio:
+        raise ValueError(
+            f"{run.path} was trained with --audio, and no other program has a place for what it "
+            "hears by: use the run itself"
+        )
 
 
 def save(

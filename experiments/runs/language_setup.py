@@ -20,7 +20,6 @@ from kullback.experiments.runs import (
     resolved,
     rewards,
     schedules,
-    sights,
     starts,
     text_work,
 )
@@ -58,7 +57,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     takes_reward = entry.takes_reward
     if plan.reward and not takes_reward:
         raise ValueError(f"{plan.agent} takes no --reward, got {plan.reward!r}")
-    text_work.check_images(plan, config.learning)
+    text_work.check_media(plan, config.learning)
     mesh = text_work.mesh_of(plan, config.learning)
     _check_frozen(named, has_teacher)
     task = tasks.make(plan.environment, rule=named.rule)
@@ -69,16 +68,18 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     student, teacher, decoders, sight = begun
     num_ids = decoders[0].num_ids
     fitting = dataclasses.replace(text_work.limits(c, student.config), vocab_size=num_ids)
-    splits, answered = _splits(plan, task, student, fitting, named.rule, sight)
+    splits, answered = _splits(plan, task, student, fitting, named.rule)
     if home is None and any(data.is_conversation(x, student.tokenizer) for x in answered.train):
-        images = sight is not None
-        student = student._replace(tokenizer=chat.with_template(student.tokenizer, images=images))
+        templated = chat.with_template(student.tokenizer, plan.medium)
+        student = student._replace(tokenizer=templated)
     model = adapters.adapted(decoders[0], c.lora)
     evaluator = evaluation.Evaluator(
         *(model, student.tokenizer, task, answered.test, c, config.output_divergence, mesh)
     )
-    if sight is not None:
-        evaluator = _shown(evaluator, sight, answered, plan)
+    shown = (*answered.train, *answered.test) if student.sense is not None else ()
+    if student.sense is not None:
+        text_work.require_media(plan, answered.train)
+        evaluator = evaluator.sensing(student.sense, shown)
     make_agent = functools.partial(entry.make, *decoders)
     if teacher is not None:
         divergence = regularizers.named(teacher.divergence)
@@ -126,7 +127,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
             mesh,
         ),
         sight=sight,
-        shown=() if sight is None else (*answered.train, *answered.test),
+        shown=shown,
         placement=sharding.placement(mesh, *(model.config for model in decoders)),
         eval_episodes=plan.eval_episodes if plan.eval_every else 0,
         leaves_front=entry.leaves_front,
@@ -171,26 +172,14 @@ def _splits(
     student: model_files.Checkpoint,
     fitting: data.Limits,
     rule: int,
-    sight: sights.Sight | None,
 ) -> tuple[text_work.Splits[Any], text_work.Splits[data.Example]]:
     """Returns pairs or examples to learn from, and examples that are answered: these, or chosen."""
+    how = student.tokenizer, fitting, rule, student.sense
     if not lm.ALGORITHMS[plan.agent].reads_pairs:
-        examples = text_work.read_splits(task.examples, student.tokenizer, fitting, rule, sight)
+        examples = text_work.read_splits(task.examples, *how)
         return examples, examples
-    read = text_work.reader_of_pairs(plan, task)
-    splits = text_work.read_splits(read, student.tokenizer, fitting, rule, sight)
+    splits = text_work.read_splits(text_work.reader_of_pairs(plan, task), *how)
     return splits, pairs.chosen(splits)
-
-
-def _shown(
-    evaluator: evaluation.Evaluator,
-    sight: sights.Sight,
-    answered: text_work.Splits[data.Example],
-    plan: plans.Plan,
-) -> evaluation.Evaluator:
-    """Returns the evaluator of examples with images, and with room for those of all examples."""
-    text_work.require_images(plan, answered.train)
-    return evaluator.seeing(sight.images.features, [*answered.train, *answered.test])
 
 
 def _check_frozen(named: resolved.Resolved, has_teacher: bool) -> None:

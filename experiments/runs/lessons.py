@@ -72,7 +72,7 @@ class Examples(Lessons):
 
         return sequences.Source(
             num_rows=c.batch_size,
-            example=episodes.sequence_shapes(c.batch_size, c.width, evaluator.image_shape),
+            example=episodes.sequence_shapes(c.batch_size, c.width, evaluator.sensed_shapes),
             stored=lambda step, rows: jax.tree.map(lambda x: x[:rows], stored.sequences(step).data),
             sampling=sequences.Sampling(
                 num_rows=num_sampled,
@@ -129,7 +129,7 @@ def stored_batches(
         widths=c.widths,
         pack=c.pack,
         batches_per_sort=c.batches_per_sort,
-        least_images=evaluator.most_images,  # One shape, as a program is compiled for each.
+        least_media=evaluator.most_media,  # One shape, as a program is compiled for each.
         seed=seed,
     )
     pad_id, features = evaluator.tokenizer.pad_id, evaluator.features

@@ -10,6 +10,7 @@ from kullback.core import files, folders, json_files, types
 from kullback.core.trees import fingerprint as fingerprint
 from kullback.experiments.runs import converted, settings
 from kullback.lm import (
+    blocks,
     chat,
     control_tokens,
     distillation,
@@ -17,8 +18,11 @@ from kullback.lm import (
     folder_meaning,
     gemma,
     gemma_config,
+    heard,
+    hearing,
     narrow_weights,
     quantisation,
+    senses,
     shared_ids,
     sight,
     terms,
@@ -27,6 +31,7 @@ from kullback.lm import (
 )
 
 MODEL = "model.json"  # The model's shape, beside config.json.
+HEARING = "hearing.json"  # The shape of what it hears by, if it hears.
 TOKENIZER = "tokenizer"  # A folder.
 
 
@@ -41,6 +46,7 @@ class Checkpoint(NamedTuple):
     notice: str | None = None  # That copies of its weights carry, see lm/terms.py.
     # What its images are seen by, if it was read with it: its parameters then have a projector.
     images: encoded.Images | None = None
+    sounds: heard.Sounds | None = None  # What it hears by, likewise: `hearing.HEARING`.
     sha256: str = ""  # Of the parameters before their matrices got few bits, if a run records it.
 
     @property
@@ -53,7 +59,15 @@ class Checkpoint(NamedTuple):
         model = gemma.make(self.config)
         if self.images is not None:
             model = sight.seeing(model, self.images.config, draws=projector)
+        if self.sounds is not None:
+            markers = blocks.markers_of(self.tokenizer)
+            model = hearing.hearing(model, self.sounds.config, markers)
         return shared_ids.over(model, self.tokenizer.vocab_size)
+
+    @property
+    def sense(self) -> senses.Sense | None:
+        """What it sees or hears by; None reads text alone."""
+        return self.images or self.sounds
 
     @property
     def info(self) -> distillation.TokenizerInfo:
@@ -125,6 +139,9 @@ def save(checkpoint: Checkpoint, folder: pathlib.Path) -> None:
     """Writes model, tokenizer and notice, without parameters, beside the config.json of a run."""
     shape = dataclasses.asdict(checkpoint.config)
     files.atomic_write_text(folder / MODEL, json.dumps(shape, indent=2))
+    if checkpoint.sounds is not None:
+        encoder = dataclasses.asdict(checkpoint.sounds.config)
+        files.atomic_write_text(folder / HEARING, json.dumps(encoder, indent=2))
     tokenizer.save(checkpoint.tokenizer, folder / TOKENIZER)
     terms.write(folder, checkpoint.notice)
 
@@ -142,6 +159,15 @@ def saved_config(home: pathlib.Path) -> gemma.Config:
       ValueError: if model.json is missing or damaged.
     """
     return json_files.read(home / MODEL).build(gemma.Config)
+
+
+def saved_sounds(home: pathlib.Path) -> heard.Sounds:
+    """Reads what a model hears by, as `save` wrote it.
+
+    Raises:
+      ValueError: if hearing.json is missing or damaged.
+    """
+    return heard.Sounds(config=json_files.read(home / HEARING).build(hearing.Config))
 
 
 def ends_notice(checkpoint: Checkpoint) -> str | None:

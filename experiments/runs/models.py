@@ -1,8 +1,11 @@
 """Language models on disk: folders in Hugging Face's format, GGUF files, and runs."""
 
+import functools
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
+
+import jax
 
 from kullback import lm
 from kullback.core import folders, types
@@ -18,7 +21,7 @@ from kullback.experiments.runs import (
     run_folder,
     sights,
 )
-from kullback.lm import gemma, sharding, tokenizer, vision, warm
+from kullback.lm import forms, gemma, hearing, sharding, tokenizer, vision, warm
 from kullback.lm.formats import gguf_files, gguf_gemma, hugging_face_config, vision_files
 
 
@@ -79,20 +82,20 @@ def stored(
     return place if place.run is None else place._replace(run=learnt.beside(place.run, base))
 
 
-def sees(path: str | pathlib.Path) -> bool:
-    """Returns whether a model sees images: a multimodal folder, or a run that learnt with images.
+def medium_of(path: str | pathlib.Path) -> forms.Kind | None:
+    """Returns what a model takes beside text: images or audio, as a run that learnt with either.
 
-    Of adapters it is their base that does.
+    A multimodal folder takes images. Of adapters it is their base that does.
 
     Raises:
       ValueError: as `find` does, and for a damaged config.json.
     """
     place = find(str(path).partition(plans.ADAPTER)[0])
     if place is None or place.form not in ("folder", "run"):
-        return False
+        return None
     if place.run is not None:
-        return place.run.plan.images
-    return vision_files.read_config(place.path) is not None
+        return place.run.plan.medium
+    return None if vision_files.read_config(place.path) is None else forms.IMAGES
 
 
 def load(
@@ -103,7 +106,7 @@ def load(
     mesh: sharding.Mesh | None = None,
     base: str = "",
     flags: Sequence[str] = (),
-    images: bool = False,
+    medium: forms.Kind | None = None,
     says_ignored: bool = True,
 ) -> model_files.Checkpoint:
     """Reads the model of a folder in Hugging Face's format, a GGUF file, a run, or pretrained:NAME.
@@ -117,21 +120,23 @@ def load(
       base: as for `stored`.
       flags: how it is computed, as for `Checkpoint.computing`. A model of one device whose storage
         has few bits is read so, without a float copy of the whole; of a run there is one meanwhile.
-      images: whether it is read with what it sees images by.
+      medium: which media it is read with what it takes by; None is of text alone.
       says_ignored: whether a line says so of a multimodal folder whose images are ignored.
 
     Raises:
-      ValueError: if it is none of these, the run is of another kind of model, or images are asked
-        for of what sees none; also as `of_run` and `converted.place_of`.
+      ValueError: if it is none of these, the run is of another kind of model, or images or audio
+        are asked for of what takes none; also as `of_run` and `converted.place_of`.
     """
     model_files.read_flags(flags)  # Raises before a file is converted.
     name, _, adapter = str(path).partition(plans.ADAPTER)
     if adapter:
-        how: dict[str, Any] = {"images": images, "says_ignored": says_ignored}
+        how: dict[str, Any] = {"medium": medium, "says_ignored": says_ignored}
         read = load(name, seed, best=best, mesh=mesh, base=base, **how)
         return imported.with_adapter(read, name, adapter).computing(flags, name)
     form, _, run = stored(path, seed, best=best, base=base)
-    if images and form not in ("folder", "run"):
+    if medium is forms.AUDIO and form != "run":
+        raise ValueError(f"{path} hears nothing: audio needs a run that was trained with --audio")
+    if medium is forms.IMAGES and form not in ("folder", "run"):
         raise ValueError(
             f"{path} reads no images: they need a multimodal folder of Hugging Face, with "
             "vision_config in its config.json, or a run that was trained with --images"
@@ -139,12 +144,13 @@ def load(
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
-        read = of_run(run, seed, best=best, mesh=mesh, images=images)
+        read = of_run(run, seed, best=best, mesh=mesh, medium=medium)
         return read.computing(flags, str(path))
     place = converted.place_of(path, imported.keep)
     if place.is_kept:
         read = imported.of_cache(place.path, mesh, flags, str(path))
     elif form == "folder":
+        images = medium is forms.IMAGES
         quiet = images or not says_ignored
         read = imported.of_folder(place.path, mesh, flags, images=images, quiet=quiet)
     else:
@@ -209,7 +215,7 @@ def of_run(
     *,
     best: bool = False,
     mesh: sharding.Mesh | None = None,
-    images: bool = False,
+    medium: forms.Kind | None = None,
 ) -> model_files.Checkpoint:
     """Reads the model that a run has trained; of a reward model, its decoder with its head.
 
@@ -220,11 +226,11 @@ def of_run(
       seed: which of its seeds; None is the first, or the average of all if they are a population.
       best: the checkpoint of the highest score in place of the newest.
       mesh: shards the parameters as they are read, but for a population's; None is one device.
-      images: whether it is read with what it sees images by.
+      medium: which media it is read with what it takes by; None is of text alone.
 
     Raises:
-      ValueError: if the run has no such seed, or no checkpoint with a score; as `base_of` and
-        `sights.of_run` do.
+      ValueError: if the run has no such seed, or no checkpoint with a score, or was trained without
+        what is asked for; as `base_of` and `sights.of_run` do.
     """
     decoder = decoder_of(run)
     if run.kind == "language":
@@ -236,11 +242,26 @@ def of_run(
     else:
         params = learnt.read(run, like, seed, best=best)
     whole = learnt.whole(run, decoder.config, base_of(run, mesh), params)
-    if not images:
+    if medium is None:
         return decoder._replace(params=whole)
+    if medium is forms.AUDIO:
+        return _hearing(run, decoder._replace(params=whole), seed, best=best)
     sight = sights.of_run(run, seed, best=best)
     both = _beside_projector(run, whole, sight)
     return decoder._replace(params=both, images=sight.images)
+
+
+def _hearing(
+    run: opened.Opened, read: model_files.Checkpoint, seed: int | None, *, best: bool
+) -> model_files.Checkpoint:
+    """Returns the model of a run with what it hears by; arguments are those of `learnt.read`."""
+    if not run.plan.audio:
+        raise ValueError(f"{run.path} was trained without --audio, and hears nothing")
+    sounds, decoder = model_files.saved_sounds(run.path), dict(read.params or {})
+    draw = functools.partial(hearing.init, config=sounds.config, embed_dim=read.config.embed_dim)
+    like = {hearing.HEARING: jax.eval_shape(draw, jax.random.key(0))}
+    params = {**decoder, **learnt.read(run, like, seed, best=best)}
+    return read._replace(params=params, sounds=sounds)
 
 
 def _beside_projector(

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from kullback import agents, lm
 from kullback.core import files, json_files, names, typed
 from kullback.experiments import limits
-from kullback.lm import gemma_config
+from kullback.lm import forms, gemma_config
 from kullback.lm.control_tokens import READINGS, Reading
 
 ADAPTER = "+adapter:"  # Between a model and a folder of peft's, whose updates are merged into it.
@@ -153,6 +153,12 @@ class Plan:
         "read the images that rows name: the model, and a teacher's, is a multimodal folder or a "
         "run of one",
     )
+    audio: bool = _flag(
+        False,
+        "",
+        "hear the clips that rows name, WAV files: with sft and distillation, a preset, a run that "
+        "hears, or a decoder whose tokenizer has ids of audio",
+    )
     mesh: str = _flag(
         "",
         "DATAxMODEL",
@@ -208,6 +214,11 @@ class Plan:
         return range(self.seed, self.seed + self.num_seeds)
 
     @property
+    def medium(self) -> forms.Kind | None:
+        """The kind of media that it reads in rows; None reads text alone."""
+        return forms.IMAGES if self.images else forms.AUDIO if self.audio else None
+
+    @property
     def kind(self) -> Kind:
         """The kind of model that it trains."""
         if not self.environment.startswith("tokens/"):
@@ -236,10 +247,13 @@ class Plan:
         for name in ("model", "model_flags", "tokenizer", "teacher", "reward", "mesh"):
             if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
-        if self.images and is_game:
-            raise ValueError(f"images is for language models, not for {self.environment}")
-        if self.images and self.mesh:
-            raise ValueError(f"--images does not go with --mesh {self.mesh} yet: leave one out")
+        if self.images and self.audio:
+            raise ValueError("--images does not go with --audio yet: leave one out")
+        for name in ("images", "audio"):
+            if getattr(self, name) and is_game:
+                raise ValueError(f"{name} is for language models, not for {self.environment}")
+            if getattr(self, name) and self.mesh:
+                raise ValueError(f"--{name} does not go with --mesh {self.mesh} yet: leave one out")
         if self.frozen != "float32" and is_game:
             raise ValueError(f"frozen is for language models, not for {self.environment}")
         if self.control_tokens not in READINGS:

@@ -172,7 +172,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         raise ValueError(
             f"{plan.agent} averages a model a seed: add --num-seeds M, at least 2; the paper has 6"
         )
-    text_work.check_images(plan, config.learning)
+    text_work.check_media(plan, config.learning)
     mesh = text_work.mesh_of(plan, config.learning)
     task = tasks.make(plan.environment, rule=named.rule)
     read = text_work.reader_of_pairs(plan, task)
@@ -181,11 +181,11 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     sight = sights.of_model(plan.model) if plan.images else None
     decoder = decoder._replace(images=None if sight is None else sight.images)
     limits = text_work.limits(config.learning, decoder.config)
-    splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule, sight)
+    splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule, decoder.sense)
     text_work.require_both(plan, splits)
     shown = [pair.chosen for pair in (*splits.train, *splits.test)] if sight is not None else []
     if sight is not None:
-        text_work.require_images(plan, [pair.chosen for pair in splits.train])
+        text_work.require_media(plan, [pair.chosen for pair in splits.train])
     epoch = None
     if plan.epochs:
         epoch = Epoch(len(splits.train), "pairs", config.learning.batch_size)

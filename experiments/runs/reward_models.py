@@ -13,6 +13,7 @@ from kullback.experiments.runs import model_files, models, opened, sights
 from kullback.lm import (
     batches,
     encoded,
+    forms,
     gemma_config,
     interleaved,
     narrow_weights,
@@ -32,18 +33,18 @@ def load(
     seed: int | None = None,
     *,
     best: bool = False,
-    images: bool = False,
+    medium: forms.Kind | None = None,
 ) -> model_files.Checkpoint:
     """Reads the reward model of a run, with parameters as `reward_model.on_decoder` has them.
 
     Args:
       path: of the run.
-      seed, best, images: as for `models.of_run`.
+      seed, best, medium: as for `models.of_run`.
 
     Raises:
       ValueError: if it is no run of reward models, or has no such seed or checkpoint.
     """
-    return models.of_run(opened_run(path), seed, best=best, images=images)
+    return models.of_run(opened_run(path), seed, best=best, medium=medium)
 
 
 def opened_run(path: str | pathlib.Path) -> opened.Opened:
@@ -84,7 +85,8 @@ def scorer(
             f"reward-model:{path} was trained without --images, and would judge answers to images "
             "that it does not see"
         )
-    checkpoint = models.of_run(run, mesh=mesh, images=images is not None)
+    medium = None if images is None else forms.IMAGES
+    checkpoint = models.of_run(run, mesh=mesh, medium=medium)
     if images is not None:
         sights.check_shared(f"reward-model:{path}", checkpoint.images, "the policy", images)
     model = reward_model.on_decoder(checkpoint.model)

@@ -18,8 +18,8 @@ from kullback.experiments.runs import learnt, opened, plans
 from kullback.lm import blocks, data, encoded, interleaved, tokenizer, vision
 from kullback.lm.formats import hugging_face_config, preprocessor_config, vision_files
 
-# Keys of config.json; the last is of the files that rows name.
-ENCODER, PROJECTOR, IMAGES = "encoder_sha256", "projector_sha256", "images_sha256"
+# Keys of config.json; the last is of the files that rows name, by their kind.
+ENCODER, PROJECTOR, MEDIA = "encoder_sha256", "projector_sha256", "{}_sha256"
 
 
 class Sight(NamedTuple):
@@ -37,17 +37,6 @@ class Sight(NamedTuple):
         encoder = {ENCODER: self.images.fingerprint}
         return encoder if learns else {**encoder, PROJECTOR: trees.fingerprint(self.projector)}
 
-    def num_bytes(self, examples: Iterable[data.Example], more: int = 0) -> int:
-        """Returns the bytes of the features of all images of some examples, each counted once.
-
-        Args:
-          examples: with images.
-          more: further images.
-        """
-        config = self.images.config
-        media = {medium for example in examples for medium in example.media}
-        return 4 * (len(media) + more) * config.num_soft * config.encoder.embed_dim
-
 
 def of_folder(path: pathlib.Path, its_tokenizer: tokenizer.Tokenizer | None = None) -> Sight:
     """Reads what the model of a multimodal folder sees by.
@@ -62,7 +51,7 @@ def of_folder(path: pathlib.Path, its_tokenizer: tokenizer.Tokenizer | None = No
     """
     eye = vision_files.load(path, hugging_face_config.read(path).embed_dim)
     preparation, num_soft = preprocessor_config.read(path)
-    ids = blocks.markers_of(its_tokenizer or tokenizer.load(path)).image
+    ids = blocks.image_ids(its_tokenizer or tokenizer.load(path))
     if (num_soft, ids) != (eye.config.num_soft, eye.config.ids):
         raise ValueError(
             f"{path}: an image is {eye.config.num_soft} soft tokens of the ids "
@@ -171,7 +160,7 @@ def check_shared(
 
 
 def fingerprint(examples: Iterable[data.Example]) -> str:
-    """Returns the SHA-256 of the files of all images of some examples, in order, each once."""
+    """Returns the SHA-256 of the files of all media of some examples, in order, each once."""
     digest = hashlib.sha256()
     for name in interleaved.files([medium for example in examples for medium in example.media]):
         with open(name, "rb") as file:

@@ -5,9 +5,24 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from kullback.core import types
 from kullback.experiments.runs import model_files, models, plans, pretrained, settings, sights
-from kullback.lm import distillation, gemma, sharding, shared_ids, tasks, terms, texts, tokenizer
+from kullback.lm import (
+    blocks,
+    distillation,
+    forms,
+    gemma,
+    heard,
+    hearing,
+    sharding,
+    shared_ids,
+    tasks,
+    terms,
+    texts,
+    tokenizer,
+)
 
 NEW_VOCABULARY = 512  # The most ids of a tokenizer that is trained on the task's texts.
 
@@ -20,7 +35,7 @@ class Begun(NamedTuple):
     student: model_files.Checkpoint
     teacher: model_files.Checkpoint | None
     decoders: list[gemma.Model]  # Of both, over the ids that they share.
-    sight: sights.Sight | None  # What both see images by; None of texts alone.
+    sight: sights.Sight | None  # What both see images by; None without images.
 
 
 def of_plan(
@@ -44,8 +59,10 @@ def of_plan(
       ValueError: as `student_of` and `models.load` do; for models whose tokens, or what they see
         images by, differ.
     """
-    teacher = models.load(plan.teacher, mesh=mesh, images=plan.images) if plan.teacher else None
+    teacher = models.load(plan.teacher, mesh=mesh, medium=plan.medium) if plan.teacher else None
     student = model_files.saved(home) if home else student_of(plan, task, teacher, mesh)
+    if plan.audio and home is not None:
+        student = student._replace(sounds=model_files.saved_sounds(home))
     student = student.reading(plan.control_tokens)
     sight = None
     if plan.images and home is not None:  # Its folder has neither part.
@@ -62,6 +79,8 @@ def of_plan(
     if sight is not None:
         sights.check_shared(f"the teacher {plan.teacher}", teacher.images, plan.model, sight.images)
         teacher = teacher._replace(images=sight.images)  # One encoder is in memory.
+    if student.sounds is not None and teacher.sounds is not None:
+        _check_heard(plan, student.sounds.config, teacher.sounds.config)
     teacher = teacher.frozen(plan.frozen)
     distillation.check_compatible(student.info, teacher.info)
     student = student._replace(notice=terms.joined(student.notice, teacher.notice))
@@ -72,7 +91,45 @@ def read_again(
     plan: plans.Plan, mesh: sharding.Mesh | None, *, learns_projector: bool
 ) -> model_files.Checkpoint:
     """Reads the model that a run began with, which is no preset, with parameters as of `Begun`."""
-    return models.load(plan.model, mesh=mesh, images=learns_projector, says_ignored=not plan.images)
+    if plan.audio:
+        return _hearing(plan, _load(plan, mesh))
+    medium = forms.IMAGES if learns_projector else None
+    return models.load(plan.model, mesh=mesh, medium=medium, says_ignored=not plan.images)
+
+
+def _load(plan: plans.Plan, mesh: sharding.Mesh | None) -> model_files.Checkpoint:
+    """Reads the model that a plan names, with what it sees by, or hears by if it does already."""
+    medium = plan.medium
+    if plan.audio and models.medium_of(plan.model) is not forms.AUDIO:
+        medium = None
+    return models.load(plan.model, mesh=mesh, flags=plan.model_flags, medium=medium)
+
+
+def _hearing(plan: plans.Plan, read: model_files.Checkpoint) -> model_files.Checkpoint:
+    """Returns a model with what it hears by, which is drawn for one that does not hear yet.
+
+    Raises:
+      ValueError: for a vocabulary without ids of audio.
+    """
+    blocks.audio_ids(read.tokenizer)
+    if read.sounds is not None:
+        return read
+    config = hearing.sized(read.config.embed_dim)
+    read = read._replace(sounds=heard.Sounds(config=config))
+    if read.params is None:
+        return read
+    drawn = hearing.init(jax.random.key(plan.seed), config, read.config.embed_dim)
+    return read._replace(params={**read.params, hearing.HEARING: drawn})
+
+
+def _check_heard(plan: plans.Plan, student: hearing.Config, teacher: hearing.Config) -> None:
+    """Checks that both models hear the same features of a clip."""
+    ours, theirs = ((c.bins, c.most_tokens) for c in (student, teacher))
+    if ours != theirs:
+        raise ValueError(
+            f"{plan.model} hears {ours[0]} bins of {ours[1]} soft tokens at most and the teacher "
+            f"{plan.teacher} {theirs[0]} and {theirs[1]}: take models that hear the same features"
+        )
 
 
 def student_of(
@@ -95,8 +152,8 @@ def student_of(
     if plan.model not in gemma.PRESETS:
         if plan.tokenizer:
             raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
-        flags, images = plan.model_flags, plan.images
-        return _learns(models.load(plan.model, mesh=mesh, flags=flags, images=images))
+        read = _learns(_load(plan, mesh))
+        return _hearing(plan, read) if plan.audio else read
     if plan.images:
         raise ValueError(
             f"--images needs a model that sees, a multimodal folder or a run of one, and the "
@@ -109,7 +166,10 @@ def student_of(
     elif plan.tokenizer:
         student_tokenizer = models.tokenizer_of(plan.tokenizer)
     else:
-        student_tokenizer = tokenizer.train_bpe(task.texts("train"), NEW_VOCABULARY)
+        names = blocks.AUDIO_TOKENS if plan.audio else ()
+        student_tokenizer = tokenizer.train_bpe(
+            task.texts("train"), NEW_VOCABULARY, further_controls=names
+        )
     preset = dataclasses.replace(
         gemma.PRESETS[plan.model],
         vocab_size=student_tokenizer.vocab_size,
@@ -118,7 +178,8 @@ def student_of(
         pad_id=student_tokenizer.pad_id,
     )
     shape = texts.with_all_ends(settings.apply(preset, plan.model_flags), student_tokenizer)
-    return _learns(model_files.Checkpoint(shape, student_tokenizer, None))
+    drawn = _learns(model_files.Checkpoint(shape, student_tokenizer, None))
+    return _hearing(plan, drawn) if plan.audio else drawn
 
 
 def _learns(checkpoint: model_files.Checkpoint) -> model_files.Checkpoint:

@@ -11,6 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from kullback import lm
 from kullback.core import loops, platform, trees, types
 from kullback.experiments import plots
 from kullback.experiments.runs import (
@@ -28,6 +29,7 @@ from kullback.lm import (
     gemma,
     memory,
     preferences,
+    senses,
     sharding,
     tasks,
     tuning,
@@ -56,15 +58,15 @@ def read_splits(
     tokenizer: Tokenizer,
     limits: data.Limits,
     rule: int,
-    sight: sights.Sight | None = None,
+    sense: senses.Sense | None = None,
 ) -> Splits[T]:
     """Reads both splits of a task; `read` is its `examples` or its `pairs`.
 
-    With a `sight` rows have the images that they name.
+    With a `sense` rows have the media that they name.
     """
-    images = None if sight is None else sight.images.rows
-    train, train_report = read("train", tokenizer, limits, images)
-    test, test_report = read("test", tokenizer, limits, images)
+    rows = None if sense is None else sense.rows
+    train, train_report = read("train", tokenizer, limits, rows)
+    test, test_report = read("test", tokenizer, limits, rows)
     return Splits(train, test, {"train": train_report, "test": test_report}, rule)
 
 
@@ -120,17 +122,27 @@ def mesh_of(plan: plans.Plan, learning: tuning.Config) -> sharding.Mesh | None:
     return mesh
 
 
-def require_images(plan: plans.Plan, train: Sequence[data.Example]) -> None:
-    """Raises ValueError if no example that is learnt from has an image."""
-    if train and not any(example.media for example in train):
+def require_media(plan: plans.Plan, train: Sequence[data.Example]) -> None:
+    """Raises ValueError if no example that is learnt from has what is read beside text."""
+    medium = plan.medium
+    if medium is not None and train and not any(example.media for example in train):
         raise ValueError(
-            f"no row of {plan.environment} that is learnt from has an image: name some in a column "
-            "images, or leave --images out"
+            f"no row of {plan.environment} that is learnt from has any {medium.nouns}: name some "
+            f"in a column {medium.name}, or leave --{medium.name} out"
         )
 
 
-def check_images(plan: plans.Plan, learning: tuning.Config) -> None:
-    """Raises ValueError for a projector that is to learn without images, or of a reward model."""
+def check_media(plan: plans.Plan, learning: tuning.Config) -> None:
+    """Raises ValueError for media that a plan's algorithm does not take, or not with its settings.
+
+    They are a projector that is to learn without images, or of a reward model; and audio where
+    rewards, pairs or adapters are learnt from.
+    """
+    entry = lm.ALGORITHMS[plan.agent]
+    if plan.audio and (entry.takes_reward or entry.reads_pairs or plan.kind == "preferences"):
+        raise ValueError(f"--audio is of sft and distillation yet, not of {plan.agent}")
+    if plan.audio and learning.lora:
+        raise ValueError("--audio does not go with adapters (lora.rank) yet: leave one out")
     if learning.learns_projector and plan.kind == "preferences":
         raise ValueError(f"learns_projector=True is of policies, not of {plan.agent} yet")
     if learning.learns_projector and not plan.images:
@@ -160,7 +172,7 @@ class TextWork(Work):
     base_sha256: str = ""  # Of the base before its matrices got a format; "" if they have none.
     shared: types.Params = dataclasses.field(default_factory=dict)
     sight: sights.Sight | None = None  # As the run begins; None of texts alone.
-    shown: Sequence[data.Example] = ()  # All examples, if some have images.
+    shown: Sequence[data.Example] = ()  # All examples, if some have media.
     placement: sharding.Placement | None = None  # Over a mesh; None is one device.
     axes: plots.Axes = plots.TEXTS
     has_texts: bool = True
@@ -197,7 +209,9 @@ class TextWork(Work):
         hashes = {}
         if self.sight is not None:
             hashes = self.sight.details(learns=self.learning.learns_projector)
-            hashes[sights.IMAGES] = sights.fingerprint(self.shown)
+        if (sense := self.student.sense) is not None:
+            files = sights.fingerprint(self.shown)
+            hashes[sights.MEDIA.format(sense.rows.medium.name)] = files
         if self.base is None:
             return hashes
         return {**hashes, run_folder.BASE: self.base_sha256 or model_files.fingerprint(self.base)}
@@ -224,16 +238,18 @@ class TextWork(Work):
             remat=self.student.config.remat,
             adapters=c.lora,
             is_quantized=bool(c.scheme) and not c.lora,
-            images=self._image_bytes,
+            media=self._media_bytes,
         )
 
     @property
-    def _image_bytes(self) -> int:
-        """Bytes of the features of all images, and of those of a batch."""
-        if self.sight is None:
+    def _media_bytes(self) -> int:
+        """Bytes of the features of all media, and of those of a batch."""
+        if (sense := self.student.sense) is None:
             return 0
+        media = {medium for example in self.shown for medium in example.media}
         most = max((len(example.media) for example in self.shown), default=0)
-        return self.sight.num_bytes(self.shown, self.learning.batch_size * most)
+        fitted = sense.fitted([*media])
+        return fitted.num_bytes(len(media) + self.learning.batch_size * most)
 
     def needs(self, setting: memory.Setting) -> memory.Needs:
         """Returns the memory that a learner step of some setting takes."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from kullback.lm import blocks, chat, interleaved
+from kullback.lm import blocks, chat, forms, interleaved
 from kullback.lm.tokenizer import Tokenizer, load, save, train_bpe
 
 MESSAGES = [
@@ -112,7 +112,7 @@ def test_a_template_is_a_file_of_the_tokenizer(tokenizer: Tokenizer, tmp_path: p
     templated = chat.with_template(tokenizer)
     assert chat.has_template(templated) and chat.with_template(templated) is templated
     assert templated.fingerprint == tokenizer.fingerprint
-    sighted = chat.with_template(tokenizer, images=True)
+    sighted = chat.with_template(tokenizer, forms.IMAGES)
     assert b"<start_of_image>" in sighted.sources["chat_template.jinja"]
     save(templated, tmp_path)
     assert chat.has_template(load(tmp_path))
@@ -155,7 +155,7 @@ def test_images_are_written_as_transformers_writes_them(
 ):
     case = REFERENCE["cases"][number]
     messages = [{"role": "user", "content": content}]
-    segments = chat.chat(messages, sighted, images=images, add_generation_prompt=number == 1)
+    segments = chat.chat(messages, sighted, shown=images, add_generation_prompt=number == 1)
     expected = case["ids"]
     if number == 5:  # There the text before the image ends in a space.
         expected = interleaved.encode(
@@ -176,7 +176,7 @@ def test_images_of_several_turns_are_in_order(sighted: Tokenizer):
         {"role": "model", "content": [item(" red "), item(" is")]},
         {"role": "user", "content": [item("<start_of_image>"), IMAGE]},
     ]
-    segments = chat.chat(messages, sighted, images=[CAT, DOG], add_generation_prompt=True)
+    segments = chat.chat(messages, sighted, shown=[CAT, DOG], add_generation_prompt=True)
     assert [[medium.source for medium in segment.media] for segment in segments] == [
         ["cat"],
         [],
@@ -190,16 +190,16 @@ def test_images_of_several_turns_are_in_order(sighted: Tokenizer):
     turn = chat.Turn("this?", tuple(sighted.encode("redis")), (CAT,))
     given = chat.continued([turn], "", sighted, "Here ", [DOG])
     messages[3]["content"] = [IMAGE]
-    again = chat.chat(messages, sighted, images=[CAT, DOG], add_generation_prompt=True)
+    again = chat.chat(messages, sighted, shown=[CAT, DOG], add_generation_prompt=True)
     assert given == flat(again)
 
 
 @pytest.mark.parametrize(
     "contents, count, message",
     [
-        (["Hi"], 1, "the messages have 0 images and 1 were given"),
-        ([[IMAGE, IMAGE]], 1, "the messages have 2 images and 1 were given"),
-        ([[IMAGE]], 0, "the messages have 1 images and 0 were given"),
+        (["Hi"], 1, "the messages have 0 images or clips and 1 were given"),
+        ([[IMAGE, IMAGE]], 1, "the messages have 2 images or clips and 1 were given"),
+        ([[IMAGE]], 0, "the messages have 1 images or clips and 0 were given"),
         (["Hi", [IMAGE]], 1, "turn 2, of the model's, has an image"),
     ],
 )
@@ -209,7 +209,7 @@ def test_images_out_of_place_are_refused(
     roles = ("user", "model")
     messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]
     with pytest.raises(ValueError, match=message):
-        chat.chat(messages, sighted, images=[CAT] * count)
+        chat.chat(messages, sighted, shown=[CAT] * count)
 
 
 def test_the_systems_items_are_refused_where_the_template_reads_one(
@@ -219,9 +219,9 @@ def test_the_systems_items_are_refused_where_the_template_reads_one(
     with pytest.raises(ValueError, match="has 2 items, of which the template reads the first"):
         chat.chat([{"role": "system", "content": [item("a"), item("b")]}, user], sighted)
     with pytest.raises(ValueError, match="the system's message has an image"):
-        chat.chat([{"role": "system", "content": [IMAGE]}, user], sighted, images=[CAT])
+        chat.chat([{"role": "system", "content": [IMAGE]}, user], sighted, shown=[CAT])
     with pytest.raises(ValueError, match="has no <start_of_image>"):
-        chat.chat([{"role": "user", "content": [IMAGE]}], tokenizer, images=[CAT])
+        chat.chat([{"role": "user", "content": [IMAGE]}], tokenizer, shown=[CAT])
 
 
 def test_the_template_renders_as_we_do():

@@ -100,7 +100,7 @@ def examples() -> list[Example]:
 
 def prompts() -> batches.Prompts:
     pooled = batches.pad_features([e.media for e in examples()], features)
-    return batches.pad_prompts(PROMPTS, 18, 0)._replace(pooled=pooled)
+    return batches.pad_prompts(PROMPTS, 18, 0)._replace(sensed=pooled)
 
 
 def greedy_texts(model: gemma.Model, acting, given: batches.Prompts, samples: int):
@@ -116,8 +116,8 @@ def greedy_texts(model: gemma.Model, acting, given: batches.Prompts, samples: in
 def full_pass(acting, completion) -> tuple[batches.Sequences, jax.Array]:
     """Returns two texts of each prompt as rows, and the logits of a full pass over them."""
     rows = completions.joined(policy.repeat_prompts(prompts(), 2), completion)
-    assert rows.pooled is not None
-    return rows, apply(acting, rows.tokens, rows.positions, rows.segments, **rows.images)
+    assert rows.sensed is not None
+    return rows, apply(acting, rows.tokens, rows.positions, rows.segments, **rows.senses)
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_greedy_texts_of_a_policy_are_those_of_the_full_pass():
     is_answer = np.asarray(rows.is_answer)[:, 1:]
     np.testing.assert_array_equal(best[is_answer], np.asarray(rows.tokens)[:, 1:][is_answer])
     # They depend on the images.
-    blind = prompts()._replace(pooled=0 * np.asarray(prompts().pooled))
+    blind = prompts()._replace(sensed=0 * np.asarray(prompts().sensed))
     other = greedy_texts(MODEL, params(), blind, 2)
     assert np.any(other.tokens[:4] != got.tokens[:4])
     np.testing.assert_array_equal(other.tokens[4:], got.tokens[4:])
@@ -149,39 +149,39 @@ def test_text_alone_is_that_of_the_decoder():
     row = np.arange(9, dtype=np.int32)[None]
     np.testing.assert_array_equal(apply(params(), row), jax.jit(DECODER.apply)(params(), row))
     with pytest.raises(AssertionError):
-        MODEL.apply(params(), row, pooled=np.zeros((1, 1, M, E + 1), np.float32))
+        MODEL.apply(params(), row, sensed=np.zeros((1, 1, M, E + 1), np.float32))
 
 
 def test_batches_carry_features_in_the_order_of_the_images():
     config = batches.Config(batch_size=3, lengths=(32,))
     sampler = batches.make(examples(), config, 0, features=features)
     batch = sampler.sequences(0)
-    assert batch.data.pooled.shape == (3, 2, M, E)
+    assert batch.data.sensed.shape == (3, 2, M, E)
     for row, i in enumerate(batch.indices):
         media = examples()[i].media
-        np.testing.assert_array_equal(batch.data.pooled[row, : len(media)], features(media))
-        assert not np.any(batch.data.pooled[row, len(media) :])
-    np.testing.assert_array_equal(sampler.prompts(0).pooled, batch.data.pooled)
+        np.testing.assert_array_equal(batch.data.sensed[row, : len(media)], features(media))
+        assert not np.any(batch.data.sensed[row, len(media) :])
+    np.testing.assert_array_equal(sampler.prompts(0).sensed, batch.data.sensed)
     packing = batches.Config(batch_size=1, lengths=(64,), pack=True)
     packed = batches.make(examples(), packing, 0, features=features)
-    assert packed.sequences(0).data.pooled.shape == (1, 4, M, E)
-    assert batches.make(examples()[2:], config, 0).sequences(0).data.pooled is None
+    assert packed.sequences(0).data.sensed.shape == (1, 4, M, E)
+    assert batches.make(examples()[2:], config, 0).sequences(0).data.sensed is None
     only_text = batches.pad_features([()], features)
     assert only_text.shape == (1, 1, M, E)
-    with pytest.raises(ValueError, match="examples have images, which this model does not read"):
+    with pytest.raises(ValueError, match="examples have images or clips, which this"):
         batches.make(examples(), config, 0)
 
 
 @pytest.mark.slow
 def test_packed_rows_are_learnt_as_rows_of_their_own():
     one = batches.pad(examples(), 20, 0)
-    one = one._replace(pooled=batches.pad_features([e.media for e in examples()], features))
+    one = one._replace(sensed=batches.pad_features([e.media for e in examples()], features))
     packed = batches.pack([examples()], 64, 0)
     packed = packed._replace(
-        pooled=batches.pad_features([[m for e in examples() for m in e.media]], features)
+        sensed=batches.pad_features([[m for e in examples() for m in e.media]], features)
     )
     got, expected = (
-        np.asarray(apply(params(), x.tokens, x.positions, x.segments, **x.images))
+        np.asarray(apply(params(), x.tokens, x.positions, x.segments, **x.senses))
         for x in (packed, one)
     )
     begin = 0
@@ -212,7 +212,7 @@ def test_sft_learns_to_say_what_an_image_is_and_guesses_where_images_are_shuffle
     moved = jax.tree.map(lambda a, b: np.any(a != b), state.params, params())
     assert all(jax.tree.leaves(moved[vision.PROJECTOR]))
     others = features([medium(i ^ 1) for i in batch.indices])[:, None]  # Of the other answer.
-    wrong = batch._replace(data=batch.data._replace(pooled=others))
+    wrong = batch._replace(data=batch.data._replace(sensed=others))
     _, feedback = step(state, wrong, types.Constants())
     np.testing.assert_array_equal(feedback.metrics["accuracy"], 0.5)  # The end of the text.
 
@@ -222,7 +222,7 @@ def test_adapters_learn_beside_a_projector_that_is_the_bases():
     settings = lora.Config(rank=2)
     model = adapters.adapted(MODEL, settings)
     learnt = jax.eval_shape(model.init, jax.random.key(0))
-    assert model.sees_by == VISION and vision.PROJECTOR not in learnt
+    assert model.sense is not None and vision.PROJECTOR not in learnt
 
 
 def seen_rows() -> batches.Sequences:
@@ -232,7 +232,7 @@ def seen_rows() -> batches.Sequences:
     of = [first, first, second, second]
     rows = [e._replace(completion=a) for e, a in zip(of, completed, strict=True)]
     padded = batches.pad(rows, 22, 0)
-    return padded._replace(pooled=batches.pad_features([e.media for e in rows], features))
+    return padded._replace(sensed=batches.pad_features([e.media for e in rows], features))
 
 
 def test_measures_and_rewards_of_answers_see_the_images():
@@ -254,11 +254,11 @@ def test_measures_and_rewards_of_answers_see_the_images():
         return measured, mask, model.rewards({"decoder": decoder, "head": head}, rows), predicted
 
     measured, mask, rewards, predicted = all_three(params(), rows)
-    logits = apply(params(), rows.tokens, rows.positions, rows.segments, **rows.images)
+    logits = apply(params(), rows.tokens, rows.positions, rows.segments, **rows.senses)
     log_p = jax.nn.log_softmax(logits)[:, :-1]
     expected = jnp.take_along_axis(log_p, jnp.asarray(rows.tokens)[:, 1:, None], -1)[..., 0]
     np.testing.assert_allclose(measured, np.where(mask, expected, 0), atol=5e-4)
-    blind = all_three(params(), rows._replace(pooled=0 * np.asarray(rows.pooled)))
+    blind = all_three(params(), rows._replace(sensed=0 * np.asarray(rows.sensed)))
     for one, other in zip((measured, rewards, predicted), (blind[0], *blind[2:]), strict=True):
         assert np.all(np.max(np.abs(one - other).reshape(4, -1), 1) > 1e-2)
 
@@ -297,8 +297,8 @@ def test_pairs_carry_features_of_their_prompt():
     pair = preferences.Pair(first, first._replace(completion=(14, 1)))
     batched = preferences.batched([pair], batches.Config(batch_size=1), 0, features)
     got = batched.padded(np.array([0]))
-    assert got.chosen.pooled is not None
-    np.testing.assert_array_equal(got.chosen.pooled[0], features(first.media))
-    np.testing.assert_array_equal(got.rejected.pooled, got.chosen.pooled)
-    with pytest.raises(ValueError, match="examples have images, which this model does not read"):
+    assert got.chosen.sensed is not None
+    np.testing.assert_array_equal(got.chosen.sensed[0], features(first.media))
+    np.testing.assert_array_equal(got.rejected.sensed, got.chosen.sensed)
+    with pytest.raises(ValueError, match="examples have images or clips, which this"):
         preferences.batched([pair], batches.Config(batch_size=1), 0)

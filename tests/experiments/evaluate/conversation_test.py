@@ -26,7 +26,7 @@ from kullback.core.sampling import Sampling
 from kullback.experiments import cli, interrupts
 from kullback.experiments.evaluate import conversation, generate
 from kullback.experiments.runs import exports, model_files, models
-from kullback.lm import chat, data, interleaved
+from kullback.lm import chat, data, forms, interleaved
 
 LETTERS = Sampling(top_k=20, repetition_penalty=1.3)
 CONTEXT = 128  # Of all conversations with a writer, whose programs they share.
@@ -175,7 +175,7 @@ def test_an_image_is_seen_and_read_once(
     sees: pathlib.Path, picture: pathlib.Path, begins: list[int]
 ):
     """Each answer is that of a writer which is given the whole row with its images at once."""
-    checkpoint = models.load(sees, images=True)
+    checkpoint = models.load(sees, medium=forms.IMAGES)
     writer = generate.Writer(checkpoint=checkpoint, max_new_tokens=10, sampling=LETTERS)
     talk = conversation.Conversation(writer=writer, context=CONTEXT)
     blind = conversation.Conversation(writer=writer, context=CONTEXT)
@@ -186,7 +186,7 @@ def test_an_image_is_seen_and_read_once(
             assert talk.show(path) == ""
         shown = tuple(talk.shown)
         turns = [chat.Turn(x.text, x.ids, x.images) for x in talk.turns]
-        ids = chat.continued(turns, text, checkpoint.tokenizer, images=shown)
+        ids = chat.continued(turns, text, checkpoint.tokenizer, shown=shown)
         media = [m for x in (*talk.turns, talk) for i in _images(x) for m in interleaved.views(i)]
         key = jax.random.fold_in(jax.random.key(0), talk.num_answers)
         before = writer.write([ids], key, media=[media])[0].text
@@ -203,7 +203,7 @@ def test_an_image_is_seen_and_read_once(
     assert not talk.shown and not talk.images
 
 
-def _images(of: Any) -> tuple[interleaved.Image, ...]:
+def _images(of: Any) -> tuple[interleaved.Shown, ...]:
     return tuple(of.shown if isinstance(of, conversation.Conversation) else of.images)
 
 

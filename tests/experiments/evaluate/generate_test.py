@@ -15,7 +15,7 @@ from kullback.experiments import cli, interrupts
 from kullback.experiments.commands import generate as generate_command
 from kullback.experiments.evaluate import generate
 from kullback.experiments.runs import exports, model_files, models
-from kullback.lm import blocks, chat, interleaved
+from kullback.lm import blocks, chat, forms, interleaved
 
 PROMPTS = ("abca", "bcbcb", "abcabc")  # Of one width, hence of one program.
 LETTERS = Sampling(top_k=20)  # All that is drawn is a letter or a digit, hence a token each.
@@ -189,25 +189,25 @@ def test_a_model_that_sees_answers_about_images(
     command = ["generate", f"--model={sees}", "--prompt=ab", "--max-new-tokens=4", "--chat"]
     assert cli.main([*command, "--temperature=0", *(f"--image={path}" for path in paths)]) == 0
     text = capsys.readouterr().out.rstrip("\n")
-    checkpoint = models.load(sees, images=True)
+    checkpoint = models.load(sees, medium=forms.IMAGES)
     bpe, seen = checkpoint.tokenizer, checkpoint.images
     assert seen is not None and checkpoint.params is not None
     images = [interleaved.Image(path, 0, 4) for path in paths]
-    ids = chat.continued((), "ab", bpe, images=images)
+    ids = chat.continued((), "ab", bpe, shown=images)
     media = [view for image in images for view in interleaved.views(image)]
-    options = argparse.Namespace(images=paths, prompt="ab", chat=False)
+    options = argparse.Namespace(images=paths, clips=[], prompt="ab", chat=False)
     row = interleaved.encode([*images, "ab"], bpe.encode, blocks.markers_of(bpe))
     assert generate_command._question(options, checkpoint) == ((bpe.bos_id, *row.ids), (*media,))
     out = tmp_path / "out"
     exports.save(checkpoint, out, sorted(sees.glob("*token*")))
-    again = models.load(out, images=True)
+    again = models.load(out, medium=forms.IMAGES)
     jax.tree.map(np.testing.assert_array_equal, again.params, checkpoint.params)
     assert again.images is not None and again.images.config == seen.config
     pooled = seen.features(media)[None]
     apply = jax.jit(checkpoint.model.apply)
     for _ in range(4):
         padded = np.array([ids + [bpe.pad_id] * (32 - len(ids))], np.int32)
-        logits = apply(checkpoint.params, padded, pooled=pooled)[0, len(ids) - 1]
+        logits = apply(checkpoint.params, padded, sensed=pooled)[0, len(ids) - 1]
         logits = logits.at[np.array(seen.config.unwritten_ids)].set(-np.inf)
         ids.append(int(np.argmax(logits)))
     assert bpe.decode(ids[-4:]) == text

@@ -77,7 +77,7 @@ def test_logits_are_those_of_the_actions_words_behind_the_frame(
     pooled = encode(frames(3))
     assert pooled.shape == (3, 1, 4, 8)
     tokens = np.tile(np.array(player.prompt, np.int32), (3, 1))
-    whole = jax.jit(player.seer.decoder.apply)(params, tokens, pooled=pooled)[:, -1]
+    whole = jax.jit(player.seer.decoder.apply)(params, tokens, sensed=pooled)[:, -1]
     got = logits(params, pooled)
     np.testing.assert_allclose(got, np.asarray(whole)[:, list(player.actions)], rtol=1e-5)
     texts = [player.seer.tokenizer.decode([i]) for i in player.actions]

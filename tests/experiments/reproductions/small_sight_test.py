@@ -9,7 +9,7 @@ import pytest
 
 from kullback.core import sampling
 from kullback.environments import tokens
-from kullback.experiments.reproductions import small_sight
+from kullback.experiments.reproductions import small_senses, small_sight
 from kullback.lm import batches, completions, siglip
 
 SIZES = small_sight.Sizes(
@@ -35,8 +35,8 @@ def test_an_image_stands_before_its_text(seer: small_sight.Seer):
     (example,) = seer.examples([("ab?", "ba")])
     assert example.prompt == tuple(expected)
     assert example.completion == (*seer.tokenizer.encode("ba"), seer.tokenizer.eos_id)
-    rows = small_sight.sequences(seer, [example], features(1), 16)
-    assert rows.images["pooled"].shape == (1, 1, 4, 8)
+    rows = small_senses.sequences(seer, [example], features(1), 16)
+    assert rows.senses["sensed"].shape == (1, 1, 4, 8)
 
 
 def test_pictures_are_encoded_in_batches_of_one_size(
@@ -71,13 +71,13 @@ def test_right_answers_are_those_that_are_decoded_greedily(seer: small_sight.See
         x._replace(completion=a if n % 2 else (*a[:-1], a[-1] ^ 1 or other))
         for n, (x, a) in enumerate(zip(questions, answers, strict=True))
     ]
-    given = small_sight.sequences(seer, rows, pooled, width + horizon)
-    is_right = np.asarray(jax.jit(functools.partial(small_sight.is_right, seer))(params, given))
+    given = small_senses.sequences(seer, rows, pooled, width + horizon)
+    is_right = np.asarray(jax.jit(functools.partial(small_senses.is_right, seer))(params, given))
     assert is_right.tolist() == [False, True] * 4
     # Another picture gives another answer somewhere, or the model would not see.
     apply = jax.jit(seer.decoder.apply)
     logits, rolled = (
-        np.asarray(apply(params, given.tokens, pooled=x)) for x in (pooled, np.roll(pooled, 1, 0))
+        np.asarray(apply(params, given.tokens, sensed=x)) for x in (pooled, np.roll(pooled, 1, 0))
     )
     assert np.abs(logits - rolled)[:, -1].max() > 1e-3
 

@@ -17,7 +17,7 @@ from kullback.core import trees
 from kullback.experiments import cli
 from kullback.experiments.evaluate import evaluation, subjects
 from kullback.experiments.runs import language_setup, models, opened, plans, resolved, sights
-from kullback.lm import vision
+from kullback.lm import forms, vision
 from tests import small_models
 from tests.records import as_killed, repeated
 
@@ -122,7 +122,7 @@ def tuned(finished: Tuned) -> pathlib.Path:
 
 def learnt(path: pathlib.Path, images: bool = True) -> Any:
     """Returns the parameters of a model or run."""
-    return models.load(path, images=images).params
+    return models.load(path, medium=forms.IMAGES if images else None).params
 
 
 def equal(one: pathlib.Path, other: pathlib.Path) -> None:
@@ -134,7 +134,7 @@ def equal(one: pathlib.Path, other: pathlib.Path) -> None:
 
 def test_a_decoder_learns_beside_what_it_sees_by(tuned: pathlib.Path, sees: pathlib.Path):
     config = json.loads((tuned / "config.json").read_text())
-    start, end = models.load(sees, images=True), models.load(tuned, images=True)
+    start, end = models.load(sees, medium=forms.IMAGES), models.load(tuned, medium=forms.IMAGES)
     assert config["plan"]["images"] and start.images is not None and end.images is not None
     assert config[sights.ENCODER] == start.images.fingerprint == end.images.fingerprint
     assert config[sights.PROJECTOR] == trees.fingerprint(learnt(sees)[vision.PROJECTOR])
@@ -155,7 +155,7 @@ def test_the_loss_of_a_run_is_that_of_the_model_and_the_images(
     tuned: pathlib.Path, rows: pathlib.Path, sees: pathlib.Path
 ):
     """Its evaluation, from a full pass of one row without padding; other images give another."""
-    checkpoint = models.load(tuned, images=True)
+    checkpoint = models.load(tuned, medium=forms.IMAGES)
     assert checkpoint.images is not None
     subject = subjects.Subject(path=tuned, run=opened.open(tuned))
     evaluator = evaluation.evaluator_of(subject)
@@ -165,7 +165,7 @@ def test_the_loss_of_a_run_is_that_of_the_model_and_the_images(
     apply = jax.jit(checkpoint.model.apply)
 
     def nats(pooled: np.ndarray) -> float:
-        logits = np.float64(apply(checkpoint.params, ids, pooled=pooled)[0])
+        logits = np.float64(apply(checkpoint.params, ids, sensed=pooled)[0])
         log_p = logits - np.logaddexp.reduce(logits, -1, keepdims=True)
         at = np.arange(len(example.prompt) - 1, ids.shape[1] - 1)
         return -float(np.sum(log_p[at, ids[0, at + 1]]))
@@ -179,10 +179,10 @@ def test_the_memory_that_is_announced_has_encoder_and_features(tuned: pathlib.Pa
     setup = language_setup.setup(resolved.of(opened.open(tuned)), tuned)
     needs = setup.needs(setup.setting)
     # Six files, and two images of each of four rows: [M, E] = [4, 6] floats each.
-    assert needs.images == 4 * (6 + 4 * 2) * 4 * 6
+    assert needs.media == 4 * (6 + 4 * 2) * 4 * 6
     assert setup.sight is not None
     assert needs.frozen == trees.num_bytes((setup.sight.projector, setup.sight.images.params))
-    assert "images 1.34 kB" in str(needs)
+    assert "media 1.34 kB" in str(needs)
 
 
 def test_no_image_is_encoded_twice(finished: Tuned):
@@ -275,7 +275,7 @@ def test_a_finished_run_answers_and_is_written_whole(
     answer = capsys.readouterr().out
     out = tmp_path / "out"
     assert cli.main(["export", str(tuned), f"--out={out}"]) == 0
-    one, other = (models.load(path, images=True) for path in (tuned, out))
+    one, other = (models.load(path, medium=forms.IMAGES) for path in (tuned, out))
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
     assert one.images is not None and other.images is not None
     assert one.images.fingerprint == other.images.fingerprint
@@ -284,7 +284,7 @@ def test_a_finished_run_answers_and_is_written_whole(
     command[1] = f"--model={out}"
     assert cli.main([*command, "--temperature=0", image]) == 0
     assert capsys.readouterr().out == answer
-    assert models.sees(tuned) and models.sees(out)
+    assert models.medium_of(tuned) == models.medium_of(out) == forms.IMAGES
 
 
 @pytest.mark.slow
@@ -313,19 +313,19 @@ def test_what_a_run_sees_by_is_known_by_its_hash(
     shutil.copytree(sees, moved)
     shutil.copytree(sees, other)
     part = as_killed(tuned, tmp_path / "part", 2)
-    kept = models.load(part, base=str(moved), images=True).params
-    jax.tree.map(np.testing.assert_array_equal, kept, models.load(part, images=True).params)
+    kept = models.load(part, base=str(moved), medium=forms.IMAGES).params
+    jax.tree.map(np.testing.assert_array_equal, kept, models.load(part, medium=forms.IMAGES).params)
     settings = other / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("0.5", "0.25"))
     with pytest.raises(ValueError, match=r"encoder of images of .*other is not the one"):
-        models.load(part, base=str(other), images=True)
+        models.load(part, base=str(other), medium=forms.IMAGES)
     with pytest.raises(ValueError, match=r"the encoder .* has changed since the run began"):
         experiments.resume(part, base=str(other), quiet=True)
     config = json.loads((part / "config.json").read_text())
     config["plan"]["model"] = str(part)
     (part / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="is its own base"):
-        models.load(part, images=True)
+        models.load(part, medium=forms.IMAGES)
 
 
 @pytest.mark.parametrize(

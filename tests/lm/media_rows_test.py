@@ -1,4 +1,4 @@
-"""Tests of lm/image_rows.py, and of rows with images in lm/data.py."""
+"""Tests of lm/media_rows.py, and of rows with images in lm/data.py."""
 
 import dataclasses
 import json
@@ -9,7 +9,17 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from kullback.lm import batches, blocks, data, image_rows, pictures, preferences, splits, tasks
+from kullback.lm import (
+    batches,
+    blocks,
+    data,
+    forms,
+    media_rows,
+    pictures,
+    preferences,
+    splits,
+    tasks,
+)
 from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "How many?"}
@@ -35,12 +45,12 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def how(**settings: Any) -> image_rows.Settings:
-    return image_rows.Settings(pictures.Config(side=8, min_crop_side=4, **settings), NUM_SOFT)
+def how(**settings: Any) -> media_rows.Images:
+    return media_rows.Images(pictures.Config(side=8, min_crop_side=4, **settings), NUM_SOFT)
 
 
-def reader(folder: pathlib.Path, **settings: Any) -> image_rows.Reader:
-    return image_rows.Reader(folder=folder, settings=how(**settings))
+def reader(folder: pathlib.Path, **settings: Any) -> media_rows.Reader:
+    return media_rows.Reader(folder=folder, settings=how(**settings))
 
 
 def written(folder: pathlib.Path, *records: dict[str, Any]) -> pathlib.Path:
@@ -69,7 +79,7 @@ EQUAL = [  # One image before the question.
 def test_a_row_is_the_same_in_every_form(
     record: dict[str, Any], folder: pathlib.Path, tokenizer: Tokenizer
 ):
-    examples, report = data.read_jsonl(written(folder, record), tokenizer, images=reader(folder))
+    examples, report = data.read_jsonl(written(folder, record), tokenizer, media=reader(folder))
     (example,) = examples
     assert tokenizer.decode(example.prompt) == "user\n\n\n\n\nHow many?\nmodel\n"
     assert tokenizer.decode(example.completion) == "2"
@@ -78,7 +88,7 @@ def test_a_row_is_the_same_in_every_form(
     (medium,) = example.media
     assert medium.source.endswith("a.png") and pathlib.Path(medium.source).is_file()
     assert not report.ignored_keys
-    (question,) = data.read_questions(folder / "rows.jsonl", tokenizer, images=reader(folder))
+    (question,) = data.read_questions(folder / "rows.jsonl", tokenizer, media=reader(folder))
     assert (question.ids, question.media) == (example.prompt, example.media)
 
 
@@ -86,7 +96,7 @@ def test_images_of_a_conversation_are_in_order(folder: pathlib.Path, tokenizer: 
     turns = [user([TEXT, IMAGE, IMAGE]), ANSWER, user([IMAGE, TEXT]), ANSWER]
     record = {"messages": turns, "images": ["deeper/b.png", "a.png", "a.png"]}
     path = written(folder, record)
-    (example,) = data.read_jsonl(path, tokenizer, images=reader(folder, pan_and_scan=True))[0]
+    (example,) = data.read_jsonl(path, tokenizer, media=reader(folder, pan_and_scan=True))[0]
     views = [(pathlib.Path(m.source).name, m.view) for m in example.media]
     crops = [("b.png", n) for n in range(5)]  # 40 x 8 has four crops.
     assert views == [*crops, ("a.png", 0), ("a.png", 0)]
@@ -103,8 +113,8 @@ REFUSED = [
     ({"prompt": "a", "images": ["rows.jsonl"], "completion": "2"}, "is no image that we read"),
     ({"prompt": "a", "images": ["http://x/a.png"], "completion": "2"}, "is no file; fetch it"),
     ({"prompt": "a", "images": "a.png", "completion": "2"}, "images must be a list"),
-    ({"prompt": "a", "images": [3], "completion": "2"}, r"must be the name of a file, got 3"),
-    ({"prompt": "a", "image": {"bytes": "Qk0="}, "completion": "2"}, "must be the name of a file"),
+    ({"prompt": "a", "images": [3], "completion": "2"}, r"must be the names of files, got 3"),
+    ({"prompt": "a", "image": {"bytes": "Qk0="}, "completion": "2"}, "must be the names of files"),
     ({"prompt": "a", "images": [], "image": "a.png", "completion": "2"}, "images or image, not"),
     ({"prompt": [IMAGE, TEXT], "completion": "2"}, "have 1 images and 0 files are named"),
     (
@@ -146,7 +156,7 @@ def test_other_rows_are_refused_with_file_and_line(
     os.symlink(outside, folder / "link.png")
     path = written(folder, EQUAL[0], record)
     with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{message}") as caught:
-        data.read_jsonl(path, tokenizer, images=reader(folder))
+        data.read_jsonl(path, tokenizer, media=reader(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -159,7 +169,7 @@ def test_without_a_reader_images_are_refused(folder: pathlib.Path, tokenizer: To
 def test_an_example_that_would_lose_an_image_is_dropped(folder: pathlib.Path, tokenizer: Tokenizer):
     turns = [user([TEXT, IMAGE]), ANSWER, user([TEXT]), ANSWER]
     path = written(folder, {"messages": turns, "images": ["a.png"]})
-    (whole,) = data.read_jsonl(path, tokenizer, images=reader(folder))[0]
+    (whole,) = data.read_jsonl(path, tokenizer, media=reader(folder))[0]
     (block,) = blocks.find(whole.prompt, blocks.markers_of(tokenizer))
     for max_length in range(whole.length - block.begin - 3, whole.length + 1):
         limits = data.Limits(max_length=max_length, overlong="truncate-left")
@@ -172,11 +182,11 @@ def test_an_example_that_would_lose_an_image_is_dropped(folder: pathlib.Path, to
 
 def test_names_in_texts_stay_text(folder: pathlib.Path, tokenizer: Tokenizer):
     record = {"prompt": "<start_of_image>?", "images": ["a.png"], "completion": "2"}
-    (example,) = data.read_jsonl(written(folder, record), tokenizer, images=reader(folder))[0]
+    (example,) = data.read_jsonl(written(folder, record), tokenizer, media=reader(folder))[0]
     assert "<start_of_image>?" in tokenizer.decode(example.prompt)
     assert len(blocks.find(example.prompt, blocks.markers_of(tokenizer))) == 1
     with pytest.raises(ValueError, match="begins an image, a frame or a clip that is not whole"):
-        data.read_jsonl(folder / "rows.jsonl", reading(tokenizer, "parse"), images=reader(folder))
+        data.read_jsonl(folder / "rows.jsonl", reading(tokenizer, "parse"), media=reader(folder))
 
 
 def test_soft_ids_may_lie_beyond_the_embedding(folder: pathlib.Path, tokenizer: Tokenizer):
@@ -197,7 +207,7 @@ def test_each_file_is_read_once(
     read = pictures.read
     monkeypatch.setattr(pictures, "read", lambda path: names.append(path.name) or read(path))
     path = written(folder, *EQUAL)
-    data.read_jsonl(path, tokenizer, images=reader(folder))
+    data.read_jsonl(path, tokenizer, media=reader(folder))
     assert names == ["a.png"]
 
 
@@ -225,9 +235,9 @@ def pairs() -> list[dict[str, Any]]:
 def test_a_pair_has_the_image_of_its_prompt(
     record: dict[str, Any], folder: pathlib.Path, tokenizer: Tokenizer
 ):
-    read, report = preferences.read_jsonl(written(folder, record), tokenizer, images=reader(folder))
+    read, report = preferences.read_jsonl(written(folder, record), tokenizer, media=reader(folder))
     (pair,) = read
-    (expected,) = data.read_jsonl(written(folder, EQUAL[0]), tokenizer, images=reader(folder))[0]
+    (expected,) = data.read_jsonl(written(folder, EQUAL[0]), tokenizer, media=reader(folder))[0]
     assert pair.chosen == expected
     assert pair.rejected == expected._replace(completion=pair.rejected.completion)
     assert tokenizer.decode(pair.rejected.completion) == "3"
@@ -242,7 +252,7 @@ def test_a_pair_of_different_images_is_refused(folder: pathlib.Path, tokenizer: 
     one, other = ([user([{**IMAGE, "path": n}, TEXT])] for n in ("a.png", "deeper/b.png"))
     record = {"chosen": [*one, ANSWER], "rejected": [*other, {**ANSWER, "content": "3"}]}
     with pytest.raises(ValueError, match="must be the same but for the last"):
-        preferences.read_jsonl(written(folder, record), tokenizer, images=reader(folder))
+        preferences.read_jsonl(written(folder, record), tokenizer, media=reader(folder))
 
 
 def test_an_image_is_on_one_side_with_all_of_its_questions(
@@ -257,7 +267,7 @@ def test_an_image_is_on_one_side_with_all_of_its_questions(
             {"messages": [user([{**IMAGE, "path": name}, TEXT]), ANSWER]},
             {"chosen": [user([{**IMAGE, "path": name}, TEXT]), ANSWER], "rejected": []},
         ]
-        on_test = {splits.is_on(row, "test", tokenizer, images=True) for row in rows}
+        on_test = {splits.is_on(row, "test", tokenizer, medium=forms.IMAGES) for row in rows}
         assert len(on_test) == 1
         sides[name] = on_test.pop()
     assert 0 < sum(sides.values()) < 20
@@ -265,7 +275,9 @@ def test_an_image_is_on_one_side_with_all_of_its_questions(
     rows = [{"prompt": "How many?", "images": [name], "completion": "2"} for name in sides]
     assert len({splits.is_on(row, "test", tokenizer) for row in rows}) == 1
     malformed = {"prompt": "How many?", "images": [3], "completion": "2"}
-    assert all(splits.is_on(malformed, side, tokenizer, images=True) for side in ("train", "test"))
+    assert all(
+        splits.is_on(malformed, side, tokenizer, medium=forms.IMAGES) for side in ("train", "test")
+    )
     for name in sides:
         PIL.Image.new("RGB", (2, 2)).save(folder / name)
     task = tasks.jsonl(written(folder, *rows))
@@ -286,5 +298,5 @@ def test_pairs_of_a_folder_have_images(folder: pathlib.Path, tokenizer: Tokenize
     (example,), _ = task.examples("test", tokenizer, None, how())
     assert example == pair.chosen
     assert not task.pairs("train", tokenizer, None)[0][0].chosen.media
-    with pytest.raises(ValueError, match="examples have images, which this model does not read"):
+    with pytest.raises(ValueError, match="examples have images or clips, which this"):
         preferences.batched([pair], batches.Config(batch_size=1), 0)
