@@ -22,6 +22,7 @@ TASKS = {
     "tokens/arithmetic": "sums with exact answers",
     "tokens/conversations": "short conversations, to learn the template of a chat",
     "tokens/summaries": "papers and their summaries, from the package aclsum",
+    "tokens/mixture:FILE": "several of these, by weights that may change over a run",
     "tokens/jsonl:PATH": "rows of {prompt, completion}, {text} or {messages}",
     "tokens/preferences:PATH": "rows of {prompt, chosen, rejected}, or {chosen, rejected}",
 }
@@ -126,7 +127,7 @@ def check(agent: str, environment: str) -> None:
     check_agent(agent)
     # Ids of gymnasium and gymnax are looked up in their own registries.
     known = [*(row.name for row in ENVIRONMENTS), *TASKS]
-    open_ended = ("gym/", "gymnax/", "tokens/jsonl:", "tokens/preferences:")
+    open_ended = ("gym/", "gymnax/", "tokens/jsonl:", "tokens/preferences:", "tokens/mixture:")
     if environment not in known and not environment.startswith(open_ended):
         raise ValueError(names.unknown("environment", environment, known))
 

@@ -75,6 +75,24 @@ class Report(NamedTuple):
     first_unusable: str = ""  # "FILE:LINE: what is wrong" of the first of these.
 
 
+def joined(reports: Sequence[Report]) -> Report:
+    """Returns one report on the records of several data sets."""
+    ignored: collections.Counter[str] = collections.Counter()
+    for report in reports:
+        ignored.update(report.ignored_keys)
+    return Report(
+        rows=sum(report.rows for report in reports),
+        dropped=sum(report.dropped for report in reports),
+        truncated=sum(report.truncated for report in reports),
+        ignored_keys=dict(ignored),
+        tokens=sum(report.tokens for report in reports),
+        spelled=sum(report.spelled for report in reports),
+        first_spelled=next((x.first_spelled for x in reports if x.spelled), ""),
+        unusable=sum(report.unusable for report in reports),
+        first_unusable=next((x.first_unusable for x in reports if x.unusable), ""),
+    )
+
+
 @dataclasses.dataclass
 class Tally:
     """The counts of a `Report` while its records are read."""

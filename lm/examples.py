@@ -20,6 +20,7 @@ class Example(NamedTuple):
     answers: tuple[tuple[int, int], ...] = ()
     document: str = ""  # Text that the prompt is about, if given; whole, even if the prompt is cut.
     media: tuple[interleaved.Medium, ...] = ()  # Of the blocks of the prompt, in order.
+    source: int = 0  # Number of its data set in a mixture.
 
     @property
     def length(self) -> int:

@@ -15,7 +15,11 @@ Shape letters: B rows, S data sets, t steps.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
+import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +28,56 @@ from kullback.lm import epochs
 
 _STREAM = 2**62  # Keeps the bits of a mixture apart from those of epochs.
 _EPOCHS = 40  # Bits of the number of an epoch; above them is the data set's.
+
+
+class Part(NamedTuple):
+    """A data set of a mixture, and its weight >= 0 over a run; sums of weights are divided out."""
+
+    task: str  # Its name.
+    start: float
+    end: float
+
+
+class Mixed(NamedTuple):
+    """Named data sets of a mixture, before their examples are read."""
+
+    parts: tuple[Part, ...]
+    steps: int  # T >= 1, learner steps over which the weights change.
+
+    def over(self, sources: Sequence[int], batch_size: int, seed: int) -> "Mixture":
+        """Returns the mixture of examples.
+
+        Args:
+          sources: number of each example's data set, which do not fall.
+          batch_size, seed: as of `Mixture`.
+
+        Raises:
+          ValueError: for a data set with a weight and without an example.
+        """
+        sizes = np.bincount(sources, minlength=len(self.parts)).tolist()
+        kept: list[tuple[int, Part]] = []
+        for part, size in zip(self.parts, sizes, strict=True):
+            if size:
+                kept.append((size, part))
+            elif part.start or part.end:
+                raise ValueError(
+                    f"no example of {part.task} is left to learn from, and it has a weight: they "
+                    "were dropped; raise max_prompt_length or max_new_tokens"
+                )
+        return Mixture(
+            sizes=tuple(size for size, _ in kept),
+            start=tuple(part.start for _, part in kept),
+            end=tuple(part.end for _, part in kept),
+            num_steps=self.steps,
+            batch_size=batch_size,
+            seed=seed,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the names of data sets and their weights, but for where their files are."""
+        facts = [[pathlib.PurePath(part.task).name, part.start, part.end] for part in self.parts]
+        return hashlib.sha256(json.dumps([facts, self.steps]).encode()).hexdigest()
 
 
 class Draw(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from kullback.core import files, folders
-from kullback.lm import data, forms, media_rows, preferences, read_once, splits
+from kullback.lm import data, forms, media_rows, mixtures, preferences, read_once, splits
 from kullback.lm.tokenizer import Tokenizer
 
 JSONL, PREFERENCES = "tokens/jsonl:", "tokens/preferences:"
@@ -54,6 +54,7 @@ class Task(NamedTuple):
     document: Callable[[data.Example, str], str] = lambda example, prompt: (
         example.document or prompt
     )
+    mixed: mixtures.Mixed | None = None  # Tasks that it is a mixture of; None: it is none.
 
 
 def jsonl(path: files.Path, rule: int = splits.RULE) -> Task:

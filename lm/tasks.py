@@ -1,11 +1,13 @@
 """Data sets by name: `tokens/arithmetic`, `tokens/conversations`, `tokens/summaries`.
 
-`tokens/jsonl:PATH` is a file of one's own, and `tokens/preferences:PATH` a data set of pairs of a
-chosen and a rejected answer. A task has texts to train a tokenizer on, examples of its splits, and
-maybe a score of generated answers. No example of the "test" split is in "train".
+`tokens/jsonl:PATH` is a file of one's own, `tokens/preferences:PATH` a data set of pairs of a
+chosen and a rejected answer, and `tokens/mixture:FILE` a mixture of such (lm/task_mixtures.py). A
+task has texts to train a tokenizer on, examples of its splits, and maybe a score of generated
+answers. No example of the "test" split is in "train".
 """
 
 import dataclasses
+import functools
 import importlib.util
 import operator
 import pathlib
@@ -15,12 +17,13 @@ from typing import Any, Literal
 import numpy as np
 
 from kullback.core import json_files, names
-from kullback.lm import data, epochs, forms, read_once, splits, task_files
+from kullback.lm import data, epochs, forms, read_once, splits, task_files, task_mixtures
 from kullback.lm.task_files import JSONL, PREFERENCES, Row, Rows
 from kullback.lm.task_files import Split as Split
 from kullback.lm.task_files import Task as Task
 from kullback.lm.task_files import jsonl as jsonl
 from kullback.lm.task_files import preference_pairs as preference_pairs
+from kullback.lm.task_mixtures import MIXTURE
 from kullback.lm.tokenizer import Tokenizer
 
 _CONVERSATIONS = "tokens/conversations"
@@ -89,6 +92,11 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
             if config is not None:
                 raise ValueError(f"{name} has no settings, got {type(config).__name__}")
             return make_task(name.removeprefix(prefix), rule)
+    if name.startswith(MIXTURE):
+        if config is not None:
+            raise ValueError(f"{name} has no settings, got {type(config).__name__}")
+        parts = functools.partial(make, rule=rule)
+        return task_mixtures.mixture(name.removeprefix(MIXTURE), parts)
     if name == _CONVERSATIONS:
         if config is not None:
             raise ValueError(f"{name} has no settings, got {type(config).__name__}")
@@ -98,7 +106,13 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
         "tokens/summaries": (summaries, Summaries),
     }
     if name not in known:
-        everything = (*known, _CONVERSATIONS, JSONL + "PATH", PREFERENCES + "PATH")
+        everything = (
+            *known,
+            _CONVERSATIONS,
+            JSONL + "PATH",
+            PREFERENCES + "PATH",
+            MIXTURE + "FILE",
+        )
         raise ValueError(names.unknown("task", name, everything, show_all=True))
     function, config_type = known[name]
     config = config_type() if config is None else config
@@ -118,7 +132,7 @@ def lengths(name: str) -> dict[str, int]:
 
 def names_path(name: str) -> bool:
     """Returns whether a task's name has the path of a file or folder."""
-    return name.startswith((JSONL, PREFERENCES))
+    return name.startswith((JSONL, PREFERENCES, MIXTURE))
 
 
 def names_folder(name: str) -> bool:

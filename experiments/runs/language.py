@@ -101,6 +101,7 @@ class Setup(TextWork):
     def details(self) -> dict[str, Any]:
         """Returns hashes of frozen models and reports on the data, for config.json."""
         teacher = None if self.teacher is None else self.teacher.fingerprint
+        mixed = self.evaluator.task.mixed
         start = self.start_sha256()
         if start is None and self.start is not None:
             start = model_files.fingerprint(self.start)
@@ -111,6 +112,7 @@ class Setup(TextWork):
             **self.base_details(),
             **model_files.origins(model=self.student, teacher=self.teacher),
             "data": self.splits.details(),
+            **({} if mixed is None else {"mixture_sha256": mixed.fingerprint}),
             **self.lessons.details(),
         }
 

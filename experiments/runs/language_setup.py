@@ -61,6 +61,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     mesh = text_work.mesh_of(plan, config.learning)
     _check_frozen(named, has_teacher)
     task = tasks.make(plan.environment, rule=named.rule)
+    text_work.check_mixture(plan, task, config.learning)
     if config.learning.lora:
         adapter_files.check_base(plan)
     c = config.learning

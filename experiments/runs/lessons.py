@@ -6,7 +6,7 @@ of them. `pairs.py` has the third kind.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -61,10 +61,13 @@ class Examples(Lessons):
         def num_sampled(step: int) -> int:
             return mixture.num_sampled(c.batch_size, np.random.default_rng([seed, step]).random())
 
+        mixed = _mixed(self.train, evaluator, seed)
+
         def prompts(step: int, rows: int) -> list[data.Example]:
             drawn = epochs.indices(
                 step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
             )
+            drawn = drawn if mixed is None else mixed(step)
             return [self.train[i] for i in drawn[-rows:].tolist()]
 
         def sample(acting: Any, examples: list[data.Example], key: types.Key) -> batches.Sequences:
@@ -133,4 +136,15 @@ def stored_batches(
         seed=seed,
     )
     pad_id, features = evaluator.tokenizer.pad_id, evaluator.features
-    return batches.make(train, config, pad_id, features=features)
+    mixed = _mixed(train, evaluator, seed)
+    return batches.make(train, config, pad_id, mixed, features)
+
+
+def _mixed(
+    train: Sequence[data.Example], evaluator: evaluation.Evaluator, seed: int
+) -> Callable[[int], np.ndarray] | None:
+    """Returns (step) -> examples of its batch, if the task is a mixture; else None."""
+    if (mixed := evaluator.task.mixed) is None:
+        return None
+    sources = [example.source for example in train]
+    return mixed.over(sources, evaluator.learning.batch_size, seed).rows

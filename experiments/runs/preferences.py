@@ -175,6 +175,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     text_work.check_media(plan, config.learning)
     mesh = text_work.mesh_of(plan, config.learning)
     task = tasks.make(plan.environment, rule=named.rule)
+    text_work.check_mixture(plan, task, config.learning)
     read = text_work.reader_of_pairs(plan, task)
     run = opened.find(plan.model)
     decoder = _decoder(plan, task, run, home, mesh)

@@ -151,6 +151,25 @@ def check_media(plan: plans.Plan, learning: tuning.Config) -> None:
         )
 
 
+def check_mixture(plan: plans.Plan, task: tasks.Task, learning: tuning.Config) -> None:
+    """Raises ValueError for a mixture where its weights would not be what rows are drawn by."""
+    if task.mixed is None:
+        return
+    entry = lm.ALGORITHMS[plan.agent]
+    if entry.takes_reward or entry.reads_pairs or plan.kind == "preferences":
+        raise ValueError(
+            f"{plan.environment} is a mixture, which sft and distillation learn from, not "
+            f"{plan.agent} yet"
+        )
+    if plan.epochs:
+        raise ValueError(f"a mixture has no epochs, got epochs={plan.epochs}: give --steps")
+    if learning.pack or learning.batches_per_sort > 1:
+        raise ValueError(
+            "a mixture's rows are drawn one by one: leave pack=True and batches_per_sort="
+            f"{learning.batches_per_sort} out"
+        )
+
+
 def spec_of(config: gemma.Config) -> types.Spec:
     """Returns the spec of tokens, which a model observes and which are its actions."""
     return types.Spec(shape=(), dtype=np.int32, num_actions=config.vocab_size)

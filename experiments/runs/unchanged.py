@@ -59,7 +59,7 @@ def check_frozen(plan: plans.Plan, details: Mapping[str, Any], recorded: Mapping
         *(("teacher", plan.teacher), ("start", plan.model), ("base", plan.model)),
         *(("encoder", plan.model), ("projector", plan.model)),
         *(("data", plan.environment), ("images", plan.environment)),
-        *(("audio", plan.environment),),
+        *(("audio", plan.environment), ("mixture", plan.environment)),
     )
     for name, frozen in read_anew:
         key = f"{name}_sha256"
