@@ -52,6 +52,7 @@ REPRODUCTIONS: dict[str, str] = {
     "sight-minatar": "a language model plays MinAtar: GKD from M-DQN, then the game's reward",
     "sight-digits": "a small decoder reads digits and draws them; a judge that it climbs",
     "sight-nano": "what narrow students keep of a teacher that sees, before and after four bits",
+    "hearing-words": "a small decoder that hears: which word, and in which tone",
     "kv-cache": "Gemma 3: the memory that local layers save",
     "connections": "CPI is Frank-Wolfe, MD-MPI mirror descent, Politex dual averaging",
     "leverage-the-average": "KL regularisation averages errors",
