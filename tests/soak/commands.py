@@ -140,7 +140,7 @@ LINES = {
             *(("--temperature", "number"), ("--top-k", "seed"), ("--top-p", "number")),
             *(("--seed", "seed"), ("--stop-token", "seed"), ("--min-p", "number")),
             *(("--repetition-penalty", "number"), ("--batch-size", "count"), ("--out", "out")),
-            *(("--model-flag", "assignment"), ("--image", "in")),
+            *(("--model-flag", "assignment"), ("--image", "in"), ("--audio", "in")),
         ),
         ("sft",),
     ),
