@@ -18,7 +18,7 @@ SENSED = "sensed"  # Keyword by which the functions of a model take what is sens
 
 
 class Sense(Protocol):
-    """What a model senses beside text, on the host: images (encoded.py) or sound (heard.py)."""
+    """A sense of a model on the host, beside text: images (encoded.py) or sound (heard.py)."""
 
     @property
     def rows(self) -> media_rows.Settings:

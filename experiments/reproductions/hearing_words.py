@@ -117,8 +117,7 @@ class World:
         shape = small_models.decoder(
             self.tokenizer.vocab_size, config.width, config.layers, longest
         )
-        ends = {name: getattr(self.tokenizer, name) for name in ("bos_id", "eos_ids", "pad_id")}
-        decoder = gemma.make(dataclasses.replace(shape, **ends))
+        decoder = gemma.make(small_models.speaking(shape, self.tokenizer))
         self.decoder = hearing.hearing(decoder, config.encoder, markers)
         answers = (*spoken.WORDS, *spoken.TONES)
         self.width = max(len(self.prompt(q, spoken.TOKENS)) for q in spoken.QUESTIONS.values())
@@ -177,11 +176,11 @@ def learn(world: World, rows: Rows, seed: int, tick: students.Tick) -> types.Par
     return state.params
 
 
-def guessed(learnt: Sequence[spoken.Row], asked: Sequence[spoken.Row]) -> float:
+def guessed(learnt: Sequence[spoken.Row], questions: Sequence[spoken.Row]) -> float:
     """Returns the share of questions that the answer which was learnt most often is right of."""
-    answers = [row.answer for row in learnt if row.about == asked[0].about]
+    answers = [row.answer for row in learnt if row.about == questions[0].about]
     best = max(sorted({*answers}), key=answers.count)
-    return float(np.mean([row.answer == best for row in asked]))
+    return float(np.mean([row.answer == best for row in questions]))
 
 
 def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterator[study.Row]:
@@ -197,11 +196,11 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
     params = learn(world, rows, seed, work.tick)
     draws = random("held out")
     for kind in KINDS:
-        words, about = (new, KNOWN) if kind == NEW else (known, kind)
-        questions = spoken.drawn(draws, words, config.held_out, about)
-        asked = world.rows(questions, spoken.clips(draws, questions, config.bins))
-        row: study.Row = {"questions": kind, "right": float(np.mean(world.right(params, asked)))}
-        row["shuffled"] = float(np.mean(world.right(params, asked, shuffled=True)))
+        vocabulary, about = (new, KNOWN) if kind == NEW else (known, kind)
+        questions = spoken.drawn(draws, vocabulary, config.held_out, about)
+        heard = world.rows(questions, spoken.clips(draws, questions, config.bins))
+        row: study.Row = {"questions": kind, "right": float(np.mean(world.right(params, heard)))}
+        row["shuffled"] = float(np.mean(world.right(params, heard, shuffled=True)))
         yield {**row, "guessed": guessed(shown, questions)}
 
 

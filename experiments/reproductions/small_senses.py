@@ -19,7 +19,7 @@ class Senser(Protocol):
 
     @property
     def tokenizer(self) -> tokenizer.Tokenizer:
-        """Of its texts."""
+        """The tokenizer of its texts."""
         ...
 
     @property

@@ -57,21 +57,21 @@ class Row(NamedTuple):
 
 
 def drawn(
-    random: np.random.Generator, words: Sequence[str], count: int, about: str = ""
+    random: np.random.Generator, vocabulary: Sequence[str], count: int, about: str = ""
 ) -> list[Row]:
     """Draws rows of some words, each as likely as another, and as likely up as down.
 
     Args:
       random: draws.
-      words: those that are spoken.
+      vocabulary: words that are spoken.
       count: of rows.
       about: kind of their questions; "" takes both in turn.
     """
     kinds = [about] if about else [*QUESTIONS]
-    chosen = random.integers(0, len(words), count)
+    chosen = random.integers(0, len(vocabulary), count)
     tones = random.integers(0, 2, count)
     return [
-        Row(words[int(chosen[n])], TONES[int(tones[n])], kinds[n % len(kinds)])
+        Row(vocabulary[int(chosen[n])], TONES[int(tones[n])], kinds[n % len(kinds)])
         for n in range(count)
     ]
 

@@ -66,7 +66,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def sense(self) -> senses.Sense | None:
-        """What it sees or hears by; None reads text alone."""
+        """The sense by which it sees or hears; None reads text alone."""
         return self.images or self.sounds
 
     @property

@@ -86,9 +86,12 @@ def test_unknown_names(agent: str, environment: str, message: str):
 
 def test_every_task_is_one(tmp_path: pathlib.Path):
     (tmp_path / "rows.jsonl").write_text('{"text": "a"}')
+    mixture = '{"tasks": [{"task": "tokens/arithmetic", "start": 1}]}'
+    (tmp_path / "mixture.json").write_text(mixture)
     for name in catalog.TASKS:
         catalog.check("sft", name)
-        assert tasks.make(name.replace("PATH", str(tmp_path / "rows.jsonl"))).name
+        path = name.replace("PATH", str(tmp_path / "rows.jsonl"))
+        assert tasks.make(path.replace("FILE", str(tmp_path / "mixture.json"))).name
 
 
 def test_ids_that_only_gymnasium_lists_pass():

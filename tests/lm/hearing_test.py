@@ -50,7 +50,7 @@ def padded(rows: list[list[np.ndarray]]) -> hearing.Clips:
     media = [[interleaved.Medium(n, 0, 1) for n in range(len(row))] for row in rows]
     tokens = -(-max(map(len, clips)) // 16)
     bins = clips[0].shape[1]
-    return batches.pad_features(media, lambda asked: hearing.stacked(clips, tokens, bins))
+    return batches.pad_features(media, lambda flat: hearing.stacked(clips, tokens, bins))
 
 
 def oracle(features: np.ndarray) -> np.ndarray:
