@@ -14,6 +14,7 @@ from kullback.lm import (
     blocks,
     data,
     forms,
+    interleaved,
     media_rows,
     pictures,
     preferences,
@@ -21,6 +22,7 @@ from kullback.lm import (
     tasks,
 )
 from kullback.lm.tokenizer import Tokenizer, reading, train_bpe
+from tests import clips
 
 IMAGE, TEXT = {"type": "image"}, {"type": "text", "text": "How many?"}
 ANSWER = {"role": "assistant", "content": "2"}
@@ -209,6 +211,69 @@ def test_each_file_is_read_once(
     path = written(folder, *EQUAL)
     data.read_jsonl(path, tokenizer, media=reader(folder))
     assert names == ["a.png"]
+
+
+CLIP = {"type": "audio"}
+HEARD = [  # One clip before the question.
+    {"prompt": "How many?", "audio": "a.wav", "completion": "2"},
+    {"prompt": "How many?", "audios": ["./a.wav"], "completion": "2"},
+    {"prompt": [{**CLIP, "audio": "a.wav"}, TEXT], "completion": "2"},
+    {"messages": [user([CLIP, TEXT]), ANSWER], "audio": {"path": "a.wav", "bytes": None}},
+]
+
+
+@pytest.fixture(scope="module")
+def hears() -> Tokenizer:
+    return train_bpe(["user\n\n\nHow many?\n\n\nmodel 2"] * 2, 330, further_controls=HEARS)
+
+
+HEARS = blocks.AUDIO_TOKENS
+SOUNDS = media_rows.Sounds(4)
+
+
+def test_a_row_with_a_clip_is_the_same_in_every_form(folder: pathlib.Path, hears: Tokenizer):
+    clips.write(folder / "a.wav", 440, 5000)
+    sounds = media_rows.Reader(folder=folder, settings=SOUNDS)
+    read, report = data.read_jsonl(written(folder, *HEARD), hears, media=sounds)
+    assert len({(example.prompt, example.completion) for example in read}) == 1
+    (block,) = blocks.find(read[0].prompt, blocks.markers_of(hears))
+    assert block.delimiters == blocks.audio_ids(hears) and block.end - block.begin == 2 + 2
+    assert read[0].media == (interleaved.Medium(str(folder / "a.wav"), 0, 2),)
+    assert not report.ignored_keys
+    # Read as text alone, the columns are ignored and counted.
+    _, report = data.read_jsonl(written(folder, *HEARD[:2]), hears)
+    assert report.ignored_keys == {"audio": 1, "audios": 1}
+    on_test = {splits.is_on(row, "test", hears, medium=forms.AUDIO) for row in HEARD}
+    assert len(on_test) == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "a", "audio": "none.wav", "completion": "2"}, "none.wav is missing"),
+        ({"prompt": "a", "audio": "../a.wav", "completion": "2"}, "must be a name inside"),
+        ({"prompt": "a", "audio": "a.png", "completion": "2"}, "a.png is no WAV file"),
+        ({"prompt": "a", "audio": "long.wav", "completion": "2"}, "more than the 4 of a clip"),
+        ({"prompt": "a", "audio": "short.wav", "completion": "2"}, "no longer than 32 ms"),
+        ({"prompt": "a", "audio": "fast.wav", "completion": "2"}, "at 44100 Hz, expected 1"),
+        ({"prompt": "a", "audio": "http://x/a.wav", "completion": "2"}, "of clips, is no file"),
+        ({"prompt": [IMAGE, TEXT], "completion": "2"}, "nothing but text and clips is read"),
+        ({"prompt": [CLIP, TEXT], "completion": "2"}, "have 1 clips and 0 files are named"),
+    ],
+)
+def test_other_clips_are_refused_with_file_and_line(
+    record: dict[str, Any], message: str, folder: pathlib.Path, hears: Tokenizer
+):
+    for name, samples, rate in (
+        ("long.wav", 20_000, 16_000),
+        ("short.wav", 512, 16_000),
+        ("fast.wav", 5_000, 44_100),
+    ):
+        clips.write(folder / name, 440, samples, rate)
+    sounds = media_rows.Reader(folder=folder, settings=SOUNDS)
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:1: .*{message}") as caught:
+        data.read_jsonl(written(folder, record), hears, media=sounds)
+    assert "\n" not in str(caught.value)
 
 
 def pairs() -> list[dict[str, Any]]:

@@ -357,7 +357,7 @@ def test_rows_and_models_without_images_are_refused(
     for name in ("train", "test"):
         write_rows(pathlib.Path("rows") / f"{name}.jsonl", [{"prompt": "a", "completion": "b"}])
     command = ["train", "sft", "tokens/jsonl:rows", f"--model={sees}", "--images"]
-    assert "no row of tokens/jsonl:rows that is learnt from has an image" in refused(*command)
+    assert "no row of tokens/jsonl:rows that is learnt from has any images" in refused(*command)
     assert "images is for language models" in refused("train", "dqn", "toy/chain", "--images")
     command = ["train", "--resume", tuned, "--images"]
     assert "a run cannot change its images" in refused(*command)
