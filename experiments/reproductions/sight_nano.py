@@ -6,12 +6,13 @@ reasoning and code a third to a half (Gemini Team 2023, https://arxiv.org/abs/23
 data and format are not published, nor whether the table is before or after the four bits. Whether
 small decoders show this order is the question.
 
-A teacher learns questions of three kinds behind a picture (nano_questions.py), which have the same
-answers. Students of half and a quarter of its width learn its next-token distribution from nothing
-(GKD, lambda 0) on the rows that it learnt from. All see by one frozen encoder: the features of a
-picture are shared, and each has a projector of its own. A student's matrices are then rounded to
-four bits, or it learns on in them toward its teacher. What it keeps is its share of right answers,
-divided by the teacher's.
+An encoder of SigLIP's form learns which shape stands where, and is frozen (shape_encoder.py). A
+teacher that sees by it learns questions of three kinds behind a picture (nano_questions.py), which
+have the same answers. Students of half and a quarter of its width learn its next-token distribution
+from nothing (GKD, lambda 0) on the rows that it learnt from: they share the features of pictures,
+and each has a projector of its own. A student's matrices are then rounded to four bits, or it
+learns on in them toward its teacher. What it keeps is its share of right answers, divided by the
+teacher's.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from kullback.experiments.reproductions import (
     judging,
     nano_questions,
     setups,
+    shape_encoder,
     shapes,
     small_models,
     small_senses,
@@ -37,15 +39,15 @@ from kullback.experiments.reproductions import (
     study,
 )
 from kullback.experiments.reproductions.nano_questions import KINDS
-from kullback.lm import data, gkd, quantisation, sft, siglip, tuning
+from kullback.lm import data, gkd, quantisation, sft, tuning
 
 CELLS = shapes.CELLS**2
-# The encoder stays as it was drawn; a patch is a cell.
-SIGHT = small_sight.Sizes(
-    side=shapes.SIDE, patch=shapes.CELL, num_soft=CELLS, encoder_layers=1, width=64, layers=3
-)
+# A patch is a cell.
+SIGHT = small_sight.Sizes(side=shapes.SIDE, patch=shapes.CELL, num_soft=CELLS, width=64, layers=3)
+ENCODER = shape_encoder.Learning()
+LIMITS = 4, 7  # Of a colour and of a shape, in the pictures that the encoder learns from.
 QUESTIONS = nano_questions.Sizes()
-TEACHER, HALF, QUARTER = "teacher", "half", "quarter"
+ENCODES, TEACHER, HALF, QUARTER = "encoder", "teacher", "half", "quarter"
 WIDTHS = {TEACHER: 1, HALF: 2, QUARTER: 4}  # By which the teacher's width is divided.
 STUDENTS = {HALF: "half the width", QUARTER: "a quarter of it"}
 FLOAT, ROUNDED, LEARNT_ON = "float", "rounded", "learnt on"
@@ -59,6 +61,7 @@ class Config:
     """Sizes of the models, their questions, and how long each learns."""
 
     sight: small_sight.Sizes = SIGHT  # The teacher's.
+    encoder: shape_encoder.Learning = ENCODER
     questions: nano_questions.Sizes = QUESTIONS
     batch_size: int = 64
     learning_rate: float = 2e-3  # The highest; it falls to 0, linearly.
@@ -175,12 +178,16 @@ class World:
 
 def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterator[study.Row]:
     """Yields right answers of the teacher, and of students in all forms, by kind."""
-    sizes, done = config.questions, 0
+    sizes, done = config.questions, config.encoder.steps
 
     def random(stream: str) -> np.random.Generator:
         return np.random.default_rng([seed, STREAMS[stream]])
 
-    encoder = jax.jit(siglip.make(config.sight.encoder).init)(jax.random.key(seed))
+    vision = world.seers[TEACHER].vision
+    encoder, cells_right = shape_encoder.learn(
+        config.sight, config.encoder, vision, LIMITS, seed, work.tick
+    )
+    yield {"model": ENCODES, "form": FLOAT, "questions": "cells", "right": cells_right}
     colours = nano_questions.world(sizes, random("world"))
     rows_of = functools.partial(nano_questions.rows, sizes, colours)
     draws, number = random("learnt"), sizes.learnt // len(KINDS)
@@ -224,7 +231,7 @@ def arms(config: Config) -> Iterator[study.Arm]:
 
     for seed in study.seeds_of(config):
         part = functools.partial(run, seed)
-        steps = config.teacher_steps + len(STUDENTS) * of_student
+        steps = config.encoder.steps + config.teacher_steps + len(STUDENTS) * of_student
         yield study.Arm(f"seed-{seed}", steps, part, columns={"seed": seed})
 
 
@@ -271,6 +278,8 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
             shares = {kind: kept(rows, student, form, kind) for kind in KINDS}
             said = f"{label}, {FORMS[form]}: share of the teacher's that is kept"
             yield judging.reported(said, judging.means(shares))
+    cells = right(rows, ENCODES, FLOAT, "cells")
+    yield judging.reported("encoder: cells that it tells right", judging.mean(cells))
     told = {kind: right(rows, TEACHER, FLOAT, kind) for kind in KINDS}
     yield judging.reported("teacher: right answers by kind", judging.means(told))
 
