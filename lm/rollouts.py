@@ -72,6 +72,19 @@ def text_metrics(
     }
 
 
+def log_ratios(episodes: Episodes, log_probabilities: types.Array) -> jax.Array:
+    """Returns ln pi(y | x) / rho(y | x) of texts y that pi wrote, in nats, [B].
+
+    Its mean is KL(pi || rho) of whole texts, by the estimator k1.
+
+    Args:
+      episodes: texts, [B, T].
+      log_probabilities: of rho, of each token but the first, [B, T - 1].
+    """
+    ratios = jnp.asarray(episodes.log_probability)[:, 1:] - log_probabilities
+    return jnp.sum(jnp.where(jnp.asarray(episodes.sequences.is_answer)[:, 1:], ratios, 0), 1)
+
+
 def sample(
     sampler: completions.Sampler,
     score: Score,

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kullback.core import files, json_files, typed
@@ -112,9 +111,7 @@ def measure(subject: Subject, start: model_files.Checkpoint | None, settings: Se
         s = written.sequences
         kl = np.full(len(np.asarray(written.rewards)), math.nan)
         if start is not None and is_comparable:
-            drawn = jnp.asarray(written.log_probability)[:, 1:]
-            ratio = drawn - start_log_probabilities(start.params, s)
-            kl = jnp.sum(jnp.where(jnp.asarray(s.is_answer)[:, 1:], ratio, 0), 1)
+            kl = rollouts.log_ratios(written, start_log_probabilities(start.params, s))
         of_texts = rollouts.text_metrics(s, evaluator.model.config.eos_ids, settings.samples)
         return {
             "reward": scored.prompt_means(written.rewards),

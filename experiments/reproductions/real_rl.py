@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kullback.experiments.evaluate import evaluation as evaluations
@@ -169,30 +168,18 @@ def write(
     log_probabilities = jax.jit(
         functools.partial(answers.log_probabilities, of.model, chunk=of.learning.chunk)
     )
-    texts: list[list[str]] = []
-    ratios: list[np.ndarray] = []
 
     def columns(written: rollouts.Episodes, examples: Any) -> dict[str, np.ndarray]:
         rows = written.sequences
-        drawn = jnp.asarray(written.log_probability)[:, 1:] - log_probabilities(of_start, rows)
-        nats = np.asarray(jnp.sum(jnp.where(jnp.asarray(rows.is_answer)[:, 1:], drawn, 0), 1))
-        said = of.answer_texts(rows)
-        for n in range(len(examples)):
-            texts.append(said[n * at_once : (n + 1) * at_once])
-            ratios.append(nats[n * at_once : (n + 1) * at_once])
-        return {"unused": np.zeros(len(examples))}
+        kl = rollouts.log_ratios(written, log_probabilities(of_start, rows))
+        by_text = {"texts": np.array(of.answer_texts(rows), object), "kl": np.asarray(kl)}
+        return {name: x.reshape(len(examples), at_once) for name, x in by_text.items()}
 
     count, passes = of.kept(config.sft.examples), -(-samples // at_once)
-    whole: list[list[str]] = [[] for _ in range(count)]
-    kl: list[list[np.ndarray]] = [[] for _ in range(count)]
-    for key in jax.random.split(jax.random.key(seed), passes):
-        texts.clear()
-        ratios.clear()
-        actor.measured({"params": params}, count, key, columns)
-        for n in range(count):
-            whole[n] += texts[n]
-            kl[n].append(ratios[n])
-    return Written(of, of.test[:count], whole, np.stack([np.concatenate(x) for x in kl]))
+    keys = jax.random.split(jax.random.key(seed), passes)
+    parts = [actor.measured({"params": params}, count, key, columns) for key in keys]
+    texts, kl = (np.concatenate([part[name] for part in parts], 1) for name in ("texts", "kl"))
+    return Written(of, of.test[:count], texts.tolist(), kl)
 
 
 def start_and_best(config: Config, work: study.Work) -> Iterator[study.Row]:

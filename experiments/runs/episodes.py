@@ -194,13 +194,13 @@ class Actor:
         key: types.Key,
         columns: Callable[[rollouts.Episodes, list[data.Example]], dict[str, np.ndarray]],
     ) -> dict[str, np.ndarray]:
-        """Returns measures of the first `count` held-out prompts by name, [n] each.
+        """Returns measures of the first `count` held-out prompts by name, [n, ...] each.
 
         Args:
           acting: parameters of the policy, which writes all of the texts.
           count: prompts, at most, see `Evaluator.kept`.
           key: of the texts.
-          columns: (G texts of each of P examples, the examples) -> measures by name, [P] each.
+          columns: (G texts of each of P examples, the examples) -> measures by name, [P, ...] each.
 
         Returns:
           Those of prompts whose texts all have a reward; a server may give none.

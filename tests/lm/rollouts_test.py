@@ -29,3 +29,13 @@ def test_an_end_within_a_prompt_ends_nothing():
     rows = batches.Sequences(ids, is_answer, ids * 0, ids * 0, np.array([3, 3]))
     measured = text_metrics(rows, (END,), 2)
     np.testing.assert_array_equal(measured["truncated"], [1, 0])
+
+
+def test_log_ratios_are_sums_over_the_tokens_of_an_answer():
+    is_answer = np.array([[False, True, True, False], [False, False, True, True]])
+    zeros = np.zeros(is_answer.shape, np.int32)
+    rows = batches.Sequences(zeros, is_answer, zeros, zeros, np.array([3, 4]))
+    drawn = np.where(is_answer, [[0, -1, -2, 0], [0, 0, -3, -4]], 0).astype(np.float32)
+    episodes = rollouts.Episodes(rows, np.zeros(2, np.float32), drawn)
+    other = np.array([[-2, -4, -9], [-9, -3, -5]], np.float32)  # Of prompts and padding any.
+    np.testing.assert_array_equal(rollouts.log_ratios(episodes, other), [1 + 2, 0 + 1])
