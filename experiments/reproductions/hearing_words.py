@@ -239,19 +239,13 @@ def claims(config: Config, tables: study.Tables) -> Iterator[judging.Check]:
 
 def panels(config: Config, tables: study.Tables) -> charts.Grid:
     """Returns right answers by kind, with and without the right clip, and clips as features."""
-    rows, places = tables["answers"], np.arange(len(KINDS))
+    rows, bars = tables["answers"], list[charts.Mark]()
     labels = {"right": "its clip", "shuffled": "another", "guessed": "none: the best guess"}
-    bars: list[charts.Mark] = [
-        charts.SeedBars(
-            places + 0.27 * (n - 1),
-            [study.column(rows, column, questions=kind) for kind in KINDS],
-            label,
-            {"width": 0.27, "color": f"C{n}"},
-        )
-        for n, (column, label) in enumerate(labels.items())
-    ]
+    for n, (column, label) in enumerate(labels.items()):
+        samples = [study.column(rows, column, questions=kind) for kind in KINDS]
+        bars.append(charts.beside(n, len(labels), samples, label, span=0.81))
     axes = {"title": "new clips", "ylabel": "right answers", "ylim": (0, 1.02)}
-    axes |= {"xticks": places, "xticklabels": KINDS}
+    axes |= {"xticks": range(len(KINDS)), "xticklabels": KINDS}
     shown = [charts.Panel(marks=bars, axes=axes, legend={"fontsize": 8})]
     draws = np.random.default_rng([config.first_seed, STREAMS["figure"]])
     for tone in spoken.TONES:
