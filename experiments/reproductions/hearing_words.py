@@ -58,8 +58,8 @@ class Config:
     encoder_layers: int = 2
     width: int = 64  # Of the decoder, a multiple of 8.
     layers: int = 2
-    clips: int = 6_000  # With a question each, to learn from.
-    steps: int = 2_500  # Of SFT.
+    clips: int = 4_000  # With a question each, to learn from.
+    steps: int = 1_500  # Of SFT.
     batch_size: int = 64
     learning_rate: float = 2e-3  # It falls to 0, linearly.
     new_share: float = 0.2  # Of the words, of which no clip is learnt from.
@@ -261,8 +261,8 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
 
 def seconds(config: Config) -> float:
     """Estimates compiling, clips, and steps by their rows, on 2 CPU cores."""
-    clips = 0.008 * (config.clips + len(KINDS) * config.held_out)
-    return 30 + config.seeds * (clips + 0.02 * config.batch_size / 64 * config.steps)
+    clips = 0.01 * (config.clips + len(KINDS) * config.held_out)
+    return 30 + config.seeds * (clips + 0.03 * config.batch_size / 64 * config.steps)
 
 
 STUDY = study.Study(

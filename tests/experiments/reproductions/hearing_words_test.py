@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from kullback.experiments import reproduce
-from kullback.experiments.reproductions import hearing_words, study
+from kullback.experiments.reproductions import hearing_words, spoken, study
+from kullback.lm import hearing
 
 SMALL = ("bins=8", "encoder_width=8", "encoder_layers=1", "width=8", "layers=1", "clips=12")
 SMALL += ("steps=2", "batch_size=4", "held_out=3", "seeds=2")
 
 
+@pytest.mark.slow
 def test_it_runs_small(tmp_path: pathlib.Path):
     said: list[str] = []
     out = tmp_path / "out"
@@ -23,6 +25,32 @@ def test_it_runs_small(tmp_path: pathlib.Path):
         rows = [*csv.DictReader(file)]
     assert len(rows) == 2 * 3 and {row["seed"] for row in rows} == {"100", "101"}
     assert (out / "hearing_words.png").stat().st_size > 10_000
+
+
+def test_a_row_has_the_soft_tokens_of_its_clip_and_another_rows_in_the_control(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sizes = {"bins": 8, "encoder_width": 8, "encoder_layers": 1, "width": 8, "layers": 1}
+    world = hearing_words.World(hearing_words.Config(**sizes))
+    questions = [spoken.Row("aio", "up", "word"), spoken.Row("uuu", "down", "tone")]
+    frames = np.array([[17], [64]], np.int32)
+    features = np.random.default_rng(0).normal(size=(2, 1, 64, 8)).astype(np.float32)
+    rows = world.rows(questions, hearing.Clips(features, frames))
+    assert world.markers.audio is not None
+    soft = world.markers.audio.soft
+    assert [example.prompt.count(soft) for example in rows.examples] == [2, 4]
+    answers = [world.tokenizer.decode(example.completion) for example in rows.examples]
+    assert answers == ["aio", "down"]
+    padded = world.sequences(rows)
+    assert padded.tokens.shape == (2, world.width + world.horizon)
+    given: list[Any] = []
+    monkeypatch.setattr(world, "is_right", lambda params, x: given.append(x) or np.ones(2, bool))
+    world.right({}, rows)
+    world.right({}, rows, shuffled=True)
+    np.testing.assert_array_equal(given[0].sensed.features, features)
+    np.testing.assert_array_equal(given[1].sensed.features, features[::-1])
+    assert [np.sum(row == soft) for row in given[1].tokens] == [4, 2]
+    np.testing.assert_array_equal(given[1].is_answer.sum(1), given[0].is_answer.sum(1))
 
 
 def tables(**changed: float) -> study.Tables:
@@ -76,8 +104,8 @@ def test_settings_that_cannot_be_are_refused(fields: dict[str, Any], said: str):
 
 
 def test_the_best_guess_is_what_was_learnt_most_often():
-    def row(word: str) -> hearing_words.spoken.Row:
-        return hearing_words.spoken.Row(word, "up", "word")
+    def row(word: str) -> spoken.Row:
+        return spoken.Row(word, "up", "word")
 
     learnt = [row("aio"), row("aio"), row("uuu")]
     assert hearing_words.guessed(learnt, [row("aio"), row("eee")]) == 0.5
