@@ -38,12 +38,14 @@ class Watch:
     who: list[str]  # By process: its machine and process id.
     going_on: str = ""  # A command, for the message.
     verdict: str = ""  # Who is gone, once known.
+    answered: float = 0.0  # When the service last answered, by the monotonic clock.
     # Set once the main thread ends this process by itself.
     is_ending: threading.Event = dataclasses.field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
     def begin(self) -> None:
         """Starts the thread."""
+        self.answered = time.monotonic()
         on_abort(self._last_words)
         self.thread = threading.Thread(target=self._look, daemon=True)
         self.thread.start()
@@ -100,6 +102,7 @@ class Watch:
             try:
                 left = dict(self.client.key_value_dir_get(_LEFT))
                 there = self._there()
+                self.answered = time.monotonic()
             except RuntimeError:  # The service is gone: JAX aborts this process, see `_last_words`.
                 continue
             for index in {*range(len(self.who))} - {self.index}:
@@ -121,6 +124,8 @@ class Watch:
             socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
         except OSError:
             return self.verdict or self._gone(0, "is gone")
+        if self.index > 0 and time.monotonic() - self.answered > HEARTBEAT_SECONDS / 2:
+            return self.verdict or self._gone(0, "answers no more")
         return "this process was aborted, see the lines above"
 
 

@@ -20,7 +20,11 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], count: int, devices: int = 1, **environment: str
+    command: Sequence[str],
+    count: int,
+    devices: int = 1,
+    inside: Sequence[Sequence[str]] = (),
+    **environment: str,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Starts processes of a Python command, and kills those that are left when the block ends.
 
@@ -29,6 +33,7 @@ def running(
         the number of processes and that of each.
       count: of the processes.
       devices: of each.
+      inside: words before the command of each, by which another program starts it.
       **environment: further variables.
     """
     port = str(free_port())
@@ -47,7 +52,7 @@ def running(
             for name, value in values.items():
                 arguments = [argument.replace(name, value) for argument in arguments]
             process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*(inside[index] if inside else ()), sys.executable, *arguments],
                 env=variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

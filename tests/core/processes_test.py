@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from kullback.core import processes
-from tests import several
+from tests import machines, several
 
 PROGRAM = """
-import json, os, sys, time
+import json, os, signal, sys, time
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from kullback.core import processes, sharding, trees
 
-port, count, index, ending = sys.argv[1:]
+address, count, index, ending = sys.argv[1:]
 said, index = {}, int(index)
+if ending == "alone":
+    processes.JOIN_SECONDS = 3
 
 
 def error_of(function):
@@ -33,7 +35,11 @@ def raises(error):
     raise error
 
 
-with processes.joined(f"127.0.0.1:{port}", int(count), index):
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+with processes.joined(address, int(count), index):
     processes.say_how_to_go_on("kullback train --resume runs/x")
     mesh = sharding.make_mesh("2x1")
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), sharding.replicated(mesh)
@@ -62,14 +68,31 @@ with processes.joined(f"127.0.0.1:{port}", int(count), index):
         time.sleep(60)
     if ending == "fail" and index == 1:
         raise ValueError("the model is\\nmissing here")
+    if ending == f"{index} tells":
+        processes.told(die)
+    if ending == "0 tells":
+        processes.told(lambda: None)
+    if ending == f"{index} gives":
+        die()
+    if ending.endswith("gives"):
+        processes.gathered(tree)
+    if ending == f"{index} ends":
+        die()
     if ending in ("hang", "fail"):
         while True:
             processes.barrier()
 """
 
 
-def started(ending: str, count: int = 2) -> Any:
-    return several.running(["-c", PROGRAM, "@PORT", "@COUNT", "@INDEX", ending], count)
+def started(ending: str, count: int = 2, host: str = "127.0.0.1", **more: Any) -> Any:
+    command = ["-c", PROGRAM, f"{host}:@PORT", "@COUNT", "@INDEX", ending]
+    return several.running(command, count, **more)
+
+
+def await_lines(processes: list[Any]) -> None:
+    """Waits until each process has said what it found."""
+    for process in processes:
+        assert any(line.startswith("{") for line in process.stdout)
 
 
 def test_two_processes_are_one():
@@ -98,20 +121,60 @@ def test_two_processes_are_one():
     assert first["other kind"][0] == other["other kind"][0] == "KeyError"
 
 
+AGAIN = "start all 2 processes again with: kullback train --resume runs/x"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
-def test_who_is_killed_is_named_by_the_other(killed: int):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_who_is_gone_or_hangs_is_named_by_the_other(killed: int, number: int):
     with started("hang") as two:
-        for process in two:
-            assert process.stdout is not None
-            assert any(line.startswith("{") for line in process.stdout)
-        two[killed].send_signal(signal.SIGKILL)
+        await_lines(two)
+        two[killed].send_signal(number)
+        _, error = two[1 - killed].communicate()
+        two[killed].kill()
+        said = several.ended(two[killed : killed + 1])
+    assert said[0][0] == -signal.SIGKILL and two[1 - killed].returncode == 1
+    how = "(is gone|answers no more)" if number == signal.SIGSTOP else "is gone"
+    named = rf"process {killed} \(\S+, pid {two[killed].pid}\) {how}; {AGAIN}"
+    assert re.search(named, error.splitlines()[-1]), error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["0 tells", "0 gives", "1 gives", "0 ends", "1 ends"])
+def test_who_dies_is_named_whatever_the_other_waits_for(ending: str):
+    """Its answer, an array of it, and its last word."""
+    killed = int(ending[0])
+    with started(ending) as two:
         said = several.ended(two)
     status, _, error = said[1 - killed]
     assert said[killed][0] == -signal.SIGKILL and status == 1
-    message = error.splitlines()[-1]
-    again = "start all 2 processes again with: kullback train --resume runs/x"
-    assert re.search(rf"process {killed} \(\S+, pid {two[killed].pid}\) is gone; {again}", message)
+    named = rf"process {killed} \(\S+, pid {two[killed].pid}\) is gone; {AGAIN}"
+    assert re.search(named, error.splitlines()[-1]), error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", ["0", "1"])
+def test_a_process_that_does_not_come_is_awaited_for_so_long(index: str):
+    command = ["-c", PROGRAM, "127.0.0.1:@PORT", "2", index, "alone"]
+    with several.running(command, 1) as one:
+        ((status, _, error),) = several.ended(one)
+    assert status == 1
+    missed = r"the 2 processes of this run did not meet at 127\.0\.0\.1:\d+ within 3 seconds"
+    assert re.search(missed, error), error
+
+
+@pytest.mark.slow
+def test_a_network_that_is_cut_is_said_by_both():
+    with machines.two() as (hosts, cut), started("hang", host="host-0", inside=hosts) as two:
+        await_lines(two)
+        cut()
+        said = several.ended(two)
+    for index, (status, _, error) in enumerate(said):
+        assert status == 1
+        pid = two[1 - index].pid
+        other = rf"process {1 - index} \(host-{1 - index}, pid {pid}\) is gone; {AGAIN}"
+        assert re.search(other, error.splitlines()[-1]), error
 
 
 @pytest.mark.slow
