@@ -5,6 +5,7 @@ import json
 import pathlib
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from kullback.core import checkpoints, processes
+from kullback.core import checkpoints, departures, processes
 from kullback.experiments import cli
 from kullback.experiments.runs import models, plans, run_processes
 from kullback.lm import gemma, tasks, tokenizer
 from kullback.lm.formats import hugging_face
-from tests import several, small_models
+from tests import several, small_disks, small_models
 from tests.records import repeated, wait_for_checkpoint
 
 TASK = "tokens/arithmetic"
@@ -178,7 +179,7 @@ def new(root: pathlib.Path, name: str, *more: str) -> list[str]:
     return [
         *("sft", TASK, "--model", str(root / "start"), "--mesh=2x1", *settings, "--steps=40"),
         *("--log-every=1", "--checkpoint-every=4", "--eval-every=20", "--eval-episodes=8"),
-        *("--out", str(root / name), *more),
+        *("--out", str(root / name), *more),  # The last --out counts.
     ]
 
 
@@ -231,15 +232,25 @@ def test_killed_runs_go_on_to_the_last_bit(root: pathlib.Path, whole: pathlib.Pa
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_the_same_step_in_all(
-    root: pathlib.Path, whole: pathlib.Path
+@pytest.mark.parametrize(
+    ("number", "receivers"),
+    [(signal.SIGTERM, (1,)), (signal.SIGINT, (0,)), (signal.SIGINT, (0, 1))],
+    ids=["one-terminated", "leader-interrupted", "all-interrupted"],
+)
+def test_a_signal_saves_the_same_step_in_all(
+    root: pathlib.Path,
+    whole: pathlib.Path,
+    tmp_path: pathlib.Path,
+    number: int,
+    receivers: tuple[int, ...],
 ):
-    signalled = root / "signalled"
-    with training(*new(root, "signalled")) as started:
+    signalled = tmp_path / "signalled"
+    with training(*new(root, "signalled", "--out", str(signalled))) as started:
         wait_for_checkpoint(signalled, 4, started[0], 200)
-        started[1].send_signal(signal.SIGTERM)
+        for index in receivers:
+            started[index].send_signal(number)
         said = several.ended(started)
-    assert [status for status, _, _ in said] == [143, 143], said
+    assert [status for status, _, _ in said] == [128 + number] * 2, said
     step = checkpoints.steps(signalled / "checkpoints")[-1]
     assert 4 <= step < 40
     for _, _, error in said:
@@ -248,6 +259,51 @@ def test_a_signal_to_one_process_saves_the_same_step_in_all(
         said = several.ended(started)
     assert [status for status, _, _ in said] == [0, 0], said
     same(signalled, whole)
+
+
+@pytest.mark.slow
+def test_a_process_that_pauses_is_waited_for(
+    root: pathlib.Path, whole: pathlib.Path, tmp_path: pathlib.Path
+):
+    paused = tmp_path / "paused"
+    with training(*new(root, "paused", "--out", str(paused))) as started:
+        wait_for_checkpoint(paused, 4, started[0], 200)
+        started[1].send_signal(signal.SIGSTOP)
+        time.sleep(departures.HEARTBEAT_SECONDS / 3)
+        started[1].send_signal(signal.SIGCONT)
+        said = several.ended(started)
+    assert [status for status, _, _ in said] == [0, 0], said
+    same(paused, whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_first_ends_all_and_nothing_saved_is_lost(
+    root: pathlib.Path, whole: pathlib.Path, tmp_path: pathlib.Path
+):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        small_disks.mount(disk, 64 * 1024)
+    except small_disks.Unavailable as error:
+        pytest.skip(str(error))
+    run = disk / "run"
+    try:
+        with training(*new(root, "run", "--out", str(run))) as started:
+            wait_for_checkpoint(run, 4, started[0], 200)
+            filler = small_disks.fill(disk)
+            (status, _, error), (status_1, _, error_1) = several.ended(started)
+        assert (status, status_1) == (1, 1), error + error_1
+        message = error.splitlines()[-1]
+        assert "No space left on device; what was saved by step" in message
+        assert message.endswith(f"go on with: kullback train --resume {run}")
+        assert "kullback: process 0 (" in error_1.splitlines()[-1] and "No space left" in error_1
+        filler.unlink()
+        with training("--resume", str(run)) as started:
+            said = several.ended(started)
+        assert [status for status, _, _ in said] == [0, 0], said
+        same(run, whole)
+    finally:
+        small_disks.unmount(disk)
 
 
 @pytest.mark.slow

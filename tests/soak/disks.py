@@ -5,11 +5,11 @@ A refusal is one line, and leaves nothing; what was interrupted goes on once the
 
 import contextlib
 import pathlib
-import subprocess
 from collections.abc import Iterator
 
 import numpy as np
 
+from tests import small_disks
 from tests.soak import files, kills, runs, server, stock, trials
 
 ROOM = 300_000  # KiB, in which all of it fits.
@@ -28,13 +28,13 @@ def attempt_full(
         out = disk / runs.out_name(name)
         room = int(random.integers(0, 200)) * 1024 if random.random() < 0.5 else 0
         if early:
-            fill(disk, room)
+            small_disks.fill(disk, room)
         command = server.Command(workshop.call(disk, *runs.begin(workshop, name, out.name)))
         if not early:
             aim = kills.AIMS[random.integers(len(kills.AIMS))]
             kills.wait_for(command, name, aim, out, expected.seconds, random)
             what += f", {aim}"
-            fill(disk, room)
+            small_disks.fill(disk, room)
         outcome = command.finish(kills.PATIENCE)
         judged = trials.judged(what, outcome, (0, 1, 2))
         if judged.fault:
@@ -149,18 +149,6 @@ def lock(path: pathlib.Path) -> None:
             one.chmod(0o555 if one.is_dir() else 0o444)
 
 
-def fill(disk: pathlib.Path, room: int) -> None:
-    """Fills a disk but for so many bytes."""
-    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-        while file.write(b"\0"):
-            pass
-    size = (disk / "filler").stat().st_size
-    with (disk / "filler").open("r+b") as file:
-        file.truncate(max(0, size - room))
-
-
 @contextlib.contextmanager
 def mounted(workshop: trials.Workshop, kilobytes: int) -> Iterator[pathlib.Path]:
     """Gives a small disk of its own.
@@ -170,22 +158,15 @@ def mounted(workshop: trials.Workshop, kilobytes: int) -> Iterator[pathlib.Path]
     """
     disk = workshop.home / "disk"
     disk.mkdir(exist_ok=True)
-    unmount(disk)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)]
+    small_disks.unmount(disk)
     try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        raise trials.Untried("a tmpfs cannot be mounted here") from None
+        small_disks.mount(disk, kilobytes)
+    except small_disks.Unavailable as error:
+        raise trials.Untried(str(error)) from None
     try:
         yield disk
     finally:
-        unmount(disk)
-
-
-def unmount(disk: pathlib.Path) -> None:
-    """Takes a disk away, if there is one."""
-    if disk.is_mount():
-        subprocess.run(["umount", str(disk)], check=True, capture_output=True)
+        small_disks.unmount(disk)
 
 
 FULL = trials.Category("full-disk", 66, attempt_full)
