@@ -7,8 +7,10 @@ All machines must have Kullback installed, and what the environment needs.
 """
 
 import contextlib
+import dataclasses
 import os
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,46 @@ import numpy as np
 from kullback.core import acting, acting_elsewhere, crews
 
 _END_SECONDS = 5.0  # For a worker to close its environments once it is told to.
+# Without a head for so long a run ends. Ray itself ends the process after 60, and says nothing of
+# the run.
+HEAD_SECONDS = 30.0
+_LOOK_SECONDS = 5.0  # Between two looks at it.
+
+
+@dataclasses.dataclass(kw_only=True)
+class Head:
+    """The head of a cluster, which all workers of a run look at."""
+
+    address: str  # HOST:PORT of its control store.
+    looked: float = 0.0  # When somebody last did, by the monotonic clock.
+    missed: float | None = None  # Since when it has not answered; None if it has.
+
+    def check(self) -> None:
+        """Looks whether it is there, now and then.
+
+        Raises:
+          crews.Lost: if it has not been for HEAD_SECONDS.
+        """
+        now = time.monotonic()
+        if now - self.looked < _LOOK_SECONDS:
+            return
+        self.looked = now
+        if self.answers():
+            self.missed = None
+        elif self.missed is None:
+            self.missed = now
+        elif now - self.missed > HEAD_SECONDS:
+            self.looked = 0.0  # Whoever asks next is told, too.
+            raise crews.Lost(f"the head of the cluster ({self.address}) is gone")
+
+    def answers(self) -> bool:
+        """Returns whether it is there now."""
+        host, _, port = self.address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK_SECONDS).close()
+        except OSError:
+            return False
+        return True
 
 
 class Actor:
@@ -46,14 +88,15 @@ class Actor:
 class Remote:
     """A worker of the cluster, as the thread that speaks with it sees it."""
 
-    def __init__(self, ray: Any, number: int, given: bytes):
+    def __init__(self, ray: Any, head: Head, number: int, given: bytes):
         """Starts the worker, and waits until it is there.
 
         Raises:
           ValueError: if the cluster has no room for it within START_SECONDS.
-          crews.Lost: if it ends as it begins.
+          crews.Lost: if it ends as it begins, or the cluster has no head.
         """
-        self._ray, self.name = ray, f"worker {number}"
+        head.check()
+        self._ray, self._head, self.name = ray, head, f"worker {number}"
         make = ray.remote(max_restarts=0, max_task_retries=0)(Actor)
         self._actor = make.options(
             num_cpus=1,
@@ -81,6 +124,7 @@ class Remote:
         Raises:
           ValueError: for an error of the environment or the agent.
         """
+        self._head.check()
         try:
             said = self._got(self._actor.act.remote(ask, version), acting_elsewhere.SECONDS)
         except TimeoutError as error:
@@ -109,13 +153,19 @@ class Remote:
         """Ends the worker."""
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.get(self._actor.close.remote(), timeout=_END_SECONDS)
-        self._ray.kill(self._actor)
+        if self._head.answers():  # Else it would be waited for; workers end with this process.
+            self._ray.kill(self._actor)
 
 
 def _described(error: Exception) -> str:
     """Returns what Ray says of a loss, in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def head_of(ray: Any) -> Head:
+    """Returns the head of the cluster that this process is in."""
+    return Head(address=ray.get_runtime_context().gcs_address)
 
 
 def check_room(ray: Any, count: int) -> None:
@@ -139,9 +189,9 @@ def workers(ray: Any, count: int, recipe: acting_elsewhere.Recipe) -> crews.Work
     Raises:
       ValueError: if the recipe names a function that no other process can import.
     """
-    given = acting_elsewhere.pickled(recipe)
+    given, head = acting_elsewhere.pickled(recipe), head_of(ray)
     return crews.Workers(
         count,
-        lambda number: Remote(ray, number, given),
+        lambda number: Remote(ray, head, number, given),
         lambda version, leaves: ray.put(acting_elsewhere.numbers(leaves)),
     )

@@ -5,11 +5,14 @@ import dataclasses
 import functools
 import os
 import signal
+import subprocess
+import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from kullback.core import (
@@ -208,6 +211,23 @@ def test_a_process_that_hangs_is_lost(size: int, monkeypatch: pytest.MonkeyPatch
         worker.act(ask, (0, [np.zeros(size, np.float32)]))
     worker.close()
     assert worker._process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_worker_ends_when_the_process_that_learns_is_killed():
+    program = (
+        "import functools, time\n"
+        "from kullback.core import actor_process\n"
+        "from tests import on_host\n"
+        "worker = actor_process.Remote(0, functools.partial(on_host.recipe, 1))\n"
+        "print(worker._process.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as learner:
+        assert learner.stdout is not None
+        worker = psutil.Process(int(learner.stdout.readline()))
+        learner.kill()
+    worker.wait(120)
 
 
 def test_an_error_of_an_environment_ends_the_run_whoever_steps_it():

@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +27,23 @@ def test_a_cluster_without_a_cpu_for_each_worker_is_refused():
     actors_ray.check_room(Ray(), 3)
     with pytest.raises(ValueError, match="--workers 4 take a CPU each, and the cluster has 3: "):
         actors_ray.check_room(Ray(), 4)
+
+
+def test_a_head_that_is_gone_for_long_is_said_to_all(monkeypatch: pytest.MonkeyPatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = actors_ray.Head(address=f"127.0.0.1:{server.getsockname()[1]}")
+        head.check()
+        assert head.answers()
+    assert not head.answers()
+    head.looked = 0.0
+    head.check()  # It may come back.
+    head.looked = 0.0
+    monkeypatch.setattr(actors_ray, "HEAD_SECONDS", 0.0)
+    for _ in range(2):
+        with pytest.raises(
+            crews.Lost, match=r"the head of the cluster \(127\.0\.0\.1:\d+\) is gone"
+        ):
+            head.check()
 
 
 def test_what_ray_says_of_a_loss_is_a_line():
@@ -85,7 +103,7 @@ def test_machines_of_a_cluster_give_the_bits_of_threads(ray: Any):
 @pytest.mark.slow
 def test_a_worker_that_hangs_or_finds_no_room_is_said(ray: Any, monkeypatch: pytest.MonkeyPatch):
     given = acting_elsewhere.pickled(functools.partial(on_host.recipe, 1))
-    worker = actors_ray.Remote(ray, 0, given)
+    worker = actors_ray.Remote(ray, actors_ray.head_of(ray), 0, given)
     (pid,) = re.findall(r"pid (\d+)", worker.name)
     monkeypatch.setattr(acting_elsewhere, "SECONDS", 1.0)
     monkeypatch.setattr(actors_ray, "_END_SECONDS", 0.1)
@@ -97,5 +115,5 @@ def test_a_worker_that_hangs_or_finds_no_room_is_said(ray: Any, monkeypatch: pyt
     monkeypatch.setattr(acting_elsewhere, "START_SECONDS", 2.0)
     busy = ray.remote(num_cpus=4)(lambda: time.sleep(600)).remote()
     with pytest.raises(ValueError, match="has no room for worker 1 within 2 seconds, of one CPU"):
-        actors_ray.Remote(ray, 1, given)
+        actors_ray.Remote(ray, actors_ray.head_of(ray), 1, given)
     ray.cancel(busy, force=True)
