@@ -28,7 +28,7 @@ MOST_FACTS = 1_000
 class Sizes:
     """How many questions there are."""
 
-    facts: int = 1_000  # Numbers that have a colour.
+    facts: int = 500  # Numbers that have a colour.
     terms: int = 1  # Numbers of steps that are added, 0 to 3 each.
     learnt: int = 12_000  # Rows that are learnt from, of all kinds alike.
     held_out: int = 1_000  # Of each kind; of facts, those that were learnt.

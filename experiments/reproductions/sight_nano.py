@@ -302,9 +302,10 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
 
 def seconds(config: Config) -> float:
     """Estimates compiling, and steps by their rows, on 2 CPU cores."""
-    teacher = 0.035 * config.teacher_steps
-    distilled = len(STUDENTS) * 0.03 * (config.student_steps + config.bits_steps)
-    return 90 + config.seeds * (20 + config.batch_size / 64 * (teacher + distilled))
+    encoder = 0.025 * config.encoder.batch_size / 64 * config.encoder.steps
+    teacher = 0.055 * config.teacher_steps
+    distilled = len(STUDENTS) * 0.045 * (config.student_steps + config.bits_steps)
+    return 120 + config.seeds * (20 + encoder + config.batch_size / 64 * (teacher + distilled))
 
 
 STUDY = study.Study(
