@@ -110,6 +110,7 @@ def train(arm: Arm, work: study.Work) -> study.Rows:
         )
         work.tick(done, row["recent_return"], "return")
 
+    fields: dict[str, Any] = {} if arm.log_every is None else {"log_every": arm.log_every}
     if path.exists():
         training.resume(path, quiet=True, callback=tick)
     else:
@@ -124,7 +125,7 @@ def train(arm: Arm, work: study.Work) -> study.Rows:
             num_seeds=arm.seeds,
             settings=arm.settings,
             checkpoint_every=max(arm.steps // 10, 1),
-            **({} if arm.log_every is None else {"log_every": arm.log_every}),
+            **fields,
         )
     return [
         {
