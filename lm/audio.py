@@ -93,7 +93,8 @@ def read_wav(path: files.Path) -> np.ndarray:
         raise ValueError(f"{path} is missing; expected a WAV file") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except (wave.Error, EOFError) as error:
+    # A chunk that leads out of the file is a RuntimeError, which says nothing.
+    except (wave.Error, EOFError, RuntimeError) as error:
         problem = str(error) or "it ends too early"
         raise ValueError(f"{path} is no WAV file that we read ({problem}); {_FIX}") from None
     if len(data) != count * width:

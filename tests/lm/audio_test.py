@@ -106,6 +106,8 @@ def test_other_files_are_refused_in_one_line(tmp_path: pathlib.Path):
         (b"Dear Sir, you will hear", "is no WAV file that we read"),
         (compressed, "unknown format"),
         (good[:-500], "is cut short"),
+        (good[:16] + b"\xf0\xff\xff\xff" + good[20:], "it ends too early"),
+        (good[:36] + b"LIST\xf0\xff\xff\xff" + good[36:], "it ends too early"),
         (good[:34] + b"\x40\x00" + good[36:], "has samples of 8 bytes, expected 1 to 4; convert"),
     ):
         path.write_bytes(data)
