@@ -76,7 +76,11 @@ class Mixed(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the names of data sets and their weights, but for where their files are."""
-        facts = [[pathlib.PurePath(part.task).name, part.start, part.end] for part in self.parts]
+        named = [(part.task.partition(":"), part) for part in self.parts]
+        facts = [
+            [kind, pathlib.PurePath(path).name, part.start, part.end]
+            for (kind, _, path), part in named
+        ]
         return hashlib.sha256(json.dumps([facts, self.steps]).encode()).hexdigest()
 
 

@@ -25,8 +25,8 @@ def read(path: files.Path) -> mixtures.Mixed:
 
     Raises:
       ValueError: with file and key, if it is damaged, names no task or a mixture, has a weight that
-        is negative or not finite, weights whose sum is 0, an `end` without `steps`, or a key that
-        is not known.
+        is negative or not finite, weights whose sum is 0 or not finite, an `end` without `steps`,
+        or a key that is not known.
     """
     record = json_files.read(path)
     _check_keys(record, ("tasks", "steps"))
@@ -48,8 +48,9 @@ def read(path: files.Path) -> mixtures.Mixed:
     steps = record.get("steps", int) if changes else record.get("steps", int, 1)
     if steps < 1:
         raise record.error("steps", "a number of learner steps >= 1")
-    if not (sum(x.start for x in parts) > 0 and sum(x.end for x in parts) > 0):
-        raise record.error("tasks", "at least one task, and weights whose sums are > 0")
+    sums = [sum(part.start for part in parts), sum(part.end for part in parts)]
+    if not all(0 < total < math.inf for total in sums):
+        raise record.error("tasks", "at least one task, and weights whose sums are finite and > 0")
     return mixtures.Mixed(tuple(parts), steps)
 
 

@@ -26,7 +26,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-MIXTURE = {
+MIXTURE: dict[str, Any] = {
     "tasks": [
         {"task": "tokens/jsonl:one", "start": 3, "end": 0},
         {"task": "tokens/jsonl:two", "start": 1},
@@ -71,13 +71,34 @@ def test_a_data_set_that_is_empty_and_weighs_nothing_is_left_out():
     assert got.sizes == (2, 1) and set(np.concatenate([got.rows(n) for n in range(9)])) == {0, 1, 2}
 
 
+def test_a_mixture_is_known_by_its_tasks_and_weights_wherever_it_is(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    def known(mixture: Any, path: pathlib.Path = folder / "mixture.json") -> str:
+        mixed = tasks.make(write(path, mixture)).mixed
+        assert mixed is not None
+        return mixed.fingerprint
+
+    first, second = MIXTURE["tasks"]
+    monkeypatch.chdir(folder)
+    assert known(MIXTURE, pathlib.Path("here.json")) == known(MIXTURE)
+    others = (
+        MIXTURE | {"steps": 11},
+        MIXTURE | {"tasks": [second, first]},
+        MIXTURE | {"tasks": [first | {"end": 1}, second]},
+        MIXTURE | {"tasks": [first, second | {"task": "tokens/arithmetic"}]},
+    )
+    assert len({known(MIXTURE), *map(known, others)}) == 5
+
+
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
         ([], "expected an object|must be an object|an object"),
         ({}, "tasks is missing"),
         ({"tasks": []}, "tasks must be at least one task"),
-        ({"tasks": [{"task": "tokens/arithmetic", "start": 0}]}, "weights whose sums are > 0"),
+        ({"tasks": [{"task": "tokens/arithmetic", "start": 0}]}, "weights whose sums are finite"),
+        ({"tasks": [{"task": "tokens/arithmetic", "start": 1e308}] * 2}, "sums are finite and > 0"),
         ({"tasks": [{"start": 1}]}, r"tasks\[0\].task is missing"),
         ({"tasks": [{"task": "tokens/arithmetic"}]}, "start is missing"),
         ({"tasks": [{"task": "tokens/arithmetic", "start": -1}]}, "start must be a finite weight"),
