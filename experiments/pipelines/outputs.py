@@ -168,11 +168,18 @@ def _paths_in(text: str) -> Iterator[str]:
     """Yields the paths of files and folders that exist, of those that a value may name.
 
     Values are paths, or have some after a name and a colon: "tokens/preferences:pairs.jsonl",
-    "0.5*reward-model:runs/rm+exact".
+    "0.5*reward-model:runs/rm+exact". A mixture's file names further ones.
+
+    Raises:
+      ValueError: for a mixture that cannot be read.
     """
     from kullback.experiments.runs import rewards
+    from kullback.lm import task_mixtures
 
-    candidates = [text, text.partition(":")[2], *rewards.named_folders(text)]
+    path = text.partition(":")[2]
+    candidates = [text, path, *rewards.named_folders(text)]
+    if text.startswith(task_mixtures.MIXTURE) and pathlib.Path(path).exists():
+        candidates += [x.task.partition(":")[2] for x in task_mixtures.read(path).parts]
     for candidate in dict.fromkeys(candidates):
         if candidate and pathlib.Path(candidate).exists():
             yield candidate

@@ -45,6 +45,22 @@ def test_a_changed_field_changes_what_depends_on_it(out: pathlib.Path):
     assert changed(before, keys(planned(out))) == {*before}
 
 
+def test_files_that_a_mixture_names_are_those_of_its_stage(out: pathlib.Path):
+    rows, mixture = out / "rows.jsonl", out / "mixture.json"
+    rows.write_text('{"text": "a"}\n')
+    parts = [{"task": f"tokens/{name}", "start": 1} for name in ("jsonl:rows.jsonl", "arithmetic")]
+    mixture.write_text(json.dumps({"tasks": parts}))
+    table = {"run": "train", "agent": "sft", "environment": f"tokens/mixture:{mixture}", "steps": 1}
+
+    def plan() -> outputs.Planned:
+        return outputs.plan(stages.read({"stage": {"a": table}}), out)["a"]
+
+    before = plan()
+    assert before.inputs == {str(x): outputs.fingerprint(x) for x in (mixture, rows)}
+    rows.write_text('{"text": "b"}\n')
+    assert plan().key != before.key
+
+
 def test_the_order_of_fields_and_the_folder_change_nothing(out: pathlib.Path):
     table = {"run": "label", "model": "m", "prompts": 3, "seed": 1}
     backward = dict(reversed(table.items()))
