@@ -89,7 +89,10 @@ def image_ids(tokenizer: Tokenizer) -> Delimiters:
       ValueError: if it has none.
     """
     if (ids := _ids(tokenizer, IMAGE_TOKENS)) is None:
-        raise ValueError(f"{_missing(tokenizer, IMAGE_TOKENS)}, hence no images; {_MULTIMODAL}")
+        raise ValueError(
+            f"{_missing(tokenizer, IMAGE_TOKENS)}, hence no images; take the tokenizer of a "
+            "multimodal model"
+        )
     return ids
 
 
@@ -105,9 +108,6 @@ def audio_ids(tokenizer: Tokenizer) -> Delimiters:
             "--audio gets one that has them, and so has a run of it"
         )
     return ids
-
-
-_MULTIMODAL = "take the tokenizer of a multimodal model"
 
 
 def _ids(tokenizer: Tokenizer, names: Sequence[str]) -> Delimiters | None:

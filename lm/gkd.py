@@ -94,7 +94,8 @@ class Config:
         mixture.ahead.check(mixture.num_sampled(self.learning.batch_size, coin=0.0))
         if self.lag and not self.student_fraction:
             raise ValueError(
-                f"lag={self.lag} is of the student's own sequences: student_fraction=0"
+                f"lag={self.lag} is of the student's own sequences, of which there are none: set "
+                "student_fraction above 0, or leave lag out"
             )
         if self.lag and self.max_age:
             raise ValueError(

@@ -151,15 +151,14 @@ def separate(record: Mapping[str, Any], medium: forms.Kind) -> Separated:
         turns, count = _placed(turns, len(column), medium), len(column)
     if column and any(named):
         raise ValueError(
-            f"{medium.nouns} are named by items and by a column; leave the column "
-            "out, or the items' names"
+            f"{medium.nouns} are named by items and by a column; leave the column out, or the "
+            "items' names"
         )
     names = column or named
     if len(names) != count or not all(names):
         raise ValueError(
             f"the messages have {count} {medium.nouns} and {len(names) if column else 0} files are "
-            "named; "
-            "name one for each, in their order"
+            "named; name one for each, in their order"
         )
     return Separated({**rest, key: turns}, [name for name in names if name])
 

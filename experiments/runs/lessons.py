@@ -64,10 +64,12 @@ class Examples(Lessons):
         mixed = _mixed(self.train, evaluator, seed)
 
         def prompts(step: int, rows: int) -> list[data.Example]:
-            drawn = epochs.indices(
-                step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
-            )
-            drawn = drawn if mixed is None else mixed(step)
+            if mixed is not None:
+                drawn = mixed(step)
+            else:
+                drawn = epochs.indices(
+                    step, num_items=stored.num_items, batch_size=c.batch_size, seed=seed
+                )
             return [self.train[i] for i in drawn[-rows:].tolist()]
 
         def sample(acting: Any, examples: list[data.Example], key: types.Key) -> batches.Sequences:

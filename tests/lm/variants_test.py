@@ -393,7 +393,7 @@ def test_no_member_of_warp_learns_from_texts_of_another():
     ("fields", "message"),
     [
         ({"lag": -1}, "lag must be >= 0, got -1"),
-        ({"lag": 1, "student_fraction": 0.0}, "of the student's own sequences: student_fraction=0"),
+        ({"lag": 1, "student_fraction": 0.0}, "sequences, of which there are none: set"),
         ({"lag": 1, "max_age": 2}, "lag=1 and max_age=2 both learn from older sequences"),
         ({"lag": 1, "mixing": "row", "shards": 3}, "shards must be >= 1 and divide the 8 prompts"),
         ({"shards": 2}, "shards=2 are of texts that are written ahead: set lag=1"),
