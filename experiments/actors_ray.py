@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from kullback.core import acting, acting_elsewhere, crews
+from kullback.experiments import ray_cluster
 
 _END_SECONDS = 5.0  # For a worker to close its environments once it is told to.
 # Without a head for so long a run ends. Ray itself ends the process after 60, and says nothing of
@@ -147,7 +148,7 @@ class Remote:
         except exceptions.RayTaskError as error:
             raise ValueError(f"{self.name} failed: {error}") from error
         except exceptions.RayError as error:
-            raise crews.Lost(f"{self.name} is gone: {_described(error)}") from error
+            raise crews.Lost(f"{self.name} is gone: {ray_cluster.first_line(error)}") from error
 
     def close(self) -> None:
         """Ends the worker."""
@@ -155,12 +156,6 @@ class Remote:
             self._ray.get(self._actor.close.remote(), timeout=_END_SECONDS)
         if self._head.answers():  # Else it would be waited for; workers end with this process.
             self._ray.kill(self._actor)
-
-
-def _described(error: Exception) -> str:
-    """Returns what Ray says of a loss, in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def head_of(ray: Any) -> Head:

@@ -200,7 +200,8 @@ class Gang:
                 try:
                     said = self.ray.get(member.poll.remote())
                 except self.ray.exceptions.RayError as error:
-                    said = (1, f"its machine or Ray's worker is gone: {str(error).splitlines()[0]}")
+                    cause = ray_cluster.first_line(error)
+                    said = (1, f"its machine or Ray's worker is gone: {cause}")
                 if said is None:
                     continue
                 del left[index]

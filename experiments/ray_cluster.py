@@ -29,12 +29,17 @@ def connected(address: str) -> Any:
         with interrupts.kept():
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray has a class for each way to find no cluster.
-        first = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"no Ray cluster at {address!r}: {first}; one that wants its token, which Ray "
-            "reads for 'auto' alone, needs RAY_AUTH_MODE=token here"
+            f"no Ray cluster at {address!r}: {first_line(error)}; one that wants its token, which "
+            "Ray reads for 'auto' alone, needs RAY_AUTH_MODE=token here"
         ) from error
     return ray
+
+
+def first_line(error: Exception) -> str:
+    """Returns what Ray says of an error, in a line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _check_reachable(address: str) -> None:
