@@ -46,12 +46,6 @@ def test_a_head_that_is_gone_for_long_is_said_to_all(monkeypatch: pytest.MonkeyP
             head.check()
 
 
-def test_what_ray_says_of_a_loss_is_a_line():
-    said = "The actor died unexpectedly.\n\tclass_name: Actor\n  actor_id: 5\n"
-    assert actors_ray._described(RuntimeError(said)) == "The actor died unexpectedly."
-    assert actors_ray._described(RuntimeError()) == "RuntimeError"
-
-
 @pytest.mark.slow
 def test_an_address_where_nobody_listens_is_refused():  # Before there is a cluster here.
     pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
