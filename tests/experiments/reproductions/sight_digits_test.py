@@ -132,6 +132,10 @@ def test_claims_of_a_decoder_that_reads_and_draws():
         ),
         (7, {"table": "policy", "column": "few_nats", "value": 0.9, "model": "few", "step": 9}),
         (8, {"table": "policy", "column": "few_right", "value": 0.7, "model": "few", "step": 9}),
+        (
+            9,
+            {"table": "policy", "column": "control_right", "value": 0.7, "model": "few", "step": 9},
+        ),
         (10, {"table": "policy", "column": "few_right", "value": 0.81, "model": "few", "step": 9}),
     ],
 )
