@@ -30,8 +30,8 @@ def adapted(model: gemma.Model, settings: lora.Config) -> gemma.Model:
     if not settings:
         return model
     decoder = gemma.make(model.config, settings)
-    if model.sense is not None:  # Its parameters are the base's.
-        decoder = model.sense(decoder)
+    if model.lend_sense is not None:  # Its parameters are the base's.
+        decoder = model.lend_sense(decoder)
     return shared_ids.over(decoder, model.num_ids)
 
 

@@ -104,7 +104,7 @@ class Model(NamedTuple):
     unwritten_ids: tuple[int, ...] = ()  # Ids that a policy never samples.
     # Of a model that sees or hears (lm/senses.py): gives another decoder of its shape that sense,
     # whose parameters are frozen and no part of what `init` draws.
-    sense: "Callable[[Model], Model] | None" = None
+    lend_sense: "Callable[[Model], Model] | None" = None
 
 
 def apart(params: types.Params, *, shared: bool = False) -> types.Params:

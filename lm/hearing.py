@@ -162,7 +162,7 @@ def hearing(
     return senses.sensing(model, given, markers)._replace(
         init=init_both,
         unwritten_ids=(markers.audio.begin, markers.audio.soft),
-        sense=functools.partial(hearing, config=config, markers=markers, draws=False),
+        lend_sense=functools.partial(hearing, config=config, markers=markers, draws=False),
     )
 
 

@@ -49,5 +49,5 @@ def seeing(model: gemma.Model, config: vision.Config, *, draws: bool = True) -> 
     return sees._replace(
         init=init,
         unwritten_ids=config.unwritten_ids,
-        sense=functools.partial(seeing, config=config, draws=False),
+        lend_sense=functools.partial(seeing, config=config, draws=False),
     )

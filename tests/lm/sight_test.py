@@ -222,7 +222,7 @@ def test_adapters_learn_beside_a_projector_that_is_the_bases():
     settings = lora.Config(rank=2)
     model = adapters.adapted(MODEL, settings)
     learnt = jax.eval_shape(model.init, jax.random.key(0))
-    assert model.sense is not None and vision.PROJECTOR not in learnt
+    assert model.lend_sense is not None and vision.PROJECTOR not in learnt
 
 
 def seen_rows() -> batches.Sequences:
