@@ -67,9 +67,9 @@ class Images:
             )
 
     @property
-    def rows(self) -> media_rows.Images:
+    def rows(self) -> media_rows.ImageSettings:
         """How rows that name images are read."""
-        return media_rows.Images(self.preparation, self.config.num_soft)
+        return media_rows.ImageSettings(self.preparation, self.config.num_soft)
 
     def fitted(self, media: Sequence[interleaved.Medium]) -> "Images":
         """Returns itself, as all images have features of one shape."""

@@ -28,9 +28,9 @@ class Sounds:
     lock: Any = dataclasses.field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
-    def rows(self) -> media_rows.Sounds:
+    def rows(self) -> media_rows.SoundSettings:
         """How rows that name clips are read."""
-        return media_rows.Sounds(self.config.most_tokens)
+        return media_rows.SoundSettings(self.config.most_tokens)
 
     @property
     def room(self) -> int:

@@ -52,7 +52,7 @@ class Settings(Protocol):
         ...
 
 
-class Images(NamedTuple):
+class ImageSettings(NamedTuple):
     """How a model takes images."""
 
     config: pictures.Config  # How they are prepared; crops are blocks of their own.
@@ -68,7 +68,7 @@ class Images(NamedTuple):
         return Opened(interleaved.Image(str(path), len(boxes), self.tokens), picture.note)
 
 
-class Sounds(NamedTuple):
+class SoundSettings(NamedTuple):
     """How a model takes clips of sound."""
 
     most_tokens: int  # Soft tokens of a clip, at most.

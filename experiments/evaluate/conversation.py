@@ -121,7 +121,7 @@ class Conversation:
         """Puts an image before the next text of the user's; returns a note about it, or "".
 
         Raises:
-          ValueError: for a model of text alone, and as `media_rows.Images.open` does.
+          ValueError: for a model of text alone, and as `media_rows.ImageSettings.open` does.
         """
         sees = self.writer.checkpoint.images
         if sees is None:

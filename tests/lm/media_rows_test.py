@@ -47,8 +47,8 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def how(**settings: Any) -> media_rows.Images:
-    return media_rows.Images(pictures.Config(side=8, min_crop_side=4, **settings), NUM_SOFT)
+def how(**settings: Any) -> media_rows.ImageSettings:
+    return media_rows.ImageSettings(pictures.Config(side=8, min_crop_side=4, **settings), NUM_SOFT)
 
 
 def reader(folder: pathlib.Path, **settings: Any) -> media_rows.Reader:
@@ -228,7 +228,7 @@ def hears() -> Tokenizer:
 
 
 HEARS = blocks.AUDIO_TOKENS
-SOUNDS = media_rows.Sounds(4)
+SOUNDS = media_rows.SoundSettings(4)
 
 
 def test_a_row_with_a_clip_is_the_same_in_every_form(folder: pathlib.Path, hears: Tokenizer):
