@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kullback.core import folders
 from kullback.experiments.runs import learnt, model_files, models, opened, plans, pretrained
-from kullback.lm import folder_meaning, gemma, terms, texts, tokenizer, vision
+from kullback.lm import folder_meaning, forms, gemma, terms, texts, tokenizer, vision
 from kullback.lm.formats import (
     gguf_files,
     gguf_gemma,
@@ -53,6 +53,7 @@ def open_source(
       ValueError: if it is none of these, or a reward model, or has no such seed.
     """
     if plans.ADAPTER in str(path):
+        check_deaf(path, models.medium_of(path))
         return _of_checkpoint(path.name, models.load(path, seed, base=base))
     form, _, run = models.stored(path, seed, trust_code=trust_code, base=base)
     if run is not None:
@@ -70,7 +71,7 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
         )
     decoder = models.decoder_of(run)  # Raises for a game.
     run.folder(seed)  # Raises for an unknown seed.
-    _check_deaf(run)
+    check_deaf(run.path, run.plan.medium)
 
     def tensors() -> Mapping[str, stacked_layers.Rows]:
         checkpoint = models.of_run(run, seed)
@@ -163,7 +164,9 @@ def write_folder(
     if stored is not None and stored.run is not None:
         _write_run(stored.run, out, seed)
         return
-    read = models.load(path, seed, base=base, medium=models.medium_of(path))
+    medium = models.medium_of(path)
+    check_deaf(path, medium)
+    read = models.load(path, seed, base=base, medium=medium)
     write_checkpoint(read, out)
 
 
@@ -172,18 +175,18 @@ def _write_run(run: opened.Opened, out: pathlib.Path, seed: int | None) -> None:
     if run.kind == "preferences":
         checkpoint = models.load(run.path, seed)
     else:
-        _check_deaf(run)
+        check_deaf(run.path, run.plan.medium)
         checkpoint = models.of_run(run, seed, medium=run.plan.medium)
     tokenizer_folder = folders.subfolder(run.path, model_files.TOKENIZER)
     present = folders.present(tokenizer_folder, checkpoint.tokenizer.sources)
     save(checkpoint, out, present.values())
 
 
-def _check_deaf(run: opened.Opened) -> None:
-    """Raises ValueError for a run of a model that hears."""
-    if run.plan.audio:
+def check_deaf(path: pathlib.Path, medium: forms.Kind | None) -> None:
+    """Raises ValueError for a run of a model that hears, with adapters behind it or not."""
+    if medium is forms.AUDIO:
         raise ValueError(
-            f"{run.path} was trained with --audio, and no other program has a place for what it "
+            f"{path} was trained with --audio, and no other program has a place for what it "
             "hears by: use the run itself"
         )
 

@@ -132,8 +132,15 @@ def test_a_clip_that_has_changed_is_refused(
 def test_a_run_that_hears_is_no_model_of_other_programs(
     tuned: pathlib.Path, tmp_path: pathlib.Path, refused: Any
 ):
-    said = refused("export", str(tuned), f"--out={tmp_path / 'out'}")
-    assert "no other program has a place" in said
+    out, gguf = f"--out={tmp_path / 'out'}", f"--out={tmp_path / 'out.gguf'}"
+    for command in (
+        ("export", str(tuned), out),
+        ("export", str(tuned), out, f"--adapter={tmp_path}"),
+        ("export", str(tuned), gguf, "--format=gguf"),
+        ("export", str(tuned), gguf, "--format=gguf", f"--adapter={tmp_path}"),
+        ("quantize", str(tuned), out, "--format=int8"),
+    ):
+        assert "no other program has a place" in refused(*command), command
 
 
 @pytest.mark.slow
