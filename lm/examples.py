@@ -4,8 +4,11 @@ An example has one beginning of sequence, at its start, and its completion one e
 its end.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from kullback.lm import blocks, chat, control_tokens, forms, interleaved
 from kullback.lm.tokenizer import Tokenizer
@@ -26,6 +29,29 @@ class Example(NamedTuple):
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt) + len(self.completion)
+
+    @property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """Ids of the prompt and of the completion."""
+        return self.prompt, self.completion
+
+
+class Learnt(Protocol):
+    """A record that is learnt from: an example, or a pair of answers."""
+
+    @property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """Ids of each of its texts."""
+        ...
+
+
+def fingerprint(records: Iterable[Learnt]) -> str:
+    """Returns the SHA-256 of the ids of records, in their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        for ids in record.texts:
+            digest.update(np.array([len(ids), *ids], np.int64).tobytes())
+    return digest.hexdigest()
 
 
 class Question(NamedTuple):

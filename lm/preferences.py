@@ -9,7 +9,6 @@ Shape letters: B pairs, T tokens of a row, N pairs of a data set.
 
 import fractions
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +33,11 @@ class Pair(NamedTuple):
     def length(self) -> int:
         """Tokens of the longer answer and the prompt."""
         return max(self.chosen.length, self.rejected.length)
+
+    @property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """Ids of the prompt and of both completions."""
+        return self.chosen.prompt, self.chosen.completion, self.rejected.completion
 
 
 class Pairs(NamedTuple):
@@ -237,15 +241,6 @@ def sampler(
     """Returns (step, from 0) -> training batch; arguments and errors are those of `batched`."""
     stored = batched(pairs, config, pad_id, features)
     return lambda step: stored.padded(stored.indices(step))
-
-
-def fingerprint(pairs: Iterable[Pair]) -> str:
-    """Returns the SHA-256 of the ids of pairs, in their order."""
-    digest = hashlib.sha256()
-    for pair in pairs:
-        for ids in (pair.chosen.prompt, pair.chosen.completion, pair.rejected.completion):
-            digest.update(np.array([len(ids), *ids], np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def _pair(

@@ -213,7 +213,7 @@ class World:
         )
 
     def right(self, params: types.Params, parts: Parts, *, shuffled: bool = False) -> float:
-        """Returns the share of held-out digits that are read; shuffled ones see the next."""
+        """Returns the share of held-out digits that are read; shuffled ones see another row's."""
         pooled = self.pooled(parts.encoder, parts.held_out)
         pooled = np.roll(pooled, 1, 0) if shuffled else pooled
         examples = self.readings(parts.held_out.labels)

@@ -156,7 +156,7 @@ class World:
         return small_senses.sequences(self, rows.examples, rows.clips, length)
 
     def right(self, params: types.Params, rows: Rows, *, shuffled: bool = False) -> np.ndarray:
-        """Returns which greedy answers are right, bool [N]; shuffled ones hear the next clip."""
+        """Returns which greedy answers are right, bool [N]; shuffled ones hear another row's."""
         if shuffled:
             clips = jax.tree.map(lambda x: np.roll(x, 1, 0), rows.clips)
             rows = self.rows(rows.questions, clips)

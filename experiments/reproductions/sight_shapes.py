@@ -196,7 +196,7 @@ class World:
         return self.width + self.horizon
 
     def right(self, params: types.Params, rows: Rows, *, shuffled: bool = False) -> np.ndarray:
-        """Returns which greedy answers are right, bool [N]; shuffled ones see the next picture."""
+        """Returns which greedy answers are right, bool [N]; shuffled ones see another row's."""
         pooled = np.roll(rows.pooled, 1, 0) if shuffled else rows.pooled
         given = small_senses.sequences(self.seer, rows.examples, pooled, self.length)
         return np.asarray(self.is_right(params, given))

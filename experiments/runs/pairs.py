@@ -23,6 +23,7 @@ from kullback.lm import (
     data,
     dpo,
     evaluation,
+    examples,
     gemma,
     preferences,
     quantisation,
@@ -175,7 +176,7 @@ class Pairs(Lessons):
 
     def details(self) -> Mapping[str, Any]:
         """Returns the hash of the pairs, in the order of the reference's file."""
-        both = preferences.fingerprint([*self.train, *self.test])
+        both = examples.fingerprint([*self.train, *self.test])
         return {DATA: both, "swapped_pairs": self.num_swapped}
 
     def save(self, folder: pathlib.Path) -> None:

@@ -26,6 +26,7 @@ from kullback.experiments.runs.work import Epoch, Work
 from kullback.lm import (
     batches,
     data,
+    examples,
     gemma,
     memory,
     preferences,
@@ -37,7 +38,7 @@ from kullback.lm import (
 )
 from kullback.lm.tokenizer import Tokenizer
 
-T = TypeVar("T")
+T = TypeVar("T", bound=examples.Learnt)
 
 
 class Splits(NamedTuple, Generic[T]):
@@ -49,8 +50,15 @@ class Splits(NamedTuple, Generic[T]):
     rule: int  # The rule by which files are split, see `lm/splits.py`.
 
     def details(self) -> dict[str, Any]:
-        """Returns what config.json says of a run's data."""
-        return {"rule": self.rule, **{split: x._asdict() for split, x in self.reports.items()}}
+        """Returns what config.json says of a run's data: counts, and a hash of the ids."""
+        records = {"train": self.train, "test": self.test}
+        return {
+            "rule": self.rule,
+            **{
+                split: {**report._asdict(), "sha256": examples.fingerprint(records[split])}
+                for split, report in self.reports.items()
+            },
+        }
 
 
 def read_splits(
