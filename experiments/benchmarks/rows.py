@@ -68,6 +68,27 @@ def of_peer(rates: Mapping[str, float], key: str, name: str = "") -> dict[str, A
     return {"peer": name or key, "peer_value": rates[key]} if key in rates else {}
 
 
+def beside_transformers(
+    row: Row, rates: Mapping[str, float], kind: str, target_ratio: float
+) -> list[Row]:
+    """Returns a row of ours beside transformers as it is, which has the target, and at best.
+
+    Args:
+      row: of ours.
+      rates: by name; the peer's are `peer, KIND` and, of one that keeps freed memory, `peer,
+        kept_KIND`.
+      kind: of the work, such as "images".
+      target_ratio: that is wanted.
+    """
+    return [
+        dataclasses.replace(row, **of_peer(rates, key, name), target_ratio=wanted)
+        for key, name, wanted in (
+            (f"peer, {kind}", "transformers", target_ratio),
+            (f"peer, kept_{kind}", "transformers that keeps freed memory", None),
+        )
+    ]
+
+
 _COLUMNS = ("benchmark", "ours", "peer", "ratio", "of the limit", "target", "met")
 
 
