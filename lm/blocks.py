@@ -88,12 +88,8 @@ def image_ids(tokenizer: Tokenizer) -> Delimiters:
     Raises:
       ValueError: if it has none.
     """
-    if (ids := _ids(tokenizer, IMAGE_TOKENS)) is None:
-        raise ValueError(
-            f"{_missing(tokenizer, IMAGE_TOKENS)}, hence no images; take the tokenizer of a "
-            "multimodal model"
-        )
-    return ids
+    fix = "hence no images; take the tokenizer of a multimodal model"
+    return _required(tokenizer, IMAGE_TOKENS, fix)
 
 
 def audio_ids(tokenizer: Tokenizer) -> Delimiters:
@@ -102,22 +98,23 @@ def audio_ids(tokenizer: Tokenizer) -> Delimiters:
     Raises:
       ValueError: if it has none.
     """
-    if (ids := _ids(tokenizer, AUDIO_TOKENS)) is None:
-        raise ValueError(
-            f"{_missing(tokenizer, AUDIO_TOKENS)}, hence no audio; a preset that is trained with "
-            "--audio gets one that has them, and so has a run of it"
-        )
+    fix = (
+        "hence no audio; a preset that is trained with --audio gets one that has them, and so has "
+        "a run of it"
+    )
+    return _required(tokenizer, AUDIO_TOKENS, fix)
+
+
+def _required(tokenizer: Tokenizer, names: Sequence[str], fix: str) -> Delimiters:
+    if (ids := _ids(tokenizer, names)) is None:
+        missing = [name for name in names if name not in tokenizer.controls]
+        raise ValueError(f"this vocabulary has no {' and no '.join(missing)}, {fix}")
     return ids
 
 
 def _ids(tokenizer: Tokenizer, names: Sequence[str]) -> Delimiters | None:
     ids = [tokenizer.controls[name] for name in names if name in tokenizer.controls]
     return Delimiters(*ids) if len(ids) == len(names) else None
-
-
-def _missing(tokenizer: Tokenizer, names: Sequence[str]) -> str:
-    missing = [name for name in names if name not in tokenizer.controls]
-    return f"this vocabulary has no {' and no '.join(missing)}"
 
 
 def find(ids: Sequence[int], markers: Markers) -> list[Block]:
