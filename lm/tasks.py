@@ -87,19 +87,15 @@ def make(name: str, config: Any = None, *, rule: int = splits.RULE) -> Task:
     Raises:
       ValueError: for an unknown name, or settings of another task.
     """
+    if config is not None and (name == _CONVERSATIONS or names_path(name)):
+        raise ValueError(f"{name} has no settings, got {type(config).__name__}")
     for prefix, make_task in ((JSONL, jsonl), (PREFERENCES, preference_pairs)):
         if name.startswith(prefix):
-            if config is not None:
-                raise ValueError(f"{name} has no settings, got {type(config).__name__}")
             return make_task(name.removeprefix(prefix), rule)
     if name.startswith(MIXTURE):
-        if config is not None:
-            raise ValueError(f"{name} has no settings, got {type(config).__name__}")
         parts = functools.partial(make, rule=rule)
         return task_mixtures.mixture(name.removeprefix(MIXTURE), parts)
     if name == _CONVERSATIONS:
-        if config is not None:
-            raise ValueError(f"{name} has no settings, got {type(config).__name__}")
         return conversations(rule)
     known: dict[str, tuple[Callable[[Any], Task], type]] = {
         "tokens/arithmetic": (arithmetic, Arithmetic),
