@@ -73,7 +73,7 @@ def reproduce(
     files.atomic_write_text(folder / CONFIG, json.dumps(described, indent=2) + "\n")
     try:
         with progress.Progress(name, 0, entry.steps(config)) as bar:
-            results = entry.run(config, study.Work(folder / "parts", bar))
+            results = entry.run(config, study.Journal(folder / "parts", bar))
     except KeyboardInterrupt as error:
         kept = f"interrupted; its whole parts are in {folder}: the same command goes on from there"
         raise interrupts.as_interrupted(error, kept) from error

@@ -54,7 +54,7 @@ class Case:
     new: int  # Tokens that are decoded.
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """A function that works and returns how many tokens it did, and what one token asks for."""
 
     run: Callable[[], float]
@@ -62,7 +62,7 @@ class Work(NamedTuple):
     num_bytes: float = 0.0
 
 
-def forward(case: Case) -> Work:
+def forward(case: Case) -> Workload:
     """Returns a full pass with the logits of each row's last token."""
     model, rows = gemma.make(case.config), case.rows
     params = _drawn(model)
@@ -77,10 +77,10 @@ def forward(case: Case) -> Work:
         return float(rows * case.length)
 
     one_row = flops.decoder(case.config, range(case.length)) + flops.unembedding(case.config)
-    return Work(run, one_row / case.length)
+    return Workload(run, one_row / case.length)
 
 
-def step(case: Case) -> Work:
+def step(case: Case) -> Workload:
     """Returns a step of supervised fine-tuning by Adam, every token an answer."""
     learning = tuning.Config(
         batch_size=case.rows, max_prompt_length=case.length // 2, max_new_tokens=case.length // 2
@@ -98,10 +98,10 @@ def step(case: Case) -> Work:
 
     one_row = flops.decoder(case.config, range(case.length))
     one_row += (case.length - 1) * flops.unembedding(case.config)
-    return Work(run, 3 * one_row / case.length)  # The pass, and two products of its gradient.
+    return Workload(run, 3 * one_row / case.length)  # The pass, and two products of its gradient.
 
 
-def decoding(case: Case) -> Work:
+def decoding(case: Case) -> Workload:
     """Returns the sampling of new tokens after prompts, whose reading counts as no tokens."""
     model = gemma.make(case.config)
     sampler = completions.sampler(model, case.new, stop_tokens=())
@@ -117,7 +117,7 @@ def decoding(case: Case) -> Work:
 
     one_row = flops.decoder(case.config, range(case.prompt + case.new - 1))
     one_row += case.new * flops.unembedding(case.config)
-    return Work(run, one_row / case.new, trees.num_bytes(params) / case.rows)
+    return Workload(run, one_row / case.new, trees.num_bytes(params) / case.rows)
 
 
 def _drawn(model: gemma.Model) -> types.Params:
@@ -129,7 +129,11 @@ def _drawn(model: gemma.Model) -> types.Params:
     return jax.jit(draw)(jax.random.key(0))
 
 
-WORK: dict[str, Callable[[Case], Work]] = {"forward": forward, "step": step, "decoding": decoding}
+WORK: dict[str, Callable[[Case], Workload]] = {
+    "forward": forward,
+    "step": step,
+    "decoding": decoding,
+}
 
 
 def peak(given: float | None, bandwidth: float | None, dtype: str) -> tuple[Peak, str]:

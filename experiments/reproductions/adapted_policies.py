@@ -85,7 +85,7 @@ def make(sizes: Sizes, language: letters.Sizes) -> list[Policies]:
     return [of_way("full"), of_way("shared"), of_way("free")]
 
 
-def compare(policies: Policies, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compare(policies: Policies, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Trains the members of a seed; yields points of curve and fronts, and what merges are."""
     sizes, world = policies.sizes, policies.world
     learnt: list[types.Params] = []
@@ -97,7 +97,7 @@ def compare(policies: Policies, seed: int, work: study.Work) -> Iterator[study.R
         for record in range(1, sizes.records + 1):
             state, _ = policies.climber.advance(state, seed, rewarded.LEARNING, stretch)
             done = number * sizes.member_steps + record * stretch
-            work.tick(done)
+            journal.tick(done)
             if number == 0:
                 yield point(
                     policies, seed, "run", record * stretch, world.whole(seed, state.params)

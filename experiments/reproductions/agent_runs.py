@@ -93,13 +93,13 @@ def seconds_of(arms: Sequence[Arm]) -> float:
     return sum(arm.seeds * arm.steps / rate(arm) for arm in arms)
 
 
-def train(arm: Arm, work: study.Work) -> study.Rows:
+def train(arm: Arm, journal: study.Journal) -> study.Rows:
     """Runs an arm, or goes on with it, in a run folder among the parts.
 
     Returns:
       Rows of its metrics.csv: label, environment, seed, steps and what `COLUMNS` names.
     """
-    path = work.path(f"{arm.part}.run")
+    path = journal.path(f"{arm.part}.run")
     # Seeds of a host loop run in turn, those of a compiled one together.
     is_compiled = environments.is_compiled(arm.environment)
 
@@ -108,7 +108,7 @@ def train(arm: Arm, work: study.Work) -> study.Rows:
         done = (
             steps * arm.seeds if is_compiled else (row["seed"] - arm.first_seed) * arm.steps + steps
         )
-        work.tick(done, row["recent_return"], "return")
+        journal.tick(done, row["recent_return"], "return")
 
     fields: dict[str, Any] = {} if arm.log_every is None else {"log_every": arm.log_every}
     if path.exists():

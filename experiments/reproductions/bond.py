@@ -117,10 +117,10 @@ def arm(config: Config, name: str, learner: types.Learner, steps: int, texts: in
     """Returns a run, which writes so many texts to a prompt in each step."""
     seeds = study.seeds_of(config)
 
-    def compute(work: study.Work) -> Iterator[study.Row]:
+    def compute(journal: study.Journal) -> Iterator[study.Row]:
         given = enumerated.world(config.sizes, seeds)
         logits = enumerated.trained(learner, given, seeds, steps, config.records)
-        work.tick(steps)
+        journal.tick(steps)
         for record, tables in enumerate(enumerated.softmax(logits)):
             at = record * (steps // config.records)
             for number, (seed, policy) in enumerate(zip(seeds, tables, strict=True)):

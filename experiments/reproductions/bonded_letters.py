@@ -64,7 +64,7 @@ def arms(sizes: Sizes, table: str, first_seed: int, anchor_rate: float) -> Itera
         name: rewarded.climber(world, agent, rewarded.GOLD) for name, (agent, _) in agents.items()
     }
 
-    def learn(name: str, seed: int, work: study.Work) -> Iterator[study.Row]:
+    def learn(name: str, seed: int, journal: study.Journal) -> Iterator[study.Row]:
         agent, steps = agents[name]
         texts = sizes.prompts * agent.experience.samples_per_prompt
         for step, params in rewarded.records(
@@ -72,7 +72,7 @@ def arms(sizes: Sizes, table: str, first_seed: int, anchor_rate: float) -> Itera
         ):
             written = evaluate(params, seed, rewarded.EVALUATION)
             reward, kl = (float(np.mean(x)) for x in (written.reward, written.kl))
-            work.tick(step, reward, "reward")
+            journal.tick(step, reward, "reward")
             yield {"steps": step, "texts": step * texts, "reward": reward, "kl": kl}
 
     for seed in range(first_seed, first_seed + sizes.seeds):

@@ -70,23 +70,23 @@ def arms(config: Config) -> list[study.Arm]:
     problem = students.texts("text", config.text)
     sizes, seeds = config.text, study.seeds_of(config)
 
-    def classify(name: str, work: study.Work) -> study.Rows:
-        del work  # A seed is one compiled call.
+    def classify(name: str, journal: study.Journal) -> study.Rows:
+        del journal  # A seed is one compiled call.
         measure = gaussian_classes.classifier(config.classification, regularizers.named(name))
         return [{"divergence": name, "seed": seed, **measure(seed)} for seed in seeds]
 
-    def learn(way: str, name: str, work: study.Work) -> study.Rows:
+    def learn(way: str, name: str, journal: study.Journal) -> study.Rows:
         setup, teacher = problem.setup(0), None
         if way == "fine-tuning":
             trainer = students.tuner(setup, setup.student, name)
         else:
             trainer = students.supervised_distiller(setup, f"fenchel_young-{name}")
-            teacher = problem.teacher(work)
+            teacher = problem.teacher(journal)
         rows: study.Rows = []
         for number, seed in enumerate(seeds):
             how = {
                 "teacher": teacher,
-                "tick": lambda steps, loss, done=number * sizes.steps: work.tick(
+                "tick": lambda steps, loss, done=number * sizes.steps: journal.tick(
                     done + steps, loss
                 ),
             }
@@ -97,8 +97,8 @@ def arms(config: Config) -> list[study.Arm]:
         return rows
 
     def arm(table: str, part: str, steps: int, compute: Any, *given: str) -> study.Arm:
-        work = functools.partial(compute, *given)
-        return study.Arm(f"{table}-{part}", config.seeds * steps, work, table)
+        run = functools.partial(compute, *given)
+        return study.Arm(f"{table}-{part}", config.seeds * steps, run, table)
 
     classifiers = [arm("classification", name, 1, classify, name) for name in config.classifiers]
     pairs = itertools.product(WAYS, config.divergences)

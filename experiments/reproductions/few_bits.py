@@ -96,7 +96,7 @@ def rows(
     seed: int,
     names: Mapping[Kept, str],
     stages: tuple[Stage, ...],
-    work: study.Work,
+    journal: study.Journal,
 ) -> Iterator[study.Row]:
     """Yields the perplexity of a student after all stages, in each of some formats.
 
@@ -105,9 +105,9 @@ def rows(
       seed: of the texts, the student and its batches.
       names: of the arm, by format.
       stages: of learning.
-      work: not used; a stage takes seconds.
+      journal: not used; a stage takes seconds.
     """
-    del work
+    del journal
     setup, params = _setups(sizes)(seed), learnt(sizes, seed, stages)
     held_out = students.prefixes(setup, setup.teacher, {}, seed)
     for form, arm in names.items():

@@ -100,8 +100,8 @@ def arm(
       *of_arm: what it takes besides.
     """
 
-    def compute(work: study.Work) -> study.Rows:
-        del work  # A scheme is one compiled call, which tells nothing on the way.
+    def compute(journal: study.Journal) -> study.Rows:
+        del journal  # A scheme is one compiled call, which tells nothing on the way.
         return rows(config, make(config.processes), *of_arm)
 
     return study.Arm(part(config.processes, name), steps, compute)

@@ -118,11 +118,13 @@ def distilled(
     )
     measure = functools.cache(lambda divergence: students.distance(problem.setup(0), divergence))
 
-    def compute(seed: int, divergence: str, fraction: float | None, work: study.Work) -> study.Rows:
-        setup, params = problem.setup(seed), problem.start(seed, work)
-        teacher = problem.teacher(work)
+    def compute(
+        seed: int, divergence: str, fraction: float | None, journal: study.Journal
+    ) -> study.Rows:
+        setup, params = problem.setup(seed), problem.start(seed, journal)
+        teacher = problem.teacher(journal)
         if fraction is not None:
-            how = {"start": params, "teacher": teacher, "fraction": fraction, "tick": work.tick}
+            how = {"start": params, "teacher": teacher, "fraction": fraction, "tick": journal.tick}
             steps = problem.sizes.steps
             params = students.learn(setup, trainer(divergence), steps, seed, **how)
         given = measure(divergence), params, teacher, seed, divergence
@@ -132,7 +134,7 @@ def distilled(
                 "student_fraction": "start" if fraction is None else fraction,
                 "seed": seed,
                 **students.measured(setup, *given),
-                **problem.quality(params, seed, divergence, work),
+                **problem.quality(params, seed, divergence, journal),
             }
         ]
 

@@ -115,14 +115,14 @@ def arms(config: Config) -> Iterator[study.Arm]:
         for name in VARIANTS
     }
 
-    def learn(name: str, seed: int, work: study.Work) -> Iterator[study.Row]:
+    def learn(name: str, seed: int, journal: study.Journal) -> Iterator[study.Row]:
         language, start = world.language(seed), world.start(seed)
         key = rewarded.stream_key(seed, rewarded.EVALUATION)
         for step, params in rewarded.records(
             climbers[name], seed, rewarded.LEARNING, config.steps, config.records
         ):
             lengths = measure(params, start, language.tables, language.held_out, key)
-            work.tick(step, float(lengths.accuracy), "accuracy")
+            journal.tick(step, float(lengths.accuracy), "accuracy")
             yield {"step": step, **{n: float(x) for n, x in lengths._asdict().items()}}
 
     for seed in study.seeds_of(config):

@@ -234,7 +234,7 @@ def completed(models: Models, prepared: Prepared, arm: Arm, key: types.Key) -> b
 
 
 def distil(
-    config: Config, models: Models, prepared: Prepared, arm: Arm, seed: int, work: study.Work
+    config: Config, models: Models, prepared: Prepared, arm: Arm, seed: int, journal: study.Journal
 ) -> study.Rows:
     """Returns distances and training loss of an arm at its checkpoints, a row each."""
     key, offline_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
@@ -259,7 +259,7 @@ def distil(
                 row[name] = float(distance(models.student, state.params, *reference))
             row |= {"train_loss": float(jnp.mean(losses))}
             rows.append({**row, "golden_of_teacher": prepared.golden_of_teacher})
-            work.tick(epoch * config.epoch_steps, row["golden"], "golden")
+            journal.tick(epoch * config.epoch_steps, row["golden"], "golden")
     return rows
 
 

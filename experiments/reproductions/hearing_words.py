@@ -183,7 +183,7 @@ def guessed(learnt: Sequence[spoken.Row], questions: Sequence[spoken.Row]) -> fl
     return float(np.mean([row.answer == best for row in questions]))
 
 
-def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compute(config: Config, world: World, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields a row for each kind of questions of a seed."""
 
     def random(stream: str) -> np.random.Generator:
@@ -193,7 +193,7 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
     draws = random("learnt")
     shown = spoken.drawn(draws, known, config.clips)
     rows = world.rows(shown, spoken.clips(draws, shown, config.bins))
-    params = learn(world, rows, seed, work.tick)
+    params = learn(world, rows, seed, journal.tick)
     draws = random("held out")
     for kind in KINDS:
         vocabulary, about = (new, KNOWN) if kind == NEW else (known, kind)
@@ -208,8 +208,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
     """Yields an arm a seed."""
     world = functools.cache(lambda: World(config))
 
-    def run(seed: int, work: study.Work) -> Iterator[study.Row]:
-        return compute(config, world(), seed, work)
+    def run(seed: int, journal: study.Journal) -> Iterator[study.Row]:
+        return compute(config, world(), seed, journal)
 
     for seed in study.seeds_of(config):
         part = functools.partial(run, seed)

@@ -80,7 +80,7 @@ def arms(config: Config) -> list[study.Arm]:
     cases = list(itertools.product(layouts, config.allocated_contexts, DTYPES))
     narrow = {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "hidden_dim": 8}
 
-    def compute(work: study.Work) -> study.Rows:
+    def compute(journal: study.Journal) -> study.Rows:
         rows: study.Rows = []
         for layout, context, dtype in cases:
             small = {"vocab_size": 8, **narrow, "dtype": dtype}
@@ -89,7 +89,7 @@ def arms(config: Config) -> list[study.Arm]:
             row["allocated_bytes"] = allocated = allocated_bytes(model, 2, context)
             formula = gemma.cache_bytes(model, 2, context, jnp.dtype(dtype).itemsize)
             rows.append({**row, "formula_bytes": formula})
-            work.tick(len(rows), float(allocated - formula), "bytes off")
+            journal.tick(len(rows), float(allocated - formula), "bytes off")
         return rows
 
     return [study.Arm("allocated", len(cases), compute)]

@@ -110,7 +110,7 @@ def make(
 
 
 def anchored(
-    policies: Policies, seed: int, records: int, arm: str, work: study.Work
+    policies: Policies, seed: int, records: int, arm: str, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Trains with a fixed anchor; yields reward and KL on the way."""
     steps = policies.algorithm.member_steps
@@ -118,14 +118,14 @@ def anchored(
         policies.fixed[arm], seed, rewarded.LEARNING, steps, records
     ):
         yield (row := point(policies, seed, arm, done, params))
-        work.tick(done, row["reward"], "reward")
+        journal.tick(done, row["reward"], "reward")
 
 
 def averaged(
-    policies: Policies, seed: int, records: int, iterations: int, work: study.Work
+    policies: Policies, seed: int, records: int, iterations: int, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Trains by WARP; yields the curve of its first run, merges, and fronts to the start."""
-    points, merges = iterate(policies, seed, records, iterations, work)
+    points, merges = iterate(policies, seed, records, iterations, journal)
     first, start = merges[0], policies.member.begin(seed).params
     for way in ("slerp", "lerp"):
         for share in LAMBDAS:
@@ -141,7 +141,7 @@ def averaged(
 
 
 def iterate(
-    policies: Policies, seed: int, records: int, iterations: int, work: study.Work
+    policies: Policies, seed: int, records: int, iterations: int, journal: study.Journal
 ) -> tuple[study.Rows, list[Merge]]:
     """Trains by WARP's learner; returns the curve of its first member, and each iteration's merge.
 
@@ -166,7 +166,7 @@ def iterate(
                 if done <= size:
                     params = members[0] if done == size else state.params
                     curve.append(point(policies, seed, MOVING, done, params))
-                work.tick(done, curve[-1]["reward"], "reward")
+                journal.tick(done, curve[-1]["reward"], "reward")
         merges.append(Merge(init, members, state.aux.merged))
     return curve, merges
 

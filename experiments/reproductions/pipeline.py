@@ -126,13 +126,13 @@ def contents(config: Config, seed: int) -> dict[str, Any]:
     }
 
 
-def compare(config: Config, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compare(config: Config, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields the stages of all pipelines of a seed; what they share is done once."""
-    folder, share = work.path(f"pipelines-{seed}"), STEPS // len(LEFT_OUT)
+    folder, share = journal.path(f"pipelines-{seed}"), STEPS // len(LEFT_OUT)
     for number, (name, left_out) in enumerate(LEFT_OUT.items()):
 
         def tick(stages: int, of: int, number: int = number) -> None:
-            work.tick(number * share + stages * share // of)
+            journal.tick(number * share + stages * share // of)
 
         running.run(
             contents(config, seed),
@@ -150,7 +150,7 @@ def compare(config: Config, seed: int, work: study.Work) -> Iterator[study.Row]:
             }
             yield {"without": name, "stage": stage, **means}
         last = float(np.mean([*by_stage.values()][-1].columns["reward"]))
-        work.tick((number + 1) * share, last, "gold")
+        journal.tick((number + 1) * share, last, "gold")
 
 
 # Columns of the table, and their measures: the report's reward is gold here.

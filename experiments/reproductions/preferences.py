@@ -164,9 +164,11 @@ def scaled(params: Any, config: Config, seed: int) -> dict[str, Any]:
     return {"params": params, "spread": jnp.std(reward_toy.MODEL.rewards(params, x))}
 
 
-def compare(config: Config, corruption: float, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compare(
+    config: Config, corruption: float, seed: int, journal: study.Journal
+) -> Iterator[study.Row]:
     """Yields the records of all ways of a seed."""
-    del work  # It takes no time.
+    del journal  # It takes no time.
     sizes = dataclasses.replace(config.toy, corruption=corruption)
     gold_key, net_key = jax.random.split(jax.random.key(seed))
     plain, bent = (reward_toy.draw_gold(gold_key, c) for c in (0.0, sizes.penalty))

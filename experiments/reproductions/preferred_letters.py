@@ -67,7 +67,7 @@ def arms(
     experiment = reward_letters.make(sizes.models)
     descents = {name: direct(sizes, experiment, loss) for name, loss in objectives.items()}
 
-    def compare(seed: int, work: study.Work) -> Iterator[study.Row]:
+    def compare(seed: int, journal: study.Journal) -> Iterator[study.Row]:
         data, members = reward_letters.tune(experiment, corruption, seed)
         done = sizes.models.members * sizes.models.steps
         alone = reward_models.split(members)[: sizes.models.singles]
@@ -79,7 +79,7 @@ def arms(
         for way, member, proxy in climbed:
             for row, _ in reward_letters.climb(experiment, proxy, seed):
                 yield {"way": way, "member": member, **row}
-                work.tick(done + row["step"], row["gold"], "gold")
+                journal.tick(done + row["step"], row["gold"], "gold")
             done += sizes.models.policy_steps
         for way, descent in descents.items():
             for row in descent(preferences.Pairs(*data.train), seed):

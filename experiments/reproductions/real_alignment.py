@@ -99,11 +99,11 @@ class Config:
         }
 
 
-def start_chain(config: Config, of_task: str, work: study.Work) -> real_models.Chain:
+def start_chain(config: Config, of_task: str, journal: study.Journal) -> real_models.Chain:
     """Returns the stages by which the start learns."""
     given = config.model, config.start_steps, config.start_rate
     settings = {"lora.rank": config.rank}
-    return real_sums.chain(config, of_task, work.path(START), *given, **settings)
+    return real_sums.chain(config, of_task, journal.path(START), *given, **settings)
 
 
 def stage(config: Config, name: str, of_task: str, start: str, seed: int) -> dict[str, Any]:
@@ -124,10 +124,10 @@ def stage(config: Config, name: str, of_task: str, start: str, seed: int) -> dic
     return real_models.train(*begin, reward=real_sums.REWARD, settings=settings)
 
 
-def begin(config: Config, work: study.Work) -> Iterator[study.Row]:
+def begin(config: Config, journal: study.Journal) -> Iterator[study.Row]:
     """Yields how many stages the start took, and its measures."""
-    of_task = real_sums.task(config.digits, work)
-    chain = start_chain(config, of_task, work)
+    of_task = real_sums.task(config.digits, journal)
+    chain = start_chain(config, of_task, journal)
     count, share = real_sums.until(chain, config, of_task, config.start_share, greedy=False)
     path = chain.last(count)
     measured = measure(config, of_task, path, path)
@@ -135,13 +135,13 @@ def begin(config: Config, work: study.Work) -> Iterator[study.Row]:
     yield {"table": "start", "stages": count, "share": share}
 
 
-def align(config: Config, name: str, seed: int, work: study.Work) -> Iterator[study.Row]:
+def align(config: Config, name: str, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields the measures of a policy, and WARP's front."""
-    of_task = real_sums.task(config.digits, work)
-    (of_start,) = study.where(work.kept(START), table="start")
-    start = start_chain(config, of_task, work).last(of_start["stages"])
+    of_task = real_sums.task(config.digits, journal)
+    (of_start,) = study.where(journal.kept(START), table="start")
+    start = start_chain(config, of_task, journal).last(of_start["stages"])
     given = stage(config, name, of_task, str(start), seed)
-    path = real_models.run({"policy": given}, work.path(scratch(name, seed)))["policy"]
+    path = real_models.run({"policy": given}, journal.path(scratch(name, seed)))["policy"]
     took = {"seconds": real_models.seconds(path)}
     policy = path / f"merged-{config.steps:06d}" if name == WARP else path
     measured = measure(config, of_task, policy, start)

@@ -76,8 +76,8 @@ class Config:
         return quantisation.Scheme(form, self.table)
 
 
-def task(config: Config, work: study.Work) -> str:
-    """Returns the task of texts, which are written into the work's folder first."""
+def task(config: Config, journal: study.Journal) -> str:
+    """Returns the task of texts, which are written into the journal's folder first."""
 
     def parts(paper: faithfulness.Paper) -> Iterator[str]:
         part: list[str] = []
@@ -90,7 +90,7 @@ def task(config: Config, work: study.Work) -> str:
 
     train = faithfulness.read_papers("train")[:TRAINING]
     return real_models.write_rows(
-        work.path("texts"),
+        journal.path("texts"),
         {
             "train": [{"text": text} for paper in train for text in parts(paper)],
             "test": [{"text": " ".join(x.sentences)} for x in faithfulness.read_papers("test")],
@@ -115,16 +115,16 @@ def stage(config: Config, form: quantisation.Name, of_task: str) -> dict:
 
 
 def compare(
-    config: Config, arm: str, form: quantisation.Name, work: study.Work
+    config: Config, arm: str, form: quantisation.Name, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Yields nats of each held-out text by the model and by an arm in a format."""
-    of_task = task(config, work)
+    of_task = task(config, journal)
     lengths = {**config.lengths, "overlong": "truncate-left"}
     names = [paper.name for paper in faithfulness.read_papers("test")]
     about: study.Row
     if arm == LEARNT:
         given = {"learnt": stage(config, form, of_task)}
-        path = real_models.run(given, work.path(f"learnt-{form}"))["learnt"]
+        path = real_models.run(given, journal.path(f"learnt-{form}"))["learnt"]
         evaluator, params = real_models.loaded(config.model, of_task, **lengths)
         held = real_models.subject(path, of_task, **lengths).checkpoint.params
         about = {"seconds": real_models.seconds(path)}

@@ -87,20 +87,20 @@ class Config:
         return max(1, round(self.steps / (1 - fraction + fraction * self.own_cost)))
 
 
-def teacher_chain(config: Config, of_task: str, work: study.Work) -> real_models.Chain:
+def teacher_chain(config: Config, of_task: str, journal: study.Journal) -> real_models.Chain:
     """Returns the stages by which the teacher learns."""
     given = config.model, config.teacher_steps, config.teacher_rate
     settings = {"lora.rank": config.rank}
-    return real_sums.chain(config, of_task, work.path(TEACHER), *given, **settings)
+    return real_sums.chain(config, of_task, journal.path(TEACHER), *given, **settings)
 
 
 def start_chain(
-    config: Config, of_task: str, teacher: pathlib.Path, work: study.Work
+    config: Config, of_task: str, teacher: pathlib.Path, journal: study.Journal
 ) -> real_models.Chain:
     """Returns the stages by which the student learns before distillation."""
-    layers = str(student_folder(config, teacher, work))
+    layers = str(student_folder(config, teacher, journal))
     given = layers, config.student_steps, config.student_rate
-    return real_sums.chain(config, of_task, work.path(START), *given)
+    return real_sums.chain(config, of_task, journal.path(START), *given)
 
 
 def distillation_stage(
@@ -117,10 +117,10 @@ def distillation_stage(
     return real_models.train(*begin, teacher=teacher, settings=settings)
 
 
-def teach(config: Config, work: study.Work) -> study.Rows:
+def teach(config: Config, journal: study.Journal) -> study.Rows:
     """Returns how many stages the teacher took, and its score."""
-    of_task = real_sums.task(config.digits, work)
-    chain = teacher_chain(config, of_task, work)
+    of_task = real_sums.task(config.digits, journal)
+    chain = teacher_chain(config, of_task, journal)
     count, _ = real_sums.until(chain, config, of_task, config.teacher_share)
     of, params = real_sums.evaluator(chain.last(count), of_task, config.digits)
     scores = shares(of, params, config.prompts)
@@ -136,9 +136,9 @@ def shares(of: evaluation.Evaluator, params: Any, count: int) -> dict[str, float
     }
 
 
-def student_folder(config: Config, teacher: pathlib.Path, work: study.Work) -> pathlib.Path:
+def student_folder(config: Config, teacher: pathlib.Path, journal: study.Journal) -> pathlib.Path:
     """Returns the folder of the teacher's chosen layers, which is written once."""
-    folder = work.path("student-layers")
+    folder = journal.path("student-layers")
     if not folder.exists():
         checkpoint = models.load(teacher)
         shape, params = layer_choice.choose(checkpoint.config, checkpoint.params, config.layers)
@@ -147,26 +147,26 @@ def student_folder(config: Config, teacher: pathlib.Path, work: study.Work) -> p
     return folder
 
 
-def begin(config: Config, work: study.Work) -> study.Rows:
+def begin(config: Config, journal: study.Journal) -> study.Rows:
     """Returns how many stages the student took before distillation, and its measures."""
-    of_task = real_sums.task(config.digits, work)
-    (of_teacher,) = work.kept(TEACHER)
-    teacher = teacher_chain(config, of_task, work).last(of_teacher["stages"])
-    chain = start_chain(config, of_task, teacher, work)
+    of_task = real_sums.task(config.digits, journal)
+    (of_teacher,) = journal.kept(TEACHER)
+    teacher = teacher_chain(config, of_task, journal).last(of_teacher["stages"])
+    chain = start_chain(config, of_task, teacher, journal)
     least = config.student_share * of_teacher["right_greedy"]
     count, _ = real_sums.until(chain, config, of_task, least)
     row = {"arm": START, "seed": None, "stages": count}
     return [{**row, **measures(config, of_task, chain.last(count), teacher)}]
 
 
-def distil(config: Config, fraction: float, seed: int, work: study.Work) -> study.Rows:
+def distil(config: Config, fraction: float, seed: int, journal: study.Journal) -> study.Rows:
     """Returns the measures of a student that was distilled."""
-    of_task = real_sums.task(config.digits, work)
-    (of_teacher,), (of_start,) = work.kept(TEACHER), work.kept(START)
-    teacher = teacher_chain(config, of_task, work).last(of_teacher["stages"])
-    start = start_chain(config, of_task, teacher, work).last(of_start["stages"])
+    of_task = real_sums.task(config.digits, journal)
+    (of_teacher,), (of_start,) = journal.kept(TEACHER), journal.kept(START)
+    teacher = teacher_chain(config, of_task, journal).last(of_teacher["stages"])
+    start = start_chain(config, of_task, teacher, journal).last(of_start["stages"])
     given = distillation_stage(config, of_task, str(start), str(teacher), fraction, seed)
-    path = real_models.run({"distilled": given}, work.path(scratch(fraction, seed)))["distilled"]
+    path = real_models.run({"distilled": given}, journal.path(scratch(fraction, seed)))["distilled"]
     row = {"arm": name_of(fraction), "seed": seed, "stages": 1}
     row |= {"steps": config.steps_of(fraction), "seconds": real_models.seconds(path)}
     return [{**row, **measures(config, of_task, path, teacher)}]

@@ -1,7 +1,7 @@
 """Studies of a real model, the published Gemma 3 270M: what they share.
 
 Weights are asked for before anything is done, and stand in results by their SHA-256 alone. A run is
-a stage of a pipeline, a process of its own, in a folder of the study's work: what was killed goes
+a stage of a pipeline, a process of its own, in a folder of the study's parts: what was killed goes
 on from its last checkpoint. Measures are of held-out examples, one by one, so that intervals are
 over documents or prompts where there is one model, and over seeds where there are more.
 """
@@ -62,7 +62,7 @@ def origin(model: str) -> study.Row:
 
 def base(model: str) -> study.Arm:
     """Returns the arm that notes the base of a study, the table `base`."""
-    return study.Arm("base", 1, lambda work: [origin(model)], "base")
+    return study.Arm("base", 1, lambda journal: [origin(model)], "base")
 
 
 def reported_base(tables: study.Tables) -> judging.Check:

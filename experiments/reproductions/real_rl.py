@@ -125,10 +125,10 @@ def start_stage(config: Config) -> dict[str, dict[str, Any]]:
     return {START: real_sft.stage(config.sft, config.rank, config.first_seed)}
 
 
-def judges(config: Config, work: study.Work) -> dict[str, scorers.Entailment]:
+def judges(config: Config, journal: study.Journal) -> dict[str, scorers.Entailment]:
     """Loads the models of entailment, which are there, by the column that they fill."""
     return {
-        role: scorers.load(real_summaries.judge_folder(role, getattr(config, role), work))
+        role: scorers.load(real_summaries.judge_folder(role, getattr(config, role), journal))
         for role in real_summaries.ROLES
     }
 
@@ -182,11 +182,11 @@ def write(
     return Written(of, of.test[:count], texts.tolist(), kl)
 
 
-def start_and_best(config: Config, work: study.Work) -> Iterator[study.Row]:
+def start_and_best(config: Config, journal: study.Journal) -> Iterator[study.Row]:
     """Yields measures of the start's texts, and of the best of N of them."""
-    path = real_models.run(start_stage(config), work.path("runs"))[START]
+    path = real_models.run(start_stage(config), journal.path("runs"))[START]
     written = write(config, path, path, config.best_of[-1], config.first_seed)
-    by_column = judges(config, work)
+    by_column = judges(config, journal)
     shown = [written.evaluator.example_texts(x)["prompt"] for x in written.examples]
     document = written.evaluator.task.document
     documents = [document(*pair) for pair in zip(written.examples, shown, strict=True)]
@@ -202,14 +202,14 @@ def start_and_best(config: Config, work: study.Work) -> Iterator[study.Row]:
             yield {"arm": arm, "kl": kl, **row}
 
 
-def learn(config: Config, seed: int, work: study.Work) -> Iterator[study.Row]:
+def learn(config: Config, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields measures of a policy's texts, one of each held-out prompt."""
-    folder = real_summaries.judge_folder("entailment", config.entailment, work)
-    trained = real_models.run(stages(config, folder, seed), work.path("runs"))
+    folder = real_summaries.judge_folder("entailment", config.entailment, journal)
+    trained = real_models.run(stages(config, folder, seed), journal.path("runs"))
     written = write(config, trained["policy"], trained[START], 1, config.first_seed)
     texts = [of_prompt[0] for of_prompt in written.texts]
     described = real_summaries.describe(
-        written.evaluator, written.examples, texts, judges(config, work)
+        written.evaluator, written.examples, texts, judges(config, journal)
     )
     for row, kl in zip(described, written.kl[:, 0].tolist(), strict=True):
         yield {"arm": POLICY, "kl": kl, **row}

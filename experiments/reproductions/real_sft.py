@@ -105,11 +105,11 @@ def stage(config: Config, rank: int, seed: int) -> dict:
     return real_models.train(*begin, settings=settings)
 
 
-def measure(config: Config, arm: str, path: str, work: study.Work) -> Iterator[study.Row]:
+def measure(config: Config, arm: str, path: str, journal: study.Journal) -> Iterator[study.Row]:
     """Yields a row a held-out prompt, and the first few summaries."""
     subject = real_models.subject(path, real_summaries.TASK, **config.lengths)
     evaluator, params = evaluation.evaluator_of(subject), subject.checkpoint.params
-    classifier = scorers.load(real_summaries.judge_folder("entailment", config.entailment, work))
+    classifier = scorers.load(real_summaries.judge_folder("entailment", config.entailment, journal))
     nats = real_models.likelihoods(evaluator, params, config.examples)
     written = evaluator.answers(
         {"params": params}, config.examples, jax.random.key(0), evaluator.greedy
@@ -127,9 +127,9 @@ def measure(config: Config, arm: str, path: str, work: study.Work) -> Iterator[s
             yield {"table": "texts", **row, "text": written.texts[n]}
 
 
-def tune(config: Config, rank: int, seed: int, work: study.Work) -> Iterator[study.Row]:
+def tune(config: Config, rank: int, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields what tuning took, then the measures of the tuned model."""
-    folder = work.path(scratch(rank, seed))
+    folder = journal.path(scratch(rank, seed))
     path = real_models.run({"tuned": stage(config, rank, seed)}, folder)["tuned"]
     newest = max((path / "checkpoints").iterdir())
     log = (folder / outputs.RECORDS / f"{path.name}.log").read_text()
@@ -137,7 +137,7 @@ def tune(config: Config, rank: int, seed: int, work: study.Work) -> Iterator[stu
     row = {"arm": name_of(rank), "seconds": real_models.seconds(path)}
     row |= {"memory": said[1].strip() if said else "", "checkpoint_bytes": files_bytes(newest)}
     yield {"table": "runs", **row}
-    yield from measure(config, name_of(rank), str(path), work)
+    yield from measure(config, name_of(rank), str(path), journal)
 
 
 def files_bytes(folder: pathlib.Path) -> int:

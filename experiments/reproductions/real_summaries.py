@@ -34,12 +34,14 @@ COLUMNS = {
 }
 
 
-def judge_folder(role: str, given: str, work: study.Work) -> pathlib.Path:
+def judge_folder(role: str, given: str, journal: study.Journal) -> pathlib.Path:
     """Returns the folder of a model of entailment: the one that was given, or is trained here."""
-    return pathlib.Path(given) if given else work.path(f"{role}-model")
+    return pathlib.Path(given) if given else journal.path(f"{role}-model")
 
 
-def ask_judge(role: str, given: str, steps: int, least_area: float, work: study.Work) -> study.Rows:
+def ask_judge(
+    role: str, given: str, steps: int, least_area: float, journal: study.Journal
+) -> study.Rows:
     """Returns how a model of entailment judges new pairs; it is trained first where none is given.
 
     Args:
@@ -47,12 +49,12 @@ def ask_judge(role: str, given: str, steps: int, least_area: float, work: study.
       given: folder of `kullback entailment`, or "".
       steps: of its training.
       least_area: see `entailment.require_learnt`.
-      work: in whose folder it is.
+      journal: in whose folder it is.
 
     Raises:
       ValueError: if it has not learnt.
     """
-    folder, kind = judge_folder(role, given, work), ROLES[role]
+    folder, kind = judge_folder(role, given, journal), ROLES[role]
     if not given and not folder.exists():
         entailment.train(folder, entailment.Config(kind=kind, steps=steps), quiet=True)
     report = entailment.require_learnt(folder, least_area)

@@ -21,8 +21,8 @@ EXACT = "math"  # Whether an answer's number equals the reference's.
 _NUMBER = re.compile(r"\s*(\d{1,15})\s*")
 
 
-def task(digits: int, work: study.Work) -> str:
-    """Returns the task of sums, which is written into the work's folder first."""
+def task(digits: int, journal: study.Journal) -> str:
+    """Returns the task of sums, which is written into the journal's folder first."""
     sums = tasks.arithmetic(tasks.Arithmetic(digits=digits))
 
     def rows(split: tasks.Split) -> list[study.Row]:
@@ -31,7 +31,7 @@ def task(digits: int, work: study.Work) -> str:
 
     splits: tuple[tasks.Split, ...] = ("train", "test")
     by_split = {split: rows(split) for split in splits}
-    return real_models.write_rows(work.path(f"sums-{digits}"), by_split)
+    return real_models.write_rows(journal.path(f"sums-{digits}"), by_split)
 
 
 def lengths(digits: int) -> dict[str, int]:

@@ -211,10 +211,10 @@ def margins(
 
 
 def rank(
-    experiment: Letters, corruption: float, seed: int, work: study.Work
+    experiment: Letters, corruption: float, seed: int, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Tunes a population; yields what lies between its members, and how it ranks pairs."""
-    del work  # It takes little time.
+    del journal  # It takes little time.
     data, members = tune(experiment, corruption, seed)
     gap = connected(experiment, members, data)
     yield {"table": "halfway", "corruption": corruption, "gap": gap}
@@ -241,11 +241,11 @@ def connected(experiment: Letters, members: types.Params, data: Data) -> float:
     return float(np.mean(gaps))
 
 
-def move(experiment: Letters, seed: int, work: study.Work) -> Iterator[study.Row]:
+def move(experiment: Letters, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Moves the policy toward what models say that learnt of the most wrong labels."""
     _, members = tune(experiment, max(experiment.sizes.corruptions), seed)
     yield from study.tagged("best_of", best_of(experiment, members, seed))
-    yield from climbs(experiment, members, seed, work)
+    yield from climbs(experiment, members, seed, journal)
 
 
 def best_of(experiment: Letters, members: types.Params, seed: int) -> study.Rows:
@@ -297,7 +297,7 @@ def climb(
 
 
 def climbs(
-    experiment: Letters, members: types.Params, seed: int, work: study.Work
+    experiment: Letters, members: types.Params, seed: int, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Yields records of REINFORCE up each reward, and who writes the better texts at the end."""
     sizes, ends = experiment.sizes, {}
@@ -307,7 +307,7 @@ def climbs(
         for row, gold in climb(experiment, known[name], seed):
             ends[name] = gold
             yield {"table": "climbs", "reward": name, **row}
-        work.tick(number * sizes.policy_steps, float(np.mean(ends[name])), "gold")
+        journal.tick(number * sizes.policy_steps, float(np.mean(ends[name])), "gold")
     pairs = [(name, "start") for name in ends]
     ends["start"] = np.asarray(
         experiment.evaluate(experiment.world.start(seed), seed, EVALUATION).reward

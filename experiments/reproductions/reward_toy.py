@@ -310,9 +310,9 @@ def best_of(sizes: Sizes, gold: Gold, members: types.Params, seed: int) -> study
     return reward_models.best_of(proxies, np.asarray(worth(gold, x))[None], COUNTS)
 
 
-def compare(sizes: Sizes, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compare(sizes: Sizes, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields all tables of a seed."""
-    del work  # It takes no time.
+    del journal  # It takes no time.
     gold_key, net_key = jax.random.split(jax.random.key(seed))
     plain, bent = (draw_gold(gold_key, c) for c in (0.0, sizes.penalty))
     backbone, config = pretrain(sizes, plain, net_key), sizes.population()

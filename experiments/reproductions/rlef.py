@@ -143,7 +143,7 @@ def arms(config: Config) -> Iterator[study.Arm]:
     make = functools.cache(functools.partial(summarisers.make, sizes, [*ROLES], algorithms))
 
     def rows_of(compute: Callable[..., Any], *given: Any) -> Callable[..., Any]:
-        return lambda work: compute(make(work), *given, work)
+        return lambda journal: compute(make(journal), *given, journal)
 
     for seed in study.seeds_of(config):
         rows = rows_of(summarisers.start_and_best, seed, config.counts)

@@ -213,8 +213,10 @@ def arms(config: Config) -> list[study.Arm]:
     world = functools.cache(lambda: World(config))
     held_out = problems("test")[: config.validation + config.questions]
 
-    def compute(seed: int, work: study.Work) -> study.Rows:
-        params = students.learn(world().setup, world().trainer, config.steps, seed, tick=work.tick)
+    def compute(seed: int, journal: study.Journal) -> study.Rows:
+        params = students.learn(
+            world().setup, world().trainer, config.steps, seed, tick=journal.tick
+        )
         key = jax.random.fold_in(jax.random.key(seed), 3)
         first, rest = held_out[: config.validation], held_out[config.validation :]
         validation, questions = (

@@ -51,12 +51,12 @@ MARGIN = 0.05  # Of the share of right answers; less is no difference that matte
 
 
 def compute(
-    config: Config, world: digit_models.World, seed: int, work: study.Work
+    config: Config, world: digit_models.World, seed: int, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Yields the rows of all tables of a seed: judges, SFT, and drawings as a policy learns."""
 
     def after(steps: int, metric: str = "loss") -> students.Tick:
-        return lambda done, value: work.tick(steps + done, value, metric)
+        return lambda done, value: journal.tick(steps + done, value, metric)
 
     parts = world.parts(seed, after(0))
     for name, rater in parts.judges.items():
@@ -98,8 +98,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
     world = functools.cache(lambda: digit_models.World(config))
     steps = config.coder_steps + config.steps + len(CLIMBED) * config.policy_steps
 
-    def run(seed: int, work: study.Work) -> Iterator[study.Row]:
-        return compute(config, world(), seed, work)
+    def run(seed: int, journal: study.Journal) -> Iterator[study.Row]:
+        return compute(config, world(), seed, journal)
 
     for seed in study.seeds_of(config):
         part = functools.partial(run, seed)

@@ -154,9 +154,9 @@ class World:
             yield {"player": label, "acts": way, **played_games.score(episodes)}
 
 
-def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compute(config: Config, world: World, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields the rows of a seed: returns of all players, and curves of those that learn."""
-    run = work.path(f"{config.teacher.part}.run")
+    run = journal.path(f"{config.teacher.part}.run")
     teacher, encoder = played_games.teacher_of(run, seed), world.encoder(seed)
     yield from study.tagged("returns", world.scores_of_teacher(teacher, seed))
     games, done = world.games(config.num_envs), 0
@@ -164,7 +164,7 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
 
     def learn(label: str, agent: Any, steps: int, **given: Any) -> Iterator[study.Row]:
         constants = types.Constants(base=encoder, teacher=given.pop("teacher", None))
-        tick: students.Tick = lambda n, value: work.tick(done + n, value, "return")  # noqa: E731
+        tick: students.Tick = lambda n, value: journal.tick(done + n, value, "return")  # noqa: E731
         learnt[label], rows = played_games.learn(
             *(agent, games, constants),
             **{"seed": seed, "steps": steps, "records": config.records, "tick": tick, **given},
@@ -184,7 +184,7 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
     acting = {**learnt[RL], "encoder": encoder}
     yield from study.tagged("returns", world.scores(RL, acting, seed))
     if seed == config.first_seed:
-        path = work.path(f"{FILM}.gif")
+        path = journal.path(f"{FILM}.gif")
         played_games.film(
             *(world.player, acting, world.games(1), path), seed=seed, limit=config.film
         )
@@ -193,11 +193,11 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the teachers' runs, then an arm a seed."""
     world, runs = functools.cache(lambda: World(config)), config.teacher
-    work = functools.partial(agent_runs.train, runs)
-    yield study.Arm(runs.part, runs.seeds * runs.steps, work, "teachers")
+    train = functools.partial(agent_runs.train, runs)
+    yield study.Arm(runs.part, runs.seeds * runs.steps, train, "teachers")
 
-    def run(seed: int, work: study.Work) -> Iterator[study.Row]:
-        return compute(config, world(), seed, work)
+    def run(seed: int, journal: study.Journal) -> Iterator[study.Row]:
+        return compute(config, world(), seed, journal)
 
     steps = 2 * config.steps + config.policy_steps
     for seed in study.seeds_of(config):

@@ -176,7 +176,7 @@ class World:
         return float(np.mean(self.are_right[model](params, rows)))
 
 
-def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compute(config: Config, world: World, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields right answers of the teacher, and of students in all forms, by kind."""
     sizes, done = config.questions, config.encoder.steps
 
@@ -185,7 +185,7 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
 
     vision = world.seers[TEACHER].vision
     encoder, cells_right = shape_encoder.learn(
-        config.sight, config.encoder, vision, LIMITS, seed, work.tick
+        config.sight, config.encoder, vision, LIMITS, seed, journal.tick
     )
     yield {"model": ENCODES, "form": FLOAT, "questions": "cells", "right": cells_right}
     colours = nano_questions.world(sizes, random("world"))
@@ -202,7 +202,7 @@ def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterat
         nonlocal done
         before = done
         done += steps
-        tick: students.Tick = lambda n, loss: work.tick(before + n, loss)  # noqa: E731
+        tick: students.Tick = lambda n, loss: journal.tick(before + n, loss)  # noqa: E731
         return students.learn(setup, trainer, steps, seed, tick=tick, **others)
 
     def answers(model: str, form: str, params: types.Params) -> Iterator[study.Row]:
@@ -226,8 +226,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
     world = functools.cache(lambda: World(config))
     of_student = config.student_steps + config.bits_steps
 
-    def run(seed: int, work: study.Work) -> Iterator[study.Row]:
-        return compute(config, world(), seed, work)
+    def run(seed: int, journal: study.Journal) -> Iterator[study.Row]:
+        return compute(config, world(), seed, journal)
 
     for seed in study.seeds_of(config):
         part = functools.partial(run, seed)

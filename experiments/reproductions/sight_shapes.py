@@ -221,14 +221,14 @@ def learn_policy(
     return state.params, records
 
 
-def compute(config: Config, world: World, seed: int, work: study.Work) -> Iterator[study.Row]:
+def compute(config: Config, world: World, seed: int, journal: study.Journal) -> Iterator[study.Row]:
     """Yields the rows of all tables of a seed: encoder, SFT, longer SFT and RLOO."""
 
     def random(stream: str) -> np.random.Generator:
         return np.random.default_rng([seed, STREAMS[stream]])
 
     def after(steps: int, metric: str = "loss") -> students.Tick:
-        return lambda done, value: work.tick(steps + done, value, metric)
+        return lambda done, value: journal.tick(steps + done, value, metric)
 
     limits = config.most, config.largest
 
@@ -279,8 +279,8 @@ def arms(config: Config) -> Iterator[study.Arm]:
     world = functools.cache(lambda: World(config))
     steps = config.encoder.steps + config.steps + config.longer_steps + config.policy_steps
 
-    def run(seed: int, work: study.Work) -> Iterator[study.Row]:
-        return compute(config, world(), seed, work)
+    def run(seed: int, journal: study.Journal) -> Iterator[study.Row]:
+        return compute(config, world(), seed, journal)
 
     for seed in study.seeds_of(config):
         part = functools.partial(run, seed)

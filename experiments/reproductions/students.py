@@ -17,7 +17,7 @@ from kullback.experiments.reproductions.setups import Setup
 from kullback.lm import batches, distillation, gemma, gkd, sft
 
 STRETCH = 100  # Learner steps of a compiled call, at most.
-Tick = Callable[[int, float], None]  # (steps done, loss); see study.Work.
+Tick = Callable[[int, float], None]  # (steps done, loss); see study.Journal.
 
 
 def ignore(steps: int, loss: float) -> None:
@@ -29,10 +29,10 @@ class Problem(NamedTuple):
 
     sizes: Any  # With `student_steps`, and `steps` of distillation.
     setup: Callable[[int], Setup]  # Of a seed.
-    teacher: Callable[[study.Work], types.Params]
-    start: Callable[[int, study.Work], types.Params]  # A seed's student.
-    # (student's parameters, seed, its loss, work) -> the worth of its sequences, by measure.
-    quality: Callable[[types.Params, int, str, study.Work], dict[str, float]]
+    teacher: Callable[[study.Journal], types.Params]
+    start: Callable[[int, study.Journal], types.Params]  # A seed's student.
+    # (student's parameters, seed, its loss, journal) -> the worth of its sequences, by measure.
+    quality: Callable[[types.Params, int, str, study.Journal], dict[str, float]]
     arms: Sequence[study.Arm] = ()  # Computed before those of students.
 
 
@@ -48,16 +48,16 @@ def texts(name: str, sizes: setups.Sizes, good: float = 1.0) -> Problem:
     tune = functools.cache(lambda: tuner(setup(), setup().student))
 
     @functools.cache
-    def teacher(work: study.Work) -> types.Params:
+    def teacher(journal: study.Journal) -> types.Params:
         trainer = tuner(setup(), setup().teacher)
-        return learn(setup(), trainer, sizes.teacher_steps, 0, tick=work.tick)
+        return learn(setup(), trainer, sizes.teacher_steps, 0, tick=journal.tick)
 
-    def measure_teacher(work: study.Work) -> study.Rows:
-        return [quality(setup(), setup().teacher, teacher(work), 0)]
+    def measure_teacher(journal: study.Journal) -> study.Rows:
+        return [quality(setup(), setup().teacher, teacher(journal), 0)]
 
     @functools.cache
-    def start(seed: int, work: study.Work) -> types.Params:
-        [of_teacher] = work.kept(part)
+    def start(seed: int, journal: study.Journal) -> types.Params:
+        [of_teacher] = journal.kept(part)
         evaluator, key = setup().evaluator(setup().student, "kl"), jax.random.key(seed)
 
         def is_good(params: types.Params) -> bool:
@@ -67,12 +67,12 @@ def texts(name: str, sizes: setups.Sizes, good: float = 1.0) -> Problem:
             return bool(scores.mean() >= good * of_teacher["score_greedy"])
 
         steps = sizes.student_steps
-        return learn(setup(), tune(), steps, seed, tick=work.tick, is_enough=is_good)
+        return learn(setup(), tune(), steps, seed, tick=journal.tick, is_enough=is_good)
 
     def beside_teacher(
-        params: types.Params, seed: int, divergence: str, work: study.Work
+        params: types.Params, seed: int, divergence: str, journal: study.Journal
     ) -> dict[str, float]:
-        [of_teacher] = work.kept(part)
+        [of_teacher] = journal.kept(part)
         of_student = quality(setup(), setup().student, params, seed, f_of(divergence))
         if (taught := of_teacher.get("score_greedy")) is not None:
             of_student["share_of_teachers_score"] = (

@@ -32,8 +32,8 @@ class Results(NamedTuple):
     films: Mapping[str, pathlib.Path] = {}  # By name, a GIF each, as an arm wrote it.
 
 
-class Work:
-    """The work of `run`: keeps parts, and shows progress."""
+class Journal:
+    """Journal of a study: keeps the parts that are done, and shows progress."""
 
     def __init__(self, folder: pathlib.Path, bar: progress.Progress):
         self._folder, self._bar, self._done = folder, bar, 0
@@ -95,12 +95,12 @@ class Arm(NamedTuple):
 
     part: str  # Its file's name.
     steps: int  # Amount of work.
-    compute: Callable[[Work], Iterable[Row]]
+    compute: Callable[[Journal], Iterable[Row]]
     # To which its rows go; "": they say so themselves, see `split`, or there is one. None: to none,
     # but later arms read them.
     table: str | None = ""
     columns: Mapping[str, Any] = {}  # That its rows have besides; they stand in front.
-    scratch: str = ""  # A folder of the work, which goes once the part is kept; "" is none.
+    scratch: str = ""  # A folder beside the parts, which goes once the part is kept; "" is none.
 
 
 # Fields that came after results were committed, and what these had.
@@ -165,13 +165,13 @@ def multiples(of: str | int, config: Any, *names: str) -> None:
 # Tables.
 
 
-def run(arms: Iterable[Arm], work: Work) -> Rows:
+def run(arms: Iterable[Arm], journal: Journal) -> Rows:
     """Returns the rows of all arms, in their order; those that are kept are not computed again."""
     rows: Rows = []
     for arm in arms:
-        part = work.part(arm.part, arm.steps, lambda arm=arm: arm.compute(work))
+        part = journal.part(arm.part, arm.steps, lambda arm=arm: arm.compute(journal))
         if arm.scratch:
-            files.remove(work.path(arm.scratch))
+            files.remove(journal.path(arm.scratch))
         if arm.table is not None:
             part = [{**arm.columns, **row} for row in part]
             rows += tagged(arm.table, part) if arm.table else part
@@ -233,17 +233,17 @@ class Study:
     # C -> what is said before work: memory, disk, what can be shown. Raises ValueError where
     # something is not there that it needs.
     before: Callable[[Any], Iterable[str]] = lambda config: ()
-    # C -> names of films, which an arm writes to `Work.path("NAME.gif")`.
+    # C -> names of films, which an arm writes to `Journal.path("NAME.gif")`.
     films: Callable[[Any], Iterable[str]] = lambda config: ()
 
     def steps(self, config: Any) -> int:
         """Returns the amount of work of all arms."""
         return sum(arm.steps for arm in self.arms(config))
 
-    def run(self, config: Any, work: Work) -> Results:
+    def run(self, config: Any, journal: Journal) -> Results:
         """Runs all arms, then judges and draws what they show."""
-        tables = self.tables(config, run(self.arms(config), work))
+        tables = self.tables(config, run(self.arms(config), journal))
         checks = list(self.claims(config, tables))
         figures = {name: grid.draw() for name, grid in self.figures(config, tables).items()}
-        films = {name: work.path(f"{name}.gif") for name in self.films(config)}
+        films = {name: journal.path(f"{name}.gif") for name in self.films(config)}
         return Results(tables, figures, checks, films)

@@ -36,7 +36,7 @@ def ask_about_pools(
     settings: entailment.Config,
     least_area: float,
     sizes: extractive.Sizes,
-    work: study.Work,
+    journal: study.Journal,
 ) -> study.Rows:
     """Returns P of each paper's pool by a model of entailment, trained first where none is given.
 
@@ -45,7 +45,7 @@ def ask_about_pools(
     Raises:
       ValueError: if it has not learnt, see `entailment.require_learnt`.
     """
-    trained, done = work.path(f"{role}-model"), 0
+    trained, done = journal.path(f"{role}-model"), 0
     if not folder:
         done = settings.num_steps
         if not trained.exists():
@@ -57,7 +57,7 @@ def ask_about_pools(
         papers = extractive.read(split, sizes)
         before = done + len(rows)
         p = extractive.pool_probabilities(
-            papers, model.log_probability, lambda count, before=before: work.tick(before + count)
+            papers, model.log_probability, lambda count, before=before: journal.tick(before + count)
         )
         named = zip(papers.names, p.tolist(), strict=True)
         rows += [{"split": split, "paper": name, "p": of_paper} for name, of_paper in named]
@@ -106,18 +106,18 @@ def make(
     sizes: extractive.Sizes,
     roles: Sequence[str],
     algorithms: Mapping[float, rlef.Config],
-    work: study.Work,
+    journal: study.Journal,
 ) -> Summarisers:
     """Returns the summarisers, once the models of entailment have been asked.
 
     Args:
       sizes: of everything.
-      roles: parts of the work in which their answers are kept; "reward" is learnt from.
+      roles: parts in which their answers are kept; "reward" is learnt from.
       algorithms: settings of RLEF, by alpha.
-      work: that has these parts.
+      journal: that has these parts.
     """
     train, held_out = (extractive.read(split, sizes) for split in SPLITS)
-    rows_by_role = {role: work.kept(role) for role in roles}
+    rows_by_role = {role: journal.kept(role) for role in roles}
     questions = extractive.ask(held_out, sizes, sizes.prompts, np.random.default_rng(1))
     of_sentences = {
         role: extractive.table(questions, study.column(rows, "p", split="test"))
@@ -138,7 +138,7 @@ def make(
         of_sentences=of_sentences,
         sample=jax.jit(sampler.sequences),
         log_probabilities=jax.jit(log_probabilities),
-        start=functools.cache(lambda seed: supervised(tuner, train, sizes, seed, work)),
+        start=functools.cache(lambda seed: supervised(tuner, train, sizes, seed, journal)),
         trainers={},
     )
     trainers = {
@@ -158,7 +158,7 @@ def supervised(
     papers: extractive.Papers,
     sizes: extractive.Sizes,
     seed: int,
-    work: study.Work,
+    journal: study.Journal,
 ) -> types.Params:
     """Returns a decoder that was drawn, and has learnt noisy choices."""
     rng = np.random.default_rng([seed, 0])
@@ -166,7 +166,7 @@ def supervised(
     items = in_steps(extractive.imitated(papers, questions, sizes, rng), sizes.start_steps)
     key = jax.random.key(seed)
     state, losses = tuner.run(tuner.learner.init(key), types.NO_CONSTANTS, items, key)
-    work.tick(sizes.start_steps, float(losses[-1]))
+    journal.tick(sizes.start_steps, float(losses[-1]))
     return state.params
 
 
@@ -192,7 +192,7 @@ def trainer(summarisers: Summarisers, learner: types.Learner) -> small_models.Tr
 
 
 def learn(
-    summarisers: Summarisers, alpha: float, seed: int, measurements: int, work: study.Work
+    summarisers: Summarisers, alpha: float, seed: int, measurements: int, journal: study.Journal
 ) -> Iterator[study.Row]:
     """Trains a policy by RLEF; yields a row a measurement."""
     sizes, start = summarisers.sizes, summarisers.start(seed)
@@ -213,11 +213,11 @@ def learn(
         row |= measure(summarisers, state.params, seed)
         training_reward = float(metrics["reward"][-min(stretch, 20) :].mean())
         yield {**row, "training_reward": training_reward}
-        work.tick(done, row["reward"], "reward")
+        journal.tick(done, row["reward"], "reward")
 
 
 def start_and_best(
-    summarisers: Summarisers, seed: int, counts: Sequence[int], work: study.Work
+    summarisers: Summarisers, seed: int, counts: Sequence[int], journal: study.Journal
 ) -> Iterator[study.Row]:
     """Yields rows of the start, and of the best of N of its texts by the reward.
 
@@ -225,9 +225,9 @@ def start_and_best(
       summarisers: of all seeds.
       seed: of the start.
       counts: N, ascending.
-      work: told how far the start is, by itself.
+      journal: told how far the start is, by itself.
     """
-    del work
+    del journal
     sizes, params = summarisers.sizes, summarisers.start(seed)
     empty = {"alpha": None, "seed": seed, "step": 0, "training_reward": None}
     yield {"arm": "start", **empty, **measure(summarisers, params, seed)}

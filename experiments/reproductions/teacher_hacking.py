@@ -40,8 +40,8 @@ def arms(config: Config) -> list[study.Arm]:
     models = functools.cache(lambda: hacking.make_models(config))
     prepared = functools.cache(lambda seed: hacking.prepare(config, models(), seed))
 
-    def compute(seed: int, arm: hacking.Arm, work: study.Work) -> study.Rows:
-        return hacking.distil(config, models(), prepared(seed), arm, seed, work)
+    def compute(seed: int, arm: hacking.Arm, journal: study.Journal) -> study.Rows:
+        return hacking.distil(config, models(), prepared(seed), arm, seed, journal)
 
     return [
         study.Arm(f"{arm.name}-{seed}", config.steps, functools.partial(compute, seed, arm))

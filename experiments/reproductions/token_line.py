@@ -152,18 +152,18 @@ def problem(sizes: Sizes) -> students.Problem:
     tune = functools.cache(lambda: students.tuner(setup(0), setup(0).student))
 
     @functools.cache
-    def start(seed: int, work: study.Work) -> types.Params:
-        return students.learn(setup(seed), tune(), sizes.student_steps, seed, tick=work.tick)
+    def start(seed: int, journal: study.Journal) -> types.Params:
+        return students.learn(setup(seed), tune(), sizes.student_steps, seed, tick=journal.tick)
 
     def quality(
-        params: types.Params, seed: int, divergence: str, work: study.Work
+        params: types.Params, seed: int, divergence: str, journal: study.Journal
     ) -> dict[str, float]:
-        del work  # Nothing is compared with the teacher's.
+        del journal  # Nothing is compared with the teacher's.
         f, of_seed = students.f_of(divergence), setup(seed)
         rows = students.prefixes(of_seed, of_seed.student, params, seed, f)
         return {"near_the_line": near(rows.tokens, sizes.vocab_size)}
 
-    return students.Problem(sizes, setup, lambda work: {}, start, quality)
+    return students.Problem(sizes, setup, lambda journal: {}, start, quality)
 
 
 def near(tokens: types.Array, vocab_size: int) -> float:

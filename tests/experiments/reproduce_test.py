@@ -43,7 +43,7 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             judging.reported("of the throws", config.throws),
         ]
 
-    def run(config: Config, work: study.Work) -> study.Results:
+    def run(config: Config, journal: study.Journal) -> study.Results:
         rows: study.Rows = []
         for seed in range(config.seeds):
 
@@ -53,13 +53,13 @@ def thrown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
                     raise KeyboardInterrupt  # Once, in the third part.
                 computed.append(seed)
                 heads = np.random.default_rng(seed).integers(0, 2, config.throws)
-                work.tick(config.throws, heads.mean(), "heads")
+                journal.tick(config.throws, heads.mean(), "heads")
                 return [{"seed": seed, "heads": heads.mean()}]
 
-            rows += work.part(f"seed-{seed}", config.throws, compute)
+            rows += journal.part(f"seed-{seed}", config.throws, compute)
         drawn = plots.grid()
         drawn.axes[0].plot([row["heads"] for row in rows])
-        film = work.path("thrown.gif")
+        film = journal.path("thrown.gif")
         film.write_bytes(b"GIF89a")
         checks = claims(config, {"coin": rows})
         return study.Results({"coin": rows}, {"coin": drawn}, checks, {"thrown": film})

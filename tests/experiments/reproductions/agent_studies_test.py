@@ -12,21 +12,21 @@ from kullback.experiments.runs import run_folder, training
 
 
 @pytest.fixture
-def work(tmp_path: pathlib.Path) -> study.Work:
-    return study.Work(tmp_path, progress.Progress("test", 0, 4_000, quiet=True))
+def journal(tmp_path: pathlib.Path) -> study.Journal:
+    return study.Journal(tmp_path, progress.Progress("test", 0, 4_000, quiet=True))
 
 
-def run(work: study.Work) -> study.Rows:
+def run(journal: study.Journal) -> study.Rows:
     arm = agent_runs.Arm("a label", "dqn", "toy/chain", 2, 2_000)
     part = study.Arm(arm.part, 4_000, functools.partial(agent_runs.train, arm))
-    return study.run([part], work)
+    return study.run([part], journal)
 
 
 @pytest.mark.slow
 def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
-    work: study.Work, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    journal: study.Journal, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    path = work.path("a-label-toy-chain.run")
+    path = journal.path("a-label-toy-chain.run")
     # What a part leaves that was stopped half-way: the run, and no rows.
     training.train(
         "dqn", "toy/chain", out=path, quiet=True, steps=1_000, num_seeds=2, checkpoint_every=200
@@ -34,15 +34,15 @@ def test_a_part_is_a_run_that_goes_on_where_it_was_interrupted(
     config = run_folder.RunFolder(path).config()
     config["plan"]["steps"] = 2_000
     run_folder.RunFolder(path).write_config(config)
-    rows = without_wall_time(run(work))
-    fresh = study.Work(tmp_path / "fresh", progress.Progress("test", 0, 1, quiet=True))
+    rows = without_wall_time(run(journal))
+    fresh = study.Journal(tmp_path / "fresh", progress.Progress("test", 0, 1, quiet=True))
     assert rows == without_wall_time(run(fresh))
     assert {row["seed"] for row in rows} == {0, 1}
     assert max(row["steps"] for row in rows) == 2_000
     # Done, it is read and not run.
     monkeypatch.setattr(training, "train", None)
     monkeypatch.setattr(training, "resume", None)
-    assert without_wall_time(run(work)) == rows
+    assert without_wall_time(run(journal)) == rows
 
 
 def without_wall_time(rows: study.Rows) -> study.Rows:

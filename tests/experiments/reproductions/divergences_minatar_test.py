@@ -92,8 +92,8 @@ def test_refusals(change: dict[str, object], match: str):
 @pytest.mark.slow
 def test_runs_tiny(tmp_path: pathlib.Path):
     config = dataclasses.replace(CONFIG, regularizers=("alpha-1.5",), steps=5_400, seeds=2)
-    work = study.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
-    result = divergences_minatar.STUDY.run(config, work)
+    journal = study.Journal(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+    result = divergences_minatar.STUDY.run(config, journal)
     labels = [row["label"] for row in result.tables["final"]]
     assert labels == ["dqn", "m-dqn kl", "m-dqn alpha-1.5"]
     entropies = [row["policy_entropy"] for row in result.tables["final"]]

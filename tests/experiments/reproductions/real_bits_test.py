@@ -156,5 +156,5 @@ def test_a_run_goes_on_where_it_was_killed(tmp_path: pathlib.Path):
     assert real_models.seconds(path) > 0 and (path / "checkpoints" / "000000000004").is_dir()
     row = real_models.origin(str(path))
     assert row["model"] == path.name and len(row["sha256"]) == 64
-    work = study.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
-    assert work.path("runs") == tmp_path / "runs"
+    journal = study.Journal(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+    assert journal.path("runs") == tmp_path / "runs"

@@ -155,8 +155,8 @@ def test_it_runs(tiny_base: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: p
     out = tmp_path / "out"
     checks = reproduce.reproduce("real-sft", out, given, lambda line: None)
     assert sum(check.is_headline for check in checks) == 3
-    work = study.Work(out / "parts", progress.Progress("test", 0, 1, quiet=True))
-    rows = [row for part in ("before", "rank-2-100", "rank-0-100") for row in work.kept(part)]
+    journal = study.Journal(out / "parts", progress.Progress("test", 0, 1, quiet=True))
+    rows = [row for part in ("before", "rank-2-100", "rank-0-100") for row in journal.kept(part)]
     summaries = study.where(rows, table="summaries")
     assert len(summaries) == 3 * 6 and all(row["tokens"] > 1 for row in summaries)
     nats = {arm: study.column(summaries, "nats", arm=arm).tolist() for arm in ("base", "rank 2")}

@@ -24,12 +24,12 @@ GKD, ALIGNMENT = real_gkd.Config(), real_alignment.Config()
 
 
 @pytest.fixture
-def work(tmp_path: pathlib.Path) -> study.Work:
-    return study.Work(tmp_path, progress.Progress("test", 0, 1, quiet=True))
+def journal(tmp_path: pathlib.Path) -> study.Journal:
+    return study.Journal(tmp_path, progress.Progress("test", 0, 1, quiet=True))
 
 
-def test_sums_are_a_task_whose_splits_share_nothing(work: study.Work):
-    name = real_sums.task(2, work)
+def test_sums_are_a_task_whose_splits_share_nothing(journal: study.Journal):
+    name = real_sums.task(2, journal)
     folder = pathlib.Path(name.removeprefix("tokens/jsonl:"))
     by_split = {}
     for split in ("train", "test"):
@@ -109,19 +109,19 @@ def test_students_learn_for_equal_time():
     assert spent == [60, 60, 60]
 
 
-def test_every_stage_can_be_run(work: study.Work, tmp_path: pathlib.Path):
+def test_every_stage_can_be_run(journal: study.Journal, tmp_path: pathlib.Path):
     task = "tokens/jsonl:sums"
-    work.path("student-layers").mkdir()  # Which are not chosen of a teacher, then.
-    student = real_gkd.start_chain(GKD, task, tmp_path / "teacher", work)
-    assert student.model == str(work.path("student-layers"))
+    journal.path("student-layers").mkdir()  # Which are not chosen of a teacher, then.
+    student = real_gkd.start_chain(GKD, task, tmp_path / "teacher", journal)
+    assert student.model == str(journal.path("student-layers"))
     given = {
-        "teacher": real_gkd.teacher_chain(GKD, task, work).stage_of("pretrained:gemma3-270m", 0),
+        "teacher": real_gkd.teacher_chain(GKD, task, journal).stage_of("pretrained:gemma3-270m", 0),
         "student": student.stage_of("{teacher}", 1),
     }
     for fraction in GKD.student_fractions:
         name = f"distilled-{10 * fraction:.0f}"
         given[name] = real_gkd.distillation_stage(GKD, task, "{student}", "{teacher}", fraction, 7)
-    start = real_alignment.start_chain(ALIGNMENT, task, work)
+    start = real_alignment.start_chain(ALIGNMENT, task, journal)
     given["start"] = start.stage_of(start.model, 2)
     for name in ALIGNMENT.algorithms:
         policy = real_alignment.stage(ALIGNMENT, name, task, "{start}", 7)

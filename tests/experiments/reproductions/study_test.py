@@ -62,10 +62,10 @@ def test_intervals_of_fields_are_checked():
 def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
     ran: list[int] = []
 
-    def arm(k: int, work: study.Work) -> Iterator[study.Row]:
+    def arm(k: int, journal: study.Journal) -> Iterator[study.Row]:
         ran.append(k)
-        work.tick(1)
-        work.path("scratch").mkdir()
+        journal.tick(1)
+        journal.path("scratch").mkdir()
         yield {"k": k}
 
     of_two = study.Study(
@@ -76,7 +76,7 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
             study.Arm(
                 f"part-{k}",
                 10 * (k + 1),
-                lambda work, k=k: arm(k, work),
+                lambda journal, k=k: arm(k, journal),
                 "t",
                 *({"arm": -k}, "scratch"),
             )
@@ -89,15 +89,15 @@ def test_a_study_runs_its_arms_once_and_keeps_them(tmp_path: pathlib.Path):
         },
         seconds=lambda count: 1.0,
     )
-    unseen = study.Arm("unseen", 0, lambda work: work.kept("part-1"), None)
+    unseen = study.Arm("unseen", 0, lambda journal: journal.kept("part-1"), None)
     with_unseen = dataclasses.replace(of_two, arms=lambda count: [*of_two.arms(count), unseen])
     entry = with_unseen
     assert entry.steps(2) == 30
     for _ in range(2):
-        work = study.Work(tmp_path, progress.Progress("test", 0, 30, quiet=True))
-        result = entry.run(2, work)
+        journal = study.Journal(tmp_path, progress.Progress("test", 0, 30, quiet=True))
+        result = entry.run(2, journal)
         assert result.tables == {"t": [{"arm": 0, "k": 0}, {"arm": -1, "k": 1}]}
-        assert work.kept("part-1") == [{"k": 1}]
+        assert journal.kept("part-1") == [{"k": 1}]
         assert result.checks == [judging.reported("rows", 2)] and list(result.figures) == ["f"]
     assert ran == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -33,7 +33,7 @@ TINY: dict[str, Any] = {
 
 
 class Silent:
-    """Takes the place of `study.Work`; an arm only tells it how far it is."""
+    """Takes the place of `study.Journal`; an arm only tells it how far it is."""
 
     def tick(self, *said: Any) -> None:
         """Does nothing: nobody listens."""

@@ -27,7 +27,7 @@ CONFIG = warp.Config(
 
 
 class Silent:
-    """Takes the place of `study.Work`; an arm only tells it how far it is."""
+    """Takes the place of `study.Journal`; an arm only tells it how far it is."""
 
     def tick(self, *said: Any) -> None:
         """Takes it, and nobody listens."""
