@@ -11,7 +11,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -87,13 +87,36 @@ def part(config: Config, name: str) -> str:
     return f"{name}-{_digest(config)}" if config.mdp else name
 
 
+class Study(Protocol):
+    """Configuration of a study of processes."""
+
+    @property
+    def processes(self) -> Config:
+        """Which they are."""
+        ...
+
+
+class Sampled(Protocol):
+    """Configuration of a study whose evaluations see sampled successors."""
+
+    @property
+    def samples(self) -> int:
+        """Successors of a state and an action that an evaluation sees."""
+        ...
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of which ones."""
+        ...
+
+
 def arm(
-    config: Any, name: str, steps: int, rows: Callable[..., study.Rows], *of_arm: Any
+    config: Study, name: str, steps: int, rows: Callable[..., study.Rows], *of_arm: Any
 ) -> study.Arm:
     """Returns the arm that computes `rows(config, processes, *of_arm)`.
 
     Args:
-      config: of the study; its field `processes` says which.
+      config: of the study.
       name: of the part.
       steps: amount of work.
       rows: makes them.
@@ -107,7 +130,7 @@ def arm(
     return study.Arm(part(config.processes, name), steps, compute)
 
 
-def sampling(config: Any) -> dict[str, Any]:
+def sampling(config: Sampled) -> dict[str, Any]:
     """Returns what `run.run` takes for evaluations of a study's sampled successors."""
     return {"noise": run.sampled(config.samples), "key": jax.random.key(config.noise_seed)}
 

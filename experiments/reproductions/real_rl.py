@@ -96,6 +96,11 @@ class Config:
         same = {name: getattr(self, name) for name in names}
         return real_sft.Config(seeds=1, ranks=(), steps=self.sft_steps, **same)
 
+    @property
+    def judges(self) -> dict[str, str]:
+        """Folders of the models of entailment by their role, see `real_summaries.ROLES`."""
+        return {"entailment": self.entailment, "control": self.control}
+
 
 def stages(config: Config, classifier: pathlib.Path, seed: int) -> dict[str, dict[str, Any]]:
     """Returns the stages of the start and a policy.
@@ -128,8 +133,8 @@ def start_stage(config: Config) -> dict[str, dict[str, Any]]:
 def judges(config: Config, journal: study.Journal) -> dict[str, scorers.Entailment]:
     """Loads the models of entailment, which are there, by the column that they fill."""
     return {
-        role: scorers.load(real_summaries.judge_folder(role, getattr(config, role), journal))
-        for role in real_summaries.ROLES
+        role: scorers.load(real_summaries.judge_folder(role, folder, journal))
+        for role, folder in config.judges.items()
     }
 
 
@@ -223,8 +228,9 @@ def best(n: int) -> str:
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields models of entailment, the start with best of N, and policies."""
     yield real_models.base(config.model)
-    for role in real_summaries.ROLES:
-        yield real_summaries.judge_arm(role, config)
+    steps = {"entailment": config.entailment_steps, "control": config.control_steps}
+    for role, folder in config.judges.items():
+        yield real_summaries.judge_arm(role, folder, steps[role], config.least_area)
     compute = functools.partial(start_and_best, config)
     columns = {"seed": config.first_seed}
     yield study.Arm(START, 20 + config.sft_steps, compute, "summaries", columns)
@@ -334,8 +340,8 @@ def seconds(config: Config) -> float:
 
 def before(config: Config) -> Iterator[str]:
     """Yields memory, and what can be shown."""
-    for role in real_summaries.ROLES:
-        real_summaries.check_judge(role, getattr(config, role))
+    for role, folder in config.judges.items():
+        real_summaries.check_judge(role, folder)
     packages = real_summaries.PACKAGES
     shape = real_models.require(
         config.model, *(packages[:1] if config.entailment and config.control else packages)

@@ -153,7 +153,9 @@ def scratch(rank: int, seed: int) -> str:
 def arms(config: Config) -> Iterator[study.Arm]:
     """Yields the judge, the base, and tuned models."""
     yield real_models.base(config.model)
-    yield real_summaries.judge_arm("entailment", config)
+    yield real_summaries.judge_arm(
+        "entailment", config.entailment, config.entailment_steps, config.least_area
+    )
     before = functools.partial(measure, config, BASE, config.model)
     yield study.Arm("before", 10, before, "", {"seed": None})
     for rank in (config.rank, *config.ranks):

@@ -8,7 +8,7 @@ entailment say of it and the abstract, and by its length and what it copies.
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -62,10 +62,10 @@ def ask_judge(
     return [{"role": role, "kind": kind, **measured}]
 
 
-def judge_arm(role: str, config: Any) -> study.Arm:
-    """Returns the arm of `ask_judge`, with ROLE, ROLE_steps and least_area of a configuration."""
-    given = getattr(config, role), getattr(config, f"{role}_steps"), config.least_area
-    return study.Arm(f"{role}-judge", 10, functools.partial(ask_judge, role, *given), "judges")
+def judge_arm(role: str, given: str, steps: int, least_area: float) -> study.Arm:
+    """Returns the arm of `ask_judge`."""
+    compute = functools.partial(ask_judge, role, given, steps, least_area)
+    return study.Arm(f"{role}-judge", 10, compute, "judges")
 
 
 def check_judge(role: str, given: str) -> None:

@@ -7,7 +7,7 @@ answers as many as a study asks for.
 import functools
 import pathlib
 import re
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -19,6 +19,35 @@ from kullback.lm import evaluation, tasks
 REWARD = "python:kullback.experiments.reproductions.real_sums:closeness"
 EXACT = "math"  # Whether an answer's number equals the reference's.
 _NUMBER = re.compile(r"\s*(\d{1,15})\s*")
+
+
+class Sums(Protocol):
+    """Configuration of a study of sums."""
+
+    @property
+    def digits(self) -> int:
+        """Digits of a summand."""
+        ...
+
+    @property
+    def first_seed(self) -> int:
+        """The first stage's seed."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Sums of a step."""
+        ...
+
+    @property
+    def prompts(self) -> int:
+        """Held-out sums of a measure."""
+        ...
+
+    @property
+    def most_stages(self) -> int:
+        """Stages after which a model that has not learnt enough is given up."""
+        ...
 
 
 def task(digits: int, journal: study.Journal) -> str:
@@ -77,13 +106,13 @@ def score(path: Any, of_task: str, digits: int, count: int, *, greedy: bool = Tr
     return float(right(of, params, count, greedy=greedy).mean())
 
 
-def tokens(config: Any) -> int:
-    """Returns the tokens of a step of a study with digits and batch_size."""
+def tokens(config: Sums) -> int:
+    """Returns the tokens of a step of a study."""
     return config.batch_size * sum(lengths(config.digits).values())
 
 
 def chain(
-    config: Any,
+    config: Sums,
     of_task: str,
     folder: pathlib.Path,
     model: str,
@@ -94,7 +123,7 @@ def chain(
     """Returns the stages by which a model learns sums.
 
     Args:
-      config: of a study, with digits, first_seed and batch_size.
+      config: of a study.
       of_task: see `task`.
       folder: of the stages.
       model: that learns.
@@ -112,7 +141,7 @@ def chain(
 
 
 def until(
-    chain: real_models.Chain, config: Any, of_task: str, least: float, *, greedy: bool = True
+    chain: real_models.Chain, config: Sums, of_task: str, least: float, *, greedy: bool = True
 ) -> tuple[int, float]:
     """Does stages as `Chain.until` until a share of a study's held-out sums is right."""
     given = {"digits": config.digits, "count": config.prompts, "greedy": greedy}

@@ -9,7 +9,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -107,8 +107,22 @@ class Arm(NamedTuple):
 EARLIER: Mapping[str, Any] = {"first_seed": 0}
 
 
-def seeds_of(config: Any) -> range:
-    """Returns the seeds of a configuration with `first_seed` and `seeds`."""
+class Seeded(Protocol):
+    """Configuration of a study over seeds."""
+
+    @property
+    def first_seed(self) -> int:
+        """The lowest seed."""
+        ...
+
+    @property
+    def seeds(self) -> int:
+        """How many there are."""
+        ...
+
+
+def seeds_of(config: Seeded) -> range:
+    """Returns the seeds of a configuration."""
     return range(config.first_seed, config.first_seed + config.seeds)
 
 
