@@ -52,7 +52,7 @@ WIDTHS = {TEACHER: 1, HALF: 2, QUARTER: 4}  # By which the teacher's width is di
 STUDENTS = {HALF: "half the width", QUARTER: "a quarter of it"}
 FLOAT, ROUNDED, LEARNT_ON = "float", "rounded", "learnt on"
 FORMS = {FLOAT: "float", ROUNDED: "four bits", LEARNT_ON: "four bits, learnt on in them"}
-STREAMS = {name: n for n, name in enumerate(("world", "learnt", "held out"), 1)}
+STREAMS = {name: n for n, name in enumerate(("world", "learnt", "held out", "pictures"), 1)}
 SHARED = "teacher and questions"  # Of what is compared.
 
 
@@ -156,10 +156,12 @@ class World:
                 trainers[student, form] = small_models.trainer(gkd.make(*models, of_form).learner)
         return trainers
 
-    def encode(self, encoder: types.Params, given: Sequence[shapes.Row], seed: list[int]) -> Rows:
+    def encode(
+        self, encoder: types.Params, given: Sequence[shapes.Row], random: np.random.Generator
+    ) -> Rows:
         """Draws the pictures of questions, encodes each once, and returns both as rows."""
         seer, kinds = self.seers[TEACHER], np.stack([row.kinds for row in given])
-        pixels = shapes.drawn(kinds, np.random.default_rng(seed))
+        pixels = shapes.drawn(kinds, random)
         pooled = small_sight.encoded(seer.vision, encoder, pixels)
         return Rows(seer.examples([(row.question, row.answer) for row in given]), pooled)
 
@@ -188,14 +190,14 @@ def compute(config: Config, world: World, seed: int, journal: study.Journal) -> 
         config.sight, config.encoder, vision, LIMITS, seed, journal.tick
     )
     yield {"model": ENCODES, "form": FLOAT, "questions": "cells", "right": cells_right}
-    colours = nano_questions.world(sizes, random("world"))
+    pictures, colours = random("pictures"), nano_questions.world(sizes, random("world"))
     rows_of = functools.partial(nano_questions.rows, sizes, colours)
     draws, number = random("learnt"), sizes.learnt // len(KINDS)
     questions = [row for kind in KINDS for row in rows_of(kind, number, draws)]
-    setup, draws = world.setup(world.encode(encoder, questions, [seed, 10])), random("held out")
+    setup, draws = world.setup(world.encode(encoder, questions, pictures)), random("held out")
     held_out = {
-        kind: world.encode(encoder, rows_of(kind, sizes.held_out, draws), [seed, 11 + number])
-        for number, kind in enumerate(KINDS)
+        kind: world.encode(encoder, rows_of(kind, sizes.held_out, draws), pictures)
+        for kind in KINDS
     }
 
     def learn(trainer: small_models.Trainer, steps: int, **others: types.Params) -> types.Params:
