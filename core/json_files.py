@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import typing
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from typing import Any, Final, TypeVar, cast, overload
 
 from kullback.core import folders, typed
@@ -131,6 +131,11 @@ class Record:
             Record(self.file, (*self.keys, f"{key}[{n}]"), entry) for n, entry in enumerate(entries)
         ]
 
+    def refuse_unknown(self, known: Collection[str]) -> None:
+        """Raises ValueError for a key that is none of these."""
+        if unknown := [key for key in self.values if key not in known]:
+            raise ValueError(f"{self._place(unknown[0])} is unknown; known are {', '.join(known)}")
+
     def build(self, cls: type[T]) -> T:
         """Returns a dataclass of the object's values, which are checked by the fields' types.
 
@@ -143,8 +148,7 @@ class Record:
         """
         declared: Any = cls
         fields = {field.name: field for field in dataclasses.fields(declared)}
-        if unknown := [key for key in self.values if key not in fields]:
-            raise ValueError(f"{self._place(unknown[0])} is unknown")
+        self.refuse_unknown(fields)
         values = {}
         for name, hint in typing.get_type_hints(cls).items():
             if name not in fields:

@@ -29,10 +29,10 @@ def read(path: files.Path) -> mixtures.Mixed:
         or a key that is not known.
     """
     record = json_files.read(path)
-    _check_keys(record, ("tasks", "steps"))
+    record.refuse_unknown(("tasks", "steps"))
     folder, parts = pathlib.Path(path).parent, list[mixtures.Part]()
     for part in record.records("tasks"):
-        _check_keys(part, ("task", "start", "end"))
+        part.refuse_unknown(("task", "start", "end"))
         name, start = part.get("task", str), part.get("start", float)
         if name.startswith(MIXTURE):
             raise part.error("task", "a task that is no mixture")
@@ -99,9 +99,3 @@ def _joined(lists: Sequence[list[data.Example]], *, in_turn: bool) -> list[data.
         return [example for of_task in lists for example in of_task]
     longest = max(map(len, lists))
     return [of_task[n] for n in range(longest) for of_task in lists if n < len(of_task)]
-
-
-def _check_keys(record: json_files.Record, known: Sequence[str]) -> None:
-    for key, _ in record.items():
-        if key not in known:
-            raise record.error(key, f"absent: known keys are {', '.join(known)}")

@@ -104,7 +104,7 @@ def test_a_mixture_is_known_by_its_tasks_and_weights_wherever_it_is(
         ({"tasks": [{"task": "tokens/arithmetic", "start": -1}]}, "start must be a finite weight"),
         ({"tasks": [{"task": "tokens/arithmetic", "start": 1, "end": 2}]}, "steps is missing"),
         ({"tasks": [{"task": "tokens/arithmetic", "start": 1}], "steps": 0}, "steps must be a"),
-        ({"tasks": [{"task": "tokens/arithmetic", "start": 1, "weight": 1}]}, "known keys are"),
+        ({"tasks": [{"task": "tokens/arithmetic", "start": 1, "weight": 1}]}, "known are"),
         ({"tasks": [{"task": "tokens/mixture:a.json", "start": 1}]}, "a task that is no mixture"),
         ({"tasks": [{"task": "tokens/arithmetics", "start": 1}]}, "tokens/arithmetic"),
         ({"tasks": [{"task": "tokens/jsonl:none", "start": 1}]}, "no file or folder at"),
