@@ -244,9 +244,13 @@ def panels(config: Config, tables: study.Tables) -> charts.Grid:
     for n, (column, label) in enumerate(labels.items()):
         samples = [study.column(rows, column, questions=kind) for kind in KINDS]
         bars.append(charts.beside(n, len(labels), samples, label, span=0.81))
-    axes = {"title": "new clips", "ylabel": "right answers", "ylim": (0, 1.02)}
-    axes |= {"xticks": range(len(KINDS)), "xticklabels": KINDS}
-    shown = [charts.Panel(marks=bars, axes=axes, legend={"fontsize": 8})]
+    axes = {
+        "title": "new clips",
+        "ylabel": "right answers",
+        "ylim": (0, 1.4),
+    }  # The legend is above the bars.
+    axes |= {"xticks": range(len(KINDS)), "xticklabels": KINDS, "yticks": np.linspace(0, 1, 6)}
+    shown = [charts.Panel(marks=bars, axes=axes, legend={"fontsize": 8, "loc": "upper left"})]
     draws = np.random.default_rng([config.first_seed, STREAMS["figure"]])
     for tone in spoken.TONES:
         row = spoken.Row("aiu", tone, TONE)

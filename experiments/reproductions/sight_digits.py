@@ -211,7 +211,8 @@ def panels(tables: study.Tables) -> charts.Grid:
         bars.append(charts.beside(n, len(JUDGES), samples, label))
     share = {"ylim": (0, 1.02)}
     of_read = {"title": "digits that are read", "xticks": range(3), **share}
-    of_drawn = {"title": "pictures that show their digit", "xticks": range(len(PICTURES)), **share}
+    of_drawn = {"title": "pictures that show their digit", "xticks": range(len(PICTURES))}
+    of_drawn |= {"ylim": (0, 1.45), "yticks": np.linspace(0, 1, 6)}  # The legend is above the bars.
     names = [f"{MODELS[model]},\n{way}" for model, way in PICTURES]
     return charts.Grid(
         panels=[
@@ -222,7 +223,7 @@ def panels(tables: study.Tables) -> charts.Grid:
                 marks=bars,
                 axes={**of_drawn, "xticklabels": names},
                 finish=lambda axes: axes.tick_params("x", labelsize=7),
-                legend={"fontsize": 8, "loc": "lower left"},
+                legend={"fontsize": 8, "loc": "upper left"},
             ),
             *(climb(policy, by) for by in CLIMBED),
         ],
