@@ -49,9 +49,13 @@ def grid(
 
 
 def save(drawn: "matplotlib.figure.Figure", path: pathlib.Path) -> None:
-    """Writes a PNG or an SVG, as the path ends, whole or not at all."""
-    with files.atomic_path(path) as temporary:
-        drawn.savefig(temporary, format=path.suffix[1:])
+    """Writes a PNG or an SVG, as the path ends, whole or not at all; equal rows, equal files."""
+    import matplotlib
+
+    # An SVG's names of shapes are random otherwise, and it bears the time.
+    metadata = {"Date": None} if path.suffix == ".svg" else {}
+    with files.atomic_path(path) as temporary, matplotlib.rc_context({"svg.hashsalt": "kullback"}):
+        drawn.savefig(temporary, format=path.suffix[1:], metadata=metadata)
 
 
 class Axes(NamedTuple):

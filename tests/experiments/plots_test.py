@@ -137,6 +137,17 @@ def test_nothing_yet(tmp_path: pathlib.Path, drawn: dict):
     draw(tmp_path, rows(2, 1))  # No episode has ended.
 
 
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_the_same_rows_are_the_same_file(ending: str, tmp_path: pathlib.Path):
+    paths = [tmp_path / f"{name}.{ending}" for name in "ab"]
+    for path in paths:
+        drawn = plots.grid()
+        drawn.axes[0].plot([0, 1], [2, 3], marker="o")
+        plots.save(drawn, path)
+    first, second = (path.read_bytes() for path in paths)
+    assert first == second
+
+
 def test_a_drawing_that_fails_leaves_the_one_before(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
