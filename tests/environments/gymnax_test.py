@@ -403,6 +403,8 @@ def test_without_gymnax_its_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     assert environments.parameters("gymnax/CartPole-v1")["limit_is_end"].default is False
 
 
+# Gymnax casts to types that JAX warns of, and a warning is an error here.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.slow
 def test_gymnax_itself():
     package = pytest.importorskip("gymnax", reason="the extra kullback[gymnax] is not installed")
