@@ -70,7 +70,7 @@ class Config:
     bits: quantisation.Name = "int4"
     bits_steps: int = 400  # Of learning on in four bits.
     bits_rate: float = 3e-4
-    seeds: int = 3
+    seeds: int = 6
     first_seed: int = 100  # Lower ones have chosen settings, and are not judged.
 
     def __post_init__(self) -> None:
