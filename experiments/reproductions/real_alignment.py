@@ -114,7 +114,7 @@ def stage(config: Config, name: str, of_task: str, start: str, seed: int) -> dic
         **real_sums.lengths(config.digits),
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
-        "warmup_steps": max(1, member_steps // 10),
+        "warmup_steps": real_models.warmup(member_steps),
         "lora.rank": config.rank,
         "lora.shared_a": True,
     }

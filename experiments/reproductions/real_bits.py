@@ -105,7 +105,7 @@ def stage(config: Config, form: quantisation.Name, of_task: str) -> dict:
         "overlong": "truncate-left",
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
-        "warmup_steps": max(1, config.steps // 10),
+        "warmup_steps": real_models.warmup(config.steps),
         "schedule": "linear",
         "quantize": form,
         "quantize_table": config.table,

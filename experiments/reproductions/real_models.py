@@ -83,6 +83,11 @@ def train(agent: str, task: str, model: str, steps: int, seed: int, **more: Any)
     return {"run": "train", **named, **every, **more}
 
 
+def warmup(steps: int) -> int:
+    """Returns the steps in which a learning rate rises: a tenth of a run's, fewer than all."""
+    return max(1, steps // 10) if steps > 1 else 0
+
+
 def run(given: Mapping[str, Any], folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Does the stages of a pipeline that are not done; returns what each has made, by its name.
 

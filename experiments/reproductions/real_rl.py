@@ -117,7 +117,7 @@ def stages(config: Config, classifier: pathlib.Path, seed: int) -> dict[str, dic
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate,
         "kl_coefficient": config.kl_coefficient,
-        "warmup_steps": max(1, config.steps // 10),
+        "warmup_steps": real_models.warmup(config.steps),
         "lora.rank": config.rank,
     }
     begin = "rlhf", real_summaries.TASK, f"{{{START}}}", config.steps, seed

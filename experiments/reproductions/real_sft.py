@@ -97,7 +97,7 @@ def stage(config: Config, rank: int, seed: int) -> dict:
         **config.lengths,
         "batch_size": config.batch_size,
         "learning_rate": config.learning_rate if rank else config.whole_rate,
-        "warmup_steps": max(1, config.steps // 10),
+        "warmup_steps": real_models.warmup(config.steps),
         "schedule": "linear",
         "lora.rank": rank,
     }

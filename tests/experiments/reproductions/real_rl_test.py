@@ -11,7 +11,13 @@ import pytest
 from kullback.core import files
 from kullback.experiments import reproduce
 from kullback.experiments.pipelines import stages
-from kullback.experiments.reproductions import real_rl, real_summaries, study
+from kullback.experiments.reproductions import (
+    real_bits,
+    real_rl,
+    real_sft,
+    real_summaries,
+    study,
+)
 
 CONFIG = real_rl.Config()
 
@@ -60,6 +66,17 @@ def test_best_of_n_is_a_line_over_the_root_of_its_kl():
         np.testing.assert_allclose(
             real_rl.at_kl(CONFIG, rows, "control", kl), 0.4 + 0.1 * math.sqrt(kl)
         )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_the_shortest_runs_can_be_run(steps: int):
+    config = dataclasses.replace(CONFIG, steps=steps, sft_steps=steps)
+    given = real_rl.stages(config, pathlib.Path("judges/reward"), 101)
+    tuned = real_sft.stage(dataclasses.replace(config.sft, steps=steps), 16, 101)
+    format_learnt = real_bits.stage(real_bits.Config(steps=steps), "q4_0", "tokens/jsonl:texts")
+    given |= {"tuned": tuned, "format": format_learnt}
+    for stage in stages.read({"stage": given}).stages.values():
+        stages.check(stage, trust_code=False)
 
 
 def test_policies_begin_where_the_start_ends():
