@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from kullback import experiments
-from kullback.core import acting, checked_lines, crews
+from kullback.core import acting, checked_lines, checkpoints, crews
 from kullback.experiments.runs import plans, resolved, staffing
 from tests import ray_here
 from tests.records import repeated, wait_for_checkpoint
@@ -141,3 +141,35 @@ def test_a_run_with_workers_is_that_with_threads_and_outlives_one(
     (line,) = map(json.loads, (out / staffing.RESTARTS).read_text().splitlines())
     assert re.search(rf"pid {workers[0]}\) (was ended by SIGKILL|is gone: )", line["cause"])
     assert line["steps"] > 0 and line["cause"] in errors
+
+
+@pytest.mark.slow
+def test_a_run_whose_cluster_loses_its_head_says_so_and_goes_on(tmp_path: pathlib.Path):
+    pytest.importorskip("ray", reason="the extra kullback[ray] is not installed")
+    variables, out = ray_here.variables(tmp_path), tmp_path / "run"
+    program = (sys.executable, "-m", "kullback.experiments.cli", "train")
+    given = {"env": variables, "stderr": subprocess.PIPE, "text": True}
+
+    def saved() -> int:
+        return checkpoints.steps(out / "checkpoints")[-1]
+
+    with ray_here.head(tmp_path, 2) as head:
+        settings = (f"--set={setting}" for setting in PLAN["settings"])
+        new = ("dqn", PLAN["environment"], "--num-envs=4", "--steps=10000000", f"--out={out}")
+        every = ("--log-every=400", "--checkpoint-every=400", "--workers=2")
+        with subprocess.Popen(
+            [*program, *new, *every, *settings, f"--ray={head.address}"], **given
+        ) as run:
+            wait_for_checkpoint(out, 400, run, 300)
+            os.kill(head.pid, signal.SIGKILL)
+            _, errors = run.communicate(timeout=300)
+    assert run.returncode == 1, errors
+    assert f"the head of the cluster ({head.address}) is gone" in errors
+    assert f"kullback train --resume {out}" in errors and "Traceback" not in errors
+    kept = saved()
+    with subprocess.Popen([*program, f"--resume={out}"], **given) as run:
+        wait_for_checkpoint(out, kept + 400, run, 300)
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=300)
+    assert run.returncode == 130, errors
+    assert saved() >= kept + 400
