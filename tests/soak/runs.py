@@ -14,7 +14,7 @@ import numpy as np
 
 from tests.soak import server, trials
 
-WALL_TIME = ("steps_per_second", "wall_seconds")
+WALL_TIME = ("steps_per_second", "wall_seconds", "wait_seconds")
 GAMES = (
     "--num-envs=2 --log-every=50 --checkpoint-every=50 --eval-every=200 --eval-episodes=2 "
     "--set=capacity=256 --set=min_replay_size=32 --set=batch_size=8"
@@ -73,6 +73,7 @@ class Kind:
     # What a person does after an interruption: train --resume; the same command, which goes on or
     # finds that all is done; the same one, of which nothing may be left but the whole.
     goes_on: GoesOn = "resumes"
+    going_on: str = ""  # What `train --resume` takes besides the folder.
     repeats: bool = True  # Bit by bit when it goes on; else episodes begin anew.
     package: str = ""  # That it cannot do without, and not every machine has.
 
@@ -88,6 +89,11 @@ KINDS = {
         f"train rainbow gym/CartPole-v1 --steps=300 --num-seeds=2 {SMALL} --set=num_atoms=11",
         repeats=False,
     ),
+    "gym_workers": Kind(
+        f"train dqn gym/CartPole-v1 --steps=400 {SMALL} --workers=2 --set=shards=2 --set=lag=1",
+        going_on="--workers=2",
+        repeats=False,
+    ),
     "atari": Kind(
         f"train dqn atari/pong --steps=120 {GAMES} --log-every=40 --checkpoint-every=40",
         repeats=False,
@@ -101,6 +107,12 @@ KINDS = {
         f"--set=learning_rate=1e-2 {TEXTS} {TINY}",
         ("rows.jsonl",),
     ),
+    "sft_processes": Kind(
+        "train sft tokens/arithmetic --model=tiny --steps=8 --mesh=2x1 --ray=local --processes=2 "
+        f"{TEXTS} {TINY}",
+        going_on="--ray=local --processes=2",
+        package="ray",
+    ),
     "converses": Kind(
         "train sft tokens/conversations --model=tiny --steps=4 --log-every=2 --checkpoint-every=2 "
         f"--set=batch_size=2 {TINY}"
@@ -113,6 +125,11 @@ KINDS = {
     "rlhf": Kind(
         f"train rlhf tokens/arithmetic {SFT} --steps=6 --reward=exact-0.01*length {ACTED} "
         "--set=reference=moving-average",
+        ("sft",),
+    ),
+    "rlhf_lag": Kind(
+        f"train rlhf tokens/arithmetic {SFT} --steps=6 --reward=length {ACTED} --set=lag=1 "
+        "--set=correction=truncate",
         ("sft",),
     ),
     "rlef": Kind(f"train rlef tokens/arithmetic {SFT} --steps=6 --reward=exact {TEXTS}", ("sft",)),
@@ -191,7 +208,7 @@ def out_name(name: str) -> str:
 def begin_or_go_on(workshop: trials.Workshop, name: str, out: pathlib.Path) -> tuple[str, ...]:
     """Returns the command that a person gives after an interruption."""
     if KINDS[name].goes_on == "resumes" and (out / "config.json").is_file():
-        return ("train", "--resume", out.name)
+        return ("train", "--resume", out.name, *KINDS[name].going_on.split())
     return begin(workshop, name, out.name)
 
 
