@@ -24,7 +24,7 @@ POST_TRAINING = ("grpo", "ppo", "dpo")
 BENCHMARKS = (
     *("gradient_step", "atari", "minatar", "btr", "btr_atari", "replay", "startup", "score"),
     *("agents", "generation", "tuning", "reinforce", "entailment", "merging", "sight"),
-    *("operators", "theory"),
+    *("operators", "theory", "workers", "processes"),
     *(f"post_training/{case}" for case in POST_TRAINING),
     *(f"published/{case}" for case in PUBLISHED),
 )

@@ -20,12 +20,15 @@ from kullback.experiments.benchmarks import (
     minatar,
     operators,
     peer,
+    processes,
     reinforce,
     replay,
     rows,
+    speeds,
     timing,
     tuning,
     utilisation,
+    workers,
 )
 from kullback.lm import gemma
 
@@ -312,6 +315,36 @@ TINY = ("--preset=tiny", "--rows=2", "--length=8", "--prompt=4", "--new=4", "--s
 
 
 @pytest.mark.slow
+def test_the_speed_of_a_run_is_that_of_its_later_half():
+    written = [
+        {"steps": "10", "wall_seconds": "9", "wait_seconds": "8"},  # It compiles.
+        {"steps": "20", "wall_seconds": "10", "wait_seconds": "8"},
+        {"steps": "30", "wall_seconds": "12", "wait_seconds": "0.25"},
+        {"steps": "40", "wall_seconds": "14", "wait_seconds": "0.75"},
+    ]
+    assert speeds.of_rows(written) == (5.0, 0.5)
+    alone = [{k: v for k, v in row.items() if k != "wait_seconds"} for row in written]
+    assert speeds.of_rows(alone) == (5.0, 0.0)
+
+
+def test_gradients_go_round_a_ring_twice_but_for_what_each_has():
+    assert [processes.exchanged(n, 100) for n in (1, 2, 4)] == [0, 400, 600]
+
+
+@pytest.mark.slow
+def test_runs_over_processes_and_with_workers_are_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "STEPS", 20)
+    measured = processes.measure(2, 1)
+    assert measured.rate > 0 and measured.num_params > 1e6
+    game = "gym/CartPole-v1"
+    found = {who: workers.speed(game, who, 3_000) for who in workers.WHO}
+    assert all(one["steps_per_second"] > 0 for one in found.values())
+    one, eight = (found[f"2 processes, chunks of {n}"] for n in ("1 tick", "8"))
+    assert 7 < one["bytes_a_step"] / eight["bytes_a_step"] < 8.1  # Parameters go with each chunk.
+    with pytest.raises(peer.PeerError, match=r"ended with 2: .*shards=3"):
+        speeds.trained(speeds.of_folder, ["dqn", game, "--set=shards=3", "--num-envs=4"])
+
+
 def test_the_share_of_a_peak_is_of_the_products_of_the_shapes(capsys: pytest.CaptureFixture[str]):
     arguments = [*TINY, "--dtype=float32", "--peak=1e9", "--bandwidth=1e9", "--work=forward"]
     assert utilisation.main(arguments) == 0
