@@ -63,16 +63,19 @@ def write(
     return folder / "model"
 
 
-def that_sees(folder: pathlib.Path, seed: int = 0, embed_dim: int = 16) -> pathlib.Path:
+def that_sees(
+    folder: pathlib.Path, seed: int = 0, embed_dim: int = 16, num_merges: int = 0
+) -> pathlib.Path:
     """Writes a model that sees images of 8 pixels, 4 soft tokens each; the encoder is always one.
 
     Args:
       folder: in which a folder of the model is made.
       seed: of decoder and projector.
       embed_dim: of the decoder.
+      num_merges: of its tokenizer.
     """
     text = ["user\nmodel\n\n\n"]
-    bpe = tokenizer.train_bpe(text, 265, further_controls=blocks.IMAGE_TOKENS)
+    bpe = tokenizer.train_bpe(text, 265 + num_merges, further_controls=blocks.IMAGE_TOKENS)
     bpe = chat.with_template(bpe, forms.IMAGES)
     encoder = siglip.Config(
         image_size=8, patch_size=2, embed_dim=6, num_layers=1, num_heads=2, hidden_dim=8

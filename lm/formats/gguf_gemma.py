@@ -91,14 +91,14 @@ def open_rows(
     source = file.metadata.file
     tensors = _named_as_transformers(file)
     leaves, _ = stacked_layers.leaves(config)
-    _check(source, {n: leaf.shape for leaf in leaves.values() for n in leaf.names}, tensors)
+    check(source, {n: leaf.shape for leaf in leaves.values() for n in leaf.names}, tensors)
     report = hugging_face.Report(
         num_tensors=len(tensors),
         num_bytes=sum(tensor.data.nbytes for tensor in tensors.values()),
         num_skipped=0,
         dtypes=tuple(sorted({tensor.kind for tensor in tensors.values()})),
     )
-    rows = {name: functools.partial(_rows, source, tensor) for name, tensor in tensors.items()}
+    rows = {name: functools.partial(rows_of, source, tensor) for name, tensor in tensors.items()}
     return rows, report
 
 
@@ -250,10 +250,19 @@ def _transformers_name(name: str) -> str:
     return name
 
 
-def _check(
+def check(
     file: str, shapes: dict[str, tuple[int, ...]], tensors: dict[str, gguf_files.Tensor]
 ) -> None:
-    """Compares the file's tensors with those that the configuration asks for."""
+    """Compares a file's tensors with those that a configuration asks for.
+
+    Args:
+      file: its name, for messages.
+      shapes: of the tensors that are asked for.
+      tensors: of the file, by the same names.
+
+    Raises:
+      ValueError: if one is missing, unknown or of another shape; all of them are named.
+    """
     complaints = {
         "misses tensors": sorted(set(shapes) - set(tensors)),
         "has unknown tensors": sorted(tensors[name].name for name in set(tensors) - set(shapes)),
@@ -270,7 +279,7 @@ def _check(
         raise ValueError(f"{file} {'; '.join(faults)}; is it the model of its metadata?")
 
 
-def _rows(source: str, tensor: gguf_files.Tensor, part: slice) -> np.ndarray:
+def rows_of(source: str, tensor: gguf_files.Tensor, part: slice) -> np.ndarray:
     """Returns a part of the tensor's numbers as ours, w of norms that are 1 + w."""
     try:
         numbers = tensor.rows(part)

@@ -27,7 +27,7 @@ ALIGNMENT = 32  # Bytes; the default of the format.
 # Types of the matrices by the name of what a user asks for; the table's, if it is another one.
 _KINDS = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 _TABLE_KINDS = {"q4_0": "Q8_0"}
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_0": 2}  # llama.cpp's numbers.
+FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_0": 2}  # llama.cpp's numbers.
 QUANTIZATIONS = (*_KINDS,)
 # Beyond, float16 numbers, or the float16 scales of blocks, overflow.
 _LARGEST = {"F32": math.inf, "F16": 65_504.0, "Q8_0": 127 * 65_504.0, "Q4_0": 8 * 65_504.0}
@@ -96,7 +96,7 @@ def plan(
         "general.architecture": gguf_gemma.ARCHITECTURE,
         "general.type": "model",
         "general.name": name,
-        "general.file_type": _FILE_TYPES[quantization],
+        "general.file_type": FILE_TYPES[quantization],
         "general.quantization_version": 2,
         **({} if divergence == "kl" else {gguf_gemma.DIVERGENCE: divergence}),
         **terms.metadata(notice),
@@ -104,7 +104,7 @@ def plan(
         **vocabulary,
     }
     _check_meaning(config, values, tensors)
-    return Plan(_head(values, tensors), tensors)
+    return Plan(head(values, tensors), tensors)
 
 
 def write(path: files.Path, plan: Plan, tensors: Mapping[str, stacked_layers.Rows]) -> None:
@@ -141,15 +141,23 @@ def _tensors(config: gemma.Config, quantization: str) -> tuple[Tensor, ...]:
         kind = _KINDS[quantization] if num_axes > 1 else "F32"
         if source == _TABLE:
             kind = _TABLE_KINDS.get(quantization, kind)
-        block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         name = gguf_gemma.llama_name(source)
+        block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
         if shape[-1] % block:
             raise ValueError(
                 f"{quantization} takes rows of a multiple of {block} numbers, and {name} has "
                 f"{shape[-1]}; write it by --quantize f16"
             )
-        result.append(Tensor(name, source, kind, shape, math.prod(shape) // block * size))
+        result.append(planned(name, source, kind, shape))
     return tuple(result)
+
+
+def planned(name: str, source: str, kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Returns a tensor that is to be written, whose rows are whole blocks of its kind."""
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return Tensor(name, source, kind, shape, math.prod(shape) // block * size)
 
 
 def _place(source: str) -> tuple[int, str]:
@@ -209,18 +217,23 @@ def _check_meaning(
             )
 
 
-def _head(values: Mapping[str, Any], tensors: tuple[Tensor, ...]) -> bytes:
-    """Returns header, metadata and descriptions of the tensors, padded."""
+def head(values: Mapping[str, Any], tensors: tuple[Tensor, ...]) -> bytes:
+    """Returns header, metadata and descriptions of the tensors, padded.
+
+    Args:
+      values: of the metadata; `general.architecture` is the first.
+      tensors: in the order of the file.
+    """
     import gguf
 
-    writer: Any = gguf.GGUFWriter(None, gguf_gemma.ARCHITECTURE)  # It adds the architecture.
+    writer: Any = gguf.GGUFWriter(None, values["general.architecture"])  # It adds this.
     for key, value in values.items():
         if key != "general.architecture":
             writer.add_key_value(key, value, _value_type(value))
-    for tensor in tensors:
-        kind = gguf.GGMLQuantizationType[tensor.kind]
+    for described in tensors:
+        kind = gguf.GGMLQuantizationType[described.kind]
         numbers = np.dtype(np.float32)
-        writer.add_tensor_info(tensor.name, tensor.shape, numbers, tensor.num_bytes, kind)
+        writer.add_tensor_info(described.name, described.shape, numbers, described.num_bytes, kind)
     memory = io.BytesIO()
     writer.fout, writer.state = [memory], gguf.gguf_writer.WriterState.EMPTY
     writer.write_header_to_file()

@@ -132,16 +132,46 @@ def load(folder: files.Path, embed_dim: int, dtype: str = "float32") -> vision.E
         )
     tensors = tensor_files.read(folder)
     names = _short_names(folder, tensors)
-    leaves, like = _leaves(config, embed_dim)
-    shapes = {
+    hugging_face.check(folder, shapes_of(config, embed_dim), names, tensors)
+    rows = {
+        name: hugging_face.rows(folder, theirs, tensors[theirs]) for name, theirs in names.items()
+    }
+    return read_eye(config, embed_dim, rows, dtype)
+
+
+def shapes_of(config: vision.Config, embed_dim: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors of an eye, by the names of transformers 5.
+
+    Args:
+      config: of the vision.
+      embed_dim: D, width of its decoder.
+    """
+    return {
         name: _file_shape(config, ours, leaf)
-        for ours, leaf in leaves.items()
+        for ours, leaf in _leaves(config, embed_dim)[0].items()
         for name in leaf.names
     }
-    hugging_face.check(folder, shapes, names, tensors)
+
+
+def read_eye(
+    config: vision.Config,
+    embed_dim: int,
+    tensors: Mapping[str, stacked_layers.Rows],
+    dtype: str = "float32",
+) -> vision.Eye:
+    """Reads encoder and projector from tensors whose shapes are those of `shapes_of`.
+
+    Args:
+      config, embed_dim: as of `shapes_of`.
+      tensors: by its names.
+      dtype: of the parameters.
+    """
+    leaves, like = _leaves(config, embed_dim)
     read = {}
     for ours, leaf in leaves.items():
-        parts = [_rows(folder, names[name], tensors[names[name]]) for name in leaf.names]
+        parts = [tensors[name] for name in leaf.names]
+        if ours == f"encoder/{PATCHES}":
+            parts = [functools.partial(_matrix, rows) for rows in parts]
         shape = jax.ShapeDtypeStruct(like[ours].shape, jnp.dtype(dtype))
         read[ours] = jax.device_put(stacked_layers.read(leaf, parts, shape))
     both = jax.tree.unflatten(jax.tree.structure(_like(config, embed_dim)), read.values())
@@ -169,15 +199,38 @@ def save(
       ValueError: as `hugging_face.save`, and if the eye's parameters are not those of its
         configuration.
     """
-    leaves, like = _leaves(eye.config, config.embed_dim)
+    tensors = [
+        written._replace(name=written.name.replace(TOWER, OLD, 1))
+        for written in written_of(eye, config.embed_dim)
+    ]
+    prepared = preparation or pictures.Config(side=eye.config.encoder.image_size)
+    write_files = functools.partial(
+        preprocessor_config.write, config=prepared, soft_tokens=eye.config.num_soft
+    )
+    fields = _to_json(eye.config, str(eye.projector["weight"].dtype))
+    half = hugging_face.ImageHalf(fields, tensors, write_files)
+    hugging_face.save(folder, config, params, tokenizer_files, extra, notice, half)
+
+
+def written_of(eye: vision.Eye, embed_dim: int) -> list[hugging_face.Written]:
+    """Returns the tensors that an eye is written as, by the names of transformers 5.
+
+    Args:
+      eye: what the decoder sees by.
+      embed_dim: D, width of the decoder.
+
+    Raises:
+      ValueError: if the eye's parameters are not those of its configuration.
+    """
+    leaves, like = _leaves(eye.config, embed_dim)
     named = trees.named_leaves({"encoder": eye.encoder, "projector": eye.projector})
     wrong = sorted(set(leaves) ^ set(named))
     wrong += [path for path in like if path in named and named[path].shape != like[path].shape]
     if wrong:
         raise ValueError(f"the eye's params are not those of its config, see {', '.join(wrong)}")
-    tensors = [
+    return [
         hugging_face.Written(
-            name.replace(TOWER, OLD, 1),
+            name,
             _file_shape(eye.config, ours, leaf),
             named[ours].dtype,
             functools.partial(_part, eye.config, ours, leaf, named[ours], i),
@@ -185,13 +238,6 @@ def save(
         for ours, leaf in leaves.items()
         for i, name in enumerate(leaf.names)
     ]
-    prepared = preparation or pictures.Config(side=eye.config.encoder.image_size)
-    write_files = functools.partial(
-        preprocessor_config.write, config=prepared, soft_tokens=eye.config.num_soft
-    )
-    fields = _to_json(eye.config, str(named["projector/weight"].dtype))
-    half = hugging_face.ImageHalf(fields, tensors, write_files)
-    hugging_face.save(folder, config, params, tokenizer_files, extra, notice, half)
 
 
 def _to_json(config: vision.Config, dtype: str) -> dict[str, Any]:
@@ -274,17 +320,10 @@ def _short_names(
     return names
 
 
-def _rows(folder: pathlib.Path, name: str, tensor: tensor_files.Tensor) -> stacked_layers.Rows:
-    """Returns the function that reads parts of a tensor; of patches as a matrix [E, p p 3]."""
-    read = hugging_face.rows(folder, name, tensor)
-    if len(tensor.shape) != 4:
-        return read
-
-    def matrix(part: slice) -> np.ndarray:
-        kernel = read(part)
-        return kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
-
-    return matrix
+def _matrix(rows: stacked_layers.Rows, part: slice) -> np.ndarray:
+    """Returns a part of the convolution over patches, [E, 3, p, p], as a matrix [E, p p 3]."""
+    kernel = rows(part)
+    return kernel.transpose(0, 2, 3, 1).reshape(len(kernel), -1)
 
 
 def _part(
