@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
     flag(
         *(sub, "--format", FORMATS),
         help="of a language model: a folder that transformers loads, or a file FILE.gguf that "
-        "llama.cpp, Ollama and LM Studio run; or a run's adapters alone, which peft loads; "
-        "default: hugging-face",
+        "llama.cpp, Ollama and LM Studio run, with mmproj-FILE.gguf beside it if it sees images; "
+        "or a run's adapters alone, which peft loads; default: hugging-face",
         default=FORMATS[0],
     )
     bits = "of gguf: type of the matrices; in q4_0 the embedding has 8 bits; default: f16"
@@ -73,13 +73,14 @@ def _export_gguf(model: pathlib.Path, out: pathlib.Path, options: argparse.Names
     from kullback.core import files
     from kullback.experiments.runs import exports
     from kullback.lm import terms
+    from kullback.lm.formats import gguf_vision
 
     source = exports.open_source(
         model, options.seed, trust_code=options.trust_code, base=options.base or ""
     )
     quantization = options.quantize or "f16"
     plan = exports.plan_gguf(source, quantization)
-    terms.check_beside(out, source.notice)
+    exports.check_new_gguf(out, source.notice)
     files.require_disk(out, plan.num_bytes, "weights in GGUF")
     print(f"GGUF in {quantization}: {files.size(plan.num_bytes)}", flush=True)
     if source.divergence != "kl":
@@ -87,8 +88,12 @@ def _export_gguf(model: pathlib.Path, out: pathlib.Path, options: argparse.Names
             f"its operator is that of {source.divergence}, which the file notes for Kullback: "
             "other programs take the softmax, and draw other tokens"
         )
+    if source.sight is not None and source.sight.images.preparation.pan_and_scan:
+        print("its pan and scan is left out: such files have none, and llama.cpp does none")
     exports.write_gguf(out, plan, source)
     print(f"model: {out}")
+    if source.sight is not None:
+        print(f"images: {gguf_vision.beside(out)}, which goes with it")
     if source.notice is not None:
         print(f"terms: {out.parent / terms.NOTICE}, which goes with every copy of it")
     return 0

@@ -8,14 +8,23 @@ import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from kullback.core import folders
-from kullback.experiments.runs import learnt, model_files, models, opened, plans, pretrained
+from kullback.core import files, folders
+from kullback.experiments.runs import (
+    learnt,
+    model_files,
+    models,
+    opened,
+    plans,
+    pretrained,
+    sights,
+)
 from kullback.lm import folder_meaning, forms, gemma, terms, texts, tokenizer, vision
 from kullback.lm.formats import (
     gguf_files,
     gguf_gemma,
+    gguf_vision,
     gguf_writer,
     hugging_face,
     hugging_face_config,
@@ -35,6 +44,19 @@ class Source(NamedTuple):
     tensors: Callable[[], Mapping[str, stacked_layers.Rows]]
     divergence: str  # f of its softargmax_f.
     notice: str | None  # That copies of its weights carry, see lm/terms.py.
+    sight: sights.Sight | None = None  # What it sees images by, if it does.
+
+
+class GgufPlan(NamedTuple):
+    """The files of a model in GGUF that are to be written, but for the numbers."""
+
+    model: gguf_writer.Plan
+    images: gguf_writer.Plan | None  # Of what reads images, for the file beside the model's.
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files, bytes."""
+        return self.model.num_bytes + (0 if self.images is None else self.images.num_bytes)
 
 
 def open_source(
@@ -53,8 +75,10 @@ def open_source(
       ValueError: if it is none of these, or a reward model, or has no such seed.
     """
     if plans.ADAPTER in str(path):
-        check_deaf(path, models.medium_of(path))
-        return _of_checkpoint(path.name, models.load(path, seed, base=base))
+        medium = models.medium_of(path)
+        check_deaf(path, medium)
+        read = models.load(path, seed, base=base, medium=medium)
+        return _of_checkpoint(path.name, read)
     form, _, run = models.stored(path, seed, trust_code=trust_code, base=base)
     if run is not None:
         return _of_run(run, seed)
@@ -78,19 +102,26 @@ def _of_run(run: opened.Opened, seed: int | None) -> Source:
         return stacked_layers.of_params(decoder.config, checkpoint.params)
 
     divergence = models.algorithm_config(run).output_divergence
+    sight = sights.of_run(run, seed) if run.plan.images else None
     return Source(
-        *(run.path.name, decoder.config, decoder.tokenizer, tensors, divergence), decoder.notice
+        *(run.path.name, decoder.config, decoder.tokenizer, tensors, divergence),
+        *(decoder.notice, sight),
     )
 
 
 def _of_checkpoint(name: str, checkpoint: model_files.Checkpoint) -> Source:
+    params, sight = checkpoint.params, None
+    if checkpoint.images is not None:
+        params, projector = sights.apart(params)
+        sight = sights.Sight(checkpoint.images, projector)
     return Source(
         name,
         checkpoint.config,
         checkpoint.tokenizer,
-        lambda: stacked_layers.of_params(checkpoint.config, checkpoint.params),
+        lambda: stacked_layers.of_params(checkpoint.config, params),
         checkpoint.divergence,
         checkpoint.notice,
+        sight,
     )
 
 
@@ -105,12 +136,13 @@ def _of_gguf(path: pathlib.Path) -> Source:
         lambda: tensors,
         gguf_gemma.output_divergence(file),
         terms.of_gguf(file.metadata),
+        sights.of_gguf(path, own_tokenizer) if models.medium_of(path) is forms.IMAGES else None,
     )
 
 
 def _of_folder(path: pathlib.Path) -> Source:
     config, own_tokenizer = hugging_face_config.read(path), tokenizer.load(path)
-    tensors, _ = hugging_face.open_rows(path, config)
+    tensors, _ = hugging_face.open_rows(path, config, sees=True)
     return Source(
         path.name,
         texts.with_all_ends(config, own_tokenizer),
@@ -118,29 +150,55 @@ def _of_folder(path: pathlib.Path) -> Source:
         lambda: tensors,
         folder_meaning.output_divergence(path),
         terms.of_folder(path),
+        sights.of_folder(path, own_tokenizer) if models.medium_of(path) is forms.IMAGES else None,
     )
 
 
-def plan_gguf(source: Source, quantization: str) -> gguf_writer.Plan:
-    """Returns what a model's GGUF file will be, see `gguf_writer.plan`."""
-    return gguf_writer.plan(
-        source.config,
-        source.tokenizer,
-        quantization,
-        name=source.name,
-        divergence=source.divergence,
-        notice=source.notice,
+def plan_gguf(source: Source, quantization: str) -> GgufPlan:
+    """Returns what a model's GGUF files will be, see `gguf_writer.plan` and `gguf_vision.plan`."""
+    how: dict[str, Any] = {"name": source.name, "notice": source.notice}
+    model = gguf_writer.plan(
+        *(source.config, source.tokenizer, quantization), divergence=source.divergence, **how
+    )
+    if source.sight is None:
+        return GgufPlan(model, None)
+    images = source.sight.images
+    return GgufPlan(
+        model,
+        gguf_vision.plan(
+            *(images.config, source.config.embed_dim, images.preparation, quantization), **how
+        ),
     )
 
 
-def write_gguf(out: pathlib.Path, plan: gguf_writer.Plan, source: Source) -> None:
-    """Writes a model's GGUF file, and the notice of its terms beside it.
+def check_new_gguf(out: pathlib.Path, notice: str | None) -> None:
+    """Checks the places of a GGUF file, of images beside it, and of the notice of its terms.
 
     Raises:
-      ValueError: as of `gguf_writer.write`, or if another notice stands there.
+      ValueError: if something is at the first two, though the model may not see, as what is there
+        would be taken for its images'; or if there is another notice.
     """
-    terms.check_beside(out, source.notice)
-    gguf_writer.write(out, plan, source.tensors())
+    for path in (out, gguf_vision.beside(out)):
+        files.check_new_file(path)
+    terms.check_beside(out, notice)
+
+
+def write_gguf(out: pathlib.Path, plan: GgufPlan, source: Source) -> None:
+    """Writes a model's GGUF file, that of its images and the notice of its terms beside it.
+
+    Raises:
+      ValueError: as of `check_new_gguf`, `gguf_vision.write` and `gguf_writer.write`.
+    """
+    check_new_gguf(out, source.notice)
+    beside = gguf_vision.beside(out)
+    if plan.images is not None and (sight := source.sight) is not None:
+        eye = vision.Eye(sight.images.config, sight.images.params, sight.projector)
+        gguf_vision.write(beside, plan.images, eye, source.config.embed_dim)
+    try:
+        gguf_writer.write(out, plan.model, source.tensors())
+    except BaseException:
+        beside.unlink(missing_ok=True)  # Of no model.
+        raise
     terms.write_beside(out, source.notice)
 
 
@@ -201,8 +259,7 @@ def save(
     """
     save, params = hugging_face.save, checkpoint.params
     if (images := checkpoint.images) is not None and params is not None:
-        params, projector = dict(params), params[vision.PROJECTOR]
-        del params[vision.PROJECTOR]
+        params, projector = sights.apart(params)
         eye = vision.Eye(images.config, images.params, projector)
         save = functools.partial(vision_files.save, eye=eye, preparation=images.preparation)
     save(

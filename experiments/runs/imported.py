@@ -6,7 +6,6 @@ A GGUF file is read once: the cache keeps its model in a folder, which is memory
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -108,15 +107,13 @@ def of_folder(
     shardings = sharding.by_path(config, mesh)
     storage = read.config.storage
     _, params, _ = hugging_face.load(path, sharding=shardings, storage=storage, sees=quiet)
-    return _seeing(read, params, path) if images else read._replace(params=params)
+    read = read._replace(params=params)
+    return seeing(read, sights.of_folder(path, read.tokenizer)) if images else read
 
 
-def _seeing(
-    checkpoint: model_files.Checkpoint, params: dict[str, Any], path: pathlib.Path
-) -> model_files.Checkpoint:
-    """Returns the model of a multimodal folder with what it sees images by."""
-    sight = sights.of_folder(path, checkpoint.tokenizer)
-    both = {**params, vision.PROJECTOR: sight.projector}
+def seeing(checkpoint: model_files.Checkpoint, sight: sights.Sight) -> model_files.Checkpoint:
+    """Returns a model with what it sees images by."""
+    both = {**dict(checkpoint.params or {}), vision.PROJECTOR: sight.projector}
     return checkpoint._replace(params=both, images=sight.images)
 
 

@@ -1,6 +1,7 @@
 """Language models on disk: folders in Hugging Face's format, GGUF files, and runs."""
 
 import functools
+import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,15 @@ from kullback.experiments.runs import (
     sights,
 )
 from kullback.lm import forms, gemma, hearing, sharding, tokenizer, vision, warm
-from kullback.lm.formats import gguf_files, gguf_gemma, hugging_face_config, vision_files
+from kullback.lm.formats import (
+    gguf_files,
+    gguf_gemma,
+    gguf_vision,
+    hugging_face_config,
+    vision_files,
+)
+
+_logger = logging.getLogger(__name__)
 
 
 class Stored(NamedTuple):
@@ -85,16 +94,19 @@ def stored(
 def medium_of(path: str | pathlib.Path) -> forms.Kind | None:
     """Returns what a model takes beside text: images or audio, as a run that learnt with either.
 
-    A multimodal folder takes images. Of adapters it is their base that does.
+    A multimodal folder takes images, and a GGUF file that has the other half beside it. Of adapters
+    it is their base that does.
 
     Raises:
       ValueError: as `find` does, and for a damaged config.json.
     """
     place = find(str(path).partition(plans.ADAPTER)[0])
-    if place is None or place.form not in ("folder", "run"):
+    if place is None or place.form == "published":
         return None
     if place.run is not None:
         return place.run.plan.medium
+    if place.form == "gguf":
+        return forms.IMAGES if gguf_vision.beside(place.path).is_file() else None
     return None if vision_files.read_config(place.path) is None else forms.IMAGES
 
 
@@ -121,7 +133,7 @@ def load(
       flags: how it is computed, as for `Checkpoint.computing`. A model of one device whose storage
         has few bits is read so, without a float copy of the whole; of a run there is one meanwhile.
       medium: which media it is read with what it takes by; None is of text alone.
-      says_ignored: whether a line says so of a multimodal folder whose images are ignored.
+      says_ignored: whether a line says so of a multimodal model whose images are ignored.
 
     Raises:
       ValueError: if it is none of these, the run is of another kind of model, or images or audio
@@ -136,11 +148,14 @@ def load(
     form, _, run = stored(path, seed, best=best, base=base)
     if medium is forms.AUDIO and form != "run":
         raise ValueError(f"{path} hears nothing: audio needs a run that was trained with --audio")
-    if medium is forms.IMAGES and form not in ("folder", "run"):
+    if medium is forms.IMAGES and form == "published":
         raise ValueError(
             f"{path} reads no images: they need a multimodal folder of Hugging Face, with "
-            "vision_config in its config.json, or a run that was trained with --images"
+            "vision_config in its config.json, a GGUF file with its file of images beside it, or a "
+            "run that was trained with --images"
         )
+    if medium is forms.IMAGES and form == "gguf":
+        sights.check_beside(pathlib.Path(path))  # Before the model is converted.
     if run is not None:
         if run.kind == "preferences":
             raise ValueError(f"{path} is a run of a reward model, which writes no texts")
@@ -155,7 +170,24 @@ def load(
         read = imported.of_folder(place.path, mesh, flags, images=images, quiet=quiet)
     else:
         read = imported.of_gguf(place.path, mesh, flags)
+    if form == "gguf":
+        read = _of_two_files(pathlib.Path(path), read, medium, quiet=not says_ignored)
     return read._replace(origin=place.origin).with_all_ends()
+
+
+def _of_two_files(
+    path: pathlib.Path,
+    read: model_files.Checkpoint,
+    medium: forms.Kind | None,
+    *,
+    quiet: bool,
+) -> model_files.Checkpoint:
+    """Returns the model of a GGUF file, with what it sees images by if these are asked for."""
+    if medium is forms.IMAGES:
+        return imported.seeing(read, sights.of_gguf(path, read.tokenizer))
+    if not quiet and (other := gguf_vision.beside(path)).is_file():
+        _logger.warning("%s: images are ignored: what reads them, %s, is left out", path, other)
+    return read
 
 
 def tokenizer_of(path: str | pathlib.Path) -> tokenizer.Tokenizer:

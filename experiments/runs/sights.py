@@ -1,8 +1,9 @@
 """The sight of models on disk: a frozen encoder of images, and the projector of a decoder.
 
-Both are read from a multimodal folder of Hugging Face. A run that learns with images begins with
-one, or with such a run. It keeps neither the encoder nor a projector that does not learn, as a run
-of adapters keeps no base: config.json has their SHA-256, by which they are known again.
+Both are read from a multimodal folder of Hugging Face, or from the file beside a GGUF file. A run
+that learns with images begins with one of these, or with such a run. It keeps neither the encoder
+nor a projector that does not learn, as a run of adapters keeps no base: config.json has their
+SHA-256, by which they are known again.
 """
 
 import hashlib
@@ -15,8 +16,15 @@ import jax
 from kullback.core import trees, types
 from kullback.experiments import cache
 from kullback.experiments.runs import learnt, opened, plans
-from kullback.lm import blocks, data, encoded, interleaved, tokenizer, vision
-from kullback.lm.formats import hugging_face_config, preprocessor_config, vision_files
+from kullback.lm import blocks, data, encoded, interleaved, pictures, tokenizer, vision
+from kullback.lm.formats import (
+    gguf_files,
+    gguf_gemma,
+    gguf_vision,
+    hugging_face_config,
+    preprocessor_config,
+    vision_files,
+)
 
 # Keys of config.json; the last is of the files that rows name, by their kind.
 ENCODER, PROJECTOR, MEDIA = "encoder_sha256", "projector_sha256", "{}_sha256"
@@ -58,6 +66,37 @@ def of_folder(path: pathlib.Path, its_tokenizer: tokenizer.Tokenizer | None = No
             f"{tuple(eye.config.ids)} in config.json, and {num_soft} of {tuple(ids)} in "
             "preprocessor_config.json and the tokenizer; mend one of them"
         )
+    return _of_eye(eye, preparation)
+
+
+def of_gguf(path: pathlib.Path, its_tokenizer: tokenizer.Tokenizer | None = None) -> Sight:
+    """Reads what the model of a GGUF file sees by, from the file beside it.
+
+    Args:
+      path: of the model's file.
+      its_tokenizer: which is read, too, if it is None.
+
+    Raises:
+      ValueError: as `gguf_vision.load` does; if there is no such file, or the model's vocabulary
+        has no images.
+    """
+    check_beside(path)
+    model = gguf_files.read(path)
+    ids = blocks.image_ids(its_tokenizer or tokenizer.from_gguf(model))
+    embed_dim = gguf_gemma.read_config(model).embed_dim
+    return _of_eye(*gguf_vision.load(gguf_files.read(gguf_vision.beside(path)), embed_dim, ids))
+
+
+def check_beside(path: pathlib.Path) -> None:
+    """Raises ValueError if a GGUF file has no file of images beside it."""
+    if not gguf_vision.beside(path).is_file():
+        raise ValueError(
+            f"{path} reads no images: what reads them is looked for in "
+            f"{gguf_vision.beside(path)}, which is missing; name the file of images so"
+        )
+
+
+def _of_eye(eye: vision.Eye, preparation: pictures.Config) -> Sight:
     images = encoded.Images(
         config=eye.config,
         params=eye.encoder,
@@ -68,17 +107,19 @@ def of_folder(path: pathlib.Path, its_tokenizer: tokenizer.Tokenizer | None = No
 
 
 def of_model(path: str | pathlib.Path) -> Sight:
-    """Reads what a model of a folder, or that a run's first seed has trained, sees by.
+    """Reads what a model of a folder or file, or that a run's first seed has trained, sees by.
 
     Args:
       path: of the model, with adapters behind it or not, which have no part in it.
 
     Raises:
-      ValueError: as `of_folder` and `of_run` do.
+      ValueError: as `of_folder`, `of_gguf` and `of_run` do.
     """
     name = str(path).partition(plans.ADAPTER)[0]
-    run = opened.find(name)
-    return of_folder(pathlib.Path(name)) if run is None else of_run(run)
+    if (run := opened.find(name)) is not None:
+        return of_run(run)
+    is_file = pathlib.Path(name).is_file()
+    return of_gguf(pathlib.Path(name)) if is_file else of_folder(pathlib.Path(name))
 
 
 def of_start(run: str | pathlib.Path, model: str) -> Sight:

@@ -10,9 +10,10 @@ import pytest
 from kullback.core import checkpoints, trees
 from kullback.experiments import cli
 from kullback.experiments.commands import export
-from kullback.experiments.runs import model_files, models, plans, run_folder
-from kullback.lm import gemma, terms, tokenizer
+from kullback.experiments.runs import model_files, models, plans, run_folder, sights
+from kullback.lm import forms, gemma, terms, tokenizer
 from kullback.lm.formats import gguf_files, gguf_writer, hugging_face
+from tests import small_models
 from tests.lm import tokenizer_test
 from tests.lm.formats import gguf_gemma_test
 
@@ -128,6 +129,67 @@ def test_terms_go_with_a_file(home: pathlib.Path, capsys):
     assert cli.main((*line, "out/n.gguf")) == 2
     assert "out/NOTICE is another notice than that of the weights" in capsys.readouterr().err
     assert not (home / "out" / "n.gguf").exists()
+
+
+@pytest.fixture(scope="module")
+def sees(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return small_models.that_sees(tmp_path_factory.mktemp("sees"), num_merges=1)
+
+
+def leaves(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns all parameters of a model that sees, and how it prepares images."""
+    read = models.load(path, medium=forms.IMAGES)
+    assert read.images is not None
+    return trees.named_leaves({"encoder": read.images.params, "model": read.params})
+
+
+def test_a_model_that_sees_is_two_files_and_their_folder_again(
+    sees: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, capsys, caplog
+):
+    monkeypatch.setenv("KULLBACK_CACHE", str(tmp_path / "cache"))
+    line = ("export", str(sees), "--format", "gguf", "--quantize", "f32", "--out")
+    out, beside, again = (tmp_path / name for name in ("m.gguf", "mmproj-m.gguf", "again"))
+    assert cli.main((*line, str(out))) == 0
+    size = out.stat().st_size + beside.stat().st_size
+    assert capsys.readouterr().out.splitlines() == [
+        f"GGUF in f32: {size / 1e3:.3g} kB",
+        f"model: {out}",
+        f"images: {beside}, which goes with it",
+    ]
+    assert cli.main(("export", str(out), "--out", str(again))) == 0
+    expected = leaves(sees)
+    one, two = (models.load(path, medium=forms.IMAGES).images for path in (sees, out))
+    assert one is not None and two is not None
+    assert (one.config, one.preparation) == (two.config, two.preparation)
+    assert (one.fingerprint, sights.of_model(out).images.fingerprint) == (two.fingerprint,) * 2
+    for path in (out, again):
+        read = leaves(path)
+        assert read.keys() == expected.keys()
+        for name, x in read.items():
+            is_stored_otherwise = name.startswith("model/") and "norm" in name  # As 1 + w.
+            np.testing.assert_allclose(
+                x, expected[name], atol=5e-7 if is_stored_otherwise else 0, rtol=0, err_msg=name
+            )
+    assert "images are ignored" not in caplog.text
+    assert models.load(out).images is None
+    assert f"images are ignored: what reads them, {beside}, is left out" in caplog.text
+
+    # A file that stands there would be taken for the new one's images.
+    beside.rename(tmp_path / "mmproj-n.gguf")
+    assert cli.main((*line, str(tmp_path / "n.gguf"))) == 2
+    assert f"{tmp_path}/mmproj-n.gguf exists" in capsys.readouterr().err
+    assert cli.main(("generate", f"--model={out}", "--prompt=n", "--image=a.png")) == 2
+    assert f"looked for in {beside}, which is missing" in capsys.readouterr().err
+    encoded = gguf_writer._encoded
+
+    def broken(tensor: gguf_writer.Tensor, numbers: np.ndarray) -> np.ndarray:
+        if tensor.name.startswith("blk."):
+            raise ValueError("full")
+        return encoded(tensor, numbers)
+
+    monkeypatch.setattr(gguf_writer, "_encoded", broken)
+    assert cli.main((*line, str(tmp_path / "o.gguf"))) == 2
+    assert not [*tmp_path.glob("*o.gguf")]
 
 
 def test_names_are_those_of_the_format():
