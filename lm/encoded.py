@@ -71,6 +71,13 @@ class Images:
         """How rows that name images are read."""
         return media_rows.ImageSettings(self.preparation, self.config.num_soft)
 
+    def cutting(self, crops: bool | None) -> "Images":
+        """Returns them with pan and scan or without: long images with crops; None is as it is."""
+        if crops is None:
+            return self
+        preparation = dataclasses.replace(self.preparation, pan_and_scan=crops)
+        return dataclasses.replace(self, preparation=preparation)
+
     def fitted(self, media: Sequence[interleaved.Medium]) -> "Images":
         """Returns itself, as all images have features of one shape."""
         del media

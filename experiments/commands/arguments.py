@@ -126,6 +126,20 @@ def add_control_tokens(parser: Any, default: str) -> None:
     )
 
 
+def add_pan_and_scan(parser: Any) -> None:
+    """Adds --pan-and-scan, which is None where it is not given."""
+    flag(
+        *(parser, "--pan-and-scan", ("on", "off")),
+        help="whether long images are given with crops; default: as the model's folder says, or as "
+        "its run learnt",
+    )
+
+
+def crops(options: argparse.Namespace) -> bool | None:
+    """Returns what --pan-and-scan says; None where it is not given."""
+    return None if options.pan_and_scan is None else options.pan_and_scan == "on"
+
+
 def add_model_flag(parser: Any) -> None:
     """Adds --model-flag of a model that is trained already."""
     meaning = (

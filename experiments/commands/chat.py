@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
     )
     arguments.add_model_flag(sub)
     arguments.add_adapters(sub)
+    arguments.add_pan_and_scan(sub)
     flag(sub, "--system TEXT", help="instructions before all turns", default="")
     flag(
         *(sub, "--context N", arguments.tokens),
@@ -58,6 +59,7 @@ def _chat(options: argparse.Namespace) -> int:
     checkpoint = models.load(
         named, base=options.base or "", flags=options.model_flags, medium=models.medium_of(named)
     )
+    checkpoint = checkpoint.cutting(arguments.crops(options))
     _require_template(checkpoint, options.model)
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     most = min(conversation.CONTEXT, checkpoint.config.context_length)

@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
     arguments.add_overlong(language, "the run's")
     seen = "read the images that rows name, as a run that learnt with --images does"
     flag(language, "--images", help=seen)
+    arguments.add_pan_and_scan(language)
     arguments.add_model_flag(language)
     arguments.add_adapters(language)
     arguments.add_control_tokens(language, "the run's, of weights text")
@@ -64,7 +65,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     if is_language:
         return _evaluate_language(options, run)
     given = ["TASK"] if options.task is not None else []
-    language_only = ("samples", "best_of", "reward", "out", "control_tokens", *LENGTHS)
+    language_only = (
+        "samples",
+        "best_of",
+        "reward",
+        "out",
+        "control_tokens",
+        "pan_and_scan",
+        *LENGTHS,
+    )
     given += [f"--{n.replace('_', '-')}" for n in language_only if getattr(options, n) is not None]
     given += ["--images"] if options.images else []
     given += ["--model-flag"] if options.model_flags else []
@@ -118,6 +127,7 @@ def _evaluate_language(options: argparse.Namespace, run: "opened.Opened | None")
         best=options.best,
         control_tokens=options.control_tokens,
         images=options.images,
+        crops=arguments.crops(options),
         model_flags=options.model_flags,
         lengths={n: value for n in LENGTHS if (value := getattr(options, n)) is not None},
     )

@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
     flag(sub, "--out FILE", arguments.path, out)
     flag(sub, "--chat", help="a prompt is a user's turn, in a template")
     arguments.add_writing(sub)
+    arguments.add_pan_and_scan(sub)
     arguments.add_control_tokens(sub, "text")
     sub.set_defaults(command=_generate, prints_only=True)
 
@@ -70,6 +71,7 @@ def _generate(options: argparse.Namespace) -> int:
     if medium is None and (taken := models.medium_of(named)) is not None:
         medium = taken if _names_media(options.prompts, taken) else None
     loaded = models.load(named, base=options.base or "", flags=options.model_flags, medium=medium)
+    loaded = loaded.cutting(arguments.crops(options))
     checkpoint = loaded.reading(options.control_tokens or "text")
     writer = generate.Writer(checkpoint=checkpoint, **settings)
     return _write_one(options, writer) if options.prompts is None else _write_all(options, writer)

@@ -22,6 +22,7 @@ class Subject:
     best: bool = False  # Likewise.
     control_tokens: Reading | None = None  # How a text that spells them is read; None: as recorded.
     images: bool = False  # Whether rows have the images that they name; a run's have its own media.
+    crops: bool | None = None  # Whether long images are given with crops; None: as recorded.
     model_flags: Sequence[str] = ()  # "field=value" each, as of `Checkpoint.computing`.
     # Values for max_prompt_length, max_new_tokens and overlong in place of the run's, or of
     # `tuning.Config`'s defaults.
@@ -64,7 +65,7 @@ class Subject:
             read = models.of_run(self.run, self.seed, best=self.best, medium=medium)
             loaded = read.computing(self.model_flags, str(self.path))
             recorded = self.run.plan.control_tokens
-        return loaded.reading(self.control_tokens or recorded)
+        return loaded.cutting(self.crops).reading(self.control_tokens or recorded)
 
     @property
     def rows(self) -> media_rows.Settings | None:

@@ -120,6 +120,21 @@ class Checkpoint(NamedTuple):
         changed = dataclasses.replace(config, storage=self.config.storage)
         return self._replace(config=changed)._stored(config.storage)
 
+    def cutting(self, crops: bool | None) -> "Checkpoint":
+        """Returns the model that sees images with pan and scan or without; None is as it is.
+
+        Raises:
+          ValueError: if it was read without what it sees by.
+        """
+        if crops is None:
+            return self
+        if self.images is None:
+            raise ValueError(
+                "--pan-and-scan is of a model that is read with images: give it some, or leave it "
+                "out"
+            )
+        return self._replace(images=self.images.cutting(crops))
+
     def reading(self, how: control_tokens.Reading) -> "Checkpoint":
         """Returns the model with a tokenizer that reads control tokens in a text as `how` says."""
         return self._replace(tokenizer=tokenizer.reading(self.tokenizer, how))

@@ -16,6 +16,7 @@ from kullback.lm.control_tokens import READINGS, Reading
 ADAPTER = "+adapter:"  # Between a model and a folder of peft's, whose updates are merged into it.
 CUSTOM = "custom"  # Stands in config.json for an agent or environment handed over in Python.
 
+PanAndScan = Literal["folder", "on", "off"]  # The first is as the model's folder says.
 Kind = Literal["games", "language", "preferences"]  # The last trains reward models.
 
 
@@ -153,6 +154,12 @@ class Plan:
         "read the images that rows name: the model, and a teacher's, is a multimodal folder or a "
         "run of one",
     )
+    pan_and_scan: PanAndScan = _flag(  # noqa: RUF009  # A text, which is immutable.
+        "folder",
+        "on|off",
+        "with --images: whether long images are given with crops; default: as the model's folder "
+        "says, or as the run learnt that it is",
+    )
     audio: bool = _flag(
         False,
         "",
@@ -219,6 +226,11 @@ class Plan:
         return forms.IMAGES if self.images else forms.AUDIO if self.audio else None
 
     @property
+    def crops(self) -> bool | None:
+        """Whether long images are given with crops; None is as the model is read."""
+        return {"folder": None, "on": True, "off": False}[self.pan_and_scan]
+
+    @property
     def kind(self) -> Kind:
         """The kind of model that it trains."""
         if not self.environment.startswith("tokens/"):
@@ -249,6 +261,8 @@ class Plan:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")
         if self.images and self.audio:
             raise ValueError("--images does not go with --audio yet: leave one out")
+        if self.pan_and_scan != "folder" and not self.images:
+            raise ValueError(f"--pan-and-scan {self.pan_and_scan} goes with --images: add it")
         for name in ("images", "audio"):
             if getattr(self, name) and is_game:
                 raise ValueError(f"{name} is for language models, not for {self.environment}")

@@ -23,6 +23,7 @@ from kullback.experiments.runs import (
     plans,
     resolved,
     reward_models,
+    run_folder,
     sights,
     starts,
     text_work,
@@ -179,7 +180,7 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
     read = text_work.reader_of_pairs(plan, task)
     run = opened.find(plan.model)
     decoder = _decoder(plan, task, run, home, mesh)
-    sight = sights.of_model(plan.model) if plan.images else None
+    sight = _sight(plan, home) if plan.images else None
     decoder = decoder._replace(images=None if sight is None else sight.images)
     limits = text_work.limits(config.learning, decoder.config)
     splits = text_work.read_splits(read, decoder.tokenizer, limits, named.rule, decoder.sense)
@@ -247,6 +248,13 @@ def setup(named: resolved.Resolved, home: pathlib.Path | None = None) -> Setup:
         placement=sharding.placement(mesh, decoder.config),
         epoch=epoch,
     )
+
+
+def _sight(plan: plans.Plan, home: pathlib.Path | None) -> sights.Sight:
+    """Returns what a plan's model sees by, as a run in `home` has recorded if it goes on."""
+    if home is None:
+        return sights.of_model(plan.model).cutting(plan.crops)
+    return sights.of_start(home, plan.model, run_folder.RunFolder(home).config())
 
 
 def _decoder(

@@ -28,6 +28,7 @@ from kullback.lm.formats import (
 
 # Keys of config.json; the last is of the files that rows name, by their kind.
 ENCODER, PROJECTOR, MEDIA = "encoder_sha256", "projector_sha256", "{}_sha256"
+CROPS = "pan_and_scan"  # Key of config.json: whether long images are given with crops.
 
 
 class Sight(NamedTuple):
@@ -36,8 +37,16 @@ class Sight(NamedTuple):
     images: encoded.Images  # Has the encoder.
     projector: types.Params  # To the width of the decoder.
 
-    def details(self, *, learns: bool) -> dict[str, str]:
-        """Returns the hashes of what is frozen, for config.json.
+    def cutting(self, crops: bool | None) -> "Sight":
+        """Returns it with pan and scan or without; None is as it is."""
+        return self._replace(images=self.images.cutting(crops))
+
+    def details(self, *, learns: bool) -> dict[str, Any]:
+        """Returns `hashes`, and how images are cut, for config.json; the argument is theirs."""
+        return {**self.hashes(learns=learns), CROPS: self.images.preparation.pan_and_scan}
+
+    def hashes(self, *, learns: bool) -> dict[str, str]:
+        """Returns the hashes of what is frozen.
 
         Args:
           learns: whether the projector learns.
@@ -122,14 +131,23 @@ def of_model(path: str | pathlib.Path) -> Sight:
     return of_gguf(pathlib.Path(name)) if is_file else of_folder(pathlib.Path(name))
 
 
-def of_start(run: str | pathlib.Path, model: str) -> Sight:
+def of_start(run: str | pathlib.Path, model: str, recorded: Mapping[str, Any]) -> Sight:
     """Reads what a run sees by, from the model that it began with.
+
+    Args:
+      run: its folder, for messages.
+      model: that it began with.
+      recorded: config.json of the run, by which images are cut; a run of an older version, which
+        did not record that, goes on as the model's folder says.
 
     Raises:
       ValueError: as `of_model`, with the name of the run and the remedy.
     """
+    crops = recorded.get(CROPS)
+    if crops not in (None, True, False):
+        raise ValueError(f"{run}: {CROPS} must be true or false, got {crops!r}; it is damaged")
     try:
-        return of_model(model)
+        return of_model(model).cutting(crops)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"what {run} sees images by cannot be read: {error}; --base says where it is"
@@ -146,7 +164,7 @@ def of_run(run: opened.Opened, seed: int | None = None, *, best: bool = False) -
     if not run.plan.images:
         raise ValueError(f"{run.path} was trained without --images, and sees none")
     learnt.check_bases(run)
-    sight = of_start(run.path, run.plan.model)
+    sight = of_start(run.path, run.plan.model, run.config)
     check(run.plan.model, run.config, sight)
     if PROJECTOR in run.config:
         return sight
@@ -167,7 +185,7 @@ def check(name: str, recorded: Mapping[str, Any], sight: Sight) -> None:
     Raises:
       ValueError: if it differs.
     """
-    for key, digest in sight.details(learns=PROJECTOR not in recorded).items():
+    for key, digest in sight.hashes(learns=PROJECTOR not in recorded).items():
         if digest != recorded.get(key):
             noun = key.partition("_")[0]
             raise ValueError(

@@ -8,7 +8,15 @@ from typing import NamedTuple
 import jax
 
 from kullback.core import types
-from kullback.experiments.runs import model_files, models, plans, pretrained, settings, sights
+from kullback.experiments.runs import (
+    model_files,
+    models,
+    plans,
+    pretrained,
+    run_folder,
+    settings,
+    sights,
+)
 from kullback.lm import (
     blocks,
     distillation,
@@ -66,7 +74,7 @@ def of_plan(
     student = student.reading(plan.control_tokens)
     sight = None
     if plan.images and home is not None:  # Its folder has neither part.
-        sight = sights.of_start(home, plan.model)
+        sight = sights.of_start(home, plan.model, run_folder.RunFolder(home).config())
         student = student._replace(images=sight.images)
     elif plan.images:
         decoder, projector = sights.apart(student.params or {})
@@ -77,6 +85,9 @@ def of_plan(
     if teacher is None:
         return Begun(student, None, [model], sight)
     if sight is not None:
+        goes_on = home is not None
+        crops = sight.images.preparation.pan_and_scan if goes_on else plan.crops
+        teacher = teacher.cutting(crops)
         sights.check_shared(f"the teacher {plan.teacher}", teacher.images, plan.model, sight.images)
         teacher = teacher._replace(images=sight.images)  # One encoder is in memory.
     if student.sounds is not None and teacher.sounds is not None:
@@ -152,7 +163,7 @@ def student_of(
     if plan.model not in gemma.PRESETS:
         if plan.tokenizer:
             raise ValueError(f"--tokenizer goes with a preset; {plan.model} brings its own")
-        read = _learns(_load(plan, mesh))
+        read = _learns(_load(plan, mesh)).cutting(plan.crops)
         return _hearing(plan, read) if plan.audio else read
     if plan.images:
         raise ValueError(

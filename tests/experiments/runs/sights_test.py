@@ -263,6 +263,41 @@ def test_a_student_learns_from_a_wider_teacher_by_shared_features(
         train(tmp_path / "no", rows, sees, "distill", teacher=str(other))
 
 
+def set_in_folder(folder: pathlib.Path, **fields: Any) -> None:
+    """Sets fields of a folder's preprocessor_config.json."""
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def cuts(path: pathlib.Path) -> bool:
+    """Returns whether a model gives long images with crops."""
+    images = models.load(path, medium=forms.IMAGES).images
+    assert images is not None
+    return images.preparation.pan_and_scan
+
+
+def test_a_run_cuts_images_as_it_recorded_and_an_older_one_as_its_folder_says(
+    tuned: pathlib.Path, sees: pathlib.Path, tmp_path: pathlib.Path
+):
+    folder, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(sees, folder)
+    shutil.copytree(tuned, run)
+    config = json.loads((run / "config.json").read_text())
+    assert config["pan_and_scan"] is False and config["plan"]["pan_and_scan"] == "folder"
+    config["plan"]["model"] = str(folder)
+    for recorded, of_folder, expected in ((False, True, False), (True, False, True)):
+        set_in_folder(folder, do_pan_and_scan=of_folder)
+        (run / "config.json").write_text(json.dumps({**config, "pan_and_scan": recorded}))
+        assert (cuts(folder), cuts(run)) == (of_folder, expected)
+        del config["pan_and_scan"]  # As of an older version.
+        (run / "config.json").write_text(json.dumps(config))
+        assert cuts(run) == of_folder
+        config["pan_and_scan"] = None
+    (run / "config.json").write_text(json.dumps({**config, "pan_and_scan": "yes"}))
+    with pytest.raises(ValueError, match="pan_and_scan must be true or false, got 'yes'"):
+        cuts(run)
+
+
 def test_a_finished_run_answers_and_is_written_whole(
     tuned: pathlib.Path,
     rows: pathlib.Path,
